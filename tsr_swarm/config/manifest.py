@@ -1,0 +1,90 @@
+"""The manifest: what the coordinator serves first and every peer must agree on, to the byte."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from tsr_swarm.config.blocks import Block, Role, plan_blocks
+from tsr_swarm.config.load import run_config_from_mapping
+from tsr_swarm.config.run import CheckpointConfig, RunConfig
+from tsr_swarm.errors import ConfigError, RefusedError
+
+PROTOCOL_VERSION = 1
+MAX_MANIFEST_BYTES = 4 << 20
+_MAX_BLOCK_SIZE = 2**40
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A run's configuration, its id and its blocks. ``digest`` names it: equal digests mean equal runs."""
+
+    run_id: str
+    config: RunConfig
+    blocks: tuple[Block, ...]
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """Canonical JSON; the same manifest gives the same bytes everywhere."""
+        config = asdict(self.config)
+        del config["checkpoint"]
+        document = {
+            "protocol": PROTOCOL_VERSION,
+            "run_id": self.run_id,
+            "config": config,
+            "blocks": [[b.name, b.rows, b.cols, b.rank, b.role.value] for b in self.blocks],
+        }
+        return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.blake2b(self.encoded, digest_size=32).hexdigest()
+
+    @property
+    def parameters(self) -> int:
+        return sum(block.size for block in self.blocks)
+
+
+def make_manifest(run_id: str, config: RunConfig, shapes: Mapping[str, tuple[int, ...]]) -> Manifest:
+    """Plan the blocks of a model and put them beside its configuration. Raises ConfigError."""
+    shared = replace(config, checkpoint=CheckpointConfig())
+    return Manifest(run_id, shared, plan_blocks(shapes, config.optimizer, config.model.hidden_size))
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read a manifest from a coordinator. Every field is checked as if a user had typed it; raises RefusedError."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise RefusedError(f"The manifest has {len(data)} bytes, more than {MAX_MANIFEST_BYTES}; it is refused.")
+    try:
+        document = json.loads(data)
+        if document["protocol"] != PROTOCOL_VERSION:
+            raise RefusedError(
+                f"The run speaks protocol {document['protocol']}, this program {PROTOCOL_VERSION}; "
+                "install the version that the run's organiser uses."
+            )
+        run_id = document["run_id"]
+        if not (isinstance(run_id, str) and 0 < len(run_id) <= 64 and run_id.isascii() and run_id.isalnum()):
+            raise ValueError("run_id")
+        config = run_config_from_mapping(document["config"])
+        blocks = tuple(_decode_block(entry) for entry in document["blocks"])
+    except RefusedError:
+        raise
+    except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RefusedError(f"The coordinator's manifest is not valid ({error}); ask its organiser.") from error
+    manifest = Manifest(run_id, config, blocks)
+    if manifest.encoded != data:
+        raise RefusedError("The coordinator's manifest is not in its one legal form; ask its organiser.")
+    return manifest
+
+
+def _decode_block(entry: Any) -> Block:
+    name, rows, cols, rank, role = entry
+    numbers_ok = all(type(v) is int and v >= 0 for v in (rows, cols, rank))
+    if not (isinstance(name, str) and 0 < len(name) <= 256 and numbers_ok and 0 < rows * cols < _MAX_BLOCK_SIZE):
+        raise ValueError(f"block {str(name)[:80]!r}")
+    block = Block(name=name, rows=rows, cols=cols, rank=rank, role=Role(role))
+    if block.is_low_rank != (0 < rank <= min(rows, cols)):
+        raise ValueError(f"rank {rank} of block {name[:80]!r}")
+    return block

@@ -1,0 +1,41 @@
+"""What one round asks of everybody, as the leader announces it."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Which blocks (by index in the manifest) send more than a core this round.
+
+    ``tangent``: the block's displacement goes out as a tangent sketch, which flushes what the core misses.
+    ``aim``: peers also send a gradient sketch, from which the reducer makes the next basis.
+    A block in ``tangent`` but not in ``aim`` takes its next basis from the tangent sketch itself.
+    """
+
+    tangent: frozenset[int] = field(default_factory=frozenset)
+    aim: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def refresh(self) -> frozenset[int]:
+        """Blocks whose basis changes when this round is applied."""
+        return self.tangent | self.aim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPlan:
+    """One round's announcement: the step numbers, rates and refreshes, so that no peer needs a clock for them."""
+
+    round: int  # counted from 1
+    first_step: int  # global number of this round's first local step, counted from 0
+    steps: int  # K_x
+    lr_first: float  # rate of the first local step ...
+    lr_last: float  # ... and of the last; linear between
+    decay: float  # the consensus weights of low-rank blocks are multiplied by this once, before the update
+    due: Due
+    parent: str  # chain hash (hex) of the round before, "" before round 1
+
+    def lr(self, step: int) -> float:
+        """Rate of local step ``step`` (0 to steps - 1)."""
+        if self.steps <= 1:
+            return self.lr_first
+        return self.lr_first + (self.lr_last - self.lr_first) * min(step, self.steps - 1) / (self.steps - 1)
