@@ -23,7 +23,7 @@ class RunSection:
     min_peers: int = 1  # the first round waits for this many
 
     def __post_init__(self) -> None:
-        ok = 0 < len(self.name) <= 64 and all(c.isalnum() and c.isascii() or c in "-_" for c in self.name)
+        ok = 0 < len(self.name) <= 64 and all((c.isalnum() and c.isascii()) or c in "-_" for c in self.name)
         require(ok, "run.name", self.name, "1 to 64 letters, digits, '-' or '_'")
         require(0 <= self.seed < 2**31, "run.seed", self.seed, "0 to 2147483647")
         require(0 <= self.rounds <= 10**9, "run.rounds", self.rounds, "0 (no end) to 1000000000")
