@@ -9,7 +9,7 @@ from typing import Any
 
 from tsr_swarm.config.blocks import Block, Role, plan_blocks
 from tsr_swarm.config.load import run_config_from_mapping
-from tsr_swarm.config.run import CheckpointConfig, RunConfig
+from tsr_swarm.config.run import CheckpointConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import ConfigError, RefusedError
 
 PROTOCOL_VERSION = 1
@@ -29,7 +29,7 @@ class Manifest:
     def encoded(self) -> bytes:
         """Canonical JSON; the same manifest gives the same bytes everywhere."""
         config = asdict(self.config)
-        del config["checkpoint"]
+        del config["checkpoint"], config["round"]
         document = {
             "protocol": PROTOCOL_VERSION,
             "run_id": self.run_id,
@@ -49,7 +49,9 @@ class Manifest:
 
 def make_manifest(run_id: str, config: RunConfig, shapes: Mapping[str, tuple[int, ...]]) -> Manifest:
     """Plan the blocks of a model and put them beside its configuration. Raises ConfigError."""
-    shared = replace(config, checkpoint=CheckpointConfig())
+    # What only the leader or one machine needs may change when a run is resumed; it is not part of the run's name.
+    run = replace(config.run, rounds=0, min_peers=1)
+    shared = replace(config, run=run, round=RoundConfig(), checkpoint=CheckpointConfig())
     return Manifest(run_id, shared, plan_blocks(shapes, config.optimizer, config.model.hidden_size))
 
 

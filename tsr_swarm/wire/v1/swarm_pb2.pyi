@@ -141,18 +141,16 @@ class Shard(_message.Message):
     def __init__(self, blocks: _Optional[_Iterable[int]] = ..., address: _Optional[str] = ...) -> None: ...
 
 class FollowRequest(_message.Message):
-    __slots__ = ("peer_id", "known_round", "known_phase", "wait_ms", "progress")
+    __slots__ = ("peer_id", "known_version", "wait_ms", "progress")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
-    KNOWN_ROUND_FIELD_NUMBER: _ClassVar[int]
-    KNOWN_PHASE_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_VERSION_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
-    known_round: int
-    known_phase: Phase
+    known_version: int
     wait_ms: int
     progress: Progress
-    def __init__(self, peer_id: _Optional[str] = ..., known_round: _Optional[int] = ..., known_phase: _Optional[_Union[Phase, str]] = ..., wait_ms: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    def __init__(self, peer_id: _Optional[str] = ..., known_version: _Optional[int] = ..., wait_ms: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("round", "step", "tokens_per_second", "overhead_bytes")
@@ -167,7 +165,7 @@ class Progress(_message.Message):
     def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., overhead_bytes: _Optional[int] = ...) -> None: ...
 
 class FollowReply(_message.Message):
-    __slots__ = ("phase", "plan", "committed_round", "committed_chain", "deadline_ms", "resync", "unknown_peer")
+    __slots__ = ("phase", "plan", "committed_round", "committed_chain", "deadline_ms", "resync", "unknown_peer", "version")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +173,7 @@ class FollowReply(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     RESYNC_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_PEER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     phase: Phase
     plan: RoundPlan
     committed_round: int
@@ -182,7 +181,8 @@ class FollowReply(_message.Message):
     deadline_ms: int
     resync: bool
     unknown_peer: bool
-    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., committed_round: _Optional[int] = ..., committed_chain: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., resync: _Optional[bool] = ..., unknown_peer: _Optional[bool] = ...) -> None: ...
+    version: int
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., committed_round: _Optional[int] = ..., committed_chain: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., resync: _Optional[bool] = ..., unknown_peer: _Optional[bool] = ..., version: _Optional[int] = ...) -> None: ...
 
 class Envelope(_message.Message):
     __slots__ = ("header", "signature", "certificate")

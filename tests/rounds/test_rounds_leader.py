@@ -1,0 +1,190 @@
+"""The leader and the peers, driven by events alone."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsr_swarm.rounds import leader as ld
+from tsr_swarm.rounds import peer as pr
+from tsr_swarm.rounds.deadlines import DeadlinePolicy
+
+DEADLINES = DeadlinePolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=60.0)
+
+
+def fresh(min_peers: int = 2, last_round: int = 0, quorum: int = 1) -> ld.LeaderState:
+    deadlines = replace(DEADLINES, quorum=quorum)
+    return ld.LeaderState(ld.LeaderPolicy(deadlines, min_peers, last_round), frozenset({"c"}), term=1, round=0)
+
+
+def drive(state: ld.LeaderState, *events: tuple[ld.Event, float]) -> tuple[ld.LeaderState, list[ld.Action]]:
+    """Feed events; the reducer and the one voter answer at once, as the coordinator's do."""
+    seen: list[ld.Action] = []
+    for event, now in events:
+        queue: list[ld.Event] = [event]
+        while queue:
+            state, actions = ld.step(state, queue.pop(0), now)
+            seen += actions
+            for action in actions:
+                match action:
+                    case ld.Reduce(round):
+                        queue.append(ld.Reduced(round, f"chain-{round}"))
+                    case ld.Propose(term, round, chain):
+                        queue.append(ld.Accepted("c", term, round, chain))
+    return state, seen
+
+
+def commits(actions: list[ld.Action]) -> list[int]:
+    return [action.round for action in actions if isinstance(action, ld.Commit)]
+
+
+def test_the_first_round_waits_for_enough_peers_and_later_ones_do_not() -> None:
+    state, seen = drive(fresh(min_peers=2), (ld.Joined("a"), 1.0))
+    assert state.phase is ld.Phase.WAITING
+    assert ld.Explain(ld.Phase.WAITING, None, "1 of 2 peers are here") in seen
+    state, seen = drive(state, (ld.Joined("b"), 2.0), (ld.Arrived("a", 1), 3.0), (ld.Left("b", "bye"), 3.5))
+    assert commits(seen) == [1]
+    assert state.round == 2
+
+
+def test_a_round_is_committed_only_after_a_majority_of_voters_has_journaled_it() -> None:
+    state = replace(fresh(min_peers=1), voters=frozenset({"c", "d", "e"}))
+    state, _ = drive(state, (ld.Joined("a"), 0.0))
+    state, seen = drive(state, (ld.Arrived("a", 1), 1.0))
+    assert state.phase is ld.Phase.COMMIT
+    assert commits(seen) == []
+    state, seen = drive(state, (ld.Accepted("d", 1, 1, "another"), 1.1), (ld.Accepted("x", 1, 1, "chain-1"), 1.2))
+    assert commits(seen) == []
+    state, seen = drive(state, (ld.Accepted("d", 1, 1, "chain-1"), 1.3))
+    assert commits(seen) == [1]
+
+
+def test_a_killed_peer_is_dropped_soon_and_costs_no_round() -> None:
+    state, _ = drive(fresh(), (ld.Joined("a"), 0.0), (ld.Joined("b"), 0.0), (ld.Arrived("a", 1), 5.0))
+    state, seen = drive(state, (ld.Disconnected("b"), 6.0), (ld.Tick(), 6.5), (ld.Tick(), 6.0 + ld.RETURN_SECONDS))
+    assert ld.Drop("b", "its connection broke or it fell silent") in seen
+    assert commits(seen) == [1]
+
+
+def test_a_peer_that_calls_again_after_a_broken_connection_is_kept() -> None:
+    state, _ = drive(fresh(), (ld.Joined("a"), 0.0), (ld.Joined("b"), 0.0), (ld.Disconnected("b"), 6.0))
+    state, seen = drive(state, (ld.Heard("b"), 7.0), (ld.Tick(), 12.0))
+    assert set(state.members) == {"a", "b"}
+    assert seen == []
+
+
+def test_below_the_quorum_the_ceiling_closes_the_round() -> None:
+    state, _ = drive(fresh(quorum=2), (ld.Joined("a"), 0.0), (ld.Joined("b"), 0.0), (ld.Arrived("a", 1), 1.0))
+    alive = [(ld.Heard(peer), float(at)) for at in range(0, 60, 20) for peer in ("a", "b")]
+    state, seen = drive(state, *alive)
+    assert commits(seen) == []
+    state, seen = drive(state, (ld.Tick(), 60.0))
+    assert commits(seen) == [1]
+
+
+def test_stop_finishes_the_open_round_and_opens_no_other() -> None:
+    state, _ = drive(fresh(min_peers=1), (ld.Joined("a"), 0.0))
+    state, seen = drive(state, (ld.Stop(), 1.0), (ld.Arrived("a", 1), 2.0))
+    assert commits(seen) == [1]
+    assert state.phase is ld.Phase.FINISHED
+
+
+def test_stop_does_not_wait_for_peers_that_are_all_gone() -> None:
+    state, _ = drive(fresh(min_peers=1), (ld.Joined("a"), 0.0), (ld.Left("a", "bye"), 1.0))
+    assert state.phase is ld.Phase.TRAIN
+    state, seen = drive(state, (ld.Stop(), 2.0))
+    assert ld.Finish("it was asked to stop") in seen
+
+
+def test_the_last_round_is_the_last() -> None:
+    state, seen = drive(
+        fresh(min_peers=1, last_round=2), (ld.Joined("a"), 0.0), (ld.Arrived("a", 1), 1.0), (ld.Arrived("a", 2), 2.0)
+    )
+    assert commits(seen) == [1, 2]
+    assert state.phase is ld.Phase.FINISHED
+
+
+peers = st.sampled_from(["a", "b", "c"])
+rounds = st.integers(1, 6)
+events = st.one_of(
+    st.builds(ld.Joined, peers),
+    st.builds(ld.Heard, peers),
+    st.builds(ld.Disconnected, peers),
+    st.builds(ld.Left, peers, st.just("bye")),
+    st.builds(ld.Arrived, peers, rounds),
+    st.just(ld.Tick()),
+)
+
+
+@given(schedule=st.lists(st.tuples(events, st.floats(0, 20)), max_size=60), quorum=st.integers(1, 3))
+def test_rounds_are_opened_and_committed_in_order_each_once_whatever_happens(
+    schedule: list[tuple[ld.Event, float]], quorum: int
+) -> None:
+    now, timed = 0.0, []
+    for event, wait in schedule:
+        now += wait
+        timed.append((event, now))
+    state, seen = drive(fresh(min_peers=1, quorum=quorum), *timed)
+    opened = [action.round for action in seen if isinstance(action, ld.OpenRound)]
+    assert opened == list(range(1, len(opened) + 1))
+    assert commits(seen) == opened[: len(commits(seen))]
+    assert len(opened) - len(commits(seen)) in (0, 1)
+    assert (state, seen) == drive(fresh(min_peers=1, quorum=quorum), *timed)
+    if state.phase in (ld.Phase.TRAIN, ld.Phase.EXCHANGE) and state.members:
+        assert now - state.opened_at < DEADLINES.ceiling_seconds
+
+
+# --- the peer's side --------------------------------------------------------------------------------------------
+
+
+def news(committed: int, open_round: int, parent: str, **flags: bool) -> pr.News:
+    base = pr.News(committed, open_round, parent, is_finished=False, resync=False, unknown_peer=False)
+    return replace(base, **flags)
+
+
+def member_at(round: int, chain: str) -> pr.PeerState:
+    return pr.PeerState(applied=round, chain=chain, is_member=True)
+
+
+def test_a_newcomer_joins_then_fetches_the_state_then_trains() -> None:
+    state = pr.PeerState()
+    assert pr.next_action(state) == pr.Join()
+    state = replace(state, is_member=True)
+    assert pr.next_action(state) == pr.FetchState()
+    state = pr.hear(pr.applied(state, 4, "d4"), news(4, 5, "d4"))
+    assert pr.next_action(state) == pr.Train(5)
+
+
+def test_a_peer_that_was_away_replays_what_it_missed_before_it_trains() -> None:
+    state = pr.hear(member_at(2, "d2"), news(4, 5, "d4"))
+    assert pr.next_action(state) == pr.FetchRound(3)
+    state = pr.applied(state, 3, "d3")
+    assert pr.next_action(state) == pr.FetchRound(4)
+    assert pr.next_action(pr.applied(state, 4, "d4")) == pr.Train(5)
+
+
+def test_training_stops_early_once_its_round_has_closed_without_it() -> None:
+    state = pr.hear(member_at(4, "d4"), news(4, 5, "d4"))
+    assert not pr.is_stale(state, 5)
+    state = pr.hear(state, news(5, 6, "d5"))
+    assert pr.is_stale(state, 5)
+
+
+def test_a_contribution_that_came_too_late_is_not_sent() -> None:
+    state = replace(member_at(4, "d4"), trained=5, unsent=5)
+    state = pr.hear(state, news(5, 6, "d5"))
+    assert pr.next_action(state) == pr.FetchRound(5)
+    state = pr.applied(state, 5, "d5")
+    assert state.unsent == 0
+    assert pr.next_action(state) == pr.Train(6)
+
+
+def test_a_peer_does_not_train_on_weights_of_another_history() -> None:
+    state = pr.hear(member_at(4, "fork"), news(4, 5, "d4"))
+    assert pr.next_action(state) == pr.FetchState()
+
+
+@pytest.mark.parametrize(("flag", "action"), [("resync", pr.FetchState()), ("unknown_peer", pr.Join())])
+def test_the_leader_can_send_a_peer_back(flag: str, action: pr.Action) -> None:
+    assert pr.next_action(pr.hear(member_at(4, "d4"), news(4, 5, "d4", **{flag: True}))) == action

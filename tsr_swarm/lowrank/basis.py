@@ -1,0 +1,136 @@
+"""Bases U and V of a block: 12-bit integers, so that every product with them is exact, and how new ones are made.
+
+QR and eigenvectors differ in their last bits between thread counts and CPU types. One party computes them, and all
+others use its integers: the basis itself, or a factor T from which round12(Y T) gives the same basis everywhere.
+Letters: M rows, N columns, R rank, Y (M, R) a sketch, T (R, R) a factor.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tsr_swarm.lowrank.grid import (
+    FIXED_EXPONENT,
+    Grid,
+    exact_integers,
+    integer_limit,
+    quantise_block,
+    require_exact_rank,
+)
+
+BASIS_EXPONENT = FIXED_EXPONENT
+BASIS_LIMIT = integer_limit(12)
+FACTOR_BITS = 24
+RANK_TOLERANCE = 1e-6  # a direction weaker than this, next to the strongest, is rounding noise
+GRAM_TOLERANCE = 2**-4  # how far U^T U may be from I: amplitudes right to 3 %
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Basis:
+    """Shared bases of one block: number = integer * 2**-11, magnitudes at most 2047, columns orthonormal to 12 bits."""
+
+    left: Tensor  # U (M, R) int16
+    right: Tensor  # V (N, R) int16
+
+    def left_float(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """U (M, R) as numbers; exact in float32 and wider."""
+        return self.left.to(dtype) * math.ldexp(1.0, BASIS_EXPONENT)
+
+    def right_float(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """V (N, R) as numbers; exact in float32 and wider."""
+        return self.right.to(dtype) * math.ldexp(1.0, BASIS_EXPONENT)
+
+
+def random_basis(rows: int, cols: int, rank: int, seed: int, block: int) -> Basis:
+    """A basis to start from, before there is any gradient. Made once, by the coordinator, and shipped."""
+    name = hashlib.blake2b(f"basis/{seed}/{block}".encode(), digest_size=4).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(name, "little"))
+    return Basis(_random_factor(rows, rank, generator), _random_factor(cols, rank, generator))
+
+
+def _random_factor(size: int, rank: int, generator: torch.Generator) -> Tensor:
+    while True:  # a singular draw is possible in tiny shapes
+        drawn = orthonormal12(torch.randint(-32767, 32768, (size, rank), generator=generator))
+        if drawn is not None:
+            return drawn
+
+
+def orthonormal12(sketch: Tensor, spare: Tensor | None = None) -> Tensor | None:
+    """An orthonormal basis of the range of ``sketch`` (M, R), M >= R, strongest direction first, as int16 (M, R).
+
+    A sketch of lower rank is filled up with directions of ``spare`` (M, R; any basis in use) that it lacks.
+    None when there is nothing to aim at: the sketch is zero or not finite, or lacks directions and no ``spare`` is
+    given. Not bit-stable: one party calls this and ships the result.
+    """
+    directions = _range(sketch.detach().to("cpu", torch.float64))
+    missing = sketch.shape[1] - directions.shape[1]
+    if directions.shape[1] == 0 or (missing and spare is None):
+        return None
+    if missing and spare is not None:
+        rest = spare.detach().to("cpu", torch.float64)
+        rest = rest - directions @ (directions.mT @ rest)
+        # at least ``missing`` dimensions of spare lie across the found directions: they come first
+        directions = torch.cat((directions, _range(rest)[:, :missing]), dim=1)
+    return _round12(directions)
+
+
+def _range(y: Tensor) -> Tensor:
+    """Left singular vectors of ``y`` (M, R) that stand out of the noise, strongest first; (M, 0) if not finite.
+
+    Those of R in Y = QR, by way of R R^T: orthonormal whatever the condition of Y, and faster than an SVD.
+    """
+    largest = float(y.abs().max())
+    if not 0 < largest < math.inf:
+        return y[:, :0]
+    q, r = torch.linalg.qr(y / largest)
+    energy, vectors = torch.linalg.eigh(r @ r.mT)
+    keep = energy > RANK_TOLERANCE**2 * energy[-1]
+    return q @ vectors[:, keep].flip(1)
+
+
+def _round12(u: Tensor) -> Tensor:
+    return torch.round(u * math.ldexp(1.0, -BASIS_EXPONENT)).clamp_(-BASIS_LIMIT, BASIS_LIMIT).to(torch.int16)
+
+
+def basis_grid(factor: Tensor) -> Grid:
+    """One side of a basis (int16) as it is published: without exponents, its scale is fixed."""
+    return Grid(factor.to(torch.int32), torch.empty(0, dtype=torch.int32))
+
+
+def refresh_factor(sketch: Grid) -> Grid:
+    """The R x R factor T, 24 bits, for which Y T is an orthonormal basis of the sketch's range, strongest first.
+
+    All zero when the sketch cannot aim a basis: it is zero, or so near to rank-deficient that what T makes of it is
+    not orthonormal. Not bit-stable: one party calls this and ships the result.
+    """
+    y = sketch.numbers()
+    scale = float(y.abs().max()) or 1.0
+    # Y^T Y = W L W^T, T = W L^-1/2: squaring the condition number is harmless at 12 bits
+    energy, vectors = torch.linalg.eigh((y / scale).mT @ (y / scale))
+    if energy[0] > RANK_TOLERANCE**2 * energy[-1]:
+        factor = quantise_block((vectors / energy.sqrt()).flip(1) / scale, FACTOR_BITS)
+        made = apply_factor(sketch, factor)
+        if made is not None and _is_orthonormal(made):
+            return factor
+    return quantise_block(torch.zeros_like(vectors), FACTOR_BITS)
+
+
+def _is_orthonormal(u: Tensor) -> bool:
+    numbers = u.to(torch.float64) * math.ldexp(1.0, BASIS_EXPONENT)
+    off = (torch.linalg.eigvalsh(numbers.mT @ numbers) - 1).abs().max()
+    return bool(off <= GRAM_TOLERANCE + u.shape[0] * math.ldexp(1.0, -24))  # 12-bit rounding alone adds up to that
+
+
+def apply_factor(sketch: Grid, factor: Grid) -> Tensor | None:
+    """Exactly round12(Y T) as int16 (M, R), the same bits on every machine; None for an all-zero factor.
+
+    |Y| < 2**15, |T| < 2**23 and R <= 2**12 keep every sum below 2**50.
+    """
+    if not factor.values.any():
+        return None
+    require_exact_rank(factor.values.shape[0])
+    product = exact_integers(sketch.values, 16) @ exact_integers(factor.values, FACTOR_BITS)
+    return _round12(product * math.ldexp(1.0, sketch.exponent() + factor.exponent()))

@@ -1,0 +1,126 @@
+"""Numbers on integer grids with power-of-two scales: all that crosses the wire, and all that the exact lift takes in.
+
+A power-of-two scale keeps every conversion between integers and float64 exact, on every machine.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tsr_swarm.errors import RunError
+
+EXPONENT_MIN, EXPONENT_MAX = -126, 64  # what the wire carries: fits int8, and far from float64's own limits
+MAX_EXACT_RANK = 4096
+FIXED_EXPONENT = -11  # of integers that travel without exponents: the 12-bit bases
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """Numbers on an integer grid: number = value * 2**exponent of its row, or of the whole. Lives on the CPU.
+
+    values: int32 (rows, cols), or float32 for numbers that are kept as they are.
+    exponents: int32 (rows,) or (1,); (0,) where there is no scale (float32) or a fixed one (a basis, 2**-11).
+    """
+
+    values: Tensor
+    exponents: Tensor
+
+    def numbers(self) -> Tensor:
+        """The numbers in float64 (rows, cols), exactly."""
+        values = self.values.to(torch.float64)
+        if self.values.is_floating_point():
+            return values
+        if self.exponents.numel() == 0:
+            return values * math.ldexp(1.0, FIXED_EXPONENT)
+        return values * powers_of_two(self.exponents.tolist())[:, None]
+
+    def exponent(self) -> int:
+        """The one exponent of a grid that is used in exact sums. Raises RunError if it has several or none."""
+        if self.exponents.numel() != 1:
+            raise RunError(f"An exact sum takes matrices of one exponent, not of {self.exponents.numel()}.")
+        return int(self.exponents)
+
+
+def powers_of_two(exponents: Sequence[int]) -> Tensor:
+    """2**e for each e, exactly, as float64 (len,); torch's own pow and ldexp promise no exact result."""
+    return torch.tensor([math.ldexp(1.0, e) for e in exponents], dtype=torch.float64)
+
+
+def exponent_for(largest: float, bits: int) -> int:
+    """The smallest e for which ``largest``, rounded to a multiple of 2**e, is at most 2**(bits - 1) - 1 of them.
+
+    ``largest`` is finite and not negative; zero gives EXPONENT_MIN.
+    """
+    if largest == 0:
+        return EXPONENT_MIN
+    exponent = math.frexp(largest)[1] - (bits - 1)
+    # largest / 2**exponent is below 2**(bits - 1), but may round up to it
+    return exponent + (round(math.ldexp(largest, -exponent)) > integer_limit(bits))
+
+
+def integer_limit(bits: int) -> int:
+    """The largest magnitude of a ``bits`` wide integer; the lone -2**(bits - 1) is not used."""
+    return (1 << (bits - 1)) - 1
+
+
+def quantise_rows(x: Tensor, bits: int) -> Grid:
+    """Round ``x`` (rows, cols) to ``bits`` wide integers, one power-of-two scale a row.
+
+    The error is at most half a step, 2**(exponent - 1), and a step is at most 2**(2 - bits) of the row's largest
+    magnitude (or 2**EXPONENT_MIN). Numbers beyond the grid's end at EXPONENT_MAX are clamped to it.
+    Raises RunError for numbers that are not finite.
+    """
+    x = _finite(x)
+    return _quantise(x, x.abs().amax(dim=1).tolist(), bits)
+
+
+def quantise_block(x: Tensor, bits: int) -> Grid:
+    """As ``quantise_rows``, with one scale for the whole matrix."""
+    x = _finite(x)
+    return _quantise(x, [float(x.abs().max())], bits)
+
+
+def _quantise(x: Tensor, largest: Sequence[float], bits: int) -> Grid:
+    exponents = [min(max(exponent_for(value, bits), EXPONENT_MIN), EXPONENT_MAX) for value in largest]
+    limit = integer_limit(bits)
+    steps = torch.round(x * powers_of_two([-e for e in exponents])[:, None]).clamp_(-limit, limit)
+    return Grid(steps.to(torch.int32), torch.tensor(exponents, dtype=torch.int32))
+
+
+def dense_grid(x: Tensor) -> Grid:
+    """Keep ``x`` as float32. What is not a matrix becomes one row, as in a Block. Raises RunError if not finite."""
+    x = _finite(x).to(torch.float32, copy=True)
+    _finite(x)  # a float64 may be finite and yet too large for float32
+    return Grid(x if x.dim() == 2 else x.reshape(1, -1), torch.empty(0, dtype=torch.int32))
+
+
+def exact_integers(values: Tensor, bits: int) -> Tensor:
+    """Integers as float64, after a check that they fit ``bits``: the bounds of exact sums rest on it."""
+    limit = integer_limit(bits)
+    low, high = torch.aminmax(values)
+    if int(low) < -limit or int(high) > limit:
+        raise RunError(
+            f"An integer of {max(-int(low), int(high))} cannot enter an exact sum: the limit is {limit} ({bits} bits); "
+            "fetch the state again."
+        )
+    return values.to(torch.float64)
+
+
+def require_exact_rank(rank: int) -> None:
+    """Raise RunError for a rank beyond the one that the bounds of exact sums are proven for."""
+    if rank > MAX_EXACT_RANK:
+        raise RunError(f"Rank {rank} cannot be summed exactly: the limit is {MAX_EXACT_RANK}; use a lower rank.")
+
+
+def _finite(x: Tensor) -> Tensor:
+    """``x`` on the CPU in float64, or a RunError."""
+    x = x.detach().to("cpu", torch.float64)
+    if not torch.isfinite(x).all():
+        bad = int((~torch.isfinite(x)).sum())
+        raise RunError(
+            f"{bad} of {x.numel()} numbers to exchange are not finite; training diverged, lower optimizer.lr."
+        )
+    return x

@@ -1,0 +1,27 @@
+"""What is taken of a matrix before it is exchanged. All of it is linear in the matrix, so that means are meaningful.
+
+Letters: A (M, N) any displacement or gradient, U (M, R) and V (N, R) the block's bases. Runs on any device.
+"""
+
+from torch import Tensor
+
+
+def core_of(a: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """C = U^T A V, (R, R)."""
+    return u.mT @ a @ v
+
+
+def tangent_of(a: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Y = A V (M, R) and Z = A^T U (N, R)."""
+    return a @ v, a.mT @ u
+
+
+def expand(core: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """U C V^T (M, N) in the dtype given. For local work; consensus weights take the exact lift."""
+    return u @ core @ v.mT
+
+
+def captured_energy(a: Tensor, u: Tensor, v: Tensor) -> float:
+    """The share of A's energy that lies in the bases: |U^T A V|^2 / |A|^2, from 0 to 1; 1 for a zero matrix."""
+    total = float(a.square().sum())
+    return float(core_of(a, u, v).square().sum()) / total if total else 1.0

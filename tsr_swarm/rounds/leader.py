@@ -1,0 +1,298 @@
+"""The leader's side of a round as a pure state machine: ``step(state, event, now) -> (state, actions)``.
+
+    WAITING -> TRAIN -> EXCHANGE -> COMMIT -> (next round's) TRAIN ... -> FINISHED
+
+The leader opens rounds, decides when one closes, proposes its result to the voters and commits what a majority of
+them has journaled. It touches no tensor, socket or clock. ``now`` is any clock that never runs backwards, in seconds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from tsr_swarm.rounds.deadlines import DeadlinePolicy, Decision, decide
+from tsr_swarm.rounds.votes import has_majority
+
+SILENCE_SECONDS = 30.0  # a peer unheard for this long is taken for gone
+RETURN_SECONDS = 3.0  # a peer whose connection broke has this long to call again
+
+
+class Phase(StrEnum):
+    """Where the run is; the words of the wire and of the screen."""
+
+    WAITING = "waiting"
+    TRAIN = "train"
+    EXCHANGE = "exchange"
+    COMMIT = "commit"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderPolicy:
+    """What the configuration says about rounds."""
+
+    deadlines: DeadlinePolicy
+    min_peers: int
+    last_round: int  # 0: no end
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderState:
+    """Everything the leader knows. ``round`` is the open round, or the last committed one between rounds."""
+
+    policy: LeaderPolicy
+    voters: frozenset[str]
+    term: int
+    round: int
+    phase: Phase = Phase.WAITING
+    members: Mapping[str, float] = field(default_factory=dict)  # peer_id -> the time by which it must be heard
+    expected: frozenset[str] = frozenset()
+    arrivals: Mapping[str, float] = field(default_factory=dict)  # peer_id -> seconds after the round opened
+    opened_at: float = 0.0
+    has_opened: bool = False  # any round yet
+    decision: Decision | None = None
+    proposed: str = ""  # chain hash
+    accepted: frozenset[str] = frozenset()
+    is_stopping: bool = False
+
+
+# --- events -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    peer_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    peer_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The peer's connection broke; it may call again."""
+
+    peer_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    peer_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Every shard of this peer's contribution is with its reducer."""
+
+    peer_id: str
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """All shards of the round are reduced or void; ``chain`` names the result."""
+
+    round: int
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A voter journaled the proposal."""
+
+    voter: str
+    term: int
+    round: int
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Finish the open round, then open no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = Joined | Heard | Disconnected | Left | Arrived | Reduced | Accepted | Stop | Tick
+
+# --- actions ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRound:
+    """Announce this round."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """Take no further payload for this round; average what is there; answer with Reduced."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Ask every voter to journal this result."""
+
+    term: int
+    round: int
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A majority has journaled it: publish, apply, and let peers fetch it."""
+
+    round: int
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """This peer is no longer a member."""
+
+    peer_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run is over."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """The phase, the deadline or its reason changed; ``deadline`` is seconds from now, or None when there is none."""
+
+    phase: Phase
+    deadline: float | None
+    reason: str
+
+
+Action = OpenRound | Reduce | Propose | Commit | Drop | Finish | Explain
+
+
+def step(state: LeaderState, event: Event, now: float) -> tuple[LeaderState, list[Action]]:
+    """Take in one event. The same state, event and time always give the same answer."""
+    if state.phase is Phase.FINISHED:
+        return state, []
+    state, actions = _take_in(state, event, now)
+    state, silent = _drop_silent(state, now)
+    state, progress = _progress(state, now)
+    return state, [*actions, *silent, *progress]
+
+
+def _take_in(state: LeaderState, event: Event, now: float) -> tuple[LeaderState, list[Action]]:
+    match event:
+        case Joined(peer_id):
+            # A newcomer trains on the open round too if it is in time, but nobody waits for it.
+            return replace(state, members={**state.members, peer_id: now + SILENCE_SECONDS}), []
+        case Heard(peer_id) if peer_id in state.members:
+            return replace(state, members={**state.members, peer_id: now + SILENCE_SECONDS}), []
+        case Disconnected(peer_id) if peer_id in state.members:
+            due = min(state.members[peer_id], now + RETURN_SECONDS)
+            return replace(state, members={**state.members, peer_id: due}), []
+        case Left(peer_id, reason) if peer_id in state.members:
+            return _drop(state, peer_id, reason)
+        case Arrived(peer_id, round) if _is_open(state, round) and peer_id not in state.arrivals:
+            arrivals = {**state.arrivals, peer_id: now - state.opened_at}
+            return replace(state, arrivals=arrivals, phase=Phase.EXCHANGE), []
+        case Reduced(round, chain) if state.phase is Phase.COMMIT and round == state.round and not state.proposed:
+            return replace(state, proposed=chain), [Propose(state.term, round, chain)]
+        case Accepted(voter, term, round, chain) if (
+            state.phase is Phase.COMMIT
+            and voter in state.voters
+            and (term, round, chain) == (state.term, state.round, state.proposed)
+        ):
+            return replace(state, accepted=state.accepted | {voter}), []
+        case Stop():
+            return replace(state, is_stopping=True), []
+        case _:
+            return state, []
+
+
+def _drop(state: LeaderState, peer_id: str, reason: str) -> tuple[LeaderState, list[Action]]:
+    members = {peer: due for peer, due in state.members.items() if peer != peer_id}
+    return replace(state, members=members, expected=state.expected - {peer_id}), [Drop(peer_id, reason)]
+
+
+def _drop_silent(state: LeaderState, now: float) -> tuple[LeaderState, list[Action]]:
+    actions: list[Action] = []
+    for peer_id in [peer for peer, due in state.members.items() if now >= due]:
+        state, dropped = _drop(state, peer_id, "its connection broke or it fell silent")
+        actions += dropped
+    return state, actions
+
+
+def _is_open(state: LeaderState, round: int) -> bool:
+    return state.phase in (Phase.TRAIN, Phase.EXCHANGE) and round == state.round
+
+
+def _progress(state: LeaderState, now: float) -> tuple[LeaderState, list[Action]]:
+    """Move on as far as the state allows; each move may allow the next."""
+    actions: list[Action] = []
+    if state.phase is Phase.COMMIT and has_majority(state.accepted, state.voters):
+        actions.append(Commit(state.round, state.proposed))
+        state = replace(state, phase=Phase.WAITING, expected=frozenset(), arrivals={}, decision=None)
+        state = replace(state, proposed="", accepted=frozenset())
+    if state.phase is Phase.WAITING:
+        return _between_rounds(state, now, actions)
+    if state.phase in (Phase.TRAIN, Phase.EXCHANGE):
+        return _close_if_due(state, now, actions)
+    return state, actions
+
+
+def _between_rounds(state: LeaderState, now: float, actions: list[Action]) -> tuple[LeaderState, list[Action]]:
+    if state.is_stopping:
+        return replace(state, phase=Phase.FINISHED), [*actions, Finish("it was asked to stop")]
+    if state.policy.last_round and state.round >= state.policy.last_round:
+        return replace(state, phase=Phase.FINISHED), [*actions, Finish(f"round {state.round} was the last")]
+    # min_peers is for the first round of this leader; afterwards anyone who is here can train.
+    needed = 1 if state.has_opened else state.policy.min_peers
+    if len(state.members) < needed:
+        reason = f"{len(state.members)} of {needed} peers are here"
+        return _explain(state, Decision(close=False, deadline=0.0, reason=reason), None, actions)
+    state = replace(state, phase=Phase.TRAIN, round=state.round + 1, opened_at=now, has_opened=True)
+    state = replace(state, expected=frozenset(state.members))
+    return state, [*actions, OpenRound(state.round)]
+
+
+def _close_if_due(state: LeaderState, now: float, actions: list[Action]) -> tuple[LeaderState, list[Action]]:
+    if not state.members and not state.arrivals:
+        if state.is_stopping:
+            return replace(state, phase=Phase.FINISHED), [*actions, Finish("it was asked to stop")]
+        # Everybody left: the round stays open, and its ceiling starts anew when somebody comes back.
+        idle = Decision(close=False, deadline=0.0, reason="no peer is here")
+        return _explain(replace(state, opened_at=now), idle, None, actions)
+    expected = state.expected or frozenset(state.members)
+    decision = decide(now - state.opened_at, expected, state.arrivals, state.policy.deadlines)
+    if decision.close:
+        state = replace(state, phase=Phase.COMMIT, decision=decision)
+        return state, [*actions, Reduce(state.round, decision.reason), Explain(Phase.COMMIT, None, decision.reason)]
+    return _explain(state, decision, state.opened_at + decision.deadline - now, actions)
+
+
+def _explain(
+    state: LeaderState, decision: Decision, remaining: float | None, actions: list[Action]
+) -> tuple[LeaderState, list[Action]]:
+    """Say so when what people see of the round has changed."""
+    if state.decision == decision:
+        return state, actions
+    return replace(state, decision=decision), [*actions, Explain(state.phase, remaining, decision.reason)]
+
+
+def deadline_at(state: LeaderState) -> float | None:
+    """When the open round closes at the latest, as known now."""
+    if state.decision is None or state.phase not in (Phase.TRAIN, Phase.EXCHANGE):
+        return None
+    return state.opened_at + state.decision.deadline

@@ -1,0 +1,171 @@
+"""How a process hears that it should stop, and how it notices that the one that started it is gone.
+
+The first Ctrl-C, SIGTERM or SIGHUP asks to finish the round and leave; the second to leave at once. A process that
+was started by another of ours leaves at once when that one disappears, however it ended.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+
+PARENT_VARIABLE = "TSR_SWARM_PARENT"  # the process id of the one that started this process
+INTERRUPTED = 130  # exit code
+POLL_SECONDS = 0.5
+CANCEL_SECONDS = 5.0  # from "now" until the work is cancelled ...
+GIVE_UP_SECONDS = 10.0  # ... and until the process ends whatever still holds it: a long step, a stuck thread
+ECHO_SECONDS = 1.0  # one closing terminal, or timeout(1), sends the same signal twice
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+
+
+class StopRequest:
+    """What has been asked: nothing, to finish the round and leave (``gently``), or to leave at once (``now``)."""
+
+    def __init__(self) -> None:
+        self.gently = asyncio.Event()
+        self.now = asyncio.Event()
+
+    def request(self) -> None:
+        """Ask once: gently. Ask again: now."""
+        if self.gently.is_set():
+            self.now.set()
+        self.gently.set()
+
+    def demand(self) -> None:
+        """Ask to leave at once."""
+        self.gently.set()
+        self.now.set()
+
+
+def tie_to_parent(environ: Mapping[str, str] = os.environ) -> int | None:
+    """Have the kernel send SIGTERM when our parent dies, if we were started by one of ours. Returns its process id.
+
+    Call it first thing, before slow imports: until a loop runs, the signal simply ends the process.
+    """
+    text = environ.get(PARENT_VARIABLE, "")
+    if not text.isdigit():
+        return None
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != int(text):
+        raise SystemExit(INTERRUPTED)  # it died before we could ask
+    return int(text)
+
+
+def run_until_stopped(main: Callable[[StopRequest], Awaitable[None]], parent: int | None = None) -> int:
+    """Run ``main`` to its end in a new event loop and return 0, or 130 if a stop was asked before it ended.
+
+    ``main`` sees to both kinds of stop itself; it is cancelled if it has not returned ``CANCEL_SECONDS`` after ``now``.
+    Its exceptions pass through.
+    """
+    with _Watch(parent) as watch, asyncio.Runner() as runner:
+        return runner.run(_supervise(main, watch))
+
+
+async def _supervise(main: Callable[[StopRequest], Awaitable[None]], watch: "_Watch") -> int:
+    stop = StopRequest()
+    with watch.attached(stop), _signals_ask(stop, watch.is_orphan):
+        work = asyncio.ensure_future(main(stop))
+        now = asyncio.create_task(stop.now.wait())
+        try:
+            await asyncio.wait({work, now}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await asyncio.wait({work}, timeout=CANCEL_SECONDS)
+        finally:
+            now.cancel()
+            work.cancel()  # does nothing to work that is done
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+        return INTERRUPTED if stop.gently.is_set() else 0
+
+
+@contextlib.contextmanager
+def _signals_ask(stop: StopRequest, is_orphan: Callable[[], bool]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    heard: dict[int, float] = {}
+
+    def hear(number: int) -> None:
+        before, heard[number] = heard.get(number), loop.time()
+        if is_orphan():
+            stop.demand()
+        elif number == signal.SIGINT or before is None or loop.time() - before > ECHO_SECONDS:
+            stop.request()
+
+    # A SIGHUP that is ignored (nohup) stays so. SIGINT does not: a script's "command &" ignores it by accident.
+    mine = [s for s in _SIGNALS if not (s == signal.SIGHUP and signal.getsignal(s) == signal.SIG_IGN)]
+    for number in mine:
+        loop.add_signal_handler(number, hear, number)
+    try:
+        yield
+    finally:
+        for number in mine:
+            loop.remove_signal_handler(number)
+
+
+class _Watch:
+    """A thread, so that neither a busy loop nor a stuck one keeps an orphan alive."""
+
+    def __init__(self, parent: int | None) -> None:
+        self._parent = parent
+        self._closed = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: StopRequest | None = None
+        self._left = GIVE_UP_SECONDS
+        self._thread = threading.Thread(target=self._run, name="lifeline", daemon=True)
+
+    def __enter__(self) -> "_Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        # Once "now" was asked the thread stays: the interpreter may still wait for other threads to end.
+        if self._stop is None or not self._stop.now.is_set():
+            self._closed.set()
+            self._thread.join()
+
+    def is_orphan(self) -> bool:
+        return self._parent is not None and os.getppid() != self._parent
+
+    @contextlib.contextmanager
+    def attached(self, stop: StopRequest) -> Iterator[None]:
+        """Tell ``stop`` of what this watch sees, while the running loop runs."""
+        self._stop, self._loop = stop, asyncio.get_running_loop()
+        try:
+            yield
+        finally:
+            self._loop = None
+
+    def _run(self) -> None:
+        while not self._closed.wait(POLL_SECONDS):
+            loop, stop = self._loop, self._stop
+            orphan = self.is_orphan()
+            if orphan and loop is not None and stop is not None:
+                with contextlib.suppress(RuntimeError):  # the loop closed in between
+                    loop.call_soon_threadsafe(stop.demand)
+            if orphan or (stop is not None and stop.now.is_set()):
+                self._left -= POLL_SECONDS
+            if self._left <= 0:
+                _end_at_once()
+
+
+def _end_at_once() -> None:
+    """End this process and the ones it started, without a word."""
+    for pid in _children():
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    os._exit(INTERRUPTED)
+
+
+def _children() -> list[int]:
+    """Process ids of our children where the kernel lists them (Linux), else none."""
+    with contextlib.suppress(OSError, ValueError):
+        files = Path("/proc/self/task").glob("*/children")
+        return [int(pid) for file in files for pid in file.read_text().split()]
+    return []

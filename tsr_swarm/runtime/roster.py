@@ -1,0 +1,77 @@
+"""Who takes part, as people see it: numbers, names, and the bytes each peer reported."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tsr_swarm.errors import RefusedError
+from tsr_swarm.telemetry.ledger import Direction
+
+MAX_PEERS = 10_000
+_NUMBERED = re.compile(r"-([1-9][0-9]{0,4})$")
+
+
+@dataclass(slots=True)
+class Peer:
+    """One admitted peer. ``traffic`` is what it reported since the last round was closed."""
+
+    peer_id: str
+    name: str
+    number: int
+    address: str
+    device: str
+    local_space: str
+    is_here: bool = True
+    traffic: dict[Direction, Counter[str]] = field(default_factory=lambda: {d: Counter() for d in Direction})
+    overhead: int = 0  # the newest total it reported ...
+    overhead_counted: int = 0  # ... and what of it was in closed rounds
+    progress_shown: float = 0.0  # when its progress was last made an event
+
+
+class Roster:
+    """Peers by id. A peer keeps its number and name for the whole run."""
+
+    def __init__(self) -> None:
+        self._peers: dict[str, Peer] = {}
+
+    def admit(self, peer_id: str, name: str, address: str, device: str, local_space: str) -> Peer:
+        """Admit or welcome back. Raises RefusedError when the roster is full of peers that are here."""
+        known = self._peers.get(peer_id)
+        if known is not None:
+            known.address, known.device, known.local_space, known.is_here = address, device, local_space, True
+            return known
+        if len(self._peers) >= MAX_PEERS:
+            self._forget_one()
+        number = self._free_number(name)
+        peer = Peer(peer_id, self._free_name(name, number), number, address, device, local_space)
+        self._peers[peer_id] = peer
+        return peer
+
+    def get(self, peer_id: str) -> Peer | None:
+        return self._peers.get(peer_id)
+
+    def here(self) -> list[Peer]:
+        """Peers that take part now, by number."""
+        return sorted((peer for peer in self._peers.values() if peer.is_here), key=lambda peer: peer.number)
+
+    def everyone(self) -> list[Peer]:
+        """Peers of the whole run, by number."""
+        return sorted(self._peers.values(), key=lambda peer: peer.number)
+
+    def _free_number(self, name: str) -> int:
+        """The number a name ends in, as "peer-3" does, or else the lowest; never one that somebody here has."""
+        taken = {peer.number for peer in self._peers.values() if peer.is_here}
+        wish = _NUMBERED.search(name)
+        if wish and int(wish[1]) not in taken:
+            return int(wish[1])
+        return next(number for number in range(1, len(taken) + 2) if number not in taken)
+
+    def _free_name(self, name: str, number: int) -> str:
+        names = {peer.name for peer in self._peers.values() if peer.is_here}
+        return name if name not in names else f"{name[:26]}-{number}"
+
+    def _forget_one(self) -> None:
+        gone = next((peer.peer_id for peer in self._peers.values() if not peer.is_here), None)
+        if gone is None:
+            raise RefusedError(f"The run is full: {MAX_PEERS} peers are taking part; try again when some have left.")
+        del self._peers[gone]

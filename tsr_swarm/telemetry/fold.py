@@ -1,0 +1,246 @@
+"""Events into the state of a run: ``fold(snapshot, time, event) -> snapshot``, pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from tsr_swarm.telemetry import events as e
+from tsr_swarm.telemetry.plain import describe, is_trouble, name_of
+from tsr_swarm.telemetry.snapshot import LEFT, LogLine, PeerView, RoundPoint, SwarmSnapshot
+from tsr_swarm.telemetry.text import clean
+
+KINDS = ("core", "tangent", "gradient", "dense", "basis", "state", "control")
+OTHER_KIND = "other"
+LOG_LINES = 200
+HISTORY_POINTS = 4000
+GONE_PEERS = 50
+
+
+def fold_all(snapshot: SwarmSnapshot, recorded: Iterable[e.Stamped]) -> SwarmSnapshot:
+    """``fold`` over several events."""
+    for stamped in recorded:
+        snapshot = fold(snapshot, stamped.time, stamped.event)
+    return snapshot
+
+
+def fold(snapshot: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
+    """The state after ``event``, which happened at ``time``. Never raises, whatever the order of events."""
+    after = _apply(replace(snapshot, time=max(snapshot.time, time)), time, event)
+    text = describe(event)
+    if text is None:
+        return after
+    line = LogLine(time=time, text=text, is_trouble=is_trouble(event))
+    return replace(after, log=(*after.log, line)[-LOG_LINES:])
+
+
+def _apply(s: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
+    match event:
+        case e.RunStarted():
+            return _start(s, event)
+        case e.Evaluated():
+            return _add_point(s, RoundPoint(round=event.round, loss=event.loss))
+        case e.RoundOpened():
+            opened = replace(s, round=event.round, phase="train", phase_reason="", deadline=None, finished=None)
+            return _all_peers_train(opened)
+        case e.PhaseChanged():
+            deadline = None if event.deadline is None else time + max(0.0, event.deadline)
+            phase, reason = clean(event.phase, 16), clean(event.reason)
+            return replace(s, round=event.round, phase=phase, phase_reason=reason, deadline=deadline)
+        case e.RoundVoid():
+            return replace(s, deadline=None, phase_reason=f"round {event.round} is void")
+        case e.RoundClosed():
+            return _close(s, event)
+        case e.RunFinished():
+            return replace(s, finished=clean(event.reason), phase="finished", deadline=None, digest=clean(event.digest))
+        case e.Joined() | e.RoundApplied() | e.Left():
+            return _apply_own(s, event)
+        case _:
+            return _apply_peer(s, event)
+
+
+def _start(s: SwarmSnapshot, event: e.RunStarted) -> SwarmSnapshot:
+    """A new run starts from nothing; the same one resumed keeps its history, but its peers have to join again."""
+    before = replace(s, peers={}) if s.run_id in ("", event.run_id) else SwarmSnapshot(time=s.time)
+    return replace(
+        before,
+        run=name_of(event.run),
+        run_id=event.run_id,
+        address=clean(event.address, 80),
+        rounds=event.rounds,
+        min_peers=event.min_peers,
+        parameters=event.parameters,
+        voters=event.voters,
+        version=clean(event.version, 32),
+        phase="waiting",
+        deadline=None,
+        finished=None,
+    )
+
+
+def _apply_peer(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:
+    """Events that say something about one peer."""
+    match event:
+        case e.PeerJoined():
+            seen = replace(
+                _peer(s, event.peer, event.name),
+                number=event.number,
+                device=clean(event.device, 64),
+                local_space=clean(event.local_space, 16),
+                is_client_only=not event.address,
+                state="joining",
+                reason="",
+                round=s.round,
+                step=0,
+                steps=0,
+                tokens_per_second=0.0,
+            )
+        case e.PeerLeft():
+            seen = replace(_peer(s, event.peer, event.name), state=LEFT, reason=clean(event.reason))
+            return _forget_old(_with_peer(s, replace(seen, tokens_per_second=0.0)))
+        case e.PeerProgress():
+            seen = _progress(_peer(s, event.peer, event.name), event)
+        case e.PayloadReceived():
+            seen = replace(_peer(s, event.peer, event.name), state="sent", reason="", round=event.round)
+            seen = replace(seen, local_loss=seen.local_loss if event.local_loss is None else event.local_loss)
+        case e.PayloadLate():
+            seen = replace(_peer(s, event.peer, event.name), state="late", reason=clean(event.reason))
+        case e.PayloadRefused():
+            seen = replace(_peer(s, event.peer, event.name), state="refused", reason=clean(event.reason))
+        case e.DigestReported():
+            peer = _peer(s, event.peer, event.name)
+            seen = replace(peer, state="applied", reason="", round=max(peer.round, event.round + 1))
+        case e.DigestMismatch():
+            seen = replace(_peer(s, event.peer, event.name), state="differs", reason="its weights differ")
+        case _:
+            return s
+    return _with_peer(s, seen)
+
+
+def _progress(peer: PeerView, event: e.PeerProgress) -> PeerView:
+    """Progress is sent apart from payloads, so an old one may arrive after the payload it led to."""
+    told = replace(peer, tokens_per_second=max(0.0, event.tokens_per_second))
+    is_old = event.round < peer.round or (event.round == peer.round and peer.state == "sent")
+    if is_old:
+        return told
+    return replace(told, state="training", reason="", round=event.round, step=event.step, steps=event.steps)
+
+
+def _apply_own(s: SwarmSnapshot, event: e.Joined | e.RoundApplied | e.Left) -> SwarmSnapshot:
+    """A peer's own stream: the swarm as one peer sees it, which is itself."""
+    match event:
+        case e.Joined():
+            name = name_of(event.name)
+            own = replace(_peer(s, name, name), number=event.number, is_client_only=not event.address)
+            joined = replace(s, run=name_of(event.run), own_name=name, round=event.round)
+            return _with_peer(joined, replace(own, state="joining", round=event.round))
+        case e.RoundApplied():
+            applied = replace(s, round=event.round, last_seconds=event.seconds, digest=clean(event.digest))
+            applied = _add_point(applied, RoundPoint(round=event.round, local_loss=event.local_loss))
+            applied = replace(applied, rounds_included=(s.rounds_included or 0) + int(event.included))
+            traffic: e.PeerTraffic = {**event.wire_bytes, "overhead": event.overhead}
+            applied = _count_peers(_count_bytes(applied, event.wire_bytes), {s.own_name: traffic})
+            return _set_states(applied, {s.own_name: "applied"}, event.round, event.local_loss)
+        case e.Left():
+            return replace(_set_states(s, {s.own_name: LEFT}, s.round, None), finished=clean(event.reason))
+
+
+def _close(s: SwarmSnapshot, event: e.RoundClosed) -> SwarmSnapshot:
+    closed = _add_point(s, RoundPoint(round=event.round, loss=event.loss, local_loss=event.local_loss))
+    closed = _count_peers(_count_bytes(closed, event.wire_bytes), event.per_peer)
+    return replace(
+        closed,
+        round=max(s.round, event.round),
+        raw_bytes=s.raw_bytes + event.raw_bytes["sent"] + event.raw_bytes["received"],
+        dense_bytes=s.dense_bytes + event.dense_bytes,
+        last_seconds=event.seconds,
+        digest=clean(event.digest),
+    )
+
+
+def _count_bytes(s: SwarmSnapshot, traffic: e.Traffic) -> SwarmSnapshot:
+    sent, received = _add(s.sent, traffic["sent"]), _add(s.received, traffic["received"])
+    return replace(s, sent=sent, received=received, rounds_counted=s.rounds_counted + 1)
+
+
+def _count_peers(s: SwarmSnapshot, per_peer: Mapping[str, e.PeerTraffic]) -> SwarmSnapshot:
+    by_name = {name_of(name): traffic for name, traffic in per_peer.items()}
+    peers = dict(s.peers)
+    for key, peer in s.peers.items():
+        if peer.name in by_name:
+            traffic = by_name[peer.name]
+            peers[key] = replace(
+                peer,
+                up=peer.up + sum(traffic["sent"].values()),
+                down=peer.down + sum(traffic["received"].values()),
+                overhead=peer.overhead + traffic.get("overhead", 0),
+            )
+    overhead = s.overhead + sum(traffic.get("overhead", 0) for traffic in by_name.values())
+    return replace(s, peers=peers, overhead=overhead)
+
+
+def _add(counts: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    result = dict(counts)
+    for kind, count in more.items():
+        known = kind if kind in KINDS else OTHER_KIND
+        result[known] = result.get(known, 0) + count
+    return result
+
+
+def _add_point(s: SwarmSnapshot, point: RoundPoint) -> SwarmSnapshot:
+    """Merge ``point`` into the history by round; when it grows too long, every second old point goes."""
+    position = len(s.history)
+    while position and s.history[position - 1].round > point.round:
+        position -= 1
+    before, after = s.history[:position], s.history[position:]
+    if before and before[-1].round == point.round:
+        old = before[-1]
+        point = RoundPoint(
+            round=point.round,
+            loss=old.loss if point.loss is None else point.loss,
+            local_loss=old.local_loss if point.local_loss is None else point.local_loss,
+        )
+        before = before[:-1]
+    history = (*before, point, *after)
+    if len(history) > HISTORY_POINTS:
+        half = HISTORY_POINTS // 2
+        history = (*history[:half:2], *history[half:])
+    return replace(s, history=history)
+
+
+def _peer(s: SwarmSnapshot, peer: str, name: str) -> PeerView:
+    """The peer as known so far. A peer's own stream names itself before it says its id, so it goes by its name."""
+    shown = name_of(name)
+    key = shown if shown == s.own_name else peer
+    known = s.peers.get(key)
+    return PeerView(peer=key, name=shown, round=s.round) if known is None else known
+
+
+def _with_peer(s: SwarmSnapshot, peer: PeerView) -> SwarmSnapshot:
+    return replace(s, peers={**s.peers, peer.peer: peer})
+
+
+def _all_peers_train(s: SwarmSnapshot) -> SwarmSnapshot:
+    """A round has opened: whoever was done with the last one is in it; who was behind shows as lagging."""
+    peers = {key: _enter(peer, s.round) for key, peer in s.peers.items()}
+    return replace(s, peers=peers)
+
+
+def _enter(peer: PeerView, round: int) -> PeerView:
+    if peer.state not in ("applied", "sent", "late", "refused") or peer.round > round:
+        return peer
+    return replace(peer, state="training", reason="", step=0)
+
+
+def _set_states(s: SwarmSnapshot, states: Mapping[str, str], round: int, loss: float | None) -> SwarmSnapshot:
+    peers = {
+        key: replace(p, state=states[p.name], round=round, local_loss=p.local_loss if loss is None else loss)
+        if p.name in states
+        else p
+        for key, p in s.peers.items()
+    }
+    return replace(s, peers=peers)
+
+
+def _forget_old(s: SwarmSnapshot) -> SwarmSnapshot:
+    gone = [key for key, peer in s.peers.items() if not peer.is_alive]
+    forgotten = set(gone[:-GONE_PEERS])
+    return replace(s, peers={key: peer for key, peer in s.peers.items() if key not in forgotten})

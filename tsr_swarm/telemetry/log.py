@@ -1,0 +1,175 @@
+"""The numbered log of a run: what monitors follow, ``--json`` prints, and recordings hold."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Protocol
+
+from tsr_swarm.telemetry.events import (
+    MAX_LINE,
+    Evaluated,
+    Event,
+    PeerJoined,
+    PeerLeft,
+    PeerProgress,
+    RoundClosed,
+    RunStarted,
+    Stamped,
+    Warned,
+    decode_stamped,
+    encode,
+)
+
+Numbered = tuple[int, str]
+
+
+class Sink(Protocol):
+    """Where lines go as they happen. An OSError ends this sink, never the run."""
+
+    def __call__(self, line: str) -> None: ...
+
+
+class EventLog:
+    """Numbers events from 1 and keeps what somebody who arrives late needs.
+
+    Kept: the newest ``keep`` events, the newest ``keep_rounds`` closed rounds, the start of the run and its first
+    evaluation, the joining of every peer that is here, and of each peer's progress only the newest.
+    Append from one thread, the event loop's.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        sinks: Iterable[Sink] = (),
+        *,
+        keep: int = 4000,
+        keep_rounds: int = 2000,
+    ) -> None:
+        self._clock = clock
+        self._sinks = list(sinks)
+        self._recent: deque[Numbered] = deque(maxlen=keep)
+        self._rounds: deque[Numbered] = deque(maxlen=keep_rounds)
+        self._pinned: dict[str, Numbered] = {}
+        self._progress: dict[str, Numbered] = {}
+        self._news = asyncio.Event()
+        self.last = 0
+
+    def append(self, event: Event) -> int:
+        """Stamp, number, keep and pass on ``event``; returns its number."""
+        line = encode(event, self._clock())
+        number = self._keep(event, line)
+        self._write(line)
+        self._news.set()
+        self._news = asyncio.Event()
+        return number
+
+    def restore(self, recording: Iterable[Stamped]) -> None:
+        """Take in an earlier recording of this run without writing it again; numbers go on after it."""
+        for stamped in recording:
+            self._keep(stamped.event, encode(stamped.event, stamped.time))
+
+    def since(self, number: int, limit: int = 1 << 20) -> tuple[list[str], int]:
+        """Lines after event ``number``, oldest first, and the number of the newest one returned.
+
+        At most ``limit`` characters at a time, but at least one line. A ``number`` from the future is from before a
+        restart: everything is returned.
+        """
+        after = number if 0 <= number <= self.last else 0
+        lines: list[str] = []
+        size, newest = 0, after
+        for index, line in self._after(after):
+            size += len(line)
+            if lines and size > limit:
+                return lines, newest
+            lines.append(line)
+            newest = index
+        return lines, self.last
+
+    async def wait(self, number: int, seconds: float) -> None:
+        """Return as soon as there is an event after ``number``, or after ``seconds``."""
+        if number == self.last:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._news.wait()
+
+    def _keep(self, event: Event, line: str) -> int:
+        self.last += 1
+        entry = (self.last, line)
+        match event:
+            case PeerProgress():
+                self._progress[event.peer] = entry
+                return self.last
+            case RunStarted():
+                self._forget_peers()
+                self._pinned["run"] = entry
+            case Evaluated(round=0):
+                self._pinned["first evaluation"] = entry
+            case PeerJoined():
+                self._pinned[f"peer {event.peer}"] = entry
+            case PeerLeft():
+                self._pinned.pop(f"peer {event.peer}", None)
+                self._progress.pop(event.peer, None)
+            case RoundClosed():
+                self._rounds.append(entry)
+        self._recent.append(entry)
+        return self.last
+
+    def _forget_peers(self) -> None:
+        """A coordinator that starts again has no peers; they join again."""
+        self._pinned = {key: entry for key, entry in self._pinned.items() if not key.startswith("peer ")}
+        self._progress.clear()
+
+    def _after(self, number: int) -> list[Numbered]:
+        """Kept events after ``number`` in order; cheap for a follower who is nearly up to date."""
+        recent: list[Numbered] = []
+        for entry in reversed(self._recent):
+            if entry[0] <= number:
+                break
+            recent.append(entry)
+        found = {entry for entry in self._progress.values() if entry[0] > number} | set(recent)
+        if len(recent) == len(self._recent):
+            found |= {entry for entry in (*self._rounds, *self._pinned.values()) if entry[0] > number}
+        return sorted(found)
+
+    def _write(self, line: str) -> None:
+        for sink in list(self._sinks):
+            try:
+                sink(line)
+            except OSError as error:
+                self._sinks.remove(sink)
+                self.append(Warned(message=f"The event stream stopped writing ({error}); the run goes on without it."))
+
+
+def text_sink(stream: IO[str]) -> Sink:
+    """Write each event as a line of JSON to ``stream``, at once."""
+
+    def write(line: str) -> None:
+        stream.write(line + "\n")
+        stream.flush()
+
+    return write
+
+
+@contextlib.contextmanager
+def recording(path: Path) -> Iterator[Sink]:
+    """Append each event to the file ``path``, made with its folder when missing. Raises OSError if it cannot be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        yield text_sink(stream)
+
+
+def read_recording(path: Path) -> Iterator[Stamped]:
+    """Events of a recorded run, in order; lines that are none are left out. Raises OSError."""
+    for line in read_lines(path):
+        stamped = decode_stamped(line)
+        if stamped is not None:
+            yield stamped
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Lines of ``path``, however damaged the file is; none is longer than an event can be."""
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        while line := stream.readline(MAX_LINE + 1):
+            yield line

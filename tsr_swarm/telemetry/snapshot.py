@@ -1,0 +1,151 @@
+"""The state of a run as a screen shows it. Made from events by ``telemetry/fold.py``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tsr_swarm.telemetry.text import plural
+
+LEFT = "left"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerView:
+    """One peer. ``state`` is a word; ``round`` the one it works at; ``up`` and ``down`` are wire bytes so far."""
+
+    peer: str
+    name: str
+    number: int = 0
+    device: str = ""
+    local_space: str = ""
+    is_client_only: bool = False
+    state: str = "joining"
+    reason: str = ""
+    round: int = 0
+    step: int = 0
+    steps: int = 0
+    tokens_per_second: float = 0.0
+    local_loss: float | None = None
+    up: int = 0
+    down: int = 0
+    overhead: int = 0
+
+    @property
+    def is_alive(self) -> bool:
+        return self.state != LEFT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPoint:
+    """A round in the history of losses; round 0 is before training."""
+
+    round: int
+    loss: float | None = None
+    local_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    time: float
+    text: str
+    is_trouble: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmSnapshot:
+    """Everything a screen needs. ``time`` and ``deadline`` are unix seconds of the run's own clock."""
+
+    time: float = 0.0
+    run: str = ""
+    run_id: str = ""
+    address: str = ""
+    rounds: int = 0
+    min_peers: int = 0
+    parameters: int = 0
+    voters: int = 0
+    version: str = ""
+    round: int = 0
+    phase: str = ""
+    phase_reason: str = ""
+    deadline: float | None = None
+    peers: Mapping[str, PeerView] = field(default_factory=dict)
+    history: tuple[RoundPoint, ...] = ()
+    sent: Mapping[str, int] = field(default_factory=dict)
+    received: Mapping[str, int] = field(default_factory=dict)
+    raw_bytes: int = 0
+    dense_bytes: int = 0
+    overhead: int = 0
+    rounds_counted: int = 0
+    rounds_included: int | None = None
+    last_seconds: float | None = None
+    digest: str = ""
+    own_name: str = ""
+    finished: str | None = None
+    log: tuple[LogLine, ...] = ()
+
+    @property
+    def alive(self) -> tuple[PeerView, ...]:
+        return tuple(peer for peer in self.peers.values() if peer.is_alive)
+
+    @property
+    def table(self) -> tuple[PeerView, ...]:
+        """Peers that are here by number, then those that left."""
+        return tuple(sorted(self.peers.values(), key=lambda p: (not p.is_alive, p.number, p.name)))
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the whole swarm: the sum of what its peers last said."""
+        return sum(peer.tokens_per_second for peer in self.alive)
+
+    @property
+    def wire_bytes(self) -> int:
+        """Both directions, summed over peers, of the rounds counted."""
+        return sum(self.sent.values()) + sum(self.received.values())
+
+    @property
+    def first_loss(self) -> float | None:
+        return next((point.loss for point in self.history if point.loss is not None), None)
+
+    @property
+    def loss(self) -> float | None:
+        return next((point.loss for point in reversed(self.history) if point.loss is not None), None)
+
+    @property
+    def local_loss(self) -> float | None:
+        return next((point.local_loss for point in reversed(self.history) if point.local_loss is not None), None)
+
+    @property
+    def missing_peers(self) -> int:
+        return max(0, self.min_peers - len(self.alive))
+
+    @property
+    def state(self) -> str:
+        """What the run is doing, in words."""
+        return _state_text(self)
+
+    def lag(self, peer: PeerView) -> int:
+        """Rounds that ``peer`` is behind the open one."""
+        return max(0, self.round - peer.round) if peer.is_alive else 0
+
+
+def _state_text(s: SwarmSnapshot) -> str:
+    alive = len(s.alive)
+    match s.phase:
+        case _ if s.finished is not None:
+            return f"finished: {s.finished}" if s.finished else "finished"
+        case "waiting" if s.missing_peers:
+            return f"waiting for {plural(s.missing_peers, 'more peer')}"
+        case "waiting":
+            return s.phase_reason or "waiting"
+        case "train" if s.round:
+            return f"round {s.round}: {plural(alive, 'peer')} training"
+        case "exchange":
+            sent = sum(peer.state == "sent" and peer.round == s.round for peer in s.alive)
+            return f"round {s.round}: {sent} of {alive} payloads arrived"
+        case "commit":
+            return f"round {s.round}: waiting for the votes of {plural(s.voters, 'voter')}"
+        case "apply":
+            applied = sum(peer.state == "applied" and peer.round > s.round for peer in s.alive)
+            return f"round {s.round}: {applied} of {plural(alive, 'peer')} applied it"
+    if s.own_name:
+        return f"{s.own_name}: after round {s.round}"
+    return "waiting for the first event"

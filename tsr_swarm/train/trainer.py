@@ -1,0 +1,167 @@
+"""One peer's training: local steps between two rounds, and the published average applied between two trainings.
+
+Holds the model, the consensus and the local space together; knows nothing of sockets. Not safe to use from two
+threads at once: its owner runs it on one worker thread.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tsr_swarm.config.layout import Slot
+from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.core_space import CoreSpace
+from tsr_swarm.optim.full_space import FullSpace
+from tsr_swarm.optim.local_space import LocalSpace
+
+
+class Batches(Protocol):
+    """Training data as a pure function, so that a resumed peer needs no generator state."""
+
+    def __call__(self, step: int, micro: int) -> Tensor:
+        """Tokens (B, T + 1) of one micro-batch of a global step."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RoundWork:
+    """What a peer has to send after its local steps."""
+
+    round: int
+    steps: int
+    tokens: int
+    local_loss: float  # mean over the steps, nats a token
+    grids: Mapping[Slot, Grid]
+
+
+@dataclass(frozen=True, slots=True)
+class StepProgress:
+    """For the screen."""
+
+    step: int
+    tokens_per_second: float
+
+
+def make_space(kind: str, model: nn.Module, manifest: Manifest) -> LocalSpace:
+    """The local space named ``kind`` over a model's parameters."""
+    parameters = dict(model.named_parameters())
+    return {"core": CoreSpace, "full": FullSpace}[kind](parameters, manifest.blocks, manifest.config.optimizer)
+
+
+class Trainer:
+    """Local steps and consensus of one peer."""
+
+    def __init__(
+        self, manifest: Manifest, model: nn.Module, space: LocalSpace, batches: Batches, consensus: Consensus
+    ) -> None:
+        self.manifest = manifest
+        self.model = model
+        self.space = space
+        self.consensus = consensus
+        self._batches = batches
+        self._sent_round = 0  # the round of the contribution that the space has not settled yet
+        self._parameters = dict(model.named_parameters())
+        self._device = next(model.parameters()).device
+
+    def train(
+        self,
+        plan: RoundPlan,
+        should_stop: Callable[[], bool],
+        on_step: Callable[[StepProgress], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> RoundWork | None:
+        """Take the plan's local steps. None if ``should_stop`` said so first; those steps stay in the residual."""
+        self.model.train()
+        gradients = self._gradient_sketches(plan, should_stop)
+        self.space.begin(self.consensus)
+        losses: list[float] = []
+        tokens, started = 0, clock()
+        for step in range(plan.steps):
+            if should_stop():
+                return None
+            batch = self._batches(plan.first_step + step, 0).to(self._device)
+            loss = self._backward(batch)
+            tokens += batch.shape[0] * (batch.shape[1] - 1)
+            if loss is not None:
+                self.space.step(plan.lr(step))
+                losses.append(loss)
+            on_step(StepProgress(step + 1, tokens / max(clock() - started, 1e-9)))
+        mean_loss = sum(losses) / len(losses) if losses else float("nan")
+        grids = self.space.upload(self.consensus, plan, self.manifest.config.wire, gradients)
+        self._sent_round = plan.round
+        return RoundWork(plan.round, plan.steps, tokens, mean_loss, grids)
+
+    def apply(
+        self, plan: RoundPlan, published: Mapping[Slot, Grid], void: frozenset[int], included: frozenset[int]
+    ) -> bytes:
+        """Apply a committed round; ``included`` are the blocks in whose average this peer is. Returns the digest."""
+        # A peer that was restarted no longer knows what it sent; only what it does know is taken out of its residual.
+        if self._sent_round == plan.round:
+            self.space.settle(self.consensus, included)
+        self.space.rotate(self.consensus.apply(plan, published, void))
+        return self.consensus.digest()
+
+    def replace_consensus(self, consensus: Consensus) -> None:
+        """Go on from a downloaded state."""
+        self.consensus = consensus
+        self.space.rebase(consensus)
+
+    def _backward(self, batch: Tensor) -> float | None:
+        """Gradients of one batch, clipped to the run's global norm. None, and nothing to step on, if not finite."""
+        self.model.zero_grad(set_to_none=True)
+        loss = self.model.loss(batch)  # type: ignore[operator]
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.manifest.config.optimizer.clip)
+        # A non-finite gradient must never enter the moments, where it would stay for ever.
+        return float(loss.detach()) if bool(torch.isfinite(norm)) else None
+
+    def _gradient_sketches(self, plan: RoundPlan, should_stop: Callable[[], bool]) -> dict[int, tuple[Tensor, Tensor]]:
+        """``(G V, G^T U)`` of the blocks that aim, G the mean of clipped micro-batch gradients at the consensus.
+
+        Sketches are linear, so each micro-batch is sketched as it comes and G itself is never kept.
+        """
+        blocks = sorted(plan.due.aim)
+        if not blocks:
+            return {}
+        self._load(self.consensus.weights)
+        bases = [self._device_basis(index) for index in blocks]
+        sums: list[tuple[Tensor, Tensor]] | None = None
+        count = 0
+        for micro in range(1, self.manifest.config.periods.micro_batches + 1):
+            if should_stop():
+                break
+            if self._backward(self._batches(plan.first_step, micro).to(self._device)) is None:
+                continue
+            count += 1
+            sketches = [self._sketch(index, *basis) for index, basis in zip(blocks, bases, strict=True)]
+            sums = sketches if sums is None else _add(sums, sketches)
+        if sums is None:
+            return {
+                index: (torch.zeros_like(u), torch.zeros_like(v)) for index, (u, v) in zip(blocks, bases, strict=True)
+            }
+        return {index: (y / count, z / count) for index, (y, z) in zip(blocks, sums, strict=True)}
+
+    def _sketch(self, index: int, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        gradient = self._parameters[self.manifest.blocks[index].name].grad
+        assert gradient is not None, "every low-rank block takes part in the loss"
+        return gradient @ v, gradient.T @ u
+
+    def _device_basis(self, index: int) -> tuple[Tensor, Tensor]:
+        basis = self.consensus.bases[index]
+        return basis.left_float().to(self._device), basis.right_float().to(self._device)
+
+    @torch.no_grad()
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(weights[name])
+
+
+def _add(sums: Sequence[tuple[Tensor, Tensor]], more: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    return [(a + c, b + d) for (a, b), (c, d) in zip(sums, more, strict=True)]
