@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,7 +138,7 @@ def test_rounds_are_opened_and_committed_in_order_each_once_whatever_happens(
 
 
 def news(committed: int, open_round: int, parent: str, **flags: bool) -> pr.News:
-    base = pr.News(committed, open_round, parent, is_finished=False, resync=False, unknown_peer=False)
+    base = pr.News(committed, open_round, parent, is_finished=False, unknown_peer=False)
     return replace(base, **flags)
 
 
@@ -185,6 +184,17 @@ def test_a_peer_does_not_train_on_weights_of_another_history() -> None:
     assert pr.next_action(state) == pr.FetchState()
 
 
-@pytest.mark.parametrize(("flag", "action"), [("resync", pr.FetchState()), ("unknown_peer", pr.Join())])
-def test_the_leader_can_send_a_peer_back(flag: str, action: pr.Action) -> None:
-    assert pr.next_action(pr.hear(member_at(4, "d4"), news(4, 5, "d4", **{flag: True}))) == action
+def test_a_peer_whose_digest_differed_fetches_the_state_before_anything_else() -> None:
+    state = replace(pr.hear(member_at(4, "d4"), news(5, 6, "d5")), needs_state=True)
+    assert pr.next_action(state) == pr.FetchState()
+    assert pr.is_stale(state, 6)
+
+
+def test_a_peer_that_was_dropped_joins_again() -> None:
+    assert pr.next_action(pr.hear(member_at(4, "d4"), news(4, 5, "d4", unknown_peer=True))) == pr.Join()
+
+
+def test_the_last_published_round_is_applied_before_a_peer_quits() -> None:
+    state = pr.hear(member_at(4, "d4"), news(5, 0, "", is_finished=True))
+    assert pr.next_action(state) == pr.FetchRound(5)
+    assert pr.next_action(pr.applied(state, 5, "d5")) == pr.Quit()

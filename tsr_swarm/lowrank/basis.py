@@ -88,7 +88,8 @@ def _range(y: Tensor) -> Tensor:
     q, r = torch.linalg.qr(y / largest)
     energy, vectors = torch.linalg.eigh(r @ r.mT)
     keep = energy > RANK_TOLERANCE**2 * energy[-1]
-    return q @ vectors[:, keep].flip(1)
+    directions: Tensor = q @ vectors[:, keep].flip(1)
+    return directions
 
 
 def _round12(u: Tensor) -> Tensor:

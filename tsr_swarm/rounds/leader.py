@@ -185,7 +185,7 @@ Action = OpenRound | Reduce | Propose | Commit | Drop | Finish | Explain
 def step(state: LeaderState, event: Event, now: float) -> tuple[LeaderState, list[Action]]:
     """Take in one event. The same state, event and time always give the same answer."""
     if state.phase is Phase.FINISHED:
-        return state, []
+        return _drop(state, event.peer_id, event.reason) if isinstance(event, Left) else (state, [])
     state, actions = _take_in(state, event, now)
     state, silent = _drop_silent(state, now)
     state, progress = _progress(state, now)

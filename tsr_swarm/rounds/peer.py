@@ -4,8 +4,7 @@ Training and exchange are separate activities. They meet in two places only: a p
 rounds of training, and training starts from the newest applied round.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,6 @@ class PeerState:
     trained: int = 0  # the newest round this peer has a contribution of
     unsent: int = 0  # round of a contribution that is not uploaded yet, 0: none
     is_finished: bool = False
-    left_out: Mapping[int, str] = field(default_factory=dict)  # rounds that did not count us, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,6 @@ class News:
     open_round: int
     open_parent: str
     is_finished: bool
-    resync: bool
     unknown_peer: bool
 
 
@@ -89,7 +86,6 @@ def hear(state: PeerState, news: News) -> PeerState:
         open_round=news.open_round,
         open_parent=news.open_parent,
         is_finished=news.is_finished,
-        needs_state=state.needs_state or news.resync,
         is_member=state.is_member and not news.unknown_peer,
     )
 

@@ -43,6 +43,12 @@ class Child:
         self._process = process
 
     @property
+    def output(self) -> asyncio.StreamReader:
+        """Its stdout, if it was started with ``stdout=PIPE``."""
+        assert self._process.stdout is not None, "started without a pipe"
+        return self._process.stdout
+
+    @property
     def exit_code(self) -> int | None:
         """None while it runs; the negative of the signal that ended it."""
         return self._process.returncode
@@ -52,10 +58,8 @@ class Child:
         return await self._process.wait()
 
     async def lines(self) -> AsyncIterator[str]:
-        """What it prints on stdout, line by line, to its end. For a child that was started with ``stdout=PIPE``."""
-        stream = self._process.stdout
-        assert stream is not None, "started without a pipe"
-        while line := await stream.readline():
+        """What it prints on stdout, line by line, to its end. Needs ``stdout=PIPE``."""
+        while line := await self.output.readline():
             yield line.decode("utf-8", "replace").rstrip("\n")
 
     def ask(self) -> None:
@@ -96,7 +100,7 @@ class Family:
 
     def temporary_folder(self) -> Path:
         """A new folder that is removed when this family ends, also if this process is killed."""
-        folder = Path(tempfile.mkdtemp(prefix="tsr-swarm-"))
+        folder = Path(tempfile.mkdtemp(prefix="tsr-swarm-local-"))
         self._tell(b"folder " + os.fsencode(folder))
         return folder
 
@@ -106,7 +110,7 @@ class Family:
         command: Sequence[str],
         *,
         environment: Mapping[str, str],
-        stdout: int = subprocess.DEVNULL,
+        stdout: int | IO[bytes] = subprocess.DEVNULL,
         stderr: int | IO[bytes] = subprocess.DEVNULL,
     ) -> Child:
         """Start ``command`` in its own session, tied to this process. stdin is empty. Raises OSError."""

@@ -1,35 +1,93 @@
-"""Published rounds, kept so that a peer that missed some can replay them instead of downloading the state."""
+"""Published rounds, kept on disk and served to peers that missed some: kilobytes a round instead of the whole state.
 
-from collections import OrderedDict
-from dataclasses import dataclass
+A round is stored before it is voted on, so that whoever restarts can apply what was accepted. It is handed out only
+once it is committed.
+"""
 
-from tsr_swarm.wire.v1 import swarm_pb2
+import os
+import re
+import struct
+from pathlib import Path
 
+from google.protobuf.message import DecodeError
 
-@dataclass(frozen=True, slots=True)
-class PublishedRound:
-    """A committed round exactly as it goes over the wire."""
+from tsr_swarm.errors import RunError
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-    header: swarm_pb2.PublishedHeader
-    data: bytes
+_NAME = re.compile(r"round-(\d{9})\.bin")
+_LENGTH = struct.Struct("<Q")
 
 
 class DeltaLog:
-    """The newest published rounds, at most ``max_bytes`` of them and always at least one."""
+    """The newest rounds in ``folder``: at most ``max_bytes``, but never fewer than since the last checkpoint."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder = folder
         self._max_bytes = max_bytes
-        self._rounds: OrderedDict[int, PublishedRound] = OrderedDict()
-        self._bytes = 0
+        self._sizes: dict[int, int] = {}
+        self._committed = 0
+        self._checkpoint = 0
 
-    def add(self, published: PublishedRound) -> None:
-        """Keep the next round; the oldest make room."""
-        self._rounds[published.header.plan.round] = published
-        self._bytes += len(published.data)
-        while self._bytes > self._max_bytes and len(self._rounds) > 1:
-            _, oldest = self._rounds.popitem(last=False)
-            self._bytes -= len(oldest.data)
+    def open(self, committed: int) -> None:
+        """Find what an earlier process left; rounds after ``committed`` were never accepted and are removed."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted(self.folder.iterdir()):
+                match = _NAME.fullmatch(path.name)
+                if match and int(match[1]) <= committed:
+                    self._sizes[int(match[1])] = path.stat().st_size
+                else:
+                    path.unlink()
+        except OSError as error:
+            raise RunError(f"The rounds in {self.folder} cannot be read ({error}); check that folder.") from error
+        self._committed = committed
 
-    def get(self, round: int) -> PublishedRound | None:
-        """A round that is still kept."""
-        return self._rounds.get(round)
+    def store(self, header: pb.PublishedHeader, data: bytes) -> None:
+        """Write a round and fsync. Raises RunError, for instance on a full disk."""
+        path = self._path(header.plan.round)
+        encoded = header.SerializeToString()
+        temporary = path.with_suffix(".tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(_LENGTH.pack(len(encoded)) + encoded + data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise RunError(
+                f"Round {header.plan.round} cannot be kept in {self.folder} ({error}); free space."
+            ) from error
+        self._sizes[header.plan.round] = len(encoded) + len(data)
+
+    def commit(self, round: int) -> None:
+        """From now on ``round`` is handed out; the oldest rounds make room."""
+        self._committed = round
+        self._prune()
+
+    def checkpointed(self, round: int) -> None:
+        """Rounds up to ``round`` are in a checkpoint and may be dropped when there are too many."""
+        self._checkpoint = round
+        self._prune()
+
+    def get(self, round: int) -> tuple[pb.PublishedHeader, bytes] | None:
+        """A committed round that is still kept."""
+        if round not in self._sizes or round > self._committed:
+            return None
+        try:
+            content = self._path(round).read_bytes()
+            (length,) = _LENGTH.unpack_from(content)
+            end = _LENGTH.size + length
+            return pb.PublishedHeader.FromString(content[_LENGTH.size : end]), content[end:]
+        except (OSError, struct.error, DecodeError) as error:
+            raise RunError(f"Round {round} in {self.folder} cannot be read ({error}); restore that folder.") from error
+
+    def _prune(self) -> None:
+        for round in sorted(self._sizes):
+            if round >= self._checkpoint or sum(self._sizes.values()) <= self._max_bytes:
+                return
+            self._path(round).unlink(missing_ok=True)
+            del self._sizes[round]
+
+    def _path(self, round: int) -> Path:
+        return self.folder / f"round-{round:09d}.bin"

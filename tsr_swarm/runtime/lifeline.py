@@ -11,8 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 
 PARENT_VARIABLE = "TSR_SWARM_PARENT"  # the process id of the one that started this process
 INTERRUPTED = 130  # exit code
@@ -67,6 +66,19 @@ def run_until_stopped(main: Callable[[StopRequest], Awaitable[None]], parent: in
     """
     with _Watch(parent) as watch, asyncio.Runner() as runner:
         return runner.run(_supervise(main, watch))
+
+
+async def unless_stopped(work: Coroutine[object, object, None], stop: StopRequest) -> None:
+    """Run ``work``, which has nothing to finish: any stop cancels it."""
+    task = asyncio.create_task(work)
+    stopped = asyncio.create_task(stop.gently.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 async def _supervise(main: Callable[[StopRequest], Awaitable[None]], watch: "_Watch") -> int:
@@ -152,20 +164,4 @@ class _Watch:
             if orphan or (stop is not None and stop.now.is_set()):
                 self._left -= POLL_SECONDS
             if self._left <= 0:
-                _end_at_once()
-
-
-def _end_at_once() -> None:
-    """End this process and the ones it started, without a word."""
-    for pid in _children():
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-    os._exit(INTERRUPTED)
-
-
-def _children() -> list[int]:
-    """Process ids of our children where the kernel lists them (Linux), else none."""
-    with contextlib.suppress(OSError, ValueError):
-        files = Path("/proc/self/task").glob("*/children")
-        return [int(pid) for file in files for pid in file.read_text().split()]
-    return []
+                os._exit(INTERRUPTED)  # without a word; guards and janitors see to what it leaves

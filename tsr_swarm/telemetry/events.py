@@ -202,6 +202,14 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DhtFound:
+    """How many signed records of this run the DHT holds now, and the names in them."""
+
+    records: int
+    names: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
     """Bytes are totals of the run, both directions, summed over peers."""
 
@@ -273,6 +281,7 @@ Event = (
     | RoundClosed
     | CheckpointSaved
     | Warned
+    | DhtFound
     | RunFinished
     | Joined
     | StateReceived

@@ -24,7 +24,8 @@ def fold_all(snapshot: SwarmSnapshot, recorded: Iterable[e.Stamped]) -> SwarmSna
 
 def fold(snapshot: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
     """The state after ``event``, which happened at ``time``. Never raises, whatever the order of events."""
-    after = _apply(replace(snapshot, time=max(snapshot.time, time)), time, event)
+    started = time if snapshot.started is None else snapshot.started
+    after = _apply(replace(snapshot, started=started, time=max(snapshot.time, time)), time, event)
     text = describe(event)
     if text is None:
         return after
@@ -59,7 +60,7 @@ def _apply(s: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
 
 def _start(s: SwarmSnapshot, event: e.RunStarted) -> SwarmSnapshot:
     """A new run starts from nothing; the same one resumed keeps its history, but its peers have to join again."""
-    before = replace(s, peers={}) if s.run_id in ("", event.run_id) else SwarmSnapshot(time=s.time)
+    before = replace(s, peers={}) if s.run_id in ("", event.run_id) else SwarmSnapshot(started=s.time, time=s.time)
     return replace(
         before,
         run=name_of(event.run),
@@ -100,7 +101,8 @@ def _apply_peer(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:
             seen = _progress(_peer(s, event.peer, event.name), event)
         case e.PayloadReceived():
             seen = replace(_peer(s, event.peer, event.name), state="sent", reason="", round=event.round)
-            seen = replace(seen, local_loss=seen.local_loss if event.local_loss is None else event.local_loss)
+            loss = seen.local_loss if event.local_loss is None else event.local_loss
+            seen = replace(seen, step=seen.steps, local_loss=loss)
         case e.PayloadLate():
             seen = replace(_peer(s, event.peer, event.name), state="late", reason=clean(event.reason))
         case e.PayloadRefused():

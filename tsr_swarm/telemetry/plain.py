@@ -83,12 +83,6 @@ def _(event: e.PhaseChanged) -> str | None:
 
 
 @_line.register
-def _(event: e.PayloadReceived) -> str:
-    size, after = bytes_text(event.wire_bytes), seconds_text(event.seconds)
-    return f"round {event.round}: {size} from {name_of(event.name)} after {after}"
-
-
-@_line.register
 def _(event: e.PayloadLate) -> str:
     return f"round {event.round}: {name_of(event.name)} was late: {event.reason}"
 
@@ -116,7 +110,7 @@ def _(event: e.RoundClosed) -> str:
     return (
         f"round {event.round} closed in {seconds_text(event.seconds)}: loss {loss_text(event.loss)} "
         f"(local {loss_text(event.local_loss)}), {event.included} of {plural(event.peers, 'peer')}{late}, "
-        f"{bytes_text(wire)} on the wire, {factor_text(event.dense_bytes, wire)} less than dense"
+        f"{bytes_text(wire)}, {factor_text(event.dense_bytes, wire)} less than dense"
     )
 
 

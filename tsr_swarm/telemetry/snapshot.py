@@ -52,8 +52,9 @@ class LogLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmSnapshot:
-    """Everything a screen needs. ``time`` and ``deadline`` are unix seconds of the run's own clock."""
+    """Everything a screen needs. ``started``, ``time``, ``deadline``: unix seconds by the run's clock."""
 
+    started: float | None = None
     time: float = 0.0
     run: str = ""
     run_id: str = ""

@@ -152,8 +152,9 @@ class _SwiGLU(nn.Module):
 def _rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Cosines and sines (positions, 1, D); both halves of a head turn by the same angles."""
     size = config.hidden_size // config.num_attention_heads
-    frequencies = 1.0 / config.rope_theta ** (torch.arange(0, size, 2).float() / size)
-    angles = torch.outer(torch.arange(config.max_position_embeddings).float(), frequencies)
+    cpu = torch.device("cpu")  # also under the meta device, whose arithmetic takes a second to import
+    frequencies = 1.0 / config.rope_theta ** (torch.arange(0, size, 2, device=cpu).float() / size)
+    angles = torch.outer(torch.arange(config.max_position_embeddings, device=cpu).float(), frequencies)
     angles = torch.cat((angles, angles), -1)[:, None]
     return angles.cos(), angles.sin()
 

@@ -51,8 +51,8 @@ class StepProgress:
 
 def make_space(kind: str, model: nn.Module, manifest: Manifest) -> LocalSpace:
     """The local space named ``kind`` over a model's parameters."""
-    parameters = dict(model.named_parameters())
-    return {"core": CoreSpace, "full": FullSpace}[kind](parameters, manifest.blocks, manifest.config.optimizer)
+    space = CoreSpace if kind == "core" else FullSpace
+    return space(dict(model.named_parameters()), manifest.blocks, manifest.config.optimizer)
 
 
 class Trainer:
@@ -66,7 +66,7 @@ class Trainer:
         self.space = space
         self.consensus = consensus
         self._batches = batches
-        self._sent_round = 0  # the round of the contribution that the space has not settled yet
+        self.sent_round = 0  # the round of the contribution that the space has not settled yet
         self._parameters = dict(model.named_parameters())
         self._device = next(model.parameters()).device
 
@@ -95,7 +95,7 @@ class Trainer:
             on_step(StepProgress(step + 1, tokens / max(clock() - started, 1e-9)))
         mean_loss = sum(losses) / len(losses) if losses else float("nan")
         grids = self.space.upload(self.consensus, plan, self.manifest.config.wire, gradients)
-        self._sent_round = plan.round
+        self.sent_round = plan.round
         return RoundWork(plan.round, plan.steps, tokens, mean_loss, grids)
 
     def apply(
@@ -103,10 +103,15 @@ class Trainer:
     ) -> bytes:
         """Apply a committed round; ``included`` are the blocks in whose average this peer is. Returns the digest."""
         # A peer that was restarted no longer knows what it sent; only what it does know is taken out of its residual.
-        if self._sent_round == plan.round:
+        if self.sent_round == plan.round:
             self.space.settle(self.consensus, included)
         self.space.rotate(self.consensus.apply(plan, published, void))
         return self.consensus.digest()
+
+    def load(self, space: Mapping[str, Tensor], sent_round: int) -> None:
+        """Go on from a checkpoint of ``space.state_dict()``. Raises CheckpointError."""
+        self.space.load_state_dict(space)
+        self.sent_round = sent_round
 
     def replace_consensus(self, consensus: Consensus) -> None:
         """Go on from a downloaded state."""

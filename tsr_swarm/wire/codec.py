@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tsr_swarm.config.layout import BASIS_BITS, DENSE_BITS, PayloadKind, Slot
+from tsr_swarm.config.layout import DENSE_BITS, PayloadKind, Slot
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.lowrank.basis import BASIS_EXPONENT
 from tsr_swarm.lowrank.grid import EXPONENT_MAX, EXPONENT_MIN, Grid
@@ -101,10 +101,6 @@ def _by_kind(slots: Sequence[Slot]) -> dict[PayloadKind, list[Slot]]:
     return members
 
 
-def _is_fixed_scale(slot: Slot) -> bool:
-    return slot.bits == BASIS_BITS and slot.exponents == 0
-
-
 def _encode_slot(slot: Slot, grid: Grid) -> bytes:
     shape = (slot.rows, slot.cols)
     if tuple(grid.values.shape) != shape:
@@ -116,7 +112,7 @@ def _encode_slot(slot: Slot, grid: Grid) -> bytes:
         return values.astype("<f4", copy=False).tobytes()
     exponents = grid.exponents.cpu().numpy()
     legal = EXPONENT_MIN, EXPONENT_MAX
-    if _is_fixed_scale(slot):
+    if slot.exponents == 0:  # a basis: its one legal scale does not travel
         legal, exponents = (BASIS_EXPONENT, BASIS_EXPONENT), np.unique(exponents)
     if exponents.size and not legal[0] <= exponents.min() <= exponents.max() <= legal[1]:
         raise RunError(f"{slot.part} of block {slot.block} has exponents outside {legal}; lower optimizer.lr.")
@@ -146,7 +142,7 @@ def _decode_slot(slot: Slot, raw: memoryview) -> Grid:
             raise PeerError("not_finite", f"Block {slot.block} holds NaN or Inf; the payload is refused.")
         return Grid(torch.from_numpy(numbers).view(slot.rows, slot.cols), torch.empty(0, dtype=torch.int32))
     exponents = np.frombuffer(raw, np.int8, slot.exponents).astype(np.int32)
-    if _is_fixed_scale(slot):
+    if slot.exponents == 0:
         exponents = np.array([BASIS_EXPONENT], dtype=np.int32)
     elif exponents.min() < EXPONENT_MIN or exponents.max() > EXPONENT_MAX:
         raise PeerError(

@@ -165,13 +165,12 @@ class Progress(_message.Message):
     def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., overhead_bytes: _Optional[int] = ...) -> None: ...
 
 class FollowReply(_message.Message):
-    __slots__ = ("phase", "plan", "committed_round", "committed_chain", "deadline_ms", "resync", "unknown_peer", "version")
+    __slots__ = ("phase", "plan", "committed_round", "committed_chain", "deadline_ms", "unknown_peer", "version")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_ROUND_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_CHAIN_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
-    RESYNC_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_PEER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     phase: Phase
@@ -179,10 +178,9 @@ class FollowReply(_message.Message):
     committed_round: int
     committed_chain: bytes
     deadline_ms: int
-    resync: bool
     unknown_peer: bool
     version: int
-    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., committed_round: _Optional[int] = ..., committed_chain: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., resync: _Optional[bool] = ..., unknown_peer: _Optional[bool] = ..., version: _Optional[int] = ...) -> None: ...
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., committed_round: _Optional[int] = ..., committed_chain: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., unknown_peer: _Optional[bool] = ..., version: _Optional[int] = ...) -> None: ...
 
 class Envelope(_message.Message):
     __slots__ = ("header", "signature", "certificate")

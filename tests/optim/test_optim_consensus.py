@@ -1,0 +1,283 @@
+"""The state all peers share: how a round changes it, how it is named by a digest, and what is refused as a state."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
+from tsr_swarm.config.plan import Due, RoundPlan
+from tsr_swarm.config.run import WireConfig
+from tsr_swarm.errors import RunError
+from tsr_swarm.lowrank.basis import Basis, apply_factor, random_basis
+from tsr_swarm.lowrank.exact import lift, lift_tangent
+from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.publish import publish
+
+BLOCKS = (
+    Block(name="embed_tokens.weight", rows=20, cols=8, rank=4, role=Role.EMBEDDING),
+    Block(name="up.weight", rows=12, cols=9, rank=3, role=Role.MATRIX),
+    Block(name="norm.weight", rows=1, cols=9, rank=0, role=Role.DENSE),
+)
+WIRE = WireConfig()
+LOW_RANK = frozenset({0, 1})
+
+dues = st.builds(Due, tangent=st.frozensets(st.sampled_from((0, 1))), aim=st.frozensets(st.sampled_from((0, 1))))
+voids = st.frozensets(st.sampled_from((0, 1, 2)))
+seeds = st.integers(0, 2**31)
+
+
+def draw_consensus(seed: int = 0, lift: str = "exact") -> Consensus:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {b.name: (b.rows, b.cols) if b.is_low_rank else (b.cols,) for b in BLOCKS}
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    bases = {i: random_basis(b.rows, b.cols, b.rank, 3, i) for i, b in enumerate(BLOCKS) if b.is_low_rank}
+    return Consensus(BLOCKS, weights, bases, lift)
+
+
+def make_plan(due: Due, decay: float = 1.0) -> RoundPlan:
+    return RoundPlan(round=1, first_step=0, steps=1, lr_first=0.1, lr_last=0.1, decay=decay, due=due, parent="")
+
+
+def draw_published(
+    consensus: Consensus, due: Due, void: frozenset[int] = frozenset(), seed: int = 1
+) -> dict[Slot, Grid]:
+    generator = torch.Generator().manual_seed(seed)
+    mean = {
+        slot: torch.randn(slot.rows, slot.cols, generator=generator, dtype=torch.float64) / 100
+        for slot in upload_slots(BLOCKS, due, WIRE)
+    }
+    return publish(mean, published_slots(BLOCKS, due, WIRE, void), BLOCKS, consensus.bases)
+
+
+def by_part(published: dict[Slot, Grid]) -> dict[tuple[int, Part], Grid]:
+    return {(slot.block, slot.part): grid for slot, grid in published.items()}
+
+
+def equal(a: Basis, b: Basis) -> bool:
+    return torch.equal(a.left, b.left) and torch.equal(a.right, b.right)
+
+
+@settings(deadline=None, max_examples=40)
+@given(dues, voids, seeds)
+def test_a_round_decays_then_subtracts_what_is_lifted_in_the_old_basis(
+    due: Due, void: frozenset[int], seed: int
+) -> None:
+    consensus = draw_consensus(seed)
+    before, bases = dict(consensus.weights), dict(consensus.bases)
+    published = draw_published(consensus, due, void, seed)
+    grids = by_part(published)
+
+    consensus.apply(make_plan(due, decay=0.9), published, void)
+
+    for index, block in enumerate(BLOCKS):
+        old, new = before[block.name], consensus.weights[block.name]
+        if index in void:
+            assert torch.equal(new, old)
+        elif not block.is_low_rank:
+            assert torch.equal(new, old - grids[index, Part.DENSE].values.reshape(-1))
+        elif index in due.tangent:
+            sketch = grids[index, Part.TANGENT_LEFT], grids[index, Part.TANGENT_RIGHT]
+            assert torch.equal(new, old * torch.tensor(0.9) - lift_tangent(bases[index], *sketch))
+        else:
+            assert torch.equal(new, old * torch.tensor(0.9) - lift(bases[index], grids[index, Part.CORE]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(dues, voids, seeds)
+def test_a_refresh_changes_the_bases_that_were_due_and_reports_them(due: Due, void: frozenset[int], seed: int) -> None:
+    consensus = draw_consensus()
+    before = dict(consensus.bases)
+    published = draw_published(consensus, due, void, seed)
+    grids = by_part(published)
+
+    refreshed = consensus.apply(make_plan(due), published, void)
+
+    assert refreshed.keys() == due.refresh - void
+    for index, old in before.items():
+        now = consensus.bases[index]
+        if index not in refreshed:
+            assert equal(now, old)
+            continue
+        assert equal(refreshed[index][0], old)
+        assert equal(refreshed[index][1], now)
+        if index in due.aim:
+            assert torch.equal(now.left.int(), grids[index, Part.BASIS_LEFT].values)
+            assert torch.equal(now.right.int(), grids[index, Part.BASIS_RIGHT].values)
+        else:
+            made = apply_factor(grids[index, Part.TANGENT_RIGHT], grids[index, Part.FACTOR_RIGHT])
+            assert made is not None
+            assert torch.equal(now.right, made)
+
+
+@settings(deadline=None, max_examples=20)
+@given(dues, voids, seeds)
+def test_two_peers_that_apply_the_same_rounds_have_the_same_digest(due: Due, void: frozenset[int], seed: int) -> None:
+    one = draw_consensus(seed)
+    other = Consensus.from_tensors(BLOCKS, one.tensors())
+    for number, round_due in enumerate((Due(), due, Due())):
+        published = draw_published(one, round_due, void, seed + number)
+        one.apply(make_plan(round_due, 0.99), published, void)
+        other.apply(make_plan(round_due, 0.99), dict(reversed(published.items())), void)
+
+    assert one.digest() == other.digest()
+
+
+def test_a_side_that_could_not_be_aimed_keeps_its_basis() -> None:
+    consensus = draw_consensus()
+    due = Due(tangent=LOW_RANK)
+    published = draw_published(consensus, due)
+    for slot, grid in published.items():
+        if (slot.block, slot.part) == (0, Part.FACTOR_LEFT) or (slot.block, slot.part.kind.value) == (1, "basis"):
+            grid.values.zero_()
+
+    refreshed = consensus.apply(make_plan(due), published)
+
+    assert refreshed.keys() == {0}  # block 1 kept both sides: nothing to rotate
+    old, new = refreshed[0]
+    assert torch.equal(old.left, new.left)
+    assert not torch.equal(old.right, new.right)
+
+
+def test_what_was_handed_out_before_a_round_stays_as_it_was() -> None:
+    consensus = draw_consensus()
+    state = consensus.tensors()
+    copies = {name: tensor.clone() for name, tensor in state.items()}
+    due = Due(aim=LOW_RANK)
+
+    consensus.apply(make_plan(due, 0.9), draw_published(consensus, due))
+
+    assert all(torch.equal(state[name], copies[name]) for name in copies)
+
+
+def test_weights_given_are_copied() -> None:
+    weights = {b.name: torch.ones(b.rows, b.cols) for b in BLOCKS}
+    consensus = Consensus(BLOCKS, weights, draw_consensus().bases)
+    before = consensus.digest()
+
+    for weight in weights.values():
+        weight.zero_()
+
+    assert consensus.digest() == before
+
+
+def test_a_round_that_lacks_a_part_changes_nothing() -> None:
+    consensus = draw_consensus()
+    before = consensus.digest()
+    published = draw_published(consensus, Due())
+    published.pop(next(slot for slot in published if slot.part is Part.DENSE))
+
+    with pytest.raises(RunError, match=r"publishes nothing as 'dense' of block 'norm.weight', not 1 x 9"):
+        consensus.apply(make_plan(Due()), published)
+
+    assert consensus.digest() == before
+
+
+def test_a_basis_out_of_range_changes_nothing() -> None:
+    consensus = draw_consensus()
+    before = consensus.digest()
+    due = Due(aim=LOW_RANK)
+    published = draw_published(consensus, due)
+    next(grid for slot, grid in published.items() if slot.part is Part.BASIS_RIGHT).values[0, 0] = 65536
+
+    with pytest.raises(RunError, match="65536"):
+        consensus.apply(make_plan(due), published)
+
+    assert consensus.digest() == before
+
+
+def test_the_float32_control_is_close_to_the_exact_lift() -> None:
+    exact, control = draw_consensus(), draw_consensus(lift="float32")
+    for due in (Due(), Due(tangent=LOW_RANK)):
+        published = draw_published(exact, due)
+        exact.apply(make_plan(due), published)
+        control.apply(make_plan(due), published)
+
+    for name, weight in exact.weights.items():
+        torch.testing.assert_close(control.weights[name], weight, rtol=1e-4, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_any_changed_number_changes_the_digest(data: st.DataObject) -> None:
+    consensus = draw_consensus()
+    state = {name: tensor.clone() for name, tensor in consensus.tensors().items()}
+    flat = state[data.draw(st.sampled_from(sorted(state)))].view(-1)
+    place = data.draw(st.integers(0, flat.numel() - 1))
+    flat[place] = torch.nextafter(flat[place], flat[place] * 2 + 1) if flat.is_floating_point() else flat[place] ^ 1
+
+    assert Consensus.from_tensors(BLOCKS, state).digest() != consensus.digest()
+
+
+def test_a_changed_name_or_shape_changes_the_digest() -> None:
+    weights, bases = {"a": torch.zeros(2, 6)}, {0: random_basis(2, 6, 1, 0, 0)}
+    named, renamed, reshaped = (
+        Consensus((Block(name=name, rows=rows, cols=12 // rows, rank=0, role=Role.DENSE),), {name: weight}, bases)
+        for name, rows, weight in (("a", 2, weights["a"]), ("b", 2, weights["a"]), ("a", 3, weights["a"].view(3, 4)))
+    )
+
+    assert len({named.digest(), renamed.digest(), reshaped.digest()}) == 3
+
+
+def test_minus_zero_is_told_from_zero() -> None:
+    block = (Block(name="a", rows=1, cols=1, rank=0, role=Role.DENSE),)
+    plus, minus = (Consensus(block, {"a": torch.tensor([x])}, {}) for x in (0.0, -0.0))
+
+    assert plus.digest() != minus.digest()
+
+
+def test_the_state_comes_back_whole() -> None:
+    consensus = draw_consensus()
+
+    again = Consensus.from_tensors(BLOCKS, consensus.tensors())
+
+    assert again.digest() == consensus.digest()
+    assert again.weights["norm.weight"].shape == (9,)
+    assert all(equal(again.bases[index], basis) for index, basis in consensus.bases.items())
+
+
+def spoil(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], None]:
+    def apply(state: dict[str, Tensor]) -> None:
+        state[name] = change(state[name])
+
+    return apply
+
+
+def with_first(value: float) -> Callable[[Tensor], Tensor]:
+    def change(tensor: Tensor) -> Tensor:
+        changed = tensor.clone()
+        changed.view(-1)[0] = value
+        return changed
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: state.pop("weight/up.weight"), r"differ in 1 names, the first is 'weight/up.weight'"),
+        (lambda state: state.update({"left/norm.weight": torch.zeros(1)}), "left/norm.weight"),
+        (spoil("weight/up.weight", lambda x: x.mT), r"shape \(9, 12\), the manifest says 12 x 9"),
+        (spoil("weight/norm.weight", lambda x: x[:-1]), "shape"),
+        (spoil("weight/up.weight", lambda x: x.double()), "float64, not float32"),
+        (spoil("weight/up.weight", with_first(math.nan)), "not finite"),
+        (spoil("weight/norm.weight", with_first(math.inf)), "not finite"),
+        (spoil("left/up.weight", lambda x: x.int()), "int32, not int16"),
+        (spoil("left/up.weight", lambda x: x[:, :2]), "12 x 3"),
+        (spoil("right/up.weight", with_first(2048)), "beyond 2047"),
+        (spoil("right/up.weight", with_first(-2048)), "beyond 2047"),
+        (spoil("right/up.weight", with_first(-32768)), "beyond 2047"),
+    ],
+)
+def test_a_state_out_of_place_is_refused(change: Callable[[dict[str, Tensor]], object], says: str) -> None:
+    state = draw_consensus().tensors()
+    change(state)
+
+    with pytest.raises(RunError, match=says):
+        Consensus.from_tensors(BLOCKS, state)

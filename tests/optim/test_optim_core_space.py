@@ -1,0 +1,352 @@
+"""CoreSpace: W_i = Wbar + U S V^T at all times, and no work lost or counted twice, whoever was included."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+from torch import Tensor
+
+from tsr_swarm.config.blocks import plan_blocks
+from tsr_swarm.config.layout import Part, upload_slots
+from tsr_swarm.config.run import OptimizerConfig, WireConfig
+from tsr_swarm.errors import CheckpointError, RunError
+from tsr_swarm.lowrank.basis import random_basis
+from tsr_swarm.lowrank.rotate import rotate_core, rotate_moments
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.core_space import CoreSpace
+from tsr_swarm.optim.local_space import LocalSpace
+from tsr_swarm.optim.reference import AdamOptions, reference_core_round
+
+FLOAT32 = 1e-5  # weights near 1, a few roundings each
+PUBLISHED = 2**-14  # of the largest number: one exponent a block at 16 bits
+LOW_RANK = ("a.weight", "b.weight", "c.weight")
+NEVER = 1000  # a refresh period that these tests do not reach again after round 1
+
+
+def lifted(swarm: object, peer: int, name: str) -> Tensor:
+    """A core peer's displacement of a low-rank block as a weight, float64: U C V^T."""
+    consensus = swarm.consensus[peer]
+    basis = consensus.bases[[b.name for b in swarm.blocks].index(name)]
+    core = swarm.displacement(peer, name)
+    return basis.left_float(torch.float64) @ core @ basis.right_float(torch.float64).mT
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    rank=st.integers(1, 4),
+    shapes=st.lists(st.tuples(st.integers(4, 8), st.integers(4, 8)), min_size=1, max_size=4),
+    seed=st.integers(0, 2**16),
+)
+def test_parameters_are_wbar_plus_the_lifted_core_after_every_step(
+    swarm: type, noise: Callable, rank: int, shapes: list[tuple[int, int]], seed: int
+) -> None:
+    named = {f"{number}.weight": shape for number, shape in enumerate(shapes)}
+    optimizer = OptimizerConfig(rank=rank, lr=0.05, warmup_steps=0)
+    run = swarm(["core"], noise(seed), optimizer=optimizer, shapes=named, seed=seed)
+    for _ in range(3):
+        for _ in range(2):
+            run.step(0.05)
+            for name in named:
+                expected = run.consensus[0].weights[name] - lifted(run, 0, name)
+                torch.testing.assert_close(run.parameters[0][name].double(), expected, rtol=0, atol=FLOAT32)
+        run.upload()
+        run.close()
+
+
+@settings(deadline=None, max_examples=10)
+@given(rank=st.integers(1, 4), peers=st.integers(1, 3), seed=st.integers(0, 2**16))
+def test_a_round_equals_the_oracle(swarm: type, rank: int, peers: int, seed: int) -> None:
+    rows, cols, steps, tokens = 7, 6, 3, [1.0, 2.0, 5.0][:peers]
+    generator = torch.Generator().manual_seed(seed)
+    gradients = torch.randn(peers, steps + 1, rows, cols, generator=generator)
+    turn = [0] * peers
+
+    def gradient(peer: int, name: str, weight: Tensor) -> Tensor:
+        turn[peer] += 1
+        return gradients[peer, turn[peer] - 1]
+
+    optimizer = OptimizerConfig(rank=rank, lr=0.02, warmup_steps=0)
+    run = swarm(
+        ["core"] * peers,
+        gradient,
+        optimizer=optimizer,
+        wire=WireConfig(core_bits=16),
+        tokens=tokens,
+        k_x=steps,
+        shapes={"a.weight": (rows, cols)},
+        seed=seed,
+    )
+    weight, basis = run.consensus[0].weights["a.weight"], run.consensus[0].bases[0]
+    options = AdamOptions(lr=0.02, betas=optimizer.betas, scale=(rows * cols) ** 0.5 / rank)
+    expected, own = reference_core_round(weight, gradients[:, :steps], tokens, basis, options)
+    run.train()
+    for peer in range(peers):
+        torch.testing.assert_close(run.parameters[peer]["a.weight"].double(), own[peer], rtol=0, atol=1e-4)
+    run.upload()
+    run.close()
+    moved = float((expected - weight).abs().max())
+    torch.testing.assert_close(
+        run.consensus[0].weights["a.weight"].double(), expected, rtol=0, atol=1e-4 + 2 * rank * PUBLISHED * moved
+    )
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    drops=st.lists(st.sets(st.integers(0, 2), max_size=2), min_size=3, max_size=5),
+    bits=st.sampled_from([8, 16]),
+    seed=st.integers(0, 2**16),
+)
+def test_what_was_averaged_and_what_is_left_is_the_work_done(
+    swarm: type, noise: Callable, drops: list[set[int]], bits: int, seed: int
+) -> None:
+    tokens = [1.0, 2.0, 4.0]
+    wire = WireConfig(core_bits=bits)
+    run = swarm(["core"] * 3, noise(seed), wire=wire, tokens=tokens, k_r=3 * NEVER, seed=seed)
+    run.play()  # the only refresh
+    for dropped in drops:
+        included = [peer for peer in range(3) if peer not in dropped]
+        run.train()
+        names = (*LOW_RANK, "norm")
+        work = {(peer, name): run.displacement(peer, name) for peer in range(3) for name in names}
+        old = {name: run.consensus[0].weights[name].double() for name in names}
+        basis = run.consensus[0].bases
+        run.upload()
+        taken = {
+            (peer, name): run.sent[peer][slot].numbers().reshape(work[peer, name].shape)
+            for peer in included
+            for slot, name in zip(run.sent[peer], names, strict=True)
+        }
+        run.close(included)
+        total = sum(tokens[peer] for peer in included)
+        for index, name in enumerate(names):
+            for peer in range(3):
+                left = work[peer, name] - taken.get((peer, name), 0)
+                torch.testing.assert_close(run.displacement(peer, name), left, rtol=0, atol=FLOAT32)
+            mean = sum((taken[peer, name] * tokens[peer] for peer in included), torch.zeros(())) / total
+            if index in basis:
+                mean = basis[index].left_float(torch.float64) @ mean @ basis[index].right_float(torch.float64).mT
+            applied = old[name] - run.consensus[0].weights[name].double()
+            slack = FLOAT32 + 16 * PUBLISHED * float(mean.abs().max())
+            torch.testing.assert_close(applied, mean, rtol=0, atol=slack)
+
+
+def test_the_error_of_quantisation_comes_back_and_does_not_grow(swarm: type, noise: Callable) -> None:
+    rounds = 40
+    run = swarm(["core"], noise(3), wire=WireConfig(core_bits=8), k_r=3 * NEVER)
+    run.play()
+    sent = work = torch.zeros(4, 4, dtype=torch.float64)
+    errors = []
+    for _ in range(rounds):
+        before = run.displacement(0, "a.weight")
+        run.train()
+        work = work + run.displacement(0, "a.weight") - before
+        run.upload()
+        grid = next(grid for slot, grid in run.sent[0].items() if slot.block == 0)
+        sent = sent + grid.numbers()
+        largest_step = 2.0 ** int(grid.exponents.max())
+        run.close()
+        # the sums differ by no more than the residuals of the first and the last round: half a step each
+        errors.append(float((sent - work).abs().max()) / largest_step)
+    assert max(errors) <= 4.0
+    assert float((sent - work).abs().max()) / rounds < 0.1 * largest_step
+
+
+def test_a_refresh_turns_cores_and_moments_and_keeps_the_step_count(swarm: type, noise: Callable) -> None:
+    run = swarm(["core", "core"], noise(4), k_x=3, k_r=6)
+    run.play()
+    run.play()  # the next round refreshes again
+    run.train()
+    before, old = run.spaces[1].state_dict(), run.consensus[1].bases[0]
+    run.upload()
+    run.close(included=[0])
+    after, new = run.spaces[1].state_dict(), run.consensus[1].bases[0]
+    assert not torch.equal(old.left, new.left)
+    core = rotate_core(before["displacement/a.weight"], old, new)
+    beta_t = [beta**9 for beta in run.config.optimizer.betas]
+    first, second = rotate_moments(before["first/a.weight"], before["second/a.weight"], old, new, *beta_t)
+    assert torch.equal(after["displacement/a.weight"], core)
+    assert torch.equal(after["first/a.weight"], first)
+    assert torch.equal(after["second/a.weight"], second)
+    assert after["steps"].tolist() == [9, 9, 9, 9]
+
+
+def test_work_of_a_missed_round_goes_out_with_the_next(swarm: type, noise: Callable) -> None:
+    run = swarm(["core", "core"], noise(5), k_r=3 * NEVER)
+    run.play()
+    run.play(included=[0])
+    left = lifted(run, 1, "a.weight")
+    run.upload()
+    run.close(included=[1])  # no steps in between: only the residual is left to send
+    assert left.norm() > 0.01
+    assert lifted(run, 1, "a.weight").norm() < 0.02 * left.norm()
+
+
+def test_a_peer_that_is_never_included_does_not_run_away(swarm: type) -> None:
+    run = swarm(["core", "core"], lambda peer, name, weight: torch.ones(weight.shape), k_r=3 * NEVER)
+    run.play()
+    run.train()
+    usual = run.displacement(1, "norm").norm()  # the work of one round, the same in every one
+    run.upload()
+    run.close()
+    norms = []
+    for _ in range(30):
+        run.play(included=[0])
+        norms.append(float(run.displacement(1, "norm").norm() / usual))
+    assert norms[2] > 2.5  # nothing is lost at first
+    assert max(norms) < 6
+
+
+@pytest.mark.parametrize("moment", ["after steps", "after upload", "after close"])
+def test_a_restarted_peer_continues_bit_for_bit(swarm: type, noise: Callable, moment: str) -> None:
+    straight, restarted = (swarm(["core", "core"], noise(6), seed=6) for _ in range(2))
+    for run in (straight, restarted):
+        run.play()
+        run.play(included=[1])  # peer 0 carries a residual
+        run.train()
+        if moment != "after steps":
+            run.upload()
+        if moment == "after close":
+            run.close()
+    saved, tensors = save(restarted.spaces[0].state_dict()), restarted.consensus[0].tensors()
+    space: LocalSpace = CoreSpace(restarted.parameters[0], restarted.blocks, restarted.config.optimizer)
+    space.load_state_dict(load(saved))
+    restarted.consensus[0] = Consensus.from_tensors(restarted.blocks, tensors)
+    restarted.spaces[0] = space
+    for parameter in restarted.parameters[0].values():
+        parameter.data.zero_()
+    space.begin(restarted.consensus[0])
+    for run in (straight, restarted):
+        if moment == "after steps":
+            run.upload()
+        if moment != "after close":
+            run.close()
+        run.play()
+    for name in straight.parameters[0]:
+        assert torch.equal(straight.parameters[0][name], restarted.parameters[0][name])
+    assert straight.consensus[0].digest() == restarted.consensus[0].digest()
+
+
+def test_a_saved_state_that_does_not_fit_is_refused_before_any_change(swarm: type, noise: Callable) -> None:
+    run = swarm(["core"], noise(7))
+    run.play()
+    good = run.spaces[0].state_dict()
+    lacking = {key: value for key, value in good.items() if key != "first/a.weight"}
+    other_rank = good | {"first/a.weight": torch.zeros(3, 3)}
+    for bad in (lacking, other_rank, good | {"first/z.weight": torch.zeros(1)}):
+        with pytest.raises(CheckpointError):
+            run.spaces[0].load_state_dict(bad)
+    assert all(torch.equal(value, run.spaces[0].state_dict()[key]) for key, value in good.items())
+
+
+def test_a_core_of_another_basis_is_not_begun_with(swarm: type, noise: Callable) -> None:
+    run, other = swarm(["core"], noise(8), seed=8), swarm(["core"], noise(8), seed=9)
+    with pytest.raises(RunError, match=r"another basis"):
+        run.spaces[0].begin(other.consensus[0])
+
+
+def test_a_replaced_consensus_keeps_work_where_the_basis_is_the_same(swarm: type, noise: Callable) -> None:
+    run = swarm(["core"], noise(9))
+    run.play()
+    run.train()
+    before = run.spaces[0].state_dict()
+    tensors = dict(run.consensus[0].tensors())
+    basis = random_basis(12, 9, 4, 99, 1)
+    tensors |= {"left/b.weight": basis.left, "right/b.weight": basis.right}
+    replaced = Consensus.from_tensors(run.blocks, tensors)
+    run.spaces[0].rebase(replaced)
+    run.spaces[0].begin(replaced)
+    after = run.spaces[0].state_dict()
+    for key in ("displacement/a.weight", "first/a.weight", "second/c.weight", "displacement/norm"):
+        assert torch.equal(after[key], before[key])
+    for key in ("displacement/b.weight", "first/b.weight", "second/b.weight"):
+        assert not after[key].any()
+    assert after["steps"].tolist() == [6, 0, 6, 6]
+    assert torch.equal(run.parameters[0]["b.weight"].detach(), replaced.weights["b.weight"])
+
+
+def test_an_upload_of_unknown_fate_counts_as_averaged_when_the_consensus_is_replaced(
+    swarm: type, noise: Callable
+) -> None:
+    run = swarm(["core"], noise(10), k_r=3 * NEVER)
+    run.play()
+    run.train()
+    work = run.displacement(0, "a.weight")
+    run.upload()
+    run.spaces[0].rebase(run.consensus[0])
+    assert run.displacement(0, "a.weight").norm() < 0.02 * work.norm()
+    assert not run.displacement(0, "norm").any()
+
+
+def test_steps_taken_between_upload_and_settle_are_kept(swarm: type, noise: Callable) -> None:
+    run = swarm(["core"], noise(11), k_r=3 * NEVER)
+    run.play()
+    run.train()
+    run.upload()
+    sent = next(grid.numbers() for slot, grid in run.sent[0].items() if slot.block == 0)
+    run.step(0.01)
+    now = run.displacement(0, "a.weight")
+    run.close()
+    torch.testing.assert_close(run.displacement(0, "a.weight"), now - sent, rtol=0, atol=FLOAT32)
+
+
+def test_parameters_without_a_gradient_and_of_half_precision_are_moved_too() -> None:
+    optimizer = OptimizerConfig(rank=2, lr=0.01)
+    blocks = plan_blocks({"a.weight": (6, 5), "b.weight": (6, 5)}, optimizer, 8)
+    weights = {name: torch.ones(6, 5) for name in ("a.weight", "b.weight")}
+    consensus = Consensus(blocks, weights, {i: random_basis(6, 5, 2, 0, i) for i in range(2)})
+    parameters = {name: torch.nn.Parameter(torch.zeros(6, 5, dtype=torch.bfloat16)) for name in weights}
+    space = CoreSpace(parameters, blocks, optimizer)
+    space.begin(consensus)
+    parameters["a.weight"].grad = torch.randn(6, 5).to(torch.bfloat16)
+    space.step(0.01)
+    assert not torch.equal(parameters["a.weight"].float(), weights["a.weight"])
+    assert torch.equal(parameters["b.weight"].float(), weights["b.weight"])
+
+
+def test_in_a_flush_the_core_stands_in_for_the_displacement(swarm: type, noise: Callable) -> None:
+    optimizer = OptimizerConfig(rank=4, lr=0.01, warmup_steps=0, local_space="mixed")
+    run = swarm(["core"], noise(12), optimizer=optimizer, wire=WireConfig(sketch_bits=16))
+    run.train()  # round 1 of a mixed run sends tangents
+    work, old = lifted(run, 0, "a.weight"), run.consensus[0].weights["a.weight"].double()
+    run.upload()
+    assert {slot.part for slot in run.sent[0] if slot.block == 0} == {
+        Part.TANGENT_LEFT,
+        Part.TANGENT_RIGHT,
+        Part.GRADIENT_LEFT,
+        Part.GRADIENT_RIGHT,
+    }
+    run.close()
+    applied = old - run.consensus[0].weights["a.weight"].double()
+    assert (applied - work).norm() < 1e-3 * work.norm()
+    assert lifted(run, 0, "a.weight").norm() < 2e-3 * work.norm()
+
+
+def test_a_displacement_that_is_not_finite_is_refused_at_upload(swarm: type) -> None:
+    run = swarm(["core"], lambda peer, name, weight: torch.full(weight.shape, float("nan")), k_r=3 * NEVER)
+    run.train()
+    with pytest.raises(RunError, match="not finite"):
+        run.upload()
+
+
+def test_slots_come_in_the_layouts_order(swarm: type, noise: Callable) -> None:
+    run = swarm(["core"], noise(13))
+    run.train()
+    run.upload()
+    slots = upload_slots(run.blocks, run.plan.due, run.config.wire)
+    assert tuple(run.sent[0]) == slots
+    for slot, grid in run.sent[0].items():
+        assert (tuple(grid.values.shape), grid.exponents.numel()) == ((slot.rows, slot.cols), slot.exponents)
+
+
+def test_two_core_peers_lower_a_least_squares_loss_and_stay_bit_identical(swarm: type, least_squares: type) -> None:
+    problem = least_squares(2, 1)
+    optimizer = OptimizerConfig(rank=6, lr=0.02, warmup_steps=5, weight_decay=1e-3)
+    run = swarm(["core", "core"], problem.gradient, optimizer=optimizer, k_x=5, k_r=10, tokens=[3.0, 5.0])
+    first = problem.loss(run.consensus[0].weights)
+    for round_number in range(40):
+        run.play(included=[1] if round_number % 5 == 4 else None)
+        assert run.consensus[0].digest() == run.consensus[1].digest()
+    assert problem.loss(run.consensus[0].weights) < 0.2 * first

@@ -1,0 +1,225 @@
+"""FullSpace: full-size work through the same slots as a core peer's; the residual stays with its peer."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from tsr_swarm.config.layout import Part, upload_slots
+from tsr_swarm.config.run import OptimizerConfig, WireConfig
+from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.lowrank.exact import lift, lift_tangent
+from tsr_swarm.lowrank.grid import quantise_block
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.full_space import FullSpace
+from tsr_swarm.optim.local_space import LocalSpace
+
+FLOAT32 = 1e-5
+PUBLISHED = 2**-14  # of the largest number: one exponent a block at 16 bits
+NEVER = 1000
+LOW_RANK = ("a.weight", "b.weight", "c.weight")
+
+
+def full(aim: str = "gradient", gamma: float = 1.0, **more: object) -> OptimizerConfig:
+    return OptimizerConfig(rank=4, lr=0.01, warmup_steps=0, local_space="full", aim=aim, gamma=gamma, **more)  # type: ignore[arg-type]
+
+
+def own_part(sent: dict, index: int, basis: Basis) -> Tensor:
+    """The update that this upload alone would make, by the consensus' own lift, float64."""
+    parts = {slot.part: grid for slot, grid in sent.items() if slot.block == index}
+    # the exact lift takes one exponent a block: 16 bits of that lose little of 8 with one a row
+    fine = {part: quantise_block(grid.numbers(), 16) for part, grid in parts.items()}
+    if Part.CORE in fine:
+        return lift(basis, fine[Part.CORE]).double()
+    return lift_tangent(basis, fine[Part.TANGENT_LEFT], fine[Part.TANGENT_RIGHT]).double()
+
+
+def test_steps_are_torchs_adam(swarm: type, noise: Callable) -> None:
+    ours, theirs = noise(1), noise(1)
+    run = swarm(["full"], ours, optimizer=full())
+    rivals = {name: nn.Parameter(weight.clone()) for name, weight in run.consensus[0].weights.items()}
+    adam = torch.optim.Adam(rivals.values(), betas=(0.9, 0.99))
+    adam.param_groups[0]["lr"] = 0.01
+    for _ in range(5):
+        run.step(0.01)
+        for name, rival in rivals.items():
+            rival.grad = theirs(0, name, rival)
+        adam.step()
+    for name, rival in rivals.items():
+        torch.testing.assert_close(run.parameters[0][name], rival, rtol=FLOAT32, atol=FLOAT32)
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    drops=st.lists(st.sets(st.integers(0, 2), max_size=2), min_size=2, max_size=4),
+    aim=st.sampled_from(["gradient", "displacement"]),
+    bits=st.sampled_from([8, 16]),
+    k_r=st.sampled_from([3, 6, 3 * NEVER]),
+    seed=st.integers(0, 2**16),
+)
+def test_what_was_averaged_and_what_is_left_is_the_work_done(
+    swarm: type, noise: Callable, drops: list[set[int]], aim: str, bits: int, k_r: int, seed: int
+) -> None:
+    tokens = [1.0, 2.0, 4.0]
+    wire = WireConfig(core_bits=bits, sketch_bits=bits)
+    run = swarm(["full"] * 3, noise(seed), optimizer=full(aim), wire=wire, tokens=tokens, k_r=k_r, seed=seed)
+    for dropped in drops:
+        included = [peer for peer in range(3) if peer not in dropped]
+        total = sum(tokens[peer] for peer in included)
+        run.train()
+        work = {(peer, name): run.displacement(peer, name) for peer in range(3) for name in LOW_RANK}
+        old = {name: run.consensus[0].weights[name].double() for name in LOW_RANK}
+        basis = dict(run.consensus[0].bases)
+        run.upload()
+        run.close(included)
+        for index, name in enumerate(LOW_RANK):
+            parts = {peer: own_part(run.sent[peer], index, basis[index]) for peer in included}
+            largest = max(float(part.abs().max()) for part in parts.values())
+            slack = FLOAT32 + 32 * PUBLISHED * largest
+            for peer in range(3):
+                left = work[peer, name] - parts.get(peer, 0)
+                torch.testing.assert_close(run.displacement(peer, name), left, rtol=0, atol=slack)
+            applied = old[name] - run.consensus[0].weights[name].double()
+            mean = sum((parts[peer] * tokens[peer] for peer in included), torch.zeros(())) / total
+            torch.testing.assert_close(applied, mean, rtol=0, atol=slack)
+
+
+def test_the_next_round_starts_at_wbar_less_gamma_of_the_residual(swarm: type, noise: Callable) -> None:
+    whole, part = (swarm(["full", "full"], noise(2), optimizer=full(gamma=gamma)) for gamma in (1.0, 0.9))
+    for run in (whole, part):
+        run.play(included=[0])
+    for name in LOW_RANK:
+        residual = whole.displacement(0, name)
+        torch.testing.assert_close(part.displacement(0, name), 0.9 * residual, rtol=FLOAT32, atol=FLOAT32)
+        expected = part.consensus[0].weights[name].double() - part.displacement(0, name)
+        torch.testing.assert_close(part.parameters[0][name].double(), expected, rtol=0, atol=FLOAT32)
+        assert torch.equal(part.displacement(1, name), whole.displacement(1, name))  # not included: gamma is 1
+    assert not part.displacement(0, "norm").any()
+    assert part.displacement(1, "norm").any()
+
+
+def test_a_tangent_round_takes_more_of_the_work_than_a_core_round(swarm: type, noise: Callable) -> None:
+    shares = []
+    for k_r in (3, 3 * NEVER):
+        run = swarm(["full"], noise(3), optimizer=full("displacement"), k_r=k_r)
+        run.play()
+        run.train()
+        work = run.displacement(0, "a.weight")
+        run.upload()
+        run.close()
+        shares.append(float(run.displacement(0, "a.weight").norm() / work.norm()))
+    assert shares[0] < 0.8 * shares[1]
+
+
+def test_work_in_the_span_that_the_basis_was_aimed_at_is_flushed_whole(swarm: type) -> None:
+    generator = torch.Generator().manual_seed(4)
+    sign = torch.sign(torch.randn(12, 1, generator=generator)) @ torch.sign(torch.randn(1, 9, generator=generator))
+    run = swarm(["full"], lambda *_: sign, optimizer=full(), k_r=3, shapes={"a.weight": (12, 9)})
+    run.play()
+    residual = run.displacement(0, "a.weight")
+    run.train()  # Adam of a constant gradient moves along its sign: new work of rank 1, in the span of the gradient
+    work = run.displacement(0, "a.weight") - residual
+    run.upload()
+    run.close()
+    assert residual.norm() < 0.8 * work.norm()
+    assert run.displacement(0, "a.weight").norm() < residual.norm() + 0.02 * work.norm()
+
+
+def test_a_peer_that_is_never_included_does_not_run_away(swarm: type) -> None:
+    run = swarm(["full", "full"], lambda peer, name, weight: torch.ones(weight.shape), optimizer=full())
+    run.train()
+    usual = run.displacement(1, "a.weight").norm()
+    run.upload()
+    run.close()
+    norms = []
+    for _ in range(30):
+        run.play(included=[0])
+        norms.append(float(run.displacement(1, "a.weight").norm() / usual))
+    assert norms[2] > 2.5
+    assert max(norms) < 6
+
+
+@pytest.mark.parametrize("moment", ["after steps", "after upload", "after close"])
+@pytest.mark.parametrize("k_r", [3, 3 * NEVER])
+def test_a_restarted_peer_continues_bit_for_bit(swarm: type, noise: Callable, moment: str, k_r: int) -> None:
+    straight, restarted = (swarm(["full", "full"], noise(6), optimizer=full(), k_r=k_r) for _ in range(2))
+    for run in (straight, restarted):
+        run.play()
+        run.play(included=[1])
+        run.train()
+        if moment != "after steps":
+            run.upload()
+        if moment == "after close":
+            run.close()
+    saved, tensors = save(restarted.spaces[0].state_dict()), restarted.consensus[0].tensors()
+    space: LocalSpace = FullSpace(restarted.parameters[0], restarted.blocks, restarted.config.optimizer)
+    space.load_state_dict(load(saved))
+    restarted.consensus[0] = Consensus.from_tensors(restarted.blocks, tensors)
+    restarted.spaces[0] = space
+    for parameter in restarted.parameters[0].values():
+        parameter.data.zero_()
+    space.begin(restarted.consensus[0])
+    for run in (straight, restarted):
+        if moment == "after steps":
+            run.upload()
+        if moment != "after close":
+            run.close()
+        run.play()
+    for name in straight.parameters[0]:
+        assert torch.equal(straight.parameters[0][name], restarted.parameters[0][name])
+    assert straight.consensus[0].digest() == restarted.consensus[0].digest()
+
+
+def test_a_replaced_consensus_keeps_the_residual_but_no_work_of_unknown_fate(swarm: type, noise: Callable) -> None:
+    run = swarm(["full"], noise(7), optimizer=full())
+    run.play()
+    run.train()
+    work = run.spaces[0].state_dict()
+    run.spaces[0].rebase(run.consensus[0])
+    assert torch.equal(run.displacement(0, "a.weight").float(), work["displacement/a.weight"])
+    run.upload()
+    run.spaces[0].rebase(run.consensus[0])
+    after = run.spaces[0].state_dict()
+    assert not after["displacement/a.weight"].any()
+    assert not after["displacement/norm"].any()
+    assert torch.equal(after["first/a.weight"], work["first/a.weight"])
+
+
+def test_core_and_full_peers_of_a_mixed_run_send_the_same_slots(swarm: type, noise: Callable) -> None:
+    optimizer = OptimizerConfig(rank=4, lr=0.01, warmup_steps=0, local_space="mixed")
+    run = swarm(["core", "full"], noise(8), optimizer=optimizer)
+    for _ in range(4):  # tangent and core rounds
+        run.train()
+        run.upload()
+        core, whole = run.sent
+        assert tuple(core) == tuple(whole) == upload_slots(run.blocks, run.plan.due, run.config.wire)
+        for slot in core:
+            assert core[slot].values.shape == whole[slot].values.shape
+            assert core[slot].exponents.shape == whole[slot].exponents.shape
+        run.close()
+        assert run.consensus[0].digest() == run.consensus[1].digest()
+
+
+@pytest.mark.parametrize(
+    ("spaces", "local_space", "aim"),
+    [
+        (["full", "full"], "full", "gradient"),
+        (["full", "full"], "full", "displacement"),
+        (["core", "full"], "mixed", "gradient"),
+    ],
+)
+def test_two_peers_lower_a_least_squares_loss_and_stay_bit_identical(
+    swarm: type, least_squares: type, spaces: list[str], local_space: str, aim: str
+) -> None:
+    problem = least_squares(2, 1)
+    optimizer = OptimizerConfig(rank=4, lr=0.02, warmup_steps=5, local_space=local_space, aim=aim, weight_decay=1e-3)
+    run = swarm(spaces, problem.gradient, optimizer=optimizer, k_x=5, k_r=10, tokens=[3.0, 5.0])
+    first = problem.loss(run.consensus[0].weights)
+    for round_number in range(40):
+        run.play(included=[1] if round_number % 5 == 4 else None)
+        assert run.consensus[0].digest() == run.consensus[1].digest()
+    assert problem.loss(run.consensus[0].weights) < 0.2 * first

@@ -1,0 +1,89 @@
+"""The schedule: what is due in which round, and at which rate."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.plan import Due
+from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
+from tsr_swarm.optim.periods import learning_rate, plan_round
+
+BLOCKS = (
+    Block(name="embed_tokens.weight", rows=8, cols=4, rank=2, role=Role.EMBEDDING),
+    Block(name="up.weight", rows=4, cols=4, rank=2, role=Role.MATRIX),
+    Block(name="norm.weight", rows=1, cols=4, rank=0, role=Role.DENSE),
+)
+PERIODS = PeriodsConfig(k_x=5, k_r=10, k_r_embedding=15)
+BOTH, EMBEDDING, MATRIX = frozenset({0, 1}), frozenset({0}), frozenset({1})
+
+
+def config(**optimizer: object) -> RunConfig:
+    return RunConfig(optimizer=replace(OptimizerConfig(), **optimizer), periods=PERIODS)  # type: ignore[arg-type]
+
+
+def test_bases_are_refreshed_in_round_one_and_then_every_period() -> None:
+    due = [plan_round(config(), BLOCKS, round, "").due.aim for round in range(1, 8)]
+
+    assert due == [BOTH, frozenset(), MATRIX, EMBEDDING, MATRIX, frozenset(), BOTH]
+
+
+@pytest.mark.parametrize(
+    ("local_space", "aim", "due"),
+    [
+        ("core", "gradient", Due(aim=BOTH)),
+        ("full", "displacement", Due(tangent=BOTH)),
+        ("full", "gradient", Due(tangent=BOTH, aim=BOTH)),
+        ("mixed", "gradient", Due(tangent=BOTH, aim=BOTH)),
+    ],
+)
+def test_what_a_refresh_asks_for_follows_from_space_and_aim(local_space: str, aim: str, due: Due) -> None:
+    assert plan_round(config(local_space=local_space, aim=aim), BLOCKS, 1, "").due == due
+
+
+@given(st.integers(1, 10**6))
+def test_a_plan_counts_steps_by_rounds(round: int) -> None:
+    plan = plan_round(config(), BLOCKS, round, "ab")
+
+    assert (plan.round, plan.parent, plan.steps, plan.first_step) == (round, "ab", 5, (round - 1) * 5)
+
+
+@given(st.integers(1, 60), st.integers(0, 40), st.integers(0, 100))
+def test_a_plan_holds_the_rates_of_its_first_and_last_step(round: int, warmup: int, decay: int) -> None:
+    settings = config(warmup_steps=warmup, decay_steps=decay)
+
+    plan = plan_round(settings, BLOCKS, round, "")
+
+    assert plan.lr_first == learning_rate(settings.optimizer, plan.first_step)
+    assert plan.lr_last == learning_rate(settings.optimizer, plan.first_step + 4)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 1000), st.integers(0, 1000))
+def test_a_rate_is_above_zero_and_never_above_the_set_one(step: int, warmup: int, decay: int) -> None:
+    optimizer = OptimizerConfig(lr=0.01, warmup_steps=warmup, decay_steps=decay)
+
+    assert 0 < learning_rate(optimizer, step) <= 0.01 * (1 + 1e-12)
+
+
+def test_the_rate_warms_up_in_a_line_and_stays() -> None:
+    optimizer = OptimizerConfig(lr=1.0, warmup_steps=4, decay_steps=0)
+
+    assert [learning_rate(optimizer, step) for step in (0, 1, 2, 3, 4, 10**6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+
+
+def test_the_rate_falls_as_a_cosine_to_a_tenth_and_stays() -> None:
+    optimizer = OptimizerConfig(lr=1.0, warmup_steps=4, decay_steps=100)
+
+    rates = [learning_rate(optimizer, step) for step in (4, 54, 104, 1000)]
+
+    assert rates == pytest.approx([1, 0.55, 0.1, 0.1])
+
+
+def test_weight_decay_is_one_factor_for_the_whole_round() -> None:
+    plan = plan_round(config(lr=0.1, warmup_steps=0, weight_decay=0.5), BLOCKS, 3, "")
+
+    assert plan.decay == pytest.approx(math.prod([1 - 0.1 * 0.5] * 5))
+    assert plan_round(config(), BLOCKS, 3, "").decay == 1

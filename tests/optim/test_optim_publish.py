@@ -1,0 +1,166 @@
+"""What a reducer publishes for a mean: its grids, and bases that can be aimed or stay."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
+from tsr_swarm.config.plan import Due
+from tsr_swarm.config.run import WireConfig
+from tsr_swarm.errors import RunError
+from tsr_swarm.lowrank.basis import Basis, apply_factor, orthonormal12, random_basis
+from tsr_swarm.lowrank.grid import Grid, quantise_block
+from tsr_swarm.optim.publish import publish
+
+BLOCKS = (
+    Block(name="embed_tokens.weight", rows=20, cols=8, rank=4, role=Role.EMBEDDING),
+    Block(name="up.weight", rows=12, cols=9, rank=3, role=Role.MATRIX),
+    Block(name="norm.weight", rows=1, cols=9, rank=0, role=Role.DENSE),
+)
+BASES = {i: random_basis(b.rows, b.cols, b.rank, 7, i) for i, b in enumerate(BLOCKS) if b.is_low_rank}
+LOW_RANK = frozenset(BASES)
+
+dues = st.builds(Due, tangent=st.frozensets(st.sampled_from((0, 1))), aim=st.frozensets(st.sampled_from((0, 1))))
+wires = st.builds(WireConfig, published_bits=st.sampled_from((8, 16)))
+seeds = st.integers(0, 2**31)
+
+
+def draw_mean(due: Due, seed: int = 0) -> dict[Slot, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        slot: torch.randn(slot.rows, slot.cols, generator=generator, dtype=torch.float64)
+        for slot in upload_slots(BLOCKS, due, WireConfig())
+    }
+
+
+def publish_all(mean: dict[Slot, Tensor], due: Due) -> dict[tuple[int, Part], Grid]:
+    grids = publish(mean, published_slots(BLOCKS, due, WireConfig()), BLOCKS, BASES)
+    return {(slot.block, slot.part): grid for slot, grid in grids.items()}
+
+
+def zero(mean: dict[Slot, Tensor], block: int, part: Part) -> dict[Slot, Tensor]:
+    return {slot: x * 0 if (slot.block, slot.part) == (block, part) else x for slot, x in mean.items()}
+
+
+@settings(deadline=None, max_examples=40)
+@given(dues, wires, seeds)
+def test_every_slot_is_filled_as_the_layout_says(due: Due, wire: WireConfig, seed: int) -> None:
+    slots = published_slots(BLOCKS, due, wire)
+
+    grids = publish(draw_mean(due, seed), slots, BLOCKS, BASES)
+
+    assert tuple(grids) == slots
+    for slot, grid in grids.items():
+        assert tuple(grid.values.shape) == (slot.rows, slot.cols)
+        assert grid.exponents.numel() == slot.exponents
+        if slot.part is Part.DENSE:
+            assert grid.values.dtype == torch.float32
+        else:
+            assert grid.values.dtype == torch.int32
+            assert int(grid.values.abs().max()) < 2 ** (slot.bits - 1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(dues, seeds)
+def test_the_mean_is_published_to_half_a_step(due: Due, seed: int) -> None:
+    mean = draw_mean(due, seed)
+
+    found = publish_all(mean, due)
+
+    for slot, x in mean.items():
+        if slot.part in (Part.CORE, Part.TANGENT_LEFT, Part.TANGENT_RIGHT):
+            grid = found[slot.block, slot.part]
+            assert float((grid.numbers() - x).abs().max()) <= math.ldexp(0.5, int(grid.exponents))
+        elif slot.part is Part.DENSE:
+            assert torch.equal(found[slot.block, slot.part].values, x.float())
+
+
+def test_an_aimed_basis_is_the_orthonormal_range_of_the_mean_gradient() -> None:
+    due = Due(aim=LOW_RANK)
+    mean = draw_mean(due)
+
+    found = publish_all(mean, due)
+
+    for slot, x in mean.items():
+        if slot.part is Part.GRADIENT_RIGHT:
+            made = orthonormal12(x)
+            assert made is not None
+            assert torch.equal(found[slot.block, Part.BASIS_RIGHT].values, made.int())
+
+
+def test_a_factor_turns_the_published_sketch_into_a_basis_of_its_range() -> None:
+    due = Due(tangent=LOW_RANK)
+    mean = draw_mean(due)
+
+    found = publish_all(mean, due)
+
+    for block in LOW_RANK:
+        sketch = found[block, Part.TANGENT_LEFT]
+        basis = apply_factor(sketch, found[block, Part.FACTOR_LEFT])
+        assert basis is not None
+        u, y = basis.double() / 2048, sketch.numbers()
+        assert float((u.mT @ u - torch.eye(u.shape[1])).abs().max()) < 0.01
+        assert float((y - u @ (u.mT @ y)).norm() / y.norm()) < 0.01
+
+
+def test_a_gradient_of_zeros_publishes_the_old_basis_of_that_side() -> None:
+    due = Due(aim=LOW_RANK)
+
+    found = publish_all(zero(draw_mean(due), 1, Part.GRADIENT_LEFT), due)
+
+    assert torch.equal(found[1, Part.BASIS_LEFT].values, BASES[1].left.int())
+    assert not torch.equal(found[1, Part.BASIS_RIGHT].values, BASES[1].right.int())
+
+
+def test_rows_without_gradient_leave_room_for_the_old_basis() -> None:
+    due = Due(aim=LOW_RANK)
+    mean = draw_mean(due)
+    for slot, x in mean.items():
+        if (slot.block, slot.part) == (0, Part.GRADIENT_LEFT):
+            x[2:] = 0  # two tokens were seen: rank 2 of 4
+
+    found = publish_all(mean, due)
+
+    u = found[0, Part.BASIS_LEFT].numbers()
+    assert float((u.mT @ u - torch.eye(4)).abs().max()) < 0.01
+    assert float(u[:2].square().sum()) == pytest.approx(2, abs=0.01)  # both directions are held whole
+    old, _ = torch.linalg.qr(torch.cat((torch.eye(20, 2).double(), BASES[0].left_float(torch.float64)), dim=1))
+    assert float((u - old @ (old.mT @ u)).norm()) < 0.01
+
+
+def test_a_displacement_of_zeros_publishes_a_zero_factor_for_that_side() -> None:
+    due = Due(tangent=LOW_RANK)
+
+    found = publish_all(zero(draw_mean(due), 1, Part.TANGENT_RIGHT), due)
+
+    assert not found[1, Part.FACTOR_RIGHT].values.any()
+    assert found[1, Part.FACTOR_LEFT].values.any()
+
+
+def test_a_mean_that_is_missing_is_named() -> None:
+    mean = {slot: x for slot, x in draw_mean(Due()).items() if slot.block != 1}
+    with pytest.raises(RunError, match=r"'core' of block 'up.weight' must be 3 x 3, but there is nothing"):
+        publish_all(mean, Due())
+
+
+def test_a_mean_that_is_not_finite_is_refused() -> None:
+    mean = {slot: x * math.nan if slot.block == 1 else x for slot, x in draw_mean(Due()).items()}
+    with pytest.raises(RunError, match="not finite"):
+        publish_all(mean, Due())
+
+
+def test_only_the_slots_asked_for_are_published() -> None:
+    slots = published_slots(BLOCKS, Due(), WireConfig(), void=frozenset({0, 2}))
+    mean = {slot: x for slot, x in draw_mean(Due()).items() if slot.block == 1}
+    bases: dict[int, Basis] = {}
+
+    grids = publish(mean, slots, BLOCKS, bases)
+
+    wanted = quantise_block(next(iter(mean.values())), 16)
+    assert [slot.block for slot in grids] == [1]
+    assert torch.equal(grids[slots[0]].values, wanted.values)

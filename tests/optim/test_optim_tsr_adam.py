@@ -1,0 +1,268 @@
+"""TSRAdam: against the oracle, against torch's own Adam, and as a citizen of torch's ecosystem."""
+
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tsr_swarm.lowrank.basis import random_basis
+from tsr_swarm.optim.adam import adam_direction, bias_corrections
+from tsr_swarm.optim.reference import AdamOptions, reference_adam_direction, reference_tsr_adam
+from tsr_swarm.optim.tsr_adam import TSRAdam, aim, tsr_adam_update
+
+EXACT = 1e-9  # float64 against float64: only the order of sums differs
+FLOAT32 = 1e-5  # per step of size lr: a few rounding errors of moments and weight
+
+
+def draw(seed: int, *shape: int, count: int = 1) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+def run(optimizer: TSRAdam | torch.optim.Optimizer, parameter: nn.Parameter, gradients: list[Tensor]) -> None:
+    for gradient in gradients:
+        parameter.grad = gradient.to(parameter.dtype)
+        optimizer.step()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    rank=st.integers(1, 5),
+    rows=st.integers(1, 6),
+    cols=st.integers(1, 6),
+    refresh_every=st.integers(1, 4),
+    scale=st.sampled_from([0.0, 0.5]),
+    decay=st.sampled_from([0.0, 0.1]),
+    seed=st.integers(0, 2**16),
+)
+def test_it_equals_the_oracle(
+    rank: int, rows: int, cols: int, refresh_every: int, scale: float, decay: float, seed: int
+) -> None:
+    rows, cols = rank + rows, rank + cols
+    weight, *gradients = draw(seed, rows, cols, count=7)
+    parameter = nn.Parameter(weight.clone())
+    optimizer = TSRAdam(
+        [parameter], lr=0.01, rank=rank, refresh_every=refresh_every, scale=scale, weight_decay=decay, seed=seed
+    )
+    run(optimizer, parameter, gradients)
+    options = AdamOptions(lr=0.01, scale=scale or (rows * cols) ** 0.5 / rank, weight_decay=decay)
+    basis = random_basis(rows, cols, rank, seed, 0)
+    expected = reference_tsr_adam(weight, gradients, basis, refresh_every, options)
+    torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=EXACT)
+
+
+@settings(deadline=None, max_examples=20)
+@given(rows=st.integers(1, 5), cols=st.integers(1, 5), seed=st.integers(0, 2**16))
+def test_adams_direction_equals_the_oracle(rows: int, cols: int, seed: int) -> None:
+    options = AdamOptions(lr=1.0, betas=(0.8, 0.95))
+    first, second = torch.zeros(2, rows, cols, dtype=torch.float64)
+    slow_first, slow_second = first.clone(), second.clone()
+    for t, gradient in enumerate(draw(seed, rows, cols, count=4), start=1):
+        fast = adam_direction(gradient, first, second, bias_corrections(options.betas, t), options.betas, options.eps)
+        slow, slow_first, slow_second = reference_adam_direction(gradient, slow_first, slow_second, t, options)
+        torch.testing.assert_close(fast, slow, rtol=EXACT, atol=EXACT)
+
+
+def test_square_identity_bases_give_plain_adam() -> None:
+    eye = torch.eye(6, dtype=torch.float64)
+    first, second, plain_first, plain_second = torch.zeros(4, 6, 6, dtype=torch.float64)
+    betas = (0.9, 0.999)
+    for t, gradient in enumerate(draw(1, 6, 6, count=4), start=1):
+        corrections = bias_corrections(betas, t)
+        update = tsr_adam_update(gradient, eye, eye, first, second, corrections, betas, 1e-8)
+        plain = adam_direction(gradient, plain_first, plain_second, corrections, betas, 1e-8)
+        torch.testing.assert_close(update, plain, rtol=0, atol=0)
+
+
+def test_a_basis_of_full_rank_loses_nothing_of_a_gradient() -> None:
+    gradient = draw(2, 7, 7)[0]
+    basis = aim(gradient, random_basis(7, 7, 7, 0, 0))
+    u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
+    lifted = u @ (u.mT @ gradient @ v) @ v.mT
+    torch.testing.assert_close(lifted, gradient, rtol=0, atol=1e-2)  # the bases have 12 bits
+
+
+def test_aiming_finds_the_span_of_a_low_rank_gradient_and_keeps_the_rest_of_the_old_basis() -> None:
+    left, right = draw(3, 20, 2)[0], draw(4, 15, 2)[0]
+    gradient = left @ right.mT
+    basis = aim(gradient, random_basis(20, 15, 5, 0, 0))
+    u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
+    assert (gradient - u @ (u.mT @ gradient @ v) @ v.mT).norm() < 1e-2 * gradient.norm()
+    torch.testing.assert_close(u.mT @ u, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("gradient", [torch.zeros(8, 6), torch.full((8, 6), float("nan"))])
+def test_a_gradient_that_cannot_aim_keeps_the_basis(gradient: Tensor) -> None:
+    old = random_basis(8, 6, 3, 0, 0)
+    assert aim(gradient, old) is old
+
+
+@pytest.mark.parametrize(("weight_decay", "rival"), [(0.0, torch.optim.Adam), (0.1, torch.optim.AdamW)])
+@pytest.mark.parametrize(("rank", "shape"), [(None, (6, 5)), (5, (6, 5)), (2, (7,)), (1, (2, 3, 4))])
+def test_without_a_rank_it_is_torchs_adam(
+    weight_decay: float, rival: type[torch.optim.Optimizer], rank: int | None, shape: tuple[int, ...]
+) -> None:
+    weight, *gradients = draw(5, *shape, count=6)
+    ours, theirs = nn.Parameter(weight.float()), nn.Parameter(weight.float())
+    run(TSRAdam([ours], lr=0.1, rank=rank, weight_decay=weight_decay), ours, gradients)
+    run(rival([theirs], lr=0.1, weight_decay=weight_decay), theirs, gradients)  # type: ignore[call-arg]
+    torch.testing.assert_close(ours, theirs, rtol=FLOAT32, atol=FLOAT32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_saved_state_continues_bit_for_bit(dtype: torch.dtype) -> None:
+    weight, *gradients = draw(6, 9, 8, count=10)
+    straight, stopped = (nn.Parameter(weight.to(dtype, copy=True)) for _ in range(2))
+    run(TSRAdam([straight], rank=3, refresh_every=4), straight, gradients)
+    first = TSRAdam([stopped], rank=3, refresh_every=4)
+    run(first, stopped, gradients[:5])
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    resumed = nn.Parameter(stopped.detach().clone())
+    second = TSRAdam([resumed], rank=3, refresh_every=4)
+    second.load_state_dict(torch.load(buffer, weights_only=True))
+    run(second, resumed, gradients[5:])
+    assert torch.equal(straight, resumed)
+    assert second.state[resumed]["exp_avg"].dtype == torch.promote_types(dtype, torch.float32)
+
+
+def test_a_deep_copy_is_independent() -> None:
+    parameter = nn.Parameter(torch.randn(6, 5))
+    optimizer = TSRAdam([parameter], rank=2)
+    run(optimizer, parameter, draw(7, 6, 5))
+    before = copy.deepcopy(optimizer.state_dict())
+    run(optimizer, parameter, draw(8, 6, 5))
+    assert not torch.equal(before["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+
+
+def test_groups_have_their_own_options_and_can_be_added() -> None:
+    low, dense, added = (nn.Parameter(torch.randn(8, 8)) for _ in range(3))
+    optimizer = TSRAdam([{"params": [low]}, {"params": [dense], "rank": None, "lr": 0.5}], rank=2)
+    optimizer.add_param_group({"params": [added], "rank": 3})
+    for parameter in (low, dense, added):
+        parameter.grad = torch.randn(8, 8)
+    optimizer.step()
+    shapes = [tuple(optimizer.state[p]["exp_avg"].shape) for p in (low, dense, added)]
+    assert shapes == [(2, 2), (8, 8), (3, 3)]
+    assert optimizer.param_groups[1]["lr"] == 0.5
+
+
+def test_a_schedule_sets_the_length_of_steps() -> None:
+    parameter = nn.Parameter(torch.zeros(8, 6))
+    optimizer = TSRAdam([parameter], lr=1.0, rank=2, scale=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    gradient, lengths = torch.randn(8, 6), []
+    for _ in range(3):
+        before = parameter.detach().clone()
+        run(optimizer, parameter, [gradient])
+        scheduler.step()
+        lengths.append(float((parameter.detach() - before).norm()))
+    assert lengths[1] == pytest.approx(lengths[0] / 2, rel=1e-3)
+    assert lengths[2] == pytest.approx(lengths[0] / 4, rel=1e-3)
+
+
+def test_the_automatic_scale_makes_low_rank_steps_as_long_as_dense_ones() -> None:
+    low, dense = nn.Parameter(torch.zeros(30, 20)), nn.Parameter(torch.zeros(30, 20))
+    gradients = draw(9, 30, 20)
+    run(TSRAdam([low], lr=0.1, rank=4), low, gradients)
+    run(TSRAdam([dense], lr=0.1, rank=None), dense, gradients)
+    assert float(low.detach().norm()) == pytest.approx(float(dense.detach().norm()), rel=1e-2)
+
+
+def test_a_closure_is_called_with_gradients_on_and_its_loss_returned() -> None:
+    parameter = nn.Parameter(torch.ones(4, 4))
+    optimizer = TSRAdam([parameter], rank=2)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = parameter.square().sum()
+        loss.backward()
+        return float(loss.detach())
+
+    assert optimizer.step(closure) == 16.0
+    assert not torch.equal(parameter.detach(), torch.ones(4, 4))
+
+
+def test_a_grad_scaler_skips_the_step_of_an_infinite_gradient() -> None:
+    parameter = nn.Parameter(torch.ones(4, 4))
+    optimizer = TSRAdam([parameter], rank=2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for factor in (float("inf"), 1.0):
+        before = parameter.detach().clone()
+        optimizer.zero_grad()
+        scaler.scale((parameter * factor).square().sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(parameter.detach(), before) == (factor == float("inf"))
+
+
+def test_parameters_without_a_gradient_are_left_alone() -> None:
+    used, unused = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
+    optimizer = TSRAdam([used, unused], rank=2, weight_decay=0.1)
+    used.grad = torch.ones(4, 4)
+    optimizer.step()
+    assert torch.equal(unused.detach(), torch.ones(4, 4))
+    assert unused not in optimizer.state
+
+
+def test_sparse_gradients_are_refused() -> None:
+    embedding = nn.Embedding(10, 4, sparse=True)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse gradients"):
+        TSRAdam(embedding.parameters(), rank=2).step()
+
+
+def test_complex_parameters_are_refused() -> None:
+    parameter = nn.Parameter(torch.ones(4, 4, dtype=torch.complex64))
+    parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(RuntimeError, match="complex"):
+        TSRAdam([parameter], rank=2).step()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("lr", -1.0, "Invalid learning rate: -1.0; it must be at least 0"),
+        ("lr", float("nan"), "Invalid learning rate: nan"),
+        ("betas", (0.9, 1.0), "Invalid beta parameter at index 1: 1.0; it must be at least 0 and below 1"),
+        ("betas", (-0.1, 0.9), "Invalid beta parameter at index 0"),
+        ("betas", (0.9,), "Invalid betas"),
+        ("eps", -1e-8, "Invalid epsilon value"),
+        ("weight_decay", -0.1, "Invalid weight_decay value"),
+        ("rank", 0, "Invalid rank: 0; it must be a whole number of at least 1, or None"),
+        ("rank", 2.5, "Invalid rank"),
+        ("refresh_every", 0, "Invalid refresh_every"),
+        ("scale", -1.0, "Invalid scale"),
+        ("seed", 0.5, "Invalid seed"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_for_the_optimizer_and_for_a_group(
+    option: str, value: object, message: str
+) -> None:
+    parameter = nn.Parameter(torch.ones(4, 4))
+    with pytest.raises(ValueError, match=message):
+        TSRAdam([parameter], **{option: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        TSRAdam([{"params": [parameter], option: value}])
+
+
+def test_the_loss_of_a_small_regression_falls() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 12, generator=generator)
+    wanted = torch.tanh(inputs @ torch.randn(12, 10, generator=generator))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 10))
+    optimizer = TSRAdam(model.parameters(), lr=0.01, rank=6, refresh_every=20)
+    losses = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = (model(inputs) - wanted).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.2 * losses[0]

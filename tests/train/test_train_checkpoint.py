@@ -1,0 +1,286 @@
+"""A checkpoint is whole or not there, whatever happens to the process, the disk or the bytes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tsr_swarm.errors import CheckpointError
+from tsr_swarm.train.checkpoint import load_latest, save, saved_rounds
+
+
+def some_files(seed: int) -> dict[str, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    weights = {"a.weight": torch.randn(6, 5, generator=generator), "b": torch.randn(7, generator=generator)}
+    return {"model": weights, "peer": {"left": torch.randint(-9, 9, (4, 3), generator=generator, dtype=torch.int16)}}
+
+
+def save_round(folder: Path, round: int, keep: int = 3) -> Path:
+    return save(folder, round, some_files(round), {"round": round, "note": "naïve"}, keep)
+
+
+def assert_is_round(folder: Path, round: int, warnings: int) -> None:
+    checkpoint = load_latest(folder)
+    assert checkpoint is not None
+    assert checkpoint.round == round
+    assert checkpoint.document == {"round": round, "note": "naïve"}
+    assert_equal(checkpoint.files, some_files(round))
+    assert len(checkpoint.warnings) == warnings
+
+
+def assert_equal(found: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Mapping[str, Tensor]]) -> None:
+    assert {stem: list(tensors) for stem, tensors in found.items()} == {
+        stem: sorted(tensors) for stem, tensors in expected.items()
+    }
+    for stem, tensors in expected.items():
+        for name, tensor in tensors.items():
+            assert found[stem][name].dtype == tensor.dtype
+            assert torch.equal(found[stem][name], tensor)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
+    base = torch.arange(24.0)
+    files = {
+        "odd": {
+            "scalar": torch.tensor(3.5),
+            "empty": torch.zeros(0, 4),
+            "flags": torch.tensor([True, False]),
+            "half": torch.randn(3, 3).bfloat16(),
+            "integers": torch.tensor([-(2**62), 2**62]),
+            "transposed": base.reshape(4, 6).T,
+            "view": base[3:9],
+            "again": base,
+            "same": base,
+            "trained": torch.nn.Parameter(torch.ones(2)),
+        },
+        "nothing": {},
+    }
+    document = {"text": "naïve \u2028", "numbers": [1, 0.1, -1e300, None, True], "nested": {"b": 1, "a": {}}}
+    path = save(tmp_path / "new" / "folder", 12, files, document, keep=1)
+    assert path.name == "round-000012"
+    checkpoint = load_latest(tmp_path / "new" / "folder")
+    assert checkpoint is not None
+    assert checkpoint.path == path
+    assert checkpoint.document == document
+    assert checkpoint.warnings == ()
+    assert_equal(checkpoint.files, files)
+
+
+def test_a_folder_without_checkpoints_is_not_an_error(tmp_path: Path) -> None:
+    assert load_latest(tmp_path / "missing") is None
+    assert load_latest(tmp_path) is None
+    assert saved_rounds(tmp_path / "missing") == ()
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for round in (1, 2, 10, 999_999, 1_000_000):
+        save_round(tmp_path, round, keep=3)
+    assert saved_rounds(tmp_path) == (10, 999_999, 1_000_000)
+    assert_is_round(tmp_path, 1_000_000, warnings=0)
+
+
+def test_a_round_saved_again_replaces_the_first(tmp_path: Path) -> None:
+    save_round(tmp_path, 4)
+    save(tmp_path, 4, some_files(9), {"again": True}, keep=1)
+    checkpoint = load_latest(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.document == {"again": True}
+    assert names(tmp_path) == ["round-000004"]
+
+
+def test_going_back_to_an_older_round_keeps_what_is_saved_then(tmp_path: Path) -> None:
+    for round in (7, 8, 9, 5, 6):
+        save_round(tmp_path, round, keep=2)
+    assert saved_rounds(tmp_path) == (5, 6, 8, 9)
+
+
+@pytest.fixture(scope="module")
+def two_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    save_round(folder, 1)
+    save_round(folder, 2)
+    return folder
+
+
+FILES = ["checkpoint.json", "model.safetensors", "peer.safetensors"]
+
+
+@given(st.sampled_from(FILES), st.integers(0, 10**6), st.integers(0, 7))
+def test_a_flipped_bit_anywhere_falls_back_to_the_round_before(
+    two_rounds: Path, name: str, offset: int, bit: int
+) -> None:
+    path = two_rounds / "round-000002" / name
+    data = bytearray(intact := path.read_bytes())
+    data[offset % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+    try:
+        assert_is_round(two_rounds, 1, warnings=1)
+    finally:
+        path.write_bytes(intact)
+
+
+@given(st.sampled_from(FILES), st.integers(0, 10**6), st.binary(max_size=3))
+def test_a_cut_or_lengthened_file_falls_back_to_the_round_before(
+    two_rounds: Path, name: str, length: int, extra: bytes
+) -> None:
+    path = two_rounds / "round-000002" / name
+    intact = path.read_bytes()
+    path.write_bytes(intact + extra + b"\n" if length % 2 else intact[: length % len(intact)])
+    try:
+        assert_is_round(two_rounds, 1, warnings=1)
+    finally:
+        path.write_bytes(intact)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_or_empty_file_falls_back_and_says_so(tmp_path: Path, name: str) -> None:
+    for round in (1, 2, 3):
+        save_round(tmp_path, round)
+    (tmp_path / "round-000003" / name).unlink()
+    (tmp_path / "round-000002" / name).write_bytes(b"")
+    assert_is_round(tmp_path, 1, warnings=2)
+    checkpoint = load_latest(tmp_path)
+    assert checkpoint is not None
+    assert "round-000003 is damaged" in checkpoint.warnings[0]
+    assert name in checkpoint.warnings[0]
+
+
+def test_a_checkpoint_of_another_format_is_passed_over(tmp_path: Path) -> None:
+    save_round(tmp_path, 1)
+    path = save_round(tmp_path, 2) / "checkpoint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    assert_is_round(tmp_path, 1, warnings=1)
+
+
+def test_nothing_but_damage_is_an_error_in_one_sentence(tmp_path: Path) -> None:
+    for round in (1, 2):
+        (save_round(tmp_path, round) / "model.safetensors").write_bytes(b"")
+    with pytest.raises(
+        CheckpointError, match=r"round-000002 is damaged \(.*\), and none of the 2 in its folder is whole; restore"
+    ):
+        load_latest(tmp_path)
+
+
+def test_a_document_that_is_not_json_leaves_nothing_behind(tmp_path: Path) -> None:
+    save_round(tmp_path, 1)
+    with pytest.raises(ValueError, match="JSON"):
+        save(tmp_path, 2, some_files(2), {"loss": float("nan")}, keep=3)
+    assert names(tmp_path) == ["round-000001"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot be written \(.*\): it needs 0\.0 MB and .* MB is free"):
+        save_round(tmp_path / "file" / "runs", 1)
+
+
+def run_python(program: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# A file size limit stands for a full disk: it fails the same writes, needs no root, and each limit fails another one.
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from tsr_swarm.errors import CheckpointError
+from tsr_swarm.train.checkpoint import load_latest, save
+
+folder = Path(sys.argv[1])
+files = {"model": {"w": torch.ones(2000)}, "peer": {"w": torch.ones(20000)}}
+save(folder, 1, files, {}, keep=1)
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+for limit in (0, 100, 5000, 8100, 30000, 80000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        save(folder, 2, files, {}, keep=1)
+    except CheckpointError as error:
+        print(error)
+    else:
+        raise SystemExit(f"saved under a limit of {limit}")
+    assert [path.name for path in folder.iterdir()] == ["round-000001"], list(folder.iterdir())
+    assert load_latest(folder).round == 1 and not load_latest(folder).warnings
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+save(folder, 2, files, {}, keep=1)
+assert load_latest(folder).round == 2
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    sentences = run_python(FULL_DISK, tmp_path).splitlines()
+    assert len(sentences) == 6
+    for sentence in sentences:
+        assert "round-000002 cannot be written (" in sentence
+        assert "it needs 0.1 MB and " in sentence
+        assert sentence.endswith("MB is free; make room or choose another checkpoint.dir, the older checkpoints are "
+                                 "untouched.")  # fmt: skip
+
+
+# An audit hook sees every step a save takes on the file system. One process dies at each, by SIGKILL.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from tsr_swarm.train.checkpoint import load_latest, save
+
+torch.set_num_threads(1)
+def save_round(folder, round):
+    save(folder, round, {"model": {"w": torch.full((50,), float(round))}}, {"round": round}, keep=1)
+
+def die_at(step):
+    seen = 0
+    def hook(event, _):
+        nonlocal seen
+        if event.startswith(("open", "os.", "shutil.", "fcntl.", "tempfile.")):
+            seen += 1
+            if seen == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+for again in (0, 1):  # a new round, then the same one again
+    folder = Path(sys.argv[1], str(again))
+    save_round(folder, round := 1)
+    for step in range(1, 1000):
+        target = round + 1 - again
+        child = os.fork()
+        if child == 0:
+            die_at(step)
+            save_round(folder, target)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        latest = load_latest(folder)
+        assert latest.round in (round, target) and not latest.warnings, (step, latest)
+        assert latest.files["model"]["w"].eq(latest.round).all() and latest.document == {"round": latest.round}
+        round = latest.round
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    assert [path.name for path in folder.iterdir()] == [latest.path.name], "the next writer cleans up"
+    print(step)
+"""
+
+
+def test_a_writer_killed_at_any_step_leaves_a_checkpoint_to_load(tmp_path: Path) -> None:
+    steps = [int(line) for line in run_python(KILLED, tmp_path).splitlines()]
+    assert len(steps) == 2
+    assert min(steps) > 15

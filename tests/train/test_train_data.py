@@ -1,0 +1,244 @@
+"""Who trains on which text, and what comes out of it as batches."""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsr_swarm.config.run import DataConfig
+from tsr_swarm.errors import ConfigError
+from tsr_swarm.train.corpus import Document, find_documents, read_documents
+from tsr_swarm.train.data import TokenStream, heldout_tokens, private_tokens, training_tokens
+from tsr_swarm.train.split import heldout_documents, heldout_tail, part_documents, part_of, part_range
+
+MINIMUM = 9  # bytes of one sequence in these tests
+
+documents = st.dictionaries(
+    st.text(alphabet="abc/.", min_size=1, max_size=12), st.integers(1, 10_000), min_size=1, max_size=60
+).map(lambda sizes: tuple(Document(name=name, path=Path(name), size=sizes[name]) for name in sorted(sizes)))
+
+
+def size(chosen: tuple[Document, ...]) -> int:
+    return sum(document.size for document in chosen)
+
+
+def write_files(folder: Path, count: int, length: int) -> dict[str, bytes]:
+    """``count`` files, each of its own repeated word, so that any piece of text tells where it came from."""
+    texts = {f"{index:03d}.txt": (f"<{index:03d}>" * length)[:length].encode() for index in range(count)}
+    for name, text in texts.items():
+        (folder / name).write_bytes(text)
+    return texts
+
+
+def data_of(path: Path, *, parts: int = 4, sequence_length: int = 8) -> DataConfig:
+    return DataConfig(source=str(path), parts=parts, sequence_length=sequence_length)
+
+
+def all_parts(data: DataConfig) -> list[bytes]:
+    return [bytes(training_tokens(data, part).tolist()) for part in range(data.parts)]
+
+
+# -- decisions
+
+
+@given(documents)
+def test_held_out_documents_are_enough_and_at_most_a_fifth(found: tuple[Document, ...]) -> None:
+    heldout = heldout_documents(found, MINIMUM)
+    assert set(heldout) <= set(found)
+    assert not heldout or MINIMUM <= size(heldout) <= 0.2 * size(found)
+
+
+@given(documents)
+def test_what_is_held_out_does_not_depend_on_the_order_of_listing(found: tuple[Document, ...]) -> None:
+    assert heldout_documents(found[::-1], MINIMUM) == heldout_documents(found, MINIMUM)
+
+
+def test_about_a_twentieth_of_many_documents_is_held_out() -> None:
+    many = tuple(Document(name=f"{index}.py", path=Path(), size=1000) for index in range(4000))
+    assert 0.04 < size(heldout_documents(many, MINIMUM)) / size(many) < 0.06
+
+
+@given(documents, st.integers(1, 12))
+def test_dealt_parts_are_disjoint_complete_and_fair(found: tuple[Document, ...], parts: int) -> None:
+    dealt = part_documents(found, parts, MINIMUM)
+    if dealt is not None:
+        assert Counter(document for part in dealt for document in part) == Counter(found)
+        assert all(size(part) >= max(MINIMUM, size(found) / parts / 4) for part in dealt)
+
+
+@given(st.integers(0, 10**12), st.integers(1, 1000))
+def test_ranges_cover_the_text_once(length: int, parts: int) -> None:
+    ranges = [part_range(length, parts, part) for part in range(parts)]
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == length
+    assert all(before[1] == after[0] for before, after in pairwise(ranges))
+    assert all(abs(end - start - length / parts) < 1 for start, end in ranges)
+
+
+@given(st.integers(0, 10**12))
+def test_the_tail_is_a_twentieth_but_never_less_than_a_sequence(length: int) -> None:
+    assert heldout_tail(length, MINIMUM) == max(length * 5 // 100, MINIMUM)
+
+
+def test_peers_take_the_parts_in_turn() -> None:
+    assert [part_of(number, 3) for number in (1, 2, 3, 4)] == [0, 1, 2, 0]
+
+
+# -- text from disk
+
+
+def test_many_files_are_dealt_whole_and_the_held_out_ones_are_in_no_part(tmp_path: Path) -> None:
+    texts = write_files(tmp_path, count=200, length=200)
+    data = data_of(tmp_path)
+    heldout = bytes(heldout_tokens(data).tolist())
+    found = Counter(piece for text in [heldout, *all_parts(data)] for piece in text.split(b"\0") if piece)
+    assert found == Counter(texts.values())
+    assert 0 < heldout.count(b"\0") < 40
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_few_files_are_cut_into_ranges_that_cover_the_text_once(tmp_path: Path, count: int) -> None:
+    texts = write_files(tmp_path, count=count, length=1000)
+    data = data_of(tmp_path, parts=8)
+    pieces = [*all_parts(data), bytes(heldout_tokens(data).tolist())]
+    assert min(map(len, pieces)) > data.sequence_length
+    whole = b"".join(text + b"\0" for text in texts.values())
+    assert Counter(b"".join(pieces)) == Counter(whole)
+    assert len(pieces[-1]) <= len(whole) / 5
+
+
+def test_a_single_file_holds_out_its_last_twentieth(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_bytes(bytes(range(1, 201)) * 10)  # not UTF-8: each wrong byte becomes three
+    path.write_text("".join(chr(33 + index % 90) for index in range(2000)))
+    data = data_of(path, parts=1)
+    training, heldout = training_tokens(data, 0), heldout_tokens(data)
+    assert len(heldout) == 100
+    assert bytes([*training.tolist(), *heldout.tolist()]) == path.read_bytes() + b"\0"
+
+
+def test_one_small_note_beside_a_big_file_does_not_hold_the_big_file_out(tmp_path: Path) -> None:
+    for name in ("big.txt", "big2.txt", "zzz.txt", "1.txt"):  # whatever their hashes order first
+        folder = tmp_path / name.removesuffix(".txt")
+        folder.mkdir()
+        (folder / name).write_bytes(b"x" * 5000)
+        (folder / "note.txt").write_bytes(b"y" * 20)
+        assert len(heldout_tokens(data_of(folder))) <= 300
+
+
+def test_the_standard_library_is_split_into_eight_fair_parts() -> None:
+    data = DataConfig()
+    found = find_documents(data.source)
+    heldout = heldout_documents(found, data.sequence_length + 1)
+    training = tuple(document for document in found if document not in set(heldout))
+    assert size(found) > 5_000_000
+    assert 0.02 < size(heldout) / size(found) < 0.1
+    assert part_documents(training, data.parts, data.sequence_length + 1) is not None
+    assert all("test" not in document.name.split("/")[:-1] for document in found)
+    assert all("site-packages" not in document.name for document in found)
+
+
+def test_own_data_is_used_whole(tmp_path: Path) -> None:
+    texts = write_files(tmp_path, count=3, length=50)
+    tokens = private_tokens((str(tmp_path),), data_of(Path("elsewhere")))
+    assert bytes(tokens.tolist()) == b"".join(text + b"\0" for text in texts.values())
+
+
+def test_folders_are_searched_to_the_bottom_and_binary_hidden_and_empty_files_left_out(tmp_path: Path) -> None:
+    for name in ("b/c/deep.txt", "a.md", "no_suffix", ".git/config", "b/__pycache__/x.py", ".hidden", "wide.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"text of {name}")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0")
+    (tmp_path / "archive").write_bytes(bytes(range(128, 256)) * 20)
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "twice.txt").symlink_to(tmp_path / "a.md")
+    found = find_documents((str(tmp_path), str(tmp_path / "b")))
+    assert [document.name for document in found] == ["a.md", "b/c/deep.txt", "no_suffix", "wide.txt"]
+    assert bytes(read_documents(found, b"|")).startswith(b"text of a.md|text of b/c/deep.txt|")
+
+
+def test_json_lines_give_their_text_fields(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"text": "one\\ntwo"}\n\n{"meta": 1}\n{"text": "n\\u00e4ive"}\n')
+    assert bytes(read_documents(find_documents(str(path)), b"")) == "one\ntwo\nnäive".encode()
+
+
+def test_wrong_utf8_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("grün ".encode() * 9 + b"\xff!")
+    assert bytes(read_documents(find_documents(str(tmp_path)), b"")).decode().endswith("grün �!")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing", None, r"/missing does not exist; check data\.source or --data\."),
+        ("binary", b"\0\1\2", "is not text; name a text file"),
+        ("empty.txt", b"", "holds 0 bytes of text"),
+        ("short.txt", b"12345678", r"has 9 bytes, fewer than the 18 .* add text or lower data\.sequence_length = 8"),
+        ("some.txt", b"x" * 60, r"Part 1 of 8 .* has 6 bytes, fewer than the 9 .* lower data\.parts = 8"),
+        ("bad.jsonl", b'{"text": "a"}\n{"text": ', "line 2, is not JSON; correct it or leave the file out"),
+        ("other.jsonl", b'{"body": "a"}\n', 'has no line with a "text" field'),
+    ],
+)
+def test_unusable_data_is_refused_in_one_sentence(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        training_tokens(data_of(tmp_path / name, parts=8), 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_folder_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"'{tmp_path}' holds 0 bytes of text"):
+        heldout_tokens(data_of(tmp_path))
+
+
+# -- batches
+
+
+def stream(length: int = 1000, **changes: int) -> TokenStream:
+    tokens = torch.arange(length).remainder(251).to(torch.uint8)
+    plain = TokenStream(tokens=tokens, seed=0, number=1, batch_size=4, sequence_length=16)
+    return replace(plain, **changes)
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 10**5), st.integers(0, 10**12), st.integers(0, 100))
+def test_a_batch_follows_from_seed_peer_step_and_micro_batch(seed: int, number: int, step: int, micro: int) -> None:
+    batch = stream(seed=seed, number=number).batch(step, micro)
+    assert batch.shape == (4, 17)
+    assert batch.dtype is torch.int64
+    assert torch.equal(stream(seed=seed, number=number).batch(step, micro), batch)
+    others = (
+        stream(seed=seed + 1, number=number).batch(step, micro),
+        stream(seed=seed, number=number + 1).batch(step, micro),
+        stream(seed=seed, number=number).batch(step + 1, micro),
+        stream(seed=seed, number=number).batch(step, micro + 1),
+    )
+    assert not any(torch.equal(other, batch) for other in others)
+
+
+@given(st.integers(17, 60), st.integers(0, 10**6))
+def test_windows_are_pieces_of_the_text(length: int, step: int) -> None:
+    for window in stream(length).batch(step):
+        start = int(window[0])
+        assert window.tolist() == list(range(start, start + 17))
+        assert start + 17 <= length
+
+
+def test_every_place_of_the_text_is_drawn_about_equally_often() -> None:
+    small = stream(17 + 9, batch_size=5000)
+    counts = Counter(small.batch(0)[:, 0].tolist())
+    assert sorted(counts) == list(range(10))
+    assert all(400 < count < 600 for count in counts.values())
+
+
+def test_batches_never_change_between_versions_and_machines() -> None:
+    # shake_256(b"0/1/7/0"), eight bytes a window, little-endian, 63 bits, modulo 984; the text repeats after 251
+    assert stream().batch(7)[:, 0].tolist() == [place % 251 for place in (187, 849, 765, 173)]

@@ -1,0 +1,128 @@
+"""A small real handler, its server and clients. Run as a script, it serves one until its standard input closes."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import pytest
+
+from tsr_swarm.errors import PeerError, RefusedError, RunError
+from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.transport.base import Caller
+from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.transport.server import serve
+from tsr_swarm.wire.compression import compress
+from tsr_swarm.wire.messages import ContributionHeader, open_envelope
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+
+@dataclass
+class SmallHandler:
+    """Answers every call; what it says is set by the test."""
+
+    manifest: bytes = b"{}"
+    chunks: Sequence[bytes] = ()
+    published: tuple[pb.PublishedHeader, bytes | Sequence[bytes]] = (pb.PublishedHeader(), b"")
+    error: Exception | None = None
+    submitted: list[tuple[ContributionHeader, bytes, Caller]] = field(default_factory=list)
+    callers: list[Caller] = field(default_factory=list)
+    never: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:
+        self.callers.append(caller)
+        if self.error is not None:
+            raise self.error
+        return pb.HelloReply(protocol=request.protocol, manifest=self.manifest)
+
+    async def join(self, request: pb.JoinRequest, caller: Caller) -> pb.JoinReply:
+        return pb.JoinReply(number=1, name=request.name)
+
+    async def describe_state(self, request: pb.DescribeStateRequest, caller: Caller) -> pb.StateDescription:
+        return pb.StateDescription(round=5, chunk_hashes=[bytes(32)] * len(self.chunks))
+
+    async def fetch_state(self, request: pb.FetchStateRequest, caller: Caller) -> Iterator[pb.StateChunk]:
+        if request.round != 5:
+            raise RefusedError("State 5 has replaced it; ask for that one.")
+        numbers = range(request.first_chunk, len(self.chunks))
+        return (pb.StateChunk(index=index, data=compress(self.chunks[index], 1)) for index in numbers)
+
+    async def follow(self, request: pb.FollowRequest, caller: Caller) -> pb.FollowReply:
+        if request.known_version:
+            await self.never.wait()
+        return pb.FollowReply(version=1)
+
+    def expect(self, envelope: pb.Envelope, caller: Caller) -> int:
+        header = open_envelope(envelope)
+        if header.round != 7:
+            raise PeerError("round", f"The payload is for round {header.round}, but round 7 is open.")
+        return sum(section.wire_bytes for section in header.sections)
+
+    async def submit(self, envelope: pb.Envelope, data: bytes, caller: Caller) -> pb.SubmitReply:
+        self.submitted.append((open_envelope(envelope), data, caller))
+        return pb.SubmitReply(counted=True)
+
+    async def fetch_published(
+        self, request: pb.FetchPublishedRequest, caller: Caller
+    ) -> tuple[pb.PublishedHeader, bytes | Sequence[bytes]]:
+        return self.published
+
+    async def report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:
+        raise RunError("The disk is full; free some space.")
+
+    async def leave(self, request: pb.LeaveRequest, caller: Caller) -> pb.LeaveReply:
+        return pb.LeaveReply()
+
+    async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
+        return pb.WatchReply(events=['{"event":"run_started"}'], last=1)
+
+
+@dataclass
+class Pair:
+    """A server on a free port, a client of it, and what each of them counted."""
+
+    handler: SmallHandler
+    client: SwarmClient
+    port: int
+    server_ledger: ByteLedger
+    client_ledger: ByteLedger
+
+
+class Connect(Protocol):
+    def __call__(self, handler: SmallHandler) -> AbstractAsyncContextManager[Pair]: ...
+
+
+@asynccontextmanager
+async def connected(handler: SmallHandler) -> AsyncIterator[Pair]:
+    server_ledger, client_ledger = ByteLedger(), ByteLedger()
+    async with (
+        serve(handler, "127.0.0.1:0", server_ledger, stop_seconds=0.1) as port,
+        SwarmClient(f"127.0.0.1:{port}", client_ledger) as client,
+    ):
+        yield Pair(handler, client, port, server_ledger, client_ledger)
+
+
+@pytest.fixture
+def handler() -> SmallHandler:
+    return SmallHandler()
+
+
+@pytest.fixture
+async def pair(handler: SmallHandler) -> AsyncIterator[Pair]:
+    """Also checks that closing both leaves no task behind."""
+    before = asyncio.all_tasks()
+    async with connected(handler) as pair:
+        yield pair
+    assert asyncio.all_tasks() <= before
+
+
+async def main() -> None:
+    async with serve(SmallHandler(), "127.0.0.1:0", ByteLedger()) as port:
+        print(port, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,249 @@
+import math
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.plan import Due, RoundPlan
+from tsr_swarm.errors import PeerError
+from tsr_swarm.wire.codec import Section
+from tsr_swarm.wire.fields import MAX_TOKENS
+from tsr_swarm.wire.messages import (
+    MAX_HEADER_BYTES,
+    ContributionHeader,
+    PublishedHeader,
+    Shard,
+    ShardResult,
+    chain_hash,
+    open_envelope,
+    parse,
+    plan_from_proto,
+    plan_to_proto,
+    published_from_proto,
+    published_to_proto,
+    seal,
+)
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+BLOCKS = (
+    Block(name="embed", rows=8, cols=4, rank=2, role=Role.EMBEDDING),
+    Block(name="norm", rows=1, cols=4, rank=0, role=Role.DENSE),
+    Block(name="matrix", rows=4, cols=4, rank=2, role=Role.MATRIX),
+)
+PEER = "0123456789abcdef" * 2
+OTHER = "f" * 32
+PLAN = RoundPlan(
+    round=7,
+    first_step=120,
+    steps=20,
+    lr_first=1e-3,
+    lr_last=5e-4,
+    decay=0.999,
+    due=Due(tangent=frozenset({0, 2}), aim=frozenset({2})),
+    parent="ab" * 32,
+)
+SHARDS = (Shard((0, 1), "192.0.2.7:7700"), Shard((2,)))
+SECTION = Section("core", 100, 90, b"h" * 32)
+HEADER = ContributionHeader(
+    protocol=1,
+    manifest_digest=b"m" * 32,
+    round=7,
+    parent=b"\xab" * 32,
+    peer_id=PEER,
+    shard=1,
+    tokens=40960,
+    steps=20,
+    local_loss=2.5,
+    sections=(SECTION,),
+)
+RESULTS = (ShardResult(False, (PEER, OTHER), 81920, (SECTION,)), ShardResult(void=True))
+PUBLISHED = PublishedHeader(PLAN, ((0, 1), (2,)), RESULTS, b"c" * 32)
+
+
+def refusal_of(call: Any, *arguments: Any) -> str:
+    with pytest.raises(PeerError) as refusal:
+        call(*arguments)
+    assert len(str(refusal.value)) < 300
+    return refusal.value.reason
+
+
+def changed(message: Message, field: str, value: object) -> Any:
+    """A copy of ``message`` with one field set, repeated ones replaced."""
+    copy = type(message).FromString(message.SerializeToString())
+    copy.ClearField(field)
+    current: Any = getattr(copy, field)
+    if isinstance(value, list):
+        current.extend(value)
+    elif isinstance(value, Message):
+        current.CopyFrom(value)
+    else:
+        setattr(copy, field, value)
+    return copy
+
+
+def test_messages_come_back_as_they_were() -> None:
+    assert open_envelope(seal(HEADER)) == HEADER
+    assert plan_from_proto(plan_to_proto(PLAN, SHARDS), BLOCKS) == (PLAN, SHARDS)
+    assert published_from_proto(published_to_proto(PUBLISHED), BLOCKS) == PUBLISHED
+
+
+def test_the_first_round_has_no_parent() -> None:
+    first = replace(PLAN, round=1, parent="")
+    assert plan_from_proto(plan_to_proto(first, SHARDS), BLOCKS)[0] == first
+    assert refusal_of(plan_from_proto, plan_to_proto(replace(PLAN, round=1), SHARDS), BLOCKS) == "parent"
+    assert refusal_of(plan_from_proto, plan_to_proto(replace(PLAN, parent=""), SHARDS), BLOCKS) == "parent"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("manifest_digest", b"m" * 31),
+        ("round", 0),
+        ("round", 2**63),
+        ("parent", b""),
+        ("parent", b"p" * 33),
+        ("peer_id", ""),
+        ("peer_id", PEER.upper()),
+        ("peer_id", PEER + "\n"),
+        ("shard", 1024),
+        ("tokens", 0),
+        ("tokens", MAX_TOKENS + 1),
+        ("steps", 10**7),
+        ("local_loss", math.nan),
+        ("local_loss", -math.inf),
+        ("sections", [pb.Section(kind="core", raw_bytes=0, wire_bytes=9, hash=b"h" * 32)]),
+        ("sections", [pb.Section(kind="core", raw_bytes=9, wire_bytes=0, hash=b"h" * 32)]),
+        ("sections", [pb.Section(kind="core", raw_bytes=9, wire_bytes=9, hash=b"h")]),
+        ("sections", [pb.Section(kind="x" * 17, raw_bytes=9, wire_bytes=9, hash=b"h" * 32)]),
+        ("sections", [pb.Section(kind="core", raw_bytes=9, wire_bytes=9, hash=b"h" * 32)] * 17),
+    ],
+)
+def test_contribution_fields_out_of_bounds_are_refused(field: str, value: object) -> None:
+    message = pb.ContributionHeader.FromString(seal(HEADER).header)
+    envelope = pb.Envelope(header=changed(message, field, value).SerializeToString())
+    reason = refusal_of(open_envelope, envelope)
+    assert reason == field or field == "sections"
+
+
+def test_oversized_envelopes_are_refused_before_they_are_parsed() -> None:
+    header = seal(HEADER).header
+    assert refusal_of(open_envelope, pb.Envelope(header=bytes(MAX_HEADER_BYTES + 1))) == "size"
+    assert refusal_of(open_envelope, pb.Envelope(header=header, signature=bytes(65))) == "signature"
+    assert refusal_of(open_envelope, pb.Envelope(header=header, certificate=bytes(8193))) == "certificate"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("round", 0),
+        ("first_step", 2**63),
+        ("steps", 0),
+        ("steps", 10**6 + 1),
+        ("lr_first", math.nan),
+        ("lr_first", -1e-3),
+        ("lr_last", math.inf),
+        ("decay", 0.0),
+        ("decay", 1.1),
+        ("tangent", [2, 0]),
+        ("tangent", [0, 0]),
+        ("tangent", [3]),
+        ("aim", [1]),
+        ("aim", list(range(100))),
+        ("shards", []),
+        ("shards", [pb.Shard(blocks=[0, 1])]),
+        ("shards", [pb.Shard(blocks=[0, 1, 2]), pb.Shard(blocks=[2])]),
+        ("shards", [pb.Shard(blocks=[1, 0, 2])]),
+        ("shards", [pb.Shard(blocks=[0, 1, 2], address="a b:1")]),
+        ("shards", [pb.Shard(blocks=[0, 1, 2], address="x" * 300)]),
+        ("shards", [pb.Shard()] * 1025),
+    ],
+)
+def test_plan_fields_out_of_bounds_are_refused(field: str, value: object) -> None:
+    message = changed(plan_to_proto(PLAN, SHARDS), field, value)
+    assert refusal_of(plan_from_proto, message, BLOCKS) in (field, "address")
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        pb.ShardResult(void=True, tokens=1),
+        pb.ShardResult(void=True, included=[PEER]),
+        pb.ShardResult(void=True, sections=[pb.Section(kind="core", raw_bytes=1, wire_bytes=1, hash=b"h" * 32)]),
+        pb.ShardResult(tokens=5),
+        pb.ShardResult(included=[PEER], tokens=0),
+        pb.ShardResult(included=[PEER], tokens=MAX_TOKENS + 1),
+        pb.ShardResult(included=[PEER, PEER], tokens=5),
+        pb.ShardResult(included=["peer"], tokens=5),
+    ],
+)
+def test_shard_results_that_contradict_themselves_are_refused(result: pb.ShardResult) -> None:
+    good = published_to_proto(PUBLISHED)
+    refusal_of(published_from_proto, changed(good, "shards", [good.shards[0], result]), BLOCKS)
+    assert refusal_of(published_from_proto, changed(good, "shards", [good.shards[0]]), BLOCKS) == "shards"
+
+
+@given(data=st.binary(max_size=300))
+def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
+    with suppress(PeerError):
+        open_envelope(pb.Envelope(header=data))
+    with suppress(PeerError):
+        plan_from_proto(parse(pb.RoundPlan, data, 1000), BLOCKS)
+    with suppress(PeerError):
+        published_from_proto(parse(pb.PublishedHeader, data, 1000), BLOCKS)
+
+
+@given(data=st.data())
+def test_flipped_bits_raise_only_peer_errors(data: st.DataObject) -> None:
+    for good in (seal(HEADER).header, published_to_proto(PUBLISHED).SerializeToString()):
+        bit = data.draw(st.integers(0, 8 * len(good) - 1))
+        flipped = bytearray(good)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with suppress(PeerError):
+            open_envelope(pb.Envelope(header=bytes(flipped)))
+        with suppress(PeerError):
+            published_from_proto(parse(pb.PublishedHeader, bytes(flipped), 10**4), BLOCKS)
+
+
+def chain(plan: RoundPlan = PLAN, parent: bytes = b"\xab" * 32, **changes: Any) -> bytes:
+    shard_blocks = changes.get("shard_blocks", ((0, 1), (2,)))
+    return chain_hash(parent, plan, shard_blocks, changes.get("results", RESULTS))
+
+
+def test_the_chain_hash_is_stable() -> None:
+    """Golden: peers of different versions must agree on it. Change it only together with the protocol's version."""
+    assert chain().hex() == "e913d884a5089f597f4d17a2a152bf0f4ec77d78f06f18a16284167495cbc6d1"
+
+
+def test_the_chain_hash_covers_every_field() -> None:
+    first, second = RESULTS
+    hashes = [
+        chain(),
+        chain(parent=b""),
+        chain(replace(PLAN, round=8)),
+        chain(replace(PLAN, first_step=0)),
+        chain(replace(PLAN, steps=21)),
+        chain(replace(PLAN, lr_first=2e-3)),
+        chain(replace(PLAN, lr_last=2e-3)),
+        chain(replace(PLAN, decay=1.0)),
+        chain(replace(PLAN, due=Due(tangent=frozenset({0}), aim=frozenset({2})))),
+        chain(replace(PLAN, due=Due(tangent=frozenset({0, 2})))),
+        chain(replace(PLAN, parent="cd" * 32)),
+        chain(shard_blocks=((0,), (1, 2))),
+        chain(results=(second, first)),
+        chain(results=(first,)),
+        chain(results=(replace(first, tokens=1), second)),
+        chain(results=(replace(first, included=(OTHER, PEER)), second)),
+        chain(results=(replace(first, included=(PEER,)), second)),
+        chain(results=(replace(first, sections=()), second)),
+        *(
+            chain(results=(replace(first, sections=(replace(SECTION, **change),)), second))
+            for change in ({"kind": "dense"}, {"raw_bytes": 101}, {"wire_bytes": 91}, {"hash": b"i" * 32})
+        ),
+    ]
+    assert len(set(hashes)) == len(hashes)
+    assert {len(value) for value in hashes} == {32}

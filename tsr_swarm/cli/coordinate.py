@@ -1,0 +1,109 @@
+"""``tsr-swarm coordinate``: lead a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tsr_swarm.cli.options import Json, NoDht, Plain, Record, Rounds, Set, check_address, check_announce
+from tsr_swarm.cli.output import Emit, Mode, choose_mode, emitter
+from tsr_swarm.cli.process import run_process
+from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.telemetry.events import Event, RunStarted
+
+
+def coordinate(
+    context: typer.Context,
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file; see 'tsr-swarm init'.")],
+    listen: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT", envvar="TSR_SWARM_LISTEN", callback=check_address, help="Where to listen; port 0: any."
+        ),
+    ] = "127.0.0.1:7700",
+    announce: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST[:PORT]",
+            envvar="TSR_SWARM_ANNOUNCE",
+            callback=check_announce,
+            help="Where peers reach this machine, when that is not where it listens.",
+        ),
+    ] = None,
+    dht_port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", envvar="TSR_SWARM_DHT_PORT", help="0: any free one.")
+    ] = 0,
+    no_dht: NoDht = False,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Listen beyond this machine, where anybody who reaches the port can join."),
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    rounds: Rounds = None,
+    overrides: Set = None,
+    record: Record = None,
+    plain: Plain = False,
+    json: Json = False,
+) -> None:
+    """Lead a run. Serves its manifest and state, opens rounds and averages what peers send."""
+    from tsr_swarm.config.load import load_run_config
+
+    mode = choose_mode(plain=plain, json=json)
+    config = load_run_config(run_file, with_rounds(overrides, rounds))
+    if mode is Mode.SCREEN:
+        from tsr_swarm.cli.screen import show_coordinator
+
+        show_coordinator(context.obj, config.run.name)
+
+    from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
+
+    options = CoordinateOptions(
+        config=config,
+        listen=listen,
+        announce=announce,
+        dht_port=dht_port,
+        use_dht=not no_dht,
+        insecure=insecure,
+        resume=resume,
+    )
+
+    async def work(stop: StopRequest) -> None:
+        with emitter(mode, record, on_closed=stop.request) as emit:
+            say = emit if mode is Mode.JSON else inviting(emit, listen, dht_port)
+            await run_coordinator(options, say, stop)
+
+    run_process(mode, work)
+
+
+def with_rounds(overrides: list[str] | None, rounds: int | None) -> list[str]:
+    """``--rounds N`` is ``--set run.rounds=N``."""
+    return [*(overrides or []), *([] if rounds is None else [f"run.rounds={rounds}"])]
+
+
+def inviting(emit: Emit, listen: str, dht_port: int) -> Emit:
+    """Print, after the run's start, the line that others paste."""
+
+    def say(event: Event) -> None:
+        emit(event)
+        if isinstance(event, RunStarted):
+            print("\n".join(invitation(event.address, listen, dht_port)), flush=True)
+
+    return say
+
+
+def invitation(address: str, listen: str, dht_port: int) -> list[str]:
+    """What others type to join the coordinator at ``address``, and what to forward so that they can."""
+    from tsr_swarm.swarm.addresses import is_loopback, split_address
+
+    _, port = split_address(address)
+    inside, inside_port = split_address(listen)
+    if is_loopback(inside):
+        return ["", f"Join from this machine with:  tsr-swarm join --coordinator {address}", ""]
+    forward = f"TCP port {port}" + (f" to {inside_port}" if inside_port not in (0, port) else "")
+    dht = f" and, for the DHT, TCP port {dht_port}" if dht_port else ""
+    return [
+        "",
+        f"Join with:  tsr-swarm join --coordinator {address}",
+        f"Behind a router, forward {forward}{dht} to this machine; the first alone is enough to join.",
+        "",
+    ]

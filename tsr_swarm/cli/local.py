@@ -1,0 +1,151 @@
+"""``tsr-swarm local``: a whole swarm on this machine, with one command."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tsr_swarm.cli.options import Json, NoDht, Plain, Record, Set, UsageError
+from tsr_swarm.cli.output import Mode, choose_mode, emitter
+from tsr_swarm.cli.process import run_process
+from tsr_swarm.cli.summary import summary
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.runtime.children import Family
+from tsr_swarm.runtime.faults import FaultError, plan_local
+from tsr_swarm.runtime.lifeline import StopRequest, unless_stopped
+from tsr_swarm.runtime.local import RUN_FILE, LocalOptions, fit_config, keep_config, run_local, sample_text
+from tsr_swarm.telemetry.events import Event
+from tsr_swarm.telemetry.fold import fold
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+
+PEERS, ROUNDS = 3, 30  # unless something says otherwise
+SAMPLE_LENGTH = 240
+
+
+def local(
+    context: typer.Context,
+    run_file: Annotated[
+        Path | None, typer.Argument(metavar="[RUN.toml]", help="The run file; without one, the defaults.")
+    ] = None,
+    peers: Annotated[int | None, typer.Option(min=1, max=1000, metavar="N", show_default=str(PEERS))] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="0: until stopped.", show_default=f"the run file's, else {ROUNDS}"),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir", metavar="DIR", help="Keep everything here; else in a temporary folder, removed at the end."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.")] = False,
+    kill: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHO@ROUND[/PHASE]", help="Kill peer WHO, or 'coordinator'; repeatable."),
+    ] = None,
+    join_at: Annotated[
+        list[int] | None, typer.Option(metavar="ROUND", help="A further peer joins in ROUND; repeatable.")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHO:KEY=VALUE", help="Set KEY for one process only; repeatable."),
+    ] = None,
+    overrides: Set = None,
+    no_dht: NoDht = False,
+    record: Record = None,
+    plain: Plain = False,
+    json: Json = False,
+) -> None:
+    """Train with a whole swarm on this machine: a coordinator and N peers, each its own process."""
+    mode = choose_mode(plain=plain, json=json)
+    _check_folder(folder, resume)
+    config = _config(run_file, folder if resume else None, rounds, overrides or [])
+    count = peers or (config.run.min_peers if resume else PEERS)
+    try:
+        plan = plan_local(
+            peers=count,
+            rounds=config.run.rounds,
+            kills=kill or [],
+            join_rounds=join_at or [],
+            environment=env or [],
+        )
+    except FaultError as error:
+        raise UsageError(str(error)) from None
+
+    async def work(stop: StopRequest) -> None:
+        async with Family() as family:
+            place = folder or family.temporary_folder()
+            if mode is Mode.SCREEN:
+                snapshot = await _on_screen(family, context.obj, place, folder, config.run.name, stop)
+            else:
+                fit = keep_config if resume and run_file is None else fit_config
+                options = LocalOptions(
+                    config=fit(config, plan, place), plan=plan, folder=place, resume=resume, use_dht=not no_dht
+                )
+                snapshot = await _in_lines(family, options, mode, record, stop)
+            if mode is not Mode.JSON:
+                print("\n".join(summary(snapshot)), flush=True)
+            if mode is not Mode.JSON and snapshot.rounds_counted and not stop.gently.is_set():
+                await unless_stopped(_print_sample(family, place), stop)
+
+    run_process(mode, work)
+
+
+async def _in_lines(
+    family: Family, options: LocalOptions, mode: Mode, record: Path | None, stop: StopRequest
+) -> SwarmSnapshot:
+    snapshot = SwarmSnapshot()
+    with emitter(mode, record, on_closed=stop.request) as emit:
+
+        def see(event: Event) -> None:
+            nonlocal snapshot
+            snapshot = fold(snapshot, time.time(), event)
+            emit(event)
+
+        await run_local(options, family, see, stop)
+    return snapshot
+
+
+async def _on_screen(
+    family: Family, arguments: Sequence[str], place: Path, given: Path | None, title: str, stop: StopRequest
+) -> SwarmSnapshot:
+    """The same command without a screen runs behind it. The folder is ours, so that the sample can be drawn from it."""
+    from tsr_swarm.cli.screen import show_stream
+
+    command, *rest = arguments
+    where = [] if given else ["--dir", str(place)]
+    return await show_stream(family, "local swarm", [command, *where, *rest], title, stop)
+
+
+async def _print_sample(family: Family, place: Path) -> None:
+    text = await sample_text(family, place, SAMPLE_LENGTH)
+    if text:
+        print(f"What the model writes by itself:\n\n{text}", flush=True)
+
+
+def _check_folder(folder: Path | None, resume: bool) -> None:
+    if resume and folder is None:
+        raise UsageError("--resume needs the folder of the run; add --dir DIR.")
+    if folder is None:
+        return
+    is_run = (folder / RUN_FILE).exists()
+    if resume and not is_run:
+        raise UsageError(f"{folder} holds no local run to go on with; leave --resume out to start one there.")
+    if is_run and not resume:
+        raise UsageError(f"{folder} holds a local run already; add --resume or name another folder.")
+
+
+def _config(run_file: Path | None, resumed: Path | None, rounds: int | None, overrides: list[str]) -> RunConfig:
+    """Flags over environment over the file: the given one, else that of the resumed run, else all defaults."""
+    from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
+
+    file = run_file or (resumed / RUN_FILE if resumed else None)
+    mapping = read_toml(file) if file else {}
+    flags = [*overrides, *([] if rounds is None else [f"run.rounds={rounds}"])]
+    merged = apply_overrides(mapping, [*environ_overrides(os.environ), *flags])
+    config = run_config_from_mapping(merged)
+    return config if "rounds" in merged.get("run", {}) else replace(config, run=replace(config.run, rounds=ROUNDS))

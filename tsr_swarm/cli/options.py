@@ -1,0 +1,66 @@
+"""Options that several commands share, and the one way to refuse a wrong one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tsr_swarm.errors import ConfigError, SwarmError
+
+
+class UsageError(SwarmError):
+    """The command line cannot be meant as it is."""
+
+    exit_code = 2
+
+
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, also on a terminal.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout; logs go to stderr.")]
+Rounds = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="End the run after this many rounds; 0: when stopped.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the run file; repeatable."),
+]
+NoDht = Annotated[bool, typer.Option("--no-dht", help="Do without the DHT; the gRPC port is enough.")]
+Record = Annotated[Path | None, typer.Option(metavar="FILE", help="Append the event stream to FILE, for 'replay'.")]
+
+
+def check_address(value: str | None) -> str | None:
+    """A HOST:PORT, as a typer callback."""
+    return value and usage(lambda: _split(value) and value)
+
+
+def _split(address: str) -> tuple[str, int]:
+    from tsr_swarm.swarm.addresses import split_address
+
+    return split_address(address)
+
+
+def check_announce(value: str | None) -> str | None:
+    """A HOST or HOST:PORT, as a typer callback."""
+    if not value:
+        return value
+    has_port = ":" in value and not value.endswith("]")
+    return usage(lambda: _split(value if has_port else f"{value}:0") and value)
+
+
+def usage(check: Callable[[], str]) -> str:
+    """Run ``check``; what it refuses is a usage error here, not a bad configuration."""
+    try:
+        return check()
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+
+
+Coordinator = Annotated[
+    str,
+    typer.Option(
+        metavar="HOST:PORT",
+        envvar="TSR_SWARM_COORDINATOR",
+        callback=check_address,
+        help="Where the coordinator listens.",
+    ),
+]

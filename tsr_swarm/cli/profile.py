@@ -1,0 +1,91 @@
+"""A peer's settings: flags over environment over profile over defaults. Pure but for reading the file."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tsr_swarm.config.load import ENV_PREFIX, read_toml
+from tsr_swarm.errors import ConfigError
+
+TABLE = "join"
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinProfile:
+    """The ``[join]`` table of a ``peer.toml``. Each key is the flag of the same name."""
+
+    coordinator: str = ""
+    data: tuple[str, ...] = ()  # none: the peer's part of the run's own data
+    device: str = "auto"
+    name: str = ""
+    listen: str = ""
+    outbound_only: bool = False
+    dht: bool = True
+    resume: bool = False
+    dir: str = ""
+    local_space: str = ""
+
+    def __post_init__(self) -> None:
+        _require(self.local_space in ("", "core", "full"), "local_space", self.local_space, '"core" or "full"')
+        _require(
+            not self.name or re.fullmatch(r"[A-Za-z0-9_-]{1,32}", self.name) is not None,
+            "name",
+            self.name,
+            "1 to 32 letters, digits, '-' or '_'",
+        )
+        if self.listen and self.outbound_only:
+            raise ConfigError("listen and outbound_only exclude each other; give one of them.")
+
+
+def merge_profile(flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None) -> JoinProfile:
+    """Each setting from the first that has it. A flag that was not given is None. Raises ConfigError."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    return JoinProfile(**{**(read_profile(file) if file else {}), **_from_environment(environ), **given})
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """The ``[join]`` table of ``path``, its keys and types checked. Raises ConfigError."""
+    table = read_toml(path).get(TABLE)
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path} has no [{TABLE}] table; a peer's settings go there.")
+    return {key: _typed(key, value, path) for key, value in table.items()}
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """``TSR_SWARM_OUTBOUND_ONLY=1`` says ``outbound_only = true``; several paths are separated by ``:``."""
+    found: dict[str, Any] = {}
+    for field in fields(JoinProfile):
+        name = ENV_PREFIX + field.name.upper()
+        text = environ.get(name)
+        if text is None:
+            continue
+        if isinstance(field.default, bool):
+            _require(text.lower() in _TRUE + _FALSE, name, text, "1 or 0")
+            found[field.name] = text.lower() in _TRUE
+        else:
+            found[field.name] = tuple(filter(None, text.split(":"))) if isinstance(field.default, tuple) else text
+    return found
+
+
+def _typed(key: str, value: Any, path: Path) -> Any:
+    defaults = {field.name: field.default for field in fields(JoinProfile)}
+    if key not in defaults:
+        near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"'{TABLE}.{key}' in {path} is not a known key; did you mean '{near}'?")
+    if isinstance(defaults[key], tuple):
+        items = [value] if isinstance(value, str) else value
+        is_list = isinstance(items, list) and all(isinstance(item, str) for item in items)
+        _require(is_list, f"{TABLE}.{key}", value, "a path or a list of paths")
+        return tuple(items)
+    kind = type(defaults[key])
+    _require(type(value) is kind, f"{TABLE}.{key}", value, "true or false" if kind is bool else "text")
+    return value
+
+
+def _require(condition: bool, key: str, value: object, limit: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} = {value!r} is not possible; it must be {limit}.")

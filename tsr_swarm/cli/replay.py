@@ -1,0 +1,42 @@
+"""``tsr-swarm replay``: show a recorded run again."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tsr_swarm.cli.options import Json, Plain, UsageError
+from tsr_swarm.cli.output import Mode, choose_mode, line_printer
+from tsr_swarm.cli.process import run_process
+from tsr_swarm.runtime.lifeline import StopRequest, unless_stopped
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What --record wrote, or --json printed.")],
+    speed: Annotated[float, typer.Option(metavar="X", help="Times the run's own pace; inf: its end at once.")] = 1.0,
+    plain: Plain = False,
+    json: Json = False,
+) -> None:
+    """Show a recorded run again."""
+    from tsr_swarm.monitor.sources import ReplaySource
+
+    mode = choose_mode(plain=plain, json=json)
+    if not speed > 0:
+        raise UsageError(f"--speed {speed:g} is out of range; give a number above 0, such as 10.")
+    source = ReplaySource(file, speed, time.time)
+
+    async def work(stop: StopRequest) -> None:
+        if mode is Mode.SCREEN:
+            from tsr_swarm.cli.screen import show_source
+
+            await show_source(source, f"replay of {file}", "The replay is closed.", stop)
+        else:
+            await unless_stopped(_print_all(stop), stop)
+
+    async def _print_all(stop: StopRequest) -> None:
+        see = line_printer(mode, stop.request)
+        async for line in source.lines():
+            see(line)
+
+    run_process(mode, work)

@@ -1,0 +1,130 @@
+"""The screen over a running command. The command itself runs as a child process; see runtime/front.py."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from tsr_swarm.cli.output import Mode, plain_line
+from tsr_swarm.cli.process import run_process
+from tsr_swarm.cli.watching import watching
+from tsr_swarm.monitor.app import SwarmMonitor
+from tsr_swarm.monitor.sources import PipeSource, Source
+from tsr_swarm.runtime.children import Family, own_command
+from tsr_swarm.runtime.front import Feed, run_front
+from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.telemetry.events import Event, Left, RunFinished, decode_stamped
+from tsr_swarm.telemetry.fold import fold
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+
+QUIT_NOTE = "The screen is closed; training goes on. Ctrl-C finishes the round and leaves, twice leaves at once."
+
+
+def show_coordinator(arguments: Sequence[str], title: str) -> NoReturn:
+    """Run ``coordinate`` with these arguments behind a screen."""
+
+    async def work(stop: StopRequest) -> None:
+        async with Family() as family:
+            await show_stream(family, "coordinator", arguments, title, stop)
+
+    run_process(Mode.SCREEN, work)
+
+
+def show_peer(arguments: Sequence[str], coordinator: str) -> NoReturn:
+    """Run ``join`` with these arguments behind a screen that shows the whole swarm, as its coordinator tells it."""
+
+    async def work(stop: StopRequest) -> None:
+        async with watching(coordinator) as source, Family() as family:
+            await _show(family, "peer", arguments, Onlooker(), source, f"{coordinator}", stop)
+
+    run_process(Mode.SCREEN, work)
+
+
+async def show_stream(
+    family: Family, name: str, arguments: Sequence[str], title: str, stop: StopRequest
+) -> SwarmSnapshot:
+    """Run a command behind a screen that shows its own events. Returns what they add up to."""
+    feed = Feed()
+    onlooker = Onlooker(feed)
+    await _show(family, name, arguments, onlooker, PipeSource(feed, time.time), title, stop)
+    return onlooker.snapshot
+
+
+async def _show(
+    family: Family,
+    name: str,
+    arguments: Sequence[str],
+    onlooker: "Onlooker",
+    source: Source,
+    title: str,
+    stop: StopRequest,
+) -> None:
+    def interrupt() -> str:
+        stop.request()
+        return "Leaving at once." if stop.now.is_set() else "Leaving after this round; Ctrl-C again leaves at once."
+
+    screen = SwarmMonitor(source, title, QUIT_NOTE, interrupt)
+    command, *rest = arguments
+    try:
+        await run_front(
+            family=family,
+            name=name,
+            command=own_command(command, "--json", *rest),
+            screen=screen,
+            see=onlooker.see,
+            closed=onlooker.screen_closed,
+            stop=stop,
+        )
+    finally:
+        onlooker.say_the_end()
+
+
+class Onlooker:
+    """Sees every event of the command: sums them up, feeds the screen, and prints them once the screen is closed."""
+
+    def __init__(self, feed: Feed | None = None) -> None:
+        self.snapshot = SwarmSnapshot()
+        self._feed = feed
+        self._is_printing = False
+        self._end: tuple[float, Event] | None = None
+
+    def see(self, line: bytes) -> None:
+        if self._feed is not None and not self._is_printing:
+            self._feed.put(line)
+        stamped = decode_stamped(line.decode("utf-8", "replace"))
+        if stamped is None:
+            return
+        self.snapshot = fold(self.snapshot, stamped.time, stamped.event)
+        if self._is_printing:
+            _print(stamped.time, stamped.event)
+        elif isinstance(stamped.event, RunFinished | Left):
+            self._end = stamped.time, stamped.event
+
+    def screen_closed(self) -> None:
+        self._is_printing = True
+        print(QUIT_NOTE, flush=True)
+
+    def say_the_end(self) -> None:
+        """What the screen took with it."""
+        if self._end is not None:
+            _print(*self._end)
+
+
+def _print(when: float, event: Event) -> None:
+    text = plain_line(event, when)
+    if text is not None:
+        print(text, flush=True)
+
+
+async def show_source(source: Source, title: str, quit_note: str, stop: StopRequest) -> None:
+    """Show a run that goes on elsewhere, or went on once, until the screen is closed. Raises what the source raised."""
+    screen = SwarmMonitor(source, title, quit_note)
+    stopped = asyncio.create_task(stop.gently.wait())
+    stopped.add_done_callback(lambda task: None if task.cancelled() else screen.exit())
+    try:
+        await screen.run_async()
+    finally:
+        stopped.cancel()
+    if screen.failure is not None:
+        raise screen.failure
+    print(quit_note)

@@ -1,0 +1,74 @@
+"""``tsr-swarm status``: how a run is doing, once."""
+
+import json as json_format
+import time
+from typing import Any
+
+from tsr_swarm.cli.options import Coordinator, Json, Plain
+from tsr_swarm.cli.output import Mode
+from tsr_swarm.cli.process import run_process
+from tsr_swarm.runtime.lifeline import StopRequest, unless_stopped
+from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
+from tsr_swarm.telemetry.text import bytes_text, count_text, factor_text, loss_text, plural
+
+
+def status(coordinator: Coordinator, plain: Plain = False, json: Json = False) -> None:
+    """Say how a run is doing, and stop."""
+    from tsr_swarm.cli.watching import calling, read_all
+
+    async def work(stop: StopRequest) -> None:
+        async with calling(coordinator, wait_ms=0) as watch:
+            await unless_stopped(_print_status(read_all(watch), json), stop)
+
+    async def _print_status(reading: Any, as_json: bool) -> None:
+        snapshot, _ = await reading
+        print(json_format.dumps(status_object(snapshot, time.time())) if as_json else "\n".join(status_lines(snapshot)))
+
+    run_process(Mode.JSON if json else Mode.PLAIN, work)
+
+
+def status_object(snapshot: SwarmSnapshot, now: float) -> dict[str, Any]:
+    """The status as one flat event-like object."""
+    peers = [
+        {
+            "peer": p.peer,
+            "name": p.name,
+            "number": p.number,
+            "state": p.state,
+            "round": p.round,
+            "tokens_per_second": p.tokens_per_second,
+            "sent": p.up,
+            "received": p.down,
+        }
+        for p in snapshot.table
+        if p.is_alive
+    ]
+    plain_fields = (
+        "run run_id address rounds round phase state first_loss loss local_loss wire_bytes dense_bytes digest finished"
+    )
+    return {
+        "event": "status",
+        "time": round(now, 3),
+        **{name: getattr(snapshot, name) for name in plain_fields.split()},
+        "peers": peers,
+    }
+
+
+def status_lines(s: SwarmSnapshot) -> list[str]:
+    """The status as a few lines for people."""
+    length = f" of {s.rounds}" if s.rounds else ""
+    return [
+        f"{s.run}: {s.state} (round {s.round}{length})",
+        f"held-out loss {loss_text(s.first_loss)} at first, {loss_text(s.loss)} now; local {loss_text(s.local_loss)}",
+        f"{bytes_text(s.wire_bytes)} on the wire, {factor_text(s.dense_bytes, s.wire_bytes)} less than dense training",
+        f"{plural(len(s.alive), 'peer')}, {count_text(s.tokens_per_second)} tokens/s",
+        *[_peer_line(peer, s.lag(peer)) for peer in s.table if peer.is_alive],
+    ]
+
+
+def _peer_line(peer: PeerView, lag: int) -> str:
+    behind = f", {plural(lag, 'round')} behind" if lag else ""
+    return (
+        f"  {peer.number:>3} {peer.name:<20} {peer.state}{behind}, {count_text(peer.tokens_per_second)} tokens/s, "
+        f"{bytes_text(peer.up)} up, {bytes_text(peer.down)} down"
+    )

@@ -1,0 +1,78 @@
+"""A coordinator's events from elsewhere, through its Watch call."""
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+
+from tsr_swarm.errors import UnreachableError
+from tsr_swarm.monitor.sources import FIRST_PAUSE, LONGEST_PAUSE, Watch, WatchSource
+from tsr_swarm.telemetry.events import decode_stamped
+from tsr_swarm.telemetry.fold import fold
+from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+
+WAIT_MS = 15_000
+
+
+@contextlib.asynccontextmanager
+async def calling(coordinator: str, wait_ms: int = WAIT_MS) -> AsyncIterator[Watch]:
+    """Give ``watch(after) -> (lines, newest number)``, which waits up to ``wait_ms`` for news. Raises SwarmError."""
+    from tsr_swarm.transport.client import SwarmClient
+    from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+    async with SwarmClient(coordinator, ByteLedger()) as client:
+
+        async def watch(after: int) -> tuple[list[str], int]:
+            reply = await client.watch(pb.WatchRequest(after=after, wait_ms=wait_ms))
+            return list(reply.events), reply.last
+
+        yield watch
+
+
+@contextlib.asynccontextmanager
+async def watching(coordinator: str) -> AsyncIterator[WatchSource]:
+    """What a screen follows; raises nothing when the coordinator is away, but tries again."""
+    async with calling(coordinator) as watch:
+        yield WatchSource(watch, time.time)
+
+
+async def read_all(watch: Watch) -> tuple[SwarmSnapshot, int]:
+    """All that the coordinator keeps, added up, and the number of its newest event. Needs a watch that never waits."""
+    snapshot, newest = SwarmSnapshot(), 0
+    while True:
+        lines, newest = await watch(newest)
+        if not lines:
+            return snapshot, newest
+        snapshot = _add(snapshot, lines)
+
+
+async def follow(watch: Watch, see: Callable[[str], None]) -> None:
+    """Pass every line to ``see`` until the run is finished. Raises only if the coordinator never answered."""
+    snapshot, newest, pause = SwarmSnapshot(), 0, 0.0
+    while True:
+        try:
+            lines, newest = await watch(newest)
+            pause = 0.0
+        except UnreachableError as error:
+            if newest == 0:
+                raise
+            if pause == 0.0:
+                print(f"{error} Trying again.", file=sys.stderr)
+            pause = min(max(FIRST_PAUSE, 2 * pause), LONGEST_PAUSE)
+            await asyncio.sleep(pause)
+            continue
+        for line in lines:
+            see(line)
+        snapshot = _add(snapshot, lines)
+        if snapshot.finished is not None:
+            return
+
+
+def _add(snapshot: SwarmSnapshot, lines: list[str]) -> SwarmSnapshot:
+    for line in lines:
+        stamped = decode_stamped(line)
+        if stamped is not None:
+            snapshot = fold(snapshot, stamped.time, stamped.event)
+    return snapshot

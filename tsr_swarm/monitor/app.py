@@ -1,0 +1,148 @@
+"""The monitor: a run on one screen. It only reads; closing it changes nothing for the run."""
+
+import asyncio
+from collections.abc import Callable
+from typing import ClassVar
+
+from textual import work
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.widgets import Footer
+
+from tsr_swarm.errors import SwarmError
+from tsr_swarm.monitor.bytes_pane import BytesPane
+from tsr_swarm.monitor.headline import Headline
+from tsr_swarm.monitor.help import HelpScreen
+from tsr_swarm.monitor.log_pane import LogPane
+from tsr_swarm.monitor.loss_chart import LossChart
+from tsr_swarm.monitor.peers_pane import PeersPane
+from tsr_swarm.monitor.sources import Source
+from tsr_swarm.monitor.tiles import Tiles
+from tsr_swarm.monitor.view import View
+from tsr_swarm.telemetry.events import decode_stamped
+from tsr_swarm.telemetry.fold import fold
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+
+REFRESH_SECONDS = 0.25
+QUIT_NOTE = "The monitor is closed; training goes on."
+_BURST = 100  # events folded before the screen and the keys get their turn
+
+
+class SwarmMonitor(App[None]):
+    """Shows what ``source`` tells. ``quit_note`` says what quitting leaves running.
+
+    ``on_interrupt`` is called at Ctrl-C and returns what to tell the user; without it Ctrl-C quits like ``q``.
+    """
+
+    CSS_PATH = "monitor.tcss"
+    ENABLE_COMMAND_PALETTE = False
+    AUTO_FOCUS = None
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit", "Quit", tooltip="Close the monitor; training goes on"),
+        Binding("c", "choose('chart')", "Loss"),
+        Binding("p", "choose('peers')", "Peers"),
+        Binding("b", "choose('bytes')", "Bytes"),
+        Binding("l", "choose('log')", "Log"),
+        Binding("escape", "choose('')", "All", show=False),
+        Binding("space", "freeze", "Freeze", key_display="space"),
+        Binding("d", "toggle_dark", "Dark"),
+        Binding("question_mark", "help", "Help", key_display="?"),
+        Binding("ctrl+c", "interrupt", "Interrupt", show=False, priority=True),
+    ]
+
+    def __init__(
+        self,
+        source: Source,
+        title: str = "",
+        quit_note: str = QUIT_NOTE,
+        on_interrupt: Callable[[], str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
+        self.VERTICAL_BREAKPOINTS = [(0, "-short"), (20, "-medium"), (32, "-tall")]
+        self.title = title
+        self.snapshot = SwarmSnapshot()
+        self.quit_note = quit_note
+        self.failure: SwarmError | None = None
+        self._source = source
+        self._on_interrupt = on_interrupt
+        self._is_frozen = False
+
+    def compose(self) -> ComposeResult:
+        yield Headline(self.title)
+        yield Tiles()
+        with Container(id="body"):
+            yield LossChart(id="chart")
+            yield BytesPane(id="bytes")
+            yield PeersPane(id="peers")
+            yield LogPane(id="log")
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self.show()
+        self.set_interval(REFRESH_SECONDS, self.show)
+        self.follow()
+
+    @work(exclusive=True)
+    async def follow(self) -> None:
+        """Fold the source's events until it ends. A source that gives up closes the monitor; see ``failure``."""
+        try:
+            count = 0
+            async for line in self._source.lines():
+                stamped = decode_stamped(line)
+                if stamped is not None:
+                    self.snapshot = fold(self.snapshot, stamped.time, stamped.event)
+                count += 1
+                if count % _BURST == 0:
+                    await asyncio.sleep(0)
+        except SwarmError as error:
+            self.failure = error
+            self.exit()
+            return
+        self.show()
+
+    def show(self) -> None:
+        """Hand the newest snapshot to every pane, unless the screen is frozen."""
+        if self._is_frozen:
+            return
+        self._hand_down(View(snapshot=self.snapshot, now=self._source.now(), trouble=self._source.trouble))
+
+    def _hand_down(self, view: View) -> None:
+        screen = self.screen_stack[0]  # not the help over it
+        screen.query_one(Headline).view = view
+        screen.query_one(Tiles).view = view
+        screen.query_one(LossChart).view = view
+        screen.query_one(BytesPane).view = view
+        screen.query_one(PeersPane).view = view
+        screen.query_one(LogPane).view = view
+
+    def action_choose(self, pane: str) -> None:
+        """Show only ``pane``; all of them when it is shown alone already, or for an empty name."""
+        body = self.query_one("#body")
+        is_back = not pane or self.query_one(f"#{pane}").has_class("chosen")
+        body.set_class(not is_back, "solo")
+        for child in body.children:
+            child.set_class(not is_back and child.id == pane, "chosen")
+            if child.id == pane:
+                child.focus()
+
+    def action_freeze(self) -> None:
+        self._is_frozen = not self._is_frozen
+        if not self._is_frozen:
+            self.show()
+            return
+        frozen = View(snapshot=self.snapshot, now=self._source.now(), is_frozen=True)
+        self._hand_down(frozen)
+
+    def action_toggle_dark(self) -> None:
+        self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
+
+    def action_help(self) -> None:
+        self.push_screen(HelpScreen(self.quit_note))
+
+    def action_interrupt(self) -> None:
+        if self._on_interrupt is None:
+            self.exit()
+        else:
+            self.notify(self._on_interrupt(), markup=False)

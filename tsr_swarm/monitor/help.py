@@ -1,0 +1,59 @@
+"""The help screen."""
+
+import textwrap
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from tsr_swarm.monitor.view import STRONG, rows_to_content
+
+_KEYS = (
+    ("c p b l", "only loss, peers, bytes or log; again or Esc: all"),
+    ("Tab, arrows", "choose a pane, scroll it"),
+    ("space", "freeze what you see; again to go on"),
+    ("d", "dark or light"),
+)
+_WORDS = (
+    ("held-out loss", "of the shared weights on text nobody trains on"),
+    ("mean local", "mean of the peers' own losses while training"),
+    ("lag", "rounds that a peer is behind the open one"),
+    ("late", "its work goes out with its next payload"),
+    ("dense", "what data-parallel training in fp32 would move"),
+    ("overhead", "bytes the kernel counted beyond the payloads"),
+    ("no failover", "fewer than 3 voters: the coordinator is a single point of failure"),
+)
+_LABEL, _TEXT = 15, 50  # cells; fits a terminal of 80
+
+
+class HelpScreen(ModalScreen[None]):
+    """Keys, and the words on the screen."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [("escape,question_mark,q", "app.pop_screen", "Close")]
+
+    def __init__(self, quit_note: str) -> None:
+        super().__init__()
+        self._quit_note = quit_note
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="help"):
+            yield Static(_content(self._quit_note))
+
+    def on_mount(self) -> None:
+        self.query_one("#help").border_title = "Help: Esc closes it"
+
+
+def _content(quit_note: str) -> Content:
+    keys = (("q", f"quit. {quit_note}"), *_KEYS)
+    rows = [*(_row(key, text) for key, text in keys), Content(""), *(_row(word, text) for word, text in _WORDS)]
+    return rows_to_content(rows)
+
+
+def _row(label: str, text: str) -> Content:
+    """A label and its text, which goes on under its own beginning."""
+    lines = ("\n" + " " * _LABEL).join(textwrap.wrap(text, _TEXT))
+    return Content.assemble((f"{label:<{_LABEL}}", STRONG), lines)

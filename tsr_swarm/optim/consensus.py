@@ -1,0 +1,174 @@
+"""The state that every peer holds bit for bit alike: weights and bases, and how a published round changes them.
+
+Only plain mul and sub touch a weight, as separate operations: their results do not depend on the machine.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tsr_swarm.config.blocks import Block
+from tsr_swarm.config.layout import BASIS_BITS, Part, Slot, published_slots
+from tsr_swarm.config.plan import Due, RoundPlan
+from tsr_swarm.config.run import WireConfig
+from tsr_swarm.errors import RunError
+from tsr_swarm.lowrank.basis import BASIS_LIMIT, Basis, apply_factor
+from tsr_swarm.lowrank.exact import lift, lift_float32, lift_tangent, lift_tangent_float32
+from tsr_swarm.lowrank.grid import Grid, exact_integers
+
+_Grids = Mapping[tuple[int, Part], Grid]
+
+
+class Consensus:
+    """Weights (float32, the model's shapes) and bases (by block, low-rank blocks only) of a run. On the CPU.
+
+    Tensors are replaced, never written to: what was handed out, such as a state that is being sent, stays what it was.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        weights: Mapping[str, Tensor],
+        bases: Mapping[int, Basis],
+        lift: str = "exact",
+    ) -> None:
+        """Take copies of ``weights`` by name. ``lift`` is "exact", or "float32" for the control that drifts apart."""
+        self.blocks = tuple(blocks)
+        self.weights = {b.name: _own(weights[b.name]) for b in self.blocks}
+        self.bases = {i: bases[i] for i, b in enumerate(self.blocks) if b.is_low_rank}
+        self.lift = lift
+        self._lift, self._lift_tangent = _LIFTS[lift]
+
+    def apply(
+        self, plan: RoundPlan, published: Mapping[Slot, Grid], void: frozenset[int] = frozenset()
+    ) -> dict[int, tuple[Basis, Basis]]:
+        """Apply one round. Returns (old, new) bases of the blocks whose basis changed.
+
+        Each block not ``void``: decay (low-rank blocks), subtract the published displacement lifted in the OLD basis,
+        then change the basis. A void block keeps weight and basis. Nothing changes when RunError is raised.
+        """
+        grids: dict[tuple[int, Part], Grid] = {(slot.block, slot.part): grid for slot, grid in published.items()}
+        self._require_complete(plan.due, grids, void)
+        weights, bases = dict(self.weights), dict(self.bases)
+        refreshed: dict[int, tuple[Basis, Basis]] = {}
+        for index, block in enumerate(self.blocks):
+            if index in void:
+                continue
+            weight = weights[block.name]
+            if block.is_low_rank:
+                weight = weight * torch.tensor(plan.decay, dtype=torch.float32)
+            weights[block.name] = weight - self._displacement(index, plan.due, grids).reshape(weight.shape)
+            if index in plan.due.refresh:
+                old, new = bases[index], _next_basis(bases[index], index, plan.due, grids)
+                if not (torch.equal(old.left, new.left) and torch.equal(old.right, new.right)):
+                    bases[index] = new
+                    refreshed[index] = (old, new)
+        self.weights, self.bases = weights, bases
+        return refreshed
+
+    def _displacement(self, index: int, due: Due, grids: _Grids) -> Tensor:
+        """What a block moves by, float32 (rows, cols)."""
+        if not self.blocks[index].is_low_rank:
+            return grids[index, Part.DENSE].values
+        basis = self.bases[index]
+        if index in due.tangent:
+            return self._lift_tangent(basis, grids[index, Part.TANGENT_LEFT], grids[index, Part.TANGENT_RIGHT])
+        return self._lift(basis, grids[index, Part.CORE])
+
+    def _require_complete(self, due: Due, grids: _Grids, void: frozenset[int]) -> None:
+        for slot in published_slots(self.blocks, due, WireConfig(), void):  # any bits: only the shapes count here
+            grid = grids.get((slot.block, slot.part))
+            if grid is None or tuple(grid.values.shape) != (slot.rows, slot.cols):
+                found = "nothing" if grid is None else f"shape {tuple(grid.values.shape)}"
+                raise RunError(
+                    f"The round publishes {found} as '{slot.part}' of block '{self.blocks[slot.block].name}', "
+                    f"not {slot.rows} x {slot.cols}; fetch the round again."
+                )
+
+    def digest(self) -> bytes:
+        """BLAKE2b-256 of all names, shapes, dtypes and little-endian bytes, in the manifest's order, weights first."""
+        hasher = hashlib.blake2b(digest_size=32)
+        for name, tensor in self.tensors().items():
+            header = f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}".encode()
+            hasher.update(len(header).to_bytes(8, "little") + header)
+            hasher.update(_little_endian(tensor))
+        return hasher.digest()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All state by name, as it is stored and sent: "weight/<name>", then "left/<name>" and "right/<name>"."""
+        state = {f"weight/{block.name}": self.weights[block.name] for block in self.blocks}
+        for index, basis in self.bases.items():
+            state[f"left/{self.blocks[index].name}"] = basis.left
+            state[f"right/{self.blocks[index].name}"] = basis.right
+        return state
+
+    @classmethod
+    def from_tensors(cls, blocks: Sequence[Block], tensors: Mapping[str, Tensor], lift: str = "exact") -> "Consensus":
+        """Build from what ``tensors()`` gave, here or at another peer. Raises RunError for anything out of place."""
+        checks = {name: check for block in blocks for name, check in _checks(block)}
+        if unknown := sorted(tensors.keys() ^ checks.keys()):
+            raise RunError(
+                f"The state and the manifest differ in {len(unknown)} names, the first is '{unknown[0][:80]}'; "
+                "fetch the state of this run."
+            )
+        for name, check in checks.items():
+            if problem := check(tensors[name]):
+                raise RunError(f"'{name}' of the state {problem}; fetch the state again.")
+        weights = {block.name: tensors[f"weight/{block.name}"] for block in blocks}
+        bases = {
+            index: Basis(tensors[f"left/{block.name}"].clone(), tensors[f"right/{block.name}"].clone())
+            for index, block in enumerate(blocks)
+            if block.is_low_rank
+        }
+        return cls(blocks, weights, bases, lift)
+
+
+_LIFTS = {"exact": (lift, lift_tangent), "float32": (lift_float32, lift_tangent_float32)}
+
+
+def _own(weight: Tensor) -> Tensor:
+    return weight.detach().to("cpu", torch.float32, copy=True).contiguous()
+
+
+def _little_endian(tensor: Tensor) -> memoryview:
+    array = tensor.contiguous().numpy().reshape(-1)
+    return (array if sys.byteorder == "little" else array.byteswap()).data
+
+
+def _next_basis(old: Basis, index: int, due: Due, grids: _Grids) -> Basis:
+    """The basis as published, or as the published factor makes it; a side that could not be aimed stays."""
+    if index in due.aim:
+        left, right = grids[index, Part.BASIS_LEFT].values, grids[index, Part.BASIS_RIGHT].values
+        return Basis(*(exact_integers(side, BASIS_BITS).to(torch.int16) for side in (left, right)))
+    new_left = apply_factor(grids[index, Part.TANGENT_LEFT], grids[index, Part.FACTOR_LEFT])
+    new_right = apply_factor(grids[index, Part.TANGENT_RIGHT], grids[index, Part.FACTOR_RIGHT])
+    return Basis(old.left if new_left is None else new_left, old.right if new_right is None else new_right)
+
+
+def _checks(block: Block) -> Iterator[tuple[str, Callable[[Tensor], str]]]:
+    """For each of a block's tensors: its name, and what says what is wrong with it ("" if nothing)."""
+    yield f"weight/{block.name}", lambda tensor: _weight_problem(tensor, block)
+    if block.is_low_rank:
+        yield f"left/{block.name}", lambda tensor: _factor_problem(tensor, (block.rows, block.rank))
+        yield f"right/{block.name}", lambda tensor: _factor_problem(tensor, (block.cols, block.rank))
+
+
+def _weight_problem(weight: Tensor, block: Block) -> str:
+    shape = tuple(weight.shape)
+    if weight.dtype != torch.float32:
+        return f"is {weight.dtype}, not float32"
+    if weight.numel() != block.size or (block.is_low_rank and shape != (block.rows, block.cols)):
+        return f"has shape {shape}, the manifest says {block.rows} x {block.cols}"
+    return "" if torch.isfinite(weight).all() else "has numbers that are not finite"
+
+
+def _factor_problem(factor: Tensor, shape: tuple[int, int]) -> str:
+    if factor.dtype != torch.int16:
+        return f"is {factor.dtype}, not int16"
+    if tuple(factor.shape) != shape:
+        return f"has shape {tuple(factor.shape)}, the manifest says {shape[0]} x {shape[1]}"
+    low, high = torch.aminmax(factor)
+    return "" if int(low) >= -BASIS_LIMIT and int(high) <= BASIS_LIMIT else f"has integers beyond {BASIS_LIMIT}"

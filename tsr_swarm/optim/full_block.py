@@ -1,0 +1,42 @@
+"""One parameter moved at full size by plain Adam: every block of a full-space peer, the dense ones of a core peer."""
+
+import torch
+from torch import Tensor, nn
+
+from tsr_swarm.config.run import OptimizerConfig
+from tsr_swarm.optim.adam import adam_direction, bias_corrections
+from tsr_swarm.optim.block_state import zero_state
+from tsr_swarm.optim.consensus import Consensus
+
+
+class FullBlock:
+    """W_i = Wbar - A, with A the displacement in ``state``. Weight decay belongs to the consensus, not to this."""
+
+    def __init__(self, name: str, parameter: nn.Parameter, optimizer: OptimizerConfig) -> None:
+        self.state = zero_state(parameter)
+        self._name = name
+        self._parameter = parameter
+        self._betas, self._eps = optimizer.betas, optimizer.eps
+        self._base = torch.zeros(0)
+
+    def begin(self, consensus: Consensus) -> None:
+        """Write Wbar - A into the parameter."""
+        # on the CPU this is the consensus' own tensor, which is replaced by the next one, never written to
+        self._base = consensus.weights[self._name].to(self._parameter.device)
+        self._write()
+
+    def step(self, lr: float) -> None:
+        """One Adam step from ``parameter.grad``; no gradient counts as one of zero."""
+        state = self.state
+        state.steps += 1
+        corrections = bias_corrections(self._betas, state.steps)
+        direction = adam_direction(self._gradient(), state.first, state.second, corrections, self._betas, self._eps)
+        state.displacement.add_(direction, alpha=lr)  # A += lr D
+        self._write()
+
+    def _gradient(self) -> Tensor:
+        gradient = self._parameter.grad
+        return torch.zeros_like(self.state.first) if gradient is None else gradient.float()
+
+    def _write(self) -> None:
+        self._parameter.copy_(self._base - self.state.displacement)

@@ -1,0 +1,130 @@
+"""Local training on full-size weights, exchanged through the same slots as a core peer's.
+
+Letters: A (M, N) = Wbar - W_i the displacement, U (M, R), V (N, R) the shared bases. What of A an average did not take
+stays in the peer's own weights: W_i = Wbar_new - gamma E, with E = A - its part of the average.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tsr_swarm.config.blocks import Block
+from tsr_swarm.config.layout import Part, PayloadKind, Slot, upload_slots
+from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.run import OptimizerConfig, WireConfig
+from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.lowrank.grid import Grid, dense_grid, quantise_rows
+from tsr_swarm.lowrank.sketch import core_of, expand
+from tsr_swarm.optim.block_state import pack_states, unpack_states
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.full_block import FullBlock
+from tsr_swarm.optim.local_space import gradient_grid
+
+
+class FullSpace:
+    """The local space ``full``. See LocalSpace for what each method is for."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], blocks: Sequence[Block], optimizer: OptimizerConfig
+    ) -> None:
+        self._blocks = tuple(blocks)
+        self._full = [FullBlock(block.name, parameters[block.name], optimizer) for block in self._blocks]
+        self._states = {index: full.state for index, full in enumerate(self._full)}
+        self._gamma = optimizer.gamma
+
+    @torch.no_grad()
+    def begin(self, consensus: Consensus) -> None:
+        """Write Wbar - A into every parameter."""
+        for full in self._full:
+            full.begin(consensus)
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One Adam step on every parameter."""
+        for full in self._full:
+            full.step(lr)
+
+    @torch.no_grad()
+    def upload(
+        self,
+        consensus: Consensus,
+        plan: RoundPlan,
+        wire: WireConfig,
+        gradients: Mapping[int, tuple[Tensor, Tensor]],
+    ) -> dict[Slot, Grid]:
+        """Cores U^T A V, tangent sketches A V and A^T U, dense displacements, and the gradient sketches passed in."""
+        grids: dict[Slot, Grid] = {}
+        for state in self._states.values():
+            state.sent = {}
+        for slot in upload_slots(self._blocks, plan.due, wire):
+            if slot.part.kind is PayloadKind.GRADIENT:
+                grids[slot] = gradient_grid(slot, gradients)
+                continue
+            state = self._states[slot.block]
+            grids[slot] = grid = _measure(slot, state.displacement, consensus.bases.get(slot.block))
+            numbers = grid.numbers().to(torch.float32).to(state.displacement.device)
+            state.sent[slot.part] = numbers.reshape_as(state.displacement) if slot.part is Part.DENSE else numbers
+        return grids
+
+    @torch.no_grad()
+    def settle(self, consensus: Consensus, included: frozenset[int]) -> None:
+        """E = A - its part of the average for included blocks, of which gamma goes on; others keep A whole."""
+        for index, state in self._states.items():
+            averaged = None
+            if index in included and state.sent:
+                averaged = _part(state.sent, consensus.bases.get(index))
+            # what a dense block sent was exact: anything left of it is work done since
+            state.settle(averaged, self._gamma if self._blocks[index].is_low_rank else 1.0)
+
+    def rotate(self, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
+        """Nothing to do: all that is kept is full size, and no basis is written into it."""
+
+    @torch.no_grad()
+    def rebase(self, consensus: Consensus) -> None:
+        """Keep moments and displacements, but not the displacement of a block whose upload was never settled.
+
+        Which part of it went out cannot be told without the bases of that time.
+        """
+        for index, state in self._states.items():
+            if state.sent and self._blocks[index].is_low_rank:
+                state.displacement.zero_()
+                state.sent = {}
+            elif state.sent:
+                state.settle(state.sent[Part.DENSE], gamma=1.0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Displacements, moments, step counts, and what was sent."""
+        return pack_states(self._blocks, self._states)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Read ``state_dict`` back. Raises CheckpointError, before any change."""
+        unpack_states(self._blocks, self._states, state)
+
+
+def _measure(slot: Slot, displacement: Tensor, basis: Basis | None) -> Grid:
+    """The slot's share of a displacement, on its grid. A dense block has no basis and goes out whole."""
+    if basis is None:
+        return dense_grid(displacement)
+    u, v = _factors(basis, displacement)
+    if slot.part is Part.TANGENT_LEFT:
+        return quantise_rows(displacement @ v, slot.bits)
+    if slot.part is Part.TANGENT_RIGHT:
+        return quantise_rows(displacement.mT @ u, slot.bits)
+    return quantise_rows(core_of(displacement, u, v), slot.bits)
+
+
+def _part(sent: Mapping[Part, Tensor], basis: Basis | None) -> Tensor:
+    """What an average takes of this peer's displacement: the lift of what it sent. Local, so plain float32 will do."""
+    if basis is None:
+        return sent[Part.DENSE]
+    u, v = _factors(basis, next(iter(sent.values())))
+    if Part.CORE in sent:
+        return expand(sent[Part.CORE], u, v)
+    y, z = sent[Part.TANGENT_LEFT], sent[Part.TANGENT_RIGHT]
+    return u @ z.mT + (y - u @ (u.mT @ y)) @ v.mT  # U Z^T + (I - U U^T) Y V^T
+
+
+def _factors(basis: Basis, like: Tensor) -> tuple[Tensor, Tensor]:
+    return basis.left_float().to(like.device), basis.right_float().to(like.device)

@@ -1,0 +1,63 @@
+"""What each round asks of everybody: rates, weight decay, and which blocks refresh their bases. Pure arithmetic."""
+
+import math
+from collections.abc import Sequence
+
+from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.plan import Due, RoundPlan
+from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
+
+
+def plan_round(config: RunConfig, blocks: Sequence[Block], round: int, parent: str) -> RoundPlan:
+    """The announcement of ``round`` (from 1); ``parent`` is the chain hash (hex) of the round before.
+
+    Steps are counted as round * K_x, whatever a peer managed to do. The leader announces the numbers, so that peers
+    need not agree on a cosine's last bit.
+    """
+    steps = config.periods.k_x
+    first_step = (round - 1) * steps
+    lr_first = learning_rate(config.optimizer, first_step)
+    lr_last = learning_rate(config.optimizer, first_step + steps - 1)
+    return RoundPlan(
+        round=round,
+        first_step=first_step,
+        steps=steps,
+        lr_first=lr_first,
+        lr_last=lr_last,
+        decay=(1 - (lr_first + lr_last) / 2 * config.optimizer.weight_decay) ** steps,
+        due=due_blocks(config, blocks, round),
+        parent=parent,
+    )
+
+
+def learning_rate(optimizer: OptimizerConfig, step: int) -> float:
+    """Rate of the global ``step`` (from 0): linear warm-up, then constant, or a cosine down to a tenth of lr."""
+    after = step - optimizer.warmup_steps
+    if after < 0:
+        return optimizer.lr * (step + 1) / optimizer.warmup_steps
+    if not optimizer.decay_steps:
+        return optimizer.lr
+    progress = min(1.0, after / optimizer.decay_steps)
+    return optimizer.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+
+
+def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
+    """Which blocks send a tangent sketch, a gradient sketch or both in ``round``.
+
+    A block's first refresh is in round 1, where its basis is still a random one. Core peers have nothing outside
+    their bases to flush, so they go without tangents as long as all peers are core.
+    """
+    refresh = frozenset(
+        index
+        for index, block in enumerate(blocks)
+        if block.is_low_rank and (round - 1) % refresh_rounds(config.periods, block) == 0
+    )
+    only_cores = config.optimizer.local_space == "core"
+    by_gradient = config.optimizer.aim == "gradient"
+    return Due(tangent=frozenset() if only_cores else refresh, aim=refresh if by_gradient else frozenset())
+
+
+def refresh_rounds(periods: PeriodsConfig, block: Block) -> int:
+    """Rounds between two refreshes of a low-rank block."""
+    period = periods.k_r_embedding if block.role is Role.EMBEDDING else periods.k_r
+    return period // periods.k_x

@@ -1,0 +1,61 @@
+"""What a reducer publishes: the mean on its grid, and the bases that follow from it.
+
+What is published is what everybody applies, its sender included, so nothing here has to be computed twice alike.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from tsr_swarm.config.blocks import Block
+from tsr_swarm.config.layout import Part, Slot
+from tsr_swarm.errors import RunError
+from tsr_swarm.lowrank.basis import Basis, basis_grid, orthonormal12, refresh_factor
+from tsr_swarm.lowrank.grid import Grid, dense_grid, quantise_block
+
+_AIMED_BY = {Part.BASIS_LEFT: Part.GRADIENT_LEFT, Part.BASIS_RIGHT: Part.GRADIENT_RIGHT}
+_FACTOR_OF = {Part.FACTOR_LEFT: Part.TANGENT_LEFT, Part.FACTOR_RIGHT: Part.TANGENT_RIGHT}
+
+
+def publish(
+    mean: Mapping[Slot, Tensor], slots: Sequence[Slot], blocks: Sequence[Block], bases: Mapping[int, Basis]
+) -> dict[Slot, Grid]:
+    """Fill the published ``slots`` from the ``mean`` (float64, by upload slot) of what was included.
+
+    Cores and tangent sketches are quantised with one exponent a block; dense numbers stay float32. A new basis comes
+    from the mean gradient sketch, filled up from the old one where the sketch lacks directions; a factor comes from
+    the tangent sketch as published, because that is what it will be applied to. A sketch that cannot aim publishes
+    the old basis, or a zero factor. Raises RunError for a mean that is missing or not finite.
+    """
+    by_part = {(slot.block, slot.part): numbers for slot, numbers in mean.items()}
+    published: dict[Slot, Grid] = {}
+    grids: dict[tuple[int, Part], Grid] = {}  # factors come after the sketches they are made from
+    for slot in slots:
+        if slot.part in _FACTOR_OF:
+            grid = refresh_factor(grids[slot.block, _FACTOR_OF[slot.part]])
+        elif slot.part in _AIMED_BY:
+            grid = _aim(_mean_of(by_part, slot, _AIMED_BY[slot.part], blocks), slot.part, bases[slot.block])
+        else:
+            numbers = _mean_of(by_part, slot, slot.part, blocks)
+            grid = dense_grid(numbers) if slot.part is Part.DENSE else quantise_block(numbers, slot.bits)
+        published[slot] = grids[slot.block, slot.part] = grid
+    return published
+
+
+def _mean_of(by_part: Mapping[tuple[int, Part], Tensor], slot: Slot, part: Part, blocks: Sequence[Block]) -> Tensor:
+    numbers = by_part.get((slot.block, part))
+    if numbers is None or tuple(numbers.shape) != (slot.rows, slot.cols):
+        found = "nothing" if numbers is None else f"shape {tuple(numbers.shape)}"
+        raise RunError(
+            f"The mean of '{part}' of block '{blocks[slot.block].name}' must be {slot.rows} x {slot.cols}, "
+            f"but there is {found}; the round cannot be published."
+        )
+    return numbers
+
+
+def _aim(sketch: Tensor, part: Part, old: Basis) -> Grid:
+    is_left = part is Part.BASIS_LEFT
+    in_use = old.left if is_left else old.right
+    spare = old.left_float() if is_left else old.right_float()
+    made = orthonormal12(sketch, spare)
+    return basis_grid(in_use if made is None else made)

@@ -1,0 +1,156 @@
+"""A coordinator: one process that serves a run's manifest and state, leads its rounds and reduces them."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tsr_swarm import __version__
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.errors import ConfigError
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.runtime.discovery import Discovery
+from tsr_swarm.runtime.leadership import VOTER, Leadership, Tools
+from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.runtime.run_folder import RunFolder, StartingPoint, resume_run, start_run
+from tsr_swarm.runtime.service import CoordinatorService
+from tsr_swarm.runtime.stopping import run_unless_now
+from tsr_swarm.swarm.addresses import is_loopback, join_address, multiaddrs_for, split_address
+from tsr_swarm.swarm.identity import load_identity
+from tsr_swarm.swarm.records import Role
+from tsr_swarm.telemetry import events
+from tsr_swarm.telemetry.events import Event
+from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.log import EventLog
+from tsr_swarm.train.data import heldout_tokens
+from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
+from tsr_swarm.train.llama import build_model
+from tsr_swarm.transport.base import Caller
+from tsr_swarm.transport.server import serve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinateOptions:
+    """What the command line says beyond the run's configuration."""
+
+    config: RunConfig
+    listen: str
+    announce: str | None = None  # HOST or HOST:PORT under which others reach this machine
+    dht_port: int = 0
+    use_dht: bool = True
+    insecure: bool = False
+    resume: bool = False
+
+
+async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], None], stop: StopRequest) -> None:
+    """Lead a run until its last round, or until ``stop``. Raises SwarmError with one sentence."""
+    host, _ = split_address(options.listen)
+    if not is_loopback(host) and not options.insecure:
+        raise ConfigError(
+            f"Listening on {options.listen} lets anybody who reaches that port join, read the model and send updates, "
+            "unencrypted; add --insecure if you mean it, or listen on 127.0.0.1."
+        )
+    await run_unless_now(_coordinate(options, emit, stop.gently), stop)
+
+
+async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None], stop_gently: asyncio.Event) -> None:
+    log = EventLog(time.time)
+
+    def emit(event: Event) -> None:
+        log.append(event)
+        sink(event)
+
+    def warn(message: str) -> None:
+        emit(events.Warned(message=message))
+
+    config, folder = options.config, RunFolder(Path(options.config.checkpoint.dir))
+    evaluate = await asyncio.to_thread(make_evaluate, config)  # first: it finds a data source that is not there
+    identity = load_identity(folder.path / "identity.key")
+    start = await asyncio.to_thread(_begin, options, folder, warn)
+    tools = Tools(
+        journal=folder.journal,
+        delta_log=start.delta_log,
+        evaluate=evaluate,
+        save=lambda consensus, progress: folder.save(start.manifest, consensus, progress, config.checkpoint.keep),
+        emit=emit,
+        clock=time.monotonic,
+    )
+    leadership = Leadership(config, start.manifest, start.consensus, start.progress, tools)
+    discovery = Discovery(identity, start.manifest.run_id, emit)
+    announce_host = options.announce.partition(":")[0] if options.announce else ""
+
+    def initial_peers(caller: Caller) -> list[str]:
+        return list(multiaddrs_for(caller.address, discovery.multiaddrs, announce_host))
+
+    service = CoordinatorService(leadership, start.delta_log, log, initial_peers, emit)
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(serve(service, options.listen, ByteLedger()))
+        address = _shown_address(options, port)
+        if options.use_dht:
+            stack.push_async_callback(discovery.close)
+            await discovery.start(**_dht_addresses(options, announce_host), initial_peers=())
+        emit(_started(options, start, address))
+        announcing = asyncio.create_task(discovery.keep_announcing(VOTER, address, Role.COORDINATOR))
+        stack.callback(announcing.cancel)
+        stack.callback(leadership.close)
+        emit(await leadership.run(stop_gently))
+        await leadership.see_peers_off()
+
+
+def _begin(options: CoordinateOptions, folder: RunFolder, warn: Callable[[str], None]) -> StartingPoint:
+    if options.resume:
+        return resume_run(folder, options.config, warn)
+    return start_run(folder, options.config)
+
+
+def _shown_address(options: CoordinateOptions, port: int) -> str:
+    """What others type to join."""
+    host, _ = split_address(options.listen)
+    if options.announce is None:
+        return join_address(host, port)
+    _, colon, announced_port = options.announce.rpartition(":")
+    return options.announce if colon and announced_port.isdigit() else join_address(options.announce, port)
+
+
+def _dht_addresses(options: CoordinateOptions, announce_host: str) -> dict[str, tuple[str, int] | None]:
+    host, _ = split_address(options.listen)
+    announce = (announce_host, options.dht_port) if announce_host and options.dht_port else None
+    return {"listen": (host, options.dht_port), "announce": announce}
+
+
+def _started(options: CoordinateOptions, start: StartingPoint, address: str) -> events.RunStarted:
+    config = options.config
+    return events.RunStarted(
+        run=config.run.name,
+        run_id=start.manifest.run_id,
+        address=address,
+        rounds=config.run.rounds,
+        min_peers=config.run.min_peers,
+        parameters=start.manifest.parameters,
+        k_x=config.periods.k_x,
+        local_space=config.optimizer.local_space,
+        rank=str(config.optimizer.rank),
+        voters=1,
+        version=__version__,
+    )
+
+
+def make_evaluate(config: RunConfig) -> Callable[[Consensus], float]:
+    """Held-out loss of a consensus, nats a token. Reads the data now; raises ConfigError if there is none."""
+    batches = heldout_batches(heldout_tokens(config.data), config.data)
+    models: list[torch.nn.Module] = []
+
+    def evaluate(consensus: Consensus) -> float:
+        if not models:
+            models.append(build_model(config.model, consensus.weights))
+        model = models[0]
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(consensus.weights[name])
+        return held_out_loss(model, batches)  # type: ignore[arg-type]
+
+    return evaluate

@@ -1,0 +1,99 @@
+"""A command behind a screen: the command runs as a child process, so that nothing it prints can reach the screen.
+
+Closing the screen leaves the command running; its end, when it failed or was asked to stop, closes the screen.
+"""
+
+import asyncio
+import os
+import subprocess
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from tsr_swarm.runtime.children import Child, ChildError, Family, failure_of
+from tsr_swarm.runtime.lifeline import INTERRUPTED, StopRequest
+
+
+class Screen(Protocol):
+    """What is shown while the command runs: a Textual app."""
+
+    def run_async(self) -> Awaitable[object]:
+        """Show it until it is closed."""
+        ...
+
+    def exit(self) -> None:
+        """Close it."""
+        ...
+
+
+class Feed:
+    """Lines put in on one side and read on the other, as from a StreamReader; b"" is the end."""
+
+    def __init__(self) -> None:
+        self._lines: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def put(self, line: bytes) -> None:
+        self._lines.put_nowait(line)
+
+    async def readline(self) -> bytes:
+        line = await self._lines.get()
+        if not line:
+            self.put(line)  # the end stays the end
+        return line
+
+
+async def run_front(
+    *,
+    family: Family,
+    name: str,
+    command: Sequence[str],
+    screen: Screen,
+    see: Callable[[bytes], None],
+    closed: Callable[[], None],
+    stop: StopRequest,
+) -> None:
+    """Run ``command`` and show ``screen``; return when both are done.
+
+    ``see`` gets every line that the command prints, and b"" at its end; ``closed`` is called when the screen has been
+    closed and the command still runs. Raises ChildError, with the command's own sentence, when it failed.
+    """
+    with tempfile.TemporaryFile() as log:
+        child = await family.start(name, command, environment=os.environ, stdout=subprocess.PIPE, stderr=log)
+        asks = asyncio.create_task(_pass_on(stop, child))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_pump(child, see))
+                group.create_task(_show(screen, child, closed))
+                group.create_task(_close_when_over(screen, child, stop))
+        finally:
+            asks.cancel()
+        code = await child.wait()
+        if code == INTERRUPTED and not stop.gently.is_set():
+            raise ChildError(f"The {name} was interrupted.", code)
+        if code not in (0, INTERRUPTED):
+            raise failure_of(child, log)
+
+
+async def _pump(child: Child, see: Callable[[bytes], None]) -> None:
+    while line := await child.output.readline():
+        see(line)
+    see(b"")
+
+
+async def _show(screen: Screen, child: Child, closed: Callable[[], None]) -> None:
+    await screen.run_async()
+    if child.exit_code is None:
+        closed()
+
+
+async def _close_when_over(screen: Screen, child: Child, stop: StopRequest) -> None:
+    """A run that finished by itself stays on screen until it has been read."""
+    if await child.wait() != 0 or stop.gently.is_set():
+        screen.exit()
+
+
+async def _pass_on(stop: StopRequest, child: Child) -> None:
+    await stop.gently.wait()
+    child.ask()
+    await stop.now.wait()
+    child.demand()

@@ -1,0 +1,394 @@
+"""The coordinator's rounds at work: runs the leader's state machine and carries out what it decides.
+
+One event loop owns everything here; torch works on one worker thread, in the order in which it is asked.
+"""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar, TypeVarTuple
+
+from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.errors import PeerError, RunError
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.rounds import leader, votes
+from tsr_swarm.rounds.deadlines import DeadlinePolicy
+from tsr_swarm.rounds.reducer import split_blocks
+from tsr_swarm.runtime.delta_log import DeltaLog
+from tsr_swarm.runtime.journal import Journal
+from tsr_swarm.runtime.reduction import Published, Reduction, open_published
+from tsr_swarm.runtime.roster import Roster
+from tsr_swarm.runtime.round_report import Outcome, closed_event
+from tsr_swarm.runtime.state_chunks import StateSnapshot, snapshot
+from tsr_swarm.telemetry import events
+from tsr_swarm.telemetry.events import Event
+from tsr_swarm.wire.messages import published_to_proto
+
+VOTER = "coordinator"
+TICK_SECONDS = 0.25
+REPORT_SECONDS = 5.0  # how long a closed round waits for its peers' reports before it is shown
+GOODBYE_SECONDS = 10.0
+KEPT_DIGESTS = 100  # rounds; a peer reports within a round or two
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A round and its chain hash ("" before round 1)."""
+
+    round: int = 0
+    chain: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What leading needs from outside."""
+
+    journal: Journal
+    delta_log: DeltaLog
+    evaluate: Callable[[Consensus], float]  # held-out loss, on the worker thread
+    save: Callable[[Consensus, Progress], str]  # writes a checkpoint there and returns its path
+    emit: Callable[[Event], None]
+    clock: Callable[[], float]
+
+
+@dataclass(slots=True)
+class Totals:
+    """What run_finished tells."""
+
+    first_loss: float | None = None
+    last_loss: float | None = None
+    wire_bytes: int = 0
+    dense_bytes: int = 0
+
+
+class Leadership:
+    """Leads and reduces one run. ``changed`` is notified whenever what followers are told has changed."""
+
+    def __init__(
+        self, config: RunConfig, manifest: Manifest, consensus: Consensus, progress: Progress, tools: Tools
+    ) -> None:
+        self.config = config
+        self.manifest = manifest
+        self.roster = Roster()
+        self.version = 1
+        self.changed = asyncio.Condition()
+        self.committed = progress  # what followers may fetch
+        self.reduction: Reduction | None = None
+        self.digests: dict[int, asyncio.Future[str]] = {}
+        self.reported: dict[int, set[str]] = {}
+        self._consensus, self._applied = consensus, progress  # only the worker thread changes these
+        self._tools = tools
+        self._totals = Totals()
+        self._worker = ThreadPoolExecutor(1, "maths")
+        self._tasks = asyncio.TaskGroup()
+        self._outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
+        self._result: Published | None = None  # proposed, not yet committed
+        self._applying: set[asyncio.Task[None]] = set()
+        self._snapshot: StateSnapshot | None = None
+        self._opened_at = 0.0
+        self._finished = asyncio.Event()
+        self._finish_reason = ""
+        self._voter = tools.journal.load()
+        self._leader = self._stand_for_election(progress)
+        sizes = [block.size for block in manifest.blocks]
+        self._shard_blocks = split_blocks(sizes, config.round.shards)
+
+    def _stand_for_election(self, progress: Progress) -> leader.LeaderState:
+        """Take the next term. With one voter the vote is the coordinator's own, journaled like any other."""
+        term = self._voter.term + 1
+        request = votes.VoteRequest(term, VOTER, self._voter.accepted_term, self._voter.accepted_round)
+        self._voter, answer = votes.vote(self._voter, request)
+        assert answer.granted, "a voter grants its own newer term"
+        self._tools.journal.append(self._voter)
+        limits = self.config.round
+        deadlines = DeadlinePolicy(
+            quorum=limits.quorum, floor_seconds=limits.floor_seconds, ceiling_seconds=limits.ceiling_seconds
+        )
+        policy = leader.LeaderPolicy(deadlines, self.config.run.min_peers, self.config.run.rounds)
+        return leader.LeaderState(policy, frozenset({VOTER}), term, progress.round)
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def run(self, stop_gently: asyncio.Event) -> events.RunFinished:
+        """Lead until the run is finished or asked to stop. Raises RunError if it cannot go on."""
+        try:
+            async with self._tasks:
+                self._totals.first_loss = self._totals.last_loss = await self._score(self._applied.round)
+                background = [
+                    self._tasks.create_task(work)
+                    for work in (self._tick(), self._show_outcomes(), self._stop_when(stop_gently))
+                ]
+                await self._finished.wait()
+                await asyncio.gather(*self._applying)
+                await self._outcomes.join()
+                for task in background:
+                    task.cancel()
+        except* RunError as group:
+            raise _first(group) from None
+        return events.RunFinished(
+            rounds=self._applied.round,
+            first_loss=self._totals.first_loss,
+            last_loss=self._totals.last_loss,
+            wire_bytes=self._totals.wire_bytes,
+            dense_bytes=self._totals.dense_bytes,
+            digest=self._consensus.digest().hex(),
+            reason=self._finish_reason,
+        )
+
+    async def see_peers_off(self) -> None:
+        """Stay until every peer has fetched the last round and left, or has had time to."""
+        async with self.changed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.changed.wait_for(lambda: not self._leader.members), GOODBYE_SECONDS)
+
+    def close(self) -> None:
+        """Let go of the worker thread."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def dispatch(self, event: leader.Event) -> None:
+        """Feed the leader one event and carry out its decisions, in order and with no await between them."""
+        self._leader, actions = leader.step(self._leader, event, self._tools.clock())
+        for action in actions:
+            self._carry_out(action)
+
+    async def _tick(self) -> None:
+        while True:
+            self.dispatch(leader.Tick())
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def _stop_when(self, stop_gently: asyncio.Event) -> None:
+        await stop_gently.wait()
+        self.dispatch(leader.Stop())
+
+    async def _on_worker(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
+
+    # --- what the leader decides --------------------------------------------------------------------------------
+
+    def _carry_out(self, action: leader.Action) -> None:
+        match action:
+            case leader.OpenRound(round):
+                self._open(round)
+            case leader.Reduce():
+                self._tasks.create_task(self._reduce())
+            case leader.Propose(term, round, chain):
+                self._tasks.create_task(self._propose(votes.Proposal(term, round, chain)))
+            case leader.Commit():
+                self._commit()
+            case leader.Drop(peer_id, reason):
+                self._drop(peer_id, reason)
+            case leader.Explain(phase, deadline, reason):
+                self._explain(phase, deadline, reason)
+            case leader.Finish(reason):
+                self._finish_reason = reason
+                self._explain(leader.Phase.FINISHED, None, reason)
+                self._tasks.create_task(self._finish())
+
+    def _open(self, round: int) -> None:
+        plan = plan_round(self.config, self.manifest.blocks, round, self.committed.chain)
+        self.reduction = Reduction(self.manifest, plan, self._shard_blocks)
+        self._opened_at = self._tools.clock()
+        self._emit(
+            events.RoundOpened(
+                round=round,
+                peers=len(self._leader.members),
+                steps=plan.steps,
+                lr=plan.lr_last,
+                refresh=len(plan.due.refresh),
+            )
+        )
+        self._explain(leader.Phase.TRAIN, None, "peers take their local steps")
+
+    async def _reduce(self) -> None:
+        reduction = self._open_reduction()
+        reduction.close()
+        result = await self._on_worker(self._reduce_on_worker, reduction)
+        # On disk before it is voted on: whoever restarts can apply what was accepted.
+        header = published_to_proto(result.header)
+        await asyncio.to_thread(self._tools.delta_log.store, header, result.data)
+        self._result = result
+        self.dispatch(leader.Reduced(reduction.plan.round, result.header.chain.hex()))
+
+    def _reduce_on_worker(self, reduction: Reduction) -> Published:
+        return reduction.result(self._consensus.bases, self.config.round.quorum)
+
+    async def _propose(self, proposal: votes.Proposal) -> None:
+        self._voter, answer = votes.accept(self._voter, proposal)
+        if not answer.granted:
+            raise RunError(f"Round {proposal.round} was not accepted ({answer.reason}); start again with --resume.")
+        await asyncio.to_thread(self._tools.journal.append, self._voter)
+        self.dispatch(leader.Accepted(VOTER, proposal.term, proposal.round, proposal.chain))
+
+    def _commit(self) -> None:
+        result, reduction = self._result, self._open_reduction()
+        assert result is not None, "a commit follows a proposal"
+        round = reduction.plan.round
+        self._tools.delta_log.commit(round)
+        self.committed = Progress(round, result.header.chain.hex())
+        self.digests[round] = asyncio.get_running_loop().create_future()
+        self.reported[round] = set()
+        for old in [known for known in self.digests if known <= round - KEPT_DIGESTS]:
+            del self.digests[old], self.reported[old]
+        apply = self._tasks.create_task(self._apply(result, reduction, self.seconds_open()))
+        self._applying.add(apply)
+        apply.add_done_callback(self._applying.discard)
+        self._explain_round(round, "apply", None, "committed: fetch, apply, report")
+
+    def _drop(self, peer_id: str, reason: str) -> None:
+        peer = self.roster.get(peer_id)
+        if peer is not None and peer.is_here:
+            peer.is_here = False
+            self._emit(events.PeerLeft(peer=peer_id, name=peer.name, reason=reason))
+
+    def _explain(self, phase: leader.Phase, deadline: float | None, reason: str) -> None:
+        self._explain_round(self._leader.round, phase.value, deadline, reason)
+
+    def _explain_round(self, round: int, phase: str, deadline: float | None, reason: str) -> None:
+        self._emit(events.PhaseChanged(round=round, phase=phase, deadline=deadline, reason=reason))
+        self._tasks.create_task(self.announce())
+
+    async def announce(self) -> None:
+        """Wake everybody who waits for ``changed``."""
+        self.version += 1
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def _finish(self) -> None:
+        self._finished.set()
+
+    def _open_reduction(self) -> Reduction:
+        assert self.reduction is not None, "a round is open"
+        return self.reduction
+
+    # --- after the commit ---------------------------------------------------------------------------------------
+
+    async def _apply(self, result: Published, reduction: Reduction, seconds: float) -> None:
+        """Apply to the leader's own weights, then score and save; the worker thread keeps rounds in order."""
+        progress = self.committed
+        digest = await self._on_worker(self._apply_on_worker, result, progress)
+        self._snapshot = None
+        self.digests[progress.round].set_result(digest)
+        loss = await self._score(progress.round)
+        path = ""
+        if progress.round % self.config.checkpoint.every == 0 or self._finish_reason:
+            path = await self._on_worker(self._tools.save, self._consensus, progress)
+            self._tools.delta_log.checkpointed(progress.round)
+        self._outcomes.put_nowait(
+            Outcome(result=result, reduction=reduction, seconds=seconds, loss=loss, digest=digest, checkpoint=path)
+        )
+
+    def _apply_on_worker(self, result: Published, progress: Progress) -> str:
+        self._consensus.apply(result.header.plan, result.grids, result.void)
+        self._applied = progress
+        return self._consensus.digest().hex()
+
+    async def _score(self, round: int) -> float | None:
+        value = await self._on_worker(self._tools.evaluate, self._consensus)
+        loss = value if math.isfinite(value) else None
+        self._emit(events.Evaluated(round=round, loss=loss))
+        return loss
+
+    async def _show_outcomes(self) -> None:
+        while True:
+            outcome = await self._outcomes.get()
+            await self._wait_for_reports(outcome.reduction.plan.round)
+            self._show(outcome)
+            self._outcomes.task_done()
+
+    async def _wait_for_reports(self, round: int) -> None:
+        """A round's bytes are known once its peers have reported them; a busy peer's are counted with the next."""
+        reported = self.reported.get(round, set())
+        async with self.changed:
+            try:
+                is_complete = self.changed.wait_for(lambda: set(self._leader.members) <= reported)
+                await asyncio.wait_for(is_complete, REPORT_SECONDS)
+            except TimeoutError:
+                return
+
+    def _show(self, outcome: Outcome) -> None:
+        round = outcome.reduction.plan.round
+        if not outcome.result.grids:
+            self._emit(events.RoundVoid(round=round, reason="no shard reached its quorum; its work stays in residuals"))
+        members, reports = len(self._leader.members), len(self.reported.get(round, ()))
+        closed = closed_event(outcome, self.roster.everyone(), members, reports, self.manifest.parameters)
+        sent, received = closed.wire_bytes["sent"], closed.wire_bytes["received"]
+        self._totals.wire_bytes += sum(sent.values()) + sum(received.values())
+        self._totals.dense_bytes += closed.dense_bytes
+        self._totals.last_loss = outcome.loss
+        self._emit(closed)
+        if outcome.checkpoint:
+            self._emit(events.CheckpointSaved(round=round, path=outcome.checkpoint))
+
+    def _emit(self, event: Event) -> None:
+        self._tools.emit(event)
+
+    # --- what others ask for ------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> leader.Phase:
+        return self._leader.phase
+
+    @property
+    def members(self) -> int:
+        return len(self._leader.members)
+
+    def is_member(self, peer_id: str) -> bool:
+        return peer_id in self._leader.members
+
+    @property
+    def open_plan(self) -> RoundPlan | None:
+        """The round that peers should train for or send to; None between rounds."""
+        phases = (leader.Phase.TRAIN, leader.Phase.EXCHANGE, leader.Phase.COMMIT)
+        return self.reduction.plan if self.reduction is not None and self.phase in phases else None
+
+    def seconds_open(self) -> float:
+        """Since the open round was announced."""
+        return self._tools.clock() - self._opened_at
+
+    def seconds_left(self) -> float | None:
+        """Until the open round closes at the latest, as known now."""
+        deadline = leader.deadline_at(self._leader)
+        return None if deadline is None else max(0.0, deadline - self._tools.clock())
+
+    async def state(self) -> StateSnapshot:
+        """The newest state to serve, made once a round and only if somebody asks."""
+        if self._snapshot is None:
+            self._snapshot = await self._on_worker(self._snapshot_on_worker)
+        return self._snapshot
+
+    def _snapshot_on_worker(self) -> StateSnapshot:
+        return snapshot(self._consensus, self._applied.round, bytes.fromhex(self._applied.chain))
+
+
+def replay(
+    manifest: Manifest, consensus: Consensus, progress: Progress, delta_log: DeltaLog, accepted: Progress
+) -> Progress:
+    """Bring a checkpoint up to what the journal accepted last, from the rounds on disk. Raises RunError."""
+    while progress.round < accepted.round:
+        round = progress.round + 1
+        kept = delta_log.get(round)
+        if kept is None:
+            raise RunError(f"Round {round} was accepted but is not in {delta_log.folder}; restore that folder.")
+        try:
+            published = open_published(manifest, *kept, progress.chain)
+        except PeerError as error:
+            raise RunError(f"Round {round} in {delta_log.folder} is damaged ({error}); restore that folder.") from error
+        consensus.apply(published.header.plan, published.grids, published.void)
+        progress = Progress(round, published.header.chain.hex())
+    if progress.round == accepted.round and accepted.round and progress.chain != accepted.chain:
+        raise RunError(f"Round {accepted.round} on disk is not the one that was accepted; restore {delta_log.folder}.")
+    return progress
+
+
+def _first(group: BaseExceptionGroup[RunError]) -> RunError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

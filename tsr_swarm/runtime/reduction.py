@@ -1,0 +1,112 @@
+"""The reducer at work: contributions in, published bytes out. Decisions are made in rounds/reducer.py."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tsr_swarm.config.layout import Slot, published_slots, upload_slots
+from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.optim.publish import publish
+from tsr_swarm.rounds.aggregate import Contribution, weighted_mean
+from tsr_swarm.rounds.reducer import ReducerState, Verdict, close, included, is_complete, offer
+from tsr_swarm.wire.codec import encode
+from tsr_swarm.wire.gate import check_published, decode_published, shard_slots, void_blocks
+from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult, chain_hash
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A round's result: what travels, and what it says."""
+
+    header: PublishedHeader
+    data: bytes
+    grids: Mapping[Slot, Grid]
+
+    @property
+    def void(self) -> frozenset[int]:
+        """Blocks nothing was published for."""
+        return void_blocks(self.header)
+
+    @property
+    def raw_bytes(self) -> int:
+        return sum(section.raw_bytes for result in self.header.shards for section in result.sections)
+
+    def included(self) -> frozenset[str]:
+        """Peers that are in the average of any shard."""
+        return frozenset(peer for result in self.header.shards for peer in result.included)
+
+    def included_blocks(self, peer_id: str) -> frozenset[int]:
+        """Blocks in whose average this peer's contribution is."""
+        pairs = zip(self.header.shard_blocks, self.header.shards, strict=True)
+        return frozenset(index for blocks, result in pairs if peer_id in result.included for index in blocks)
+
+
+class Reduction:
+    """Contributions to one round, whose blocks are split into shards of ``shard_blocks``."""
+
+    def __init__(self, manifest: Manifest, plan: RoundPlan, shard_blocks: Sequence[tuple[int, ...]]) -> None:
+        self.plan = plan
+        self.shard_blocks = tuple(shard_blocks)
+        self.state = ReducerState(plan.round, len(self.shard_blocks))
+        self.headers: dict[str, ContributionHeader] = {}  # by peer, of complete contributions
+        self.raw_bytes = 0
+        self._manifest = manifest
+        self._held: dict[tuple[str, int], Contribution] = {}
+
+    def offer(self, header: ContributionHeader, number: int, grids: Mapping[Slot, Grid]) -> Verdict:
+        """Take a contribution that has passed the gate. ``number`` gives its peer's place in the sums."""
+        self.state, verdict = offer(self.state, header.round, header.peer_id, header.shard, header.tokens)
+        if verdict.is_new:
+            self._held[header.peer_id, header.shard] = Contribution(number, header.tokens, grids)
+            self.raw_bytes += sum(section.raw_bytes for section in header.sections)
+            if self.is_complete(header.peer_id):
+                self.headers[header.peer_id] = header
+        return verdict
+
+    def is_complete(self, peer_id: str) -> bool:
+        """Whether all shards of this peer's contribution are here."""
+        return is_complete(self.state, peer_id)
+
+    def close(self) -> None:
+        """Take nothing more; what comes now is late."""
+        self.state = close(self.state)
+
+    def result(self, bases: Mapping[int, Basis], quorum: int) -> Published:
+        """Average, publish and hash. Heavy: call it on a worker thread, after ``close``."""
+        grids: dict[Slot, Grid] = {}
+        results, data = [], []
+        for index in range(len(self.shard_blocks)):
+            peers = included(self.state, index, quorum)
+            if not peers:
+                results.append(ShardResult(void=True))
+                continue
+            averaged, result, frames = self._reduce_shard(index, peers, bases)
+            grids |= averaged
+            results.append(result)
+            data.append(frames)
+        chain = chain_hash(bytes.fromhex(self.plan.parent), self.plan, self.shard_blocks, results)
+        header = PublishedHeader(self.plan, self.shard_blocks, tuple(results), chain)
+        return Published(header, b"".join(data), grids)
+
+    def _reduce_shard(
+        self, index: int, peers: frozenset[str], bases: Mapping[int, Basis]
+    ) -> tuple[dict[Slot, Grid], ShardResult, bytes]:
+        blocks, due, wire = self._manifest.blocks, self.plan.due, self._manifest.config.wire
+        members = self.shard_blocks[index]
+        held = {peer: self._held[peer, index] for peer in peers}
+        mean = weighted_mean(list(held.values()), shard_slots(upload_slots(blocks, due, wire), members))
+        slots = shard_slots(published_slots(blocks, due, wire), members)
+        grids = publish(mean, slots, blocks, bases)
+        sections, frames = encode(slots, grids, wire.zstd_level)
+        order = tuple(sorted(peers, key=lambda peer: held[peer].number))
+        tokens = sum(contribution.tokens for contribution in held.values())
+        return grids, ShardResult(included=order, tokens=tokens, sections=sections), frames
+
+
+def open_published(manifest: Manifest, message: pb.PublishedHeader, data: bytes, parent: str) -> Published:
+    """Check and open the round that follows chain hash ``parent``, from the wire or from disk. Raises PeerError."""
+    header = check_published(message, manifest=manifest, parent=bytes.fromhex(parent))
+    return Published(header, data, decode_published(header, data, manifest=manifest))

@@ -1,0 +1,122 @@
+"""A run's folder: checkpoints, the rounds since, the journal, the manifest; and how a run is started or resumed."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError
+from tsr_swarm.lowrank.basis import random_basis
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.runtime.delta_log import DeltaLog
+from tsr_swarm.runtime.journal import Journal
+from tsr_swarm.runtime.leadership import Progress, replay
+from tsr_swarm.train import checkpoint
+from tsr_swarm.train.llama import initial_weights, parameter_shapes
+
+CONSENSUS = "consensus"  # the checkpoint's file of weights and bases
+MIN_LOG_BYTES = 1 << 24  # a small model's log may be larger than its state: rounds are all that a laggard needs
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where a coordinator keeps one run."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.path / "journal.jsonl")
+
+    def delta_log(self, manifest: Manifest) -> DeltaLog:
+        """The rounds since the last checkpoint, and as many older ones as the state has bytes."""
+        return DeltaLog(self.path / "published", max(MIN_LOG_BYTES, 4 * manifest.parameters))
+
+    def save(self, manifest: Manifest, consensus: Consensus, progress: Progress, keep: int) -> str:
+        """Write a checkpoint and return its folder. Raises CheckpointError."""
+        document = {"manifest": manifest.encoded.decode(), "chain": progress.chain, "digest": consensus.digest().hex()}
+        files = {CONSENSUS: consensus.tensors()}
+        return str(checkpoint.save(self.checkpoints, progress.round, files, document, keep))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartingPoint:
+    """What a coordinator begins with."""
+
+    manifest: Manifest
+    consensus: Consensus
+    progress: Progress
+    delta_log: DeltaLog
+
+
+def start_run(folder: RunFolder, config: RunConfig) -> StartingPoint:
+    """A new run with fresh weights and bases. Refuses a folder that holds one."""
+    if checkpoint.saved_rounds(folder.checkpoints) or folder.journal.load().accepted_round:
+        raise ConfigError(f"{folder.path} already holds a run; add --resume, or choose another checkpoint.dir.")
+    manifest = make_manifest(secrets.token_hex(16), config, parameter_shapes(config.model))
+    consensus = fresh_consensus(manifest)
+    delta_log = folder.delta_log(manifest)
+    delta_log.open(committed=0)
+    folder.save(manifest, consensus, Progress(), config.checkpoint.keep)
+    return StartingPoint(manifest=manifest, consensus=consensus, progress=Progress(), delta_log=delta_log)
+
+
+def resume_run(folder: RunFolder, config: RunConfig, warn: Callable[[str], None]) -> StartingPoint:
+    """Go on from the newest sound checkpoint and the rounds accepted since. Raises ConfigError or RunError."""
+    manifest, saved = load_run(folder, warn)
+    wanted = make_manifest(manifest.run_id, config, parameter_shapes(config.model))
+    if wanted.digest != manifest.digest:
+        raise ConfigError(
+            f"The configuration differs from that of the run in {folder.path}; resume with the same one "
+            "(only [checkpoint], [round], run.rounds and run.min_peers may change), or start a new run elsewhere."
+        )
+    consensus = consensus_of(manifest, saved)
+    voter = folder.journal.load()
+    delta_log = folder.delta_log(manifest)
+    delta_log.open(committed=voter.accepted_round)
+    progress = Progress(saved.round, saved.document["chain"])
+    accepted = Progress(voter.accepted_round, voter.accepted_chain)
+    progress = replay(manifest, consensus, progress, delta_log, accepted)
+    return StartingPoint(manifest=manifest, consensus=consensus, progress=progress, delta_log=delta_log)
+
+
+def load_run(folder: RunFolder, warn: Callable[[str], None]) -> tuple[Manifest, checkpoint.Checkpoint]:
+    """The run's manifest and newest sound checkpoint. Raises CheckpointError."""
+    saved = checkpoint.load_latest(folder.checkpoints)
+    if saved is None:
+        raise CheckpointError(f"{folder.path} holds no checkpoint; start the run without --resume, or check the path.")
+    for warning in saved.warnings:
+        warn(warning)
+    try:
+        return decode_manifest(str(saved.document["manifest"]).encode()), saved
+    except (KeyError, RefusedError) as error:
+        raise CheckpointError(f"{saved.path} is not a coordinator's checkpoint ({error}); check the path.") from error
+
+
+def consensus_of(manifest: Manifest, saved: checkpoint.Checkpoint) -> Consensus:
+    """The consensus in a checkpoint, once its digest is right."""
+    tensors: dict[str, Tensor] = dict(saved.files[CONSENSUS])
+    consensus = Consensus.from_tensors(manifest.blocks, tensors, manifest.config.optimizer.lift)
+    if consensus.digest().hex() != saved.document["digest"]:
+        raise CheckpointError(f"{saved.path} does not match its digest; remove it, the one before it will be used.")
+    return consensus
+
+
+def fresh_consensus(manifest: Manifest) -> Consensus:
+    """Round 0: weights and random bases drawn from the run's seed. Made once and shipped, since draws are not exact."""
+    seed = manifest.config.run.seed
+    bases = {
+        index: random_basis(block.rows, block.cols, block.rank, seed, index)
+        for index, block in enumerate(manifest.blocks)
+        if block.is_low_rank
+    }
+    weights = initial_weights(manifest.config.model, seed)
+    return Consensus(manifest.blocks, weights, bases, manifest.config.optimizer.lift)

@@ -1,0 +1,21 @@
+"""Text from a run's newest checkpoint."""
+
+import logging
+from pathlib import Path
+
+from tsr_swarm.runtime.local import RUN_FILE, coordinator_folder
+from tsr_swarm.runtime.run_folder import RunFolder, consensus_of, load_run
+from tsr_swarm.train.llama import build_model
+from tsr_swarm.train.sample import generate, printable
+
+
+def sample_checkpoint(folder: Path, prompt: str, *, length: int, temperature: float, seed: int) -> str:
+    """``prompt`` and ``length`` bytes that the run in ``folder`` has it followed by. Also takes a local run's folder.
+
+    Raises CheckpointError.
+    """
+    place = coordinator_folder(folder) if (folder / RUN_FILE).exists() else folder
+    manifest, saved = load_run(RunFolder(place), logging.getLogger(__name__).warning)
+    model = build_model(manifest.config.model, consensus_of(manifest, saved).weights)
+    text = generate(model, prompt.encode(), length=length, temperature=temperature, seed=seed)
+    return prompt + printable(text)

@@ -1,0 +1,282 @@
+"""The coordinator's answers: each RPC, checked and put to the leadership. Carries no tensor itself."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+
+from tsr_swarm import __version__
+from tsr_swarm.config.manifest import PROTOCOL_VERSION
+from tsr_swarm.errors import PeerError, RefusedError
+from tsr_swarm.rounds import leader
+from tsr_swarm.runtime.delta_log import DeltaLog
+from tsr_swarm.runtime.leadership import Leadership
+from tsr_swarm.runtime.roster import Peer
+from tsr_swarm.telemetry import events
+from tsr_swarm.telemetry.ledger import Direction
+from tsr_swarm.telemetry.log import EventLog
+from tsr_swarm.transport.base import Caller
+from tsr_swarm.wire import control
+from tsr_swarm.wire.gate import Contribution, check_contribution
+from tsr_swarm.wire.messages import Shard, open_envelope, plan_to_proto
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+PROGRESS_SECONDS = 1.0
+DIGEST_SECONDS = 60.0  # the leader's own apply may be slower than a peer's
+_PHASES = {
+    leader.Phase.WAITING: pb.PHASE_WAITING,
+    leader.Phase.TRAIN: pb.PHASE_TRAIN,
+    leader.Phase.EXCHANGE: pb.PHASE_EXCHANGE,
+    leader.Phase.COMMIT: pb.PHASE_COMMIT,
+    leader.Phase.FINISHED: pb.PHASE_FINISHED,
+}
+
+
+class CoordinatorService:
+    """Implements transport.base.SwarmHandler."""
+
+    def __init__(
+        self,
+        leadership: Leadership,
+        delta_log: DeltaLog,
+        log: EventLog,
+        initial_peers: Callable[[Caller], list[str]],
+        emit: Callable[[events.Event], None],
+    ) -> None:
+        self._lead = leadership
+        self._delta_log = delta_log
+        self._log = log
+        self._initial_peers = initial_peers
+        self._emit = emit
+
+    async def hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:
+        """Tell what run this is; refuse another protocol."""
+        control.check_hello(request)
+        if request.protocol != PROTOCOL_VERSION:
+            raise RefusedError(
+                f"You speak protocol {request.protocol} (tsr-swarm {request.package_version}), this run speaks "
+                f"{PROTOCOL_VERSION} (tsr-swarm {__version__}); install tsr-swarm {__version__}."
+            )
+        return pb.HelloReply(
+            protocol=PROTOCOL_VERSION,
+            package_version=__version__,
+            manifest=self._lead.manifest.encoded,
+            initial_peers=self._initial_peers(caller),
+            unix_time=time.time(),
+        )
+
+    async def join(self, request: pb.JoinRequest, caller: Caller) -> pb.JoinReply:
+        """Admit a peer of this very run."""
+        control.check_join(request)
+        self._require_manifest(request.manifest_digest)
+        allowed = self._lead.config.optimizer.local_space
+        if allowed not in ("mixed", request.local_space):
+            raise RefusedError(
+                f'This run takes peers of local_space "{allowed}", not "{request.local_space}"; '
+                "leave --local-space out."
+            )
+        peer = self._lead.roster.admit(
+            request.peer_id, request.name, request.address, request.device, request.local_space
+        )
+        if not self._lead.is_member(peer.peer_id):
+            self._emit(
+                events.PeerJoined(
+                    peer=peer.peer_id,
+                    name=peer.name,
+                    number=peer.number,
+                    address=peer.address,
+                    device=peer.device,
+                    local_space=peer.local_space,
+                )
+            )
+        self._lead.dispatch(leader.Joined(peer.peer_id))
+        return pb.JoinReply(number=peer.number, name=peer.name)
+
+    async def describe_state(self, request: pb.DescribeStateRequest, caller: Caller) -> pb.StateDescription:
+        """Name the newest state."""
+        self._require_manifest(request.manifest_digest)
+        return (await self._lead.state()).description
+
+    async def fetch_state(self, request: pb.FetchStateRequest, caller: Caller) -> Iterator[pb.StateChunk]:
+        """Serve chunks of the newest state."""
+        state = await self._lead.state()
+        if state.description.round != request.round:
+            raise RefusedError(f"The state of round {request.round} was replaced by that of {state.description.round}.")
+        return state.chunks(request.first_chunk)
+
+    async def follow(self, request: pb.FollowRequest, caller: Caller) -> pb.FollowReply:
+        """Answer when there is news for this peer, or after its wait. Doubles as its heartbeat."""
+        control.check_follow(request)
+        peer = self._lead.roster.get(request.peer_id)
+        if peer is None or not self._lead.is_member(request.peer_id):
+            return pb.FollowReply(unknown_peer=True, version=self._lead.version)
+        self._lead.dispatch(leader.Heard(peer.peer_id))
+        self._note_progress(peer, request.progress)
+        try:
+            await self._wait_for_news(request)
+        except asyncio.CancelledError:
+            # The peer hung up while it was listening: it died, or its line did.
+            self._lead.dispatch(leader.Disconnected(peer.peer_id))
+            raise
+        self._lead.dispatch(leader.Heard(peer.peer_id))
+        return self._news(peer.peer_id)
+
+    async def _wait_for_news(self, request: pb.FollowRequest) -> None:
+        async with self._lead.changed:
+            try:
+                has_news = self._lead.changed.wait_for(lambda: self._lead.version != request.known_version)
+                await asyncio.wait_for(has_news, request.wait_ms / 1000)
+            except TimeoutError:
+                return
+
+    def _news(self, peer_id: str) -> pb.FollowReply:
+        plan, left = self._lead.open_plan, self._lead.seconds_left()
+        shards = [Shard(blocks) for blocks in self._lead.reduction.shard_blocks] if self._lead.reduction else []
+        committed = self._lead.committed
+        return pb.FollowReply(
+            phase=_PHASES[self._lead.phase],
+            plan=plan_to_proto(plan, shards) if plan is not None else None,
+            committed_round=committed.round,
+            committed_chain=bytes.fromhex(committed.chain),
+            deadline_ms=0 if left is None else int(left * 1000),
+            unknown_peer=not self._lead.is_member(peer_id),
+            version=self._lead.version,
+        )
+
+    def _note_progress(self, peer: Peer, progress: pb.Progress) -> None:
+        peer.overhead = max(peer.overhead, progress.overhead_bytes)
+        now, plan = time.monotonic(), self._lead.open_plan
+        is_news = progress.step and plan is not None and progress.round == plan.round
+        if not is_news or now - peer.progress_shown < PROGRESS_SECONDS:
+            return
+        peer.progress_shown = now
+        self._emit(
+            events.PeerProgress(
+                peer=peer.peer_id,
+                name=peer.name,
+                round=progress.round,
+                step=progress.step,
+                steps=plan.steps if plan is not None else 0,
+                tokens_per_second=round(progress.tokens_per_second, 1),
+            )
+        )
+
+    def expect(self, envelope: pb.Envelope, caller: Caller) -> int:
+        """Check an upload's envelope before any of its bytes are taken; the number of bytes that may follow."""
+        try:
+            return self._check(envelope).wire_bytes
+        except PeerError as error:
+            self._note_refusal(envelope, error)
+            raise
+
+    async def submit(self, envelope: pb.Envelope, data: bytes, caller: Caller) -> pb.SubmitReply:
+        """Take a contribution. A late or refused one is answered with the reason; nothing of it is kept."""
+        contribution = self._check(envelope)
+        header = contribution.header
+        peer = self._lead.roster.get(header.peer_id)
+        reduction, seconds = self._lead.reduction, self._lead.seconds_open()
+        assert peer is not None, "checked"
+        assert reduction is not None, "checked"
+        try:
+            grids = await asyncio.to_thread(contribution.decode, data)
+        except PeerError as error:
+            self._note_refusal(envelope, error)
+            raise
+        verdict = reduction.offer(header, peer.number, grids)
+        if not verdict.counted:
+            self._emit(events.PayloadLate(round=header.round, peer=peer.peer_id, name=peer.name, reason=verdict.reason))
+        elif verdict.is_new:
+            self._emit(
+                events.PayloadReceived(
+                    round=header.round,
+                    peer=peer.peer_id,
+                    name=peer.name,
+                    seconds=round(seconds, 3),
+                    wire_bytes=contribution.wire_bytes,
+                )
+            )
+            if reduction.is_complete(peer.peer_id):
+                self._lead.dispatch(leader.Arrived(peer.peer_id, header.round))
+        return pb.SubmitReply(counted=verdict.counted, reason=verdict.reason)
+
+    def _check(self, envelope: pb.Envelope) -> Contribution:
+        reduction = self._lead.reduction
+        if reduction is None:
+            raise PeerError("round", "No round is open yet; wait for the announcement.")
+        return check_contribution(
+            envelope,
+            manifest=self._lead.manifest,
+            plan=reduction.plan,
+            shard_blocks=reduction.shard_blocks,
+            is_known=self._lead.is_member,
+        )
+
+    def _note_refusal(self, envelope: pb.Envelope, error: PeerError) -> None:
+        """Show a refusal, if it says that it is of a peer we know; a stranger's are not worth a line each."""
+        try:
+            header = open_envelope(envelope)
+        except PeerError:
+            return
+        peer = self._lead.roster.get(header.peer_id)
+        if peer is None:
+            return
+        round, peer_id, name = header.round, peer.peer_id, peer.name
+        if error.reason == "round":
+            self._emit(events.PayloadLate(round=round, peer=peer_id, name=name, reason=str(error)))
+            return
+        self._emit(events.PayloadRefused(round=round, peer=peer_id, name=name, reason=error.reason, message=str(error)))
+
+    async def fetch_published(
+        self, request: pb.FetchPublishedRequest, caller: Caller
+    ) -> tuple[pb.PublishedHeader, bytes]:
+        """Serve a committed round from the delta log."""
+        kept = self._delta_log.get(request.round)
+        if kept is None:
+            raise RefusedError(f"Round {request.round} is not kept here any more; fetch the state instead.")
+        return kept
+
+    async def report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:
+        """Compare a peer's digest with the leader's. A difference names round and peer and sends the peer back."""
+        control.check_report(request)
+        peer, digest = self._lead.roster.get(request.peer_id), self._lead.digests.get(request.round)
+        if peer is None or digest is None:
+            return pb.ReportReply(resync=False)
+        for direction, counts in ((Direction.SENT, request.sent), (Direction.RECEIVED, request.received)):
+            peer.traffic[direction].update(dict(counts))
+        expected = await asyncio.wait_for(asyncio.shield(digest), DIGEST_SECONDS)
+        differs = request.digest.hex() != expected
+        self._show_digest(peer, request, expected)
+        self._lead.reported.get(request.round, set()).add(peer.peer_id)
+        await self._lead.announce()
+        return pb.ReportReply(resync=differs)
+
+    def _show_digest(self, peer: Peer, request: pb.ReportRequest, expected: str) -> None:
+        digest = request.digest.hex()
+        self._emit(events.DigestReported(round=request.round, peer=peer.peer_id, name=peer.name, digest=digest))
+        if digest != expected:
+            self._emit(
+                events.DigestMismatch(
+                    round=request.round, peer=peer.peer_id, name=peer.name, expected=expected, digest=digest
+                )
+            )
+
+    async def leave(self, request: pb.LeaveRequest, caller: Caller) -> pb.LeaveReply:
+        """Let a peer go."""
+        control.check_leave(request)
+        self._lead.dispatch(leader.Left(request.peer_id, request.reason or "it said goodbye"))
+        await self._lead.announce()
+        return pb.LeaveReply()
+
+    async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
+        """Serve the events after the ones that this monitor has seen."""
+        control.check_watch(request)
+        await self._log.wait(request.after, request.wait_ms / 1000)
+        lines, last = self._log.since(request.after)
+        return pb.WatchReply(events=lines, last=last)
+
+    def _require_manifest(self, digest: bytes) -> None:
+        manifest = self._lead.manifest
+        if digest.hex() != manifest.digest:
+            raise RefusedError(
+                f"You are set up for another run than '{manifest.config.run.name}' ({manifest.digest[:12]}); "
+                "its configuration differs: join in a new folder, without --resume."
+            )

@@ -1,0 +1,146 @@
+"""Which addresses to hand to whom. Pure: text in, text out, nothing is looked up.
+
+An address is ``host:port`` (IPv6 in brackets); a multiaddr is libp2p's way of writing one, ``/ip4/192.0.2.7/tcp/4001``.
+A caller from elsewhere is never told to dial its own loopback.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterable
+
+from tsr_swarm.errors import ConfigError
+
+MAX_MULTIADDRS = 16
+MAX_MULTIADDR_CHARS = 256
+CLOCK_LIMIT_SECONDS = 3.0  # what the DHT tolerates between two nodes
+
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
+_MULTIADDR = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([A-Za-z0-9.:_-]+)/tcp/([0-9]{1,5})/p2p/([A-Za-z0-9]{32,64})")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split ``host:port`` into a bare host (no brackets) and a port, 0 to 65535. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    port_ok = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
+    if not (port_ok and (_is_ipv6(bare) if bare != host else _HOST.fullmatch(host))):
+        raise ConfigError(
+            f"'{address[:80]}' is not an address; write host:port, such as 192.0.2.7:7700 or [2001:db8::7]:7700."
+        )
+    return bare, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """Write a bare host and a port as ``host:port``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether ``host`` means the machine that dials it."""
+    ip = _unmapped(host)
+    if ip is None:
+        return host.lower().rstrip(".") == "localhost" or host.lower().rstrip(".").endswith(".localhost")
+    return ip.is_loopback
+
+
+def is_unspecified(host: str) -> bool:
+    """Say whether ``host`` is 0.0.0.0 or ::, which one can listen on but nobody can dial."""
+    ip = _unmapped(host)
+    return ip is not None and ip.is_unspecified
+
+
+def caller_host(peer: str) -> str:
+    """Give the bare host of a gRPC peer string, such as ``ipv4:192.0.2.7:5000``; "localhost" for a Unix socket."""
+    scheme, _, rest = peer.partition(":")
+    if scheme.startswith("unix"):
+        return "localhost"
+    return rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
+
+
+def address_for(caller: str, address: str, announce: str = "") -> str:
+    """Give the ``host:port`` at which a caller from host ``caller`` can dial ``address``, or "" if there is none.
+
+    ``announce`` is the host under which others reach this machine; a caller on this machine does not need it.
+    """
+    host, port = split_address(address)
+    if is_loopback(caller):
+        return join_address("127.0.0.1", port) if is_unspecified(host) else address
+    if announce:
+        return join_address(announce, port)
+    return "" if is_loopback(host) or is_unspecified(host) else address
+
+
+def host_multiaddr(host: str, port: int) -> str:
+    """Write a bare host and a port as a multiaddr without a peer id, to listen on or to announce."""
+    ip = _ip(host)
+    return f"/{'dns4' if ip is None else f'ip{ip.version}'}/{host}/tcp/{port}"
+
+
+def multiaddrs_for(caller: str, visible: Iterable[str], announce: str = "") -> tuple[str, ...]:
+    """Give those of this node's ``visible`` multiaddrs that a caller from host ``caller`` can dial, best first.
+
+    ``announce`` takes the place of the host in each; the others follow, for callers on the same network.
+    """
+    known = dialable(visible)
+    if is_loopback(caller):
+        return tuple(sorted(known, key=lambda multiaddr: not is_loopback(host_of(multiaddr))))
+    announced = [_with_host(multiaddr, announce) for multiaddr in known] if announce else []
+    seen = [multiaddr for multiaddr in known if not is_loopback(host_of(multiaddr))]
+    return tuple(dict.fromkeys([*announced, *seen]))[:MAX_MULTIADDRS]
+
+
+def dialable(multiaddrs: Iterable[str]) -> tuple[str, ...]:
+    """Keep the multiaddrs of legal form that name a host, a port and a peer; at most 16."""
+    kept = [text for text in multiaddrs if len(text) <= MAX_MULTIADDR_CHARS and _is_dialable(text)]
+    return tuple(dict.fromkeys(kept))[:MAX_MULTIADDRS]
+
+
+def host_of(multiaddr: str) -> str:
+    """Give the host of a multiaddr that starts with one, else ""."""
+    parts = multiaddr.split("/")
+    return parts[2] if len(parts) > 2 else ""
+
+
+def clock_warning(coordinator_time: float, local_time: float, limit: float = CLOCK_LIMIT_SECONDS) -> str | None:
+    """Say, in one sentence, by how much this clock is off the coordinator's, if by more than ``limit`` seconds."""
+    ahead = local_time - coordinator_time
+    if abs(ahead) <= limit:
+        return None
+    way = "ahead of" if ahead > 0 else "behind"
+    return (
+        f"This machine's clock is {abs(ahead):.0f} s {way} the coordinator's, more than {limit:.0f} s; "
+        "training goes on, but peers may not find this one in the DHT until the clock is set."
+    )
+
+
+def _is_dialable(multiaddr: str) -> bool:
+    match = _MULTIADDR.fullmatch(multiaddr)
+    if match is None:
+        return False
+    protocol, host, port, _ = match.groups()
+    ip = _ip(host)
+    kind_ok = protocol == f"ip{ip.version}" if ip else protocol.startswith("dns") and bool(_HOST.fullmatch(host))
+    return kind_ok and 0 < int(port) <= 65535 and not is_unspecified(host)
+
+
+def _with_host(multiaddr: str, host: str) -> str:
+    _, _, _, _, port, *rest = multiaddr.split("/")
+    return "/".join([host_multiaddr(host, int(port)), *rest])
+
+
+def _is_ipv6(host: str) -> bool:
+    ip = _ip(host)
+    return ip is not None and ip.version == 6
+
+
+def _unmapped(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """As ``_ip``; but a dual-stack socket shows an IPv4 caller as ::ffff:a.b.c.d, and it is that IPv4 host."""
+    ip = _ip(host)
+    return ip.ipv4_mapped or ip if isinstance(ip, ipaddress.IPv6Address) else ip
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None

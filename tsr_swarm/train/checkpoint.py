@@ -1,0 +1,250 @@
+"""Checkpoints that are whole or not there: written aside, forced to disk, renamed; verified when read.
+
+A checkpoint is a folder ``round-000012`` of safetensors files and ``checkpoint.json``, which names each file's size
+and BLAKE2b-256 and closes with its own. One writer a folder at a time; readers need no lock.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from tsr_swarm.errors import CheckpointError
+
+FORMAT = 1
+MANIFEST = "checkpoint.json"
+_ASIDE = ".saving-"  # a folder that is being written; the next writer removes what a dead one left
+_REPLACED = ".replaced"  # a checkpoint whose successor of the same round is about to take its name
+_NAME = re.compile(r"round-(\d{6,})(\.replaced)?")
+_STEM = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Checkpoint:
+    """What ``save`` was given, and a sentence about each newer checkpoint that was passed over as damaged."""
+
+    round: int
+    path: Path
+    files: Mapping[str, dict[str, Tensor]]  # by file stem, then by tensor name
+    document: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+
+def save(
+    folder: Path, round: int, files: Mapping[str, Mapping[str, Tensor]], document: Mapping[str, Any], keep: int
+) -> Path:
+    """Write the checkpoint of ``round`` and remove all but it and the ``keep`` - 1 before it. Returns its folder.
+
+    It is on disk when this returns; if this raises, the folder is as it was. ``document`` is JSON. A checkpoint of
+    the same round is replaced; those of later rounds are left alone. Raises CheckpointError, on a full disk too.
+    """
+    final = folder / f"round-{round:06d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            _remove_left_overs(folder)
+            with _aside(folder) as aside:
+                _write(aside, round, files, document)
+                _take_name(aside, final)
+            _prune(folder, round, keep)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(_cannot_write(final, files, error)) from error
+    return final
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """Read the newest checkpoint whose digests are right; None when there is none at all.
+
+    A damaged one is passed over with a warning. Raises CheckpointError when every one is damaged.
+    """
+    damages: list[str] = []
+    for path in reversed(_checkpoints(folder)):
+        try:
+            return _read(path, tuple(f"{damage}; the one before it is used." for damage in damages))
+        except (OSError, ValueError, SafetensorError) as error:
+            damages.append(f"Checkpoint {path} is damaged ({error})")
+    if not damages:
+        return None
+    raise CheckpointError(
+        f"{damages[0]}, and none of the {len(damages)} in its folder is whole; "
+        "restore the folder from a copy, or start a new run in another one."
+    )
+
+
+def saved_rounds(folder: Path) -> tuple[int, ...]:
+    """The rounds that ``folder`` has checkpoints of, oldest first, damaged ones included."""
+    return tuple(sorted({_order(path)[0] for path in _checkpoints(folder)}))
+
+
+# -- writing
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other writers out of ``folder``: with the lock held, every folder aside belongs to a dead one."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems lock no folders; then one writer is the rule
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A new folder beside the checkpoints, gone at the end unless it was renamed."""
+    path = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(aside: Path, round: int, files: Mapping[str, Mapping[str, Tensor]], document: Mapping[str, Any]) -> None:
+    entries = {}
+    for stem, tensors in files.items():
+        if not _STEM.fullmatch(stem):
+            raise ValueError(f"file stem {stem!r}")
+        path = aside / f"{stem}.safetensors"
+        write_tensors(path, tensors)
+        entries[path.name] = {"bytes": path.stat().st_size, "blake2b": _file_digest(path)}
+    body = {"format": FORMAT, "round": round, "files": entries, "document": document}
+    manifest = aside / MANIFEST
+    manifest.write_bytes(_encode(body))
+    sync(manifest)
+    sync(aside)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one safetensors file as transformers reads it, and force it to disk. Raises OSError, SafetensorError."""
+    save_file(_unshared(tensors), path, metadata={"format": "pt"})
+    sync(path)
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` on the CPU, contiguous, none a view of another's memory, which safetensors refuses to write."""
+    own: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        storage = plain.untyped_storage()
+        own[name] = plain.clone() if storage.nbytes() != plain.nbytes or storage.data_ptr() in seen else plain
+        seen.add(storage.data_ptr())
+    return own
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's list of names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _take_name(aside: Path, final: Path) -> None:
+    """Rename ``aside`` to ``final``. At every instant a whole checkpoint of the round has one of its two names."""
+    replaced = final.with_name(final.name + _REPLACED)
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    aside.rename(final)
+    sync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _remove_left_overs(folder: Path) -> None:
+    replaced = [path for path in folder.glob(f"*{_REPLACED}") if path.with_suffix("").exists()]
+    for path in [*folder.glob(f"{_ASIDE}*"), *replaced]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _prune(folder: Path, round: int, keep: int) -> None:
+    # Later rounds are not counted: after going back to an older state they would push out the one just saved.
+    past = [path for path in _checkpoints(folder) if _order(path)[0] <= round]
+    for path in past[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _cannot_write(final: Path, files: Mapping[str, Mapping[str, Tensor]], error: Exception) -> str:
+    needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+    existing = next(path for path in (final, *final.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    reason = error.strerror if isinstance(error, OSError) else str(error).removeprefix("Error while serializing: ")
+    return (
+        f"Checkpoint {final} cannot be written ({reason}): it needs {_megabytes(needed)} and {_megabytes(free)} "
+        "is free; make room or choose another checkpoint.dir, the older checkpoints are untouched."
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+# -- reading
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
+    paths = folder.iterdir() if folder.is_dir() else iter(())
+    return sorted((path for path in paths if _NAME.fullmatch(path.name)), key=_order)
+
+
+def _order(path: Path) -> tuple[int, bool]:
+    match = _NAME.fullmatch(path.name)
+    assert match
+    return int(match[1]), match[2] is None
+
+
+def _read(path: Path, warnings: tuple[str, ...]) -> Checkpoint:
+    """Verify and read one checkpoint. Raises OSError, ValueError or SafetensorError when it is damaged."""
+    body = _decode((path / MANIFEST).read_bytes())
+    if body["format"] != FORMAT:
+        raise ValueError(f"its format is {body['format']}, this program reads {FORMAT}")
+    files = {name.removesuffix(".safetensors"): _read_file(path / name, entry) for name, entry in body["files"].items()}
+    return Checkpoint(round=body["round"], path=path, files=files, document=body["document"], warnings=warnings)
+
+
+def _read_file(path: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
+    if path.stat().st_size != entry["bytes"]:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes instead of {entry['bytes']}")
+    data = path.read_bytes()  # once, so that what is checked is what is used
+    if hashlib.blake2b(data, digest_size=32).hexdigest() != entry["blake2b"]:
+        raise ValueError(f"{path.name} does not have its digest")
+    return dict(sorted(load(data).items()))  # load's own order is a hash table's
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    """Canonical JSON that closes with the digest of all before it: one legal form, so that any flipped bit shows."""
+    text = json.dumps(body, sort_keys=True, indent=1, allow_nan=False).removesuffix("\n}")
+    digest = hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+    return f'{text},\n "blake2b": "{digest}"\n}}\n'.encode()
+
+
+def _decode(encoded: bytes) -> dict[str, Any]:
+    try:
+        body: dict[str, Any] = json.loads(encoded)
+        del body["blake2b"]
+        if _encode(body) == encoded:
+            return body
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass  # not what _encode writes, which is all there is to say
+    raise ValueError(f"{MANIFEST} does not have its digest")
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()

@@ -1,0 +1,190 @@
+"""The gRPC client: one typed method an RPC, each with a deadline, each raising the package's own errors."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from google.protobuf.message import Message
+
+from tsr_swarm.errors import ConfigError, PeerError
+from tsr_swarm.telemetry.ledger import ByteLedger, Direction
+from tsr_swarm.transport.accounting import SectionTally, count_chunk, count_message
+from tsr_swarm.transport.address import parse_address
+from tsr_swarm.transport.base import PIECE_BYTES
+from tsr_swarm.transport.limits import (
+    CLIENT_OPTIONS,
+    CONTROL_SECONDS,
+    DESCRIBE_SECONDS,
+    HELLO_SECONDS,
+    STALL_SECONDS,
+    TRANSFER_SECONDS,
+)
+from tsr_swarm.transport.status import REFUSALS, error_of, timed_out
+from tsr_swarm.wire.messages import MAX_HEADER_BYTES, parse
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+from tsr_swarm.wire.v1 import swarm_pb2_grpc
+
+
+class SwarmClient:
+    """Calls one address. Connects with the first call, and again after each loss.
+
+    Every method raises UnreachableError (no answer in time; trying again may help), RefusedError or PeerError (the
+    other side's own sentence). ``seconds`` is the deadline of the whole call.
+    """
+
+    def __init__(self, address: str, ledger: ByteLedger) -> None:
+        """Raises ConfigError unless ``address`` is a host:port that can be dialled."""
+        target = parse_address(address)
+        if target.port == 0:
+            raise ConfigError(f"'{address}' has port 0, which cannot be dialled; write the port the other side shows.")
+        self.address = str(target)
+        self._ledger = ledger
+
+    async def __aenter__(self) -> Self:
+        self._channel = grpc.aio.insecure_channel(self.address, options=CLIENT_OPTIONS)
+        self._stub: Any = swarm_pb2_grpc.SwarmStub(self._channel)  # type: ignore[no-untyped-call]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close(None)
+
+    async def hello(self, request: pb.HelloRequest, seconds: float = HELLO_SECONDS) -> pb.HelloReply:
+        reply: pb.HelloReply = await self._unary("Hello", request, seconds)
+        return reply
+
+    async def join(self, request: pb.JoinRequest, seconds: float = CONTROL_SECONDS) -> pb.JoinReply:
+        reply: pb.JoinReply = await self._unary("Join", request, seconds)
+        return reply
+
+    async def describe_state(
+        self, request: pb.DescribeStateRequest, seconds: float = DESCRIBE_SECONDS
+    ) -> pb.StateDescription:
+        reply: pb.StateDescription = await self._unary("DescribeState", request, seconds)
+        return reply
+
+    async def follow(self, request: pb.FollowRequest, seconds: float = CONTROL_SECONDS) -> pb.FollowReply:
+        """``seconds`` come on top of the request's own wait_ms."""
+        reply: pb.FollowReply = await self._unary("Follow", request, request.wait_ms / 1000 + seconds)
+        return reply
+
+    async def report(self, request: pb.ReportRequest, seconds: float = CONTROL_SECONDS) -> pb.ReportReply:
+        reply: pb.ReportReply = await self._unary("Report", request, seconds)
+        return reply
+
+    async def leave(self, request: pb.LeaveRequest, seconds: float = CONTROL_SECONDS) -> pb.LeaveReply:
+        reply: pb.LeaveReply = await self._unary("Leave", request, seconds)
+        return reply
+
+    async def watch(self, request: pb.WatchRequest, seconds: float = CONTROL_SECONDS) -> pb.WatchReply:
+        """``seconds`` come on top of the request's own wait_ms."""
+        reply: pb.WatchReply = await self._unary("Watch", request, request.wait_ms / 1000 + seconds)
+        return reply
+
+    async def submit(self, envelope: pb.Envelope, data: bytes, seconds: float = TRANSFER_SECONDS) -> pb.SubmitReply:
+        """Send an envelope and the sections' joined frames; a refusal ends the upload at once."""
+        header = parse(pb.ContributionHeader, envelope.header, MAX_HEADER_BYTES)
+        tally = SectionTally(self._ledger, Direction.SENT, header.sections)
+        with self._errors("Submit", seconds):
+            reply: pb.SubmitReply = await self._stub.Submit(self._submission(envelope, data, tally), timeout=seconds)
+        count_message(self._ledger, Direction.RECEIVED, reply)
+        return reply
+
+    async def fetch_published(
+        self, request: pb.FetchPublishedRequest, max_bytes: int, seconds: float = TRANSFER_SECONDS
+    ) -> tuple[pb.PublishedHeader, bytes]:
+        """Fetch a committed round: its header, and exactly the bytes that its sections announce, unchecked.
+
+        Raises PeerError when that is more than ``max_bytes``, or when more or fewer bytes come.
+        """
+        header, size, expected = None, 0, 0
+        kept: list[bytes] = []
+        async with aclosing(self._stream("FetchPublished", request, seconds)) as parts:
+            async for part in parts:
+                if header is None:
+                    header = _published_header(part)
+                    count_message(self._ledger, Direction.RECEIVED, part)
+                    sections = [section for shard in header.shards for section in shard.sections]
+                    expected = sum(section.wire_bytes for section in sections)
+                    tally = SectionTally(self._ledger, Direction.RECEIVED, sections)
+                    if expected > max_bytes:
+                        raise PeerError("length", f"The round has {expected} bytes, more than {max_bytes}; refused.")
+                    continue
+                size += len(part.data)
+                if not part.data or size > expected:
+                    raise PeerError("length", f"A piece came where {expected} bytes were announced; it is refused.")
+                tally.add(part, part.data)
+                kept.append(part.data)
+        if header is None or size != expected:
+            raise PeerError("length", f"{size} bytes came where {expected} were announced; they are refused.")
+        return header, b"".join(kept)
+
+    async def fetch_state(
+        self, request: pb.FetchStateRequest, seconds: float = TRANSFER_SECONDS
+    ) -> AsyncGenerator[pb.StateChunk, None]:
+        """Yield chunks as they come, unchecked. Close the iterator (``aclosing``) to end the download early."""
+        async with aclosing(self._stream("FetchState", request, seconds)) as chunks:
+            async for chunk in chunks:
+                count_chunk(self._ledger, Direction.RECEIVED, chunk)
+                yield chunk
+
+    async def _unary(self, method: str, request: Message, seconds: float) -> Any:
+        with self._errors(method, seconds), self._counted(request):
+            reply = await getattr(self._stub, method)(request, timeout=seconds)
+        count_message(self._ledger, Direction.RECEIVED, reply)
+        return reply
+
+    async def _stream(self, method: str, request: Message, seconds: float) -> AsyncGenerator[Any, None]:
+        """Messages of a reply stream; silence of STALL_SECONDS ends it, long before its deadline."""
+        with self._errors(method, seconds), self._counted(request):
+            call = getattr(self._stub, method)(request, timeout=seconds)
+            try:
+                while True:
+                    async with asyncio.timeout(STALL_SECONDS):
+                        message = await call.read()
+                    if message is grpc.aio.EOF:  # type: ignore[attr-defined]
+                        return
+                    yield message
+            except TimeoutError as error:
+                raise timed_out(self.address, method, STALL_SECONDS) from error
+            finally:
+                call.cancel()
+
+    def _submission(self, envelope: pb.Envelope, data: bytes, tally: SectionTally) -> Iterator[pb.SubmitRequest]:
+        """Requests of one upload. Each is counted when the next is asked for, which is after it was written."""
+        first = pb.SubmitRequest(envelope=envelope)
+        yield first
+        count_message(self._ledger, Direction.SENT, first)
+        for start in range(0, len(data), PIECE_BYTES):
+            piece = data[start : start + PIECE_BYTES]
+            request = pb.SubmitRequest(data=piece)
+            yield request
+            tally.add(request, piece)
+
+    @contextmanager
+    def _counted(self, request: Message) -> Iterator[None]:
+        """Count a request once it was answered, be it with a refusal: what never left must not be counted."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as failure:
+            if failure.code() in REFUSALS:
+                count_message(self._ledger, Direction.SENT, request)
+            raise
+        count_message(self._ledger, Direction.SENT, request)
+
+    @contextmanager
+    def _errors(self, method: str, seconds: float) -> Iterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as failure:
+            raise error_of(failure, self.address, method, seconds) from failure
+
+
+def _published_header(part: pb.PublishedPart) -> pb.PublishedHeader:
+    if part.WhichOneof("part") != "header":
+        raise PeerError("order", "A published round must start with its header; it is refused.")
+    return part.header

@@ -1,0 +1,66 @@
+"""Bounds of single fields, checked once where a message comes in. Each raises PeerError; none trusts its argument."""
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+
+from tsr_swarm.errors import PeerError
+
+DIGEST_BYTES = 32
+MAX_ROUND = 2**40
+MAX_TOKENS = 2**40
+MAX_STEPS = 10**6
+MAX_ADDRESS = 262  # a DNS name of 255, a colon, a port
+MAX_WAIT_MS = 20_000
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
+_PEER_ID = re.compile(r"[0-9a-f]{32}")
+_ADDRESS = re.compile(r"[0-9A-Za-z._:%\[\]-]{3,262}")
+
+
+def require(condition: bool, field: str, value: object, limit: str) -> None:
+    """Refuse ``field`` unless ``condition``. Its name is the PeerError's reason."""
+    if not condition:
+        raise PeerError(field, f"{field} = {_show(value)} is out of range; it must be {limit}.")
+
+
+def require_between(field: str, value: int, low: int, high: int) -> None:
+    require(low <= value <= high, field, value, f"{low} to {high}")
+
+
+def require_real(field: str, value: float, low: float, high: float) -> None:
+    require(math.isfinite(value) and low <= value <= high, field, value, f"a number from {low} to {high}")
+
+
+def require_digest(field: str, value: bytes) -> None:
+    require(len(value) == DIGEST_BYTES, field, value, f"{DIGEST_BYTES} bytes")
+
+
+def require_peer_id(field: str, value: str) -> None:
+    require(_PEER_ID.fullmatch(value) is not None, field, value, "32 lower-case hexadecimal digits")
+
+
+def require_name(field: str, value: str) -> None:
+    require(_NAME.fullmatch(value) is not None, field, value, "1 to 32 letters, digits, '-' or '_'")
+
+
+def require_text(field: str, value: str, limit: int) -> None:
+    """Text that will be shown: short and printable, so that it cannot drive the terminal it is shown on."""
+    require(len(value) <= limit and value.isprintable(), field, value, f"at most {limit} printable characters")
+
+
+def require_address(field: str, value: str) -> None:
+    """Empty, or what could be host:port."""
+    require(not value or _ADDRESS.fullmatch(value) is not None, field, value, "empty or host:port")
+
+
+def require_ascending(field: str, values: Sequence[int], end: int) -> None:
+    """Strictly ascending indices below ``end``. Costs nothing beyond the first ``end`` + 1 values."""
+    ok = len(values) <= end and all(a < b for a, b in itertools.pairwise(values))
+    require(ok and (not values or values[-1] < end), field, values[:8], f"ascending numbers below {end}")
+
+
+def _show(value: object) -> str:
+    text = value.hex() if isinstance(value, bytes) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

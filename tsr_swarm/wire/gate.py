@@ -1,0 +1,130 @@
+"""Who and what may enter a round: checks in the order of their cost, each with its own reason, the first one wins.
+
+Signatures will be checked between the peer and the sections.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from tsr_swarm.config.layout import Slot, published_slots, upload_slots
+from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
+from tsr_swarm.config.plan import Due, RoundPlan
+from tsr_swarm.errors import PeerError
+from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.wire.codec import check_sections, decode, wire_bytes
+from tsr_swarm.wire.compression import max_wire_bytes
+from tsr_swarm.wire.messages import (
+    ContributionHeader,
+    PublishedHeader,
+    chain_hash,
+    open_envelope,
+    published_from_proto,
+)
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """A header that passed the gate, and the slots that its bytes will fill."""
+
+    header: ContributionHeader
+    slots: tuple[Slot, ...]
+
+    @property
+    def wire_bytes(self) -> int:
+        """Exactly this many bytes may follow."""
+        return wire_bytes(self.header.sections)
+
+    def decode(self, data: bytes) -> dict[Slot, Grid]:
+        """Open the bytes that followed. Raises PeerError."""
+        return decode(self.slots, self.header.sections, data)
+
+
+def shard_slots(slots: Sequence[Slot], blocks: Iterable[int]) -> tuple[Slot, ...]:
+    """Those of ``slots`` that belong to a shard of ``blocks``, in order."""
+    chosen = frozenset(blocks)
+    return tuple(slot for slot in slots if slot.block in chosen)
+
+
+def check_contribution(
+    envelope: pb.Envelope,
+    *,
+    manifest: Manifest,
+    plan: RoundPlan,
+    shard_blocks: Sequence[Sequence[int]],
+    is_known: Callable[[str], bool],
+) -> Contribution:
+    """Check an envelope against the open round, before any of its payload is received.
+
+    Raises PeerError with the reason size, malformed, a field's name, protocol, manifest, round, parent, peer, shard,
+    steps or sections.
+    """
+    header = open_envelope(envelope)
+    if header.protocol != PROTOCOL_VERSION:
+        raise PeerError("protocol", f"Protocol {header.protocol} was used, this run speaks {PROTOCOL_VERSION}.")
+    if header.manifest_digest.hex() != manifest.digest:
+        raise PeerError("manifest", f"The payload is for another run than '{manifest.run_id}'; join this one again.")
+    if header.round != plan.round:
+        raise PeerError("round", f"The payload is for round {header.round}, but round {plan.round} is open.")
+    if header.parent.hex() != plan.parent:
+        raise PeerError("parent", f"The payload starts from other weights than round {plan.round}; fetch the state.")
+    if not is_known(header.peer_id):
+        raise PeerError("peer", f"Peer {header.peer_id[:8]} is not in this run; join again.")
+    if header.shard >= len(shard_blocks):
+        raise PeerError("shard", f"Shard {header.shard} was sent, round {plan.round} has {len(shard_blocks)}.")
+    if header.steps > plan.steps:
+        raise PeerError("steps", f"{header.steps} local steps were taken, round {plan.round} has {plan.steps}.")
+    slots = shard_slots(upload_slots(manifest.blocks, plan.due, manifest.config.wire), shard_blocks[header.shard])
+    check_sections(slots, header.sections)
+    return Contribution(header, slots)
+
+
+def check_published(message: pb.PublishedHeader, *, manifest: Manifest, parent: bytes) -> PublishedHeader:
+    """Check the header of a committed round: its bounds, its chain hash on top of ``parent``, its sections.
+
+    parent: chain hash of the round before as this side knows it, empty in round 1. Raises PeerError.
+    """
+    header = published_from_proto(message, manifest.blocks)
+    chain = chain_hash(parent, header.plan, header.shard_blocks, header.shards)
+    if header.plan.parent != parent.hex() or header.chain != chain:
+        raise PeerError("chain", f"Round {header.plan.round} does not continue the chain; fetch the state again.")
+    for slots, result in zip(_published_by_shard(header, manifest), header.shards, strict=True):
+        check_sections(slots, result.sections)
+    return header
+
+
+def decode_published(header: PublishedHeader, data: bytes, *, manifest: Manifest) -> dict[Slot, Grid]:
+    """Open the bytes of every shard that is not void. Raises PeerError."""
+    grids: dict[Slot, Grid] = {}
+    start = 0
+    for slots, result in zip(_published_by_shard(header, manifest), header.shards, strict=True):
+        end = start + wire_bytes(result.sections)
+        grids |= decode(slots, result.sections, data[start:end])
+        start = end
+    if start != len(data):
+        raise PeerError("length", f"Round {header.plan.round} came with {len(data)} bytes, not {start}.")
+    return grids
+
+
+def void_blocks(header: PublishedHeader) -> frozenset[int]:
+    """Blocks of which nothing was published."""
+    pairs = zip(header.shard_blocks, header.shards, strict=True)
+    return frozenset(index for blocks, result in pairs if result.void for index in blocks)
+
+
+def max_published_bytes(manifest: Manifest) -> int:
+    """An upper bound of one round's published bytes, whatever is due and however it is sharded."""
+    low_rank = frozenset(i for i, block in enumerate(manifest.blocks) if block.is_low_rank)
+    worst: Counter[int] = Counter()
+    for due in (Due(), Due(tangent=low_rank), Due(aim=low_rank), Due(tangent=low_rank, aim=low_rank)):
+        sizes: Counter[int] = Counter()
+        for slot in published_slots(manifest.blocks, due, manifest.config.wire):
+            sizes[slot.block] += max_wire_bytes(slot.raw_bytes)  # as if each slot had a frame of its own
+        worst |= sizes  # block by block, the larger
+    return worst.total()
+
+
+def _published_by_shard(header: PublishedHeader, manifest: Manifest) -> list[tuple[Slot, ...]]:
+    slots = published_slots(manifest.blocks, header.plan.due, manifest.config.wire, void_blocks(header))
+    return [shard_slots(slots, blocks) for blocks in header.shard_blocks]

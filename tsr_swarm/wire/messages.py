@@ -1,0 +1,297 @@
+"""What travels, as dataclasses, and their protobuf forms. ``*_from_proto`` check every bound and raise PeerError.
+
+Bounds that need the state of a run (is this the open round? is that peer known?) are the gate's: see gate.py.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from tsr_swarm.config.blocks import Block
+from tsr_swarm.config.plan import Due, RoundPlan
+from tsr_swarm.errors import PeerError
+from tsr_swarm.wire.codec import Section
+from tsr_swarm.wire.fields import (
+    MAX_ROUND,
+    MAX_STEPS,
+    MAX_TOKENS,
+    require,
+    require_address,
+    require_ascending,
+    require_between,
+    require_digest,
+    require_peer_id,
+    require_real,
+)
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+MAX_HEADER_BYTES = 64 << 10
+MAX_SIGNATURE_BYTES = 64
+MAX_CERTIFICATE_BYTES = 8 << 10
+MAX_SHARDS = 1024
+MAX_INCLUDED = 10**5
+_MAX_SECTIONS = 16
+_MAX_SECTION_BYTES = 2**40
+
+_M = TypeVar("_M", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A set of whole blocks and the host:port of the peer that reduces it; empty: the coordinator."""
+
+    blocks: tuple[int, ...]
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContributionHeader:
+    """What a peer says of its payload for one shard. ``tokens`` is its weight in the mean."""
+
+    protocol: int
+    manifest_digest: bytes
+    round: int
+    parent: bytes
+    peer_id: str
+    shard: int
+    tokens: int
+    steps: int
+    local_loss: float
+    sections: tuple[Section, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """What one reducer published, or that it did not (``void``). ``included``: peer ids, ascending by number."""
+
+    void: bool = False
+    included: tuple[str, ...] = ()
+    tokens: int = 0
+    sections: tuple[Section, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedHeader:
+    """A committed round as it is fetched, journaled and hashed into the chain. Who reduced a shard is forgotten."""
+
+    plan: RoundPlan
+    shard_blocks: tuple[tuple[int, ...], ...]
+    shards: tuple[ShardResult, ...]
+    chain: bytes
+
+
+def parse(kind: type[_M], data: bytes, limit: int) -> _M:
+    """Parse at most ``limit`` bytes. Raises PeerError."""
+    if len(data) > limit:
+        raise PeerError("size", f"A {kind.__name__} has {len(data)} bytes, more than {limit}; it is refused.")
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise PeerError("malformed", f"A {kind.__name__} cannot be parsed; it is refused.") from error
+
+
+def seal(header: ContributionHeader) -> pb.Envelope:
+    """Serialise ``header``, once: these are the bytes that a signature will cover."""
+    message = pb.ContributionHeader(
+        protocol=header.protocol,
+        manifest_digest=header.manifest_digest,
+        round=header.round,
+        parent=header.parent,
+        peer_id=header.peer_id,
+        shard=header.shard,
+        tokens=header.tokens,
+        steps=header.steps,
+        local_loss=header.local_loss,
+        sections=sections_to_proto(header.sections),
+    )
+    return pb.Envelope(header=message.SerializeToString())
+
+
+def open_envelope(envelope: pb.Envelope) -> ContributionHeader:
+    """Parse and bound the header inside; says nothing yet of who made it."""
+    require(len(envelope.signature) <= MAX_SIGNATURE_BYTES, "signature", envelope.signature, "at most 64 bytes")
+    require(len(envelope.certificate) <= MAX_CERTIFICATE_BYTES, "certificate", envelope.certificate, "at most 8 KiB")
+    message = parse(pb.ContributionHeader, envelope.header, MAX_HEADER_BYTES)
+    require_digest("manifest_digest", message.manifest_digest)
+    require_between("round", message.round, 1, MAX_ROUND)
+    _require_parent(message.parent, message.round)
+    require_peer_id("peer_id", message.peer_id)
+    require_between("shard", message.shard, 0, MAX_SHARDS - 1)
+    require_between("tokens", message.tokens, 1, MAX_TOKENS)
+    require_between("steps", message.steps, 0, MAX_STEPS)
+    require_real("local_loss", message.local_loss, -1e6, 1e6)
+    return ContributionHeader(
+        protocol=message.protocol,
+        manifest_digest=message.manifest_digest,
+        round=message.round,
+        parent=message.parent,
+        peer_id=message.peer_id,
+        shard=message.shard,
+        tokens=message.tokens,
+        steps=message.steps,
+        local_loss=message.local_loss,
+        sections=sections_from_proto(message.sections),
+    )
+
+
+def sections_to_proto(sections: Sequence[Section]) -> list[pb.Section]:
+    return [pb.Section(kind=s.kind, raw_bytes=s.raw_bytes, wire_bytes=s.wire_bytes, hash=s.hash) for s in sections]
+
+
+def sections_from_proto(messages: Sequence[pb.Section]) -> tuple[Section, ...]:
+    """Bound the fields; whether they are the legal sections of a round is ``codec.check_sections``."""
+    require(len(messages) <= _MAX_SECTIONS, "sections", len(messages), f"at most {_MAX_SECTIONS}")
+    for message in messages:
+        require(0 < len(message.kind) <= 16, "sections", message.kind, "a payload kind")
+        require_between("raw_bytes", message.raw_bytes, 1, _MAX_SECTION_BYTES)
+        require_between("wire_bytes", message.wire_bytes, 1, 2 * _MAX_SECTION_BYTES)
+        require_digest("hash", message.hash)
+    return tuple(Section(m.kind, m.raw_bytes, m.wire_bytes, m.hash) for m in messages)
+
+
+def plan_to_proto(plan: RoundPlan, shards: Sequence[Shard]) -> pb.RoundPlan:
+    """The announcement of ``plan``, reduced by ``shards``."""
+    return pb.RoundPlan(
+        round=plan.round,
+        first_step=plan.first_step,
+        steps=plan.steps,
+        lr_first=plan.lr_first,
+        lr_last=plan.lr_last,
+        decay=plan.decay,
+        tangent=sorted(plan.due.tangent),
+        aim=sorted(plan.due.aim),
+        parent=bytes.fromhex(plan.parent),
+        shards=[pb.Shard(blocks=shard.blocks, address=shard.address) for shard in shards],
+    )
+
+
+def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[RoundPlan, tuple[Shard, ...]]:
+    """Read an announcement for the manifest's ``blocks``: due blocks are low-rank, the shards part the blocks."""
+    require_between("round", message.round, 1, MAX_ROUND)
+    require_between("first_step", message.first_step, 0, MAX_ROUND * MAX_STEPS)
+    require_between("steps", message.steps, 1, MAX_STEPS)
+    require_real("lr_first", message.lr_first, 0.0, 1.0)
+    require_real("lr_last", message.lr_last, 0.0, 1.0)
+    require_real("decay", message.decay, 0.0, 1.0)
+    require(message.decay > 0, "decay", message.decay, "above 0")
+    _require_parent(message.parent, message.round)
+    due = Due(tangent=_due(message.tangent, "tangent", blocks), aim=_due(message.aim, "aim", blocks))
+    plan = RoundPlan(
+        round=message.round,
+        first_step=message.first_step,
+        steps=message.steps,
+        lr_first=message.lr_first,
+        lr_last=message.lr_last,
+        decay=message.decay,
+        due=due,
+        parent=message.parent.hex(),
+    )
+    return plan, _shards(message.shards, len(blocks))
+
+
+def published_to_proto(header: PublishedHeader) -> pb.PublishedHeader:
+    return pb.PublishedHeader(
+        plan=plan_to_proto(header.plan, [Shard(blocks) for blocks in header.shard_blocks]),
+        shards=[
+            pb.ShardResult(
+                void=result.void,
+                included=result.included,
+                tokens=result.tokens,
+                sections=sections_to_proto(result.sections),
+            )
+            for result in header.shards
+        ],
+        chain=header.chain,
+    )
+
+
+def published_from_proto(message: pb.PublishedHeader, blocks: Sequence[Block]) -> PublishedHeader:
+    """Read what was published for the manifest's ``blocks``; the chain hash and the sections are the gate's."""
+    plan, shards = plan_from_proto(message.plan, blocks)
+    require(len(message.shards) == len(shards), "shards", len(message.shards), f"one result for each of {len(shards)}")
+    require_digest("chain", message.chain)
+    results = tuple(_result(result) for result in message.shards)
+    return PublishedHeader(plan, tuple(shard.blocks for shard in shards), results, message.chain)
+
+
+def chain_hash(
+    parent: bytes, plan: RoundPlan, shard_blocks: Sequence[Sequence[int]], results: Sequence[ShardResult]
+) -> bytes:
+    """BLAKE2b-256 that names a round, everything published in it, and through ``parent`` all rounds before.
+
+    parent: chain hash of the round before. results: one for each set of ``shard_blocks``; their sections stand for
+    the bytes through their hashes. Each field is hashed with its length before it; protobuf bytes never are, because
+    a message has more than one serialised form.
+    """
+    hasher = hashlib.blake2b(digest_size=32, person=b"tsr/v1/chain")
+    for field in _chain_fields(parent, plan, shard_blocks, results):
+        hasher.update(struct.pack("<Q", len(field)))
+        hasher.update(field)
+    return hasher.digest()
+
+
+def _chain_fields(
+    parent: bytes, plan: RoundPlan, shard_blocks: Sequence[Sequence[int]], results: Sequence[ShardResult]
+) -> Iterator[bytes]:
+    yield parent
+    yield _numbers([plan.round, plan.first_step, plan.steps])
+    yield struct.pack("<ddd", plan.lr_first, plan.lr_last, plan.decay)
+    yield _numbers(sorted(plan.due.tangent))
+    yield _numbers(sorted(plan.due.aim))
+    yield bytes.fromhex(plan.parent)
+    yield _numbers([len(shard_blocks), len(results)])
+    for blocks in shard_blocks:
+        yield _numbers(blocks)
+    for result in results:
+        yield _numbers([result.void, result.tokens, len(result.included), len(result.sections)])
+        for peer_id in result.included:
+            yield peer_id.encode()
+        for section in result.sections:
+            yield section.kind.encode()
+            yield _numbers([section.raw_bytes, section.wire_bytes])
+            yield section.hash
+
+
+def _numbers(values: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(values)}Q", *values)
+
+
+def _require_parent(parent: bytes, round_: int) -> None:
+    require(len(parent) == (0 if round_ == 1 else 32), "parent", parent, "32 bytes, or empty in round 1")
+
+
+def _due(indices: Sequence[int], field: str, blocks: Sequence[Block]) -> frozenset[int]:
+    require_ascending(field, indices, len(blocks))
+    require(all(blocks[index].is_low_rank for index in indices), field, list(indices[:8]), "low-rank blocks")
+    return frozenset(indices)
+
+
+def _shards(messages: Sequence[pb.Shard], blocks: int) -> tuple[Shard, ...]:
+    require(1 <= len(messages) <= MAX_SHARDS, "shards", len(messages), f"1 to {MAX_SHARDS}")
+    for message in messages:
+        require_ascending("shards", message.blocks, blocks)
+        require_address("address", message.address)
+    shards = tuple(Shard(tuple(message.blocks), message.address) for message in messages)
+    covered = sorted(index for shard in shards for index in shard.blocks)
+    require(covered == list(range(blocks)), "shards", len(covered), f"sets that hold each of {blocks} blocks once")
+    return shards
+
+
+def _result(message: pb.ShardResult) -> ShardResult:
+    included, count = tuple(message.included), len(message.included)
+    require(count <= MAX_INCLUDED, "included", count, f"at most {MAX_INCLUDED} peers")
+    for peer_id in included:
+        require_peer_id("included", peer_id)
+    require(len(set(included)) == count, "included", count, "peers that are all different")
+    if message.void:
+        empty = not (included or message.tokens or message.sections)
+        require(empty, "void", count, "without peers, tokens and sections")
+    else:
+        require(count > 0, "included", count, "one peer or more")
+        require_between("tokens", message.tokens, count, count * MAX_TOKENS)
+    sections = sections_from_proto(message.sections)
+    return ShardResult(void=message.void, included=included, tokens=message.tokens, sections=sections)
