@@ -57,7 +57,7 @@ def outside(sketch: Tensor, basis: Tensor) -> float:
     return float((sketch - q @ (q.mT @ sketch)).norm() / sketch.norm())
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(sizes, st.data(), st.floats(0.5, 1), st.sampled_from((1e-12, 1.0, 1e12)), seeds)
 def test_an_orthonormal_basis_spans_its_sketch(
     rows: int, data: st.DataObject, decay: float, scale: float, seed: int
@@ -73,7 +73,7 @@ def test_an_orthonormal_basis_spans_its_sketch(
     assert outside(sketch, basis) <= SPAN_TOLERANCE
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.integers(8, 60), st.integers(1, 8), st.floats(0.5, 1), seeds)
 def test_the_strongest_direction_comes_first(rows: int, rank: int, decay: float, seed: int) -> None:
     sketch = draw_sketch(rows, rank, decay, seed)
@@ -91,7 +91,7 @@ def test_a_sketch_without_directions_makes_no_basis(value: float) -> None:
     assert orthonormal12(torch.full((5, 3), value), torch.eye(5, 3)) is None
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.integers(4, 40), st.data(), seeds)
 def test_a_rank_deficient_sketch_is_filled_up_from_the_spare_basis(rows: int, data: st.DataObject, seed: int) -> None:
     rank = data.draw(st.integers(2, min(rows, 12)))
@@ -109,7 +109,7 @@ def test_a_rank_deficient_sketch_is_filled_up_from_the_spare_basis(rows: int, da
     assert float((numbers(basis) - q @ (q.mT @ numbers(basis))).norm()) <= SPAN_TOLERANCE  # nothing from elsewhere
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(sizes, st.data(), st.floats(0.5, 1), st.integers(-40, 40), seeds)
 def test_a_factor_makes_an_orthonormal_basis_of_the_sketch(
     rows: int, data: st.DataObject, decay: float, scale: int, seed: int
@@ -168,11 +168,11 @@ def test_a_sketch_that_cannot_aim_makes_a_zero_factor(columns: list[list[float]]
 
 
 def test_a_sketch_too_near_to_deficient_for_24_bits_makes_a_zero_factor() -> None:
-    sketch = quantise_block(torch.tensor([[1.0] * 6] * 50) + torch.eye(50, 6) * 2**-14, 16)
+    flicker = torch.randint(0, 2, (400, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    sketch = Grid(32767 - flicker, torch.tensor([-30]))  # of full rank, but its condition is near 10**6
 
-    basis = apply_factor(sketch, refresh_factor(sketch))
-
-    assert basis is None or gram_error(basis) <= GRAM_TOLERANCE + gram_bound(50)
+    assert orthonormal12(sketch.numbers()) is not None
+    assert not refresh_factor(sketch).values.any()
 
 
 def test_a_rank_without_proof_is_refused() -> None:
@@ -181,7 +181,7 @@ def test_a_rank_without_proof_is_refused() -> None:
         apply_factor(grid, Grid(torch.ones(4097, 1, dtype=torch.int32), torch.tensor([0])))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 40), st.integers(1, 40), st.data(), st.integers(0, 2**31 - 1))
 def test_random_bases_are_orthonormal_and_repeatable(rows: int, cols: int, data: st.DataObject, seed: int) -> None:
     rank = data.draw(st.integers(1, min(rows, cols)))

@@ -37,7 +37,7 @@ def draw_matrix(shape: tuple[int, int], seed: int, spread: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64) * 2.0**scale
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(kinds, bits, shapes, seeds, st.integers(0, 40))
 def test_quantising_errs_by_at_most_half_a_step(
     kind: str, bits: int, shape: tuple[int, int], seed: int, spread: int
@@ -50,7 +50,7 @@ def test_quantising_errs_by_at_most_half_a_step(
     assert bool(((grid.numbers() - x).abs() <= step / 2).all())
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(kinds, bits, shapes, seeds, st.integers(0, 40))
 def test_a_step_is_as_small_as_the_bits_allow(
     kind: str, bits: int, shape: tuple[int, int], seed: int, spread: int
@@ -65,7 +65,7 @@ def test_a_step_is_as_small_as_the_bits_allow(
     assert bool((half_steps > integer_limit(bits)).all())  # with half the step the largest would not fit
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(kinds, bits, shapes, seeds)
 def test_numbers_on_the_grid_come_back_exactly(kind: str, bits: int, shape: tuple[int, int], seed: int) -> None:
     grid = QUANTISERS[kind](draw_matrix(shape, seed, 20), bits)

@@ -235,7 +235,8 @@ def test_a_saved_state_that_does_not_fit_is_refused_before_any_change(swarm: typ
     good = run.spaces[0].state_dict()
     lacking = {key: value for key, value in good.items() if key != "first/a.weight"}
     other_rank = good | {"first/a.weight": torch.zeros(3, 3)}
-    for bad in (lacking, other_rank, good | {"first/z.weight": torch.zeros(1)}):
+    no_hash = good | {"basis/a.weight": torch.zeros(16)}
+    for bad in (lacking, other_rank, no_hash, good | {"first/z.weight": torch.zeros(1)}):
         with pytest.raises(CheckpointError):
             run.spaces[0].load_state_dict(bad)
     assert all(torch.equal(value, run.spaces[0].state_dict()[key]) for key, value in good.items())

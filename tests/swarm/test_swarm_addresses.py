@@ -6,11 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.errors import ConfigError
 from tsr_swarm.swarm.addresses import (
     MAX_MULTIADDRS,
     address_for,
-    caller_host,
     clock_warning,
     dialable,
     host_multiaddr,
@@ -34,21 +32,6 @@ REMOTE = st.ip_addresses(v=4, network="203.0.113.0/24").map(str)
 @given(host=HOSTS, port=PORTS)
 def test_an_address_is_split_as_it_was_joined(host: str, port: int) -> None:
     assert split_address(join_address(host, port)) == (host, port)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "host", ":7700", "host:", "host:port", "host:65536", "host:-1", "host:७", "::1:7700", "[::1:7700", "[]:7700"],
-)
-def test_what_is_no_address_is_a_sentence(text: str) -> None:
-    with pytest.raises(ConfigError, match="write host:port"):
-        split_address(text)
-
-
-@pytest.mark.parametrize("text", ["[host]:7700", "a b:7700", "http://host:7700", "host\n:7700", "-host:7700"])
-def test_what_names_no_host_is_a_sentence(text: str) -> None:
-    with pytest.raises(ConfigError, match="write host:port"):
-        split_address(text)
 
 
 @given(hosts=st.lists(HOSTS, max_size=30), port=PORTS, caller=REMOTE, announce=st.sampled_from(["", "example.org"]))
@@ -110,20 +93,6 @@ def test_an_ipv4_caller_on_a_dual_stack_socket_is_that_ipv4_host(ip: ipaddress.I
 @pytest.mark.parametrize(("host", "expected"), [("LOCALHOST.", True), ("a.localhost", True), ("localhost.org", False)])
 def test_names_that_mean_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
-
-
-@pytest.mark.parametrize(
-    ("peer", "host"),
-    [
-        ("ipv4:192.0.2.7:5000", "192.0.2.7"),
-        ("ipv6:%5B2001:db8::7%5D:5000", "2001:db8::7"),
-        ("ipv6:[::1]:5000", "::1"),
-        ("unix:", "localhost"),
-        ("unix-abstract:x", "localhost"),
-    ],
-)
-def test_the_host_of_a_grpc_caller(peer: str, host: str) -> None:
-    assert caller_host(peer) == host
 
 
 @pytest.mark.parametrize(

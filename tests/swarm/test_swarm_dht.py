@@ -180,7 +180,7 @@ async def test_a_dead_bootstrap_is_a_quick_sentence_and_leaves_nothing(host: str
         port = server.getsockname()[1]  # refuses from here on
     peer = f"/ip4/{host}/tcp/{port}/p2p/12D3KooWKwqXvCntmy4fDwmcrt8M2PytogE9EMQbDw1Ec5ZGZwtN"
     started = time.monotonic()
-    with pytest.raises(UnreachableError, match=r"^The DHT cannot be used \(.*without it\.$"):
+    with pytest.raises(UnreachableError, match=r"^The DHT cannot be used: .*\.$"):
         await DhtDirectory.start(identity=new_identity(), clock=time.time, initial_peers=[peer])
     assert time.monotonic() - started < DEADLINE / 2
     assert not folders_of(os.getpid())
@@ -212,7 +212,7 @@ async def test_without_hivemind_there_is_a_sentence(monkeypatch: pytest.MonkeyPa
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_hivemind)
-    with pytest.raises(UnreachableError, match=r"No module named 'hivemind'.*without it\.$"):
+    with pytest.raises(UnreachableError, match=r"No module named 'hivemind'.*may help\.$"):
         await DhtDirectory.start(identity=new_identity(), clock=time.time)
 
 
@@ -240,13 +240,14 @@ async def test_a_killed_daemon_is_noticed_and_can_be_closed(start: Start) -> Non
     assert first.healthy()
 
 
-async def test_a_daemon_that_does_not_listen_to_reason_is_killed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_daemon_that_hangs_does_not_hold_up_closing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tsr_swarm.swarm.dht.CLOSE_SECONDS", 0.2)
     directory = await start()
     os.kill(directory._p2p._child.pid, signal.SIGSTOP)
     await asyncio.wait_for(directory.close(), DEADLINE)
-    assert directory._p2p._child.returncode == -signal.SIGKILL
+    assert directory._p2p._child.returncode is not None
     assert not folders_of(os.getpid())
+    assert not helpers()
 
 
 async def test_hivemind_logs_through_our_loggers_and_only_warnings(start: Start) -> None:

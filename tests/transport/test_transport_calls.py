@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def published_header() -> pb.PublishedHeader:
 async def raw_submit(port: int, requests: list[pb.SubmitRequest]) -> grpc.aio.AioRpcError:
     """Submit as a client would that does not keep the rules; return the status it gets."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CLIENT_OPTIONS) as channel:
-        stub: Any = swarm_pb2_grpc.SwarmStub(channel)
+        stub: Any = swarm_pb2_grpc.SwarmStub(channel)  # type: ignore[no-untyped-call]
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await stub.Submit(iter(requests), timeout=10)
         return failure.value
@@ -118,7 +118,8 @@ async def test_a_refused_envelope_ends_the_upload_with_its_sentence(pair: Any) -
 async def test_a_stream_out_of_order_is_refused(pair: Any, requests: list[pb.SubmitRequest], reason: str) -> None:
     failure = await raw_submit(pair.port, requests)
     assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert dict(failure.trailing_metadata())["tsr-reason"] == reason
+    metadata: Any = failure.trailing_metadata()
+    assert dict(metadata)["tsr-reason"] == reason
 
 
 async def test_a_published_round_arrives_whole_joined_or_in_parts(pair: Any) -> None:
@@ -152,11 +153,12 @@ async def test_state_chunks_arrive_and_the_download_can_go_on_in_the_middle(pair
     assert rest == [1, 2]
 
 
-async def test_a_download_can_be_ended_early(pair: Any) -> None:
+async def test_a_download_can_be_ended_early_and_nobody_complains(pair: Any, caplog: pytest.LogCaptureFixture) -> None:
     pair.handler.chunks = [os.urandom(1 << 20)] * 20
     async with aclosing(pair.client.fetch_state(pb.FetchStateRequest(round=5))) as chunks:
         assert (await anext(chunks)).index == 0
     assert (await pair.client.follow(pb.FollowRequest())).version == 1
+    assert caplog.records == []
 
 
 async def test_a_refusal_before_a_stream_arrives(pair: Any) -> None:
@@ -270,17 +272,21 @@ async def test_a_name_that_does_not_resolve_is_said() -> None:
             await client.hello(pb.HelloRequest(), seconds=5)
 
 
-async def test_a_server_that_went_away_is_unreachable_and_found_again(handler: Any) -> None:
+async def test_a_restarted_server_is_found_again_and_a_closed_client_says_so(handler: Any) -> None:
     async with serve(handler, "127.0.0.1:0", ByteLedger(), stop_seconds=0) as port:
         client = SwarmClient(f"127.0.0.1:{port}", ByteLedger())
-        async with client:
-            await client.hello(pb.HelloRequest())
-            waiting = asyncio.create_task(client.follow(pb.FollowRequest(known_version=1, wait_ms=20_000)))
-            async with asyncio.timeout(5):
-                while len(asyncio.all_tasks()) < 2:
-                    await asyncio.sleep(0)
-    with pytest.raises((UnreachableError, asyncio.CancelledError)):
-        await waiting
+        await client.__aenter__()
+        await client.hello(pb.HelloRequest())
+    with pytest.raises(UnreachableError):
+        await client.hello(pb.HelloRequest(), seconds=5)
+    async with serve(handler, f"127.0.0.1:{port}", ByteLedger(), stop_seconds=0), asyncio.timeout(10):
+        while True:  # gRPC waits half a second before it connects again, and meanwhile refuses
+            with suppress(UnreachableError):
+                await client.hello(pb.HelloRequest(), seconds=5)
+                break
+    await client.__aexit__(None, None, None)
+    with pytest.raises(UnreachableError, match="was closed before Hello"):
+        await client.hello(pb.HelloRequest())
 
 
 @contextmanager
@@ -313,6 +319,7 @@ async def test_a_stopped_server_is_noticed_by_the_deadline_and_forgiven_when_it_
                 assert 0.4 < time.monotonic() - start < 3
             child.send_signal(signal.SIGCONT)
             await client.hello(pb.HelloRequest())
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_a_killed_server_ends_a_waiting_call() -> None:
@@ -346,12 +353,12 @@ async def test_stopping_cancels_calls_that_wait(handler: Any) -> None:
         client = SwarmClient(f"127.0.0.1:{port}", ByteLedger())
         async with client:
             waiting = asyncio.create_task(client.follow(pb.FollowRequest(known_version=1, wait_ms=20_000)))
-            await client.hello(pb.HelloRequest())
+            await handler.is_waiting.wait()
             start = time.monotonic()
     with pytest.raises((UnreachableError, asyncio.CancelledError)):
         await waiting
     assert time.monotonic() - start < 5
-    assert asyncio.all_tasks() <= before
+    assert asyncio.all_tasks() == before
 
 
 async def test_too_many_calls_at_once_are_turned_away(handler: Any) -> None:
@@ -361,10 +368,9 @@ async def test_too_many_calls_at_once_are_turned_away(handler: Any) -> None:
     ):
         await client.hello(pb.HelloRequest())
         waiting = asyncio.create_task(client.follow(pb.FollowRequest(known_version=1, wait_ms=20_000)))
-        await asyncio.sleep(0)
+        await handler.is_waiting.wait()
         with pytest.raises(UnreachableError, match="too busy"):
-            for _ in range(100):
-                await client.hello(pb.HelloRequest())
+            await client.hello(pb.HelloRequest())
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting

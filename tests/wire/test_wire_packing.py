@@ -11,7 +11,7 @@ widths = st.sampled_from(PACKED_BITS)
 
 
 def limit(bits: int) -> int:
-    return 2 ** (bits - 1) - 1
+    return (1 << (bits - 1)) - 1
 
 
 @given(bits=widths, data=st.data())

@@ -16,7 +16,7 @@ from tsr_swarm.cli.summary import summary
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.runtime.children import Family
 from tsr_swarm.runtime.faults import FaultError, plan_local
-from tsr_swarm.runtime.lifeline import StopRequest, unless_stopped
+from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
 from tsr_swarm.runtime.local import RUN_FILE, LocalOptions, fit_config, keep_config, run_local, sample_text
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.fold import fold
@@ -90,7 +90,7 @@ def local(
             if mode is not Mode.JSON:
                 print("\n".join(summary(snapshot)), flush=True)
             if mode is not Mode.JSON and snapshot.rounds_counted and not stop.gently.is_set():
-                await unless_stopped(_print_sample(family, place), stop)
+                await run_unless_stopped(_print_sample(family, place), stop)
 
     run_process(mode, work)
 

@@ -3,7 +3,7 @@
 from tsr_swarm.cli.options import Coordinator, Json, Plain
 from tsr_swarm.cli.output import Mode, choose_mode, line_printer
 from tsr_swarm.cli.process import run_process
-from tsr_swarm.runtime.lifeline import StopRequest, unless_stopped
+from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
 
 
 def monitor(coordinator: Coordinator, plain: Plain = False, json: Json = False) -> None:
@@ -22,6 +22,6 @@ def monitor(coordinator: Coordinator, plain: Plain = False, json: Json = False) 
                 await show_source(source, coordinator, "The monitor is closed; training goes on.", stop)
         else:
             async with calling(coordinator) as watch:
-                await unless_stopped(follow(watch, line_printer(mode, stop.request)), stop)
+                await run_unless_stopped(follow(watch, line_printer(mode, stop.request)), stop)
 
     run_process(mode, work)

@@ -9,7 +9,7 @@ import typer
 from tsr_swarm.cli.options import Json, Plain, UsageError
 from tsr_swarm.cli.output import Mode, choose_mode, line_printer
 from tsr_swarm.cli.process import run_process
-from tsr_swarm.runtime.lifeline import StopRequest, unless_stopped
+from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
 
 
 def replay(
@@ -32,7 +32,7 @@ def replay(
 
             await show_source(source, f"replay of {file}", "The replay is closed.", stop)
         else:
-            await unless_stopped(_print_all(stop), stop)
+            await run_unless_stopped(_print_all(stop), stop)
 
     async def _print_all(stop: StopRequest) -> None:
         see = line_printer(mode, stop.request)

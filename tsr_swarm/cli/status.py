@@ -7,7 +7,7 @@ from typing import Any
 from tsr_swarm.cli.options import Coordinator, Json, Plain
 from tsr_swarm.cli.output import Mode
 from tsr_swarm.cli.process import run_process
-from tsr_swarm.runtime.lifeline import StopRequest, unless_stopped
+from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
 from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
 from tsr_swarm.telemetry.text import bytes_text, count_text, factor_text, loss_text, plural
 
@@ -18,7 +18,7 @@ def status(coordinator: Coordinator, plain: Plain = False, json: Json = False) -
 
     async def work(stop: StopRequest) -> None:
         async with calling(coordinator, wait_ms=0) as watch:
-            await unless_stopped(_print_status(read_all(watch), json), stop)
+            await run_unless_stopped(_print_status(read_all(watch), json), stop)
 
     async def _print_status(reading: Any, as_json: bool) -> None:
         snapshot, _ = await reading

@@ -15,7 +15,7 @@ def summary(s: SwarmSnapshot) -> list[str]:
         "",
         *_table(s),
         "",
-        f"Data-parallel training of the same steps would have sent {bytes_text(s.dense_bytes)}: "
+        f"Data-parallel training of the same steps would have moved {bytes_text(s.dense_bytes)}: "
         f"{factor_text(s.dense_bytes, s.wire_bytes)} as much.",
         f"Digest of the consensus weights: {s.digest}",
         "",

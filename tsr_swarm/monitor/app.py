@@ -68,15 +68,17 @@ class SwarmMonitor(App[None]):
         self._source = source
         self._on_interrupt = on_interrupt
         self._is_frozen = False
+        self._headline = Headline(title)
+        self._tiles = Tiles()
+        self._chart = LossChart(id="chart")
+        self._bytes = BytesPane(id="bytes")
+        self._peers = PeersPane(id="peers")
+        self._log_pane = LogPane(id="log")
 
     def compose(self) -> ComposeResult:
-        yield Headline(self.title)
-        yield Tiles()
-        with Container(id="body"):
-            yield LossChart(id="chart")
-            yield BytesPane(id="bytes")
-            yield PeersPane(id="peers")
-            yield LogPane(id="log")
+        yield self._headline
+        yield self._tiles
+        yield Container(self._chart, self._bytes, self._peers, self._log_pane, id="body")
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -109,13 +111,12 @@ class SwarmMonitor(App[None]):
         self._hand_down(View(snapshot=self.snapshot, now=self._source.now(), trouble=self._source.trouble))
 
     def _hand_down(self, view: View) -> None:
-        screen = self.screen_stack[0]  # not the help over it
-        screen.query_one(Headline).view = view
-        screen.query_one(Tiles).view = view
-        screen.query_one(LossChart).view = view
-        screen.query_one(BytesPane).view = view
-        screen.query_one(PeersPane).view = view
-        screen.query_one(LogPane).view = view
+        self._headline.view = view
+        self._tiles.view = view
+        self._chart.view = view
+        self._bytes.view = view
+        self._peers.view = view
+        self._log_pane.view = view
 
     def action_choose(self, pane: str) -> None:
         """Show only ``pane``; all of them when it is shown alone already, or for an empty name."""

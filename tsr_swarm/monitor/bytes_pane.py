@@ -25,18 +25,22 @@ class BytesPane(VerticalScroll):
     def on_mount(self) -> None:
         self.border_title = "Wire bytes, all peers"
 
-    def watch_view(self, view: View) -> None:
-        for text in self.query("#bytes-text").results(Static):
-            text.update(bytes_content(view.snapshot, self.scrollable_content_region.width))
+    def watch_view(self, before: View, view: View) -> None:
+        if before.snapshot is not view.snapshot:
+            self._show()
 
     def on_resize(self) -> None:
-        self.watch_view(self.view)
+        self._show()
+
+    def _show(self) -> None:
+        for text in self.query("#bytes-text").results(Static):
+            text.update(bytes_content(self.view.snapshot, self.scrollable_content_region.width))
 
 
 def bytes_content(snapshot: SwarmSnapshot, width: int) -> Content:
     """The table of kinds, its total, and the comparison with dense training."""
     if not snapshot.wire_bytes:
-        return Content.styled("Bytes are counted when the first round closes.", MUTED)
+        return Content.styled("Counted from the first closed round on.", MUTED)
     rows = _comparison(snapshot, width)
     rows.append(Content.styled(f"{'kind':<{_KIND}}{'sent':>{_COLUMN}}{'received':>{_COLUMN + 1}}", MUTED))
     largest = max(snapshot.sent.get(kind, 0) + snapshot.received.get(kind, 0) for kind in (*KINDS, OTHER_KIND))

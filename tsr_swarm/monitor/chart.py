@@ -76,14 +76,16 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    pad = 0.04 * (high - low) or 0.5
+    """The range with a margin; one that is almost a point is widened, or its labels would have no end."""
+    least = 1e-3 * max(1.0, abs(low), abs(high))
+    pad = 0.04 * (high - low) if high - low > least else max(0.5, 100 * least)
     return low - pad, high + pad
 
 
 def _tick_text(tick: float, ticks: Sequence[float]) -> str:
     step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return f"{tick:.{digits}f}"
+    return f"{tick:.{digits}f}" if abs(tick) < 1e5 else f"{tick:.4g}"
 
 
 def _x_labels(frame: Frame, width: int, unit: str) -> str:

@@ -51,16 +51,20 @@ class PeersPane(VerticalScroll):
         yield Static(id="peers-head")
         yield Static(id="peers-text")
 
-    def watch_view(self, view: View) -> None:
-        snapshot = view.snapshot
-        self.border_title = _title(snapshot)
-        for text in self.query("#peers-text").results(Static):
-            text.update(peers_content(snapshot, self.scrollable_content_region.width))
+    def watch_view(self, before: View, view: View) -> None:
+        if before.snapshot is not view.snapshot:
+            self._show()
 
     def on_resize(self) -> None:
         for head in self.query("#peers-head").results(Static):
             head.update(Content.styled(_head(self.scrollable_content_region.width), MUTED))
-        self.watch_view(self.view)
+        self._show()
+
+    def _show(self) -> None:
+        snapshot = self.view.snapshot
+        self.border_title = _title(snapshot)
+        for text in self.query("#peers-text").results(Static):
+            text.update(peers_content(snapshot, self.scrollable_content_region.width))
 
 
 def _title(snapshot: SwarmSnapshot) -> str:

@@ -21,7 +21,7 @@ from tsr_swarm.lowrank.grid import Grid, dense_grid, quantise_rows
 from tsr_swarm.lowrank.rotate import rotate_core, rotate_moments
 from tsr_swarm.lowrank.sketch import core_of
 from tsr_swarm.optim.adam import adam_direction, core_update_scale, stacked_corrections
-from tsr_swarm.optim.block_state import BlockState, pack_states, unpack_states
+from tsr_swarm.optim.block_state import BlockState, check_tensors, pack_states, unpack_states
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.full_block import FullBlock
 from tsr_swarm.optim.local_space import gradient_grid
@@ -129,7 +129,10 @@ class CoreSpace:
 
     @torch.no_grad()
     def rotate(self, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
-        """Cores and moments to the new bases. A core loses what leaves the basis; settled, that is only rounding."""
+        """Cores and moments to the new bases. A core loses what leaves the basis.
+
+        That is some of the rounding where its work was averaged, and some of the work itself where it was not.
+        """
         for index, (old, new) in refreshed.items():
             state = self._states[index]
             beta1_t, beta2_t = (beta**state.steps for beta in self._betas)
@@ -163,9 +166,10 @@ class CoreSpace:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Read ``state_dict`` back. Raises CheckpointError, before any change."""
         keys = {self._mark_key(index): index for index in self._low_rank}
-        marks = {index: bytes(state[key].tolist()) for key, index in keys.items() if key in state}
+        saved = {key: value for key, value in state.items() if key in keys}
+        check_tensors(saved, dict.fromkeys(saved, ((_MARK_BYTES,), torch.uint8)))
         unpack_states(self._blocks, self._states, {key: value for key, value in state.items() if key not in keys})
-        self._marks, self._bases = marks, {}
+        self._marks, self._bases = {keys[key]: bytes(value.tolist()) for key, value in saved.items()}, {}
 
     def _mark_key(self, index: int) -> str:
         return f"basis/{self._blocks[index].name}"

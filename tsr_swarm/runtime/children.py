@@ -185,7 +185,7 @@ def failure_of(child: Child, log: IO[bytes]) -> ChildError:
             return ChildError(line.removeprefix(SENTENCE_PREFIX), max(code, 1))
     how = f"exit code {code}" if code > 0 else f"signal {-code}"
     words = f"; its last words were: {lines[-1]}" if lines else ""
-    return ChildError(f"{child.name} ended unexpectedly ({how}){words}.", max(code, 1))
+    return ChildError(f"{child.name.capitalize()} ended unexpectedly ({how}){words}.", max(code, 1))
 
 
 def _last_lines(log: IO[bytes]) -> list[str]:

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from typing import Any
 
 PARENT_VARIABLE = "TSR_SWARM_PARENT"  # the process id of the one that started this process
 INTERRUPTED = 130  # exit code
@@ -68,17 +69,26 @@ def run_until_stopped(main: Callable[[StopRequest], Awaitable[None]], parent: in
         return runner.run(_supervise(main, watch))
 
 
-async def unless_stopped(work: Coroutine[object, object, None], stop: StopRequest) -> None:
+async def run_unless_stopped(work: Coroutine[Any, Any, None], stop: StopRequest) -> None:
     """Run ``work``, which has nothing to finish: any stop cancels it."""
-    task = asyncio.create_task(work)
-    stopped = asyncio.create_task(stop.gently.wait())
+    await _run_unless(stop.gently, work)
+
+
+async def run_unless_now(work: Coroutine[Any, Any, None], stop: StopRequest) -> None:
+    """Run ``work``, which sees to the gentle stop itself: ``now`` cancels it."""
+    await _run_unless(stop.now, work)
+
+
+async def _run_unless(asked: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    task, waiter = asyncio.create_task(work), asyncio.create_task(asked.wait())
     try:
-        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        stopped.cancel()
-        task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+        waiter.cancel()
+        task.cancel()  # does nothing to work that is done
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()
 
 
 async def _supervise(main: Callable[[StopRequest], Awaitable[None]], watch: "_Watch") -> int:

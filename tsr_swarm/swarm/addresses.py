@@ -8,7 +8,7 @@ import ipaddress
 import re
 from collections.abc import Iterable
 
-from tsr_swarm.errors import ConfigError
+from tsr_swarm.transport.address import Address, parse_address
 
 MAX_MULTIADDRS = 16
 MAX_MULTIADDR_CHARS = 256
@@ -20,19 +20,13 @@ _MULTIADDR = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([A-Za-z0-9.:_-]+)/tcp/([0-9]
 
 def split_address(address: str) -> tuple[str, int]:
     """Split ``host:port`` into a bare host (no brackets) and a port, 0 to 65535. Raises ConfigError."""
-    host, _, port = address.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    port_ok = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
-    if not (port_ok and (_is_ipv6(bare) if bare != host else _HOST.fullmatch(host))):
-        raise ConfigError(
-            f"'{address[:80]}' is not an address; write host:port, such as 192.0.2.7:7700 or [2001:db8::7]:7700."
-        )
-    return bare, int(port)
+    parsed = parse_address(address)
+    return parsed.host, parsed.port
 
 
 def join_address(host: str, port: int) -> str:
     """Write a bare host and a port as ``host:port``."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return str(Address(host, port))
 
 
 def is_loopback(host: str) -> bool:
@@ -47,14 +41,6 @@ def is_unspecified(host: str) -> bool:
     """Say whether ``host`` is 0.0.0.0 or ::, which one can listen on but nobody can dial."""
     ip = _unmapped(host)
     return ip is not None and ip.is_unspecified
-
-
-def caller_host(peer: str) -> str:
-    """Give the bare host of a gRPC peer string, such as ``ipv4:192.0.2.7:5000``; "localhost" for a Unix socket."""
-    scheme, _, rest = peer.partition(":")
-    if scheme.startswith("unix"):
-        return "localhost"
-    return rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
 
 
 def address_for(caller: str, address: str, announce: str = "") -> str:
@@ -126,11 +112,6 @@ def _is_dialable(multiaddr: str) -> bool:
 def _with_host(multiaddr: str, host: str) -> str:
     _, _, _, _, port, *rest = multiaddr.split("/")
     return "/".join([host_multiaddr(host, int(port)), *rest])
-
-
-def _is_ipv6(host: str) -> bool:
-    ip = _ip(host)
-    return ip is not None and ip.version == 6
 
 
 def _unmapped(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -1,7 +1,6 @@
 """Peers find each other through hivemind's DHT. Nothing else knows hivemind, and it is imported when first needed.
 
-A ``DHTNode`` runs in our own event loop. Its libp2p daemon p2pd is a child process; a guard sees that it never outlives
-us.
+A ``DHTNode`` runs in our own event loop; a guard sees that its libp2p daemon, p2pd, never outlives this process.
 Discovery is a convenience: whoever cannot start it still joins through the coordinator's port alone.
 """
 
@@ -97,7 +96,7 @@ class DhtDirectory:
                         )
                     node = await _start_node(p2p, peers, clock, client_only)
                 exits.push_async_callback(_stop_node, node)
-            except _start_errors() as error:
+            except _hivemind_errors() as error:
                 where = f"nobody answered at {host_of(peers[0])}" if peers else "p2pd did not start"
                 raise _unusable(f"{where}: {str(error)[:120] or f'waited {timeout:.0f} s'}") from error
             return cls(identity=identity, clock=clock, p2p=p2p, node=node, joined=bool(peers), exits=exits.pop_all())
@@ -106,7 +105,7 @@ class DhtDirectory:
         """Give the multiaddrs, ending in ``/p2p/<id>``, at which others may reach this node; none if client-only."""
         try:
             found = await _within(CALL_SECONDS, self._p2p.get_visible_maddrs(latest=True))
-        except (ValueError, OSError, EOFError):  # it listens nowhere, or is gone
+        except _hivemind_errors():  # it listens nowhere, or is gone
             return ()
         return tuple(str(multiaddr) for multiaddr in found)
 
@@ -124,9 +123,7 @@ class DhtDirectory:
             ),
         )
         if not stored:
-            raise UnreachableError(
-                "No DHT node took this peer's record; others may not find it until the next attempt."
-            )
+            raise UnreachableError("No DHT node took this peer's record, so others cannot find it there.")
 
     async def records(self, run_id: str) -> tuple[PeerRecord, ...]:
         """Give the valid records of a run, this peer's own among them, by peer id. Bad ones are silently left out."""
@@ -166,13 +163,13 @@ def _import_hivemind() -> None:
             import hivemind.dht.node  # noqa: F401
             from hivemind.utils.logging import use_hivemind_log_handler
     except ImportError as error:
-        raise _unusable(f"hivemind cannot be imported, 'pip install tsr-swarm[dht]' may help: {error}") from error
+        raise _unusable(f"hivemind cannot be imported ({error}); 'pip install tsr-swarm[dht]' may help") from error
     use_hivemind_log_handler("nowhere")
     logging.getLogger("hivemind").setLevel(logging.WARNING)
     logging.addLevelName(logging.WARNING, "WARNING")  # hivemind renames it for the whole process
 
 
-def _start_errors() -> tuple[type[Exception], ...]:
+def _hivemind_errors() -> tuple[type[Exception], ...]:
     from hivemind.p2p import P2PDaemonError
 
     return (P2PDaemonError, RuntimeError, ValueError, LookupError, OSError, EOFError, RunError)
@@ -203,11 +200,12 @@ def _libp2p_key_file(folder: Path, identity: Identity) -> Iterator[Path]:
     libp2p's PrivateKey message: type (1: Ed25519), data (64 bytes: the private key, then the public one).
     """
     path = folder / "key"
+    path.touch(mode=0o600)
     path.write_bytes(b"\x08\x01\x12\x40" + identity.private_key + identity.public_key)
     try:
         yield path
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 async def _start_node(p2p: Any, initial_peers: Sequence[str], clock: Callable[[], float], client_only: bool) -> Any:
@@ -282,7 +280,7 @@ async def _within(seconds: float, call: Coroutine[Any, Any, T]) -> T:
 
 
 def _unusable(reason: str) -> UnreachableError:
-    return UnreachableError(f"The DHT cannot be used ({reason}); peers still meet at the coordinator, without it.")
+    return UnreachableError(f"The DHT cannot be used: {reason}.")
 
 
 def _key(run_id: str) -> str:

@@ -5,7 +5,6 @@ from another machine, so reading one never raises and never yields a field of th
 """
 
 import json
-import math
 import re
 import types
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any, NotRequired, TypedDict, Union, get_args, get_origin, get
 
 MAX_LINE = 4 << 20  # characters; a round of ten thousand peers stays below
 MAX_COUNT = 2**63 - 1
+MAX_NUMBER = 1e15  # of a float; no time, rate or loss is larger, and sums of such stay finite
 
 
 class Traffic(TypedDict):
@@ -305,12 +305,12 @@ def event_name(event: Event) -> str:
 
 def to_dict(event: Event, time: float) -> dict[str, Any]:
     """``event`` as the flat object that is written: its name, the unix time, its fields. Shares nested dicts."""
-    values = {f.name: _finite(getattr(event, f.name)) for f in fields(event)}
+    values = {f.name: _sane(getattr(event, f.name)) for f in fields(event)}
     return {"event": event_name(event), "time": round(time, 3), **values}
 
 
 def encode(event: Event, time: float) -> str:
-    """One line of JSON without its newline. A float that is not finite is written as null."""
+    """One line of JSON without its newline. A float that is not finite, or absurdly large, is written as null."""
     return json.dumps(to_dict(event, time), separators=(", ", ": "), ensure_ascii=True, allow_nan=False)
 
 
@@ -347,7 +347,7 @@ def _from_dict(document: Any) -> Stamped:
 
 def _read(value: Any, hint: Any) -> Any:
     """``value`` as ``hint``; raises ValueError. A whole number is a count, so it is neither negative nor huge."""
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and _is_sane(value):
         return float(value)
     if hint is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT:
         return value
@@ -370,8 +370,12 @@ def _read_typed_dict(value: dict[str, Any], hint: Any) -> dict[str, Any]:
     return {key: _read(value[key], item) for key, item in hints.items() if key in value}
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _sane(value: Any) -> Any:
+    return None if isinstance(value, float) and not _is_sane(value) else value
+
+
+def _is_sane(number: float) -> bool:
+    return abs(number) <= MAX_NUMBER  # false for nan
 
 
 def _snake(name: str) -> str:

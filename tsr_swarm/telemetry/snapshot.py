@@ -116,7 +116,8 @@ class SwarmSnapshot:
 
     @property
     def missing_peers(self) -> int:
-        return max(0, self.min_peers - len(self.alive))
+        """How many have to join before the run can go on; a finished one needs nobody."""
+        return 0 if self.finished is not None else max(0, self.min_peers - len(self.alive))
 
     @property
     def state(self) -> str:
@@ -148,5 +149,12 @@ def _state_text(s: SwarmSnapshot) -> str:
             applied = sum(peer.state == "applied" and peer.round > s.round for peer in s.alive)
             return f"round {s.round}: {applied} of {plural(alive, 'peer')} applied it"
     if s.own_name:
-        return f"{s.own_name}: after round {s.round}"
+        return _own_state_text(s)
     return "waiting for the first event"
+
+
+def _own_state_text(s: SwarmSnapshot) -> str:
+    if s.rounds_included is None:
+        return f"{s.own_name}: after round {s.round}"
+    share = f"{s.rounds_included} of {plural(s.rounds_counted, 'round')}"
+    return f"{s.own_name}: after round {s.round}, its work was in {share}"

@@ -1,28 +1,30 @@
 """The gRPC client: one typed method an RPC, each with a deadline, each raising the package's own errors."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 from google.protobuf.message import Message
 
-from tsr_swarm.errors import ConfigError, PeerError
+from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.telemetry.ledger import ByteLedger, Direction
 from tsr_swarm.transport.accounting import SectionTally, count_chunk, count_message
 from tsr_swarm.transport.address import parse_address
 from tsr_swarm.transport.base import PIECE_BYTES
+from tsr_swarm.transport.collector import Collector
 from tsr_swarm.transport.limits import (
     CLIENT_OPTIONS,
     CONTROL_SECONDS,
+    DEADLINE_GRACE_SECONDS,
     DESCRIBE_SECONDS,
     HELLO_SECONDS,
     STALL_SECONDS,
     TRANSFER_SECONDS,
 )
-from tsr_swarm.transport.status import REFUSALS, error_of, timed_out
+from tsr_swarm.transport.status import error_of, timed_out
 from tsr_swarm.wire.messages import MAX_HEADER_BYTES, parse
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 from tsr_swarm.wire.v1 import swarm_pb2_grpc
@@ -89,7 +91,7 @@ class SwarmClient:
         """Send an envelope and the sections' joined frames; a refusal ends the upload at once."""
         header = parse(pb.ContributionHeader, envelope.header, MAX_HEADER_BYTES)
         tally = SectionTally(self._ledger, Direction.SENT, header.sections)
-        with self._errors("Submit", seconds):
+        async with self._deadline("Submit", seconds):
             reply: pb.SubmitReply = await self._stub.Submit(self._submission(envelope, data, tally), timeout=seconds)
         count_message(self._ledger, Direction.RECEIVED, reply)
         return reply
@@ -101,27 +103,19 @@ class SwarmClient:
 
         Raises PeerError when that is more than ``max_bytes``, or when more or fewer bytes come.
         """
-        header, size, expected = None, 0, 0
-        kept: list[bytes] = []
         async with aclosing(self._stream("FetchPublished", request, seconds)) as parts:
+            first = await anext(parts, None)
+            if first is None or first.WhichOneof("part") != "header":
+                raise PeerError("order", "A published round must start with its header; it is refused.")
+            count_message(self._ledger, Direction.RECEIVED, first)
+            sections = [section for shard in first.header.shards for section in shard.sections]
+            expected = sum(section.wire_bytes for section in sections)
+            if expected > max_bytes:
+                raise PeerError("length", f"The round has {expected} bytes, more than {max_bytes}; it is refused.")
+            collector = Collector(expected, SectionTally(self._ledger, Direction.RECEIVED, sections))
             async for part in parts:
-                if header is None:
-                    header = _published_header(part)
-                    count_message(self._ledger, Direction.RECEIVED, part)
-                    sections = [section for shard in header.shards for section in shard.sections]
-                    expected = sum(section.wire_bytes for section in sections)
-                    tally = SectionTally(self._ledger, Direction.RECEIVED, sections)
-                    if expected > max_bytes:
-                        raise PeerError("length", f"The round has {expected} bytes, more than {max_bytes}; refused.")
-                    continue
-                size += len(part.data)
-                if not part.data or size > expected:
-                    raise PeerError("length", f"A piece came where {expected} bytes were announced; it is refused.")
-                tally.add(part, part.data)
-                kept.append(part.data)
-        if header is None or size != expected:
-            raise PeerError("length", f"{size} bytes came where {expected} were announced; they are refused.")
-        return header, b"".join(kept)
+                collector.add(part, part.data)
+        return first.header, collector.joined()
 
     async def fetch_state(
         self, request: pb.FetchStateRequest, seconds: float = TRANSFER_SECONDS
@@ -133,26 +127,26 @@ class SwarmClient:
                 yield chunk
 
     async def _unary(self, method: str, request: Message, seconds: float) -> Any:
-        with self._errors(method, seconds), self._counted(request):
-            reply = await getattr(self._stub, method)(request, timeout=seconds)
+        with self._counted(request):
+            async with self._deadline(method, seconds):
+                reply = await getattr(self._stub, method)(request, timeout=seconds)
         count_message(self._ledger, Direction.RECEIVED, reply)
         return reply
 
     async def _stream(self, method: str, request: Message, seconds: float) -> AsyncGenerator[Any, None]:
         """Messages of a reply stream; silence of STALL_SECONDS ends it, long before its deadline."""
-        with self._errors(method, seconds), self._counted(request):
+        async with self._deadline(method, seconds):
             call = getattr(self._stub, method)(request, timeout=seconds)
-            try:
+        try:
+            with self._counted(request):
                 while True:
-                    async with asyncio.timeout(STALL_SECONDS):
+                    async with self._deadline(method, min(seconds, STALL_SECONDS)):
                         message = await call.read()
                     if message is grpc.aio.EOF:  # type: ignore[attr-defined]
                         return
                     yield message
-            except TimeoutError as error:
-                raise timed_out(self.address, method, STALL_SECONDS) from error
-            finally:
-                call.cancel()
+        finally:
+            call.cancel()
 
     def _submission(self, envelope: pb.Envelope, data: bytes, tally: SectionTally) -> Iterator[pb.SubmitRequest]:
         """Requests of one upload. Each is counted when the next is asked for, which is after it was written."""
@@ -170,21 +164,24 @@ class SwarmClient:
         """Count a request once it was answered, be it with a refusal: what never left must not be counted."""
         try:
             yield
-        except grpc.aio.AioRpcError as failure:
-            if failure.code() in REFUSALS:
-                count_message(self._ledger, Direction.SENT, request)
+        except (RefusedError, PeerError):
+            count_message(self._ledger, Direction.SENT, request)
             raise
         count_message(self._ledger, Direction.SENT, request)
 
-    @contextmanager
-    def _errors(self, method: str, seconds: float) -> Iterator[None]:
+    @asynccontextmanager
+    async def _deadline(self, method: str, seconds: float) -> AsyncIterator[None]:
+        """Hold the deadline and map errors.
+
+        gRPC holds it too, but not while its connection is stuck behind an upload to a process that has stopped:
+        there a call with half a second ended after ten, when the keepalive gave up.
+        """
         try:
-            yield
+            async with asyncio.timeout(seconds + DEADLINE_GRACE_SECONDS):
+                yield
+        except TimeoutError as error:
+            raise timed_out(self.address, method, seconds) from error
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure, self.address, method, seconds) from failure
-
-
-def _published_header(part: pb.PublishedPart) -> pb.PublishedHeader:
-    if part.WhichOneof("part") != "header":
-        raise PeerError("order", "A published round must start with its header; it is refused.")
-    return part.header
+        except grpc.aio.UsageError as error:
+            raise UnreachableError(f"The connection to {self.address} was closed before {method}.") from error

@@ -12,6 +12,7 @@ from tsr_swarm.wire.messages import MAX_CERTIFICATE_BYTES, MAX_HEADER_BYTES, MAX
 CONTROL_SECONDS = 10.0  # a small request and a small reply; the manifest's 4 MiB are HELLO_SECONDS
 HELLO_SECONDS = 30.0
 DESCRIBE_SECONDS = 60.0  # the state may have to be put together first
+DEADLINE_GRACE_SECONDS = 0.25  # after it, a deadline is held without gRPC's help
 STALL_SECONDS = 60.0  # the longest silence inside a stream, in either direction
 TRANSFER_SECONDS = 3600.0  # one payload or one download, however slow the line
 STOP_SECONDS = 2.0  # what a stopping server gives to calls under way

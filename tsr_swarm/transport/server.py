@@ -14,6 +14,7 @@ from tsr_swarm.telemetry.ledger import ByteLedger, Direction
 from tsr_swarm.transport.accounting import SectionTally, count_chunk, count_message
 from tsr_swarm.transport.address import caller_of, parse_address
 from tsr_swarm.transport.base import PIECE_BYTES, Caller, SwarmHandler
+from tsr_swarm.transport.collector import Collector
 from tsr_swarm.transport.limits import (
     MAX_CONCURRENT_RPCS,
     MAX_CONTROL_BYTES,
@@ -148,23 +149,12 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
         return first.envelope
 
     async def _payload(self, requests: Submission, envelope: pb.Envelope, expected: int) -> bytes:
-        """Collect exactly ``expected`` bytes; what goes beyond is refused before it is kept."""
+        """Collect exactly ``expected`` bytes."""
         header = parse(pb.ContributionHeader, envelope.header, MAX_HEADER_BYTES)
-        tally = SectionTally(self._ledger, Direction.RECEIVED, header.sections)
-        kept: list[bytes] = []
-        size = 0
+        collector = Collector(expected, SectionTally(self._ledger, Direction.RECEIVED, header.sections))
         while (request := await _read(requests)) is not None:
-            piece = request.data
-            size += len(piece)
-            if not piece or len(piece) > PIECE_BYTES or size > expected:
-                raise PeerError(
-                    "length", f"A piece of {len(piece)} bytes came where {expected} were announced; it is refused."
-                )
-            tally.add(request, piece)
-            kept.append(piece)
-        if size != expected:
-            raise PeerError("length", f"{size} bytes came where {expected} were announced; they are refused.")
-        return b"".join(kept)
+            collector.add(request, request.data)
+        return collector.joined()
 
 
 def pieces(data: bytes | Sequence[bytes]) -> Iterator[bytes]:

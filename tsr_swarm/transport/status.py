@@ -7,7 +7,6 @@ import grpc
 
 from tsr_swarm.errors import PeerError, RefusedError, SwarmError, UnreachableError
 
-REFUSALS = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT)  # answers of a handler
 REASON_KEY = "tsr-reason"
 _MAX_DETAIL = 1000  # gRPC carries it in a header
 _REASON = re.compile(r"[a-z][a-z0-9_.]{0,31}")

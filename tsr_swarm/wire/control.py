@@ -30,6 +30,7 @@ _KINDS = frozenset(kind.value for kind in PayloadKind)
 
 
 def check_join(message: pb.JoinRequest) -> None:
+    """Who wants to take part."""
     require_digest("manifest_digest", message.manifest_digest)
     require_peer_id("peer_id", message.peer_id)
     require_name("name", message.name)
@@ -39,11 +40,13 @@ def check_join(message: pb.JoinRequest) -> None:
 
 
 def check_join_reply(message: pb.JoinReply) -> None:
+    """The number and the name as admitted."""
     require_between("number", message.number, 1, MAX_PEERS)
     require_text("name", message.name, 48)
 
 
 def check_hello(message: pb.HelloRequest) -> None:
+    """The first call of a peer or a monitor."""
     require_text("package_version", message.package_version, 32)
 
 
@@ -57,6 +60,7 @@ def check_hello_reply(message: pb.HelloReply) -> None:
 
 
 def check_state_description(message: pb.StateDescription) -> None:
+    """As many hashes as chunks, and sizes that can be."""
     require_between("round", message.round, 0, MAX_ROUND)
     require_digest("digest", message.digest)
     require(len(message.chain) == (32 if message.round else 0), "chain", message.chain, "32 bytes, empty at round 0")
@@ -69,6 +73,7 @@ def check_state_description(message: pb.StateDescription) -> None:
 
 
 def check_follow(message: pb.FollowRequest) -> None:
+    """The heartbeat and the progress in it."""
     require_peer_id("peer_id", message.peer_id)
     require_between("wait_ms", message.wait_ms, 0, MAX_WAIT_MS)
     progress = message.progress
@@ -79,6 +84,7 @@ def check_follow(message: pb.FollowRequest) -> None:
 
 
 def check_report(message: pb.ReportRequest) -> None:
+    """A digest, and bytes by payload kinds that exist."""
     require_peer_id("peer_id", message.peer_id)
     require_between("round", message.round, 1, MAX_ROUND)
     require_digest("digest", message.digest)
@@ -87,11 +93,13 @@ def check_report(message: pb.ReportRequest) -> None:
 
 
 def check_leave(message: pb.LeaveRequest) -> None:
+    """A reason that can be shown."""
     require_peer_id("peer_id", message.peer_id)
     require_text("reason", message.reason, 128)
 
 
 def check_watch(message: pb.WatchRequest) -> None:
+    """How long a monitor waits."""
     require_between("wait_ms", message.wait_ms, 0, MAX_WAIT_MS)
 
 

@@ -26,22 +26,27 @@ def require(condition: bool, field: str, value: object, limit: str) -> None:
 
 
 def require_between(field: str, value: int, low: int, high: int) -> None:
+    """An integer from ``low`` to ``high``."""
     require(low <= value <= high, field, value, f"{low} to {high}")
 
 
 def require_real(field: str, value: float, low: float, high: float) -> None:
+    """A finite number from ``low`` to ``high``."""
     require(math.isfinite(value) and low <= value <= high, field, value, f"a number from {low} to {high}")
 
 
 def require_digest(field: str, value: bytes) -> None:
+    """A BLAKE2b-256."""
     require(len(value) == DIGEST_BYTES, field, value, f"{DIGEST_BYTES} bytes")
 
 
 def require_peer_id(field: str, value: str) -> None:
+    """What a peer drew as its id."""
     require(_PEER_ID.fullmatch(value) is not None, field, value, "32 lower-case hexadecimal digits")
 
 
 def require_name(field: str, value: str) -> None:
+    """What people call a peer; safe to show and to use in a file's name."""
     require(_NAME.fullmatch(value) is not None, field, value, "1 to 32 letters, digits, '-' or '_'")
 
 

@@ -139,6 +139,7 @@ def open_envelope(envelope: pb.Envelope) -> ContributionHeader:
 
 
 def sections_to_proto(sections: Sequence[Section]) -> list[pb.Section]:
+    """Sections as they stand in a header."""
     return [pb.Section(kind=s.kind, raw_bytes=s.raw_bytes, wire_bytes=s.wire_bytes, hash=s.hash) for s in sections]
 
 
@@ -194,6 +195,7 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[Rou
 
 
 def published_to_proto(header: PublishedHeader) -> pb.PublishedHeader:
+    """A committed round's header as it is fetched and journaled."""
     return pb.PublishedHeader(
         plan=plan_to_proto(header.plan, [Shard(blocks) for blocks in header.shard_blocks]),
         shards=[

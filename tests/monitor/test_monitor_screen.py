@@ -1,0 +1,269 @@
+from collections.abc import AsyncIterator
+
+import pytest
+from textual.pilot import Pilot
+
+from tsr_swarm.errors import RefusedError
+from tsr_swarm.monitor.app import QUIT_NOTE, SwarmMonitor
+from tsr_swarm.telemetry.events import Joined, PayloadRefused, PeerJoined, encode
+
+NARROW, WIDE = (80, 24), (120, 40)
+
+
+class ListSource:
+    """Lines given beforehand, at a moment that the test sets."""
+
+    def __init__(self, lines: list[str], now: float = 1_000_171.0) -> None:
+        self.given, self.time, self.trouble = lines, now, ""
+
+    async def lines(self) -> AsyncIterator[str]:
+        for line in self.given:
+            yield line
+
+    def now(self) -> float:
+        return self.time
+
+
+class RefusedSource(ListSource):
+    async def lines(self) -> AsyncIterator[str]:
+        yield "not an event"
+        raise RefusedError("The coordinator speaks version 2, this is 1; upgrade.")
+
+
+def rows(app: SwarmMonitor) -> list[str]:
+    """What is on the screen, cell for cell."""
+    return ["".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips()]
+
+
+def screen(app: SwarmMonitor) -> str:
+    return "\n".join(rows(app))
+
+
+async def settle(pilot: Pilot[None], app: SwarmMonitor) -> None:
+    await app.workers.wait_for_complete()
+    await pilot.pause()
+
+
+def column(app: SwarmMonitor, head: str, width: int = 16) -> list[str]:
+    """The three lines of the tile whose label is ``head``."""
+    lines = rows(app)
+    row = next(i for i, line in enumerate(lines) if head in line)
+    left = lines[row].index(head)
+    return [line[left : left + width].strip("│ ") for line in lines[row : row + 3]]
+
+
+@pytest.mark.parametrize("size", [NARROW, WIDE])
+async def test_the_five_numbers_are_in_their_tiles(size: tuple[int, int], run_lines: list[str]) -> None:
+    app = SwarmMonitor(ListSource(run_lines), "shakespeare")
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot, app)
+        width = 22 if size == WIDE else 15
+        assert column(app, "PEERS", width)[1] == "2 alive"
+        assert column(app, "ROUND", width)[1] == "4 of 10"
+        assert column(app, "HELD-OUT LOSS", width)[1:] == ["2.500", "from 5.500"]
+        assert column(app, "ON THE WIRE", width)[1].split()[:3] == ["1.05", "MB", "285x"]
+        assert column(app, "ON THE WIRE", width)[2] == "dense: 300 MB"
+        assert column(app, "SPEED", width)[1].split()[:2] == ["3.00", "k"]
+
+
+@pytest.mark.parametrize("size", [NARROW, WIDE])
+async def test_chart_peers_log_and_keys_are_on_the_screen(size: tuple[int, int], run_lines: list[str]) -> None:
+    app = SwarmMonitor(ListSource(run_lines))
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot, app)
+        text = screen(app)
+        assert "Loss, nats a token  ━ held-out  ┄ mean local" in text
+        assert any("\u2800" < character <= "\u28ff" for character in text)
+        assert "1 otter" in text
+        assert "2 heron" in text
+        assert "round 4 exchange, closes in 12 s (median + 3 MAD)" in text
+        assert all(key in rows(app)[-1] for key in ("q Quit", "p Peers", "b Bytes", "l Log", "space Freeze", "? Help"))
+        assert all(len(row) == size[0] for row in rows(app))
+
+
+async def test_a_peers_row_tells_its_state_and_numbers(run_lines: list[str]) -> None:
+    app = SwarmMonitor(ListSource(run_lines))
+    async with app.run_test(size=WIDE) as pilot:
+        await settle(pilot, app)
+        lines = rows(app)
+        otter = next(line for line in lines if "1 otter" in line).strip("│ ").split()
+        assert otter[:4] == ["1", "otter", "sent", "20/20"]
+        assert otter[5:] == ["1.50", "k", "0", "120", "kB", "240", "kB", "1.750", "core,", "client-only,", "cpu"]
+        lynx = next(line for line in lines if "3 lynx" in line)
+        assert "left" in lynx
+        assert "no sign of life for 30 s" in lynx
+
+
+async def test_the_bytes_pane_sets_the_run_beside_dense_training(run_lines: list[str]) -> None:
+    app = SwarmMonitor(ListSource(run_lines))
+    async with app.run_test(size=WIDE) as pilot:
+        await settle(pilot, app)
+        text = screen(app)
+        assert "core        300 kB    600 kB" in text
+        assert "basis          0 B    150 kB" in text
+        assert "dense training   300 MB" in text
+        assert "285x less than dense would have sent" in text
+        assert "2.40 MB uncompressed, 720 B overhead" in text
+
+
+async def test_a_deadline_counts_down(run_lines: list[str]) -> None:
+    source = ListSource(run_lines)
+    app = SwarmMonitor(source)
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(pilot, app)
+        last = app.snapshot.time
+        for now, told in ((last, "exchange 12 s"), (last + 7, "exchange 5.0 s"), (last + 20, "exchange")):
+            source.time = now
+            app.show()
+            await pilot.pause()
+            assert column(app, "ROUND", 15)[2].startswith(told)
+
+
+@pytest.mark.parametrize(("key", "shown"), [("b", "Wire bytes, all peers"), ("p", "Peers: 2 alive"), ("l", "Events")])
+async def test_a_key_shows_one_pane_alone_and_again_all(key: str, shown: str, run_lines: list[str]) -> None:
+    app = SwarmMonitor(ListSource(run_lines))
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(pilot, app)
+        await pilot.press(key)
+        await pilot.pause()
+        assert shown in screen(app)
+        assert "Loss, nats" not in screen(app)
+        await pilot.press(key)
+        await pilot.pause()
+        assert "Loss, nats" in screen(app)
+        await pilot.press(key, "escape")
+        await pilot.pause()
+        assert "Loss, nats" in screen(app)
+
+
+async def test_a_frozen_screen_says_so_and_stands_still(run_lines: list[str]) -> None:
+    source = ListSource(run_lines)
+    app = SwarmMonitor(source)
+    async with app.run_test(size=WIDE) as pilot:
+        await settle(pilot, app)
+        await pilot.press("space")
+        await pilot.pause()
+        frozen = screen(app)
+        assert "FROZEN" in frozen
+        source.time += 5
+        app.show()
+        await pilot.pause()
+        assert screen(app) == frozen
+        await pilot.press("space")
+        await pilot.pause()
+        assert "FROZEN" not in screen(app)
+
+
+async def test_help_tells_what_quitting_leaves_running(run_lines: list[str]) -> None:
+    app = SwarmMonitor(ListSource(run_lines))
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(pilot, app)
+        await pilot.press("question_mark")
+        await pilot.pause()
+        assert QUIT_NOTE in screen(app)
+        assert "single" in screen(app)
+        await pilot.press("escape")
+        await pilot.pause()
+        assert QUIT_NOTE not in screen(app)
+        assert app.is_running
+
+
+async def test_dark_and_light(run_lines: list[str]) -> None:
+    app = SwarmMonitor(ListSource(run_lines))
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(pilot, app)
+        assert app.current_theme.dark
+        await pilot.press("d")
+        assert not app.current_theme.dark
+
+
+@pytest.mark.parametrize("key", ["q", "ctrl+c"])
+async def test_quitting_leaves_at_once(key: str, run_lines: list[str]) -> None:
+    app = SwarmMonitor(ListSource(run_lines))
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(pilot, app)
+        await pilot.press(key)
+    assert app.return_code == 0
+    assert app.failure is None
+
+
+async def test_an_interrupt_can_be_passed_on_to_the_run(run_lines: list[str]) -> None:
+    asked = []
+
+    def leave() -> str:
+        asked.append(1)
+        return "Finishing round 4, press again to stop now."
+
+    app = SwarmMonitor(ListSource(run_lines), on_interrupt=leave)
+    async with app.run_test(size=NARROW, notifications=True) as pilot:
+        await settle(pilot, app)
+        await pilot.press("ctrl+c")
+        await pilot.pause()
+        assert asked == [1]
+        assert app.is_running
+        assert "Finishing round 4" in screen(app)
+
+
+async def test_a_refusal_closes_the_monitor_and_is_kept() -> None:
+    app = SwarmMonitor(RefusedSource([]))
+    async with app.run_test(size=NARROW) as pilot:
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+    assert isinstance(app.failure, RefusedError)
+
+
+async def test_a_lost_connection_is_told_at_the_top(run_lines: list[str]) -> None:
+    source = ListSource(run_lines)
+    source.trouble = "192.0.2.1:7700 did not answer. Trying again every 2 s."
+    app = SwarmMonitor(source, "shakespeare")
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(pilot, app)
+        assert "192.0.2.1:7700 did not answer. Trying again every 2 s." in rows(app)[0]
+
+
+async def test_before_the_first_event_every_pane_says_what_is_missing() -> None:
+    app = SwarmMonitor(ListSource([]))
+    async with app.run_test(size=WIDE) as pilot:
+        await settle(pilot, app)
+        text = screen(app)
+        assert "waiting for the first event" in rows(app)[0]
+        assert "The line starts with the first evaluation." in text
+        assert "Counted from the first closed round on." in text
+        assert "Nobody has joined yet." in text
+
+
+async def test_a_single_point_of_failure_is_named(run_lines: list[str]) -> None:
+    app = SwarmMonitor(ListSource(run_lines))
+    async with app.run_test(size=WIDE) as pilot:
+        await settle(pilot, app)
+        assert "the coordinator is a single point of failure" in rows(app)[0]
+
+
+async def test_names_and_reasons_from_peers_cannot_touch_the_screen(run_lines: list[str]) -> None:
+    name = "\x1b[2J\u202e[bold red]evil[/]\n" + "x" * 1000
+    joined = PeerJoined(peer="9" * 32, name=name, number=9, address="", device="[blink]", local_space="core")
+    refused = PayloadRefused(round=4, peer="9" * 32, name=name, reason="[/]\x07", message="\x9b31m[link=x]")
+    app = SwarmMonitor(ListSource([*run_lines, encode(joined, 1_000_200.0), encode(refused, 1_000_201.0)]))
+    async with app.run_test(size=WIDE) as pilot:
+        await settle(pilot, app)
+        assert all(row.isprintable() for row in rows(app))
+        assert "[2J[bold red]evi" in screen(app)
+        assert "1 in trouble" in screen(app)
+        assert "! " in screen(app)
+
+
+async def test_a_peers_own_stream_shows_the_peer() -> None:
+    start = encode(Joined(run="shakespeare", name="otter", number=3, address="", round=4), 1.0)
+    app = SwarmMonitor(ListSource([start]))
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(pilot, app)
+        assert "otter: after round 4" in rows(app)[0]
+        assert "3 otter" in screen(app)
+
+
+@pytest.mark.parametrize("size", [(20, 5), (40, 12), (79, 19), (100, 24), (110, 31), (240, 70)])
+async def test_any_terminal_size_is_drawn_to_its_edges(size: tuple[int, int], run_lines: list[str]) -> None:
+    app = SwarmMonitor(ListSource(run_lines), "shakespeare")
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot, app)
+        assert [len(row) for row in rows(app)] == [size[0]] * size[1]

@@ -1,0 +1,102 @@
+import fcntl
+import importlib.util
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+from tsr_swarm.monitor.app import QUIT_NOTE
+
+ROOT = Path(__file__).parents[2]
+
+NOISY_REPLAY = """
+import asyncio, os, sys
+from pathlib import Path
+from tsr_swarm.monitor.app import SwarmMonitor
+from tsr_swarm.monitor.show import AT_ONCE, run_monitor
+from tsr_swarm.monitor.sources import ReplaySource
+
+class Noisy(ReplaySource):
+    async def lines(self):
+        print("NOISE of a print")
+        os.write(1, b"NOISE on standard output\\n")
+        os.write(2, b"NOISE on standard error\\n")
+        async for line in super().lines():
+            yield line
+
+source = Noisy(Path(sys.argv[1]), AT_ONCE, clock=lambda: 0.0)
+asyncio.run(run_monitor(SwarmMonitor(source, "shakespeare"), Path(sys.argv[2])))
+"""
+
+
+def read_until(terminal: int, end: bytes) -> bytes:
+    """What a process has written to its terminal, up to ``end`` or to its last word."""
+    seen = b""
+    while end not in seen:
+        try:
+            seen += os.read(terminal, 65536)
+        except OSError:  # EIO: nobody has the terminal open any more
+            break
+    return seen
+
+
+def test_what_others_write_goes_to_the_log_and_the_terminal_comes_back(tmp_path: Path) -> None:
+    log = tmp_path / "other.log"
+    script = (
+        "import os, sys; from pathlib import Path; from tsr_swarm.monitor.show import private_screen\n"
+        "with private_screen(Path(sys.argv[1])):\n"
+        "    os.write(2, b'noise\\n'); sys.__stderr__.write('screen\\n'); sys.__stderr__.flush()\n"
+        "sys.stderr.write('after\\n')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(log)], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "screen\nafter\n")
+    assert log.read_text() == "noise\n"
+
+
+def test_nothing_but_the_monitor_reaches_the_terminal_and_one_line_is_left(recorded: Path, tmp_path: Path) -> None:
+    log = tmp_path / "other.log"
+    terminal, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-c", NOISY_REPLAY, str(recorded), str(log)]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    process = subprocess.Popen(command, stdin=inside, stdout=inside, stderr=inside, cwd=ROOT, env=environment)
+    os.close(inside)
+    try:
+        shown = read_until(terminal, b"2 alive")
+        os.write(terminal, b"q")
+        shown += read_until(terminal, b"goes on.")
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+    left = shown.rpartition(b"\x1b[?1049l")[2]  # what is written after the screen was given back
+    assert re.sub(rb"\x1b\[[^a-zA-Z]*[a-zA-Z]|\s+", b" ", left).split() == QUIT_NOTE.encode().split()
+    assert b"NOISE" not in shown
+    assert b"NOISE on standard error" in log.read_bytes()
+
+
+async def test_a_picture_of_a_recorded_run_is_the_same_each_time(recorded: Path) -> None:
+    spec = importlib.util.spec_from_file_location("screenshot", ROOT / "examples" / "screenshot.py")
+    assert spec is not None
+    assert spec.loader is not None
+    screenshot = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(screenshot)
+    first = await screenshot.draw(recorded)
+    assert await screenshot.draw(recorded) == first
+    assert first.startswith("<svg")
+    assert "@font-face" not in first
+    assert "HELD-OUT" in first
+
+
+def test_the_monitor_loads_without_torch_grpc_or_hivemind() -> None:
+    script = (
+        "import sys, tsr_swarm.monitor.show, tsr_swarm.telemetry.log\n"
+        "print(*(name for name in ('torch', 'grpc', 'hivemind') if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "\n")

@@ -1,0 +1,121 @@
+import json
+import math
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsr_swarm.telemetry.events import (
+    MAX_LINE,
+    Evaluated,
+    Event,
+    PayloadReceived,
+    PeerProgress,
+    Warned,
+    decode,
+    decode_stamped,
+    encode,
+    event_name,
+    to_dict,
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(data=st.data(), time=st.floats(0, 4e9))
+def test_what_is_encoded_is_decoded_again(
+    data: st.DataObject, time: float, any_event: st.SearchStrategy[Event]
+) -> None:
+    event = data.draw(any_event)
+    line = encode(event, time)
+    stamped = decode_stamped(line)
+    assert "\n" not in line
+    assert line.isascii()
+    assert stamped is not None
+    assert stamped.event == event
+    assert stamped.time == round(time, 3)
+
+
+@given(text=st.text(max_size=200))
+def test_any_text_is_read_without_an_error(text: str) -> None:
+    assert decode(text) is None or isinstance(decode(text), get_args(Event))
+
+
+@given(data=st.data(), value=JSON)
+def test_a_field_of_the_wrong_type_is_never_let_in(
+    data: st.DataObject, value: object, any_event: st.SearchStrategy[Event]
+) -> None:
+    event = data.draw(any_event)
+    document = to_dict(event, 1.0)
+    field = data.draw(st.sampled_from(list(document)))
+    read = decode(json.dumps({**document, field: value}))
+    if read is not None and field not in ("event", "time"):
+        before, after = getattr(event, field), getattr(read, field)
+        assert isinstance(after, type(before)) or None in (before, after)
+
+
+def test_name_and_time_come_first() -> None:
+    assert list(to_dict(Warned(message="disk is full"), 2.0)) == ["event", "time", "message"]
+    assert event_name(Warned(message="")) == "warning"
+
+
+def test_each_event_has_a_name_of_its_own() -> None:
+    names = [event_name(cls.__new__(cls)) for cls in get_args(Event)]
+    assert len(set(names)) == len(names)
+    assert {"run_started", "peer_joined", "peer_left", "round_closed", "checkpoint_saved", "run_finished"} <= set(names)
+
+
+def test_unknown_fields_are_left_out() -> None:
+    assert decode('{"event": "warning", "time": 1, "message": "x", "since": 3}') == Warned(message="x")
+
+
+def test_a_field_with_a_default_may_be_missing() -> None:
+    event = PayloadReceived(round=1, peer="ab", name="otter", seconds=2.0, wire_bytes=3)
+    document = to_dict(event, 1.0)
+    del document["local_loss"]
+    assert decode(json.dumps(document)) == event
+
+
+def test_a_loss_that_is_no_number_is_written_as_null() -> None:
+    for loss in (math.nan, math.inf, -1e300):
+        line = encode(Evaluated(round=1, loss=loss), 1.0)
+        assert json.loads(line)["loss"] is None
+        assert decode(line) == Evaluated(round=1, loss=None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "not json",
+        "[]",
+        "[" * 100_000,
+        '{"event": []}',
+        '{"event": "no_such_event", "time": 1}',
+        '{"event": "warning", "message": "no time"}',
+        '{"event": "warning", "time": NaN, "message": "x"}',
+        '{"event": "warning", "time": 1e999, "message": "x"}',
+        '{"event": "warning", "time": ' + "9" * 5000 + ', "message": "x"}',
+        '{"event": "warning", "time": ' + "9" * 400 + ', "message": "x"}',
+        '{"event": "warning", "time": true, "message": "x"}',
+        '{"event": "warning", "time": 1, "message": 3}',
+        '{"event": "checkpoint_saved", "time": 1, "round": -1, "path": "x"}',
+        '{"event": "checkpoint_saved", "time": 1, "round": 9223372036854775808, "path": "x"}',
+        '{"event": "checkpoint_saved", "time": 1, "round": 1.0, "path": "x"}',
+        '{"event": "warning", "time": 1, "message": "' + "x" * MAX_LINE + '"}',
+    ],
+)
+def test_hostile_lines_are_no_events(line: str) -> None:
+    assert decode(line) is None
+
+
+def test_a_whole_number_may_stand_for_a_float() -> None:
+    line = '{"event":"peer_progress","time":1,"peer":"a","name":"n","round":1,"step":2,"steps":3,"tokens_per_second":7}'
+    event = decode(line)
+    assert isinstance(event, PeerProgress)
+    assert event.tokens_per_second == 7.0

@@ -1,0 +1,232 @@
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsr_swarm.config.layout import PayloadKind
+from tsr_swarm.telemetry import events as e
+from tsr_swarm.telemetry.events import MAX_NUMBER
+from tsr_swarm.telemetry.fold import GONE_PEERS, HISTORY_POINTS, KINDS, LOG_LINES, fold, fold_all
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+
+STARTED = e.RunStarted(
+    run="shakespeare",
+    run_id="r1",
+    address="192.0.2.1:7700",
+    rounds=10,
+    min_peers=2,
+    parameters=1000,
+    k_x=20,
+    local_space="core",
+    rank="d/2",
+    voters=1,
+    version="0.1.0",
+)
+
+
+def joined(name: str, number: int = 1) -> e.PeerJoined:
+    return e.PeerJoined(peer=f"id-{name}", name=name, number=number, address="", device="cpu", local_space="core")
+
+
+def progress(name: str, round: int, step: int, speed: float = 100.0) -> e.PeerProgress:
+    return e.PeerProgress(peer=f"id-{name}", name=name, round=round, step=step, steps=20, tokens_per_second=speed)
+
+
+def received(name: str, round: int) -> e.PayloadReceived:
+    return e.PayloadReceived(
+        round=round, peer=f"id-{name}", name=name, seconds=1.0, wire_bytes=5, local_loss=2.5 + round
+    )
+
+
+def opened(round: int) -> e.RoundOpened:
+    return e.RoundOpened(round=round, peers=2, steps=20, lr=0.003, refresh=0)
+
+
+def closed(round: int, loss: float | None = 2.0) -> e.RoundClosed:
+    return e.RoundClosed(
+        round=round,
+        peers=2,
+        included=2,
+        late=0,
+        loss=loss,
+        local_loss=2.5,
+        tokens=100,
+        seconds=3.0,
+        wire_bytes={"sent": {"core": 60, "control": 4}, "received": {"core": 100}},
+        per_peer={"otter": {"sent": {"core": 30}, "received": {"core": 50}, "overhead": 7}},
+        raw_bytes={"sent": 100, "received": 200},
+        dense_bytes=16_400,
+        digest="ab",
+    )
+
+
+def after(*happened: e.Event) -> SwarmSnapshot:
+    return fold_all(SwarmSnapshot(), (e.Stamped(time=float(i), event=event) for i, event in enumerate(happened)))
+
+
+@given(data=st.data())
+def test_no_order_of_events_raises_or_makes_a_count_negative(
+    data: st.DataObject, any_event: st.SearchStrategy[e.Event]
+) -> None:
+    snapshot = SwarmSnapshot()
+    for event in data.draw(st.lists(any_event, max_size=15)):
+        before = snapshot
+        snapshot = fold(snapshot, data.draw(st.floats(-MAX_NUMBER, MAX_NUMBER)), event)
+        assert isinstance(snapshot.state, str)
+        assert snapshot.time >= before.time
+        assert len(snapshot.log) <= LOG_LINES
+        assert min(snapshot.wire_bytes, snapshot.dense_bytes, snapshot.raw_bytes, snapshot.overhead) >= 0
+        assert snapshot.tokens_per_second >= 0
+        assert all(min(p.up, p.down, p.step, snapshot.lag(p)) >= 0 for p in snapshot.table)
+        assert [p.round for p in snapshot.history] == sorted({p.round for p in snapshot.history})
+
+
+@given(data=st.data())
+def test_folding_does_not_change_the_snapshot_before(
+    data: st.DataObject, any_event: st.SearchStrategy[e.Event]
+) -> None:
+    first = fold_all(
+        SwarmSnapshot(), (e.Stamped(time=1.0, event=x) for x in data.draw(st.lists(any_event, max_size=5)))
+    )
+    copy = replace(first, peers=dict(first.peers), sent=dict(first.sent), received=dict(first.received))
+    fold(first, 2.0, data.draw(any_event))
+    assert first == copy
+
+
+@given(phases=st.lists(st.sampled_from(["waiting", "train", "exchange", "commit", "apply"]), min_size=1))
+def test_the_last_phase_wins(phases: list[str]) -> None:
+    snapshot = after(*(e.PhaseChanged(round=1, phase=p, deadline=None, reason="") for p in phases))
+    assert snapshot.phase == phases[-1]
+
+
+def test_every_kind_of_payload_has_its_place() -> None:
+    assert set(KINDS) == set(PayloadKind)
+
+
+def test_bytes_add_up_by_kind_direction_and_peer() -> None:
+    snapshot = after(STARTED, joined("otter"), joined("lynx", 2), closed(1), closed(2))
+    assert snapshot.sent == {"core": 120, "control": 8}
+    assert snapshot.received == {"core": 200}
+    assert snapshot.wire_bytes == 328
+    assert snapshot.dense_bytes == 32_800
+    assert snapshot.overhead == 14
+    otter, lynx = snapshot.table
+    assert (otter.up, otter.down, lynx.up, lynx.down) == (60, 100, 0, 0)
+
+
+def test_an_unknown_kind_is_counted_as_other() -> None:
+    event = replace(closed(1), wire_bytes={"sent": {"\x1b[31m": 5, "core": 1}, "received": {"other": 2}})
+    snapshot = after(event)
+    assert snapshot.sent == {"other": 5, "core": 1}
+    assert snapshot.received == {"other": 2}
+
+
+def test_a_deadline_is_kept_as_a_moment() -> None:
+    snapshot = fold(SwarmSnapshot(), 100.0, e.PhaseChanged(round=1, phase="exchange", deadline=12.0, reason="x"))
+    assert snapshot.deadline == 112.0
+    assert after(e.PhaseChanged(round=1, phase="exchange", deadline=12.0, reason="x"), opened(2)).deadline is None
+
+
+def test_the_state_says_how_many_peers_are_missing() -> None:
+    waiting = e.PhaseChanged(round=1, phase="waiting", deadline=None, reason="")
+    assert after(STARTED).state == "waiting for 2 more peers"
+    assert after(STARTED, joined("otter"), waiting).state == "waiting for 1 more peer"
+
+
+def test_the_state_counts_payloads_and_applied_rounds() -> None:
+    peers = (STARTED, joined("otter"), joined("lynx", 2), opened(1))
+    exchange = e.PhaseChanged(round=1, phase="exchange", deadline=5.0, reason="")
+    assert after(*peers).state == "round 1: 2 peers training"
+    assert after(*peers, received("otter", 1), exchange).state == "round 1: 1 of 2 payloads arrived"
+    applied = e.DigestReported(round=1, peer="id-otter", name="otter", digest="ab")
+    phase = e.PhaseChanged(round=1, phase="apply", deadline=None, reason="")
+    assert after(*peers, phase, applied).state == "round 1: 1 of 2 peers applied it"
+
+
+def test_a_peer_that_did_not_finish_the_last_round_lags() -> None:
+    snapshot = after(STARTED, joined("otter"), joined("lynx", 2), opened(1), received("otter", 1), received("lynx", 1))
+    done = e.DigestReported(round=1, peer="id-otter", name="otter", digest="ab")
+    snapshot = fold_all(snapshot, (e.Stamped(time=9.0, event=event) for event in (done, opened(2))))
+    assert [snapshot.lag(peer) for peer in snapshot.table] == [0, 1]
+
+
+def test_progress_told_before_a_payload_does_not_undo_it() -> None:
+    snapshot = after(STARTED, joined("otter"), opened(1), received("otter", 1), progress("otter", 1, 19, 70.0))
+    (otter,) = snapshot.table
+    assert (otter.state, otter.tokens_per_second, otter.local_loss) == ("sent", 70.0, 3.5)
+
+
+def test_a_peer_that_left_counts_no_more_but_stays_in_the_table() -> None:
+    left = e.PeerLeft(peer="id-otter", name="otter", reason="no sign of life for 30 s")
+    snapshot = after(STARTED, joined("otter"), joined("lynx", 2), progress("otter", 1, 3), progress("lynx", 1, 3), left)
+    assert len(snapshot.alive) == 1
+    assert snapshot.tokens_per_second == 100.0
+    assert [(p.name, p.state, p.reason) for p in snapshot.table] == [
+        ("lynx", "training", ""),
+        ("otter", "left", "no sign of life for 30 s"),
+    ]
+
+
+def test_peers_that_left_long_ago_are_forgotten() -> None:
+    names = [f"peer-{index}" for index in range(GONE_PEERS + 5)]
+    leaving = [event for n in names for event in (joined(n), e.PeerLeft(peer=f"id-{n}", name=n, reason=""))]
+    assert len(after(*leaving).peers) == GONE_PEERS
+
+
+def test_a_resumed_run_keeps_its_history_and_another_run_starts_from_nothing() -> None:
+    happened = (STARTED, joined("otter"), e.Evaluated(round=0, loss=5.0), closed(1))
+    resumed = after(*happened, STARTED)
+    assert (resumed.first_loss, resumed.loss, resumed.wire_bytes, resumed.peers) == (5.0, 2.0, 164, {})
+    other = after(*happened, replace(STARTED, run_id="r2"))
+    assert (other.history, other.wire_bytes) == ((), 0)
+
+
+def test_rounds_that_a_late_watcher_sees_before_the_start_of_the_run_count() -> None:
+    assert after(closed(1), STARTED).wire_bytes == 164
+
+
+def test_an_evaluation_and_a_closed_round_are_one_point() -> None:
+    (point,) = after(e.Evaluated(round=1, loss=2.25), closed(1, loss=None)).history
+    assert (point.round, point.loss, point.local_loss) == (1, 2.25, 2.5)
+
+
+def test_a_very_long_history_keeps_its_start_and_its_end() -> None:
+    snapshot = after(*(e.Evaluated(round=r, loss=float(r)) for r in range(HISTORY_POINTS + 10)))
+    assert len(snapshot.history) <= HISTORY_POINTS
+    assert (snapshot.history[0].round, snapshot.history[-1].round) == (0, HISTORY_POINTS + 9)
+
+
+def test_names_from_peers_are_harmless() -> None:
+    snapshot = after(replace(joined("x"), name="\x1b[2J\u202eevil" + "x" * 10**5, device="a\nb"))
+    (peer,) = snapshot.table
+    assert peer.name.isprintable()
+    assert len(peer.name) == 32
+    assert peer.device == "a b"
+    assert all(line.text.isprintable() for line in snapshot.log)
+
+
+def test_a_peers_own_stream_shows_that_it_helps() -> None:
+    applied = e.RoundApplied(
+        round=5,
+        included=True,
+        local_loss=2.5,
+        tokens=10,
+        seconds=1.0,
+        digest="ab",
+        wire_bytes={"sent": {"core": 30}, "received": {"core": 50}},
+        overhead=3,
+    )
+    start = e.Joined(run="shakespeare", name="otter", number=3, address="", round=4)
+    snapshot = after(start, progress("otter", 5, 7), applied, replace(applied, round=6, included=False))
+    (own,) = snapshot.table
+    assert (own.number, own.state, own.up, own.down, own.local_loss) == (3, "applied", 60, 100, 2.5)
+    assert (snapshot.rounds_included, snapshot.rounds_counted, snapshot.wire_bytes) == (1, 2, 160)
+    assert snapshot.state == "otter: after round 6, its work was in 1 of 2 rounds"
+
+
+def test_a_finished_run_says_why() -> None:
+    finished = e.RunFinished(
+        rounds=10, first_loss=5.0, last_loss=2.0, wire_bytes=9, dense_bytes=99, digest="ab", reason="10 rounds done"
+    )
+    assert after(STARTED, finished).state == "finished: 10 rounds done"
+    assert after(STARTED, finished).missing_peers == 0

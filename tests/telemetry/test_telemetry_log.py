@@ -1,0 +1,149 @@
+import asyncio
+import io
+import json
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsr_swarm.telemetry.events import (
+    Evaluated,
+    Event,
+    PeerJoined,
+    PeerLeft,
+    PeerProgress,
+    Warned,
+    decode,
+    encode,
+)
+from tsr_swarm.telemetry.log import EventLog, read_recording, recording, text_sink
+
+
+def clock() -> float:
+    return 10.0
+
+
+def warned(text: str) -> Warned:
+    return Warned(message=text)
+
+
+def joined(peer: str) -> PeerJoined:
+    return PeerJoined(peer=peer, name=peer, number=1, address="", device="cpu", local_space="core")
+
+
+def progress(peer: str, step: int) -> PeerProgress:
+    return PeerProgress(peer=peer, name=peer, round=1, step=step, steps=9, tokens_per_second=1.0)
+
+
+def events_of(lines: list[str]) -> list[Event | None]:
+    return [decode(line) for line in lines]
+
+
+@given(count=st.integers(0, 30), after=st.integers(0, 30), limit=st.integers(1, 400))
+def test_a_follower_gets_every_event_once_and_in_order(count: int, after: int, limit: int) -> None:
+    log = EventLog(clock)
+    for index in range(count):
+        assert log.append(warned(str(index))) == index + 1
+    seen, newest = [], min(after, count)
+    while newest < log.last:
+        lines, newest = log.since(newest, limit)
+        assert lines
+        seen += lines
+    assert events_of(seen) == [warned(str(index)) for index in range(min(after, count), count)]
+
+
+@given(data=st.data(), keep=st.integers(1, 5))
+def test_what_is_returned_is_always_in_order(
+    data: st.DataObject, keep: int, any_event: st.SearchStrategy[Event]
+) -> None:
+    log = EventLog(clock, keep=keep, keep_rounds=2)
+    sent = data.draw(st.lists(any_event, max_size=12))
+    for event in sent:
+        log.append(event)
+    lines, newest = log.since(0, limit=10**9)
+    remaining = iter(encode(event, clock()) for event in sent)
+    assert newest == len(sent)
+    assert all(line in remaining for line in lines)
+
+
+def test_old_events_go_but_peers_that_are_here_and_the_first_loss_stay() -> None:
+    log = EventLog(clock, keep=2)
+    kept, gone = joined("otter"), joined("lynx")
+    first = Evaluated(round=0, loss=5.0)
+    leave = PeerLeft(peer="lynx", name="lynx", reason="asked to")
+    for event in (first, kept, gone, leave, warned("1"), warned("2")):
+        log.append(event)
+    lines, _ = log.since(0)
+    assert events_of(lines) == [first, kept, warned("1"), warned("2")]
+
+
+def test_of_a_peers_progress_only_the_newest_is_kept() -> None:
+    log = EventLog(clock)
+    log.append(joined("otter"))
+    for step in range(5):
+        log.append(progress("otter", step))
+    assert events_of(log.since(0)[0]) == [joined("otter"), progress("otter", 4)]
+    assert log.since(6) == ([], 6)
+
+
+def test_a_follower_from_before_a_restart_gets_everything() -> None:
+    log = EventLog(clock)
+    log.append(warned("again"))
+    assert events_of(log.since(5000)[0]) == [warned("again")]
+
+
+async def test_waiting_ends_with_the_next_event() -> None:
+    log = EventLog(clock)
+    waiting = asyncio.create_task(log.wait(0, seconds=60))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    log.append(warned("news"))
+    await waiting
+
+
+async def test_waiting_ends_at_once_when_there_is_news_and_after_its_time_when_there_is_none() -> None:
+    log = EventLog(clock)
+    await log.wait(0, seconds=0.0)
+    log.append(warned("news"))
+    await log.wait(0, seconds=60)
+
+
+def test_a_recorded_run_is_read_back_and_damage_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "run.jsonl"
+    with recording(path) as sink:
+        EventLog(clock, [sink]).append(warned("one"))
+    with path.open("ab") as stream:
+        stream.write(b"\xff\xfe{half a line\n")
+    with recording(path) as sink:
+        EventLog(clock, [sink]).append(warned("two"))
+    assert [(s.time, s.event) for s in read_recording(path)] == [(10.0, warned("one")), (10.0, warned("two"))]
+
+
+def test_a_restored_log_goes_on_numbering_and_writes_nothing_twice(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    with recording(path) as sink:
+        EventLog(clock, [sink]).append(warned("one"))
+    with recording(path) as sink:
+        log = EventLog(clock, [sink])
+        log.restore(read_recording(path))
+        assert log.append(warned("two")) == 2
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_each_event_is_a_line_of_json_at_once() -> None:
+    stream = io.StringIO()
+    EventLog(clock, [text_sink(stream)]).append(warned("a\nb"))
+    assert json.loads(stream.getvalue()) == {"event": "warning", "time": 10.0, "message": "a\nb"}
+
+
+def test_a_sink_that_fails_is_given_up_with_a_warning() -> None:
+    def full(line: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    log = EventLog(clock, [full])
+    log.append(warned("one"))
+    log.append(warned("two"))
+    events = events_of(log.since(0)[0])
+    assert len(events) == 3
+    assert isinstance(events[1], Warned)
+    assert "No space left on device" in events[1].message

@@ -1,0 +1,79 @@
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsr_swarm.telemetry.events import (
+    DigestMismatch,
+    Event,
+    PayloadRefused,
+    PeerJoined,
+    PeerLeft,
+    PeerProgress,
+    PhaseChanged,
+    RoundClosed,
+)
+from tsr_swarm.telemetry.plain import describe, is_trouble
+
+HOSTILE = "\x1b[31mot\nter\u202e"
+
+
+def round_closed(**changes: Any) -> RoundClosed:
+    values: dict[str, Any] = {
+        "round": 7,
+        "peers": 4,
+        "included": 3,
+        "late": 1,
+        "loss": 2.5,
+        "local_loss": 2.6,
+        "tokens": 4096,
+        "seconds": 4.2,
+        "wire_bytes": {"sent": {"core": 400_000, "control": 100}, "received": {"core": 600_000}},
+        "per_peer": {},
+        "raw_bytes": {"sent": 1, "received": 2},
+        "dense_bytes": 174_000_000,
+        "digest": "ab",
+    }
+    return RoundClosed(**{**values, **changes})
+
+
+@given(data=st.data())
+def test_every_event_is_one_harmless_line_or_none(data: st.DataObject, any_event: st.SearchStrategy[Event]) -> None:
+    line = describe(data.draw(any_event))
+    assert line is None or (line and line.isprintable())
+
+
+def test_a_closed_round_tells_loss_peers_and_bytes() -> None:
+    assert describe(round_closed()) == (
+        "round 7 closed in 4.2 s: loss 2.500 (local 2.600), 3 of 4 peers, 1 late, 1.00 MB, 174x less than dense"
+    )
+
+
+def test_a_peer_that_left_is_told_with_its_reason() -> None:
+    assert describe(PeerLeft(peer="ab", name="otter", reason="asked to")) == "peer otter left: asked to"
+
+
+def test_a_peer_without_an_address_is_client_only() -> None:
+    joined = PeerJoined(peer="ab", name="otter", number=2, address="", device="cpu", local_space="core")
+    assert describe(joined) == "peer 2 otter joined (cpu, core, client-only)"
+
+
+def test_progress_and_most_phases_are_not_worth_a_line() -> None:
+    assert describe(PeerProgress(peer="a", name="b", round=1, step=1, steps=2, tokens_per_second=3.0)) is None
+    assert describe(PhaseChanged(round=1, phase="commit", deadline=None, reason="")) is None
+
+
+def test_a_deadline_is_told_with_its_reason() -> None:
+    event = PhaseChanged(round=3, phase="exchange", deadline=12.0, reason="median + 3 MAD")
+    assert describe(event) == "round 3 exchange, closes in 12 s (median + 3 MAD)"
+
+
+def test_names_and_reasons_from_peers_are_harmless() -> None:
+    refused = PayloadRefused(round=1, peer="ab", name=HOSTILE, reason="length", message="too\x07 long")
+    assert describe(refused) == "round 1: refused [31mot ter (length): too long"
+    assert is_trouble(refused)
+
+
+def test_a_differing_digest_is_an_error() -> None:
+    event = DigestMismatch(round=2, peer="ab", name="otter", expected="a" * 64, digest="b" * 64)
+    assert describe(event) == "ERROR round 2: otter has weights bbbbbbbbbbbb, expected aaaaaaaaaaaa"
