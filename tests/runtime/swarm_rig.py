@@ -1,0 +1,145 @@
+"""A whole swarm in one event loop: the real coordinator and peers over real gRPC on loopback, with a tiny model.
+
+Faults are placed by peer and round: a test gives a function that sees every event of the coordinator as it happens.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tsr_swarm.config.load import run_config_from_mapping
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
+from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.runtime.peer import JoinOptions, run_peer
+from tsr_swarm.telemetry.events import DigestReported, Event, RoundClosed, RunFinished, RunStarted
+
+TEXT = "".join(f"def f{i}(x):\n    return x + {i} if x > {i % 7} else f{i // 2}(x - 1)\n\n" for i in range(600))
+DEADLINE_SECONDS = 90
+
+
+def tiny_config(folder: Path, **changes: dict[str, object]) -> RunConfig:
+    """A run that takes milliseconds a step; ``changes`` are keys by section."""
+    text = folder / "text"
+    if not text.exists():
+        text.mkdir(parents=True)
+        for part in range(8):
+            (text / f"part{part}.py").write_text(TEXT[part * 2000 :][:9000])
+    sections: dict[str, dict[str, object]] = {
+        "run": {"name": "tiny", "rounds": 4, "min_peers": 3},
+        "model": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32,
+        },
+        "data": {"source": str(text), "parts": 4, "sequence_length": 16, "batch_size": 4, "heldout_sequences": 8},
+        "optimizer": {"lr": 0.01, "warmup_steps": 4},
+        "periods": {"k_x": 3, "k_r": 6, "k_r_embedding": 6},
+        "round": {"floor_seconds": 30.0},
+        "checkpoint": {"dir": str(folder / "coordinator")},
+    }
+    for name, keys in changes.items():
+        sections[name] = {**sections.get(name, {}), **keys}
+    return run_config_from_mapping(sections)
+
+
+@dataclass
+class Member:
+    """One process's worth of the rig."""
+
+    stop: StopRequest
+    task: asyncio.Task[None]
+    events: list[Event]
+
+
+@dataclass
+class Swarm:
+    """What happened, and the handles to make more happen."""
+
+    folder: Path
+    config: RunConfig
+    on_event: Callable[["Swarm", Event], None] = lambda swarm, event: None
+    events: list[Event] = field(default_factory=list)
+    address: str = ""
+    coordinator: Member | None = None
+    peers: dict[int, Member] = field(default_factory=dict)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def start_coordinator(self, resume: bool = False) -> None:
+        """Start it and wait for its address."""
+        self.started.clear()
+        options = CoordinateOptions(config=self.config, listen="127.0.0.1:0", use_dht=False, resume=resume)
+        stop = StopRequest()
+        task = asyncio.create_task(run_coordinator(options, self._see, stop))
+        self.coordinator = Member(stop, task, self.events)
+        ready = asyncio.create_task(self.started.wait())
+        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if task.done():
+            task.result()
+
+    def start_peer(self, number: int, resume: bool = False, local_space: str = "") -> Member:
+        """Start a peer; it keeps its state in a folder of its own."""
+        options = JoinOptions(
+            coordinator=self.address,
+            device="cpu",
+            name=f"peer-{number}",
+            use_dht=False,
+            folder=self.folder / f"peer-{number}",
+            resume=resume,
+            local_space=local_space,
+        )
+        stop, events = StopRequest(), list[Event]()
+        self.peers[number] = Member(stop, asyncio.create_task(run_peer(options, events.append, stop)), events)
+        return self.peers[number]
+
+    async def finish(self) -> None:
+        """Wait for the coordinator and every peer; raises what the first of them raised."""
+        assert self.coordinator is not None
+        tasks = [self.coordinator.task, *(member.task for member in self.peers.values())]
+        await asyncio.wait_for(asyncio.gather(*tasks), DEADLINE_SECONDS)
+
+    def _see(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, RunStarted):
+            self.address = event.address
+            self.started.set()
+        self.on_event(self, event)
+
+    # --- what tests look at ---------------------------------------------------------------------------------------
+
+    def closed(self) -> list[RoundClosed]:
+        return [event for event in self.events if isinstance(event, RoundClosed)]
+
+    def finished(self) -> RunFinished:
+        return next(event for event in self.events if isinstance(event, RunFinished))
+
+    def digests(self) -> dict[int, set[str]]:
+        """Every digest that was seen of a round: the leader's and those that peers reported."""
+        seen: dict[int, set[str]] = {event.round: {event.digest} for event in self.closed()}
+        for event in self.events:
+            if isinstance(event, DigestReported):
+                seen.setdefault(event.round, set()).add(event.digest)
+        return seen
+
+    def of(self, kind: type) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+async def run_swarm(
+    folder: Path,
+    config: RunConfig,
+    peers: int = 3,
+    on_event: Callable[[Swarm, Event], None] = lambda swarm, event: None,
+) -> Swarm:
+    """Run a coordinator and peers to the run's last round."""
+    swarm = Swarm(folder, replace(config, run=replace(config.run, min_peers=peers)), on_event)
+    await swarm.start_coordinator()
+    for number in range(1, peers + 1):
+        swarm.start_peer(number)
+    await swarm.finish()
+    return swarm

@@ -1,0 +1,310 @@
+"""Whole swarms in one event loop: what every run promises, and what single faults may cost."""
+
+import asyncio
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+from swarm_rig import Swarm, run_swarm, tiny_config
+
+from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedError, RunError, UnreachableError
+from tsr_swarm.runtime import peer as peer_module
+from tsr_swarm.telemetry import events as ev
+from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.train.trainer import Trainer
+from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"local_space": "core"},
+        {"local_space": "full", "aim": "displacement"},
+        {"local_space": "full", "aim": "gradient"},
+    ],
+    ids=lambda optimizer: "-".join(optimizer.values()),
+)
+async def test_every_peer_has_the_same_digest_after_every_round_and_the_loss_falls(
+    tmp_path: Path, optimizer: dict[str, object]
+) -> None:
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path, optimizer=optimizer, run={"rounds": 5}))
+    closed = swarm.closed()
+    assert [event.round for event in closed] == [1, 2, 3, 4, 5]
+    assert all(event.included == 3 and event.late == 0 for event in closed)
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert len(swarm.of(ev.DigestReported)) == 15
+    finished = swarm.finished()
+    assert finished.first_loss is not None
+    assert finished.last_loss is not None
+    assert finished.last_loss < finished.first_loss - 0.3
+    assert finished.digest == closed[-1].digest
+    assert finished.dense_bytes > 5 * finished.wire_bytes
+
+
+async def test_core_and_full_peers_share_a_run(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, optimizer={"local_space": "mixed"}, run={"min_peers": 2})
+    swarm = Swarm(tmp_path, config)
+    await swarm.start_coordinator()
+    swarm.start_peer(1, local_space="core")
+    swarm.start_peer(2, local_space="full")
+    await swarm.finish()
+    assert all(event.included == 2 for event in swarm.closed())
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+
+
+async def test_the_same_seed_gives_the_same_digest(tmp_path: Path) -> None:
+    digests = []
+    for attempt in ("a", "b"):
+        swarm = await run_swarm(tmp_path / attempt, tiny_config(tmp_path / attempt, run={"rounds": 5}))
+        digests.append([event.digest for event in swarm.closed()])
+    assert digests[0] == digests[1]
+
+
+async def test_shards_are_reduced_apart_and_make_one_round(tmp_path: Path) -> None:
+    one = await run_swarm(tmp_path / "one", tiny_config(tmp_path / "one"))
+    many = await run_swarm(tmp_path / "many", tiny_config(tmp_path / "many", round={"shards": 3}))
+    assert [event.digest for event in one.closed()] == [event.digest for event in many.closed()]
+
+
+async def test_a_peer_that_vanishes_and_one_that_comes_cost_nobody_a_round(tmp_path: Path) -> None:
+    def faults(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.RoundOpened) and event.round == 3:
+            swarm.peers.pop(2).stop.demand()  # at once, without a goodbye
+        if isinstance(event, ev.RoundOpened) and event.round == 5:
+            swarm.start_peer(4)
+
+    config = tiny_config(tmp_path, run={"rounds": 14}, periods={"k_x": 6, "k_r": 12, "k_r_embedding": 12})
+    swarm = await run_swarm(tmp_path, config, on_event=faults)
+    assert [event.round for event in swarm.closed()] == list(range(1, 15))
+    assert not swarm.of(ev.RoundVoid)
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert [event.name for event in swarm.of(ev.PeerLeft)][:1] == ["peer-2"]
+    newcomer = [event for event in swarm.of(ev.DigestReported) if event.name == "peer-4"]
+    assert newcomer, "the newcomer applied a round"
+    assert swarm.closed()[-1].included == 3
+
+
+async def test_late_work_is_not_merged_and_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peer 2 is held in its round 2 until that round has closed; its steps go out with round 3 instead."""
+    closed, released = threading.Event(), threading.Event()
+    original = Trainer.train
+
+    def held(self: Trainer, plan, should_stop, on_step, clock=None):  # type: ignore[no-untyped-def]
+        is_victim = self.space is victims.get("space")
+        if is_victim and plan.round == 2:
+            taken = []
+
+            def stop_after_one_step() -> bool:
+                if len(taken) == 1:
+                    assert closed.wait(60)
+                taken.append(None)
+                return should_stop()
+
+            work = original(self, plan, stop_after_one_step, on_step)
+            residuals.append(
+                sum(float(t.abs().sum()) for k, t in self.space.state_dict().items() if "displacement" in k)
+            )
+            released.set()
+            return work
+        return original(self, plan, should_stop, on_step)
+
+    victims: dict[str, object] = {}
+    residuals: list[float] = []
+    make_space = peer_module.make_space
+
+    def remember_the_second(kind: str, model: torch.nn.Module, manifest: object) -> object:
+        space = make_space(kind, model, manifest)  # type: ignore[arg-type]
+        if threading.current_thread() in workers.get(2, set()) or len(victims) == 0:
+            victims.setdefault("space", space)
+        return space
+
+    workers: dict[int, set[threading.Thread]] = {}
+    monkeypatch.setattr(Trainer, "train", held)
+    monkeypatch.setattr(peer_module, "make_space", remember_the_second)
+
+    def watch(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.PhaseChanged) and event.round == 2 and event.phase == "apply":
+            closed.set()
+
+    config = tiny_config(tmp_path, round={"floor_seconds": 0.3}, run={"rounds": 4})
+    swarm = await run_swarm(tmp_path, config, on_event=watch)
+    assert released.is_set()
+    assert residuals[0] > 0
+    by_round = {event.round: event for event in swarm.closed()}
+    assert by_round[2].included == 2
+    assert by_round[3].included >= 2
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+
+
+async def test_a_peer_whose_weights_differ_is_named_and_fetches_the_state_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, spoiled = Trainer.apply, []
+
+    def apply(self: Trainer, plan, published, void, included):  # type: ignore[no-untyped-def]
+        digest = original(self, plan, published, void, included)
+        if plan.round == 2 and not spoiled:
+            spoiled.append(self)
+            name = self.manifest.blocks[0].name
+            self.consensus.weights[name] = self.consensus.weights[name] * 1.5
+            return self.consensus.digest()
+        return digest
+
+    monkeypatch.setattr(Trainer, "apply", apply)
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 6}))
+    (mismatch,) = swarm.of(ev.DigestMismatch)
+    assert isinstance(mismatch, ev.DigestMismatch)
+    assert mismatch.round == 2
+    assert mismatch.name in ("peer-1", "peer-2", "peer-3")
+    assert {round for round, digests in swarm.digests().items() if len(digests) > 1} == {2}
+    assert len(swarm.closed()) == 6
+    restored = [
+        member
+        for member in swarm.peers.values()
+        if len([e for e in member.events if isinstance(e, ev.StateReceived)]) == 2
+    ]
+    assert len(restored) == 1
+
+
+async def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path) -> None:
+    """Stopped at once in round 3, with a checkpoint only every 100 rounds: the rest is replayed from the journal."""
+
+    def stop_everything(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.PayloadReceived) and event.round == 3:
+            for member in [swarm.coordinator, *swarm.peers.values()]:
+                assert member is not None
+                member.stop.demand()
+
+    config = tiny_config(tmp_path, checkpoint={"every": 100}, run={"rounds": 5})
+    before = await run_swarm(tmp_path, config, on_event=stop_everything)
+    done = {event.round: event.digest for event in before.closed()}
+    assert max(done) < 4
+
+    swarm = Swarm(tmp_path, replace(config, run=replace(config.run, min_peers=3)))
+    await swarm.start_coordinator(resume=True)
+    for number in (1, 2, 3):
+        swarm.start_peer(number, resume=True)
+    await swarm.finish()
+    rounds = [event.round for event in swarm.closed()]
+    assert rounds[-1] == 5
+    assert rounds == list(range(rounds[0], 6))
+    assert rounds[0] in (max(done, default=0) + 1, max(done, default=0) + 2)
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    for member in swarm.peers.values():
+        assert not [e for e in member.events if isinstance(e, ev.StateReceived)], "its own checkpoint was enough"
+
+
+async def test_a_run_of_another_configuration_is_not_resumed(tmp_path: Path) -> None:
+    await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1}))
+    changed = Swarm(tmp_path, tiny_config(tmp_path, optimizer={"lr": 0.5}))
+    with pytest.raises(ConfigError, match="configuration differs"):
+        await changed.start_coordinator(resume=True)
+    fresh = Swarm(tmp_path, tiny_config(tmp_path))
+    with pytest.raises(ConfigError, match="already holds a run; add --resume"):
+        await fresh.start_coordinator()
+
+
+async def test_resuming_from_nothing_or_from_damage_is_one_sentence(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        await swarm.start_coordinator(resume=True)
+    await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1}))
+    for file in (tmp_path / "coordinator" / "checkpoints").rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match="damaged"):
+        await swarm.start_coordinator(resume=True)
+
+
+async def test_an_empty_data_folder_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, data={"source": str(empty)}))
+    with pytest.raises(ConfigError, match=r"empty"):
+        await swarm.start_coordinator()
+    assert not (tmp_path / "coordinator").exists()
+
+
+async def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    await swarm.start_coordinator()
+    assert swarm.coordinator is not None
+    options = peer_module.JoinOptions(coordinator=swarm.address)
+    assert options.device == "auto"
+    from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
+    from tsr_swarm.runtime.lifeline import StopRequest
+
+    second = tiny_config(tmp_path / "second")
+    with pytest.raises(RunError, match="port is in use"):
+        await run_coordinator(
+            CoordinateOptions(config=second, listen=swarm.address, use_dht=False), lambda event: None, StopRequest()
+        )
+    swarm.coordinator.stop.demand()
+    await swarm.finish()
+
+
+async def test_listening_to_the_world_needs_a_word_of_consent(tmp_path: Path) -> None:
+    from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
+    from tsr_swarm.runtime.lifeline import StopRequest
+
+    options = CoordinateOptions(config=tiny_config(tmp_path), listen="0.0.0.0:0", use_dht=False)
+    with pytest.raises(ConfigError, match="add --insecure"):
+        await run_coordinator(options, lambda event: None, StopRequest())
+
+
+async def test_a_coordinator_that_is_not_there_is_reported_at_once(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path), address="127.0.0.1:9")
+    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9"):
+        await asyncio.wait_for(swarm.start_peer(1).task, 30)
+
+
+async def test_strangers_and_garbage_do_not_disturb_a_run(tmp_path: Path) -> None:
+    """Another protocol, another manifest, a wrong envelope, random bytes on the port: all refused, no round lost."""
+    attacks: list[asyncio.Task[None]] = []
+
+    async def attack(address: str) -> None:
+        async with SwarmClient(address, ByteLedger()) as client:
+            with pytest.raises(RefusedError, match="protocol 99"):
+                await client.hello(pb.HelloRequest(protocol=99, package_version="9.9"))
+            with pytest.raises(RefusedError, match="another run"):
+                await client.join(
+                    pb.JoinRequest(manifest_digest=b"x" * 32, peer_id="0" * 32, name="e", local_space="core")
+                )
+            with pytest.raises(PeerError):
+                await client.submit(pb.Envelope(header=b"\xff" * 100), b"z" * 1000)
+            with pytest.raises(PeerError):
+                await client.report(pb.ReportRequest(peer_id="nobody", round=1, digest=b"short"))
+            with pytest.raises(RefusedError, match="not kept"):
+                await client.fetch_published(pb.FetchPublishedRequest(peer_id="0" * 32, round=10**6), 1 << 20)
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        writer.write(bytes(range(256)) * 64)
+        await writer.drain()
+        writer.close()
+
+    def attack_in_round_2(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.RoundOpened) and event.round == 2:
+            attacks.append(asyncio.create_task(attack(swarm.address)))
+
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path), on_event=attack_in_round_2)
+    await asyncio.gather(*attacks)
+    assert [event.included for event in swarm.closed()] == [3, 3, 3, 3]
+    assert grpc  # the real transport
+
+
+async def test_bytes_are_counted_once_by_kind_and_direction(tmp_path: Path) -> None:
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 3}))
+    first, second, third = swarm.closed()
+    assert set(second.wire_bytes["sent"]) == {"core", "dense", "control"}
+    assert {"core", "gradient", "dense"} <= set(third.wire_bytes["sent"])
+    assert {"core", "basis", "dense"} <= set(third.wire_bytes["received"])
+    assert "state" in first.wire_bytes["received"]
+    for event in (first, second, third):
+        for direction in ("sent", "received"):
+            for kind, total in event.wire_bytes[direction].items():  # type: ignore[literal-required]
+                assert total == sum(peer[direction].get(kind, 0) for peer in event.per_peer.values())  # type: ignore[literal-required]
+    received = [event for event in swarm.of(ev.PayloadReceived) if event.round == 2]
+    payload = sum(count for kind, count in second.wire_bytes["sent"].items() if kind != "control")
+    assert payload == sum(event.wire_bytes for event in received)
