@@ -238,7 +238,7 @@ class Leadership:
         self.reported[round] = set()
         for old in [known for known in self.digests if known <= round - KEPT_DIGESTS]:
             del self.digests[old], self.reported[old]
-        apply = self._tasks.create_task(self._apply(result, reduction, self.seconds_open()))
+        apply = self._tasks.create_task(self._apply(result, reduction, self.seconds_open(), self.members))
         self._applying.add(apply)
         apply.add_done_callback(self._applying.discard)
         self._explain_round(round, "apply", None, "committed: fetch, apply, report")
@@ -271,7 +271,7 @@ class Leadership:
 
     # --- after the commit ---------------------------------------------------------------------------------------
 
-    async def _apply(self, result: Published, reduction: Reduction, seconds: float) -> None:
+    async def _apply(self, result: Published, reduction: Reduction, seconds: float, members: int) -> None:
         """Apply to the leader's own weights, then score and save; the worker thread keeps rounds in order."""
         progress = self.committed
         digest = await self._on_worker(self._apply_on_worker, result, progress)
@@ -283,7 +283,15 @@ class Leadership:
             path = await self._on_worker(self._tools.save, self._consensus, progress)
             self._tools.delta_log.checkpointed(progress.round)
         self._outcomes.put_nowait(
-            Outcome(result=result, reduction=reduction, seconds=seconds, loss=loss, digest=digest, checkpoint=path)
+            Outcome(
+                result=result,
+                reduction=reduction,
+                seconds=seconds,
+                members=members,
+                loss=loss,
+                digest=digest,
+                checkpoint=path,
+            )
         )
 
     def _apply_on_worker(self, result: Published, progress: Progress) -> str:
@@ -318,8 +326,8 @@ class Leadership:
         round = outcome.reduction.plan.round
         if not outcome.result.grids:
             self._emit(events.RoundVoid(round=round, reason="no shard reached its quorum; its work stays in residuals"))
-        members, reports = len(self._leader.members), len(self.reported.get(round, ()))
-        closed = closed_event(outcome, self.roster.everyone(), members, reports, self.manifest.parameters)
+        reports = len(self.reported.get(round, ()))
+        closed = closed_event(outcome, self.roster.everyone(), reports, self.manifest.parameters)
         sent, received = closed.wire_bytes["sent"], closed.wire_bytes["received"]
         self._totals.wire_bytes += sum(sent.values()) + sum(received.values())
         self._totals.dense_bytes += closed.dense_bytes

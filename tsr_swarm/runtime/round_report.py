@@ -16,15 +16,14 @@ class Outcome:
 
     result: Published
     reduction: Reduction
-    seconds: float
+    seconds: float  # from its announcement to its commit
+    members: int  # peers that took part in the run when it was committed
     loss: float | None  # held-out, nats a token
     digest: str
     checkpoint: str  # "" when none was due
 
 
-def closed_event(
-    outcome: Outcome, everyone: Iterable[Peer], members: int, reports: int, parameters: int
-) -> events.RoundClosed:
+def closed_event(outcome: Outcome, everyone: Iterable[Peer], reports: int, parameters: int) -> events.RoundClosed:
     """Sum up a round. Takes the peers' reported traffic: each byte is in one round's event."""
     plan, reduction = outcome.reduction.plan, outcome.reduction
     included = outcome.result.included()
@@ -34,9 +33,9 @@ def closed_event(
     per_peer = {peer.name: _take(peer) for peer in everyone if any(peer.traffic.values())}
     return events.RoundClosed(
         round=plan.round,
-        peers=members,
+        peers=outcome.members,
         included=len(included),
-        late=max(0, members - len(included)),
+        late=max(0, outcome.members - len(included)),
         loss=outcome.loss,
         local_loss=weighed / tokens if tokens else None,
         tokens=tokens,

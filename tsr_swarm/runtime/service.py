@@ -143,7 +143,6 @@ class CoordinatorService:
         )
 
     def _note_progress(self, peer: Peer, progress: pb.Progress) -> None:
-        peer.overhead = max(peer.overhead, progress.overhead_bytes)
         now, plan = time.monotonic(), self._lead.open_plan
         is_news = progress.step and plan is not None and progress.round == plan.round
         if not is_news or now - peer.progress_shown < PROGRESS_SECONDS:
@@ -192,6 +191,7 @@ class CoordinatorService:
                     name=peer.name,
                     seconds=round(seconds, 3),
                     wire_bytes=contribution.wire_bytes,
+                    local_loss=header.local_loss,
                 )
             )
             if reduction.is_complete(peer.peer_id):
@@ -242,6 +242,7 @@ class CoordinatorService:
             return pb.ReportReply(resync=False)
         for direction, counts in ((Direction.SENT, request.sent), (Direction.RECEIVED, request.received)):
             peer.traffic[direction].update(dict(counts))
+        peer.overhead = max(peer.overhead, request.overhead_bytes)
         expected = await asyncio.wait_for(asyncio.shield(digest), DIGEST_SECONDS)
         differs = request.digest.hex() != expected
         self._show_digest(peer, request, expected)

@@ -162,10 +162,7 @@ class PeerSession:
             await self._keep_trying(self._follow)
 
     async def _follow(self) -> None:
-        totals = self._kernel.sample()
-        counted = sum(sum(self._ledger.totals(direction).values()) for direction in Direction)
-        overhead = max(0, totals.sent + totals.received - counted) if totals is not None else 0
-        self._progress.overhead_bytes = overhead
+        self._kernel.sample()  # a connection that closes keeps what was seen of it last
         request = pb.FollowRequest(
             peer_id=self._introduction.peer_id,
             known_version=self._version,
@@ -347,7 +344,12 @@ class PeerSession:
         round = published.header.plan.round
         sent, received = self._unreported(Direction.SENT), self._unreported(Direction.RECEIVED)
         request = pb.ReportRequest(
-            peer_id=self._introduction.peer_id, round=round, digest=digest, sent=sent, received=received
+            peer_id=self._introduction.peer_id,
+            round=round,
+            digest=digest,
+            sent=sent,
+            received=received,
+            overhead_bytes=self._overhead(),
         )
         mine = self._work if self._work is not None and self._work.round == round else None
         self._emit(
@@ -359,7 +361,7 @@ class PeerSession:
                 seconds=seconds,
                 digest=digest.hex(),
                 wire_bytes={"sent": sent, "received": received},
-                overhead=self._progress.overhead_bytes,
+                overhead=request.overhead_bytes,
             )
         )
         try:
@@ -375,6 +377,12 @@ class PeerSession:
             self._emit(
                 events.Warned(message=f"This peer's weights differ after round {round}; it fetches the state again.")
             )
+
+    def _overhead(self) -> int:
+        """What the kernel moved beyond what was counted here: framing, headers, retransmissions. Between transfers."""
+        totals = self._kernel.sample()
+        counted = sum(sum(self._ledger.totals(direction).values()) for direction in Direction)
+        return max(0, totals.sent + totals.received - counted) if totals is not None else 0
 
     def _unreported(self, direction: Direction) -> dict[str, int]:
         known = self._reported[direction]

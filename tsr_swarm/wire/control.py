@@ -80,7 +80,6 @@ def check_follow(message: pb.FollowRequest) -> None:
     require_between("progress.round", progress.round, 0, MAX_ROUND)
     require_between("progress.step", progress.step, 0, MAX_STEPS)
     require_real("progress.tokens_per_second", progress.tokens_per_second, 0.0, 1e12)
-    require_between("progress.overhead_bytes", progress.overhead_bytes, 0, _MAX_COUNT)
 
 
 def check_report(message: pb.ReportRequest) -> None:
@@ -88,6 +87,7 @@ def check_report(message: pb.ReportRequest) -> None:
     require_peer_id("peer_id", message.peer_id)
     require_between("round", message.round, 1, MAX_ROUND)
     require_digest("digest", message.digest)
+    require_between("overhead_bytes", message.overhead_bytes, 0, _MAX_COUNT)
     for field, counts in (("sent", message.sent), ("received", message.received)):
         _require_counts(field, counts)
 

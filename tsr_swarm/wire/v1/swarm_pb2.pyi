@@ -153,16 +153,14 @@ class FollowRequest(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., known_version: _Optional[int] = ..., wait_ms: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("round", "step", "tokens_per_second", "overhead_bytes")
+    __slots__ = ("round", "step", "tokens_per_second")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
-    OVERHEAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     round: int
     step: int
     tokens_per_second: float
-    overhead_bytes: int
-    def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., overhead_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class FollowReply(_message.Message):
     __slots__ = ("phase", "plan", "committed_round", "committed_chain", "deadline_ms", "unknown_peer", "version")
@@ -283,7 +281,7 @@ class PublishedPart(_message.Message):
     def __init__(self, header: _Optional[_Union[PublishedHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ReportRequest(_message.Message):
-    __slots__ = ("peer_id", "round", "digest", "sent", "received")
+    __slots__ = ("peer_id", "round", "digest", "sent", "received", "overhead_bytes")
     class SentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -303,12 +301,14 @@ class ReportRequest(_message.Message):
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SENT_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    OVERHEAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     round: int
     digest: bytes
     sent: _containers.ScalarMap[str, int]
     received: _containers.ScalarMap[str, int]
-    def __init__(self, peer_id: _Optional[str] = ..., round: _Optional[int] = ..., digest: _Optional[bytes] = ..., sent: _Optional[_Mapping[str, int]] = ..., received: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    overhead_bytes: int
+    def __init__(self, peer_id: _Optional[str] = ..., round: _Optional[int] = ..., digest: _Optional[bytes] = ..., sent: _Optional[_Mapping[str, int]] = ..., received: _Optional[_Mapping[str, int]] = ..., overhead_bytes: _Optional[int] = ...) -> None: ...
 
 class ReportReply(_message.Message):
     __slots__ = ("resync",)
