@@ -279,7 +279,7 @@ async def test_strangers_and_garbage_do_not_disturb_a_run(tmp_path: Path) -> Non
                 await client.report(pb.ReportRequest(peer_id="nobody", round=1, digest=b"short"))
             with pytest.raises(RefusedError, match="not kept"):
                 await client.fetch_published(pb.FetchPublishedRequest(peer_id="0" * 32, round=10**6), 1 << 20)
-        reader, writer = await asyncio.open_connection(*address.split(":"))
+        _, writer = await asyncio.open_connection(*address.split(":"))
         writer.write(bytes(range(256)) * 64)
         await writer.drain()
         writer.close()

@@ -7,7 +7,7 @@ import typer
 
 from tsr_swarm.cli.options import Json, NoDht, Plain, Record, Rounds, Set, check_address, check_announce
 from tsr_swarm.cli.output import Emit, Mode, choose_mode, emitter
-from tsr_swarm.cli.process import run_process
+from tsr_swarm.cli.process import run_training
 from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.telemetry.events import Event, RunStarted
 
@@ -72,7 +72,7 @@ def coordinate(
             say = emit if mode is Mode.JSON else inviting(emit, listen, dht_port)
             await run_coordinator(options, say, stop)
 
-    run_process(mode, work)
+    run_training(mode, work)
 
 
 def with_rounds(overrides: list[str] | None, rounds: int | None) -> list[str]:

@@ -10,7 +10,7 @@ import typer
 
 from tsr_swarm.cli.options import Json, Plain, UsageError, check_address, usage
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
-from tsr_swarm.cli.process import run_process
+from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.profile import JoinProfile, merge_profile
 from tsr_swarm.runtime.lifeline import StopRequest
 
@@ -93,7 +93,7 @@ def _join(settings: JoinProfile, mode: Mode) -> None:
         with emitter(mode, on_closed=stop.request) as emit:
             await run_peer(options, emit, stop)
 
-    run_process(mode, work)
+    run_training(mode, work)
 
 
 def name_from(machine: str) -> str:

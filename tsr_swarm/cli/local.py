@@ -11,7 +11,7 @@ import typer
 
 from tsr_swarm.cli.options import Json, NoDht, Plain, Record, Set, UsageError
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
-from tsr_swarm.cli.process import run_process
+from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.summary import summary
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.runtime.children import Family
@@ -92,7 +92,7 @@ def local(
             if mode is not Mode.JSON and snapshot.rounds_counted and not stop.gently.is_set():
                 await run_unless_stopped(_print_sample(family, place), stop)
 
-    run_process(mode, work)
+    run_training(mode, work)
 
 
 async def _in_lines(

@@ -1,12 +1,14 @@
 """The screen over a running command. The command itself runs as a child process; see runtime/front.py."""
 
 import asyncio
+import io
+import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tsr_swarm.cli.output import Mode, plain_line
-from tsr_swarm.cli.process import run_process
+from tsr_swarm.cli.process import LEAVING, run_process
 from tsr_swarm.cli.watching import watching
 from tsr_swarm.monitor.app import SwarmMonitor
 from tsr_swarm.monitor.sources import PipeSource, Source
@@ -16,6 +18,9 @@ from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.telemetry.events import Event, Left, RunFinished, decode_stamped
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 QUIT_NOTE = "The screen is closed; training goes on. Ctrl-C finishes the round and leaves, twice leaves at once."
 
@@ -61,8 +66,9 @@ async def _show(
 ) -> None:
     def interrupt() -> str:
         stop.request()
-        return "Leaving at once." if stop.now.is_set() else "Leaving after this round; Ctrl-C again leaves at once."
+        return "Leaving at once." if stop.now.is_set() else LEAVING
 
+    survive_hangup()
     screen = SwarmMonitor(source, title, QUIT_NOTE, interrupt)
     command, *rest = arguments
     try:
@@ -77,6 +83,22 @@ async def _show(
         )
     finally:
         onlooker.say_the_end()
+
+
+class _Terminal(io.FileIO):
+    """Swallows what a terminal that has closed does not take: Textual's writer would die of it, and then block us."""
+
+    def write(self, data: "ReadableBuffer") -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def survive_hangup() -> None:
+    """Have Textual, which writes to ``sys.__stderr__``, outlive the terminal, so that the work behind it ends well."""
+    terminal = io.BufferedWriter(_Terminal(2, "w", closefd=False))
+    sys.__stderr__ = io.TextIOWrapper(terminal, "utf-8", "replace")  # type: ignore[misc]
 
 
 class Onlooker:
@@ -118,6 +140,7 @@ def _print(when: float, event: Event) -> None:
 
 async def show_source(source: Source, title: str, quit_note: str, stop: StopRequest) -> None:
     """Show a run that goes on elsewhere, or went on once, until the screen is closed. Raises what the source raised."""
+    survive_hangup()
     screen = SwarmMonitor(source, title, quit_note)
     stopped = asyncio.create_task(stop.gently.wait())
     stopped.add_done_callback(lambda task: None if task.cancelled() else screen.exit())

@@ -180,7 +180,7 @@ class RoundConfig:
     """When a round closes. Between floor and ceiling the deadline follows the arrivals."""
 
     quorum: int = 1  # payloads needed to close a round at its deadline
-    floor_seconds: float = 2.0
+    floor_seconds: float = 10.0
     ceiling_seconds: float = 600.0
     shards: int = 1  # the blocks are split into this many; each is reduced and committed on its own
 

@@ -22,6 +22,8 @@ from tsr_swarm.runtime.lifeline import PARENT_VARIABLE
 from tsr_swarm.telemetry.events import MAX_LINE
 
 STOP_SECONDS = 4.0  # between asking the children to leave at once and killing them
+JANITOR_SECONDS = 8.0  # between our death and the janitor's killing those that have not noticed it
+POLL_SECONDS = 0.2
 SENTENCE_PREFIX = "tsr-swarm: "  # of the one line on stderr that says why a command failed
 _TAIL_BYTES = 1 << 16
 
@@ -55,7 +57,11 @@ class Child:
 
     async def wait(self) -> int:
         """Its exit code, once it has ended."""
-        return await self._process.wait()
+        while self._process.returncode is None:
+            # wait() also waits for the pipe to close, which a process of its group may hold open.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), POLL_SECONDS)
+        return self._process.returncode
 
     async def lines(self) -> AsyncIterator[str]:
         """What it prints on stdout, line by line, to its end. Needs ``stdout=PIPE``."""
@@ -163,7 +169,7 @@ class Family:
 
 def _start_janitor() -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", janitor.__file__],
+        [sys.executable, "-I", "-S", janitor.__file__, str(JANITOR_SECONDS)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

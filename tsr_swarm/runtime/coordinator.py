@@ -97,8 +97,9 @@ async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None],
         announcing = asyncio.create_task(discovery.keep_announcing(VOTER, address, Role.COORDINATOR))
         stack.callback(announcing.cancel)
         stack.callback(leadership.close)
-        emit(await leadership.run(stop_gently))
+        finished = await leadership.run(stop_gently)
         await leadership.see_peers_off()
+        emit(finished)
 
 
 def _begin(options: CoordinateOptions, folder: RunFolder, warn: Callable[[str], None]) -> StartingPoint:

@@ -1,8 +1,8 @@
 """Tidies up after a process that started others, whichever way it ended. A script of the standard library alone.
 
 It is told on stdin what there is, one line each: ``group PID`` (a process group), ``gone PID``, ``folder PATH`` (to be
-removed). When stdin closes, its parent is done or dead: what is left of the groups gets a moment to end by itself and
-is then killed, and the folders are removed.
+removed). When stdin closes, its parent is done or dead: what is left of the groups gets a moment, in seconds as the
+argument says, to end by itself (see lifeline.py) and is then killed, and the folders are removed.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 
-GRACE_SECONDS = 8.0  # children leave by themselves when their parent is gone; see lifeline.py
 POLL_SECONDS = 0.1
 
 
@@ -20,7 +19,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends when its parent has, not before
     groups, folders = _listen()
-    _end(groups)
+    _end(groups, float(sys.argv[1]))
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -39,8 +38,8 @@ def _listen() -> tuple[set[int], list[str]]:
     return groups, folders
 
 
-def _end(groups: set[int]) -> None:
-    deadline = time.monotonic() + GRACE_SECONDS
+def _end(groups: set[int], grace: float) -> None:
+    deadline = time.monotonic() + grace
     while (left := [pid for pid in groups if _is_there(pid)]) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     for pid in left:

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 PARENT_VARIABLE = "TSR_SWARM_PARENT"  # the process id of the one that started this process
@@ -112,8 +112,11 @@ async def _supervise(main: Callable[[StopRequest], Awaitable[None]], watch: "_Wa
 def _signals_ask(stop: StopRequest, is_orphan: Callable[[], bool]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     heard: dict[int, float] = {}
+    terminals = [fd for fd in (1, 2) if os.isatty(fd)]
 
     def hear(number: int) -> None:
+        if number == signal.SIGHUP:
+            _let_go_of(terminals)
         before, heard[number] = heard.get(number), loop.time()
         if is_orphan():
             stop.demand()
@@ -131,6 +134,15 @@ def _signals_ask(stop: StopRequest, is_orphan: Callable[[], bool]) -> Iterator[N
             loop.remove_signal_handler(number)
 
 
+def _let_go_of(terminals: Sequence[int]) -> None:
+    """Write to nowhere from now on where a terminal has closed: an error, or a screen's full queue, would hold us."""
+    for fd in terminals:
+        if not os.isatty(fd):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, fd)
+            os.close(null)
+
+
 class _Watch:
     """A thread, so that neither a busy loop nor a stuck one keeps an orphan alive."""
 
@@ -140,6 +152,7 @@ class _Watch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: StopRequest | None = None
         self._left = GIVE_UP_SECONDS
+        self._is_alive = True  # the loop answered since the last look
         self._thread = threading.Thread(target=self._run, name="lifeline", daemon=True)
 
     def __enter__(self) -> "_Watch":
@@ -166,12 +179,29 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._closed.wait(POLL_SECONDS):
-            loop, stop = self._loop, self._stop
-            orphan = self.is_orphan()
-            if orphan and loop is not None and stop is not None:
-                with contextlib.suppress(RuntimeError):  # the loop closed in between
-                    loop.call_soon_threadsafe(stop.demand)
-            if orphan or (stop is not None and stop.now.is_set()):
-                self._left -= POLL_SECONDS
+            stop, is_orphan = self._stop, self.is_orphan()
+            is_stuck = stop is not None and stop.gently.is_set() and not self._is_alive
+            self._ask_loop()
+            if is_orphan and stop is not None:
+                self._call(stop.demand)
+            has_to_end = is_orphan or is_stuck or (stop is not None and stop.now.is_set())
+            self._left = self._left - POLL_SECONDS if has_to_end else GIVE_UP_SECONDS
             if self._left <= 0:
                 os._exit(INTERRUPTED)  # without a word; guards and janitors see to what it leaves
+
+    def _ask_loop(self) -> None:
+        self._is_alive = False
+        if not self._call(self._answer):
+            self._answer()
+
+    def _answer(self) -> None:
+        self._is_alive = True
+
+    def _call(self, function: Callable[[], None]) -> bool:
+        """Have the loop call ``function``; False if there is no loop."""
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it closed in between
+                loop.call_soon_threadsafe(function)
+                return True
+        return False

@@ -1,0 +1,217 @@
+"""Real processes through the command line: what a person does, and what must be left when they are done."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+TINY = """
+[run]
+rounds = 5
+[model]
+hidden_size = 32
+intermediate_size = 48
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+max_position_embeddings = 64
+[data]
+sequence_length = 32
+batch_size = 4
+[periods]
+k_x = 5
+k_r = 20
+k_r_embedding = 20
+[round]
+floor_seconds = 60.0
+[checkpoint]
+dir = "run"
+"""
+Event = dict[str, Any]
+COMMAND = [sys.executable, "-m", "tsr_swarm"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TERM": "dumb"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a run file and a temporary folder of its own, which must be empty in the end."""
+    (tmp_path / "tiny.toml").write_text(TINY)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    yield tmp_path
+    left = [
+        process.cmdline()
+        for process in psutil.process_iter(["cmdline"])
+        if str(tmp_path) in " ".join(process.info["cmdline"] or [])
+    ]
+    assert not left, "no process is left behind"
+    assert not list(temporary.iterdir()), "no stray file is left behind"
+
+
+def tsr_swarm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env={**ENVIRONMENT, "TMPDIR": str(folder / "tmp")},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**ENVIRONMENT, "TMPDIR": str(folder / "tmp")}
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def events_of(output: str) -> list[Event]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def digests(events: list[Event]) -> dict[object, set[object]]:
+    seen: dict[object, set[object]] = defaultdict(set)
+    for event in events:
+        if event["event"] in ("digest_reported", "round_closed"):
+            seen[event["round"]].add(event["digest"])
+    return seen
+
+
+def test_a_swarm_of_unlike_machines_stays_bit_identical_through_two_refreshes(folder: Path) -> None:
+    """One peer on two threads, one on another instruction set: exact sums do not care."""
+    done = tsr_swarm(
+        folder, "local", "tiny.toml", "--peers", "3", "--json", "--dir", "kept",
+        "--env", "1:OMP_NUM_THREADS=2",
+        "--env", "2:ATEN_CPU_CAPABILITY=default", "--env", "2:MKL_ENABLE_INSTRUCTIONS=SSE4_2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    events = events_of(done.stdout)
+    closed = [event for event in events if event["event"] == "round_closed"]
+    assert [event["round"] for event in closed] == [1, 2, 3, 4, 5]
+    assert all(event["included"] == 3 for event in closed)
+    assert all(len(found) == 1 for found in digests(events).values())
+    assert sum(event["event"] == "digest_reported" for event in events) == 15
+    assert [event["refresh"] for event in events if event["event"] == "round_opened"] == [8, 0, 0, 0, 8]
+    assert events[-1]["event"] == "run_finished"
+
+    again = tsr_swarm(folder, "local", "tiny.toml", "--peers", "3", "--json", "--dir", "again")
+    assert digests(events_of(again.stdout)) == digests(events), "the same seed gives the same digests"
+
+    shown = tsr_swarm(folder, "sample", "kept", "--length", "20")
+    assert shown.returncode == 0, shown.stderr
+
+    resumed = tsr_swarm(
+        folder, "local", "tiny.toml", "--peers", "3", "--json", "--dir", "kept", "--resume", "--rounds", "7"
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    events = events_of(resumed.stdout)
+    assert [event["round"] for event in events if event["event"] == "round_closed"] == [6, 7]
+    assert all(len(found) == 1 for found in digests(events).values())
+
+
+def test_a_killed_peer_and_a_newcomer_cost_no_round(folder: Path) -> None:
+    """Killed in round 3, joined in round 5; the run is asked to stop once the newcomer has been counted."""
+    command = ["local", "tiny.toml", "--peers", "3", "--rounds", "100000", "--json", "--kill", "2@3", "--join-at", "5"]
+    events = []
+    with start(folder, *command) as local:
+        assert local.stdout is not None
+        for line in local.stdout:
+            events.append(json.loads(line))
+            if events[-1]["event"] == "round_closed" and events[-1]["round"] > 5 and events[-1]["included"] == 3:
+                break
+        local.send_signal(signal.SIGINT)
+        events += events_of(local.stdout.read())
+    assert local.returncode == 130
+    closed = [event["round"] for event in events if event["event"] == "round_closed"]
+    assert closed == list(range(1, len(closed) + 1))
+    assert not [event for event in events if event["event"] in ("round_void", "digest_mismatch")]
+    assert all(len(found) == 1 for found in digests(events).values())
+    assert next(event["name"] for event in events if event["event"] == "peer_left") == "peer-2"
+    assert "peer-4" in {event["name"] for event in events if event["event"] == "digest_reported"}
+    assert events[-1]["event"] == "run_finished"
+
+
+def test_by_hand_init_coordinate_join_status(folder: Path) -> None:
+    made = tsr_swarm(folder, "init", "run.toml")
+    assert made.returncode == 0, made.stderr
+    assert tsr_swarm(folder, "init", "run.toml").returncode == 2
+    coordinate = ["coordinate", "tiny.toml", "--listen", "127.0.0.1:0", "--json", "--no-dht", "--rounds", "3"]
+    with start(folder, *coordinate) as coordinator:
+        assert coordinator.stdout is not None
+        address = json.loads(coordinator.stdout.readline())["address"]
+        status = tsr_swarm(folder, "status", "--coordinator", address, "--json")
+        assert status.returncode == 0, status.stderr
+        assert json.loads(status.stdout)["run"] == "my-run"
+        refused = tsr_swarm(folder, "join", "--coordinator", address, "--local-space", "full", "--no-dht")
+        assert (refused.returncode, refused.stdout) == (76, "")
+        assert len(refused.stderr.strip().splitlines()) == 1
+        joined = tsr_swarm(folder, "join", "--coordinator", address, "--plain", "--no-dht")
+        assert joined.returncode == 0, joined.stderr
+        rest = coordinator.stdout.read()
+    assert coordinator.returncode == 0
+    assert events_of(rest)[-1]["event"] == "run_finished"
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_peers_meet_in_the_dht_and_nothing_is_left_however_a_swarm_ends(folder: Path, end: signal.Signals) -> None:
+    """Ended once every process is up: coordinator, two peers and three DHT daemons."""
+    with start(folder, "local", "tiny.toml", "--peers", "2", "--rounds", "100000", "--json") as local:
+        assert local.stdout is not None
+        family = psutil.Process(local.pid)
+        for line in local.stdout:
+            event = json.loads(line)
+            if event["event"] == "dht_found" and event["names"] == "coordinator, peer-1, peer-2":
+                break
+        children = family.children(recursive=True)
+        assert sum("p2pd" in child.name() for child in children) == 3
+        local.send_signal(end)
+        local.stdout.read()
+        local.wait(60)
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    assert local.returncode == (130 if end != signal.SIGKILL else -signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["coordinate", "absent.toml"], 78, "does not exist"),
+        (["coordinate", "tiny.toml", "--set", "optimizer.lrr=1"], 78, "did you mean 'optimizer.lr'"),
+        (["coordinate", "tiny.toml", "--set", "optimizer.rank=999"], 78, "larger than block"),
+        (["coordinate", "tiny.toml", "--set", "data.source=tmp"], 78, "0 bytes of text"),
+        (["coordinate", "tiny.toml", "--listen", "0.0.0.0:0"], 78, "--insecure"),
+        (["coordinate", "tiny.toml", "--resume"], 1, "holds no checkpoint"),
+        (["join", "--coordinator", "127.0.0.1:9"], 69, "127.0.0.1:9"),
+        (["join", "--coordinator", "nonsense"], 2, "host:port"),
+        (["join"], 2, "--coordinator"),
+        (["local", "tiny.toml", "--kill", "9@1"], 2, "9@1"),
+        (["local", "tiny.toml", "--kill", "soon"], 2, "WHO@ROUND"),
+        (["monitor", "--coordinator", "127.0.0.1:9", "--plain"], 69, "127.0.0.1:9"),
+        (["status", "--coordinator", "127.0.0.1:9"], 69, "127.0.0.1:9"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_the_documented_exit_code(
+    folder: Path, arguments: list[str], code: int, words: str
+) -> None:
+    done = tsr_swarm(folder, *arguments)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout

@@ -1,0 +1,144 @@
+"""Children end with the process that started them, whichever way it ends. Real processes."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tsr_swarm.runtime.children import Child, Family, failure_of
+
+# Ends when it is asked; it has a child of its own in its group, which holds its stdout open.
+POLITE = """
+import signal, subprocess, sys
+subprocess.Popen(["sleep", "1000"])
+for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: sys.exit(0))
+print("ready", flush=True)
+while True: signal.pause()
+"""
+STUBBORN = """
+import signal
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)
+print("ready", flush=True)
+while True: signal.pause()
+"""
+# A supervisor with a child under the lifeline, one that ignores everything, and a temporary folder.
+SUPERVISOR = """
+import asyncio, os, subprocess, sys
+from tsr_swarm.runtime import children
+from tsr_swarm.runtime.children import Family
+children.JANITOR_SECONDS = 1.0
+TIED = '''
+from tsr_swarm.runtime.lifeline import run_until_stopped, tie_to_parent
+async def main(stop):
+    print("ready", flush=True)
+    await stop.now.wait()
+run_until_stopped(main, tie_to_parent())
+'''
+async def main():
+    async with Family() as family:
+        folder = family.temporary_folder()
+        (folder / "file").touch()
+        children = []
+        for script in (TIED, sys.argv[1]):
+            child = await family.start(
+                "child", [sys.executable, "-c", script], environment=os.environ, stdout=subprocess.PIPE
+            )
+            await anext(child.lines())
+            children.append(child.pid)
+        print(folder, *children, flush=True)
+        if sys.argv[2] == "stay":
+            await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+async def start(family: Family, script: str) -> Child:
+    child = await family.start("it", [sys.executable, "-c", script], environment=os.environ, stdout=subprocess.PIPE)
+    assert await anext(child.lines()) == "ready"
+    return child
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+async def test_leaving_the_family_ends_its_children_and_theirs() -> None:
+    async with Family() as family:
+        child = await start(family, POLITE)
+        [grandchild] = psutil.Process(child.pid).children()
+    assert child.exit_code == 0, "it was asked first"
+    assert has_ended(grandchild.pid)
+
+
+async def test_a_child_that_will_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tsr_swarm.runtime.children.STOP_SECONDS", 0.2)
+    async with Family() as family:
+        child = await start(family, STUBBORN)
+    assert child.exit_code == -signal.SIGKILL
+
+
+async def test_a_temporary_folder_goes_with_its_family() -> None:
+    async with Family() as family:
+        folder = family.temporary_folder()
+        (folder / "deep").mkdir()
+    assert not folder.exists()
+
+
+async def test_a_child_that_is_killed_takes_what_it_started_along() -> None:
+    async with Family() as family:
+        child = await start(family, POLITE)
+        [grandchild] = psutil.Process(child.pid).children()
+        child.kill()
+        assert await child.wait() == -signal.SIGKILL
+        await asyncio.to_thread(psutil.wait_procs, [grandchild], 5)
+        assert has_ended(grandchild.pid)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
+def test_a_supervisor_that_is_killed_leaves_no_process_and_no_file(how: signal.Signals) -> None:
+    command = [sys.executable, "-c", SUPERVISOR, POLITE, "stay"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout is not None
+        folder, *pids = supervisor.stdout.readline().split()
+        started = [psutil.Process(int(pid)) for pid in pids]
+        family = [*started, *psutil.Process(supervisor.pid).children(), *started[1].children()]
+        supervisor.send_signal(how)
+        supervisor.wait()
+    _, alive = psutil.wait_procs(set(family), timeout=20)
+    assert not alive
+    assert not Path(folder).exists()
+
+
+def test_a_supervisor_that_ends_well_leaves_nothing_behind_either() -> None:
+    command = [sys.executable, "-c", SUPERVISOR, POLITE, "leave"]
+    folder, *pids = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert all(has_ended(int(pid)) for pid in pids)
+    assert not Path(folder).exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "says"),
+    [
+        ("import sys; sys.exit('tsr-swarm: It is full; make room.')", 1, "It is full; make room."),
+        ("import sys; print('tsr-swarm: Bad.', file=sys.stderr); sys.exit(78)", 78, "Bad."),
+        ("import sys; print('last words', file=sys.stderr); sys.exit(3)", 3, "last words"),
+        ("import os; os.kill(os.getpid(), 9)", 1, "(signal 9)"),
+    ],
+)
+async def test_a_failure_is_told_in_the_childs_own_words(script: str, code: int, says: str) -> None:
+    with tempfile.TemporaryFile() as log:
+        async with Family() as family:
+            child = await family.start("it", [sys.executable, "-c", script], environment=os.environ, stderr=log)
+            await child.wait()
+        error = failure_of(child, log)
+    assert says in str(error)
+    assert error.exit_code == code
