@@ -96,11 +96,11 @@ def digests(events: list[Event]) -> dict[object, set[object]]:
 
 def test_a_swarm_of_unlike_machines_stays_bit_identical_through_two_refreshes(folder: Path) -> None:
     """One peer on two threads, one on another instruction set: exact sums do not care."""
-    done = tsr_swarm(
-        folder, "local", "tiny.toml", "--peers", "3", "--json", "--dir", "kept",
-        "--env", "1:OMP_NUM_THREADS=2",
+    command = [
+        "local", "tiny.toml", "--peers", "3", "--json", "--env", "1:OMP_NUM_THREADS=2",
         "--env", "2:ATEN_CPU_CAPABILITY=default", "--env", "2:MKL_ENABLE_INSTRUCTIONS=SSE4_2",
-    )  # fmt: skip
+    ]  # fmt: skip
+    done = tsr_swarm(folder, *command, "--dir", "kept")
     assert done.returncode == 0, done.stderr
     events = events_of(done.stdout)
     closed = [event for event in events if event["event"] == "round_closed"]
@@ -111,7 +111,7 @@ def test_a_swarm_of_unlike_machines_stays_bit_identical_through_two_refreshes(fo
     assert [event["refresh"] for event in events if event["event"] == "round_opened"] == [8, 0, 0, 0, 8]
     assert events[-1]["event"] == "run_finished"
 
-    again = tsr_swarm(folder, "local", "tiny.toml", "--peers", "3", "--json", "--dir", "again")
+    again = tsr_swarm(folder, *command)
     assert digests(events_of(again.stdout)) == digests(events), "the same seed gives the same digests"
 
     shown = tsr_swarm(folder, "sample", "kept", "--length", "20")

@@ -75,7 +75,7 @@ async def test_leaving_the_family_ends_its_children_and_theirs() -> None:
     async with Family() as family:
         child = await start(family, POLITE)
         [grandchild] = psutil.Process(child.pid).children()
-    assert child.exit_code == 0, "it was asked first"
+    assert child.exit_code not in (None, -signal.SIGKILL), "it was asked, and that was enough"
     assert has_ended(grandchild.pid)
 
 

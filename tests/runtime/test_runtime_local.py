@@ -1,0 +1,174 @@
+"""The supervisor of a local swarm against processes that play their parts. Real swarms are in tests/e2e."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tsr_swarm.config.load import read_toml, run_config_from_mapping
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.errors import RunError
+from tsr_swarm.runtime import local
+from tsr_swarm.runtime.children import ChildError, Family
+from tsr_swarm.runtime.faults import LocalPlan, plan_local
+from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.runtime.local import RUN_FILE, LocalOptions, coordinator_folder, fit_config, run_local
+from tsr_swarm.telemetry.events import Event, PeerJoined, RoundOpened, RunFinished, Warned, event_name
+
+# Plays the coordinator (prints a run whose peers it finds by their files) or a peer (leaves a file, waits to be ended).
+PLAYER = """
+import json, os, pathlib, signal, sys, time
+what, place, *rest = sys.argv[1:]
+place = pathlib.Path(place)
+def say(event, **fields):
+    print(json.dumps({"event": event, "time": 1.0, **fields}), flush=True)
+def wait(name):
+    while not (place / name).exists(): time.sleep(0.01)
+def finish(*_):
+    say("run_finished", rounds=1, first_loss=5.0, last_loss=4.0, wire_bytes=1, dense_bytes=2, digest="", reason="done")
+    (place / "over").touch()
+    sys.exit(0)
+if what == "coordinate":
+    signal.signal(signal.SIGINT, finish)
+    (place / "arguments").write_text(json.dumps(rest))
+    say("run_started", run="r", run_id="1", address="127.0.0.1:9", rounds=3, min_peers=2, parameters=1, k_x=1,
+        local_space="core", rank="d/2", voters=1, version="0")
+    play = os.environ["PLAY"]
+    if play == "crash":
+        sys.exit("tsr-swarm: The disk is full; make room.")
+    for name in ("peer-1", "peer-2"):
+        wait(name)
+        say("peer_joined", peer="0" * 32, name=name, number=1, address="", device="cpu", local_space="core")
+    if play == "peers fail":
+        signal.pause()
+    for round in (1, 2, 3):
+        say("round_opened", round=round, peers=2, steps=1, lr=0.1, refresh=0)
+        say("phase_changed", round=round, phase="commit", deadline=None, reason="")
+        if play == "join" and round == 2:
+            wait("peer-3")
+        if play == "kill" and round == 2:
+            signal.pause()
+    if play == "endless":
+        signal.pause()
+    finish()
+name = rest[rest.index("--name") + 1]
+(place / name).write_text(json.dumps({"arguments": rest, "threads": os.environ.get("OMP_NUM_THREADS")}))
+if os.environ.get("PLAY") == "peers fail":
+    sys.exit("tsr-swarm: The data folder is empty; name another.")
+while not (place / "over").exists(): time.sleep(0.01)
+"""
+
+
+class Stage:
+    """Runs one local swarm of players and keeps what it emitted."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.events: list[Event] = []
+        self.stop = StopRequest()
+
+        def command(what: str, *arguments: str) -> list[str]:
+            return [sys.executable, "-c", PLAYER, what, str(folder), *arguments]
+
+        monkeypatch.setattr(local, "own_command", command)
+
+    def plan(self, play: str, kills: Sequence[str] = (), joins: Sequence[int] = ()) -> LocalPlan:
+        environment = [f"{who}:PLAY={play}" for who in ("coordinator", "1", "2")]
+        return plan_local(peers=2, rounds=3, kills=kills, join_rounds=joins, environment=environment)
+
+    async def run(self, plan: LocalPlan, **options: bool) -> None:
+        config = fit_config(RunConfig(), plan, self.folder)
+        async with Family() as family, asyncio.timeout(60):
+            all_options = LocalOptions(config=config, plan=plan, folder=self.folder, **options)
+            await run_local(all_options, family, self.see, self.stop)
+
+    def see(self, event: Event) -> None:
+        self.events.append(event)
+
+    def names(self) -> list[str]:
+        return [event_name(event) for event in self.events]
+
+    def peer(self, name: str) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads((self.folder / name).read_text())
+        return told
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return Stage(tmp_path, monkeypatch)
+
+
+async def test_the_coordinators_events_are_passed_on_and_the_run_ends_with_it(stage: Stage) -> None:
+    await stage.run(stage.plan("plain"))
+    assert isinstance(stage.events[-1], RunFinished)
+    assert {event.name for event in stage.events if isinstance(event, PeerJoined)} == {"peer-1", "peer-2"}
+
+
+async def test_peers_are_told_where_the_coordinator_is_and_use_one_thread_each(stage: Stage) -> None:
+    await stage.run(stage.plan("plain"), use_dht=False)
+    told = stage.peer("peer-2")
+    arguments = told["arguments"]
+    assert arguments[arguments.index("--coordinator") + 1] == "127.0.0.1:9"
+    assert arguments[arguments.index("--dir") + 1] == str(stage.folder / "peer-2")
+    assert "--json" in arguments
+    assert "--no-dht" in arguments
+    assert told["threads"] == "1"
+
+
+async def test_the_run_file_that_the_coordinator_reads_fits_the_swarm(stage: Stage) -> None:
+    await stage.run(stage.plan("join", joins=[2]))
+    config = run_config_from_mapping(read_toml(stage.folder / RUN_FILE))
+    assert (config.run.min_peers, config.data.parts) == (2, 3)
+    assert config.checkpoint.dir == str(coordinator_folder(stage.folder))
+    assert json.loads((stage.folder / "arguments").read_text())[0] == str(stage.folder / RUN_FILE)
+
+
+async def test_a_further_peer_starts_when_its_round_opens(stage: Stage) -> None:
+    await stage.run(stage.plan("join", joins=[2]))
+    assert (stage.folder / "peer-3").exists()
+
+
+async def test_a_killed_coordinator_ends_the_run_with_a_sentence(stage: Stage) -> None:
+    with pytest.raises(RunError, match="killed in round 2, as asked"):
+        await stage.run(stage.plan("kill", kills=["coordinator@2/commit"]))
+    assert [event.round for event in stage.events if isinstance(event, RoundOpened)] == [1, 2]
+
+
+async def test_the_run_goes_on_without_a_killed_peer_but_not_without_any(stage: Stage) -> None:
+    with pytest.raises(RunError, match="No peer is left"):
+        await stage.run(stage.plan("kill", kills=["1@1", "2@2"]))
+    assert [event.round for event in stage.events if isinstance(event, RoundOpened)] == [1, 2]
+
+
+async def test_a_coordinator_that_fails_is_quoted(stage: Stage) -> None:
+    with pytest.raises(ChildError, match=r"^The disk is full; make room\.$") as caught:
+        await stage.run(stage.plan("crash"))
+    assert caught.value.exit_code == 1
+
+
+async def test_a_peer_that_fails_before_the_first_round_ends_a_run_that_waits_for_it(stage: Stage) -> None:
+    with pytest.raises(ChildError, match="The data folder is empty"):
+        await stage.run(stage.plan("peers fail"))
+
+
+async def test_a_request_to_stop_is_passed_to_the_coordinator_which_ends_the_run(stage: Stage) -> None:
+    plan = stage.plan("endless")
+    seen = stage.see
+
+    def stop_in_round_3(event: Event) -> None:
+        seen(event)
+        if isinstance(event, RoundOpened) and event.round == 3:
+            stage.stop.request()
+
+    stage.see = stop_in_round_3  # type: ignore[method-assign]
+    await stage.run(plan)
+    assert stage.names()[-1] == "run_finished"
+
+
+async def test_a_fault_that_never_came_due_is_told(stage: Stage) -> None:
+    await stage.run(stage.plan("plain", kills=["1@3/apply"]))
+    assert stage.events[-1] == Warned(message="The run ended before --kill peer-1@3/apply was due.")
