@@ -24,7 +24,6 @@ if sys.argv[1] == "fail":
 if sys.argv[1] == "wait":
     while True: signal.pause()
 if sys.argv[1] == "go on":
-    sys.stdin.readline()
     import os, time
     while not os.path.exists(sys.argv[2]): time.sleep(0.01)
 print("last", flush=True)
@@ -53,6 +52,7 @@ class Front:
         self.screen, self.stop = FakeScreen(), StopRequest()
         self.lines: list[str] = []
         self.closed_at: int | None = None
+        self.has_printed, self.has_ended, self.has_closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def run(self, *how: str) -> None:
         async with Family() as family, asyncio.timeout(60):
@@ -68,16 +68,17 @@ class Front:
 
     def see(self, line: bytes) -> None:
         self.lines.append(line.decode().strip())
+        (self.has_printed if line else self.has_ended).set()
 
     def closed(self) -> None:
         self.closed_at = len(self.lines)
+        self.has_closed.set()
 
 
 async def test_a_command_that_has_ended_well_stays_on_screen_until_it_is_closed() -> None:
     front = Front()
     running = asyncio.create_task(front.run("end"))
-    while "" not in front.lines:
-        await asyncio.sleep(0.01)
+    await front.has_ended.wait()
     assert not running.done()
     front.screen.exit()
     await running
@@ -88,11 +89,9 @@ async def test_a_command_that_has_ended_well_stays_on_screen_until_it_is_closed(
 async def test_a_closed_screen_leaves_the_command_running(tmp_path: Path) -> None:
     front = Front()
     running = asyncio.create_task(front.run("go on", str(tmp_path / "flag")))
-    while not front.lines:
-        await asyncio.sleep(0.01)
+    await front.has_printed.wait()
     front.screen.exit()
-    while front.closed_at is None:
-        await asyncio.sleep(0.01)
+    await front.has_closed.wait()
     (tmp_path / "flag").touch()
     await running
     assert front.closed_at == 1
@@ -109,8 +108,7 @@ async def test_a_command_that_fails_closes_the_screen_and_says_why() -> None:
 async def test_a_stop_is_passed_on_and_closes_the_screen_when_the_command_has_left() -> None:
     front = Front()
     running = asyncio.create_task(front.run("wait"))
-    while not front.lines:
-        await asyncio.sleep(0.01)
+    await front.has_printed.wait()
     front.stop.request()
     await running
     assert front.lines == ["first", "left", ""]

@@ -29,7 +29,7 @@ SAMPLE_LENGTH = 240
 def local(
     context: typer.Context,
     run_file: Annotated[
-        Path | None, typer.Argument(metavar="[RUN.toml]", help="The run file; without one, the defaults.")
+        Path | None, typer.Argument(metavar="RUN.toml", help="The run file; without one, the defaults.")
     ] = None,
     peers: Annotated[int | None, typer.Option(min=1, max=1000, metavar="N", show_default=str(PEERS))] = None,
     rounds: Annotated[

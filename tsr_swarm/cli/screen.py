@@ -71,6 +71,7 @@ async def _show(
     survive_hangup()
     screen = SwarmMonitor(source, title, QUIT_NOTE, interrupt)
     command, *rest = arguments
+    notice = asyncio.create_task(onlooker.say_leaving(stop))
     try:
         await run_front(
             family=family,
@@ -82,6 +83,7 @@ async def _show(
             stop=stop,
         )
     finally:
+        notice.cancel()
         onlooker.say_the_end()
 
 
@@ -125,6 +127,12 @@ class Onlooker:
     def screen_closed(self) -> None:
         self._is_printing = True
         print(QUIT_NOTE, flush=True)
+
+    async def say_leaving(self, stop: StopRequest) -> None:
+        """Answer Ctrl-C where the screen no longer does."""
+        await stop.gently.wait()
+        if self._is_printing:
+            print(LEAVING, flush=True)
 
     def say_the_end(self) -> None:
         """What the screen took with it."""

@@ -62,8 +62,8 @@ async def run_front(
         asks = asyncio.create_task(_pass_on(stop, child))
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(_pump(child, see))
-                group.create_task(_show(screen, child, closed))
+                pump = group.create_task(_pump(child, see))
+                group.create_task(_show(screen, pump, closed))
                 group.create_task(_close_when_over(screen, child, stop))
         finally:
             asks.cancel()
@@ -80,9 +80,9 @@ async def _pump(child: Child, see: Callable[[bytes], None]) -> None:
     see(b"")
 
 
-async def _show(screen: Screen, child: Child, closed: Callable[[], None]) -> None:
+async def _show(screen: Screen, pump: asyncio.Task[None], closed: Callable[[], None]) -> None:
     await screen.run_async()
-    if child.exit_code is None:
+    if not pump.done():
         closed()
 
 

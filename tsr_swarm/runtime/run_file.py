@@ -6,6 +6,7 @@ import io
 import json
 import tokenize
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 from tsr_swarm.config import run
@@ -25,7 +26,7 @@ def render(config: RunConfig, header: str = "") -> str:
 
 
 def _section(name: str, section: Any) -> str:
-    comments = _comments(type(section))
+    comments = _comments(type(section).__name__)
     about = [f"# {line}".rstrip() for line in inspect.cleandoc(type(section).__doc__ or "").splitlines()]
     keys = [_line(f.name, getattr(section, f.name), comments.get(f.name, "")) for f in fields(section)]
     return "\n".join([*about, f"[{name}]", *keys, ""])
@@ -46,7 +47,8 @@ def _toml(value: object) -> str:
     return repr(value)
 
 
-def _comments(section: type[Any]) -> dict[str, str]:
+@cache
+def _comments(section: str) -> dict[str, str]:
     """The comment at the end of each field's line in the source."""
     source = inspect.getsource(run)
     by_line = {
@@ -57,7 +59,7 @@ def _comments(section: type[Any]) -> dict[str, str]:
     return {
         node.target.id: by_line[node.lineno]
         for cls in ast.parse(source).body
-        if isinstance(cls, ast.ClassDef) and cls.name == section.__name__
+        if isinstance(cls, ast.ClassDef) and cls.name == section
         for node in cls.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.lineno in by_line
     }

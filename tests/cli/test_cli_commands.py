@@ -1,0 +1,270 @@
+"""What a person types, and the one sentence and exit code that comes back when it cannot be."""
+
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tsr_swarm import __version__
+from tsr_swarm.cli.coordinate import invitation
+from tsr_swarm.cli.join import name_from
+from tsr_swarm.cli.main import run
+from tsr_swarm.cli.output import Mode, choose_mode
+from tsr_swarm.config.load import load_run_config
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.telemetry.events import RoundClosed, RunFinished, RunStarted, encode
+
+COMMANDS = ("init", "local", "coordinate", "join", "monitor", "status", "sample", "replay")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("TSR_SWARM_")]:
+        monkeypatch.delenv(name)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code and the one line on stderr."""
+    code = run(arguments)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("tsr-swarm: ")
+    assert captured.err.endswith((".\n", "?\n"))
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return code, captured.err
+
+
+def recorded() -> list[str]:
+    """A whole run, as --json prints it."""
+    traffic = {"sent": {"core": 600}, "received": {"core": 400}}
+    events = [
+        RunStarted(
+            run="chat", run_id="1", address="127.0.0.1:1", rounds=1, min_peers=1, parameters=9, k_x=2,
+            local_space="core", rank="d/2", voters=1, version="0",
+        ),
+        RoundClosed(
+            round=1, peers=1, included=1, late=0, loss=2.5, local_loss=2.6, tokens=7, seconds=1.0,
+            wire_bytes=traffic, per_peer={}, raw_bytes={"sent": 1, "received": 1}, dense_bytes=100_000, digest="abc",
+        ),
+        RunFinished(
+            rounds=1, first_loss=5.5, last_loss=2.5, wire_bytes=1000, dense_bytes=100_000, digest="abc", reason="done"
+        ),
+    ]  # fmt: skip
+    return [encode(event, 10.0 + n) for n, event in enumerate(events)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["bogus"], "bogus"),
+        (["local", "--bogus"], "--bogus"),
+        (["local", "--peers", "0"], "--peers"),
+        (["local", "--peers", "many"], "--peers"),
+        (["local", "--plain", "--json"], "exclude each other"),
+        (["local", "--kill", "9@3"], "this swarm has peers 1 to 3; write WHO@ROUND[/PHASE]"),
+        (["local", "--kill", "soon"], "write WHO@ROUND[/PHASE]"),
+        (["local", "--join-at", "31"], "1 to 30"),
+        (["local", "--env", "2"], "write WHO:KEY=VALUE"),
+        (["local", "--resume"], "--dir"),
+        (["local", "--resume", "--dir", "nowhere"], "leave --resume out"),
+        (["coordinate"], "RUN.toml"),
+        (["coordinate", "run.toml", "--listen", "7700"], "host:port"),
+        (["coordinate", "run.toml", "--announce", "not a host"], "host:port"),
+        (["coordinate", "run.toml", "--dht-port", "70000"], "--dht-port"),
+        (["join"], "--coordinator HOST:PORT"),
+        (["join", "--coordinator", "swarm.example.org"], "host:port"),
+        (["join", "--coordinator", "h:1", "--name", "not a name"], "letters, digits"),
+        (["join", "--coordinator", "h:1", "--local-space", "half"], '"core" or "full"'),
+        (["join", "--coordinator", "h:1", "--listen", "h:2", "--outbound-only"], "exclude each other"),
+        (["monitor"], "--coordinator"),
+        (["status", "--coordinator", "nonsense"], "host:port"),
+        (["replay", "x", "--speed", "0"], "above 0"),
+        (["sample", "x", "--length", "0"], "--length"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, sentence = refusal(capsys, *arguments)
+    assert code == 2
+    assert says in sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["coordinate", "missing.toml"], 78, "tsr-swarm init"),
+        (["local", "missing.toml"], 78, "tsr-swarm init"),
+        (["local", "--set", "optimizer.lrr=1"], 78, "did you mean 'optimizer.lr'"),
+        (["local", "--set", "nonsense"], 78, "section.key=value"),
+        (["local", "--set", "optimizer.lr=9"], 78, "optimizer.lr = 9"),
+        (["join", "--coordinator", "h:1", "--profile", "missing.toml"], 78, "missing.toml"),
+        (["init", "no/such/folder/run.toml"], 78, "cannot be written"),
+        (["replay", "missing.jsonl"], 1, "missing.jsonl"),
+        (["sample", "missing"], 1, "missing"),
+        (["monitor", "--plain", "--coordinator", "127.0.0.1:1"], 69, "127.0.0.1:1"),
+        (["status", "--coordinator", "127.0.0.1:1"], 69, "127.0.0.1:1"),
+        (["join", "--json", "--no-dht", "--coordinator", "127.0.0.1:1"], 69, "127.0.0.1:1"),
+    ],
+)
+def test_what_fails_is_one_sentence_and_its_exit_code(
+    arguments: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, sentence = refusal(capsys, *arguments)
+    assert found == code
+    assert says in sentence
+
+
+def test_an_unexpected_failure_keeps_its_details_in_a_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tsr_swarm.runtime.run_file.render", lambda *_: 1 / 0)
+    code, sentence = refusal(capsys, "init", "new.toml")
+    [log] = tmp_path.glob("tsr-swarm-error-*.log")
+    assert code == 1
+    assert str(log) in sentence
+    assert "ZeroDivisionError" in log.read_text()
+
+
+def test_init_writes_a_file_that_says_what_the_defaults_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["init"]) == 0
+    assert "tsr-swarm coordinate run.toml" in capsys.readouterr().out
+    assert load_run_config(Path("run.toml"), environ={}) == RunConfig()
+
+
+def test_init_overwrites_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.toml").write_text("mine")
+    code, sentence = refusal(capsys, "init", "mine.toml")
+    assert (code, Path("mine.toml").read_text()) == (2, "mine")
+    assert "mine.toml" in sentence
+
+
+def test_a_folder_with_a_run_in_it_is_not_started_over(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run.toml").write_text("")
+    code, sentence = refusal(capsys, "local", "--dir", ".")
+    assert code == 2
+    assert "--resume" in sentence
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    assert f"Usage: tsr-swarm {command}" in capsys.readouterr().out
+
+
+def test_help_lists_the_commands_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {command} " in shown for command in COMMANDS)
+    assert all(code in shown for code in ("69", "76", "78", "130"))
+
+
+def test_no_command_at_all_is_a_usage_error_that_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    assert "Commands:" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"tsr-swarm {__version__}\n"
+
+
+def test_help_needs_neither_torch_nor_grpc_nor_textual() -> None:
+    script = (
+        "import sys; from tsr_swarm.cli.main import run; run(['--help']); "
+        "sys.exit(bool({'torch', 'grpc', 'textual', 'hivemind', 'rich'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
+
+
+def test_a_recording_is_replayed_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rec.jsonl").write_text("\n".join([*recorded(), "garbage"]) + "\n")
+    assert run(["replay", "rec.jsonl", "--speed", "inf", "--plain"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 3
+    assert "round 1 closed" in shown[1]
+
+
+def test_a_recording_is_replayed_as_it_was_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rec.jsonl").write_text("\n".join(recorded()) + "\n")
+    assert run(["replay", "rec.jsonl", "--speed", "inf", "--json"]) == 0
+    assert capsys.readouterr().out.splitlines() == recorded()
+    assert all(json.loads(line)["event"] for line in recorded())
+
+
+def test_a_closed_pipe_ends_a_command_without_a_word() -> None:
+    Path("rec.jsonl").write_text("\n".join(recorded() * 5000) + "\n")
+    command = [sys.executable, "-m", "tsr_swarm", "replay", "rec.jsonl", "--speed", "inf", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() in (0, 130)
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "environ", "flags", "mode"),
+    [
+        (Terminal(), {"TERM": "xterm"}, {}, Mode.SCREEN),
+        (Terminal(), {"TERM": "dumb"}, {}, Mode.PLAIN),
+        (Terminal(), {}, {}, Mode.PLAIN),
+        (Terminal(), {"TERM": "xterm", "CI": "true"}, {}, Mode.PLAIN),
+        (Terminal(), {"TERM": "xterm"}, {"plain": True}, Mode.PLAIN),
+        (Terminal(), {"TERM": "xterm"}, {"json": True}, Mode.JSON),
+        (io.StringIO(), {"TERM": "xterm"}, {}, Mode.PLAIN),
+    ],
+)
+def test_the_screen_opens_only_on_a_terminal_that_shows_it(
+    stream: io.StringIO, environ: dict[str, str], flags: dict[str, bool], mode: Mode
+) -> None:
+    chosen = choose_mode(plain=flags.get("plain", False), json=flags.get("json", False), stream=stream, environ=environ)
+    assert chosen is mode
+
+
+def test_an_invitation_is_one_line_to_paste_and_the_ports_to_forward() -> None:
+    lines = "\n".join(invitation("swarm.example.org:7700", "0.0.0.0:7700", 31337))
+    assert "tsr-swarm join --coordinator swarm.example.org:7700\n" in lines
+    assert "TCP port 7700 " in lines
+    assert "TCP port 31337 " in lines
+
+
+def test_an_announced_port_is_forwarded_to_the_one_that_listens() -> None:
+    assert "TCP port 443 to 7700" in "\n".join(invitation("swarm.example.org:443", "0.0.0.0:7700", 0))
+
+
+def test_an_invitation_to_this_machine_forwards_nothing() -> None:
+    lines = "\n".join(invitation("127.0.0.1:7700", "127.0.0.1:7700", 0))
+    assert "join --coordinator 127.0.0.1:7700" in lines
+    assert "forward" not in lines
+
+
+@pytest.mark.parametrize(
+    ("machine", "name"), [("ann-laptop.local", "ann-laptop"), ("Änne's Mac", "nne-s-Mac"), ("", "peer"), ("é", "peer")]
+)
+def test_a_peer_is_called_like_its_machine(machine: str, name: str) -> None:
+    assert name_from(machine) == name
+
+
+def test_a_run_file_that_cannot_be_read_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run.toml").write_bytes(b"\xff\xfe")
+    Path("run.toml").chmod(stat.S_IRUSR)
+    code, sentence = refusal(capsys, "coordinate", "run.toml")
+    assert code == 78
+    assert "run.toml" in sentence

@@ -1,0 +1,91 @@
+"""A peer's settings: flags over environment over profile over defaults."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tsr_swarm.cli.profile import JoinProfile, merge_profile, read_profile
+from tsr_swarm.errors import ConfigError
+
+TEXT_KEYS = ("coordinator", "device", "dir")
+LAYER = st.dictionaries(st.sampled_from(TEXT_KEYS), st.text("abc123", min_size=1))
+
+
+def profile(folder: Path, text: str) -> Path:
+    path = folder / "peer.toml"
+    path.write_text(text)
+    return path
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(flags=LAYER, environ=LAYER, file=LAYER)
+def test_each_setting_comes_from_the_first_that_has_it(
+    flags: dict[str, str], environ: dict[str, str], file: dict[str, str], tmp_path: Path
+) -> None:
+    path = profile(tmp_path, "[join]\n" + "".join(f'{key} = "{value}"\n' for key, value in file.items()))
+    variables = {f"TSR_SWARM_{key.upper()}": value for key, value in environ.items()}
+    merged = merge_profile({key: flags.get(key) for key in TEXT_KEYS}, variables, path)
+    for key in TEXT_KEYS:
+        default = getattr(JoinProfile(), key)
+        expected = flags.get(key) or environ.get(key) or file.get(key) or default
+        assert getattr(merged, key) == expected
+
+
+def test_every_kind_of_value_is_read_from_a_profile(tmp_path: Path) -> None:
+    path = profile(tmp_path, '[join]\ndata = ["a", "b"]\noutbound_only = true\ndht = false\nlocal_space = "full"\n')
+    merged = merge_profile({}, {}, path)
+    assert (merged.data, merged.outbound_only, merged.dht, merged.local_space) == (("a", "b"), True, False, "full")
+
+
+def test_every_kind_of_value_is_read_from_the_environment() -> None:
+    environ = {"TSR_SWARM_DATA": "a:b", "TSR_SWARM_OUTBOUND_ONLY": "1", "TSR_SWARM_DHT": "no", "HOME": "/"}
+    merged = merge_profile({}, environ, None)
+    assert (merged.data, merged.outbound_only, merged.dht) == (("a", "b"), True, False)
+
+
+def test_one_path_need_not_be_a_list(tmp_path: Path) -> None:
+    assert read_profile(profile(tmp_path, '[join]\ndata = "texts"\n')) == {"data": ("texts",)}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[join]\ndevise = 'cpu'\n", "did you mean 'device'"),
+        ("[join]\noutbound_only = 1\n", "true or false"),
+        ("[join]\ndevice = 1\n", "text"),
+        ("[join]\ndata = [1]\n", "list of paths"),
+        ("join = 1\n", r"\[join\] table"),
+        ("device = 'cpu'\n", r"\[join\] table"),
+        ("[join\n", "not valid TOML"),
+    ],
+)
+def test_a_profile_that_cannot_be_meant_is_refused(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        merge_profile({}, {}, profile(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"local_space": "half"}, "core"),
+        ({"name": "a b"}, "letters"),
+        ({"name": "x" * 33}, "1 to 32"),
+        ({"listen": "h:1", "outbound_only": True}, "exclude each other"),
+    ],
+)
+def test_values_that_no_peer_can_have_are_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        merge_profile(values, {}, None)
+
+
+def test_an_environment_that_is_neither_yes_nor_no_is_refused() -> None:
+    with pytest.raises(ConfigError, match="TSR_SWARM_DHT"):
+        merge_profile({}, {"TSR_SWARM_DHT": "perhaps"}, None)
+
+
+def test_defaults_live_in_one_place() -> None:
+    assert merge_profile({field.name: None for field in fields(JoinProfile)}, {}, None) == JoinProfile()

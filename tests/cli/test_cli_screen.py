@@ -1,0 +1,142 @@
+"""The real screen over a real command: keys go in, the command's fate comes out."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partialmethod
+
+import pytest
+from textual.pilot import Pilot
+
+from tsr_swarm.cli import screen
+from tsr_swarm.cli.status import status_lines, status_object
+from tsr_swarm.cli.summary import summary
+from tsr_swarm.monitor.app import SwarmMonitor
+from tsr_swarm.runtime.children import ChildError, Family
+from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+
+# Plays ``coordinate --json``: one round, and, told to "wait", another once it is asked to stop.
+COMMAND = """
+import json, signal, sys
+def say(event, **fields):
+    print(json.dumps({"event": event, "time": 1.0, **fields}), flush=True)
+def close(round, loss):
+    say("round_closed", round=round, peers=1, included=1, late=0, loss=loss, local_loss=loss, tokens=5, seconds=1.0,
+        wire_bytes={"sent": {"core": 100}, "received": {"core": 50, "basis": 50}}, per_peer={},
+        raw_bytes={"sent": 1, "received": 1}, dense_bytes=2000, digest="abcd")
+def finish(*_):
+    close(2, 2.0)
+    say("run_finished", rounds=2, first_loss=3.0, last_loss=2.0, wire_bytes=400, dense_bytes=4000, digest="", reason="it was asked to stop")
+    sys.exit(130)
+signal.signal(signal.SIGINT, finish)
+assert sys.argv[1:] == ["coordinate", "--json", "run.toml"], sys.argv
+print("noise", file=sys.stderr)
+say("run_started", run="chat", run_id="1", address="127.0.0.1:9", rounds=0, min_peers=1, parameters=9, k_x=2,
+    local_space="core", rank="d/2", voters=1, version="0")
+close(1, 3.0)
+if HOW == "fail":
+    sys.exit("tsr-swarm: It is full; make room.")
+while HOW == "wait": signal.pause()
+"""  # noqa: E501
+Steps = Callable[[Pilot[None]], Awaitable[None]]
+
+
+class Show:
+    """Runs the command behind the screen without a terminal, while somebody presses keys."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stop = StopRequest()
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr(screen, "survive_hangup", lambda: None)
+
+    async def run(self, how: str, steps: Steps) -> SwarmSnapshot:
+        headless = partialmethod(SwarmMonitor.run_async, headless=True, size=(80, 24), auto_pilot=steps)
+
+        def command(*arguments: str) -> list[str]:
+            return [sys.executable, "-c", f"HOW = {how!r}\n{COMMAND}", *arguments]
+
+        self._monkeypatch.setattr(SwarmMonitor, "run_async", headless)
+        self._monkeypatch.setattr(screen, "own_command", command)
+        async with Family() as family, asyncio.timeout(60):
+            return await screen.show_stream(family, "coordinator", ["coordinate", "run.toml"], "chat", self.stop)
+
+
+@pytest.fixture
+def show(monkeypatch: pytest.MonkeyPatch) -> Show:
+    return Show(monkeypatch)
+
+
+async def press_q_after_round_1(pilot: Pilot[None]) -> None:
+    await until(pilot, lambda s: s.round == 1)
+    await pilot.press("q")
+
+
+async def until(pilot: Pilot[None], condition: Callable[[SwarmSnapshot], bool]) -> None:
+    """Wait for the screen to have heard of something."""
+    app = pilot.app
+    assert isinstance(app, SwarmMonitor)
+    while not condition(app.snapshot):
+        await pilot.pause(0.01)
+
+
+async def test_a_closed_screen_leaves_the_command_running_in_plain_lines(
+    show: Show, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, told = screen.Onlooker.screen_closed, asyncio.Event()
+    monkeypatch.setattr(screen.Onlooker, "screen_closed", lambda self: (closed(self), told.set()))
+    showing = asyncio.create_task(show.run("wait", press_q_after_round_1))
+    await told.wait()
+    assert "training goes on" in capsys.readouterr().out
+    show.stop.request()
+    snapshot = await showing
+    assert snapshot.finished == "it was asked to stop"
+    assert "round 2 closed" in capsys.readouterr().out
+
+
+async def test_ctrl_c_on_the_screen_asks_the_command_to_finish_its_round(
+    show: Show, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def interrupt(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda s: s.round == 1)
+        await pilot.press("ctrl+c")
+
+    snapshot = await show.run("wait", interrupt)
+    assert show.stop.gently.is_set()
+    assert not show.stop.now.is_set()
+    assert snapshot.rounds_counted == 2
+    assert "run finished after 2 rounds (it was asked to stop)" in capsys.readouterr().out
+
+
+async def test_a_command_that_fails_closes_the_screen_and_is_quoted(show: Show) -> None:
+    async def look(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda s: not pilot.app.is_running)
+
+    with pytest.raises(ChildError, match=r"^It is full; make room\.$"):
+        await show.run("fail", look)
+
+
+async def test_what_a_run_came_to_is_told_in_a_few_lines(show: Show) -> None:
+    snapshot = await show.run("end", press_q_after_round_1)
+    text = "\n".join(summary(snapshot))
+    for part in ("1 round", "3.000", "core", "basis", "100 B", "2.00 kB", "10x", "abcd"):
+        assert part in text
+    assert summary(SwarmSnapshot()) == []
+
+
+async def test_a_status_is_a_few_lines_or_one_object(show: Show) -> None:
+    snapshot = await show.run("end", press_q_after_round_1)
+    assert status_lines(snapshot)[0].startswith("chat: ")
+    told = status_object(snapshot, 7.0)
+    assert (told["event"], told["time"], told["run"], told["wire_bytes"]) == ("status", 7.0, "chat", 200)
+
+
+def test_a_screen_that_outlives_its_terminal_swallows_what_it_writes() -> None:
+    script = (
+        "import os, sys; from tsr_swarm.cli.screen import survive_hangup\n"
+        "ours, theirs = os.openpty(); os.dup2(theirs, 2); os.close(theirs)\n"
+        "survive_hangup(); os.close(ours)\n"
+        "sys.__stderr__.write('x' * 100000); sys.__stderr__.flush(); print('alive')"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout == b"alive\n"
