@@ -184,8 +184,6 @@ Action = OpenRound | Reduce | Propose | Commit | Drop | Finish | Explain
 
 def step(state: LeaderState, event: Event, now: float) -> tuple[LeaderState, list[Action]]:
     """Take in one event. The same state, event and time always give the same answer."""
-    if state.phase is Phase.FINISHED:
-        return _drop(state, event.peer_id, event.reason) if isinstance(event, Left) else (state, [])
     state, actions = _take_in(state, event, now)
     state, silent = _drop_silent(state, now)
     state, progress = _progress(state, now)
@@ -257,8 +255,8 @@ def _between_rounds(state: LeaderState, now: float, actions: list[Action]) -> tu
         return replace(state, phase=Phase.FINISHED), [*actions, Finish("it was asked to stop")]
     if state.policy.last_round and state.round >= state.policy.last_round:
         return replace(state, phase=Phase.FINISHED), [*actions, Finish(f"round {state.round} was the last")]
-    # min_peers is for the first round of this leader; afterwards anyone who is here can train.
-    needed = 1 if state.has_opened else state.policy.min_peers
+    # min_peers is for the first round of this leader; below the quorum no round could close.
+    needed = max(state.policy.deadlines.quorum, 1 if state.has_opened else state.policy.min_peers)
     if len(state.members) < needed:
         reason = f"{len(state.members)} of {needed} peers are here"
         return _explain(state, Decision(close=False, deadline=0.0, reason=reason), None, actions)

@@ -94,7 +94,7 @@ def next_action(state: PeerState) -> Action:
     """The most urgent thing to do. Applying what is published comes before sending, sending before training."""
     if not state.is_member:
         return Join()
-    if state.applied < 0 or state.needs_state:
+    if state.applied < 0 or state.needs_state or _is_forked(state):
         return FetchState()
     if state.committed > state.applied:
         return FetchRound(state.applied + 1)
@@ -102,8 +102,6 @@ def next_action(state: PeerState) -> Action:
         return Upload(state.unsent)
     if state.is_finished:
         return Quit()
-    if _is_forked(state):
-        return FetchState()
     if state.open_round == state.applied + 1 and state.trained < state.open_round:
         return Train(state.open_round)
     return Wait()
@@ -127,12 +125,26 @@ def is_stale(state: PeerState, training_round: int) -> bool:
 
 
 def applied(state: PeerState, round: int, chain: str) -> PeerState:
-    """A published round, or a downloaded state, is now in the consensus weights."""
+    """A published round is now in the consensus weights."""
+    committed, unsent = max(state.committed, round), 0 if state.unsent <= round else state.unsent
+    return replace(state, applied=round, chain=chain, committed=committed, unsent=unsent)
+
+
+def restored(state: PeerState, round: int, chain: str) -> PeerState:
+    """The consensus weights are now a downloaded state. It may be older than what this peer knew of."""
     return replace(
         state,
         applied=round,
         chain=chain,
         needs_state=False,
-        committed=max(state.committed, round),
-        unsent=0 if state.unsent <= round else state.unsent,
+        committed=round,
+        open_round=0,  # until the next news
+        trained=min(state.trained, round),
+        unsent=0,
     )
+
+
+def rejoined(state: PeerState, finished_work: int) -> PeerState:
+    """This peer is a member again. What it finished and nobody has averaged yet is offered once more."""
+    unsent = finished_work if finished_work > state.applied else 0
+    return replace(state, is_member=True, unsent=unsent)

@@ -15,11 +15,10 @@ from tsr_swarm.errors import ConfigError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.runtime.discovery import Discovery
 from tsr_swarm.runtime.leadership import VOTER, Leadership, Tools
-from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.runtime.lifeline import StopRequest, run_unless_now
 from tsr_swarm.runtime.run_folder import RunFolder, StartingPoint, resume_run, start_run
 from tsr_swarm.runtime.service import CoordinatorService
-from tsr_swarm.runtime.stopping import run_unless_now
-from tsr_swarm.swarm.addresses import is_loopback, join_address, multiaddrs_for, split_address
+from tsr_swarm.swarm.addresses import is_loopback, is_unspecified, join_address, multiaddrs_for, split_address
 from tsr_swarm.swarm.identity import load_identity
 from tsr_swarm.swarm.records import Role
 from tsr_swarm.telemetry import events
@@ -54,6 +53,8 @@ async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], No
             f"Listening on {options.listen} lets anybody who reaches that port join, read the model and send updates, "
             "unencrypted; add --insecure if you mean it, or listen on 127.0.0.1."
         )
+    if is_unspecified(host) and options.announce is None:
+        raise ConfigError(f"Nobody can dial {options.listen}; add --announce HOST, the name that others reach you by.")
     await run_unless_now(_coordinate(options, emit, stop.gently), stop)
 
 
@@ -64,13 +65,23 @@ async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None],
         log.append(event)
         sink(event)
 
-    def warn(message: str) -> None:
-        emit(events.Warned(message=message))
-
     config, folder = options.config, RunFolder(Path(options.config.checkpoint.dir))
     evaluate = await asyncio.to_thread(make_evaluate, config)  # first: it finds a data source that is not there
+    with folder.locked():
+        await _lead(options, folder, evaluate, log, emit, stop_gently)
+
+
+async def _lead(
+    options: CoordinateOptions,
+    folder: RunFolder,
+    evaluate: Callable[[Consensus], float],
+    log: EventLog,
+    emit: Callable[[Event], None],
+    stop_gently: asyncio.Event,
+) -> None:
+    config = options.config
     identity = load_identity(folder.path / "identity.key")
-    start = await asyncio.to_thread(_begin, options, folder, warn)
+    start = await asyncio.to_thread(_begin, options, folder, emit)
     tools = Tools(
         journal=folder.journal,
         delta_log=start.delta_log,
@@ -81,40 +92,46 @@ async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None],
     )
     leadership = Leadership(config, start.manifest, start.consensus, start.progress, tools)
     discovery = Discovery(identity, start.manifest.run_id, emit)
-    announce_host = options.announce.partition(":")[0] if options.announce else ""
+    announce_host = announced(options.announce, 0)[0] if options.announce else ""
 
     def initial_peers(caller: Caller) -> list[str]:
         return list(multiaddrs_for(caller.address, discovery.multiaddrs, announce_host))
 
     service = CoordinatorService(leadership, start.delta_log, log, initial_peers, emit)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(leadership.close)
         port = await stack.enter_async_context(serve(service, options.listen, ByteLedger()))
         address = _shown_address(options, port)
         if options.use_dht:
             stack.push_async_callback(discovery.close)
             await discovery.start(**_dht_addresses(options, announce_host), initial_peers=())
         emit(_started(options, start, address))
+        service.open()
         announcing = asyncio.create_task(discovery.keep_announcing(VOTER, address, Role.COORDINATOR))
         stack.callback(announcing.cancel)
-        stack.callback(leadership.close)
         finished = await leadership.run(stop_gently)
         await leadership.see_peers_off()
         emit(finished)
 
 
-def _begin(options: CoordinateOptions, folder: RunFolder, warn: Callable[[str], None]) -> StartingPoint:
+def _begin(options: CoordinateOptions, folder: RunFolder, emit: Callable[[Event], None]) -> StartingPoint:
     if options.resume:
-        return resume_run(folder, options.config, warn)
+        return resume_run(folder, options.config, lambda message: emit(events.Warned(message=message)))
     return start_run(folder, options.config)
 
 
 def _shown_address(options: CoordinateOptions, port: int) -> str:
     """What others type to join."""
     host, _ = split_address(options.listen)
-    if options.announce is None:
-        return join_address(host, port)
-    _, colon, announced_port = options.announce.rpartition(":")
-    return options.announce if colon and announced_port.isdigit() else join_address(options.announce, port)
+    return join_address(*announced(options.announce, port)) if options.announce else join_address(host, port)
+
+
+def announced(text: str, port: int) -> tuple[str, int]:
+    """Host and port of ``HOST`` or ``HOST:PORT``; ``port`` where none is written."""
+    is_bare_ipv6 = text.count(":") > 1 and not text.startswith("[")
+    if is_bare_ipv6 or text.endswith("]") or ":" not in text:
+        return text.strip("[]"), port
+    return split_address(text)
 
 
 def _dht_addresses(options: CoordinateOptions, announce_host: str) -> dict[str, tuple[str, int] | None]:

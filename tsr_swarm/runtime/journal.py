@@ -10,37 +10,39 @@ from tsr_swarm.rounds.votes import VoterState
 
 
 class Journal:
-    """Append-only lines of JSON. A last line cut off by a crash was never told to anybody and is ignored."""
+    """The newest state of one voter, replaced as a whole: a crash leaves the old one or the new one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def load(self) -> VoterState:
-        """The newest state written; a fresh one if there is no journal."""
-        state = VoterState()
+        """What was written last; a fresh state if nothing was. Raises RunError."""
         try:
-            lines = self._path.read_text("utf-8").splitlines()
+            return VoterState(**json.loads(self._path.read_text("utf-8")))
         except FileNotFoundError:
-            return state
-        except (OSError, UnicodeDecodeError) as error:
-            raise RunError(
-                f"The journal {self._path} cannot be read ({error}); restore it or start a new run."
-            ) from error
-        for number, line in enumerate(lines, 1):
-            try:
-                state = VoterState(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                if number < len(lines):
-                    raise RunError(f"Line {number} of the journal {self._path} is damaged; restore it.") from error
-        return state
+            return VoterState()
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"The journal {self._path} cannot be read ({error}); restore it from a copy.") from error
 
-    def append(self, state: VoterState) -> None:
-        """Write and fsync. Raises RunError, for instance on a full disk; then nothing may be told to anybody."""
+    def write(self, state: VoterState) -> None:
+        """Replace the state and fsync. Raises RunError, as on a full disk; then nothing may be told to anybody."""
+        aside = self._path.with_suffix(".tmp")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
+            with aside.open("w", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(state)) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            aside.replace(self._path)
+            sync_folder(self._path.parent)
         except OSError as error:
             raise RunError(f"The journal {self._path} cannot be written ({error}); free some space there.") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

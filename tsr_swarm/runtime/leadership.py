@@ -4,7 +4,7 @@ One event loop owns everything here; torch works on one worker thread, in the or
 """
 
 import asyncio
-import contextlib
+import copy
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,17 +14,18 @@ from typing import TypeVar, TypeVarTuple
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.errors import PeerError, RunError
+from tsr_swarm.errors import CheckpointError, PeerError, RunError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds import leader, votes
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.reducer import split_blocks
+from tsr_swarm.runtime.background import Background, Signal
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.journal import Journal
 from tsr_swarm.runtime.reduction import Published, Reduction, open_published
 from tsr_swarm.runtime.roster import Roster
-from tsr_swarm.runtime.round_report import Outcome, closed_event
+from tsr_swarm.runtime.round_report import Outcome, closed_event, outcome_of
 from tsr_swarm.runtime.state_chunks import StateSnapshot, snapshot
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
@@ -33,7 +34,9 @@ from tsr_swarm.wire.messages import published_to_proto
 VOTER = "coordinator"
 TICK_SECONDS = 0.25
 REPORT_SECONDS = 5.0  # how long a closed round waits for its peers' reports before it is shown
-GOODBYE_SECONDS = 10.0
+GOODBYE_SECONDS = 60.0
+WRITE_AGAIN_SECONDS = 5.0
+SNAPSHOT_ROUNDS = 5  # a state this old is still served: replaying the rounds since is cheaper than a new one
 KEPT_DIGESTS = 100  # rounds; a peer reports within a round or two
 
 T = TypeVar("T")
@@ -71,7 +74,7 @@ class Totals:
 
 
 class Leadership:
-    """Leads and reduces one run. ``changed`` is notified whenever what followers are told has changed."""
+    """Leads and reduces one run. ``changed`` wakes followers and whoever waits for reports or departures."""
 
     def __init__(
         self, config: RunConfig, manifest: Manifest, consensus: Consensus, progress: Progress, tools: Tools
@@ -79,8 +82,8 @@ class Leadership:
         self.config = config
         self.manifest = manifest
         self.roster = Roster()
-        self.version = 1
-        self.changed = asyncio.Condition()
+        self.changed = Signal()
+        self.version = 1  # of what followers are told
         self.committed = progress  # what followers may fetch
         self.reduction: Reduction | None = None
         self.digests: dict[int, asyncio.Future[str]] = {}
@@ -89,12 +92,13 @@ class Leadership:
         self._tools = tools
         self._totals = Totals()
         self._worker = ThreadPoolExecutor(1, "maths")
-        self._tasks = asyncio.TaskGroup()
-        self._outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
+        self._background = Background()
+        self._after_commit: set[asyncio.Task[None]] = set()
         self._result: Published | None = None  # proposed, not yet committed
-        self._applying: set[asyncio.Task[None]] = set()
-        self._snapshot: StateSnapshot | None = None
+        self._expected: frozenset[str] = frozenset()  # in the round that is being reduced
+        self._snapshot: tuple[int, asyncio.Future[StateSnapshot]] | None = None
         self._opened_at = 0.0
+        self._show_in_order = asyncio.Lock()
         self._finished = asyncio.Event()
         self._finish_reason = ""
         self._voter = tools.journal.load()
@@ -108,7 +112,7 @@ class Leadership:
         request = votes.VoteRequest(term, VOTER, self._voter.accepted_term, self._voter.accepted_round)
         self._voter, answer = votes.vote(self._voter, request)
         assert answer.granted, "a voter grants its own newer term"
-        self._tools.journal.append(self._voter)
+        self._tools.journal.write(self._voter)
         limits = self.config.round
         deadlines = DeadlinePolicy(
             quorum=limits.quorum, floor_seconds=limits.floor_seconds, ceiling_seconds=limits.ceiling_seconds
@@ -120,20 +124,11 @@ class Leadership:
 
     async def run(self, stop_gently: asyncio.Event) -> events.RunFinished:
         """Lead until the run is finished or asked to stop. Raises RunError if it cannot go on."""
-        try:
-            async with self._tasks:
-                self._totals.first_loss = self._totals.last_loss = await self._score(self._applied.round)
-                background = [
-                    self._tasks.create_task(work)
-                    for work in (self._tick(), self._show_outcomes(), self._stop_when(stop_gently))
-                ]
-                await self._finished.wait()
-                await asyncio.gather(*self._applying)
-                await self._outcomes.join()
-                for task in background:
-                    task.cancel()
-        except* RunError as group:
-            raise _first(group) from None
+        self._totals.first_loss = self._totals.last_loss = await self._score(self._consensus, self._applied.round)
+        self._background.start(self._tick())
+        self._background.start(self._stop_when(stop_gently))
+        await self._background.until(self._finished)
+        await asyncio.gather(*self._after_commit)
         return events.RunFinished(
             rounds=self._applied.round,
             first_loss=self._totals.first_loss,
@@ -145,13 +140,12 @@ class Leadership:
         )
 
     async def see_peers_off(self) -> None:
-        """Stay until every peer has fetched the last round and left, or has had time to."""
-        async with self.changed:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.changed.wait_for(lambda: not self._leader.members), GOODBYE_SECONDS)
+        """Stay until every peer has fetched the last round and left, or has fallen silent."""
+        await self.changed.wait_for(lambda: not self._leader.members, GOODBYE_SECONDS)
 
-    def close(self) -> None:
-        """Let go of the worker thread."""
+    async def close(self) -> None:
+        """End what is still running."""
+        await self._background.close()
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def dispatch(self, event: leader.Event) -> None:
@@ -172,6 +166,18 @@ class Leadership:
     async def _on_worker(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
+    async def _write(self, function: Callable[[*Ts], None], *arguments: *Ts) -> None:
+        """Write what must be on disk before the run can go on. A full disk makes the run wait, not end."""
+        has_warned = False
+        while True:
+            try:
+                return await asyncio.to_thread(function, *arguments)
+            except RunError as error:
+                if not has_warned:
+                    self._emit(events.Warned(message=f"{error} The run waits until it can be written."))
+                has_warned = True
+                await asyncio.sleep(WRITE_AGAIN_SECONDS)
+
     # --- what the leader decides --------------------------------------------------------------------------------
 
     def _carry_out(self, action: leader.Action) -> None:
@@ -179,19 +185,21 @@ class Leadership:
             case leader.OpenRound(round):
                 self._open(round)
             case leader.Reduce():
-                self._tasks.create_task(self._reduce())
+                self._expected = self._leader.expected
+                self._background.start(self._reduce())
             case leader.Propose(term, round, chain):
-                self._tasks.create_task(self._propose(votes.Proposal(term, round, chain)))
+                self._background.start(self._propose(votes.Proposal(term, round, chain)))
             case leader.Commit():
                 self._commit()
             case leader.Drop(peer_id, reason):
                 self._drop(peer_id, reason)
             case leader.Explain(phase, deadline, reason):
-                self._explain(phase, deadline, reason)
+                self._explain(self._leader.round, phase.value, deadline, reason)
             case leader.Finish(reason):
                 self._finish_reason = reason
-                self._explain(leader.Phase.FINISHED, None, reason)
-                self._tasks.create_task(self._finish())
+                self._explain(self._leader.round, leader.Phase.FINISHED.value, None, reason)
+                self._tell_followers()
+                self._finished.set()
 
     def _open(self, round: int) -> None:
         plan = plan_round(self.config, self.manifest.blocks, round, self.committed.chain)
@@ -206,15 +214,15 @@ class Leadership:
                 refresh=len(plan.due.refresh),
             )
         )
-        self._explain(leader.Phase.TRAIN, None, "peers take their local steps")
+        self._explain(round, leader.Phase.TRAIN.value, None, "peers take their local steps")
+        self._tell_followers()
 
     async def _reduce(self) -> None:
         reduction = self._open_reduction()
         reduction.close()
         result = await self._on_worker(self._reduce_on_worker, reduction)
         # On disk before it is voted on: whoever restarts can apply what was accepted.
-        header = published_to_proto(result.header)
-        await asyncio.to_thread(self._tools.delta_log.store, header, result.data)
+        await self._write(self._tools.delta_log.store, published_to_proto(result.header), result.data)
         self._result = result
         self.dispatch(leader.Reduced(reduction.plan.round, result.header.chain.hex()))
 
@@ -225,12 +233,13 @@ class Leadership:
         self._voter, answer = votes.accept(self._voter, proposal)
         if not answer.granted:
             raise RunError(f"Round {proposal.round} was not accepted ({answer.reason}); start again with --resume.")
-        await asyncio.to_thread(self._tools.journal.append, self._voter)
+        await self._write(self._tools.journal.write, self._voter)
         self.dispatch(leader.Accepted(VOTER, proposal.term, proposal.round, proposal.chain))
 
     def _commit(self) -> None:
         result, reduction = self._result, self._open_reduction()
         assert result is not None, "a commit follows a proposal"
+        self._result = None
         round = reduction.plan.round
         self._tools.delta_log.commit(round)
         self.committed = Progress(round, result.header.chain.hex())
@@ -238,32 +247,26 @@ class Leadership:
         self.reported[round] = set()
         for old in [known for known in self.digests if known <= round - KEPT_DIGESTS]:
             del self.digests[old], self.reported[old]
-        apply = self._tasks.create_task(self._apply(result, reduction, self.seconds_open(), self.members))
-        self._applying.add(apply)
-        apply.add_done_callback(self._applying.discard)
-        self._explain_round(round, "apply", None, "committed: fetch, apply, report")
+        outcome = outcome_of(result, reduction, self._expected, self.members, self.seconds_open())
+        task = self._background.start(self._apply(result, self.committed, outcome))
+        self._after_commit.add(task)
+        task.add_done_callback(self._after_commit.discard)
+        self._explain(round, "apply", None, "committed: fetch, apply, report")
+        self._tell_followers()
 
     def _drop(self, peer_id: str, reason: str) -> None:
         peer = self.roster.get(peer_id)
         if peer is not None and peer.is_here:
             peer.is_here = False
             self._emit(events.PeerLeft(peer=peer_id, name=peer.name, reason=reason))
+        self.changed.notify()
 
-    def _explain(self, phase: leader.Phase, deadline: float | None, reason: str) -> None:
-        self._explain_round(self._leader.round, phase.value, deadline, reason)
-
-    def _explain_round(self, round: int, phase: str, deadline: float | None, reason: str) -> None:
+    def _explain(self, round: int, phase: str, deadline: float | None, reason: str) -> None:
         self._emit(events.PhaseChanged(round=round, phase=phase, deadline=deadline, reason=reason))
-        self._tasks.create_task(self.announce())
 
-    async def announce(self) -> None:
-        """Wake everybody who waits for ``changed``."""
+    def _tell_followers(self) -> None:
         self.version += 1
-        async with self.changed:
-            self.changed.notify_all()
-
-    async def _finish(self) -> None:
-        self._finished.set()
+        self.changed.notify()
 
     def _open_reduction(self) -> Reduction:
         assert self.reduction is not None, "a round is open"
@@ -271,70 +274,61 @@ class Leadership:
 
     # --- after the commit ---------------------------------------------------------------------------------------
 
-    async def _apply(self, result: Published, reduction: Reduction, seconds: float, members: int) -> None:
-        """Apply to the leader's own weights, then score and save; the worker thread keeps rounds in order."""
-        progress = self.committed
-        digest = await self._on_worker(self._apply_on_worker, result, progress)
-        self._snapshot = None
+    async def _apply(self, result: Published, progress: Progress, outcome: Outcome) -> None:
+        """Apply to the leader's own weights, score, save and show. The worker thread keeps rounds in order."""
+        until = self._tools.clock() + REPORT_SECONDS
+        digest, frozen = await self._on_worker(self._apply_on_worker, result, progress)
+        del result  # its payloads need not wait for the rest
         self.digests[progress.round].set_result(digest)
-        loss = await self._score(progress.round)
-        path = ""
-        if progress.round % self.config.checkpoint.every == 0 or self._finish_reason:
-            path = await self._on_worker(self._tools.save, self._consensus, progress)
-            self._tools.delta_log.checkpointed(progress.round)
-        self._outcomes.put_nowait(
-            Outcome(
-                result=result,
-                reduction=reduction,
-                seconds=seconds,
-                members=members,
-                loss=loss,
-                digest=digest,
-                checkpoint=path,
-            )
-        )
+        async with self._show_in_order:  # fair: rounds take it in the order of their commits
+            loss = await self._score(frozen, progress.round)
+            path = await self._save(frozen, progress)
+            await self._wait_for_reports(outcome, until - self._tools.clock())
+            self._show(outcome, loss, digest)
+            if path:
+                self._emit(events.CheckpointSaved(round=progress.round, path=path))
 
-    def _apply_on_worker(self, result: Published, progress: Progress) -> str:
+    def _apply_on_worker(self, result: Published, progress: Progress) -> tuple[str, Consensus]:
         self._consensus.apply(result.header.plan, result.grids, result.void)
         self._applied = progress
-        return self._consensus.digest().hex()
+        # Its tensors are replaced by the next round, never written to: a shallow copy stays what it is.
+        return self._consensus.digest().hex(), copy.copy(self._consensus)
 
-    async def _score(self, round: int) -> float | None:
-        value = await self._on_worker(self._tools.evaluate, self._consensus)
+    async def _score(self, consensus: Consensus, round: int) -> float | None:
+        value = await self._on_worker(self._tools.evaluate, consensus)
         loss = value if math.isfinite(value) else None
         self._emit(events.Evaluated(round=round, loss=loss))
         return loss
 
-    async def _show_outcomes(self) -> None:
-        while True:
-            outcome = await self._outcomes.get()
-            await self._wait_for_reports(outcome.reduction.plan.round)
-            self._show(outcome)
-            self._outcomes.task_done()
+    async def _save(self, consensus: Consensus, progress: Progress) -> str:
+        """Write a checkpoint if one is due. One that cannot be written is a warning: the rounds are on disk."""
+        if progress.round % self.config.checkpoint.every and not self._finish_reason:
+            return ""
+        try:
+            path = await self._on_worker(self._tools.save, consensus, progress)
+        except CheckpointError as error:
+            self._emit(events.Warned(message=f"{error} Training goes on; the next round tries again."))
+            return ""
+        self._tools.delta_log.checkpointed(progress.round)
+        return path
 
-    async def _wait_for_reports(self, round: int) -> None:
+    async def _wait_for_reports(self, outcome: Outcome, seconds: float) -> None:
         """A round's bytes are known once its peers have reported them; a busy peer's are counted with the next."""
-        reported = self.reported.get(round, set())
-        async with self.changed:
-            try:
-                is_complete = self.changed.wait_for(lambda: set(self._leader.members) <= reported)
-                await asyncio.wait_for(is_complete, REPORT_SECONDS)
-            except TimeoutError:
-                return
+        reported = self.reported.get(outcome.round, set())
+        await self.changed.wait_for(
+            lambda: all(peer in reported or not self.is_member(peer) for peer in outcome.included), seconds
+        )
 
-    def _show(self, outcome: Outcome) -> None:
-        round = outcome.reduction.plan.round
-        if not outcome.result.grids:
-            self._emit(events.RoundVoid(round=round, reason="no shard reached its quorum; its work stays in residuals"))
-        reports = len(self.reported.get(round, ()))
-        closed = closed_event(outcome, self.roster.everyone(), reports, self.manifest.parameters)
+    def _show(self, outcome: Outcome, loss: float | None, digest: str) -> None:
+        if not outcome.included:
+            reason = "no shard reached its quorum; the work stays with its peers"
+            self._emit(events.RoundVoid(round=outcome.round, reason=reason))
+        closed = closed_event(outcome, self.roster.everyone(), self.manifest.parameters, loss, digest)
         sent, received = closed.wire_bytes["sent"], closed.wire_bytes["received"]
         self._totals.wire_bytes += sum(sent.values()) + sum(received.values())
         self._totals.dense_bytes += closed.dense_bytes
-        self._totals.last_loss = outcome.loss
+        self._totals.last_loss = loss
         self._emit(closed)
-        if outcome.checkpoint:
-            self._emit(events.CheckpointSaved(round=round, path=outcome.checkpoint))
 
     def _emit(self, event: Event) -> None:
         self._tools.emit(event)
@@ -343,13 +337,22 @@ class Leadership:
 
     @property
     def phase(self) -> leader.Phase:
+        """Where the run is."""
         return self._leader.phase
 
     @property
+    def is_over(self) -> bool:
+        """Whether the last round is done, so that peers may go. A coordinator that is only stopped comes back."""
+        last = self.config.run.rounds
+        return self.phase is leader.Phase.FINISHED and 0 < last <= self.committed.round
+
+    @property
     def members(self) -> int:
+        """How many peers take part."""
         return len(self._leader.members)
 
     def is_member(self, peer_id: str) -> bool:
+        """Whether this peer takes part."""
         return peer_id in self._leader.members
 
     @property
@@ -368,10 +371,11 @@ class Leadership:
         return None if deadline is None else max(0.0, deadline - self._tools.clock())
 
     async def state(self) -> StateSnapshot:
-        """The newest state to serve, made once a round and only if somebody asks."""
-        if self._snapshot is None:
-            self._snapshot = await self._on_worker(self._snapshot_on_worker)
-        return self._snapshot
+        """A recent state to serve, made only if somebody asks; what came since is in the delta log."""
+        if self._snapshot is None or self._snapshot[0] < self.committed.round - SNAPSHOT_ROUNDS:
+            made = asyncio.get_running_loop().run_in_executor(self._worker, self._snapshot_on_worker)
+            self._snapshot = (self.committed.round, made)
+        return await asyncio.shield(self._snapshot[1])
 
     def _snapshot_on_worker(self) -> StateSnapshot:
         return snapshot(self._consensus, self._applied.round, bytes.fromhex(self._applied.chain))
@@ -395,8 +399,3 @@ def replay(
     if progress.round == accepted.round and accepted.round and progress.chain != accepted.chain:
         raise RunError(f"Round {accepted.round} on disk is not the one that was accepted; restore {delta_log.folder}.")
     return progress
-
-
-def _first(group: BaseExceptionGroup[RunError]) -> RunError:
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

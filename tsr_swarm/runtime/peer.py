@@ -1,6 +1,7 @@
 """A volunteer peer: one process that joins a run, trains on its own machine and exchanges cores and sketches."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -10,15 +11,14 @@ from pathlib import Path
 import torch
 
 from tsr_swarm import __version__
-from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest, decode_manifest
+from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest, decode_manifest, make_manifest
 from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.runtime.discovery import Discovery
-from tsr_swarm.runtime.lifeline import StopRequest
-from tsr_swarm.runtime.run_folder import CONSENSUS
+from tsr_swarm.runtime.lifeline import StopRequest, run_unless_now
+from tsr_swarm.runtime.run_folder import CONSENSUS, folder_lock
 from tsr_swarm.runtime.session import Introduction, PeerSession
-from tsr_swarm.runtime.stopping import run_unless_now
 from tsr_swarm.swarm.addresses import clock_warning, is_loopback, split_address
 from tsr_swarm.swarm.identity import load_identity, new_identity
 from tsr_swarm.swarm.records import Role
@@ -27,7 +27,7 @@ from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.train import checkpoint
 from tsr_swarm.train.data import TokenStream, private_tokens, training_tokens
-from tsr_swarm.train.llama import build_model
+from tsr_swarm.train.llama import build_model, parameter_shapes
 from tsr_swarm.train.split import part_of
 from tsr_swarm.train.trainer import Trainer, make_space
 from tsr_swarm.transport.client import SwarmClient
@@ -37,6 +37,7 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 SPACE = "space"  # the checkpoint's file of moments and residual
 KEEP = 2
+BYTES_A_PARAMETER = 16  # weights of model and consensus, gradients, and a state that is being received
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +68,12 @@ async def _take_part(options: JoinOptions, emit: Callable[[Event], None], stop_g
     ledger = ByteLedger()
     host, port = split_address(options.coordinator)
     async with AsyncExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(folder_lock(folder))
         client = await stack.enter_async_context(SwarmClient(options.coordinator, ledger))
         hello = await _say_hello(client, emit)
         manifest = decode_manifest(hello.manifest)
+        require_reasonable(manifest)
         kind = _local_space(options, manifest)
         bench = _Bench(options, manifest, kind, device)
         introduction = Introduction(
@@ -113,6 +117,21 @@ async def _meet(discovery: Discovery, options: JoinOptions, host: str, initial_p
     await discovery.keep_announcing(options.name, options.listen or "", Role.PEER)
 
 
+def require_reasonable(manifest: Manifest) -> None:
+    """Refuse a manifest whose blocks are not its model's, or whose run does not fit into this machine's memory."""
+    config = manifest.config
+    expected = make_manifest(manifest.run_id, config, parameter_shapes(config.model))
+    if expected.digest != manifest.digest:
+        raise RefusedError("The coordinator's manifest lists other blocks than its model has; ask its organiser.")
+    needed = BYTES_A_PARAMETER * manifest.parameters
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        raise RefusedError(
+            f"The run's model needs about {needed / 1e9:.1f} GB of memory, this machine has {available / 1e9:.1f} GB; "
+            "join from a larger one."
+        )
+
+
 def choose_device(name: str) -> torch.device:
     """``auto`` takes a GPU if there is one. Raises ConfigError for a device that is not there."""
     if name == "auto":
@@ -145,11 +164,13 @@ class _Bench:
         self._streams: dict[int, TokenStream] = {}
         self._number = 0
 
-    def trainer(self, number: int, consensus: Consensus) -> Trainer:
-        """One trainer for the whole session; a new number only changes which data it draws."""
+    def take_number(self, number: int) -> None:
+        """Read the data that goes with the number now, so that data that is not there is an error at the start."""
         self._number = number
-        if number:
-            self._stream()  # now, so that data that is not there is an error at the start
+        self._stream()
+
+    def trainer(self, consensus: Consensus) -> Trainer:
+        """One trainer for the whole session."""
         if self._trainer is None:
             model = build_model(self._manifest.config.model, consensus.weights).to(self._device)
             space = make_space(self._kind, model, self._manifest)
@@ -204,7 +225,7 @@ class _Bench:
             raise RefusedError(f"{saved.path} is of another run; join without --resume, or with another --dir.")
         lift = self._manifest.config.optimizer.lift
         consensus = Consensus.from_tensors(self._manifest.blocks, dict(saved.files[CONSENSUS]), lift)
-        trainer = self.trainer(0, consensus)
+        trainer = self.trainer(consensus)
         try:
             trainer.load(saved.files[SPACE], int(document["sent_round"]))
         except (KeyError, ValueError) as error:

@@ -25,25 +25,25 @@ class Peer:
     traffic: dict[Direction, Counter[str]] = field(default_factory=lambda: {d: Counter() for d in Direction})
     overhead: int = 0  # the newest total it reported ...
     overhead_counted: int = 0  # ... and what of it was in closed rounds
-    progress_shown: float = 0.0  # when its progress was last made an event
+    progress_shown: float = 0.0  # when its progress, or a refusal, was last made an event
+    refusal_shown: float = 0.0
 
 
 class Roster:
-    """Peers by id. A peer keeps its number and name for the whole run."""
+    """Peers by id. Nobody who is here has the number or the name of another; one who returns gets its own if free."""
 
     def __init__(self) -> None:
         self._peers: dict[str, Peer] = {}
 
     def admit(self, peer_id: str, name: str, address: str, device: str, local_space: str) -> Peer:
         """Admit or welcome back. Raises RefusedError when the roster is full of peers that are here."""
-        known = self._peers.get(peer_id)
-        if known is not None:
-            known.address, known.device, known.local_space, known.is_here = address, device, local_space, True
-            return known
-        if len(self._peers) >= MAX_PEERS:
+        known = self._peers.pop(peer_id, None)
+        if known is None and len(self._peers) >= MAX_PEERS:
             self._forget_one()
-        number = self._free_number(name)
+        number = self._free_number(known.number if known is not None else _number_in(name))
         peer = Peer(peer_id, self._free_name(name, number), number, address, device, local_space)
+        if known is not None:
+            peer.traffic = known.traffic  # reported, not yet shown
         self._peers[peer_id] = peer
         return peer
 
@@ -58,12 +58,11 @@ class Roster:
         """Peers of the whole run, by number."""
         return sorted(self._peers.values(), key=lambda peer: peer.number)
 
-    def _free_number(self, name: str) -> int:
-        """The number a name ends in, as "peer-3" does, or else the lowest; never one that somebody here has."""
+    def _free_number(self, wish: int | None) -> int:
+        """The number wished for, or else the lowest; never one that somebody here has."""
         taken = {peer.number for peer in self._peers.values() if peer.is_here}
-        wish = _NUMBERED.search(name)
-        if wish and int(wish[1]) not in taken:
-            return int(wish[1])
+        if wish is not None and wish not in taken:
+            return wish
         return next(number for number in range(1, len(taken) + 2) if number not in taken)
 
     def _free_name(self, name: str, number: int) -> str:
@@ -75,3 +74,9 @@ class Roster:
         if gone is None:
             raise RefusedError(f"The run is full: {MAX_PEERS} peers are taking part; try again when some have left.")
         del self._peers[gone]
+
+
+def _number_in(name: str) -> int | None:
+    """The number a name ends in, as "peer-3" does."""
+    match = _NUMBERED.search(name)
+    return int(match[1]) if match else None

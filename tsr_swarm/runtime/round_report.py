@@ -12,43 +12,70 @@ from tsr_swarm.telemetry.ledger import Direction
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A committed round and what became of it at the leader."""
+    """The figures of a committed round. Small: the payloads themselves are not kept."""
 
-    result: Published
-    reduction: Reduction
+    round: int
+    steps: int
+    included: frozenset[str]
+    expected: frozenset[str]  # peers that were here when it closed and had been asked to take part
+    members: int
+    tokens: int
+    local_loss: float | None
+    raw_sent: int
+    raw_received: int
     seconds: float  # from its announcement to its commit
-    members: int  # peers that took part in the run when it was committed
-    loss: float | None  # held-out, nats a token
-    digest: str
-    checkpoint: str  # "" when none was due
 
 
-def closed_event(outcome: Outcome, everyone: Iterable[Peer], reports: int, parameters: int) -> events.RoundClosed:
-    """Sum up a round. Takes the peers' reported traffic: each byte is in one round's event."""
-    plan, reduction = outcome.reduction.plan, outcome.reduction
-    included = outcome.result.included()
+def outcome_of(
+    result: Published, reduction: Reduction, expected: frozenset[str], members: int, seconds: float
+) -> Outcome:
+    """Take down what a round was, as it is committed."""
+    included = result.included()
     headers = [reduction.headers[peer] for peer in included if peer in reduction.headers]
     tokens = sum(header.tokens for header in headers)
     weighed = sum(header.local_loss * header.tokens for header in headers)
-    per_peer = {peer.name: _take(peer) for peer in everyone if any(peer.traffic.values())}
-    return events.RoundClosed(
-        round=plan.round,
-        peers=outcome.members,
-        included=len(included),
-        late=max(0, outcome.members - len(included)),
-        loss=outcome.loss,
-        local_loss=weighed / tokens if tokens else None,
+    return Outcome(
+        round=reduction.plan.round,
+        steps=reduction.plan.steps,
+        included=included,
+        expected=expected,
+        members=members,
         tokens=tokens,
+        local_loss=weighed / tokens if tokens else None,
+        raw_sent=reduction.raw_bytes,
+        raw_received=result.raw_bytes * members,
+        seconds=seconds,
+    )
+
+
+def closed_event(
+    outcome: Outcome, everyone: Iterable[Peer], parameters: int, loss: float | None, digest: str
+) -> events.RoundClosed:
+    """Sum up a round. Takes the peers' reported traffic: each byte is in one round's event."""
+    per_peer: dict[str, events.PeerTraffic] = {}
+    totals: dict[Direction, Counter[str]] = {direction: Counter() for direction in Direction}
+    for peer in everyone:
+        for direction in Direction:
+            totals[direction].update(peer.traffic[direction])
+        if any(peer.traffic.values()):
+            # Two peers of one name, one after the other, are two lines.
+            name = peer.name if peer.name not in per_peer else f"{peer.name}/{peer.peer_id[:6]}"
+            per_peer[name] = _take(peer)
+    return events.RoundClosed(
+        round=outcome.round,
+        peers=outcome.members,
+        included=len(outcome.included),
+        late=len(outcome.expected - outcome.included),
+        loss=loss,
+        local_loss=outcome.local_loss,
+        tokens=outcome.tokens,
         seconds=round(outcome.seconds, 3),
-        wire_bytes={
-            "sent": _sum(traffic["sent"] for traffic in per_peer.values()),
-            "received": _sum(traffic["received"] for traffic in per_peer.values()),
-        },
+        wire_bytes={"sent": dict(totals[Direction.SENT]), "received": dict(totals[Direction.RECEIVED])},
         per_peer=per_peer,
-        raw_bytes={"sent": reduction.raw_bytes, "received": outcome.result.raw_bytes * reports},
+        raw_bytes={"sent": outcome.raw_sent, "received": outcome.raw_received},
         # Data-parallel training moves every gradient up and every mean down, in fp32, at every step.
-        dense_bytes=plan.steps * len(included) * 2 * 4 * parameters,
-        digest=outcome.digest,
+        dense_bytes=outcome.steps * len(outcome.included) * 2 * 4 * parameters,
+        digest=digest,
     )
 
 
@@ -59,10 +86,3 @@ def _take(peer: Peer) -> events.PeerTraffic:
     for counts in peer.traffic.values():
         counts.clear()
     return {"sent": sent, "received": received, "overhead": overhead}
-
-
-def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for count in counts:
-        total.update(count)
-    return dict(total)

@@ -1,7 +1,9 @@
 """A run's folder: checkpoints, the rounds since, the journal, the manifest; and how a run is started or resumed."""
 
+import fcntl
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError
+from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunError
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.runtime.delta_log import DeltaLog
@@ -34,7 +36,13 @@ class RunFolder:
 
     @property
     def journal(self) -> Journal:
-        return Journal(self.path / "journal.jsonl")
+        return Journal(self.path / "journal.json")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder. Raises RunError if one is in it."""
+        with folder_lock(self.path):
+            yield
 
     def delta_log(self, manifest: Manifest) -> DeltaLog:
         """The rounds since the last checkpoint, and as many older ones as the state has bytes."""
@@ -45,6 +53,21 @@ class RunFolder:
         document = {"manifest": manifest.encoded.decode(), "chain": progress.chain, "digest": consensus.digest().hex()}
         files = {CONSENSUS: consensus.tensors()}
         return str(checkpoint.save(self.checkpoints, progress.round, files, document, keep))
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the one lock of ``folder``; the kernel lets go of it however the process ends."""
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((folder / "lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"Another process is using {folder}; stop it, or choose another folder.") from None
+        except OSError as error:
+            raise RunError(f"{folder} cannot be used ({error}); choose a folder you can write to.") from error
+        yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +82,8 @@ class StartingPoint:
 
 def start_run(folder: RunFolder, config: RunConfig) -> StartingPoint:
     """A new run with fresh weights and bases. Refuses a folder that holds one."""
-    if checkpoint.saved_rounds(folder.checkpoints) or folder.journal.load().accepted_round:
+    # A state before round 1 alone is what a start leaves that went no further, such as one whose port was taken.
+    if set(checkpoint.saved_rounds(folder.checkpoints)) - {0} or folder.journal.load().accepted_round:
         raise ConfigError(f"{folder.path} already holds a run; add --resume, or choose another checkpoint.dir.")
     manifest = make_manifest(secrets.token_hex(16), config, parameter_shapes(config.model))
     consensus = fresh_consensus(manifest)

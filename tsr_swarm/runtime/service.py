@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from tsr_swarm import __version__
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
-from tsr_swarm.errors import PeerError, RefusedError
+from tsr_swarm.errors import PeerError, RefusedError, RunError
 from tsr_swarm.rounds import leader
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.leadership import Leadership
@@ -20,14 +20,14 @@ from tsr_swarm.wire.gate import Contribution, check_contribution
 from tsr_swarm.wire.messages import Shard, open_envelope, plan_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-PROGRESS_SECONDS = 1.0
+PROGRESS_SECONDS = 1.0  # at most one event of a kind and peer in this time: peers must not flood the log
 DIGEST_SECONDS = 60.0  # the leader's own apply may be slower than a peer's
 _PHASES = {
     leader.Phase.WAITING: pb.PHASE_WAITING,
     leader.Phase.TRAIN: pb.PHASE_TRAIN,
     leader.Phase.EXCHANGE: pb.PHASE_EXCHANGE,
     leader.Phase.COMMIT: pb.PHASE_COMMIT,
-    leader.Phase.FINISHED: pb.PHASE_FINISHED,
+    leader.Phase.FINISHED: pb.PHASE_WAITING,  # stopped, and may come back: peers wait for it; see is_over
 }
 
 
@@ -47,6 +47,11 @@ class CoordinatorService:
         self._log = log
         self._initial_peers = initial_peers
         self._emit = emit
+        self._opened = asyncio.Event()
+
+    def open(self) -> None:
+        """Admit peers from now on; before, they wait."""
+        self._opened.set()
 
     async def hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:
         """Tell what run this is; refuse another protocol."""
@@ -68,16 +73,20 @@ class CoordinatorService:
         """Admit a peer of this very run."""
         control.check_join(request)
         self._require_manifest(request.manifest_digest)
+        await self._opened.wait()
         allowed = self._lead.config.optimizer.local_space
         if allowed not in ("mixed", request.local_space):
             raise RefusedError(
                 f'This run takes peers of local_space "{allowed}", not "{request.local_space}"; '
                 "leave --local-space out."
             )
-        peer = self._lead.roster.admit(
-            request.peer_id, request.name, request.address, request.device, request.local_space
-        )
-        if not self._lead.is_member(peer.peer_id):
+        known = self._lead.roster.get(request.peer_id)
+        if known is not None and known.is_here:
+            peer = known  # a repeated call
+        else:
+            peer = self._lead.roster.admit(
+                request.peer_id, request.name, request.address, request.device, request.local_space
+            )
             self._emit(
                 events.PeerJoined(
                     peer=peer.peer_id,
@@ -121,19 +130,15 @@ class CoordinatorService:
         return self._news(peer.peer_id)
 
     async def _wait_for_news(self, request: pb.FollowRequest) -> None:
-        async with self._lead.changed:
-            try:
-                has_news = self._lead.changed.wait_for(lambda: self._lead.version != request.known_version)
-                await asyncio.wait_for(has_news, request.wait_ms / 1000)
-            except TimeoutError:
-                return
+        seconds = request.wait_ms / 1000
+        await self._lead.changed.wait_for(lambda: self._lead.version != request.known_version, seconds)
 
     def _news(self, peer_id: str) -> pb.FollowReply:
         plan, left = self._lead.open_plan, self._lead.seconds_left()
         shards = [Shard(blocks) for blocks in self._lead.reduction.shard_blocks] if self._lead.reduction else []
         committed = self._lead.committed
         return pb.FollowReply(
-            phase=_PHASES[self._lead.phase],
+            phase=pb.PHASE_FINISHED if self._lead.is_over else _PHASES[self._lead.phase],
             plan=plan_to_proto(plan, shards) if plan is not None else None,
             committed_round=committed.round,
             committed_chain=bytes.fromhex(committed.chain),
@@ -216,9 +221,10 @@ class CoordinatorService:
             header = open_envelope(envelope)
         except PeerError:
             return
-        peer = self._lead.roster.get(header.peer_id)
-        if peer is None:
+        peer, now = self._lead.roster.get(header.peer_id), time.monotonic()
+        if peer is None or now - peer.refusal_shown < PROGRESS_SECONDS:
             return
+        peer.refusal_shown = now
         round, peer_id, name = header.round, peer.peer_id, peer.name
         if error.reason == "round":
             self._emit(events.PayloadLate(round=round, peer=peer_id, name=name, reason=str(error)))
@@ -229,7 +235,11 @@ class CoordinatorService:
         self, request: pb.FetchPublishedRequest, caller: Caller
     ) -> tuple[pb.PublishedHeader, bytes]:
         """Serve a committed round from the delta log."""
-        kept = self._delta_log.get(request.round)
+        try:
+            kept = await asyncio.to_thread(self._delta_log.get, request.round)
+        except RunError as error:
+            self._emit(events.Warned(message=str(error)))
+            kept = None
         if kept is None:
             raise RefusedError(f"Round {request.round} is not kept here any more; fetch the state instead.")
         return kept
@@ -237,18 +247,17 @@ class CoordinatorService:
     async def report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:
         """Compare a peer's digest with the leader's. A difference names round and peer and sends the peer back."""
         control.check_report(request)
-        peer, digest = self._lead.roster.get(request.peer_id), self._lead.digests.get(request.round)
-        if peer is None or digest is None:
+        peer, reported = self._lead.roster.get(request.peer_id), self._lead.reported.get(request.round)
+        if peer is None or reported is None or peer.peer_id in reported:
             return pb.ReportReply(resync=False)
+        reported.add(peer.peer_id)
         for direction, counts in ((Direction.SENT, request.sent), (Direction.RECEIVED, request.received)):
             peer.traffic[direction].update(dict(counts))
         peer.overhead = max(peer.overhead, request.overhead_bytes)
-        expected = await asyncio.wait_for(asyncio.shield(digest), DIGEST_SECONDS)
-        differs = request.digest.hex() != expected
+        expected = await asyncio.wait_for(asyncio.shield(self._lead.digests[request.round]), DIGEST_SECONDS)
         self._show_digest(peer, request, expected)
-        self._lead.reported.get(request.round, set()).add(peer.peer_id)
-        await self._lead.announce()
-        return pb.ReportReply(resync=differs)
+        self._lead.changed.notify()
+        return pb.ReportReply(resync=request.digest.hex() != expected)
 
     def _show_digest(self, peer: Peer, request: pb.ReportRequest, expected: str) -> None:
         digest = request.digest.hex()
@@ -264,7 +273,6 @@ class CoordinatorService:
         """Let a peer go."""
         control.check_leave(request)
         self._lead.dispatch(leader.Left(request.peer_id, request.reason or "it said goodbye"))
-        await self._lead.announce()
         return pb.LeaveReply()
 
     async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:

@@ -3,19 +3,23 @@
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
 from tsr_swarm.config.plan import RoundPlan
-from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
+from tsr_swarm.errors import CheckpointError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds import peer as decide
-from tsr_swarm.runtime.reduction import Published, open_published
+from tsr_swarm.runtime.background import Background, Signal
+from tsr_swarm.runtime.reduction import open_published
 from tsr_swarm.runtime.state_chunks import StateAssembly
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
@@ -29,9 +33,15 @@ from tsr_swarm.wire.gate import max_published_bytes, shard_slots
 from tsr_swarm.wire.messages import ContributionHeader, Shard, plan_from_proto, seal
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
+STOPPED = "it was asked to stop"
+GONE = "the run has finished, and its coordinator is gone"
 LISTEN_MS = 2000  # one Follow; also how often progress is told
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # the last one repeats
 GIVE_UP_SECONDS = 1800.0
+FINISHED_ATTEMPTS = 2  # a coordinator that has finished soon ends
+WAIT_SECONDS = 60.0  # nothing is waited for without looking again
+REPORT_SECONDS = 90.0  # the leader may be slower than we are
+SAVE_SECONDS = 60.0
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -51,8 +61,12 @@ class Introduction:
 class Workshop(Protocol):
     """What the session needs of its owner: a trainer for its number, and a place to save it."""
 
-    def trainer(self, number: int, consensus: Consensus) -> Trainer:
-        """The trainer of this peer; the same one for the same number."""
+    def take_number(self, number: int) -> None:
+        """From now on this peer has this number: it says which data is its own. Raises ConfigError without data."""
+        ...
+
+    def trainer(self, consensus: Consensus) -> Trainer:
+        """The one trainer of this peer."""
         ...
 
     def save(self, trainer: Trainer, state: decide.PeerState) -> None:
@@ -78,65 +92,71 @@ class PeerSession:
         self._workshop, self._emit = workshop, emit
         self._state = decide.PeerState()
         self._trainer: Trainer | None = None
-        self._number, self._name = 0, introduction.name
+        self._number = 0
         self._plan: RoundPlan | None = None
         self._shards: tuple[Shard, ...] = ()
         self._work: RoundWork | None = None
-        self._news = asyncio.Event()
+        self._assembly: StateAssembly | None = None
+        self._news = Signal()
         self._version = 0
         self._progress = pb.Progress()
-        self._reported = {direction: dict[str, int]() for direction in Direction}
+        self._reported = {direction: Counter[str]() for direction in Direction}
         self._rounds_included = 0
         self._worker = ThreadPoolExecutor(1, "maths")
-        self._is_leaving = False  # once its round is over
+        self._background = Background()
+        self._leaving = asyncio.Event()  # set: leave once the round is over
         self._is_over = False
+        self._saved_at = -math.inf
 
     def restore(self, trainer: Trainer, state: decide.PeerState) -> None:
         """Go on from this peer's own checkpoint."""
         self._trainer = trainer
         self._state = state
 
-    async def run(self, stop_gently: asyncio.Event) -> str:
-        """Take part until the run ends or ``stop_gently`` is set and its round is over. Returns the reason.
-
-        Raises RefusedError when the coordinator turns this peer away, UnreachableError when it stays away.
-        """
-        listening = asyncio.create_task(self._listen())
-        acting = asyncio.create_task(self._act())
-        leaving = asyncio.create_task(self._leave_when(stop_gently))
-        try:
-            await asyncio.wait({listening, acting}, return_when=asyncio.FIRST_COMPLETED)
-            if listening.done():
-                listening.result()  # it only ever ends by an error, which is the session's
-            reason = await acting
-            await self._save()
-            await self._say_goodbye(reason)
-            return reason
-        finally:
-            self._is_over = True  # a training thread ends at its next step
-            tasks = (listening, acting, leaving)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._worker.shutdown(wait=False, cancel_futures=True)
-
     @property
     def rounds_included(self) -> int:
         """Rounds in whose average this peer's work is."""
         return self._rounds_included
 
+    async def run(self, stop_gently: asyncio.Event) -> str:
+        """Take part until the run ends or ``stop_gently`` is set and its round is over. Returns the reason.
+
+        Raises RefusedError when the coordinator turns this peer away, UnreachableError when it stays away.
+        """
+        done = asyncio.Event()
+        reasons: list[str] = []
+
+        async def act() -> None:
+            reasons.append(await self._act())
+            done.set()
+
+        self._background.start(self._listen())
+        self._background.start(self._leave_when(stop_gently))
+        self._background.start(act())
+        try:
+            await self._background.until(done)
+            await self._save()
+            await self._say_goodbye(reasons[0])
+            return reasons[0]
+        finally:
+            self._is_over = True  # a training thread ends at its next step
+            await self._background.close()
+            self._worker.shutdown(wait=False, cancel_futures=True)
+
     async def _act(self) -> str:
+        """Do the most urgent thing, again and again, until there is a reason to end."""
         while True:
             action = decide.next_action(self._state)
-            if self._is_leaving and isinstance(action, decide.Train | decide.Join | decide.FetchState):
-                return "it was asked to stop"
+            if self._leaving.is_set() and not isinstance(action, decide.FetchRound | decide.Upload | decide.Wait):
+                return STOPPED
             match action:
                 case decide.Join():
                     await self._keep_trying(self._join)
                 case decide.FetchState():
                     await self._keep_trying(self._fetch_state)
                 case decide.FetchRound(round):
-                    await self._catch_up(round)
+                    if not await self._keep_trying(partial(self._catch_up, round)):
+                        return GONE if self._state.is_finished else STOPPED
                 case decide.Upload():
                     await self._upload()
                 case decide.Train():
@@ -144,22 +164,52 @@ class PeerSession:
                 case decide.Quit():
                     return "the run has finished"
                 case decide.Wait():
-                    if self._is_leaving and self._state.trained <= self._state.applied:
-                        return "it was asked to stop"
-                    self._news.clear()
-                    if isinstance(decide.next_action(self._state), decide.Wait):
-                        await self._news.wait()
+                    if self._leaving.is_set() and self._state.trained <= self._state.applied:
+                        return STOPPED
+                    await self._news.wait_for(self._is_there_news(), WAIT_SECONDS)
+
+    def _is_there_news(self) -> Callable[[], bool]:
+        was_leaving = self._leaving.is_set()
+        return lambda: (
+            not isinstance(decide.next_action(self._state), decide.Wait) or self._leaving.is_set() != was_leaving
+        )
+
+    async def _leave_when(self, stop_gently: asyncio.Event) -> None:
+        await stop_gently.wait()
+        self._leaving.set()
+        self._news.notify()
+
+    async def _keep_trying(self, call: Callable[[], Awaitable[None]]) -> bool:
+        """Repeat ``call`` while the coordinator cannot be reached: True once it went through.
+
+        False when this peer was asked to leave meanwhile, or the run has finished and nobody is there any more.
+        Warns once. Raises UnreachableError after half an hour.
+        """
+        started, attempt = time.monotonic(), 0
+        while True:
+            try:
+                await call()
+                return True
+            except UnreachableError as error:
+                if attempt == 0 and not self._state.is_finished:
+                    self._emit(events.Warned(message=f"{error} This peer keeps trying."))
+                if time.monotonic() - started > GIVE_UP_SECONDS:
+                    raise
+            if self._state.is_finished and attempt >= FINISHED_ATTEMPTS:
+                return False
+            pause = RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]
+            if await self._news.wait_for(self._leaving.is_set, pause):
+                return False
+            attempt += 1
 
     # --- listening ----------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
         """Follow the leader for as long as the session lasts; doubles as this peer's heartbeat."""
         while True:
-            if not self._state.is_member:
-                self._news.set()
-                await asyncio.sleep(RETRY_SECONDS[0])
-                continue
-            await self._keep_trying(self._follow)
+            await self._news.wait_for(lambda: self._state.is_member, WAIT_SECONDS)
+            if self._state.is_member and not await self._keep_trying(self._follow):
+                await asyncio.sleep(RETRY_SECONDS[0])  # leaving: the round may still be finished
 
     async def _follow(self) -> None:
         self._kernel.sample()  # a connection that closes keeps what was seen of it last
@@ -173,6 +223,7 @@ class PeerSession:
         plan: RoundPlan | None = None
         if reply.HasField("plan"):
             plan, self._shards = plan_from_proto(reply.plan, self._manifest.blocks)
+            self._require_legal(plan)
             self._plan = plan
         self._version = reply.version
         self._state = decide.hear(
@@ -185,27 +236,19 @@ class PeerSession:
                 unknown_peer=reply.unknown_peer,
             ),
         )
-        self._news.set()
+        self._news.notify()
 
-    async def _leave_when(self, stop_gently: asyncio.Event) -> None:
-        await stop_gently.wait()
-        self._is_leaving = True
-        self._news.set()
-
-    async def _keep_trying(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Repeat ``call`` while the coordinator cannot be reached. Says so once; gives up after half an hour."""
-        started, attempt = time.monotonic(), 0
-        while True:
-            try:
-                await call()
-                return
-            except UnreachableError as error:
-                if attempt == 0:
-                    self._emit(events.Warned(message=f"{error} This peer keeps trying."))
-                if time.monotonic() - started > GIVE_UP_SECONDS:
-                    raise
-                await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
-                attempt += 1
+    def _require_legal(self, plan: RoundPlan) -> None:
+        """A plan follows from the manifest: a coordinator cannot ask for other steps, rates or refreshes later on."""
+        legal = plan_round(self._manifest.config, self._manifest.blocks, plan.round, plan.parent)
+        rates = zip(
+            (plan.lr_first, plan.lr_last, plan.decay), (legal.lr_first, legal.lr_last, legal.decay), strict=True
+        )
+        same = (plan.first_step, plan.steps, plan.due) == (legal.first_step, legal.steps, legal.due)
+        if not same or not all(math.isclose(a, b, rel_tol=1e-9) for a, b in rates):
+            raise RefusedError(
+                f"The plan of round {plan.round} is not what this run's manifest says; this peer leaves."
+            )
 
     # --- joining ------------------------------------------------------------------------------------------------
 
@@ -222,40 +265,47 @@ class PeerSession:
             )
         )
         control.check_join_reply(reply)
-        self._number, self._name, self._version = reply.number, reply.name, 0
-        if self._trainer is not None:
-            self._trainer = self._workshop.trainer(self._number, self._trainer.consensus)
-        self._state = replace(self._state, is_member=True)
+        self._number, self._version = reply.number, 0
+        await self._on_worker(self._workshop.take_number, reply.number)
+        self._state = decide.rejoined(self._state, self._work.plan.round if self._work is not None else 0)
+        self._news.notify()
         self._emit(
             events.Joined(
                 run=self._manifest.config.run.name,
-                name=self._name,
-                number=self._number,
+                name=reply.name,
+                number=reply.number,
                 address=self._client.address,
                 round=max(0, self._state.applied),
             )
         )
 
     async def _fetch_state(self) -> None:
-        """Download the newest state, going on after a broken connection where it stopped."""
+        """Download a recent state, going on after a broken connection where it stopped."""
         started = time.monotonic()
         digest = bytes.fromhex(self._manifest.digest)
         description = await self._client.describe_state(pb.DescribeStateRequest(manifest_digest=digest))
         control.check_state_description(description)
-        assembly = StateAssembly(description, self._manifest)
+        if self._assembly is None or self._assembly.description != description:
+            self._assembly = StateAssembly(description, self._manifest)
+        assembly = self._assembly
         try:
-            while not assembly.is_complete:
-                with suppress(UnreachableError):
-                    await self._fetch_chunks(assembly)
+            await self._fetch_chunks(assembly)
         except RefusedError:
             return  # a newer state has replaced it: begin again with that one
+        except PeerError as error:
+            self._assembly = None
+            raise UnreachableError(f"{error} It will be fetched again.") from error
+        if not assembly.is_complete:
+            raise UnreachableError(f"The state's download stopped after {assembly.next_chunk} chunks.")
+        self._assembly = None
         consensus = await self._on_worker(assembly.consensus, self._manifest)
         if self._trainer is None:
-            self._trainer = await self._on_worker(self._workshop.trainer, self._number, consensus)
+            self._trainer = await self._on_worker(self._workshop.trainer, consensus)
         else:
             await self._on_worker(self._trainer.replace_consensus, consensus)
         self._work = None
-        self._state = replace(decide.applied(self._state, description.round, description.chain.hex()), unsent=0)
+        self._state = decide.restored(self._state, description.round, description.chain.hex())
+        self._version = 0  # hear the news again, in the light of this state
         seconds = round(time.monotonic() - started, 3)
         self._emit(events.StateReceived(round=description.round, bytes=description.total_bytes, seconds=seconds))
 
@@ -264,6 +314,8 @@ class PeerSession:
         async with aclosing(self._client.fetch_state(request)) as chunks:
             async for chunk in chunks:
                 assembly.add(chunk)
+                if self._leaving.is_set():
+                    return
 
     # --- a round ------------------------------------------------------------------------------------------------
 
@@ -280,25 +332,40 @@ class PeerSession:
                 round=plan.round, step=progress.step, tokens_per_second=progress.tokens_per_second
             )
 
-        self._work = await self._on_worker(trainer.train, plan, should_stop, on_step)
-        trained = plan.round
-        self._state = replace(self._state, trained=trained, unsent=trained if self._work is not None else 0)
+        work = await self._on_worker(trainer.train, plan, should_stop, on_step)
+        if work is not None:
+            self._work = work
+            self._state = replace(self._state, trained=plan.round, unsent=plan.round)
 
     async def _upload(self) -> None:
         """Send the contribution, a call a shard. What is not counted stays in the residual."""
-        work, plan, shards = self._work, self._plan, self._shards
+        work = self._work
         assert work is not None, "there is something unsent"
-        assert plan is not None, "its round is open"
-        for index, shard in enumerate(shards):
-            try:
-                await self._submit(work, plan, index, shard)
-            except (PeerError, UnreachableError) as error:
-                self._emit(events.Warned(message=f"Round {plan.round} was not sent: {error} Its work is kept."))
-                break
+        sending = asyncio.create_task(self._submit_all(work))
+        sending.add_done_callback(lambda _: self._news.notify())
+        while not sending.done():
+            await self._news.wait_for(lambda: sending.done() or self._state.committed >= work.plan.round, WAIT_SECONDS)
+            if self._state.committed >= work.plan.round:
+                sending.cancel()  # its round has closed
+        try:
+            await sending
+        except asyncio.CancelledError:
+            if not sending.cancelled():
+                raise
+        except UnreachableError as error:
+            self._emit(events.Warned(message=f"Round {work.plan.round} is not sent yet: {error}"))
+            await self._news.wait_for(lambda: self._state.committed >= work.plan.round, RETRY_SECONDS[1])
+            return  # tried again while the round is open
+        except PeerError as error:
+            self._emit(events.Warned(message=f"Round {work.plan.round} was not counted: {error} Its work is kept."))
         self._state = replace(self._state, unsent=0)
 
-    async def _submit(self, work: RoundWork, plan: RoundPlan, index: int, shard: Shard) -> None:
-        wire = self._manifest.config.wire
+    async def _submit_all(self, work: RoundWork) -> None:
+        for index, shard in enumerate(self._shards):
+            await self._submit(work, index, shard)
+
+    async def _submit(self, work: RoundWork, index: int, shard: Shard) -> None:
+        plan, wire = work.plan, self._manifest.config.wire
         slots = shard_slots(upload_slots(self._manifest.blocks, plan.due, wire), shard.blocks)
         sections, data = await asyncio.to_thread(encode, slots, work.grids, wire.zstd_level)
         header = ContributionHeader(
@@ -326,9 +393,6 @@ class PeerSession:
         try:
             message, data = await self._client.fetch_published(request, max_published_bytes(self._manifest))
             published = await asyncio.to_thread(open_published, self._manifest, message, data, self._state.chain)
-        except UnreachableError:
-            await asyncio.sleep(RETRY_SECONDS[0])
-            return
         except (RefusedError, PeerError):
             self._state = replace(self._state, needs_state=True)
             return
@@ -337,21 +401,21 @@ class PeerSession:
         digest = await self._on_worker(trainer.apply, header.plan, published.grids, published.void, included)
         self._state = decide.applied(self._state, round, header.chain.hex())
         self._rounds_included += bool(included)
-        await self._report(published, digest, bool(included), time.monotonic() - started)
-        await self._save()
+        self._background.start(self._report(round, digest, bool(included), time.monotonic() - started))
+        await self._save_now_and_then()
 
-    async def _report(self, published: Published, digest: bytes, is_included: bool, seconds: float) -> None:
-        round = published.header.plan.round
-        sent, received = self._unreported(Direction.SENT), self._unreported(Direction.RECEIVED)
+    async def _report(self, round: int, digest: bytes, is_included: bool, seconds: float) -> None:
+        """Tell the digest and the bytes. Beside the training: the leader may still be applying the round itself."""
+        traffic = {direction: self._take_unreported(direction) for direction in Direction}
         request = pb.ReportRequest(
             peer_id=self._introduction.peer_id,
             round=round,
             digest=digest,
-            sent=sent,
-            received=received,
+            sent=traffic[Direction.SENT],
+            received=traffic[Direction.RECEIVED],
             overhead_bytes=self._overhead(),
         )
-        mine = self._work if self._work is not None and self._work.round == round else None
+        mine = self._work if self._work is not None and self._work.plan.round == round else None
         self._emit(
             events.RoundApplied(
                 round=round,
@@ -360,20 +424,19 @@ class PeerSession:
                 tokens=mine.tokens if mine is not None else 0,
                 seconds=seconds,
                 digest=digest.hex(),
-                wire_bytes={"sent": sent, "received": received},
+                wire_bytes={"sent": dict(traffic[Direction.SENT]), "received": dict(traffic[Direction.RECEIVED])},
                 overhead=request.overhead_bytes,
             )
         )
         try:
-            reply = await self._client.report(request)
-        except UnreachableError:
-            return  # its bytes are counted with the next report
-        for direction, counts in ((Direction.SENT, sent), (Direction.RECEIVED, received)):
-            known = self._reported[direction]
-            for kind, count in counts.items():
-                known[kind] = known.get(kind, 0) + count
+            reply = await self._client.report(request, REPORT_SECONDS)
+        except (UnreachableError, PeerError):
+            for direction, counts in traffic.items():
+                self._reported[direction] -= counts  # they go out with the next report
+            return
         if reply.resync:
             self._state = replace(self._state, needs_state=True)
+            self._news.notify()
             self._emit(
                 events.Warned(message=f"This peer's weights differ after round {round}; it fetches the state again.")
             )
@@ -384,17 +447,27 @@ class PeerSession:
         counted = sum(sum(self._ledger.totals(direction).values()) for direction in Direction)
         return max(0, totals.sent + totals.received - counted) if totals is not None else 0
 
-    def _unreported(self, direction: Direction) -> dict[str, int]:
-        known = self._reported[direction]
-        return {
-            kind: n - known.get(kind, 0) for kind, n in self._ledger.totals(direction).items() if n > known.get(kind, 0)
-        }
+    def _take_unreported(self, direction: Direction) -> Counter[str]:
+        """Bytes since the last report, which now count as reported."""
+        new = Counter(self._ledger.totals(direction)) - self._reported[direction]
+        self._reported[direction] += new
+        return new
 
     # --- the end ------------------------------------------------------------------------------------------------
 
+    async def _save_now_and_then(self) -> None:
+        """What is lost with a crash is replayed from the delta log; disks need not turn every round for it."""
+        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            await self._save()
+
     async def _save(self) -> None:
-        if self._trainer is not None and self._state.applied >= 0:
+        if self._trainer is None or self._state.applied < 0:
+            return
+        self._saved_at = time.monotonic()
+        try:
             await self._on_worker(self._workshop.save, self._trainer, self._state)
+        except CheckpointError as error:
+            self._emit(events.Warned(message=f"{error} Training goes on."))
 
     async def _say_goodbye(self, reason: str) -> None:
         with suppress(UnreachableError, RefusedError, PeerError):

@@ -34,7 +34,7 @@ class Batches(Protocol):
 class RoundWork:
     """What a peer has to send after its local steps."""
 
-    round: int
+    plan: RoundPlan  # the round it was finished for
     steps: int
     tokens: int
     local_loss: float  # mean over the steps, nats a token
@@ -66,6 +66,8 @@ class Trainer:
         self.space = space
         self.consensus = consensus
         self._batches = batches
+        self._carried_losses: list[float | None] = []  # of steps that no contribution has yet
+        self._carried_tokens = 0
         self.sent_round = 0  # the round of the contribution that the space has not settled yet
         self._parameters = dict(model.named_parameters())
         self._device = next(model.parameters()).device
@@ -77,26 +79,32 @@ class Trainer:
         on_step: Callable[[StepProgress], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> RoundWork | None:
-        """Take the plan's local steps. None if ``should_stop`` said so first; those steps stay in the residual."""
+        """Take the plan's local steps. None if ``should_stop`` said so first.
+
+        Steps taken until then stay in the residual, and the next round starts with them done: a slow peer needs
+        several rounds for one contribution, but it contributes.
+        """
         self.model.train()
         gradients = self._gradient_sketches(plan, should_stop)
         self.space.begin(self.consensus)
-        losses: list[float] = []
-        tokens, started = 0, clock()
-        for step in range(plan.steps):
+        losses, tokens, started = self._carried_losses, self._carried_tokens, clock()
+        for step in range(min(len(losses), plan.steps), plan.steps):
             if should_stop():
+                self._carried_losses, self._carried_tokens = losses, tokens
                 return None
             batch = self._batches(plan.first_step + step, 0).to(self._device)
             loss = self._backward(batch)
             tokens += batch.shape[0] * (batch.shape[1] - 1)
             if loss is not None:
                 self.space.step(plan.lr(step))
-                losses.append(loss)
-            on_step(StepProgress(step + 1, tokens / max(clock() - started, 1e-9)))
-        mean_loss = sum(losses) / len(losses) if losses else float("nan")
+            losses = [*losses, loss]
+            on_step(StepProgress(step + 1, (tokens - self._carried_tokens) / max(clock() - started, 1e-9)))
+        self._carried_losses, self._carried_tokens = [], 0
+        finite = [loss for loss in losses if loss is not None]
+        mean_loss = sum(finite) / len(finite) if finite else float("nan")
         grids = self.space.upload(self.consensus, plan, self.manifest.config.wire, gradients)
         self.sent_round = plan.round
-        return RoundWork(plan.round, plan.steps, tokens, mean_loss, grids)
+        return RoundWork(plan, plan.steps, tokens, mean_loss, grids)
 
     def apply(
         self, plan: RoundPlan, published: Mapping[Slot, Grid], void: frozenset[int], included: frozenset[int]

@@ -73,6 +73,10 @@ def check_contribution(
         raise PeerError("peer", f"Peer {header.peer_id[:8]} is not in this run; join again.")
     if header.shard >= len(shard_blocks):
         raise PeerError("shard", f"Shard {header.shard} was sent, round {plan.round} has {len(shard_blocks)}.")
+    data = manifest.config.data
+    most_tokens = plan.steps * data.batch_size * data.sequence_length
+    if header.tokens > most_tokens:
+        raise PeerError("tokens", f"{header.tokens} tokens were claimed, {most_tokens} fit in round {plan.round}.")
     if header.steps > plan.steps:
         raise PeerError("steps", f"{header.steps} local steps were taken, round {plan.round} has {plan.steps}.")
     slots = shard_slots(upload_slots(manifest.blocks, plan.due, manifest.config.wire), shard_blocks[header.shard])
