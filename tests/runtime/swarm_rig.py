@@ -69,10 +69,10 @@ class Swarm:
     peers: dict[int, Member] = field(default_factory=dict)
     started: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def start_coordinator(self, resume: bool = False) -> None:
+    async def start_coordinator(self, resume: bool = False, listen: str = "127.0.0.1:0") -> None:
         """Start it and wait for its address."""
         self.started.clear()
-        options = CoordinateOptions(config=self.config, listen="127.0.0.1:0", use_dht=False, resume=resume)
+        options = CoordinateOptions(config=self.config, listen=listen, use_dht=False, resume=resume)
         stop = StopRequest()
         task = asyncio.create_task(run_coordinator(options, self._see, stop))
         self.coordinator = Member(stop, task, self.events)

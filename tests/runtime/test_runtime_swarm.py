@@ -1,20 +1,22 @@
 """Whole swarms in one event loop: what every run promises, and what single faults may cost."""
 
 import asyncio
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
 
-import grpc
 import pytest
-import torch
 from swarm_rig import Swarm, run_swarm, tiny_config
 
 from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedError, RunError, UnreachableError
-from tsr_swarm.runtime import peer as peer_module
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
+from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.ledger import ByteLedger
-from tsr_swarm.train.trainer import Trainer
+from tsr_swarm.train.trainer import StepProgress, Trainer
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -88,56 +90,147 @@ async def test_a_peer_that_vanishes_and_one_that_comes_cost_nobody_a_round(tmp_p
     assert swarm.closed()[-1].included == 3
 
 
-async def test_late_work_is_not_merged_and_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Peer 2 is held in its round 2 until that round has closed; its steps go out with round 3 instead."""
-    closed, released = threading.Event(), threading.Event()
-    original = Trainer.train
+async def test_late_work_is_not_merged_and_goes_out_with_a_later_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peer-2 is held in the middle of its round 2 until that round has closed without it."""
+    closed, held = threading.Event(), threading.Event()
+    trainers: dict[str, Trainer] = {}
+    make, train = Workshop.trainer, Trainer.train
 
-    def held(self: Trainer, plan, should_stop, on_step, clock=None):  # type: ignore[no-untyped-def]
-        is_victim = self.space is victims.get("space")
-        if is_victim and plan.round == 2:
-            taken = []
+    def remember(self: Workshop, consensus: Consensus) -> Trainer:
+        trainer = make(self, consensus)
+        assert self._folder is not None
+        trainers[self._folder.name] = trainer
+        return trainer
 
-            def stop_after_one_step() -> bool:
-                if len(taken) == 1:
-                    assert closed.wait(60)
-                taken.append(None)
-                return should_stop()
+    def hold(self: Trainer, plan, should_stop, on_step):  # type: ignore[no-untyped-def]
+        if plan.round != 2 or self is not trainers["peer-2"]:
+            return train(self, plan, should_stop, on_step)
+        taken: list[StepProgress] = []
 
-            work = original(self, plan, stop_after_one_step, on_step)
-            residuals.append(
-                sum(float(t.abs().sum()) for k, t in self.space.state_dict().items() if "displacement" in k)
-            )
-            released.set()
-            return work
-        return original(self, plan, should_stop, on_step)
+        def stop_after_two_steps() -> bool:
+            if len(taken) == 2:
+                held.set()
+                assert closed.wait(60)
+                while not should_stop():  # until this peer has heard of it too
+                    closed.clear()
+                    closed.wait(0.02)
+            return should_stop()
 
-    victims: dict[str, object] = {}
-    residuals: list[float] = []
-    make_space = peer_module.make_space
-
-    def remember_the_second(kind: str, model: torch.nn.Module, manifest: object) -> object:
-        space = make_space(kind, model, manifest)  # type: ignore[arg-type]
-        if threading.current_thread() in workers.get(2, set()) or len(victims) == 0:
-            victims.setdefault("space", space)
-        return space
-
-    workers: dict[int, set[threading.Thread]] = {}
-    monkeypatch.setattr(Trainer, "train", held)
-    monkeypatch.setattr(peer_module, "make_space", remember_the_second)
+        work = train(self, plan, stop_after_two_steps, taken.append)
+        assert work is None
+        state = self.space.state_dict()
+        assert sum(float(state[key].abs().sum()) for key in state if "displacement" in key) > 0, "it keeps its work"
+        return work
 
     def watch(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.PhaseChanged) and event.round == 2 and event.phase == "apply":
+        if isinstance(event, ev.PhaseChanged) and (event.round, event.phase) == (2, "apply"):
             closed.set()
 
-    config = tiny_config(tmp_path, round={"floor_seconds": 0.3}, run={"rounds": 4})
+    monkeypatch.setattr(Workshop, "trainer", remember)
+    monkeypatch.setattr(Trainer, "train", hold)
+    config = tiny_config(tmp_path, round={"floor_seconds": 2.0}, run={"rounds": 4})
     swarm = await run_swarm(tmp_path, config, on_event=watch)
-    assert released.is_set()
-    assert residuals[0] > 0
+    assert held.is_set()
     by_round = {event.round: event for event in swarm.closed()}
-    assert by_round[2].included == 2
-    assert by_round[3].included >= 2
+    assert (by_round[2].included, by_round[2].late) == (2, 1)
+    assert by_round[3].included == 3
+    assert by_round[3].tokens == by_round[1].tokens, "two steps were carried over, one was still to take"
     assert all(len(digests) == 1 for digests in swarm.digests().values())
+
+
+async def test_a_coordinator_that_is_restarted_in_mid_round_goes_on_with_the_peers_it_had(tmp_path: Path) -> None:
+    """Cut off when the first payload of round 3 is in; the peers offer the same work to its successor."""
+
+    def cut_off(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.PayloadReceived) and event.round == 3 and swarm.coordinator is not None:
+            swarm.coordinator.stop.demand()
+
+    config = tiny_config(tmp_path, run={"rounds": 5, "min_peers": 2})
+    swarm = Swarm(tmp_path, config, cut_off)
+    await swarm.start_coordinator()
+    swarm.start_peer(1)
+    swarm.start_peer(2)
+    assert swarm.coordinator is not None
+    await swarm.coordinator.task
+    before = [event.round for event in swarm.closed()]
+    swarm.on_event = lambda swarm, event: None
+    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.finish()
+    rounds = [event.round for event in swarm.closed()]
+    assert before in ([1], [1, 2])
+    rounds = rounds[len(before) :]
+    assert rounds == list(range(rounds[0], 6))
+    assert rounds[0] in (3, 4), "round 3 is on disk if both payloads were in before the cut"
+    assert all(event.included == 2 for event in swarm.closed())
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+
+
+async def test_peers_follow_a_coordinator_that_was_set_back_to_an_older_state(tmp_path: Path) -> None:
+    """Its folder is replaced by a copy from before round 3, as after a restored backup."""
+    backup = tmp_path / "backup"
+
+    def back_up_and_cut_off(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.CheckpointSaved) and event.round == 2 and not backup.exists():
+            shutil.copytree(tmp_path / "coordinator", backup)
+        if isinstance(event, ev.RoundClosed) and event.round == 6 and swarm.coordinator is not None:
+            swarm.coordinator.stop.demand()
+
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 8, "min_peers": 2}), back_up_and_cut_off)
+    await swarm.start_coordinator()
+    swarm.start_peer(1)
+    swarm.start_peer(2)
+    assert swarm.coordinator is not None
+    await swarm.coordinator.task
+    shutil.rmtree(tmp_path / "coordinator")
+    shutil.move(backup, tmp_path / "coordinator")
+    swarm.on_event = lambda swarm, event: None
+    swarm.events.clear()
+    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.finish()
+    closed = swarm.closed()
+    assert closed[0].round <= 5
+    assert closed[-1].round == 8
+    assert all(event.included == 2 for event in closed[-3:])
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+
+
+async def test_a_disk_that_takes_no_checkpoint_is_a_warning_and_the_run_goes_on(tmp_path: Path) -> None:
+    """A file stands where the checkpoints' folder was: what a full disk does, on any file system."""
+
+    def spoil(swarm: Swarm, event: ev.Event) -> None:
+        checkpoints = tmp_path / "coordinator" / "checkpoints"
+        if isinstance(event, ev.RoundOpened) and event.round == 2:
+            checkpoints.rename(tmp_path / "away")
+            checkpoints.write_text("in the way")
+        if isinstance(event, ev.RoundOpened) and event.round == 4:
+            checkpoints.unlink()
+
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 5}), on_event=spoil)
+    assert [event.round for event in swarm.closed()] == [1, 2, 3, 4, 5]
+    warnings = [event.message for event in swarm.of(ev.Warned)]
+    assert any("checkpoint" in message.lower() and "Training goes on" in message for message in warnings)
+    assert [event.round for event in swarm.of(ev.CheckpointSaved)][-1] == 5
+
+
+async def test_a_claim_of_more_tokens_than_a_round_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean is weighted by tokens, so a claim of 2^40 would replace it."""
+    train = Trainer.train
+
+    def boast(self: Trainer, plan, should_stop, on_step):  # type: ignore[no-untyped-def]
+        work = train(self, plan, should_stop, on_step)
+        return replace(work, tokens=2**40) if work is not None and plan.round == 2 else work
+
+    monkeypatch.setattr(Trainer, "train", boast)
+    config = tiny_config(tmp_path, run={"rounds": 3}, round={"ceiling_seconds": 3.0, "floor_seconds": 1.0})
+    swarm = await run_swarm(tmp_path, config, peers=1, on_event=lambda swarm, event: None)
+    refused = [event for event in swarm.of(ev.PayloadRefused) if isinstance(event, ev.PayloadRefused)]
+    assert {(event.round, event.reason) for event in refused} == {(2, "tokens")}
+    assert [event.included for event in swarm.closed()] == [1, 0, 1]
+    assert len(swarm.of(ev.RoundVoid)) == 1
 
 
 async def test_a_peer_whose_weights_differ_is_named_and_fetches_the_state_again(
@@ -232,24 +325,20 @@ async def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     await swarm.start_coordinator()
     assert swarm.coordinator is not None
-    options = peer_module.JoinOptions(coordinator=swarm.address)
-    assert options.device == "auto"
-    from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
-    from tsr_swarm.runtime.lifeline import StopRequest
-
-    second = tiny_config(tmp_path / "second")
+    second = Swarm(tmp_path, tiny_config(tmp_path / "second", run={"rounds": 1, "min_peers": 1}))
     with pytest.raises(RunError, match="port is in use"):
-        await run_coordinator(
-            CoordinateOptions(config=second, listen=swarm.address, use_dht=False), lambda event: None, StopRequest()
-        )
+        await second.start_coordinator(listen=swarm.address)
+    await second.start_coordinator()  # what the first try left does not count as a run
+    second.start_peer(9)
+    await second.finish()
+    third = Swarm(tmp_path, swarm.config)
+    with pytest.raises(RunError, match="Another process is using"):
+        await third.start_coordinator(resume=True)
     swarm.coordinator.stop.demand()
     await swarm.finish()
 
 
 async def test_listening_to_the_world_needs_a_word_of_consent(tmp_path: Path) -> None:
-    from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
-    from tsr_swarm.runtime.lifeline import StopRequest
-
     options = CoordinateOptions(config=tiny_config(tmp_path), listen="0.0.0.0:0", use_dht=False)
     with pytest.raises(ConfigError, match="add --insecure"):
         await run_coordinator(options, lambda event: None, StopRequest())
@@ -291,7 +380,6 @@ async def test_strangers_and_garbage_do_not_disturb_a_run(tmp_path: Path) -> Non
     swarm = await run_swarm(tmp_path, tiny_config(tmp_path), on_event=attack_in_round_2)
     await asyncio.gather(*attacks)
     assert [event.included for event in swarm.closed()] == [3, 3, 3, 3]
-    assert grpc  # the real transport
 
 
 async def test_bytes_are_counted_once_by_kind_and_direction(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import Due, RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
 
@@ -28,6 +29,14 @@ def plan_round(config: RunConfig, blocks: Sequence[Block], round: int, parent: s
         due=due_blocks(config, blocks, round),
         parent=parent,
     )
+
+
+def follows_manifest(plan: RoundPlan, manifest: Manifest) -> bool:
+    """Whether an announced plan is the one that the manifest implies. Rates may differ in their last bits."""
+    legal = plan_round(manifest.config, manifest.blocks, plan.round, plan.parent)
+    rates = zip((plan.lr_first, plan.lr_last, plan.decay), (legal.lr_first, legal.lr_last, legal.decay), strict=True)
+    same = (plan.first_step, plan.steps, plan.due) == (legal.first_step, legal.steps, legal.due)
+    return same and all(math.isclose(a, b, rel_tol=1e-9) for a, b in rates)
 
 
 def learning_rate(optimizer: OptimizerConfig, step: int) -> float:

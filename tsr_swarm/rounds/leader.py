@@ -13,7 +13,7 @@ from enum import StrEnum
 from tsr_swarm.rounds.deadlines import DeadlinePolicy, Decision, decide
 from tsr_swarm.rounds.votes import has_majority
 
-SILENCE_SECONDS = 30.0  # a peer unheard for this long is taken for gone
+SILENCE_SECONDS = 12.0  # a peer unheard for this long is taken for gone; it calls every two seconds
 RETURN_SECONDS = 3.0  # a peer whose connection broke has this long to call again
 
 

@@ -24,6 +24,7 @@ from tsr_swarm.telemetry.events import Event, PhaseChanged, RoundOpened, RunFini
 
 RUN_FILE = "run.toml"
 LEAVE_SECONDS = 15.0  # peers have this long to leave by themselves once the run has ended
+PROMPT = "def "
 # Peers share one machine: each with as many threads as there are cores would be slower than one thread each.
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -69,8 +70,8 @@ async def run_local(options: LocalOptions, family: Family, emit: Callable[[Event
 
 async def sample_text(family: Family, folder: Path, length: int) -> str | None:
     """Let the model of the local run in ``folder`` write ``length`` tokens; None when it cannot."""
-    command = own_command("sample", str(coordinator_folder(folder)), "--length", str(length))
-    child = await family.start("sample", command, environment=_environment({}), stdout=subprocess.PIPE)
+    command = own_command("sample", str(coordinator_folder(folder)), "--length", str(length), "--prompt", PROMPT)
+    child = await family.start("sample", command, environment=_environment(THREADS), stdout=subprocess.PIPE)
     text = "\n".join([line async for line in child.lines()])
     return text if await child.wait() == 0 else None
 
@@ -97,7 +98,7 @@ class _Swarm:
         (folder / RUN_FILE).write_text(render(self._options.config), "utf-8")
         coordinator = await self._start(COORDINATOR, self._coordinator_arguments())
         follow = asyncio.create_task(self._follow(coordinator))
-        ask = asyncio.create_task(self._pass_on_the_request(coordinator))
+        ask = asyncio.create_task(self._pass_on_the_request())
         ends = [asyncio.create_task(event.wait()) for event in (self._stop.now, self._failed)]
         try:
             await asyncio.wait({follow, *ends}, return_when=asyncio.FIRST_COMPLETED)
@@ -172,9 +173,10 @@ class _Swarm:
         self._error = self._error or error
         self._failed.set()
 
-    async def _pass_on_the_request(self, coordinator: Child) -> None:
+    async def _pass_on_the_request(self) -> None:
         await self._stop.gently.wait()
-        coordinator.ask()  # it finishes the round and says so to the peers, who then leave by themselves
+        for child in self._children.values():
+            child.ask()  # each finishes the round and leaves
 
     async def _see_off(self, coordinator: Child) -> None:
         """The coordinator's stream has ended: say why, or give the peers time to leave."""

@@ -12,31 +12,25 @@ import torch
 
 from tsr_swarm import __version__
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest, decode_manifest, make_manifest
-from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError
-from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.rounds.peer import PeerState
+from tsr_swarm.errors import ConfigError, RefusedError
 from tsr_swarm.runtime.discovery import Discovery
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_now
-from tsr_swarm.runtime.run_folder import CONSENSUS, folder_lock
+from tsr_swarm.runtime.reporting import Reporter
+from tsr_swarm.runtime.run_folder import folder_lock
 from tsr_swarm.runtime.session import Introduction, PeerSession
+from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.swarm.addresses import clock_warning, is_loopback, split_address
 from tsr_swarm.swarm.identity import load_identity, new_identity
 from tsr_swarm.swarm.records import Role
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.ledger import ByteLedger
-from tsr_swarm.train import checkpoint
-from tsr_swarm.train.data import TokenStream, private_tokens, training_tokens
-from tsr_swarm.train.llama import build_model, parameter_shapes
-from tsr_swarm.train.split import part_of
-from tsr_swarm.train.trainer import Trainer, make_space
+from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.wire import control
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-SPACE = "space"  # the checkpoint's file of moments and residual
-KEEP = 2
 BYTES_A_PARAMETER = 16  # weights of model and consensus, gradients, and a state that is being received
 
 
@@ -75,7 +69,7 @@ async def _take_part(options: JoinOptions, emit: Callable[[Event], None], stop_g
         manifest = decode_manifest(hello.manifest)
         require_reasonable(manifest)
         kind = _local_space(options, manifest)
-        bench = _Bench(options, manifest, kind, device)
+        workshop = Workshop(manifest, kind, device, options.data, folder)
         introduction = Introduction(
             peer_id=identity.peer_id,
             name=options.name,
@@ -83,9 +77,10 @@ async def _take_part(options: JoinOptions, emit: Callable[[Event], None], stop_g
             local_space=kind,
             device=str(device),
         )
-        session = PeerSession(client, ledger, KernelBytes([port]), manifest, introduction, bench, emit)
+        reporter = Reporter(client, ledger, KernelBytes([port]), identity.peer_id)
+        session = PeerSession(client, reporter, manifest, introduction, workshop, emit)
         if options.resume:
-            restored = await asyncio.to_thread(bench.load, emit)
+            restored = await asyncio.to_thread(workshop.load, emit)
             if restored is not None:
                 session.restore(*restored)
         if options.use_dht:
@@ -153,81 +148,3 @@ def _local_space(options: JoinOptions, manifest: Manifest) -> str:
     if options.local_space not in ("", allowed):
         raise RefusedError(f'This run takes peers of local_space "{allowed}" only; leave --local-space out.')
     return allowed
-
-
-class _Bench:
-    """Makes this peer's trainer and keeps its checkpoints. Implements session.Workshop."""
-
-    def __init__(self, options: JoinOptions, manifest: Manifest, kind: str, device: torch.device) -> None:
-        self._options, self._manifest, self._kind, self._device = options, manifest, kind, device
-        self._trainer: Trainer | None = None
-        self._streams: dict[int, TokenStream] = {}
-        self._number = 0
-
-    def take_number(self, number: int) -> None:
-        """Read the data that goes with the number now, so that data that is not there is an error at the start."""
-        self._number = number
-        self._stream()
-
-    def trainer(self, consensus: Consensus) -> Trainer:
-        """One trainer for the whole session."""
-        if self._trainer is None:
-            model = build_model(self._manifest.config.model, consensus.weights).to(self._device)
-            space = make_space(self._kind, model, self._manifest)
-            self._trainer = Trainer(self._manifest, model, space, self._batch, consensus)
-        return self._trainer
-
-    def _batch(self, step: int, micro: int) -> torch.Tensor:
-        return self._stream().batch(step, micro)
-
-    def _stream(self) -> TokenStream:
-        if self._number not in self._streams:
-            data = self._manifest.config.data
-            if self._options.data:
-                tokens = private_tokens(tuple(map(str, self._options.data)), data)
-            else:
-                tokens = training_tokens(data, part_of(self._number, data.parts))
-            self._streams = {
-                self._number: TokenStream(
-                    tokens=tokens,
-                    seed=self._manifest.config.run.seed,
-                    number=self._number,
-                    batch_size=data.batch_size,
-                    sequence_length=data.sequence_length,
-                )
-            }
-        return self._streams[self._number]
-
-    def save(self, trainer: Trainer, state: PeerState) -> None:
-        """Moments, residual and consensus, so that this peer can go on where it is."""
-        if self._options.folder is None:
-            return
-        files = {SPACE: trainer.space.state_dict(), CONSENSUS: trainer.consensus.tensors()}
-        document = {
-            "manifest": self._manifest.digest,
-            "local_space": self._kind,
-            "chain": state.chain,
-            "sent_round": trainer.sent_round,
-        }
-        checkpoint.save(self._options.folder / "checkpoints", state.applied, files, document, KEEP)
-
-    def load(self, emit: Callable[[Event], None]) -> tuple[Trainer, PeerState] | None:
-        """This peer's newest checkpoint, if it has one of this run."""
-        if self._options.folder is None:
-            raise ConfigError("--resume needs to know where this peer kept its state; add --dir DIR.")
-        saved = checkpoint.load_latest(self._options.folder / "checkpoints")
-        if saved is None:
-            return None
-        for warning in saved.warnings:
-            emit(events.Warned(message=warning))
-        document = saved.document
-        if (document.get("manifest"), document.get("local_space")) != (self._manifest.digest, self._kind):
-            raise RefusedError(f"{saved.path} is of another run; join without --resume, or with another --dir.")
-        lift = self._manifest.config.optimizer.lift
-        consensus = Consensus.from_tensors(self._manifest.blocks, dict(saved.files[CONSENSUS]), lift)
-        trainer = self.trainer(consensus)
-        try:
-            trainer.load(saved.files[SPACE], int(document["sent_round"]))
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(f"{saved.path} is not a peer's checkpoint ({error}); remove it.") from error
-        return trainer, PeerState(applied=saved.round, chain=str(document["chain"]))

@@ -3,30 +3,28 @@
 import asyncio
 import math
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple
 
 from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.errors import CheckpointError, PeerError, RefusedError, UnreachableError
-from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.optim.periods import follows_manifest
 from tsr_swarm.rounds import peer as decide
 from tsr_swarm.runtime.background import Background, Signal
 from tsr_swarm.runtime.reduction import open_published
-from tsr_swarm.runtime.state_chunks import StateAssembly
+from tsr_swarm.runtime.reporting import Reporter
+from tsr_swarm.runtime.state_download import StateDownload
+from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
-from tsr_swarm.telemetry.ledger import ByteLedger, Direction
 from tsr_swarm.train.trainer import RoundWork, StepProgress, Trainer
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.wire import control
 from tsr_swarm.wire.codec import encode
 from tsr_swarm.wire.gate import max_published_bytes, shard_slots
@@ -40,7 +38,6 @@ RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # the last one repeats
 GIVE_UP_SECONDS = 1800.0
 FINISHED_ATTEMPTS = 2  # a coordinator that has finished soon ends
 WAIT_SECONDS = 60.0  # nothing is waited for without looking again
-REPORT_SECONDS = 90.0  # the leader may be slower than we are
 SAVE_SECONDS = 60.0
 
 T = TypeVar("T")
@@ -58,36 +55,20 @@ class Introduction:
     device: str
 
 
-class Workshop(Protocol):
-    """What the session needs of its owner: a trainer for its number, and a place to save it."""
-
-    def take_number(self, number: int) -> None:
-        """From now on this peer has this number: it says which data is its own. Raises ConfigError without data."""
-        ...
-
-    def trainer(self, consensus: Consensus) -> Trainer:
-        """The one trainer of this peer."""
-        ...
-
-    def save(self, trainer: Trainer, state: decide.PeerState) -> None:
-        """Write this peer's checkpoint, if it keeps one."""
-        ...
-
-
 class PeerSession:
     """One peer in one run, from its first call to its goodbye."""
 
     def __init__(
         self,
         client: SwarmClient,
-        ledger: ByteLedger,
-        kernel: KernelBytes,
+        reporter: Reporter,
         manifest: Manifest,
         introduction: Introduction,
         workshop: Workshop,
         emit: Callable[[Event], None],
     ) -> None:
-        self._client, self._ledger, self._kernel = client, ledger, kernel
+        self._client, self._reporter = client, reporter
+        self._download = StateDownload(client, manifest)
         self._manifest, self._introduction = manifest, introduction
         self._workshop, self._emit = workshop, emit
         self._state = decide.PeerState()
@@ -96,11 +77,9 @@ class PeerSession:
         self._plan: RoundPlan | None = None
         self._shards: tuple[Shard, ...] = ()
         self._work: RoundWork | None = None
-        self._assembly: StateAssembly | None = None
         self._news = Signal()
         self._version = 0
         self._progress = pb.Progress()
-        self._reported = {direction: Counter[str]() for direction in Direction}
         self._rounds_included = 0
         self._worker = ThreadPoolExecutor(1, "maths")
         self._background = Background()
@@ -212,7 +191,7 @@ class PeerSession:
                 await asyncio.sleep(RETRY_SECONDS[0])  # leaving: the round may still be finished
 
     async def _follow(self) -> None:
-        self._kernel.sample()  # a connection that closes keeps what was seen of it last
+        self._reporter.sample()
         request = pb.FollowRequest(
             peer_id=self._introduction.peer_id,
             known_version=self._version,
@@ -223,7 +202,8 @@ class PeerSession:
         plan: RoundPlan | None = None
         if reply.HasField("plan"):
             plan, self._shards = plan_from_proto(reply.plan, self._manifest.blocks)
-            self._require_legal(plan)
+            if not follows_manifest(plan, self._manifest):
+                raise RefusedError(f"The plan of round {plan.round} is not what this run's manifest says; leaving.")
             self._plan = plan
         self._version = reply.version
         self._state = decide.hear(
@@ -237,18 +217,6 @@ class PeerSession:
             ),
         )
         self._news.notify()
-
-    def _require_legal(self, plan: RoundPlan) -> None:
-        """A plan follows from the manifest: a coordinator cannot ask for other steps, rates or refreshes later on."""
-        legal = plan_round(self._manifest.config, self._manifest.blocks, plan.round, plan.parent)
-        rates = zip(
-            (plan.lr_first, plan.lr_last, plan.decay), (legal.lr_first, legal.lr_last, legal.decay), strict=True
-        )
-        same = (plan.first_step, plan.steps, plan.due) == (legal.first_step, legal.steps, legal.due)
-        if not same or not all(math.isclose(a, b, rel_tol=1e-9) for a, b in rates):
-            raise RefusedError(
-                f"The plan of round {plan.round} is not what this run's manifest says; this peer leaves."
-            )
 
     # --- joining ------------------------------------------------------------------------------------------------
 
@@ -282,40 +250,18 @@ class PeerSession:
     async def _fetch_state(self) -> None:
         """Download a recent state, going on after a broken connection where it stopped."""
         started = time.monotonic()
-        digest = bytes.fromhex(self._manifest.digest)
-        description = await self._client.describe_state(pb.DescribeStateRequest(manifest_digest=digest))
-        control.check_state_description(description)
-        if self._assembly is None or self._assembly.description != description:
-            self._assembly = StateAssembly(description, self._manifest)
-        assembly = self._assembly
-        try:
-            await self._fetch_chunks(assembly)
-        except RefusedError:
-            return  # a newer state has replaced it: begin again with that one
-        except PeerError as error:
-            self._assembly = None
-            raise UnreachableError(f"{error} It will be fetched again.") from error
-        if not assembly.is_complete:
-            raise UnreachableError(f"The state's download stopped after {assembly.next_chunk} chunks.")
-        self._assembly = None
-        consensus = await self._on_worker(assembly.consensus, self._manifest)
+        state = await self._download.fetch(self._leaving.is_set)
+        consensus = await self._on_worker(state.consensus, self._manifest)
         if self._trainer is None:
             self._trainer = await self._on_worker(self._workshop.trainer, consensus)
         else:
             await self._on_worker(self._trainer.replace_consensus, consensus)
         self._work = None
-        self._state = decide.restored(self._state, description.round, description.chain.hex())
+        about = state.description
+        self._state = decide.restored(self._state, about.round, about.chain.hex())
         self._version = 0  # hear the news again, in the light of this state
         seconds = round(time.monotonic() - started, 3)
-        self._emit(events.StateReceived(round=description.round, bytes=description.total_bytes, seconds=seconds))
-
-    async def _fetch_chunks(self, assembly: StateAssembly) -> None:
-        request = pb.FetchStateRequest(round=assembly.description.round, first_chunk=assembly.next_chunk)
-        async with aclosing(self._client.fetch_state(request)) as chunks:
-            async for chunk in chunks:
-                assembly.add(chunk)
-                if self._leaving.is_set():
-                    return
+        self._emit(events.StateReceived(round=about.round, bytes=about.total_bytes, seconds=seconds))
 
     # --- a round ------------------------------------------------------------------------------------------------
 
@@ -406,15 +352,7 @@ class PeerSession:
 
     async def _report(self, round: int, digest: bytes, is_included: bool, seconds: float) -> None:
         """Tell the digest and the bytes. Beside the training: the leader may still be applying the round itself."""
-        traffic = {direction: self._take_unreported(direction) for direction in Direction}
-        request = pb.ReportRequest(
-            peer_id=self._introduction.peer_id,
-            round=round,
-            digest=digest,
-            sent=traffic[Direction.SENT],
-            received=traffic[Direction.RECEIVED],
-            overhead_bytes=self._overhead(),
-        )
+        report = self._reporter.prepare(round, digest)
         mine = self._work if self._work is not None and self._work.plan.round == round else None
         self._emit(
             events.RoundApplied(
@@ -424,34 +362,16 @@ class PeerSession:
                 tokens=mine.tokens if mine is not None else 0,
                 seconds=seconds,
                 digest=digest.hex(),
-                wire_bytes={"sent": dict(traffic[Direction.SENT]), "received": dict(traffic[Direction.RECEIVED])},
-                overhead=request.overhead_bytes,
+                wire_bytes={"sent": dict(report.sent), "received": dict(report.received)},
+                overhead=report.overhead_bytes,
             )
         )
-        try:
-            reply = await self._client.report(request, REPORT_SECONDS)
-        except (UnreachableError, PeerError):
-            for direction, counts in traffic.items():
-                self._reported[direction] -= counts  # they go out with the next report
-            return
-        if reply.resync:
+        if await self._reporter.send(report):
             self._state = replace(self._state, needs_state=True)
             self._news.notify()
             self._emit(
                 events.Warned(message=f"This peer's weights differ after round {round}; it fetches the state again.")
             )
-
-    def _overhead(self) -> int:
-        """What the kernel moved beyond what was counted here: framing, headers, retransmissions. Between transfers."""
-        totals = self._kernel.sample()
-        counted = sum(sum(self._ledger.totals(direction).values()) for direction in Direction)
-        return max(0, totals.sent + totals.received - counted) if totals is not None else 0
-
-    def _take_unreported(self, direction: Direction) -> Counter[str]:
-        """Bytes since the last report, which now count as reported."""
-        new = Counter(self._ledger.totals(direction)) - self._reported[direction]
-        self._reported[direction] += new
-        return new
 
     # --- the end ------------------------------------------------------------------------------------------------
 

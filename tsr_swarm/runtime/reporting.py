@@ -1,0 +1,55 @@
+"""What a peer tells after a round: the digest of its weights, and the bytes that it counted since it told last."""
+
+from collections import Counter
+
+from tsr_swarm.errors import PeerError, UnreachableError
+from tsr_swarm.telemetry.ledger import ByteLedger, Direction
+from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.transport.kernel_bytes import KernelBytes
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+REPORT_SECONDS = 90.0  # the leader may be slower than we are, and answers when it has applied the round
+
+
+class Reporter:
+    """Counts each byte in one report only."""
+
+    def __init__(self, client: SwarmClient, ledger: ByteLedger, kernel: KernelBytes, peer_id: str) -> None:
+        self._client, self._ledger, self._kernel, self._peer_id = client, ledger, kernel, peer_id
+        self._reported = {direction: Counter[str]() for direction in Direction}
+
+    def sample(self) -> None:
+        """Look at the kernel's totals, so that a connection that closes keeps what was seen of it last."""
+        self._kernel.sample()
+
+    def prepare(self, round: int, digest: bytes) -> pb.ReportRequest:
+        """The report of a round that has just been applied, with all bytes since the one before."""
+        sent, received = (self._take_unreported(direction) for direction in (Direction.SENT, Direction.RECEIVED))
+        return pb.ReportRequest(
+            peer_id=self._peer_id,
+            round=round,
+            digest=digest,
+            sent=sent,
+            received=received,
+            overhead_bytes=self._overhead(),
+        )
+
+    async def send(self, report: pb.ReportRequest) -> bool:
+        """True if the leader says that the digest differs from its own. A report that is lost is not sent again."""
+        try:
+            return (await self._client.report(report, REPORT_SECONDS)).resync
+        except (UnreachableError, PeerError):
+            self._reported[Direction.SENT] -= Counter(dict(report.sent))  # they go out with the next report
+            self._reported[Direction.RECEIVED] -= Counter(dict(report.received))
+            return False
+
+    def _take_unreported(self, direction: Direction) -> Counter[str]:
+        new = Counter(self._ledger.totals(direction)) - self._reported[direction]
+        self._reported[direction] += new
+        return new
+
+    def _overhead(self) -> int:
+        """What the kernel moved beyond what was counted here: framing, headers, retransmissions. Between transfers."""
+        totals = self._kernel.sample()
+        counted = sum(sum(self._ledger.totals(direction).values()) for direction in Direction)
+        return max(0, totals.sent + totals.received - counted) if totals is not None else 0

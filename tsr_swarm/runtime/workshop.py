@@ -1,0 +1,104 @@
+"""Where a peer's work is done and kept: its trainer, its data, its checkpoints. No sockets."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.rounds.peer import PeerState
+from tsr_swarm.runtime.run_folder import CONSENSUS
+from tsr_swarm.telemetry import events
+from tsr_swarm.telemetry.events import Event
+from tsr_swarm.train import checkpoint
+from tsr_swarm.train.data import TokenStream, private_tokens, training_tokens
+from tsr_swarm.train.llama import build_model
+from tsr_swarm.train.split import part_of
+from tsr_swarm.train.trainer import Trainer, make_space
+
+SPACE = "space"  # the checkpoint's file of moments and residual
+KEEP = 2
+
+
+class Workshop:
+    """Makes one peer's trainer, reads its data and keeps its checkpoints."""
+
+    def __init__(
+        self, manifest: Manifest, kind: str, device: torch.device, data: tuple[Path, ...], folder: Path | None
+    ) -> None:
+        """``data``: this peer's own text, or none for its part of the run's. ``folder``: None keeps no checkpoint."""
+        self._manifest, self._kind, self._device = manifest, kind, device
+        self._data, self._folder = data, folder
+        self._trainer: Trainer | None = None
+        self._streams: dict[int, TokenStream] = {}
+        self._number = 0
+
+    def take_number(self, number: int) -> None:
+        """Read the data that goes with the number now, so that data that is not there is an error at the start."""
+        self._number = number
+        self._stream()
+
+    def trainer(self, consensus: Consensus) -> Trainer:
+        """One trainer for the whole session."""
+        if self._trainer is None:
+            model = build_model(self._manifest.config.model, consensus.weights).to(self._device)
+            space = make_space(self._kind, model, self._manifest)
+            self._trainer = Trainer(self._manifest, model, space, self._batch, consensus)
+        return self._trainer
+
+    def _batch(self, step: int, micro: int) -> torch.Tensor:
+        return self._stream().batch(step, micro)
+
+    def _stream(self) -> TokenStream:
+        if self._number not in self._streams:
+            data = self._manifest.config.data
+            if self._data:
+                tokens = private_tokens(tuple(map(str, self._data)), data)
+            else:
+                tokens = training_tokens(data, part_of(self._number, data.parts))
+            self._streams = {
+                self._number: TokenStream(
+                    tokens=tokens,
+                    seed=self._manifest.config.run.seed,
+                    number=self._number,
+                    batch_size=data.batch_size,
+                    sequence_length=data.sequence_length,
+                )
+            }
+        return self._streams[self._number]
+
+    def save(self, trainer: Trainer, state: PeerState) -> None:
+        """Moments, residual and consensus, so that this peer can go on where it is."""
+        if self._folder is None:
+            return
+        files = {SPACE: trainer.space.state_dict(), CONSENSUS: trainer.consensus.tensors()}
+        document = {
+            "manifest": self._manifest.digest,
+            "local_space": self._kind,
+            "chain": state.chain,
+            "sent_round": trainer.sent_round,
+        }
+        checkpoint.save(self._folder / "checkpoints", state.applied, files, document, KEEP)
+
+    def load(self, emit: Callable[[Event], None]) -> tuple[Trainer, PeerState] | None:
+        """This peer's newest checkpoint, if it has one of this run."""
+        if self._folder is None:
+            raise ConfigError("--resume needs to know where this peer kept its state; add --dir DIR.")
+        saved = checkpoint.load_latest(self._folder / "checkpoints")
+        if saved is None:
+            return None
+        for warning in saved.warnings:
+            emit(events.Warned(message=warning))
+        document = saved.document
+        if (document.get("manifest"), document.get("local_space")) != (self._manifest.digest, self._kind):
+            raise RefusedError(f"{saved.path} is of another run; join without --resume, or with another --dir.")
+        lift = self._manifest.config.optimizer.lift
+        consensus = Consensus.from_tensors(self._manifest.blocks, dict(saved.files[CONSENSUS]), lift)
+        trainer = self.trainer(consensus)
+        try:
+            trainer.load(saved.files[SPACE], int(document["sent_round"]))
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{saved.path} is not a peer's checkpoint ({error}); remove it.") from error
+        return trainer, PeerState(applied=saved.round, chain=str(document["chain"]))
