@@ -4,7 +4,6 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from functools import partialmethod
 
 import pytest
 from textual.pilot import Pilot
@@ -49,15 +48,15 @@ class Show:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stop = StopRequest()
         self._monkeypatch = monkeypatch
-        monkeypatch.setattr(screen, "survive_hangup", lambda: None)
 
     async def run(self, how: str, steps: Steps) -> SwarmSnapshot:
-        headless = partialmethod(SwarmMonitor.run_async, headless=True, size=(80, 24), auto_pilot=steps)
+        async def headless(app: SwarmMonitor) -> None:
+            await app.run_async(headless=True, size=(80, 24), auto_pilot=steps)
 
         def command(*arguments: str) -> list[str]:
             return [sys.executable, "-c", f"HOW = {how!r}\n{COMMAND}", *arguments]
 
-        self._monkeypatch.setattr(SwarmMonitor, "run_async", headless)
+        self._monkeypatch.setattr(SwarmMonitor, "take_terminal", headless)
         self._monkeypatch.setattr(screen, "own_command", command)
         async with Family() as family, asyncio.timeout(60):
             return await screen.show_stream(family, "coordinator", ["coordinate", "run.toml"], "chat", self.stop)
@@ -134,9 +133,10 @@ async def test_a_status_is_a_few_lines_or_one_object(show: Show) -> None:
 
 def test_a_screen_that_outlives_its_terminal_swallows_what_it_writes() -> None:
     script = (
-        "import os, sys; from tsr_swarm.cli.screen import survive_hangup\n"
+        "import os, sys; from tsr_swarm.monitor.terminal import private_screen\n"
         "ours, theirs = os.openpty(); os.dup2(theirs, 2); os.close(theirs)\n"
-        "survive_hangup(); os.close(ours)\n"
-        "sys.__stderr__.write('x' * 100000); sys.__stderr__.flush(); print('alive')"
+        "with private_screen():\n"
+        "    os.close(ours); sys.__stderr__.write('x' * 100000); sys.__stderr__.flush()\n"
+        "print('alive')"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout == b"alive\n"

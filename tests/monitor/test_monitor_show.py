@@ -47,7 +47,7 @@ def read_until(terminal: int, end: bytes) -> bytes:
 def test_what_others_write_goes_to_the_log_and_the_terminal_comes_back(tmp_path: Path) -> None:
     log = tmp_path / "other.log"
     script = (
-        "import os, sys; from pathlib import Path; from tsr_swarm.monitor.show import private_screen\n"
+        "import os, sys; from pathlib import Path; from tsr_swarm.monitor.terminal import private_screen\n"
         "with private_screen(Path(sys.argv[1])):\n"
         "    os.write(2, b'noise\\n'); sys.__stderr__.write('screen\\n'); sys.__stderr__.flush()\n"
         "sys.stderr.write('after\\n')\n"

@@ -37,7 +37,7 @@ class FakeScreen:
         self.closing = asyncio.Event()
         self.was_closed = False
 
-    async def run_async(self) -> None:
+    async def take_terminal(self) -> None:
         await self.closing.wait()
         self.was_closed = True
 

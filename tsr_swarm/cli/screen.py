@@ -1,11 +1,9 @@
 """The screen over a running command. The command itself runs as a child process; see runtime/front.py."""
 
 import asyncio
-import io
-import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from tsr_swarm.cli.output import Mode, plain_line
 from tsr_swarm.cli.process import LEAVING, run_process
@@ -18,9 +16,6 @@ from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.telemetry.events import Event, Left, RunFinished, decode_stamped
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 QUIT_NOTE = "The screen is closed; training goes on. Ctrl-C finishes the round and leaves, twice leaves at once."
 
@@ -68,7 +63,6 @@ async def _show(
         stop.request()
         return "Leaving at once." if stop.now.is_set() else LEAVING
 
-    survive_hangup()
     screen = SwarmMonitor(source, title, QUIT_NOTE, interrupt)
     command, *rest = arguments
     notice = asyncio.create_task(onlooker.say_leaving(stop))
@@ -85,22 +79,6 @@ async def _show(
     finally:
         notice.cancel()
         onlooker.say_the_end()
-
-
-class _Terminal(io.FileIO):
-    """Swallows what a terminal that has closed does not take: Textual's writer would die of it, and then block us."""
-
-    def write(self, data: "ReadableBuffer") -> int:
-        try:
-            return super().write(data)
-        except OSError:
-            return memoryview(data).nbytes
-
-
-def survive_hangup() -> None:
-    """Have Textual, which writes to ``sys.__stderr__``, outlive the terminal, so that the work behind it ends well."""
-    terminal = io.BufferedWriter(_Terminal(2, "w", closefd=False))
-    sys.__stderr__ = io.TextIOWrapper(terminal, "utf-8", "replace")  # type: ignore[misc]
 
 
 class Onlooker:
@@ -148,12 +126,11 @@ def _print(when: float, event: Event) -> None:
 
 async def show_source(source: Source, title: str, quit_note: str, stop: StopRequest) -> None:
     """Show a run that goes on elsewhere, or went on once, until the screen is closed. Raises what the source raised."""
-    survive_hangup()
     screen = SwarmMonitor(source, title, quit_note)
     stopped = asyncio.create_task(stop.gently.wait())
     stopped.add_done_callback(lambda task: None if task.cancelled() else screen.exit())
     try:
-        await screen.run_async()
+        await screen.take_terminal()
     finally:
         stopped.cancel()
     if screen.failure is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar
 
 from textual import work
@@ -18,6 +19,7 @@ from tsr_swarm.monitor.log_pane import LogPane
 from tsr_swarm.monitor.loss_chart import LossChart
 from tsr_swarm.monitor.peers_pane import PeersPane
 from tsr_swarm.monitor.sources import Source
+from tsr_swarm.monitor.terminal import private_screen
 from tsr_swarm.monitor.tiles import Tiles
 from tsr_swarm.monitor.view import View
 from tsr_swarm.telemetry.events import decode_stamped
@@ -74,6 +76,11 @@ class SwarmMonitor(App[None]):
         self._bytes = BytesPane(id="bytes")
         self._peers = PeersPane(id="peers")
         self._log_pane = LogPane(id="log")
+
+    async def take_terminal(self, log: Path | None = None) -> None:
+        """Take the terminal until the screen is closed. What else this process writes goes to ``log``, or nowhere."""
+        with private_screen(log):
+            await self.run_async()
 
     def compose(self) -> ComposeResult:
         yield self._headline

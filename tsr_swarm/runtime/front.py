@@ -17,7 +17,7 @@ from tsr_swarm.runtime.lifeline import INTERRUPTED, StopRequest
 class Screen(Protocol):
     """What is shown while the command runs: a Textual app."""
 
-    def run_async(self) -> Awaitable[object]:
+    def take_terminal(self) -> Awaitable[object]:
         """Show it until it is closed."""
         ...
 
@@ -81,7 +81,7 @@ async def _pump(child: Child, see: Callable[[bytes], None]) -> None:
 
 
 async def _show(screen: Screen, pump: asyncio.Task[None], closed: Callable[[], None]) -> None:
-    await screen.run_async()
+    await screen.take_terminal()
     if not pump.done():
         closed()
 
