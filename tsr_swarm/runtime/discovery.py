@@ -15,6 +15,8 @@ LOOK_SECONDS = 3.0  # between looks at first; doubled while nothing changes ...
 MAX_LOOK_SECONDS = 60.0  # ... up to this
 LIFETIME_SECONDS = 180.0  # of a record; renewed at every look
 
+Place = tuple[str, int]  # host and port
+
 
 class Discovery:
     """One DHT node and its record."""
@@ -24,12 +26,12 @@ class Discovery:
         self._run_id = run_id
         self._emit = emit
         self._directory: DhtDirectory | None = None
+        self._arguments: tuple[Place | None, Place | None, Sequence[str]] = (None, None, ())
         self.multiaddrs: tuple[str, ...] = ()
 
-    async def start(
-        self, *, listen: tuple[str, int] | None, announce: tuple[str, int] | None, initial_peers: Sequence[str]
-    ) -> None:
+    async def start(self, *, listen: Place | None, announce: Place | None, initial_peers: Sequence[str]) -> None:
         """Start the node; without ``listen`` it only dials out. A DHT that fails is a warning."""
+        self._arguments = (listen, announce, initial_peers)
         try:
             self._directory = await DhtDirectory.start(
                 identity=self._identity,
@@ -44,31 +46,45 @@ class Discovery:
             self._warn(error)
 
     async def keep_announcing(self, name: str, address: str, role: Role) -> None:
-        """Renew this process's record for as long as it runs, and tell when the peers found change."""
+        """Renew this process's record for as long as it runs, and tell when the records found change."""
         seen: list[str] = []
         pause = LOOK_SECONDS
         while self._directory is not None:
-            now = time.time()
-            record = PeerRecord(
-                run_id=self._run_id,
-                peer_id=self._identity.peer_id,
-                name=name,
-                address=address,
-                role=role,
-                issued=now,
-                expires=now + LIFETIME_SECONDS,
-            )
-            try:
-                await self._directory.announce(record)
-                names = sorted(found.name for found in await self._directory.records(self._run_id))
-            except SwarmError as error:
-                self._warn(error)
-                names = seen
-            pause = LOOK_SECONDS if names != seen else min(MAX_LOOK_SECONDS, 2 * pause)
-            if names != seen:
-                self._emit(DhtFound(records=len(names), names=", ".join(names)[:400]))
-                seen = names
+            if not self._directory.healthy():
+                await self._start_again()
+            names = await self._meet(name, address, role)
+            pause = LOOK_SECONDS if names not in (None, seen) else min(MAX_LOOK_SECONDS, 2 * pause)
+            if names not in (None, seen):
+                seen = names or []
+                self._emit(DhtFound(records=len(seen), names=", ".join(seen)[:400]))
             await asyncio.sleep(pause)
+
+    async def _meet(self, name: str, address: str, role: Role) -> list[str] | None:
+        """Store this process's record and return the names in all that are there; None if that failed."""
+        if self._directory is None:
+            return None
+        now = time.time()
+        record = PeerRecord(
+            run_id=self._run_id,
+            peer_id=self._identity.peer_id,
+            name=name,
+            address=address,
+            role=role,
+            issued=now,
+            expires=now + LIFETIME_SECONDS,
+        )
+        try:
+            await self._directory.announce(record)
+            return sorted(found.name for found in await self._directory.records(self._run_id))
+        except SwarmError as error:
+            self._warn(error)
+            return None
+
+    async def _start_again(self) -> None:
+        """The daemon died, or every node it knew did."""
+        await self.close()
+        listen, announce, initial_peers = self._arguments
+        await self.start(listen=listen, announce=announce, initial_peers=initial_peers)
 
     def _warn(self, error: SwarmError) -> None:
         self._emit(Warned(message=f"{error} Training goes on without the DHT."))

@@ -19,7 +19,7 @@ from tsr_swarm.runtime.reporting import Reporter
 from tsr_swarm.runtime.run_folder import folder_lock
 from tsr_swarm.runtime.session import Introduction, PeerSession
 from tsr_swarm.runtime.workshop import Workshop
-from tsr_swarm.swarm.addresses import clock_warning, is_loopback, split_address
+from tsr_swarm.swarm.addresses import clock_warning, is_loopback, is_unspecified, split_address
 from tsr_swarm.swarm.identity import load_identity, new_identity
 from tsr_swarm.swarm.records import Role
 from tsr_swarm.telemetry import events
@@ -73,7 +73,7 @@ async def _take_part(options: JoinOptions, emit: Callable[[Event], None], stop_g
         introduction = Introduction(
             peer_id=identity.peer_id,
             name=options.name,
-            address=options.listen or "",
+            address=dialable_address(options),
             local_space=kind,
             device=str(device),
         )
@@ -109,7 +109,13 @@ async def _meet(discovery: Discovery, options: JoinOptions, host: str, initial_p
     elif is_loopback(host) and not options.outbound_only:
         listen = ("127.0.0.1", 0)
     await discovery.start(listen=listen, announce=None, initial_peers=initial_peers)
-    await discovery.keep_announcing(options.name, options.listen or "", Role.PEER)
+    await discovery.keep_announcing(options.name, dialable_address(options), Role.PEER)
+
+
+def dialable_address(options: JoinOptions) -> str:
+    """What others may dial, or "" for a peer that only dials out or listens at no address of its own."""
+    host, port = split_address(options.listen) if options.listen else ("", 0)
+    return options.listen if options.listen and port and not is_unspecified(host) else ""
 
 
 def require_reasonable(manifest: Manifest) -> None:
