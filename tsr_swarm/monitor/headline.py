@@ -26,8 +26,10 @@ class Headline(Widget):
         if self.view.is_frozen:
             left.append(("FROZEN (space goes on)  ", TROUBLE))
         used = sum(len(text) for text, _ in left)
-        state = cut(self.view.trouble or snapshot.state, width - used)
-        left.append((state, TROUBLE if self.view.trouble else ""))
+        # A coordinator that is gone is no trouble once its run has finished.
+        trouble = self.view.trouble if snapshot.finished is None else ""
+        state = cut(trouble or snapshot.state, width - used)
+        left.append((state, TROUBLE if trouble else ""))
         room = width - used - len(state) - 2
         note = first_fitting(room, *_notes(snapshot))
         return Content.assemble(*left, " " * (room + 2 - len(note)), (note, MUTED))

@@ -63,8 +63,9 @@ async def run_front(
         try:
             async with asyncio.TaskGroup() as group:
                 pump = group.create_task(_pump(child, see))
-                group.create_task(_show(screen, pump, closed))
-                group.create_task(_close_when_over(screen, child, stop))
+                show = group.create_task(_show(screen, pump, closed))
+                closer = group.create_task(_close_when_over(screen, child, stop))
+                show.add_done_callback(lambda _: closer.cancel())
         finally:
             asks.cancel()
         code = await child.wait()
@@ -87,9 +88,10 @@ async def _show(screen: Screen, pump: asyncio.Task[None], closed: Callable[[], N
 
 
 async def _close_when_over(screen: Screen, child: Child, stop: StopRequest) -> None:
-    """A run that finished by itself stays on screen until it has been read."""
-    if await child.wait() != 0 or stop.gently.is_set():
-        screen.exit()
+    """A run that finished by itself stays on screen until it has been read, or the terminal is closed."""
+    if await child.wait() == 0:
+        await stop.gently.wait()
+    screen.exit()
 
 
 async def _pass_on(stop: StopRequest, child: Child) -> None:

@@ -110,6 +110,8 @@ def _apply_peer(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:
         case e.DigestReported():
             peer = _peer(s, event.peer, event.name)
             seen = replace(peer, state="applied", reason="", round=max(peer.round, event.round + 1))
+            if s.phase in ("train", "exchange"):  # the next round was open already: it is in it now
+                seen = _enter(seen, s.round)
         case e.DigestMismatch():
             seen = replace(_peer(s, event.peer, event.name), state="differs", reason="its weights differ")
         case _:
