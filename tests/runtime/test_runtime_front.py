@@ -86,6 +86,16 @@ async def test_a_command_that_has_ended_well_stays_on_screen_until_it_is_closed(
     assert front.closed_at is None, "nothing goes on behind it"
 
 
+async def test_a_closed_terminal_ends_a_screen_whose_command_is_over() -> None:
+    """Once the screen of a finished run stayed up for ever after its terminal was gone."""
+    front = Front()
+    running = asyncio.create_task(front.run("end"))
+    await front.has_ended.wait()
+    front.stop.request()
+    await running
+    assert front.screen.was_closed
+
+
 async def test_a_closed_screen_leaves_the_command_running(tmp_path: Path) -> None:
     front = Front()
     running = asyncio.create_task(front.run("go on", str(tmp_path / "flag")))

@@ -16,6 +16,7 @@ from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.log import read_recording
 from tsr_swarm.train.trainer import StepProgress, Trainer
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -289,6 +290,9 @@ async def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path) ->
     assert all(len(digests) == 1 for digests in swarm.digests().values())
     for member in swarm.peers.values():
         assert not [e for e in member.events if isinstance(e, ev.StateReceived)], "its own checkpoint was enough"
+    kept = [stamped.event for stamped in read_recording(tmp_path / "coordinator" / "events.jsonl")]
+    shown = [event.round for event in kept if isinstance(event, ev.RoundClosed)]
+    assert shown == [*done, *rounds], "what a monitor is told goes on after the restart"
 
 
 async def test_a_run_of_another_configuration_is_not_resumed(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ class Headline(Widget):
         used = sum(len(text) for text, _ in left)
         # A coordinator that is gone is no trouble once its run has finished.
         trouble = self.view.trouble if snapshot.finished is None else ""
-        state = cut(trouble or snapshot.state, width - used)
+        hint = "; q closes the screen" if snapshot.finished is not None else ""
+        state = cut(trouble or snapshot.state + hint, width - used)
         left.append((state, TROUBLE if trouble else ""))
         room = width - used - len(state) - 2
         note = first_fitting(room, *_notes(snapshot))

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +24,15 @@ from tsr_swarm.swarm.records import Role
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.ledger import ByteLedger
-from tsr_swarm.telemetry.log import EventLog
+from tsr_swarm.telemetry.log import EventLog, read_recording, recording
 from tsr_swarm.train.data import heldout_tokens
 from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
 from tsr_swarm.train.llama import build_model
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.server import serve
+
+EVENTS_FILE = "events.jsonl"
+PROGRESS = '"peer_progress"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,16 +62,28 @@ async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], No
 
 
 async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None], stop_gently: asyncio.Event) -> None:
-    log = EventLog(time.time)
-
-    def emit(event: Event) -> None:
-        log.append(event)
-        sink(event)
-
     config, folder = options.config, RunFolder(Path(options.config.checkpoint.dir))
     evaluate = await asyncio.to_thread(make_evaluate, config)  # first: it finds a data source that is not there
-    with folder.locked():
+    with folder.locked(), open_log(folder.path / EVENTS_FILE, options.resume) as log:
+
+        def emit(event: Event) -> None:
+            log.append(event)
+            sink(event)
+
         await _lead(options, folder, evaluate, log, emit, stop_gently)
+
+
+@contextmanager
+def open_log(path: Path, resume: bool) -> Iterator[EventLog]:
+    """The run's events, also kept in ``path``: a monitor sees the rounds of before a restart, and `replay` shows all.
+
+    Progress within a round, most of the events, is left out of the file.
+    """
+    with recording(path) as write:
+        log = EventLog(time.time, [lambda line: None if PROGRESS in line[:40] else write(line)])
+        if resume:
+            log.restore(read_recording(path))
+        yield log
 
 
 async def _lead(

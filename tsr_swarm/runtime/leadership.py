@@ -14,7 +14,7 @@ from typing import TypeVar, TypeVarTuple
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.errors import CheckpointError, PeerError, RunError
+from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds import leader, votes
@@ -23,7 +23,7 @@ from tsr_swarm.rounds.reducer import split_blocks
 from tsr_swarm.runtime.background import Background, Signal
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.journal import Journal
-from tsr_swarm.runtime.reduction import Published, Reduction, open_published
+from tsr_swarm.runtime.reduction import Published, Reduction
 from tsr_swarm.runtime.roster import Roster
 from tsr_swarm.runtime.round_report import Outcome, closed_event, outcome_of
 from tsr_swarm.runtime.state_chunks import StateSnapshot, snapshot
@@ -379,23 +379,3 @@ class Leadership:
 
     def _snapshot_on_worker(self) -> StateSnapshot:
         return snapshot(self._consensus, self._applied.round, bytes.fromhex(self._applied.chain))
-
-
-def replay(
-    manifest: Manifest, consensus: Consensus, progress: Progress, delta_log: DeltaLog, accepted: Progress
-) -> Progress:
-    """Bring a checkpoint up to what the journal accepted last, from the rounds on disk. Raises RunError."""
-    while progress.round < accepted.round:
-        round = progress.round + 1
-        kept = delta_log.get(round)
-        if kept is None:
-            raise RunError(f"Round {round} was accepted but is not in {delta_log.folder}; restore that folder.")
-        try:
-            published = open_published(manifest, *kept, progress.chain)
-        except PeerError as error:
-            raise RunError(f"Round {round} in {delta_log.folder} is damaged ({error}); restore that folder.") from error
-        consensus.apply(published.header.plan, published.grids, published.void)
-        progress = Progress(round, published.header.chain.hex())
-    if progress.round == accepted.round and accepted.round and progress.chain != accepted.chain:
-        raise RunError(f"Round {accepted.round} on disk is not the one that was accepted; restore {delta_log.folder}.")
-    return progress

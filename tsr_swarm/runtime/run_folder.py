@@ -11,12 +11,13 @@ from torch import Tensor
 
 from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunError
+from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedError, RunError
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.journal import Journal
-from tsr_swarm.runtime.leadership import Progress, replay
+from tsr_swarm.runtime.leadership import Progress
+from tsr_swarm.runtime.reduction import open_published
 from tsr_swarm.train import checkpoint
 from tsr_swarm.train.llama import initial_weights, parameter_shapes
 
@@ -110,6 +111,26 @@ def resume_run(folder: RunFolder, config: RunConfig, warn: Callable[[str], None]
     accepted = Progress(voter.accepted_round, voter.accepted_chain)
     progress = replay(manifest, consensus, progress, delta_log, accepted)
     return StartingPoint(manifest=manifest, consensus=consensus, progress=progress, delta_log=delta_log)
+
+
+def replay(
+    manifest: Manifest, consensus: Consensus, progress: Progress, delta_log: DeltaLog, accepted: Progress
+) -> Progress:
+    """Bring a checkpoint up to what the journal accepted last, from the rounds on disk. Raises RunError."""
+    while progress.round < accepted.round:
+        round = progress.round + 1
+        kept = delta_log.get(round)
+        if kept is None:
+            raise RunError(f"Round {round} was accepted but is not in {delta_log.folder}; restore that folder.")
+        try:
+            published = open_published(manifest, *kept, progress.chain)
+        except PeerError as error:
+            raise RunError(f"Round {round} in {delta_log.folder} is damaged ({error}); restore that folder.") from error
+        consensus.apply(published.header.plan, published.grids, published.void)
+        progress = Progress(round, published.header.chain.hex())
+    if progress.round == accepted.round and accepted.round and progress.chain != accepted.chain:
+        raise RunError(f"Round {accepted.round} on disk is not the one that was accepted; restore {delta_log.folder}.")
+    return progress
 
 
 def load_run(folder: RunFolder, warn: Callable[[str], None]) -> tuple[Manifest, checkpoint.Checkpoint]:
