@@ -11,6 +11,7 @@ from swarm_rig import Swarm, run_swarm, tiny_config
 
 from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.runtime import leadership
 from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
 from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.runtime.workshop import Workshop
@@ -384,6 +385,25 @@ async def test_strangers_and_garbage_do_not_disturb_a_run(tmp_path: Path) -> Non
     swarm = await run_swarm(tmp_path, tiny_config(tmp_path), on_event=attack_in_round_2)
     await asyncio.gather(*attacks)
     assert [event.included for event in swarm.closed()] == [3, 3, 3, 3]
+
+
+async def test_a_peer_leaves_a_coordinator_that_asks_for_more_than_its_manifest_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan_round = leadership.plan_round
+
+    def greedy(*arguments):  # type: ignore[no-untyped-def]
+        return replace(plan_round(*arguments), steps=10**6)
+
+    monkeypatch.setattr(leadership, "plan_round", greedy)
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"min_peers": 1}))
+    await swarm.start_coordinator()
+    with pytest.raises(RefusedError, match="not what this run's manifest says"):
+        await asyncio.wait_for(swarm.start_peer(1).task, 60)
+    swarm.peers.clear()
+    assert swarm.coordinator is not None
+    swarm.coordinator.stop.demand()
+    await swarm.finish()
 
 
 async def test_bytes_are_counted_once_by_kind_and_direction(tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ class DeltaLog:
             content = self._path(round).read_bytes()
             (length,) = _LENGTH.unpack_from(content)
             end = _LENGTH.size + length
+            if end > len(content):
+                raise DecodeError("it was cut short")
             return pb.PublishedHeader.FromString(content[_LENGTH.size : end]), content[end:]
         except (OSError, struct.error, DecodeError) as error:
             raise RunError(f"Round {round} in {self.folder} cannot be read ({error}); restore that folder.") from error
