@@ -11,7 +11,7 @@ from swarm_rig import Swarm, run_swarm, tiny_config
 
 from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.runtime import leadership
+from tsr_swarm.runtime import leadership, session
 from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
 from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.runtime.workshop import Workshop
@@ -233,6 +233,67 @@ async def test_a_claim_of_more_tokens_than_a_round_has_is_refused(
     assert {(event.round, event.reason) for event in refused} == {(2, "tokens")}
     assert [event.included for event in swarm.closed()] == [1, 0, 1]
     assert len(swarm.of(ev.RoundVoid)) == 1
+
+
+async def test_a_round_that_closes_during_an_upload_costs_that_peer_one_round_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One upload of round 2 never ends. Once such a peer span for ever, deaf to everything."""
+    submit, stuck = session.submit_all, []
+
+    async def stall(client, manifest, peer_id, work, shards):  # type: ignore[no-untyped-def]
+        if work.plan.round == 2 and not stuck:
+            stuck.append(peer_id)
+            await asyncio.Event().wait()
+        return await submit(client, manifest, peer_id, work, shards)
+
+    monkeypatch.setattr(session, "submit_all", stall)
+    config = tiny_config(tmp_path, round={"floor_seconds": 1.0}, run={"rounds": 4})
+    swarm = await run_swarm(tmp_path, config)
+    assert [event.included for event in swarm.closed()] == [3, 2, 3, 3]
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+
+
+async def test_a_peer_can_be_asked_to_leave_while_its_coordinator_is_gone(tmp_path: Path) -> None:
+    """The coordinator goes when it has the peer's work of round 2, so the peer waits for a round that never closes."""
+
+    def cut_off(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.PayloadReceived) and event.round == 2 and swarm.coordinator is not None:
+            swarm.coordinator.stop.demand()
+
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"min_peers": 2}), cut_off)
+    await swarm.start_coordinator()
+    members = [swarm.start_peer(1), swarm.start_peer(2)]
+    assert swarm.coordinator is not None
+    await swarm.coordinator.task
+    for member in members:
+        member.stop.request()
+    await asyncio.wait_for(asyncio.gather(*(member.task for member in members)), 30)
+    for member in members:
+        assert isinstance(member.events[-1], ev.Left)
+        assert len([event for event in member.events if isinstance(event, ev.Warned)]) < 6
+
+
+async def test_a_coordinator_that_is_stopped_sends_nobody_home(tmp_path: Path) -> None:
+    """It ends after its round, without waiting for peers; they go on with its successor."""
+
+    def stop_gently(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.RoundOpened) and event.round == 2 and swarm.coordinator is not None:
+            swarm.coordinator.stop.request()
+
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 4, "min_peers": 2}), stop_gently)
+    await swarm.start_coordinator()
+    swarm.start_peer(1)
+    swarm.start_peer(2)
+    assert swarm.coordinator is not None
+    await asyncio.wait_for(swarm.coordinator.task, 30)
+    assert swarm.finished().reason == "it was asked to stop"
+    assert not any(member.task.done() for member in swarm.peers.values())
+    swarm.on_event = lambda swarm, event: None
+    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.finish()
+    assert [event.round for event in swarm.closed()] == [1, 2, 3, 4]
+    assert all(event.included == 2 for event in swarm.closed())
 
 
 async def test_a_peer_whose_weights_differ_is_named_and_fetches_the_state_again(

@@ -20,9 +20,11 @@ class Signal:
         """Wait until ``predicate`` holds, looking after each notification. False if it did not in time."""
         until = time.monotonic() + seconds
         while not predicate():
-            event, left = self._event, until - time.monotonic()
+            event = self._event
             try:
-                await asyncio.wait_for(event.wait(), left)
+                # Not asyncio.wait_for: before Python 3.12 it may swallow a cancellation that comes with the event.
+                async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                    await event.wait()
             except TimeoutError:
                 return predicate()
         return True

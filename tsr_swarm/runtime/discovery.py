@@ -26,6 +26,7 @@ class Discovery:
         self._run_id = run_id
         self._emit = emit
         self._directory: DhtDirectory | None = None
+        self._has_warned = False
         self._arguments: tuple[Place | None, Place | None, Sequence[str]] = (None, None, ())
         self.multiaddrs: tuple[str, ...] = ()
 
@@ -52,17 +53,15 @@ class Discovery:
         while self._directory is not None:
             if not self._directory.healthy():
                 await self._start_again()
-            names = await self._meet(name, address, role)
+            names = await self._meet(self._directory, name, address, role) if self._directory.healthy() else None
             pause = LOOK_SECONDS if names not in (None, seen) else min(MAX_LOOK_SECONDS, 2 * pause)
             if names not in (None, seen):
                 seen = names or []
                 self._emit(DhtFound(records=len(seen), names=", ".join(seen)[:400]))
             await asyncio.sleep(pause)
 
-    async def _meet(self, name: str, address: str, role: Role) -> list[str] | None:
+    async def _meet(self, directory: DhtDirectory, name: str, address: str, role: Role) -> list[str] | None:
         """Store this process's record and return the names in all that are there; None if that failed."""
-        if self._directory is None:
-            return None
         now = time.time()
         record = PeerRecord(
             run_id=self._run_id,
@@ -74,11 +73,13 @@ class Discovery:
             expires=now + LIFETIME_SECONDS,
         )
         try:
-            await self._directory.announce(record)
-            return sorted(found.name for found in await self._directory.records(self._run_id))
+            await directory.announce(record)
+            names = sorted(found.name for found in await directory.records(self._run_id))
         except SwarmError as error:
             self._warn(error)
             return None
+        self._has_warned = False
+        return names
 
     async def _start_again(self) -> None:
         """The daemon died, or every node it knew did."""
@@ -87,7 +88,10 @@ class Discovery:
         await self.start(listen=listen, announce=announce, initial_peers=initial_peers)
 
     def _warn(self, error: SwarmError) -> None:
-        self._emit(Warned(message=f"{error} Training goes on without the DHT."))
+        """Once, until it works again."""
+        if not self._has_warned:
+            self._emit(Warned(message=f"{error} Training goes on without the DHT."))
+        self._has_warned = True
 
     async def close(self) -> None:
         """Stop the node."""

@@ -140,8 +140,12 @@ class Leadership:
         )
 
     async def see_peers_off(self) -> None:
-        """Stay until every peer has fetched the last round and left, or has fallen silent."""
-        await self.changed.wait_for(lambda: not self._leader.members, GOODBYE_SECONDS)
+        """After the last round, stay until every peer has fetched it and left, or has fallen silent.
+
+        A run that was only stopped needs no goodbye: its rounds are on disk, and its peers wait for it.
+        """
+        if self.is_over:
+            await self.changed.wait_for(lambda: not self._leader.members, GOODBYE_SECONDS)
 
     async def close(self) -> None:
         """End what is still running."""
@@ -376,6 +380,10 @@ class Leadership:
             made = asyncio.get_running_loop().run_in_executor(self._worker, self._snapshot_on_worker)
             self._snapshot = (self.committed.round, made)
         return await asyncio.shield(self._snapshot[1])
+
+    def forget_state(self) -> None:
+        """Make the next state anew: some round since this one cannot be served."""
+        self._snapshot = None
 
     def _snapshot_on_worker(self) -> StateSnapshot:
         return snapshot(self._consensus, self._applied.round, bytes.fromhex(self._applied.chain))

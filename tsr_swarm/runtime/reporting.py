@@ -17,6 +17,7 @@ class Reporter:
     def __init__(self, client: SwarmClient, ledger: ByteLedger, kernel: KernelBytes, peer_id: str) -> None:
         self._client, self._ledger, self._kernel, self._peer_id = client, ledger, kernel, peer_id
         self._reported = {direction: Counter[str]() for direction in Direction}
+        self._overhead = 0
 
     def sample(self) -> None:
         """Look at the kernel's totals, so that a connection that closes keeps what was seen of it last."""
@@ -31,16 +32,17 @@ class Reporter:
             digest=digest,
             sent=sent,
             received=received,
-            overhead_bytes=self._overhead(),
+            overhead_bytes=self._take_overhead(),
         )
 
     async def send(self, report: pb.ReportRequest) -> bool:
-        """True if the leader says that the digest differs from its own. A report that is lost is not sent again."""
+        """True if the leader says that the digest differs from its own. A report that is lost is not sent again.
+
+        Its answer may be what was lost: bytes told once too seldom are better than bytes told twice.
+        """
         try:
             return (await self._client.report(report, REPORT_SECONDS)).resync
         except (UnreachableError, PeerError):
-            self._reported[Direction.SENT] -= Counter(dict(report.sent))  # they go out with the next report
-            self._reported[Direction.RECEIVED] -= Counter(dict(report.received))
             return False
 
     def _take_unreported(self, direction: Direction) -> Counter[str]:
@@ -48,8 +50,11 @@ class Reporter:
         self._reported[direction] += new
         return new
 
-    def _overhead(self) -> int:
+    def _take_overhead(self) -> int:
         """What the kernel moved beyond what was counted here: framing, headers, retransmissions. Between transfers."""
         totals = self._kernel.sample()
         counted = sum(sum(self._ledger.totals(direction).values()) for direction in Direction)
-        return max(0, totals.sent + totals.received - counted) if totals is not None else 0
+        total = totals.sent + totals.received - counted if totals is not None else 0
+        new = max(0, total - self._overhead)
+        self._overhead += new
+        return new

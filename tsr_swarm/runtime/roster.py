@@ -23,8 +23,7 @@ class Peer:
     local_space: str
     is_here: bool = True
     traffic: dict[Direction, Counter[str]] = field(default_factory=lambda: {d: Counter() for d in Direction})
-    overhead: int = 0  # the newest total it reported ...
-    overhead_counted: int = 0  # ... and what of it was in closed rounds
+    overhead: int = 0  # bytes beyond the counted ones that it reported since the last round was closed
     progress_shown: float = 0.0  # when its progress, or a refusal, was last made an event
     refusal_shown: float = 0.0
 
@@ -43,7 +42,7 @@ class Roster:
         number = self._free_number(known.number if known is not None else _number_in(name))
         peer = Peer(peer_id, self._free_name(name, number), number, address, device, local_space)
         if known is not None:
-            peer.traffic = known.traffic  # reported, not yet shown
+            peer.traffic, peer.overhead = known.traffic, known.overhead  # reported, not yet shown
         self._peers[peer_id] = peer
         return peer
 

@@ -80,8 +80,7 @@ def closed_event(
 
 
 def _take(peer: Peer) -> events.PeerTraffic:
-    overhead = max(0, peer.overhead - peer.overhead_counted)
-    peer.overhead_counted = peer.overhead
+    overhead, peer.overhead = peer.overhead, 0
     sent, received = (dict(peer.traffic[direction]) for direction in (Direction.SENT, Direction.RECEIVED))
     for counts in peer.traffic.values():
         counts.clear()

@@ -241,6 +241,7 @@ class CoordinatorService:
             self._emit(events.Warned(message=str(error)))
             kept = None
         if kept is None:
+            self._lead.forget_state()
             raise RefusedError(f"Round {request.round} is not kept here any more; fetch the state instead.")
         return kept
 
@@ -253,8 +254,12 @@ class CoordinatorService:
         reported.add(peer.peer_id)
         for direction, counts in ((Direction.SENT, request.sent), (Direction.RECEIVED, request.received)):
             peer.traffic[direction].update(dict(counts))
-        peer.overhead = max(peer.overhead, request.overhead_bytes)
-        expected = await asyncio.wait_for(asyncio.shield(self._lead.digests[request.round]), DIGEST_SECONDS)
+        peer.overhead += request.overhead_bytes
+        self._lead.changed.notify()
+        try:
+            expected = await asyncio.wait_for(asyncio.shield(self._lead.digests[request.round]), DIGEST_SECONDS)
+        except TimeoutError:
+            return pb.ReportReply(resync=False)  # the leader is far behind; the next round's digest will tell
         self._show_digest(peer, request, expected)
         self._lead.changed.notify()
         return pb.ReportReply(resync=request.digest.hex() != expected)

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar, TypeVarTuple
 
-from tsr_swarm.config.layout import upload_slots
-from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
+from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.errors import CheckpointError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.optim.periods import follows_manifest
@@ -20,15 +19,15 @@ from tsr_swarm.runtime.background import Background, Signal
 from tsr_swarm.runtime.reduction import open_published
 from tsr_swarm.runtime.reporting import Reporter
 from tsr_swarm.runtime.state_download import StateDownload
+from tsr_swarm.runtime.uploading import submit_all
 from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.train.trainer import RoundWork, StepProgress, Trainer
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire import control
-from tsr_swarm.wire.codec import encode
-from tsr_swarm.wire.gate import max_published_bytes, shard_slots
-from tsr_swarm.wire.messages import ContributionHeader, Shard, plan_from_proto, seal
+from tsr_swarm.wire.gate import max_published_bytes
+from tsr_swarm.wire.messages import Shard, plan_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 STOPPED = "it was asked to stop"
@@ -39,6 +38,7 @@ GIVE_UP_SECONDS = 1800.0
 FINISHED_ATTEMPTS = 2  # a coordinator that has finished soon ends
 WAIT_SECONDS = 60.0  # nothing is waited for without looking again
 SAVE_SECONDS = 60.0
+LAST_REPORT_SECONDS = 5.0
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -84,7 +84,10 @@ class PeerSession:
         self._worker = ThreadPoolExecutor(1, "maths")
         self._background = Background()
         self._leaving = asyncio.Event()  # set: leave once the round is over
+        self._is_alone = False  # the coordinator could not be reached when this peer was to leave
         self._is_over = False
+        self._warned_of = 0  # the round of whose upload people have been told
+        self._reports: set[asyncio.Task[None]] = set()
         self._saved_at = -math.inf
 
     def restore(self, trainer: Trainer, state: decide.PeerState) -> None:
@@ -115,6 +118,8 @@ class PeerSession:
         try:
             await self._background.until(done)
             await self._save()
+            if self._reports:  # the last one says whether all weights agree at the end
+                await asyncio.wait(self._reports, timeout=LAST_REPORT_SECONDS)
             await self._say_goodbye(reasons[0])
             return reasons[0]
         finally:
@@ -126,16 +131,17 @@ class PeerSession:
         """Do the most urgent thing, again and again, until there is a reason to end."""
         while True:
             action = decide.next_action(self._state)
-            if self._leaving.is_set() and not isinstance(action, decide.FetchRound | decide.Upload | decide.Wait):
+            finishes_a_round = isinstance(action, decide.FetchRound | decide.Upload | decide.Wait)
+            if self._leaving.is_set() and (self._is_alone or not finishes_a_round):
                 return STOPPED
+            went_through = True
             match action:
                 case decide.Join():
-                    await self._keep_trying(self._join)
+                    went_through = await self._keep_trying(self._join)
                 case decide.FetchState():
-                    await self._keep_trying(self._fetch_state)
+                    went_through = await self._keep_trying(self._fetch_state)
                 case decide.FetchRound(round):
-                    if not await self._keep_trying(partial(self._catch_up, round)):
-                        return GONE if self._state.is_finished else STOPPED
+                    went_through = await self._keep_trying(partial(self._catch_up, round))
                 case decide.Upload():
                     await self._upload()
                 case decide.Train():
@@ -146,11 +152,14 @@ class PeerSession:
                     if self._leaving.is_set() and self._state.trained <= self._state.applied:
                         return STOPPED
                     await self._news.wait_for(self._is_there_news(), WAIT_SECONDS)
+            if not went_through:
+                return GONE if self._state.is_finished else STOPPED
 
     def _is_there_news(self) -> Callable[[], bool]:
-        was_leaving = self._leaving.is_set()
+        before = (self._leaving.is_set(), self._is_alone)
         return lambda: (
-            not isinstance(decide.next_action(self._state), decide.Wait) or self._leaving.is_set() != was_leaving
+            not isinstance(decide.next_action(self._state), decide.Wait)
+            or (self._leaving.is_set(), self._is_alone) != before
         )
 
     async def _leave_when(self, stop_gently: asyncio.Event) -> None:
@@ -187,8 +196,11 @@ class PeerSession:
         """Follow the leader for as long as the session lasts; doubles as this peer's heartbeat."""
         while True:
             await self._news.wait_for(lambda: self._state.is_member, WAIT_SECONDS)
-            if self._state.is_member and not await self._keep_trying(self._follow):
-                await asyncio.sleep(RETRY_SECONDS[0])  # leaving: the round may still be finished
+            if self._state.is_member:
+                self._is_alone = not await self._keep_trying(self._follow)
+                self._news.notify()
+                if self._is_alone:
+                    await asyncio.sleep(RETRY_SECONDS[0])
 
     async def _follow(self) -> None:
         self._reporter.sample()
@@ -284,51 +296,40 @@ class PeerSession:
             self._state = replace(self._state, trained=plan.round, unsent=plan.round)
 
     async def _upload(self) -> None:
-        """Send the contribution, a call a shard. What is not counted stays in the residual."""
+        """Send the contribution, a call a shard, unless its round closes first. What is not counted stays here."""
         work = self._work
         assert work is not None, "there is something unsent"
-        sending = asyncio.create_task(self._submit_all(work))
+        peer_id = self._introduction.peer_id
+        sending = asyncio.create_task(submit_all(self._client, self._manifest, peer_id, work, self._shards))
         sending.add_done_callback(lambda _: self._news.notify())
-        while not sending.done():
-            await self._news.wait_for(lambda: sending.done() or self._state.committed >= work.plan.round, WAIT_SECONDS)
-            if self._state.committed >= work.plan.round:
-                sending.cancel()  # its round has closed
+
+        def is_settled() -> bool:
+            return sending.done() or self._state.committed >= work.plan.round
+
         try:
-            await sending
-        except asyncio.CancelledError:
-            if not sending.cancelled():
-                raise
-        except UnreachableError as error:
-            self._emit(events.Warned(message=f"Round {work.plan.round} is not sent yet: {error}"))
+            while not await self._news.wait_for(is_settled, WAIT_SECONDS):
+                continue  # a slow line: as long as the round is open
+        finally:
+            sending.cancel()
+        await asyncio.wait({sending})
+        error = None if sending.cancelled() else sending.exception()
+        if isinstance(error, UnreachableError):
+            self._warn_of_upload(work.plan.round, f"Round {work.plan.round} is not sent yet: {error}")
             await self._news.wait_for(lambda: self._state.committed >= work.plan.round, RETRY_SECONDS[1])
             return  # tried again while the round is open
-        except PeerError as error:
-            self._emit(events.Warned(message=f"Round {work.plan.round} was not counted: {error} Its work is kept."))
+        if isinstance(error, PeerError):
+            self._warn_of_upload(work.plan.round, f"Round {work.plan.round} was not counted: {error} Its work is kept.")
+        elif error is not None:
+            raise error
+        elif not sending.cancelled() and sending.result():
+            self._warn_of_upload(work.plan.round, f"Round {work.plan.round} came too late: {sending.result()}.")
         self._state = replace(self._state, unsent=0)
 
-    async def _submit_all(self, work: RoundWork) -> None:
-        for index, shard in enumerate(self._shards):
-            await self._submit(work, index, shard)
-
-    async def _submit(self, work: RoundWork, index: int, shard: Shard) -> None:
-        plan, wire = work.plan, self._manifest.config.wire
-        slots = shard_slots(upload_slots(self._manifest.blocks, plan.due, wire), shard.blocks)
-        sections, data = await asyncio.to_thread(encode, slots, work.grids, wire.zstd_level)
-        header = ContributionHeader(
-            protocol=PROTOCOL_VERSION,
-            manifest_digest=bytes.fromhex(self._manifest.digest),
-            round=plan.round,
-            parent=bytes.fromhex(plan.parent),
-            peer_id=self._introduction.peer_id,
-            shard=index,
-            tokens=work.tokens,
-            steps=work.steps,
-            local_loss=work.local_loss if math.isfinite(work.local_loss) else 0.0,
-            sections=sections,
-        )
-        reply = await self._client.submit(seal(header), data)
-        if not reply.counted:
-            self._emit(events.Warned(message=f"Round {plan.round} came too late: {reply.reason[:200]}."))
+    def _warn_of_upload(self, round: int, message: str) -> None:
+        """Once a round: an upload is tried every second."""
+        if round != self._warned_of:
+            self._warned_of = round
+            self._emit(events.Warned(message=message))
 
     async def _catch_up(self, round: int) -> None:
         """Fetch a published round, apply it and report. One that cannot be had or trusted means: fetch the state."""
@@ -347,7 +348,9 @@ class PeerSession:
         digest = await self._on_worker(trainer.apply, header.plan, published.grids, published.void, included)
         self._state = decide.applied(self._state, round, header.chain.hex())
         self._rounds_included += bool(included)
-        self._background.start(self._report(round, digest, bool(included), time.monotonic() - started))
+        report = self._background.start(self._report(round, digest, bool(included), time.monotonic() - started))
+        self._reports.add(report)
+        report.add_done_callback(self._reports.discard)
         await self._save_now_and_then()
 
     async def _report(self, round: int, digest: bytes, is_included: bool, seconds: float) -> None:

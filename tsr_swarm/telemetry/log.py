@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -156,6 +157,9 @@ def text_sink(stream: IO[str]) -> Sink:
 def recording(path: Path) -> Iterator[Sink]:
     """Append each event to the file ``path``, made with its folder when missing. Raises OSError if it cannot be."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as existing:
+        if existing.tell() and existing.seek(-1, os.SEEK_END) >= 0 and existing.read(1) != b"\n":
+            existing.write(b"\n")  # a line that a crash cut off must not swallow the next one
     with path.open("a", encoding="utf-8") as stream:
         yield text_sink(stream)
 

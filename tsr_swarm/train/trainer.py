@@ -125,6 +125,7 @@ class Trainer:
         """Go on from a downloaded state."""
         self.consensus = consensus
         self.space.rebase(consensus)
+        self._carried_losses, self._carried_tokens = [], 0  # their work may be gone: claim too little, never too much
 
     def _backward(self, batch: Tensor) -> float | None:
         """Gradients of one batch, clipped to the run's global norm. None, and nothing to step on, if not finite."""
