@@ -65,8 +65,13 @@ async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None],
     config, folder = options.config, RunFolder(Path(options.config.checkpoint.dir))
     evaluate = await asyncio.to_thread(make_evaluate, config)  # first: it finds a data source that is not there
     with folder.locked(), open_log(folder.path / EVENTS_FILE, options.resume) as log:
+        has_ended = False
 
         def emit(event: Event) -> None:
+            nonlocal has_ended
+            if has_ended:
+                return  # run_finished is the last line; peers may still be leaving
+            has_ended = isinstance(event, events.RunFinished)
             log.append(event)
             sink(event)
 
