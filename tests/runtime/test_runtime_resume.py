@@ -1,0 +1,181 @@
+"""What is left when a coordinator goes: peers that wait, rounds that are replayed, runs that go on."""
+
+import asyncio
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from swarm_rig import Swarm, run_swarm, tiny_config
+
+from tsr_swarm.errors import CheckpointError, ConfigError
+from tsr_swarm.telemetry import events as ev
+from tsr_swarm.telemetry.log import read_recording
+
+
+async def test_a_coordinator_that_is_restarted_in_mid_round_goes_on_with_the_peers_it_had(tmp_path: Path) -> None:
+    """Cut off when the first payload of round 3 is in; the peers offer the same work to its successor."""
+
+    def cut_off(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.PayloadReceived) and event.round == 3 and swarm.coordinator is not None:
+            swarm.coordinator.stop.demand()
+
+    config = tiny_config(tmp_path, run={"rounds": 5, "min_peers": 2})
+    swarm = Swarm(tmp_path, config, cut_off)
+    await swarm.start_coordinator()
+    swarm.start_peer(1)
+    swarm.start_peer(2)
+    assert swarm.coordinator is not None
+    await swarm.coordinator.task
+    before = [event.round for event in swarm.closed()]
+    swarm.on_event = lambda swarm, event: None
+    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.finish()
+    rounds = [event.round for event in swarm.closed()]
+    assert before in ([1], [1, 2])
+    rounds = rounds[len(before) :]
+    assert rounds == list(range(rounds[0], 6))
+    assert rounds[0] in (3, 4), "round 3 is on disk if both payloads were in before the cut"
+    assert all(event.included == 2 for event in swarm.closed())
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+
+
+async def test_peers_follow_a_coordinator_that_was_set_back_to_an_older_state(tmp_path: Path) -> None:
+    """Its folder is replaced by a copy from before round 3, as after a restored backup."""
+    backup = tmp_path / "backup"
+
+    def back_up_and_cut_off(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.CheckpointSaved) and event.round == 2 and not backup.exists():
+            shutil.copytree(tmp_path / "coordinator", backup)
+        if isinstance(event, ev.RoundClosed) and event.round == 6 and swarm.coordinator is not None:
+            swarm.coordinator.stop.demand()
+
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 8, "min_peers": 2}), back_up_and_cut_off)
+    await swarm.start_coordinator()
+    swarm.start_peer(1)
+    swarm.start_peer(2)
+    assert swarm.coordinator is not None
+    await swarm.coordinator.task
+    shutil.rmtree(tmp_path / "coordinator")
+    shutil.move(backup, tmp_path / "coordinator")
+    swarm.on_event = lambda swarm, event: None
+    swarm.events.clear()
+    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.finish()
+    closed = swarm.closed()
+    assert closed[0].round <= 5
+    assert closed[-1].round == 8
+    assert all(event.included == 2 for event in closed[-3:])
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+
+
+async def test_a_disk_that_takes_no_checkpoint_is_a_warning_and_the_run_goes_on(tmp_path: Path) -> None:
+    """A file stands where the checkpoints' folder was: what a full disk does, on any file system."""
+
+    def spoil(swarm: Swarm, event: ev.Event) -> None:
+        checkpoints = tmp_path / "coordinator" / "checkpoints"
+        if isinstance(event, ev.RoundOpened) and event.round == 2:
+            checkpoints.rename(tmp_path / "away")
+            checkpoints.write_text("in the way")
+        if isinstance(event, ev.RoundOpened) and event.round == 4:
+            checkpoints.unlink()
+
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 5}), on_event=spoil)
+    assert [event.round for event in swarm.closed()] == [1, 2, 3, 4, 5]
+    warnings = [event.message for event in swarm.of(ev.Warned)]
+    assert any("checkpoint" in message.lower() and "Training goes on" in message for message in warnings)
+    assert [event.round for event in swarm.of(ev.CheckpointSaved)][-1] == 5
+
+
+async def test_a_peer_can_be_asked_to_leave_while_its_coordinator_is_gone(tmp_path: Path) -> None:
+    """The coordinator goes when it has the peer's work of round 2, so the peer waits for a round that never closes."""
+
+    def cut_off(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.PayloadReceived) and event.round == 2 and swarm.coordinator is not None:
+            swarm.coordinator.stop.demand()
+
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"min_peers": 2}), cut_off)
+    await swarm.start_coordinator()
+    members = [swarm.start_peer(1), swarm.start_peer(2)]
+    assert swarm.coordinator is not None
+    await swarm.coordinator.task
+    for member in members:
+        member.stop.request()
+    await asyncio.wait_for(asyncio.gather(*(member.task for member in members)), 30)
+    for member in members:
+        assert isinstance(member.events[-1], ev.Left)
+        assert len([event for event in member.events if isinstance(event, ev.Warned)]) < 6
+
+
+async def test_a_coordinator_that_is_stopped_sends_nobody_home(tmp_path: Path) -> None:
+    """It ends after its round, without waiting for peers; they go on with its successor."""
+
+    def stop_gently(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.RoundOpened) and event.round == 2 and swarm.coordinator is not None:
+            swarm.coordinator.stop.request()
+
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 4, "min_peers": 2}), stop_gently)
+    await swarm.start_coordinator()
+    swarm.start_peer(1)
+    swarm.start_peer(2)
+    assert swarm.coordinator is not None
+    await asyncio.wait_for(swarm.coordinator.task, 30)
+    assert swarm.finished().reason == "it was asked to stop"
+    assert not any(member.task.done() for member in swarm.peers.values())
+    swarm.on_event = lambda swarm, event: None
+    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.finish()
+    assert [event.round for event in swarm.closed()] == [1, 2, 3, 4]
+    assert all(event.included == 2 for event in swarm.closed())
+
+
+async def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path) -> None:
+    """Stopped at once in round 3, with a checkpoint only every 100 rounds: the rest is replayed from the journal."""
+
+    def stop_everything(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.PayloadReceived) and event.round == 3:
+            for member in [swarm.coordinator, *swarm.peers.values()]:
+                assert member is not None
+                member.stop.demand()
+
+    config = tiny_config(tmp_path, checkpoint={"every": 100}, run={"rounds": 5})
+    before = await run_swarm(tmp_path, config, on_event=stop_everything)
+    done = {event.round: event.digest for event in before.closed()}
+    assert max(done) < 4
+
+    swarm = Swarm(tmp_path, replace(config, run=replace(config.run, min_peers=3)))
+    await swarm.start_coordinator(resume=True)
+    for number in (1, 2, 3):
+        swarm.start_peer(number, resume=True)
+    await swarm.finish()
+    rounds = [event.round for event in swarm.closed()]
+    assert rounds[-1] == 5
+    assert rounds == list(range(rounds[0], 6))
+    assert rounds[0] in (max(done, default=0) + 1, max(done, default=0) + 2)
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    for member in swarm.peers.values():
+        assert not [e for e in member.events if isinstance(e, ev.StateReceived)], "its own checkpoint was enough"
+    kept = [stamped.event for stamped in read_recording(tmp_path / "coordinator" / "events.jsonl")]
+    shown = [event.round for event in kept if isinstance(event, ev.RoundClosed)]
+    assert shown == [*done, *rounds], "what a monitor is told goes on after the restart"
+
+
+async def test_a_run_of_another_configuration_is_not_resumed(tmp_path: Path) -> None:
+    await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1}))
+    changed = Swarm(tmp_path, tiny_config(tmp_path, optimizer={"lr": 0.5}))
+    with pytest.raises(ConfigError, match="configuration differs"):
+        await changed.start_coordinator(resume=True)
+    fresh = Swarm(tmp_path, tiny_config(tmp_path))
+    with pytest.raises(ConfigError, match="already holds a run; add --resume"):
+        await fresh.start_coordinator()
+
+
+async def test_resuming_from_nothing_or_from_damage_is_one_sentence(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        await swarm.start_coordinator(resume=True)
+    await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1}))
+    for file in (tmp_path / "coordinator" / "checkpoints").rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match="damaged"):
+        await swarm.start_coordinator(resume=True)
