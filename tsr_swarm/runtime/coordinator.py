@@ -7,8 +7,6 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError
@@ -27,7 +25,7 @@ from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.log import EventLog, read_recording, recording
 from tsr_swarm.train.data import heldout_tokens
 from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
-from tsr_swarm.train.llama import build_model
+from tsr_swarm.train.llama import Llama
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.server import serve
 
@@ -106,7 +104,9 @@ async def _lead(
         journal=folder.journal,
         delta_log=start.delta_log,
         evaluate=evaluate,
-        save=lambda consensus, progress: folder.save(start.manifest, consensus, progress, config.checkpoint.keep),
+        save=lambda consensus, progress, digest: folder.save(
+            start.manifest, consensus, progress, digest, config.checkpoint.keep
+        ),
         emit=emit,
         clock=time.monotonic,
     )
@@ -180,15 +180,10 @@ def _started(options: CoordinateOptions, start: StartingPoint, address: str) -> 
 def make_evaluate(config: RunConfig) -> Callable[[Consensus], float]:
     """Held-out loss of a consensus, nats a token. Reads the data now; raises ConfigError if there is none."""
     batches = heldout_batches(heldout_tokens(config.data), config.data)
-    models: list[torch.nn.Module] = []
+    model = Llama(config.model)
 
     def evaluate(consensus: Consensus) -> float:
-        if not models:
-            models.append(build_model(config.model, consensus.weights))
-        model = models[0]
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(consensus.weights[name])
-        return held_out_loss(model, batches)  # type: ignore[arg-type]
+        model.load_state_dict(dict(consensus.weights))
+        return held_out_loss(model, batches)
 
     return evaluate

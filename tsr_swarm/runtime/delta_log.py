@@ -12,7 +12,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from tsr_swarm.errors import RunError
-from tsr_swarm.runtime.journal import sync_folder
+from tsr_swarm.train.checkpoint import sync
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 _NAME = re.compile(r"round-(\d{9})\.bin")
@@ -54,7 +54,7 @@ class DeltaLog:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            sync_folder(self.folder)
+            sync(self.folder)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise RunError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tsr_swarm.errors import RunError
 from tsr_swarm.rounds.votes import VoterState
+from tsr_swarm.train.checkpoint import sync
 
 
 class Journal:
@@ -34,15 +35,6 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(self._path)
-            sync_folder(self._path.parent)
+            sync(self._path.parent)
         except OSError as error:
             raise RunError(f"The journal {self._path} cannot be written ({error}); free some space there.") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

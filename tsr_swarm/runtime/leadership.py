@@ -58,7 +58,7 @@ class Tools:
     journal: Journal
     delta_log: DeltaLog
     evaluate: Callable[[Consensus], float]  # held-out loss, on the worker thread
-    save: Callable[[Consensus, Progress], str]  # writes a checkpoint there and returns its path
+    save: Callable[[Consensus, Progress, str], str]  # writes a checkpoint with its digest and returns its path
     emit: Callable[[Event], None]
     clock: Callable[[], float]
 
@@ -286,7 +286,7 @@ class Leadership:
         self.digests[progress.round].set_result(digest)
         async with self._show_in_order:  # fair: rounds take it in the order of their commits
             loss = await self._score(frozen, progress.round)
-            path = await self._save(frozen, progress)
+            path = await self._save(frozen, progress, digest)
             await self._wait_for_reports(outcome, until - self._tools.clock())
             self._show(outcome, loss, digest)
             if path:
@@ -304,12 +304,12 @@ class Leadership:
         self._emit(events.Evaluated(round=round, loss=loss))
         return loss
 
-    async def _save(self, consensus: Consensus, progress: Progress) -> str:
+    async def _save(self, consensus: Consensus, progress: Progress, digest: str) -> str:
         """Write a checkpoint if one is due. One that cannot be written is a warning: the rounds are on disk."""
         if progress.round % self.config.checkpoint.every and not self._finish_reason:
             return ""
         try:
-            path = await self._on_worker(self._tools.save, consensus, progress)
+            path = await self._on_worker(self._tools.save, consensus, progress, digest)
         except CheckpointError as error:
             self._emit(events.Warned(message=f"{error} Training goes on; the next round tries again."))
             return ""

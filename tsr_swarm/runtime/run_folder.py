@@ -49,9 +49,9 @@ class RunFolder:
         """The rounds since the last checkpoint, and as many older ones as the state has bytes."""
         return DeltaLog(self.path / "published", max(MIN_LOG_BYTES, 4 * manifest.parameters))
 
-    def save(self, manifest: Manifest, consensus: Consensus, progress: Progress, keep: int) -> str:
-        """Write a checkpoint and return its folder. Raises CheckpointError."""
-        document = {"manifest": manifest.encoded.decode(), "chain": progress.chain, "digest": consensus.digest().hex()}
+    def save(self, manifest: Manifest, consensus: Consensus, progress: Progress, digest: str, keep: int) -> str:
+        """Write a checkpoint and return its folder. ``digest`` is that of ``consensus``. Raises CheckpointError."""
+        document = {"manifest": manifest.encoded.decode(), "chain": progress.chain, "digest": digest}
         files = {CONSENSUS: consensus.tensors()}
         return str(checkpoint.save(self.checkpoints, progress.round, files, document, keep))
 
@@ -90,7 +90,7 @@ def start_run(folder: RunFolder, config: RunConfig) -> StartingPoint:
     consensus = fresh_consensus(manifest)
     delta_log = folder.delta_log(manifest)
     delta_log.open(committed=0)
-    folder.save(manifest, consensus, Progress(), config.checkpoint.keep)
+    folder.save(manifest, consensus, Progress(), consensus.digest().hex(), config.checkpoint.keep)
     return StartingPoint(manifest=manifest, consensus=consensus, progress=Progress(), delta_log=delta_log)
 
 

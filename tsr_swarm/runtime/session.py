@@ -73,11 +73,11 @@ class PeerSession:
         self._workshop, self._emit = workshop, emit
         self._state = decide.PeerState()
         self._trainer: Trainer | None = None
-        self._number = 0
         self._plan: RoundPlan | None = None
         self._shards: tuple[Shard, ...] = ()
         self._work: RoundWork | None = None
         self._news = Signal()
+        self._max_bytes = max_published_bytes(manifest)
         self._version = 0
         self._progress = pb.Progress()
         self._rounds_included = 0
@@ -245,7 +245,7 @@ class PeerSession:
             )
         )
         control.check_join_reply(reply)
-        self._number, self._version = reply.number, 0
+        self._version = 0
         await self._on_worker(self._workshop.take_number, reply.number)
         self._state = decide.rejoined(self._state, self._work.plan.round if self._work is not None else 0)
         self._news.notify()
@@ -338,7 +338,7 @@ class PeerSession:
         trainer = self._trainer
         assert trainer is not None, "a peer that has applied a round has a state"
         try:
-            message, data = await self._client.fetch_published(request, max_published_bytes(self._manifest))
+            message, data = await self._client.fetch_published(request, self._max_bytes)
             published = await asyncio.to_thread(open_published, self._manifest, message, data, self._state.chain)
         except (RefusedError, PeerError):
             self._state = replace(self._state, needs_state=True)

@@ -1,6 +1,5 @@
 """The consensus state as hashed chunks: what a joining peer downloads, and how it puts them together again."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,15 +9,13 @@ import safetensors.torch
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.wire.codec import hash_bytes
 from tsr_swarm.wire.compression import compress, decompress
+from tsr_swarm.wire.control import check_state_description
 from tsr_swarm.wire.v1 import swarm_pb2
 
 CHUNK_BYTES = 1 << 20
 ZSTD_LEVEL = 1  # float32 weights hardly compress; a higher level only takes longer
-
-
-def chunk_hash(chunk: bytes) -> bytes:
-    return hashlib.blake2b(chunk, digest_size=32).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +35,7 @@ class StateSnapshot:
 def snapshot(consensus: Consensus, round: int, chain: bytes) -> StateSnapshot:
     """Serialise the consensus after ``round``. Copies, so later rounds do not touch it."""
     data = safetensors.torch.save(consensus.tensors())
-    hashes = [chunk_hash(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES)]
+    hashes = [hash_bytes(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES)]
     description = swarm_pb2.StateDescription(
         round=round,
         digest=consensus.digest(),
@@ -60,12 +57,12 @@ class StateAssembly:
     """Chunks of one description as they arrive. A chunk that is not what its hash says is refused."""
 
     def __init__(self, description: swarm_pb2.StateDescription, manifest: Manifest) -> None:
-        limit = legal_state_bytes(manifest)
-        total, size, count = description.total_bytes, description.chunk_bytes, len(description.chunk_hashes)
-        if not (0 < total <= limit and 0 < size <= 4 << 20 and count == -(-total // size)):
+        limit, total = legal_state_bytes(manifest), description.total_bytes
+        if total > limit:
             raise PeerError(
                 "state", f"The state offered has {total} bytes, more than the {limit} of this run; refused."
             )
+        check_state_description(description)
         self.description = description
         self._chunks: list[bytes] = []
 
@@ -85,7 +82,7 @@ class StateAssembly:
             raise PeerError("state", f"State chunk {chunk.index} came where {index} was due; the download is refused.")
         length = min(size, self.description.total_bytes - index * size)
         data = decompress(chunk.data, length)
-        if chunk_hash(data) != self.description.chunk_hashes[index]:
+        if hash_bytes(data) != self.description.chunk_hashes[index]:
             raise PeerError("state", f"State chunk {index} does not match its hash; it will be fetched again.")
         self._chunks.append(data)
 

@@ -8,7 +8,6 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.runtime.state_chunks import StateAssembly
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.wire import control
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 
@@ -24,7 +23,6 @@ class StateDownload:
         """Return the complete state's chunks. Raises UnreachableError for a broken or false transfer: call again."""
         request = pb.DescribeStateRequest(manifest_digest=bytes.fromhex(self.manifest.digest))
         description = await self.client.describe_state(request)
-        control.check_state_description(description)
         if self.assembly is None or self.assembly.description != description:
             self.assembly = StateAssembly(description, self.manifest)
         assembly = self.assembly

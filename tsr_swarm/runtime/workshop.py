@@ -32,13 +32,24 @@ class Workshop:
         self._manifest, self._kind, self._device = manifest, kind, device
         self._data, self._folder = data, folder
         self._trainer: Trainer | None = None
-        self._streams: dict[int, TokenStream] = {}
-        self._number = 0
+        self._stream: TokenStream | None = None  # of this peer's newest number
 
     def take_number(self, number: int) -> None:
         """Read the data that goes with the number now, so that data that is not there is an error at the start."""
-        self._number = number
-        self._stream()
+        if self._stream is not None and self._stream.number == number:
+            return
+        data = self._manifest.config.data
+        if self._data:
+            tokens = private_tokens(tuple(map(str, self._data)), data)
+        else:
+            tokens = training_tokens(data, part_of(number, data.parts))
+        self._stream = TokenStream(
+            tokens=tokens,
+            seed=self._manifest.config.run.seed,
+            number=number,
+            batch_size=data.batch_size,
+            sequence_length=data.sequence_length,
+        )
 
     def trainer(self, consensus: Consensus) -> Trainer:
         """One trainer for the whole session."""
@@ -49,25 +60,8 @@ class Workshop:
         return self._trainer
 
     def _batch(self, step: int, micro: int) -> torch.Tensor:
-        return self._stream().batch(step, micro)
-
-    def _stream(self) -> TokenStream:
-        if self._number not in self._streams:
-            data = self._manifest.config.data
-            if self._data:
-                tokens = private_tokens(tuple(map(str, self._data)), data)
-            else:
-                tokens = training_tokens(data, part_of(self._number, data.parts))
-            self._streams = {
-                self._number: TokenStream(
-                    tokens=tokens,
-                    seed=self._manifest.config.run.seed,
-                    number=self._number,
-                    batch_size=data.batch_size,
-                    sequence_length=data.sequence_length,
-                )
-            }
-        return self._streams[self._number]
+        assert self._stream is not None, "a peer that trains has joined and has its number"
+        return self._stream.batch(step, micro)
 
     def save(self, trainer: Trainer, state: PeerState) -> None:
         """Moments, residual and consensus, so that this peer can go on where it is."""

@@ -16,6 +16,7 @@ from tsr_swarm.config.layout import Slot
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.lowrank.sketch import tangent_of
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.full_space import FullSpace
@@ -165,7 +166,7 @@ class Trainer:
     def _sketch(self, index: int, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         gradient = self._parameters[self.manifest.blocks[index].name].grad
         assert gradient is not None, "every low-rank block takes part in the loss"
-        return gradient @ v, gradient.T @ u
+        return tangent_of(gradient, u, v)
 
     def _device_basis(self, index: int) -> tuple[Tensor, Tensor]:
         basis = self.consensus.bases[index]
