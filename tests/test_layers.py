@@ -13,7 +13,7 @@ LAYERS = [  # bottom to top; a unit may import itself and whatever is on a line 
     {"optim", "rounds", "wire"},
     {"transport"},
     {"swarm"},
-    {"train"},
+    {"train", "rivals"},
     {"runtime", "monitor"},
     {"cli"},
 ]

@@ -15,7 +15,7 @@ from tsr_swarm.lowrank.basis import (
     GRAM_TOLERANCE,
     Basis,
     apply_factor,
-    basis_grid,
+    unscaled_grid,
     orthonormal12,
     random_basis,
     refresh_factor,
@@ -206,4 +206,4 @@ def test_a_basis_is_exact_in_float32_and_as_a_grid() -> None:
 
     assert basis.left_float().tolist() == [[2047 / 2048], [-1 / 2048]]
     assert basis.right_float(torch.float64).tolist() == [[0.25]]
-    assert torch.equal(basis_grid(basis.left).numbers(), basis.left_float(torch.float64))
+    assert torch.equal(unscaled_grid(basis.left).numbers(), basis.left_float(torch.float64))

@@ -52,7 +52,7 @@ class Swarm:
         self.sent: list[dict[Slot, Grid]] = []
         generator = torch.Generator().manual_seed(seed)
         weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-        bases = {i: random_basis(b.rows, b.cols, b.rank, seed, i) for i, b in enumerate(self.blocks) if b.is_low_rank}
+        bases = {i: random_basis(b.rows, b.cols, b.ranks, seed, i) for i, b in enumerate(self.blocks) if b.is_low_rank}
         self.consensus = [Consensus(self.blocks, weights, bases) for _ in spaces]
         self.parameters = [{name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()} for _ in spaces]
         self.spaces: list[LocalSpace] = [

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tsr_swarm.config.plan import Due, RoundPlan
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis, apply_factor, random_basis
+from tsr_swarm.lowrank.dct import drawn_basis
 from tsr_swarm.lowrank.exact import lift, lift_tangent
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.optim.consensus import Consensus
@@ -126,6 +128,25 @@ def test_two_peers_that_apply_the_same_rounds_have_the_same_digest(due: Due, voi
         one.apply(make_plan(round_due, 0.99), published, void)
         other.apply(make_plan(round_due, 0.99), dict(reversed(published.items())), void)
 
+    assert one.digest() == other.digest()
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 30), seeds)
+def test_drawn_bases_are_the_same_for_everybody_and_cost_nothing(number: int, seed: int) -> None:
+    due = Due(draw=((0, number), (1, number + 1)))
+    one = draw_consensus(seed)
+    other = Consensus.from_tensors(BLOCKS, one.tensors())
+    plan, published = replace(make_plan(due), seed=seed), draw_published(one, due)
+    before = dict(one.bases)
+
+    refreshed = one.apply(plan, published, frozenset({1}))
+    other.apply(plan, published, frozenset({1}))
+
+    assert {slot.part for slot in published} == {Part.CORE, Part.DENSE}
+    assert refreshed.keys() == {0}  # a void block keeps its basis, since its work was not averaged
+    assert equal(one.bases[0], drawn_basis(20, 8, (4, 4), seed=seed, block=0, number=number))
+    assert equal(one.bases[1], before[1])
     assert one.digest() == other.digest()
 
 

@@ -31,6 +31,14 @@ def test_bases_are_refreshed_in_round_one_and_then_every_period() -> None:
     assert due == [BOTH, frozenset(), MATRIX, EMBEDDING, MATRIX, frozenset(), BOTH]
 
 
+def test_bases_are_drawn_at_the_end_of_every_period_and_numbered() -> None:
+    due = [plan_round(config(aim="seed"), BLOCKS, round, "").due for round in range(1, 7)]
+
+    assert [plan.draw for plan in due] == [(), ((1, 1),), ((0, 1),), ((1, 2),), (), ((0, 2), (1, 3))]
+    assert all(not plan.tangent | plan.aim for plan in due)
+    assert due[5].refresh == BOTH
+
+
 @pytest.mark.parametrize(
     ("local_space", "aim", "due"),
     [

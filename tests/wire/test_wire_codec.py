@@ -16,10 +16,11 @@ from tsr_swarm.config.plan import Due
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.lowrank.basis import BASIS_EXPONENT
-from tsr_swarm.lowrank.grid import EXPONENT_MAX, EXPONENT_MIN, Grid
+from tsr_swarm.lowrank.grid import EXPONENT_MAX, EXPONENT_MIN, MANTISSA_MAX, Grid
 from tsr_swarm.wire.codec import Section, decode, encode, wire_bytes
-from tsr_swarm.wire.compression import compress
+from tsr_swarm.wire.compression import compress, decompress
 
+PLAIN = WireConfig(core_bits=8, sketch_bits=8, published_bits=16)
 Payload = tuple[tuple[Slot, ...], dict[Slot, Grid]]
 
 
@@ -37,10 +38,25 @@ def blocks_and_due(draw: st.DrawFn) -> tuple[tuple[Block, ...], Due]:
 
 
 @st.composite
+def wires(draw: st.DrawFn) -> WireConfig:
+    def bits_and_density() -> tuple[int, float]:
+        bits = draw(st.sampled_from((2, 3, 4, 8, 16)))
+        return bits, draw(st.sampled_from((0.02, 0.1, 0.49, 0.5, 0.9, 1.0))) if bits <= 8 else 1.0
+
+    core, published = bits_and_density(), bits_and_density()
+    return WireConfig(
+        core_bits=core[0],
+        core_density=core[1],
+        sketch_bits=draw(st.sampled_from((4, 8, 16))),
+        published_bits=published[0],
+        published_density=published[1],
+    )
+
+
+@st.composite
 def payloads(draw: st.DrawFn) -> Payload:
     blocks, due = draw(blocks_and_due())
-    bits = st.sampled_from((8, 16))
-    wire = WireConfig(core_bits=draw(bits), sketch_bits=draw(bits), published_bits=draw(bits))
+    wire = draw(wires())
     slots = upload_slots(blocks, due, wire) if draw(st.booleans()) else published_slots(blocks, due, wire)
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     return slots, {slot: random_grid(slot, rng) for slot in slots}
@@ -56,11 +72,16 @@ def random_grid(slot: Slot, rng: np.random.Generator) -> Grid:
     exponents = rng.integers(EXPONENT_MIN, EXPONENT_MAX, slot.exponents, dtype=np.int32, endpoint=True)
     if slot.exponents == 0:
         exponents = np.array([BASIS_EXPONENT], dtype=np.int32)
-    return Grid(torch.from_numpy(integers), torch.from_numpy(exponents))
+    if not slot.mantissas:
+        return Grid(torch.from_numpy(integers), torch.from_numpy(exponents))
+    integers *= rng.random(shape) < slot.density
+    mantissas = rng.integers(1, MANTISSA_MAX, slot.mantissas, dtype=np.int32, endpoint=True)
+    return Grid(*map(torch.from_numpy, (integers * mantissas[:, None], exponents, mantissas)))
 
 
 def assert_equal(left: Grid, right: Grid) -> None:
-    for a, b in ((left.values, right.values), (left.exponents, right.exponents)):
+    pairs = (left.values, right.values), (left.exponents, right.exponents), (left.mantissas, right.mantissas)
+    for a, b in pairs:
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
 
@@ -83,6 +104,14 @@ DENSE = Slot(2, Part.DENSE, 1, 4, DENSE_BITS, 0)
 SLOTS = (CORE, TANGENT, DENSE)
 GRIDS = {slot: random_grid(slot, np.random.default_rng(0)) for slot in SLOTS}
 SECTIONS, DATA = encode(SLOTS, GRIDS, 3)
+
+FEW = (Slot(0, Part.CORE, 2, 3, 4, 2, 2), Slot(1, Part.CORE, 3, 3, 4, 1, 3))
+SPARSE = (Slot(0, Part.CORE, 6, 6, 3, 1, 1, 0.1), Slot(1, Part.CORE, 4, 4, 3, 1, 1, 0.1))
+COARSE = {
+    slots: (grids, *encode(slots, grids, 3))
+    for slots in (FEW, SPARSE)
+    for grids in ({slot: random_grid(slot, np.random.default_rng(1)) for slot in slots},)
+}
 
 
 @given(payload=payloads(), level=st.integers(1, 5))
@@ -112,6 +141,25 @@ def test_a_flipped_bit_in_the_frames_is_refused_or_changes_nothing(bit: int) -> 
         return
     for slot in SLOTS:
         assert_equal(decoded[slot], GRIDS[slot])
+
+
+@pytest.mark.parametrize("slots", COARSE, ids=["few", "sparse"])
+@given(data=st.data())
+def test_any_content_of_a_coarse_section_is_in_range_and_in_its_one_form_or_refused(
+    slots: tuple[Slot, ...], data: st.DataObject
+) -> None:
+    _, (section,), frame = COARSE[slots]
+    raw = bytearray(decompress(frame, section.raw_bytes))
+    for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(raw) - 1), st.integers(0, 255)), max_size=6)):
+        raw[place] = byte
+    forged, forged_frame = framed("core", bytes(raw))
+    try:
+        decoded = decode(slots, (forged,), forged_frame)
+    except PeerError:
+        return
+    for slot, grid in decoded.items():
+        assert int(grid.values.abs().max()) <= MANTISSA_MAX * (2 ** (slot.bits - 1) - 1) < 2**15
+    assert encode(slots, decoded, 3)[0][0].hash == forged.hash
 
 
 @given(data=st.binary(max_size=400))
@@ -206,6 +254,64 @@ def test_the_most_negative_value_is_refused_on_both_ends() -> None:
     grid = Grid(torch.full((2, 3), -128, dtype=torch.int32), torch.zeros(2, dtype=torch.int32))
     with pytest.raises(RunError, match="does not fit"):
         encode((CORE,), {CORE: grid}, 3)
+
+
+@pytest.mark.parametrize("slots", COARSE, ids=["few", "sparse"])
+def test_a_mantissa_of_zero_is_refused_on_both_ends(slots: tuple[Slot, ...]) -> None:
+    grids, (section,), frame = COARSE[slots]
+    raw = bytearray(decompress(frame, section.raw_bytes))
+    raw[sum(slot.exponents for slot in slots)] = 0
+    forged, forged_frame = framed("core", bytes(raw))
+    assert refusal_of(slots, (forged,), forged_frame) == "mantissa"
+    first = grids[slots[0]]
+    zero = Grid(torch.zeros_like(first.values), first.exponents, torch.zeros_like(first.mantissas))
+    with pytest.raises(RunError, match="mantissas"):
+        encode(slots, {**grids, slots[0]: zero}, 3)
+
+
+def test_values_between_the_steps_are_not_sent() -> None:
+    grids = COARSE[FEW][0]
+    off = Grid(torch.ones(2, 3, dtype=torch.int32), grids[FEW[0]].exponents, torch.tensor([2, 1]))
+    with pytest.raises(RunError, match="between its steps"):
+        encode(FEW, {**grids, FEW[0]: off}, 3)
+
+
+def test_more_levels_than_there_are_bits_for_are_not_sent() -> None:
+    for slots, level in ((FEW, 8), (SPARSE, 4)):
+        first = slots[0]
+        ones = torch.ones(first.mantissas, dtype=torch.int32)
+        wide = Grid(torch.full((first.rows, first.cols), level, dtype=torch.int32), ones[: first.exponents], ones)
+        with pytest.raises(RunError, match="does not fit"):
+            encode(slots, {**COARSE[slots][0], first: wide}, 3)
+
+
+def test_a_section_is_scales_first_then_what_they_scale() -> None:
+    slots = (Slot(0, Part.CORE, 1, 3, 2, 1, 1, 0.1), Slot(1, Part.CORE, 1, 2, 2, 1, 1, 0.1))
+    values = ([[5, 0, 0]], [[0, -9]])
+    grids = {
+        slot: Grid(torch.tensor(v, dtype=torch.int32), torch.tensor([-7 - i]), torch.tensor([5 + 4 * i]))
+        for i, (slot, v) in enumerate(zip(slots, values, strict=True))
+    }
+    (section,), frame = encode(slots, grids, 3)
+    raw = decompress(frame, section.raw_bytes)
+    assert raw == struct.pack("<2b2B", -7, -8, 5, 9) + bytes([1, 4, 0, 0b10]) + bytes(section.raw_bytes - 8)
+
+
+def test_the_default_payloads_have_not_changed() -> None:
+    blocks = (
+        Block(name="a", rows=9, cols=7, rank=4, role=Role.MATRIX),
+        Block(name="b", rows=8, cols=6, rank=5, role=Role.EMBEDDING),
+        Block(name="n", rows=1, cols=5, rank=0, role=Role.DENSE),
+    )
+    both = frozenset({0, 1})
+    hasher = hashlib.blake2b(digest_size=16)
+    for due in (Due(), Due(tangent=frozenset({0})), Due(aim=both), Due(tangent=both, aim=frozenset({1}))):
+        for slots in (upload_slots(blocks, due, PLAIN), published_slots(blocks, due, PLAIN)):
+            rng = np.random.default_rng(7)
+            sections, _ = encode(slots, {slot: random_grid(slot, rng) for slot in slots}, 3)
+            for section in sections:
+                hasher.update(f"{section.kind} {section.raw_bytes}".encode() + section.hash)
+    assert hasher.hexdigest() == "0625d6088866bf228f480158427dc7de"  # as the first release sent them
 
 
 def test_a_basis_needs_no_exponent_and_comes_back_with_its_fixed_one() -> None:

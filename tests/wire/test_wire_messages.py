@@ -34,6 +34,7 @@ BLOCKS = (
     Block(name="embed", rows=8, cols=4, rank=2, role=Role.EMBEDDING),
     Block(name="norm", rows=1, cols=4, rank=0, role=Role.DENSE),
     Block(name="matrix", rows=4, cols=4, rank=2, role=Role.MATRIX),
+    Block(name="drawn", rows=4, cols=4, rank=2, role=Role.MATRIX),
 )
 PEER = "0123456789abcdef" * 2
 OTHER = "f" * 32
@@ -44,10 +45,11 @@ PLAN = RoundPlan(
     lr_first=1e-3,
     lr_last=5e-4,
     decay=0.999,
-    due=Due(tangent=frozenset({0, 2}), aim=frozenset({2})),
+    due=Due(tangent=frozenset({0, 2}), aim=frozenset({2}), choose=frozenset({0}), draw=((3, 9),)),
     parent="ab" * 32,
+    seed=5,
 )
-SHARDS = (Shard((0, 1), "192.0.2.7:7700"), Shard((2,)))
+SHARDS = (Shard((0, 1), "192.0.2.7:7700"), Shard((2, 3)))
 SECTION = Section("core", 100, 90, b"h" * 32)
 HEADER = ContributionHeader(
     protocol=1,
@@ -62,7 +64,7 @@ HEADER = ContributionHeader(
     sections=(SECTION,),
 )
 RESULTS = (ShardResult(False, (PEER, OTHER), 81920, (SECTION,)), ShardResult(void=True))
-PUBLISHED = PublishedHeader(PLAN, ((0, 1), (2,)), RESULTS, b"c" * 32)
+PUBLISHED = PublishedHeader(PLAN, ((0, 1), (2, 3)), RESULTS, b"c" * 32)
 
 
 def refusal_of(call: Any, *arguments: Any) -> str:
@@ -151,15 +153,23 @@ def test_oversized_envelopes_are_refused_before_they_are_parsed() -> None:
         ("decay", 1.1),
         ("tangent", [2, 0]),
         ("tangent", [0, 0]),
-        ("tangent", [3]),
+        ("tangent", [4]),
+        ("choose", [1]),
+        ("choose", [2]),
+        ("draw", [1]),
+        ("draw", [0]),
+        ("draw", [2]),
+        ("draw_numbers", []),
+        ("draw_numbers", [1, 2]),
+        ("seed", 2**31),
         ("aim", [1]),
         ("aim", list(range(100))),
         ("shards", []),
         ("shards", [pb.Shard(blocks=[0, 1])]),
-        ("shards", [pb.Shard(blocks=[0, 1, 2]), pb.Shard(blocks=[2])]),
-        ("shards", [pb.Shard(blocks=[1, 0, 2])]),
-        ("shards", [pb.Shard(blocks=[0, 1, 2], address="a b:1")]),
-        ("shards", [pb.Shard(blocks=[0, 1, 2], address="x" * 300)]),
+        ("shards", [pb.Shard(blocks=[0, 1, 2, 3]), pb.Shard(blocks=[2])]),
+        ("shards", [pb.Shard(blocks=[1, 0, 2, 3])]),
+        ("shards", [pb.Shard(blocks=[0, 1, 2, 3], address="a b:1")]),
+        ("shards", [pb.Shard(blocks=[0, 1, 2, 3], address="x" * 300)]),
         ("shards", [pb.Shard()] * 1025),
     ],
 )
@@ -210,13 +220,13 @@ def test_flipped_bits_raise_only_peer_errors(data: st.DataObject) -> None:
 
 
 def chain(plan: RoundPlan = PLAN, parent: bytes = b"\xab" * 32, **changes: Any) -> bytes:
-    shard_blocks = changes.get("shard_blocks", ((0, 1), (2,)))
+    shard_blocks = changes.get("shard_blocks", ((0, 1), (2, 3)))
     return chain_hash(parent, plan, shard_blocks, changes.get("results", RESULTS))
 
 
 def test_the_chain_hash_is_stable() -> None:
     """Golden: peers of different versions must agree on it. Change it only together with the protocol's version."""
-    assert chain().hex() == "e913d884a5089f597f4d17a2a152bf0f4ec77d78f06f18a16284167495cbc6d1"
+    assert chain().hex() == "f319a08d82a953654c9ae3f830f2592225e5ddb6d4590445c190ac261fff0df6"
 
 
 def test_the_chain_hash_covers_every_field() -> None:
@@ -230,10 +240,14 @@ def test_the_chain_hash_covers_every_field() -> None:
         chain(replace(PLAN, lr_first=2e-3)),
         chain(replace(PLAN, lr_last=2e-3)),
         chain(replace(PLAN, decay=1.0)),
-        chain(replace(PLAN, due=Due(tangent=frozenset({0}), aim=frozenset({2})))),
-        chain(replace(PLAN, due=Due(tangent=frozenset({0, 2})))),
+        chain(replace(PLAN, due=replace(PLAN.due, tangent=frozenset({0})))),
+        chain(replace(PLAN, due=replace(PLAN.due, aim=frozenset()))),
+        chain(replace(PLAN, due=replace(PLAN.due, choose=frozenset()))),
+        chain(replace(PLAN, due=replace(PLAN.due, draw=()))),
+        chain(replace(PLAN, due=replace(PLAN.due, draw=((3, 8),)))),
+        chain(replace(PLAN, seed=6)),
         chain(replace(PLAN, parent="cd" * 32)),
-        chain(shard_blocks=((0,), (1, 2))),
+        chain(shard_blocks=((0,), (1, 2, 3))),
         chain(results=(second, first)),
         chain(results=(first,)),
         chain(results=(replace(first, tokens=1), second)),

@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tsr_swarm.config.layout import packed_bytes
 from tsr_swarm.errors import PeerError
-from tsr_swarm.wire.packing import PACKED_BITS, pack, packed_bytes, unpack
+from tsr_swarm.wire.packing import PACKED_BITS, pack, unpack
 
 widths = st.sampled_from(PACKED_BITS)
 
@@ -42,7 +43,7 @@ def test_pack_refuses_what_does_not_fit(bits: int, sign: int) -> None:
         pack(np.array([0, sign * (limit(bits) + 1)], dtype=np.int32), bits)
 
 
-@pytest.mark.parametrize("bits", PACKED_BITS)
+@pytest.mark.parametrize("bits", [bits for bits in PACKED_BITS if bits >= 8])
 def test_the_most_negative_value_is_refused(bits: int) -> None:
     planes = [0] * (bits // 8) if bits == 12 else [0] * (bits // 8 - 1)
     raw = bytes([*planes, 0x08 if bits == 12 else 0x80])
@@ -66,3 +67,15 @@ def test_a_wrong_length_is_refused(length: int) -> None:
 
 def test_planes_of_twelve_bits_are_low_bytes_then_nibbles() -> None:
     assert pack(np.array([0x123, -1, 0x7FF], dtype=np.int32), 12).hex() == "23ffff" + "f107"
+
+
+@pytest.mark.parametrize(("bits", "per_byte"), [(2, 5), (3, 2), (4, 2)])
+def test_few_bits_share_a_byte(bits: int, per_byte: int) -> None:
+    assert [packed_bytes(count, bits) for count in (0, 1, per_byte, per_byte + 1)] == [0, 1, 1, 2]
+    assert pack(np.zeros(per_byte, dtype=np.int32), bits) == b"\x00"
+
+
+def test_few_bits_number_the_legal_values_from_zero_outwards() -> None:
+    assert pack(np.array([0, 1, -1, 1, 0], dtype=np.int32), 2) == bytes([0 + 1 * 3 + 2 * 9 + 1 * 27])
+    assert pack(np.array([-3, 2, 3], dtype=np.int32), 3) == bytes([6 + 3 * 7, 5])
+    assert pack(np.array([7, -7], dtype=np.int32), 4) == bytes([13 + 14 * 15])

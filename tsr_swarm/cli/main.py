@@ -17,8 +17,10 @@ from tsr_swarm.cli.init import init
 from tsr_swarm.cli.join import join
 from tsr_swarm.cli.local import local
 from tsr_swarm.cli.monitor import monitor
+from tsr_swarm.cli.plan import plan
 from tsr_swarm.cli.replay import replay
 from tsr_swarm.cli.sample import sample
+from tsr_swarm.cli.simulate import simulate
 from tsr_swarm.cli.status import status
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.runtime.children import SENTENCE_PREFIX
@@ -57,7 +59,7 @@ def _root(
     pass
 
 
-for command in (init, local, coordinate, join, monitor, status, sample, replay):
+for command in (init, plan, local, coordinate, join, monitor, status, sample, replay, simulate):
     app.command()(command)
 
 

@@ -4,6 +4,7 @@ A block is one parameter of the model. Two-dimensional blocks of a usable size a
 norms, biases and anything too small are exchanged dense.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,17 +25,39 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """One parameter: ``rows`` x ``cols``, exchanged at ``rank`` (0 for dense; a vector has one row)."""
+    """One parameter: ``rows`` x ``cols``, exchanged at ``rank`` (0 for dense; a vector has one row).
+
+    ``is_proportional``: ``rank`` is that of the shorter side, and the longer side has as many times more directions as
+    it is longer; else both sides have ``rank`` directions and the core is square.
+    """
 
     name: str
     rows: int
     cols: int
     rank: int
     role: Role
+    is_proportional: bool = False
 
     @property
     def is_low_rank(self) -> bool:
         return self.role is not Role.DENSE
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """Directions of U and of V: the core is ranks[0] x ranks[1]."""
+        if not self.is_proportional:
+            return self.rank, self.rank
+        short = min(self.rows, self.cols)
+        return self.rank * self.rows // short, self.rank * self.cols // short
+
+    @property
+    def core_size(self) -> int:
+        return self.ranks[0] * self.ranks[1]
+
+    @property
+    def basis_size(self) -> int:
+        """Numbers in U and V together."""
+        return self.rows * self.ranks[0] + self.cols * self.ranks[1]
 
     @property
     def size(self) -> int:
@@ -58,15 +81,30 @@ def _plan_block(name: str, shape: tuple[int, ...], optimizer: OptimizerConfig, h
     rows, cols = shape
     is_embedding = name.endswith(("embed_tokens.weight", "lm_head.weight"))
     key = "embedding_rank" if is_embedding else "rank"
-    rank = parse_rank(key, getattr(optimizer, key), hidden)
-    limit = min(rows, cols, MAX_RANK)
-    if rank > limit:
-        raise ConfigError(
-            f"optimizer.{key} = {rank} is larger than block '{name}' ({rows} x {cols}) allows; "
-            f"set it to {limit} or less."
-        )
     role = Role.EMBEDDING if is_embedding else Role.MATRIX
-    return Block(name=name, rows=rows, cols=cols, rank=rank, role=role)
+    value = getattr(optimizer, key)
+    is_share = is_share_of_sides(value)
+    rank = share_of(key, value, min(rows, cols)) if is_share else parse_rank(key, value, hidden)
+    block = Block(name=name, rows=rows, cols=cols, rank=rank, role=role, is_proportional=is_share)
+    if rank > min(rows, cols) or max(block.ranks) > MAX_RANK:
+        raise ConfigError(
+            f"optimizer.{key} = {value} is more than block '{name}' ({rows} x {cols}) allows: "
+            f"rank {min(rows, cols, MAX_RANK)}, and {MAX_RANK} on its longer side; choose a lower one."
+        )
+    return block
+
+
+def is_share_of_sides(value: int | str) -> bool:
+    """Whether a rank is written as a share of each side, such as ``"1/2"``."""
+    return isinstance(value, str) and value[:1] == "1"
+
+
+def share_of(key: str, value: int | str, short: int) -> int:
+    """The rank on the shorter side of a rank written as a share of both, such as ``"1/2"``."""
+    match = re.fullmatch(r"1(?:/([1-9][0-9]{0,5}))?", str(value))
+    if match is None:
+        raise ConfigError(f'optimizer.{key} = "{value}" is not a share of a block\'s sides; write one such as "1/2".')
+    return max(1, short // int(match[1] or 1))
 
 
 def parse_rank(key: str, value: int | str, hidden: int) -> int:
@@ -74,7 +112,9 @@ def parse_rank(key: str, value: int | str, hidden: int) -> int:
     if isinstance(value, str):
         head, _, divisor = value.partition("/")
         if head != "d" or (divisor and not divisor.isdigit()) or divisor == "0":
-            raise ConfigError(f'optimizer.{key} = "{value}" is not a rank; write a number or a share such as "d/2".')
+            raise ConfigError(
+                f'optimizer.{key} = "{value}" is not a rank; write a number or a share such as "d/2" or "1/2".'
+            )
         value = max(1, hidden // int(divisor or 1))
     if value < 1:
         raise ConfigError(f"optimizer.{key} = {value} is out of range; a rank is 1 or more.")

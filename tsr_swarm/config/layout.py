@@ -5,7 +5,7 @@ wire and reducer all walk these lists in this order.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from tsr_swarm.config.blocks import Block
@@ -14,7 +14,11 @@ from tsr_swarm.config.run import WireConfig
 
 BASIS_BITS = 12
 FACTOR_BITS = 24
+ENERGY_BITS = 16
+COLUMN_BITS = 2
 DENSE_BITS = 32  # not an integer grid: little-endian float32
+FEW_BITS = 4  # up to here a power-of-two step would waste too much of the range: a mantissa refines it
+RUNS_BELOW = 0.5  # density: from here on run lengths cost more than they save
 
 
 class PayloadKind(StrEnum):
@@ -32,21 +36,28 @@ class PayloadKind(StrEnum):
 class Part(StrEnum):
     """What a slot holds. LEFT belongs to U and has the block's rows, RIGHT belongs to V and has its columns."""
 
-    CORE = "core"  # r x r
-    TANGENT_LEFT = "tangent_left"  # Y = A V, rows x r
-    TANGENT_RIGHT = "tangent_right"  # Z = A^T U, cols x r
-    GRADIENT_LEFT = "gradient_left"  # G V, rows x r
-    GRADIENT_RIGHT = "gradient_right"  # G^T U, cols x r
+    CORE = "core"  # p x q, the ranks of U and V
+    TANGENT_LEFT = "tangent_left"  # Y = A V, rows x q
+    TANGENT_RIGHT = "tangent_right"  # Z = A^T U, cols x p
+    GRADIENT_LEFT = "gradient_left"  # G V, rows x q
+    GRADIENT_RIGHT = "gradient_right"  # G^T U, cols x p
+    ENERGY_LEFT = "energy_left"  # |row i of C^T G|^2 for the cosine transform C of the rows, 1 x rows
+    ENERGY_RIGHT = "energy_right"  # |column j of G C|^2, 1 x cols
     DENSE = "dense"  # the displacement itself
-    BASIS_LEFT = "basis_left"  # new U, rows x r, only published
-    BASIS_RIGHT = "basis_right"  # new V, cols x r, only published
-    FACTOR_LEFT = "factor_left"  # T with new U = round12(Ybar T), r x r, only published
-    FACTOR_RIGHT = "factor_right"  # T with new V = round12(Zbar T), r x r, only published
+    BASIS_LEFT = "basis_left"  # new U, rows x p, only published
+    BASIS_RIGHT = "basis_right"  # new V, cols x q, only published
+    COLUMNS_LEFT = "columns_left"  # 1 for each column of the transform that is in the new U, 1 x rows, only published
+    COLUMNS_RIGHT = "columns_right"  # the same for V, 1 x cols, only published
+    FACTOR_LEFT = "factor_left"  # T with new U = round12(Ybar T), q x p, only published
+    FACTOR_RIGHT = "factor_right"  # T with new V = round12(Zbar T), p x q, only published
 
     @property
     def kind(self) -> PayloadKind:
         head = self.value.partition("_")[0]
-        return PayloadKind.BASIS if head == "factor" else PayloadKind(head)
+        return _KINDS.get(head) or PayloadKind(head)
+
+
+_KINDS = {"factor": PayloadKind.BASIS, "columns": PayloadKind.BASIS, "energy": PayloadKind.GRADIENT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,9 @@ class Slot:
     """One matrix in a payload: ``rows`` x ``cols`` integers of ``bits``, scaled by ``exponents`` powers of two.
 
     ``exponents`` is ``rows`` (one a row), 1 (one for the slot) or 0 (the scale is fixed, or float32).
+    ``mantissas`` refine the steps to multiples of the powers of two: ``rows``, 1, or 0 (the step is the power itself).
+    ``density`` below 1 is the share of numbers that a dead zone leaves; 1 is a linear grid, rounded to the nearest
+    step or, where ``stochastic``, to one of the two neighbours by chance.
     """
 
     block: int
@@ -62,11 +76,50 @@ class Slot:
     cols: int
     bits: int
     exponents: int
+    mantissas: int = 0
+    density: float = 1.0
+    stochastic: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many numbers."""
+        return self.rows * self.cols
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether zeros travel as run lengths, see wire/runs.py."""
+        return self.density < RUNS_BELOW
 
     @property
     def raw_bytes(self) -> int:
-        """Length before compression: the exponents as int8, then the packed values."""
-        return self.exponents + (self.rows * self.cols * self.bits + 7) // 8
+        """Length before compression: exponents as int8, mantissas as uint8, then the packed values."""
+        body = runs_bytes(self.size, self.bits) if self.has_runs else packed_bytes(self.size, self.bits)
+        return self.exponents + self.mantissas + body
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Length of ``count`` packed values of ``bits``, see wire/packing.py."""
+    if bits <= FEW_BITS:
+        return -(-count // digits_per_byte(levels(bits)))
+    return (count * bits + 7) // 8
+
+
+def runs_bytes(count: int, bits: int) -> int:
+    """Length set aside for ``count`` values as runs and levels, see wire/runs.py: enough for any number of zeros."""
+    return count + 1 + -(-count // digits_per_byte(levels(bits) - 1))
+
+
+def levels(bits: int) -> int:
+    """How many integers of ``bits`` are legal: those of magnitude up to 2**(bits - 1) - 1."""
+    return int(2**bits - 1)
+
+
+def digits_per_byte(base: int) -> int:
+    """How many digits of ``base`` (2 to 256) fit a byte: floor(log_base 256)."""
+    digits, reach = 0, base
+    while reach <= 256:
+        digits, reach = digits + 1, reach * base
+    return digits
 
 
 def upload_slots(blocks: Sequence[Block], due: Due, wire: WireConfig) -> tuple[Slot, ...]:
@@ -87,33 +140,54 @@ def published_slots(
 
 
 def _upload_block(index: int, block: Block, due: Due, wire: WireConfig) -> Iterator[Slot]:
-    m, n, r = block.rows, block.cols, block.rank
+    m, n, (p, q) = block.rows, block.cols, block.ranks
     if not block.is_low_rank:
         yield Slot(index, Part.DENSE, m, n, DENSE_BITS, 0)
         return
     if index in due.tangent:
-        yield Slot(index, Part.TANGENT_LEFT, m, r, wire.sketch_bits, m)
-        yield Slot(index, Part.TANGENT_RIGHT, n, r, wire.sketch_bits, n)
+        yield _linear(Slot(index, Part.TANGENT_LEFT, m, q, wire.sketch_bits, m), wire)
+        yield _linear(Slot(index, Part.TANGENT_RIGHT, n, p, wire.sketch_bits, n), wire)
     else:
-        yield Slot(index, Part.CORE, r, r, wire.core_bits, r)
+        yield _core(Slot(index, Part.CORE, p, q, wire.core_bits, p), wire.core_density, wire)
     if index in due.aim:
-        yield Slot(index, Part.GRADIENT_LEFT, m, r, wire.sketch_bits, m)
-        yield Slot(index, Part.GRADIENT_RIGHT, n, r, wire.sketch_bits, n)
+        yield _linear(Slot(index, Part.GRADIENT_LEFT, m, q, wire.sketch_bits, m), wire)
+        yield _linear(Slot(index, Part.GRADIENT_RIGHT, n, p, wire.sketch_bits, n), wire)
+    if index in due.choose:
+        yield Slot(index, Part.ENERGY_LEFT, 1, m, ENERGY_BITS, 1)
+        yield Slot(index, Part.ENERGY_RIGHT, 1, n, ENERGY_BITS, 1)
 
 
 def _published_block(index: int, block: Block, due: Due, wire: WireConfig) -> Iterator[Slot]:
-    m, n, r = block.rows, block.cols, block.rank
+    """One exponent a slot, which the exact lift asks for. A sketch never has fewer bits than the uploads it is of."""
+    m, n, (p, q) = block.rows, block.cols, block.ranks
     if not block.is_low_rank:
         yield Slot(index, Part.DENSE, m, n, DENSE_BITS, 0)
         return
     if index in due.tangent:
-        yield Slot(index, Part.TANGENT_LEFT, m, r, wire.published_bits, 1)
-        yield Slot(index, Part.TANGENT_RIGHT, n, r, wire.published_bits, 1)
+        bits = max(wire.published_bits, wire.sketch_bits)
+        yield _linear(Slot(index, Part.TANGENT_LEFT, m, q, bits, 1), wire)
+        yield _linear(Slot(index, Part.TANGENT_RIGHT, n, p, bits, 1), wire)
     else:
-        yield Slot(index, Part.CORE, r, r, wire.published_bits, 1)
+        yield _core(Slot(index, Part.CORE, p, q, wire.published_bits, 1), wire.published_density, wire)
     if index in due.aim:
-        yield Slot(index, Part.BASIS_LEFT, m, r, BASIS_BITS, 0)
-        yield Slot(index, Part.BASIS_RIGHT, n, r, BASIS_BITS, 0)
+        yield Slot(index, Part.BASIS_LEFT, m, p, BASIS_BITS, 0)
+        yield Slot(index, Part.BASIS_RIGHT, n, q, BASIS_BITS, 0)
+    elif index in due.choose:
+        yield Slot(index, Part.COLUMNS_LEFT, 1, m, COLUMN_BITS, 0)
+        yield Slot(index, Part.COLUMNS_RIGHT, 1, n, COLUMN_BITS, 0)
     elif index in due.tangent:
-        yield Slot(index, Part.FACTOR_LEFT, r, r, FACTOR_BITS, 1)
-        yield Slot(index, Part.FACTOR_RIGHT, r, r, FACTOR_BITS, 1)
+        yield Slot(index, Part.FACTOR_LEFT, q, p, FACTOR_BITS, 1)
+        yield Slot(index, Part.FACTOR_RIGHT, p, q, FACTOR_BITS, 1)
+
+
+def _core(slot: Slot, density: float, wire: WireConfig) -> Slot:
+    """A core behind a dead zone has one step for all its rows: what is sent is what is largest in the whole core."""
+    if density < 1:
+        return replace(slot, exponents=1, mantissas=1, density=density)
+    return _linear(slot, wire)
+
+
+def _linear(slot: Slot, wire: WireConfig) -> Slot:
+    if slot.bits > FEW_BITS:
+        return slot
+    return replace(slot, mantissas=slot.rows, stochastic=wire.rounding == "stochastic")

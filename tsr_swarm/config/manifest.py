@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from tsr_swarm.config.blocks import Block, Role, plan_blocks
+from tsr_swarm.config.blocks import MAX_RANK, Block, Role, plan_blocks
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import CheckpointConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import ConfigError, RefusedError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_MANIFEST_BYTES = 4 << 20
 _MAX_BLOCK_SIZE = 2**40
 
@@ -34,7 +34,7 @@ class Manifest:
             "protocol": PROTOCOL_VERSION,
             "run_id": self.run_id,
             "config": config,
-            "blocks": [[b.name, b.rows, b.cols, b.rank, b.role.value] for b in self.blocks],
+            "blocks": [[b.name, b.rows, b.cols, b.rank, b.role.value, b.is_proportional] for b in self.blocks],
         }
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
@@ -82,11 +82,13 @@ def decode_manifest(data: bytes) -> Manifest:
 
 
 def _decode_block(entry: Any) -> Block:
-    name, rows, cols, rank, role = entry
+    name, rows, cols, rank, role, is_proportional = entry
     numbers_ok = all(type(v) is int and v >= 0 for v in (rows, cols, rank))
     if not (isinstance(name, str) and 0 < len(name) <= 256 and numbers_ok and 0 < rows * cols < _MAX_BLOCK_SIZE):
         raise ValueError(f"block {str(name)[:80]!r}")
-    block = Block(name=name, rows=rows, cols=cols, rank=rank, role=Role(role))
-    if block.is_low_rank != (0 < rank <= min(rows, cols)):
+    if type(is_proportional) is not bool:
+        raise ValueError(f"block {name[:80]!r}")
+    block = Block(name=name, rows=rows, cols=cols, rank=rank, role=Role(role), is_proportional=is_proportional)
+    if block.is_low_rank != (0 < rank <= min(rows, cols)) or max(block.ranks) > MAX_RANK:
         raise ValueError(f"rank {rank} of block {name[:80]!r}")
     return block

@@ -9,16 +9,22 @@ class Due:
 
     ``tangent``: the block's displacement goes out as a tangent sketch, which flushes what the core misses.
     ``aim``: peers also send a gradient sketch, from which the reducer makes the next basis.
-    A block in ``tangent`` but not in ``aim`` takes its next basis from the tangent sketch itself.
+    ``choose``: peers send their gradients' energy in each column of a cosine transform; the strongest make the next
+    basis.
+    ``draw``: pairs (block, number): everybody draws the block's basis of this number from the run's seed; nothing is
+    sent for it.
+    A block in ``tangent`` alone takes its next basis from the tangent sketch itself.
     """
 
     tangent: frozenset[int] = field(default_factory=frozenset)
     aim: frozenset[int] = field(default_factory=frozenset)
+    choose: frozenset[int] = field(default_factory=frozenset)
+    draw: tuple[tuple[int, int], ...] = ()
 
     @property
     def refresh(self) -> frozenset[int]:
         """Blocks whose basis changes when this round is applied."""
-        return self.tangent | self.aim
+        return self.tangent | self.aim | self.choose | {block for block, _ in self.draw}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +39,7 @@ class RoundPlan:
     decay: float  # the consensus weights of low-rank blocks are multiplied by this once, before the update
     due: Due
     parent: str  # chain hash (hex) of the round before, "" before round 1
+    seed: int = 0  # the run's: of bases that are drawn
 
     def lr(self, step: int) -> float:
         """Rate of local step ``step`` (0 to steps - 1)."""

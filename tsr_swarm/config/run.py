@@ -99,18 +99,24 @@ class OptimizerConfig:
     """TSR-Adam and where it works."""
 
     local_space: str = "core"  # core | full | mixed: what a peer moves between rounds
-    aim: str = "gradient"  # gradient | displacement: what the next basis is made from
-    rank: int | str = "d/2"
+    aim: str = "gradient"  # gradient | displacement | seed | dct: what the next basis is made from
+    rank: int | str = "d/2"  # a number, a share of the hidden size "d/2", or of each side "1/2"
     embedding_rank: int | str = "d/2"
     lr: float = 3e-3  # as for dense Adam; the core's steps are scaled by update_scale
-    update_scale: float = 0.0  # 0: sqrt(rows * cols) / rank, so that a core step is as long as a dense one
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
+    update_scale: float = 0.0  # 0: such that a core step is as long as a dense one
+    inner: str = "adam"  # adam | muon: how matrices step; muon in a full space leaves embedding and head to adam
+    betas: tuple[float, float] = (0.9, 0.99)  # adam's
+    eps: float = 1e-8  # adam's
     weight_decay: float = 0.0
     clip: float = 1.0  # global gradient norm
     warmup_steps: int = 20
     decay_steps: int = 0  # cosine to a tenth of lr over this many steps; 0: constant
     gamma: float = 0.9  # full space: share of the residual a peer goes on with
+    outer: str = "average"  # average | nesterov | adam: the reducer's step; for all but average every peer is core
+    outer_lr: float = 1.0  # of nesterov, and of adam in units of the averages' own size
+    outer_momentum: float = 0.9  # of nesterov and adam
+    feedback: bool = True  # what an upload's rounding drops stays with its peer and goes out later
+    residual_bits: int = 4  # unsent work of a core that the next basis does not hold waits in 4 bits; 0: it is lost
     lift: str = "exact"  # exact | float32; float32 is a control that is known to drift apart
 
     def __post_init__(self) -> None:
@@ -121,16 +127,24 @@ class OptimizerConfig:
             '"core", "full" or "mixed"',
         )
         require(
-            self.aim in ("gradient", "displacement"),
+            self.aim in ("gradient", "displacement", "seed", "dct"),
             "optimizer.aim",
             self.aim,
-            '"gradient" or "displacement"',
+            '"gradient", "displacement", "seed" or "dct"',
         )
         if self.aim == "displacement" and self.local_space != "full":
             raise ConfigError(
                 f'optimizer.aim = "displacement" needs optimizer.local_space = "full", not "{self.local_space}": '
                 'a core never leaves its basis, so its displacement would re-aim at the same span; use "gradient".'
             )
+        shares = [rank for rank in (self.rank, self.embedding_rank) if isinstance(rank, str) and rank[:1] == "1"]
+        if shares and self.aim not in ("seed", "dct"):
+            raise ConfigError(
+                f'A rank that is a share of each side, "{shares[0]}", needs optimizer.aim = "seed" or "dct", not '
+                f'"{self.aim}": a sketch of one side has as many columns as the other side has directions; '
+                'write "d/2" or a number.'
+            )
+        require(self.inner in ("adam", "muon"), "optimizer.inner", self.inner, '"adam" or "muon"')
         require(0 < self.lr <= 1, "optimizer.lr", self.lr, "above 0, at most 1")
         require(
             0 <= self.update_scale <= 1e4,
@@ -150,7 +164,25 @@ class OptimizerConfig:
         require(0 <= self.warmup_steps <= 10**9, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
         require(0 <= self.decay_steps <= 10**12, "optimizer.decay_steps", self.decay_steps, "0 (constant) or more")
         require(0 <= self.gamma <= 1, "optimizer.gamma", self.gamma, "0 to 1")
+        self._check_outer()
+        require(self.residual_bits in (0, 4), "optimizer.residual_bits", self.residual_bits, "4, or 0 for none")
         require(self.lift in ("exact", "float32"), "optimizer.lift", self.lift, '"exact" or "float32"')
+
+    def _check_outer(self) -> None:
+        names = ("average", "nesterov", "adam")
+        require(self.outer in names, "optimizer.outer", self.outer, '"average", "nesterov" or "adam"')
+        require(0 < self.outer_lr <= 100, "optimizer.outer_lr", self.outer_lr, "above 0, at most 100")
+        require(0 <= self.outer_momentum < 1, "optimizer.outer_momentum", self.outer_momentum, "0 to below 1")
+        if self.outer != "average" and self.local_space != "core":
+            raise ConfigError(
+                f'optimizer.outer = "{self.outer}" needs optimizer.local_space = "core", not "{self.local_space}": '
+                'the tangent sketches of other peers are not cores; use "average".'
+            )
+        if self.outer == "average" and self.outer_lr != 1:
+            raise ConfigError(
+                f'optimizer.outer_lr = {self.outer_lr} has no effect with optimizer.outer = "average"; for a plain '
+                'step of that rate set optimizer.outer to "nesterov" and optimizer.outer_momentum to 0.'
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +190,10 @@ class PeriodsConfig:
     """Sync periods in local steps. Refresh periods are multiples of k_x and counted as round * k_x."""
 
     k_x: int = 20  # weights: local steps a round
-    k_r: int = 200  # refresh of the bases
-    k_r_embedding: int = 400  # refresh of the bases of embedding and head
+    k_u: int | str = 0  # first moments of core peers: averaged every k_u steps; 0: never, "auto": their half-life
+    k_v: int | str = 0  # second moments, likewise
+    k_r: int = 200  # refresh of the bases; 0: every round
+    k_r_embedding: int = 400  # refresh of the bases of embedding and head; 0: every round
     micro_batches: int = 8  # gradient sketch: the mean of this many clipped micro-batches
 
     def __post_init__(self) -> None:
@@ -167,12 +201,27 @@ class PeriodsConfig:
         for key in ("k_r", "k_r_embedding"):
             value = getattr(self, key)
             require(
-                value > 0 and value % self.k_x == 0,
+                value >= 0 and value % self.k_x == 0,
                 f"periods.{key}",
                 value,
-                f"a multiple of k_x = {self.k_x}",
+                f"a multiple of k_x = {self.k_x}, or 0 for every round",
+            )
+        for key in ("k_u", "k_v"):
+            value = getattr(self, key)
+            is_period = isinstance(value, int) and value >= 0 and value % self.k_x == 0
+            require(
+                is_period or value == "auto", f"periods.{key}", value, f'a multiple of k_x = {self.k_x}, 0 or "auto"'
             )
         require(8 <= self.micro_batches <= 10**4, "periods.micro_batches", self.micro_batches, "8 to 10000")
+
+    @property
+    def refresh_rounds(self) -> int:
+        """Rounds between two refreshes of a matrix."""
+        return self.k_r // self.k_x or 1
+
+    @property
+    def refresh_rounds_embedding(self) -> int:
+        return self.k_r_embedding // self.k_x or 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,18 +243,39 @@ class RoundConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireConfig:
-    """Bits a number. What an upload's rounding drops stays in its peer's residual."""
+    """Bits a number, and how many numbers. What an upload's rounding drops stays in its peer's residual."""
 
-    core_bits: int = 8
-    sketch_bits: int = 8
-    published_bits: int = 16
+    core_bits: int = 8  # 2, 3, 4, 8 or 16
+    core_density: float = 1.0  # share of a core's numbers that is sent, the largest ones; 1: all of them
+    sketch_bits: int = 8  # 4, 8 or 16
+    published_bits: int = 16  # 2, 3, 4, 8 or 16, of the mean core; a mean sketch has at least sketch_bits
+    published_density: float = 1.0  # share of the mean core's numbers that is published; 1: all of them
+    rounding: str = "nearest"  # nearest | stochastic: unbiased, for up to 4 bits where the density is 1
     zstd_level: int = 3
 
     def __post_init__(self) -> None:
-        for key in ("core_bits", "sketch_bits", "published_bits"):
-            value = getattr(self, key)
-            require(value in (8, 16), f"wire.{key}", value, "8 or 16")
+        require(self.sketch_bits in (4, 8, 16), "wire.sketch_bits", self.sketch_bits, "4, 8 or 16")
+        for kind in ("core", "published"):
+            bits, density = getattr(self, f"{kind}_bits"), getattr(self, f"{kind}_density")
+            require(bits in (2, 3, 4, 8, 16), f"wire.{kind}_bits", bits, "2, 3, 4, 8 or 16")
+            require(0 < density <= 1, f"wire.{kind}_density", density, "above 0, at most 1")
+            if density < 1 and bits > 8:
+                raise ConfigError(
+                    f"wire.{kind}_density = {density} is for up to 8 bits, but wire.{kind}_bits = {bits}; "
+                    f"set wire.{kind}_bits to 2, 3, 4 or 8, or wire.{kind}_density to 1."
+                )
+        require(self.rounding in ("nearest", "stochastic"), "wire.rounding", self.rounding, '"nearest" or "stochastic"')
+        if self.rounding == "stochastic" and not self._has_few_linear_bits():
+            raise ConfigError(
+                'wire.rounding = "stochastic" has nothing to round: it is for 2 to 4 bits where the density is 1; '
+                'lower wire.core_bits, wire.sketch_bits or wire.published_bits, or set wire.rounding to "nearest".'
+            )
         require(1 <= self.zstd_level <= 19, "wire.zstd_level", self.zstd_level, "1 to 19")
+
+    def _has_few_linear_bits(self) -> bool:
+        core = self.core_bits <= 4 and self.core_density == 1
+        published = self.published_bits <= 4 and self.published_density == 1
+        return core or published or self.sketch_bits <= 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

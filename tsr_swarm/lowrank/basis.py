@@ -44,11 +44,12 @@ class Basis:
         return self.right.to(dtype) * math.ldexp(1.0, BASIS_EXPONENT)
 
 
-def random_basis(rows: int, cols: int, rank: int, seed: int, block: int) -> Basis:
+def random_basis(rows: int, cols: int, rank: int | tuple[int, int], seed: int, block: int) -> Basis:
     """A basis to start from, before there is any gradient. Made once, by the coordinator, and shipped."""
     name = hashlib.blake2b(f"basis/{seed}/{block}".encode(), digest_size=4).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(name, "little"))
-    return Basis(_random_factor(rows, rank, generator), _random_factor(cols, rank, generator))
+    left, right = (rank, rank) if isinstance(rank, int) else rank
+    return Basis(_random_factor(rows, left, generator), _random_factor(cols, right, generator))
 
 
 def _random_factor(size: int, rank: int, generator: torch.Generator) -> Tensor:
@@ -96,9 +97,9 @@ def _round12(u: Tensor) -> Tensor:
     return torch.round(u * math.ldexp(1.0, -BASIS_EXPONENT)).clamp_(-BASIS_LIMIT, BASIS_LIMIT).to(torch.int16)
 
 
-def basis_grid(factor: Tensor) -> Grid:
-    """One side of a basis (int16) as it is published: without exponents, its scale is fixed."""
-    return Grid(factor.to(torch.int32), torch.empty(0, dtype=torch.int32))
+def unscaled_grid(values: Tensor) -> Grid:
+    """Integers that are published without exponents, such as one side of a basis: their scale is fixed."""
+    return Grid(values.to(torch.int32), torch.empty(0, dtype=torch.int32))
 
 
 def refresh_factor(sketch: Grid) -> Grid:

@@ -3,7 +3,8 @@
 Float sums depend on their order; sums of integers below 2**53 in float64 do not. So all factors are integers with
 power-of-two scales, everything between two products is rounded to few enough bits, and only one conversion to float32
 ends it. Element-wise steps are plain mul, add, sub and round, each correctly rounded by IEEE 754.
-Letters: U (M, R), V (N, R) bases, 12 bits; C (R, R) a core, Y (M, R), Z (N, R) a tangent sketch, 16 bits.
+Letters: U (M, P), V (N, Q) bases, 12 bits; C (P, Q) a core, Y (M, Q), Z (N, P) a tangent sketch, 16 bits; R is the
+larger of P and Q.
 """
 
 import math
@@ -28,7 +29,7 @@ def lift(basis: Basis, core: Grid) -> Tensor:
     s = max(0, 2 l - 16), half to even, which leaves less than 2**(26 + l - s) + 1; times V, summed over R:
     R * 2047 * (2047 * 32767 * R * 2**-s + 0.5) < 2**53.
     """
-    rank = core.values.shape[0]
+    rank = max(core.values.shape)
     u, v = _factors(basis, rank)
     shift = max(0, 2 * (rank - 1).bit_length() - 16)
     inner = u @ exact_integers(core.values, PUBLISHED_BITS)
@@ -47,7 +48,7 @@ def lift_tangent(basis: Basis, left: Grid, right: Grid) -> Tensor:
     rounded to 16 bits; Z - V C^T is one correctly rounded subtraction, rounded to 30 bits; |U (..)^T| < 2**52 and
     |Y V^T| < 2**38. Both terms are float64 numbers that no summation order changes, and are added element by element.
     """
-    rank = left.values.shape[1]
+    rank = max(left.values.shape[1], right.values.shape[1])
     u, v = _factors(basis, rank)
     y, y_exponent = exact_integers(left.values, PUBLISHED_BITS), left.exponent()
     z, z_exponent = exact_integers(right.values, PUBLISHED_BITS), right.exponent()

@@ -13,8 +13,12 @@ from torch import Tensor
 from tsr_swarm.errors import RunError
 
 EXPONENT_MIN, EXPONENT_MAX = -126, 64  # what the wire carries: fits int8, and far from float64's own limits
+MANTISSA_MAX = 255  # what the wire carries: fits uint8
 MAX_EXACT_RANK = 4096
 FIXED_EXPONENT = -11  # of integers that travel without exponents: the 12-bit bases
+
+
+_NO_MANTISSAS = torch.empty(0, dtype=torch.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,10 +27,13 @@ class Grid:
 
     values: int32 (rows, cols), or float32 for numbers that are kept as they are.
     exponents: int32 (rows,) or (1,); (0,) where there is no scale (float32) or a fixed one (a basis, 2**-11).
+    mantissas: int32 (rows,) or (1,), 1 to 255, where all values of a row, or of the whole, are multiples of one, which
+        is how so few values occur that few bits number them; (0,) elsewhere. Only the wire looks at them.
     """
 
     values: Tensor
     exponents: Tensor
+    mantissas: Tensor = _NO_MANTISSAS
 
     def numbers(self) -> Tensor:
         """The numbers in float64 (rows, cols), exactly."""
@@ -73,13 +80,13 @@ def quantise_rows(x: Tensor, bits: int) -> Grid:
     magnitude (or 2**EXPONENT_MIN). Numbers beyond the grid's end at EXPONENT_MAX are clamped to it.
     Raises RunError for numbers that are not finite.
     """
-    x = _finite(x)
+    x = finite(x)
     return _quantise(x, x.abs().amax(dim=1).tolist(), bits)
 
 
 def quantise_block(x: Tensor, bits: int) -> Grid:
     """As ``quantise_rows``, with one scale for the whole matrix."""
-    x = _finite(x)
+    x = finite(x)
     return _quantise(x, [float(x.abs().max())], bits)
 
 
@@ -92,8 +99,8 @@ def _quantise(x: Tensor, largest: Sequence[float], bits: int) -> Grid:
 
 def dense_grid(x: Tensor) -> Grid:
     """Keep ``x`` as float32. What is not a matrix becomes one row, as in a Block. Raises RunError if not finite."""
-    x = _finite(x).to(torch.float32, copy=True)
-    _finite(x)  # a float64 may be finite and yet too large for float32
+    x = finite(x).to(torch.float32, copy=True)
+    finite(x)  # a float64 may be finite and yet too large for float32
     return Grid(x if x.dim() == 2 else x.reshape(1, -1), torch.empty(0, dtype=torch.int32))
 
 
@@ -115,7 +122,7 @@ def require_exact_rank(rank: int) -> None:
         raise RunError(f"Rank {rank} cannot be summed exactly: the limit is {MAX_EXACT_RANK}; use a lower rank.")
 
 
-def _finite(x: Tensor) -> Tensor:
+def finite(x: Tensor) -> Tensor:
     """``x`` on the CPU in float64, or a RunError."""
     x = x.detach().to("cpu", torch.float64)
     if not torch.isfinite(x).all():

@@ -1,11 +1,39 @@
 """Adam's direction (Kingma and Ba, arXiv 1412.6980, Algorithm 1), shared by cores, full-size blocks and TSRAdam."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.lowrank.rotate import rotate_moments
+from tsr_swarm.optim.block_state import BlockState
+
 Correction = float | Tensor  # 1 - beta**t; a tensor where stacked blocks have different t
+
+
+class Adam:
+    """The inner optimizer of cores, and of full-size blocks of any shape. It keeps both moments."""
+
+    moments = 2
+
+    def __init__(self, betas: tuple[float, float], eps: float) -> None:
+        self._betas, self._eps = betas, eps
+
+    def direction(self, gradient: Tensor, first: Tensor, second: Tensor | None, steps: Sequence[int]) -> Tensor:
+        """Adam's direction, bias-corrected by each block's own step count. See InnerOptimizer."""
+        assert second is not None, "a state made for Adam has two moments"
+        corrections = stacked_corrections(self._betas, steps, gradient.device)
+        return adam_direction(gradient, first, second, corrections, self._betas, self._eps)
+
+    def rotate(self, state: BlockState, old: Basis, new: Basis) -> None:
+        """Both moments to new bases, by LDAdam's rule."""
+        assert state.second is not None, "a state made for Adam has two moments"
+        beta1_t, beta2_t = (beta**state.steps for beta in self._betas)
+        first, second = rotate_moments(state.first, state.second, old, new, beta1_t, beta2_t)
+        state.first.copy_(first)
+        state.second.copy_(second)
 
 
 def adam_direction(
@@ -34,7 +62,7 @@ def bias_corrections(betas: tuple[float, float], steps: int) -> tuple[float, flo
 
 
 def stacked_corrections(
-    betas: tuple[float, float], steps: list[int], device: torch.device
+    betas: tuple[float, float], steps: Sequence[int], device: torch.device
 ) -> tuple[Correction, Correction]:
     """The same for a stack of blocks, shape ``(blocks, 1, 1)`` float32; plain numbers where all have the same t."""
     if len(set(steps)) == 1:
@@ -45,6 +73,6 @@ def stacked_corrections(
     return one, two
 
 
-def core_update_scale(rows: int, cols: int, rank: int) -> float:
-    """sqrt(M N) / R: Adam's directions have entries near 1, so a core step is then as long as a dense Adam step."""
-    return math.sqrt(rows * cols) / rank
+def core_update_scale(rows: int, cols: int, left_rank: int, right_rank: int) -> float:
+    """sqrt(M N / P Q): Adam's directions have entries near 1, so a core step is then as long as a dense Adam step."""
+    return math.sqrt(rows * cols / (left_rank * right_rank))

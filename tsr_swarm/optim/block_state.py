@@ -26,7 +26,7 @@ class BlockState:
 
     displacement: Tensor
     first: Tensor
-    second: Tensor
+    second: Tensor | None  # of inner optimizers that keep one
     steps: int = 0  # Adam's t; never reset by a round or a refresh
     usual: float = 0.0
     sent: dict[Part, Tensor] = field(default_factory=dict)
@@ -52,19 +52,24 @@ class BlockState:
 
     def restart(self) -> None:
         """Forget everything."""
-        for tensor in (self.displacement, self.first, self.second):
+        for tensor in self.tensors().values():
             tensor.zero_()
         self.steps, self.usual, self.sent = 0, 0.0, {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, by name; what the inner optimizer does not keep is left out."""
+        kept = {"displacement": self.displacement, "first": self.first, "second": self.second}
+        return {name: tensor for name, tensor in kept.items() if tensor is not None}
 
     def _running_norm(self) -> float:
         norm = _norm(self.displacement)
         return _USUAL_MEMORY * self.usual + (1 - _USUAL_MEMORY) * norm if self.usual else norm
 
 
-def zero_state(like: Tensor) -> BlockState:
-    """A fresh state of ``like``'s shape and device."""
-    displacement, first, second = (torch.zeros(like.shape, device=like.device) for _ in range(3))
-    return BlockState(displacement, first, second)
+def zero_state(like: Tensor, moments: int) -> BlockState:
+    """A fresh state of ``like``'s shape and device with one or two moments."""
+    displacement, first = (torch.zeros(like.shape, device=like.device) for _ in range(2))
+    return BlockState(displacement, first, torch.zeros_like(first) if moments == 2 else None)
 
 
 def pack_states(blocks: Sequence[Block], states: Mapping[int, BlockState]) -> dict[str, Tensor]:
@@ -119,8 +124,7 @@ def check_tensors(packed: Mapping[str, Tensor], expected: Mapping[str, tuple[tup
 
 
 def _tensors(block: Block, state: BlockState) -> dict[str, Tensor]:
-    names = ("displacement", "first", "second")
-    return {f"{key}/{block.name}": getattr(state, key) for key in names}
+    return {f"{key}/{block.name}": tensor for key, tensor in state.tensors().items()}
 
 
 def _sent_key(block: Block, part: Part) -> str:
@@ -129,9 +133,9 @@ def _sent_key(block: Block, part: Part) -> str:
 
 def _sent_like(block: Block, state: BlockState, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     shapes = {
-        Part.CORE: torch.empty(block.rank, block.rank, device="meta"),
-        Part.TANGENT_LEFT: torch.empty(block.rows, block.rank, device="meta"),
-        Part.TANGENT_RIGHT: torch.empty(block.cols, block.rank, device="meta"),
+        Part.CORE: torch.empty(*block.ranks, device="meta"),
+        Part.TANGENT_LEFT: torch.empty(block.rows, block.ranks[1], device="meta"),
+        Part.TANGENT_RIGHT: torch.empty(block.cols, block.ranks[0], device="meta"),
         Part.DENSE: state.displacement,
     }
     return {key: like for part, like in shapes.items() if (key := _sent_key(block, part)) in packed}

@@ -16,6 +16,7 @@ from tsr_swarm.config.plan import Due, RoundPlan
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import BASIS_LIMIT, Basis, apply_factor
+from tsr_swarm.lowrank.dct import chosen_basis, drawn_basis
 from tsr_swarm.lowrank.exact import lift, lift_float32, lift_tangent, lift_tangent_float32
 from tsr_swarm.lowrank.grid import Grid, exact_integers
 
@@ -62,7 +63,7 @@ class Consensus:
                 weight = weight * torch.tensor(plan.decay, dtype=torch.float32)
             weights[block.name] = weight - self._displacement(index, plan.due, grids).reshape(weight.shape)
             if index in plan.due.refresh:
-                old, new = bases[index], _next_basis(bases[index], index, plan.due, grids)
+                old, new = bases[index], self._next_basis(index, plan, grids)
                 if not (torch.equal(old.left, new.left) and torch.equal(old.right, new.right)):
                     bases[index] = new
                     refreshed[index] = (old, new)
@@ -77,6 +78,22 @@ class Consensus:
         if index in due.tangent:
             return self._lift_tangent(basis, grids[index, Part.TANGENT_LEFT], grids[index, Part.TANGENT_RIGHT])
         return self._lift(basis, grids[index, Part.CORE])
+
+    def _next_basis(self, index: int, plan: RoundPlan, grids: _Grids) -> Basis:
+        """The basis as drawn, as published, or as the published factor makes it; a side that has no aim stays."""
+        old, block = self.bases[index], self.blocks[index]
+        if (number := dict(plan.due.draw).get(index)) is not None:
+            return drawn_basis(block.rows, block.cols, block.ranks, seed=plan.seed, block=index, number=number)
+        if index in plan.due.aim:
+            left, right = grids[index, Part.BASIS_LEFT].values, grids[index, Part.BASIS_RIGHT].values
+            return Basis(*(exact_integers(side, BASIS_BITS).to(torch.int16) for side in (left, right)))
+        if index in plan.due.choose:
+            p, q = block.ranks
+            left, right = grids[index, Part.COLUMNS_LEFT].values, grids[index, Part.COLUMNS_RIGHT].values
+            return chosen_basis(block.rows, block.cols, _columns(left, p, block), _columns(right, q, block))
+        new_left = apply_factor(grids[index, Part.TANGENT_LEFT], grids[index, Part.FACTOR_LEFT])
+        new_right = apply_factor(grids[index, Part.TANGENT_RIGHT], grids[index, Part.FACTOR_RIGHT])
+        return Basis(old.left if new_left is None else new_left, old.right if new_right is None else new_right)
 
     def _require_complete(self, due: Due, grids: _Grids, void: frozenset[int]) -> None:
         for slot in published_slots(self.blocks, due, WireConfig(), void):  # any bits: only the shapes count here
@@ -138,22 +155,22 @@ def _little_endian(tensor: Tensor) -> memoryview:
     return (array if sys.byteorder == "little" else array.byteswap()).data
 
 
-def _next_basis(old: Basis, index: int, due: Due, grids: _Grids) -> Basis:
-    """The basis as published, or as the published factor makes it; a side that could not be aimed stays."""
-    if index in due.aim:
-        left, right = grids[index, Part.BASIS_LEFT].values, grids[index, Part.BASIS_RIGHT].values
-        return Basis(*(exact_integers(side, BASIS_BITS).to(torch.int16) for side in (left, right)))
-    new_left = apply_factor(grids[index, Part.TANGENT_LEFT], grids[index, Part.FACTOR_LEFT])
-    new_right = apply_factor(grids[index, Part.TANGENT_RIGHT], grids[index, Part.FACTOR_RIGHT])
-    return Basis(old.left if new_left is None else new_left, old.right if new_right is None else new_right)
+def _columns(flags: Tensor, rank: int, block: Block) -> Tensor:
+    """Indices of the columns that are flagged. Raises RunError unless they are ``rank``."""
+    chosen = flags.flatten().nonzero().flatten()
+    if len(chosen) != rank or int(flags.min()) < 0:
+        raise RunError(
+            f"The round publishes {len(chosen)} columns for block '{block.name}', not {rank}; fetch the round again."
+        )
+    return chosen
 
 
 def _checks(block: Block) -> Iterator[tuple[str, Callable[[Tensor], str]]]:
     """For each of a block's tensors: its name, and what says what is wrong with it ("" if nothing)."""
     yield f"weight/{block.name}", lambda tensor: _weight_problem(tensor, block)
     if block.is_low_rank:
-        yield f"left/{block.name}", lambda tensor: _factor_problem(tensor, (block.rows, block.rank))
-        yield f"right/{block.name}", lambda tensor: _factor_problem(tensor, (block.cols, block.rank))
+        yield f"left/{block.name}", lambda tensor: _factor_problem(tensor, (block.rows, block.ranks[0]))
+        yield f"right/{block.name}", lambda tensor: _factor_problem(tensor, (block.cols, block.ranks[1]))
 
 
 def _weight_problem(weight: Tensor, block: Block) -> str:

@@ -1,22 +1,21 @@
-"""One parameter moved at full size by plain Adam: every block of a full-space peer, the dense ones of a core peer."""
+"""One parameter moved at full size: every block of a full-space peer, the dense ones of a core peer."""
 
 import torch
 from torch import Tensor, nn
 
-from tsr_swarm.config.run import OptimizerConfig
-from tsr_swarm.optim.adam import adam_direction, bias_corrections
 from tsr_swarm.optim.block_state import zero_state
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.inner import InnerOptimizer
 
 
 class FullBlock:
     """W_i = Wbar - A, with A the displacement in ``state``. Weight decay belongs to the consensus, not to this."""
 
-    def __init__(self, name: str, parameter: nn.Parameter, optimizer: OptimizerConfig) -> None:
-        self.state = zero_state(parameter)
+    def __init__(self, name: str, parameter: nn.Parameter, inner: InnerOptimizer) -> None:
+        self.state = zero_state(parameter, inner.moments)
         self._name = name
         self._parameter = parameter
-        self._betas, self._eps = optimizer.betas, optimizer.eps
+        self._inner = inner
         self._base = torch.zeros(0)
 
     def begin(self, consensus: Consensus) -> None:
@@ -26,11 +25,10 @@ class FullBlock:
         self._write()
 
     def step(self, lr: float) -> None:
-        """One Adam step from ``parameter.grad``; no gradient counts as one of zero."""
+        """One step from ``parameter.grad``; no gradient counts as one of zero."""
         state = self.state
         state.steps += 1
-        corrections = bias_corrections(self._betas, state.steps)
-        direction = adam_direction(self._gradient(), state.first, state.second, corrections, self._betas, self._eps)
+        direction = self._inner.direction(self._gradient(), state.first, state.second, [state.steps])
         state.displacement.add_(direction, alpha=lr)  # A += lr D
         self._write()
 
@@ -39,4 +37,7 @@ class FullBlock:
         return torch.zeros_like(self.state.first) if gradient is None else gradient.float()
 
     def _write(self) -> None:
-        self._parameter.copy_(self._base - self.state.displacement)
+        if self._parameter.dtype == torch.float32:
+            torch.sub(self._base, self.state.displacement, out=self._parameter)  # without a copy of full size
+        else:
+            self._parameter.copy_(self._base - self.state.displacement)

@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tsr_swarm.config.blocks import Block
+from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import Part, PayloadKind, Slot, upload_slots
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, WireConfig
 from tsr_swarm.lowrank.basis import Basis
-from tsr_swarm.lowrank.grid import Grid, dense_grid, quantise_rows
+from tsr_swarm.lowrank.grid import Grid, dense_grid
 from tsr_swarm.lowrank.sketch import core_of, expand
 from tsr_swarm.optim.block_state import pack_states, unpack_states
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.full_block import FullBlock
+from tsr_swarm.optim.inner import inner_optimizer
 from tsr_swarm.optim.local_space import gradient_grid
+from tsr_swarm.optim.quantise import quantise_slot
 
 
 class FullSpace:
@@ -29,7 +31,11 @@ class FullSpace:
         self, parameters: Mapping[str, nn.Parameter], blocks: Sequence[Block], optimizer: OptimizerConfig
     ) -> None:
         self._blocks = tuple(blocks)
-        self._full = [FullBlock(block.name, parameters[block.name], optimizer) for block in self._blocks]
+        self._full = [
+            # Muon is for matrices that map hidden states; rows of embedding and head are vectors of their own
+            FullBlock(block.name, parameters[block.name], inner_optimizer(optimizer, block.role is Role.MATRIX))
+            for block in self._blocks
+        ]
         self._states = {index: full.state for index, full in enumerate(self._full)}
         self._gamma = optimizer.gamma
 
@@ -41,7 +47,7 @@ class FullSpace:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One Adam step on every parameter."""
+        """One step of the inner optimizer on every parameter."""
         for full in self._full:
             full.step(lr)
 
@@ -109,10 +115,10 @@ def _measure(slot: Slot, displacement: Tensor, basis: Basis | None) -> Grid:
         return dense_grid(displacement)
     u, v = _factors(basis, displacement)
     if slot.part is Part.TANGENT_LEFT:
-        return quantise_rows(displacement @ v, slot.bits)
+        return quantise_slot(displacement @ v, slot)
     if slot.part is Part.TANGENT_RIGHT:
-        return quantise_rows(displacement.mT @ u, slot.bits)
-    return quantise_rows(core_of(displacement, u, v), slot.bits)
+        return quantise_slot(displacement.mT @ u, slot)
+    return quantise_slot(core_of(displacement, u, v), slot)
 
 
 def _part(sent: Mapping[Part, Tensor], basis: Basis | None) -> Tensor:

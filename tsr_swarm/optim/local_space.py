@@ -13,8 +13,9 @@ from tsr_swarm.config.layout import Part, Slot
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.lowrank.basis import Basis
-from tsr_swarm.lowrank.grid import Grid, quantise_rows
+from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.quantise import quantise_slot
 
 
 class LocalSpace(Protocol):
@@ -24,7 +25,10 @@ class LocalSpace(Protocol):
         """Write W_i = Wbar less what of this peer's work has not been averaged yet into the parameters."""
 
     def step(self, lr: float) -> None:
-        """Take one local step from ``parameter.grad``, already clipped; gradients are left as they are."""
+        """Take one local step from ``parameter.grad``, already clipped; gradients are left as they are.
+
+        It may add to what the parameters hold: whoever else writes into them calls ``begin`` before the next step.
+        """
 
     def upload(
         self,
@@ -35,8 +39,8 @@ class LocalSpace(Protocol):
     ) -> dict[Slot, Grid]:
         """Return what this peer sends, in slot order, and remember it until ``settle``.
 
-        ``gradients`` holds (G V, G^T U) for each block of ``plan.due.aim``. Raises RunError on a displacement that is
-        not finite.
+        ``gradients`` holds (G V, G^T U) for each block of ``plan.due.aim``, energies for those of ``choose``. Raises
+        RunError on a displacement that is not finite.
         """
 
     def settle(self, consensus: Consensus, included: frozenset[int]) -> None:
@@ -62,6 +66,6 @@ class LocalSpace(Protocol):
 
 
 def gradient_grid(slot: Slot, gradients: Mapping[int, tuple[Tensor, Tensor]]) -> Grid:
-    """One side of a gradient sketch as it is sent: it aims a basis and is never applied, so no residual is kept."""
+    """One side of what is sent of a gradient: it aims a basis and is never applied, so no residual is kept."""
     left, right = gradients[slot.block]
-    return quantise_rows(left if slot.part is Part.GRADIENT_LEFT else right, slot.bits)
+    return quantise_slot(left if slot.part in (Part.GRADIENT_LEFT, Part.ENERGY_LEFT) else right, slot)

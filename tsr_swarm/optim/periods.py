@@ -28,6 +28,7 @@ def plan_round(config: RunConfig, blocks: Sequence[Block], round: int, parent: s
         decay=(1 - (lr_first + lr_last) / 2 * config.optimizer.weight_decay) ** steps,
         due=due_blocks(config, blocks, round),
         parent=parent,
+        seed=config.run.seed,
     )
 
 
@@ -35,8 +36,8 @@ def follows_manifest(plan: RoundPlan, manifest: Manifest) -> bool:
     """Whether an announced plan is the one that the manifest implies. Rates may differ in their last bits."""
     legal = plan_round(manifest.config, manifest.blocks, plan.round, plan.parent)
     rates = zip((plan.lr_first, plan.lr_last, plan.decay), (legal.lr_first, legal.lr_last, legal.decay), strict=True)
-    same = (plan.first_step, plan.steps, plan.due) == (legal.first_step, legal.steps, legal.due)
-    return same and all(math.isclose(a, b, rel_tol=1e-9) for a, b in rates)
+    exact = [(p.first_step, p.steps, p.due, p.seed) for p in (plan, legal)]
+    return exact[0] == exact[1] and all(math.isclose(a, b, rel_tol=1e-9) for a, b in rates)
 
 
 def learning_rate(optimizer: OptimizerConfig, step: int) -> float:
@@ -51,22 +52,30 @@ def learning_rate(optimizer: OptimizerConfig, step: int) -> float:
 
 
 def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
-    """Which blocks send a tangent sketch, a gradient sketch or both in ``round``.
+    """Which blocks send a tangent sketch, a gradient sketch or both in ``round``, or draw their next basis.
 
-    A block's first refresh is in round 1, where its basis is still a random one. Core peers have nothing outside
-    their bases to flush, so they go without tangents as long as all peers are core.
+    A block's first refresh by what peers send is in round 1, where its basis is still a random one; a drawn one would
+    be no better, and the first draw is a period later. Core peers have nothing outside their bases to flush, so they
+    go without tangents as long as all peers are core; and drawn bases flush all directions in their turn.
     """
+    aim, none = config.optimizer.aim, frozenset[int]()
+    counted = round if aim == "seed" else round - 1
     refresh = frozenset(
         index
         for index, block in enumerate(blocks)
-        if block.is_low_rank and (round - 1) % refresh_rounds(config.periods, block) == 0
+        if block.is_low_rank and counted % refresh_rounds(config.periods, block) == 0
     )
-    only_cores = config.optimizer.local_space == "core"
-    by_gradient = config.optimizer.aim == "gradient"
-    return Due(tangent=frozenset() if only_cores else refresh, aim=refresh if by_gradient else frozenset())
+    no_flush = config.optimizer.local_space == "core" or aim == "seed"
+    return Due(
+        tangent=none if no_flush else refresh,
+        aim=refresh if aim == "gradient" else none,
+        choose=refresh if aim == "dct" else none,
+        draw=tuple((index, round // refresh_rounds(config.periods, blocks[index])) for index in sorted(refresh))
+        if aim == "seed"
+        else (),
+    )
 
 
 def refresh_rounds(periods: PeriodsConfig, block: Block) -> int:
     """Rounds between two refreshes of a low-rank block."""
-    period = periods.k_r_embedding if block.role is Role.EMBEDDING else periods.k_r
-    return period // periods.k_x
+    return periods.refresh_rounds_embedding if block.role is Role.EMBEDDING else periods.refresh_rounds

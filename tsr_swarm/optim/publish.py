@@ -9,12 +9,34 @@ from torch import Tensor
 
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.layout import Part, Slot
+from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.errors import RunError
-from tsr_swarm.lowrank.basis import Basis, basis_grid, orthonormal12, refresh_factor
-from tsr_swarm.lowrank.grid import Grid, dense_grid, quantise_block
+from tsr_swarm.lowrank.basis import Basis, orthonormal12, refresh_factor, unscaled_grid
+from tsr_swarm.lowrank.dct import flags, strongest
+from tsr_swarm.lowrank.grid import Grid, dense_grid
+from tsr_swarm.optim.outer import OuterState, keep_dropped, outer_step
+from tsr_swarm.optim.quantise import quantise_slot
 
 _AIMED_BY = {Part.BASIS_LEFT: Part.GRADIENT_LEFT, Part.BASIS_RIGHT: Part.GRADIENT_RIGHT}
+_CHOSEN_BY = {Part.COLUMNS_LEFT: Part.ENERGY_LEFT, Part.COLUMNS_RIGHT: Part.ENERGY_RIGHT}
 _FACTOR_OF = {Part.FACTOR_LEFT: Part.TANGENT_LEFT, Part.FACTOR_RIGHT: Part.TANGENT_RIGHT}
+
+
+def publish_step(
+    mean: Mapping[Slot, Tensor],
+    slots: Sequence[Slot],
+    blocks: Sequence[Block],
+    bases: Mapping[int, Basis],
+    optimizer: OptimizerConfig,
+    state: OuterState,
+) -> tuple[dict[Slot, Grid], OuterState]:
+    """Take the outer step from ``mean`` and ``publish`` it. Returns the grids and the state after it, in ``bases``.
+
+    What the grids of cores drop stays in that state and goes out with the next step. ``state`` is left as it is.
+    """
+    wanted, after = outer_step(mean, state, optimizer, bases)
+    grids = publish(wanted, slots, blocks, bases)
+    return grids, keep_dropped(after, wanted, grids)
 
 
 def publish(
@@ -35,9 +57,13 @@ def publish(
             grid = refresh_factor(grids[slot.block, _FACTOR_OF[slot.part]])
         elif slot.part in _AIMED_BY:
             grid = _aim(_mean_of(by_part, slot, _AIMED_BY[slot.part], blocks), slot.part, bases[slot.block])
+        elif slot.part in _CHOSEN_BY:
+            energies = _mean_of(by_part, slot, _CHOSEN_BY[slot.part], blocks)
+            rank = blocks[slot.block].ranks[slot.part is Part.COLUMNS_RIGHT]
+            grid = unscaled_grid(flags(strongest(energies, rank), slot.cols))
         else:
             numbers = _mean_of(by_part, slot, slot.part, blocks)
-            grid = dense_grid(numbers) if slot.part is Part.DENSE else quantise_block(numbers, slot.bits)
+            grid = dense_grid(numbers) if slot.part is Part.DENSE else quantise_slot(numbers, slot)
         published[slot] = grids[slot.block, slot.part] = grid
     return published
 
@@ -58,4 +84,4 @@ def _aim(sketch: Tensor, part: Part, old: Basis) -> Grid:
     in_use = old.left if is_left else old.right
     spare = old.left_float() if is_left else old.right_float()
     made = orthonormal12(sketch, spare)
-    return basis_grid(in_use if made is None else made)
+    return unscaled_grid(in_use if made is None else made)

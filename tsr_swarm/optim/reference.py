@@ -1,4 +1,4 @@
-"""Slow oracles, one matrix at a time in float64, that tests hold TSRAdam and CoreSpace against. Not for use elsewhere.
+"""Slow oracles, one matrix at a time in float64, that tests hold the optimizers against. Not for use elsewhere.
 
 Every formula is written out here on its own; only the choice of an orthonormal basis is shared with the fast code,
 because singular directions are unique only up to their sign. Letters as in ``tsr_adam.py``.
@@ -39,6 +39,25 @@ def reference_adam_direction(
             direction[i, j] = m_hat / (v_hat**0.5 + options.eps)
             new_first[i, j], new_second[i, j] = m, v
     return direction, new_first, new_second
+
+
+def reference_muon_direction(gradient: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Muon's direction and the new momentum, (rows, cols) in float64, by what it does to singular values.
+
+    X <- a X + b X X^T X + c (X X^T)^2 X leaves singular vectors alone and takes s to a s + b s^3 + c s^5, five times.
+    """
+    momentum = 0.95 * momentum.to(torch.float64) + 0.05 * gradient.to(torch.float64)
+    ahead = 0.05 * gradient.to(torch.float64) + 0.95 * momentum
+    left, values, right = torch.linalg.svd(ahead, full_matrices=False)
+    length = float(sum(value**2 for value in values)) ** 0.5
+    turned = []
+    for value in values.tolist():
+        s = value / length if length else 0.0
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        turned.append(s)
+    direction = left @ torch.diag(torch.tensor(turned, dtype=torch.float64)) @ right
+    return 0.2 * max(gradient.shape) ** 0.5 * direction, momentum
 
 
 def reference_rotation(

@@ -139,7 +139,7 @@ class TSRAdam(Optimizer):
             factors = basis.left_float(gradient.dtype), basis.right_float(gradient.dtype)
             direction = tsr_adam_update(gradient, *factors, *moments, corrections, betas, group["eps"])
             rows, cols = parameter.shape
-            direction.mul_(group["scale"] or core_update_scale(rows, cols, moments[0].shape[0]))
+            direction.mul_(group["scale"] or core_update_scale(rows, cols, *moments[0].shape))
         else:
             direction = adam_direction(gradient, *moments, corrections, betas, group["eps"])
         # W = W - lr (direction + weight_decay W)

@@ -104,13 +104,11 @@ async def _lead(
         journal=folder.journal,
         delta_log=start.delta_log,
         evaluate=evaluate,
-        save=lambda consensus, progress, digest: folder.save(
-            start.manifest, consensus, progress, digest, config.checkpoint.keep
-        ),
+        save=lambda applied: folder.save(start.manifest, applied, config.checkpoint.keep),
         emit=emit,
         clock=time.monotonic,
     )
-    leadership = Leadership(config, start.manifest, start.consensus, start.progress, tools)
+    leadership = Leadership(config, start.manifest, start.consensus, start.outer, start.progress, tools)
     discovery = Discovery(identity, start.manifest.run_id, emit)
     announce_host = announced(options.announce, 0)[0] if options.announce else ""
 

@@ -16,6 +16,7 @@ from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.outer import OuterState, rotate_outer
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds import leader, votes
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
@@ -51,6 +52,16 @@ class Progress:
     chain: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Applied:
+    """All state after one round, as a checkpoint keeps it. Nothing in it is ever written to."""
+
+    progress: Progress
+    consensus: Consensus
+    outer: OuterState  # what the reducer keeps, in the bases of the consensus
+    digest: str  # of the consensus
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
     """What leading needs from outside."""
@@ -58,7 +69,7 @@ class Tools:
     journal: Journal
     delta_log: DeltaLog
     evaluate: Callable[[Consensus], float]  # held-out loss, on the worker thread
-    save: Callable[[Consensus, Progress, str], str]  # writes a checkpoint with its digest and returns its path
+    save: Callable[["Applied"], str]  # writes a checkpoint and returns its path
     emit: Callable[[Event], None]
     clock: Callable[[], float]
 
@@ -77,7 +88,13 @@ class Leadership:
     """Leads and reduces one run. ``changed`` wakes followers and whoever waits for reports or departures."""
 
     def __init__(
-        self, config: RunConfig, manifest: Manifest, consensus: Consensus, progress: Progress, tools: Tools
+        self,
+        config: RunConfig,
+        manifest: Manifest,
+        consensus: Consensus,
+        outer: OuterState,
+        progress: Progress,
+        tools: Tools,
     ) -> None:
         self.config = config
         self.manifest = manifest
@@ -88,7 +105,7 @@ class Leadership:
         self.reduction: Reduction | None = None
         self.digests: dict[int, asyncio.Future[str]] = {}
         self.reported: dict[int, set[str]] = {}
-        self._consensus, self._applied = consensus, progress  # only the worker thread changes these
+        self._consensus, self._outer, self._applied = consensus, outer, progress  # only the worker changes these
         self._tools = tools
         self._totals = Totals()
         self._worker = ThreadPoolExecutor(1, "maths")
@@ -231,7 +248,7 @@ class Leadership:
         self.dispatch(leader.Reduced(reduction.plan.round, result.header.chain.hex()))
 
     def _reduce_on_worker(self, reduction: Reduction) -> Published:
-        return reduction.result(self._consensus.bases, self.config.round.quorum)
+        return reduction.result(self._consensus.bases, self.config.round.quorum, self._outer)
 
     async def _propose(self, proposal: votes.Proposal) -> None:
         self._voter, answer = votes.accept(self._voter, proposal)
@@ -281,22 +298,24 @@ class Leadership:
     async def _apply(self, result: Published, progress: Progress, outcome: Outcome) -> None:
         """Apply to the leader's own weights, score, save and show. The worker thread keeps rounds in order."""
         until = self._tools.clock() + REPORT_SECONDS
-        digest, frozen = await self._on_worker(self._apply_on_worker, result, progress)
+        applied = await self._on_worker(self._apply_on_worker, result, progress)
         del result  # its payloads need not wait for the rest
-        self.digests[progress.round].set_result(digest)
+        self.digests[progress.round].set_result(applied.digest)
         async with self._show_in_order:  # fair: rounds take it in the order of their commits
-            loss = await self._score(frozen, progress.round)
-            path = await self._save(frozen, progress, digest)
+            loss = await self._score(applied.consensus, progress.round)
+            path = await self._save(applied)
             await self._wait_for_reports(outcome, until - self._tools.clock())
-            self._show(outcome, loss, digest)
+            self._show(outcome, loss, applied.digest)
             if path:
                 self._emit(events.CheckpointSaved(round=progress.round, path=path))
 
-    def _apply_on_worker(self, result: Published, progress: Progress) -> tuple[str, Consensus]:
-        self._consensus.apply(result.header.plan, result.grids, result.void)
+    def _apply_on_worker(self, result: Published, progress: Progress) -> Applied:
+        refreshed = self._consensus.apply(result.header.plan, result.grids, result.void)
+        self._outer = rotate_outer(result.outer, refreshed, self.config.optimizer)
         self._applied = progress
         # Its tensors are replaced by the next round, never written to: a shallow copy stays what it is.
-        return self._consensus.digest().hex(), copy.copy(self._consensus)
+        consensus, digest = copy.copy(self._consensus), self._consensus.digest().hex()
+        return Applied(progress=progress, consensus=consensus, outer=self._outer, digest=digest)
 
     async def _score(self, consensus: Consensus, round: int) -> float | None:
         value = await self._on_worker(self._tools.evaluate, consensus)
@@ -304,16 +323,17 @@ class Leadership:
         self._emit(events.Evaluated(round=round, loss=loss))
         return loss
 
-    async def _save(self, consensus: Consensus, progress: Progress, digest: str) -> str:
+    async def _save(self, applied: Applied) -> str:
         """Write a checkpoint if one is due. One that cannot be written is a warning: the rounds are on disk."""
-        if progress.round % self.config.checkpoint.every and not self._finish_reason:
+        round = applied.progress.round
+        if round % self.config.checkpoint.every and not self._finish_reason:
             return ""
         try:
-            path = await self._on_worker(self._tools.save, consensus, progress, digest)
+            path = await self._on_worker(self._tools.save, applied)
         except CheckpointError as error:
             self._emit(events.Warned(message=f"{error} Training goes on; the next round tries again."))
             return ""
-        self._tools.delta_log.checkpointed(progress.round)
+        self._tools.delta_log.checkpointed(round)
         return path
 
     async def _wait_for_reports(self, outcome: Outcome, seconds: float) -> None:

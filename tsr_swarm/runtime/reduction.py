@@ -1,14 +1,15 @@
 """The reducer at work: contributions in, published bytes out. Decisions are made in rounds/reducer.py."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.optim.publish import publish
+from tsr_swarm.optim.outer import OuterState
+from tsr_swarm.optim.publish import publish_step
 from tsr_swarm.rounds.aggregate import Contribution, weighted_mean
 from tsr_swarm.rounds.reducer import ReducerState, Verdict, close, included, is_complete, offer
 from tsr_swarm.wire.codec import encode
@@ -19,11 +20,15 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A round's result: what travels, and what it says."""
+    """A round's result: what travels, what it says, and what its reducer keeps once it is applied.
+
+    ``outer`` is written in the bases of before the round; it is empty where the round was only read.
+    """
 
     header: PublishedHeader
     data: bytes
     grids: Mapping[Slot, Grid]
+    outer: OuterState = field(default_factory=dict)
 
     @property
     def void(self) -> frozenset[int]:
@@ -74,8 +79,14 @@ class Reduction:
         """Take nothing more; what comes now is late."""
         self.state = close(self.state)
 
-    def result(self, bases: Mapping[int, Basis], quorum: int) -> Published:
-        """Average, publish and hash. Heavy: call it on a worker thread, after ``close``."""
+    def result(self, bases: Mapping[int, Basis], quorum: int, outer: OuterState | None = None) -> Published:
+        """Average, publish and hash. Heavy: call it on a worker thread, after ``close``.
+
+        ``outer`` is what the reducer kept of the rounds before, None for nothing. It is left as it is: what is kept
+        after this round is in the result, and counts only if the round is committed and applied. Blocks of a void
+        shard keep what they had.
+        """
+        kept: OuterState = {} if outer is None else outer
         grids: dict[Slot, Grid] = {}
         results, data = [], []
         for index in range(len(self.shard_blocks)):
@@ -83,27 +94,28 @@ class Reduction:
             if not peers:
                 results.append(ShardResult(void=True))
                 continue
-            averaged, result, frames = self._reduce_shard(index, peers, bases)
+            averaged, kept, result, frames = self._reduce_shard(index, peers, bases, kept)
             grids |= averaged
             results.append(result)
             data.append(frames)
         chain = chain_hash(bytes.fromhex(self.plan.parent), self.plan, self.shard_blocks, results)
         header = PublishedHeader(self.plan, self.shard_blocks, tuple(results), chain)
-        return Published(header, b"".join(data), grids)
+        return Published(header, b"".join(data), grids, kept)
 
     def _reduce_shard(
-        self, index: int, peers: frozenset[str], bases: Mapping[int, Basis]
-    ) -> tuple[dict[Slot, Grid], ShardResult, bytes]:
-        blocks, due, wire = self._manifest.blocks, self.plan.due, self._manifest.config.wire
+        self, index: int, peers: frozenset[str], bases: Mapping[int, Basis], kept: OuterState
+    ) -> tuple[dict[Slot, Grid], OuterState, ShardResult, bytes]:
+        blocks, due, config = self._manifest.blocks, self.plan.due, self._manifest.config
+        wire = config.wire
         members = self.shard_blocks[index]
         held = {peer: self._held[peer, index] for peer in peers}
         mean = weighted_mean(list(held.values()), shard_slots(upload_slots(blocks, due, wire), members))
         slots = shard_slots(published_slots(blocks, due, wire), members)
-        grids = publish(mean, slots, blocks, bases)
+        grids, kept = publish_step(mean, slots, blocks, bases, config.optimizer, kept)
         sections, frames = encode(slots, grids, wire.zstd_level)
         order = tuple(sorted(peers, key=lambda peer: held[peer].number))
         tokens = sum(contribution.tokens for contribution in held.values())
-        return grids, ShardResult(included=order, tokens=tokens, sections=sections), frames
+        return grids, kept, ShardResult(included=order, tokens=tokens, sections=sections), frames
 
 
 def open_published(manifest: Manifest, message: pb.PublishedHeader, data: bytes, parent: str) -> Published:

@@ -2,7 +2,7 @@
 
 import fcntl
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,16 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedError, RunError
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.outer import OuterState, pack_outer, rotate_outer, unpack_outer
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.journal import Journal
-from tsr_swarm.runtime.leadership import Progress
+from tsr_swarm.runtime.leadership import Applied, Progress
 from tsr_swarm.runtime.reduction import open_published
 from tsr_swarm.train import checkpoint
 from tsr_swarm.train.llama import initial_weights, parameter_shapes
 
 CONSENSUS = "consensus"  # the checkpoint's file of weights and bases
+OUTER = "outer"  # its file of what the reducer keeps, where there is anything
 MIN_LOG_BYTES = 1 << 24  # a small model's log may be larger than its state: rounds are all that a laggard needs
 
 
@@ -49,10 +51,11 @@ class RunFolder:
         """The rounds since the last checkpoint, and as many older ones as the state has bytes."""
         return DeltaLog(self.path / "published", max(MIN_LOG_BYTES, 4 * manifest.parameters))
 
-    def save(self, manifest: Manifest, consensus: Consensus, progress: Progress, digest: str, keep: int) -> str:
-        """Write a checkpoint and return its folder. ``digest`` is that of ``consensus``. Raises CheckpointError."""
-        document = {"manifest": manifest.encoded.decode(), "chain": progress.chain, "digest": digest}
-        files = {CONSENSUS: consensus.tensors()}
+    def save(self, manifest: Manifest, applied: Applied, keep: int) -> str:
+        """Write a checkpoint and return its folder. Raises CheckpointError."""
+        progress, outer = applied.progress, pack_outer(applied.outer, manifest.blocks)
+        document = {"manifest": manifest.encoded.decode(), "chain": progress.chain, "digest": applied.digest}
+        files = {CONSENSUS: applied.consensus.tensors()} | ({OUTER: outer} if outer else {})
         return str(checkpoint.save(self.checkpoints, progress.round, files, document, keep))
 
 
@@ -77,6 +80,7 @@ class StartingPoint:
 
     manifest: Manifest
     consensus: Consensus
+    outer: OuterState
     progress: Progress
     delta_log: DeltaLog
 
@@ -90,8 +94,12 @@ def start_run(folder: RunFolder, config: RunConfig) -> StartingPoint:
     consensus = fresh_consensus(manifest)
     delta_log = folder.delta_log(manifest)
     delta_log.open(committed=0)
-    folder.save(manifest, consensus, Progress(), consensus.digest().hex(), config.checkpoint.keep)
-    return StartingPoint(manifest=manifest, consensus=consensus, progress=Progress(), delta_log=delta_log)
+    digest = consensus.digest().hex()
+    applied = Applied(progress=Progress(), consensus=consensus, outer={}, digest=digest)
+    folder.save(manifest, applied, config.checkpoint.keep)
+    return StartingPoint(
+        manifest=manifest, consensus=consensus, outer={}, progress=applied.progress, delta_log=delta_log
+    )
 
 
 def resume_run(folder: RunFolder, config: RunConfig, warn: Callable[[str], None]) -> StartingPoint:
@@ -109,14 +117,25 @@ def resume_run(folder: RunFolder, config: RunConfig, warn: Callable[[str], None]
     delta_log.open(committed=voter.accepted_round)
     progress = Progress(saved.round, saved.document["chain"])
     accepted = Progress(voter.accepted_round, voter.accepted_chain)
-    progress = replay(manifest, consensus, progress, delta_log, accepted)
-    return StartingPoint(manifest=manifest, consensus=consensus, progress=progress, delta_log=delta_log)
+    outer = unpack_outer(saved.files.get(OUTER, {}), manifest.blocks)
+    progress, outer = replay(manifest, consensus, outer, progress, delta_log, accepted)
+    return StartingPoint(manifest=manifest, consensus=consensus, outer=outer, progress=progress, delta_log=delta_log)
 
 
 def replay(
-    manifest: Manifest, consensus: Consensus, progress: Progress, delta_log: DeltaLog, accepted: Progress
-) -> Progress:
-    """Bring a checkpoint up to what the journal accepted last, from the rounds on disk. Raises RunError."""
+    manifest: Manifest,
+    consensus: Consensus,
+    outer: OuterState,
+    progress: Progress,
+    delta_log: DeltaLog,
+    accepted: Progress,
+) -> tuple[Progress, OuterState]:
+    """Bring a checkpoint up to what the journal accepted last, from the rounds on disk. Raises RunError.
+
+    What the reducer keeps stays as it was in the checkpoint, turned to the bases of each round: the means that would
+    bring it up to date are gone. That forks nothing, because weights follow from published bytes alone; the next
+    round's are only made from a momentum and a residual that are some rounds old.
+    """
     while progress.round < accepted.round:
         round = progress.round + 1
         kept = delta_log.get(round)
@@ -126,11 +145,12 @@ def replay(
             published = open_published(manifest, *kept, progress.chain)
         except PeerError as error:
             raise RunError(f"Round {round} in {delta_log.folder} is damaged ({error}); restore that folder.") from error
-        consensus.apply(published.header.plan, published.grids, published.void)
+        refreshed = consensus.apply(published.header.plan, published.grids, published.void)
+        outer = rotate_outer(outer, refreshed, manifest.config.optimizer)
         progress = Progress(round, published.header.chain.hex())
     if progress.round == accepted.round and accepted.round and progress.chain != accepted.chain:
         raise RunError(f"Round {accepted.round} on disk is not the one that was accepted; restore {delta_log.folder}.")
-    return progress
+    return progress, outer
 
 
 def load_run(folder: RunFolder, warn: Callable[[str], None]) -> tuple[Manifest, checkpoint.Checkpoint]:
@@ -155,13 +175,16 @@ def consensus_of(manifest: Manifest, saved: checkpoint.Checkpoint) -> Consensus:
     return consensus
 
 
-def fresh_consensus(manifest: Manifest) -> Consensus:
-    """Round 0: weights and random bases drawn from the run's seed. Made once and shipped, since draws are not exact."""
+def fresh_consensus(manifest: Manifest, weights: Mapping[str, Tensor] | None = None) -> Consensus:
+    """Round 0: ``weights``, or else ones drawn from the run's seed, and random bases.
+
+    Made once and shipped, since draws are not exact.
+    """
     seed = manifest.config.run.seed
     bases = {
-        index: random_basis(block.rows, block.cols, block.rank, seed, index)
+        index: random_basis(block.rows, block.cols, block.ranks, seed, index)
         for index, block in enumerate(manifest.blocks)
         if block.is_low_rank
     }
-    weights = initial_weights(manifest.config.model, seed)
+    weights = initial_weights(manifest.config.model, seed) if weights is None else weights
     return Consensus(manifest.blocks, weights, bases, manifest.config.optimizer.lift)

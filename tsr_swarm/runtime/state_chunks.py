@@ -49,7 +49,7 @@ def snapshot(consensus: Consensus, round: int, chain: bytes) -> StateSnapshot:
 
 def legal_state_bytes(manifest: Manifest) -> int:
     """The most a state of this run can have: float32 weights, int16 bases, and safetensors' header of names."""
-    numbers = sum(4 * b.size + (2 * (b.rows + b.cols) * b.rank if b.is_low_rank else 0) for b in manifest.blocks)
+    numbers = sum(4 * b.size + (2 * b.basis_size if b.is_low_rank else 0) for b in manifest.blocks)
     return numbers + sum(3 * (len(block.name) + 256) for block in manifest.blocks) + 4096
 
 

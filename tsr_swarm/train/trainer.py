@@ -5,16 +5,18 @@ threads at once: its owner runs it on one worker thread.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.layout import Slot
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.lowrank.dct import column_energies
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.lowrank.sketch import tangent_of
 from tsr_swarm.optim.consensus import Consensus
@@ -138,16 +140,17 @@ class Trainer:
         return float(loss.detach()) if bool(torch.isfinite(norm)) else None
 
     def _gradient_sketches(self, plan: RoundPlan, should_stop: Callable[[], bool]) -> dict[int, tuple[Tensor, Tensor]]:
-        """``(G V, G^T U)`` of the blocks that aim, G the mean of clipped micro-batch gradients at the consensus.
+        """What blocks that are aimed or chosen send of gradients: means over clipped micro-batches at the consensus.
 
-        Sketches are linear, so each micro-batch is sketched as it comes and G itself is never kept.
+        ``(G V, G^T U)`` of aimed blocks, the energies of the gradient's columns of chosen ones. Each micro-batch is
+        measured as it comes, and G itself is never kept.
         """
-        blocks = sorted(plan.due.aim)
+        blocks = sorted(plan.due.aim | plan.due.choose)
         if not blocks:
             return {}
         self._load(self.consensus.weights)
-        bases = [self._device_basis(index) for index in blocks]
-        sums: list[tuple[Tensor, Tensor]] | None = None
+        bases = {index: self._device_basis(index) for index in plan.due.aim}
+        sums: dict[int, tuple[Tensor, Tensor]] = {}
         count = 0
         for micro in range(1, self.manifest.config.periods.micro_batches + 1):
             if should_stop():
@@ -155,18 +158,20 @@ class Trainer:
             if self._backward(self._batches(plan.first_step, micro).to(self._device)) is None:
                 continue
             count += 1
-            sketches = [self._sketch(index, *basis) for index, basis in zip(blocks, bases, strict=True)]
-            sums = sketches if sums is None else _add(sums, sketches)
-        if sums is None:
-            return {
-                index: (torch.zeros_like(u), torch.zeros_like(v)) for index, (u, v) in zip(blocks, bases, strict=True)
-            }
-        return {index: (y / count, z / count) for index, (y, z) in zip(blocks, sums, strict=True)}
+            for index in blocks:
+                left, right = self._measure(index, bases.get(index))
+                sums[index] = (sums[index][0] + left, sums[index][1] + right) if index in sums else (left, right)
+        if not count:
+            return {index: _nothing(self.manifest.blocks[index], bases.get(index)) for index in blocks}
+        return {index: (left / count, right / count) for index, (left, right) in sums.items()}
 
-    def _sketch(self, index: int, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def _measure(self, index: int, basis: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         gradient = self._parameters[self.manifest.blocks[index].name].grad
         assert gradient is not None, "every low-rank block takes part in the loss"
-        return tangent_of(gradient, u, v)
+        if basis is not None:
+            return tangent_of(gradient, *basis)
+        left, right = column_energies(gradient)
+        return left[None], right[None]
 
     def _device_basis(self, index: int) -> tuple[Tensor, Tensor]:
         basis = self.consensus.bases[index]
@@ -178,5 +183,9 @@ class Trainer:
             parameter.copy_(weights[name])
 
 
-def _add(sums: Sequence[tuple[Tensor, Tensor]], more: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    return [(a + c, b + d) for (a, b), (c, d) in zip(sums, more, strict=True)]
+def _nothing(block: Block, basis: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """What a peer sends of a gradient that it could not take."""
+    if basis is None:
+        return torch.zeros(1, block.rows), torch.zeros(1, block.cols)
+    u, v = basis
+    return u.new_zeros(block.rows, v.shape[1]), v.new_zeros(block.cols, u.shape[1])

@@ -1,23 +1,18 @@
 """Grids to bytes and back. ``decode`` is the gate through which every number from a stranger comes.
 
 A payload is one section a payload kind, in the order in which the kinds first appear among its slots. A section is
-one zstd frame over its slots in order; a slot is its exponents as int8, then its packed values (see packing.py), or
-little-endian float32 where it has 32 bits. Every slot has one legal length, and so has every section.
+one zstd frame over its slots (see section.py). Every slot has one legal length, and so has every section.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
-from tsr_swarm.config.layout import DENSE_BITS, PayloadKind, Slot
-from tsr_swarm.errors import PeerError, RunError
-from tsr_swarm.lowrank.basis import BASIS_EXPONENT
-from tsr_swarm.lowrank.grid import EXPONENT_MAX, EXPONENT_MIN, Grid
-from tsr_swarm.wire.compression import compress, decompress, max_wire_bytes
-from tsr_swarm.wire.packing import pack, unpack
+from tsr_swarm.config.layout import PayloadKind, Slot
+from tsr_swarm.errors import PeerError
+from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.wire.compression import compress, compress_digits, decompress, max_wire_bytes
+from tsr_swarm.wire.section import decode_section, encode_section
 
 HASH_BYTES = 32
 
@@ -36,8 +31,9 @@ def encode(slots: Sequence[Slot], grids: Mapping[Slot, Grid], level: int) -> tup
     """Describe and join the frames of ``slots``. Raises RunError when a number is not finite or does not fit."""
     sections, frames = [], []
     for kind, members in _by_kind(slots).items():
-        raw = b"".join(_encode_slot(slot, grids[slot]) for slot in members)
-        frame = compress(raw, level)
+        parts = encode_section(members, grids)
+        raw = b"".join(parts)
+        frame = compress(raw, level) if len(parts) == 1 else compress_digits(parts)
         sections.append(Section(kind.value, len(raw), len(frame), hash_bytes(raw)))
         frames.append(frame)
     return tuple(sections), b"".join(frames)
@@ -58,7 +54,7 @@ def decode(slots: Sequence[Slot], sections: Sequence[Section], data: bytes) -> d
         start += section.wire_bytes
         if hash_bytes(raw) != section.hash:
             raise PeerError("hash", f"Section '{section.kind}' is not what its hash says; the payload is refused.")
-        grids |= _decode_section(members, memoryview(raw))
+        grids |= decode_section(members, memoryview(raw))
     return {slot: grids[slot] for slot in slots}
 
 
@@ -99,56 +95,3 @@ def _by_kind(slots: Sequence[Slot]) -> dict[PayloadKind, list[Slot]]:
     for slot in slots:
         members.setdefault(slot.part.kind, []).append(slot)
     return members
-
-
-def _encode_slot(slot: Slot, grid: Grid) -> bytes:
-    shape = (slot.rows, slot.cols)
-    if tuple(grid.values.shape) != shape:
-        raise RunError(f"{slot.part} of block {slot.block} is {tuple(grid.values.shape)}, not {shape}; this is a bug.")
-    values = grid.values.detach().cpu().numpy().ravel()
-    if slot.bits == DENSE_BITS:
-        if not np.isfinite(values).all():
-            raise RunError(f"Block {slot.block} has moved by NaN or Inf; lower optimizer.lr and start again.")
-        return values.astype("<f4", copy=False).tobytes()
-    exponents = grid.exponents.cpu().numpy()
-    legal = EXPONENT_MIN, EXPONENT_MAX
-    if slot.exponents == 0:  # a basis: its one legal scale does not travel
-        legal, exponents = (BASIS_EXPONENT, BASIS_EXPONENT), np.unique(exponents)
-    if exponents.size and not legal[0] <= exponents.min() <= exponents.max() <= legal[1]:
-        raise RunError(f"{slot.part} of block {slot.block} has exponents outside {legal}; lower optimizer.lr.")
-    head = exponents[: slot.exponents].astype(np.int8).tobytes()
-    if len(head) != slot.exponents:
-        raise RunError(f"{slot.part} of block {slot.block} has {len(head)} exponents, not {slot.exponents}; a bug.")
-    try:
-        return head + pack(values, slot.bits)
-    except ValueError as error:
-        raise RunError(f"In {slot.part} of block {slot.block}, {error}") from error
-
-
-def _decode_section(slots: Sequence[Slot], raw: memoryview) -> dict[Slot, Grid]:
-    grids = {}
-    start = 0
-    for slot in slots:
-        grids[slot] = _decode_slot(slot, raw[start : start + slot.raw_bytes])
-        start += slot.raw_bytes
-    return grids
-
-
-def _decode_slot(slot: Slot, raw: memoryview) -> Grid:
-    count = slot.rows * slot.cols
-    if slot.bits == DENSE_BITS:
-        numbers = np.frombuffer(raw, "<f4", count).astype(np.float32)
-        if not np.isfinite(numbers).all():
-            raise PeerError("not_finite", f"Block {slot.block} holds NaN or Inf; the payload is refused.")
-        return Grid(torch.from_numpy(numbers).view(slot.rows, slot.cols), torch.empty(0, dtype=torch.int32))
-    exponents = np.frombuffer(raw, np.int8, slot.exponents).astype(np.int32)
-    if slot.exponents == 0:
-        exponents = np.array([BASIS_EXPONENT], dtype=np.int32)
-    elif exponents.min() < EXPONENT_MIN or exponents.max() > EXPONENT_MAX:
-        raise PeerError(
-            "exponent",
-            f"{slot.part} of block {slot.block} has exponents from {exponents.min()} to {exponents.max()}, "
-            f"outside {EXPONENT_MIN} to {EXPONENT_MAX}; the payload is refused.",
-        )
-    values = unpack(raw[slot.exponents :], count, slot.bits)
-    return Grid(torch.from_numpy(values).view(slot.rows, slot.cols), torch.from_numpy(exponents))

@@ -5,12 +5,25 @@ is checked in the frame's header first and then enforced while reading.
 """
 
 import io
+from collections.abc import Sequence
 
 import zstandard
 
 from tsr_swarm.errors import PeerError
 
 MAX_WINDOW_BYTES = 8 << 20  # what level 19, the highest allowed, uses
+# Matches of a few bytes among independent digits are chance and cost more than they save. Lazy, because the strategies
+# below it code a small block by the code of the block before it, however unlike.
+_HUFFMAN = zstandard.ZstdCompressionParameters(
+    strategy=zstandard.STRATEGY_LAZY,
+    window_log=17,
+    hash_log=8,
+    chain_log=8,
+    search_log=1,
+    min_match=6,
+    write_checksum=True,
+    write_content_size=True,
+)
 _MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -23,6 +36,20 @@ def compress(raw: bytes, level: int) -> bytes:
     """Compress into one frame that states its content size and carries a checksum."""
     compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
     return compressor.compress(raw)
+
+
+def compress_digits(parts: Sequence[bytes]) -> bytes:
+    """Compress ``parts``, joined, into one such frame, each in blocks and so in a Huffman code of its own.
+
+    For bytes that are nearly independent of each other and of another distribution in each part: up to a quarter
+    shorter than at zstd's usual levels, as fast, and at most 7 % longer than at its highest
+    (examples/results/payloads.md).
+    """
+    stream = zstandard.ZstdCompressor(compression_params=_HUFFMAN).compressobj(size=sum(map(len, parts)))
+    frame = []
+    for part in parts:
+        frame += [stream.compress(part), stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
+    return b"".join([*frame, stream.flush()])
 
 
 def decompress(frame: bytes, exact: int) -> bytes:

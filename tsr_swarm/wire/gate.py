@@ -5,7 +5,7 @@ Signatures will be checked between the peer and the sections.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
@@ -121,7 +121,8 @@ def max_published_bytes(manifest: Manifest) -> int:
     """An upper bound of one round's published bytes, whatever is due and however it is sharded."""
     low_rank = frozenset(i for i, block in enumerate(manifest.blocks) if block.is_low_rank)
     worst: Counter[int] = Counter()
-    for due in (Due(), Due(tangent=low_rank), Due(aim=low_rank), Due(tangent=low_rank, aim=low_rank)):
+    aims = (Due(), Due(aim=low_rank), Due(choose=low_rank))
+    for due in (*aims, *(replace(due, tangent=low_rank) for due in aims)):
         sizes: Counter[int] = Counter()
         for slot in published_slots(manifest.blocks, due, manifest.config.wire):
             sizes[slot.block] += max_wire_bytes(slot.raw_bytes)  # as if each slot had a frame of its own

@@ -17,6 +17,7 @@ from tsr_swarm.errors import PeerError
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.fields import (
     MAX_ROUND,
+    MAX_SEED,
     MAX_STEPS,
     MAX_TOKENS,
     require,
@@ -166,6 +167,10 @@ def plan_to_proto(plan: RoundPlan, shards: Sequence[Shard]) -> pb.RoundPlan:
         tangent=sorted(plan.due.tangent),
         aim=sorted(plan.due.aim),
         parent=bytes.fromhex(plan.parent),
+        choose=sorted(plan.due.choose),
+        draw=[block for block, _ in plan.due.draw],
+        draw_numbers=[number for _, number in plan.due.draw],
+        seed=plan.seed,
         shards=[pb.Shard(blocks=shard.blocks, address=shard.address) for shard in shards],
     )
 
@@ -180,7 +185,15 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[Rou
     require_real("decay", message.decay, 0.0, 1.0)
     require(message.decay > 0, "decay", message.decay, "above 0")
     _require_parent(message.parent, message.round)
-    due = Due(tangent=_due(message.tangent, "tangent", blocks), aim=_due(message.aim, "aim", blocks))
+    require_between("seed", message.seed, 0, MAX_SEED)
+    due = Due(
+        tangent=_due(message.tangent, "tangent", blocks),
+        aim=_due(message.aim, "aim", blocks),
+        choose=_due(message.choose, "choose", blocks),
+        draw=_draws(message, blocks),
+    )
+    both = sorted(due.aim & due.choose)
+    require(not both, "choose", both[:8], "none of the blocks in aim")
     plan = RoundPlan(
         round=message.round,
         first_step=message.first_step,
@@ -190,6 +203,7 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[Rou
         decay=message.decay,
         due=due,
         parent=message.parent.hex(),
+        seed=message.seed,
     )
     return plan, _shards(message.shards, len(blocks))
 
@@ -244,6 +258,8 @@ def _chain_fields(
     yield struct.pack("<ddd", plan.lr_first, plan.lr_last, plan.decay)
     yield _numbers(sorted(plan.due.tangent))
     yield _numbers(sorted(plan.due.aim))
+    yield _numbers(sorted(plan.due.choose))
+    yield _numbers([plan.seed, *(value for pair in plan.due.draw for value in pair)])
     yield bytes.fromhex(plan.parent)
     yield _numbers([len(shard_blocks), len(results)])
     for blocks in shard_blocks:
@@ -264,6 +280,14 @@ def _numbers(values: Sequence[int]) -> bytes:
 
 def _require_parent(parent: bytes, round_: int) -> None:
     require(len(parent) == (0 if round_ == 1 else 32), "parent", parent, "32 bytes, or empty in round 1")
+
+
+def _draws(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[tuple[int, int], ...]:
+    drawn = _due(message.draw, "draw", blocks)
+    both = sorted(drawn & {*message.aim, *message.tangent, *message.choose})
+    require(not both, "draw", both[:8], "none of the blocks in tangent, aim or choose")
+    require(len(message.draw_numbers) == len(drawn), "draw_numbers", len(message.draw_numbers), f"{len(drawn)} of them")
+    return tuple(zip(message.draw, message.draw_numbers, strict=True))
 
 
 def _due(indices: Sequence[int], field: str, blocks: Sequence[Block]) -> frozenset[int]:

@@ -1,22 +1,20 @@
-"""Integers of 8, 12, 16 or 24 bits to bytes and back, as planes.
+"""Integers of 8, 12, 16 or 24 bits to bytes and back, as planes, and of 2, 3 or 4 bits, as digits.
 
-Two's complement, least significant plane first. In planes, zstd finds what the high bytes of small numbers have in
-common: orthonormal 12-bit bases come out about a tenth smaller than with pairs packed into three bytes.
+Planes are two's complement, the least significant first. In planes, zstd finds what the high bytes of small numbers
+have in common: orthonormal 12-bit bases come out about a tenth smaller than with pairs packed into three bytes.
+Digits number the legal values 0, 1, -1, 2, -2 ...: 3 values of 2 bits, five a byte; 7 or 15 of 3 or 4 bits, two a byte.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tsr_swarm.config.layout import FEW_BITS, levels, packed_bytes
 from tsr_swarm.errors import PeerError
+from tsr_swarm.wire.digits import pack_digits, unpack_digits
 
-PACKED_BITS = (8, 12, 16, 24)
+PACKED_BITS = (2, 3, 4, 8, 12, 16, 24)
 
 Integers = NDArray[np.int32]
-
-
-def packed_bytes(count: int, bits: int) -> int:
-    """Length of ``count`` packed values."""
-    return (count * bits + 7) // 8
 
 
 def pack(values: Integers, bits: int) -> bytes:
@@ -24,6 +22,8 @@ def pack(values: Integers, bits: int) -> bytes:
     limit = _limit(bits)
     if values.size and (int(values.min()) < -limit or int(values.max()) > limit):
         raise ValueError(f"a value between {values.min()} and {values.max()} does not fit {bits} bits (+-{limit}).")
+    if bits <= FEW_BITS:
+        return pack_digits(np.where(values > 0, 2 * values - 1, -2 * values).astype(np.int32), levels(bits))
     planes = np.ascontiguousarray(values, dtype="<i4").view(np.uint8).reshape(-1, 4).T
     whole = planes[: bits // 8].tobytes()
     return whole if bits % 8 == 0 else whole + _pack_nibbles(planes[bits // 8])
@@ -32,11 +32,14 @@ def pack(values: Integers, bits: int) -> bytes:
 def unpack(data: memoryview, count: int, bits: int) -> Integers:
     """Read ``count`` values from exactly ``packed_bytes(count, bits)`` bytes.
 
-    Raises PeerError for the most negative value, which no sender may use, and for non-zero padding.
+    Raises PeerError for a value that no sender may use, such as the most negative one, and for non-zero padding.
     """
     limit = _limit(bits)
     if len(data) != packed_bytes(count, bits):
         raise PeerError("length", f"{count} values of {bits} bits came as {len(data)} bytes; the payload is refused.")
+    if bits <= FEW_BITS:
+        digits = unpack_digits(data, count, levels(bits))
+        return np.where(digits & 1, digits + 1, -digits) // 2
     whole = bits // 8
     values = np.zeros(count, dtype=np.int32)
     for plane in range(whole):

@@ -109,7 +109,7 @@ class StateChunk(_message.Message):
     def __init__(self, index: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class RoundPlan(_message.Message):
-    __slots__ = ("round", "first_step", "steps", "lr_first", "lr_last", "decay", "tangent", "aim", "parent", "shards")
+    __slots__ = ("round", "first_step", "steps", "lr_first", "lr_last", "decay", "tangent", "aim", "parent", "shards", "draw", "draw_numbers", "seed", "choose")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +120,10 @@ class RoundPlan(_message.Message):
     AIM_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
+    DRAW_FIELD_NUMBER: _ClassVar[int]
+    DRAW_NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CHOOSE_FIELD_NUMBER: _ClassVar[int]
     round: int
     first_step: int
     steps: int
@@ -130,7 +134,11 @@ class RoundPlan(_message.Message):
     aim: _containers.RepeatedScalarFieldContainer[int]
     parent: bytes
     shards: _containers.RepeatedCompositeFieldContainer[Shard]
-    def __init__(self, round: _Optional[int] = ..., first_step: _Optional[int] = ..., steps: _Optional[int] = ..., lr_first: _Optional[float] = ..., lr_last: _Optional[float] = ..., decay: _Optional[float] = ..., tangent: _Optional[_Iterable[int]] = ..., aim: _Optional[_Iterable[int]] = ..., parent: _Optional[bytes] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ...) -> None: ...
+    draw: _containers.RepeatedScalarFieldContainer[int]
+    draw_numbers: _containers.RepeatedScalarFieldContainer[int]
+    seed: int
+    choose: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, round: _Optional[int] = ..., first_step: _Optional[int] = ..., steps: _Optional[int] = ..., lr_first: _Optional[float] = ..., lr_last: _Optional[float] = ..., decay: _Optional[float] = ..., tangent: _Optional[_Iterable[int]] = ..., aim: _Optional[_Iterable[int]] = ..., parent: _Optional[bytes] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., draw: _Optional[_Iterable[int]] = ..., draw_numbers: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., choose: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Shard(_message.Message):
     __slots__ = ("blocks", "address")

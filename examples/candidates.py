@@ -1,0 +1,100 @@
+"""What the study compares: our own method in its variants, and its rivals, each with the rates it is tuned over."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+ADAM_RATES = (1.5e-3, 3e-3, 6e-3)
+MUON_RATES = (1e-2, 3e-2, 6e-2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One method with one choice of settings: ``overrides`` are ours, keys of the run file; ``settings`` a rival's."""
+
+    name: str
+    rates: tuple[float, ...]
+    method: str = "tsr"
+    overrides: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    is_finalist: bool = False  # goes on to the long runs, at its best rate
+
+
+def ours(name: str, *overrides: str, rates: tuple[float, ...] = (3e-2,), final: bool = False) -> Candidate:
+    return Candidate(name=name, overrides=overrides, rates=rates, is_finalist=final)
+
+
+def rival(
+    name: str, method: str, rates: tuple[float, ...] = ADAM_RATES, final: bool = False, **settings: Any
+) -> Candidate:
+    return Candidate(name=name, method=method, rates=rates, settings=settings, is_finalist=final)
+
+
+def embedding(rank: str) -> tuple[str, str]:
+    return f'optimizer.rank="{rank}"', f'optimizer.embedding_rank="{rank}"'
+
+
+DENSE = "dense averaging, AdamW"
+OURS = "ours"
+
+CORE = (
+    ours(OURS, rates=MUON_RATES, final=True),
+    rival(DENSE, "diloco", outer="average", final=True),
+    rival("dense averaging, Muon", "diloco", MUON_RATES, outer="average", inner="muon", final=True),
+    rival("SparseLoCo 1/64", "sparseloco", final=True),
+    rival("SparseLoCo 1/64, mean of senders", "sparseloco", average="senders", final=True),
+    rival("SparseLoCo 1/64, Muon", "sparseloco", MUON_RATES, inner="muon", average="senders", final=True),
+    rival("DiLoCo (Nesterov)", "diloco", final=True),
+    rival("DiLoCo int8", "diloco", outer="average", bits=8, final=True),
+    rival("DiLoCo int4", "diloco", outer="average", bits=4, final=True),
+    rival("DiLoCo int4, Muon", "diloco", MUON_RATES, outer="average", bits=4, inner="muon", final=True),
+    rival("PowerSGD rank 4, every step", "powersgd", rank=4, final=True),
+    rival("PowerSGD rank 8, every 20th step", "powersgd", rank=8, k_x=20, final=True),
+    rival("data-parallel AdamW", "ddp", final=True),
+    ours("ours, rank 1/4", *embedding("1/4"), final=True),
+    ours("ours, all directions", *embedding("1"), final=True),
+    ours("ours, rank 1/3", *embedding("1/3")),
+    ours("ours, 2 bits", "wire.core_bits=2", "wire.published_bits=2", final=True),
+    ours("ours, 4 bits", "wire.core_bits=4", "wire.published_bits=4"),
+    ours("ours, square cores d/2", 'optimizer.rank="d/2"', 'optimizer.embedding_rank="d/2"'),
+    ours("ours, rounding fed back", "optimizer.feedback=true"),
+    ours("ours, dead zone 30 %", "wire.core_density=0.3", "wire.published_density=0.3"),
+    ours("ours, refresh every 2nd round", "periods.k_r=40", "periods.k_r_embedding=40"),
+    ours("ours, columns by energy (DCT)", 'optimizer.aim="dct"'),
+    ours(
+        "ours, aimed by gradients every 5th round",
+        'optimizer.aim="gradient"',
+        'optimizer.rank="d/2"',
+        'optimizer.embedding_rank="d/2"',
+        "periods.k_r=100",
+        "periods.k_r_embedding=100",
+    ),
+    ours(
+        "core-local Adam, aimed by gradients every 5th round",
+        'optimizer.inner="adam"',
+        'optimizer.aim="gradient"',
+        'optimizer.rank="d/2"',
+        'optimizer.embedding_rank="d/2"',
+        "periods.k_r=100",
+        "periods.k_r_embedding=100",
+        "wire.core_bits=8",
+        "wire.published_bits=16",
+        "optimizer.feedback=true",
+        rates=(3e-3, 1e-2),
+    ),
+    ours("ours, Adam in the core", 'optimizer.inner="adam"', rates=(3e-3, 1e-2)),
+    ours(
+        "ours, Nesterov outer step",
+        'optimizer.outer="nesterov"',
+        "optimizer.outer_lr=0.7",
+        "optimizer.outer_momentum=0.5",
+    ),
+    ours("ours, K_x = 10", "periods.k_x=10"),
+    ours("ours, K_x = 40", "periods.k_x=40"),
+    rival("SparseLoCo 1/16, mean of senders", "sparseloco", density=1 / 16, average="senders", final=True),
+    rival("SparseLoCo 1/256, mean of senders", "sparseloco", density=1 / 256, average="senders", final=True),
+    rival("LoRDO rank d/4", "lordo"),
+    rival("DES-LOC", "des-loc"),
+    rival("Local Adam", "local-adam"),
+    rival("TSR-Adam, every step", "tsr-adam", (3e-3, 1e-2), rank="d/2", embedding_rank="d/4"),
+)

@@ -1,0 +1,145 @@
+"""What ``simulate`` understands, shows and leaves behind."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tsr_swarm.cli.main import run
+from tsr_swarm.runtime.simulate import study
+
+RUN_FILE = """
+[model]
+hidden_size = 16
+intermediate_size = 24
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+max_position_embeddings = 32
+[data]
+source = "text"
+sequence_length = 16
+batch_size = 2
+heldout_sequences = 4
+[periods]
+k_x = 2
+k_r = 4
+k_r_embedding = 4
+"""
+FEW = ["simulate", "tiny.toml", "--steps", "4", "--peers", "2", "--methods", "tsr,diloco", "--out", "out"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("TSR_SWARM_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "tiny.toml").write_text(RUN_FILE)
+    (tmp_path / "text").mkdir()
+    for part in range(8):
+        (tmp_path / "text" / f"{part}.txt").write_text(f"Once upon a time there were {part} little rabbits.\n" * 40)
+
+
+def test_a_simulation_leaves_its_runs_a_table_and_plots_and_is_not_done_twice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run([*FEW, "--lr", "1e-2,3e-3", "--seeds", "0,1"]) == 0
+    shown = capsys.readouterr().out
+    assert "[8/8]" in shown
+    assert {path.name for path in Path("out").iterdir()} == {
+        "runs", "results.json", "results.md", "loss-by-bytes.png", "loss-by-time.png",
+    }  # fmt: skip
+    results = json.loads(Path("out/results.json").read_text())
+    assert len(results["runs"]) == len(list(Path("out/runs").iterdir())) == 8
+    assert results["command"].startswith("tsr-swarm simulate tiny.toml --steps 4")
+    assert results["link"]["up"] == 20e6
+    assert results["runs"][0]["curve"][-1]["seconds"] > 0
+    table = Path("out/results.md").read_text()
+    assert "| tsr | k_x 2" in table
+    assert "of 2 |" in table
+
+    assert run([*FEW, "--lr", "1e-2,3e-3", "--seeds", "0,1", "--json", "--up", "5mbit", "--no-plots"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines] == ["simulation_finished"], "on another line nothing is run again"
+    again = json.loads(Path("out/results.json").read_text())
+    assert [run["digests"] for run in again["runs"]] == [run["digests"] for run in results["runs"]]
+    assert again["runs"][0]["curve"][-1]["seconds"] > results["runs"][0]["curve"][-1]["seconds"]
+
+
+def test_an_interrupted_simulation_says_how_to_go_on_and_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the second run is at work."""
+    run_one = study.run_side_by_side
+
+    def interrupted(*arguments: Any) -> Any:
+        results = run_one(*arguments)
+        yield next(results)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "run_side_by_side", interrupted)
+        assert run(FEW) == 130
+    stopped = capsys.readouterr()
+    assert stopped.err == "Stopped with 1 finished run in out; the same command goes on from there.\n"
+    assert run([*FEW, "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["event"], line.get("method")) for line in lines] == [
+        ("run_simulated", "diloco"), ("simulation_finished", None),
+    ]  # fmt: skip
+    assert set(lines[0]) >= {"loss", "lr", "seed", "sent", "received", "seconds", "seconds_left", "done", "total"}
+
+
+def test_without_matplotlib_everything_else_is_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run(["simulate", "tiny.toml", "--steps", "2", "--peers", "1", "--methods", "tsr", "--out", "out"]) == 0
+    assert capsys.readouterr().err == (
+        "No plots: Plots need matplotlib; install it with 'pip install tsr-swarm[plots]'.\n"
+    )
+    assert Path("out/results.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--methods", "dillco"], 78, "did you mean 'diloco'"),
+        (["--methods", "tsr,"], 78, "'' is not a method"),
+        (["--up", "fast"], 2, "'fast' is not a rate"),
+        (["--down", "0mbit"], 2, "out of range"),
+        (["--rtt", "soon"], 2, "'soon' is not a time"),
+        (["--step-seconds", "0"], 78, "link.step_seconds"),
+        (["--lr", "much"], 2, "--lr 3e-3,1e-2"),
+        (["--lr", "2"], 78, "optimizer.lr = 2.0"),
+        (["--seeds", "1.5"], 2, "--seeds 0,1,2"),
+        (["--stragglers", "3"], 2, "--stragglers 0.25:3"),
+        (["--stragglers", "0.5:0.5"], 2, "--stragglers 0.25:3"),
+        (["--churn", "1"], 2, "--churn"),
+        (["--steps", "5"], 78, "multiple of the 2 steps"),
+        (["--schedule", "linear"], 78, "cosine or constant"),
+        (["--eval-every", "5"], 78, "eval_every = 5"),
+        (["--rank", "half"], 78, "half"),
+        (["--k-x", "3"], 78, "a multiple of k_x = 3"),
+        (["--set", "optimizer.lrr=1"], 78, "did you mean 'optimizer.lr'"),
+        (["--set", "data.source=absent"], 78, "does not exist"),
+        (["--method-set", "diloco.bit=8"], 78, "did you mean 'diloco.bits'"),
+        (["--method-set", "tsr.lr=1"], 78, "tsr.section.key=value"),
+        (["--out", "tiny.toml"], 1, "tiny.toml"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+) -> None:
+    assert run([*FEW, *arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("tsr-swarm: ")
+    assert words in captured.err
+    assert "Unexpected" not in captured.err

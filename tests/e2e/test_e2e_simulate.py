@@ -1,0 +1,88 @@
+"""A simulated swarm ends every round with the weights of a real one; and Ctrl-C leaves nothing but finished runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+TINY = """
+[run]
+rounds = 5
+seed = 7
+[model]
+hidden_size = 32
+intermediate_size = 48
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+max_position_embeddings = 64
+[data]
+sequence_length = 32
+batch_size = 4
+[periods]
+k_x = 5
+k_r = 20
+k_r_embedding = 10
+[round]
+floor_seconds = 60.0
+[checkpoint]
+dir = "run"
+"""
+COMMAND = [sys.executable, "-m", "tsr_swarm"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TERM": "dumb"}
+
+
+def test_simulate_exact_and_local_end_every_round_with_the_same_digest(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+
+    def tsr_swarm(*arguments: str) -> str:
+        done = subprocess.run(
+            [*COMMAND, *arguments], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    real = [json.loads(line) for line in tsr_swarm("local", "tiny.toml", "--peers", "3", "--json").splitlines()]
+    tsr_swarm(
+        "simulate", "tiny.toml", "--methods", "tsr", "--peers", "3", "--steps", "25", "--schedule", "constant",
+        "--exact", "--no-plots", "--out", "simulated",
+    )  # fmt: skip
+    [result] = json.loads((tmp_path / "simulated" / "results.json").read_text())["runs"]
+    digests = [event["digest"] for event in real if event["event"] == "round_closed"]
+    assert len(digests) == 5
+    assert result["digests"] == digests
+    assert result["final_loss"] == real[-1]["last_loss"]
+
+
+def test_an_interrupt_ends_every_process_and_keeps_what_is_finished(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    arguments = ["simulate", "tiny.toml", "--methods", "tsr", "--peers", "1", "--out", "out", "--json"]
+    many = [*arguments, "--steps", "20", "--jobs", "2", "--seeds", ",".join(map(str, range(40)))]
+    with subprocess.Popen(
+        [*COMMAND, *many], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        events = map(json.loads, process.stdout)
+        first = next(event for event in events if event["event"] == "run_simulated")
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 2
+        for member in (*children, psutil.Process(process.pid)):  # as a terminal does
+            member.send_signal(signal.SIGINT)
+        process.stdout.read()
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    assert not psutil.wait_procs(children, timeout=30)[1]
+    kept = {path.stem for path in (tmp_path / "out" / "runs").iterdir()}
+    assert first["name"] in kept
+    assert len(kept) < 40
+    assert all(json.loads(path.read_text()) for path in (tmp_path / "out" / "runs").iterdir())

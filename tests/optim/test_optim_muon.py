@@ -1,0 +1,205 @@
+"""Muon: singular values near one, the same step in every basis, one moment kept, and a swarm that learns by it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+from torch import Tensor
+
+from tsr_swarm.config.run import OptimizerConfig
+from tsr_swarm.errors import CheckpointError, ConfigError
+from tsr_swarm.lowrank.basis import Basis, random_basis
+from tsr_swarm.optim.adam import core_update_scale
+from tsr_swarm.optim.block_state import zero_state
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.core_space import CoreSpace
+from tsr_swarm.optim.full_space import FullSpace
+from tsr_swarm.optim.muon import Muon, muon_direction, newton_schulz
+from tsr_swarm.optim.reference import AdamOptions, reference_adam_direction, reference_muon_direction
+
+SPACES = {"core": CoreSpace, "full": FullSpace}
+SIZES = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))
+
+
+def muon(space: str = "core", **more: object) -> OptimizerConfig:
+    return OptimizerConfig(rank=4, lr=0.01, warmup_steps=0, inner="muon", local_space=space, **more)  # type: ignore[arg-type]
+
+
+def orthogonal(size: int, generator: torch.Generator) -> Tensor:
+    return torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0]
+
+
+@settings(deadline=None, max_examples=40)
+@given(shape=SIZES, steps=st.integers(1, 4), scale=st.sampled_from([1e-12, 1e-3, 1.0, 1e6]), seed=st.integers(0, 2**16))
+def test_a_direction_equals_the_oracle(shape: tuple[int, int, int], steps: int, scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    first, slow = torch.zeros(shape), [torch.zeros(shape[1:])] * shape[0]
+    for _ in range(steps):
+        gradient = torch.randn(shape, generator=generator) * scale
+        fast = muon_direction(gradient, first)
+        for place in range(shape[0]):
+            expected, slow[place] = reference_muon_direction(gradient[place], slow[place])
+            torch.testing.assert_close(fast[place].double(), expected, rtol=0, atol=2e-3)
+            torch.testing.assert_close(first[place].double(), slow[place], rtol=1e-4, atol=1e-6 * scale)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    short=st.integers(1, 24),
+    longer=st.integers(0, 8),
+    spread=st.floats(1, 50),
+    tall=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_singular_values_end_near_one(short: int, longer: int, spread: float, tall: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = 1 + (spread - 1) * torch.rand(short, generator=generator, dtype=torch.float64)
+    m = orthogonal(short, generator) * values @ orthogonal(short + longer, generator)[:short]
+    found = torch.linalg.svdvals(newton_schulz((m.mT if tall else m).float()).double())
+    assert found.min() > 0.65
+    assert found.max() < 1.25
+
+
+@settings(deadline=None, max_examples=20)
+@given(rows=st.integers(1, 10), cols=st.integers(1, 10), seed=st.integers(0, 2**16))
+def test_in_a_turned_basis_the_step_is_the_turned_step(rows: int, cols: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left, right = orthogonal(rows, generator), orthogonal(cols, generator)
+    m = torch.randn(rows, cols, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(newton_schulz(left @ m @ right.mT), left @ newton_schulz(m) @ right.mT)
+
+
+def test_a_refresh_to_a_turned_basis_changes_no_weight_step() -> None:
+    generator = torch.Generator().manual_seed(2)
+    old = random_basis(40, 30, 6, 0, 0)
+    signs = torch.tensor([1, -1, 1, 1, -1, -1], dtype=torch.int16)  # a signed permutation is exact in 12 bits
+    new = Basis((old.left * signs)[:, torch.randperm(6, generator=generator)], old.right.flip(1))
+    state, gradient = zero_state(torch.empty(6, 6), moments=1), torch.randn(40, 30, generator=generator)
+    muon_direction(torch.randn(6, 6, generator=generator), state.first)
+    momentum = state.first.clone()
+    Muon().rotate(state, old, new)
+    lifted = []
+    for basis, first in ((old, momentum), (new, state.first)):
+        u, v = basis.left_float(), basis.right_float()
+        lifted.append(u @ muon_direction(u.mT @ gradient @ v, first) @ v.mT)
+    assert (lifted[1] - lifted[0]).norm() < 0.01 * lifted[0].norm()
+
+
+def test_zero_stays_zero_and_length_does_not_count() -> None:
+    assert not newton_schulz(torch.zeros(2, 3, 3)).any()
+    m = torch.randn(5, 7, generator=torch.Generator().manual_seed(3))
+    for scale in (2.0**-40, 2.0**40):
+        assert torch.equal(newton_schulz(m * scale), newton_schulz(m))
+
+
+@pytest.mark.parametrize("space", ["core", "full"])
+def test_a_step_moves_a_weight_as_far_as_muons_whole_matrix_would(swarm: type, noise: Callable, space: str) -> None:
+    run = swarm([space], noise(4), optimizer=muon(space), shapes={"a.weight": (40, 30)})
+    before = run.parameters[0]["a.weight"].detach().clone()
+    run.step(0.01)
+    moved = float((run.parameters[0]["a.weight"].detach() - before).square().mean().sqrt())
+    assert 0.8 * 0.2 * 0.01 < moved < 1.2 * 0.2 * 0.01
+
+
+def test_a_core_takes_muons_steps_and_a_dense_block_adams(swarm: type, noise: Callable) -> None:
+    ours, theirs = noise(5), noise(5)
+    run = swarm(["core"], ours, optimizer=muon())
+    kept = {name: (torch.zeros(4, 4), torch.zeros(4, 4)) for name in ("a.weight", "b.weight", "c.weight")}
+    dense, options = [torch.zeros(1, 9)] * 3, AdamOptions(lr=0.01, betas=(0.9, 0.99))
+    for t in range(1, 4):
+        run.step(0.01)
+        for index, block in enumerate(run.blocks):
+            gradient = theirs(0, block.name, run.parameters[0][block.name]).double()
+            if block.name == "norm":
+                direction, *moments = reference_adam_direction(gradient.reshape(1, 9), *dense[1:], t, options)
+                dense = [dense[0] + 0.01 * direction, *moments]
+                torch.testing.assert_close(run.displacement(0, "norm"), dense[0][0], rtol=0, atol=1e-5)
+                continue
+            basis, (core, momentum) = run.consensus[0].bases[index], kept[block.name]
+            projected = basis.left_float(torch.float64).mT @ gradient @ basis.right_float(torch.float64)
+            direction, momentum = reference_muon_direction(projected, momentum)
+            core = core + 0.01 * core_update_scale(block.rows, block.cols, 4, 4) * direction
+            kept[block.name] = core, momentum
+            torch.testing.assert_close(run.displacement(0, block.name), core, rtol=0, atol=1e-4)
+
+
+def test_in_the_full_space_embedding_head_and_vectors_take_adams_steps(swarm: type, noise: Callable) -> None:
+    shapes = {"embed_tokens.weight": (12, 9), "a.weight": (12, 9), "lm_head.weight": (12, 9), "norm": (9,)}
+    options, runs = {"rank": 4, "embedding_rank": 4, "local_space": "full"}, {}
+    for inner in ("adam", "muon"):
+        runs[inner] = swarm(["full"], noise(6), optimizer=OptimizerConfig(inner=inner, **options), shapes=shapes)
+        runs[inner].step(0.01)
+    same = {name: torch.equal(runs["adam"].parameters[0][name], runs["muon"].parameters[0][name]) for name in shapes}
+    assert same == {"embed_tokens.weight": True, "a.weight": False, "lm_head.weight": True, "norm": True}
+    expected, _ = reference_muon_direction(noise_of(noise, 6, shapes, "a.weight"), torch.zeros(12, 9))
+    torch.testing.assert_close(runs["muon"].displacement(0, "a.weight"), 0.01 * expected, rtol=0, atol=1e-4)
+
+
+def noise_of(noise: Callable, seed: int, shapes: dict[str, tuple[int, ...]], wanted: str) -> Tensor:
+    """The first gradient that ``noise(seed)`` gives a parameter."""
+    draw = noise(seed)
+    return {name: draw(0, name, torch.empty(shape)) for name, shape in shapes.items()}[wanted]
+
+
+@pytest.mark.parametrize("space", ["core", "full"])
+def test_no_second_moment_is_kept_of_what_muon_moves(swarm: type, noise: Callable, space: str) -> None:
+    run = swarm([space], noise(7), optimizer=muon(space))
+    run.play()
+    saved = run.spaces[0].state_dict()
+    assert [key for key in saved if key.startswith("second/")] == ["second/norm"]
+    adam = swarm([space], noise(7), optimizer=OptimizerConfig(rank=4, local_space=space))
+    for one, other in ((run, adam), (adam, run)):
+        with pytest.raises(CheckpointError, match=r"second/a\.weight"):
+            one.spaces[0].load_state_dict(other.spaces[0].state_dict())
+
+
+@pytest.mark.parametrize("space", ["core", "full"])
+@pytest.mark.parametrize("moment", ["after steps", "after close"])
+def test_a_restarted_peer_continues_bit_for_bit(swarm: type, noise: Callable, space: str, moment: str) -> None:
+    straight, restarted = (swarm([space], noise(8), optimizer=muon(space)) for _ in range(2))
+    for run in (straight, restarted):
+        run.play()
+        run.play()
+        run.train()
+        if moment == "after close":
+            run.upload()
+            run.close()
+    saved, tensors = save(restarted.spaces[0].state_dict()), restarted.consensus[0].tensors()
+    fresh = SPACES[space](restarted.parameters[0], restarted.blocks, restarted.config.optimizer)
+    fresh.load_state_dict(load(saved))
+    restarted.spaces[0], restarted.consensus[0] = fresh, Consensus.from_tensors(restarted.blocks, tensors)
+    for run in (straight, restarted):
+        run.begin()
+        run.play()
+    for name in straight.parameters[0]:
+        assert torch.equal(straight.parameters[0][name], restarted.parameters[0][name])
+    assert straight.consensus[0].digest() == restarted.consensus[0].digest()
+
+
+def test_a_new_basis_of_unknown_history_starts_from_nothing(swarm: type, noise: Callable) -> None:
+    run, other = (swarm(["core"], noise(9), optimizer=muon(), seed=seed) for seed in (0, 1))
+    run.train()
+    run.spaces[0].rebase(other.consensus[0])
+    assert not any(run.spaces[0].state_dict()[f"first/{name}.weight"].any() for name in "abc")
+
+
+@pytest.mark.parametrize(("spaces", "local_space"), [(["core", "core"], "core"), (["full", "full"], "full")])
+def test_two_peers_lower_a_least_squares_loss_and_stay_bit_identical(
+    swarm: type, least_squares: type, spaces: list[str], local_space: str
+) -> None:
+    problem = least_squares(2, 1)
+    optimizer = OptimizerConfig(rank=6, lr=0.1, warmup_steps=5, local_space=local_space, inner="muon")
+    run = swarm(spaces, problem.gradient, optimizer=optimizer, k_x=5, k_r=10, tokens=[3.0, 5.0])
+    first = problem.loss(run.consensus[0].weights)
+    for round_number in range(40):
+        run.play(included=[1] if round_number % 5 == 4 else None)
+        assert run.consensus[0].digest() == run.consensus[1].digest()
+    assert problem.loss(run.consensus[0].weights) < 0.2 * first
+
+
+def test_another_inner_optimizer_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.inner = 'sgd'"):
+        OptimizerConfig(inner="sgd")

@@ -1,0 +1,184 @@
+"""What the reducer keeps between rounds: it counts once a round is applied, and a restart does not lose it."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+from swarm_rig import Swarm, run_swarm, tiny_config
+
+from tsr_swarm.config.layout import Part, upload_slots
+from tsr_swarm.config.manifest import PROTOCOL_VERSION
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.lowrank.grid import dense_grid
+from tsr_swarm.optim.outer import pack_outer, rotate_outer
+from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.optim.quantise import quantise_slot
+from tsr_swarm.rounds.reducer import split_blocks
+from tsr_swarm.rounds.votes import VoterState
+from tsr_swarm.runtime.leadership import Applied, Progress
+from tsr_swarm.runtime.reduction import Published, Reduction
+from tsr_swarm.runtime.run_folder import OUTER, RunFolder, StartingPoint, load_run, resume_run, start_run
+from tsr_swarm.telemetry import events as ev
+from tsr_swarm.wire.codec import encode
+from tsr_swarm.wire.gate import shard_slots
+from tsr_swarm.wire.messages import ContributionHeader, published_to_proto
+
+OUTERS = ("average", "nesterov", "adam")
+
+
+def outer_config(folder: Path, outer: str) -> RunConfig:
+    """So few bits that much is dropped; the bases change in rounds 1 and 3 of 4."""
+    return tiny_config(
+        folder,
+        run={"rounds": 4, "min_peers": 2},
+        optimizer={"outer": outer, "outer_momentum": 0.5},
+        wire={"published_bits": 3},
+    )
+
+
+class Reducer:
+    """Reduces what one peer sends, seeded noise, with no process around it."""
+
+    def __init__(self, start: StartingPoint) -> None:
+        self.manifest, self.consensus, self.outer, self.progress = (
+            start.manifest,
+            start.consensus,
+            start.outer,
+            start.progress,
+        )
+
+    def reduce(self, shards: tuple[int, ...] = (0, 1)) -> Published:
+        """The open round, of which ``shards`` arrived."""
+        config, blocks = self.manifest.config, self.manifest.blocks
+        plan = plan_round(config, blocks, self.progress.round + 1, self.progress.chain)
+        shard_blocks = split_blocks([block.size for block in blocks], 2)
+        reduction = Reduction(self.manifest, plan, shard_blocks)
+        for shard in shards:
+            generator = torch.Generator().manual_seed(10 * plan.round + shard)
+            grids = {}
+            for slot in shard_slots(upload_slots(blocks, plan.due, config.wire), shard_blocks[shard]):
+                numbers = torch.randn(slot.rows, slot.cols, generator=generator) / 100
+                grids[slot] = dense_grid(numbers) if slot.part is Part.DENSE else quantise_slot(numbers, slot)
+            header = ContributionHeader(
+                protocol=PROTOCOL_VERSION,
+                manifest_digest=bytes.fromhex(self.manifest.digest),
+                round=plan.round,
+                parent=bytes.fromhex(plan.parent),
+                peer_id="a" * 32,
+                shard=shard,
+                tokens=64,
+                steps=plan.steps,
+                local_loss=0.0,
+                sections=encode(tuple(grids), grids, config.wire.zstd_level)[0],
+            )
+            reduction.offer(header, 1, grids)
+        reduction.close()
+        return reduction.result(self.consensus.bases, 1, self.outer)
+
+    def apply(self, published: Published) -> Applied:
+        refreshed = self.consensus.apply(published.header.plan, published.grids, published.void)
+        self.outer = rotate_outer(published.outer, refreshed, self.manifest.config.optimizer)
+        self.progress = Progress(published.header.plan.round, published.header.chain.hex())
+        digest = self.consensus.digest().hex()
+        return Applied(progress=self.progress, consensus=self.consensus, outer=self.outer, digest=digest)
+
+
+def no_warning(message: str) -> None:
+    raise AssertionError(message)
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+def test_a_resumed_reducer_publishes_the_bytes_of_one_that_never_stopped(tmp_path: Path, outer: str) -> None:
+    config, folder = outer_config(tmp_path, outer), RunFolder(tmp_path / "coordinator")
+    reducer = Reducer(start_run(folder, config))
+    for _ in range(3):
+        applied = reducer.apply(reducer.reduce())
+    folder.save(reducer.manifest, applied, keep=1)
+
+    again = Reducer(resume_run(folder, config, no_warning))
+
+    for _ in range(3):
+        wanted, found = reducer.reduce(), again.reduce()
+        assert (found.header, found.data) == (wanted.header, wanted.data)
+        assert reducer.apply(wanted).digest == again.apply(found).digest
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+def test_a_round_that_is_not_applied_leaves_what_is_kept(tmp_path: Path, outer: str) -> None:
+    reducer = Reducer(start_run(RunFolder(tmp_path / "coordinator"), outer_config(tmp_path, outer)))
+    reducer.apply(reducer.reduce())
+    before = {name: tensor.clone() for name, tensor in pack_outer(reducer.outer, reducer.manifest.blocks).items()}
+    assert before
+
+    first, second = reducer.reduce(), reducer.reduce()
+
+    assert first.data == second.data
+    after = pack_outer(reducer.outer, reducer.manifest.blocks)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+def test_blocks_of_a_void_shard_keep_what_they_had(tmp_path: Path, outer: str) -> None:
+    reducer = Reducer(start_run(RunFolder(tmp_path / "coordinator"), outer_config(tmp_path, outer)))
+    reducer.apply(reducer.reduce())
+
+    published = reducer.reduce(shards=(1,))
+
+    assert published.void
+    for index, block in enumerate(reducer.manifest.blocks):
+        if block.is_low_rank:
+            assert (published.outer[index] is reducer.outer[index]) == (index in published.void)
+
+
+def test_replayed_rounds_turn_what_is_kept_and_change_no_weight(tmp_path: Path) -> None:
+    """A checkpoint of round 1, then rounds 2 and 3 from the log: in round 3 the bases change."""
+    config, folder = outer_config(tmp_path, "nesterov"), RunFolder(tmp_path / "coordinator")
+    start = start_run(folder, config)
+    reducer = Reducer(start)
+    folder.save(reducer.manifest, reducer.apply(reducer.reduce()), keep=1)
+    kept, old = reducer.outer, dict(reducer.consensus.bases)
+    for round in (2, 3):
+        published = reducer.reduce()
+        start.delta_log.store(published_to_proto(published.header), published.data)
+        applied = reducer.apply(published)
+        folder.journal.write(
+            VoterState(term=1, accepted_term=1, accepted_round=round, accepted_chain=applied.progress.chain)
+        )
+
+    again = resume_run(folder, config, no_warning)
+
+    assert again.consensus.digest().hex() == applied.digest
+    assert again.progress == applied.progress
+    bases = {index: (basis, again.consensus.bases[index]) for index, basis in old.items()}
+    wanted = pack_outer(rotate_outer(kept, bases, config.optimizer), again.manifest.blocks)
+    found = pack_outer(again.outer, again.manifest.blocks)
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+async def test_a_coordinator_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    """Few bits and momentum, so a lost state would show in the digest of the next round."""
+    config = outer_config(tmp_path / "whole", "nesterov")
+    whole = await run_swarm(tmp_path / "whole", config, peers=2)
+
+    def stop_gently(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.RoundOpened) and event.round == 2 and swarm.coordinator is not None:
+            swarm.coordinator.stop.request()
+
+    folder = tmp_path / "stopped"
+    swarm = Swarm(folder, outer_config(folder, "nesterov"), stop_gently)
+    await swarm.start_coordinator()
+    swarm.start_peer(1)
+    swarm.start_peer(2)
+    assert swarm.coordinator is not None
+    await asyncio.wait_for(swarm.coordinator.task, 30)
+    _, saved = load_run(RunFolder(folder / "coordinator"), no_warning)
+    assert saved.round == 2
+    assert {name.partition("/")[0] for name in saved.files[OUTER]} == {"residual", "first"}
+    swarm.on_event = lambda swarm, event: None
+    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.finish()
+
+    assert [event.digest for event in swarm.closed()] == [event.digest for event in whole.closed()]
+    assert all(len(digests) == 1 for digests in swarm.digests().values())

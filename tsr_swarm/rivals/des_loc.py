@@ -1,0 +1,83 @@
+"""DES-LOC: weights, first and second moments are averaged at periods of their own.
+
+Iacob et al., arXiv 2505.22549, Algorithm 1 (Adam form), with the identity as outer step, which is the proven case.
+There a state is averaged before a local step t with t mod K = 0, here after the step before it: the same sequence.
+Departures: Adam's bias correction and eps outside of the root, decoupled weight decay, a mean weighted by steps. A peer
+that was away keeps its own moments until their next average.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tsr_swarm.optim.muon import MOMENTUM
+from tsr_swarm.rivals.flat import FLOAT_BYTES
+from tsr_swarm.rivals.inner import InnerOptimizer, numbers_of
+from tsr_swarm.rivals.method import Traffic, both_ways
+from tsr_swarm.rivals.present import Present
+from tsr_swarm.rivals.settings import Settings
+from tsr_swarm.rivals.skeleton import LocalMethod
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MomentPeriods(Settings):
+    """Periods K_u of first and K_v of second moments: multiples of k_x, or "auto" for the half-life of each."""
+
+    k_u: int | str = AUTO
+    k_v: int | str = AUTO
+
+    def __post_init__(self) -> None:
+        Settings.__post_init__(self)
+        for key in ("k_u", "k_v"):
+            value = getattr(self, key)
+            is_legal = value == AUTO or (isinstance(value, int) and value > 0 and value % self.k_x == 0)
+            self.require(is_legal, key, f'a multiple of k_x = {self.k_x}, or "auto"')
+
+    @property
+    def periods(self) -> tuple[int, int]:
+        """K_u and K_v in steps."""
+        beta1 = MOMENTUM if self.inner == "muon" else self.betas[0]
+        return _period(self.k_u, beta1, self.k_x), _period(self.k_v, self.betas[1], self.k_x)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesLocSettings(MomentPeriods):
+    """Nothing but the optimizer and the periods."""
+
+    method: ClassVar[str] = "des-loc"
+
+
+def _period(value: int | str, beta: float, k_x: int) -> int:
+    return half_life(beta, k_x) if isinstance(value, str) else value
+
+
+def half_life(beta: float, k_x: int) -> int:
+    """The steps ln 2 / -ln(beta) after which half of a moment is forgotten (section 2), in whole periods k_x, >= 1."""
+    steps = math.log(2) / -math.log(beta) if beta else 0.0
+    return max(1, round(steps / k_x)) * k_x
+
+
+class DesLoc(LocalMethod):
+    """Desynchronised local AdamW or Muon."""
+
+    def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: DesLocSettings) -> None:
+        super().__init__(weights, peers, settings.k_x)
+        self.inner: InnerOptimizer = InnerOptimizer(self.flat, peers, settings)
+        self._k_u, self._k_v = settings.periods
+
+    def exchange(self, present: Present, step: int) -> Traffic:
+        """Average the weights, and what moments are due after ``step`` steps."""
+        self.consensus.copy_(present.mean(self.local[present.rows]))
+        numbers = {"weights": self.flat.size}
+        moments = {"first_moment": (self.inner.first, self._k_u), "second_moment": (self.inner.second, self._k_v)}
+        for kind, (states, period) in moments.items():
+            if step % period == 0:
+                for state in states:
+                    state[present.rows] = present.mean(state[present.rows])
+                numbers[kind] = numbers_of(states)
+        return both_ways({kind: FLOAT_BYTES * count for kind, count in numbers.items()})

@@ -1,0 +1,84 @@
+"""What all rivals have in common to set, and how settings are read: each method adds a frozen dataclass of its own."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar, get_type_hints
+
+from tsr_swarm.config.blocks import parse_rank
+from tsr_swarm.config.run import require
+from tsr_swarm.errors import ConfigError
+
+S = TypeVar("S", bound="Settings")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The inner optimizer of a method, and its period."""
+
+    method: ClassVar[str] = ""
+    inner: str = "adam"  # adam | muon; muon for the matrices of layers, adam for everything else
+    betas: tuple[float, float] = (0.9, 0.99)  # adam's
+    eps: float = 1e-8  # adam's
+    weight_decay: float = 0.0  # decoupled
+    k_x: int = 20  # local steps between two exchanges of weights
+
+    def __post_init__(self) -> None:
+        self.require(self.inner in ("adam", "muon"), "inner", '"adam" or "muon"')
+        self.require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers, each from 0 to below 1")
+        self.require(0 < self.eps < 1, "eps", "between 0 and 1")
+        self.require(0 <= self.weight_decay <= 1, "weight_decay", "0 to 1")
+        self.require(1 <= self.k_x <= 10**6, "k_x", "1 to 1000000")
+
+    def require(self, is_legal: bool, key: str, limit: str) -> None:
+        """Raise a ConfigError that names the method and the key unless ``is_legal``."""
+        require(is_legal, f"{self.method}.{key}", getattr(self, key), limit)
+
+    def require_rank(self, key: str) -> None:
+        """Raise a ConfigError unless the key is a rank: a number, or a share such as "d/2"."""
+        value = getattr(self, key)
+        is_rank = value >= 1 if isinstance(value, int) else re.fullmatch(r"d(/[1-9]\d*)?", value) is not None
+        self.require(is_rank, key, 'a number of at least 1, or a share of a matrix\' shorter side such as "d/2"')
+
+    def require_every_step(self) -> None:
+        """Raise a ConfigError unless the period is 1, the only one of this method."""
+        self.require(self.k_x == 1, "k_x", "1: this method exchanges at every step")
+
+    def require_adam(self, why: str) -> None:
+        """Raise a ConfigError unless the inner optimizer is Adam."""
+        self.require(self.inner == "adam", "inner", f'"adam": {why}')
+
+
+def rank_of(rank: int | str, shape: tuple[int, ...]) -> int:
+    """The rank of a matrix; d of ``"d/2"`` is the matrix' shorter side."""
+    return parse_rank("rank", rank, min(shape))
+
+
+def read_settings(cls: type[S], mapping: Mapping[str, object]) -> S:
+    """Settings from parsed TOML or JSON, defaults for what is not named. Raises ConfigError."""
+    hints = get_type_hints(cls)
+    known = [field.name for field in fields(cls)]
+    for key in mapping:
+        if key not in known:
+            near = nearest(key, known)
+            raise ConfigError(f"'{cls.method}.{key}' is not a known key; did you mean '{cls.method}.{near}'?")
+    return cls(**{key: _typed(f"{cls.method}.{key}", value, hints[key]) for key, value in mapping.items()})
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like a wrong one."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+
+
+def _typed(key: str, value: object, hint: Any) -> Any:
+    if hint == tuple[float, float]:
+        if isinstance(value, list | tuple) and len(value) == 2:
+            return tuple(_typed(key, item, float) for item in value)
+        raise ConfigError(f"{key} = {value!r} has the wrong type; it must be a list of two numbers.")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise ConfigError(f"{key} = {value!r} has the wrong type; it must be {names.get(hint, 'a whole number or text')}.")

@@ -1,0 +1,91 @@
+"""What came out of one simulated run."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tsr_swarm.runtime.simulate.link import Link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Where a run was after ``step`` steps. All counts are from its start."""
+
+    step: int
+    tokens: int  # of all peers
+    loss: float | None  # held-out, nats a token; None: not a number
+    local_loss: float | None  # mean over the local steps since the point before
+    sent: Mapping[str, float]  # wire bytes of one peer (mean over those that took part) by payload kind
+    received: Mapping[str, float]
+    round_trips: int
+    step_times: float  # duration of the local steps, in times of one step of an ordinary peer
+
+    @property
+    def bytes_sent(self) -> float:
+        return sum(self.sent.values())
+
+    @property
+    def bytes_received(self) -> float:
+        return sum(self.received.values())
+
+    @property
+    def bytes_total(self) -> float:
+        return self.bytes_sent + self.bytes_received
+
+    def seconds(self, link: Link) -> float:
+        """Simulated wall time of a peer on ``link``."""
+        return link.seconds(self.step_times, self.bytes_sent, self.bytes_received, self.round_trips)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """A run's curve, and where it was made. Only ``about`` may differ when a run is repeated."""
+
+    name: str
+    spec: Mapping[str, Any]  # RunSpec.identity()
+    parameters: int
+    period: int  # local steps between two exchanges
+    text: str  # hash of all text that was read, so that runs on different texts are not compared
+    curve: tuple[Point, ...]
+    digests: tuple[str, ...]  # ours: of the consensus after each round
+    ended: str = ""  # why it ended before its last step, such as weights that are no numbers any more
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float | None:
+        """Final held-out loss, nats a token; None for a run that diverged."""
+        return None if self.ended else self.curve[-1].loss
+
+    @property
+    def lr(self) -> float:
+        return float(self.spec["optimizer"]["lr"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.spec["seed"])
+
+    @property
+    def method(self) -> str:
+        return str(self.spec["method"])
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is kept. ``from_json`` reads it back."""
+        return {**asdict(self), "final_loss": self.loss}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "RunResult":
+        """Read ``to_json``. Raises KeyError, TypeError or AttributeError for anything else."""
+        keys = {key: value for key, value in document.items() if key != "final_loss"}
+        curve = tuple(Point(**point) for point in keys.pop("curve"))
+        return cls(**{**keys, "curve": curve, "digests": tuple(keys["digests"])})
+
+
+def this_machine() -> str:
+    """Processor and system, as far as they are known."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{names[0] if names else platform.machine()}, {platform.system()}, Python {platform.python_version()}"

@@ -1,0 +1,80 @@
+"""What happens to simulated peers: who is away, who is slow, and whose text is of which kind. Seeded, no clock."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tsr_swarm.config.run import DataConfig, require
+from tsr_swarm.errors import ConfigError
+from tsr_swarm.train.corpus import find_documents, read_documents
+from tsr_swarm.train.data import END_OF_DOCUMENT, training_tokens
+from tsr_swarm.train.split import heldout_documents, part_range
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """The conditions of a run. The default is a quiet one: everybody is there, equally fast, with text alike."""
+
+    churn: float = 0.0  # chance that a peer is away ...
+    away_steps: int = 20  # ... for this many steps, drawn anew for each such span
+    straggler_share: float = 0.0  # of the peers, rounded
+    straggler_factor: float = 1.0  # a straggler's step takes this many times as long
+    heterogeneous: bool = False  # each peer has a contiguous run of the corpus' folders
+
+    def __post_init__(self) -> None:
+        require(0 <= self.churn < 1, "churn", self.churn, "from 0 to below 1")
+        require(self.away_steps >= 1, "away_steps", self.away_steps, "1 or more")
+        require(0 <= self.straggler_share <= 1, "stragglers' share", self.straggler_share, "0 to 1")
+        require(1 <= self.straggler_factor <= 1000, "stragglers' factor", self.straggler_factor, "1 to 1000")
+
+    def slowness(self, seed: int, peers: int) -> tuple[float, ...]:
+        """By peer, how many times as long as others it takes for a step. The same peers are slow all through."""
+        count = round(self.straggler_share * peers)
+        slow = sorted(range(peers), key=lambda peer: _draw(seed, "slow", peer))[:count]
+        return tuple(self.straggler_factor if peer in slow else 1.0 for peer in range(peers))
+
+    def present(self, seed: int, peers: int, step: int) -> tuple[int, ...]:
+        """Peers that take part in the exchange whose first local step is ``step``; never nobody."""
+        draws = {peer: _draw(seed, f"away/{step // self.away_steps}", peer) for peer in range(peers)}
+        here = tuple(peer for peer, draw in draws.items() if draw >= self.churn)
+        return here or (max(draws, key=lambda peer: draws[peer]),)
+
+    def work(self, seed: int, peers: int, first_step: int, period: int) -> dict[int, int]:
+        """By peer that takes part, the local steps it manages while a peer of ordinary speed takes ``period``."""
+        slowness = self.slowness(seed, peers)
+        return {peer: max(1, int(period / slowness[peer])) for peer in self.present(seed, peers, first_step)}
+
+
+def step_times(work: Mapping[int, int], slowness: tuple[float, ...]) -> float:
+    """How long the local steps of one period take, in times of one ordinary step: the slowest peer decides."""
+    return max(steps * slowness[peer] for peer, steps in work.items())
+
+
+def peer_texts(data: DataConfig, heterogeneous: bool) -> list[Tensor]:
+    """The training text of each of ``data.parts`` peers, uint8. Raises ConfigError when the source is too small.
+
+    Heterogeneous: the documents in the order of their paths are cut into ranges of equal length, so that a peer has
+    whole folders; else they are dealt as real peers have them.
+    """
+    if not heterogeneous:
+        return [training_tokens(data, part) for part in range(data.parts)]
+    minimum = data.sequence_length + 1
+    documents = find_documents(data.source)
+    held = set(heldout_documents(documents, minimum))
+    text = read_documents([d for d in documents if d not in held], bytes([END_OF_DOCUMENT]))
+    if not held or len(text) // data.parts < minimum:
+        raise ConfigError(
+            f"The data source {data.source!r} is too small to give each of {data.parts} peers a kind of text of its "
+            "own; add files, or lower --peers."
+        )
+    ranges = [part_range(len(text), data.parts, part) for part in range(data.parts)]
+    return [torch.frombuffer(text[start:end], dtype=torch.uint8) for start, end in ranges]
+
+
+def _draw(seed: int, purpose: str, peer: int) -> float:
+    """A number in [0, 1) that follows from its arguments alone."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{peer}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53
