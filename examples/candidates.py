@@ -30,8 +30,8 @@ def rival(
     return Candidate(name=name, method=method, rates=rates, settings=settings, is_finalist=final)
 
 
-def embedding(rank: str) -> tuple[str, str]:
-    return f'optimizer.rank="{rank}"', f'optimizer.embedding_rank="{rank}"'
+def ranks(matrices: str, embedding: str) -> tuple[str, str]:
+    return f'optimizer.rank="{matrices}"', f'optimizer.embedding_rank="{embedding}"'
 
 
 DENSE = "dense averaging, AdamW"
@@ -51,12 +51,13 @@ CORE = (
     rival("PowerSGD rank 4, every step", "powersgd", rank=4, final=True),
     rival("PowerSGD rank 8, every 20th step", "powersgd", rank=8, k_x=20, final=True),
     rival("data-parallel AdamW", "ddp", final=True),
-    ours("ours, rank 1/4", *embedding("1/4"), final=True),
-    ours("ours, all directions", *embedding("1"), final=True),
-    ours("ours, rank 1/3", *embedding("1/3")),
+    ours("ours, rank 1/4", *ranks("1/4", "d/4"), final=True),
+    ours("ours, all directions", *ranks("1", "d"), final=True),
+    ours("ours, rank 1/3", *ranks("1/3", "d/3")),
     ours("ours, 2 bits", "wire.core_bits=2", "wire.published_bits=2", final=True),
     ours("ours, 4 bits", "wire.core_bits=4", "wire.published_bits=4"),
-    ours("ours, square cores d/2", 'optimizer.rank="d/2"', 'optimizer.embedding_rank="d/2"'),
+    ours("ours, square cores d/2", *ranks("d/2", "d/2")),
+    ours("ours, embedding 1/2", *ranks("1/2", "1/2")),
     ours("ours, rounding fed back", "optimizer.feedback=true"),
     ours("ours, dead zone 30 %", "wire.core_density=0.3", "wire.published_density=0.3"),
     ours("ours, refresh every 2nd round", "periods.k_r=40", "periods.k_r_embedding=40"),
@@ -64,8 +65,7 @@ CORE = (
     ours(
         "ours, aimed by gradients every 5th round",
         'optimizer.aim="gradient"',
-        'optimizer.rank="d/2"',
-        'optimizer.embedding_rank="d/2"',
+        *ranks("d/2", "d/2"),
         "periods.k_r=100",
         "periods.k_r_embedding=100",
     ),
@@ -73,8 +73,7 @@ CORE = (
         "core-local Adam, aimed by gradients every 5th round",
         'optimizer.inner="adam"',
         'optimizer.aim="gradient"',
-        'optimizer.rank="d/2"',
-        'optimizer.embedding_rank="d/2"',
+        *ranks("d/2", "d/2"),
         "periods.k_r=100",
         "periods.k_r_embedding=100",
         "wire.core_bits=8",

@@ -56,7 +56,8 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """As JSON has it. What a rival's names does not include what only ours reads."""
         sources = [archives.MODEL.sha256, archives.SENTENCES.sha256]
-        return {"heldout": self.heldout, "sources": sources, "version": __version__, **self.spec.identity()}
+        shared = {"heldout": self.heldout, "shares": self.config.data.parts, "sources": sources, "version": __version__}
+        return {**shared, **self.spec.identity()}
 
 
 def _hash(document: dict[str, Any]) -> str:

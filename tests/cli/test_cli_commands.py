@@ -19,7 +19,7 @@ from tsr_swarm.config.load import load_run_config
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.telemetry.events import RoundClosed, RunFinished, RunStarted, encode
 
-COMMANDS = ("init", "local", "coordinate", "join", "monitor", "status", "sample", "replay")
+COMMANDS = ("init", "plan", "coordinate", "join", "local", "simulate", "monitor", "status", "sample", "replay")
 
 
 @pytest.fixture(autouse=True)

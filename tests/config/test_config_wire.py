@@ -30,12 +30,15 @@ def test_cores_take_few_bits_or_many(bits: int) -> None:
             r"wire.core_density = 0.1 is for up to 8 bits, .* wire.core_bits = 16;",
         ),
         (
-            {"published_density": 0.1},
+            {"published_density": 0.1, "published_bits": 16},
             r"wire.published_density = 0.1 .* wire.published_bits = 16; set wire.published_bits",
         ),
         ({"rounding": "up"}, r"wire.rounding = 'up' is out of range; it must be \"nearest\" or \"stochastic\"."),
-        ({"rounding": "stochastic"}, r"wire.rounding = \"stochastic\" has nothing to round: .* lower wire.core_bits"),
-        ({"rounding": "stochastic", "core_bits": 3, "core_density": 0.1}, "has nothing to round"),
+        (
+            {"rounding": "stochastic", "core_bits": 8, "published_bits": 16},
+            r"wire.rounding = \"stochastic\" has nothing to round: .* lower wire.core_bits",
+        ),
+        ({"rounding": "stochastic", "core_bits": 3, "core_density": 0.1, "published_bits": 8}, "has nothing to round"),
     ],
 )
 def test_what_makes_no_sense_is_told_in_one_sentence(keys: dict[str, object], sentence: str) -> None:
@@ -46,4 +49,5 @@ def test_what_makes_no_sense_is_told_in_one_sentence(keys: dict[str, object], se
 
 @pytest.mark.parametrize("keys", [{"core_bits": 4}, {"sketch_bits": 4}, {"published_bits": 2}])
 def test_stochastic_rounding_is_for_few_bits_of_full_density(keys: dict[str, int]) -> None:
-    assert WireConfig(rounding="stochastic", **keys).rounding == "stochastic"  # type: ignore[arg-type]
+    many = {"core_bits": 8, "published_bits": 16, "rounding": "stochastic"}
+    assert WireConfig(**many | keys).rounding == "stochastic"  # type: ignore[arg-type]

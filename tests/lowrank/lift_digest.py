@@ -70,7 +70,7 @@ def apply_rounds(lift: str) -> str:
         plan = RoundPlan(
             round=number, first_step=0, steps=1, lr_first=0.1, lr_last=0.1, decay=0.9997, due=due, parent=""
         )
-        slots = published_slots(BLOCKS, due, WireConfig())
+        slots = published_slots(BLOCKS, due, WireConfig(core_bits=8, published_bits=16))
         consensus.apply(plan, {slot: draw_grid(slot, generator) for slot in slots})
     return consensus.digest().hex()
 

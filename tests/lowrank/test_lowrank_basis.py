@@ -15,10 +15,10 @@ from tsr_swarm.lowrank.basis import (
     GRAM_TOLERANCE,
     Basis,
     apply_factor,
-    unscaled_grid,
     orthonormal12,
     random_basis,
     refresh_factor,
+    unscaled_grid,
 )
 from tsr_swarm.lowrank.grid import Grid, quantise_block
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pytest
 import torch
+from steady import steady, wide
 from torch import Tensor, nn
 
 from tsr_swarm.config.blocks import plan_blocks
@@ -42,9 +43,9 @@ class Swarm:
         seed: int = 0,
         shapes: Mapping[str, tuple[int, ...]] = SHAPES,
     ) -> None:
-        optimizer = optimizer or OptimizerConfig(rank=4, lr=0.01, warmup_steps=0)
+        optimizer = optimizer or steady(rank=4, lr=0.01, warmup_steps=0)
         periods = PeriodsConfig(k_x=k_x, k_r=k_r, k_r_embedding=k_r)
-        self.config = RunConfig(optimizer=optimizer, periods=periods, wire=wire or WireConfig())
+        self.config = RunConfig(optimizer=optimizer, periods=periods, wire=wire or wide())
         self.blocks = plan_blocks(shapes, optimizer, 8)
         self.gradient = gradient
         self.tokens = list(tokens or [1.0] * len(spaces))

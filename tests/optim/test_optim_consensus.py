@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steady import wide
 from torch import Tensor
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.plan import Due, RoundPlan
-from tsr_swarm.config.run import WireConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis, apply_factor, random_basis
 from tsr_swarm.lowrank.dct import drawn_basis
@@ -27,7 +27,7 @@ BLOCKS = (
     Block(name="up.weight", rows=12, cols=9, rank=3, role=Role.MATRIX),
     Block(name="norm.weight", rows=1, cols=9, rank=0, role=Role.DENSE),
 )
-WIRE = WireConfig()
+WIRE = wide()
 LOW_RANK = frozenset({0, 1})
 
 dues = st.builds(Due, tangent=st.frozensets(st.sampled_from((0, 1))), aim=st.frozensets(st.sampled_from((0, 1))))
@@ -138,15 +138,16 @@ def test_drawn_bases_are_the_same_for_everybody_and_cost_nothing(number: int, se
     one = draw_consensus(seed)
     other = Consensus.from_tensors(BLOCKS, one.tensors())
     plan, published = replace(make_plan(due), seed=seed), draw_published(one, due)
-    before = dict(one.bases)
+    weight = one.weights["up.weight"].clone()
 
     refreshed = one.apply(plan, published, frozenset({1}))
     other.apply(plan, published, frozenset({1}))
 
     assert {slot.part for slot in published} == {Part.CORE, Part.DENSE}
-    assert refreshed.keys() == {0}  # a void block keeps its basis, since its work was not averaged
+    assert refreshed.keys() == {0, 1}  # also of a void block: the number of the round alone says which basis it has
     assert equal(one.bases[0], drawn_basis(20, 8, (4, 4), seed=seed, block=0, number=number))
-    assert equal(one.bases[1], before[1])
+    assert equal(one.bases[1], drawn_basis(12, 9, (3, 3), seed=seed, block=1, number=number + 1))
+    assert torch.equal(one.weights["up.weight"], weight)
     assert one.digest() == other.digest()
 
 

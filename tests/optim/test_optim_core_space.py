@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
+from steady import steady, wide
 from torch import Tensor
 
 from tsr_swarm.config.blocks import plan_blocks
 from tsr_swarm.config.layout import Part, upload_slots
-from tsr_swarm.config.run import OptimizerConfig, WireConfig
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.packed import Packed
@@ -55,7 +55,7 @@ def test_parameters_are_wbar_plus_the_lifted_core_after_every_step(
     swarm: type, noise: Callable, rank: int, shapes: list[tuple[int, int]], seed: int
 ) -> None:
     named = {f"{number}.weight": shape for number, shape in enumerate(shapes)}
-    optimizer = OptimizerConfig(rank=rank, lr=0.05, warmup_steps=0)
+    optimizer = steady(rank=rank, lr=0.05, warmup_steps=0)
     run = swarm(["core"], noise(seed), optimizer=optimizer, shapes=named, seed=seed)
     for _ in range(3):
         for _ in range(2):
@@ -79,12 +79,12 @@ def test_a_round_equals_the_oracle(swarm: type, rank: int, peers: int, seed: int
         turn[peer] += 1
         return gradients[peer, turn[peer] - 1]
 
-    optimizer = OptimizerConfig(rank=rank, lr=0.02, warmup_steps=0)
+    optimizer = steady(rank=rank, lr=0.02, warmup_steps=0)
     run = swarm(
         ["core"] * peers,
         gradient,
         optimizer=optimizer,
-        wire=WireConfig(core_bits=16),
+        wire=wide(core_bits=16),
         tokens=tokens,
         k_x=steps,
         shapes={"a.weight": (rows, cols)},
@@ -114,7 +114,7 @@ def test_what_was_averaged_and_what_is_left_is_the_work_done(
     swarm: type, noise: Callable, drops: list[set[int]], bits: int, seed: int
 ) -> None:
     tokens = [1.0, 2.0, 4.0]
-    wire = WireConfig(core_bits=bits)
+    wire = wide(core_bits=bits)
     run = swarm(["core"] * 3, noise(seed), wire=wire, tokens=tokens, k_r=3 * NEVER, seed=seed)
     run.play()  # the only refresh
     for dropped in drops:
@@ -146,7 +146,7 @@ def test_what_was_averaged_and_what_is_left_is_the_work_done(
 
 def test_the_error_of_quantisation_comes_back_and_does_not_grow(swarm: type, noise: Callable) -> None:
     rounds = 40
-    run = swarm(["core"], noise(3), wire=WireConfig(core_bits=8), k_r=3 * NEVER)
+    run = swarm(["core"], noise(3), wire=wide(core_bits=8), k_r=3 * NEVER)
     run.play()
     sent = work = torch.zeros(4, 4, dtype=torch.float64)
     errors = []
@@ -166,7 +166,7 @@ def test_the_error_of_quantisation_comes_back_and_does_not_grow(swarm: type, noi
 
 
 def test_a_refresh_turns_cores_and_moments_and_keeps_the_step_count(swarm: type, noise: Callable) -> None:
-    optimizer = OptimizerConfig(rank=4, lr=0.01, warmup_steps=0, residual_bits=0)
+    optimizer = steady(rank=4, lr=0.01, warmup_steps=0, residual_bits=0)
     run = swarm(["core", "core"], noise(4), optimizer=optimizer, k_x=3, k_r=6)
     run.play()
     run.play()  # the next round refreshes again
@@ -308,7 +308,7 @@ def test_steps_taken_between_upload_and_settle_are_kept(swarm: type, noise: Call
 
 
 def test_parameters_without_a_gradient_and_of_half_precision_are_moved_too() -> None:
-    optimizer = OptimizerConfig(rank=2, lr=0.01)
+    optimizer = steady(rank=2, lr=0.01)
     blocks = plan_blocks({"a.weight": (6, 5), "b.weight": (6, 5)}, optimizer, 8)
     weights = {name: torch.ones(6, 5) for name in ("a.weight", "b.weight")}
     consensus = Consensus(blocks, weights, {i: random_basis(6, 5, 2, 0, i) for i in range(2)})
@@ -322,8 +322,8 @@ def test_parameters_without_a_gradient_and_of_half_precision_are_moved_too() -> 
 
 
 def test_in_a_flush_the_core_stands_in_for_the_displacement(swarm: type, noise: Callable) -> None:
-    optimizer = OptimizerConfig(rank=4, lr=0.01, warmup_steps=0, local_space="mixed")
-    run = swarm(["core"], noise(12), optimizer=optimizer, wire=WireConfig(sketch_bits=16))
+    optimizer = steady(rank=4, lr=0.01, warmup_steps=0, local_space="mixed")
+    run = swarm(["core"], noise(12), optimizer=optimizer, wire=wide(sketch_bits=16))
     run.train()  # round 1 of a mixed run sends tangents
     work, old = lifted(run, 0, "a.weight"), run.consensus[0].weights["a.weight"].double()
     run.upload()
@@ -358,7 +358,7 @@ def test_slots_come_in_the_layouts_order(swarm: type, noise: Callable) -> None:
 
 def test_two_core_peers_lower_a_least_squares_loss_and_stay_bit_identical(swarm: type, least_squares: type) -> None:
     problem = least_squares(2, 1)
-    optimizer = OptimizerConfig(rank=6, lr=0.02, warmup_steps=5, weight_decay=1e-3)
+    optimizer = steady(rank=6, lr=0.02, warmup_steps=5, weight_decay=1e-3)
     run = swarm(["core", "core"], problem.gradient, optimizer=optimizer, k_x=5, k_r=10, tokens=[3.0, 5.0])
     first = problem.loss(run.consensus[0].weights)
     for round_number in range(40):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steady import steady
 from torch import Tensor, nn
 
 from tsr_swarm.config.blocks import plan_blocks
@@ -72,7 +73,7 @@ def begun(parameters: dict[str, nn.Parameter], optimizer: OptimizerConfig) -> tu
 def test_nothing_of_full_size_is_kept_between_steps(inner: str) -> None:
     parameters = {f"{n}.weight": nn.Parameter(torch.zeros(64, 48)) for n in range(3)}
     before = {id(found) for found in gc.get_objects()}
-    space, consensus = begun(parameters, OptimizerConfig(rank=4, inner=inner))
+    space, consensus = begun(parameters, steady(rank=4, inner=inner))
     for parameter in parameters.values():
         parameter.grad = torch.randn(64, 48)
     space.step(0.01)
@@ -90,7 +91,7 @@ def test_small_steps_arrive_in_half_precision_parameters_too() -> None:
         "a.weight": nn.Parameter(torch.zeros(8, 6, dtype=torch.bfloat16)),
         "b.weight": nn.Parameter(torch.zeros(8, 6)),
     }
-    space, _ = begun(parameters, OptimizerConfig(rank=5))
+    space, _ = begun(parameters, steady(rank=5))
     gradient = torch.sign(torch.randn(8, 6, generator=torch.Generator().manual_seed(1)))
     for _ in range(40):
         for parameter in parameters.values():
@@ -112,7 +113,7 @@ def test_many_steps_added_up_end_where_the_cores_say(swarm: type, noise: Callabl
 
 
 def test_a_stack_is_split_before_its_products_grow_large() -> None:
-    blocks = plan_blocks({f"{n}.weight": (2048, 2048) for n in range(9)}, OptimizerConfig(rank=2048), 8)
+    blocks = plan_blocks({f"{n}.weight": (2048, 2048) for n in range(9)}, steady(rank=2048), 8)
     parameters = {block.name: nn.Parameter(torch.empty(2048, 2048, device="meta")) for block in blocks}
-    made = list(stacks(blocks, parameters, OptimizerConfig(rank=2048)))
+    made = list(stacks(blocks, parameters, steady(rank=2048)))
     assert [len(stack.states) for stack in made] == [4, 4, 1]

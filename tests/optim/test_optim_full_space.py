@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
+from steady import steady, wide
 from torch import Tensor, nn
 
 from tsr_swarm.config.layout import Part, upload_slots
-from tsr_swarm.config.run import OptimizerConfig, WireConfig
+from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.exact import lift, lift_tangent
 from tsr_swarm.lowrank.grid import quantise_block
@@ -25,7 +26,7 @@ LOW_RANK = ("a.weight", "b.weight", "c.weight")
 
 
 def full(aim: str = "gradient", gamma: float = 1.0, **more: object) -> OptimizerConfig:
-    return OptimizerConfig(rank=4, lr=0.01, warmup_steps=0, local_space="full", aim=aim, gamma=gamma, **more)  # type: ignore[arg-type]
+    return steady(rank=4, lr=0.01, warmup_steps=0, local_space="full", aim=aim, gamma=gamma, **more)  # type: ignore[arg-type]
 
 
 def own_part(sent: dict, index: int, basis: Basis) -> Tensor:
@@ -65,7 +66,7 @@ def test_what_was_averaged_and_what_is_left_is_the_work_done(
     swarm: type, noise: Callable, drops: list[set[int]], aim: str, bits: int, k_r: int, seed: int
 ) -> None:
     tokens = [1.0, 2.0, 4.0]
-    wire = WireConfig(core_bits=bits, sketch_bits=bits)
+    wire = wide(core_bits=bits, sketch_bits=bits)
     run = swarm(["full"] * 3, noise(seed), optimizer=full(aim), wire=wire, tokens=tokens, k_r=k_r, seed=seed)
     for dropped in drops:
         included = [peer for peer in range(3) if peer not in dropped]
@@ -190,7 +191,7 @@ def test_a_replaced_consensus_keeps_the_residual_but_no_work_of_unknown_fate(swa
 
 
 def test_core_and_full_peers_of_a_mixed_run_send_the_same_slots(swarm: type, noise: Callable) -> None:
-    optimizer = OptimizerConfig(rank=4, lr=0.01, warmup_steps=0, local_space="mixed")
+    optimizer = steady(rank=4, lr=0.01, warmup_steps=0, local_space="mixed")
     run = swarm(["core", "full"], noise(8), optimizer=optimizer)
     for _ in range(4):  # tangent and core rounds
         run.train()
@@ -216,7 +217,7 @@ def test_two_peers_lower_a_least_squares_loss_and_stay_bit_identical(
     swarm: type, least_squares: type, spaces: list[str], local_space: str, aim: str
 ) -> None:
     problem = least_squares(2, 1)
-    optimizer = OptimizerConfig(rank=4, lr=0.02, warmup_steps=5, local_space=local_space, aim=aim, weight_decay=1e-3)
+    optimizer = steady(rank=4, lr=0.02, warmup_steps=5, local_space=local_space, aim=aim, weight_decay=1e-3)
     run = swarm(spaces, problem.gradient, optimizer=optimizer, k_x=5, k_r=10, tokens=[3.0, 5.0])
     first = problem.loss(run.consensus[0].weights)
     for round_number in range(40):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
+from steady import steady
 from torch import Tensor
 
 from tsr_swarm.config.run import OptimizerConfig
@@ -25,7 +26,7 @@ SIZES = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))
 
 
 def muon(space: str = "core", **more: object) -> OptimizerConfig:
-    return OptimizerConfig(rank=4, lr=0.01, warmup_steps=0, inner="muon", local_space=space, **more)  # type: ignore[arg-type]
+    return steady(rank=4, lr=0.01, warmup_steps=0, inner="muon", local_space=space, **more)  # type: ignore[arg-type]
 
 
 def orthogonal(size: int, generator: torch.Generator) -> Tensor:
@@ -130,7 +131,7 @@ def test_in_the_full_space_embedding_head_and_vectors_take_adams_steps(swarm: ty
     shapes = {"embed_tokens.weight": (12, 9), "a.weight": (12, 9), "lm_head.weight": (12, 9), "norm": (9,)}
     options, runs = {"rank": 4, "embedding_rank": 4, "local_space": "full"}, {}
     for inner in ("adam", "muon"):
-        runs[inner] = swarm(["full"], noise(6), optimizer=OptimizerConfig(inner=inner, **options), shapes=shapes)
+        runs[inner] = swarm(["full"], noise(6), optimizer=steady(inner=inner, **options), shapes=shapes)
         runs[inner].step(0.01)
     same = {name: torch.equal(runs["adam"].parameters[0][name], runs["muon"].parameters[0][name]) for name in shapes}
     assert same == {"embed_tokens.weight": True, "a.weight": False, "lm_head.weight": True, "norm": True}
@@ -150,7 +151,7 @@ def test_no_second_moment_is_kept_of_what_muon_moves(swarm: type, noise: Callabl
     run.play()
     saved = run.spaces[0].state_dict()
     assert [key for key in saved if key.startswith("second/")] == ["second/norm"]
-    adam = swarm([space], noise(7), optimizer=OptimizerConfig(rank=4, local_space=space))
+    adam = swarm([space], noise(7), optimizer=steady(rank=4, local_space=space))
     for one, other in ((run, adam), (adam, run)):
         with pytest.raises(CheckpointError, match=r"second/a\.weight"):
             one.spaces[0].load_state_dict(other.spaces[0].state_dict())
@@ -191,7 +192,7 @@ def test_two_peers_lower_a_least_squares_loss_and_stay_bit_identical(
     swarm: type, least_squares: type, spaces: list[str], local_space: str
 ) -> None:
     problem = least_squares(2, 1)
-    optimizer = OptimizerConfig(rank=6, lr=0.1, warmup_steps=5, local_space=local_space, inner="muon")
+    optimizer = steady(rank=6, lr=0.1, warmup_steps=5, local_space=local_space, inner="muon")
     run = swarm(spaces, problem.gradient, optimizer=optimizer, k_x=5, k_r=10, tokens=[3.0, 5.0])
     first = problem.loss(run.consensus[0].weights)
     for round_number in range(40):
@@ -202,4 +203,4 @@ def test_two_peers_lower_a_least_squares_loss_and_stay_bit_identical(
 
 def test_another_inner_optimizer_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.inner = 'sgd'"):
-        OptimizerConfig(inner="sgd")
+        steady(inner="sgd")

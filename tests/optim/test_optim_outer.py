@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
+from steady import steady, wide
 from torch import Tensor
 
 from tsr_swarm.config.blocks import Block, Role
@@ -48,14 +49,12 @@ BASES = {index: basis_of(BLOCKS[index], 3) for index in (CORE, WIDE)}
 seeds = st.integers(0, 2**31)
 linear_wires = st.builds(WireConfig, published_bits=st.sampled_from((2, 3, 4, 8, 16)))
 sparse_wires = st.builds(WireConfig, published_bits=st.sampled_from((2, 4, 8)), published_density=st.just(0.2))
-optimizers = st.sampled_from(
-    (OptimizerConfig(), OptimizerConfig(outer="nesterov", outer_lr=0.7), OptimizerConfig(outer="adam", outer_lr=0.5))
-)
+optimizers = st.sampled_from((steady(), steady(outer="nesterov", outer_lr=0.7), steady(outer="adam", outer_lr=0.5)))
 
 
 def draw_means(rounds: int, seed: int, due: Due | None = None) -> list[dict[Slot, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
-    slots = upload_slots(BLOCKS, due or Due(), WireConfig())
+    slots = upload_slots(BLOCKS, due or Due(), wide())
     return [
         {slot: torch.randn(slot.rows, slot.cols, generator=generator, dtype=torch.float64) for slot in slots}
         for _ in range(rounds)
@@ -101,7 +100,7 @@ def coarsest_step(grid: Grid) -> float:
 def test_what_was_published_follows_what_was_averaged_to_half_a_step(wire: WireConfig, seed: int, rounds: int) -> None:
     means = draw_means(rounds, seed)
 
-    published, kept = play(means, OptimizerConfig(), wire)
+    published, kept = play(means, steady(), wire)
 
     for block in (CORE, WIDE):
         missing = total(means_of(means, block)) - total([grids[block].numbers() for grids in published])
@@ -116,7 +115,7 @@ def test_what_was_published_follows_what_was_averaged_to_half_a_step(wire: WireC
 def test_what_a_dead_zone_dropped_is_kept_whole(wire: WireConfig, seed: int) -> None:
     means = draw_means(8, seed)
 
-    published, kept = play(means, OptimizerConfig(), wire)
+    published, kept = play(means, steady(), wire)
 
     for block in (CORE, WIDE):
         sent, residual = total([grids[block].numbers() for grids in published]), kept[block].residual
@@ -125,12 +124,12 @@ def test_what_a_dead_zone_dropped_is_kept_whole(wire: WireConfig, seed: int) -> 
 
 
 def test_a_mean_below_the_step_gets_through_in_the_end() -> None:
-    slot = next(slot for slot in upload_slots(BLOCKS, Due(), WireConfig()) if slot.block == CORE)
+    slot = next(slot for slot in upload_slots(BLOCKS, Due(), wide()) if slot.block == CORE)
     mean = draw_means(1, 0)[0]
     mean[slot] = torch.full((3, 3), 0.02, dtype=torch.float64)
     mean[slot][:, 0] = 1.0  # 4 bits: a step is a seventh
 
-    published, _ = play([mean] * 50, OptimizerConfig(), WireConfig(published_bits=4))
+    published, _ = play([mean] * 50, steady(), wide(published_bits=4))
 
     sent = total([grids[CORE].numbers() for grids in published])
     assert torch.equal(published[0][CORE].numbers()[:, 1:], torch.zeros(3, 2, dtype=torch.float64))
@@ -140,7 +139,7 @@ def test_a_mean_below_the_step_gets_through_in_the_end() -> None:
 def test_dense_blocks_are_averaged_as_they_are_and_leave_nothing() -> None:
     means = draw_means(2, 5)
 
-    published, kept = play(means, OptimizerConfig(), WireConfig())
+    published, kept = play(means, steady(), wide())
 
     for grids, mean in zip(published, means_of(means, DENSE), strict=True):
         assert torch.equal(grids[DENSE].values, mean.float())
@@ -175,10 +174,10 @@ def reference(means: Sequence[Tensor], optimizer: OptimizerConfig) -> list[list[
 @pytest.mark.parametrize("outer", ["nesterov", "adam"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_steps_are_those_of_the_slow_reference(outer: str, momentum: float) -> None:
-    optimizer = OptimizerConfig(outer=outer, outer_lr=0.7, outer_momentum=momentum)
+    optimizer = steady(outer=outer, outer_lr=0.7, outer_momentum=momentum)
     means = draw_means(6, 1)
 
-    published, kept = play(means, optimizer, WireConfig())
+    published, kept = play(means, optimizer, wide())
 
     for block in (CORE, WIDE, DENSE):
         wanted = torch.tensor(reference(means_of(means, block), optimizer), dtype=torch.float64)
@@ -200,7 +199,7 @@ def test_nesterov_is_the_optimizer_that_diloco_uses() -> None:
         sgd.step()
         walked.append(before - weight.detach())
 
-    published, _ = play(means, OptimizerConfig(outer="nesterov", outer_lr=0.7), WireConfig())
+    published, _ = play(means, steady(outer="nesterov", outer_lr=0.7), wide())
 
     found = torch.stack([grids[DENSE].numbers() for grids in published])
     assert torch.allclose(found, torch.stack(walked), rtol=0, atol=1e-5)
@@ -209,12 +208,12 @@ def test_nesterov_is_the_optimizer_that_diloco_uses() -> None:
 @settings(deadline=None, max_examples=20)
 @given(seeds, st.integers(-20, 10))
 def test_an_adam_step_is_bounded_and_scales_with_the_averages(seed: int, power: int) -> None:
-    optimizer = OptimizerConfig(outer="adam", outer_lr=0.5)
+    optimizer = steady(outer="adam", outer_lr=0.5)
     means = draw_means(4, seed)
     scaled = [{slot: torch.ldexp(x, torch.tensor(power)) for slot, x in mean.items()} for mean in means]
 
-    small, _ = play(scaled, optimizer, WireConfig())
-    plain, _ = play(means, optimizer, WireConfig())
+    small, _ = play(scaled, optimizer, wide())
+    plain, _ = play(means, optimizer, wide())
 
     largest = max(float(x.abs().max()) for x in means_of(means, DENSE))
     for grids, other in zip(plain, small, strict=True):
@@ -228,7 +227,7 @@ def test_an_adam_step_is_bounded_and_scales_with_the_averages(seed: int, power: 
 def test_a_mean_of_zeros_publishes_zeros(outer: str) -> None:
     means = [{slot: x * 0 for slot, x in draw_means(1, 0)[0].items()}] * 2
 
-    published, _ = play(means, OptimizerConfig(outer=outer), WireConfig(published_bits=4))
+    published, _ = play(means, steady(outer=outer), wide(published_bits=4))
 
     assert not any(grid.values.any() for grids in published for grid in grids.values())
 
@@ -256,10 +255,10 @@ def test_a_state_that_was_saved_goes_on_bit_for_bit(optimizer: OptimizerConfig, 
 @settings(deadline=None, max_examples=6)
 def test_a_step_leaves_the_old_state_and_other_blocks_alone(optimizer: OptimizerConfig) -> None:
     means = draw_means(3, 4)
-    _, kept = play(means[:2], optimizer, WireConfig(published_bits=4))
+    _, kept = play(means[:2], optimizer, wide(published_bits=4))
     before = {name: tensor.clone() for name, tensor in pack_outer(kept, BLOCKS).items()}
     others = {slot: x for slot, x in means[2].items() if slot.block != CORE}
-    slots = published_slots(BLOCKS, Due(), WireConfig(published_bits=4), void=frozenset({CORE}))
+    slots = published_slots(BLOCKS, Due(), wide(published_bits=4), void=frozenset({CORE}))
 
     _, after = publish_step(others, slots, BLOCKS, BASES, optimizer, kept)
 
@@ -269,7 +268,7 @@ def test_a_step_leaves_the_old_state_and_other_blocks_alone(optimizer: Optimizer
 
 
 def test_a_gradient_sketch_in_the_same_round_changes_nothing() -> None:
-    optimizer, wire, due = OptimizerConfig(outer="nesterov"), WireConfig(published_bits=4), Due(aim=frozenset({CORE}))
+    optimizer, wire, due = steady(outer="nesterov"), wide(published_bits=4), Due(aim=frozenset({CORE}))
     mean = draw_means(1, 6, due)[0]
     cores = {slot: x for slot, x in mean.items() if slot.part.kind.value != "gradient"}
 
@@ -284,7 +283,7 @@ def test_a_gradient_sketch_in_the_same_round_changes_nothing() -> None:
 @settings(deadline=None, max_examples=15)
 def test_in_a_basis_of_the_same_span_the_state_is_the_same_matrix(optimizer: OptimizerConfig, seed: int) -> None:
     """Columns change places and signs: what a refresh does when the span stays, without any rounding."""
-    _, kept = play(draw_means(3, seed), optimizer, WireConfig(published_bits=4))
+    _, kept = play(draw_means(3, seed), optimizer, wide(published_bits=4))
     refreshed = {index: (old, Basis(old.left.flip(1), -old.right)) for index, old in BASES.items()}
 
     turned = rotate_outer(kept, refreshed, optimizer)
@@ -303,7 +302,7 @@ def test_in_a_basis_of_the_same_span_the_state_is_the_same_matrix(optimizer: Opt
 
 
 def test_in_an_orthogonal_basis_nothing_is_left_of_means() -> None:
-    optimizer = OptimizerConfig(outer="nesterov")
+    optimizer = steady(outer="nesterov")
     both = random_basis(12, 9, 6, 1, 0)
     old, new = Basis(both.left[:, :3], both.right[:, :3]), Basis(both.left[:, 3:], both.right[:, :3])
     state = {CORE: BlockOuter(residual=torch.ones(3, 3), first=torch.ones(3, 3))}
@@ -317,8 +316,8 @@ def test_in_an_orthogonal_basis_nothing_is_left_of_means() -> None:
 
 
 def test_a_tangent_sketch_takes_the_residual_with_it() -> None:
-    optimizer, wire, due = OptimizerConfig(local_space="full"), WireConfig(), Due(tangent=frozenset({CORE, WIDE}))
-    _, kept = play(draw_means(2, 8), optimizer, WireConfig(published_bits=4))
+    optimizer, wire, due = steady(local_space="full"), wide(), Due(tangent=frozenset({CORE, WIDE}))
+    _, kept = play(draw_means(2, 8), optimizer, wide(published_bits=4))
     mean, slots = draw_means(1, 9, due)[0], published_slots(BLOCKS, due, wire)
 
     without, _ = publish_step(mean, slots, BLOCKS, BASES, optimizer, {})
@@ -363,7 +362,7 @@ def test_a_saved_state_of_something_else_is_refused(name: str, tensor: Tensor) -
 @pytest.mark.parametrize("outer", ["nesterov", "adam"])
 def test_steps_of_cores_need_core_peers(space: str, outer: str) -> None:
     with pytest.raises(ConfigError, match=rf'optimizer.outer = "{outer}" needs optimizer.local_space = "core"'):
-        OptimizerConfig(outer=outer, local_space=space)
+        steady(outer=outer, local_space=space)
 
 
 @pytest.mark.parametrize(
@@ -377,4 +376,4 @@ def test_steps_of_cores_need_core_peers(space: str, outer: str) -> None:
 )
 def test_a_step_that_cannot_be_is_one_sentence(changes: dict[str, float | str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        replace(OptimizerConfig(), **changes)
+        replace(steady(), **changes)

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from steady import steady
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.plan import Due
-from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
+from tsr_swarm.config.run import PeriodsConfig, RunConfig
 from tsr_swarm.optim.periods import learning_rate, plan_round
 
 BLOCKS = (
@@ -22,7 +23,7 @@ BOTH, EMBEDDING, MATRIX = frozenset({0, 1}), frozenset({0}), frozenset({1})
 
 
 def config(**optimizer: object) -> RunConfig:
-    return RunConfig(optimizer=replace(OptimizerConfig(), **optimizer), periods=PERIODS)  # type: ignore[arg-type]
+    return RunConfig(optimizer=replace(steady(), **optimizer), periods=PERIODS)  # type: ignore[arg-type]
 
 
 def test_bases_are_refreshed_in_round_one_and_then_every_period() -> None:
@@ -71,19 +72,19 @@ def test_a_plan_holds_the_rates_of_its_first_and_last_step(round: int, warmup: i
 
 @given(st.integers(0, 10**6), st.integers(0, 1000), st.integers(0, 1000))
 def test_a_rate_is_above_zero_and_never_above_the_set_one(step: int, warmup: int, decay: int) -> None:
-    optimizer = OptimizerConfig(lr=0.01, warmup_steps=warmup, decay_steps=decay)
+    optimizer = steady(lr=0.01, warmup_steps=warmup, decay_steps=decay)
 
     assert 0 < learning_rate(optimizer, step) <= 0.01 * (1 + 1e-12)
 
 
 def test_the_rate_warms_up_in_a_line_and_stays() -> None:
-    optimizer = OptimizerConfig(lr=1.0, warmup_steps=4, decay_steps=0)
+    optimizer = steady(lr=1.0, warmup_steps=4, decay_steps=0)
 
     assert [learning_rate(optimizer, step) for step in (0, 1, 2, 3, 4, 10**6)] == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
 def test_the_rate_falls_as_a_cosine_to_a_tenth_and_stays() -> None:
-    optimizer = OptimizerConfig(lr=1.0, warmup_steps=4, decay_steps=100)
+    optimizer = steady(lr=1.0, warmup_steps=4, decay_steps=100)
 
     rates = [learning_rate(optimizer, step) for step in (4, 54, 104, 1000)]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steady import wide
 from torch import Tensor
 
 from tsr_swarm.config.blocks import Block, Role
@@ -34,12 +35,12 @@ def draw_mean(due: Due, seed: int = 0) -> dict[Slot, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
         slot: torch.randn(slot.rows, slot.cols, generator=generator, dtype=torch.float64)
-        for slot in upload_slots(BLOCKS, due, WireConfig())
+        for slot in upload_slots(BLOCKS, due, wide())
     }
 
 
 def publish_all(mean: dict[Slot, Tensor], due: Due) -> dict[tuple[int, Part], Grid]:
-    grids = publish(mean, published_slots(BLOCKS, due, WireConfig()), BLOCKS, BASES)
+    grids = publish(mean, published_slots(BLOCKS, due, wide()), BLOCKS, BASES)
     return {(slot.block, slot.part): grid for slot, grid in grids.items()}
 
 
@@ -155,7 +156,7 @@ def test_a_mean_that_is_not_finite_is_refused() -> None:
 
 
 def test_only_the_slots_asked_for_are_published() -> None:
-    slots = published_slots(BLOCKS, Due(), WireConfig(), void=frozenset({0, 2}))
+    slots = published_slots(BLOCKS, Due(), wide(), void=frozenset({0, 2}))
     mean = {slot: x for slot, x in draw_mean(Due()).items() if slot.block == 1}
     bases: dict[int, Basis] = {}
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from steady import steady, wide
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import FEW_BITS, Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.plan import Due
-from tsr_swarm.config.run import OptimizerConfig, WireConfig
+from tsr_swarm.config.run import WireConfig
 from tsr_swarm.lowrank.coarse import quantise_coarse
 from tsr_swarm.lowrank.grid import quantise_block, quantise_rows
 from tsr_swarm.optim.quantise import quantise_slot
@@ -20,12 +21,12 @@ BLOCKS = (
     Block(name="b", rows=10, cols=8, rank=5, role=Role.EMBEDDING),
 )
 WIRES = [
-    WireConfig(core_bits=2, core_density=0.1, published_bits=3, published_density=0.2),
-    WireConfig(core_bits=3, core_density=0.5, sketch_bits=4, published_bits=8, published_density=0.5),
-    WireConfig(core_bits=4, sketch_bits=4, published_bits=4, rounding="stochastic"),
-    WireConfig(core_bits=2, sketch_bits=16, published_bits=2),
-    WireConfig(core_bits=16, sketch_bits=8, published_bits=8),
-    WireConfig(),
+    wide(core_bits=2, core_density=0.1, published_bits=3, published_density=0.2),
+    wide(core_bits=3, core_density=0.5, sketch_bits=4, published_bits=8, published_density=0.5),
+    wide(core_bits=4, sketch_bits=4, published_bits=4, rounding="stochastic"),
+    wide(core_bits=2, sketch_bits=16, published_bits=2),
+    wide(core_bits=16, sketch_bits=8, published_bits=8),
+    wide(),
 ]
 DUES = [Due(), Due(tangent=frozenset({0, 1})), Due(tangent=frozenset({1}), aim=frozenset({0, 1}))]
 MADE = (Part.BASIS_LEFT, Part.BASIS_RIGHT, Part.FACTOR_LEFT, Part.FACTOR_RIGHT)  # not rounded from a mean
@@ -87,7 +88,7 @@ def test_stochastic_rounding_differs_by_peer_and_block_and_repeats_itself() -> N
 @pytest.mark.parametrize("space", ["core", "full"])
 @pytest.mark.parametrize("wire", WIRES[:3])
 def test_what_rounding_drops_stays_with_the_peer(swarm: Any, noise: Any, space: str, wire: WireConfig) -> None:
-    optimizer = OptimizerConfig(rank=4, lr=0.01, warmup_steps=0, gamma=1.0)
+    optimizer = steady(rank=4, lr=0.01, warmup_steps=0, gamma=1.0)
     one = swarm([space], noise(3), optimizer=optimizer, wire=wire, k_r=600)
     one.play()  # the first round refreshes, and a rotation would come between
     one.train()

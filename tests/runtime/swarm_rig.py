@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from steady import OPTIMIZER, WIRE
+
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
@@ -37,7 +39,8 @@ def tiny_config(folder: Path, **changes: dict[str, object]) -> RunConfig:
             "max_position_embeddings": 32,
         },
         "data": {"source": str(text), "parts": 4, "sequence_length": 16, "batch_size": 4, "heldout_sequences": 8},
-        "optimizer": {"lr": 0.01, "warmup_steps": 4},
+        "optimizer": OPTIMIZER | {"lr": 0.01, "warmup_steps": 4},
+        "wire": WIRE,
         "periods": {"k_x": 3, "k_r": 6, "k_r_embedding": 6},
         "round": {"floor_seconds": 30.0},
         "checkpoint": {"dir": str(folder / "coordinator")},

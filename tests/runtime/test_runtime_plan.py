@@ -3,19 +3,20 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steady import OPTIMIZER, WIRE
 
 from tsr_swarm.config.blocks import Block, plan_blocks
 from tsr_swarm.config.layout import published_slots, upload_slots
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
+from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
 from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.sketch import tangent_of
 from tsr_swarm.optim.periods import plan_round
@@ -46,10 +47,17 @@ TINY: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
     "data": {"sequence_length": 16},
-    "optimizer": {"rank": 4, "embedding_rank": 2},
+    "optimizer": OPTIMIZER | {"rank": 4, "embedding_rank": 2},
     "periods": {"k_x": 5, "k_r": 10, "k_r_embedding": 15},
+    "wire": WIRE,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "optimizer": asdict(OptimizerConfig()),
+    "periods": {"k_r": 0, "k_r_embedding": 0},
+    "wire": asdict(WireConfig()),
 }
 RUNS: list[dict[str, dict[str, Any]]] = [
+    DEFAULTS,
     {},
     {"optimizer": {"local_space": "full"}},
     {"optimizer": {"local_space": "mixed"}},

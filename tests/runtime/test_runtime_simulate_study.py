@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from swarm_rig import tiny_config
 
-from tsr_swarm.config.run import OptimizerConfig, RunConfig, RunSection
+from tsr_swarm.config.run import OptimizerConfig, RunConfig, RunSection, WireConfig
 from tsr_swarm.errors import ConfigError, RunError
 from tsr_swarm.runtime.simulate.compare import entries, loss_after
 from tsr_swarm.runtime.simulate.engine import run_one
@@ -228,7 +228,9 @@ def test_the_report_names_each_method_its_bytes_and_its_loss_at_the_same_time(tm
 
 
 def test_settings_are_shown_where_they_are_not_the_defaults(tmp_path: Path) -> None:
-    mine, ddp = specs_of(options(tmp_path, seeds=[0], method_sets=["tsr.wire.core_bits=16", "ddp.weight_decay=0.1"]))
+    config = replace(tiny_config(tmp_path), optimizer=OptimizerConfig(), wire=WireConfig())
+    changed = ["tsr.wire.core_bits=16", "ddp.weight_decay=0.1"]
+    mine, ddp = specs_of(options(tmp_path, config=config, seeds=[0], method_sets=changed))
     assert settings_text(mine.identity()) == "k_x 3, k_r 6, k_r_embedding 6, core_bits 16"
     assert settings_text(ddp.identity()) == "k_x 1, weight_decay 0.1"
 

@@ -6,18 +6,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from steady import steady
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import OptimizerConfig, RunConfig
+from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.votes import VoterState
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.journal import Journal
 from tsr_swarm.runtime.roster import Roster
-from tsr_swarm.runtime.run_folder import folder_lock
+from tsr_swarm.runtime.run_folder import folder_lock, fresh_consensus
 from tsr_swarm.runtime.state_chunks import StateAssembly, snapshot
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -107,12 +109,12 @@ def test_a_folder_has_one_user_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_state_in_chunks_is_put_together_again_and_a_false_chunk_is_refused() -> None:
-    config = RunConfig(optimizer=OptimizerConfig(rank=2, embedding_rank=2))
+    config = RunConfig(optimizer=steady(rank=2, embedding_rank=2))
     manifest = make_manifest("run", config, {"a.weight": (1100, 300), "norm.weight": (300,)})
     assert manifest.blocks[1] == Block(name="norm.weight", rows=1, cols=300, rank=0, role=Role.DENSE)
     weights = {"a.weight": torch.arange(330_000.0).reshape(1100, 300), "norm.weight": torch.ones(300)}
     consensus = Consensus(manifest.blocks, weights, {0: random_basis(1100, 300, 2, 0, 0)})
-    state = snapshot(consensus, 3, b"c" * 32)
+    state = snapshot(manifest, consensus, 3, b"c" * 32)
     assert len(state.description.chunk_hashes) == 2
     whole = StateAssembly(state.description, manifest)
     for chunk in state.chunks(0):
@@ -132,3 +134,21 @@ def test_a_state_in_chunks_is_put_together_again_and_a_false_chunk_is_refused() 
     too_large.total_bytes = 2**39
     with pytest.raises(PeerError, match="more than"):
         StateAssembly(too_large, manifest)
+
+
+def test_bases_that_everybody_can_draw_are_not_shipped() -> None:
+    config = RunConfig(optimizer=OptimizerConfig(rank=2), periods=PeriodsConfig(k_x=5, k_r=10))
+    manifest = make_manifest("run", config, {"a.weight": (40, 30), "norm.weight": (30,)})
+    weights = {"a.weight": torch.randn(40, 30), "norm.weight": torch.ones(30)}
+    consensus = fresh_consensus(manifest, weights)
+    for round in range(1, 6):
+        plan = plan_round(manifest.config, manifest.blocks, round, "")
+        consensus.apply(plan, {}, frozenset({0, 1}))
+
+    state = snapshot(manifest, consensus, 5, b"c" * 32)
+
+    assert state.description.total_bytes < 4 * (40 * 30 + 30) + 500
+    whole = StateAssembly(state.description, manifest)
+    for chunk in state.chunks(0):
+        whole.add(chunk)
+    assert whole.consensus(manifest).digest() == consensus.digest()

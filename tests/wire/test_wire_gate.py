@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from steady import steady, wide
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
@@ -36,7 +37,7 @@ BLOCKS = (
     Block(name="norm", rows=1, cols=4, rank=0, role=Role.DENSE),
     Block(name="matrix", rows=4, cols=4, rank=2, role=Role.MATRIX),
 )
-MANIFEST = Manifest("run1", RunConfig(), BLOCKS)
+MANIFEST = Manifest("run1", RunConfig(optimizer=steady(), wire=wide()), BLOCKS)
 PARENT = b"\xab" * 32
 PLAN = RoundPlan(
     round=7,

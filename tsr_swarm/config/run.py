@@ -99,12 +99,12 @@ class OptimizerConfig:
     """TSR-Adam and where it works."""
 
     local_space: str = "core"  # core | full | mixed: what a peer moves between rounds
-    aim: str = "gradient"  # gradient | displacement | seed | dct: what the next basis is made from
-    rank: int | str = "d/2"  # a number, a share of the hidden size "d/2", or of each side "1/2"
+    aim: str = "seed"  # seed | gradient | displacement | dct: what the next basis is made from
+    rank: int | str = "1/2"  # a number, a share of the hidden size "d/2", or of each side "1/2"
     embedding_rank: int | str = "d/2"
-    lr: float = 3e-3  # as for dense Adam; the core's steps are scaled by update_scale
+    lr: float = 3e-2  # about 0.03 for muon and 0.003 for adam; a core's steps are scaled by update_scale
     update_scale: float = 0.0  # 0: such that a core step is as long as a dense one
-    inner: str = "adam"  # adam | muon: how matrices step; muon in a full space leaves embedding and head to adam
+    inner: str = "muon"  # muon | adam: how matrices step; muon in a full space leaves embedding and head to adam
     betas: tuple[float, float] = (0.9, 0.99)  # adam's
     eps: float = 1e-8  # adam's
     weight_decay: float = 0.0
@@ -115,7 +115,7 @@ class OptimizerConfig:
     outer: str = "average"  # average | nesterov | adam: the reducer's step; for all but average every peer is core
     outer_lr: float = 1.0  # of nesterov, and of adam in units of the averages' own size
     outer_momentum: float = 0.9  # of nesterov and adam
-    feedback: bool = True  # what an upload's rounding drops stays with its peer and goes out later
+    feedback: bool = False  # what an upload's rounding drops stays with its peer and goes out later
     residual_bits: int = 4  # unsent work of a core that the next basis does not hold waits in 4 bits; 0: it is lost
     lift: str = "exact"  # exact | float32; float32 is a control that is known to drift apart
 
@@ -192,8 +192,8 @@ class PeriodsConfig:
     k_x: int = 20  # weights: local steps a round
     k_u: int | str = 0  # first moments of core peers: averaged every k_u steps; 0: never, "auto": their half-life
     k_v: int | str = 0  # second moments, likewise
-    k_r: int = 200  # refresh of the bases; 0: every round
-    k_r_embedding: int = 400  # refresh of the bases of embedding and head; 0: every round
+    k_r: int = 0  # refresh of the bases; 0: every round
+    k_r_embedding: int = 0  # refresh of the bases of embedding and head; 0: every round
     micro_batches: int = 8  # gradient sketch: the mean of this many clipped micro-batches
 
     def __post_init__(self) -> None:
@@ -245,10 +245,10 @@ class RoundConfig:
 class WireConfig:
     """Bits a number, and how many numbers. What an upload's rounding drops stays in its peer's residual."""
 
-    core_bits: int = 8  # 2, 3, 4, 8 or 16
+    core_bits: int = 3  # 2, 3, 4, 8 or 16
     core_density: float = 1.0  # share of a core's numbers that is sent, the largest ones; 1: all of them
     sketch_bits: int = 8  # 4, 8 or 16
-    published_bits: int = 16  # 2, 3, 4, 8 or 16, of the mean core; a mean sketch has at least sketch_bits
+    published_bits: int = 3  # 2, 3, 4, 8 or 16, of the mean core; a mean sketch has at least sketch_bits
     published_density: float = 1.0  # share of the mean core's numbers that is published; 1: all of them
     rounding: str = "nearest"  # nearest | stochastic: unbiased, for up to 4 bits where the density is 1
     zstd_level: int = 3

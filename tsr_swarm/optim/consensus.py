@@ -49,20 +49,21 @@ class Consensus:
         """Apply one round. Returns (old, new) bases of the blocks whose basis changed.
 
         Each block not ``void``: decay (low-rank blocks), subtract the published displacement lifted in the OLD basis,
-        then change the basis. A void block keeps weight and basis. Nothing changes when RunError is raised.
+        then change the basis. A void block keeps weight and basis, but for a drawn one, which follows from the number
+        of the round alone. Nothing changes when RunError is raised.
         """
         grids: dict[tuple[int, Part], Grid] = {(slot.block, slot.part): grid for slot, grid in published.items()}
         self._require_complete(plan.due, grids, void)
         weights, bases = dict(self.weights), dict(self.bases)
         refreshed: dict[int, tuple[Basis, Basis]] = {}
+        drawn = {index for index, _ in plan.due.draw}
         for index, block in enumerate(self.blocks):
-            if index in void:
-                continue
-            weight = weights[block.name]
-            if block.is_low_rank:
-                weight = weight * torch.tensor(plan.decay, dtype=torch.float32)
-            weights[block.name] = weight - self._displacement(index, plan.due, grids).reshape(weight.shape)
-            if index in plan.due.refresh:
+            if index not in void:
+                weight = weights[block.name]
+                if block.is_low_rank:
+                    weight = weight * torch.tensor(plan.decay, dtype=torch.float32)
+                weights[block.name] = weight - self._displacement(index, plan.due, grids).reshape(weight.shape)
+            if index in drawn or index in plan.due.refresh - void:
                 old, new = bases[index], self._next_basis(index, plan, grids)
                 if not (torch.equal(old.left, new.left) and torch.equal(old.right, new.right)):
                     bases[index] = new
@@ -116,16 +117,29 @@ class Consensus:
 
     def tensors(self) -> dict[str, Tensor]:
         """All state by name, as it is stored and sent: "weight/<name>", then "left/<name>" and "right/<name>"."""
-        state = {f"weight/{block.name}": self.weights[block.name] for block in self.blocks}
+        state = self.weight_tensors()
         for index, basis in self.bases.items():
             state[f"left/{self.blocks[index].name}"] = basis.left
             state[f"right/{self.blocks[index].name}"] = basis.right
         return state
 
+    def weight_tensors(self) -> dict[str, Tensor]:
+        """The weights alone, named as in ``tensors()``."""
+        return {f"weight/{block.name}": self.weights[block.name] for block in self.blocks}
+
     @classmethod
-    def from_tensors(cls, blocks: Sequence[Block], tensors: Mapping[str, Tensor], lift: str = "exact") -> "Consensus":
-        """Build from what ``tensors()`` gave, here or at another peer. Raises RunError for anything out of place."""
-        checks = {name: check for block in blocks for name, check in _checks(block)}
+    def from_tensors(
+        cls,
+        blocks: Sequence[Block],
+        tensors: Mapping[str, Tensor],
+        lift: str = "exact",
+        bases: Mapping[int, Basis] | None = None,
+    ) -> "Consensus":
+        """Build from what ``tensors()`` gave, here or at another peer. Raises RunError for anything out of place.
+
+        Where ``bases`` are known otherwise, from what ``weight_tensors()`` gave.
+        """
+        checks = {name: check for block in blocks for name, check in _checks(block, with_bases=bases is None)}
         if unknown := sorted(tensors.keys() ^ checks.keys()):
             raise RunError(
                 f"The state and the manifest differ in {len(unknown)} names, the first is '{unknown[0][:80]}'; "
@@ -135,11 +149,12 @@ class Consensus:
             if problem := check(tensors[name]):
                 raise RunError(f"'{name}' of the state {problem}; fetch the state again.")
         weights = {block.name: tensors[f"weight/{block.name}"] for block in blocks}
-        bases = {
-            index: Basis(tensors[f"left/{block.name}"].clone(), tensors[f"right/{block.name}"].clone())
-            for index, block in enumerate(blocks)
-            if block.is_low_rank
-        }
+        if bases is None:
+            bases = {
+                index: Basis(tensors[f"left/{block.name}"].clone(), tensors[f"right/{block.name}"].clone())
+                for index, block in enumerate(blocks)
+                if block.is_low_rank
+            }
         return cls(blocks, weights, bases, lift)
 
 
@@ -165,10 +180,10 @@ def _columns(flags: Tensor, rank: int, block: Block) -> Tensor:
     return chosen
 
 
-def _checks(block: Block) -> Iterator[tuple[str, Callable[[Tensor], str]]]:
+def _checks(block: Block, with_bases: bool) -> Iterator[tuple[str, Callable[[Tensor], str]]]:
     """For each of a block's tensors: its name, and what says what is wrong with it ("" if nothing)."""
     yield f"weight/{block.name}", lambda tensor: _weight_problem(tensor, block)
-    if block.is_low_rank:
+    if with_bases and block.is_low_rank:
         yield f"left/{block.name}", lambda tensor: _factor_problem(tensor, (block.rows, block.ranks[0]))
         yield f"right/{block.name}", lambda tensor: _factor_problem(tensor, (block.cols, block.ranks[1]))
 

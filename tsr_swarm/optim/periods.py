@@ -70,7 +70,7 @@ def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
         tangent=none if no_flush else refresh,
         aim=refresh if aim == "gradient" else none,
         choose=refresh if aim == "dct" else none,
-        draw=tuple((index, round // refresh_rounds(config.periods, blocks[index])) for index in sorted(refresh))
+        draw=tuple((index, basis_number(config.periods, blocks[index], round)) for index in sorted(refresh))
         if aim == "seed"
         else (),
     )
@@ -79,3 +79,8 @@ def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
 def refresh_rounds(periods: PeriodsConfig, block: Block) -> int:
     """Rounds between two refreshes of a low-rank block."""
     return periods.refresh_rounds_embedding if block.role is Role.EMBEDDING else periods.refresh_rounds
+
+
+def basis_number(periods: PeriodsConfig, block: Block, round: int) -> int:
+    """Which of its drawn bases a low-rank block has after ``round`` rounds; the first is number 0."""
+    return round // refresh_rounds(periods, block)

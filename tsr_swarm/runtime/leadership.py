@@ -406,4 +406,4 @@ class Leadership:
         self._snapshot = None
 
     def _snapshot_on_worker(self) -> StateSnapshot:
-        return snapshot(self._consensus, self._applied.round, bytes.fromhex(self._applied.chain))
+        return snapshot(self.manifest, self._consensus, self._applied.round, bytes.fromhex(self._applied.chain))

@@ -12,8 +12,9 @@ from torch import Tensor
 from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedError, RunError
-from tsr_swarm.lowrank.basis import random_basis
+from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.drawn import are_drawn, drawn_bases
 from tsr_swarm.optim.outer import OuterState, pack_outer, rotate_outer, unpack_outer
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.journal import Journal
@@ -176,15 +177,20 @@ def consensus_of(manifest: Manifest, saved: checkpoint.Checkpoint) -> Consensus:
 
 
 def fresh_consensus(manifest: Manifest, weights: Mapping[str, Tensor] | None = None) -> Consensus:
-    """Round 0: ``weights``, or else ones drawn from the run's seed, and random bases.
+    """Round 0: ``weights``, or else ones drawn from the run's seed, and the bases to start from.
 
-    Made once and shipped, since draws are not exact.
+    Made once and shipped, since random numbers are not the same on every machine; but for bases that are.
     """
     seed = manifest.config.run.seed
-    bases = {
+    weights = initial_weights(manifest.config.model, seed) if weights is None else weights
+    bases = drawn_bases(manifest, 0) if are_drawn(manifest) else _random_bases(manifest)
+    return Consensus(manifest.blocks, weights, bases, manifest.config.optimizer.lift)
+
+
+def _random_bases(manifest: Manifest) -> Mapping[int, Basis]:
+    seed = manifest.config.run.seed
+    return {
         index: random_basis(block.rows, block.cols, block.ranks, seed, index)
         for index, block in enumerate(manifest.blocks)
         if block.is_low_rank
     }
-    weights = initial_weights(manifest.config.model, seed) if weights is None else weights
-    return Consensus(manifest.blocks, weights, bases, manifest.config.optimizer.lift)

@@ -9,6 +9,7 @@ import safetensors.torch
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.drawn import are_drawn, drawn_bases
 from tsr_swarm.wire.codec import hash_bytes
 from tsr_swarm.wire.compression import compress, decompress
 from tsr_swarm.wire.control import check_state_description
@@ -32,9 +33,9 @@ class StateSnapshot:
             yield swarm_pb2.StateChunk(index=index, data=compress(piece, ZSTD_LEVEL))
 
 
-def snapshot(consensus: Consensus, round: int, chain: bytes) -> StateSnapshot:
-    """Serialise the consensus after ``round``. Copies, so later rounds do not touch it."""
-    data = safetensors.torch.save(consensus.tensors())
+def snapshot(manifest: Manifest, consensus: Consensus, round: int, chain: bytes) -> StateSnapshot:
+    """Serialise the consensus after ``round``, as a copy. Bases that everybody can draw are left out."""
+    data = safetensors.torch.save(consensus.weight_tensors() if are_drawn(manifest) else consensus.tensors())
     hashes = [hash_bytes(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES)]
     description = swarm_pb2.StateDescription(
         round=round,
@@ -92,7 +93,9 @@ class StateAssembly:
             tensors = safetensors.torch.load(b"".join(self._chunks))
         except safetensors.SafetensorError as error:
             raise PeerError("state", f"The state offered cannot be read ({error}); it is refused.") from error
-        consensus = Consensus.from_tensors(manifest.blocks, tensors, manifest.config.optimizer.lift)
+        lift = manifest.config.optimizer.lift
+        drawn = drawn_bases(manifest, self.description.round) if are_drawn(manifest) else None
+        consensus = Consensus.from_tensors(manifest.blocks, tensors, lift, drawn)
         if consensus.digest() != self.description.digest:
             raise PeerError("state", "The state offered does not match its digest; it is refused.")
         return consensus
