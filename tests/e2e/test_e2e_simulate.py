@@ -28,8 +28,6 @@ sequence_length = 32
 batch_size = 4
 [periods]
 k_x = 5
-k_r = 20
-k_r_embedding = 10
 [round]
 floor_seconds = 60.0
 [checkpoint]

@@ -249,7 +249,7 @@ def tiny_config(**wire: Any) -> RunConfig:
             hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
         ),
         data=DataConfig(parts=2, batch_size=4, sequence_length=6),
-        optimizer=OptimizerConfig(aim="seed", rank="d/2", embedding_rank=4, warmup_steps=1),
+        optimizer=OptimizerConfig(aim="seed", inner="adam", rank="d/2", embedding_rank=4, warmup_steps=1),
         periods=PeriodsConfig(k_x=4, k_r=4, k_r_embedding=12),
         wire=WireConfig(**wire),
     )

@@ -11,7 +11,7 @@ from tsr_swarm.config.blocks import plan_blocks
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
-from tsr_swarm.lowrank.basis import random_basis
+from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.lowrank.sketch import tangent_of
 from tsr_swarm.optim.consensus import Consensus
@@ -40,11 +40,14 @@ class Swarm:
         tokens: Sequence[float] | None = None,
         k_x: int = 3,
         k_r: int = 6,
+        k_u: int | str = 0,
+        k_v: int | str = 0,
+        bases: Mapping[int, Basis] | None = None,
         seed: int = 0,
         shapes: Mapping[str, tuple[int, ...]] = SHAPES,
     ) -> None:
         optimizer = optimizer or steady(rank=4, lr=0.01, warmup_steps=0)
-        periods = PeriodsConfig(k_x=k_x, k_r=k_r, k_r_embedding=k_r)
+        periods = PeriodsConfig(k_x=k_x, k_r=k_r, k_r_embedding=k_r, k_u=k_u, k_v=k_v)
         self.config = RunConfig(optimizer=optimizer, periods=periods, wire=wire or wide())
         self.blocks = plan_blocks(shapes, optimizer, 8)
         self.gradient = gradient
@@ -53,7 +56,9 @@ class Swarm:
         self.sent: list[dict[Slot, Grid]] = []
         generator = torch.Generator().manual_seed(seed)
         weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-        bases = {i: random_basis(b.rows, b.cols, b.ranks, seed, i) for i, b in enumerate(self.blocks) if b.is_low_rank}
+        bases = bases or {
+            i: random_basis(b.rows, b.cols, b.ranks, seed, i) for i, b in enumerate(self.blocks) if b.is_low_rank
+        }
         self.consensus = [Consensus(self.blocks, weights, bases) for _ in spaces]
         self.parameters = [{name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()} for _ in spaces]
         self.spaces: list[LocalSpace] = [
@@ -103,6 +108,7 @@ class Swarm:
         void = frozenset() if chosen else every
         for peer, (space, consensus) in enumerate(zip(self.spaces, self.consensus, strict=True)):
             space.settle(consensus, every if peer in chosen else frozenset())
+            space.take_moments(published)
             space.rotate(consensus.apply(plan, published, void))
             space.begin(consensus)
         self.round += 1

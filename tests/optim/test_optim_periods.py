@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,8 @@ from steady import steady
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.plan import Due
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
+from tsr_swarm.optim.moment_periods import half_life, moment_periods, own_moment_periods
+from tsr_swarm.optim.muon import MOMENTUM
 from tsr_swarm.optim.periods import learning_rate, plan_round
 
 BLOCKS = (
@@ -96,3 +99,40 @@ def test_weight_decay_is_one_factor_for_the_whole_round() -> None:
 
     assert plan.decay == pytest.approx(math.prod([1 - 0.1 * 0.5] * 5))
     assert plan_round(config(), BLOCKS, 3, "").decay == 1
+
+
+@given(beta=st.floats(0.01, 0.9999), k_x=st.integers(1, 500))
+def test_a_half_life_is_the_nearest_whole_number_of_rounds(beta: float, k_x: int) -> None:
+    period = half_life(beta, k_x)
+    assert period >= k_x
+    assert period % k_x == 0
+    if period > k_x:  # half of a moment is gone after a number of steps that is nearer to it than to its neighbours
+        assert beta ** (period + 0.51 * k_x) <= 0.5 <= beta ** (period - 0.51 * k_x)
+
+
+def test_automatic_periods_are_the_half_lives_of_what_the_inner_optimizer_keeps() -> None:
+    betas = (0.9, 0.99)
+    assert half_life(0.0, 5) == 5
+    assert moment_periods("auto", "auto", 5, "adam", betas) == (half_life(0.9, 5), half_life(0.99, 5)) == (5, 70)
+    assert moment_periods("auto", 0, 5, "muon", betas) == (half_life(MOMENTUM, 5), 0) == (15, 0)
+    assert moment_periods(20, 40, 5, "adam", betas) == (20, 40)
+    assert own_moment_periods(moments(k_u=0, k_v="auto")) == (0, 70)
+
+
+def moments(**periods: object) -> RunConfig:
+    return RunConfig(optimizer=steady(), periods=replace(PERIODS, **periods))  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 6), st.integers(1, 6))
+def test_moments_are_due_in_the_round_that_ends_their_period(first: int, second: int) -> None:
+    """As in DES-LOC, whose step t (from 0) begins with an average where t is a multiple of the period."""
+    config = moments(k_u=5 * first, k_v=5 * second)
+    plans = [plan_round(config, BLOCKS, round, "") for round in range(1, 40)]
+    for plan, after in pairwise(plans):
+        assert plan.due.first == (after.first_step % (5 * first) == 0)
+        assert plan.due.second == (after.first_step % (5 * second) == 0)
+
+
+def test_moments_stay_where_they_are_by_default() -> None:
+    assert not any(plan_round(config(), BLOCKS, round, "").due.first for round in range(1, 40))
+    assert not any(plan_round(config(), BLOCKS, round, "").due.second for round in range(1, 40))

@@ -2,10 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tsr_swarm.rivals.des_loc import half_life
 from tsr_swarm.rivals.registry import default_settings
 
 NAME = "a.weight"
@@ -138,15 +135,6 @@ def test_local_adam_has_no_state_of_its_own(pull, make, play):
         play(method, same, 3, work=[{0: 3}, {0: 2}, {last: 3}])
         results.append(method.consensus)
     assert torch.equal(*results)
-
-
-@given(beta=st.floats(0.01, 0.9999), k_x=st.integers(1, 500))
-def test_a_half_life_is_the_nearest_whole_number_of_rounds(beta, k_x):
-    period = half_life(beta, k_x)
-    assert period >= k_x
-    assert period % k_x == 0
-    if period > k_x:  # half of a moment is gone after a number of steps that is nearer to it than to its neighbours
-        assert beta ** (period + 0.51 * k_x) <= 0.5 <= beta ** (period - 0.51 * k_x)
 
 
 def test_automatic_periods(pull, make, play):

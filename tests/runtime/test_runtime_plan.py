@@ -64,6 +64,7 @@ RUNS: list[dict[str, dict[str, Any]]] = [
     {"optimizer": {"local_space": "full", "aim": "displacement"}},
     {"optimizer": {"aim": "seed", "rank": "1/4", "embedding_rank": "1/8"}},
     {"wire": {"core_bits": 16, "sketch_bits": 16, "published_bits": 8}},
+    {"periods": {"k_u": 5, "k_v": 15}, "optimizer": {"inner": "adam"}},
 ]
 HOME = Link(20e6, 100e6)
 
@@ -143,7 +144,7 @@ def test_our_memory_is_what_a_peer_keeps(space: str, inner: str, residual_bits: 
     assert predicted.weights == 2 * size(consensus.tensors(), "weight/")
     shared = size(consensus.tensors(), "left/", "right/")
     assert predicted.bases == shared * (3 if space == "core" else 1)  # int16, and float32 to train in
-    assert state_bytes(manifest.blocks) == size(consensus.tensors(), "")
+    assert state_bytes(config, manifest.blocks) == size(consensus.tensors(), "")
 
 
 def test_a_mean_is_less_than_the_largest_and_refreshes_are_in_both() -> None:
@@ -396,6 +397,20 @@ def test_ranks_that_are_shares_of_the_sides_halve_as_shares() -> None:
     ]
     assert fit.chosen is not None
     assert run_lines(fit.chosen)[1] == 'rank = "1/2"'
+
+
+@pytest.mark.parametrize("rate", [1e9, 1e5, 2e4])
+def test_periods_of_moments_keep_their_rounds_or_find_their_own(rate: float) -> None:
+    config = tiny(periods={"k_u": 15, "k_v": "auto"})
+    shares, goal = wire_shares(config, peers=4), Goal(link=Link(rate, 1e8), step_seconds=0.1, share=0.2)
+    chosen = find_fit(config, parameter_shapes(config.model), shares, goal).chosen
+    assert chosen is not None
+    assert (chosen.k_u, chosen.k_v) == (3 * chosen.k_x, "auto")
+    proposed = rewritten(config, run_lines(chosen))
+    assert (proposed.periods.k_u, proposed.periods.k_v) == (chosen.k_u, "auto")
+    real = our_exchange(proposed, blocks_of(proposed), shares)
+    assert real.sent["core"] == chosen.exchange.sent["core"]
+    assert chosen.exchange.sent["moment"] / 4 <= real.sent["moment"] <= chosen.exchange.sent["moment"]
 
 
 def test_nothing_fits_a_line_that_is_far_too_slow() -> None:

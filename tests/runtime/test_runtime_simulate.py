@@ -41,14 +41,17 @@ FEW_BITS = {"core_bits": 4, "core_density": 0.3, "published_bits": 4, "published
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "wire"),
-    [({"outer": "nesterov", "outer_lr": 0.7}, FEW_BITS), ({"local_space": "full"}, {})],
-    ids=["core, few bits, outer step", "full"],
+    ("optimizer", "wire", "periods"),
+    [
+        ({"outer": "nesterov", "outer_lr": 0.7}, FEW_BITS, {"k_u": 3, "k_v": 6}),
+        ({"local_space": "full"}, {}, {}),
+    ],
+    ids=["core, few bits, outer step, moments", "full"],
 )
 async def test_a_simulated_run_is_the_real_one_to_the_bit(
-    tmp_path: Path, optimizer: dict[str, object], wire: dict[str, object]
+    tmp_path: Path, optimizer: dict[str, object], wire: dict[str, object], periods: dict[str, object]
 ) -> None:
-    config = tiny_config(tmp_path, optimizer=optimizer, wire=wire)
+    config = tiny_config(tmp_path, optimizer=optimizer, wire=wire, periods=periods)
     real = await run_swarm(tmp_path, config, peers=config.data.parts)
     spec = RunSpec(method="tsr", config=config, peers=config.data.parts, steps=12, schedule="constant", exact=True)
     simulated = run_one(spec)
@@ -61,17 +64,31 @@ async def test_a_simulated_run_is_the_real_one_to_the_bit(
     assert payload == {kind: count for kind, count in sent.items() if kind != "control"}
     fetched = {kind: 4 * count for kind, count in point.received.items() if kind != "control"}
     assert fetched == {kind: count for kind, count in received.items() if kind not in ("control", "state")}
+    assert ("moment" in payload) == ("moment" in fetched) == bool(periods)
 
 
 def test_the_same_run_again_gives_the_same_bits_and_a_shared_consensus_gives_those_of_unshared_ones(
     tmp_path: Path,
 ) -> None:
-    spec = ours(tmp_path, world=World(churn=0.3, straggler_share=0.4, straggler_factor=2.0, away_steps=3))
+    world = World(churn=0.3, straggler_share=0.4, straggler_factor=2.0, away_steps=3)
+    spec = ours(tmp_path, world=world, periods={"k_u": 3, "k_v": 6})
     first, again, exact = run_one(spec), run_one(spec), run_one(replace(spec, exact=True))
     assert outcome(first) == outcome(again)
     assert (first.curve, first.digests) == (exact.curve, exact.digests)
     assert first.name != exact.name
     assert outcome(run_one(replace(spec, config=tiny_config(tmp_path, run={"seed": 1})))) != outcome(first)
+
+
+def test_averaged_moments_change_what_peers_do_next_and_cost_bytes_in_their_rounds(tmp_path: Path) -> None:
+    """K_u is every round of 3 steps, K_v every second one."""
+    own, averaged = ours(tmp_path, eval_every=3), ours(tmp_path, eval_every=3, periods={"k_u": 3, "k_v": 6})
+    alone, together = run_one(own), run_one(averaged)
+    assert alone.digests[0] == together.digests[0]
+    assert all(one != other for one, other in zip(alone.digests[1:], together.digests[1:], strict=True))
+    received = [point.received.get("moment", 0) for point in together.curve]
+    rounds = [after - before for before, after in pairwise(received)]
+    assert min(rounds[1], rounds[3]) > 1.5 * max(rounds[0], rounds[2]) > 0
+    assert not any("moment" in {*point.sent, *point.received} for point in alone.curve)
 
 
 def test_a_result_survives_being_kept_as_json(tmp_path: Path) -> None:

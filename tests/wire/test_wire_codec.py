@@ -34,7 +34,8 @@ def blocks_and_due(draw: st.DrawFn) -> tuple[tuple[Block, ...], Due]:
         blocks.append(Block(name=f"block{index}", rows=rows, cols=cols, rank=rank, role=role))
     low_rank = [index for index, block in enumerate(blocks) if block.is_low_rank]
     some = st.frozensets(st.sampled_from(low_rank)) if low_rank else st.just(frozenset[int]())
-    return tuple(blocks), Due(tangent=draw(some), aim=draw(some))
+    first, second = draw(st.booleans()), draw(st.booleans())
+    return tuple(blocks), Due(tangent=draw(some), aim=draw(some), first=first, second=second)
 
 
 @st.composite

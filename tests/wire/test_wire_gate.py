@@ -192,3 +192,12 @@ def test_no_round_is_larger_than_the_bound() -> None:
             slots = published_slots(BLOCKS, Due(tangent=tangent, aim=aim), MANIFEST.config.wire)
             _, data = payload(slots)
             assert len(data) <= max_published_bytes(MANIFEST)
+
+
+def test_the_bound_has_room_for_moments_where_they_are_averaged() -> None:
+    periods = replace(MANIFEST.config.periods, k_u=20, k_v="auto")
+    manifest = replace(MANIFEST, config=replace(MANIFEST.config, periods=periods))
+    due = Due(aim=frozenset({0, 2}), first=True, second=True)
+    _, data = payload(published_slots(BLOCKS, due, manifest.config.wire))
+    assert len(data) <= max_published_bytes(manifest)
+    assert max_published_bytes(MANIFEST) < max_published_bytes(manifest)

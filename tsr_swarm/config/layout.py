@@ -16,6 +16,7 @@ BASIS_BITS = 12
 FACTOR_BITS = 24
 ENERGY_BITS = 16
 COLUMN_BITS = 2
+MOMENT_BITS = 16  # a second moment spans twice the orders of magnitude that its gradients do
 DENSE_BITS = 32  # not an integer grid: little-endian float32
 FEW_BITS = 4  # up to here a power-of-two step would waste too much of the range: a mantissa refines it
 RUNS_BELOW = 0.5  # density: from here on run lengths cost more than they save
@@ -27,6 +28,7 @@ class PayloadKind(StrEnum):
     CORE = "core"
     TANGENT = "tangent"
     GRADIENT = "gradient"
+    MOMENT = "moment"
     DENSE = "dense"
     BASIS = "basis"
     STATE = "state"
@@ -43,6 +45,8 @@ class Part(StrEnum):
     GRADIENT_RIGHT = "gradient_right"  # G^T U, cols x p
     ENERGY_LEFT = "energy_left"  # |row i of C^T G|^2 for the cosine transform C of the rows, 1 x rows
     ENERGY_RIGHT = "energy_right"  # |column j of G C|^2, 1 x cols
+    MOMENT_FIRST = "moment_first"  # of a core, bias-corrected, p x q
+    MOMENT_SECOND = "moment_second"  # the same
     DENSE = "dense"  # the displacement itself
     BASIS_LEFT = "basis_left"  # new U, rows x p, only published
     BASIS_RIGHT = "basis_right"  # new V, cols x q, only published
@@ -155,10 +159,14 @@ def _upload_block(index: int, block: Block, due: Due, wire: WireConfig) -> Itera
     if index in due.choose:
         yield Slot(index, Part.ENERGY_LEFT, 1, m, ENERGY_BITS, 1)
         yield Slot(index, Part.ENERGY_RIGHT, 1, n, ENERGY_BITS, 1)
+    yield from _moments(index, block, due)
 
 
 def _published_block(index: int, block: Block, due: Due, wire: WireConfig) -> Iterator[Slot]:
-    """One exponent a slot, which the exact lift asks for. A sketch never has fewer bits than the uploads it is of."""
+    """One exponent a slot, which the exact lift asks for; moments, which are not lifted, have one a row.
+
+    A sketch never has fewer bits than the uploads it is of.
+    """
     m, n, (p, q) = block.rows, block.cols, block.ranks
     if not block.is_low_rank:
         yield Slot(index, Part.DENSE, m, n, DENSE_BITS, 0)
@@ -178,6 +186,15 @@ def _published_block(index: int, block: Block, due: Due, wire: WireConfig) -> It
     elif index in due.tangent:
         yield Slot(index, Part.FACTOR_LEFT, q, p, FACTOR_BITS, 1)
         yield Slot(index, Part.FACTOR_RIGHT, p, q, FACTOR_BITS, 1)
+    yield from _moments(index, block, due)
+
+
+def _moments(index: int, block: Block, due: Due) -> Iterator[Slot]:
+    """The same up and down. Dense blocks keep theirs: they are few numbers, and would be dear at 32 bits."""
+    p, q = block.ranks
+    for part, is_due in ((Part.MOMENT_FIRST, due.first), (Part.MOMENT_SECOND, due.second)):
+        if is_due:
+            yield Slot(index, part, p, q, MOMENT_BITS, p)
 
 
 def _core(slot: Slot, density: float, wire: WireConfig) -> Slot:

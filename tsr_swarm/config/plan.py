@@ -14,12 +14,16 @@ class Due:
     ``draw``: pairs (block, number): everybody draws the block's basis of this number from the run's seed; nothing is
     sent for it.
     A block in ``tangent`` alone takes its next basis from the tangent sketch itself.
+    ``first``, ``second``: every low-rank block also sends the first or second moment of its core, and all peers go on
+    with the average.
     """
 
     tangent: frozenset[int] = field(default_factory=frozenset)
     aim: frozenset[int] = field(default_factory=frozenset)
     choose: frozenset[int] = field(default_factory=frozenset)
     draw: tuple[tuple[int, int], ...] = ()
+    first: bool = False
+    second: bool = False
 
     @property
     def refresh(self) -> frozenset[int]:

@@ -313,6 +313,22 @@ class RunConfig:
             length,
             f"at most model.max_position_embeddings = {limit}",
         )
+        self._check_moment_periods()
+
+    def _check_moment_periods(self) -> None:
+        space = self.optimizer.local_space
+        for key in ("k_u", "k_v"):
+            value = getattr(self.periods, key)
+            if value != 0 and space != "core":
+                raise ConfigError(
+                    f'periods.{key} = {value!r} needs optimizer.local_space = "core", not "{space}": '
+                    "a core of a moment is not the moment of a core; set it to 0."
+                )
+        if self.periods.k_v != 0 and self.optimizer.inner == "muon":
+            raise ConfigError(
+                f'periods.k_v = {self.periods.k_v!r} has nothing to average with optimizer.inner = "muon", which keeps '
+                "no second moment; set it to 0."
+            )
 
 
 SECTIONS: Mapping[str, type[Any]] = {f.name: f.default_factory for f in fields(RunConfig)}  # type: ignore[misc]

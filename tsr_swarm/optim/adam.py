@@ -27,6 +27,10 @@ class Adam:
         corrections = stacked_corrections(self._betas, steps, gradient.device)
         return adam_direction(gradient, first, second, corrections, self._betas, self._eps)
 
+    def corrections(self, steps: int) -> tuple[float, float]:
+        """Of both moments."""
+        return bias_corrections(self._betas, steps)
+
     def rotate(self, state: BlockState, old: Basis, new: Basis) -> None:
         """Both moments to new bases, by LDAdam's rule."""
         assert state.second is not None, "a state made for Adam has two moments"
@@ -57,7 +61,7 @@ def adam_direction(
 
 
 def bias_corrections(betas: tuple[float, float], steps: int) -> tuple[float, float]:
-    """1 - beta**t for both moments after ``steps`` >= 1 steps."""
+    """1 - beta**t for both moments after t = ``steps`` steps."""
     return 1 - betas[0] ** steps, 1 - betas[1] ** steps
 
 

@@ -50,7 +50,8 @@ class Consensus:
 
         Each block not ``void``: decay (low-rank blocks), subtract the published displacement lifted in the OLD basis,
         then change the basis. A void block keeps weight and basis, but for a drawn one, which follows from the number
-        of the round alone. Nothing changes when RunError is raised.
+        of the round alone. Moments that are due must be there, but are the peers' own and change nothing here. Nothing
+        changes when RunError is raised.
         """
         grids: dict[tuple[int, Part], Grid] = {(slot.block, slot.part): grid for slot, grid in published.items()}
         self._require_complete(plan.due, grids, void)

@@ -26,6 +26,7 @@ from tsr_swarm.optim.core_stack import stacks
 from tsr_swarm.optim.full_block import FullBlock
 from tsr_swarm.optim.inner import inner_optimizer
 from tsr_swarm.optim.local_space import gradient_grid
+from tsr_swarm.optim.moments import moment_grid, take_moment
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.optim.residual import RESIDUAL, carry, pack_residuals, unpack_residual
 
@@ -88,12 +89,14 @@ class CoreSpace:
         wire: WireConfig,
         gradients: Mapping[int, tuple[Tensor, Tensor]],
     ) -> dict[Slot, Grid]:
-        """Cores (C = -S), dense displacements, and the gradient sketches that were passed in."""
+        """Cores (C = -S), their moments, dense displacements, and the gradient sketches that were passed in."""
         grids: dict[Slot, Grid] = {}
         for slot in upload_slots(self._blocks, plan.due, wire):
             state = self._states[slot.block]
             if slot.part.kind is PayloadKind.GRADIENT:
                 grids[slot] = gradient_grid(slot, gradients)
+            elif slot.part.kind is PayloadKind.MOMENT:
+                grids[slot] = moment_grid(slot, state, self._inner[slot.block])
             elif slot.part is Part.DENSE:
                 grids[slot] = dense_grid(state.displacement)
                 state.sent = {Part.DENSE: state.displacement.clone()}
@@ -134,6 +137,13 @@ class CoreSpace:
         for index, state in self._states.items():
             averaged = next(iter(state.sent.values()), None) if index in included else None
             state.settle(averaged, gamma=1.0)
+
+    @torch.no_grad()
+    def take_moments(self, published: Mapping[Slot, Grid]) -> None:
+        """Go on with the averages of moments, those of a round that this peer is not part of too."""
+        for slot, grid in published.items():
+            if slot.part.kind is PayloadKind.MOMENT:
+                take_moment(slot, grid, self._states[slot.block], self._inner[slot.block])
 
     @torch.no_grad()
     def rotate(self, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:

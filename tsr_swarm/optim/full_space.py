@@ -83,6 +83,9 @@ class FullSpace:
             # what a dense block sent was exact: anything left of it is work done since
             state.settle(averaged, self._gamma if self._blocks[index].is_low_rank else 1.0)
 
+    def take_moments(self, published: Mapping[Slot, Grid]) -> None:
+        """Nothing to do: a core of a moment is not the moment of a core, so only core peers average theirs."""
+
     def rotate(self, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
         """Nothing to do: all that is kept is full size, and no basis is written into it."""
 

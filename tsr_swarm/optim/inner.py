@@ -27,6 +27,9 @@ class InnerOptimizer(Protocol):
         step, 1 or some tenths, whatever the size of the gradient.
         """
 
+    def corrections(self, steps: int) -> tuple[float, ...]:
+        """1 - beta**steps of each moment: a moment divided by it is a mean of gradients, or of their squares."""
+
     def rotate(self, state: BlockState, old: Basis, new: Basis) -> None:
         """Carry the moments of a core from ``old`` to ``new`` bases, in place."""
 

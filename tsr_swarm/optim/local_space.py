@@ -1,7 +1,7 @@
 """The seam between a peer's training loop and its round: what one peer moves between two exchanges.
 
-A round, in order: ``begin``, many ``step``, ``upload``; when the round is committed ``settle``, then
-``Consensus.apply``, then ``rotate``, and ``begin`` again. Steps taken between ``upload`` and ``settle`` are kept.
+A round, in order: ``begin``, many ``step``, ``upload``; when the round is committed ``settle`` and ``take_moments``,
+then ``Consensus.apply``, then ``rotate``, and ``begin`` again. Steps taken between ``upload`` and ``settle`` are kept.
 """
 
 from collections.abc import Mapping
@@ -47,6 +47,12 @@ class LocalSpace(Protocol):
         """Take what was averaged out of the displacement, for the blocks in ``included``; the rest keep theirs.
 
         Before ``Consensus.apply``: ``consensus`` still has the bases that the upload was made in.
+        """
+
+    def take_moments(self, published: Mapping[Slot, Grid]) -> None:
+        """Go on with the averaged moments in ``published``, if there are any; before ``Consensus.apply``.
+
+        For every peer, also one that the round did not include. They are written in the bases of before.
         """
 
     def rotate(self, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:

@@ -32,6 +32,10 @@ class Muon:
         """Fold ``gradient`` (..., M, N) into the momentum ``first``, in place; return the direction to subtract."""
         return muon_direction(gradient, first)
 
+    def corrections(self, steps: int) -> tuple[float]:
+        """Of the momentum. Its length counts where it is averaged with those of other peers."""
+        return (1 - MOMENTUM**steps,)
+
     def rotate(self, state: BlockState, old: Basis, new: Basis) -> None:
         """The momentum of a core to new bases: a mean, and never bias-corrected, as its length does not count."""
         state.first.copy_(rotate_core(state.first, old, new))

@@ -1,4 +1,6 @@
-"""What each round asks of everybody: rates, weight decay, and which blocks refresh their bases. Pure arithmetic."""
+"""What each round asks of everybody: rates, weight decay, which blocks refresh their bases, and whether moments are
+averaged. Pure arithmetic.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +9,7 @@ from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import Due, RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
+from tsr_swarm.optim.moment_periods import own_moment_periods
 
 
 def plan_round(config: RunConfig, blocks: Sequence[Block], round: int, parent: str) -> RoundPlan:
@@ -54,6 +57,8 @@ def learning_rate(optimizer: OptimizerConfig, step: int) -> float:
 def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
     """Which blocks send a tangent sketch, a gradient sketch or both in ``round``, or draw their next basis.
 
+    Moments are averaged in the rounds whose last step is a multiple of their period.
+
     A block's first refresh by what peers send is in round 1, where its basis is still a random one; a drawn one would
     be no better, and the first draw is a period later. Core peers have nothing outside their bases to flush, so they
     go without tangents as long as all peers are core; and drawn bases flush all directions in their turn.
@@ -65,6 +70,7 @@ def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
         for index, block in enumerate(blocks)
         if block.is_low_rank and counted % refresh_rounds(config.periods, block) == 0
     )
+    first, second = (period > 0 and round * config.periods.k_x % period == 0 for period in own_moment_periods(config))
     no_flush = config.optimizer.local_space == "core" or aim == "seed"
     return Due(
         tangent=none if no_flush else refresh,
@@ -73,6 +79,8 @@ def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
         draw=tuple((index, basis_number(config.periods, blocks[index], round)) for index in sorted(refresh))
         if aim == "seed"
         else (),
+        first=first,
+        second=second,
     )
 
 

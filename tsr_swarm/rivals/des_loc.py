@@ -6,14 +6,13 @@ Departures: Adam's bias correction and eps outside of the root, decoupled weight
 that was away keeps its own moments until their next average.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from tsr_swarm.optim.muon import MOMENTUM
+from tsr_swarm.optim.moment_periods import moment_periods
 from tsr_swarm.rivals.flat import FLOAT_BYTES
 from tsr_swarm.rivals.inner import InnerOptimizer, numbers_of
 from tsr_swarm.rivals.method import Traffic, both_ways
@@ -41,8 +40,7 @@ class MomentPeriods(Settings):
     @property
     def periods(self) -> tuple[int, int]:
         """K_u and K_v in steps."""
-        beta1 = MOMENTUM if self.inner == "muon" else self.betas[0]
-        return _period(self.k_u, beta1, self.k_x), _period(self.k_v, self.betas[1], self.k_x)
+        return moment_periods(self.k_u, self.k_v, self.k_x, self.inner, self.betas)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +48,6 @@ class DesLocSettings(MomentPeriods):
     """Nothing but the optimizer and the periods."""
 
     method: ClassVar[str] = "des-loc"
-
-
-def _period(value: int | str, beta: float, k_x: int) -> int:
-    return half_life(beta, k_x) if isinstance(value, str) else value
-
-
-def half_life(beta: float, k_x: int) -> int:
-    """The steps ln 2 / -ln(beta) after which half of a moment is forgotten (section 2), in whole periods k_x, >= 1."""
-    steps = math.log(2) / -math.log(beta) if beta else 0.0
-    return max(1, round(steps / k_x)) * k_x
 
 
 class DesLoc(LocalMethod):

@@ -113,11 +113,16 @@ class Trainer:
         self, plan: RoundPlan, published: Mapping[Slot, Grid], void: frozenset[int], included: frozenset[int]
     ) -> bytes:
         """Apply a committed round; ``included`` are the blocks in whose average this peer is. Returns the digest."""
+        self.settle(plan, published, included)
+        self.space.rotate(self.consensus.apply(plan, published, void))
+        return self.consensus.digest()
+
+    def settle(self, plan: RoundPlan, published: Mapping[Slot, Grid], included: frozenset[int]) -> None:
+        """The part of ``apply`` that comes before the consensus moves on: residuals and averaged moments."""
         # A peer that was restarted no longer knows what it sent; only what it does know is taken out of its residual.
         if self.sent_round == plan.round:
             self.space.settle(self.consensus, included)
-        self.space.rotate(self.consensus.apply(plan, published, void))
-        return self.consensus.digest()
+        self.space.take_moments(published)
 
     def load(self, space: Mapping[str, Tensor], sent_round: int) -> None:
         """Go on from a checkpoint of ``space.state_dict()``. Raises CheckpointError."""

@@ -121,7 +121,8 @@ def max_published_bytes(manifest: Manifest) -> int:
     """An upper bound of one round's published bytes, whatever is due and however it is sharded."""
     low_rank = frozenset(i for i, block in enumerate(manifest.blocks) if block.is_low_rank)
     worst: Counter[int] = Counter()
-    aims = (Due(), Due(aim=low_rank), Due(choose=low_rank))
+    moments = Due(first=manifest.config.periods.k_u != 0, second=manifest.config.periods.k_v != 0)
+    aims = (moments, replace(moments, aim=low_rank), replace(moments, choose=low_rank))
     for due in (*aims, *(replace(due, tangent=low_rank) for due in aims)):
         sizes: Counter[int] = Counter()
         for slot in published_slots(manifest.blocks, due, manifest.config.wire):

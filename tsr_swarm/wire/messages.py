@@ -170,6 +170,8 @@ def plan_to_proto(plan: RoundPlan, shards: Sequence[Shard]) -> pb.RoundPlan:
         choose=sorted(plan.due.choose),
         draw=[block for block, _ in plan.due.draw],
         draw_numbers=[number for _, number in plan.due.draw],
+        first=plan.due.first,
+        second=plan.due.second,
         seed=plan.seed,
         shards=[pb.Shard(blocks=shard.blocks, address=shard.address) for shard in shards],
     )
@@ -191,6 +193,8 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[Rou
         aim=_due(message.aim, "aim", blocks),
         choose=_due(message.choose, "choose", blocks),
         draw=_draws(message, blocks),
+        first=message.first,
+        second=message.second,
     )
     both = sorted(due.aim & due.choose)
     require(not both, "choose", both[:8], "none of the blocks in aim")
@@ -259,6 +263,7 @@ def _chain_fields(
     yield _numbers(sorted(plan.due.tangent))
     yield _numbers(sorted(plan.due.aim))
     yield _numbers(sorted(plan.due.choose))
+    yield _numbers([plan.due.first, plan.due.second])
     yield _numbers([plan.seed, *(value for pair in plan.due.draw for value in pair)])
     yield bytes.fromhex(plan.parent)
     yield _numbers([len(shard_blocks), len(results)])

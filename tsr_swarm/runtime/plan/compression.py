@@ -5,7 +5,7 @@ the raw bytes of its 8-bit cores and 0.61 of those of its 16-bit means of three;
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,11 +37,13 @@ class Shares:
 
 
 def wire_shares(config: RunConfig, peers: int) -> Shares:
-    """Of every payload kind that a run with ``config`` sends, from one round with a refresh and one without."""
+    """Of every payload kind that a run with ``config`` sends, from a round where all is due and one without."""
     generator = torch.Generator().manual_seed(0)
     sent: dict[str, float] = {}
     received: dict[str, float] = {}
-    for due in dict.fromkeys((due_blocks(config, _BLOCKS, 1), Due())):
+    periods = config.periods
+    all_due = replace(due_blocks(config, _BLOCKS, 1), first=periods.k_u != 0, second=periods.k_v != 0)
+    for due in dict.fromkeys((all_due, Due())):
         uploads = upload_slots(_BLOCKS, due, config.wire)
         peer_grids = [_draw(uploads, generator) for _ in range(min(peers, _MOST_PEERS))]
         mean = {slot: _mean([grids[slot].numbers() for grids in peer_grids]) for slot in uploads}
@@ -53,11 +55,13 @@ def wire_shares(config: RunConfig, peers: int) -> Shares:
 
 
 def _draw(slots: Sequence[Slot], generator: torch.Generator) -> dict[Slot, Grid]:
-    drawn = {slot: torch.randn(slot.rows, slot.cols, generator=generator) for slot in slots}
-    return {
-        slot: dense_grid(numbers) if slot.part is Part.DENSE else quantise_slot(numbers, slot)
-        for slot, numbers in drawn.items()
-    }
+    grids = {}
+    for slot in slots:
+        numbers = torch.randn(slot.rows, slot.cols, generator=generator)
+        if slot.part is Part.MOMENT_SECOND:
+            numbers = numbers.square()
+        grids[slot] = dense_grid(numbers) if slot.part is Part.DENSE else quantise_slot(numbers, slot)
+    return grids
 
 
 def _mean(numbers: Sequence[Tensor]) -> Tensor:

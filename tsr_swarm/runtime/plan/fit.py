@@ -2,7 +2,8 @@
 
 Ranks halve from the run's own downwards. At each rank the bases are refreshed as often as the run says, or half, a
 quarter, an eighth as often where that spares local steps, because at a large rank the basis is most of the traffic.
-The weights' period is then the shortest that keeps the share, never shorter than the run's own.
+The weights' period is then the shortest that keeps the share, never shorter than the run's own. Moments are averaged
+after as many rounds as the run says; where it says "auto" they are counted as in every round, which is the most.
 """
 
 import json
@@ -33,6 +34,8 @@ class Candidate:
     k_x: int
     k_r: int
     k_r_embedding: int
+    k_u: int | str
+    k_v: int | str
     ceiling_seconds: float  # a round that closes later than this needs a higher limit
     exchange: Exchange
     line_seconds: float
@@ -78,6 +81,7 @@ def run_lines(candidate: Candidate) -> list[str]:
         f"k_x = {candidate.k_x}",
         f"k_r = {candidate.k_r}",
         f"k_r_embedding = {candidate.k_r_embedding}",
+        *(f"{key} = {json.dumps(value)}" for key in ("k_u", "k_v") if (value := getattr(candidate, key))),
         "[round]",
         f"ceiling_seconds = {candidate.ceiling_seconds:.1f}",
     ]
@@ -97,7 +101,13 @@ def _at_rank(
     for factor in REFRESH_FACTORS:
         rounds, rounds_embedding = own.refresh_rounds * factor, own.refresh_rounds_embedding * factor
         # bytes depend on how many rounds lie between refreshes, not on how many steps a round has
-        periods = replace(own, k_r=rounds * own.k_x, k_r_embedding=rounds_embedding * own.k_x)
+        periods = replace(
+            own,
+            k_r=rounds * own.k_x,
+            k_r_embedding=rounds_embedding * own.k_x,
+            k_u=own.k_x if isinstance(own.k_u, str) else own.k_u,
+            k_v=own.k_x if isinstance(own.k_v, str) else own.k_v,
+        )
         exchange = our_exchange(replace(config, optimizer=optimizer, periods=periods), blocks, shares)
         k_x = max(own.k_x, _steps_needed(line_seconds(goal.link, exchange), goal))
         exchange = replace(exchange, every=k_x)
@@ -107,11 +117,18 @@ def _at_rank(
             k_x=k_x,
             k_r=rounds * k_x,
             k_r_embedding=rounds_embedding * k_x,
+            k_u=_stretched(own.k_u, own.k_x, k_x),
+            k_v=_stretched(own.k_v, own.k_x, k_x),
             ceiling_seconds=_ceiling(config, k_x * goal.step_seconds, exchange, goal.link),
             exchange=exchange,
             line_seconds=line_seconds(goal.link, exchange),
             line_share=line_share(goal.link, exchange, goal.step_seconds),
         )
+
+
+def _stretched(period: int | str, old: int, new: int) -> int | str:
+    """A period of moments in as many rounds of ``new`` steps as it had of ``old`` ones; "auto" finds its own."""
+    return period if isinstance(period, str) else period // old * new
 
 
 def _halved(config: RunConfig, key: str, times: int) -> int | str:

@@ -11,12 +11,13 @@ from tsr_swarm.config.plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
 from tsr_swarm.lowrank.packed import BUCKET
 from tsr_swarm.optim.inner import inner_optimizer
+from tsr_swarm.optim.moment_periods import own_moment_periods
 from tsr_swarm.optim.periods import due_blocks, refresh_rounds
 from tsr_swarm.runtime.plan.compression import Shares
 from tsr_swarm.runtime.plan.method import Exchange, Memory, Method
 from tsr_swarm.runtime.plan.rivals import FLOAT, numbers
 
-MOST_ROUNDS = 2_000  # refresh periods without a common multiple up to here are averaged over the first so many rounds
+MOST_ROUNDS = 2_000  # periods without a common multiple up to here are averaged over the first so many rounds
 _BASIS = 2  # bytes of the int16 that a basis is kept in
 
 _Walk = Callable[[Sequence[Block], Due, WireConfig], Sequence[Slot]]
@@ -57,7 +58,7 @@ def our_exchange(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> 
 
 
 def raw_bytes(config: RunConfig, blocks: Sequence[Block], walk: _Walk) -> RawBytes:
-    """``walk`` is upload_slots or published_slots. Means are over one common period of all refreshes."""
+    """``walk`` is upload_slots or published_slots. Means are over one common period of refreshes and moments."""
     totals: dict[str, float] = defaultdict(float)
     by_due: dict[Due, Mapping[str, int]] = {}
     window = _window(config, blocks)
@@ -93,9 +94,10 @@ def our_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
     )
 
 
-def state_bytes(blocks: Sequence[Block]) -> int:
-    """What a peer downloads once when it joins: weights and bases, before compression."""
-    return numbers(blocks) * FLOAT + _basis_numbers(blocks) * _BASIS
+def state_bytes(config: RunConfig, blocks: Sequence[Block]) -> int:
+    """What a peer downloads once when it joins: weights, and bases that it cannot draw, before compression."""
+    bases = 0 if config.optimizer.aim == "seed" else _basis_numbers(blocks)
+    return numbers(blocks) * FLOAT + bases * _BASIS
 
 
 def _basis_numbers(blocks: Sequence[Block]) -> int:
@@ -109,6 +111,7 @@ def _packed_bytes(size: int) -> int:
 
 def _window(config: RunConfig, blocks: Sequence[Block]) -> int:
     periods = {refresh_rounds(config.periods, block) for block in blocks if block.is_low_rank}
+    periods |= {period // config.periods.k_x for period in own_moment_periods(config) if period}
     return min(MOST_ROUNDS, math.lcm(*periods)) if periods else 1
 
 

@@ -56,7 +56,7 @@ def make_report(config: RunConfig, ranks: LowRanks, scene: Scene, share: float |
         ],
         raw_sent=raw_bytes(config, blocks, upload_slots).mean,
         raw_received=raw_bytes(config, blocks, published_slots).mean,
-        state_bytes=state_bytes(blocks),
+        state_bytes=state_bytes(config, blocks),
         fit=fit,
     )
 

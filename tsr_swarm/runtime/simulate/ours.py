@@ -128,7 +128,8 @@ class OurSwarm:
         message = published_to_proto(published.header)
         opened = open_published(self._manifest, message, published.data, self._chain)
         if not self._exact:
-            self._settle(opened)
+            for trainer, peer_id in zip(self._trainers, self._ids, strict=True):
+                trainer.settle(opened.header.plan, opened.grids, opened.included_blocks(peer_id))
         refreshed = self._consensus.apply(opened.header.plan, opened.grids, opened.void)
         self._outer = rotate_outer(published.outer, refreshed, self._config.optimizer)
         digest = self._consensus.digest()
@@ -138,12 +139,6 @@ class OurSwarm:
             for trainer in self._trainers:
                 trainer.space.rotate(refreshed)
         return digest.hex()
-
-    def _settle(self, opened: Published) -> None:
-        """As ``Trainer.apply`` does before it applies a round."""
-        for trainer, peer_id in zip(self._trainers, self._ids, strict=True):
-            if trainer.sent_round == opened.header.plan.round:
-                trainer.space.settle(self._consensus, opened.included_blocks(peer_id))
 
     def _apply_by_each(self, message: pb.PublishedHeader, data: bytes, digest: bytes) -> None:
         """Every peer opens and applies the round itself, as a real one does. Raises RunError if one ends elsewhere."""

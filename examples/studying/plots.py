@@ -1,0 +1,137 @@
+"""The finalists' losses against bytes and against time, as PNG. Needs matplotlib, which is the extra ``plots``."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from candidates import OURS
+
+from studying.clock import DOWN, UP, home_link
+from studying.rows import Row
+from tsr_swarm.errors import RunError
+from tsr_swarm.rivals.registry import METHODS
+from tsr_swarm.runtime.simulate.link import MBIT
+from tsr_swarm.runtime.simulate.plots import BLACK, COLOURS, spread
+from tsr_swarm.runtime.simulate.result import Point
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BYTES, TIME = "study-loss-by-bytes.png", "study-loss-by-time.png"
+LABEL_GAP = 0.036  # between two labels, as a share of the axis
+TOP_SHARE = 0.6  # of the first loss: what a few steps learn anywhere need not be seen
+MINUTE, MB = 60.0, 1e6
+
+
+class Line(NamedTuple):
+    """A finalist's curve: the median over the seeds at each point that all of them have, and their range."""
+
+    name: str
+    colour: str
+    dashes: str
+    width: float
+    x: list[float]
+    y: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Both pictures; none while there is no run. Raises RunError without matplotlib, or where nothing can be put."""
+    done = [row for row in rows if row.runs]
+    if not done:
+        return []
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ModuleNotFoundError:
+        raise RunError("Plots need matplotlib; install it with 'pip install tsr-swarm[plots]'.") from None
+    link = home_link(done[0].runs[0].parameters)
+    note = f"the 60M shapes on {UP / MBIT:g} Mbit/s up, {DOWN / MBIT:g} down, {link.step_seconds:.2f} s a step"
+    by_bytes = [line_of(row, lambda point: point.bytes_total / MB) for row in done]
+    by_time = [line_of(row, lambda point: point.seconds(link) / MINUTE) for row in done]
+    return [
+        _write(folder / BYTES, by_bytes, "wire bytes of one peer, sent and received, MB", ""),
+        _write(folder / TIME, by_time, "simulated time, minutes", note),
+    ]
+
+
+def line_of(row: Row, x_of: Callable[[Point], float]) -> Line:
+    """Points at 0 are left out: the axis is logarithmic."""
+    x, y, low, high = [], [], [], []
+    for same in zip(*(run.curve for run in row.runs), strict=False):
+        losses = [point.loss for point in same if point.loss is not None]
+        where = statistics.fmean(map(x_of, same))
+        if len(losses) == len(same) and where > 0:
+            x.append(where)
+            y.append(statistics.median(losses))
+            low.append(min(losses))
+            high.append(max(losses))
+    colour = BLACK if row.is_ours else COLOURS[list(METHODS).index(row.candidate.method) % len(COLOURS)]
+    dashes = "--" if row.is_control else "-"
+    return Line(row.name, colour, dashes, 2.6 if row.name == OURS else 1.2, x, y, low, high)
+
+
+def _write(path: Path, lines: Sequence[Line], x_label: str, note: str) -> Path:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure = Figure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for line in sorted(lines, key=lambda line: line.width):  # the widest on top
+        axes.plot(line.x, line.y, line.dashes, color=line.colour, linewidth=line.width)
+        axes.plot(line.x[-1:], line.y[-1:], "o", color=line.colour, markersize=2 + line.width)
+        axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.12, linewidth=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=20))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("held-out loss, nats a token")
+    axes.set_title(note, loc="left", fontsize=9, color="#444444")
+    axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    _frame(axes, lines)
+    _label_ends(axes, lines)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}); name another folder.") from error
+    return path
+
+
+def _frame(axes: "Axes", lines: Sequence[Line]) -> None:
+    """Leave out the first losses, where all methods are alike and far above everything else."""
+    losses = [loss for line in lines for loss in line.y]
+    ends = [line.y[-1] for line in lines if line.y]
+    if not losses:
+        return
+    bottom = min(losses)
+    top = max(*ends, bottom + TOP_SHARE * (max(losses) - bottom))
+    margin = 0.03 * (top - bottom) or 0.1
+    axes.set_ylim(bottom - margin, top + margin)
+    inside = [x for line in lines for x, loss in zip(line.x, line.y, strict=True) if loss <= top]
+    axes.set_xlim(min(inside) / 1.3, max(inside) * 1.1)
+
+
+def _label_ends(axes: "Axes", lines: Sequence[Line]) -> None:
+    """Each line's name at the right edge, at the height of its end, in its colour, with a thin leader to it."""
+    bottom, top = axes.get_ylim()
+    wanted = sorted((line for line in lines if line.y and math.isfinite(line.y[-1])), key=lambda line: line.y[-1])
+    heights = spread([(line.y[-1] - bottom) / (top - bottom) for line in wanted], LABEL_GAP)
+    for line, height in zip(wanted, heights, strict=True):
+        axes.annotate(
+            line.name,
+            xy=(line.x[-1], line.y[-1]),
+            xytext=(1.02, height),
+            textcoords="axes fraction",
+            color=line.colour,
+            fontsize=9,
+            fontweight="bold" if line.name == OURS else "normal",
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": line.colour, "linewidth": 0.5, "alpha": 0.4, "shrinkA": 0},
+        )

@@ -1,0 +1,44 @@
+"""Which periods of moments a run may have."""
+
+from typing import Any
+
+import pytest
+
+from tsr_swarm.config.load import run_config_from_mapping
+from tsr_swarm.errors import ConfigError
+
+
+def config(optimizer: dict[str, Any], **periods: Any) -> object:
+    return run_config_from_mapping({"optimizer": optimizer, "periods": {"k_x": 20, "k_r": 20, **periods}})
+
+
+@pytest.mark.parametrize("space", ["full", "mixed"])
+@pytest.mark.parametrize(("key", "value"), [("k_u", 40), ("k_u", "auto"), ("k_v", 20)])
+def test_only_core_peers_average_moments(space: str, key: str, value: int | str) -> None:
+    optimizer = {"local_space": space, "inner": "adam", "aim": "gradient", "rank": "d/2"}
+    with pytest.raises(ConfigError) as error:
+        config(optimizer, **{key: value})
+    assert str(error.value) == (
+        f'periods.{key} = {value!r} needs optimizer.local_space = "core", not "{space}": '
+        "a core of a moment is not the moment of a core; set it to 0."
+    )
+
+
+def test_muon_has_no_second_moment_to_average() -> None:
+    with pytest.raises(ConfigError) as error:
+        config({"inner": "muon"}, k_v="auto")
+    assert str(error.value) == (
+        "periods.k_v = 'auto' has nothing to average with optimizer.inner = \"muon\", which keeps no second moment; "
+        "set it to 0."
+    )
+
+
+@pytest.mark.parametrize(("inner", "periods"), [("muon", {"k_u": 60}), ("adam", {"k_u": "auto", "k_v": 200})])
+def test_cores_may_average_what_they_keep(inner: str, periods: dict[str, Any]) -> None:
+    config({"inner": inner}, **periods)
+
+
+@pytest.mark.parametrize("value", [30, -20, "half"])
+def test_a_period_is_a_multiple_of_that_of_the_weights(value: int | str) -> None:
+    with pytest.raises(ConfigError, match=r"periods\.k_u = .* a multiple of k_x = 20, 0 or \"auto\""):
+        config({"inner": "adam"}, k_u=value)
