@@ -31,9 +31,14 @@ def rival(
 
 
 def ranks(matrices: str, embedding: str) -> tuple[str, str]:
-    return f'optimizer.rank="{matrices}"', f'optimizer.embedding_rank="{embedding}"'
+    quoted = [text if text.isdigit() and text != "1" else f'"{text}"' for text in (matrices, embedding)]
+    return f"optimizer.rank={quoted[0]}", f"optimizer.embedding_rank={quoted[1]}"
 
 
+ADAM = ('optimizer.inner="adam"',)
+AIMED = ('optimizer.aim="gradient"', *ranks("d/2", "d/2"), "periods.k_r=100", "periods.k_r_embedding=100")
+WIDE = ("wire.core_bits=8", "wire.published_bits=16", "optimizer.feedback=true")
+NESTEROV = ('optimizer.outer="nesterov"', "optimizer.outer_lr=0.7", "optimizer.outer_momentum=0.5")
 DENSE = "dense averaging, AdamW"
 OURS = "ours"
 
@@ -41,9 +46,8 @@ CORE = (
     ours(OURS, rates=(*MUON_RATES, 1e-1), final=True),
     rival(DENSE, "diloco", outer="average", final=True),
     rival("dense averaging, Muon", "diloco", MUON_RATES, outer="average", inner="muon", final=True),
-    ours("ours, rank 1/3", *ranks("1/3", "d/3"), rates=(3e-2, 6e-2), final=True),
-    ours("ours, all directions", *ranks("1", "d"), rates=(3e-2, 6e-2), final=True),
-    ours("ours, rank 1/4", *ranks("1/4", "d/4"), rates=(3e-2, 6e-2), final=True),
+    ours("ours, rank d/4", *ranks("d/4", "1/4"), rates=(3e-2, 6e-2), final=True),
+    ours("ours, all directions", *ranks("1", "1"), rates=(3e-2, 6e-2), final=True),
     rival("SparseLoCo 1/64", "sparseloco"),
     rival("SparseLoCo 1/64, mean of senders", "sparseloco", average="senders", final=True),
     rival("SparseLoCo 1/64, Muon", "sparseloco", (3e-3, *MUON_RATES), inner="muon", average="senders", final=True),
@@ -56,39 +60,19 @@ CORE = (
     rival("data-parallel AdamW", "ddp", final=True),
     ours("ours, 2 bits", "wire.core_bits=2", "wire.published_bits=2"),
     ours("ours, 4 bits", "wire.core_bits=4", "wire.published_bits=4"),
-    ours("ours, square cores d/2", *ranks("d/2", "d/2")),
-    ours("ours, embedding d/4", *ranks("1/2", "d/4")),
-    ours("ours, embedding 1/2", *ranks("1/2", "1/2")),
+    ours("ours, rank 3/4 d", *ranks("48", "1/2")),
+    ours("ours, rank a half of each side", *ranks("1/2", "1/2")),
+    ours("ours, embedding d/2", *ranks("d/2", "d/2")),
+    ours("ours, embedding 1/4", *ranks("d/2", "1/4")),
+    ours("ours, embedding 1", *ranks("d/2", "1")),
     ours("ours, rounding fed back", "optimizer.feedback=true"),
     ours("ours, dead zone 30 %", "wire.core_density=0.3", "wire.published_density=0.3"),
     ours("ours, refresh every 2nd round", "periods.k_r=40", "periods.k_r_embedding=40"),
     ours("ours, columns by energy (DCT)", 'optimizer.aim="dct"'),
-    ours(
-        "ours, aimed by gradients every 5th round",
-        'optimizer.aim="gradient"',
-        *ranks("d/2", "d/2"),
-        "periods.k_r=100",
-        "periods.k_r_embedding=100",
-    ),
-    ours(
-        "core-local Adam, aimed by gradients every 5th round",
-        'optimizer.inner="adam"',
-        'optimizer.aim="gradient"',
-        *ranks("d/2", "d/2"),
-        "periods.k_r=100",
-        "periods.k_r_embedding=100",
-        "wire.core_bits=8",
-        "wire.published_bits=16",
-        "optimizer.feedback=true",
-        rates=(3e-3, 1e-2),
-    ),
-    ours("ours, Adam in the core", 'optimizer.inner="adam"', rates=(3e-3, 1e-2)),
-    ours(
-        "ours, Nesterov outer step",
-        'optimizer.outer="nesterov"',
-        "optimizer.outer_lr=0.7",
-        "optimizer.outer_momentum=0.5",
-    ),
+    ours("ours, aimed by gradients every 5th round", *AIMED),
+    ours("core-local Adam, aimed by gradients every 5th round", *AIMED, *ADAM, *WIDE, rates=(3e-3, 1e-2)),
+    ours("ours, Adam in the core", *ADAM, rates=(3e-3, 1e-2)),
+    ours("ours, Nesterov outer step", *NESTEROV),
     ours("ours, K_x = 10", "periods.k_x=10"),
     ours("ours, K_x = 40", "periods.k_x=40"),
     rival("SparseLoCo 1/16, mean of senders", "sparseloco", density=1 / 16, average="senders", final=True),

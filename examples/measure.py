@@ -100,7 +100,7 @@ def quickstart(seeds: Sequence[int]) -> str:
             f"| {finished['wire_bytes'] / 1e6:.1f} | {finished['dense_bytes'] / 1e6:.0f} "
             f"| {finished['dense_bytes'] / finished['wire_bytes']:.0f} | {'yes' if equal else 'NO'} | {seconds:.1f} |"
         )
-        kinds += [traffic(rounds), traffic([r for r in rounds if "gradient" not in r["wire_bytes"]["sent"]])]
+        kinds.append(traffic(rounds))
         memory = {kind: max(memory.get(kind, 0), size) for kind, size in used.items()}
     lines += [
         "",
@@ -108,14 +108,9 @@ def quickstart(seeds: Sequence[int]) -> str:
         "",
     ]
     lines += ["kB a peer and round (mean; the state is what each peer downloads once, spread over all rounds):", ""]
-    lines += ["| kind | sent, all rounds | received, all rounds | sent, without refresh | received, without refresh |"]
-    lines += ["|---|---|---|---|---|"]
+    lines += ["| kind | sent | received |", "|---|---|---|"]
     for kind in sorted({kind for table in kinds for counts in table.values() for kind in counts}):
-        cells = [
-            statistics.mean(table[direction].get(kind, 0.0) for table in kinds[which::2])
-            for which in (0, 1)
-            for direction in ("sent", "received")
-        ]
+        cells = [statistics.mean(table[way].get(kind, 0.0) for table in kinds) for way in ("sent", "received")]
         lines.append(f"| {kind} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
     lines += ["", "Resident memory, the largest seen of each kind of process:", "", "| process | MB |", "|---|---|"]
     lines += [f"| {kind} | {size:.0f} |" for kind, size in sorted(memory.items())]
@@ -145,19 +140,27 @@ def _round_at(events: Sequence[Event], event: Event) -> int:
 def exactness() -> str:
     unlike = ["--env", "1:OMP_NUM_THREADS=2", "--env", "2:ATEN_CPU_CAPABILITY=default"]
     unlike += ["--env", "2:MKL_ENABLE_INSTRUCTIONS=SSE4_2"]
-    periods = ["--rounds", "5", "--set", "periods.k_r=80", "--set", "periods.k_r_embedding=80"]
-    lines = ["peer-1 runs with two threads, peer-2 with SSE4.2 only, peer-3 and the coordinator as they are.", ""]
-    lines += [
-        "| lift | round | refresh | coordinator | peer-1 | peer-2 | peer-3 | equal |",
-        "|---|---|---|---|---|---|---|---|",
+    bases = {
+        "drawn": ["optimizer.aim=seed"],
+        "aimed": ["optimizer.aim=gradient", "optimizer.rank=d/2", "periods.k_r=80", "periods.k_r_embedding=80"],
+    }
+    lines = [
+        "peer-1 runs with two threads, peer-2 with SSE4.2 only, peer-3 and the coordinator as they are.",
+        "Bases are drawn anew every round, or aimed by gradients: orthonormalised by the coordinator for all.",
+        "",
+        "| lift | bases | round | refresh | coordinator | peer-1 | peer-2 | peer-3 | equal |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for lift in ("exact", "exact", "float32"):
-        events, _ = run_local("--peers", "3", *unlike, *periods, "--set", f"optimizer.lift={lift}")
+    for lift, kind in (("exact", "drawn"), ("exact", "drawn"), ("exact", "aimed"), ("float32", "drawn")):
+        settings = [part for key in (f"optimizer.lift={lift}", *bases[kind]) for part in ("--set", key)]
+        events, _ = run_local("--peers", "3", "--rounds", "5", *unlike, *settings)
         refreshes = {event["round"]: event["refresh"] for event in of(events, "round_opened")}
         for round, seen in sorted(digests(events).items()):
             cells = [seen.get(who, "-")[:10] for who in ("coordinator", "peer-1", "peer-2", "peer-3")]
             equal = "yes" if len(set(seen.values())) == 1 else "no"
-            lines.append(f"| {lift} | {round} | {refreshes[round]} blocks | " + " | ".join(cells) + f" | {equal} |")
+            lines.append(
+                f"| {lift} | {kind} | {round} | {refreshes[round]} blocks | " + " | ".join(cells) + f" | {equal} |"
+            )
     return "\n".join(lines)
 
 

@@ -15,9 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from candidates import CORE, Candidate
 from study_report import write_report
+from studying.rows import best_run
 
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.errors import SwarmError
 from tsr_swarm.runtime.simulate.result import RunResult
 from tsr_swarm.runtime.simulate.spec import RunSpec
 from tsr_swarm.runtime.simulate.store import Store
@@ -36,14 +38,23 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes, a torch thread each")
     options = parser.parse_args()
     store = Store(RESULTS)
-    if options.stage in ("all", "search"):
-        run_all([spec for c in CORE for spec in search_specs(c)], store, options.jobs, say)
-    if options.stage in ("all", "finals"):
-        run_all([spec for seed in SEEDS for spec in final_specs(store, seed)], store, options.jobs, say)
-    write_report(
+    try:
+        if options.stage in ("all", "search"):
+            run_all([spec for c in CORE for spec in search_specs(c)], store, options.jobs, say)
+        if options.stage in ("all", "finals"):
+            run_all([spec for seed in SEEDS for spec in final_specs(store, seed)], store, options.jobs, say)
+    finally:  # also of an interrupted study
+        print(report(store, RESULTS))
+
+
+def report(store: Store, folder: Path) -> Path:
+    """Write what is done as tables and plots beside ``folder``, and return the page's path."""
+    return write_report(
         {c.name: (c, _done(store, search_specs(c))) for c in CORE},
         {c.name: (c, _done(store, _finals_of(store, c))) for c in CORE if c.is_finalist},
-        RESULTS,
+        folder,
+        seeds=len(SEEDS),
+        k_x=_config([]).periods.k_x,
     )
 
 
@@ -63,7 +74,7 @@ def best_rate(store: Store, candidate: Candidate) -> float | None:
     done = _done(store, search_specs(candidate))
     if len(done) < len(candidate.rates):
         return None
-    return min(done, key=lambda run: (run.loss is None, run.loss or 0.0)).lr
+    return best_run(done).lr
 
 
 def _finals_of(store: Store, candidate: Candidate) -> list[RunSpec]:
@@ -95,4 +106,10 @@ def say(news: News) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on with the runs that are not done.", file=sys.stderr)
+        sys.exit(130)
+    except SwarmError as error:
+        sys.exit(str(error))

@@ -1,7 +1,6 @@
 """The tables of the finalists: losses and bytes, and who wins at a rival's bytes. Pure."""
 
 import math
-import statistics
 from collections.abc import Sequence
 
 from candidates import DENSE
@@ -85,17 +84,13 @@ def verdict(duel: Duel) -> str:
 
 def _who_wins(found: Sequence[Duel]) -> list[str]:
     lost = [duel for duel in found if verdict(duel).startswith("**")]
-    said = [f"{cells.name(duel.rival)} by {_by(duel)} nats" for duel in lost]
+    said = [f"{cells.name(duel.rival)}, {cells.differences(duel.differences, duel.rival.wanted)}" for duel in lost]
     won = sum(verdict(duel).startswith("ours") for duel in found)
     small = [cells.name(duel.rival) for duel in found if duel.ours is None]
     lines = [f"Ours has the lower loss at {won} of {len(found)} operating points."] if found else []
-    lines += [f"A rival has it at {len(lost)}: {'; '.join(said)}."] if lost else []
+    lines += [f"A rival has it at {len(lost)} (ours minus rival, nats): {'; '.join(said)}."] if lost else []
     lines += [f"Nothing of ours among the finalists moves as little as {'; '.join(small)}."] if small else []
     return lines
-
-
-def _by(duel: Duel) -> str:
-    return cells.loss(statistics.fmean(duel.differences))
 
 
 def by_loss(rows: Sequence[Row]) -> list[Row]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from candidates import OURS
 
 from studying.clock import DOWN, UP, home_link
+from studying.finals import REFERENCES
 from studying.rows import Row
 from tsr_swarm.errors import RunError
 from tsr_swarm.rivals.registry import METHODS
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BYTES, TIME = "study-loss-by-bytes.png", "study-loss-by-time.png"
+GREY = "#666666"
 LABEL_GAP = 0.036  # between two labels, as a share of the axis
 TOP_SHARE = 0.6  # of the first loss: what a few steps learn anywhere need not be seen
 MINUTE, MB = 60.0, 1e6
@@ -48,12 +50,13 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     except ModuleNotFoundError:
         raise RunError("Plots need matplotlib; install it with 'pip install tsr-swarm[plots]'.") from None
     link = home_link(done[0].runs[0].parameters)
-    note = f"the 60M shapes on {UP / MBIT:g} Mbit/s up, {DOWN / MBIT:g} down, {link.step_seconds:.2f} s a step"
+    marks = "shaded: range over the seeds; dashed: controls, a rival's exchange around Muon"
+    line = f"the 60M shapes on {UP / MBIT:g} Mbit/s up, {DOWN / MBIT:g} down, {link.step_seconds:.2f} s a step"
     by_bytes = [line_of(row, lambda point: point.bytes_total / MB) for row in done]
     by_time = [line_of(row, lambda point: point.seconds(link) / MINUTE) for row in done]
     return [
-        _write(folder / BYTES, by_bytes, "wire bytes of one peer, sent and received, MB", ""),
-        _write(folder / TIME, by_time, "simulated time, minutes", note),
+        _write(folder / BYTES, by_bytes, "wire bytes of one peer, sent and received, MB", marks),
+        _write(folder / TIME, by_time, "simulated time, minutes", f"{line}\n{marks}"),
     ]
 
 
@@ -68,9 +71,15 @@ def line_of(row: Row, x_of: Callable[[Point], float]) -> Line:
             y.append(statistics.median(losses))
             low.append(min(losses))
             high.append(max(losses))
-    colour = BLACK if row.is_ours else COLOURS[list(METHODS).index(row.candidate.method) % len(COLOURS)]
-    dashes = "--" if row.is_control else "-"
-    return Line(row.name, colour, dashes, 2.6 if row.name == OURS else 1.2, x, y, low, high)
+    dashes, width = "--" if row.is_control else "-", 2.6 if row.name == OURS else 1.2
+    return Line(row.name, _colour(row), dashes, width, x, y, low, high)
+
+
+def _colour(row: Row) -> str:
+    """Of a method, the same as in the pictures of ``simulate``; what others are measured against is grey."""
+    if row.name in REFERENCES:
+        return GREY
+    return BLACK if row.is_ours else COLOURS[list(METHODS).index(row.candidate.method) % len(COLOURS)]
 
 
 def _write(path: Path, lines: Sequence[Line], x_label: str, note: str) -> Path:
@@ -133,5 +142,12 @@ def _label_ends(axes: "Axes", lines: Sequence[Line]) -> None:
             fontweight="bold" if line.name == OURS else "normal",
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": line.colour, "linewidth": 0.5, "alpha": 0.4, "shrinkA": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": line.colour,
+                "linewidth": 0.5,
+                "alpha": 0.4,
+                "shrinkA": 0,
+                "relpos": (0, 0.5),
+            },
         )

@@ -41,7 +41,7 @@ def _edges(rows: Sequence[Row]) -> Iterator[str]:
     several = [row for row in rows if 1 < len(row.runs) == row.wanted]
     at_edge = [f"{row.name} {best:g}" for row in several if (best := best_run(row.runs).lr) in _ends(row)]
     if at_edge:
-        yield f"Best at the lowest or highest of several rates, so that a better one may lie beyond: {'; '.join(at_edge)}."
+        yield f"Best at the lowest or highest of its rates, so that a better one may lie beyond: {'; '.join(at_edge)}."
 
 
 def _ends(row: Row) -> tuple[float, float]:
@@ -64,7 +64,8 @@ def _variant(row: Row, ours: Row) -> list[str]:
     if not row.runs:
         return [*start, *[cells.PENDING] * 4]
     best, best_of_ours = best_run(row.runs), best_run(ours.runs)
-    same = _by_rate(ours).get(best.lr) if len(row.candidate.rates) == 1 else None  # more are another optimizer's
+    steps_alike = _inner(best) == _inner(best_of_ours)  # a rate of adam says nothing of the same rate of muon
+    same = _by_rate(ours).get(best.lr) if steps_alike else None
     return [
         *start,
         "-" if same is None else cells.differences([loss_of(best) - loss_of(same)], 1),
@@ -72,6 +73,10 @@ def _variant(row: Row, ours: Row) -> list[str]:
         cells.megabytes(best.curve[-1].bytes_total),
         f"{best.curve[-1].bytes_total / best_of_ours.curve[-1].bytes_total:.2f}",
     ]
+
+
+def _inner(run: RunResult) -> str:
+    return str(run.spec["optimizer"]["inner"])
 
 
 def _by_rate(row: Row) -> Mapping[float, RunResult]:

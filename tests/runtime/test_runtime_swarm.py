@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from swarm_rig import Swarm, run_swarm, tiny_config
 
+from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, WireConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.runtime import leadership, session
@@ -159,23 +160,49 @@ async def test_a_claim_of_more_tokens_than_a_round_has_is_refused(
     assert len(swarm.of(ev.RoundVoid)) == 1
 
 
-async def test_a_round_that_closes_during_an_upload_costs_that_peer_one_round_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One upload of round 2 never ends. Once such a peer span for ever, deaf to everything."""
+def stick_one_upload(monkeypatch: pytest.MonkeyPatch, round: int) -> None:
+    """The first upload of ``round`` never ends."""
     submit, stuck = session.submit_all, []
 
     async def stall(client, manifest, peer_id, work, shards):  # type: ignore[no-untyped-def]
-        if work.plan.round == 2 and not stuck:
+        if work.plan.round == round and not stuck:
             stuck.append(peer_id)
             await asyncio.Event().wait()
         return await submit(client, manifest, peer_id, work, shards)
 
     monkeypatch.setattr(session, "submit_all", stall)
+
+
+async def test_a_round_that_closes_during_an_upload_costs_that_peer_one_round_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once such a peer span for ever, deaf to everything."""
+    stick_one_upload(monkeypatch, round=2)
     config = tiny_config(tmp_path, round={"floor_seconds": 1.0}, run={"rounds": 4})
     swarm = await run_swarm(tmp_path, config)
     assert [event.included for event in swarm.closed()] == [3, 2, 3, 3]
     assert all(len(digests) == 1 for digests in swarm.digests().values())
+
+
+async def test_at_the_defaults_a_peer_that_is_left_out_of_a_round_changes_nobodys_weights_and_all_learn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Muon in bases drawn anew every round, cores of three bits: work that missed its round waits for its bases."""
+    stick_one_upload(monkeypatch, round=2)
+    tiny = tiny_config(tmp_path, round={"floor_seconds": 1.0}, run={"rounds": 7})
+    config = replace(tiny, optimizer=OptimizerConfig(), periods=PeriodsConfig(k_x=3), wire=WireConfig())
+    swarm = await run_swarm(tmp_path, config)
+    assert [event.included for event in swarm.closed()] == [3, 2, 3, 3, 3, 3, 3]
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    opened = [event for event in swarm.events if isinstance(event, ev.RoundOpened)]
+    assert len({event.refresh for event in opened}) == 1
+    assert opened[0].refresh > 0, "every round has new bases"
+    sent = {kind for event in swarm.closed() for kind in event.wire_bytes["sent"]}
+    assert sent == {"core", "dense", "control"}, "and nothing is sent for them"
+    finished = swarm.finished()
+    assert finished.first_loss is not None
+    assert finished.last_loss is not None
+    assert finished.last_loss < finished.first_loss - 0.3
 
 
 async def test_a_peer_whose_weights_differ_is_named_and_fetches_the_state_again(

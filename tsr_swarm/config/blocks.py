@@ -12,6 +12,8 @@ from enum import StrEnum
 from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.errors import ConfigError
 
+AUTO = "auto"
+SMALL_VOCABULARY = 4096  # beyond, a core of half of each side would outweigh all others
 MAX_RANK = 4096  # the exact lift is proven up to here: see lowrank/exact.py
 
 
@@ -82,7 +84,7 @@ def _plan_block(name: str, shape: tuple[int, ...], optimizer: OptimizerConfig, h
     is_embedding = name.endswith(("embed_tokens.weight", "lm_head.weight"))
     key = "embedding_rank" if is_embedding else "rank"
     role = Role.EMBEDDING if is_embedding else Role.MATRIX
-    value = getattr(optimizer, key)
+    value = embedding_rank(optimizer, max(rows, cols)) if is_embedding else optimizer.rank
     is_share = is_share_of_sides(value)
     rank = share_of(key, value, min(rows, cols)) if is_share else parse_rank(key, value, hidden)
     block = Block(name=name, rows=rows, cols=cols, rank=rank, role=role, is_proportional=is_share)
@@ -92,6 +94,13 @@ def _plan_block(name: str, shape: tuple[int, ...], optimizer: OptimizerConfig, h
             f"rank {min(rows, cols, MAX_RANK)}, and {MAX_RANK} on its longer side; choose a lower one."
         )
     return block
+
+
+def embedding_rank(optimizer: OptimizerConfig, vocabulary: int) -> int | str:
+    """``optimizer.embedding_rank`` with "auto" made definite."""
+    if optimizer.embedding_rank != AUTO:
+        return optimizer.embedding_rank
+    return "1/2" if optimizer.has_free_shapes and vocabulary <= SMALL_VOCABULARY else "d/2"
 
 
 def is_share_of_sides(value: int | str) -> bool:

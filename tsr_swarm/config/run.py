@@ -96,12 +96,12 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
-    """TSR-Adam and where it works."""
+    """How a peer steps, and in which bases."""
 
     local_space: str = "core"  # core | full | mixed: what a peer moves between rounds
     aim: str = "seed"  # seed | gradient | displacement | dct: what the next basis is made from
-    rank: int | str = "1/2"  # a number, a share of the hidden size "d/2", or of each side "1/2"
-    embedding_rank: int | str = "d/2"
+    rank: int | str = "d/2"  # a number, a share of the hidden size "d/2", or of each side "1/2"
+    embedding_rank: int | str = "auto"  # likewise; auto: "1/2" for a vocabulary of up to 4096, "d/2" for a larger one
     lr: float = 3e-2  # about 0.03 for muon and 0.003 for adam; a core's steps are scaled by update_scale
     update_scale: float = 0.0  # 0: such that a core step is as long as a dense one
     inner: str = "muon"  # muon | adam: how matrices step; muon in a full space leaves embedding and head to adam
@@ -138,7 +138,7 @@ class OptimizerConfig:
                 'a core never leaves its basis, so its displacement would re-aim at the same span; use "gradient".'
             )
         shares = [rank for rank in (self.rank, self.embedding_rank) if isinstance(rank, str) and rank[:1] == "1"]
-        if shares and self.aim not in ("seed", "dct"):
+        if shares and not self.has_free_shapes:
             raise ConfigError(
                 f'A rank that is a share of each side, "{shares[0]}", needs optimizer.aim = "seed" or "dct", not '
                 f'"{self.aim}": a sketch of one side has as many columns as the other side has directions; '
@@ -183,6 +183,11 @@ class OptimizerConfig:
                 f'optimizer.outer_lr = {self.outer_lr} has no effect with optimizer.outer = "average"; for a plain '
                 'step of that rate set optimizer.outer to "nesterov" and optimizer.outer_momentum to 0.'
             )
+
+    @property
+    def has_free_shapes(self) -> bool:
+        """Whether a core may have more rows than columns, because no side's basis is made from the other's."""
+        return self.aim in ("seed", "dct")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +248,7 @@ class RoundConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireConfig:
-    """Bits a number, and how many numbers. What an upload's rounding drops stays in its peer's residual."""
+    """Bits a number, and how many numbers. Whether a peer keeps what rounding drops is optimizer.feedback's to say."""
 
     core_bits: int = 3  # 2, 3, 4, 8 or 16
     core_density: float = 1.0  # share of a core's numbers that is sent, the largest ones; 1: all of them

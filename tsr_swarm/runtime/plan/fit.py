@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tsr_swarm.config.blocks import is_share_of_sides, parse_rank, plan_blocks
+from tsr_swarm.config.blocks import embedding_rank, is_share_of_sides, parse_rank, plan_blocks
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.runtime.plan.compression import Shares
 from tsr_swarm.runtime.plan.link import Link, line_seconds, line_share
@@ -133,8 +133,9 @@ def _stretched(period: int | str, old: int, new: int) -> int | str:
 
 def _halved(config: RunConfig, key: str, times: int) -> int | str:
     """A rank of the run, halved so often: a number, or a share of a block's sides."""
-    value = getattr(config.optimizer, key)
-    if is_share_of_sides(value):
+    optimizer, model = config.optimizer, config.model
+    value = optimizer.rank if key == "rank" else embedding_rank(optimizer, max(model.vocab_size, model.hidden_size))
+    if isinstance(value, str) and is_share_of_sides(value):
         divisor = int(value.partition("/")[2] or 1)
         return f"1/{divisor << times}"
     return max(1, parse_rank(key, value, config.model.hidden_size) >> times)
