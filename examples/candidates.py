@@ -38,6 +38,7 @@ def ranks(matrices: str, embedding: str) -> tuple[str, str]:
 ADAM = ('optimizer.inner="adam"',)
 AIMED = ('optimizer.aim="gradient"', *ranks("d/2", "d/2"), "periods.k_r=100", "periods.k_r_embedding=100")
 WIDE = ("wire.core_bits=8", "wire.published_bits=16", "optimizer.feedback=true")
+HELD = ("periods.k_r=100", "periods.k_r_embedding=100")
 NESTEROV = ('optimizer.outer="nesterov"', "optimizer.outer_lr=0.7", "optimizer.outer_momentum=0.5")
 DENSE = "dense averaging, AdamW"
 OURS = "ours"
@@ -72,7 +73,8 @@ CORE = (
     ours("ours, aimed by gradients every 5th round", *AIMED),
     ours("core-local Adam, aimed by gradients every 5th round", *AIMED, *ADAM, *WIDE, rates=(3e-3, 1e-2)),
     ours("ours, Adam in the core", *ADAM, rates=(3e-3, 1e-2)),
-    ours("ours, Nesterov outer step", *NESTEROV),
+    ours("ours, refresh every 5th round", *HELD),
+    ours("ours, refresh every 5th round, Nesterov outer step", *HELD, *NESTEROV),
     ours("ours, K_x = 10", "periods.k_x=10"),
     ours("ours, K_x = 40", "periods.k_x=40"),
     rival("SparseLoCo 1/16, mean of senders", "sparseloco", density=1 / 16, average="senders", final=True),

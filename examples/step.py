@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tsr_swarm.config.blocks import plan_blocks
 from tsr_swarm.config.run import ModelConfig, OptimizerConfig
 from tsr_swarm.lowrank.basis import random_basis
-from tsr_swarm.lowrank.packed import Packed
+from tsr_swarm.lowrank.packed import packed_bytes
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.core_stack import project, subtract_lifted
@@ -231,7 +231,8 @@ def main() -> None:
     model = build_model(MODEL, weights)
     batch = torch.randint(MODEL.vocab_size, (SEQUENCES, TOKENS + 1))
     made = entries(model, batch, weights)
-    waiting = sum(Packed.of(tensor).bytes for tensor in weights.values() if tensor.dim() == 2) / 1e6
+    matrices = sum(tensor.numel() for tensor in weights.values() if tensor.dim() == 2)
+    waiting = packed_bytes(matrices, OptimizerConfig().residual_bits) / 1e6
     tables = [step_table(made, model, batch, count, chosen.repeats) for count in chosen.threads]
     memory, rival = memory_table(made), made[0].bytes_kept / 1e6
     del made  # and with it a gigabyte or two

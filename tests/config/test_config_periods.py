@@ -35,7 +35,22 @@ def test_muon_has_no_second_moment_to_average() -> None:
 
 @pytest.mark.parametrize(("inner", "periods"), [("muon", {"k_u": 60}), ("adam", {"k_u": "auto", "k_v": 200})])
 def test_cores_may_average_what_they_keep(inner: str, periods: dict[str, Any]) -> None:
-    config({"inner": inner}, **periods)
+    config({"inner": inner, "aim": "gradient", "rank": "d/2"}, **periods)
+    config({"inner": inner}, k_r=40, **periods)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "periods", "key"),
+    [
+        ({"outer": "nesterov"}, {}, "optimizer.outer"),
+        ({}, {"k_u": 40}, "periods.k_u"),
+        ({}, {"k_r": 0, "k_u": 20}, "k_u"),
+    ],
+)
+def test_what_a_draw_would_forget_is_refused(optimizer: dict[str, Any], periods: dict[str, Any], key: str) -> None:
+    """Story: averages of moments were paid for and thrown away in the same round, without a word."""
+    with pytest.raises(ConfigError, match=rf"{key} = .* no effect that lasts .* drawn anew every round"):
+        config(optimizer, **periods)
 
 
 @pytest.mark.parametrize("value", [30, -20, "half"])

@@ -208,7 +208,7 @@ def test_peers_meet_in_the_dht_and_nothing_is_left_however_a_swarm_ends(folder: 
     [
         (["coordinate", "absent.toml"], 78, "does not exist"),
         (["coordinate", "tiny.toml", "--set", "optimizer.lrr=1"], 78, "did you mean 'optimizer.lr'"),
-        (["coordinate", "tiny.toml", "--set", "optimizer.rank=999"], 78, "larger than block"),
+        (["coordinate", "tiny.toml", "--set", "optimizer.rank=999"], 78, "is more than block"),
         (["coordinate", "tiny.toml", "--set", "data.source=tmp"], 78, "0 bytes of text"),
         (["coordinate", "tiny.toml", "--listen", "0.0.0.0:0"], 78, "--insecure"),
         (["coordinate", "tiny.toml", "--resume"], 1, "holds no checkpoint"),

@@ -224,3 +224,43 @@ def test_two_peers_lower_a_least_squares_loss_and_stay_bit_identical(
         run.play(included=[1] if round_number % 5 == 4 else None)
         assert run.consensus[0].digest() == run.consensus[1].digest()
     assert problem.loss(run.consensus[0].weights) < 0.2 * first
+
+
+def test_what_the_bases_hold_of_a_displacement_is_measured_before_anything_is_rounded(
+    swarm: type, noise: Callable
+) -> None:
+    """Beside projections written out in float64, also after a refresh and for a block that never moved."""
+
+    def gradient(peer: int, name: str, weight: Tensor) -> Tensor:
+        drawn: Tensor = noise_of(peer, name, weight)
+        return torch.zeros_like(weight) if name == "b.weight" else drawn
+
+    noise_of = noise(5)
+    run = swarm(["full"], gradient, optimizer=full("displacement", gamma=0.9))
+    for _ in range(3):
+        run.train()
+        captured = run.spaces[0].captured(run.consensus[0])
+        assert [run.blocks[index].name for index in sorted(captured)] == list(LOW_RANK)
+        for index, seen in captured.items():
+            a = run.displacement(0, run.blocks[index].name)
+            u, v = (factor(torch.float64) for factor in factors(run.consensus[0].bases[index]))
+            energy = float((a * a).sum())
+            inside = u @ (u.mT @ a @ v) @ v.mT
+            wanted = float((inside * inside).sum()) / energy if energy else 1.0
+            # the basis' columns have 12 bits: the projection's energy counts their error twice
+            assert seen.kappa == pytest.approx(wanted, rel=0.01)
+            assert seen.energy == pytest.approx(energy, rel=FLOAT32)
+            assert 0 <= seen.kappa <= 1
+        run.upload()
+        run.close()
+
+
+def factors(basis: Basis) -> tuple[Callable, Callable]:
+    return basis.left_float, basis.right_float
+
+
+@pytest.mark.parametrize("aim", ["gradient", "seed", "dct"])
+def test_nothing_is_measured_where_nobody_could_choose_by_it(swarm: type, noise: Callable, aim: str) -> None:
+    run = swarm(["full"], noise(1), optimizer=full(aim))
+    run.train()
+    assert run.spaces[0].captured(run.consensus[0]) == {}

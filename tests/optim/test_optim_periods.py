@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 from steady import steady
 
 from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import Due
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
 from tsr_swarm.optim.moment_periods import half_life, moment_periods, own_moment_periods
 from tsr_swarm.optim.muon import MOMENTUM
-from tsr_swarm.optim.periods import learning_rate, plan_round
+from tsr_swarm.optim.periods import follows_manifest, learning_rate, plan_round
 
 BLOCKS = (
     Block(name="embed_tokens.weight", rows=8, cols=4, rank=2, role=Role.EMBEDDING),
@@ -136,3 +138,49 @@ def test_moments_are_due_in_the_round_that_ends_their_period(first: int, second:
 def test_moments_stay_where_they_are_by_default() -> None:
     assert not any(plan_round(config(), BLOCKS, round, "").due.first for round in range(1, 40))
     assert not any(plan_round(config(), BLOCKS, round, "").due.second for round in range(1, 40))
+
+
+SUBSETS = [frozenset(blocks) for blocks in ((), (0,), (1,), (0, 1))]
+
+
+@given(st.integers(1, 40), st.sampled_from(SUBSETS))
+def test_a_leader_may_choose_whose_sketches_it_asks_for_where_bases_follow_displacements(
+    round: int, tangent: frozenset[int]
+) -> None:
+    run = config(local_space="full", aim="displacement")
+    plan = plan_round(run, BLOCKS, round, "")
+    assert follows_manifest(replace(plan, due=replace(plan.due, tangent=tangent)), Manifest("run", run, BLOCKS))
+
+
+@given(st.integers(1, 40), st.sampled_from(SUBSETS))
+def test_elsewhere_sketches_follow_their_periods(round: int, tangent: frozenset[int]) -> None:
+    for run in (config(local_space="full"), config(local_space="mixed"), config(), config(aim="seed")):
+        plan = plan_round(run, BLOCKS, round, "")
+        asked = replace(plan, due=replace(plan.due, tangent=tangent))
+        assert follows_manifest(asked, Manifest("run", run, BLOCKS)) == (tangent == plan.due.tangent)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"due": Due(tangent=frozenset({2}))},
+        {"due": Due(tangent=frozenset({0, 1, 2}))},
+        {"due": Due(tangent=frozenset({7}))},
+        {"due": Due(tangent=BOTH, aim=MATRIX)},
+        {"due": Due(tangent=BOTH, choose=MATRIX)},
+        {"due": Due(tangent=MATRIX, draw=((0, 1),))},
+        {"due": Due(tangent=BOTH, first=True)},
+        {"due": Due(tangent=BOTH, second=True)},
+        {"first_step": 1},
+        {"steps": 6},
+        {"seed": 1},
+        {"lr_first": 0.5},
+        {"lr_last": 0.5},
+        {"decay": 0.5},
+    ],
+)
+def test_nothing_else_is_the_leaders_to_choose(change: dict[str, Any]) -> None:
+    run = config(local_space="full", aim="displacement")
+    plan = plan_round(run, BLOCKS, 1, "")
+    assert follows_manifest(plan, Manifest("run", run, BLOCKS))
+    assert not follows_manifest(replace(plan, **change), Manifest("run", run, BLOCKS))

@@ -125,14 +125,15 @@ def test_our_bytes_are_those_of_what_a_peer_encodes(changes: dict[str, dict[str,
 
 @pytest.mark.parametrize("space", ["core", "full"])
 @pytest.mark.parametrize("inner", ["adam", "muon"])
-@pytest.mark.parametrize("residual_bits", [0, 4])
+@pytest.mark.parametrize("residual_bits", [0, 4, 8])
 def test_our_memory_is_what_a_peer_keeps(space: str, inner: str, residual_bits: int) -> None:
     config = tiny(optimizer={"local_space": space, "inner": inner, "residual_bits": residual_bits})
     manifest = make_manifest("0" * 32, config, parameter_shapes(config.model))
     consensus = fresh_consensus(manifest)
     kept = make_space(space, build_model(config.model, consensus.weights), manifest).state_dict()
     predicted = our_memory(config, manifest.blocks)
-    waiting = [Packed.of(torch.zeros(b.rows, b.cols)).bytes for b in manifest.blocks if b.is_low_rank]
+    low_rank = [torch.zeros(b.rows, b.cols) for b in manifest.blocks if b.is_low_rank]
+    waiting = [Packed.of(block, residual_bits or 4).bytes for block in low_rank]
     packed = sum(waiting) if space == "core" and residual_bits else 0
 
     def size(tensors: Mapping[str, torch.Tensor], *heads: str) -> int:

@@ -101,6 +101,7 @@ WRONG = [
     ("peer", {"peer_id": "f" * 32}),
     ("shard", {"shard": 2}),
     ("steps", {"steps": 21}),
+    ("kappas", {"kappas": (0.5, 0.5), "energies": (1.0, 1.0)}),  # the shard's other block is dense
     ("sections", {"sections": ()}),
 ]
 
@@ -125,6 +126,11 @@ def test_the_cheapest_failed_check_is_the_one_reported() -> None:
     with pytest.raises(PeerError) as refusal:
         check(pb.Envelope(header=b"\xff" * (1 << 17)))
     assert refusal.value.reason == "size"
+
+
+def test_a_peer_may_say_what_its_bases_hold_of_every_low_rank_block_of_the_shard() -> None:
+    measured = replace(HEADER, kappas=(0.5,), energies=(1.0,))
+    assert check(seal(measured)).header == measured
 
 
 def test_sections_of_another_shard_are_refused() -> None:

@@ -90,6 +90,8 @@ def changed(message: Message, field: str, value: object) -> Any:
 
 def test_messages_come_back_as_they_were() -> None:
     assert open_envelope(seal(HEADER)) == HEADER
+    measured = replace(HEADER, kappas=(0.0, 0.5, 1.0), energies=(0.0, 2.5, 2.0**127))
+    assert open_envelope(seal(measured)) == measured
     assert plan_from_proto(plan_to_proto(PLAN, SHARDS), BLOCKS) == (PLAN, SHARDS)
     assert published_from_proto(published_to_proto(PUBLISHED), BLOCKS) == PUBLISHED
 
@@ -118,6 +120,16 @@ def test_the_first_round_has_no_parent() -> None:
         ("steps", 10**7),
         ("local_loss", math.nan),
         ("local_loss", -math.inf),
+        ("kappas", [math.nan, 0.5]),
+        ("kappas", [0.5, math.inf]),
+        ("kappas", [-1e-6, 0.5]),
+        ("kappas", [0.5, 1.001]),
+        ("energies", [1.0]),
+        ("energies", [1.0, 1.0, 1.0]),
+        ("energies", []),
+        ("energies", [1.0, math.nan]),
+        ("energies", [math.inf, 1.0]),
+        ("energies", [1.0, -1e-30]),
         ("sections", [pb.Section(kind="core", raw_bytes=0, wire_bytes=9, hash=b"h" * 32)]),
         ("sections", [pb.Section(kind="core", raw_bytes=9, wire_bytes=0, hash=b"h" * 32)]),
         ("sections", [pb.Section(kind="core", raw_bytes=9, wire_bytes=9, hash=b"h")]),
@@ -126,7 +138,8 @@ def test_the_first_round_has_no_parent() -> None:
     ],
 )
 def test_contribution_fields_out_of_bounds_are_refused(field: str, value: object) -> None:
-    message = pb.ContributionHeader.FromString(seal(HEADER).header)
+    measured = replace(HEADER, kappas=(0.25, 0.5), energies=(1.0, 2.0))
+    message = pb.ContributionHeader.FromString(seal(measured).header)
     envelope = pb.Envelope(header=changed(message, field, value).SerializeToString())
     reason = refusal_of(open_envelope, envelope)
     assert reason == field or field == "sections"

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from tsr_swarm.config.blocks import MAX_RANK, Block, Role, plan_blocks
+from tsr_swarm.config.budget import check_budget
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import CheckpointConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import ConfigError, RefusedError
@@ -52,7 +53,9 @@ def make_manifest(run_id: str, config: RunConfig, shapes: Mapping[str, tuple[int
     # What only the leader or one machine needs may change when a run is resumed; it is not part of the run's name.
     run = replace(config.run, rounds=0, min_peers=1)
     shared = replace(config, run=run, round=RoundConfig(), checkpoint=CheckpointConfig())
-    return Manifest(run_id, shared, plan_blocks(shapes, config.optimizer, config.model.hidden_size))
+    blocks = plan_blocks(shapes, config.optimizer, config.model.hidden_size)
+    check_budget(config, blocks)
+    return Manifest(run_id, shared, blocks)
 
 
 def decode_manifest(data: bytes) -> Manifest:

@@ -116,7 +116,7 @@ class OptimizerConfig:
     outer_lr: float = 1.0  # of nesterov, and of adam in units of the averages' own size
     outer_momentum: float = 0.9  # of nesterov and adam
     feedback: bool = False  # what an upload's rounding drops stays with its peer and goes out later
-    residual_bits: int = 4  # unsent work of a core that the next basis does not hold waits in 4 bits; 0: it is lost
+    residual_bits: int = 8  # 8 or 4 a number of unsent work that the next basis does not hold, and waits; 0: it is lost
     lift: str = "exact"  # exact | float32; float32 is a control that is known to drift apart
 
     def __post_init__(self) -> None:
@@ -165,7 +165,7 @@ class OptimizerConfig:
         require(0 <= self.decay_steps <= 10**12, "optimizer.decay_steps", self.decay_steps, "0 (constant) or more")
         require(0 <= self.gamma <= 1, "optimizer.gamma", self.gamma, "0 to 1")
         self._check_outer()
-        require(self.residual_bits in (0, 4), "optimizer.residual_bits", self.residual_bits, "4, or 0 for none")
+        require(self.residual_bits in (0, 4, 8), "optimizer.residual_bits", self.residual_bits, "8, 4, or 0 for none")
         require(self.lift in ("exact", "float32"), "optimizer.lift", self.lift, '"exact" or "float32"')
 
     def _check_outer(self) -> None:
@@ -231,12 +231,13 @@ class PeriodsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundConfig:
-    """When a round closes. Between floor and ceiling the deadline follows the arrivals."""
+    """When a round closes, and what it may cost. Between floor and ceiling the deadline follows the arrivals."""
 
     quorum: int = 1  # payloads needed to close a round at its deadline
     floor_seconds: float = 10.0
     ceiling_seconds: float = 600.0
     shards: int = 1  # the blocks are split into this many; each is reduced and committed on its own
+    budget_kb: int = 0  # full space: an upload's kB before compression, for sketches where cores miss most; 0: by k_r
 
     def __post_init__(self) -> None:
         require(1 <= self.quorum <= 10**5, "round.quorum", self.quorum, "1 to 100000")
@@ -244,11 +245,12 @@ class RoundConfig:
         ok = self.floor_seconds <= self.ceiling_seconds <= 86400
         require(ok, "round.ceiling_seconds", self.ceiling_seconds, "from round.floor_seconds to 86400")
         require(1 <= self.shards <= 1024, "round.shards", self.shards, "1 to 1024")
+        require(0 <= self.budget_kb <= 10**9, "round.budget_kb", self.budget_kb, "0 (no budget) to 1000000000")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireConfig:
-    """Bits a number, and how many numbers. Whether a peer keeps what rounding drops is optimizer.feedback's to say."""
+    """Bits a number, and how many numbers. A core peer forgets what rounding drops, unless optimizer.feedback."""
 
     core_bits: int = 3  # 2, 3, 4, 8 or 16
     core_density: float = 1.0  # share of a core's numbers that is sent, the largest ones; 1: all of them
@@ -256,7 +258,7 @@ class WireConfig:
     published_bits: int = 3  # 2, 3, 4, 8 or 16, of the mean core; a mean sketch has at least sketch_bits
     published_density: float = 1.0  # share of the mean core's numbers that is published; 1: all of them
     rounding: str = "nearest"  # nearest | stochastic: unbiased, for up to 4 bits where the density is 1
-    zstd_level: int = 3
+    zstd_level: int = 3  # of payloads of more than 4 bits; those of fewer have a setting of their own
 
     def __post_init__(self) -> None:
         require(self.sketch_bits in (4, 8, 16), "wire.sketch_bits", self.sketch_bits, "4, 8 or 16")
@@ -319,6 +321,33 @@ class RunConfig:
             f"at most model.max_position_embeddings = {limit}",
         )
         self._check_moment_periods()
+        self._check_what_draws_forget()
+        self._check_budget()
+
+    def _check_what_draws_forget(self) -> None:
+        """Drawn bases have next to nothing in common, so what one round leaves in a core means nothing in the next."""
+        if self.optimizer.aim != "seed" or self.periods.refresh_rounds > 1:
+            return
+        kept = {
+            "optimizer.outer": (self.optimizer.outer, "average"),
+            "periods.k_u": (self.periods.k_u, 0),
+            "periods.k_v": (self.periods.k_v, 0),
+        }
+        for key, (value, nothing) in kept.items():
+            if value != nothing:
+                raise ConfigError(
+                    f"{key} = {value!r} has no effect that lasts where bases are drawn anew every round; set "
+                    f'periods.k_r to several k_x, or optimizer.aim to "gradient", or {key} to {nothing!r}.'
+                )
+
+    def _check_budget(self) -> None:
+        space, aim = self.optimizer.local_space, self.optimizer.aim
+        if self.round.budget_kb and (space, aim) != ("full", "displacement"):
+            raise ConfigError(
+                f'round.budget_kb = {self.round.budget_kb} needs optimizer.local_space = "full" and optimizer.aim = '
+                f'"displacement", not "{space}" and "{aim}": only there does a block choose between a core and a '
+                "sketch; set it to 0."
+            )
 
     def _check_moment_periods(self) -> None:
         space = self.optimizer.local_space

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from tsr_swarm.lowrank.basis import BASIS_EXPONENT, BASIS_LIMIT, Basis
 
+_COLUMNS = 512
+_FIXED = 192  # bits after the point of the cosines' fixed-point numbers
+
 
 def drawn_basis(rows: int, cols: int, ranks: tuple[int, int], *, seed: int, block: int, number: int) -> Basis:
     """Basis number ``number`` of a block, U (rows, ranks[0]) and V (cols, ranks[1]): columns with random signs by row.
@@ -40,12 +43,18 @@ def chosen_basis(rows: int, cols: int, left: Tensor, right: Tensor) -> Basis:
 
 def column_energies(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Energy of G (M, N) in each column of both transforms: |(C_M^T G)_i|^2 (M,) and |(G C_N)_j|^2 (N,), float64."""
-    gradient = gradient.detach().to("cpu", torch.float64)
-    rows, cols = gradient.shape
+    gradient = gradient.detach().to("cpu", torch.float32)
+    return _energies(gradient), _energies(gradient.mT)
+
+
+def _energies(a: Tensor) -> Tensor:
+    """Of each column of the rows' transform, some columns at a time: all of them would be rows x rows numbers."""
     scale = math.ldexp(1.0, BASIS_EXPONENT)
-    left = cosines(rows, np.arange(rows)).to(torch.float64).mT @ gradient
-    right = gradient @ cosines(cols, np.arange(cols)).to(torch.float64)
-    return left.square().sum(1) * scale**2, right.square().sum(0) * scale**2
+    parts = []
+    for start in range(0, a.shape[0], _COLUMNS):
+        columns = cosines(a.shape[0], np.arange(start, min(start + _COLUMNS, a.shape[0])))
+        parts.append((columns.to(torch.float32).mul_(scale).mT @ a).square().sum(1, dtype=torch.float64))
+    return torch.cat(parts)
 
 
 def strongest(energies: Tensor, rank: int) -> Tensor:
@@ -74,16 +83,52 @@ def cosines(size: int, columns: NDArray[np.int64]) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _wave(size: int) -> NDArray[np.int16]:
-    """sqrt(2 / n) cos(2 pi a / 4 n) for a = 0 .. 4 n - 1 on the grid.
+    """sqrt(2 / n) cos(2 pi a / 4 n) for a = 0 .. 4 n - 1 on the grid, the first quarter computed and mirrored.
 
-    Only the first quarter is computed: 12 bits of a double's 53 leave it to chance of about 1e-12 an entry that two
-    mathematics libraries round differently, and the manifest's digest of these numbers would tell.
+    In whole numbers, because mathematics libraries need not agree in a cosine's last bit: with x_a = cos(pi a / 2 n) in
+    fixed point, x_(a+1) = 2 x_1 x_a - x_(a-1). The error grows with a^2 and stays below 2^-100 for any size.
     """
-    scale = math.ldexp(math.sqrt(2 / size), -BASIS_EXPONENT)
-    quarter = [min(BASIS_LIMIT, round(scale * math.cos(math.pi * a / (2 * size)))) for a in range(size)] + [0]
-    first = np.array(quarter, dtype=np.int16)  # a = 0 .. n
-    half = np.concatenate((first, -first[-2::-1]))  # .. 2 n
-    return np.concatenate((half, half[-2:0:-1]))
+    one = 1 << _FIXED
+    first = _cosine(size)
+    scale = math.isqrt((2 << (2 * (_FIXED - BASIS_EXPONENT))) // size)  # sqrt(2 / n) in steps of the grid
+    half = 1 << (2 * _FIXED - 1)
+    values = [one, first]
+    while len(values) < size:
+        values.append((2 * first * values[-1] >> _FIXED) - values[-2])
+    quarter = [min(BASIS_LIMIT, (scale * cosine + half) >> (2 * _FIXED)) for cosine in values[:size]] + [0]
+    rising = np.array(quarter, dtype=np.int16)  # a = 0 .. n
+    down = np.concatenate((rising, -rising[-2::-1]))  # .. 2 n
+    return np.concatenate((down, down[-2:0:-1]))
+
+
+def _cosine(size: int) -> int:
+    """cos(pi / 2 n) in fixed point, by its series."""
+    angle = _pi() // (2 * size)
+    square = angle * angle >> _FIXED
+    total = term = 1 << _FIXED
+    k = 0
+    while term:
+        k += 2
+        term = (term * square >> _FIXED) // (k * (k - 1))
+        total += term if k % 4 == 0 else -term
+    return total
+
+
+@lru_cache(maxsize=1)
+def _pi() -> int:
+    """Pi in fixed point (Machin: 16 atan(1/5) - 4 atan(1/239))."""
+    guarded = _FIXED + 16
+    return (16 * _atan_of_inverse(5, guarded) - 4 * _atan_of_inverse(239, guarded)) >> 16
+
+
+def _atan_of_inverse(x: int, bits: int) -> int:
+    power = (1 << bits) // x
+    total, k = 0, 1
+    while power:
+        total += power // k if k % 4 == 1 else -(power // k)
+        power //= x * x
+        k += 2
+    return total
 
 
 def _drawn_side(size: int, rank: int, name: str, number: int) -> Tensor:

@@ -36,7 +36,7 @@ class BlockState:
 
         What is left goes on whole, or as ``gamma`` of it where something was averaged. Past CAP usual displacements
         it goes on by half: a peer that misses many rounds keeps its work, but its distance stays below about
-        CAP + 1 displacements instead of growing for ever.
+        CAP + 1 displacements instead of growing for ever. (What waits of other bases is bounded in residual.py.)
         """
         if averaged is not None or self.usual == 0:
             self.usual = self._running_norm()
@@ -50,11 +50,12 @@ class BlockState:
             self.displacement.mul_(share)
         self.sent = {}
 
-    def restart(self) -> None:
-        """Forget everything."""
-        for tensor in self.tensors().values():
-            tensor.zero_()
-        self.steps, self.usual, self.sent = 0, 0.0, {}
+    def restart_moments(self) -> None:
+        """Forget which way the steps went."""
+        for moment in (self.first, self.second):
+            if moment is not None:
+                moment.zero_()
+        self.steps = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps, by name; what the inner optimizer does not keep is left out."""

@@ -18,8 +18,8 @@ from tsr_swarm.config.run import OptimizerConfig, WireConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid, dense_grid
-from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.rotate import rotate_core
+from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.block_state import check_tensors, pack_states, unpack_states
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_stack import stacks
@@ -28,7 +28,7 @@ from tsr_swarm.optim.inner import inner_optimizer
 from tsr_swarm.optim.local_space import gradient_grid
 from tsr_swarm.optim.moments import moment_grid, take_moment
 from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.optim.residual import RESIDUAL, carry, pack_residuals, unpack_residual
+from tsr_swarm.optim.residual import RESIDUAL, Waiting, averaged, pack_waiting, turned, unpack_waiting
 
 _MARK_BYTES = 16
 
@@ -53,8 +53,8 @@ class CoreSpace:
         self._low_rank = [index for index, block in enumerate(self._blocks) if block.is_low_rank]
         self._bases: dict[int, Basis] = {}  # those that the cores are written in ...
         self._marks: dict[int, bytes] = {}  # ... and their hashes, which a checkpoint keeps
-        self._residuals: dict[int, Packed] = {}  # unsent work outside of them
-        self._keeps_residuals = optimizer.residual_bits > 0
+        self._waiting: dict[int, Waiting] = {}  # unsent work of other bases
+        self._waiting_bits = optimizer.residual_bits
         self._feedback = optimizer.feedback
 
     @torch.no_grad()
@@ -69,7 +69,7 @@ class CoreSpace:
                 )
             self._adopt(index, basis)
         for stack in self._stacks:
-            stack.begin(consensus, self._residuals)
+            stack.begin(consensus, self._waiting)
         for full in self._dense.values():
             full.begin(consensus)
 
@@ -80,6 +80,10 @@ class CoreSpace:
             stack.step(lr)
         for full in self._dense.values():
             full.step(lr)
+
+    def captured(self, consensus: Consensus) -> Mapping[int, Captured]:
+        """Nothing to measure: a core lies in its bases whole."""
+        return {}
 
     @torch.no_grad()
     def upload(
@@ -135,8 +139,10 @@ class CoreSpace:
     def settle(self, consensus: Consensus, included: frozenset[int]) -> None:
         """S += what was sent, for included blocks: the error of its quantisation stays and goes out next round."""
         for index, state in self._states.items():
-            averaged = next(iter(state.sent.values()), None) if index in included else None
-            state.settle(averaged, gamma=1.0)
+            sent = next(iter(state.sent.values()), None) if index in included else None
+            state.settle(sent, gamma=1.0)
+            if sent is not None and (waiting := self._waiting.pop(index, None)) is not None:
+                self._keep(index, averaged(waiting, self._bases[index]))
 
     @torch.no_grad()
     def take_moments(self, published: Mapping[Slot, Grid]) -> None:
@@ -147,33 +153,50 @@ class CoreSpace:
 
     @torch.no_grad()
     def rotate(self, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
-        """Cores and moments to the new bases. What of unsent work leaves the basis waits in the residual.
+        """Cores and moments to the new bases. What of unsent work leaves the basis waits.
 
-        That is some of the rounding where work was averaged, and some of the work itself where it was not.
+        That is the work itself where it was not averaged, and with feedback the rounding where it was.
         """
         for index, (old, new) in refreshed.items():
-            state = self._states[index]
-            if self._keeps_residuals:
-                core, residual = carry(state.displacement, self._residuals.pop(index, None), old, new)
-                if residual is not None:
-                    self._residuals[index] = residual
-            else:
-                core = rotate_core(state.displacement, old, new)
-            state.displacement.copy_(core)
-            self._inner[index].rotate(state, old, new)
+            self._turn(index, old, new)
+            self._inner[index].rotate(self._states[index], old, new)
             self._adopt(index, new)
+
+    def _turn(self, index: int, old: Basis, new: Basis) -> None:
+        state = self._states[index]
+        if self._waiting_bits:
+            before = self._waiting.pop(index, None)
+            core, waiting = turned(state.displacement, before, old, new, state.usual, self._waiting_bits)
+            self._keep(index, waiting)
+        else:
+            core = rotate_core(state.displacement, old, new)
+        state.displacement.copy_(core)
+
+    def _keep(self, index: int, waiting: Waiting | None) -> None:
+        if waiting is not None:
+            self._waiting[index] = waiting
 
     @torch.no_grad()
     def rebase(self, consensus: Consensus) -> None:
-        """Keep cores and moments of blocks whose bases are bit for bit the same; others start from nothing."""
+        """Keep unsent work, and the moments of blocks whose bases are bit for bit the same; others start from nothing.
+
+        After a restart the old basis may be gone; then what the core did in it is too.
+        """
         for index, state in self._states.items():
             if state.sent:
                 state.settle(next(iter(state.sent.values())), gamma=1.0)
-            if index in self._dense:
-                continue
-            if not self._is_of(index, consensus.bases[index]):
-                state.restart()
-            self._adopt(index, consensus.bases[index])
+                if (waiting := self._waiting.pop(index, None)) is not None and index in self._bases:
+                    self._keep(index, averaged(waiting, self._bases[index]))
+        for index in self._low_rank:
+            new, old = consensus.bases[index], self._bases.get(index)
+            if not self._is_of(index, new):
+                state = self._states[index]
+                if old is None:  # nobody knows what the core was written in
+                    waiting = self._waiting.get(index)
+                    state.displacement.copy_(torch.zeros(()) if waiting is None else waiting.share)
+                self._turn(index, old or new, new)
+                state.restart_moments()
+            self._adopt(index, new)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Displacements, moments, step counts, what was sent, and the hash of the bases that all this is written in."""
@@ -181,8 +204,8 @@ class CoreSpace:
             self._mark_key(index): torch.frombuffer(bytearray(mark), dtype=torch.uint8)
             for index, mark in self._marks.items()
         }
-        residuals = {self._blocks[index].name: packed for index, packed in self._residuals.items()}
-        return pack_states(self._blocks, self._states) | marks | pack_residuals(residuals)
+        waiting = {self._blocks[index].name: kept for index, kept in self._waiting.items()}
+        return pack_states(self._blocks, self._states) | marks | pack_waiting(waiting)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -190,14 +213,14 @@ class CoreSpace:
         keys = {self._mark_key(index): index for index in self._low_rank}
         saved = {key: value for key, value in state.items() if key in keys}
         check_tensors(saved, dict.fromkeys(saved, ((_MARK_BYTES,), torch.uint8)))
-        residuals = {
-            index: packed
-            for index in self._low_rank
-            if (packed := unpack_residual(self._blocks[index], self._states[index].displacement.device, state))
-        }
+        waiting = {}
+        for index in self._low_rank:
+            device = self._states[index].displacement.device
+            if kept := unpack_waiting(self._blocks[index], self._waiting_bits, device, state):
+                waiting[index] = kept
         rest = {key: value for key, value in state.items() if key not in keys and not key.startswith(RESIDUAL)}
         unpack_states(self._blocks, self._states, rest)
-        self._residuals = residuals
+        self._waiting = waiting
         self._marks, self._bases = {keys[key]: bytes(value.tolist()) for key, value in saved.items()}, {}
 
     def _mark_key(self, index: int) -> str:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.run import OptimizerConfig
-from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.optim.adam import core_update_scale
 from tsr_swarm.optim.block_state import BlockState
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.inner import inner_optimizer
+from tsr_swarm.optim.residual import Waiting
 
 _STACK_NUMBERS = 1 << 24  # most numbers of a stack's largest product, 64 MiB; beyond, stacking saves nothing
 
@@ -47,8 +47,8 @@ class CoreStack:
             for place, index in enumerate(indices)
         }
 
-    def begin(self, consensus: Consensus, residuals: Mapping[int, Packed]) -> None:
-        """Take the bases and write W = Wbar - E - U C V^T, E being a block's residual, if it has one."""
+    def begin(self, consensus: Consensus, waiting: Mapping[int, Waiting]) -> None:
+        """Take the bases and write W = Wbar - U C V^T, less what waits of other bases."""
         for place, index in enumerate(self.states):
             basis = consensus.bases[index]
             self._left[place].copy_(basis.left_float())
@@ -56,8 +56,8 @@ class CoreStack:
         weights = [consensus.weights[consensus.blocks[index].name] for index in self.states]
         on_device = [weight.to(p.device) for weight, p in zip(weights, self._parameters, strict=True)]
         for place, index in enumerate(self.states):
-            if (residual := residuals.get(index)) is not None:
-                on_device[place] = on_device[place] - residual.numbers()
+            if (kept := waiting.get(index)) is not None:
+                on_device[place] = on_device[place] - kept.outside(consensus.bases[index])
         self._write(on_device)
         # on the CPU these are the consensus' own tensors, which are replaced by the next ones, never written to
         self._base = [] if self._adds else on_device

@@ -15,7 +15,7 @@ from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, WireConfig
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid, dense_grid
-from tsr_swarm.lowrank.sketch import core_of, expand
+from tsr_swarm.lowrank.sketch import Captured, core_of, expand, measure_captured
 from tsr_swarm.optim.block_state import pack_states, unpack_states
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.full_block import FullBlock
@@ -37,7 +37,9 @@ class FullSpace:
             for block in self._blocks
         ]
         self._states = {index: full.state for index, full in enumerate(self._full)}
-        self._gamma = optimizer.gamma
+        # drawn bases hold a direction only once in a cycle: what shrank every round until then would hardly arrive
+        self._gamma = 1.0 if optimizer.aim == "seed" else optimizer.gamma
+        self._may_choose = optimizer.aim == "displacement"  # the leader, by what is captured: see optim/exchange.py
 
     @torch.no_grad()
     def begin(self, consensus: Consensus) -> None:
@@ -50,6 +52,14 @@ class FullSpace:
         """One step of the inner optimizer on every parameter."""
         for full in self._full:
             full.step(lr)
+
+    @torch.no_grad()
+    def captured(self, consensus: Consensus) -> Mapping[int, Captured]:
+        """kappa = |U^T A V|^2 / |A|^2 and |A|^2 of every low-rank block, where the bases follow displacements."""
+        if not self._may_choose:
+            return {}
+        displacements = {index: self._states[index].displacement for index in consensus.bases}
+        return {index: measure_captured(a, *_factors(consensus.bases[index], a)) for index, a in displacements.items()}
 
     @torch.no_grad()
     def upload(

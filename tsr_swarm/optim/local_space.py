@@ -14,6 +14,7 @@ from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.quantise import quantise_slot
 
@@ -28,6 +29,12 @@ class LocalSpace(Protocol):
         """Take one local step from ``parameter.grad``, already clipped; gradients are left as they are.
 
         It may add to what the parameters hold: whoever else writes into them calls ``begin`` before the next step.
+        """
+
+    def captured(self, consensus: Consensus) -> Mapping[int, Captured]:
+        """How much of each low-rank block's displacement its bases hold, before ``upload``.
+
+        Empty where a leader has nothing to choose by it.
         """
 
     def upload(

@@ -15,7 +15,7 @@ from torch import Tensor
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.layout import Part, Slot
 from tsr_swarm.config.run import OptimizerConfig
-from tsr_swarm.errors import CheckpointError
+from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.lowrank.rotate import rotate_core, rotate_moments
@@ -107,6 +107,19 @@ def unpack_outer(packed: Mapping[str, Tensor], blocks: Sequence[Block]) -> Outer
             steps = tensors.pop("steps")
             state[index] = BlockOuter(**tensors, steps=0 if steps is None else int(steps))
     return state
+
+
+def without_residuals(state: OuterState, but: frozenset[int]) -> OuterState:
+    """The state after a round whose means are unknown: what was kept of roundings went out, save for blocks ``but``."""
+    return {index: kept if index in but else replace(kept, residual=None) for index, kept in state.items()}
+
+
+def require_finite(state: OuterState) -> None:
+    """Raise RunError if a number of the state is not finite: it would be in every later step."""
+    for kept in state.values():
+        for tensor in _tensors(kept).values():
+            if tensor is not None and not torch.isfinite(tensor).all():
+                raise RunError("The outer step's own state is no longer finite; the round is void.")
 
 
 def nesterov(mean: Tensor, first: Tensor, lr: float, momentum: float) -> tuple[Tensor, Tensor]:

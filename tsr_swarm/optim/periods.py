@@ -4,6 +4,7 @@ averaged. Pure arithmetic.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.manifest import Manifest
@@ -36,8 +37,14 @@ def plan_round(config: RunConfig, blocks: Sequence[Block], round: int, parent: s
 
 
 def follows_manifest(plan: RoundPlan, manifest: Manifest) -> bool:
-    """Whether an announced plan is the one that the manifest implies. Rates may differ in their last bits."""
+    """Whether an announced plan is one that the manifest allows. Rates may differ in their last bits.
+
+    Where bases follow displacements the leader may choose whose sketches it asks for, see exchange.py; nothing else.
+    """
     legal = plan_round(manifest.config, manifest.blocks, plan.round, plan.parent)
+    low_rank = {index for index, block in enumerate(manifest.blocks) if block.is_low_rank}
+    if manifest.config.optimizer.aim == "displacement" and plan.due.tangent <= low_rank:
+        legal = replace(legal, due=replace(legal.due, tangent=plan.due.tangent))
     rates = zip((plan.lr_first, plan.lr_last, plan.decay), (legal.lr_first, legal.lr_last, legal.decay), strict=True)
     exact = [(p.first_step, p.steps, p.due, p.seed) for p in (plan, legal)]
     return exact[0] == exact[1] and all(math.isclose(a, b, rel_tol=1e-9) for a, b in rates)

@@ -14,7 +14,7 @@ from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis, orthonormal12, refresh_factor, unscaled_grid
 from tsr_swarm.lowrank.dct import flags, strongest
 from tsr_swarm.lowrank.grid import Grid, dense_grid
-from tsr_swarm.optim.outer import OuterState, keep_dropped, outer_step
+from tsr_swarm.optim.outer import OuterState, keep_dropped, outer_step, require_finite
 from tsr_swarm.optim.quantise import quantise_slot
 
 _AIMED_BY = {Part.BASIS_LEFT: Part.GRADIENT_LEFT, Part.BASIS_RIGHT: Part.GRADIENT_RIGHT}
@@ -32,11 +32,14 @@ def publish_step(
 ) -> tuple[dict[Slot, Grid], OuterState]:
     """Take the outer step from ``mean`` and ``publish`` it. Returns the grids and the state after it, in ``bases``.
 
-    What the grids of cores drop stays in that state and goes out with the next step. ``state`` is left as it is.
+    What the grids of cores drop stays in that state and goes out with the next step, as far as the next basis holds
+    it. ``state`` is left as it is. Raises RunError for numbers that are not finite.
     """
     wanted, after = outer_step(mean, state, optimizer, bases)
     grids = publish(wanted, slots, blocks, bases)
-    return grids, keep_dropped(after, wanted, grids)
+    kept = keep_dropped(after, wanted, grids)
+    require_finite(kept)
+    return grids, kept
 
 
 def publish(

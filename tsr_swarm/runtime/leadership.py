@@ -16,6 +16,7 @@ from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.exchange import after_round, begin_exchange, within_budget
 from tsr_swarm.optim.outer import OuterState, rotate_outer
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds import leader, votes
@@ -106,6 +107,7 @@ class Leadership:
         self.digests: dict[int, asyncio.Future[str]] = {}
         self.reported: dict[int, set[str]] = {}
         self._consensus, self._outer, self._applied = consensus, outer, progress  # only the worker changes these
+        self._exchange = begin_exchange(config, manifest.blocks, progress.round + 1)  # what sketches are chosen by
         self._tools = tools
         self._totals = Totals()
         self._worker = ThreadPoolExecutor(1, "maths")
@@ -224,6 +226,7 @@ class Leadership:
 
     def _open(self, round: int) -> None:
         plan = plan_round(self.config, self.manifest.blocks, round, self.committed.chain)
+        plan = within_budget(plan, self.config, self.manifest.blocks, self._exchange)
         self.reduction = Reduction(self.manifest, plan, self._shard_blocks)
         self._opened_at = self._tools.clock()
         self._emit(
@@ -262,6 +265,7 @@ class Leadership:
         assert result is not None, "a commit follows a proposal"
         self._result = None
         round = reduction.plan.round
+        self._exchange = after_round(self._exchange, reduction.plan, result.void, reduction.captured())
         self._tools.delta_log.commit(round)
         self.committed = Progress(round, result.header.chain.hex())
         self.digests[round] = asyncio.get_running_loop().create_future()

@@ -6,12 +6,17 @@ from dataclasses import dataclass, field
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.lowrank.sketch import Captured
+from tsr_swarm.optim.exchange import mean_captured
 from tsr_swarm.optim.outer import OuterState
+from tsr_swarm.optim.periods import follows_manifest
 from tsr_swarm.optim.publish import publish_step
 from tsr_swarm.rounds.aggregate import Contribution, weighted_mean
 from tsr_swarm.rounds.reducer import ReducerState, Verdict, close, included, is_complete, offer
+from tsr_swarm.runtime.contribution import captured_of
 from tsr_swarm.wire.codec import encode
 from tsr_swarm.wire.gate import check_published, decode_published, shard_slots, void_blocks
 from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult, chain_hash
@@ -60,12 +65,15 @@ class Reduction:
         self.raw_bytes = 0
         self._manifest = manifest
         self._held: dict[tuple[str, int], Contribution] = {}
+        self._captured: dict[tuple[int, int], tuple[int, Mapping[int, Captured]]] = {}  # by number and shard
 
     def offer(self, header: ContributionHeader, number: int, grids: Mapping[Slot, Grid]) -> Verdict:
         """Take a contribution that has passed the gate. ``number`` gives its peer's place in the sums."""
         self.state, verdict = offer(self.state, header.round, header.peer_id, header.shard, header.tokens)
         if verdict.is_new:
             self._held[header.peer_id, header.shard] = Contribution(number, header.tokens, grids)
+            captured = captured_of(header, self._manifest, self.shard_blocks[header.shard])
+            self._captured[number, header.shard] = header.tokens, captured
             self.raw_bytes += sum(section.raw_bytes for section in header.sections)
             if self.is_complete(header.peer_id):
                 self.headers[header.peer_id] = header
@@ -79,12 +87,16 @@ class Reduction:
         """Take nothing more; what comes now is late."""
         self.state = close(self.state)
 
+    def captured(self) -> dict[int, Captured]:
+        """How much the bases hold of what the peers that are here have moved, in the mean; summed by their numbers."""
+        return mean_captured(self._captured[key] for key in sorted(self._captured))
+
     def result(self, bases: Mapping[int, Basis], quorum: int, outer: OuterState | None = None) -> Published:
         """Average, publish and hash. Heavy: call it on a worker thread, after ``close``.
 
         ``outer`` is what the reducer kept of the rounds before, None for nothing. It is left as it is: what is kept
         after this round is in the result, and counts only if the round is committed and applied. Blocks of a void
-        shard keep what they had.
+        shard keep what they had. A shard whose mean, or the step from it, is not finite is void.
         """
         kept: OuterState = {} if outer is None else outer
         grids: dict[Slot, Grid] = {}
@@ -94,7 +106,11 @@ class Reduction:
             if not peers:
                 results.append(ShardResult(void=True))
                 continue
-            averaged, kept, result, frames = self._reduce_shard(index, peers, bases, kept)
+            try:
+                averaged, kept, result, frames = self._reduce_shard(index, peers, bases, kept)
+            except RunError:  # one peer's absurd but legal numbers may cost a round, not the run
+                results.append(ShardResult(void=True))
+                continue
             grids |= averaged
             results.append(result)
             data.append(frames)
@@ -121,4 +137,6 @@ class Reduction:
 def open_published(manifest: Manifest, message: pb.PublishedHeader, data: bytes, parent: str) -> Published:
     """Check and open the round that follows chain hash ``parent``, from the wire or from disk. Raises PeerError."""
     header = check_published(message, manifest=manifest, parent=bytes.fromhex(parent))
+    if not follows_manifest(header.plan, manifest):
+        raise PeerError("plan", f"Round {header.plan.round} was not planned as the run's manifest says; it is refused.")
     return Published(header, data, decode_published(header, data, manifest=manifest))

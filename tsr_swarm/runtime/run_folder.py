@@ -15,7 +15,7 @@ from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedErr
 from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.drawn import are_drawn, drawn_bases
-from tsr_swarm.optim.outer import OuterState, pack_outer, rotate_outer, unpack_outer
+from tsr_swarm.optim.outer import OuterState, pack_outer, rotate_outer, unpack_outer, without_residuals
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.journal import Journal
 from tsr_swarm.runtime.leadership import Applied, Progress
@@ -135,7 +135,7 @@ def replay(
 
     What the reducer keeps stays as it was in the checkpoint, turned to the bases of each round: the means that would
     bring it up to date are gone. That forks nothing, because weights follow from published bytes alone; the next
-    round's are only made from a momentum and a residual that are some rounds old.
+    round's are only made from a momentum that is some rounds old. Residuals are dropped: they went out with the rounds.
     """
     while progress.round < accepted.round:
         round = progress.round + 1
@@ -147,7 +147,7 @@ def replay(
         except PeerError as error:
             raise RunError(f"Round {round} in {delta_log.folder} is damaged ({error}); restore that folder.") from error
         refreshed = consensus.apply(published.header.plan, published.grids, published.void)
-        outer = rotate_outer(outer, refreshed, manifest.config.optimizer)
+        outer = rotate_outer(without_residuals(outer, published.void), refreshed, manifest.config.optimizer)
         progress = Progress(round, published.header.chain.hex())
     if progress.round == accepted.round and accepted.round and progress.chain != accepted.chain:
         raise RunError(f"Round {accepted.round} on disk is not the one that was accepted; restore {delta_log.folder}.")

@@ -6,7 +6,7 @@ threads at once: its owner runs it on one worker thread.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -18,7 +18,7 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.lowrank.dct import column_energies
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.lowrank.sketch import tangent_of
+from tsr_swarm.lowrank.sketch import Captured, tangent_of
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.full_space import FullSpace
@@ -42,6 +42,7 @@ class RoundWork:
     tokens: int
     local_loss: float  # mean over the steps, nats a token
     grids: Mapping[Slot, Grid]
+    captured: Mapping[int, Captured] = field(default_factory=dict)  # of each low-rank block, where it is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +106,10 @@ class Trainer:
         self._carried_losses, self._carried_tokens = [], 0
         finite = [loss for loss in losses if loss is not None]
         mean_loss = sum(finite) / len(finite) if finite else float("nan")
+        captured = self.space.captured(self.consensus)
         grids = self.space.upload(self.consensus, plan, self.manifest.config.wire, gradients)
         self.sent_round = plan.round
-        return RoundWork(plan, plan.steps, tokens, mean_loss, grids)
+        return RoundWork(plan, plan.steps, tokens, mean_loss, grids, captured)
 
     def apply(
         self, plan: RoundPlan, published: Mapping[Slot, Grid], void: frozenset[int], included: frozenset[int]

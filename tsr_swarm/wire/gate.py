@@ -58,7 +58,7 @@ def check_contribution(
     """Check an envelope against the open round, before any of its payload is received.
 
     Raises PeerError with the reason size, malformed, a field's name, protocol, manifest, round, parent, peer, shard,
-    steps or sections.
+    steps, kappas or sections.
     """
     header = open_envelope(envelope)
     if header.protocol != PROTOCOL_VERSION:
@@ -79,7 +79,11 @@ def check_contribution(
         raise PeerError("tokens", f"{header.tokens} tokens were claimed, {most_tokens} fit in round {plan.round}.")
     if header.steps > plan.steps:
         raise PeerError("steps", f"{header.steps} local steps were taken, round {plan.round} has {plan.steps}.")
-    slots = shard_slots(upload_slots(manifest.blocks, plan.due, manifest.config.wire), shard_blocks[header.shard])
+    members = shard_blocks[header.shard]
+    low_rank = sum(manifest.blocks[index].is_low_rank for index in members)
+    if len(header.kappas) not in (0, low_rank):
+        raise PeerError("kappas", f"{len(header.kappas)} blocks were measured, this shard has {low_rank} of low rank.")
+    slots = shard_slots(upload_slots(manifest.blocks, plan.due, manifest.config.wire), members)
     check_sections(slots, header.sections)
     return Contribution(header, slots)
 

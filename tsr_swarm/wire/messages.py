@@ -35,6 +35,7 @@ MAX_SIGNATURE_BYTES = 64
 MAX_CERTIFICATE_BYTES = 8 << 10
 MAX_SHARDS = 1024
 MAX_INCLUDED = 10**5
+MAX_ENERGY = 2.0**128  # any finite float32
 _MAX_SECTIONS = 16
 _MAX_SECTION_BYTES = 2**40
 
@@ -51,7 +52,10 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContributionHeader:
-    """What a peer says of its payload for one shard. ``tokens`` is its weight in the mean."""
+    """What a peer says of its payload for one shard. ``tokens`` is its weight in the mean.
+
+    kappas, energies: one for each low-rank block of the shard, ascending, in float32, or none; see lowrank/sketch.py.
+    """
 
     protocol: int
     manifest_digest: bytes
@@ -63,6 +67,8 @@ class ContributionHeader:
     steps: int
     local_loss: float
     sections: tuple[Section, ...]
+    kappas: tuple[float, ...] = ()
+    energies: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,8 @@ def seal(header: ContributionHeader) -> pb.Envelope:
         steps=header.steps,
         local_loss=header.local_loss,
         sections=sections_to_proto(header.sections),
+        kappas=header.kappas,
+        energies=header.energies,
     )
     return pb.Envelope(header=message.SerializeToString())
 
@@ -125,6 +133,11 @@ def open_envelope(envelope: pb.Envelope) -> ContributionHeader:
     require_between("tokens", message.tokens, 1, MAX_TOKENS)
     require_between("steps", message.steps, 0, MAX_STEPS)
     require_real("local_loss", message.local_loss, -1e6, 1e6)
+    kappas, energies = tuple(message.kappas), tuple(message.energies)
+    require(len(energies) == len(kappas), "energies", len(energies), f"as many as kappas, {len(kappas)}")
+    for kappa, energy in zip(kappas, energies, strict=True):
+        require_real("kappas", kappa, 0.0, 1.0)
+        require_real("energies", energy, 0.0, MAX_ENERGY)
     return ContributionHeader(
         protocol=message.protocol,
         manifest_digest=message.manifest_digest,
@@ -136,6 +149,8 @@ def open_envelope(envelope: pb.Envelope) -> ContributionHeader:
         steps=message.steps,
         local_loss=message.local_loss,
         sections=sections_from_proto(message.sections),
+        kappas=kappas,
+        energies=energies,
     )
 
 

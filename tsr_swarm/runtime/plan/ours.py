@@ -9,7 +9,7 @@ from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
-from tsr_swarm.lowrank.packed import BUCKET
+from tsr_swarm.lowrank.packed import packed_bytes
 from tsr_swarm.optim.inner import inner_optimizer
 from tsr_swarm.optim.moment_periods import own_moment_periods
 from tsr_swarm.optim.periods import due_blocks, refresh_rounds
@@ -85,7 +85,8 @@ def our_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
         is_matrix = in_core or block.role is Role.MATRIX
         moments += size * inner_optimizer(config.optimizer, is_matrix).moments
         displacement += size
-        residual += _packed_bytes(block.size) if in_core and config.optimizer.residual_bits else 0
+        bits = config.optimizer.residual_bits
+        residual += packed_bytes(block.size, bits) if in_core and bits else 0
     return Memory(
         weights=2 * numbers(blocks) * FLOAT,
         optimizer=moments * FLOAT,
@@ -102,11 +103,6 @@ def state_bytes(config: RunConfig, blocks: Sequence[Block]) -> int:
 
 def _basis_numbers(blocks: Sequence[Block]) -> int:
     return sum(block.basis_size for block in blocks if block.is_low_rank)
-
-
-def _packed_bytes(size: int) -> int:
-    """Codes of 4 bits and a float32 scale a bucket, see lowrank/packed.py."""
-    return math.ceil(size / BUCKET) * (BUCKET // 2 + FLOAT)
 
 
 def _window(config: RunConfig, blocks: Sequence[Block]) -> int:

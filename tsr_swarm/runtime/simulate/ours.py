@@ -17,6 +17,7 @@ from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.exchange import after_round, begin_exchange, within_budget
 from tsr_swarm.optim.outer import OuterState, rotate_outer
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.reducer import split_blocks
@@ -77,6 +78,7 @@ class OurSwarm:
         self._numbers = {_peer_id(stream.number): stream.number for stream in streams}
         self._ids = tuple(self._numbers)
         self._outer: OuterState = {}  # what the reducer keeps
+        self._known = begin_exchange(config, self._manifest.blocks, 1)  # what sketches are chosen by
         self._round, self._chain = 0, ""
 
     @property
@@ -92,7 +94,9 @@ class OurSwarm:
 
         A peer that is away fetches what it missed when it returns: applied here at once, which is the same.
         """
-        plan = plan_round(self._config, self._manifest.blocks, self._round + 1, self._chain)
+        blocks = self._manifest.blocks
+        plan = plan_round(self._config, blocks, self._round + 1, self._chain)
+        plan = within_budget(plan, self._config, blocks, self._known)
         assert plan.first_step == first_step, "rounds are counted as steps are"
         reduction = Reduction(self._manifest, plan, self._shard_blocks)
         done = {peer: _train(self._trainers[peer], plan, steps) for peer, steps in sorted(work.items())}
@@ -103,13 +107,14 @@ class OurSwarm:
         reduction.close()
         published = reduction.result(self._consensus.bases, self._config.round.quorum, self._outer)
         received = published_bytes(published)
+        self._known = after_round(self._known, plan, published.void, reduction.captured())
         digest = self._apply(published)
         self._round, self._chain = plan.round, published.header.chain.hex()
         return Exchange(
             sent={kind: count / len(work) for kind, count in sorted(sent.items())},
             received=dict(sorted(received.items())),
             round_trips=ROUND_TRIPS,
-            extra_steps=self._config.periods.micro_batches if plan.due.aim else 0,
+            extra_steps=self._config.periods.micro_batches if plan.due.aim or plan.due.choose else 0,
             tokens=sum(contribution.tokens for contribution in contributions.values()),
             losses=tuple(c.local_loss for c in contributions.values() if c.local_loss == c.local_loss),
             digest=digest,

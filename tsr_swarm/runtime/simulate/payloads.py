@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from tsr_swarm.config.layout import PayloadKind, upload_slots
-from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
+from tsr_swarm.config.layout import PayloadKind
+from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.runtime.contribution import pack
 from tsr_swarm.runtime.reduction import Published, Reduction
 from tsr_swarm.train.trainer import RoundWork
-from tsr_swarm.wire.codec import Section, encode
-from tsr_swarm.wire.gate import check_contribution, shard_slots
-from tsr_swarm.wire.messages import ContributionHeader, published_to_proto, seal
+from tsr_swarm.wire.codec import Section
+from tsr_swarm.wire.gate import check_contribution
+from tsr_swarm.wire.messages import published_to_proto, seal
 
 
 def send(
@@ -19,32 +20,19 @@ def send(
 
     ``numbers`` gives each known peer's place in the sums. Raises PeerError or RunError for what cannot be sent.
     """
-    plan, config, sent = work.plan, manifest.config, Counter[str]()
+    sent = Counter[str]()
     for shard, blocks in enumerate(reduction.shard_blocks):
-        slots = shard_slots(upload_slots(manifest.blocks, plan.due, config.wire), blocks)
-        sections, data = encode(slots, work.grids, config.wire.zstd_level)
-        header = ContributionHeader(
-            protocol=PROTOCOL_VERSION,
-            manifest_digest=bytes.fromhex(manifest.digest),
-            round=plan.round,
-            parent=bytes.fromhex(plan.parent),
-            peer_id=peer_id,
-            shard=shard,
-            tokens=work.tokens,
-            steps=work.steps,
-            local_loss=work.local_loss if work.local_loss == work.local_loss else 0.0,
-            sections=sections,
-        )
+        header, data = pack(manifest, peer_id, work, shard, blocks)
         envelope = seal(header)
         contribution = check_contribution(
             envelope,
             manifest=manifest,
-            plan=plan,
+            plan=work.plan,
             shard_blocks=reduction.shard_blocks,
             is_known=numbers.__contains__,
         )
         reduction.offer(contribution.header, numbers[peer_id], contribution.decode(data))
-        sent += _by_kind(sections, envelope.ByteSize())
+        sent += _by_kind(header.sections, envelope.ByteSize())
     return sent
 
 

@@ -78,6 +78,8 @@ class RunSpec:
         if self.is_ours:
             sections = {name: config[name] for name in ("optimizer", "periods", "wire")}
             round = {key: config["round"][key] for key in ("quorum", "shards")}
+            if config["round"]["budget_kb"]:  # runs without one keep the names they had before there was any
+                round["budget_kb"] = config["round"]["budget_kb"]
             return _as_json({**shared, **sections, "round": round, "exact": self.exact})
         optimizer = {key: config["optimizer"][key] for key in ("lr", "warmup_steps", "decay_steps", "clip")}
         return _as_json(

@@ -203,7 +203,7 @@ class Envelope(_message.Message):
     def __init__(self, header: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class ContributionHeader(_message.Message):
-    __slots__ = ("protocol", "manifest_digest", "round", "parent", "peer_id", "shard", "tokens", "steps", "local_loss", "sections")
+    __slots__ = ("protocol", "manifest_digest", "round", "parent", "peer_id", "shard", "tokens", "steps", "local_loss", "sections", "kappas", "energies")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +214,8 @@ class ContributionHeader(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     LOCAL_LOSS_FIELD_NUMBER: _ClassVar[int]
     SECTIONS_FIELD_NUMBER: _ClassVar[int]
+    KAPPAS_FIELD_NUMBER: _ClassVar[int]
+    ENERGIES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     manifest_digest: bytes
     round: int
@@ -224,7 +226,9 @@ class ContributionHeader(_message.Message):
     steps: int
     local_loss: float
     sections: _containers.RepeatedCompositeFieldContainer[Section]
-    def __init__(self, protocol: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., parent: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., shard: _Optional[int] = ..., tokens: _Optional[int] = ..., steps: _Optional[int] = ..., local_loss: _Optional[float] = ..., sections: _Optional[_Iterable[_Union[Section, _Mapping]]] = ...) -> None: ...
+    kappas: _containers.RepeatedScalarFieldContainer[float]
+    energies: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, protocol: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., parent: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., shard: _Optional[int] = ..., tokens: _Optional[int] = ..., steps: _Optional[int] = ..., local_loss: _Optional[float] = ..., sections: _Optional[_Iterable[_Union[Section, _Mapping]]] = ..., kappas: _Optional[_Iterable[float]] = ..., energies: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Section(_message.Message):
     __slots__ = ("kind", "raw_bytes", "wire_bytes", "hash")

@@ -1,0 +1,97 @@
+"""What sketches cost beyond cores, and which budgets leave room for them."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from steady import OPTIMIZER
+
+from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.budget import check_budget, core_upload, sketch_costs
+from tsr_swarm.config.layout import upload_slots
+from tsr_swarm.config.load import run_config_from_mapping
+from tsr_swarm.config.manifest import decode_manifest, make_manifest
+from tsr_swarm.config.plan import Due
+from tsr_swarm.config.run import RunConfig, WireConfig
+from tsr_swarm.errors import ConfigError
+
+BLOCKS = (
+    Block(name="embed_tokens.weight", rows=96, cols=32, rank=8, role=Role.EMBEDDING),
+    Block(name="norm.weight", rows=1, cols=32, rank=0, role=Role.DENSE),
+    Block(name="up.weight", rows=48, cols=32, rank=8, role=Role.MATRIX),
+    Block(name="q.weight", rows=32, cols=32, rank=8, role=Role.MATRIX),
+)
+LOW_RANK = (0, 2, 3)
+FULL = {"local_space": "full", "aim": "displacement"}
+
+
+def config(budget: int, optimizer: dict[str, Any] = FULL) -> RunConfig:
+    return run_config_from_mapping({"optimizer": OPTIMIZER | optimizer, "round": {"budget_kb": budget}})
+
+
+@given(
+    st.sets(st.sampled_from(LOW_RANK)),
+    st.sampled_from([4, 8, 16]),
+    st.sampled_from([2, 3, 4, 8, 16]),
+    st.sampled_from([0.2, 1.0]),
+)
+def test_an_upload_costs_its_cores_and_what_each_sketch_adds(
+    tangent: set[int], sketch_bits: int, core_bits: int, density: float
+) -> None:
+    wire = WireConfig(sketch_bits=sketch_bits, core_bits=core_bits, core_density=density if core_bits <= 8 else 1.0)
+    upload = sum(slot.raw_bytes for slot in upload_slots(BLOCKS, Due(tangent=frozenset(tangent)), wire))
+    costs = sketch_costs(BLOCKS, wire)
+    assert tuple(costs) == LOW_RANK
+    assert upload == core_upload(BLOCKS, wire) + sum(costs[index] for index in tangent)
+
+
+def test_a_budget_too_small_for_any_one_sketch_is_refused_with_the_least_that_would_do() -> None:
+    """Dense 128, cores of 3 bits 3 x (8 + 8 + 32); the embedding's sketch of 8 bits (96 + 32) x (8 + 1) instead."""
+    wire = WireConfig()
+    assert (core_upload(BLOCKS, wire), sketch_costs(BLOCKS, wire)[0]) == (128 + 3 * 48, 1152 - 48)
+    check_budget(config(2), BLOCKS)
+    check_budget(config(0), BLOCKS)
+    with pytest.raises(ConfigError) as error:
+        check_budget(config(1), BLOCKS)
+    assert str(error.value) == (
+        "round.budget_kb = 1 is too little: cores and dense blocks take 0.3 kB of an upload and the largest sketch "
+        "1.1 kB more; set it to 2 or more, or to 0."
+    )
+
+
+def test_no_run_is_made_with_a_budget_too_small() -> None:
+    with pytest.raises(ConfigError, match=r"round\.budget_kb = 1 is too little"):
+        make_manifest("run", config(1), {"up.weight": (256, 128)})
+
+
+def test_a_budget_is_the_leaders_own_and_not_part_of_a_manifest() -> None:
+    with_one, without = (make_manifest("run", config(budget), {"up.weight": (256, 128)}) for budget in (500, 0))
+    assert with_one.digest == without.digest
+    assert decode_manifest(with_one.encoded).config.round.budget_kb == 0
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"local_space": "core"},
+        {"local_space": "full"},
+        {"local_space": "mixed"},
+        {"local_space": "full", "aim": "seed"},
+    ],
+)
+def test_only_full_peers_whose_bases_follow_displacements_choose(optimizer: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as error:
+        config(500, optimizer)
+    space, aim = optimizer["local_space"], optimizer.get("aim", "gradient")
+    assert str(error.value) == (
+        'round.budget_kb = 500 needs optimizer.local_space = "full" and optimizer.aim = "displacement", not '
+        f'"{space}" and "{aim}": only there does a block choose between a core and a sketch; set it to 0.'
+    )
+    config(0, optimizer)
+
+
+@pytest.mark.parametrize("budget", [-1, 10**9 + 1])
+def test_a_budget_is_a_number_of_kilobytes(budget: int) -> None:
+    with pytest.raises(ConfigError, match=r"round\.budget_kb = .* is out of range"):
+        config(budget)
