@@ -227,6 +227,16 @@ def test_the_report_names_each_method_its_bytes_and_its_loss_at_the_same_time(tm
     assert saved["runs"][0]["curve"][1]["seconds"] == results[0].curve[1].seconds(LINK)
 
 
+def test_a_rival_is_not_run_at_a_rate_made_for_another_inner_optimizer(tmp_path: Path) -> None:
+    """Story: the defaults' rate is Muon's, and every rival diverged at it."""
+    chosen = options(tmp_path, seeds=[0], methods=["tsr", "ddp", "diloco"], method_sets=["diloco.inner=muon"])
+    config = replace(chosen.config, optimizer=OptimizerConfig(inner="muon", lr=0.02))
+    tsr, ddp, diloco = specs_of(replace(chosen, config=config, lrs=()))
+    assert (tsr.lr, diloco.lr) == (0.02, 0.02)
+    assert ddp.lr == pytest.approx(0.002)
+    assert {spec.lr for spec in specs_of(replace(chosen, config=config, lrs=[0.5]))} == {0.5}
+
+
 def test_settings_are_shown_where_they_are_not_the_defaults(tmp_path: Path) -> None:
     config = replace(tiny_config(tmp_path), optimizer=OptimizerConfig(), wire=WireConfig())
     changed = ["tsr.wire.core_bits=16", "ddp.weight_decay=0.1"]

@@ -43,7 +43,9 @@ def simulate(
     lr: Annotated[
         str | None,
         typer.Option(
-            metavar="X,X,...", help="Run each method at each; the best one is shown.", show_default="the run file's"
+            metavar="X,X,...",
+            help="Run each method at each; the best one is shown.",
+            show_default="the run file's, a tenth of it for adam where ours is muon",
         ),
     ] = None,
     schedule: Annotated[str, typer.Option(metavar="S", help="cosine over the whole run, or constant.")] = "cosine",

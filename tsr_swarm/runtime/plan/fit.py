@@ -1,7 +1,7 @@
 """Rank and periods for which a line is busy for at most a given share of the time, by search over the real layout.
 
 Ranks halve from the run's own downwards. At each rank the bases are refreshed as often as the run says, or half, a
-quarter, an eighth as often where that spares local steps, because at a large rank the basis is most of the traffic.
+quarter, an eighth as often where that spares local steps, because a basis that is sent outweighs many cores.
 The weights' period is then the shortest that keeps the share, never shorter than the run's own. Moments are averaged
 after as many rounds as the run says; where it says "auto" they are counted as in every round, which is the most.
 """

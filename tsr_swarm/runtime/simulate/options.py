@@ -12,6 +12,8 @@ from tsr_swarm.rivals.registry import METHODS, default_settings
 from tsr_swarm.runtime.simulate.spec import OURS, RunSpec
 from tsr_swarm.runtime.simulate.world import World
 
+USUAL_RATES = {"adam": 3e-3, "muon": 3e-2}  # by inner optimizer: a rival is not to be run at a rate made for another
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyOptions:
@@ -19,7 +21,7 @@ class StudyOptions:
 
     config: RunConfig
     methods: Sequence[str]
-    lrs: Sequence[float] = ()  # none: the configuration's
+    lrs: Sequence[float] = ()  # none: the configuration's, or what suits another inner optimizer as well
     seeds: Sequence[int] = ()  # none: the configuration's
     peers: int = 4
     steps: int = 200
@@ -75,7 +77,9 @@ def _variant(
         return method, _with_keys(config, {**_only(rank), **own}), {}
     defaults = default_settings(method)
     settings = {**defaults, **_asked(defaults, config, options), **own}
-    return method, config, settings
+    usual, inner = USUAL_RATES.get(config.optimizer.inner, 1.0), settings.get("inner", "adam")
+    lr = config.optimizer.lr * USUAL_RATES.get(inner, usual) / usual
+    return method, _with_keys(config, {"optimizer.lr": min(1.0, lr)}), settings
 
 
 def _asked(defaults: Mapping[str, Any], config: RunConfig, options: StudyOptions) -> dict[str, Any]:
