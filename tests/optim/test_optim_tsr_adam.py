@@ -55,6 +55,37 @@ def test_it_equals_the_oracle(
     torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=EXACT)
 
 
+@pytest.mark.parametrize("refresh_every", [1, 3])
+def test_error_feedback_equals_the_oracle_to_the_bits_it_is_kept_in(refresh_every: int) -> None:
+    weight, *gradients = draw(5, 8, 7, count=5)
+    basis, options = random_basis(8, 7, 3, 2, 0), AdamOptions(lr=0.01, scale=1.0)
+    exact = reference_tsr_adam(weight, gradients, basis, refresh_every, options, feedback=True)
+    without = reference_tsr_adam(weight, gradients, basis, refresh_every, options)
+    errors = {}
+    for bits in (4, 8):
+        parameter = nn.Parameter(weight.clone())
+        optimizer = TSRAdam(
+            [parameter], lr=0.01, rank=3, refresh_every=refresh_every, scale=1.0, seed=2, feedback_bits=bits
+        )
+        run(optimizer, parameter, gradients)
+        errors[bits] = float((parameter.detach() - exact).norm())
+    apart = float((without - exact).norm())
+    assert errors[8] < 0.1 * apart
+    assert errors[8] < errors[4] < apart
+
+
+def test_with_feedback_no_direction_of_a_gradient_is_left_out_for_ever() -> None:
+    """Where a gradient never changes, a basis of rank 2 aimed at it once holds two of its directions and no more."""
+    gradient = torch.diag(torch.tensor([5.0, 4.0, 3.0, 2.0]))
+    moved = {}
+    for bits in (0, 8):
+        parameter = nn.Parameter(torch.zeros(4, 4))
+        optimizer = TSRAdam([parameter], lr=0.01, rank=2, refresh_every=5, scale=1.0, feedback_bits=bits)
+        run(optimizer, parameter, [gradient] * 200)
+        moved[bits] = -float(torch.diagonal(parameter.detach())[2:].min())
+    assert moved[8] > 3 * moved[0]
+
+
 @settings(deadline=None, max_examples=20)
 @given(rows=st.integers(1, 5), cols=st.integers(1, 5), seed=st.integers(0, 2**16))
 def test_adams_direction_equals_the_oracle(rows: int, cols: int, seed: int) -> None:

@@ -84,21 +84,35 @@ def reference_rotation(
 
 
 def reference_tsr_adam(
-    weight: Tensor, gradients: Sequence[Tensor], basis: Basis, refresh_every: int, options: AdamOptions
+    weight: Tensor,
+    gradients: Sequence[Tensor],
+    basis: Basis,
+    refresh_every: int,
+    options: AdamOptions,
+    feedback: bool = False,
 ) -> Tensor:
-    """Return ``weight`` (M, N) after one TSR-Adam step for each gradient, from zero moments and a starting basis."""
+    """Return ``weight`` (M, N) after one TSR-Adam step for each gradient, from zero moments and a starting basis.
+
+    ``feedback``: with LDAdam's generalised error feedback, e = a - U C V^T + beta1 / (1 - beta1) (what m lost), exact.
+    """
     weight = weight.to(torch.float64)
+    error = torch.zeros_like(weight)
     rank = basis.left.shape[1]
     first = second = torch.zeros(rank, rank, dtype=torch.float64)
     u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
     for t, gradient in enumerate(gradients, start=1):
-        gradient = gradient.to(torch.float64)
+        gradient = gradient.to(torch.float64) + error
+        lost = torch.zeros_like(weight)
         if (t - 1) % refresh_every == 0:
-            old_u, old_v = u, v
+            old_u, old_v, lost = u, v, u @ first @ v.mT
             u = _orthonormal(gradient @ old_v, old_u)
             v = _orthonormal(gradient.mT @ u, old_v)
             if t > 1:
                 first, second = reference_rotation(first, second, u.mT @ old_u, v.mT @ old_v, t - 1, options)
+            lost = lost - u @ first @ v.mT
+        if feedback:
+            beta1 = options.betas[0]
+            error = gradient - u @ (u.mT @ gradient @ v) @ v.mT + beta1 / (1 - beta1) * lost
         direction, first, second = reference_adam_direction(u.mT @ gradient @ v, first, second, t, options)
         step = options.scale * (u @ direction @ v.mT) + options.weight_decay * weight
         weight = weight - options.lr * step

@@ -4,7 +4,9 @@ Letters: G (M, N) the gradient, U (M, R), V (N, R) a parameter's bases, C (R, R)
 paper: moments are never less than float32 (a bfloat16 average with beta = 0.999 cannot decay); bases are re-aimed by a
 warm-started linear sketch, Q = orth(G V_old), then orth(G^T Q), instead of a cold random one, and rounded to 12 bits as
 on the wire; at a refresh the moments are turned to the new bases by the two-sided rule of LDAdam (arXiv 2410.16103)
-instead of carried over unchanged.
+instead of carried over unchanged. With ``feedback_bits``, LDAdam's generalised error feedback (Algorithm 1): what of a
+gradient the bases do not hold, and what of the momentum they lose when they change, is added to the next gradient; kept
+in few bits as by MicroAdam (arXiv 2405.15593).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from tsr_swarm.lowrank.basis import Basis, orthonormal12, random_basis
+from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.rotate import rotate_moments
 from tsr_swarm.lowrank.sketch import core_of, expand
 from tsr_swarm.optim.adam import Correction, adam_direction, bias_corrections, core_update_scale
@@ -68,6 +71,7 @@ class TSRAdam(Optimizer):
     refresh_every: steps between two refreshes of a parameter's bases; the first is at its first step.
     scale: multiplies low-rank steps; 0 takes sqrt(M N) / r, which makes them as long as dense ones.
     seed: of the random bases that the first refresh starts from.
+    feedback_bits: 4 or 8 bits a number for a full-size error feedback; 0: none.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class TSRAdam(Optimizer):
         refresh_every: int = 100,
         scale: float = 0.0,
         seed: int = 0,
+        feedback_bits: int = 0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -92,6 +97,7 @@ class TSRAdam(Optimizer):
             "refresh_every": refresh_every,
             "scale": scale,
             "seed": seed,
+            "feedback_bits": feedback_bits,
         }
         super().__init__(params, defaults)
 
@@ -127,16 +133,28 @@ class TSRAdam(Optimizer):
         state = self.state[parameter]
         if not state:
             state.update(_fresh_state(parameter, group["rank"], group["seed"], number))
+            if "left" in state and group["feedback_bits"]:
+                _owe(state, torch.zeros_like(parameter), group["feedback_bits"])
         state["step"] += 1
         gradient = gradient.to(state["exp_avg"].dtype)
         lr, betas = float(group["lr"]), group["betas"]
         corrections = bias_corrections(betas, state["step"])
+        feeds_back = "codes" in state
+        if feeds_back:
+            gradient = gradient + _owed(state, parameter)  # a = g + e
         if "left" in state and (state["step"] - 1) % group["refresh_every"] == 0:
+            before = _momentum(state) if feeds_back else None
             _refresh(state, gradient, betas)
+            lost = 0.0 if before is None else before - _momentum(state)
+        else:
+            lost = 0.0
         moments = state["exp_avg"], state["exp_avg_sq"]
         if "left" in state:
-            basis = Basis(state["left"], state["right"])
-            factors = basis.left_float(gradient.dtype), basis.right_float(gradient.dtype)
+            factors = _factors(state)
+            if feeds_back:
+                # e = a - U C V^T + beta1 / (1 - beta1) (U_old m_old V_old^T - U m V^T)
+                error = gradient - expand(core_of(gradient, *factors), *factors)
+                _owe(state, error + betas[0] / (1 - betas[0]) * lost, group["feedback_bits"])
             direction = tsr_adam_update(gradient, *factors, *moments, corrections, betas, group["eps"])
             rows, cols = parameter.shape
             direction.mul_(group["scale"] or core_update_scale(rows, cols, *moments[0].shape))
@@ -171,6 +189,27 @@ def _fresh_state(parameter: Tensor, rank: int | None, seed: int, number: int) ->
     return state
 
 
+def _factors(state: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """U and V in the moments' dtype."""
+    basis = Basis(state["left"], state["right"])
+    return basis.left_float(state["exp_avg"].dtype), basis.right_float(state["exp_avg"].dtype)
+
+
+def _momentum(state: dict[str, Any]) -> Tensor:
+    """U m V^T, full size."""
+    return expand(state["exp_avg"], *_factors(state))
+
+
+def _owed(state: dict[str, Any], parameter: Tensor) -> Tensor:
+    """e, full size."""
+    return Packed(state["codes"], state["scales"], tuple(parameter.shape)).numbers().to(state["exp_avg"].dtype)
+
+
+def _owe(state: dict[str, Any], error: Tensor, bits: int) -> None:
+    packed = Packed.of(error, bits)
+    state["codes"], state["scales"] = packed.codes, packed.scales
+
+
 def _refresh(state: dict[str, Any], gradient: Tensor, betas: tuple[float, float]) -> None:
     """Re-aim the bases at ``gradient`` and turn the moments, which are those of the step before."""
     old = Basis(state["left"].cpu(), state["right"].cpu())
@@ -195,6 +234,7 @@ def _check(group: Mapping[str, Any]) -> None:
     _require(_is_count(group["refresh_every"]), "refresh_every", group["refresh_every"], "a whole number, at least 1")
     _require(0 <= group["scale"] < float("inf"), "scale", group["scale"], "at least 0 (0: automatic), and finite")
     _require(type(group["seed"]) is int, "seed", group["seed"], "a whole number")
+    _require(group["feedback_bits"] in (0, 4, 8), "feedback_bits", group["feedback_bits"], "0, 4 or 8")
 
 
 def _is_count(value: object) -> bool:
