@@ -36,8 +36,8 @@ def our_method(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> Me
     optimizer, periods, wire = config.optimizer, config.periods, config.wire
     return Method(
         name="tsr",
-        settings=f"this run: {optimizer.local_space} space, {optimizer.inner}, rank {optimizer.rank} (embedding "
-        f"{optimizer.embedding_rank}), every {periods.k_x}, bases by {optimizer.aim} every "
+        settings=f"this run: {optimizer.local_space} {optimizer.inner}, rank {optimizer.rank} "
+        f"({optimizer.embedding_rank}), every {periods.k_x}, bases by {optimizer.aim} every "
         f"{periods.refresh_rounds * periods.k_x} ({periods.refresh_rounds_embedding * periods.k_x})",
         source=f"its own layout; bits of core, sketch and mean {wire.core_bits}/{wire.sketch_bits}/"
         f"{wire.published_bits}, density {wire.core_density:g}/{wire.published_density:g}",
