@@ -55,7 +55,7 @@ def test_a_preset_takes_the_place_of_the_files_model(capsys: pytest.CaptureFixtu
     planned = shown_object(capsys, "run.toml", "--model", "60m")
     assert (planned["model"], planned["parameters"]) == ("60M", 58_073_600)
     assert planned["tokens_per_step"] == 262_144
-    assert "rank 32 (embedding 16)" in planned["methods"][0]["settings"]
+    assert "rank 32 (16)" in planned["methods"][0]["settings"]
 
 
 def test_more_peers_cost_only_those_who_cannot_sum(capsys: pytest.CaptureFixture[str]) -> None:
