@@ -256,9 +256,9 @@ def main() -> None:
     text += [
         "Memory of the optimizer: all tensors that are there after a step and were not before it was made, gradients "
         "not counted. A run's bases are kept once, as 16-bit integers, for the exact lift; that and the consensus "
-        "weights are the swarm's, whatever the optimizer. Unsent work that a new basis does not hold waits in 4 bits a "
+        "weights are the swarm's, whatever the optimizer. Unsent work that a new basis does not hold waits in 8 bits a "
         f"number, which is up to {waiting:.0f} MB more in a core space, {waiting / rival:.2f} of "
-        "AdamW's, after a refresh.",
+        "AdamW's, at a peer that missed a round.",
         "",
         *memory,
         "",
