@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tsr_swarm.config.run import OptimizerConfig
+from tsr_swarm.config.run import OptimizerConfig, is_share_of_sides
 from tsr_swarm.errors import ConfigError
 
 AUTO = "auto"
@@ -101,11 +101,6 @@ def embedding_rank(optimizer: OptimizerConfig, vocabulary: int) -> int | str:
     if optimizer.embedding_rank != AUTO:
         return optimizer.embedding_rank
     return "1/2" if optimizer.has_free_shapes and vocabulary <= SMALL_VOCABULARY else "d/2"
-
-
-def is_share_of_sides(value: int | str) -> bool:
-    """Whether a rank is written as a share of each side, such as ``"1/2"``."""
-    return isinstance(value, str) and value[:1] == "1"
 
 
 def share_of(key: str, value: int | str, short: int) -> int:

@@ -13,6 +13,11 @@ def require(condition: bool, key: str, value: object, limit: str) -> None:
         raise ConfigError(f"{key} = {value!r} is out of range; it must be {limit}.")
 
 
+def is_share_of_sides(rank: int | str) -> bool:
+    """Whether a rank is written as a share of each side, such as ``"1/2"``."""
+    return isinstance(rank, str) and rank[:1] == "1"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSection:
     """The run itself."""
@@ -137,7 +142,7 @@ class OptimizerConfig:
                 f'optimizer.aim = "displacement" needs optimizer.local_space = "full", not "{self.local_space}": '
                 'a core never leaves its basis, so its displacement would re-aim at the same span; use "gradient".'
             )
-        shares = [rank for rank in (self.rank, self.embedding_rank) if isinstance(rank, str) and rank[:1] == "1"]
+        shares = [rank for rank in (self.rank, self.embedding_rank) if is_share_of_sides(rank)]
         if shares and not self.has_free_shapes:
             raise ConfigError(
                 f'A rank that is a share of each side, "{shares[0]}", needs optimizer.aim = "seed" or "dct", not '

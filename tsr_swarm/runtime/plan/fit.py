@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tsr_swarm.config.blocks import embedding_rank, is_share_of_sides, parse_rank, plan_blocks
-from tsr_swarm.config.run import RunConfig
+from tsr_swarm.config.blocks import embedding_rank, parse_rank, plan_blocks
+from tsr_swarm.config.run import RunConfig, is_share_of_sides
 from tsr_swarm.runtime.plan.compression import Shares
 from tsr_swarm.runtime.plan.link import Link, line_seconds, line_share
 from tsr_swarm.runtime.plan.method import Exchange
