@@ -14,7 +14,7 @@ from studying.rows import Row
 from tsr_swarm.errors import RunError
 from tsr_swarm.rivals.registry import METHODS
 from tsr_swarm.runtime.simulate.link import MBIT
-from tsr_swarm.runtime.simulate.plots import BLACK, COLOURS, spread
+from tsr_swarm.runtime.simulate.plots import BLACK, COLOURS, dress, save, spread
 from tsr_swarm.runtime.simulate.result import Point
 
 if TYPE_CHECKING:
@@ -84,7 +84,6 @@ def _colour(row: Row) -> str:
 
 def _write(path: Path, lines: Sequence[Line], x_label: str, note: str) -> Path:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -92,24 +91,10 @@ def _write(path: Path, lines: Sequence[Line], x_label: str, note: str) -> Path:
         axes.plot(line.x, line.y, line.dashes, color=line.colour, linewidth=line.width)
         axes.plot(line.x[-1:], line.y[-1:], "o", color=line.colour, markersize=2 + line.width)
         axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.12, linewidth=0)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(numticks=20))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel(x_label)
-    axes.set_ylabel("held-out loss, nats a token")
-    axes.set_title(note, loc="left", fontsize=9, color="#444444")
-    axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    dress(axes, x_label, note)
     _frame(axes, lines)
     _label_ends(axes, lines)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}); name another folder.") from error
-    return path
+    return save(figure, path)
 
 
 def _frame(axes: "Axes", lines: Sequence[Line]) -> None:

@@ -15,6 +15,7 @@ from tsr_swarm.runtime.simulate.spec import OURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BYTES, TIME = "loss-by-bytes.png", "loss-by-time.png"
 BLACK = "#000000"  # ours
@@ -89,7 +90,6 @@ def _lines(found: Sequence[Entry], x_of: Callable[[Point], float]) -> list[_Line
 
 def _write(path: Path, lines: Sequence[_Line], x_label: str, note: str) -> Path:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(8.0, 4.8), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -97,8 +97,18 @@ def _write(path: Path, lines: Sequence[_Line], x_label: str, note: str) -> Path:
         width = 2.4 if line.colour == BLACK else 1.6
         axes.plot(line.x, line.y, line.dashes, color=line.colour, linewidth=width, marker="o", markersize=2.5)
         axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.15, linewidth=0)
+    dress(axes, x_label, note, marks=(1.0, 2.0, 5.0))
+    _frame(axes, lines)
+    _label_ends(axes, lines)
+    return save(figure, path)
+
+
+def dress(axes: "Axes", x_label: str, note: str, marks: tuple[float, ...] = (1.0,)) -> None:
+    """Loss upwards, a logarithmic axis with ``marks`` in each decade, a light grid, and a note above."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
+    axes.xaxis.set_major_locator(LogLocator(subs=marks, numticks=20))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel(x_label)
@@ -109,8 +119,10 @@ def _write(path: Path, lines: Sequence[_Line], x_label: str, note: str) -> Path:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    _frame(axes, lines)
-    _label_ends(axes, lines)
+
+
+def save(figure: "Figure", path: Path) -> Path:
+    """Write the picture. Raises RunError."""
     try:
         figure.savefig(path)
     except OSError as error:
