@@ -48,6 +48,7 @@ class Plan:
     config: RunConfig
     spec: RunSpec
     heldout: int
+    tune: int = 0  # sentences to score on instead, of those that would be trained on
 
     @property
     def name(self) -> str:
@@ -57,7 +58,7 @@ class Plan:
         """As JSON has it. What a rival's names does not include what only ours reads."""
         sources = [archives.MODEL.sha256, archives.SENTENCES.sha256]
         shared = {"heldout": self.heldout, "shares": self.config.data.parts, "sources": sources, "version": __version__}
-        return {**shared, **self.spec.identity()}
+        return {**shared, **({"tune": self.tune} if self.tune else {}), **self.spec.identity()}
 
 
 def _hash(document: dict[str, Any]) -> str:
@@ -74,10 +75,12 @@ class Data:
 
 
 @cache
-def load_data(folder: Path, length: int, heldout: int) -> Data:
+def load_data(folder: Path, length: int, heldout: int, tune: int) -> Data:
     """Fetched into ``folder`` unless it is there, and encoded at ``length`` tokens."""
     model = archives.model_folder(folder)
     training, held = sentences.split(sentences.read(archives.ratings_text(folder)), heldout)
+    if tune:
+        training, held = sentences.split(training, tune)
     encoded = [classifier.encode(model, part, length) for part in (training, held)]
     return Data(folder=model, training=encoded[0], heldout=encoded[1])
 
@@ -132,6 +135,7 @@ def arguments(typed: Sequence[str]) -> argparse.Namespace:
     add("--dense-lr", type=float, default=RATES["dense"])
     add("--single-lr", type=float, default=RATES["single"])
     add("--heldout", type=int, default=3000, help="sentences")
+    add("--tune", type=int, default=0, help="score on so many others, not trained on then: to choose settings")
     add("--cache", type=Path, default=Path("~/.cache/tsr-swarm"), help="of what is fetched")
     add("--out", type=Path, default=Path("runs/finetune"), help="a JSON file a run")
     add("--table", type=Path, default=HERE / "results" / "finetune.md")
@@ -152,7 +156,7 @@ def plans(chosen: argparse.Namespace) -> list[Plan]:
         seeded = replace(config, run=replace(config.run, seed=seed))
         for method in chosen.methods:
             spec = methods.spec_of(method, seeded, rates[method])
-            made.append(Plan(method=method, config=seeded, spec=spec, heldout=chosen.heldout))
+            made.append(Plan(method=method, config=seeded, spec=spec, heldout=chosen.heldout, tune=chosen.tune))
     return made
 
 
@@ -163,7 +167,7 @@ def main(typed: Sequence[str]) -> None:
         path = chosen.out / f"{plan.name}.json"
         if not path.exists():
             length = plan.config.data.sequence_length
-            write_json(path, run(plan, load_data(chosen.cache.expanduser(), length, chosen.heldout)))
+            write_json(path, run(plan, load_data(chosen.cache.expanduser(), length, chosen.heldout, chosen.tune)))
         documents.append(json.loads(path.read_text("utf-8")))
         tell(f"{plan.name}: {100 * documents[-1]['accuracy']:.2f} %")
     command = shlex.join(["python", "examples/finetune.py", *typed])

@@ -1,4 +1,4 @@
-"""What the study came to, as one page and two plots."""
+"""What a stage of the study came to, as one page and two plots."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,30 +7,29 @@ from candidates import Candidate
 from measure import header
 from studying.clock import equal_time
 from studying.finals import finalists, operating_points
-from studying.plots import BYTES, TIME, write_plots
+from studying.plots import pictures, write_plots
 from studying.rows import Row
 from studying.search import ablation, search
+from studying.stage import Stage
 
+from tsr_swarm.runtime.simulate.report import world_text
 from tsr_swarm.runtime.simulate.result import RunResult
 from tsr_swarm.runtime.simulate.store import write_text
 from tsr_swarm.telemetry.text import seconds_text
 
-NOTES = Path(__file__).parent / "study_notes.md"
+HERE = Path(__file__).parent
 Done = Mapping[str, tuple[Candidate, Sequence[RunResult]]]  # by name: which of a candidate's runs there are
 
 
-def write_report(searched: Done, finals: Done, folder: Path, *, seeds: int, k_x: int) -> Path:
-    """Write ``study.md`` and its plots beside ``folder``, and return the page's path.
+def write_report(stage: Stage, searched: Done, finals: Done, folder: Path) -> Path:
+    """Write the page of ``stage`` and its plots into ``folder``, where its runs are, and return the page's path.
 
-    ``seeds``: how many a finalist is to have. ``k_x``: steps between two exchanges of dense averaging, to which bytes
-    are compared.
     Runs that are not done are shown as pending. Raises RunError where nothing can be written, or without matplotlib.
     """
     search_rows = [_row(candidate, runs, len(candidate.rates)) for candidate, runs in searched.values()]
-    final_rows = [_row(candidate, runs, seeds) for candidate, runs in finals.values()]
-    target = folder.parent
-    page = write_text(target / "study.md", "\n".join(_page(search_rows, final_rows, seeds, k_x)) + "\n")
-    write_plots(final_rows, target)
+    final_rows = [_row(candidate, runs, len(stage.seeds)) for candidate, runs in finals.values()]
+    page = write_text(folder / f"{stage.name}.md", "\n".join(_page(stage, search_rows, final_rows)) + "\n")
+    write_plots(final_rows, folder, stage.name)
     return page
 
 
@@ -38,16 +37,18 @@ def _row(candidate: Candidate, runs: Sequence[RunResult], wanted: int) -> Row:
     return Row(candidate=candidate, runs=tuple(runs), wanted=wanted)
 
 
-def _page(searched: Sequence[Row], finals: Sequence[Row], seeds: int, k_x: int) -> Iterator[str]:
-    yield from ("# The study: which method learns most from a byte", "", header("python examples/study.py"), "")
-    yield from (*_setting([run for row in (*searched, *finals) for run in row.runs], k_x), "")
-    yield from ("## Chosen defaults", "", _notes(), "")
+def _page(stage: Stage, searched: Sequence[Row], finals: Sequence[Row]) -> Iterator[str]:
+    seeds, k_x = len(stage.seeds), stage.config().periods.k_x  # to dense averaging as often as this, bytes are compared
+    yield from (f"# {stage.title}", "", header(stage.command), "")
+    yield from (*_setting(stage.name, [run for row in (*searched, *finals) for run in row.runs], k_x), "")
+    yield from (f"## {stage.notes_title}", "", _notes(stage.notes), "")
     yield from (f"## Finalists: {_steps(finals)}, {seeds} seeds", "", *finalists(finals, k_x), "", FINALISTS, "")
-    yield from (*(f"![{text}]({name})" for name, text in _pictures(finals)), "")
+    yield from (*(f"![{text}]({name})" for name, text in _pictures(stage.name, finals)), "")
     yield from ("## Ours at each rival's operating point", "", OPERATING_POINTS, "", *operating_points(finals), "")
     yield from ("## The same time on a home line", "", *equal_time(finals), "")
-    yield from (f"## The search: {_steps(searched)}, one seed", "", SEARCH, "", *search(searched, k_x), "")
-    yield from ("## Ours, one change at a time", "", ABLATION, "", *ablation(searched))
+    yield from (f"## The search: {_steps(searched)}, one seed", "", SEARCH, "", *search(searched, k_x))
+    if any(row.is_ours and not row.candidate.is_finalist for row in searched):
+        yield from ("", "## Ours, one change at a time", "", ABLATION, "", *ablation(searched))
 
 
 FINALISTS = """\
@@ -67,7 +68,7 @@ From the search, one seed. Below zero: the change lowers the loss. At the varian
 rate, where both step the same way and ours was run at it; and the best rate of each."""
 
 
-def _setting(runs: Sequence[RunResult], k_x: int) -> Iterator[str]:
+def _setting(study: str, runs: Sequence[RunResult], k_x: int) -> Iterator[str]:
     if not runs:
         yield "No run is done yet."
         return
@@ -82,8 +83,12 @@ def _setting(runs: Sequence[RunResult], k_x: int) -> Iterator[str]:
         f"step from the source `{data['source']}` (`stdlib` is the Python standard library's own), and "
         f"{data['heldout_sequences']} sequences held out. All methods read the same tokens in the same order, from the "
         f"same first weights, with {optimizer['warmup_steps']} steps of warm-up, a cosine down to a tenth of the rate, "
-        f"and gradients clipped at {optimizer['clip']:g}. Every finished run is a file in [study/runs](study/runs)."
+        f"and gradients clipped at {optimizer['clip']:g}. Every finished run is a file in [{study}/runs]({study}/runs)."
     )
+    world = world_text(spec["world"])
+    if world:
+        yield ""
+        yield f"World: {world}."
     yield ""
     yield (
         f"{len(runs)} runs, {dates[0]} to {dates[-1]}, {seconds_text(seconds)} of one core in all; made on "
@@ -99,14 +104,12 @@ def _steps(rows: Sequence[Row]) -> str:
     return f"{', '.join(map(str, steps))} steps" if steps else "pending"
 
 
-def _pictures(finals: Sequence[Row]) -> Iterator[tuple[str, str]]:
+def _pictures(study: str, finals: Sequence[Row]) -> Iterator[tuple[str, str]]:
     if any(row.runs for row in finals):
-        yield BYTES, "Loss against wire bytes"
-        yield TIME, "Loss against simulated time"
+        yield from zip(pictures(study), ("Loss against wire bytes", "Loss against simulated time"), strict=True)
 
 
-def _notes() -> str:
+def _notes(name: str) -> str:
     """Written by hand; the tables around them are not."""
-    return (
-        NOTES.read_text("utf-8").strip() if NOTES.exists() else f"Not yet chosen: they go to `examples/{NOTES.name}`."
-    )
+    path = HERE / name
+    return path.read_text("utf-8").strip() if path.exists() else f"Not yet written: they go to `examples/{name}`."

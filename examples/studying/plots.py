@@ -20,7 +20,6 @@ from tsr_swarm.runtime.simulate.result import Point
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BYTES, TIME = "study-loss-by-bytes.png", "study-loss-by-time.png"
 GREY = "#666666"
 LABEL_GAP = 0.036  # between two labels, as a share of the axis
 TOP_SHARE = 0.6  # of the first loss: what a few steps learn anywhere need not be seen
@@ -40,7 +39,12 @@ class Line(NamedTuple):
     high: list[float]
 
 
-def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
+def pictures(study: str) -> tuple[str, str]:
+    """File names of the pictures of a study: against bytes, and against time."""
+    return f"{study}-loss-by-bytes.png", f"{study}-loss-by-time.png"
+
+
+def write_plots(rows: Sequence[Row], folder: Path, study: str) -> list[Path]:
     """Both pictures; none while there is no run. Raises RunError without matplotlib, or where nothing can be put."""
     done = [row for row in rows if row.runs]
     if not done:
@@ -54,9 +58,10 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     line = f"the 60M shapes on {UP / MBIT:g} Mbit/s up, {DOWN / MBIT:g} down, {link.step_seconds:.2f} s a step"
     by_bytes = [line_of(row, lambda point: point.bytes_total / MB) for row in done]
     by_time = [line_of(row, lambda point: point.seconds(link) / MINUTE) for row in done]
+    bytes_name, time_name = pictures(study)
     return [
-        _write(folder / BYTES, by_bytes, "wire bytes of one peer, sent and received, MB", marks),
-        _write(folder / TIME, by_time, "simulated time, minutes", f"{line}\n{marks}"),
+        _write(folder / bytes_name, by_bytes, "wire bytes of one peer, sent and received, MB", marks),
+        _write(folder / time_name, by_time, "simulated time, minutes", f"{line}\n{marks}"),
     ]
 
 

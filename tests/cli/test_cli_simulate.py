@@ -69,6 +69,14 @@ def test_a_simulation_leaves_its_runs_a_table_and_plots_and_is_not_done_twice(
     assert again["runs"][0]["curve"][-1]["seconds"] > results["runs"][0]["curve"][-1]["seconds"]
 
 
+def test_text_in_tokens_sets_the_vocabulary_of_the_model() -> None:
+    assert run([*FEW, "--vocabulary", "270", "--no-plots"]) == 0
+    for path in Path("out/runs").iterdir():
+        spec = json.loads(path.read_text())["spec"]
+        assert spec["world"]["vocabulary"] == spec["model"]["vocab_size"] == 270
+    assert "World: the text is in 270 BPE tokens" in Path("out/results.md").read_text()
+
+
 def test_an_interrupted_simulation_says_how_to_go_on_and_does(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

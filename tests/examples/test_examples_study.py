@@ -2,7 +2,9 @@
 
 import math
 import statistics
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import study
 from candidates import CORE, DENSE, OURS, Candidate, ours, rival
 from hypothesis import given
 from hypothesis import strategies as st
+from stages import CORE_STAGE, FULL_STAGE
 from study_report import write_report
 from studying import cells
 from studying.clock import at_time, equal_time, home_link
@@ -18,10 +21,14 @@ from studying.rows import Duel, Row, best_run, dense_bytes, duels, paired
 from studying.search import ablation, search
 
 from tsr_swarm.config.run import OptimizerConfig, RunConfig, RunSection
+from tsr_swarm.rivals.registry import METHODS
+from tsr_swarm.runtime.simulate.engine import check
 from tsr_swarm.runtime.simulate.link import Link
 from tsr_swarm.runtime.simulate.result import Point, RunResult
 from tsr_swarm.runtime.simulate.spec import RunSpec
 from tsr_swarm.runtime.simulate.store import Store
+from tsr_swarm.runtime.simulate.study import News
+from tsr_swarm.runtime.simulate.world import World
 
 LINK = Link(up=1e6, down=2e6, rtt=0.1, step_seconds=0.5)
 MUON = "dense averaging, Muon"  # a control
@@ -246,27 +253,29 @@ def test_a_change_is_compared_at_its_own_rate_and_with_the_best() -> None:
 
 
 def test_a_study_that_is_not_begun_has_a_page_and_no_pictures(tmp_path: Path) -> None:
-    text = study.report(Store(tmp_path / "study"), tmp_path / "study").read_text("utf-8")
-    assert all(candidate.name in text for candidate in CORE)
-    assert "No run is done yet." in text
-    assert [path.name for path in tmp_path.iterdir()] == ["study.md"]
+    for stage in (CORE_STAGE, FULL_STAGE):
+        text = study.report(stage, tmp_path).read_text("utf-8")
+        assert text.startswith(f"# {stage.title}\n")
+        assert all(candidate.name in text for candidate in stage.candidates)
+        assert "No run is done yet." in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["study-full.md", "study.md"]
 
 
 def test_a_finalist_is_run_at_its_best_rate_once_the_search_is_done_and_found_again(tmp_path: Path) -> None:
     store = Store(tmp_path / "study")
     candidate = next(candidate for candidate in CORE if candidate.name == DENSE)
-    specs = study.search_specs(candidate)
+    specs = CORE_STAGE.search_specs(candidate)
     assert len({spec.name for spec in specs}) == len(candidate.rates) > 1
     for place, spec in enumerate(specs):
-        assert study.best_rate(store, candidate) is None
-        assert not study.final_specs(store, 0)
+        assert CORE_STAGE.best_rate(store, candidate) is None
+        assert not CORE_STAGE.final_specs(store, 0)
         store.save(made_up(spec, [5.0, 4.0, 2.0 + abs(place - 1)]))
-    assert study.best_rate(store, candidate) == candidate.rates[1]
+    assert CORE_STAGE.best_rate(store, candidate) == candidate.rates[1]
     for seed in (0, 1):
-        (spec,) = study.final_specs(store, seed)
-        assert (spec.lr, spec.seed, spec.steps) == (candidate.rates[1], seed, study.FINAL_STEPS)
+        (spec,) = CORE_STAGE.final_specs(store, seed)
+        assert (spec.lr, spec.seed, spec.steps) == (candidate.rates[1], seed, CORE_STAGE.final_steps)
         store.save(made_up(spec, [5.0, 4.0, 1.5 + seed / 10]))
-    text = study.report(store, tmp_path / "study").read_text("utf-8")
+    text = study.report(CORE_STAGE, tmp_path).read_text("utf-8")
     assert "1.550 (1.500 to 1.600), 2 of 3 seeds" in text
     for name in ("study-loss-by-bytes.png", "study-loss-by-time.png"):
         assert f"]({name})" in text
@@ -276,5 +285,87 @@ def test_a_finalist_is_run_at_its_best_rate_once_the_search_is_done_and_found_ag
 def test_runs_on_unlike_texts_are_not_passed_over(tmp_path: Path) -> None:
     dense = CANDIDATES[DENSE]
     runs = [run(dense, 2.0), RunResult.from_json({**run(dense, 2.1, seed=1).to_json(), "text": "u"})]
-    page = write_report({DENSE: (dense, runs)}, {}, tmp_path / "study", seeds=3, k_x=20)
+    page = write_report(CORE_STAGE, {DENSE: (dense, runs)}, {}, tmp_path)
     assert "did not all read the same text" in page.read_text("utf-8")
+
+
+# The stages
+
+
+def test_every_stored_run_is_still_known_by_its_name() -> None:
+    """What a run is called may not change with what else can be asked for: it would all be run again."""
+    store = Store(study.RESULTS / CORE_STAGE.name)
+    specs = [spec for candidate in CORE for spec in CORE_STAGE.search_specs(candidate)]
+    specs += [spec for seed in CORE_STAGE.seeds for spec in CORE_STAGE.final_specs(store, seed)]
+    stored = set((store.folder / "runs").iterdir())
+    assert stored
+    assert stored <= {store.path(spec.name) for spec in specs}
+
+
+def test_the_second_stage_can_be_run_and_has_every_method_and_those_that_say_most_first() -> None:
+    specs = [FULL_STAGE.search_specs(candidate) for candidate in FULL_STAGE.candidates]
+    assert {spec.method for several in specs for spec in several} == {"tsr", *METHODS}
+    assert FULL_STAGE.finalists == FULL_STAGE.candidates
+    for first, *others in specs:
+        check(first)
+        check(replace(first, steps=FULL_STAGE.final_steps))
+        assert first.name not in {spec.name for spec in others}
+    names = [candidate.name for candidate in FULL_STAGE.candidates]
+    assert names[:4] == [OURS, DENSE, "DiLoCo int4", "SparseLoCo 1/64, mean of senders"]
+
+
+SMALL_SETTING = """
+[model]
+vocab_size = 270
+hidden_size = 16
+intermediate_size = 24
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+max_position_embeddings = 32
+[data]
+source = "{source}"
+sequence_length = 16
+batch_size = 2
+heldout_sequences = 4
+[periods]
+k_x = 20
+"""
+
+
+def test_the_second_stage_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text").mkdir()
+    for part in range(8):
+        (tmp_path / "text" / f"{part}.txt").write_text(f"Once upon a time there were {part} little rabbits.\n" * 40)
+    (tmp_path / "small.toml").write_text(SMALL_SETTING.format(source=tmp_path / "text"))
+    small = replace(
+        FULL_STAGE, setting=str(tmp_path / "small.toml"), candidates=FULL_STAGE.candidates[:2], peers=2,
+        search_steps=20, final_steps=40, seeds=(0, 1), world=World(heterogeneous=True, vocabulary=270),
+    )  # fmt: skip
+    finished: list[str] = []
+
+    def stop_in_the_long_runs(news: News) -> None:
+        finished.extend([news.name] if news.finished else [])
+        if len(finished) == 6:  # five rates of two candidates, and the first long run of ours
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "FULL_STAGE", small)
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["study.py", "--stage", "full", "--jobs", "1"])
+    monkeypatch.setattr(study, "say", stop_in_the_long_runs)
+    with pytest.raises(KeyboardInterrupt):
+        study.main()
+    page = tmp_path / "study-full.md"
+    begun = cells_of(page.read_text("utf-8").partition("## Finalists")[2].partition("##")[0].splitlines())
+    assert begun[OURS][1].endswith(", 1 of 2 seeds")
+    assert set(begun[DENSE]) == {cells.PENDING}
+
+    monkeypatch.setattr(study, "say", lambda news: finished.extend([news.name] if news.finished else []))
+    study.main()
+    study.main()
+    assert len(finished) == len(set(finished)) == 9
+    text = page.read_text("utf-8")
+    assert "of 2 seeds" not in text
+    assert "each peer has a different kind of text; the text is in 270 BPE tokens" in text
+    assert {path.stem for path in (tmp_path / "study-full" / "runs").iterdir()} == set(finished)
+    assert (tmp_path / "study-full-loss-by-time.png").exists()

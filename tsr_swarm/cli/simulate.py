@@ -66,6 +66,12 @@ def simulate(
     heterogeneous: Annotated[
         bool, typer.Option("--heterogeneous", help="Each peer has a different kind of text.")
     ] = False,
+    vocabulary: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Tokens of BPE text (needs tokenizers), set as model.vocab_size; 0: bytes."
+        ),
+    ] = 0,
     overrides: Set = None,
     method_sets: Annotated[
         list[str] | None,
@@ -97,7 +103,9 @@ def simulate(
     from tsr_swarm.train.llama import parameter_shapes
 
     mapping = read_toml(run_file) if run_file else {}
-    config = run_config_from_mapping(apply_overrides(mapping, [*environ_overrides(os.environ), *(overrides or [])]))
+    changes = [*environ_overrides(os.environ), *(overrides or [])]
+    changes += [f"model.vocab_size={vocabulary}"] if vocabulary else []
+    config = run_config_from_mapping(apply_overrides(mapping, changes))
     away_steps = (k_x or config.periods.k_x) if churn else World().away_steps
     options = StudyOptions(
         config=config,
@@ -117,6 +125,7 @@ def simulate(
             straggler_share=share,
             straggler_factor=factor,
             heterogeneous=heterogeneous,
+            vocabulary=vocabulary,
         ),
         exact=exact,
     )

@@ -50,7 +50,7 @@ def private_tokens(source: str | tuple[str, ...], data: DataConfig) -> Tensor:
 class TokenStream:
     """Batches for one peer, each a pure function of (seed, peer number, step): resuming needs no generator state."""
 
-    tokens: Tensor  # uint8
+    tokens: Tensor  # of any integer type; bytes are uint8
     seed: int
     number: int  # the peer's
     batch_size: int

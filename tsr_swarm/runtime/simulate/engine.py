@@ -13,6 +13,7 @@ from torch import Tensor
 from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, RunError
+from tsr_swarm.runtime.simulate.bpe import in_tokens
 from tsr_swarm.runtime.simulate.ours import OurSwarm, manifest_of
 from tsr_swarm.runtime.simulate.result import Point, RunResult, this_machine
 from tsr_swarm.runtime.simulate.spec import RunSpec
@@ -36,7 +37,8 @@ def run_one(spec: RunSpec, on_step: OnStep = lambda step: None) -> RunResult:
     check(spec)
     with _one_thread():
         config = spec.fitted()
-        heldout, streams = heldout_tokens(config.data), _streams(spec, config)
+        heldout, texts = _texts(spec, config)
+        streams = _streams(config, texts)
         swarm = OurSwarm(config, streams, spec.exact) if spec.is_ours else TheirSwarm(spec, config, streams)
         course = Course(spec, swarm, _evaluator(config, heldout))
         ended = course.run(on_step)
@@ -144,7 +146,16 @@ def _sum(totals: Mapping[str, float], more: Mapping[str, float]) -> dict[str, fl
     return {kind: totals.get(kind, 0.0) + more.get(kind, 0.0) for kind in sorted({*totals, *more})}
 
 
-def _streams(spec: RunSpec, config: RunConfig) -> list[TokenStream]:
+def _texts(spec: RunSpec, config: RunConfig) -> tuple[Tensor, list[Tensor]]:
+    """The held-out text and each peer's, as bytes or in the tokens of the world."""
+    data, world = config.data, spec.world
+    heldout, training = heldout_tokens(data), peer_texts(data, world.heterogeneous)
+    if not world.vocabulary:
+        return heldout, training
+    return in_tokens(heldout, training, world.vocabulary, data.sequence_length + 1)
+
+
+def _streams(config: RunConfig, texts: Sequence[Tensor]) -> list[TokenStream]:
     """Each peer's data, numbered from 1 and dealt as real peers are."""
     data = config.data
     return [
@@ -155,7 +166,7 @@ def _streams(spec: RunSpec, config: RunConfig) -> list[TokenStream]:
             batch_size=data.batch_size,
             sequence_length=data.sequence_length,
         )
-        for number, text in enumerate(peer_texts(data, spec.world.heterogeneous), start=1)
+        for number, text in enumerate(texts, start=1)
     ]
 
 

@@ -102,7 +102,7 @@ def _setting(found: Sequence[Entry], link: Link, command: str) -> Iterator[str]:
         f"Line: {link.up / MBIT:g} Mbit/s up, {link.down / MBIT:g} down, {1e3 * link.rtt:g} ms a round trip, "
         f"{link.step_seconds:.3g} s a local step."
     )
-    for text in sorted({_world_text(run.spec["world"]) for run in runs} - {""}):
+    for text in sorted({world_text(run.spec["world"]) for run in runs} - {""}):
         yield f"World: {text}."
     if len({run.text for run in runs}) > 1:
         yield "**These runs did not all read the same text** (another corpus, or another number of peers)."
@@ -122,7 +122,8 @@ def _reading(found: Sequence[Entry]) -> Iterator[str]:
         yield "Diverged: a run whose weights stopped being numbers."
 
 
-def _world_text(world: Mapping[str, Any]) -> str:
+def world_text(world: Mapping[str, Any]) -> str:
+    """What is not as in a quiet world, "" if nothing is."""
     said = []
     if world["churn"]:
         said.append(f"a peer is away for {world['away_steps']} steps with chance {world['churn']:g}")
@@ -130,6 +131,8 @@ def _world_text(world: Mapping[str, Any]) -> str:
         said.append(f"{world['straggler_share']:.0%} of the peers are {world['straggler_factor']:g} times as slow")
     if world["heterogeneous"]:
         said.append("each peer has a different kind of text")
+    if world.get("vocabulary"):
+        said.append(f"the text is in {world['vocabulary']} BPE tokens, learned from its training part")
     return "; ".join(said)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tsr_swarm.config.run import RunConfig, require
+from tsr_swarm.errors import ConfigError
 from tsr_swarm.rivals.registry import default_settings
 from tsr_swarm.runtime.simulate.world import World
 
@@ -34,6 +35,12 @@ class RunSpec:
         require(1 <= self.steps <= 10**7, "steps", self.steps, "1 to 10000000")
         require(self.schedule in SCHEDULES, "schedule", self.schedule, " or ".join(SCHEDULES))
         require(0 <= self.eval_every <= self.steps, "eval_every", self.eval_every, "0 (ten times a run) to steps")
+        of_model, of_text = self.config.model.vocab_size, self.world.vocabulary
+        if of_text not in (0, of_model):
+            raise ConfigError(
+                f"model.vocab_size = {of_model} is not the vocabulary of the text, {of_text} BPE tokens; set "
+                f"model.vocab_size = {of_text}, or vocabulary 0 for bytes."
+            )
 
     @property
     def is_ours(self) -> bool:
@@ -71,7 +78,7 @@ class RunSpec:
             "steps": self.steps,
             "eval_steps": self.eval_steps,
             "seed": self.seed,
-            "world": asdict(self.world),
+            "world": _world(self.world),
             "model": config["model"],
             "data": config["data"],
         }
@@ -91,6 +98,11 @@ class RunSpec:
         """The method, and a hash of everything else: equal names mean equal results."""
         text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
         return f"{self.method}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def _world(world: World) -> dict[str, Any]:
+    """Runs on bytes keep the names they had before there was any other text."""
+    return {key: value for key, value in asdict(world).items() if key != "vocabulary" or value}
 
 
 def _as_json(document: dict[str, Any]) -> dict[str, Any]:

@@ -23,12 +23,15 @@ class World:
     straggler_share: float = 0.0  # of the peers, rounded
     straggler_factor: float = 1.0  # a straggler's step takes this many times as long
     heterogeneous: bool = False  # each peer has a contiguous run of the corpus' folders
+    vocabulary: int = 0  # BPE tokens, learned from the training text; 0: the text is bytes
 
     def __post_init__(self) -> None:
         require(0 <= self.churn < 1, "churn", self.churn, "from 0 to below 1")
         require(self.away_steps >= 1, "away_steps", self.away_steps, "1 or more")
         require(0 <= self.straggler_share <= 1, "stragglers' share", self.straggler_share, "0 to 1")
         require(1 <= self.straggler_factor <= 1000, "stragglers' factor", self.straggler_factor, "1 to 1000")
+        is_vocabulary = self.vocabulary == 0 or 257 <= self.vocabulary <= 2**20
+        require(is_vocabulary, "vocabulary", self.vocabulary, "0 (bytes), or 257 to 1048576 BPE tokens")
 
     def slowness(self, seed: int, peers: int) -> tuple[float, ...]:
         """By peer, how many times as long as others it takes for a step. The same peers are slow all through."""
