@@ -16,6 +16,7 @@ from finetuning.sentences import Share
 from tsr_swarm.config.layout import BASIS_BITS
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.optim.drawn import are_drawn
 from tsr_swarm.runtime.simulate.ours import RUN_ID, OurSwarm, Stream, Task
 from tsr_swarm.runtime.simulate.spec import OURS, RunSpec
 from tsr_swarm.runtime.simulate.swarm import SimulatedSwarm
@@ -73,8 +74,14 @@ def train(spec: RunSpec, start: nn.Module, shares: Sequence[Share], on_steps: On
         if (first + swarm.period) % config.periods.k_x == 0:
             on_steps(first + swarm.period, sum(losses) / max(1, len(losses)))
             losses = []
-    numbers = sum(block.basis_size for block in task.manifest.blocks if block.is_low_rank) if spec.is_ours else 0
-    return Trained(swarm.weights, sent, received, numbers * BASIS_BITS / 8)
+    return Trained(swarm.weights, sent, received, first_bases(task.manifest) if spec.is_ours else 0.0)
+
+
+def first_bases(manifest: Manifest) -> float:
+    """Bytes of the first bases, as who joins fetches them; none where everybody draws them from the seed."""
+    if are_drawn(manifest):
+        return 0.0
+    return sum(block.basis_size for block in manifest.blocks if block.is_low_rank) * BASIS_BITS / 8
 
 
 class Together:

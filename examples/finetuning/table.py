@@ -86,8 +86,10 @@ def notes(runs: Runs) -> list[str]:
 def start(runs: Runs) -> str:
     """What peers fetch once before they train, which is in no other figure."""
     bases = statistics.fmean(run["bases"] for run in runs["ours"].values())
-    text = "Bytes are those of training. Before it, every peer fetches the model once, "
-    text += f"and with ours {bases / 1e6:.1f} MB of bases"
+    text = "Bytes are those of training. Before it, every peer fetches the model once"
+    if not bases:
+        return f"{text}; bases are drawn from the seed and never sent."
+    text = f"{text}, and with ours {bases / 1e6:.1f} MB of bases"
     both = sorted(runs["ours"].keys() & runs.get("dense", {}).keys())
     if not both:
         return text + "."

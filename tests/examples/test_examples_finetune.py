@@ -7,6 +7,7 @@ import math
 import statistics
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from finetuning import table
 from finetuning.archives import Archive, fetch, member
 from finetuning.interval import MAX_SEEDS, of_accuracy, over_seeds, over_sentences
-from finetuning.methods import METHODS, Together, Trained, manifest_of, spec_of, train
+from finetuning.methods import METHODS, Together, Trained, first_bases, manifest_of, spec_of, train
 from finetuning.sentences import Sentence, by_length, deal, pack_bits, read, split, unpack_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -296,9 +297,15 @@ def test_bytes_are_those_of_the_exchange() -> None:
     assert sum(dense.sent.values()) == sum(dense.received.values()) == 3 * 4 * parameters
     assert {"core", "dense"} <= ours.sent.keys()
     assert 0 < sum(ours.sent.values()) < sum(dense.sent.values())
-    assert ours.bases == 1.5 * ((20 + 16) * 4 + (16 + 16) * 8)
+    assert ours.bases == 0, "they are drawn from the seed"
     assert not single.sent
     assert not single.received
+
+
+def test_first_bases_count_where_they_are_shipped() -> None:
+    config = tiny_config()
+    aimed = replace(config, optimizer=replace(config.optimizer, aim="gradient"))
+    assert first_bases(manifest_of(aimed, Tiny())) == 1.5 * ((20 + 16) * 4 + (16 + 16) * 8)
 
 
 def test_one_machine_is_torch_adamw_on_the_joint_batches() -> None:
