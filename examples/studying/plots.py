@@ -14,7 +14,7 @@ from studying.rows import Row
 from tsr_swarm.errors import RunError
 from tsr_swarm.rivals.registry import METHODS
 from tsr_swarm.runtime.simulate.link import MBIT
-from tsr_swarm.runtime.simulate.plots import BLACK, COLOURS, dress, save, spread
+from tsr_swarm.runtime.simulate.plots import BLACK, COLOURS, End, dress, label_ends, save
 from tsr_swarm.runtime.simulate.result import Point
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def _write(path: Path, lines: Sequence[Line], x_label: str, note: str) -> Path:
         axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.12, linewidth=0)
     dress(axes, x_label, note)
     _frame(axes, lines)
-    _label_ends(axes, lines)
+    named = (line for line in lines if line.y and math.isfinite(line.y[-1]))
+    ends = [End(line.x[-1], line.y[-1], line.name, line.colour, is_bold=line.name == OURS) for line in named]
+    label_ends(axes, ends, LABEL_GAP)
     return save(figure, path)
 
 
@@ -114,30 +116,3 @@ def _frame(axes: "Axes", lines: Sequence[Line]) -> None:
     axes.set_ylim(bottom - margin, top + margin)
     inside = [x for line in lines for x, loss in zip(line.x, line.y, strict=True) if loss <= top]
     axes.set_xlim(min(inside) / 1.3, max(inside) * 1.1)
-
-
-def _label_ends(axes: "Axes", lines: Sequence[Line]) -> None:
-    """Each line's name at the right edge, at the height of its end, in its colour, with a thin leader to it."""
-    bottom, top = axes.get_ylim()
-    wanted = sorted((line for line in lines if line.y and math.isfinite(line.y[-1])), key=lambda line: line.y[-1])
-    heights = spread([(line.y[-1] - bottom) / (top - bottom) for line in wanted], LABEL_GAP)
-    for line, height in zip(wanted, heights, strict=True):
-        axes.annotate(
-            line.name,
-            xy=(line.x[-1], line.y[-1]),
-            xytext=(1.02, height),
-            textcoords="axes fraction",
-            color=line.colour,
-            fontsize=9,
-            fontweight="bold" if line.name == OURS else "normal",
-            va="center",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": line.colour,
-                "linewidth": 0.5,
-                "alpha": 0.4,
-                "shrinkA": 0,
-                "relpos": (0, 0.5),
-            },
-        )

@@ -22,6 +22,7 @@ BLACK = "#000000"  # ours
 # Okabe and Ito (2008), which colour-blind people can tell apart; a method has the same one in all pictures.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B8000", "#666666")
 DASHES = ("-", "--", "-.", ":")
+LEADER = {"linewidth": 0.5, "alpha": 0.4}
 LABEL_GAP = 0.042  # between two labels, as a share of the axis
 UNITS = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 TOP_SHARE = 0.75  # of the first loss: what a few steps learn anywhere need not be seen
@@ -99,7 +100,7 @@ def _write(path: Path, lines: Sequence[_Line], x_label: str, note: str) -> Path:
         axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.15, linewidth=0)
     dress(axes, x_label, note, marks=(1.0, 2.0, 5.0))
     _frame(axes, lines)
-    _label_ends(axes, lines)
+    label_ends(axes, [End(line.x[-1], line.y[-1], line.label, line.colour) for line in lines])
     return save(figure, path)
 
 
@@ -151,22 +152,33 @@ def _crossings(line: _Line, height: float) -> Iterator[float]:
             yield x0 * float((x1 / x0) ** ((y0 - height) / (y0 - y1)))
 
 
-def _label_ends(axes: "Axes", lines: Sequence[_Line]) -> None:
-    """Each line's name at the right edge, at the height of its end, in its colour, with a thin leader to it."""
+class End(NamedTuple):
+    """Where a line ends, and what is written there."""
+
+    x: float
+    y: float
+    label: str
+    colour: str
+    is_bold: bool = False
+
+
+def label_ends(axes: "Axes", ends: Sequence[End], gap: float = LABEL_GAP) -> None:
+    """Each label at the right edge, at the height of its line's end, in its colour, with a thin leader to it."""
     bottom, top = axes.get_ylim()
-    wanted = sorted(lines, key=lambda line: line.y[-1])
-    heights = spread([(line.y[-1] - bottom) / (top - bottom) for line in wanted], LABEL_GAP)
-    for line, height in zip(wanted, heights, strict=True):
+    wanted = sorted(ends, key=lambda end: end.y)
+    heights = spread([(end.y - bottom) / (top - bottom) for end in wanted], gap)
+    for end, height in zip(wanted, heights, strict=True):
         axes.annotate(
-            line.label,
-            xy=(line.x[-1], line.y[-1]),
+            end.label,
+            xy=(end.x, end.y),
             xytext=(1.02, height),
             textcoords="axes fraction",
-            color=line.colour,
+            color=end.colour,
             fontsize=9,
+            fontweight="bold" if end.is_bold else "normal",
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": line.colour, "linewidth": 0.5, "alpha": 0.4, "shrinkA": 0},
+            arrowprops={"arrowstyle": "-", "color": end.colour, "relpos": (0, 0.5), "shrinkA": 0} | LEADER,
         )
 
 
