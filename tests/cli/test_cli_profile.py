@@ -36,15 +36,21 @@ def test_each_setting_comes_from_the_first_that_has_it(
 
 
 def test_every_kind_of_value_is_read_from_a_profile(tmp_path: Path) -> None:
-    path = profile(tmp_path, '[join]\ndata = ["a", "b"]\noutbound_only = true\ndht = false\nlocal_space = "full"\n')
+    path = profile(tmp_path, '[join]\ndata = ["a", "b"]\ndht = false\nlisten = "h:1"\ndht_port = 5\nname = "ann"\n')
     merged = merge_profile({}, {}, path)
-    assert (merged.data, merged.outbound_only, merged.dht, merged.local_space) == (("a", "b"), True, False, "full")
+    assert (merged.data, merged.dht, merged.listen, merged.dht_port) == (("a", "b"), False, "h:1", 5)
+    assert (merged.name, merged.insecure) == ("ann", False)
 
 
 def test_every_kind_of_value_is_read_from_the_environment() -> None:
     environ = {"TSR_SWARM_DATA": "a:b", "TSR_SWARM_OUTBOUND_ONLY": "1", "TSR_SWARM_DHT": "no", "HOME": "/"}
     merged = merge_profile({}, environ, None)
     assert (merged.data, merged.outbound_only, merged.dht) == (("a", "b"), True, False)
+    environ = {"TSR_SWARM_LISTEN": "h:1", "TSR_SWARM_ANNOUNCE": "otter", "TSR_SWARM_DHT_PORT": "7703"}
+    merged = merge_profile({}, environ, None)
+    assert (merged.listen, merged.announce, merged.dht_port) == ("h:1", "otter", 7703)
+    with pytest.raises(ConfigError, match="TSR_SWARM_DHT_PORT"):
+        merge_profile({}, {"TSR_SWARM_DHT_PORT": "any"}, None)
 
 
 def test_one_path_need_not_be_a_list(tmp_path: Path) -> None:
@@ -57,6 +63,8 @@ def test_one_path_need_not_be_a_list(tmp_path: Path) -> None:
         ("[join]\ndevise = 'cpu'\n", "did you mean 'device'"),
         ("[join]\noutbound_only = 1\n", "true or false"),
         ("[join]\ndevice = 1\n", "text"),
+        ("[join]\ndht_port = '1'\n", "a number"),
+        ("[join]\ndht_port = true\n", "a number"),
         ("[join]\ndata = [1]\n", "list of paths"),
         ("join = 1\n", r"\[join\] table"),
         ("device = 'cpu'\n", r"\[join\] table"),
@@ -75,6 +83,9 @@ def test_a_profile_that_cannot_be_meant_is_refused(text: str, says: str, tmp_pat
         ({"name": "a b"}, "letters"),
         ({"name": "x" * 33}, "1 to 32"),
         ({"listen": "h:1", "outbound_only": True}, "exclude each other"),
+        ({"announce": "h"}, "for a peer that listens"),
+        ({"dht_port": 7703}, "for a peer that listens"),
+        ({"listen": "h:1", "dht_port": 70000}, "0 to 65535"),
     ],
 )
 def test_values_that_no_peer_can_have_are_refused(values: dict[str, Any], says: str) -> None:

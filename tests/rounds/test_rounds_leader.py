@@ -14,11 +14,13 @@ DEADLINES = DeadlinePolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=60.0)
 
 def fresh(min_peers: int = 2, last_round: int = 0, quorum: int = 1) -> ld.LeaderState:
     deadlines = replace(DEADLINES, quorum=quorum)
-    return ld.LeaderState(ld.LeaderPolicy(deadlines, min_peers, last_round), frozenset({"c"}), term=1, round=0)
+    return ld.LeaderState(ld.LeaderPolicy(deadlines, min_peers, last_round), round=0)
 
 
-def drive(state: ld.LeaderState, *events: tuple[ld.Event, float]) -> tuple[ld.LeaderState, list[ld.Action]]:
-    """Feed events; the reducer and the one voter answer at once, as the coordinator's do."""
+def drive(
+    state: ld.LeaderState, *events: tuple[ld.Event, float], decides: bool = True
+) -> tuple[ld.LeaderState, list[ld.Action]]:
+    """Feed events; the reducer answers at once, and so do the voters unless told otherwise."""
     seen: list[ld.Action] = []
     for event, now in events:
         queue: list[ld.Event] = [event]
@@ -29,8 +31,8 @@ def drive(state: ld.LeaderState, *events: tuple[ld.Event, float]) -> tuple[ld.Le
                 match action:
                     case ld.Reduce(round):
                         queue.append(ld.Reduced(round, f"chain-{round}"))
-                    case ld.Propose(term, round, chain):
-                        queue.append(ld.Accepted("c", term, round, chain))
+                    case ld.Propose(round, chain) if decides:
+                        queue.append(ld.Decided(round, chain))
     return state, seen
 
 
@@ -47,16 +49,33 @@ def test_the_first_round_waits_for_enough_peers_and_later_ones_do_not() -> None:
     assert state.round == 2
 
 
-def test_a_round_is_committed_only_after_a_majority_of_voters_has_journaled_it() -> None:
-    state = replace(fresh(min_peers=1), voters=frozenset({"c", "d", "e"}))
-    state, _ = drive(state, (ld.Joined("a"), 0.0))
-    state, seen = drive(state, (ld.Arrived("a", 1), 1.0))
+def test_a_round_is_committed_only_once_the_voters_have_decided_on_this_very_result() -> None:
+    state, _ = drive(fresh(min_peers=1), (ld.Joined("a"), 0.0))
+    state, seen = drive(state, (ld.Arrived("a", 1), 1.0), decides=False)
     assert state.phase is ld.Phase.COMMIT
+    assert ld.Propose(1, "chain-1") in seen
+    state, seen = drive(state, (ld.Decided(1, "another"), 1.1), (ld.Decided(2, "chain-1"), 1.2))
     assert commits(seen) == []
-    state, seen = drive(state, (ld.Accepted("d", 1, 1, "another"), 1.1), (ld.Accepted("x", 1, 1, "chain-1"), 1.2))
-    assert commits(seen) == []
-    state, seen = drive(state, (ld.Accepted("d", 1, 1, "chain-1"), 1.3))
+    state, seen = drive(state, (ld.Decided(1, "chain-1"), 1.3))
     assert commits(seen) == [1]
+
+
+def test_shards_that_move_make_their_senders_send_again() -> None:
+    state, _ = drive(
+        fresh(), (ld.Joined("a"), 0.0), (ld.Joined("b"), 0.0), (ld.Arrived("a", 1), 5.0), (ld.Moved(), 5.5)
+    )
+    state, seen = drive(state, (ld.Arrived("b", 1), 6.0))
+    assert commits(seen) == []
+    state, seen = drive(state, (ld.Arrived("a", 1), 6.5))
+    assert commits(seen) == [1]
+
+
+def test_a_new_leader_gives_its_peers_time_to_find_it() -> None:
+    state = replace(fresh(min_peers=1), round=4, has_opened=True, open_after=6.0)
+    state, seen = drive(state, (ld.Joined("a"), 1.0), (ld.Tick(), 5.9))
+    assert ld.OpenRound(5) not in seen
+    state, seen = drive(state, (ld.Tick(), 6.0))
+    assert ld.OpenRound(5) in seen
 
 
 def test_a_killed_peer_is_dropped_soon_and_costs_no_round() -> None:

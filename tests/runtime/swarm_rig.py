@@ -85,7 +85,7 @@ class Swarm:
         if task.done():
             task.result()
 
-    def start_peer(self, number: int, resume: bool = False, local_space: str = "") -> Member:
+    def start_peer(self, number: int, resume: bool = False, local_space: str = "", listen: str | None = None) -> Member:
         """Start a peer; it keeps its state in a folder of its own."""
         options = JoinOptions(
             coordinator=self.address,
@@ -95,6 +95,7 @@ class Swarm:
             folder=self.folder / f"peer-{number}",
             resume=resume,
             local_space=local_space,
+            listen=listen,
         )
         stop, events = StopRequest(), list[Event]()
         self.peers[number] = Member(stop, asyncio.create_task(run_peer(options, events.append, stop)), events)

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tsr_swarm.runtime import janitor
 from tsr_swarm.runtime.children import Child, Family, failure_of
 
 # Ends when it is asked; it has a child of its own in its group, which holds its stdout open.
@@ -52,6 +54,7 @@ async def main():
             await anext(child.lines())
             children.append(child.pid)
         print(folder, *children, flush=True)
+        family.pause(child)
         if sys.argv[2] == "stay":
             await asyncio.Event().wait()
 asyncio.run(main())
@@ -103,6 +106,33 @@ async def test_a_child_that_is_killed_takes_what_it_started_along() -> None:
         assert has_ended(grandchild.pid)
 
 
+# Its own child leads a session of its own, as the DHT's daemon does.
+FAR_CHILD = POLITE.replace('"1000"]', '"1000"], stdout=subprocess.DEVNULL, start_new_session=True')
+
+
+def is_stopped(process: psutil.Process) -> bool:
+    return process.status() == psutil.STATUS_STOPPED
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """A signal is delivered when its receiver runs next."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.to_thread(os.sched_yield)
+
+
+async def test_a_child_that_is_paused_stands_still_with_all_it_started_until_it_goes_on() -> None:
+    async with Family() as family:
+        child = await start(family, FAR_CHILD)
+        process = psutil.Process(child.pid)
+        everybody = [process, *process.children()]
+        family.pause(child)
+        await until(lambda: all(is_stopped(one) for one in everybody))
+        family.go_on(child)
+        await until(lambda: not any(is_stopped(one) for one in everybody))
+        everybody[1].kill()
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
 def test_a_supervisor_that_is_killed_leaves_no_process_and_no_file(how: signal.Signals) -> None:
     command = [sys.executable, "-c", SUPERVISOR, POLITE, "stay"]
@@ -123,6 +153,16 @@ def test_a_supervisor_that_ends_well_leaves_nothing_behind_either() -> None:
     folder, *pids = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert all(has_ended(int(pid)) for pid in pids)
     assert not Path(folder).exists()
+
+
+def test_what_was_paused_goes_on_when_its_supervisor_is_gone() -> None:
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as paused:
+        paused.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, paused.pid, os.WSTOPPED)
+        told = b"paused %d\npaused 1\nresumed 1\n" % paused.pid
+        subprocess.run([sys.executable, "-I", "-S", janitor.__file__, "0"], input=told, check=True)
+        assert not is_stopped(psutil.Process(paused.pid))
+        paused.kill()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.runtime.faults import PHASES, FaultError, Join, Kill, LocalPlan, due, plan_local
+from tsr_swarm.runtime.faults import PHASES, Join, Kill, LocalPlan, due
+from tsr_swarm.runtime.placing import FaultError, plan_local
 from tsr_swarm.telemetry.events import Event, PhaseChanged, RoundOpened, Warned
 
 

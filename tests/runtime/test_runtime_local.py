@@ -3,21 +3,25 @@
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tsr_swarm.config.load import read_toml, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.errors import RunError
+from tsr_swarm.errors import RunError, SwarmError
 from tsr_swarm.runtime import local
 from tsr_swarm.runtime.children import ChildError, Family
-from tsr_swarm.runtime.faults import LocalPlan, plan_local
+from tsr_swarm.runtime.faults import LocalPlan
+from tsr_swarm.runtime.lab.network import Pairs
+from tsr_swarm.runtime.lab.place import Loopback, Place
 from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.runtime.local import RUN_FILE, LocalOptions, coordinator_folder, fit_config, run_local
-from tsr_swarm.telemetry.events import Event, PeerJoined, RoundOpened, RunFinished, Warned, event_name
+from tsr_swarm.runtime.placing import plan_local
+from tsr_swarm.telemetry.events import Event, FaultPlaced, PeerJoined, RoundOpened, RunFinished, Warned, event_name
 
 # Plays the coordinator (prints a run whose peers it finds by their files) or a peer (leaves a file, waits to be ended).
 PLAYER = """
@@ -76,9 +80,9 @@ class Stage:
 
         monkeypatch.setattr(local, "own_command", command)
 
-    def plan(self, play: str, kills: Sequence[str] = (), joins: Sequence[int] = ()) -> LocalPlan:
+    def plan(self, play: str, kills: Sequence[str] = (), joins: Sequence[int] = (), **more: Any) -> LocalPlan:
         environment = [f"{who}:PLAY={play}" for who in ("coordinator", "1", "2")]
-        return plan_local(peers=2, rounds=3, kills=kills, join_rounds=joins, environment=environment)
+        return plan_local(peers=2, rounds=3, kills=kills, join_rounds=joins, environment=environment, **more)
 
     async def run(self, plan: LocalPlan, **options: bool) -> None:
         config = fit_config(RunConfig(), plan, self.folder)
@@ -172,3 +176,89 @@ async def test_a_request_to_stop_is_passed_to_the_coordinator_which_ends_the_run
 async def test_a_fault_that_never_came_due_is_told(stage: Stage) -> None:
     await stage.run(stage.plan("plain", kills=["1@3/apply"]))
     assert stage.events[-1] == Warned(message="The run ended before --kill peer-1@3/apply was due.")
+
+
+class Recorder(Loopback):
+    """Loopback that keeps what it is told to cut."""
+
+    def __init__(self) -> None:
+        super().__init__(use_dht=True)
+        self.cuts: list[set[frozenset[int]]] = []
+        self.error = asyncio.get_running_loop().create_future()
+
+    def cut(self, pairs: Pairs) -> None:
+        self.cuts.append(set(pairs))
+
+    async def broken(self) -> SwarmError:
+        return cast(SwarmError, await self.error)
+
+
+@pytest.fixture
+async def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    place = Recorder()
+
+    @asynccontextmanager
+    async def open_place(*_: object, **__: object) -> AsyncIterator[Place]:
+        yield place
+
+    monkeypatch.setattr(local, "open_place", open_place)
+    return place
+
+
+def placed(stage: Stage) -> list[tuple[str, bool]]:
+    return [(event.fault, event.is_over) for event in stage.events if isinstance(event, FaultPlaced)]
+
+
+def stop_when(stage: Stage, is_time: Callable[[Event], bool]) -> None:
+    seen = stage.see
+
+    def see(event: Event) -> None:
+        seen(event)
+        if is_time(event):
+            stage.stop.request()
+
+    stage.see = see  # type: ignore[method-assign]
+
+
+async def test_a_stopped_peer_goes_on_when_its_time_is_over(stage: Stage) -> None:
+    stop_when(stage, lambda event: isinstance(event, FaultPlaced) and event.is_over)
+    await stage.run(stage.plan("endless", stops=["1@2:10ms"]))
+    assert placed(stage) == [("--stop peer-1@2/train:0.01s", False), ("--stop peer-1@2/train:0.01s", True)]
+    assert stage.names()[-1] == "run_finished"
+
+
+async def test_a_peer_that_is_still_stopped_when_the_run_ends_can_leave(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LEAVE_SECONDS", 60.0)
+    await stage.run(stage.plan("plain", stops=["1@2:1h", "1@3:1h"]))
+    assert placed(stage)[2:] == [("--stop peer-1@2/train:3600s", True), ("--stop peer-1@3/train:3600s", True)]
+
+
+async def test_partitions_add_up_and_are_over_one_by_one(stage: Stage, recorder: Recorder) -> None:
+    stop_when(stage, lambda event: isinstance(event, FaultPlaced) and event.is_over)
+    await stage.run(stage.plan("endless", partitions=["1|2@2:1h", "coordinator|1,2@3:10ms"]))
+    first = {frozenset((1, 2))}
+    both = first | {frozenset((0, 1)), frozenset((0, 2))}
+    assert recorder.cuts == [first, both, first, set()]
+    assert [is_over for _, is_over in placed(stage)] == [False, False, True, True]
+
+
+async def test_a_lab_that_breaks_ends_the_run_with_its_sentence(stage: Stage, recorder: Recorder) -> None:
+    seen = stage.see
+
+    def break_in_round_3(event: Event) -> None:
+        seen(event)
+        if isinstance(event, RoundOpened) and event.round == 3:
+            recorder.error.set_result(RunError("The router is gone."))
+
+    stage.see = break_in_round_3  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="The router is gone"):
+        await stage.run(stage.plan("endless"))
+
+
+async def test_a_slow_peer_is_told_to_be(stage: Stage) -> None:
+    await stage.run(stage.plan("plain", slow=["2:4"]))
+    arguments = stage.peer("peer-2")["arguments"]
+    assert arguments[arguments.index("--slowdown") + 1] == "4.0"
+    assert "--slowdown" not in stage.peer("peer-1")["arguments"]

@@ -11,6 +11,7 @@ from tsr_swarm.swarm.addresses import (
     address_for,
     clock_warning,
     dialable,
+    dialable_address,
     host_multiaddr,
     host_of,
     is_loopback,
@@ -46,6 +47,19 @@ def test_a_remote_caller_is_never_told_to_dial_its_own_loopback(
     for host in hosts:
         address = address_for(caller, join_address(host, port), announce)
         assert not address or not is_loopback(split_address(address)[0])
+
+
+@given(host=HOSTS, port=PORTS, caller=REMOTE)
+def test_a_peer_elsewhere_is_never_found_on_loopback_whatever_it_says(host: str, port: int, caller: str) -> None:
+    address = join_address(host, port)
+    expected = "" if is_loopback(host) or is_unspecified(host) else address
+    assert dialable_address(caller, address) == expected
+    assert dialable_address("127.0.0.1", address) == ("" if is_unspecified(host) else address)
+
+
+@pytest.mark.parametrize("address", ["", "7702", "host", "host:0", "host:99999", "unix:/tmp/x", "a b:1", "[::1:1"])
+def test_what_is_no_address_cannot_be_dialled(address: str) -> None:
+    assert dialable_address("127.0.0.1", address) == ""
 
 
 def test_a_caller_on_this_machine_gets_loopback_first() -> None:

@@ -230,3 +230,7 @@ def test_a_finished_run_says_why() -> None:
     )
     assert after(STARTED, finished).state == "finished: 10 rounds done"
     assert after(STARTED, finished).missing_peers == 0
+
+
+def test_a_lab_that_was_ready_before_the_run_began_is_known_in_it() -> None:
+    assert after(e.LabReady(mode="namespaces", reason="."), STARTED).lab == "namespaces"

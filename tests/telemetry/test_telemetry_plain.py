@@ -4,14 +4,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.telemetry.events import (
+    CatchingUp,
     DigestMismatch,
     Event,
+    FaultPlaced,
+    LabReady,
     PayloadRefused,
     PeerJoined,
     PeerLeft,
     PeerProgress,
     PhaseChanged,
     RoundClosed,
+    StateReceived,
 )
 from tsr_swarm.telemetry.plain import describe, is_trouble
 
@@ -77,3 +81,21 @@ def test_names_and_reasons_from_peers_are_harmless() -> None:
 def test_a_differing_digest_is_an_error() -> None:
     event = DigestMismatch(round=2, peer="ab", name="otter", expected="a" * 64, digest="b" * 64)
     assert describe(event) == "ERROR round 2: otter has weights bbbbbbbbbbbb, expected aaaaaaaaaaaa"
+
+
+def test_what_shapes_the_lines_and_what_happens_to_them_is_told() -> None:
+    assert describe(LabReady(mode="proxy", reason="As asked.")) == "lab (proxy): As asked."
+    assert describe(FaultPlaced(fault="--stop peer-2@3/train:20s", is_over=False)) == "--stop peer-2@3/train:20s begins"
+    assert describe(FaultPlaced(fault="--stop peer-2@3/train:20s", is_over=True)) == "--stop peer-2@3/train:20s is over"
+
+
+def test_a_download_tells_its_donors_and_its_rate_and_a_choice_its_reason() -> None:
+    whole = StateReceived(round=5, bytes=3_000_000, seconds=1.5, donors=3)
+    assert describe(whole) == "state after round 5 received: 3.00 MB from 3 donors in 1.5 s, 2.00 MB a second"
+    resumed = StateReceived(round=5, bytes=3_000_000, seconds=2, donors=1, found_bytes=1_000_000)
+    assert describe(resumed) == (
+        "state after round 5 received: 3.00 MB from 1 donor in 2.0 s, 1.00 MB a second, 1.00 MB were here already"
+    )
+    assert describe(StateReceived(round=0, bytes=0, seconds=0)) is not None
+    choice = CatchingUp(missed=20, takes_state=False, reason="2.00 MB of rounds instead of 232 MB with the state")
+    assert describe(choice) == "missed 20 rounds, replays them: 2.00 MB of rounds instead of 232 MB with the state"

@@ -250,6 +250,16 @@ async def test_the_kernel_sees_at_least_what_was_counted_and_never_less_than_bef
     assert KernelBytes([1]).sample() == KernelBytes([]).sample()
 
 
+async def test_a_port_that_is_heard_of_later_is_counted_from_then_on(pair: Any) -> None:
+    kernel = KernelBytes([])
+    assert kernel.sample() == KernelBytes([1]).sample()
+    kernel.watch(pair.port)
+    await pair.client.submit(envelope(), DATA)
+    totals = kernel.sample()
+    assert totals is not None
+    assert totals.sent > len(DATA)
+
+
 async def test_nobody_listening_is_said_at_once() -> None:
     with socket.socket() as unheard:  # bound, not listening: its port refuses connections
         unheard.bind(("127.0.0.1", 0))
@@ -264,6 +274,14 @@ async def test_nobody_listening_is_said_at_once() -> None:
                     await call
                 assert "nothing listens there" in str(failure.value)
             assert client._ledger.totals(Direction.SENT) == {}
+
+
+async def test_a_hostile_name_is_a_host_and_not_a_socket_on_this_machine() -> None:
+    """gRPC takes unix:1 for a socket in the working folder."""
+    async with SwarmClient("unix:1", ByteLedger()) as client:
+        with pytest.raises(UnreachableError) as failure:
+            await client.hello(pb.HelloRequest(), seconds=5)
+        assert "No such file" not in str(failure.value)
 
 
 async def test_a_name_that_does_not_resolve_is_said() -> None:

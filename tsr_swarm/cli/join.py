@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tsr_swarm.cli.options import Json, Plain, UsageError, check_address, usage
+from tsr_swarm.cli.options import Json, Plain, UsageError, check_address, check_announce, usage
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.profile import JoinProfile, merge_profile
@@ -31,7 +31,24 @@ def join(
     name: Annotated[str | None, typer.Option(help="What people see.", show_default="this machine's name")] = None,
     listen: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", callback=check_address, help="Where other peers can dial this one."),
+        typer.Option(
+            metavar="HOST:PORT", callback=check_address, help="Listen, to give state and rounds to others; port 0: any."
+        ),
+    ] = None,
+    announce: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST[:PORT]",
+            callback=check_announce,
+            help="Where others reach this machine, when that is not where it listens.",
+        ),
+    ] = None,
+    dht_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, metavar="PORT", help="0: any free one.", show_default="0")
+    ] = None,
+    insecure: Annotated[
+        bool | None,
+        typer.Option("--insecure", help="Listen beyond this machine, where anybody who reaches the port can read."),
     ] = None,
     outbound_only: Annotated[bool | None, typer.Option("--outbound-only", help="Never listen, only dial out.")] = None,
     no_dht: Annotated[
@@ -45,6 +62,13 @@ def join(
         str | None, typer.Option(metavar="core|full", help="What moves between rounds, if the run leaves a choice.")
     ] = None,
     profile: Annotated[Path | None, typer.Option(metavar="FILE", help="A peer.toml with these settings.")] = None,
+    slowdown: Annotated[
+        float, typer.Option(min=1, metavar="FACTOR", hidden=True, help="Play a machine that is FACTOR times slower.")
+    ] = 1.0,
+    proxy: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", hidden=True, callback=check_address, help="Call through this HTTP proxy."),
+    ] = None,
     plain: Plain = False,
     json: Json = False,
 ) -> None:
@@ -56,6 +80,9 @@ def join(
         "device": device,
         "name": name,
         "listen": listen,
+        "announce": announce,
+        "dht_port": dht_port,
+        "insecure": insecure,
         "outbound_only": outbound_only,
         "dht": False if no_dht else None,
         "resume": resume,
@@ -70,10 +97,11 @@ def join(
         from tsr_swarm.cli.screen import show_peer
 
         show_peer(context.obj, settings.coordinator)
-    _join(settings, mode)
+    _join(settings, mode, slowdown, proxy)
 
 
-def _join(settings: JoinProfile, mode: Mode) -> None:
+def _join(settings: JoinProfile, mode: Mode, slowdown: float, proxy: str | None) -> None:
+    """``slowdown`` and ``proxy`` are what ``local`` plays with."""
     from tsr_swarm.runtime.peer import JoinOptions, run_peer
 
     options = JoinOptions(
@@ -82,11 +110,16 @@ def _join(settings: JoinProfile, mode: Mode) -> None:
         device=settings.device,
         name=settings.name or name_from(platform.node()),
         listen=settings.listen or None,
+        announce=settings.announce or None,
+        dht_port=settings.dht_port,
+        insecure=settings.insecure,
         outbound_only=settings.outbound_only,
         use_dht=settings.dht,
         resume=settings.resume,
         folder=Path(settings.dir) if settings.dir else None,
         local_space=settings.local_space,
+        slowdown=slowdown,
+        proxy=proxy,
     )
 
     async def work(stop: StopRequest) -> None:

@@ -9,15 +9,18 @@ from typing import Annotated
 
 import typer
 
+from tsr_swarm.cli import lab_options
 from tsr_swarm.cli.options import Json, NoDht, Plain, Record, Set, UsageError
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.summary import summary
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.runtime.children import Family
-from tsr_swarm.runtime.faults import FaultError, plan_local
+from tsr_swarm.runtime.lab.flags import LineTexts
+from tsr_swarm.runtime.lab.opening import MODES
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
 from tsr_swarm.runtime.local import RUN_FILE, LocalOptions, fit_config, keep_config, run_local, sample_text
+from tsr_swarm.runtime.placing import FaultError, plan_local
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
@@ -43,17 +46,18 @@ def local(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.")] = False,
-    kill: Annotated[
-        list[str] | None,
-        typer.Option(metavar="WHO@ROUND[/PHASE]", help="Kill peer WHO, or 'coordinator'; repeatable."),
-    ] = None,
-    join_at: Annotated[
-        list[int] | None, typer.Option(metavar="ROUND", help="A further peer joins in ROUND; repeatable.")
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(metavar="WHO:KEY=VALUE", help="Set KEY for one process only; repeatable."),
-    ] = None,
+    kill: lab_options.Kill = None,
+    join_at: lab_options.JoinAt = None,
+    env: lab_options.Env = None,
+    stop: lab_options.Stop = None,
+    slow: lab_options.Slow = None,
+    nat: lab_options.Nat = None,
+    up: lab_options.Up = None,
+    down: lab_options.Down = None,
+    rtt: lab_options.Rtt = None,
+    loss: lab_options.Loss = None,
+    partition: lab_options.Partition = None,
+    lab: lab_options.Lab = None,
     overrides: Set = None,
     no_dht: NoDht = False,
     record: Record = None,
@@ -62,6 +66,8 @@ def local(
 ) -> None:
     """Train with a whole swarm on this machine: a coordinator and N peers, each its own process."""
     mode = choose_mode(plain=plain, json=json)
+    if lab not in (None, *MODES):
+        raise UsageError(f"--lab {lab} is no kind of lab; it is one of {', '.join(MODES)}.")
     _check_folder(folder, resume)
     config = _config(run_file, folder if resume else None, rounds, overrides or [])
     count = peers or (config.run.min_peers if resume else PEERS)
@@ -72,25 +78,34 @@ def local(
             kills=kill or [],
             join_rounds=join_at or [],
             environment=env or [],
+            stops=stop or [],
+            partitions=partition or [],
+            slow=slow or [],
+            lines=LineTexts(nat=nat or [], up=up or [], down=down or [], rtt=rtt or [], loss=loss or []),
         )
     except FaultError as error:
         raise UsageError(str(error)) from None
 
-    async def work(stop: StopRequest) -> None:
+    async def work(request: StopRequest) -> None:
         async with Family() as family:
             place = folder or family.temporary_folder()
             if mode is Mode.SCREEN:
-                snapshot = await _on_screen(family, context.obj, place, folder, config.run.name, stop)
+                snapshot = await _on_screen(family, context.obj, place, folder, config.run.name, request)
             else:
                 fit = keep_config if resume and run_file is None else fit_config
                 options = LocalOptions(
-                    config=fit(config, plan, place), plan=plan, folder=place, resume=resume, use_dht=not no_dht
+                    config=fit(config, plan, place),
+                    plan=plan,
+                    folder=place,
+                    resume=resume,
+                    use_dht=not no_dht,
+                    lab=lab,
                 )
-                snapshot = await _in_lines(family, options, mode, record, stop)
+                snapshot = await _in_lines(family, options, mode, record, request)
             if mode is not Mode.JSON:
                 print("\n".join(summary(snapshot)), flush=True)
-            if mode is not Mode.JSON and snapshot.rounds_counted and not stop.gently.is_set():
-                await run_unless_stopped(_print_sample(family, place), stop)
+            if mode is not Mode.JSON and snapshot.rounds_counted and not request.gently.is_set():
+                await run_unless_stopped(_print_sample(family, place), request)
 
     run_training(mode, work)
 

@@ -11,6 +11,7 @@ from tsr_swarm.config.load import ENV_PREFIX, read_toml
 from tsr_swarm.errors import ConfigError
 
 TABLE = "join"
+_KINDS = {bool: "true or false", int: "a number", str: "text"}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -23,6 +24,9 @@ class JoinProfile:
     device: str = "auto"
     name: str = ""
     listen: str = ""
+    announce: str = ""
+    dht_port: int = 0
+    insecure: bool = False
     outbound_only: bool = False
     dht: bool = True
     resume: bool = False
@@ -39,6 +43,10 @@ class JoinProfile:
         )
         if self.listen and self.outbound_only:
             raise ConfigError("listen and outbound_only exclude each other; give one of them.")
+        _require(0 <= self.dht_port <= 65535, "dht_port", self.dht_port, "a port, 0 to 65535")
+        for key in ("announce", "dht_port"):
+            if getattr(self, key) and not self.listen:
+                raise ConfigError(f"{key} is for a peer that listens; add listen, or leave {key} out.")
 
 
 def merge_profile(flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None) -> JoinProfile:
@@ -66,6 +74,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if isinstance(field.default, bool):
             _require(text.lower() in _TRUE + _FALSE, name, text, "1 or 0")
             found[field.name] = text.lower() in _TRUE
+        elif isinstance(field.default, int):
+            _require(text.isascii() and text.isdigit() and len(text) < 9, name, text, "a number")
+            found[field.name] = int(text)
         else:
             found[field.name] = tuple(filter(None, text.split(":"))) if isinstance(field.default, tuple) else text
     return found
@@ -82,7 +93,7 @@ def _typed(key: str, value: Any, path: Path) -> Any:
         _require(is_list, f"{TABLE}.{key}", value, "a path or a list of paths")
         return tuple(items)
     kind = type(defaults[key])
-    _require(type(value) is kind, f"{TABLE}.{key}", value, "true or false" if kind is bool else "text")
+    _require(type(value) is kind, f"{TABLE}.{key}", value, _KINDS[kind])
     return value
 
 

@@ -18,6 +18,7 @@ def summary(s: SwarmSnapshot) -> list[str]:
         f"Data-parallel training of the same steps would have moved {bytes_text(s.dense_bytes)}: "
         f"{factor_text(s.dense_bytes, s.wire_bytes)} as much.",
         f"Digest of the consensus weights: {s.digest}",
+        *([f"The lines between the processes were shaped in a lab ({s.lab})."] if s.lab else []),
         "",
     ]
 

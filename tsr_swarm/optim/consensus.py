@@ -113,7 +113,7 @@ class Consensus:
         for name, tensor in self.tensors().items():
             header = f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}".encode()
             hasher.update(len(header).to_bytes(8, "little") + header)
-            hasher.update(_little_endian(tensor))
+            hasher.update(little_endian(tensor))
         return hasher.digest()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -166,7 +166,8 @@ def _own(weight: Tensor) -> Tensor:
     return weight.detach().to("cpu", torch.float32, copy=True).contiguous()
 
 
-def _little_endian(tensor: Tensor) -> memoryview:
+def little_endian(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor, row by row, as bytes that are the same on every machine."""
     array = tensor.contiguous().numpy().reshape(-1)
     return (array if sys.byteorder == "little" else array.byteswap()).data
 

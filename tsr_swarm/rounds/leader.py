@@ -2,8 +2,8 @@
 
     WAITING -> TRAIN -> EXCHANGE -> COMMIT -> (next round's) TRAIN ... -> FINISHED
 
-The leader opens rounds, decides when one closes, proposes its result to the voters and commits what a majority of
-them has journaled. It touches no tensor, socket or clock. ``now`` is any clock that never runs backwards, in seconds.
+The leader opens rounds, decides when one closes, and has its result proposed to the voters (rounds/council.py decides
+whether it stands). It touches no tensor, socket or clock. ``now`` is any clock that never runs backwards, in seconds.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from tsr_swarm.rounds.deadlines import DeadlinePolicy, Decision, decide
-from tsr_swarm.rounds.votes import has_majority
 
 SILENCE_SECONDS = 12.0  # a peer unheard for this long is taken for gone; it calls every two seconds
 RETURN_SECONDS = 3.0  # a peer whose connection broke has this long to call again
@@ -41,8 +40,6 @@ class LeaderState:
     """Everything the leader knows. ``round`` is the open round, or the last committed one between rounds."""
 
     policy: LeaderPolicy
-    voters: frozenset[str]
-    term: int
     round: int
     phase: Phase = Phase.WAITING
     members: Mapping[str, float] = field(default_factory=dict)  # peer_id -> the time by which it must be heard
@@ -52,7 +49,8 @@ class LeaderState:
     has_opened: bool = False  # any round yet
     decision: Decision | None = None
     proposed: str = ""  # chain hash
-    accepted: frozenset[str] = frozenset()
+    stands: bool = False  # what was proposed
+    open_after: float = 0.0  # no round opens before: after a change of leaders peers need time to find the new one
     is_stopping: bool = False
 
 
@@ -99,11 +97,14 @@ class Reduced:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """A voter journaled the proposal."""
+class Moved:
+    """Shards of the open round went to other reducers: who had sent everything may have to send some of it again."""
 
-    voter: str
-    term: int
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A majority of the voters has journaled this result."""
+
     round: int
     chain: str
 
@@ -118,7 +119,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Joined | Heard | Disconnected | Left | Arrived | Reduced | Accepted | Stop | Tick
+Event = Joined | Heard | Disconnected | Left | Arrived | Moved | Reduced | Decided | Stop | Tick
 
 # --- actions ----------------------------------------------------------------------------------------------------
 
@@ -142,7 +143,6 @@ class Reduce:
 class Propose:
     """Ask every voter to journal this result."""
 
-    term: int
     round: int
     chain: str
 
@@ -206,13 +206,11 @@ def _take_in(state: LeaderState, event: Event, now: float) -> tuple[LeaderState,
             arrivals = {**state.arrivals, peer_id: now - state.opened_at}
             return replace(state, arrivals=arrivals, phase=Phase.EXCHANGE), []
         case Reduced(round, chain) if state.phase is Phase.COMMIT and round == state.round and not state.proposed:
-            return replace(state, proposed=chain), [Propose(state.term, round, chain)]
-        case Accepted(voter, term, round, chain) if (
-            state.phase is Phase.COMMIT
-            and voter in state.voters
-            and (term, round, chain) == (state.term, state.round, state.proposed)
-        ):
-            return replace(state, accepted=state.accepted | {voter}), []
+            return replace(state, proposed=chain), [Propose(round, chain)]
+        case Moved() if state.phase in (Phase.TRAIN, Phase.EXCHANGE):
+            return replace(state, arrivals={}), []
+        case Decided(round, chain) if state.phase is Phase.COMMIT and (round, chain) == (state.round, state.proposed):
+            return replace(state, stands=True), []
         case Stop():
             return replace(state, is_stopping=True), []
         case _:
@@ -239,10 +237,10 @@ def _is_open(state: LeaderState, round: int) -> bool:
 def _progress(state: LeaderState, now: float) -> tuple[LeaderState, list[Action]]:
     """Move on as far as the state allows; each move may allow the next."""
     actions: list[Action] = []
-    if state.phase is Phase.COMMIT and has_majority(state.accepted, state.voters):
+    if state.phase is Phase.COMMIT and state.stands:
         actions.append(Commit(state.round, state.proposed))
         state = replace(state, phase=Phase.WAITING, expected=frozenset(), arrivals={}, decision=None)
-        state = replace(state, proposed="", accepted=frozenset())
+        state = replace(state, proposed="", stands=False)
     if state.phase is Phase.WAITING:
         return _between_rounds(state, now, actions)
     if state.phase in (Phase.TRAIN, Phase.EXCHANGE):
@@ -260,6 +258,9 @@ def _between_rounds(state: LeaderState, now: float, actions: list[Action]) -> tu
     if len(state.members) < needed:
         reason = f"{len(state.members)} of {needed} peers are here"
         return _explain(state, Decision(close=False, deadline=0.0, reason=reason), None, actions)
+    if now < state.open_after:
+        wait = Decision(close=False, deadline=0.0, reason="peers look for the new leader")
+        return _explain(state, wait, None, actions)
     state = replace(state, phase=Phase.TRAIN, round=state.round + 1, opened_at=now, has_opened=True)
     state = replace(state, expected=frozenset(state.members))
     return state, [*actions, OpenRound(state.round)]

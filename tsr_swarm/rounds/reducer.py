@@ -1,6 +1,6 @@
 """The reducer's side of a round: which contributions count, once each, until the round closes. Pure decisions."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 
@@ -44,9 +44,13 @@ def close(state: ReducerState) -> ReducerState:
     return replace(state, is_open=False)
 
 
-def included(state: ReducerState, shard: int, quorum: int) -> frozenset[str]:
-    """Peers whose contribution to ``shard`` is averaged; empty, which makes the shard void, below the quorum."""
+def included(state: ReducerState, shard: int, quorum: int, admitted: Collection[str] | None = None) -> frozenset[str]:
+    """Peers whose contribution to ``shard`` is averaged; empty, which makes the shard void, below the quorum.
+
+    ``admitted``: nobody else counts. None: whoever could offer was admitted.
+    """
     peers = frozenset(peer for peer, held_shard in state.held if held_shard == shard)
+    peers = peers if admitted is None else peers & frozenset(admitted)
     return peers if len(peers) >= quorum else frozenset()
 
 

@@ -18,6 +18,7 @@ from typing import IO, Self
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.runtime import janitor
+from tsr_swarm.runtime.descendants import descendants
 from tsr_swarm.runtime.lifeline import PARENT_VARIABLE
 from tsr_swarm.telemetry.events import MAX_LINE
 
@@ -68,6 +69,11 @@ class Child:
         while line := await self.output.readline():
             yield line.decode("utf-8", "replace").rstrip("\n")
 
+    def tell(self, line: str) -> None:
+        """Write a line to its stdin. Needs ``stdin=PIPE``."""
+        assert self._process.stdin is not None, "started without a pipe"
+        self._process.stdin.write(line.encode() + b"\n")
+
     def ask(self) -> None:
         """Ask it to finish its round and leave; the second time, to leave at once."""
         self._send(signal.SIGINT)
@@ -84,8 +90,7 @@ class Child:
 
     def _send(self, number: signal.Signals) -> None:
         if self.exit_code is None:
-            with contextlib.suppress(OSError):
-                os.kill(self.pid, number)
+            _send(self.pid, number)
 
 
 class Family:
@@ -94,6 +99,7 @@ class Family:
     def __init__(self) -> None:
         self._children: dict[int, asyncio.Task[None]] = {}
         self._by_pid: dict[int, Child] = {}
+        self._paused: dict[int, list[int]] = {}  # by child: all that were stopped with it
         self._janitor: subprocess.Popen[bytes] | None = None
 
     async def __aenter__(self) -> Self:
@@ -116,13 +122,14 @@ class Family:
         command: Sequence[str],
         *,
         environment: Mapping[str, str],
+        stdin: int = subprocess.DEVNULL,
         stdout: int | IO[bytes] = subprocess.DEVNULL,
         stderr: int | IO[bytes] = subprocess.DEVNULL,
     ) -> Child:
-        """Start ``command`` in its own session, tied to this process. stdin is empty. Raises OSError."""
+        """Start ``command`` in its own session, tied to this process. Raises OSError."""
         process = await asyncio.create_subprocess_exec(
             *command,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             env={**environment, PARENT_VARIABLE: str(os.getpid())},
@@ -134,6 +141,20 @@ class Family:
         self._by_pid[child.pid] = child
         self._children[child.pid] = asyncio.create_task(self._reap(child))
         return child
+
+    def pause(self, child: Child) -> None:
+        """SIGSTOP to ``child`` and to everything it started: what a machine that falls asleep looks like."""
+        if child.exit_code is None:
+            self._paused[child.pid] = descendants(child.pid)
+            for pid in self._paused[child.pid]:
+                self._tell(b"paused %d" % pid)
+                _send(pid, signal.SIGSTOP)
+
+    def go_on(self, child: Child) -> None:
+        """SIGCONT to all that ``pause`` stopped, those that have outlived ``child`` too."""
+        for pid in self._paused.pop(child.pid, []):
+            _send(pid, signal.SIGCONT)
+            self._tell(b"resumed %d" % pid)
 
     async def _reap(self, child: Child) -> None:
         await child.wait()
@@ -165,6 +186,11 @@ class Family:
         with contextlib.suppress(OSError):  # somebody killed it; the other two ways remain
             self._janitor.stdin.write(line + b"\n")
             self._janitor.stdin.flush()
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(OSError):
+        os.kill(pid, number)
 
 
 def _start_janitor() -> subprocess.Popen[bytes]:

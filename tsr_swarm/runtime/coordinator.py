@@ -9,14 +9,15 @@ from pathlib import Path
 
 from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.errors import ConfigError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.runtime.discovery import Discovery
+from tsr_swarm.runtime.donor import Donor
 from tsr_swarm.runtime.leadership import VOTER, Leadership, Tools
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_now
-from tsr_swarm.runtime.run_folder import RunFolder, StartingPoint, resume_run, start_run
+from tsr_swarm.runtime.listening import announced, dht_places, require_consent, shown_address
+from tsr_swarm.runtime.run_folder import STATES, RunFolder, StartingPoint, resume_run, start_run
 from tsr_swarm.runtime.service import CoordinatorService
-from tsr_swarm.swarm.addresses import is_loopback, is_unspecified, join_address, multiaddrs_for, split_address
+from tsr_swarm.swarm.addresses import multiaddrs_for
 from tsr_swarm.swarm.identity import load_identity
 from tsr_swarm.swarm.records import Role
 from tsr_swarm.telemetry import events
@@ -48,14 +49,7 @@ class CoordinateOptions:
 
 async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], None], stop: StopRequest) -> None:
     """Lead a run until its last round, or until ``stop``. Raises SwarmError with one sentence."""
-    host, _ = split_address(options.listen)
-    if not is_loopback(host) and not options.insecure:
-        raise ConfigError(
-            f"Listening on {options.listen} lets anybody who reaches that port join, read the model and send updates, "
-            "unencrypted; add --insecure if you mean it, or listen on 127.0.0.1."
-        )
-    if is_unspecified(host) and options.announce is None:
-        raise ConfigError(f"Nobody can dial {options.listen}; add --announce HOST, the name that others reach you by.")
+    require_consent(options.listen, options.announce, options.insecure, "join, read the model and send updates")
     await run_unless_now(_coordinate(options, emit, stop.gently), stop)
 
 
@@ -100,9 +94,11 @@ async def _lead(
     config = options.config
     identity = load_identity(folder.path / "identity.key")
     start = await asyncio.to_thread(_begin, options, folder, emit)
+    donor = Donor(start.manifest, folder.path / STATES, start.delta_log)
+    await asyncio.to_thread(donor.open)
     tools = Tools(
         journal=folder.journal,
-        delta_log=start.delta_log,
+        donor=donor,
         evaluate=evaluate,
         save=lambda applied: folder.save(start.manifest, applied, config.checkpoint.keep),
         emit=emit,
@@ -115,14 +111,15 @@ async def _lead(
     def initial_peers(caller: Caller) -> list[str]:
         return list(multiaddrs_for(caller.address, discovery.multiaddrs, announce_host))
 
-    service = CoordinatorService(leadership, start.delta_log, log, initial_peers, emit)
+    service = CoordinatorService(leadership, donor, log, initial_peers, emit)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(leadership.close)
         port = await stack.enter_async_context(serve(service, options.listen, ByteLedger()))
-        address = _shown_address(options, port)
+        address = shown_address(options.listen, options.announce, port)
         if options.use_dht:
             stack.push_async_callback(discovery.close)
-            await discovery.start(**_dht_addresses(options, announce_host), initial_peers=())
+            listen, announce = dht_places(options.listen, options.announce, options.dht_port)
+            await discovery.start(listen=listen, announce=announce, initial_peers=())
         emit(_started(options, start, address))
         service.open()
         announcing = asyncio.create_task(discovery.keep_announcing(VOTER, address, Role.COORDINATOR))
@@ -136,26 +133,6 @@ def _begin(options: CoordinateOptions, folder: RunFolder, emit: Callable[[Event]
     if options.resume:
         return resume_run(folder, options.config, lambda message: emit(events.Warned(message=message)))
     return start_run(folder, options.config)
-
-
-def _shown_address(options: CoordinateOptions, port: int) -> str:
-    """What others type to join."""
-    host, _ = split_address(options.listen)
-    return join_address(*announced(options.announce, port)) if options.announce else join_address(host, port)
-
-
-def announced(text: str, port: int) -> tuple[str, int]:
-    """Host and port of ``HOST`` or ``HOST:PORT``; ``port`` where none is written."""
-    is_bare_ipv6 = text.count(":") > 1 and not text.startswith("[")
-    if is_bare_ipv6 or text.endswith("]") or ":" not in text:
-        return text.strip("[]"), port
-    return split_address(text)
-
-
-def _dht_addresses(options: CoordinateOptions, announce_host: str) -> dict[str, tuple[str, int] | None]:
-    host, _ = split_address(options.listen)
-    announce = (announce_host, options.dht_port) if announce_host and options.dht_port else None
-    return {"listen": (host, options.dht_port), "announce": announce}
 
 
 def _started(options: CoordinateOptions, start: StartingPoint, address: str) -> events.RunStarted:

@@ -86,6 +86,30 @@ class DeltaLog:
         except (OSError, struct.error, DecodeError) as error:
             raise RunError(f"Round {round} in {self.folder} cannot be read ({error}); restore that folder.") from error
 
+    def keeps_since(self, round: int) -> bool:
+        """Whether every committed round after ``round`` is kept."""
+        return all(later in self._sizes for later in range(round + 1, self._committed + 1))
+
+    def bytes_since(self, round: int) -> int:
+        """Bytes of all committed rounds after ``round``; 0 where there are none or not all are kept."""
+        if self._committed - round > len(self._sizes) or not self.keeps_since(round):
+            return 0
+        return sum(self._sizes[later] for later in range(round + 1, self._committed + 1))
+
+    def forget(self, round: int) -> None:
+        """A round cannot be read any more."""
+        self._sizes.pop(round, None)
+
+    def clear(self) -> None:
+        """Remove every round. Raises RunError."""
+        try:
+            for path in self.folder.glob("round-*"):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"The rounds in {self.folder} cannot be removed ({error}); check that folder.") from error
+        self._sizes.clear()
+        self._committed = self._checkpoint = 0
+
     def _prune(self) -> None:
         for round in sorted(self._sizes):
             if round >= self._checkpoint or sum(self._sizes.values()) <= self._max_bytes:

@@ -23,22 +23,22 @@ from tsr_swarm.rounds import leader, votes
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.reducer import split_blocks
 from tsr_swarm.runtime.background import Background, Signal
-from tsr_swarm.runtime.delta_log import DeltaLog
+from tsr_swarm.runtime.donor import STATE_ROUNDS, Donor, is_agreed
 from tsr_swarm.runtime.journal import Journal
 from tsr_swarm.runtime.reduction import Published, Reduction
 from tsr_swarm.runtime.roster import Roster
 from tsr_swarm.runtime.round_report import Outcome, closed_event, outcome_of
-from tsr_swarm.runtime.state_chunks import StateSnapshot, snapshot
+from tsr_swarm.runtime.state_chunks import shipped_tensors, state_length
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.wire.messages import published_to_proto
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 VOTER = "coordinator"
 TICK_SECONDS = 0.25
 REPORT_SECONDS = 5.0  # how long a closed round waits for its peers' reports before it is shown
 GOODBYE_SECONDS = 60.0
 WRITE_AGAIN_SECONDS = 5.0
-SNAPSHOT_ROUNDS = 5  # a state this old is still served: replaying the rounds since is cheaper than a new one
 KEPT_DIGESTS = 100  # rounds; a peer reports within a round or two
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class Tools:
     """What leading needs from outside."""
 
     journal: Journal
-    delta_log: DeltaLog
+    donor: Donor
     evaluate: Callable[[Consensus], float]  # held-out loss, on the worker thread
     save: Callable[["Applied"], str]  # writes a checkpoint and returns its path
     emit: Callable[[Event], None]
@@ -115,7 +115,8 @@ class Leadership:
         self._after_commit: set[asyncio.Task[None]] = set()
         self._result: Published | None = None  # proposed, not yet committed
         self._expected: frozenset[str] = frozenset()  # in the round that is being reduced
-        self._snapshot: tuple[int, asyncio.Future[StateSnapshot]] | None = None
+        self._state_being_made: asyncio.Task[pb.StateDescription] | None = None
+        self._state_bytes = state_length(shipped_tensors(manifest, consensus))  # the same in every round
         self._opened_at = 0.0
         self._show_in_order = asyncio.Lock()
         self._finished = asyncio.Event()
@@ -137,7 +138,7 @@ class Leadership:
             quorum=limits.quorum, floor_seconds=limits.floor_seconds, ceiling_seconds=limits.ceiling_seconds
         )
         policy = leader.LeaderPolicy(deadlines, self.config.run.min_peers, self.config.run.rounds)
-        return leader.LeaderState(policy, frozenset({VOTER}), term, progress.round)
+        return leader.LeaderState(policy, progress.round)
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -168,6 +169,8 @@ class Leadership:
 
     async def close(self) -> None:
         """End what is still running."""
+        if self._state_being_made is not None:
+            self._state_being_made.cancel()
         await self._background.close()
         self._worker.shutdown(wait=False, cancel_futures=True)
 
@@ -210,8 +213,8 @@ class Leadership:
             case leader.Reduce():
                 self._expected = self._leader.expected
                 self._background.start(self._reduce())
-            case leader.Propose(term, round, chain):
-                self._background.start(self._propose(votes.Proposal(term, round, chain)))
+            case leader.Propose(round, chain):
+                self._background.start(self._propose(votes.Proposal(self._voter.term, round, chain)))
             case leader.Commit():
                 self._commit()
             case leader.Drop(peer_id, reason):
@@ -246,7 +249,7 @@ class Leadership:
         reduction.close()
         result = await self._on_worker(self._reduce_on_worker, reduction)
         # On disk before it is voted on: whoever restarts can apply what was accepted.
-        await self._write(self._tools.delta_log.store, published_to_proto(result.header), result.data)
+        await self._write(self._tools.donor.delta_log.store, published_to_proto(result.header), result.data)
         self._result = result
         self.dispatch(leader.Reduced(reduction.plan.round, result.header.chain.hex()))
 
@@ -258,7 +261,7 @@ class Leadership:
         if not answer.granted:
             raise RunError(f"Round {proposal.round} was not accepted ({answer.reason}); start again with --resume.")
         await self._write(self._tools.journal.write, self._voter)
-        self.dispatch(leader.Accepted(VOTER, proposal.term, proposal.round, proposal.chain))
+        self.dispatch(leader.Decided(proposal.round, proposal.chain))  # one voter is the majority
 
     def _commit(self) -> None:
         result, reduction = self._result, self._open_reduction()
@@ -266,7 +269,7 @@ class Leadership:
         self._result = None
         round = reduction.plan.round
         self._exchange = after_round(self._exchange, reduction.plan, result.void, reduction.captured())
-        self._tools.delta_log.commit(round)
+        self._tools.donor.delta_log.commit(round)
         self.committed = Progress(round, result.header.chain.hex())
         self.digests[round] = asyncio.get_running_loop().create_future()
         self.reported[round] = set()
@@ -305,6 +308,8 @@ class Leadership:
         applied = await self._on_worker(self._apply_on_worker, result, progress)
         del result  # its payloads need not wait for the rest
         self.digests[progress.round].set_result(applied.digest)
+        if is_agreed(progress.round) and any(peer.address for peer in self.roster.here()):
+            self._background.start(self._keep_state(applied))  # as every donor does now
         async with self._show_in_order:  # fair: rounds take it in the order of their commits
             loss = await self._score(applied.consensus, progress.round)
             path = await self._save(applied)
@@ -337,7 +342,7 @@ class Leadership:
         except CheckpointError as error:
             self._emit(events.Warned(message=f"{error} Training goes on; the next round tries again."))
             return ""
-        self._tools.delta_log.checkpointed(round)
+        self._tools.donor.delta_log.checkpointed(round)
         return path
 
     async def _wait_for_reports(self, outcome: Outcome, seconds: float) -> None:
@@ -398,16 +403,47 @@ class Leadership:
         deadline = leader.deadline_at(self._leader)
         return None if deadline is None else max(0.0, deadline - self._tools.clock())
 
-    async def state(self) -> StateSnapshot:
-        """A recent state to serve, made only if somebody asks; what came since is in the delta log."""
-        if self._snapshot is None or self._snapshot[0] < self.committed.round - SNAPSHOT_ROUNDS:
-            made = asyncio.get_running_loop().run_in_executor(self._worker, self._snapshot_on_worker)
-            self._snapshot = (self.committed.round, made)
-        return await asyncio.shield(self._snapshot[1])
+    async def state(self, begun: int = 0) -> pb.StateDescription:
+        """The state to serve: the one of round ``begun`` if it is kept, else a recent one, made now if there is none.
 
-    def forget_state(self) -> None:
-        """Make the next state anew: some round since this one cannot be served."""
-        self._snapshot = None
+        What came since is in the delta log.
+        """
+        donor = self._tools.donor
+        for description in (donor.describe(begun), donor.describe()):
+            if description is not None and self._is_recent(description, is_begun=description.round == begun > 0):
+                donor.lease(description.round)
+                return description
+        if self._state_being_made is None or self._state_being_made.done():
+            self._state_being_made = asyncio.create_task(self._make_state())
+        return await asyncio.shield(self._state_being_made)
 
-    def _snapshot_on_worker(self) -> StateSnapshot:
-        return snapshot(self.manifest, self._consensus, self._applied.round, bytes.fromhex(self._applied.chain))
+    def catch_up(self, applied: int) -> pb.CatchUp:
+        """What a peer whose weights are at round ``applied`` has to know to choose its way."""
+        log, state = self._tools.donor.delta_log, self._tools.donor.describe()
+        is_served = state is not None and self._is_recent(state)
+        state_round = state.round if state is not None and is_served else self.committed.round
+        return pb.CatchUp(
+            round_bytes=log.bytes_since(applied),
+            state_round=state_round,
+            state_bytes=self._state_bytes,
+            rest_bytes=log.bytes_since(state_round),
+        )
+
+    def _is_recent(self, state: pb.StateDescription, is_begun: bool = False) -> bool:
+        is_new = is_begun or state.round >= self.committed.round - STATE_ROUNDS
+        return is_new and self._tools.donor.delta_log.keeps_since(state.round)
+
+    async def _make_state(self) -> pb.StateDescription:
+        consensus, progress = await self._on_worker(self._freeze_on_worker)
+        return await self._tools.donor.keep_state(consensus, progress.round, bytes.fromhex(progress.chain))
+
+    def _freeze_on_worker(self) -> tuple[Consensus, Progress]:
+        return copy.copy(self._consensus), self._applied
+
+    async def _keep_state(self, applied: Applied) -> None:
+        """One that cannot be written is a warning: a newer one is made when somebody asks."""
+        progress = applied.progress
+        try:
+            await self._tools.donor.keep_state(applied.consensus, progress.round, bytes.fromhex(progress.chain))
+        except RunError as error:
+            self._emit(events.Warned(message=f"{error} Training goes on."))

@@ -1,4 +1,4 @@
-"""A whole swarm on this machine: a coordinator and its peers, each its own process, on loopback.
+"""A whole swarm on this machine: a coordinator and its peers, each its own process, on loopback or in a lab (lab/).
 
 Nothing is simulated: the same commands run that people type by hand. This supervisor starts them, passes on the
 coordinator's events, and places the faults when the coordinator's stream says that their moment has come.
@@ -17,10 +17,21 @@ from tsr_swarm.config.load import ENV_PREFIX
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError, SwarmError
 from tsr_swarm.runtime.children import Child, ChildError, Family, failure_of, own_command
-from tsr_swarm.runtime.faults import COORDINATOR, Fault, Join, Kill, LocalPlan, due, name_of
+from tsr_swarm.runtime.faults import COORDINATOR, Fault, Join, Kill, LocalPlan, Partition, Stop, due, name_of
+from tsr_swarm.runtime.lab.opening import open_place
+from tsr_swarm.runtime.lab.place import Place
 from tsr_swarm.runtime.lifeline import INTERRUPTED, StopRequest
 from tsr_swarm.runtime.run_file import render
-from tsr_swarm.telemetry.events import Event, PhaseChanged, RoundOpened, RunFinished, RunStarted, Warned, decode
+from tsr_swarm.telemetry.events import (
+    Event,
+    FaultPlaced,
+    PhaseChanged,
+    RoundOpened,
+    RunFinished,
+    RunStarted,
+    Warned,
+    decode,
+)
 
 RUN_FILE = "run.toml"
 LEAVE_SECONDS = 15.0  # peers have this long to leave by themselves once the run has ended
@@ -38,6 +49,7 @@ class LocalOptions:
     folder: Path
     resume: bool = False
     use_dht: bool = True
+    lab: str | None = None  # which kind of lab; None: the best one there is, if the plan asks for any
 
 
 def coordinator_folder(folder: Path) -> Path:
@@ -65,7 +77,16 @@ async def run_local(options: LocalOptions, family: Family, emit: Callable[[Event
 
     Raises the error of the process that failed when the run cannot go on without it.
     """
-    await _Swarm(options, family, emit, stop).run()
+    async with open_place(
+        options.plan,
+        options.lab,
+        family,
+        seed=options.config.run.seed,
+        environment=_environment({}),
+        use_dht=options.use_dht,
+        emit=emit,
+    ) as place:
+        await _Swarm(options, place, family, emit, stop).run()
 
 
 async def sample_text(family: Family, folder: Path, length: int) -> str | None:
@@ -77,8 +98,16 @@ async def sample_text(family: Family, folder: Path, length: int) -> str | None:
 
 
 class _Swarm:
-    def __init__(self, options: LocalOptions, family: Family, emit: Callable[[Event], None], stop: StopRequest) -> None:
+    def __init__(
+        self,
+        options: LocalOptions,
+        place: Place,
+        family: Family,
+        emit: Callable[[Event], None],
+        stop: StopRequest,
+    ) -> None:
         self._options = options
+        self._where = place
         self._family = family
         self._emit = emit
         self._stop = stop
@@ -88,6 +117,7 @@ class _Swarm:
         self._has_finished = False
         self._children: dict[int, Child] = {}
         self._killed: dict[int, int] = {}  # WHO: the round in which we did it
+        self._passing: dict[Stop | Partition, asyncio.Task[None]] = {}  # what goes on now, and what will end it
         self._watches: set[asyncio.Task[None]] = set()
         self._failed = asyncio.Event()
         self._error: SwarmError | None = None
@@ -99,6 +129,7 @@ class _Swarm:
         coordinator = await self._start(COORDINATOR, self._coordinator_arguments())
         follow = asyncio.create_task(self._follow(coordinator))
         ask = asyncio.create_task(self._pass_on_the_request())
+        hold = asyncio.create_task(self._watch_the_place())
         ends = [asyncio.create_task(event.wait()) for event in (self._stop.now, self._failed)]
         try:
             await asyncio.wait({follow, *ends}, return_when=asyncio.FIRST_COMPLETED)
@@ -108,7 +139,8 @@ class _Swarm:
             elif self._error is not None:
                 raise self._error
         finally:
-            tasks = [follow, ask, *ends, *self._watches]
+            self._end_what_passes()
+            tasks = [follow, ask, hold, *ends, *self._watches]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -130,6 +162,7 @@ class _Swarm:
                 self._has_begun = True
             case RunFinished() | PhaseChanged(phase="finished"):
                 self._has_finished = True
+                self._end_what_passes()
         fired, self._faults = due(self._faults, event)
         for fault in fired:
             await self._place(fault)
@@ -139,8 +172,42 @@ class _Swarm:
             case Join(who=who):
                 await self._start_peer(who)
             case Kill(who=who, round=round) if who in self._children:
+                self._emit(FaultPlaced(fault=str(fault), is_over=False))
                 self._killed[who] = round
                 self._children[who].kill()
+            case Stop() | Partition() if not (self._has_finished or self._stop.gently.is_set()):
+                self._begin(fault)
+
+    def _begin(self, fault: Stop | Partition) -> None:
+        """Have ``fault`` until its time is over."""
+
+        async def end_later() -> None:
+            await asyncio.sleep(fault.seconds)
+            self._end(fault)
+
+        self._passing[fault] = asyncio.create_task(end_later())
+        self._apply_what_passes(fault)
+        self._emit(FaultPlaced(fault=str(fault), is_over=False))
+
+    def _end(self, fault: Stop | Partition) -> None:
+        self._passing.pop(fault).cancel()  # or it is the one that calls this, as the last thing it does
+        self._apply_what_passes(fault)
+        self._emit(FaultPlaced(fault=str(fault), is_over=True))
+
+    def _end_what_passes(self) -> None:
+        """The run is over, or asked to be: everybody gets the chance to leave."""
+        for fault in list(self._passing):
+            self._end(fault)
+
+    def _apply_what_passes(self, changed: Stop | Partition) -> None:
+        if isinstance(changed, Partition):
+            partitions = [fault for fault in self._passing if isinstance(fault, Partition)]
+            self._where.cut({pair for fault in partitions for pair in fault.pairs})
+            return
+        child = self._children.get(changed.who)
+        if child is not None:
+            is_stopped = any(isinstance(fault, Stop) and fault.who == changed.who for fault in self._passing)
+            (self._family.pause if is_stopped else self._family.go_on)(child)
 
     async def _start_peer(self, who: int) -> None:
         child = await self._start(who, self._peer_arguments(who))
@@ -173,35 +240,43 @@ class _Swarm:
         self._error = self._error or error
         self._failed.set()
 
+    async def _watch_the_place(self) -> None:
+        self._fail(await self._where.broken())
+
     async def _pass_on_the_request(self) -> None:
         await self._stop.gently.wait()
+        self._end_what_passes()
         for child in self._children.values():
             child.ask()  # each finishes the round and leaves
 
     async def _see_off(self, coordinator: Child) -> None:
         """The coordinator's stream has ended: say why, or give the peers time to leave."""
         code = await coordinator.wait()
+        self._end_what_passes()
         if COORDINATOR in self._killed:
             raise RunError(f"The coordinator was killed in round {self._killed[COORDINATOR]}, as asked; the run ends.")
         if code != 0 and not (code == INTERRUPTED and self._stop.gently.is_set()):
             raise self._failure_of(COORDINATOR)
         self._has_finished = True
         for fault in self._faults:
-            self._emit(Warned(message=f"The run ended before {_describe(fault)} was due."))
+            self._emit(Warned(message=f"The run ended before {fault} was due."))
         if self._watches:
             await asyncio.wait(self._watches, timeout=LEAVE_SECONDS)
 
     def _coordinator_arguments(self) -> list[str]:
-        return ["coordinate", str(self._options.folder / RUN_FILE), "--listen", "127.0.0.1:0", *self._common()]
+        where = self._where.coordinator_arguments()
+        return ["coordinate", str(self._options.folder / RUN_FILE), *where, *self._common()]
 
     def _peer_arguments(self, who: int) -> list[str]:
         folder = self._options.folder / name_of(who)
-        arguments = ["join", "--coordinator", self._address, "--name", name_of(who), "--dir", str(folder)]
-        return [*arguments, *self._common()]
+        where = self._where.peer_arguments(who, self._address)
+        slowness = self._options.plan.slowness.get(who)
+        slow = [] if slowness is None else ["--slowdown", str(slowness)]
+        return ["join", *where, "--name", name_of(who), "--dir", str(folder), *slow, *self._common()]
 
     def _common(self) -> list[str]:
         resume = ["--resume"] if self._options.resume else []
-        return ["--json", *resume, *([] if self._options.use_dht else ["--no-dht"])]
+        return ["--json", *resume]
 
     async def _start(self, who: int, arguments: list[str]) -> Child:
         """Its stderr goes to its log; its events to us, if it is the coordinator, or else beside the log."""
@@ -210,7 +285,11 @@ class _Swarm:
             log = files.enter_context(self._log(who))
             events = subprocess.PIPE if who == COORDINATOR else files.enter_context(self._log(who, "jsonl"))
             child = await self._family.start(
-                name_of(who), own_command(*arguments), environment=environment, stdout=events, stderr=log
+                name_of(who),
+                self._where.command(who, own_command(*arguments)),
+                environment=environment,
+                stdout=events,
+                stderr=log,
             )
         self._children[who] = child
         return child
@@ -222,7 +301,3 @@ class _Swarm:
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Ours with ``extra``, but without our own settings: they are in the run file and in the arguments already."""
     return {**{name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}, **extra}
-
-
-def _describe(fault: Fault) -> str:
-    return f"--kill {fault}" if isinstance(fault, Kill) else f"--join-at {fault.round}"

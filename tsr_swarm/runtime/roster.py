@@ -26,6 +26,7 @@ class Peer:
     overhead: int = 0  # bytes beyond the counted ones that it reported since the last round was closed
     progress_shown: float = 0.0  # when its progress, or a refusal, was last made an event
     refusal_shown: float = 0.0
+    applied: int = -1  # the newest round of which it reported the right digest
 
 
 class Roster:

@@ -25,12 +25,13 @@ from tsr_swarm.train.llama import initial_weights, parameter_shapes
 
 CONSENSUS = "consensus"  # the checkpoint's file of weights and bases
 OUTER = "outer"  # its file of what the reducer keeps, where there is anything
+STATES = "states"  # the folder of the states that are served
 MIN_LOG_BYTES = 1 << 24  # a small model's log may be larger than its state: rounds are all that a laggard needs
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Where a coordinator keeps one run."""
+    """Where a coordinator keeps one run; a peer uses the same names."""
 
     path: Path
 

@@ -8,9 +8,12 @@ from tsr_swarm import __version__
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.errors import PeerError, RefusedError, RunError
 from tsr_swarm.rounds import leader
-from tsr_swarm.runtime.delta_log import DeltaLog
+from tsr_swarm.rounds.catch_up import pick_donors
+from tsr_swarm.runtime.donor import Donor
 from tsr_swarm.runtime.leadership import Leadership
+from tsr_swarm.runtime.peer_service import check_protocol, require_manifest
 from tsr_swarm.runtime.roster import Peer
+from tsr_swarm.swarm.addresses import address_for, dialable_address
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.ledger import Direction
 from tsr_swarm.telemetry.log import EventLog
@@ -37,13 +40,13 @@ class CoordinatorService:
     def __init__(
         self,
         leadership: Leadership,
-        delta_log: DeltaLog,
+        donor: Donor,
         log: EventLog,
         initial_peers: Callable[[Caller], list[str]],
         emit: Callable[[events.Event], None],
     ) -> None:
         self._lead = leadership
-        self._delta_log = delta_log
+        self._donor = donor
         self._log = log
         self._initial_peers = initial_peers
         self._emit = emit
@@ -55,12 +58,7 @@ class CoordinatorService:
 
     async def hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:
         """Tell what run this is; refuse another protocol."""
-        control.check_hello(request)
-        if request.protocol != PROTOCOL_VERSION:
-            raise RefusedError(
-                f"You speak protocol {request.protocol} (tsr-swarm {request.package_version}), this run speaks "
-                f"{PROTOCOL_VERSION} (tsr-swarm {__version__}); install tsr-swarm {__version__}."
-            )
+        check_protocol(request)
         return pb.HelloReply(
             protocol=PROTOCOL_VERSION,
             package_version=__version__,
@@ -72,8 +70,9 @@ class CoordinatorService:
     async def join(self, request: pb.JoinRequest, caller: Caller) -> pb.JoinReply:
         """Admit a peer of this very run."""
         control.check_join(request)
-        self._require_manifest(request.manifest_digest)
+        require_manifest(self._donor, request.manifest_digest)
         await self._opened.wait()
+        address = dialable_address(caller.address, request.address)
         allowed = self._lead.config.optimizer.local_space
         if allowed not in ("mixed", request.local_space):
             raise RefusedError(
@@ -83,10 +82,9 @@ class CoordinatorService:
         known = self._lead.roster.get(request.peer_id)
         if known is not None and known.is_here:
             peer = known  # a repeated call
+            peer.address = address  # it may have been started anew, on another port
         else:
-            peer = self._lead.roster.admit(
-                request.peer_id, request.name, request.address, request.device, request.local_space
-            )
+            peer = self._lead.roster.admit(request.peer_id, request.name, address, request.device, request.local_space)
             self._emit(
                 events.PeerJoined(
                     peer=peer.peer_id,
@@ -98,19 +96,28 @@ class CoordinatorService:
                 )
             )
         self._lead.dispatch(leader.Joined(peer.peer_id))
-        return pb.JoinReply(number=peer.number, name=peer.name)
+        return pb.JoinReply(number=peer.number, name=peer.name, donors=self._donors_for(peer, caller))
+
+    def _donors_for(self, asking: Peer, caller: Caller) -> list[str]:
+        """Peers that the caller can dial and that have applied the newest rounds."""
+        return pick_donors(
+            (
+                (peer.number, address_for(caller.address, peer.address))
+                for peer in self._lead.roster.here()
+                if peer is not asking and peer.address and peer.applied >= self._lead.committed.round - 1
+            ),
+            asking.number,
+        )
 
     async def describe_state(self, request: pb.DescribeStateRequest, caller: Caller) -> pb.StateDescription:
-        """Name the newest state."""
-        self._require_manifest(request.manifest_digest)
-        return (await self._lead.state()).description
+        """Name the newest state, or the one that the caller has begun with."""
+        control.check_describe_state(request)
+        require_manifest(self._donor, request.manifest_digest)
+        return await self._lead.state(request.round)
 
     async def fetch_state(self, request: pb.FetchStateRequest, caller: Caller) -> Iterator[pb.StateChunk]:
-        """Serve chunks of the newest state."""
-        state = await self._lead.state()
-        if state.description.round != request.round:
-            raise RefusedError(f"The state of round {request.round} was replaced by that of {state.description.round}.")
-        return state.chunks(request.first_chunk)
+        """Serve chunks of a state that is kept here."""
+        return self._donor.chunks(request)
 
     async def follow(self, request: pb.FollowRequest, caller: Caller) -> pb.FollowReply:
         """Answer when there is news for this peer, or after its wait. Doubles as its heartbeat."""
@@ -127,7 +134,11 @@ class CoordinatorService:
             self._lead.dispatch(leader.Disconnected(peer.peer_id))
             raise
         self._lead.dispatch(leader.Heard(peer.peer_id))
-        return self._news(peer.peer_id)
+        news = self._news(peer.peer_id)
+        if request.is_behind:
+            news.catch_up.CopyFrom(self._lead.catch_up(request.applied))
+            news.catch_up.donors.extend(self._donors_for(peer, caller))
+        return news
 
     async def _wait_for_news(self, request: pb.FollowRequest) -> None:
         seconds = request.wait_ms / 1000
@@ -236,12 +247,12 @@ class CoordinatorService:
     ) -> tuple[pb.PublishedHeader, bytes]:
         """Serve a committed round from the delta log."""
         try:
-            kept = await asyncio.to_thread(self._delta_log.get, request.round)
+            kept = await asyncio.to_thread(self._donor.delta_log.get, request.round)
         except RunError as error:
             self._emit(events.Warned(message=str(error)))
+            self._donor.delta_log.forget(request.round)
             kept = None
         if kept is None:
-            self._lead.forget_state()
             raise RefusedError(f"Round {request.round} is not kept here any more; fetch the state instead.")
         return kept
 
@@ -260,6 +271,8 @@ class CoordinatorService:
             expected = await asyncio.wait_for(asyncio.shield(self._lead.digests[request.round]), DIGEST_SECONDS)
         except TimeoutError:
             return pb.ReportReply(resync=False)  # the leader is far behind; the next round's digest will tell
+        if request.digest.hex() == expected:
+            peer.applied = max(peer.applied, request.round)
         self._show_digest(peer, request, expected)
         self._lead.changed.notify()
         return pb.ReportReply(resync=request.digest.hex() != expected)
@@ -286,11 +299,3 @@ class CoordinatorService:
         await self._log.wait(request.after, request.wait_ms / 1000)
         lines, last = self._log.since(request.after)
         return pb.WatchReply(events=lines, last=last)
-
-    def _require_manifest(self, digest: bytes) -> None:
-        manifest = self._lead.manifest
-        if digest.hex() != manifest.digest:
-            raise RefusedError(
-                f"You are set up for another run than '{manifest.config.run.name}' ({manifest.digest[:12]}); "
-                "its configuration differs: join in a new folder, without --resume."
-            )

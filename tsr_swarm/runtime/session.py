@@ -1,6 +1,7 @@
 """A peer's part in a run: carries out what rounds/peer.py decides, over the wire and on one worker thread."""
 
 import asyncio
+import copy
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -15,10 +16,11 @@ from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.errors import CheckpointError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.optim.periods import follows_manifest
 from tsr_swarm.rounds import peer as decide
+from tsr_swarm.rounds.catch_up import Costs, choose_way
 from tsr_swarm.runtime.background import Background, Signal
+from tsr_swarm.runtime.downloads import Downloads
 from tsr_swarm.runtime.reduction import open_published
 from tsr_swarm.runtime.reporting import Reporter
-from tsr_swarm.runtime.state_download import StateDownload
 from tsr_swarm.runtime.uploading import submit_all
 from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.telemetry import events
@@ -26,7 +28,6 @@ from tsr_swarm.telemetry.events import Event
 from tsr_swarm.train.trainer import RoundWork, StepProgress, Trainer
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire import control
-from tsr_swarm.wire.gate import max_published_bytes
 from tsr_swarm.wire.messages import Shard, plan_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -39,6 +40,7 @@ FINISHED_ATTEMPTS = 2  # a coordinator that has finished soon ends
 WAIT_SECONDS = 60.0  # nothing is waited for without looking again
 SAVE_SECONDS = 60.0
 LAST_REPORT_SECONDS = 5.0
+MISSED_ROUNDS = 2  # from here on it is a choice how to catch up; one round is what everybody fetches
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -65,10 +67,11 @@ class PeerSession:
         manifest: Manifest,
         introduction: Introduction,
         workshop: Workshop,
+        downloads: Downloads,
         emit: Callable[[Event], None],
     ) -> None:
         self._client, self._reporter = client, reporter
-        self._download = StateDownload(client, manifest)
+        self._downloads = downloads
         self._manifest, self._introduction = manifest, introduction
         self._workshop, self._emit = workshop, emit
         self._state = decide.PeerState()
@@ -77,8 +80,8 @@ class PeerSession:
         self._shards: tuple[Shard, ...] = ()
         self._work: RoundWork | None = None
         self._news = Signal()
-        self._max_bytes = max_published_bytes(manifest)
         self._version = 0
+        self._committed = (0, "")  # the newest round that the leader told of, and its chain hash
         self._progress = pb.Progress()
         self._rounds_included = 0
         self._worker = ThreadPoolExecutor(1, "maths")
@@ -218,6 +221,7 @@ class PeerSession:
                 raise RefusedError(f"The plan of round {plan.round} is not what this run's manifest says; leaving.")
             self._plan = plan
         self._version = reply.version
+        self._committed = (reply.committed_round, reply.committed_chain.hex())
         self._state = decide.hear(
             self._state,
             decide.News(
@@ -245,6 +249,7 @@ class PeerSession:
             )
         )
         control.check_join_reply(reply)
+        self._downloads.sources.tell(reply.donors)
         self._version = 0
         await self._on_worker(self._workshop.take_number, reply.number)
         self._state = decide.rejoined(self._state, self._work.plan.round if self._work is not None else 0)
@@ -262,7 +267,9 @@ class PeerSession:
     async def _fetch_state(self) -> None:
         """Download a recent state, going on after a broken connection where it stopped."""
         started = time.monotonic()
-        state = await self._download.fetch(self._leaving.is_set)
+        if self._downloads.has_failed:
+            await self._ask_how_to_catch_up()  # for other donors
+        state, donors = await self._downloads.state(self._leaving.is_set)
         consensus = await self._on_worker(state.consensus, self._manifest)
         if self._trainer is None:
             self._trainer = await self._on_worker(self._workshop.trainer, consensus)
@@ -272,8 +279,16 @@ class PeerSession:
         about = state.description
         self._state = decide.restored(self._state, about.round, about.chain.hex())
         self._version = 0  # hear the news again, in the light of this state
-        seconds = round(time.monotonic() - started, 3)
-        self._emit(events.StateReceived(round=about.round, bytes=about.total_bytes, seconds=seconds))
+        self._emit(
+            events.StateReceived(
+                round=about.round,
+                bytes=about.total_bytes,
+                seconds=round(time.monotonic() - started, 3),
+                donors=donors,
+                found_bytes=state.found_bytes,
+            )
+        )
+        await self._downloads.keep_state(state)
 
     # --- a round ------------------------------------------------------------------------------------------------
 
@@ -334,11 +349,13 @@ class PeerSession:
     async def _catch_up(self, round: int) -> None:
         """Fetch a published round, apply it and report. One that cannot be had or trusted means: fetch the state."""
         started = time.monotonic()
-        request = pb.FetchPublishedRequest(peer_id=self._introduction.peer_id, round=round)
         trainer = self._trainer
         assert trainer is not None, "a peer that has applied a round has a state"
+        if not await self._is_replay_cheaper(round):
+            self._state = replace(self._state, needs_state=True)
+            return
         try:
-            message, data = await self._client.fetch_published(request, self._max_bytes)
+            message, data = await self._downloads.round(round, *self._committed)
             published = await asyncio.to_thread(open_published, self._manifest, message, data, self._state.chain)
         except (RefusedError, PeerError):
             self._state = replace(self._state, needs_state=True)
@@ -346,12 +363,45 @@ class PeerSession:
         included = published.included_blocks(self._introduction.peer_id)
         header = published.header
         digest = await self._on_worker(trainer.apply, header.plan, published.grids, published.void, included)
+        # Its tensors are replaced by the next round, never written to: a shallow copy stays what it is.
+        consensus = copy.copy(trainer.consensus)
+        self._background.start(self._downloads.keep_round(header, data, consensus))
         self._state = decide.applied(self._state, round, header.chain.hex())
         self._rounds_included += bool(included)
         report = self._background.start(self._report(round, digest, bool(included), time.monotonic() - started))
         self._reports.add(report)
         report.add_done_callback(self._reports.discard)
         await self._save_now_and_then()
+
+    async def _is_replay_cheaper(self, round: int) -> bool:
+        """Choose how to go on from before ``round``, once for each time that this peer has missed several rounds."""
+        missed = self._state.committed - round + 1
+        if missed < MISSED_ROUNDS or self._downloads.is_catching_up:
+            self._downloads.is_catching_up = missed > 1
+            return True
+        costs = await self._ask_how_to_catch_up()
+        if costs is None:
+            return True
+        way = choose_way(self._state.applied, costs)
+        self._emit(events.CatchingUp(missed=missed, takes_state=way.takes_state, reason=way.reason))
+        self._downloads.is_catching_up = True
+        return not way.takes_state
+
+    async def _ask_how_to_catch_up(self) -> Costs | None:
+        """Ask the leader, who names donors too. None if it does not say."""
+        peer_id, applied = self._introduction.peer_id, max(0, self._state.applied)
+        reply = await self._client.follow(pb.FollowRequest(peer_id=peer_id, is_behind=True, applied=applied))
+        if not reply.HasField("catch_up"):
+            return None
+        said = reply.catch_up
+        control.check_catch_up(said)
+        self._downloads.sources.tell(said.donors)
+        return Costs(
+            round_bytes=said.round_bytes,
+            state_round=said.state_round,
+            state_bytes=said.state_bytes,
+            rest_bytes=said.rest_bytes,
+        )
 
     async def _report(self, round: int, digest: bytes, is_included: bool, seconds: float) -> None:
         """Tell the digest and the bytes. Beside the training: the leader may still be applying the round itself."""

@@ -1,51 +1,127 @@
-"""The consensus state as hashed chunks: what a joining peer downloads, and how it puts them together again."""
+"""The consensus state as a file of hashed chunks: how a donor writes it, and how a joining peer puts it together.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+It is written here and not by the safetensors library, so that every donor's file is the same to the byte whatever
+version it has; and piece by piece, so that no second copy of the state is in memory.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
+from torch import Tensor
 
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.errors import PeerError
-from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.errors import PeerError, RunError
+from tsr_swarm.optim.consensus import Consensus, little_endian
 from tsr_swarm.optim.drawn import are_drawn, drawn_bases
-from tsr_swarm.wire.codec import hash_bytes
+from tsr_swarm.wire.codec import HASH_BYTES, hash_bytes
 from tsr_swarm.wire.compression import compress, decompress
 from tsr_swarm.wire.control import check_state_description
-from tsr_swarm.wire.v1 import swarm_pb2
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
 ZSTD_LEVEL = 1  # float32 weights hardly compress; a higher level only takes longer
+PART = "part"  # the ending of a file that is not complete yet
+_DTYPES = {torch.float32: "F32", torch.int16: "I16"}  # in the order of the file
 
 
-@dataclass(frozen=True, slots=True)
-class StateSnapshot:
-    """The state after one round, ready to be served."""
+def write_state(path: Path, manifest: Manifest, consensus: Consensus, round: int, chain: bytes) -> pb.StateDescription:
+    """Write the consensus after ``round`` and describe it. Bases that everybody can draw are left out.
 
-    description: swarm_pb2.StateDescription
-    data: bytes
-
-    def chunks(self, first: int) -> Iterator[swarm_pb2.StateChunk]:
-        """Chunk messages from number ``first`` on, compressed one at a time."""
-        for index in range(first, len(self.description.chunk_hashes)):
-            piece = self.data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
-            yield swarm_pb2.StateChunk(index=index, data=compress(piece, ZSTD_LEVEL))
-
-
-def snapshot(manifest: Manifest, consensus: Consensus, round: int, chain: bytes) -> StateSnapshot:
-    """Serialise the consensus after ``round``, as a copy. Bases that everybody can draw are left out."""
-    data = safetensors.torch.save(consensus.weight_tensors() if are_drawn(manifest) else consensus.tensors())
-    hashes = [hash_bytes(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES)]
-    description = swarm_pb2.StateDescription(
+    Heavy, and safe beside training: a consensus that nobody applies rounds to never changes. Raises RunError.
+    """
+    hashes, total = _Hashes(CHUNK_BYTES), 0
+    try:
+        with path.open("wb") as file:
+            for piece in _pieces(shipped_tensors(manifest, consensus)):
+                file.write(piece)
+                hashes.update(piece)
+                total += len(piece)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise RunError(f"The state of round {round} cannot be kept in {path.parent} ({error}); free space.") from error
+    return pb.StateDescription(
         round=round,
         digest=consensus.digest(),
         chain=chain,
-        total_bytes=len(data),
+        total_bytes=total,
         chunk_bytes=CHUNK_BYTES,
-        chunk_hashes=hashes,
+        chunk_hashes=hashes.finished(),
     )
-    return StateSnapshot(description, data)
+
+
+def shipped_tensors(manifest: Manifest, consensus: Consensus) -> Mapping[str, Tensor]:
+    """What of the consensus is in its state."""
+    return consensus.weight_tensors() if are_drawn(manifest) else consensus.tensors()
+
+
+def state_length(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the file of ``tensors``."""
+    return len(_header(tensors)) + sum(tensor.nbytes for tensor in tensors.values())
+
+
+def read_chunks(path: Path, description: pb.StateDescription, first: int, count: int) -> Iterator[pb.StateChunk]:
+    """``count`` chunk messages from number ``first`` on, 0: all; read and compressed one at a time."""
+    size, end = description.chunk_bytes, len(description.chunk_hashes)
+    with path.open("rb") as file:
+        file.seek(first * size)
+        for index in range(first, min(end, first + count) if count else end):
+            yield pb.StateChunk(index=index, data=compress(file.read(size), ZSTD_LEVEL))
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    yield _header(tensors)
+    for name in _in_order(tensors):
+        yield little_endian(tensors[name]).cast("B")
+
+
+def _header(tensors: Mapping[str, Tensor]) -> bytes:
+    """As safetensors writes it: the length, then names, types, shapes and places in compact JSON, padded to 8 bytes."""
+    entries, end = {}, 0
+    for name in _in_order(tensors):
+        tensor, start = tensors[name], end
+        end += tensor.nbytes
+        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _in_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    types = list(_DTYPES)
+    return sorted(tensors, key=lambda name: (types.index(tensors[name].dtype), name))
+
+
+class _Hashes:
+    """The hash of each ``size`` bytes of what goes by."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._room = size, size
+        self._hasher = hashlib.blake2b(digest_size=HASH_BYTES)
+        self._done: list[bytes] = []
+
+    def update(self, piece: bytes | memoryview) -> None:
+        view = memoryview(piece)
+        while len(view):
+            self._hasher.update(view[: self._room])
+            taken = min(self._room, len(view))
+            self._room, view = self._room - taken, view[taken:]
+            if not self._room:
+                self._close()
+
+    def finished(self) -> list[bytes]:
+        if self._room < self._size:
+            self._close()
+        return self._done
+
+    def _close(self) -> None:
+        self._done.append(self._hasher.digest())
+        self._hasher, self._room = hashlib.blake2b(digest_size=HASH_BYTES), self._size
 
 
 def legal_state_bytes(manifest: Manifest) -> int:
@@ -55,9 +131,12 @@ def legal_state_bytes(manifest: Manifest) -> int:
 
 
 class StateAssembly:
-    """Chunks of one description as they arrive. A chunk that is not what its hash says is refused."""
+    """Chunks of one description as they arrive, in any order, in a file. A chunk that is not what its hash says is
+    refused. What an earlier process left of the same state in ``folder`` is found again by its hashes.
+    """
 
-    def __init__(self, description: swarm_pb2.StateDescription, manifest: Manifest) -> None:
+    def __init__(self, description: pb.StateDescription, manifest: Manifest, folder: Path) -> None:
+        """Reads and hashes what is there already. Raises PeerError for an illegal description, and RunError."""
         limit, total = legal_state_bytes(manifest), description.total_bytes
         if total > limit:
             raise PeerError(
@@ -65,32 +144,57 @@ class StateAssembly:
             )
         check_state_description(description)
         self.description = description
-        self._chunks: list[bytes] = []
-
-    @property
-    def next_chunk(self) -> int:
-        """Where to go on, also after a broken connection."""
-        return len(self._chunks)
+        self.path = folder / f"state-{description.round:09d}.{PART}"
+        self.missing = set(range(len(description.chunk_hashes)))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for other in folder.glob(f"state-*.{PART}"):
+                if other != self.path or other.stat().st_size != total:
+                    other.unlink()
+            with self.path.open("a+b") as file:
+                self._find_again(file.fileno())
+        except OSError as error:
+            raise self._no_room(error) from error
+        self.found_bytes = sum(self._length(index) for index in self._present())
 
     @property
     def is_complete(self) -> bool:
-        return len(self._chunks) == len(self.description.chunk_hashes)
+        return not self.missing
 
-    def add(self, chunk: swarm_pb2.StateChunk) -> None:
-        """Take the next chunk; raises PeerError."""
-        index, size = self.next_chunk, self.description.chunk_bytes
-        if self.is_complete or chunk.index != index:
-            raise PeerError("state", f"State chunk {chunk.index} came where {index} was due; the download is refused.")
-        length = min(size, self.description.total_bytes - index * size)
-        data = decompress(chunk.data, length)
+    def check(self, chunk: pb.StateChunk) -> None:
+        """Write a chunk to its place; raises PeerError and RunError. On any thread; tell ``take`` when it is done."""
+        index = chunk.index
+        if index >= len(self.description.chunk_hashes):
+            raise PeerError("state", f"State chunk {index} came, but there are {len(self.description.chunk_hashes)}.")
+        data = decompress(chunk.data, self._length(index))
         if hash_bytes(data) != self.description.chunk_hashes[index]:
-            raise PeerError("state", f"State chunk {index} does not match its hash; it will be fetched again.")
-        self._chunks.append(data)
+            raise PeerError("state", f"State chunk {index} does not match its hash.")
+        try:
+            with self.path.open("r+b") as file:
+                file.seek(index * self.description.chunk_bytes)
+                file.write(data)
+        except OSError as error:
+            raise self._no_room(error) from error
+
+    def take(self, index: int) -> None:
+        """The chunk is in its place."""
+        self.missing.discard(index)
 
     def consensus(self, manifest: Manifest) -> Consensus:
         """The whole state; raises PeerError if it is not a state of this run or not what its digest says."""
         try:
-            tensors = safetensors.torch.load(b"".join(self._chunks))
+            return self._read(manifest)
+        except PeerError:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """What has arrived is not wanted any more."""
+        self.path.unlink(missing_ok=True)
+
+    def _read(self, manifest: Manifest) -> Consensus:
+        try:
+            tensors = safetensors.torch.load_file(self.path)
         except safetensors.SafetensorError as error:
             raise PeerError("state", f"The state offered cannot be read ({error}); it is refused.") from error
         lift = manifest.config.optimizer.lift
@@ -99,3 +203,28 @@ class StateAssembly:
         if consensus.digest() != self.description.digest:
             raise PeerError("state", "The state offered does not match its digest; it is refused.")
         return consensus
+
+    def _find_again(self, descriptor: int) -> None:
+        if os.fstat(descriptor).st_size == 0:
+            os.truncate(descriptor, self.description.total_bytes)
+            return
+        for index, expected in enumerate(self.description.chunk_hashes):
+            data = os.pread(descriptor, self._length(index), index * self.description.chunk_bytes)
+            if hash_bytes(data) == expected:
+                self.missing.discard(index)
+
+    def _present(self) -> Iterator[int]:
+        return (index for index in range(len(self.description.chunk_hashes)) if index not in self.missing)
+
+    def _length(self, index: int) -> int:
+        size = self.description.chunk_bytes
+        return min(size, self.description.total_bytes - index * size)
+
+    def _no_room(self, error: OSError) -> RunError:
+        return RunError(f"The state cannot be kept in {self.path.parent} ({error}); free space, or use another --dir.")
+
+
+def begun_round(folder: Path) -> int:
+    """The state of which an earlier process left chunks in ``folder``; 0: none."""
+    rounds = [path.stem.removeprefix("state-") for path in folder.glob(f"state-*.{PART}")]
+    return max((int(round) for round in rounds if round.isdecimal()), default=0)

@@ -26,11 +26,17 @@ class Workshop:
     """Makes one peer's trainer, reads its data and keeps its checkpoints."""
 
     def __init__(
-        self, manifest: Manifest, kind: str, device: torch.device, data: tuple[Path, ...], folder: Path | None
+        self,
+        manifest: Manifest,
+        kind: str,
+        device: torch.device,
+        data: tuple[Path, ...],
+        folder: Path | None,
+        slowdown: float = 1.0,
     ) -> None:
         """``data``: this peer's own text, or none for its part of the run's. ``folder``: None keeps no checkpoint."""
         self._manifest, self._kind, self._device = manifest, kind, device
-        self._data, self._folder = data, folder
+        self._data, self._folder, self._slowdown = data, folder, slowdown
         self._trainer: Trainer | None = None
         self._stream: TokenStream | None = None  # of this peer's newest number
 
@@ -56,7 +62,7 @@ class Workshop:
         if self._trainer is None:
             model = build_model(self._manifest.config.model, consensus.weights).to(self._device)
             space = make_space(self._kind, model, self._manifest)
-            self._trainer = Trainer(self._manifest, model, space, self._batch, consensus)
+            self._trainer = Trainer(self._manifest, model, space, self._batch, consensus, self._slowdown)
         return self._trainer
 
     def _batch(self, step: int, micro: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ import ipaddress
 import re
 from collections.abc import Iterable
 
+from tsr_swarm.errors import ConfigError
 from tsr_swarm.transport.address import Address, parse_address
 
 MAX_MULTIADDRS = 16
@@ -54,6 +55,19 @@ def address_for(caller: str, address: str, announce: str = "") -> str:
     if announce:
         return join_address(announce, port)
     return "" if is_loopback(host) or is_unspecified(host) else address
+
+
+def dialable_address(caller: str, address: str) -> str:
+    """``address`` as a caller from host ``caller`` gave it for itself, or "" if nobody else can dial that.
+
+    Only a caller on this machine may say that it is found on loopback.
+    """
+    try:
+        host, port = split_address(address)
+    except ConfigError:
+        return ""
+    is_elsewhere = not is_loopback(host) or is_loopback(caller)
+    return address if port and is_elsewhere and not is_unspecified(host) else ""
 
 
 def host_multiaddr(host: str, port: int) -> str:

@@ -210,6 +210,22 @@ class DhtFound:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabReady:
+    """A local swarm's lines are shaped: ``mode`` is namespaces or proxy, ``reason`` a sentence on why that one."""
+
+    mode: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultPlaced:
+    """A local swarm's ``fault``, as it is written on the command line, begins; or ``is_over``, if it ends by itself."""
+
+    fault: str
+    is_over: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
     """Bytes are totals of the run, both directions, summed over peers."""
 
@@ -235,11 +251,22 @@ class Joined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateReceived:
-    """A peer's own stream: the consensus state was downloaded."""
+    """A peer's own stream: the consensus state was downloaded, but for what an earlier try had left on disk."""
 
     round: int
     bytes: int
     seconds: float
+    donors: int = 1  # that gave of it
+    found_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatchingUp:
+    """A peer's own stream: it missed rounds, and takes the state or replays them; ``reason`` compares the bytes."""
+
+    missed: int
+    takes_state: bool
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,9 +309,12 @@ Event = (
     | CheckpointSaved
     | Warned
     | DhtFound
+    | LabReady
+    | FaultPlaced
     | RunFinished
     | Joined
     | StateReceived
+    | CatchingUp
     | RoundApplied
     | Left
 )

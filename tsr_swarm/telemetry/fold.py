@@ -50,6 +50,8 @@ def _apply(s: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
             return replace(s, deadline=None, phase_reason=f"round {event.round} is void")
         case e.RoundClosed():
             return _close(s, event)
+        case e.LabReady():
+            return replace(s, lab=clean(event.mode, 16))
         case e.RunFinished():
             return replace(s, finished=clean(event.reason), phase="finished", deadline=None, digest=clean(event.digest))
         case e.Joined() | e.RoundApplied() | e.Left():

@@ -125,6 +125,16 @@ def _(event: e.Warned) -> str:
 
 
 @_line.register
+def _(event: e.LabReady) -> str:
+    return f"lab ({event.mode}): {event.reason}"
+
+
+@_line.register
+def _(event: e.FaultPlaced) -> str:
+    return f"{event.fault} {'is over' if event.is_over else 'begins'}"
+
+
+@_line.register
 def _(event: e.RunFinished) -> str:
     return (
         f"run finished after {plural(event.rounds, 'round')} ({event.reason}): loss {loss_text(event.first_loss)} to "
@@ -140,7 +150,17 @@ def _(event: e.Joined) -> str:
 
 @_line.register
 def _(event: e.StateReceived) -> str:
-    return f"state after round {event.round} received: {bytes_text(event.bytes)} in {seconds_text(event.seconds)}"
+    fetched = max(0, event.bytes - event.found_bytes)
+    took = f"{plural(event.donors, 'donor')} in {seconds_text(event.seconds)}"
+    rate = f", {bytes_text(fetched / event.seconds)} a second" if event.seconds > 0 else ""
+    found = f", {bytes_text(event.found_bytes)} were here already" if event.found_bytes else ""
+    return f"state after round {event.round} received: {bytes_text(event.bytes)} from {took}{rate}{found}"
+
+
+@_line.register
+def _(event: e.CatchingUp) -> str:
+    way = "takes the state" if event.takes_state else "replays them"
+    return f"missed {plural(event.missed, 'round')}, {way}: {event.reason}"
 
 
 @_line.register

@@ -80,6 +80,7 @@ class SwarmSnapshot:
     last_seconds: float | None = None
     digest: str = ""
     own_name: str = ""
+    lab: str = ""  # what shapes the lines of a local swarm, if anything does
     finished: str | None = None
     log: tuple[LogLine, ...] = ()
 

@@ -24,6 +24,8 @@ from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.full_space import FullSpace
 from tsr_swarm.optim.local_space import LocalSpace
 
+DAWDLE_SECONDS = 0.25  # how soon a peer that plays a slower machine hears that it should stop
+
 
 class Batches(Protocol):
     """Training data as a pure function, so that a resumed peer needs no generator state."""
@@ -63,13 +65,21 @@ class Trainer:
     """Local steps and consensus of one peer."""
 
     def __init__(
-        self, manifest: Manifest, model: nn.Module, space: LocalSpace, batches: Batches, consensus: Consensus
+        self,
+        manifest: Manifest,
+        model: nn.Module,
+        space: LocalSpace,
+        batches: Batches,
+        consensus: Consensus,
+        slowdown: float = 1.0,
     ) -> None:
+        """``slowdown``: how many times longer a step takes than it has to, to play a slower machine."""
         self.manifest = manifest
         self.model = model
         self.space = space
         self.consensus = consensus
         self._batches = batches
+        self._slowdown = slowdown
         self._carried_losses: list[float | None] = []  # of steps that no contribution has yet
         self._carried_tokens = 0
         self.sent_round = 0  # the round of the contribution that the space has not settled yet
@@ -82,6 +92,7 @@ class Trainer:
         should_stop: Callable[[], bool],
         on_step: Callable[[StepProgress], None],
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> RoundWork | None:
         """Take the plan's local steps. None if ``should_stop`` said so first.
 
@@ -89,19 +100,24 @@ class Trainer:
         several rounds for one contribution, but it contributes.
         """
         self.model.train()
+        begun = clock()
         gradients = self._gradient_sketches(plan, should_stop)
+        if gradients:
+            self._dawdle(clock() - begun, should_stop, sleep)
         self.space.begin(self.consensus)
         losses, tokens, started = self._carried_losses, self._carried_tokens, clock()
         for step in range(min(len(losses), plan.steps), plan.steps):
             if should_stop():
                 self._carried_losses, self._carried_tokens = losses, tokens
                 return None
+            begun = clock()
             batch = self._batches(plan.first_step + step, 0).to(self._device)
             loss = self._backward(batch)
             tokens += batch.shape[0] * (batch.shape[1] - 1)
             if loss is not None:
                 self.space.step(plan.lr(step))
             losses = [*losses, loss]
+            self._dawdle(clock() - begun, should_stop, sleep)
             on_step(StepProgress(step + 1, (tokens - self._carried_tokens) / max(clock() - started, 1e-9)))
         self._carried_losses, self._carried_tokens = [], 0
         finite = [loss for loss in losses if loss is not None]
@@ -136,6 +152,13 @@ class Trainer:
         self.consensus = consensus
         self.space.rebase(consensus)
         self._carried_losses, self._carried_tokens = [], 0  # their work may be gone: claim too little, never too much
+
+    def _dawdle(self, worked: float, should_stop: Callable[[], bool], sleep: Callable[[float], None]) -> None:
+        """Have what took ``worked`` seconds take as long as on the machine that is played."""
+        left = (self._slowdown - 1) * worked
+        while left > 0 and not should_stop():
+            sleep(min(left, DAWDLE_SECONDS))
+            left -= DAWDLE_SECONDS
 
     def _backward(self, batch: Tensor) -> float | None:
         """Gradients of one batch, clipped to the run's global norm. None, and nothing to step on, if not finite."""

@@ -16,13 +16,13 @@ from tsr_swarm.transport.address import parse_address
 from tsr_swarm.transport.base import PIECE_BYTES
 from tsr_swarm.transport.collector import Collector
 from tsr_swarm.transport.limits import (
-    CLIENT_OPTIONS,
     CONTROL_SECONDS,
     DEADLINE_GRACE_SECONDS,
     DESCRIBE_SECONDS,
     HELLO_SECONDS,
     STALL_SECONDS,
     TRANSFER_SECONDS,
+    client_options,
 )
 from tsr_swarm.transport.status import error_of, timed_out
 from tsr_swarm.wire.messages import MAX_HEADER_BYTES, parse
@@ -37,16 +37,21 @@ class SwarmClient:
     other side's own sentence). ``seconds`` is the deadline of the whole call.
     """
 
-    def __init__(self, address: str, ledger: ByteLedger) -> None:
-        """Raises ConfigError unless ``address`` is a host:port that can be dialled."""
+    def __init__(self, address: str, ledger: ByteLedger, proxy: str | None = None) -> None:
+        """Raises ConfigError unless ``address`` is a host:port that can be dialled.
+
+        ``proxy``: the host:port of an HTTP proxy to connect through.
+        """
         target = parse_address(address)
         if target.port == 0:
             raise ConfigError(f"'{address}' has port 0, which cannot be dialled; write the port the other side shows.")
         self.address = str(target)
         self._ledger = ledger
+        self._options = client_options(proxy)
 
     async def __aenter__(self) -> Self:
-        self._channel = grpc.aio.insecure_channel(self.address, options=CLIENT_OPTIONS)
+        # With its scheme: a donor that calls itself "unix:1" is the host of that name, not a socket on this machine.
+        self._channel = grpc.aio.insecure_channel(f"dns:///{self.address}", options=self._options)
         self._stub: Any = swarm_pb2_grpc.SwarmStub(self._channel)  # type: ignore[no-untyped-call]
         return self
 

@@ -40,6 +40,10 @@ class KernelBytes:
         self._open: dict[_Key, KernelTotals] = {}
         self._closed = KernelTotals()
 
+    def watch(self, port: int) -> None:
+        """Count connections to or from ``port`` as well, from now on."""
+        self._ports |= {port}
+
     def sample(self) -> KernelTotals | None:
         """Look at every connection now. None where the platform has no such totals."""
         if not is_supported():

@@ -25,7 +25,7 @@ MAX_REQUEST_BYTES = (
 MAX_REPLY_BYTES = max_wire_bytes(MAX_CHUNK_BYTES) + _ROOM  # a state chunk; the manifest is no larger
 MAX_CONCURRENT_RPCS = 1024
 
-Option = tuple[str, int]
+Option = tuple[str, int | str]
 
 _COMMON: tuple[Option, ...] = (
     ("grpc.compression_enabled_algorithms_bitset", 1),  # none: payloads are zstd already, and it is one bomb less
@@ -62,3 +62,11 @@ CLIENT_OPTIONS: tuple[Option, ...] = (
     ("grpc.min_reconnect_backoff_ms", 10_000),  # in spite of its name: how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 5_000),  # a restarted coordinator is found within seconds
 )
+
+
+def client_options(proxy: str | None = None) -> tuple[Option, ...]:
+    """CLIENT_OPTIONS, or those of a client whose every connection goes through the HTTP proxy at ``proxy``."""
+    if proxy is None:
+        return CLIENT_OPTIONS
+    own = tuple(option for option in CLIENT_OPTIONS if option[0] != "grpc.enable_http_proxy")
+    return (*own, ("grpc.enable_http_proxy", 1), ("grpc.http_proxy", f"http://{proxy}"))

@@ -4,7 +4,7 @@ They bound the form only. Whether the peer is known, the round open or the diges
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tsr_swarm.config.layout import PayloadKind
 from tsr_swarm.wire.fields import (
@@ -25,6 +25,7 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 MAX_CHUNK_BYTES = 4 << 20
 MAX_STATE_BYTES = 2**40
 MAX_PEERS = 10**6
+MAX_DONORS = 8
 _MAX_COUNT = 2**50
 _KINDS = frozenset(kind.value for kind in PayloadKind)
 
@@ -43,6 +44,7 @@ def check_join_reply(message: pb.JoinReply) -> None:
     """The number and the name as admitted."""
     require_between("number", message.number, 1, MAX_PEERS)
     require_text("name", message.name, 48)
+    _require_donors(message.donors)
 
 
 def check_hello(message: pb.HelloRequest) -> None:
@@ -57,6 +59,12 @@ def check_hello_reply(message: pb.HelloReply) -> None:
     for address in message.initial_peers:
         require_text("initial_peers", address, 256)
     require_real("unix_time", message.unix_time, 0.0, 2.0**40)
+
+
+def check_describe_state(message: pb.DescribeStateRequest) -> None:
+    """Whose state, and which one."""
+    require_digest("manifest_digest", message.manifest_digest)
+    require_between("round", message.round, 0, MAX_ROUND)
 
 
 def check_state_description(message: pb.StateDescription) -> None:
@@ -80,6 +88,16 @@ def check_follow(message: pb.FollowRequest) -> None:
     require_between("progress.round", progress.round, 0, MAX_ROUND)
     require_between("progress.step", progress.step, 0, MAX_STEPS)
     require_real("progress.tokens_per_second", progress.tokens_per_second, 0.0, 1e12)
+    require_between("applied", message.applied, 0, MAX_ROUND)
+
+
+def check_catch_up(message: pb.CatchUp) -> None:
+    """Bytes that can be, and donors; whether these can be dialled is for the caller to say."""
+    require_between("round_bytes", message.round_bytes, 0, _MAX_COUNT)
+    require_between("state_round", message.state_round, 0, MAX_ROUND)
+    require_between("state_bytes", message.state_bytes, 0, MAX_STATE_BYTES)
+    require_between("rest_bytes", message.rest_bytes, 0, _MAX_COUNT)
+    _require_donors(message.donors)
 
 
 def check_report(message: pb.ReportRequest) -> None:
@@ -101,6 +119,12 @@ def check_leave(message: pb.LeaveRequest) -> None:
 def check_watch(message: pb.WatchRequest) -> None:
     """How long a monitor waits."""
     require_between("wait_ms", message.wait_ms, 0, MAX_WAIT_MS)
+
+
+def _require_donors(addresses: Sequence[str]) -> None:
+    require(len(addresses) <= MAX_DONORS, "donors", len(addresses), f"at most {MAX_DONORS}")
+    for address in addresses:
+        require_address("donors", address)
 
 
 def _require_counts(field: str, counts: Mapping[str, int]) -> None:

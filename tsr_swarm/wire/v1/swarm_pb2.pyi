@@ -63,18 +63,22 @@ class JoinRequest(_message.Message):
     def __init__(self, manifest_digest: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., local_space: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("number", "name")
+    __slots__ = ("number", "name", "donors")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    DONORS_FIELD_NUMBER: _ClassVar[int]
     number: int
     name: str
-    def __init__(self, number: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
+    donors: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, number: _Optional[int] = ..., name: _Optional[str] = ..., donors: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DescribeStateRequest(_message.Message):
-    __slots__ = ("manifest_digest",)
+    __slots__ = ("manifest_digest", "round")
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
-    def __init__(self, manifest_digest: _Optional[bytes] = ...) -> None: ...
+    round: int
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., round: _Optional[int] = ...) -> None: ...
 
 class StateDescription(_message.Message):
     __slots__ = ("round", "digest", "chain", "total_bytes", "chunk_bytes", "chunk_hashes")
@@ -93,12 +97,14 @@ class StateDescription(_message.Message):
     def __init__(self, round: _Optional[int] = ..., digest: _Optional[bytes] = ..., chain: _Optional[bytes] = ..., total_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., chunk_hashes: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class FetchStateRequest(_message.Message):
-    __slots__ = ("round", "first_chunk")
+    __slots__ = ("round", "first_chunk", "chunks")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FIRST_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
     round: int
     first_chunk: int
-    def __init__(self, round: _Optional[int] = ..., first_chunk: _Optional[int] = ...) -> None: ...
+    chunks: int
+    def __init__(self, round: _Optional[int] = ..., first_chunk: _Optional[int] = ..., chunks: _Optional[int] = ...) -> None: ...
 
 class StateChunk(_message.Message):
     __slots__ = ("index", "data")
@@ -153,16 +159,20 @@ class Shard(_message.Message):
     def __init__(self, blocks: _Optional[_Iterable[int]] = ..., address: _Optional[str] = ...) -> None: ...
 
 class FollowRequest(_message.Message):
-    __slots__ = ("peer_id", "known_version", "wait_ms", "progress")
+    __slots__ = ("peer_id", "known_version", "wait_ms", "progress", "is_behind", "applied")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     KNOWN_VERSION_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    IS_BEHIND_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     known_version: int
     wait_ms: int
     progress: Progress
-    def __init__(self, peer_id: _Optional[str] = ..., known_version: _Optional[int] = ..., wait_ms: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    is_behind: bool
+    applied: int
+    def __init__(self, peer_id: _Optional[str] = ..., known_version: _Optional[int] = ..., wait_ms: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., is_behind: _Optional[bool] = ..., applied: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("round", "step", "tokens_per_second")
@@ -175,7 +185,7 @@ class Progress(_message.Message):
     def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class FollowReply(_message.Message):
-    __slots__ = ("phase", "plan", "committed_round", "committed_chain", "deadline_ms", "unknown_peer", "version")
+    __slots__ = ("phase", "plan", "committed_round", "committed_chain", "deadline_ms", "unknown_peer", "version", "catch_up")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -183,6 +193,7 @@ class FollowReply(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_PEER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    CATCH_UP_FIELD_NUMBER: _ClassVar[int]
     phase: Phase
     plan: RoundPlan
     committed_round: int
@@ -190,7 +201,22 @@ class FollowReply(_message.Message):
     deadline_ms: int
     unknown_peer: bool
     version: int
-    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., committed_round: _Optional[int] = ..., committed_chain: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., unknown_peer: _Optional[bool] = ..., version: _Optional[int] = ...) -> None: ...
+    catch_up: CatchUp
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., committed_round: _Optional[int] = ..., committed_chain: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., unknown_peer: _Optional[bool] = ..., version: _Optional[int] = ..., catch_up: _Optional[_Union[CatchUp, _Mapping]] = ...) -> None: ...
+
+class CatchUp(_message.Message):
+    __slots__ = ("round_bytes", "state_round", "state_bytes", "rest_bytes", "donors")
+    ROUND_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATE_ROUND_FIELD_NUMBER: _ClassVar[int]
+    STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DONORS_FIELD_NUMBER: _ClassVar[int]
+    round_bytes: int
+    state_round: int
+    state_bytes: int
+    rest_bytes: int
+    donors: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, round_bytes: _Optional[int] = ..., state_round: _Optional[int] = ..., state_bytes: _Optional[int] = ..., rest_bytes: _Optional[int] = ..., donors: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Envelope(_message.Message):
     __slots__ = ("header", "signature", "certificate")

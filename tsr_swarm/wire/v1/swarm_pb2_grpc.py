@@ -104,14 +104,14 @@ class SwarmServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DescribeState(self, request, context):
-        """"What is in the newest state?" Names the round, the digest and every chunk's hash.
+        """"What is in the newest state?" Names the round, the digest and every chunk's hash: the same at every donor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FetchState(self, request, context):
-        """"Give me these chunks of it." Answered with FAILED_PRECONDITION once the state has been replaced by a newer one.
+        """"Give me these chunks of it." Answered with FAILED_PRECONDITION where that state is not, or no longer, kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

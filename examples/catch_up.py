@@ -1,0 +1,281 @@
+"""Measure what it costs a peer to catch up after 20 missed rounds: replaying them, or the whole state.
+
+    python examples/catch_up.py    writes examples/results/catch-up.md
+
+The shapes are those of the 60M preset. Nothing is trained: contributions are random cores, averaged by the reducer,
+published, kept in delta logs and applied by the code of real runs; downloads are real gRPC on loopback.
+"""
+
+import argparse
+import asyncio
+import copy
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from measure import HERE, header
+
+from tsr_swarm.config.layout import upload_slots
+from tsr_swarm.config.manifest import Manifest, make_manifest
+from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.optim.quantise import quantise_slot
+from tsr_swarm.rounds.catch_up import Costs, Way, choose_way
+from tsr_swarm.runtime.contribution import pack
+from tsr_swarm.runtime.donor import STATE_ROUNDS, Donor, is_agreed
+from tsr_swarm.runtime.peer_service import PeerService
+from tsr_swarm.runtime.plan.presets import PRESETS
+from tsr_swarm.runtime.reduction import Published, Reduction, open_published
+from tsr_swarm.runtime.round_download import RoundDownload
+from tsr_swarm.runtime.run_folder import RunFolder, fresh_consensus
+from tsr_swarm.runtime.sources import Sources
+from tsr_swarm.runtime.state_chunks import shipped_tensors, state_length
+from tsr_swarm.runtime.state_download import StateDownload
+from tsr_swarm.telemetry.ledger import ByteLedger, Direction
+from tsr_swarm.train.llama import parameter_shapes
+from tsr_swarm.train.trainer import RoundWork
+from tsr_swarm.transport.base import Caller
+from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.transport.kernel_bytes import KernelBytes
+from tsr_swarm.transport.server import serve
+from tsr_swarm.wire.messages import published_to_proto
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+PRESET, RANK, BITS = "60M", "d/8", 4
+MISSED, K_X, K_R = 20, 20, 200  # rounds; local steps a round and between two refreshes
+PEERS = 2
+DONORS = 3
+PEER = "0" * 32
+AIMS = {
+    "seed": "drawn from the seed (the default)",
+    "dct": "chosen by energies",
+    "gradient": "aimed by gradients, and published",
+}
+
+
+class Coordinator(PeerService):
+    """A donor that also says, as the coordinator does, how to catch up."""
+
+    said: pb.FollowReply
+
+    async def follow(self, request: pb.FollowRequest, caller: Caller) -> pb.FollowReply:
+        return self.said
+
+
+def manifest_of(aim: str) -> Manifest:
+    model = PRESETS[PRESET].model
+    config = RunConfig(
+        model=model,
+        optimizer=OptimizerConfig(aim=aim, rank=RANK, embedding_rank=RANK),
+        periods=PeriodsConfig(k_x=K_X, k_r=K_R, k_r_embedding=K_R),
+        wire=WireConfig(core_bits=BITS, published_bits=BITS, sketch_bits=8),
+    )
+    config = replace(config, data=replace(config.data, sequence_length=128))
+    return make_manifest("catch-up", config, parameter_shapes(model))
+
+
+def published_round(manifest: Manifest, consensus: Consensus, round: int, parent: str) -> Published:
+    """What the reducer makes of random contributions."""
+    plan = plan_round(manifest.config, manifest.blocks, round, parent)
+    everything = tuple(range(len(manifest.blocks)))
+    reduction = Reduction(manifest, plan, [everything])
+    for number in range(1, PEERS + 1):
+        slots = upload_slots(manifest.blocks, plan.due, manifest.config.wire)
+        numbers = {slot: 1e-3 * torch.randn(slot.rows, slot.cols) for slot in slots}
+        grids = {slot: quantise_slot(x, slot) for slot, x in numbers.items()}
+        work = RoundWork(plan, plan.steps, 1000, 1.0, grids)
+        contribution, _ = pack(manifest, f"{number:032x}", work, 0, everything)
+        reduction.offer(contribution, number, grids)
+    reduction.close()
+    return reduction.result(consensus.bases, 1)
+
+
+@dataclass(frozen=True)
+class History:
+    """The missed rounds at the donors, and the weights before and after them."""
+
+    donors: list[Donor]
+    before: Consensus
+    digest: bytes
+    chain: str
+    refreshes: int
+    seconds_to_keep: float  # a state, beside training
+
+
+async def make_history(manifest: Manifest, folder: Path) -> History:
+    torch.manual_seed(0)
+    consensus = fresh_consensus(manifest)
+    before = copy.copy(consensus)
+    donors = []
+    for index in range(DONORS):
+        place = folder / f"donor-{index}"
+        donor = Donor(manifest, place / "states", RunFolder(place).delta_log(manifest))
+        donor.open()
+        donor.delta_log.open(committed=0)
+        donors.append(donor)
+    chain, refreshes, keeping = "", 0, 0.0
+    for round in range(1, MISSED + 1):
+        published = published_round(manifest, consensus, round, chain)
+        refreshes += bool(consensus.apply(published.header.plan, published.grids, published.void))
+        chain = published.header.chain.hex()
+        for donor in donors:
+            await donor.keep_round(published_to_proto(published.header), published.data)
+            if is_agreed(round):
+                started = time.perf_counter()
+                await donor.keep_state(consensus, round, published.header.chain)
+                keeping = time.perf_counter() - started
+    return History(donors, before, consensus.digest(), chain, refreshes, keeping)
+
+
+@asynccontextmanager
+async def sources_of(history: History, said: pb.CatchUp) -> AsyncIterator[Sources]:
+    """A peer's view: a coordinator, and donors on ports of their own."""
+    async with AsyncExitStack() as stack:
+        ports = []
+        for donor in history.donors:
+            service = Coordinator(donor, "donor", "127.0.0.1:1")
+            service.said = pb.FollowReply(
+                committed_round=MISSED, committed_chain=bytes.fromhex(history.chain), version=1, catch_up=said
+            )
+            ports.append(await stack.enter_async_context(serve(service, "127.0.0.1:0", ByteLedger())))
+        ledger = ByteLedger()
+        addresses = [f"127.0.0.1:{port}" for port in ports]
+        client = await stack.enter_async_context(SwarmClient(addresses[0], ledger))
+        sources = Sources(client, ledger, KernelBytes([]), print)
+        sources.tell(addresses[1:])
+        yield sources
+
+
+def received(sources: Sources) -> int:
+    return sum(sources.ledger.totals(Direction.RECEIVED).values())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes as received, control included."""
+
+    refreshes: int
+    present: int
+    catch_up: int
+    state: int
+    state_raw: int
+    way: Way
+    seconds_fetched: float
+    seconds_applied: float
+    seconds_state: float
+    seconds_to_keep: float
+    is_equal: bool
+
+
+async def measure(aim: str, folder: Path) -> Measured:
+    manifest = manifest_of(aim)
+    history = await make_history(manifest, folder)
+    log = history.donors[0].delta_log
+    said = pb.CatchUp(
+        round_bytes=log.bytes_since(0),
+        state_round=MISSED,
+        state_bytes=state_length(shipped_tensors(manifest, history.before)),
+    )
+    async with sources_of(history, said) as sources:
+        rounds = RoundDownload(sources, manifest, PEER)
+        for round in range(1, MISSED + 1):
+            await rounds.from_coordinator(round)
+        present = received(sources)
+    async with sources_of(history, said) as sources:
+        started = time.perf_counter()
+        told = (await sources.coordinator.follow(pb.FollowRequest(peer_id=PEER, is_behind=True))).catch_up
+        way = choose_way(
+            0,
+            Costs(
+                round_bytes=told.round_bytes,
+                state_round=told.state_round,
+                state_bytes=told.state_bytes,
+                rest_bytes=told.rest_bytes,
+            ),
+        )
+        fetched = await RoundDownload(sources, manifest, PEER).fetch(1, MISSED, history.chain)
+        seconds_fetched, catch_up = time.perf_counter() - started, received(sources)
+    consensus, chain = copy.copy(history.before), ""
+    started = time.perf_counter()
+    for round in range(1, MISSED + 1):
+        published = open_published(manifest, *fetched[round], chain)
+        consensus.apply(published.header.plan, published.grids, published.void)
+        chain, digest = published.header.chain.hex(), consensus.digest()
+    seconds_applied = time.perf_counter() - started
+    async with sources_of(history, said) as sources:
+        started = time.perf_counter()
+        download = StateDownload(sources, manifest, folder / "download")
+        assembly, _ = await download.fetch(lambda: False)
+        seconds_state, state = time.perf_counter() - started, received(sources)
+        is_equal = digest == history.digest == assembly.consensus(manifest).digest()
+    return Measured(
+        refreshes=history.refreshes,
+        present=present,
+        catch_up=catch_up,
+        state=state,
+        state_raw=assembly.description.total_bytes,
+        way=way,
+        seconds_fetched=seconds_fetched,
+        seconds_applied=seconds_applied,
+        seconds_state=seconds_state,
+        seconds_to_keep=history.seconds_to_keep,
+        is_equal=is_equal,
+    )
+
+
+def table(results: dict[str, Measured]) -> Iterator[str]:
+    found = list(results.values())
+    rows = {
+        "refreshes among the missed rounds": [f"{m.refreshes}" for m in found],
+        "MB that a present peer downloaded in them": [f"{m.present / 1e6:.2f}" for m in found],
+        "MB of the catch-up": [f"**{m.catch_up / 1e6:.2f}**" for m in found],
+        "catch-up / present": [f"**{m.catch_up / m.present:.4f}**" for m in found],
+        "MB of the state (in the file, before zstd)": [f"{m.state / 1e6:.1f} ({m.state_raw / 1e6:.1f})" for m in found],
+        "state / catch-up": [f"**{m.state / m.catch_up:.1f}**" for m in found],
+        "what the peer chooses": ["the state" if m.way.takes_state else "the rounds" for m in found],
+        "seconds to fetch and check the rounds, from two donors": [f"{m.seconds_fetched:.1f}" for m in found],
+        "seconds to open, apply and hash them": [f"{m.seconds_applied:.1f}" for m in found],
+        "seconds to fetch the state, from two donors": [f"{m.seconds_state:.1f}" for m in found],
+        "seconds for a donor to keep a state, beside its training": [f"{m.seconds_to_keep:.1f}" for m in found],
+        "weights after both ways equal those of who was there": ["yes" if m.is_equal else "NO" for m in found],
+    }
+    yield "| bases | " + " | ".join(AIMS[aim] for aim in results) + " |"
+    yield "|---" * (1 + len(results)) + "|"
+    for name, cells in rows.items():
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--aims", nargs="+", choices=list(AIMS), default=list(AIMS))
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Measured] = {}
+    for aim in chosen.aims:
+        with tempfile.TemporaryDirectory() as folder:
+            results[aim] = asyncio.run(measure(aim, Path(folder)))
+    text = [
+        f"# Catching up after {MISSED} missed rounds",
+        "",
+        header("python examples/catch_up.py"),
+        "",
+        f"Shapes of the {PRESET} preset at rank {RANK}, {BITS} bits up and down, sketches of 8, {K_X} steps a round, a "
+        f"refresh every {K_R // K_X} rounds. Nothing was trained: {PEERS} contributions of random cores a round went "
+        "through the real reducer, codec, delta log and consensus, so bytes are those of cores with no structure. "
+        "Bytes are what a peer received over real gRPC on loopback, control messages included. A donor keeps states of "
+        f"every {STATE_ROUNDS}th round. Torch has one thread.",
+        "",
+        *table(results),
+    ]
+    target = HERE / "results" / "catch-up.md"
+    target.write_text("\n".join(text) + "\n")
+    print(target.read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Real swarms over shaped lines: what happens to them, and what must be left of a lab when they are done."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+TINY = """
+[model]
+hidden_size = 32
+intermediate_size = 48
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+max_position_embeddings = 64
+[data]
+sequence_length = 32
+batch_size = 4
+[periods]
+k_x = 5
+[round]
+floor_seconds = 0.5
+[checkpoint]
+dir = "run"
+"""
+Event = dict[str, Any]
+COMMAND = [sys.executable, "-m", "tsr_swarm", "local", "tiny.toml", "--peers", "3", "--rounds", "100000", "--json"]
+
+
+def namespaces() -> set[str]:
+    """Network namespaces that any process is in."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*/ns/net"):
+        try:
+            found.add(os.readlink(process))
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a run file. In the end no process, namespace or temporary file is left."""
+    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "tmp").mkdir()
+    before, names = namespaces(), list(Path("/run").glob("netns/*"))
+    yield tmp_path
+    lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert not [line for line in lines if str(tmp_path) in line or "lab.router" in line]
+    assert not list((tmp_path / "tmp").iterdir())
+    assert namespaces() <= before
+    assert list(Path("/run").glob("netns/*")) == names
+
+
+class Run:
+    """One swarm under way, and what it has said so far."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.events: list[Event] = []
+        environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "TERM": "dumb"}
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        assert self.process.stdout is not None
+        if self.process.poll() is None:  # the test has failed
+            self.process.kill()
+        self.process.stdout.close()
+        self.process.wait()
+
+    def until(self, is_it: Callable[[Event], bool]) -> list[Event]:
+        """Read on until an event is what is waited for; all that came on the way."""
+        assert self.process.stdout is not None
+        on_the_way = []
+        for line in self.process.stdout:
+            on_the_way.append(json.loads(line))
+            self.events.append(on_the_way[-1])
+            if is_it(on_the_way[-1]):
+                return on_the_way
+        raise AssertionError(f"the run ended after {self.events[-3:]}")
+
+    def finish(self) -> None:
+        """Ask it to end, and see that the weights were the same everywhere after every round."""
+        assert self.process.stdout is not None
+        self.process.send_signal(signal.SIGINT)
+        self.events += [json.loads(line) for line in self.process.stdout]
+        assert self.process.wait(60) == 130
+        digests = defaultdict(set)
+        for event in self.events:
+            if event["event"] in ("digest_reported", "round_closed"):
+                digests[event["round"]].add(event["digest"])
+        assert digests
+        assert all(len(found) == 1 for found in digests.values())
+        assert not [event for event in self.events if event["event"] == "digest_mismatch"]
+
+    def kill(self) -> None:
+        """SIGKILL to the command alone; whatever it had started must end by itself."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        assert not psutil.wait_procs(children, timeout=30)[1]
+
+
+def begins(what: str) -> Callable[[Event], bool]:
+    return lambda event: event["event"] == "fault_placed" and what in event["fault"] and not event["is_over"]
+
+
+def is_over(what: str) -> Callable[[Event], bool]:
+    return lambda event: event["event"] == "fault_placed" and what in event["fault"] and event["is_over"]
+
+
+def opens(event: Event) -> bool:
+    return bool(event["event"] == "round_opened")
+
+
+def closes_with(peers: int) -> Callable[[Event], bool]:
+    return lambda event: event["event"] == "round_closed" and event["included"] == peers
+
+
+def test_a_stopped_and_a_cut_off_peer_fall_behind_and_come_back(folder: Path) -> None:
+    """Shaped lines in the kind of lab that this machine gives; one peer behind NAT, one asleep, one cut off."""
+    lines = ["--rtt", "all:10ms", "--up", "all:20mbit", "--loss", "1:1%", "--nat", "3", "--slow", "1:2"]
+    faults = ["--stop", "2@3:3s", "--partition", "coordinator,1,2|3@12:3s", "--no-dht"]
+    with Run(folder, *lines, *faults) as run:
+        [ready] = run.until(lambda event: event["event"] == "lab_ready")
+        print(f"lab: {ready['mode']}: {ready['reason']}")
+        assert ready["mode"] in ("namespaces", "proxy")
+        missed = []
+        for fault in ("--stop", "--partition"):
+            run.until(begins(fault))
+            meanwhile = [event["round"] for event in run.until(is_over(fault)) if opens(event)]
+            missed.append(meanwhile)
+            while run.until(closes_with(3))[-1]["round"] <= meanwhile[-1]:
+                continue  # it is back
+        run.finish()
+    closed = {event["round"]: event["included"] for event in run.events if event["event"] == "round_closed"}
+    assert list(closed) == list(range(1, len(closed) + 1))
+    for rounds in missed:
+        assert 2 in [closed[round] for round in rounds], "the others' rounds go on"
+
+
+def test_a_swarm_trains_through_proxies_and_a_partition_of_them_heals(folder: Path) -> None:
+    shaped = ["--rtt", "all:5ms", "--down", "1:20mbit", "--loss", "2:1%", "--partition", "coordinator|2@2:2s"]
+    with Run(folder, "--lab", "proxy", *shaped) as run:
+        [ready] = run.until(lambda event: event["event"] == "lab_ready")
+        assert ready["mode"] == "proxy"
+        meanwhile = [event["round"] for event in run.until(is_over("--partition")) if opens(event)]
+        while run.until(closes_with(3))[-1]["round"] <= meanwhile[-1]:
+            continue  # it is back
+        run.finish()
+
+
+def test_nothing_of_a_lab_is_left_when_the_command_is_killed_with_peers_asleep_and_cut_off(folder: Path) -> None:
+    with Run(folder, "--rtt", "all:2ms", "--stop", "2@2:1h", "--partition", "coordinator|1@2:1h") as run:
+        run.until(begins("--stop"))
+        run.until(begins("--partition"))
+        run.kill()

@@ -1,0 +1,14 @@
+"""The options of a client."""
+
+from tsr_swarm.transport.limits import CLIENT_OPTIONS, client_options
+
+
+def test_no_client_goes_through_a_proxy_that_it_was_not_given() -> None:
+    assert client_options() == CLIENT_OPTIONS
+    assert ("grpc.enable_http_proxy", 0) in CLIENT_OPTIONS
+
+
+def test_a_client_with_a_proxy_goes_through_that_one_and_is_like_the_others_otherwise() -> None:
+    options = dict(client_options("127.0.0.1:9"))
+    changed = {"grpc.enable_http_proxy": 1, "grpc.http_proxy": "http://127.0.0.1:9"}
+    assert options == {**dict(CLIENT_OPTIONS), **changed}
