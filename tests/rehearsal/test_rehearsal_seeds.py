@@ -1,0 +1,33 @@
+"""Schedules drawn from seeds: nothing happens that must not, and the same seed tells the same story anywhere."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tsr_swarm.runtime.rehearsal.faults import KINDS
+from tsr_swarm.runtime.rehearsal.rehearse import rehearse
+
+REPLAYED = range(5)
+DIGESTS = "from tsr_swarm.runtime.rehearsal.rehearse import rehearse\nfor s in range(5): print(rehearse(s).digest)"
+
+
+@pytest.mark.parametrize("tens", range(6))
+def test_drawn_schedules_break_no_invariant(tens: int) -> None:
+    for seed in range(10 * tens, 10 * tens + 10):
+        outcome = rehearse(seed)
+        assert outcome.violations == (), f"seed {seed}"
+        assert outcome.steps > 0
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "77"])
+def test_a_seed_gives_the_same_trace_in_another_process(hash_seed: str) -> None:
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    command = [sys.executable, "-c", DIGESTS]
+    other = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert other.stdout.split() == [rehearse(seed).digest for seed in REPLAYED]
+
+
+def test_there_are_faults_of_many_kinds() -> None:
+    assert len(KINDS) >= 25

@@ -1,0 +1,317 @@
+"""The council: whatever order messages come in, however often and whoever dies, a round has one result."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tsr_swarm.rounds import council as cl
+from tsr_swarm.rounds.council import Beat, BeatReply, Council, Ledger, Record, Role, VoteReply, VoteRequest
+
+NAMES = ("a", "b", "c", "d", "e")
+VOTERS = [("a",), ("a", "b", "c"), ("c", "d", "e"), ("b", "c", "d"), NAMES]
+nodes = st.sampled_from(NAMES)
+
+
+class Councils(RuleBasedStateMachine):
+    """Five nodes, a network that loses, doubles and reorders, and voters that change from one to five and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.councils: dict[str, Council] = {}
+        self.mail: list[tuple[str, str, cl.Message]] = []
+        self.fetching: list[tuple[str, Record]] = []
+        self.behind: dict[str, str] = {}  # who misses rounds -> from whom it may learn them
+        self.standing: dict[int, Record] = {}
+        self.leaders: dict[tuple[int, tuple[str, ...]], str] = {}
+        self.votes: dict[tuple[str, int], str] = {}
+        self.made = 0
+
+    @initialize(voters=st.sampled_from(VOTERS))
+    def begin(self, voters: tuple[str, ...]) -> None:
+        genesis = Record(voters=voters)
+        self.standing[0] = genesis
+        self.councils = {name: cl.begin(name, Ledger(genesis), 0.0) for name in NAMES}
+
+    def put(self, name: str, event: cl.Event) -> None:
+        before = self.councils[name]
+        after, actions = cl.step(before, event, self.now)
+        self.councils[name] = after
+        self.check(before, after)
+        for action in actions:
+            match action:
+                case cl.Send(to, message):
+                    self.mail.append((name, to, message))
+                case cl.Store(record, _):
+                    self.fetching.append((name, record))
+                case cl.CatchUp(_, source):
+                    self.behind[name] = source
+
+    def check(self, before: Council, after: Council) -> None:
+        old, new, me = before.ledger, after.ledger, after.me
+        assert new.term >= old.term
+        assert new.base.round >= old.base.round
+        stands = self.standing.setdefault(new.base.round, new.base)
+        assert stands == new.base, f"{me} has {new.base} where {stands} stands"
+        if new.voted_for:
+            assert self.votes.setdefault((me, new.term), new.voted_for) == new.voted_for
+        if after.leads:
+            assert self.leaders.setdefault((after.term, after.voters), me) == me
+            assert me in after.voters
+        if new.tail is not None:
+            assert (new.tail.round, new.tail.parent) == (new.base.round + 1, new.base.chain)
+
+    # --- what may happen ----------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.mail)
+    @rule(data=st.data(), again=st.booleans())
+    def deliver(self, data: st.DataObject, again: bool) -> None:
+        at = data.draw(st.integers(0, len(self.mail) - 1))
+        sender, to, message = self.mail[at] if again else self.mail.pop(at)
+        self.put(to, cl.Received(sender, message))
+
+    @precondition(lambda self: self.mail)
+    @rule(keep=st.integers(0, 10))
+    def lose(self, keep: int) -> None:
+        del self.mail[keep:]
+
+    @precondition(lambda self: self.fetching)
+    @rule(data=st.data())
+    def store(self, data: st.DataObject) -> None:
+        at = data.draw(st.integers(0, len(self.fetching) - 1))
+        name, record = self.fetching.pop(at)
+        self.put(name, cl.Stored(record))
+
+    @rule(name=nodes, seconds=st.sampled_from([0.0, 1.0, 9.0]))
+    def wait(self, name: str, seconds: float) -> None:
+        self.now += seconds
+        self.put(name, cl.Tick())
+
+    @rule(name=nodes, voters=st.sampled_from(VOTERS))
+    def propose(self, name: str, voters: tuple[str, ...]) -> None:
+        council = self.councils[name]
+        if not council.leads or council.proposal is not None:
+            return
+        base = council.ledger.base
+        self.made += 1
+        record = Record(base.round + 1, f"{name}{self.made}", base.chain, voters)
+        self.put(name, cl.Propose(record))
+
+    @rule(name=nodes)
+    def learn(self, name: str) -> None:
+        """Fetch a round from the leader that has said that rounds are missing here."""
+        source, base = self.councils.get(self.behind.get(name, "")), self.councils[name].ledger.base
+        if source is not None and source.ledger.base.round > base.round:
+            self.put(name, cl.Learned(self.standing[base.round + 1]))
+
+    @rule(name=nodes)
+    def die(self, name: str) -> None:
+        self.councils[name] = cl.begin(name, self.councils[name].ledger, self.now)
+        self.fetching = [item for item in self.fetching if item[0] != name]
+        self.behind.pop(name, None)
+
+    @rule(here=st.sets(nodes, min_size=2), voters=st.sampled_from(VOTERS), turns=st.integers(1, 4), most=st.booleans())
+    def calm(self, here: set[str], voters: tuple[str, ...], turns: int, most: bool) -> None:
+        """Some nodes are left alone: they elect, propose and decide, or are cut off in the middle of it."""
+        self.mail.clear()
+        self.now += 9.0
+        for _ in range(30 if most else 2):
+            self.now += 0.4
+            for name in sorted(here):
+                self.put(name, cl.Tick())
+                self.exchange(here, turns + 60 * most)
+        for name in sorted(here):
+            self.propose(name, voters)
+        self.exchange(here, turns + 60 * most)
+
+    def exchange(self, here: set[str], turns: int) -> None:
+        for _ in range(turns):
+            for name in sorted(here & self.behind.keys()):
+                if self.behind[name] in here:
+                    self.learn(name)
+            among = [letter for letter in self.mail if letter[0] in here and letter[1] in here]
+            if not among and not any(name in here for name, _ in self.fetching):
+                return
+            self.mail = [letter for letter in self.mail if letter not in among]
+            for sender, to, message in among:
+                self.put(to, cl.Received(sender, message))
+            stored = [item for item in self.fetching if item[0] in here]
+            self.fetching = [item for item in self.fetching if item[0] not in here]
+            for name, record in stored:
+                self.put(name, cl.Stored(record))
+
+    @invariant()
+    def a_round_follows_the_one_before(self) -> None:
+        for round, record in self.standing.items():
+            if round - 1 in self.standing:
+                assert record.parent == self.standing[round - 1].chain
+
+    def teardown(self) -> None:
+        """Left alone altogether, the nodes agree and go on."""
+        if not self.councils:
+            return
+        rounds = max(self.standing)
+        self.mail.clear()
+        newest = max(self.standing)
+        for name in NAMES:  # they tell each other, as by rounds/protocol.py's Redirect
+            for round in range(self.councils[name].ledger.base.round + 1, newest + 1):
+                self.put(name, cl.Learned(self.standing[round]))
+        for _ in range(3):
+            self.calm(set(NAMES), NAMES, 4, True)
+        assert max(self.standing) > rounds
+        assert any(council.leads for council in self.councils.values())
+
+
+TestCouncils = Councils.TestCase
+TestCouncils.settings = settings(
+    max_examples=80, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+# --- by hand ----------------------------------------------------------------------------------------------------------
+
+THREE = ("a", "b", "c")
+
+
+def council(me: str, base: int = 0, tail_term: int = 0, term: int = 0) -> Council:
+    """One of three voters, which knows round ``base`` to stand and has accepted the next, if it has, in that term."""
+    record = Record(base, f"r{base}", f"r{base - 1}", THREE)
+    tail = Record(base + 1, f"r{base + 1}", f"r{base}", THREE) if tail_term else None
+    return cl.begin(me, Ledger(record, term=term, tail=tail, tail_term=tail_term), 0.0)
+
+
+def grants(voter: Council, candidate: Council) -> bool:
+    request = VoteRequest(9, candidate.me, candidate.ledger.extent, is_trial=False)
+    _, actions = cl.step(voter, cl.Received(candidate.me, request), 100.0)
+    (reply,) = [action.message for action in actions if isinstance(action, cl.Send)]
+    assert isinstance(reply, VoteReply)
+    return reply.granted
+
+
+@pytest.mark.parametrize(
+    ("voter", "candidate", "is_granted"),
+    [
+        (council("a", 3), council("b", 3), True),
+        (council("a", 3, tail_term=2), council("b", 3), False),
+        (council("a", 3, tail_term=2), council("b", 3, tail_term=1), False),
+        (council("a", 3, tail_term=2), council("b", 3, tail_term=2), True),
+        (council("a", 4), council("b", 3, tail_term=5), False),
+        # it only learned that the round stands, and may lead all the same
+        (council("a", 3, tail_term=2), council("b", 4), True),
+        (council("a", 3, tail_term=2), council("b", 5), True),
+    ],
+)
+def test_the_vote_goes_to_who_knows_at_least_as_much(voter: Council, candidate: Council, is_granted: bool) -> None:
+    assert grants(voter, candidate) is is_granted
+
+
+def lead(me: str = "a") -> Council:
+    state, _ = cl.step(council(me), cl.Tick(), 20.0)
+    assert state.role is Role.TRIAL
+    for is_trial, voter in ((True, "b"), (False, "b")):
+        term = state.term + 1 if is_trial else state.term
+        reply = VoteReply(term, state.term, True, is_trial, "granted")
+        state, _ = cl.step(state, cl.Received(voter, reply), 20.0)
+    assert state.leads
+    return state
+
+
+def test_a_leader_that_learns_of_a_round_was_overtaken_and_leads_no_more() -> None:
+    state, actions = cl.step(lead(), cl.Learned(Record(1, "r1", "r0", ("b", "c", "d"))), 21.0)
+    assert not state.leads
+    assert any(isinstance(action, cl.StepDown) for action in actions)
+
+
+def test_a_candidate_that_learns_of_a_round_takes_no_votes_that_were_meant_for_the_old_voters() -> None:
+    state, _ = cl.step(council("a"), cl.Tick(), 20.0)
+    state, _ = cl.step(state, cl.Learned(Record(1, "r1", "r0", ("a", "d", "e"))), 20.5)
+    assert state.role is Role.FOLLOWER
+    assert state.granted == frozenset()
+
+
+def test_a_round_stands_when_a_majority_holds_it_and_not_before() -> None:
+    record = Record(1, "r1", "r0", THREE)
+    state, actions = cl.step(lead(), cl.Propose(record), 21.0)
+    assert not any(isinstance(action, cl.Decided) for action in actions)
+    state, actions = cl.step(state, cl.Received("b", BeatReply(state.term, 0, "another", "accepted")), 21.1)
+    assert not any(isinstance(action, cl.Decided) for action in actions)
+    _, actions = cl.step(state, cl.Received("b", BeatReply(state.term, 0, "r1", "accepted")), 21.2)
+    assert cl.Decided(record) in actions
+
+
+def test_a_voter_accepts_only_what_it_has_stored() -> None:
+    record = Record(1, "r1", "r0", THREE)
+    state, actions = cl.step(council("b"), cl.Received("a", Beat(1, Record(0, "r0", "r-1", THREE), record)), 1.0)
+    assert cl.Store(record, "a") in actions
+    assert state.ledger.tail is None
+    state, actions = cl.step(state, cl.Stored(record), 1.5)
+    assert state.ledger.tail == record
+    assert cl.Send("a", BeatReply(1, 0, "r1", "accepted")) in actions
+
+
+def test_one_that_was_cut_off_moves_nobodys_term() -> None:
+    state = replace(council("c"), stand_at=1.0)
+    for now in (10.0, 30.0, 50.0):
+        state, _ = cl.step(state, cl.Tick(), now)
+    assert state.term == 0
+    follower, _ = cl.step(council("b"), cl.Received("a", Beat(1, Record(0, "r0", "r-1", THREE), None)), 60.0)
+    request = VoteRequest(2, "c", state.ledger.extent, is_trial=True)
+    follower, actions = cl.step(follower, cl.Received("c", request), 60.5)
+    assert follower.term == 1
+    assert actions == [cl.Send("c", VoteReply(2, 1, False, True, "a leads"))]
+
+
+def test_a_voter_whose_line_to_the_leader_broke_accepts_and_is_asked_again() -> None:
+    record = Record(1, "r1", "r0", THREE)
+    beat = Beat(1, Record(0, "r0", "r-1", THREE), record)
+    state, _ = cl.step(council("b"), cl.Received("a", beat), 1.0)
+    state, _ = cl.step(state, cl.Lost("a"), 1.1)
+    state, actions = cl.step(state, cl.Stored(record), 1.2)
+    assert state.ledger.tail == record
+    assert actions == []
+    _, actions = cl.step(state, cl.Received("a", beat), 2.0)
+    assert actions == [cl.Send("a", BeatReply(1, 0, "r1", "accepted"))]
+
+
+def test_of_two_that_stand_at_once_one_withdraws() -> None:
+    low, _ = cl.step(council("a"), cl.Tick(), 20.0)
+    high, _ = cl.step(council("b"), cl.Tick(), 20.0)
+    low_after, _ = cl.step(low, cl.Received("b", VoteRequest(1, "b", high.ledger.extent, is_trial=True)), 20.1)
+    high_after, _ = cl.step(high, cl.Received("a", VoteRequest(1, "a", low.ledger.extent, is_trial=True)), 20.1)
+    assert (low_after.role, high_after.role) == (Role.FOLLOWER, Role.TRIAL)
+
+
+def test_a_leader_that_cannot_be_reached_is_not_waited_for() -> None:
+    beat = Beat(1, Record(0, "r0", "r-1", THREE), None)
+    state, _ = cl.step(council("b"), cl.Received("a", beat), 100.0)
+    assert cl.step(state, cl.Lost("c"), 100.0)[0] == state
+    lost, _ = cl.step(state, cl.Lost("a"), 100.0)
+    assert lost.stand_at <= 100.0 + cl.SILENCE_SECONDS < state.stand_at
+    assert grants(lost, council("c"))
+
+
+def test_a_leader_of_an_older_term_moves_nobody() -> None:
+    state = lead()
+    old = Beat(state.term - 1, Record(0, "r0", "r-1", THREE), Record(1, "other", "r0", THREE))
+    after, actions = cl.step(state, cl.Received("c", old), 21.0)
+    assert after == state
+    assert actions == [cl.Send("c", BeatReply(state.term, 0, "", f"term {state.term} has begun"))]
+
+
+def test_a_leader_that_no_majority_answers_leads_no_more() -> None:
+    state, now = lead(), 20.0
+    while now < 20.0 + 2 * cl.SILENCE_SECONDS + 1:
+        now += 1.0
+        state, _ = cl.step(state, cl.Tick(), now)
+    assert not state.leads
+
+
+def test_a_voter_that_hears_that_what_it_accepted_stands_has_no_need_to_fetch_it() -> None:
+    state = council("b", tail_term=1, term=1)
+    tail = state.ledger.tail
+    assert tail is not None
+    state, actions = cl.step(state, cl.Received("a", Beat(1, tail, None)), 1.0)
+    assert state.ledger.base == tail
+    assert cl.Decided(tail) in actions

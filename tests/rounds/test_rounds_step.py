@@ -1,0 +1,223 @@
+"""One node, step by step: what went wrong in rehearsals, and must not again."""
+
+from dataclasses import replace
+
+import pytest
+
+from tsr_swarm.rounds import protocol as pt
+from tsr_swarm.rounds.council import Ledger, Record
+from tsr_swarm.rounds.deadlines import DeadlinePolicy
+from tsr_swarm.rounds.gather import ShardResult
+from tsr_swarm.rounds.leader import LeaderPolicy, Phase
+from tsr_swarm.rounds.node import Identity, Node
+from tsr_swarm.rounds.peer import PeerState
+from tsr_swarm.rounds.protocol import News, Place, Plan, Poll, Received, Redirect
+from tsr_swarm.rounds.step import ASLEEP_SECONDS, begin, step, wake_at
+
+POLICY = LeaderPolicy(DeadlinePolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=30.0), min_peers=1, last_round=0)
+GENESIS = Record(voters=("c",))
+PLACES = (Place("c", 1), Place("c", 1))
+
+
+def node(me: str, trains: bool = True, now: float = 0.0, policy: LeaderPolicy = POLICY) -> Node:
+    identity = Identity(me=me, incarnation=1, trains=trains, is_dialable=True, first="c", sizes=(1, 1), policy=policy)
+    return begin(identity, Ledger(GENESIS), PeerState(applied=0), now)
+
+
+def drive(state: Node, *events: tuple[pt.Event, float]) -> tuple[Node, list[pt.Action]]:
+    """All events, and what the last one led to."""
+    actions: list[pt.Action] = []
+    for event, now in events:
+        state, actions = step(state, event, now)
+    return state, actions
+
+
+def poll(peer: str, sent: tuple[int, int, int] = (0, 0, 0), known: int = 0) -> Received:
+    return Received(peer, Poll(peer, 1, 0, True, False, sent, known))
+
+
+def news(term: int = 1, version: int = 2, plan: Plan | None = None, base: Record = GENESIS, number: int = 1) -> News:
+    return News(term, "c", version, base, (), plan, (), False, number)
+
+
+def plan(term: int = 1, version: int = 1) -> Plan:
+    return Plan(1, "", term, version, PLACES)
+
+
+def leading() -> Node:
+    state, _ = step(node("c", trains=False), pt.Tick(), 0.0)
+    assert state.council.leads
+    return state
+
+
+def working() -> Node:
+    """A peer that has trained for round 1 and begun to send it."""
+    state, actions = drive(
+        node("p"), (pt.Tick(), 0.0), (Received("c", news(plan=plan())), 0.1), (pt.Trained(1, True), 4.0)
+    )
+    assert [action for action in actions if isinstance(action, pt.Upload)]
+    return state
+
+
+def uploads(actions: list[pt.Action]) -> list[int]:
+    return [action.shard for action in actions if isinstance(action, pt.Upload)]
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def emptied() -> Node:
+    """A leader whose only peer left in the middle of a round."""
+    state, _ = drive(leading(), (poll("p"), 1.0), (Received("p", pt.Goodbye("p")), 2.0))
+    assert state.leading is not None
+    assert state.leading.state.phase is Phase.TRAIN
+    return state
+
+
+def alone() -> Node:
+    """A coordinator after its first round, whose peers are gone, so that the time to open is over."""
+    return leading()
+
+
+@pytest.mark.parametrize("make", [emptied, alone, working])
+def test_a_timer_that_went_off_is_not_due_at_once_again(make: object) -> None:
+    state: Node = make()  # type: ignore[operator]
+    now = 5.0
+    for _ in range(50):
+        now = max(now, wake_at(state))
+        state, _ = step(state, pt.Tick(), now)
+        assert wake_at(state) > now
+
+
+def test_a_node_that_has_quit_has_no_timer() -> None:
+    state, actions = drive(node("p"), (pt.Tick(), 0.0), (pt.Stop(), 1.0))
+    assert any(isinstance(action, pt.Quit) for action in actions)
+    assert wake_at(state) == float("inf")
+
+
+# --- a new leader for the same round ----------------------------------------------------------------------------------
+
+
+def test_what_was_sent_by_another_leaders_plan_has_not_arrived() -> None:
+    state, _ = drive(leading(), (poll("p"), 1.0))
+    assert state.leading is not None
+    assert state.leading.plan is not None
+    round, term, version = state.leading.plan.key
+    other, _ = step(state, poll("p", (round, term - 1, version)), 2.0)
+    assert other.leading is not None
+    assert other.leading.state.arrivals == {}
+    state, _ = step(state, poll("p", (round, term, version)), 2.0)
+    assert state.leading is not None
+    assert state.leading.gather is not None or state.leading.state.arrivals
+
+
+def test_a_shard_that_came_too_late_for_one_leader_is_offered_to_the_next() -> None:
+    state, actions = drive(
+        working(),
+        (pt.Uploaded(1, 1, 0, PLACES[0], True), 4.1),
+        (pt.Uploaded(1, 1, 1, PLACES[1], False), 4.2),
+        (Received("c", news(version=3, plan=plan(), number=2)), 4.3),
+    )
+    assert uploads(actions) == []
+    _, actions = step(state, Received("c", news(term=2, version=4, plan=plan(term=2), number=2)), 4.4)
+    assert uploads(actions) == [1]
+
+
+def test_a_reducer_that_closed_for_one_leader_takes_more_for_the_next() -> None:
+    state, actions = drive(
+        node("r"),
+        (pt.Offered("p", 1, 1, "", 0, 10), 1.0),
+        (Received("c", pt.Close(1, 1, "", (0,), frozenset({"p"}))), 2.0),
+    )
+    assert pt.Average(1, 1, {0: frozenset({"p"})}) in actions
+    _, late = step(state, pt.Offered("q", 1, 1, "", 0, 10), 2.1)
+    assert [action.verdict.counted for action in late if isinstance(action, pt.Reply)] == [False]
+    state, more = step(state, pt.Offered("q", 2, 1, "", 0, 10), 2.2)
+    assert [action.verdict.counted for action in more if isinstance(action, pt.Reply)] == [True]
+    old = pt.Averaged(1, 1, 0, ShardResult(frozenset({"p"}), "old"))
+    state, actions = drive(state, (Received("d", pt.Close(2, 1, "", (0,), frozenset({"p", "q"}))), 2.3), (old, 2.4))
+    assert not any(isinstance(action, pt.Send) and isinstance(action.message, pt.ShardDone) for action in actions)
+
+
+def test_a_later_round_is_newer_news_even_in_a_lower_term() -> None:
+    """New voters may never have heard of the old ones' terms."""
+    later = Record(3, "x3", "x2", ("d", "e", "f"))
+    state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", news(term=7)), 0.1))
+    heard, _ = step(state, Received("d", replace(news(term=2, base=later), leader="d")), 0.2)
+    assert heard.guide.leader == "d"
+    back, _ = step(heard, Received("c", news(term=7, version=9)), 0.3)
+    assert back.guide.leader == "d"
+
+
+# --- finding the others -----------------------------------------------------------------------------------------------
+
+
+def test_two_that_point_at_each_other_are_not_asked_without_a_rest() -> None:
+    state, _ = step(node("p"), pt.Tick(), 0.0)
+    asked = 0
+    for turn in range(20):
+        sender, hint = ("c", "d") if state.guide.asked == "c" else ("d", "c")
+        state, actions = step(state, Received(sender, Redirect(3, hint, GENESIS)), 0.01 * turn)
+        asked += sum(isinstance(action, pt.Send) for action in actions)
+    assert asked <= 4
+
+
+def test_a_stale_hint_does_not_keep_a_node_from_asking_the_others() -> None:
+    state, now, asked = replace(node("p"), guide=replace(node("p").guide, nodes=("d", "e"))), 0.0, []
+    for _ in range(12):
+        now = max(now, wake_at(state))
+        state, actions = step(state, pt.Tick(), now)
+        for action in actions:
+            if isinstance(action, pt.Send) and isinstance(action.message, Poll):
+                asked.append(action.to)
+                is_dead = action.to == "x"
+                answer = (
+                    pt.Unreachable("x", action.message) if is_dead else Received(action.to, Redirect(3, "x", GENESIS))
+                )
+                state, actions = step(state, answer, now)
+                asked += [more.to for more in actions if isinstance(more, pt.Send)]
+                if state.guide.asked == "x":
+                    state, _ = step(state, pt.Unreachable("x", action.message), now)
+    assert {"c", "d", "e"} <= set(asked)
+
+
+def test_a_round_that_stands_is_learned_from_who_does_not_lead_too() -> None:
+    record = Record(1, "x1", "", ("p", "q", "r"))
+    _, actions = drive(node("p"), (pt.Tick(), 0.0), (Received("c", Redirect(3, "", record)), 0.1))
+    assert [action.round for action in actions if isinstance(action, pt.FetchRound)] == [1]
+
+
+# --- sleep, and going away --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_after_a_sleep_nothing_is_sent_before_there_is_fresh_news(is_told: bool) -> None:
+    state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", news(plan=plan())), 0.1), (pt.Tick(), 3.0))
+    now = 3.0 + ASLEEP_SECONDS + 60
+    if is_told:
+        state, _ = step(state, pt.Woken(), now)
+    state, actions = step(state, pt.Trained(1, True), now)
+    assert uploads(actions) == []
+    old = state.guide.oldest - 1
+    state, actions = step(state, Received("c", news(plan=plan(), number=old)), now)
+    assert uploads(actions) == []
+    _, actions = step(state, Received("c", news(plan=plan(), number=state.guide.number)), now)
+    assert uploads(actions) == [0, 1]
+
+
+def test_a_volunteer_that_leads_and_stops_does_not_end_the_run() -> None:
+    state, _ = step(node("c"), pt.Tick(), 0.0)
+    assert state.leading is not None
+    state, actions = step(state, pt.Stop(), 1.0)
+    assert state.is_leaving
+    assert state.leading is None or state.leading.state.phase is not Phase.FINISHED
+    del actions
+
+
+def test_a_leader_that_trains_counts_its_own_work_as_soon_as_it_is_there() -> None:
+    state, _ = step(node("c"), pt.Tick(), 0.0)
+    state, _ = step(state, pt.Trained(1, True), 4.0)
+    for shard in (0, 1):
+        state, _ = step(state, pt.Offered("c", state.council.term, 1, "", shard, 10), 4.1)
+        state, actions = step(state, pt.Uploaded(state.council.term, 1, shard, PLACES[shard], True), 4.1)
+    assert any(isinstance(action, pt.Average) for action in actions)

@@ -1,0 +1,308 @@
+"""A node as a follower: it finds the leader, hears the news, and does what rounds/peer.py finds most urgent."""
+
+from dataclasses import replace
+
+from tsr_swarm.rounds import council as cl
+from tsr_swarm.rounds import peer as pr
+from tsr_swarm.rounds.node import Node, Result, Work, contacts
+from tsr_swarm.rounds.protocol import (
+    Applied,
+    FetchFailed,
+    FetchRound,
+    FetchState,
+    Goodbye,
+    News,
+    Place,
+    Poll,
+    Quit,
+    Redirect,
+    Restored,
+    Send,
+    Train,
+    Trained,
+    Upload,
+    Uploaded,
+    UploadFailed,
+)
+from tsr_swarm.rounds.reducing import reopened
+
+POLL_SECONDS = 5.0  # a poll that is not answered by then is taken for lost; a leader holds it for two
+RETRY_SECONDS = 1.0  # between two tries of whatever did not work
+MOST_HOPS = 3  # from hint to hint without a rest
+
+# --- the leader -----------------------------------------------------------------------------------------------------
+
+
+def poll(node: Node, now: float) -> Result:
+    """Ask whoever leads, or may know who does, unless an answer is being waited for."""
+    guide = node.guide
+    if node.council.leads or node.has_quit:
+        return node, []
+    if guide.asked and now >= guide.asked_at + POLL_SECONDS:
+        node = lost(node, guide.asked, now)
+        guide = node.guide
+    others = contacts(node)
+    if guide.asked or now < guide.next_at or not (guide.leader or others):
+        return node, []
+    to = guide.leader or others[guide.turn % len(others)]
+    turn = guide.turn if guide.leader else guide.turn + 1
+    guide = replace(guide, asked=to, asked_at=now, turn=turn, number=guide.number + 1)
+    node = replace(node, guide=guide)
+    return node, [Send(to, request(node))]
+
+
+def request(node: Node) -> Poll:
+    """What this node says of itself."""
+    plan, identity = node.plan, node.identity
+    has_sent = plan is not None and node.peer.trained == plan.round and not node.peer.unsent
+    return Poll(
+        peer=node.me,
+        incarnation=identity.incarnation,
+        applied=node.peer.applied,
+        trains=identity.trains,
+        is_dialable=identity.is_dialable,
+        sent=plan.key if plan is not None and has_sent else (0, 0, 0),
+        known=node.guide.version,
+        number=node.guide.number,
+    )
+
+
+def poll_due(node: Node) -> float:
+    """When ``poll`` has something to do."""
+    guide = node.guide
+    if node.council.leads or node.has_quit or not (guide.asked or guide.leader or contacts(node)):
+        return float("inf")
+    return guide.asked_at + POLL_SECONDS if guide.asked else guide.next_at
+
+
+def lost(node: Node, to: str, now: float) -> Node:
+    """Whom this node polled cannot be reached: somebody else may lead."""
+    guide = node.guide
+    if guide.asked != to:
+        return node
+    leader = "" if guide.leader == to else guide.leader
+    guide = replace(guide, leader=leader, asked="", version=0, next_at=now + RETRY_SECONDS)
+    return replace(node, guide=guide)
+
+
+def redirected(node: Node, sender: str, message: Redirect, now: float) -> Result:
+    """Who was asked does not lead, but may know who does."""
+    guide = node.guide
+    if guide.asked != sender:
+        return node, []
+    leader = message.leader if message.leader not in (node.me, sender) else ""
+    # Two that each take the other for the leader would send this node to and fro.
+    wait = 0.0 if leader and guide.hops < MOST_HOPS else RETRY_SECONDS
+    guide = replace(guide, leader=leader, asked="", version=0, hops=guide.hops + 1, next_at=now + wait)
+    if message.base.round <= node.peer.applied:
+        return replace(node, guide=guide), []
+    # A round stands that this node has not: it may be a voter by it, and nobody else may be left to lead.
+    peer = replace(node.peer, is_member=True, committed=max(node.peer.committed, message.base.round))
+    return replace(node, guide=replace(guide, nodes=(*message.base.voters, sender)), peer=peer), []
+
+
+def heard(node: Node, sender: str, news: News, now: float) -> Result:
+    """Take in the news of a leader; one that was overtaken has nothing to say.
+
+    Terms count within one set of voters: after a change of voters they may begin lower. A later round is newer.
+    """
+    guide = node.guide
+    if news.number < guide.oldest:
+        return node, []
+    asked = "" if guide.asked == sender else guide.asked
+    if (news.base.round, news.term) < (guide.round, guide.term):
+        leader = "" if guide.leader == sender else guide.leader
+        guide = replace(guide, asked=asked, leader=leader, next_at=now + RETRY_SECONDS)
+        return replace(node, guide=guide), []
+    if news.term == guide.term and news.version < guide.version and guide.leader == news.leader:
+        return node, []  # overtaken on its way
+    return _guided(node, news, asked, now), []
+
+
+def follow_oneself(node: Node, news: News, now: float) -> Node:
+    """A leader hears its own news, and sends what it has sent to itself."""
+    guide = node.guide
+    if (guide.term, guide.version, guide.leader) != (news.term, news.version, node.me):
+        return _guided(node, news, "", now)
+    return node
+
+
+def _guided(node: Node, news: News, asked: str, now: float) -> Node:
+    guide = replace(
+        node.guide,
+        leader=news.leader,
+        round=news.base.round,
+        term=news.term,
+        version=news.version,
+        asked=asked,
+        next_at=now,
+        hops=0,
+        nodes=(*news.base.voters, *news.nodes),
+        sources=news.sources,
+        is_finished=news.is_finished,
+    )
+    return _planned(replace(node, guide=guide), news)
+
+
+def _planned(node: Node, news: News) -> Node:
+    is_over = news.plan is not None and news.plan.round <= max(node.peer.applied, node.council.ledger.base.round)
+    plan = None if is_over else news.plan  # told before this node read elsewhere that the round stands
+    said = pr.News(
+        committed=news.base.round,
+        open_round=plan.round if plan else 0,
+        open_parent=plan.parent if plan else "",
+        is_finished=news.is_finished,
+        unknown_peer=False,
+    )
+    node = replace(node, plan=plan, peer=replace(pr.hear(node.peer, said), is_member=True))
+    if plan is None:
+        return node
+    if node.work.round != plan.round:
+        work = replace(node.work, round=plan.round, sent={}, sending=frozenset(), refused=frozenset())
+        node = replace(node, work=replace(work, term=plan.term))
+    elif node.work.term != plan.term:
+        sent = {shard: place for shard, place in node.work.sent.items() if shard not in node.work.refused}
+        node = replace(node, work=replace(node.work, sent=sent, refused=frozenset(), term=plan.term))
+    if node.peer.trained == plan.round > node.peer.applied and _unsent(node, plan.places):
+        node = replace(node, peer=replace(node.peer, unsent=plan.round))  # a shard has moved
+    return reopened(node, plan)
+
+
+def slept(node: Node, now: float) -> Node:
+    """The machine was asleep. Nothing is done about what it knew before it has heard the news."""
+    guide = replace(node.guide, asked="", version=0, next_at=now, oldest=node.guide.number + 1)
+    peer = replace(node.peer, open_round=0, unsent=0)
+    return replace(node, guide=guide, plan=None, peer=peer)
+
+
+# --- what a peer does -------------------------------------------------------------------------------------------------
+
+
+def act(node: Node, now: float) -> Result:
+    """Begin what is most urgent, unless it is under way."""
+    if node.has_quit:
+        return node, []
+    committed = max(node.peer.committed, node.council.ledger.base.round)
+    node = replace(node, peer=replace(node.peer, committed=committed)) if committed != node.peer.committed else node
+    action = pr.next_action(node.peer)
+    if node.is_leaving and not isinstance(action, pr.FetchRound | pr.Upload) and not _awaits_its_round(node):
+        return _quit(node, "it was asked to stop")
+    match action:
+        case pr.FetchState():
+            return _fetch(node, 0, now)
+        case pr.FetchRound(round):
+            return _fetch(node, round, now)
+        case pr.Upload(round):
+            return _upload(node, round, now)
+        case pr.Train() if node.identity.trains and node.plan is not None and not node.work.is_training:
+            return replace(node, work=replace(node.work, is_training=True)), [Train(node.plan)]
+        case pr.Quit() if not _is_needed(node, now):
+            return _quit(node, "the run has finished")
+        case _:
+            return node, []
+
+
+def _awaits_its_round(node: Node) -> bool:
+    return node.peer.trained > node.peer.applied and node.peer.trained == node.peer.open_round
+
+
+def _is_needed(node: Node, now: float) -> bool:
+    """After the last round a leader stays until everybody has it, and voters as long as the leader: it needs them."""
+    voters, last = node.council.voters, node.council.ledger.base.round
+    if node.leading is None:
+        return node.me in voters and node.guide.leader != ""
+    others = {name: caller for name, caller in node.leading.callers.items() if name != node.me and caller.due > now}
+    return any(name not in voters or caller.applied < last for name, caller in others.items())
+
+
+def _quit(node: Node, reason: str) -> Result:
+    goodbye = [Send(node.guide.leader, Goodbye(node.me))] if node.guide.leader not in ("", node.me) else []
+    return replace(node, has_quit=True), [*goodbye, Quit(reason)]
+
+
+def _fetch(node: Node, round: int, now: float) -> Result:
+    if node.work.is_fetching or now < node.work.retry_at:
+        return node, []
+    known = (node.guide.leader, *contacts(node))
+    donors = tuple(dict.fromkeys(donor for donor in known if donor not in ("", node.me)))
+    node = replace(node, work=replace(node.work, is_fetching=True))
+    if not round:
+        return node, [FetchState(donors)]
+    sources = node.guide.sources if round == node.peer.committed else ()
+    return node, [FetchRound(round, sources, donors)]
+
+
+def _unsent(node: Node, places: tuple[Place, ...]) -> list[int]:
+    sent = node.work.sent
+    return [shard for shard, place in enumerate(places) if sent.get(shard) != place]
+
+
+def _upload(node: Node, round: int, now: float) -> Result:
+    plan = node.plan
+    if plan is None or plan.round != round or now < node.work.retry_at:
+        return node, []
+    due = [shard for shard in _unsent(node, plan.places) if shard not in node.work.sending]
+    node = replace(node, work=replace(node.work, sending=node.work.sending | frozenset(due)))
+    return node, [Upload(plan.term, round, shard, plan.places[shard]) for shard in due]
+
+
+# --- what became of it ------------------------------------------------------------------------------------------------
+
+
+def trained(node: Node, event: Trained) -> Result:
+    """The contribution is ready; it is offered if its round is still open."""
+    node = replace(node, work=replace(node.work, is_training=False))
+    if event.is_whole and event.round > node.peer.applied:
+        node = replace(node, peer=replace(node.peer, trained=event.round, unsent=event.round))
+    return node, []
+
+
+def uploaded(node: Node, event: Uploaded, now: float) -> Result:
+    """A shard is where it belongs. When all are, the leader is told at once."""
+    if event.round != node.work.round or node.peer.trained != event.round:
+        return node, []
+    work = replace(node.work, sending=node.work.sending - {event.shard})
+    if event.counted or event.term == work.term:
+        work = replace(work, sent={**work.sent, event.shard: event.place})
+    if not event.counted:
+        work = replace(work, refused=work.refused | {event.shard})
+    node = replace(node, work=work)
+    if node.plan is None or node.plan.round != event.round or _unsent(node, node.plan.places):
+        return node, []
+    node = replace(node, peer=replace(node.peer, unsent=0))
+    return replace(node, guide=replace(node.guide, asked="", next_at=now)), []
+
+
+def upload_failed(node: Node, event: UploadFailed, now: float) -> Result:
+    """Try again in a while, if the shard still belongs there."""
+    if event.round != node.work.round:
+        return node, []
+    sending = node.work.sending - {event.shard}
+    return replace(node, work=replace(node.work, sending=sending, retry_at=now + RETRY_SECONDS)), []
+
+
+def applied(node: Node, event: Applied, now: float) -> Result:
+    """A round is in the weights; the council learns that it stands."""
+    record = event.record
+    node = replace(node, work=replace(node.work, is_fetching=False))
+    if record.round != node.peer.applied + 1:
+        return node, []
+    council, _ = cl.step(node.council, cl.Learned(record), now)
+    return replace(node, council=council, peer=pr.applied(node.peer, record.round, record.chain)), []
+
+
+def restored(node: Node, event: Restored, now: float) -> Result:
+    """A state was downloaded. What was trained before it is void: the next news says what to do."""
+    record = event.record
+    work = Work(is_training=node.work.is_training)
+    council, _ = cl.step(node.council, cl.Learned(record), now)
+    node = replace(node, work=work, council=council, plan=None)
+    node = replace(node, peer=pr.restored(node.peer, record.round, record.chain))
+    return replace(node, guide=replace(node.guide, asked="", version=0, next_at=now)), []
+
+
+def fetch_failed(node: Node, event: FetchFailed, now: float) -> Result:
+    """Try again in a while; a round that nobody keeps is in the state."""
+    peer = replace(node.peer, needs_state=True) if event.is_gone else node.peer
+    work = replace(node.work, is_fetching=False, retry_at=now + RETRY_SECONDS)
+    return replace(node, peer=peer, work=work), []

@@ -1,0 +1,355 @@
+"""What nodes of a swarm tell each other, what happens to one, and what it asks its shell to do.
+
+Messages may be lost, late, doubled and in any order. The council's own are in rounds/council.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tsr_swarm.rounds import council as cl
+from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.gather import ShardResult
+from tsr_swarm.rounds.reducer import Verdict
+
+# --- messages, beside the council's -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a shard is reduced: by a node in one of its lives. Started anew, it has lost what it was sent."""
+
+    node: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The open round, as its leader announces it. All that training depends on follows from round and parent."""
+
+    round: int
+    parent: str
+    term: int
+    version: int  # of ``places``
+    places: tuple[Place, ...]  # by shard
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """What tells it from other plans."""
+        return self.round, self.term, self.version
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """A peer's regular call to its leader; the first one joins. ``sent``: the plan by which it has sent everything."""
+
+    peer: str
+    incarnation: int
+    applied: int
+    trains: bool
+    is_dialable: bool
+    sent: tuple[int, int, int]
+    known: int  # version of the news it has
+    number: int = 0  # of this call
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """The leader's answer. ``base`` stands, ``sources`` made its shards.
+
+    ``nodes`` can be dialled, and may know the next leader when this one is gone.
+    """
+
+    term: int
+    leader: str
+    version: int
+    base: Record
+    sources: tuple[str, ...]
+    plan: Plan | None
+    nodes: tuple[str, ...]
+    is_finished: bool
+    number: int = 0  # of the call that this answers
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """The answer of who does not lead. ``base`` stands: whoever is to vote next learns so without a leader too."""
+
+    term: int
+    leader: str  # "" unknown
+    base: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """To a reducer: close these shards, average what came from ``admitted``, answer with each result."""
+
+    term: int
+    round: int
+    parent: str
+    shards: tuple[int, ...]
+    admitted: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDone:
+    """A reducer's answer, which carries the published bytes."""
+
+    term: int
+    round: int
+    shard: int
+    result: ShardResult
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """A peer leaves."""
+
+    peer: str
+
+
+Message = cl.Message | Poll | News | Redirect | Close | ShardDone | Goodbye
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    sender: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """A message could not be delivered, or its call broke."""
+
+    to: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Hung:
+    """A peer's poll broke while it was held: the peer died, or its line did."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A contribution has arrived whole and passed the gate. ``term``: of the plan that it follows."""
+
+    peer: str
+    term: int
+    round: int
+    parent: str
+    shard: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Averaged:
+    """The bytes of this shard of this round are made, for the leader of this term."""
+
+    term: int
+    round: int
+    shard: int
+    result: ShardResult
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The round's chain hash is known and its bytes are on this node's disk."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The bytes of this record are on this node's disk."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Training has ended, and this node's contribution to the round is ready unless it ended early."""
+
+    round: int
+    is_whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """A contribution's shard is with its reducer, in time or not."""
+
+    term: int
+    round: int
+    shard: int
+    place: Place
+    counted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UploadFailed:
+    """It is not there, and may be sent again."""
+
+    round: int
+    shard: int
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """This record is in the consensus weights."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The consensus weights are a downloaded state."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    """A round or a state could not be had from any donor."""
+
+    is_gone: bool  # nobody keeps that round any more; else nobody could be reached
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """The machine slept: what is held, planned and under way may be old."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Leave after the open round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    Received
+    | Unreachable
+    | Hung
+    | Offered
+    | Averaged
+    | Sealed
+    | Stored
+    | Trained
+    | Uploaded
+    | UploadFailed
+    | Applied
+    | Restored
+    | FetchFailed
+    | Woken
+    | Stop
+    | Tick
+)
+
+# --- actions --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    to: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Take the local steps of this round, and answer with Trained; end early when rounds/peer.py calls it stale."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Send a shard of the contribution, and answer with Uploaded or UploadFailed."""
+
+    term: int  # of the plan
+    round: int
+    shard: int
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Tell who offered a contribution what became of it."""
+
+    peer: str
+    round: int
+    shard: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """Average these shards over these peers, and answer each with Averaged."""
+
+    term: int
+    round: int
+    included: Mapping[int, frozenset[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Put the published bytes on disk, compute the chain hash, and answer with Sealed."""
+
+    round: int
+    parent: str
+    results: tuple[ShardResult, ...]
+    voters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Put the bytes of this record on disk, and answer with Stored."""
+
+    record: Record
+    donors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchRound:
+    """Apply the round that stands, from disk or a donor; answer with Applied or FetchFailed."""
+
+    round: int
+    sources: tuple[str, ...]  # by shard, who made it
+    donors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchState:
+    """Download a recent state; answer with Restored or FetchFailed."""
+
+    donors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Put this to the council. Never reaches the shell: rounds/step.py does it."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """For people."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quit:
+    """This node's part is over."""
+
+    reason: str
+
+
+Action = Send | Train | Upload | Reply | Average | Seal | Store | FetchRound | FetchState | Propose | Show | Quit

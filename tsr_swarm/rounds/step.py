@@ -1,0 +1,158 @@
+"""``step(node, event, now) -> (node, actions)``: the whole of a node's decisions as one pure function.
+
+The same node, event and time always give the same answer. Where a step changes ``node.council.ledger``, the shell
+journals it before any action is carried out; if it cannot, the step has not happened, and an event that is no message
+is put again later.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tsr_swarm.rounds import council as cl
+from tsr_swarm.rounds import following, leading, protocol, reducing
+from tsr_swarm.rounds.council import Ledger
+from tsr_swarm.rounds.node import Identity, Node, Result, then
+from tsr_swarm.rounds.peer import PeerState
+from tsr_swarm.rounds.protocol import Action, Event
+
+ASLEEP_SECONDS = 8.0  # a node polls or beats more often; one without a step for so long was not running
+
+
+def begin(identity: Identity, ledger: Ledger, peer: PeerState, now: float) -> Node:
+    """A node as it starts, with its journal and the round of its checkpoint."""
+    return Node(identity, cl.begin(identity.me, ledger, now), peer, stepped_at=now)
+
+
+def step(node: Node, event: Event, now: float) -> Result:
+    """Take in one event, and begin what follows from it."""
+    if node.has_quit:
+        return node, []
+    if now > node.stepped_at + ASLEEP_SECONDS:
+        node = following.slept(node, now)
+    node = replace(node, stepped_at=now)
+    version = node.leading.version if node.leading is not None else 0
+    result = _settle(_take_in(node, event, now), now)
+    result = _settle(then(result, following.act, now), now)
+    result = _settle(then(result, leading.arrived_itself, now), now)
+    result = then(result, lambda n, at: leading.flush(n, version, at), now)
+    return _settle(then(result, following.poll, now), now)
+
+
+def wake_at(node: Node) -> float:
+    """When the next Tick is due, if nothing happens before."""
+    if node.has_quit:
+        return float("inf")
+    retry = node.work.retry_at or float("inf")
+    return min(cl.wake_at(node.council), following.poll_due(node), leading.due(node), retry)
+
+
+def _take_in(node: Node, event: Event, now: float) -> Result:
+    match event:
+        case protocol.Received(sender, message):
+            return _received(node, sender, message, now)
+        case protocol.Unreachable(to, message):  # whatever matters is said again
+            node = following.lost(node, to, now) if isinstance(message, protocol.Poll) else node
+            return _advise(node, cl.Lost(to), now)
+        case protocol.Hung(peer):
+            return leading.hung(node, peer, now)
+        case protocol.Offered():
+            return reducing.offered(node, event)
+        case protocol.Averaged():
+            return reducing.averaged(node, event)
+        case protocol.Sealed(record):
+            return leading.sealed(node, record, now)
+        case protocol.Stored(record):
+            return _advise(node, cl.Stored(record), now)
+        case protocol.Trained():
+            return following.trained(node, event)
+        case protocol.Uploaded():
+            return following.uploaded(node, event, now)
+        case protocol.UploadFailed():
+            return following.upload_failed(node, event, now)
+        case protocol.Applied():
+            return following.applied(node, event, now)
+        case protocol.Restored():
+            return following.restored(node, event, now)
+        case protocol.FetchFailed():
+            return following.fetch_failed(node, event, now)
+        case protocol.Woken():
+            return following.slept(node, now), []
+        case protocol.Stop():
+            # A volunteer goes, and others go on; where the coordinator is stopped, the run is.
+            return (replace(node, is_leaving=True), []) if node.identity.trains else leading.stop(node, now)
+        case protocol.Tick():
+            return then(_advise(node, cl.Tick(), now), _tick, now)
+
+
+def _tick(node: Node, now: float) -> Result:
+    if node.work.retry_at and now >= node.work.retry_at:
+        node = replace(node, work=replace(node.work, retry_at=0.0))
+    return leading.tick(node, now)
+
+
+def _received(node: Node, sender: str, message: protocol.Message, now: float) -> Result:
+    match message:
+        case protocol.Poll():
+            return leading.polled(node, message, now)
+        case protocol.News():
+            return following.heard(node, sender, message, now)
+        case protocol.Redirect():
+            return following.redirected(node, sender, message, now)
+        case protocol.Close():
+            return reducing.close(node, sender, message)
+        case protocol.ShardDone():
+            return leading.shard_done(node, sender, message, now)
+        case protocol.Goodbye(peer):
+            return leading.left(node, peer, now)
+        case _:
+            return _advise(node, cl.Received(sender, message), now)
+
+
+def _advise(node: Node, event: cl.Event, now: float) -> Result:
+    """Put an event to the council, and do what follows from its answer."""
+    council, decisions = cl.step(node.council, event, now)
+    result: Result = (replace(node, council=council), [])
+    for decision in decisions:
+        result = then(result, lambda n, at, d=decision: _follow_up(n, d, at), now)  # type: ignore[misc]
+    return result
+
+
+def _follow_up(node: Node, decision: cl.Action, now: float) -> Result:
+    match decision:
+        case cl.Send(to, message):
+            return node, [protocol.Send(to, message)]
+        case cl.Store(record, source):
+            return node, [protocol.Store(record, (source,))]
+        case cl.CatchUp(round, source):
+            peer = replace(node.peer, committed=max(node.peer.committed, round - 1))
+            return replace(node, peer=peer, guide=replace(node.guide, leader=source)), []
+        case cl.Decided(record):
+            return leading.decided(node, record, now)
+        case cl.Lead():
+            return leading.take_over(node, now)
+        case cl.StepDown(reason):
+            return node, [protocol.Show(f"{node.me} leads no more: {reason}")]
+
+
+def _settle(result: Result, now: float) -> Result:
+    """What a node tells itself, and what it puts to its own council, happens at once."""
+    node, actions = result
+    kept: list[Action] = []
+    queue: list[Action] = list(actions)
+    while queue:
+        action = queue.pop(0)
+        more: Sequence[Action] = ()
+        match action:
+            case protocol.Propose(record):
+                node, more = _advise(node, cl.Propose(record), now)
+            case protocol.Send(to, message) if to == node.me:
+                node, more = _received(node, node.me, message, now)
+            case _:
+                kept.append(action)
+        queue[:0] = more
+    if node.leading is not None and node.council.role in (cl.Role.FOLLOWER, cl.Role.TRIAL):
+        node, told = leading.give_up(node)
+        kept += told
+    if node.leading is not None and node.council.leads:
+        node = following.follow_oneself(node, leading.news(node), now)
+    return node, kept

@@ -1,0 +1,66 @@
+"""A node's disk: what a kill leaves. It can be full for a while, and refuse the journal once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tsr_swarm.rounds.council import Ledger, Record
+from tsr_swarm.rounds.gather import ShardResult
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A round's bytes: its record and what was made of every shard."""
+
+    record: Record
+    results: tuple[ShardResult, ...]
+
+
+@dataclass(slots=True)
+class Disk:
+    """Journal, rounds and checkpoint. Every ``save`` says whether it worked."""
+
+    keeps: int  # rounds; older ones are thrown away
+    ledger: Ledger
+    record: Record | None = None  # of the checkpoint, None: no state yet
+    rounds: dict[int, dict[str, Published]] = field(default_factory=dict)
+    is_full: bool = False
+    failures: int = 0  # of the next writes to the journal
+
+    def save_ledger(self, ledger: Ledger) -> bool:
+        if self.failures > 0:
+            self.failures -= 1
+            return False
+        if self.is_full:
+            return False
+        self.ledger = ledger
+        return True
+
+    def save_round(self, published: Published) -> bool:
+        if self.is_full:
+            return False
+        self.rounds.setdefault(published.record.round, {})[published.record.chain] = published
+        return True
+
+    def save_checkpoint(self, record: Record) -> bool:
+        if self.is_full:
+            return False
+        self.record = record
+        for old in [round for round in self.rounds if round <= record.round - self.keeps]:
+            del self.rounds[old]
+        return True
+
+    def find(self, round: int, chain: str) -> Published | None:
+        return self.rounds.get(round, {}).get(chain)
+
+    def chain_of(self, round: int, known: Sequence[tuple[int, str]]) -> str:
+        """The chain hash of a round that stands, followed back from rounds that do; "" where none leads there."""
+        for newer, chain in known:
+            at = newer
+            while at > round:
+                published = self.find(at, chain)
+                if published is None:
+                    break
+                at, chain = at - 1, published.record.parent
+            if at == round:
+                return chain
+        return ""

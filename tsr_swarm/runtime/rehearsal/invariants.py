@@ -1,0 +1,205 @@
+"""What must hold at every instant of a rehearsal, and what must hold at its end."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tsr_swarm.rounds import council as cl
+from tsr_swarm.rounds import protocol as pt
+from tsr_swarm.rounds.council import Ledger, Record
+from tsr_swarm.rounds.node import Node
+from tsr_swarm.runtime.rehearsal.disk import Published
+from tsr_swarm.runtime.rehearsal.work import Units
+
+if TYPE_CHECKING:
+    from tsr_swarm.runtime.rehearsal.machine import Machine
+    from tsr_swarm.runtime.rehearsal.swarm import Swarm
+
+
+class Judge:
+    """Sees every step of every node, and says what must not have happened."""
+
+    def __init__(self, swarm: "Swarm") -> None:
+        self.violations: list[str] = []
+        self.standing: dict[int, str] = {}  # round -> chain hash
+        self.stood_at: dict[int, float] = {}
+        self.opened: list[tuple[float, str, int]] = []  # when, by whom, round
+        self.void_shards: dict[int, int] = {}
+        self.results: dict[int, Published] = {}
+        self._swarm = swarm
+        self._records: dict[str, Record] = {}  # by chain hash
+        self._accepted: dict[str, set[str]] = {}  # chain hash -> voters that ever journaled it
+        self._decided_in: dict[int, int] = {}  # round -> term
+        self._leaders: dict[tuple[int, tuple[str, ...]], tuple[str, int]] = {}
+        self._votes: dict[tuple[str, int], str] = {}
+        self._newest: dict[str, tuple[int, int]] = {}  # name -> journaled term and round
+        self._counted: dict[tuple[str, int, int], int] = {}  # (peer, unit, shard) -> round
+        self._admitted: dict[tuple[str, int, int], frozenset[str]] = {}  # (leader, term, round)
+        self._open_since: dict[tuple[str, int, int, int], float] = {}
+
+    def complain(self, text: str) -> None:
+        if len(self.violations) < 20:
+            self.violations.append(f"{self._swarm.clock.now:.3f} {text}")
+
+    @property
+    def newest(self) -> int:
+        return max(self.standing, default=0)
+
+    # --- every step ---------------------------------------------------------------------------------------------------
+
+    def started(self, machine: "Machine") -> None:
+        assert machine.node is not None, "it starts"
+        self._journaled(machine, machine.node.council.ledger)
+
+    def stepped(self, machine: "Machine", before: Node, after: Node) -> None:
+        ledger = after.council.ledger
+        if machine.disk.ledger != ledger:
+            self.complain(f"{machine.name} acts on what its journal has not: {ledger}")
+        if ledger is not before.council.ledger:
+            if before.council.leads or after.council.leads:  # it accepts and decides in one step where it is alone
+                self._accepted.setdefault(ledger.base.chain, set()).add(machine.name)
+            self._journaled(machine, ledger)
+            if after.council.leads and ledger.tail is not None and ledger.tail != before.council.ledger.tail:
+                self._proposes(machine, ledger.term, ledger.tail)
+        if after.council.leads and not (before.council.leads and before.council.term == after.council.term):
+            self._leads(machine, after)
+        if after.peer.applied >= 0 and after.peer.applied != before.peer.applied:
+            self._stands(machine, after.peer.applied, after.peer.chain, 0)
+        plan = after.leading.plan if after.leading is not None else None
+        if plan is not None and (before.leading is None or before.leading.plan is None):
+            self.opened.append((self._swarm.clock.now, machine.name, plan.round))
+
+    def _journaled(self, machine: "Machine", ledger: Ledger) -> None:
+        term, round = self._newest.get(machine.name, (0, 0))
+        if ledger.term < term or ledger.base.round < round:
+            self.complain(f"{machine.name} went back from term {term}, round {round} to {ledger}")
+        self._newest[machine.name] = (ledger.term, ledger.base.round)
+        if ledger.voted_for:
+            vote = self._votes.setdefault((machine.name, ledger.term), ledger.voted_for)
+            if vote != ledger.voted_for:
+                self.complain(f"{machine.name} voted for {vote} and {ledger.voted_for} in term {ledger.term}")
+        if ledger.tail is not None:
+            self._records.setdefault(ledger.tail.chain, ledger.tail)
+            self._accepted.setdefault(ledger.tail.chain, set()).add(machine.name)
+            if ledger.tail.parent != ledger.base.chain or ledger.tail.round != ledger.base.round + 1:
+                self.complain(f"{machine.name} accepted {ledger.tail} after {ledger.base}")
+            if machine.disk.find(ledger.tail.round, ledger.tail.chain) is None:
+                self.complain(f"{machine.name} accepted round {ledger.tail.round} without its bytes")
+        self._records.setdefault(ledger.base.chain, ledger.base)
+        self._stands(machine, ledger.base.round, ledger.base.chain, ledger.term)
+
+    def _leads(self, machine: "Machine", node: Node) -> None:
+        key = (node.council.term, node.council.voters)
+        leader = self._leaders.setdefault(key, (machine.name, machine.life))
+        if leader != (machine.name, machine.life):
+            self.complain(f"{machine.name} and {leader[0]} lead term {key[0]} under {key[1]}")
+        if machine.name not in node.council.voters:
+            self.complain(f"{machine.name} leads and is no voter of {key[1]}")
+
+    def _proposes(self, machine: "Machine", term: int, record: Record) -> None:
+        stands = self.standing.get(record.round)
+        if stands is not None and stands != record.chain and term >= self._decided_in.get(record.round, 0):
+            self.complain(
+                f"{machine.name} in term {term} proposes another round {record.round} than the one that stands"
+            )
+
+    def _stands(self, machine: "Machine", round: int, chain: str, term: int) -> None:
+        if round == 0:
+            return
+        known = self.standing.get(round)
+        if known is not None:
+            if known != chain:
+                self.complain(f"FORK: round {round} is {known}, and {chain} at {machine.name}")
+            return
+        self.standing[round] = chain
+        self.stood_at[round] = self._swarm.clock.now
+        self._decided_in[round] = term
+        self._check_majority(machine, round, chain)
+        record = self._records.get(chain)
+        if record is not None and self.standing.get(round - 1, record.parent) != record.parent:
+            self.complain(f"FORK: round {round} does not follow round {round - 1}")
+        published = machine.disk.find(round, chain)
+        if published is None:
+            self.complain(f"round {round} stands first at {machine.name}, which has no bytes of it")
+            return
+        self.results[round] = published
+        self.void_shards[round] = sum(result.is_void for result in published.results)
+        self._count(round, published)
+        self._swarm.stood(round)
+
+    def _check_majority(self, machine: "Machine", round: int, chain: str) -> None:
+        record = self._records.get(chain)
+        before = self._records.get(record.parent) if record is not None else None
+        if before is None:
+            self.complain(f"round {round} stands at {machine.name} and was accepted by nobody")
+        elif not cl.majority(self._accepted.get(chain, set()), before.voters):
+            holders = sorted(self._accepted.get(chain, set()))
+            self.complain(f"round {round} stands, accepted by {holders} of {before.voters}")
+
+    def _count(self, round: int, published: Published) -> None:
+        """No unit of work is in two rounds that stand."""
+        for shard, result in enumerate(published.results):
+            if result.is_void:
+                continue
+            body: Mapping[str, Units] = dict(self._swarm.bodies[result.digest])
+            if set(body) != result.included:
+                self.complain(f"shard {shard} of round {round} is of others than it says")
+            for peer, units in body.items():
+                for unit in units:
+                    counted = self._counted.setdefault((peer, unit, shard), round)
+                    if counted != round:
+                        self.complain(f"unit {unit} of {peer}, shard {shard}, is in rounds {counted} and {round}")
+
+    def sent(self, machine: "Machine", to: str, message: pt.Message) -> None:
+        if isinstance(message, pt.Close):
+            key = (machine.name, message.term, message.round)
+            self._admitted[key] = self._admitted.get(key, frozenset()) | message.admitted
+
+    def sealing(self, machine: "Machine", seal: pt.Seal) -> None:
+        """A leader publishes nobody whom it has not admitted."""
+        assert machine.node is not None, "it seals"
+        leading = machine.node.leading
+        admitted = self._admitted.get((machine.name, machine.node.council.term, seal.round), frozenset())
+        admitted |= frozenset(leading.callers) if leading is not None else frozenset()
+        for result in seal.results:
+            if not result.included <= admitted:
+                self.complain(f"{machine.name} seals {sorted(result.included - admitted)}, whom it never admitted")
+
+    def uploads(self, machine: "Machine", to: str) -> None:
+        if not self._swarm.machines[to].is_dialable:
+            self.complain(f"{machine.name} sends a shard to {to}, which cannot be dialled")
+
+    # --- every second -------------------------------------------------------------------------------------------------
+
+    def look(self, machine: "Machine", is_disturbed: bool, most: float) -> None:
+        """An open round of a leader that is left alone ends in time."""
+        node = machine.node
+        if node is None or node.leading is None or node.leading.plan is None or not node.council.leads:
+            return
+        now, plan = self._swarm.clock.now, node.leading.plan
+        key = (machine.name, machine.life, node.council.term, plan.round)
+        if is_disturbed or not (node.leading.state.members or node.leading.state.arrivals):
+            self._open_since[key] = now
+        elif now - self._open_since.setdefault(key, now) > most:
+            self._open_since[key] = float("inf")
+            self.complain(f"round {plan.round} of {machine.name} is open for {most:.0f} s: {node.leading.state}")
+
+    # --- at the end ---------------------------------------------------------------------------------------------------
+
+    def check_memory(self, machine: "Machine", names: int, shards: int) -> None:
+        node = machine.node
+        if node is None:
+            return
+        sizes = {"sent": (len(node.work.sent), shards), "sending": (len(node.work.sending), shards)}
+        if node.leading is not None:
+            sizes["callers"] = (len(node.leading.callers), names)
+            sizes["holds"] = (len(node.leading.holds), names)
+            sizes["members"] = (len(node.leading.state.members), names)
+            sizes["arrivals"] = (len(node.leading.state.arrivals), names)
+        if node.reducing is not None:
+            sizes["held"] = (len(node.reducing.state.held), names * shards)
+            sizes["done"] = (len(node.reducing.done), shards)
+        sizes["contributions"] = (len(machine.held), names * shards)
+        sizes["answers"] = (len(node.council.answers), names)
+        for what, (size, most) in sizes.items():
+            if size > most:
+                self.complain(f"{machine.name} keeps {size} {what}, more than {most}")

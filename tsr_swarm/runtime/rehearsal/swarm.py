@@ -1,0 +1,231 @@
+"""A rehearsed swarm: its machines, the network between them, what goes wrong and who watches."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from tsr_swarm.rounds import council as cl
+from tsr_swarm.rounds.leader import LeaderPolicy
+from tsr_swarm.rounds.node import Node, contacts
+from tsr_swarm.runtime.rehearsal.clock import Clock
+from tsr_swarm.runtime.rehearsal.invariants import Judge
+from tsr_swarm.runtime.rehearsal.machine import Machine, Pace, new_disk
+from tsr_swarm.runtime.rehearsal.network import Network, Weather
+from tsr_swarm.runtime.rehearsal.trace import Trace
+from tsr_swarm.runtime.rehearsal.work import Units
+
+PHASES = ("train", "exchange", "commit", "apply")
+CLOSING_SECONDS = 45.0  # beyond the ceiling: for a round's averages, its seal and its votes
+CALM_SECONDS = 300.0  # after the last fault the swarm has this long to agree again
+STUCK_SECONDS = 200.0  # without a round; faults that wait for one are given up
+AFTER_ROUNDS = 3  # after the last fault, until everybody agrees
+MOST_CALLS = 400_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One machine as a schedule describes it."""
+
+    name: str
+    trains: bool = True
+    is_dialable: bool = True
+    pace: Pace = field(default_factory=Pace)
+    checkpoint_every: int = 1
+    joins_at: float = 0.0
+    is_new: bool = False  # without any state
+    known: tuple[str, ...] = ()  # whom it was told of, beside the coordinator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A swarm as it starts."""
+
+    first: str
+    members: tuple[Member, ...]
+    sizes: tuple[int, ...]
+    policy: LeaderPolicy
+    weather: Weather
+    keeps: int = 8
+
+
+@dataclass(slots=True)
+class Trouble:
+    """A fault that was placed."""
+
+    kind: str
+    at: float
+    until: float
+    recovered: float | None = None  # seconds until a round stood again
+    first_round: int = 0  # that could be lost by it
+
+
+class Swarm:
+    def __init__(self, layout: Layout, chance: Random, keeps_lines: bool = False) -> None:
+        self.layout, self.chance = layout, chance
+        self.clock, self.trace = Clock(), Trace(keeps_lines)
+        self.bodies: dict[str, tuple[tuple[str, Units], ...]] = {}  # digest -> what an average is of
+        self.machines: dict[str, Machine] = {}
+        self.judge = Judge(self)
+        self.network = Network(self.clock, chance, self.machines, replace(layout.weather), self.judge.complain)
+        self.troubles: list[Trouble] = []
+        self.steps = 0
+        self.is_over = False
+        self.quiet_round: int | None = None  # the newest when the last fault was over
+        self._quiet_at = 0.0
+        self._waiting: dict[tuple[int, str], list[Callable[[], None]]] = {}
+        self._seen: set[tuple[int, str]] = set()
+        for member in layout.members:
+            self.add(member)
+
+    def add(self, member: Member) -> Machine:
+        """One more machine, which starts when it joins."""
+        disk = new_disk(self.layout.keeps, self.layout.first, member.is_new)
+        machine = Machine(
+            self,
+            member.name,
+            member.trains,
+            member.is_dialable,
+            disk,
+            member.pace,
+            member.checkpoint_every,
+            member.known,
+        )
+        self.machines[member.name] = machine
+        self.clock.after(member.joins_at, machine.start)
+        return machine
+
+    # --- what machines tell -------------------------------------------------------------------------------------------
+
+    def note(self, who: str, what: str) -> None:
+        self.trace.add(self.clock.now, who, what)
+
+    def stop(self) -> None:
+        self.is_over = True
+
+    def remember(self, round: int, shard: int, units: Sequence[tuple[str, Units | None]]) -> str:
+        """The digest of an average, and what it is of."""
+        parts = tuple((peer, held) for peer, held in units if held is not None)
+        digest = hashlib.blake2b(f"{round}/{shard}/{parts}".encode(), digest_size=6).hexdigest()
+        self.bodies[digest] = parts
+        return digest
+
+    def reached(self, round: int, phase: str) -> None:
+        """The swarm as a whole is in this phase of this round: faults that wait for it are placed."""
+        if (round, phase) in self._seen:
+            return
+        self._seen.add((round, phase))
+        for place in self._waiting.pop((round, phase), []):
+            place()
+
+    def stood(self, round: int) -> None:
+        self.note("*", f"round {round} stands")
+        for passed in [key for key in self._waiting if key[0] < round]:  # a void round has no exchange to wait for
+            self.reached(*passed)
+        for trouble in self.troubles:
+            if trouble.recovered is None and trouble.at < self.clock.now:
+                trouble.recovered = self.clock.now - trouble.at
+
+    # --- faults -------------------------------------------------------------------------------------------------------
+
+    def when(self, round: int, phase: str, delay: float, place: Callable[[], None]) -> None:
+        """Have ``place`` called ``delay`` seconds after the swarm reaches this phase of this round."""
+        self._waiting.setdefault((round, phase), []).append(lambda: self.clock.after(delay, place))
+
+    def troubled(self, kind: str, seconds: float) -> None:
+        """A fault begins now and is over in ``seconds``."""
+        now = self.clock.now
+        self.note("*", f"{kind} for {seconds:.1f} s")
+        self.troubles.append(Trouble(kind, now, now + seconds, first_round=self.judge.newest + 1))
+
+    @property
+    def leader(self) -> Machine | None:
+        """Who leads in the newest term."""
+        leads = [m for m in self.machines.values() if m.node is not None and m.node.council.leads]
+        return max(leads, key=lambda m: m.node.council.term if m.node is not None else 0, default=None)
+
+    # --- the run ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until everybody has agreed for some rounds after the last fault, or should have."""
+        self.clock.after(1.0, self._look)
+        self.steps = self.clock.run(lambda: self.is_over, MOST_CALLS)
+        if not self.is_over:
+            self.judge.complain(f"{MOST_CALLS} calls were not enough")
+        for machine in self.machines.values():
+            self.judge.check_memory(machine, len(self.machines), len(self.layout.sizes))
+
+    def _look(self) -> None:
+        now = self.clock.now
+        over_at = max((trouble.until for trouble in self.troubles), default=0.0)
+        is_disturbed = now < over_at + 15
+        most = self.layout.policy.deadlines.ceiling_seconds + CLOSING_SECONDS
+        for machine in self.machines.values():
+            self.judge.look(machine, is_disturbed, most)
+        last = max([over_at, *self.judge.stood_at.values()])
+        if self._waiting and now - last > STUCK_SECONDS:
+            self._waiting.clear()
+        if now >= over_at and not self._waiting:
+            if self.quiet_round is None or over_at > self._quiet_at:
+                self.quiet_round, self._quiet_at = self.judge.newest, now
+            self._judge_calm(now)
+        if not self.is_over:
+            self.clock.after(1.0, self._look)
+
+    def _judge_calm(self, now: float) -> None:
+        assert self.quiet_round is not None, "it is quiet"
+        if self.layout.policy.last_round and self.judge.newest >= self.layout.policy.last_round:
+            self._judge_end(now)
+            return
+        calm = now - self._quiet_at
+        wanted = self.quiet_round + AFTER_ROUNDS
+        behind = [node.me for node in self._in_touch() if node.peer.applied < wanted]
+        if not self._can_go_on():
+            self._judge_pause(calm)
+        elif self.judge.newest > wanted and not behind:
+            self._judge_agreement()
+        elif calm > CALM_SECONDS:
+            applied = {m.name: m.node.peer.applied for m in self.machines.values() if m.node is not None}
+            self.judge.complain(f"no agreement on round {wanted}, {calm:.0f} s after the last fault: {applied}")
+            self.stop()
+
+    def _judge_end(self, now: float) -> None:
+        """Everybody who was here when the last round came to stand has it, and is gone."""
+        finished = self.judge.stood_at[self.layout.policy.last_round]
+        here = [m.name for m in self.machines.values() if m.is_up]
+        if here and now < max(finished, self._quiet_at) + 90:
+            return
+        if here and self._quiet_at + 60 < finished:
+            self.judge.complain(f"the run is over and {here} go on")
+        self.stop()
+
+    def _judge_pause(self, calm: float) -> None:
+        """Without a majority nothing stands anew, beside what was under way."""
+        if calm > 60 and self.judge.newest > (self.quiet_round or 0) + 1:
+            self.judge.complain("rounds stand without a majority of voters")
+        if calm > 60:
+            self.stop()
+
+    def _judge_agreement(self) -> None:
+        chains = {(node.peer.applied, node.peer.chain) for node in self._in_touch()}
+        if any(self.judge.standing.get(round) != chain for round, chain in sorted(chains)):
+            self.judge.complain(f"who is here does not agree: {sorted(chains)}")
+        self.stop()
+
+    def _in_touch(self) -> list[Node]:
+        """Nodes that live, and know of somebody who does: who never heard of others than the dead cannot find them."""
+        nodes = [m.node for m in self.machines.values() if m.node is not None]
+        up = {node.me for node in nodes}
+        return [node for node in nodes if not up.isdisjoint((*contacts(node), node.council.leader))]
+
+    def _can_go_on(self) -> bool:
+        """Whether those that are here can elect a leader, and have enough peers to train."""
+        nodes = [m.node for m in self.machines.values() if m.node is not None and not m.is_suspended]
+        peers = sum(node.identity.trains for node in nodes)
+        policy = self.layout.policy
+        if not nodes or peers < max(1, policy.deadlines.quorum, 0 if self.judge.newest else policy.min_peers):
+            return False
+        newest = max((node.council.ledger.base for node in nodes), key=lambda record: record.round)
+        here = [node.me for node in nodes]
+        knows = any(node.council.ledger.base.round == newest.round and node.me in newest.voters for node in nodes)
+        return knows and cl.majority(here, newest.voters)
