@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,46 +11,19 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import COMMAND, TINY, namespaces
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
-TINY = """
-[model]
-hidden_size = 32
-intermediate_size = 48
-num_hidden_layers = 1
-num_attention_heads = 2
-num_key_value_heads = 2
-max_position_embeddings = 64
-[data]
-sequence_length = 32
-batch_size = 4
-[periods]
-k_x = 5
-[round]
-floor_seconds = 0.5
-[checkpoint]
-dir = "run"
-"""
+RUN = "[round]\nfloor_seconds = 0.5\n" + TINY
 Event = dict[str, Any]
-COMMAND = [sys.executable, "-m", "tsr_swarm", "local", "tiny.toml", "--peers", "3", "--rounds", "100000", "--json"]
-
-
-def namespaces() -> set[str]:
-    """Network namespaces that any process is in."""
-    found = set()
-    for process in Path("/proc").glob("[0-9]*/ns/net"):
-        try:
-            found.add(os.readlink(process))
-        except OSError:
-            continue  # it has ended
-    return found
+LOCAL = [*COMMAND, "local", "tiny.toml", "--peers", "3", "--rounds", "100000", "--json"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A folder with a run file. In the end no process, namespace or temporary file is left."""
-    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "tiny.toml").write_text(RUN)
     (tmp_path / "tmp").mkdir()
     before, names = namespaces(), list(Path("/run").glob("netns/*"))
     yield tmp_path
@@ -69,7 +41,7 @@ class Run:
         self.events: list[Event] = []
         environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "TERM": "dumb"}
         self.process = subprocess.Popen(
-            [*COMMAND, *arguments],
+            [*LOCAL, *arguments],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,

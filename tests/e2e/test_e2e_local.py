@@ -1,10 +1,8 @@
 """Real processes through the command line: what a person does, and what must be left when they are done."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,38 +10,18 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import COMMAND, ENVIRONMENT, TINY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
-TINY = """
-[run]
-rounds = 5
-[model]
-hidden_size = 32
-intermediate_size = 48
-num_hidden_layers = 1
-num_attention_heads = 2
-num_key_value_heads = 2
-max_position_embeddings = 64
-[data]
-sequence_length = 32
-batch_size = 4
-[periods]
-k_x = 5
-[round]
-floor_seconds = 60.0
-[checkpoint]
-dir = "run"
-"""
+RUN = "[run]\nrounds = 5\n[round]\nfloor_seconds = 60.0\n" + TINY
 Event = dict[str, Any]
-COMMAND = [sys.executable, "-m", "tsr_swarm"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TERM": "dumb"}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A folder with a run file and a temporary folder of its own, which must be empty in the end."""
-    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "tiny.toml").write_text(RUN)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     yield tmp_path

@@ -1,44 +1,21 @@
 """A simulated swarm ends every round with the weights of a real one; and Ctrl-C leaves nothing but finished runs."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
+from processes import COMMAND, ENVIRONMENT, TINY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
-TINY = """
-[run]
-rounds = 5
-seed = 7
-[model]
-hidden_size = 32
-intermediate_size = 48
-num_hidden_layers = 1
-num_attention_heads = 2
-num_key_value_heads = 2
-max_position_embeddings = 64
-[data]
-sequence_length = 32
-batch_size = 4
-[periods]
-k_x = 5
-[round]
-floor_seconds = 60.0
-[checkpoint]
-dir = "run"
-"""
-COMMAND = [sys.executable, "-m", "tsr_swarm"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TERM": "dumb"}
+RUN = "[run]\nrounds = 5\nseed = 7\n[round]\nfloor_seconds = 60.0\n" + TINY
 
 
 def test_simulate_exact_and_local_end_every_round_with_the_same_digest(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "tiny.toml").write_text(RUN)
 
     def tsr_swarm(*arguments: str) -> str:
         done = subprocess.run(
@@ -60,7 +37,7 @@ def test_simulate_exact_and_local_end_every_round_with_the_same_digest(tmp_path:
 
 
 def test_an_interrupt_ends_every_process_and_keeps_what_is_finished(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "tiny.toml").write_text(RUN)
     arguments = ["simulate", "tiny.toml", "--methods", "tsr", "--peers", "1", "--out", "out", "--json"]
     many = [*arguments, "--steps", "20", "--jobs", "2", "--seeds", ",".join(map(str, range(40)))]
     with subprocess.Popen(

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
+from processes import namespaces
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.runtime.children import Child, Family
@@ -48,17 +48,6 @@ for number in range(int(sys.argv[3])):
 else:
     print("nothing", flush=True)
 """
-
-
-def namespaces() -> set[str]:
-    """Network namespaces that any process is in."""
-    found = set()
-    for process in Path("/proc").glob("[0-9]*/ns/net"):
-        try:
-            found.add(os.readlink(process))
-        except OSError:
-            continue  # it has ended
-    return found
 
 
 @asynccontextmanager
