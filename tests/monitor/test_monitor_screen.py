@@ -40,8 +40,12 @@ def screen(app: SwarmMonitor) -> str:
 
 
 async def settle(pilot: Pilot[None], app: SwarmMonitor) -> None:
+    """Wait until all is told and drawn: a pane that learns its size late, on a busy machine, writes its lines then."""
     await app.workers.wait_for_complete()
-    await pilot.pause()
+    seen: list[str] = []
+    while len(seen) < 3 or len(set(seen[-3:])) > 1:
+        await pilot.pause()
+        seen.append(screen(app))
 
 
 def column(app: SwarmMonitor, head: str, width: int = 16) -> list[str]:
