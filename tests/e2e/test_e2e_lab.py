@@ -27,8 +27,10 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "tmp").mkdir()
     before, names = namespaces(), list(Path("/run").glob("netns/*"))
     yield tmp_path
-    lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
-    assert not [line for line in lines if str(tmp_path) in line or "lab.router" in line]
+    commands = [(process, " ".join(process.info["cmdline"] or [])) for process in psutil.process_iter(["cmdline"])]
+    ours = [process for process, command in commands if str(tmp_path) in command or "lab.router" in command]
+    _, alive = psutil.wait_procs(ours, timeout=30)  # the janitor ends last
+    assert not alive
     assert not list((tmp_path / "tmp").iterdir())
     assert namespaces() <= before
     assert list(Path("/run").glob("netns/*")) == names
