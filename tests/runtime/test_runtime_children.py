@@ -182,3 +182,38 @@ async def test_a_failure_is_told_in_the_childs_own_words(script: str, code: int,
         error = failure_of(child, log)
     assert says in str(error)
     assert error.exit_code == code
+
+
+class Ending:
+    """A process that ends when the test says so."""
+
+    pid = 0
+    returncode: int | None = None
+
+    def __init__(self) -> None:
+        self.has_ended = asyncio.Event()
+
+    async def wait(self) -> int:
+        await self.has_ended.wait()
+        self.returncode = 0
+        return 0
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_wait_that_is_cancelled_as_the_process_ends_is_cancelled(turns: int) -> None:
+    """Once such a cancellation was lost, and a screen closed at that moment hung for ever."""
+    process = Ending()
+
+    async def outlast() -> None:
+        await Child("child", process).wait()  # type: ignore[arg-type]
+        await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(outlast())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    process.has_ended.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting], timeout=10)
+    assert waiting.cancelled()

@@ -59,9 +59,11 @@ class Child:
     async def wait(self) -> int:
         """Its exit code, once it has ended."""
         while self._process.returncode is None:
-            # wait() also waits for the pipe to close, which a process of its group may hold open.
+            # wait() also waits for the pipe to close, which a process of its group may hold open. Not wait_for:
+            # before Python 3.12 it drops a cancellation that arrives as the process ends.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), POLL_SECONDS)
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._process.wait()
         return self._process.returncode
 
     async def lines(self) -> AsyncIterator[str]:

@@ -268,7 +268,8 @@ class CoordinatorService:
         peer.overhead += request.overhead_bytes
         self._lead.changed.notify()
         try:
-            expected = await asyncio.wait_for(asyncio.shield(self._lead.digests[request.round]), DIGEST_SECONDS)
+            async with asyncio.timeout(DIGEST_SECONDS):
+                expected = await asyncio.shield(self._lead.digests[request.round])
         except TimeoutError:
             return pb.ReportReply(resync=False)  # the leader is far behind; the next round's digest will tell
         if request.digest.hex() == expected:

@@ -261,12 +261,14 @@ async def _stop_node(node: Any) -> None:
     node.is_alive = False
     if node.p2p._child.returncode is None:  # else it would wait for ever for the daemon's answer
         with suppress(TimeoutError, OSError, EOFError):
-            await asyncio.wait_for(node.shutdown(), CLOSE_SECONDS)
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await node.shutdown()
 
 
 async def _stop_p2pd(p2p: Any) -> None:
     try:
-        await asyncio.wait_for(p2p.shutdown(), CLOSE_SECONDS)
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await p2p.shutdown()
     except TimeoutError:
         p2p._child.kill()
         await p2p._child.wait()
@@ -274,7 +276,8 @@ async def _stop_p2pd(p2p: Any) -> None:
 
 async def _within(seconds: float, call: Coroutine[Any, Any, T]) -> T:
     try:
-        return await asyncio.wait_for(call, seconds)
+        async with asyncio.timeout(seconds):
+            return await call
     except TimeoutError:
         raise _unusable(f"no answer in {seconds:.0f} s") from None
 
