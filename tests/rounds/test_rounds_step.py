@@ -214,6 +214,27 @@ def test_a_volunteer_that_leads_and_stops_does_not_end_the_run() -> None:
     del actions
 
 
+def test_shards_go_to_nodes_that_lack_no_more_than_the_round_that_was_decided_just_now() -> None:
+    """Once a leader reduced every round after the first alone: nobody has applied a round as the next one opens."""
+    state, _ = drive(
+        leading(),
+        *((Received(name, Poll(name, 1, 0, True, True, (0, 0, 0), 0)), 1.0) for name in ("p", "q", "r")),
+    )
+    assert state.leading is not None
+    assert state.leading.plan is not None
+    key = state.leading.plan.key
+    ready = [(Received(name, Poll(name, 1, 0, True, True, key, 0)), 2.0) for name in ("p", "q", "r")]
+    done = [
+        (Received(place.node, pt.ShardDone(key[1], 1, shard, ShardResult(frozenset("pqr"), f"d{shard}"))), 2.1)
+        for shard, place in enumerate(state.leading.plan.places)
+    ]
+    state, _ = drive(state, *ready, *done, (pt.Sealed(Record(1, "x1", "", ("c",))), 2.2))
+    assert state.leading is not None
+    assert state.leading.plan is not None
+    assert state.leading.plan.round == 2
+    assert {place.node for place in state.leading.plan.places} - {"c"}, "others reduce too"
+
+
 def test_a_leader_that_trains_counts_its_own_work_as_soon_as_it_is_there() -> None:
     state, _ = step(node("c"), pt.Tick(), 0.0)
     state, _ = step(state, pt.Trained(1, True), 4.0)

@@ -362,13 +362,13 @@ def _is_here(node: Node, name: str, now: float) -> bool:
 
 
 def _places(node: Node, round: int, kept: dict[int, str], now: float) -> tuple[Place, ...]:
-    """Shards to those that can be dialled and have all rounds; this leader is one of them."""
+    """Shards to those that can be dialled and lack no more than the round that was decided just now."""
     leading, identity = node.leading, node.identity
     assert leading is not None, "only a leader places shards"
     lives = {
         name: caller.incarnation
         for name, caller in leading.callers.items()
-        if caller.is_dialable and caller.applied >= round - 1 and _is_here(node, name, now)
+        if caller.is_dialable and caller.applied >= round - 2 and _is_here(node, name, now)
     }
     lives[identity.me] = identity.incarnation
     return tuple(Place(name, lives[name]) for name in assign(identity.sizes, lives, kept))
