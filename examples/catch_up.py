@@ -11,10 +11,11 @@ import asyncio
 import copy
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from measure import HERE, header
@@ -22,25 +23,27 @@ from measure import HERE, header
 from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
+from tsr_swarm.errors import RunError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.rounds.catch_up import Costs, Way, choose_way
+from tsr_swarm.rounds.council import Record
 from tsr_swarm.runtime.contribution import pack
 from tsr_swarm.runtime.donor import STATE_ROUNDS, Donor, is_agreed
-from tsr_swarm.runtime.peer_service import PeerService
+from tsr_swarm.runtime.node.bench import Bench
+from tsr_swarm.runtime.node.book import AddressBook, Lines
+from tsr_swarm.runtime.node.fetching import Fetcher
+from tsr_swarm.runtime.node.giving import Giving
 from tsr_swarm.runtime.plan.presets import PRESETS
-from tsr_swarm.runtime.reduction import Published, Reduction, open_published
-from tsr_swarm.runtime.round_download import RoundDownload
-from tsr_swarm.runtime.run_folder import RunFolder, fresh_consensus
+from tsr_swarm.runtime.reduction import Published, Reduction
+from tsr_swarm.runtime.run_folder import RunFolder, fresh_consensus, record_of
 from tsr_swarm.runtime.sources import Sources
-from tsr_swarm.runtime.state_chunks import shipped_tensors, state_length
 from tsr_swarm.runtime.state_download import StateDownload
+from tsr_swarm.telemetry.events import CatchingUp, Event
 from tsr_swarm.telemetry.ledger import ByteLedger, Direction
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.train.trainer import RoundWork
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.messages import published_to_proto
@@ -50,6 +53,7 @@ PRESET, RANK, BITS = "60M", "d/8", 4
 MISSED, K_X, K_R = 20, 20, 200  # rounds; local steps a round and between two refreshes
 PEERS = 2
 DONORS = 3
+NODES = [f"{number:032x}" for number in range(1, DONORS + 1)]  # the leader first
 PEER = "0" * 32
 AIMS = {
     "seed": "drawn from the seed (the default)",
@@ -58,13 +62,28 @@ AIMS = {
 }
 
 
-class Coordinator(PeerService):
-    """A donor that also says, as the coordinator does, how to catch up."""
+@dataclass(frozen=True)
+class Service:
+    """What a node that can be dialled answers to who downloads."""
 
-    said: pb.FollowReply
+    giving: Giving
 
-    async def follow(self, request: pb.FollowRequest, caller: Caller) -> pb.FollowReply:
-        return self.said
+    async def describe_state(self, request: pb.DescribeStateRequest, caller: Caller) -> pb.StateDescription:
+        return await self.giving.describe_state(request)
+
+    async def fetch_state(self, request: pb.FetchStateRequest, caller: Caller) -> Iterator[pb.StateChunk]:
+        return self.giving.fetch_state(request)
+
+    async def fetch_published(
+        self, request: pb.FetchPublishedRequest, caller: Caller
+    ) -> tuple[pb.PublishedHeader, bytes]:
+        return await self.giving.fetch_published(request)
+
+    async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[pb.Section], bytes]:
+        return await self.giving.fetch_shard(request)
+
+    async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
+        return await self.giving.catch_up(request)
 
 
 def manifest_of(aim: str) -> Manifest:
@@ -101,8 +120,8 @@ class History:
 
     donors: list[Donor]
     before: Consensus
-    digest: bytes
-    chain: str
+    after: Consensus
+    records: list[Record]  # by round, from 0
     refreshes: int
     seconds_to_keep: float  # a state, beside training
 
@@ -116,43 +135,62 @@ async def make_history(manifest: Manifest, folder: Path) -> History:
         place = folder / f"donor-{index}"
         donor = Donor(manifest, place / "states", RunFolder(place).delta_log(manifest))
         donor.open()
-        donor.delta_log.open(committed=0)
+        donor.delta_log.open()
         donors.append(donor)
-    chain, refreshes, keeping = "", 0, 0.0
+    records, refreshes, keeping = [Record()], 0, 0.0
     for round in range(1, MISSED + 1):
-        published = published_round(manifest, consensus, round, chain)
+        published = published_round(manifest, consensus, round, records[-1].chain)
         refreshes += bool(consensus.apply(published.header.plan, published.grids, published.void))
-        chain = published.header.chain.hex()
+        records.append(record_of(published.header))
         for donor in donors:
             await donor.keep_round(published_to_proto(published.header), published.data)
             if is_agreed(round):
                 started = time.perf_counter()
                 await donor.keep_state(consensus, round, published.header.chain)
                 keeping = time.perf_counter() - started
-    return History(donors, before, consensus.digest(), chain, refreshes, keeping)
+    return History(donors, before, consensus, records, refreshes, keeping)
+
+
+@dataclass(frozen=True)
+class Downloader:
+    """A node that can only dial out, and what it received and was told."""
+
+    fetcher: Fetcher
+    ledger: ByteLedger
+    events: list[Event]
+
+    @property
+    def received(self) -> int:
+        return sum(self.ledger.totals(Direction.RECEIVED).values())
+
+    async def round(self, history: History, round: int, newest: int) -> Published:
+        """Raises RunError where it would rather have a state."""
+        records = history.records
+        fetched = await self.fetcher.round(round, records[newest], records[round - 1].chain, (), NODES)
+        if fetched is None:
+            raise RunError(f"Round {round} was not to be had; a state was to be fetched instead.")
+        return fetched[2]
 
 
 @asynccontextmanager
-async def sources_of(history: History, said: pb.CatchUp) -> AsyncIterator[Sources]:
-    """A peer's view: a coordinator, and donors on ports of their own."""
+async def downloader(manifest: Manifest, history: History, folder: Path) -> AsyncIterator[Downloader]:
+    """It knows the leader and the other donors, which listen on ports of their own."""
+    everything = tuple(range(len(manifest.blocks)))
+
+    async def freeze() -> tuple[Consensus, Record]:
+        return history.after, history.records[-1]
+
     async with AsyncExitStack() as stack:
-        ports = []
-        for donor in history.donors:
-            service = Coordinator(donor, "donor", "127.0.0.1:1")
-            service.said = pb.FollowReply(
-                committed_round=MISSED, committed_chain=bytes.fromhex(history.chain), version=1, catch_up=said
-            )
-            ports.append(await stack.enter_async_context(serve(service, "127.0.0.1:0", ByteLedger())))
-        ledger = ByteLedger()
-        addresses = [f"127.0.0.1:{port}" for port in ports]
-        client = await stack.enter_async_context(SwarmClient(addresses[0], ledger))
-        sources = Sources(client, ledger, KernelBytes([]), print)
-        sources.tell(addresses[1:])
-        yield sources
-
-
-def received(sources: Sources) -> int:
-    return sum(sources.ledger.totals(Direction.RECEIVED).values())
+        book, ledger, events = AddressBook(PEER), ByteLedger(), list[Event]()
+        for node, donor in zip(NODES, history.donors, strict=True):
+            service: Any = Service(Giving(donor, Bench(manifest, [everything], {}), freeze, print))
+            port = await stack.enter_async_context(serve(service, "127.0.0.1:0", ByteLedger()))
+            book.hear(node, f"127.0.0.1:{port}")
+        lines = await stack.enter_async_context(Lines(book, ledger, KernelBytes([])))
+        sources = Sources(lines, events.append)
+        states = StateDownload(sources, manifest, folder)
+        fetcher = Fetcher(manifest, me=PEER, first=NODES[0], sources=sources, states=states, log=None)
+        yield Downloader(fetcher, ledger, events)
 
 
 @dataclass(frozen=True)
@@ -164,7 +202,7 @@ class Measured:
     catch_up: int
     state: int
     state_raw: int
-    way: Way
+    takes_state: bool
     seconds_fetched: float
     seconds_applied: float
     seconds_state: float
@@ -175,51 +213,34 @@ class Measured:
 async def measure(aim: str, folder: Path) -> Measured:
     manifest = manifest_of(aim)
     history = await make_history(manifest, folder)
-    log = history.donors[0].delta_log
-    said = pb.CatchUp(
-        round_bytes=log.bytes_since(0),
-        state_round=MISSED,
-        state_bytes=state_length(shipped_tensors(manifest, history.before)),
-    )
-    async with sources_of(history, said) as sources:
-        rounds = RoundDownload(sources, manifest, PEER)
-        for round in range(1, MISSED + 1):
-            await rounds.from_coordinator(round)
-        present = received(sources)
-    async with sources_of(history, said) as sources:
+    rounds = range(1, MISSED + 1)
+    async with downloader(manifest, history, folder / "present") as node:
+        for round in rounds:
+            await node.round(history, round, newest=round)
+        present = node.received
+    async with downloader(manifest, history, folder / "away") as node:
         started = time.perf_counter()
-        told = (await sources.coordinator.follow(pb.FollowRequest(peer_id=PEER, is_behind=True))).catch_up
-        way = choose_way(
-            0,
-            Costs(
-                round_bytes=told.round_bytes,
-                state_round=told.state_round,
-                state_bytes=told.state_bytes,
-                rest_bytes=told.rest_bytes,
-            ),
-        )
-        fetched = await RoundDownload(sources, manifest, PEER).fetch(1, MISSED, history.chain)
-        seconds_fetched, catch_up = time.perf_counter() - started, received(sources)
-    consensus, chain = copy.copy(history.before), ""
+        fetched = [await node.round(history, round, newest=MISSED) for round in rounds]
+        seconds_fetched, catch_up = time.perf_counter() - started, node.received
+        (choice,) = [event for event in node.events if isinstance(event, CatchingUp)]
+    consensus = copy.copy(history.before)
     started = time.perf_counter()
-    for round in range(1, MISSED + 1):
-        published = open_published(manifest, *fetched[round], chain)
+    for published in fetched:
         consensus.apply(published.header.plan, published.grids, published.void)
-        chain, digest = published.header.chain.hex(), consensus.digest()
+        digest = consensus.digest()
     seconds_applied = time.perf_counter() - started
-    async with sources_of(history, said) as sources:
+    async with downloader(manifest, history, folder / "new") as node:
         started = time.perf_counter()
-        download = StateDownload(sources, manifest, folder / "download")
-        assembly, _ = await download.fetch(lambda: False)
-        seconds_state, state = time.perf_counter() - started, received(sources)
-        is_equal = digest == history.digest == assembly.consensus(manifest).digest()
+        assembly, _, _ = await node.fetcher.state(NODES, lambda: False)
+        seconds_state, state = time.perf_counter() - started, node.received
+        is_equal = digest == history.after.digest() == assembly.consensus(manifest).digest()
     return Measured(
         refreshes=history.refreshes,
         present=present,
         catch_up=catch_up,
         state=state,
         state_raw=assembly.description.total_bytes,
-        way=way,
+        takes_state=choice.takes_state,
         seconds_fetched=seconds_fetched,
         seconds_applied=seconds_applied,
         seconds_state=seconds_state,
@@ -237,9 +258,9 @@ def table(results: dict[str, Measured]) -> Iterator[str]:
         "catch-up / present": [f"**{m.catch_up / m.present:.4f}**" for m in found],
         "MB of the state (in the file, before zstd)": [f"{m.state / 1e6:.1f} ({m.state_raw / 1e6:.1f})" for m in found],
         "state / catch-up": [f"**{m.state / m.catch_up:.1f}**" for m in found],
-        "what the peer chooses": ["the state" if m.way.takes_state else "the rounds" for m in found],
-        "seconds to fetch and check the rounds, from two donors": [f"{m.seconds_fetched:.1f}" for m in found],
-        "seconds to open, apply and hash them": [f"{m.seconds_applied:.1f}" for m in found],
+        "what the peer chooses": ["the state" if m.takes_state else "the rounds" for m in found],
+        "seconds to fetch, check and open the rounds, from three donors": [f"{m.seconds_fetched:.1f}" for m in found],
+        "seconds to apply and hash them": [f"{m.seconds_applied:.1f}" for m in found],
         "seconds to fetch the state, from two donors": [f"{m.seconds_state:.1f}" for m in found],
         "seconds for a donor to keep a state, beside its training": [f"{m.seconds_to_keep:.1f}" for m in found],
         "weights after both ways equal those of who was there": ["yes" if m.is_equal else "NO" for m in found],

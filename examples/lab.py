@@ -40,14 +40,14 @@ BUFFER = 1 << 18  # of a connection in the kernel: what is left in it at the end
 # --- what runs in the lab ---------------------------------------------------------------------------------------------
 
 
-def serve(host: str) -> None:
-    """Answer on TCP, as the first byte of a connection says, and count UDP packets."""
+def serve(address: str) -> None:
+    """Answer on TCP, as the first byte of a connection says, and count UDP packets, where the lab says to listen."""
+    host, _, port = address.rpartition(":")
     packets = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     packets.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-    listener = socket.create_server((host, 0))
+    listener = socket.create_server((host, int(port)))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-    port = listener.getsockname()[1]
-    packets.bind((host, port))
+    packets.bind((host, int(port)))
     count = [0]
 
     def count_packets() -> None:
@@ -71,7 +71,7 @@ def serve(host: str) -> None:
         connection.close()
 
     threading.Thread(target=count_packets, daemon=True).start()
-    print(f"{host}:{port}", flush=True)
+    print(address, flush=True)
     while True:
         threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
 
@@ -179,8 +179,8 @@ async def lab(mode: str, asker: Line, seed: int) -> AsyncIterator[Lab]:
         ) as place,
     ):
         told = place.coordinator_arguments()
-        host = told[told.index("--listen") + 1].rpartition(":")[0]
-        address = await anext((await start(place, family, SERVER, "serve", host)).lines())
+        listen = told[told.index("--listen") + 1]
+        address = await anext((await start(place, family, SERVER, "serve", listen)).lines())
         joined = place.peer_arguments(ASKER, address)
         via = joined[joined.index("--proxy") + 1] if "--proxy" in joined else ""
         yield Lab(place, family, address, via)

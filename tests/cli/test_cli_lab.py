@@ -9,6 +9,10 @@ from tsr_swarm.cli.main import run
     ("arguments", "says"),
     [
         (["--stop", "2"], "--stop 2 cannot be read; write WHO@ROUND[/PHASE][:SECONDS], such as 2@3:20s."),
+        (
+            ["--kill", "2@3", "--back", "1@5"],
+            "--back peer-1@5/train needs somebody who was killed before; add --kill 1@",
+        ),
         (["--slow", "9:2"], "--slow 9:2 is for peer 9, but this swarm has peers 1 to 3; write WHO:FACTOR"),
         (["--nat", "coordinator"], "--nat coordinator cannot be: nobody could reach the coordinator"),
         (["--up", "2:fast"], "'fast' is not a rate; write a number and one of bit, kbit, mbit, gbit"),

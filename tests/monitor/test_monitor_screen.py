@@ -5,7 +5,17 @@ from textual.pilot import Pilot
 
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.monitor.app import QUIT_NOTE, SwarmMonitor
-from tsr_swarm.telemetry.events import Joined, PayloadRefused, PeerJoined, encode
+from tsr_swarm.telemetry.events import (
+    DataCovered,
+    Event,
+    Joined,
+    LeaderChanged,
+    LeaderLost,
+    PayloadRefused,
+    PeerJoined,
+    RoundOpened,
+    encode,
+)
 
 NARROW, WIDE = (80, 24), (120, 40)
 
@@ -54,6 +64,19 @@ def column(app: SwarmMonitor, head: str, width: int = 16) -> list[str]:
     row = next(i for i, line in enumerate(lines) if head in line)
     left = lines[row].index(head)
     return [line[left : left + width].strip("│ ") for line in lines[row : row + 3]]
+
+
+@pytest.mark.parametrize(
+    ("size", "under"), [(NARROW, "epoch 1, 37 %"), (WIDE, "epoch 1, 37 %"), ((200, 40), "epoch 1, 37 % of the data")]
+)
+async def test_how_much_of_the_data_was_trained_on_is_in_the_last_tile(
+    size: tuple[int, int], under: str, run_lines: list[str]
+) -> None:
+    covered = encode(DataCovered(epoch=1, done=3, parts=8, share=0.375), 1_000_171.0)
+    app = SwarmMonitor(ListSource([*run_lines, covered]), "shakespeare")
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot, app)
+        assert under in column(app, "SPEED", 40)[2]
 
 
 @pytest.mark.parametrize("size", [NARROW, WIDE])
@@ -241,6 +264,46 @@ async def test_a_single_point_of_failure_is_named(run_lines: list[str]) -> None:
     async with app.run_test(size=WIDE) as pilot:
         await settle(pilot, app)
         assert "the coordinator is a single point of failure" in rows(app)[0]
+
+
+def leads(name: str, voters: int) -> LeaderChanged:
+    return LeaderChanged(peer="1" * 32, name=name, term=2, voters=voters, is_safe=voters >= 3)
+
+
+LOST = LeaderLost(reason="no word for 6 s")
+LED = [  # what happens, and the headline's end, narrow and wide
+    ([leads("otter", 3)], "otter leads, 3 voters", "otter leads, 3 voters: the run survives its loss"),
+    ([leads("otter", 2)], "otter leads, no failover", "otter leads, a single point of failure"),
+    ([leads("x" * 32, 1)], "no failover", "x leads, a single point of failure"),
+    ([leads("otter", 3), LOST], "otter is lost: another is elected", "otter is lost: another is elected"),
+    ([leads("otter", 1), LOST], "otter is lost: the run waits for it", "otter is lost: the run waits for it"),
+    ([leads("otter", 3), LOST, leads("heron", 3)], "heron leads, 3 voters", "heron leads, 3 voters: the run survives"),
+]
+
+
+@pytest.mark.parametrize(("happens", "narrow", "wide"), LED)
+async def test_who_leads_and_how_safely_is_at_the_top(
+    happens: list[Event], narrow: str, wide: str, run_lines: list[str]
+) -> None:
+    lines = [encode(event, 1_000_200.0 + number) for number, event in enumerate(happens)]
+    for size, told in ((NARROW, narrow), (WIDE, wide)):
+        app = SwarmMonitor(ListSource([*run_lines, *lines]), "shakespeare")
+        async with app.run_test(size=size) as pilot:
+            await settle(pilot, app)
+            assert told in rows(app)[0]
+            assert "…" not in rows(app)[0]
+
+
+async def test_who_leads_is_marked_among_the_peers_and_who_was_lost_has_left(run_lines: list[str]) -> None:
+    happened = [leads("otter", 3), LOST, leads("heron", 3), RoundOpened(round=5, peers=1, steps=20, lr=0.1, refresh=0)]
+    app = SwarmMonitor(ListSource([*run_lines, *(encode(event, 1_000_200.0) for event in happened)]))
+    async with app.run_test(size=WIDE) as pilot:
+        await settle(pilot, app)
+        assert "Peers: 1 alive, 2 left, heron leads" in screen(app)
+        assert "leads, core, client-only" in next(line for line in rows(app) if "2 heron" in line)
+        assert "it was lost while it led" in next(line for line in rows(app) if "1 otter" in line)
+        assert "! the leader is lost: no word for 6 s" in screen(app)
+        assert "heron leads: 3 voters, the run survives the loss of 1 of them" in screen(app)
 
 
 async def test_names_and_reasons_from_peers_cannot_touch_the_screen(run_lines: list[str]) -> None:

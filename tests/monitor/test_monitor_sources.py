@@ -3,10 +3,14 @@ import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tsr_swarm.errors import ConfigError, RefusedError, RunError, UnreachableError
+from tsr_swarm.monitor.places import MOST_HEARD, Places
 from tsr_swarm.monitor.sources import PipeSource, ReplaySource, Source, WatchSource
-from tsr_swarm.telemetry.events import Warned, encode
+from tsr_swarm.telemetry.events import Event, LeaderChanged, PeerJoined, PeerLeft, Warned, encode
+from tsr_swarm.telemetry.log import EventLog, Watch
 
 
 class ManualTime:
@@ -126,7 +130,7 @@ async def test_a_watcher_goes_on_after_the_newest_line_and_over_an_absence() -> 
         troubles.append(source.trouble)
         await time.sleep(seconds)
 
-    source = WatchSource(watch, time, sleep)
+    source = WatchSource(lambda address: watch, ["192.0.2.1:7700"], time, sleep)
     seen: list[tuple[str, str]] = []
 
     async def follow() -> None:
@@ -139,3 +143,147 @@ async def test_a_watcher_goes_on_after_the_newest_line_and_over_an_absence() -> 
     assert asked == [0, 2, 2, 2, 3]
     assert time.slept == [1.0, 2.0]
     assert troubles[0] == "192.0.2.1:7700 did not answer. Trying again every 1 s."
+
+
+def joined(peer: str, address: str) -> PeerJoined:
+    return PeerJoined(peer=peer, name="otter", number=1, address=address, device="cpu", local_space="core")
+
+
+def leads(peer: str) -> LeaderChanged:
+    return LeaderChanged(peer=peer, name="otter", term=2, voters=3, is_safe=True)
+
+
+@given(
+    given_=st.lists(st.sampled_from("abc"), min_size=1, max_size=3),
+    events=st.lists(
+        st.builds(joined, st.sampled_from("xyz"), st.sampled_from(["", "a", "d", "e", "f"]))
+        | st.builds(lambda peer: PeerLeft(peer=peer, name="otter", reason=""), st.sampled_from("xyz")),
+        max_size=20,
+    ),
+)
+def test_in_turn_every_address_is_asked_and_the_given_ones_stay(given_: list[str], events: list[Event]) -> None:
+    places = Places(tuple(given_))
+    for event in events:
+        places = places.hear(event)
+    address, asked = given_[0], list[str]()
+    for _ in places.addresses:
+        asked.append(address)
+        address = places.after(address)
+    assert sorted(asked) == sorted(set(places.addresses))
+    assert address == asked[0] == places.after("gone")
+    assert set(given_) <= set(asked)
+    here = {event.peer: event.address for event in events if isinstance(event, PeerJoined)}
+    gone = {peer for peer in here for event in events[-1:] if isinstance(event, PeerLeft) and event.peer == peer}
+    assert set(asked) <= {*given_, *here.values(), *(e.address for e in events if isinstance(e, PeerJoined))} - {""}
+    assert gone.isdisjoint(places.heard)
+
+
+def test_of_a_large_swarm_only_the_newest_addresses_are_kept() -> None:
+    places = Places(("a",))
+    for number in range(3 * MOST_HEARD):
+        places = places.hear(joined(str(number), f"192.0.2.1:{number + 1}"))
+    assert len(places.heard) == MOST_HEARD
+    assert places.addresses[-1] == f"192.0.2.1:{3 * MOST_HEARD}"
+
+
+class Nodes:
+    """The logs of a run at its nodes, by address, which numbers them for itself; those in ``dead`` do not answer."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.time = ManualTime()
+        self.logs = {address: EventLog(self.time) for address in addresses}
+        self.dead: set[str] = set()
+        self.refusing: set[str] = set()
+        self.asked: list[str] = []
+
+    def dial(self, address: str) -> Watch:
+        async def watch(after: int) -> tuple[list[str], int]:
+            self.asked.append(address)
+            if address in self.refusing:
+                raise RefusedError(f"{address} belongs to another run.")
+            lines, last = self.logs[address].since(after) if address in self.logs else ([], 0)
+            if address in self.dead or not lines:
+                raise UnreachableError(f"{address} did not answer.")
+            return lines, last
+
+        return watch
+
+
+async def read(source: WatchSource, count: int) -> list[str]:
+    lines, found = source.lines(), list[str]()
+    async for text in lines:
+        found.append(text)
+        if len(found) == count:
+            break
+    return found
+
+
+async def test_a_watcher_goes_on_with_a_peer_when_its_node_dies_and_shows_no_line_twice() -> None:
+    nodes = Nodes("first", "peer")
+    for event in (joined("x" * 32, "peer"), Warned(message="a")):
+        nodes.logs["first"].append(event)
+    nodes.logs["peer"].append(Warned(message="of its own"))
+    for text in nodes.logs["first"].since(0)[0]:
+        nodes.logs["peer"].take(text)
+    nodes.logs["peer"].append(leads("x" * 32))
+    troubles: list[str] = []
+    source = WatchSource(nodes.dial, ["first"], nodes.time, nodes.time.sleep)
+
+    lines = source.lines()
+    shown = [await anext(lines) for _ in range(2)]
+    nodes.dead.add("first")
+    shown += [await anext(lines) for _ in range(2)]
+    assert nodes.asked == ["first", "first", "peer"]
+    assert sorted(shown) == sorted(nodes.logs["peer"].since(0)[0])
+    assert nodes.time.slept == []
+    assert source.trouble == ""
+
+    nodes.dead.add("peer")
+
+    async def both_are_gone(seconds: float) -> None:
+        troubles.append(source.trouble)
+        nodes.dead.clear()
+        nodes.logs["first"].append(Warned(message="it is back"))
+
+    source._sleep = both_are_gone
+    assert "it is back" in await anext(lines)
+    assert troubles == ["first did not answer. Trying again every 1 s."]
+
+
+async def test_a_stranger_at_an_address_that_a_peer_named_is_passed_by() -> None:
+    nodes = Nodes("first", "second")
+    nodes.refusing.add("stranger")
+    nodes.logs["first"].append(joined("x" * 32, "stranger"))
+    nodes.logs["second"].append(Warned(message="b"))
+    source = WatchSource(nodes.dial, ["first", "second"], nodes.time, nodes.time.sleep)
+    lines = source.lines()
+    await anext(lines)
+    nodes.dead.add("first")
+    assert "b" in await anext(lines)
+    nodes.dead.add("second")
+    nodes.logs["first"].append(Warned(message="c"))
+
+    async def first_is_back(seconds: float) -> None:
+        nodes.dead.clear()
+
+    source._sleep = first_is_back
+    assert "c" in await anext(lines)
+    circle = ["second", "stranger", "first"]
+    assert nodes.asked == ["first", "first", "second", *circle, "second", *circle]
+
+
+async def test_another_leader_has_another_clock() -> None:
+    nodes = Nodes("first")
+    nodes.time.now = 50.0
+    lines = [line("a", 1050.0), encode(leads("x" * 32), 2049.0), line("b", 2050.0)]
+    given_lines = iter([lines])
+
+    async def watch(after: int) -> tuple[list[str], int]:
+        try:
+            return next(given_lines), 3
+        except StopIteration:
+            raise RefusedError("over") from None
+
+    source = WatchSource(lambda address: watch, ["first"], nodes.time, nodes.time.sleep)
+    assert len(await read(source, 3)) == 3
+    assert source.now() == 2050.0

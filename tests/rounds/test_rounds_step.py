@@ -9,6 +9,7 @@ from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.gather import ShardResult
 from tsr_swarm.rounds.leader import LeaderPolicy, Phase
+from tsr_swarm.rounds.leading import news as leading_news
 from tsr_swarm.rounds.node import Identity, Node
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import News, Place, Plan, Poll, Received, Redirect
@@ -205,13 +206,46 @@ def test_after_a_sleep_nothing_is_sent_before_there_is_fresh_news(is_told: bool)
     assert uploads(actions) == [0, 1]
 
 
-def test_a_volunteer_that_leads_and_stops_does_not_end_the_run() -> None:
-    state, _ = step(node("c"), pt.Tick(), 0.0)
+def stopped_in_a_round() -> Node:
+    """A coordinator that was asked to stop while p trains for round 1."""
+    state, actions = drive(leading(), (poll("p"), 1.0), (pt.Stop(), 2.0))
+    assert not [action for action in actions if isinstance(action, pt.Quit)], "p's work would be lost to this round"
+    return state
+
+
+def finish_round_1(state: Node) -> tuple[Node, list[pt.Action]]:
     assert state.leading is not None
-    state, actions = step(state, pt.Stop(), 1.0)
-    assert state.is_leaving
-    assert state.leading is None or state.leading.state.phase is not Phase.FINISHED
-    del actions
+    assert state.leading.plan is not None
+    return drive(
+        state,
+        (poll("p", sent=state.leading.plan.key), 3.0),
+        (pt.Sealed(Record(1, "x1", "", ("c",))), 3.1),
+        (pt.Applied(Record(1, "x1", "", ("c",))), 3.2),
+    )
+
+
+def test_a_leader_that_is_asked_to_stop_ends_its_round_and_goes_and_tells_nobody_that_the_run_is_over() -> None:
+    state, actions = finish_round_1(stopped_in_a_round())
+    assert [action for action in actions if isinstance(action, pt.Quit)]
+    assert state.leading is not None
+    assert state.leading.state.phase is Phase.FINISHED
+    assert not leading_news(state).is_finished
+
+
+def test_a_peer_that_is_asked_to_stop_and_knows_no_leader_goes_at_once() -> None:
+    state, _ = drive(working(), (pt.Unreachable("c", pt.Poll("p", 1, 0, True, True, (0, 0, 0), 0)), 4.1))
+    state = replace(state, guide=replace(state.guide, leader=""))
+    _, actions = step(state, pt.Stop(), 4.2)
+    assert [action for action in actions if isinstance(action, pt.Quit)]
+
+
+def test_whoever_has_the_last_round_says_so_at_once() -> None:
+    last = Record(1, "x1", "", ("c",))
+    over = replace(news(base=last, number=2), is_finished=True)
+    state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", news()), 0.1), (Received("c", over), 1.0))
+    _, actions = step(state, pt.Applied(last), 1.5)
+    told = [action.message for action in actions if isinstance(action, pt.Send)]
+    assert [m.applied for m in told if isinstance(m, Poll)] == [1] or any(isinstance(m, pt.Goodbye) for m in told)
 
 
 def test_shards_go_to_nodes_that_lack_no_more_than_the_round_that_was_decided_just_now() -> None:
@@ -242,3 +276,36 @@ def test_a_leader_that_trains_counts_its_own_work_as_soon_as_it_is_there() -> No
         state, _ = step(state, pt.Offered("c", state.council.term, 1, "", shard, 10), 4.1)
         state, actions = step(state, pt.Uploaded(state.council.term, 1, shard, PLACES[shard], True), 4.1)
     assert any(isinstance(action, pt.Average) for action in actions)
+
+
+# --- a coordinator that votes alone and lost its disk -----------------------------------------------------------------
+
+
+def ahead() -> Node:
+    """A peer that has applied three rounds of a run whose only voter is the coordinator."""
+    records = [Record(round, f"x{round}", f"x{round - 1}" if round > 1 else "", ("c",)) for round in (1, 2, 3)]
+    told = [(Received("c", news(term=2, version=2, base=records[-1], number=1)), 0.1)]
+    state, _ = drive(node("p"), (pt.Tick(), 0.0), *told, *((pt.Applied(record), 0.2) for record in records))
+    assert state.peer.applied == 3
+    return state
+
+
+def test_the_only_voter_is_followed_when_it_was_set_back() -> None:
+    state = ahead()
+    older = Record(1, "x1", "", ("c",))
+    state, actions = step(state, Received("c", news(term=1, version=1, base=older, number=state.guide.number)), 5.0)
+    assert [action for action in actions if isinstance(action, pt.FetchState)]
+    assert state.guide.leader == "c"
+    state, _ = step(state, pt.Restored(older), 6.0)
+    assert (state.peer.applied, state.peer.chain, state.council.ledger.base) == (1, "x1", older)
+
+
+@pytest.mark.parametrize("what", ["an old answer", "other voters", "somebody else"])
+def test_nobody_else_takes_back_what_stands(what: str) -> None:
+    state = ahead()
+    sender, voters = ("d", ("c",)) if what == "somebody else" else ("c", ("c", "d", "e"))
+    base = Record(1, "x1", "", voters if what != "an old answer" else ("c",))
+    number = state.guide.number - 1 if what == "an old answer" else state.guide.number
+    after, actions = step(state, Received(sender, replace(news(term=1, base=base, number=number), leader=sender)), 5.0)
+    assert (after.peer.applied, after.peer.needs_state, after.council.ledger.base.round) == (3, False, 3)
+    assert not [action for action in actions if isinstance(action, pt.FetchState)]

@@ -1,12 +1,14 @@
 """A whole swarm in one event loop: the real coordinator and peers over real gRPC on loopback, with a tiny model.
 
-Faults are placed by peer and round: a test gives a function that sees every event of the coordinator as it happens.
+Faults are placed by peer and round: a test gives a function that sees every event of the coordinator, or of a peer, as
+it happens. Peers that listen can lead, and tell of the run while they do.
 """
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from steady import OPTIMIZER, WIRE
 
@@ -15,10 +17,20 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
 from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.runtime.peer import JoinOptions, run_peer
-from tsr_swarm.telemetry.events import DigestReported, Event, RoundClosed, RunFinished, RunStarted
+from tsr_swarm.swarm.identity import load_identity
+from tsr_swarm.telemetry.events import (
+    DigestReported,
+    Event,
+    LeaderChanged,
+    RoundApplied,
+    RoundClosed,
+    RunFinished,
+    RunStarted,
+)
 
 TEXT = "".join(f"def f{i}(x):\n    return x + {i} if x > {i % 7} else f{i // 2}(x - 1)\n\n" for i in range(600))
-DEADLINE_SECONDS = 90
+DEADLINE_SECONDS = 60
+Kind = TypeVar("Kind")
 
 
 def tiny_config(folder: Path, **changes: dict[str, object]) -> RunConfig:
@@ -66,11 +78,14 @@ class Swarm:
     folder: Path
     config: RunConfig
     on_event: Callable[["Swarm", Event], None] = lambda swarm, event: None
+    on_peer_event: Callable[["Swarm", int, Event], None] = lambda swarm, number, event: None
     events: list[Event] = field(default_factory=list)
     address: str = ""
     coordinator: Member | None = None
     peers: dict[int, Member] = field(default_factory=dict)
+    former: list[Member] = field(default_factory=list)  # processes of peers that were started anew
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    _told: asyncio.Event = field(default_factory=asyncio.Event)  # something; a new one each time
 
     async def start_coordinator(self, resume: bool = False, listen: str = "127.0.0.1:0") -> None:
         """Start it and wait for its address."""
@@ -85,10 +100,22 @@ class Swarm:
         if task.done():
             task.result()
 
-    def start_peer(self, number: int, resume: bool = False, local_space: str = "", listen: str | None = None) -> Member:
-        """Start a peer; it keeps its state in a folder of its own."""
+    def start_peer(
+        self,
+        number: int,
+        resume: bool = False,
+        local_space: str = "",
+        listen: str | None = None,
+        at: str = "",
+        data: tuple[Path, ...] = (),
+    ) -> Member:
+        """Start a peer; it keeps its state in a folder of its own. ``at``: whom it calls first, if not the coordinator.
+
+        With ``listen``, an address, others can dial it: it may vote and lead. ``data``: text of its own.
+        """
         options = JoinOptions(
-            coordinator=self.address,
+            coordinator=at or self.address,
+            data=data,
             device="cpu",
             name=f"peer-{number}",
             use_dht=False,
@@ -98,14 +125,34 @@ class Swarm:
             listen=listen,
         )
         stop, events = StopRequest(), list[Event]()
-        self.peers[number] = Member(stop, asyncio.create_task(run_peer(options, events.append, stop)), events)
+
+        def see(event: Event) -> None:
+            events.append(event)
+            self.on_peer_event(self, number, event)
+            self._tell()
+
+        if number in self.peers:
+            self.former.append(self.peers[number])
+        self.peers[number] = Member(stop, asyncio.create_task(run_peer(options, see, stop)), events)
         return self.peers[number]
 
     async def finish(self) -> None:
         """Wait for the coordinator and every peer; raises what the first of them raised."""
         assert self.coordinator is not None
-        tasks = [self.coordinator.task, *(member.task for member in self.peers.values())]
-        await asyncio.wait_for(asyncio.gather(*tasks), DEADLINE_SECONDS)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await asyncio.gather(*(member.task for member in self.members))
+
+    async def until(self, happened: Callable[[], bool]) -> None:
+        """Wait until something is so; it is looked at after every event. Raises what ended a process meanwhile."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not happened():
+                told = asyncio.create_task(self._told.wait())
+                running = {member.task for member in self.members if not member.task.done()}
+                await asyncio.wait({told, *running}, return_when=asyncio.FIRST_COMPLETED)
+                told.cancel()
+                for task in running:
+                    if task.done():
+                        task.result()
 
     def _see(self, event: Event) -> None:
         self.events.append(event)
@@ -113,6 +160,11 @@ class Swarm:
             self.address = event.address
             self.started.set()
         self.on_event(self, event)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._told.set()
+        self._told = asyncio.Event()
 
     # --- what tests look at ---------------------------------------------------------------------------------------
 
@@ -122,15 +174,30 @@ class Swarm:
     def finished(self) -> RunFinished:
         return next(event for event in self.events if isinstance(event, RunFinished))
 
+    @property
+    def members(self) -> list[Member]:
+        """The newest process of each node."""
+        return [*([self.coordinator] if self.coordinator is not None else []), *self.peers.values()]
+
     def digests(self) -> dict[int, set[str]]:
-        """Every digest that was seen of a round: the leader's and those that peers reported."""
-        seen: dict[int, set[str]] = {event.round: {event.digest} for event in self.closed()}
-        for event in self.events:
-            if isinstance(event, DigestReported):
-                seen.setdefault(event.round, set()).add(event.digest)
+        """Every digest that was seen of a round: the leaders', what peers reported, and what each peer had itself."""
+        seen: dict[int, set[str]] = {}
+        for events in (self.events, *(member.events for member in (*self.former, *self.peers.values()))):
+            for event in events:
+                # a leader that has fetched a state tells the rounds before it without a digest
+                if isinstance(event, RoundClosed | DigestReported | RoundApplied) and event.digest:
+                    seen.setdefault(event.round, set()).add(event.digest)
         return seen
 
-    def of(self, kind: type) -> list[Event]:
+    def peer_id(self, number: int) -> str:
+        return load_identity(self.folder / f"peer-{number}" / "identity.key").peer_id
+
+    def leader(self) -> str:
+        """The name of the node that was last said to lead, by the newest term that anybody told."""
+        told = [event for member in self.members for event in member.events if isinstance(event, LeaderChanged)]
+        return max(told, key=lambda event: event.term).name
+
+    def of(self, kind: type[Kind]) -> list[Kind]:
         return [event for event in self.events if isinstance(event, kind)]
 
 
@@ -139,11 +206,12 @@ async def run_swarm(
     config: RunConfig,
     peers: int = 3,
     on_event: Callable[[Swarm, Event], None] = lambda swarm, event: None,
+    listening: int = 0,
 ) -> Swarm:
-    """Run a coordinator and peers to the run's last round."""
+    """Run a coordinator and peers, of which the first ``listening`` can be dialled, to the run's last round."""
     swarm = Swarm(folder, replace(config, run=replace(config.run, min_peers=peers)), on_event)
     await swarm.start_coordinator()
     for number in range(1, peers + 1):
-        swarm.start_peer(number)
+        swarm.start_peer(number, listen="127.0.0.1:0" if number <= listening else None)
     await swarm.finish()
     return swarm

@@ -15,7 +15,7 @@ from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.optim.exchange import Exchange, within_budget
-from tsr_swarm.runtime import leadership
+from tsr_swarm.runtime.node import leading
 from tsr_swarm.runtime.simulate.engine import check, run_one
 from tsr_swarm.runtime.simulate.ours import manifest_of
 from tsr_swarm.runtime.simulate.spec import RunSpec
@@ -49,7 +49,7 @@ def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RoundPlan, Exchange]]
         made.append((within_budget(plan, config, blocks, known), known))
         return made[-1][0]
 
-    monkeypatch.setattr(leadership, "within_budget", note)
+    monkeypatch.setattr(leading, "within_budget", note)
     return made
 
 

@@ -2,35 +2,26 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from swarm_rig import Member, Swarm, tiny_config
+from swarm_rig import Member, Swarm, run_swarm, tiny_config
 
-from tsr_swarm.config.manifest import PROTOCOL_VERSION, make_manifest
+from tsr_swarm.config.manifest import PROTOCOL_VERSION, decode_manifest
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.errors import ConfigError, RefusedError
-from tsr_swarm.runtime import leadership, state_chunks
-from tsr_swarm.runtime.delta_log import DeltaLog
-from tsr_swarm.runtime.donor import KEPT_STATES, LEASE_SECONDS, MAX_STATES, Donor
+from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
+from tsr_swarm.runtime import state_chunks
+from tsr_swarm.runtime.donor import KEPT_STATES
 from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.runtime.node.service import NodeService
 from tsr_swarm.runtime.peer import JoinOptions, run_peer
-from tsr_swarm.runtime.peer_service import PeerService
-from tsr_swarm.runtime.run_folder import fresh_consensus
-from tsr_swarm.runtime.service import CoordinatorService
-from tsr_swarm.runtime.sources import Sources
 from tsr_swarm.runtime.state_chunks import StateAssembly
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.ledger import ByteLedger
-from tsr_swarm.train.llama import parameter_shapes
+from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.transport.kernel_bytes import KernelBytes
-from tsr_swarm.transport.server import serve
-from tsr_swarm.wire.compression import compress, decompress
-from tsr_swarm.wire.messages import chain_hash, published_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 LISTEN = "127.0.0.1:0"
@@ -43,13 +34,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[pb.FetchStateRequest | pb.Fet
     monkeypatch.setattr(state_chunks, "CHUNK_BYTES", 4096)
     seen: list[pb.FetchStateRequest | pb.FetchPublishedRequest] = []
     for name in ("fetch_state", "fetch_published"):
-        original = getattr(CoordinatorService, name)
+        original = getattr(NodeService, name)
 
-        async def answer(self, request, caller, original=original):  # type: ignore[no-untyped-def]
-            seen.append(request)
+        async def answer(self: NodeService, request: Any, caller: Caller, original: Any = original) -> Any:
+            if self._at.node.me == self._at.node.first:
+                seen.append(request)
             return await original(self, request, caller)
 
-        monkeypatch.setattr(CoordinatorService, name, answer)
+        monkeypatch.setattr(NodeService, name, answer)
     return seen
 
 
@@ -59,7 +51,8 @@ def opens(event: ev.Event, round: int) -> bool:
 
 def restless(folder: Path, **changes: dict[str, object]) -> RunConfig:
     """A run that goes on by itself, whoever is away, until somebody ends it."""
-    return tiny_config(folder, **{"run": {"rounds": 500, "min_peers": 3}, "round": {"floor_seconds": 0.4}, **changes})
+    sections: dict[str, dict[str, object]] = {"run": {"rounds": 500, "min_peers": 3}, "round": {"floor_seconds": 0.4}}
+    return tiny_config(folder, **{**sections, **changes})
 
 
 async def with_donors(folder: Path, config: RunConfig, on_event: OnEvent) -> Swarm:
@@ -73,8 +66,7 @@ async def with_donors(folder: Path, config: RunConfig, on_event: OnEvent) -> Swa
 
 
 def end(swarm: Swarm) -> None:
-    for member in [swarm.coordinator, *swarm.peers.values()]:
-        assert member is not None
+    for member in swarm.members:
         member.stop.demand()
 
 
@@ -93,7 +85,7 @@ def warnings_of(member: Member) -> list[str]:
 
 
 def address_of(swarm: Swarm, name: str) -> str:
-    (joined,) = [event for event in swarm.of(ev.PeerJoined) if event.name == name]  # type: ignore[attr-defined]
+    (joined,) = [event for event in swarm.of(ev.PeerJoined) if event.name == name]
     assert isinstance(joined, ev.PeerJoined)
     return joined.address
 
@@ -148,67 +140,6 @@ async def test_donors_and_coordinator_go_on_while_a_state_is_fetched(
     assert agrees(swarm)
 
 
-async def test_a_donor_that_flips_a_byte_is_named_once_and_left_out(
-    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chunks = Donor.chunks
-
-    def flip(self: Donor, request: pb.FetchStateRequest) -> Iterator[pb.StateChunk]:
-        for chunk in chunks(self, request):
-            if "peer-2" in str(self.folder):
-                data = bytearray(decompress(chunk.data, 4096))
-                data[17] ^= 1
-                chunk = pb.StateChunk(index=chunk.index, data=compress(bytes(data), 1))
-            yield chunk
-
-    def watch(swarm: Swarm, event: ev.Event) -> None:
-        if opens(event, 8):
-            calls.clear()
-            swarm.start_peer(4)
-        end_when_applied(swarm, event, "peer-4")
-
-    monkeypatch.setattr(Donor, "chunks", flip)
-    swarm = await with_donors(tmp_path, restless(tmp_path), watch)
-    (warning,) = warnings_of(swarm.peers[4])
-    assert address_of(swarm, "peer-2") in warning
-    assert "does not match its hash" in warning
-    assert state_of(swarm.peers[4]).donors == 2
-    assert agrees(swarm)
-    assert not [call for call in calls if isinstance(call, pb.FetchStateRequest)]
-
-
-@pytest.mark.parametrize("fault", ["dies", "stalls"])
-async def test_what_a_donor_that_dies_or_stalls_was_asked_for_comes_from_the_others(
-    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    """peer-2 gives one chunk of the newcomer's state and then no more, until that state is complete."""
-    chunks, is_over, hit = Donor.chunks, threading.Event(), list[Callable[[], object]]()
-
-    def stick(self: Donor, request: pb.FetchStateRequest) -> Iterator[pb.StateChunk]:
-        for count, chunk in enumerate(chunks(self, request)):
-            if count and "peer-2" in str(self.folder) and hit:
-                hit[0]()
-                assert is_over.wait(60)
-            yield chunk
-
-    def watch(swarm: Swarm, event: ev.Event) -> None:
-        if opens(event, 8):
-            loop, stop = asyncio.get_running_loop(), swarm.peers[2].stop
-            die = partial(loop.call_soon_threadsafe, stop.demand)
-            hit.append(die if fault == "dies" else lambda: None)
-            swarm.start_peer(4)
-        if isinstance(event, ev.DigestReported) and event.name == "peer-4":
-            is_over.set()
-        end_when_applied(swarm, event, "peer-4")
-
-    monkeypatch.setattr(Donor, "chunks", stick)
-    swarm = await with_donors(tmp_path, restless(tmp_path), watch)
-    assert hit
-    assert state_of(swarm.peers[4]).donors == 3
-    assert warnings_of(swarm.peers[4]) == []
-    assert agrees(swarm)
-
-
 async def test_a_joiner_that_is_restarted_in_the_middle_fetches_only_the_rest(
     tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,9 +159,8 @@ async def test_a_joiner_that_is_restarted_in_the_middle_fetches_only_the_rest(
         swarms[:] = [swarm]
         if opens(event, 8):
             swarm.start_peer(4)
-        if isinstance(event, ev.PeerLeft) and event.name == "peer-4" and len(swarm.peers) == 4:
-            swarm.peers[5] = swarm.peers.pop(4)  # its first process
-        if 5 in swarm.peers and 4 not in swarm.peers and isinstance(event, ev.RoundOpened) and event.round >= 12:
+        is_gone = len(taken) >= 10 and swarm.peers[4].task.done() and not swarm.former
+        if is_gone and isinstance(event, ev.RoundOpened) and event.round >= 12:
             swarm.start_peer(4)
         end_when_applied(swarm, event, "peer-4")
 
@@ -266,7 +196,7 @@ async def run_with_an_absence(folder: Path, config: RunConfig, calls: list[Any],
 
 
 def rounds_asked_of_the_coordinator(calls: list[Any], swarm: Swarm, name: str) -> list[int]:
-    (peer,) = {event.peer for event in swarm.of(ev.PeerJoined) if event.name == name}  # type: ignore[attr-defined]
+    (peer,) = {event.peer for event in swarm.of(ev.PeerJoined) if event.name == name}
     return [call.round for call in calls if isinstance(call, pb.FetchPublishedRequest) and call.peer_id == peer]
 
 
@@ -285,48 +215,6 @@ async def test_a_peer_that_missed_rounds_replays_them_from_donors(tmp_path: Path
     assert not set(asked) & set(applied[:4]), "what it missed came from donors"
 
 
-async def test_a_peer_that_missed_rounds_takes_the_state_where_that_is_cheaper(
-    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(leadership, "state_length", lambda tensors: 1)
-    swarm = await run_with_an_absence(tmp_path, restless(tmp_path, run={"rounds": 500, "min_peers": 2}), calls)
-    member = swarm.peers[3]
-    choices = [event for event in member.events if isinstance(event, ev.CatchingUp)]
-    assert choices[0].takes_state
-    assert state_of(member).round >= 5
-    assert not [call for call in calls if isinstance(call, pb.FetchStateRequest)], "the two donors gave it"
-    assert agrees(swarm)
-
-
-async def test_a_donor_cannot_lead_a_peer_to_another_history(
-    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """peer-1 gives rounds with another claim in them and a chain hash that fits: anybody can compute one."""
-    original = DeltaLog.get
-
-    def forge(self: DeltaLog, round: int) -> tuple[pb.PublishedHeader, bytes] | None:
-        kept = original(self, round)
-        if kept is None or "peer-1" not in str(self.folder):
-            return kept
-        message, data = kept
-        message.shards[0].tokens += 1
-        config = tiny_config(tmp_path)
-        blocks = make_manifest("x", config, parameter_shapes(config.model)).blocks
-        header = published_from_proto(message, blocks)
-        parent = message.plan.parent
-        message.chain = chain_hash(parent, header.plan, header.shard_blocks, header.shards)
-        return message, data
-
-    monkeypatch.setattr(DeltaLog, "get", forge)
-    swarm = await run_with_an_absence(tmp_path, restless(tmp_path, run={"rounds": 500, "min_peers": 2}), calls)
-    member = swarm.peers[3]
-    (warning,) = warnings_of(member)
-    assert address_of(swarm, "peer-1") in warning
-    assert "not that round of this run" in warning
-    assert not [event for event in member.events if isinstance(event, ev.StateReceived)]
-    assert agrees(swarm)
-
-
 async def test_without_donors_a_late_joiner_gets_all_from_the_coordinator(tmp_path: Path, calls: list[Any]) -> None:
     def watch(swarm: Swarm, event: ev.Event) -> None:
         if opens(event, 7):
@@ -341,104 +229,54 @@ async def test_without_donors_a_late_joiner_gets_all_from_the_coordinator(tmp_pa
     assert state_of(swarm.peers[4]).donors == 1
     assert agrees(swarm)
     assert len(list((tmp_path / "coordinator" / "states").iterdir())) <= KEPT_STATES
-    assert list((tmp_path / "peer-1" / "states").iterdir()) == []
+    assert list((tmp_path / "peer-1").glob("run-*/states/*")) == []
     assert not [event for event in swarm.peers[4].events if isinstance(event, ev.CatchingUp)]
-
-
-def test_a_donor_has_one_name_and_is_neither_the_coordinator_nor_nowhere() -> None:
-    """Peers say where they are: the same place written in two ways must not be asked twice at a time."""
-    sources = Sources(SwarmClient("192.0.2.1:7700", ByteLedger()), ByteLedger(), KernelBytes([]), lambda event: None)
-    sources.tell(["h:7", "h:007", "192.0.2.1:7700", "192.0.2.1:07700", "127.0.0.1:22", "0.0.0.0:1", "x", "[::2]:1"])
-    assert sources.donors == ("h:7", "[::2]:1")
 
 
 # --- one donor by itself --------------------------------------------------------------------------------------------
 
 
-def donor_in(folder: Path, clock: Callable[[], float] = lambda: 0.0) -> Donor:
-    config = tiny_config(folder)
-    manifest = make_manifest("run", config, parameter_shapes(config.model))
-    log = DeltaLog(folder / "published", 1 << 20)
-    log.open(0)
-    donor = Donor(manifest, folder / "states", log, clock)
-    donor.open()
-    return donor
+async def test_a_peer_refuses_what_only_the_leader_does_and_says_who_leads(tmp_path: Path) -> None:
+    """peer-1 can be dialled, and the coordinator leads."""
+    asked: list[asyncio.Task[None]] = []
 
+    async def ask(swarm: Swarm) -> None:
+        async with SwarmClient(address_of(swarm, "peer-1"), ByteLedger()) as client:
+            hello = await client.hello(pb.HelloRequest(protocol=PROTOCOL_VERSION))
+            assert hello.peer_id == swarm.peer_id(1)
+            assert hello.first != hello.peer_id
+            digest = bytes.fromhex(decode_manifest(hello.manifest).digest)
+            with pytest.raises(RefusedError, match="protocol 99"):
+                await client.hello(pb.HelloRequest(protocol=99))
+            me = "e" * 32
+            refused = (
+                client.join(pb.JoinRequest(manifest_digest=digest, peer_id=me, name="e", local_space="core")),
+                client.list_peers(pb.ListPeersRequest(manifest_digest=digest)),
+                client.report(pb.ReportRequest(peer_id=me, round=1, digest=b"d" * 32)),
+            )
+            for call in refused:
+                with pytest.raises(UnreachableError, match="does not lead; ask it who does"):
+                    await call
+            reply = await client.poll(pb.PollRequest(manifest_digest=digest, peer_id=me, incarnation=1, number=1))
+            assert reply.redirect.leader == hello.first
+            assert {contact.peer_id for contact in reply.contacts} >= {hello.first, hello.peer_id}
+            with pytest.raises(PeerError):
+                await client.submit(pb.Envelope(), b"")
+            with pytest.raises(RefusedError, match="another run"):
+                await client.describe_state(pb.DescribeStateRequest(manifest_digest=b"x" * 32))
+            with pytest.raises(RefusedError, match="state of round 500 is not kept here"):
+                await anext(client.fetch_state(pb.FetchStateRequest(round=500)))
+            with pytest.raises(RefusedError, match="Round 500 is not kept here"):
+                await client.fetch_published(pb.FetchPublishedRequest(round=500), 10)
 
-async def test_a_peer_refuses_what_only_the_coordinator_does_and_names_it(tmp_path: Path) -> None:
-    donor = donor_in(tmp_path)
-    service = PeerService(donor, "otter", "192.0.2.1:7700")
-    digest = bytes.fromhex(donor.manifest.digest)
-    async with (
-        serve(service, LISTEN, ByteLedger()) as port,
-        SwarmClient(f"127.0.0.1:{port}", ByteLedger()) as client,
-    ):
-        assert (await client.hello(pb.HelloRequest(protocol=PROTOCOL_VERSION))).manifest == donor.manifest.encoded
-        with pytest.raises(RefusedError, match="protocol 99"):
-            await client.hello(pb.HelloRequest(protocol=99))
-        refused = (
-            client.join(pb.JoinRequest()),
-            client.follow(pb.FollowRequest()),
-            client.submit(pb.Envelope(), b""),
-            client.report(pb.ReportRequest()),
-            client.leave(pb.LeaveRequest()),
-            client.watch(pb.WatchRequest()),
-            client.describe_state(pb.DescribeStateRequest(manifest_digest=digest)),
-        )
-        for call in refused:
-            with pytest.raises(RefusedError, match=r"otter .*ask the coordinator at 192\.0\.2\.1:7700\.$"):
-                await call
-        with pytest.raises(RefusedError, match="another run"):
-            await client.describe_state(pb.DescribeStateRequest(manifest_digest=b"x" * 32))
-        with pytest.raises(RefusedError, match="state of round 5 is not kept here"):
-            await anext(client.fetch_state(pb.FetchStateRequest(round=5)))
-        with pytest.raises(RefusedError, match="does not keep round 5"):
-            await client.fetch_published(pb.FetchPublishedRequest(round=5), 10)
+    def watch(swarm: Swarm, event: ev.Event) -> None:
+        if opens(event, 2):
+            asked.append(asyncio.create_task(ask(swarm)))
 
-
-async def test_donors_describe_the_same_state_alike_and_give_the_chunks_that_are_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(state_chunks, "CHUNK_BYTES", 4096)
-    donors = [donor_in(tmp_path / name) for name in "ab"]
-    consensus = fresh_consensus(donors[0].manifest)
-    about, other = [await donor.keep_state(consensus, 5, b"c" * 32) for donor in donors]
-    assert about == other
-    one, two = [list(donor.chunks(pb.FetchStateRequest(round=5, first_chunk=2, chunks=3))) for donor in donors]
-    assert [chunk.index for chunk in one] == [2, 3, 4]
-    assert one == two
-    rest = donors[0].chunks(pb.FetchStateRequest(round=5, first_chunk=2))
-    assert len(list(rest)) == len(about.chunk_hashes) - 2
-    assert list(donors[0].chunks(pb.FetchStateRequest(round=5, first_chunk=2**32 - 1, chunks=2**32 - 1))) == []
-
-
-async def test_two_states_are_kept_and_one_that_is_being_fetched_a_little_longer(tmp_path: Path) -> None:
-    now = [0.0]
-    donor = donor_in(tmp_path, lambda: now[0])
-    consensus = fresh_consensus(donor.manifest)
-
-    def kept() -> list[int]:
-        return sorted(int(path.stem.removeprefix("state-")) for path in donor.folder.iterdir())
-
-    for round in (0, 5, 10):
-        await donor.keep_state(consensus, round, b"")
-    assert kept() == [5, 10]
-    begun = donor.chunks(pb.FetchStateRequest(round=5))
-    first = next(begun)
-    donor.lease(10)
-    await donor.keep_state(consensus, 15, b"")
-    assert kept() == [5, 10, 15]
-    assert donor.describe(5).round == 5  # type: ignore[union-attr]
-    assert donor.describe(1).round == donor.describe().round == 15  # type: ignore[union-attr]
-    now[0] += LEASE_SECONDS + 1
-    await donor.keep_state(consensus, 20, b"")
-    assert kept() == [15, 20]
-    donor.lease(10)  # too late
-    assert [chunk.index for chunk in (first, *begun)] == list(range(len(donor.describe().chunk_hashes)))  # type: ignore[union-attr]
-    for round in range(25, 60, 5):
-        donor.chunks(pb.FetchStateRequest(round=round - 5))
-        await donor.keep_state(consensus, round, b"")
-        assert len(kept()) <= MAX_STATES
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path), peers=3, on_event=watch, listening=1)
+    await asyncio.gather(*asked)
+    assert len(asked) == 1
+    assert [event.included for event in swarm.closed()] == [3, 3, 3, 3]
 
 
 @pytest.mark.parametrize(

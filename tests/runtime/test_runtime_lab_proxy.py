@@ -18,11 +18,15 @@ from tsr_swarm.telemetry.events import Event, LabReady
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 SECONDS = 20.0
+COORDINATOR, PEER, OTHER = range(3)
 
 
 @asynccontextmanager
 async def lab(**lines: Line) -> AsyncIterator[tuple[Proxies, str]]:
-    """Proxies of one peer, ``peer``, and the address of a ``coordinator`` that sends back what it gets."""
+    """Proxies of a ``coordinator``, a ``peer`` and an ``other``, and the coordinator's address.
+
+    All but the peer, which calls, send back what they get.
+    """
     echoes: list[asyncio.Task[None] | None] = []
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -38,20 +42,26 @@ async def lab(**lines: Line) -> AsyncIterator[tuple[Proxies, str]]:
 
     async with AsyncExitStack() as exits, asyncio.timeout(SECONDS):
         exits.push_async_callback(echoes_end)
-        server = await asyncio.start_server(echo, "127.0.0.1", 0)
-        exits.callback(server.close)
-        shaped = {0: lines.get("coordinator", Line()), 1: lines.get("peer", Line())}
+        shaped = {who: lines.get(name, Line()) for who, name in enumerate(("coordinator", "peer", "other"))}
         proxies = await Proxies.open(exits, shaped, seed=0)
-        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        yield proxies, address
+        addresses = [listens(proxies.coordinator_arguments()), listens(proxies.peer_arguments(OTHER, ""))]
+        for address in filter(None, addresses):
+            server = await asyncio.start_server(echo, *address.split(":"))
+            exits.callback(server.close)
+        yield proxies, addresses[0]
 
 
-async def dial(proxies: Proxies, address: str, target: str = "") -> tuple[bytes, Ends]:
-    """The proxy's answer to CONNECT, and the connection."""
-    arguments = proxies.peer_arguments(1, address)
+def listens(arguments: list[str]) -> str:
+    """Where somebody is told to listen; "" nowhere."""
+    return arguments[arguments.index("--listen") + 1] if "--listen" in arguments else ""
+
+
+async def dial(proxies: Proxies, address: str, who: int = PEER) -> tuple[bytes, Ends]:
+    """The answer of one's proxy to CONNECT, and the connection."""
+    arguments = proxies.peer_arguments(who, "") if who else proxies.coordinator_arguments()
     host, _, port = arguments[arguments.index("--proxy") + 1].rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(f"CONNECT {target or address} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write(f"CONNECT {address} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     return await reader.readuntil(b"\r\n\r\n"), (reader, writer)
 
 
@@ -128,11 +138,45 @@ async def test_a_partition_stalls_and_heals_and_loses_nothing() -> None:
             writer.close()
 
 
-async def test_only_the_coordinator_can_be_asked_for() -> None:
+async def test_everybody_reaches_everybody_over_both_lines() -> None:
+    async with lab(coordinator=Line(rtt=0.06), peer=Line(rtt=0.02), other=Line(rtt=0.04)) as (proxies, address):
+        theirs = listens(proxies.peer_arguments(OTHER, ""))
+        for who, target, share in ((PEER, address, 0.08), (PEER, theirs, 0.06), (COORDINATOR, theirs, 0.1)):
+            answer, ends = await dial(proxies, target, who)
+            assert b" 200 " in answer
+            assert share <= await echoed(ends, b"x") < share + 0.04, "and over no other"
+            ends[1].close()
+
+
+async def test_a_partition_is_between_those_that_it_names() -> None:
     async with lab() as (proxies, address):
-        answer, (_, writer) = await dial(proxies, address, target="127.0.0.1:1")
-        assert b" 403 " in answer
-        writer.close()
+        theirs = listens(proxies.peer_arguments(OTHER, ""))
+        _, near = await dial(proxies, address)
+        _, far = await dial(proxies, theirs)
+        proxies.cut([frozenset((PEER, OTHER))])
+        stalled = asyncio.create_task(echoed(far, b"x"))
+        await echoed(near, b"x")
+        assert not stalled.done()
+        proxies.cut([])
+        await stalled
+        for _, writer in (near, far):
+            writer.close()
+
+
+async def test_only_who_can_be_dialled_can_be_asked_for() -> None:
+    async with lab(other=Line(nat=True)) as (proxies, _):
+        assert listens(proxies.peer_arguments(OTHER, "")) == "", "nobody reaches it"
+        own = listens(proxies.peer_arguments(PEER, ""))
+        for target in ("127.0.0.1:1", own):
+            answer, (_, writer) = await dial(proxies, target)
+            assert b" 403 " in answer
+            writer.close()
+
+
+async def test_a_port_that_is_set_aside_is_the_same_for_one_that_comes_back() -> None:
+    async with lab() as (proxies, address):
+        assert listens(proxies.coordinator_arguments(address)) == address
+        assert listens(proxies.peer_arguments(PEER, "")) == listens(proxies.peer_arguments(PEER, address))
 
 
 async def test_the_end_of_a_stream_is_passed_on() -> None:
@@ -165,7 +209,7 @@ async def test_where_no_namespace_can_be_made_proxies_take_their_place_and_say_s
     assert kind == "Proxies"
     assert isinstance(event, LabReady)
     assert event.mode == "proxy"
-    assert event.reason.startswith("Network namespaces need root (Operation not permitted). So each peer's calls go ")
+    assert event.reason.startswith("Network namespaces need root (Operation not permitted). So everybody's calls go ")
     with pytest.raises(ChildError, match="need root"):
         await kind_of_lab("namespaces", {})
 

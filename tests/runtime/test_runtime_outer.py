@@ -14,16 +14,25 @@ from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.optim.outer import pack_outer, rotate_outer, without_residuals
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
+from tsr_swarm.rounds.council import Ledger
 from tsr_swarm.rounds.reducer import split_blocks
-from tsr_swarm.rounds.votes import VoterState
-from tsr_swarm.runtime.leadership import Applied, Progress
 from tsr_swarm.runtime.reduction import Published, Reduction
-from tsr_swarm.runtime.run_folder import OUTER, RunFolder, StartingPoint, load_run, resume_run, start_run
+from tsr_swarm.runtime.run_folder import (
+    OUTER,
+    Applied,
+    RunFolder,
+    StartingPoint,
+    load_run,
+    record_of,
+    resume_run,
+    start_run,
+)
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.wire.codec import encode
 from tsr_swarm.wire.gate import shard_slots
 from tsr_swarm.wire.messages import ContributionHeader, published_to_proto
 
+ME = "c" * 32  # the coordinator
 OUTERS = ("average", "nesterov", "adam")
 
 
@@ -41,17 +50,17 @@ class Reducer:
     """Reduces what one peer sends, seeded noise, with no process around it."""
 
     def __init__(self, start: StartingPoint) -> None:
-        self.manifest, self.consensus, self.outer, self.progress = (
+        self.manifest, self.consensus, self.outer, self.record = (
             start.manifest,
             start.consensus,
             start.outer,
-            start.progress,
+            start.record,
         )
 
     def reduce(self, shards: tuple[int, ...] = (0, 1)) -> Published:
         """The open round, of which ``shards`` arrived."""
         config, blocks = self.manifest.config, self.manifest.blocks
-        plan = plan_round(config, blocks, self.progress.round + 1, self.progress.chain)
+        plan = plan_round(config, blocks, self.record.round + 1, self.record.chain)
         shard_blocks = split_blocks([block.size for block in blocks], 2)
         reduction = Reduction(self.manifest, plan, shard_blocks)
         for shard in shards:
@@ -79,9 +88,9 @@ class Reducer:
     def apply(self, published: Published) -> Applied:
         refreshed = self.consensus.apply(published.header.plan, published.grids, published.void)
         self.outer = rotate_outer(published.outer, refreshed, self.manifest.config.optimizer)
-        self.progress = Progress(published.header.plan.round, published.header.chain.hex())
+        self.record = record_of(published.header)
         digest = self.consensus.digest().hex()
-        return Applied(progress=self.progress, consensus=self.consensus, outer=self.outer, digest=digest)
+        return Applied(record=self.record, consensus=self.consensus, outer=self.outer, digest=digest)
 
 
 def no_warning(message: str) -> None:
@@ -91,7 +100,7 @@ def no_warning(message: str) -> None:
 @pytest.mark.parametrize("outer", OUTERS)
 def test_a_resumed_reducer_publishes_the_bytes_of_one_that_never_stopped(tmp_path: Path, outer: str) -> None:
     config, folder = outer_config(tmp_path, outer), RunFolder(tmp_path / "coordinator")
-    reducer = Reducer(start_run(folder, config))
+    reducer = Reducer(start_run(folder, config, ME))
     for _ in range(3):
         applied = reducer.apply(reducer.reduce())
     folder.save(reducer.manifest, applied, keep=1)
@@ -106,7 +115,7 @@ def test_a_resumed_reducer_publishes_the_bytes_of_one_that_never_stopped(tmp_pat
 
 @pytest.mark.parametrize("outer", OUTERS)
 def test_a_round_that_is_not_applied_leaves_what_is_kept(tmp_path: Path, outer: str) -> None:
-    reducer = Reducer(start_run(RunFolder(tmp_path / "coordinator"), outer_config(tmp_path, outer)))
+    reducer = Reducer(start_run(RunFolder(tmp_path / "coordinator"), outer_config(tmp_path, outer), ME))
     reducer.apply(reducer.reduce())
     before = {name: tensor.clone() for name, tensor in pack_outer(reducer.outer, reducer.manifest.blocks).items()}
     assert before
@@ -120,7 +129,7 @@ def test_a_round_that_is_not_applied_leaves_what_is_kept(tmp_path: Path, outer: 
 
 @pytest.mark.parametrize("outer", OUTERS)
 def test_blocks_of_a_void_shard_keep_what_they_had(tmp_path: Path, outer: str) -> None:
-    reducer = Reducer(start_run(RunFolder(tmp_path / "coordinator"), outer_config(tmp_path, outer)))
+    reducer = Reducer(start_run(RunFolder(tmp_path / "coordinator"), outer_config(tmp_path, outer), ME))
     reducer.apply(reducer.reduce())
 
     published = reducer.reduce(shards=(1,))
@@ -134,7 +143,7 @@ def test_blocks_of_a_void_shard_keep_what_they_had(tmp_path: Path, outer: str) -
 def test_replayed_rounds_turn_what_is_kept_and_change_no_weight(tmp_path: Path) -> None:
     """A checkpoint of round 1, then rounds 2 and 3 from the log: in round 3 the bases change."""
     config, folder = outer_config(tmp_path, "nesterov"), RunFolder(tmp_path / "coordinator")
-    start = start_run(folder, config)
+    start = start_run(folder, config, ME)
     reducer = Reducer(start)
     folder.save(reducer.manifest, reducer.apply(reducer.reduce()), keep=1)
     kept, old = reducer.outer, dict(reducer.consensus.bases)
@@ -142,14 +151,13 @@ def test_replayed_rounds_turn_what_is_kept_and_change_no_weight(tmp_path: Path) 
         published = reducer.reduce()
         start.delta_log.store(published_to_proto(published.header), published.data)
         applied = reducer.apply(published)
-        folder.journal.write(
-            VoterState(term=1, accepted_term=1, accepted_round=round, accepted_chain=applied.progress.chain)
-        )
+        assert applied.record.round == round
+        folder.journal.write(Ledger(applied.record, term=1, voted_for=ME))
 
     again = resume_run(folder, config, no_warning)
 
     assert again.consensus.digest().hex() == applied.digest
-    assert again.progress == applied.progress
+    assert again.record == applied.record
     bases = {index: (basis, again.consensus.bases[index]) for index, basis in old.items()}
     # the residual of the checkpoint went out with the rounds that are replayed
     wanted = pack_outer(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.runtime.faults import PHASES, LocalPlan, Partition, Stop, due
+from tsr_swarm.runtime.faults import PHASES, LocalPlan, Partition, Role, Stop, due
 from tsr_swarm.runtime.lab.flags import LineTexts
 from tsr_swarm.runtime.lab.link import Line
 from tsr_swarm.runtime.placing import FaultError, plan_local
@@ -28,6 +28,7 @@ def plan(flag: str = "stops", *texts: str, **more: Any) -> LocalPlan:
         ("2@3:5s", Stop(who=2, round=3, phase="train", seconds=5)),
         ("coordinator@1/commit:500ms", Stop(who=0, round=1, phase="commit", seconds=0.5)),
         ("1@10/apply:2", Stop(who=1, round=10, phase="apply", seconds=2)),
+        ("leader@3:20s", Stop(who=Role.LEADER, round=3, phase="train", seconds=20)),
     ],
 )
 def test_a_stop_is_read(text: str, stop: Stop) -> None:
@@ -144,6 +145,7 @@ def test_a_stop_needs_somebody_who_runs() -> None:
     with pytest.raises(FaultError, match="before that peer joins in round 5"):
         plan("stops", "4@4", join_rounds=[5])
     assert plan("stops", "2@3", kills=["2@3/commit"]).faults
+    assert plan("stops", "2@5", kills=["2@3"], backs=["2@4"]).faults
 
 
 @given(flag=st.sampled_from(FLAGS), text=st.text(alphabet="0123456789@|,/:. %-smbitalcoordnexhg\n", max_size=24))

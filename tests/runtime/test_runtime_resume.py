@@ -59,7 +59,8 @@ async def test_peers_follow_a_coordinator_that_was_set_back_to_an_older_state(tm
     shutil.rmtree(tmp_path / "coordinator")
     shutil.move(backup, tmp_path / "coordinator")
     swarm.on_event = lambda swarm, event: None
-    swarm.events.clear()
+    for events in (swarm.events, *(member.events for member in swarm.peers.values())):
+        events.clear()  # of rounds that are no more
     await swarm.start_coordinator(resume=True, listen=swarm.address)
     await swarm.finish()
     closed = swarm.closed()
@@ -108,7 +109,7 @@ async def test_a_peer_can_be_asked_to_leave_while_its_coordinator_is_gone(tmp_pa
 
 
 async def test_a_coordinator_that_is_stopped_sends_nobody_home(tmp_path: Path) -> None:
-    """It ends after its round, without waiting for peers; they go on with its successor."""
+    """It ends after its round, without waiting for peers. Nobody else votes: they wait for its successor."""
 
     def stop_gently(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.RoundOpened) and event.round == 2 and swarm.coordinator is not None:
@@ -127,6 +128,66 @@ async def test_a_coordinator_that_is_stopped_sends_nobody_home(tmp_path: Path) -
     await swarm.finish()
     assert [event.round for event in swarm.closed()] == [1, 2, 3, 4]
     assert all(event.included == 2 for event in swarm.closed())
+
+
+async def test_a_coordinator_that_is_stopped_goes_like_a_volunteer_where_others_vote(tmp_path: Path) -> None:
+    """It finishes its round, and the two that can be dialled go on without it: no round is void or missing."""
+
+    def stop_gently(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.RoundOpened) and event.round == 3 and swarm.coordinator is not None:
+            swarm.coordinator.stop.request()
+
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 5, "min_peers": 3}), stop_gently)
+    await swarm.start_coordinator()
+    for number in (1, 2, 3):
+        swarm.start_peer(number, listen="127.0.0.1:0" if number < 3 else None)
+    await swarm.finish()
+    assert [event.round for event in swarm.closed()] == [1, 2, 3]
+    assert swarm.finished().reason == "it was asked to stop"
+    assert swarm.leader() in ("peer-1", "peer-2")
+    digests = swarm.digests()
+    assert sorted(digests) == [1, 2, 3, 4, 5]
+    assert all(len(seen) == 1 for seen in digests.values())
+    for member in swarm.peers.values():
+        applied = [event for event in member.events if isinstance(event, ev.RoundApplied)]
+        assert [event.round for event in applied] == [1, 2, 3, 4, 5]
+        assert all(event.included for event in applied)
+        assert isinstance(member.events[-1], ev.Left)
+        assert member.events[-1].reason == "the run has finished"
+
+
+async def test_a_coordinator_that_was_set_back_takes_over_the_history_that_others_hold(tmp_path: Path) -> None:
+    """Its folder is replaced by a copy from before round 3; two that vote know better than its backup."""
+    backup = tmp_path / "backup"
+
+    def back_up_and_cut_off(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.CheckpointSaved) and event.round == 2 and not backup.exists():
+            shutil.copytree(tmp_path / "coordinator", backup)
+        if isinstance(event, ev.RoundClosed) and event.round == 5 and swarm.coordinator is not None:
+            swarm.coordinator.stop.demand()
+
+    config = tiny_config(tmp_path, run={"rounds": 500, "min_peers": 2}, round={"floor_seconds": 30.0})
+    swarm = Swarm(tmp_path, config, back_up_and_cut_off)
+    await swarm.start_coordinator()
+    for number in (1, 2):
+        swarm.start_peer(number, listen="127.0.0.1:0")
+    assert swarm.coordinator is not None
+    await swarm.coordinator.task
+    shutil.rmtree(tmp_path / "coordinator")
+    shutil.move(backup, tmp_path / "coordinator")
+    swarm.on_event = lambda swarm, event: None
+    before = len(swarm.events)
+    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.until(lambda: any(isinstance(e, ev.Evaluated) and (e.round or 0) > 6 for e in swarm.events[before:]))
+    for member in swarm.members:
+        member.stop.demand()
+    await swarm.finish()
+    digests = swarm.digests()
+    assert {1, 2, 3, 4, 5, 6, 7} <= set(digests)
+    assert all(len(seen) == 1 for seen in digests.values())
+    for member in swarm.peers.values():
+        applied = [event.round for event in member.events if isinstance(event, ev.RoundApplied)]
+        assert applied == list(range(1, applied[-1] + 1)), "nobody was set back"
 
 
 async def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path) -> None:

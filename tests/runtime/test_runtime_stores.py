@@ -1,7 +1,12 @@
 """What a coordinator keeps between rounds: roster, journal, delta log, and the state in chunks."""
 
-from dataclasses import dataclass
+import errno
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import safetensors.torch
@@ -17,12 +22,15 @@ from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.rounds.votes import VoterState
+from tsr_swarm.rounds.council import Ledger, Record
+from tsr_swarm.runtime import state_chunks
 from tsr_swarm.runtime.delta_log import DeltaLog
+from tsr_swarm.runtime.donor import LEASE_SECONDS, MAX_STATES, Donor
 from tsr_swarm.runtime.journal import Journal
 from tsr_swarm.runtime.roster import Roster
 from tsr_swarm.runtime.run_folder import folder_lock, fresh_consensus
 from tsr_swarm.runtime.state_chunks import StateAssembly, begun_round, read_chunks, state_length, write_state
+from tsr_swarm.wire.messages import sections_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 comings = st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["otter", "peer-2", "peer-7"]), st.booleans()))
@@ -48,76 +56,287 @@ def test_a_peer_gets_the_number_its_name_ends_in_and_keeps_it_over_an_absence() 
     assert roster.admit("a" * 32, "peer-3", "", "cpu", "core").number == 3
 
 
-def test_a_journal_gives_back_what_was_written_last_and_refuses_damage(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "new" / "journal.json")
-    assert journal.load() == VoterState()
-    for round in (1, 2):
-        journal.write(VoterState(term=1, accepted_term=1, accepted_round=round, accepted_chain=f"{round}"))
-    assert journal.load().accepted_round == 2
-    (tmp_path / "new" / "journal.json").write_text('{"term": ')
-    with pytest.raises(RunError, match="cannot be read"):
-        journal.load()
-    blocked = Journal(tmp_path / "new" / "journal.json" / "under-a-file.json")
+names = st.sampled_from(["a" * 32, "b" * 32, "c" * 32])
+hashes = st.binary(min_size=32, max_size=32).map(bytes.hex)
+records = st.builds(
+    Record,
+    round=st.integers(0, 2**40),
+    chain=hashes,
+    parent=hashes | st.just(""),
+    voters=st.lists(names, unique=True, max_size=5).map(tuple),
+)
+ledgers = st.builds(
+    Ledger,
+    base=records,
+    term=st.integers(0, 2**40),
+    voted_for=names | st.just(""),
+    tail=records | st.none(),
+    tail_term=st.integers(0, 2**40),
+)
+GENESIS = Record(voters=("a" * 32,))
+
+
+@given(written=st.lists(ledgers, max_size=3))
+def test_a_journal_gives_back_what_was_written_last(written: list[Ledger]) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "new" / "journal.json"
+        for ledger in written:
+            Journal(path).write(ledger)
+        assert Journal(path).load(GENESIS) == (written[-1] if written else Ledger(GENESIS))
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("at", ["fsync", "replace"])
+def test_a_journal_that_is_killed_while_it_writes_holds_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    path = tmp_path / "journal.json"
+    before, after = (Ledger(GENESIS, term=term, voted_for="a" * 32) for term in (1, 2))
+    Journal(path).write(before)
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((os, "fsync", die) if at == "fsync" else (Path, "replace", die)))
+        with pytest.raises(Killed):
+            Journal(path).write(after)
+    assert Journal(path).load(GENESIS) == before
+    Journal(path).write(after)
+    assert Journal(path).load(GENESIS) == after
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"term": ',
+        "[]",
+        "{}",
+        '{"term": 1, "voted_for": "", "accepted_term": 1, "accepted_round": 2, "accepted_chain": "c"}',
+        '{"base": null, "term": 1, "voted_for": "", "tail": null, "tail_term": 0}',
+        '{"base": {"round": "1", "chain": "", "parent": "", "voters": []}, "term": 1, "voted_for": "", "tail": null, '
+        '"tail_term": 0}',
+        '{"base": {"round": 1, "chain": "xyz", "parent": "", "voters": []}, "term": 1, "voted_for": "", "tail": null, '
+        '"tail_term": 0}',
+    ],
+)
+def test_a_damaged_journal_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "journal.json").write_text(text)
+    with pytest.raises(RunError, match=r"journal\.json cannot be read .*restore it from a copy\.$"):
+        Journal(tmp_path / "journal.json").load(GENESIS)
     with pytest.raises(RunError, match="cannot be written"):
-        blocked.write(VoterState())
+        Journal(tmp_path / "journal.json" / "under-a-file.json").write(Ledger(GENESIS))
+
+
+def chain_of(round: int, which: int = 0) -> bytes:
+    return bytes([round, which]) * 16 if round else b""
+
+
+def header_of(round: int, which: int = 0, parent: int = 0, sections: Sequence[pb.Section] = ()) -> pb.PublishedHeader:
+    """One of several proposals of a round, each of which follows one of several of the round before."""
+    plan = pb.RoundPlan(round=round, parent=chain_of(round - 1, parent))
+    shards = [pb.ShardResult(void=True), pb.ShardResult(sections=sections)]
+    return pb.PublishedHeader(plan=plan, chain=chain_of(round, which), shards=shards)
+
+
+def log_in(folder: Path, max_bytes: int = 10_000, committed: int = 0, which: int = 0) -> DeltaLog:
+    log = DeltaLog(folder, max_bytes)
+    log.open(committed, chain_of(committed, which))
+    return log
+
+
+@dataclass
+class Voter:
+    """A log, the journal that says what stands, and what each round's standing proposal is."""
+
+    folder: Path
+    log: DeltaLog
+    standing: list[int] = field(default_factory=list)  # which one, by round from 1
+    stored: set[tuple[int, int]] = field(default_factory=set)  # rounds and which, that must still be there
+
+    @property
+    def base(self) -> int:
+        return len(self.standing)
+
+    def follows(self) -> int:
+        return self.standing[-1] if self.standing else 0
+
+    def check(self) -> None:
+        for round, which in enumerate(self.standing, 1):
+            assert self.log.get(round) == (header_of(round, which, self.parent(round)), data_of(round, which))
+        assert self.log.get(self.base + 1) is None, "a proposal never stands"
+        for round, which in self.stored:
+            found = self.log.get(round, chain_of(round, which))
+            assert found == (header_of(round, which, self.parent(round)), data_of(round, which))
+        assert self.log.keeps_since(0)
+
+    def parent(self, round: int) -> int:
+        return self.standing[round - 2] if round > 1 else 0
+
+
+def data_of(round: int, which: int) -> bytes:
+    return bytes([round, which]) * 10
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["store", "store", "commit", "commit", "kill", "kill before commit"]), st.integers(0, 2)),
+    max_size=30,
+)
+
+
+@given(steps=steps)
+def test_what_stands_is_never_lost_and_a_proposal_is_never_served_as_standing(steps: list[tuple[str, int]]) -> None:
+    """A voter stores proposals, is told which one stands, journals that before anything else, and is killed."""
+    with TemporaryDirectory() as folder:
+        voter = Voter(Path(folder), log_in(Path(folder)))
+        for step, which in steps:
+            round = voter.base + 1
+            if step == "store":
+                voter.log.store(header_of(round, which, voter.follows()), data_of(round, which))
+                voter.stored.add((round, which))
+            elif step.startswith("kill"):
+                if step == "kill before commit" and (round, which) in voter.stored:
+                    voter.standing.append(which)  # journaled
+                    voter.stored = {(round, which)}
+                (voter.folder / "round-000000009.99.tmp").write_bytes(b"was being written")
+                voter.log = log_in(voter.folder, committed=voter.base, which=voter.follows())
+            elif (round, which) in voter.stored:
+                voter.standing.append(which)
+                voter.stored.clear()
+                voter.log.commit(round, chain_of(round, which))
+                for other in {0, 1, 2} - {which}:
+                    assert voter.log.get(round, chain_of(round, other)) is None, "what did not come to stand is gone"
+            voter.check()
+        assert not list(voter.folder.glob("*.tmp")) or not any(step.startswith("kill") for step, _ in steps)
+
+
+def test_a_line_that_is_broken_leaves_older_files_for_people_to_restore_the_missing_one(tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    for round in (1, 2, 3):
+        log.store(header_of(round), b"x")
+        log.commit(round, chain_of(round))
+    (missing,) = tmp_path.glob("round-000000002-*")
+    content = missing.read_bytes()
+    missing.unlink()
+    again = log_in(tmp_path, committed=3)
+    assert again.get(3) is not None
+    assert again.get(1) is None, "whether it stands cannot be known"
+    assert (again.keeps_since(0), again.keeps_since(2)) == (False, True)
+    missing.write_bytes(content)
+    assert log_in(tmp_path, committed=3).keeps_since(0)
+
+
+def test_a_state_that_is_taken_in_says_what_stands_and_costs_no_promised_proposal(tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    for round in (1, 2, 3):
+        log.store(header_of(round), b"x")
+        log.commit(round, chain_of(round))
+    log.store(header_of(4), b"promised")
+    log.rebase(3, chain_of(3))
+    assert [round for round in range(1, 6) if log.get(round) is not None] == [1, 2, 3]
+    log.rebase(2, chain_of(2, which=1))  # another history
+    assert [round for round in range(1, 6) if log.get(round) is not None] == []
+    assert log.get(4, chain_of(4)) is not None
+    log.store(header_of(3, 1, parent=1), b"y")
+    log.commit(3, chain_of(3, 1))
+    assert log.get(3) == (header_of(3, 1, parent=1), b"y")
+    assert (log.keeps_since(2), log.committed) == (True, 3)
+    assert len(list(tmp_path.glob("round-000000003-*"))) == 1
 
 
 def test_the_bytes_of_missed_rounds_are_told_only_if_all_of_them_are_kept(tmp_path: Path) -> None:
-    log = DeltaLog(tmp_path, max_bytes=10_000)
-    log.open(committed=0)
+    log = log_in(tmp_path)
     for round in range(1, 6):
         log.store(header_of(round), bytes(100 * round))
-        log.commit(round)
+        log.commit(round, chain_of(round))
+    log.store(header_of(6), bytes(1000))
     assert log.bytes_since(3) - log.bytes_since(4) > 400
-    assert 900 < log.bytes_since(3) < 1200
+    assert 900 < log.bytes_since(3) < 1300
     assert log.bytes_since(5) == 0
     log.forget(2)
     assert log.bytes_since(2) > 0
     assert (log.bytes_since(1), log.keeps_since(1)) == (0, False)
-    log.clear()
-    assert list(tmp_path.iterdir()) == []
-    assert log.get(4) is None
-
-
-def header_of(round: int) -> pb.PublishedHeader:
-    return pb.PublishedHeader(plan=pb.RoundPlan(round=round), chain=bytes(32))
-
-
-def test_a_round_is_handed_out_only_once_committed_and_survives_a_restart(tmp_path: Path) -> None:
-    log = DeltaLog(tmp_path, max_bytes=10_000)
-    log.open(committed=0)
-    log.store(header_of(1), b"one")
-    assert log.get(1) is None
-    log.commit(1)
-    assert log.get(1) == (header_of(1), b"one")
-    log.store(header_of(2), b"two, never accepted")
-    again = DeltaLog(tmp_path, max_bytes=10_000)
-    again.open(committed=1)
-    assert again.get(1) == (header_of(1), b"one")
-    assert again.get(2) is None
-    assert len(list(tmp_path.iterdir())) == 1, "what was never accepted is gone"
 
 
 def test_old_rounds_make_room_but_never_those_since_the_last_checkpoint(tmp_path: Path) -> None:
-    log = DeltaLog(tmp_path, max_bytes=1000)
-    log.open(committed=0)
+    log = log_in(tmp_path, max_bytes=1200)
     for round in range(1, 6):
         log.store(header_of(round), bytes(400))
-        log.commit(round)
+        log.commit(round, chain_of(round))
     assert all(log.get(round) is not None for round in range(1, 6)), "no checkpoint yet"
     log.checkpointed(5)
     assert [round for round in range(1, 6) if log.get(round) is not None] == [4, 5]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x05\0\0\0\0\0\0\0\xff\xff"])
-def test_a_damaged_round_is_one_sentence(tmp_path: Path, content: bytes) -> None:
-    log = DeltaLog(tmp_path, max_bytes=1000)
-    log.open(committed=0)
-    log.store(header_of(1), b"one")
-    log.commit(1)
-    (tmp_path / "round-000000001.bin").write_bytes(content)
+def test_a_shard_is_found_by_its_hashes_in_what_stands_and_in_proposals(tmp_path: Path) -> None:
+    def sections(which: int) -> list[pb.Section]:
+        return [pb.Section(kind="core", raw_bytes=9, wire_bytes=3, hash=bytes([which, part]) * 16) for part in (0, 1)]
+
+    log = log_in(tmp_path)
+    for which, data in enumerate((b"abcdef", b"uvwxyz")):
+        log.store(header_of(1, which, sections=sections(which)), data)
+    for which, data in enumerate((b"abcdef", b"uvwxyz")):
+        found = log.shard(1, 1, [section.hash for section in sections(which)])
+        assert found == (sections_from_proto(sections(which)), data)
+    first = [section.hash for section in sections(0)]
+    for round, shard, wanted in (
+        (1, 0, []),
+        (1, 0, first),
+        (1, 1, first[:1]),
+        (1, 2, first),
+        (2, 1, first),
+        (1, 1, []),
+    ):
+        assert log.shard(round, shard, wanted) is None
+    (file,) = tmp_path.glob(f"*{chain_of(1).hex()}*")
+    os.truncate(file, file.stat().st_size - 1)
     with pytest.raises(RunError, match="cannot be read"):
+        log.shard(1, 1, first)
+    assert log.shard(1, 1, first) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x05\0\0\0\0\0\0\0\xff\xff", bytes(8)])
+def test_a_damaged_round_is_one_sentence_and_can_be_stored_anew(tmp_path: Path, content: bytes) -> None:
+    log = log_in(tmp_path)
+    log.store(header_of(1), b"one")
+    log.commit(1, chain_of(1))
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(content)
+    with pytest.raises(RunError, match=r"Round 1 .* cannot be read"):
         log.get(1)
+    assert (log.get(1), log.keeps_since(0)) == (None, False)
+    log.store(header_of(1), b"one")
+    assert log.get(1) == (header_of(1), b"one")
+
+
+def test_a_disk_that_is_full_is_one_sentence_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = log_in(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match=r"Round 1 cannot be kept in .* \(.*No space left.*\); free space\.$"):
+            log.store(header_of(1), b"one")
+    assert list(tmp_path.iterdir()) == []
+    assert log.get(1, chain_of(1)) is None
+
+
+def test_two_that_store_the_same_round_at_once_do_not_spoil_it(tmp_path: Path) -> None:
+    """A voter that fetches a proposal may be given it with a round that stands."""
+    log, data = log_in(tmp_path), bytes(1 << 20)
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(20):
+            list(threads.map(lambda _: log.store(header_of(1), data), range(8)))
+            assert log.get(1, chain_of(1)) == (header_of(1), data)
+            log.forget(1, chain_of(1))
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_has_one_user_at_a_time(tmp_path: Path) -> None:
@@ -217,3 +436,70 @@ def test_bases_that_everybody_can_draw_are_not_shipped(tmp_path: Path) -> None:
     assert state.description.total_bytes < 4 * (40 * 30 + 30) + 500
     whole = put_together(state, manifest, tmp_path / "whole")
     assert whole.consensus(manifest).digest() == consensus.digest()
+
+
+def donor_in(folder: Path, clock: Callable[[], float] = lambda: 0.0) -> Donor:
+    manifest, _ = large_consensus()
+    donor = Donor(manifest, folder / "states", log_in(folder / "published"), clock)
+    donor.open()
+    return donor
+
+
+async def test_donors_describe_the_same_state_alike_and_give_the_chunks_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_chunks, "CHUNK_BYTES", 4096)
+    donors = [donor_in(tmp_path / name) for name in "ab"]
+    _, consensus = large_consensus()
+    about, other = [await donor.keep_state(consensus, 5, b"c" * 32) for donor in donors]
+    assert about == other
+    one, two = [list(donor.chunks(pb.FetchStateRequest(round=5, first_chunk=2, chunks=3))) for donor in donors]
+    assert [chunk.index for chunk in one] == [2, 3, 4]
+    assert one == two
+    rest = donors[0].chunks(pb.FetchStateRequest(round=5, first_chunk=2))
+    assert len(list(rest)) == len(about.chunk_hashes) - 2
+    assert list(donors[0].chunks(pb.FetchStateRequest(round=5, first_chunk=2**32 - 1, chunks=2**32 - 1))) == []
+
+
+async def test_two_states_are_kept_and_one_that_is_being_fetched_a_little_longer(tmp_path: Path) -> None:
+    now = [0.0]
+    donor = donor_in(tmp_path, lambda: now[0])
+    _, consensus = large_consensus()
+
+    def kept() -> list[int]:
+        return sorted(int(path.stem.removeprefix("state-")) for path in donor.folder.iterdir())
+
+    for round in (0, 5, 10):
+        await donor.keep_state(consensus, round, b"")
+    assert kept() == [5, 10]
+    begun = donor.chunks(pb.FetchStateRequest(round=5))
+    first = next(begun)
+    donor.lease(10)
+    await donor.keep_state(consensus, 15, b"")
+    assert kept() == [5, 10, 15]
+    assert donor.describe(5).round == 5  # type: ignore[union-attr]
+    assert donor.describe(1).round == donor.describe().round == 15  # type: ignore[union-attr]
+    now[0] += LEASE_SECONDS + 1
+    await donor.keep_state(consensus, 20, b"")
+    assert kept() == [15, 20]
+    donor.lease(10)  # too late
+    assert [chunk.index for chunk in (first, *begun)] == list(range(len(donor.describe().chunk_hashes)))  # type: ignore[union-attr]
+    for round in range(25, 60, 5):
+        donor.chunks(pb.FetchStateRequest(round=round - 5))
+        await donor.keep_state(consensus, round, b"")
+        assert len(kept()) <= MAX_STATES
+
+
+async def test_a_downloaded_state_is_kept_alone_with_the_rounds_that_lead_to_it(tmp_path: Path) -> None:
+    manifest, consensus = large_consensus()
+    donor = donor_in(tmp_path)
+    for round in (1, 2, 3):
+        await donor.keep_round(header_of(round), b"x")
+    await donor.keep_state(consensus, 3, chain_of(3))
+    state = written(manifest, consensus, tmp_path, 2)
+    state.description.chain = chain_of(2)
+    await donor.start_anew(tmp_path / "state.bin", state.description)
+    assert [path.name for path in donor.folder.iterdir()] == ["state-000000002.bin"]
+    assert [donor.delta_log.get(round) is not None for round in (1, 2, 3)] == [True, True, False]
+    await donor.keep_round(header_of(3), b"x")
+    assert donor.delta_log.keeps_since(0)

@@ -4,21 +4,25 @@ import asyncio
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from swarm_rig import Swarm, run_swarm, tiny_config
 
+from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, WireConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.runtime import leadership, session
+from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
 from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.runtime.node import leading
 from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.train.trainer import StepProgress, Trainer
 from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.wire.messages import open_envelope
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 
@@ -68,7 +72,7 @@ async def test_the_same_seed_gives_the_same_digest(tmp_path: Path) -> None:
 
 
 async def test_shards_are_reduced_apart_and_make_one_round(tmp_path: Path) -> None:
-    one = await run_swarm(tmp_path / "one", tiny_config(tmp_path / "one"))
+    one = await run_swarm(tmp_path / "one", tiny_config(tmp_path / "one", round={"shards": 1}))
     many = await run_swarm(tmp_path / "many", tiny_config(tmp_path / "many", round={"shards": 3}))
     assert [event.digest for event in one.closed()] == [event.digest for event in many.closed()]
 
@@ -117,7 +121,7 @@ async def test_late_work_is_not_merged_and_goes_out_with_a_later_round(
                 while not should_stop():  # until this peer has heard of it too
                     closed.clear()
                     closed.wait(0.02)
-            return should_stop()
+            return bool(should_stop())
 
         work = train(self, plan, stop_after_two_steps, taken.append)
         assert work is None
@@ -161,16 +165,17 @@ async def test_a_claim_of_more_tokens_than_a_round_has_is_refused(
 
 
 def stick_one_upload(monkeypatch: pytest.MonkeyPatch, round: int) -> None:
-    """The first upload of ``round`` never ends."""
-    submit, stuck = session.submit_all, []
+    """One peer's upload of ``round``, in whatever shards, never ends."""
+    submit, stuck = SwarmClient.submit, list[str]()
 
-    async def stall(client, manifest, peer_id, work, shards):  # type: ignore[no-untyped-def]
-        if work.plan.round == round and not stuck:
-            stuck.append(peer_id)
+    async def stall(self: SwarmClient, envelope: pb.Envelope, data: bytes) -> pb.SubmitReply:
+        header = open_envelope(envelope)
+        if header.round == round and header.peer_id in (*stuck, header.peer_id)[:1]:  # of whoever comes first
+            stuck.append(header.peer_id)
             await asyncio.Event().wait()
-        return await submit(client, manifest, peer_id, work, shards)
+        return await submit(self, envelope, data)
 
-    monkeypatch.setattr(session, "submit_all", stall)
+    monkeypatch.setattr(SwarmClient, "submit", stall)
 
 
 async def test_a_round_that_closes_during_an_upload_costs_that_peer_one_round_only(
@@ -208,7 +213,7 @@ async def test_at_the_defaults_a_peer_that_is_left_out_of_a_round_changes_nobody
 async def test_a_peer_whose_weights_differ_is_named_and_fetches_the_state_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, spoiled = Trainer.apply, []
+    original, spoiled = Trainer.apply, list[Trainer]()
 
     def apply(self: Trainer, plan, published, void, included):  # type: ignore[no-untyped-def]
         digest = original(self, plan, published, void, included)
@@ -308,12 +313,10 @@ async def test_strangers_and_garbage_do_not_disturb_a_run(tmp_path: Path) -> Non
 async def test_a_peer_leaves_a_coordinator_that_asks_for_more_than_its_manifest_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan_round = leadership.plan_round
-
-    def greedy(*arguments):  # type: ignore[no-untyped-def]
+    def greedy(*arguments: Any) -> RoundPlan:
         return replace(plan_round(*arguments), steps=10**6)
 
-    monkeypatch.setattr(leadership, "plan_round", greedy)
+    monkeypatch.setattr(leading, "plan_round", greedy)
     swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"min_peers": 1}))
     await swarm.start_coordinator()
     with pytest.raises(RefusedError, match="not what this run's manifest says"):
@@ -333,8 +336,8 @@ async def test_bytes_are_counted_once_by_kind_and_direction(tmp_path: Path) -> N
     assert "state" in first.wire_bytes["received"]
     for event in (first, second, third):
         for direction in ("sent", "received"):
-            for kind, total in event.wire_bytes[direction].items():  # type: ignore[literal-required]
-                assert total == sum(peer[direction].get(kind, 0) for peer in event.per_peer.values())  # type: ignore[literal-required]
+            for kind, total in event.wire_bytes[direction].items():
+                assert total == sum(peer[direction].get(kind, 0) for peer in event.per_peer.values())
     received = [event for event in swarm.of(ev.PayloadReceived) if event.round == 2]
     payload = sum(count for kind, count in second.wire_bytes["sent"].items() if kind != "control")
     assert payload == sum(event.wire_bytes for event in received)

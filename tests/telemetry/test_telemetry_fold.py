@@ -234,3 +234,58 @@ def test_a_finished_run_says_why() -> None:
 
 def test_a_lab_that_was_ready_before_the_run_began_is_known_in_it() -> None:
     assert after(e.LabReady(mode="namespaces", reason="."), STARTED).lab == "namespaces"
+
+
+def leads(name: str, voters: int = 3) -> e.LeaderChanged:
+    return e.LeaderChanged(peer=f"id-{name}", name=name, term=1, voters=voters, is_safe=voters >= 3)
+
+
+LOST = e.LeaderLost(reason="no word for 6 s")
+
+
+def test_who_leads_is_known_until_it_is_lost_and_then_the_next() -> None:
+    peers = (STARTED, joined("otter"), joined("lynx", 2))
+    led = after(*peers, leads("otter"), opened(1))
+    assert (led.leader, led.is_safe, led.voters, led.state) == ("otter", True, 3, "round 1: 2 peers training")
+    assert [led.leads(peer) for peer in led.table] == [True, False]
+    lost = after(*peers, leads("otter"), opened(1), LOST)
+    assert (lost.state, lost.deadline) == ("otter is lost: another is elected", None)
+    assert not any(lost.leads(peer) for peer in lost.table)
+    assert after(*peers, leads("otter", 1), LOST).state == "otter is lost: the run waits for it"
+    assert after(*peers, LOST).state == "the leader is lost: the run waits for it"
+    found = after(*peers, joined("heron", 3), leads("otter"), opened(1), LOST, leads("lynx"))
+    assert found.state == "lynx leads now"
+    assert [(peer.name, peer.state) for peer in found.table] == [
+        ("lynx", "joining"),
+        ("heron", "joining"),
+        ("otter", "left"),
+    ]
+
+
+def test_a_leader_that_is_heard_again_is_not_lost() -> None:
+    snapshot = after(STARTED, joined("otter"), joined("lynx", 2), leads("otter"), opened(1), LOST, opened(2))
+    assert (snapshot.state, len(snapshot.alive)) == ("round 2: 2 peers training", 2)
+    assert len(after(STARTED, joined("otter"), leads("otter"), LOST, leads("otter")).alive) == 1
+
+
+def test_a_loss_that_several_nodes_notice_is_one_line_of_the_log() -> None:
+    log = after(STARTED, leads("otter"), LOST, LOST, leads("lynx"), LOST).log
+    assert sum("is lost" in line.text for line in log) == 2
+
+
+def test_a_round_that_two_leaders_tell_counts_as_one_but_for_the_bytes_that_each_was_told() -> None:
+    snapshot = after(STARTED, closed(1), closed(2), closed(2))
+    assert (snapshot.rounds_counted, snapshot.dense_bytes, snapshot.raw_bytes) == (2, 32_800, 600)
+    assert snapshot.wire_bytes == 3 * 164
+
+
+def test_a_node_that_does_not_train_is_no_peer() -> None:
+    snapshot = after(STARTED, joined("coordinator", 0), joined("otter"))
+    assert [peer.name for peer in snapshot.table] == ["otter"]
+    assert snapshot.missing_peers == 1
+
+
+def test_how_much_of_the_data_was_trained_on_is_what_was_said_last() -> None:
+    snapshot = fold(SwarmSnapshot(), 1.0, e.DataCovered(epoch=2, done=3, parts=8, share=0.375))
+    assert (snapshot.epoch, snapshot.share) == (2, 0.375)
+    assert fold(snapshot, 2.0, e.DataCovered(epoch=3, done=1, parts=1, share=1e9)).share == 1.0

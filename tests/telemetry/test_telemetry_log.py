@@ -9,14 +9,20 @@ from hypothesis import strategies as st
 from tsr_swarm.telemetry.events import (
     Evaluated,
     Event,
+    Joined,
+    LeaderChanged,
     PeerJoined,
     PeerLeft,
     PeerProgress,
+    RoundClosed,
+    RunStarted,
     Warned,
     decode,
+    decode_stamped,
     encode,
 )
-from tsr_swarm.telemetry.log import EventLog, read_recording, recording, text_sink
+from tsr_swarm.telemetry.log import NEWEST, EventLog, read_recording, recording, text_sink
+from tsr_swarm.telemetry.seen import Seen
 
 
 def clock() -> float:
@@ -33,6 +39,40 @@ def joined(peer: str) -> PeerJoined:
 
 def progress(peer: str, step: int) -> PeerProgress:
     return PeerProgress(peer=peer, name=peer, round=1, step=step, steps=9, tokens_per_second=1.0)
+
+
+def started() -> RunStarted:
+    return RunStarted(
+        run="shakespeare",
+        run_id="r1",
+        address="192.0.2.1:7700",
+        rounds=10,
+        min_peers=2,
+        parameters=1000,
+        k_x=20,
+        local_space="core",
+        rank="d/2",
+        voters=1,
+        version="0.1.0",
+    )
+
+
+def closed(round: int) -> RoundClosed:
+    return RoundClosed(
+        round=round,
+        peers=1,
+        included=1,
+        late=0,
+        loss=2.0,
+        local_loss=2.0,
+        tokens=1,
+        seconds=1.0,
+        wire_bytes={"sent": {}, "received": {}},
+        per_peer={},
+        raw_bytes={"sent": 0, "received": 0},
+        dense_bytes=1,
+        digest="ab",
+    )
 
 
 def events_of(lines: list[str]) -> list[Event | None]:
@@ -147,3 +187,73 @@ def test_a_sink_that_fails_is_given_up_with_a_warning() -> None:
     assert len(events) == 3
     assert isinstance(events[1], Warned)
     assert "No space left on device" in events[1].message
+
+
+OWN = tuple(f'{{"event": "{name}"' for name in ("joined", "state_received", "catching_up", "round_applied", "left"))
+
+
+@given(data=st.data())
+def test_a_line_is_taken_as_it_is_and_only_once(data: st.DataObject, any_event: st.SearchStrategy[Event]) -> None:
+    events = data.draw(st.lists(any_event.filter(lambda event: not isinstance(event, RunStarted)), max_size=8))
+    lines = [encode(event, 5.0) for event in events]
+    written: list[str] = []
+    log = EventLog(clock, [written.append])
+    for line in [*lines, *lines]:
+        log.take(line)
+    assert written == [line for line in dict.fromkeys(lines) if not line.startswith(OWN)]
+    assert all(log.has(line) for line in written)
+
+
+def test_what_a_node_told_itself_and_what_it_recorded_is_not_taken_from_another() -> None:
+    log, other = EventLog(clock), EventLog(clock)
+    log.append(warned("one"))
+    other.restore(read for line in log.since(0)[0] if (read := decode_stamped(line)))
+    other.append(warned("two"))
+    assert [log.take(line) is not None for line in other.since(0)[0]] == [False, True]
+    assert other.take(log.since(0)[0][0]) is None
+
+
+def test_peers_of_a_run_that_started_anew_are_news_again_and_damage_never_is() -> None:
+    log = EventLog(clock)
+    line = encode(joined("otter"), 1.0)
+    assert log.take(line) is not None
+    assert log.take(line) is None
+    log.append(started())
+    assert log.take(line) is not None
+    assert [
+        log.take(text)
+        for text in ("", "damage", encode(Joined(run="x", name="otter", number=1, address="", round=1), 1.0))
+    ] == [None, None, None]
+
+
+def test_many_lines_of_one_kind_push_out_none_of_another() -> None:
+    seen = Seen(keep=10)
+    assert seen.is_new("otter joined", joined("otter"))
+    for step in range(100):
+        assert seen.is_new(str(step), progress("otter", step))
+    assert not seen.is_new("otter joined", joined("otter"))
+    assert not seen.is_new("99", progress("otter", 99))
+    assert seen.has("95", progress("otter", 95))
+    assert not seen.has("3", progress("otter", 3))
+
+
+def test_who_leads_now_stays_and_who_led_before_goes() -> None:
+    log = EventLog(clock, keep=1)
+    for name in ("otter", "lynx"):
+        log.append(LeaderChanged(peer=name, name=name, term=1, voters=3, is_safe=True))
+    log.append(warned("1"))
+    assert [type(event) for event in events_of(log.since(0)[0])] == [LeaderChanged, Warned]
+
+
+def test_a_caller_can_ask_for_the_newest_number_alone() -> None:
+    log = EventLog(clock)
+    log.append(warned("one"))
+    assert log.since(NEWEST) == ([], 1)
+
+
+def test_the_newest_closed_round_is_known_whoever_told_it() -> None:
+    log = EventLog(clock)
+    assert log.closed_round == 0
+    log.take(encode(closed(7), 1.0))
+    log.append(closed(6))
+    assert log.closed_round == 7

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -5,10 +6,13 @@ from hypothesis import strategies as st
 
 from tsr_swarm.telemetry.events import (
     CatchingUp,
+    DataCovered,
     DigestMismatch,
     Event,
     FaultPlaced,
     LabReady,
+    LeaderChanged,
+    LeaderLost,
     PayloadRefused,
     PeerJoined,
     PeerLeft,
@@ -99,3 +103,23 @@ def test_a_download_tells_its_donors_and_its_rate_and_a_choice_its_reason() -> N
     assert describe(StateReceived(round=0, bytes=0, seconds=0)) is not None
     choice = CatchingUp(missed=20, takes_state=False, reason="2.00 MB of rounds instead of 232 MB with the state")
     assert describe(choice) == "missed 20 rounds, replays them: 2.00 MB of rounds instead of 232 MB with the state"
+
+
+def test_who_leads_is_told_with_what_its_loss_would_mean() -> None:
+    def leads(voters: int) -> str | None:
+        return describe(LeaderChanged(peer="ab", name="otter", term=3, voters=voters, is_safe=voters >= 3))
+
+    assert leads(1) == "otter leads: a single point of failure: if it goes, the run waits for it"
+    assert leads(3) == "otter leads: 3 voters, the run survives the loss of 1 of them"
+    assert leads(5) == "otter leads: 5 voters, the run survives the loss of 2 of them"
+    lost = LeaderLost(reason="no word for 6 s")
+    assert describe(lost) == "the leader is lost: no word for 6 s"
+    assert is_trouble(lost)
+
+
+def test_how_much_of_the_data_was_trained_on_is_told_and_whose_part_passes_on() -> None:
+    covered = DataCovered(epoch=1, done=3, parts=8, share=0.375)
+    assert describe(covered) == "epoch 1, 37 % of the data"
+    passed = replace(covered, part=5, was="otter", now=HOSTILE)
+    assert describe(passed) == "part 5 of the data passes from otter to [31mot ter: epoch 1, 37 % of the data"
+    assert not is_trouble(passed)

@@ -29,11 +29,14 @@ class SmallHandler:
 
     manifest: bytes = b"{}"
     chunks: Sequence[bytes] = ()
+    shard: tuple[Sequence[pb.Section], bytes] = ((), b"")
+    told: list[pb.TellRequest] = field(default_factory=list)
     published: tuple[pb.PublishedHeader, bytes | Sequence[bytes]] = (pb.PublishedHeader(), b"")
     error: Exception | None = None
     submitted: list[tuple[ContributionHeader, bytes, Caller]] = field(default_factory=list)
     callers: list[Caller] = field(default_factory=list)
     is_waiting: asyncio.Event = field(default_factory=asyncio.Event)
+    has_hung_up: asyncio.Event = field(default_factory=asyncio.Event)
     never: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:
@@ -54,11 +57,25 @@ class SmallHandler:
         numbers = range(request.first_chunk, len(self.chunks))
         return (pb.StateChunk(index=index, data=compress(self.chunks[index], 1)) for index in numbers)
 
-    async def follow(self, request: pb.FollowRequest, caller: Caller) -> pb.FollowReply:
-        if request.known_version:
+    async def poll(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
+        if request.known:
             self.is_waiting.set()
-            await self.never.wait()
-        return pb.FollowReply(version=1)
+            try:
+                await self.never.wait()
+            except asyncio.CancelledError:
+                self.has_hung_up.set()
+                raise
+        return pb.PollReply(news=pb.News(version=1, number=request.number))
+
+    async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
+        self.told.append(request)
+        return pb.TellReply()
+
+    async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
+        return pb.ListPeersReply(members=[pb.Member(peer_id=bytes(16), number=3)])
+
+    async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
+        return pb.CatchUpReply(state_round=request.applied)
 
     def expect(self, envelope: pb.Envelope, caller: Caller) -> int:
         header = open_envelope(envelope)
@@ -69,6 +86,11 @@ class SmallHandler:
     async def submit(self, envelope: pb.Envelope, data: bytes, caller: Caller) -> pb.SubmitReply:
         self.submitted.append((open_envelope(envelope), data, caller))
         return pb.SubmitReply(counted=True)
+
+    async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[pb.Section], bytes]:
+        if request.round != 7:
+            raise RefusedError(f"Round {request.round} is not kept here; ask somebody else.")
+        return self.shard
 
     async def fetch_published(
         self, request: pb.FetchPublishedRequest, caller: Caller

@@ -20,7 +20,7 @@ from tsr_swarm.telemetry.ledger import ByteLedger, Direction
 from tsr_swarm.transport.base import PIECE_BYTES, Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.kernel_bytes import KernelBytes
-from tsr_swarm.transport.limits import CLIENT_OPTIONS, MAX_CONTROL_BYTES
+from tsr_swarm.transport.limits import CLIENT_OPTIONS, MAX_CONTROL_BYTES, MAX_TELL_BYTES
 from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.compression import decompress
@@ -51,8 +51,12 @@ def envelope(round_: int = 7) -> pb.Envelope:
     )
 
 
+def pb_sections() -> list[pb.Section]:
+    return [pb.Section(kind=s.kind, wire_bytes=s.wire_bytes) for s in SECTIONS]
+
+
 def published_header() -> pb.PublishedHeader:
-    sections = [pb.Section(kind=s.kind, wire_bytes=s.wire_bytes) for s in SECTIONS]
+    sections = pb_sections()
     return pb.PublishedHeader(shards=[pb.ShardResult(sections=sections[:1]), pb.ShardResult(sections=sections[1:])])
 
 
@@ -70,10 +74,50 @@ async def test_small_calls_are_answered(pair: Any) -> None:
     assert (await client.hello(pb.HelloRequest(protocol=3))).protocol == 3
     assert (await client.join(pb.JoinRequest(name="ann"))).name == "ann"
     assert (await client.describe_state(pb.DescribeStateRequest())).round == 5
-    assert (await client.follow(pb.FollowRequest())).version == 1
+    assert (await client.poll(pb.PollRequest(number=9))).news == pb.News(version=1, number=9)
+    assert (await client.list_peers(pb.ListPeersRequest())).members[0].number == 3
+    assert (await client.catch_up(pb.CatchUpRequest(applied=4))).state_round == 4
     assert (await client.leave(pb.LeaveRequest())) == pb.LeaveReply()
     assert (await client.watch(pb.WatchRequest())).last == 1
     assert pair.handler.callers == [Caller("127.0.0.1", True)]
+
+
+async def test_what_is_told_arrives_as_it_was(pair: Any) -> None:
+    vote = pb.TellRequest(sender=PEER, vote_request=pb.VoteRequest(term=5, is_trial=True))
+    await pair.client.tell(vote)
+    await pair.client.tell(pb.TellRequest(goodbye=pb.Goodbye()))
+    assert pair.handler.told == [vote, pb.TellRequest(goodbye=pb.Goodbye())]
+
+
+async def test_a_close_of_ten_thousand_peers_fits(pair: Any) -> None:
+    admitted = [pb.Member(peer_id=os.urandom(16), number=10**6 - 10_000 + number) for number in range(10_000)]
+    close = pb.TellRequest(sender=PEER, close=pb.Close(term=2**40, round=2**40, admitted=admitted))
+    assert close.ByteSize() > MAX_CONTROL_BYTES
+    await pair.client.tell(close)
+    assert pair.handler.told == [close]
+
+
+async def test_what_is_told_at_too_great_length_is_refused(pair: Any) -> None:
+    long = pb.TellRequest(vote_reply=pb.VoteReply(reason="x" * MAX_TELL_BYTES))
+    with pytest.raises(PeerError) as refusal:
+        await pair.client.tell(long)
+    assert refusal.value.reason == "size"
+    assert pair.handler.told == []
+
+
+async def test_who_hangs_up_while_its_poll_is_held_is_noticed(pair: Any) -> None:
+    polling = asyncio.create_task(pair.client.poll(pb.PollRequest(known=1)))
+    await pair.handler.is_waiting.wait()
+    polling.cancel()
+    async with asyncio.timeout(10):
+        await pair.handler.has_hung_up.wait()
+
+
+async def test_a_poll_that_is_held_too_long_is_given_up_by_both(pair: Any) -> None:
+    with pytest.raises(UnreachableError, match=r"did not answer Poll within 0\.3 s"):
+        await pair.client.poll(pb.PollRequest(known=1), seconds=0.3)
+    async with asyncio.timeout(10):
+        await pair.handler.has_hung_up.wait()
 
 
 async def test_the_largest_manifest_fits(pair: Any) -> None:
@@ -144,6 +188,41 @@ async def test_a_published_round_beyond_the_bound_is_refused_before_it_is_receiv
     assert "core" not in pair.client_ledger.totals(Direction.RECEIVED)
 
 
+async def test_a_header_alone_comes_without_its_bytes(pair: Any) -> None:
+    pair.handler.published = (published_header(), DATA)
+    request = pb.FetchPublishedRequest(header_only=True)
+    assert await pair.client.fetch_published(request, max_bytes=len(DATA)) == (published_header(), b"")
+    assert "core" not in pair.client_ledger.totals(Direction.RECEIVED)
+    with pytest.raises(PeerError, match="more than"):
+        await pair.client.fetch_published(request, max_bytes=len(DATA) - 1)
+
+
+async def test_a_shard_arrives_whole(pair: Any) -> None:
+    pair.handler.shard = (pb_sections(), DATA)
+    assert await pair.client.fetch_shard(pb.FetchShardRequest(round=7), pb_sections()) == DATA
+
+
+@pytest.mark.parametrize("data", [DATA + b"x", DATA[:-1], b""], ids=["one more", "one less", "none"])
+async def test_a_shard_of_another_length_is_refused(pair: Any, data: bytes) -> None:
+    pair.handler.shard = (pb_sections(), data)
+    with pytest.raises(PeerError) as refusal:
+        await pair.client.fetch_shard(pb.FetchShardRequest(round=7), pb_sections())
+    assert refusal.value.reason == "length"
+
+
+async def test_a_shard_is_taken_in_no_further_than_was_announced(pair: Any) -> None:
+    """Who serves it may say that it is longer: what the header said counts."""
+    pair.handler.shard = (pb_sections(), DATA)
+    with pytest.raises(PeerError):
+        await pair.client.fetch_shard(pb.FetchShardRequest(round=7), pb_sections()[1:])
+    assert "dense" not in pair.client_ledger.totals(Direction.RECEIVED)
+
+
+async def test_a_shard_that_is_not_there_is_refused_with_its_sentence(pair: Any) -> None:
+    with pytest.raises(RefusedError, match="Round 6 is not kept here"):
+        await pair.client.fetch_shard(pb.FetchShardRequest(round=6), pb_sections())
+
+
 async def test_state_chunks_arrive_and_the_download_can_go_on_in_the_middle(pair: Any) -> None:
     pair.handler.chunks = [os.urandom(4 << 20), bytes(10), b"end"]
     async with aclosing(pair.client.fetch_state(pb.FetchStateRequest(round=5))) as chunks:
@@ -157,7 +236,7 @@ async def test_a_download_can_be_ended_early_and_nobody_complains(pair: Any, cap
     pair.handler.chunks = [os.urandom(1 << 20)] * 20
     async with aclosing(pair.client.fetch_state(pb.FetchStateRequest(round=5))) as chunks:
         assert (await anext(chunks)).index == 0
-    assert (await pair.client.follow(pb.FollowRequest())).version == 1
+    assert (await pair.client.poll(pb.PollRequest())).news.version == 1
     assert caplog.records == []
 
 
@@ -213,11 +292,18 @@ async def test_both_ends_count_the_same_bytes_by_kind(pair: Any) -> None:
     client = pair.client
     pair.handler.chunks = [b"chunk" * 1000, b"end"]
     pair.handler.published = (published_header(), DATA)
+    pair.handler.shard = (pb_sections()[1:], DATA[CORE_BYTES:])
     await client.hello(pb.HelloRequest(protocol=1))
     await client.submit(envelope(), DATA)
     await client.fetch_published(pb.FetchPublishedRequest(round=1), max_bytes=len(DATA))
     async for _ in client.fetch_state(pb.FetchStateRequest(round=5)):
         pass
+    await client.fetch_published(pb.FetchPublishedRequest(round=1, header_only=True), max_bytes=len(DATA))
+    await client.fetch_shard(pb.FetchShardRequest(round=7), pair.handler.shard[0])
+    await client.tell(pb.TellRequest(sender=PEER, goodbye=pb.Goodbye()))
+    await client.poll(pb.PollRequest(peer_id=PEER))
+    with pytest.raises(RefusedError):
+        await client.fetch_shard(pb.FetchShardRequest(round=6), pair.handler.shard[0])
     with pytest.raises(RefusedError):
         await anext(client.fetch_state(pb.FetchStateRequest(round=4)))
     with pytest.raises(PeerError):
@@ -226,7 +312,7 @@ async def test_both_ends_count_the_same_bytes_by_kind(pair: Any) -> None:
     assert up == pair.server_ledger.totals(Direction.RECEIVED)
     assert down == pair.server_ledger.totals(Direction.SENT)
     assert {kind: up[kind] for kind in ("core", "dense")} == {"core": CORE_BYTES, "dense": DENSE_BYTES}
-    assert {kind: down[kind] for kind in ("core", "dense")} == {"core": CORE_BYTES, "dense": DENSE_BYTES}
+    assert {kind: down[kind] for kind in ("core", "dense")} == {"core": CORE_BYTES, "dense": 2 * DENSE_BYTES}
     assert 0 < down["state"] < 5003
     assert 0 < up["control"] < 2000
 
@@ -267,6 +353,9 @@ async def test_nobody_listening_is_said_at_once() -> None:
             for call in (
                 client.hello(pb.HelloRequest(), seconds=5),
                 client.submit(envelope(), DATA, seconds=5),
+                client.poll(pb.PollRequest()),
+                client.tell(pb.TellRequest(), seconds=5),
+                client.fetch_shard(pb.FetchShardRequest(), pb_sections(), seconds=5),
                 client.fetch_published(pb.FetchPublishedRequest(), 10, seconds=5),
                 anext(client.fetch_state(pb.FetchStateRequest(), seconds=5)),
             ):
@@ -344,7 +433,7 @@ async def test_a_killed_server_ends_a_waiting_call() -> None:
     with child_server() as (child, port):
         async with SwarmClient(f"127.0.0.1:{port}", ByteLedger()) as client:
             await client.hello(pb.HelloRequest())
-            waiting = asyncio.create_task(client.follow(pb.FollowRequest(known_version=1, wait_ms=20_000)))
+            waiting = asyncio.create_task(client.poll(pb.PollRequest(known=1), seconds=20))
             await client.hello(pb.HelloRequest())  # by now the other call is on its way
             child.kill()
             with pytest.raises(UnreachableError):
@@ -370,7 +459,7 @@ async def test_stopping_cancels_calls_that_wait(handler: Any) -> None:
     async with serve(handler, "127.0.0.1:0", ByteLedger(), stop_seconds=0.1) as port:
         client = SwarmClient(f"127.0.0.1:{port}", ByteLedger())
         async with client:
-            waiting = asyncio.create_task(client.follow(pb.FollowRequest(known_version=1, wait_ms=20_000)))
+            waiting = asyncio.create_task(client.poll(pb.PollRequest(known=1), seconds=20))
             await handler.is_waiting.wait()
             start = time.monotonic()
     with pytest.raises((UnreachableError, asyncio.CancelledError)):
@@ -385,7 +474,7 @@ async def test_too_many_calls_at_once_are_turned_away(handler: Any) -> None:
         SwarmClient(f"127.0.0.1:{port}", ByteLedger()) as client,
     ):
         await client.hello(pb.HelloRequest())
-        waiting = asyncio.create_task(client.follow(pb.FollowRequest(known_version=1, wait_ms=20_000)))
+        waiting = asyncio.create_task(client.poll(pb.PollRequest(known=1), seconds=20))
         await handler.is_waiting.wait()
         with pytest.raises(UnreachableError, match="too busy"):
             await client.hello(pb.HelloRequest())

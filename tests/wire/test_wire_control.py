@@ -13,6 +13,7 @@ from tsr_swarm.wire import control
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 PEER = "0123456789abcdef" * 2
+OTHER = "f" * 32
 DIGEST = b"d" * 32
 JOIN: dict[str, Any] = {
     "manifest_digest": DIGEST,
@@ -21,6 +22,36 @@ JOIN: dict[str, Any] = {
     "address": "192.0.2.7:7700",
     "local_space": "core",
     "device": "cpu, 2 cores",
+}
+RECORD = pb.Record(round=4, chain=DIGEST, parent=DIGEST, voters=[PEER, OTHER])
+NEWS: dict[str, Any] = {
+    "term": 2,
+    "leader": PEER,
+    "version": 7,
+    "base": RECORD,
+    "sources": [PEER, OTHER],
+    "nodes": [OTHER] * 8,
+    "plan": pb.OpenPlan(
+        key=pb.PlanKey(round=5, term=2, version=1), places=[pb.Place(peer_id=PEER, incarnation=2**63 - 1)]
+    ),
+    "coverage": pb.Coverage(epoch=2**40, done=bytes(1024), ahead=bytes(1024)),
+}
+POLL: dict[str, Any] = {
+    "manifest_digest": DIGEST,
+    "peer_id": PEER,
+    "address": "192.0.2.7:7700",
+    "incarnation": 1700000000,
+    "applied": 5,
+    "sent": pb.PlanKey(round=5, term=2, version=1),
+    "progress": pb.Progress(step=3),
+    "lease": pb.DataLease(epoch=2**40, part=8191, tokens=2**50, size=2**50),
+}
+HELLO: dict[str, Any] = {
+    "initial_peers": ["/ip4/192.0.2.7/tcp/1/p2p/Q"],
+    "unix_time": 1.7e9,
+    "peer_id": OTHER,
+    "first": PEER,
+    "contacts": [pb.Contact(peer_id=PEER, address="192.0.2.7:7700")] * 16,
 }
 STATE: dict[str, Any] = {
     "round": 3,
@@ -32,14 +63,23 @@ STATE: dict[str, Any] = {
 }
 CHECKS: dict[Callable[[Any], None], Any] = {
     control.check_hello: pb.HelloRequest(protocol=1, package_version="0.1.0"),
-    control.check_hello_reply: pb.HelloReply(initial_peers=["/ip4/192.0.2.7/tcp/1/p2p/Q"], unix_time=1.7e9),
+    control.check_hello_reply: pb.HelloReply(**HELLO),
     control.check_join: pb.JoinRequest(**JOIN),
-    control.check_join_reply: pb.JoinReply(number=1, name="ann-2"),
+    control.check_join_reply: pb.JoinReply(number=0, name="ann-2"),
     control.check_state_description: pb.StateDescription(**STATE),
-    control.check_follow: pb.FollowRequest(peer_id=PEER, wait_ms=20_000, progress=pb.Progress(step=3)),
+    control.check_poll: pb.PollRequest(**POLL),
+    control.check_poll_reply: pb.PollReply(news=pb.News(**NEWS), lease=pb.DataLease(epoch=1, part=3)),
+    control.check_news: pb.News(**NEWS),
+    control.check_redirect: pb.Redirect(base=RECORD),
+    control.check_tell: pb.TellRequest(manifest_digest=DIGEST, sender=PEER, goodbye=pb.Goodbye()),
+    control.check_list_peers: pb.ListPeersRequest(manifest_digest=DIGEST),
+    control.check_list_peers_reply: pb.ListPeersReply(members=[pb.Member(peer_id=bytes(16), number=1)]),
+    control.check_fetch_shard: pb.FetchShardRequest(round=1, shard=1023, hashes=[DIGEST] * 16),
+    control.check_fetch_published: pb.FetchPublishedRequest(round=1),
     control.check_report: pb.ReportRequest(peer_id=PEER, round=1, digest=DIGEST, sent={"core": 5}),
     control.check_describe_state: pb.DescribeStateRequest(manifest_digest=DIGEST, round=5),
-    control.check_catch_up: pb.CatchUp(round_bytes=1, state_bytes=10**9, donors=["192.0.2.7:7702"] * 8),
+    control.check_catch_up: pb.CatchUpRequest(manifest_digest=DIGEST, applied=0),
+    control.check_catch_up_reply: pb.CatchUpReply(round_bytes=1, state_bytes=10**9),
     control.check_leave: pb.LeaveRequest(peer_id=PEER, reason="Ctrl-C"),
     control.check_watch: pb.WatchRequest(after=5, wait_ms=0),
 }
@@ -48,6 +88,11 @@ CHECKS: dict[Callable[[Any], None], Any] = {
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_message_within_bounds_passes(check: Callable[[Any], None]) -> None:
     check(CHECKS[check])
+
+
+@pytest.mark.parametrize("answer", [pb.PollReply(unknown=True), pb.PollReply(redirect=pb.Redirect(base=RECORD))])
+def test_an_answer_may_be_that_of_who_does_not_lead(answer: pb.PollReply) -> None:
+    control.check_poll_reply(answer)
 
 
 @given(data=st.binary(max_size=200))
@@ -71,6 +116,7 @@ def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
         ("local_space", "mixed"),
         ("device", "x" * 65),
         ("device", "\x1b[2J"),
+        ("number", 10**6 + 1),
     ],
 )
 def test_a_join_out_of_bounds_is_refused_by_field(field: str, value: object) -> None:
@@ -99,32 +145,130 @@ def test_a_state_out_of_bounds_is_refused(field: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("check", "message"),
+    ("reason", "field", "value"),
     [
-        (control.check_hello, pb.HelloRequest(package_version="x" * 33)),
-        (control.check_hello_reply, pb.HelloReply(initial_peers=["x"] * 17)),
-        (control.check_hello_reply, pb.HelloReply(initial_peers=["x" * 257])),
-        (control.check_hello_reply, pb.HelloReply(unix_time=math.nan)),
-        (control.check_join_reply, pb.JoinReply(number=0)),
-        (control.check_join_reply, pb.JoinReply(number=1, name="ann", donors=["a:1"] * 9)),
-        (control.check_join_reply, pb.JoinReply(number=1, name="ann", donors=["x" * 300])),
-        (control.check_describe_state, pb.DescribeStateRequest(manifest_digest=b"short")),
-        (control.check_describe_state, pb.DescribeStateRequest(manifest_digest=DIGEST, round=2**50)),
-        (control.check_catch_up, pb.CatchUp(state_bytes=2**60)),
-        (control.check_catch_up, pb.CatchUp(round_bytes=2**60)),
-        (control.check_catch_up, pb.CatchUp(donors=["no address"])),
-        (control.check_follow, pb.FollowRequest(peer_id=PEER, wait_ms=20_001)),
-        (control.check_follow, pb.FollowRequest(peer_id="")),
-        (control.check_follow, pb.FollowRequest(peer_id=PEER, applied=2**50)),
-        (control.check_follow, pb.FollowRequest(peer_id=PEER, progress=pb.Progress(tokens_per_second=math.inf))),
-        (control.check_report, pb.ReportRequest(peer_id=PEER, round=1, digest=DIGEST, sent={"gold": 5})),
-        (control.check_report, pb.ReportRequest(peer_id=PEER, round=1, digest=DIGEST, received={"core": 2**60})),
-        (control.check_report, pb.ReportRequest(peer_id=PEER, round=0, digest=DIGEST)),
-        (control.check_leave, pb.LeaveRequest(peer_id=PEER, reason="x" * 129)),
-        (control.check_leave, pb.LeaveRequest(peer_id=PEER, reason="a\x07b")),
-        (control.check_watch, pb.WatchRequest(wait_ms=2**31)),
+        ("manifest_digest", "manifest_digest", b""),
+        ("peer_id", "peer_id", ""),
+        ("address", "address", "no address"),
+        ("incarnation", "incarnation", 2**63),
+        ("applied", "applied", 2**40 + 2),
+        ("sent.round", "sent", pb.PlanKey()),
+        ("sent.term", "sent", pb.PlanKey(round=1)),
+        ("sent.version", "sent", pb.PlanKey(round=1, term=1)),
+        ("sent.round", "sent", pb.PlanKey(round=2**41, term=1, version=1)),
+        ("known", "known", 2**60),
+        ("number", "number", 2**60),
+        ("progress.round", "progress", pb.Progress(round=2**41)),
+        ("progress.step", "progress", pb.Progress(step=2**31)),
+        ("progress.tokens_per_second", "progress", pb.Progress(tokens_per_second=math.inf)),
     ],
 )
-def test_out_of_bounds_is_refused(check: Callable[[Any], None], message: Any) -> None:
-    with pytest.raises(PeerError):
+def test_a_poll_out_of_bounds_is_refused_by_field(reason: str, field: str, value: object) -> None:
+    with pytest.raises(PeerError) as refusal:
+        control.check_poll(pb.PollRequest(**{**POLL, field: value}))
+    assert refusal.value.reason == reason
+
+
+KEY = pb.PlanKey(round=5, term=2, version=1)
+
+
+@pytest.mark.parametrize(
+    ("reason", "field", "value"),
+    [
+        ("term", "term", 0),
+        ("term", "term", 2**40 + 1),
+        ("leader", "leader", ""),
+        ("version", "version", 2**60),
+        ("base.voters", "base", pb.Record()),
+        ("base.chain", "base", pb.Record(round=4, parent=DIGEST, voters=[PEER])),
+        ("sources", "sources", [PEER] * 1025),
+        ("sources", "sources", ["somebody"]),
+        ("nodes", "nodes", [PEER] * 9),
+        ("nodes", "nodes", [""]),
+        ("number", "number", 2**60),
+        ("key.round", "plan", pb.OpenPlan()),
+        ("places", "plan", pb.OpenPlan(key=KEY, places=[pb.Place(peer_id=PEER)] * 1025)),
+        ("places", "plan", pb.OpenPlan(key=KEY, places=[pb.Place()])),
+        ("places", "plan", pb.OpenPlan(key=KEY, places=[pb.Place(peer_id=PEER, incarnation=2**63)])),
+        ("coverage.epoch", "coverage", pb.Coverage(epoch=2**41)),
+        ("coverage.done", "coverage", pb.Coverage(epoch=1, done=bytes(1025))),
+        ("coverage.ahead", "coverage", pb.Coverage(epoch=1, ahead=bytes(1025))),
+    ],
+)
+def test_news_out_of_bounds_are_refused_by_field(reason: str, field: str, value: object) -> None:
+    news = pb.News(**{**NEWS, field: value})
+    for check, message in ((control.check_news, news), (control.check_poll_reply, pb.PollReply(news=news))):
+        with pytest.raises(PeerError) as refusal:
+            check(message)  # type: ignore[arg-type]
+        assert refusal.value.reason == reason
+
+
+CONTACT = pb.Contact(peer_id=PEER, address="192.0.2.7:7700")
+
+
+@pytest.mark.parametrize(
+    ("reason", "check", "message"),
+    [
+        ("package_version", control.check_hello, pb.HelloRequest(package_version="x" * 33)),
+        ("initial_peers", control.check_hello_reply, pb.HelloReply(**{**HELLO, "initial_peers": ["x"] * 17})),
+        ("initial_peers", control.check_hello_reply, pb.HelloReply(**{**HELLO, "initial_peers": ["x" * 257]})),
+        ("unix_time", control.check_hello_reply, pb.HelloReply(**{**HELLO, "unix_time": math.nan})),
+        ("peer_id", control.check_hello_reply, pb.HelloReply(**{**HELLO, "peer_id": ""})),
+        ("first", control.check_hello_reply, pb.HelloReply(**{**HELLO, "first": PEER[:-1]})),
+        ("contacts", control.check_hello_reply, pb.HelloReply(**{**HELLO, "contacts": [CONTACT] * 17})),
+        ("contacts", control.check_hello_reply, pb.HelloReply(**{**HELLO, "contacts": [pb.Contact()]})),
+        ("number", control.check_join_reply, pb.JoinReply(number=10**6 + 1)),
+        ("name", control.check_join_reply, pb.JoinReply(number=1, name="ann" * 17)),
+        ("manifest_digest", control.check_describe_state, pb.DescribeStateRequest(manifest_digest=b"short")),
+        ("round", control.check_describe_state, pb.DescribeStateRequest(manifest_digest=DIGEST, round=2**50)),
+        ("manifest_digest", control.check_catch_up, pb.CatchUpRequest(manifest_digest=b"short")),
+        ("applied", control.check_catch_up, pb.CatchUpRequest(manifest_digest=DIGEST, applied=2**50)),
+        ("state_round", control.check_catch_up_reply, pb.CatchUpReply(state_round=2**41)),
+        ("state_bytes", control.check_catch_up_reply, pb.CatchUpReply(state_bytes=2**60)),
+        ("round_bytes", control.check_catch_up_reply, pb.CatchUpReply(round_bytes=2**60)),
+        ("rest_bytes", control.check_catch_up_reply, pb.CatchUpReply(rest_bytes=2**60)),
+        ("answer", control.check_poll_reply, pb.PollReply()),
+        ("lease.epoch", control.check_poll_reply, pb.PollReply(unknown=True, lease=pb.DataLease(epoch=2**41))),
+        ("lease.part", control.check_poll_reply, pb.PollReply(unknown=True, lease=pb.DataLease(epoch=1, part=8192))),
+        ("lease.part", control.check_poll, pb.PollRequest(**{**POLL, "lease": pb.DataLease(epoch=1, part=8192)})),
+        ("lease.tokens", control.check_poll, pb.PollRequest(**{**POLL, "lease": pb.DataLease(tokens=2**51)})),
+        ("lease.size", control.check_poll, pb.PollRequest(**{**POLL, "lease": pb.DataLease(size=2**51)})),
+        ("term", control.check_poll_reply, pb.PollReply(redirect=pb.Redirect(term=2**41, base=RECORD))),
+        ("leader", control.check_poll_reply, pb.PollReply(redirect=pb.Redirect(leader="me", base=RECORD))),
+        ("base.voters", control.check_poll_reply, pb.PollReply(redirect=pb.Redirect())),
+        ("contacts", control.check_poll_reply, pb.PollReply(unknown=True, contacts=[CONTACT] * 1025)),
+        ("contacts", control.check_poll_reply, pb.PollReply(unknown=True, contacts=[pb.Contact(address="a:1")])),
+        (
+            "contacts",
+            control.check_poll_reply,
+            pb.PollReply(unknown=True, contacts=[pb.Contact(peer_id=PEER, address="x")]),
+        ),
+        ("manifest_digest", control.check_tell, pb.TellRequest(sender=PEER, goodbye=pb.Goodbye())),
+        ("sender", control.check_tell, pb.TellRequest(manifest_digest=DIGEST, goodbye=pb.Goodbye())),
+        ("address", control.check_tell, pb.TellRequest(manifest_digest=DIGEST, sender=PEER, address="\n\n\n")),
+        ("message", control.check_tell, pb.TellRequest(manifest_digest=DIGEST, sender=PEER)),
+        ("manifest_digest", control.check_list_peers, pb.ListPeersRequest()),
+        ("members", control.check_list_peers_reply, pb.ListPeersReply(members=[pb.Member(peer_id=bytes(16))])),
+        ("round", control.check_fetch_shard, pb.FetchShardRequest(hashes=[DIGEST])),
+        ("shard", control.check_fetch_shard, pb.FetchShardRequest(round=1, shard=1024, hashes=[DIGEST])),
+        ("hashes", control.check_fetch_shard, pb.FetchShardRequest(round=1)),
+        ("hashes", control.check_fetch_shard, pb.FetchShardRequest(round=1, hashes=[DIGEST] * 17)),
+        ("hashes", control.check_fetch_shard, pb.FetchShardRequest(round=1, hashes=[b""])),
+        ("round", control.check_fetch_published, pb.FetchPublishedRequest()),
+        ("chain", control.check_fetch_published, pb.FetchPublishedRequest(round=1, chain=bytes(1000))),
+        ("sent", control.check_report, pb.ReportRequest(peer_id=PEER, round=1, digest=DIGEST, sent={"gold": 5})),
+        (
+            "received",
+            control.check_report,
+            pb.ReportRequest(peer_id=PEER, round=1, digest=DIGEST, received={"core": 2**60}),
+        ),
+        ("round", control.check_report, pb.ReportRequest(peer_id=PEER, round=0, digest=DIGEST)),
+        ("reason", control.check_leave, pb.LeaveRequest(peer_id=PEER, reason="x" * 129)),
+        ("reason", control.check_leave, pb.LeaveRequest(peer_id=PEER, reason="a\x07b")),
+        ("wait_ms", control.check_watch, pb.WatchRequest(wait_ms=2**31)),
+    ],
+)
+def test_out_of_bounds_is_refused_by_field(reason: str, check: Callable[[Any], None], message: Any) -> None:
+    with pytest.raises(PeerError) as refusal:
         check(message)
+    assert refusal.value.reason == reason

@@ -51,6 +51,7 @@ PLAN = RoundPlan(
 )
 SHARD_BLOCKS = ((0, 1), (2,))
 PEER = "0123456789abcdef" * 2
+VOTERS = (PEER, "f" * 32)
 
 
 def ones(slot: Slot) -> Grid:
@@ -150,8 +151,8 @@ def published(void: frozenset[int]) -> tuple[PublishedHeader, bytes]:
         sections, frames = payload(shard_slots(slots, blocks))
         results.append(ShardResult(False, (PEER,), 1000, sections))
         data += frames
-    chain = chain_hash(PARENT, PLAN, SHARD_BLOCKS, results)
-    return PublishedHeader(PLAN, SHARD_BLOCKS, tuple(results), chain), data
+    chain = chain_hash(PARENT, PLAN, SHARD_BLOCKS, results, VOTERS)
+    return PublishedHeader(PLAN, SHARD_BLOCKS, tuple(results), chain, VOTERS), data
 
 
 @pytest.mark.parametrize("void", [frozenset(), frozenset({0}), frozenset({1}), frozenset({0, 1})])
@@ -176,6 +177,8 @@ def test_a_round_that_does_not_continue_the_chain_is_refused() -> None:
         (header, b""),
         (replace(header, chain=bytes(32)), PARENT),
         (replace(header, plan=other), PARENT),
+        (replace(header, voters=VOTERS[:1]), PARENT),
+        (replace(header, voters=()), PARENT),
     ):
         with pytest.raises(PeerError) as refusal:
             check_published(published_to_proto(wrong), manifest=MANIFEST, parent=parent)
@@ -186,9 +189,17 @@ def test_published_sections_must_be_the_legal_ones() -> None:
     header, _ = published(frozenset())
     first, second = header.shards
     shards = (replace(first, sections=second.sections), second)
-    wrong = replace(header, shards=shards, chain=chain_hash(PARENT, PLAN, SHARD_BLOCKS, shards))
-    with pytest.raises(PeerError):
+    wrong = replace(header, shards=shards, chain=chain_hash(PARENT, PLAN, SHARD_BLOCKS, shards, VOTERS))
+    with pytest.raises(PeerError) as refusal:
         check_published(published_to_proto(wrong), manifest=MANIFEST, parent=PARENT)
+    assert refusal.value.reason == "sections"
+
+
+def test_a_round_that_nobody_votes_on_passes() -> None:
+    header, _ = published(frozenset())
+    chain = chain_hash(PARENT, PLAN, SHARD_BLOCKS, header.shards)
+    alone = replace(header, chain=chain, voters=())
+    assert check_published(published_to_proto(alone), manifest=MANIFEST, parent=PARENT) == alone
 
 
 def test_no_round_is_larger_than_the_bound() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tsr_swarm.cli.options import Json, NoDht, Plain, Record, Rounds, Set, check_address, check_announce
+from tsr_swarm.cli.options import Json, NoDht, Plain, Proxy, Record, Rounds, Set, check_address, check_announce
 from tsr_swarm.cli.output import Emit, Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.runtime.lifeline import StopRequest
@@ -41,6 +41,7 @@ def coordinate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     rounds: Rounds = None,
     overrides: Set = None,
+    proxy: Proxy = None,
     record: Record = None,
     plain: Plain = False,
     json: Json = False,
@@ -65,6 +66,7 @@ def coordinate(
         use_dht=not no_dht,
         insecure=insecure,
         resume=resume,
+        proxy=proxy,
     )
 
     async def work(stop: StopRequest) -> None:

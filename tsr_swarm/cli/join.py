@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tsr_swarm.cli.options import Json, Plain, UsageError, check_address, check_announce, usage
+from tsr_swarm.cli.options import Json, Plain, Proxy, UsageError, check_address, check_announce, usage
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.profile import JoinProfile, merge_profile
@@ -32,7 +32,7 @@ def join(
     listen: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT", callback=check_address, help="Listen, to give state and rounds to others; port 0: any."
+            metavar="HOST:PORT", callback=check_address, help="Be dialled: average, give, vote, lead; port 0: any."
         ),
     ] = None,
     announce: Annotated[
@@ -65,10 +65,7 @@ def join(
     slowdown: Annotated[
         float, typer.Option(min=1, metavar="FACTOR", hidden=True, help="Play a machine that is FACTOR times slower.")
     ] = 1.0,
-    proxy: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", hidden=True, callback=check_address, help="Call through this HTTP proxy."),
-    ] = None,
+    proxy: Proxy = None,
     plain: Plain = False,
     json: Json = False,
 ) -> None:

@@ -1,4 +1,7 @@
-"""What ``tsr-swarm local`` lets happen to its swarm. WHO is a peer's number or ``coordinator``; all are repeatable."""
+"""What ``tsr-swarm local`` lets happen to its swarm. All are repeatable.
+
+WHO is a peer's number or ``coordinator``; of kills and stops also ``leader`` or ``reducer``, whoever that is then.
+"""
 
 from typing import Annotated, Any
 
@@ -13,7 +16,10 @@ def _many(metavar: str, text: str) -> Any:
 
 _Texts = list[str] | None
 
-Kill = Annotated[_Texts, _many("WHO@ROUND[/PHASE]", "Kill peer WHO, or 'coordinator'.")]
+Kill = Annotated[_Texts, _many("WHO@ROUND[/PHASE]", "Kill peer WHO, or 'coordinator', 'leader', 'reducer'.")]
+Back = Annotated[
+    _Texts, _many("WHO@ROUND[/PHASE][:SECONDS]", "WHO, who was killed, comes back, or SECONDS after that.")
+]
 JoinAt = Annotated[list[int] | None, _many("ROUND", "A further peer joins in ROUND.")]
 Env = Annotated[_Texts, _many("WHO:KEY=VALUE", "Set KEY for one process only.")]
 Stop = Annotated[_Texts, _many("WHO@ROUND[/PHASE][:SECONDS]", "Freeze WHO for SECONDS (20s).")]

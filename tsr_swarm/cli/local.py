@@ -16,6 +16,7 @@ from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.summary import summary
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.runtime.children import Family
+from tsr_swarm.runtime.faults import COORDINATOR, name_of
 from tsr_swarm.runtime.lab.flags import LineTexts
 from tsr_swarm.runtime.lab.opening import MODES
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
@@ -27,6 +28,7 @@ from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 PEERS, ROUNDS = 3, 30  # unless something says otherwise
 SAMPLE_LENGTH = 240
+LAST_CHECKPOINT = "the model of the coordinator's last checkpoint"
 
 
 def local(
@@ -47,6 +49,7 @@ def local(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.")] = False,
     kill: lab_options.Kill = None,
+    back: lab_options.Back = None,
     join_at: lab_options.JoinAt = None,
     env: lab_options.Env = None,
     stop: lab_options.Stop = None,
@@ -76,6 +79,7 @@ def local(
             peers=count,
             rounds=config.run.rounds,
             kills=kill or [],
+            backs=back or [],
             join_rounds=join_at or [],
             environment=env or [],
             stops=stop or [],
@@ -105,7 +109,7 @@ def local(
             if mode is not Mode.JSON:
                 print("\n".join(summary(snapshot)), flush=True)
             if mode is not Mode.JSON and snapshot.rounds_counted and not request.gently.is_set():
-                await run_unless_stopped(_print_sample(family, place), request)
+                await run_unless_stopped(_print_sample(family, place, snapshot.leader), request)
 
     run_training(mode, work)
 
@@ -136,10 +140,12 @@ async def _on_screen(
     return await show_stream(family, "local swarm", [command, *where, *rest], title, stop)
 
 
-async def _print_sample(family: Family, place: Path) -> None:
+async def _print_sample(family: Family, place: Path, leader: str) -> None:
+    """From the coordinator's newest checkpoint, which is not the run's last word where another led it to its end."""
     text = await sample_text(family, place, SAMPLE_LENGTH)
     if text:
-        print(f"What the model writes by itself:\n\n{text}", flush=True)
+        is_last = leader in ("", name_of(COORDINATOR))
+        print(f"What {'the model' if is_last else LAST_CHECKPOINT} writes by itself:\n\n{text}", flush=True)
 
 
 def _check_folder(folder: Path | None, resume: bool) -> None:

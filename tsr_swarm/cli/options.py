@@ -64,3 +64,8 @@ Coordinator = Annotated[
         help="Where the coordinator listens.",
     ),
 ]
+
+Proxy = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", hidden=True, callback=check_address, help="Call through this HTTP proxy."),
+]

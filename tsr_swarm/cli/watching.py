@@ -1,4 +1,4 @@
-"""A coordinator's events from elsewhere, through its Watch call."""
+"""A run's events from elsewhere, through the Watch call of its nodes."""
 
 import asyncio
 import contextlib
@@ -6,11 +6,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 
-from tsr_swarm.errors import UnreachableError
-from tsr_swarm.monitor.sources import FIRST_PAUSE, LONGEST_PAUSE, Watch, WatchSource
+from tsr_swarm import __version__
+from tsr_swarm.errors import RefusedError, UnreachableError
+from tsr_swarm.monitor.sources import FIRST_PAUSE, LONGEST_PAUSE, WatchSource
 from tsr_swarm.telemetry.events import decode_stamped
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.log import Watch
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 WAIT_MS = 15_000
@@ -33,9 +35,35 @@ async def calling(coordinator: str, wait_ms: int = WAIT_MS) -> AsyncIterator[Wat
 
 @contextlib.asynccontextmanager
 async def watching(coordinator: str) -> AsyncIterator[WatchSource]:
-    """What a screen follows; raises nothing when the coordinator is away, but tries again."""
-    async with calling(coordinator) as watch:
-        yield WatchSource(watch, time.time)
+    """What a screen follows; raises nothing when a node is away, but goes on with another, or tries again."""
+    from tsr_swarm.config.manifest import PROTOCOL_VERSION
+    from tsr_swarm.transport.client import SwarmClient
+    from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+    clients: dict[str, SwarmClient] = {}
+    manifests: dict[str, bytes] = {}  # by address, of who has answered there
+
+    async def greet(address: str) -> SwarmClient:
+        """Connect to a node of this run: peers name addresses at which anybody may be."""
+        if address not in clients:
+            clients[address] = await stack.enter_async_context(SwarmClient(address, ByteLedger()))
+        if address not in manifests:
+            greeting = pb.HelloRequest(protocol=PROTOCOL_VERSION, package_version=__version__)
+            manifests[address] = (await clients[address].hello(greeting)).manifest
+        if manifests[address] != manifests.get(coordinator, manifests[address]):
+            raise RefusedError(f"{address} belongs to another run; name a node of this one.")
+        return clients[address]
+
+    def dial(address: str) -> Watch:
+        async def watch(after: int) -> tuple[list[str], int]:
+            client = await greet(address)
+            reply = await client.watch(pb.WatchRequest(after=after, wait_ms=WAIT_MS))
+            return list(reply.events), reply.last
+
+        return watch
+
+    async with contextlib.AsyncExitStack() as stack:
+        yield WatchSource(dial, [coordinator], time.time)
 
 
 async def read_all(watch: Watch) -> tuple[SwarmSnapshot, int]:

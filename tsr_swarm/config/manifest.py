@@ -13,7 +13,7 @@ from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import CheckpointConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import ConfigError, RefusedError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_MANIFEST_BYTES = 4 << 20
 _MAX_BLOCK_SIZE = 2**40
 
@@ -30,7 +30,8 @@ class Manifest:
     def encoded(self) -> bytes:
         """Canonical JSON; the same manifest gives the same bytes everywhere."""
         config = asdict(self.config)
-        del config["checkpoint"], config["round"]
+        del config["checkpoint"]
+        config["round"] = {"shards": self.config.round.shards}
         document = {
             "protocol": PROTOCOL_VERSION,
             "run_id": self.run_id,
@@ -50,9 +51,10 @@ class Manifest:
 
 def make_manifest(run_id: str, config: RunConfig, shapes: Mapping[str, tuple[int, ...]]) -> Manifest:
     """Plan the blocks of a model and put them beside its configuration. Raises ConfigError."""
-    # What only the leader or one machine needs may change when a run is resumed; it is not part of the run's name.
+    # What only a leader or one machine needs may change when a run is resumed; it is not part of the run's name.
     run = replace(config.run, rounds=0, min_peers=1)
-    shared = replace(config, run=run, round=RoundConfig(), checkpoint=CheckpointConfig())
+    round = RoundConfig(shards=config.round.shards)
+    shared = replace(config, run=run, round=round, checkpoint=CheckpointConfig())
     blocks = plan_blocks(shapes, config.optimizer, config.model.hidden_size)
     check_budget(config, blocks)
     return Manifest(run_id, shared, blocks)

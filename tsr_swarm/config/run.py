@@ -81,7 +81,7 @@ class DataConfig:
     """What to train on. ``source`` is "stdlib" (the Python standard library's own source) or files and folders."""
 
     source: str | tuple[str, ...] = "stdlib"
-    parts: int = 8  # shared data is split into this many; a peer trains on the one of its number
+    parts: int = 8  # shared data is split into this many; a peer begins with the one of its number
     sequence_length: int = 128
     batch_size: int = 16
     heldout_sequences: int = 48  # scored by the coordinator after every round
@@ -241,7 +241,7 @@ class RoundConfig:
     quorum: int = 1  # payloads needed to close a round at its deadline
     floor_seconds: float = 10.0
     ceiling_seconds: float = 600.0
-    shards: int = 1  # the blocks are split into this many; each is reduced and committed on its own
+    shards: int = 8  # the blocks are split into this many at most; each is reduced and committed on its own
     budget_kb: int = 0  # full space: an upload's kB before compression, for sketches where cores miss most; 0: by k_r
 
     def __post_init__(self) -> None:

@@ -25,7 +25,8 @@ _WORDS = (
     ("late", "its work goes out with its next payload"),
     ("dense", "what data-parallel training in fp32 would move"),
     ("overhead", "bytes the kernel counted beyond the payloads"),
-    ("no failover", "fewer than 3 voters: the coordinator is a single point of failure"),
+    ("leads", "opens and closes the rounds; voters elect another when it is lost"),
+    ("no failover", "fewer than 3 voters: who leads is a single point of failure"),
 )
 _LABEL, _TEXT = 15, 50  # cells; fits a terminal of 80
 

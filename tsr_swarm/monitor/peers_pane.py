@@ -38,7 +38,7 @@ COLUMNS = (
     Column("up", 7, 0, True, lambda s, p: bytes_text(p.up)),
     Column("down", 7, 0, True, lambda s, p: bytes_text(p.down)),
     Column("loss", 6, 0, True, lambda s, p: loss_text(p.local_loss)),
-    Column("note", 0, 100, False, lambda s, p: _note(p)),
+    Column("note", 0, 100, False, lambda s, p: _note(s, p)),
 )
 
 
@@ -70,7 +70,13 @@ class PeersPane(VerticalScroll):
 def _title(snapshot: SwarmSnapshot) -> str:
     alive = snapshot.alive
     left, troubled = len(snapshot.peers) - len(alive), sum(peer.state in _TROUBLED for peer in alive)
-    parts = [f"{len(alive)} alive", f"{left} left" if left else "", f"{troubled} in trouble" if troubled else ""]
+    leads = f"{cut(snapshot.leader, 18)} leads" if snapshot.leader and not snapshot.is_leaderless else ""
+    parts = [
+        f"{len(alive)} alive",
+        f"{left} left" if left else "",
+        f"{troubled} in trouble" if troubled else "",
+        leads if snapshot.finished is None else "",
+    ]
     return f"Peers: {', '.join(part for part in parts if part)}"
 
 
@@ -111,8 +117,8 @@ def _is_stepping(peer: PeerView) -> bool:
     return peer.is_alive and peer.steps > 0
 
 
-def _note(peer: PeerView) -> str:
-    if peer.reason:
-        return peer.reason
-    reach = "client-only" if peer.is_client_only else "dialable"
-    return ", ".join(part for part in (peer.local_space, reach, peer.device) if part)
+def _note(snapshot: SwarmSnapshot, peer: PeerView) -> str:
+    leads = "leads" if snapshot.leads(peer) else ""
+    reach = "client-only" if peer.is_client_only else "" if leads else "dialable"  # who leads is dialable
+    about = (peer.reason,) if peer.reason else (peer.local_space, reach, peer.device)
+    return ", ".join(part for part in (leads, *about) if part)

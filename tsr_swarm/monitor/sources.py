@@ -1,18 +1,20 @@
-"""Where a monitor's lines come from: a recording, a child process, or a coordinator elsewhere."""
+"""Where a monitor's lines come from: a recording, a child process, or the nodes of a run elsewhere."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tsr_swarm.errors import ConfigError, RunError, UnreachableError
-from tsr_swarm.telemetry.events import decode_stamped
-from tsr_swarm.telemetry.log import read_lines
+from tsr_swarm.errors import ConfigError, RunError, SwarmError, UnreachableError
+from tsr_swarm.monitor.places import Places
+from tsr_swarm.telemetry.events import LeaderChanged, Stamped, decode_stamped
+from tsr_swarm.telemetry.log import Watch, read_lines
+from tsr_swarm.telemetry.seen import Seen
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
-Watch = Callable[[int], Awaitable[tuple[list[str], int]]]
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0  # seconds between attempts to reach a coordinator again
+Dial = Callable[[str], Watch]  # how to watch the node at an address
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0  # seconds between attempts to reach a node again
 
 
 class Source(Protocol):
@@ -39,12 +41,12 @@ class RunClock:
         self._clock = clock
         self._offset: float | None = None
 
-    def observe(self, line: str) -> None:
+    def observe(self, stamped: Stamped | None) -> None:
         """Learn from one arriving line; a line from the backlog only looks like a long delay."""
-        stamped = decode_stamped(line)
         if stamped is not None:
             offset = self._clock() - stamped.time
-            self._offset = offset if self._offset is None else min(self._offset, offset)
+            is_first = self._offset is None or isinstance(stamped.event, LeaderChanged)  # another leader's clock
+            self._offset = offset if self._offset is None or is_first else min(self._offset, offset)
 
     def now(self) -> float:
         return self._clock() - (self._offset or 0.0)
@@ -112,7 +114,7 @@ class PipeSource:
                 self.trouble = "the run's process has ended"
                 return
             line = data.decode("utf-8", "replace")
-            self._clock.observe(line)
+            self._clock.observe(decode_stamped(line))
             yield line
 
     def now(self) -> float:
@@ -120,26 +122,56 @@ class PipeSource:
 
 
 class WatchSource:
-    """Follows a coordinator through ``watch(after) -> (lines, newest number)``, and tries again when it is away."""
+    """Follows a run at one of its nodes, and goes on with another when that is away.
 
-    def __init__(self, watch: Watch, clock: Clock, sleep: Sleep = asyncio.sleep) -> None:
-        self._watch, self._clock, self._sleep = watch, RunClock(clock), sleep
+    A line that another node has told already is left out. ``dial`` gives the watch of an address; it raises
+    UnreachableError where nobody answers, and RefusedError where another run, or another version of it, is found.
+    """
+
+    def __init__(self, dial: Dial, addresses: Sequence[str], clock: Clock, sleep: Sleep = asyncio.sleep) -> None:
+        self._dial, self._clock, self._sleep = dial, RunClock(clock), sleep
+        self._places = Places(tuple(addresses))
+        self._seen = Seen()
         self.trouble = ""
 
     async def lines(self) -> AsyncIterator[str]:
-        newest, pause = 0, FIRST_PAUSE
+        """Lines as they happen. Raises SwarmError when a node whose address was given refuses to be watched."""
+        address, newest, pause = self._places.given[0], 0, FIRST_PAUSE
+        tried: set[str] = set()
         while True:
             try:
-                lines, newest = await self._watch(newest)
-            except UnreachableError as error:
-                self.trouble = f"{error} Trying again every {pause:g} s."
-                await self._sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                lines, newest = await self._dial(address)(newest)
+            except SwarmError as error:
+                if address in self._places.given and not isinstance(error, UnreachableError):
+                    raise
+                tried.add(address)
+                following = self._places.after(address)
+                if following in tried:
+                    self.trouble = f"{error} Trying again every {pause:g} s."
+                    await self._sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+                    tried.clear()
+                else:
+                    self.trouble = f"{error} Trying {following}."
+                if following != address:
+                    address, newest = following, 0  # each node numbers its lines itself
                 continue
             self.trouble, pause = "", FIRST_PAUSE
+            tried.clear()
             for line in lines:
-                self._clock.observe(line)
-                yield line
+                if self._take_in(line):
+                    yield line
+
+    def _take_in(self, line: str) -> bool:
+        """Learn from a line; whether it is new."""
+        stamped = decode_stamped(line)
+        event = None if stamped is None else stamped.event
+        if not self._seen.is_new(line, event):
+            return False
+        self._clock.observe(stamped)
+        if event is not None:
+            self._places = self._places.hear(event)
+        return True
 
     def now(self) -> float:
         return self._clock.now()

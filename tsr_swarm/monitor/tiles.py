@@ -9,7 +9,7 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from tsr_swarm.monitor.view import MUTED, STRONG, View, first_fitting
-from tsr_swarm.telemetry.text import bytes_text, count_text, factor_text, loss_text, seconds_text
+from tsr_swarm.telemetry.text import bytes_text, count_text, coverage_text, factor_text, loss_text, seconds_text
 
 Variants = tuple[str, ...]
 Face = Callable[[View], tuple[Variants, Variants]]  # value and what is under it, each longest first
@@ -108,4 +108,8 @@ def _speed(view: View) -> tuple[Variants, Variants]:
     if snapshot.last_seconds is None:
         return (f"{speed} tokens/s", f"{speed} tok/s"), ("all peers",)
     took = seconds_text(snapshot.last_seconds)
-    return (f"{speed} tokens/s", f"{speed} tok/s"), (f"last round took {took}", f"round {took}")
+    under: Variants = (f"last round took {took}", f"round {took}")
+    if snapshot.epoch:
+        covered = coverage_text(snapshot.epoch, snapshot.share)
+        under = (f"round took {took}, {covered}", covered, covered.removesuffix(" of the data"))
+    return (f"{speed} tokens/s", f"{speed} tok/s"), under

@@ -4,6 +4,9 @@ from dataclasses import replace
 
 from tsr_swarm.rounds import council as cl
 from tsr_swarm.rounds import peer as pr
+from tsr_swarm.rounds import voting
+from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.leader import Phase
 from tsr_swarm.rounds.node import Node, Result, Work, contacts
 from tsr_swarm.rounds.protocol import (
     Applied,
@@ -29,6 +32,7 @@ from tsr_swarm.rounds.reducing import reopened
 POLL_SECONDS = 5.0  # a poll that is not answered by then is taken for lost; a leader holds it for two
 RETRY_SECONDS = 1.0  # between two tries of whatever did not work
 MOST_HOPS = 3  # from hint to hint without a rest
+IDLE = (Phase.WAITING, Phase.FINISHED)
 
 # --- the leader -----------------------------------------------------------------------------------------------------
 
@@ -42,10 +46,11 @@ def poll(node: Node, now: float) -> Result:
         node = lost(node, guide.asked, now)
         guide = node.guide
     others = contacts(node)
-    if guide.asked or now < guide.next_at or not (guide.leader or others):
+    known = guide.leader or (node.council.leader if node.council.leader != node.me else "")  # it beats voters first
+    if guide.asked or now < guide.next_at or not (known or others):
         return node, []
-    to = guide.leader or others[guide.turn % len(others)]
-    turn = guide.turn if guide.leader else guide.turn + 1
+    to = known or others[guide.turn % len(others)]
+    turn = guide.turn if known else guide.turn + 1
     guide = replace(guide, asked=to, asked_at=now, turn=turn, number=guide.number + 1)
     node = replace(node, guide=guide)
     return node, [Send(to, request(node))]
@@ -110,6 +115,8 @@ def heard(node: Node, sender: str, news: News, now: float) -> Result:
     if news.number < guide.oldest:
         return node, []
     asked = "" if guide.asked == sender else guide.asked
+    if _was_set_back(node, sender, news):
+        return _guided(_set_back(node, news.base, now), news, asked, now), []
     if (news.base.round, news.term) < (guide.round, guide.term):
         leader = "" if guide.leader == sender else guide.leader
         guide = replace(guide, asked=asked, leader=leader, next_at=now + RETRY_SECONDS)
@@ -117,6 +124,23 @@ def heard(node: Node, sender: str, news: News, now: float) -> Result:
     if news.term == guide.term and news.version < guide.version and guide.leader == news.leader:
         return node, []  # overtaken on its way
     return _guided(node, news, asked, now), []
+
+
+def _was_set_back(node: Node, sender: str, news: News) -> bool:
+    """Whether the only voter there is has lost rounds that stood, as with a disk restored from a copy.
+
+    Nobody else can lead, so its history is the one that goes on. Its answer to the newest poll is no old news.
+    """
+    alone, guide = (node.identity.first,), node.guide
+    is_alone = alone == (sender,) == (news.leader,) == news.base.voters == node.council.voters and node.me != sender
+    return is_alone and news.number == guide.number and (news.base.round, news.term) < (guide.round, guide.term)
+
+
+def _set_back(node: Node, base: Record, now: float) -> Node:
+    council = voting.begin(node.me, cl.Ledger(base), now)
+    has_more = node.peer.applied > base.round
+    peer = replace(node.peer, committed=base.round, open_round=0, unsent=0)
+    return replace(node, council=council, plan=None, peer=replace(peer, needs_state=peer.needs_state or has_more))
 
 
 def follow_oneself(node: Node, news: News, now: float) -> Node:
@@ -185,7 +209,9 @@ def act(node: Node, now: float) -> Result:
     committed = max(node.peer.committed, node.council.ledger.base.round)
     node = replace(node, peer=replace(node.peer, committed=committed)) if committed != node.peer.committed else node
     action = pr.next_action(node.peer)
-    if node.is_leaving and not isinstance(action, pr.FetchRound | pr.Upload) and not _awaits_its_round(node):
+    if 0 < node.identity.policy.last_round <= node.peer.applied and _is_alone(node) and isinstance(action, pr.Wait):
+        return _quit(node, "the run has finished")  # who led it to its end may be gone already
+    if node.is_leaving and (_is_alone(node) or not (_has_a_round_open(node) or _finishes_a_round(action))):
         return _quit(node, "it was asked to stop")
     match action:
         case pr.FetchState():
@@ -202,7 +228,18 @@ def act(node: Node, now: float) -> Result:
             return node, []
 
 
-def _awaits_its_round(node: Node) -> bool:
+def _is_alone(node: Node) -> bool:
+    return node.leading is None and not node.guide.leader
+
+
+def _finishes_a_round(action: pr.Action) -> bool:
+    return isinstance(action, pr.FetchRound | pr.Upload)
+
+
+def _has_a_round_open(node: Node) -> bool:
+    """Whether there is a round that this node leads, or whose average its work may be in."""
+    if node.leading is not None and node.council.leads and node.leading.state.phase not in IDLE:
+        return True
     return node.peer.trained > node.peer.applied and node.peer.trained == node.peer.open_round
 
 
@@ -287,15 +324,18 @@ def applied(node: Node, event: Applied, now: float) -> Result:
     node = replace(node, work=replace(node.work, is_fetching=False))
     if record.round != node.peer.applied + 1:
         return node, []
-    council, _ = cl.step(node.council, cl.Learned(record), now)
-    return replace(node, council=council, peer=pr.applied(node.peer, record.round, record.chain)), []
+    council, _ = voting.step(node.council, cl.Learned(record), now)
+    node = replace(node, council=council, peer=pr.applied(node.peer, record.round, record.chain))
+    if node.guide.is_finished:  # a leader stays until everybody has the last round
+        node = replace(node, guide=replace(node.guide, asked="", next_at=now))
+    return node, []
 
 
 def restored(node: Node, event: Restored, now: float) -> Result:
     """A state was downloaded. What was trained before it is void: the next news says what to do."""
     record = event.record
     work = Work(is_training=node.work.is_training)
-    council, _ = cl.step(node.council, cl.Learned(record), now)
+    council, _ = voting.step(node.council, cl.Learned(record), now)
     node = replace(node, work=work, council=council, plan=None)
     node = replace(node, peer=pr.restored(node.peer, record.round, record.chain))
     return replace(node, guide=replace(node.guide, asked="", version=0, next_at=now)), []

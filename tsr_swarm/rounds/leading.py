@@ -11,7 +11,11 @@ from tsr_swarm.rounds.node import Caller, Hold, Leading, Node, Result, then
 from tsr_swarm.rounds.protocol import (
     Action,
     Close,
+    Commit,
+    Drop,
+    Explain,
     News,
+    Open,
     Place,
     Plan,
     Poll,
@@ -57,8 +61,8 @@ def take_over(node: Node, now: float) -> Result:
     node = replace(node, leading=leading)
     if identity.trains:
         node = replace(node, leading=_with_caller(node, _myself(node, now), node.me))
-        return then((node, [Show(_who_leads(node))]), lambda n, at: _lead(n, ld.Joined(n.me), at), now)
-    return then((announce(node), [Show(_who_leads(node))]), lambda n, at: _lead(n, ld.Tick(), at), now)
+        return _lead(node, ld.Joined(node.me), now)
+    return _lead(announce(node), ld.Tick(), now)
 
 
 def give_up(node: Node) -> Result:
@@ -66,12 +70,6 @@ def give_up(node: Node) -> Result:
     assert node.leading is not None, "checked"
     redirect = Redirect(node.council.term, node.council.leader, node.council.ledger.base)
     return replace(node, leading=None), [Send(peer, redirect) for peer in sorted(node.leading.holds)]
-
-
-def _who_leads(node: Node) -> str:
-    voters = node.council.voters
-    text = f"{node.me} leads term {node.council.term}, elected by {len(voters)} voters"
-    return text if len(voters) >= 3 else f"{text}: too few to go on without it"
 
 
 # --- polls ------------------------------------------------------------------------------------------------------------
@@ -170,8 +168,13 @@ def news(node: Node) -> News:
         sources=leading.sources,
         plan=leading.plan,
         nodes=leading.nodes,
-        is_finished=leading.state.phase is ld.Phase.FINISHED,
+        is_finished=is_over(leading.state),
     )
+
+
+def is_over(state: ld.LeaderState) -> bool:
+    """Whether the last round is done, so that peers may go. A leader that was only stopped is followed by another."""
+    return state.phase is ld.Phase.FINISHED and 0 < state.policy.last_round <= state.round
 
 
 def announce(node: Node) -> Node:
@@ -234,7 +237,9 @@ def decided(node: Node, record: Record, now: float) -> Result:
     """The council says that this round stands."""
     if node.council.leads:
         return _lead(node, ld.Decided(record.round, record.chain), now)
-    return (_closed(node), []) if node.leading is not None else (node, [])  # it names other voters, who elect first
+    if node.leading is None:
+        return node, []
+    return _closed(node), [Commit(record)]  # it names other voters, who elect first
 
 
 def _closed(node: Node) -> Node:
@@ -290,23 +295,22 @@ def _carry_out(node: Node, decision: ld.Action, now: float) -> Result:
         case ld.OpenRound(round):
             places = _places(node, round, {}, now)
             plan = Plan(round, node.council.ledger.base.chain, node.council.term, 1, places)
-            return announce(replace(node, leading=replace(leading, plan=plan))), []
-        case ld.Reduce(round, reason):
+            return announce(replace(node, leading=replace(leading, plan=plan))), [Open(round, leading.state.expected)]
+        case ld.Reduce(round):
             assert leading.plan is not None, "a round that closes was open"
             gather = Gather(round, tuple(place.node for place in leading.plan.places), now)
-            node = replace(node, leading=replace(leading, gather=gather))
-            return then((node, [Show(f"round {round} closes: {reason}")]), _gather, now)
+            return _gather(replace(node, leading=replace(leading, gather=gather)), now)
         case ld.Propose(round):
             assert leading.sealed is not None, "what is proposed was sealed"
             return node, [Propose(leading.sealed)]
-        case ld.Commit(round):
-            return _closed(node), [Show(f"round {round} stands")]
+        case ld.Commit():
+            return _closed(node), [Commit(node.council.ledger.base)]
         case ld.Drop(peer_id, reason):
-            return node, [Show(f"{peer_id} is gone: {reason}")]
+            return node, [Drop(peer_id, reason)]
         case ld.Finish(reason):
-            return announce(node), [Show(f"the run is over: {reason}")]
-        case ld.Explain():
-            return node, []
+            return announce(node), [Explain(leading.state.round, ld.Phase.FINISHED.value, None, reason)]
+        case ld.Explain(phase, deadline, reason):
+            return node, [Explain(leading.state.round, phase.value, deadline, reason)]
 
 
 def _gather(node: Node, now: float) -> Result:
@@ -392,11 +396,9 @@ def _move(node: Node, now: float) -> Result:
     if len(kept) == len(plan.places):
         return node, []
     plan = replace(plan, version=plan.version + 1, places=_places(node, plan.round, kept, now))
-    moved = len(plan.places) - len(kept)
+    moved = Show(f"{len(plan.places) - len(kept)} shards of round {plan.round} go to others: their reducers are gone.")
     node = announce(replace(node, leading=replace(leading, plan=plan)))
-    return then(
-        (node, [Show(f"{moved} shards of round {plan.round} moved")]), lambda n, at: _lead(n, ld.Moved(), at), now
-    )
+    return then((node, [moved]), lambda n, at: _lead(n, ld.Moved(), at), now)
 
 
 def _serving(node: Node, now: float) -> Sequence[str]:

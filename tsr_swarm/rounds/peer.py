@@ -127,7 +127,8 @@ def is_stale(state: PeerState, training_round: int) -> bool:
 def applied(state: PeerState, round: int, chain: str) -> PeerState:
     """A published round is now in the consensus weights."""
     committed, unsent = max(state.committed, round), 0 if state.unsent <= round else state.unsent
-    return replace(state, applied=round, chain=chain, committed=committed, unsent=unsent)
+    open_round = 0 if state.open_round <= round else state.open_round  # it is over; the next news may be on its way
+    return replace(state, applied=round, chain=chain, committed=committed, open_round=open_round, unsent=unsent)
 
 
 def restored(state: PeerState, round: int, chain: str) -> PeerState:

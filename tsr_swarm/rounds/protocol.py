@@ -225,7 +225,7 @@ class Woken:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Leave after the open round."""
+    """Leave after the open round. Others go on, if a majority of the voters is left to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +339,39 @@ class Propose:
 
 
 @dataclass(frozen=True, slots=True)
+class Open:
+    """This leader opens a round, and announces it with the next news."""
+
+    round: int
+    expected: frozenset[str]  # whom it waits for
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A round of this leader's stands."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """For people: this leader's phase, the seconds until its deadline if it has one, and why."""
+
+    round: int
+    phase: str
+    deadline: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """For people: this peer is no member any more."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Show:
     """For people."""
 
@@ -352,4 +385,21 @@ class Quit:
     reason: str
 
 
-Action = Send | Train | Upload | Reply | Average | Seal | Store | FetchRound | FetchState | Propose | Show | Quit
+Action = (
+    Send
+    | Train
+    | Upload
+    | Reply
+    | Average
+    | Seal
+    | Store
+    | FetchRound
+    | FetchState
+    | Propose
+    | Open
+    | Commit
+    | Explain
+    | Drop
+    | Show
+    | Quit
+)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tsr_swarm.rounds import council as cl
-from tsr_swarm.rounds import following, leading, protocol, reducing
+from tsr_swarm.rounds import following, leading, protocol, reducing, voting
 from tsr_swarm.rounds.council import Ledger
 from tsr_swarm.rounds.node import Identity, Node, Result, then
 from tsr_swarm.rounds.peer import PeerState
@@ -20,7 +20,7 @@ ASLEEP_SECONDS = 8.0  # a node polls or beats more often; one without a step for
 
 def begin(identity: Identity, ledger: Ledger, peer: PeerState, now: float) -> Node:
     """A node as it starts, with its journal and the round of its checkpoint."""
-    return Node(identity, cl.begin(identity.me, ledger, now), peer, stepped_at=now)
+    return Node(identity, voting.begin(identity.me, ledger, now), peer, stepped_at=now)
 
 
 def step(node: Node, event: Event, now: float) -> Result:
@@ -43,7 +43,7 @@ def wake_at(node: Node) -> float:
     if node.has_quit:
         return float("inf")
     retry = node.work.retry_at or float("inf")
-    return min(cl.wake_at(node.council), following.poll_due(node), leading.due(node), retry)
+    return min(voting.wake_at(node.council), following.poll_due(node), leading.due(node), retry)
 
 
 def _take_in(node: Node, event: Event, now: float) -> Result:
@@ -78,8 +78,7 @@ def _take_in(node: Node, event: Event, now: float) -> Result:
         case protocol.Woken():
             return following.slept(node, now), []
         case protocol.Stop():
-            # A volunteer goes, and others go on; where the coordinator is stopped, the run is.
-            return (replace(node, is_leaving=True), []) if node.identity.trains else leading.stop(node, now)
+            return leading.stop(replace(node, is_leaving=True), now)
         case protocol.Tick():
             return then(_advise(node, cl.Tick(), now), _tick, now)
 
@@ -110,7 +109,7 @@ def _received(node: Node, sender: str, message: protocol.Message, now: float) ->
 
 def _advise(node: Node, event: cl.Event, now: float) -> Result:
     """Put an event to the council, and do what follows from its answer."""
-    council, decisions = cl.step(node.council, event, now)
+    council, decisions = voting.step(node.council, event, now)
     result: Result = (replace(node, council=council), [])
     for decision in decisions:
         result = then(result, lambda n, at, d=decision: _follow_up(n, d, at), now)  # type: ignore[misc]
@@ -131,7 +130,8 @@ def _follow_up(node: Node, decision: cl.Action, now: float) -> Result:
         case cl.Lead():
             return leading.take_over(node, now)
         case cl.StepDown(reason):
-            return node, [protocol.Show(f"{node.me} leads no more: {reason}")]
+            stands_again = node.council.role is not cl.Role.FOLLOWER
+            return node, [] if stands_again else [protocol.Show(f"This node leads no more: {reason}.")]
 
 
 def _settle(result: Result, now: float) -> Result:

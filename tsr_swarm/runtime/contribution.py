@@ -13,9 +13,12 @@ from tsr_swarm.wire.messages import ContributionHeader
 
 
 def pack(
-    manifest: Manifest, peer_id: str, work: RoundWork, shard: int, blocks: Sequence[int]
+    manifest: Manifest, peer_id: str, work: RoundWork, shard: int, blocks: Sequence[int], term: int = 0
 ) -> tuple[ContributionHeader, bytes]:
-    """The contribution of ``peer_id`` to a shard of ``blocks``. Heavy: it compresses."""
+    """The contribution of ``peer_id`` to a shard of ``blocks``. Heavy: it compresses.
+
+    term: of the plan that was followed; 0 where nobody was elected.
+    """
     plan, wire = work.plan, manifest.config.wire
     slots = shard_slots(upload_slots(manifest.blocks, plan.due, wire), blocks)
     sections, data = encode(slots, work.grids, wire.zstd_level)
@@ -33,6 +36,7 @@ def pack(
         sections=sections,
         kappas=tuple(seen.kappa for seen in captured),
         energies=tuple(seen.energy for seen in captured),
+        term=term,
     )
     return header, data
 

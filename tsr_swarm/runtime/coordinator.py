@@ -1,6 +1,10 @@
-"""A coordinator: one process that serves a run's manifest and state, leads its rounds and reduces them."""
+"""A coordinator: one process that begins a run, serves its manifest and first state, leads and votes, and keeps it all.
+
+It trains nothing. Once others can lead it may go and come back: it follows whoever leads then, scores, and saves.
+"""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -9,27 +13,45 @@ from pathlib import Path
 
 from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.errors import CheckpointError
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.outer import OuterState
 from tsr_swarm.runtime.discovery import Discovery
 from tsr_swarm.runtime.donor import Donor
-from tsr_swarm.runtime.leadership import VOTER, Leadership, Tools
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_now
 from tsr_swarm.runtime.listening import announced, dht_places, require_consent, shown_address
-from tsr_swarm.runtime.run_folder import STATES, RunFolder, StartingPoint, resume_run, start_run
-from tsr_swarm.runtime.service import CoordinatorService
+from tsr_swarm.runtime.node.book import AddressBook, Lines
+from tsr_swarm.runtime.node.hosting import Around, hosted
+from tsr_swarm.runtime.node.node import Seams, Start
+from tsr_swarm.runtime.node.post import Introduction
+from tsr_swarm.runtime.node.run_log import LINGER_SECONDS, RunLog
+from tsr_swarm.runtime.node.scoring import make_evaluate
+from tsr_swarm.runtime.node.service import NodeService
+from tsr_swarm.runtime.node.weights import AppliedRound, PlainWeights
+from tsr_swarm.runtime.run_folder import (
+    CONTACTS,
+    STATES,
+    Applied,
+    RunFolder,
+    StartingPoint,
+    record_of,
+    resume_run,
+    start_run,
+)
 from tsr_swarm.swarm.addresses import multiaddrs_for
-from tsr_swarm.swarm.identity import load_identity
+from tsr_swarm.swarm.identity import Identity, load_identity
 from tsr_swarm.swarm.records import Role
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.log import EventLog, read_recording, recording
-from tsr_swarm.train.data import heldout_tokens
-from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
-from tsr_swarm.train.llama import Llama
+from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.transport.base import Caller
+from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
+from tsr_swarm.wire.messages import PublishedHeader
 
+NAME = "coordinator"
 EVENTS_FILE = "events.jsonl"
 PROGRESS = '"peer_progress"'
 
@@ -45,10 +67,11 @@ class CoordinateOptions:
     use_dht: bool = True
     insecure: bool = False
     resume: bool = False
+    proxy: str | None = None  # the HTTP proxy that every call goes through
 
 
 async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], None], stop: StopRequest) -> None:
-    """Lead a run until its last round, or until ``stop``. Raises SwarmError with one sentence."""
+    """Take part in a run until its last round, or until ``stop``. Raises SwarmError with one sentence."""
     require_consent(options.listen, options.announce, options.insecure, "join, read the model and send updates")
     await run_unless_now(_coordinate(options, emit, stop.gently), stop)
 
@@ -57,17 +80,10 @@ async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None],
     config, folder = options.config, RunFolder(Path(options.config.checkpoint.dir))
     evaluate = await asyncio.to_thread(make_evaluate, config)  # first: it finds a data source that is not there
     with folder.locked(), open_log(folder.path / EVENTS_FILE, options.resume) as log:
-        has_ended = False
-
-        def emit(event: Event) -> None:
-            nonlocal has_ended
-            if has_ended:
-                return  # run_finished is the last line; peers may still be leaving
-            has_ended = isinstance(event, events.RunFinished)
-            log.append(event)
-            sink(event)
-
-        await _lead(options, folder, evaluate, log, emit, stop_gently)
+        run_log = RunLog(log, sink)
+        identity = load_identity(folder.path / "identity.key")
+        begun = await asyncio.to_thread(_begin, options, folder, identity, run_log.emit)
+        await _Coordinator(options, folder, identity, begun, evaluate, run_log).run(stop_gently)
 
 
 @contextmanager
@@ -83,82 +99,162 @@ def open_log(path: Path, resume: bool) -> Iterator[EventLog]:
         yield log
 
 
-async def _lead(
-    options: CoordinateOptions,
-    folder: RunFolder,
-    evaluate: Callable[[Consensus], float],
-    log: EventLog,
-    emit: Callable[[Event], None],
-    stop_gently: asyncio.Event,
-) -> None:
-    config = options.config
-    identity = load_identity(folder.path / "identity.key")
-    start = await asyncio.to_thread(_begin, options, folder, emit)
-    donor = Donor(start.manifest, folder.path / STATES, start.delta_log)
-    await asyncio.to_thread(donor.open)
-    tools = Tools(
-        journal=folder.journal,
-        donor=donor,
-        evaluate=evaluate,
-        save=lambda applied: folder.save(start.manifest, applied, config.checkpoint.keep),
-        emit=emit,
-        clock=time.monotonic,
-    )
-    leadership = Leadership(config, start.manifest, start.consensus, start.outer, start.progress, tools)
-    discovery = Discovery(identity, start.manifest.run_id, emit)
-    announce_host = announced(options.announce, 0)[0] if options.announce else ""
+class _Coordinator:
+    def __init__(
+        self,
+        options: CoordinateOptions,
+        folder: RunFolder,
+        identity: Identity,
+        begun: StartingPoint,
+        evaluate: Callable[[Consensus], float],
+        run_log: RunLog,
+    ) -> None:
+        self._options, self._folder, self._begun, self._evaluate = options, folder, begun, evaluate
+        self._identity, self._run_log = identity, run_log
+        self._ledger, self._kernel = ByteLedger(), KernelBytes([])
+        self._book = AddressBook(identity.peer_id, folder.path / CONTACTS)
+        self._donor = Donor(begun.manifest, folder.path / STATES, begun.delta_log)
+        self._discovery = Discovery(identity, begun.manifest.run_id, run_log.emit)
 
-    def initial_peers(caller: Caller) -> list[str]:
-        return list(multiaddrs_for(caller.address, discovery.multiaddrs, announce_host))
+    async def run(self, stop_gently: asyncio.Event) -> None:
+        options, begun = self._options, self._begun
+        await asyncio.to_thread(self._donor.open)
+        self._book.load()
+        service = NodeService()
+        async with AsyncExitStack() as stack:
+            port = await stack.enter_async_context(serve(service, options.listen, self._ledger))
+            address = shown_address(options.listen, options.announce, port)
+            lines = await stack.enter_async_context(Lines(self._book, self._ledger, self._kernel, options.proxy))
+            if options.use_dht:
+                stack.push_async_callback(self._discovery.close)
+                listen, announce = dht_places(options.listen, options.announce, options.dht_port)
+                await self._discovery.start(listen=listen, announce=announce, initial_peers=())
+            around = Around(
+                book=self._book,
+                lines=lines,
+                states=self._folder.path / STATES,
+                service=service,
+                run_log=self._run_log,
+                initial_peers=self._initial_peers,
+            )
+            self._node = node = await stack.enter_async_context(
+                hosted(self._start(address), around, self._seams(lines))
+            )
+            self._run_log.emit(_started(options, begun, address))
+            announcing = asyncio.create_task(self._discovery.keep_announcing(NAME, address, Role.COORDINATOR))
+            stack.callback(announcing.cancel)
+            await self._score(begun.record.round, begun.consensus)
+            reason = await node.run(stop_gently)
+            if node.leading is not None:
+                await node.leading.chronicle.finish()
+            elif node.is_over:
+                await self._run_log.last_words(node.node.council.ledger.base.round)
+            if not node.is_over:
+                self._run_log.stopped(reason)
+                return
+            self._run_log.emit(self._run_log.finished(reason))
+            if node.leading is not None and len(node.node.council.voters) > 1:
+                await asyncio.sleep(LINGER_SECONDS)
 
-    service = CoordinatorService(leadership, donor, log, initial_peers, emit)
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(leadership.close)
-        port = await stack.enter_async_context(serve(service, options.listen, ByteLedger()))
-        address = shown_address(options.listen, options.announce, port)
-        if options.use_dht:
-            stack.push_async_callback(discovery.close)
-            listen, announce = dht_places(options.listen, options.announce, options.dht_port)
-            await discovery.start(listen=listen, announce=announce, initial_peers=())
-        emit(_started(options, start, address))
-        service.open()
-        announcing = asyncio.create_task(discovery.keep_announcing(VOTER, address, Role.COORDINATOR))
-        stack.callback(announcing.cancel)
-        finished = await leadership.run(stop_gently)
-        await leadership.see_peers_off()
-        emit(finished)
+    def _start(self, address: str) -> Start:
+        begun = self._begun
+        who = Introduction(
+            peer_id=self._identity.peer_id,
+            name=NAME,
+            address=address,
+            local_space=begun.manifest.config.optimizer.local_space,
+            device="cpu",
+            trains=False,
+        )
+        return Start(
+            who=who,
+            manifest=begun.manifest,
+            config=self._options.config,
+            first=self._identity.peer_id,
+            known=(),
+            ledger=begun.ledger,
+            journal=self._folder.journal,
+            record=begun.record,
+            weights=PlainWeights(begun.consensus),
+            outer=begun.outer,
+            donor=self._donor,
+            coverage=begun.coverage,
+        )
+
+    def _seams(self, lines: Lines) -> Seams:
+        def train() -> Trainer:
+            raise AssertionError("a coordinator trains nothing")
+
+        return Seams(
+            emit=self._run_log.emit,
+            emit_run=self._run_log.emit,
+            trainer=train,
+            take_number=lambda number: None,
+            read_part=None,
+            applied=self._save,
+            score=self._score,
+            told=lambda: self._run_log.log.closed_round,
+            peers=lambda: self._run_log.peers,
+            sample=lambda: None,
+            led=lambda leader: self._run_log.follow(leader if leader != self._identity.peer_id else "", lines),
+            ends=self._run_log.ends,
+        )
+
+    def _initial_peers(self, caller: Caller) -> list[str]:
+        announce = announced(self._options.announce, 0)[0] if self._options.announce else ""
+        return list(multiaddrs_for(caller.address, self._discovery.multiaddrs, announce))
+
+    # --- after a round --------------------------------------------------------------------------------------------
+
+    async def _score(self, round: int, consensus: Consensus) -> float | None:
+        value = await self._node.following.on_worker(self._evaluate, consensus)
+        loss = value if math.isfinite(value) else None
+        self._run_log.emit(events.Evaluated(round=round, loss=loss))
+        return loss
+
+    async def _save(self, header: PublishedHeader, applied: AppliedRound, outer: OuterState, seconds: float) -> None:
+        """Write a checkpoint if one is due. One that cannot be written is a warning: the rounds are on disk."""
+        round, config = header.plan.round, self._options.config
+        if round % config.checkpoint.every and not self._node.is_ending:
+            return
+        state = Applied(
+            record=record_of(header),
+            consensus=applied.consensus,
+            outer=outer,
+            digest=applied.digest,
+            coverage=self._node.lending.coverage,
+        )
+        try:
+            path = await self._node.following.on_worker(
+                self._folder.save, self._begun.manifest, state, config.checkpoint.keep
+            )
+        except CheckpointError as error:
+            self._run_log.emit(events.Warned(message=f"{error} Training goes on; the next round tries again."))
+            return
+        self._donor.delta_log.checkpointed(round)
+        self._run_log.emit(events.CheckpointSaved(round=round, path=path))
 
 
-def _begin(options: CoordinateOptions, folder: RunFolder, emit: Callable[[Event], None]) -> StartingPoint:
+def _begin(
+    options: CoordinateOptions, folder: RunFolder, identity: Identity, emit: Callable[[Event], None]
+) -> StartingPoint:
     if options.resume:
         return resume_run(folder, options.config, lambda message: emit(events.Warned(message=message)))
-    return start_run(folder, options.config)
+    return start_run(folder, options.config, identity.peer_id)
 
 
-def _started(options: CoordinateOptions, start: StartingPoint, address: str) -> events.RunStarted:
+def _started(options: CoordinateOptions, begun: StartingPoint, address: str) -> events.RunStarted:
     config = options.config
     return events.RunStarted(
         run=config.run.name,
-        run_id=start.manifest.run_id,
+        run_id=begun.manifest.run_id,
         address=address,
         rounds=config.run.rounds,
         min_peers=config.run.min_peers,
-        parameters=start.manifest.parameters,
+        parameters=begun.manifest.parameters,
         k_x=config.periods.k_x,
         local_space=config.optimizer.local_space,
         rank=str(config.optimizer.rank),
-        voters=1,
+        voters=len(begun.ledger.base.voters),
         version=__version__,
     )
-
-
-def make_evaluate(config: RunConfig) -> Callable[[Consensus], float]:
-    """Held-out loss of a consensus, nats a token. Reads the data now; raises ConfigError if there is none."""
-    batches = heldout_batches(heldout_tokens(config.data), config.data)
-    model = Llama(config.model)
-
-    def evaluate(consensus: Consensus) -> float:
-        model.load_state_dict(dict(consensus.weights))
-        return held_out_loss(model, batches)
-
-    return evaluate

@@ -88,11 +88,14 @@ class Donor:
             return description
 
     async def start_anew(self, path: Path, description: pb.StateDescription) -> None:
-        """Keep a state that was downloaded, and nothing else: what was kept may be another history. Raises RunError."""
+        """Keep a state that was downloaded, and no other: those that were kept may be of another history.
+
+        Raises RunError.
+        """
         async with self._writes:
             for round in list(self._states):
                 self._remove(round)
-            self.delta_log.clear()
+            self.delta_log.rebase(description.round, description.chain)
             self._take_in(path, description)
 
     def chunks(self, request: pb.FetchStateRequest) -> Iterator[pb.StateChunk]:
@@ -124,8 +127,8 @@ class Donor:
     # --- rounds -------------------------------------------------------------------------------------------------
 
     async def keep_round(self, header: pb.PublishedHeader, data: bytes) -> None:
-        """Keep a committed round that this peer has applied. Raises RunError."""
+        """Keep a round that stands and that this peer has applied. Raises RunError."""
         async with self._writes:  # in order
             await asyncio.to_thread(self.delta_log.store, header, data)
-            self.delta_log.commit(header.plan.round)
+            self.delta_log.commit(header.plan.round, header.chain)
             self.delta_log.checkpointed(header.plan.round)  # a peer can always fetch the state: any round may go

@@ -3,8 +3,10 @@
 How they are written is in placing.py.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 from tsr_swarm.runtime.lab.link import Line
 from tsr_swarm.telemetry.events import Event, PhaseChanged, RoundOpened
@@ -13,11 +15,22 @@ COORDINATOR = 0  # WHO of the coordinator; peers count from 1
 PHASES = ("train", "exchange", "commit", "apply")
 
 
+class Role(Enum):
+    """WHO of whoever does this when the moment comes."""
+
+    LEADER = "leader"
+    REDUCER = "reducer"  # a peer that averages a part of the round and does not lead
+
+
+Who = int | Role
+Moment = tuple[int, int]  # a round, and the place of a phase in it; in order of time
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kill:
     """SIGKILL to ``who`` when ``phase`` of ``round`` begins."""
 
-    who: int
+    who: Who
     round: int
     phase: str = "train"
 
@@ -26,10 +39,24 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Back:
+    """``who``, who was killed, is started again, ``seconds`` after ``phase`` of ``round`` began."""
+
+    who: Who  # as it was written where it was killed
+    round: int
+    phase: str = "train"
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        later = f":{self.seconds:g}s" if self.seconds else ""
+        return f"--back {name_of(self.who)}@{self.round}/{self.phase}{later}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
     """SIGSTOP to ``who`` and all it started, when ``phase`` of ``round`` begins; SIGCONT after ``seconds``."""
 
-    who: int
+    who: Who
     round: int
     phase: str
     seconds: float
@@ -69,7 +96,7 @@ class Join:
         return f"--join-at {self.round}"
 
 
-Fault = Kill | Stop | Partition | Join
+Fault = Kill | Back | Stop | Partition | Join
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,23 +119,49 @@ class LocalPlan:
         return bool(self.lines) or any(isinstance(fault, Partition) for fault in self.faults)
 
 
-def name_of(who: int) -> str:
-    """``peer-2`` or ``coordinator``: its name on screen, its folder and its log."""
+def name_of(who: Who) -> str:
+    """``peer-2`` or ``coordinator``: its name on screen, its folder and its log. Of a role, its own name."""
+    if isinstance(who, Role):
+        return who.value
     return f"peer-{who}" if who else "coordinator"
 
 
-def due(faults: Sequence[Fault], event: Event) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
-    """Split ``faults`` into those that ``event``, of the coordinator's stream, sets off and those still to come."""
-    if isinstance(event, RoundOpened):
-        moment = (event.round, "train")
-    elif isinstance(event, PhaseChanged):
-        moment = (event.round, event.phase)
-    else:
+def who_of(name: str) -> int | None:
+    """The other way; None for what is no such name."""
+    if name == name_of(COORDINATOR):
+        return COORDINATOR
+    match = re.fullmatch("peer-([1-9][0-9]{0,8})", name)
+    return None if match is None else int(match[1])
+
+
+def moment_of(event: Event) -> Moment | None:
+    """When an event of whoever leads says that it is; None where it says nothing of that."""
+    match event:
+        case RoundOpened(round=round):
+            return round, 0
+        case PhaseChanged(round=round, phase=phase) if phase in PHASES:
+            return round, PHASES.index(phase)
+    return None
+
+
+def due(
+    faults: Sequence[Fault], event: Event, before: Moment | None = None
+) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
+    """Split ``faults`` into those that ``event``, of whoever leads, sets off and those still to come.
+
+    Also due is what lies between ``before``, the newest moment that was told, and this one: nobody may have lived to
+    tell of it.
+    """
+    now = moment_of(event)
+    if now is None:
         return (), tuple(faults)
-    now = [_moment(fault) == moment for fault in faults]
-    fired = tuple(fault for fault, is_due in zip(faults, now, strict=True) if is_due)
-    return fired, tuple(fault for fault, is_due in zip(faults, now, strict=True) if not is_due)
+    fired = tuple(fault for fault in faults if _is_due(_moment(fault), before, now))
+    return fired, tuple(fault for fault in faults if fault not in fired)
 
 
-def _moment(fault: Fault) -> tuple[int, str]:
-    return (fault.round, "train" if isinstance(fault, Join) else fault.phase)
+def _is_due(moment: Moment, before: Moment | None, now: Moment) -> bool:
+    return moment == now or (before is not None and before < moment < now)
+
+
+def _moment(fault: Fault) -> Moment:
+    return fault.round, 0 if isinstance(fault, Join) else PHASES.index(fault.phase)

@@ -11,35 +11,30 @@ from pathlib import Path
 
 import torch
 
-from tsr_swarm import __version__
-from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest, decode_manifest, make_manifest
+from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
 from tsr_swarm.errors import ConfigError, RefusedError
 from tsr_swarm.runtime.discovery import Discovery
-from tsr_swarm.runtime.donor import Donor
-from tsr_swarm.runtime.downloads import Downloads
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_now
 from tsr_swarm.runtime.listening import dht_places, require_consent, shown_address
-from tsr_swarm.runtime.peer_service import MAX_CALLS, PeerService
+from tsr_swarm.runtime.node.book import AddressBook, Lines
+from tsr_swarm.runtime.node.meeting import meet
+from tsr_swarm.runtime.node.post import Introduction
+from tsr_swarm.runtime.node.service import NodeService
+from tsr_swarm.runtime.node.volunteer import VolunteerProcess
 from tsr_swarm.runtime.reporting import Reporter
-from tsr_swarm.runtime.round_download import RoundDownload
-from tsr_swarm.runtime.run_folder import STATES, RunFolder, folder_lock
-from tsr_swarm.runtime.session import Introduction, PeerSession
-from tsr_swarm.runtime.sources import Sources
-from tsr_swarm.runtime.state_download import StateDownload
+from tsr_swarm.runtime.run_folder import CONTACTS, folder_lock
 from tsr_swarm.runtime.workshop import Workshop
-from tsr_swarm.swarm.addresses import clock_warning, is_loopback, split_address
-from tsr_swarm.swarm.identity import load_identity, new_identity
+from tsr_swarm.swarm.addresses import clock_warning, is_loopback
+from tsr_swarm.swarm.identity import load_identity
 from tsr_swarm.swarm.records import Role
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.train.llama import parameter_shapes
-from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
-from tsr_swarm.wire import control
-from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
+MAX_CALLS = 256  # at a time, of others to this peer
 BYTES_A_PARAMETER = 16  # weights of model and consensus, gradients, and a state that is being received
 
 
@@ -73,66 +68,42 @@ async def run_peer(options: JoinOptions, emit: Callable[[Event], None], stop: St
 
 async def _take_part(options: JoinOptions, emit: Callable[[Event], None], stop_gently: asyncio.Event) -> None:
     device = choose_device(options.device)
-    folder = options.folder
-    identity = load_identity(folder / "identity.key") if folder is not None else new_identity()
-    ledger = ByteLedger()
-    host, port = split_address(options.coordinator)
-    _, dialled = split_address(options.proxy) if options.proxy else (host, port)
     async with AsyncExitStack() as stack:
-        if folder is not None:
-            stack.enter_context(folder_lock(folder))
-        client = await stack.enter_async_context(SwarmClient(options.coordinator, ledger, options.proxy))
-        hello = await _say_hello(client, emit)
-        manifest = decode_manifest(hello.manifest)
+        if options.folder is not None:
+            stack.enter_context(folder_lock(options.folder))
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tsr-swarm-")))
+        identity = load_identity(folder / "identity.key")
+        ledger, kernel = ByteLedger(), KernelBytes([])
+        book = AddressBook(identity.peer_id, folder / CONTACTS)
+        book.load(options.coordinator)
+        lines = await stack.enter_async_context(Lines(book, ledger, kernel, options.proxy))
+        met = await meet(lines, book, options.coordinator)
+        warning = clock_warning(met.hello.unix_time, time.time())
+        if warning is not None:
+            emit(events.Warned(message=warning))
+        manifest = decode_manifest(met.hello.manifest)
         require_reasonable(manifest)
         kind = _local_space(options, manifest)
-        workshop = Workshop(manifest, kind, device, options.data, folder, options.slowdown)
-        store = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tsr-swarm-")))
-        kernel = KernelBytes([dialled])
-        donor, address = None, ""
+        workshop = Workshop(manifest, kind, device, options.data, options.folder, options.slowdown)
+        service, address = None, ""
         if options.listen is not None:
-            donor = Donor(manifest, store / STATES, RunFolder(store).delta_log(manifest))
-            await asyncio.to_thread(donor.open)
-            service = PeerService(donor, options.name, options.coordinator)
-            port = await stack.enter_async_context(
-                serve(service, options.listen, ledger, max_concurrent_rpcs=MAX_CALLS)
-            )
+            service = NodeService()
+            server = serve(service, options.listen, ledger, max_concurrent_rpcs=MAX_CALLS)
+            port = await stack.enter_async_context(server)
             kernel.watch(port)
             address = shown_address(options.listen, options.announce, port)
-        introduction = Introduction(
-            peer_id=identity.peer_id,
-            name=options.name,
-            address=address,
-            local_space=kind,
-            device=str(device),
+        who = Introduction(
+            peer_id=identity.peer_id, name=options.name, address=address, local_space=kind, device=str(device)
         )
-        sources = Sources(client, ledger, kernel, emit, options.proxy)
-        states = StateDownload(sources, manifest, store / STATES)
-        rounds = RoundDownload(sources, manifest, identity.peer_id)
-        downloads = Downloads(sources, states, rounds, donor, emit)
-        reporter = Reporter(client, ledger, kernel, identity.peer_id)
-        session = PeerSession(client, reporter, manifest, introduction, workshop, downloads, emit)
-        restored = await asyncio.to_thread(workshop.load, emit) if options.resume else None
-        if restored is not None:
-            session.restore(*restored)
-        if donor is not None:
-            await asyncio.to_thread(donor.delta_log.open, restored[1].applied if restored is not None else 0)
+        discovery = Discovery(identity, manifest.run_id, emit)
         if options.use_dht:
-            discovery = Discovery(identity, manifest.run_id, emit)
             stack.push_async_callback(discovery.close)
-            meeting = asyncio.create_task(_meet(discovery, options, host, address, list(hello.initial_peers)))
+            meeting = asyncio.create_task(_meet(discovery, options, met.host, address, list(met.hello.initial_peers)))
             stack.callback(meeting.cancel)
-        reason = await session.run(stop_gently)
-        emit(events.Left(reason=reason, rounds=session.rounds_included))
-
-
-async def _say_hello(client: SwarmClient, emit: Callable[[Event], None]) -> pb.HelloReply:
-    hello = await client.hello(pb.HelloRequest(protocol=PROTOCOL_VERSION, package_version=__version__))
-    control.check_hello_reply(hello)
-    warning = clock_warning(hello.unix_time, time.time())
-    if warning is not None:
-        emit(events.Warned(message=warning))
-    return hello
+        restored = await asyncio.to_thread(workshop.load, emit) if options.resume else None
+        process = VolunteerProcess(who, manifest, met, folder, book, lines, workshop, restored, service, emit)
+        reason = await process.run(Reporter(ledger, kernel, identity.peer_id), stop_gently)
+        emit(events.Left(reason=reason, rounds=process.rounds_included))
 
 
 async def _meet(discovery: Discovery, options: JoinOptions, host: str, address: str, initial_peers: list[str]) -> None:

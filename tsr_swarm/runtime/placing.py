@@ -1,7 +1,7 @@
 """What people write to make things happen to a local swarm: text in, plan out, or one sentence that says what is legal.
 
-WHO is a peer's number from 1 or ``coordinator``. A moment is ``WHO@ROUND[/PHASE]``, with ``:SECONDS`` for what ends by
-itself.
+WHO is a peer's number from 1 or ``coordinator``, or what somebody does when the moment comes: ``leader``, ``reducer``.
+A moment is ``WHO@ROUND[/PHASE]``, with ``:SECONDS`` for what ends by itself, or comes later.
 """
 
 import re
@@ -9,10 +9,24 @@ from collections.abc import Mapping, Sequence
 
 from tsr_swarm.config.units import parse_seconds
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.runtime.faults import COORDINATOR, PHASES, Fault, Join, Kill, LocalPlan, Partition, Stop
+from tsr_swarm.runtime.faults import (
+    COORDINATOR,
+    PHASES,
+    Back,
+    Fault,
+    Join,
+    Kill,
+    LocalPlan,
+    Partition,
+    Role,
+    Stop,
+    Who,
+    name_of,
+)
 from tsr_swarm.runtime.lab.flags import LineTexts, read_lines
 
-KILL_FORM = "WHO@ROUND[/PHASE], such as 2@3 or coordinator@3/commit"
+KILL_FORM = "WHO@ROUND[/PHASE], such as 2@3 or leader@3/commit"
+BACK_FORM = "WHO@ROUND[/PHASE][:SECONDS], such as 2@5 or leader@3/commit:20s"
 STOP_FORM = "WHO@ROUND[/PHASE][:SECONDS], such as 2@3:20s"
 PARTITION_FORM = "WHO,...|WHO,...@ROUND[/PHASE][:SECONDS], such as coordinator,1|2,3@4:30s"
 ENV_FORM = "WHO:KEY=VALUE, such as 2:OMP_NUM_THREADS=2"
@@ -20,9 +34,10 @@ SLOW_FORM = "WHO:FACTOR, such as 2:4"
 STOP_SECONDS, PARTITION_SECONDS = 20.0, 30.0  # unless the text says otherwise
 MAX_SECONDS, MAX_FACTOR = 86400.0, 1000.0
 _WHO = r"(?:coordinator|[1-9][0-9]{0,8})"
+_ROLE = rf"(?:{_WHO}|leader|reducer)"
 _MOMENT = r"@([1-9][0-9]{0,8})(?:/([a-z]+))?"
-_KILL = re.compile(rf"({_WHO}){_MOMENT}")
-_STOP = re.compile(rf"({_WHO}){_MOMENT}(?::(.+))?")
+_KILL = re.compile(rf"({_ROLE}){_MOMENT}")
+_STOP = re.compile(rf"({_ROLE}){_MOMENT}(?::(.+))?")
 _PARTITION = re.compile(rf"({_WHO}(?:,{_WHO})*)\|({_WHO}(?:,{_WHO})*){_MOMENT}(?::(.+))?")
 _ENV = re.compile(rf"({_WHO}):([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _SLOW = re.compile(rf"({_WHO}):([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?)")
@@ -37,6 +52,7 @@ def plan_local(
     peers: int,
     rounds: int,
     kills: Sequence[str] = (),
+    backs: Sequence[str] = (),
     join_rounds: Sequence[int] = (),
     environment: Sequence[str] = (),
     stops: Sequence[str] = (),
@@ -49,12 +65,12 @@ def plan_local(
     last = peers + len(joins)
     for join in joins:
         _check_round(str(join), join.round, rounds)
-    faults: list[Kill | Stop | Partition] = []
-    for texts, read in ((kills, _kill), (stops, _stop), (partitions, _partition)):
+    faults: list[Kill | Back | Stop | Partition] = []
+    for texts, read in ((kills, _kill), (backs, _back), (stops, _stop), (partitions, _partition)):
         for text in texts:
             fault = read(text, last)
             _check_round(f"{_flag(fault)} {text}", fault.round, rounds)
-            if fault in faults and not isinstance(fault, Kill):
+            if fault in faults:
                 raise FaultError(f"{_flag(fault)} {text} is there twice; say it once.")
             faults.append(fault)
     _check_alive(faults, joins)
@@ -75,15 +91,24 @@ def _kill(text: str, last: int) -> Kill:
     match = _KILL.fullmatch(text)
     if match is None:
         raise FaultError(f"--kill {text} cannot be read; write {KILL_FORM}.")
-    [who] = _everybody(match[1], f"--kill {text}", last, KILL_FORM)
+    who = _somebody(match[1], f"--kill {text}", last, KILL_FORM)
     return Kill(who=who, round=int(match[2]), phase=_phase(f"--kill {text}", match[3]))
+
+
+def _back(text: str, last: int) -> Back:
+    what, match = f"--back {text}", _STOP.fullmatch(text)
+    if match is None:
+        raise FaultError(f"{what} cannot be read; write {BACK_FORM}.")
+    who = _somebody(match[1], what, last, BACK_FORM)
+    seconds = _seconds(what, match[4], 0.0)
+    return Back(who=who, round=int(match[2]), phase=_phase(what, match[3]), seconds=seconds)
 
 
 def _stop(text: str, last: int) -> Stop:
     what, match = f"--stop {text}", _STOP.fullmatch(text)
     if match is None:
         raise FaultError(f"{what} cannot be read; write {STOP_FORM}.")
-    [who] = _everybody(match[1], what, last, STOP_FORM)
+    who = _somebody(match[1], what, last, STOP_FORM)
     seconds = _seconds(what, match[4], STOP_SECONDS)
     return Stop(who=who, round=int(match[2]), phase=_phase(what, match[3]), seconds=seconds)
 
@@ -146,6 +171,11 @@ def _slowness(texts: Sequence[str], last: int) -> Mapping[int, float]:
     return factors
 
 
+def _somebody(text: str, what: str, last: int, form: str) -> Who:
+    roles = [role for role in Role if role.value == text]
+    return roles[0] if roles else _everybody(text, what, last, form)[0]
+
+
 def _everybody(text: str, what: str, last: int, form: str) -> list[int]:
     found = [COORDINATOR if name == "coordinator" else int(name) for name in text.split(",")]
     for who in found:
@@ -160,25 +190,33 @@ def _check_round(what: str, round: int, rounds: int) -> None:
         raise FaultError(f"{what} cannot be placed; the rounds of this run are 1 to {last}.")
 
 
-def _check_alive(faults: Sequence[Kill | Stop | Partition], joins: Sequence[Join]) -> None:
-    """Who is killed or stopped runs at that moment."""
+def _check_alive(faults: Sequence[Kill | Back | Stop | Partition], joins: Sequence[Join]) -> None:
+    """Who is killed or stopped runs at that moment, and who comes back was killed. Of roles nobody knows beforehand."""
     joined = {join.who: join.round for join in joins}
-    killed: dict[int, tuple[int, int]] = {}
-    for fault in faults:  # kills come first
-        if isinstance(fault, Partition):
-            continue
-        if isinstance(fault, Kill) and fault.who in killed:
-            raise FaultError(f"{fault} comes after the same one was killed; kill each once.")
-        if fault.who in killed and _moment(fault) >= killed[fault.who]:
-            raise FaultError(f"{fault} comes after the same one was killed; name an earlier moment.")
-        if fault.round < joined.get(fault.who, 1):
-            raise FaultError(f"{fault} comes before that peer joins in round {joined[fault.who]}; name a later one.")
-        if isinstance(fault, Kill):
-            killed[fault.who] = _moment(fault)
+    killed: dict[Who, Kill] = {}
+    for fault in sorted((fault for fault in faults if not isinstance(fault, Partition)), key=_order):
+        who, dead = fault.who, killed.get(fault.who)
+        if isinstance(who, int) and fault.round < joined.get(who, 1):
+            raise FaultError(f"{fault} comes before that peer joins in round {joined[who]}; name a later one.")
+        if isinstance(fault, Back):
+            if dead is None:
+                raise FaultError(f"{fault} needs somebody who was killed before; add --kill {_written(who)}@ROUND.")
+            del killed[who]
+        elif dead is not None and isinstance(who, int):
+            what = "kill each once, or bring it back" if isinstance(fault, Kill) else "name an earlier moment"
+            raise FaultError(f"{fault} comes after the same one was killed; {what}.")
+        elif isinstance(fault, Kill):
+            killed[who] = fault
 
 
-def _moment(fault: Kill | Stop) -> tuple[int, int]:
-    return (fault.round, PHASES.index(fault.phase))
+def _order(fault: Kill | Back | Stop) -> tuple[int, int, float]:
+    """By moment; what comes later than its moment comes after what happens at it."""
+    later = fault.seconds if isinstance(fault, Back) else 0.0
+    return fault.round, PHASES.index(fault.phase), later
+
+
+def _written(who: Who) -> str:
+    return str(who) if isinstance(who, int) and who else name_of(who)
 
 
 def _flag(fault: Fault) -> str:

@@ -54,6 +54,19 @@ class Published:
         return frozenset(index for blocks, result in pairs if peer_id in result.included for index in blocks)
 
 
+@dataclass(frozen=True, slots=True)
+class PublishedShard:
+    """The same of one shard. ``outer`` is of its blocks alone; a void one has nothing but ``result``."""
+
+    result: ShardResult
+    data: bytes = b""
+    grids: Mapping[Slot, Grid] = field(default_factory=dict)
+    outer: OuterState = field(default_factory=dict)
+
+
+_VOID = PublishedShard(ShardResult(void=True))
+
+
 class Reduction:
     """Contributions to one round, whose blocks are split into shards of ``shard_blocks``."""
 
@@ -99,39 +112,56 @@ class Reduction:
         shard keep what they had. A shard whose mean, or the step from it, is not finite is void.
         """
         kept: OuterState = {} if outer is None else outer
-        grids: dict[Slot, Grid] = {}
-        results, data = [], []
-        for index in range(len(self.shard_blocks)):
-            peers = included(self.state, index, quorum)
-            if not peers:
-                results.append(ShardResult(void=True))
-                continue
-            try:
-                averaged, kept, result, frames = self._reduce_shard(index, peers, bases, kept)
-            except RunError:  # one peer's absurd but legal numbers may cost a round, not the run
-                results.append(ShardResult(void=True))
-                continue
-            grids |= averaged
-            results.append(result)
-            data.append(frames)
-        chain = chain_hash(bytes.fromhex(self.plan.parent), self.plan, self.shard_blocks, results)
-        header = PublishedHeader(self.plan, self.shard_blocks, tuple(results), chain)
-        return Published(header, b"".join(data), grids, kept)
+        made = []
+        for shard, blocks in enumerate(self.shard_blocks):
+            peers = included(self.state, shard, quorum)
+            contributions = {peer: self._held[peer, shard] for peer in peers}
+            made.append(publish_shard(self._manifest, self.plan, blocks, contributions, bases, kept))
+        header = seal(self.plan, self.shard_blocks, [part.result for part in made])
+        grids = {slot: grid for part in made for slot, grid in part.grids.items()}
+        after = {**kept, **{block: state for part in made for block, state in part.outer.items()}}
+        return Published(header, b"".join(part.data for part in made), grids, after)
 
-    def _reduce_shard(
-        self, index: int, peers: frozenset[str], bases: Mapping[int, Basis], kept: OuterState
-    ) -> tuple[dict[Slot, Grid], OuterState, ShardResult, bytes]:
-        blocks, due, config = self._manifest.blocks, self.plan.due, self._manifest.config
-        wire = config.wire
-        members = self.shard_blocks[index]
-        held = {peer: self._held[peer, index] for peer in peers}
-        mean = weighted_mean(list(held.values()), shard_slots(upload_slots(blocks, due, wire), members))
-        slots = shard_slots(published_slots(blocks, due, wire), members)
-        grids, kept = publish_step(mean, slots, blocks, bases, config.optimizer, kept)
-        sections, frames = encode(slots, grids, wire.zstd_level)
-        order = tuple(sorted(peers, key=lambda peer: held[peer].number))
-        tokens = sum(contribution.tokens for contribution in held.values())
-        return grids, kept, ShardResult(included=order, tokens=tokens, sections=sections), frames
+
+def publish_shard(
+    manifest: Manifest,
+    plan: RoundPlan,
+    blocks: Sequence[int],
+    contributions: Mapping[str, Contribution],
+    bases: Mapping[int, Basis],
+    outer: OuterState,
+) -> PublishedShard:
+    """Average the ``contributions`` (by peer) to a shard of ``blocks``, and publish the step from them. Heavy.
+
+    The bytes depend on who is in it, on their numbers and on ``outer``, which is left as it is, and on nothing else.
+    Void without contributions, and where the mean or the step from it is not finite.
+    """
+    if not contributions:
+        return _VOID
+    config, due = manifest.config, plan.due
+    order = tuple(sorted(contributions, key=lambda peer: (contributions[peer].number, peer)))
+    mine = {block: outer[block] for block in blocks if block in outer}
+    slots = shard_slots(published_slots(manifest.blocks, due, config.wire), blocks)
+    uploaded = shard_slots(upload_slots(manifest.blocks, due, config.wire), blocks)
+    try:
+        mean = weighted_mean([contributions[peer] for peer in order], uploaded)
+        grids, after = publish_step(mean, slots, manifest.blocks, bases, config.optimizer, mine)
+        sections, data = encode(slots, grids, config.wire.zstd_level)
+    except RunError:  # one peer's absurd but legal numbers may cost a round, not the run
+        return _VOID
+    tokens = sum(contribution.tokens for contribution in contributions.values())
+    return PublishedShard(ShardResult(included=order, tokens=tokens, sections=sections), data, grids, after)
+
+
+def seal(
+    plan: RoundPlan,
+    shard_blocks: Sequence[tuple[int, ...]],
+    results: Sequence[ShardResult],
+    voters: Sequence[str] = (),
+) -> PublishedHeader:
+    """Put a round's shards together under its chain hash. ``voters`` decide about the next round; ascending."""
+    chain = chain_hash(bytes.fromhex(plan.parent), plan, shard_blocks, results, voters)
+    return PublishedHeader(plan, tuple(shard_blocks), tuple(results), chain, tuple(voters))
 
 
 def open_published(manifest: Manifest, message: pb.PublishedHeader, data: bytes, parent: str) -> Published:

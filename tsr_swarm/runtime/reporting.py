@@ -2,20 +2,16 @@
 
 from collections import Counter
 
-from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.telemetry.ledger import ByteLedger, Direction
-from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
-
-REPORT_SECONDS = 90.0  # the leader may be slower than we are, and answers when it has applied the round
 
 
 class Reporter:
     """Counts each byte in one report only."""
 
-    def __init__(self, client: SwarmClient, ledger: ByteLedger, kernel: KernelBytes, peer_id: str) -> None:
-        self._client, self._ledger, self._kernel, self._peer_id = client, ledger, kernel, peer_id
+    def __init__(self, ledger: ByteLedger, kernel: KernelBytes, peer_id: str) -> None:
+        self._ledger, self._kernel, self._peer_id = ledger, kernel, peer_id
         self._reported = {direction: Counter[str]() for direction in Direction}
         self._overhead = 0
 
@@ -34,16 +30,6 @@ class Reporter:
             received=received,
             overhead_bytes=self._take_overhead(),
         )
-
-    async def send(self, report: pb.ReportRequest) -> bool:
-        """True if the leader says that the digest differs from its own. A report that is lost is not sent again.
-
-        Its answer may be what was lost: bytes told once too seldom are better than bytes told twice.
-        """
-        try:
-            return (await self._client.report(report, REPORT_SECONDS)).resync
-        except (UnreachableError, PeerError):
-            return False
 
     def _take_unreported(self, direction: Direction) -> Counter[str]:
         new = Counter(self._ledger.totals(direction)) - self._reported[direction]

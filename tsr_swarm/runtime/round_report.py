@@ -1,13 +1,14 @@
 """What a closed round was, for people and records: losses, tokens, and bytes by kind, direction and peer."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tsr_swarm.runtime.reduction import Published, Reduction
+from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.runtime.roster import Peer
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.ledger import Direction
+from tsr_swarm.wire.messages import PublishedHeader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,23 +28,31 @@ class Outcome:
 
 
 def outcome_of(
-    result: Published, reduction: Reduction, expected: frozenset[str], members: int, seconds: float
+    header: PublishedHeader,
+    made: Sequence[MadeShard | None],
+    expected: frozenset[str],
+    members: int,
+    seconds: float,
 ) -> Outcome:
-    """Take down what a round was, as it is committed."""
-    included = result.included()
-    headers = [reduction.headers[peer] for peer in included if peer in reduction.headers]
-    tokens = sum(header.tokens for header in headers)
-    weighed = sum(header.local_loss * header.tokens for header in headers)
+    """Take down what a round was, as it is committed.
+
+    made: by shard, what its reducer said of it; None where it said so to another leader, and nothing is known of its
+    losses and of the bytes that were sent.
+    """
+    known = [shard for shard in made if shard is not None and not shard.result.void]
+    weight = sum(shard.result.tokens for shard in known)
+    weighed = sum(shard.local_loss * shard.result.tokens for shard in known)
     return Outcome(
-        round=reduction.plan.round,
-        steps=reduction.plan.steps,
-        included=included,
+        round=header.plan.round,
+        steps=header.plan.steps,
+        included=frozenset(peer for result in header.shards for peer in result.included),
         expected=expected,
         members=members,
-        tokens=tokens,
-        local_loss=weighed / tokens if tokens else None,
-        raw_sent=reduction.raw_bytes,
-        raw_received=result.raw_bytes * members,
+        # Whoever is in a shard has told the tokens of its whole payload.
+        tokens=max((result.tokens for result in header.shards), default=0),
+        local_loss=weighed / weight if weight else None,
+        raw_sent=sum(shard.raw_sent for shard in made if shard is not None),
+        raw_received=members * sum(section.raw_bytes for result in header.shards for section in result.sections),
         seconds=seconds,
     )
 
@@ -51,10 +60,15 @@ def outcome_of(
 def closed_event(
     outcome: Outcome, everyone: Iterable[Peer], parameters: int, loss: float | None, digest: str
 ) -> events.RoundClosed:
-    """Sum up a round. Takes the peers' reported traffic: each byte is in one round's event."""
+    """Sum up a round. Takes the peers' reported traffic: each byte is in one round's event.
+
+    Nodes that do not train are left out: what they send and receive is counted at the peers' ends.
+    """
     per_peer: dict[str, events.PeerTraffic] = {}
     totals: dict[Direction, Counter[str]] = {direction: Counter() for direction in Direction}
     for peer in everyone:
+        if not peer.trains:
+            continue
         for direction in Direction:
             totals[direction].update(peer.traffic[direction])
         if any(peer.traffic.values()):

@@ -16,17 +16,31 @@ from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.drawn import are_drawn, drawn_bases
 from tsr_swarm.optim.outer import OuterState, pack_outer, rotate_outer, unpack_outer, without_residuals
+from tsr_swarm.rounds.council import Ledger, Record
+from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.journal import Journal
-from tsr_swarm.runtime.leadership import Applied, Progress
-from tsr_swarm.runtime.reduction import open_published
+from tsr_swarm.runtime.reduction import Published, open_published
 from tsr_swarm.train import checkpoint
 from tsr_swarm.train.llama import initial_weights, parameter_shapes
+from tsr_swarm.wire.messages import PublishedHeader
 
 CONSENSUS = "consensus"  # the checkpoint's file of weights and bases
 OUTER = "outer"  # its file of what the reducer keeps, where there is anything
 STATES = "states"  # the folder of the states that are served
+CONTACTS = "contacts.json"  # where other nodes were last seen
 MIN_LOG_BYTES = 1 << 24  # a small model's log may be larger than its state: rounds are all that a laggard needs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Applied:
+    """All state after one round, as a checkpoint keeps it. Nothing in it is ever written to."""
+
+    record: Record
+    consensus: Consensus
+    outer: OuterState  # what the reducer keeps, in the bases of the consensus
+    digest: str  # of the consensus
+    coverage: Coverage = NOTHING_DONE  # of the shared data, as far as is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +69,17 @@ class RunFolder:
 
     def save(self, manifest: Manifest, applied: Applied, keep: int) -> str:
         """Write a checkpoint and return its folder. Raises CheckpointError."""
-        progress, outer = applied.progress, pack_outer(applied.outer, manifest.blocks)
-        document = {"manifest": manifest.encoded.decode(), "chain": progress.chain, "digest": applied.digest}
+        record, outer = applied.record, pack_outer(applied.outer, manifest.blocks)
+        document = {
+            "manifest": manifest.encoded.decode(),
+            "chain": record.chain,
+            "parent": record.parent,
+            "voters": list(record.voters),
+            "digest": applied.digest,
+            "coverage": _coverage_to_json(applied.coverage),
+        }
         files = {CONSENSUS: applied.consensus.tensors()} | ({OUTER: outer} if outer else {})
-        return str(checkpoint.save(self.checkpoints, progress.round, files, document, keep))
+        return str(checkpoint.save(self.checkpoints, record.round, files, document, keep))
 
 
 @contextmanager
@@ -83,29 +104,34 @@ class StartingPoint:
     manifest: Manifest
     consensus: Consensus
     outer: OuterState
-    progress: Progress
+    record: Record  # of the round that consensus and outer are at
+    ledger: Ledger  # what it has promised; its base is that round, or one that is older than the checkpoint
     delta_log: DeltaLog
+    coverage: Coverage = NOTHING_DONE  # of the shared data, at the checkpoint
 
 
-def start_run(folder: RunFolder, config: RunConfig) -> StartingPoint:
-    """A new run with fresh weights and bases. Refuses a folder that holds one."""
+def start_run(folder: RunFolder, config: RunConfig, me: str) -> StartingPoint:
+    """A new run with fresh weights and bases, in which ``me`` votes alone at first. Refuses a folder that holds one."""
+    genesis = Record(voters=(me,))
+    ledger = folder.journal.load(genesis)
     # A state before round 1 alone is what a start leaves that went no further, such as one whose port was taken.
-    if set(checkpoint.saved_rounds(folder.checkpoints)) - {0} or folder.journal.load().accepted_round:
+    if set(checkpoint.saved_rounds(folder.checkpoints)) - {0} or ledger.base.round or ledger.tail is not None:
         raise ConfigError(f"{folder.path} already holds a run; add --resume, or choose another checkpoint.dir.")
     manifest = make_manifest(secrets.token_hex(16), config, parameter_shapes(config.model))
     consensus = fresh_consensus(manifest)
     delta_log = folder.delta_log(manifest)
-    delta_log.open(committed=0)
-    digest = consensus.digest().hex()
-    applied = Applied(progress=Progress(), consensus=consensus, outer={}, digest=digest)
+    delta_log.open()
+    applied = Applied(record=genesis, consensus=consensus, outer={}, digest=consensus.digest().hex())
     folder.save(manifest, applied, config.checkpoint.keep)
+    ledger = Ledger(genesis)
+    folder.journal.write(ledger)  # in place of what that start left
     return StartingPoint(
-        manifest=manifest, consensus=consensus, outer={}, progress=applied.progress, delta_log=delta_log
+        manifest=manifest, consensus=consensus, outer={}, record=genesis, ledger=ledger, delta_log=delta_log
     )
 
 
 def resume_run(folder: RunFolder, config: RunConfig, warn: Callable[[str], None]) -> StartingPoint:
-    """Go on from the newest sound checkpoint and the rounds accepted since. Raises ConfigError or RunError."""
+    """Go on from the newest sound checkpoint and the rounds since that stand. Raises ConfigError or RunError."""
     manifest, saved = load_run(folder, warn)
     wanted = make_manifest(manifest.run_id, config, parameter_shapes(config.model))
     if wanted.digest != manifest.digest:
@@ -113,46 +139,100 @@ def resume_run(folder: RunFolder, config: RunConfig, warn: Callable[[str], None]
             f"The configuration differs from that of the run in {folder.path}; resume with the same one "
             "(only [checkpoint], [round], run.rounds and run.min_peers may change), or start a new run elsewhere."
         )
-    consensus = consensus_of(manifest, saved)
-    voter = folder.journal.load()
+    consensus, record = consensus_of(manifest, saved), saved_record(saved)
+    ledger = folder.journal.load(record)
+    newest = record if record.round > ledger.base.round else ledger.base
     delta_log = folder.delta_log(manifest)
-    delta_log.open(committed=voter.accepted_round)
-    progress = Progress(saved.round, saved.document["chain"])
-    accepted = Progress(voter.accepted_round, voter.accepted_chain)
+    delta_log.open(newest.round, bytes.fromhex(newest.chain))
     outer = unpack_outer(saved.files.get(OUTER, {}), manifest.blocks)
-    progress, outer = replay(manifest, consensus, outer, progress, delta_log, accepted)
-    return StartingPoint(manifest=manifest, consensus=consensus, outer=outer, progress=progress, delta_log=delta_log)
+    record, outer = replay(manifest, consensus, outer, record, delta_log, newest)
+    return StartingPoint(
+        manifest=manifest,
+        consensus=consensus,
+        outer=outer,
+        record=record,
+        ledger=ledger,
+        delta_log=delta_log,
+        coverage=saved_coverage(saved),
+    )
 
 
 def replay(
     manifest: Manifest,
     consensus: Consensus,
     outer: OuterState,
-    progress: Progress,
+    record: Record,
     delta_log: DeltaLog,
-    accepted: Progress,
-) -> tuple[Progress, OuterState]:
-    """Bring a checkpoint up to what the journal accepted last, from the rounds on disk. Raises RunError.
+    newest: Record,
+) -> tuple[Record, OuterState]:
+    """Bring a checkpoint of ``record`` up to ``newest``, which stands, from the rounds on disk. Raises RunError.
+
+    What is not on disk is left to be fetched, if there are others that had to keep it.
 
     What the reducer keeps stays as it was in the checkpoint, turned to the bases of each round: the means that would
     bring it up to date are gone. That forks nothing, because weights follow from published bytes alone; the next
     round's are only made from a momentum that is some rounds old. Residuals are dropped: they went out with the rounds.
     """
-    while progress.round < accepted.round:
-        round = progress.round + 1
-        kept = delta_log.get(round)
-        if kept is None:
-            raise RunError(f"Round {round} was accepted but is not in {delta_log.folder}; restore that folder.")
+    while record.round < newest.round:
         try:
-            published = open_published(manifest, *kept, progress.chain)
-        except PeerError as error:
-            raise RunError(f"Round {round} in {delta_log.folder} is damaged ({error}); restore that folder.") from error
+            published = _kept(manifest, delta_log, record)
+        except RunError:
+            if len(newest.voters) == 1:
+                raise
+            delta_log.forget(record.round + 1)
+            return record, outer  # a majority of the voters had it on disk before it stood: it is fetched from them
         refreshed = consensus.apply(published.header.plan, published.grids, published.void)
         outer = rotate_outer(without_residuals(outer, published.void), refreshed, manifest.config.optimizer)
-        progress = Progress(round, published.header.chain.hex())
-    if progress.round == accepted.round and accepted.round and progress.chain != accepted.chain:
-        raise RunError(f"Round {accepted.round} on disk is not the one that was accepted; restore {delta_log.folder}.")
-    return progress, outer
+        record = record_of(published.header)
+    if record.chain != newest.chain:
+        raise RunError(
+            f"Round {newest.round} of the checkpoint is not the one that stands; restore {delta_log.folder.parent}."
+        )
+    return record, outer
+
+
+def _kept(manifest: Manifest, delta_log: DeltaLog, record: Record) -> Published:
+    """The round after ``record``, from disk. Raises RunError."""
+    round = record.round + 1
+    kept = delta_log.get(round)
+    if kept is None:
+        raise RunError(f"Round {round} stands but is not in {delta_log.folder}; restore that folder.")
+    try:
+        return open_published(manifest, *kept, record.chain)
+    except PeerError as error:
+        raise RunError(f"Round {round} in {delta_log.folder} is damaged ({error}); restore that folder.") from error
+
+
+def record_of(header: PublishedHeader) -> Record:
+    """A round's result as voters see it."""
+    return Record(header.plan.round, header.chain.hex(), header.plan.parent, header.voters)
+
+
+def saved_record(saved: checkpoint.Checkpoint) -> Record:
+    """The round that a checkpoint was saved after. Raises CheckpointError for one that does not say."""
+    try:
+        chain, parent, voters = (saved.document[name] for name in ("chain", "parent", "voters"))
+        return Record(saved.round, bytes.fromhex(chain).hex(), bytes.fromhex(parent).hex(), tuple(map(str, voters)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{saved.path} does not say who voted ({error}); finish its run with the version that wrote it."
+        ) from error
+
+
+def _coverage_to_json(coverage: Coverage) -> dict[str, object]:
+    return {"epoch": coverage.epoch, "done": sorted(coverage.done), "ahead": sorted(coverage.ahead)}
+
+
+def saved_coverage(saved: checkpoint.Checkpoint) -> Coverage:
+    """How much of the shared data had been trained on. Raises CheckpointError for one that does not say."""
+    try:
+        kept = saved.document["coverage"]
+        return Coverage(int(kept["epoch"]), frozenset(map(int, kept["done"])), frozenset(map(int, kept["ahead"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{saved.path} does not say which data was trained on ({error}); finish its run with the version that "
+            "wrote it."
+        ) from error
 
 
 def load_run(folder: RunFolder, warn: Callable[[str], None]) -> tuple[Manifest, checkpoint.Checkpoint]:

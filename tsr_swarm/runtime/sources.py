@@ -1,46 +1,70 @@
-"""Where a peer downloads: donors it was told of, and the coordinator, which alone is believed without a check."""
+"""Whom a node downloads from: others that can be dialled, none of which is believed without a check."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from tsr_swarm.swarm.addresses import dialable_address, join_address, split_address
+from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
+from tsr_swarm.runtime.node.book import Lines
 from tsr_swarm.telemetry.events import Event, Warned
-from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.transport.kernel_bytes import KernelBytes
+from tsr_swarm.transport.limits import TRANSFER_SECONDS
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Sources:
-    """The donors are those that the coordinator named last."""
+    """Connections to donors. Who once gave something wrong is asked last, and people are told of it once."""
 
-    coordinator: SwarmClient
-    ledger: ByteLedger
-    kernel: KernelBytes
+    lines: Lines
     emit: Callable[[Event], None]
-    proxy: str | None = None
-    donors: tuple[str, ...] = field(default=())
+    _accused: set[str] = field(default_factory=set)  # addresses
 
-    def tell(self, addresses: Iterable[str]) -> None:
-        """Take other donors from now on, each once; what cannot be dialled is left out, and the coordinator."""
-        here, _ = split_address(self.coordinator.address)
-        dialable = (join_address(*split_address(a)) for a in addresses if dialable_address(here, a))
-        self.donors = tuple(address for address in dict.fromkeys(dialable) if address != self.coordinator.address)
+    async def clients(self, donors: Iterable[str]) -> list[SwarmClient]:
+        """Clients of the nodes ``donors`` in this order, each once; they connect with the first call.
 
-    @asynccontextmanager
-    async def opened(self) -> AsyncIterator[list[SwarmClient]]:
-        """Clients of the donors; each connects with its first call."""
-        async with AsyncExitStack() as stack:
-            clients = []
-            for address in self.donors:
-                self.kernel.watch(split_address(address)[1])
-                clients.append(await stack.enter_async_context(SwarmClient(address, self.ledger, self.proxy)))
+        Whose address nobody has said, or cannot be dialled, is left out.
+        """
+        found: dict[str, SwarmClient] = {}
+        for donor in donors:
             try:
-                yield clients
-            finally:
-                self.kernel.sample()  # before the connections are gone
+                client = await self.lines.to(donor)
+            except (UnreachableError, ConfigError):
+                continue
+            found.setdefault(client.address, client)
+        return sorted(found.values(), key=lambda client: client.address in self._accused)  # stable
+
+    async def ask(
+        self,
+        clients: list[SwarmClient],
+        call: Callable[[SwarmClient, float], Awaitable[T]],
+        what: str,
+        seconds: float = TRANSFER_SECONDS,
+    ) -> tuple[T, SwarmClient]:
+        """The first good answer to ``call``, and who gave it. Who fails is taken out of ``clients``.
+
+        ``call`` is given a client and the seconds that it may take: ``seconds``, but for the last one, since the slow
+        line may be this node's own. Raises RefusedError where somebody answered, but nobody has ``what``; else
+        UnreachableError.
+        """
+        refusal: RefusedError | None = None
+        for left, client in zip(range(len(clients) - 1, -1, -1), list(clients), strict=True):
+            try:
+                return await call(client, seconds if left else TRANSFER_SECONDS), client
+            except RefusedError as error:
+                refusal = error  # it may have something else
+                continue
+            except UnreachableError:
+                pass
+            except PeerError as error:
+                self.accuse(client, error)
+            if client in clients:
+                clients.remove(client)
+        raise refusal or UnreachableError(f"{what} cannot be had from anybody who can be reached now.")
 
     def accuse(self, client: SwarmClient, error: Exception) -> None:
         """Tell people of a donor that gave something wrong."""
-        self.emit(Warned(message=f"Donor {client.address} is not asked again in this download: {error}"))
+        if client.address not in self._accused:
+            self.emit(Warned(message=f"Donor {client.address} is asked last from now on: {error}"))
+        self._accused.add(client.address)

@@ -1,11 +1,12 @@
-"""Fetching the consensus state from several donors at once: each chunk against the hash that the coordinator named.
+"""Fetching the consensus state from several donors at once: each chunk against the hash that one of them named.
 
-A donor that gives a wrong chunk, or has not got the state, is left out of this download; one that stalls or dies loses
-what it was asked for to the others. Chunks wait in a file, so that neither a break nor a restart costs them.
+That one is asked for chunks only where there are few others: it is the leader, who has enough to do. A donor that gives
+a wrong chunk, or has not got the state, is left out of this download; one that stalls or dies loses what it was asked
+for to the others. Chunks wait in a file, so that neither a break nor a restart costs them.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,41 +19,60 @@ from tsr_swarm.runtime.background import Background, Signal
 from tsr_swarm.runtime.sources import Sources
 from tsr_swarm.runtime.state_chunks import StateAssembly, begun_round
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.transport.limits import TRANSFER_SECONDS
+from tsr_swarm.transport.limits import DESCRIBE_SECONDS, TRANSFER_SECONDS
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-FEW_DONORS = 2  # with fewer than this many others the coordinator gives chunks too
+FEW_DONORS = 2  # with fewer than this many others, who described the state gives chunks too
 CHUNK_SECONDS = 30.0  # a donor that takes longer for one, on average, is left out: it might mean to
 WAIT_SECONDS = 60.0  # nothing is waited for without looking again
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The state that is to be fetched, and who described it."""
+
+    description: pb.StateDescription
+    source: SwarmClient
+
+
 @dataclass(slots=True)
 class StateDownload:
-    """What has arrived so far, in ``folder``, of the state that the coordinator described last."""
+    """What has arrived so far, in ``folder``, of the state that was described last."""
 
     sources: Sources
     manifest: Manifest
     folder: Path
     assembly: StateAssembly | None = None
 
-    async def fetch(self, should_stop: Callable[[], bool]) -> tuple[StateAssembly, int]:
-        """Return the complete state and how many gave of it. Raises UnreachableError for a break: call again."""
+    async def find(self, clients: Sequence[SwarmClient]) -> Offer:
+        """What the first of ``clients`` that has a state says of it. Raises UnreachableError, or RunError."""
         begun = await asyncio.to_thread(begun_round, self.folder)
         digest = bytes.fromhex(self.manifest.digest)
-        description = await self.sources.coordinator.describe_state(
-            pb.DescribeStateRequest(manifest_digest=digest, round=begun)
-        )
-        if self.assembly is None or self.assembly.description != description:
-            try:
+        request = pb.DescribeStateRequest(manifest_digest=digest, round=begun)
+
+        async def ask(client: SwarmClient, seconds: float) -> pb.StateDescription:
+            description = await client.describe_state(request, min(seconds, DESCRIBE_SECONDS))
+            if self.assembly is None or self.assembly.description != description:
                 self.assembly = await asyncio.to_thread(StateAssembly, description, self.manifest, self.folder)
-            except PeerError as error:
-                raise UnreachableError(f"{error} The state will be fetched again.") from error
-        async with self.sources.opened() as donors:
-            transfer = _Transfer(self.assembly, self.sources, donors, should_stop)
-            await transfer.run()
+            return description
+
+        try:
+            return Offer(*await self.sources.ask(list(clients), ask, "A state"))
+        except RefusedError as error:  # whoever has none now will have one
+            raise UnreachableError(f"{error} The state will be fetched again.") from error
+
+    async def fetch(
+        self, offer: Offer, clients: Sequence[SwarmClient], should_stop: Callable[[], bool]
+    ) -> tuple[StateAssembly, int]:
+        """Return the complete state and how many gave of it. Raises UnreachableError for a break: call again."""
         assembly = self.assembly
+        assert assembly is not None, "an offer was found"
+        assert assembly.description == offer.description, "it is the newest one"
+        donors = [client for client in clients if client is not offer.source]
+        transfer = _Transfer(assembly, self.sources, donors, offer.source, should_stop)
+        await transfer.run()
         if not assembly.is_complete:
-            done = len(description.chunk_hashes) - len(assembly.missing)
+            done = len(offer.description.chunk_hashes) - len(assembly.missing)
             raise UnreachableError(transfer.trouble or f"The state's download stopped after {done} chunks.")
         self.assembly = None
         return assembly, len(transfer.givers)
@@ -64,15 +84,16 @@ class _Transfer:
 
     assembly: StateAssembly
     sources: Sources
-    donors: list[SwarmClient]
+    donors: Sequence[SwarmClient]
+    source: SwarmClient  # who described it
     should_stop: Callable[[], bool]
     sharing: Sharing = field(init=False)
     givers: set[str] = field(default_factory=set)
-    trouble: str = ""  # the coordinator's own
+    trouble: str = ""  # of the source
     _changed: Signal = field(default_factory=Signal)
     _over: asyncio.Event = field(default_factory=asyncio.Event)
     _background: Background = field(default_factory=Background)
-    _has_coordinator: bool = False
+    _has_source: bool = False
 
     async def run(self) -> None:
         self.sharing = Sharing(frozenset(self.assembly.missing))
@@ -89,12 +110,12 @@ class _Transfer:
         self._background.start(self._work(client))
 
     def _tell(self, sharing: Sharing) -> None:
-        """Go on with what is known now: with the coordinator too, if few others are left."""
+        """Go on with what is known now: with the source too, if few others are left."""
         self.sharing = sharing
         is_over = sharing.is_complete or self.should_stop()
-        if not is_over and len(sharing.donors) < FEW_DONORS and not self._has_coordinator:
-            self._has_coordinator = True
-            self._start(self.sources.coordinator)
+        if not is_over and len(sharing.donors) < FEW_DONORS and not self._has_source:
+            self._has_source = True
+            self._start(self.source)
         if is_over or not self.sharing.donors:
             self._over.set()
         self._changed.notify()
@@ -110,9 +131,9 @@ class _Transfer:
                 await self._take(client, wanted)
                 self._tell(chunks.answered(self.sharing, donor))
         except (UnreachableError, RefusedError, PeerError) as error:
-            if client is self.sources.coordinator:
+            if client is self.source:
                 self.trouble = f"{error} The state will be fetched again."
-            elif isinstance(error, PeerError):
+            if isinstance(error, PeerError):
                 self.sources.accuse(client, error)
             self._tell(chunks.failed(self.sharing, donor))
 
@@ -126,7 +147,7 @@ class _Transfer:
             round=self.assembly.description.round, first_chunk=wanted.start, chunks=len(wanted)
         )
         expected = iter(wanted)
-        is_last_hope = client is self.sources.coordinator
+        is_last_hope = client is self.source
         seconds = TRANSFER_SECONDS if is_last_hope else CHUNK_SECONDS * len(wanted)
         async with aclosing(client.fetch_state(request, seconds)) as answer:
             async for chunk in answer:

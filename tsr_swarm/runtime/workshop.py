@@ -1,6 +1,7 @@
 """Where a peer's work is done and kept: its trainer, its data, its checkpoints. No sockets."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ class Workshop:
         self._data, self._folder, self._slowdown = data, folder, slowdown
         self._trainer: Trainer | None = None
         self._stream: TokenStream | None = None  # of this peer's newest number
+        self._part = -1  # of the run's data, that is in it; -1: none, it is this peer's own text
 
     def take_number(self, number: int) -> None:
         """Read the data that goes with the number now, so that data that is not there is an error at the start."""
@@ -48,7 +50,8 @@ class Workshop:
         if self._data:
             tokens = private_tokens(tuple(map(str, self._data)), data)
         else:
-            tokens = training_tokens(data, part_of(number, data.parts))
+            part = part_of(number, data.parts)
+            tokens, self._part = training_tokens(data, part), part
         self._stream = TokenStream(
             tokens=tokens,
             seed=self._manifest.config.run.seed,
@@ -56,6 +59,22 @@ class Workshop:
             batch_size=data.batch_size,
             sequence_length=data.sequence_length,
         )
+
+    @property
+    def is_on_shared_data(self) -> bool:
+        """Whether this peer trains on the run's data, and not on text of its own."""
+        return not self._data
+
+    def take_part(self, part: int) -> int:
+        """Train on this part of the run's data from now on; returns its tokens.
+
+        Batches keep their draws: only what they are drawn from is another text. Raises ConfigError, changing nothing.
+        """
+        assert self._stream is not None, "a peer that trains has joined and has its number"
+        if part != self._part:
+            tokens = training_tokens(self._manifest.config.data, part)
+            self._stream, self._part = replace(self._stream, tokens=tokens), part
+        return self._stream.tokens.numel()
 
     def trainer(self, consensus: Consensus) -> Trainer:
         """One trainer for the whole session."""

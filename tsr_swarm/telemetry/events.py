@@ -81,6 +81,28 @@ class PeerLeft:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderChanged:
+    """``peer`` leads from now on, or the voters behind it are others. ``is_safe``: the run survives one of them.
+
+    ``voter_ids`` are the voters themselves, separated by commas.
+    """
+
+    peer: str
+    name: str
+    term: int
+    voters: int
+    is_safe: bool
+    voter_ids: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderLost:
+    """Nobody has heard who leads for too long. The next LeaderChanged names another, or the same one again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerProgress:
     """How far a peer is in its local steps; at most one a second and peer."""
 
@@ -94,13 +116,17 @@ class PeerProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundOpened:
-    """``steps`` local steps for ``peers`` peers; ``refresh`` is the number of blocks whose basis is due."""
+    """``steps`` local steps for ``peers`` peers; ``refresh`` is the number of blocks whose basis is due.
+
+    ``reducers`` are the names of those beside the leader that average a part of it, separated by commas.
+    """
 
     round: int
     peers: int
     steps: int
     lr: float
     refresh: int
+    reducers: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +141,10 @@ class PhaseChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayloadReceived:
-    """``seconds`` since the round was opened; ``local_loss`` is the peer's own mean over its steps."""
+    """``seconds`` since the round was opened; ``local_loss`` is the peer's own mean over its steps.
+
+    A leader that does not reduce it knows of the payload only that it is with its reducers: ``wire_bytes`` is 0 then.
+    """
 
     round: int
     peer: str
@@ -186,6 +215,22 @@ class RoundClosed:
     raw_bytes: RawBytes
     dense_bytes: int
     digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataCovered:
+    """``done`` of the ``parts`` of the shared data were trained on in this epoch, ``share`` of it, 0 to 1.
+
+    ``part``, from 1, if the lease of one passed from a peer that was lost, ``was``, to another, ``now``; else 0.
+    """
+
+    epoch: int
+    done: int
+    parts: int
+    share: float
+    part: int = 0
+    was: str = ""
+    now: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,6 +341,8 @@ Event = (
     | Evaluated
     | PeerJoined
     | PeerLeft
+    | LeaderChanged
+    | LeaderLost
     | PeerProgress
     | RoundOpened
     | PhaseChanged
@@ -306,6 +353,7 @@ Event = (
     | DigestMismatch
     | RoundVoid
     | RoundClosed
+    | DataCovered
     | CheckpointSaved
     | Warned
     | DhtFound
@@ -318,6 +366,8 @@ Event = (
     | RoundApplied
     | Left
 )
+
+OwnEvent = Joined | StateReceived | CatchingUp | RoundApplied | Left  # of one peer, and no news of the run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ def fold(snapshot: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
     started = time if snapshot.started is None else snapshot.started
     after = _apply(replace(snapshot, started=started, time=max(snapshot.time, time)), time, event)
     text = describe(event)
-    if text is None:
+    if text is None or (isinstance(event, e.LeaderLost) and snapshot.is_leaderless):  # each node notices it
         return after
     line = LogLine(time=time, text=text, is_trouble=is_trouble(event))
     return replace(after, log=(*after.log, line)[-LOG_LINES:])
@@ -39,17 +39,24 @@ def _apply(s: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
             return _start(s, event)
         case e.Evaluated():
             return _add_point(s, RoundPoint(round=event.round, loss=event.loss))
+        case e.LeaderChanged():
+            return _change_leader(s, event)
+        case e.LeaderLost():
+            return replace(s, is_leaderless=True, phase="waiting", phase_reason="", deadline=None)
         case e.RoundOpened():
             opened = replace(s, round=event.round, phase="train", phase_reason="", deadline=None, finished=None)
-            return _all_peers_train(opened)
+            return _all_peers_train(replace(opened, is_leaderless=False))
         case e.PhaseChanged():
             deadline = None if event.deadline is None else time + max(0.0, event.deadline)
             phase, reason = clean(event.phase, 16), clean(event.reason)
-            return replace(s, round=event.round, phase=phase, phase_reason=reason, deadline=deadline)
+            told = replace(s, round=event.round, phase=phase, phase_reason=reason, deadline=deadline)
+            return replace(told, is_leaderless=False)  # a leader says so
         case e.RoundVoid():
             return replace(s, deadline=None, phase_reason=f"round {event.round} is void")
         case e.RoundClosed():
             return _close(s, event)
+        case e.DataCovered():
+            return replace(s, epoch=event.epoch, share=min(1.0, max(0.0, event.share)))
         case e.LabReady():
             return replace(s, lab=clean(event.mode, 16))
         case e.RunFinished():
@@ -73,15 +80,32 @@ def _start(s: SwarmSnapshot, event: e.RunStarted) -> SwarmSnapshot:
         parameters=event.parameters,
         voters=event.voters,
         version=clean(event.version, 32),
+        leader="",
+        is_safe=event.voters >= 3,
+        is_leaderless=False,
         phase="waiting",
         deadline=None,
         finished=None,
     )
 
 
+def _change_leader(s: SwarmSnapshot, event: e.LeaderChanged) -> SwarmSnapshot:
+    """Who leads, and how safely. One that was lost has left with that, until it joins again."""
+    name = name_of(event.name)
+    led = replace(s, leader=name, voters=event.voters, is_safe=event.is_safe, is_leaderless=False)
+    if not s.is_leaderless:
+        return led
+    led = replace(led, phase_reason=f"{name} leads now")
+    lost = [peer for peer in s.alive if peer.name == s.leader != name]
+    gone = {p.peer: replace(p, state=LEFT, reason="it was lost while it led", tokens_per_second=0.0) for p in lost}
+    return replace(led, peers={**led.peers, **gone})
+
+
 def _apply_peer(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:
     """Events that say something about one peer."""
     match event:
+        case e.PeerJoined(number=0):
+            return s  # a node that does not train is no peer to people
         case e.PeerJoined():
             seen = replace(
                 _peer(s, event.peer, event.name),
@@ -152,9 +176,12 @@ def _apply_own(s: SwarmSnapshot, event: e.Joined | e.RoundApplied | e.Left) -> S
 def _close(s: SwarmSnapshot, event: e.RoundClosed) -> SwarmSnapshot:
     closed = _add_point(s, RoundPoint(round=event.round, loss=event.loss, local_loss=event.local_loss))
     closed = _count_peers(_count_bytes(closed, event.wire_bytes), event.per_peer)
+    if event.round <= s.closed_round:  # its leader was lost as it told, and the next one tells it too: other reports
+        return replace(closed, rounds_counted=s.rounds_counted)
     return replace(
         closed,
         round=max(s.round, event.round),
+        closed_round=event.round,
         raw_bytes=s.raw_bytes + event.raw_bytes["sent"] + event.raw_bytes["received"],
         dense_bytes=s.dense_bytes + event.dense_bytes,
         last_seconds=event.seconds,

@@ -4,14 +4,17 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
 from tsr_swarm.telemetry.events import (
+    MAX_COUNT,
     MAX_LINE,
     Evaluated,
     Event,
+    LeaderChanged,
+    OwnEvent,
     PeerJoined,
     PeerLeft,
     PeerProgress,
@@ -19,11 +22,15 @@ from tsr_swarm.telemetry.events import (
     RunStarted,
     Stamped,
     Warned,
+    decode,
     decode_stamped,
     encode,
 )
+from tsr_swarm.telemetry.seen import Seen
 
 Numbered = tuple[int, str]
+Watch = Callable[[int], Awaitable[tuple[list[str], int]]]  # (after) -> lines and the newest number, of a log elsewhere
+NEWEST = MAX_COUNT  # asks for no line, and the number of the newest one
 
 
 class Sink(Protocol):
@@ -36,7 +43,7 @@ class EventLog:
     """Numbers events from 1 and keeps what somebody who arrives late needs.
 
     Kept: the newest ``keep`` events, the newest ``keep_rounds`` closed rounds, the start of the run and its first
-    evaluation, the joining of every peer that is here, and of each peer's progress only the newest.
+    evaluation, who leads, the joining of every peer that is here, and of each peer's progress only the newest.
     Append from one thread, the event loop's.
     """
 
@@ -54,29 +61,44 @@ class EventLog:
         self._rounds: deque[Numbered] = deque(maxlen=keep_rounds)
         self._pinned: dict[str, Numbered] = {}
         self._progress: dict[str, Numbered] = {}
+        self._seen = Seen()
         self._news = asyncio.Event()
         self.last = 0
+        self.closed_round = 0  # the newest that was told as closed
 
     def append(self, event: Event) -> int:
         """Stamp, number, keep and pass on ``event``; returns its number."""
         line = encode(event, self._clock())
-        number = self._keep(event, line)
-        self._write(line)
-        self._news.set()
-        self._news = asyncio.Event()
-        return number
+        self._seen.is_new(line, event)
+        return self._add(event, line)
+
+    def take(self, line: str) -> Stamped | None:
+        """Append a line of another node's log as it is. None: it is here already, or it is no news of a run."""
+        stamped = decode_stamped(line)
+        if stamped is None or isinstance(stamped.event, OwnEvent) or not self._seen.is_new(line, stamped.event):
+            return None
+        self._add(stamped.event, line)
+        return stamped
+
+    def has(self, line: str) -> bool:
+        """Whether this line was appended before."""
+        return self._seen.has(line, decode(line))
 
     def restore(self, recording: Iterable[Stamped]) -> None:
         """Take in an earlier recording of this run without writing it again; numbers go on after it."""
         for stamped in recording:
-            self._keep(stamped.event, encode(stamped.event, stamped.time))
+            line = encode(stamped.event, stamped.time)
+            self._seen.is_new(line, stamped.event)
+            self._keep(stamped.event, line)
 
     def since(self, number: int, limit: int = 1 << 20) -> tuple[list[str], int]:
         """Lines after event ``number``, oldest first, and the number of the newest one returned.
 
         At most ``limit`` characters at a time, but at least one line. A ``number`` from the future is from before a
-        restart: everything is returned.
+        restart: everything is returned; but nothing for NEWEST.
         """
+        if number == NEWEST:
+            return [], self.last
         after = number if 0 <= number <= self.last else 0
         lines: list[str] = []
         size, newest = 0, after
@@ -95,6 +117,13 @@ class EventLog:
                 async with asyncio.timeout(seconds):
                     await self._news.wait()
 
+    def _add(self, event: Event, line: str) -> int:
+        number = self._keep(event, line)
+        self._write(line)
+        self._news.set()
+        self._news = asyncio.Event()
+        return number
+
     def _keep(self, event: Event, line: str) -> int:
         self.last += 1
         entry = (self.last, line)
@@ -107,12 +136,15 @@ class EventLog:
                 self._pinned["run"] = entry
             case Evaluated(round=0):
                 self._pinned["first evaluation"] = entry
+            case LeaderChanged():
+                self._pinned["leader"] = entry
             case PeerJoined():
                 self._pinned[f"peer {event.peer}"] = entry
             case PeerLeft():
                 self._pinned.pop(f"peer {event.peer}", None)
                 self._progress.pop(event.peer, None)
             case RoundClosed():
+                self.closed_round = max(self.closed_round, event.round)
                 self._rounds.append(entry)
         self._recent.append(entry)
         return self.last

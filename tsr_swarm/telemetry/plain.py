@@ -9,12 +9,14 @@ from tsr_swarm.telemetry.text import (
     bytes_text,
     clean,
     count_text,
+    coverage_text,
     factor_text,
     loss_text,
     plural,
     seconds_text,
 )
 
+FRAGILE = "a single point of failure: if it goes, the run waits for it"
 _DIGITS = 12  # of a digest: enough to compare by eye
 
 
@@ -26,7 +28,9 @@ def describe(event: e.Event) -> str | None:
 
 def is_trouble(event: e.Event) -> bool:
     """Whether somebody should look: work was lost, refused, or differs."""
-    return isinstance(event, e.DigestMismatch | e.PayloadRefused | e.PayloadLate | e.RoundVoid | e.Warned)
+    return isinstance(
+        event, e.DigestMismatch | e.PayloadRefused | e.PayloadLate | e.RoundVoid | e.LeaderLost | e.Warned
+    )
 
 
 def name_of(text: str) -> str:
@@ -64,6 +68,17 @@ def _(event: e.PeerJoined) -> str:
 @_line.register
 def _(event: e.PeerLeft) -> str:
     return f"peer {name_of(event.name)} left: {event.reason}"
+
+
+@_line.register
+def _(event: e.LeaderChanged) -> str:
+    others = f"{plural(event.voters, 'voter')}, the run survives the loss of {max(1, (event.voters - 1) // 2)} of them"
+    return f"{name_of(event.name)} leads: {others if event.is_safe else FRAGILE}"
+
+
+@_line.register
+def _(event: e.LeaderLost) -> str:
+    return f"the leader is lost: {event.reason}"
 
 
 @_line.register
@@ -112,6 +127,14 @@ def _(event: e.RoundClosed) -> str:
         f"(local {loss_text(event.local_loss)}), {event.included} of {plural(event.peers, 'peer')}{late}, "
         f"{bytes_text(wire)}, {factor_text(event.dense_bytes, wire)} less than dense"
     )
+
+
+@_line.register
+def _(event: e.DataCovered) -> str:
+    covered = coverage_text(event.epoch, event.share)
+    if not event.part:
+        return covered
+    return f"part {event.part} of the data passes from {name_of(event.was)} to {name_of(event.now)}: {covered}"
 
 
 @_line.register

@@ -64,6 +64,9 @@ class SwarmSnapshot:
     parameters: int = 0
     voters: int = 0
     version: str = ""
+    leader: str = ""  # its name; empty: nobody has said
+    is_safe: bool = False  # whether the run survives the loss of its leader
+    is_leaderless: bool = False
     round: int = 0
     phase: str = ""
     phase_reason: str = ""
@@ -76,7 +79,10 @@ class SwarmSnapshot:
     dense_bytes: int = 0
     overhead: int = 0
     rounds_counted: int = 0
+    closed_round: int = 0  # the newest that was told as closed
     rounds_included: int | None = None
+    epoch: int = 0  # of the shared data; 0: nobody has said
+    share: float = 0.0  # of it that was trained on in this epoch
     last_seconds: float | None = None
     digest: str = ""
     own_name: str = ""
@@ -87,6 +93,10 @@ class SwarmSnapshot:
     @property
     def alive(self) -> tuple[PeerView, ...]:
         return tuple(peer for peer in self.peers.values() if peer.is_alive)
+
+    def leads(self, peer: PeerView) -> bool:
+        """Whether ``peer`` leads the run now."""
+        return peer.is_alive and bool(self.leader) and peer.name == self.leader and not self.is_leaderless
 
     @property
     def table(self) -> tuple[PeerView, ...]:
@@ -135,6 +145,10 @@ def _state_text(s: SwarmSnapshot) -> str:
     match s.phase:
         case _ if s.finished is not None:
             return f"finished: {s.finished}" if s.finished else "finished"
+        case _ if s.is_leaderless:
+            return (
+                f"{s.leader or 'the leader'} is lost: {'another is elected' if s.is_safe else 'the run waits for it'}"
+            )
         case "waiting" if s.missing_peers:
             return f"waiting for {plural(s.missing_peers, 'more peer')}"
         case "waiting":

@@ -1,5 +1,6 @@
 """Text for people: units, and names from other machines made harmless."""
 
+import math
 import unicodedata
 
 NAME_LENGTH = 32
@@ -70,3 +71,8 @@ def factor_text(dense_bytes: int, wire_bytes: int) -> str:
 def plural(count: int, noun: str) -> str:
     """``1 peer``, ``2 peers``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def coverage_text(epoch: int, share: float) -> str:
+    """``epoch 1, 37 % of the data``."""
+    return f"epoch {epoch}, {math.floor(100 * share)} % of the data"

@@ -1,7 +1,7 @@
 """The gRPC client: one typed method an RPC, each with a deadline, each raising the package's own errors."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +20,7 @@ from tsr_swarm.transport.limits import (
     DEADLINE_GRACE_SECONDS,
     DESCRIBE_SECONDS,
     HELLO_SECONDS,
+    POLL_SECONDS,
     STALL_SECONDS,
     TRANSFER_SECONDS,
     client_options,
@@ -74,9 +75,21 @@ class SwarmClient:
         reply: pb.StateDescription = await self._unary("DescribeState", request, seconds)
         return reply
 
-    async def follow(self, request: pb.FollowRequest, seconds: float = CONTROL_SECONDS) -> pb.FollowReply:
-        """``seconds`` come on top of the request's own wait_ms."""
-        reply: pb.FollowReply = await self._unary("Follow", request, request.wait_ms / 1000 + seconds)
+    async def poll(self, request: pb.PollRequest, seconds: float = POLL_SECONDS) -> pb.PollReply:
+        """Held by the other side until it has news, or for a while."""
+        reply: pb.PollReply = await self._unary("Poll", request, seconds)
+        return reply
+
+    async def tell(self, request: pb.TellRequest, seconds: float = CONTROL_SECONDS) -> None:
+        """Returns once the other side has it."""
+        await self._unary("Tell", request, seconds)
+
+    async def list_peers(self, request: pb.ListPeersRequest, seconds: float = CONTROL_SECONDS) -> pb.ListPeersReply:
+        reply: pb.ListPeersReply = await self._unary("ListPeers", request, seconds)
+        return reply
+
+    async def catch_up(self, request: pb.CatchUpRequest, seconds: float = CONTROL_SECONDS) -> pb.CatchUpReply:
+        reply: pb.CatchUpReply = await self._unary("CatchUp", request, seconds)
         return reply
 
     async def report(self, request: pb.ReportRequest, seconds: float = CONTROL_SECONDS) -> pb.ReportReply:
@@ -101,12 +114,27 @@ class SwarmClient:
         count_message(self._ledger, Direction.RECEIVED, reply)
         return reply
 
+    async def fetch_shard(
+        self, request: pb.FetchShardRequest, sections: Sequence[pb.Section], seconds: float = TRANSFER_SECONDS
+    ) -> bytes:
+        """Fetch the frames of a shard's ``sections``, exactly as many bytes as these announce, unchecked.
+
+        ``sections`` must have been bounded: that many bytes are taken in. Raises PeerError when more or fewer come.
+        """
+        tally = SectionTally(self._ledger, Direction.RECEIVED, sections)
+        collector = Collector(sum(section.wire_bytes for section in sections), tally)
+        async with aclosing(self._stream("FetchShard", request, seconds)) as parts:
+            async for part in parts:
+                collector.add(part, part.data)
+        return collector.joined()
+
     async def fetch_published(
         self, request: pb.FetchPublishedRequest, max_bytes: int, seconds: float = TRANSFER_SECONDS
     ) -> tuple[pb.PublishedHeader, bytes]:
-        """Fetch a committed round: its header, and exactly the bytes that its sections announce, unchecked.
+        """Fetch a round: its header, and exactly the bytes that its sections announce, unchecked.
 
-        Raises PeerError when that is more than ``max_bytes``, or when more or fewer bytes come.
+        Of a request with ``header_only``, the bytes are b"". Raises PeerError when the header announces more than
+        ``max_bytes``, or when more or fewer bytes come.
         """
         async with aclosing(self._stream("FetchPublished", request, seconds)) as parts:
             first = await anext(parts, None)
@@ -117,7 +145,8 @@ class SwarmClient:
             expected = sum(section.wire_bytes for section in sections)
             if expected > max_bytes:
                 raise PeerError("length", f"The round has {expected} bytes, more than {max_bytes}; it is refused.")
-            collector = Collector(expected, SectionTally(self._ledger, Direction.RECEIVED, sections))
+            tally = SectionTally(self._ledger, Direction.RECEIVED, sections)
+            collector = Collector(0 if request.header_only else expected, tally)
             async for part in parts:
                 collector.add(part, part.data)
         return first.header, collector.joined()

@@ -11,6 +11,7 @@ from tsr_swarm.wire.messages import MAX_CERTIFICATE_BYTES, MAX_HEADER_BYTES, MAX
 
 CONTROL_SECONDS = 10.0  # a small request and a small reply; the manifest's 4 MiB are HELLO_SECONDS
 HELLO_SECONDS = 30.0
+POLL_SECONDS = 5.0  # longer than a leader holds a poll, as long as rounds/following.py waits for its answer
 DESCRIBE_SECONDS = 60.0  # the state may have to be put together first
 DEADLINE_GRACE_SECONDS = 0.25  # after it, a deadline is held without gRPC's help
 STALL_SECONDS = 60.0  # the longest silence inside a stream, in either direction
@@ -18,9 +19,10 @@ TRANSFER_SECONDS = 3600.0  # one payload or one download, however slow the line
 STOP_SECONDS = 2.0  # what a stopping server gives to calls under way
 
 MAX_CONTROL_BYTES = 64 << 10
+MAX_TELL_BYTES = 256 << 10  # a Close names everybody who takes part, in up to 24 bytes each; a result in 34
 _ROOM = 4096  # of protobuf and gRPC, around the largest field
 MAX_REQUEST_BYTES = (
-    max(PIECE_BYTES, MAX_CONTROL_BYTES, MAX_HEADER_BYTES + MAX_SIGNATURE_BYTES + MAX_CERTIFICATE_BYTES) + _ROOM
+    max(PIECE_BYTES, MAX_TELL_BYTES, MAX_HEADER_BYTES + MAX_SIGNATURE_BYTES + MAX_CERTIFICATE_BYTES) + _ROOM
 )
 MAX_REPLY_BYTES = max_wire_bytes(MAX_CHUNK_BYTES) + _ROOM  # a state chunk; the manifest is no larger
 MAX_CONCURRENT_RPCS = 1024
@@ -54,7 +56,7 @@ CLIENT_OPTIONS: tuple[Option, ...] = (
     ("grpc.max_send_message_length", MAX_REQUEST_BYTES),
     ("grpc.keepalive_time_ms", 20_000),  # twice what the server tolerates
     ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.http2.max_pings_without_data", 0),  # unlimited: Follow waits in silence
+    ("grpc.http2.max_pings_without_data", 0),  # unlimited: a poll waits in silence
     ("grpc.enable_retries", 0),  # callers repeat calls themselves
     ("grpc.use_local_subchannel_pool", 1),  # a connection for each client, also to the same address
     ("grpc.enable_http_proxy", 0),  # a proxy for web pages neither reaches a neighbour nor lets HTTP/2 through

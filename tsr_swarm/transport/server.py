@@ -18,6 +18,7 @@ from tsr_swarm.transport.collector import Collector
 from tsr_swarm.transport.limits import (
     MAX_CONCURRENT_RPCS,
     MAX_CONTROL_BYTES,
+    MAX_TELL_BYTES,
     SERVER_OPTIONS,
     STALL_SECONDS,
     STOP_SECONDS,
@@ -83,8 +84,17 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
     async def DescribeState(self, request: pb.DescribeStateRequest, context: Context) -> pb.StateDescription:
         return await self._unary(self._handler.describe_state, request, context)
 
-    async def Follow(self, request: pb.FollowRequest, context: Context) -> pb.FollowReply:
-        return await self._unary(self._handler.follow, request, context)
+    async def Poll(self, request: pb.PollRequest, context: Context) -> pb.PollReply:
+        return await self._unary(self._handler.poll, request, context)
+
+    async def Tell(self, request: pb.TellRequest, context: Context) -> pb.TellReply:
+        return await self._unary(self._handler.tell, request, context, MAX_TELL_BYTES)
+
+    async def ListPeers(self, request: pb.ListPeersRequest, context: Context) -> pb.ListPeersReply:
+        return await self._unary(self._handler.list_peers, request, context)
+
+    async def CatchUp(self, request: pb.CatchUpRequest, context: Context) -> pb.CatchUpReply:
+        return await self._unary(self._handler.catch_up, request, context)
 
     async def Report(self, request: pb.ReportRequest, context: Context) -> pb.ReportReply:
         return await self._unary(self._handler.report, request, context)
@@ -114,6 +124,12 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
             count_message(self._ledger, Direction.SENT, reply)
         return reply
 
+    async def FetchShard(self, request: pb.FetchShardRequest, context: Context) -> None:
+        async with _boundary(context):
+            self._received(request)
+            sections, data = await self._handler.fetch_shard(request, caller_of(context.peer()))
+            await self._send(context, pb.ShardPart, sections, data)
+
     async def FetchPublished(self, request: pb.FetchPublishedRequest, context: Context) -> None:
         async with _boundary(context):
             self._received(request)
@@ -122,23 +138,39 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
             await _write(context, first)
             count_message(self._ledger, Direction.SENT, first)
             sections = [section for shard in header.shards for section in shard.sections]
-            tally = SectionTally(self._ledger, Direction.SENT, sections)
-            for piece in pieces(data):
-                part = pb.PublishedPart(data=piece)
-                await _write(context, part)
-                tally.add(part, piece)
+            await self._send(context, pb.PublishedPart, sections, b"" if request.header_only else data)
 
-    async def _unary(self, answer: Callable[[_Q, Caller], Awaitable[_R]], request: _Q, context: Context) -> _R:
+    async def _send(
+        self,
+        context: Context,
+        part_of: type[pb.ShardPart] | type[pb.PublishedPart],
+        sections: Sequence[pb.Section],
+        data: bytes | Sequence[bytes],
+    ) -> None:
+        """Cut ``data``, which are the frames of ``sections``."""
+        tally = SectionTally(self._ledger, Direction.SENT, sections)
+        for piece in pieces(data):
+            part = part_of(data=piece)
+            await _write(context, part)
+            tally.add(part, piece)
+
+    async def _unary(
+        self,
+        answer: Callable[[_Q, Caller], Awaitable[_R]],
+        request: _Q,
+        context: Context,
+        max_bytes: int = MAX_CONTROL_BYTES,
+    ) -> _R:
         async with _boundary(context):
-            self._received(request)
+            self._received(request, max_bytes)
             reply = await answer(request, caller_of(context.peer()))
             count_message(self._ledger, Direction.SENT, reply)
         return reply
 
-    def _received(self, request: Message) -> None:
+    def _received(self, request: Message, max_bytes: int = MAX_CONTROL_BYTES) -> None:
         size = request.ByteSize()
-        if size > MAX_CONTROL_BYTES:
-            raise PeerError("size", f"The request has {size} bytes, more than {MAX_CONTROL_BYTES}; it is refused.")
+        if size > max_bytes:
+            raise PeerError("size", f"The request has {size} bytes, more than {max_bytes}; it is refused.")
         count_message(self._ledger, Direction.RECEIVED, request)
 
     async def _envelope(self, requests: Submission) -> pb.Envelope:

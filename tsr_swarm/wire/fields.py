@@ -9,11 +9,16 @@ from tsr_swarm.errors import PeerError
 
 DIGEST_BYTES = 32
 MAX_ROUND = 2**40
+MAX_TERM = 2**40
+MAX_INCARNATION = 2**63 - 1
+MAX_COUNT = 2**50  # of bytes, versions and calls
+MAX_VOTERS = 5
 MAX_TOKENS = 2**40
 MAX_STEPS = 10**6
 MAX_SEED = 2**31 - 1
 MAX_ADDRESS = 262  # a DNS name of 255, a colon, a port
 MAX_WAIT_MS = 20_000
+MAX_REASON = 160  # characters, for people
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _PEER_ID = re.compile(r"[0-9a-f]{32}")
@@ -41,6 +46,11 @@ def require_digest(field: str, value: bytes) -> None:
     require(len(value) == DIGEST_BYTES, field, value, f"{DIGEST_BYTES} bytes")
 
 
+def require_chain(field: str, value: bytes, round: int) -> None:
+    """The chain hash of ``round``; before round 1 there is none."""
+    require(len(value) == (DIGEST_BYTES if round > 0 else 0), field, value, "32 bytes, or empty before round 1")
+
+
 def require_peer_id(field: str, value: str) -> None:
     """What a peer drew as its id."""
     require(_PEER_ID.fullmatch(value) is not None, field, value, "32 lower-case hexadecimal digits")
@@ -65,6 +75,14 @@ def require_ascending(field: str, values: Sequence[int], end: int) -> None:
     """Strictly ascending indices below ``end``. Costs nothing beyond the first ``end`` + 1 values."""
     ok = len(values) <= end and all(a < b for a, b in itertools.pairwise(values))
     require(ok and (not values or values[-1] < end), field, values[:8], f"ascending numbers below {end}")
+
+
+def require_voters(field: str, values: Sequence[str], least: int) -> None:
+    """Peer ids of ``least`` to MAX_VOTERS voters, ascending."""
+    require(least <= len(values) <= MAX_VOTERS, field, len(values), f"{least} to {MAX_VOTERS} voters")
+    for value in values:
+        require_peer_id(field, value)
+    require(all(a < b for a, b in itertools.pairwise(values)), field, list(values), "ascending, each voter once")
 
 
 def _show(value: object) -> str:

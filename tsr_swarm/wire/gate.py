@@ -94,7 +94,7 @@ def check_published(message: pb.PublishedHeader, *, manifest: Manifest, parent: 
     parent: chain hash of the round before as this side knows it, empty in round 1. Raises PeerError.
     """
     header = published_from_proto(message, manifest.blocks)
-    chain = chain_hash(parent, header.plan, header.shard_blocks, header.shards)
+    chain = chain_hash(parent, header.plan, header.shard_blocks, header.shards, header.voters)
     if header.plan.parent != parent.hex() or header.chain != chain:
         raise PeerError("chain", f"Round {header.plan.round} does not continue the chain; fetch the state again.")
     for slots, result in zip(_published_by_shard(header, manifest), header.shards, strict=True):

@@ -19,14 +19,16 @@ from tsr_swarm.wire.fields import (
     MAX_ROUND,
     MAX_SEED,
     MAX_STEPS,
+    MAX_TERM,
     MAX_TOKENS,
     require,
-    require_address,
     require_ascending,
     require_between,
+    require_chain,
     require_digest,
     require_peer_id,
     require_real,
+    require_voters,
 )
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -36,24 +38,18 @@ MAX_CERTIFICATE_BYTES = 8 << 10
 MAX_SHARDS = 1024
 MAX_INCLUDED = 10**5
 MAX_ENERGY = 2.0**128  # any finite float32
-_MAX_SECTIONS = 16
+MAX_LOSS = 1e6  # nats a token
+MAX_SECTIONS = 16  # of one shard
 _MAX_SECTION_BYTES = 2**40
 
 _M = TypeVar("_M", bound=Message)
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A set of whole blocks and the host:port of the peer that reduces it; empty: the coordinator."""
-
-    blocks: tuple[int, ...]
-    address: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContributionHeader:
     """What a peer says of its payload for one shard. ``tokens`` is its weight in the mean.
 
+    term: of the plan that it follows.
     kappas, energies: one for each low-rank block of the shard, ascending, in float32, or none; see lowrank/sketch.py.
     """
 
@@ -69,6 +65,7 @@ class ContributionHeader:
     sections: tuple[Section, ...]
     kappas: tuple[float, ...] = ()
     energies: tuple[float, ...] = ()
+    term: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +80,16 @@ class ShardResult:
 
 @dataclass(frozen=True, slots=True)
 class PublishedHeader:
-    """A committed round as it is fetched, journaled and hashed into the chain. Who reduced a shard is forgotten."""
+    """A committed round as it is fetched, journaled and hashed into the chain. Who reduced a shard is forgotten.
+
+    voters: peer ids of those who decide about the next round, ascending; empty where nobody votes.
+    """
 
     plan: RoundPlan
     shard_blocks: tuple[tuple[int, ...], ...]
     shards: tuple[ShardResult, ...]
     chain: bytes
+    voters: tuple[str, ...] = ()
 
 
 def parse(kind: type[_M], data: bytes, limit: int) -> _M:
@@ -116,6 +117,7 @@ def seal(header: ContributionHeader) -> pb.Envelope:
         sections=sections_to_proto(header.sections),
         kappas=header.kappas,
         energies=header.energies,
+        term=header.term,
     )
     return pb.Envelope(header=message.SerializeToString())
 
@@ -127,17 +129,14 @@ def open_envelope(envelope: pb.Envelope) -> ContributionHeader:
     message = parse(pb.ContributionHeader, envelope.header, MAX_HEADER_BYTES)
     require_digest("manifest_digest", message.manifest_digest)
     require_between("round", message.round, 1, MAX_ROUND)
-    _require_parent(message.parent, message.round)
+    require_chain("parent", message.parent, message.round - 1)
     require_peer_id("peer_id", message.peer_id)
     require_between("shard", message.shard, 0, MAX_SHARDS - 1)
     require_between("tokens", message.tokens, 1, MAX_TOKENS)
     require_between("steps", message.steps, 0, MAX_STEPS)
-    require_real("local_loss", message.local_loss, -1e6, 1e6)
-    kappas, energies = tuple(message.kappas), tuple(message.energies)
-    require(len(energies) == len(kappas), "energies", len(energies), f"as many as kappas, {len(kappas)}")
-    for kappa, energy in zip(kappas, energies, strict=True):
-        require_real("kappas", kappa, 0.0, 1.0)
-        require_real("energies", energy, 0.0, MAX_ENERGY)
+    require_between("term", message.term, 0, MAX_TERM)
+    require_real("local_loss", message.local_loss, -MAX_LOSS, MAX_LOSS)
+    require_measured(message.kappas, message.energies)
     return ContributionHeader(
         protocol=message.protocol,
         manifest_digest=message.manifest_digest,
@@ -149,9 +148,18 @@ def open_envelope(envelope: pb.Envelope) -> ContributionHeader:
         steps=message.steps,
         local_loss=message.local_loss,
         sections=sections_from_proto(message.sections),
-        kappas=kappas,
-        energies=energies,
+        kappas=tuple(message.kappas),
+        energies=tuple(message.energies),
+        term=message.term,
     )
+
+
+def require_measured(kappas: Sequence[float], energies: Sequence[float]) -> None:
+    """Shares and energies of as many blocks. How many there should be is the gate's."""
+    require(len(energies) == len(kappas), "energies", len(energies), f"as many as kappas, {len(kappas)}")
+    for kappa, energy in zip(kappas, energies, strict=True):
+        require_real("kappas", kappa, 0.0, 1.0)
+        require_real("energies", energy, 0.0, MAX_ENERGY)
 
 
 def sections_to_proto(sections: Sequence[Section]) -> list[pb.Section]:
@@ -161,7 +169,7 @@ def sections_to_proto(sections: Sequence[Section]) -> list[pb.Section]:
 
 def sections_from_proto(messages: Sequence[pb.Section]) -> tuple[Section, ...]:
     """Bound the fields; whether they are the legal sections of a round is ``codec.check_sections``."""
-    require(len(messages) <= _MAX_SECTIONS, "sections", len(messages), f"at most {_MAX_SECTIONS}")
+    require(len(messages) <= MAX_SECTIONS, "sections", len(messages), f"at most {MAX_SECTIONS}")
     for message in messages:
         require(0 < len(message.kind) <= 16, "sections", message.kind, "a payload kind")
         require_between("raw_bytes", message.raw_bytes, 1, _MAX_SECTION_BYTES)
@@ -170,8 +178,8 @@ def sections_from_proto(messages: Sequence[pb.Section]) -> tuple[Section, ...]:
     return tuple(Section(m.kind, m.raw_bytes, m.wire_bytes, m.hash) for m in messages)
 
 
-def plan_to_proto(plan: RoundPlan, shards: Sequence[Shard]) -> pb.RoundPlan:
-    """The announcement of ``plan``, reduced by ``shards``."""
+def plan_to_proto(plan: RoundPlan, shard_blocks: Sequence[Sequence[int]]) -> pb.RoundPlan:
+    """The announcement of ``plan``, reduced in shards of ``shard_blocks``."""
     return pb.RoundPlan(
         round=plan.round,
         first_step=plan.first_step,
@@ -188,11 +196,11 @@ def plan_to_proto(plan: RoundPlan, shards: Sequence[Shard]) -> pb.RoundPlan:
         first=plan.due.first,
         second=plan.due.second,
         seed=plan.seed,
-        shards=[pb.Shard(blocks=shard.blocks, address=shard.address) for shard in shards],
+        shards=[pb.Shard(blocks=blocks) for blocks in shard_blocks],
     )
 
 
-def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[RoundPlan, tuple[Shard, ...]]:
+def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[RoundPlan, tuple[tuple[int, ...], ...]]:
     """Read an announcement for the manifest's ``blocks``: due blocks are low-rank, the shards part the blocks."""
     require_between("round", message.round, 1, MAX_ROUND)
     require_between("first_step", message.first_step, 0, MAX_ROUND * MAX_STEPS)
@@ -201,7 +209,7 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[Rou
     require_real("lr_last", message.lr_last, 0.0, 1.0)
     require_real("decay", message.decay, 0.0, 1.0)
     require(message.decay > 0, "decay", message.decay, "above 0")
-    _require_parent(message.parent, message.round)
+    require_chain("parent", message.parent, message.round - 1)
     require_between("seed", message.seed, 0, MAX_SEED)
     due = Due(
         tangent=_due(message.tangent, "tangent", blocks),
@@ -227,50 +235,80 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[Rou
     return plan, _shards(message.shards, len(blocks))
 
 
+def result_to_proto(result: ShardResult) -> pb.ShardResult:
+    """A shard's result as it stands in a round's header, and as its reducer tells it."""
+    return pb.ShardResult(
+        void=result.void,
+        included=result.included,
+        tokens=result.tokens,
+        sections=sections_to_proto(result.sections),
+    )
+
+
+def result_from_proto(message: pb.ShardResult) -> ShardResult:
+    """Bound the fields; whether its sections are the legal ones of a round is ``codec.check_sections``."""
+    included, count = tuple(message.included), len(message.included)
+    require(count <= MAX_INCLUDED, "included", count, f"at most {MAX_INCLUDED} peers")
+    for peer_id in included:
+        require_peer_id("included", peer_id)
+    require(len(set(included)) == count, "included", count, "peers that are all different")
+    if message.void:
+        empty = not (included or message.tokens or message.sections)
+        require(empty, "void", count, "without peers, tokens and sections")
+    else:
+        require(count > 0, "included", count, "one peer or more")
+        require_between("tokens", message.tokens, count, count * MAX_TOKENS)
+    sections = sections_from_proto(message.sections)
+    return ShardResult(void=message.void, included=included, tokens=message.tokens, sections=sections)
+
+
 def published_to_proto(header: PublishedHeader) -> pb.PublishedHeader:
     """A committed round's header as it is fetched and journaled."""
     return pb.PublishedHeader(
-        plan=plan_to_proto(header.plan, [Shard(blocks) for blocks in header.shard_blocks]),
-        shards=[
-            pb.ShardResult(
-                void=result.void,
-                included=result.included,
-                tokens=result.tokens,
-                sections=sections_to_proto(result.sections),
-            )
-            for result in header.shards
-        ],
+        plan=plan_to_proto(header.plan, header.shard_blocks),
+        shards=[result_to_proto(result) for result in header.shards],
         chain=header.chain,
+        voters=header.voters,
     )
 
 
 def published_from_proto(message: pb.PublishedHeader, blocks: Sequence[Block]) -> PublishedHeader:
     """Read what was published for the manifest's ``blocks``; the chain hash and the sections are the gate's."""
-    plan, shards = plan_from_proto(message.plan, blocks)
-    require(len(message.shards) == len(shards), "shards", len(message.shards), f"one result for each of {len(shards)}")
+    plan, shard_blocks = plan_from_proto(message.plan, blocks)
+    count = len(shard_blocks)
+    require(len(message.shards) == count, "shards", len(message.shards), f"one result for each of {count}")
     require_digest("chain", message.chain)
-    results = tuple(_result(result) for result in message.shards)
-    return PublishedHeader(plan, tuple(shard.blocks for shard in shards), results, message.chain)
+    require_voters("voters", message.voters, 0)
+    results = tuple(result_from_proto(result) for result in message.shards)
+    return PublishedHeader(plan, shard_blocks, results, message.chain, tuple(message.voters))
 
 
 def chain_hash(
-    parent: bytes, plan: RoundPlan, shard_blocks: Sequence[Sequence[int]], results: Sequence[ShardResult]
+    parent: bytes,
+    plan: RoundPlan,
+    shard_blocks: Sequence[Sequence[int]],
+    results: Sequence[ShardResult],
+    voters: Sequence[str] = (),
 ) -> bytes:
     """BLAKE2b-256 that names a round, everything published in it, and through ``parent`` all rounds before.
 
     parent: chain hash of the round before. results: one for each set of ``shard_blocks``; their sections stand for
-    the bytes through their hashes. Each field is hashed with its length before it; protobuf bytes never are, because
-    a message has more than one serialised form.
+    the bytes through their hashes. voters: who decides about the next round. Each field is hashed with its length
+    before it; protobuf bytes never are, because a message has more than one serialised form.
     """
     hasher = hashlib.blake2b(digest_size=32, person=b"tsr/v1/chain")
-    for field in _chain_fields(parent, plan, shard_blocks, results):
+    for field in _chain_fields(parent, plan, shard_blocks, results, voters):
         hasher.update(struct.pack("<Q", len(field)))
         hasher.update(field)
     return hasher.digest()
 
 
 def _chain_fields(
-    parent: bytes, plan: RoundPlan, shard_blocks: Sequence[Sequence[int]], results: Sequence[ShardResult]
+    parent: bytes,
+    plan: RoundPlan,
+    shard_blocks: Sequence[Sequence[int]],
+    results: Sequence[ShardResult],
+    voters: Sequence[str],
 ) -> Iterator[bytes]:
     yield parent
     yield _numbers([plan.round, plan.first_step, plan.steps])
@@ -281,9 +319,11 @@ def _chain_fields(
     yield _numbers([plan.due.first, plan.due.second])
     yield _numbers([plan.seed, *(value for pair in plan.due.draw for value in pair)])
     yield bytes.fromhex(plan.parent)
-    yield _numbers([len(shard_blocks), len(results)])
+    yield _numbers([len(shard_blocks), len(results), len(voters)])
     for blocks in shard_blocks:
         yield _numbers(blocks)
+    for voter in voters:
+        yield voter.encode()
     for result in results:
         yield _numbers([result.void, result.tokens, len(result.included), len(result.sections)])
         for peer_id in result.included:
@@ -296,10 +336,6 @@ def _chain_fields(
 
 def _numbers(values: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(values)}Q", *values)
-
-
-def _require_parent(parent: bytes, round_: int) -> None:
-    require(len(parent) == (0 if round_ == 1 else 32), "parent", parent, "32 bytes, or empty in round 1")
 
 
 def _draws(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[tuple[int, int], ...]:
@@ -316,28 +352,11 @@ def _due(indices: Sequence[int], field: str, blocks: Sequence[Block]) -> frozens
     return frozenset(indices)
 
 
-def _shards(messages: Sequence[pb.Shard], blocks: int) -> tuple[Shard, ...]:
+def _shards(messages: Sequence[pb.Shard], blocks: int) -> tuple[tuple[int, ...], ...]:
     require(1 <= len(messages) <= MAX_SHARDS, "shards", len(messages), f"1 to {MAX_SHARDS}")
     for message in messages:
         require_ascending("shards", message.blocks, blocks)
-        require_address("address", message.address)
-    shards = tuple(Shard(tuple(message.blocks), message.address) for message in messages)
-    covered = sorted(index for shard in shards for index in shard.blocks)
+    shards = tuple(tuple(message.blocks) for message in messages)
+    covered = sorted(index for shard in shards for index in shard)
     require(covered == list(range(blocks)), "shards", len(covered), f"sets that hold each of {blocks} blocks once")
     return shards
-
-
-def _result(message: pb.ShardResult) -> ShardResult:
-    included, count = tuple(message.included), len(message.included)
-    require(count <= MAX_INCLUDED, "included", count, f"at most {MAX_INCLUDED} peers")
-    for peer_id in included:
-        require_peer_id("included", peer_id)
-    require(len(set(included)) == count, "included", count, "peers that are all different")
-    if message.void:
-        empty = not (included or message.tokens or message.sections)
-        require(empty, "void", count, "without peers, tokens and sections")
-    else:
-        require(count > 0, "included", count, "one peer or more")
-        require_between("tokens", message.tokens, count, count * MAX_TOKENS)
-    sections = sections_from_proto(message.sections)
-    return ShardResult(void=message.void, included=included, tokens=message.tokens, sections=sections)

@@ -47,7 +47,7 @@ class Namespaces:
         paths = {int(who): str(path) for who, path in json.loads(ready).items()}
         return cls(router, paths, lines, use_dht)
 
-    def coordinator_arguments(self) -> list[str]:
+    def coordinator_arguments(self, address: str = "") -> list[str]:
         # Not loopback, but nobody outside this lab can reach it.
         return ["--listen", f"{address_of(0)}:{PORT}", "--insecure", *self._dht_options()]
 

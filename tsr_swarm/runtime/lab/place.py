@@ -11,12 +11,13 @@ from tsr_swarm.runtime.lab.network import Pairs
 class Place(Protocol):
     """What differs between plain loopback and a lab."""
 
-    def coordinator_arguments(self) -> list[str]:
-        """Arguments of ``coordinate``: where it listens."""
+    def coordinator_arguments(self, address: str = "") -> list[str]:
+        """Arguments of ``coordinate``: where it listens. ``address``: where it was, if it has been here before."""
         ...
 
     def peer_arguments(self, who: int, address: str) -> list[str]:
-        """Arguments of peer ``who``'s ``join`` to a coordinator that says it is at ``address``."""
+        """Arguments of peer ``who``'s ``join`` through a node that says it is at ``address``: whom to ask, and where
+        it listens if others can dial it."""
         ...
 
     def command(self, who: int, command: Sequence[str]) -> list[str]:
@@ -38,11 +39,11 @@ class Loopback:
     def __init__(self, use_dht: bool) -> None:
         self._options = [] if use_dht else ["--no-dht"]
 
-    def coordinator_arguments(self) -> list[str]:
-        return ["--listen", "127.0.0.1:0", *self._options]
+    def coordinator_arguments(self, address: str = "") -> list[str]:
+        return ["--listen", address or "127.0.0.1:0", *self._options]
 
     def peer_arguments(self, who: int, address: str) -> list[str]:
-        return ["--coordinator", address, *self._options]
+        return ["--coordinator", address, "--listen", "127.0.0.1:0", *self._options]
 
     def command(self, who: int, command: Sequence[str]) -> list[str]:
         return list(command)

@@ -1,6 +1,7 @@
-"""A lab of proxies, for those who may not make namespaces: each peer's calls go through an HTTP proxy of its own.
+"""A lab of proxies, for those who may not make namespaces: everybody's calls go through an HTTP proxy of its own.
 
-What it shapes are streams, not packets: nothing is lost, a piece that would have been comes later by the time of a
+Each node listens at a port that was set aside for it, so that a proxy knows whose line is at the other end. What is
+shaped are streams, not packets: nothing is lost, a piece that would have been comes later by the time of a
 retransmission, and all that follows waits behind it. Connections across a partition stall until it is over.
 """
 
@@ -13,12 +14,13 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 from tsr_swarm.errors import SwarmError
+from tsr_swarm.runtime.faults import COORDINATOR
 from tsr_swarm.runtime.lab.link import QUEUE_SECONDS, Line, Pipe, pipes
 from tsr_swarm.runtime.lab.network import Pairs
 
 MODE = "proxy"
-REASON = "each peer's calls go through a proxy of its own, lost packets cost time only, and there is no DHT"
-COORDINATOR = 0
+REASON = "everybody's calls go through a proxy of its own, lost packets cost time only, and there is no DHT"
+HOST = "127.0.0.1"
 PIECE_BYTES = 8192
 PACKET_BYTES = 1448  # of a stream in one packet
 RETRANSMIT_SECONDS = 0.2  # at least
@@ -30,37 +32,43 @@ _Piece = tuple[float, bytes]  # when it is at the end of its stage; b"" is the e
 
 
 class Proxies:
-    """One proxy for each peer. Made by ``open``; closed when ``exits`` are."""
+    """One proxy for each node. Made by ``open``; closed when ``exits`` are."""
 
     def __init__(self, lines: Mapping[int, Line], seed: int) -> None:
         self._lines = lines
         self._pipes = pipes(lines, seed)
-        self._ports: dict[int, int] = {}
-        self._address = ""  # the coordinator's, the one that may be asked for
+        self._proxies: dict[int, str] = {}  # their addresses, by whose they are
+        self._addresses: dict[int, str] = {}  # where nodes listen
         self._cut: frozenset[frozenset[int]] = frozenset()
         self._flows = asyncio.Event()  # set, and replaced, whenever what is cut changes
         self._connections: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(cls, exits: AsyncExitStack, lines: Mapping[int, Line], seed: int) -> "Proxies":
-        """Start a proxy on loopback for every peer in ``lines``."""
+        """Start a proxy on loopback for everybody in ``lines``, and set a port aside for all that can be dialled."""
         proxies = cls(lines, seed)
         exits.push_async_callback(proxies._close_connections)
-        for who in lines:
-            if who != COORDINATOR:
-                listener = socket.create_server(("127.0.0.1", 0))
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
-                server = await asyncio.start_server(partial(proxies._accept, who), sock=listener, limit=HEAD_BYTES)
-                exits.callback(server.close)
-                proxies._ports[who] = listener.getsockname()[1]
+        for who, line in lines.items():
+            listener = socket.create_server((HOST, 0))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
+            server = await asyncio.start_server(partial(proxies._accept, who), sock=listener, limit=HEAD_BYTES)
+            exits.callback(server.close)
+            proxies._proxies[who] = _address_of(listener)
+            if not line.nat:
+                proxies._addresses[who] = _address_of(exits.enter_context(_set_aside()))
         return proxies
 
-    def coordinator_arguments(self) -> list[str]:
-        return ["--listen", "127.0.0.1:0", "--no-dht"]
+    def coordinator_arguments(self, address: str = "") -> list[str]:
+        return [*self._listen(COORDINATOR), *self._options(COORDINATOR)]
 
     def peer_arguments(self, who: int, address: str) -> list[str]:
-        self._address = address
-        return ["--coordinator", address, "--no-dht", "--proxy", f"127.0.0.1:{self._ports[who]}"]
+        return ["--coordinator", address, *self._listen(who), *self._options(who)]
+
+    def _listen(self, who: int) -> list[str]:
+        return ["--listen", self._addresses[who]] if who in self._addresses else []
+
+    def _options(self, who: int) -> list[str]:
+        return ["--no-dht", "--proxy", self._proxies[who]]
 
     def command(self, who: int, command: Sequence[str]) -> list[str]:
         return list(command)
@@ -92,40 +100,49 @@ class Proxies:
     async def _serve(self, who: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One CONNECT and what follows it."""
         head = await reader.readuntil(b"\r\n\r\n")
-        if not self._address or not head.startswith(f"CONNECT {self._address} ".encode()):
+        asked = [other for other, at in self._addresses.items() if head.startswith(f"CONNECT {at} ".encode())]
+        if not asked or asked == [who]:
             writer.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
             return
-        await self._until_flowing(who)
-        await asyncio.sleep(self._round_trip(who))  # as connecting takes one
-        host, _, port = self._address.rpartition(":")
+        [other] = asked
+        between = frozenset((who, other))
+        await self._until_flowing(between)
+        await asyncio.sleep(self._round_trip(between))  # as connecting takes one
+        host, _, port = self._addresses[other].rpartition(":")
         there, back = await asyncio.open_connection(host, int(port), limit=HEAD_BYTES)
         try:
             back.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
             writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-            (up, down), (inward, outward) = self._pipes[who], self._pipes[COORDINATOR][::-1]
+            (up, down), (outward, inward) = self._pipes[who], self._pipes[other]
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._carry(who, reader, back, (up, inward)))
-                group.create_task(self._carry(who, there, writer, (outward, down)))
+                group.create_task(self._carry(between, reader, back, (up, inward)))
+                group.create_task(self._carry(between, there, writer, (outward, down)))
         except* OSError:
             pass  # either side has gone
         finally:
             back.close()
 
     async def _carry(
-        self, who: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: tuple[Pipe, Pipe]
+        self,
+        between: frozenset[int],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        way: tuple[Pipe, Pipe],
     ) -> None:
         """One direction of a connection, over two pipes, to its end."""
-        queues = [asyncio.Queue[_Piece](_pieces(way, self._round_trip(who))) for _ in range(3)]
+        queues = [asyncio.Queue[_Piece](_pieces(way, self._round_trip(between))) for _ in range(3)]
         async with asyncio.TaskGroup() as group:
             for pipe, before, after in zip(way, queues[:-1], queues[1:], strict=True):
-                group.create_task(self._pass(who, pipe, before, after))
-            group.create_task(self._write(who, queues[-1], writer))
+                group.create_task(self._pass(between, pipe, before, after))
+            group.create_task(self._write(between, queues[-1], writer))
             while piece := await reader.read(PIECE_BYTES):
                 await _wait_for_room(way[0])
                 await queues[0].put((time.monotonic(), piece))
             await queues[0].put((time.monotonic(), b""))
 
-    async def _pass(self, who: int, pipe: Pipe, before: asyncio.Queue[_Piece], after: asyncio.Queue[_Piece]) -> None:
+    async def _pass(
+        self, between: frozenset[int], pipe: Pipe, before: asyncio.Queue[_Piece], after: asyncio.Queue[_Piece]
+    ) -> None:
         piece, held_until = b".", 0.0
         while piece:
             when, piece = await before.get()
@@ -133,14 +150,14 @@ class Proxies:
             await _wait_for_room(pipe)
             arrival = pipe.carry(time.monotonic(), len(piece))
             if sum(pipe.loses() for _ in range(math.ceil(len(piece) / PACKET_BYTES))):
-                held_until = arrival + max(RETRANSMIT_SECONDS, self._round_trip(who))
+                held_until = arrival + max(RETRANSMIT_SECONDS, self._round_trip(between))
             await after.put((max(arrival, held_until), piece))
 
-    async def _write(self, who: int, queue: asyncio.Queue[_Piece], writer: asyncio.StreamWriter) -> None:
+    async def _write(self, between: frozenset[int], queue: asyncio.Queue[_Piece], writer: asyncio.StreamWriter) -> None:
         while True:
             when, piece = await queue.get()
             await _sleep_until(when)
-            await self._until_flowing(who)
+            await self._until_flowing(between)
             if not piece:
                 break
             writer.write(piece)
@@ -148,12 +165,24 @@ class Proxies:
         with suppress(OSError):
             writer.write_eof()
 
-    async def _until_flowing(self, who: int) -> None:
-        while frozenset((who, COORDINATOR)) in self._cut:
+    async def _until_flowing(self, between: frozenset[int]) -> None:
+        while between in self._cut:
             await self._flows.wait()
 
-    def _round_trip(self, who: int) -> float:
-        return self._lines[who].rtt + self._lines[COORDINATOR].rtt
+    def _round_trip(self, between: frozenset[int]) -> float:
+        return sum(self._lines[who].rtt for who in between)
+
+
+def _set_aside() -> socket.socket:
+    """Keeps a free port from being given to anybody who does not ask for it by number."""
+    kept = socket.socket()
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: two may have it if one does not listen
+    kept.bind((HOST, 0))
+    return kept
+
+
+def _address_of(kept: socket.socket) -> str:
+    return f"{HOST}:{kept.getsockname()[1]}"
 
 
 def _pieces(way: tuple[Pipe, Pipe], round_trip: float) -> int:

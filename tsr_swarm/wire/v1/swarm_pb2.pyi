@@ -1,28 +1,10 @@
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    PHASE_UNSPECIFIED: _ClassVar[Phase]
-    PHASE_WAITING: _ClassVar[Phase]
-    PHASE_TRAIN: _ClassVar[Phase]
-    PHASE_EXCHANGE: _ClassVar[Phase]
-    PHASE_COMMIT: _ClassVar[Phase]
-    PHASE_APPLY: _ClassVar[Phase]
-    PHASE_FINISHED: _ClassVar[Phase]
-PHASE_UNSPECIFIED: Phase
-PHASE_WAITING: Phase
-PHASE_TRAIN: Phase
-PHASE_EXCHANGE: Phase
-PHASE_COMMIT: Phase
-PHASE_APPLY: Phase
-PHASE_FINISHED: Phase
 
 class HelloRequest(_message.Message):
     __slots__ = ("protocol", "package_version")
@@ -33,44 +15,78 @@ class HelloRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., package_version: _Optional[str] = ...) -> None: ...
 
 class HelloReply(_message.Message):
-    __slots__ = ("protocol", "package_version", "manifest", "initial_peers", "unix_time")
+    __slots__ = ("protocol", "package_version", "manifest", "initial_peers", "unix_time", "peer_id", "first", "contacts", "rules")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_VERSION_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     INITIAL_PEERS_FIELD_NUMBER: _ClassVar[int]
     UNIX_TIME_FIELD_NUMBER: _ClassVar[int]
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    CONTACTS_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     package_version: str
     manifest: bytes
     initial_peers: _containers.RepeatedScalarFieldContainer[str]
     unix_time: float
-    def __init__(self, protocol: _Optional[int] = ..., package_version: _Optional[str] = ..., manifest: _Optional[bytes] = ..., initial_peers: _Optional[_Iterable[str]] = ..., unix_time: _Optional[float] = ...) -> None: ...
+    peer_id: str
+    first: str
+    contacts: _containers.RepeatedCompositeFieldContainer[Contact]
+    rules: Rules
+    def __init__(self, protocol: _Optional[int] = ..., package_version: _Optional[str] = ..., manifest: _Optional[bytes] = ..., initial_peers: _Optional[_Iterable[str]] = ..., unix_time: _Optional[float] = ..., peer_id: _Optional[str] = ..., first: _Optional[str] = ..., contacts: _Optional[_Iterable[_Union[Contact, _Mapping]]] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ...) -> None: ...
+
+class Rules(_message.Message):
+    __slots__ = ("rounds", "min_peers", "quorum", "floor_seconds", "ceiling_seconds", "budget_kb")
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    MIN_PEERS_FIELD_NUMBER: _ClassVar[int]
+    QUORUM_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CEILING_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_KB_FIELD_NUMBER: _ClassVar[int]
+    rounds: int
+    min_peers: int
+    quorum: int
+    floor_seconds: float
+    ceiling_seconds: float
+    budget_kb: int
+    def __init__(self, rounds: _Optional[int] = ..., min_peers: _Optional[int] = ..., quorum: _Optional[int] = ..., floor_seconds: _Optional[float] = ..., ceiling_seconds: _Optional[float] = ..., budget_kb: _Optional[int] = ...) -> None: ...
+
+class Contact(_message.Message):
+    __slots__ = ("peer_id", "address")
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    peer_id: str
+    address: str
+    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("manifest_digest", "peer_id", "name", "address", "local_space", "device")
+    __slots__ = ("manifest_digest", "peer_id", "name", "address", "local_space", "device", "number", "trains")
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     LOCAL_SPACE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TRAINS_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
     peer_id: str
     name: str
     address: str
     local_space: str
     device: str
-    def __init__(self, manifest_digest: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., local_space: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+    number: int
+    trains: bool
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., local_space: _Optional[str] = ..., device: _Optional[str] = ..., number: _Optional[int] = ..., trains: _Optional[bool] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("number", "name", "donors")
+    __slots__ = ("number", "name")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
-    DONORS_FIELD_NUMBER: _ClassVar[int]
     number: int
     name: str
-    donors: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, number: _Optional[int] = ..., name: _Optional[str] = ..., donors: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class DescribeStateRequest(_message.Message):
     __slots__ = ("manifest_digest", "round")
@@ -151,72 +167,316 @@ class RoundPlan(_message.Message):
     def __init__(self, round: _Optional[int] = ..., first_step: _Optional[int] = ..., steps: _Optional[int] = ..., lr_first: _Optional[float] = ..., lr_last: _Optional[float] = ..., decay: _Optional[float] = ..., tangent: _Optional[_Iterable[int]] = ..., aim: _Optional[_Iterable[int]] = ..., parent: _Optional[bytes] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., draw: _Optional[_Iterable[int]] = ..., draw_numbers: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., choose: _Optional[_Iterable[int]] = ..., first: _Optional[bool] = ..., second: _Optional[bool] = ...) -> None: ...
 
 class Shard(_message.Message):
-    __slots__ = ("blocks", "address")
+    __slots__ = ("blocks",)
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    ADDRESS_FIELD_NUMBER: _ClassVar[int]
     blocks: _containers.RepeatedScalarFieldContainer[int]
-    address: str
-    def __init__(self, blocks: _Optional[_Iterable[int]] = ..., address: _Optional[str] = ...) -> None: ...
+    def __init__(self, blocks: _Optional[_Iterable[int]] = ...) -> None: ...
 
-class FollowRequest(_message.Message):
-    __slots__ = ("peer_id", "known_version", "wait_ms", "progress", "is_behind", "applied")
+class Record(_message.Message):
+    __slots__ = ("round", "chain", "parent", "voters")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    VOTERS_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    chain: bytes
+    parent: bytes
+    voters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, round: _Optional[int] = ..., chain: _Optional[bytes] = ..., parent: _Optional[bytes] = ..., voters: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PlanKey(_message.Message):
+    __slots__ = ("round", "term", "version")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    term: int
+    version: int
+    def __init__(self, round: _Optional[int] = ..., term: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+
+class PollRequest(_message.Message):
+    __slots__ = ("manifest_digest", "peer_id", "address", "incarnation", "applied", "trains", "sent", "known", "number", "progress", "lease")
+    MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
-    KNOWN_VERSION_FIELD_NUMBER: _ClassVar[int]
-    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
-    PROGRESS_FIELD_NUMBER: _ClassVar[int]
-    IS_BEHIND_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
+    TRAINS_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    manifest_digest: bytes
     peer_id: str
-    known_version: int
-    wait_ms: int
-    progress: Progress
-    is_behind: bool
+    address: str
+    incarnation: int
     applied: int
-    def __init__(self, peer_id: _Optional[str] = ..., known_version: _Optional[int] = ..., wait_ms: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., is_behind: _Optional[bool] = ..., applied: _Optional[int] = ...) -> None: ...
+    trains: bool
+    sent: PlanKey
+    known: int
+    number: int
+    progress: Progress
+    lease: DataLease
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., applied: _Optional[int] = ..., trains: _Optional[bool] = ..., sent: _Optional[_Union[PlanKey, _Mapping]] = ..., known: _Optional[int] = ..., number: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., lease: _Optional[_Union[DataLease, _Mapping]] = ...) -> None: ...
+
+class DataLease(_message.Message):
+    __slots__ = ("epoch", "part", "tokens", "size")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    part: int
+    tokens: int
+    size: int
+    def __init__(self, epoch: _Optional[int] = ..., part: _Optional[int] = ..., tokens: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+
+class Coverage(_message.Message):
+    __slots__ = ("epoch", "done", "ahead")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    done: bytes
+    ahead: bytes
+    def __init__(self, epoch: _Optional[int] = ..., done: _Optional[bytes] = ..., ahead: _Optional[bytes] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("round", "step", "tokens_per_second")
+    __slots__ = ("round", "step", "tokens_per_second", "local_loss", "wire_bytes")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_LOSS_FIELD_NUMBER: _ClassVar[int]
+    WIRE_BYTES_FIELD_NUMBER: _ClassVar[int]
     round: int
     step: int
     tokens_per_second: float
-    def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., tokens_per_second: _Optional[float] = ...) -> None: ...
+    local_loss: float
+    wire_bytes: int
+    def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., local_loss: _Optional[float] = ..., wire_bytes: _Optional[int] = ...) -> None: ...
 
-class FollowReply(_message.Message):
-    __slots__ = ("phase", "plan", "committed_round", "committed_chain", "deadline_ms", "unknown_peer", "version", "catch_up")
-    PHASE_FIELD_NUMBER: _ClassVar[int]
-    PLAN_FIELD_NUMBER: _ClassVar[int]
-    COMMITTED_ROUND_FIELD_NUMBER: _ClassVar[int]
-    COMMITTED_CHAIN_FIELD_NUMBER: _ClassVar[int]
-    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
-    UNKNOWN_PEER_FIELD_NUMBER: _ClassVar[int]
+class PollReply(_message.Message):
+    __slots__ = ("news", "redirect", "unknown", "contacts", "lease")
+    NEWS_FIELD_NUMBER: _ClassVar[int]
+    REDIRECT_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    CONTACTS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    news: News
+    redirect: Redirect
+    unknown: bool
+    contacts: _containers.RepeatedCompositeFieldContainer[Contact]
+    lease: DataLease
+    def __init__(self, news: _Optional[_Union[News, _Mapping]] = ..., redirect: _Optional[_Union[Redirect, _Mapping]] = ..., unknown: _Optional[bool] = ..., contacts: _Optional[_Iterable[_Union[Contact, _Mapping]]] = ..., lease: _Optional[_Union[DataLease, _Mapping]] = ...) -> None: ...
+
+class News(_message.Message):
+    __slots__ = ("term", "leader", "version", "base", "sources", "plan", "nodes", "is_finished", "number", "rules", "coverage")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
-    CATCH_UP_FIELD_NUMBER: _ClassVar[int]
-    phase: Phase
-    plan: RoundPlan
-    committed_round: int
-    committed_chain: bytes
-    deadline_ms: int
-    unknown_peer: bool
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    IS_FINISHED_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    leader: str
     version: int
-    catch_up: CatchUp
-    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., committed_round: _Optional[int] = ..., committed_chain: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., unknown_peer: _Optional[bool] = ..., version: _Optional[int] = ..., catch_up: _Optional[_Union[CatchUp, _Mapping]] = ...) -> None: ...
+    base: Record
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    plan: OpenPlan
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    is_finished: bool
+    number: int
+    rules: Rules
+    coverage: Coverage
+    def __init__(self, term: _Optional[int] = ..., leader: _Optional[str] = ..., version: _Optional[int] = ..., base: _Optional[_Union[Record, _Mapping]] = ..., sources: _Optional[_Iterable[str]] = ..., plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., nodes: _Optional[_Iterable[str]] = ..., is_finished: _Optional[bool] = ..., number: _Optional[int] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ..., coverage: _Optional[_Union[Coverage, _Mapping]] = ...) -> None: ...
 
-class CatchUp(_message.Message):
-    __slots__ = ("round_bytes", "state_round", "state_bytes", "rest_bytes", "donors")
+class OpenPlan(_message.Message):
+    __slots__ = ("plan", "key", "places")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    plan: RoundPlan
+    key: PlanKey
+    places: _containers.RepeatedCompositeFieldContainer[Place]
+    def __init__(self, plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., key: _Optional[_Union[PlanKey, _Mapping]] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ...) -> None: ...
+
+class Place(_message.Message):
+    __slots__ = ("peer_id", "incarnation")
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    peer_id: str
+    incarnation: int
+    def __init__(self, peer_id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class Redirect(_message.Message):
+    __slots__ = ("term", "leader", "base")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    leader: str
+    base: Record
+    def __init__(self, term: _Optional[int] = ..., leader: _Optional[str] = ..., base: _Optional[_Union[Record, _Mapping]] = ...) -> None: ...
+
+class TellRequest(_message.Message):
+    __slots__ = ("manifest_digest", "sender", "address", "vote_request", "vote_reply", "beat", "beat_reply", "close", "shard_done", "goodbye")
+    MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    VOTE_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    VOTE_REPLY_FIELD_NUMBER: _ClassVar[int]
+    BEAT_FIELD_NUMBER: _ClassVar[int]
+    BEAT_REPLY_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    SHARD_DONE_FIELD_NUMBER: _ClassVar[int]
+    GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    manifest_digest: bytes
+    sender: str
+    address: str
+    vote_request: VoteRequest
+    vote_reply: VoteReply
+    beat: Beat
+    beat_reply: BeatReply
+    close: Close
+    shard_done: ShardDone
+    goodbye: Goodbye
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., sender: _Optional[str] = ..., address: _Optional[str] = ..., vote_request: _Optional[_Union[VoteRequest, _Mapping]] = ..., vote_reply: _Optional[_Union[VoteReply, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., beat_reply: _Optional[_Union[BeatReply, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., shard_done: _Optional[_Union[ShardDone, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+
+class TellReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class VoteRequest(_message.Message):
+    __slots__ = ("term", "round", "tail_term", "is_trial")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    TAIL_TERM_FIELD_NUMBER: _ClassVar[int]
+    IS_TRIAL_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    round: int
+    tail_term: int
+    is_trial: bool
+    def __init__(self, term: _Optional[int] = ..., round: _Optional[int] = ..., tail_term: _Optional[int] = ..., is_trial: _Optional[bool] = ...) -> None: ...
+
+class VoteReply(_message.Message):
+    __slots__ = ("term", "voter_term", "granted", "is_trial", "reason")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    VOTER_TERM_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    IS_TRIAL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    voter_term: int
+    granted: bool
+    is_trial: bool
+    reason: str
+    def __init__(self, term: _Optional[int] = ..., voter_term: _Optional[int] = ..., granted: _Optional[bool] = ..., is_trial: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Beat(_message.Message):
+    __slots__ = ("term", "base", "proposal")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    PROPOSAL_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    base: Record
+    proposal: Record
+    def __init__(self, term: _Optional[int] = ..., base: _Optional[_Union[Record, _Mapping]] = ..., proposal: _Optional[_Union[Record, _Mapping]] = ...) -> None: ...
+
+class BeatReply(_message.Message):
+    __slots__ = ("term", "round", "accepted", "reason")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    round: int
+    accepted: bytes
+    reason: str
+    def __init__(self, term: _Optional[int] = ..., round: _Optional[int] = ..., accepted: _Optional[bytes] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Close(_message.Message):
+    __slots__ = ("term", "round", "parent", "shards", "admitted")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    round: int
+    parent: bytes
+    shards: _containers.RepeatedScalarFieldContainer[int]
+    admitted: _containers.RepeatedCompositeFieldContainer[Member]
+    def __init__(self, term: _Optional[int] = ..., round: _Optional[int] = ..., parent: _Optional[bytes] = ..., shards: _Optional[_Iterable[int]] = ..., admitted: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("peer_id", "number")
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    peer_id: bytes
+    number: int
+    def __init__(self, peer_id: _Optional[bytes] = ..., number: _Optional[int] = ...) -> None: ...
+
+class ShardDone(_message.Message):
+    __slots__ = ("term", "round", "shard", "result", "local_loss", "raw_sent", "kappas", "energies")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_LOSS_FIELD_NUMBER: _ClassVar[int]
+    RAW_SENT_FIELD_NUMBER: _ClassVar[int]
+    KAPPAS_FIELD_NUMBER: _ClassVar[int]
+    ENERGIES_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    round: int
+    shard: int
+    result: ShardResult
+    local_loss: float
+    raw_sent: int
+    kappas: _containers.RepeatedScalarFieldContainer[float]
+    energies: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, term: _Optional[int] = ..., round: _Optional[int] = ..., shard: _Optional[int] = ..., result: _Optional[_Union[ShardResult, _Mapping]] = ..., local_loss: _Optional[float] = ..., raw_sent: _Optional[int] = ..., kappas: _Optional[_Iterable[float]] = ..., energies: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Goodbye(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListPeersRequest(_message.Message):
+    __slots__ = ("manifest_digest",)
+    MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    manifest_digest: bytes
+    def __init__(self, manifest_digest: _Optional[bytes] = ...) -> None: ...
+
+class ListPeersReply(_message.Message):
+    __slots__ = ("members",)
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+
+class CatchUpRequest(_message.Message):
+    __slots__ = ("manifest_digest", "applied")
+    MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    manifest_digest: bytes
+    applied: int
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., applied: _Optional[int] = ...) -> None: ...
+
+class CatchUpReply(_message.Message):
+    __slots__ = ("round_bytes", "state_round", "state_bytes", "rest_bytes")
     ROUND_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATE_ROUND_FIELD_NUMBER: _ClassVar[int]
     STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     REST_BYTES_FIELD_NUMBER: _ClassVar[int]
-    DONORS_FIELD_NUMBER: _ClassVar[int]
     round_bytes: int
     state_round: int
     state_bytes: int
     rest_bytes: int
-    donors: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, round_bytes: _Optional[int] = ..., state_round: _Optional[int] = ..., state_bytes: _Optional[int] = ..., rest_bytes: _Optional[int] = ..., donors: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, round_bytes: _Optional[int] = ..., state_round: _Optional[int] = ..., state_bytes: _Optional[int] = ..., rest_bytes: _Optional[int] = ...) -> None: ...
 
 class Envelope(_message.Message):
     __slots__ = ("header", "signature", "certificate")
@@ -229,7 +489,7 @@ class Envelope(_message.Message):
     def __init__(self, header: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class ContributionHeader(_message.Message):
-    __slots__ = ("protocol", "manifest_digest", "round", "parent", "peer_id", "shard", "tokens", "steps", "local_loss", "sections", "kappas", "energies")
+    __slots__ = ("protocol", "manifest_digest", "round", "parent", "peer_id", "shard", "tokens", "steps", "local_loss", "sections", "kappas", "energies", "term")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -242,6 +502,7 @@ class ContributionHeader(_message.Message):
     SECTIONS_FIELD_NUMBER: _ClassVar[int]
     KAPPAS_FIELD_NUMBER: _ClassVar[int]
     ENERGIES_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     manifest_digest: bytes
     round: int
@@ -254,7 +515,8 @@ class ContributionHeader(_message.Message):
     sections: _containers.RepeatedCompositeFieldContainer[Section]
     kappas: _containers.RepeatedScalarFieldContainer[float]
     energies: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, protocol: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., parent: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., shard: _Optional[int] = ..., tokens: _Optional[int] = ..., steps: _Optional[int] = ..., local_loss: _Optional[float] = ..., sections: _Optional[_Iterable[_Union[Section, _Mapping]]] = ..., kappas: _Optional[_Iterable[float]] = ..., energies: _Optional[_Iterable[float]] = ...) -> None: ...
+    term: int
+    def __init__(self, protocol: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., parent: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., shard: _Optional[int] = ..., tokens: _Optional[int] = ..., steps: _Optional[int] = ..., local_loss: _Optional[float] = ..., sections: _Optional[_Iterable[_Union[Section, _Mapping]]] = ..., kappas: _Optional[_Iterable[float]] = ..., energies: _Optional[_Iterable[float]] = ..., term: _Optional[int] = ...) -> None: ...
 
 class Section(_message.Message):
     __slots__ = ("kind", "raw_bytes", "wire_bytes", "hash")
@@ -284,23 +546,45 @@ class SubmitReply(_message.Message):
     reason: str
     def __init__(self, counted: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class FetchShardRequest(_message.Message):
+    __slots__ = ("round", "shard", "hashes")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    shard: int
+    hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, round: _Optional[int] = ..., shard: _Optional[int] = ..., hashes: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class ShardPart(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
 class FetchPublishedRequest(_message.Message):
-    __slots__ = ("peer_id", "round")
+    __slots__ = ("peer_id", "round", "chain", "header_only")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    HEADER_ONLY_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     round: int
-    def __init__(self, peer_id: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
+    chain: bytes
+    header_only: bool
+    def __init__(self, peer_id: _Optional[str] = ..., round: _Optional[int] = ..., chain: _Optional[bytes] = ..., header_only: _Optional[bool] = ...) -> None: ...
 
 class PublishedHeader(_message.Message):
-    __slots__ = ("plan", "shards", "chain")
+    __slots__ = ("plan", "shards", "chain", "voters")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
+    VOTERS_FIELD_NUMBER: _ClassVar[int]
     plan: RoundPlan
     shards: _containers.RepeatedCompositeFieldContainer[ShardResult]
     chain: bytes
-    def __init__(self, plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[ShardResult, _Mapping]]] = ..., chain: _Optional[bytes] = ...) -> None: ...
+    voters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[ShardResult, _Mapping]]] = ..., chain: _Optional[bytes] = ..., voters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ShardResult(_message.Message):
     __slots__ = ("void", "included", "tokens", "sections")

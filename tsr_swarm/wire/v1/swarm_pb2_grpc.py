@@ -54,20 +54,40 @@ class SwarmStub:
                 request_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.FetchStateRequest.SerializeToString,
                 response_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.StateChunk.FromString,
                 _registered_method=True)
-        self.Follow = channel.unary_unary(
-                '/tsr_swarm.wire.v1.Swarm/Follow',
-                request_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.FollowRequest.SerializeToString,
-                response_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.FollowReply.FromString,
+        self.Poll = channel.unary_unary(
+                '/tsr_swarm.wire.v1.Swarm/Poll',
+                request_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.PollRequest.SerializeToString,
+                response_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.PollReply.FromString,
+                _registered_method=True)
+        self.Tell = channel.unary_unary(
+                '/tsr_swarm.wire.v1.Swarm/Tell',
+                request_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.TellRequest.SerializeToString,
+                response_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.TellReply.FromString,
+                _registered_method=True)
+        self.ListPeers = channel.unary_unary(
+                '/tsr_swarm.wire.v1.Swarm/ListPeers',
+                request_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.ListPeersRequest.SerializeToString,
+                response_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.ListPeersReply.FromString,
                 _registered_method=True)
         self.Submit = channel.stream_unary(
                 '/tsr_swarm.wire.v1.Swarm/Submit',
                 request_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.SubmitRequest.SerializeToString,
                 response_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.SubmitReply.FromString,
                 _registered_method=True)
+        self.FetchShard = channel.unary_stream(
+                '/tsr_swarm.wire.v1.Swarm/FetchShard',
+                request_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.FetchShardRequest.SerializeToString,
+                response_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.ShardPart.FromString,
+                _registered_method=True)
         self.FetchPublished = channel.unary_stream(
                 '/tsr_swarm.wire.v1.Swarm/FetchPublished',
                 request_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.FetchPublishedRequest.SerializeToString,
                 response_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.PublishedPart.FromString,
+                _registered_method=True)
+        self.CatchUp = channel.unary_unary(
+                '/tsr_swarm.wire.v1.Swarm/CatchUp',
+                request_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.CatchUpRequest.SerializeToString,
+                response_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.CatchUpReply.FromString,
                 _registered_method=True)
         self.Report = channel.unary_unary(
                 '/tsr_swarm.wire.v1.Swarm/Report',
@@ -97,7 +117,7 @@ class SwarmServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Join(self, request, context):
-        """"Count me in." Gives the peer its number. Repeating it with the same peer_id gives the same number.
+        """"Count me in." Asked of a leader. Gives the peer its number. Repeating it with the same peer_id gives the same one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,15 +137,37 @@ class SwarmServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Follow(self, request, context):
-        """"Tell me when the run has moved past what I know." Held open until it has, or for wait_ms. The peer's heartbeat.
+    def Poll(self, request, context):
+        """"Tell me when the run has moved past what I know." Held open until it has, or for two seconds. A node's heartbeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tell(self, request, context):
+        """Everything that nodes which can be dialled tell each other: votes, a leader's beats, and the closing of shards.
+        Taking it in says nothing about it: an answer is a Tell in the other direction.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPeers(self, request, context):
+        """"Who takes part?" Asked of a leader, by a reducer that is sent work of somebody it does not know.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Submit(self, request_iterator, context):
-        """"Here is what I send this round." One envelope, then the sections' bytes in pieces.
+        """"Here is what I send this round." Asked of a shard's reducer. One envelope, then the sections' bytes in pieces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchShard(self, request, context):
+        """"Give me what you made of this shard." The bytes of one shard, from its reducer or from whoever keeps the round.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,6 +175,13 @@ class SwarmServicer:
 
     def FetchPublished(self, request, context):
         """"Give me what was published in this round." The delta log: also how a peer that missed rounds catches up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CatchUp(self, request, context):
+        """"I have missed rounds: how do I catch up?"
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,20 +231,40 @@ def add_SwarmServicer_to_server(servicer, server):
                     request_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.FetchStateRequest.FromString,
                     response_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.StateChunk.SerializeToString,
             ),
-            'Follow': grpc.unary_unary_rpc_method_handler(
-                    servicer.Follow,
-                    request_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.FollowRequest.FromString,
-                    response_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.FollowReply.SerializeToString,
+            'Poll': grpc.unary_unary_rpc_method_handler(
+                    servicer.Poll,
+                    request_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.PollRequest.FromString,
+                    response_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.PollReply.SerializeToString,
+            ),
+            'Tell': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tell,
+                    request_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.TellRequest.FromString,
+                    response_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.TellReply.SerializeToString,
+            ),
+            'ListPeers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPeers,
+                    request_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.ListPeersRequest.FromString,
+                    response_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.ListPeersReply.SerializeToString,
             ),
             'Submit': grpc.stream_unary_rpc_method_handler(
                     servicer.Submit,
                     request_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.SubmitRequest.FromString,
                     response_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.SubmitReply.SerializeToString,
             ),
+            'FetchShard': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchShard,
+                    request_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.FetchShardRequest.FromString,
+                    response_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.ShardPart.SerializeToString,
+            ),
             'FetchPublished': grpc.unary_stream_rpc_method_handler(
                     servicer.FetchPublished,
                     request_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.FetchPublishedRequest.FromString,
                     response_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.PublishedPart.SerializeToString,
+            ),
+            'CatchUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.CatchUp,
+                    request_deserializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.CatchUpRequest.FromString,
+                    response_serializer=tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.CatchUpReply.SerializeToString,
             ),
             'Report': grpc.unary_unary_rpc_method_handler(
                     servicer.Report,
@@ -332,7 +401,7 @@ class Swarm:
             _registered_method=True)
 
     @staticmethod
-    def Follow(request,
+    def Poll(request,
             target,
             options=(),
             channel_credentials=None,
@@ -345,9 +414,63 @@ class Swarm:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tsr_swarm.wire.v1.Swarm/Follow',
-            tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.FollowRequest.SerializeToString,
-            tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.FollowReply.FromString,
+            '/tsr_swarm.wire.v1.Swarm/Poll',
+            tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.PollRequest.SerializeToString,
+            tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.PollReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tell(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tsr_swarm.wire.v1.Swarm/Tell',
+            tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.TellRequest.SerializeToString,
+            tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.TellReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPeers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tsr_swarm.wire.v1.Swarm/ListPeers',
+            tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.ListPeersRequest.SerializeToString,
+            tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.ListPeersReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -386,6 +509,33 @@ class Swarm:
             _registered_method=True)
 
     @staticmethod
+    def FetchShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tsr_swarm.wire.v1.Swarm/FetchShard',
+            tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.FetchShardRequest.SerializeToString,
+            tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.ShardPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def FetchPublished(request,
             target,
             options=(),
@@ -402,6 +552,33 @@ class Swarm:
             '/tsr_swarm.wire.v1.Swarm/FetchPublished',
             tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.FetchPublishedRequest.SerializeToString,
             tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.PublishedPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CatchUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tsr_swarm.wire.v1.Swarm/CatchUp',
+            tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.CatchUpRequest.SerializeToString,
+            tsr__swarm_dot_wire_dot_v1_dot_swarm__pb2.CatchUpReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,100 @@
+"""What a round of a real run is made of: its plan, its shards, and the bytes of each, as ``tsr-swarm plan`` does."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from tsr_swarm.config.layout import Slot, published_slots, upload_slots
+from tsr_swarm.config.manifest import Manifest, make_manifest
+from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.rounds.reducer import split_blocks
+from tsr_swarm.runtime.plan.compression import wire_shares
+from tsr_swarm.runtime.plan.presets import PRESETS
+from tsr_swarm.train.llama import parameter_shapes
+from tsr_swarm.wire.codec import Section
+from tsr_swarm.wire.gate import shard_slots
+
+PRESET = "60M"
+NUMBERS_PEERS = 8  # a mean of more looks no different
+
+
+@dataclass(frozen=True)
+class Cargo:
+    """One round's shards. ``is_whole``: of whole blocks, as runs have them today; else all alike, however cut."""
+
+    manifest: Manifest
+    shards: int
+    is_whole: bool
+
+    @cached_property
+    def shard_blocks(self) -> tuple[tuple[int, ...], ...]:
+        """Of a shard that is a piece of blocks: one of these blocks, which is what a message would at least name."""
+        blocks = self.manifest.blocks
+        if self.is_whole:
+            return split_blocks([block.size for block in blocks], self.shards)
+        return tuple((shard % len(blocks),) for shard in range(self.shards))
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """What nodes share out shards by."""
+        blocks = self.manifest.blocks
+        if self.is_whole:
+            return tuple(sum(blocks[index].size for index in indices) for indices in self.shard_blocks)
+        return (sum(block.size for block in blocks) // self.shards,) * self.shards
+
+    @cached_property
+    def uploads(self) -> tuple[tuple[Section, ...], ...]:
+        """By shard: sections of a contribution."""
+        return self._sections(upload_slots, _SHARES.sent)
+
+    @cached_property
+    def published(self) -> tuple[tuple[Section, ...], ...]:
+        """By shard: sections of an average."""
+        return self._sections(published_slots, _SHARES.received)
+
+    def plan(self, round: int, parent: str) -> RoundPlan:
+        """What the round is."""
+        return plan_round(self.manifest.config, self.manifest.blocks, round, parent)
+
+    def _sections(
+        self, walk: Callable[..., Sequence[Slot]], shares: Mapping[str, float]
+    ) -> tuple[tuple[Section, ...], ...]:
+        slots = walk(self.manifest.blocks, self.plan(1, "").due, self.manifest.config.wire)
+        if self.is_whole:
+            return tuple(_sections(_raw(shard_slots(slots, blocks)), shares) for blocks in self.shard_blocks)
+        raw = {kind: -(-count // self.shards) for kind, count in _raw(slots).items()}
+        return (_sections(raw, shares),) * self.shards
+
+
+def wire_bytes(sections: Sequence[Section]) -> int:
+    """Of one shard."""
+    return sum(section.wire_bytes for section in sections)
+
+
+def cargo(peers: int, shards: int, is_whole: bool = False) -> Cargo:
+    """Of a run of ``peers``, whose data has a part for each of them."""
+    config = replace(_CONFIG, data=replace(_CONFIG.data, parts=max(8, peers)))
+    config = replace(config, run=replace(config.run, min_peers=peers))
+    return Cargo(make_manifest("scale", config, parameter_shapes(config.model)), shards, is_whole)
+
+
+_CONFIG = RunConfig(model=PRESETS[PRESET].model)
+_SHARES = wire_shares(_CONFIG, NUMBERS_PEERS)
+
+
+def _raw(slots: Sequence[Slot]) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for slot in slots:
+        counts[slot.part.kind.value] += slot.raw_bytes
+    return counts
+
+
+def _sections(raw: Mapping[str, int], shares: Mapping[str, float]) -> tuple[Section, ...]:
+    return tuple(
+        Section(kind, count, round(count * shares[kind]), hashlib.blake2b(kind.encode(), digest_size=32).digest())
+        for kind, count in raw.items()
+    )

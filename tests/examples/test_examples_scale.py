@@ -1,0 +1,139 @@
+"""What rounds cost as the swarm grows: the lines' arithmetic, and that every byte is counted once at both ends."""
+
+from collections import Counter
+from functools import cache, partial
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scaling.cargo import cargo
+from scaling.costs import FIRST, LAST, Cost, shards_for, simulate
+from scaling.letters import RELAYED, STALE, Letter, bytes_by_field, payload_bytes
+from scaling.lines import SMALL_BYTES, Lines
+from scaling.mends import MENDS, Mended, gains
+from scaling.swarm import Wire
+from scaling.tally import payload
+
+from tsr_swarm.runtime.rehearsal.clock import Clock
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+PEERS = 8
+ROUNDS = LAST - FIRST + 1
+
+
+@cache
+def small() -> Cost:
+    return simulate(PEERS)
+
+
+def everything(cost: Cost) -> tuple[Counter[Letter], Counter[Letter]]:
+    sent, received = Counter[Letter](), Counter[Letter]()
+    for traffic in cost.traffic.values():
+        sent.update(traffic.sent)
+        received.update(traffic.received)
+    return sent, received
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(SMALL_BYTES + 1, 10**6), min_size=1, max_size=20))
+def test_a_line_is_never_faster_than_its_rate_and_never_idle_while_something_waits(sizes: list[int]) -> None:
+    clock, arrived = Clock(), list[float]()
+    lines = Lines(clock, up=8e6, down=8e9, latency=0.02)
+    for size in sizes:
+        lines.carry("a", "b", size, lambda: arrived.append(clock.now))
+    clock.run(lambda: False, 10**6)
+    assert len(arrived) == len(sizes)
+    assert max(arrived) == pytest.approx(0.02 + sum(sizes) / 1e6, rel=0.01)
+
+
+def test_many_senders_wait_for_one_receiver() -> None:
+    clock, arrived = Clock(), list[float]()
+    lines = Lines(clock, up=8e6, down=8e6, latency=0.0)
+    for sender in range(10):
+        lines.carry(f"{sender}", "b", 100_000, lambda: arrived.append(clock.now))
+    clock.run(lambda: False, 10**6)
+    assert arrived == pytest.approx([0.1 * (place + 1) for place in range(10)])
+
+
+def test_a_small_message_does_not_wait_for_a_large_one_but_takes_its_time_from_it() -> None:
+    clock, arrived = Clock(), dict[str, float]()
+
+    def arrive(name: str) -> None:
+        arrived[name] = clock.now
+
+    lines = Lines(clock, up=8e6, down=8e9, latency=0.0)
+    for name, size in (("large", 10**6), ("small", 10**4), ("next", 10**6)):
+        lines.carry("a", name, size, partial(arrive, name))
+    clock.run(lambda: False, 10**6)
+    assert arrived["small"] == pytest.approx(0.01, abs=1e-3)
+    assert arrived["next"] == pytest.approx(2.01, abs=1e-3)
+
+
+# --- counting ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_fields_of_a_message_have_all_its_bytes() -> None:
+    record = pb.Record(round=300, chain=bytes(32), voters=["0" * 32, "1" * 32])
+    news = pb.News(term=1, base=record, sources=["a" * 32], plan=pb.OpenPlan(key=pb.PlanKey(round=300)))
+    reply = pb.PollReply(news=news, contacts=[pb.Contact(peer_id="b" * 32, address="203.0.113.7:41234")])
+    counts = bytes_by_field(reply)
+    assert sum(counts.values()) == reply.ByteSize()
+    assert counts["news.sources"] == 34
+    assert counts["news.base.voters"] == 68
+    assert counts["contacts.address"] == 2 + len("203.0.113.7:41234")
+
+
+def test_a_map_is_counted_whole() -> None:
+    report = pb.ReportRequest(sent={"core": 10**6, "control": 300})
+    assert bytes_by_field(report) == {"sent": report.ByteSize()}
+
+
+def test_what_one_sends_another_receives() -> None:
+    sent, received = everything(small())
+    assert sent == received
+    assert sum(sent.values()) > 0
+
+
+def test_a_peer_that_cannot_be_dialled_sends_one_contribution_and_receives_one_average() -> None:
+    up, down = payload_bytes(cargo(PEERS, shards_for(PEERS)))
+    for name in small().groups["others"]:
+        traffic = small().traffic[name]
+        assert payload(traffic.sent) == ROUNDS * up
+        assert payload(traffic.received) == pytest.approx(ROUNDS * down, rel=0.13)  # the first may end just before
+
+
+def test_a_header_names_every_peer_in_every_shard_with_34_bytes() -> None:
+    sent, _ = everything(small())
+    headers = [letter for letter in sent if letter.kind == "PublishedPart"]
+    assert headers
+    for letter in headers:
+        assert letter.fields["header.shards.included"] == 34 * PEERS * shards_for(PEERS)
+
+
+def test_nothing_that_must_not_happen_does_and_the_round_is_longer_than_its_training() -> None:
+    assert small().complaints == ()
+    assert 0 < small().overhead < 10
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_change_saves_something_and_touches_nothing_else() -> None:
+    sent, _ = everything(small())
+    for mend in MENDS:
+        for letter in sent:
+            mended = mend(letter, PEERS, shards_for(PEERS))
+            assert mended.payload == letter.payload
+            assert (mended is letter) == (letter.kind not in mend.kinds or mended.fields == letter.fields)
+    idle = {gain.name for gain in gains(small(), ROUNDS) if gain.all <= 0}
+    assert idle == {mend.name for mend in MENDS if mend.kinds == (RELAYED,)}  # all who read along are voters here
+
+
+def test_a_mended_swarm_does_the_same_with_less() -> None:
+    mended = simulate(PEERS, wire=Wire(mend=Mended(MENDS, PEERS, shards_for(PEERS))))
+    assert mended.complaints == ()
+    assert mended.sent == small().sent
+    assert mended.share.median < small().share.median / 2
+    assert mended.letters[STALE][1] == 8

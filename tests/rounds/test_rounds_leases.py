@@ -1,0 +1,208 @@
+"""Leases of parts of the data: each part is trained on once an epoch, whoever comes, goes, or falls silent."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tsr_swarm.rounds.leases import (
+    LEASE_SECONDS,
+    Borrower,
+    Coverage,
+    Lease,
+    Leases,
+    complete,
+    expire,
+    lend,
+    merged,
+    release,
+    renew,
+)
+
+NAMES = [f"peer-{number}" for number in range(1, 7)]
+
+
+def borrower(number: int, parts: int, wish: Lease | None = None) -> Borrower:
+    return Borrower(f"peer-{number}", (number - 1) % parts, wish)
+
+
+class Swarm(RuleBasedStateMachine):
+    """Peers come, go, fall silent and finish parts, in any order; leaders follow each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = 4
+        self.now = 0.0
+        self.here: set[int] = set()
+        self.leases = Leases(self.parts)
+        self.finished: list[Lease] = []
+        self.reached = (1, 0)
+
+    @rule(parts=st.integers(1, 9))
+    @precondition(lambda self: not self.leases.held and not self.finished)
+    def begin(self, parts: int) -> None:
+        self.parts, self.leases = parts, Leases(parts)
+
+    @rule(number=st.integers(1, 6))
+    def come(self, number: int) -> None:
+        self.here.add(number)
+
+    @rule(number=st.integers(1, 6))
+    def leave(self, number: int) -> None:
+        self.here.discard(number)
+        self.leases = release(self.leases, f"peer-{number}")
+
+    @rule()
+    def open(self) -> None:
+        before = dict(self.leases.held)
+        self.leases = lend(self.leases, [borrower(number, self.parts) for number in sorted(self.here)], self.now)
+        assert before.items() <= self.leases.held.items(), "nobody loses anything by it"
+
+    @rule(data=st.data())
+    @precondition(lambda self: bool(self.leases.held))
+    def finish(self, data: st.DataObject) -> None:
+        peers = data.draw(st.sets(st.sampled_from(sorted(self.leases.held)), min_size=1))
+        self.finished += [self.leases.held[peer].lease for peer in sorted(peers)]
+        self.leases = complete(self.leases, peers)
+        assert not peers & self.leases.held.keys()
+
+    @rule(seconds=st.floats(0, LEASE_SECONDS), data=st.data())
+    def wait(self, seconds: float, data: st.DataObject) -> None:
+        """Some are heard meanwhile; the leases of the others end."""
+        heard = data.draw(st.sets(st.sampled_from(NAMES)))
+        self.now += seconds
+        held = self.leases.held
+        self.leases = renew(self.leases, {peer: (held[peer].lease, self.now) for peer in heard if peer in held})
+        self.leases = expire(self.leases, self.now)
+        assert all(peer in self.leases.held for peer in heard if peer in held)
+
+    @rule(data=st.data())
+    def change_leader(self, data: st.DataObject) -> None:
+        """The next one knows what is done; what is held it hears from whoever comes to it, each for itself."""
+        before = self.leases
+        self.leases = Leases(self.parts, before.coverage)
+        self.here = data.draw(st.sets(st.sampled_from(sorted(self.here)))) if self.here else set()
+        came = [
+            borrower(number, self.parts, held.lease if (held := before.held.get(f"peer-{number}")) else None)
+            for number in sorted(self.here)
+        ]
+        self.leases = lend(self.leases, came, self.now)
+        kept = {one.peer: before.held[one.peer].lease for one in came if one.peer in before.held}
+        assert kept == {peer: self.leases.held[peer].lease for peer in kept}
+
+    @invariant()
+    def nobody_has_what_another_has_or_what_is_done(self) -> None:
+        held = [one.lease for one in self.leases.held.values()]
+        assert len(held) == len(set(held))
+        assert not any(self.leases.coverage.has(lease) for lease in held)
+        epoch = self.leases.coverage.epoch
+        assert all(lease.epoch in (epoch, epoch + 1) and 0 <= lease.part < self.parts for lease in held)
+
+    @invariant()
+    def each_part_is_done_once_an_epoch_and_coverage_never_falls(self) -> None:
+        assert len(self.finished) == len(set(self.finished))
+        coverage = self.leases.coverage
+        assert len(coverage.done) < self.parts
+        assert (coverage.epoch, len(coverage.done)) >= self.reached
+        self.reached = coverage.epoch, len(coverage.done)
+        assert coverage.done == {lease.part for lease in self.finished if lease.epoch == coverage.epoch}
+        assert coverage.ahead == {lease.part for lease in self.finished if lease.epoch == coverage.epoch + 1}
+        assert len({lease for lease in self.finished if lease.epoch < coverage.epoch}) == self.parts * (
+            coverage.epoch - 1
+        ), "an epoch is over when all of it is done"
+
+
+TestSwarm = Swarm.TestCase
+TestSwarm.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@given(parts=st.integers(1, 12), peers=st.integers(1, 8), data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_whoever_finishes_when_all_parts_are_covered_epoch_after_epoch(
+    parts: int, peers: int, data: st.DataObject
+) -> None:
+    """No order in which peers finish their parts leaves a part unread, or lets anybody run away."""
+    leases = Leases(parts)
+    everybody = [borrower(number, parts) for number in range(1, peers + 1)]
+    for _ in range(parts * 6):
+        leases = lend(leases, everybody, 0.0)
+        assert leases.held, "somebody always has something to do"
+        oldest = min(leases.held, key=lambda peer: leases.held[peer].lease)
+        some = data.draw(st.sets(st.sampled_from(sorted(leases.held))))
+        leases = complete(leases, some | {oldest})
+    assert leases.coverage.epoch >= 4
+
+
+@given(peers=st.integers(1, 8), data=st.data())
+@settings(deadline=None)
+def test_as_many_peers_as_parts_stay_with_their_own_whatever_their_sizes(peers: int, data: st.DataObject) -> None:
+    leases = Leases(peers)
+    everybody = [borrower(number, peers) for number in range(1, peers + 1)]
+    for _ in range(20):
+        leases = lend(leases, everybody, 0.0)
+        assert all(leases.held[one.peer].lease.part == one.home for one in everybody if one.peer in leases.held)
+        some = data.draw(st.sets(st.sampled_from(sorted(leases.held))))
+        leases = complete(leases, some)
+
+
+def test_two_peers_share_out_four_parts() -> None:
+    leases = lend(Leases(4), [borrower(1, 4), borrower(2, 4)], 0.0)
+    assert [leases.held[f"peer-{number}"].lease for number in (1, 2)] == [Lease(1, 0), Lease(1, 1)]
+    leases = lend(complete(leases, {"peer-1", "peer-2"}), [borrower(1, 4), borrower(2, 4)], 0.0)
+    assert [leases.held[f"peer-{number}"].lease for number in (1, 2)] == [Lease(1, 2), Lease(1, 3)]
+    leases = lend(complete(leases, {"peer-2"}), [borrower(1, 4), borrower(2, 4)], 0.0)
+    assert leases.held["peer-2"].lease == Lease(2, 1), "nothing is left of the first epoch"
+    leases = complete(leases, {"peer-1"})
+    assert leases.coverage == Coverage(2)
+
+
+def test_a_lost_peers_part_passes_on_and_its_return_finds_another() -> None:
+    leases = lend(Leases(3), [borrower(1, 3), borrower(2, 3)], 0.0)
+    leases = complete(release(leases, "peer-2"), {"peer-1"})
+    leases = lend(leases, [borrower(1, 3)], 1.0)
+    assert leases.held["peer-1"].lease == Lease(1, 1)
+    leases = lend(leases, [borrower(1, 3), borrower(2, 3, wish=Lease(1, 1))], 2.0)
+    assert leases.held["peer-2"].lease == Lease(1, 2)
+
+
+def test_who_takes_up_no_lease_loses_it() -> None:
+    leases = lend(Leases(2), [borrower(1, 2)], 0.0)
+    leases = renew(leases, {"peer-1": (Lease(1, 1), 20.0)})  # heard, but of another
+    assert expire(leases, LEASE_SECONDS - 0.1).held
+    assert not expire(leases, LEASE_SECONDS).held
+
+
+def test_more_peers_than_parts_have_two_epochs_under_way_and_the_rest_of_them_no_lease_until_a_part_is_free() -> None:
+    five = [borrower(number, 2) for number in range(1, 6)]
+    leases = lend(Leases(2), five, 0.0)
+    expected = {"peer-1": Lease(1, 0), "peer-2": Lease(1, 1), "peer-3": Lease(2, 0), "peer-4": Lease(2, 1)}
+    assert {peer: held.lease for peer, held in leases.held.items()} == expected
+    leases = lend(release(leases, "peer-1"), five[1:], 0.0)
+    assert leases.held["peer-5"].lease == Lease(1, 0)
+
+
+@pytest.mark.parametrize("wish", [Lease(3, 0), Lease(0, 0), Lease(1, 9), Lease(1, -1), Lease(1, 2)])
+def test_a_wish_for_what_is_not_to_be_had_is_no_wish(wish: Lease) -> None:
+    leases = Leases(4, Coverage(1, frozenset({2})))
+    assert lend(leases, [borrower(1, 4, wish)], 0.0).held["peer-1"].lease == Lease(1, 0)
+
+
+coverages = st.integers(1, 4).flatmap(
+    lambda epoch: st.builds(
+        Coverage,
+        st.just(epoch),
+        st.sets(st.integers(0, 3), max_size=3).map(frozenset),
+        st.sets(st.integers(0, 3), max_size=3).map(frozenset),
+    )
+)
+
+
+@given(one=coverages, other=coverages)
+def test_two_accounts_make_one_that_has_all_of_both(one: Coverage, other: Coverage) -> None:
+    both = merged(one, other, 4)
+    assert both == merged(other, one, 4)
+    assert both == merged(both, one, 4)
+    leases = [Lease(epoch, part) for epoch in range(1, 8) for part in range(4)]
+    assert {lease for lease in leases if one.has(lease) or other.has(lease)} <= {
+        lease for lease in leases if both.has(lease)
+    }

@@ -1,0 +1,78 @@
+"""Rounds of a run without anybody who trains: made by the reducer's own code, with voters in each."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from tsr_swarm.config.layout import Part, upload_slots
+from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.lowrank.grid import dense_grid
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.optim.quantise import quantise_slot
+from tsr_swarm.rounds.aggregate import Contribution
+from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.reducer import split_blocks
+from tsr_swarm.runtime.reduction import Published, publish_shard, seal
+from tsr_swarm.runtime.run_folder import record_of
+from tsr_swarm.wire.gate import shard_slots
+from tsr_swarm.wire.messages import published_to_proto
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+VOTERS = ("a" * 32, "b" * 32, "c" * 32)
+FIRST = "f" * 32  # the coordinator
+
+
+@dataclass
+class History:
+    """A run's rounds as they were published, in three shards, and the weights after each."""
+
+    manifest: Manifest
+    rounds: list[Published] = field(default_factory=list)
+    states: list[Consensus] = field(default_factory=list)
+
+    def at(self, round: int) -> Published:
+        return self.rounds[round - 1]
+
+    def record(self, round: int) -> Record:
+        return record_of(self.at(round).header) if round else Record(voters=(FIRST,))
+
+    def message(self, round: int) -> pb.PublishedHeader:
+        return published_to_proto(self.at(round).header)
+
+    def shard(self, round: int, shard: int) -> tuple[list[bytes], bytes]:
+        """Hashes and frames."""
+        results = self.at(round).header.shards
+        sizes = [sum(section.wire_bytes for section in result.sections) for result in results]
+        data = self.at(round).data[sum(sizes[:shard]) : sum(sizes[: shard + 1])]
+        return [section.hash for section in results[shard].sections], data
+
+
+def make_history(manifest: Manifest, consensus: Consensus, rounds: int, voters: tuple[str, ...] = VOTERS) -> History:
+    """What reducers make of contributions of random numbers."""
+    torch.manual_seed(0)
+    config, history = manifest.config, History(manifest)
+    shard_blocks = split_blocks([block.size for block in manifest.blocks], 3)
+    history.states.append(consensus)
+    for round in range(1, rounds + 1):
+        plan = plan_round(config, manifest.blocks, round, history.record(round - 1).chain)
+        made = []
+        for blocks in shard_blocks:
+            sent = {}
+            for number in (1, 2):
+                slots = shard_slots(upload_slots(manifest.blocks, plan.due, config.wire), blocks)
+                numbers = {slot: 1e-3 * torch.randn(slot.rows, slot.cols) for slot in slots}
+                grids = {
+                    slot: dense_grid(x) if slot.part is Part.DENSE else quantise_slot(x, slot)
+                    for slot, x in numbers.items()
+                }
+                sent[f"{number:032x}"] = Contribution(number, 100, grids)
+            made.append(publish_shard(manifest, plan, blocks, sent, consensus.bases, {}))
+        header = seal(plan, shard_blocks, [part.result for part in made], voters)
+        grids = {slot: grid for part in made for slot, grid in part.grids.items()}
+        published = Published(header, b"".join(part.data for part in made), grids)
+        consensus = Consensus(manifest.blocks, consensus.weights, consensus.bases, config.optimizer.lift)
+        consensus.apply(plan, published.grids, published.void)
+        history.rounds.append(published)
+        history.states.append(consensus)
+    return history

@@ -1,0 +1,152 @@
+"""Who trains on which part of the shared data, and how much of it was trained on. Pure decisions.
+
+In each epoch every part is leased once. A peer has its home part first, which nobody with another home takes while it
+is here: as many peers as parts train on the same parts for ever. Fewer share out the others. Who is done with all that
+there is goes on with the next epoch, but never with the one after; who finds nothing there either, as the last of many
+more peers than parts, trains on its home part without a lease, which counts for no part.
+
+A lease passes on when its holder leaves, or has not said for LEASE_SECONDS that it has it. Nothing is lost with that
+but what the holder has not contributed. Any clock will do.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+MAX_PARTS = 8192  # of more parts no account is kept: everybody stays with its home part
+LEASE_SECONDS = 30.0  # without a word of its holder; it calls every two seconds
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Lease:
+    """The right to train on one part, counted from 0, in one epoch, counted from 1."""
+
+    epoch: int
+    part: int
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """The parts that are done in the epoch that is under way, and those of the next one, which some have begun."""
+
+    epoch: int = 1
+    done: frozenset[int] = frozenset()
+    ahead: frozenset[int] = frozenset()
+
+    def has(self, lease: Lease) -> bool:
+        """Whether this part of this epoch is done."""
+        parts = self.done if lease.epoch == self.epoch else self.ahead
+        return lease.epoch < self.epoch or (lease.epoch <= self.epoch + 1 and lease.part in parts)
+
+
+NOTHING_DONE = Coverage()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One peer's lease, and when it ends unless the peer is heard."""
+
+    lease: Lease
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """All that is leased of a run's data, which has ``parts`` parts. A peer holds one lease at most."""
+
+    parts: int
+    coverage: Coverage = NOTHING_DONE
+    held: Mapping[str, Held] = field(default_factory=dict)  # by peer
+
+
+@dataclass(frozen=True, slots=True)
+class Borrower:
+    """A peer that trains on shared data. ``wish``: the lease that it says it has, from an earlier leader it may be."""
+
+    peer: str
+    home: int
+    wish: Lease | None = None
+
+
+def lend(leases: Leases, borrowers: Sequence[Borrower], now: float) -> Leases:
+    """Give each of ``borrowers`` a lease that has none, as far as there are any; the first of them choose first.
+
+    ``borrowers`` are all peers that are here. What one says it has it keeps, if nobody else has it.
+    """
+    coverage, held = leases.coverage, dict(leases.held)
+    taken = {one.lease for one in held.values()}
+    homes = {borrower.home for borrower in borrowers}
+    epochs = (coverage.epoch, coverage.epoch + 1)
+
+    def is_free(lease: Lease) -> bool:
+        is_open = lease.epoch in epochs and 0 <= lease.part < leases.parts and not coverage.has(lease)
+        return is_open and lease not in taken
+
+    def give(peer: str, lease: Lease) -> None:
+        held[peer] = Held(lease, now + LEASE_SECONDS)
+        taken.add(lease)
+
+    for borrower in borrowers:
+        if borrower.peer not in held and borrower.wish is not None and is_free(borrower.wish):
+            give(borrower.peer, borrower.wish)
+    nobodys = [part for part in range(leases.parts) if part not in homes]
+    pools = {epoch: iter([free for part in nobodys if is_free(free := Lease(epoch, part))]) for epoch in epochs}
+    for borrower in borrowers:
+        if borrower.peer in held:
+            continue
+        for epoch in epochs:
+            home = Lease(epoch, borrower.home)
+            lease = home if is_free(home) else next(pools[epoch], None)
+            if lease is not None:
+                give(borrower.peer, lease)
+                break
+    return replace(leases, held=held)
+
+
+def renew(leases: Leases, heard: Mapping[str, tuple[Lease | None, float]]) -> Leases:
+    """heard: by peer, the lease that it said it has, and when. Who said another has not heard of its own yet."""
+    held = dict(leases.held)
+    for peer, one in leases.held.items():
+        lease, at = heard.get(peer, (None, 0.0))
+        if lease == one.lease:
+            held[peer] = Held(lease, max(one.until, at + LEASE_SECONDS))
+    return replace(leases, held=held)
+
+
+def complete(leases: Leases, peers: Collection[str]) -> Leases:
+    """These peers are done with what they hold. When all parts of an epoch are, the next one is under way."""
+    coverage = leases.coverage
+    finished = {leases.held[peer].lease for peer in peers if peer in leases.held}
+    done = coverage.done | {lease.part for lease in finished if lease.epoch == coverage.epoch}
+    ahead = coverage.ahead | {lease.part for lease in finished if lease.epoch == coverage.epoch + 1}
+    held = {peer: one for peer, one in leases.held.items() if peer not in peers}
+    return replace(leases, coverage=_turned(Coverage(coverage.epoch, done, ahead), leases.parts), held=held)
+
+
+def release(leases: Leases, peer: str) -> Leases:
+    """This peer is gone."""
+    return replace(leases, held={other: one for other, one in leases.held.items() if other != peer})
+
+
+def expire(leases: Leases, now: float) -> Leases:
+    """Leases of those that were not heard for too long end."""
+    return replace(leases, held={peer: one for peer, one in leases.held.items() if now < one.until})
+
+
+def merged(one: Coverage, other: Coverage, parts: int) -> Coverage:
+    """What is done by either account: two leaders after each other may each know of parts that the other does not."""
+    if one.epoch > other.epoch:
+        one, other = other, one
+    match other.epoch - one.epoch:
+        case 0:
+            both = Coverage(one.epoch, one.done | other.done, one.ahead | other.ahead)
+        case 1:
+            both = replace(other, done=one.ahead | other.done)
+        case _:
+            both = other
+    return _turned(both, parts)
+
+
+def _turned(coverage: Coverage, parts: int) -> Coverage:
+    while len(coverage.done) >= parts:
+        coverage = Coverage(coverage.epoch + 1, coverage.ahead)
+    return coverage

@@ -1,0 +1,682 @@
+"""One node at work: the parts that carry out what rounds/step.py decides, put together around one shell."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError
+from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.outer import OuterState
+from tsr_swarm.rounds import peer as pr
+from tsr_swarm.rounds import protocol as pt
+from tsr_swarm.rounds.council import Ledger, Record, majority
+from tsr_swarm.rounds.deadlines import DeadlinePolicy
+from tsr_swarm.rounds.leader import LeaderPolicy
+from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
+from tsr_swarm.rounds.node import Caller, Identity, Node
+from tsr_swarm.rounds.node import contacts as contacts_of
+from tsr_swarm.rounds.peer import PeerState
+from tsr_swarm.rounds.reducer import split_blocks
+from tsr_swarm.rounds.step import begin
+from tsr_swarm.runtime.background import Background, Signal
+from tsr_swarm.runtime.donor import Donor
+from tsr_swarm.runtime.journal import Journal
+from tsr_swarm.runtime.node import following, leading, reducing, training
+from tsr_swarm.runtime.node.bench import Bench
+from tsr_swarm.runtime.node.book import AddressBook, Lines
+from tsr_swarm.runtime.node.fetching import Fetcher
+from tsr_swarm.runtime.node.gathering import Gathering
+from tsr_swarm.runtime.node.lending import Lending
+from tsr_swarm.runtime.node.made import MadeShard
+from tsr_swarm.runtime.node.notes import Notes
+from tsr_swarm.runtime.node.post import Desk, Introduction, Post
+from tsr_swarm.runtime.node.shell import Shell, awake_clock
+from tsr_swarm.runtime.node.weights import AppliedRound, Weights
+from tsr_swarm.runtime.round_download import Frames
+from tsr_swarm.telemetry import events
+from tsr_swarm.telemetry.events import Event
+from tsr_swarm.train.trainer import RoundWork, Trainer
+from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.wire import control
+from tsr_swarm.wire.messages import PublishedHeader, published_from_proto
+from tsr_swarm.wire.rules import with_rules
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+GIVE_UP_SECONDS = 1800.0  # without an answer from anybody
+FORGET_SECONDS = 30.0  # a peer that has not come to a new leader by then is gone
+LOOK_SECONDS = 2.0  # how often that is looked at, and a leader's own progress shown
+GOODBYE_SECONDS = 2.0
+LAST_REPORT_SECONDS = 5.0  # says whether all weights agree at the end
+REPORT_SECONDS = 90.0  # a leader may be slower than we are, and answers when it has applied the round
+SAFE_VOTERS = 3  # from here on the run survives one of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a node begins with."""
+
+    who: Introduction
+    manifest: Manifest
+    config: RunConfig  # the manifest's, with the rules as they were told
+    first: str  # peer_id of the coordinator
+    known: tuple[str, ...]  # peer_ids of others that may know the leader
+    ledger: Ledger
+    journal: Journal | None  # None: nobody can dial this node, so it promises nothing
+    record: Record | None  # of the state in ``weights``; None: there is none yet
+    weights: Weights
+    outer: OuterState
+    donor: Donor | None  # None: it gives nothing
+    coverage: Coverage = NOTHING_DONE  # of the shared data, as it was then
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seams:
+    """What a node asks whoever runs it for."""
+
+    emit: Callable[[Event], None]  # of this node, for its own people
+    emit_run: Callable[[Event], None]  # of the run, while this node leads
+    trainer: Callable[[], Trainer]
+    take_number: Callable[[int], None]  # on the worker thread
+    read_part: Callable[[int], int] | None  # likewise, of the shared data; None: it trains on none of that
+    applied: Callable[[PublishedHeader, AppliedRound, OuterState, float], Awaitable[None]]  # rounds in order
+    score: Callable[[int, Consensus], Awaitable[float | None]]  # held-out loss after a round, where it can be known
+    told: Callable[[], int]  # the newest round that people were told of
+    peers: Callable[[], Mapping[str, events.PeerJoined]]  # who takes part, as people were told
+    sample: Callable[[], None]  # look at the kernel's byte counts
+    led: Callable[[str], None]  # who leads now; "" nobody that is known
+    ends: Callable[[], None]  # the run is over, and a leader says so
+
+
+@dataclass(frozen=True, slots=True)
+class _Led:
+    term: int
+    voters: tuple[str, ...]
+    since: int  # the round that made them voters, or that stood when this leader began
+    is_safe: bool
+
+
+class SwarmNode:
+    """Implements shell.Hands. One event loop owns it."""
+
+    def __init__(
+        self, start: Start, book: AddressBook, lines: Lines, fetcher: Callable[[Frames], Fetcher], seams: Seams
+    ) -> None:
+        """``fetcher``: makes one that finds shards which were made here."""
+        self.me, self.first, self.manifest = start.who.peer_id, start.first, start.manifest
+        self.config = start.config
+        self.who, self.book = start.who, book
+        self.leading: leading.Leading | None = None
+        self.number = 0
+        self.name = start.who.name
+        self._seams, self._lines, self._donor = seams, lines, start.donor
+        self._background = Background()
+        self._done = asyncio.Event()
+        self._reason = ""
+        self._failure: Exception | None = None
+        self._newest = start.ledger.base  # the newest round that anybody told to stand
+        self._reached_at = time.monotonic()
+        self._leader = ""  # the newest that was known: it waits for reports of its last round as it goes
+        self._members: frozenset[str] = frozenset()  # whose contributions are taken, where this node does not lead
+        self._asking: asyncio.Task[None] | None = None  # who that is
+        self._led: _Led | None = None  # as people were told
+        self._commits: dict[int, asyncio.Task[None]] = {}
+        self._in_order = asyncio.Lock()
+        self._last: tuple[int, AppliedRound] | None = None  # the newest round in this node's weights
+        self._left = ""  # the leader that is told goodbye in the end
+        self._reporting = 0  # reports under way
+        self._reported = Signal()
+
+        sizes = [block.size for block in start.manifest.blocks]
+        self.shard_blocks = split_blocks(sizes, start.manifest.config.round.shards)
+        self.shell = Shell(self._begin(start), self, start.journal, self.warn)
+        self.notes = Notes()
+        parts = self.manifest.config.data.parts
+        self.lending = Lending(self.me, parts, start.coverage, seams.read_part)
+        gathering = Gathering(self.manifest, self.shard_blocks, lines, self.notes, self._parent, self.warn)
+        self.post = Post(
+            start.who,
+            self.manifest,
+            self.shard_blocks,
+            book,
+            lines,
+            self.notes,
+            gathering,
+            self.lending,
+            self._desk(),
+            self._background,
+        )
+        log = start.donor.delta_log if start.donor is not None else None
+        chain = start.record.chain if start.record is not None else ""
+        bench = Bench(self.manifest, self.shard_blocks, start.outer, chain)
+        self.reducing = reducing.Reducing(
+            bench,
+            self.notes,
+            log,
+            self.shard_blocks,
+            reducing.Seams(
+                put=self.shell.put,
+                warn=self.warn,
+                is_member=self._is_member,
+                term=lambda: max(self.node.guide.term, self.node.council.term),
+                refused=self._show_refused,
+                late=self._show_late,
+                numbers=self._numbers,
+                bases=lambda round: self.following.bases(round),
+            ),
+            self._background,
+        )
+        self.following = following.Following(
+            self.me,
+            self.manifest,
+            start.weights,
+            fetcher(bench.frames),
+            start.donor,
+            following.Seams(
+                put=self.shell.put,
+                emit=seams.emit,
+                newest=lambda: max(self._newest, self.node.council.ledger.base, key=lambda record: record.round),
+                at=lambda: (self.node.peer.applied, self.node.peer.chain),
+                should_stop=lambda: self.node.is_leaving or self._done.is_set(),
+                settle=self._settle,
+                restored=lambda record: bench.restore(record.chain),
+                applied=self._applied,
+            ),
+            self._background,
+        )
+        self.training = training.Training(
+            self.me,
+            self.manifest,
+            self.shard_blocks,
+            lines,
+            self.notes,
+            training.Seams(
+                put=self.shell.put,
+                warn=self.warn,
+                is_stale=lambda round: self._done.is_set() or pr.is_stale(self.node.peer, round),
+                train=self._train,
+                submit_here=self.reducing.submit,
+            ),
+            self._background,
+        )
+        if start.record is not None:
+            self.following.begin(start.record)
+
+    def _begin(self, start: Start) -> Node:
+        identity = Identity(
+            me=start.who.peer_id,
+            incarnation=time.time_ns() // 1_000_000,
+            trains=start.who.trains,
+            is_dialable=bool(start.who.address),
+            first=start.first,
+            known=start.known,
+            sizes=tuple(sum(start.manifest.blocks[index].size for index in blocks) for blocks in self.shard_blocks),
+            policy=policy_of(start.config),
+        )
+        record = start.record
+        state = PeerState() if record is None else PeerState(applied=record.round, chain=record.chain)
+        return begin(identity, start.ledger, state, awake_clock())
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    @property
+    def node(self) -> Node:
+        """What the decisions know."""
+        return self.shell.node
+
+    @property
+    def contacts(self) -> list[str]:
+        """Who may know the leader, or leads."""
+        return list(dict.fromkeys([self.node.guide.leader or self.me, *contacts_of(self.node), self.me]))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has had its last round, as far as this node knows."""
+        return self.node.guide.is_finished
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether this node goes after this round."""
+        return self.node.is_leaving or self.is_over
+
+    async def run(self, stop_gently: asyncio.Event) -> str:
+        """Take part until the run ends or ``stop_gently`` is set and its round is over. Returns the reason.
+
+        Raises RefusedError when a leader turns this node away, UnreachableError when nobody answers for half an hour.
+        """
+        self._background.start(self._stop_when(stop_gently))
+        self._background.start(self._look_around())
+        self.shell.put(pt.Tick())
+        await self._background.until(self._done)
+        if self._failure is not None:
+            raise self._failure
+        async with self._in_order:  # the last round is scored, kept and told first
+            pass
+        if self._left:
+            # A leader waits for no report of who has left.
+            await self._reported.wait_for(lambda: not self._reporting, LAST_REPORT_SECONDS)
+            await self._say_goodbye(self._left)
+        return self._reason
+
+    async def close(self) -> None:
+        """End what is still running."""
+        self._done.set()  # a training thread ends at its next step
+        self.post.hang_up()
+        self.shell.close()
+        await self._background.close()
+        self.following.close()
+
+    async def _stop_when(self, stop_gently: asyncio.Event) -> None:
+        await stop_gently.wait()
+        self.shell.put(pt.Stop())
+
+    async def _look_around(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if self.leading is not None:
+                self.leading.chronicle.progressed(self.me, self.training.progress)
+            if self.node.council.leads:
+                self._reached_at = time.monotonic()
+            elif time.monotonic() - self._reached_at > GIVE_UP_SECONDS:
+                self._fail(UnreachableError("Nobody of this run has answered for half an hour; join again later."))
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._done.set()
+
+    def warn(self, message: str) -> None:
+        """Tell people, of the run while this node leads."""
+        event = events.Warned(message=message)
+        (self._seams.emit if self.leading is None else self._seams.emit_run)(event)
+
+    # --- shell.Hands ----------------------------------------------------------------------------------------------
+
+    def stepped(self, before: Node, after: Node) -> None:
+        """Take note of what a step has changed."""
+        base = after.council.ledger.base
+        if base != before.council.ledger.base:
+            self._newest = base if base.round < before.council.ledger.base.round else self._newest  # it was set back
+            self._hear(base)
+            if self._donor is not None:
+                self._donor.delta_log.commit(base.round, bytes.fromhex(base.chain))
+                if self.who.trains:  # it can always fetch the state, so any round may go
+                    self._donor.delta_log.checkpointed(base.round)
+        if after.plan is not None and after.plan != before.plan:
+            self._hear_plan(after.plan)
+        self.training.look_again(after.peer.committed, after.plan)
+        self._notice_leader(before, after)
+        self._show_arrivals(before, after)
+
+    def carry_out(self, action: pt.Action) -> None:
+        """Begin what was decided."""
+        match action:
+            case pt.Send(to, pt.Goodbye()):
+                self._left = to
+            case pt.Send(to, message):
+                self.post.send(to, message)
+            case pt.Train(plan):
+                self.training.train(plan)
+            case pt.Upload():
+                self.training.upload(action)
+            case pt.Reply():
+                self.reducing.reply(action)
+            case pt.Average():
+                self.reducing.average(action)
+            case pt.Seal():
+                self.reducing.seal(action)
+            case pt.Store():
+                self.following.store(action)
+            case pt.FetchRound():
+                self.following.fetch_round(action)
+            case pt.FetchState():
+                self.following.fetch_state(action)
+            case pt.Quit(reason):
+                self._reason = reason
+                self._done.set()
+                self.post.hang_up()
+            case pt.Show(text):
+                self.warn(text)
+            case pt.Propose():
+                raise AssertionError("the decisions keep it to themselves")
+            case pt.Open() | pt.Commit() | pt.Explain() | pt.Drop():
+                self._lead(action)
+
+    def _lead(self, action: pt.Open | pt.Commit | pt.Explain | pt.Drop) -> None:
+        if self.leading is None:
+            return
+        match action:
+            case pt.Open():
+                self.lending.open(self.leading.numbers)
+                assert self.node.leading is not None, "who opens a round leads"
+                places = self.node.leading.plan.places if self.node.leading.plan is not None else ()
+                others = [place.node for place in places if place.node != self.me]
+                plan = self.leading.open(action, self.node.council.ledger.base.chain, others)
+                self.reducing.bench.hear(plan)
+            case pt.Commit(record):
+                self.lending.stands()
+                self._commit(record)
+            case pt.Explain():
+                self.leading.chronicle.explained(action)
+            case pt.Drop(peer):
+                self.lending.gone(peer)
+                self.leading.chronicle.dropped(action)
+
+    # --- who leads ------------------------------------------------------------------------------------------------
+
+    def _notice_leader(self, before: Node, after: Node) -> None:
+        if after.leading is not None and self.leading is None:
+            self._begin_to_lead(after)
+        elif after.leading is None and self.leading is not None:
+            self.leading, self._led = None, None
+            self.lending.follow()
+        if after.leading is not None and after.council.leads:
+            self._tell_who_leads(after, after.leading.callers)
+        leader_before, leader = (node.me if node.leading is not None else node.guide.leader for node in (before, after))
+        if after.guide.is_finished and not before.guide.is_finished:
+            self._seams.ends()
+        self._leader = leader or self._leader
+        if leader != leader_before and (leader or not after.guide.is_finished):  # at the end, its last words are due
+            self._seams.led(leader)
+            if not leader and not after.has_quit:
+                self._seams.emit(events.LeaderLost(reason="it does not answer"))
+        self.book.keep(contacts_of(after))
+
+    def _tell_who_leads(self, node: Node, callers: Mapping[str, Caller]) -> None:
+        council = node.council
+        since = council.ledger.base.round
+        if self._led is not None and self._led.voters == council.voters:
+            since = self._led.since
+        # The others go on without this leader if most voters are among them, and have the round that made them voters.
+        others = [voter for voter in council.voters if voter in callers and callers[voter].applied >= since]
+        is_safe = len(council.voters) >= SAFE_VOTERS and majority(set(others) - {self.me}, council.voters)
+        led = _Led(council.term, council.voters, since, is_safe)
+        if led != self._led:
+            self._led = led
+            self._seams.emit_run(
+                events.LeaderChanged(
+                    peer=self.me,
+                    name=self.name,
+                    term=council.term,
+                    voters=len(council.voters),
+                    is_safe=is_safe,
+                    voter_ids=",".join(council.voters),
+                )
+            )
+
+    def _begin_to_lead(self, node: Node) -> None:
+        base, before = node.council.ledger.base, dict(self._seams.peers())
+        self.leading = leading.Leading(
+            self.manifest,
+            self.notes,
+            base,
+            {peer: joined.number for peer, joined in before.items()},
+            leading.Seams(config=lambda: self.config, emit=self._seams.emit_run, clock=awake_clock),
+        )
+        self._commits.clear()
+        self.lending.lead(self.leading.name_of, self._seams.emit_run, awake_clock)
+        if self.who.trains:
+            reply = self.leading.admit(self.post.join_request())
+            self._background.start(self._take_number(reply.number))
+        if base.round > self._seams.told():
+            self._background.start(self._tell_last())
+        self._background.start(self._miss(self.leading, before))
+
+    async def _miss(self, leadership: leading.Leading, before: Mapping[str, events.PeerJoined]) -> None:
+        """Who took part before this leader, and does not come to it, is gone."""
+        await asyncio.sleep(FORGET_SECONDS)
+        if self.leading is not leadership:
+            return
+        leadership.roster.give_up()
+        for peer, joined in before.items():
+            if not leadership.is_admitted(peer) and peer in self._seams.peers():
+                reason = "it did not come to the new leader"
+                self._seams.emit_run(events.PeerLeft(peer=peer, name=joined.name, reason=reason))
+
+    # --- the post's desk --------------------------------------------------------------------------------------------
+
+    def _desk(self) -> Desk:
+        return Desk(
+            put=self.shell.put,
+            fail=self._fail,
+            config=lambda: self.config,
+            hear_rules=self._hear_rules,
+            hear=self._hear,
+            numbers=lambda: self.leading.numbers if self.leading is not None else {},
+            is_admitted=lambda peer: self.leading is None or self.leading.is_admitted(peer),
+            number=lambda: self.number,
+            admitted=self._admitted,
+            progress=self._progress,
+            reached=self._reached,
+        )
+
+    def _hear(self, record: Record) -> None:
+        if record.round > self._newest.round:
+            self._newest = record
+
+    def _hear_rules(self, leader: str, rules: pb.Rules) -> None:
+        """The coordinator's word counts, as long as nobody has a newer one of it."""
+        if leader != self.first or self.me == self.first:
+            return
+        config = with_rules(self.config, rules)
+        if config != self.config:
+            self.config = config
+            policy = policy_of(config)
+            self.shell.change(lambda node: replace(node, identity=replace(node.identity, policy=policy)))
+
+    def _reached(self) -> None:
+        self._reached_at = time.monotonic()
+
+    def _progress(self) -> pb.Progress:
+        self._seams.sample()
+        return self.training.progress
+
+    async def _admitted(self, client: SwarmClient, reply: pb.JoinReply) -> None:
+        if not self.who.trains:
+            return
+        self.name = reply.name
+        self._background.start(self._take_number(reply.number))  # the worker may be training: the leader is polled now
+        self._seams.emit(
+            events.Joined(
+                run=self.config.run.name,
+                name=reply.name,
+                number=reply.number,
+                address=client.address,
+                round=max(0, self.node.peer.applied),
+            )
+        )
+
+    async def _take_number(self, number: int) -> None:
+        self.number = number
+        await self.following.on_worker(self._seams.take_number, number)
+
+    async def _say_goodbye(self, leader: str) -> None:
+        try:
+            request = pb.LeaveRequest(peer_id=self.me, reason=self._reason or "it said goodbye")
+            await (await self._lines.to(leader)).leave(request, GOODBYE_SECONDS)
+        except (UnreachableError, PeerError, RefusedError, ConfigError):
+            return  # it will be missed
+
+    def left(self, peer_id: str, reason: str) -> None:
+        """A peer says that it goes. Raises PeerError: nobody says that of this node itself."""
+        if peer_id == self.me:
+            raise PeerError("peer_id", "A node does not take its leave of itself.")
+        if self.leading is not None:
+            self.leading.chronicle.leaving(peer_id, reason)
+        self.shell.put(pt.Received(peer_id, pt.Goodbye(peer_id)))
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    async def _train(self, work: Callable[[Trainer], RoundWork | None]) -> RoundWork | None:
+        missing: list[ConfigError] = []
+
+        def on_its_part() -> RoundWork | None:
+            try:
+                self.lending.begin(self.number)
+            except ConfigError as error:
+                missing.append(error)
+            return work(self._seams.trainer())
+
+        done = await self.following.on_worker(on_its_part)
+        for error in missing:
+            self.lending.give_up()
+            self.warn(f"{error} This peer stays with the part that it has.")
+        return done
+
+    # --- reducing ---------------------------------------------------------------------------------------------------
+
+    def _hear_plan(self, plan: pt.Plan) -> None:
+        announced = self.notes.plan(plan.round, plan.parent)
+        if announced is None:
+            return  # this node leads, and says in a moment what the round is
+        self.reducing.bench.hear(announced)
+        if self.leading is None and any(place.node == self.me for place in plan.places):
+            self._ask_who_is_here()
+
+    def _parent(self, reducer: str, done: pt.ShardDone) -> str | None:
+        led = self.node.leading
+        if led is None or led.plan is None or led.gather is None or done.term != self.node.council.term:
+            return None
+        is_asked = done.round == led.gather.round and done.shard in led.gather.missing
+        is_its = led.gather.reducers[done.shard] == reducer
+        are_members = done.result.included <= self._numbers(done.round, done.term).keys()
+        return led.plan.parent if is_asked and is_its and are_members else None
+
+    def _numbers(self, round: int, term: int) -> Mapping[str, int]:
+        return self.leading.numbers if self.leading is not None else self.notes.numbers(round, term)
+
+    def _is_member(self, peer_id: str) -> bool:
+        """Whether this peer takes part; where that is not known yet, the leader is asked."""
+        if self.leading is not None:
+            return self.leading.is_admitted(peer_id)
+        if peer_id not in self._members and peer_id != self.me:
+            self._ask_who_is_here()
+            return False
+        return True
+
+    def _ask_who_is_here(self) -> None:
+        """One question at a time, however many strangers send something."""
+        if self._asking is None or self._asking.done():
+            self._asking = self._background.start(self._list_peers())
+
+    async def _list_peers(self) -> None:
+        leader = self.node.guide.leader
+        try:
+            client = await self._lines.to(leader)
+            reply = await client.list_peers(pb.ListPeersRequest(manifest_digest=bytes.fromhex(self.manifest.digest)))
+            control.check_list_peers_reply(reply)
+            self._members = frozenset(member.peer_id.hex() for member in reply.members)
+        except (UnreachableError, PeerError, RefusedError, ConfigError):
+            return  # asked again when somebody unknown sends something
+
+    def _settle(self, header: PublishedHeader, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
+        self.reducing.bench.settle(header, refreshed)
+        work = self.training.work
+        is_included = any(self.me in shard.included for shard in header.shards)
+        if is_included and work is not None and work.plan.round == header.plan.round:
+            self.lending.count(work.tokens)
+
+    # --- rounds that stand ------------------------------------------------------------------------------------------
+
+    def _commit(self, record: Record) -> None:
+        """Tell people of a round; one that an earlier leader put together is read from disk first."""
+        sealed = self.reducing.sealed.get(record.chain)
+        if sealed is None:
+            self._commits[record.round] = self._background.start(self._read_commit(record))
+        else:
+            self._tell_commit(*sealed)
+
+    async def _read_commit(self, record: Record) -> None:
+        assert self._donor is not None, "who leads keeps rounds"
+        log = self._donor.delta_log
+        try:
+            kept = await asyncio.to_thread(log.get, record.round, bytes.fromhex(record.chain))
+            header = None if kept is None else published_from_proto(kept[0], self.manifest.blocks)
+        except (RunError, PeerError) as error:
+            self.warn(f"{error} The round stands all the same.")
+            return
+        if header is not None:
+            self._tell_commit(header, [None] * len(header.shards))
+
+    def _tell_commit(self, header: PublishedHeader, made: Sequence[MadeShard | None]) -> None:
+        if self.leading is not None and self.node.leading is not None:
+            included = {peer for shard in header.shards for peer in shard.included}
+            self.leading.committed(header, made, len(included | self.node.leading.state.members.keys()))
+
+    async def _applied(self, header: PublishedHeader, applied: AppliedRound, seconds: float) -> None:
+        """This node's weights have moved."""
+        round, outer = header.plan.round, self.reducing.bench.outer
+        async with self._in_order:  # fair: rounds take it in the order in which they were applied
+            self._last = round, applied
+            await self._seams.applied(header, applied, outer, seconds)
+            await self._tell_applied(round, applied)
+
+    async def _tell_applied(self, round: int, applied: AppliedRound) -> None:
+        """Score a round, where this node is to, and tell people of it while it leads."""
+        loss = None
+        if self.leading is not None or not self.who.trains:
+            loss = await self._seams.score(round, applied.consensus)
+        commit = self._commits.pop(round, None)
+        if commit is not None:
+            await commit
+        if self.leading is not None:
+            self.leading.chronicle.applied(round, applied.digest, loss)
+
+    async def _tell_last(self) -> None:
+        """The leader that led the newest round to its end died before it told people."""
+        base = self.node.council.ledger.base
+        self._commit(base)
+        async with self._in_order:
+            if self._last is not None and self._last[0] == base.round:
+                await self._tell_applied(*self._last)
+
+    async def report(self, report: pb.ReportRequest) -> None:
+        """Tell the leader the digest and the bytes. One that differs sends this node back to the state.
+
+        A report that is lost is not sent again: bytes told once too seldom are better than bytes told twice.
+        """
+        self._reporting += 1
+        try:
+            if self.leading is not None:
+                reply = await self.leading.chronicle.report(report)
+            else:
+                reply = await (await self._lines.to(self._leader)).report(report, REPORT_SECONDS)
+        except (UnreachableError, PeerError, RefusedError, ConfigError):
+            return
+        finally:
+            self._reporting -= 1
+            self._reported.notify()
+        if reply.resync:
+            self.shell.change(lambda node: replace(node, peer=replace(node.peer, needs_state=True)))
+            self.warn(f"This peer's weights differ after round {report.round}; it fetches the state again.")
+            self.shell.put(pt.Tick())
+
+    # --- for people ---------------------------------------------------------------------------------------------------
+
+    def _show_arrivals(self, before: Node, after: Node) -> None:
+        if self.leading is None or after.leading is None:
+            return
+        known = before.leading.state.arrivals if before.leading is not None else {}
+        state = after.leading.state
+        for peer, seconds in state.arrivals.items():
+            if peer not in known:
+                self.leading.chronicle.arrived(state.round, peer, seconds)
+
+    def _show_refused(self, envelope: pb.Envelope, error: PeerError) -> None:
+        if self.leading is not None:
+            self.leading.chronicle.refused(envelope, error)
+
+    def _show_late(self, round: int, peer: str, reason: str) -> None:
+        if self.leading is not None:
+            self.leading.chronicle.late(round, peer, reason)
+
+
+def policy_of(config: RunConfig) -> LeaderPolicy:
+    """What the configuration says about rounds."""
+    limits = config.round
+    deadlines = DeadlinePolicy(
+        quorum=limits.quorum, floor_seconds=limits.floor_seconds, ceiling_seconds=limits.ceiling_seconds
+    )
+    return LeaderPolicy(deadlines, config.run.min_peers, config.run.rounds)

@@ -1,0 +1,110 @@
+"""The run's events at one node: told by itself while it leads, relayed from whoever leads else; and their totals."""
+
+import asyncio
+from collections.abc import Callable
+
+from tsr_swarm.runtime.background import Signal
+from tsr_swarm.runtime.node.book import Lines
+from tsr_swarm.runtime.node.relay import Relay
+from tsr_swarm.telemetry.events import Evaluated, Event, PeerJoined, PeerLeft, RoundClosed, RunFinished, Stamped
+from tsr_swarm.telemetry.log import EventLog
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+WATCH_MS = 2000
+LAST_SECONDS = 8.0  # for the end of a run: its leader waits for reports of the last round
+LAST_PACE_SECONDS = 0.05
+LINGER_SECONDS = 1.0  # after the last event: others keep it too, and one call may be on its way
+
+
+class RunLog:
+    """``see`` hears every event once, whoever told it. Nothing comes after run_finished."""
+
+    def __init__(self, log: EventLog, see: Callable[[Event], None]) -> None:
+        self.log, self._see = log, see
+        self.has_ended = False
+        self._first_loss: float | None = None
+        self._last_loss: float | None = None
+        self._wire_bytes = self._dense_bytes = self._round = 0
+        self._digest = ""
+        self.peers: dict[str, PeerJoined] = {}  # who takes part, as far as was told
+        self._relay = Relay(log, self._relayed, self._pause)
+        self._changed = Signal()
+        self._is_last = False
+        self._following: asyncio.Task[None] | None = None
+
+    def emit(self, event: Event) -> None:
+        """This node tells it."""
+        if self.has_ended:
+            return  # peers may still be leaving
+        self.log.append(event)
+        self._take_in(event)
+
+    def follow(self, leader: str, lines: Lines) -> None:
+        """Relay from ``leader`` from now on; "": from nobody."""
+        if self._following is not None:
+            self._following.cancel()
+            self._following = None
+        if leader:
+            self._following = asyncio.create_task(self._follow(leader, lines))
+
+    def ends(self) -> None:
+        """The run is over: whoever leads tells the rest in a moment, and goes."""
+        self._is_last = True
+        self._changed.notify()
+
+    async def last_words(self, round: int) -> None:
+        """Take in what the leader tells of the rounds up to ``round``, the run's last, if it does so soon."""
+        await self._changed.wait_for(lambda: self.has_ended or self.log.closed_round >= round, LAST_SECONDS)
+
+    def stopped(self, reason: str) -> None:
+        """This node goes, and the run is not over: only who looks at this very process hears that it ends here."""
+        self.has_ended = True
+        self._see(self.finished(reason))
+
+    def finished(self, reason: str) -> RunFinished:
+        """The end, with the totals of what was told here."""
+        return RunFinished(
+            rounds=self._round,
+            first_loss=self._first_loss,
+            last_loss=self._last_loss,
+            wire_bytes=self._wire_bytes,
+            dense_bytes=self._dense_bytes,
+            digest=self._digest,
+            reason=reason,
+        )
+
+    async def _follow(self, leader: str, lines: Lines) -> None:
+        async def watch(after: int) -> tuple[list[str], int]:
+            reply = await (await lines.to(leader)).watch(pb.WatchRequest(after=after, wait_ms=WATCH_MS))
+            return list(reply.events), reply.last
+
+        await self._relay.follow(watch)
+
+    async def _pause(self, seconds: float) -> None:
+        if await self._changed.wait_for(lambda: self._is_last, seconds):
+            await asyncio.sleep(LAST_PACE_SECONDS)
+
+    def _relayed(self, stamped: Stamped) -> None:
+        if not self.has_ended:
+            self._take_in(stamped.event)
+
+    def _take_in(self, event: Event) -> None:
+        match event:
+            case Evaluated(loss=loss):
+                self._last_loss = loss
+                if self._first_loss is None:
+                    self._first_loss = loss
+            case RoundClosed():
+                sent, received = event.wire_bytes["sent"], event.wire_bytes["received"]
+                self._wire_bytes += sum(sent.values()) + sum(received.values())
+                if event.round > self._round:  # else two leaders tell of it, each what it was reported
+                    self._dense_bytes += event.dense_bytes
+                    self._round, self._digest = event.round, event.digest
+            case PeerJoined():
+                self.peers[event.peer] = event
+            case PeerLeft(peer=peer):
+                self.peers.pop(peer, None)
+            case RunFinished():
+                self.has_ended = True
+        self._changed.notify()
+        self._see(event)

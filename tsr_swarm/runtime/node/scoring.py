@@ -1,0 +1,21 @@
+"""The held-out loss of a consensus."""
+
+from collections.abc import Callable
+
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.train.data import heldout_tokens
+from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
+from tsr_swarm.train.llama import Llama
+
+
+def make_evaluate(config: RunConfig) -> Callable[[Consensus], float]:
+    """Held-out loss of a consensus, nats a token. Reads the data now; raises ConfigError if there is none."""
+    batches = heldout_batches(heldout_tokens(config.data), config.data)
+    model = Llama(config.model)
+
+    def evaluate(consensus: Consensus) -> float:
+        model.load_state_dict(dict(consensus.weights))
+        return held_out_loss(model, batches)
+
+    return evaluate
