@@ -78,6 +78,15 @@ def test_a_new_leader_gives_its_peers_time_to_find_it() -> None:
     assert ld.OpenRound(5) in seen
 
 
+def test_a_new_leader_waits_no_longer_than_for_those_of_the_last_round() -> None:
+    state = replace(fresh(min_peers=1), round=4, has_opened=True, open_after=6.0, awaited=frozenset("ab"))
+    state, seen = drive(state, (ld.Joined("a"), 1.0), (ld.Joined("c"), 1.1))
+    assert ld.OpenRound(5) not in seen
+    state, seen = drive(state, (ld.Joined("b"), 1.5))
+    assert ld.OpenRound(5) in seen
+    assert state.expected == frozenset("abc")
+
+
 def test_a_killed_peer_is_dropped_soon_and_costs_no_round() -> None:
     state, _ = drive(fresh(), (ld.Joined("a"), 0.0), (ld.Joined("b"), 0.0), (ld.Arrived("a", 1), 5.0))
     state, seen = drive(state, (ld.Disconnected("b"), 6.0), (ld.Tick(), 6.5), (ld.Tick(), 6.0 + ld.RETURN_SECONDS))

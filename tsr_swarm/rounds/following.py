@@ -326,6 +326,7 @@ def applied(node: Node, event: Applied, now: float) -> Result:
         return node, []
     council, _ = voting.step(node.council, cl.Learned(record), now)
     node = replace(node, council=council, peer=pr.applied(node.peer, record.round, record.chain))
+    node = replace(node, contributors=event.contributors)
     if node.guide.is_finished:  # a leader stays until everybody has the last round
         node = replace(node, guide=replace(node.guide, asked="", next_at=now))
     return node, []

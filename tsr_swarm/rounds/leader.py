@@ -51,6 +51,7 @@ class LeaderState:
     proposed: str = ""  # chain hash
     stands: bool = False  # what was proposed
     open_after: float = 0.0  # no round opens before: after a change of leaders peers need time to find the new one
+    awaited: frozenset[str] = frozenset()  # but once all of these are here nobody need wait; empty: not known
     is_stopping: bool = False
 
 
@@ -258,7 +259,7 @@ def _between_rounds(state: LeaderState, now: float, actions: list[Action]) -> tu
     if len(state.members) < needed:
         reason = f"{len(state.members)} of {needed} peers are here"
         return _explain(state, Decision(close=False, deadline=0.0, reason=reason), None, actions)
-    if now < state.open_after:
+    if now < state.open_after and not (state.awaited and state.awaited <= state.members.keys()):
         wait = Decision(close=False, deadline=0.0, reason="peers look for the new leader")
         return _explain(state, wait, None, actions)
     state = replace(state, phase=Phase.TRAIN, round=state.round + 1, opened_at=now, has_opened=True)

@@ -30,7 +30,7 @@ from tsr_swarm.rounds.shards import assign
 from tsr_swarm.rounds.voters import next_voters
 
 HOLD_SECONDS = 2.0  # a poll without news is answered after this long
-SETTLE_SECONDS = 6.0  # a new leader gives everybody this long to find it before it opens a round
+SETTLE_SECONDS = 6.0  # a new leader opens no round before those of the last one have found it, or this has passed
 FORGET_SECONDS = 30.0  # a voter unheard for this long is replaced
 MOST_NODES = 8  # that everybody is told of, beside the voters
 
@@ -52,6 +52,7 @@ def take_over(node: Node, now: float) -> Result:
         proposed=proposal.chain if proposal is not None else "",
         opened_at=now,
         open_after=now + SETTLE_SECONDS if has_opened and before is None else now,
+        awaited=node.contributors,
     )
     callers = {} if before is None else before.callers
     members = {peer: caller.due for peer, caller in callers.items() if caller.trains and caller.due > now}

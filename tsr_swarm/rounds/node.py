@@ -120,6 +120,7 @@ class Node:
     work: Work = Work()
     leading: Leading | None = None
     reducing: Reducing | None = None
+    contributors: frozenset[str] = frozenset()  # to the newest round in its weights
     stepped_at: float = 0.0
     is_leaving: bool = False
     has_quit: bool = False

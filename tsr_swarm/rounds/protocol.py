@@ -199,9 +199,10 @@ class UploadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """This record is in the consensus weights."""
+    """This record is in the consensus weights. ``contributors``: whose work is in it."""
 
     record: Record
+    contributors: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

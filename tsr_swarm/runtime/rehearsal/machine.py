@@ -446,7 +446,8 @@ class Machine:
         self._after(seconds, partial(self._applied, published))
 
     def _applied(self, published: Published) -> None:
-        self.put(pt.Applied(published.record))
+        contributors = frozenset(peer for result in published.results for peer in result.included)
+        self.put(pt.Applied(published.record, contributors))
 
     def _fetch_state(self, donors: tuple[str, ...]) -> None:
         self._after(2 * self._transfer_seconds(), partial(self._state_fetched, donors))
