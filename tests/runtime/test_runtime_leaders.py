@@ -135,7 +135,7 @@ async def test_with_too_few_voters_the_run_says_that_it_waits_and_goes_on_with_i
 
 
 async def test_a_coordinator_that_comes_back_follows_and_tells_of_the_rounds_that_it_missed(tmp_path: Path) -> None:
-    """It dies in round 3, and comes back, elsewhere, when round 5 has closed under a volunteer."""
+    """It dies in round 3, and comes back, elsewhere, when round 5 has closed under a volunteer, of a run without end."""
     back: list[asyncio.Task[None]] = []
 
     def die(swarm: Swarm, event: ev.Event) -> None:
@@ -147,7 +147,7 @@ async def test_a_coordinator_that_comes_back_follows_and_tells_of_the_rounds_tha
             swarm.on_event = lambda swarm, event: None
             back.append(asyncio.create_task(swarm.start_coordinator(resume=True)))
 
-    swarm = Swarm(tmp_path, sharded(tmp_path, rounds=20, min_peers=4), die, come_back)
+    swarm = Swarm(tmp_path, sharded(tmp_path, rounds=0, min_peers=4), die, come_back)
     await started(swarm, dialable=3, client_only=1)
     first = swarm.coordinator
     assert first is not None
@@ -157,15 +157,19 @@ async def test_a_coordinator_that_comes_back_follows_and_tells_of_the_rounds_tha
     assert second is not first
 
     def is_up_to_date() -> bool:
-        return any(isinstance(event, ev.Evaluated) and event.round > 6 for event in swarm.events)
+        return any(isinstance(event, ev.RoundClosed) and event.round > 6 for event in swarm.events)
 
     await swarm.until(is_up_to_date)
+    for member in swarm.members:
+        member.stop.demand()
     await swarm.finish()
-    check(swarm, 20, 1, 2, 3, 4, void=1)
+    digests = swarm.digests()
+    assert sorted(digests) == list(range(1, max(digests) + 1))
+    assert all(len(seen) == 1 for seen in digests.values())
     kept = [stamped.event for stamped in read_recording(tmp_path / "coordinator" / "events.jsonl")]
     shown = [event.round for event in kept if isinstance(event, ev.RoundClosed)]
-    assert list(dict.fromkeys(shown)) == list(range(1, 21))  # a leader tells again what it has not heard told
-    assert swarm.finished().rounds == 20
+    assert max(shown) > 6
+    assert list(dict.fromkeys(shown)) == list(range(1, max(shown) + 1))  # a leader tells again what was not heard told
     assert "coordinator" not in leaders_after(swarm, first)
 
 
