@@ -243,7 +243,7 @@ class Office:
 
     def result(self, shard: int, included: Iterable[str]) -> ShardResult:
         """Of a shard."""
-        peers = tuple(sorted(included, key=lambda peer: self._numbers[peer]))
+        peers = tuple(sorted(included))
         return ShardResult(not peers, peers, TOKENS * len(peers), self._cargo.published[shard] if peers else ())
 
     def peers_request(self) -> Letter:

@@ -35,12 +35,6 @@ class Mend:
 
 ANSWERS = ("PollReply", STALE)
 MENDS = (
-    Mend(
-        "who is in a round: the roster's hash and a bit a peer, once for all shards that have the same",
-        ("PublishedPart",),
-        ("header.shards.included",),
-        lambda peers, shards: HASH + peers // 8 + shards * INDEX,
-    ),
     Mend("a poll without news is answered with its number only", (STALE,), ("*",), lambda peers, shards: 8),
     Mend("the log goes to voters only, until somebody watches", (RELAYED,), ("*",), lambda peers, shards: 0),
     Mend(
@@ -88,7 +82,7 @@ MENDS = (
     Mend(
         "who is in a shard, in ShardDone: a bit a peer",
         ("ShardDone",),
-        ("shard_done.result.included",),
+        ("shard_done.included",),
         lambda peers, shards: 3 + peers // 8,
     ),
 )

@@ -104,12 +104,12 @@ def test_a_peer_that_cannot_be_dialled_sends_one_contribution_and_receives_one_a
         assert payload(traffic.received) == pytest.approx(ROUNDS * down, rel=0.13)  # the first may end just before
 
 
-def test_a_header_names_every_peer_in_every_shard_with_34_bytes() -> None:
+def test_a_header_names_every_peer_once_with_18_bytes() -> None:
     sent, _ = everything(small())
     headers = [letter for letter in sent if letter.kind == "PublishedPart"]
     assert headers
     for letter in headers:
-        assert letter.fields["header.shards.included"] == 34 * PEERS * shards_for(PEERS)
+        assert letter.fields["header.included"] == 18 * PEERS
 
 
 def test_nothing_that_must_not_happen_does_and_the_round_is_longer_than_its_training() -> None:

@@ -72,6 +72,7 @@ PUBLISHED = PublishedHeader(PLAN, SHARDS, RESULTS, b"c" * 32, (PEER, OTHER))
 
 
 LOW_RANK = (0, 2, 3)
+CROWD = tuple(f"{number:032x}" for number in range(12))
 peer_ids = st.text("0123456789abcdef", min_size=32, max_size=32)
 hashes = st.binary(min_size=32, max_size=32)
 sections = st.lists(
@@ -144,7 +145,7 @@ def plans(draw: st.DrawFn) -> RoundPlan:
 
 @st.composite
 def results(draw: st.DrawFn) -> ShardResult:
-    included = tuple(draw(st.lists(peer_ids, max_size=8, unique=True)))
+    included = tuple(sorted(draw(st.sets(st.sampled_from(CROWD) | peer_ids, max_size=8))))
     if not included:
         return ShardResult(void=True)
     return ShardResult(False, included, draw(st.integers(len(included), MAX_TOKENS)), draw(sections))
@@ -190,7 +191,8 @@ def test_a_plan_comes_back_as_it_was(plan: RoundPlan, shard_blocks: tuple[tuple[
 
 @given(result=results())
 def test_a_shard_result_comes_back_as_it_was(result: ShardResult) -> None:
-    assert result_from_proto(result_to_proto(result)) == result
+    peers = tuple(sorted({*CROWD, *result.included}))
+    assert result_from_proto(result_to_proto(result, peers), peers) == result
 
 
 @given(header=published_headers())
@@ -296,22 +298,56 @@ def test_plan_fields_out_of_bounds_are_refused(field: str, value: object) -> Non
     ("field", "result"),
     [
         ("void", pb.ShardResult(void=True, tokens=1)),
-        ("void", pb.ShardResult(void=True, included=[PEER])),
+        ("void", pb.ShardResult(void=True, absent=b"\1")),
         ("void", pb.ShardResult(void=True, sections=sections_to_proto([SECTION]))),
-        ("included", pb.ShardResult(tokens=5)),
-        ("tokens", pb.ShardResult(included=[PEER], tokens=0)),
-        ("tokens", pb.ShardResult(included=[PEER, OTHER], tokens=1)),
-        ("tokens", pb.ShardResult(included=[PEER], tokens=MAX_TOKENS + 1)),
-        ("included", pb.ShardResult(included=[PEER, PEER], tokens=5)),
-        ("included", pb.ShardResult(included=["peer"], tokens=5)),
-        ("sections", pb.ShardResult(included=[PEER], tokens=5, sections=sections_to_proto([SECTION] * 17))),
+        ("absent", pb.ShardResult(absent=b"\3", tokens=5)),
+        ("absent", pb.ShardResult(absent=b"\4", tokens=5)),
+        ("absent", pb.ShardResult(absent=b"\1\1", tokens=5)),
+        ("absent", pb.ShardResult(absent=b"\1\0", tokens=5)),
+        ("absent", pb.ShardResult(absent=b"\0", tokens=5)),
+        ("tokens", pb.ShardResult(absent=b"\1", tokens=0)),
+        ("tokens", pb.ShardResult(tokens=1)),
+        ("tokens", pb.ShardResult(absent=b"\2", tokens=MAX_TOKENS + 1)),
+        ("sections", pb.ShardResult(absent=b"\1", tokens=5, sections=sections_to_proto([SECTION] * 17))),
     ],
 )
 def test_shard_results_that_contradict_themselves_are_refused(field: str, result: pb.ShardResult) -> None:
-    assert refusal_of(result_from_proto, result) == field
+    assert refusal_of(result_from_proto, result, (PEER, OTHER)) == field
     good = published_to_proto(PUBLISHED)
     assert refusal_of(published_from_proto, changed(good, "shards", [good.shards[0], result]), BLOCKS) == field
     assert refusal_of(published_from_proto, changed(good, "shards", [good.shards[0]]), BLOCKS) == "shards"
+
+
+@pytest.mark.parametrize(
+    "included",
+    [
+        [OTHER, PEER],
+        [PEER, PEER, OTHER],
+        ["00" * 16, PEER, OTHER],
+        [PEER, OTHER, OTHER[:30]],
+    ],
+    ids=["descending", "twice", "in no shard", "short"],
+)
+def test_a_round_names_its_peers_in_one_way_only(included: list[str]) -> None:
+    good = published_to_proto(PUBLISHED)
+    if len(included) > 2:
+        good.shards[0].absent = b"\1"
+    message = changed(good, "included", [bytes.fromhex(peer) for peer in included])
+    assert refusal_of(published_from_proto, message, BLOCKS) == "included"
+
+
+def test_a_round_of_nobody_names_nobody() -> None:
+    void = replace(PUBLISHED, shards=(ShardResult(void=True),) * 2)
+    message = published_to_proto(void)
+    assert published_from_proto(message, BLOCKS) == void
+    assert refusal_of(published_from_proto, changed(message, "included", [bytes(16)]), BLOCKS) == "included"
+
+
+def test_a_peer_costs_18_bytes_a_round_in_however_many_shards_it_is() -> None:
+    alone = replace(RESULTS[0], included=CROWD[:1], tokens=2**30)
+    many = replace(alone, included=CROWD)
+    one, all_ = (published_to_proto(replace(PUBLISHED, shards=(result, result))).ByteSize() for result in (alone, many))
+    assert all_ - one == 18 * (len(CROWD) - 1)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +396,7 @@ def chain(plan: RoundPlan = PLAN, parent: bytes = b"\xab" * 32, **changes: Any) 
 
 def test_the_chain_hash_is_stable() -> None:
     """Golden: peers of different versions must agree on it. Change it only together with the protocol's version."""
-    assert chain().hex() == "11a59834f05b7f9c5f6e6fe0d1c118c5690f0e02cbc58fff9ae56fcc5695d1d8"
+    assert chain().hex() == "896b1c3efca3dd8f3b23c62d982bcd10ed955fbe91ddaa2b62c1a15c3eff3431"
 
 
 def test_the_chain_hash_covers_every_field() -> None:
@@ -392,7 +428,11 @@ def test_the_chain_hash_covers_every_field() -> None:
         chain(results=(second, first)),
         chain(results=(first,)),
         chain(results=(replace(first, tokens=1), second)),
-        chain(results=(replace(first, included=(OTHER, PEER)), second)),
+        chain(results=(replace(first, included=(OTHER,)), second)),
+        chain(results=(replace(first, included=(PEER, OTHER, "f" * 31 + "e")), second)),
+        chain(results=(first, replace(first, included=(PEER,)))),
+        chain(results=(replace(first, included=(PEER,)), first)),
+        chain(results=(first, first)),
         chain(results=(replace(first, included=(PEER,)), second)),
         chain(results=(replace(first, sections=()), second)),
         *(

@@ -139,7 +139,7 @@ def publish_shard(
     if not contributions:
         return _VOID
     config, due = manifest.config, plan.due
-    order = tuple(sorted(contributions, key=lambda peer: (contributions[peer].number, peer)))
+    order = sorted(contributions, key=lambda peer: (contributions[peer].number, peer))
     mine = {block: outer[block] for block in blocks if block in outer}
     slots = shard_slots(published_slots(manifest.blocks, due, config.wire), blocks)
     uploaded = shard_slots(upload_slots(manifest.blocks, due, config.wire), blocks)
@@ -150,7 +150,9 @@ def publish_shard(
     except RunError:  # one peer's absurd but legal numbers may cost a round, not the run
         return _VOID
     tokens = sum(contribution.tokens for contribution in contributions.values())
-    return PublishedShard(ShardResult(included=order, tokens=tokens, sections=sections), data, grids, after)
+    return PublishedShard(
+        ShardResult(included=tuple(sorted(order)), tokens=tokens, sections=sections), data, grids, after
+    )
 
 
 def seal(

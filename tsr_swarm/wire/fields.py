@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tsr_swarm.errors import PeerError
 
 DIGEST_BYTES = 32
+PEER_ID_BYTES = 16
 MAX_ROUND = 2**40
 MAX_TERM = 2**40
 MAX_INCARNATION = 2**63 - 1
@@ -54,6 +55,11 @@ def require_chain(field: str, value: bytes, round: int) -> None:
 def require_peer_id(field: str, value: str) -> None:
     """What a peer drew as its id."""
     require(_PEER_ID.fullmatch(value) is not None, field, value, "32 lower-case hexadecimal digits")
+
+
+def require_peer_bytes(field: str, value: bytes) -> None:
+    """A peer id as its bytes."""
+    require(len(value) == PEER_ID_BYTES, field, value, f"{PEER_ID_BYTES} bytes a peer")
 
 
 def require_name(field: str, value: str) -> None:

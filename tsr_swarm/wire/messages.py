@@ -30,13 +30,13 @@ from tsr_swarm.wire.fields import (
     require_real,
     require_voters,
 )
+from tsr_swarm.wire.included import absent, everyone, peers_from_bytes, require_each_included, without
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 MAX_HEADER_BYTES = 64 << 10
 MAX_SIGNATURE_BYTES = 64
 MAX_CERTIFICATE_BYTES = 8 << 10
 MAX_SHARDS = 1024
-MAX_INCLUDED = 10**5
 MAX_ENERGY = 2.0**128  # any finite float32
 MAX_LOSS = 1e6  # nats a token
 MAX_SECTIONS = 16  # of one shard
@@ -70,7 +70,7 @@ class ContributionHeader:
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What one reducer published, or that it did not (``void``). ``included``: peer ids, ascending by number."""
+    """What one reducer published, or that it did not (``void``). ``included``: peer ids, ascending."""
 
     void: bool = False
     included: tuple[str, ...] = ()
@@ -235,40 +235,36 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[Rou
     return plan, _shards(message.shards, len(blocks))
 
 
-def result_to_proto(result: ShardResult) -> pb.ShardResult:
-    """A shard's result as it stands in a round's header, and as its reducer tells it."""
+def result_to_proto(result: ShardResult, peers: Sequence[str]) -> pb.ShardResult:
+    """A shard's result beside ``peers``, of whom all that are included are some."""
     return pb.ShardResult(
         void=result.void,
-        included=result.included,
+        absent=b"" if result.void else absent(peers, result.included),
         tokens=result.tokens,
         sections=sections_to_proto(result.sections),
     )
 
 
-def result_from_proto(message: pb.ShardResult) -> ShardResult:
+def result_from_proto(message: pb.ShardResult, peers: tuple[str, ...]) -> ShardResult:
     """Bound the fields; whether its sections are the legal ones of a round is ``codec.check_sections``."""
-    included, count = tuple(message.included), len(message.included)
-    require(count <= MAX_INCLUDED, "included", count, f"at most {MAX_INCLUDED} peers")
-    for peer_id in included:
-        require_peer_id("included", peer_id)
-    require(len(set(included)) == count, "included", count, "peers that are all different")
     if message.void:
-        empty = not (included or message.tokens or message.sections)
-        require(empty, "void", count, "without peers, tokens and sections")
-    else:
-        require(count > 0, "included", count, "one peer or more")
-        require_between("tokens", message.tokens, count, count * MAX_TOKENS)
-    sections = sections_from_proto(message.sections)
-    return ShardResult(void=message.void, included=included, tokens=message.tokens, sections=sections)
+        is_empty = not (message.absent or message.tokens or message.sections)
+        require(is_empty, "void", message.tokens, "without peers, tokens and sections")
+        return ShardResult(void=True)
+    included = without(peers, message.absent)
+    require_between("tokens", message.tokens, len(included), len(included) * MAX_TOKENS)
+    return ShardResult(included=included, tokens=message.tokens, sections=sections_from_proto(message.sections))
 
 
 def published_to_proto(header: PublishedHeader) -> pb.PublishedHeader:
     """A committed round's header as it is fetched and journaled."""
+    peers = everyone(result.included for result in header.shards)
     return pb.PublishedHeader(
         plan=plan_to_proto(header.plan, header.shard_blocks),
-        shards=[result_to_proto(result) for result in header.shards],
+        shards=[result_to_proto(result, peers) for result in header.shards],
         chain=header.chain,
         voters=header.voters,
+        included=map(bytes.fromhex, peers),
     )
 
 
@@ -279,7 +275,9 @@ def published_from_proto(message: pb.PublishedHeader, blocks: Sequence[Block]) -
     require(len(message.shards) == count, "shards", len(message.shards), f"one result for each of {count}")
     require_digest("chain", message.chain)
     require_voters("voters", message.voters, 0)
-    results = tuple(result_from_proto(result) for result in message.shards)
+    peers = peers_from_bytes("included", message.included)
+    results = tuple(result_from_proto(result, peers) for result in message.shards)
+    require_each_included(peers, (result.absent for result in message.shards if not result.void))
     return PublishedHeader(plan, shard_blocks, results, message.chain, tuple(message.voters))
 
 
@@ -324,10 +322,11 @@ def _chain_fields(
         yield _numbers(blocks)
     for voter in voters:
         yield voter.encode()
+    peers = everyone(result.included for result in results)
+    yield bytes.fromhex("".join(peers))
     for result in results:
-        yield _numbers([result.void, result.tokens, len(result.included), len(result.sections)])
-        for peer_id in result.included:
-            yield peer_id.encode()
+        yield _numbers([result.void, result.tokens, len(result.sections)])
+        yield b"" if result.void else absent(peers, result.included)
         for section in result.sections:
             yield section.kind.encode()
             yield _numbers([section.raw_bytes, section.wire_bytes])

@@ -16,15 +16,16 @@ from tsr_swarm.wire.fields import (
     require_between,
     require_chain,
     require_digest,
+    require_peer_bytes,
     require_real,
     require_text,
     require_voters,
 )
-from tsr_swarm.wire.messages import MAX_INCLUDED, MAX_LOSS, MAX_SHARDS, require_measured
+from tsr_swarm.wire.included import MAX_INCLUDED
+from tsr_swarm.wire.messages import MAX_LOSS, MAX_SHARDS, require_measured
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 MAX_PEERS = 10**6  # the largest number of one
-_PEER_ID_BYTES = 16
 
 
 def check_told(message: pb.TellRequest) -> None:
@@ -58,7 +59,7 @@ def require_members(field: str, members: Sequence[pb.Member]) -> None:
     """Peers that train, ascending by number; no number and no peer twice."""
     require(len(members) <= MAX_INCLUDED, field, len(members), f"at most {MAX_INCLUDED} peers")
     for member in members:
-        require(len(member.peer_id) == _PEER_ID_BYTES, field, member.peer_id, f"{_PEER_ID_BYTES} bytes a peer")
+        require_peer_bytes(field, member.peer_id)
         require_between(field, member.number, 1, MAX_PEERS)
     ascending = all(a.number < b.number for a, b in itertools.pairwise(members))
     require(ascending, field, [member.number for member in members[:8]], "ascending by number, each number once")

@@ -4,7 +4,7 @@ Who tells it, of which run and from where, is filled in by whoever sends it. Wha
 shard's losses or a peer's number in sums, travels beside the message that it belongs to.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tsr_swarm.config.blocks import Block
@@ -16,8 +16,10 @@ from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.leases import Coverage, Lease
 from tsr_swarm.rounds.protocol import Close, Goodbye, Message, News, Place, Plan, Poll, Redirect, ShardDone
 from tsr_swarm.runtime.node.made import MadeShard
+from tsr_swarm.wire.bits import from_bits, to_bits
 from tsr_swarm.wire.control import check_news, check_poll, check_redirect, check_tell
 from tsr_swarm.wire.fields import MAX_REASON, require, require_ascending
+from tsr_swarm.wire.included import peers_from_bytes
 from tsr_swarm.wire.messages import plan_from_proto, plan_to_proto, result_from_proto, result_to_proto
 from tsr_swarm.wire.telling import check_record
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -105,7 +107,8 @@ def done_to_proto(message: ShardDone, made: MadeShard) -> pb.TellRequest:
         term=message.term,
         round=message.round,
         shard=message.shard,
-        result=result_to_proto(made.result),
+        result=result_to_proto(made.result, made.result.included),
+        included=map(bytes.fromhex, made.result.included),
         local_loss=made.local_loss,
         raw_sent=made.raw_sent,
         kappas=[seen.kappa for seen in captured],
@@ -154,7 +157,7 @@ def _done(message: pb.ShardDone, manifest: Manifest, shard_blocks: ShardBlocks) 
     require(count in (0, len(low_rank)), "kappas", count, f"none, or one for each of {len(low_rank)} low-rank blocks")
     seen = [Captured(kappa, energy) for kappa, energy in zip(message.kappas, message.energies, strict=True)]
     made = MadeShard(
-        result_from_proto(message.result),
+        result_from_proto(message.result, peers_from_bytes("included", message.included)),
         message.local_loss,
         message.raw_sent,
         dict(zip(low_rank, seen, strict=False)),  # nobody may have measured
@@ -297,14 +300,3 @@ def coverage_from_proto(message: pb.Coverage, parts: int) -> Coverage:
     last = max(done | ahead, default=0)
     require(last < parts, "coverage", last, f"parts below {parts}")
     return Coverage(message.epoch, done, ahead)
-
-
-def to_bits(parts: Iterable[int]) -> bytes:
-    """A set as bytes, bit i of byte j for 8 j + i; as short as can be."""
-    bits = sum(1 << part for part in parts)
-    return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
-
-
-def from_bits(bits: bytes) -> frozenset[int]:
-    """The set that ``to_bits`` wrote."""
-    return frozenset(8 * place + bit for place, byte in enumerate(bits) for bit in range(8) if byte >> bit & 1)

@@ -423,7 +423,7 @@ class Member(_message.Message):
     def __init__(self, peer_id: _Optional[bytes] = ..., number: _Optional[int] = ...) -> None: ...
 
 class ShardDone(_message.Message):
-    __slots__ = ("term", "round", "shard", "result", "local_loss", "raw_sent", "kappas", "energies")
+    __slots__ = ("term", "round", "shard", "result", "local_loss", "raw_sent", "kappas", "energies", "included")
     TERM_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
@@ -432,6 +432,7 @@ class ShardDone(_message.Message):
     RAW_SENT_FIELD_NUMBER: _ClassVar[int]
     KAPPAS_FIELD_NUMBER: _ClassVar[int]
     ENERGIES_FIELD_NUMBER: _ClassVar[int]
+    INCLUDED_FIELD_NUMBER: _ClassVar[int]
     term: int
     round: int
     shard: int
@@ -440,7 +441,8 @@ class ShardDone(_message.Message):
     raw_sent: int
     kappas: _containers.RepeatedScalarFieldContainer[float]
     energies: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, term: _Optional[int] = ..., round: _Optional[int] = ..., shard: _Optional[int] = ..., result: _Optional[_Union[ShardResult, _Mapping]] = ..., local_loss: _Optional[float] = ..., raw_sent: _Optional[int] = ..., kappas: _Optional[_Iterable[float]] = ..., energies: _Optional[_Iterable[float]] = ...) -> None: ...
+    included: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, term: _Optional[int] = ..., round: _Optional[int] = ..., shard: _Optional[int] = ..., result: _Optional[_Union[ShardResult, _Mapping]] = ..., local_loss: _Optional[float] = ..., raw_sent: _Optional[int] = ..., kappas: _Optional[_Iterable[float]] = ..., energies: _Optional[_Iterable[float]] = ..., included: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Goodbye(_message.Message):
     __slots__ = ()
@@ -575,28 +577,30 @@ class FetchPublishedRequest(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., round: _Optional[int] = ..., chain: _Optional[bytes] = ..., header_only: _Optional[bool] = ...) -> None: ...
 
 class PublishedHeader(_message.Message):
-    __slots__ = ("plan", "shards", "chain", "voters")
+    __slots__ = ("plan", "shards", "chain", "voters", "included")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     VOTERS_FIELD_NUMBER: _ClassVar[int]
+    INCLUDED_FIELD_NUMBER: _ClassVar[int]
     plan: RoundPlan
     shards: _containers.RepeatedCompositeFieldContainer[ShardResult]
     chain: bytes
     voters: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[ShardResult, _Mapping]]] = ..., chain: _Optional[bytes] = ..., voters: _Optional[_Iterable[str]] = ...) -> None: ...
+    included: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[ShardResult, _Mapping]]] = ..., chain: _Optional[bytes] = ..., voters: _Optional[_Iterable[str]] = ..., included: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ShardResult(_message.Message):
-    __slots__ = ("void", "included", "tokens", "sections")
+    __slots__ = ("void", "absent", "tokens", "sections")
     VOID_FIELD_NUMBER: _ClassVar[int]
-    INCLUDED_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     SECTIONS_FIELD_NUMBER: _ClassVar[int]
     void: bool
-    included: _containers.RepeatedScalarFieldContainer[str]
+    absent: bytes
     tokens: int
     sections: _containers.RepeatedCompositeFieldContainer[Section]
-    def __init__(self, void: _Optional[bool] = ..., included: _Optional[_Iterable[str]] = ..., tokens: _Optional[int] = ..., sections: _Optional[_Iterable[_Union[Section, _Mapping]]] = ...) -> None: ...
+    def __init__(self, void: _Optional[bool] = ..., absent: _Optional[bytes] = ..., tokens: _Optional[int] = ..., sections: _Optional[_Iterable[_Union[Section, _Mapping]]] = ...) -> None: ...
 
 class PublishedPart(_message.Message):
     __slots__ = ("header", "data")
