@@ -18,6 +18,7 @@ from tsr_swarm.rounds.leases import Coverage, Lease
 from tsr_swarm.runtime.node import letters
 from tsr_swarm.runtime.node.made import VOID, MadeShard
 from tsr_swarm.transport.base import PIECE_BYTES
+from tsr_swarm.wire.members import Members, members_to_proto
 from tsr_swarm.wire.messages import (
     ContributionHeader,
     PublishedHeader,
@@ -93,6 +94,7 @@ class Office:
     def __init__(self, cargo: Cargo, addresses: Mapping[str, str], numbers: Mapping[str, int]) -> None:
         self._cargo, self._addresses, self._numbers = cargo, addresses, numbers
         self._digest = bytes.fromhex(cargo.manifest.digest)
+        self._members = Members.of(numbers)
         self._known: dict[Any, Letter] = {}
 
     # --- what the decisions send --------------------------------------------------------------------------------------
@@ -161,9 +163,9 @@ class Office:
         match message:
             case pt.ShardDone(_, _, shard, result):
                 made = VOID if result.is_void else MadeShard(self.result(shard, result.included), 3.21, 10**8)
-                return letters.done_to_proto(message, made)
+                return letters.done_to_proto(message, made, None if result.is_void else self._members)
             case pt.Close():
-                return letters.tell_to_proto(replace(message, parent=_chain(message.parent)), self._numbers)
+                return letters.close_to_proto(replace(message, parent=_chain(message.parent)), self._members)
         changes: dict[str, Any] = {}
         for name in ("base", "proposal"):
             if getattr(message, name, None) is not None:
@@ -246,17 +248,19 @@ class Office:
         peers = tuple(sorted(included))
         return ShardResult(not peers, peers, TOKENS * len(peers), self._cargo.published[shard] if peers else ())
 
-    def peers_request(self) -> Letter:
-        key = ("peers request",)
+    def peers_request(self, has_list: bool) -> Letter:
+        key = ("peers request", has_list)
         if key not in self._known:
-            self._keep(key, "ListPeers", pb.ListPeersRequest(manifest_digest=self._digest))
+            request = pb.ListPeersRequest(manifest_digest=self._digest, known=self._members.digest if has_list else b"")
+            self._keep(key, "ListPeers", request)
         return self._known[key]
 
-    def peers(self) -> Letter:
-        key = ("peers",)
+    def peers(self, has_list: bool) -> Letter:
+        """To who has the list already, or has it not."""
+        key = ("peers", has_list)
         if key not in self._known:
-            members = [pb.Member(peer_id=bytes.fromhex(peer), number=n) for peer, n in self._numbers.items()]
-            self._keep(key, "ListPeersReply", pb.ListPeersReply(members=members))
+            members = [] if has_list else members_to_proto(self._members)
+            self._keep(key, "ListPeersReply", pb.ListPeersReply(members=members, unchanged=has_list))
         return self._known[key]
 
     def report(self, round: int, peer: str) -> Letter:

@@ -67,24 +67,6 @@ MENDS = (
         ("header.shards.sections*",),
         lambda peers, shards: shards * (HASH + 4),
     ),
-    Mend(
-        "whose work counts, in Close: the roster's hash",
-        ("Close",),
-        ("close.admitted*",),
-        lambda peers, shards: HASH,
-    ),
-    Mend(
-        "who takes part, for reducers: the roster's hash, the list if it has changed",
-        ("ListPeersReply",),
-        ("members*",),
-        lambda peers, shards: HASH,
-    ),
-    Mend(
-        "who is in a shard, in ShardDone: a bit a peer",
-        ("ShardDone",),
-        ("shard_done.included",),
-        lambda peers, shards: 3 + peers // 8,
-    ),
 )
 
 

@@ -92,8 +92,10 @@ class HomeNode(Machine):
         assert self.node is not None, "it hears"
         if self.node.leading is None and any(place.node == self.name for place in plan.places):
             swarm, leader = self.swarm, self.node.guide.leader
-            answer = partial(swarm.carry, leader, self.name, swarm.office.peers(), lambda: None)
-            swarm.carry(self.name, leader, swarm.office.peers_request(), answer)
+            has_list = self.name in swarm.listed  # nobody comes or goes
+            swarm.listed.add(self.name)
+            answer = partial(swarm.carry, leader, self.name, swarm.office.peers(has_list), lambda: None)
+            swarm.carry(self.name, leader, swarm.office.peers_request(has_list), answer)
 
     def _carry_out(self, action: pt.Action) -> None:
         swarm = self.swarm
@@ -419,6 +421,7 @@ class HomeSwarm(Swarm):
         self.rounds: dict[int, RoundCost] = {}
         self.records: dict[str, Record] = {}
         self.made: dict[str, set[tuple[int, int]]] = {}
+        self.listed: set[str] = set()  # who has the list of all that take part
         self.leader_seconds = 0.0
         self.nodes: dict[str, HomeNode] = {}
         self.log = RunLog(self)

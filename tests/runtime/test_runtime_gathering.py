@@ -22,7 +22,7 @@ from tsr_swarm.runtime.node import gathering as module
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.gathering import Gathering
 from tsr_swarm.runtime.node.made import MadeShard
-from tsr_swarm.runtime.node.notes import KEPT_ROUNDS, Notes
+from tsr_swarm.runtime.node.notes import KEPT_ROSTERS, KEPT_ROUNDS, Notes
 from tsr_swarm.runtime.run_folder import fresh_consensus
 from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.transport.base import Caller
@@ -30,6 +30,7 @@ from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.codec import hash_bytes
 from tsr_swarm.wire.compression import compress
+from tsr_swarm.wire.members import Members
 from tsr_swarm.wire.messages import sections_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -263,7 +264,7 @@ def test_notes_are_of_a_few_rounds_whatever_is_heard(story: list[tuple[str, int,
             newest = round
             announced.add(round)
         elif kind == "numbers":
-            notes.hear_numbers(round, term, {REDUCER: term})
+            notes.hear_close(round, term, Members.of({REDUCER: term}))
     known = [round for round in ROUNDS if notes.plan(round, parent(round)) is not None]
     assert all(round > newest - KEPT_ROUNDS for round in known)
     assert newest in known or not newest
@@ -275,12 +276,31 @@ def test_notes_are_of_a_few_rounds_whatever_is_heard(story: list[tuple[str, int,
 def test_an_older_term_s_numbers_do_not_take_the_place_of_newer_ones() -> None:
     notes = Notes()
     notes.hear_plan(plan_round(CONFIG, MANIFEST.blocks, 1, ""))
-    notes.hear_numbers(1, 2, {REDUCER: 2})
-    notes.hear_numbers(1, 1, {REDUCER: 1})
+    notes.hear_close(1, 2, Members.of({REDUCER: 2}))
+    notes.hear_close(1, 1, Members.of({REDUCER: 1}))
     assert notes.numbers(1, 2) == {REDUCER: 2}
     assert notes.numbers(1, 1) == {}
-    notes.hear_numbers(2**40, 1, {REDUCER: 1})
+    notes.hear_close(2**40, 1, Members.of({REDUCER: 1}))
     assert notes.numbers(2**40, 1) == {}
+
+
+def test_a_shard_is_told_of_by_a_list_that_has_all_who_are_in_it() -> None:
+    """Somebody may have gone since the shard was closed first."""
+    notes = Notes()
+    notes.hear_plan(plan_round(CONFIG, MANIFEST.blocks, 1, ""))
+    both, one = Members.of({REDUCER: 1, STRANGER: 2}), Members.of({STRANGER: 2})
+    for members in (both, one, both, one):
+        notes.hear_close(1, 3, members)
+    assert notes.numbers(1, 3) == one.numbers
+    assert notes.members(1, 3, {STRANGER}) == one
+    assert notes.members(1, 3, {REDUCER}) == both
+    assert notes.members(1, 3, {"d" * 32}) is None
+    assert notes.members(1, 2, {STRANGER}) is None
+    for number in range(1, 3 * KEPT_ROSTERS):
+        notes.hear_close(1, 3, Members.of({REDUCER: number}))
+    assert notes.members(1, 3, {STRANGER}) is None
+    notes.hear_close(1, 4, one)
+    assert notes.members(1, 4, {REDUCER}) is None, "that was of an older term"
 
 
 def test_bytes_of_shards_go_with_their_round(history: History) -> None:

@@ -1,6 +1,5 @@
 """Messages of the decisions come back as they were, and what is hostile does not come in."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +19,10 @@ from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.leases import Coverage, Lease
 from tsr_swarm.runtime.node.letters import (
+    Rosters,
     Told,
+    UnknownRosterError,
+    close_to_proto,
     coverage_from_proto,
     coverage_to_proto,
     done_to_proto,
@@ -39,6 +41,7 @@ from tsr_swarm.runtime.node.letters import (
 )
 from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.wire.codec import Section
+from tsr_swarm.wire.members import Members
 from tsr_swarm.wire.messages import ShardResult
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -82,20 +85,23 @@ goodbyes = st.just(pt.Goodbye(SENDER))
 
 
 @st.composite
-def closes(draw: st.DrawFn) -> tuple[pt.Close, Mapping[str, int]]:
-    """A Close, and numbers of all whom it admits."""
+def closes(draw: st.DrawFn) -> tuple[pt.Close, Members]:
+    """A Close, and all whom it admits."""
     round = draw(st.integers(1, ROUNDS))
     numbers = draw(st.dictionaries(st.integers(1, 10**6), peer_ids, max_size=6))
     by_peer = {peer: number for number, peer in numbers.items()}
     shards = tuple(sorted(draw(st.sets(st.integers(0, 1)))))
     parent = draw(chains) if round > 1 else ""
-    return pt.Close(draw(terms), round, parent, shards, frozenset(by_peer)), by_peer
+    return pt.Close(draw(terms), round, parent, shards, frozenset(by_peer)), Members.of(by_peer)
 
 
 @st.composite
-def shards_done(draw: st.DrawFn) -> tuple[pt.ShardDone, MadeShard]:
+def shards_done(draw: st.DrawFn) -> tuple[pt.ShardDone, MadeShard, Members | None]:
+    """A shard, and those of whom some are in it; nobody for a void one."""
     shard = draw(st.integers(0, 1))
-    included = tuple(sorted(draw(st.sets(peer_ids, max_size=5))))
+    peers = draw(st.lists(peer_ids, max_size=20, unique=True))
+    members = Members.of({peer: number for number, peer in enumerate(peers, 1)})
+    included = tuple(sorted(draw(st.sets(st.sampled_from(peers))))) if peers else ()
     result = ShardResult(void=True)
     if included:
         tokens = draw(st.integers(len(included), 2**40))
@@ -108,7 +114,11 @@ def shards_done(draw: st.DrawFn) -> tuple[pt.ShardDone, MadeShard]:
         draw(counts),
         draw(st.just({}) | seen.map(lambda captured: {low_rank: captured})),
     )
-    return pt.ShardDone(draw(terms), draw(st.integers(1, ROUNDS)), shard, made.decided), made
+    return (
+        pt.ShardDone(draw(terms), draw(st.integers(1, ROUNDS)), shard, made.decided),
+        made,
+        members if included else None,
+    )
 
 
 keys = st.tuples(st.integers(1, ROUNDS), terms, st.integers(1, 2**50))
@@ -151,6 +161,14 @@ def news_and_plans(draw: st.DrawFn) -> tuple[pt.News, RoundPlan | None]:
     return news, plan
 
 
+def known(members: Members | None) -> Rosters:
+    """These are known, and no others."""
+    return lambda digest: members if members is not None and digest == members.digest else None
+
+
+ALONE = Members.of({SENDER: 1})
+
+
 def sent(request: pb.TellRequest) -> pb.TellRequest:
     """``request`` over the wire, with what its sender fills in."""
     request.manifest_digest, request.sender, request.address = DIGEST, SENDER, "192.0.2.7:7700"
@@ -175,21 +193,37 @@ def test_a_record_comes_back_as_it_was(record: Record) -> None:
 @settings(deadline=None)
 @given(message=votes | replies | beats | answers | goodbyes)
 def test_what_voters_tell_each_other_comes_back_as_it_was(message: Any) -> None:
-    assert told(sent(tell_to_proto(message)), MANIFEST, SHARD_BLOCKS) == Told(message)
+    assert told(sent(tell_to_proto(message)), MANIFEST, SHARD_BLOCKS, known(ALONE)) == Told(message)
 
 
 @settings(deadline=None)
 @given(close=closes())
-def test_a_close_comes_back_with_the_numbers_of_all_whom_it_admits(close: tuple[pt.Close, Mapping[str, int]]) -> None:
-    message, numbers = close
-    assert told(sent(tell_to_proto(message, numbers)), MANIFEST, SHARD_BLOCKS) == Told(message, numbers)
+def test_a_close_comes_back_with_all_whom_it_admits(close: tuple[pt.Close, Members]) -> None:
+    message, members = close
+    assert told(sent(close_to_proto(message, members)), MANIFEST, SHARD_BLOCKS, known(members)) == Told(
+        message, members
+    )
 
 
 @settings(deadline=None)
 @given(done=shards_done())
-def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, MadeShard]) -> None:
-    message, made = done
-    assert told(sent(done_to_proto(message, made)), MANIFEST, SHARD_BLOCKS) == Told(message, made=made)
+def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, MadeShard, Members | None]) -> None:
+    message, made, members = done
+    request = sent(done_to_proto(message, made, members))
+    assert told(request, MANIFEST, SHARD_BLOCKS, known(members)) == Told(message, made=made)
+    assert len(request.shard_done.result.absent) <= 3, "a bit a peer"
+
+
+@settings(deadline=None)
+@given(close=closes(), done=shards_done())
+def test_of_whom_it_is_said_must_be_known(
+    close: tuple[pt.Close, Members], done: tuple[pt.ShardDone, MadeShard, Members | None]
+) -> None:
+    for request, members in ((close_to_proto(*close), close[1]), (done_to_proto(*done), done[2])):
+        if members is not None:
+            with pytest.raises(UnknownRosterError) as unknown:
+                told(sent(request), MANIFEST, SHARD_BLOCKS, known(None))
+            assert unknown.value.digest == members.digest
 
 
 @settings(deadline=None)
@@ -217,18 +251,9 @@ def test_a_redirect_comes_back_as_it_was(redirect: pt.Redirect) -> None:
 # --- what is left out -------------------------------------------------------------------------------------------------
 
 
-def test_who_does_not_train_is_in_no_close() -> None:
-    """The coordinator calls a leader as peers do, but has no number, and no work that could be admitted."""
-    peer, without, unheard = (f"{number:032x}" for number in range(3))
-    close = pt.Close(3, 1, "", (0,), frozenset({peer, without, unheard}))
-    read = told(sent(tell_to_proto(close, {peer: 4, without: 0})), MANIFEST, SHARD_BLOCKS)
-    assert read.numbers == {peer: 4}
-    assert read.message == pt.Close(3, 1, "", (0,), frozenset({peer}))
-
-
 def test_a_reason_of_any_length_arrives() -> None:
     reply = cl.VoteReply(3, 2, False, False, "x" * 1000)
-    assert told(sent(tell_to_proto(reply)), MANIFEST, SHARD_BLOCKS).message == cl.VoteReply(
+    assert told(sent(tell_to_proto(reply)), MANIFEST, SHARD_BLOCKS, known(ALONE)).message == cl.VoteReply(
         3, 2, False, False, "x" * 160
     )
 
@@ -246,7 +271,7 @@ def done(**changes: Any) -> pb.TellRequest:
     section = pb.Section(kind="core", raw_bytes=9, wire_bytes=9, hash=HASH)
     result = pb.ShardResult(tokens=5, sections=[section])
     good: dict[str, Any] = {"term": 1, "round": 1, "result": result, "kappas": [0.5], "energies": [1.0]}
-    good["included"] = [bytes.fromhex(SENDER)]
+    good["roster"] = ALONE.digest
     return sent(pb.TellRequest(shard_done=pb.ShardDone(**{**good, **changes})))
 
 
@@ -272,30 +297,32 @@ def with_sections(*sections: pb.Section) -> pb.ShardResult:
         ("kappas", {"kappas": [0.5, 0.5], "energies": [1.0, 1.0]}),  # the shard's other block is dense
         ("energies", {"energies": []}),
         ("local_loss", {"local_loss": float("nan")}),
+        ("roster", {"roster": b""}),
+        ("roster", {"roster": HASH}),
     ],
 )
 def test_a_shard_out_of_bounds_is_refused_by_field(reason: str, changes: dict[str, Any]) -> None:
-    assert told(done(), MANIFEST, SHARD_BLOCKS).made is not None
-    assert refusal_of(told, done(**changes), MANIFEST, SHARD_BLOCKS) == reason
+    assert told(done(), MANIFEST, SHARD_BLOCKS, known(ALONE)).made is not None
+    assert refusal_of(told, done(**changes), MANIFEST, SHARD_BLOCKS, known(ALONE)) == reason
 
 
 @pytest.mark.parametrize(
     ("reason", "close"),
     [
-        ("shards", pb.Close(term=1, round=1, shards=[2])),
-        ("shards", pb.Close(term=1, round=1, shards=[1, 0])),
-        ("admitted", pb.Close(term=1, round=1, admitted=[pb.Member(peer_id=bytes(16), number=1)] * 2)),
-        ("admitted", pb.Close(term=1, round=1, admitted=[pb.Member(peer_id=bytes(16))])),
+        ("shards", pb.Close(term=1, round=1, shards=[1, 0], roster=HASH)),
+        ("shards", pb.Close(term=1, round=1, shards=[2], roster=HASH)),
+        ("roster", pb.Close(term=1, round=1)),
+        ("roster", pb.Close(term=1, round=1, roster=HASH)),
         ("parent", pb.Close(term=1, round=2)),
     ],
 )
 def test_a_close_out_of_bounds_is_refused_by_field(reason: str, close: pb.Close) -> None:
-    assert refusal_of(told, sent(pb.TellRequest(close=close)), MANIFEST, SHARD_BLOCKS) == reason
+    assert refusal_of(told, sent(pb.TellRequest(close=close)), MANIFEST, SHARD_BLOCKS, known(ALONE)) == reason
 
 
 def test_who_tells_must_say_who_it_is() -> None:
     request = pb.TellRequest(manifest_digest=DIGEST, goodbye=pb.Goodbye())
-    assert refusal_of(told, request, MANIFEST, SHARD_BLOCKS) == "sender"
+    assert refusal_of(told, request, MANIFEST, SHARD_BLOCKS, known(ALONE)) == "sender"
 
 
 NEWS = pt.News(
@@ -363,7 +390,7 @@ def test_coverage_has_an_epoch() -> None:
 @given(data=st.binary(max_size=200))
 def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
     with suppress(PeerError, DecodeError):
-        told(sent(pb.TellRequest.FromString(data)), MANIFEST, SHARD_BLOCKS)
+        told(sent(pb.TellRequest.FromString(data)), MANIFEST, SHARD_BLOCKS, known(ALONE))
     with suppress(PeerError, DecodeError):
         poll_from_proto(pb.PollRequest.FromString(data))
     with suppress(PeerError, DecodeError):
@@ -374,13 +401,15 @@ def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
 
 @settings(deadline=None)
 @given(data=st.data(), sample=shards_done())
-def test_flipped_bits_raise_only_peer_errors(data: st.DataObject, sample: tuple[pt.ShardDone, MadeShard]) -> None:
+def test_flipped_bits_raise_only_peer_errors(
+    data: st.DataObject, sample: tuple[pt.ShardDone, MadeShard, Members | None]
+) -> None:
     news = news_to_proto(NEWS, PLAN, SHARD_BLOCKS).SerializeToString()
     for good in (sent(done_to_proto(*sample)).SerializeToString(), news):
         bit = data.draw(st.integers(0, 8 * len(good) - 1))
         flipped = bytearray(good)
         flipped[bit // 8] ^= 1 << bit % 8
         with suppress(PeerError, DecodeError):
-            told(pb.TellRequest.FromString(bytes(flipped)), MANIFEST, SHARD_BLOCKS)
+            told(pb.TellRequest.FromString(bytes(flipped)), MANIFEST, SHARD_BLOCKS, known(sample[2]))
         with suppress(PeerError, DecodeError):
             news_from_proto(pb.News.FromString(bytes(flipped)), BLOCKS)

@@ -26,6 +26,8 @@ from tsr_swarm.runtime.node import post as module
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.gathering import Gathering
 from tsr_swarm.runtime.node.lending import Lending
+from tsr_swarm.runtime.node.made import MadeShard
+from tsr_swarm.runtime.node.membership import Membership
 from tsr_swarm.runtime.node.notes import Notes
 from tsr_swarm.runtime.node.post import Desk, Introduction, Post
 from tsr_swarm.telemetry.ledger import ByteLedger
@@ -33,6 +35,7 @@ from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
+from tsr_swarm.wire.messages import ShardResult as Published
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 A, B, C = (letter * 32 for letter in "abc")
@@ -59,6 +62,7 @@ class Small:
     notes: Notes
     background: Background
     post: Post
+    membership: Membership
     address: str = ""
     is_admitting: bool = True
     refusal: RefusedError | None = None
@@ -67,6 +71,7 @@ class Small:
     heard: list[Record] = field(default_factory=list)
     rules: list[str] = field(default_factory=list)
     joined: list[str] = field(default_factory=list)
+    listed: list[pb.ListPeersRequest] = field(default_factory=list)
     numbers: Mapping[str, int] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -95,6 +100,10 @@ class Small:
     async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
         return await self.post.tell(request, caller)
 
+    async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
+        self.listed.append(request)
+        return self.membership.answer(request, self.numbers)
+
     async def join(self, request: pb.JoinRequest, caller: Caller) -> pb.JoinReply:
         if self.refusal is not None:
             raise self.refusal
@@ -119,9 +128,9 @@ def make_small(me: str, lines: Lines, book: AddressBook, address: str) -> Small:
         reached=lambda: None,
     )
     who = Introduction(peer_id=me, name="peer", address=address, local_space="core", device="cpu")
-    lending = Lending(me, 1, Coverage(), None)
-    post = Post(who, MANIFEST, SHARD_BLOCKS, book, lines, notes, gathering, lending, desk, background)
-    small = Small(me, book, notes, background, post, address)
+    lending, membership = Lending(me, 1, Coverage(), None), Membership(DIGEST, lines, background)
+    post = Post(who, MANIFEST, SHARD_BLOCKS, book, lines, notes, gathering, membership, lending, desk, background)
+    small = Small(me, book, notes, background, post, membership, address)
     return small
 
 
@@ -369,15 +378,92 @@ async def test_what_is_told_arrives_as_it_was_said(message: pt.Message) -> None:
         assert b.heard == ([message.base] if isinstance(message, cl.Beat) else [])
 
 
-async def test_a_close_takes_the_numbers_along_that_counted_when_it_was_decided() -> None:
-    async with pair() as (a, b):
-        b.notes.hear_plan(PLAN)
-        a.numbers = {A: 2, C: 1}
-        a.post.send(B, Close(3, 1, "", (0, 1), frozenset({A, B, C})))
-        a.numbers = {}  # it leads no more
-        (received,) = await b.seen(Received)
-        assert received.message == Close(3, 1, "", (0, 1), frozenset({A, C})), "who does not train has no work"
-        assert b.notes.numbers(1, 3) == {A: 2, C: 1}
+@asynccontextmanager
+async def leader_and_reducer() -> AsyncIterator[tuple[Small, Small]]:
+    """B leads; A, which is told, can ask it who takes part."""
+    async with AsyncExitStack() as stack:
+        smalls = []
+        for me in (A, B):
+            handler, book = Late(), AddressBook(me)
+            port = await stack.enter_async_context(serve(handler, "127.0.0.1:0", ByteLedger(), stop_seconds=0.1))
+            lines = await stack.enter_async_context(Lines(book, ByteLedger(), KernelBytes([])))
+            handler.small = make_small(me, lines, book, f"127.0.0.1:{port}")
+            smalls.append(handler.small)
+            stack.push_async_callback(handler.small.background.close)
+        reducer, leader = smalls
+        leader.book.hear(A, reducer.address)
+        reducer.notes.hear_plan(PLAN)
+        yield leader, reducer
+
+
+ALL = Close(3, 1, "", (0, 1), frozenset({A, B, C}))
+
+
+async def test_a_close_names_those_who_counted_when_it_was_decided_and_the_list_is_fetched_once() -> None:
+    async with leader_and_reducer() as (leader, reducer):
+        leader.numbers = {A: 2, C: 1}
+        leader.post.send(A, ALL)
+        leader.numbers = {A: 2, C: 1, B: 3}
+        (received,) = await reducer.seen(Received)
+        assert received == Received(B, replace(ALL, admitted=frozenset({A, C}))), "who does not train has no work"
+        assert reducer.notes.numbers(1, 3) == {A: 2, C: 1}
+        leader.numbers = {A: 2, C: 1}
+        leader.post.send(A, replace(ALL, shards=(1,)))
+        await reducer.seen(Received, 2)
+        assert len(leader.listed) == 1
+        leader.numbers = {A: 2, C: 1, B: 3}
+        leader.post.send(A, ALL)
+        await reducer.seen(Received, 3)
+        assert len(leader.listed) == 2
+
+
+async def test_a_close_whose_list_cannot_be_had_is_as_if_lost() -> None:
+    async with leader_and_reducer() as (leader, reducer):
+        leader.numbers = {A: 2}
+        asked = asyncio.Event()
+
+        async def refuse(request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
+            asked.set()
+            raise UnreachableError("Not now.")
+
+        leader.list_peers = refuse  # type: ignore[method-assign]
+        leader.post.send(A, ALL)
+        await asked.wait()
+        leader.post.send(A, pt.Goodbye(B))
+        assert await reducer.seen(Received) == [Received(B, pt.Goodbye(B))]
+        assert reducer.notes.numbers(1, 3) == {}
+
+
+async def test_a_shard_is_told_of_by_who_of_the_close_is_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[str, ShardDone, MadeShard]] = []
+    async with leader_and_reducer() as (leader, reducer):
+
+        async def fetch(sender: str, done: ShardDone, made: MadeShard) -> ShardResult:
+            heard.append((sender, done, made))
+            return done.result
+
+        monkeypatch.setattr(Gathering, "fetch", lambda _, *what: fetch(*what))
+        leader.numbers = {A: 2, B: 3, C: 1}
+        leader.post.send(A, ALL)
+        await reducer.seen(Received)
+        made = MadeShard(Published(included=(A, C), tokens=5))
+        reducer.notes.keep(1, 0, made, b"bytes")
+        done = ShardDone(3, 1, 0, made.decided)
+        reducer.post.send(B, done)
+        assert await leader.seen(Received) == [Received(A, done)]
+        assert heard == [(A, done, made)]
+        reducer.post.send(B, replace(done, term=2))  # of which nothing was heard here
+        reducer.post.send(B, pt.Goodbye(A))
+        assert (await leader.seen(Received, 2))[-1] == Received(A, pt.Goodbye(A))
+
+
+async def test_a_shard_of_a_list_that_was_never_named_is_refused() -> None:
+    async with leader_and_reducer() as (leader, _), SwarmClient(leader.address, ByteLedger()) as client:
+        request = telling(pt.Goodbye(A))
+        request.shard_done.CopyFrom(pb.ShardDone(term=1, round=1, result=pb.ShardResult(tokens=1), roster=bytes(32)))
+        with pytest.raises(PeerError, match="is not known here"):
+            await client.tell(request)
+        assert leader.events == []
 
 
 async def test_what_cannot_be_delivered_is_told_to_the_decisions() -> None:
@@ -417,8 +503,14 @@ def spoiled(change: Callable[[pb.TellRequest], object], message: pt.Message) -> 
     return request
 
 
+def closing(**changes: Any) -> pb.TellRequest:
+    request = telling(pt.Goodbye(A))
+    good: dict[str, Any] = {"term": 3, "round": 1, "shards": [0, 1], "roster": bytes(32)}
+    request.close.CopyFrom(pb.Close(**{**good, **changes}))
+    return request
+
+
 BEAT = cl.Beat(3, BASE, None)
-CLOSE = Close(3, 1, "", (0, 1), frozenset())
 
 
 @pytest.mark.parametrize(
@@ -432,8 +524,8 @@ CLOSE = Close(3, 1, "", (0, 1), frozenset())
         (pb.TellRequest(manifest_digest=DIGEST, sender=A), PeerError),
         (spoiled(lambda told: told.beat.base.voters.append("x"), BEAT), PeerError),
         (spoiled(lambda told: told.beat.base.ClearField("voters"), BEAT), PeerError),
-        (spoiled(lambda told: told.close.shards.append(2), CLOSE), PeerError),
-        (spoiled(lambda told: told.close.admitted.add(peer_id=b"short", number=1), CLOSE), PeerError),
+        (closing(shards=[2]), PeerError),
+        (closing(roster=b"short"), PeerError),
         (shard_of_nobody(2), PeerError),
         (shard_of_nobody(2**31), PeerError),
     ],

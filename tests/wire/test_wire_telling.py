@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.errors import PeerError
-from tsr_swarm.wire.telling import check_record, check_told, require_members
+from tsr_swarm.wire.telling import check_record, check_told
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 HASH = b"h" * 32
@@ -19,17 +19,15 @@ def record(**changes: Any) -> pb.Record:
     return pb.Record(**{"round": 4, "chain": HASH, "parent": HASH, "voters": PEERS[:3], **changes})
 
 
-def member(number: int, peer: int | None = None) -> pb.Member:
-    return pb.Member(peer_id=(number if peer is None else peer).to_bytes(16, "big"), number=number)
-
-
 GOOD: dict[str, Any] = {
     "vote_request": pb.VoteRequest(term=1),
     "vote_reply": pb.VoteReply(term=1, reason="granted"),
     "beat": pb.Beat(term=1, base=record(), proposal=record(round=5)),
     "beat_reply": pb.BeatReply(term=1, accepted=HASH, reason="accepted"),
-    "close": pb.Close(term=1, round=5, parent=HASH, shards=[0, 2], admitted=[member(1), member(7)]),
-    "shard_done": pb.ShardDone(term=1, round=5, shard=3, local_loss=2.5, raw_sent=10**9, kappas=[0.5], energies=[2.0]),
+    "close": pb.Close(term=1, round=5, parent=HASH, shards=[0, 2], roster=HASH),
+    "shard_done": pb.ShardDone(
+        term=1, round=5, shard=3, local_loss=2.5, raw_sent=10**9, kappas=[0.5], energies=[2.0], roster=HASH
+    ),
     "goodbye": pb.Goodbye(),
 }
 
@@ -49,7 +47,8 @@ def test_a_message_within_bounds_passes(kind: str) -> None:
 def test_what_may_be_left_out_may_be() -> None:
     check_told(pb.TellRequest(beat=pb.Beat(term=1, base=pb.Record(voters=PEERS[:1]))))
     check_told(told("beat_reply", accepted=b""))
-    check_told(told("close", round=1, parent=b"", admitted=[]))
+    check_told(told("close", round=1, parent=b""))
+    check_told(told("shard_done", roster=b"", result=pb.ShardResult(void=True)))
     check_told(told("shard_done", kappas=[], energies=[]))
 
 
@@ -73,8 +72,8 @@ def test_what_may_be_left_out_may_be() -> None:
         ("shards", "close", {"shards": [1024]}),
         ("shards", "close", {"shards": [2, 0]}),
         ("shards", "close", {"shards": [1, 1]}),
-        ("admitted", "close", {"admitted": [member(7), member(1)]}),
-        ("admitted", "close", {"admitted": [member(7, peer=1), member(7, peer=2)]}),
+        ("roster", "close", {"roster": b""}),
+        ("roster", "close", {"roster": HASH + b"x"}),
         ("round", "shard_done", {"round": 0}),
         ("shard", "shard_done", {"shard": 1024}),
         ("local_loss", "shard_done", {"local_loss": math.nan}),
@@ -85,6 +84,8 @@ def test_what_may_be_left_out_may_be() -> None:
         ("energies", "shard_done", {"energies": [-1.0]}),
         ("energies", "shard_done", {"energies": [math.inf]}),
         ("energies", "shard_done", {"energies": []}),
+        ("roster", "shard_done", {"roster": b""}),
+        ("roster", "shard_done", {"roster": HASH[:31]}),
     ],
 )
 def test_out_of_bounds_is_refused_by_field(reason: str, kind: str, changes: dict[str, Any]) -> None:
@@ -114,46 +115,6 @@ def test_a_record_out_of_bounds_is_refused_by_field(field: str, changes: dict[st
     with pytest.raises(PeerError) as refusal:
         check_record(record(**changes))
     assert refusal.value.reason == f"record.{field}"
-
-
-@given(numbers=st.sets(st.integers(1, 10**6)), data=st.data())
-def test_members_pass_only_in_ascending_order_and_each_once(numbers: set[int], data: st.DataObject) -> None:
-    members = [member(number) for number in sorted(numbers)]
-    require_members("members", members)
-    for wrong in ([*members, data.draw(st.sampled_from(members))] if members else [member(0)], members[::-1]):
-        if wrong == members:
-            continue
-        with pytest.raises(PeerError) as refusal:
-            require_members("members", wrong)
-        assert refusal.value.reason == "members"
-
-
-@pytest.mark.parametrize(
-    "members",
-    [
-        [member(0)],
-        [member(10**6 + 1)],
-        [member(3), member(2)],
-        [member(3, peer=1), member(3, peer=2)],
-        [member(2, peer=1), member(3, peer=1)],
-    ],
-    ids=["no number", "too large a number", "descending", "one number twice", "one peer twice"],
-)
-def test_members_that_cannot_be_are_refused(members: list[pb.Member]) -> None:
-    with pytest.raises(PeerError) as refusal:
-        require_members("members", members)
-    assert refusal.value.reason == "members"
-
-
-@pytest.mark.parametrize("peer_id", [b"", bytes(15), bytes(17), PEERS[0].encode()])
-def test_a_member_is_named_by_16_bytes(peer_id: bytes) -> None:
-    with pytest.raises(PeerError, match="16 bytes a peer"):
-        require_members("members", [pb.Member(peer_id=peer_id, number=1)])
-
-
-def test_no_more_members_than_can_be_included() -> None:
-    with pytest.raises(PeerError, match="at most 10000 peers"):
-        require_members("members", [member(1)] * 10_001)
 
 
 @given(data=st.binary(max_size=200))

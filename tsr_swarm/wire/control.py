@@ -24,8 +24,9 @@ from tsr_swarm.wire.fields import (
     require_real,
     require_text,
 )
+from tsr_swarm.wire.members import MAX_PEERS, require_members
 from tsr_swarm.wire.messages import MAX_SECTIONS, MAX_SHARDS
-from tsr_swarm.wire.telling import MAX_PEERS, check_record, check_told, require_members
+from tsr_swarm.wire.telling import check_record, check_told
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 MAX_CHUNK_BYTES = 4 << 20
@@ -161,12 +162,16 @@ def check_tell(message: pb.TellRequest) -> None:
 
 
 def check_list_peers(message: pb.ListPeersRequest) -> None:
-    """Which run is meant."""
+    """Which run is meant, and which list."""
     require_digest("manifest_digest", message.manifest_digest)
+    for field, value in (("roster", message.roster), ("known", message.known)):
+        if value:
+            require_digest(field, value)
 
 
 def check_list_peers_reply(message: pb.ListPeersReply) -> None:
-    """Who takes part."""
+    """Who takes part, unless that is known."""
+    require(not (message.unchanged and message.members), "unchanged", len(message.members), "without members")
     require_members("members", message.members)
 
 

@@ -3,9 +3,6 @@
 They bound the form only. Whether the sender votes, leads or reduces is for the decisions of a round to say.
 """
 
-import itertools
-from collections.abc import Sequence
-
 from tsr_swarm.wire.fields import (
     MAX_COUNT,
     MAX_REASON,
@@ -16,16 +13,12 @@ from tsr_swarm.wire.fields import (
     require_between,
     require_chain,
     require_digest,
-    require_peer_bytes,
     require_real,
     require_text,
     require_voters,
 )
-from tsr_swarm.wire.included import MAX_INCLUDED
 from tsr_swarm.wire.messages import MAX_LOSS, MAX_SHARDS, require_measured
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
-
-MAX_PEERS = 10**6  # the largest number of one
 
 
 def check_told(message: pb.TellRequest) -> None:
@@ -53,18 +46,6 @@ def check_record(message: pb.Record, field: str = "record") -> None:
     require_chain(f"{field}.chain", message.chain, message.round)
     require_chain(f"{field}.parent", message.parent, message.round - 1)
     require_voters(f"{field}.voters", message.voters, 1)
-
-
-def require_members(field: str, members: Sequence[pb.Member]) -> None:
-    """Peers that train, ascending by number; no number and no peer twice."""
-    require(len(members) <= MAX_INCLUDED, field, len(members), f"at most {MAX_INCLUDED} peers")
-    for member in members:
-        require_peer_bytes(field, member.peer_id)
-        require_between(field, member.number, 1, MAX_PEERS)
-    ascending = all(a.number < b.number for a, b in itertools.pairwise(members))
-    require(ascending, field, [member.number for member in members[:8]], "ascending by number, each number once")
-    different = len({member.peer_id for member in members})
-    require(different == len(members), field, different, f"{len(members)} different peers")
 
 
 def _check_vote_request(message: pb.VoteRequest) -> None:
@@ -99,7 +80,7 @@ def _check_close(message: pb.Close) -> None:
     require_between("round", message.round, 1, MAX_ROUND)
     require_chain("parent", message.parent, message.round - 1)
     require_ascending("shards", message.shards, MAX_SHARDS)
-    require_members("admitted", message.admitted)
+    require_digest("roster", message.roster)
 
 
 def _check_shard_done(message: pb.ShardDone) -> None:
@@ -109,3 +90,5 @@ def _check_shard_done(message: pb.ShardDone) -> None:
     require_real("local_loss", message.local_loss, -MAX_LOSS, MAX_LOSS)
     require_between("raw_sent", message.raw_sent, 0, MAX_COUNT)
     require_measured(message.kappas, message.energies)
+    if not message.result.void:
+        require_digest("roster", message.roster)

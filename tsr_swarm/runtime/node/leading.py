@@ -101,8 +101,11 @@ class Leading:
 
     @property
     def numbers(self) -> Mapping[str, int]:
-        """Whose work counts, and its place in sums."""
-        return {peer.peer_id: peer.number for peer in self.roster.everyone() if peer.number}
+        """Whose work counts, and its place in sums. Who has gone has none any more once another has its number."""
+        by_number = {
+            peer.number: peer.peer_id for peer in sorted(self.roster.everyone(), key=lambda peer: peer.is_here)
+        }
+        return {peer: number for number, peer in by_number.items() if number}
 
     # --- rounds -------------------------------------------------------------------------------------------------
 

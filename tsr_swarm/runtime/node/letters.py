@@ -4,12 +4,13 @@ Who tells it, of which run and from where, is filled in by whoever sends it. Wha
 shard's losses or a peer's number in sums, travels beside the message that it belongs to.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.rounds import council as cl
 from tsr_swarm.rounds.council import Record
@@ -19,13 +20,22 @@ from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.wire.bits import from_bits, to_bits
 from tsr_swarm.wire.control import check_news, check_poll, check_redirect, check_tell
 from tsr_swarm.wire.fields import MAX_REASON, require, require_ascending
-from tsr_swarm.wire.included import peers_from_bytes
+from tsr_swarm.wire.members import Members
 from tsr_swarm.wire.messages import plan_from_proto, plan_to_proto, result_from_proto, result_to_proto
 from tsr_swarm.wire.telling import check_record
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ShardBlocks = Sequence[Sequence[int]]
+Rosters = Callable[[bytes], Members | None]
 NOT_SENT = (0, 0, 0)  # no plan has this key
+
+
+class UnknownRosterError(PeerError):
+    """Whom a message is about is not known here; everything else about it is as it should be."""
+
+    def __init__(self, digest: bytes) -> None:
+        super().__init__("roster", f"The list of peers {digest.hex()[:8]} is not known here; close the round again.")
+        self.digest = digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +43,7 @@ class Told:
     """A message that came in, and what came with it for the shell."""
 
     message: Message
-    numbers: Mapping[str, int] = field(default_factory=dict)  # of a Close: peer id -> place in sums
+    members: Members | None = None  # of a Close: who is admitted
     made: MadeShard | None = None  # of a ShardDone
 
 
@@ -59,11 +69,8 @@ def _record(message: pb.Record) -> Record:
 # --- told between nodes that can be dialled ---------------------------------------------------------------------------
 
 
-def tell_to_proto(message: cl.Message | Close | Goodbye, numbers: Mapping[str, int] | None = None) -> pb.TellRequest:
-    """Everything but a ShardDone. numbers: of a Close, the numbers of those admitted; who has none has no work either.
-
-    Manifest, sender and address are left empty.
-    """
+def tell_to_proto(message: cl.Message | Goodbye) -> pb.TellRequest:
+    """What needs nothing beside it. Manifest, sender and address are left empty."""
     match message:
         case cl.VoteRequest(term, _, (round, tail_term), is_trial):
             vote = pb.VoteRequest(term=term, round=round, tail_term=tail_term, is_trial=is_trial)
@@ -83,32 +90,31 @@ def tell_to_proto(message: cl.Message | Close | Goodbye, numbers: Mapping[str, i
         case cl.BeatReply(term, round, accepted, reason):
             answer = pb.BeatReply(term=term, round=round, accepted=bytes.fromhex(accepted), reason=reason[:MAX_REASON])
             return pb.TellRequest(beat_reply=answer)
-        case Close():
-            return pb.TellRequest(close=_close_to_proto(message, numbers or {}))
         case Goodbye():
             return pb.TellRequest(goodbye=pb.Goodbye())
 
 
-def _close_to_proto(message: Close, numbers: Mapping[str, int]) -> pb.Close:
-    admitted = sorted((numbers[peer], peer) for peer in message.admitted if numbers.get(peer))
-    return pb.Close(
+def close_to_proto(message: Close, members: Members) -> pb.TellRequest:
+    """members: those admitted that have a number; who has none has no work either. The rest is left empty."""
+    close = pb.Close(
         term=message.term,
         round=message.round,
         parent=bytes.fromhex(message.parent),
         shards=message.shards,
-        admitted=[pb.Member(peer_id=bytes.fromhex(peer), number=number) for number, peer in admitted],
+        roster=members.digest,
     )
+    return pb.TellRequest(close=close)
 
 
-def done_to_proto(message: ShardDone, made: MadeShard) -> pb.TellRequest:
-    """A reducer's answer. Manifest, sender and address are left empty."""
+def done_to_proto(message: ShardDone, made: MadeShard, members: Members | None = None) -> pb.TellRequest:
+    """A reducer's answer. members: of the Close; None for a void shard. Manifest, sender and address are left empty."""
     captured = [made.captured[index] for index in sorted(made.captured)]
     done = pb.ShardDone(
         term=message.term,
         round=message.round,
         shard=message.shard,
-        result=result_to_proto(made.result, made.result.included),
-        included=map(bytes.fromhex, made.result.included),
+        result=result_to_proto(made.result, () if members is None else members.peers),
+        roster=b"" if members is None else members.digest,
         local_loss=made.local_loss,
         raw_sent=made.raw_sent,
         kappas=[seen.kappa for seen in captured],
@@ -117,8 +123,11 @@ def done_to_proto(message: ShardDone, made: MadeShard) -> pb.TellRequest:
     return pb.TellRequest(shard_done=done)
 
 
-def told(request: pb.TellRequest, manifest: Manifest, shard_blocks: ShardBlocks) -> Told:
-    """Read what ``request.sender`` tells; that it is of this run is for the caller to say. Raises PeerError."""
+def told(request: pb.TellRequest, manifest: Manifest, shard_blocks: ShardBlocks, known: Rosters) -> Told:
+    """Read what ``request.sender`` tells; that it is of this run is for the caller to say. Raises PeerError.
+
+    known: finds lists of members by their hash. UnknownRosterError where it does not: nothing else is wrong then.
+    """
     check_tell(request)
     match request.WhichOneof("message"):
         case "vote_request":
@@ -135,34 +144,43 @@ def told(request: pb.TellRequest, manifest: Manifest, shard_blocks: ShardBlocks)
             answer = request.beat_reply
             return Told(cl.BeatReply(answer.term, answer.round, answer.accepted.hex(), answer.reason))
         case "close":
-            return _close(request.close, len(shard_blocks))
+            return _close(request.close, len(shard_blocks), known)
         case "shard_done":
-            return _done(request.shard_done, manifest, shard_blocks)
+            return _done(request.shard_done, manifest, shard_blocks, known)
         case _:
             return Told(Goodbye(request.sender))
 
 
-def _close(message: pb.Close, shards: int) -> Told:
+def _close(message: pb.Close, shards: int, known: Rosters) -> Told:
     require_ascending("shards", message.shards, shards)
-    numbers = {member.peer_id.hex(): member.number for member in message.admitted}
+    members = _members(message.roster, known)
     parent, asked = message.parent.hex(), tuple(message.shards)
-    return Told(Close(message.term, message.round, parent, asked, frozenset(numbers)), numbers)
+    return Told(Close(message.term, message.round, parent, asked, frozenset(members.peers)), members)
 
 
-def _done(message: pb.ShardDone, manifest: Manifest, shard_blocks: ShardBlocks) -> Told:
+def _done(message: pb.ShardDone, manifest: Manifest, shard_blocks: ShardBlocks, known: Rosters) -> Told:
     shards = len(shard_blocks)
     require(message.shard < shards, "shard", message.shard, f"below {shards}")
     low_rank = [index for index in sorted(shard_blocks[message.shard]) if manifest.blocks[index].is_low_rank]
     count = len(message.kappas)
     require(count in (0, len(low_rank)), "kappas", count, f"none, or one for each of {len(low_rank)} low-rank blocks")
     seen = [Captured(kappa, energy) for kappa, energy in zip(message.kappas, message.energies, strict=True)]
+    peers = () if message.result.void else _members(message.roster, known).peers
+    result = result_from_proto(message.result, peers)
     made = MadeShard(
-        result_from_proto(message.result, peers_from_bytes("included", message.included)),
+        replace(result, included=tuple(sorted(result.included))),
         message.local_loss,
         message.raw_sent,
         dict(zip(low_rank, seen, strict=False)),  # nobody may have measured
     )
     return Told(ShardDone(message.term, message.round, message.shard, made.decided), made=made)
+
+
+def _members(digest: bytes, known: Rosters) -> Members:
+    members = known(digest)
+    if members is None:
+        raise UnknownRosterError(digest)
+    return members
 
 
 # --- polls and their answers ------------------------------------------------------------------------------------------

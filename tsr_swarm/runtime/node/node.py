@@ -32,6 +32,7 @@ from tsr_swarm.runtime.node.fetching import Fetcher
 from tsr_swarm.runtime.node.gathering import Gathering
 from tsr_swarm.runtime.node.lending import Lending
 from tsr_swarm.runtime.node.made import MadeShard
+from tsr_swarm.runtime.node.membership import Membership
 from tsr_swarm.runtime.node.notes import Notes
 from tsr_swarm.runtime.node.post import Desk, Introduction, Post
 from tsr_swarm.runtime.node.shell import Shell, awake_clock
@@ -41,7 +42,6 @@ from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.train.trainer import RoundWork, Trainer
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.wire import control
 from tsr_swarm.wire.messages import PublishedHeader, published_from_proto
 from tsr_swarm.wire.rules import with_rules
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -120,8 +120,6 @@ class SwarmNode:
         self._newest = start.ledger.base  # the newest round that anybody told to stand
         self._reached_at = time.monotonic()
         self._leader = ""  # the newest that was known: it waits for reports of its last round as it goes
-        self._members: frozenset[str] = frozenset()  # whose contributions are taken, where this node does not lead
-        self._asking: asyncio.Task[None] | None = None  # who that is
         self._led: _Led | None = None  # as people were told
         self._commits: dict[int, asyncio.Task[None]] = {}
         self._in_order = asyncio.Lock()
@@ -136,6 +134,7 @@ class SwarmNode:
         self.notes = Notes()
         parts = self.manifest.config.data.parts
         self.lending = Lending(self.me, parts, start.coverage, seams.read_part)
+        self.membership = Membership(bytes.fromhex(self.manifest.digest), lines, self._background)
         gathering = Gathering(self.manifest, self.shard_blocks, lines, self.notes, self._parent, self.warn)
         self.post = Post(
             start.who,
@@ -145,6 +144,7 @@ class SwarmNode:
             lines,
             self.notes,
             gathering,
+            self.membership,
             self.lending,
             self._desk(),
             self._background,
@@ -533,7 +533,7 @@ class SwarmNode:
             return  # this node leads, and says in a moment what the round is
         self.reducing.bench.hear(announced)
         if self.leading is None and any(place.node == self.me for place in plan.places):
-            self._ask_who_is_here()
+            self.membership.ask(self.node.guide.leader)
 
     def _parent(self, reducer: str, done: pt.ShardDone) -> str | None:
         led = self.node.leading
@@ -544,6 +544,14 @@ class SwarmNode:
         are_members = done.result.included <= self._numbers(done.round, done.term).keys()
         return led.plan.parent if is_asked and is_its and are_members else None
 
+    @property
+    def admitted(self) -> Mapping[str, int]:
+        """Who takes part now, if this node leads: whom it would admit if it closed the round."""
+        if self.leading is None or self.node.leading is None:
+            return {}
+        callers = self.node.leading.callers
+        return {peer: number for peer, number in self.leading.numbers.items() if peer in callers}
+
     def _numbers(self, round: int, term: int) -> Mapping[str, int]:
         return self.leading.numbers if self.leading is not None else self.notes.numbers(round, term)
 
@@ -551,25 +559,10 @@ class SwarmNode:
         """Whether this peer takes part; where that is not known yet, the leader is asked."""
         if self.leading is not None:
             return self.leading.is_admitted(peer_id)
-        if peer_id not in self._members and peer_id != self.me:
-            self._ask_who_is_here()
-            return False
-        return True
-
-    def _ask_who_is_here(self) -> None:
-        """One question at a time, however many strangers send something."""
-        if self._asking is None or self._asking.done():
-            self._asking = self._background.start(self._list_peers())
-
-    async def _list_peers(self) -> None:
-        leader = self.node.guide.leader
-        try:
-            client = await self._lines.to(leader)
-            reply = await client.list_peers(pb.ListPeersRequest(manifest_digest=bytes.fromhex(self.manifest.digest)))
-            control.check_list_peers_reply(reply)
-            self._members = frozenset(member.peer_id.hex() for member in reply.members)
-        except (UnreachableError, PeerError, RefusedError, ConfigError):
-            return  # asked again when somebody unknown sends something
+        if peer_id == self.me or self.membership.is_member(peer_id):
+            return True
+        self.membership.ask(self.node.guide.leader)
+        return False
 
     def _settle(self, header: PublishedHeader, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
         self.reducing.bench.settle(header, refreshed)

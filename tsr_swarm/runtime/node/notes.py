@@ -1,13 +1,15 @@
 """What travels beside the decisions' own messages: plans, numbers, and what shards became. Bounded by rounds."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.rounds.gather import ShardResult
 from tsr_swarm.runtime.node.made import MadeShard
+from tsr_swarm.wire.members import Members
 
 KEPT_ROUNDS = 3  # the open one, the one that is being fetched, and one for whoever is late
+KEPT_ROSTERS = 4  # of a round: it is closed again while shards are missing, and somebody may have gone meanwhile
 
 
 @dataclass(slots=True)
@@ -15,7 +17,7 @@ class Notes:
     """One node's. Its event loop owns it."""
 
     _plans: dict[tuple[int, str], RoundPlan] = field(default_factory=dict)  # by round and parent
-    _numbers: dict[int, tuple[int, Mapping[str, int]]] = field(default_factory=dict)  # by round, of the newest term
+    _closed: dict[int, tuple[int, tuple[Members, ...]]] = field(default_factory=dict)  # by round, of the newest term
     _made: dict[tuple[int, int, str], tuple[MadeShard, bytes]] = field(default_factory=dict)  # round, shard, digest
 
     def hear_plan(self, plan: RoundPlan) -> None:
@@ -27,16 +29,23 @@ class Notes:
         """What training for this round is, as a leader announced it last."""
         return self._plans.get((round, parent))
 
-    def hear_numbers(self, round: int, term: int, numbers: Mapping[str, int]) -> None:
+    def hear_close(self, round: int, term: int, members: Members) -> None:
         """A leader closed shards of this round, which was announced: whose work counts, and in which order."""
-        known, _ = self._numbers.get(round, (0, {}))
+        known, before = self._closed.get(round, (0, ()))
         if term >= known and any(key[0] == round for key in self._plans):
-            self._numbers[round] = term, numbers
+            others = [other for other in before if term == known and other.digest != members.digest]
+            self._closed[round] = term, (members, *others)[:KEPT_ROSTERS]
 
     def numbers(self, round: int, term: int) -> Mapping[str, int]:
-        """As they were heard; empty where they were not."""
-        known, numbers = self._numbers.get(round, (0, {}))
-        return numbers if known == term else {}
+        """As they were heard last; empty where they were not."""
+        known, rosters = self._closed.get(round, (0, ()))
+        return rosters[0].numbers if known == term else {}
+
+    def members(self, round: int, term: int, included: Collection[str]) -> Members | None:
+        """What was heard of this term, and names all that are ``included``; None where that is gone."""
+        known, rosters = self._closed.get(round, (0, ()))
+        fits = (members for members in rosters if known == term and members.numbers.keys() >= set(included))
+        return next(fits, None)
 
     def keep(self, round: int, shard: int, made: MadeShard, frames: bytes) -> None:
         """A reducer told of this shard, and its bytes are here."""
@@ -48,5 +57,5 @@ class Notes:
 
     def _forget(self, last: int) -> None:
         self._plans = {key: plan for key, plan in self._plans.items() if key[0] > last}
-        self._numbers = {round: heard for round, heard in self._numbers.items() if round > last}
+        self._closed = {round: heard for round, heard in self._closed.items() if round > last}
         self._made = {key: made for key, made in self._made.items() if key[0] > last}

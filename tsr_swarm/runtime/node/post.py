@@ -21,6 +21,7 @@ from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.gathering import Gathering
 from tsr_swarm.runtime.node.lending import Lending
 from tsr_swarm.runtime.node.made import VOID, MadeShard
+from tsr_swarm.runtime.node.membership import Membership
 from tsr_swarm.runtime.node.notes import Notes
 from tsr_swarm.runtime.node.same_run import require_run
 from tsr_swarm.swarm.addresses import address_for, dialable_address, split_address
@@ -79,6 +80,7 @@ class Post:
         lines: Lines,
         notes: Notes,
         gathering: Gathering,
+        membership: Membership,
         lending: Lending,
         desk: Desk,
         background: Background,
@@ -86,7 +88,7 @@ class Post:
         self._who, self._manifest, self._shard_blocks = who, manifest, shard_blocks
         self._digest = bytes.fromhex(manifest.digest)
         self._book, self._lines, self._notes, self._gathering = book, lines, notes, gathering
-        self._lending, self._desk, self._background = lending, desk, background
+        self._membership, self._lending, self._desk, self._background = membership, lending, desk, background
         self._newest_poll = 0  # its number
         self._held: dict[str, tuple[int, asyncio.Future[pt.News | pt.Redirect]]] = {}  # by peer: number of the poll
         self._has_hung_up = False
@@ -115,14 +117,17 @@ class Post:
 
     def _letter(self, message: pt.Message) -> pb.TellRequest | None:
         match message:
-            case pt.ShardDone(_, round, shard, result):
+            case pt.ShardDone(term, round, shard, result):
                 if result.is_void:
                     return letters.done_to_proto(message, VOID)
-                found = self._notes.made(round, shard, result)
-                return None if found is None else letters.done_to_proto(message, found[0])
+                found, members = (
+                    self._notes.made(round, shard, result),
+                    self._notes.members(round, term, result.included),
+                )
+                return None if found is None or members is None else letters.done_to_proto(message, found[0], members)
             case pt.Close(admitted=admitted):
-                known = self._desk.numbers()
-                return letters.tell_to_proto(message, {peer: known[peer] for peer in admitted if known.get(peer)})
+                numbers = {peer: number for peer, number in self._desk.numbers().items() if peer in admitted}
+                return letters.close_to_proto(message, self._membership.name(numbers))
             case pt.Poll() | pt.News() | pt.Redirect():
                 raise AssertionError("not told one way")
             case _:
@@ -282,19 +287,37 @@ class Post:
         sender = request.sender
         if sender == self._who.peer_id:
             raise PeerError("sender", "A node tells itself nothing.")
-        told = letters.told(request, self._manifest, self._shard_blocks)
+        try:
+            told = letters.told(request, self._manifest, self._shard_blocks, self._membership.get)
+        except letters.UnknownRosterError as unknown:
+            if not request.HasField("close"):
+                raise
+            self._background.start(self._close_once_known(request, unknown.digest))
+            told = None
         self._book.hear(sender, dialable_address(caller.address, request.address))
+        if told is not None:
+            self._take_in(sender, told)
+        return pb.TellReply()
+
+    async def _close_once_known(self, request: pb.TellRequest, digest: bytes) -> None:
+        """Who closes a round says whose work counts; where it does not, it is as if it had said nothing."""
+        members = await self._membership.have(request.sender, digest)
+        if members is not None:
+            told = letters.told(request, self._manifest, self._shard_blocks, lambda _: members)
+            self._take_in(request.sender, told)
+
+    def _take_in(self, sender: str, told: letters.Told) -> None:
         match told.message:
             case Beat(base=base):
                 self._desk.hear(base)
             case pt.Close(term, round):
-                self._notes.hear_numbers(round, term, told.numbers)
+                assert told.members is not None, "they come with a Close"
+                self._notes.hear_close(round, term, told.members)
             case pt.ShardDone() as done if not done.result.is_void:
                 assert told.made is not None, "it comes with a shard"
                 self._background.start(self._gather(sender, done, told.made))
-                return pb.TellReply()
+                return
         self._desk.put(pt.Received(sender, told.message))
-        return pb.TellReply()
 
     async def _gather(self, sender: str, done: pt.ShardDone, made: MadeShard) -> None:
         """A shard counts as done when its bytes are here; what is not there is asked for again."""

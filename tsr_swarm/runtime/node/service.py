@@ -82,11 +82,10 @@ class NodeService:
 
     async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
         """Who takes part, if this node leads."""
-        require_run(self._at.node.manifest, request.manifest_digest)
-        members = sorted((number, peer) for peer, number in self._leading().numbers.items())
-        return pb.ListPeersReply(
-            members=[pb.Member(peer_id=bytes.fromhex(peer), number=number) for number, peer in members]
-        )
+        node = self._at.node
+        require_run(node.manifest, request.manifest_digest)
+        self._leading()
+        return node.membership.answer(request, node.admitted)
 
     # --- contributions ------------------------------------------------------------------------------------------
 

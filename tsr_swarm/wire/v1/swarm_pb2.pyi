@@ -401,18 +401,18 @@ class BeatReply(_message.Message):
     def __init__(self, term: _Optional[int] = ..., round: _Optional[int] = ..., accepted: _Optional[bytes] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Close(_message.Message):
-    __slots__ = ("term", "round", "parent", "shards", "admitted")
+    __slots__ = ("term", "round", "parent", "shards", "roster")
     TERM_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
-    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_FIELD_NUMBER: _ClassVar[int]
     term: int
     round: int
     parent: bytes
     shards: _containers.RepeatedScalarFieldContainer[int]
-    admitted: _containers.RepeatedCompositeFieldContainer[Member]
-    def __init__(self, term: _Optional[int] = ..., round: _Optional[int] = ..., parent: _Optional[bytes] = ..., shards: _Optional[_Iterable[int]] = ..., admitted: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+    roster: bytes
+    def __init__(self, term: _Optional[int] = ..., round: _Optional[int] = ..., parent: _Optional[bytes] = ..., shards: _Optional[_Iterable[int]] = ..., roster: _Optional[bytes] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("peer_id", "number")
@@ -423,7 +423,7 @@ class Member(_message.Message):
     def __init__(self, peer_id: _Optional[bytes] = ..., number: _Optional[int] = ...) -> None: ...
 
 class ShardDone(_message.Message):
-    __slots__ = ("term", "round", "shard", "result", "local_loss", "raw_sent", "kappas", "energies", "included")
+    __slots__ = ("term", "round", "shard", "result", "local_loss", "raw_sent", "kappas", "energies", "roster")
     TERM_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
@@ -432,7 +432,7 @@ class ShardDone(_message.Message):
     RAW_SENT_FIELD_NUMBER: _ClassVar[int]
     KAPPAS_FIELD_NUMBER: _ClassVar[int]
     ENERGIES_FIELD_NUMBER: _ClassVar[int]
-    INCLUDED_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_FIELD_NUMBER: _ClassVar[int]
     term: int
     round: int
     shard: int
@@ -441,24 +441,30 @@ class ShardDone(_message.Message):
     raw_sent: int
     kappas: _containers.RepeatedScalarFieldContainer[float]
     energies: _containers.RepeatedScalarFieldContainer[float]
-    included: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, term: _Optional[int] = ..., round: _Optional[int] = ..., shard: _Optional[int] = ..., result: _Optional[_Union[ShardResult, _Mapping]] = ..., local_loss: _Optional[float] = ..., raw_sent: _Optional[int] = ..., kappas: _Optional[_Iterable[float]] = ..., energies: _Optional[_Iterable[float]] = ..., included: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    roster: bytes
+    def __init__(self, term: _Optional[int] = ..., round: _Optional[int] = ..., shard: _Optional[int] = ..., result: _Optional[_Union[ShardResult, _Mapping]] = ..., local_loss: _Optional[float] = ..., raw_sent: _Optional[int] = ..., kappas: _Optional[_Iterable[float]] = ..., energies: _Optional[_Iterable[float]] = ..., roster: _Optional[bytes] = ...) -> None: ...
 
 class Goodbye(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ListPeersRequest(_message.Message):
-    __slots__ = ("manifest_digest",)
+    __slots__ = ("manifest_digest", "roster", "known")
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
-    def __init__(self, manifest_digest: _Optional[bytes] = ...) -> None: ...
+    roster: bytes
+    known: bytes
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., roster: _Optional[bytes] = ..., known: _Optional[bytes] = ...) -> None: ...
 
 class ListPeersReply(_message.Message):
-    __slots__ = ("members",)
+    __slots__ = ("members", "unchanged")
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    UNCHANGED_FIELD_NUMBER: _ClassVar[int]
     members: _containers.RepeatedCompositeFieldContainer[Member]
-    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+    unchanged: bool
+    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., unchanged: _Optional[bool] = ...) -> None: ...
 
 class CatchUpRequest(_message.Message):
     __slots__ = ("manifest_digest", "applied")

@@ -153,7 +153,8 @@ class SwarmServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPeers(self, request, context):
-        """"Who takes part?" Asked of a leader, by a reducer that is sent work of somebody it does not know.
+        """"Who takes part?" Asked of a leader, by a reducer that is sent work of somebody it does not know, or told to close
+        a round for a list of members that it does not know.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
