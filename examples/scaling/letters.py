@@ -4,7 +4,7 @@ Names of nodes are peer ids. What a rehearsal leaves out, such as addresses, pro
 values of the usual length.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -96,6 +96,7 @@ class Office:
         self._digest = bytes.fromhex(cargo.manifest.digest)
         self._members = Members.of(numbers)
         self._known: dict[Any, Letter] = {}
+        self._has: dict[str, frozenset[str]] = {}  # by caller: whose addresses it has; nobody moves
 
     # --- what the decisions send --------------------------------------------------------------------------------------
 
@@ -112,42 +113,52 @@ class Office:
             self._keep(key, "Poll", request)
         return self._known[key]
 
-    def answer(self, message: pt.News | pt.Redirect, peer: str, is_old: bool = False) -> Letter:
+    def answer(self, message: pt.News | pt.Redirect, peer: str, poll: pt.Poll) -> Letter:
         """To a poll of ``peer``, which may know it already."""
         alike = replace(message, number=_alike(message.number)) if isinstance(message, pt.News) else message
-        key = ("answer", alike, is_old)
+        is_old = isinstance(message, pt.News) and poll.known == message.version
+        has = self._has.get(peer, frozenset()) if poll.known else frozenset()
+        listed = frozenset(self._listed(message))
+        if isinstance(message, pt.News) and not is_old:
+            self._has[peer] = listed
+        key = ("answer", alike, is_old, listed - has)
         if key not in self._known:
-            self._keep(key, STALE if is_old else "PollReply", self._answer(message, peer))
+            self._keep(key, STALE if is_old else "PollReply", self._answer(message, peer, is_old, listed - has))
         return self._known[key]
 
-    def _answer(self, message: pt.News | pt.Redirect, peer: str) -> pb.PollReply:
-        voters = message.base.voters
+    def _listed(self, message: pt.News | pt.Redirect) -> list[str]:
+        """Nodes that who hears it may have to dial, as far as they can be."""
+        told = [message.leader, *message.base.voters]
+        if isinstance(message, pt.News):
+            reducers = [] if message.plan is None else [place.node for place in message.plan.places]
+            told += [*message.nodes, *message.sources, *reducers]
+        return [node for node in dict.fromkeys(told) if node in self._addresses]
+
+    def _answer(self, message: pt.News | pt.Redirect, peer: str, is_old: bool, listed: Collection[str]) -> pb.PollReply:
+        contacts = letters.contacts_to_proto((node, self._addresses[node]) for node in sorted(listed))
         if isinstance(message, pt.Redirect):
             redirect = letters.redirect_to_proto(replace(message, base=_record(message.base)))
-            return pb.PollReply(redirect=redirect, contacts=self._contacts([message.leader, *voters]))
+            return pb.PollReply(redirect=redirect, contacts=contacts)
+        if is_old:
+            reply = pb.PollReply(unchanged=letters.unchanged_to_proto(message))
+        else:
+            reply = pb.PollReply(news=self._news(message), contacts=contacts)
+            parts = frozenset(range(len(self._numbers)))
+            reply.coverage.CopyFrom(letters.coverage_to_proto(Coverage(1, parts, frozenset())))
+        if peer in self._numbers:
+            reply.lease.CopyFrom(letters.lease_to_proto(Lease(1, len(self._numbers) // 2)))
+        return reply
+
+    def _news(self, message: pt.News) -> pb.News:
         news = replace(message, base=_record(message.base))
         plan = None
         if message.plan is not None:
             plan = self._cargo.plan(message.plan.round, _chain(message.plan.parent))
             places = tuple(replace(place, incarnation=_LIFE) for place in message.plan.places)
             news = replace(news, plan=replace(message.plan, parent=plan.parent, places=places))
-        reply = pb.PollReply(news=letters.news_to_proto(news, plan, self._cargo.shard_blocks))
-        reply.news.rules.CopyFrom(rules_to_proto(self._cargo.manifest.config))
-        parts = frozenset(range(len(self._numbers)))
-        reply.news.coverage.CopyFrom(letters.coverage_to_proto(Coverage(1, parts, frozenset())))
-        if peer in self._numbers:
-            reply.lease.CopyFrom(letters.lease_to_proto(Lease(1, len(self._numbers) // 2)))
-        reducers = [] if message.plan is None else [place.node for place in message.plan.places]
-        told = [message.leader, *voters, *message.nodes, *message.sources, *reducers]
-        reply.contacts.extend(self._contacts(told))
-        return reply
-
-    def _contacts(self, nodes: Iterable[str]) -> list[pb.Contact]:
-        return [
-            pb.Contact(peer_id=node, address=self._addresses[node])
-            for node in dict.fromkeys(nodes)
-            if node in self._addresses
-        ]
+        text = letters.news_to_proto(news, plan, self._cargo.shard_blocks)
+        text.rules.CopyFrom(rules_to_proto(self._cargo.manifest.config))
+        return text
 
     def told(self, message: Any, sender: str) -> Letter:
         """One way, between nodes that can be dialled."""

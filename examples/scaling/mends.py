@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from scaling.costs import Cost
-from scaling.letters import RELAYED, STALE, Letter
+from scaling.letters import RELAYED, Letter
 
 HASH = 34  # bytes of a hash of 32, with its tag and length
 INDEX = 2  # bytes of a place in the roster
@@ -33,16 +33,9 @@ class Mend:
         return any(name.startswith(f[:-1]) if f.endswith("*") else name == f for f in self.fields)
 
 
-ANSWERS = ("PollReply", STALE)
+ANSWERS = ("PollReply",)
 MENDS = (
-    Mend("a poll without news is answered with its number only", (STALE,), ("*",), lambda peers, shards: 8),
     Mend("the log goes to voters only, until somebody watches", (RELAYED,), ("*",), lambda peers, shards: 0),
-    Mend(
-        "contacts only of nodes that the caller does not have: it tells the hash of its list",
-        ANSWERS,
-        ("contacts*",),
-        lambda peers, shards: HASH,
-    ),
     Mend(
         "places and sources as numbers in the roster",
         ANSWERS,

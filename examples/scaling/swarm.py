@@ -287,8 +287,7 @@ class HomeNetwork(Network):
                 _, poll = self._polls.get((to, sender.name), (0, None))
                 if self._answers(sender.name, target):
                     assert poll is not None, "it is answered"
-                    is_old = isinstance(message, pt.News) and poll.known == message.version
-                    swarm.carry(sender.name, to, swarm.office.answer(message, to, is_old), deliver)
+                    swarm.carry(sender.name, to, swarm.office.answer(message, to, poll), deliver)
             case pt.Goodbye():
                 deliver()
             case _:

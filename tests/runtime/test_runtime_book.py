@@ -47,10 +47,8 @@ def test_only_what_can_be_dialled_is_kept_and_told(story: list[tuple[str, list[t
         host, port = split_address(address)
         assert port
         assert not is_unspecified(host)
-    told = book.contacts(caller, everybody * 2)
-    assert len({contact.peer_id for contact in told}) == len(told)
-    for contact in told:
-        host, _ = split_address(contact.address)
+    for address in book.seen_by(caller, everybody * 2).values():
+        host, _ = split_address(address)
         assert is_loopback(caller) or not is_loopback(host), "nobody is told to dial its own loopback"
 
 
@@ -144,7 +142,7 @@ def test_a_damaged_file_is_as_good_as_none(contacts: bytes, around: bytes, tmp_p
     book = AddressBook(ME, tmp_path / "contacts.json")
     book.load()
     assert book.addresses == []
-    assert book.contacts("192.0.2.9", ["a" * 32]) == []
+    assert book.seen_by("192.0.2.9", ["a" * 32]) == {}
 
 
 def test_a_disk_that_refuses_costs_a_hint_and_nothing_else(tmp_path: Path) -> None:

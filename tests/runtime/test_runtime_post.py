@@ -190,6 +190,55 @@ async def test_a_poll_is_held_until_there_is_news() -> None:
         assert a.rules == [B]
 
 
+async def test_who_waits_in_vain_hears_its_last_news_again() -> None:
+    async with pair() as (a, b):
+        b.notes.hear_plan(PLAN)
+        b.book.hear(C, "127.0.0.1:7")
+        news = replace(TOLD, plan=OPEN, nodes=(C,))
+        await polled(a, b)
+        b.post.send(A, news)
+        await a.seen(Received)
+        again = replace(ASKED, known=1, number=2)
+        await polled(a, b, again)
+        b.post.send(A, replace(news, number=2))
+        assert (await a.seen(Received, 2))[-1] == Received(B, replace(news, number=2))
+        assert [event.message for event in await b.seen(Received)] == [ASKED, again]
+        assert a.rules == [B], "it was told once"
+        b.post.forget(A)
+        await polled(a, b, replace(again, number=3))
+        b.post.send(A, replace(news, number=3))
+        assert (await a.seen(Received, 3))[-1] == Received(B, replace(news, number=3))
+        assert a.rules == [B, B]
+
+
+@pytest.mark.parametrize("change", [{"term": 2}, {"version": 2}, {"leader": C}])
+async def test_who_has_not_the_news_that_did_not_change_asks_for_all_of_it(change: dict[str, Any]) -> None:
+    async with pair() as (a, b):
+        await polled(a, b)
+        b.post.send(A, TOLD)
+        await a.seen(Received)
+        assert a.post._news == TOLD
+        a.post._news = replace(TOLD, **change)
+        await polled(a, b, replace(ASKED, known=1, number=2))
+        b.changed.clear()
+        b.post.send(A, replace(TOLD, number=2))
+        (_, _, whole) = await b.seen(Received, 3)
+        assert whole == Received(A, replace(ASKED, known=0, number=2))
+        b.post.send(A, replace(TOLD, number=2))
+        assert (await a.seen(Received, 2))[-1] == Received(B, replace(TOLD, number=2))
+
+
+async def test_a_leader_that_only_ever_says_that_nothing_has_changed_is_no_leader() -> None:
+    async with pair() as (a, b):
+
+        async def unchanged(request: pb.PollRequest, caller: Caller) -> pb.PollReply:
+            return pb.PollReply(unchanged=pb.Unchanged(term=1, version=1, number=request.number))
+
+        b.poll = unchanged  # type: ignore[method-assign]
+        a.post.send(B, ASKED)
+        assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
+
+
 async def test_news_that_answers_another_poll_is_not_given() -> None:
     async with pair() as (a, b):
         await polled(a, b)
@@ -309,7 +358,7 @@ async def test_shards_are_the_run_s_own() -> None:
     """A plan with more shards than the run has would have this node send what there is not."""
     async with pair() as (a, b):
         b.notes.hear_plan(PLAN)
-        b.post._shard_blocks = tuple((index,) for index in range(len(MANIFEST.blocks)))
+        b.post._answers._shard_blocks = tuple((index,) for index in range(len(MANIFEST.blocks)))
         await polled(a, b)
         b.post.send(A, replace(TOLD, plan=replace(OPEN, places=(Place(A, 1),) * 3)))
         await a.seen(Received)

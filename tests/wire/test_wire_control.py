@@ -34,7 +34,6 @@ NEWS: dict[str, Any] = {
     "plan": pb.OpenPlan(
         key=pb.PlanKey(round=5, term=2, version=1), places=[pb.Place(peer_id=PEER, incarnation=2**63 - 1)]
     ),
-    "coverage": pb.Coverage(epoch=2**40, done=bytes(1024), ahead=bytes(1024)),
 }
 POLL: dict[str, Any] = {
     "manifest_digest": DIGEST,
@@ -190,9 +189,6 @@ KEY = pb.PlanKey(round=5, term=2, version=1)
         ("places", "plan", pb.OpenPlan(key=KEY, places=[pb.Place(peer_id=PEER)] * 1025)),
         ("places", "plan", pb.OpenPlan(key=KEY, places=[pb.Place()])),
         ("places", "plan", pb.OpenPlan(key=KEY, places=[pb.Place(peer_id=PEER, incarnation=2**63)])),
-        ("coverage.epoch", "coverage", pb.Coverage(epoch=2**41)),
-        ("coverage.done", "coverage", pb.Coverage(epoch=1, done=bytes(1025))),
-        ("coverage.ahead", "coverage", pb.Coverage(epoch=1, ahead=bytes(1025))),
     ],
 )
 def test_news_out_of_bounds_are_refused_by_field(reason: str, field: str, value: object) -> None:
@@ -201,6 +197,10 @@ def test_news_out_of_bounds_are_refused_by_field(reason: str, field: str, value:
         with pytest.raises(PeerError) as refusal:
             check(message)  # type: ignore[arg-type]
         assert refusal.value.reason == reason
+
+
+def answer(**fields: Any) -> pb.PollReply:
+    return pb.PollReply(**{"unchanged": pb.Unchanged(term=1, version=2**50, number=2**50), **fields})
 
 
 CONTACT = pb.Contact(peer_id=PEER, address="192.0.2.7:7700")
@@ -237,6 +237,12 @@ CONTACT = pb.Contact(peer_id=PEER, address="192.0.2.7:7700")
         ("leader", control.check_poll_reply, pb.PollReply(redirect=pb.Redirect(leader="me", base=RECORD))),
         ("base.voters", control.check_poll_reply, pb.PollReply(redirect=pb.Redirect())),
         ("contacts", control.check_poll_reply, pb.PollReply(unknown=True, contacts=[CONTACT] * 1025)),
+        ("coverage.epoch", control.check_poll_reply, answer(coverage=pb.Coverage(epoch=2**41))),
+        ("coverage.done", control.check_poll_reply, answer(coverage=pb.Coverage(epoch=1, done=bytes(1025)))),
+        ("coverage.ahead", control.check_poll_reply, answer(coverage=pb.Coverage(epoch=1, ahead=bytes(1025)))),
+        ("term", control.check_poll_reply, answer(unchanged=pb.Unchanged())),
+        ("version", control.check_poll_reply, answer(unchanged=pb.Unchanged(term=1, version=2**60))),
+        ("number", control.check_poll_reply, answer(unchanged=pb.Unchanged(term=1, number=2**60))),
         ("contacts", control.check_poll_reply, pb.PollReply(unknown=True, contacts=[pb.Contact(address="a:1")])),
         (
             "contacts",

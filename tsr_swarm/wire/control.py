@@ -119,10 +119,15 @@ def check_poll_reply(message: pb.PollReply) -> None:
             check_news(message.news)
         case "redirect":
             check_redirect(message.redirect)
+        case "unchanged":
+            require_between("term", message.unchanged.term, 1, MAX_TERM)
+            require_between("version", message.unchanged.version, 0, MAX_COUNT)
+            require_between("number", message.unchanged.number, 0, MAX_COUNT)
         case kind:
             require(kind == "unknown", "answer", kind, "one that this version knows")
     _require_contacts(message.contacts, MAX_CONTACTS)
     _check_lease(message.lease)
+    _check_coverage(message.coverage)
 
 
 def check_news(message: pb.News) -> None:
@@ -140,9 +145,6 @@ def check_news(message: pb.News) -> None:
     require_between("number", message.number, 0, MAX_COUNT)
     if message.HasField("plan"):
         _check_open_plan(message.plan)
-    require_between("coverage.epoch", message.coverage.epoch, 0, MAX_EPOCH)
-    for field, parts in (("coverage.done", message.coverage.done), ("coverage.ahead", message.coverage.ahead)):
-        require(len(parts) <= MAX_PARTS // 8, field, len(parts), f"at most {MAX_PARTS // 8} bytes")
 
 
 def check_redirect(message: pb.Redirect) -> None:
@@ -240,6 +242,12 @@ def _check_lease(message: pb.DataLease) -> None:
     require_between("lease.part", message.part, 0, MAX_PARTS - 1)
     require_between("lease.tokens", message.tokens, 0, MAX_COUNT)
     require_between("lease.size", message.size, 0, MAX_COUNT)
+
+
+def _check_coverage(message: pb.Coverage) -> None:
+    require_between("coverage.epoch", message.epoch, 0, MAX_EPOCH)
+    for field, parts in (("coverage.done", message.done), ("coverage.ahead", message.ahead)):
+        require(len(parts) <= MAX_PARTS // 8, field, len(parts), f"at most {MAX_PARTS // 8} bytes")
 
 
 def _check_key(message: pb.PlanKey, field: str) -> None:

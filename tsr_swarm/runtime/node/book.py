@@ -70,14 +70,10 @@ class AddressBook:
         """All that are known, the newest first."""
         return list(reversed(self._addresses.values()))
 
-    def contacts(self, caller: str, peer_ids: Iterable[str]) -> list[pb.Contact]:
-        """What to tell a caller at host ``caller`` of ``peer_ids``: those that it can dial."""
-        told = []
-        for peer_id in dict.fromkeys(peer_ids):
-            address = self.address(peer_id)
-            if address and (seen := address_for(caller, address)):
-                told.append(pb.Contact(peer_id=peer_id, address=seen))
-        return told
+    def seen_by(self, caller: str, peer_ids: Iterable[str]) -> dict[str, str]:
+        """Where a caller at host ``caller`` can dial those of ``peer_ids`` that it can dial."""
+        known = ((peer_id, self.address(peer_id)) for peer_id in dict.fromkeys(peer_ids))
+        return {peer_id: seen for peer_id, address in known if address and (seen := address_for(caller, address))}
 
     def keep(self, peer_ids: Iterable[str]) -> None:
         """Keep the addresses of these for the next start, if they have changed. A disk that is full loses a hint."""

@@ -156,7 +156,7 @@ class Lending:
             if lease is not None:
                 reply.lease.CopyFrom(lease)
             if coverage is not None:
-                reply.news.coverage.CopyFrom(coverage)
+                reply.coverage.CopyFrom(coverage)
 
     def stands(self) -> None:
         """A round of this leader's stands."""
@@ -195,8 +195,8 @@ class Lending:
         """Take in a leader's answer. Raises PeerError."""
         if not self._keeps_account:
             return
-        if reply.news.HasField("coverage"):
-            heard = letters.coverage_from_proto(reply.news.coverage, self._parts)
+        if reply.HasField("coverage"):
+            heard = letters.coverage_from_proto(reply.coverage, self._parts)
             self._heard = merged(self._heard, heard, self._parts)
         if self._loan is not None and reply.HasField("lease"):
             self._loan.hear(letters.lease_from_proto(reply.lease, self._parts))

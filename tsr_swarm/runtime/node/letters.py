@@ -4,7 +4,7 @@ Who tells it, of which run and from where, is filled in by whoever sends it. Wha
 shard's losses or a peer's number in sums, travels beside the message that it belongs to.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tsr_swarm.config.blocks import Block
@@ -252,6 +252,16 @@ def news_from_proto(
         number=message.number,
     )
     return news, plan, shard_blocks
+
+
+def unchanged_to_proto(news: News) -> pb.Unchanged:
+    """To who has all of ``news`` but its number."""
+    return pb.Unchanged(term=news.term, version=news.version, number=news.number)
+
+
+def contacts_to_proto(contacts: Iterable[tuple[str, str]]) -> list[pb.Contact]:
+    """Peer ids and addresses."""
+    return [pb.Contact(peer_id=peer_id, address=address) for peer_id, address in contacts]
 
 
 def redirect_to_proto(redirect: Redirect) -> pb.Redirect:

@@ -362,6 +362,7 @@ class SwarmNode:
                 self.leading.chronicle.explained(action)
             case pt.Drop(peer):
                 self.lending.gone(peer)
+                self.post.forget(peer)
                 self.leading.chronicle.dropped(action)
 
     # --- who leads ------------------------------------------------------------------------------------------------
@@ -505,6 +506,7 @@ class SwarmNode:
             raise PeerError("peer_id", "A node does not take its leave of itself.")
         if self.leading is not None:
             self.leading.chronicle.leaving(peer_id, reason)
+            self.post.forget(peer_id)
         self.shell.put(pt.Received(peer_id, pt.Goodbye(peer_id)))
 
     # --- training ---------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Beat, Record
 from tsr_swarm.runtime.background import Background
 from tsr_swarm.runtime.node import letters
+from tsr_swarm.runtime.node.answers import Answers
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.gathering import Gathering
 from tsr_swarm.runtime.node.lending import Lending
@@ -28,7 +29,6 @@ from tsr_swarm.swarm.addresses import address_for, dialable_address, split_addre
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire import control
-from tsr_swarm.wire.rules import rules_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 TELL_SECONDS = 3.0  # whatever matters is said again every second or two
@@ -89,7 +89,9 @@ class Post:
         self._digest = bytes.fromhex(manifest.digest)
         self._book, self._lines, self._notes, self._gathering = book, lines, notes, gathering
         self._membership, self._lending, self._desk, self._background = membership, lending, desk, background
+        self._answers = Answers(notes, shard_blocks, desk.config, self.seen_by)
         self._newest_poll = 0  # its number
+        self._news: pt.News | None = None  # the newest that was read
         self._held: dict[str, tuple[int, asyncio.Future[pt.News | pt.Redirect]]] = {}  # by peer: number of the poll
         self._has_hung_up = False
 
@@ -144,6 +146,10 @@ class Post:
                 reply = await client.poll(self._request(message))
             elif reply.WhichOneof("answer") == "news" and self._who.trains and not self._desk.number():
                 await self._join(client)  # started anew before it was missed: it is known there, but has no number yet
+            elif reply.WhichOneof("answer") == "unchanged" and self._again(to, reply.unchanged) is None:
+                if message.number != self._newest_poll:
+                    return
+                reply = await client.poll(self._request(replace(message, known=0)))
             control.check_poll_reply(reply)
             answer = self._read(to, reply)
             host, _ = split_address(client.address)
@@ -199,11 +205,25 @@ class Post:
                 if reply.news.HasField("rules"):
                     self._desk.hear_rules(news.leader, reply.news.rules)
                 self._lending.hear(reply)
+                self._news = news
                 return news
+            case "unchanged":
+                known = self._again(sender, reply.unchanged)
+                if known is None:
+                    raise UnreachableError("It says that nothing has changed, of news that it has not told here.")
+                self._lending.hear(reply)
+                return known
             case "redirect":
                 return letters.redirect_from_proto(reply.redirect)
             case _:
                 raise UnreachableError("It leads, and does not know this peer although it has just joined.")
+
+    def _again(self, sender: str, message: pb.Unchanged) -> pt.News | None:
+        """The news that did not change, as an answer to the newer call; None where they are not here."""
+        news = self._news
+        if news is None or (news.leader, news.term, news.version) != (sender, message.term, message.version):
+            return None
+        return replace(news, number=message.number)
 
     def _hear_plan(self, plan: RoundPlan, shard_blocks: tuple[tuple[int, ...], ...]) -> None:
         if shard_blocks != self._shard_blocks or not follows_manifest(plan, self._manifest):
@@ -235,7 +255,10 @@ class Post:
         self._desk.put(pt.Received(peer, replace(message, is_dialable=bool(address))))
         try:
             async with asyncio.timeout(HOLD_SECONDS):
-                return self._reply(request, await answer, caller)
+                reply = self._answers.reply(request, await answer, caller)
+            if not reply.HasField("redirect"):
+                self._lending.answer(request, reply)
+            return reply
         except TimeoutError:
             raise UnreachableError("This node has no answer now; poll again.") from None
         except asyncio.CancelledError:
@@ -259,27 +282,15 @@ class Post:
         if answer is not None and is_its and not answer.done():
             answer.set_result(message)
 
-    def _reply(self, request: pb.PollRequest, message: pt.News | pt.Redirect, caller: Caller) -> pb.PollReply:
-        voters = message.base.voters
-        if isinstance(message, pt.Redirect):
-            reply = pb.PollReply(redirect=letters.redirect_to_proto(message))
-            reply.contacts.extend(self.contacts(caller, [message.leader, *voters]))
-            return reply
-        plan = None if message.plan is None else self._notes.plan(message.plan.round, message.plan.parent)
-        reply = pb.PollReply(news=letters.news_to_proto(message, plan, self._shard_blocks))
-        reply.news.rules.CopyFrom(rules_to_proto(self._desk.config()))
-        self._lending.answer(request, reply)
-        places = [] if message.plan is None else [place.node for place in message.plan.places]
-        reply.contacts.extend(
-            self.contacts(caller, [message.leader, *voters, *message.nodes, *message.sources, *places])
-        )
-        return reply
+    def forget(self, peer_id: str) -> None:
+        """This caller has gone."""
+        self._answers.forget(peer_id)
 
-    def contacts(self, caller: Caller, peer_ids: Iterable[str]) -> list[pb.Contact]:
-        """What a caller can dial of ``peer_ids``; of this node itself, what it says of itself."""
-        told = self._book.contacts(caller.address, peer_ids)
+    def seen_by(self, caller: Caller, peer_ids: Iterable[str]) -> dict[str, str]:
+        """Where a caller can dial ``peer_ids``, and this node, which it is told of itself."""
+        seen = self._book.seen_by(caller.address, peer_ids)
         mine = address_for(caller.address, self._who.address) if self._who.address else ""
-        return [*told, *([pb.Contact(peer_id=self._who.peer_id, address=mine)] if mine else [])]
+        return {**seen, self._who.peer_id: mine} if mine else seen
 
     async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
         """Take in a message of another node."""

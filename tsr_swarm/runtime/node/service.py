@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tsr_swarm import __version__
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.errors import UnreachableError
+from tsr_swarm.runtime.node import letters
 from tsr_swarm.runtime.node.giving import Giving
 from tsr_swarm.runtime.node.leading import Leading
 from tsr_swarm.runtime.node.node import SwarmNode
@@ -60,7 +61,7 @@ class NodeService:
             unix_time=time.time(),
             peer_id=node.me,
             first=node.first,
-            contacts=node.post.contacts(caller, node.contacts)[:MAX_CONTACTS],
+            contacts=letters.contacts_to_proto(node.post.seen_by(caller, node.contacts).items())[:MAX_CONTACTS],
             rules=rules_to_proto(node.config),
         )
 

@@ -257,21 +257,35 @@ class Progress(_message.Message):
     def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., local_loss: _Optional[float] = ..., wire_bytes: _Optional[int] = ...) -> None: ...
 
 class PollReply(_message.Message):
-    __slots__ = ("news", "redirect", "unknown", "contacts", "lease")
+    __slots__ = ("news", "redirect", "unknown", "unchanged", "contacts", "lease", "coverage")
     NEWS_FIELD_NUMBER: _ClassVar[int]
     REDIRECT_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    UNCHANGED_FIELD_NUMBER: _ClassVar[int]
     CONTACTS_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
     news: News
     redirect: Redirect
     unknown: bool
+    unchanged: Unchanged
     contacts: _containers.RepeatedCompositeFieldContainer[Contact]
     lease: DataLease
-    def __init__(self, news: _Optional[_Union[News, _Mapping]] = ..., redirect: _Optional[_Union[Redirect, _Mapping]] = ..., unknown: _Optional[bool] = ..., contacts: _Optional[_Iterable[_Union[Contact, _Mapping]]] = ..., lease: _Optional[_Union[DataLease, _Mapping]] = ...) -> None: ...
+    coverage: Coverage
+    def __init__(self, news: _Optional[_Union[News, _Mapping]] = ..., redirect: _Optional[_Union[Redirect, _Mapping]] = ..., unknown: _Optional[bool] = ..., unchanged: _Optional[_Union[Unchanged, _Mapping]] = ..., contacts: _Optional[_Iterable[_Union[Contact, _Mapping]]] = ..., lease: _Optional[_Union[DataLease, _Mapping]] = ..., coverage: _Optional[_Union[Coverage, _Mapping]] = ...) -> None: ...
+
+class Unchanged(_message.Message):
+    __slots__ = ("term", "version", "number")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    version: int
+    number: int
+    def __init__(self, term: _Optional[int] = ..., version: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class News(_message.Message):
-    __slots__ = ("term", "leader", "version", "base", "sources", "plan", "nodes", "is_finished", "number", "rules", "coverage")
+    __slots__ = ("term", "leader", "version", "base", "sources", "plan", "nodes", "is_finished", "number", "rules")
     TERM_FIELD_NUMBER: _ClassVar[int]
     LEADER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -282,7 +296,6 @@ class News(_message.Message):
     IS_FINISHED_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
-    COVERAGE_FIELD_NUMBER: _ClassVar[int]
     term: int
     leader: str
     version: int
@@ -293,8 +306,7 @@ class News(_message.Message):
     is_finished: bool
     number: int
     rules: Rules
-    coverage: Coverage
-    def __init__(self, term: _Optional[int] = ..., leader: _Optional[str] = ..., version: _Optional[int] = ..., base: _Optional[_Union[Record, _Mapping]] = ..., sources: _Optional[_Iterable[str]] = ..., plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., nodes: _Optional[_Iterable[str]] = ..., is_finished: _Optional[bool] = ..., number: _Optional[int] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ..., coverage: _Optional[_Union[Coverage, _Mapping]] = ...) -> None: ...
+    def __init__(self, term: _Optional[int] = ..., leader: _Optional[str] = ..., version: _Optional[int] = ..., base: _Optional[_Union[Record, _Mapping]] = ..., sources: _Optional[_Iterable[str]] = ..., plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., nodes: _Optional[_Iterable[str]] = ..., is_finished: _Optional[bool] = ..., number: _Optional[int] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ...) -> None: ...
 
 class OpenPlan(_message.Message):
     __slots__ = ("plan", "key", "places")
