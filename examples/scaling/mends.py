@@ -9,7 +9,6 @@ from scaling.costs import Cost
 from scaling.letters import RELAYED, Letter
 
 HASH = 34  # bytes of a hash of 32, with its tag and length
-INDEX = 2  # bytes of a place in the roster
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,6 @@ class Mend:
 ANSWERS = ("PollReply",)
 MENDS = (
     Mend("the log goes to voters only, until somebody watches", (RELAYED,), ("*",), lambda peers, shards: 0),
-    Mend(
-        "places and sources as numbers in the roster",
-        ANSWERS,
-        ("news.sources", "news.plan.places*"),
-        lambda peers, shards: HASH + 2 * shards * INDEX,
-    ),
     Mend(
         "in the log for voters no progress, and neither arrivals nor digests one by one",
         ("WatchReply",),

@@ -76,11 +76,11 @@ def test_a_small_message_does_not_wait_for_a_large_one_but_takes_its_time_from_i
 
 def test_the_fields_of_a_message_have_all_its_bytes() -> None:
     record = pb.Record(round=300, chain=bytes(32), voters=["0" * 32, "1" * 32])
-    news = pb.News(term=1, base=record, sources=["a" * 32], plan=pb.OpenPlan(key=pb.PlanKey(round=300)))
+    news = pb.News(term=1, base=record, nodes=["a" * 32], plan=pb.OpenPlan(key=pb.PlanKey(round=300)))
     reply = pb.PollReply(news=news, contacts=[pb.Contact(peer_id="b" * 32, address="203.0.113.7:41234")])
     counts = bytes_by_field(reply)
     assert sum(counts.values()) == reply.ByteSize()
-    assert counts["news.sources"] == 34
+    assert counts["news.nodes"] == 34
     assert counts["news.base.voters"] == 68
     assert counts["contacts.address"] == 2 + len("203.0.113.7:41234")
 

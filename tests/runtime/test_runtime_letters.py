@@ -1,6 +1,7 @@
 """Messages of the decisions come back as they were, and what is hostile does not come in."""
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,10 +139,11 @@ polls = st.builds(
 @st.composite
 def news_and_plans(draw: st.DrawFn) -> tuple[pt.News, RoundPlan | None]:
     announced, plan = None, None
+    named = peer_ids | st.sampled_from([SENDER, "f" * 32])  # some reduce round after round
     if draw(st.booleans()):
         round, term, version = draw(keys)
         parent = draw(chains) if round > 1 else ""
-        places = tuple(pt.Place(draw(peer_ids), draw(lives)) for _ in SHARD_BLOCKS)
+        places = tuple(pt.Place(draw(named), draw(lives)) for _ in SHARD_BLOCKS)
         announced = pt.Plan(round, parent, term, version, places)
         due = Due(tangent=frozenset(draw(st.sets(st.sampled_from([0, 2])))))
         plan = RoundPlan(
@@ -152,7 +154,7 @@ def news_and_plans(draw: st.DrawFn) -> tuple[pt.News, RoundPlan | None]:
         leader=draw(peer_ids),
         version=draw(counts),
         base=draw(records()),
-        sources=tuple(draw(st.lists(peer_ids, max_size=4))),
+        sources=tuple(draw(st.lists(named, max_size=4))),
         plan=announced,
         nodes=tuple(draw(st.lists(peer_ids, max_size=8))),
         is_finished=draw(st.booleans()),
@@ -344,7 +346,8 @@ def test_an_announcement_that_contradicts_its_plan_is_refused() -> None:
     for reason, spoil in (
         ("key.round", lambda plan: plan.key.MergeFrom(pb.PlanKey(round=8))),
         ("key.round", lambda plan: plan.ClearField("key")),
-        ("places", lambda plan: plan.places.add(peer_id=SENDER)),
+        ("places", lambda plan: plan.places.append(0)),
+        ("places", lambda plan: plan.places.__setitem__(0, 1)),
         ("places", lambda plan: plan.ClearField("places")),
         ("round", lambda plan: plan.ClearField("plan")),
         ("shards", lambda plan: plan.plan.ClearField("shards")),
@@ -353,6 +356,18 @@ def test_an_announcement_that_contradicts_its_plan_is_refused() -> None:
         message = pb.News.FromString(good.SerializeToString())
         spoil(message.plan)
         assert refusal_of(news_from_proto, message, BLOCKS) == reason
+
+
+def test_who_reduces_is_named_once_however_many_shards_it_has() -> None:
+    reducers = [pt.Place(f"{number:032x}", number) for number in range(4)]
+    assert NEWS.plan is not None
+
+    def size(count: int) -> int:
+        plan = replace(NEWS.plan, places=tuple(reducers[shard % 4] for shard in range(count)))
+        news = replace(NEWS, plan=plan, sources=tuple(place.node for place in plan.places))
+        return news_to_proto(news, PLAN, ((0, 1, 2),)).ByteSize()
+
+    assert size(100) - size(60) == 2 * 40, "a byte for each, in the plan and of the round before"
 
 
 def test_hostile_polls_news_and_redirects_are_refused_where_they_are_read() -> None:

@@ -24,16 +24,16 @@ JOIN: dict[str, Any] = {
     "device": "cpu, 2 cores",
 }
 RECORD = pb.Record(round=4, chain=DIGEST, parent=DIGEST, voters=[PEER, OTHER])
+PLACE = pb.Place(peer_id=bytes.fromhex(PEER), incarnation=2**63 - 1)
 NEWS: dict[str, Any] = {
     "term": 2,
     "leader": PEER,
     "version": 7,
     "base": RECORD,
-    "sources": [PEER, OTHER],
+    "reducers": [PLACE, pb.Place(peer_id=bytes.fromhex(PEER)), pb.Place(peer_id=bytes.fromhex(OTHER))],
+    "sources": [1, 2] * 512,
     "nodes": [OTHER] * 8,
-    "plan": pb.OpenPlan(
-        key=pb.PlanKey(round=5, term=2, version=1), places=[pb.Place(peer_id=PEER, incarnation=2**63 - 1)]
-    ),
+    "plan": pb.OpenPlan(key=pb.PlanKey(round=5, term=2, version=1), places=[0, 2] * 512),
 }
 POLL: dict[str, Any] = {
     "manifest_digest": DIGEST,
@@ -180,15 +180,19 @@ KEY = pb.PlanKey(round=5, term=2, version=1)
         ("version", "version", 2**60),
         ("base.voters", "base", pb.Record()),
         ("base.chain", "base", pb.Record(round=4, parent=DIGEST, voters=[PEER])),
-        ("sources", "sources", [PEER] * 1025),
-        ("sources", "sources", ["somebody"]),
+        ("reducers", "reducers", [pb.Place(peer_id=bytes(16), incarnation=number) for number in range(2049)]),
+        ("reducers", "reducers", [PLACE, PLACE]),
+        ("reducers", "reducers", [pb.Place(peer_id=PEER.encode())]),
+        ("reducers", "reducers", [pb.Place(peer_id=bytes(16), incarnation=2**63)]),
+        ("sources", "reducers", []),
+        ("sources", "sources", [1] * 1025),
+        ("sources", "sources", [3]),
         ("nodes", "nodes", [PEER] * 9),
         ("nodes", "nodes", [""]),
         ("number", "number", 2**60),
         ("key.round", "plan", pb.OpenPlan()),
-        ("places", "plan", pb.OpenPlan(key=KEY, places=[pb.Place(peer_id=PEER)] * 1025)),
-        ("places", "plan", pb.OpenPlan(key=KEY, places=[pb.Place()])),
-        ("places", "plan", pb.OpenPlan(key=KEY, places=[pb.Place(peer_id=PEER, incarnation=2**63)])),
+        ("places", "plan", pb.OpenPlan(key=KEY, places=[0] * 1025)),
+        ("places", "plan", pb.OpenPlan(key=KEY, places=[3])),
     ],
 )
 def test_news_out_of_bounds_are_refused_by_field(reason: str, field: str, value: object) -> None:

@@ -20,6 +20,7 @@ from tsr_swarm.wire.fields import (
     require_chain,
     require_digest,
     require_name,
+    require_peer_bytes,
     require_peer_id,
     require_real,
     require_text,
@@ -136,15 +137,15 @@ def check_news(message: pb.News) -> None:
     require_peer_id("leader", message.leader)
     require_between("version", message.version, 0, MAX_COUNT)
     check_record(message.base, "base")
-    require(len(message.sources) <= MAX_SHARDS, "sources", len(message.sources), f"at most {MAX_SHARDS}")
-    for node in message.sources:
-        require_peer_id("sources", node)
+    _check_reducers(message.reducers)
+    _check_indices("sources", message.sources, len(message.reducers))
     require(len(message.nodes) <= MAX_NODES, "nodes", len(message.nodes), f"at most {MAX_NODES}")
     for node in message.nodes:
         require_peer_id("nodes", node)
     require_between("number", message.number, 0, MAX_COUNT)
     if message.HasField("plan"):
-        _check_open_plan(message.plan)
+        _check_key(message.plan.key, "key")
+        _check_indices("places", message.plan.places, len(message.reducers))
 
 
 def check_redirect(message: pb.Redirect) -> None:
@@ -229,12 +230,19 @@ def check_watch(message: pb.WatchRequest) -> None:
     require_between("wait_ms", message.wait_ms, 0, MAX_WAIT_MS)
 
 
-def _check_open_plan(message: pb.OpenPlan) -> None:
-    _check_key(message.key, "key")
-    require(len(message.places) <= MAX_SHARDS, "places", len(message.places), f"at most {MAX_SHARDS}")
-    for place in message.places:
-        require_peer_id("places", place.peer_id)
-        require_between("places", place.incarnation, 0, MAX_INCARNATION)
+def _check_reducers(reducers: Sequence[pb.Place]) -> None:
+    most = 2 * MAX_SHARDS
+    require(len(reducers) <= most, "reducers", len(reducers), f"at most {most}")
+    for place in reducers:
+        require_peer_bytes("reducers", place.peer_id)
+        require_between("reducers", place.incarnation, 0, MAX_INCARNATION)
+    different = len({(place.peer_id, place.incarnation) for place in reducers})
+    require(different == len(reducers), "reducers", different, f"{len(reducers)} different ones")
+
+
+def _check_indices(field: str, indices: Sequence[int], end: int) -> None:
+    require(len(indices) <= MAX_SHARDS, field, len(indices), f"at most {MAX_SHARDS}")
+    require(all(index < end for index in indices), field, list(indices[:8]), f"indices below {end}")
 
 
 def _check_lease(message: pb.DataLease) -> None:

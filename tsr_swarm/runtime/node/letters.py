@@ -4,7 +4,7 @@ Who tells it, of which run and from where, is filled in by whoever sends it. Wha
 shard's losses or a peer's number in sums, travels beside the message that it belongs to.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tsr_swarm.config.blocks import Block
@@ -216,13 +216,18 @@ def poll_from_proto(request: pb.PollRequest) -> Poll:
 
 def news_to_proto(news: News, plan: RoundPlan | None, shard_blocks: ShardBlocks) -> pb.News:
     """A leader's answer. plan: what to train in ``news.plan``; without that, it is not looked at."""
+    places = () if news.plan is None else news.plan.places
+    lives = {place.node: place for place in places}
+    made = [lives.get(node, Place(node, 0)) for node in news.sources]
+    indices = {place: index for index, place in enumerate(dict.fromkeys((*places, *made)))}
     return pb.News(
         term=news.term,
         leader=news.leader,
         version=news.version,
         base=record_to_proto(news.base),
-        sources=news.sources,
-        plan=None if news.plan is None else _open_to_proto(news.plan, plan, shard_blocks),
+        reducers=[pb.Place(peer_id=bytes.fromhex(p.node), incarnation=p.incarnation) for p in indices],
+        sources=[indices[place] for place in made],
+        plan=None if news.plan is None else _open_to_proto(news.plan, plan, shard_blocks, indices),
         nodes=news.nodes,
         is_finished=news.is_finished,
         number=news.number,
@@ -234,18 +239,19 @@ def news_from_proto(
 ) -> tuple[News, RoundPlan | None, tuple[tuple[int, ...], ...]]:
     """The news, what to train in the round that is open, and the blocks of its shards. Raises PeerError."""
     check_news(message)
+    reducers = [Place(place.peer_id.hex(), place.incarnation) for place in message.reducers]
     announced: Plan | None = None
     plan: RoundPlan | None = None
     shard_blocks: tuple[tuple[int, ...], ...] = ()
     if message.HasField("plan"):
         plan, shard_blocks = plan_from_proto(message.plan.plan, blocks)
-        announced = _announced(message.plan, plan, len(shard_blocks))
+        announced = _announced(message.plan, plan, reducers, len(shard_blocks))
     news = News(
         term=message.term,
         leader=message.leader,
         version=message.version,
         base=_record(message.base),
-        sources=tuple(message.sources),
+        sources=tuple(reducers[index].node for index in message.sources),
         plan=announced,
         nodes=tuple(message.nodes),
         is_finished=message.is_finished,
@@ -275,21 +281,22 @@ def redirect_from_proto(message: pb.Redirect) -> Redirect:
     return Redirect(message.term, message.leader, _record(message.base))
 
 
-def _open_to_proto(announced: Plan, plan: RoundPlan | None, shard_blocks: ShardBlocks) -> pb.OpenPlan:
+def _open_to_proto(
+    announced: Plan, plan: RoundPlan | None, shard_blocks: ShardBlocks, indices: Mapping[Place, int]
+) -> pb.OpenPlan:
     assert plan is not None, "what is announced was planned"
     return pb.OpenPlan(
         plan=plan_to_proto(plan, shard_blocks),
         key=_key_to_proto(announced.key),
-        places=[pb.Place(peer_id=place.node, incarnation=place.incarnation) for place in announced.places],
+        places=[indices[place] for place in announced.places],
     )
 
 
-def _announced(message: pb.OpenPlan, plan: RoundPlan, shards: int) -> Plan:
+def _announced(message: pb.OpenPlan, plan: RoundPlan, reducers: Sequence[Place], shards: int) -> Plan:
     key, places = message.key, message.places
     require(key.round == plan.round, "key.round", key.round, f"its plan's, {plan.round}")
     require(len(places) == shards, "places", len(places), f"one for each of {shards} shards")
-    reducers = tuple(Place(place.peer_id, place.incarnation) for place in places)
-    return Plan(key.round, plan.parent, key.term, key.version, reducers)
+    return Plan(key.round, plan.parent, key.term, key.version, tuple(reducers[index] for index in places))
 
 
 def _key_to_proto(key: tuple[int, int, int]) -> pb.PlanKey:

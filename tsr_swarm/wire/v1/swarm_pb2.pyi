@@ -285,7 +285,7 @@ class Unchanged(_message.Message):
     def __init__(self, term: _Optional[int] = ..., version: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class News(_message.Message):
-    __slots__ = ("term", "leader", "version", "base", "sources", "plan", "nodes", "is_finished", "number", "rules")
+    __slots__ = ("term", "leader", "version", "base", "sources", "plan", "nodes", "is_finished", "number", "rules", "reducers")
     TERM_FIELD_NUMBER: _ClassVar[int]
     LEADER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -296,17 +296,19 @@ class News(_message.Message):
     IS_FINISHED_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
+    REDUCERS_FIELD_NUMBER: _ClassVar[int]
     term: int
     leader: str
     version: int
     base: Record
-    sources: _containers.RepeatedScalarFieldContainer[str]
+    sources: _containers.RepeatedScalarFieldContainer[int]
     plan: OpenPlan
     nodes: _containers.RepeatedScalarFieldContainer[str]
     is_finished: bool
     number: int
     rules: Rules
-    def __init__(self, term: _Optional[int] = ..., leader: _Optional[str] = ..., version: _Optional[int] = ..., base: _Optional[_Union[Record, _Mapping]] = ..., sources: _Optional[_Iterable[str]] = ..., plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., nodes: _Optional[_Iterable[str]] = ..., is_finished: _Optional[bool] = ..., number: _Optional[int] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ...) -> None: ...
+    reducers: _containers.RepeatedCompositeFieldContainer[Place]
+    def __init__(self, term: _Optional[int] = ..., leader: _Optional[str] = ..., version: _Optional[int] = ..., base: _Optional[_Union[Record, _Mapping]] = ..., sources: _Optional[_Iterable[int]] = ..., plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., nodes: _Optional[_Iterable[str]] = ..., is_finished: _Optional[bool] = ..., number: _Optional[int] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ..., reducers: _Optional[_Iterable[_Union[Place, _Mapping]]] = ...) -> None: ...
 
 class OpenPlan(_message.Message):
     __slots__ = ("plan", "key", "places")
@@ -315,16 +317,16 @@ class OpenPlan(_message.Message):
     PLACES_FIELD_NUMBER: _ClassVar[int]
     plan: RoundPlan
     key: PlanKey
-    places: _containers.RepeatedCompositeFieldContainer[Place]
-    def __init__(self, plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., key: _Optional[_Union[PlanKey, _Mapping]] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ...) -> None: ...
+    places: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., key: _Optional[_Union[PlanKey, _Mapping]] = ..., places: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Place(_message.Message):
     __slots__ = ("peer_id", "incarnation")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    peer_id: str
+    peer_id: bytes
     incarnation: int
-    def __init__(self, peer_id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    def __init__(self, peer_id: _Optional[bytes] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Redirect(_message.Message):
     __slots__ = ("term", "leader", "base")
