@@ -1,23 +1,37 @@
 """What a peer tells after a round: the digest of its weights, and the bytes that it counted since it told last."""
 
+import time
 from collections import Counter
+from collections.abc import Callable
 
 from tsr_swarm.telemetry.ledger import ByteLedger, Direction
 from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
+SAMPLE_SECONDS = 5.0  # between two looks at all connections, of which a reducer has hundreds
+
 
 class Reporter:
     """Counts each byte in one report only."""
 
-    def __init__(self, ledger: ByteLedger, kernel: KernelBytes, peer_id: str) -> None:
-        self._ledger, self._kernel, self._peer_id = ledger, kernel, peer_id
+    def __init__(
+        self,
+        ledger: ByteLedger,
+        kernel: KernelBytes,
+        peer_id: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ledger, self._kernel, self._peer_id, self._clock = ledger, kernel, peer_id, clock
+        self._sample_at = float("-inf")
         self._reported = {direction: Counter[str]() for direction in Direction}
         self._overhead = 0
 
     def sample(self) -> None:
-        """Look at the kernel's totals, so that a connection that closes keeps what was seen of it last."""
-        self._kernel.sample()
+        """Look at the kernel's totals now and then, so that a connection that closes keeps what was seen of it last."""
+        now = self._clock()
+        if now >= self._sample_at:
+            self._sample_at = now + SAMPLE_SECONDS
+            self._kernel.sample()
 
     def prepare(self, round: int, digest: bytes) -> pb.ReportRequest:
         """The report of a round that has just been applied, with all bytes since the one before."""
