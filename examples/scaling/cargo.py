@@ -10,8 +10,8 @@ from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.config.shards import split_blocks
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.rounds.reducer import split_blocks
 from tsr_swarm.runtime.plan.compression import wire_shares
 from tsr_swarm.runtime.plan.presets import PRESETS
 from tsr_swarm.train.llama import parameter_shapes

@@ -156,7 +156,7 @@ class Office:
             plan = self._cargo.plan(message.plan.round, _chain(message.plan.parent))
             places = tuple(replace(place, incarnation=_LIFE) for place in message.plan.places)
             news = replace(news, plan=replace(message.plan, parent=plan.parent, places=places))
-        text = letters.news_to_proto(news, plan, self._cargo.shard_blocks)
+        text = letters.news_to_proto(news, plan)
         text.rules.CopyFrom(rules_to_proto(self._cargo.manifest.config))
         return text
 

@@ -32,19 +32,12 @@ class Mend:
         return any(name.startswith(f[:-1]) if f.endswith("*") else name == f for f in self.fields)
 
 
-ANSWERS = ("PollReply",)
 MENDS = (
     Mend("the log goes to voters only, until somebody watches", (RELAYED,), ("*",), lambda peers, shards: 0),
     Mend(
         "in the log for voters no progress, and neither arrivals nor digests one by one",
         ("WatchReply",),
         ("peer_progress", "phase_changed", "payload_received", "digest_reported"),
-        lambda peers, shards: 0,
-    ),
-    Mend(
-        "the blocks of shards are in the manifest",
-        (*ANSWERS, "PublishedPart"),
-        ("news.plan.plan.shards*", "header.plan.shards*"),
         lambda peers, shards: 0,
     ),
     Mend(

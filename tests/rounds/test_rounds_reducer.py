@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tsr_swarm.config.layout import Part, Slot
 from tsr_swarm.lowrank.grid import quantise_rows
 from tsr_swarm.rounds.aggregate import Contribution, weighted_mean
-from tsr_swarm.rounds.reducer import ReducerState, close, included, is_complete, offer, split_blocks
+from tsr_swarm.rounds.reducer import ReducerState, close, included, is_complete, offer
 
 offers = st.tuples(st.integers(1, 3), st.sampled_from("abc"), st.integers(0, 1), st.booleans())
 
@@ -38,14 +38,6 @@ def test_a_shard_below_the_quorum_is_void_and_the_rest_stand() -> None:
     assert included(state, 1, quorum=2) == frozenset()
     assert is_complete(state, "a")
     assert not is_complete(state, "b")
-
-
-@given(sizes=st.lists(st.integers(1, 10**6), min_size=1, max_size=40), shards=st.integers(1, 50))
-def test_every_block_is_in_exactly_one_shard(sizes: list[int], shards: int) -> None:
-    parts = split_blocks(sizes, shards)
-    assert sorted(index for part in parts for index in part) == list(range(len(sizes)))
-    assert all(parts)
-    assert len(parts) == min(shards, len(sizes))
 
 
 @given(seed=st.integers(0, 2**31), weights=st.lists(st.integers(1, 10**6), min_size=1, max_size=5))

@@ -12,7 +12,6 @@ from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.rounds.aggregate import Contribution
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.rounds.reducer import split_blocks
 from tsr_swarm.runtime.reduction import Published, publish_shard, seal
 from tsr_swarm.runtime.run_folder import record_of
 from tsr_swarm.wire.gate import shard_slots
@@ -52,7 +51,7 @@ def make_history(manifest: Manifest, consensus: Consensus, rounds: int, voters: 
     """What reducers make of contributions of random numbers."""
     torch.manual_seed(0)
     config, history = manifest.config, History(manifest)
-    shard_blocks = split_blocks([block.size for block in manifest.blocks], 3)
+    shard_blocks = manifest.shard_blocks
     history.states.append(consensus)
     for round in range(1, rounds + 1):
         plan = plan_round(config, manifest.blocks, round, history.record(round - 1).chain)

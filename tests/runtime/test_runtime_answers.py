@@ -13,7 +13,6 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.protocol import News, Place, Plan, Redirect
-from tsr_swarm.rounds.reducer import split_blocks
 from tsr_swarm.runtime.node import answers as module
 from tsr_swarm.runtime.node.answers import Answers
 from tsr_swarm.runtime.node.letters import news_from_proto
@@ -24,7 +23,6 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4))
 MANIFEST = make_manifest("run", CONFIG, {"a.weight": (40, 30), "b.weight": (48, 24)})
-SHARD_BLOCKS = split_blocks([block.size for block in MANIFEST.blocks], 2)
 PLAN = plan_round(MANIFEST.config, MANIFEST.blocks, 1, "")
 LEADER, PEER = "f" * 32, "a" * 32
 NODES = tuple(letter * 32 for letter in "bcde")
@@ -43,7 +41,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         self.notes.hear_plan(PLAN)
-        self.answers = Answers(self.notes, SHARD_BLOCKS, lambda: self.config, self._seen)
+        self.answers = Answers(self.notes, lambda: self.config, self._seen)
 
     def _seen(self, caller: Caller, peer_ids: Iterable[str]) -> dict[str, str]:
         return {peer_id: self.addresses[peer_id] for peer_id in peer_ids if peer_id in self.addresses}
@@ -61,8 +59,8 @@ def contacts(reply: pb.PollReply) -> dict[str, str]:
 
 def test_who_has_the_news_hears_that_there_is_none() -> None:
     rig = Rig()
-    news, plan, shard_blocks = news_from_proto(rig.ask(0, replace(NEWS, plan=OPEN, number=3)).news, MANIFEST.blocks)
-    assert (news, plan, shard_blocks) == (replace(NEWS, plan=OPEN, number=3), PLAN, SHARD_BLOCKS)
+    news = replace(NEWS, plan=OPEN, number=3)
+    assert news_from_proto(rig.ask(0, news).news, MANIFEST.blocks, 2) == (news, PLAN)
     again = rig.ask(NEWS.version, replace(NEWS, plan=OPEN, number=4))
     assert again == pb.PollReply(unchanged=pb.Unchanged(term=2, version=5, number=4))
     assert again.ByteSize() <= 8
@@ -167,7 +165,7 @@ def test_a_peer_that_polls_knows_what_it_would_if_it_were_told_all_each_time(sto
                 continue
             book |= contacts(reply)
             if reply.HasField("news"):
-                held, _, _ = news_from_proto(reply.news, MANIFEST.blocks)
+                held, _ = news_from_proto(reply.news, MANIFEST.blocks, 2)
             else:
                 assert held is not None
                 assert (reply.unchanged.term, reply.unchanged.version) == (held.term, held.version)

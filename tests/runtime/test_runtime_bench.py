@@ -14,7 +14,7 @@ from steady import steady, wide
 from tsr_swarm.config.layout import Part, upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.plan import RoundPlan
-from tsr_swarm.config.run import ModelConfig, PeriodsConfig, RunConfig
+from tsr_swarm.config.run import ModelConfig, PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.lowrank.sketch import Captured
@@ -22,7 +22,6 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer import OuterState, pack_outer, rotate_outer
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.rounds.reducer import split_blocks
 from tsr_swarm.runtime.contribution import pack
 from tsr_swarm.runtime.node.bench import Bench, ShardAverage
 from tsr_swarm.runtime.reduction import Published, Reduction, seal
@@ -53,12 +52,13 @@ def tiny_manifest() -> Manifest:
         optimizer=steady(outer="nesterov", outer_momentum=0.5, rank=8, embedding_rank=8),
         wire=wide(published_bits=3),
         periods=PeriodsConfig(k_x=3, k_r=6, k_r_embedding=6),
+        round=RoundConfig(shards=SHARDS),
     )
     return make_manifest("bench", config, parameter_shapes(model))
 
 
 MANIFEST = tiny_manifest()
-SHARD_BLOCKS = split_blocks([block.size for block in MANIFEST.blocks], SHARDS)
+SHARD_BLOCKS = MANIFEST.shard_blocks
 
 
 @cache

@@ -14,7 +14,7 @@ from published_rounds import FIRST, History, make_history
 from steady import steady
 
 from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import PeriodsConfig, RunConfig
+from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.runtime import round_download, state_chunks
@@ -44,7 +44,9 @@ SHAPES = {"a.weight": (40, 30), "b.weight": (48, 24), "c.weight": (36, 20), "nor
 
 @pytest.fixture(scope="module")
 def history() -> History:
-    config = RunConfig(optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50))
+    config = RunConfig(
+        optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50), round=RoundConfig(shards=3)
+    )
     manifest = make_manifest("run", config, SHAPES)
     torch.manual_seed(0)
     weights = {name: torch.randn(shape) for name, shape in SHAPES.items()}
@@ -208,7 +210,7 @@ def forged(history: History, **changes: Any) -> Callable[[tuple[pb.PublishedHead
             message.voters[:] = changes["voters"]
         else:
             message.shards[0].tokens += 1
-        header = published_from_proto(message, history.manifest.blocks)
+        header = published_from_proto(message, history.manifest)
         parent = message.plan.parent
         message.chain = chain_hash(parent, header.plan, header.shard_blocks, header.shards, header.voters)
         return message, answer[1]

@@ -13,7 +13,7 @@ from published_rounds import History, make_history
 from steady import steady
 
 from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import PeriodsConfig, RunConfig
+from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RefusedError
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.gather import ShardResult
@@ -41,7 +41,9 @@ Twist = Callable[[bytes], bytes | Awaitable[bytes]]
 
 @pytest.fixture(scope="module")
 def history() -> History:
-    config = RunConfig(optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50))
+    config = RunConfig(
+        optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50), round=RoundConfig(shards=3)
+    )
     manifest = make_manifest("run", config, SHAPES)
     torch.manual_seed(0)
     weights = {name: torch.randn(shape) for name, shape in SHAPES.items()}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import Due, RoundPlan
-from tsr_swarm.config.run import RunConfig
+from tsr_swarm.config.run import RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.rounds import council as cl
@@ -51,8 +51,8 @@ BLOCKS = (
     Block(name="norm", rows=1, cols=4, rank=0, role=Role.DENSE),
     Block(name="matrix", rows=4, cols=4, rank=2, role=Role.MATRIX),
 )
-MANIFEST = Manifest("run1", RunConfig(), BLOCKS)
-SHARD_BLOCKS = ((0, 1), (2,))
+MANIFEST = Manifest("run1", RunConfig(round=RoundConfig(shards=2)), BLOCKS)
+SHARD_BLOCKS = MANIFEST.shard_blocks
 DIGEST = b"m" * 32
 SENDER = "0123456789abcdef" * 2
 HASH = b"h" * 32
@@ -240,8 +240,8 @@ def test_a_poll_comes_back_as_it_was(poll: pt.Poll) -> None:
 @given(pair=news_and_plans())
 def test_news_come_back_as_they_were(pair: tuple[pt.News, RoundPlan | None]) -> None:
     news, plan = pair
-    message = pb.News.FromString(news_to_proto(news, plan, SHARD_BLOCKS).SerializeToString())
-    assert news_from_proto(message, BLOCKS) == (news, plan, SHARD_BLOCKS if plan is not None else ())
+    message = pb.News.FromString(news_to_proto(news, plan).SerializeToString())
+    assert news_from_proto(message, BLOCKS, 2) == (news, plan)
 
 
 @settings(deadline=None)
@@ -263,7 +263,7 @@ def test_a_reason_of_any_length_arrives() -> None:
 def test_a_plan_that_is_no_longer_announced_is_not_sent() -> None:
     news = pt.News(1, SENDER, 1, Record(voters=(SENDER,)), (), None, (), False)
     plan = RoundPlan(round=1, first_step=0, steps=1, lr_first=0.1, lr_last=0.1, decay=1.0, due=Due(), parent="")
-    assert not news_to_proto(news, plan, SHARD_BLOCKS).HasField("plan")
+    assert not news_to_proto(news, plan).HasField("plan")
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -341,8 +341,8 @@ PLAN = RoundPlan(round=7, first_step=0, steps=1, lr_first=0.1, lr_last=0.1, deca
 
 
 def test_an_announcement_that_contradicts_its_plan_is_refused() -> None:
-    good = news_to_proto(NEWS, PLAN, SHARD_BLOCKS)
-    assert news_from_proto(good, BLOCKS) == (NEWS, PLAN, SHARD_BLOCKS)
+    good = news_to_proto(NEWS, PLAN)
+    assert news_from_proto(good, BLOCKS, 2) == (NEWS, PLAN)
     for reason, spoil in (
         ("key.round", lambda plan: plan.key.MergeFrom(pb.PlanKey(round=8))),
         ("key.round", lambda plan: plan.ClearField("key")),
@@ -350,12 +350,11 @@ def test_an_announcement_that_contradicts_its_plan_is_refused() -> None:
         ("places", lambda plan: plan.places.__setitem__(0, 1)),
         ("places", lambda plan: plan.ClearField("places")),
         ("round", lambda plan: plan.ClearField("plan")),
-        ("shards", lambda plan: plan.plan.ClearField("shards")),
         ("tangent", lambda plan: plan.plan.tangent.append(1)),
     ):
         message = pb.News.FromString(good.SerializeToString())
         spoil(message.plan)
-        assert refusal_of(news_from_proto, message, BLOCKS) == reason
+        assert refusal_of(news_from_proto, message, BLOCKS, 2) == reason
 
 
 def test_who_reduces_is_named_once_however_many_shards_it_has() -> None:
@@ -365,14 +364,14 @@ def test_who_reduces_is_named_once_however_many_shards_it_has() -> None:
     def size(count: int) -> int:
         plan = replace(NEWS.plan, places=tuple(reducers[shard % 4] for shard in range(count)))
         news = replace(NEWS, plan=plan, sources=tuple(place.node for place in plan.places))
-        return news_to_proto(news, PLAN, ((0, 1, 2),)).ByteSize()
+        return news_to_proto(news, PLAN).ByteSize()
 
     assert size(100) - size(60) == 2 * 40, "a byte for each, in the plan and of the round before"
 
 
 def test_hostile_polls_news_and_redirects_are_refused_where_they_are_read() -> None:
     assert refusal_of(poll_from_proto, pb.PollRequest()) == "manifest_digest"
-    assert refusal_of(news_from_proto, pb.News(), BLOCKS) == "term"
+    assert refusal_of(news_from_proto, pb.News(), BLOCKS, 2) == "term"
     assert refusal_of(redirect_from_proto, pb.Redirect()) == "base.voters"
     six = [f"{number:032x}" for number in range(6)]
     assert refusal_of(record_from_proto, pb.Record(voters=six)) == "record.voters"
@@ -409,7 +408,7 @@ def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
     with suppress(PeerError, DecodeError):
         poll_from_proto(pb.PollRequest.FromString(data))
     with suppress(PeerError, DecodeError):
-        news_from_proto(pb.News.FromString(data), BLOCKS)
+        news_from_proto(pb.News.FromString(data), BLOCKS, 2)
     with suppress(PeerError, DecodeError):
         redirect_from_proto(pb.Redirect.FromString(data))
 
@@ -419,7 +418,7 @@ def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
 def test_flipped_bits_raise_only_peer_errors(
     data: st.DataObject, sample: tuple[pt.ShardDone, MadeShard, Members | None]
 ) -> None:
-    news = news_to_proto(NEWS, PLAN, SHARD_BLOCKS).SerializeToString()
+    news = news_to_proto(NEWS, PLAN).SerializeToString()
     for good in (sent(done_to_proto(*sample)).SerializeToString(), news):
         bit = data.draw(st.integers(0, 8 * len(good) - 1))
         flipped = bytearray(good)
@@ -427,4 +426,4 @@ def test_flipped_bits_raise_only_peer_errors(
         with suppress(PeerError, DecodeError):
             told(pb.TellRequest.FromString(bytes(flipped)), MANIFEST, SHARD_BLOCKS, known(sample[2]))
         with suppress(PeerError, DecodeError):
-            news_from_proto(pb.News.FromString(bytes(flipped)), BLOCKS)
+            news_from_proto(pb.News.FromString(bytes(flipped)), BLOCKS, 2)

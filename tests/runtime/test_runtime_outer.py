@@ -15,7 +15,6 @@ from tsr_swarm.optim.outer import pack_outer, rotate_outer, without_residuals
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.rounds.council import Ledger
-from tsr_swarm.rounds.reducer import split_blocks
 from tsr_swarm.runtime.reduction import Published, Reduction
 from tsr_swarm.runtime.run_folder import (
     OUTER,
@@ -43,6 +42,7 @@ def outer_config(folder: Path, outer: str) -> RunConfig:
         run={"rounds": 4, "min_peers": 2},
         optimizer={"outer": outer, "outer_momentum": 0.5},
         wire={"published_bits": 3},
+        round={"shards": 2},
     )
 
 
@@ -61,7 +61,7 @@ class Reducer:
         """The open round, of which ``shards`` arrived."""
         config, blocks = self.manifest.config, self.manifest.blocks
         plan = plan_round(config, blocks, self.record.round + 1, self.record.chain)
-        shard_blocks = split_blocks([block.size for block in blocks], 2)
+        shard_blocks = self.manifest.shard_blocks
         reduction = Reduction(self.manifest, plan, shard_blocks)
         for shard in shards:
             generator = torch.Generator().manual_seed(10 * plan.round + shard)

@@ -10,7 +10,7 @@ import pytest
 from steady import steady
 
 from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import PeriodsConfig, RunConfig
+from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds import council as cl
@@ -19,7 +19,6 @@ from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.gather import ShardResult
 from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.protocol import Close, Hung, News, Place, Plan, Poll, Received, Redirect, ShardDone, Unreachable
-from tsr_swarm.rounds.reducer import split_blocks
 from tsr_swarm.runtime.background import Background
 from tsr_swarm.runtime.node import letters
 from tsr_swarm.runtime.node import post as module
@@ -40,10 +39,12 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 A, B, C = (letter * 32 for letter in "abc")
 SHAPES = {"a.weight": (40, 30), "b.weight": (48, 24), "norm.weight": (30,)}
-CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50))
+CONFIG = RunConfig(
+    optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50), round=RoundConfig(shards=2)
+)
 MANIFEST = make_manifest("run", CONFIG, SHAPES)
 DIGEST = bytes.fromhex(MANIFEST.digest)
-SHARD_BLOCKS = split_blocks([block.size for block in MANIFEST.blocks], 2)
+SHARD_BLOCKS = MANIFEST.shard_blocks
 PLAN = plan_round(MANIFEST.config, MANIFEST.blocks, 1, "")
 BASE = Record(voters=(B,))
 OPEN = Plan(1, "", 1, 1, (Place(A, 1), Place(B, 2)))
@@ -358,11 +359,10 @@ async def test_shards_are_the_run_s_own() -> None:
     """A plan with more shards than the run has would have this node send what there is not."""
     async with pair() as (a, b):
         b.notes.hear_plan(PLAN)
-        b.post._answers._shard_blocks = tuple((index,) for index in range(len(MANIFEST.blocks)))
         await polled(a, b)
         b.post.send(A, replace(TOLD, plan=replace(OPEN, places=(Place(A, 1),) * 3)))
-        await a.seen(Received)
-        assert len(a.failures) == 1
+        assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
+        assert a.notes.plan(1, "") is None
 
 
 async def call(b: Small, request: pb.PollRequest) -> pb.PollReply:

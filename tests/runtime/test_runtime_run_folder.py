@@ -8,7 +8,7 @@ import pytest
 from published_rounds import FIRST, History, make_history
 from steady import steady
 
-from tsr_swarm.config.run import CheckpointConfig, ModelConfig, PeriodsConfig, RunConfig
+from tsr_swarm.config.run import CheckpointConfig, ModelConfig, PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, RunError
 from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.runtime.run_folder import (
@@ -75,6 +75,7 @@ def begun(tmp_path: Path) -> Begun:
         optimizer=steady(rank=4, embedding_rank=4),
         periods=PeriodsConfig(k_x=5, k_r=10, k_r_embedding=10),
         checkpoint=CheckpointConfig(dir=str(tmp_path)),
+        round=RoundConfig(shards=3),
     )
     folder = RunFolder(tmp_path / "run")
     start = start_run(folder, config, FIRST)

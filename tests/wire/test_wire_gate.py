@@ -8,7 +8,7 @@ from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
 from tsr_swarm.config.plan import Due, RoundPlan
-from tsr_swarm.config.run import RunConfig
+from tsr_swarm.config.run import RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.basis import BASIS_EXPONENT
 from tsr_swarm.lowrank.grid import Grid
@@ -37,7 +37,7 @@ BLOCKS = (
     Block(name="norm", rows=1, cols=4, rank=0, role=Role.DENSE),
     Block(name="matrix", rows=4, cols=4, rank=2, role=Role.MATRIX),
 )
-MANIFEST = Manifest("run1", RunConfig(optimizer=steady(), wire=wide()), BLOCKS)
+MANIFEST = Manifest("run1", RunConfig(optimizer=steady(), wire=wide(), round=RoundConfig(shards=2)), BLOCKS)
 PARENT = b"\xab" * 32
 PLAN = RoundPlan(
     round=7,
@@ -49,7 +49,7 @@ PLAN = RoundPlan(
     due=Due(tangent=frozenset({0}), aim=frozenset({2})),
     parent=PARENT.hex(),
 )
-SHARD_BLOCKS = ((0, 1), (2,))
+SHARD_BLOCKS = MANIFEST.shard_blocks
 PEER = "0123456789abcdef" * 2
 VOTERS = (PEER, "f" * 32)
 

@@ -11,6 +11,7 @@ from tsr_swarm.config.blocks import MAX_RANK, Block, Role, plan_blocks
 from tsr_swarm.config.budget import check_budget
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import CheckpointConfig, RoundConfig, RunConfig
+from tsr_swarm.config.shards import split_blocks
 from tsr_swarm.errors import ConfigError, RefusedError
 
 PROTOCOL_VERSION = 3
@@ -43,6 +44,11 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         return hashlib.blake2b(self.encoded, digest_size=32).hexdigest()
+
+    @cached_property
+    def shard_blocks(self) -> tuple[tuple[int, ...], ...]:
+        """The blocks of each shard of every round."""
+        return split_blocks([block.size for block in self.blocks], self.config.round.shards)
 
     @property
     def parameters(self) -> int:

@@ -52,13 +52,3 @@ def included(state: ReducerState, shard: int, quorum: int, admitted: Collection[
     peers = frozenset(peer for peer, held_shard in state.held if held_shard == shard)
     peers = peers if admitted is None else peers & frozenset(admitted)
     return peers if len(peers) >= quorum else frozenset()
-
-
-def split_blocks(sizes: list[int], shards: int) -> tuple[tuple[int, ...], ...]:
-    """Deal whole blocks into at most ``shards`` sets of about equal size; every block is in exactly one."""
-    bins: list[tuple[int, list[int]]] = [(0, []) for _ in range(min(shards, len(sizes)))]
-    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        lightest = min(range(len(bins)), key=lambda b: (bins[b][0], b))
-        load, members = bins[lightest]
-        bins[lightest] = (load + sizes[index], [*members, index])
-    return tuple(tuple(sorted(members)) for _, members in bins)

@@ -93,7 +93,7 @@ def check_published(message: pb.PublishedHeader, *, manifest: Manifest, parent: 
 
     parent: chain hash of the round before as this side knows it, empty in round 1. Raises PeerError.
     """
-    header = published_from_proto(message, manifest.blocks)
+    header = published_from_proto(message, manifest)
     chain = chain_hash(parent, header.plan, header.shard_blocks, header.shards, header.voters)
     if header.plan.parent != parent.hex() or header.chain != chain:
         raise PeerError("chain", f"Round {header.plan.round} does not continue the chain; fetch the state again.")

@@ -12,6 +12,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from tsr_swarm.config.blocks import Block
+from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import Due, RoundPlan
 from tsr_swarm.errors import PeerError
 from tsr_swarm.wire.codec import Section
@@ -178,8 +179,8 @@ def sections_from_proto(messages: Sequence[pb.Section]) -> tuple[Section, ...]:
     return tuple(Section(m.kind, m.raw_bytes, m.wire_bytes, m.hash) for m in messages)
 
 
-def plan_to_proto(plan: RoundPlan, shard_blocks: Sequence[Sequence[int]]) -> pb.RoundPlan:
-    """The announcement of ``plan``, reduced in shards of ``shard_blocks``."""
+def plan_to_proto(plan: RoundPlan) -> pb.RoundPlan:
+    """The announcement of ``plan``."""
     return pb.RoundPlan(
         round=plan.round,
         first_step=plan.first_step,
@@ -196,12 +197,11 @@ def plan_to_proto(plan: RoundPlan, shard_blocks: Sequence[Sequence[int]]) -> pb.
         first=plan.due.first,
         second=plan.due.second,
         seed=plan.seed,
-        shards=[pb.Shard(blocks=blocks) for blocks in shard_blocks],
     )
 
 
-def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[RoundPlan, tuple[tuple[int, ...], ...]]:
-    """Read an announcement for the manifest's ``blocks``: due blocks are low-rank, the shards part the blocks."""
+def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> RoundPlan:
+    """Read an announcement for the manifest's ``blocks``: due blocks are low-rank."""
     require_between("round", message.round, 1, MAX_ROUND)
     require_between("first_step", message.first_step, 0, MAX_ROUND * MAX_STEPS)
     require_between("steps", message.steps, 1, MAX_STEPS)
@@ -221,7 +221,7 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[Rou
     )
     both = sorted(due.aim & due.choose)
     require(not both, "choose", both[:8], "none of the blocks in aim")
-    plan = RoundPlan(
+    return RoundPlan(
         round=message.round,
         first_step=message.first_step,
         steps=message.steps,
@@ -232,7 +232,6 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[Rou
         parent=message.parent.hex(),
         seed=message.seed,
     )
-    return plan, _shards(message.shards, len(blocks))
 
 
 def result_to_proto(result: ShardResult, peers: Sequence[str]) -> pb.ShardResult:
@@ -260,7 +259,7 @@ def published_to_proto(header: PublishedHeader) -> pb.PublishedHeader:
     """A committed round's header as it is fetched and journaled."""
     peers = everyone(result.included for result in header.shards)
     return pb.PublishedHeader(
-        plan=plan_to_proto(header.plan, header.shard_blocks),
+        plan=plan_to_proto(header.plan),
         shards=[result_to_proto(result, peers) for result in header.shards],
         chain=header.chain,
         voters=header.voters,
@@ -268,9 +267,9 @@ def published_to_proto(header: PublishedHeader) -> pb.PublishedHeader:
     )
 
 
-def published_from_proto(message: pb.PublishedHeader, blocks: Sequence[Block]) -> PublishedHeader:
-    """Read what was published for the manifest's ``blocks``; the chain hash and the sections are the gate's."""
-    plan, shard_blocks = plan_from_proto(message.plan, blocks)
+def published_from_proto(message: pb.PublishedHeader, manifest: Manifest) -> PublishedHeader:
+    """Read what was published in a run; the chain hash and the sections are the gate's."""
+    plan, shard_blocks = plan_from_proto(message.plan, manifest.blocks), manifest.shard_blocks
     count = len(shard_blocks)
     require(len(message.shards) == count, "shards", len(message.shards), f"one result for each of {count}")
     require_digest("chain", message.chain)
@@ -349,13 +348,3 @@ def _due(indices: Sequence[int], field: str, blocks: Sequence[Block]) -> frozens
     require_ascending(field, indices, len(blocks))
     require(all(blocks[index].is_low_rank for index in indices), field, list(indices[:8]), "low-rank blocks")
     return frozenset(indices)
-
-
-def _shards(messages: Sequence[pb.Shard], blocks: int) -> tuple[tuple[int, ...], ...]:
-    require(1 <= len(messages) <= MAX_SHARDS, "shards", len(messages), f"1 to {MAX_SHARDS}")
-    for message in messages:
-        require_ascending("shards", message.blocks, blocks)
-    shards = tuple(tuple(message.blocks) for message in messages)
-    covered = sorted(index for shard in shards for index in shard)
-    require(covered == list(range(blocks)), "shards", len(covered), f"sets that hold each of {blocks} blocks once")
-    return shards

@@ -32,12 +32,11 @@ class Answers:
     def __init__(
         self,
         notes: Notes,
-        shard_blocks: letters.ShardBlocks,
         config: Callable[[], RunConfig],
         contacts: Contacts,
     ) -> None:
         """config: with the rules that count now. contacts: where a caller can dial these nodes, by peer id."""
-        self._notes, self._shard_blocks, self._config, self._contacts = notes, shard_blocks, config, contacts
+        self._notes, self._config, self._contacts = notes, config, contacts
         self._told: dict[str, _Told] = {}  # by caller, the one answered last at the end
         self._said: tuple[pt.News, RunConfig, pb.News] | None = None  # the newest, to anybody
         self._listed: frozenset[tuple[str, str]] = frozenset()  # likewise: most callers are told the same
@@ -75,7 +74,7 @@ class Answers:
         said, config = replace(message, number=0), self._config()
         if self._said is None or self._said[:2] != (said, config):
             plan = None if said.plan is None else self._notes.plan(said.plan.round, said.plan.parent)
-            news = letters.news_to_proto(said, plan, self._shard_blocks)
+            news = letters.news_to_proto(said, plan)
             news.rules.CopyFrom(rules_to_proto(config))
             self._said = said, config, news
         return self._said[2]

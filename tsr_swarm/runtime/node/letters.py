@@ -214,7 +214,7 @@ def poll_from_proto(request: pb.PollRequest) -> Poll:
     )
 
 
-def news_to_proto(news: News, plan: RoundPlan | None, shard_blocks: ShardBlocks) -> pb.News:
+def news_to_proto(news: News, plan: RoundPlan | None) -> pb.News:
     """A leader's answer. plan: what to train in ``news.plan``; without that, it is not looked at."""
     places = () if news.plan is None else news.plan.places
     lives = {place.node: place for place in places}
@@ -227,25 +227,22 @@ def news_to_proto(news: News, plan: RoundPlan | None, shard_blocks: ShardBlocks)
         base=record_to_proto(news.base),
         reducers=[pb.Place(peer_id=bytes.fromhex(p.node), incarnation=p.incarnation) for p in indices],
         sources=[indices[place] for place in made],
-        plan=None if news.plan is None else _open_to_proto(news.plan, plan, shard_blocks, indices),
+        plan=None if news.plan is None else _open_to_proto(news.plan, plan, indices),
         nodes=news.nodes,
         is_finished=news.is_finished,
         number=news.number,
     )
 
 
-def news_from_proto(
-    message: pb.News, blocks: Sequence[Block]
-) -> tuple[News, RoundPlan | None, tuple[tuple[int, ...], ...]]:
-    """The news, what to train in the round that is open, and the blocks of its shards. Raises PeerError."""
+def news_from_proto(message: pb.News, blocks: Sequence[Block], shards: int) -> tuple[News, RoundPlan | None]:
+    """The news, and what to train in the round that is open, which has so many shards. Raises PeerError."""
     check_news(message)
     reducers = [Place(place.peer_id.hex(), place.incarnation) for place in message.reducers]
     announced: Plan | None = None
     plan: RoundPlan | None = None
-    shard_blocks: tuple[tuple[int, ...], ...] = ()
     if message.HasField("plan"):
-        plan, shard_blocks = plan_from_proto(message.plan.plan, blocks)
-        announced = _announced(message.plan, plan, reducers, len(shard_blocks))
+        plan = plan_from_proto(message.plan.plan, blocks)
+        announced = _announced(message.plan, plan, reducers, shards)
     news = News(
         term=message.term,
         leader=message.leader,
@@ -257,7 +254,7 @@ def news_from_proto(
         is_finished=message.is_finished,
         number=message.number,
     )
-    return news, plan, shard_blocks
+    return news, plan
 
 
 def unchanged_to_proto(news: News) -> pb.Unchanged:
@@ -281,12 +278,10 @@ def redirect_from_proto(message: pb.Redirect) -> Redirect:
     return Redirect(message.term, message.leader, _record(message.base))
 
 
-def _open_to_proto(
-    announced: Plan, plan: RoundPlan | None, shard_blocks: ShardBlocks, indices: Mapping[Place, int]
-) -> pb.OpenPlan:
+def _open_to_proto(announced: Plan, plan: RoundPlan | None, indices: Mapping[Place, int]) -> pb.OpenPlan:
     assert plan is not None, "what is announced was planned"
     return pb.OpenPlan(
-        plan=plan_to_proto(plan, shard_blocks),
+        plan=plan_to_proto(plan),
         key=_key_to_proto(announced.key),
         places=[indices[place] for place in announced.places],
     )

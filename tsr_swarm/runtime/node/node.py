@@ -20,7 +20,6 @@ from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.rounds.node import Caller, Identity, Node
 from tsr_swarm.rounds.node import contacts as contacts_of
 from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.rounds.reducer import split_blocks
 from tsr_swarm.rounds.step import begin
 from tsr_swarm.runtime.background import Background, Signal
 from tsr_swarm.runtime.donor import Donor
@@ -128,8 +127,7 @@ class SwarmNode:
         self._reporting = 0  # reports under way
         self._reported = Signal()
 
-        sizes = [block.size for block in start.manifest.blocks]
-        self.shard_blocks = split_blocks(sizes, start.manifest.config.round.shards)
+        self.shard_blocks = start.manifest.shard_blocks
         self.shell = Shell(self._begin(start), self, start.journal, self.warn)
         self.notes = Notes()
         parts = self.manifest.config.data.parts
@@ -588,7 +586,7 @@ class SwarmNode:
         log = self._donor.delta_log
         try:
             kept = await asyncio.to_thread(log.get, record.round, bytes.fromhex(record.chain))
-            header = None if kept is None else published_from_proto(kept[0], self.manifest.blocks)
+            header = None if kept is None else published_from_proto(kept[0], self.manifest)
         except (RunError, PeerError) as error:
             self.warn(f"{error} The round stands all the same.")
             return

@@ -89,7 +89,7 @@ class Post:
         self._digest = bytes.fromhex(manifest.digest)
         self._book, self._lines, self._notes, self._gathering = book, lines, notes, gathering
         self._membership, self._lending, self._desk, self._background = membership, lending, desk, background
-        self._answers = Answers(notes, shard_blocks, desk.config, self.seen_by)
+        self._answers = Answers(notes, desk.config, self.seen_by)
         self._newest_poll = 0  # its number
         self._news: pt.News | None = None  # the newest that was read
         self._held: dict[str, tuple[int, asyncio.Future[pt.News | pt.Redirect]]] = {}  # by peer: number of the poll
@@ -197,11 +197,11 @@ class Post:
     def _read(self, sender: str, reply: pb.PollReply) -> pt.News | pt.Redirect:
         match reply.WhichOneof("answer"):
             case "news":
-                news, plan, shard_blocks = letters.news_from_proto(reply.news, self._manifest.blocks)
+                news, plan = letters.news_from_proto(reply.news, self._manifest.blocks, len(self._shard_blocks))
                 if news.leader != sender:
                     raise PeerError("leader", f"News of {news.leader[:8]} came from where {sender[:8]} was asked.")
                 if plan is not None:
-                    self._hear_plan(plan, shard_blocks)
+                    self._hear_plan(plan)
                 if reply.news.HasField("rules"):
                     self._desk.hear_rules(news.leader, reply.news.rules)
                 self._lending.hear(reply)
@@ -225,8 +225,8 @@ class Post:
             return None
         return replace(news, number=message.number)
 
-    def _hear_plan(self, plan: RoundPlan, shard_blocks: tuple[tuple[int, ...], ...]) -> None:
-        if shard_blocks != self._shard_blocks or not follows_manifest(plan, self._manifest):
+    def _hear_plan(self, plan: RoundPlan) -> None:
+        if not follows_manifest(plan, self._manifest):
             self._desk.fail(
                 RefusedError(f"The plan of round {plan.round} is not what this run's manifest says; leaving.")
             )

@@ -20,7 +20,6 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.exchange import after_round, begin_exchange, within_budget
 from tsr_swarm.optim.outer import OuterState, rotate_outer
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.rounds.reducer import split_blocks
 from tsr_swarm.runtime.reduction import Published, Reduction, open_published
 from tsr_swarm.runtime.run_folder import fresh_consensus
 from tsr_swarm.runtime.simulate.payloads import published_bytes, send
@@ -72,8 +71,7 @@ class OurSwarm:
         task = decoder_task(config) if task is None else task
         self._manifest = task.manifest
         self._consensus = fresh_consensus(self._manifest, task.weights)
-        sizes = [block.size for block in self._manifest.blocks]
-        self._shard_blocks = split_blocks(sizes, config.round.shards)
+        self._shard_blocks = self._manifest.shard_blocks
         self._trainers = [self._trainer(stream, task.make_model()) for stream in streams]
         self._numbers = {_peer_id(stream.number): stream.number for stream in streams}
         self._ids = tuple(self._numbers)

@@ -131,7 +131,7 @@ class StateChunk(_message.Message):
     def __init__(self, index: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class RoundPlan(_message.Message):
-    __slots__ = ("round", "first_step", "steps", "lr_first", "lr_last", "decay", "tangent", "aim", "parent", "shards", "draw", "draw_numbers", "seed", "choose", "first", "second")
+    __slots__ = ("round", "first_step", "steps", "lr_first", "lr_last", "decay", "tangent", "aim", "parent", "draw", "draw_numbers", "seed", "choose", "first", "second")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -141,7 +141,6 @@ class RoundPlan(_message.Message):
     TANGENT_FIELD_NUMBER: _ClassVar[int]
     AIM_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
-    SHARDS_FIELD_NUMBER: _ClassVar[int]
     DRAW_FIELD_NUMBER: _ClassVar[int]
     DRAW_NUMBERS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -157,20 +156,13 @@ class RoundPlan(_message.Message):
     tangent: _containers.RepeatedScalarFieldContainer[int]
     aim: _containers.RepeatedScalarFieldContainer[int]
     parent: bytes
-    shards: _containers.RepeatedCompositeFieldContainer[Shard]
     draw: _containers.RepeatedScalarFieldContainer[int]
     draw_numbers: _containers.RepeatedScalarFieldContainer[int]
     seed: int
     choose: _containers.RepeatedScalarFieldContainer[int]
     first: bool
     second: bool
-    def __init__(self, round: _Optional[int] = ..., first_step: _Optional[int] = ..., steps: _Optional[int] = ..., lr_first: _Optional[float] = ..., lr_last: _Optional[float] = ..., decay: _Optional[float] = ..., tangent: _Optional[_Iterable[int]] = ..., aim: _Optional[_Iterable[int]] = ..., parent: _Optional[bytes] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., draw: _Optional[_Iterable[int]] = ..., draw_numbers: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., choose: _Optional[_Iterable[int]] = ..., first: _Optional[bool] = ..., second: _Optional[bool] = ...) -> None: ...
-
-class Shard(_message.Message):
-    __slots__ = ("blocks",)
-    BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    blocks: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, blocks: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., first_step: _Optional[int] = ..., steps: _Optional[int] = ..., lr_first: _Optional[float] = ..., lr_last: _Optional[float] = ..., decay: _Optional[float] = ..., tangent: _Optional[_Iterable[int]] = ..., aim: _Optional[_Iterable[int]] = ..., parent: _Optional[bytes] = ..., draw: _Optional[_Iterable[int]] = ..., draw_numbers: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., choose: _Optional[_Iterable[int]] = ..., first: _Optional[bool] = ..., second: _Optional[bool] = ...) -> None: ...
 
 class Record(_message.Message):
     __slots__ = ("round", "chain", "parent", "voters")
