@@ -14,7 +14,7 @@ from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.protocol import News, Place, Plan, Redirect
 from tsr_swarm.runtime.node import answers as module
-from tsr_swarm.runtime.node.answers import Answers
+from tsr_swarm.runtime.node.answers import Answers, Heard
 from tsr_swarm.runtime.node.letters import news_from_proto
 from tsr_swarm.runtime.node.notes import Notes
 from tsr_swarm.transport.base import Caller
@@ -38,10 +38,15 @@ class Rig:
     addresses: dict[str, str] = field(default_factory=dict)
     config: RunConfig = CONFIG
     notes: Notes = field(default_factory=Notes)
+    changes: int = 0
 
     def __post_init__(self) -> None:
         self.notes.hear_plan(PLAN)
-        self.answers = Answers(self.notes, lambda: self.config, self._seen)
+        self.answers = Answers(self.notes, lambda: self.config, self._seen, lambda: self.changes)
+
+    def move(self, node: str, address: str) -> None:
+        self.changes += 1
+        self.addresses[node] = address
 
     def _seen(self, caller: Caller, peer_ids: Iterable[str]) -> dict[str, str]:
         return {peer_id: self.addresses[peer_id] for peer_id in peer_ids if peer_id in self.addresses}
@@ -88,12 +93,42 @@ def test_whoever_may_lack_news_or_contacts_gets_them(what: str, known: int, chan
 def test_contacts_are_told_once_and_again_where_they_have_moved() -> None:
     rig = Rig({LEADER: "192.0.2.7:1", NODES[0]: "192.0.2.7:2", NODES[1]: "192.0.2.7:3"})
     assert contacts(rig.ask(0, replace(NEWS, nodes=NODES))) == rig.addresses
-    rig.addresses[NODES[2]] = "192.0.2.7:4"
-    rig.addresses[NODES[0]] = "192.0.2.7:5"
+    rig.move(NODES[2], "192.0.2.7:4")
+    rig.move(NODES[0], "192.0.2.7:5")
     newer = replace(NEWS, nodes=NODES, version=6)
     assert contacts(rig.ask(5, newer)) == {NODES[0]: "192.0.2.7:5", NODES[2]: "192.0.2.7:4"}
     assert contacts(rig.ask(6, replace(newer, version=7))) == {}
     assert contacts(rig.ask(0, newer, peer="9" * 32)) == rig.addresses
+
+
+def test_whoever_moves_is_news_to_who_may_have_to_dial_it() -> None:
+    rig = Rig({LEADER: "192.0.2.7:1", NODES[0]: "192.0.2.7:2"})
+    news = replace(NEWS, nodes=NODES[:1])
+    rig.ask(0, news)
+    rig.move(NODES[3], "192.0.2.7:9")
+    assert rig.ask(5, news).HasField("unchanged"), "it is not named"
+    rig.move(NODES[0], "192.0.2.7:3")
+    reply = rig.ask(5, news)
+    assert reply.HasField("news")
+    assert contacts(reply) == {NODES[0]: "192.0.2.7:3"}
+    assert rig.ask(5, news).HasField("unchanged")
+
+
+def contact(node: str, port: int) -> pb.Contact:
+    return pb.Contact(peer_id=node, address=f"192.0.2.7:{port}")
+
+
+def test_what_a_leader_has_told_counts_until_it_says_otherwise_or_another_leads() -> None:
+    heard, news = Heard(), replace(NEWS, nodes=NODES[:2])
+    both = [contact(NODES[0], 1), contact(NODES[1], 2)]
+    assert heard.hear(LEADER, 0, news, both) == both
+    assert heard.hear(LEADER, 5) == both, "somebody else may have said otherwise meanwhile"
+    assert heard.hear(LEADER, 5, news, [contact(NODES[1], 3)]) == [both[0], contact(NODES[1], 3)]
+    assert heard.hear(LEADER, 5, replace(news, nodes=NODES[:1]), []) == both[:1]
+    assert heard.hear(LEADER, 5, news, []) == both[:1], "who is named again is told again"
+    assert heard.hear(LEADER, 5, news, [contact(NODES[2], 4)]) == both[:1], "of others it need not speak"
+    assert heard.hear(PEER, 5, news, [both[1]]) == [both[1]]
+    assert heard.hear(PEER, 0, news, []) == []
 
 
 def test_a_redirect_comes_with_its_contacts_and_ends_what_was_remembered() -> None:
@@ -148,30 +183,31 @@ steps = st.lists(
 
 @given(story=steps)
 def test_a_peer_that_polls_knows_what_it_would_if_it_were_told_all_each_time(story: list[tuple[str, int]]) -> None:
-    rig, news, book, known, life = Rig(), NEWS, dict[str, str](), 0, 1
+    rig, news, heard, known, life = Rig(), NEWS, Heard(), 0, 1
     held: News | None = None
     for place, (what, which) in enumerate(story):
         node = NODES[which]
         if what == "news":
             news = replace(news, version=news.version + 1, nodes=tuple(sorted({*news.nodes, node})))
-        elif what == "moves":  # who is started at another address has shards moved: there is news
-            rig.addresses[node] = f"192.0.2.7:{place + 1}"
-            news = replace(news, version=news.version + 1)
+        elif what == "moves":
+            rig.move(node, f"192.0.2.7:{place + 1}")
         elif what == "starts anew":
-            book, known, life, held = {}, 0, life + 1, None
+            heard, known, life, held = Heard(), 0, life + 1, None
         else:
             reply = rig.ask(known, replace(news, number=place), life=life)
             if what == "is lost":
+                known = 0  # it takes its leader for lost
                 continue
-            book |= contacts(reply)
             if reply.HasField("news"):
                 held, _ = news_from_proto(reply.news, MANIFEST.blocks, 2)
+                book = heard.hear(LEADER, known, held, reply.contacts)
             else:
                 assert held is not None
                 assert (reply.unchanged.term, reply.unchanged.version) == (held.term, held.version)
                 held = replace(held, number=reply.unchanged.number)
+                book = heard.hear(LEADER, known)
             known = held.version
             assert held == replace(news, number=place)
-            assert {peer: book[peer] for peer in news.nodes if peer in rig.addresses} == {
+            assert {said.peer_id: said.address for said in book} == {
                 peer: rig.addresses[peer] for peer in news.nodes if peer in rig.addresses
             }

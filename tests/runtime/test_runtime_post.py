@@ -200,11 +200,13 @@ async def test_who_waits_in_vain_hears_its_last_news_again() -> None:
         b.post.send(A, news)
         await a.seen(Received)
         again = replace(ASKED, known=1, number=2)
+        a.book.hear(C, "127.0.0.1:8")  # as anybody may say
         await polled(a, b, again)
         b.post.send(A, replace(news, number=2))
         assert (await a.seen(Received, 2))[-1] == Received(B, replace(news, number=2))
         assert [event.message for event in await b.seen(Received)] == [ASKED, again]
         assert a.rules == [B], "it was told once"
+        assert a.book.address(C) == "127.0.0.1:7", "the leader's word counts on"
         b.post.forget(A)
         await polled(a, b, replace(again, number=3))
         b.post.send(A, replace(news, number=3))

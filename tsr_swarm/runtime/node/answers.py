@@ -1,6 +1,9 @@
-"""What polls are answered, as far as the answer is not the same for everybody: news to who lacks it, contacts once."""
+"""What polls are answered, as far as the answer is not the same for everybody: news to who lacks it, contacts once.
 
-from collections.abc import Callable, Iterable, Mapping
+Contacts that were told once count on at the caller: see Heard.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tsr_swarm.config.run import RunConfig
@@ -24,6 +27,7 @@ class _Told:
     term: int
     version: int
     contacts: frozenset[tuple[str, str]]
+    changes: int  # of addresses, until then
 
 
 class Answers:
@@ -34,9 +38,13 @@ class Answers:
         notes: Notes,
         config: Callable[[], RunConfig],
         contacts: Contacts,
+        changes: Callable[[], int],
     ) -> None:
-        """config: with the rules that count now. contacts: where a caller can dial these nodes, by peer id."""
-        self._notes, self._config, self._contacts = notes, config, contacts
+        """config: with the rules that count now. contacts: where a caller can dial these nodes, by peer id.
+
+        changes: of any node's address, so far.
+        """
+        self._notes, self._config, self._contacts, self._changes = notes, config, contacts, changes
         self._told: dict[str, _Told] = {}  # by caller, the one answered last at the end
         self._said: tuple[pt.News, RunConfig, pb.News] | None = None  # the newest, to anybody
         self._listed: frozenset[tuple[str, str]] = frozenset()  # likewise: most callers are told the same
@@ -49,20 +57,24 @@ class Answers:
             listed = self._contacts(caller, [message.leader, *message.base.voters])
             reply.contacts.extend(letters.contacts_to_proto(listed.items()))
             return reply
-        has_last = told is not None and (told.life, told.term, told.version) == (
+        if told is not None and (told.life, told.term, told.version) != (
             request.incarnation,
             message.term,
             request.known,
-        )
-        if told is not None and has_last and request.known == message.version:
+        ):
+            told = None  # its answer may have been lost
+        if told is not None and (told.version, told.changes) == (message.version, self._changes()):
             self._told[request.peer_id] = told
+            return pb.PollReply(unchanged=letters.unchanged_to_proto(message))
+        listed = self._contacts(caller, named(message))
+        pairs = frozenset(listed.items())
+        self._remember(request, message, pairs)
+        if told is not None and told.version == message.version and told.contacts == pairs:
             return pb.PollReply(unchanged=letters.unchanged_to_proto(message))
         reply = pb.PollReply(news=self._news(message))
         reply.news.number = message.number
-        listed = self._contacts(caller, _named(message))
-        has = told.contacts if told is not None and has_last else frozenset()
-        reply.contacts.extend(letters.contacts_to_proto(pair for pair in listed.items() if pair not in has))
-        self._remember(request, message, frozenset(listed.items()))
+        new = (pair for pair in listed.items() if told is None or pair not in told.contacts)
+        reply.contacts.extend(letters.contacts_to_proto(new))
         return reply
 
     def forget(self, peer_id: str) -> None:
@@ -81,12 +93,37 @@ class Answers:
 
     def _remember(self, request: pb.PollRequest, message: pt.News, listed: frozenset[tuple[str, str]]) -> None:
         self._listed = self._listed if listed == self._listed else listed  # kept once, however many were told
-        self._told[request.peer_id] = _Told(request.incarnation, message.term, message.version, self._listed)
+        self._told[request.peer_id] = _Told(
+            request.incarnation, message.term, message.version, self._listed, self._changes()
+        )
         if len(self._told) > MOST_CALLERS:
             del self._told[next(iter(self._told))]
 
 
-def _named(message: pt.News) -> list[str]:
+class Heard:
+    """Where nodes can be dialled by the word of the leader that is polled. One node's; its event loop owns it."""
+
+    def __init__(self) -> None:
+        self._leader = ""
+        self._contacts: dict[str, pb.Contact] = {}
+
+    def hear(
+        self, leader: str, known: int, news: pt.News | None = None, new: Iterable[pb.Contact] = ()
+    ) -> Sequence[pb.Contact]:
+        """All that counts now, whatever others have said meanwhile.
+
+        known: the version that was polled with; 0: this leader tells all of them. news: None if they did not change;
+        else ``new`` came with them.
+        """
+        if not known or leader != self._leader:
+            self._leader, self._contacts = leader, {}
+        if news is not None:
+            contacts = {**self._contacts, **{contact.peer_id: contact for contact in new}}
+            self._contacts = {peer: contacts[peer] for peer in named(news) if peer in contacts}
+        return list(self._contacts.values())
+
+
+def named(message: pt.News) -> list[str]:
     """Nodes that who hears it may have to dial."""
     places = [] if message.plan is None else [place.node for place in message.plan.places]
     return [message.leader, *message.base.voters, *message.nodes, *message.sources, *places]

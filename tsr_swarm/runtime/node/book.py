@@ -31,6 +31,7 @@ class AddressBook:
         self._addresses: dict[str, str] = {}  # the newest last
         self._kept: Mapping[str, str] = {}
         self._met = ""
+        self.changes = 0  # of addresses, so far
 
     def load(self, met: str = "") -> None:
         """Take in what an earlier process kept that had begun at ``met``; a damaged file is as good as none."""
@@ -49,7 +50,7 @@ class AddressBook:
         """``peer_id`` is at ``address``; "" says nothing."""
         if not address or peer_id == self._me:
             return
-        self._addresses.pop(peer_id, None)
+        self.changes += self._addresses.pop(peer_id, "") != address
         self._addresses[peer_id] = address
         if len(self._addresses) > MOST_CONTACTS:
             del self._addresses[next(iter(self._addresses))]

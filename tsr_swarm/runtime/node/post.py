@@ -17,7 +17,7 @@ from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Beat, Record
 from tsr_swarm.runtime.background import Background
 from tsr_swarm.runtime.node import letters
-from tsr_swarm.runtime.node.answers import Answers
+from tsr_swarm.runtime.node.answers import Answers, Heard
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.gathering import Gathering
 from tsr_swarm.runtime.node.lending import Lending
@@ -89,7 +89,8 @@ class Post:
         self._digest = bytes.fromhex(manifest.digest)
         self._book, self._lines, self._notes, self._gathering = book, lines, notes, gathering
         self._membership, self._lending, self._desk, self._background = membership, lending, desk, background
-        self._answers = Answers(notes, desk.config, self.seen_by)
+        self._answers = Answers(notes, desk.config, self.seen_by, lambda: book.changes)
+        self._heard = Heard()
         self._newest_poll = 0  # its number
         self._news: pt.News | None = None  # the newest that was read
         self._held: dict[str, tuple[int, asyncio.Future[pt.News | pt.Redirect]]] = {}  # by peer: number of the poll
@@ -136,6 +137,7 @@ class Post:
                 return letters.tell_to_proto(message)
 
     async def _poll(self, to: str, message: pt.Poll) -> None:
+        known = message.known
         try:
             client = await self._lines.to(to)
             reply = await client.poll(self._request(message))
@@ -149,11 +151,12 @@ class Post:
             elif reply.WhichOneof("answer") == "unchanged" and self._again(to, reply.unchanged) is None:
                 if message.number != self._newest_poll:
                     return
-                reply = await client.poll(self._request(replace(message, known=0)))
+                known = 0
+                reply = await client.poll(self._request(replace(message, known=known)))
             control.check_poll_reply(reply)
             answer = self._read(to, reply)
             host, _ = split_address(client.address)
-            self._book.hear_from(host, reply.contacts)
+            self._book.hear_from(host, self._contacts(to, known, reply))
             self._book.hear(to, client.address)  # whatever is said of it, this is how it is reached from here
         except (UnreachableError, PeerError, RefusedError, ConfigError):
             if message.number == self._newest_poll:  # else whoever holds it was told of the newer one
@@ -162,6 +165,15 @@ class Post:
         self._desk.reached()
         self._desk.hear(answer.base)
         self._desk.put(pt.Received(to, answer))
+
+    def _contacts(self, sender: str, known: int, reply: pb.PollReply) -> Iterable[pb.Contact]:
+        match reply.WhichOneof("answer"):
+            case "news":
+                return self._heard.hear(sender, known, self._news, reply.contacts)
+            case "unchanged":
+                return self._heard.hear(sender, known)
+            case _:
+                return reply.contacts
 
     def _request(self, message: pt.Poll) -> pb.PollRequest:
         request = letters.poll_to_proto(message)
