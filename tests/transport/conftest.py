@@ -31,6 +31,7 @@ class SmallHandler:
     chunks: Sequence[bytes] = ()
     shard: tuple[Sequence[pb.Section], bytes] = ((), b"")
     told: list[pb.TellRequest] = field(default_factory=list)
+    members: list[pb.Member] = field(default_factory=lambda: [pb.Member(peer_id=bytes(16), number=3)])
     published: tuple[pb.PublishedHeader, bytes | Sequence[bytes]] = (pb.PublishedHeader(), b"")
     error: Exception | None = None
     submitted: list[tuple[ContributionHeader, bytes, Caller]] = field(default_factory=list)
@@ -72,7 +73,7 @@ class SmallHandler:
         return pb.TellReply()
 
     async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
-        return pb.ListPeersReply(members=[pb.Member(peer_id=bytes(16), number=3)])
+        return pb.ListPeersReply(members=self.members)
 
     async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
         return pb.CatchUpReply(state_round=request.applied)

@@ -20,7 +20,7 @@ from tsr_swarm.telemetry.ledger import ByteLedger, Direction
 from tsr_swarm.transport.base import PIECE_BYTES, Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.kernel_bytes import KernelBytes
-from tsr_swarm.transport.limits import CLIENT_OPTIONS, MAX_CONTROL_BYTES, MAX_TELL_BYTES
+from tsr_swarm.transport.limits import CLIENT_OPTIONS, MAX_CONTROL_BYTES
 from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.compression import decompress
@@ -89,16 +89,19 @@ async def test_what_is_told_arrives_as_it_was(pair: Any) -> None:
     assert pair.handler.told == [vote, pb.TellRequest(goodbye=pb.Goodbye())]
 
 
-async def test_a_close_of_ten_thousand_peers_fits(pair: Any) -> None:
-    admitted = [pb.Member(peer_id=os.urandom(16), number=10**6 - 10_000 + number) for number in range(10_000)]
-    close = pb.TellRequest(sender=PEER, close=pb.Close(term=2**40, round=2**40, admitted=admitted))
-    assert close.ByteSize() > MAX_CONTROL_BYTES
-    await pair.client.tell(close)
-    assert pair.handler.told == [close]
+async def test_ten_thousand_peers_fit_in_the_list_of_them_and_in_what_is_told_of_them(pair: Any) -> None:
+    members = [pb.Member(peer_id=os.urandom(16), number=10**6 - 10_000 + number) for number in range(10_000)]
+    pair.handler.members = members
+    assert (await pair.client.list_peers(pb.ListPeersRequest())).members == members
+    sections = [pb.Section(kind="x" * 16, raw_bytes=2**40, wire_bytes=2**40, hash=bytes(32))] * 16
+    result = pb.ShardResult(absent=bytes([255] * 1250), tokens=2**50, sections=sections)
+    done = pb.TellRequest(sender=PEER, shard_done=pb.ShardDone(result=result, roster=bytes(32), kappas=[0.5] * 4096))
+    await pair.client.tell(done)
+    assert pair.handler.told == [done]
 
 
 async def test_what_is_told_at_too_great_length_is_refused(pair: Any) -> None:
-    long = pb.TellRequest(vote_reply=pb.VoteReply(reason="x" * MAX_TELL_BYTES))
+    long = pb.TellRequest(vote_reply=pb.VoteReply(reason="x" * MAX_CONTROL_BYTES))
     with pytest.raises(PeerError) as refusal:
         await pair.client.tell(long)
     assert refusal.value.reason == "size"

@@ -19,11 +19,8 @@ TRANSFER_SECONDS = 3600.0  # one payload or one download, however slow the line
 STOP_SECONDS = 2.0  # what a stopping server gives to calls under way
 
 MAX_CONTROL_BYTES = 64 << 10
-MAX_TELL_BYTES = 256 << 10  # a Close names everybody who takes part, in up to 24 bytes each; a result in 34
 _ROOM = 4096  # of protobuf and gRPC, around the largest field
-MAX_REQUEST_BYTES = (
-    max(PIECE_BYTES, MAX_TELL_BYTES, MAX_HEADER_BYTES + MAX_SIGNATURE_BYTES + MAX_CERTIFICATE_BYTES) + _ROOM
-)
+MAX_REQUEST_BYTES = max(PIECE_BYTES, MAX_HEADER_BYTES + MAX_SIGNATURE_BYTES + MAX_CERTIFICATE_BYTES) + _ROOM
 MAX_REPLY_BYTES = max_wire_bytes(MAX_CHUNK_BYTES) + _ROOM  # a state chunk; the manifest is no larger
 MAX_CONCURRENT_RPCS = 1024
 

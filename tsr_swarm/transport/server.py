@@ -18,7 +18,6 @@ from tsr_swarm.transport.collector import Collector
 from tsr_swarm.transport.limits import (
     MAX_CONCURRENT_RPCS,
     MAX_CONTROL_BYTES,
-    MAX_TELL_BYTES,
     SERVER_OPTIONS,
     STALL_SECONDS,
     STOP_SECONDS,
@@ -88,7 +87,7 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
         return await self._unary(self._handler.poll, request, context)
 
     async def Tell(self, request: pb.TellRequest, context: Context) -> pb.TellReply:
-        return await self._unary(self._handler.tell, request, context, MAX_TELL_BYTES)
+        return await self._unary(self._handler.tell, request, context)
 
     async def ListPeers(self, request: pb.ListPeersRequest, context: Context) -> pb.ListPeersReply:
         return await self._unary(self._handler.list_peers, request, context)
@@ -159,18 +158,17 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
         answer: Callable[[_Q, Caller], Awaitable[_R]],
         request: _Q,
         context: Context,
-        max_bytes: int = MAX_CONTROL_BYTES,
     ) -> _R:
         async with _boundary(context):
-            self._received(request, max_bytes)
+            self._received(request)
             reply = await answer(request, caller_of(context.peer()))
             count_message(self._ledger, Direction.SENT, reply)
         return reply
 
-    def _received(self, request: Message, max_bytes: int = MAX_CONTROL_BYTES) -> None:
+    def _received(self, request: Message) -> None:
         size = request.ByteSize()
-        if size > max_bytes:
-            raise PeerError("size", f"The request has {size} bytes, more than {max_bytes}; it is refused.")
+        if size > MAX_CONTROL_BYTES:
+            raise PeerError("size", f"The request has {size} bytes, more than {MAX_CONTROL_BYTES}; it is refused.")
         count_message(self._ledger, Direction.RECEIVED, request)
 
     async def _envelope(self, requests: Submission) -> pb.Envelope:
