@@ -7,6 +7,7 @@ A caller from elsewhere is never told to dial its own loopback.
 import ipaddress
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.transport.address import Address, parse_address
@@ -128,6 +129,7 @@ def _with_host(multiaddr: str, host: str) -> str:
     return "/".join([host_multiaddr(host, int(port)), *rest])
 
 
+@lru_cache(4096)  # a leader says to each caller again where hundreds of others are
 def _unmapped(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """As ``_ip``; but a dual-stack socket shows an IPv4 caller as ::ffff:a.b.c.d, and it is that IPv4 host."""
     ip = _ip(host)
