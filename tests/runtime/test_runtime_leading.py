@@ -31,3 +31,4 @@ def test_no_number_is_that_of_two_though_one_of_them_has_gone() -> None:
     assert leading.numbers == {"c" * 32: 1, "b" * 32: 2}, "what it sent before it went counts"
     assert leading.admit(joining("a", "a")).number == 1
     assert leading.numbers == {"a" * 32: 1, "b" * 32: 2}
+    assert [leading.has_trained(letter * 32) for letter in "abcd"] == [True, True, True, False]

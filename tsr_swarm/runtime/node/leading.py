@@ -94,6 +94,11 @@ class Leading:
         peer = self.roster.get(peer_id)
         return peer is not None and peer.is_here
 
+    def has_trained(self, peer_id: str) -> bool:
+        """Whether that node has or had a number, and work that may be in a round that is closed by now."""
+        peer = self.roster.get(peer_id)
+        return peer is not None and peer.trains
+
     def name_of(self, peer_id: str) -> str:
         """What people call it."""
         peer = self.roster.get(peer_id)

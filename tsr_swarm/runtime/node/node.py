@@ -537,11 +537,13 @@ class SwarmNode:
 
     def _parent(self, reducer: str, done: pt.ShardDone) -> str | None:
         led = self.node.leading
-        if led is None or led.plan is None or led.gather is None or done.term != self.node.council.term:
+        if self.leading is None or led is None or led.plan is None or led.gather is None:
+            return None
+        if done.term != self.node.council.term:
             return None
         is_asked = done.round == led.gather.round and done.shard in led.gather.missing
         is_its = led.gather.reducers[done.shard] == reducer
-        are_members = done.result.included <= self._numbers(done.round, done.term).keys()
+        are_members = all(self.leading.has_trained(peer) for peer in done.result.included)
         return led.plan.parent if is_asked and is_its and are_members else None
 
     @property
