@@ -10,7 +10,7 @@ from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.config.shards import split_blocks
+from tsr_swarm.config.shards import block_bytes, split_blocks
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.runtime.plan.compression import wire_shares
 from tsr_swarm.runtime.plan.presets import PRESETS
@@ -31,20 +31,24 @@ class Cargo:
     is_whole: bool
 
     @cached_property
+    def block_bytes(self) -> tuple[int, ...]:
+        """What a block sends in an ordinary round."""
+        return block_bytes(self.manifest.blocks, self.manifest.config.wire)
+
+    @cached_property
     def shard_blocks(self) -> tuple[tuple[int, ...], ...]:
         """Of a shard that is a piece of blocks: one of these blocks, which is what a message would at least name."""
-        blocks = self.manifest.blocks
         if self.is_whole:
-            return split_blocks([block.size for block in blocks], self.shards)
-        return tuple((shard % len(blocks),) for shard in range(self.shards))
+            return split_blocks(self.block_bytes, self.shards)
+        return tuple((shard % len(self.manifest.blocks),) for shard in range(self.shards))
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """What nodes share out shards by."""
-        blocks = self.manifest.blocks
+        sizes = self.block_bytes
         if self.is_whole:
-            return tuple(sum(blocks[index].size for index in indices) for indices in self.shard_blocks)
-        return (sum(block.size for block in blocks) // self.shards,) * self.shards
+            return tuple(sum(sizes[block] for block in blocks) for blocks in self.shard_blocks)
+        return (sum(sizes) // self.shards,) * self.shards
 
     @cached_property
     def uploads(self) -> tuple[tuple[Section, ...], ...]:

@@ -135,7 +135,7 @@ async def test_with_too_few_voters_the_run_says_that_it_waits_and_goes_on_with_i
 
 
 async def test_a_coordinator_that_comes_back_follows_and_tells_of_the_rounds_that_it_missed(tmp_path: Path) -> None:
-    """It dies in round 3, and comes back, elsewhere, when round 5 has closed under a volunteer, of a run without end."""
+    """It dies in round 3 of a run without end, and comes back, elsewhere, when round 5 has closed under a volunteer."""
     back: list[asyncio.Task[None]] = []
 
     def die(swarm: Swarm, event: ev.Event) -> None:

@@ -11,7 +11,7 @@ from tsr_swarm.config.blocks import MAX_RANK, Block, Role, plan_blocks
 from tsr_swarm.config.budget import check_budget
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import CheckpointConfig, RoundConfig, RunConfig
-from tsr_swarm.config.shards import split_blocks
+from tsr_swarm.config.shards import block_bytes, split_blocks
 from tsr_swarm.errors import ConfigError, RefusedError
 
 PROTOCOL_VERSION = 3
@@ -47,8 +47,14 @@ class Manifest:
 
     @cached_property
     def shard_blocks(self) -> tuple[tuple[int, ...], ...]:
-        """The blocks of each shard of every round."""
-        return split_blocks([block.size for block in self.blocks], self.config.round.shards)
+        """The blocks of each shard of every round, about as many bytes in each."""
+        return split_blocks(block_bytes(self.blocks, self.config.wire), self.config.round.shards)
+
+    @cached_property
+    def shard_bytes(self) -> tuple[int, ...]:
+        """Bytes of a contribution by shard: what shards are shared out by among reducers."""
+        sizes = block_bytes(self.blocks, self.config.wire)
+        return tuple(sum(sizes[block] for block in blocks) for blocks in self.shard_blocks)
 
     @property
     def parameters(self) -> int:

@@ -21,7 +21,7 @@ class Identity:
     is_dialable: bool  # and so may lead, vote and reduce
     first: str  # the coordinator: known to everybody from the start
     known: tuple[str, ...] = ()  # whom else it was told of; they may know the leader
-    sizes: tuple[int, ...]  # of the shards
+    sizes: tuple[int, ...]  # of the shards: bytes of a contribution
     policy: LeaderPolicy
 
 

@@ -1,4 +1,4 @@
-"""Which peer reduces which shard: rendezvous hashing with bounded loads. Pure.
+"""Which blocks are a shard, and which peer reduces it: rendezvous hashing with bounded loads. Pure.
 
 A shard goes to the node that ranks highest for it (Thaler and Ravishankar, "Using name-based mappings to increase hit
 rates", 1998) among those that are not yet full (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded
@@ -18,7 +18,7 @@ def ranked(shard: int, nodes: Collection[str]) -> list[str]:
 
 
 def assign(sizes: Sequence[int], nodes: Collection[str], kept: Mapping[int, str] | None = None) -> tuple[str, ...]:
-    """The reducer of every shard. ``sizes`` are numbers to average; the larger shards choose first.
+    """The reducer of every shard. ``sizes`` are bytes of a contribution; the larger shards choose first.
 
     ``kept``: shards that stay where they are, as far as their node is among ``nodes``. Raises ValueError without nodes.
     """

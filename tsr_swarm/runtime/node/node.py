@@ -211,7 +211,7 @@ class SwarmNode:
             is_dialable=bool(start.who.address),
             first=start.first,
             known=start.known,
-            sizes=tuple(sum(start.manifest.blocks[index].size for index in blocks) for blocks in self.shard_blocks),
+            sizes=start.manifest.shard_bytes,
             policy=policy_of(start.config),
         )
         record = start.record
