@@ -1,10 +1,12 @@
 """Shards and their reducers: each has one, loads are even, and little moves."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.rounds.shards import SLACK, assign
+from tsr_swarm.rounds.shards import MOST_GIVERS, SLACK, assign, header_givers
 
 names = st.sets(st.sampled_from([f"node-{number}" for number in range(12)]), min_size=1)
 sizes = st.lists(st.integers(1, 50), min_size=1, max_size=16)
@@ -48,3 +50,24 @@ def test_of_many_equal_shards_a_newcomer_takes_about_its_share() -> None:
     before = assign(shards, [f"node-{number}" for number in range(7)])
     after = assign(shards, [f"node-{number}" for number in range(8)])
     assert sum(old != new for old, new in zip(before, after, strict=True)) <= 24
+
+
+@given(nodes=names, peer=st.sampled_from(["peer", "node-3"]), chain=st.text("0123456789abcdef", max_size=8))
+def test_a_peer_asks_some_who_made_shards_for_the_header_and_those_ask_elsewhere(
+    nodes: set[str], peer: str, chain: str
+) -> None:
+    givers = header_givers(peer, chain, sorted(nodes) * 2)
+    assert givers == header_givers(peer, chain, sorted(nodes, reverse=True))
+    assert set(givers) <= nodes
+    assert len(set(givers)) == len(givers) == (0 if peer in nodes else min(MOST_GIVERS, len(nodes)))
+
+
+def test_nobody_gives_the_header_to_many_and_nobody_to_most_in_every_round() -> None:
+    sources = [f"node-{number}" for number in range(129)]
+    busiest = []
+    for chain in ("a", "b", "c"):
+        asked = Counter(header_givers(f"peer-{number}", chain, sources)[0] for number in range(384))
+        ((node, most),) = asked.most_common(1)
+        assert most <= 12
+        busiest.append(node)
+    assert len(set(busiest)) > 1

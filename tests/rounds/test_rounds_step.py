@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Ledger, Record
+from tsr_swarm.rounds.council import Beat, Ledger, Record
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.gather import ShardResult
 from tsr_swarm.rounds.leader import LeaderPolicy, Phase
@@ -94,6 +94,25 @@ def test_a_node_that_has_quit_has_no_timer() -> None:
     state, actions = drive(node("p"), (pt.Tick(), 0.0), (pt.Stop(), 1.0))
     assert any(isinstance(action, pt.Quit) for action in actions)
     assert wake_at(state) == float("inf")
+
+
+# --- who votes --------------------------------------------------------------------------------------------------------
+
+
+def stores(state: Node, proposal: Record, term: int = 1) -> list[pt.Store]:
+    beat = Beat(term, GENESIS, proposal)
+    _, actions = step(state, Received("c", beat), 1.0)
+    return [action for action in actions if isinstance(action, pt.Store)]
+
+
+def test_a_proposal_s_shards_are_fetched_from_who_made_them_as_far_as_that_is_known() -> None:
+    state, _ = step(node("p"), pt.Tick(), 0.0)
+    proposal = Record(1, "chain", "", ("c",))
+    assert stores(state, proposal) == [pt.Store(proposal, (), ("c",))]
+    places = (Place("r", 1), Place("c", 1))
+    state, _ = step(state, Received("c", news(plan=Plan(1, "", 1, 1, places))), 0.5)
+    assert stores(state, proposal) == [pt.Store(proposal, ("r", "c"), ("c",))]
+    assert stores(state, proposal, term=2) == [pt.Store(proposal, (), ("c",))], "of another leader's plan"
 
 
 # --- a new leader for the same round ----------------------------------------------------------------------------------

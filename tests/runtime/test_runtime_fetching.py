@@ -288,6 +288,42 @@ async def test_nodes_begin_with_different_donors(tmp_path: Path, history: Histor
     assert first == {0, 1, 2}
 
 
+async def test_a_header_comes_from_one_of_those_who_made_the_shards(tmp_path: Path, history: History) -> None:
+    nodes = nodes_in(tmp_path, history, 3, [1])
+    async with rig_of(tmp_path, history, nodes) as rig:
+        donor, *makers = rig.ids
+        rig.ids = [donor]
+        assert await rig.newest(1, history, [makers[0], makers[1], makers[0]]) is not None
+    assert nodes[0].asked == []
+    assert sum(node.names().count("FetchPublished") for node in nodes) == 1
+
+
+@pytest.mark.parametrize("fault", ["dead", "lacks", "lies"])
+async def test_a_header_that_no_maker_gives_comes_from_a_donor(tmp_path: Path, history: History, fault: str) -> None:
+    good, maker = nodes_in(tmp_path, history, 2, [1])
+    if fault == "lacks":
+        maker = Node(tmp_path / "lacking", history)
+    if fault == "lies":
+        maker.twist = forged(history)
+    async with rig_of(tmp_path, history, [good, None if fault == "dead" else maker]) as rig:
+        donor, other = rig.ids
+        rig.ids = [donor]
+        assert await rig.newest(1, history, [other] * 3) is not None
+        assert good.names().count("FetchPublished") == 1
+        assert [rig.addresses[1] in message for message in rig.warnings()] == [True] * (fault == "lies")
+
+
+async def test_who_makes_shards_asks_those_who_decided(tmp_path: Path, history: History) -> None:
+    """Others wait for it to have the header."""
+    nodes = nodes_in(tmp_path, history, 4, [1])
+    async with rig_of(tmp_path, history, nodes) as rig:
+        record = history.record(1)
+        record = Record(record.round, record.chain, record.parent, (rig.ids[2],))
+        found = await rig.fetcher.round(1, record, "", [ME, rig.ids[0], rig.ids[1]], rig.ids)
+        assert found is not None
+    assert [node.names().count("FetchPublished") for node in nodes] == [0, 0, 1, 0]
+
+
 async def test_a_round_on_disk_is_not_downloaded_and_a_damaged_one_is_downloaded_anew(
     tmp_path: Path, history: History
 ) -> None:
@@ -350,13 +386,27 @@ async def test_a_decided_round_can_be_had_from_a_voter_that_knows_it_as_a_propos
 async def test_a_proposal_is_on_disk_afterwards_and_does_not_stand(tmp_path: Path, history: History) -> None:
     (leader,) = nodes_in(tmp_path, history, 1, [1])
     async with rig_of(tmp_path, history, [None, leader]) as rig:
-        await rig.fetcher.proposal(history.record(1), rig.ids)
+        await rig.fetcher.proposal(history.record(1), (), rig.ids)
         assert rig.log.get(1) is None
         assert rig.log.get(1, history.at(1).header.chain) == (history.message(1), history.at(1).data)
         seen = len(leader.asked)
-        await rig.fetcher.proposal(history.record(1), rig.ids)
+        await rig.fetcher.proposal(history.record(1), (), rig.ids)
         assert await rig.newest(1, history) is not None
         assert len(leader.asked) == seen
+
+
+async def test_a_proposal_s_shards_come_from_who_made_them_and_its_header_from_who_proposes_it(
+    tmp_path: Path, history: History
+) -> None:
+    leader, *makers = nodes_in(tmp_path, history, 3, [1])
+    lacking = Node(tmp_path / "lacking", history)
+    async with rig_of(tmp_path, history, [leader, *makers, lacking]) as rig:
+        sources = [rig.ids[1], rig.ids[2], rig.ids[3]]
+        await rig.fetcher.proposal(history.record(1), sources, rig.ids[:1])
+        assert rig.log.get(1, history.at(1).header.chain) == (history.message(1), history.at(1).data)
+        assert rig.payload() == len(history.at(1).data)
+    assert leader.names() == ["FetchPublished", "FetchShard"], "what its maker does not give"
+    assert [node.names() for node in (*makers, lacking)] == [["FetchShard"]] * 3
 
 
 async def test_a_proposal_that_is_found_to_stand_while_it_comes_is_fetched_once(
@@ -365,9 +415,9 @@ async def test_a_proposal_that_is_found_to_stand_while_it_comes_is_fetched_once(
     (leader,) = nodes_in(tmp_path, history, 1, [1])
     async with rig_of(tmp_path, history, [leader]) as rig:
         await asyncio.gather(
-            rig.fetcher.proposal(history.record(1), rig.ids),
+            rig.fetcher.proposal(history.record(1), (), rig.ids),
             rig.newest(1, history),
-            rig.fetcher.proposal(history.record(1), rig.ids),
+            rig.fetcher.proposal(history.record(1), (), rig.ids),
         )
         assert rig.payload() == len(history.at(1).data)
 
@@ -387,10 +437,10 @@ async def test_no_donor_can_make_a_voter_store_anything_else(tmp_path: Path, his
     )
     async with rig_of(tmp_path, history, [liar]) as rig:
         with pytest.raises(UnreachableError):
-            await rig.fetcher.proposal(history.record(1), rig.ids)
+            await rig.fetcher.proposal(history.record(1), (), rig.ids)
         assert list(rig.log.folder.iterdir()) == []
     async with rig_of(tmp_path, history, [liar, good]) as rig:
-        await rig.fetcher.proposal(history.record(1), rig.ids)
+        await rig.fetcher.proposal(history.record(1), (), rig.ids)
         (warning,) = rig.warnings()
         assert rig.addresses[0] in warning
         assert rig.log.get(1, history.at(1).header.chain) == (history.message(1), history.at(1).data)
@@ -406,7 +456,7 @@ async def test_a_record_that_is_not_what_its_bytes_say_is_not_stored(tmp_path: P
             Record(true.round, true.chain, "9" * 64, true.voters),
         ):
             with pytest.raises(RefusedError, match="another parent or voters"):
-                await rig.fetcher.proposal(false, rig.ids)
+                await rig.fetcher.proposal(false, (), rig.ids)
         assert list(rig.log.folder.iterdir()) == []
 
 

@@ -16,6 +16,7 @@ from tsr_swarm.rounds.protocol import (
     Goodbye,
     News,
     Place,
+    Plan,
     Poll,
     Quit,
     Redirect,
@@ -267,6 +268,23 @@ def _fetch(node: Node, round: int, now: float) -> Result:
         return node, [FetchState(donors)]
     sources = node.guide.sources if round == node.peer.committed else ()
     return node, [FetchRound(round, sources, donors)]
+
+
+def makers(node: Node, proposal: Record) -> tuple[str, ...]:
+    """By shard, who made it for this proposal of the leader that this node follows; empty where it was not told."""
+    plan, proposed = node.plan, (proposal.round, proposal.parent, node.council.term)
+    return _nodes(plan) if plan is not None and (plan.round, plan.parent, plan.term) == proposed else ()
+
+
+def sources(node: Node, round: int) -> tuple[str, ...]:
+    """By shard, who makes it or made it, of a round that is open or is the newest that stands; empty where unknown."""
+    if node.plan is not None and node.plan.round == round:
+        return _nodes(node.plan)
+    return node.guide.sources if node.guide.round == round else ()
+
+
+def _nodes(plan: Plan) -> tuple[str, ...]:
+    return tuple(place.node for place in plan.places)
 
 
 def _unsent(node: Node, places: tuple[Place, ...]) -> list[int]:

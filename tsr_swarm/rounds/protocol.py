@@ -313,6 +313,7 @@ class Store:
     """Put the bytes of this record on disk, and answer with Stored."""
 
     record: Record
+    sources: tuple[str, ...]  # by shard, who makes it, as far as this node was told
     donors: tuple[str, ...]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 
 SLACK = Fraction(5, 4)  # a node takes up to this many times its even share, or one shard
+MOST_GIVERS = 2  # that are asked for a header before whoever else may have it
 
 
 def ranked(shard: int, nodes: Collection[str]) -> list[str]:
@@ -36,6 +37,17 @@ def assign(sizes: Sequence[int], nodes: Collection[str], kept: Mapping[int, str]
         reducers[shard] = node
         loads[node] += sizes[shard]
     return tuple(reducers[shard] for shard in range(len(sizes)))
+
+
+def header_givers(peer: str, chain: str, sources: Sequence[str]) -> list[str]:
+    """Whom ``peer`` asks for the header of the round of this chain hash, of those who made its shards.
+
+    With every round others, so that each of them gives it to about as many peers. Nobody, if it is one of them.
+    """
+    nodes = set(sources)
+    if peer in nodes:
+        return []
+    return sorted(nodes, key=lambda node: hashlib.blake2b(f"{chain}/{peer}/{node}".encode()).digest())[:MOST_GIVERS]
 
 
 def _weight(shard: int, node: str) -> bytes:

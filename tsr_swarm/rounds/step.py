@@ -121,7 +121,7 @@ def _follow_up(node: Node, decision: cl.Action, now: float) -> Result:
         case cl.Send(to, message):
             return node, [protocol.Send(to, message)]
         case cl.Store(record, source):
-            return node, [protocol.Store(record, (source,))]
+            return node, [protocol.Store(record, following.makers(node, record), (source,))]
         case cl.CatchUp(round, source):
             peer = replace(node.peer, committed=max(node.peer.committed, round - 1))
             return replace(node, peer=peer, guide=replace(node.guide, leader=source)), []

@@ -8,7 +8,9 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.rounds.catch_up import Costs, choose_way
 from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.shards import header_givers
 from tsr_swarm.runtime.delta_log import DeltaLog
+from tsr_swarm.runtime.node.headers import Headers
 from tsr_swarm.runtime.reduction import Published, open_published
 from tsr_swarm.runtime.round_download import FetchedRound, Frames, RoundDownload
 from tsr_swarm.runtime.run_folder import record_of
@@ -30,7 +32,8 @@ def nothing_made(round: int, shard: int, hashes: Sequence[bytes]) -> None:
 class Fetcher:
     """One node's. Donors and sources are peer_ids, most likely to know first; ``first`` is the coordinator's.
 
-    log: where the node keeps rounds; None for one that cannot be dialled. own: what it reduced itself.
+    log: where the node keeps rounds; None for one that cannot be dialled. own: what it reduced itself. headers: what
+    it has of rounds whose shards are on their way.
     """
 
     def __init__(
@@ -43,16 +46,20 @@ class Fetcher:
         states: StateDownload,
         log: DeltaLog | None,
         own: Frames = nothing_made,
+        headers: Headers | None = None,
     ) -> None:
         self._manifest, self._me, self._first = manifest, me, first
         self._sources, self._states, self._log, self._own = sources, states, log, own
+        self._headers = Headers() if headers is None else headers
         self._rounds = RoundDownload(sources, manifest, me)
         self._missed: dict[int, FetchedRound] = {}
         self._is_catching_up = False  # the way has been chosen, and there is more to fetch
         self._under_way: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by chain hash
 
-    async def proposal(self, record: Record, donors: Sequence[str]) -> None:
-        """Put the bytes of ``record`` on disk, checked, if they are not. ``donors``: first who proposes it.
+    async def proposal(self, record: Record, sources: Sequence[str], donors: Sequence[str]) -> None:
+        """Put the bytes of ``record`` on disk, checked, if they are not. ``sources`` made its shards.
+
+        donors: first who proposes it, of whom the header comes, and what its source does not give.
 
         Raises UnreachableError where nobody gives them, RefusedError where they are not what ``record`` says, and
         RunError where they cannot be kept.
@@ -62,7 +69,7 @@ class Fetcher:
             kept = await self._from_disk(record.round, record.chain)
             if kept is None:
                 try:
-                    kept = await self._by_shards(record, (), await self._sources.clients(donors))
+                    kept = await self._by_shards(record, sources, (), await self._sources.clients(donors))
                 except RefusedError as error:
                     raise UnreachableError(f"{error} It may come.") from error
             message, data, published = kept
@@ -113,14 +120,25 @@ class Fetcher:
 
     async def _newest(self, newest: Record, sources: Sequence[str], donors: Sequence[str]) -> Fetched:
         turn = int(self._me, 16) % len(donors) if donors else 0  # every node begins with another donor
-        clients = await self._sources.clients([*donors[turn:], *donors[:turn]])
+        donors, givers = [*donors[turn:], *donors[:turn]], header_givers(self._me, newest.chain, sources)
+        if self._me in sources:  # others wait for it to have the header: it asks where it is first
+            donors.sort(key=lambda donor: donor not in newest.voters)  # stable
+        clients = await self._sources.clients(donors)
         async with self._once(newest.chain):
             kept = await self._from_disk(newest.round, newest.chain)  # it may have come as a proposal meanwhile
-            return kept or await self._by_shards(newest, sources, clients)
+            return kept or await self._by_shards(newest, sources, givers, clients)
 
-    async def _by_shards(self, record: Record, sources: Sequence[str], donors: list[SwarmClient]) -> Fetched:
-        """Raises RefusedError where somebody answered, but nobody has it; else UnreachableError."""
-        announced, giver = await self._rounds.header(record.round, bytes.fromhex(record.chain), donors)
+    async def _by_shards(
+        self, record: Record, sources: Sequence[str], givers: Sequence[str], donors: list[SwarmClient]
+    ) -> Fetched:
+        """``givers`` are asked for the header before donors, and may have no more than that.
+
+        Raises RefusedError where somebody answered, but nobody has it; else UnreachableError.
+        """
+        asked = list(dict.fromkeys([*await self._sources.clients(givers), *donors]))
+        announced, giver = await self._rounds.header(record.round, bytes.fromhex(record.chain), asked)
+        self._headers.keep(announced.message)
+        donors = [donor for donor in donors if donor in asked]  # who failed is not asked again
         makers = [next(iter(await self._sources.clients([source])), None) for source in sources]
         donors.sort(key=lambda donor: donor is not giver)  # stable: it has the round
         published = await self._rounds.by_shards(announced, makers, donors, self._own)

@@ -101,7 +101,7 @@ class Following:
 
     async def _store(self, order: pt.Store) -> None:
         try:
-            await self._fetcher.proposal(order.record, order.donors)
+            await self._fetcher.proposal(order.record, order.sources, order.donors)
         except UnreachableError:
             return  # asked for again with the next beat
         except (RefusedError, RunError) as error:

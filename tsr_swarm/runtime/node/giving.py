@@ -1,27 +1,41 @@
 """What a node that can be dialled gives to others: states, rounds, shards, and what a laggard has to choose between."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from tsr_swarm.errors import RefusedError, RunError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.runtime.donor import STATE_ROUNDS, Donor
 from tsr_swarm.runtime.node.bench import Bench
+from tsr_swarm.runtime.node.headers import Headers
 from tsr_swarm.runtime.node.same_run import require_run
 from tsr_swarm.runtime.state_chunks import shipped_tensors, state_length
 from tsr_swarm.wire import control
 from tsr_swarm.wire.messages import sections_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
+HEADER_SECONDS = 2.0  # who asks for a header has others to ask
+
 Freeze = Callable[[], tuple[Consensus, Record]]  # this node's newest weights, and of which round
+Makers = Callable[[int], Collection[str]]  # peer_ids of who makes this round's shards, or made them
 
 
 class Giving:
-    """One node's. Its event loop owns it."""
+    """One node's. Its event loop owns it. ``headers``: of rounds that are being fetched."""
 
-    def __init__(self, donor: Donor, bench: Bench, freeze: Freeze, warn: Callable[[str], None]) -> None:
-        self._donor, self._bench, self._freeze, self._warn = donor, bench, freeze, warn
+    def __init__(
+        self,
+        me: str,
+        donor: Donor,
+        bench: Bench,
+        headers: Headers,
+        makers: Makers,
+        freeze: Freeze,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._me, self._donor, self._bench, self._headers = me, donor, bench, headers
+        self._makers, self._freeze, self._warn = makers, freeze, warn
         self._being_made: asyncio.Task[pb.StateDescription] | None = None
         self._state_bytes = 0  # of a state; the same in every round
 
@@ -79,16 +93,32 @@ class Giving:
         )
 
     async def fetch_published(self, request: pb.FetchPublishedRequest) -> tuple[pb.PublishedHeader, bytes]:
-        """A round that stands, or the proposal that the caller names by its chain hash."""
+        """A round that stands, or the proposal that the caller names by its chain hash.
+
+        The header alone is given as soon as it is here, if this node makes shards of the round and the caller does not.
+        """
         control.check_fetch_published(request)
-        try:
-            kept = await asyncio.to_thread(self._donor.delta_log.get, request.round, request.chain)
-        except RunError as error:
-            self._warn(str(error))
-            kept = None
+        if request.header_only and (header := await self._headers.get(request.round, request.chain)) is not None:
+            return header, b""
+        kept = await self._from_disk(request)
+        if kept is None and request.header_only and self._is_on_its_way(request):
+            header = await self._headers.get(request.round, request.chain, HEADER_SECONDS)
+            kept = (header, b"") if header is not None else None
         if kept is None:
             raise RefusedError(f"Round {request.round} is not kept here; ask another node, or fetch the state instead.")
         return kept
+
+    def _is_on_its_way(self, request: pb.FetchPublishedRequest) -> bool:
+        """Two that make shards do not wait for each other: they ask the voters."""
+        makers = self._makers(request.round)
+        return bool(request.chain) and self._me in makers and request.peer_id not in makers
+
+    async def _from_disk(self, request: pb.FetchPublishedRequest) -> tuple[pb.PublishedHeader, bytes] | None:
+        try:
+            return await asyncio.to_thread(self._donor.delta_log.get, request.round, request.chain)
+        except RunError as error:
+            self._warn(str(error))
+            return None
 
     async def fetch_shard(self, request: pb.FetchShardRequest) -> tuple[list[pb.Section], bytes]:
         """A shard that was made here, or is in a round that is kept here."""

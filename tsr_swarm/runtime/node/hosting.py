@@ -8,6 +8,7 @@ from pathlib import Path
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.fetching import Fetcher
 from tsr_swarm.runtime.node.giving import Giving
+from tsr_swarm.runtime.node.headers import Headers
 from tsr_swarm.runtime.node.node import Seams, Start, SwarmNode
 from tsr_swarm.runtime.node.run_log import RunLog
 from tsr_swarm.runtime.node.service import NodeService
@@ -32,6 +33,7 @@ class Around:
 @asynccontextmanager
 async def hosted(start: Start, around: Around, seams: Seams) -> AsyncIterator[SwarmNode]:
     """A node with all that it needs; whatever it has begun is ended on the way out."""
+    headers = Headers()
 
     def fetcher(own: Frames) -> Fetcher:
         sources = Sources(around.lines, seams.emit)
@@ -43,6 +45,7 @@ async def hosted(start: Start, around: Around, seams: Seams) -> AsyncIterator[Sw
             states=StateDownload(sources, start.manifest, around.states),
             log=start.donor.delta_log if start.donor is not None else None,
             own=own,
+            headers=headers,
         )
 
     async with AsyncExitStack() as stack:
@@ -50,7 +53,8 @@ async def hosted(start: Start, around: Around, seams: Seams) -> AsyncIterator[Sw
         stack.push_async_callback(node.close)
         if around.service is not None and around.run_log is not None and start.donor is not None:
             stack.callback(around.run_log.follow, "", around.lines)
-            giving = Giving(start.donor, node.reducing.bench, node.following.freeze, node.warn)
+            bench, freeze = node.reducing.bench, node.following.freeze
+            giving = Giving(start.who.peer_id, start.donor, bench, headers, node.makers, freeze, node.warn)
             stack.callback(giving.close)
             around.service.open(node, giving, around.run_log.log, around.initial_peers)
         yield node

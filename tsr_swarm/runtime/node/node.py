@@ -15,6 +15,7 @@ from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Ledger, Record, majority
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
+from tsr_swarm.rounds.following import sources as sources_of
 from tsr_swarm.rounds.leader import LeaderPolicy
 from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.rounds.node import Caller, Identity, Node
@@ -229,6 +230,10 @@ class SwarmNode:
     def contacts(self) -> list[str]:
         """Who may know the leader, or leads."""
         return list(dict.fromkeys([self.node.guide.leader or self.me, *contacts_of(self.node), self.me]))
+
+    def makers(self, round: int) -> tuple[str, ...]:
+        """Who makes this round's shards, or made them, as far as this node was told."""
+        return sources_of(self.node, round)
 
     @property
     def is_over(self) -> bool:

@@ -251,7 +251,7 @@ class Machine:
                 self._average(action)
             case pt.Seal():
                 self._seal(action)
-            case pt.Store(record, donors):
+            case pt.Store(record, _, donors):
                 self._store(record, donors)
             case pt.FetchRound(round, _, donors):
                 swarm.reached(round, "apply")
