@@ -1,7 +1,7 @@
 """What a leader tells of its rounds: each byte once, rounds in order, and nothing waits for who is gone."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -13,16 +13,14 @@ from steady import steady, wide
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, make_manifest
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
-from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
+from tsr_swarm.errors import PeerError
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.protocol import Drop, Explain
 from tsr_swarm.runtime.node.chronicle import Chronicle
 from tsr_swarm.runtime.node.made import MadeShard
-from tsr_swarm.runtime.node.relay import Relay
 from tsr_swarm.runtime.roster import KEPT_REPORTS, Roster
 from tsr_swarm.telemetry import events as ev
-from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult, seal
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -376,128 +374,3 @@ def test_of_the_reports_of_a_peer_only_the_newest_rounds_are_remembered() -> Non
     peer = Roster().admit(OTTER, "otter", "", "cpu", "core")
     peer.reported.extend(range(1000))
     assert len(peer.reported) == KEPT_REPORTS
-
-
-# --- the relay ------------------------------------------------------------------------------------------------------
-
-
-class Network:
-    """Logs of several nodes; a watch of each; and a relay that is stopped when it would wait."""
-
-    def __init__(self, log: EventLog) -> None:
-        self.seen: list[ev.Stamped] = []
-        self.relay = Relay(log, self.seen.append, self._sleep)
-        self.left = 0
-
-    async def _sleep(self, seconds: float) -> None:
-        self.left -= 1
-        if self.left <= 0:
-            raise asyncio.CancelledError
-
-    async def follow(self, watch: Callable[[int], Awaitable[tuple[list[str], int]]], calls: int = 1) -> None:
-        self.left = calls
-        with pytest.raises(asyncio.CancelledError):
-            await self.relay.follow(watch)
-
-
-def watch_of(log: EventLog, limit: int = 1 << 20) -> Callable[[int], Awaitable[tuple[list[str], int]]]:
-    async def watch(after: int) -> tuple[list[str], int]:
-        return log.since(after, limit)
-
-    return watch
-
-
-def numbered(number: int) -> ev.Warned:
-    return ev.Warned(message=str(number))
-
-
-def messages(lines: list[str]) -> list[int]:
-    events = [ev.decode(line) for line in lines]
-    return [int(event.message) for event in events if isinstance(event, ev.Warned)]
-
-
-@given(
-    steps=st.lists(st.sampled_from(["a", "b", "own", "follow a", "follow b"]), max_size=40),
-    limit=st.sampled_from([150, 1 << 20]),
-)
-def test_no_line_is_doubled_and_each_source_keeps_its_order(steps: list[str], limit: int) -> None:
-    async def go() -> None:
-        time = iter(range(10**6))
-        logs = {name: EventLog(lambda: float(next(time))) for name in ("a", "b", "own")}
-        network, count = Network(logs["own"]), 0
-        for step in [*steps, "follow a", "follow b"]:
-            name = step[-1] if step.startswith("follow") else step
-            if step.startswith("follow"):
-                await network.follow(watch_of(logs[name], limit), calls=50)
-            else:
-                count += 1
-                logs[name].append(numbered(count))
-        everything = messages(logs["own"].since(0)[0])
-        assert sorted(everything) == list(range(1, count + 1))
-        for name in ("a", "b"):
-            source = messages(logs[name].since(0)[0])
-            assert [number for number in everything if number in source] == source
-        own = messages([ev.encode(s.event, s.time) for s in network.seen])
-        assert len(set(own)) == len(own)
-
-    asyncio.run(go())
-
-
-async def test_with_the_next_leader_only_the_end_of_its_log_is_fetched() -> None:
-    time = iter(range(10**6))
-    first, next_, own = (EventLog(lambda: float(next(time)), keep=2000) for _ in range(3))
-    for number in range(1000):
-        first.append(numbered(number))
-    await Network(next_).follow(watch_of(first), calls=2)
-    network, fetched = Network(own), 0
-    await network.follow(watch_of(first), calls=2)
-    next_.append(numbered(1000))
-
-    async def counting(after: int) -> tuple[list[str], int]:
-        nonlocal fetched
-        lines, last = next_.since(after)
-        fetched += len(lines)
-        return lines, last
-
-    await network.follow(counting, calls=2)
-    assert messages(own.since(0)[0]) == list(range(1001))
-    assert fetched < 300
-
-
-async def test_a_node_that_missed_more_than_the_end_fetches_all() -> None:
-    time = iter(range(10**6))
-    first, next_, own = (EventLog(lambda: float(next(time)), keep=2000) for _ in range(3))
-    network = Network(own)
-    await network.follow(watch_of(first), calls=2)
-    for number in range(1000):
-        next_.append(numbered(number))
-    await network.follow(watch_of(next_), calls=3)
-    assert messages(own.since(0)[0]) == list(range(1000))
-
-
-async def test_a_leader_that_is_away_or_refuses_is_asked_again() -> None:
-    log, source = EventLog(lambda: 1.0), EventLog(lambda: 2.0)
-    source.append(numbered(1))
-    errors = [UnreachableError("away"), RefusedError("no"), PeerError("size", "too long")]
-
-    async def watch(after: int) -> tuple[list[str], int]:
-        if errors:
-            raise errors.pop()
-        return source.since(after)
-
-    await Network(log).follow(watch, calls=5)
-    assert messages(log.since(0)[0]) == [1]
-
-
-async def test_what_is_no_news_of_the_run_is_not_relayed() -> None:
-    log = EventLog(lambda: 1.0)
-    own = [ev.Left(reason="bye", rounds=1), ev.Joined(run="x", name="otter", number=1, address="", round=2)]
-    lines = ["damage", "", "[]", *(ev.encode(event, 1.0) for event in own), ev.encode(numbered(4), 1.0)]
-
-    async def watch(after: int) -> tuple[list[str], int]:
-        return lines, len(lines)
-
-    network = Network(log)
-    await network.follow(watch)
-    assert messages(log.since(0)[0]) == [4]
-    assert len(log.since(0)[0]) == len(network.seen) == 1

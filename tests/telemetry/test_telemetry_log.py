@@ -106,6 +106,15 @@ def test_what_is_returned_is_always_in_order(
     assert all(line in remaining for line in lines)
 
 
+def test_progress_is_left_out_for_who_does_not_want_it() -> None:
+    log = EventLog(clock)
+    for event in (warned("1"), progress("otter", 4), warned("2"), progress("otter", 5)):
+        log.append(event)
+    assert (events_of(log.since(0, with_progress=False)[0]), log.last) == ([warned("1"), warned("2")], 4)
+    assert log.since(3, with_progress=False) == ([], 4)
+    assert events_of(log.since(3)[0]) == [progress("otter", 5)]
+
+
 def test_old_events_go_but_peers_that_are_here_and_the_first_loss_stay() -> None:
     log = EventLog(clock, keep=2)
     kept, gone = joined("otter"), joined("lynx")

@@ -80,7 +80,7 @@ async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None],
     config, folder = options.config, RunFolder(Path(options.config.checkpoint.dir))
     evaluate = await asyncio.to_thread(make_evaluate, config)  # first: it finds a data source that is not there
     with folder.locked(), open_log(folder.path / EVENTS_FILE, options.resume) as log:
-        run_log = RunLog(log, sink)
+        run_log = RunLog(log, sink, has_people=True)
         identity = load_identity(folder.path / "identity.key")
         begun = await asyncio.to_thread(_begin, options, folder, identity, run_log.emit)
         await _Coordinator(options, folder, identity, begun, evaluate, run_log).run(stop_gently)
@@ -197,6 +197,8 @@ class _Coordinator:
             peers=lambda: self._run_log.peers,
             sample=lambda: None,
             led=lambda leader: self._run_log.follow(leader if leader != self._identity.peer_id else "", lines),
+            votes=self._run_log.votes,
+            ask=lambda others: self._run_log.ask(others, lines),
             ends=self._run_log.ends,
         )
 

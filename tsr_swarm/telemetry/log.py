@@ -91,8 +91,10 @@ class EventLog:
             self._seen.is_new(line, stamped.event)
             self._keep(stamped.event, line)
 
-    def since(self, number: int, limit: int = 1 << 20) -> tuple[list[str], int]:
+    def since(self, number: int, limit: int = 1 << 20, with_progress: bool = True) -> tuple[list[str], int]:
         """Lines after event ``number``, oldest first, and the number of the newest one returned.
+
+        ``with_progress``: or without what peers said of their progress, most of all lines.
 
         At most ``limit`` characters at a time, but at least one line. A ``number`` from the future is from before a
         restart: everything is returned; but nothing for NEWEST.
@@ -102,7 +104,7 @@ class EventLog:
         after = number if 0 <= number <= self.last else 0
         lines: list[str] = []
         size, newest = 0, after
-        for index, line in self._after(after):
+        for index, line in self._after(after, with_progress):
             size += len(line)
             if lines and size > limit:
                 return lines, newest
@@ -154,14 +156,15 @@ class EventLog:
         self._pinned = {key: entry for key, entry in self._pinned.items() if not key.startswith("peer ")}
         self._progress.clear()
 
-    def _after(self, number: int) -> list[Numbered]:
+    def _after(self, number: int, with_progress: bool) -> list[Numbered]:
         """Kept events after ``number`` in order; cheap for a follower who is nearly up to date."""
         recent: list[Numbered] = []
         for entry in reversed(self._recent):
             if entry[0] <= number:
                 break
             recent.append(entry)
-        found = {entry for entry in self._progress.values() if entry[0] > number} | set(recent)
+        progress = self._progress.values() if with_progress else ()
+        found = {entry for entry in progress if entry[0] > number} | set(recent)
         if len(recent) == len(self._recent):
             found |= {entry for entry in (*self._rounds, *self._pinned.values()) if entry[0] > number}
         return sorted(found)

@@ -56,5 +56,5 @@ async def hosted(start: Start, around: Around, seams: Seams) -> AsyncIterator[Sw
             bench, freeze = node.reducing.bench, node.following.freeze
             giving = Giving(start.who.peer_id, start.donor, bench, headers, node.makers, freeze, node.warn)
             stack.callback(giving.close)
-            around.service.open(node, giving, around.run_log.log, around.initial_peers)
+            around.service.open(node, giving, around.run_log, around.initial_peers)
         yield node

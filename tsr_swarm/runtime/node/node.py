@@ -87,6 +87,8 @@ class Seams:
     told: Callable[[], int]  # the newest round that people were told of
     peers: Callable[[], Mapping[str, events.PeerJoined]]  # who takes part, as people were told
     sample: Callable[[], None]  # look at the kernel's byte counts
+    votes: Callable[[bool], None]  # whether this node is a voter from now on
+    ask: Callable[[Sequence[str]], Awaitable[None]]  # these nodes, which rounds people were told of
     led: Callable[[str], None]  # who leads now; "" nobody that is known
     ends: Callable[[], None]  # the run is over, and a leader says so
 
@@ -250,6 +252,7 @@ class SwarmNode:
 
         Raises RefusedError when a leader turns this node away, UnreachableError when nobody answers for half an hour.
         """
+        self._seams.votes(self.me in self.node.council.voters)
         self._background.start(self._stop_when(stop_gently))
         self._background.start(self._look_around())
         self.shell.put(pt.Tick())
@@ -303,6 +306,7 @@ class SwarmNode:
         if base != before.council.ledger.base:
             self._newest = base if base.round < before.council.ledger.base.round else self._newest  # it was set back
             self._hear(base)
+            self._seams.votes(self.me in base.voters)
             if self._donor is not None:
                 self._donor.delta_log.commit(base.round, bytes.fromhex(base.chain))
                 if self.who.trains:  # it can always fetch the state, so any round may go
@@ -425,7 +429,7 @@ class SwarmNode:
             reply = self.leading.admit(self.post.join_request())
             self._background.start(self._take_number(reply.number))
         if base.round > self._seams.told():
-            self._background.start(self._tell_last())
+            self._background.start(self._tell_last(self.leading, base))
         self._background.start(self._miss(self.leading, before))
 
     async def _miss(self, leadership: leading.Leading, before: Mapping[str, events.PeerJoined]) -> None:
@@ -624,13 +628,17 @@ class SwarmNode:
         if self.leading is not None:
             self.leading.chronicle.applied(round, applied.digest, loss)
 
-    async def _tell_last(self) -> None:
-        """The leader that led the newest round to its end died before it told people."""
-        base = self.node.council.ledger.base
+    async def _tell_last(self, leadership: leading.Leading, base: Record) -> None:
+        """The leader that led the newest round to its end died before it told people, as far as voters know."""
+        await self._seams.ask([voter for voter in base.voters if voter != self.me])
+        if self.leading is not leadership or base.round <= self._seams.told():
+            return
         self._commit(base)
         async with self._in_order:
             if self._last is not None and self._last[0] == base.round:
                 await self._tell_applied(*self._last)
+            elif self._last is not None and self._last[0] > base.round:  # it was applied meanwhile, and the next one
+                leadership.chronicle.applied(base.round, "", None)
 
     async def report(self, report: pb.ReportRequest) -> None:
         """Tell the leader the digest and the bytes. One that differs sends this node back to the state.

@@ -1,25 +1,43 @@
 """The run's events at one node: told by itself while it leads, relayed from whoever leads else; and their totals."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
-from tsr_swarm.runtime.background import Signal
+from tsr_swarm.errors import SwarmError
 from tsr_swarm.runtime.node.book import Lines
-from tsr_swarm.runtime.node.relay import Relay
-from tsr_swarm.telemetry.events import Evaluated, Event, PeerJoined, PeerLeft, RoundClosed, RunFinished, Stamped
-from tsr_swarm.telemetry.log import EventLog
+from tsr_swarm.runtime.node.readers import Readers
+from tsr_swarm.runtime.node.relay import OVERLAP_LINES, Copy, Relay
+from tsr_swarm.telemetry.events import (
+    Evaluated,
+    Event,
+    PeerJoined,
+    PeerLeft,
+    RoundClosed,
+    RoundVoid,
+    RunFinished,
+    Stamped,
+    decode_stamped,
+)
+from tsr_swarm.telemetry.log import NEWEST, EventLog
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 WATCH_MS = 2000
 LAST_SECONDS = 8.0  # for the end of a run: its leader waits for reports of the last round
 LAST_PACE_SECONDS = 0.05
+COPY_SECONDS = 8.0  # how long a monitor waits for the log to come; its call may take two more
+OTHERS_SECONDS = 2.0  # for what other voters know, as a new leader begins
 LINGER_SECONDS = 1.0  # after the last event: others keep it too, and one call may be on its way
 
 
 class RunLog:
-    """``see`` hears every event once, whoever told it. Nothing comes after run_finished."""
+    """``see`` hears every event once that comes here, whoever told it. Nothing comes after run_finished.
 
-    def __init__(self, log: EventLog, see: Callable[[Event], None]) -> None:
+    What others tell comes here while somebody reads it: monitors, voters, and this process's own people.
+    """
+
+    def __init__(self, log: EventLog, see: Callable[[Event], None], has_people: bool = False) -> None:
+        """``has_people``: they look at this process to see the run."""
         self.log, self._see = log, see
         self.has_ended = False
         self._first_loss: float | None = None
@@ -27,8 +45,9 @@ class RunLog:
         self._wire_bytes = self._dense_bytes = self._round = 0
         self._digest = ""
         self.peers: dict[str, PeerJoined] = {}  # who takes part, as far as was told
-        self._relay = Relay(log, self._relayed, self._pause)
-        self._changed = Signal()
+        self._readers = Readers(has_people)
+        self._relay = Relay(log, self._relayed, self._readers, self._pause)
+        self._changed = self._readers.changed
         self._is_last = False
         self._following: asyncio.Task[None] | None = None
 
@@ -45,7 +64,23 @@ class RunLog:
             self._following.cancel()
             self._following = None
         if leader:
-            self._following = asyncio.create_task(self._follow(leader, lines))
+            self._following = asyncio.create_task(self._relay.follow(copy_of(leader, lines)))
+        self._changed.notify()
+
+    def votes(self, votes: bool) -> None:
+        """Whether this node is a voter, and may have to go on with what the leader tells."""
+        self._readers.votes(votes)
+
+    async def read(self) -> None:
+        """A monitor reads here: return once all is here that the leader has told, or if that takes long."""
+        self._readers.called()
+        await self._changed.wait_for(lambda: self._following is None or self._relay.is_current, COPY_SECONDS)
+
+    async def ask(self, others: Iterable[str], lines: Lines) -> None:
+        """Take in which rounds ``others`` know to be told that are not known here, as far as they answer soon."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(OTHERS_SECONDS):
+                await asyncio.gather(*(self._ask(copy_of(other, lines)) for other in others))
 
     def ends(self) -> None:
         """The run is over: whoever leads tells the rest in a moment, and goes."""
@@ -73,15 +108,21 @@ class RunLog:
             reason=reason,
         )
 
-    async def _follow(self, leader: str, lines: Lines) -> None:
-        async def watch(after: int) -> tuple[list[str], int]:
-            reply = await (await lines.to(leader)).watch(pb.WatchRequest(after=after, wait_ms=WATCH_MS))
-            return list(reply.events), reply.last
-
-        await self._relay.follow(watch)
+    async def _ask(self, copy: Copy) -> None:
+        with suppress(SwarmError):
+            _, newest = await copy(NEWEST, False)
+            told, _ = await copy(max(0, newest - OVERLAP_LINES), False)
+            for line in told:
+                stamped = decode_stamped(line)
+                event = None if stamped is None else stamped.event
+                is_of_a_round = isinstance(event, RoundVoid | RoundClosed) and event.round > self.log.closed_round
+                if is_of_a_round and (taken := self.log.take(line)) is not None:
+                    self._relayed(taken)
 
     async def _pause(self, seconds: float) -> None:
-        if await self._changed.wait_for(lambda: self._is_last, seconds):
+        had_people = self._readers.are_people
+        await self._changed.wait_for(lambda: self._is_last or (self._readers.are_people and not had_people), seconds)
+        if self._is_last:
             await asyncio.sleep(LAST_PACE_SECONDS)
 
     def _relayed(self, stamped: Stamped) -> None:
@@ -108,3 +149,14 @@ class RunLog:
                 self.has_ended = True
         self._changed.notify()
         self._see(event)
+
+
+def copy_of(peer_id: str, lines: Lines) -> Copy:
+    """The log of another node."""
+
+    async def copy(after: int, with_progress: bool) -> tuple[list[str], int]:
+        request = pb.WatchRequest(after=after, wait_ms=WATCH_MS, without_progress=not with_progress)
+        reply = await (await lines.to(peer_id)).watch(request)
+        return list(reply.events), reply.last
+
+    return copy

@@ -11,8 +11,8 @@ from tsr_swarm.runtime.node import letters
 from tsr_swarm.runtime.node.giving import Giving
 from tsr_swarm.runtime.node.leading import Leading
 from tsr_swarm.runtime.node.node import SwarmNode
+from tsr_swarm.runtime.node.run_log import RunLog
 from tsr_swarm.runtime.node.same_run import require_protocol, require_run
-from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire import control
 from tsr_swarm.wire.rules import rules_to_proto
@@ -25,7 +25,7 @@ MAX_CONTACTS = 16
 class _Open:
     node: SwarmNode
     giving: Giving
-    log: EventLog
+    run_log: RunLog
     initial_peers: Callable[[Caller], list[str]]
 
 
@@ -36,10 +36,10 @@ class NodeService:
         self._open: _Open | None = None
 
     def open(
-        self, node: SwarmNode, giving: Giving, log: EventLog, initial_peers: Callable[[Caller], list[str]]
+        self, node: SwarmNode, giving: Giving, run_log: RunLog, initial_peers: Callable[[Caller], list[str]]
     ) -> None:
         """Answer from now on; before, callers are told to try again."""
-        self._open = _Open(node, giving, log, initial_peers)
+        self._open = _Open(node, giving, run_log, initial_peers)
 
     @property
     def _at(self) -> "_Open":
@@ -130,10 +130,13 @@ class NodeService:
     # --- for people ---------------------------------------------------------------------------------------------
 
     async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
-        """Serve the events after the ones that this monitor has seen."""
+        """Serve the events after the ones that this monitor, or another node, has seen."""
         control.check_watch(request)
-        await self._at.log.wait(request.after, request.wait_ms / 1000)
-        lines, last = self._at.log.since(request.after)
+        run_log = self._at.run_log
+        if not request.without_progress:
+            await run_log.read()
+        await run_log.log.wait(request.after, request.wait_ms / 1000)
+        lines, last = run_log.log.since(request.after, with_progress=not request.without_progress)
         return pb.WatchReply(events=lines, last=last)
 
     async def leave(self, request: pb.LeaveRequest, caller: Caller) -> pb.LeaveReply:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -138,12 +138,18 @@ class VolunteerProcess:
             peers=lambda: self._run_log.peers if self._run_log is not None else {},
             sample=self._reporter.sample,
             led=self._led,
+            votes=self._run_log.votes if self._run_log is not None else lambda votes: None,
+            ask=self._ask,
             ends=self._run_log.ends if self._run_log is not None else lambda: None,
         )
 
     def _led(self, leader: str) -> None:
         if self._run_log is not None:
             self._run_log.follow(leader if leader != self._who.peer_id else "", self._lines)
+
+    async def _ask(self, others: Sequence[str]) -> None:
+        if self._run_log is not None:
+            await self._run_log.ask(others, self._lines)
 
     def _see_run(self, event: Event) -> None:
         """All of the run while this peer leads it; else only who does."""

@@ -671,12 +671,14 @@ class LeaveReply(_message.Message):
     def __init__(self) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("after", "wait_ms")
+    __slots__ = ("after", "wait_ms", "without_progress")
     AFTER_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_PROGRESS_FIELD_NUMBER: _ClassVar[int]
     after: int
     wait_ms: int
-    def __init__(self, after: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+    without_progress: bool
+    def __init__(self, after: _Optional[int] = ..., wait_ms: _Optional[int] = ..., without_progress: _Optional[bool] = ...) -> None: ...
 
 class WatchReply(_message.Message):
     __slots__ = ("events", "last")
