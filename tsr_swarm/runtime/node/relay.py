@@ -56,15 +56,15 @@ class Relay:
         if not self._has_begun or (is_for_people and not self.is_current):
             _, self._goal = await copy(NEWEST, is_for_people)
         if self._has_begun:
-            has_come = await self._go_on(copy, self._complete if is_for_people else self._newest, is_for_people)
+            has_advanced = await self._go_on(copy, self._complete if is_for_people else self._newest, is_for_people)
         else:
-            has_come = await self._begin(copy, is_for_people)
+            has_advanced = await self._begin(copy, is_for_people)
         self._has_history = self._has_history or self._newest >= self._goal
         is_behind = (self._complete if is_for_people else self._newest) < self._goal
         if is_for_people and not is_behind:
             self.is_current = True
             self._readers.changed.notify()
-        return is_behind and has_come
+        return is_behind and has_advanced
 
     async def _begin(self, copy: Copy, is_for_people: bool) -> bool:
         """Find where its log, which has numbers of its own, goes on from this one. All of it can be megabytes."""
@@ -74,14 +74,14 @@ class Relay:
         if after and lines and not any(self._log.has(line) for line in lines):
             return await self._go_on(copy, 0, is_for_people)
         self._take(lines, newest, is_for_people)
-        return bool(lines)
+        return newest > after
 
     async def _go_on(self, copy: Copy, after: int, is_for_people: bool) -> bool:
         lines, newest = await copy(after, is_for_people)
         if newest < after:  # it was started anew, and told everything
             self._newest = self._complete = 0
         self._take(lines, newest, is_for_people)
-        return bool(lines)
+        return newest > after
 
     def _take(self, lines: list[str], newest: int, is_for_people: bool) -> None:
         """Append what is new, and show it."""
