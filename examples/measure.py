@@ -1,7 +1,6 @@
 """Measure what the README claims, on real swarms of processes on this machine, and write a table for each.
 
     python examples/measure.py quickstart    three seeds of the quick start: loss, bytes by kind, memory
-    python examples/measure.py faults        a peer killed in round 3 and one that joins in round 5
     python examples/measure.py exactness     unlike machines: digests under the exact lift and under plain floats
 
 Tables go to examples/results/. Bytes and digests do not depend on the machine's speed; seconds do.
@@ -117,26 +116,6 @@ def quickstart(seeds: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
-def faults() -> str:
-    events, _ = run_local("--peers", "3", "--kill", "2@3", "--join-at", "5")
-    rounds, found = of(events, "round_closed"), digests(events)
-    lines = ["| round | peers | included | held-out loss | seconds | digests seen |", "|---|---|---|---|---|---|"]
-    for event in rounds:
-        lines.append(
-            f"| {event['round']} | {event['peers']} | {event['included']} | {event['loss']:.3f} "
-            f"| {event['seconds']:.1f} | {len(set(found[event['round']].values()))} |"
-        )
-    lost = of(events, "run_finished")[0]["rounds"] - sum(event["included"] > 0 for event in rounds)
-    told = [f"{e['name']} left in round {_round_at(events, e)}: {e['reason']}" for e in of(events, "peer_left")[:1]]
-    told += [f"{e['name']} joined in round {_round_at(events, e)}" for e in of(events, "peer_joined")[3:]]
-    return "\n".join([*lines, "", f"Rounds lost: {lost}. " + ". ".join(told) + "."])
-
-
-def _round_at(events: Sequence[Event], event: Event) -> int:
-    opened = [other for other in events[: events.index(event)] if other["event"] == "round_opened"]
-    return int(opened[-1]["round"]) if opened else 0
-
-
 def exactness() -> str:
     unlike = ["--env", "1:OMP_NUM_THREADS=2", "--env", "2:ATEN_CPU_CAPABILITY=default"]
     unlike += ["--env", "2:MKL_ENABLE_INSTRUCTIONS=SSE4_2"]
@@ -181,17 +160,16 @@ def _processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["quickstart", "faults", "exactness"])
+    parser.add_argument("what", choices=["quickstart", "exactness"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     chosen = parser.parse_args()
     titles = {
         "quickstart": "The quick start: coordinator and three peers",
-        "faults": "A peer killed in round 3, another joining in round 5",
         "exactness": "Unlike machines: who agrees on the weights",
     }
     command = f"python examples/measure.py {chosen.what}"
     top = f"# {titles[chosen.what]}\n\n{header(command)}\n\n"
-    table = {"quickstart": lambda: quickstart(chosen.seeds), "faults": faults, "exactness": exactness}[chosen.what]()
+    table = {"quickstart": lambda: quickstart(chosen.seeds), "exactness": exactness}[chosen.what]()
     target = HERE / "results" / f"{chosen.what}.md"
     target.write_text(top + table + "\n")
     print(target.read_text())
