@@ -226,3 +226,62 @@ def test_the_last_published_round_is_applied_before_a_peer_quits() -> None:
     state = pr.hear(member_at(4, "d4"), news(5, 0, "", is_finished=True))
     assert pr.next_action(state) == pr.FetchRound(5)
     assert pr.next_action(pr.applied(state, 5, "d5")) == pr.Quit()
+
+
+def rounds_with_paces(paces: dict[str, float], rounds: int) -> tuple[list[float], dict[str, int]]:
+    """How long each round took, and in how many each peer was; who is too late gives up and starts the next round."""
+    state = fresh(min_peers=len(paces))
+    for peer in paces:
+        state, _ = drive(state, (ld.Joined(peer), 0.0))
+    took, counted = [], dict.fromkeys(paces, 0)
+    now = 0.0
+    while len(took) < rounds:
+        round, opened = state.round, now
+        due = {peer: opened + pace for peer, pace in paces.items()}
+        while state.round == round:
+            deadline = ld.deadline_at(state)
+            now, peer = min([(at, peer) for peer, at in due.items()] + ([(deadline, "")] if deadline else []))
+            for other in paces:
+                state, _ = drive(state, (ld.Heard(other), now))
+            if peer:
+                del due[peer]
+            arrived = state.round == round and peer != ""
+            counted[peer or next(iter(paces))] += arrived
+            state, _ = drive(state, (ld.Arrived(peer, round) if arrived else ld.Tick(), now))
+        took.append(now - opened)
+    return took, counted
+
+
+def test_a_peer_ten_times_slower_costs_the_others_next_to_nothing() -> None:
+    took, counted = rounds_with_paces({"a": 9.0, "b": 10.0, "c": 10.5, "slow": 100.0}, 64)
+    assert sum(took[16:]) < 1.04 * 48 * 10.5
+    assert counted["a"] == counted["b"] == counted["c"] == 64
+    assert max(took[-16:]) > 10.5, "it is still waited for now and then"
+
+
+def test_a_peer_that_is_a_little_slower_is_in_every_round() -> None:
+    took, counted = rounds_with_paces({"a": 9.0, "b": 10.0, "c": 13.0}, 32)
+    assert set(counted.values()) == {32}
+    assert took == [13.0] * 32
+
+
+def test_a_peer_that_was_late_once_is_waited_for_again() -> None:
+    state, _ = drive(fresh(), (ld.Joined("a"), 0.0), (ld.Joined("b"), 0.0), (ld.Arrived("a", 1), 10.0))
+    deadline = ld.deadline_at(state)
+    assert deadline is not None
+    state, seen = drive(state, (ld.Heard("b"), deadline), (ld.Heard("a"), deadline))
+    assert commits(seen) == [1]
+    assert state.misses == {"b": 1}
+    state, seen = drive(state, (ld.Arrived("a", 2), deadline + 10.0))
+    assert commits(seen) == [], "the second round waits for both"
+    state, seen = drive(state, (ld.Arrived("b", 2), deadline + 11.0))
+    assert commits(seen) == [2]
+    assert state.misses == {}
+
+
+def test_where_everybody_was_late_everybody_is_waited_for() -> None:
+    state = replace(fresh(min_peers=1), round=6, has_opened=True, misses={"a": 3, "b": 2})
+    state = replace(state, members={"a": 100.0, "b": 100.0})
+    state, seen = drive(state, (ld.Tick(), 1.0))
+    assert ld.OpenRound(7) in seen
+    assert state.expected == frozenset("ab")

@@ -14,6 +14,7 @@ from tsr_swarm.rounds.deadlines import DeadlinePolicy, Decision, decide
 
 SILENCE_SECONDS = 12.0  # a peer unheard for this long is taken for gone; it calls every two seconds
 RETURN_SECONDS = 3.0  # a peer whose connection broke has this long to call again
+MOST_MISSES = 4  # a peer that misses round after round is waited for in every 2^4th at last
 
 
 class Phase(StrEnum):
@@ -43,7 +44,8 @@ class LeaderState:
     round: int
     phase: Phase = Phase.WAITING
     members: Mapping[str, float] = field(default_factory=dict)  # peer_id -> the time by which it must be heard
-    expected: frozenset[str] = frozenset()
+    expected: frozenset[str] = frozenset()  # whom the open round waits for
+    misses: Mapping[str, int] = field(default_factory=dict)  # peer_id -> rounds in a row that waited for it in vain
     arrivals: Mapping[str, float] = field(default_factory=dict)  # peer_id -> seconds after the round opened
     opened_at: float = 0.0
     has_opened: bool = False  # any round yet
@@ -205,7 +207,8 @@ def _take_in(state: LeaderState, event: Event, now: float) -> tuple[LeaderState,
             return _drop(state, peer_id, reason)
         case Arrived(peer_id, round) if _is_open(state, round) and peer_id not in state.arrivals:
             arrivals = {**state.arrivals, peer_id: now - state.opened_at}
-            return replace(state, arrivals=arrivals, phase=Phase.EXCHANGE), []
+            misses = {peer: count for peer, count in state.misses.items() if peer != peer_id}
+            return replace(state, arrivals=arrivals, misses=misses, phase=Phase.EXCHANGE), []
         case Reduced(round, chain) if state.phase is Phase.COMMIT and round == state.round and not state.proposed:
             return replace(state, proposed=chain), [Propose(round, chain)]
         case Moved() if state.phase in (Phase.TRAIN, Phase.EXCHANGE):
@@ -220,7 +223,8 @@ def _take_in(state: LeaderState, event: Event, now: float) -> tuple[LeaderState,
 
 def _drop(state: LeaderState, peer_id: str, reason: str) -> tuple[LeaderState, list[Action]]:
     members = {peer: due for peer, due in state.members.items() if peer != peer_id}
-    return replace(state, members=members, expected=state.expected - {peer_id}), [Drop(peer_id, reason)]
+    misses = {peer: count for peer, count in state.misses.items() if peer != peer_id}
+    return replace(state, members=members, misses=misses, expected=state.expected - {peer_id}), [Drop(peer_id, reason)]
 
 
 def _drop_silent(state: LeaderState, now: float) -> tuple[LeaderState, list[Action]]:
@@ -263,8 +267,17 @@ def _between_rounds(state: LeaderState, now: float, actions: list[Action]) -> tu
         wait = Decision(close=False, deadline=0.0, reason="peers look for the new leader")
         return _explain(state, wait, None, actions)
     state = replace(state, phase=Phase.TRAIN, round=state.round + 1, opened_at=now, has_opened=True)
-    state = replace(state, expected=frozenset(state.members))
+    state = replace(state, expected=_waited_for(state))
     return state, [*actions, OpenRound(state.round)]
+
+
+def _waited_for(state: LeaderState) -> frozenset[str]:
+    """A peer that is always late costs the others their patience in ever fewer rounds, and is never given up.
+
+    One that was late by chance, or is a little slower than the rest, is in time the next time that it is waited for.
+    """
+    patient = {peer for peer in state.members if state.round % 2 ** min(state.misses.get(peer, 0), MOST_MISSES) == 0}
+    return frozenset(patient or state.members)
 
 
 def _close_if_due(state: LeaderState, now: float, actions: list[Action]) -> tuple[LeaderState, list[Action]]:
@@ -276,8 +289,13 @@ def _close_if_due(state: LeaderState, now: float, actions: list[Action]) -> tupl
         return _explain(replace(state, opened_at=now), idle, None, actions)
     expected = state.expected or frozenset(state.members)
     decision = decide(now - state.opened_at, expected, state.arrivals, state.policy.deadlines)
+    others = len(state.members.keys() - expected - state.arrivals.keys())
+    if others:
+        slow = f"{decision.reason}; {others} that missed rounds before are not waited for"
+        decision = replace(decision, reason=slow)
     if decision.close:
-        state = replace(state, phase=Phase.COMMIT, decision=decision)
+        missed = {peer: state.misses.get(peer, 0) + 1 for peer in expected - state.arrivals.keys()}
+        state = replace(state, phase=Phase.COMMIT, decision=decision, misses={**state.misses, **missed})
         return state, [*actions, Reduce(state.round, decision.reason), Explain(Phase.COMMIT, None, decision.reason)]
     return _explain(state, decision, state.opened_at + decision.deadline - now, actions)
 
