@@ -9,9 +9,10 @@ from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.fetching import Fetcher
 from tsr_swarm.runtime.node.giving import Giving
 from tsr_swarm.runtime.node.headers import Headers
-from tsr_swarm.runtime.node.node import Seams, Start, SwarmNode
+from tsr_swarm.runtime.node.node import SwarmNode
 from tsr_swarm.runtime.node.run_log import RunLog
 from tsr_swarm.runtime.node.service import NodeService
+from tsr_swarm.runtime.node.start import Seams, Start
 from tsr_swarm.runtime.round_download import Frames
 from tsr_swarm.runtime.sources import Sources
 from tsr_swarm.runtime.state_download import StateDownload

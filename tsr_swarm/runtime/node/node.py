@@ -2,47 +2,35 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.run import RunConfig
-from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError
+from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.lowrank.basis import Basis
-from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.outer import OuterState
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Ledger, Record, majority
-from tsr_swarm.rounds.deadlines import DeadlinePolicy
+from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.following import sources as sources_of
-from tsr_swarm.rounds.leader import LeaderPolicy
-from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
-from tsr_swarm.rounds.node import Caller, Identity, Node
+from tsr_swarm.rounds.node import Node
 from tsr_swarm.rounds.node import contacts as contacts_of
-from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.rounds.step import begin
 from tsr_swarm.runtime.background import Background, Signal
-from tsr_swarm.runtime.donor import Donor
-from tsr_swarm.runtime.journal import Journal
-from tsr_swarm.runtime.node import following, leading, reducing, training
+from tsr_swarm.runtime.node import following, leading, reducing, standing, training
 from tsr_swarm.runtime.node.bench import Bench
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.fetching import Fetcher
 from tsr_swarm.runtime.node.gathering import Gathering
 from tsr_swarm.runtime.node.lending import Lending
-from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.runtime.node.membership import Membership
 from tsr_swarm.runtime.node.notes import Notes
-from tsr_swarm.runtime.node.post import Desk, Introduction, Post
+from tsr_swarm.runtime.node.post import Desk, Post
+from tsr_swarm.runtime.node.safety import Safety
 from tsr_swarm.runtime.node.shell import Shell, awake_clock
-from tsr_swarm.runtime.node.weights import AppliedRound, Weights
+from tsr_swarm.runtime.node.start import Seams, Start, first_node, policy_of
 from tsr_swarm.runtime.round_download import Frames
 from tsr_swarm.telemetry import events
-from tsr_swarm.telemetry.events import Event
 from tsr_swarm.train.trainer import RoundWork, Trainer
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.wire.messages import PublishedHeader, published_from_proto
+from tsr_swarm.wire.messages import PublishedHeader
 from tsr_swarm.wire.rules import with_rules
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -52,53 +40,6 @@ LOOK_SECONDS = 2.0  # how often that is looked at, and a leader's own progress s
 GOODBYE_SECONDS = 2.0
 LAST_REPORT_SECONDS = 5.0  # says whether all weights agree at the end
 REPORT_SECONDS = 90.0  # a leader may be slower than we are, and answers when it has applied the round
-SAFE_VOTERS = 3  # from here on the run survives one of them
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """What a node begins with."""
-
-    who: Introduction
-    manifest: Manifest
-    config: RunConfig  # the manifest's, with the rules as they were told
-    first: str  # peer_id of the coordinator
-    known: tuple[str, ...]  # peer_ids of others that may know the leader
-    ledger: Ledger
-    journal: Journal | None  # None: nobody can dial this node, so it promises nothing
-    record: Record | None  # of the state in ``weights``; None: there is none yet
-    weights: Weights
-    outer: OuterState
-    donor: Donor | None  # None: it gives nothing
-    coverage: Coverage = NOTHING_DONE  # of the shared data, as it was then
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seams:
-    """What a node asks whoever runs it for."""
-
-    emit: Callable[[Event], None]  # of this node, for its own people
-    emit_run: Callable[[Event], None]  # of the run, while this node leads
-    trainer: Callable[[], Trainer]
-    take_number: Callable[[int], None]  # on the worker thread
-    read_part: Callable[[int], int] | None  # likewise, of the shared data; None: it trains on none of that
-    applied: Callable[[PublishedHeader, AppliedRound, OuterState, float], Awaitable[None]]  # rounds in order
-    score: Callable[[int, Consensus], Awaitable[float | None]]  # held-out loss after a round, where it can be known
-    told: Callable[[], int]  # the newest round that people were told of
-    peers: Callable[[], Mapping[str, events.PeerJoined]]  # who takes part, as people were told
-    sample: Callable[[], None]  # look at the kernel's byte counts
-    votes: Callable[[bool], None]  # whether this node is a voter from now on
-    ask: Callable[[Sequence[str]], Awaitable[None]]  # these nodes, which rounds people were told of
-    led: Callable[[str], None]  # who leads now; "" nobody that is known
-    ends: Callable[[], None]  # the run is over, and a leader says so
-
-
-@dataclass(frozen=True, slots=True)
-class _Led:
-    term: int
-    voters: tuple[str, ...]
-    since: int  # the round that made them voters, or that stood when this leader began
-    is_safe: bool
 
 
 class SwarmNode:
@@ -122,16 +63,13 @@ class SwarmNode:
         self._newest = start.ledger.base  # the newest round that anybody told to stand
         self._reached_at = time.monotonic()
         self._leader = ""  # the newest that was known: it waits for reports of its last round as it goes
-        self._led: _Led | None = None  # as people were told
-        self._commits: dict[int, asyncio.Task[None]] = {}
-        self._in_order = asyncio.Lock()
-        self._last: tuple[int, AppliedRound] | None = None  # the newest round in this node's weights
+        self._safety = Safety()
         self._left = ""  # the leader that is told goodbye in the end
         self._reporting = 0  # reports under way
         self._reported = Signal()
 
         self.shard_blocks = start.manifest.shard_blocks
-        self.shell = Shell(self._begin(start), self, start.journal, self.warn)
+        self.shell = Shell(first_node(start), self, start.journal, self.warn)
         self.notes = Notes()
         parts = self.manifest.config.data.parts
         self.lending = Lending(self.me, parts, start.coverage, seams.read_part)
@@ -170,6 +108,24 @@ class SwarmNode:
             ),
             self._background,
         )
+        self._standing = standing.Standing(
+            self.me,
+            start.who.trains,
+            self.manifest,
+            log,
+            standing.Seams(
+                warn=self.warn,
+                leading=lambda: self.leading if self.node.leading is not None else None,
+                members=lambda: frozenset(self.node.leading.state.members) if self.node.leading else frozenset(),
+                sealed=lambda: self.reducing.sealed,
+                outer=lambda: bench.outer,
+                applied=seams.applied,
+                score=seams.score,
+                told=seams.told,
+                ask=seams.ask,
+            ),
+            self._background,
+        )
         self.following = following.Following(
             self.me,
             self.manifest,
@@ -184,7 +140,7 @@ class SwarmNode:
                 should_stop=lambda: self.node.is_leaving or self._done.is_set(),
                 settle=self._settle,
                 restored=lambda record: bench.restore(record.chain),
-                applied=self._applied,
+                applied=self._standing.applied,
             ),
             self._background,
         )
@@ -205,21 +161,6 @@ class SwarmNode:
         )
         if start.record is not None:
             self.following.begin(start.record)
-
-    def _begin(self, start: Start) -> Node:
-        identity = Identity(
-            me=start.who.peer_id,
-            incarnation=time.time_ns() // 1_000_000,
-            trains=start.who.trains,
-            is_dialable=bool(start.who.address),
-            first=start.first,
-            known=start.known,
-            sizes=start.manifest.shard_bytes,
-            policy=policy_of(start.config),
-        )
-        record = start.record
-        state = PeerState() if record is None else PeerState(applied=record.round, chain=record.chain)
-        return begin(identity, start.ledger, state, awake_clock())
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -259,8 +200,7 @@ class SwarmNode:
         await self._background.until(self._done)
         if self._failure is not None:
             raise self._failure
-        async with self._in_order:  # the last round is scored, kept and told first
-            pass
+        await self._standing.told_all()
         if self._left:
             # A leader waits for no report of who has left.
             await self._reported.wait_for(lambda: not self._reporting, LAST_REPORT_SECONDS)
@@ -364,7 +304,7 @@ class SwarmNode:
                 self.reducing.bench.hear(plan)
             case pt.Commit(record):
                 self.lending.stands()
-                self._commit(record)
+                self._standing.commit(record)
             case pt.Explain():
                 self.leading.chronicle.explained(action)
             case pt.Drop(peer):
@@ -378,10 +318,10 @@ class SwarmNode:
         if after.leading is not None and self.leading is None:
             self._begin_to_lead(after)
         elif after.leading is None and self.leading is not None:
-            self.leading, self._led = None, None
+            self.leading = None
             self.lending.follow()
-        if after.leading is not None and after.council.leads:
-            self._tell_who_leads(after, after.leading.callers)
+        if (changed := self._safety.look(after, self.name)) is not None:
+            self._seams.emit_run(changed)
         leader_before, leader = (node.me if node.leading is not None else node.guide.leader for node in (before, after))
         if after.guide.is_finished and not before.guide.is_finished:
             self._seams.ends()
@@ -392,28 +332,6 @@ class SwarmNode:
                 self._seams.emit(events.LeaderLost(reason="it does not answer"))
         self.book.keep(contacts_of(after))
 
-    def _tell_who_leads(self, node: Node, callers: Mapping[str, Caller]) -> None:
-        council = node.council
-        since = council.ledger.base.round
-        if self._led is not None and self._led.voters == council.voters:
-            since = self._led.since
-        # The others go on without this leader if most voters are among them, and have the round that made them voters.
-        others = [voter for voter in council.voters if voter in callers and callers[voter].applied >= since]
-        is_safe = len(council.voters) >= SAFE_VOTERS and majority(set(others) - {self.me}, council.voters)
-        led = _Led(council.term, council.voters, since, is_safe)
-        if led != self._led:
-            self._led = led
-            self._seams.emit_run(
-                events.LeaderChanged(
-                    peer=self.me,
-                    name=self.name,
-                    term=council.term,
-                    voters=len(council.voters),
-                    is_safe=is_safe,
-                    voter_ids=",".join(council.voters),
-                )
-            )
-
     def _begin_to_lead(self, node: Node) -> None:
         base, before = node.council.ledger.base, dict(self._seams.peers())
         self.leading = leading.Leading(
@@ -423,13 +341,12 @@ class SwarmNode:
             {peer: joined.number for peer, joined in before.items()},
             leading.Seams(config=lambda: self.config, emit=self._seams.emit_run, clock=awake_clock),
         )
-        self._commits.clear()
+        self._safety = Safety()
         self.lending.lead(self.leading.name_of, self._seams.emit_run, awake_clock)
         if self.who.trains:
             reply = self.leading.admit(self.post.join_request())
             self._background.start(self._take_number(reply.number))
-        if base.round > self._seams.told():
-            self._background.start(self._tell_last(self.leading, base))
+        self._standing.begin_to_lead(self.leading, base)
         self._background.start(self._miss(self.leading, before))
 
     async def _miss(self, leadership: leading.Leading, before: Mapping[str, events.PeerJoined]) -> None:
@@ -582,63 +499,7 @@ class SwarmNode:
         if is_included and work is not None and work.plan.round == header.plan.round:
             self.lending.count(work.tokens)
 
-    # --- rounds that stand ------------------------------------------------------------------------------------------
-
-    def _commit(self, record: Record) -> None:
-        """Tell people of a round; one that an earlier leader put together is read from disk first."""
-        sealed = self.reducing.sealed.get(record.chain)
-        if sealed is None:
-            self._commits[record.round] = self._background.start(self._read_commit(record))
-        else:
-            self._tell_commit(*sealed)
-
-    async def _read_commit(self, record: Record) -> None:
-        assert self._donor is not None, "who leads keeps rounds"
-        log = self._donor.delta_log
-        try:
-            kept = await asyncio.to_thread(log.get, record.round, bytes.fromhex(record.chain))
-            header = None if kept is None else published_from_proto(kept[0], self.manifest)
-        except (RunError, PeerError) as error:
-            self.warn(f"{error} The round stands all the same.")
-            return
-        if header is not None:
-            self._tell_commit(header, [None] * len(header.shards))
-
-    def _tell_commit(self, header: PublishedHeader, made: Sequence[MadeShard | None]) -> None:
-        if self.leading is not None and self.node.leading is not None:
-            included = {peer for shard in header.shards for peer in shard.included}
-            self.leading.committed(header, made, len(included | self.node.leading.state.members.keys()))
-
-    async def _applied(self, header: PublishedHeader, applied: AppliedRound, seconds: float) -> None:
-        """This node's weights have moved."""
-        round, outer = header.plan.round, self.reducing.bench.outer
-        async with self._in_order:  # fair: rounds take it in the order in which they were applied
-            self._last = round, applied
-            await self._seams.applied(header, applied, outer, seconds)
-            await self._tell_applied(round, applied)
-
-    async def _tell_applied(self, round: int, applied: AppliedRound) -> None:
-        """Score a round, where this node is to, and tell people of it while it leads."""
-        loss = None
-        if self.leading is not None or not self.who.trains:
-            loss = await self._seams.score(round, applied.consensus)
-        commit = self._commits.pop(round, None)
-        if commit is not None:
-            await commit
-        if self.leading is not None:
-            self.leading.chronicle.applied(round, applied.digest, loss)
-
-    async def _tell_last(self, leadership: leading.Leading, base: Record) -> None:
-        """The leader that led the newest round to its end died before it told people, as far as voters know."""
-        await self._seams.ask([voter for voter in base.voters if voter != self.me])
-        if self.leading is not leadership or base.round <= self._seams.told():
-            return
-        self._commit(base)
-        async with self._in_order:
-            if self._last is not None and self._last[0] == base.round:
-                await self._tell_applied(*self._last)
-            elif self._last is not None and self._last[0] > base.round:  # it was applied meanwhile, and the next one
-                leadership.chronicle.applied(base.round, "", None)
+    # --- reports ----------------------------------------------------------------------------------------------------
 
     async def report(self, report: pb.ReportRequest) -> None:
         """Tell the leader the digest and the bytes. One that differs sends this node back to the state.
@@ -679,12 +540,3 @@ class SwarmNode:
     def _show_late(self, round: int, peer: str, reason: str) -> None:
         if self.leading is not None:
             self.leading.chronicle.late(round, peer, reason)
-
-
-def policy_of(config: RunConfig) -> LeaderPolicy:
-    """What the configuration says about rounds."""
-    limits = config.round
-    deadlines = DeadlinePolicy(
-        quorum=limits.quorum, floor_seconds=limits.floor_seconds, ceiling_seconds=limits.ceiling_seconds
-    )
-    return LeaderPolicy(deadlines, config.run.min_peers, config.run.rounds)

@@ -17,11 +17,11 @@ from tsr_swarm.runtime.donor import Donor
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.hosting import Around, hosted
 from tsr_swarm.runtime.node.meeting import Met
-from tsr_swarm.runtime.node.node import Seams, Start
 from tsr_swarm.runtime.node.post import Introduction
 from tsr_swarm.runtime.node.run_log import LINGER_SECONDS, RunLog
 from tsr_swarm.runtime.node.scoring import make_evaluate
 from tsr_swarm.runtime.node.service import NodeService
+from tsr_swarm.runtime.node.start import Seams, Start
 from tsr_swarm.runtime.node.weights import AppliedRound, TrainedWeights
 from tsr_swarm.runtime.reporting import Reporter
 from tsr_swarm.runtime.run_folder import STATES, RunFolder
