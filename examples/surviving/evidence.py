@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tsr_swarm.telemetry.events import Stamped, decode_stamped
+from tsr_swarm.wire.included import without
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 _ROUND = re.compile(r"round-(\d{9})-([0-9a-f]{64})(?:-([0-9a-f]{64}))?\.bin")
@@ -87,4 +88,5 @@ def _shards(path: Path) -> tuple[frozenset[str], ...]:
     with path.open("rb") as file:
         (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
         header = pb.PublishedHeader.FromString(file.read(length))
-    return tuple(frozenset(shard.included) for shard in header.shards)
+    peers = tuple(peer.hex() for peer in header.included)
+    return tuple(frozenset() if shard.void else frozenset(without(peers, shard.absent)) for shard in header.shards)

@@ -52,7 +52,7 @@ BLOCKS = (
     Block(name="matrix", rows=4, cols=4, rank=2, role=Role.MATRIX),
 )
 MANIFEST = Manifest("run1", RunConfig(round=RoundConfig(shards=2)), BLOCKS)
-SHARD_BLOCKS = MANIFEST.shard_blocks
+SHARD_BLOCKS = ((0, 1), (2,))  # a low-rank block in each
 DIGEST = b"m" * 32
 SENDER = "0123456789abcdef" * 2
 HASH = b"h" * 32
