@@ -145,10 +145,14 @@ async def test_an_upload_of_another_length_is_refused(pair: Any, data: bytes) ->
 
 async def test_a_refused_envelope_ends_the_upload_with_its_sentence(pair: Any) -> None:
     """Now and then gRPC loses the sentence with what was still on its way; whoever uploads tries again."""
-    with pytest.raises(PeerError, match=r"for round 6, but round 7 is open\.") as refusal:
+
+    async def upload() -> None:
         for _ in range(5):
             with suppress(UnreachableError):
                 await pair.client.submit(envelope(round_=6), DATA * 50)
+
+    with pytest.raises(PeerError, match=r"for round 6, but round 7 is open\.") as refusal:
+        await upload()
     assert refusal.value.reason == "round"
     assert pair.server_ledger.totals(Direction.RECEIVED).get("core", 0) == 0
 
