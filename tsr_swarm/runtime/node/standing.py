@@ -16,6 +16,8 @@ from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.runtime.node.weights import AppliedRound
 from tsr_swarm.wire.messages import PublishedHeader, published_from_proto
 
+MOST_UNTOLD = 8  # rounds that a leader may have died before it told: it waits for reports of one after the other
+
 Sealed = tuple[PublishedHeader, tuple[MadeShard, ...]]
 
 
@@ -45,12 +47,13 @@ class Standing:
         self._commits: dict[int, asyncio.Task[None]] = {}
         self._in_order = asyncio.Lock()
         self._last: tuple[int, AppliedRound] | None = None  # the newest round in this node's weights
+        self._digests: dict[int, str] = {}  # of the newest ones
 
     def begin_to_lead(self, leading: Leading, base: Record) -> None:
         """What stands has to be told, if the leader before did not live to."""
         self._commits.clear()
         if base.round > self._seams.told():
-            self._background.start(self._tell_last(leading, base))
+            self._background.start(self._tell_rest(leading, base))
 
     def commit(self, record: Record) -> None:
         """Tell people of a round; one that an earlier leader put together is read from disk first."""
@@ -61,27 +64,34 @@ class Standing:
             self._tell_commit(*sealed)
 
     async def _read_commit(self, record: Record) -> None:
-        assert self._log is not None, "who leads keeps rounds"
-        try:
-            kept = await asyncio.to_thread(self._log.get, record.round, bytes.fromhex(record.chain))
-            header = None if kept is None else published_from_proto(kept[0], self._manifest)
-        except (RunError, PeerError) as error:
-            self._seams.warn(f"{error} The round stands all the same.")
-            return
+        header = await self._read(record.round, bytes.fromhex(record.chain))
         if header is not None:
             self._tell_commit(header, [None] * len(header.shards))
+
+    async def _read(self, round: int, chain: bytes = b"") -> PublishedHeader | None:
+        assert self._log is not None, "who leads keeps rounds"
+        try:
+            kept = await asyncio.to_thread(self._log.get, round, chain)
+            return None if kept is None else published_from_proto(kept[0], self._manifest)
+        except (RunError, PeerError) as error:
+            self._seams.warn(f"{error} The round stands all the same.")
+            return None
 
     def _tell_commit(self, header: PublishedHeader, made: Sequence[MadeShard | None]) -> None:
         leading = self._seams.leading()
         if leading is not None:
-            included = {peer for shard in header.shards for peer in shard.included}
-            leading.committed(header, made, len(included | self._seams.members()))
+            leading.committed(header, made, self._members(header))
+
+    def _members(self, header: PublishedHeader) -> int:
+        return len(self._seams.members().union(*(shard.included for shard in header.shards)))
 
     async def applied(self, header: PublishedHeader, applied: AppliedRound, seconds: float) -> None:
         """This node's weights have moved."""
         round, outer = header.plan.round, self._seams.outer()
         async with self._in_order:  # fair: rounds take it in the order in which they were applied
             self._last = round, applied
+            self._digests = {**self._digests, round: applied.digest}
+            self._digests.pop(round - MOST_UNTOLD, None)
             await self._seams.applied(header, applied, outer, seconds)
             await self._tell_applied(round, applied)
 
@@ -97,17 +107,23 @@ class Standing:
         if leading is not None:
             leading.chronicle.applied(round, applied.digest, loss)
 
-    async def _tell_last(self, leading: Leading, base: Record) -> None:
-        """The leader that led the newest round to its end died before it told people, as far as voters know."""
-        await self._seams.ask([voter for voter in base.voters if voter != self._me])
-        if self._seams.leading() is not leading or base.round <= self._seams.told():
-            return
-        self.commit(base)
+    async def _tell_rest(self, leading: Leading, base: Record) -> None:
+        """The leader before died before it told people of the newest rounds, as far as voters know.
+
+        Rounds that come to stand meanwhile are told after them: they wait.
+        """
         async with self._in_order:
+            await self._seams.ask([voter for voter in base.voters if voter != self._me])
+            for round in range(max(self._seams.told(), base.round - MOST_UNTOLD) + 1, base.round):
+                header = await self._read(round)
+                if header is not None and self._seams.leading() is leading:
+                    leading.chronicle.committed(header, [None] * len(header.shards), self._members(header))
+                    leading.chronicle.applied(round, self._digests.get(round, ""), None)
+            if self._seams.leading() is not leading or base.round <= self._seams.told():
+                return
+            self.commit(base)
             if self._last is not None and self._last[0] == base.round:
                 await self._tell_applied(*self._last)
-            elif self._last is not None and self._last[0] > base.round:  # it was applied meanwhile, and the next one
-                leading.chronicle.applied(base.round, "", None)
 
     async def told_all(self) -> None:
         """Wait until the newest round is scored, kept and told."""
