@@ -18,9 +18,8 @@ from measure import HERE, header
 from scaling.cargo import PRESET, cargo
 from scaling.costs import DIALABLE, FIRST, LAST, Cost, Spread, shards_for, simulate
 from scaling.letters import payload_bytes
-from scaling.mends import MENDS, Mended, gains
 from scaling.real import COUNTED, UNCOUNTED, RealCost, measure
-from scaling.swarm import APPLY_SECONDS, AVERAGE_SECONDS, DOWN, LATENCY, TRAIN_SECONDS, UP, Wire
+from scaling.swarm import APPLY_SECONDS, AVERAGE_SECONDS, DOWN, LATENCY, TRAIN_SECONDS, UP
 
 NOTES = HERE / "scale_notes.md"
 SIZES = (8, 64, 512)

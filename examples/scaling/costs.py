@@ -10,7 +10,7 @@ from random import Random
 
 from scaling.cargo import Cargo, cargo
 from scaling.letters import Letter
-from scaling.swarm import APPLY_SECONDS, AVERAGE_SECONDS, TRAIN_SECONDS, HomeSwarm, Wire
+from scaling.swarm import APPLY_SECONDS, AVERAGE_SECONDS, TRAIN_SECONDS, HomeSwarm
 from scaling.tally import Traffic, by_field, by_kind, control, payload
 from tsr_swarm.runtime.rehearsal.machine import Pace
 from tsr_swarm.runtime.rehearsal.swarm import Member
@@ -88,11 +88,11 @@ def shards_for(peers: int) -> int:
     return max(8, reducers(peers))
 
 
-def simulate(peers: int, goods: Cargo | None = None, wire: Wire | None = None, seed: int = 0) -> Cost:
+def simulate(peers: int, goods: Cargo | None = None, seed: int = 0) -> Cost:
     """Rounds ``FIRST`` to ``LAST`` of a swarm."""
     goods = goods or cargo(peers, shards_for(peers))
     started = time.perf_counter()
-    swarm = HomeSwarm(members(peers, goods.shards), goods, Random(seed), wire or Wire())
+    swarm = HomeSwarm(members(peers, goods.shards), goods, Random(seed))
     swarm.measure(FIRST, LAST)
     return _cost(swarm, goods, time.perf_counter() - started)
 

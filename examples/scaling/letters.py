@@ -17,6 +17,7 @@ from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.leases import Coverage, Lease
 from tsr_swarm.runtime.node import letters
 from tsr_swarm.runtime.node.made import VOID, MadeShard
+from tsr_swarm.runtime.node.run_log import WATCH_MS
 from tsr_swarm.transport.base import PIECE_BYTES
 from tsr_swarm.wire.members import Members, members_to_proto
 from tsr_swarm.wire.messages import (
@@ -30,7 +31,6 @@ from tsr_swarm.wire.rules import rules_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 STALE = "PollReply, nothing new"
-RELAYED = "WatchReply, to no voter"
 _LIFE = 1_700_000_000_000  # an incarnation as it is in a run: milliseconds since 1970
 TOKENS = 655_360  # of a contribution: 20 steps of 32768
 
@@ -289,16 +289,16 @@ class Office:
     def watch(self, after: int) -> Letter:
         key = ("watch", after.bit_length() // 7)
         if key not in self._known:
-            self._keep(key, "Watch", pb.WatchRequest(after=after, wait_ms=2000))
+            self._keep(key, "Watch", pb.WatchRequest(after=after, wait_ms=WATCH_MS, without_progress=True))
         return self._known[key]
 
-    def events(self, lines: Sequence[str], last: int, is_voter: bool) -> Letter:
+    def events(self, lines: Sequence[str], last: int) -> Letter:
         """Of a leader's log, by kind of event."""
         counts: dict[str, int] = {"last": pb.WatchReply(last=last).ByteSize()}
         for line in lines:
             kind = line.partition('"event": "')[2].partition('"')[0]
             counts[kind] = counts.get(kind, 0) + pb.WatchReply(events=[line]).ByteSize()
-        return Letter("WatchReply" if is_voter else RELAYED, counts)
+        return Letter("WatchReply", counts)
 
     def _keep(
         self, key: Any, kind: str, message: Message, payload: Mapping[str, int] | None = None, extra: int = 0

@@ -46,10 +46,6 @@ class Lines:
     _up: dict[str, Queue] = field(default_factory=dict)
     _down: dict[str, Queue] = field(default_factory=dict)
 
-    def widen(self, name: str, up: float, down: float) -> None:
-        """``name`` has a line of its own kind."""
-        self._up[name], self._down[name] = Queue(up), Queue(down)
-
     def carry(self, source: str, to: str, size: int, then: Callable[[], None]) -> None:
         """Have ``then`` called when ``size`` bytes from ``source`` have come to ``to``."""
         sending = self._up.setdefault(source, Queue(self.up))

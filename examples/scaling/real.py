@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from unittest.mock import patch
 
 from scaling.costs import DIALABLE, Spread, spread
 from tsr_swarm.config.load import run_config_from_mapping
@@ -25,7 +24,6 @@ from tsr_swarm.telemetry.events import (
     RunStarted,
 )
 from tsr_swarm.train.llama import parameter_shapes
-from tsr_swarm.transport import kernel_bytes
 
 UNCOUNTED, COUNTED = 3, 4  # rounds
 LIMIT_SECONDS = 420.0
@@ -105,12 +103,8 @@ class RealCost:
 
 
 def measure(folder: Path, peers: int) -> RealCost:
-    """Have them do some rounds.
-
-    The kernel's byte counts are left alone: every peer would look at the connections of all, which are in its process.
-    """
-    with patch.object(kernel_bytes, "is_supported", lambda: False):
-        return asyncio.run(_measure(folder, peers))
+    """Have them do some rounds."""
+    return asyncio.run(_measure(folder, peers))
 
 
 async def _measure(folder: Path, peers: int) -> RealCost:
