@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.following import RETRY_SECONDS, sources
+from tsr_swarm.rounds.shards import header_givers
 from tsr_swarm.runtime.node.giving import HEADER_SECONDS
 from tsr_swarm.runtime.rehearsal.disk import Published
 from tsr_swarm.runtime.round_download import SHARDS_AT_A_TIME
@@ -36,7 +37,7 @@ class Headers:
         node = self._node
         found = self._kept.get(record.chain) or node.disk.find(record.round, record.chain)
         makers = () if node.node is None else sources(node.node, record.round)
-        if found is not None or node.name not in makers or asker in makers:
+        if found is not None or node.name not in header_givers(asker, record.chain, makers):
             answer(found)
             return
         self._waiting.setdefault(record.chain, []).append(answer)

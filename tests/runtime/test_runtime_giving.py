@@ -14,6 +14,7 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.shards import BRANCHES, header_givers
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.donor import Donor
 from tsr_swarm.runtime.node import giving
@@ -65,6 +66,24 @@ async def test_a_header_is_given_as_soon_as_it_is_here_before_any_shard_is(tmp_p
     stand.headers.keep(history.message(1))
     for answer in await asyncio.gather(asked, another, stand.giving.fetch_published(stand.request(OTHER_MAKER))):
         assert answer == (history.message(1), b"")
+
+
+async def test_those_that_make_shards_wait_where_they_are_to_have_the_header_from(
+    tmp_path: Path, history: History
+) -> None:
+    makers = [ME, *(f"{number:032x}" for number in range(BRANCHES * 3))]
+    stand = Stand(tmp_path, history, makers)
+    chain = history.at(1).header.chain.hex()
+    below = [maker for maker in makers if ME in header_givers(maker, chain, makers)]
+    for maker in makers:
+        asked = asyncio.create_task(stand.giving.fetch_published(stand.request(maker)))
+        if maker in below:
+            continue
+        with pytest.raises(RefusedError, match="Round 1 is not kept here"):
+            await asked
+    waiting = [stand.giving.fetch_published(stand.request(maker)) for maker in below]
+    stand.headers.keep(history.message(1))
+    assert await asyncio.gather(*waiting) == [(history.message(1), b"")] * len(below)
 
 
 async def test_a_header_that_does_not_come_in_time_is_refused(

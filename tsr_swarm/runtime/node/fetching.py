@@ -121,7 +121,7 @@ class Fetcher:
     async def _newest(self, newest: Record, sources: Sequence[str], donors: Sequence[str]) -> Fetched:
         turn = int(self._me, 16) % len(donors) if donors else 0  # every node begins with another donor
         donors, givers = [*donors[turn:], *donors[:turn]], header_givers(self._me, newest.chain, sources)
-        if self._me in sources:  # others wait for it to have the header: it asks where it is first
+        if self._me in sources:  # others wait for it to have the header: it asks where it was first
             donors.sort(key=lambda donor: donor not in newest.voters)  # stable
         clients = await self._sources.clients(donors)
         async with self._once(newest.chain):

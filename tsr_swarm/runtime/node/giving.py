@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from tsr_swarm.errors import RefusedError, RunError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.shards import header_givers
 from tsr_swarm.runtime.donor import STATE_ROUNDS, Donor
 from tsr_swarm.runtime.node.bench import Bench
 from tsr_swarm.runtime.node.headers import Headers
@@ -95,7 +96,7 @@ class Giving:
     async def fetch_published(self, request: pb.FetchPublishedRequest) -> tuple[pb.PublishedHeader, bytes]:
         """A round that stands, or the proposal that the caller names by its chain hash.
 
-        The header alone is given as soon as it is here, if this node makes shards of the round and the caller does not.
+        The header alone is given as soon as it is here, if the caller is to have it from this node.
         """
         control.check_fetch_published(request)
         if request.header_only and (header := await self._headers.get(request.round, request.chain)) is not None:
@@ -109,9 +110,9 @@ class Giving:
         return kept
 
     def _is_on_its_way(self, request: pb.FetchPublishedRequest) -> bool:
-        """Two that make shards do not wait for each other: they ask the voters."""
-        makers = self._makers(request.round)
-        return bool(request.chain) and self._me in makers and request.peer_id not in makers
+        """No two wait for each other: the header goes from few to many, as in a tree."""
+        givers = header_givers(request.peer_id, request.chain.hex(), tuple(self._makers(request.round)))
+        return bool(request.chain) and self._me in givers
 
     async def _from_disk(self, request: pb.FetchPublishedRequest) -> tuple[pb.PublishedHeader, bytes] | None:
         try:
