@@ -19,6 +19,7 @@ from tsr_swarm.runtime.node import letters
 from tsr_swarm.runtime.node.made import VOID, MadeShard
 from tsr_swarm.runtime.node.run_log import WATCH_MS
 from tsr_swarm.transport.base import PIECE_BYTES
+from tsr_swarm.wire.lines import lines_to_proto
 from tsr_swarm.wire.members import Members, members_to_proto
 from tsr_swarm.wire.messages import (
     ContributionHeader,
@@ -293,12 +294,8 @@ class Office:
         return self._known[key]
 
     def events(self, lines: Sequence[str], last: int) -> Letter:
-        """Of a leader's log, by kind of event."""
-        counts: dict[str, int] = {"last": pb.WatchReply(last=last).ByteSize()}
-        for line in lines:
-            kind = line.partition('"event": "')[2].partition('"')[0]
-            counts[kind] = counts.get(kind, 0) + pb.WatchReply(events=[line]).ByteSize()
-        return Letter("WatchReply", counts)
+        """Of a leader's log."""
+        return Letter("WatchReply", bytes_by_field(lines_to_proto(lines, last)))
 
     def _keep(
         self, key: Any, kind: str, message: Message, payload: Mapping[str, int] | None = None, extra: int = 0

@@ -19,6 +19,7 @@ from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
+from tsr_swarm.wire.lines import lines_from_proto, lines_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ME, DEAD = "0" * 32, "d" * 32
@@ -53,7 +54,7 @@ class Other:
     async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
         self.asked.append(request)
         lines, last = self.log.since(request.after, with_progress=not request.without_progress)
-        return pb.WatchReply(events=lines, last=last)
+        return lines_to_proto(lines, last)
 
 
 @asynccontextmanager
@@ -140,14 +141,15 @@ async def test_a_monitor_at_a_node_that_neither_leads_nor_votes_sees_the_whole_r
         """As a monitor does, from round 3 on."""
         seen: list[str] = []
         async with SwarmClient(address, ByteLedger()) as client:
-            before.append(len((await client.watch(pb.WatchRequest(without_progress=True))).events))
+            lines, _ = lines_from_proto(await client.watch(pb.WatchRequest(without_progress=True)))
+            before.append(len(lines))
             newest = 0
             with suppress(UnreachableError):  # the run is over, and the node has gone
                 while True:
                     reply = await client.watch(pb.WatchRequest(after=newest, wait_ms=15_000 if seen else 0))
-                    assert reply.events or seen, "all that was told before is here at once"
-                    newest = reply.last
-                    seen += reply.events
+                    lines, newest = lines_from_proto(reply)
+                    assert lines or seen, "all that was told before is here at once"
+                    seen += lines
         return seen
 
     def on_event(swarm: Swarm, event: ev.Event) -> None:

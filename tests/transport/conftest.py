@@ -105,7 +105,7 @@ class SmallHandler:
         return pb.LeaveReply()
 
     async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
-        return pb.WatchReply(events=['{"event":"run_started"}'], last=1)
+        return pb.WatchReply(last=1)
 
 
 @dataclass

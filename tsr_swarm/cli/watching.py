@@ -22,13 +22,14 @@ WAIT_MS = 15_000
 async def calling(coordinator: str, wait_ms: int = WAIT_MS) -> AsyncIterator[Watch]:
     """Give ``watch(after) -> (lines, newest number)``, which waits up to ``wait_ms`` for news. Raises SwarmError."""
     from tsr_swarm.transport.client import SwarmClient
+    from tsr_swarm.wire.lines import lines_from_proto
     from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
     async with SwarmClient(coordinator, ByteLedger()) as client:
 
         async def watch(after: int) -> tuple[list[str], int]:
             reply = await client.watch(pb.WatchRequest(after=after, wait_ms=wait_ms))
-            return list(reply.events), reply.last
+            return lines_from_proto(reply)
 
         yield watch
 
@@ -38,6 +39,7 @@ async def watching(coordinator: str) -> AsyncIterator[WatchSource]:
     """What a screen follows; raises nothing when a node is away, but goes on with another, or tries again."""
     from tsr_swarm.config.manifest import PROTOCOL_VERSION
     from tsr_swarm.transport.client import SwarmClient
+    from tsr_swarm.wire.lines import lines_from_proto
     from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
     clients: dict[str, SwarmClient] = {}
@@ -58,7 +60,7 @@ async def watching(coordinator: str) -> AsyncIterator[WatchSource]:
         async def watch(after: int) -> tuple[list[str], int]:
             client = await greet(address)
             reply = await client.watch(pb.WatchRequest(after=after, wait_ms=WAIT_MS))
-            return list(reply.events), reply.last
+            return lines_from_proto(reply)
 
         return watch
 

@@ -20,6 +20,7 @@ from tsr_swarm.telemetry.events import (
     decode_stamped,
 )
 from tsr_swarm.telemetry.log import NEWEST, EventLog
+from tsr_swarm.wire.lines import lines_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 WATCH_MS = 2000
@@ -157,6 +158,6 @@ def copy_of(peer_id: str, lines: Lines) -> Copy:
     async def copy(after: int, with_progress: bool) -> tuple[list[str], int]:
         request = pb.WatchRequest(after=after, wait_ms=WATCH_MS, without_progress=not with_progress)
         reply = await (await lines.to(peer_id)).watch(request)
-        return list(reply.events), reply.last
+        return lines_from_proto(reply)
 
     return copy

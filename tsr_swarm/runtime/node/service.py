@@ -15,6 +15,7 @@ from tsr_swarm.runtime.node.run_log import RunLog
 from tsr_swarm.runtime.node.same_run import require_protocol, require_run
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire import control
+from tsr_swarm.wire.lines import lines_to_proto
 from tsr_swarm.wire.rules import rules_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -137,7 +138,7 @@ class NodeService:
             await run_log.read()
         await run_log.log.wait(request.after, request.wait_ms / 1000)
         lines, last = run_log.log.since(request.after, with_progress=not request.without_progress)
-        return pb.WatchReply(events=lines, last=last)
+        return lines_to_proto(lines, last)
 
     async def leave(self, request: pb.LeaveRequest, caller: Caller) -> pb.LeaveReply:
         """Let a peer go."""

@@ -681,9 +681,11 @@ class WatchRequest(_message.Message):
     def __init__(self, after: _Optional[int] = ..., wait_ms: _Optional[int] = ..., without_progress: _Optional[bool] = ...) -> None: ...
 
 class WatchReply(_message.Message):
-    __slots__ = ("events", "last")
-    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("lines", "last", "lines_bytes")
+    LINES_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
-    events: _containers.RepeatedScalarFieldContainer[str]
+    LINES_BYTES_FIELD_NUMBER: _ClassVar[int]
+    lines: bytes
     last: int
-    def __init__(self, events: _Optional[_Iterable[str]] = ..., last: _Optional[int] = ...) -> None: ...
+    lines_bytes: int
+    def __init__(self, lines: _Optional[bytes] = ..., last: _Optional[int] = ..., lines_bytes: _Optional[int] = ...) -> None: ...
