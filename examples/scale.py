@@ -1,6 +1,6 @@
 """Measure what a round costs as the swarm grows: payload and control of every node, and seconds beyond training.
 
-    python examples/scale.py                    8, 64 and 512 rehearsed peers, then 8 to 64 real ones in this process
+    python examples/scale.py                    8, 64 and 512 rehearsed peers, then 8 to 64 real ones; TODO minutes
     python examples/scale.py --part rehearsed   only the rehearsed ones
     python examples/scale.py --part real        only the real ones
 
@@ -10,13 +10,14 @@ on the lines of both ends. With all parts, tables and examples/scale_notes.md go
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from measure import HERE, header
 from scaling.cargo import PRESET, cargo
-from scaling.costs import DIALABLE, FIRST, LAST, Cost, Spread, shards_for, simulate
+from scaling.costs import DIALABLE, FIRST, LAST, Cost, Spread, simulate
 from scaling.letters import payload_bytes
 from scaling.real import COUNTED, UNCOUNTED, RealCost, measure
 from scaling.swarm import APPLY_SECONDS, AVERAGE_SECONDS, DOWN, LATENCY, TRAIN_SECONDS, UP
@@ -24,8 +25,7 @@ from scaling.swarm import APPLY_SECONDS, AVERAGE_SECONDS, DOWN, LATENCY, TRAIN_S
 NOTES = HERE / "scale_notes.md"
 SIZES = (8, 64, 512)
 REAL_SIZES = (8, 16, 32, 64)
-WIDE = 1e9  # bits a second of a coordinator that can send whatever it likes
-ROUNDS = LAST - FIRST + 1
+SHARDS = (8, 75)  # of whole blocks: a run's default, and as many as the preset has
 MOST_FIELDS = 14
 
 
@@ -39,6 +39,11 @@ def amount(count: float) -> str:
 def both(spread: Spread) -> str:
     """Median and worst."""
     return f"{amount(spread.median)} / {amount(spread.worst)}"
+
+
+def percent(spread: Spread) -> str:
+    """Median and worst."""
+    return f"**{100 * spread.median:.2f}** / {100 * spread.worst:.1f}"
 
 
 def table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -58,9 +63,8 @@ def costs(found: Sequence[Cost]) -> Iterator[str]:
         "payload received, others": [both(cost.received["others"]) for cost in found],
         "control, who can be dialled": [both(cost.control["dialable"]) for cost in found],
         "control, others": [both(cost.control["others"]) for cost in found],
-        "control in % of the peer's payload": [
-            f"**{100 * cost.share.median:.2f}** / {100 * cost.share.worst:.1f}" for cost in found
-        ],
+        "control in % of payload, who can be dialled": [percent(cost.share["dialable"]) for cost in found],
+        "control in % of payload, others": [percent(cost.share["others"]) for cost in found],
         "control that the leader sends": [amount(cost.leader_sent) for cost in found],
         "control that the leader receives": [amount(cost.leader_received) for cost in found],
         "payload of the leader, both ways": [amount(cost.leader_payload) for cost in found],
@@ -69,6 +73,7 @@ def costs(found: Sequence[Cost]) -> Iterator[str]:
         "from there until all is averaged, s": [f"{cost.phases[1]:.2f}" for cost in found],
         "from there until it stands, s": [f"{cost.phases[2]:.2f}" for cost in found],
         "the leader's decisions, s of a core a round": [f"{cost.leader_cpu:.2f}" for cost in found],
+        "work that was counted": [f"{100 * cost.included:.0f} %" for cost in found],
         "what must not happen": [f"{len(cost.complaints)}" for cost in found],
     }
     yield from table(["peers", *(f"{cost.peers}" for cost in found)], rows)
@@ -93,67 +98,47 @@ def fields(cost: Cost) -> Iterator[str]:
     yield from table(["field", "all nodes, a round", "of control"], rows)
 
 
-def changes(cost: Cost) -> Iterator[str]:
-    rows = {
-        gain.name: [amount(size) for size in (gain.all, gain.leader, gain.dialable, gain.others)]
-        for gain in gains(cost, ROUNDS)
-    }
-    head = ["instead", "all nodes", "the leader", "median peer that can be dialled", "median other"]
-    yield from table(head, rows)
-
-
 def rehearsed() -> str:
-    today = []
-    mended = []
-    for peers in SIZES:
-        goods = cargo(peers, shards_for(peers))
-        today.append(simulate(peers, goods, Wire(leader=WIDE)))
-        print(f"{peers} peers took {today[-1].seconds:.0f} s", flush=True)
-        mended.append(simulate(peers, goods, Wire(mend=Mended(MENDS, peers, goods.shards))))
-        print(f"{peers} peers, mended, took {mended[-1].seconds:.0f} s", flush=True)
-    whole = [simulate(peers, cargo(peers, 75, is_whole=True), Wire(leader=WIDE)) for peers in SIZES[:-1]]
+    main = [told(simulate(peers)) for peers in SIZES]
+    whole = [told(simulate(peers, cargo(peers, shards, is_whole=True))) for shards in SHARDS for peers in SIZES[1:]]
     sent, received = payload_bytes(cargo(8, 8))
     lines = [
         "## Rehearsed",
         "",
         f"A coordinator and peers of which one in {DIALABLE} can be dialled, nothing going wrong; the real decisions, "
-        f"in virtual time. Lines of {UP / 1e6:.0f} Mbit/s up and {DOWN / 1e6:.0f} down, {2e3 * LATENCY:.0f} ms there "
-        "and back: a message leaves when what waits before it has left, and what is over 16 kB waits for all that is "
-        f"smaller. Training takes {TRAIN_SECONDS:.0f} s, give or take a fifth by chance, whatever the number of peers; "
-        f"applying {APPLY_SECONDS} s, averaging {AVERAGE_SECONDS} s a reducer. Payload: the {PRESET} preset with the "
-        f"defaults, as `tsr-swarm plan` has it: {amount(sent)} up and {amount(received)} down. Shards: as many as "
-        "there are reducers, at least 8, all of the same bytes; that is finer than whole blocks at 512 peers, which "
-        "a run cannot do today. Rounds "
-        f"{FIRST} to {LAST}; bytes are a round's mean, of a node, without gRPC's own. Nobody joins or goes. Overhead: "
-        "a round's length beyond the training of the slowest peer whose work is in it.",
+        f"in virtual time. Everybody, the coordinator too, on lines of {UP / 1e6:.0f} Mbit/s up and {DOWN / 1e6:.0f} "
+        f"down, {2e3 * LATENCY:.0f} ms there and back: a message leaves when what waits before it has left, and what "
+        f"is over 16 kB waits for all that is smaller. Training takes {TRAIN_SECONDS:.0f} s, give or take a fifth by "
+        f"chance, whatever the number of peers; applying {APPLY_SECONDS} s, averaging {AVERAGE_SECONDS} s a reducer. "
+        f"Payload: the {PRESET} preset with the defaults, as `tsr-swarm plan` has it: {amount(sent)} up and "
+        f"{amount(received)} down. Rounds {FIRST} to {LAST}; bytes are a round's mean, of a node, without gRPC's own. "
+        "Nobody joins, goes or watches. Overhead: a round's length beyond the training of the slowest peer whose work "
+        "is in it.",
         "",
-        "### Today's wire, the coordinator on a line of 1 Gbit/s (median / worst peer)",
+        "### As many shards as reducers, at least 8, all of the same bytes (median / worst peer)",
         "",
-        *costs(today),
+        "That is finer than whole blocks at 512 peers, which a run cannot do today.",
+        "",
+        *costs(main),
         "",
         "### Control by message, a round, all nodes",
         "",
-        *kinds(today),
+        *kinds(main),
         "",
         f"### Control by field at {SIZES[-1]} peers",
         "",
-        *fields(today[-1]),
+        *fields(main[-1]),
         "",
-        f"### What would be saved at {SIZES[-1]} peers, each change by itself",
-        "",
-        *changes(today[-1]),
-        "",
-        f"### All changes together, the coordinator on {UP / 1e6:.0f} Mbit/s too (median / worst peer)",
-        "",
-        *costs(mended),
-        "",
-        *kinds(mended),
-        "",
-        "### Shards of whole blocks, shared out by the blocks' own sizes as today (75 of them)",
+        f"### Shards of whole blocks, as a run has them: the default of {SHARDS[0]}, and all {SHARDS[1]} blocks",
         "",
         *costs(whole),
     ]
     return "\n".join(lines)
+
+
+def told(cost: Cost) -> Cost:
+    print(f"{cost.peers} peers, {cost.shards} shards: took {cost.seconds:.0f} s", flush=True)
+    return cost
 
 
 def real() -> str:
@@ -194,8 +179,10 @@ def main() -> None:
     if chosen.part is not None:
         print(runs[chosen.part]())
         return
+    started = time.monotonic()
     found = [run() for run in runs.values()]
-    head = f"{header('python examples/scale.py')} Seed 0."
+    took = (time.monotonic() - started) / 60
+    head = f"{header('python examples/scale.py')} Seed 0. It took {took:.0f} minutes."
     text = "\n\n".join(["# What a round costs as the swarm grows", head, NOTES.read_text().strip(), *found])
     (HERE / "results" / "scale.md").write_text(text + "\n")
     print(text)

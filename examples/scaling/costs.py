@@ -40,7 +40,8 @@ class Cost:
     sent: Mapping[str, Spread]  # payload, by "dialable" and "others"
     received: Mapping[str, Spread]
     control: Mapping[str, Spread]  # both directions
-    share: Spread  # of control in a peer's payload
+    share: Mapping[str, Spread]  # of control in a peer's payload
+    included: float  # share of the peers whose work is in a round
     leader_sent: float  # control
     leader_received: float
     leader_payload: float  # both directions
@@ -105,7 +106,6 @@ def _cost(swarm: HomeSwarm, goods: Cargo, seconds: float) -> Cost:
         "others": [name for name in swarm.peers if not swarm.machines[name].is_dialable],
     }
     groups = {group: [nodes[name] for name in names[group]] for group in names}
-    everybody = [*groups["dialable"], *groups["others"]]
     sent: Counter[Letter] = Counter()
     for traffic in nodes.values():
         sent.update(traffic.sent)
@@ -122,7 +122,11 @@ def _cost(swarm: HomeSwarm, goods: Cargo, seconds: float) -> Cost:
         sent={name: spread([payload(t.sent) / rounds for t in group]) for name, group in groups.items()},
         received={name: spread([payload(t.received) / rounds for t in group]) for name, group in groups.items()},
         control={name: spread([_control(t) / rounds for t in group]) for name, group in groups.items()},
-        share=spread([_control(t) / (payload(t.sent) + payload(t.received)) for t in everybody]),
+        share={
+            name: spread([_control(t) / (payload(t.sent) + payload(t.received)) for t in group])
+            for name, group in groups.items()
+        },
+        included=statistics.fmean(len(cost.counted) / len(swarm.peers) for cost in costs[:-1]),
         leader_sent=control(nodes[leader].sent) / rounds,
         leader_received=control(nodes[leader].received) / rounds,
         leader_payload=(payload(nodes[leader].sent) + payload(nodes[leader].received)) / rounds,

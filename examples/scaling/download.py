@@ -1,4 +1,4 @@
-"""How a rehearsed node comes by a round: the header from whom runtime/node/fetching.py asks, shards from their makers."""
+"""How a rehearsed node comes by a round, as runtime/node/fetching.py does: the header, and shards from their makers."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ class Headers:
 
 
 class Download:
-    """A round, shard by shard, some at a time. ``makers``: by shard. ``donors``: who is asked for the header in turn."""
+    """A round, some shards at a time. ``makers``: by shard. ``donors``: who is asked for the header, one by one."""
 
     def __init__(
         self,

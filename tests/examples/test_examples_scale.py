@@ -8,22 +8,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scaling.cargo import cargo
 from scaling.costs import FIRST, LAST, Cost, shards_for, simulate
-from scaling.letters import RELAYED, STALE, Letter, bytes_by_field, payload_bytes
+from scaling.letters import STALE, Letter, bytes_by_field, payload_bytes
 from scaling.lines import SMALL_BYTES, Lines
-from scaling.mends import MENDS, Mended, gains
-from scaling.swarm import Wire
-from scaling.tally import payload
+from scaling.tally import control, payload
 
+from tsr_swarm.rounds.shards import BRANCHES
 from tsr_swarm.runtime.rehearsal.clock import Clock
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-PEERS = 8
+PEERS, MEDIUM = 8, 32
 ROUNDS = LAST - FIRST + 1
 
 
 @cache
 def small() -> Cost:
     return simulate(PEERS)
+
+
+@cache
+def medium() -> Cost:
+    return simulate(MEDIUM)
 
 
 def everything(cost: Cost) -> tuple[Counter[Letter], Counter[Letter]]:
@@ -121,22 +125,49 @@ def test_nothing_that_must_not_happen_does_and_the_round_is_longer_than_its_trai
     assert 0 < small().overhead < 10
 
 
-# --- changes ----------------------------------------------------------------------------------------------------------
+# --- who is asked for what --------------------------------------------------------------------------------------------
 
 
-def test_every_change_saves_something_and_touches_nothing_else() -> None:
-    sent, _ = everything(small())
-    for mend in MENDS:
-        for letter in sent:
-            mended = mend(letter, PEERS, shards_for(PEERS))
-            assert mended.payload == letter.payload
-            assert (mended is letter) == (letter.kind not in mend.kinds or mended.fields == letter.fields)
-    idle = {gain.name for gain in gains(small(), ROUNDS) if gain.all <= 0}
-    assert idle == {mend.name for mend in MENDS if mend.kinds == (RELAYED,)}  # all who read along are voters here
+def received_by(kind: str) -> dict[str, int]:
+    """How many letters of this kind each node received, of those that received any."""
+    counts = {
+        name: sum(count for letter, count in traffic.received.items() if letter.kind == kind)
+        for name, traffic in medium().traffic.items()
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
-def test_a_mended_swarm_does_the_same_with_less() -> None:
-    mended = simulate(PEERS, wire=Wire(mend=Mended(MENDS, PEERS, shards_for(PEERS))))
-    assert mended.complaints == ()
-    assert mended.sent == small().sent
-    assert mended.share.median < small().share.median
+def test_who_leads_is_asked_for_shards_about_as_often_as_others_who_make_some() -> None:
+    asked = received_by("FetchShard")
+    (leader,) = medium().traffic.keys() - set(all_peers(medium()))
+    others = [asked[name] for name in medium().groups["dialable"]]
+    assert asked[leader] <= 1.5 * max(others)  # it made more in the first round
+    assert max(others) <= 1.5 * min(others)
+
+
+def test_everybody_gets_a_header_once_and_nobody_gives_it_to_many() -> None:
+    asked, got = received_by("FetchPublished"), received_by("PublishedPart")
+    assert set(got) == set(all_peers(medium()))
+    assert all(count <= ROUNDS + 1 for count in got.values())  # one at the end of the first round
+    assert max(asked.values()) <= (ROUNDS + 1) * (BRANCHES + 2 * MEDIUM / len(medium().groups["dialable"]))
+
+
+def test_voters_copy_the_log_and_nobody_else_does() -> None:
+    readers = received_by("WatchReply")
+    assert len(readers) == 4  # and who leads
+    assert set(readers) <= set(medium().groups["dialable"])
+
+
+def test_a_peers_control_is_little_beside_its_payload() -> None:
+    cost = medium()
+    for name in all_peers(cost):
+        traffic = cost.traffic[name]
+        assert 20 * (control(traffic.sent) + control(traffic.received)) < payload(traffic.sent) + payload(
+            traffic.received
+        )
+    assert cost.included == 1.0
+    assert cost.complaints == ()
+
+
+def all_peers(cost: Cost) -> list[str]:
+    return [*cost.groups["dialable"], *cost.groups["others"]]
