@@ -1,6 +1,6 @@
 """Measure what a round costs as the swarm grows: payload and control of every node, and seconds beyond training.
 
-    python examples/scale.py                    8, 64 and 512 rehearsed peers, then 8 to 64 real ones; TODO minutes
+    python examples/scale.py                    8, 64 and 512 rehearsed peers, then 8 to 64 real ones: 6 to 12 minutes
     python examples/scale.py --part rehearsed   only the rehearsed ones
     python examples/scale.py --part real        only the real ones
 
