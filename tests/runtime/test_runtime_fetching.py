@@ -17,6 +17,7 @@ from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.shards import BRANCHES, header_givers
 from tsr_swarm.runtime import round_download, state_chunks
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.donor import Donor
@@ -313,7 +314,33 @@ async def test_a_header_that_no_maker_gives_comes_from_a_donor(tmp_path: Path, h
         assert [rig.addresses[1] in message for message in rig.warnings()] == [True] * (fault == "lies")
 
 
-async def test_who_makes_shards_asks_those_who_decided(tmp_path: Path, history: History) -> None:
+@pytest.mark.parametrize("fault", ["", "dead", "lacks"])
+async def test_who_makes_shards_has_the_header_from_another_who_does_or_else_from_a_voter(
+    tmp_path: Path, history: History, fault: str
+) -> None:
+    record, ids = history.record(1), [f"{number:032x}" for number in range(1, 4)]
+    away = [f"{number:032x}" for number in range(100, 400)]  # nobody knows where they are
+    me, giver, makers = next(
+        (node, giver, nodes)
+        for giver in ids
+        for first in range(200)
+        for nodes in [[giver, *away[first : first + BRANCHES + 1]]]
+        for node in nodes
+        if header_givers(node, record.chain, nodes) == [giver]
+    )
+    donor, voter = (node for node in ids if node != giver)
+    nodes: dict[str, Node | None] = dict(zip(ids, nodes_in(tmp_path, history, 3, [1]), strict=True))
+    if fault:
+        nodes[giver] = Node(tmp_path / "lacking", history) if fault == "lacks" else None
+    async with rig_of(tmp_path, history, list(nodes.values()), me=me) as rig:
+        record = Record(record.round, record.chain, record.parent, (voter,))
+        assert await rig.fetcher.round(1, record, "", makers, [donor, voter]) is not None
+    asked = {name: node.names().count("FetchPublished") for name, node in nodes.items() if node is not None}
+    assert asked.get(giver, 0) == (fault != "dead")
+    assert (asked[donor], asked[voter]) == (0, bool(fault))
+
+
+async def test_the_first_who_make_shards_ask_those_who_decided(tmp_path: Path, history: History) -> None:
     """Others wait for it to have the header."""
     nodes = nodes_in(tmp_path, history, 4, [1])
     async with rig_of(tmp_path, history, nodes) as rig:
