@@ -65,7 +65,10 @@ def payload(slots: tuple[Slot, ...]) -> tuple[tuple[Section, ...], bytes]:
     return encode(slots, {slot: ones(slot) for slot in slots}, 3)
 
 
-UPLOAD = shard_slots(upload_slots(BLOCKS, PLAN.due, MANIFEST.config.wire), SHARD_BLOCKS[0])
+MEASURED = next(
+    shard for shard, blocks in enumerate(SHARD_BLOCKS) if any(BLOCKS[index].is_low_rank for index in blocks)
+)
+UPLOAD = shard_slots(upload_slots(BLOCKS, PLAN.due, MANIFEST.config.wire), SHARD_BLOCKS[MEASURED])
 SECTIONS, DATA = payload(UPLOAD)
 HEADER = ContributionHeader(
     protocol=PROTOCOL_VERSION,
@@ -73,7 +76,7 @@ HEADER = ContributionHeader(
     round=7,
     parent=PARENT,
     peer_id=PEER,
-    shard=0,
+    shard=MEASURED,
     tokens=1000,
     steps=20,
     local_loss=2.0,
@@ -130,13 +133,14 @@ def test_the_cheapest_failed_check_is_the_one_reported() -> None:
 
 
 def test_a_peer_may_say_what_its_bases_hold_of_every_low_rank_block_of_the_shard() -> None:
-    measured = replace(HEADER, kappas=(0.5,), energies=(1.0,))
+    count = sum(BLOCKS[index].is_low_rank for index in SHARD_BLOCKS[MEASURED])
+    measured = replace(HEADER, kappas=(0.5,) * count, energies=(1.0,) * count)
     assert check(seal(measured)).header == measured
 
 
 def test_sections_of_another_shard_are_refused() -> None:
     with pytest.raises(PeerError) as refusal:
-        check(seal(replace(HEADER, shard=1)))
+        check(seal(replace(HEADER, shard=1 - MEASURED)))
     assert refusal.value.reason == "sections"
 
 
