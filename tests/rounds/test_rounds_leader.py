@@ -285,3 +285,8 @@ def test_where_everybody_was_late_everybody_is_waited_for() -> None:
     state, seen = drive(state, (ld.Tick(), 1.0))
     assert ld.OpenRound(7) in seen
     assert state.expected == frozenset("ab")
+
+
+def test_who_came_after_a_round_was_opened_has_missed_none() -> None:
+    _, seen = drive(fresh(min_peers=1), (ld.Joined("a"), 0.0), (ld.Joined("b"), 1.0), (ld.Arrived("a", 1), 2.0))
+    assert not [action for action in seen if isinstance(action, ld.Explain) and "missed rounds" in action.reason]

@@ -146,6 +146,15 @@ async def test_all_rounds_that_the_leader_before_did_not_live_to_tell_are_told(r
     assert rig.leader.committed_rounds == [1, 2]
 
 
+async def test_a_round_that_was_applied_before_this_process_began_is_told_without_a_digest(rig: Rig) -> None:
+    rig.standing.begin(2)
+    rig.asked.set()
+    await rig.begin(2)
+    await rig.standing.told_all()
+    assert rig.leader.told == [(1, ""), (2, "")]
+    assert rig.leader.committed_rounds == [1, 2]
+
+
 async def test_a_round_that_is_applied_only_after_the_election_is_told_once_it_is(rig: Rig) -> None:
     rig.asked.set()
     await rig.begin(1)

@@ -14,7 +14,7 @@ from tsr_swarm.config.run import CheckpointConfig, RoundConfig, RunConfig
 from tsr_swarm.config.shards import block_bytes, split_blocks
 from tsr_swarm.errors import ConfigError, RefusedError
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_MANIFEST_BYTES = 4 << 20
 _MAX_BLOCK_SIZE = 2**40
 

@@ -355,7 +355,7 @@ def restored(node: Node, event: Restored, now: float) -> Result:
     record = event.record
     work = Work(is_training=node.work.is_training)
     council, _ = voting.step(node.council, cl.Learned(record), now)
-    node = replace(node, work=work, council=council, plan=None)
+    node = replace(node, work=work, council=council, plan=None, contributors=frozenset())
     node = replace(node, peer=pr.restored(node.peer, record.round, record.chain))
     return replace(node, guide=replace(node.guide, asked="", version=0, next_at=now)), []
 

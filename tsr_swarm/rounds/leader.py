@@ -289,8 +289,8 @@ def _close_if_due(state: LeaderState, now: float, actions: list[Action]) -> tupl
         return _explain(replace(state, opened_at=now), idle, None, actions)
     expected = state.expected or frozenset(state.members)
     decision = decide(now - state.opened_at, expected, state.arrivals, state.policy.deadlines)
-    others = len(state.members.keys() - expected - state.arrivals.keys())
-    if others:
+    others = len((state.misses.keys() & state.members.keys()) - expected - state.arrivals.keys())
+    if others and len(state.arrivals) >= state.policy.deadlines.quorum:
         slow = f"{decision.reason}; {others} that missed rounds before are not waited for"
         decision = replace(decision, reason=slow)
     if decision.close:

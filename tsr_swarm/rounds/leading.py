@@ -52,7 +52,7 @@ def take_over(node: Node, now: float) -> Result:
         proposed=proposal.chain if proposal is not None else "",
         opened_at=now,
         open_after=now + SETTLE_SECONDS if has_opened and before is None else now,
-        awaited=node.contributors,
+        awaited=node.contributors if node.contributors - {node.me} else frozenset(),
     )
     callers = {} if before is None else before.callers
     members = {peer: caller.due for peer, caller in callers.items() if caller.trains and caller.due > now}
@@ -296,7 +296,9 @@ def _carry_out(node: Node, decision: ld.Action, now: float) -> Result:
         case ld.OpenRound(round):
             places = _places(node, round, {}, now)
             plan = Plan(round, node.council.ledger.base.chain, node.council.term, 1, places)
-            return announce(replace(node, leading=replace(leading, plan=plan))), [Open(round, leading.state.expected)]
+            return announce(replace(node, leading=replace(leading, plan=plan))), [
+                Open(round, frozenset(leading.state.members))
+            ]
         case ld.Reduce(round):
             assert leading.plan is not None, "a round that closes was open"
             gather = Gather(round, tuple(place.node for place in leading.plan.places), now)

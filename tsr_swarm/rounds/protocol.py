@@ -345,7 +345,7 @@ class Open:
     """This leader opens a round, and announces it with the next news."""
 
     round: int
-    expected: frozenset[str]  # whom it waits for
+    members: frozenset[str]  # who takes part, whether it waits for them or not
 
 
 @dataclass(frozen=True, slots=True)

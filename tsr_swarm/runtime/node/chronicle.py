@@ -83,7 +83,7 @@ class Chronicle:
     # --- what the leader decides --------------------------------------------------------------------------------
 
     def opened(self, plan: RoundPlan, expected: frozenset[str], members: int, reducers: Sequence[str] = ()) -> None:
-        """A round opens for ``members`` peers, of whom it waits for ``expected``; ``reducers`` are names."""
+        """A round opens for ``members`` peers, of whom ``expected`` can be in it; ``reducers`` are names."""
         self._opened = {round: other for round, other in self._opened.items() if round == plan.round - 1}
         self._opened[plan.round] = _Open(plan, set(expected), self._clock())
         refresh = len(plan.due.refresh)

@@ -126,7 +126,7 @@ class Leading:
             self._notes.hear_plan(plan)
         members = sum(peer.trains for peer in self.roster.here())
         names = [peer.name for node in dict.fromkeys(reducers) if (peer := self.roster.get(node)) is not None]
-        self.chronicle.opened(plan, order.expected, members, names)
+        self.chronicle.opened(plan, order.members, members, names)
         return plan
 
     def committed(self, header: PublishedHeader, made: Sequence[MadeShard | None], members: int) -> None:

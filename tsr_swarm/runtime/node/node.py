@@ -139,7 +139,7 @@ class SwarmNode:
                 at=lambda: (self.node.peer.applied, self.node.peer.chain),
                 should_stop=lambda: self.node.is_leaving or self._done.is_set(),
                 settle=self._settle,
-                restored=lambda record: bench.restore(record.chain),
+                restored=self._restored,
                 applied=self._standing.applied,
             ),
             self._background,
@@ -160,6 +160,7 @@ class SwarmNode:
             self._background,
         )
         if start.record is not None:
+            self._standing.begin(start.record.round)
             self.following.begin(start.record)
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -491,6 +492,10 @@ class SwarmNode:
             return True
         self.membership.ask(self.node.guide.leader)
         return False
+
+    def _restored(self, record: Record) -> None:
+        self.reducing.bench.restore(record.chain)
+        self._standing.begin(record.round)
 
     def _settle(self, header: PublishedHeader, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
         self.reducing.bench.settle(header, refreshed)

@@ -48,6 +48,11 @@ class Standing:
         self._in_order = asyncio.Lock()
         self._last: tuple[int, AppliedRound] | None = None  # the newest round in this node's weights
         self._digests: dict[int, str] = {}  # of the newest ones
+        self._began = 0  # the round of the state that this node's weights began with
+
+    def begin(self, round: int) -> None:
+        """This node's weights are a state, of after this round: rounds up to it will not be applied here."""
+        self._began = round
 
     def begin_to_lead(self, leading: Leading, base: Record) -> None:
         """What stands has to be told, if the leader before did not live to."""
@@ -100,12 +105,15 @@ class Standing:
         loss = None
         if self._seams.leading() is not None or not self._trains:
             loss = await self._seams.score(round, applied.consensus)
+        await self._tell(round, applied.digest, loss)
+
+    async def _tell(self, round: int, digest: str, loss: float | None) -> None:
         commit = self._commits.pop(round, None)
         if commit is not None:
             await commit
         leading = self._seams.leading()
         if leading is not None:
-            leading.chronicle.applied(round, applied.digest, loss)
+            leading.chronicle.applied(round, digest, loss)
 
     async def _tell_rest(self, leading: Leading, base: Record) -> None:
         """The leader before died before it told people of the newest rounds, as far as voters know.
@@ -124,6 +132,8 @@ class Standing:
             self.commit(base)
             if self._last is not None and self._last[0] == base.round:
                 await self._tell_applied(*self._last)
+            elif base.round <= self._began:
+                await self._tell(base.round, "", None)
 
     async def told_all(self) -> None:
         """Wait until the newest round is scored, kept and told."""
