@@ -241,7 +241,7 @@ class RoundConfig:
     quorum: int = 1  # payloads needed to close a round at its deadline
     floor_seconds: float = 10.0
     ceiling_seconds: float = 600.0
-    shards: int = 8  # the blocks are split into this many at most; each is reduced and committed on its own
+    shards: int = 8  # the blocks are split into this many at most, each reduced on its own; best one a dialable node
     budget_kb: int = 0  # full space: an upload's kB before compression, for sketches where cores miss most; 0: by k_r
 
     def __post_init__(self) -> None:
