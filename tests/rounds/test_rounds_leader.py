@@ -273,10 +273,17 @@ def test_a_peer_that_was_late_once_is_waited_for_again() -> None:
     assert commits(seen) == [1]
     assert state.misses == {"b": 1}
     state, seen = drive(state, (ld.Arrived("a", 2), deadline + 10.0))
-    assert commits(seen) == [], "the second round waits for both"
+    assert commits(seen) == [], "the next round waits for both"
     state, seen = drive(state, (ld.Arrived("b", 2), deadline + 11.0))
     assert commits(seen) == [2]
     assert state.misses == {}
+
+
+def test_a_peer_that_was_late_once_is_waited_for_in_an_odd_round_too() -> None:
+    state = replace(fresh(min_peers=1), round=6, has_opened=True, misses={"b": 1})
+    state, _ = drive(replace(state, members={"a": 100.0, "b": 100.0}), (ld.Tick(), 1.0))
+    assert state.round == 7
+    assert state.expected == frozenset("ab")
 
 
 def test_where_everybody_was_late_everybody_is_waited_for() -> None:

@@ -14,7 +14,7 @@ from tsr_swarm.rounds.deadlines import DeadlinePolicy, Decision, decide
 
 SILENCE_SECONDS = 12.0  # a peer unheard for this long is taken for gone; it calls every two seconds
 RETURN_SECONDS = 3.0  # a peer whose connection broke has this long to call again
-MOST_MISSES = 4  # a peer that misses round after round is waited for in every 2^4th at last
+MOST_DOUBLINGS = 4  # a peer that misses round after round is waited for in every 16th at last
 
 
 class Phase(StrEnum):
@@ -274,10 +274,15 @@ def _between_rounds(state: LeaderState, now: float, actions: list[Action]) -> tu
 def _waited_for(state: LeaderState) -> frozenset[str]:
     """A peer that is always late costs the others their patience in ever fewer rounds, and is never given up.
 
-    One that was late by chance, or is a little slower than the rest, is in time the next time that it is waited for.
+    One that was late by chance is waited for in the next round, as before. One that is a little slower than the rest
+    is in time whenever it is waited for.
     """
-    patient = {peer for peer in state.members if state.round % 2 ** min(state.misses.get(peer, 0), MOST_MISSES) == 0}
+    patient = {peer for peer in state.members if state.round % 2 ** _doublings(state, peer) == 0}
     return frozenset(patient or state.members)
+
+
+def _doublings(state: LeaderState, peer: str) -> int:
+    return min(max(0, state.misses.get(peer, 0) - 1), MOST_DOUBLINGS)
 
 
 def _close_if_due(state: LeaderState, now: float, actions: list[Action]) -> tuple[LeaderState, list[Action]]:
