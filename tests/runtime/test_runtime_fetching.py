@@ -18,7 +18,7 @@ from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.shards import BRANCHES, header_givers
-from tsr_swarm.runtime import round_download, state_chunks
+from tsr_swarm.runtime import round_download, shard_givers, state_chunks
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.donor import Donor
 from tsr_swarm.runtime.node.book import AddressBook, Lines
@@ -35,7 +35,7 @@ from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.compression import compress, decompress
-from tsr_swarm.wire.messages import chain_hash, published_from_proto
+from tsr_swarm.wire.messages import PublishedHeader, chain_hash, published_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ROUNDS = 20
@@ -299,6 +299,23 @@ async def test_a_header_comes_from_one_of_those_who_made_the_shards(tmp_path: Pa
     assert sum(node.names().count("FetchPublished") for node in nodes) == 1
 
 
+async def test_headers_are_checked_beside_the_event_loop(
+    tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that names as many peers and shards as may be takes seconds."""
+    threads, check = set[int](), round_download.check_published
+
+    def noted(*arguments: Any, **more: Any) -> PublishedHeader:
+        threads.add(threading.get_ident())
+        return check(*arguments, **more)
+
+    monkeypatch.setattr(round_download, "check_published", noted)
+    async with rig_of(tmp_path, history, nodes_in(tmp_path, history, 1, [1])) as rig:
+        assert await rig.newest(1, history) is not None
+    assert threads
+    assert threading.get_ident() not in threads
+
+
 @pytest.mark.parametrize("fault", ["dead", "lacks", "lies"])
 async def test_a_header_that_no_maker_gives_comes_from_a_donor(tmp_path: Path, history: History, fault: str) -> None:
     good, maker = nodes_in(tmp_path, history, 2, [1])
@@ -434,6 +451,26 @@ async def test_a_proposal_s_shards_come_from_who_made_them_and_its_header_from_w
         assert rig.payload() == len(history.at(1).data)
     assert leader.names() == ["FetchPublished", "FetchShard"], "what its maker does not give"
     assert [node.names() for node in (*makers, lacking)] == [["FetchShard"]] * 3
+
+
+@pytest.mark.parametrize("at_a_time", [1, 8])
+async def test_a_maker_that_stalls_holds_no_voter_and_is_asked_for_nothing_more(
+    tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch, at_a_time: int
+) -> None:
+    """It died between saying that its shards are done and being asked for them."""
+    monkeypatch.setattr(shard_givers, "MAKER_SECONDS", 0.2)
+    monkeypatch.setattr(round_download, "CONTROL_SECONDS", 1e6)
+    monkeypatch.setattr(round_download, "SHARDS_AT_A_TIME", at_a_time)
+    leader, maker, other = nodes_in(tmp_path, history, 3, [1])
+    maker.twist = never
+    async with rig_of(tmp_path, history, [leader, maker, other]) as rig:
+        ids = [rig.ids[0], rig.ids[2]]
+        await rig.fetcher.proposal(history.record(1), [rig.ids[1]] * 3, ids)
+        assert rig.log.get(1, history.at(1).header.chain) == (history.message(1), history.at(1).data)
+        assert rig.warnings() == []
+    assert leader.names() == ["FetchPublished", "FetchShard", "FetchShard", "FetchShard"]
+    assert len(maker.asked) == min(at_a_time, 3)
+    assert other.asked == []
 
 
 async def test_a_proposal_that_is_found_to_stand_while_it_comes_is_fetched_once(

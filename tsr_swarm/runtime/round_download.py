@@ -12,11 +12,12 @@ from functools import partial
 
 from tsr_swarm.config.layout import Slot, published_slots
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.errors import PeerError
+from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.optim.periods import follows_manifest
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.runtime.reduction import Published, open_published
+from tsr_swarm.runtime.shard_givers import ShardGivers
 from tsr_swarm.runtime.sources import Sources
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import CONTROL_SECONDS, HELLO_SECONDS
@@ -44,10 +45,14 @@ class Announced:
     slots: tuple[tuple[Slot, ...], ...]  # by shard
 
     @property
+    def mebibytes(self) -> float:
+        """Of all shards, as they travel."""
+        return sum(wire_bytes(result.sections) for result in self.header.shards) / 2**20
+
+    @property
     def seconds(self) -> float:
         """How long somebody may take for a part of the round, while there are others to ask."""
-        total = sum(wire_bytes(result.sections) for result in self.header.shards)
-        return CONTROL_SECONDS + SECONDS_A_MEBIBYTE * total / 2**20
+        return CONTROL_SECONDS + SECONDS_A_MEBIBYTE * self.mebibytes
 
 
 @dataclass(slots=True)
@@ -71,18 +76,12 @@ class RoundDownload:
 
         async def ask(donor: SwarmClient, seconds: float) -> Announced:
             message, _ = await donor.fetch_published(request, self.max_bytes, min(seconds, HELLO_SECONDS))
-            return self._checked(message, round, chain)
+            return await asyncio.to_thread(self._checked, message, round, chain)  # of many peers it takes seconds
 
         return await self.sources.ask(donors, ask, f"Round {round}", CONTROL_SECONDS)
 
-    async def by_shards(
-        self,
-        announced: Announced,
-        makers: Sequence[SwarmClient | None],
-        donors: Sequence[SwarmClient],
-        own: Frames,
-    ) -> Published:
-        """The round, each shard from ``own``, else from who made it, else from donors. ``makers``: by shard.
+    async def by_shards(self, announced: Announced, givers: ShardGivers, own: Frames) -> Published:
+        """The round, each shard from ``own``, or else from ``givers``.
 
         Raises RefusedError where somebody answered, but nobody has a shard; else UnreachableError.
         """
@@ -91,8 +90,7 @@ class RoundDownload:
 
         async def fetch(shard: int) -> tuple[bytes, dict[Slot, Grid]]:
             async with room:
-                maker = makers[shard] if shard < len(makers) else None
-                return await self._shard(announced, shard, maker, donors, own)
+                return await self._shard(announced, shard, givers, own)
 
         due = [shard for shard, result in enumerate(header.shards) if not result.void]
         tasks = [asyncio.create_task(fetch(shard)) for shard in due]
@@ -144,12 +142,7 @@ class RoundDownload:
         return Announced(message, header, tuple(shard_slots(slots, blocks) for blocks in header.shard_blocks))
 
     async def _shard(
-        self,
-        announced: Announced,
-        shard: int,
-        maker: SwarmClient | None,
-        donors: Sequence[SwarmClient],
-        own: Frames,
+        self, announced: Announced, shard: int, givers: ShardGivers, own: Frames
     ) -> tuple[bytes, dict[Slot, Grid]]:
         result, slots = announced.header.shards[shard], announced.slots[shard]
         round, hashes = announced.header.plan.round, [section.hash for section in result.sections]
@@ -160,11 +153,16 @@ class RoundDownload:
         sections = sections_to_proto(result.sections)
 
         async def ask(client: SwarmClient, seconds: float) -> tuple[bytes, dict[Slot, Grid]]:
-            data = await client.fetch_shard(request, sections, seconds)
-            return data, await asyncio.to_thread(decode, slots, result.sections, data)
+            seconds, silence = givers.seconds(client, announced.mebibytes, seconds)
+            try:
+                data = await client.fetch_shard(request, sections, seconds, silence)
+                return data, await asyncio.to_thread(decode, slots, result.sections, data)
+            except (UnreachableError, PeerError):
+                givers.fails(client)
+                raise
 
-        clients = [client for client in dict.fromkeys([maker, *donors]) if client is not None]
-        found, _ = await self.sources.ask(clients, ask, f"Shard {shard} of round {round}", announced.seconds)
+        what = f"Shard {shard} of round {round}"
+        found, _ = await self.sources.ask(givers.of(shard), ask, what, announced.seconds)
         return found
 
 

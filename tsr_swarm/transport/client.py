@@ -115,15 +115,20 @@ class SwarmClient:
         return reply
 
     async def fetch_shard(
-        self, request: pb.FetchShardRequest, sections: Sequence[pb.Section], seconds: float = TRANSFER_SECONDS
+        self,
+        request: pb.FetchShardRequest,
+        sections: Sequence[pb.Section],
+        seconds: float = TRANSFER_SECONDS,
+        silence: float = STALL_SECONDS,
     ) -> bytes:
         """Fetch the frames of a shard's ``sections``, exactly as many bytes as these announce, unchecked.
 
-        ``sections`` must have been bounded: that many bytes are taken in. Raises PeerError when more or fewer come.
+        ``sections`` must have been bounded: that many bytes are taken in. ``silence``: after so many seconds in which
+        nothing came, it is given up. Raises PeerError when more or fewer bytes come.
         """
         tally = SectionTally(self._ledger, Direction.RECEIVED, sections)
         collector = Collector(sum(section.wire_bytes for section in sections), tally)
-        async with aclosing(self._stream("FetchShard", request, seconds)) as parts:
+        async with aclosing(self._stream("FetchShard", request, seconds, silence)) as parts:
             async for part in parts:
                 collector.add(part, part.data)
         return collector.joined()
@@ -167,14 +172,16 @@ class SwarmClient:
         count_message(self._ledger, Direction.RECEIVED, reply)
         return reply
 
-    async def _stream(self, method: str, request: Message, seconds: float) -> AsyncGenerator[Any, None]:
-        """Messages of a reply stream; silence of STALL_SECONDS ends it, long before its deadline."""
+    async def _stream(
+        self, method: str, request: Message, seconds: float, silence: float = STALL_SECONDS
+    ) -> AsyncGenerator[Any, None]:
+        """Messages of a reply stream; ``silence`` of so many seconds ends it, long before its deadline."""
         async with self._deadline(method, seconds):
             call = getattr(self._stub, method)(request, timeout=seconds)
         try:
             with self._counted(request):
                 while True:
-                    async with self._deadline(method, min(seconds, STALL_SECONDS)):
+                    async with self._deadline(method, min(seconds, silence)):
                         message = await call.read()
                     if message is grpc.aio.EOF:  # type: ignore[attr-defined]
                         return

@@ -14,6 +14,7 @@ from tsr_swarm.runtime.node.headers import Headers
 from tsr_swarm.runtime.reduction import Published, open_published
 from tsr_swarm.runtime.round_download import FetchedRound, Frames, RoundDownload
 from tsr_swarm.runtime.run_folder import record_of
+from tsr_swarm.runtime.shard_givers import ShardGivers
 from tsr_swarm.runtime.sources import Sources
 from tsr_swarm.runtime.state_chunks import StateAssembly
 from tsr_swarm.runtime.state_download import StateDownload
@@ -69,7 +70,8 @@ class Fetcher:
             kept = await self._from_disk(record.round, record.chain)
             if kept is None:
                 try:
-                    kept = await self._by_shards(record, sources, (), await self._sources.clients(donors))
+                    clients = await self._sources.clients(donors)
+                    kept = await self._by_shards(record, sources, (), clients, is_awaited=True)
                 except RefusedError as error:
                     raise UnreachableError(f"{error} It may come.") from error
             message, data, published = kept
@@ -129,9 +131,17 @@ class Fetcher:
             return kept or await self._by_shards(newest, sources, givers, clients)
 
     async def _by_shards(
-        self, record: Record, sources: Sequence[str], givers: Sequence[str], donors: list[SwarmClient]
+        self,
+        record: Record,
+        sources: Sequence[str],
+        givers: Sequence[str],
+        donors: list[SwarmClient],
+        *,
+        is_awaited: bool = False,
     ) -> Fetched:
         """``givers`` are asked for the header before donors, and may have no more than that.
+
+        is_awaited: the run waits for this node.
 
         Raises RefusedError where somebody answered, but nobody has it; else UnreachableError.
         """
@@ -141,7 +151,8 @@ class Fetcher:
         donors = [donor for donor in donors if donor in asked]  # who failed is not asked again
         makers = [next(iter(await self._sources.clients([source])), None) for source in sources]
         donors.sort(key=lambda donor: donor is not giver)  # stable: it has the round
-        published = await self._rounds.by_shards(announced, makers, donors, self._own)
+        shard_givers = ShardGivers(makers, donors, is_awaited)
+        published = await self._rounds.by_shards(announced, shard_givers, self._own)
         return announced.message, published.data, published
 
     # --- several ----------------------------------------------------------------------------------------------------
