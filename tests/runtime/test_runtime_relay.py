@@ -111,6 +111,23 @@ async def test_a_node_that_missed_more_than_the_end_fetches_all() -> None:
     assert messages(own.since(0)[0]) == list(range(1000))
 
 
+@pytest.mark.parametrize("count", [300, 3000])
+async def test_what_only_progress_has_followed_is_not_lost_with_the_next_leader(count: int) -> None:
+    first, next_ = Leader(), Leader()
+    own = EventLog(lambda: 2.0)
+    for number in range(2000):
+        first.log.append(numbered(number))
+    network = Network(own)
+    await network.follow(first.copy, calls=2)
+    await Network(next_.log).follow(first.copy, calls=2)
+    next_.log.append(numbered(2000))
+    for step in range(count):
+        next_.log.append(progress("p", step))
+    await network.follow(next_.copy)
+    assert messages(own.since(0)[0]) == list(range(2001))
+    assert min(after for after, _ in next_.asked) > 0, "not all of it came again"
+
+
 async def test_a_leader_that_is_away_or_refuses_is_asked_again() -> None:
     log, source = EventLog(lambda: 1.0), EventLog(lambda: 2.0)
     source.append(numbered(1))

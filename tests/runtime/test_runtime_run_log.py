@@ -89,6 +89,28 @@ async def test_a_new_leader_learns_from_others_which_rounds_were_told_and_nothin
     assert len(seen) == len(events_of(mine.log)) == 4
 
 
+async def test_rounds_that_only_progress_has_followed_are_learned_too() -> None:
+    progress = [
+        ev.PeerProgress(peer=ME, name="x", round=3, step=step, steps=300, tokens_per_second=1.0) for step in range(300)
+    ]
+    other = Other(closed(1), closed(2), *progress)
+    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
+    mine.emit(closed(1))
+    async with lines_to([other]) as (lines, ids):
+        await mine.ask(ids, lines)
+    assert mine.log.closed_round == 2
+
+
+async def test_a_log_that_comes_in_parts_is_asked_for_to_its_end() -> None:
+    other = Other(*(closed(round) for round in range(1, 8)))
+    since = other.log.since
+    other.log.since = lambda number, limit=0, with_progress=True: since(number, 1, with_progress)  # type: ignore[method-assign]
+    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
+    async with lines_to([other]) as (lines, ids):
+        await mine.ask(ids, lines)
+    assert mine.log.closed_round == 7
+
+
 async def test_who_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_log, "OTHERS_SECONDS", 0.05)
 

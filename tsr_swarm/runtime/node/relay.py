@@ -10,10 +10,25 @@ from tsr_swarm.telemetry.events import Stamped
 from tsr_swarm.telemetry.log import NEWEST, EventLog
 
 PACE_SECONDS = 5.0  # between two calls: of all that peers say of their progress, the newest is enough
-OVERLAP_LINES = 250  # of another leader's log, among which there is one that is here
+OVERLAP = 250  # events of another leader's log, among which one is looked for that is here
+WIDER = 4  # times as many, if there is none: of what many peers tell, most is progress, which voters do not copy
 
 # (after, whether with progress) -> lines and the newest number, of a log elsewhere
 Copy = Callable[[int, bool], Awaitable[tuple[list[str], int]]]
+
+
+async def where_it_goes_on(copy: Copy, log: EventLog, newest: int, with_progress: bool) -> tuple[list[str], int]:
+    """The end of another log, whose newest event is ``newest``, from before a line that ``log`` has; else all of it.
+
+    Returns lines and the number of the newest one, as ``copy`` does. What is here is all that was told before it.
+    """
+    span = OVERLAP
+    while True:
+        after = max(0, newest - span)
+        lines, last = await copy(after, with_progress)
+        if not after or any(log.has(line) for line in lines):
+            return lines, last
+        span *= WIDER
 
 
 class Relay:
@@ -68,13 +83,11 @@ class Relay:
 
     async def _begin(self, copy: Copy, is_for_people: bool) -> bool:
         """Find where its log, which has numbers of its own, goes on from this one. All of it can be megabytes."""
-        after = max(0, self._goal - OVERLAP_LINES) if self._has_history else 0
-        lines, newest = await copy(after, is_for_people)
+        goal = self._goal if self._has_history else 0
+        lines, newest = await where_it_goes_on(copy, self._log, goal, is_for_people)
         self._has_begun = True
-        if after and lines and not any(self._log.has(line) for line in lines):
-            return await self._go_on(copy, 0, is_for_people)
         self._take(lines, newest, is_for_people)
-        return newest > after
+        return bool(lines)
 
     async def _go_on(self, copy: Copy, after: int, is_for_people: bool) -> bool:
         lines, newest = await copy(after, is_for_people)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.runtime.node.book import Lines
 from tsr_swarm.runtime.node.readers import Readers
-from tsr_swarm.runtime.node.relay import OVERLAP_LINES, Copy, Relay
+from tsr_swarm.runtime.node.relay import Copy, Relay, where_it_goes_on
 from tsr_swarm.telemetry.events import (
     Evaluated,
     Event,
@@ -112,13 +112,19 @@ class RunLog:
     async def _ask(self, copy: Copy) -> None:
         with suppress(SwarmError):
             _, newest = await copy(NEWEST, False)
-            told, _ = await copy(max(0, newest - OVERLAP_LINES), False)
-            for line in told:
-                stamped = decode_stamped(line)
-                event = None if stamped is None else stamped.event
-                is_of_a_round = isinstance(event, RoundVoid | RoundClosed) and event.round > self.log.closed_round
-                if is_of_a_round and (taken := self.log.take(line)) is not None:
-                    self._relayed(taken)
+            told, last = await where_it_goes_on(copy, self.log, newest, False)
+            self._take_rounds(told)
+            while told and last < newest:
+                told, last = await copy(last, False)
+                self._take_rounds(told)
+
+    def _take_rounds(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            stamped = decode_stamped(line)
+            event = None if stamped is None else stamped.event
+            is_of_a_round = isinstance(event, RoundVoid | RoundClosed) and event.round > self.log.closed_round
+            if is_of_a_round and (taken := self.log.take(line)) is not None:
+                self._relayed(taken)
 
     async def _pause(self, seconds: float) -> None:
         had_people = self._readers.are_people
