@@ -26,7 +26,7 @@ from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.gathering import Gathering
 from tsr_swarm.runtime.node.lending import Lending
 from tsr_swarm.runtime.node.made import MadeShard
-from tsr_swarm.runtime.node.membership import Membership
+from tsr_swarm.runtime.node.membership import MOST_QUESTIONS, Membership
 from tsr_swarm.runtime.node.notes import Notes
 from tsr_swarm.runtime.node.post import Desk, Introduction, Post
 from tsr_swarm.telemetry.ledger import ByteLedger
@@ -431,7 +431,7 @@ async def test_what_is_told_arrives_as_it_was_said(message: pt.Message) -> None:
 
 @asynccontextmanager
 async def leader_and_reducer() -> AsyncIterator[tuple[Small, Small]]:
-    """B leads; A, which is told, can ask it who takes part."""
+    """B leads, of which A has heard; A, which is told, can ask it who takes part."""
     async with AsyncExitStack() as stack:
         smalls = []
         for me in (A, B):
@@ -444,6 +444,13 @@ async def leader_and_reducer() -> AsyncIterator[tuple[Small, Small]]:
         reducer, leader = smalls
         leader.book.hear(A, reducer.address)
         reducer.notes.hear_plan(PLAN)
+        reducer.book.hear(B, leader.address)
+        reducer.post.send(B, ASKED)
+        await leader.seen(Received)
+        leader.post.send(A, TOLD)
+        await reducer.seen(Received)
+        leader.events.clear()
+        reducer.events.clear()
         yield leader, reducer
 
 
@@ -483,6 +490,56 @@ async def test_a_close_whose_list_cannot_be_had_is_as_if_lost() -> None:
         leader.post.send(A, pt.Goodbye(B))
         assert await reducer.seen(Received) == [Received(B, pt.Goodbye(B))]
         assert reducer.notes.numbers(1, 3) == {}
+
+
+async def test_strangers_that_hang_keep_nobody_from_its_leader() -> None:
+    hangs = asyncio.Event()
+    asked: list[pb.ListPeersRequest] = []
+
+    class Stranger:
+        async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
+            asked.append(request)
+            await hangs.wait()
+            return pb.ListPeersReply()
+
+    async with (
+        leader_and_reducer() as (leader, reducer),
+        SwarmClient(reducer.address, ByteLedger()) as client,
+        serve(Stranger(), "127.0.0.1:0", ByteLedger(), stop_seconds=0.1) as port,  # type: ignore[arg-type]
+    ):
+        for number in range(MOST_QUESTIONS):
+            request = closing(term=9, roster=bytes([number]) * 32)
+            request.sender, request.address = f"{number:032x}", f"127.0.0.1:{port}"
+            await client.tell(request)
+        leader.numbers = {A: 2, C: 1}
+        leader.post.send(A, ALL)
+        assert await reducer.seen(Received) == [Received(B, replace(ALL, admitted=frozenset({A, C})))]
+        assert asked == []
+        hangs.set()
+
+
+@pytest.mark.parametrize("what", ["", "an older term", "this node leads"])
+async def test_a_close_of_who_leads_no_more_is_as_if_lost(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    wanted: list[str] = []
+
+    async def have(membership: Membership, leader: str, digest: bytes) -> None:
+        wanted.append(leader)
+
+    monkeypatch.setattr(Membership, "have", have)
+    async with leader_and_reducer() as (leader, reducer), SwarmClient(reducer.address, ByteLedger()) as client:
+        if what == "an older term":
+            reducer.post.send(B, replace(ASKED, number=2))
+            await leader.seen(Received)
+            leader.post.send(A, replace(TOLD, term=4, number=2))
+            await reducer.seen(Received)
+        elif what == "this node leads":
+            reducer.post.send(C, replace(TOLD, leader=A, term=2))
+        close, goodbye = closing(term=3), telling(pt.Goodbye(B))
+        for request in (close, goodbye):
+            request.sender, request.address = B, leader.address
+            await client.tell(request)
+        assert wanted == ([] if what else [B])
+        assert (await reducer.seen(Received))[-1] == Received(B, pt.Goodbye(B))
 
 
 async def test_a_shard_is_told_of_by_who_of_the_close_is_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from tsr_swarm.wire.members import Members, members_from_proto, members_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 KEPT = 16  # lists: a leader closes a round again every second, for a quarter of a minute at most
-MOST_QUESTIONS = 4  # under way: anybody may say that it closes a round
+MOST_QUESTIONS = 4  # under way: in a leader's name, anybody may say that it closes a round
 
 
 class Membership:

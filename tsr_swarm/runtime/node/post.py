@@ -1,5 +1,8 @@
 """Messages of the decisions, out and in. What cannot be delivered is told to them as Unreachable; nothing is repeated.
 
+A shard that is done is told of only while its bytes, and the list that its peers were named by, are here: without them
+there is nothing to fetch, and whoever leads asks again.
+
 A poll is a call whose answer is held by whoever leads; everything else is told one way, between nodes that can be
 dialled. A node that leads admits whoever polls it first, by Join.
 """
@@ -92,7 +95,7 @@ class Post:
         self._answers = Answers(notes, desk.config, self.seen_by, lambda: book.changes)
         self._heard = Heard()
         self._newest_poll = 0  # its number
-        self._news: pt.News | None = None  # the newest that was read
+        self._news: pt.News | None = None  # the newest that was read, since this node led
         self._held: dict[str, tuple[int, asyncio.Future[pt.News | pt.Redirect]]] = {}  # by peer: number of the poll
         self._has_hung_up = False
 
@@ -289,6 +292,8 @@ class Post:
                 answer.set_exception(UnreachableError(GOING))
 
     def _answer(self, to: str, message: pt.News | pt.Redirect) -> None:
+        if isinstance(message, pt.News):
+            self._news = None  # who leads follows nobody
         number, answer = self._held.get(to, (0, None))
         is_its = isinstance(message, pt.Redirect) or message.number == number
         if answer is not None and is_its and not answer.done():
@@ -315,12 +320,20 @@ class Post:
         except letters.UnknownRosterError as unknown:
             if not request.HasField("close"):
                 raise
-            self._background.start(self._close_once_known(request, unknown.digest))
+            if self._follows(sender, request.close.term):
+                self._background.start(self._close_once_known(request, unknown.digest))
             told = None
         self._book.hear(sender, dialable_address(caller.address, request.address))
         if told is not None:
             self._take_in(sender, told)
         return pb.TellReply()
+
+    def _follows(self, sender: str, term: int) -> bool:
+        """Whether this node does not lead, and heard the news from ``sender`` last, of this term or before.
+
+        Nobody else is asked who takes part: a few strangers that do not answer would keep it from asking its leader.
+        """
+        return self._news is not None and self._news.leader == sender and self._news.term <= term
 
     async def _close_once_known(self, request: pb.TellRequest, digest: bytes) -> None:
         """Who closes a round says whose work counts; where it does not, it is as if it had said nothing."""
