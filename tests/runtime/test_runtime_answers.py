@@ -18,7 +18,7 @@ from tsr_swarm.runtime.node.answers import Answers, Heard
 from tsr_swarm.runtime.node.letters import news_from_proto
 from tsr_swarm.runtime.node.notes import Notes
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.wire.control import check_poll_reply
+from tsr_swarm.wire.control import MAX_CONTACTS, check_poll_reply
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4))
@@ -60,6 +60,18 @@ class Rig:
 
 def contacts(reply: pb.PollReply) -> dict[str, str]:
     return {contact.peer_id: contact.address for contact in reply.contacts}
+
+
+@pytest.mark.parametrize("count", [MAX_CONTACTS, MAX_CONTACTS + 1])
+def test_an_answer_has_no_more_contacts_than_are_taken_in(count: int) -> None:
+    rig, nodes = Rig(), tuple(f"{number:032x}" for number in range(count))
+    for node in nodes:
+        rig.move(node, "192.0.2.9:7")
+    news = replace(NEWS, nodes=nodes[:4], sources=nodes[4:])
+    assert list(contacts(rig.ask(0, news))) == list(nodes[:MAX_CONTACTS])
+    assert rig.ask(NEWS.version, news).HasField("unchanged")
+    rig.move(nodes[0], "192.0.2.9:8")
+    assert contacts(rig.ask(NEWS.version, news)) == {nodes[0]: "192.0.2.9:8"}
 
 
 def test_who_has_the_news_hears_that_there_is_none() -> None:

@@ -95,6 +95,23 @@ async def test_a_header_that_does_not_come_in_time_is_refused(
         await stand.giving.fetch_published(stand.request(PEER))
 
 
+async def test_a_round_that_came_whole_while_its_header_was_waited_for_is_given(
+    tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(giving, "HEADER_SECONDS", 0.01)
+    stand = Stand(tmp_path, history)
+
+    class Waits(Headers):
+        async def get(self, round: int, chain: bytes, seconds: float = 0.0) -> pb.PublishedHeader | None:
+            found = await super().get(round, chain, seconds)
+            if seconds:
+                stand.log.store(history.message(1), history.at(1).data)
+            return found
+
+    stand.giving._headers = Waits()
+    assert await stand.giving.fetch_published(stand.request(PEER)) == (history.message(1), b"")
+
+
 @pytest.mark.parametrize("what", ["makes shards too", "this node makes none", "all of it", "no hash"])
 async def test_nobody_else_waits_for_a_round(
     tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch, what: str
@@ -116,6 +133,26 @@ async def test_what_is_on_disk_is_given_whole_and_a_header_never_in_its_place(tm
     stand.log.store(history.message(1), history.at(1).data)
     whole = await stand.giving.fetch_published(stand.request(PEER, header_only=False))
     assert whole == (history.message(1), history.at(1).data)
+
+
+async def test_of_a_round_on_disk_only_the_header_is_read_for_who_wants_no_more(
+    tmp_path: Path, history: History
+) -> None:
+    stand = Stand(tmp_path, history)
+    stand.log.store(history.message(1), history.at(1).data)
+    (file,) = stand.log.folder.iterdir()
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size - len(history.at(1).data))
+    assert await stand.giving.fetch_published(stand.request(PEER)) == (history.message(1), b"")
+
+
+async def test_a_header_that_is_kept_again_is_the_newest(history: History) -> None:
+    headers = Headers()
+    for round in (1, *range(2, KEPT + 1), 1, KEPT + 1):
+        headers.keep(history.message(round))
+    chains = {round: history.at(round).header.chain for round in range(1, KEPT + 2)}
+    found = [round for round, chain in chains.items() if await headers.get(round, chain) is not None]
+    assert found == [1, *range(3, KEPT + 2)]
 
 
 async def test_only_the_newest_headers_are_kept_each_of_its_own_round(history: History) -> None:

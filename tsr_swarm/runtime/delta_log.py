@@ -10,10 +10,10 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -27,6 +27,8 @@ _NAME = re.compile(r"round-(\d{9})-([0-9a-f]{64})(?:-([0-9a-f]{64}))?\.bin")
 _LENGTH = struct.Struct("<Q")
 
 _Key = tuple[int, bytes]  # a round and its chain hash
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,13 @@ class DeltaLog:
 
         Raises RunError for a file that cannot be read: once, from then on it is not kept.
         """
+        return self._read(round, chain, lambda file, key: (_read_header(file, key), file.read()))
+
+    def header(self, round: int, chain: bytes = b"") -> pb.PublishedHeader | None:
+        """That of the round which ``get`` finds, without reading its data. Raises RunError as ``get`` does."""
+        return self._read(round, chain, _read_header)
+
+    def _read(self, round: int, chain: bytes, read: Callable[[BinaryIO, _Key], T]) -> T | None:
         with self._lock:
             key = round, chain or self._standing.get(round, b"")
             kept = self._kept.get(key)
@@ -134,7 +143,7 @@ class DeltaLog:
             return None
         try:
             with kept.path.open("rb") as file:
-                return _read_header(file, key), file.read()
+                return read(file, key)
         except (OSError, struct.error, DecodeError) as error:
             self._lost(key, error)
             return None

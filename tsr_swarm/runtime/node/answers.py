@@ -3,6 +3,7 @@
 Contacts that were told once count on at the caller: see Heard.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.runtime.node import letters
 from tsr_swarm.runtime.node.notes import Notes
 from tsr_swarm.transport.base import Caller
+from tsr_swarm.wire.control import MAX_CONTACTS
 from tsr_swarm.wire.rules import rules_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -54,7 +56,7 @@ class Answers:
         told = self._told.pop(request.peer_id, None)
         if isinstance(message, pt.Redirect):
             reply = pb.PollReply(redirect=letters.redirect_to_proto(message))
-            listed = self._contacts(caller, [message.leader, *message.base.voters])
+            listed = self._seen(caller, [message.leader, *message.base.voters])
             reply.contacts.extend(letters.contacts_to_proto(listed.items()))
             return reply
         if told is not None and (told.life, told.term, told.version) != (
@@ -66,7 +68,7 @@ class Answers:
         if told is not None and (told.version, told.changes) == (message.version, self._changes()):
             self._told[request.peer_id] = told
             return pb.PollReply(unchanged=letters.unchanged_to_proto(message))
-        listed = self._contacts(caller, named(message))
+        listed = self._seen(caller, named(message))
         pairs = frozenset(listed.items())
         self._remember(request, message, pairs)
         if told is not None and told.version == message.version and told.contacts == pairs:
@@ -76,6 +78,10 @@ class Answers:
         new = (pair for pair in listed.items() if told is None or pair not in told.contacts)
         reply.contacts.extend(letters.contacts_to_proto(new))
         return reply
+
+    def _seen(self, caller: Caller, peer_ids: Iterable[str]) -> dict[str, str]:
+        """Not more than one answer may have; who is asked comes last, which the caller has just dialled."""
+        return dict(itertools.islice(self._contacts(caller, peer_ids).items(), MAX_CONTACTS))
 
     def forget(self, peer_id: str) -> None:
         """This caller has gone."""

@@ -99,14 +99,17 @@ class Giving:
         The header alone is given as soon as it is here, if the caller is to have it from this node.
         """
         control.check_fetch_published(request)
-        if request.header_only and (header := await self._headers.get(request.round, request.chain)) is not None:
-            return header, b""
-        kept = await self._from_disk(request)
-        if kept is None and request.header_only and self._is_on_its_way(request):
-            header = await self._headers.get(request.round, request.chain, HEADER_SECONDS)
-            kept = (header, b"") if header is not None else None
+        kept = await (self._header(request) if request.header_only else self._from_disk(request))
         if kept is None:
             raise RefusedError(f"Round {request.round} is not kept here; ask another node, or fetch the state instead.")
+        return kept
+
+    async def _header(self, request: pb.FetchPublishedRequest) -> tuple[pb.PublishedHeader, bytes] | None:
+        header = await self._headers.get(request.round, request.chain)
+        kept = (header, b"") if header is not None else await self._from_disk(request)
+        if kept is None and self._is_on_its_way(request):
+            header = await self._headers.get(request.round, request.chain, HEADER_SECONDS)
+            kept = (header, b"") if header is not None else await self._from_disk(request)  # it may have come whole
         return kept
 
     def _is_on_its_way(self, request: pb.FetchPublishedRequest) -> bool:
@@ -115,8 +118,12 @@ class Giving:
         return bool(request.chain) and self._me in givers
 
     async def _from_disk(self, request: pb.FetchPublishedRequest) -> tuple[pb.PublishedHeader, bytes] | None:
+        log = self._donor.delta_log
         try:
-            return await asyncio.to_thread(self._donor.delta_log.get, request.round, request.chain)
+            if not request.header_only:
+                return await asyncio.to_thread(log.get, request.round, request.chain)
+            header = await asyncio.to_thread(log.header, request.round, request.chain)
+            return (header, b"") if header is not None else None
         except RunError as error:
             self._warn(str(error))
             return None

@@ -15,6 +15,7 @@ class Headers:
 
     def keep(self, header: pb.PublishedHeader) -> None:
         """It is here: whoever waits for it gets it."""
+        self._kept.pop(header.chain, None)
         self._kept[header.chain] = header
         if len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
