@@ -16,8 +16,8 @@ from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
+from tsr_swarm.rounds.givers import header_givers
 from tsr_swarm.rounds.leader import LeaderPolicy
-from tsr_swarm.rounds.shards import header_givers
 from tsr_swarm.rounds.step import step
 from tsr_swarm.runtime.rehearsal.disk import Published
 from tsr_swarm.runtime.rehearsal.machine import Machine, Parcel, new_disk

@@ -17,7 +17,7 @@ from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.rounds.shards import BRANCHES, header_givers
+from tsr_swarm.rounds.givers import BRANCHES, header_givers
 from tsr_swarm.runtime import round_download, shard_givers, state_chunks
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.donor import Donor

@@ -14,7 +14,7 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.rounds.shards import BRANCHES, header_givers
+from tsr_swarm.rounds.givers import BRANCHES, header_givers
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.donor import Donor
 from tsr_swarm.runtime.node import giving

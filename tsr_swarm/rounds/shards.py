@@ -10,8 +10,6 @@ from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 
 SLACK = Fraction(5, 4)  # a node takes up to this many times its even share, or one shard
-MOST_GIVERS = 2  # that are asked for a header before whoever else may have it
-BRANCHES = 4  # nodes that made shards to which one of them gives the header on
 
 
 def ranked(shard: int, nodes: Collection[str]) -> list[str]:
@@ -38,24 +36,6 @@ def assign(sizes: Sequence[int], nodes: Collection[str], kept: Mapping[int, str]
         reducers[shard] = node
         loads[node] += sizes[shard]
     return tuple(reducers[shard] for shard in range(len(sizes)))
-
-
-def header_givers(peer: str, chain: str, sources: Sequence[str]) -> list[str]:
-    """Whom ``peer`` asks for the header of the round of this chain hash, of those who made its shards.
-
-    They hand it on among themselves as in a tree, whose first few find nobody here and ask elsewhere; everybody else
-    asks some of them. With every round others, so that each of them gives it to about as many.
-    """
-    nodes = set(sources)
-    if peer not in nodes:
-        return sorted(nodes, key=lambda node: _order(f"{chain}/{peer}/{node}"))[:MOST_GIVERS]
-    tree = sorted(nodes, key=lambda node: _order(f"{chain}/{node}"))
-    place = tree.index(peer)
-    return [tree[place // BRANCHES - 1]] if place >= BRANCHES else []
-
-
-def _order(text: str) -> bytes:
-    return hashlib.blake2b(text.encode()).digest()
 
 
 def _weight(shard: int, node: str) -> bytes:

@@ -25,7 +25,7 @@ from tsr_swarm.wire.fields import (
     require_real,
     require_text,
 )
-from tsr_swarm.wire.members import MAX_PEERS, require_members
+from tsr_swarm.wire.members import MAX_NUMBER, require_members
 from tsr_swarm.wire.messages import MAX_SECTIONS, MAX_SHARDS
 from tsr_swarm.wire.telling import check_record, check_told
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -48,12 +48,12 @@ def check_join(message: pb.JoinRequest) -> None:
     require_address("address", message.address)
     require(message.local_space in ("core", "full"), "local_space", message.local_space, '"core" or "full"')
     require_text("device", message.device, 64)
-    require_between("number", message.number, 0, MAX_PEERS)
+    require_between("number", message.number, 0, MAX_NUMBER)
 
 
 def check_join_reply(message: pb.JoinReply) -> None:
     """The number, 0 for who does not train, and the name as admitted."""
-    require_between("number", message.number, 0, MAX_PEERS)
+    require_between("number", message.number, 0, MAX_NUMBER)
     require_text("name", message.name, 48)
 
 

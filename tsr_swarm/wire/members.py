@@ -11,7 +11,7 @@ from tsr_swarm.wire.fields import require, require_between, require_peer_bytes
 from tsr_swarm.wire.included import MAX_INCLUDED
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-MAX_PEERS = 10**6  # the largest number of one
+MAX_NUMBER = 10**6  # the largest of one; how many there may be is MAX_INCLUDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def require_members(field: str, members: Sequence[pb.Member]) -> None:
     require(len(members) <= MAX_INCLUDED, field, len(members), f"at most {MAX_INCLUDED} peers")
     for member in members:
         require_peer_bytes(field, member.peer_id)
-        require_between(field, member.number, 1, MAX_PEERS)
+        require_between(field, member.number, 1, MAX_NUMBER)
     ascending = all(a.number < b.number for a, b in itertools.pairwise(members))
     require(ascending, field, [member.number for member in members[:8]], "ascending by number, each number once")
     different = len({member.peer_id for member in members})

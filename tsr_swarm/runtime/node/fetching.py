@@ -8,7 +8,7 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.rounds.catch_up import Costs, choose_way
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.rounds.shards import header_givers
+from tsr_swarm.rounds.givers import header_givers
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.node.headers import Headers
 from tsr_swarm.runtime.reduction import Published, open_published

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from tsr_swarm.errors import RefusedError, RunError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.rounds.shards import header_givers
+from tsr_swarm.rounds.givers import header_givers
 from tsr_swarm.runtime.donor import STATE_ROUNDS, Donor
 from tsr_swarm.runtime.node.bench import Bench
 from tsr_swarm.runtime.node.headers import Headers
