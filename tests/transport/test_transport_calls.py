@@ -233,6 +233,15 @@ async def test_a_shard_that_is_not_there_is_refused_with_its_sentence(pair: Any)
         await pair.client.fetch_shard(pb.FetchShardRequest(round=6), pb_sections())
 
 
+async def test_who_gives_nothing_of_a_shard_is_waited_for_as_long_as_it_may_be_silent(pair: Any) -> None:
+    async def fetch_shard(request: pb.FetchShardRequest, caller: Caller) -> None:
+        await asyncio.Event().wait()
+
+    pair.handler.fetch_shard = fetch_shard
+    with pytest.raises(UnreachableError, match=r"within 0\.1 s"):
+        await pair.client.fetch_shard(pb.FetchShardRequest(round=7), pb_sections(), silence=0.1)
+
+
 async def test_state_chunks_arrive_and_the_download_can_go_on_in_the_middle(pair: Any) -> None:
     pair.handler.chunks = [os.urandom(4 << 20), bytes(10), b"end"]
     async with aclosing(pair.client.fetch_state(pb.FetchStateRequest(round=5))) as chunks:
