@@ -76,8 +76,8 @@ class Standing:
     async def _read(self, round: int, chain: bytes = b"") -> PublishedHeader | None:
         assert self._log is not None, "who leads keeps rounds"
         try:
-            kept = await asyncio.to_thread(self._log.get, round, chain)
-            return None if kept is None else published_from_proto(kept[0], self._manifest)
+            header = await asyncio.to_thread(self._log.header, round, chain)
+            return None if header is None else published_from_proto(header, self._manifest)
         except (RunError, PeerError) as error:
             self._seams.warn(f"{error} The round stands all the same.")
             return None
