@@ -34,6 +34,7 @@ from tsr_swarm.runtime.node.bench import Bench
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.fetching import Fetcher
 from tsr_swarm.runtime.node.giving import Giving
+from tsr_swarm.runtime.node.headers import Headers
 from tsr_swarm.runtime.plan.presets import PRESETS
 from tsr_swarm.runtime.reduction import Published, Reduction
 from tsr_swarm.runtime.run_folder import RunFolder, fresh_consensus, record_of
@@ -46,6 +47,7 @@ from tsr_swarm.train.trainer import RoundWork
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
+from tsr_swarm.wire.gate import shard_slots
 from tsr_swarm.wire.messages import published_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -101,15 +103,15 @@ def manifest_of(aim: str) -> Manifest:
 def published_round(manifest: Manifest, consensus: Consensus, round: int, parent: str) -> Published:
     """What the reducer makes of random contributions."""
     plan = plan_round(manifest.config, manifest.blocks, round, parent)
-    everything = tuple(range(len(manifest.blocks)))
-    reduction = Reduction(manifest, plan, [everything])
+    reduction = Reduction(manifest, plan, manifest.shard_blocks)
     for number in range(1, PEERS + 1):
         slots = upload_slots(manifest.blocks, plan.due, manifest.config.wire)
         numbers = {slot: 1e-3 * torch.randn(slot.rows, slot.cols) for slot in slots}
         grids = {slot: quantise_slot(x, slot) for slot, x in numbers.items()}
         work = RoundWork(plan, plan.steps, 1000, 1.0, grids)
-        contribution, _ = pack(manifest, f"{number:032x}", work, 0, everything)
-        reduction.offer(contribution, number, grids)
+        for shard, blocks in enumerate(manifest.shard_blocks):
+            contribution, _ = pack(manifest, f"{number:032x}", work, shard, blocks)
+            reduction.offer(contribution, number, {slot: grids[slot] for slot in shard_slots(slots, blocks)})
     reduction.close()
     return reduction.result(consensus.bases, 1)
 
@@ -175,15 +177,15 @@ class Downloader:
 @asynccontextmanager
 async def downloader(manifest: Manifest, history: History, folder: Path) -> AsyncIterator[Downloader]:
     """It knows the leader and the other donors, which listen on ports of their own."""
-    everything = tuple(range(len(manifest.blocks)))
 
-    async def freeze() -> tuple[Consensus, Record]:
+    def freeze() -> tuple[Consensus, Record]:
         return history.after, history.records[-1]
 
     async with AsyncExitStack() as stack:
         book, ledger, events = AddressBook(PEER), ByteLedger(), list[Event]()
         for node, donor in zip(NODES, history.donors, strict=True):
-            service: Any = Service(Giving(donor, Bench(manifest, [everything], {}), freeze, print))
+            bench = Bench(manifest, manifest.shard_blocks, {})
+            service: Any = Service(Giving(node, donor, bench, Headers(), lambda round: (), freeze, print))
             port = await stack.enter_async_context(serve(service, "127.0.0.1:0", ByteLedger()))
             book.hear(node, f"127.0.0.1:{port}")
         lines = await stack.enter_async_context(Lines(book, ledger, KernelBytes([])))
