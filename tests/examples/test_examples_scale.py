@@ -12,7 +12,7 @@ from scaling.letters import STALE, Letter, bytes_by_field, payload_bytes
 from scaling.lines import SMALL_BYTES, Lines
 from scaling.tally import control, payload
 
-from tsr_swarm.rounds.shards import BRANCHES
+from tsr_swarm.rounds.givers import BRANCHES
 from tsr_swarm.runtime.rehearsal.clock import Clock
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
