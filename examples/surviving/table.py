@@ -48,9 +48,9 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def report(rows: Sequence[Row], commit: str, header: str) -> str:
-    """The table of the runs at ``commit``, and the count of all."""
+    """The table, of each scenario at the newest commit at which it was run, and the count of all runs."""
     ours = [row for row in rows if row.commit == commit]
-    by_name = {name: [row for row in ours if row.scenario == name] for name in SCENARIOS}
+    by_name = {name: _newest([row for row in rows if row.scenario == name]) for name in SCENARIOS}
     return "\n".join(
         [
             "# Real processes that things happen to",
@@ -68,12 +68,16 @@ def report(rows: Sequence[Row], commit: str, header: str) -> str:
     )
 
 
+def _newest(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.commit == rows[-1].commit]
+
+
 def _table(by_name: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     yield (
-        "| fault | runs | rounds lost: worst | allowed | seconds to recover: median | worst | allowed "
+        "| fault | commit | runs | rounds lost: worst | allowed | seconds to recover: median | worst | allowed "
         "| seconds to be back: median | worst | forks | failed |"
     )
-    yield "|---" * 11 + "|"
+    yield "|---" * 12 + "|"
     for name, rows in by_name.items():
         if not rows:
             continue
@@ -82,6 +86,7 @@ def _table(by_name: Mapping[str, Sequence[Row]]) -> Iterator[str]:
         back = [each for row in rows for each in row.back]
         cells = [
             scenario.what,
+            rows[0].commit,
             str(len(rows)),
             str(max(len(row.lost) for row in rows)),
             str(scenario.lost),
