@@ -116,7 +116,7 @@ def test_a_stopped_and_a_cut_off_peer_fall_behind_and_come_back(folder: Path) ->
     averages a part of the round: the others' rounds go on once it is missed, after twelve seconds.
     """
     lines = ["--rtt", "all:10ms", "--up", "all:20mbit", "--loss", "1:1%", "--nat", "3", "--slow", "1:2"]
-    faults = ["--stop", "3@3:6s", "--partition", "coordinator,1,3|2@20:25s", "--no-dht"]
+    faults = ["--stop", "3@3:6s", "--partition", "coordinator,1,3|2@14:18s", "--no-dht"]
     with Run(folder, *lines, *faults, "--set", "round.floor_seconds=1.5") as run:
         [ready] = run.until(lambda event: event["event"] == "lab_ready")
         print(f"lab: {ready['mode']}: {ready['reason']}")

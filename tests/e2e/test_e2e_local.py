@@ -94,9 +94,6 @@ def test_a_swarm_of_unlike_machines_stays_bit_identical_with_bases_drawn_anew_ev
     events = events_of(done.stdout)
     assert_bit_identical(events, [8, 8, 8, 8, 8])
 
-    again = tsr_swarm(folder, *UNLIKE)
-    assert digests(events_of(again.stdout)) == digests(events), "the same seed gives the same digests"
-
     shown = tsr_swarm(folder, "sample", "kept", "--length", "20")
     assert shown.returncode == 0, shown.stderr
 
