@@ -310,8 +310,9 @@ class _Swarm:
 
     def _find(self, fault: Kill | Stop) -> int | None:
         """Who that is now. None, and people are told, if nobody is."""
-        who = self._view.find(fault.who, self._alive)
-        if who in self._alive:
+        alive = self._alive - self._killed.keys()  # it takes a moment to die
+        who = self._view.find(fault.who, alive)
+        if who in alive:
             return who
         why = f"{name_of(who)} is not there" if who is not None else "nobody does that now"
         self._emit(Warned(message=f"{fault} cannot be placed: {why}."))
