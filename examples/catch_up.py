@@ -184,7 +184,7 @@ async def downloader(manifest: Manifest, history: History, folder: Path) -> Asyn
     async with AsyncExitStack() as stack:
         book, ledger, events = AddressBook(PEER), ByteLedger(), list[Event]()
         for node, donor in zip(NODES, history.donors, strict=True):
-            bench = Bench(manifest, manifest.shard_blocks, {})
+            bench = Bench(manifest, {})
             service: Any = Service(Giving(node, donor, bench, Headers(), lambda round: (), freeze, print))
             port = await stack.enter_async_context(serve(service, "127.0.0.1:0", ByteLedger()))
             book.hear(node, f"127.0.0.1:{port}")

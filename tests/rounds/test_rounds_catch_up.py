@@ -1,9 +1,9 @@
-"""Rounds or the state, and from whom."""
+"""Rounds or the state."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.rounds.catch_up import MAX_DONORS, Costs, choose_way, pick_donors
+from tsr_swarm.rounds.catch_up import Costs, choose_way
 
 
 @given(
@@ -29,12 +29,3 @@ def test_the_fewer_bytes_win_and_nobody_goes_back(
 def test_the_reason_compares() -> None:
     costs = Costs(round_bytes=2_000_000, state_round=20, state_bytes=232_000_000, rest_bytes=100_000)
     assert choose_way(3, costs).reason == "2.00 MB of rounds instead of 232 MB with the state"
-
-
-@given(numbers=st.sets(st.integers(1, 40), max_size=20))
-def test_donors_are_few_and_each_is_first_for_somebody(numbers: set[int]) -> None:
-    candidates = [(number, f"10.0.0.{number}:7702") for number in numbers]
-    lists = [pick_donors(candidates, asking) for asking in range(len(numbers))]
-    assert all(len(picked) == len(set(picked)) == min(MAX_DONORS, len(numbers)) for picked in lists)
-    assert {picked[0] for picked in lists} == {address for _, address in candidates}
-    assert pick_donors([(1, ""), (2, "a:1"), (3, "a:1")], 5) == ["a:1"], "who cannot be dialled is left out"

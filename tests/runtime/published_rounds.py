@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 
 import torch
+from steady import steady
 
 from tsr_swarm.config.layout import Part, upload_slots
-from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.config.manifest import Manifest, make_manifest
+from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
@@ -13,13 +15,14 @@ from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.rounds.aggregate import Contribution
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.runtime.reduction import Published, publish_shard, seal
-from tsr_swarm.runtime.run_folder import record_of
+from tsr_swarm.runtime.run_folder import fresh_consensus, record_of
 from tsr_swarm.wire.gate import shard_slots
 from tsr_swarm.wire.messages import published_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 VOTERS = ("a" * 32, "b" * 32, "c" * 32)
 FIRST = "f" * 32  # the coordinator
+SHAPES = {"a.weight": (40, 30), "b.weight": (48, 24), "c.weight": (36, 20), "norm.weight": (30,)}
 
 
 @dataclass
@@ -75,3 +78,14 @@ def make_history(manifest: Manifest, consensus: Consensus, rounds: int, voters: 
         history.rounds.append(published)
         history.states.append(consensus)
     return history
+
+
+def small_history(rounds: int) -> History:
+    """Of three low-rank blocks and a dense one, in three shards."""
+    config = RunConfig(
+        optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50), round=RoundConfig(shards=3)
+    )
+    manifest = make_manifest("run", config, SHAPES)
+    torch.manual_seed(0)
+    weights = {name: torch.randn(shape) for name, shape in SHAPES.items()}
+    return make_history(manifest, fresh_consensus(manifest, weights), rounds)

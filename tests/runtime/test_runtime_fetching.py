@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from published_rounds import FIRST, History, make_history
-from steady import steady
+from published_rounds import FIRST, History, small_history
 
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.givers import BRANCHES, header_givers
@@ -24,7 +20,6 @@ from tsr_swarm.runtime.donor import Donor
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.fetching import Fetcher
 from tsr_swarm.runtime.reduction import Published
-from tsr_swarm.runtime.run_folder import fresh_consensus
 from tsr_swarm.runtime.sources import Sources
 from tsr_swarm.runtime.state_chunks import StateAssembly
 from tsr_swarm.runtime.state_download import StateDownload
@@ -40,18 +35,11 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ROUNDS = 20
 ME = "0" * 32
-SHAPES = {"a.weight": (40, 30), "b.weight": (48, 24), "c.weight": (36, 20), "norm.weight": (30,)}
 
 
 @pytest.fixture(scope="module")
 def history() -> History:
-    config = RunConfig(
-        optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50), round=RoundConfig(shards=3)
-    )
-    manifest = make_manifest("run", config, SHAPES)
-    torch.manual_seed(0)
-    weights = {name: torch.randn(shape) for name, shape in SHAPES.items()}
-    return make_history(manifest, fresh_consensus(manifest, weights), ROUNDS)
+    return small_history(ROUNDS)
 
 
 class Node:

@@ -6,14 +6,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from published_rounds import History, make_history
+from published_rounds import History, small_history
 from steady import steady
 
 from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
+from tsr_swarm.config.run import PeriodsConfig, RunConfig
 from tsr_swarm.errors import PeerError, RefusedError
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.gather import ShardResult
@@ -23,7 +22,6 @@ from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.gathering import Gathering
 from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.runtime.node.notes import KEPT_ROSTERS, KEPT_ROUNDS, Notes
-from tsr_swarm.runtime.run_folder import fresh_consensus
 from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.kernel_bytes import KernelBytes
@@ -35,19 +33,12 @@ from tsr_swarm.wire.messages import sections_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 REDUCER, STRANGER = "b" * 32, "c" * 32
-SHAPES = {"a.weight": (40, 30), "b.weight": (48, 24), "c.weight": (36, 20), "norm.weight": (30,)}
 Twist = Callable[[bytes], bytes | Awaitable[bytes]]
 
 
 @pytest.fixture(scope="module")
 def history() -> History:
-    config = RunConfig(
-        optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50), round=RoundConfig(shards=3)
-    )
-    manifest = make_manifest("run", config, SHAPES)
-    torch.manual_seed(0)
-    weights = {name: torch.randn(shape) for name, shape in SHAPES.items()}
-    return make_history(manifest, fresh_consensus(manifest, weights), 1)
+    return small_history(1)
 
 
 @dataclass
@@ -106,10 +97,7 @@ async def rig(history: History) -> AsyncIterator[Rig]:
         lines = await stack.enter_async_context(Lines(book, ByteLedger(), KernelBytes([])))
         for name in (REDUCER, STRANGER):
             book.hear(name, f"127.0.0.1:{port}")
-        shard_blocks = history.at(1).header.shard_blocks
-        gathering = Gathering(
-            history.manifest, shard_blocks, lines, notes, lambda who, done: made.asked(who, done), warnings.append
-        )
+        gathering = Gathering(history.manifest, lines, notes, lambda who, done: made.asked(who, done), warnings.append)
         made = Rig(history, reducer, gathering, notes, warnings)
         notes.hear_plan(history.at(1).header.plan)
         yield made

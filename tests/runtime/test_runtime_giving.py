@@ -46,7 +46,7 @@ class Stand:
         donor = Donor(history.manifest, folder / "states", log)
         donor.open()
         self.history, self.log, self.headers = history, log, Headers()
-        bench = Bench(history.manifest, [(0, 1)], {})
+        bench = Bench(history.manifest, {})
         self.giving = Giving(ME, donor, bench, self.headers, lambda round: makers, self._freeze, pytest.fail)
 
     def _freeze(self) -> tuple[Consensus, Record]:

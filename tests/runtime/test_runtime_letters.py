@@ -48,11 +48,11 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 BLOCKS = (
     Block(name="embed", rows=8, cols=4, rank=2, role=Role.EMBEDDING),
-    Block(name="norm", rows=1, cols=4, rank=0, role=Role.DENSE),
+    Block(name="norm", rows=1, cols=1, rank=0, role=Role.DENSE),
     Block(name="matrix", rows=4, cols=4, rank=2, role=Role.MATRIX),
 )
 MANIFEST = Manifest("run1", RunConfig(round=RoundConfig(shards=2)), BLOCKS)
-SHARD_BLOCKS = ((0, 1), (2,))  # a low-rank block in each
+SHARD_BLOCKS = MANIFEST.shard_blocks  # a low-rank block in each
 DIGEST = b"m" * 32
 SENDER = "0123456789abcdef" * 2
 HASH = b"h" * 32
@@ -195,16 +195,14 @@ def test_a_record_comes_back_as_it_was(record: Record) -> None:
 @settings(deadline=None)
 @given(message=votes | replies | beats | answers | goodbyes)
 def test_what_voters_tell_each_other_comes_back_as_it_was(message: Any) -> None:
-    assert told(sent(tell_to_proto(message)), MANIFEST, SHARD_BLOCKS, known(ALONE)) == Told(message)
+    assert told(sent(tell_to_proto(message)), MANIFEST, known(ALONE)) == Told(message)
 
 
 @settings(deadline=None)
 @given(close=closes())
 def test_a_close_comes_back_with_all_whom_it_admits(close: tuple[pt.Close, Members]) -> None:
     message, members = close
-    assert told(sent(close_to_proto(message, members)), MANIFEST, SHARD_BLOCKS, known(members)) == Told(
-        message, members
-    )
+    assert told(sent(close_to_proto(message, members)), MANIFEST, known(members)) == Told(message, members)
 
 
 @settings(deadline=None)
@@ -212,7 +210,7 @@ def test_a_close_comes_back_with_all_whom_it_admits(close: tuple[pt.Close, Membe
 def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, MadeShard, Members | None]) -> None:
     message, made, members = done
     request = sent(done_to_proto(message, made, members))
-    assert told(request, MANIFEST, SHARD_BLOCKS, known(members)) == Told(message, made=made)
+    assert told(request, MANIFEST, known(members)) == Told(message, made=made)
     assert len(request.shard_done.result.absent) <= 3, "a bit a peer"
 
 
@@ -224,7 +222,7 @@ def test_of_whom_it_is_said_must_be_known(
     for request, members in ((close_to_proto(*close), close[1]), (done_to_proto(*done), done[2])):
         if members is not None:
             with pytest.raises(UnknownRosterError) as unknown:
-                told(sent(request), MANIFEST, SHARD_BLOCKS, known(None))
+                told(sent(request), MANIFEST, known(None))
             assert unknown.value.digest == members.digest
 
 
@@ -255,7 +253,7 @@ def test_a_redirect_comes_back_as_it_was(redirect: pt.Redirect) -> None:
 
 def test_a_reason_of_any_length_arrives() -> None:
     reply = cl.VoteReply(3, 2, False, False, "x" * 1000)
-    assert told(sent(tell_to_proto(reply)), MANIFEST, SHARD_BLOCKS, known(ALONE)).message == cl.VoteReply(
+    assert told(sent(tell_to_proto(reply)), MANIFEST, known(ALONE)).message == cl.VoteReply(
         3, 2, False, False, "x" * 160
     )
 
@@ -304,8 +302,8 @@ def with_sections(*sections: pb.Section) -> pb.ShardResult:
     ],
 )
 def test_a_shard_out_of_bounds_is_refused_by_field(reason: str, changes: dict[str, Any]) -> None:
-    assert told(done(), MANIFEST, SHARD_BLOCKS, known(ALONE)).made is not None
-    assert refusal_of(told, done(**changes), MANIFEST, SHARD_BLOCKS, known(ALONE)) == reason
+    assert told(done(), MANIFEST, known(ALONE)).made is not None
+    assert refusal_of(told, done(**changes), MANIFEST, known(ALONE)) == reason
 
 
 @pytest.mark.parametrize(
@@ -319,12 +317,12 @@ def test_a_shard_out_of_bounds_is_refused_by_field(reason: str, changes: dict[st
     ],
 )
 def test_a_close_out_of_bounds_is_refused_by_field(reason: str, close: pb.Close) -> None:
-    assert refusal_of(told, sent(pb.TellRequest(close=close)), MANIFEST, SHARD_BLOCKS, known(ALONE)) == reason
+    assert refusal_of(told, sent(pb.TellRequest(close=close)), MANIFEST, known(ALONE)) == reason
 
 
 def test_who_tells_must_say_who_it_is() -> None:
     request = pb.TellRequest(manifest_digest=DIGEST, goodbye=pb.Goodbye())
-    assert refusal_of(told, request, MANIFEST, SHARD_BLOCKS, known(ALONE)) == "sender"
+    assert refusal_of(told, request, MANIFEST, known(ALONE)) == "sender"
 
 
 NEWS = pt.News(
@@ -404,7 +402,7 @@ def test_coverage_has_an_epoch() -> None:
 @given(data=st.binary(max_size=200))
 def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
     with suppress(PeerError, DecodeError):
-        told(sent(pb.TellRequest.FromString(data)), MANIFEST, SHARD_BLOCKS, known(ALONE))
+        told(sent(pb.TellRequest.FromString(data)), MANIFEST, known(ALONE))
     with suppress(PeerError, DecodeError):
         poll_from_proto(pb.PollRequest.FromString(data))
     with suppress(PeerError, DecodeError):
@@ -424,6 +422,6 @@ def test_flipped_bits_raise_only_peer_errors(
         flipped = bytearray(good)
         flipped[bit // 8] ^= 1 << bit % 8
         with suppress(PeerError, DecodeError):
-            told(pb.TellRequest.FromString(bytes(flipped)), MANIFEST, SHARD_BLOCKS, known(sample[2]))
+            told(pb.TellRequest.FromString(bytes(flipped)), MANIFEST, known(sample[2]))
         with suppress(PeerError, DecodeError):
             news_from_proto(pb.News.FromString(bytes(flipped)), BLOCKS, 2)

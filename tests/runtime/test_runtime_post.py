@@ -114,7 +114,7 @@ class Small:
 
 def make_small(me: str, lines: Lines, book: AddressBook, address: str) -> Small:
     notes, background = Notes(), Background()
-    gathering = Gathering(MANIFEST, SHARD_BLOCKS, lines, notes, lambda reducer, done: None, lambda message: None)
+    gathering = Gathering(MANIFEST, lines, notes, lambda reducer, done: None, lambda message: None)
     desk = Desk(
         put=lambda event: small.put(event),
         fail=lambda error: small.failures.append(error),
@@ -130,7 +130,7 @@ def make_small(me: str, lines: Lines, book: AddressBook, address: str) -> Small:
     )
     who = Introduction(peer_id=me, name="peer", address=address, local_space="core", device="cpu")
     lending, membership = Lending(me, 1, Coverage(), None), Membership(DIGEST, lines, background)
-    post = Post(who, MANIFEST, SHARD_BLOCKS, book, lines, notes, gathering, membership, lending, desk, background)
+    post = Post(who, MANIFEST, book, lines, notes, gathering, membership, lending, desk, background)
     small = Small(me, book, notes, background, post, membership, address)
     return small
 

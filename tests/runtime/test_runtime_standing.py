@@ -8,22 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from published_rounds import History, make_history
-from steady import steady
+from published_rounds import History, small_history
 
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.runtime.background import Background
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.runtime.node.standing import Sealed, Seams, Standing
 from tsr_swarm.runtime.node.weights import AppliedRound
-from tsr_swarm.runtime.run_folder import fresh_consensus
 from tsr_swarm.wire.messages import PublishedHeader, published_to_proto
-
-SHAPES = {"a.weight": (40, 30), "b.weight": (48, 24), "c.weight": (36, 20), "norm.weight": (30,)}
 
 
 @dataclass
@@ -99,13 +92,7 @@ class Rig:
 
 @pytest.fixture(scope="module")
 def history() -> History:
-    config = RunConfig(
-        optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50), round=RoundConfig(shards=3)
-    )
-    manifest = make_manifest("run", config, SHAPES)
-    torch.manual_seed(0)
-    weights = {name: torch.randn(shape) for name, shape in SHAPES.items()}
-    return make_history(manifest, fresh_consensus(manifest, weights), 2)
+    return small_history(2)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ class Rig:
         book = AddressBook(ME)
         seams = Seams(put=self.put, warn=print, is_stale=bool, train=self.none, submit_here=self.never)
         lines = Lines(book, ByteLedger(), KernelBytes([]))
-        self.training = Training(ME, MANIFEST, ((0,),), lines, Notes(), seams, self.background)
+        self.training = Training(ME, MANIFEST, lines, Notes(), seams, self.background)
 
     def put(self, event: Event) -> None:
         self.queue.append(event)

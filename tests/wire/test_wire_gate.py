@@ -82,9 +82,7 @@ HEADER = ContributionHeader(
 
 
 def check(envelope: pb.Envelope) -> Contribution:
-    return check_contribution(
-        envelope, manifest=MANIFEST, plan=PLAN, shard_blocks=SHARD_BLOCKS, is_known=lambda peer: peer == PEER
-    )
+    return check_contribution(envelope, manifest=MANIFEST, plan=PLAN, is_known=lambda peer: peer == PEER)
 
 
 def test_a_good_contribution_passes_and_opens() -> None:

@@ -1,11 +1,8 @@
-"""How a peer that missed rounds catches up, and from whom. Pure."""
+"""How a peer that missed rounds catches up. Pure."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tsr_swarm.telemetry.text import bytes_text
-
-MAX_DONORS = 8  # that one peer is told of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +34,3 @@ def choose_way(applied: int, costs: Costs) -> Way:
     if costs.round_bytes <= with_state:
         return Way(False, f"{rounds} instead of {state}")
     return Way(True, f"{state} instead of {rounds}")
-
-
-def pick_donors(candidates: Iterable[tuple[int, str]], asking: int) -> list[str]:
-    """Addresses for the peer of number ``asking``, from numbers and addresses; rotated by it, so that load spreads."""
-    known = [address for _, address in sorted(candidates) if address]
-    start = asking % len(known) if known else 0
-    return list(dict.fromkeys([*known[start:], *known[:start]]))[:MAX_DONORS]

@@ -143,9 +143,3 @@ def restored(state: PeerState, round: int, chain: str) -> PeerState:
         trained=min(state.trained, round),
         unsent=0,
     )
-
-
-def rejoined(state: PeerState, finished_work: int) -> PeerState:
-    """This peer is a member again. What it finished and nobody has averaged yet is offered once more."""
-    unsent = finished_work if finished_work > state.applied else 0
-    return replace(state, is_member=True, unsent=unsent)

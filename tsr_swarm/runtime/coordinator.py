@@ -196,7 +196,7 @@ class _Coordinator:
             told=lambda: self._run_log.log.closed_round,
             peers=lambda: self._run_log.peers,
             sample=lambda: None,
-            led=lambda leader: self._run_log.follow(leader if leader != self._identity.peer_id else "", lines),
+            follow=lambda leader: self._run_log.follow(leader, lines),
             votes=self._run_log.votes,
             ask=lambda others: self._run_log.ask(others, lines),
             ends=self._run_log.ends,

@@ -46,7 +46,7 @@ class Published:
 
     def included(self) -> frozenset[str]:
         """Peers that are in the average of any shard."""
-        return frozenset(peer for result in self.header.shards for peer in result.included)
+        return self.header.contributors
 
     def included_blocks(self, peer_id: str) -> frozenset[int]:
         """Blocks in whose average this peer's contribution is."""

@@ -45,7 +45,7 @@ def outcome_of(
     return Outcome(
         round=header.plan.round,
         steps=header.plan.steps,
-        included=frozenset(peer for result in header.shards for peer in result.included),
+        included=header.contributors,
         expected=expected,
         members=members,
         # Whoever is in a shard has told the tokens of its whole payload.

@@ -17,7 +17,6 @@ MAX_VOTERS = 5
 MAX_TOKENS = 2**40
 MAX_STEPS = 10**6
 MAX_SEED = 2**31 - 1
-MAX_ADDRESS = 262  # a DNS name of 255, a colon, a port
 MAX_WAIT_MS = 20_000
 MAX_REASON = 160  # characters, for people
 

@@ -52,7 +52,6 @@ def check_contribution(
     *,
     manifest: Manifest,
     plan: RoundPlan,
-    shard_blocks: Sequence[Sequence[int]],
     is_known: Callable[[str], bool],
 ) -> Contribution:
     """Check an envelope against the open round, before any of its payload is received.
@@ -71,15 +70,15 @@ def check_contribution(
         raise PeerError("parent", f"The payload starts from other weights than round {plan.round}; fetch the state.")
     if not is_known(header.peer_id):
         raise PeerError("peer", f"Peer {header.peer_id[:8]} is not in this run; join again.")
-    if header.shard >= len(shard_blocks):
-        raise PeerError("shard", f"Shard {header.shard} was sent, round {plan.round} has {len(shard_blocks)}.")
+    if header.shard >= len(manifest.shard_blocks):
+        raise PeerError("shard", f"Shard {header.shard} was sent, round {plan.round} has {len(manifest.shard_blocks)}.")
     data = manifest.config.data
     most_tokens = plan.steps * data.batch_size * data.sequence_length
     if header.tokens > most_tokens:
         raise PeerError("tokens", f"{header.tokens} tokens were claimed, {most_tokens} fit in round {plan.round}.")
     if header.steps > plan.steps:
         raise PeerError("steps", f"{header.steps} local steps were taken, round {plan.round} has {plan.steps}.")
-    members = shard_blocks[header.shard]
+    members = manifest.shard_blocks[header.shard]
     low_rank = sum(manifest.blocks[index].is_low_rank for index in members)
     if len(header.kappas) not in (0, low_rank):
         raise PeerError("kappas", f"{len(header.kappas)} blocks were measured, this shard has {low_rank} of low rank.")

@@ -92,6 +92,11 @@ class PublishedHeader:
     chain: bytes
     voters: tuple[str, ...] = ()
 
+    @property
+    def contributors(self) -> frozenset[str]:
+        """Whose work is in the mean of a shard or more."""
+        return frozenset[str]().union(*(result.included for result in self.shards))
+
 
 def parse(kind: type[_M], data: bytes, limit: int) -> _M:
     """Parse at most ``limit`` bytes. Raises PeerError."""

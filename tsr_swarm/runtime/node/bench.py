@@ -97,13 +97,12 @@ class Bench:
     def __init__(
         self,
         manifest: Manifest,
-        shard_blocks: Sequence[tuple[int, ...]],
         outer: OuterState,
         chain: str = "",
         most_peers: int = MAX_PEERS,
     ) -> None:
         self.outer, self.chain = outer, chain
-        self._manifest, self._shard_blocks, self._most_peers = manifest, tuple(shard_blocks), most_peers
+        self._manifest, self._most_peers = manifest, most_peers
         self._rounds: dict[int, _Round] = {}
         self._newest = 0
 
@@ -152,7 +151,6 @@ class Bench:
             envelope,
             manifest=self._manifest,
             plan=known.plan,
-            shard_blocks=self._shard_blocks,
             is_known=lambda peer: True,  # only the leader knows who takes part: it says so when it closes the round
         )
         if header.peer_id not in known.held and len(known.held) >= self._most_peers:
@@ -168,7 +166,7 @@ class Bench:
         if known is None or header.round < self._newest or header.parent.hex() != known.plan.parent:
             return
         slots = upload_slots(self._manifest.blocks, known.plan.due, self._manifest.config.wire)
-        if grids.keys() == set(shard_slots(slots, self._shard_blocks[header.shard])):
+        if grids.keys() == set(shard_slots(slots, self._manifest.shard_blocks[header.shard])):
             known.held.setdefault(header.peer_id, {})[header.shard] = Held(header, grids)
 
     # --- averages -------------------------------------------------------------------------------------------------
@@ -191,7 +189,7 @@ class Bench:
         is_whole = all(peer in numbers and shard in known.held.get(peer, {}) for peer in peers)
         order = sorted(peers, key=lambda peer: (numbers[peer], peer)) if is_whole else []
         held = tuple((numbers[peer], known.held[peer][shard]) for peer in order)
-        blocks = self._shard_blocks[shard]
+        blocks = self._manifest.shard_blocks[shard]
         outer = {block: self.outer[block] for block in blocks if block in self.outer}
         return ShardJob(self._manifest, known.plan, shard, blocks, held, outer)
 

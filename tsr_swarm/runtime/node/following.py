@@ -136,8 +136,7 @@ class Following:
         record = record_of(published.header)
         self._move(applied.consensus, record)
         self._seams.settle(published.header, applied.refreshed)
-        contributors = frozenset(peer for shard in published.header.shards for peer in shard.included)
-        self._seams.put(pt.Applied(record, contributors))
+        self._seams.put(pt.Applied(record, published.header.contributors))
         if self._donor is not None and is_agreed(order.round):
             self._background.start(self._keep_state(self._donor, applied, message))
         await self._seams.applied(published.header, applied, time.monotonic() - started)

@@ -29,7 +29,6 @@ class Gathering:
     """One leader's. Its event loop owns it."""
 
     manifest: Manifest
-    shard_blocks: Sequence[Sequence[int]]
     lines: Lines
     notes: Notes
     parent: Callable[[str, ShardDone], str | None]  # of the round, if it asked this reducer for that; else None
@@ -65,5 +64,5 @@ class Gathering:
         return done.result
 
     def _slots(self, plan: RoundPlan, shard: int) -> Sequence[Slot]:
-        blocks = self.manifest.blocks
-        return shard_slots(published_slots(blocks, plan.due, self.manifest.config.wire), self.shard_blocks[shard])
+        slots = published_slots(self.manifest.blocks, plan.due, self.manifest.config.wire)
+        return shard_slots(slots, self.manifest.shard_blocks[shard])

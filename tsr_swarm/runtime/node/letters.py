@@ -25,7 +25,6 @@ from tsr_swarm.wire.messages import plan_from_proto, plan_to_proto, result_from_
 from tsr_swarm.wire.telling import check_record
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-ShardBlocks = Sequence[Sequence[int]]
 Rosters = Callable[[bytes], Members | None]
 NOT_SENT = (0, 0, 0)  # no plan has this key
 
@@ -123,7 +122,7 @@ def done_to_proto(message: ShardDone, made: MadeShard, members: Members | None =
     return pb.TellRequest(shard_done=done)
 
 
-def told(request: pb.TellRequest, manifest: Manifest, shard_blocks: ShardBlocks, known: Rosters) -> Told:
+def told(request: pb.TellRequest, manifest: Manifest, known: Rosters) -> Told:
     """Read what ``request.sender`` tells; that it is of this run is for the caller to say. Raises PeerError.
 
     known: finds lists of members by their hash. UnknownRosterError where it does not: nothing else is wrong then.
@@ -144,9 +143,9 @@ def told(request: pb.TellRequest, manifest: Manifest, shard_blocks: ShardBlocks,
             answer = request.beat_reply
             return Told(cl.BeatReply(answer.term, answer.round, answer.accepted.hex(), answer.reason))
         case "close":
-            return _close(request.close, len(shard_blocks), known)
+            return _close(request.close, len(manifest.shard_blocks), known)
         case "shard_done":
-            return _done(request.shard_done, manifest, shard_blocks, known)
+            return _done(request.shard_done, manifest, known)
         case _:
             return Told(Goodbye(request.sender))
 
@@ -158,7 +157,8 @@ def _close(message: pb.Close, shards: int, known: Rosters) -> Told:
     return Told(Close(message.term, message.round, parent, asked, frozenset(members.peers)), members)
 
 
-def _done(message: pb.ShardDone, manifest: Manifest, shard_blocks: ShardBlocks, known: Rosters) -> Told:
+def _done(message: pb.ShardDone, manifest: Manifest, known: Rosters) -> Told:
+    shard_blocks = manifest.shard_blocks
     shards = len(shard_blocks)
     require(message.shard < shards, "shard", message.shard, f"below {shards}")
     low_rank = [index for index in sorted(shard_blocks[message.shard]) if manifest.blocks[index].is_low_rank]

@@ -68,17 +68,15 @@ class SwarmNode:
         self._reporting = 0  # reports under way
         self._reported = Signal()
 
-        self.shard_blocks = start.manifest.shard_blocks
         self.shell = Shell(first_node(start), self, start.journal, self.warn)
         self.notes = Notes()
         parts = self.manifest.config.data.parts
         self.lending = Lending(self.me, parts, start.coverage, seams.read_part)
         self.membership = Membership(bytes.fromhex(self.manifest.digest), lines, self._background)
-        gathering = Gathering(self.manifest, self.shard_blocks, lines, self.notes, self._parent, self.warn)
+        gathering = Gathering(self.manifest, lines, self.notes, self._parent, self.warn)
         self.post = Post(
             start.who,
             self.manifest,
-            self.shard_blocks,
             book,
             lines,
             self.notes,
@@ -90,12 +88,12 @@ class SwarmNode:
         )
         log = start.donor.delta_log if start.donor is not None else None
         chain = start.record.chain if start.record is not None else ""
-        bench = Bench(self.manifest, self.shard_blocks, start.outer, chain)
+        bench = Bench(self.manifest, start.outer, chain)
         self.reducing = reducing.Reducing(
+            self.manifest,
             bench,
             self.notes,
             log,
-            self.shard_blocks,
             reducing.Seams(
                 put=self.shell.put,
                 warn=self.warn,
@@ -147,7 +145,6 @@ class SwarmNode:
         self.training = training.Training(
             self.me,
             self.manifest,
-            self.shard_blocks,
             lines,
             self.notes,
             training.Seams(
@@ -328,7 +325,7 @@ class SwarmNode:
             self._seams.ends()
         self._leader = leader or self._leader
         if leader != leader_before and (leader or not after.guide.is_finished):  # at the end, its last words are due
-            self._seams.led(leader)
+            self._seams.follow(leader if leader != self.me else "")
             if not leader and not after.has_quit:
                 self._seams.emit(events.LeaderLost(reason="it does not answer"))
         self.book.keep(contacts_of(after))
@@ -500,8 +497,7 @@ class SwarmNode:
     def _settle(self, header: PublishedHeader, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
         self.reducing.bench.settle(header, refreshed)
         work = self.training.work
-        is_included = any(self.me in shard.included for shard in header.shards)
-        if is_included and work is not None and work.plan.round == header.plan.round:
+        if self.me in header.contributors and work is not None and work.plan.round == header.plan.round:
             self.lending.count(work.tokens)
 
     # --- reports ----------------------------------------------------------------------------------------------------

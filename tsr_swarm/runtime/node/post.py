@@ -78,7 +78,6 @@ class Post:
         self,
         who: Introduction,
         manifest: Manifest,
-        shard_blocks: tuple[tuple[int, ...], ...],
         book: AddressBook,
         lines: Lines,
         notes: Notes,
@@ -88,7 +87,7 @@ class Post:
         desk: Desk,
         background: Background,
     ) -> None:
-        self._who, self._manifest, self._shard_blocks = who, manifest, shard_blocks
+        self._who, self._manifest = who, manifest
         self._digest = bytes.fromhex(manifest.digest)
         self._book, self._lines, self._notes, self._gathering = book, lines, notes, gathering
         self._membership, self._lending, self._desk, self._background = membership, lending, desk, background
@@ -126,10 +125,8 @@ class Post:
             case pt.ShardDone(term, round, shard, result):
                 if result.is_void:
                     return letters.done_to_proto(message, VOID)
-                found, members = (
-                    self._notes.made(round, shard, result),
-                    self._notes.members(round, term, result.included),
-                )
+                found = self._notes.made(round, shard, result)
+                members = self._notes.members(round, term, result.included)
                 return None if found is None or members is None else letters.done_to_proto(message, found[0], members)
             case pt.Close(admitted=admitted):
                 numbers = {peer: number for peer, number in self._desk.numbers().items() if peer in admitted}
@@ -212,7 +209,9 @@ class Post:
     def _read(self, sender: str, reply: pb.PollReply) -> pt.News | pt.Redirect:
         match reply.WhichOneof("answer"):
             case "news":
-                news, plan = letters.news_from_proto(reply.news, self._manifest.blocks, len(self._shard_blocks))
+                news, plan = letters.news_from_proto(
+                    reply.news, self._manifest.blocks, len(self._manifest.shard_blocks)
+                )
                 if news.leader != sender:
                     raise PeerError("leader", f"News of {news.leader[:8]} came from where {sender[:8]} was asked.")
                 if plan is not None:
@@ -316,7 +315,7 @@ class Post:
         if sender == self._who.peer_id:
             raise PeerError("sender", "A node tells itself nothing.")
         try:
-            told = letters.told(request, self._manifest, self._shard_blocks, self._membership.get)
+            told = letters.told(request, self._manifest, self._membership.get)
         except letters.UnknownRosterError as unknown:
             if not request.HasField("close"):
                 raise
@@ -339,7 +338,7 @@ class Post:
         """Who closes a round says whose work counts; where it does not, it is as if it had said nothing."""
         members = await self._membership.have(request.sender, digest)
         if members is not None:
-            told = letters.told(request, self._manifest, self._shard_blocks, lambda _: members)
+            told = letters.told(request, self._manifest, lambda _: members)
             self._take_in(request.sender, told)
 
     def _take_in(self, sender: str, told: letters.Told) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from tsr_swarm.config.layout import Slot
+from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.plan import RoundPlan
 from tsr_swarm.errors import PeerError, RunError, UnreachableError
 from tsr_swarm.lowrank.basis import Basis
@@ -54,15 +55,15 @@ class Reducing:
 
     def __init__(
         self,
+        manifest: Manifest,
         bench: Bench,
         notes: Notes,
         log: DeltaLog | None,
-        shard_blocks: tuple[tuple[int, ...], ...],
         seams: Seams,
         background: Background,
     ) -> None:
         self.bench = bench
-        self._notes, self._log, self._shard_blocks = notes, log, shard_blocks
+        self._manifest, self._notes, self._log = manifest, notes, log
         self._seams, self._background = seams, background
         self._offers: dict[Key, _Offer] = {}
         self.sealed: dict[str, tuple[PublishedHeader, tuple[MadeShard, ...]]] = {}  # by chain hash, of the newest round
@@ -175,7 +176,7 @@ class Reducing:
 
     async def _seal(self, order: pt.Seal, plan: RoundPlan, made: list[tuple[MadeShard, bytes]]) -> None:
         results = [shard.result for shard, _ in made]
-        header = seal(plan, self._shard_blocks, results, order.voters)
+        header = seal(plan, self._manifest.shard_blocks, results, order.voters)
         await self._store(published_to_proto(header), b"".join(frames for _, frames in made))
         self.sealed = {header.chain.hex(): (header, tuple(shard for shard, _ in made))}
         self._seams.put(pt.Sealed(Record(order.round, header.chain.hex(), order.parent, order.voters)))

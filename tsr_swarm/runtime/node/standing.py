@@ -88,7 +88,7 @@ class Standing:
             leading.committed(header, made, self._members(header))
 
     def _members(self, header: PublishedHeader) -> int:
-        return len(self._seams.members().union(*(shard.included for shard in header.shards)))
+        return len(self._seams.members() | header.contributors)
 
     async def applied(self, header: PublishedHeader, applied: AppliedRound, seconds: float) -> None:
         """This node's weights have moved."""

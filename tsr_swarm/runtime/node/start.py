@@ -60,7 +60,7 @@ class Seams:
     sample: Callable[[], None]  # look at the kernel's byte counts
     votes: Callable[[bool], None]  # whether this node is a voter from now on
     ask: Callable[[Sequence[str]], Awaitable[None]]  # these nodes, which rounds people were told of
-    led: Callable[[str], None]  # who leads now; "" nobody that is known
+    follow: Callable[[str], None]  # this leader's account of the run from now on; "": nobody's, or this node leads
     ends: Callable[[], None]  # the run is over, and a leader says so
 
 

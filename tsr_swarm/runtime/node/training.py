@@ -39,13 +39,12 @@ class Training:
         self,
         me: str,
         manifest: Manifest,
-        shard_blocks: tuple[tuple[int, ...], ...],
         lines: Lines,
         notes: Notes,
         seams: Seams,
         background: Background,
     ) -> None:
-        self._me, self._manifest, self._shard_blocks = me, manifest, shard_blocks
+        self._me, self._manifest = me, manifest
         self._lines, self._notes, self._seams, self._background = lines, notes, seams, background
         self.work: RoundWork | None = None  # the newest contribution
         self.progress = pb.Progress()
@@ -115,7 +114,7 @@ class Training:
         self._seams.put(pt.Uploaded(order.term, order.round, order.shard, order.place, counted))
 
     async def _submit(self, order: pt.Upload, work: RoundWork) -> pb.SubmitReply:
-        blocks = self._shard_blocks[order.shard]
+        blocks = self._manifest.shard_blocks[order.shard]
         header, data = await asyncio.to_thread(pack, self._manifest, self._me, work, order.shard, blocks, order.term)
         if order not in self._packed:
             self._packed = {*(one for one in self._packed if one.round == order.round), order}

@@ -137,15 +137,15 @@ class VolunteerProcess:
             told=lambda: self._run_log.log.closed_round if self._run_log is not None else 0,
             peers=lambda: self._run_log.peers if self._run_log is not None else {},
             sample=self._reporter.sample,
-            led=self._led,
+            follow=self._follow,
             votes=self._run_log.votes if self._run_log is not None else lambda votes: None,
             ask=self._ask,
             ends=self._run_log.ends if self._run_log is not None else lambda: None,
         )
 
-    def _led(self, leader: str) -> None:
+    def _follow(self, leader: str) -> None:
         if self._run_log is not None:
-            self._run_log.follow(leader if leader != self._who.peer_id else "", self._lines)
+            self._run_log.follow(leader, self._lines)
 
     async def _ask(self, others: Sequence[str]) -> None:
         if self._run_log is not None:
@@ -159,7 +159,7 @@ class VolunteerProcess:
     # --- after a round --------------------------------------------------------------------------------------------
 
     async def _applied(self, header: PublishedHeader, applied: AppliedRound, outer: OuterState, seconds: float) -> None:
-        round, included = header.plan.round, any(self._who.peer_id in shard.included for shard in header.shards)
+        round, included = header.plan.round, self._who.peer_id in header.contributors
         self.rounds_included += included
         report = self._reporter.prepare(round, bytes.fromhex(applied.digest))
         work = self._node.training.work

@@ -28,7 +28,6 @@ def send(
             envelope,
             manifest=manifest,
             plan=work.plan,
-            shard_blocks=reduction.shard_blocks,
             is_known=numbers.__contains__,
         )
         reduction.offer(contribution.header, numbers[peer_id], contribution.decode(data))
