@@ -120,6 +120,7 @@ NUMPY = {
     "scale": np.float16(0.5),
     "seed": np.uint8(7),
     "feedback_bits": np.int64(4),
+    "maximize": np.bool_(True),
 }
 PLAIN = {
     "lr": 0.5,
@@ -131,6 +132,7 @@ PLAIN = {
     "scale": 0.5,
     "seed": 7,
     "feedback_bits": 4,
+    "maximize": True,
 }
 
 

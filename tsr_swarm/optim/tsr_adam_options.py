@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 LATER_OPTIONS = {"feedback_bits": 0, "maximize": False}  # what optimizers that were saved before did, who lack them
@@ -15,6 +16,7 @@ def checked_options(group: Mapping[str, Any]) -> dict[str, Any]:
     A learning rate that is a tensor stays one. Raises ValueError for an option out of range; NaN is out of every range.
     """
     lr, betas, rank, bits = group["lr"], group["betas"], group["rank"], group["feedback_bits"]
+    maximize = group["maximize"]
     rate = _real("learning rate", lr)
     is_pair = isinstance(betas, Iterable) and not isinstance(betas, str) and len(tuple(betas)) == 2
     _require(is_pair, "betas", betas, "two numbers")
@@ -22,7 +24,7 @@ def checked_options(group: Mapping[str, Any]) -> dict[str, Any]:
     _require(_is_count(group["refresh_every"]), "refresh_every", group["refresh_every"], "a whole number, at least 1")
     _require(_is_whole(group["seed"]), "seed", group["seed"], "a whole number")
     _require(_is_whole(bits) and bits in (0, 4, 8), "feedback_bits", bits, "0, 4 or 8")
-    _require(isinstance(group["maximize"], bool), "maximize", group["maximize"], "True or False")
+    _require(isinstance(maximize, bool | np.bool_), "maximize", maximize, "True or False")
     return {
         "lr": lr if isinstance(lr, Tensor) else rate,
         "betas": tuple(_beta(index, beta) for index, beta in enumerate(betas)),
@@ -33,7 +35,7 @@ def checked_options(group: Mapping[str, Any]) -> dict[str, Any]:
         "scale": _real("scale", group["scale"], "at least 0 (0: automatic) and finite"),
         "seed": int(group["seed"]),
         "feedback_bits": int(bits),
-        "maximize": group["maximize"],
+        "maximize": bool(maximize),
     }
 
 
