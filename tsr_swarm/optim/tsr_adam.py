@@ -79,7 +79,7 @@ class TSRAdam(Optimizer):
     scale: multiplies low-rank steps; 0 takes sqrt(M N) / r, which makes them as long as dense ones.
     seed: of the random bases that the first refresh starts from.
     feedback_bits: 4 or 8 bits a number for a full-size error feedback; 0: none.
-    maximize: climb instead of descending.
+    maximize: maximize the loss instead of minimizing it.
 
     A gradient too large to be squared counts as a smaller one of the same direction. One that is not finite makes
     weights NaN, as with torch's Adam: leave such steps out, as ``torch.amp.GradScaler`` does. Parameters of which a
@@ -245,7 +245,7 @@ def _bounded(gradient: Tensor, size: Tensor) -> Tensor:
     No other gradient changes by a bit, and no device is waited for. What is not finite becomes NaN.
     """
     most = torch.finfo(gradient.dtype).max ** _MOST
-    bounded: Tensor = gradient * (most / size).clamp(max=1)
+    bounded: Tensor = gradient * (most / size).clamp_(max=1)
     return bounded
 
 

@@ -1,13 +1,13 @@
 """What a parameter group of TSRAdam may say: the ranges of its options, and parameters that can be cut into cores."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-LATER_OPTIONS = {"feedback_bits": 0, "maximize": False}  # what optimizers that were saved before did, who lack them
+LATER_OPTIONS = {"feedback_bits": 0, "maximize": False}  # lacking in older saved optimizers, which stepped like this
 
 
 def checked_options(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -15,11 +15,8 @@ def checked_options(group: Mapping[str, Any]) -> dict[str, Any]:
 
     A learning rate that is a tensor stays one. Raises ValueError for an option out of range; NaN is out of every range.
     """
-    lr, betas, rank, bits = group["lr"], group["betas"], group["rank"], group["feedback_bits"]
-    maximize = group["maximize"]
+    lr, rank, bits, maximize = group["lr"], group["rank"], group["feedback_bits"], group["maximize"]
     rate = _real("learning rate", lr)
-    is_pair = isinstance(betas, Iterable) and not isinstance(betas, str) and len(tuple(betas)) == 2
-    _require(is_pair, "betas", betas, "two numbers")
     _require(rank is None or _is_count(rank), "rank", rank, "a whole number of at least 1, or None")
     _require(_is_count(group["refresh_every"]), "refresh_every", group["refresh_every"], "a whole number, at least 1")
     _require(_is_whole(group["seed"]), "seed", group["seed"], "a whole number")
@@ -27,7 +24,7 @@ def checked_options(group: Mapping[str, Any]) -> dict[str, Any]:
     _require(isinstance(maximize, bool | np.bool_), "maximize", maximize, "True or False")
     return {
         "lr": lr if isinstance(lr, Tensor) else rate,
-        "betas": tuple(_beta(index, beta) for index, beta in enumerate(betas)),
+        "betas": _betas(group["betas"]),
         "eps": _real("epsilon value", group["eps"]),
         "weight_decay": _real("weight_decay value", group["weight_decay"]),
         "rank": None if rank is None else int(rank),
@@ -72,6 +69,15 @@ def _real(name: str, value: object, limit: str = "at least 0 and finite") -> flo
     return number
 
 
+def _betas(value: Any) -> tuple[float, ...]:
+    try:
+        betas = tuple(value)
+    except TypeError:
+        betas = ()
+    _require(len(betas) == 2, "betas", value, "two numbers")
+    return tuple(_beta(index, beta) for index, beta in enumerate(betas))
+
+
 def _beta(index: int, value: object) -> float:
     number = _as_float(value)
     _require(
@@ -87,8 +93,11 @@ def _beta(index: int, value: object) -> float:
 def _as_float(value: object) -> float | None:
     """A number of any kind, torch's and numpy's too, but no bool; None for anything else."""
     if isinstance(value, Tensor):
-        return float(value) if value.numel() == 1 and not value.is_complex() else None
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+        return float(value) if value.numel() == 1 and not (value.is_complex() or value.is_meta) else None
+    try:
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return float("inf")
 
 
 def _is_whole(value: object) -> bool:
