@@ -224,25 +224,24 @@ class _Coordinator:
         round, config = header.plan.round, self._options.config
         if round % config.checkpoint.every and not self._node.is_ending:
             return
-        if await self._write(record_of(header), applied.consensus, outer, applied.digest):
-            self._run_log.emit(events.CheckpointSaved(round=round, path=str(self._folder.checkpoint_of(round))))
+        await self._write(record_of(header), applied.consensus, outer, applied.digest)
 
     async def _save_restored(self, record: Record, consensus: Consensus) -> None:
         """A state that was taken is a checkpoint: the rounds that lead to it are on no disk here."""
         digest = await self._node.following.on_worker(consensus.digest)
         await self._write(record, consensus, {}, digest.hex())
 
-    async def _write(self, record: Record, consensus: Consensus, outer: OuterState, digest: str) -> bool:
-        """Whether the checkpoint is on disk. One that cannot be written is a warning."""
+    async def _write(self, record: Record, consensus: Consensus, outer: OuterState, digest: str) -> None:
+        """Write a checkpoint. One that cannot be written is a warning."""
         coverage, keep = self._node.lending.coverage, self._options.config.checkpoint.keep
         state = Applied(record=record, consensus=consensus, outer=outer, digest=digest, coverage=coverage)
         try:
-            await self._node.following.on_worker(self._folder.save, self._begun.manifest, state, keep)
+            path = await self._node.following.on_worker(self._folder.save, self._begun.manifest, state, keep)
         except CheckpointError as error:
             self._run_log.emit(events.Warned(message=f"{error} Training goes on; the next round tries again."))
-            return False
+            return
         self._donor.delta_log.checkpointed(self._folder.oldest_checkpoint)
-        return True
+        self._run_log.emit(events.CheckpointSaved(round=record.round, path=path))
 
 
 def _begin(

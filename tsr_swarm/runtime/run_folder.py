@@ -57,10 +57,6 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / CHECKPOINTS
 
-    def checkpoint_of(self, round: int) -> Path:
-        """The folder of one checkpoint."""
-        return checkpoint.path_of(self.checkpoints, round)
-
     @property
     def oldest_checkpoint(self) -> int:
         """The round of the oldest checkpoint: it is what is left should all later ones be damaged. 0: none is kept."""

@@ -50,7 +50,7 @@ def save(
     It is on disk when this returns; if this raises, the folder is as it was. ``document`` is JSON. A checkpoint of
     the same round is replaced; those of later rounds are left alone. Raises CheckpointError, on a full disk too.
     """
-    final = path_of(folder, round)
+    final = folder / f"round-{round:06d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
@@ -81,11 +81,6 @@ def load_latest(folder: Path) -> Checkpoint | None:
         f"{damages[0]}, and none of the {len(damages)} in its folder is whole; "
         "restore the folder from a copy, or start a new run in another one."
     )
-
-
-def path_of(folder: Path, round: int) -> Path:
-    """Where the checkpoint of ``round`` is, or would be."""
-    return folder / f"round-{round:06d}"
 
 
 def saved_rounds(folder: Path) -> tuple[int, ...]:
