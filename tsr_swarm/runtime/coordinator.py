@@ -78,9 +78,14 @@ async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], No
 
 async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None], stop_gently: asyncio.Event) -> None:
     config, folder = options.config, RunFolder(Path(options.config.checkpoint.dir))
-    evaluate = await asyncio.to_thread(make_evaluate, config)  # first: it finds a data source that is not there
+    unread: list[str] = []
+    evaluate = await asyncio.to_thread(
+        make_evaluate, config, unread.append
+    )  # first: it finds a data source that is not there
     with folder.locked(), open_log(folder.path / EVENTS_FILE, options.resume) as log:
         run_log = RunLog(log, sink, has_people=True)
+        for sentence in unread:
+            run_log.emit(events.Warned(message=sentence))
         identity = load_identity(folder.path / "identity.key")
         begun = await asyncio.to_thread(_begin, options, folder, identity, run_log.emit)
         await _Coordinator(options, folder, identity, begun, evaluate, run_log).run(stop_gently)

@@ -68,6 +68,11 @@ async def run_peer(options: JoinOptions, emit: Callable[[Event], None], stop: St
 
 async def _take_part(options: JoinOptions, emit: Callable[[Event], None], stop_gently: asyncio.Event) -> None:
     device = choose_device(options.device)
+    loop = asyncio.get_running_loop()
+
+    def warn(sentence: str) -> None:
+        loop.call_soon_threadsafe(emit, events.Warned(message=sentence))
+
     async with AsyncExitStack() as stack:
         if options.folder is not None:
             stack.enter_context(folder_lock(options.folder))
@@ -84,7 +89,7 @@ async def _take_part(options: JoinOptions, emit: Callable[[Event], None], stop_g
         manifest = decode_manifest(met.hello.manifest)
         require_reasonable(manifest)
         kind = _local_space(options, manifest)
-        workshop = Workshop(manifest, kind, device, options.data, options.folder, options.slowdown)
+        workshop = Workshop(manifest, kind, device, options.data, options.folder, options.slowdown, warn)
         service, address = None, ""
         if options.listen is not None:
             service = NodeService()
