@@ -11,7 +11,7 @@ from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import SECTIONS, CheckpointConfig, DataConfig, OptimizerConfig, RunConfig
 from tsr_swarm.runtime.run_file import HEADER, render
 
-TEXT = st.text(st.characters(codec="utf-8"), min_size=1)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
 
 
 @given(

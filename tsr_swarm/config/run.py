@@ -6,11 +6,27 @@ from typing import Any
 
 from tsr_swarm.errors import ConfigError
 
+_SHOWN = 100  # characters of a value
+
 
 def require(condition: bool, key: str, value: object, limit: str) -> None:
     """Raise a ConfigError of one sentence unless ``condition`` holds."""
     if not condition:
-        raise ConfigError(f"{key} = {value!r} is out of range; it must be {limit}.")
+        raise ConfigError(f"{key} = {shown(value)} is out of range; it must be {limit}.")
+
+
+def shown(value: object) -> str:
+    """A value as it stands in a sentence, where a long one is cut."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def is_utf8(text: str) -> bool:
+    """Whether ``text`` can be a path in a file of UTF-8: no NUL, and no byte that was not UTF-8 where it came from."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def is_share_of_sides(rank: int | str) -> bool:
@@ -29,7 +45,7 @@ class RunSection:
 
     def __post_init__(self) -> None:
         ok = 0 < len(self.name) <= 64 and all((c.isalnum() and c.isascii()) or c in "-_" for c in self.name)
-        require(ok, "run.name", self.name, "1 to 64 letters, digits, '-' or '_'")
+        require(ok, "run.name", self.name, "1 to 64 ASCII letters, digits, '-' or '_'")
         require(0 <= self.seed < 2**31, "run.seed", self.seed, "0 to 2147483647")
         require(0 <= self.rounds <= 10**9, "run.rounds", self.rounds, "0 (no end) to 1000000000")
         require(1 <= self.min_peers <= 10**5, "run.min_peers", self.min_peers, "1 to 100000")
@@ -67,7 +83,7 @@ class ModelConfig:
         )
         require(kv >= 1 and heads % kv == 0, "model.num_key_value_heads", kv, f"a divisor of {heads} heads")
         require(0 < self.rms_norm_eps < 1, "model.rms_norm_eps", self.rms_norm_eps, "between 0 and 1")
-        require(self.rope_theta > 1, "model.rope_theta", self.rope_theta, "more than 1")
+        require(1 < self.rope_theta <= 1e12, "model.rope_theta", self.rope_theta, "above 1, at most 1e12")
         require(
             0 < self.initializer_range < 1,
             "model.initializer_range",
@@ -87,7 +103,9 @@ class DataConfig:
     heldout_sequences: int = 48  # scored by the coordinator after every round
 
     def __post_init__(self) -> None:
-        require(bool(self.source), "data.source", self.source, '"stdlib", a path or a list of paths')
+        paths = (self.source,) if isinstance(self.source, str) else self.source
+        ok = all(paths) and len(paths) > 0 and all(map(is_utf8, paths))
+        require(ok, "data.source", self.source, '"stdlib", a path or a list of paths, in UTF-8')
         require(1 <= self.parts <= 10**6, "data.parts", self.parts, "1 to 1000000")
         require(2 <= self.sequence_length <= 2**17, "data.sequence_length", self.sequence_length, "2 to 131072")
         require(1 <= self.batch_size <= 2**16, "data.batch_size", self.batch_size, "1 to 65536")
@@ -299,7 +317,7 @@ class CheckpointConfig:
     keep: int = 3
 
     def __post_init__(self) -> None:
-        require(bool(self.dir), "checkpoint.dir", self.dir, "a folder")
+        require(bool(self.dir) and is_utf8(self.dir), "checkpoint.dir", self.dir, "a folder whose name is UTF-8")
         require(1 <= self.every <= 10**6, "checkpoint.every", self.every, "1 to 1000000")
         require(1 <= self.keep <= 10**4, "checkpoint.keep", self.keep, "1 to 10000")
 

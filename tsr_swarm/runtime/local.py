@@ -152,9 +152,7 @@ class _Swarm:
         self._is_finishing = False  # no further round opens
 
     async def run(self) -> None:
-        folder = self._options.folder
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-        (folder / RUN_FILE).write_text(render(self._options.config), "utf-8")
+        self._make_folder()
         await self._start_coordinator()
         for work in (self._pass_on_the_request(), self._watch_the_place()):
             self._begin(work)
@@ -171,6 +169,14 @@ class _Swarm:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _make_folder(self) -> None:
+        folder = self._options.folder
+        try:
+            (folder / "logs").mkdir(parents=True, exist_ok=True)
+            (folder / RUN_FILE).write_text(render(self._options.config), "utf-8")
+        except OSError as error:
+            raise RunError(f"{folder} cannot be used ({error.strerror}); choose a folder you can write to.") from error
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Beside everything else; if it fails, the run does."""

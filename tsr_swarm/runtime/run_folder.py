@@ -93,7 +93,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise RunError(f"Another process is using {folder}; stop it, or choose another folder.") from None
         except OSError as error:
-            raise RunError(f"{folder} cannot be used ({error}); choose a folder you can write to.") from error
+            reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+            raise RunError(f"{folder} cannot be used ({reason}); choose a folder you can write to.") from error
         yield
 
 
@@ -132,6 +133,8 @@ def start_run(folder: RunFolder, config: RunConfig, me: str) -> StartingPoint:
 
 def resume_run(folder: RunFolder, config: RunConfig, warn: Callable[[str], None]) -> StartingPoint:
     """Go on from the newest sound checkpoint and the rounds since that stand. Raises ConfigError or RunError."""
+    if not checkpoint.saved_rounds(folder.checkpoints):
+        raise CheckpointError(f"{folder.path} holds no checkpoint; start the run without --resume, or check the path.")
     manifest, saved = load_run(folder, warn)
     wanted = make_manifest(manifest.run_id, config, parameter_shapes(config.model))
     if wanted.digest != manifest.digest:
@@ -239,13 +242,16 @@ def load_run(folder: RunFolder, warn: Callable[[str], None]) -> tuple[Manifest, 
     """The run's manifest and newest sound checkpoint. Raises CheckpointError."""
     saved = checkpoint.load_latest(folder.checkpoints)
     if saved is None:
-        raise CheckpointError(f"{folder.path} holds no checkpoint; start the run without --resume, or check the path.")
+        raise CheckpointError(f"{folder.path} holds no checkpoint; name the checkpoint.dir of a run that has begun.")
     for warning in saved.warnings:
         warn(warning)
+    encoded = str(saved.document.get("manifest"))
+    if not encoded.startswith("{"):  # a peer keeps its digest alone
+        raise CheckpointError(f"{saved.path} is not a coordinator's checkpoint; name the checkpoint.dir of a run.")
     try:
-        return decode_manifest(str(saved.document["manifest"]).encode()), saved
-    except (KeyError, RefusedError) as error:
-        raise CheckpointError(f"{saved.path} is not a coordinator's checkpoint ({error}); check the path.") from error
+        return decode_manifest(encoded.encode()), saved
+    except RefusedError as error:
+        raise CheckpointError(f"{saved.path} cannot be used: {error}") from error
 
 
 def consensus_of(manifest: Manifest, saved: checkpoint.Checkpoint) -> Consensus:

@@ -213,7 +213,7 @@ def _read(path: Path, warnings: tuple[str, ...]) -> Checkpoint:
     """Verify and read one checkpoint. Raises OSError, ValueError or SafetensorError when it is damaged."""
     body = _decode((path / MANIFEST).read_bytes())
     if body["format"] != FORMAT:
-        raise ValueError(f"its format is {body['format']}, this program reads {FORMAT}")
+        raise ValueError(f"its format is {body['format']}, this program reads {FORMAT}: use the version that wrote it")
     files = {name.removesuffix(".safetensors"): _read_file(path / name, entry) for name, entry in body["files"].items()}
     return Checkpoint(round=body["round"], path=path, files=files, document=body["document"], warnings=warnings)
 
