@@ -40,4 +40,5 @@ def test_every_key_is_in_the_file_with_its_comment() -> None:
         name: {field.name for field in dataclasses.fields(section)} for name, section in SECTIONS.items()
     }
     assert "rounds = 0  # 0: until stopped" in text
+    assert 'dir = "runs/<name>"  # <name>: that of the run' in text
     assert text.startswith("# ")

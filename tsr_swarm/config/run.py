@@ -312,7 +312,7 @@ class WireConfig:
 class CheckpointConfig:
     """Where a run keeps its state. Local to a machine: not part of the manifest."""
 
-    dir: str = "runs/my-run"
+    dir: str = "runs/<name>"  # <name>: that of the run
     every: int = 1  # rounds between checkpoints
     keep: int = 3
 
@@ -334,6 +334,11 @@ class RunConfig:
     round: RoundConfig = field(default_factory=RoundConfig)
     wire: WireConfig = field(default_factory=WireConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def folder(self) -> str:
+        """Where this run keeps its state."""
+        return self.checkpoint.dir.replace("<name>", self.run.name)
 
     def __post_init__(self) -> None:
         length, limit = self.data.sequence_length, self.model.max_position_embeddings

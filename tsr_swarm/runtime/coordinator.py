@@ -77,7 +77,7 @@ async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], No
 
 
 async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None], stop_gently: asyncio.Event) -> None:
-    config, folder = options.config, RunFolder(Path(options.config.checkpoint.dir))
+    config, folder = options.config, RunFolder(Path(options.config.folder))
     unread: list[str] = []
     evaluate = await asyncio.to_thread(
         make_evaluate, config, unread.append

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tsr_swarm.config.difference import differences
 from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedError, RunError
@@ -138,9 +139,10 @@ def resume_run(folder: RunFolder, config: RunConfig, warn: Callable[[str], None]
     manifest, saved = load_run(folder, warn)
     wanted = make_manifest(manifest.run_id, config, parameter_shapes(config.model))
     if wanted.digest != manifest.digest:
+        what = differences(manifest.config, wanted.config) or "matrices that this version would cut otherwise"
         raise ConfigError(
-            f"The configuration differs from that of the run in {folder.path}; resume with the same one "
-            "(only [checkpoint], [round], run.rounds and run.min_peers may change), or start a new run elsewhere."
+            f"The run in {folder.path} was begun with {what}; resume with the same (only [checkpoint], [round] without "
+            "round.shards, run.rounds and run.min_peers may change), or start a new run in another checkpoint.dir."
         )
     consensus, record = consensus_of(manifest, saved), saved_record(saved)
     ledger = folder.journal.load(record)

@@ -117,8 +117,15 @@ class Workshop:
         for warning in saved.warnings:
             emit(events.Warned(message=warning))
         document = saved.document
-        if (document.get("manifest"), document.get("local_space")) != (self._manifest.digest, self._kind):
-            raise RefusedError(f"{saved.path} is of another run; join without --resume, or with another --dir.")
+        of_run, kind = document.get("manifest"), document.get("local_space")
+        if (of_run, kind) != (self._manifest.digest, self._kind):
+            what = (
+                f'local_space "{kind}", not "{self._kind}"'
+                if of_run == self._manifest.digest
+                else f"another run ({str(of_run)[:12]}) than '{self._manifest.config.run.name}' "
+                f"({self._manifest.digest[:12]})"
+            )
+            raise RefusedError(f"{saved.path} is of {what}; join without --resume, or with another --dir.")
         lift = self._manifest.config.optimizer.lift
         consensus = Consensus.from_tensors(self._manifest.blocks, dict(saved.files[CONSENSUS]), lift)
         trainer = self.trainer(consensus)
