@@ -20,7 +20,8 @@ from tsr_swarm.runtime.faults import COORDINATOR, name_of
 from tsr_swarm.runtime.lab.flags import LineTexts
 from tsr_swarm.runtime.lab.opening import MODES
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
-from tsr_swarm.runtime.local import RUN_FILE, LocalOptions, fit_config, keep_config, run_local, sample_text
+from tsr_swarm.runtime.local import LocalOptions, fit_config, keep_config, run_local, sample_text
+from tsr_swarm.runtime.local_folder import RUN_FILE
 from tsr_swarm.runtime.placing import FaultError, plan_local
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.fold import fold

@@ -34,8 +34,8 @@ from tsr_swarm.runtime.faults import (
 from tsr_swarm.runtime.lab.opening import open_place
 from tsr_swarm.runtime.lab.place import Place
 from tsr_swarm.runtime.lifeline import INTERRUPTED, StopRequest
+from tsr_swarm.runtime.local_folder import RUN_FILE, coordinator_folder, write_run_file
 from tsr_swarm.runtime.local_view import LocalView
-from tsr_swarm.runtime.run_file import render
 from tsr_swarm.telemetry.events import (
     Event,
     FaultPlaced,
@@ -46,7 +46,6 @@ from tsr_swarm.telemetry.events import (
     decode,
 )
 
-RUN_FILE = "run.toml"
 LEAVE_SECONDS = 15.0  # everybody has this long to leave by itself once the run has ended
 VOTERS_SECONDS = 15.0  # without enough voters, and nobody coming: longer than an election takes
 LOOK_SECONDS = 0.5  # how often that is looked at
@@ -65,11 +64,6 @@ class LocalOptions:
     resume: bool = False
     use_dht: bool = True
     lab: str | None = None  # which kind of lab; None: the best one there is, if the plan asks for any
-
-
-def coordinator_folder(folder: Path) -> Path:
-    """Where the coordinator of the local run in ``folder`` keeps its state."""
-    return folder / name_of(COORDINATOR)
 
 
 def fit_config(config: RunConfig, plan: LocalPlan, folder: Path) -> RunConfig:
@@ -152,7 +146,7 @@ class _Swarm:
         self._is_finishing = False  # no further round opens
 
     async def run(self) -> None:
-        self._make_folder()
+        take_back = write_run_file(self._options.folder, self._options.config)
         await self._start_coordinator()
         for work in (self._pass_on_the_request(), self._watch_the_place()):
             self._begin(work)
@@ -160,6 +154,8 @@ class _Swarm:
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if self._error is not None:
+                if self._children.keys() == {COORDINATOR} and self._moment is None:
+                    take_back()  # it was refused
                 raise self._error
             if self._over.is_set():
                 await self._see_off()
@@ -169,14 +165,6 @@ class _Swarm:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _make_folder(self) -> None:
-        folder = self._options.folder
-        try:
-            (folder / "logs").mkdir(parents=True, exist_ok=True)
-            (folder / RUN_FILE).write_text(render(self._options.config), "utf-8")
-        except OSError as error:
-            raise RunError(f"{folder} cannot be used ({error.strerror}); choose a folder you can write to.") from error
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Beside everything else; if it fails, the run does."""
