@@ -88,6 +88,7 @@ def recorded() -> list[str]:
         (["join", "--coordinator", "h:1", "--listen", "h:2", "--dht-port", "70000"], "--dht-port"),
         (["monitor"], "--coordinator"),
         (["status", "--coordinator", "nonsense"], "host:port"),
+        (["status", "--coordinator", ""], "host:port"),
         (["replay", "x", "--speed", "0"], "above 0"),
         (["sample", "x", "--length", "0"], "--length"),
     ],
