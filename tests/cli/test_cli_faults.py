@@ -10,6 +10,7 @@ import pytest
 
 from tsr_swarm.cli.faults import sentence_of
 from tsr_swarm.cli.main import run
+from tsr_swarm.errors import ConfigError
 
 PROGRAM = [sys.executable, "-m", "tsr_swarm"]
 
@@ -72,8 +73,9 @@ def test_a_full_stdout_is_a_sentence(arguments: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["2>&-", "2>/dev/full"])
-def test_a_refusal_that_cannot_be_said_keeps_its_exit_code_and_off_stdout(where: str) -> None:
-    assert in_shell(f"$P bogus {where}") == (2, "", "")
+@pytest.mark.parametrize("command", ["bogus", ""])
+def test_a_refusal_that_cannot_be_said_keeps_its_exit_code_and_off_stdout(command: str, where: str) -> None:
+    assert in_shell(f"$P {command} {where}") == (2, "", "")
 
 
 def test_what_is_printed_to_a_closed_stdout_lands_in_no_file() -> None:
@@ -107,7 +109,21 @@ def test_details_that_cannot_be_kept_are_no_second_failure(
     monkeypatch.setattr("tempfile.tempdir", "/dev/null/nowhere")
     monkeypatch.setattr("tsr_swarm.runtime.run_file.render", lambda *_: 1 / 0)
     assert run(["init", "new.toml"]) == 1
-    assert "ZeroDivisionError: division by zero; no temporary folder could keep" in capsys.readouterr().err
+    assert (
+        "ZeroDivisionError: division by zero; its details cannot be kept (Not a directory); set"
+        in capsys.readouterr().err
+    )
+
+
+def test_the_failure_of_one_task_is_told_as_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise ExceptionGroup("unhandled errors in a TaskGroup", [ConfigError("The screen is too small; enlarge it.")])
+
+    monkeypatch.setattr("tsr_swarm.runtime.run_file.render", fail)
+    assert run(["init", "new.toml"]) == 78
+    assert capsys.readouterr().err == "tsr-swarm: The screen is too small; enlarge it.\n"
 
 
 @pytest.mark.parametrize(

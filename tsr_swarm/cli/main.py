@@ -90,27 +90,38 @@ def run(arguments: Sequence[str]) -> int:
         code = typer.main.get_command(app).main([*arguments], PROGRAM, standalone_mode=False, obj=[*arguments])
         sys.stdout.flush()  # here, and not as the interpreter ends, where a full disk would be told in its words
         return int(code or 0)
-    except _CommandLineError as error:
-        return _usage(error)
-    except SwarmError as error:
-        _say(str(error))
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
-    except BrokenPipeError:
-        drop_stdout()
-        return FAILED
-    except Exception as error:
-        _say(
-            sentence_of(error) or f"Unexpected {type(error).__name__}: {error}; {_keep_details()}, please report them."
-        )
-        return FAILED
+    except (Exception, KeyboardInterrupt) as error:
+        return _explain(_cause(error))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a group of tasks failed of first, whose own words say nothing to a user."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _explain(error: BaseException) -> int:
+    """Say why the command failed, unless that is known, and give the exit code."""
+    match error:
+        case _CommandLineError():
+            return _usage(error)
+        case SwarmError():
+            _say(str(error))
+            return error.exit_code
+        case KeyboardInterrupt() | typer.Abort():
+            return INTERRUPTED
+        case BrokenPipeError():
+            drop_stdout()
+        case _:
+            _say(sentence_of(error) or f"Unexpected {type(error).__name__}: {error}; {_keep_details(error)}.")
+    return FAILED
 
 
 def _usage(error: Exception) -> int:
     """No arguments at all show the help; anything else is one sentence."""
     if type(error).__name__ == "NoArgsIsHelpError":
-        print(error, file=sys.stderr)
+        _print(str(error))
     else:
         message = str(getattr(error, "format_message", error.__str__)()).rstrip(".")
         command = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
@@ -119,14 +130,18 @@ def _usage(error: Exception) -> int:
 
 
 def _say(sentence: str) -> None:
-    with contextlib.suppress(OSError):  # of a full or closed stderr: the exit code says it
-        print(f"{SENTENCE_PREFIX}{' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    _print(f"{SENTENCE_PREFIX}{' '.join(sentence.split())}")
 
 
-def _keep_details() -> str:
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError):  # of a full stderr: the exit code says it
+        print(text, file=sys.stderr, flush=True)
+
+
+def _keep_details(error: BaseException) -> str:
     try:
         with tempfile.NamedTemporaryFile("w", prefix=f"{PROGRAM}-error-", suffix=".log", delete=False) as file:
-            traceback.print_exc(file=file)
-    except OSError as error:
-        return f"no temporary folder could keep the details ({error.strerror}); set TMPDIR, try again"
-    return f"the details are in {file.name}"
+            traceback.print_exception(error, file=file)
+    except OSError as problem:
+        return f"its details cannot be kept ({problem.strerror}); set TMPDIR to a folder that can be written to"
+    return f"the details are in {file.name}, please report them"
