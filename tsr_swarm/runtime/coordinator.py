@@ -6,7 +6,7 @@ It trains nothing. Once others can lead it may go and come back: it follows whoe
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,11 +84,9 @@ async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None],
     )  # first: it finds a data source that is not there
     with folder.locked(), open_log(folder.path / EVENTS_FILE, options.resume) as log:
         run_log = RunLog(log, sink, has_people=True)
-        for sentence in unread:
-            run_log.emit(events.Warned(message=sentence))
         identity = load_identity(folder.path / "identity.key")
         begun = await asyncio.to_thread(_begin, options, folder, identity, run_log.emit)
-        await _Coordinator(options, folder, identity, begun, evaluate, run_log).run(stop_gently)
+        await _Coordinator(options, folder, identity, begun, evaluate, run_log).run(stop_gently, unread)
 
 
 @contextmanager
@@ -121,7 +119,8 @@ class _Coordinator:
         self._donor = Donor(begun.manifest, folder.path / STATES, begun.delta_log)
         self._discovery = Discovery(identity, begun.manifest.run_id, run_log.emit)
 
-    async def run(self, stop_gently: asyncio.Event) -> None:
+    async def run(self, stop_gently: asyncio.Event, unread: Sequence[str]) -> None:
+        """Take part to the end. ``unread`` says what of the data could not be read."""
         options, begun = self._options, self._begun
         await asyncio.to_thread(self._donor.open)
         self._book.load()
@@ -146,6 +145,8 @@ class _Coordinator:
                 hosted(self._start(address), around, self._seams(lines))
             )
             self._run_log.emit(_started(options, begun, address))
+            for sentence in unread:
+                self._run_log.emit(events.Warned(message=sentence))
             announcing = asyncio.create_task(self._discovery.keep_announcing(NAME, address, Role.COORDINATOR))
             stack.callback(announcing.cancel)
             await self._score(begun.record.round, begun.consensus)
