@@ -80,7 +80,7 @@ def recorded() -> list[str]:
         (["coordinate", "run.toml", "--dht-port", "70000"], "--dht-port"),
         (["join"], "--coordinator HOST:PORT"),
         (["join", "--coordinator", "swarm.example.org"], "host:port"),
-        (["join", "--coordinator", "h:1", "--name", "not a name"], "letters, digits"),
+        (["join", "--coordinator", "h:1", "--name", "not a name"], "ASCII letters, digits"),
         (["join", "--coordinator", "h:1", "--local-space", "half"], '"core" or "full"'),
         (["join", "--coordinator", "h:1", "--listen", "h:2", "--outbound-only"], "exclude each other"),
         (["join", "--coordinator", "h:1", "--announce", "h"], "for a peer that listens"),
@@ -88,6 +88,7 @@ def recorded() -> list[str]:
         (["join", "--coordinator", "h:1", "--listen", "h:2", "--dht-port", "70000"], "--dht-port"),
         (["monitor"], "--coordinator"),
         (["status", "--coordinator", "nonsense"], "host:port"),
+        (["status", "--coordinator", ""], "host:port"),
         (["replay", "x", "--speed", "0"], "above 0"),
         (["sample", "x", "--length", "0"], "--length"),
     ],
@@ -108,10 +109,16 @@ def test_what_cannot_be_meant_is_a_usage_error(
         (["local", "--set", "optimizer.lrr=1"], 78, "did you mean 'optimizer.lr'"),
         (["local", "--set", "nonsense"], 78, "section.key=value"),
         (["local", "--set", "optimizer.lr=9"], 78, "optimizer.lr = 9"),
-        (["join", "--coordinator", "h:1", "--profile", "missing.toml"], 78, "missing.toml"),
+        (
+            ["join", "--coordinator", "h:1", "--profile", "missing.toml"],
+            78,
+            "missing.toml does not exist; check the path",
+        ),
+        (["join", "--coordinator", "h:1", "--device", "mps"], 78, "no 'mps' that torch can use; choose cpu"),
+        (["join", "--coordinator", "h:1", "--device", "abacus"], 78, "'abacus' is not known; choose auto, cpu"),
         (["init", "no/such/folder/run.toml"], 78, "cannot be written"),
         (["replay", "missing.jsonl"], 1, "missing.jsonl"),
-        (["sample", "missing"], 1, "missing"),
+        (["sample", "missing"], 1, "missing holds no checkpoint; name the checkpoint.dir of a run"),
         (["monitor", "--plain", "--coordinator", "127.0.0.1:1"], 69, "127.0.0.1:1"),
         (["status", "--coordinator", "127.0.0.1:1"], 69, "127.0.0.1:1"),
         (["join", "--json", "--no-dht", "--coordinator", "127.0.0.1:1"], 69, "127.0.0.1:1"),
@@ -141,6 +148,38 @@ def test_init_writes_a_file_that_says_what_the_defaults_say(capsys: pytest.Captu
     assert run(["init"]) == 0
     assert "tsr-swarm coordinate run.toml" in capsys.readouterr().out
     assert load_run_config(Path("run.toml"), environ={}) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"[run]\n# caf\xe9\n", "is not UTF-8 in line 2"),
+        ("[run]\n".encode("utf-16"), "is not UTF-8 in line 1"),
+        (b"a = " + b"[" * 5000, "nested too deeply"),
+        (b"[run]\nseed = " + b"9" * 5000, "too many digits"),
+        (b"[run]\nname = 1\nname = 2\n", "not valid TOML"),
+        (b"[model]\nrope_theta = inf\n", "rope_theta = inf is out of range"),
+        (b"[optimizer]\nlr = nan\n", "lr = nan is out of range"),
+        (b'[checkpoint]\ndir = "a\\u0000b"\n', "checkpoint.dir = 'a\\x00b' is out of range"),
+        (
+            b'[run]\nname = "' + b"a" * 5000 + b'"\n',
+            "aaa\N{HORIZONTAL ELLIPSIS} is out of range; it must be 1 to 64 ASCII letters",
+        ),
+        (b"#" * (1 << 21), "has more than the 1048576 bytes of a configuration"),
+    ],
+)
+def test_a_run_file_that_cannot_be_meant_is_a_sentence(
+    content: bytes, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("run.toml").write_bytes(content)
+    code, sentence = refusal(capsys, "plan", "run.toml")
+    assert code == 78
+    assert says in sentence
+
+
+def test_a_run_file_may_begin_with_a_byte_order_mark() -> None:
+    Path("run.toml").write_text('[run]\nname = "chat"\n', "utf-8-sig")
+    assert load_run_config(Path("run.toml"), environ={}).run.name == "chat"
 
 
 def test_init_overwrites_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,6 +77,15 @@ def test_text_in_tokens_sets_the_vocabulary_of_the_model() -> None:
     assert "World: the text is in 270 BPE tokens" in Path("out/results.md").read_text()
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_simulation_says_once_what_of_its_text_is_not_read(jobs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("text/a.parquet").write_bytes(b"PAR1\x15\x04")
+    assert run([*FEW, "--json", "--no-plots", "--jobs", jobs]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    [warning] = [line["message"] for line in lines if line["event"] == "warning"]
+    assert "left out: 1 Parquet (a.parquet;" in warning
+
+
 def test_an_interrupted_simulation_says_how_to_go_on_and_does(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from tsr_swarm.runtime import workshop
 from tsr_swarm.runtime.node import lending
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.train.trainer import Trainer
+from tsr_swarm.train.unread import Warn
 
 LISTEN = "127.0.0.1:0"
 
@@ -160,10 +161,10 @@ async def test_a_part_that_cannot_be_read_is_left_to_others(
     """This peer stays with what it has, and says so once."""
     read = workshop.training_tokens
 
-    def fail(data: DataConfig, part: int) -> Tensor:
+    def fail(data: DataConfig, part: int, warn: Warn) -> Tensor:
         if part == 1:
             raise ConfigError("The data source 'text' is not there; mount it again.")
-        return read(data, part)
+        return read(data, part, warn)
 
     monkeypatch.setattr(workshop, "training_tokens", fail)
     swarm = await run_swarm(tmp_path, small_config(tmp_path, parts=2, rounds=10), peers=1)

@@ -19,7 +19,8 @@ from tsr_swarm.runtime.faults import LocalPlan
 from tsr_swarm.runtime.lab.network import Pairs
 from tsr_swarm.runtime.lab.place import Loopback, Place
 from tsr_swarm.runtime.lifeline import StopRequest
-from tsr_swarm.runtime.local import RUN_FILE, LocalOptions, coordinator_folder, fit_config, run_local
+from tsr_swarm.runtime.local import LocalOptions, fit_config, run_local
+from tsr_swarm.runtime.local_folder import RUN_FILE, coordinator_folder
 from tsr_swarm.runtime.placing import FaultError, plan_local
 from tsr_swarm.telemetry.events import (
     Event,
@@ -57,6 +58,8 @@ if what == "coordinate":
     signal.signal(signal.SIGINT, finish)
     (place / "arguments").write_text(json.dumps(rest))
     (place / "pid").write_text(str(os.getpid()))
+    if play == "refuse":
+        sys.exit("tsr-swarm: There is no such data; check data.source.")
     say("run_started", run="r", run_id="1", address="127.0.0.1:9", rounds=3, min_peers=2, parameters=1, k_x=1,
         local_space="core", rank="d/2", voters=1, version="0")
     if "--resume" in rest:
@@ -270,6 +273,16 @@ async def test_the_run_goes_on_without_a_killed_peer_but_not_without_any(stage: 
     with pytest.raises(RunError, match="No peer is left"):
         await stage.run(stage.plan("kill", kills=["1@1", "2@2"]))
     assert stage.rounds() == [1, 2]
+
+
+@pytest.mark.parametrize("before", [None, "# as it was"])
+async def test_a_run_that_is_refused_leaves_the_run_file_as_it_was(stage: Stage, before: str | None) -> None:
+    path = stage.folder / RUN_FILE
+    if before is not None:
+        path.write_text(before)
+    with pytest.raises(ChildError, match="There is no such data"):
+        await stage.run(stage.plan("refuse"), resume=before is not None)
+    assert (path.read_text() if path.exists() else None) == before
 
 
 async def test_a_coordinator_that_fails_is_quoted(stage: Stage) -> None:

@@ -6,12 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from swarm_rig import Swarm, run_swarm, tiny_config
 
-from tsr_swarm.errors import CheckpointError, ConfigError, RunError, SwarmError
+from tsr_swarm.config.manifest import decode_manifest, make_manifest
+from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunError, SwarmError
 from tsr_swarm.runtime.journal import NAMES
+from tsr_swarm.runtime.sampling import sample_checkpoint
+from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.log import read_recording
+from tsr_swarm.train import checkpoint
+from tsr_swarm.train.llama import parameter_shapes
 
 
 async def test_a_coordinator_that_is_restarted_in_mid_round_goes_on_with_the_peers_it_had(tmp_path: Path) -> None:
@@ -318,7 +324,9 @@ async def test_a_peer_that_has_lost_its_key_or_journal_does_not_begin_afresh(tmp
 async def test_a_run_of_another_configuration_is_not_resumed(tmp_path: Path) -> None:
     await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1}))
     changed = Swarm(tmp_path, tiny_config(tmp_path, optimizer={"lr": 0.5}))
-    with pytest.raises(ConfigError, match="configuration differs"):
+    with pytest.raises(
+        ConfigError, match=r"begun with optimizer\.lr = 0\.01 \(now 0\.5\); resume with .* in another checkpoint\.dir"
+    ):
         await changed.start_coordinator(resume=True)
     fresh = Swarm(tmp_path, tiny_config(tmp_path))
     with pytest.raises(ConfigError, match="already holds a run; add --resume"):
@@ -334,3 +342,29 @@ async def test_resuming_from_nothing_or_from_damage_is_one_sentence(tmp_path: Pa
         file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(CheckpointError, match="damaged"):
         await swarm.start_coordinator(resume=True)
+
+
+async def test_a_peers_checkpoint_of_another_run_or_kind_is_refused_by_what_it_is(tmp_path: Path) -> None:
+    first = tiny_config(tmp_path, run={"rounds": 1}, optimizer={"local_space": "mixed"})
+    await run_swarm(tmp_path, first, peers=1)
+    folder = tmp_path / "peer-1"
+    shapes = parameter_shapes(first.model)
+    begun = checkpoint.load_latest(tmp_path / "coordinator" / "checkpoints")
+    assert begun is not None
+    same = decode_manifest(str(begun.document["manifest"]).encode())
+    other = make_manifest("0ther", first, shapes)
+    for manifest, kind, says in (
+        (same, "full", 'is of local_space "core", not "full"; join without --resume'),
+        (other, "core", rf"another run \({same.digest[:12]}\) than 'tiny' \({other.digest[:12]}\)"),
+    ):
+        workshop = Workshop(manifest, kind, torch.device("cpu"), (), folder)
+        with pytest.raises(RefusedError, match=says):
+            workshop.load(lambda event: None)
+
+
+async def test_a_peers_folder_has_no_model_to_sample(tmp_path: Path) -> None:
+    await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1}), peers=1)
+    with pytest.raises(CheckpointError, match=r"is not a coordinator's checkpoint; name the checkpoint\.dir of a run"):
+        sample_checkpoint(tmp_path / "peer-1", "", length=1, temperature=1, seed=0)
+    written = sample_checkpoint(tmp_path / "coordinator", "caf\udce9", length=1, temperature=1, seed=0)
+    assert written.startswith("caf\ufffd"), "the byte that was typed, though no UTF-8"

@@ -11,7 +11,7 @@ from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import SECTIONS, CheckpointConfig, DataConfig, OptimizerConfig, RunConfig
 from tsr_swarm.runtime.run_file import HEADER, render
 
-TEXT = st.text(st.characters(codec="utf-8"), min_size=1)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
 
 
 @given(
@@ -40,4 +40,5 @@ def test_every_key_is_in_the_file_with_its_comment() -> None:
         name: {field.name for field in dataclasses.fields(section)} for name, section in SECTIONS.items()
     }
     assert "rounds = 0  # 0: until stopped" in text
+    assert 'dir = "runs/<name>"  # <name>: that of the run' in text
     assert text.startswith("# ")

@@ -52,6 +52,16 @@ async def test_every_peer_has_the_same_digest_after_every_round_and_the_loss_fal
     assert finished.dense_bytes > 5 * finished.wire_bytes
 
 
+async def test_coordinator_and_peers_say_once_what_of_the_data_is_not_read(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, run={"rounds": 2}, data={"parts": 2})
+    (tmp_path / "text" / "a.parquet").write_bytes(b"PAR1\x15\x04")
+    swarm = await run_swarm(tmp_path, config, peers=1)
+    assert isinstance(swarm.events[0], ev.RunStarted), "the first line of --json has the address"
+    for heard in (swarm.events, swarm.peers[1].events):
+        told = [event.message for event in heard if isinstance(event, ev.Warned) and "a.parquet" in event.message]
+        assert len(told) == 1
+
+
 async def test_core_and_full_peers_share_a_run(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, optimizer={"local_space": "mixed"}, run={"min_peers": 2})
     swarm = Swarm(tmp_path, config)

@@ -1,6 +1,8 @@
 """Who trains on which text, and what comes out of it as batches."""
 
+import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +17,7 @@ from tsr_swarm.errors import ConfigError
 from tsr_swarm.train.corpus import Document, find_documents, read_documents
 from tsr_swarm.train.data import TokenStream, heldout_tokens, private_tokens, training_tokens
 from tsr_swarm.train.split import heldout_documents, heldout_tail, part_documents, part_of, part_range
+from tsr_swarm.train.unread import Warn, once
 
 MINIMUM = 9  # bytes of one sequence in these tests
 
@@ -173,14 +176,101 @@ def test_wrong_utf8_is_replaced(tmp_path: Path) -> None:
     assert bytes(read_documents(find_documents(str(tmp_path)), b"")).decode().endswith("grün �!")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_byte_order_mark_names_the_encoding_and_is_no_text(tmp_path: Path, encoding: str, name: str) -> None:
+    text = "grün, 緑"
+    (tmp_path / name).write_bytes((text if name == "a.txt" else f'{{"text": "{text}"}}\n').encode(encoding))
+    heard: list[str] = []
+    found = find_documents(str(tmp_path), heard.append)
+    assert bytes(read_documents(found, b"", heard.append)).decode() == text
+    assert heard == []
+
+
+def test_what_of_a_folder_is_not_read_is_told_by_reason_with_an_example(tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_text("x" * 50)
+    for name in ("b.parquet", "a.parquet"):
+        (tmp_path / name).write_bytes(b"PAR1\x15\x04")
+    (tmp_path / "latin1.txt").write_bytes("déjà vu à Köln".encode("latin-1"))
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0")
+    (tmp_path / "sub").symlink_to(tmp_path)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / ".hidden").write_bytes(b"\0")
+    heard: list[str] = []
+    assert [document.name for document in find_documents(str(tmp_path), heard.append)] == ["good.txt"]
+    assert heard == [
+        f"Of the data {tmp_path}, 1 file of 50 B can be read; left out: "
+        "2 Parquet (such as a.parquet; write its text to a .jsonl file), 1 binary (picture.png), 1 broken link (gone), "
+        "1 link to a folder (sub; name that folder as well), 1 no regular file (pipe), 1 not UTF-8 (latin1.txt; "
+        "convert what is Latin-1 with 'iconv -f LATIN1 -t UTF-8')."
+    ]
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_refused_with_the_reasons(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1\x15\x04")
+    with pytest.raises(ConfigError, match=r"holds 0 bytes of text, but 1 Parquet \(a\.parquet; "):
+        find_documents(str(tmp_path))
+
+
+def test_what_of_a_file_is_not_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"x" * 500 + b"\xff!" + "\ufffd".encode())
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"body": 1}\n\n[]\n')
+    heard: list[str] = []
+    read_documents(find_documents(str(tmp_path), heard.append), b"", heard.append)
+    assert heard == [
+        f"1 character in {tmp_path}/a.txt cannot be decoded, read as U+FFFD; convert what is Latin-1 with 'iconv -f "
+        "LATIN1 -t UTF-8'.",
+        f'2 of 3 lines in {tmp_path}/b.jsonl have no "text" and are left out.',
+    ]
+
+
+def test_every_way_to_the_data_tells_what_is_not_read(tmp_path: Path) -> None:
+    write_files(tmp_path, count=3, length=1000)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1\x15\x04")
+    data = data_of(tmp_path)
+    ways: list[Callable[[Warn], object]] = [
+        lambda warn: heldout_tokens(data, warn),
+        lambda warn: training_tokens(data, 0, warn),
+        lambda warn: private_tokens(str(tmp_path), data, warn),
+    ]
+    for way in ways:
+        heard: list[str] = []
+        way(heard.append)
+        assert ["a.parquet" in sentence for sentence in heard] == [True]
+
+
+def test_what_is_told_again_is_told_once() -> None:
+    heard: list[str] = []
+    warn = once(heard.append)
+    for sentence in ("a", "b", "a"):
+        warn(sentence)
+    assert heard == ["a", "b"]
+
+
+def test_a_pipe_is_no_data_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="neither a file nor a folder"):
+        find_documents(str(tmp_path / "pipe"))
+
+
+def test_the_home_folder_of_nobody_is_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="~no-such-user/text names no home folder"):
+        find_documents("~no-such-user/text")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("missing", None, r"/missing does not exist; check data\.source or --data\."),
-        ("binary", b"\0\1\2", "is not text; name a text file"),
+        ("binary", b"\0\1\2", r"cannot be read as text \(binary\); name a text file"),
         ("empty.txt", b"", "holds 0 bytes of text"),
         ("short.txt", b"12345678", r"has 9 bytes, fewer than the 18 .* add text or lower data\.sequence_length = 8"),
         ("some.txt", b"x" * 60, r"Part 1 of 8 .* has 6 bytes, fewer than the 9 .* lower data\.parts = 8"),
+        ("latin1.txt", "déjà vu à Köln".encode("latin-1"), r"\(not UTF-8\); convert .* 'iconv -f LATIN1 -t UTF-8'"),
+        ("a.parquet", b"PAR1\x15\x04", r"\(Parquet\); write its text to a \.jsonl file"),
+        ("a.txt.gz", b"\x1f\x8b\x08\0", r"\(compressed\); unpack it"),
         ("bad.jsonl", b'{"text": "a"}\n{"text": ', "line 2, is not JSON; correct it or leave the file out"),
         ("other.jsonl", b'{"body": "a"}\n', 'has no line with a "text" field'),
     ],

@@ -14,13 +14,14 @@ from tsr_swarm.cli.options import Json, NoDht, Plain, Record, Set, UsageError
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.summary import summary
-from tsr_swarm.config.run import RunConfig
+from tsr_swarm.config.run import RunConfig, is_utf8
 from tsr_swarm.runtime.children import Family
 from tsr_swarm.runtime.faults import COORDINATOR, name_of
 from tsr_swarm.runtime.lab.flags import LineTexts
 from tsr_swarm.runtime.lab.opening import MODES
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
-from tsr_swarm.runtime.local import RUN_FILE, LocalOptions, fit_config, keep_config, run_local, sample_text
+from tsr_swarm.runtime.local import LocalOptions, fit_config, keep_config, run_local, sample_text
+from tsr_swarm.runtime.local_folder import RUN_FILE
 from tsr_swarm.runtime.placing import FaultError, plan_local
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.fold import fold
@@ -153,6 +154,8 @@ def _check_folder(folder: Path | None, resume: bool) -> None:
         raise UsageError("--resume needs the folder of the run; add --dir DIR.")
     if folder is None:
         return
+    if not is_utf8(str(folder)):
+        raise UsageError(f"--dir {str(folder)!r} is not UTF-8, as the run file in it has to be; name another folder.")
     is_run = (folder / RUN_FILE).exists()
     if resume and not is_run:
         raise UsageError(f"{folder} holds no local run to go on with; leave --resume out to start one there.")

@@ -3,6 +3,8 @@
 Commands are small and import what they need when they run: torch takes seconds, and ``--help`` should not.
 """
 
+import contextlib
+import os
 import sys
 import tempfile
 import traceback
@@ -13,16 +15,19 @@ import typer
 
 from tsr_swarm import __version__
 from tsr_swarm.cli.coordinate import coordinate
+from tsr_swarm.cli.faults import sentence_of
 from tsr_swarm.cli.init import init
 from tsr_swarm.cli.join import join
 from tsr_swarm.cli.local import local
 from tsr_swarm.cli.monitor import monitor
+from tsr_swarm.cli.output import drop_stdout
 from tsr_swarm.cli.plan import plan
 from tsr_swarm.cli.replay import replay
 from tsr_swarm.cli.sample import sample
 from tsr_swarm.cli.simulate import simulate
 from tsr_swarm.cli.status import status
-from tsr_swarm.errors import SwarmError
+from tsr_swarm.cli.streams import open_standard_streams
+from tsr_swarm.errors import RunError, SwarmError
 from tsr_swarm.runtime.children import SENTENCE_PREFIX
 from tsr_swarm.runtime.lifeline import INTERRUPTED, tie_to_parent
 
@@ -56,7 +61,15 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    _require_folder()
+
+
+def _require_folder() -> None:
+    """Libraries end the process where there is none."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise RunError("The folder that this command runs in is gone; change to one that exists.") from None
 
 
 for command in (init, plan, local, coordinate, join, monitor, status, sample, replay, simulate):
@@ -66,44 +79,69 @@ for command in (init, plan, local, coordinate, join, monitor, status, sample, re
 def main() -> None:
     """Entry point of the ``tsr-swarm`` command."""
     tie_to_parent()
+    open_standard_streams()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines would come before our sentence
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. Says on stderr, in one line, why it is not 0."""
     try:
-        return int(
-            typer.main.get_command(app).main([*arguments], PROGRAM, standalone_mode=False, obj=[*arguments]) or 0
-        )
-    except _CommandLineError as error:
-        return _usage(error)
-    except SwarmError as error:
-        _say(str(error))
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
-    except BrokenPipeError:
-        return FAILED
-    except Exception as error:
-        _say(f"Unexpected {type(error).__name__}: {error}; the details are in {_keep_details()}, please report them.")
-        return FAILED
+        code = typer.main.get_command(app).main([*arguments], PROGRAM, standalone_mode=False, obj=[*arguments])
+        sys.stdout.flush()  # here, and not as the interpreter ends, where a full disk would be told in its words
+        return int(code or 0)
+    except (Exception, KeyboardInterrupt) as error:
+        return _explain(_cause(error))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a group of tasks failed of first, whose own words say nothing to a user."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _explain(error: BaseException) -> int:
+    """Say why the command failed, unless that is known, and give the exit code."""
+    match error:
+        case _CommandLineError():
+            return _usage(error)
+        case SwarmError():
+            _say(str(error))
+            return error.exit_code
+        case KeyboardInterrupt() | typer.Abort():
+            return INTERRUPTED
+        case BrokenPipeError():
+            drop_stdout()
+        case _:
+            _say(sentence_of(error) or f"Unexpected {type(error).__name__}: {error}; {_keep_details(error)}.")
+    return FAILED
 
 
 def _usage(error: Exception) -> int:
     """No arguments at all show the help; anything else is one sentence."""
     if type(error).__name__ == "NoArgsIsHelpError":
-        print(error, file=sys.stderr)
+        _print(str(error))
     else:
         message = str(getattr(error, "format_message", error.__str__)()).rstrip(".")
-        _say(f"{message}; see '{PROGRAM} --help'.")
+        command = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
+        _say(f"{message}; see '{command} --help'.")
     return USAGE
 
 
 def _say(sentence: str) -> None:
-    print(f"{SENTENCE_PREFIX}{' '.join(sentence.split())}", file=sys.stderr)
+    _print(f"{SENTENCE_PREFIX}{' '.join(sentence.split())}")
 
 
-def _keep_details() -> str:
-    with tempfile.NamedTemporaryFile("w", prefix=f"{PROGRAM}-error-", suffix=".log", delete=False) as file:
-        traceback.print_exc(file=file)
-    return file.name
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError):  # of a full stderr: the exit code says it
+        print(text, file=sys.stderr, flush=True)
+
+
+def _keep_details(error: BaseException) -> str:
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix=f"{PROGRAM}-error-", suffix=".log", delete=False) as file:
+            traceback.print_exception(error, file=file)
+    except OSError as problem:
+        return f"its details cannot be kept ({problem.strerror}); set TMPDIR to a folder that can be written to"
+    return f"the details are in {file.name}, please report them"

@@ -60,7 +60,7 @@ Coordinator = Annotated[
     typer.Option(
         metavar="HOST:PORT",
         envvar="TSR_SWARM_COORDINATOR",
-        callback=check_address,
+        callback=lambda value: usage(lambda: _split(value) and value),
         help="Where the coordinator listens.",
     ),
 ]

@@ -28,14 +28,14 @@ class Mode(Enum):
 
 
 def choose_mode(
-    *, plain: bool, json: bool, stream: IO[str] = sys.stdout, environ: Mapping[str, str] = os.environ
+    *, plain: bool, json: bool, stream: IO[str] | None = None, environ: Mapping[str, str] = os.environ
 ) -> Mode:
     """The screen on a terminal that can show one, plain lines anywhere else, unless a flag says which."""
     if plain and json:
         raise UsageError("--plain and --json exclude each other; give one of them.")
     if json:
         return Mode.JSON
-    can_show = stream.isatty() and environ.get("TERM", "dumb") != "dumb" and not environ.get("CI")
+    can_show = (stream or sys.stdout).isatty() and environ.get("TERM", "dumb") != "dumb" and not environ.get("CI")
     return Mode.SCREEN if can_show and not plain else Mode.PLAIN
 
 

@@ -39,7 +39,7 @@ class JoinProfile:
             not self.name or re.fullmatch(r"[A-Za-z0-9_-]{1,32}", self.name) is not None,
             "name",
             self.name,
-            "1 to 32 letters, digits, '-' or '_'",
+            "1 to 32 ASCII letters, digits, '-' or '_'",
         )
         if self.listen and self.outbound_only:
             raise ConfigError("listen and outbound_only exclude each other; give one of them.")
@@ -57,7 +57,7 @@ def merge_profile(flags: Mapping[str, Any], environ: Mapping[str, str], file: Pa
 
 def read_profile(path: Path) -> dict[str, Any]:
     """The ``[join]`` table of ``path``, its keys and types checked. Raises ConfigError."""
-    table = read_toml(path).get(TABLE)
+    table = read_toml(path, "check the path after --profile").get(TABLE)
     if not isinstance(table, dict):
         raise ConfigError(f"{path} has no [{TABLE}] table; a peer's settings go there.")
     return {key: _typed(key, value, path) for key, value in table.items()}

@@ -11,7 +11,7 @@ def sample(
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="What it goes on from.")] = "",
     length: Annotated[int, typer.Option(min=1, max=10**6, metavar="N", help="How many bytes to write.")] = 240,
     temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="0: always the likeliest byte.")] = 0.8,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
 ) -> None:
     """Let a run's model write. It is read from the newest checkpoint."""
     from tsr_swarm.runtime.sampling import sample_checkpoint

@@ -38,7 +38,7 @@ def run_and_report(
     say = _say_json if json else _say_line
     store, progress = Store(out), _Progress(specs, link, say)
     try:
-        results = run_all(specs, store, jobs, progress.hear)
+        results = run_all(specs, store, jobs, progress.hear, lambda sentence: _warn(say, sentence))
     except KeyboardInterrupt:
         done = plural(sum(store.path(spec.name).exists() for spec in specs), "finished run")
         print(f"Stopped with {done} in {out}; the same command goes on from there.", file=sys.stderr, flush=True)
@@ -121,6 +121,10 @@ def _table(found: "Sequence[Entry]", link: "Link") -> list[str]:
         for entry in found
     ]
     return [head, *rows]
+
+
+def _warn(say: Say, sentence: str) -> None:
+    say({"event": "warning", "message": sentence}, f"warning: {sentence}")
 
 
 def _say_json(event: dict[str, Any], line: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from tsr_swarm.errors import ConfigError
 
+_SHOWN = 100  # characters of a value
+
 
 def coerce_fields(section: Any, prefix: str) -> None:
     """Replace every field of a frozen dataclass by what it declares: numbers of numpy become
@@ -18,6 +20,12 @@ def coerce_fields(section: Any, prefix: str) -> None:
     cls: Any = type(section)
     for key, hint in _hints(cls).items():
         object.__setattr__(section, key, _coerce(f"{prefix}{key}", getattr(section, key), hint))
+
+
+def shown(value: object) -> str:
+    """A value as it stands in a sentence, where a long one is cut."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 @cache
@@ -46,7 +54,7 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
         return _float(key, value)
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{key} = {value!r} has the wrong type; it must be {_describe(hint)}.")
+    raise ConfigError(f"{key} = {shown(value)} has the wrong type; it must be {_describe(hint)}.")
 
 
 def _float(key: str, value: float) -> float:

@@ -12,6 +12,7 @@ from tsr_swarm.config.run import SECTIONS, RunConfig
 from tsr_swarm.errors import ConfigError
 
 ENV_PREFIX = "TSR_SWARM_"
+MAX_FILE_BYTES = 1 << 20  # of a TOML file; what people write has some kilobytes
 
 
 def load_run_config(path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] = os.environ) -> RunConfig:
@@ -19,16 +20,33 @@ def load_run_config(path: Path, overrides: Iterable[str] = (), environ: Mapping[
     return run_config_from_mapping(apply_overrides(read_toml(path), [*environ_overrides(environ), *overrides]))
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Parse one TOML file. Raises ConfigError with the place of a syntax error."""
+def read_toml(path: Path, when_missing: str = "write one with 'tsr-swarm init'") -> dict[str, Any]:
+    """Parse one TOML file, with or without a byte-order mark. Raises ConfigError with the place of a syntax error."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        data = _read_some(path)
+        return tomllib.loads(data.decode("utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; write one with 'tsr-swarm init'.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); check the path and its permissions.") from error
+        raise ConfigError(f"{path} does not exist; {when_missing}.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path} is not UTF-8 in line {line}, as TOML has to be; save it as UTF-8.") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+        raise ConfigError(f"{path} is not valid TOML: {error}; correct it.") from error
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply for a configuration; correct it.") from None
+    except ValueError:  # the one thing that tomllib leaves to int()
+        raise ConfigError(f"{path} has a number of too many digits; correct it.") from None
+
+
+def _read_some(path: Path) -> bytes:
+    """What ``path`` holds; it may be a pipe. Raises OSError, and ConfigError for more than people write."""
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path} has more than the {MAX_FILE_BYTES} bytes of a configuration; name another file.")
+    return data
 
 
 def environ_overrides(environ: Mapping[str, str]) -> list[str]:
@@ -58,7 +76,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

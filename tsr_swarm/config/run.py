@@ -4,14 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tsr_swarm.config.coerce import coerce_fields
+from tsr_swarm.config.coerce import coerce_fields, shown
 from tsr_swarm.errors import ConfigError
 
 
 def require(condition: bool, key: str, value: object, limit: str) -> None:
     """Raise a ConfigError of one sentence unless ``condition`` holds."""
     if not condition:
-        raise ConfigError(f"{key} = {value!r} is out of range; it must be {limit}.")
+        raise ConfigError(f"{key} = {shown(value)} is out of range; it must be {limit}.")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether ``text`` can be a path in a file of UTF-8: no NUL, and no byte that was not UTF-8 where it came from."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def is_share_of_sides(rank: int | str) -> bool:
@@ -31,7 +39,7 @@ class RunSection:
     def __post_init__(self) -> None:
         coerce_fields(self, "run.")
         ok = 0 < len(self.name) <= 64 and all((c.isalnum() and c.isascii()) or c in "-_" for c in self.name)
-        require(ok, "run.name", self.name, "1 to 64 letters, digits, '-' or '_'")
+        require(ok, "run.name", self.name, "1 to 64 ASCII letters, digits, '-' or '_'")
         require(0 <= self.seed < 2**31, "run.seed", self.seed, "0 to 2147483647")
         require(0 <= self.rounds <= 10**9, "run.rounds", self.rounds, "0 (no end) to 1000000000")
         require(1 <= self.min_peers <= 10**5, "run.min_peers", self.min_peers, "1 to 100000")
@@ -70,7 +78,7 @@ class ModelConfig:
         )
         require(kv >= 1 and heads % kv == 0, "model.num_key_value_heads", kv, f"a divisor of {heads} heads")
         require(0 < self.rms_norm_eps < 1, "model.rms_norm_eps", self.rms_norm_eps, "between 0 and 1")
-        require(self.rope_theta > 1, "model.rope_theta", self.rope_theta, "more than 1")
+        require(1 < self.rope_theta <= 1e12, "model.rope_theta", self.rope_theta, "above 1, at most 1e12")
         require(
             0 < self.initializer_range < 1,
             "model.initializer_range",
@@ -91,7 +99,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         coerce_fields(self, "data.")
-        require(bool(self.source), "data.source", self.source, '"stdlib", a path or a list of paths')
+        paths = (self.source,) if isinstance(self.source, str) else self.source
+        ok = all(paths) and len(paths) > 0 and all(map(is_utf8, paths))
+        require(ok, "data.source", self.source, '"stdlib", a path or a list of paths, in UTF-8')
         require(1 <= self.parts <= 10**6, "data.parts", self.parts, "1 to 1000000")
         require(2 <= self.sequence_length <= 2**17, "data.sequence_length", self.sequence_length, "2 to 131072")
         require(1 <= self.batch_size <= 2**16, "data.batch_size", self.batch_size, "1 to 65536")
@@ -302,13 +312,13 @@ class WireConfig:
 class CheckpointConfig:
     """Where a run keeps its state. Local to a machine: not part of the manifest."""
 
-    dir: str = "runs/my-run"
+    dir: str = "runs/<name>"  # <name>: that of the run
     every: int = 1  # rounds between checkpoints
     keep: int = 3
 
     def __post_init__(self) -> None:
         coerce_fields(self, "checkpoint.")
-        require(bool(self.dir), "checkpoint.dir", self.dir, "a folder")
+        require(bool(self.dir) and is_utf8(self.dir), "checkpoint.dir", self.dir, "a folder whose name is UTF-8")
         require(1 <= self.every <= 10**6, "checkpoint.every", self.every, "1 to 1000000")
         require(1 <= self.keep <= 10**4, "checkpoint.keep", self.keep, "1 to 10000")
 
@@ -325,6 +335,11 @@ class RunConfig:
     round: RoundConfig = field(default_factory=RoundConfig)
     wire: WireConfig = field(default_factory=WireConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def folder(self) -> str:
+        """Where this run keeps its state."""
+        return self.checkpoint.dir.replace("<name>", self.run.name)
 
     def __post_init__(self) -> None:
         coerce_fields(self, "")

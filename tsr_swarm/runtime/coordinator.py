@@ -6,7 +6,7 @@ It trains nothing. Once others can lead it may go and come back: it follows whoe
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,15 +80,18 @@ async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], No
 
 
 async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None], stop_gently: asyncio.Event) -> None:
-    config, folder = options.config, RunFolder(Path(options.config.checkpoint.dir))
-    evaluate = await asyncio.to_thread(make_evaluate, config)  # first: it finds a data source that is not there
+    config, folder = options.config, RunFolder(Path(options.config.folder))
+    unread: list[str] = []
+    evaluate = await asyncio.to_thread(
+        make_evaluate, config, unread.append
+    )  # first: it finds a data source that is not there
     with folder.locked(), open_log(folder.path / EVENTS_FILE, options.resume) as log:
         run_log = RunLog(log, sink, has_people=True)
         identity = load_identity(folder.path / IDENTITY, is_new=not holds_work(folder.path))
         book = AddressBook(identity.peer_id, folder.path / CONTACTS)
         book.load()
         begun = await asyncio.to_thread(_begin, options, folder, identity, bool(book.addresses), run_log.emit)
-        await _Coordinator(options, folder, identity, book, begun, evaluate, run_log).run(stop_gently)
+        await _Coordinator(options, folder, identity, book, begun, evaluate, run_log).run(stop_gently, unread)
 
 
 @contextmanager
@@ -121,7 +124,8 @@ class _Coordinator:
         self._donor = Donor(begun.manifest, folder.path / STATES, begun.delta_log)
         self._discovery = Discovery(identity, begun.manifest.run_id, run_log.emit)
 
-    async def run(self, stop_gently: asyncio.Event) -> None:
+    async def run(self, stop_gently: asyncio.Event, unread: Sequence[str]) -> None:
+        """Take part to the end. ``unread`` says what of the data could not be read."""
         options, begun = self._options, self._begun
         await asyncio.to_thread(self._donor.open)
         service = NodeService()
@@ -145,6 +149,8 @@ class _Coordinator:
                 hosted(self._start(address), around, self._seams(lines))
             )
             self._run_log.emit(_started(options, begun, address))
+            for sentence in unread:
+                self._run_log.emit(events.Warned(message=sentence))
             announcing = asyncio.create_task(self._discovery.keep_announcing(NAME, address, Role.COORDINATOR))
             stack.callback(announcing.cancel)
             await self._score(begun.record.round, begun.consensus)

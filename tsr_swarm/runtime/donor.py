@@ -58,7 +58,9 @@ class Donor:
                 if path.suffix != f".{PART}":
                     path.unlink()
         except OSError as error:
-            raise RunError(f"{self.folder} cannot be used ({error}); choose a folder you can write to.") from error
+            raise RunError(
+                f"{self.folder} cannot be used ({error.strerror}); choose a folder you can write to."
+            ) from error
 
     # --- states -------------------------------------------------------------------------------------------------
 

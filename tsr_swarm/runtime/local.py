@@ -35,8 +35,8 @@ from tsr_swarm.runtime.faults import (
 from tsr_swarm.runtime.lab.opening import open_place
 from tsr_swarm.runtime.lab.place import Place
 from tsr_swarm.runtime.lifeline import INTERRUPTED, StopRequest
+from tsr_swarm.runtime.local_folder import RUN_FILE, coordinator_folder, write_run_file
 from tsr_swarm.runtime.local_view import LocalView
-from tsr_swarm.runtime.run_file import render
 from tsr_swarm.telemetry.events import (
     Event,
     FaultPlaced,
@@ -48,7 +48,6 @@ from tsr_swarm.telemetry.events import (
     decode,
 )
 
-RUN_FILE = "run.toml"
 LEAVE_SECONDS = 15.0  # everybody has this long to leave by itself once the run has ended
 VOTERS_SECONDS = 15.0  # without enough voters, and nobody coming: longer than an election takes
 LOOK_SECONDS = 0.5  # how often that is looked at
@@ -67,11 +66,6 @@ class LocalOptions:
     resume: bool = False
     use_dht: bool = True
     lab: str | None = None  # which kind of lab; None: the best one there is, if the plan asks for any
-
-
-def coordinator_folder(folder: Path) -> Path:
-    """Where the coordinator of the local run in ``folder`` keeps its state."""
-    return folder / name_of(COORDINATOR)
 
 
 def fit_config(config: RunConfig, plan: LocalPlan, folder: Path) -> RunConfig:
@@ -154,9 +148,7 @@ class _Swarm:
         self._is_finishing = False  # no further round opens
 
     async def run(self) -> None:
-        folder = self._options.folder
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-        (folder / RUN_FILE).write_text(render(self._options.config), "utf-8")
+        take_back = write_run_file(self._options.folder, self._options.config)
         await self._start_coordinator()
         for work in (self._pass_on_the_request(), self._watch_the_place()):
             self._begin(work)
@@ -164,6 +156,8 @@ class _Swarm:
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if self._error is not None:
+                if self._children.keys() == {COORDINATOR} and self._moment is None:
+                    take_back()  # it was refused
                 raise self._error
             if self._over.is_set():
                 await self._see_off()

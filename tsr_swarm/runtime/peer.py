@@ -30,6 +30,7 @@ from tsr_swarm.swarm.records import Role
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.text import clean
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
@@ -68,6 +69,11 @@ async def run_peer(options: JoinOptions, emit: Callable[[Event], None], stop: St
 
 async def _take_part(options: JoinOptions, emit: Callable[[Event], None], stop_gently: asyncio.Event) -> None:
     device = choose_device(options.device)
+    loop = asyncio.get_running_loop()
+
+    def warn(sentence: str) -> None:
+        loop.call_soon_threadsafe(emit, events.Warned(message=sentence))
+
     async with AsyncExitStack() as stack:
         if options.folder is not None:
             stack.enter_context(folder_lock(options.folder))
@@ -84,7 +90,7 @@ async def _take_part(options: JoinOptions, emit: Callable[[Event], None], stop_g
         manifest = decode_manifest(met.hello.manifest)
         require_reasonable(manifest)
         kind = _local_space(options, manifest)
-        workshop = Workshop(manifest, kind, device, options.data, options.folder, options.slowdown)
+        workshop = Workshop(manifest, kind, device, options.data, options.folder, options.slowdown, warn)
         service, address = None, ""
         if options.listen is not None:
             service = NodeService()
@@ -135,14 +141,20 @@ def require_reasonable(manifest: Manifest) -> None:
 
 def choose_device(name: str) -> torch.device:
     """``auto`` takes a GPU if there is one. Raises ConfigError for a device that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = next((kind for kind, is_there in there.items() if is_there), "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+    except RuntimeError:
+        raise ConfigError(f"Device '{name}' is not known; choose auto, cpu, cuda, cuda:1 or mps.") from None
+    if not there.get(device.type, True):
+        raise ConfigError(f"This machine has no '{device.type}' that torch can use; choose cpu, or leave --device out.")
+    try:
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
-        sentence = str(error).splitlines()[0]
-        raise ConfigError(f"Device '{name}' cannot be used ({sentence}); choose cpu, or leave --device out.") from error
+        reason = clean(str(error).splitlines()[0], 120)
+        raise ConfigError(f"Device '{name}' cannot be used ({reason}); choose cpu, or leave --device out.") from error
     return device
 
 

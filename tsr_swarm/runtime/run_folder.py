@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tsr_swarm.config.difference import differences
 from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedError, RunError
@@ -112,7 +113,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise RunError(f"Another process is using {folder}; stop it, or choose another folder.") from None
         except OSError as error:
-            raise RunError(f"{folder} cannot be used ({error}); choose a folder you can write to.") from error
+            reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+            raise RunError(f"{folder} cannot be used ({reason}); choose a folder you can write to.") from error
         yield
 
 
@@ -162,12 +164,15 @@ def resume_run(
 
     ``has_contacts``: whether other nodes of the run are known, from which this one can fetch what its disk has lost.
     """
+    if not checkpoint.saved_rounds(folder.checkpoints):
+        raise CheckpointError(f"{folder.path} holds no checkpoint; start the run without --resume, or check the path.")
     manifest, saved = load_run(folder, warn)
     wanted = make_manifest(manifest.run_id, config, parameter_shapes(config.model))
     if wanted.digest != manifest.digest:
+        what = differences(manifest.config, wanted.config) or "matrices that this version would cut otherwise"
         raise ConfigError(
-            f"The configuration differs from that of the run in {folder.path}; resume with the same one "
-            "(only [checkpoint], [round], run.rounds and run.min_peers may change), or start a new run elsewhere."
+            f"The run in {folder.path} was begun with {what}; resume with the same (only [checkpoint], [round] without "
+            "round.shards, run.rounds and run.min_peers may change), or start a new run in another checkpoint.dir."
         )
     consensus, record = consensus_of(manifest, saved), saved_record(saved)
     journal = folder.journal(manifest, me)
@@ -290,13 +295,16 @@ def load_run(folder: RunFolder, warn: Callable[[str], None]) -> tuple[Manifest, 
     """The run's manifest and newest sound checkpoint. Raises CheckpointError."""
     saved = checkpoint.load_latest(folder.checkpoints)
     if saved is None:
-        raise CheckpointError(f"{folder.path} holds no checkpoint; start the run without --resume, or check the path.")
+        raise CheckpointError(f"{folder.path} holds no checkpoint; name the checkpoint.dir of a run that has begun.")
     for warning in saved.warnings:
         warn(warning)
+    encoded = str(saved.document.get("manifest"))
+    if not encoded.startswith("{"):  # a peer keeps its digest alone
+        raise CheckpointError(f"{saved.path} is not a coordinator's checkpoint; name the checkpoint.dir of a run.")
     try:
-        return decode_manifest(str(saved.document["manifest"]).encode()), saved
-    except (KeyError, RefusedError) as error:
-        raise CheckpointError(f"{saved.path} is not a coordinator's checkpoint ({error}); check the path.") from error
+        return decode_manifest(encoded.encode()), saved
+    except RefusedError as error:
+        raise CheckpointError(f"{saved.path} cannot be used: {error}") from error
 
 
 def consensus_of(manifest: Manifest, saved: checkpoint.Checkpoint) -> Consensus:

@@ -18,6 +18,7 @@ from tsr_swarm.train.data import TokenStream, private_tokens, training_tokens
 from tsr_swarm.train.llama import build_model
 from tsr_swarm.train.split import part_of
 from tsr_swarm.train.trainer import Trainer, make_space
+from tsr_swarm.train.unread import Warn, ignore, once
 
 SPACE = "space"  # the checkpoint's file of moments and residual
 KEEP = 2
@@ -34,10 +35,15 @@ class Workshop:
         data: tuple[Path, ...],
         folder: Path | None,
         slowdown: float = 1.0,
+        warn: Warn = ignore,
     ) -> None:
-        """``data``: this peer's own text, or none for its part of the run's. ``folder``: None keeps no checkpoint."""
+        """``data``: this peer's own text, or none for its part of the run's. ``folder``: None keeps no checkpoint.
+
+        ``warn`` hears what of the data could not be read; called on the thread that reads.
+        """
         self._manifest, self._kind, self._device = manifest, kind, device
         self._data, self._folder, self._slowdown = data, folder, slowdown
+        self.warn = once(warn)
         self._trainer: Trainer | None = None
         self._stream: TokenStream | None = None  # of this peer's newest number
         self._part = -1  # of the run's data, that is in it; -1: none, it is this peer's own text
@@ -48,10 +54,10 @@ class Workshop:
             return
         data = self._manifest.config.data
         if self._data:
-            tokens = private_tokens(tuple(map(str, self._data)), data)
+            tokens = private_tokens(tuple(map(str, self._data)), data, self.warn)
         else:
             part = part_of(number, data.parts)
-            tokens, self._part = training_tokens(data, part), part
+            tokens, self._part = training_tokens(data, part, self.warn), part
         self._stream = TokenStream(
             tokens=tokens,
             seed=self._manifest.config.run.seed,
@@ -72,7 +78,7 @@ class Workshop:
         """
         assert self._stream is not None, "a peer that trains has joined and has its number"
         if part != self._part:
-            tokens = training_tokens(self._manifest.config.data, part)
+            tokens = training_tokens(self._manifest.config.data, part, self.warn)
             self._stream, self._part = replace(self._stream, tokens=tokens), part
         return self._stream.tokens.numel()
 
@@ -111,8 +117,15 @@ class Workshop:
         for warning in saved.warnings:
             emit(events.Warned(message=warning))
         document = saved.document
-        if (document.get("manifest"), document.get("local_space")) != (self._manifest.digest, self._kind):
-            raise RefusedError(f"{saved.path} is of another run; join without --resume, or with another --dir.")
+        of_run, kind = document.get("manifest"), document.get("local_space")
+        if (of_run, kind) != (self._manifest.digest, self._kind):
+            what = (
+                f'local_space "{kind}", not "{self._kind}"'
+                if of_run == self._manifest.digest
+                else f"another run ({str(of_run)[:12]}) than '{self._manifest.config.run.name}' "
+                f"({self._manifest.digest[:12]})"
+            )
+            raise RefusedError(f"{saved.path} is of {what}; join without --resume, or with another --dir.")
         lift = self._manifest.config.optimizer.lift
         consensus = Consensus.from_tensors(self._manifest.blocks, dict(saved.files[CONSENSUS]), lift)
         trainer = self.trainer(consensus)

@@ -68,7 +68,7 @@ def load_identity(path: Path, *, is_new: bool = True) -> Identity:
         return _read(path)
     except OSError as error:
         raise ConfigError(
-            f"The key file {path} cannot be written ({error}); choose a folder you can write to."
+            f"The key file {path} cannot be written ({error.strerror}); choose a folder you can write to."
         ) from error
     return Identity(key)
 
@@ -103,7 +103,9 @@ def _read(path: Path) -> Identity:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ConfigError(f"The key file {path} cannot be read ({error}); check its owner and path.") from error
+        raise ConfigError(
+            f"The key file {path} cannot be read ({error.strerror}); check its owner and path."
+        ) from error
     try:
         key = serialization.load_pem_private_key(data, password=None)
     except (ValueError, TypeError) as error:

@@ -216,7 +216,7 @@ def _read(path: Path, warnings: tuple[str, ...]) -> Checkpoint:
     except ValueError as error:
         raise ValueError(f"{MANIFEST} cannot be used: {error}") from error
     if body["format"] != FORMAT:
-        raise ValueError(f"its format is {body['format']}, this program reads {FORMAT}")
+        raise ValueError(f"its format is {body['format']}, this program reads {FORMAT}: use the version that wrote it")
     files = {name.removesuffix(".safetensors"): _read_file(path / name, entry) for name, entry in body["files"].items()}
     return Checkpoint(round=body["round"], path=path, files=files, document=body["document"], warnings=warnings)
 

@@ -1,6 +1,5 @@
 """Find and read text: the Python standard library's own source, or files and folders. A file is a document."""
 
-import json
 import os
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -8,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsr_swarm.errors import ConfigError
+from tsr_swarm.telemetry.text import bytes_text, plural
+from tsr_swarm.train.decoding import Decoded, decode, decode_json_lines, why_no_text
+from tsr_swarm.train.unread import FOLDER_LINK, REMEDIES, LeftOut, Warn, ignore, losses, reasons
 
 STDLIB = "stdlib"
 MAX_READ_BYTES = 4 << 30  # what is read at once is held in memory
@@ -24,24 +26,36 @@ class Document:
     size: int  # bytes on disk
 
 
-def find_documents(source: str | tuple[str, ...]) -> tuple[Document, ...]:
+def find_documents(source: str | tuple[str, ...], warn: Warn = ignore) -> tuple[Document, ...]:
     """List the documents of ``source`` in the order of their names: "stdlib", a path, or several paths.
 
-    Folders are searched to the bottom; hidden, empty and binary files are left out, and a file that is reached
-    twice counts once. Raises ConfigError when a path is missing or nothing is found.
+    Folders are searched to the bottom. Hidden and empty files are left out, and a file that is reached twice counts
+    once; ``warn`` hears, in one sentence, what else is left out and why. Raises ConfigError when a path is missing or
+    nothing is found.
     """
+    left_out: LeftOut = {}
     try:
-        documents = _distinct(_stdlib_files() if source == STDLIB else _named_files(source))
+        documents = _distinct(_stdlib_files() if source == STDLIB else _named_files(source, left_out))
     except OSError as error:
         raise _unreadable(error) from error
+    place = source if isinstance(source, str) else ", ".join(source)
     if not documents:
-        place = source if isinstance(source, str) else ", ".join(source)
-        raise ConfigError(f"The data source '{place}' holds 0 bytes of text; name files or folders that hold some.")
+        but = f", but {reasons(left_out)}" if left_out else ""
+        raise ConfigError(
+            f"The data source '{place}' holds 0 bytes of text{but}; name files or folders that hold some."
+        )
+    if left_out:
+        size = sum(document.size for document in documents)
+        read = f"{plural(len(documents), 'file')} of {bytes_text(size)}"
+        warn(f"Of the data {place}, {read} can be read; left out: {reasons(left_out)}.")
     return documents
 
 
-def read_documents(documents: Iterable[Document], end: bytes) -> bytearray:
-    """The text of all ``documents`` in order as UTF-8, each followed by ``end``. Raises ConfigError."""
+def read_documents(documents: Iterable[Document], end: bytes, warn: Warn = ignore) -> bytearray:
+    """The text of all ``documents`` in order as UTF-8, each followed by ``end``.
+
+    ``warn`` hears what in them could not be read. Raises ConfigError.
+    """
     documents = list(documents)
     total = sum(document.size for document in documents)
     if total > MAX_READ_BYTES:
@@ -50,49 +64,69 @@ def read_documents(documents: Iterable[Document], end: bytes) -> bytearray:
             "name fewer files, or raise data.parts."
         )
     text = bytearray()
+    lossy: dict[Path, Decoded] = {}
     for document in documents:
-        try:
-            raw = document.path.read_bytes()
-        except OSError as error:
-            raise _unreadable(error) from error
-        is_jsonl = document.path.suffix == ".jsonl"
-        text += _jsonl_text(document.path, raw) if is_jsonl else raw.decode("utf-8", "replace").encode()
+        decoded = _read(document.path)
+        if decoded.wrong or decoded.lines_left_out:
+            lossy[document.path] = decoded
+        text += decoded.text
         text += end
+    for sentence in losses(lossy):
+        warn(sentence)
     return text
 
 
 def _stdlib_files() -> Iterator[tuple[str, Path]]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    return ((name, path) for name, path in _walk(root, _SKIPPED_STDLIB_FOLDERS) if path.suffix == ".py")
+    return ((name, path) for name, path in _walk(root, _SKIPPED_STDLIB_FOLDERS, {}) if path.suffix == ".py")
 
 
-def _named_files(source: str | tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+def _named_files(source: str | tuple[str, ...], left_out: LeftOut) -> Iterator[tuple[str, Path]]:
     paths = (source,) if isinstance(source, str) else source
-    return (pair for path in paths for pair in _text_files(Path(path).expanduser()))
+    return (pair for path in paths for pair in _text_files(_expanded(path), left_out))
 
 
-def _text_files(path: Path) -> Iterator[tuple[str, Path]]:
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"The data path {path} names no home folder that is known; write the whole path.") from error
+
+
+def _text_files(path: Path, left_out: LeftOut) -> Iterator[tuple[str, Path]]:
     if path.is_file():
-        if not _looks_like_text(path):
-            raise ConfigError(f"The data file {path} is not text; name a text file.")
+        if reason := _why_no_text(path):
+            remedy = REMEDIES.get(reason, "name a text file")
+            raise ConfigError(f"The data file {path} cannot be read as text ({reason}); {remedy}.")
         yield path.name, path
     elif path.is_dir():
-        yield from ((name, file) for name, file in _walk(path, {"__pycache__"}) if _looks_like_text(file))
+        for name, file in _walk(path, {"__pycache__"}, left_out):
+            if reason := _why_no_text(file):
+                left_out.setdefault(reason, []).append(name)
+            else:
+                yield name, file
+    elif path.exists():
+        raise ConfigError(f"The data path {path} is neither a file nor a folder; copy what it gives into a file.")
     else:
         raise ConfigError(f"The data path {path} does not exist; check data.source or --data.")
 
 
-def _walk(root: Path, skipped: set[str]) -> Iterator[tuple[str, Path]]:
-    """Name and path of every regular file that is not hidden."""
+def _walk(root: Path, skipped: set[str], left_out: LeftOut) -> Iterator[tuple[str, Path]]:
+    """Name and path of every regular file that is not hidden. Links to folders are not followed: they may go round."""
 
     def stop(error: OSError) -> None:
         raise error
 
     for folder, folders, files in os.walk(root, onerror=stop):
         folders[:] = [name for name in folders if name not in skipped and not name.startswith(".")]
-        for path in (Path(folder, name) for name in files if not name.startswith(".")):
-            if path.is_file():  # not a pipe, whose reading would never end
-                yield path.relative_to(root).as_posix(), path
+        for path in (Path(folder, name) for name in folders + files if not name.startswith(".")):
+            name = path.relative_to(root).as_posix()
+            if path.is_file():
+                yield name, path
+            elif path.is_symlink():
+                left_out.setdefault(FOLDER_LINK if path.is_dir() else "broken link", []).append(name)
+            elif not path.is_dir():  # a pipe, whose reading would never end
+                left_out.setdefault("no regular file", []).append(name)
 
 
 def _distinct(candidates: Iterable[tuple[str, Path]]) -> tuple[Document, ...]:
@@ -105,29 +139,27 @@ def _distinct(candidates: Iterable[tuple[str, Path]]) -> tuple[Document, ...]:
     return tuple(sorted(found.values(), key=lambda document: document.name))
 
 
-def _looks_like_text(path: Path) -> bool:
-    """No NUL, and at most a tenth is not UTF-8, at the file's start."""
+def _why_no_text(path: Path) -> str | None:
     with path.open("rb") as file:
-        head = file.read(_SNIFFED_BYTES)
-    text = head.decode("utf-8", "replace")
-    return b"\0" not in head and text.count("\ufffd") <= len(text) // 10 + 1
+        return why_no_text(file.read(_SNIFFED_BYTES))
 
 
-def _jsonl_text(path: Path, raw: bytes) -> bytes:
-    """The "text" fields of a JSON-lines file, one after the other. Lines without one are left out."""
-    texts = []
-    for number, line in enumerate(raw.splitlines(), start=1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ConfigError(f"{path}, line {number}, is not JSON; correct it or leave the file out.") from error
-            if isinstance(record, dict) and isinstance(record.get("text"), str):
-                texts.append(record["text"])
-    if not texts:
+def _read(path: Path) -> Decoded:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(error, path) from error
+    if path.suffix != ".jsonl":
+        return decode(raw)
+    try:
+        decoded = decode_json_lines(raw)
+    except ValueError as error:
+        raise ConfigError(f"{path}, {error}, is not JSON; correct it or leave the file out.") from error
+    if decoded.lines == decoded.lines_left_out:
         raise ConfigError(f'{path} has no line with a "text" field; name the field so, or leave the file out.')
-    return "\n".join(texts).encode("utf-8", "replace")
+    return decoded
 
 
-def _unreadable(error: OSError) -> ConfigError:
-    return ConfigError(f"The data file {error.filename} cannot be read ({error.strerror}); check its permissions.")
+def _unreadable(error: OSError, path: Path | None = None) -> ConfigError:
+    name = error.filename or path
+    return ConfigError(f"The data {name} cannot be read ({error.strerror}); check the path and its permissions.")

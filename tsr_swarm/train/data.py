@@ -1,4 +1,7 @@
-"""Byte-level tokens: the held-out text, a peer's part of the training text, and batches drawn from it."""
+"""Byte-level tokens: the held-out text, a peer's part of the training text, and batches drawn from it.
+
+Each ``warn`` hears, a sentence at a time, what of the text could not be read.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,39 +14,40 @@ from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.train.corpus import Document, find_documents, read_documents
 from tsr_swarm.train.split import heldout_documents, heldout_tail, part_documents, part_range
+from tsr_swarm.train.unread import Warn, ignore
 
 END_OF_DOCUMENT = 0  # a byte that text does not use
 
 
-def heldout_tokens(data: DataConfig) -> Tensor:
+def heldout_tokens(data: DataConfig, warn: Warn = ignore) -> Tensor:
     """The text nobody trains on, uint8. Raises ConfigError when the source is too small for a sequence."""
-    documents = find_documents(data.source)
+    documents = find_documents(data.source, warn)
     heldout = heldout_documents(documents, data.sequence_length + 1)
-    text = _read(heldout) if heldout else _cut_tail(documents, data)[1]
+    text = _read(heldout, warn) if heldout else _cut_tail(documents, data, warn)[1]
     return _tokens(text, data, f"the held-out text of data source {data.source!r}", "add text")
 
 
-def training_tokens(data: DataConfig, part: int) -> Tensor:
+def training_tokens(data: DataConfig, part: int, warn: Warn = ignore) -> Tensor:
     """Part ``part`` (from 0) of the training text, uint8. The parts are disjoint and none is empty.
 
     Raises ConfigError when the source cannot give every part a sequence.
     """
-    documents = find_documents(data.source)
+    documents = find_documents(data.source, warn)
     minimum = data.sequence_length + 1
     heldout = heldout_documents(documents, minimum)
     if not heldout:
-        return _range(_cut_tail(documents, data)[0], data, part)
+        return _range(_cut_tail(documents, data, warn)[0], data, part)
     held = set(heldout)
     training = [document for document in documents if document not in held]
     dealt = part_documents(training, data.parts, minimum)
     if dealt is None:
-        return _range(_read(training), data, part)
-    return _part_tokens(_read(dealt[part]), data, part)
+        return _range(_read(training, warn), data, part)
+    return _part_tokens(_read(dealt[part], warn), data, part)
 
 
-def private_tokens(source: str | tuple[str, ...], data: DataConfig) -> Tensor:
+def private_tokens(source: str | tuple[str, ...], data: DataConfig, warn: Warn = ignore) -> Tensor:
     """All text of a peer's own files and folders, uint8. Raises ConfigError when there is less than a sequence."""
-    return _tokens(_read(find_documents(source)), data, f"the data {source!r}", "add text")
+    return _tokens(_read(find_documents(source, warn), warn), data, f"the data {source!r}", "add text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,13 +70,13 @@ class TokenStream:
         return self.tokens[starts[:, None] + torch.arange(self.sequence_length + 1)].long()
 
 
-def _read(documents: Sequence[Document]) -> bytearray:
-    return read_documents(documents, bytes([END_OF_DOCUMENT]))
+def _read(documents: Sequence[Document], warn: Warn) -> bytearray:
+    return read_documents(documents, bytes([END_OF_DOCUMENT]), warn)
 
 
-def _cut_tail(documents: Sequence[Document], data: DataConfig) -> tuple[bytearray, bytearray]:
+def _cut_tail(documents: Sequence[Document], data: DataConfig, warn: Warn) -> tuple[bytearray, bytearray]:
     """Training and held-out text where no whole document could be held out."""
-    text = _read(documents)
+    text = _read(documents, warn)
     minimum = data.sequence_length + 1
     if len(text) < 2 * minimum:
         raise ConfigError(

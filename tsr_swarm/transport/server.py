@@ -1,7 +1,9 @@
 """The gRPC server: collects and cuts streams, counts bytes, turns errors into statuses. Knows nothing of rounds."""
 
 import asyncio
+import errno
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -12,7 +14,7 @@ from google.protobuf.message import Message
 from tsr_swarm.errors import PeerError, RunError, SwarmError
 from tsr_swarm.telemetry.ledger import ByteLedger, Direction
 from tsr_swarm.transport.accounting import SectionTally, count_chunk, count_message
-from tsr_swarm.transport.address import caller_of, parse_address
+from tsr_swarm.transport.address import Address, caller_of, parse_address
 from tsr_swarm.transport.base import PIECE_BYTES, Caller, SwarmHandler
 from tsr_swarm.transport.collector import Collector
 from tsr_swarm.transport.limits import (
@@ -58,15 +60,24 @@ async def serve(
         if port == 0:
             raise RuntimeError("no port")
     except RuntimeError as error:
-        raise RunError(
-            f"Cannot listen on {address}: the port is in use or not allowed; "
-            "stop the program that has it, or choose another port."
-        ) from error
+        raise RunError(f"Cannot listen on {address}: {_why_not(address)}.") from error
     await server.start()
     try:
         yield port
     finally:
         await server.stop(stop_seconds)
+
+
+def _why_not(address: Address) -> str:
+    """The system's reason why nobody can listen there, which gRPC does not tell, and what to do about it."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        socket.create_server((address.host, address.port), family=family).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            reason = str(error.strerror).partition(" (while")[0]  # what follows repeats the address
+            return f"{reason}; choose another address of this machine, or another port"
+    return "the port is in use; stop the program that has it, or choose another port"
 
 
 class _Servicer(swarm_pb2_grpc.SwarmServicer):

@@ -21,6 +21,6 @@ def require_run(manifest: Manifest, digest: bytes) -> None:
     """It was set up for this manifest."""
     if digest.hex() != manifest.digest:
         raise RefusedError(
-            f"You are set up for another run than '{manifest.config.run.name}' ({manifest.digest[:12]}); "
-            "its configuration differs: join in a new folder, without --resume."
+            f"You are set up for another run ({digest.hex()[:12]}) than '{manifest.config.run.name}' "
+            f"({manifest.digest[:12]}); join in a new folder, without --resume."
         )

@@ -7,11 +7,15 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.train.data import heldout_tokens
 from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
 from tsr_swarm.train.llama import Llama
+from tsr_swarm.train.unread import Warn
 
 
-def make_evaluate(config: RunConfig) -> Callable[[Consensus], float]:
-    """Held-out loss of a consensus, nats a token. Reads the data now; raises ConfigError if there is none."""
-    batches = heldout_batches(heldout_tokens(config.data), config.data)
+def make_evaluate(config: RunConfig, warn: Warn) -> Callable[[Consensus], float]:
+    """Held-out loss of a consensus, nats a token. Reads the data now; raises ConfigError if there is none.
+
+    ``warn`` hears what of it could not be read.
+    """
+    batches = heldout_batches(heldout_tokens(config.data, warn), config.data)
     model = Llama(config.model)
 
     def evaluate(consensus: Consensus) -> float:

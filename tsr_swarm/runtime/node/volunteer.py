@@ -207,7 +207,7 @@ class VolunteerProcess:
         if not self._has_looked_for_data:
             self._has_looked_for_data = True
             try:
-                self._evaluate = await asyncio.to_thread(make_evaluate, self._manifest.config)
+                self._evaluate = await asyncio.to_thread(make_evaluate, self._manifest.config, self._workshop.warn)
             except ConfigError as error:
                 self._emit(events.Warned(message=f"This peer leads without a held-out loss: {error}"))
         if self._evaluate is None:

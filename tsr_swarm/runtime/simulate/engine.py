@@ -23,13 +23,15 @@ from tsr_swarm.runtime.simulate.world import peer_texts, step_times
 from tsr_swarm.train.data import TokenStream, heldout_tokens
 from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
 from tsr_swarm.train.llama import Llama
+from tsr_swarm.train.unread import Warn, ignore
 
 OnStep = Callable[[int], None]
 Evaluate = Callable[[Mapping[str, Tensor]], float]
 
 
-def run_one(spec: RunSpec, on_step: OnStep = lambda step: None) -> RunResult:
-    """Simulate ``spec`` to its end. ``on_step`` hears the steps done, once a period. One torch thread.
+def run_one(spec: RunSpec, on_step: OnStep = lambda step: None, warn: Warn = ignore) -> RunResult:
+    """Simulate ``spec`` to its end. ``on_step`` hears the steps done, once a period, ``warn`` what of the text could
+    not be read. One torch thread.
 
     Raises ConfigError when it cannot be run. Weights that stop being numbers end a run early, which is a result.
     """
@@ -37,7 +39,7 @@ def run_one(spec: RunSpec, on_step: OnStep = lambda step: None) -> RunResult:
     check(spec)
     with _one_thread():
         config = spec.fitted()
-        heldout, texts = _texts(spec, config)
+        heldout, texts = _texts(spec, config, warn)
         streams = _streams(config, texts)
         swarm = OurSwarm(config, streams, spec.exact) if spec.is_ours else TheirSwarm(spec, config, streams)
         course = Course(spec, swarm, _evaluator(config, heldout))
@@ -146,10 +148,10 @@ def _sum(totals: Mapping[str, float], more: Mapping[str, float]) -> dict[str, fl
     return {kind: totals.get(kind, 0.0) + more.get(kind, 0.0) for kind in sorted({*totals, *more})}
 
 
-def _texts(spec: RunSpec, config: RunConfig) -> tuple[Tensor, list[Tensor]]:
+def _texts(spec: RunSpec, config: RunConfig, warn: Warn) -> tuple[Tensor, list[Tensor]]:
     """The held-out text and each peer's, as bytes or in the tokens of the world."""
     data, world = config.data, spec.world
-    heldout, training = heldout_tokens(data), peer_texts(data, world.heterogeneous)
+    heldout, training = heldout_tokens(data, warn), peer_texts(data, world.heterogeneous, warn)
     if not world.vocabulary:
         return heldout, training
     return in_tokens(heldout, training, world.vocabulary, data.sequence_length + 1)

@@ -9,6 +9,7 @@ from tsr_swarm.runtime.simulate.result import RunResult
 from tsr_swarm.runtime.simulate.spec import RunSpec
 from tsr_swarm.runtime.simulate.store import Store
 from tsr_swarm.runtime.simulate.workers import run_side_by_side
+from tsr_swarm.train.unread import Warn, ignore, once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +29,14 @@ def run_all(
     store: Store,
     jobs: int = 1,
     progress: Callable[[News], None] = lambda news: None,
+    warn: Warn = ignore,
 ) -> list[RunResult]:
     """The result of every spec, in their order. A spec that is named twice is run once.
 
     Interrupted at any moment, the same call goes on with the runs that were not finished. ``jobs`` processes of one
     torch thread each; a script that asks for more than one needs the usual ``if __name__ == "__main__"``.
-    Raises ConfigError, before anything is run, for a spec that cannot be.
+    ``warn`` hears once what of the text could not be read. Raises ConfigError, before anything is run, for a spec that
+    cannot be.
     """
     wanted = {spec.name: spec for spec in specs}
     results = {name: result for name, spec in wanted.items() if (result := store.load(spec)) is not None}
@@ -48,7 +51,7 @@ def run_all(
         done, total = len(results), len(wanted)
         progress(News(name=name, step=step, finished=finished, done=done, total=total, seconds_left=left))
 
-    for result in run_side_by_side(missing, jobs, tell):
+    for result in run_side_by_side(missing, jobs, tell, once(warn)):
         store.save(result)
         results[result.name] = result
         tell(result.name, wanted[result.name].steps, result)

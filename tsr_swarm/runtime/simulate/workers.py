@@ -13,18 +13,19 @@ from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.runtime.simulate.engine import run_one
 from tsr_swarm.runtime.simulate.result import RunResult
 from tsr_swarm.runtime.simulate.spec import RunSpec
+from tsr_swarm.train.unread import Warn, ignore
 
 OnStep = Callable[[str, int], None]  # a run's name, and its steps so far
 
 
-def run_side_by_side(specs: Sequence[RunSpec], jobs: int, on_step: OnStep) -> Iterator[RunResult]:
+def run_side_by_side(specs: Sequence[RunSpec], jobs: int, on_step: OnStep, warn: Warn = ignore) -> Iterator[RunResult]:
     """Results as they are finished. With one job everything is done in this process.
 
     No process outlives the iteration, however it ends. Raises the error of the first run that cannot be run.
     """
     if jobs <= 1:
         for spec in specs:
-            yield run_one(spec, lambda step, name=spec.name: on_step(name, step))  # type: ignore[misc]
+            yield run_one(spec, lambda step, name=spec.name: on_step(name, step), warn)  # type: ignore[misc]
         return
     waiting = list(reversed(specs))
     with ExitStack() as stack:
@@ -40,6 +41,8 @@ def run_side_by_side(specs: Sequence[RunSpec], jobs: int, on_step: OnStep) -> It
                 message = worker.receive()
                 if isinstance(message, int):
                     on_step(worker.name, message)
+                elif isinstance(message, str):
+                    warn(message)
                 else:
                     idle.append(busy.pop(worker.pipe))
                     yield message
@@ -74,10 +77,10 @@ class _Worker:
         self.name = spec.name
         self.pipe.send(spec)
 
-    def receive(self) -> RunResult | int:
-        """A result, or a number of steps. Raises what the run raised."""
+    def receive(self) -> RunResult | int | str:
+        """A result, a number of steps, or a warning. Raises what the run raised."""
         try:
-            message: RunResult | int | Exception = self.pipe.recv()
+            message: RunResult | int | str | Exception = self.pipe.recv()
         except EOFError:
             self._process.join()
             raise RunError(
@@ -96,7 +99,7 @@ def _work(pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            pipe.send(run_one(spec, pipe.send))
+            pipe.send(run_one(spec, pipe.send, pipe.send))
         except PeerError as error:  # takes two arguments, so it does not survive the pipe
             pipe.send(RunError(str(error)))
         except BrokenPipeError:

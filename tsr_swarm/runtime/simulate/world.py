@@ -12,6 +12,7 @@ from tsr_swarm.errors import ConfigError
 from tsr_swarm.train.corpus import find_documents, read_documents
 from tsr_swarm.train.data import END_OF_DOCUMENT, training_tokens
 from tsr_swarm.train.split import heldout_documents, part_range
+from tsr_swarm.train.unread import Warn, ignore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,18 +57,18 @@ def step_times(work: Mapping[int, int], slowness: tuple[float, ...]) -> float:
     return max(steps * slowness[peer] for peer, steps in work.items())
 
 
-def peer_texts(data: DataConfig, heterogeneous: bool) -> list[Tensor]:
+def peer_texts(data: DataConfig, heterogeneous: bool, warn: Warn = ignore) -> list[Tensor]:
     """The training text of each of ``data.parts`` peers, uint8. Raises ConfigError when the source is too small.
 
     Heterogeneous: the documents in the order of their paths are cut into ranges of equal length, so that a peer has
     whole folders; else they are dealt as real peers have them.
     """
     if not heterogeneous:
-        return [training_tokens(data, part) for part in range(data.parts)]
+        return [training_tokens(data, part, warn) for part in range(data.parts)]
     minimum = data.sequence_length + 1
-    documents = find_documents(data.source)
+    documents = find_documents(data.source, warn)
     held = set(heldout_documents(documents, minimum))
-    text = read_documents([d for d in documents if d not in held], bytes([END_OF_DOCUMENT]))
+    text = read_documents([d for d in documents if d not in held], bytes([END_OF_DOCUMENT]), warn)
     if not held or len(text) // data.parts < minimum:
         raise ConfigError(
             f"The data source {data.source!r} is too small to give each of {data.parts} peers a kind of text of its "

@@ -1,0 +1,160 @@
+"""What is wrong with the machine, or with what was given, is said in a sentence and never called a bug."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tsr_swarm.cli.faults import sentence_of
+from tsr_swarm.cli.main import run
+from tsr_swarm.errors import ConfigError
+
+PROGRAM = [sys.executable, "-m", "tsr_swarm"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def in_shell(line: str, **environ: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a shell line in which ``$P`` is the program."""
+    done = subprocess.run(
+        ["bash", "-c", line],
+        env={**os.environ, "P": " ".join(PROGRAM), **environ},
+        capture_output=True,
+        check=False,
+        text=True,
+        errors="surrogateescape",
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "a/b cannot be used (No space left on device); make"),
+        (OSError(errno.ENOSPC, "No space left on device"), "Writing or reading failed (No space left on device); make"),
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "check its permissions"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), "x cannot be used"),
+        (MemoryError(), "too little memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "too little memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "too little memory"),
+        (ImportError("libx.so: failed to map segment from shared object"), "too little memory"),
+        (ImportError("Long advice.\nlibgomp.so.1: cannot open shared object file", name="torch"), "(libgomp.so.1:"),
+        (UnicodeEncodeError("utf-8", "caf\udce9", 3, 4, "surrogates not allowed"), "is not UTF-8"),
+    ],
+)
+def test_a_fault_of_the_machine_or_of_input_has_a_sentence(error: Exception, says: str) -> None:
+    sentence = sentence_of(error)
+    assert sentence is not None
+    assert says in sentence
+    assert sentence.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shape mismatch"), KeyError("x"), ImportError("no name x", name="tsr_swarm.cli")]
+)
+def test_a_fault_of_the_program_has_none(error: Exception) -> None:
+    assert sentence_of(error) is None
+
+
+@pytest.mark.parametrize("arguments", ["--version", "plan --help", "init new.toml"])
+def test_a_full_stdout_is_a_sentence(arguments: str) -> None:
+    code, _, err = in_shell(f"$P {arguments} > /dev/full")
+    assert (code, err) == (
+        1,
+        "tsr-swarm: Writing or reading failed (No space left on device); make room there, then try again.\n",
+    )
+
+
+@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("command", ["bogus", ""])
+def test_a_refusal_that_cannot_be_said_keeps_its_exit_code_and_off_stdout(command: str, where: str) -> None:
+    assert in_shell(f"$P {command} {where}") == (2, "", "")
+
+
+def test_what_is_printed_to_a_closed_stdout_lands_in_no_file() -> None:
+    assert in_shell("$P init new.toml >&- 2>&- <&-") == (0, "", "")
+    assert "Wrote" not in Path("new.toml").read_text()
+
+
+def test_a_character_that_the_terminal_does_not_have_is_escaped() -> None:
+    code, out, err = in_shell("$P init caf\u00e9.toml", PYTHONIOENCODING="ascii")
+    assert (code, err) == (0, "")
+    assert "Wrote caf\\xe9.toml." in out
+
+
+def test_a_name_that_is_not_utf8_is_no_bug() -> None:
+    code, out, err = in_shell("$P init $'caf\\xe9.toml'", PYTHONUTF8="1")
+    assert (code, err) == (0, "")
+    assert "Wrote caf\\udce9.toml." in out
+
+
+def test_a_folder_that_is_gone_is_a_sentence() -> None:
+    code, _, err = in_shell("mkdir gone; cd gone; rmdir ../gone; $P plan")
+    assert (code, err) == (
+        1,
+        "tsr-swarm: The folder that this command runs in is gone; change to one that exists.\n",
+    )
+
+
+def test_details_that_cannot_be_kept_are_no_second_failure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/dev/null/nowhere")
+    monkeypatch.setattr("tsr_swarm.runtime.run_file.render", lambda *_: 1 / 0)
+    assert run(["init", "new.toml"]) == 1
+    assert (
+        "ZeroDivisionError: division by zero; its details cannot be kept (Not a directory); set"
+        in capsys.readouterr().err
+    )
+
+
+def test_the_failure_of_one_task_is_told_as_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise ExceptionGroup("unhandled errors in a TaskGroup", [ConfigError("The screen is too small; enlarge it.")])
+
+    monkeypatch.setattr("tsr_swarm.runtime.run_file.render", fail)
+    assert run(["init", "new.toml"]) == 78
+    assert capsys.readouterr().err == "tsr-swarm: The screen is too small; enlarge it.\n"
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"), [("caf\udce9", "is not UTF-8"), ("file", "file cannot be used (Not a directory)")]
+)
+def test_a_local_run_in_a_folder_that_cannot_be_is_a_sentence(
+    folder: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").touch()
+    assert run(["local", "--dir", folder, "--plain"]) in (1, 2)
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_usage_error_points_to_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["join", "--bogus"]) == 2
+    assert "see 'tsr-swarm join --help'." in capsys.readouterr().err
+    assert run(["bogus"]) == 2
+    assert "see 'tsr-swarm --help'." in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    Path("run.toml").write_text("[data]\nsequence_length = 16\n")
+    holder = "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
+    with subprocess.Popen(
+        [sys.executable, "-c", holder + "sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        port = process.stdout.readline().strip()
+        code, _, err = in_shell(f"$P coordinate run.toml --listen 127.0.0.1:{port} --no-dht --plain")
+        process.communicate("")
+    sentence = "the port is in use; stop the program that has it, or choose another port."
+    assert (code, err) == (1, f"tsr-swarm: Cannot listen on 127.0.0.1:{port}: {sentence}\n")
