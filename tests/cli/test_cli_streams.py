@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tsr_swarm.cli.output import Mode, emitter
+from tsr_swarm.telemetry.events import Warned
+
 # Prints far more than a pipe and a queue hold, says so where the test listens, and waits to be stopped.
 COMMAND = """
 import asyncio, logging, os, sys
@@ -193,6 +196,18 @@ def test_a_recording_that_is_read_slowly_says_how_many_lines_are_missing(tmp_pat
     lines = seen.decode().splitlines()
     missing = sum(int(json.loads(text)["message"].split()[0]) for text in lines if text.startswith("{"))
     assert missing + sum(text.isdigit() for text in lines) == 20_000
+
+
+def test_a_recording_on_a_full_disk_is_given_up_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = ""
+    with emitter(Mode.PLAIN, Path("/dev/full")) as emit:
+        while "cannot be written" not in printed:  # its thread finds out
+            emit(Warned(message="line"))
+            printed += capsys.readouterr().out
+        emit(Warned(message="goes on"))
+    assert "/dev/full cannot be written (No space left on device); the run goes on without it." in printed
+    assert printed.count("cannot be written") == 1
+    assert "goes on" in capsys.readouterr().out
 
 
 def test_a_recording_on_a_disk_is_complete_and_in_order(tmp_path: Path) -> None:

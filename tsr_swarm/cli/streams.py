@@ -18,6 +18,8 @@ END_SECONDS = 10.0  # at the end of a process, for a reader that takes nothing
 class BackgroundStream(io.TextIOBase):
     """Stands in for ``sys.stdout`` or ``sys.stderr``: whole lines go to a BackgroundWriter, and none waits for it."""
 
+    encoding = "utf-8"
+
     def __init__(self, fd: int, gap: Callable[[int], str], failed: Callable[[], None]) -> None:
         self._fd, self._rest = fd, ""
         self._lock = threading.RLock()  # threads log, too

@@ -144,7 +144,7 @@ def _signals_ask(stop: StopRequest, is_orphan: Callable[[], bool]) -> Iterator[N
 
 
 def _let_go_of(terminals: Sequence[int]) -> None:
-    """Write to nowhere from now on where a terminal has closed: an error, or a screen's full queue, would hold us."""
+    """Write to nowhere from now on where a terminal has closed: who writes there need not see to the error."""
     for fd in terminals:
         if not os.isatty(fd):
             null = os.open(os.devnull, os.O_WRONLY)

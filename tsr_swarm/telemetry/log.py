@@ -8,7 +8,6 @@ import stat
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -185,7 +184,7 @@ class EventLog:
                 self.append(Warned(message=f"The event stream stopped writing ({error}); the run goes on without it."))
 
 
-def recording(path: Path) -> AbstractContextManager[Sink]:
+def recording(path: Path) -> contextlib.AbstractContextManager[Sink]:
     """Append each event to the file ``path``, made with its folder when missing. Raises OSError if it cannot be.
 
     A pipe or a disk that takes nothing for a long time holds nobody: then lines are missing, and an event says so.
@@ -194,7 +193,7 @@ def recording(path: Path) -> AbstractContextManager[Sink]:
     return _appending(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOCTTY, 0o666))  # a FIFO opens at once
 
 
-@contextmanager
+@contextlib.contextmanager
 def _appending(fd: int) -> Iterator[Sink]:
     writer = BackgroundWriter(fd, _gap, limit=RECORDING_LIMIT)
     try:
