@@ -40,7 +40,7 @@ async def work(stop):
 try:
     process.run_process(mode, work)
 except typer.Exit as end:
-    os._exit(end.exit_code) if how == "hard" else sys.exit(end.exit_code)
+    sys.exit(end.exit_code)
 except RunError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
@@ -142,6 +142,14 @@ def test_a_reader_that_goes_asks_the_process_to_stop() -> None:
         running.wait_until_all_is_printed()
         running.close_reader()
         assert running.process.wait(BOUND) == 130
+
+
+def test_output_that_a_full_disk_does_not_take_ends_the_process_with_a_sentence() -> None:
+    with open("/dev/full", "wb") as full:
+        line = [sys.executable, "-c", COMMAND, "PLAIN", "wait", "2"]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, timeout=BOUND, check=False)
+    assert done.returncode == 130
+    assert done.stderr.count(b"warning: The output cannot be written (No space left on device), so this ends.") == 1
 
 
 def test_a_library_in_c_does_not_wait_for_a_reader_either() -> None:

@@ -1,7 +1,9 @@
 """Standard output and error of a process that must not wait for who reads them."""
 
 import contextlib
+import errno
 import io
+import logging
 import os
 import stat
 import sys
@@ -20,10 +22,10 @@ class BackgroundStream(io.TextIOBase):
 
     encoding = "utf-8"
 
-    def __init__(self, fd: int, gap: Callable[[int], str], failed: Callable[[], None]) -> None:
+    def __init__(self, fd: int, gap: Callable[[int], str], failed: Callable[[OSError], None]) -> None:
         self._fd, self._rest = fd, ""
         self._lock = threading.RLock()  # threads log, too
-        self._writer = BackgroundWriter(fd, lambda count: f"{gap(count)}\n".encode(), lambda _: failed(), LIMIT)
+        self._writer = BackgroundWriter(fd, lambda count: f"{gap(count)}\n".encode(), failed, LIMIT)
 
     def write(self, text: str) -> int:
         with self._lock:
@@ -83,13 +85,15 @@ class Streams:
         with contextlib.ExitStack() as exits:
             try:
                 sys.stdout = exits.enter_context(self._replacing(sys.stdout, self._gap, self._closed))
-                sys.stderr = exits.enter_context(self._replacing(sys.stderr, gap_sentence, lambda: None))
+                sys.stderr = exits.enter_context(self._replacing(sys.stderr, gap_sentence, lambda _: None))
                 yield
             finally:
                 sys.stdout, sys.stderr = kept
 
     @contextlib.contextmanager
-    def _replacing(self, stream: TextIO, gap: Callable[[int], str], failed: Callable[[], None]) -> Iterator[TextIO]:
+    def _replacing(
+        self, stream: TextIO, gap: Callable[[int], str], failed: Callable[[OSError], None]
+    ) -> Iterator[TextIO]:
         fd = _descriptor(stream)
         if fd is None:
             yield stream
@@ -104,7 +108,9 @@ class Streams:
                 if not is_read:
                     give_up()  # or the sentence that says why a command failed would wait there
 
-    def _closed(self) -> None:
+    def _closed(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EIO):  # a full disk; whoever closes a pipe or a terminal knows
+            logging.getLogger(__name__).warning("The output cannot be written (%s), so this ends.", error.strerror)
         self._is_closed.set()
         self._tell()
 
