@@ -152,6 +152,16 @@ def test_output_that_a_full_disk_does_not_take_ends_the_process_with_a_sentence(
     assert done.stderr.count(b"warning: The output cannot be written (No space left on device), so this ends.") == 1
 
 
+def test_what_is_logged_after_the_end_is_written_too() -> None:
+    script = (
+        "import sys; from tsr_swarm.cli.streams import Streams\n"
+        "with Streams(str).installed(): stream = sys.stderr; print('in time', file=stream)\n"
+        "print('late', file=stream)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, timeout=BOUND, check=True)
+    assert done.stderr == b"in time\nlate\n"
+
+
 def test_a_library_in_c_does_not_wait_for_a_reader_either() -> None:
     script = (
         "import os, sys; from tsr_swarm.cli.streams import Streams\n"

@@ -102,6 +102,14 @@ def test_an_end_gives_up_on_a_reader_that_takes_nothing_and_says_how_much_is_los
     assert pipe.read_until(b"end\n").endswith(PIECE + b"end\n"), "should it read after all"
 
 
+def test_a_piece_that_failed_counts_as_lost() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    writer = BackgroundWriter(full, gap)
+    writer.put(PIECE)
+    assert writer.close() == 1
+    os.close(full)
+
+
 async def test_who_would_rather_wait_for_the_reader_can(pipe: Pipe) -> None:
     writer = BackgroundWriter(pipe.writes, gap)
     for _ in range(1000):

@@ -25,6 +25,7 @@ class BackgroundStream(io.TextIOBase):
     def __init__(self, fd: int, gap: Callable[[int], str], failed: Callable[[OSError], None]) -> None:
         self._fd, self._rest = fd, ""
         self._lock = threading.RLock()  # threads log, too
+        self._is_finished = False
         self._writer = BackgroundWriter(fd, lambda count: f"{gap(count)}\n".encode(), failed, LIMIT)
 
     def write(self, text: str) -> int:
@@ -55,12 +56,18 @@ class BackgroundStream(io.TextIOBase):
 
     def finish(self, seconds: float) -> int:
         """Write what waits, as long as some of it is taken every ``seconds``. Returns how many lines were not."""
-        self.flush()
+        with self._lock:
+            self.flush()
+            self._is_finished = True  # what a library still logs is written by whoever logs it
         return self._writer.close(seconds)
 
     def _put(self, text: str) -> None:
+        data = text.encode("utf-8", "backslashreplace")
         with contextlib.suppress(OSError):  # said once, to ``failed``
-            self._writer.put(text.encode("utf-8", "backslashreplace"))
+            if self._is_finished:
+                os.write(self._fd, data)
+            else:
+                self._writer.put(data)
 
 
 class Streams:

@@ -93,7 +93,7 @@ class BackgroundWriter:
         except OSError as error:
             with self._changed:
                 self._error = error
-            self._written(0)
+                self._tell_who_waits()
             self._failed(error)
 
     def _next(self) -> bytes | None:
@@ -114,11 +114,14 @@ class BackgroundWriter:
         with self._changed:
             self._is_writing = False
             self._size -= count
-            self._changed.notify_all()
-            for go_on in self._waiting:
-                with contextlib.suppress(RuntimeError):  # its loop has closed
-                    go_on()
-            self._waiting.clear()
+            self._tell_who_waits()
+
+    def _tell_who_waits(self) -> None:
+        self._changed.notify_all()
+        for go_on in self._waiting:
+            with contextlib.suppress(RuntimeError):  # its loop has closed
+                go_on()
+        self._waiting.clear()
 
     def _write(self, piece: bytes) -> None:
         rest = memoryview(piece)
