@@ -262,21 +262,28 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("stream", "environ", "flags", "mode"),
+    ("stream", "keyboard", "environ", "flags", "mode"),
     [
-        (Terminal(), {"TERM": "xterm"}, {}, Mode.SCREEN),
-        (Terminal(), {"TERM": "dumb"}, {}, Mode.PLAIN),
-        (Terminal(), {}, {}, Mode.PLAIN),
-        (Terminal(), {"TERM": "xterm", "CI": "true"}, {}, Mode.PLAIN),
-        (Terminal(), {"TERM": "xterm"}, {"plain": True}, Mode.PLAIN),
-        (Terminal(), {"TERM": "xterm"}, {"json": True}, Mode.JSON),
-        (io.StringIO(), {"TERM": "xterm"}, {}, Mode.PLAIN),
+        (Terminal(), Terminal(), {"TERM": "xterm"}, {}, Mode.SCREEN),
+        (Terminal(), Terminal(), {"TERM": "dumb"}, {}, Mode.PLAIN),
+        (Terminal(), Terminal(), {}, {}, Mode.PLAIN),
+        (Terminal(), Terminal(), {"TERM": "xterm", "CI": "true"}, {}, Mode.PLAIN),
+        (Terminal(), Terminal(), {"TERM": "xterm"}, {"plain": True}, Mode.PLAIN),
+        (Terminal(), Terminal(), {"TERM": "xterm"}, {"json": True}, Mode.JSON),
+        (io.StringIO(), Terminal(), {"TERM": "xterm"}, {}, Mode.PLAIN),
+        (Terminal(), io.StringIO(), {"TERM": "xterm"}, {}, Mode.PLAIN),
+        (None, None, {"TERM": "xterm"}, {}, Mode.PLAIN),
     ],
 )
-def test_the_screen_opens_only_on_a_terminal_that_shows_it(
-    stream: io.StringIO, environ: dict[str, str], flags: dict[str, bool], mode: Mode
+def test_the_screen_opens_only_on_a_terminal_with_a_keyboard_that_shows_it(
+    stream: io.StringIO | None,
+    keyboard: io.StringIO | None,
+    environ: dict[str, str],
+    flags: dict[str, bool],
+    mode: Mode,
 ) -> None:
-    chosen = choose_mode(plain=flags.get("plain", False), json=flags.get("json", False), stream=stream, environ=environ)
+    plain, as_json = flags.get("plain", False), flags.get("json", False)
+    chosen = choose_mode(plain=plain, json=as_json, stream=stream, keyboard=keyboard, environ=environ)
     assert chosen is mode
 
 

@@ -21,7 +21,10 @@ print("noise", file=sys.stderr)
 print("first", flush=True)
 if sys.argv[1] == "fail":
     sys.exit("tsr-swarm: It is full; make room.")
-if sys.argv[1] == "wait":
+if sys.argv[1] == "start":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    print("second", flush=True)
+if sys.argv[1] in ("wait", "start"):
     while True: signal.pause()
 if sys.argv[1] == "go on":
     import os, time
@@ -123,6 +126,18 @@ async def test_a_stop_is_passed_on_and_closes_the_screen_when_the_command_has_le
     await running
     assert front.lines == ["first", "left", ""]
     assert front.screen.was_closed
+
+
+async def test_a_stop_before_the_command_can_see_to_it_is_no_failure() -> None:
+    """Once a terminal that closed, or Ctrl-C, right after the start was told as an unexpected end by a signal."""
+    front = Front()
+    running = asyncio.create_task(front.run("start"))
+    while "second" not in front.lines:
+        await front.has_printed.wait()
+        front.has_printed.clear()
+    front.stop.request()
+    await running
+    assert front.lines == ["first", "second", ""]
 
 
 async def test_a_feed_gives_lines_in_order_and_then_its_end_for_ever() -> None:

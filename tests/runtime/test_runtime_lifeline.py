@@ -117,6 +117,17 @@ def test_a_process_whose_parent_died_before_it_looked_ends_at_once() -> None:
     assert caught.value.code == 130
 
 
+async def test_a_terminal_that_has_gone_asks_once_however_often_it_is_noticed() -> None:
+    """SIGHUP tells of it, and so does the next line that it does not take."""
+    stop = StopRequest()
+    stop.hang_up()
+    stop.hang_up()
+    assert stop.gently.is_set()
+    assert not stop.now.is_set()
+    stop.request()
+    assert stop.now.is_set()
+
+
 async def test_any_stop_cancels_work_that_has_nothing_to_finish() -> None:
     stop, events = StopRequest(), []
 

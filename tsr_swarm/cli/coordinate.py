@@ -70,7 +70,7 @@ def coordinate(
     )
 
     async def work(stop: StopRequest) -> None:
-        with emitter(mode, record, on_closed=stop.request) as emit:
+        with emitter(mode, record) as emit:
             say = emit if mode is Mode.JSON else inviting(emit, listen, dht_port)
             await run_coordinator(options, say, stop)
 

@@ -120,7 +120,7 @@ def _join(settings: JoinProfile, mode: Mode, slowdown: float, proxy: str | None)
     )
 
     async def work(stop: StopRequest) -> None:
-        with emitter(mode, on_closed=stop.request) as emit:
+        with emitter(mode) as emit:
             await run_peer(options, emit, stop)
 
     run_training(mode, work)

@@ -119,7 +119,7 @@ async def _in_lines(
     family: Family, options: LocalOptions, mode: Mode, record: Path | None, stop: StopRequest
 ) -> SwarmSnapshot:
     snapshot = SwarmSnapshot()
-    with emitter(mode, record, on_closed=stop.request) as emit:
+    with emitter(mode, record) as emit:
 
         def see(event: Event) -> None:
             nonlocal snapshot

@@ -20,13 +20,12 @@ from tsr_swarm.cli.init import init
 from tsr_swarm.cli.join import join
 from tsr_swarm.cli.local import local
 from tsr_swarm.cli.monitor import monitor
-from tsr_swarm.cli.output import drop_stdout
 from tsr_swarm.cli.plan import plan
 from tsr_swarm.cli.replay import replay
 from tsr_swarm.cli.sample import sample
 from tsr_swarm.cli.simulate import simulate
+from tsr_swarm.cli.standard_streams import drop_stdout, open_standard_streams
 from tsr_swarm.cli.status import status
-from tsr_swarm.cli.streams import open_standard_streams
 from tsr_swarm.errors import RunError, SwarmError
 from tsr_swarm.runtime.children import SENTENCE_PREFIX
 from tsr_swarm.runtime.lifeline import INTERRUPTED, tie_to_parent

@@ -1,7 +1,9 @@
 """``tsr-swarm monitor``: look at a run from anywhere."""
 
+from functools import partial
+
 from tsr_swarm.cli.options import Coordinator, Json, Plain
-from tsr_swarm.cli.output import Mode, choose_mode, line_printer
+from tsr_swarm.cli.output import Mode, choose_mode, print_line
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
 
@@ -22,6 +24,6 @@ def monitor(coordinator: Coordinator, plain: Plain = False, json: Json = False) 
                 await show_source(source, coordinator, "The monitor is closed; training goes on.", stop)
         else:
             async with calling(coordinator) as watch:
-                await run_unless_stopped(follow(watch, line_printer(mode, stop.request)), stop)
+                await run_unless_stopped(follow(watch, partial(print_line, mode)), stop)
 
     run_process(mode, work)

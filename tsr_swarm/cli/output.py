@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import IO
 
 from tsr_swarm.cli.options import UsageError
+from tsr_swarm.cli.streams import gap_sentence
 from tsr_swarm.errors import RunError
-from tsr_swarm.telemetry.events import Event, decode_stamped, encode
-from tsr_swarm.telemetry.log import Sink, recording, text_sink
+from tsr_swarm.telemetry.events import Event, Warned, decode_stamped, encode
+from tsr_swarm.telemetry.log import Sink, recording
 from tsr_swarm.telemetry.plain import describe
 
 Emit = Callable[[Event], None]
@@ -28,14 +29,23 @@ class Mode(Enum):
 
 
 def choose_mode(
-    *, plain: bool, json: bool, stream: IO[str] | None = None, environ: Mapping[str, str] = os.environ
+    *,
+    plain: bool,
+    json: bool,
+    stream: IO[str] | None = None,
+    keyboard: IO[str] | None = None,
+    environ: Mapping[str, str] = os.environ,
 ) -> Mode:
-    """The screen on a terminal that can show one, plain lines anywhere else, unless a flag says which."""
+    """The screen on a terminal with a keyboard, plain lines anywhere else, unless a flag says which.
+
+    ``stream`` and ``keyboard``: None for this process's own.
+    """
     if plain and json:
         raise UsageError("--plain and --json exclude each other; give one of them.")
     if json:
         return Mode.JSON
-    can_show = (stream or sys.stdout).isatty() and environ.get("TERM", "dumb") != "dumb" and not environ.get("CI")
+    is_terminal = (stream or sys.stdout).isatty() and (keyboard or sys.stdin).isatty()
+    can_show = is_terminal and environ.get("TERM", "dumb") != "dumb" and not environ.get("CI")
     return Mode.SCREEN if can_show and not plain else Mode.PLAIN
 
 
@@ -57,36 +67,42 @@ class _OneLine(logging.Formatter):
 
 
 @contextlib.contextmanager
-def emitter(mode: Mode, record: Path | None = None, *, on_closed: Callable[[], None]) -> Iterator[Emit]:
-    """Print and record events. ``on_closed`` is called once if stdout goes away: a closed pipe or terminal."""
+def emitter(mode: Mode, record: Path | None = None) -> Iterator[Emit]:
+    """Print and record events. A recording that fails is given up with a warning; the run goes on."""
     with contextlib.ExitStack() as exits:
-        printer = _until_closed(text_sink(sys.stdout), on_closed)
-        keep = exits.enter_context(_recording(record)) if record else None
+        keep = exits.enter_context(_opened(record)) if record else None
 
         def emit(event: Event) -> None:
-            line = encode(event, time.time())
+            nonlocal keep
+            now = time.time()
             if keep is not None:
-                keep(line)
-            text = line if mode is Mode.JSON else plain_line(event, time.time())
-            if text is not None:
-                printer(text)
+                try:
+                    keep(encode(event, now))
+                except OSError as error:
+                    keep = None
+                    emit(Warned(message=f"{record} cannot be written ({error.strerror}); the run goes on without it."))
+            _print(mode, event, now, encode(event, now))
 
         yield emit
 
 
-def line_printer(mode: Mode, on_closed: Callable[[], None]) -> Callable[[str], None]:
-    """Print event lines from elsewhere as they are, or as plain lines with the time they were stamped."""
-    printer = _until_closed(text_sink(sys.stdout), on_closed)
+def print_line(mode: Mode, line: str) -> None:
+    """Print an event line from elsewhere as it is, or as a plain line with the time it was stamped."""
+    stamped = decode_stamped(line)
+    if stamped is not None:
+        _print(mode, stamped.event, stamped.time, line.rstrip("\n"))
 
-    def see(line: str) -> None:
-        stamped = decode_stamped(line)
-        if stamped is None:
-            return
-        text = line.rstrip("\n") if mode is Mode.JSON else plain_line(stamped.event, stamped.time)
-        if text is not None:
-            printer(text)
 
-    return see
+def _print(mode: Mode, event: Event, when: float, line: str) -> None:
+    text = line if mode is Mode.JSON else plain_line(event, when)
+    if text is not None:
+        print(text, flush=True)
+
+
+def gap_line(mode: Mode, count: int) -> str:
+    """What stands on stdout where ``count`` lines are missing: beside JSON lines, an event."""
+    sentence = gap_sentence(count)
+    return encode(Warned(message=sentence), time.time()) if mode is Mode.JSON else sentence
 
 
 def plain_line(event: Event, when: float) -> str | None:
@@ -95,34 +111,8 @@ def plain_line(event: Event, when: float) -> str | None:
     return text and f"{time.strftime('%H:%M:%S', time.localtime(when))}  {text}"
 
 
-@contextlib.contextmanager
-def _recording(path: Path) -> Iterator[Sink]:
+def _opened(path: Path) -> contextlib.AbstractContextManager[Sink]:
     try:
-        with recording(path) as sink:
-            yield sink
+        return recording(path)
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror}); name another file with --record.") from error
-
-
-def _until_closed(sink: Sink, on_closed: Callable[[], None]) -> Sink:
-    is_open = True
-
-    def write(line: str) -> None:
-        nonlocal is_open
-        if is_open:
-            try:
-                sink(line)
-            except OSError:
-                is_open = False
-                drop_stdout()
-                on_closed()
-
-    return write
-
-
-def drop_stdout() -> None:
-    """Let what is still to be flushed to a closed stdout vanish, or Python complains at its exit."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)

@@ -1,23 +1,48 @@
 """Run a command's asynchronous work: logs, signals, the parent's death, and the exit code."""
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import NoReturn
 
 import typer
 
-from tsr_swarm.cli.output import Mode, set_up_logging
+from tsr_swarm.cli.output import Mode, gap_line, set_up_logging
+from tsr_swarm.cli.streams import Streams
 from tsr_swarm.runtime.lifeline import StopRequest, run_until_stopped, tie_to_parent
+from tsr_swarm.telemetry.writer import CLOSE_SECONDS
 
 Work = Callable[[StopRequest], Awaitable[None]]
 LEAVING = "Leaving after this round; Ctrl-C again leaves at once."
 
 
 def run_process(mode: Mode, work: Work) -> NoReturn:
-    """Run ``work`` until it ends or is stopped. Ends the command with exit code 0, or 130 after a stop."""
-    set_up_logging(mode)
-    raise typer.Exit(run_until_stopped(work, tie_to_parent()))
+    """Run ``work`` until it ends or is stopped. Ends the command with exit code 0, or 130 after a stop.
+
+    Nothing that it prints or logs waits for who reads it; a closed stdout asks it to stop.
+    """
+    streams = Streams(partial(gap_line, mode))
+
+    async def work_and_listen(stop: StopRequest) -> None:
+        loop = asyncio.get_running_loop()
+
+        def hang_up() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed, too
+                loop.call_soon_threadsafe(stop.hang_up)
+
+        streams.when_closed(hang_up)
+        try:
+            await work(stop)
+        finally:
+            if stop.gently.is_set():
+                streams.end_seconds = CLOSE_SECONDS
+
+    with streams.installed():
+        set_up_logging(mode)
+        code = run_until_stopped(work_and_listen, tie_to_parent())
+    raise typer.Exit(code)
 
 
 def run_training(mode: Mode, work: Work) -> NoReturn:

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from tsr_swarm.cli.options import Json, Plain, UsageError
-from tsr_swarm.cli.output import Mode, choose_mode, line_printer
+from tsr_swarm.cli.output import Mode, choose_mode, print_line
 from tsr_swarm.cli.process import run_process
+from tsr_swarm.cli.streams import catch_up
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
 
 
@@ -32,11 +33,12 @@ def replay(
 
             await show_source(source, f"replay of {file}", "The replay is closed.", stop)
         else:
-            await run_unless_stopped(_print_all(stop), stop)
+            await run_unless_stopped(_print_all(), stop)
 
-    async def _print_all(stop: StopRequest) -> None:
-        see = line_printer(mode, stop.request)
+    async def _print_all() -> None:
         async for line in source.lines():
-            see(line)
+            print_line(mode, line)
+            await catch_up()
+        await catch_up(is_over=True)
 
     run_process(mode, work)

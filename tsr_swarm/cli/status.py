@@ -7,6 +7,7 @@ from typing import Any
 from tsr_swarm.cli.options import Coordinator, Json, Plain
 from tsr_swarm.cli.output import Mode
 from tsr_swarm.cli.process import run_process
+from tsr_swarm.cli.streams import catch_up
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
 from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
 from tsr_swarm.telemetry.text import bytes_text, count_text, factor_text, loss_text, plural
@@ -23,6 +24,7 @@ def status(coordinator: Coordinator, plain: Plain = False, json: Json = False) -
     async def _print_status(reading: Any, as_json: bool) -> None:
         snapshot, _ = await reading
         print(json_format.dumps(status_object(snapshot, time.time())) if as_json else "\n".join(status_lines(snapshot)))
+        await catch_up(is_over=True)
 
     run_process(Mode.JSON if json else Mode.PLAIN, work)
 

@@ -1,21 +1,170 @@
-"""The standard streams of this process, made safe to print to."""
+"""Standard output and error of a process that must not wait for who reads them."""
 
+import contextlib
+import errno
 import io
+import logging
 import os
+import stat
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+from tsr_swarm.telemetry.text import plural
+from tsr_swarm.telemetry.writer import LIMIT, BackgroundWriter, has_hung_up, wait_until_writable
+
+END_SECONDS = 10.0  # at the end of a process, for a reader that takes nothing
 
 
-def open_standard_streams() -> None:
-    """Open those that are closed on /dev/null, and have stdout escape what its encoding does not have.
+class BackgroundStream(io.TextIOBase):
+    """Stands in for ``sys.stdout`` or ``sys.stderr``: whole lines go to a BackgroundWriter, and none waits for it."""
 
-    The number of a closed one would go to the next file that is opened, and what is printed would land in that.
+    encoding = "utf-8"
+
+    def __init__(self, fd: int, gap: Callable[[int], str], failed: Callable[[OSError], None]) -> None:
+        self._fd, self._rest = fd, ""
+        self._lock = threading.RLock()  # threads log, too
+        self._is_finished = False
+        self._writer = BackgroundWriter(fd, lambda count: f"{gap(count)}\n".encode(), failed, LIMIT)
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            *lines, self._rest = (self._rest + text).split("\n")
+            for line in lines:
+                self._put(line + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lock:
+            if self._rest:
+                self._put(self._rest)
+                self._rest = ""
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+    def writable(self) -> bool:
+        return True
+
+    async def catch_up(self, most: int) -> None:
+        """Return once at most ``most`` bytes wait to be read."""
+        await self._writer.catch_up(most)
+
+    def finish(self, seconds: float) -> int:
+        """Write what waits, as long as some of it is taken every ``seconds``. Returns how many lines were not."""
+        with self._lock:
+            self.flush()
+            self._is_finished = True  # what a library still logs is written by whoever logs it
+        return self._writer.close(seconds)
+
+    def _put(self, text: str) -> None:
+        data = text.encode("utf-8", "backslashreplace")
+        with contextlib.suppress(OSError):  # said once, to ``failed``
+            if self._is_finished:
+                os.write(self._fd, data)
+            else:
+                self._writer.put(data)
+
+
+class Streams:
+    """Both streams of this process. ``gap`` makes a line of stdout of the number of lines that are missing there."""
+
+    def __init__(self, gap: Callable[[int], str]) -> None:
+        self._gap = gap
+        self._is_closed = threading.Event()
+        self._tell: Callable[[], None] = lambda: None
+        self.end_seconds = END_SECONDS
+
+    def when_closed(self, tell: Callable[[], None]) -> None:
+        """Call ``tell``, from any thread, when stdout goes away: a closed pipe or terminal, a full disk."""
+        self._tell = tell
+        if self._is_closed.is_set():
+            tell()
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Stand in for ``sys.stdout`` and ``sys.stderr``, as far as these lead to file descriptors."""
+        kept = sys.stdout, sys.stderr
+        with contextlib.ExitStack() as exits:
+            try:
+                sys.stdout = exits.enter_context(self._replacing(sys.stdout, self._gap, self._closed))
+                sys.stderr = exits.enter_context(self._replacing(sys.stderr, gap_sentence, lambda _: None))
+                yield
+            finally:
+                sys.stdout, sys.stderr = kept
+
+    @contextlib.contextmanager
+    def _replacing(
+        self, stream: TextIO, gap: Callable[[int], str], failed: Callable[[OSError], None]
+    ) -> Iterator[TextIO]:
+        fd = _descriptor(stream)
+        if fd is None:
+            yield stream
+            return
+        stream.flush()
+        replacement = BackgroundStream(fd, gap, failed)
+        with _without_blocking(fd) as give_up:
+            try:
+                yield replacement  # type: ignore[misc]  # all that is used of a TextIO
+            finally:
+                is_read = not replacement.finish(self.end_seconds) and wait_until_writable(fd, self.end_seconds)
+                if not is_read:
+                    give_up()  # or the sentence that says why a command failed would wait there
+
+    def _closed(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EIO):  # a full disk; whoever closes a pipe or a terminal knows
+            logging.getLogger(__name__).warning("The output cannot be written (%s), so this ends.", error.strerror)
+        self._is_closed.set()
+        self._tell()
+
+
+async def catch_up(is_over: bool = False) -> None:
+    """Wait for who reads stdout, so that no line is dropped: for commands that nobody else waits for."""
+    if isinstance(sys.stdout, BackgroundStream):
+        await sys.stdout.catch_up(0 if is_over else LIMIT // 2)
+
+
+def gap_sentence(count: int) -> str:
+    """What stands where lines are missing."""
+    return f"{plural(count, 'line')} {'was' if count == 1 else 'were'} dropped: nobody read them."
+
+
+def _descriptor(stream: TextIO | None) -> int | None:
+    try:
+        return None if stream is None else stream.fileno()  # None: the process was started without it
+    except (OSError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def _without_blocking(fd: int) -> Iterator[Callable[[], None]]:
+    """Have writes to a terminal or pipe at ``fd`` fail where they would block: libraries in C write there, too.
+
+    The mode belongs to what was opened, which other processes share; so it is opened anew, for this one alone. Gives a
+    function to be called when nobody reads there any more: then what is written afterwards goes nowhere.
     """
-    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        if getattr(sys, name) is None:
-            null = os.open(os.devnull, os.O_RDWR)
-            if null != number:
-                os.dup2(null, number)
-                os.close(null)
-            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    kept, is_given_up = os.dup(fd), False
+
+    def give_up() -> None:
+        nonlocal is_given_up
+        is_given_up = True
+
+    if os.isatty(fd) or stat.S_ISFIFO(os.fstat(fd).st_mode):
+        with contextlib.suppress(OSError):  # as of somebody else's terminal
+            _lead(fd, os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY))
+    try:
+        yield give_up
+    finally:
+        if is_given_up or has_hung_up(kept):
+            os.close(kept)
+            kept = os.open(os.devnull, os.O_WRONLY)
+        _lead(fd, kept)
+
+
+def _lead(fd: int, to: int) -> None:
+    os.dup2(to, fd)
+    os.close(to)

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from tsr_swarm import __version__
+from tsr_swarm.cli.streams import catch_up
 from tsr_swarm.errors import RefusedError, UnreachableError
 from tsr_swarm.monitor.sources import FIRST_PAUSE, LONGEST_PAUSE, WatchSource
 from tsr_swarm.telemetry.events import decode_stamped
@@ -95,8 +96,10 @@ async def follow(watch: Watch, see: Callable[[str], None]) -> None:
             continue
         for line in lines:
             see(line)
+            await catch_up()
         snapshot = _add(snapshot, lines)
         if snapshot.finished is not None:
+            await catch_up(is_over=True)
             return
 
 

@@ -13,6 +13,7 @@ from textual.widgets import Footer
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.monitor.bytes_pane import BytesPane
+from tsr_swarm.monitor.driver import TerminalDriver
 from tsr_swarm.monitor.headline import Headline
 from tsr_swarm.monitor.help import HelpScreen
 from tsr_swarm.monitor.log_pane import LogPane
@@ -60,7 +61,7 @@ class SwarmMonitor(App[None]):
         quit_note: str = QUIT_NOTE,
         on_interrupt: Callable[[], str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(TerminalDriver)
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
         self.VERTICAL_BREAKPOINTS = [(0, "-short"), (20, "-medium"), (32, "-tall")]
         self.title = title

@@ -5,6 +5,7 @@ Closing the screen leaves the command running; its end, when it failed or was as
 
 import asyncio
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
@@ -69,9 +70,10 @@ async def run_front(
         finally:
             asks.cancel()
         code = await child.wait()
-        if code == INTERRUPTED and not stop.gently.is_set():
-            raise ChildError(f"The {name} was interrupted.", code)
-        if code not in (0, INTERRUPTED):
+        was_interrupted = code in (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # by number: before it could see to it
+        if was_interrupted and not stop.gently.is_set():
+            raise ChildError(f"The {name} was interrupted.", INTERRUPTED)
+        if code != 0 and not was_interrupted:
             raise failure_of(child, log)
 
 

@@ -30,12 +30,19 @@ class StopRequest:
     def __init__(self) -> None:
         self.gently = asyncio.Event()
         self.now = asyncio.Event()
+        self._has_hung_up = False
 
     def request(self) -> None:
         """Ask once: gently. Ask again: now."""
         if self.gently.is_set():
             self.now.set()
         self.gently.set()
+
+    def hang_up(self) -> None:
+        """Ask once, however often it is noticed that the terminal, or whoever reads the output, has gone."""
+        if not self._has_hung_up:
+            self._has_hung_up = True
+            self.request()
 
     def demand(self) -> None:
         """Ask to leave at once."""
@@ -120,6 +127,8 @@ def _signals_ask(stop: StopRequest, is_orphan: Callable[[], bool]) -> Iterator[N
         before, heard[number] = heard.get(number), loop.time()
         if is_orphan():
             stop.demand()
+        elif number == signal.SIGHUP and before is None:
+            stop.hang_up()
         elif number == signal.SIGINT or before is None or loop.time() - before > ECHO_SECONDS:
             stop.request()
 
@@ -135,7 +144,7 @@ def _signals_ask(stop: StopRequest, is_orphan: Callable[[], bool]) -> Iterator[N
 
 
 def _let_go_of(terminals: Sequence[int]) -> None:
-    """Write to nowhere from now on where a terminal has closed: an error, or a screen's full queue, would hold us."""
+    """Write to nowhere from now on where a terminal has closed: who writes there need not see to the error."""
     for fd in terminals:
         if not os.isatty(fd):
             null = os.open(os.devnull, os.O_WRONLY)

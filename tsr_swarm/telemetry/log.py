@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import logging
 import os
+import stat
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from tsr_swarm.telemetry.events import (
     MAX_COUNT,
@@ -27,9 +30,12 @@ from tsr_swarm.telemetry.events import (
     encode,
 )
 from tsr_swarm.telemetry.seen import Seen
+from tsr_swarm.telemetry.text import plural
+from tsr_swarm.telemetry.writer import BackgroundWriter
 
 Numbered = tuple[int, str]
 Watch = Callable[[int], Awaitable[tuple[list[str], int]]]  # (after) -> lines and the newest number, of a log elsewhere
+RECORDING_LIMIT = 64 << 20  # bytes that wait for a slow disk
 NEWEST = MAX_COUNT  # asks for no line, and the number of the newest one
 
 
@@ -178,25 +184,35 @@ class EventLog:
                 self.append(Warned(message=f"The event stream stopped writing ({error}); the run goes on without it."))
 
 
-def text_sink(stream: IO[str]) -> Sink:
-    """Write each event as a line of JSON to ``stream``, at once."""
+def recording(path: Path) -> contextlib.AbstractContextManager[Sink]:
+    """Append each event to the file ``path``, made with its folder when missing. Raises OSError if it cannot be.
 
-    def write(line: str) -> None:
-        stream.write(line + "\n")
-        stream.flush()
-
-    return write
+    A pipe or a disk that takes nothing for a long time holds nobody: then lines are missing, and an event says so.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _appending(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOCTTY, 0o666))  # a FIFO opens at once
 
 
 @contextlib.contextmanager
-def recording(path: Path) -> Iterator[Sink]:
-    """Append each event to the file ``path``, made with its folder when missing. Raises OSError if it cannot be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as existing:
-        if existing.tell() and existing.seek(-1, os.SEEK_END) >= 0 and existing.read(1) != b"\n":
-            existing.write(b"\n")  # a line that a crash cut off must not swallow the next one
-    with path.open("a", encoding="utf-8") as stream:
-        yield text_sink(stream)
+def _appending(fd: int) -> Iterator[Sink]:
+    writer = BackgroundWriter(fd, _gap, limit=RECORDING_LIMIT)
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode) and (size := os.fstat(fd).st_size) and os.pread(fd, 1, size - 1) != b"\n":
+            writer.put(b"\n")  # a line that a crash cut off must not swallow the next one
+        yield lambda line: writer.put(f"{line}\n".encode())
+    finally:
+        lost = writer.close()
+        if lost:
+            logging.getLogger(__name__).warning(
+                "The last %s of a recording could not be written.", plural(lost, "line")
+            )
+        else:
+            os.close(fd)  # else its thread may still write there
+
+
+def _gap(count: int) -> bytes:
+    sentence = f"{plural(count, 'line')} of this recording could not be written in time."
+    return f"{encode(Warned(message=sentence), time.time())}\n".encode()
 
 
 def read_recording(path: Path) -> Iterator[Stamped]:

@@ -1,0 +1,147 @@
+"""Writing to real pipes and terminals that nobody reads, or not yet."""
+
+import asyncio
+import fcntl
+import os
+import re
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tsr_swarm.telemetry.writer import BackgroundWriter, has_hung_up
+
+PIECE = b"x" * 99 + b"\n"
+BOUND = 60.0  # seconds
+
+
+class Pipe:
+    """A small pipe, or a terminal, both ends of which are here."""
+
+    def __init__(self, ends: tuple[int, int]) -> None:
+        self.reads, self.writes = ends
+        os.set_blocking(self.writes, False)
+
+    def close_reader(self) -> None:
+        if self.reads >= 0:
+            os.close(self.reads)
+            self.reads = -1
+
+    def read_until(self, end: bytes) -> bytes:
+        seen = b""
+        while end not in seen:
+            seen = (seen + os.read(self.reads, 1 << 16)).replace(b"\r\n", b"\n")
+        return seen
+
+
+@pytest.fixture(params=["pipe", "terminal"])
+def pipe(request: pytest.FixtureRequest) -> Iterator[Pipe]:
+    if request.param == "pipe":
+        made = Pipe(os.pipe())
+        fcntl.fcntl(made.writes, fcntl.F_SETPIPE_SZ, 4096)
+    else:
+        made = Pipe(os.openpty())
+    yield made
+    made.close_reader()
+    os.close(made.writes)
+
+
+def gap(count: int) -> bytes:
+    return b"%d dropped\n" % count
+
+
+def test_who_reads_gets_all_in_order(pipe: Pipe) -> None:
+    writer = BackgroundWriter(pipe.writes, gap)
+    lines = [b"line %d\n" % number for number in range(5000)]
+    for line in lines:
+        writer.put(line)
+    writer.put(b"end\n")
+    assert pipe.read_until(b"end\n") == b"".join(lines) + b"end\n"
+    assert writer.close() == 0
+
+
+def test_nobody_waits_for_a_reader_and_what_is_missing_is_counted_where_it_is_missing(pipe: Pipe) -> None:
+    writer = BackgroundWriter(pipe.writes, gap, limit=50 * len(PIECE))
+    for _ in range(10_000):
+        writer.put(PIECE)
+    writer.put(b"end\n")
+    seen = pipe.read_until(b"end\n")
+    counts = [int(count) for count in re.findall(rb"^(\d+) dropped$", seen, re.MULTILINE)]
+    assert sum(counts) > 0
+    assert sum(counts) + seen.count(PIECE) == 10_000
+    assert seen.endswith(PIECE + b"end\n"), "the newest are kept"
+
+
+async def test_an_event_loop_goes_on_while_nobody_reads(pipe: Pipe) -> None:
+    writer = BackgroundWriter(pipe.writes, gap, limit=1000)
+    for _ in range(1000):
+        writer.put(PIECE)
+        await asyncio.sleep(0)
+    assert b" dropped\n" in await asyncio.to_thread(pipe.read_until, b" dropped\n")
+
+
+def test_a_closed_reader_ends_the_writing_and_is_told_once(pipe: Pipe) -> None:
+    told: list[OSError] = []
+    has_failed = threading.Event()
+    writer = BackgroundWriter(pipe.writes, gap, lambda error: (told.append(error), has_failed.set())[0])
+    pipe.close_reader()
+    writer.put(PIECE)
+    assert has_failed.wait(BOUND)
+    with pytest.raises(OSError, match=r"Broken pipe|Input/output error"):
+        writer.put(PIECE)
+    assert len(told) == 1
+    assert has_hung_up(pipe.writes)
+
+
+def test_an_end_gives_up_on_a_reader_that_takes_nothing_and_says_how_much_is_lost(pipe: Pipe) -> None:
+    writer = BackgroundWriter(pipe.writes, gap)
+    for _ in range(1000):
+        writer.put(PIECE)
+    writer.put(b"end\n")
+    assert 0 < writer.close(0.1) <= 1001
+    assert pipe.read_until(b"end\n").endswith(PIECE + b"end\n"), "should it read after all"
+
+
+def test_a_piece_that_failed_counts_as_lost() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    writer = BackgroundWriter(full, gap)
+    writer.put(PIECE)
+    assert writer.close() == 1
+    os.close(full)
+
+
+async def test_who_would_rather_wait_for_the_reader_can(pipe: Pipe) -> None:
+    writer = BackgroundWriter(pipe.writes, gap)
+    for _ in range(1000):
+        writer.put(PIECE)
+    waiting = asyncio.create_task(writer.catch_up(0))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    writer.put(b"end\n")
+    seen = await asyncio.to_thread(pipe.read_until, b"end\n")
+    assert seen == 1000 * PIECE + b"end\n"
+    async with asyncio.timeout(BOUND):
+        await waiting
+
+
+async def test_waiting_for_a_reader_ends_when_it_has_gone(pipe: Pipe) -> None:
+    writer = BackgroundWriter(pipe.writes, gap)
+    for _ in range(1000):
+        writer.put(PIECE)
+    waiting = asyncio.create_task(writer.catch_up(0))
+    await asyncio.sleep(0)
+    pipe.close_reader()
+    async with asyncio.timeout(BOUND):
+        await waiting
+
+
+def test_a_forked_process_writes_by_itself(pipe: Pipe) -> None:
+    writer = BackgroundWriter(pipe.writes, gap)
+    writer.put(b"parent\n")
+    assert pipe.read_until(b"parent\n") == b"parent\n"
+    child = os.fork()
+    if child == 0:
+        writer.put(b"child\n")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert pipe.read_until(b"child\n") == b"child\n"
