@@ -7,7 +7,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +79,7 @@ async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], No
 async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None], stop_gently: asyncio.Event) -> None:
     config, folder = options.config, RunFolder(Path(options.config.checkpoint.dir))
     evaluate = await asyncio.to_thread(make_evaluate, config)  # first: it finds a data source that is not there
-    with folder.locked(), open_log(folder.path / EVENTS_FILE, options.resume) as log:
+    with folder.locked(), open_log(folder.path / EVENTS_FILE, options.resume, sink) as log:
         run_log = RunLog(log, sink, has_people=True)
         identity = load_identity(folder.path / "identity.key")
         begun = await asyncio.to_thread(_begin, options, folder, identity, run_log.emit)
@@ -87,15 +87,20 @@ async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None],
 
 
 @contextmanager
-def open_log(path: Path, resume: bool) -> Iterator[EventLog]:
+def open_log(path: Path, resume: bool, warn: Callable[[Event], None]) -> Iterator[EventLog]:
     """The run's events, also kept in ``path``: a monitor sees the rounds of before a restart, and `replay` shows all.
 
-    Progress within a round, most of the events, is left out of the file.
+    Progress within a round, most of the events, is left out of the file. A file that cannot be used is a warning.
     """
-    with recording(path) as write:
-        log = EventLog(time.time, [lambda line: None if PROGRESS in line[:40] else write(line)])
-        if resume:
-            log.restore(read_recording(path))
+    with ExitStack() as stack:
+        try:
+            write = stack.enter_context(recording(path))
+            log = EventLog(time.time, [lambda line: None if PROGRESS in line[:40] else write(line)])
+            if resume:
+                log.restore(read_recording(path))
+        except OSError as error:
+            warn(events.Warned(message=f"{path} cannot be used ({error}); the run goes on without a record of it."))
+            log = EventLog(time.time)
         yield log
 
 

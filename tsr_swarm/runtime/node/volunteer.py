@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.errors import CheckpointError, ConfigError
+from tsr_swarm.errors import CheckpointError, ConfigError, RunError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer import OuterState
 from tsr_swarm.rounds.council import Ledger, Record
@@ -95,7 +95,12 @@ class VolunteerProcess:
         first = self._met.hello.first
         genesis = Record(voters=(first,))
         ledger, journal, donor = Ledger(genesis), None, None
-        self._folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{self._folder.path} cannot be made ({error}); choose a folder you can write to."
+            ) from error
         if self._service is not None:
             journal = self._folder.journal
             ledger = journal.load(genesis)
