@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tsr_swarm.cli.options import Json, Plain, Proxy, UsageError, check_address, check_announce, usage
+from tsr_swarm.cli.options import Json, Plain, Proxy, UsageError, check_address, check_announce, parse_wait, usage
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.profile import JoinProfile, merge_profile
@@ -61,6 +61,15 @@ def join(
     local_space: Annotated[
         str | None, typer.Option(metavar="core|full", help="What moves between rounds, if the run leaves a choice.")
     ] = None,
+    wait: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            parser=parse_wait,
+            help="How long to try while nobody answers there: 90, 5min; 0: not at all.",
+            show_default="60",
+        ),
+    ] = None,
     profile: Annotated[Path | None, typer.Option(metavar="FILE", help="A peer.toml with these settings.")] = None,
     slowdown: Annotated[
         float, typer.Option(min=1, metavar="FACTOR", hidden=True, help="Play a machine that is FACTOR times slower.")
@@ -85,6 +94,7 @@ def join(
         "resume": resume,
         "dir": folder,
         "local_space": local_space,
+        "wait": wait,
     }
     usage(lambda: str(JoinProfile(**{key: value for key, value in flags.items() if value is not None})))
     settings = merge_profile(flags, os.environ, profile)
@@ -115,6 +125,7 @@ def _join(settings: JoinProfile, mode: Mode, slowdown: float, proxy: str | None)
         resume=settings.resume,
         folder=Path(settings.dir) if settings.dir else None,
         local_space=settings.local_space,
+        wait_seconds=settings.wait,
         slowdown=slowdown,
         proxy=proxy,
     )

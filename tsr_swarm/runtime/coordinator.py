@@ -38,6 +38,7 @@ from tsr_swarm.runtime.run_folder import (
     resume_run,
     start_run,
 )
+from tsr_swarm.runtime.shared_data import advise_organiser
 from tsr_swarm.swarm.addresses import multiaddrs_for
 from tsr_swarm.swarm.identity import Identity, load_identity
 from tsr_swarm.swarm.records import Role
@@ -146,6 +147,9 @@ class _Coordinator:
                 hosted(self._start(address), around, self._seams(lines))
             )
             self._run_log.emit(_started(options, begun, address))
+            advice = advise_organiser(options.config.data, options.listen)
+            if advice is not None:
+                self._run_log.emit(events.Warned(message=advice))
             announcing = asyncio.create_task(self._discovery.keep_announcing(NAME, address, Role.COORDINATOR))
             stack.callback(announcing.cancel)
             await self._score(begun.record.round, begun.consensus)

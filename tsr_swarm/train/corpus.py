@@ -40,6 +40,18 @@ def find_documents(source: str | tuple[str, ...]) -> tuple[Document, ...]:
     return documents
 
 
+def missing_paths(source: str | tuple[str, ...]) -> list[str]:
+    """Those paths of ``source`` at which there is nothing; "stdlib" is no path."""
+    return [path for path in source_paths(source) if not os.path.exists(os.path.expanduser(path))]
+
+
+def source_paths(source: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The paths that ``source`` names: none for "stdlib"."""
+    if source == STDLIB:
+        return ()
+    return (source,) if isinstance(source, str) else source
+
+
 def read_documents(documents: Iterable[Document], end: bytes) -> bytearray:
     """The text of all ``documents`` in order as UTF-8, each followed by ``end``. Raises ConfigError."""
     documents = list(documents)
@@ -67,8 +79,7 @@ def _stdlib_files() -> Iterator[tuple[str, Path]]:
 
 
 def _named_files(source: str | tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    paths = (source,) if isinstance(source, str) else source
-    return (pair for path in paths for pair in _text_files(Path(path).expanduser()))
+    return (pair for path in source_paths(source) for pair in _text_files(Path(os.path.expanduser(path))))
 
 
 def _text_files(path: Path) -> Iterator[tuple[str, Path]]:
