@@ -13,6 +13,7 @@ from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.profile import JoinProfile, merge_profile
 from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.runtime.machine_limits import require_process_room
 
 
 def join(
@@ -100,6 +101,7 @@ def join(
     settings = merge_profile(flags, os.environ, profile)
     if not settings.coordinator:
         raise UsageError("No coordinator is named; add --coordinator HOST:PORT.")
+    require_process_room()
     if mode is Mode.SCREEN:
         from tsr_swarm.cli.screen import show_peer
 

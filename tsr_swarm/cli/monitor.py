@@ -4,6 +4,7 @@ from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode, choose_mode, line_printer
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
+from tsr_swarm.runtime.machine_limits import require_process_room
 
 
 def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, json: Json = False) -> None:
@@ -11,6 +12,8 @@ def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, j
     from tsr_swarm.cli.watching import calling, follow, reach, watching
 
     mode = choose_mode(plain=plain, json=json)
+
+    require_process_room()
 
     async def work(stop: StopRequest) -> None:
         if mode is Mode.SCREEN:

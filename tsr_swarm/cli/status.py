@@ -9,6 +9,7 @@ from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
+from tsr_swarm.runtime.machine_limits import require_process_room
 from tsr_swarm.telemetry.log import Watch
 from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
 from tsr_swarm.telemetry.text import bytes_text, count_text, factor_text, loss_text, plural
@@ -18,6 +19,8 @@ def status(coordinator: Coordinator, wait: Wait = 0.0, plain: Plain = False, jso
     """Say how a run is doing, and stop."""
     from tsr_swarm.cli.watching import calling, read_all
     from tsr_swarm.transport.retry import retry_while_unreachable
+
+    require_process_room()
 
     def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)

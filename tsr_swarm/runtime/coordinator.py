@@ -13,13 +13,14 @@ from pathlib import Path
 
 from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.errors import CheckpointError
+from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer import OuterState
 from tsr_swarm.runtime.discovery import Discovery
 from tsr_swarm.runtime.donor import Donor
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_now
 from tsr_swarm.runtime.listening import announced, dht_places, require_consent, shown_address
+from tsr_swarm.runtime.machine_limits import memory_errors, memory_room, require_memory
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.hosting import Around, hosted
 from tsr_swarm.runtime.node.post import Introduction
@@ -46,6 +47,7 @@ from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.log import EventLog, read_recording, recording
+from tsr_swarm.train.llama import parameter_count
 from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.kernel_bytes import KernelBytes
@@ -55,6 +57,7 @@ from tsr_swarm.wire.messages import PublishedHeader
 NAME = "coordinator"
 EVENTS_FILE = "events.jsonl"
 PROGRESS = '"peer_progress"'
+MODEL_BYTES = 12  # of memory, a parameter: the consensus before and after a round, and the model that scores it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +82,13 @@ async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], No
 
 async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None], stop_gently: asyncio.Event) -> None:
     config, folder = options.config, RunFolder(Path(options.config.checkpoint.dir))
+    require_memory(MODEL_BYTES * parameter_count(config.model), memory_room())
     evaluate = await asyncio.to_thread(make_evaluate, config)  # first: it finds a data source that is not there
     with folder.locked(), open_log(folder.path / EVENTS_FILE, options.resume, sink) as log:
         run_log = RunLog(log, sink, has_people=True)
         identity = load_identity(folder.path / "identity.key")
-        begun = await asyncio.to_thread(_begin, options, folder, identity, run_log.emit)
+        with memory_errors():
+            begun = await asyncio.to_thread(_begin, options, folder, identity, run_log.emit)
         await _Coordinator(options, folder, identity, begun, evaluate, run_log).run(stop_gently)
 
 
@@ -218,7 +223,11 @@ class _Coordinator:
     # --- after a round --------------------------------------------------------------------------------------------
 
     async def _score(self, round: int, consensus: Consensus) -> float | None:
-        value = await self._node.following.on_worker(self._evaluate, consensus)
+        try:
+            value = await self._node.following.on_worker(self._evaluate, consensus)
+        except RunError as error:
+            self._run_log.emit(events.Warned(message=f"Round {round} is not scored: {error}"))
+            value = math.nan
         loss = value if math.isfinite(value) else None
         self._run_log.emit(events.Evaluated(round=round, loss=loss))
         return loss

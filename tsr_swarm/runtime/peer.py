@@ -1,7 +1,6 @@
 """A volunteer peer: one process that joins a run, trains on its own machine and exchanges cores and sketches."""
 
 import asyncio
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from tsr_swarm.errors import ConfigError, RefusedError
 from tsr_swarm.runtime.discovery import Discovery
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless, run_unless_now
 from tsr_swarm.runtime.listening import dht_places, require_consent, shown_address
+from tsr_swarm.runtime.machine_limits import Room, memory_room, require_memory
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.meeting import meet
 from tsr_swarm.runtime.node.post import Introduction
@@ -37,7 +37,10 @@ from tsr_swarm.transport.retry import retry_while_unreachable
 from tsr_swarm.transport.server import serve
 
 MAX_CALLS = 256  # at a time, of others to this peer
-BYTES_A_PARAMETER = 16  # weights of model and consensus, gradients, and a state that is being received
+# Of memory, a parameter:
+TRAINING_BYTES = 16  # weights of model and consensus, gradients, and a state that is being received
+CONSENSUS_BYTES = 8  # what of that stays with the processor where a GPU trains ...
+MODEL_BYTES = 4  # ... and what the GPU needs at the least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +106,8 @@ async def _get_ready(
     if warning is not None:
         warn(warning)
     manifest = decode_manifest(met.hello.manifest)
-    require_reasonable(manifest)
+    require_its_model(manifest)
+    require_its_memory(manifest, device)
     kind = _local_space(options, manifest)
     workshop = Workshop(manifest, kind, device, options.data, options.folder, options.slowdown)
     await asyncio.to_thread(workshop.require_data)
@@ -146,19 +150,23 @@ async def _meet(discovery: Discovery, options: JoinOptions, host: str, address: 
     await discovery.keep_announcing(options.name, address, Role.PEER)
 
 
-def require_reasonable(manifest: Manifest) -> None:
-    """Refuse a manifest whose blocks are not its model's, or whose run does not fit into this machine's memory."""
+def require_its_model(manifest: Manifest) -> None:
+    """Refuse a manifest whose blocks are not its model's. Raises RefusedError."""
     config = manifest.config
     expected = make_manifest(manifest.run_id, config, parameter_shapes(config.model))
     if expected.digest != manifest.digest:
         raise RefusedError("The coordinator's manifest lists other blocks than its model has; ask its organiser.")
-    needed = BYTES_A_PARAMETER * manifest.parameters
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > available:
-        raise RefusedError(
-            f"The run's model needs about {needed / 1e9:.1f} GB of memory, this machine has {available / 1e9:.1f} GB; "
-            "join from a larger one."
-        )
+
+
+def require_its_memory(manifest: Manifest, device: torch.device) -> None:
+    """Refuse a run that does not fit into this machine, or into the memory of its GPU. Raises ConfigError."""
+    if device.type == "cpu":
+        require_memory(TRAINING_BYTES * manifest.parameters, memory_room())
+        return
+    require_memory(CONSENSUS_BYTES * manifest.parameters, memory_room())
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        require_memory(MODEL_BYTES * manifest.parameters, Room(free, f"what is free on {device}"))
 
 
 def choose_device(name: str) -> torch.device:

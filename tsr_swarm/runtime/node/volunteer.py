@@ -14,6 +14,7 @@ from tsr_swarm.optim.outer import OuterState
 from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.runtime.donor import Donor
+from tsr_swarm.runtime.machine_limits import memory_errors
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.hosting import Around, hosted
 from tsr_swarm.runtime.node.meeting import Met
@@ -192,12 +193,18 @@ class VolunteerProcess:
         if not self._has_looked_for_data:
             self._has_looked_for_data = True
             try:
-                self._evaluate = await asyncio.to_thread(make_evaluate, self._manifest.config)
-            except ConfigError as error:
+                with memory_errors():
+                    self._evaluate = await asyncio.to_thread(make_evaluate, self._manifest.config)
+            except (ConfigError, RunError) as error:
                 self._emit(events.Warned(message=f"This peer leads without a held-out loss: {error}"))
         if self._evaluate is None:
             return None
-        value = await asyncio.to_thread(self._evaluate, consensus)
+        try:
+            with memory_errors():
+                value = await asyncio.to_thread(self._evaluate, consensus)
+        except RunError as error:
+            self._emit(events.Warned(message=f"Round {round} is not scored: {error}"))
+            return None
         loss = value if math.isfinite(value) else None
         if self._run_log is not None and self._node.leading is not None:
             self._run_log.emit(events.Evaluated(round=round, loss=loss))
