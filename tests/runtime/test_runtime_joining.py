@@ -123,10 +123,12 @@ async def test_a_checkpoint_of_another_run_is_refused_before_it_joins(tmp_path: 
     assert "is of another run" in await refused(second, second.start_peer(1, resume=True))
 
 
-async def test_a_port_that_is_taken_is_said_before_it_joins(tmp_path: Path) -> None:
+async def test_a_port_that_is_taken_is_said_before_anybody_is_called(tmp_path: Path) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
-    await swarm.start_coordinator()
-    assert "the port is in use" in await refused(swarm, swarm.start_peer(1, listen=swarm.address))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = f"127.0.0.1:{server.getsockname()[1]}"
+        failure = await failure_of(swarm.start_peer(1, at="127.0.0.1:1", wait=1e6, listen=taken))
+    assert "the port is in use" in str(failure)
 
 
 async def test_a_peer_that_fails_after_it_has_joined_says_goodbye(

@@ -101,6 +101,12 @@ async def _get_ready(
     book = AddressBook(identity.peer_id, folder / CONTACTS)
     book.load(options.coordinator)
     lines = await stack.enter_async_context(Lines(book, ledger, kernel, options.proxy))
+    service, address = None, ""
+    if options.listen is not None:
+        service = NodeService()
+        port = await stack.enter_async_context(serve(service, options.listen, ledger, max_concurrent_rpcs=MAX_CALLS))
+        kernel.watch(port)
+        address = shown_address(options.listen, options.announce, port)
     met = await retry_while_unreachable(lambda: meet(lines, book, options.coordinator), options.wait_seconds, warn)
     warning = clock_warning(met.hello.unix_time, time.time())
     if warning is not None:
@@ -112,12 +118,6 @@ async def _get_ready(
     workshop = Workshop(manifest, kind, device, options.data, options.folder, options.slowdown)
     await asyncio.to_thread(workshop.require_data)
     restored = await asyncio.to_thread(workshop.load, emit) if options.resume else None
-    service, address = None, ""
-    if options.listen is not None:
-        service = NodeService()
-        port = await stack.enter_async_context(serve(service, options.listen, ledger, max_concurrent_rpcs=MAX_CALLS))
-        kernel.watch(port)
-        address = shown_address(options.listen, options.announce, port)
     who = Introduction(
         peer_id=identity.peer_id, name=options.name, address=address, local_space=kind, device=str(device)
     )
