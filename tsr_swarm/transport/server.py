@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from google.protobuf.message import Message
 from tsr_swarm.errors import PeerError, RunError, SwarmError
 from tsr_swarm.telemetry.ledger import ByteLedger, Direction
 from tsr_swarm.transport.accounting import SectionTally, count_chunk, count_message
-from tsr_swarm.transport.address import caller_of, parse_address
+from tsr_swarm.transport.address import Address, caller_of, parse_address
 from tsr_swarm.transport.base import PIECE_BYTES, Caller, SwarmHandler
 from tsr_swarm.transport.collector import Collector
 from tsr_swarm.transport.limits import (
@@ -54,19 +55,29 @@ async def serve(
     server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=max_concurrent_rpcs)
     swarm_pb2_grpc.add_SwarmServicer_to_server(_Servicer(handler, ledger), server)  # type: ignore[no-untyped-call]
     try:
+        _try_to_bind(address)
         port = server.add_insecure_port(str(address))
         if port == 0:
             raise RuntimeError("no port")
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "the port was taken"
         raise RunError(
-            f"Cannot listen on {address}: the port is in use or not allowed; "
-            "stop the program that has it, or choose another port."
+            f"Cannot listen on {address} ({why}); choose an address of this machine and a free port, or stop the "
+            "program that has this one."
         ) from error
     await server.start()
     try:
         yield port
     finally:
         await server.stop(stop_seconds)
+
+
+def _try_to_bind(address: Address) -> None:
+    """Raise the OSError, of look-up or of binding, for which gRPC would write lines of its own."""
+    family, kind, protocol, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC: a restart gets its port back at once
+        probe.bind(place)
 
 
 class _Servicer(swarm_pb2_grpc.SwarmServicer):
