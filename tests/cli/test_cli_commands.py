@@ -111,6 +111,7 @@ def test_what_cannot_be_meant_is_a_usage_error(
         (["local", "--set", "nonsense"], 78, "section.key=value"),
         (["local", "--set", "optimizer.lr=9"], 78, "optimizer.lr = 9"),
         (["join", "--coordinator", "h:1", "--profile", "missing.toml"], 78, "missing.toml"),
+        (["join", "--plain", "--coordinator", "h:1", "--resume"], 78, "add --dir DIR"),
         (["init", "no/such/folder/run.toml"], 78, "cannot be written"),
         (["replay", "missing.jsonl"], 1, "missing.jsonl"),
         (["sample", "missing"], 1, "missing"),

@@ -67,7 +67,7 @@ def join(
         typer.Option(
             metavar="SECONDS",
             parser=parse_wait,
-            help="How long to try while nobody answers there: 90, 5min; 0: not at all.",
+            help="How long to try again while nobody answers: 90, 5min; 0: not at all.",
             show_default="60",
         ),
     ] = None,

@@ -70,7 +70,7 @@ Wait = Annotated[
         metavar="SECONDS",
         envvar="TSR_SWARM_WAIT",
         parser=parse_wait,
-        help="How long to try while nobody answers there: 90, 5min; 0: not at all.",
+        help="How long to try again while nobody answers: 90, 5min; 0: not at all.",
     ),
 ]
 

@@ -69,6 +69,8 @@ async def run_peer(options: JoinOptions, emit: Callable[[Event], None], stop: St
     """Take part in a run until it ends or ``stop``. Raises SwarmError with one sentence."""
     if options.listen is not None:
         require_consent(options.listen, options.announce, options.insecure, "read the model")
+    if options.resume and options.folder is None:
+        raise ConfigError("--resume needs to know where this peer kept its state; add --dir DIR.")
     await run_unless_now(_take_part(options, emit, stop.gently), stop)
 
 

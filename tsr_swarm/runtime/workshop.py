@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError
+from tsr_swarm.errors import CheckpointError, RefusedError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.runtime.run_folder import CONSENSUS
@@ -120,7 +120,7 @@ class Workshop:
     def load(self, emit: Callable[[Event], None]) -> tuple[Trainer, PeerState] | None:
         """This peer's newest checkpoint, if it has one of this run."""
         if self._folder is None:
-            raise ConfigError("--resume needs to know where this peer kept its state; add --dir DIR.")
+            return None
         saved = checkpoint.load_latest(self._folder / "checkpoints")
         if saved is None:
             return None
