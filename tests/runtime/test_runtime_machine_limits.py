@@ -88,6 +88,14 @@ def test_threads_that_cannot_be_started_are_not_counted(monkeypatch: pytest.Monk
         require_process_room()
 
 
+def test_memory_that_the_program_itself_does_not_fit_into_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tsr_swarm.runtime.machine_limits.memory_room", lambda: Room(1e8, "what is free"))
+    with pytest.raises(
+        ConfigError, match=r"^This program needs about 0\.27 GB of memory, and what is free is 0\.10 GB;"
+    ):
+        require_process_room()
+
+
 def test_memory_is_what_is_free_with_swap(tmp_path: Path) -> None:
     room = memory_room(machine(tmp_path, {}))
     assert room == Room(9_000_000 * 1024, "what is free on this machine")

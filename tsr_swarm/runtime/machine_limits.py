@@ -16,7 +16,8 @@ from pathlib import Path
 from tsr_swarm.errors import ConfigError, RunError
 
 FILES = 64  # open at a time; a peer alone has twenty
-PROGRAM_BYTES = 700 << 20  # of address space, for Python and the libraries
+PROGRAM_BYTES = 700 << 20  # of address space, for Python and the libraries ...
+RESIDENT_BYTES = 256 << 20  # ... and of memory, at the least
 THREAD_BYTES = 64 << 20  # of address space that the C library sets aside for a thread, beside its stack
 DEFAULT_STACK_BYTES = 8 << 20
 _ALLOCATION_FAILED = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
@@ -45,6 +46,7 @@ def require_process_room() -> None:
             f"This process may use {_gigabytes(left)} more of address space, and needs {_gigabytes(needed)} before it "
             "has any model; raise the limit ('ulimit -v')."
         )
+    require_memory(RESIDENT_BYTES, memory_room(), "This program")
     startable = startable_threads(threads)
     if startable < threads:
         raise ConfigError(
@@ -53,11 +55,11 @@ def require_process_room() -> None:
         )
 
 
-def require_memory(needed: float, room: Room) -> None:
-    """Refuse what takes ``needed`` bytes where there is no such room. Raises ConfigError."""
+def require_memory(needed: float, room: Room, what: str = "This model") -> None:
+    """Refuse ``what`` needs so many bytes where there is no such room. Raises ConfigError."""
     if needed > room.bytes:
         raise ConfigError(
-            f"This model needs about {_gigabytes(needed)} of memory, and {room.limit} is {_gigabytes(room.bytes)}; "
+            f"{what} needs about {_gigabytes(needed)} of memory, and {room.limit} is {_gigabytes(room.bytes)}; "
             "close other programs, raise that limit, or take a larger machine."
         )
 
