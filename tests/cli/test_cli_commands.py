@@ -86,6 +86,8 @@ def recorded() -> list[str]:
         (["join", "--coordinator", "h:1", "--announce", "h"], "for a peer that listens"),
         (["join", "--coordinator", "h:1", "--listen", "h:2", "--announce", "not a host"], "host:port"),
         (["join", "--coordinator", "h:1", "--listen", "h:2", "--dht-port", "70000"], "--dht-port"),
+        (["join", "--coordinator", "h:1", "--wait", "soon"], "--wait: 'soon' is not a time"),
+        (["monitor", "--coordinator", "h:1", "--wait", "-1"], "--wait: '-1' is not a time"),
         (["monitor"], "--coordinator"),
         (["status", "--coordinator", "nonsense"], "host:port"),
         (["status", "--coordinator", ""], "host:port"),
@@ -119,9 +121,10 @@ def test_what_cannot_be_meant_is_a_usage_error(
         (["init", "no/such/folder/run.toml"], 78, "cannot be written"),
         (["replay", "missing.jsonl"], 1, "missing.jsonl"),
         (["sample", "missing"], 1, "missing holds no checkpoint; name the checkpoint.dir of a run"),
-        (["monitor", "--plain", "--coordinator", "127.0.0.1:1"], 69, "127.0.0.1:1"),
+        (["monitor", "--plain", "--wait", "0", "--coordinator", "127.0.0.1:1"], 69, "127.0.0.1:1"),
+        (["join", "--plain", "--coordinator", "h:1", "--resume"], 78, "add --dir DIR"),
         (["status", "--coordinator", "127.0.0.1:1"], 69, "127.0.0.1:1"),
-        (["join", "--json", "--no-dht", "--coordinator", "127.0.0.1:1"], 69, "127.0.0.1:1"),
+        (["join", "--json", "--no-dht", "--wait", "0", "--coordinator", "127.0.0.1:1"], 69, "127.0.0.1:1"),
     ],
 )
 def test_what_fails_is_one_sentence_and_its_exit_code(
@@ -130,6 +133,18 @@ def test_what_fails_is_one_sentence_and_its_exit_code(
     found, sentence = refusal(capsys, *arguments)
     assert found == code
     assert says in sentence
+
+
+@pytest.mark.parametrize("command", [["join", "--plain", "--no-dht"], ["monitor", "--plain"], ["status"]])
+def test_who_waits_for_a_coordinator_says_so_once_and_in_the_end_how_long_it_tried(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--coordinator", "127.0.0.1:1", "--wait", "0.2s"]) == 69
+    captured = capsys.readouterr()
+    said = captured.out + captured.err
+    assert said.count("Trying again for 0.2 s.") == 1
+    assert said.count("127.0.0.1:1 cannot be reached") == 2
+    assert captured.err.endswith("Tried for 0.2 s; --wait sets for how long.\n")
 
 
 def test_an_unexpected_failure_keeps_its_details_in_a_file(

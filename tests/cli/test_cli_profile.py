@@ -53,6 +53,12 @@ def test_every_kind_of_value_is_read_from_the_environment() -> None:
         merge_profile({}, {"TSR_SWARM_DHT_PORT": "any"}, None)
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90.0), ("0.5", 0.5), ('"2min"', 120.0), ('"0"', 0.0)])
+def test_a_wait_is_a_number_of_seconds_or_a_time_with_its_unit(text: str, seconds: float, tmp_path: Path) -> None:
+    assert merge_profile({}, {}, profile(tmp_path, f"[join]\nwait = {text}\n")).wait == seconds
+    assert merge_profile({}, {"TSR_SWARM_WAIT": text.strip('"')}, None).wait == seconds
+
+
 def test_one_path_need_not_be_a_list(tmp_path: Path) -> None:
     assert read_profile(profile(tmp_path, '[join]\ndata = "texts"\n')) == {"data": ("texts",)}
 
@@ -66,6 +72,10 @@ def test_one_path_need_not_be_a_list(tmp_path: Path) -> None:
         ("[join]\ndht_port = '1'\n", "a number"),
         ("[join]\ndht_port = true\n", "a number"),
         ("[join]\ndata = [1]\n", "list of paths"),
+        ("[join]\nwait = 'soon'\n", "join.wait: 'soon' is not a time"),
+        ("[join]\nwait = true\n", "join.wait = True"),
+        ("[join]\nwait = -1\n", "wait = -1.0 is not possible"),
+        ("[join]\nwait = nan\n", "wait = nan is not possible"),
         ("join = 1\n", r"\[join\] table"),
         ("device = 'cpu'\n", r"\[join\] table"),
         ("[join\n", "not valid TOML"),

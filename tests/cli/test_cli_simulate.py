@@ -123,6 +123,20 @@ def test_without_matplotlib_everything_else_is_written(
     assert Path("out/results.md").exists()
 
 
+def test_a_matplotlib_that_cannot_be_imported_costs_the_plots_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    damaged = tmp_path / "libraries" / "matplotlib"
+    damaged.mkdir(parents=True)
+    (damaged / "__init__.py").write_text("raise OSError('a font is damaged')")
+    monkeypatch.syspath_prepend(damaged.parent)
+    assert run(["simulate", "tiny.toml", "--steps", "2", "--peers", "1", "--methods", "tsr", "--out", "out"]) == 0
+    assert "matplotlib, which cannot be imported (a font is damaged)" in capsys.readouterr().err
+    assert Path("out/results.md").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

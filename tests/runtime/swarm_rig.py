@@ -108,6 +108,7 @@ class Swarm:
         listen: str | None = None,
         at: str = "",
         data: tuple[Path, ...] = (),
+        wait: float = 0.0,
     ) -> Member:
         """Start a peer; it keeps its state in a folder of its own. ``at``: whom it calls first, if not the coordinator.
 
@@ -123,6 +124,7 @@ class Swarm:
             resume=resume,
             local_space=local_space,
             listen=listen,
+            wait_seconds=wait,
         )
         stop, events = StopRequest(), list[Event]()
 

@@ -216,6 +216,78 @@ async def test_without_hivemind_there_is_a_sentence(monkeypatch: pytest.MonkeyPa
         await DhtDirectory.start(identity=new_identity(), clock=time.time)
 
 
+NO_LOCKS = """
+import _multiprocessing, asyncio, errno, time
+
+class NoRoom:
+    SEM_VALUE_MAX = _multiprocessing.SemLock.SEM_VALUE_MAX
+
+    def __init__(self, *arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+_multiprocessing.SemLock = NoRoom  # what a read-only or full /dev/shm makes of it
+
+from tsr_swarm.runtime.discovery import Discovery
+from tsr_swarm.swarm.identity import new_identity
+
+async def main():
+    discovery = Discovery(new_identity(), "run", lambda event: print(event.message))
+    await discovery.start(listen=None, announce=None, initial_peers=())
+    await discovery.keep_announcing("ann", "", None)
+    await discovery.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_machine_without_room_for_hiveminds_locks_goes_on_without_the_dht() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_LOCKS], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    [warning] = done.stdout.splitlines()
+    assert warning.startswith("The DHT cannot be used: hivemind cannot be imported (")
+    assert "Read-only file system" in warning
+    assert warning.endswith("Training goes on without the DHT.")
+
+
+@pytest.mark.parametrize(
+    ("daemon", "mode", "says"),
+    [
+        (None, 0, "p2pd did not start"),
+        ("#!/bin/sh\nexit 0\n", 0o600, "p2pd did not start"),
+        ("#!/bin/sh\nexit 1\n", 0o700, "p2pd did not start"),
+        ("not a program", 0o700, "p2pd did not start"),
+        ("#!/bin/sh\nexec sleep 600\n", 0o700, "p2pd did not start: waited 1 s"),
+    ],
+    ids=["missing", "not executable", "failing", "for another machine", "silent"],
+)
+async def test_a_daemon_that_cannot_start_is_a_sentence_and_leaves_nothing(
+    daemon: str | None, mode: int, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from hivemind.p2p import P2P
+
+    program = tmp_path / "p2pd"
+    if daemon is not None:
+        program.write_text(daemon)
+        program.chmod(mode)
+    make_arguments = P2P._make_process_args
+    monkeypatch.setattr(
+        P2P, "_make_process_args", lambda *args, **options: [str(program), *make_arguments(*args, **options)[1:]]
+    )
+    with pytest.raises(UnreachableError, match=f"^The DHT cannot be used: {says}"):
+        await DhtDirectory.start(identity=new_identity(), clock=time.time, timeout=1.0)
+    assert not folders_of(os.getpid())
+    assert not helpers()
+
+
+async def test_without_a_temporary_folder_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_folder() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", no_folder)
+    with pytest.raises(UnreachableError, match="No usable temporary directory"):
+        await DhtDirectory.start(identity=new_identity(), clock=time.time)
+
+
 async def test_closing_leaves_no_process_and_no_file(start: Start) -> None:
     first = await start()
     second = await start(first)

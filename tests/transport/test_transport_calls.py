@@ -398,6 +398,18 @@ async def test_a_name_that_does_not_resolve_is_said() -> None:
             await client.hello(pb.HelloRequest(), seconds=5)
 
 
+@pytest.mark.parametrize(
+    ("address", "why"), [("no-such-host.invalid:1", "not known|resolution"), ("192.0.2.1:7700", "Cannot assign")]
+)
+async def test_where_nobody_can_listen_is_one_sentence_with_the_systems_reason(
+    handler: Any, address: str, why: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RunError, match=rf"^Cannot listen on {re.escape(address)} \(.*({why}).*\); choose"):
+        async with serve(handler, address, ByteLedger()):
+            pass
+    assert capfd.readouterr().err == ""  # gRPC is not asked, and writes nothing
+
+
 async def test_a_restarted_server_is_found_again_and_a_closed_client_says_so(handler: Any) -> None:
     async with serve(handler, "127.0.0.1:0", ByteLedger(), stop_seconds=0) as port:
         client = SwarmClient(f"127.0.0.1:{port}", ByteLedger())
@@ -460,7 +472,7 @@ async def test_a_killed_server_ends_a_waiting_call() -> None:
 
 
 async def test_a_port_in_use_is_one_sentence_with_the_next_step(pair: Any) -> None:
-    with pytest.raises(RunError, match=rf"127\.0\.0\.1:{pair.port}: .*choose another port\."):
+    with pytest.raises(RunError, match=rf"127\.0\.0\.1:{pair.port} \(Address already in use\); choose .* free port"):
         async with serve(pair.handler, f"127.0.0.1:{pair.port}", ByteLedger()):
             pass
 

@@ -9,6 +9,7 @@ from tsr_swarm.cli.options import Json, NoDht, Plain, Proxy, Record, Rounds, Set
 from tsr_swarm.cli.output import Emit, Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.runtime.machine_limits import require_process_room
 from tsr_swarm.telemetry.events import Event, RunStarted
 
 
@@ -50,6 +51,7 @@ def coordinate(
     from tsr_swarm.config.load import load_run_config
 
     mode = choose_mode(plain=plain, json=json)
+    require_process_room()
     config = load_run_config(run_file, with_rounds(overrides, rounds))
     if mode is Mode.SCREEN:
         from tsr_swarm.cli.screen import show_coordinator

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from tsr_swarm.cli.options import Json, Plain, Proxy, UsageError, check_address, check_announce, usage
+from tsr_swarm.cli.options import Json, Plain, Proxy, UsageError, check_address, check_announce, parse_wait, usage
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.profile import JoinProfile, merge_profile
 from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.runtime.machine_limits import require_process_room
 
 
 def join(
@@ -61,6 +62,15 @@ def join(
     local_space: Annotated[
         str | None, typer.Option(metavar="core|full", help="What moves between rounds, if the run leaves a choice.")
     ] = None,
+    wait: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            parser=parse_wait,
+            help="How long to try again while nobody answers: 90, 5min; 0: not at all.",
+            show_default="60",
+        ),
+    ] = None,
     profile: Annotated[Path | None, typer.Option(metavar="FILE", help="A peer.toml with these settings.")] = None,
     slowdown: Annotated[
         float, typer.Option(min=1, metavar="FACTOR", hidden=True, help="Play a machine that is FACTOR times slower.")
@@ -85,11 +95,13 @@ def join(
         "resume": resume,
         "dir": folder,
         "local_space": local_space,
+        "wait": wait,
     }
     usage(lambda: str(JoinProfile(**{key: value for key, value in flags.items() if value is not None})))
     settings = merge_profile(flags, os.environ, profile)
     if not settings.coordinator:
         raise UsageError("No coordinator is named; add --coordinator HOST:PORT.")
+    require_process_room()
     if mode is Mode.SCREEN:
         from tsr_swarm.cli.screen import show_peer
 
@@ -115,6 +127,7 @@ def _join(settings: JoinProfile, mode: Mode, slowdown: float, proxy: str | None)
         resume=settings.resume,
         folder=Path(settings.dir) if settings.dir else None,
         local_space=settings.local_space,
+        wait_seconds=settings.wait,
         slowdown=slowdown,
         proxy=proxy,
     )

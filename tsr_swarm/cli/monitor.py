@@ -2,27 +2,32 @@
 
 from functools import partial
 
-from tsr_swarm.cli.options import Coordinator, Json, Plain
+from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode, choose_mode, print_line
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
+from tsr_swarm.runtime.machine_limits import require_process_room
 
 
-def monitor(coordinator: Coordinator, plain: Plain = False, json: Json = False) -> None:
+def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, json: Json = False) -> None:
     """Watch a run. Closing the monitor changes nothing for it."""
-    from tsr_swarm.cli.watching import calling, follow, watching
+    from tsr_swarm.cli.watching import calling, follow, reach, watching
 
     mode = choose_mode(plain=plain, json=json)
+
+    require_process_room()
 
     async def work(stop: StopRequest) -> None:
         if mode is Mode.SCREEN:
             from tsr_swarm.cli.screen import show_source
 
-            async with calling(coordinator, wait_ms=0) as watch:
-                await watch(0)  # a coordinator that is not there is said at once, not on a screen
+            await run_unless_stopped(reach(coordinator, wait), stop)  # what keeps it waiting is no matter for a screen
+            if stop.gently.is_set():
+                return
             async with watching(coordinator) as source:
                 await show_source(source, coordinator, "The monitor is closed; training goes on.", stop)
         else:
+            await run_unless_stopped(reach(coordinator, wait), stop)
             async with calling(coordinator) as watch:
                 await run_unless_stopped(follow(watch, partial(print_line, mode)), stop)
 

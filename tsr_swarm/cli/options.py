@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tsr_swarm.config.units import parse_seconds
 from tsr_swarm.errors import ConfigError, SwarmError
 
 
@@ -54,6 +55,24 @@ def usage(check: Callable[[], str]) -> str:
     except ConfigError as error:
         raise UsageError(str(error)) from None
 
+
+def parse_wait(text: str | float) -> float:
+    """Seconds of ``--wait``, as a typer parser; that is given its default too."""
+    try:
+        return parse_seconds(str(text))
+    except ConfigError as error:
+        raise UsageError(f"--wait: {error}") from None
+
+
+Wait = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        envvar="TSR_SWARM_WAIT",
+        parser=parse_wait,
+        help="How long to try again while nobody answers: 90, 5min; 0: not at all.",
+    ),
+]
 
 Coordinator = Annotated[
     str,

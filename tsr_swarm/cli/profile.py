@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tsr_swarm.config.load import ENV_PREFIX, read_toml
+from tsr_swarm.config.units import parse_seconds
 from tsr_swarm.errors import ConfigError
 
 TABLE = "join"
+MAX_WAIT_SECONDS = 365 * 86400.0
 _KINDS = {bool: "true or false", int: "a number", str: "text"}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
@@ -32,6 +34,7 @@ class JoinProfile:
     resume: bool = False
     dir: str = ""
     local_space: str = ""
+    wait: float = 60.0  # seconds; for a coordinator that cannot be reached yet
 
     def __post_init__(self) -> None:
         _require(self.local_space in ("", "core", "full"), "local_space", self.local_space, '"core" or "full"')
@@ -44,6 +47,7 @@ class JoinProfile:
         if self.listen and self.outbound_only:
             raise ConfigError("listen and outbound_only exclude each other; give one of them.")
         _require(0 <= self.dht_port <= 65535, "dht_port", self.dht_port, "a port, 0 to 65535")
+        _require(0 <= self.wait <= MAX_WAIT_SECONDS, "wait", self.wait, f"0 to {MAX_WAIT_SECONDS:.0f} seconds")
         for key in ("announce", "dht_port"):
             if getattr(self, key) and not self.listen:
                 raise ConfigError(f"{key} is for a peer that listens; add listen, or leave {key} out.")
@@ -74,6 +78,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if isinstance(field.default, bool):
             _require(text.lower() in _TRUE + _FALSE, name, text, "1 or 0")
             found[field.name] = text.lower() in _TRUE
+        elif isinstance(field.default, float):
+            found[field.name] = _seconds(name, text)
         elif isinstance(field.default, int):
             _require(text.isascii() and text.isdigit() and len(text) < 9, name, text, "a number")
             found[field.name] = int(text)
@@ -93,8 +99,21 @@ def _typed(key: str, value: Any, path: Path) -> Any:
         _require(is_list, f"{TABLE}.{key}", value, "a path or a list of paths")
         return tuple(items)
     kind = type(defaults[key])
+    if kind is float:
+        return _seconds(f"{TABLE}.{key}", value)
     _require(type(value) is kind, f"{TABLE}.{key}", value, _KINDS[kind])
     return value
+
+
+def _seconds(key: str, value: object) -> float:
+    """Seconds of a number, or of text such as "2min"."""
+    if isinstance(value, str):
+        try:
+            return parse_seconds(value)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from None
+    _require(isinstance(value, int | float) and not isinstance(value, bool), key, value, 'seconds, or "2min"')
+    return float(value)  # type: ignore[arg-type]  # just checked
 
 
 def _require(condition: bool, key: str, value: object, limit: str) -> None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from tsr_swarm.runtime.machine_limits import require_process_room
+
 
 def sample(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Where the run keeps its state: checkpoint.dir.")],
@@ -14,6 +16,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
 ) -> None:
     """Let a run's model write. It is read from the newest checkpoint."""
+    require_process_room()
     from tsr_swarm.runtime.sampling import sample_checkpoint
 
     print(sample_checkpoint(folder, prompt, length=length, temperature=temperature, seed=seed))

@@ -9,6 +9,7 @@ from tsr_swarm.cli.output import Mode, plain_line
 from tsr_swarm.cli.process import LEAVING, run_process
 from tsr_swarm.cli.watching import watching
 from tsr_swarm.monitor.app import SwarmMonitor
+from tsr_swarm.monitor.own_warnings import WithOwnWarnings
 from tsr_swarm.monitor.sources import PipeSource, Source
 from tsr_swarm.runtime.children import Family, own_command
 from tsr_swarm.runtime.front import Feed, run_front
@@ -34,8 +35,9 @@ def show_peer(arguments: Sequence[str], coordinator: str) -> NoReturn:
     """Run ``join`` with these arguments behind a screen that shows the whole swarm, as its coordinator tells it."""
 
     async def work(stop: StopRequest) -> None:
-        async with watching(coordinator) as source, Family() as family:
-            await _show(family, "peer", arguments, Onlooker(), source, f"{coordinator}", stop)
+        async with watching(coordinator) as watched, Family() as family:
+            source = WithOwnWarnings(watched)
+            await _show(family, "peer", arguments, Onlooker(source), source, coordinator, stop)
 
     run_process(Mode.SCREEN, work)
 
@@ -84,14 +86,14 @@ async def _show(
 class Onlooker:
     """Sees every event of the command: sums them up, feeds the screen, and prints them once the screen is closed."""
 
-    def __init__(self, feed: Feed | None = None) -> None:
+    def __init__(self, feed: Feed | WithOwnWarnings) -> None:
         self.snapshot = SwarmSnapshot()
         self._feed = feed
         self._is_printing = False
         self._end: tuple[float, Event] | None = None
 
     def see(self, line: bytes) -> None:
-        if self._feed is not None and not self._is_printing:
+        if not self._is_printing:
             self._feed.put(line)
         stamped = decode_stamped(line.decode("utf-8", "replace"))
         if stamped is None:

@@ -3,7 +3,6 @@
 import os
 import shlex
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -12,6 +11,7 @@ import typer
 from tsr_swarm.cli.options import Json, Set, UsageError
 from tsr_swarm.config.units import parse_rate, parse_seconds
 from tsr_swarm.errors import ConfigError
+from tsr_swarm.runtime.machine_limits import require_process_room
 
 METHODS = "tsr,local-adam,ddp"
 
@@ -95,12 +95,13 @@ def simulate(
     numbers = _list(seeds, int, "--seeds", "0,1,2") if seeds else ()
     share, factor = _stragglers(stragglers) if stragglers else (0.0, 1.0)
 
+    require_process_room()
     from tsr_swarm.cli.simulating import run_and_report
     from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
     from tsr_swarm.runtime.simulate.link import link_for
     from tsr_swarm.runtime.simulate.options import StudyOptions, specs_of
     from tsr_swarm.runtime.simulate.world import World
-    from tsr_swarm.train.llama import parameter_shapes
+    from tsr_swarm.train.llama import parameter_count
 
     mapping = read_toml(run_file) if run_file else {}
     changes = [*environ_overrides(os.environ), *(overrides or [])]
@@ -129,8 +130,7 @@ def simulate(
         ),
         exact=exact,
     )
-    parameters = sum(prod(shape) for shape in parameter_shapes(config.model).values())
-    link = link_for(parameters, step_seconds=pace, **line)
+    link = link_for(parameter_count(config.model), step_seconds=pace, **line)
     command = shlex.join(["tsr-swarm", *(context.obj or ["simulate"])])
     run_and_report(specs_of(options), link, out, command, jobs=jobs, plots=plots, json=json)
 

@@ -1,30 +1,39 @@
 """``tsr-swarm status``: how a run is doing, once."""
 
 import json as json_format
+import sys
 import time
 from typing import Any
 
-from tsr_swarm.cli.options import Coordinator, Json, Plain
+from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.cli.streams import catch_up
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
+from tsr_swarm.runtime.machine_limits import require_process_room
+from tsr_swarm.telemetry.log import Watch
 from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
 from tsr_swarm.telemetry.text import bytes_text, count_text, factor_text, loss_text, plural
 
 
-def status(coordinator: Coordinator, plain: Plain = False, json: Json = False) -> None:
+def status(coordinator: Coordinator, wait: Wait = 0.0, plain: Plain = False, json: Json = False) -> None:
     """Say how a run is doing, and stop."""
     from tsr_swarm.cli.watching import calling, read_all
+    from tsr_swarm.transport.retry import retry_while_unreachable
+
+    require_process_room()
+
+    def say(message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+    async def print_status(watch: Watch) -> None:
+        snapshot, _ = await retry_while_unreachable(lambda: read_all(watch), wait, say)
+        print(json_format.dumps(status_object(snapshot, time.time())) if json else "\n".join(status_lines(snapshot)))
+        await catch_up(is_over=True)
 
     async def work(stop: StopRequest) -> None:
         async with calling(coordinator, wait_ms=0) as watch:
-            await run_unless_stopped(_print_status(read_all(watch), json), stop)
-
-    async def _print_status(reading: Any, as_json: bool) -> None:
-        snapshot, _ = await reading
-        print(json_format.dumps(status_object(snapshot, time.time())) if as_json else "\n".join(status_lines(snapshot)))
-        await catch_up(is_over=True)
+            await run_unless_stopped(print_status(watch), stop)
 
     run_process(Mode.JSON if json else Mode.PLAIN, work)
 

@@ -13,7 +13,7 @@ from tsr_swarm.monitor.sources import FIRST_PAUSE, LONGEST_PAUSE, WatchSource
 from tsr_swarm.telemetry.events import decode_stamped
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.ledger import ByteLedger
-from tsr_swarm.telemetry.log import Watch
+from tsr_swarm.telemetry.log import NEWEST, Watch
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 WAIT_MS = 15_000
@@ -33,6 +33,17 @@ async def calling(coordinator: str, wait_ms: int = WAIT_MS) -> AsyncIterator[Wat
             return lines_from_proto(reply)
 
         yield watch
+
+
+async def reach(coordinator: str, wait: float) -> None:
+    """Return once somebody can be watched there, tried for ``wait`` seconds. Raises SwarmError."""
+    from tsr_swarm.transport.retry import retry_while_unreachable
+
+    def say(message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+    async with calling(coordinator, wait_ms=0) as watch:
+        await retry_while_unreachable(lambda: watch(NEWEST), wait, say)
 
 
 @contextlib.asynccontextmanager

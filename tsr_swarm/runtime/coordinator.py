@@ -7,13 +7,13 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.errors import CheckpointError
+from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer import OuterState
 from tsr_swarm.rounds.council import Record
@@ -21,6 +21,7 @@ from tsr_swarm.runtime.discovery import Discovery
 from tsr_swarm.runtime.donor import Donor
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_now
 from tsr_swarm.runtime.listening import announced, dht_places, require_consent, shown_address
+from tsr_swarm.runtime.machine_limits import memory_errors, memory_room, require_memory
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.hosting import Around, hosted
 from tsr_swarm.runtime.node.post import Introduction
@@ -41,6 +42,7 @@ from tsr_swarm.runtime.run_folder import (
     resume_run,
     start_run,
 )
+from tsr_swarm.runtime.shared_data import advise_organiser
 from tsr_swarm.swarm.addresses import multiaddrs_for
 from tsr_swarm.swarm.identity import Identity, load_identity
 from tsr_swarm.swarm.records import Role
@@ -48,6 +50,7 @@ from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.log import EventLog, read_recording, recording
+from tsr_swarm.train.llama import parameter_count
 from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.kernel_bytes import KernelBytes
@@ -57,6 +60,7 @@ from tsr_swarm.wire.messages import PublishedHeader
 NAME = "coordinator"
 EVENTS_FILE = "events.jsonl"
 PROGRESS = '"peer_progress"'
+MODEL_BYTES = 12  # of memory, a parameter: the consensus before and after a round, and the model that scores it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,29 +85,35 @@ async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], No
 
 async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None], stop_gently: asyncio.Event) -> None:
     config, folder = options.config, RunFolder(Path(options.config.folder))
+    require_memory(MODEL_BYTES * parameter_count(config.model), memory_room())
     unread: list[str] = []
-    evaluate = await asyncio.to_thread(
-        make_evaluate, config, unread.append
-    )  # first: it finds a data source that is not there
-    with folder.locked(), open_log(folder.path / EVENTS_FILE, options.resume) as log:
+    # First: it finds a data source that is not there.
+    evaluate = await asyncio.to_thread(make_evaluate, config, unread.append)
+    with folder.locked(), open_log(folder.path / EVENTS_FILE, options.resume, sink) as log:
         run_log = RunLog(log, sink, has_people=True)
         identity = load_identity(folder.path / IDENTITY, is_new=not holds_work(folder.path))
         book = AddressBook(identity.peer_id, folder.path / CONTACTS)
         book.load()
-        begun = await asyncio.to_thread(_begin, options, folder, identity, bool(book.addresses), run_log.emit)
+        with memory_errors():
+            begun = await asyncio.to_thread(_begin, options, folder, identity, bool(book.addresses), run_log.emit)
         await _Coordinator(options, folder, identity, book, begun, evaluate, run_log).run(stop_gently, unread)
 
 
 @contextmanager
-def open_log(path: Path, resume: bool) -> Iterator[EventLog]:
+def open_log(path: Path, resume: bool, warn: Callable[[Event], None]) -> Iterator[EventLog]:
     """The run's events, also kept in ``path``: a monitor sees the rounds of before a restart, and `replay` shows all.
 
-    Progress within a round, most of the events, is left out of the file.
+    Progress within a round, most of the events, is left out of the file. A file that cannot be used is a warning.
     """
-    with recording(path) as write:
-        log = EventLog(time.time, [lambda line: None if PROGRESS in line[:40] else write(line)])
-        if resume:
-            log.restore(read_recording(path))
+    with ExitStack() as stack:
+        try:
+            write = stack.enter_context(recording(path))
+            log = EventLog(time.time, [lambda line: None if PROGRESS in line[:40] else write(line)])
+            if resume:
+                log.restore(read_recording(path))
+        except OSError as error:
+            warn(events.Warned(message=f"{path} cannot be used ({error}); the run goes on without a record of it."))
+            log = EventLog(time.time)
         yield log
 
 
@@ -149,7 +159,8 @@ class _Coordinator:
                 hosted(self._start(address), around, self._seams(lines))
             )
             self._run_log.emit(_started(options, begun, address))
-            for sentence in unread:
+            advice = advise_organiser(options.config.data, options.listen)
+            for sentence in (*unread, *([] if advice is None else [advice])):
                 self._run_log.emit(events.Warned(message=sentence))
             announcing = asyncio.create_task(self._discovery.keep_announcing(NAME, address, Role.COORDINATOR))
             stack.callback(announcing.cancel)
@@ -220,7 +231,11 @@ class _Coordinator:
     # --- after a round --------------------------------------------------------------------------------------------
 
     async def _score(self, round: int, consensus: Consensus) -> float | None:
-        value = await self._node.following.on_worker(self._evaluate, consensus)
+        try:
+            value = await self._node.following.on_worker(self._evaluate, consensus)
+        except RunError as error:
+            self._run_log.emit(events.Warned(message=f"Round {round} is not scored: {error}"))
+            value = math.nan
         loss = value if math.isfinite(value) else None
         self._run_log.emit(events.Evaluated(round=round, loss=loss))
         return loss

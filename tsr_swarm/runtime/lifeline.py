@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 PARENT_VARIABLE = "TSR_SWARM_PARENT"  # the process id of the one that started this process
 INTERRUPTED = 130  # exit code
@@ -22,6 +22,8 @@ GIVE_UP_SECONDS = 10.0  # ... and until the process ends whatever still holds it
 ECHO_SECONDS = 1.0  # one closing terminal, or timeout(1), sends the same signal twice
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
+
+T = TypeVar("T")
 
 
 class StopRequest:
@@ -78,15 +80,16 @@ def run_until_stopped(main: Callable[[StopRequest], Awaitable[None]], parent: in
 
 async def run_unless_stopped(work: Coroutine[Any, Any, None], stop: StopRequest) -> None:
     """Run ``work``, which has nothing to finish: any stop cancels it."""
-    await _run_unless(stop.gently, work)
+    await run_unless(stop.gently, work)
 
 
 async def run_unless_now(work: Coroutine[Any, Any, None], stop: StopRequest) -> None:
     """Run ``work``, which sees to the gentle stop itself: ``now`` cancels it."""
-    await _run_unless(stop.now, work)
+    await run_unless(stop.now, work)
 
 
-async def _run_unless(asked: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+async def run_unless(asked: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of ``work``; None if ``asked`` was set first, which cancels it."""
     task, waiter = asyncio.create_task(work), asyncio.create_task(asked.wait())
     try:
         await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
@@ -94,8 +97,7 @@ async def _run_unless(asked: asyncio.Event, work: Coroutine[Any, Any, None]) -> 
         waiter.cancel()
         task.cancel()  # does nothing to work that is done
         await asyncio.wait({task})
-    if not task.cancelled():
-        task.result()
+    return None if task.cancelled() else task.result()
 
 
 async def _supervise(main: Callable[[StopRequest], Awaitable[None]], watch: "_Watch") -> int:

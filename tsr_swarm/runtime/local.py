@@ -37,6 +37,7 @@ from tsr_swarm.runtime.lab.place import Place
 from tsr_swarm.runtime.lifeline import INTERRUPTED, StopRequest
 from tsr_swarm.runtime.local_folder import RUN_FILE, coordinator_folder, write_run_file
 from tsr_swarm.runtime.local_view import LocalView
+from tsr_swarm.runtime.shared_data import absolute_source
 from tsr_swarm.telemetry.events import (
     Event,
     FaultPlaced,
@@ -73,7 +74,7 @@ def fit_config(config: RunConfig, plan: LocalPlan, folder: Path) -> RunConfig:
     fitted = replace(
         config,
         run=replace(config.run, min_peers=plan.peers),
-        data=replace(config.data, parts=plan.peers + plan.joins),
+        data=replace(config.data, source=absolute_source(config.data.source), parts=plan.peers + plan.joins),
     )
     return keep_config(fitted, plan, folder)
 

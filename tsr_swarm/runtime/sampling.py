@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from tsr_swarm.runtime.local_folder import RUN_FILE, coordinator_folder
+from tsr_swarm.runtime.machine_limits import memory_errors
 from tsr_swarm.runtime.run_folder import RunFolder, consensus_of, load_run
 from tsr_swarm.train.llama import build_model
 from tsr_swarm.train.sample import generate, printable
@@ -17,6 +18,7 @@ def sample_checkpoint(folder: Path, prompt: str, *, length: int, temperature: fl
     """
     place = coordinator_folder(folder) if (folder / RUN_FILE).exists() else folder
     manifest, saved = load_run(RunFolder(place), logging.getLogger(__name__).warning)
-    model = build_model(manifest.config.model, consensus_of(manifest, saved).weights)
     begin = os.fsencode(prompt)  # the bytes that were typed, whatever the locale
-    return printable(begin + generate(model, begin, length=length, temperature=temperature, seed=seed))
+    with memory_errors():
+        model = build_model(manifest.config.model, consensus_of(manifest, saved).weights)
+        return printable(begin + generate(model, begin, length=length, temperature=temperature, seed=seed))

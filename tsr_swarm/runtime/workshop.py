@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError
+from tsr_swarm.errors import CheckpointError, RefusedError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.runtime.run_folder import CONSENSUS
+from tsr_swarm.runtime.shared_data import require_run_data
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.train import checkpoint
@@ -48,23 +49,40 @@ class Workshop:
         self._stream: TokenStream | None = None  # of this peer's newest number
         self._part = -1  # of the run's data, that is in it; -1: none, it is this peer's own text
 
+    def require_data(self) -> None:
+        """Read the data that this peer would train on. Raises ConfigError; call it before anybody is told of the peer.
+
+        Of the run's data that is the first part, which is as small as any: whichever it gets, it can be read as well.
+        """
+        if self.is_on_shared_data:
+            require_run_data(self._manifest.config.data)
+        self.take_number(1)
+
     def take_number(self, number: int) -> None:
-        """Read the data that goes with the number now, so that data that is not there is an error at the start."""
+        """Draw batches as the peer of this number, from its part of the run's data. Raises ConfigError."""
         if self._stream is not None and self._stream.number == number:
             return
         data = self._manifest.config.data
-        if self._data:
-            tokens = private_tokens(tuple(map(str, self._data)), data, self.warn)
+        if self._stream is None:
+            self._stream = TokenStream(
+                tokens=private_tokens(tuple(map(str, self._data)), data, self.warn)
+                if self._data
+                else self._read(number),
+                seed=self._manifest.config.run.seed,
+                number=number,
+                batch_size=data.batch_size,
+                sequence_length=data.sequence_length,
+            )
         else:
-            part = part_of(number, data.parts)
-            tokens, self._part = training_tokens(data, part, self.warn), part
-        self._stream = TokenStream(
-            tokens=tokens,
-            seed=self._manifest.config.run.seed,
-            number=number,
-            batch_size=data.batch_size,
-            sequence_length=data.sequence_length,
-        )
+            tokens = self._stream.tokens if self._data else self._read(number)
+            self._stream = replace(self._stream, tokens=tokens, number=number)
+
+    def _read(self, number: int) -> torch.Tensor:
+        """The part of the run's data that goes with a peer's number."""
+        data = self._manifest.config.data
+        part = part_of(number, data.parts)
+        tokens, self._part = training_tokens(data, part, self.warn), part
+        return tokens
 
     @property
     def is_on_shared_data(self) -> bool:
@@ -110,7 +128,7 @@ class Workshop:
     def load(self, emit: Callable[[Event], None]) -> tuple[Trainer, PeerState] | None:
         """This peer's newest checkpoint, if it has one of this run."""
         if self._folder is None:
-            raise ConfigError("--resume needs to know where this peer kept its state; add --dir DIR.")
+            return None
         saved = checkpoint.load_latest(self._folder / "checkpoints")
         if saved is None:
             return None

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tsr_swarm.errors import PeerError, RunError, UnreachableError
+from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.swarm.addresses import dialable, host_of
 from tsr_swarm.swarm.guard import Guard
 from tsr_swarm.swarm.identity import Identity
@@ -96,16 +96,17 @@ class DhtDirectory:
                         )
                     node = await _start_node(p2p, peers, clock, client_only)
                 exits.push_async_callback(_stop_node, node)
-            except _hivemind_errors() as error:
+            except Exception as error:  # of whatever kind hivemind, its daemon or this machine may raise
                 where = f"nobody answered at {host_of(peers[0])}" if peers else "p2pd did not start"
-                raise _unusable(f"{where}: {str(error)[:120] or f'waited {timeout:.0f} s'}") from error
+                why = f"waited {timeout:.0f} s" if isinstance(error, TimeoutError) else _reason(error)
+                raise _unusable(f"{where}: {why}") from error
             return cls(identity=identity, clock=clock, p2p=p2p, node=node, joined=bool(peers), exits=exits.pop_all())
 
     async def visible_maddrs(self) -> tuple[str, ...]:
         """Give the multiaddrs, ending in ``/p2p/<id>``, at which others may reach this node; none if client-only."""
         try:
             found = await _within(CALL_SECONDS, self._p2p.get_visible_maddrs(latest=True))
-        except _hivemind_errors():  # it listens nowhere, or is gone
+        except UnreachableError:  # it listens nowhere, or is gone
             return ()
         return tuple(str(multiaddr) for multiaddr in found)
 
@@ -156,7 +157,10 @@ class DhtDirectory:
 
 
 def _import_hivemind() -> None:
-    """Import hivemind, which takes seconds, and have it log like everybody else."""
+    """Import hivemind, which takes seconds, and have it log like everybody else.
+
+    Its import does more than define names: it makes locks in /dev/shm, which may be full or read-only.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own use of torch and protobuf
@@ -164,15 +168,11 @@ def _import_hivemind() -> None:
             from hivemind.utils.logging import use_hivemind_log_handler
     except ImportError as error:
         raise _unusable(f"hivemind cannot be imported ({error}); 'pip install tsr-swarm[dht]' may help") from error
+    except Exception as error:
+        raise _unusable(f"hivemind cannot be imported ({_reason(error)})") from error
     use_hivemind_log_handler("nowhere")
     logging.getLogger("hivemind").setLevel(logging.WARNING)
     logging.addLevelName(logging.WARNING, "WARNING")  # hivemind renames it for the whole process
-
-
-def _hivemind_errors() -> tuple[type[Exception], ...]:
-    from hivemind.p2p import P2PDaemonError
-
-    return (P2PDaemonError, RuntimeError, ValueError, LookupError, OSError, EOFError, RunError)
 
 
 def _guarded_p2p(guard: Guard, exits: AsyncExitStack) -> Any:
@@ -260,17 +260,18 @@ def _record_gate(clock: Callable[[], float]) -> Any:
 async def _stop_node(node: Any) -> None:
     node.is_alive = False
     if node.p2p._child.returncode is None:  # else it would wait for ever for the daemon's answer
-        with suppress(TimeoutError, OSError, EOFError):
+        with suppress(Exception):  # the daemon is stopped next, whatever it says to this
             async with asyncio.timeout(CLOSE_SECONDS):
                 await node.shutdown()
 
 
 async def _stop_p2pd(p2p: Any) -> None:
-    try:
+    with suppress(Exception):  # the guard kills what is left
         async with asyncio.timeout(CLOSE_SECONDS):
             await p2p.shutdown()
-    except TimeoutError:
-        p2p._child.kill()
+    if p2p._child is not None and p2p._child.returncode is None:
+        with suppress(ProcessLookupError):
+            p2p._child.kill()
         await p2p._child.wait()
 
 
@@ -280,6 +281,14 @@ async def _within(seconds: float, call: Coroutine[Any, Any, T]) -> T:
             return await call
     except TimeoutError:
         raise _unusable(f"no answer in {seconds:.0f} s") from None
+    except Exception as error:  # such as a daemon that was killed
+        raise _unusable(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says, cut short: some quote whole messages."""
+    lines = str(error).splitlines()
+    return lines[0][:120] if lines else type(error).__name__
 
 
 def _unusable(reason: str) -> UnreachableError:

@@ -51,6 +51,18 @@ def find_documents(source: str | tuple[str, ...], warn: Warn = ignore) -> tuple[
     return documents
 
 
+def missing_paths(source: str | tuple[str, ...]) -> list[str]:
+    """Those paths of ``source`` at which there is nothing; "stdlib" is no path."""
+    return [path for path in source_paths(source) if not os.path.exists(os.path.expanduser(path))]
+
+
+def source_paths(source: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The paths that ``source`` names: none for "stdlib"."""
+    if source == STDLIB:
+        return ()
+    return (source,) if isinstance(source, str) else source
+
+
 def read_documents(documents: Iterable[Document], end: bytes, warn: Warn = ignore) -> bytearray:
     """The text of all ``documents`` in order as UTF-8, each followed by ``end``.
 
@@ -82,8 +94,7 @@ def _stdlib_files() -> Iterator[tuple[str, Path]]:
 
 
 def _named_files(source: str | tuple[str, ...], left_out: LeftOut) -> Iterator[tuple[str, Path]]:
-    paths = (source,) if isinstance(source, str) else source
-    return (pair for path in paths for pair in _text_files(_expanded(path), left_out))
+    return (pair for path in source_paths(source) for pair in _text_files(_expanded(path), left_out))
 
 
 def _expanded(path: str) -> Path:

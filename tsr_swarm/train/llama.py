@@ -5,6 +5,7 @@ Touvron et al. 2023 (LLaMA), Su et al. 2021 (RoPE), Shazeer 2020 (SwiGLU), Ainsl
 Legend: B sequences, T tokens, H query heads, K key-value heads, D numbers a head, d hidden size.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -169,6 +170,11 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter in the model's own order, without allocating any."""
     with torch.device("meta"):
         return {name: tuple(parameter.shape) for name, parameter in Llama(config).named_parameters()}
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """How many numbers the model has, without allocating any."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
 
 
 def initial_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:

@@ -45,10 +45,14 @@ class KernelBytes:
         self._ports |= {port}
 
     def sample(self) -> KernelTotals | None:
-        """Look at every connection now. None where the platform has no such totals."""
+        """Look at every connection now. None where the platform has no such totals, or no file is left to look with."""
         if not is_supported():
             return None
-        seen = dict(found for fd in os.listdir(_FDS) if (found := _connection(int(fd), self._ports)))
+        try:
+            fds = os.listdir(_FDS)
+        except OSError:
+            return None
+        seen = dict(found for fd in fds if (found := _connection(int(fd), self._ports)))
         for key in self._open.keys() - seen.keys():
             self._closed += self._open[key]
         self._open = seen

@@ -56,11 +56,12 @@ async def serve(
     server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=max_concurrent_rpcs)
     swarm_pb2_grpc.add_SwarmServicer_to_server(_Servicer(handler, ledger), server)  # type: ignore[no-untyped-call]
     try:
+        _try_to_bind(address)
         port = server.add_insecure_port(str(address))
         if port == 0:
             raise RuntimeError("no port")
-    except RuntimeError as error:
-        raise RunError(f"Cannot listen on {address}: {_why_not(address)}.") from error
+    except (OSError, RuntimeError) as error:
+        raise RunError(f"Cannot listen on {address}: {_why_not(error)}.") from error
     await server.start()
     try:
         yield port
@@ -68,16 +69,19 @@ async def serve(
         await server.stop(stop_seconds)
 
 
-def _why_not(address: Address) -> str:
+def _why_not(error: Exception) -> str:
     """The system's reason why nobody can listen there, which gRPC does not tell, and what to do about it."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    try:
-        socket.create_server((address.host, address.port), family=family).close()
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            reason = str(error.strerror).partition(" (while")[0]  # what follows repeats the address
-            return f"{reason}; choose another address of this machine, or another port"
+    if isinstance(error, OSError) and error.errno != errno.EADDRINUSE:
+        return f"{error.strerror}; choose another address of this machine, or another port"
     return "the port is in use; stop the program that has it, or choose another port"
+
+
+def _try_to_bind(address: Address) -> None:
+    """Raise the OSError, of look-up or of binding, for which gRPC would write lines of its own."""
+    family, kind, protocol, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC: a restart gets its port back at once
+        probe.bind(place)
 
 
 class _Servicer(swarm_pb2_grpc.SwarmServicer):

@@ -15,6 +15,7 @@ from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.runtime.background import Background, Signal
 from tsr_swarm.runtime.donor import Donor, is_agreed
+from tsr_swarm.runtime.machine_limits import memory_errors
 from tsr_swarm.runtime.node.fetching import Fetcher
 from tsr_swarm.runtime.node.weights import AppliedRound, Weights, apply_round, frozen
 from tsr_swarm.runtime.run_folder import record_of
@@ -84,8 +85,9 @@ class Following:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     async def on_worker(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """Do heavy work after all that was asked for before."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
+        """Do heavy work after all that was asked for before. Raises RunError where memory does not suffice."""
+        with memory_errors():
+            return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
     async def bases(self, round: int) -> Mapping[int, Basis] | None:
         """The bases after ``round``, once they are here; None if that is past or does not come."""

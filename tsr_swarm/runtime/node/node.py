@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
@@ -64,6 +65,7 @@ class SwarmNode:
         self._reached_at = time.monotonic()
         self._leader = ""  # the newest that was known: it waits for reports of its last round as it goes
         self._safety = Safety()
+        self._admitted_by: SwarmClient | None = None  # the newest leader that did
         self._left = ""  # the leader that is told goodbye in the end
         self._reporting = 0  # reports under way
         self._reported = Signal()
@@ -196,9 +198,13 @@ class SwarmNode:
         self._background.start(self._stop_when(stop_gently))
         self._background.start(self._look_around())
         self.shell.put(pt.Tick())
-        await self._background.until(self._done)
-        if self._failure is not None:
-            raise self._failure
+        try:
+            await self._background.until(self._done)
+            if self._failure is not None:
+                raise self._failure
+        except Exception:
+            await self._withdraw()
+            raise
         await self._standing.told_all()
         if self._left:
             # A leader waits for no report of who has left.
@@ -398,6 +404,7 @@ class SwarmNode:
         return self.training.progress
 
     async def _admitted(self, client: SwarmClient, reply: pb.JoinReply) -> None:
+        self._admitted_by = client
         if not self.who.trains:
             return
         self.name = reply.name
@@ -416,12 +423,20 @@ class SwarmNode:
         self.number = number
         await self.following.on_worker(self._seams.take_number, number)
 
+    async def _withdraw(self) -> None:
+        """This node has failed: it is not to be seen until it is missed."""
+        self.shell.close()
+        await self._background.close()  # a poll that comes after the goodbye would have it admitted again
+        if self._admitted_by is not None:
+            await self._leave(self._admitted_by, "it failed")
+
     async def _say_goodbye(self, leader: str) -> None:
-        try:
-            request = pb.LeaveRequest(peer_id=self.me, reason=self._reason or "it said goodbye")
-            await (await self._lines.to(leader)).leave(request, GOODBYE_SECONDS)
-        except (UnreachableError, PeerError, RefusedError, ConfigError):
-            return  # it will be missed
+        with suppress(UnreachableError, ConfigError):  # it will be missed
+            await self._leave(await self._lines.to(leader), self._reason or "it said goodbye")
+
+    async def _leave(self, leader: SwarmClient, reason: str) -> None:
+        with suppress(UnreachableError, PeerError, RefusedError):
+            await leader.leave(pb.LeaveRequest(peer_id=self.me, reason=reason), GOODBYE_SECONDS)
 
     def left(self, peer_id: str, reason: str) -> None:
         """A peer says that it goes. Raises PeerError: nobody says that of this node itself."""

@@ -15,6 +15,7 @@ from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.runtime.donor import Donor
 from tsr_swarm.runtime.journal import Journal
+from tsr_swarm.runtime.machine_limits import memory_errors
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.hosting import Around, hosted
 from tsr_swarm.runtime.node.meeting import Met
@@ -100,7 +101,12 @@ class VolunteerProcess:
         if self._restored is not None:
             state = self._restored[1]
             record = Record(state.applied, state.chain, voters=(first,))
-        self._folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{self._folder.path} cannot be made ({error}); choose a folder you can write to."
+            ) from error
         if self._service is not None:
             journal = self._folder.journal(self._manifest, self._who.peer_id)
             ledger = self._promised(journal, genesis)
@@ -207,12 +213,18 @@ class VolunteerProcess:
         if not self._has_looked_for_data:
             self._has_looked_for_data = True
             try:
-                self._evaluate = await asyncio.to_thread(make_evaluate, self._manifest.config, self._workshop.warn)
-            except ConfigError as error:
+                with memory_errors():
+                    self._evaluate = await asyncio.to_thread(make_evaluate, self._manifest.config, self._workshop.warn)
+            except (ConfigError, RunError) as error:
                 self._emit(events.Warned(message=f"This peer leads without a held-out loss: {error}"))
         if self._evaluate is None:
             return None
-        value = await asyncio.to_thread(self._evaluate, consensus)
+        try:
+            with memory_errors():
+                value = await asyncio.to_thread(self._evaluate, consensus)
+        except RunError as error:
+            self._emit(events.Warned(message=f"Round {round} is not scored: {error}"))
+            return None
         loss = value if math.isfinite(value) else None
         if self._run_log is not None and self._node.leading is not None:
             self._run_log.emit(events.Evaluated(round=round, loss=loss))

@@ -13,6 +13,7 @@ from torch import Tensor
 from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, RunError
+from tsr_swarm.runtime.machine_limits import memory_errors, memory_room, require_memory
 from tsr_swarm.runtime.simulate.bpe import in_tokens
 from tsr_swarm.runtime.simulate.ours import OurSwarm, manifest_of
 from tsr_swarm.runtime.simulate.result import Point, RunResult, this_machine
@@ -22,13 +23,14 @@ from tsr_swarm.runtime.simulate.theirs import TheirSwarm, period_of
 from tsr_swarm.runtime.simulate.world import peer_texts, step_times
 from tsr_swarm.train.data import TokenStream, heldout_tokens
 from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
-from tsr_swarm.train.llama import Llama
+from tsr_swarm.train.llama import Llama, parameter_count
 from tsr_swarm.train.unread import Warn, ignore
 
 OnStep = Callable[[int], None]
 Evaluate = Callable[[Mapping[str, Tensor]], float]
 
 
+@memory_errors()
 def run_one(spec: RunSpec, on_step: OnStep = lambda step: None, warn: Warn = ignore) -> RunResult:
     """Simulate ``spec`` to its end. ``on_step`` hears the steps done, once a period, ``warn`` what of the text could
     not be read. One torch thread.
@@ -64,6 +66,8 @@ def run_one(spec: RunSpec, on_step: OnStep = lambda step: None, warn: Warn = ign
 
 def check(spec: RunSpec) -> None:
     """Refuse what could not be run, before anything is trained. Raises ConfigError."""
+    models = 3 + (spec.peers if spec.is_ours else 0)  # consensus, averages, the model that is scored; and each peer's
+    require_memory(4 * models * parameter_count(spec.config.model), memory_room())
     if spec.is_ours:
         manifest_of(spec.fitted())
         period = spec.config.periods.k_x

@@ -44,6 +44,8 @@ def write_plots(found: Sequence[Entry], link: Link, folder: Path) -> list[Path]:
         import matplotlib.figure  # noqa: F401
     except ModuleNotFoundError:
         raise RunError("Plots need matplotlib; install it with 'pip install tsr-swarm[plots]'.") from None
+    except Exception as error:  # one that is damaged, or was built for another numpy
+        raise RunError(f"Plots need matplotlib, which cannot be imported ({error}); install it again.") from error
 
     def megabytes(point: Point) -> float:
         return point.bytes_total / 1e6
