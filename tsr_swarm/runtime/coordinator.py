@@ -43,6 +43,7 @@ from tsr_swarm.swarm.identity import Identity, load_identity
 from tsr_swarm.swarm.records import Role
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
+from tsr_swarm.telemetry.history import EVENTS_FILE
 from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.log import EventLog, read_recording, recording
 from tsr_swarm.train.trainer import Trainer
@@ -52,7 +53,6 @@ from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.messages import PublishedHeader
 
 NAME = "coordinator"
-EVENTS_FILE = "events.jsonl"
 PROGRESS = '"peer_progress"'
 
 
@@ -79,24 +79,23 @@ async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], No
 async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None], stop_gently: asyncio.Event) -> None:
     config, folder = options.config, RunFolder(Path(options.config.checkpoint.dir))
     evaluate = await asyncio.to_thread(make_evaluate, config)  # first: it finds a data source that is not there
-    with folder.locked(), open_log(folder.path / EVENTS_FILE, options.resume) as log:
+    with folder.locked(), open_log(folder.path / EVENTS_FILE) as log:
         run_log = RunLog(log, sink, has_people=True)
+        if options.resume:
+            run_log.restore(read_recording(folder.path / EVENTS_FILE))
         identity = load_identity(folder.path / "identity.key")
         begun = await asyncio.to_thread(_begin, options, folder, identity, run_log.emit)
         await _Coordinator(options, folder, identity, begun, evaluate, run_log).run(stop_gently)
 
 
 @contextmanager
-def open_log(path: Path, resume: bool) -> Iterator[EventLog]:
-    """The run's events, also kept in ``path``: a monitor sees the rounds of before a restart, and `replay` shows all.
+def open_log(path: Path) -> Iterator[EventLog]:
+    """The run's events, also kept in ``path``: after a restart the account goes on, and `replay` shows all of it.
 
     Progress within a round, most of the events, is left out of the file.
     """
     with recording(path) as write:
-        log = EventLog(time.time, [lambda line: None if PROGRESS in line[:40] else write(line)])
-        if resume:
-            log.restore(read_recording(path))
-        yield log
+        yield EventLog(time.time, [lambda line: None if PROGRESS in line[:40] else write(line)])
 
 
 class _Coordinator:
@@ -153,7 +152,8 @@ class _Coordinator:
                 self._run_log.stopped(reason)
                 return
             self._run_log.emit(self._run_log.finished(reason))
-            if node.leading is not None and len(node.node.council.voters) > 1:
+            is_asked_by_others = node.leading is not None and len(node.node.council.voters) > 1
+            if is_asked_by_others or self._run_log.is_watched:
                 await asyncio.sleep(LINGER_SECONDS)
 
     def _start(self, address: str) -> Start:

@@ -30,6 +30,7 @@ from tsr_swarm.telemetry.seen import Seen
 
 Numbered = tuple[int, str]
 Watch = Callable[[int], Awaitable[tuple[list[str], int]]]  # (after) -> lines and the newest number, of a log elsewhere
+MOST_EVENTS_A_SECOND = 1000  # on average, over a process's life
 NEWEST = MAX_COUNT  # asks for no line, and the number of the newest one
 
 
@@ -85,7 +86,12 @@ class EventLog:
         return self._seen.has(line, decode(line))
 
     def restore(self, recording: Iterable[Stamped]) -> None:
-        """Take in an earlier recording of this run without writing it again; numbers go on after it."""
+        """Take in an earlier recording of this run without writing it again; numbers go on after it.
+
+        They begin above all that an earlier process can have given: it counted events too that are in no recording,
+        and whoever has read there up to its newest number must not miss what comes after it.
+        """
+        self.last = max(self.last, int(MOST_EVENTS_A_SECOND * self._clock()))
         for stamped in recording:
             line = encode(stamped.event, stamped.time)
             self._seen.is_new(line, stamped.event)

@@ -1,7 +1,7 @@
 """The run's events at one node: told by itself while it leads, relayed from whoever leads else; and their totals."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from tsr_swarm.errors import SwarmError
@@ -52,6 +52,15 @@ class RunLog:
         self._is_last = False
         self._following: asyncio.Task[None] | None = None
 
+    def restore(self, recording: Iterable[Stamped]) -> None:
+        """Go on after an earlier recording of this run: readers get its lines, and the totals count its rounds."""
+        self.log.restore(self._counted(recording))
+
+    def _counted(self, recording: Iterable[Stamped]) -> Iterator[Stamped]:
+        for stamped in recording:
+            self._count(stamped.event)
+            yield stamped
+
     def emit(self, event: Event) -> None:
         """This node tells it."""
         if self.has_ended:
@@ -76,6 +85,11 @@ class RunLog:
         """A monitor reads here: return once all is here that the leader has told, or if that takes long."""
         self._readers.called()
         await self._changed.wait_for(lambda: self._following is None or self._relay.is_current, COPY_SECONDS)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a monitor has read here just now."""
+        return self._readers.are_monitors
 
     async def ask(self, others: Iterable[str], lines: Lines) -> None:
         """Take in which rounds ``others`` know to be told that are not known here, as far as they answer soon."""
@@ -137,6 +151,19 @@ class RunLog:
             self._take_in(stamped.event)
 
     def _take_in(self, event: Event) -> None:
+        self._count(event)
+        match event:
+            case PeerJoined():
+                self.peers[event.peer] = event
+            case PeerLeft(peer=peer):
+                self.peers.pop(peer, None)
+            case RunFinished():
+                self.has_ended = True
+        self._changed.notify()
+        self._see(event)
+
+    def _count(self, event: Event) -> None:
+        """Add to the totals, as ``fold`` does for a screen."""
         match event:
             case Evaluated(loss=loss):
                 self._last_loss = loss
@@ -148,14 +175,6 @@ class RunLog:
                 if event.round > self._round:  # else two leaders tell of it, each what it was reported
                     self._dense_bytes += event.dense_bytes
                     self._round, self._digest = event.round, event.digest
-            case PeerJoined():
-                self.peers[event.peer] = event
-            case PeerLeft(peer=peer):
-                self.peers.pop(peer, None)
-            case RunFinished():
-                self.has_ended = True
-        self._changed.notify()
-        self._see(event)
 
 
 def copy_of(peer_id: str, lines: Lines) -> Copy:
