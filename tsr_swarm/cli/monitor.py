@@ -1,9 +1,12 @@
 """``tsr-swarm monitor``: look at a run from anywhere."""
 
+import sys
+
 from tsr_swarm.cli.options import Coordinator, Json, Plain
 from tsr_swarm.cli.output import Mode, choose_mode, line_printer
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
+from tsr_swarm.telemetry.log import NEWEST
 
 
 def monitor(coordinator: Coordinator, plain: Plain = False, json: Json = False) -> None:
@@ -13,15 +16,14 @@ def monitor(coordinator: Coordinator, plain: Plain = False, json: Json = False) 
     mode = choose_mode(plain=plain, json=json)
 
     async def work(stop: StopRequest) -> None:
-        if mode is Mode.SCREEN:
-            from tsr_swarm.cli.screen import show_source
+        async with calling(coordinator) as watch:
+            await watch(NEWEST)  # a coordinator that is not there ends the command at once
+        async with watching(coordinator, lambda error: print(f"{error} Trying again.", file=sys.stderr)) as source:
+            if mode is Mode.SCREEN:
+                from tsr_swarm.cli.screen import show_source
 
-            async with calling(coordinator, wait_ms=0) as watch:
-                await watch(0)  # a coordinator that is not there is said at once, not on a screen
-            async with watching(coordinator) as source:
                 await show_source(source, coordinator, "The monitor is closed; training goes on.", stop)
-        else:
-            async with calling(coordinator) as watch:
-                await run_unless_stopped(follow(watch, line_printer(mode, stop.request)), stop)
+            else:
+                await run_unless_stopped(follow(source, line_printer(mode, stop.request)), stop)
 
     run_process(mode, work)

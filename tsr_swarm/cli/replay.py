@@ -10,6 +10,9 @@ from tsr_swarm.cli.options import Json, Plain, UsageError
 from tsr_swarm.cli.output import Mode, choose_mode, line_printer
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
+from tsr_swarm.telemetry.events import decode_stamped
+from tsr_swarm.telemetry.fold import fold
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 
 def replay(
@@ -19,7 +22,7 @@ def replay(
     json: Json = False,
 ) -> None:
     """Show a recorded run again."""
-    from tsr_swarm.monitor.sources import ReplaySource
+    from tsr_swarm.monitor.sources import RECORD_ENDS, ReplaySource
 
     mode = choose_mode(plain=plain, json=json)
     if not speed > 0:
@@ -35,8 +38,13 @@ def replay(
             await run_unless_stopped(_print_all(stop), stop)
 
     async def _print_all(stop: StopRequest) -> None:
-        see = line_printer(mode, stop.request)
+        see, snapshot = line_printer(mode, stop.request), SwarmSnapshot()
         async for line in source.lines():
             see(line)
+            stamped = decode_stamped(line)
+            if stamped is not None:
+                snapshot = fold(snapshot, stamped.time, stamped.event)
+        if mode is Mode.PLAIN and not snapshot.is_over:
+            print(f"{RECORD_ENDS.text}. Last known: {snapshot.state}.")
 
     run_process(mode, work)

@@ -152,8 +152,8 @@ class VolunteerProcess:
             await self._run_log.ask(others, self._lines)
 
     def _see_run(self, event: Event) -> None:
-        """All of the run while this peer leads it; else only who does."""
-        if self._node.leading is not None or isinstance(event, events.LeaderChanged):
+        """All of the run while this peer leads it; else only who does, and that nobody does."""
+        if self._node.leading is not None or isinstance(event, events.LeaderChanged | events.LeaderLost):
             self._emit(event)
 
     # --- after a round --------------------------------------------------------------------------------------------
