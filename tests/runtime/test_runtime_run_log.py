@@ -197,6 +197,7 @@ async def test_a_monitor_at_a_node_that_neither_leads_nor_votes_sees_the_whole_r
     told = [event for line in seen if (event := ev.decode(line)) is not None]
     assert isinstance(told[0], ev.RunStarted)
     assert [event.round for event in told if isinstance(event, ev.RoundClosed)][:5] == list(range(1, 6))
+    assert isinstance(told[-1], ev.RunFinished), "the end too, though another node led the run to it"
     told = [event for event in told if not isinstance(event, ev.PeerProgress)]
     everything = [event for event in swarm.events if not isinstance(event, ev.PeerProgress)]
     assert told == everything[: len(told)]

@@ -9,7 +9,15 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from tsr_swarm.monitor.view import MUTED, STRONG, View, first_fitting
-from tsr_swarm.telemetry.text import bytes_text, count_text, coverage_text, factor_text, loss_text, seconds_text
+from tsr_swarm.telemetry.text import (
+    bytes_text,
+    count_text,
+    coverage_text,
+    factor_text,
+    loss_text,
+    plural,
+    seconds_text,
+)
 
 Variants = tuple[str, ...]
 Face = Callable[[View], tuple[Variants, Variants]]  # value and what is under it, each longest first
@@ -59,7 +67,7 @@ def _peers(view: View) -> tuple[Variants, Variants]:
     snapshot = view.snapshot
     alive, seen = len(snapshot.alive), len(snapshot.peers)
     if snapshot.is_over:
-        return (f"{seen} took part", str(seen)), ("took part",)
+        return (plural(seen, "peer"),), ("took part",)
     if view.is_stale:
         return (f"{alive} alive",), (view.as_of,)
     if snapshot.missing_peers:

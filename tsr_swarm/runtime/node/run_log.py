@@ -106,6 +106,13 @@ class RunLog:
         """Take in what the leader tells of the rounds up to ``round``, the run's last, if it does so soon."""
         await self._changed.wait_for(lambda: self.has_ended or self.log.closed_round >= round, LAST_SECONDS)
 
+    async def pass_on_the_end(self, reason: str) -> None:
+        """The run is over, and another node led it: monitors that read here hear its leader's last word, or ours."""
+        if self.is_watched:
+            await self._changed.wait_for(lambda: self.has_ended, LAST_SECONDS)
+            self.emit(self.finished(reason))
+            await asyncio.sleep(LINGER_SECONDS)
+
     def stopped(self, reason: str) -> None:
         """This node goes, and the run is not over: only who looks at this very process hears that it ends here."""
         self.has_ended = True
