@@ -227,6 +227,15 @@ def test_the_totals_of_a_run_that_goes_on_are_those_of_the_whole_run() -> None:
     assert (whole.first_loss, whole.wire_bytes, whole.dense_bytes) == (5.0, 28, 300)
 
 
+def test_a_node_that_is_stopped_says_to_its_own_people_that_the_run_is_not_over() -> None:
+    seen: list[ev.Event] = []
+    mine = RunLog(EventLog(lambda: 9.0), seen.append)
+    mine.emit(closed(1))
+    mine.stopped("it was asked to stop")
+    assert seen[-1] == replace(mine.finished("it was asked to stop"), is_stopped=True)
+    assert events_of(mine.log) == [closed(1)], "others may go on"
+
+
 def test_an_end_in_the_recording_of_a_run_that_goes_on_is_not_its_end() -> None:
     end = RunLog(EventLog(lambda: 1.0), lambda event: None).finished("the run has finished")
     mine = RunLog(EventLog(lambda: 2.0), lambda event: None)

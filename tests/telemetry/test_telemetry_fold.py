@@ -233,6 +233,9 @@ def test_a_finished_run_says_why() -> None:
     over = after(STARTED, joined("otter"), opened(1), progress("otter", 1, 3), finished)
     assert [(peer.state, peer.tokens_per_second) for peer in over.table] == [("done", 0.0)]
     assert after(STARTED, opened(1), LOST, finished).state == "finished: 10 rounds done"
+    stopped = after(STARTED, replace(finished, reason="it was asked to stop", is_stopped=True))
+    assert (stopped.state, stopped.is_over) == ("stopped: it was asked to stop", True)
+    assert "run stopped after 10 rounds (it was asked to stop)" in stopped.log[-1].text
 
 
 @given(data=st.data())

@@ -46,7 +46,7 @@ def _states(view: View) -> tuple[str, ...]:
     own = f"; {snapshot.own_text}" if snapshot.own_text else ""
     last = f"; last known: {snapshot.state}" if snapshot.started is not None else ""
     text, short = f"{trouble.text}{since}", f"{trouble.short}{since}"
-    return (text + own + last, text + own, short + own, text, short)
+    return (text + own + last, text + own, short + own, *((short + last,) if not own else ()), text, short)
 
 
 def _notes(view: View) -> tuple[str, ...]:

@@ -272,7 +272,10 @@ class FaultPlaced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
-    """Bytes are totals of the run, both directions, summed over peers."""
+    """Bytes are totals of the run, both directions, summed over peers.
+
+    ``is_stopped``: its account ends here, before its last round; it can be resumed, and others may go on with it.
+    """
 
     rounds: int
     first_loss: float | None
@@ -281,6 +284,7 @@ class RunFinished:
     dense_bytes: int
     digest: str
     reason: str
+    is_stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,7 +101,7 @@ def _finish(s: SwarmSnapshot, event: e.RunFinished) -> SwarmSnapshot:
         for key, p in s.peers.items()
     }
     over = replace(s, peers=peers, phase="finished", phase_reason="", deadline=None, is_leaderless=False)
-    return replace(over, finished=clean(event.reason), digest=clean(event.digest))
+    return replace(over, finished=clean(event.reason), is_stopped=event.is_stopped, digest=clean(event.digest))
 
 
 def _change_leader(s: SwarmSnapshot, event: e.LeaderChanged) -> SwarmSnapshot:

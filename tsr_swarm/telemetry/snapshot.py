@@ -89,7 +89,8 @@ class SwarmSnapshot:
     own_state: str = ""  # of the peer whose screen this is: trains, catches up, or waits for a leader
     own_end: str | None = None  # why it has left
     lab: str = ""  # what shapes the lines of a local swarm, if anything does
-    finished: str | None = None
+    finished: str | None = None  # why no more is told
+    is_stopped: bool = False  # before its last round
     log: tuple[LogLine, ...] = ()
 
     @property
@@ -162,7 +163,8 @@ def _state_text(s: SwarmSnapshot) -> str:
     alive = len(s.alive)
     match s.phase:
         case _ if s.finished is not None:
-            return f"finished: {s.finished}" if s.finished else "finished"
+            word = "stopped" if s.is_stopped else "finished"
+            return f"{word}: {s.finished}" if s.finished else word
         case _ if s.own_end is not None:
             return f"this peer has left: {s.own_end}"
         case _ if s.is_leaderless:

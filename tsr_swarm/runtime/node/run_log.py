@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.runtime.node.book import Lines
@@ -116,7 +117,7 @@ class RunLog:
     def stopped(self, reason: str) -> None:
         """This node goes, and the run is not over: only who looks at this very process hears that it ends here."""
         self.has_ended = True
-        self._see(self.finished(reason))
+        self._see(replace(self.finished(reason), is_stopped=True))
 
     def finished(self, reason: str) -> RunFinished:
         """The end, with the totals of what was told here."""
