@@ -242,3 +242,20 @@ def test_an_end_in_the_recording_of_a_run_that_goes_on_is_not_its_end() -> None:
     mine.restore([ev.Stamped(time=1.0, event=end)])
     mine.emit(closed(1))
     assert mine.finished("").rounds == 1
+
+
+def test_totals_of_rounds_that_another_node_keeps_no_more_count_once() -> None:
+    traffic: ev.Traffic = {"sent": {"core": 3}, "received": {"core": 4}}
+    sums = ev.EarlierRounds(
+        round=5,
+        rounds=5,
+        wire_bytes=traffic,
+        per_peer={},
+        raw_bytes={"sent": 1, "received": 1},
+        dense_bytes=500,
+    )
+    mine = RunLog(EventLog(lambda: 9.0), lambda event: None)
+    told = [closed(1), sums, replace(closed(6), wire_bytes=traffic, dense_bytes=100), sums]
+    mine.restore(ev.Stamped(time=float(number), event=event) for number, event in enumerate(told))
+    end = mine.finished("done")
+    assert (end.rounds, end.wire_bytes, end.dense_bytes) == (6, 14, 600)

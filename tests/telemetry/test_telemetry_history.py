@@ -1,5 +1,6 @@
 """A run that is stopped, or killed, and goes on is one run: its figures are those of an account that was never cut."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,44 @@ def test_an_account_that_a_restart_has_cut_comes_to_the_same_figures(
     log.restore(told)
     monitor = fold_all(SwarmSnapshot(), (one for line in log.since(0)[0] if (one := e.decode_stamped(line))))
     assert figures(monitor) == figures(whole)
+
+
+def totals(s: SwarmSnapshot) -> dict[str, Any]:
+    names = ("sent", "received", "raw_bytes", "dense_bytes", "overhead", "rounds_counted", "closed_round")
+    return {name: getattr(s, name) for name in names}
+
+
+@given(happened=EVENTS, keep=st.integers(1, 6), keep_rounds=st.integers(1, 6))
+def test_a_monitor_that_comes_when_most_rounds_are_kept_no_more_sees_the_same_totals(
+    happened: list[e.Event], keep: int, keep_rounds: int
+) -> None:
+    told = [STARTED, *happened]
+    log = EventLog(lambda: 0.0, keep=keep, keep_rounds=keep_rounds)
+    for event in told:
+        log.append(event)
+    assert totals(read(SwarmSnapshot(), log.since(0)[0])) == totals(fold_all(SwarmSnapshot(), stamped(told)))
+
+
+@given(closed=st.lists(CLOSED, max_size=30), looks=st.sets(st.integers(0, 30), max_size=3), keep=st.integers(1, 6))
+def test_so_does_one_that_looks_seldom_and_one_at_a_node_that_took_the_account_from_another(
+    closed: list[e.RoundClosed], looks: set[int], keep: int
+) -> None:
+    told = [replace(event, round=number) for number, event in enumerate(closed, 1)]
+    log, other = EventLog(lambda: 0.0, keep=keep, keep_rounds=keep), EventLog(lambda: 0.0, keep=3, keep_rounds=3)
+    reader, newest = SwarmSnapshot(), 0
+    for number, event in enumerate(told, 1):
+        log.append(event)
+        if number in looks or number == len(told):
+            lines, newest = log.since(newest)
+            reader = read(reader, lines)
+            for line in log.since(0)[0]:
+                other.take(line)
+    for seen in (reader, read(SwarmSnapshot(), other.since(0)[0])):
+        assert totals(seen) == totals(fold_all(SwarmSnapshot(), stamped([*told])))
+
+
+def read(snapshot: SwarmSnapshot, lines: list[str]) -> SwarmSnapshot:
+    return fold_all(snapshot, (one for line in lines if (one := e.decode_stamped(line))))
 
 
 def test_what_ended_with_the_process_is_no_part_of_the_history(tmp_path: Path) -> None:

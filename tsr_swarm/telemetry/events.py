@@ -218,6 +218,18 @@ class RoundClosed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierRounds:
+    """Totals of the ``rounds`` rounds up to ``round``, whose own events are kept no more."""
+
+    round: int
+    rounds: int
+    wire_bytes: Traffic
+    per_peer: dict[str, PeerTraffic]
+    raw_bytes: RawBytes
+    dense_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataCovered:
     """``done`` of the ``parts`` of the shared data were trained on in this epoch, ``share`` of it, 0 to 1.
 
@@ -357,6 +369,7 @@ Event = (
     | DigestMismatch
     | RoundVoid
     | RoundClosed
+    | EarlierRounds
     | DataCovered
     | CheckpointSaved
     | Warned

@@ -60,6 +60,8 @@ def _apply(s: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
             return replace(s, deadline=None, phase_reason=f"round {event.round} is void")
         case e.RoundClosed():
             return _close(s, event)
+        case e.EarlierRounds() if event.round > s.closed_round:
+            return _catch_up(s, event)
         case e.DataCovered():
             return replace(s, epoch=event.epoch, share=min(1.0, max(0.0, event.share)))
         case e.LabReady():
@@ -202,6 +204,21 @@ def _close(s: SwarmSnapshot, event: e.RoundClosed) -> SwarmSnapshot:
         dense_bytes=s.dense_bytes + event.dense_bytes,
         last_seconds=event.seconds,
         digest=clean(event.digest),
+    )
+
+
+def _catch_up(s: SwarmSnapshot, event: e.EarlierRounds) -> SwarmSnapshot:
+    """Totals of all rounds until then take the place of what was counted of them here."""
+    anew = {key: replace(peer, up=0, down=0, overhead=0) for key, peer in s.peers.items()}
+    counted = replace(s, peers=anew, sent={}, received={}, overhead=0)
+    counted = _count_peers(_count_bytes(counted, event.wire_bytes), event.per_peer)
+    return replace(
+        counted,
+        round=max(s.round, event.round),
+        closed_round=event.round,
+        rounds_counted=event.rounds,
+        raw_bytes=event.raw_bytes["sent"] + event.raw_bytes["received"],
+        dense_bytes=event.dense_bytes,
     )
 
 

@@ -10,6 +10,7 @@ from tsr_swarm.runtime.node.book import Lines
 from tsr_swarm.runtime.node.readers import Readers
 from tsr_swarm.runtime.node.relay import Copy, Relay, where_it_goes_on
 from tsr_swarm.telemetry.events import (
+    EarlierRounds,
     Evaluated,
     Event,
     PeerJoined,
@@ -18,6 +19,7 @@ from tsr_swarm.telemetry.events import (
     RoundVoid,
     RunFinished,
     Stamped,
+    Traffic,
     decode_stamped,
 )
 from tsr_swarm.telemetry.log import NEWEST, EventLog
@@ -177,12 +179,18 @@ class RunLog:
                 self._last_loss = loss
                 if self._first_loss is None:
                     self._first_loss = loss
+            case EarlierRounds() if event.round > self._round:
+                self._round, self._dense_bytes = event.round, event.dense_bytes
+                self._wire_bytes = _both_ways(event.wire_bytes)
             case RoundClosed():
-                sent, received = event.wire_bytes["sent"], event.wire_bytes["received"]
-                self._wire_bytes += sum(sent.values()) + sum(received.values())
+                self._wire_bytes += _both_ways(event.wire_bytes)
                 if event.round > self._round:  # else two leaders tell of it, each what it was reported
                     self._dense_bytes += event.dense_bytes
                     self._round, self._digest = event.round, event.digest
+
+
+def _both_ways(traffic: Traffic) -> int:
+    return sum(traffic["sent"].values()) + sum(traffic["received"].values())
 
 
 def copy_of(peer_id: str, lines: Lines) -> Copy:
