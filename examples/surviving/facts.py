@@ -118,12 +118,15 @@ class Facts:
         ]
 
     def ended(self) -> list[Hurt]:
-        """Hurts that ended before the run did, and before the same node was hurt again."""
+        """Hurts that ended before the run did, after which the same node was back before it was hurt again."""
         return [
             hurt
             for hurt in self.hurts
             if hurt.healed < self.end
-            and not any(other.name == hurt.name and hurt.begun < other.begun < hurt.healed for other in self.hurts)
+            and not any(
+                other.name == hurt.name and hurt.begun < other.begun < hurt.healed + self.back(hurt)
+                for other in self.hurts
+            )
         ]
 
     @property

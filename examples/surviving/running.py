@@ -19,7 +19,6 @@ from surviving.scenario import Scenario, arguments
 from tsr_swarm.telemetry.events import Event, FaultPlaced, RoundOpened, Stamped, decode, encode
 
 RUN_FILE = Path(__file__).parents[1] / "survive.toml"
-MOST_SECONDS = 300.0  # of a run; several times as long as one takes
 LEAVE_SECONDS = 20.0  # after each of two requests to leave
 
 
@@ -47,10 +46,10 @@ class Stage:
         (folder / "command.txt").write_text(" ".join(options) + "\n", "utf-8")
         with _Story(folder / "story.jsonl") as story:
             crash_round = None if scenario.crash_round is None else scenario.crash_round(seed)
-            code = self._act(options, folder, story, crash_round)
+            code = self._act(options, folder, story, crash_round, scenario.most_seconds)
             if crash_round is not None:
                 story.add(FaultPlaced(fault=CRASH, is_over=True))
-                code = self._act([*options, "--resume"], folder, story, None)
+                code = self._act([*options, "--resume"], folder, story, None, scenario.most_seconds)
         kept = folder / "run"
         return Evidence(
             story=tuple(story.events),
@@ -60,9 +59,11 @@ class Stage:
             tracebacks=read_tracebacks(kept),
         )
 
-    def _act(self, options: Sequence[str], folder: Path, story: "_Story", crash_round: int | None) -> int:
+    def _act(
+        self, options: Sequence[str], folder: Path, story: "_Story", crash_round: int | None, most_seconds: float
+    ) -> int:
         """From start to end, or until all is killed as ``crash_round`` opens; the exit code."""
-        with _local(options, folder) as process:
+        with _local(options, folder, most_seconds) as process:
             self._processes.add(process)
             try:
                 for round in () if self._is_closed else story.read(process):
@@ -107,7 +108,7 @@ class _Story:
 
 
 @contextmanager
-def _local(options: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+def _local(options: Sequence[str], folder: Path, most_seconds: float) -> Iterator[subprocess.Popen[str]]:
     """``tsr-swarm local`` in a session of its own: Ctrl-C reaches us, and we pass it on. It never outlives this."""
     command = [sys.executable, "-m", "tsr_swarm", "local", str(RUN_FILE), *options]
     command += ["--dir", str(folder / "run"), "--no-dht", "--json"]
@@ -115,7 +116,7 @@ def _local(options: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[st
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True, env=_environment()
         )
-    overdue = threading.Timer(MOST_SECONDS, process.kill)  # its children notice, and its janitor sees to it
+    overdue = threading.Timer(most_seconds, process.kill)  # its children notice, and its janitor sees to it
     overdue.start()
     try:
         yield process

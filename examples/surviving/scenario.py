@@ -24,6 +24,7 @@ class Scenario:
     back_rounds: int | None = None  # from its end until work of who was hurt is in a round, at most
     slow: Mapping[int, float] | None = None  # peers that are slower than the others, and how much
     says_minority: bool = False  # somebody who is cut off from the majority says so
+    most_seconds: float = 300.0  # of a run; several times as long as one takes
     crash_round: Callable[[int], int] | None = None  # when every process is killed, and the run resumed
 
 

@@ -1,11 +1,14 @@
 """All scenarios. Pure."""
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from surviving.mixture import mixed
 from surviving.scenario import PEERS, PHASES, Flags, Scenario
+
+KILLS = 25  # one after the other
 
 
 def peer(seed: int) -> int:
@@ -63,6 +66,25 @@ def _coordinator_back(seed: int) -> Flags:
     return "--kill", moment_killed, "--back", f"coordinator@{moment(seed) + 2}"
 
 
+def _killed_with_a_state(seed: int) -> Flags:
+    """Two peers go on until one of them alone decides. New bases in every round make a state less than the rounds."""
+    back = moment(seed) + 22
+    kills = (f"coordinator@{moment(seed)}/{_phase(seed)}", f"coordinator@{back}/state")
+    backs = (f"coordinator@{back}", f"coordinator@{back + 6}")
+    faults = [part for kill, again in zip(kills, backs, strict=True) for part in ("--kill", kill, "--back", again)]
+    keys = ("optimizer.aim=gradient", "optimizer.inner=adam", "periods.k_r=40", "periods.k_r_embedding=40")
+    return (*faults, *(part for key in keys for part in ("--set", key)), "--set", "checkpoint.every=5")
+
+
+def _killed_in_a_row(seed: int) -> Flags:
+    """Some of the kills come while it starts."""
+    chance, round, faults = random.Random(f"kills {seed}"), moment(seed), list[str]()
+    for _ in range(KILLS):
+        faults += ["--kill", f"coordinator@{round}/{chance.choice(PHASES)}", "--back", f"coordinator@{round + 1}"]
+        round += chance.randint(2, 5)
+    return tuple(faults)
+
+
 def _peer_back(seed: int) -> Flags:
     return "--kill", f"{peer(seed)}@{moment(seed)}/{_phase(seed)}", "--back", f"{peer(seed)}@{moment(seed) + 2}"
 
@@ -82,6 +104,24 @@ ALONE: Sequence[Scenario] = (
         rounds=16,
         lost=1,
         seconds=15.0,
+    ),
+    Scenario(
+        name="killed-with-a-state",
+        what="the coordinator comes back after two peers went on, takes a state, and is killed right then",
+        flags=_killed_with_a_state,
+        peers=2,
+        rounds=44,
+        lost=2,
+        seconds=15.0,
+    ),
+    Scenario(
+        name="killed-in-a-row",
+        what=f"the coordinator is killed {KILLS} times in a row, each time brought back",
+        flags=_killed_in_a_row,
+        rounds=110,
+        lost=KILLS,
+        seconds=20.0,
+        most_seconds=900.0,
     ),
     Scenario(
         name="peer-back",

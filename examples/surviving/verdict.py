@@ -96,7 +96,9 @@ def _of_work_after(scenario: Scenario, facts: Facts, hurt: Hurt) -> Iterator[str
 def _of_what_was_said(evidence: Evidence) -> Iterator[str]:
     for stamped in evidence.story:
         match stamped.event:
-            case Warned(message=message) if " is gone: " in message or " cannot be placed" in message:
+            case Warned(message=message) if any(
+                part in message for part in (" is gone: ", " cannot be placed", " was due")
+            ):
                 yield message
             case DigestMismatch(name=name, round=round):
                 yield f"{name} had other weights after round {round}"

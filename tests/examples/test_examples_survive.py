@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from surviving.evidence import Evidence, Stood, read_own, read_tracebacks
 from surviving.hurts import CRASH, Hurt, hurts
 from surviving.mixture import mixed
-from surviving.running import Interrupted, Stage
+from surviving.running import RUN_FILE, Interrupted, Stage
 from surviving.scenario import PEERS, Flags, Scenario
 from surviving.scenarios import SCENARIOS
 from surviving.table import Row, append_row, read_rows, report
 from surviving.verdict import Verdict, judge
 
+from tsr_swarm.config.load import load_run_config
 from tsr_swarm.runtime.faults import PHASES, Back, Fault, Kill, Partition, Role, Stop, name_of
 from tsr_swarm.runtime.lab.flags import LineTexts
 from tsr_swarm.runtime.placing import plan_local
@@ -240,6 +241,11 @@ def test_what_must_not_be_said_is_a_failure() -> None:
     )
 
 
+def test_a_fault_that_was_never_placed_is_a_failure() -> None:
+    early = Warned(message="The run ended before --kill coordinator@9/state was due.")
+    assert verdict(Tale(more=[(11.0, early)])).violations == (early.message,)
+
+
 def test_the_minority_of_a_partition_is_hurt_and_must_say_so() -> None:
     cut = Partition(sides=(frozenset({0, 1}), frozenset({2, 3, 4})), round=2, phase="train", seconds=3.0)
     lonely = replace(SCENARIO, says_minority=True)
@@ -254,6 +260,13 @@ def test_the_minority_of_a_partition_is_hurt_and_must_say_so() -> None:
 def test_everybody_is_hurt_by_a_crash() -> None:
     story = [(1.0, led("coordinator")), (1.0, joined("peer-1")), (2.0, begun(CRASH)), (5.0, over(CRASH))]
     assert hurts(stamped(story)) == [Hurt(name, "crash", 2.0, 5.0) for name in ("coordinator", "peer-1")]
+
+
+def test_who_is_killed_again_before_it_was_back_is_waited_for_once() -> None:
+    twice = [(begun(Kill(who=2, round=1)), begun(Back(who=2, round=2)))] * 2
+    more = [(4.0 + 0.5 * place, event) for place, event in enumerate(event for pair in twice for event in pair)]
+    found = verdict(Tale(absent={"peer-2": range(2, 4)}, more=more))
+    assert len(found.back) == 1
 
 
 def test_who_is_killed_and_comes_back_twice_is_hurt_twice() -> None:
@@ -284,6 +297,7 @@ def plan(scenario: Scenario, flags: Flags) -> None:
     said: dict[str, list[str]] = {}
     for flag, value in zip(flags[::2], flags[1::2], strict=True):
         said.setdefault(flag.removeprefix("--"), []).append(value)
+    load_run_config(RUN_FILE, said.pop("set", []), environ={})
     plan_local(
         peers=scenario.peers,
         rounds=scenario.rounds,

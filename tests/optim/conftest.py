@@ -100,7 +100,10 @@ class Swarm:
         if chosen:
             total = sum(self.tokens[i] for i in chosen)
             mean = {
-                slot: sum((self.sent[i][slot].numbers() * self.tokens[i] for i in chosen), torch.zeros(())) / total
+                slot: sum(
+                    (self.sent[i][slot].numbers() * self.tokens[i] for i in chosen), torch.zeros((), device="cpu")
+                )
+                / total
                 for slot in upload_slots(self.blocks, plan.due, wire)
             }
             slots = published_slots(self.blocks, plan.due, wire)

@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsr_swarm.errors import ConfigError, RunError
+from tsr_swarm.rivals.powersgd import PowerSGDSettings
 from tsr_swarm.rivals.registry import METHODS, default_settings, make_method
+from tsr_swarm.rivals.settings import read_settings
 
 VARIANTS = [
     *((name, {}) for name in METHODS),
@@ -156,6 +159,18 @@ def test_bad_settings_are_refused_in_one_sentence(name, chosen, sentence, pull):
         make_method(name, pull().start, 2, chosen)
     assert str(caught.value).startswith(sentence)
     assert str(caught.value).endswith((".", "?"))
+
+
+def test_numbers_of_numpy_are_settings_too():
+    chosen = {
+        "rank": np.int64(3),
+        "betas": np.array([0.5, 0.75]),
+        "eps": np.float32(0.5),
+        "warm_start": np.bool_(False),
+    }
+    taken = read_settings(PowerSGDSettings, chosen)
+    assert taken == PowerSGDSettings(rank=3, betas=(0.5, 0.75), eps=0.5, warm_start=False)
+    assert [type(getattr(taken, key)) for key in chosen] == [int, tuple, float, bool]
 
 
 def test_peers_are_counted_from_one(pull):

@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.runtime.faults import PHASES, Back, Join, Kill, LocalPlan, Role, due, moment_of
+from tsr_swarm.runtime.faults import (
+    PHASES,
+    STATE,
+    Back,
+    Join,
+    Kill,
+    LocalPlan,
+    Role,
+    due,
+    due_with_state,
+    moment_of,
+)
 from tsr_swarm.runtime.placing import FaultError, plan_local
 from tsr_swarm.telemetry.events import Event, PhaseChanged, RoundOpened, Warned
 
@@ -47,8 +58,25 @@ def test_any_text_is_a_kill_that_can_happen_or_a_sentence(text: str) -> None:
         assert isinstance(fault, Kill)
         assert isinstance(fault.who, Role) or fault.who <= 3
         assert 1 <= fault.round <= 10
-        assert fault.phase in PHASES
+        assert fault.phase in (*PHASES, STATE)
     assert sentence == "" or sentence.endswith(".")
+
+
+def test_a_kill_with_a_state_waits_for_one_of_that_very_node() -> None:
+    faults = plan("2@3/state", "coordinator@5/train").faults
+    late = faults[0]
+    assert str(late) == "--kill peer-2@3/state"
+    fired, rest = due(faults, opened(9), (1, 0))
+    assert rest == (late,)
+    assert due_with_state(faults, 2, (2, 3)) == ((), faults), "not before its round"
+    assert due_with_state(faults, 1, (9, 0)) == ((), faults), "another's state"
+    assert due_with_state(faults, 2, (9, 0)) == ((late,), fired)
+
+
+@pytest.mark.parametrize("who", ["leader", "reducer"])
+def test_a_role_takes_no_state(who: str) -> None:
+    with pytest.raises(FaultError, match="a role takes no state; name the coordinator or a peer, 1 to 3"):
+        plan(f"{who}@3/state")
 
 
 @given(

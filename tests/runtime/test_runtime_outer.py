@@ -1,6 +1,7 @@
 """What the reducer keeps between rounds: it counts once a round is applied, and a restart does not lose it."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ def test_a_resumed_reducer_publishes_the_bytes_of_one_that_never_stopped(tmp_pat
         applied = reducer.apply(reducer.reduce())
     folder.save(reducer.manifest, applied, keep=1)
 
-    again = Reducer(resume_run(folder, config, no_warning))
+    again = Reducer(resume_run(folder, config, ME, False, no_warning))
 
     for _ in range(3):
         wanted, found = reducer.reduce(), again.reduce()
@@ -152,9 +153,9 @@ def test_replayed_rounds_turn_what_is_kept_and_change_no_weight(tmp_path: Path) 
         start.delta_log.store(published_to_proto(published.header), published.data)
         applied = reducer.apply(published)
         assert applied.record.round == round
-        folder.journal.write(Ledger(applied.record, term=1, voted_for=ME))
+        start.journal.write(Ledger(replace(applied.record, voters=(ME,)), term=1, voted_for=ME))
 
-    again = resume_run(folder, config, no_warning)
+    again = resume_run(folder, config, ME, False, no_warning)
 
     assert again.consensus.digest().hex() == applied.digest
     assert again.record == applied.record

@@ -1,16 +1,19 @@
 """A run's folder: what a start writes, and how a resumed run finds what stands."""
 
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from published_rounds import FIRST, History, make_history
+from published_rounds import FIRST, VOTERS, History, make_history
 from steady import steady
 
 from tsr_swarm.config.run import CheckpointConfig, ModelConfig, PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, RunError
 from tsr_swarm.rounds.council import Ledger, Record
+from tsr_swarm.runtime.journal import NAMES
 from tsr_swarm.runtime.run_folder import (
     Applied,
     RunFolder,
@@ -42,7 +45,7 @@ class Begun:
         """Rounds up to ``last`` stand: their bytes first, then the journal."""
         for round in range(self.start.delta_log.committed + 1, last + 1):
             self.store(round)
-            self.folder.journal.write(Ledger(self.history.record(round), term=1, voted_for=FIRST))
+            self.start.journal.write(Ledger(self.history.record(round), term=1, voted_for=FIRST))
             self.start.delta_log.commit(round, self.history.at(round).header.chain)
 
     def store(self, round: int) -> None:
@@ -53,8 +56,8 @@ class Begun:
         applied = Applied(record=self.history.record(round), consensus=state, outer={}, digest=state.digest().hex())
         self.folder.save(self.start.manifest, applied, keep=3)
 
-    def resume(self) -> StartingPoint:
-        return resume_run(self.folder, self.config, no_warning)
+    def resume(self, has_contacts: bool = False, warn: Callable[[str], None] = no_warning) -> StartingPoint:
+        return resume_run(self.folder, self.config, FIRST, has_contacts, warn)
 
     def file_of(self, round: int) -> Path:
         (file,) = self.start.delta_log.folder.glob(f"round-{round:09d}-*")
@@ -89,10 +92,10 @@ def test_a_run_begins_with_one_voter(begun: Begun) -> None:
 
 
 def test_a_start_that_went_no_further_is_no_run_and_what_it_promised_is_forgotten(begun: Begun) -> None:
-    begun.folder.journal.write(Ledger(GENESIS, term=7, voted_for=FIRST))
+    begun.start.journal.write(Ledger(GENESIS, term=7, voted_for=FIRST))
     again = start_run(begun.folder, begun.config, "e" * 32)
     assert again.manifest.run_id != begun.start.manifest.run_id
-    assert begun.folder.journal.load(GENESIS) == Ledger(Record(voters=("e" * 32,)))
+    assert again.ledger == again.journal.load(no_warning) == Ledger(Record(voters=("e" * 32,)))
 
 
 @pytest.mark.parametrize("what", ["round", "promise"])
@@ -100,7 +103,7 @@ def test_a_run_is_not_started_over_another(begun: Begun, what: str) -> None:
     if what == "round":
         begun.stand(1)
     else:
-        begun.folder.journal.write(Ledger(GENESIS, term=1, voted_for=FIRST, tail=begun.history.record(1), tail_term=1))
+        begun.start.journal.write(Ledger(GENESIS, term=1, voted_for=FIRST, tail=begun.history.record(1), tail_term=1))
     with pytest.raises(ConfigError, match="already holds a run"):
         start_run(begun.folder, begun.config, FIRST)
 
@@ -110,7 +113,7 @@ def test_a_resumed_run_is_at_the_newest_round_that_stands(begun: Begun, saved: i
     begun.stand(3)
     begun.store(4)
     tail = begun.history.record(4)
-    begun.folder.journal.write(Ledger(begun.history.record(3), 2, FIRST, tail, 2))
+    begun.start.journal.write(Ledger(begun.history.record(3), 2, FIRST, tail, 2))
     if saved:
         begun.save(saved)
     again = begun.resume()
@@ -124,13 +127,19 @@ def test_a_resumed_run_is_at_the_newest_round_that_stands(begun: Begun, saved: i
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short", "wrong bytes"])
-@pytest.mark.parametrize("is_alone", [True, False])
-def test_a_round_that_stands_and_cannot_be_read_is_one_sentence_or_left_to_be_fetched(
-    begun: Begun, damage: str, is_alone: bool
+@pytest.mark.parametrize(
+    ("voters", "has_contacts", "is_fetched"),
+    [
+        (VOTERS, False, True),  # a majority of them had it on disk before it stood
+        (VOTERS[:1], False, True),  # another node's own voter, as when all others were away
+        ((FIRST,), True, True),
+        ((FIRST,), False, False),  # nobody else is known that may have it
+    ],
+)
+def test_a_round_that_stands_and_cannot_be_read_is_fetched_if_others_may_have_it(
+    begun: Begun, damage: str, voters: tuple[str, ...], has_contacts: bool, is_fetched: bool
 ) -> None:
-    """Where there are other voters, a majority of them had it on disk before it stood."""
-    if is_alone:
-        begun.history = make_history(begun.start.manifest, begun.start.consensus, 4, voters=(FIRST,))
+    begun.history = make_history(begun.start.manifest, begun.start.consensus, 4, voters=voters)
     begun.stand(3)
     file = begun.file_of(2)
     content = file.read_bytes()
@@ -140,19 +149,50 @@ def test_a_round_that_stands_and_cannot_be_read_is_one_sentence_or_left_to_be_fe
         os.truncate(file, 20)
     else:
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    if is_alone:
-        with pytest.raises(RunError, match=r"Round [12] .*; restore .*\.$"):
-            begun.resume()
+    if is_fetched:
+        warnings: list[str] = []
+        assert begun.resume(has_contacts, warnings.append).record.round < 2
+        assert [warning for warning in warnings if "is fetched from the other nodes" in warning]
     else:
-        assert begun.resume().record.round < 2
+        with pytest.raises(RunError, match=r"Round [12] .*; restore that folder from a copy\.$"):
+            begun.resume(has_contacts)
     file.write_bytes(content)
-    assert begun.resume().record == begun.history.record(3)
+    assert begun.resume(has_contacts).record == begun.history.record(3)
+
+
+@pytest.mark.parametrize("is_newer", [False, True])
+def test_a_run_whose_journal_is_lost_is_not_resumed(begun: Begun, is_newer: bool) -> None:
+    begun.stand(2)
+    if is_newer:
+        begun.save(2)
+    for name in NAMES:
+        (begun.folder.path / name).unlink()
+    with pytest.raises(RunError, match=r"holds a run but no journal .*restore one from a copy"):
+        begun.resume()
+
+
+def test_a_resumed_run_goes_on_with_the_copy_of_a_damaged_journal(begun: Begun) -> None:
+    begun.stand(2)
+    path = begun.folder.path / NAMES[0]
+    path.write_bytes(path.read_bytes().replace(b"f" * 32, b"e" * 32))
+    warnings: list[str] = []
+    assert begun.resume(warn=warnings.append).ledger.base == begun.history.record(2)
+    assert ["journal.json cannot be used" in warning for warning in warnings] == [True]
+
+
+def test_rounds_are_kept_since_the_oldest_checkpoint_in_case_the_newest_is_damaged(begun: Begun) -> None:
+    begun.save(2)
+    begun.save(4)
+    assert begun.folder.oldest_checkpoint == 0
+    for path in begun.folder.checkpoints.glob("round-00000[0]"):
+        shutil.rmtree(path)
+    assert begun.folder.oldest_checkpoint == 2
 
 
 def test_a_journal_of_another_history_is_not_believed(begun: Begun) -> None:
     begun.stand(2)
     begun.save(2)
-    begun.folder.journal.write(Ledger(Record(2, "9" * 64, begun.history.record(1).chain, (FIRST,))))
+    begun.start.journal.write(Ledger(Record(2, "9" * 64, begun.history.record(1).chain, (FIRST,))))
     with pytest.raises(RunError, match="Round 2 of the checkpoint is not the one that stands"):
         begun.resume()
 

@@ -92,7 +92,7 @@ class Hands:
         self._is_busy = False
 
     def _look(self) -> None:
-        self.ledgers.append((self.shell.node.council.ledger, self._journal.load(self._genesis)))
+        self.ledgers.append((self.shell.node.council.ledger, self._journal.load(print) or Ledger(self._genesis)))
 
     def sent(self, kind: type[Any]) -> list[Any]:
         return [
@@ -114,7 +114,7 @@ class Rig:
         )
         node = begin(identity, Ledger(genesis), PeerState(applied=0), loop.time())
         self.place = folder / "run"
-        journal = Journal(self.place / "journal.json")
+        journal = Journal(self.place, ME, "1" * 64)
         self.hands, self.warnings = Hands(journal, genesis), list[str]()
         self.hands.shell = self.shell = Shell(node, self.hands, journal, self.warnings.append, loop.time)
 
@@ -129,12 +129,9 @@ class Rig:
 # --- promises ---------------------------------------------------------------------------------------------------------
 
 terms = st.integers(0, 6)
-records = st.builds(
-    Record,
-    round=st.integers(1, 3),
-    chain=st.sampled_from(["1" * 64, "2" * 64]),
-    parent=st.sampled_from(["", "1" * 64]),
-    voters=st.just(VOTERS),
+hashes = st.sampled_from(["1" * 64, "2" * 64])
+records = st.builds(Record, st.just(1), hashes, st.just(""), st.just(VOTERS)) | st.builds(
+    Record, st.integers(2, 3), hashes, hashes, st.just(VOTERS)
 )
 messages = (
     st.builds(cl.VoteRequest, terms, st.sampled_from(VOTERS[1:]), st.tuples(st.integers(0, 2), terms), st.booleans())

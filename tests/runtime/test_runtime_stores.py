@@ -22,11 +22,9 @@ from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.runtime import state_chunks
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.donor import LEASE_SECONDS, MAX_STATES, Donor
-from tsr_swarm.runtime.journal import Journal
 from tsr_swarm.runtime.roster import Roster
 from tsr_swarm.runtime.run_folder import folder_lock, fresh_consensus
 from tsr_swarm.runtime.state_chunks import StateAssembly, begun_round, read_chunks, state_length, write_state
@@ -54,81 +52,6 @@ def test_a_peer_gets_the_number_its_name_ends_in_and_keeps_it_over_an_absence() 
     first.is_here = False
     assert roster.admit("b" * 32, "otter", "", "cpu", "core").number == 1
     assert roster.admit("a" * 32, "peer-3", "", "cpu", "core").number == 3
-
-
-names = st.sampled_from(["a" * 32, "b" * 32, "c" * 32])
-hashes = st.binary(min_size=32, max_size=32).map(bytes.hex)
-records = st.builds(
-    Record,
-    round=st.integers(0, 2**40),
-    chain=hashes,
-    parent=hashes | st.just(""),
-    voters=st.lists(names, unique=True, max_size=5).map(tuple),
-)
-ledgers = st.builds(
-    Ledger,
-    base=records,
-    term=st.integers(0, 2**40),
-    voted_for=names | st.just(""),
-    tail=records | st.none(),
-    tail_term=st.integers(0, 2**40),
-)
-GENESIS = Record(voters=("a" * 32,))
-
-
-@given(written=st.lists(ledgers, max_size=3))
-def test_a_journal_gives_back_what_was_written_last(written: list[Ledger]) -> None:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "new" / "journal.json"
-        for ledger in written:
-            Journal(path).write(ledger)
-        assert Journal(path).load(GENESIS) == (written[-1] if written else Ledger(GENESIS))
-
-
-class Killed(BaseException):
-    """The process is gone."""
-
-
-@pytest.mark.parametrize("at", ["fsync", "replace"])
-def test_a_journal_that_is_killed_while_it_writes_holds_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
-) -> None:
-    path = tmp_path / "journal.json"
-    before, after = (Ledger(GENESIS, term=term, voted_for="a" * 32) for term in (1, 2))
-    Journal(path).write(before)
-
-    def die(*_: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(*((os, "fsync", die) if at == "fsync" else (Path, "replace", die)))
-        with pytest.raises(Killed):
-            Journal(path).write(after)
-    assert Journal(path).load(GENESIS) == before
-    Journal(path).write(after)
-    assert Journal(path).load(GENESIS) == after
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"term": ',
-        "[]",
-        "{}",
-        '{"term": 1, "voted_for": "", "accepted_term": 1, "accepted_round": 2, "accepted_chain": "c"}',
-        '{"base": null, "term": 1, "voted_for": "", "tail": null, "tail_term": 0}',
-        '{"base": {"round": "1", "chain": "", "parent": "", "voters": []}, "term": 1, "voted_for": "", "tail": null, '
-        '"tail_term": 0}',
-        '{"base": {"round": 1, "chain": "xyz", "parent": "", "voters": []}, "term": 1, "voted_for": "", "tail": null, '
-        '"tail_term": 0}',
-    ],
-)
-def test_a_damaged_journal_is_one_sentence(tmp_path: Path, text: str) -> None:
-    (tmp_path / "journal.json").write_text(text)
-    with pytest.raises(RunError, match=r"journal\.json cannot be read .*restore it from a copy\.$"):
-        Journal(tmp_path / "journal.json").load(GENESIS)
-    with pytest.raises(RunError, match="cannot be written"):
-        Journal(tmp_path / "journal.json" / "under-a-file.json").write(Ledger(GENESIS))
 
 
 def chain_of(round: int, which: int = 0) -> bytes:

@@ -3,11 +3,10 @@
 import difflib
 import os
 import tomllib
-import types
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from tsr_swarm.config.run import SECTIONS, RunConfig
 from tsr_swarm.errors import ConfigError
@@ -73,9 +72,8 @@ def _section(name: str, value: Any) -> Any:
     cls = SECTIONS[name]
     if not isinstance(value, Mapping):
         raise ConfigError(f"'{name}' must be a section of keys, not {value!r}; write it as [{name}].")
-    hints = get_type_hints(cls)
     _refuse_unknown(value, [f.name for f in fields(cls)], f"{name}.")
-    return cls(**{key: _coerce(f"{name}.{key}", item, hints[key]) for key, item in value.items()})
+    return cls(**value)
 
 
 def _refuse_unknown(mapping: Mapping[str, Any], known: Iterable[str], prefix: str) -> None:
@@ -84,32 +82,3 @@ def _refuse_unknown(mapping: Mapping[str, Any], known: Iterable[str], prefix: st
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
             raise ConfigError(f"'{prefix}{key}' is not a known key; did you mean '{prefix}{near[0]}'?")
-
-
-def _coerce(key: str, value: Any, hint: Any) -> Any:
-    """Accept ``value`` as ``hint`` or raise; TOML integers may stand for floats and lists for tuples."""
-    if get_origin(hint) in (Union, types.UnionType):
-        for option in get_args(hint):
-            try:
-                return _coerce(key, value, option)
-            except ConfigError:
-                continue
-    elif get_origin(hint) is tuple:
-        if isinstance(value, list | tuple):
-            item_hints = get_args(hint)
-            if item_hints[-1] is Ellipsis or len(item_hints) == len(value):
-                items = [item_hints[0]] * len(value) if item_hints[-1] is Ellipsis else item_hints
-                return tuple(_coerce(key, item, item_hint) for item, item_hint in zip(value, items, strict=True))
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise ConfigError(f"{key} = {value!r} has the wrong type; it must be {_describe(hint)}.")
-
-
-def _describe(hint: Any) -> str:
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_describe(option) for option in get_args(hint))
-    if get_origin(hint) is tuple:
-        return f"a list of {_describe(get_args(hint)[0])}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from tsr_swarm.config.coerce import coerce_fields
 from tsr_swarm.errors import ConfigError
 
 
@@ -28,6 +29,7 @@ class RunSection:
     min_peers: int = 1  # the first round waits for this many
 
     def __post_init__(self) -> None:
+        coerce_fields(self, "run.")
         ok = 0 < len(self.name) <= 64 and all((c.isalnum() and c.isascii()) or c in "-_" for c in self.name)
         require(ok, "run.name", self.name, "1 to 64 letters, digits, '-' or '_'")
         require(0 <= self.seed < 2**31, "run.seed", self.seed, "0 to 2147483647")
@@ -52,6 +54,7 @@ class ModelConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
+        coerce_fields(self, "model.")
         for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"):
             value = getattr(self, key)
             require(1 <= value <= 2**20, f"model.{key}", value, "1 to 1048576")
@@ -87,6 +90,7 @@ class DataConfig:
     heldout_sequences: int = 48  # scored by the coordinator after every round
 
     def __post_init__(self) -> None:
+        coerce_fields(self, "data.")
         require(bool(self.source), "data.source", self.source, '"stdlib", a path or a list of paths')
         require(1 <= self.parts <= 10**6, "data.parts", self.parts, "1 to 1000000")
         require(2 <= self.sequence_length <= 2**17, "data.sequence_length", self.sequence_length, "2 to 131072")
@@ -125,6 +129,7 @@ class OptimizerConfig:
     lift: str = "exact"  # exact | float32; float32 is a control that is known to drift apart
 
     def __post_init__(self) -> None:
+        coerce_fields(self, "optimizer.")
         require(
             self.local_space in ("core", "full", "mixed"),
             "optimizer.local_space",
@@ -207,6 +212,7 @@ class PeriodsConfig:
     micro_batches: int = 8  # gradient sketch: the mean of this many clipped micro-batches
 
     def __post_init__(self) -> None:
+        coerce_fields(self, "periods.")
         require(1 <= self.k_x <= 10**6, "periods.k_x", self.k_x, "1 to 1000000")
         for key in ("k_r", "k_r_embedding"):
             value = getattr(self, key)
@@ -245,6 +251,7 @@ class RoundConfig:
     budget_kb: int = 0  # full space: an upload's kB before compression, for sketches where cores miss most; 0: by k_r
 
     def __post_init__(self) -> None:
+        coerce_fields(self, "round.")
         require(1 <= self.quorum <= 10**5, "round.quorum", self.quorum, "1 to 100000")
         require(0 < self.floor_seconds <= 3600, "round.floor_seconds", self.floor_seconds, "above 0, at most 3600")
         ok = self.floor_seconds <= self.ceiling_seconds <= 86400
@@ -266,6 +273,7 @@ class WireConfig:
     zstd_level: int = 3  # of payloads of more than 4 bits; those of fewer have a setting of their own
 
     def __post_init__(self) -> None:
+        coerce_fields(self, "wire.")
         require(self.sketch_bits in (4, 8, 16), "wire.sketch_bits", self.sketch_bits, "4, 8 or 16")
         for kind in ("core", "published"):
             bits, density = getattr(self, f"{kind}_bits"), getattr(self, f"{kind}_density")
@@ -299,6 +307,7 @@ class CheckpointConfig:
     keep: int = 3
 
     def __post_init__(self) -> None:
+        coerce_fields(self, "checkpoint.")
         require(bool(self.dir), "checkpoint.dir", self.dir, "a folder")
         require(1 <= self.every <= 10**6, "checkpoint.every", self.every, "1 to 1000000")
         require(1 <= self.keep <= 10**4, "checkpoint.keep", self.keep, "1 to 10000")
@@ -318,6 +327,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
+        coerce_fields(self, "")
         length, limit = self.data.sequence_length, self.model.max_position_embeddings
         require(
             length <= limit,

@@ -48,13 +48,13 @@ def random_basis(rows: int, cols: int, rank: int | tuple[int, int], seed: int, b
     """A basis to start from, before there is any gradient. Made once, by the coordinator, and shipped."""
     name = hashlib.blake2b(f"basis/{seed}/{block}".encode(), digest_size=4).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(name, "little"))
-    left, right = (rank, rank) if isinstance(rank, int) else rank
+    left, right = rank if isinstance(rank, tuple) else (rank, rank)
     return Basis(_random_factor(rows, left, generator), _random_factor(cols, right, generator))
 
 
 def _random_factor(size: int, rank: int, generator: torch.Generator) -> Tensor:
     while True:  # a singular draw is possible in tiny shapes
-        drawn = orthonormal12(torch.randint(-32767, 32768, (size, rank), generator=generator))
+        drawn = orthonormal12(torch.randint(-32767, 32768, (size, rank), generator=generator, device="cpu"))
         if drawn is not None:
             return drawn
 
@@ -99,7 +99,7 @@ def _round12(u: Tensor) -> Tensor:
 
 def unscaled_grid(values: Tensor) -> Grid:
     """Integers that are published without exponents, such as one side of a basis: their scale is fixed."""
-    return Grid(values.to(torch.int32), torch.empty(0, dtype=torch.int32))
+    return Grid(values.to(torch.int32), torch.empty(0, dtype=torch.int32, device="cpu"))
 
 
 def refresh_factor(sketch: Grid) -> Grid:

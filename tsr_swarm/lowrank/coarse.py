@@ -63,13 +63,17 @@ def quantise_dead_zone(x: Tensor, density: float, bits: int) -> Grid:
     threshold = float(magnitudes.flatten().kthvalue(x.numel() - kept + 1).values)
     threshold = threshold or (0.5 + DEAD_ZONE) * float(magnitudes.max()) / limit
     if threshold < math.ldexp(1.0, EXPONENT_MIN + _MANTISSA_BITS):  # zeros, or as good as
-        return _grid(torch.zeros_like(x), torch.ones(1, dtype=torch.float64), [EXPONENT_MIN])
+        return _grid(torch.zeros_like(x), torch.ones(1, dtype=torch.float64, device="cpu"), [EXPONENT_MIN])
     levels = torch.floor(magnitudes / (threshold / (0.5 + DEAD_ZONE)) + (0.5 - DEAD_ZONE))
     # the clamp from below is for the threshold itself, which may come out of the division a hair too small
     levels = levels.clamp_(1, limit) * (magnitudes >= threshold)
     step = float((magnitudes * levels).sum() / levels.square().sum())
     exponent = _exponent(step)
-    mantissa = torch.tensor([step * math.ldexp(1.0, -exponent)], dtype=torch.float64).round_().clamp_(1, MANTISSA_MAX)
+    mantissa = (
+        torch.tensor([step * math.ldexp(1.0, -exponent)], dtype=torch.float64, device="cpu")
+        .round_()
+        .clamp_(1, MANTISSA_MAX)
+    )
     return _grid(levels * x.sign(), mantissa, [exponent])
 
 
@@ -82,10 +86,10 @@ def _exponent(step: float) -> int:
 
 def _noise(like: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(0, 1 << _NOISE_BITS, like.shape, generator=generator)
+    draws = torch.randint(0, 1 << _NOISE_BITS, like.shape, generator=generator, device="cpu")
     return (draws.to(torch.float64) + 0.5) * math.ldexp(1.0, -_NOISE_BITS)
 
 
 def _grid(multiples: Tensor, mantissas: Tensor, exponents: list[int]) -> Grid:
     values = (multiples * mantissas[:, None]).to(torch.int32)
-    return Grid(values, torch.tensor(exponents, dtype=torch.int32), mantissas.to(torch.int32))
+    return Grid(values, torch.tensor(exponents, dtype=torch.int32, device="cpu"), mantissas.to(torch.int32))

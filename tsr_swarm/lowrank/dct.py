@@ -65,7 +65,7 @@ def strongest(energies: Tensor, rank: int) -> Tensor:
 
 def flags(columns: Tensor, size: int) -> Tensor:
     """int32 (1, size): 1 at the indices ``columns``, else 0."""
-    made = torch.zeros(1, size, dtype=torch.int32)
+    made = torch.zeros(1, size, dtype=torch.int32, device="cpu")
     made[0, columns.long()] = 1
     return made
 

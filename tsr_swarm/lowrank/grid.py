@@ -18,7 +18,7 @@ MAX_EXACT_RANK = 4096
 FIXED_EXPONENT = -11  # of integers that travel without exponents: the 12-bit bases
 
 
-_NO_MANTISSAS = torch.empty(0, dtype=torch.int32)
+_NO_MANTISSAS = torch.empty(0, dtype=torch.int32, device="cpu")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +53,7 @@ class Grid:
 
 def powers_of_two(exponents: Sequence[int]) -> Tensor:
     """2**e for each e, exactly, as float64 (len,); torch's own pow and ldexp promise no exact result."""
-    return torch.tensor([math.ldexp(1.0, e) for e in exponents], dtype=torch.float64)
+    return torch.tensor([math.ldexp(1.0, e) for e in exponents], dtype=torch.float64, device="cpu")
 
 
 def exponent_for(largest: float, bits: int) -> int:
@@ -94,14 +94,14 @@ def _quantise(x: Tensor, largest: Sequence[float], bits: int) -> Grid:
     exponents = [min(max(exponent_for(value, bits), EXPONENT_MIN), EXPONENT_MAX) for value in largest]
     limit = integer_limit(bits)
     steps = torch.round(x * powers_of_two([-e for e in exponents])[:, None]).clamp_(-limit, limit)
-    return Grid(steps.to(torch.int32), torch.tensor(exponents, dtype=torch.int32))
+    return Grid(steps.to(torch.int32), torch.tensor(exponents, dtype=torch.int32, device="cpu"))
 
 
 def dense_grid(x: Tensor) -> Grid:
     """Keep ``x`` as float32. What is not a matrix becomes one row, as in a Block. Raises RunError if not finite."""
     x = finite(x).to(torch.float32, copy=True)
     finite(x)  # a float64 may be finite and yet too large for float32
-    return Grid(x if x.dim() == 2 else x.reshape(1, -1), torch.empty(0, dtype=torch.int32))
+    return Grid(x if x.dim() == 2 else x.reshape(1, -1), torch.empty(0, dtype=torch.int32, device="cpu"))
 
 
 def exact_integers(values: Tensor, bits: int) -> Tensor:

@@ -46,5 +46,5 @@ def _turns(old: Basis, new: Basis, like: Tensor) -> tuple[Tensor, Tensor]:
 def _turn(old: Tensor, new: Tensor) -> Tensor:
     """U_new^T U_old (R, R) in float64; the identity for equal bases, which 12 bits make orthonormal only nearly."""
     if torch.equal(old, new):
-        return torch.eye(old.shape[1], dtype=torch.float64)
+        return torch.eye(old.shape[1], dtype=torch.float64, device=old.device)
     return new.to(torch.float64).mT @ old.to(torch.float64) * math.ldexp(1.0, 2 * BASIS_EXPONENT)

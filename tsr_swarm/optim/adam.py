@@ -72,7 +72,7 @@ def stacked_corrections(
     if len(set(steps)) == 1:
         return bias_corrections(betas, steps[0])
     # float64 until the difference is taken: 1 - 0.999 in float32 has lost four digits
-    powers = torch.tensor([bias_corrections(betas, count) for count in steps], dtype=torch.float64)
+    powers = torch.tensor([bias_corrections(betas, count) for count in steps], dtype=torch.float64, device="cpu")
     one, two = powers.to(torch.float32).to(device).view(-1, 2, 1, 1).unbind(1)
     return one, two
 

@@ -76,8 +76,8 @@ def zero_state(like: Tensor, moments: int) -> BlockState:
 def pack_states(blocks: Sequence[Block], states: Mapping[int, BlockState]) -> dict[str, Tensor]:
     """Copy all states into one flat dict of CPU tensors, fit for safetensors."""
     packed = {
-        "steps": torch.tensor([states[index].steps for index in range(len(blocks))]),
-        "usual": torch.tensor([states[index].usual for index in range(len(blocks))], dtype=torch.float64),
+        "steps": torch.tensor([states[index].steps for index in range(len(blocks))], device="cpu"),
+        "usual": torch.tensor([states[index].usual for index in range(len(blocks))], dtype=torch.float64, device="cpu"),
     }
     for index, block in enumerate(blocks):
         state = states[index]

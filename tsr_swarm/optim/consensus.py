@@ -62,7 +62,7 @@ class Consensus:
             if index not in void:
                 weight = weights[block.name]
                 if block.is_low_rank:
-                    weight = weight * torch.tensor(plan.decay, dtype=torch.float32)
+                    weight = weight * torch.tensor(plan.decay, dtype=torch.float32, device="cpu")
                 weights[block.name] = weight - self._displacement(index, plan.due, grids).reshape(weight.shape)
             if index in drawn or index in plan.due.refresh - void:
                 old, new = bases[index], self._next_basis(index, plan, grids)

@@ -193,7 +193,7 @@ class CoreSpace:
                 state = self._states[index]
                 if old is None:  # nobody knows what the core was written in
                     waiting = self._waiting.get(index)
-                    state.displacement.copy_(torch.zeros(()) if waiting is None else waiting.share)
+                    state.displacement.copy_(torch.zeros_like(state.displacement) if waiting is None else waiting.share)
                 self._turn(index, old or new, new)
                 state.restart_moments()
             self._adopt(index, new)

@@ -16,7 +16,7 @@ class FullBlock:
         self._name = name
         self._parameter = parameter
         self._inner = inner
-        self._base = torch.zeros(0)
+        self._base = torch.zeros(0, device=parameter.device)
 
     def begin(self, consensus: Consensus) -> None:
         """Write Wbar - A into the parameter."""

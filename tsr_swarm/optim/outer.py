@@ -184,7 +184,7 @@ def _rotate(kept: BlockOuter, old: Basis, new: Basis, optimizer: OptimizerConfig
 
 
 def _tensors(kept: BlockOuter) -> dict[str, Tensor | None]:
-    steps = torch.tensor(kept.steps) if kept.steps else None
+    steps = torch.tensor(kept.steps, device="cpu") if kept.steps else None
     return {"residual": kept.residual, "first": kept.first, "second": kept.second, "steps": steps}
 
 

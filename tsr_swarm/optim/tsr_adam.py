@@ -9,18 +9,24 @@ gradient the bases do not hold, and what of the momentum they lose when they cha
 in few bits as by MicroAdam (arXiv 2405.15593).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from tsr_swarm.lowrank.basis import Basis, orthonormal12, random_basis
+from tsr_swarm.lowrank.basis import Basis, orthonormal12
 from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.rotate import rotate_moments
 from tsr_swarm.lowrank.sketch import core_of, expand
 from tsr_swarm.optim.adam import Correction, adam_direction, bias_corrections, core_update_scale
+from tsr_swarm.optim.tsr_adam_options import LATER_OPTIONS, checked_options, require_whole_parameters
+from tsr_swarm.optim.tsr_adam_state import NO_STATE, fresh_state, moments_shape, read_state, require_saved_groups
+
+_MOST = 0.3  # a gradient's entries are at most this power of the largest number: 4e11 in float32
 
 
 def tsr_adam_update(
@@ -64,7 +70,8 @@ class TSRAdam(Optimizer):
     """Adam whose moments live in an r x r core per matrix; a drop-in torch optimizer.
 
     Two-dimensional parameters with both sizes above ``rank`` are low rank; all others, and all with ``rank=None``, take
-    plain Adam steps (AdamW with ``weight_decay``). Every option can be set per parameter group.
+    plain Adam steps (AdamW with ``weight_decay``). Every option can be set per parameter group; ``rank`` holds from a
+    parameter's first step on. Numbers of numpy and torch will do for all of them.
 
     lr: rate, as for dense Adam; the published runs use 0.01 with ``scale`` 0.5 to 0.75.
     rank: r, at least 1, or None.
@@ -72,6 +79,11 @@ class TSRAdam(Optimizer):
     scale: multiplies low-rank steps; 0 takes sqrt(M N) / r, which makes them as long as dense ones.
     seed: of the random bases that the first refresh starts from.
     feedback_bits: 4 or 8 bits a number for a full-size error feedback; 0: none.
+    maximize: maximize the loss instead of minimizing it.
+
+    A gradient too large to be squared counts as a smaller one of the same direction. One that is not finite makes
+    weights NaN, as with torch's Adam: leave such steps out, as ``torch.amp.GradScaler`` does. Parameters of which a
+    process holds only a part, FSDP's, are refused with ValueError unless ``rank`` is None.
     """
 
     def __init__(
@@ -87,6 +99,7 @@ class TSRAdam(Optimizer):
         scale: float = 0.0,
         seed: int = 0,
         feedback_bits: int = 0,
+        maximize: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -98,24 +111,38 @@ class TSRAdam(Optimizer):
             "scale": scale,
             "seed": seed,
             "feedback_bits": feedback_bits,
+            "maximize": maximize,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, checked_options(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; options it does not name are the optimizer's. Raises ValueError for one out of range."""
-        _check({**self.defaults, **param_group})
+        if isinstance(param_group, dict):
+            param_group = {**param_group, **checked_options({**self.defaults, **param_group})}
         super().add_param_group(param_group)
+        try:
+            require_whole_parameters(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step and return the closure's loss, if there is one. Raises RuntimeError on sparse gradients."""
+        """Take one step and return the closure's loss, if there is one.
+
+        Raises RuntimeError for sparse gradients and complex parameters, ValueError for a rank that has changed; nothing
+        has changed then.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for number, parameter, group in self._numbered():
-            if parameter.grad is not None:
-                self._step(parameter, parameter.grad, group, number)
+        due = [item for item in self._numbered() if item[1].grad is not None]
+        for number, parameter, group in due:
+            self._require_legal(parameter, group, number)
+        for number, parameter, group in due:
+            with _own_precision(parameter.device.type):
+                self._step(parameter, group, number)
         return loss
 
     def _numbered(self) -> Iterator[tuple[int, Tensor, dict[str, Any]]]:
@@ -125,68 +152,126 @@ class TSRAdam(Optimizer):
                 yield number, parameter, group
                 number += 1
 
-    def _step(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], number: int) -> None:
-        if gradient.is_sparse:
+    def _require_legal(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:
+        if parameter.grad is not None and parameter.grad.layout != torch.strided:
             raise RuntimeError("TSRAdam does not support sparse gradients; use sparse=False or torch.optim.SparseAdam.")
-        if gradient.is_complex():
+        if parameter.is_complex():
             raise RuntimeError("TSRAdam does not support complex parameters; use torch.view_as_real of them.")
+        found = self.state[parameter]["exp_avg"].shape if self.state.get(parameter) else None
+        if found is not None and tuple(found) != moments_shape(parameter, group["rank"]):
+            raise ValueError(
+                f"Parameter {number} of shape {tuple(parameter.shape)} has moments of {tuple(found)}, which do not fit "
+                f"rank {group['rank']}: neither can change after its first step; make a new TSRAdam."
+            )
+
+    def _step(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:
         state = self.state[parameter]
         if not state:
-            state.update(_fresh_state(parameter, group["rank"], group["seed"], number))
-            if "left" in state and group["feedback_bits"]:
-                _owe(state, torch.zeros_like(parameter), group["feedback_bits"])
+            state.update(fresh_state(parameter, group["rank"], group["seed"], number))
         state["step"] += 1
-        gradient = gradient.to(state["exp_avg"].dtype)
-        lr, betas = float(group["lr"]), group["betas"]
-        corrections = bias_corrections(betas, state["step"])
-        feeds_back = "codes" in state
-        if feeds_back:
-            gradient = gradient + _owed(state, parameter)  # a = g + e
-        if "left" in state and (state["step"] - 1) % group["refresh_every"] == 0:
-            before = _momentum(state) if feeds_back else None
-            _refresh(state, gradient, betas)
-            lost = 0.0 if before is None else before - _momentum(state)
-        else:
-            lost = 0.0
-        moments = state["exp_avg"], state["exp_avg_sq"]
+        assert parameter.grad is not None, "only those that are due take a step"
+        gradient = parameter.grad.to(state["exp_avg"].dtype)
+        if group["maximize"]:
+            gradient = -gradient
         if "left" in state:
-            factors = _factors(state)
-            if feeds_back:
-                # e = a - U C V^T + beta1 / (1 - beta1) (U_old m_old V_old^T - U m V^T)
-                error = gradient - expand(core_of(gradient, *factors), *factors)
-                _owe(state, error + betas[0] / (1 - betas[0]) * lost, group["feedback_bits"])
-            direction = tsr_adam_update(gradient, *factors, *moments, corrections, betas, group["eps"])
-            rows, cols = parameter.shape
-            direction.mul_(group["scale"] or core_update_scale(rows, cols, *moments[0].shape))
+            direction = _low_rank_direction(state, gradient, group)
         else:
-            direction = adam_direction(gradient, *moments, corrections, betas, group["eps"])
+            moments = state["exp_avg"], state["exp_avg_sq"]
+            corrections = bias_corrections(group["betas"], state["step"])
+            gradient = _bounded(gradient, gradient.abs())
+            direction = adam_direction(gradient, *moments, corrections, group["betas"], group["eps"])
         # W = W - lr (direction + weight_decay W)
+        lr = float(group["lr"])
         parameter.mul_(1 - lr * group["weight_decay"])
         parameter.add_(direction.to(parameter.dtype), alpha=-lr)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Read a state back. Unlike torch's own, moments keep their dtype where the parameter's is a shorter one."""
-        super().load_state_dict(state_dict)
-        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
-        for number, (_, parameter, _) in zip(saved, self._numbered(), strict=True):
-            for key, value in state_dict["state"].get(number, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[parameter][key] = value.to(parameter.device, copy=True)
+        """Read a state back, its groups' options with it, as torch's optimizers do.
+
+        Options that an older state lacks stay as they are. Unlike torch's own, moments keep their dtype where the
+        parameter's is a shorter one. Raises ValueError, before any change, for a state of another optimizer or model.
+        """
+        if not isinstance(state_dict, dict):
+            raise ValueError(NO_STATE)
+        handle = self.register_load_state_dict_pre_hook(_read)  # the last one, which sees what the others made of it
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Torch's hook of loading, copying and unpickling."""
+        super().__setstate__(state)
+        for options in (self.defaults, *self.param_groups):
+            for option, value in LATER_OPTIONS.items():
+                options.setdefault(option, value)
+        for parameter, kept in self.state.items():
+            if isinstance(kept, _Read):
+                self.state[parameter] = kept.state
 
 
-def _fresh_state(parameter: Tensor, rank: int | None, seed: int, number: int) -> dict[str, Any]:
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    low_rank = rank is not None and parameter.dim() == 2 and min(parameter.shape) > rank
-    state: dict[str, Any] = {"step": 0}
-    like = parameter
-    if low_rank and rank is not None:
-        rows, cols = parameter.shape
-        basis = random_basis(rows, cols, rank, seed, number)
-        state |= {"left": basis.left.to(parameter.device), "right": basis.right.to(parameter.device)}
-        like = parameter.new_empty(rank, rank)
-    for key in ("exp_avg", "exp_avg_sq"):
-        state[key] = torch.zeros_like(like, dtype=dtype, memory_format=torch.preserve_format)
-    return state
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A parameter's state as it was read; torch hands on whole what it does not know, and casts tensors."""
+
+    state: dict[str, Any]
+
+
+def _read(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+    """``state_dict`` checked and made this optimizer's own. Raises ValueError."""
+    require_saved_groups(state_dict)
+    groups, saved_groups = optimizer.param_groups, state_dict["param_groups"]
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
+        return None  # torch has a sentence for it
+    read_groups, read_states = [], {}
+    for group, saved in zip(groups, saved_groups, strict=True):
+        options = {option: group[option] for option in optimizer.defaults if option in group}
+        read_groups.append({**saved, **checked_options({**options, **saved})})
+        for parameter, number in zip(group["params"], saved["params"], strict=True):
+            if state := read_state(state_dict["state"].get(number), parameter, read_groups[-1]["rank"], number):
+                read_states[number] = _Read(state)
+    return {**state_dict, "state": read_states, "param_groups": read_groups}
+
+
+def _own_precision(device_type: str) -> AbstractContextManager[None]:
+    """A step inside ``torch.autocast`` is computed as one outside of it, as torch's optimizers compute theirs."""
+    is_possible = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if is_possible else nullcontext()
+
+
+def _bounded(gradient: Tensor, size: Tensor) -> Tensor:
+    """``gradient``, made smaller where its ``size``, its own or each entry's, is one whose square could overflow.
+
+    No other gradient changes by a bit, and no device is waited for. What is not finite becomes NaN.
+    """
+    most = torch.finfo(gradient.dtype).max ** _MOST
+    bounded: Tensor = gradient * (most / size).clamp_(max=1)
+    return bounded
+
+
+def _low_rank_direction(state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor:
+    """The scaled direction (M, N) to subtract. Moments, bases and what feedback keeps change in place."""
+    betas, bits = group["betas"], group["feedback_bits"]
+    if bits:
+        gradient = gradient + _owed(state, gradient)  # a = g + e
+    gradient = _bounded(gradient, torch.linalg.vector_norm(gradient, float("inf")))
+    lost: Tensor | float = 0.0
+    if (state["step"] - 1) % group["refresh_every"] == 0:
+        before = _momentum(state) if bits else 0.0
+        _refresh(state, gradient, betas)
+        lost = before - _momentum(state) if bits else 0.0
+    factors = _factors(state)
+    for key in ("codes", "scales"):
+        state.pop(key, None)
+    if bits:
+        # e = a - U C V^T + beta1 / (1 - beta1) (U_old m_old V_old^T - U m V^T)
+        error = gradient - expand(core_of(gradient, *factors), *factors)
+        packed = Packed.of(error + betas[0] / (1 - betas[0]) * lost, bits)
+        state["codes"], state["scales"] = packed.codes, packed.scales
+    moments, corrections = (state["exp_avg"], state["exp_avg_sq"]), bias_corrections(betas, state["step"])
+    direction = tsr_adam_update(gradient, *factors, *moments, corrections, betas, group["eps"])
+    scale: float = group["scale"] or core_update_scale(*gradient.shape, *moments[0].shape)
+    return direction.mul_(scale)
 
 
 def _factors(state: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -200,47 +285,20 @@ def _momentum(state: dict[str, Any]) -> Tensor:
     return expand(state["exp_avg"], *_factors(state))
 
 
-def _owed(state: dict[str, Any], parameter: Tensor) -> Tensor:
-    """e, full size."""
-    return Packed(state["codes"], state["scales"], tuple(parameter.shape)).numbers().to(state["exp_avg"].dtype)
-
-
-def _owe(state: dict[str, Any], error: Tensor, bits: int) -> None:
-    packed = Packed.of(error, bits)
-    state["codes"], state["scales"] = packed.codes, packed.scales
+def _owed(state: dict[str, Any], like: Tensor) -> Tensor | float:
+    """e, full size; zero before there is any."""
+    if "codes" not in state:
+        return 0.0
+    return Packed(state["codes"], state["scales"], tuple(like.shape)).numbers().to(like.dtype)
 
 
 def _refresh(state: dict[str, Any], gradient: Tensor, betas: tuple[float, float]) -> None:
     """Re-aim the bases at ``gradient`` and turn the moments, which are those of the step before."""
+    if gradient.is_meta:
+        return  # there are no numbers to aim at
     old = Basis(state["left"].cpu(), state["right"].cpu())
     new = aim(gradient, old)
     moments = state["exp_avg"], state["exp_avg_sq"]
     beta1_t, beta2_t = (beta ** (state["step"] - 1) for beta in betas)
     state["exp_avg"], state["exp_avg_sq"] = rotate_moments(*moments, old, new, beta1_t, beta2_t)
     state["left"], state["right"] = new.left.to(gradient.device), new.right.to(gradient.device)
-
-
-def _check(group: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option out of range. NaN is out of every range."""
-    _require(float(group["lr"]) >= 0, "learning rate", group["lr"], "at least 0")
-    betas = group["betas"]
-    _require(len(betas) == 2, "betas", betas, "two numbers")
-    for index, beta in enumerate(betas):
-        _require(0 <= beta < 1, f"beta parameter at index {index}", beta, "at least 0 and below 1")
-    _require(group["eps"] >= 0, "epsilon value", group["eps"], "at least 0")
-    _require(group["weight_decay"] >= 0, "weight_decay value", group["weight_decay"], "at least 0")
-    rank = group["rank"]
-    _require(rank is None or _is_count(rank), "rank", rank, "a whole number of at least 1, or None")
-    _require(_is_count(group["refresh_every"]), "refresh_every", group["refresh_every"], "a whole number, at least 1")
-    _require(0 <= group["scale"] < float("inf"), "scale", group["scale"], "at least 0 (0: automatic), and finite")
-    _require(type(group["seed"]) is int, "seed", group["seed"], "a whole number")
-    _require(group["feedback_bits"] in (0, 4, 8), "feedback_bits", group["feedback_bits"], "0, 4 or 8")
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _require(is_legal: bool, name: str, value: object, limit: str) -> None:
-    if not is_legal:
-        raise ValueError(f"Invalid {name}: {value}; it must be {limit}.")

@@ -4,9 +4,10 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar
 
 from tsr_swarm.config.blocks import parse_rank
+from tsr_swarm.config.coerce import coerce_fields
 from tsr_swarm.config.run import require
 from tsr_swarm.errors import ConfigError
 
@@ -25,6 +26,7 @@ class Settings:
     k_x: int = 20  # local steps between two exchanges of weights
 
     def __post_init__(self) -> None:
+        coerce_fields(self, f"{self.method}.")
         self.require(self.inner in ("adam", "muon"), "inner", '"adam" or "muon"')
         self.require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers, each from 0 to below 1")
         self.require(0 < self.eps < 1, "eps", "between 0 and 1")
@@ -57,28 +59,16 @@ def rank_of(rank: int | str, shape: tuple[int, ...]) -> int:
 
 def read_settings(cls: type[S], mapping: Mapping[str, object]) -> S:
     """Settings from parsed TOML or JSON, defaults for what is not named. Raises ConfigError."""
-    hints = get_type_hints(cls)
     known = [field.name for field in fields(cls)]
     for key in mapping:
         if key not in known:
             near = nearest(key, known)
             raise ConfigError(f"'{cls.method}.{key}' is not a known key; did you mean '{cls.method}.{near}'?")
-    return cls(**{key: _typed(f"{cls.method}.{key}", value, hints[key]) for key, value in mapping.items()})
+    settings: Any = cls
+    made: S = settings(**mapping)
+    return made
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is most like a wrong one."""
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
-
-
-def _typed(key: str, value: object, hint: Any) -> Any:
-    if hint == tuple[float, float]:
-        if isinstance(value, list | tuple) and len(value) == 2:
-            return tuple(_typed(key, item, float) for item in value)
-        raise ConfigError(f"{key} = {value!r} has the wrong type; it must be a list of two numbers.")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    raise ConfigError(f"{key} = {value!r} has the wrong type; it must be {names.get(hint, 'a whole number or text')}.")

@@ -16,6 +16,7 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import CheckpointError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer import OuterState
+from tsr_swarm.rounds.council import Record
 from tsr_swarm.runtime.discovery import Discovery
 from tsr_swarm.runtime.donor import Donor
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_now
@@ -30,10 +31,12 @@ from tsr_swarm.runtime.node.start import Seams, Start
 from tsr_swarm.runtime.node.weights import AppliedRound, PlainWeights
 from tsr_swarm.runtime.run_folder import (
     CONTACTS,
+    IDENTITY,
     STATES,
     Applied,
     RunFolder,
     StartingPoint,
+    holds_work,
     record_of,
     resume_run,
     start_run,
@@ -83,9 +86,11 @@ async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None],
         run_log = RunLog(log, sink, has_people=True)
         if options.resume:
             run_log.restore(read_recording(folder.path / EVENTS_FILE))
-        identity = load_identity(folder.path / "identity.key")
-        begun = await asyncio.to_thread(_begin, options, folder, identity, run_log.emit)
-        await _Coordinator(options, folder, identity, begun, evaluate, run_log).run(stop_gently)
+        identity = load_identity(folder.path / IDENTITY, is_new=not holds_work(folder.path))
+        book = AddressBook(identity.peer_id, folder.path / CONTACTS)
+        book.load()
+        begun = await asyncio.to_thread(_begin, options, folder, identity, bool(book.addresses), run_log.emit)
+        await _Coordinator(options, folder, identity, book, begun, evaluate, run_log).run(stop_gently)
 
 
 @contextmanager
@@ -104,21 +109,20 @@ class _Coordinator:
         options: CoordinateOptions,
         folder: RunFolder,
         identity: Identity,
+        book: AddressBook,
         begun: StartingPoint,
         evaluate: Callable[[Consensus], float],
         run_log: RunLog,
     ) -> None:
         self._options, self._folder, self._begun, self._evaluate = options, folder, begun, evaluate
-        self._identity, self._run_log = identity, run_log
+        self._identity, self._book, self._run_log = identity, book, run_log
         self._ledger, self._kernel = ByteLedger(), KernelBytes([])
-        self._book = AddressBook(identity.peer_id, folder.path / CONTACTS)
         self._donor = Donor(begun.manifest, folder.path / STATES, begun.delta_log)
         self._discovery = Discovery(identity, begun.manifest.run_id, run_log.emit)
 
     async def run(self, stop_gently: asyncio.Event) -> None:
         options, begun = self._options, self._begun
         await asyncio.to_thread(self._donor.open)
-        self._book.load()
         service = NodeService()
         async with AsyncExitStack() as stack:
             port = await stack.enter_async_context(serve(service, options.listen, self._ledger))
@@ -173,7 +177,7 @@ class _Coordinator:
             first=self._identity.peer_id,
             known=(),
             ledger=begun.ledger,
-            journal=self._folder.journal,
+            journal=begun.journal,
             record=begun.record,
             weights=PlainWeights(begun.consensus),
             outer=begun.outer,
@@ -192,6 +196,7 @@ class _Coordinator:
             take_number=lambda number: None,
             read_part=None,
             applied=self._save,
+            restored=self._save_restored,
             score=self._score,
             told=lambda: self._run_log.log.closed_round,
             peers=lambda: self._run_log.peers,
@@ -215,33 +220,45 @@ class _Coordinator:
         return loss
 
     async def _save(self, header: PublishedHeader, applied: AppliedRound, outer: OuterState, seconds: float) -> None:
-        """Write a checkpoint if one is due. One that cannot be written is a warning: the rounds are on disk."""
+        """Write a checkpoint if one is due. The rounds since the one before are on disk."""
         round, config = header.plan.round, self._options.config
         if round % config.checkpoint.every and not self._node.is_ending:
             return
-        state = Applied(
-            record=record_of(header),
-            consensus=applied.consensus,
-            outer=outer,
-            digest=applied.digest,
-            coverage=self._node.lending.coverage,
-        )
+        await self._write(record_of(header), applied.consensus, outer, applied.digest)
+
+    async def _save_restored(self, record: Record, consensus: Consensus) -> None:
+        """A state that was taken is a checkpoint: the rounds that lead to it are on no disk here."""
+        digest = await self._node.following.on_worker(consensus.digest)
+        await self._write(record, consensus, {}, digest.hex())
+
+    async def _write(self, record: Record, consensus: Consensus, outer: OuterState, digest: str) -> None:
+        """Write a checkpoint. One that cannot be written is a warning."""
+        coverage, keep = self._node.lending.coverage, self._options.config.checkpoint.keep
+        state = Applied(record=record, consensus=consensus, outer=outer, digest=digest, coverage=coverage)
         try:
-            path = await self._node.following.on_worker(
-                self._folder.save, self._begun.manifest, state, config.checkpoint.keep
-            )
+            path = await self._node.following.on_worker(self._folder.save, self._begun.manifest, state, keep)
         except CheckpointError as error:
             self._run_log.emit(events.Warned(message=f"{error} Training goes on; the next round tries again."))
             return
-        self._donor.delta_log.checkpointed(round)
-        self._run_log.emit(events.CheckpointSaved(round=round, path=path))
+        self._donor.delta_log.checkpointed(self._folder.oldest_checkpoint)
+        self._run_log.emit(events.CheckpointSaved(round=record.round, path=path))
 
 
 def _begin(
-    options: CoordinateOptions, folder: RunFolder, identity: Identity, emit: Callable[[Event], None]
+    options: CoordinateOptions,
+    folder: RunFolder,
+    identity: Identity,
+    has_contacts: bool,
+    emit: Callable[[Event], None],
 ) -> StartingPoint:
     if options.resume:
-        return resume_run(folder, options.config, lambda message: emit(events.Warned(message=message)))
+        return resume_run(
+            folder,
+            options.config,
+            identity.peer_id,
+            has_contacts,
+            lambda message: emit(events.Warned(message=message)),
+        )
     return start_run(folder, options.config, identity.peer_id)
 
 

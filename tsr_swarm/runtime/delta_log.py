@@ -236,7 +236,7 @@ class DeltaLog:
         with self._lock:
             was_kept = self._kept.pop(key, None) is not None
         if was_kept:
-            raise RunError(f"Round {key[0]} in {self.folder} cannot be read ({error}); restore that folder.") from error
+            raise RunError(f"Round {key[0]} in {self.folder} cannot be read ({error}).") from error
 
 
 def _read_header(file: BinaryIO, key: _Key) -> pb.PublishedHeader:

@@ -13,6 +13,7 @@ from tsr_swarm.telemetry.events import Event, PhaseChanged, RoundOpened
 
 COORDINATOR = 0  # WHO of the coordinator; peers count from 1
 PHASES = ("train", "exchange", "commit", "apply")
+STATE = "state"  # of a Kill: no phase of a round, but when ``who`` has taken a state, in that round or later
 
 
 class Role(Enum):
@@ -28,7 +29,7 @@ Moment = tuple[int, int]  # a round, and the place of a phase in it; in order of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kill:
-    """SIGKILL to ``who`` when ``phase`` of ``round`` begins."""
+    """SIGKILL to ``who`` when ``phase`` of ``round`` begins; ``phase`` may be STATE."""
 
     who: Who
     round: int
@@ -155,8 +156,18 @@ def due(
     now = moment_of(event)
     if now is None:
         return (), tuple(faults)
-    fired = tuple(fault for fault in faults if _is_due(_moment(fault), before, now))
+    fired = tuple(fault for fault in faults if not _awaits_state(fault) and _is_due(_moment(fault), before, now))
     return fired, tuple(fault for fault in faults if fault not in fired)
+
+
+def due_with_state(faults: Sequence[Fault], who: int, now: Moment) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
+    """Split ``faults`` into those that are due because ``who`` has taken a state, and those still to come."""
+    fired = tuple(f for f in faults if isinstance(f, Kill) and _awaits_state(f) and f.who == who and f.round <= now[0])
+    return fired, tuple(fault for fault in faults if fault not in fired)
+
+
+def _awaits_state(fault: Fault) -> bool:
+    return isinstance(fault, Kill) and fault.phase == STATE
 
 
 def _is_due(moment: Moment, before: Moment | None, now: Moment) -> bool:

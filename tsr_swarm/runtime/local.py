@@ -28,6 +28,7 @@ from tsr_swarm.runtime.faults import (
     Role,
     Stop,
     due,
+    due_with_state,
     moment_of,
     name_of,
 )
@@ -42,6 +43,7 @@ from tsr_swarm.telemetry.events import (
     PhaseChanged,
     RunFinished,
     RunStarted,
+    StateReceived,
     Warned,
     decode,
 )
@@ -216,6 +218,10 @@ class _Swarm:
             self._notice_the_end(who, child)
 
     async def _hear(self, who: int, event: Event) -> None:
+        if isinstance(event, StateReceived) and self._moment is not None:
+            fired, self._faults = due_with_state(self._faults, who, self._moment)
+            for fault in fired:
+                await self._place(fault)
         self._view, is_news = self._view.hear(who, event, self._running)
         if not is_news:
             return

@@ -22,7 +22,7 @@ from tsr_swarm.runtime.node.post import Introduction
 from tsr_swarm.runtime.node.service import NodeService
 from tsr_swarm.runtime.node.volunteer import VolunteerProcess
 from tsr_swarm.runtime.reporting import Reporter
-from tsr_swarm.runtime.run_folder import CONTACTS, folder_lock
+from tsr_swarm.runtime.run_folder import CONTACTS, IDENTITY, folder_lock, holds_work
 from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.swarm.addresses import clock_warning, is_loopback
 from tsr_swarm.swarm.identity import load_identity
@@ -72,7 +72,7 @@ async def _take_part(options: JoinOptions, emit: Callable[[Event], None], stop_g
         if options.folder is not None:
             stack.enter_context(folder_lock(options.folder))
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tsr-swarm-")))
-        identity = load_identity(folder / "identity.key")
+        identity = load_identity(folder / IDENTITY, is_new=not holds_work(folder))
         ledger, kernel = ByteLedger(), KernelBytes([])
         book = AddressBook(identity.peer_id, folder / CONTACTS)
         book.load(options.coordinator)

@@ -1,7 +1,8 @@
 """What people write to make things happen to a local swarm: text in, plan out, or one sentence that says what is legal.
 
 WHO is a peer's number from 1 or ``coordinator``, or what somebody does when the moment comes: ``leader``, ``reducer``.
-A moment is ``WHO@ROUND[/PHASE]``, with ``:SECONDS`` for what ends by itself, or comes later.
+A moment is ``WHO@ROUND[/PHASE]``, with ``:SECONDS`` for what ends by itself, or comes later. ``--kill 2@9/state``
+kills peer 2 right after it has taken a state, in round 9 or later.
 """
 
 import re
@@ -12,6 +13,7 @@ from tsr_swarm.errors import ConfigError
 from tsr_swarm.runtime.faults import (
     COORDINATOR,
     PHASES,
+    STATE,
     Back,
     Fault,
     Join,
@@ -92,7 +94,12 @@ def _kill(text: str, last: int) -> Kill:
     if match is None:
         raise FaultError(f"--kill {text} cannot be read; write {KILL_FORM}.")
     who = _somebody(match[1], f"--kill {text}", last, KILL_FORM)
-    return Kill(who=who, round=int(match[2]), phase=_phase(f"--kill {text}", match[3]))
+    if match[3] == STATE and isinstance(who, Role):
+        raise FaultError(
+            f"--kill {text} cannot be: a role takes no state; name the coordinator or a peer, 1 to {last}."
+        )
+    phase = STATE if match[3] == STATE else _phase(f"--kill {text}", match[3], STATE)
+    return Kill(who=who, round=int(match[2]), phase=phase)
 
 
 def _back(text: str, last: int) -> Back:
@@ -124,9 +131,10 @@ def _partition(text: str, last: int) -> Partition:
     return Partition(sides=(one, other), round=int(match[3]), phase=_phase(what, match[4]), seconds=seconds)
 
 
-def _phase(what: str, phase: str | None) -> str:
+def _phase(what: str, phase: str | None, *more: str) -> str:
+    """``more``: what else the sentence says that can be written there."""
     if phase and phase not in PHASES:
-        raise FaultError(f"{what} names no phase of a round; it is one of {', '.join(PHASES)}.")
+        raise FaultError(f"{what} names no phase of a round; it is one of {', '.join((*PHASES, *more))}.")
     return phase or PHASES[0]
 
 
@@ -212,7 +220,7 @@ def _check_alive(faults: Sequence[Kill | Back | Stop | Partition], joins: Sequen
 def _order(fault: Kill | Back | Stop) -> tuple[int, int, float]:
     """By moment; what comes later than its moment comes after what happens at it."""
     later = fault.seconds if isinstance(fault, Back) else 0.0
-    return fault.round, PHASES.index(fault.phase), later
+    return fault.round, (*PHASES, STATE).index(fault.phase), later
 
 
 def _written(who: Who) -> str:

@@ -19,7 +19,7 @@ from tsr_swarm.optim.outer import OuterState, pack_outer, rotate_outer, unpack_o
 from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.runtime.delta_log import DeltaLog
-from tsr_swarm.runtime.journal import Journal
+from tsr_swarm.runtime.journal import NAMES, Journal, knows_rounds
 from tsr_swarm.runtime.reduction import Published, open_published
 from tsr_swarm.train import checkpoint
 from tsr_swarm.train.llama import initial_weights, parameter_shapes
@@ -27,7 +27,11 @@ from tsr_swarm.wire.messages import PublishedHeader
 
 CONSENSUS = "consensus"  # the checkpoint's file of weights and bases
 OUTER = "outer"  # its file of what the reducer keeps, where there is anything
+ROUNDS = "published"
 STATES = "states"  # the folder of the states that are served
+CHECKPOINTS = "checkpoints"
+PEER_RUN = "run-"  # the folder of one run in a peer's folder begins with it
+IDENTITY = "identity.key"
 CONTACTS = "contacts.json"  # where other nodes were last seen
 MIN_LOG_BYTES = 1 << 24  # a small model's log may be larger than its state: rounds are all that a laggard needs
 
@@ -51,11 +55,16 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
-    def journal(self) -> Journal:
-        return Journal(self.path / "journal.json")
+    def oldest_checkpoint(self) -> int:
+        """The round of the oldest checkpoint: it is what is left should all later ones be damaged. 0: none is kept."""
+        return min(checkpoint.saved_rounds(self.checkpoints), default=0)
+
+    def journal(self, manifest: Manifest, me: str) -> Journal:
+        """That of the node ``me`` in this run."""
+        return Journal(self.path, me, manifest.digest)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -63,9 +72,14 @@ class RunFolder:
         with folder_lock(self.path):
             yield
 
+    @property
+    def has_rounds(self) -> bool:
+        """Whether this node keeps rounds here, which it does from its first start with a journal on."""
+        return (self.path / ROUNDS).exists()
+
     def delta_log(self, manifest: Manifest) -> DeltaLog:
         """The rounds since the last checkpoint, and as many older ones as the state has bytes."""
-        return DeltaLog(self.path / "published", max(MIN_LOG_BYTES, 4 * manifest.parameters))
+        return DeltaLog(self.path / ROUNDS, max(MIN_LOG_BYTES, 4 * manifest.parameters))
 
     def save(self, manifest: Manifest, applied: Applied, keep: int) -> str:
         """Write a checkpoint and return its folder. Raises CheckpointError."""
@@ -80,6 +94,11 @@ class RunFolder:
         }
         files = {CONSENSUS: applied.consensus.tensors()} | ({OUTER: outer} if outer else {})
         return str(checkpoint.save(self.checkpoints, record.round, files, document, keep))
+
+
+def holds_work(folder: Path) -> bool:
+    """Whether a coordinator or a peer has kept anything in ``folder`` that belongs to its key."""
+    return any((folder / name).exists() for name in (*NAMES, CHECKPOINTS)) or any(folder.glob(f"{PEER_RUN}*"))
 
 
 @contextmanager
@@ -105,6 +124,7 @@ class StartingPoint:
     consensus: Consensus
     outer: OuterState
     record: Record  # of the round that consensus and outer are at
+    journal: Journal
     ledger: Ledger  # what it has promised; its base is that round, or one that is older than the checkpoint
     delta_log: DeltaLog
     coverage: Coverage = NOTHING_DONE  # of the shared data, at the checkpoint
@@ -112,26 +132,36 @@ class StartingPoint:
 
 def start_run(folder: RunFolder, config: RunConfig, me: str) -> StartingPoint:
     """A new run with fresh weights and bases, in which ``me`` votes alone at first. Refuses a folder that holds one."""
-    genesis = Record(voters=(me,))
-    ledger = folder.journal.load(genesis)
     # A state before round 1 alone is what a start leaves that went no further, such as one whose port was taken.
-    if set(checkpoint.saved_rounds(folder.checkpoints)) - {0} or ledger.base.round or ledger.tail is not None:
+    if set(checkpoint.saved_rounds(folder.checkpoints)) - {0} or knows_rounds(folder.path):
         raise ConfigError(f"{folder.path} already holds a run; add --resume, or choose another checkpoint.dir.")
     manifest = make_manifest(secrets.token_hex(16), config, parameter_shapes(config.model))
     consensus = fresh_consensus(manifest)
     delta_log = folder.delta_log(manifest)
     delta_log.open()
+    genesis = Record(voters=(me,))
     applied = Applied(record=genesis, consensus=consensus, outer={}, digest=consensus.digest().hex())
     folder.save(manifest, applied, config.checkpoint.keep)
-    ledger = Ledger(genesis)
-    folder.journal.write(ledger)  # in place of what that start left
+    journal, ledger = folder.journal(manifest, me), Ledger(genesis)
+    journal.write(ledger)  # in place of what that start left
     return StartingPoint(
-        manifest=manifest, consensus=consensus, outer={}, record=genesis, ledger=ledger, delta_log=delta_log
+        manifest=manifest,
+        consensus=consensus,
+        outer={},
+        record=genesis,
+        journal=journal,
+        ledger=ledger,
+        delta_log=delta_log,
     )
 
 
-def resume_run(folder: RunFolder, config: RunConfig, warn: Callable[[str], None]) -> StartingPoint:
-    """Go on from the newest sound checkpoint and the rounds since that stand. Raises ConfigError or RunError."""
+def resume_run(
+    folder: RunFolder, config: RunConfig, me: str, has_contacts: bool, warn: Callable[[str], None]
+) -> StartingPoint:
+    """Go on from the newest sound checkpoint and the rounds since that stand. Raises ConfigError or RunError.
+
+    ``has_contacts``: whether other nodes of the run are known, from which this one can fetch what its disk has lost.
+    """
     manifest, saved = load_run(folder, warn)
     wanted = make_manifest(manifest.run_id, config, parameter_shapes(config.model))
     if wanted.digest != manifest.digest:
@@ -140,21 +170,44 @@ def resume_run(folder: RunFolder, config: RunConfig, warn: Callable[[str], None]
             "(only [checkpoint], [round], run.rounds and run.min_peers may change), or start a new run elsewhere."
         )
     consensus, record = consensus_of(manifest, saved), saved_record(saved)
-    ledger = folder.journal.load(record)
+    journal = folder.journal(manifest, me)
+    ledger = journal.load(warn)
+    if ledger is None:
+        raise RunError(
+            f"{folder.path} holds a run but no journal ({' or '.join(NAMES)}); restore one from a copy: without it "
+            "this node could break a promise that it gave to others."
+        )
     newest = record if record.round > ledger.base.round else ledger.base
     delta_log = folder.delta_log(manifest)
     delta_log.open(newest.round, bytes.fromhex(newest.chain))
     outer = unpack_outer(saved.files.get(OUTER, {}), manifest.blocks)
-    record, outer = replay(manifest, consensus, outer, record, delta_log, newest)
+    try:
+        record, outer = replay(manifest, consensus, outer, record, delta_log, newest)
+    except MissingRoundError as missing:
+        # Whoever alone decided that a round stands may be the only one that has it.
+        if newest.voters == (me,) and not has_contacts:
+            raise
+        warn(f"{missing.fault} It stands, and is fetched from the other nodes of the run.")
+        delta_log.forget(missing.after.round + 1)
+        record, outer = missing.after, missing.outer
     return StartingPoint(
         manifest=manifest,
         consensus=consensus,
         outer=outer,
         record=record,
+        journal=journal,
         ledger=ledger,
         delta_log=delta_log,
         coverage=saved_coverage(saved),
     )
+
+
+class MissingRoundError(RunError):
+    """A round that stands cannot be read from disk: the checkpoint was brought up to the round ``after``."""
+
+    def __init__(self, fault: str, after: Record, outer: OuterState) -> None:
+        super().__init__(f"{fault} It stands, and no other node of the run is known; restore that folder from a copy.")
+        self.fault, self.after, self.outer = fault, after, outer
 
 
 def replay(
@@ -165,22 +218,20 @@ def replay(
     delta_log: DeltaLog,
     newest: Record,
 ) -> tuple[Record, OuterState]:
-    """Bring a checkpoint of ``record`` up to ``newest``, which stands, from the rounds on disk. Raises RunError.
-
-    What is not on disk is left to be fetched, if there are others that had to keep it.
+    """Bring a checkpoint of ``record`` up to ``newest``, which stands, from the rounds on disk.
 
     What the reducer keeps stays as it was in the checkpoint, turned to the bases of each round: the means that would
     bring it up to date are gone. That forks nothing, because weights follow from published bytes alone; the next
     round's are only made from a momentum that is some rounds old. Residuals are dropped: they went out with the rounds.
+
+    Raises MissingRoundError at the first round that is not on disk, and RunError if the checkpoint is of another
+    history than ``newest``.
     """
     while record.round < newest.round:
         try:
             published = _kept(manifest, delta_log, record)
-        except RunError:
-            if len(newest.voters) == 1:
-                raise
-            delta_log.forget(record.round + 1)
-            return record, outer  # a majority of the voters had it on disk before it stood: it is fetched from them
+        except RunError as error:
+            raise MissingRoundError(str(error), record, outer) from error
         refreshed = consensus.apply(published.header.plan, published.grids, published.void)
         outer = rotate_outer(without_residuals(outer, published.void), refreshed, manifest.config.optimizer)
         record = record_of(published.header)
@@ -196,11 +247,11 @@ def _kept(manifest: Manifest, delta_log: DeltaLog, record: Record) -> Published:
     round = record.round + 1
     kept = delta_log.get(round)
     if kept is None:
-        raise RunError(f"Round {round} stands but is not in {delta_log.folder}; restore that folder.")
+        raise RunError(f"Round {round} is not in {delta_log.folder}.")
     try:
         return open_published(manifest, *kept, record.chain)
     except PeerError as error:
-        raise RunError(f"Round {round} in {delta_log.folder} is damaged ({error}); restore that folder.") from error
+        raise RunError(f"Round {round} in {delta_log.folder} is damaged ({error}).") from error
 
 
 def record_of(header: PublishedHeader) -> Record:

@@ -47,13 +47,19 @@ def new_identity() -> Identity:
     return Identity(Ed25519PrivateKey.generate())
 
 
-def load_identity(path: Path) -> Identity:
-    """Read the key file at ``path``, or draw a key and write it there with mode 0600.
+def load_identity(path: Path, *, is_new: bool = True) -> Identity:
+    """Read the key file at ``path``; if there is none and the node ``is_new``, draw a key and write it, mode 0600.
 
-    The file is PEM (PKCS #8), as OpenSSL writes it. Raises ConfigError when others may read it or it is no such key.
+    The file is PEM (PKCS #8), as OpenSSL writes it. Raises ConfigError when others may read it, it is no such key, or
+    it is missing and should be there.
     """
     with contextlib.suppress(FileNotFoundError):
         return _read(path)
+    if not is_new:
+        raise ConfigError(
+            f"The key file {path} is missing, but its folder holds what this node did under that key; restore it from "
+            "a copy, or choose another folder to take part as a new node."
+        )
     key = Ed25519PrivateKey.generate()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ and BLAKE2b-256 and closes with its own. One writer a folder at a time; readers 
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from tsr_swarm.errors import CheckpointError
+from tsr_swarm.train.sealed import decode_sealed, encode_sealed
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
@@ -123,7 +123,7 @@ def _write(aside: Path, round: int, files: Mapping[str, Mapping[str, Tensor]], d
         entries[path.name] = {"bytes": path.stat().st_size, "blake2b": _file_digest(path)}
     body = {"format": FORMAT, "round": round, "files": entries, "document": document}
     manifest = aside / MANIFEST
-    manifest.write_bytes(_encode(body))
+    manifest.write_bytes(encode_sealed(body))
     sync(manifest)
     sync(aside)
 
@@ -211,7 +211,10 @@ def _order(path: Path) -> tuple[int, bool]:
 
 def _read(path: Path, warnings: tuple[str, ...]) -> Checkpoint:
     """Verify and read one checkpoint. Raises OSError, ValueError or SafetensorError when it is damaged."""
-    body = _decode((path / MANIFEST).read_bytes())
+    try:
+        body = decode_sealed((path / MANIFEST).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{MANIFEST} cannot be used: {error}") from error
     if body["format"] != FORMAT:
         raise ValueError(f"its format is {body['format']}, this program reads {FORMAT}")
     files = {name.removesuffix(".safetensors"): _read_file(path / name, entry) for name, entry in body["files"].items()}
@@ -225,24 +228,6 @@ def _read_file(path: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     if hashlib.blake2b(data, digest_size=32).hexdigest() != entry["blake2b"]:
         raise ValueError(f"{path.name} does not have its digest")
     return dict(sorted(load(data).items()))  # load's own order is a hash table's
-
-
-def _encode(body: Mapping[str, Any]) -> bytes:
-    """Canonical JSON that closes with the digest of all before it: one legal form, so that any flipped bit shows."""
-    text = json.dumps(body, sort_keys=True, indent=1, allow_nan=False).removesuffix("\n}")
-    digest = hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
-    return f'{text},\n "blake2b": "{digest}"\n}}\n'.encode()
-
-
-def _decode(encoded: bytes) -> dict[str, Any]:
-    try:
-        body: dict[str, Any] = json.loads(encoded)
-        del body["blake2b"]
-        if _encode(body) == encoded:
-            return body
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass  # not what _encode writes, which is all there is to say
-    raise ValueError(f"{MANIFEST} does not have its digest")
 
 
 def _file_digest(path: Path) -> str:

@@ -39,6 +39,7 @@ class Seams:
     should_stop: Callable[[], bool]
     settle: Callable[[PublishedHeader, Mapping[int, tuple[Basis, Basis]]], None]  # what a reducer keeps, at once
     restored: Callable[[Record], None]  # likewise
+    keep: Callable[[Record, Consensus], Awaitable[None]]  # a state that was taken, on disk
     applied: Callable[[PublishedHeader, AppliedRound, float], Awaitable[None]]  # with the seconds that it took
 
 
@@ -175,6 +176,7 @@ class Following:
         await self.on_worker(self._weights.replace, consensus)
         self.begin(record)
         self._seams.restored(record)
+        await self._seams.keep(record, consensus)  # before the journal knows of its round: a restart finds it
         self._seams.emit(
             StateReceived(
                 round=record.round,

@@ -138,6 +138,7 @@ class SwarmNode:
                 should_stop=lambda: self.node.is_leaving or self._done.is_set(),
                 settle=self._settle,
                 restored=self._restored,
+                keep=seams.restored,
                 applied=self._standing.applied,
             ),
             self._background,

@@ -54,6 +54,7 @@ class Seams:
     take_number: Callable[[int], None]  # on the worker thread
     read_part: Callable[[int], int] | None  # likewise, of the shared data; None: it trains on none of that
     applied: Callable[[PublishedHeader, AppliedRound, OuterState, float], Awaitable[None]]  # rounds in order
+    restored: Callable[[Record, Consensus], Awaitable[None]]  # a state was taken: keep it, before it is known to stand
     score: Callable[[int, Consensus], Awaitable[float | None]]  # held-out loss after a round, where it can be known
     told: Callable[[], int]  # the newest round that people were told of
     peers: Callable[[], Mapping[str, events.PeerJoined]]  # who takes part, as people were told

@@ -8,12 +8,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.errors import CheckpointError, ConfigError
+from tsr_swarm.errors import CheckpointError, ConfigError, RunError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer import OuterState
 from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.runtime.donor import Donor
+from tsr_swarm.runtime.journal import Journal
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.hosting import Around, hosted
 from tsr_swarm.runtime.node.meeting import Met
@@ -24,7 +25,7 @@ from tsr_swarm.runtime.node.service import NodeService
 from tsr_swarm.runtime.node.start import Seams, Start
 from tsr_swarm.runtime.node.weights import AppliedRound, TrainedWeights
 from tsr_swarm.runtime.reporting import Reporter
-from tsr_swarm.runtime.run_folder import STATES, RunFolder
+from tsr_swarm.runtime.run_folder import PEER_RUN, STATES, RunFolder
 from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
@@ -56,7 +57,7 @@ class VolunteerProcess:
         """``service``: None for a peer that nobody can dial. ``restored``: from this peer's own checkpoint."""
         self._who, self._manifest, self._met = who, manifest, met
         self._book, self._lines, self._workshop, self._service, self._emit = book, lines, workshop, service, emit
-        self._folder = RunFolder(folder / f"run-{manifest.digest[:16]}")  # a key serves one run after the other
+        self._folder = RunFolder(folder / f"{PEER_RUN}{manifest.digest[:16]}")  # a key serves one run after the other
         self._restored = restored
         self._weights = TrainedWeights(workshop, restored[0] if restored is not None else None)
         self._run_log = RunLog(EventLog(time.time), self._see_run) if service is not None else None
@@ -97,18 +98,19 @@ class VolunteerProcess:
         first = self._met.hello.first
         genesis = Record(voters=(first,))
         ledger, journal, donor = Ledger(genesis), None, None
-        self._folder.path.mkdir(parents=True, exist_ok=True)
-        if self._service is not None:
-            journal = self._folder.journal
-            ledger = journal.load(genesis)
-            log = self._folder.delta_log(self._manifest)
-            log.open(ledger.base.round, bytes.fromhex(ledger.base.chain))
-            donor = Donor(self._manifest, self._folder.path / STATES, log)
-            donor.open()
         record = None
         if self._restored is not None:
             state = self._restored[1]
             record = Record(state.applied, state.chain, voters=(first,))
+        self._folder.path.mkdir(parents=True, exist_ok=True)
+        if self._service is not None:
+            journal = self._folder.journal(self._manifest, self._who.peer_id)
+            ledger = self._promised(journal, genesis)
+            log = self._folder.delta_log(self._manifest)
+            newest = record if record is not None and record.round > ledger.base.round else ledger.base
+            log.open(newest.round, bytes.fromhex(newest.chain))
+            donor = Donor(self._manifest, self._folder.path / STATES, log)
+            donor.open()
         return Start(
             who=self._who,
             manifest=self._manifest,
@@ -123,6 +125,19 @@ class VolunteerProcess:
             donor=donor,
         )
 
+    def _promised(self, journal: Journal, genesis: Record) -> Ledger:
+        """What this peer's journal says; a new one begins with ``genesis``, before anything else is kept."""
+        ledger = journal.load(lambda message: self._emit(events.Warned(message=message)))
+        if ledger is not None:
+            return ledger
+        if self._folder.has_rounds:
+            raise RunError(
+                f"{self._folder.path} holds rounds but no journal; restore the journal from a copy, or join with "
+                "another --dir as a new node: without it this peer could break a promise that it gave to others."
+            )
+        journal.write(Ledger(genesis))
+        return Ledger(genesis)
+
     def _seams(self) -> Seams:
         def trainer() -> Trainer:
             assert self._weights.trainer is not None, "a peer that trains has a state"
@@ -135,6 +150,7 @@ class VolunteerProcess:
             take_number=self._workshop.take_number,
             read_part=self._workshop.take_part if self._workshop.is_on_shared_data else None,
             applied=self._applied,
+            restored=self._keep_state,
             score=self._score,
             told=lambda: self._run_log.log.closed_round if self._run_log is not None else 0,
             peers=lambda: self._run_log.peers if self._run_log is not None else {},
@@ -184,6 +200,10 @@ class VolunteerProcess:
         if time.monotonic() - self._saved_at >= SAVE_SECONDS:
             await self._save()
 
+    async def _keep_state(self, record: Record, consensus: Consensus) -> None:
+        """A state that was taken is a checkpoint."""
+        await self._save_at(PeerState(applied=record.round, chain=record.chain))
+
     async def _score(self, round: int, consensus: Consensus) -> float | None:
         """Held-out loss, if this machine has the run's data; beside the training, on the CPU."""
         if not self._has_looked_for_data:
@@ -201,8 +221,13 @@ class VolunteerProcess:
         return loss
 
     async def _save(self) -> None:
-        trainer, peer = self._weights.trainer, self._node.node.peer
-        if trainer is None or peer.applied < 0:
+        if self._node.node.peer.applied >= 0:
+            await self._save_at(self._node.node.peer)
+
+    async def _save_at(self, peer: PeerState) -> None:
+        """Write this peer's checkpoint. One that cannot be written is a warning."""
+        trainer = self._weights.trainer
+        if trainer is None:
             return
         self._saved_at = time.monotonic()
         try:

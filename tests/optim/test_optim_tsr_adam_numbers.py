@@ -1,0 +1,203 @@
+"""TSRAdam and numbers of all sizes and kinds: gradients near the ends of floating point, options of other libraries."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tsr_swarm.optim import tsr_adam
+from tsr_swarm.optim.tsr_adam import TSRAdam
+
+OPTIONS: Sequence[dict[str, Any]] = (
+    {"rank": 3, "refresh_every": 2},
+    {"rank": 3, "refresh_every": 2, "feedback_bits": 8},
+    {"rank": None},
+)
+INF, NAN = float("inf"), float("nan")
+
+
+def draw(count: int, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(9, 8, generator=generator) for _ in range(count)]
+
+
+def run(gradients: Sequence[Tensor], dtype: torch.dtype = torch.float32, **options: Any) -> list[Tensor]:
+    """The weights after each step, from ones."""
+    parameter = nn.Parameter(torch.ones(9, 8, dtype=dtype))
+    optimizer, weights = TSRAdam([parameter], lr=0.1, **options), []
+    for gradient in gradients:
+        parameter.grad = gradient.to(dtype)
+        optimizer.step()
+        weights.append(parameter.detach().clone())
+    return weights
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("size", [1e13, 1e20, 1e30, 3e38])
+def test_one_huge_gradient_moves_weights_by_no_more_than_a_few_steps(
+    size: float, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
+    gradients = draw(9)
+    gradients[3] = gradients[3] / gradients[3].abs().max() * size
+    before, *after = run(gradients, dtype, **options)[2:]
+    for weights in after:
+        assert weights.isfinite().all()
+        assert float((weights - before).abs().max()) < 10  # a hundred times the rate
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_largest_gradients_of_all_still_say_where_to_go(options: dict[str, Any], sign: int) -> None:
+    largest = torch.finfo(torch.float32).max
+    weights = run([torch.full((9, 8), sign * largest)] * 3, **options)[-1]
+    assert weights.isfinite().all()
+    assert sign * float((weights - 1).mean()) < -0.05
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_huge_gradient_counts_as_a_smaller_one_of_its_direction(options: dict[str, Any]) -> None:
+    weights = [run([gradient * size for gradient in draw(1)], **options)[0] for size in (1.0, 1e6, 1e20, 1e37)]
+    for other in weights[2:]:
+        if options["rank"] is not None:
+            torch.testing.assert_close(other, weights[1], rtol=1e-4, atol=1e-4)
+        assert torch.equal((other - 1).sign(), (weights[0] - 1).sign())
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-30, 1e-20])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_tiny_gradients_leave_weights_finite(options: dict[str, Any], size: float) -> None:
+    assert all(weights.isfinite().all() for weights in run([g * size for g in draw(6)], **options))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e4, 1e10])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_no_bit_of_an_ordinary_gradient_changes(
+    options: dict[str, Any], size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = [gradient * size for gradient in draw(8)]
+    bounded = run(gradients, **options)
+    monkeypatch.setattr(tsr_adam, "_bounded", lambda gradient, size: gradient)
+    assert all(map(torch.equal, bounded, run(gradients, **options)))
+
+
+@pytest.mark.parametrize("number", [INF, -INF, NAN])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_what_is_not_finite_becomes_nan_as_with_adamw(options: dict[str, Any], number: float) -> None:
+    gradient = draw(1)[0]
+    gradient[0, 0] = number
+    theirs = nn.Parameter(torch.ones(9, 8))
+    theirs.grad = gradient
+    torch.optim.AdamW([theirs]).step()
+    assert theirs[0, 0].isnan()
+    assert run([gradient], **options)[0][0, 0].isnan()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_huge_entry_leaves_the_users_gradient_as_it_was(options: dict[str, Any]) -> None:
+    gradient = torch.full((9, 8), 1e30)
+    run([gradient], **options)
+    assert torch.equal(gradient, torch.full((9, 8), 1e30))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_maximize_climbs_what_would_be_descended(options: dict[str, Any]) -> None:
+    up, down = run(draw(5), maximize=True, **options), run([-gradient for gradient in draw(5)], **options)
+    assert all(map(torch.equal, up, down))
+
+
+NUMPY = {
+    "lr": np.float32(0.5),
+    "betas": (np.float64(0.5), np.float32(0.75)),
+    "eps": np.float64(1e-6),
+    "weight_decay": np.float32(0.25),
+    "rank": np.int64(3),
+    "refresh_every": np.int32(4),
+    "scale": np.float16(0.5),
+    "seed": np.uint8(7),
+    "feedback_bits": np.int64(4),
+    "maximize": np.bool_(True),
+}
+PLAIN = {
+    "lr": 0.5,
+    "betas": (0.5, 0.75),
+    "eps": 1e-6,
+    "weight_decay": 0.25,
+    "rank": 3,
+    "refresh_every": 4,
+    "scale": 0.5,
+    "seed": 7,
+    "feedback_bits": 4,
+    "maximize": True,
+}
+
+
+def test_numbers_of_numpy_are_taken_as_pythons_and_saved_as_them() -> None:
+    for optimizer in (
+        TSRAdam([nn.Parameter(torch.ones(9, 8))], **NUMPY),
+        TSRAdam([{"params": [nn.Parameter(torch.ones(9, 8))], **NUMPY}]),
+    ):
+        group = {key: optimizer.param_groups[0][key] for key in PLAIN}
+        assert group == PLAIN
+        assert {key: type(value) for key, value in group.items()} == {key: type(value) for key, value in PLAIN.items()}
+        file = io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        file.seek(0)
+        optimizer.load_state_dict(torch.load(file, weights_only=True))
+
+
+def test_numbers_of_torch_are_taken_too_and_a_rate_stays_a_tensor() -> None:
+    rate = torch.tensor(0.5)
+    tensors = {key: torch.tensor(value) for key, value in PLAIN.items() if isinstance(value, float)}
+    optimizer = TSRAdam([nn.Parameter(torch.ones(9, 8))], **{**tensors, "lr": rate, "betas": torch.tensor([0.5, 0.75])})
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.75)
+    assert isinstance(optimizer.param_groups[0]["eps"], float)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("lr", "0.1", "Invalid learning rate: 0.1; it must be at least 0 and finite"),
+        ("lr", INF, "Invalid learning rate: inf"),
+        ("lr", 10**400, "Invalid learning rate: 1000"),
+        ("lr", torch.tensor(0.1, device="meta"), "Invalid learning rate"),
+        ("lr", True, "Invalid learning rate: True"),
+        ("lr", None, "Invalid learning rate: None"),
+        ("lr", torch.tensor([0.1, 0.2]), "Invalid learning rate"),
+        ("lr", torch.tensor(-0.1), "Invalid learning rate"),
+        ("betas", 0.9, "Invalid betas: 0.9; it must be two numbers"),
+        ("betas", "90", "Invalid beta parameter at index 0: 9"),
+        ("betas", torch.tensor(0.9), "Invalid betas"),
+        ("betas", ("0.9", 0.99), "Invalid beta parameter at index 0: 0.9"),
+        ("betas", (0.9, NAN), "Invalid beta parameter at index 1: nan"),
+        ("eps", "small", "Invalid epsilon value: small"),
+        ("eps", NAN, "Invalid epsilon value: nan"),
+        ("weight_decay", INF, "Invalid weight_decay value: inf"),
+        ("rank", True, "Invalid rank: True"),
+        ("rank", np.bool_(True), "Invalid rank"),
+        ("rank", np.float64(64.0), "Invalid rank: 64.0"),
+        ("rank", "64", "Invalid rank: 64"),
+        ("rank", np.int64(0), "Invalid rank: 0"),
+        ("refresh_every", None, "Invalid refresh_every: None"),
+        ("refresh_every", False, "Invalid refresh_every: False"),
+        ("scale", None, "Invalid scale: None"),
+        ("scale", INF, "Invalid scale: inf"),
+        ("seed", None, "Invalid seed: None"),
+        ("seed", True, "Invalid seed: True"),
+        ("feedback_bits", 5, "Invalid feedback_bits: 5; it must be 0, 4 or 8"),
+        ("feedback_bits", 4.0, "Invalid feedback_bits: 4.0"),
+        ("feedback_bits", None, "Invalid feedback_bits: None"),
+        ("maximize", 1, "Invalid maximize: 1"),
+    ],
+)
+def test_what_is_no_number_of_its_kind_is_refused_in_one_sentence(option: str, value: object, message: str) -> None:
+    parameter = nn.Parameter(torch.ones(4, 4))
+    with pytest.raises(ValueError, match=message):
+        TSRAdam([parameter], **{option: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        TSRAdam([{"params": [parameter], option: value}])

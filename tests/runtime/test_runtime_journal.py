@@ -1,0 +1,227 @@
+"""A voter's journal: what was promised outlives crashes, and nothing that is not its own is believed."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsr_swarm.errors import RunError
+from tsr_swarm.rounds.council import Ledger, Record
+from tsr_swarm.runtime.journal import NAMES, Journal, knows_rounds
+from tsr_swarm.train.sealed import encode_sealed
+from tsr_swarm.wire.fields import MAX_ROUND, MAX_TERM
+
+ME, OTHER, RUN = "a" * 32, "b" * 32, "1" * 64
+GENESIS = Record(voters=(ME,))
+hashes = st.binary(min_size=32, max_size=32).map(bytes.hex)
+voters = st.sets(st.sampled_from(["a" * 32, "b" * 32, "c" * 32]), min_size=1).map(sorted).map(tuple)
+
+
+@st.composite
+def ledgers(draw: st.DrawFn) -> Ledger:
+    """Any that a node can have come to."""
+    round = draw(st.integers(0, MAX_ROUND - 1))
+    chain = draw(hashes) if round else ""
+    base = Record(round, chain, draw(hashes) if round > 1 else "", draw(voters))
+    term = draw(st.integers(0, MAX_TERM))
+    has_tail = draw(st.booleans())
+    tail = Record(round + 1, draw(hashes), chain, draw(voters)) if has_tail else None
+    tail_term = draw(st.integers(0, term)) if has_tail else 0
+    return Ledger(base, term, draw(st.sampled_from(["", ME, OTHER])), tail, tail_term)
+
+
+def refuse(message: str) -> None:
+    raise AssertionError(message)
+
+
+def journal_in(folder: Path) -> Journal:
+    return Journal(folder, ME, RUN)
+
+
+@given(written=st.lists(ledgers(), max_size=3))
+def test_a_journal_gives_back_what_was_written_last(written: list[Ledger]) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "new"
+        for ledger in written:
+            journal = journal_in(path)
+            journal.load(refuse)
+            journal.write(ledger)
+        assert journal_in(path).load(refuse) == (written[-1] if written else None)
+        assert knows_rounds(path) == bool(written and (written[-1].base.round or written[-1].tail))
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("operation", ["fsync", "replace"])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_journal_that_is_killed_while_it_writes_holds_the_old_ledger_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, at: int
+) -> None:
+    """Nobody was told of the new one yet, so either will do; once ``write`` returns it is the new one in both."""
+    before, after = (Ledger(GENESIS, term=term, voted_for=ME) for term in (1, 2))
+    journal = journal_in(tmp_path)
+    journal.write(before)
+    place: Any = os if operation == "fsync" else Path
+    calls, real = 0, getattr(place, operation)
+
+    def die(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise Killed
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, operation, die)
+        try:
+            journal.write(after)
+        except Killed:
+            assert journal_in(tmp_path).load(refuse) in (before, after)
+    again = journal_in(tmp_path)
+    again.load(refuse)
+    again.write(after)
+    for name in NAMES:
+        (tmp_path / name).unlink()
+        assert journal_in(tmp_path).load(lambda warning: None) == after
+        again.write(after)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+def test_any_changed_byte_of_one_copy_is_told_and_the_other_is_used(name: str, data: st.DataObject) -> None:
+    ledger = Ledger(Record(9, "2" * 64, "3" * 64, (ME,)), term=4, voted_for=OTHER)
+    with TemporaryDirectory() as folder:
+        journal_in(Path(folder)).write(ledger)
+        path = Path(folder) / name
+        content = bytearray(path.read_bytes())
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(content)
+        warnings: list[str] = []
+        assert journal_in(Path(folder)).load(warnings.append) == ledger
+        (warning,) = warnings
+        assert f"{name} cannot be used" in warning
+
+
+def test_a_copy_that_a_crash_left_behind_is_not_taken_for_the_newest(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path)
+    old, new = (Ledger(GENESIS, term=term) for term in (7, 8))
+    journal.write(old)
+    kept = (tmp_path / NAMES[1]).read_bytes()
+    journal.write(new)
+    (tmp_path / NAMES[1]).write_bytes(kept)
+    assert journal_in(tmp_path).load(refuse) == new
+
+
+def body(**changes: object) -> dict[str, Any]:
+    """A legal journal's content, with changes to the ledger."""
+    ledger = asdict(Ledger(Record(2, "2" * 64, "1" * 64, (ME, OTHER)), 5, ME, Record(3, "3" * 64, "2" * 64, (ME,)), 5))
+    return {"format": 1, "me": ME, "run": RUN, "writes": 3, "ledger": ledger | changes}
+
+
+def record(**changes: object) -> dict[str, object]:
+    return {"round": 2, "chain": "2" * 64, "parent": "1" * 64, "voters": [ME, OTHER]} | changes
+
+
+def test_the_journal_that_is_changed_below_is_sound(tmp_path: Path) -> None:
+    (tmp_path / NAMES[0]).write_bytes(encode_sealed(body()))
+    assert journal_in(tmp_path).load(lambda warning: None) is not None
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        body(term=MAX_TERM + 1),
+        body(term=-1),
+        body(term=True),
+        body(term=5.0),
+        body(term="5"),
+        body(tail_term=6),
+        body(voted_for="nobody"),
+        body(voted_for=["a" * 32]),
+        body(base=None),
+        body(base=[]),
+        body(base=record(round=MAX_ROUND + 1)),
+        body(base=record(round=-2)),
+        body(base=record(round=True)),
+        body(base=record(round=0)),
+        body(base=record(chain="")),
+        body(base=record(chain="2" * 62)),
+        body(base=record(chain="xyz")),
+        body(base=record(parent="")),
+        body(base=record(voters=[])),
+        body(base=record(voters=[OTHER, ME])),
+        body(base=record(voters=[ME, ME])),
+        body(base=record(voters=[f"{index:032x}" for index in range(6)])),
+        body(base=record(voters=["me"])),
+        body(base=record(voters=[1])),
+        body(base=record(voters=5)),
+        body(tail=record(round=4, parent="2" * 64)),
+        body(tail=record(round=3, parent="4" * 64)),
+        {**body(), "format": 2},
+        {**body(), "writes": -1},
+        {**body(), "writes": "3"},
+        {**body(), "me": OTHER},
+        {**body(), "me": 5},
+        {**body(), "run": "2" * 64},
+        {key: value for key, value in body().items() if key != "ledger"},
+        {"format": 1},
+    ],
+)
+def test_a_sealed_journal_of_impossible_content_is_refused(tmp_path: Path, document: dict[str, Any]) -> None:
+    for name in NAMES:
+        (tmp_path / name).write_bytes(encode_sealed(document))
+    with pytest.raises(RunError, match=r"The journal of this node is lost: .* Restore one of the two from a copy"):
+        journal_in(tmp_path).load(refuse)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff\xfe",
+        b'{"format": ' + b"[" * 5000,
+        b"[" * (1 << 20),
+        json.dumps(asdict(Ledger(GENESIS))).encode(),  # of the version before there were digests
+    ],
+)
+def test_what_is_no_journal_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / NAMES[0]).write_bytes(content)
+    assert knows_rounds(tmp_path)
+    with pytest.raises(RunError, match=r"The journal of this node is lost"):
+        journal_in(tmp_path).load(refuse)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"no"), lambda path: path.mkdir()])
+def test_a_copy_that_is_lost_is_written_again(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    journal_in(tmp_path).write(Ledger(GENESIS, term=3))
+    (tmp_path / NAMES[0]).unlink()
+    if spoil is not Path.unlink:
+        spoil(tmp_path / NAMES[0])
+    warnings: list[str] = []
+    journal = journal_in(tmp_path)
+    assert journal.load(warnings.append) == Ledger(GENESIS, term=3)
+    assert len(warnings) == 1
+    if (tmp_path / NAMES[0]).is_dir():
+        with pytest.raises(RunError, match="cannot be written"):
+            journal.write(Ledger(GENESIS, term=4))
+        (tmp_path / NAMES[0]).rmdir()
+    journal.write(Ledger(GENESIS, term=4))
+    assert journal_in(tmp_path).load(refuse) == Ledger(GENESIS, term=4)
+
+
+def test_a_journal_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RunError, match="cannot be written"):
+        journal_in(tmp_path / "file").write(Ledger(GENESIS))
