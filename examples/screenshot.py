@@ -18,11 +18,14 @@ SIZE = (120, 40)
 
 async def draw(recorded: Path, size: tuple[int, int] = SIZE) -> str:
     """The SVG text. Raises RunError when ``recorded`` is no recorded run."""
-    app = SwarmMonitor(ReplaySource(recorded, AT_ONCE, clock=lambda: 0.0), "tsr-swarm")
+    source = ReplaySource(recorded, AT_ONCE, clock=lambda: 0.0)
+    app = SwarmMonitor(source, "tsr-swarm")
     async with app.run_test(size=size) as pilot:
         await app.workers.wait_for_complete()
         if app.failure is not None:
             raise app.failure
+        source.trouble = None  # the picture is of the moment, not of a record that ends with it
+        app.show()
         await pilot.pause()
         svg = app.export_screenshot(title="tsr-swarm monitor", simplify=True)
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # a picture should not ask the network for fonts

@@ -250,6 +250,16 @@ def test_a_recording_is_replayed_as_lines(capsys: pytest.CaptureFixture[str]) ->
     assert "round 1 closed" in shown[1]
 
 
+def test_a_recording_of_a_run_that_was_killed_says_at_its_end_that_the_end_is_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("rec.jsonl").write_text("\n".join(recorded()[1:2]) + "\n")
+    assert run(["replay", "rec.jsonl", "--speed", "inf", "--plain"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "The record ends here, without the end of the run. Last known: round 1."
+    ]
+
+
 def test_a_recording_is_replayed_as_it_was_recorded(capsys: pytest.CaptureFixture[str]) -> None:
     Path("rec.jsonl").write_text("\n".join(recorded()) + "\n")
     assert run(["replay", "rec.jsonl", "--speed", "inf", "--json"]) == 0
@@ -303,18 +313,18 @@ def test_the_screen_opens_only_on_a_terminal_with_a_keyboard_that_shows_it(
 
 
 def test_an_invitation_is_one_line_to_paste_and_the_ports_to_forward() -> None:
-    lines = "\n".join(invitation("swarm.example.org:7700", "0.0.0.0:7700", 31337))
+    lines = "\n".join(invitation("swarm.example.org:7700", "0.0.0.0:7700", 31337).lines)
     assert "tsr-swarm join --coordinator swarm.example.org:7700\n" in lines
     assert "TCP port 7700 " in lines
     assert "TCP port 31337 " in lines
 
 
 def test_an_announced_port_is_forwarded_to_the_one_that_listens() -> None:
-    assert "TCP port 443 to 7700" in "\n".join(invitation("swarm.example.org:443", "0.0.0.0:7700", 0))
+    assert "TCP port 443 to 7700" in "\n".join(invitation("swarm.example.org:443", "0.0.0.0:7700", 0).lines)
 
 
 def test_an_invitation_to_this_machine_forwards_nothing() -> None:
-    lines = "\n".join(invitation("127.0.0.1:7700", "127.0.0.1:7700", 0))
+    lines = "\n".join(invitation("127.0.0.1:7700", "127.0.0.1:7700", 0).lines)
     assert "join --coordinator 127.0.0.1:7700" in lines
     assert "forward" not in lines
 

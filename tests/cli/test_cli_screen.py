@@ -3,16 +3,22 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
 
 from tsr_swarm.cli import screen
+from tsr_swarm.cli.coordinate import invitation
 from tsr_swarm.cli.status import status_lines, status_object
 from tsr_swarm.cli.summary import summary
-from tsr_swarm.monitor.app import SwarmMonitor
+from tsr_swarm.monitor.app import Invite, SwarmMonitor
+from tsr_swarm.monitor.invitation import Invitation
+from tsr_swarm.monitor.sources import PipeSource, Source
 from tsr_swarm.runtime.children import ChildError, Family
 from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.telemetry.events import Evaluated, RoundClosed, RoundOpened, RunStarted, encode
+from tsr_swarm.telemetry.history import EVENTS_FILE
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 # Plays ``coordinate --json``: one round, and, told to "wait", another once it is asked to stop.
@@ -34,6 +40,7 @@ print("noise", file=sys.stderr)
 say("run_started", run="chat", run_id="1", address="127.0.0.1:9", rounds=0, min_peers=1, parameters=9, k_x=2,
     local_space="core", rank="d/2", voters=1, version="0")
 close(1, 3.0)
+say("warning", message="It is hot.")
 if HOW == "fail":
     sys.exit("tsr-swarm: It is full; make room.")
 while HOW == "wait": signal.pause()
@@ -48,7 +55,25 @@ class Show:
         self.stop = StopRequest()
         self._monkeypatch = monkeypatch
 
-    async def run(self, how: str, steps: Steps) -> SwarmSnapshot:
+    async def run(
+        self,
+        how: str,
+        steps: Steps,
+        folder: Path | None = None,
+        invite: Invite = lambda snapshot: None,
+    ) -> SwarmSnapshot:
+        self._prepare(how, steps)
+        async with Family() as family, asyncio.timeout(60):
+            arguments = ["coordinate", "run.toml"]
+            return await screen.show_stream(family, "coordinator", arguments, "chat", self.stop, folder, invite)
+
+    async def run_beside(self, source: Source, how: str, steps: Steps) -> None:
+        """As a peer's command: what the swarm tells comes from elsewhere."""
+        self._prepare(how, steps)
+        async with Family() as family, asyncio.timeout(60):
+            await screen.show_beside(family, "peer", ["coordinate", "run.toml"], source, "chat", self.stop)
+
+    def _prepare(self, how: str, steps: Steps) -> None:
         async def headless(app: SwarmMonitor) -> None:
             await app.run_async(headless=True, size=(80, 24), auto_pilot=steps)
 
@@ -57,8 +82,6 @@ class Show:
 
         self._monkeypatch.setattr(SwarmMonitor, "take_terminal", headless)
         self._monkeypatch.setattr(screen, "own_command", command)
-        async with Family() as family, asyncio.timeout(60):
-            return await screen.show_stream(family, "coordinator", ["coordinate", "run.toml"], "chat", self.stop)
 
 
 @pytest.fixture
@@ -113,6 +136,60 @@ async def test_a_command_that_fails_closes_the_screen_and_is_quoted(show: Show) 
 
     with pytest.raises(ChildError, match=r"^It is full; make room\.$"):
         await show.run("fail", look)
+
+
+async def test_a_screen_of_a_run_that_goes_on_counts_from_its_beginning(show: Show, tmp_path: Path) -> None:
+    started = RunStarted(
+        run="chat", run_id="1", address="127.0.0.1:8", rounds=0, min_peers=1, parameters=9, k_x=2,
+        local_space="core", rank="d/2", voters=1, version="0",
+    )  # fmt: skip
+    first = Evaluated(round=0, loss=5.5)
+    before = RoundClosed(
+        round=0, peers=1, included=1, late=0, loss=None, local_loss=None, tokens=1, seconds=1.0,
+        wire_bytes={"sent": {"core": 7}, "received": {}}, per_peer={}, raw_bytes={"sent": 1, "received": 1},
+        dense_bytes=300, digest="ab",
+    )  # fmt: skip
+    lines = [encode(event, float(number)) for number, event in enumerate((started, first, before))]
+    (tmp_path / EVENTS_FILE).write_text("\n".join(lines))
+    shown: list[SwarmSnapshot] = []
+
+    async def look(pilot: Pilot[None]) -> None:
+        app = pilot.app
+        assert isinstance(app, SwarmMonitor)
+        await press_q_after_round_1(pilot)
+        shown.append(app.snapshot)
+
+    snapshot = await show.run("end", look, tmp_path)
+    for whole in (*shown, snapshot):
+        assert (whole.first_loss, whole.loss, whole.wire_bytes, whole.address) == (5.5, 3.0, 207, "127.0.0.1:9")
+
+
+async def test_a_closed_screen_leaves_the_command_that_others_paste(
+    show: Show, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def invite(snapshot: SwarmSnapshot) -> Invitation | None:
+        return invitation(snapshot.address, snapshot.address, 0) if snapshot.address else None
+
+    closed, told = screen.Onlooker.screen_closed, asyncio.Event()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(screen.Onlooker, "screen_closed", lambda self: (closed(self), told.set()))
+        showing = asyncio.create_task(show.run("wait", press_q_after_round_1, invite=invite))
+        await told.wait()
+    assert "Join from this machine with:  tsr-swarm join --coordinator 127.0.0.1:9\n" in capsys.readouterr().out
+    show.stop.request()
+    await showing
+
+
+async def test_what_a_peers_own_process_says_reaches_its_screen_beside_what_the_swarm_tells(show: Show) -> None:
+    swarm = asyncio.StreamReader()
+    swarm.feed_data(encode(RoundOpened(round=7, peers=2, steps=2, lr=0.1, refresh=0), 1.0).encode() + b"\n")
+
+    async def look(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda s: any("this peer: warning: It is hot." in line.text for line in s.log))
+        await until(pilot, lambda s: s.round == 7 and s.wire_bytes == 0)
+        await pilot.press("q")
+
+    await show.run_beside(PipeSource(swarm, lambda: 1.0), "end", look)
 
 
 async def test_what_a_run_came_to_is_told_in_a_few_lines(show: Show) -> None:

@@ -1,7 +1,7 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from textual.pilot import Pilot
+from on_screen import NARROW, SILENT, WIDE, ListSource, column, rows, screen, settle
 
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.monitor.app import QUIT_NOTE, SwarmMonitor
@@ -17,53 +17,11 @@ from tsr_swarm.telemetry.events import (
     encode,
 )
 
-NARROW, WIDE = (80, 24), (120, 40)
-
-
-class ListSource:
-    """Lines given beforehand, at a moment that the test sets."""
-
-    def __init__(self, lines: list[str], now: float = 1_000_171.0) -> None:
-        self.given, self.time, self.trouble = lines, now, ""
-
-    async def lines(self) -> AsyncIterator[str]:
-        for line in self.given:
-            yield line
-
-    def now(self) -> float:
-        return self.time
-
 
 class RefusedSource(ListSource):
     async def lines(self) -> AsyncIterator[str]:
         yield "not an event"
         raise RefusedError("The coordinator speaks version 2, this is 1; upgrade.")
-
-
-def rows(app: SwarmMonitor) -> list[str]:
-    """What is on the screen, cell for cell."""
-    return ["".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips()]
-
-
-def screen(app: SwarmMonitor) -> str:
-    return "\n".join(rows(app))
-
-
-async def settle(pilot: Pilot[None], app: SwarmMonitor) -> None:
-    """Wait until all is told and drawn: a pane that learns its size late, on a busy machine, writes its lines then."""
-    await app.workers.wait_for_complete()
-    seen: list[str] = []
-    while len(seen) < 3 or len(set(seen[-3:])) > 1:
-        await pilot.pause()
-        seen.append(screen(app))
-
-
-def column(app: SwarmMonitor, head: str, width: int = 16) -> list[str]:
-    """The three lines of the tile whose label is ``head``."""
-    lines = rows(app)
-    row = next(i for i, line in enumerate(lines) if head in line)
-    left = lines[row].index(head)
-    return [line[left : left + width].strip("│ ") for line in lines[row : row + 3]]
 
 
 @pytest.mark.parametrize(
@@ -241,11 +199,11 @@ async def test_a_refusal_closes_the_monitor_and_is_kept() -> None:
 
 async def test_a_lost_connection_is_told_at_the_top(run_lines: list[str]) -> None:
     source = ListSource(run_lines)
-    source.trouble = "192.0.2.1:7700 did not answer. Trying again every 2 s."
+    source.trouble = SILENT
     app = SwarmMonitor(source, "shakespeare")
     async with app.run_test(size=NARROW) as pilot:
         await settle(pilot, app)
-        assert "192.0.2.1:7700 did not answer. Trying again every 2 s." in rows(app)[0]
+        assert rows(app)[0].strip() == "No answer from 192.0.2.1:7700 for 23 s"
 
 
 async def test_before_the_first_event_every_pane_says_what_is_missing() -> None:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tsr_swarm.errors import ConfigError, RefusedError, RunError, UnreachableError
 from tsr_swarm.monitor.places import MOST_HEARD, Places
-from tsr_swarm.monitor.sources import PipeSource, ReplaySource, Source, WatchSource
+from tsr_swarm.monitor.sources import RECORD_ENDS, SILENT_SECONDS, PipeSource, ReplaySource, Source, WatchSource
+from tsr_swarm.monitor.trouble import Trouble
 from tsr_swarm.telemetry.events import Event, LeaderChanged, PeerJoined, PeerLeft, Warned, encode
 from tsr_swarm.telemetry.log import EventLog, Watch
 
@@ -68,8 +69,10 @@ async def test_between_two_events_the_time_of_a_replay_runs_on_but_not_past_the_
 
 async def test_a_replay_at_once_does_not_wait(recorded: Path, run_lines: list[str]) -> None:
     time = ManualTime()
-    assert await drain(ReplaySource(recorded, math.inf, time, time.sleep)) == run_lines
+    source = ReplaySource(recorded, math.inf, time, time.sleep)
+    assert await drain(source) == run_lines
     assert set(time.slept) == {0.0}
+    assert source.trouble == RECORD_ENDS
 
 
 async def test_a_file_that_is_no_recording_is_an_error_with_its_name(tmp_path: Path) -> None:
@@ -93,7 +96,8 @@ async def test_lines_of_a_child_are_read_to_their_end() -> None:
     source = PipeSource(reader, ManualTime())
     lines = await drain(source)
     assert (lines[0], lines[-1]) == (line("a", 1.0), line("b", 2.0))
-    assert source.trouble == "the run's process has ended"
+    assert source.trouble is not None
+    assert source.trouble.text == "The run's process has ended"
 
 
 async def test_the_runs_clock_is_learned_from_the_quickest_line() -> None:
@@ -110,7 +114,8 @@ async def test_the_runs_clock_is_learned_from_the_quickest_line() -> None:
 
 
 async def test_a_watcher_goes_on_after_the_newest_line_and_over_an_absence() -> None:
-    time, asked, troubles = ManualTime(), [], []
+    time, asked = ManualTime(), list[int]()
+    troubles: list[Trouble | None] = []
     answers: list[tuple[list[str], int] | Exception] = [
         (["one", "two"], 2),
         UnreachableError("192.0.2.1:7700 did not answer."),
@@ -127,11 +132,12 @@ async def test_a_watcher_goes_on_after_the_newest_line_and_over_an_absence() -> 
         return answer
 
     async def sleep(seconds: float) -> None:
-        troubles.append(source.trouble)
         await time.sleep(seconds)
+        troubles.append(source.trouble)
 
-    source = WatchSource(lambda address: watch, ["192.0.2.1:7700"], time, sleep)
-    seen: list[tuple[str, str]] = []
+    told: list[str] = []
+    source = WatchSource(lambda address: watch, ["192.0.2.1:7700"], time, sleep, told.append)
+    seen: list[tuple[str, Trouble | None]] = []
 
     async def follow() -> None:
         async for text in source.lines():
@@ -139,10 +145,32 @@ async def test_a_watcher_goes_on_after_the_newest_line_and_over_an_absence() -> 
 
     with pytest.raises(RefusedError, match="over"):
         await follow()
-    assert seen == [("one", ""), ("two", ""), ("three", "")]
+    assert seen == [("one", None), ("two", None), ("three", None)]
     assert asked == [0, 2, 2, 2, 3]
     assert time.slept == [1.0, 2.0]
-    assert troubles[0] == "192.0.2.1:7700 did not answer. Trying again every 1 s."
+    assert troubles == [Trouble("No answer from 192.0.2.1:7700", "No answer", seconds) for seconds in (1.0, 3.0)]
+    assert told == ["192.0.2.1:7700 did not answer."], "once for each absence"
+
+
+async def test_a_node_that_has_stopped_is_silent_before_the_call_to_it_has_failed() -> None:
+    time, asked = ManualTime(), asyncio.Event()
+
+    async def watch(after: int) -> tuple[list[str], int]:
+        if after:
+            asked.set()
+            await asyncio.Event().wait()
+        return [line("a", 0.0)], 1
+
+    source = WatchSource(lambda address: watch, ["192.0.2.1:7700"], time, time.sleep)
+    lines = source.lines()
+    await anext(lines)
+    waiting = asyncio.create_task(anext(lines))
+    await asked.wait()
+    time.now = SILENT_SECONDS - 1
+    assert source.trouble is None, "a node may hold its answer back until there is news"
+    time.now = SILENT_SECONDS + 1
+    assert source.trouble == Trouble("No answer from 192.0.2.1:7700", "No answer", SILENT_SECONDS + 1)
+    waiting.cancel()
 
 
 def joined(peer: str, address: str) -> PeerJoined:
@@ -226,7 +254,7 @@ async def test_a_watcher_goes_on_with_a_peer_when_its_node_dies_and_shows_no_lin
     for text in nodes.logs["first"].since(0)[0]:
         nodes.logs["peer"].take(text)
     nodes.logs["peer"].append(leads("x" * 32))
-    troubles: list[str] = []
+    troubles: list[Trouble | None] = []
     source = WatchSource(nodes.dial, ["first"], nodes.time, nodes.time.sleep)
 
     lines = source.lines()
@@ -236,18 +264,19 @@ async def test_a_watcher_goes_on_with_a_peer_when_its_node_dies_and_shows_no_lin
     assert nodes.asked == ["first", "first", "peer"]
     assert sorted(shown) == sorted(nodes.logs["peer"].since(0)[0])
     assert nodes.time.slept == []
-    assert source.trouble == ""
+    assert source.trouble is None
 
     nodes.dead.add("peer")
 
     async def both_are_gone(seconds: float) -> None:
+        nodes.time.now += seconds
         troubles.append(source.trouble)
         nodes.dead.clear()
         nodes.logs["first"].append(Warned(message="it is back"))
 
     source._sleep = both_are_gone
     assert "it is back" in await anext(lines)
-    assert troubles == ["first did not answer. Trying again every 1 s."]
+    assert troubles == [Trouble("No answer from any of 2 nodes", "No answer", 1.0)]
 
 
 async def test_a_stranger_at_an_address_that_a_peer_named_is_passed_by() -> None:

@@ -15,9 +15,15 @@ from tsr_swarm.runtime.journal import NAMES
 from tsr_swarm.runtime.sampling import sample_checkpoint
 from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.telemetry import events as ev
+from tsr_swarm.telemetry.fold import fold_all
+from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.log import read_recording
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.train import checkpoint
 from tsr_swarm.train.llama import parameter_shapes
+from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.wire.lines import lines_from_proto
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 
 async def test_a_coordinator_that_is_restarted_in_mid_round_goes_on_with_the_peers_it_had(tmp_path: Path) -> None:
@@ -228,6 +234,26 @@ async def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path) ->
     kept = [stamped.event for stamped in read_recording(tmp_path / "coordinator" / "events.jsonl")]
     shown = [event.round for event in kept if isinstance(event, ev.RoundClosed)]
     assert shown == [*done, *rounds], "what a monitor is told goes on after the restart"
+    whole = fold_all(SwarmSnapshot(), read_recording(tmp_path / "coordinator" / "events.jsonl"))
+    end = kept[-1]
+    assert isinstance(end, ev.RunFinished)
+    assert (end.rounds, end.first_loss, end.last_loss) == (5, whole.first_loss, whole.loss)
+    assert (end.wire_bytes, end.dense_bytes) == (whole.wire_bytes, whole.dense_bytes), "of the whole run"
+    first = next(event.loss for event in before.events if isinstance(event, ev.Evaluated))
+    assert end.first_loss == first
+
+
+async def test_a_monitor_hears_the_end_of_a_run_that_has_one_voter(tmp_path: Path) -> None:
+    """It asks again only once the end was told: the coordinator is still there to answer."""
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1, "min_peers": 1}))
+    await swarm.start_coordinator()
+    async with SwarmClient(swarm.address, ByteLedger()) as client:
+        _, newest = lines_from_proto(await client.watch(pb.WatchRequest()))
+        swarm.start_peer(1)
+        await swarm.until(lambda: any(isinstance(event, ev.RunFinished) for event in swarm.events))
+        lines, _ = lines_from_proto(await client.watch(pb.WatchRequest(after=newest)))
+    assert isinstance(ev.decode(lines[-1]), ev.RunFinished)
+    await swarm.finish()
 
 
 async def test_a_state_that_was_taken_is_a_checkpoint_that_outlives_a_kill(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from tsr_swarm.runtime.node import relay, run_log
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.run_log import RunLog
 from tsr_swarm.telemetry import events as ev
+from tsr_swarm.telemetry.fold import fold_all
 from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.log import EventLog
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.kernel_bytes import KernelBytes
@@ -194,6 +197,65 @@ async def test_a_monitor_at_a_node_that_neither_leads_nor_votes_sees_the_whole_r
     told = [event for line in seen if (event := ev.decode(line)) is not None]
     assert isinstance(told[0], ev.RunStarted)
     assert [event.round for event in told if isinstance(event, ev.RoundClosed)][:5] == list(range(1, 6))
+    assert isinstance(told[-1], ev.RunFinished), "the end too, though another node led the run to it"
     told = [event for event in told if not isinstance(event, ev.PeerProgress)]
     everything = [event for event in swarm.events if not isinstance(event, ev.PeerProgress)]
     assert told == everything[: len(told)]
+
+
+def test_the_totals_of_a_run_that_goes_on_are_those_of_the_whole_run() -> None:
+    """Killed after round 2: no end was told. Round 2 is told once more, as another leader would."""
+    traffic: ev.Traffic = {"sent": {"core": 3}, "received": {"core": 4}}
+    first, second, third = (replace(closed(n), wire_bytes=traffic, dense_bytes=100) for n in (1, 2, 3))
+    before = [ev.Evaluated(round=0, loss=5.0), first, second]
+    after = [ev.Evaluated(round=2, loss=3.0), replace(second, digest="b" * 64), third, ev.Evaluated(round=3, loss=2.0)]
+    mine = RunLog(EventLog(lambda: 9.0), lambda event: None)
+    mine.restore(ev.Stamped(time=float(number), event=event) for number, event in enumerate(before))
+    for event in after:
+        mine.emit(event)
+    assert events_of(mine.log) == [*before, *after]
+    whole = fold_all(SwarmSnapshot(), (ev.Stamped(time=1.0, event=event) for event in [*before, *after]))
+    assert mine.finished("done") == ev.RunFinished(
+        rounds=3,
+        first_loss=whole.first_loss,
+        last_loss=whole.loss,
+        wire_bytes=whole.wire_bytes,
+        dense_bytes=whole.dense_bytes,
+        digest=whole.digest,
+        reason="done",
+    )
+    assert (whole.first_loss, whole.wire_bytes, whole.dense_bytes) == (5.0, 28, 300)
+
+
+def test_a_node_that_is_stopped_says_to_its_own_people_that_the_run_is_not_over() -> None:
+    seen: list[ev.Event] = []
+    mine = RunLog(EventLog(lambda: 9.0), seen.append)
+    mine.emit(closed(1))
+    mine.stopped("it was asked to stop")
+    assert seen[-1] == replace(mine.finished("it was asked to stop"), is_stopped=True)
+    assert events_of(mine.log) == [closed(1)], "others may go on"
+
+
+def test_an_end_in_the_recording_of_a_run_that_goes_on_is_not_its_end() -> None:
+    end = RunLog(EventLog(lambda: 1.0), lambda event: None).finished("the run has finished")
+    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
+    mine.restore([ev.Stamped(time=1.0, event=end)])
+    mine.emit(closed(1))
+    assert mine.finished("").rounds == 1
+
+
+def test_totals_of_rounds_that_another_node_keeps_no_more_count_once() -> None:
+    traffic: ev.Traffic = {"sent": {"core": 3}, "received": {"core": 4}}
+    sums = ev.EarlierRounds(
+        round=5,
+        rounds=5,
+        wire_bytes=traffic,
+        per_peer={},
+        raw_bytes={"sent": 1, "received": 1},
+        dense_bytes=500,
+    )
+    mine = RunLog(EventLog(lambda: 9.0), lambda event: None)
+    told = [closed(1), sums, replace(closed(6), wire_bytes=traffic, dense_bytes=100), sums]
+    mine.restore(ev.Stamped(time=float(number), event=event) for number, event in enumerate(told))
+    end = mine.finished("done")
+    assert (end.rounds, end.wire_bytes, end.dense_bytes) == (6, 14, 600)

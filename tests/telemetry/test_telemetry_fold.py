@@ -230,6 +230,28 @@ def test_a_finished_run_says_why() -> None:
     )
     assert after(STARTED, finished).state == "finished: 10 rounds done"
     assert after(STARTED, finished).missing_peers == 0
+    over = after(STARTED, joined("otter"), opened(1), progress("otter", 1, 3), finished)
+    assert [(peer.state, peer.tokens_per_second) for peer in over.table] == [("done", 0.0)]
+    assert after(STARTED, opened(1), LOST, finished).state == "finished: 10 rounds done"
+    stopped = after(STARTED, replace(finished, reason="it was asked to stop", is_stopped=True))
+    assert (stopped.state, stopped.is_over) == ("stopped: it was asked to stop", True)
+    assert "run stopped after 10 rounds (it was asked to stop)" in stopped.log[-1].text
+
+
+@given(data=st.data())
+def test_after_an_event_nobody_waits_for_the_first_one(
+    data: st.DataObject, any_event: st.SearchStrategy[e.Event]
+) -> None:
+    """A record may begin anywhere, and the phase "finished" comes before the end is told."""
+    events = data.draw(st.lists(any_event, min_size=1, max_size=5))
+    assert after(*events).state != "waiting for the first event"
+
+
+def test_a_run_that_is_about_to_finish_needs_no_more_peers() -> None:
+    last = e.PhaseChanged(round=10, phase="finished", deadline=None, reason="all 10 rounds are done")
+    left = e.PeerLeft(peer="id-otter", name="otter", reason="the run has finished")
+    snapshot = after(STARTED, joined("otter"), closed(10), last, left)
+    assert (snapshot.state, snapshot.missing_peers) == ("all 10 rounds are done", 0)
 
 
 def test_a_lab_that_was_ready_before_the_run_began_is_known_in_it() -> None:

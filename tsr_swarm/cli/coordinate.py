@@ -1,7 +1,7 @@
 """``tsr-swarm coordinate``: lead a run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,10 @@ from tsr_swarm.cli.process import run_training
 from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.runtime.machine_limits import require_process_room
 from tsr_swarm.telemetry.events import Event, RunStarted
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+
+if TYPE_CHECKING:
+    from tsr_swarm.monitor.invitation import Invitation
 
 
 def coordinate(
@@ -56,7 +60,11 @@ def coordinate(
     if mode is Mode.SCREEN:
         from tsr_swarm.cli.screen import show_coordinator
 
-        show_coordinator(context.obj, config.run.name)
+        def invite(snapshot: SwarmSnapshot) -> "Invitation | None":
+            return invitation(snapshot.address, listen, dht_port) if snapshot.address else None
+
+        folder = Path(config.checkpoint.dir) if resume else None
+        show_coordinator(context.obj, config.run.name, folder, invite)
 
     from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
 
@@ -90,24 +98,29 @@ def inviting(emit: Emit, listen: str, dht_port: int) -> Emit:
     def say(event: Event) -> None:
         emit(event)
         if isinstance(event, RunStarted):
-            print("\n".join(invitation(event.address, listen, dht_port)), flush=True)
+            print("", *invitation(event.address, listen, dht_port).lines, "", sep="\n", flush=True)
 
     return say
 
 
-def invitation(address: str, listen: str, dht_port: int) -> list[str]:
+def invitation(address: str, listen: str, dht_port: int) -> "Invitation":
     """What others type to join the coordinator at ``address``, and what to forward so that they can."""
+    from tsr_swarm.monitor.invitation import Invitation
     from tsr_swarm.swarm.addresses import is_loopback, split_address
 
     _, port = split_address(address)
     inside, inside_port = split_address(listen)
     if is_loopback(inside):
-        return ["", f"Join from this machine with:  tsr-swarm join --coordinator {address}", ""]
+        return Invitation(label="Join from this machine with:", command=join_command(address))
     forward = f"TCP port {port}" + (f" to {inside_port}" if inside_port not in (0, port) else "")
     dht = f" and, for the DHT, TCP port {dht_port}" if dht_port else ""
-    return [
-        "",
-        f"Join with:  tsr-swarm join --coordinator {address}",
-        f"Behind a router, forward {forward}{dht} to this machine; the first alone is enough to join.",
-        "",
-    ]
+    return Invitation(
+        label="Join with:",
+        command=join_command(address),
+        note=f"Behind a router, forward {forward}{dht} to this machine; the first alone is enough to join.",
+    )
+
+
+def join_command(address: str) -> str:
+    """What is typed to join the coordinator at ``address``."""
+    return f"tsr-swarm join --coordinator {address}"

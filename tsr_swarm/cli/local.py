@@ -5,11 +5,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tsr_swarm.cli import lab_options
+from tsr_swarm.cli.coordinate import invitation
 from tsr_swarm.cli.options import Json, NoDht, Plain, Record, Set, UsageError
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
@@ -17,15 +18,20 @@ from tsr_swarm.cli.summary import summary
 from tsr_swarm.config.run import RunConfig, is_utf8
 from tsr_swarm.runtime.children import Family
 from tsr_swarm.runtime.faults import COORDINATOR, name_of
+from tsr_swarm.runtime.lab import namespaces
 from tsr_swarm.runtime.lab.flags import LineTexts
 from tsr_swarm.runtime.lab.opening import MODES
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
 from tsr_swarm.runtime.local import LocalOptions, fit_config, keep_config, run_local, sample_text
-from tsr_swarm.runtime.local_folder import RUN_FILE
+from tsr_swarm.runtime.local_folder import RUN_FILE, coordinator_folder
 from tsr_swarm.runtime.placing import FaultError, plan_local
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.fold import fold
+from tsr_swarm.telemetry.history import read_history
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+
+if TYPE_CHECKING:
+    from tsr_swarm.monitor.invitation import Invitation
 
 PEERS, ROUNDS = 3, 30  # unless something says otherwise
 SAMPLE_LENGTH = 240
@@ -95,7 +101,7 @@ def local(
         async with Family() as family:
             place = folder or family.temporary_folder()
             if mode is Mode.SCREEN:
-                snapshot = await _on_screen(family, context.obj, place, folder, config.run.name, request)
+                snapshot = await _on_screen(family, context.obj, place, folder, resume, config.run.name, request)
             else:
                 fit = keep_config if resume and run_file is None else fit_config
                 options = LocalOptions(
@@ -118,7 +124,7 @@ def local(
 async def _in_lines(
     family: Family, options: LocalOptions, mode: Mode, record: Path | None, stop: StopRequest
 ) -> SwarmSnapshot:
-    snapshot = SwarmSnapshot()
+    snapshot = read_history(coordinator_folder(options.folder)) if options.resume else SwarmSnapshot()
     with emitter(mode, record) as emit:
 
         def see(event: Event) -> None:
@@ -131,14 +137,28 @@ async def _in_lines(
 
 
 async def _on_screen(
-    family: Family, arguments: Sequence[str], place: Path, given: Path | None, title: str, stop: StopRequest
+    family: Family,
+    arguments: Sequence[str],
+    place: Path,
+    given: Path | None,
+    resume: bool,
+    title: str,
+    stop: StopRequest,
 ) -> SwarmSnapshot:
     """The same command without a screen runs behind it. The folder is ours, so that the sample can be drawn from it."""
     from tsr_swarm.cli.screen import show_stream
 
     command, *rest = arguments
     where = [] if given else ["--dir", str(place)]
-    return await show_stream(family, "local swarm", [command, *where, *rest], title, stop)
+    history = coordinator_folder(place) if resume else None
+    return await show_stream(family, "local swarm", [command, *where, *rest], title, stop, history, _invite)
+
+
+def _invite(snapshot: SwarmSnapshot) -> "Invitation | None":
+    """Further peers can join by hand, unless the swarm is in network namespaces of its own."""
+    if not snapshot.address or snapshot.lab == namespaces.MODE:
+        return None
+    return invitation(snapshot.address, snapshot.address, 0)
 
 
 async def _print_sample(family: Family, place: Path, leader: str) -> None:

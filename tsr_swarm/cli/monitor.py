@@ -1,5 +1,6 @@
 """``tsr-swarm monitor``: look at a run from anywhere."""
 
+import sys
 from functools import partial
 
 from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
@@ -11,24 +12,22 @@ from tsr_swarm.runtime.machine_limits import require_process_room
 
 def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, json: Json = False) -> None:
     """Watch a run. Closing the monitor changes nothing for it."""
-    from tsr_swarm.cli.watching import calling, follow, reach, watching
+    from tsr_swarm.cli.watching import follow, reach, watching
 
     mode = choose_mode(plain=plain, json=json)
 
     require_process_room()
 
     async def work(stop: StopRequest) -> None:
-        if mode is Mode.SCREEN:
-            from tsr_swarm.cli.screen import show_source
+        await run_unless_stopped(reach(coordinator, wait), stop)  # what keeps it waiting is no matter for a screen
+        if stop.gently.is_set():
+            return
+        async with watching(coordinator, lambda error: print(f"{error} Trying again.", file=sys.stderr)) as source:
+            if mode is Mode.SCREEN:
+                from tsr_swarm.cli.screen import show_source
 
-            await run_unless_stopped(reach(coordinator, wait), stop)  # what keeps it waiting is no matter for a screen
-            if stop.gently.is_set():
-                return
-            async with watching(coordinator) as source:
                 await show_source(source, coordinator, "The monitor is closed; training goes on.", stop)
-        else:
-            await run_unless_stopped(reach(coordinator, wait), stop)
-            async with calling(coordinator) as watch:
-                await run_unless_stopped(follow(watch, partial(print_line, mode)), stop)
+            else:
+                await run_unless_stopped(follow(source, partial(print_line, mode)), stop)
 
     run_process(mode, work)

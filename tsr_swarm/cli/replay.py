@@ -11,6 +11,9 @@ from tsr_swarm.cli.output import Mode, choose_mode, print_line
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.cli.streams import catch_up
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
+from tsr_swarm.telemetry.events import decode_stamped
+from tsr_swarm.telemetry.fold import fold
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 
 def replay(
@@ -20,7 +23,7 @@ def replay(
     json: Json = False,
 ) -> None:
     """Show a recorded run again."""
-    from tsr_swarm.monitor.sources import ReplaySource
+    from tsr_swarm.monitor.sources import RECORD_ENDS, ReplaySource
 
     mode = choose_mode(plain=plain, json=json)
     if not speed > 0:
@@ -36,9 +39,15 @@ def replay(
             await run_unless_stopped(_print_all(), stop)
 
     async def _print_all() -> None:
+        snapshot = SwarmSnapshot()
         async for line in source.lines():
             print_line(mode, line)
             await catch_up()
+            stamped = decode_stamped(line)
+            if stamped is not None:
+                snapshot = fold(snapshot, stamped.time, stamped.event)
+        if mode is Mode.PLAIN and not snapshot.is_over:
+            print(f"{RECORD_ENDS.text}. Last known: {snapshot.state}.")
         await catch_up(is_over=True)
 
     run_process(mode, work)

@@ -3,30 +3,34 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from tsr_swarm.cli.output import Mode, plain_line
 from tsr_swarm.cli.process import LEAVING, run_process
+from tsr_swarm.cli.status import run_lines
 from tsr_swarm.cli.watching import watching
-from tsr_swarm.monitor.app import SwarmMonitor
-from tsr_swarm.monitor.own_warnings import WithOwnWarnings
+from tsr_swarm.monitor.app import Invite, SwarmMonitor
 from tsr_swarm.monitor.sources import PipeSource, Source
+from tsr_swarm.monitor.view import View
 from tsr_swarm.runtime.children import Family, own_command
 from tsr_swarm.runtime.front import Feed, run_front
 from tsr_swarm.runtime.lifeline import StopRequest
-from tsr_swarm.telemetry.events import Event, Left, RunFinished, decode_stamped
+from tsr_swarm.telemetry.events import Event, Left, RunFinished, RunStarted, decode_stamped
 from tsr_swarm.telemetry.fold import fold
+from tsr_swarm.telemetry.history import read_history
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+from tsr_swarm.telemetry.text import seconds_text
 
 QUIT_NOTE = "The screen is closed; training goes on. Ctrl-C finishes the round and leaves, twice leaves at once."
 
 
-def show_coordinator(arguments: Sequence[str], title: str) -> NoReturn:
-    """Run ``coordinate`` with these arguments behind a screen."""
+def show_coordinator(arguments: Sequence[str], title: str, folder: Path | None, invite: Invite) -> NoReturn:
+    """Run ``coordinate`` with these arguments behind a screen. ``folder``: of a run that goes on."""
 
     async def work(stop: StopRequest) -> None:
         async with Family() as family:
-            await show_stream(family, "coordinator", arguments, title, stop)
+            await show_stream(family, "coordinator", arguments, title, stop, folder, invite)
 
     run_process(Mode.SCREEN, work)
 
@@ -35,20 +39,38 @@ def show_peer(arguments: Sequence[str], coordinator: str) -> NoReturn:
     """Run ``join`` with these arguments behind a screen that shows the whole swarm, as its coordinator tells it."""
 
     async def work(stop: StopRequest) -> None:
-        async with watching(coordinator) as watched, Family() as family:
-            source = WithOwnWarnings(watched)
-            await _show(family, "peer", arguments, Onlooker(source), source, coordinator, stop)
+        async with watching(coordinator) as source, Family() as family:
+            await show_beside(family, "peer", arguments, source, coordinator, stop)
 
     run_process(Mode.SCREEN, work)
 
 
-async def show_stream(
-    family: Family, name: str, arguments: Sequence[str], title: str, stop: StopRequest
-) -> SwarmSnapshot:
-    """Run a command behind a screen that shows its own events. Returns what they add up to."""
+async def show_beside(
+    family: Family, name: str, arguments: Sequence[str], source: Source, title: str, stop: StopRequest
+) -> None:
+    """Run a peer's command behind a screen that shows what ``source`` tells of the swarm, and the peer's own news."""
     feed = Feed()
-    onlooker = Onlooker(feed)
-    await _show(family, name, arguments, onlooker, PipeSource(feed, time.time), title, stop)
+    screen = SwarmMonitor(source, title, QUIT_NOTE, own=PipeSource(feed, time.time))
+    await _show(family, name, arguments, Onlooker(feed), screen, stop)
+
+
+async def show_stream(
+    family: Family,
+    name: str,
+    arguments: Sequence[str],
+    title: str,
+    stop: StopRequest,
+    folder: Path | None = None,
+    invite: Invite = lambda snapshot: None,
+) -> SwarmSnapshot:
+    """Run a command behind a screen that shows its own events. Returns what they add up to.
+
+    ``folder``: of the coordinator of a run that goes on; what it has kept of the run so far counts too.
+    """
+    feed, history = Feed(), SwarmSnapshot() if folder is None else read_history(folder)
+    onlooker = Onlooker(feed, history, invite)
+    screen = SwarmMonitor(PipeSource(feed, time.time), title, QUIT_NOTE, history=history, invite=invite)
+    await _show(family, name, arguments, onlooker, screen, stop)
     return onlooker.snapshot
 
 
@@ -57,15 +79,14 @@ async def _show(
     name: str,
     arguments: Sequence[str],
     onlooker: "Onlooker",
-    source: Source,
-    title: str,
+    screen: SwarmMonitor,
     stop: StopRequest,
 ) -> None:
     def interrupt() -> str:
         stop.request()
         return "Leaving at once." if stop.now.is_set() else LEAVING
 
-    screen = SwarmMonitor(source, title, QUIT_NOTE, interrupt)
+    screen.on_interrupt = interrupt
     command, *rest = arguments
     notice = asyncio.create_task(onlooker.say_leaving(stop))
     try:
@@ -86,9 +107,11 @@ async def _show(
 class Onlooker:
     """Sees every event of the command: sums them up, feeds the screen, and prints them once the screen is closed."""
 
-    def __init__(self, feed: Feed | WithOwnWarnings) -> None:
-        self.snapshot = SwarmSnapshot()
-        self._feed = feed
+    def __init__(
+        self, feed: Feed, history: SwarmSnapshot | None = None, invite: Invite = lambda snapshot: None
+    ) -> None:
+        self.snapshot = history or SwarmSnapshot()
+        self._feed, self._invite = feed, invite
         self._is_printing = False
         self._end: tuple[float, Event] | None = None
 
@@ -101,12 +124,20 @@ class Onlooker:
         self.snapshot = fold(self.snapshot, stamped.time, stamped.event)
         if self._is_printing:
             _print(stamped.time, stamped.event)
+            if isinstance(stamped.event, RunStarted):
+                self._print_invitation()
         elif isinstance(stamped.event, RunFinished | Left):
             self._end = stamped.time, stamped.event
 
     def screen_closed(self) -> None:
         self._is_printing = True
         print(QUIT_NOTE, flush=True)
+        self._print_invitation()
+
+    def _print_invitation(self) -> None:
+        invitation = self._invite(self.snapshot)
+        if invitation is not None:
+            print("", *invitation.lines, "", sep="\n", flush=True)
 
     async def say_leaving(self, stop: StopRequest) -> None:
         """Answer Ctrl-C where the screen no longer does."""
@@ -137,4 +168,13 @@ async def show_source(source: Source, title: str, quit_note: str, stop: StopRequ
         stopped.cancel()
     if screen.failure is not None:
         raise screen.failure
-    print(quit_note)
+    print(*closing_lines(screen.view(), quit_note), sep="\n")
+
+
+def closing_lines(view: View, quit_note: str) -> list[str]:
+    """What a screen leaves behind that only looked on: ``quit_note`` while the run goes on, else how it ended."""
+    if view.snapshot.is_over:
+        return run_lines(view.snapshot)
+    if view.trouble is None or view.trouble.seconds is None:
+        return [quit_note]
+    return [f"The monitor is closed. {view.trouble.text} for {seconds_text(view.trouble.seconds)}."]

@@ -32,7 +32,7 @@ def status(coordinator: Coordinator, wait: Wait = 0.0, plain: Plain = False, jso
         await catch_up(is_over=True)
 
     async def work(stop: StopRequest) -> None:
-        async with calling(coordinator, wait_ms=0) as watch:
+        async with calling(coordinator) as watch:
             await run_unless_stopped(print_status(watch), stop)
 
     run_process(Mode.JSON if json else Mode.PLAIN, work)
@@ -67,13 +67,21 @@ def status_object(snapshot: SwarmSnapshot, now: float) -> dict[str, Any]:
 
 def status_lines(s: SwarmSnapshot) -> list[str]:
     """The status as a few lines for people."""
-    length = f" of {s.rounds}" if s.rounds else ""
     return [
-        f"{s.run}: {s.state} (round {s.round}{length})",
-        f"held-out loss {loss_text(s.first_loss)} at first, {loss_text(s.loss)} now; local {loss_text(s.local_loss)}",
-        f"{bytes_text(s.wire_bytes)} on the wire, {factor_text(s.dense_bytes, s.wire_bytes)} less than dense training",
+        *run_lines(s),
         f"{plural(len(s.alive), 'peer')}, {count_text(s.tokens_per_second)} tokens/s",
         *[_peer_line(peer, s.lag(peer)) for peer in s.table if peer.is_alive],
+    ]
+
+
+def run_lines(s: SwarmSnapshot) -> list[str]:
+    """The run and its figures."""
+    length = f" of {s.rounds}" if s.rounds else ""
+    now = "at the end" if s.is_over else "now"
+    return [
+        f"{s.run}: {s.state} (round {s.round}{length})",
+        f"held-out loss {loss_text(s.first_loss)} at first, {loss_text(s.loss)} {now}; local {loss_text(s.local_loss)}",
+        f"{bytes_text(s.wire_bytes)} on the wire, {factor_text(s.dense_bytes, s.wire_bytes)} less than dense training",
     ]
 
 

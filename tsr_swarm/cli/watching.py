@@ -1,6 +1,5 @@
 """A run's events from elsewhere, through the Watch call of its nodes."""
 
-import asyncio
 import contextlib
 import sys
 import time
@@ -8,20 +7,20 @@ from collections.abc import AsyncIterator, Callable
 
 from tsr_swarm import __version__
 from tsr_swarm.cli.streams import catch_up
-from tsr_swarm.errors import RefusedError, UnreachableError
-from tsr_swarm.monitor.sources import FIRST_PAUSE, LONGEST_PAUSE, WatchSource
+from tsr_swarm.errors import RefusedError
+from tsr_swarm.monitor.sources import WAIT_SECONDS, WatchSource
 from tsr_swarm.telemetry.events import decode_stamped
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.log import NEWEST, Watch
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
-WAIT_MS = 15_000
+WAIT_MS = int(1000 * WAIT_SECONDS)
 
 
 @contextlib.asynccontextmanager
-async def calling(coordinator: str, wait_ms: int = WAIT_MS) -> AsyncIterator[Watch]:
-    """Give ``watch(after) -> (lines, newest number)``, which waits up to ``wait_ms`` for news. Raises SwarmError."""
+async def calling(coordinator: str) -> AsyncIterator[Watch]:
+    """Give ``watch(after) -> (lines, newest number)``, which does not wait for news. Raises SwarmError."""
     from tsr_swarm.transport.client import SwarmClient
     from tsr_swarm.wire.lines import lines_from_proto
     from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -29,8 +28,7 @@ async def calling(coordinator: str, wait_ms: int = WAIT_MS) -> AsyncIterator[Wat
     async with SwarmClient(coordinator, ByteLedger()) as client:
 
         async def watch(after: int) -> tuple[list[str], int]:
-            reply = await client.watch(pb.WatchRequest(after=after, wait_ms=wait_ms))
-            return lines_from_proto(reply)
+            return lines_from_proto(await client.watch(pb.WatchRequest(after=after)))
 
         yield watch
 
@@ -42,13 +40,18 @@ async def reach(coordinator: str, wait: float) -> None:
     def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
-    async with calling(coordinator, wait_ms=0) as watch:
+    async with calling(coordinator) as watch:
         await retry_while_unreachable(lambda: watch(NEWEST), wait, say)
 
 
 @contextlib.asynccontextmanager
-async def watching(coordinator: str) -> AsyncIterator[WatchSource]:
-    """What a screen follows; raises nothing when a node is away, but goes on with another, or tries again."""
+async def watching(
+    coordinator: str, on_silence: Callable[[str], None] = lambda sentence: None
+) -> AsyncIterator[WatchSource]:
+    """What a monitor follows; raises nothing when a node is away, but goes on with another, or tries again.
+
+    ``on_silence`` is told, in a sentence, each time that nobody answers any more.
+    """
     from tsr_swarm.config.manifest import PROTOCOL_VERSION
     from tsr_swarm.transport.client import SwarmClient
     from tsr_swarm.wire.lines import lines_from_proto
@@ -77,7 +80,7 @@ async def watching(coordinator: str) -> AsyncIterator[WatchSource]:
         return watch
 
     async with contextlib.AsyncExitStack() as stack:
-        yield WatchSource(dial, [coordinator], time.time)
+        yield WatchSource(dial, [coordinator], time.time, on_silence=on_silence)
 
 
 async def read_all(watch: Watch) -> tuple[SwarmSnapshot, int]:
@@ -90,26 +93,14 @@ async def read_all(watch: Watch) -> tuple[SwarmSnapshot, int]:
         snapshot = _add(snapshot, lines)
 
 
-async def follow(watch: Watch, see: Callable[[str], None]) -> None:
-    """Pass every line to ``see`` until the run is finished. Raises only if the coordinator never answered."""
-    snapshot, newest, pause = SwarmSnapshot(), 0, 0.0
-    while True:
-        try:
-            lines, newest = await watch(newest)
-            pause = 0.0
-        except UnreachableError as error:
-            if newest == 0:
-                raise
-            if pause == 0.0:
-                print(f"{error} Trying again.", file=sys.stderr)
-            pause = min(max(FIRST_PAUSE, 2 * pause), LONGEST_PAUSE)
-            await asyncio.sleep(pause)
-            continue
-        for line in lines:
-            see(line)
-            await catch_up()
-        snapshot = _add(snapshot, lines)
-        if snapshot.finished is not None:
+async def follow(source: WatchSource, see: Callable[[str], None]) -> None:
+    """Pass every line to ``see`` until the run is finished; one that was resumed after it had is not."""
+    snapshot = SwarmSnapshot()
+    async for line in source.lines():
+        see(line)
+        await catch_up()
+        snapshot = _add(snapshot, [line])
+        if snapshot.finished is not None and source.is_caught_up:
             await catch_up(is_over=True)
             return
 

@@ -1,6 +1,7 @@
 """The help screen."""
 
 import textwrap
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -36,22 +37,24 @@ class HelpScreen(ModalScreen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape,question_mark,q", "app.pop_screen", "Close")]
 
-    def __init__(self, quit_note: str) -> None:
+    def __init__(self, quit_note: str, invitation: Sequence[str] = ()) -> None:
+        """``invitation``: what others type to join, and what has to be done before; a sentence or command each."""
         super().__init__()
-        self._quit_note = quit_note
+        self._quit_note, self._invitation = quit_note, invitation
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="help"):
-            yield Static(_content(self._quit_note))
+            yield Static(_content(self._quit_note, self._invitation))
 
     def on_mount(self) -> None:
         self.query_one("#help").border_title = "Help: Esc closes it"
 
 
-def _content(quit_note: str) -> Content:
+def _content(quit_note: str, invitation: Sequence[str]) -> Content:
     keys = (("q", f"quit. {quit_note}"), *_KEYS)
+    invited = [*(Content(line) for line in invitation), Content("")] if invitation else []
     rows = [*(_row(key, text) for key, text in keys), Content(""), *(_row(word, text) for word, text in _WORDS)]
-    return rows_to_content(rows)
+    return rows_to_content([*invited, *rows])
 
 
 def _row(label: str, text: str) -> Content:

@@ -31,12 +31,12 @@ COLUMNS = (
     Column("#", 3, 0, True, lambda s, p: str(p.number or "-")),
     Column("peer", 18, 0, False, lambda s, p: p.name),
     Column("state", 9, 0, False, lambda s, p: p.state),
-    Column("step", 9, 0, True, lambda s, p: f"{p.step}/{p.steps}" if _is_stepping(p) else "-"),
+    Column("step", 9, 64, True, lambda s, p: f"{p.step}/{p.steps}" if _is_stepping(p) else "-"),
     Column("", 10, 100, False, lambda s, p: progress(p.step / p.steps, 10) if _is_stepping(p) else ""),
     Column("tok/s", 6, 0, True, lambda s, p: count_text(p.tokens_per_second)),
     Column("lag", 3, 0, True, lambda s, p: str(s.lag(p))),
-    Column("up", 7, 0, True, lambda s, p: bytes_text(p.up)),
-    Column("down", 7, 0, True, lambda s, p: bytes_text(p.down)),
+    Column("up", 7, 76, True, lambda s, p: bytes_text(p.up)),
+    Column("down", 7, 76, True, lambda s, p: bytes_text(p.down)),
     Column("loss", 6, 0, True, lambda s, p: loss_text(p.local_loss)),
     Column("note", 0, 100, False, lambda s, p: _note(s, p)),
 )
@@ -52,7 +52,7 @@ class PeersPane(VerticalScroll):
         yield Static(id="peers-text")
 
     def watch_view(self, before: View, view: View) -> None:
-        if before.snapshot is not view.snapshot:
+        if before.snapshot is not view.snapshot or before.is_stale != view.is_stale:
             self._show()
 
     def on_resize(self) -> None:
@@ -62,22 +62,23 @@ class PeersPane(VerticalScroll):
 
     def _show(self) -> None:
         snapshot = self.view.snapshot
-        self.border_title = _title(snapshot)
+        self.border_title = _title(self.view)
         for text in self.query("#peers-text").results(Static):
             text.update(peers_content(snapshot, self.scrollable_content_region.width))
 
 
-def _title(snapshot: SwarmSnapshot) -> str:
+def _title(view: View) -> str:
+    snapshot = view.snapshot
     alive = snapshot.alive
     left, troubled = len(snapshot.peers) - len(alive), sum(peer.state in _TROUBLED for peer in alive)
     leads = f"{cut(snapshot.leader, 18)} leads" if snapshot.leader and not snapshot.is_leaderless else ""
     parts = [
-        f"{len(alive)} alive",
-        f"{left} left" if left else "",
+        f"{len(snapshot.peers)} took part" if snapshot.is_over else f"{len(alive)} alive",
+        f"{left} left" if left and not snapshot.is_over else "",
         f"{troubled} in trouble" if troubled else "",
-        leads if snapshot.finished is None else "",
+        "" if snapshot.is_over else leads,
     ]
-    return f"Peers: {', '.join(part for part in parts if part)}"
+    return f"Peers{', as last known' if view.is_stale else ''}: {', '.join(part for part in parts if part)}"
 
 
 def peers_content(snapshot: SwarmSnapshot, width: int) -> Content:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from tsr_swarm.errors import ConfigError, RunError, SwarmError, UnreachableError
 from tsr_swarm.monitor.places import Places
+from tsr_swarm.monitor.trouble import Trouble
 from tsr_swarm.telemetry.events import LeaderChanged, Stamped, decode_stamped
 from tsr_swarm.telemetry.log import Watch, read_lines
 from tsr_swarm.telemetry.seen import Seen
@@ -14,15 +15,18 @@ from tsr_swarm.telemetry.seen import Seen
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
 Dial = Callable[[str], Watch]  # how to watch the node at an address
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0  # seconds between attempts to reach a node again
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 5.0  # seconds between attempts to reach a node again
+SILENT_SECONDS = 10.0  # without an answer: a node that lives answers within WAIT_SECONDS, or has to fetch the log first
+WAIT_SECONDS = 4.0  # for which a node may hold its answer back until there is news
+RECORD_ENDS = Trouble("The record ends here, without the end of the run", "The record ends here")
 
 
 class Source(Protocol):
     """Event lines, and the time by the clock that stamped them."""
 
     @property
-    def trouble(self) -> str:
-        """Why no news arrives, one sentence; empty when all is well."""
+    def trouble(self) -> Trouble | None:
+        """Why no news arrives; None when all is well."""
         ...
 
     def lines(self) -> AsyncIterator[str]:
@@ -55,8 +59,6 @@ class RunClock:
 class ReplaySource:
     """A recorded run at ``speed`` times its pace; ``math.inf`` shows its end at once. Raises RunError, ConfigError."""
 
-    trouble = ""
-
     def __init__(self, path: Path, speed: float, clock: Clock, sleep: Sleep = asyncio.sleep) -> None:
         if not speed > 0:
             raise ConfigError(f"The speed {speed:g} is out of range; give a number above 0, such as 10.")
@@ -64,6 +66,7 @@ class ReplaySource:
         self._time: float | None = None
         self._next = 0.0
         self._shown_at = 0.0
+        self.trouble: Trouble | None = None
 
     async def lines(self) -> AsyncIterator[str]:
         try:
@@ -76,6 +79,7 @@ class ReplaySource:
             raise RunError(f"{self._path} cannot be read ({error.strerror}); name a recorded run.") from error
         if self._time is None:
             raise RunError(f"{self._path} holds no events; name a file that a run has recorded.")
+        self.trouble = RECORD_ENDS
 
     async def _wait_for(self, time: float) -> None:
         before = time if self._time is None else self._time
@@ -102,7 +106,7 @@ class PipeSource:
 
     def __init__(self, reader: LineReader, clock: Clock) -> None:
         self._reader, self._clock = reader, RunClock(clock)
-        self.trouble = ""
+        self.trouble: Trouble | None = None
 
     async def lines(self) -> AsyncIterator[str]:
         while True:
@@ -111,7 +115,7 @@ class PipeSource:
             except ValueError:  # the reader has thrown the long line away
                 continue
             if not data:
-                self.trouble = "the run's process has ended"
+                self.trouble = Trouble("The run's process has ended", "The process has ended")
                 return
             line = data.decode("utf-8", "replace")
             self._clock.observe(decode_stamped(line))
@@ -128,39 +132,65 @@ class WatchSource:
     UnreachableError where nobody answers, and RefusedError where another run, or another version of it, is found.
     """
 
-    def __init__(self, dial: Dial, addresses: Sequence[str], clock: Clock, sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        dial: Dial,
+        addresses: Sequence[str],
+        clock: Clock,
+        sleep: Sleep = asyncio.sleep,
+        on_silence: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        """``on_silence`` gets one sentence each time that nobody answers any more."""
         self._dial, self._clock, self._sleep = dial, RunClock(clock), sleep
+        self._local_clock, self._on_silence = clock, on_silence
         self._places = Places(tuple(addresses))
         self._seen = Seen()
-        self.trouble = ""
+        self._address = self._places.given[0]
+        self._answered_at: float | None = None  # by the local clock; before the first answer: when it was first asked
+        self.is_caught_up = False  # with the newest line, as far as the last answer went
+        self._silent: set[str] = set()  # who was asked since, and did not answer
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Nobody answers; or a call is open for longer than one that has an answer."""
+        seconds = 0.0 if self._answered_at is None else self._local_clock() - self._answered_at
+        if not self._silent and seconds < SILENT_SECONDS:
+            return None
+        asked = self._silent | {self._address}
+        whom = self._address if len(asked) == 1 else f"any of {len(asked)} nodes"
+        return Trouble(f"No answer from {whom}", "No answer", max(0.0, seconds))
 
     async def lines(self) -> AsyncIterator[str]:
         """Lines as they happen. Raises SwarmError when a node whose address was given refuses to be watched."""
-        address, newest, pause = self._places.given[0], 0, FIRST_PAUSE
+        newest, pause = 0, FIRST_PAUSE
         tried: set[str] = set()
+        self._answered_at = self._local_clock()
         while True:
+            address = self._address
             try:
                 lines, newest = await self._dial(address)(newest)
             except SwarmError as error:
                 if address in self._places.given and not isinstance(error, UnreachableError):
                     raise
+                if not self._silent:
+                    self._on_silence(str(error))
                 tried.add(address)
+                self._silent.add(address)
                 following = self._places.after(address)
                 if following in tried:
-                    self.trouble = f"{error} Trying again every {pause:g} s."
                     await self._sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
                     tried.clear()
-                else:
-                    self.trouble = f"{error} Trying {following}."
                 if following != address:
-                    address, newest = following, 0  # each node numbers its lines itself
+                    self._address, newest = following, 0  # each node numbers its lines itself
                 continue
-            self.trouble, pause = "", FIRST_PAUSE
+            self._answered_at, pause = self._local_clock(), FIRST_PAUSE
             tried.clear()
-            for line in lines:
-                if self._take_in(line):
-                    yield line
+            self._silent.clear()
+            new = [line for line in lines if self._take_in(line)]
+            for left, line in zip(reversed(range(len(new))), new, strict=True):
+                self.is_caught_up = not left
+                yield line
 
     def _take_in(self, line: str) -> bool:
         """Learn from a line; whether it is new."""

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 from textual.content import Content
 
+from tsr_swarm.monitor.trouble import Trouble
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+from tsr_swarm.telemetry.text import seconds_text
 
 MUTED, STRONG, TROUBLE = "$foreground 65%", "bold $foreground", "bold $text-error"
 DENSE_BAR, OWN_BAR, KIND_BAR = "$error", "$success", "$foreground 40%"
@@ -18,8 +20,20 @@ class View:
 
     snapshot: SwarmSnapshot = field(default_factory=SwarmSnapshot)
     now: float = 0.0
-    trouble: str = ""
+    trouble: Trouble | None = None
     is_frozen: bool = False
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether what is shown may be so no more. Of a run that is over nothing changes."""
+        return self.trouble is not None and not self.snapshot.is_over
+
+    @property
+    def as_of(self) -> str:
+        """When it was so; empty: now."""
+        if self.trouble is None or not self.is_stale:
+            return ""
+        return "at the end" if self.trouble.seconds is None else f"{seconds_text(self.trouble.seconds)} ago"
 
 
 def first_fitting(width: int, *variants: str) -> str:

@@ -7,7 +7,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,7 @@ from tsr_swarm.swarm.identity import Identity, load_identity
 from tsr_swarm.swarm.records import Role
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
+from tsr_swarm.telemetry.history import EVENTS_FILE
 from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.log import EventLog, read_recording, recording
 from tsr_swarm.train.llama import parameter_count
@@ -58,7 +59,6 @@ from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.messages import PublishedHeader
 
 NAME = "coordinator"
-EVENTS_FILE = "events.jsonl"
 PROGRESS = '"peer_progress"'
 MODEL_BYTES = 12  # of memory, a parameter: the consensus before and after a round, and the model that scores it
 
@@ -89,8 +89,11 @@ async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None],
     unread: list[str] = []
     # First: it finds a data source that is not there.
     evaluate = await asyncio.to_thread(make_evaluate, config, unread.append)
-    with folder.locked(), open_log(folder.path / EVENTS_FILE, options.resume, sink) as log:
+    with folder.locked(), open_log(folder.path / EVENTS_FILE, sink) as log:
         run_log = RunLog(log, sink, has_people=True)
+        if options.resume:
+            with suppress(OSError):  # people were warned as it was opened
+                run_log.restore(read_recording(folder.path / EVENTS_FILE))
         identity = load_identity(folder.path / IDENTITY, is_new=not holds_work(folder.path))
         book = AddressBook(identity.peer_id, folder.path / CONTACTS)
         book.load()
@@ -100,8 +103,8 @@ async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None],
 
 
 @contextmanager
-def open_log(path: Path, resume: bool, warn: Callable[[Event], None]) -> Iterator[EventLog]:
-    """The run's events, also kept in ``path``: a monitor sees the rounds of before a restart, and `replay` shows all.
+def open_log(path: Path, warn: Callable[[Event], None]) -> Iterator[EventLog]:
+    """The run's events, also kept in ``path``: after a restart the account goes on, and `replay` shows all of it.
 
     Progress within a round, most of the events, is left out of the file. A file that cannot be used is a warning.
     """
@@ -109,8 +112,6 @@ def open_log(path: Path, resume: bool, warn: Callable[[Event], None]) -> Iterato
         try:
             write = stack.enter_context(recording(path))
             log = EventLog(time.time, [lambda line: None if PROGRESS in line[:40] else write(line)])
-            if resume:
-                log.restore(read_recording(path))
         except OSError as error:
             warn(events.Warned(message=f"{path} cannot be used ({error}); the run goes on without a record of it."))
             log = EventLog(time.time)
@@ -174,7 +175,8 @@ class _Coordinator:
                 self._run_log.stopped(reason)
                 return
             self._run_log.emit(self._run_log.finished(reason))
-            if node.leading is not None and len(node.node.council.voters) > 1:
+            is_asked_by_others = node.leading is not None and len(node.node.council.voters) > 1
+            if is_asked_by_others or self._run_log.is_watched:
                 await asyncio.sleep(LINGER_SECONDS)
 
     def _start(self, address: str) -> Start:

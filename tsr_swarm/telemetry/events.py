@@ -218,6 +218,18 @@ class RoundClosed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierRounds:
+    """Totals of the ``rounds`` rounds up to ``round``, whose own events are kept no more."""
+
+    round: int
+    rounds: int
+    wire_bytes: Traffic
+    per_peer: dict[str, PeerTraffic]
+    raw_bytes: RawBytes
+    dense_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataCovered:
     """``done`` of the ``parts`` of the shared data were trained on in this epoch, ``share`` of it, 0 to 1.
 
@@ -272,7 +284,10 @@ class FaultPlaced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
-    """Bytes are totals of the run, both directions, summed over peers."""
+    """Bytes are totals of the run, both directions, summed over peers.
+
+    ``is_stopped``: its account ends here, before its last round; it can be resumed, and others may go on with it.
+    """
 
     rounds: int
     first_loss: float | None
@@ -281,6 +296,7 @@ class RunFinished:
     dense_bytes: int
     digest: str
     reason: str
+    is_stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,6 +369,7 @@ Event = (
     | DigestMismatch
     | RoundVoid
     | RoundClosed
+    | EarlierRounds
     | DataCovered
     | CheckpointSaved
     | Warned

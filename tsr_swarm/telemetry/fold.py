@@ -13,6 +13,7 @@ OTHER_KIND = "other"
 LOG_LINES = 200
 HISTORY_POINTS = 4000
 GONE_PEERS = 50
+_BUSY = ("joining", "training", "sent", "applied")
 
 
 def fold_all(snapshot: SwarmSnapshot, recorded: Iterable[e.Stamped]) -> SwarmSnapshot:
@@ -29,8 +30,12 @@ def fold(snapshot: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
     text = describe(event)
     if text is None or (isinstance(event, e.LeaderLost) and snapshot.is_leaderless):  # each node notices it
         return after
-    line = LogLine(time=time, text=text, is_trouble=is_trouble(event))
-    return replace(after, log=(*after.log, line)[-LOG_LINES:])
+    return with_line(after, LogLine(time=time, text=text, is_trouble=is_trouble(event)))
+
+
+def with_line(snapshot: SwarmSnapshot, line: LogLine) -> SwarmSnapshot:
+    """``snapshot`` with one more line in its log, of which the newest LOG_LINES are kept."""
+    return replace(snapshot, log=(*snapshot.log, line)[-LOG_LINES:])
 
 
 def _apply(s: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
@@ -55,12 +60,14 @@ def _apply(s: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
             return replace(s, deadline=None, phase_reason=f"round {event.round} is void")
         case e.RoundClosed():
             return _close(s, event)
+        case e.EarlierRounds() if event.round > s.closed_round:
+            return _catch_up(s, event)
         case e.DataCovered():
             return replace(s, epoch=event.epoch, share=min(1.0, max(0.0, event.share)))
         case e.LabReady():
             return replace(s, lab=clean(event.mode, 16))
         case e.RunFinished():
-            return replace(s, finished=clean(event.reason), phase="finished", deadline=None, digest=clean(event.digest))
+            return _finish(s, event)
         case e.Joined() | e.RoundApplied() | e.Left():
             return _apply_own(s, event)
         case _:
@@ -87,6 +94,16 @@ def _start(s: SwarmSnapshot, event: e.RunStarted) -> SwarmSnapshot:
         deadline=None,
         finished=None,
     )
+
+
+def _finish(s: SwarmSnapshot, event: e.RunFinished) -> SwarmSnapshot:
+    """Nobody trains any more; who was here stays in the table with what it has done."""
+    peers = {
+        key: replace(p, state="done" if p.state in _BUSY else p.state, tokens_per_second=0.0)
+        for key, p in s.peers.items()
+    }
+    over = replace(s, peers=peers, phase="finished", phase_reason="", deadline=None, is_leaderless=False)
+    return replace(over, finished=clean(event.reason), is_stopped=event.is_stopped, digest=clean(event.digest))
 
 
 def _change_leader(s: SwarmSnapshot, event: e.LeaderChanged) -> SwarmSnapshot:
@@ -190,6 +207,21 @@ def _close(s: SwarmSnapshot, event: e.RoundClosed) -> SwarmSnapshot:
     )
 
 
+def _catch_up(s: SwarmSnapshot, event: e.EarlierRounds) -> SwarmSnapshot:
+    """Totals of all rounds until then take the place of what was counted of them here."""
+    anew = {key: replace(peer, up=0, down=0, overhead=0) for key, peer in s.peers.items()}
+    counted = replace(s, peers=anew, sent={}, received={}, overhead=0)
+    counted = _count_peers(_count_bytes(counted, event.wire_bytes), event.per_peer)
+    return replace(
+        counted,
+        round=max(s.round, event.round),
+        closed_round=event.round,
+        rounds_counted=event.rounds,
+        raw_bytes=event.raw_bytes["sent"] + event.raw_bytes["received"],
+        dense_bytes=event.dense_bytes,
+    )
+
+
 def _count_bytes(s: SwarmSnapshot, traffic: e.Traffic) -> SwarmSnapshot:
     sent, received = _add(s.sent, traffic["sent"]), _add(s.received, traffic["received"])
     return replace(s, sent=sent, received=received, rounds_counted=s.rounds_counted + 1)
@@ -241,9 +273,9 @@ def _add_point(s: SwarmSnapshot, point: RoundPoint) -> SwarmSnapshot:
 
 
 def _peer(s: SwarmSnapshot, peer: str, name: str) -> PeerView:
-    """The peer as known so far. A peer's own stream names itself before it says its id, so it goes by its name."""
+    """The peer as known so far. In a peer's own stream it goes by its name, which comes before its id."""
     shown = name_of(name)
-    key = shown if shown == s.own_name else peer
+    key = shown if shown == s.own_name and shown in s.peers else peer
     known = s.peers.get(key)
     return PeerView(peer=key, name=shown, round=s.round) if known is None else known
 

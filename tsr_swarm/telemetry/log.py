@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from tsr_swarm.telemetry.earlier import NONE, with_round
 from tsr_swarm.telemetry.events import (
     MAX_COUNT,
     MAX_LINE,
+    EarlierRounds,
     Evaluated,
     Event,
     LeaderChanged,
@@ -36,6 +38,7 @@ from tsr_swarm.telemetry.writer import BackgroundWriter
 Numbered = tuple[int, str]
 Watch = Callable[[int], Awaitable[tuple[list[str], int]]]  # (after) -> lines and the newest number, of a log elsewhere
 RECORDING_LIMIT = 64 << 20  # bytes that wait for a slow disk
+MOST_EVENTS_A_SECOND = 1000  # on average, over a process's life
 NEWEST = MAX_COUNT  # asks for no line, and the number of the newest one
 
 
@@ -48,8 +51,9 @@ class Sink(Protocol):
 class EventLog:
     """Numbers events from 1 and keeps what somebody who arrives late needs.
 
-    Kept: the newest ``keep`` events, the newest ``keep_rounds`` closed rounds, the start of the run and its first
-    evaluation, who leads, the joining of every peer that is here, and of each peer's progress only the newest.
+    Kept: the newest ``keep`` events, the newest ``keep_rounds`` closed rounds and the totals of those before, the start
+    of the run and its first evaluation, who leads, the joining of every peer that is here, and of each peer's progress
+    only the newest.
     Append from one thread, the event loop's.
     """
 
@@ -64,7 +68,10 @@ class EventLog:
         self._clock = clock
         self._sinks = list(sinks)
         self._recent: deque[Numbered] = deque(maxlen=keep)
-        self._rounds: deque[Numbered] = deque(maxlen=keep_rounds)
+        self._rounds: deque[Numbered] = deque()
+        self._keep_rounds = keep_rounds
+        self._earlier = NONE
+        self._earlier_number = 0  # of the newest event that its totals hold
         self._pinned: dict[str, Numbered] = {}
         self._progress: dict[str, Numbered] = {}
         self._seen = Seen()
@@ -83,6 +90,8 @@ class EventLog:
         stamped = decode_stamped(line)
         if stamped is None or isinstance(stamped.event, OwnEvent) or not self._seen.is_new(line, stamped.event):
             return None
+        if isinstance(stamped.event, EarlierRounds) and stamped.event.round <= self.closed_round:
+            return None
         self._add(stamped.event, line)
         return stamped
 
@@ -91,7 +100,12 @@ class EventLog:
         return self._seen.has(line, decode(line))
 
     def restore(self, recording: Iterable[Stamped]) -> None:
-        """Take in an earlier recording of this run without writing it again; numbers go on after it."""
+        """Take in an earlier recording of this run without writing it again; numbers go on after it.
+
+        They begin above all that an earlier process can have given: it counted events too that are in no recording,
+        and whoever has read there up to its newest number must not miss what comes after it.
+        """
+        self.last = max(self.last, int(MOST_EVENTS_A_SECOND * self._clock()))
         for stamped in recording:
             line = encode(stamped.event, stamped.time)
             self._seen.is_new(line, stamped.event)
@@ -154,8 +168,21 @@ class EventLog:
             case RoundClosed():
                 self.closed_round = max(self.closed_round, event.round)
                 self._rounds.append(entry)
+            case EarlierRounds():
+                self.closed_round = max(self.closed_round, event.round)
+                self._earlier, self._earlier_number = event, self.last
+                return self.last
         self._recent.append(entry)
+        self._sum_up()
         return self.last
+
+    def _sum_up(self) -> None:
+        """Of the oldest rounds only the totals are kept, unless they are among the newest events too."""
+        while len(self._rounds) > self._keep_rounds and self._rounds[0][0] < self._recent[0][0]:
+            number, line = self._rounds.popleft()
+            closed = decode(line)
+            if isinstance(closed, RoundClosed) and number > self._earlier_number:  # else those totals hold it already
+                self._earlier, self._earlier_number = with_round(self._earlier, closed), number
 
     def _forget_peers(self) -> None:
         """A coordinator that starts again has no peers; they join again."""
@@ -173,6 +200,8 @@ class EventLog:
         found = {entry for entry in progress if entry[0] > number} | set(recent)
         if len(recent) == len(self._recent):
             found |= {entry for entry in (*self._rounds, *self._pinned.values()) if entry[0] > number}
+            if self._earlier_number > number:
+                found.add((self._earlier_number, encode(self._earlier, self._clock())))
         return sorted(found)
 
     def _write(self, line: str) -> None:

@@ -159,8 +159,9 @@ def _(event: e.FaultPlaced) -> str:
 
 @_line.register
 def _(event: e.RunFinished) -> str:
+    did = "stopped" if event.is_stopped else "finished"
     return (
-        f"run finished after {plural(event.rounds, 'round')} ({event.reason}): loss {loss_text(event.first_loss)} to "
+        f"run {did} after {plural(event.rounds, 'round')} ({event.reason}): loss {loss_text(event.first_loss)} to "
         f"{loss_text(event.last_loss)}, {bytes_text(event.wire_bytes)} on the wire where dense training needs "
         f"{bytes_text(event.dense_bytes)} ({factor_text(event.dense_bytes, event.wire_bytes)})"
     )

@@ -86,8 +86,11 @@ class SwarmSnapshot:
     last_seconds: float | None = None
     digest: str = ""
     own_name: str = ""
+    own_state: str = ""  # of the peer whose screen this is: trains, catches up, or waits for a leader
+    own_end: str | None = None  # why it has left
     lab: str = ""  # what shapes the lines of a local swarm, if anything does
-    finished: str | None = None
+    finished: str | None = None  # why no more is told
+    is_stopped: bool = False  # before its last round
     log: tuple[LogLine, ...] = ()
 
     @property
@@ -126,14 +129,30 @@ class SwarmSnapshot:
         return next((point.local_loss for point in reversed(self.history) if point.local_loss is not None), None)
 
     @property
+    def is_over(self) -> bool:
+        """Whether no more is to come here: the run has finished, or the peer whose screen this is has left it."""
+        return self.finished is not None or self.own_end is not None
+
+    @property
     def missing_peers(self) -> int:
         """How many have to join before the run can go on; a finished one needs nobody."""
-        return 0 if self.finished is not None else max(0, self.min_peers - len(self.alive))
+        return 0 if self.is_over or self.phase == "finished" else max(0, self.min_peers - len(self.alive))
 
     @property
     def state(self) -> str:
         """What the run is doing, in words."""
         return _state_text(self)
+
+    @property
+    def own_text(self) -> str:
+        """What the peer whose screen this is does, in words; empty where it is nobody's or not known."""
+        if not self.own_state.startswith("waits"):
+            return f"this peer {self.own_state}" if self.own_state else ""
+        return "this peer waits until another leads" if self.is_safe else f"this peer waits for {self._leader_text}"
+
+    @property
+    def _leader_text(self) -> str:
+        return self.leader or "the leader"
 
     def lag(self, peer: PeerView) -> int:
         """Rounds that ``peer`` is behind the open one."""
@@ -144,11 +163,12 @@ def _state_text(s: SwarmSnapshot) -> str:
     alive = len(s.alive)
     match s.phase:
         case _ if s.finished is not None:
-            return f"finished: {s.finished}" if s.finished else "finished"
+            word = "stopped" if s.is_stopped else "finished"
+            return f"{word}: {s.finished}" if s.finished else word
+        case _ if s.own_end is not None:
+            return f"this peer has left: {s.own_end}"
         case _ if s.is_leaderless:
-            return (
-                f"{s.leader or 'the leader'} is lost: {'another is elected' if s.is_safe else 'the run waits for it'}"
-            )
+            return f"{s._leader_text} is lost: {'another is elected' if s.is_safe else 'the run waits for it'}"
         case "waiting" if s.missing_peers:
             return f"waiting for {plural(s.missing_peers, 'more peer')}"
         case "waiting":
@@ -163,9 +183,13 @@ def _state_text(s: SwarmSnapshot) -> str:
         case "apply":
             applied = sum(peer.state == "applied" and peer.round > s.round for peer in s.alive)
             return f"round {s.round}: {applied} of {plural(alive, 'peer')} applied it"
+        case "finished":
+            return s.phase_reason or "the run is about to finish"
     if s.own_name:
         return _own_state_text(s)
-    return "waiting for the first event"
+    if s.started is None:
+        return "waiting for the first event"
+    return f"round {s.round}" if s.round else "waiting for the first round"
 
 
 def _own_state_text(s: SwarmSnapshot) -> str:

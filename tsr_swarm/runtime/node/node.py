@@ -334,7 +334,7 @@ class SwarmNode:
         if leader != leader_before and (leader or not after.guide.is_finished):  # at the end, its last words are due
             self._seams.follow(leader if leader != self.me else "")
             if not leader and not after.has_quit:
-                self._seams.emit(events.LeaderLost(reason="it does not answer"))
+                self._seams.emit_run(events.LeaderLost(reason="it does not answer"))
         self.book.keep(contacts_of(after))
 
     def _begin_to_lead(self, node: Node) -> None:

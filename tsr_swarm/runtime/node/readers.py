@@ -32,7 +32,12 @@ class Readers:
     @property
     def are_people(self) -> bool:
         """Whether everything is wanted, other peers' progress too."""
-        return self._has_people or self._clock() < self._until
+        return self._has_people or self.are_monitors
+
+    @property
+    def are_monitors(self) -> bool:
+        """Whether one has called lately."""
+        return self._clock() < self._until
 
     @property
     def are_any(self) -> bool:

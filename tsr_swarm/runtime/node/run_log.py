@@ -1,14 +1,16 @@
 """The run's events at one node: told by itself while it leads, relayed from whoever leads else; and their totals."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.runtime.node.book import Lines
 from tsr_swarm.runtime.node.readers import Readers
 from tsr_swarm.runtime.node.relay import Copy, Relay, where_it_goes_on
 from tsr_swarm.telemetry.events import (
+    EarlierRounds,
     Evaluated,
     Event,
     PeerJoined,
@@ -17,6 +19,7 @@ from tsr_swarm.telemetry.events import (
     RoundVoid,
     RunFinished,
     Stamped,
+    Traffic,
     decode_stamped,
 )
 from tsr_swarm.telemetry.log import NEWEST, EventLog
@@ -52,6 +55,15 @@ class RunLog:
         self._is_last = False
         self._following: asyncio.Task[None] | None = None
 
+    def restore(self, recording: Iterable[Stamped]) -> None:
+        """Go on after an earlier recording of this run: readers get its lines, and the totals count its rounds."""
+        self.log.restore(self._counted(recording))
+
+    def _counted(self, recording: Iterable[Stamped]) -> Iterator[Stamped]:
+        for stamped in recording:
+            self._count(stamped.event)
+            yield stamped
+
     def emit(self, event: Event) -> None:
         """This node tells it."""
         if self.has_ended:
@@ -77,6 +89,11 @@ class RunLog:
         self._readers.called()
         await self._changed.wait_for(lambda: self._following is None or self._relay.is_current, COPY_SECONDS)
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether a monitor has read here just now."""
+        return self._readers.are_monitors
+
     async def ask(self, others: Iterable[str], lines: Lines) -> None:
         """Take in which rounds ``others`` know to be told that are not known here, as far as they answer soon."""
         with suppress(TimeoutError):
@@ -92,10 +109,17 @@ class RunLog:
         """Take in what the leader tells of the rounds up to ``round``, the run's last, if it does so soon."""
         await self._changed.wait_for(lambda: self.has_ended or self.log.closed_round >= round, LAST_SECONDS)
 
+    async def pass_on_the_end(self, reason: str) -> None:
+        """The run is over, and another node led it: monitors that read here hear its leader's last word, or ours."""
+        if self.is_watched:
+            await self._changed.wait_for(lambda: self.has_ended, LAST_SECONDS)
+            self.emit(self.finished(reason))
+            await asyncio.sleep(LINGER_SECONDS)
+
     def stopped(self, reason: str) -> None:
         """This node goes, and the run is not over: only who looks at this very process hears that it ends here."""
         self.has_ended = True
-        self._see(self.finished(reason))
+        self._see(replace(self.finished(reason), is_stopped=True))
 
     def finished(self, reason: str) -> RunFinished:
         """The end, with the totals of what was told here."""
@@ -137,17 +161,8 @@ class RunLog:
             self._take_in(stamped.event)
 
     def _take_in(self, event: Event) -> None:
+        self._count(event)
         match event:
-            case Evaluated(loss=loss):
-                self._last_loss = loss
-                if self._first_loss is None:
-                    self._first_loss = loss
-            case RoundClosed():
-                sent, received = event.wire_bytes["sent"], event.wire_bytes["received"]
-                self._wire_bytes += sum(sent.values()) + sum(received.values())
-                if event.round > self._round:  # else two leaders tell of it, each what it was reported
-                    self._dense_bytes += event.dense_bytes
-                    self._round, self._digest = event.round, event.digest
             case PeerJoined():
                 self.peers[event.peer] = event
             case PeerLeft(peer=peer):
@@ -156,6 +171,26 @@ class RunLog:
                 self.has_ended = True
         self._changed.notify()
         self._see(event)
+
+    def _count(self, event: Event) -> None:
+        """Add to the totals, as ``fold`` does for a screen."""
+        match event:
+            case Evaluated(loss=loss):
+                self._last_loss = loss
+                if self._first_loss is None:
+                    self._first_loss = loss
+            case EarlierRounds() if event.round > self._round:
+                self._round, self._dense_bytes = event.round, event.dense_bytes
+                self._wire_bytes = _both_ways(event.wire_bytes)
+            case RoundClosed():
+                self._wire_bytes += _both_ways(event.wire_bytes)
+                if event.round > self._round:  # else two leaders tell of it, each what it was reported
+                    self._dense_bytes += event.dense_bytes
+                    self._round, self._digest = event.round, event.digest
+
+
+def _both_ways(traffic: Traffic) -> int:
+    return sum(traffic["sent"].values()) + sum(traffic["received"].values())
 
 
 def copy_of(peer_id: str, lines: Lines) -> Copy:

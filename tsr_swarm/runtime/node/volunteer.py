@@ -90,6 +90,8 @@ class VolunteerProcess:
                 if node.is_over:
                     self._run_log.emit(self._run_log.finished(reason))
                     await asyncio.sleep(LINGER_SECONDS)
+            elif node.is_over and self._run_log is not None:
+                await self._run_log.pass_on_the_end(reason)
             return reason
 
     def _start(self) -> Start:
@@ -174,8 +176,8 @@ class VolunteerProcess:
             await self._run_log.ask(others, self._lines)
 
     def _see_run(self, event: Event) -> None:
-        """All of the run while this peer leads it; else only who does."""
-        if self._node.leading is not None or isinstance(event, events.LeaderChanged):
+        """All of the run while this peer leads it; else only who does, and that nobody does."""
+        if self._node.leading is not None or isinstance(event, events.LeaderChanged | events.LeaderLost):
             self._emit(event)
 
     # --- after a round --------------------------------------------------------------------------------------------

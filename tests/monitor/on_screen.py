@@ -1,0 +1,52 @@
+"""What the tests of the screen share: a source of lines given beforehand, and what is on the screen."""
+
+from collections.abc import AsyncIterator
+
+from textual.pilot import Pilot
+
+from tsr_swarm.monitor.app import SwarmMonitor
+from tsr_swarm.monitor.trouble import Trouble
+
+SMALL, NARROW, WIDE = (60, 20), (80, 24), (120, 40)
+SILENT = Trouble("No answer from 192.0.2.1:7700", "No answer", 23.0)
+
+
+class ListSource:
+    """Lines given beforehand, at a moment that the test sets."""
+
+    def __init__(self, lines: list[str], now: float = 1_000_171.0) -> None:
+        self.given, self.time = lines, now
+        self.trouble: Trouble | None = None
+
+    async def lines(self) -> AsyncIterator[str]:
+        for line in self.given:
+            yield line
+
+    def now(self) -> float:
+        return self.time
+
+
+def rows(app: SwarmMonitor) -> list[str]:
+    """What is on the screen, cell for cell."""
+    return ["".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips()]
+
+
+def screen(app: SwarmMonitor) -> str:
+    return "\n".join(rows(app))
+
+
+async def settle(pilot: Pilot[None], app: SwarmMonitor) -> None:
+    """Wait until all is told and drawn: a pane that learns its size late, on a busy machine, writes its lines then."""
+    await app.workers.wait_for_complete()
+    seen: list[str] = []
+    while len(seen) < 3 or len(set(seen[-3:])) > 1:
+        await pilot.pause()
+        seen.append(screen(app))
+
+
+def column(app: SwarmMonitor, head: str, width: int = 16) -> list[str]:
+    """The three lines of the tile whose label is ``head``."""
+    lines = rows(app)
+    row = next(i for i, line in enumerate(lines) if head in line)
+    left = lines[row].index(head)
+    return [line[left : left + width].strip("│ ") for line in lines[row : row + 3]]

@@ -1,0 +1,186 @@
+"""Every state of a run, and of the peer whose screen it is: what the screen says is so, or was so and when."""
+
+import math
+from pathlib import Path
+
+import pytest
+from on_screen import NARROW, SILENT, SMALL, WIDE, ListSource, column, rows, screen, settle
+
+from tsr_swarm.cli.screen import closing_lines
+from tsr_swarm.monitor.app import QUIT_NOTE, SwarmMonitor
+from tsr_swarm.monitor.invitation import Invitation
+from tsr_swarm.monitor.sources import ReplaySource
+from tsr_swarm.telemetry.events import CatchingUp, Event, Joined, LeaderLost, Left, RunFinished, Warned, encode
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+
+
+@pytest.mark.parametrize("size", [SMALL, NARROW, WIDE])
+async def test_what_is_known_no_more_is_marked_with_its_age_and_counts_down_to_nothing(
+    size: tuple[int, int], run_lines: list[str]
+) -> None:
+    source = ListSource(run_lines)
+    app = SwarmMonitor(source, "shakespeare")
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot, app)
+        assert "exchange" in screen(app)
+        source.trouble = SILENT
+        source.time += 1000
+        app.show()
+        await settle(pilot, app)
+        for head in ("PEERS", "ROUND", "SPEED"):
+            assert "23 s ago" in column(app, head, 22)[2]
+        assert "closing" not in screen(app)
+        assert "no failover" not in screen(app)
+        assert "Peers, as last known: 2 alive, 1 left" in screen(app)
+        assert app.query_one("#body").has_class("stale")
+        source.trouble = None
+        app.show()
+        await settle(pilot, app)
+        assert " ago" not in screen(app)
+        assert "Peers: 2 alive" in screen(app)
+        assert not app.query_one("#body").has_class("stale")
+
+
+OWN = Joined(run="shakespeare", name="otter", number=1, address="192.0.2.1:7700", round=3)
+OWN_NEWS = [  # what a peer's own process says, and what its screen says that the peer does
+    ([OWN], "this peer trains on"),
+    ([OWN, LeaderLost(reason="it does not answer")], "this peer waits for the leader"),
+    ([OWN, CatchingUp(missed=2, takes_state=False, reason="1 kB against 3 MB")], "this peer catches up"),
+]
+
+
+@pytest.mark.parametrize(("news", "does"), OWN_NEWS)
+async def test_a_peers_screen_says_what_the_peer_does_while_nobody_answers(
+    news: list[Event], does: str, run_lines: list[str]
+) -> None:
+    source, own = ListSource(run_lines), ListSource([encode(event, 1_000_200.0) for event in news])
+    source.trouble = SILENT
+    app = SwarmMonitor(source, "192.0.2.1:7700", own=own)
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(pilot, app)
+        assert rows(app)[0].strip() == f"No answer from 192.0.2.1:7700 for 23 s; {does}"
+    app = SwarmMonitor(source, "192.0.2.1:7700", own=own)
+    async with app.run_test(size=SMALL) as pilot:
+        await settle(pilot, app)
+        assert rows(app)[0].strip() == f"No answer for 23 s; {does}"
+
+
+async def test_what_a_peers_own_process_warns_of_is_in_its_screens_log(run_lines: list[str]) -> None:
+    warned = Warned(message="No DHT node took this peer's record.")
+    own = [OWN, LeaderLost(reason="it does not answer"), warned]
+    app = SwarmMonitor(ListSource(run_lines), own=ListSource([encode(event, 1_000_200.0) for event in own]))
+    async with app.run_test(size=WIDE) as pilot:
+        await settle(pilot, app)
+        assert "! this peer: the leader is lost: it does not answer" in screen(app)
+        assert "! this peer: warning: No DHT node took this peer's record." in screen(app)
+        assert sum("otter  " in line for line in rows(app)) == 1, "it is one of the peers, once"
+        assert "Peers: 2 alive, 1 left" in screen(app)
+
+
+async def test_a_peer_that_has_left_says_why_and_waits_for_nobody(run_lines: list[str]) -> None:
+    source = ListSource(run_lines)
+    source.trouble = SILENT
+    left = encode(Left(reason="it was asked to stop", rounds=3), 1_000_200.0)
+    app = SwarmMonitor(source, "192.0.2.1:7700", own=ListSource([encode(OWN, 1_000_199.0), left]))
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(pilot, app)
+        assert "this peer has left: it was asked to stop; q closes the screen" in rows(app)[0]
+
+
+async def test_a_finished_run_has_nobody_who_trains_and_is_in_no_trouble(run_lines: list[str]) -> None:
+    over = RunFinished(
+        rounds=3,
+        first_loss=5.5,
+        last_loss=2.5,
+        wire_bytes=9,
+        dense_bytes=99,
+        digest="ab",
+        reason="the run has finished",
+    )
+    source = ListSource([*run_lines, encode(over, 1_000_200.0)])
+    source.trouble = SILENT
+    app = SwarmMonitor(source, "shakespeare")
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(pilot, app)
+        assert "finished: the run has finished; q closes the screen" in rows(app)[0]
+        assert column(app, "PEERS")[1:] == ["3 peers", "took part"]
+        assert column(app, "SPEED")[1] == "0 tokens/s"
+        assert "Peers: 3 took part" in screen(app)
+        for false in ("alive", "training", "leads", "failover", " ago"):
+            assert false not in screen(app)
+        assert closing_lines(app.view(), "training goes on") == [
+            "shakespeare: finished: the run has finished (round 4 of 10)",
+            "held-out loss 5.500 at first, 2.500 at the end; local 2.600",
+            "1.05 MB on the wire, 285x less than dense training",
+        ]
+
+
+async def test_a_closed_monitor_says_that_training_goes_on_only_where_that_is_known(run_lines: list[str]) -> None:
+    source = ListSource(run_lines)
+    app = SwarmMonitor(source, "shakespeare")
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(pilot, app)
+        assert closing_lines(app.view(), QUIT_NOTE) == [QUIT_NOTE]
+        source.trouble = SILENT
+        assert closing_lines(app.view(), QUIT_NOTE) == [
+            "The monitor is closed. No answer from 192.0.2.1:7700 for 23 s."
+        ]
+
+
+async def test_a_record_that_ends_before_its_run_does_says_so_with_the_last_that_is_known(recorded: Path) -> None:
+    app = SwarmMonitor(ReplaySource(recorded, math.inf, lambda: 0.0), "replay of run.jsonl")
+    async with app.run_test(size=WIDE) as pilot:
+        await settle(pilot, app)
+        told = "The record ends here, without the end of the run; last known: round 4: 1 of 2 payloads arrived"
+        assert rows(app)[0].strip() == told
+        assert "exchange, at the end" in column(app, "ROUND", 22)[2]
+
+
+async def test_a_record_that_begins_in_the_middle_shows_what_there_is(run_lines: list[str]) -> None:
+    app = SwarmMonitor(ListSource(run_lines[8:]), "replay of run.jsonl")
+    async with app.run_test(size=WIDE) as pilot:
+        await settle(pilot, app)
+        assert "round 4: 1 of 2 payloads arrived" in rows(app)[0]
+        assert column(app, "HELD-OUT LOSS", 22)[1] == "2.500"
+
+
+LONG_NAME = "a-rather-long-name-of-a-machine-in-some-cellar.swarm.example.org"
+
+
+@pytest.mark.parametrize("size", [SMALL, NARROW, WIDE])
+@pytest.mark.parametrize("host", ["127.0.0.1", "swarm.example.org", LONG_NAME])
+async def test_the_command_that_others_paste_is_on_the_screen_and_on_the_help(
+    host: str, size: tuple[int, int], run_lines: list[str]
+) -> None:
+    def invite(snapshot: SwarmSnapshot) -> Invitation | None:
+        command = f"tsr-swarm join --coordinator {host}:7700"
+        return Invitation(label="Join with:", command=command, note="Forward it.") if snapshot.address else None
+
+    app = SwarmMonitor(ListSource(run_lines), "shakespeare", invite=invite)
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot, app)
+        command = f"tsr-swarm join --coordinator {host}:7700"
+        shown = "".join(rows(app)[1 : 1 + app.query_one("#invitation").size.height])
+        assert command.replace(" ", "") in shown.replace(" ", ""), "what is too long for a line goes on in the next"
+        assert "PEERS" in screen(app)
+        await pilot.press("question_mark")
+        await settle(pilot, app)
+        assert "Forward it." in screen(app)
+
+
+async def test_a_screen_without_an_invitation_spends_no_line_on_one(run_lines: list[str]) -> None:
+    app = SwarmMonitor(ListSource(run_lines), "shakespeare")
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(pilot, app)
+        assert "PEERS" in rows(app)[1]
+
+
+async def test_on_a_small_screen_no_figure_and_no_way_to_the_help_is_missing(run_lines: list[str]) -> None:
+    app = SwarmMonitor(ListSource(run_lines), "shakespeare")
+    async with app.run_test(size=SMALL) as pilot:
+        await settle(pilot, app)
+        tiles = [column(app, head, 11) for head in ("PEERS", "ROUND", "LOSS", "WIRE", "SPEED")]
+        assert [value for _, value, _ in tiles] == ["2 alive", "4 of 10", "2.500", "1.05 MB", "3.00 k t/s"]
+        assert all(under for _, _, under in tiles)
+        assert "? Help" in rows(app)[-1]
+        assert next(line for line in rows(app) if "1 otter" in line).split()[2:] == ["sent", "1.50", "k", "0", "1.750"]
