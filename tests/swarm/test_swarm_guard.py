@@ -92,7 +92,11 @@ def test_a_process_that_was_given_an_old_helpers_id_is_spared(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [f"tsr-swarm-{os.getpid()}-abc", "tsr-swarm-x-abc", "other-1-abc", "tsr-swarm-1-abc"])
+@pytest.mark.parametrize(
+    "name",
+    [f"tsr-swarm-{os.getpid()}-abc", "tsr-swarm-x-abc", "other-1-abc", "tsr-swarm-1-abc"],
+    ids=["our own", "no number", "another program's", "a living process's"],
+)
 def test_what_a_living_owner_or_anybody_else_has_stays(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     remove_leftovers(tmp_path)
