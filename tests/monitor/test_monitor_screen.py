@@ -214,7 +214,7 @@ async def test_before_the_first_event_every_pane_says_what_is_missing() -> None:
         assert "waiting for the first event" in rows(app)[0]
         assert "The line starts with the first evaluation." in text
         assert "Counted from the first closed round on." in text
-        assert "Nobody has joined yet." in text
+        assert "No peer is known yet." in text
 
 
 async def test_a_single_point_of_failure_is_named(run_lines: list[str]) -> None:

@@ -173,6 +173,8 @@ def _state_text(s: SwarmSnapshot) -> str:
             return f"waiting for {plural(s.missing_peers, 'more peer')}"
         case "waiting":
             return s.phase_reason or "waiting"
+        case "train" | "exchange" if s.round and not alive:
+            return f"round {s.round}: no peer is here"
         case "train" if s.round:
             return f"round {s.round}: {plural(alive, 'peer')} training"
         case "exchange":
