@@ -281,6 +281,14 @@ def leads(name: str, voters: int = 3) -> e.LeaderChanged:
 LOST = e.LeaderLost(reason="no word for 6 s")
 
 
+def test_while_nobody_leads_no_speed_is_told() -> None:
+    trains = (STARTED, joined("otter"), leads("otter"), opened(1), progress("otter", 1, 3))
+    (peer,) = after(*trains).table
+    assert (after(*trains).tokens_per_second, after(*trains).speed(peer)) == (100.0, 100.0)
+    assert (after(*trains, LOST).tokens_per_second, after(*trains, LOST).speed(peer)) == (0.0, 0.0)
+    assert after(*trains, LOST, leads("lynx"), joined("otter"), progress("otter", 1, 9)).tokens_per_second == 100.0
+
+
 def test_who_leads_is_known_until_it_is_lost_and_then_the_next() -> None:
     peers = (STARTED, joined("otter"), joined("lynx", 2))
     led = after(*peers, leads("otter"), opened(1))

@@ -34,7 +34,7 @@ COLUMNS = (
     Column("state", 9, 0, False, lambda s, p: p.state),
     Column("step", 9, 64, True, lambda s, p: f"{p.step}/{p.steps}" if _is_stepping(p) else "-"),
     Column("", 10, 100, False, lambda s, p: progress(p.step / p.steps, 10) if _is_stepping(p) else ""),
-    Column("tok/s", 6, 0, True, lambda s, p: count_text(p.tokens_per_second)),
+    Column("tok/s", 6, 0, True, lambda s, p: count_text(s.speed(p))),
     Column("lag", 3, 0, True, lambda s, p: str(s.lag(p))),
     Column("up", 7, 76, True, lambda s, p: bytes_text(p.up)),
     Column("down", 7, 76, True, lambda s, p: bytes_text(p.down)),
