@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tsr_swarm.runtime.children import ChildError, Family
 from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.telemetry.events import Evaluated, RoundClosed, RoundOpened, RunStarted, encode
 from tsr_swarm.telemetry.history import EVENTS_FILE
-from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
 
 # Plays ``coordinate --json``: one round, and, told to "wait", another once it is asked to stop.
 COMMAND = """
@@ -198,6 +199,14 @@ async def test_what_a_run_came_to_is_told_in_a_few_lines(show: Show) -> None:
     for part in ("1 round", "3.000", "core", "basis", "100 B", "2.00 kB", "10x", "abcd"):
         assert part in text
     assert summary(SwarmSnapshot()) == []
+
+
+def test_a_status_names_its_round_once() -> None:
+    training = SwarmSnapshot(run="chat", round=7, phase="exchange", peers={"1": PeerView(peer="1", name="otter")})
+    assert status_lines(training)[0] == "chat: round 7: 0 of 1 payloads arrived"
+    assert status_lines(replace(training, rounds=9))[0] == "chat: round 7: 0 of 1 payloads arrived (9 rounds in all)"
+    waiting = replace(training, phase="waiting", rounds=9)
+    assert status_lines(waiting)[0] == "chat: waiting (round 7 of 9)"
 
 
 async def test_a_status_is_a_few_lines_or_one_object(show: Show) -> None:

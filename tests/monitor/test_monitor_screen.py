@@ -1,7 +1,7 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from on_screen import NARROW, SILENT, WIDE, ListSource, column, rows, screen, settle
+from on_screen import NARROW, SILENT, SMALL, WIDE, ListSource, column, rows, screen, settle
 
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.monitor.app import QUIT_NOTE, SwarmMonitor
@@ -153,6 +153,20 @@ async def test_help_tells_what_quitting_leaves_running(run_lines: list[str]) -> 
         assert app.is_running
 
 
+@pytest.mark.parametrize("size", [SMALL, NARROW, WIDE])
+async def test_a_text_of_the_help_goes_on_under_its_own_beginning(size: tuple[int, int], run_lines: list[str]) -> None:
+    app = SwarmMonitor(ListSource(run_lines), quit_note="The screen is closed; training goes on. Ctrl-C leaves, twice.")
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot, app)
+        await pilot.press("question_mark")
+        await settle(pilot, app)
+        box = app.screen.query_one("#help").scrollable_content_region
+        lines = [row[box.x : box.right] for row in rows(app)[box.y : box.bottom]]
+        start = lines[0].index("quit.")
+        assert len(lines) > 10
+        assert all(line[start - 1] == " " != line[start] for line in lines if line.strip())
+
+
 async def test_dark_and_light(run_lines: list[str]) -> None:
     app = SwarmMonitor(ListSource(run_lines))
     async with app.run_test(size=NARROW) as pilot:
@@ -214,7 +228,7 @@ async def test_before_the_first_event_every_pane_says_what_is_missing() -> None:
         assert "waiting for the first event" in rows(app)[0]
         assert "The line starts with the first evaluation." in text
         assert "Counted from the first closed round on." in text
-        assert "Nobody has joined yet." in text
+        assert "No peer is known yet." in text
 
 
 async def test_a_single_point_of_failure_is_named(run_lines: list[str]) -> None:

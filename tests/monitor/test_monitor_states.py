@@ -10,7 +10,17 @@ from tsr_swarm.cli.screen import closing_lines
 from tsr_swarm.monitor.app import QUIT_NOTE, SwarmMonitor
 from tsr_swarm.monitor.invitation import Invitation
 from tsr_swarm.monitor.sources import ReplaySource
-from tsr_swarm.telemetry.events import CatchingUp, Event, Joined, LeaderLost, Left, RunFinished, Warned, encode
+from tsr_swarm.telemetry.events import (
+    CatchingUp,
+    Event,
+    Joined,
+    LeaderLost,
+    Left,
+    PhaseChanged,
+    RunFinished,
+    Warned,
+    encode,
+)
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 
@@ -109,10 +119,50 @@ async def test_a_finished_run_has_nobody_who_trains_and_is_in_no_trouble(run_lin
         for false in ("alive", "training", "leads", "failover", " ago"):
             assert false not in screen(app)
         assert closing_lines(app.view(), "training goes on") == [
-            "shakespeare: finished: the run has finished (round 4 of 10)",
+            "shakespeare: finished: the run has finished (round 3 of 10)",
             "held-out loss 5.500 at first, 2.500 at the end; local 2.600",
             "1.05 MB on the wire, 285x less than dense training",
         ]
+
+
+async def test_a_run_that_was_stopped_shows_the_last_round_that_closed_and_is_not_called_finished(
+    run_lines: list[str],
+) -> None:
+    ending = PhaseChanged(round=4, phase="finished", deadline=None, reason="it was asked to stop")
+    stopped = RunFinished(
+        rounds=3,
+        first_loss=5.5,
+        last_loss=2.5,
+        wire_bytes=9,
+        dense_bytes=99,
+        digest="ab",
+        reason="it was asked to stop",
+        is_stopped=True,
+    )
+    told = [*run_lines, encode(ending, 1_000_200.0)]
+    app = SwarmMonitor(ListSource(told), "shakespeare")
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(pilot, app)
+        assert column(app, "ROUND")[1:] == ["4 of 10", "ending"]
+    app = SwarmMonitor(ListSource([*told, encode(stopped, 1_000_201.0)]), "shakespeare")
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(pilot, app)
+        assert column(app, "ROUND")[1:] == ["3 of 10", "stopped"]
+
+
+@pytest.mark.parametrize("size", [SMALL, NARROW, WIDE])
+async def test_of_a_run_that_nobody_has_told_of_yet_nothing_is_said_to_be_so(size: tuple[int, int]) -> None:
+    for trouble in (None, SILENT):
+        source, own = ListSource([]), ListSource([encode(Warned(message="Nobody answers."), 1_000_000.0)])
+        source.trouble = trouble
+        app = SwarmMonitor(source, "192.0.2.1:7700", own=own)
+        async with app.run_test(size=size) as pilot:
+            await settle(pilot, app)
+            for head in ("PEERS", "ROUND", "SPEED"):
+                assert column(app, head, 10)[1:] == ["-", ""]
+            for unknown in ("alive", "Nobody has joined", " ago", "as last known"):
+                assert unknown not in screen(app)
+            assert "warning: Nobody answers." in screen(app)
 
 
 async def test_a_closed_monitor_says_that_training_goes_on_only_where_that_is_known(run_lines: list[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tsr_swarm.errors import ConfigError
 from tsr_swarm.runtime import janitor
 from tsr_swarm.runtime.children import Child, Family, failure_of
 
@@ -94,6 +95,14 @@ async def test_a_temporary_folder_goes_with_its_family() -> None:
         folder = family.temporary_folder()
         (folder / "deep").mkdir()
     assert not folder.exists()
+
+
+async def test_a_temporary_folder_that_cannot_be_made_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    async with Family() as family:
+        with pytest.raises(ConfigError, match=r"^No temporary folder can be made .* add --dir DIR, or set TMPDIR\.$"):
+            family.temporary_folder()
 
 
 async def test_a_child_that_is_killed_takes_what_it_started_along() -> None:

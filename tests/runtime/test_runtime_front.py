@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,15 @@ async def test_a_command_that_fails_closes_the_screen_and_says_why() -> None:
     with pytest.raises(ChildError, match=r"^It is full; make room\.$"):
         await front.run("fail")
     assert front.screen.was_closed
+
+
+async def test_a_command_that_fails_says_why_where_no_temporary_folder_can_be_written_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(ChildError, match=r"^It is full; make room\.$"):
+        await Front().run("fail")
 
 
 async def test_a_stop_is_passed_on_and_closes_the_screen_when_the_command_has_left() -> None:

@@ -236,6 +236,22 @@ def test_a_finished_run_says_why() -> None:
     stopped = after(STARTED, replace(finished, reason="it was asked to stop", is_stopped=True))
     assert (stopped.state, stopped.is_over) == ("stopped: it was asked to stop", True)
     assert "run stopped after 10 rounds (it was asked to stop)" in stopped.log[-1].text
+    unbegun = after(STARTED, replace(finished, rounds=0, reason="it was asked to stop", is_stopped=True))
+    assert unbegun.log[-1].text == "run stopped before its first round closed (it was asked to stop)"
+
+
+def test_a_run_that_is_over_is_at_the_last_round_that_closed() -> None:
+    end = e.RunFinished(
+        rounds=1, first_loss=5.0, last_loss=2.0, wire_bytes=9, dense_bytes=99, digest="ab", reason="asked"
+    )
+    over = after(STARTED, opened(1), closed(1), opened(2), end)
+    assert (over.round, over.phase) == (1, "finished")
+    assert after(STARTED, opened(1), closed(1), opened(2), replace(end, is_stopped=True)).phase == "stopped"
+
+
+def test_a_round_that_everybody_has_left_is_not_said_to_be_trained() -> None:
+    left = e.PeerLeft(peer="id-otter", name="otter", reason="it was asked to stop")
+    assert after(STARTED, joined("otter"), opened(3), left).state == "round 3: no peer is here"
 
 
 @given(data=st.data())
@@ -263,6 +279,14 @@ def leads(name: str, voters: int = 3) -> e.LeaderChanged:
 
 
 LOST = e.LeaderLost(reason="no word for 6 s")
+
+
+def test_while_nobody_leads_no_speed_is_told() -> None:
+    trains = (STARTED, joined("otter"), leads("otter"), opened(1), progress("otter", 1, 3))
+    (peer,) = after(*trains).table
+    assert (after(*trains).tokens_per_second, after(*trains).speed(peer)) == (100.0, 100.0)
+    assert (after(*trains, LOST).tokens_per_second, after(*trains, LOST).speed(peer)) == (0.0, 0.0)
+    assert after(*trains, LOST, leads("lynx"), joined("otter"), progress("otter", 1, 9)).tokens_per_second == 100.0
 
 
 def test_who_leads_is_known_until_it_is_lost_and_then_the_next() -> None:

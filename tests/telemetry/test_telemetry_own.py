@@ -16,9 +16,9 @@ FIGURES = ("history", "sent", "received", "raw_bytes", "dense_bytes", "overhead"
 LOST = e.LeaderLost(reason="it does not answer")
 
 
-def applied(included: bool) -> e.RoundApplied:
+def applied(included: bool, round: int = 5) -> e.RoundApplied:
     return e.RoundApplied(
-        round=5,
+        round=round,
         included=included,
         local_loss=2.5,
         tokens=10,
@@ -71,16 +71,20 @@ def test_what_it_does_is_told_in_words() -> None:
     assert own(led).own_text == ""
     assert own(led, JOINED).own_text == "this peer trains on"
     assert own(led, JOINED, LOST).own_text == "this peer waits for coordinator"
-    assert own(led, JOINED, LOST, applied(True)).own_text == "this peer trains on"
+    assert own(led, JOINED, LOST, applied(True, round=6)).own_text == "this peer trains on"
     safe = swarm(e.LeaderChanged(peer="id-c", name="coordinator", term=1, voters=3, is_safe=True))
     assert own(safe, JOINED, LOST).own_text == "this peer waits until another leads"
+
+
+def test_a_round_that_the_lost_leader_had_closed_is_no_sign_of_another() -> None:
+    assert own(swarm(LED, OPENED), JOINED, LOST, applied(True)).own_text == "this peer waits for coordinator"
 
 
 def test_a_leader_that_the_peer_has_lost_is_lost_until_the_swarm_says_otherwise() -> None:
     led = fold(swarm(LED, OPENED), 1.0, e.PhaseChanged(round=5, phase="exchange", deadline=9.0, reason=""))
     lost = own(led, JOINED, LOST)
     assert (lost.state, lost.deadline) == ("coordinator is lost: the run waits for it", None)
-    assert fold(lost, 3.0, OPENED).state == "round 5: 0 peers training"
+    assert fold(lost, 3.0, OPENED).state == "round 5: no peer is here"
 
 
 def test_a_round_that_its_work_was_in_is_no_line_and_one_that_it_missed_is() -> None:

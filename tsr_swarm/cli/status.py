@@ -47,7 +47,7 @@ def status_object(snapshot: SwarmSnapshot, now: float) -> dict[str, Any]:
             "number": p.number,
             "state": p.state,
             "round": p.round,
-            "tokens_per_second": p.tokens_per_second,
+            "tokens_per_second": snapshot.speed(p),
             "sent": p.up,
             "received": p.down,
         }
@@ -70,24 +70,30 @@ def status_lines(s: SwarmSnapshot) -> list[str]:
     return [
         *run_lines(s),
         f"{plural(len(s.alive), 'peer')}, {count_text(s.tokens_per_second)} tokens/s",
-        *[_peer_line(peer, s.lag(peer)) for peer in s.table if peer.is_alive],
+        *[_peer_line(peer, s.lag(peer), s.speed(peer)) for peer in s.table if peer.is_alive],
     ]
 
 
 def run_lines(s: SwarmSnapshot) -> list[str]:
     """The run and its figures."""
-    length = f" of {s.rounds}" if s.rounds else ""
     now = "at the end" if s.is_over else "now"
     return [
-        f"{s.run}: {s.state} (round {s.round}{length})",
+        f"{s.run}: {s.state}{_place(s)}",
         f"held-out loss {loss_text(s.first_loss)} at first, {loss_text(s.loss)} {now}; local {loss_text(s.local_loss)}",
         f"{bytes_text(s.wire_bytes)} on the wire, {factor_text(s.dense_bytes, s.wire_bytes)} less than dense training",
     ]
 
 
-def _peer_line(peer: PeerView, lag: int) -> str:
+def _place(s: SwarmSnapshot) -> str:
+    """How far the run is, unless its state begins with that."""
+    if s.state.startswith(f"round {s.round}:"):
+        return f" ({plural(s.rounds, 'round')} in all)" if s.rounds else ""
+    return f" (round {s.round}{f' of {s.rounds}' if s.rounds else ''})"
+
+
+def _peer_line(peer: PeerView, lag: int, speed: float) -> str:
     behind = f", {plural(lag, 'round')} behind" if lag else ""
     return (
-        f"  {peer.number:>3} {peer.name:<20} {peer.state}{behind}, {count_text(peer.tokens_per_second)} tokens/s, "
+        f"  {peer.number:>3} {peer.name:<20} {peer.state}{behind}, {count_text(speed)} tokens/s, "
         f"{bytes_text(peer.up)} up, {bytes_text(peer.down)} down"
     )

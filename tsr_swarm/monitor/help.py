@@ -29,7 +29,7 @@ _WORDS = (
     ("leads", "opens and closes the rounds; voters elect another when it is lost"),
     ("no failover", "fewer than 3 voters: who leads is a single point of failure"),
 )
-_LABEL, _TEXT = 15, 50  # cells; fits a terminal of 80
+_LABEL = 15  # cells
 
 
 class HelpScreen(ModalScreen[None]):
@@ -43,21 +43,33 @@ class HelpScreen(ModalScreen[None]):
         self._quit_note, self._invitation = quit_note, invitation
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll(id="help"):
-            yield Static(_content(self._quit_note, self._invitation))
-
-    def on_mount(self) -> None:
-        self.query_one("#help").border_title = "Help: Esc closes it"
+        yield _HelpText(self._quit_note, self._invitation)
 
 
-def _content(quit_note: str, invitation: Sequence[str]) -> Content:
+class _HelpText(VerticalScroll):
+    """Labels and their texts, as wide as there is room."""
+
+    def __init__(self, quit_note: str, invitation: Sequence[str]) -> None:
+        super().__init__(id="help")
+        self._quit_note, self._invitation = quit_note, invitation
+        self.border_title = "Help: Esc closes it"
+
+    def compose(self) -> ComposeResult:
+        yield Static()
+
+    def on_resize(self) -> None:
+        width = self.scrollable_content_region.width
+        self.query_one(Static).update(_content(self._quit_note, self._invitation, width))
+
+
+def _content(quit_note: str, invitation: Sequence[str], width: int) -> Content:
     keys = (("q", f"quit. {quit_note}"), *_KEYS)
     invited = [*(Content(line) for line in invitation), Content("")] if invitation else []
-    rows = [*(_row(key, text) for key, text in keys), Content(""), *(_row(word, text) for word, text in _WORDS)]
+    rows = [_row(label, text, width) for label, text in (*keys, ("", ""), *_WORDS)]
     return rows_to_content([*invited, *rows])
 
 
-def _row(label: str, text: str) -> Content:
+def _row(label: str, text: str, width: int) -> Content:
     """A label and its text, which goes on under its own beginning."""
-    lines = ("\n" + " " * _LABEL).join(textwrap.wrap(text, _TEXT))
+    lines = ("\n" + " " * _LABEL).join(textwrap.wrap(text, max(1, width - _LABEL)))
     return Content.assemble((f"{label:<{_LABEL}}", STRONG), lines)

@@ -13,6 +13,7 @@ from tsr_swarm.monitor.view import MUTED, STRONG, TROUBLE, View, cut, progress, 
 from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
 from tsr_swarm.telemetry.text import bytes_text, count_text, loss_text
 
+UNKNOWN = Content.styled("No peer is known yet.", MUTED)
 _TROUBLED = ("late", "refused", "differs")
 
 
@@ -33,7 +34,7 @@ COLUMNS = (
     Column("state", 9, 0, False, lambda s, p: p.state),
     Column("step", 9, 64, True, lambda s, p: f"{p.step}/{p.steps}" if _is_stepping(p) else "-"),
     Column("", 10, 100, False, lambda s, p: progress(p.step / p.steps, 10) if _is_stepping(p) else ""),
-    Column("tok/s", 6, 0, True, lambda s, p: count_text(p.tokens_per_second)),
+    Column("tok/s", 6, 0, True, lambda s, p: count_text(s.speed(p))),
     Column("lag", 3, 0, True, lambda s, p: str(s.lag(p))),
     Column("up", 7, 76, True, lambda s, p: bytes_text(p.up)),
     Column("down", 7, 76, True, lambda s, p: bytes_text(p.down)),
@@ -64,10 +65,13 @@ class PeersPane(VerticalScroll):
         snapshot = self.view.snapshot
         self.border_title = _title(self.view)
         for text in self.query("#peers-text").results(Static):
-            text.update(peers_content(snapshot, self.scrollable_content_region.width))
+            width = self.scrollable_content_region.width
+            text.update(peers_content(snapshot, width) if self.view.is_known else UNKNOWN)
 
 
 def _title(view: View) -> str:
+    if not view.is_known:
+        return "Peers"
     snapshot = view.snapshot
     alive = snapshot.alive
     left, troubled = len(snapshot.peers) - len(alive), sum(peer.state in _TROUBLED for peer in alive)

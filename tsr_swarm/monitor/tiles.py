@@ -20,6 +20,7 @@ from tsr_swarm.telemetry.text import (
 )
 
 Variants = tuple[str, ...]
+UNKNOWN: tuple[Variants, Variants] = (("-",), ("",))
 Face = Callable[[View], tuple[Variants, Variants]]  # value and what is under it, each longest first
 
 
@@ -36,7 +37,7 @@ class Tile(Widget):
 
     def render(self) -> Content:
         width = self.size.width
-        value, under = self._face(self.view)
+        value, under = self._face(self.view) if self.view.is_known else UNKNOWN
         return Content.assemble(
             (first_fitting(width, *self._labels), MUTED),
             "\n",
@@ -82,20 +83,22 @@ def _round(view: View) -> tuple[Variants, Variants]:
     snapshot = view.snapshot
     of = f" of {snapshot.rounds}" if snapshot.rounds else ""
     value = (f"{snapshot.round}{of}", str(snapshot.round))
+    is_ending = snapshot.phase == "finished" and not snapshot.is_over
+    phase = "ending" if is_ending else snapshot.phase
     if view.is_stale:
-        return value, (f"{snapshot.phase}, {view.as_of}", view.as_of)
+        return value, (f"{phase}, {view.as_of}" if phase else view.as_of, view.as_of)
     if snapshot.deadline is None:
-        return value, (snapshot.phase,)
+        return value, (phase,)
     left = snapshot.deadline - view.now
     until = seconds_text(left) if left > 0 else "due"
     why = f" ({snapshot.phase_reason})" if snapshot.phase_reason else ""
-    closes = f"{snapshot.phase}, closes in {until}" if left > 0 else f"{snapshot.phase}, closing"
+    closes = f"{phase}, closes in {until}" if left > 0 else f"{phase}, closing"
     return value, (
         closes + why,
         closes,
-        f"{snapshot.phase}, {until} left",
-        f"{snapshot.phase} {until}",
-        snapshot.phase,
+        f"{phase}, {until} left",
+        f"{phase} {until}",
+        phase,
     )
 
 

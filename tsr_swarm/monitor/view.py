@@ -24,6 +24,11 @@ class View:
     is_frozen: bool = False
 
     @property
+    def is_known(self) -> bool:
+        """Whether anybody has told of the run yet."""
+        return self.snapshot.time > 0
+
+    @property
     def is_stale(self) -> bool:
         """Whether what is shown may be so no more. Of a run that is over nothing changes."""
         return self.trouble is not None and not self.snapshot.is_over

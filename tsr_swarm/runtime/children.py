@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
-from tsr_swarm.errors import SwarmError
+from tsr_swarm.errors import ConfigError, SwarmError
 from tsr_swarm.runtime import janitor
 from tsr_swarm.runtime.descendants import descendants
 from tsr_swarm.runtime.lifeline import PARENT_VARIABLE
@@ -113,8 +113,11 @@ class Family:
         await self._end_janitor()
 
     def temporary_folder(self) -> Path:
-        """A new folder that is removed when this family ends, also if this process is killed."""
-        folder = Path(tempfile.mkdtemp(prefix="tsr-swarm-local-"))
+        """A new folder that is removed when this family ends, also if this process is killed. Raises ConfigError."""
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="tsr-swarm-local-"))
+        except OSError as error:
+            raise ConfigError(f"No temporary folder can be made ({error}); add --dir DIR, or set TMPDIR.") from error
         self._tell(b"folder " + os.fsencode(folder))
         return folder
 
@@ -208,6 +211,14 @@ def _start_janitor() -> subprocess.Popen[bytes]:
 def own_command(*arguments: str) -> list[str]:
     """The command line of one of our own commands, run by this interpreter."""
     return [sys.executable, "-m", "tsr_swarm", *arguments]
+
+
+def child_log() -> IO[bytes]:
+    """A file without a name for a child's stderr; in memory where no temporary folder takes one."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return os.fdopen(os.memfd_create("log"), "w+b")
 
 
 def failure_of(child: Child, log: IO[bytes]) -> ChildError:

@@ -7,11 +7,10 @@ import asyncio
 import os
 import signal
 import subprocess
-import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from tsr_swarm.runtime.children import Child, ChildError, Family, failure_of
+from tsr_swarm.runtime.children import Child, ChildError, Family, child_log, failure_of
 from tsr_swarm.runtime.lifeline import INTERRUPTED, StopRequest
 
 
@@ -58,7 +57,7 @@ async def run_front(
     ``see`` gets every line that the command prints, and b"" at its end; ``closed`` is called when the screen has been
     closed and the command still runs. Raises ChildError, with the command's own sentence, when it failed.
     """
-    with tempfile.TemporaryFile() as log:
+    with child_log() as log:
         child = await family.start(name, command, environment=os.environ, stdout=subprocess.PIPE, stderr=log)
         asks = asyncio.create_task(_pass_on(stop, child))
         try:

@@ -97,12 +97,13 @@ def _start(s: SwarmSnapshot, event: e.RunStarted) -> SwarmSnapshot:
 
 
 def _finish(s: SwarmSnapshot, event: e.RunFinished) -> SwarmSnapshot:
-    """Nobody trains any more; who was here stays in the table with what it has done."""
+    """Nobody trains any more; who was here stays in the table with what it has done. The last round is a closed one."""
     peers = {
         key: replace(p, state="done" if p.state in _BUSY else p.state, tokens_per_second=0.0)
         for key, p in s.peers.items()
     }
-    over = replace(s, peers=peers, phase="finished", phase_reason="", deadline=None, is_leaderless=False)
+    phase, round = "stopped" if event.is_stopped else "finished", max(s.closed_round, event.rounds)
+    over = replace(s, peers=peers, round=round, phase=phase, phase_reason="", deadline=None, is_leaderless=False)
     return replace(over, finished=clean(event.reason), is_stopped=event.is_stopped, digest=clean(event.digest))
 
 

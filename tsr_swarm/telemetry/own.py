@@ -8,6 +8,8 @@ from tsr_swarm.telemetry.plain import describe, is_trouble, name_of
 from tsr_swarm.telemetry.snapshot import LogLine, SwarmSnapshot
 from tsr_swarm.telemetry.text import clean
 
+_WAITS = "waits for a leader"
+
 
 def note_own(snapshot: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
     """Take in an event of the peer whose screen this is. What it tells of the swarm is told by the swarm already."""
@@ -23,13 +25,15 @@ def _apply(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:
     match event:
         case e.Joined():
             return replace(s, own_name=name_of(event.name), own_state="trains on")
+        case e.RoundApplied() if s.own_state == _WAITS and event.round <= s.round:
+            return s  # whom it has lost had told it of that round
         case e.StateReceived() | e.RoundApplied():
             return replace(s, own_state="trains on")
         case e.CatchingUp():
             return replace(s, own_state="catches up")
         case e.LeaderLost():
             lost = replace(s, is_leaderless=True, phase="waiting", phase_reason="", deadline=None)
-            return replace(lost, own_state="waits for a leader")
+            return replace(lost, own_state=_WAITS)
         case e.Left():
             return replace(s, own_end=clean(event.reason))
     return s

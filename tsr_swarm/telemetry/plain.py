@@ -160,6 +160,8 @@ def _(event: e.FaultPlaced) -> str:
 @_line.register
 def _(event: e.RunFinished) -> str:
     did = "stopped" if event.is_stopped else "finished"
+    if not event.rounds:
+        return f"run {did} before its first round closed ({event.reason})"
     return (
         f"run {did} after {plural(event.rounds, 'round')} ({event.reason}): loss {loss_text(event.first_loss)} to "
         f"{loss_text(event.last_loss)}, {bytes_text(event.wire_bytes)} on the wire where dense training needs "

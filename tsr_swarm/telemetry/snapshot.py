@@ -109,7 +109,7 @@ class SwarmSnapshot:
     @property
     def tokens_per_second(self) -> float:
         """Of the whole swarm: the sum of what its peers last said."""
-        return sum(peer.tokens_per_second for peer in self.alive)
+        return sum(self.speed(peer) for peer in self.alive)
 
     @property
     def wire_bytes(self) -> int:
@@ -154,6 +154,10 @@ class SwarmSnapshot:
     def _leader_text(self) -> str:
         return self.leader or "the leader"
 
+    def speed(self, peer: PeerView) -> float:
+        """Tokens a second that ``peer`` trains. Without a leader the peers wait, and nobody says how fast they were."""
+        return 0.0 if self.is_leaderless else peer.tokens_per_second
+
     def lag(self, peer: PeerView) -> int:
         """Rounds that ``peer`` is behind the open one."""
         return max(0, self.round - peer.round) if peer.is_alive else 0
@@ -173,6 +177,8 @@ def _state_text(s: SwarmSnapshot) -> str:
             return f"waiting for {plural(s.missing_peers, 'more peer')}"
         case "waiting":
             return s.phase_reason or "waiting"
+        case "train" | "exchange" if s.round and not alive:
+            return f"round {s.round}: no peer is here"
         case "train" if s.round:
             return f"round {s.round}: {plural(alive, 'peer')} training"
         case "exchange":

@@ -3,11 +3,10 @@
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 
 from tsr_swarm.errors import RunError, SwarmError
-from tsr_swarm.runtime.children import Child, Family, failure_of
+from tsr_swarm.runtime.children import Child, Family, child_log, failure_of
 from tsr_swarm.runtime.lab import namespace
 from tsr_swarm.runtime.lab.link import Line
 from tsr_swarm.runtime.lab.network import Pairs, address_of
@@ -30,7 +29,7 @@ class Namespaces:
         cls, family: Family, lines: Mapping[int, Line], seed: int, environment: Mapping[str, str], use_dht: bool
     ) -> "Namespaces":
         """A namespace for everybody in ``lines``. Raises SwarmError with the router's sentence when it may not."""
-        with tempfile.TemporaryFile() as log:
+        with child_log() as log:
             router = await family.start(
                 "router",
                 ROUTER,
