@@ -15,6 +15,7 @@ from tsr_swarm.errors import CheckpointError, ConfigError, RunError
 from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.runtime.journal import NAMES
 from tsr_swarm.runtime.run_folder import (
+    ROUNDS,
     Applied,
     RunFolder,
     StartingPoint,
@@ -106,6 +107,19 @@ def test_a_run_is_not_started_over_another(begun: Begun, what: str) -> None:
         begun.start.journal.write(Ledger(GENESIS, term=1, voted_for=FIRST, tail=begun.history.record(1), tail_term=1))
     with pytest.raises(ConfigError, match="already holds a run"):
         start_run(begun.folder, begun.config, FIRST)
+
+
+def test_a_run_of_which_only_rounds_are_left_is_neither_overwritten_nor_called_none(begun: Begun) -> None:
+    begun.stand(1)
+    shutil.rmtree(begun.folder.checkpoints)
+    for name in NAMES:
+        (begun.folder.path / name).unlink()
+    left = list((begun.folder.path / ROUNDS).iterdir())
+    with pytest.raises(ConfigError, match="already holds a run"):
+        start_run(begun.folder, begun.config, FIRST)
+    with pytest.raises(CheckpointError, match=r"holds a run but no checkpoint; restore .*checkpoints from a copy"):
+        begun.resume()
+    assert list((begun.folder.path / ROUNDS).iterdir()) == left != []
 
 
 @pytest.mark.parametrize("saved", [0, 2, 4])

@@ -22,6 +22,7 @@ from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.journal import NAMES, Journal, knows_rounds
 from tsr_swarm.runtime.reduction import Published, open_published
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train import checkpoint
 from tsr_swarm.train.llama import initial_weights, parameter_shapes
 from tsr_swarm.wire.messages import PublishedHeader
@@ -78,6 +79,15 @@ class RunFolder:
         """Whether this node keeps rounds here, which it does from its first start with a journal on."""
         return (self.path / ROUNDS).exists()
 
+    @property
+    def knows_rounds(self) -> bool:
+        """Whether anything here is of a round: a checkpoint, the journal, or a round's own file.
+
+        A state before round 1 is what a start leaves that went no further, such as one whose port was taken.
+        """
+        has_saved = any(checkpoint.saved_rounds(self.checkpoints))
+        return has_saved or knows_rounds(self.path) or any((self.path / ROUNDS).glob("round-*.bin"))
+
     def delta_log(self, manifest: Manifest) -> DeltaLog:
         """The rounds since the last checkpoint, and as many older ones as the state has bytes."""
         return DeltaLog(self.path / ROUNDS, max(MIN_LOG_BYTES, 4 * manifest.parameters))
@@ -113,8 +123,9 @@ def folder_lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise RunError(f"Another process is using {folder}; stop it, or choose another folder.") from None
         except OSError as error:
-            reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
-            raise RunError(f"{folder} cannot be used ({reason}); choose a folder you can write to.") from error
+            raise RunError(
+                f"{folder} cannot be used ({reason_text(error)}); choose a folder you can write to."
+            ) from error
         yield
 
 
@@ -134,8 +145,7 @@ class StartingPoint:
 
 def start_run(folder: RunFolder, config: RunConfig, me: str) -> StartingPoint:
     """A new run with fresh weights and bases, in which ``me`` votes alone at first. Refuses a folder that holds one."""
-    # A state before round 1 alone is what a start leaves that went no further, such as one whose port was taken.
-    if set(checkpoint.saved_rounds(folder.checkpoints)) - {0} or knows_rounds(folder.path):
+    if folder.knows_rounds:
         raise ConfigError(f"{folder.path} already holds a run; add --resume, or choose another checkpoint.dir.")
     manifest = make_manifest(secrets.token_hex(16), config, parameter_shapes(config.model))
     consensus = fresh_consensus(manifest)
@@ -165,7 +175,12 @@ def resume_run(
     ``has_contacts``: whether other nodes of the run are known, from which this one can fetch what its disk has lost.
     """
     if not checkpoint.saved_rounds(folder.checkpoints):
-        raise CheckpointError(f"{folder.path} holds no checkpoint; start the run without --resume, or check the path.")
+        if folder.knows_rounds:
+            raise CheckpointError(
+                f"{folder.path} holds a run but no checkpoint; restore {folder.checkpoints} from a copy, or start a "
+                "new run in another checkpoint.dir."
+            )
+        raise CheckpointError(f"{folder.path} holds no run; start it without --resume, or check the path.")
     manifest, saved = load_run(folder, warn)
     wanted = make_manifest(manifest.run_id, config, parameter_shapes(config.model))
     if wanted.digest != manifest.digest:

@@ -68,6 +68,13 @@ def factor_text(dense_bytes: int, wire_bytes: int) -> str:
     return f"{factor:.0f}x" if factor >= 9.95 else f"{factor:.1f}x"
 
 
+def reason_text(error: Exception) -> str:
+    """Why something failed, for the middle of a sentence: of the system's errors without their number and path."""
+    if isinstance(error, FileExistsError):
+        return "a file is in its place"
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
 def plural(count: int, noun: str) -> str:
     """``1 peer``, ``2 peers``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

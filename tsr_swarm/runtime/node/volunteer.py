@@ -31,6 +31,7 @@ from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.log import EventLog
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.wire.messages import PublishedHeader
 from tsr_swarm.wire.rules import with_rules
@@ -107,7 +108,7 @@ class VolunteerProcess:
             self._folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(
-                f"{self._folder.path} cannot be made ({error}); choose a folder you can write to."
+                f"{self._folder.path} cannot be made ({reason_text(error)}); choose a folder you can write to."
             ) from error
         if self._service is not None:
             journal = self._folder.journal(self._manifest, self._who.peer_id)
