@@ -16,16 +16,26 @@ RESULTS = Path(__file__).parent / "results"
 SIZE = (120, 40)
 
 
+class Moment(ReplaySource):
+    """A record whose end is no trouble: the picture is of a moment of the run."""
+
+    @property
+    def trouble(self) -> None:
+        return None
+
+    @trouble.setter
+    def trouble(self, trouble: object) -> None:
+        pass
+
+
 async def draw(recorded: Path, size: tuple[int, int] = SIZE) -> str:
     """The SVG text. Raises RunError when ``recorded`` is no recorded run."""
-    source = ReplaySource(recorded, AT_ONCE, clock=lambda: 0.0)
+    source = Moment(recorded, AT_ONCE, clock=lambda: 0.0)
     app = SwarmMonitor(source, "tsr-swarm")
     async with app.run_test(size=size) as pilot:
         await app.workers.wait_for_complete()
         if app.failure is not None:
             raise app.failure
-        source.trouble = None  # the picture is of the moment, not of a record that ends with it
-        app.show()
         await pilot.pause()
         svg = app.export_screenshot(title="tsr-swarm monitor", simplify=True)
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # a picture should not ask the network for fonts

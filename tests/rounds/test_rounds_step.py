@@ -7,6 +7,7 @@ import pytest
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Beat, Ledger, Record
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
+from tsr_swarm.rounds.following import UNLED_SECONDS
 from tsr_swarm.rounds.gather import ShardResult
 from tsr_swarm.rounds.leader import LeaderPolicy, Phase
 from tsr_swarm.rounds.leading import news as leading_news
@@ -265,6 +266,29 @@ def test_whoever_has_the_last_round_says_so_at_once() -> None:
     _, actions = step(state, pt.Applied(last), 1.5)
     told = [action.message for action in actions if isinstance(action, pt.Send)]
     assert [m.applied for m in told if isinstance(m, Poll)] == [1] or any(isinstance(m, pt.Goodbye) for m in told)
+
+
+@pytest.mark.parametrize("applied", [2, 3])
+def test_a_voter_that_is_started_after_the_last_round_ends_where_nobody_leads(applied: int) -> None:
+    """The others of its voters went home with the end of the run: it would wait for them for ever."""
+    policy = replace(POLICY, last_round=3)
+    base = Record(applied, "2" * 64, "1" * 64, ("c", "p", "q"))
+    identity = replace(node("c", trains=False, policy=policy).identity, known=("p", "q"))
+    state = begin(identity, Ledger(base), PeerState(applied=applied, chain=base.chain), 0.0)
+    quits: list[float] = []
+    now = 0.0
+    while now < 3 * UNLED_SECONDS and not quits:
+        now = max(wake_at(state), now + 0.01)
+        state, actions = step(state, pt.Tick(), now)
+        quits += [now for action in actions if isinstance(action, pt.Quit)]
+        for action in actions:
+            if isinstance(action, pt.Send):
+                state, _ = step(state, pt.Unreachable(action.to, action.message), now)
+    if applied == 3:
+        assert state.guide.is_finished
+        assert UNLED_SECONDS <= quits[0] < UNLED_SECONDS + 10.0
+    else:
+        assert not quits, "the run goes on when the others are back"
 
 
 def test_shards_go_to_nodes_that_lack_no_more_than_the_round_that_was_decided_just_now() -> None:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsr_swarm.errors import RunError
@@ -45,6 +45,7 @@ def journal_in(folder: Path) -> Journal:
     return Journal(folder, ME, RUN)
 
 
+@settings(deadline=None)  # of a disk that syncs
 @given(written=st.lists(ledgers(), max_size=3))
 def test_a_journal_gives_back_what_was_written_last(written: list[Ledger]) -> None:
     with TemporaryDirectory() as folder:
@@ -96,6 +97,7 @@ def test_a_journal_that_is_killed_while_it_writes_holds_the_old_ledger_or_the_ne
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None)  # of a disk that syncs
 @given(data=st.data())
 def test_any_changed_byte_of_one_copy_is_told_and_the_other_is_used(name: str, data: st.DataObject) -> None:
     ledger = Ledger(Record(9, "2" * 64, "3" * 64, (ME,)), term=4, voted_for=OTHER)

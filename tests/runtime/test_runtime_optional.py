@@ -29,7 +29,7 @@ async def test_a_record_that_cannot_be_written_is_a_warning_and_the_run_goes_on(
 async def test_a_score_that_memory_does_not_suffice_for_is_a_warning_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def make_evaluate(config: RunConfig) -> Callable[[Consensus], float]:
+    def make_evaluate(config: RunConfig, warn: object) -> Callable[[Consensus], float]:
         def evaluate(consensus: Consensus) -> float:
             raise MemoryError
 

@@ -135,6 +135,16 @@ async def test_waiting_for_a_reader_ends_when_it_has_gone(pipe: Pipe) -> None:
         await waiting
 
 
+def test_what_comes_after_the_end_is_not_written(pipe: Pipe) -> None:
+    writer = BackgroundWriter(pipe.writes, gap)
+    writer.put(PIECE)
+    assert writer.close() == 0
+    writer.put(b"late\n")
+    assert writer.close() == 0
+    os.write(pipe.writes, b"end\n")
+    assert pipe.read_until(b"end\n") == PIECE + b"end\n"
+
+
 def test_a_forked_process_writes_by_itself(pipe: Pipe) -> None:
     writer = BackgroundWriter(pipe.writes, gap)
     writer.put(b"parent\n")

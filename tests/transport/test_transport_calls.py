@@ -404,7 +404,7 @@ async def test_a_name_that_does_not_resolve_is_said() -> None:
 async def test_where_nobody_can_listen_is_one_sentence_with_the_systems_reason(
     handler: Any, address: str, why: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(RunError, match=rf"^Cannot listen on {re.escape(address)} \(.*({why}).*\); choose"):
+    with pytest.raises(RunError, match=rf"^Cannot listen on {re.escape(address)}: .*({why}).*; choose"):
         async with serve(handler, address, ByteLedger()):
             pass
     assert capfd.readouterr().err == ""  # gRPC is not asked, and writes nothing
@@ -472,7 +472,9 @@ async def test_a_killed_server_ends_a_waiting_call() -> None:
 
 
 async def test_a_port_in_use_is_one_sentence_with_the_next_step(pair: Any) -> None:
-    with pytest.raises(RunError, match=rf"127\.0\.0\.1:{pair.port} \(Address already in use\); choose .* free port"):
+    with pytest.raises(
+        RunError, match=rf"127\.0\.0\.1:{pair.port}: the port is in use; stop .* or choose another port"
+    ):
         async with serve(pair.handler, f"127.0.0.1:{pair.port}", ByteLedger()):
             pass
 

@@ -32,6 +32,7 @@ from tsr_swarm.rounds.reducing import reopened
 
 POLL_SECONDS = 5.0  # a poll that is not answered by then is taken for lost; a leader holds it for two
 RETRY_SECONDS = 1.0  # between two tries of whatever did not work
+UNLED_SECONDS = 20.0  # until a node that was started after the last round takes it that nobody leads any more
 MOST_HOPS = 3  # from hint to hint without a rest
 IDLE = (Phase.WAITING, Phase.FINISHED)
 
@@ -210,8 +211,8 @@ def act(node: Node, now: float) -> Result:
     committed = max(node.peer.committed, node.council.ledger.base.round)
     node = replace(node, peer=replace(node.peer, committed=committed)) if committed != node.peer.committed else node
     action = pr.next_action(node.peer)
-    if 0 < node.identity.policy.last_round <= node.peer.applied and _is_alone(node) and isinstance(action, pr.Wait):
-        return _quit(node, "the run has finished")  # who led it to its end may be gone already
+    if _has_the_end(node, action, now):
+        return _quit(replace(node, guide=replace(node.guide, is_finished=True)), "the run has finished")
     if node.is_leaving and (_is_alone(node) or not (_has_a_round_open(node) or _finishes_a_round(action))):
         return _quit(node, "it was asked to stop")
     match action:
@@ -227,6 +228,16 @@ def act(node: Node, now: float) -> Result:
             return _quit(node, "the run has finished")
         case _:
             return node, []
+
+
+def _has_the_end(node: Node, action: pr.Action, now: float) -> bool:
+    """Whether this node has the last round and nobody leads: who led the run to its end may be gone already.
+
+    One that was started anew first waits for others that were, and that may lack the last round.
+    """
+    if not 0 < node.identity.policy.last_round <= node.peer.applied or not _is_alone(node):
+        return False
+    return isinstance(action, pr.Wait) or (isinstance(action, pr.Join) and now >= node.council.heard_at + UNLED_SECONDS)
 
 
 def _is_alone(node: Node) -> bool:

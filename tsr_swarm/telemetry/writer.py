@@ -42,7 +42,10 @@ class BackgroundWriter:
         self._waiting: list[Callable[[], object]] = []  # to be called when a piece has been written
 
     def put(self, piece: bytes) -> None:
-        """Have ``piece`` written soon. Raises the OSError that ended the writing, once one has."""
+        """Have ``piece`` written soon. Raises the OSError that ended the writing, once one has.
+
+        After ``close`` it is left out: the descriptor may be another file's by then.
+        """
         if os.getpid() != self._pid:  # a forked process has no such thread
             with contextlib.suppress(OSError):
                 os.write(self._fd, piece)
@@ -50,6 +53,8 @@ class BackgroundWriter:
         with self._changed:
             if self._error is not None:
                 raise self._error
+            if self._is_closing:
+                return
             self._pieces.append(piece)
             self._size += len(piece)
             while self._size > self._limit and len(self._pieces) > 1:
