@@ -77,6 +77,8 @@ def test_factors_and_losses_have_a_dash_when_there_is_none() -> None:
         (FileExistsError(errno.EEXIST, "File exists", "/a/b"), "a file is in its place"),
         (OSError("timed out"), "timed out"),
         (ValueError("it is of another run"), "it is of another run"),
+        (RuntimeError("\nNo such backend\x1b[2J.\nC++ frame 1\nC++ frame 2"), "No such backend[2J."),
+        (AssertionError(), "AssertionError"),
     ],
 )
 def test_a_reason_has_neither_number_nor_path(error: Exception, text: str) -> None:

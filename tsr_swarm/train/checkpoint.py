@@ -185,7 +185,7 @@ def _cannot_write(final: Path, files: Mapping[str, Mapping[str, Tensor]], error:
     needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
     existing = next(path for path in (final, *final.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    reason = error.strerror if isinstance(error, OSError) else str(error).removeprefix("Error while serializing: ")
+    reason = reason_text(error).removeprefix("Error while serializing: ")
     return (
         f"Checkpoint {final} cannot be written ({reason}): it needs {_megabytes(needed)} and {_megabytes(free)} "
         "is free; make room or choose another checkpoint.dir, the older checkpoints are untouched."
