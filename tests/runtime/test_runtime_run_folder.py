@@ -19,6 +19,7 @@ from tsr_swarm.runtime.run_folder import (
     Applied,
     RunFolder,
     StartingPoint,
+    holds_work,
     load_run,
     resume_run,
     saved_record,
@@ -120,6 +121,13 @@ def test_a_run_of_which_only_rounds_are_left_is_neither_overwritten_nor_called_n
     with pytest.raises(CheckpointError, match=r"holds a run but no checkpoint; restore .*checkpoints from a copy"):
         begun.resume()
     assert list((begun.folder.path / ROUNDS).iterdir()) == left != []
+
+
+def test_a_folder_holds_work_once_a_run_of_it_has_begun(tmp_path: Path) -> None:
+    (tmp_path / "run-notes").mkdir()
+    assert not holds_work(tmp_path)
+    (tmp_path / "run-0123456789abcdef").mkdir()
+    assert holds_work(tmp_path)
 
 
 @pytest.mark.parametrize("saved", [0, 2, 4])

@@ -32,7 +32,7 @@ OUTER = "outer"  # its file of what the reducer keeps, where there is anything
 ROUNDS = "published"
 STATES = "states"  # the folder of the states that are served
 CHECKPOINTS = "checkpoints"
-PEER_RUN = "run-"  # the folder of one run in a peer's folder begins with it
+PEER_RUN = "run-"  # the folder of one run in a peer's folder begins with it, and goes on with 16 digits of its digest
 IDENTITY = "identity.key"
 CONTACTS = "contacts.json"  # where other nodes were last seen
 MIN_LOG_BYTES = 1 << 24  # a small model's log may be larger than its state: rounds are all that a laggard needs
@@ -109,7 +109,8 @@ class RunFolder:
 
 def holds_work(folder: Path) -> bool:
     """Whether a coordinator or a peer has kept anything in ``folder`` that belongs to its key."""
-    return any((folder / name).exists() for name in (*NAMES, CHECKPOINTS)) or any(folder.glob(f"{PEER_RUN}*"))
+    has_runs = any(folder.glob(PEER_RUN + 16 * "[0-9a-f]"))
+    return has_runs or any((folder / name).exists() for name in (*NAMES, CHECKPOINTS))
 
 
 @contextmanager
