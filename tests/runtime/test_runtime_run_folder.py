@@ -148,6 +148,23 @@ def test_a_resumed_run_is_at_the_newest_round_that_stands(begun: Begun, saved: i
     assert again.delta_log.keeps_since(0)
 
 
+@pytest.mark.parametrize("damage", ["none", "missing", "wrong bytes"])
+def test_a_promised_proposal_that_cannot_be_read_is_told(begun: Begun, damage: str) -> None:
+    begun.stand(3)
+    begun.store(4)
+    begun.start.journal.write(Ledger(begun.history.record(3), 2, FIRST, begun.history.record(4), 2))
+    file = begun.file_of(4)
+    if damage == "missing":
+        file.unlink()
+    elif damage == "wrong bytes":
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    warnings: list[str] = []
+    begun.resume(warn=warnings.append)
+    assert ["proposal of round 4, which this node promised" in warning for warning in warnings] == (
+        [] if damage == "none" else [True]
+    )
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut short", "wrong bytes"])
 @pytest.mark.parametrize(
     ("voters", "has_contacts", "is_fetched"),

@@ -3,7 +3,7 @@
 import fcntl
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,6 +201,7 @@ def resume_run(
     newest = record if record.round > ledger.base.round else ledger.base
     delta_log = folder.delta_log(manifest)
     delta_log.open(newest.round, bytes.fromhex(newest.chain))
+    warn_of_lost_proposal(manifest, ledger, delta_log, warn)
     outer = unpack_outer(saved.files.get(OUTER, {}), manifest.blocks)
     try:
         record, outer = replay(manifest, consensus, outer, record, delta_log, newest)
@@ -220,6 +221,22 @@ def resume_run(
         ledger=ledger,
         delta_log=delta_log,
         coverage=saved_coverage(saved),
+    )
+
+
+def warn_of_lost_proposal(manifest: Manifest, ledger: Ledger, delta_log: DeltaLog, warn: Callable[[str], None]) -> None:
+    """Say so where a proposal that this node promised to keep cannot be read: it may be the only one that had it."""
+    tail = ledger.tail
+    if tail is None or tail.round <= delta_log.committed:
+        return
+    with suppress(RunError, PeerError):
+        kept = delta_log.get(tail.round, bytes.fromhex(tail.chain))
+        if kept is not None:
+            open_published(manifest, *kept, tail.parent)
+            return
+    warn(
+        f"The proposal of round {tail.round}, which this node promised to keep, cannot be read in {delta_log.folder}; "
+        "unless another node has it the run waits: restore that folder from a copy."
     )
 
 
