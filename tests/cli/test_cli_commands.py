@@ -7,8 +7,10 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+import typer
 
 from tsr_swarm import __version__
 from tsr_swarm.cli.coordinate import invitation
@@ -310,6 +312,22 @@ def test_the_screen_opens_only_on_a_terminal_with_a_keyboard_that_shows_it(
     plain, as_json = flags.get("plain", False), flags.get("json", False)
     chosen = choose_mode(plain=plain, json=as_json, stream=stream, keyboard=keyboard, environ=environ)
     assert chosen is mode
+
+
+def test_the_screen_of_a_run_that_goes_on_reads_its_history_where_the_run_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("run.toml").write_text('[run]\nname = "chat"\n')
+    opened: list[Path | None] = []
+    monkeypatch.setattr("tsr_swarm.cli.coordinate.choose_mode", lambda **_: Mode.SCREEN)
+
+    def open_screen(arguments: object, title: str, folder: Path | None, invite: object) -> NoReturn:
+        opened.append(folder)
+        raise typer.Exit
+
+    monkeypatch.setattr("tsr_swarm.cli.screen.show_coordinator", open_screen)
+    assert run(["coordinate", "run.toml", "--resume"]) == run(["coordinate", "run.toml"]) == 0
+    assert opened == [Path("runs/chat"), None]
 
 
 def test_an_invitation_is_one_line_to_paste_and_the_ports_to_forward() -> None:

@@ -142,6 +142,8 @@ def test_a_local_run_in_a_folder_that_cannot_be_is_a_sentence(
 def test_a_usage_error_points_to_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["join", "--bogus"]) == 2
     assert "see 'tsr-swarm join --help'." in capsys.readouterr().err
+    assert run(["plan", "--fit"]) == 2
+    assert "requires an argument; see 'tsr-swarm plan --help'." in capsys.readouterr().err
     assert run(["bogus"]) == 2
     assert "see 'tsr-swarm --help'." in capsys.readouterr().err
 

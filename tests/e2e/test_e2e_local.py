@@ -266,7 +266,7 @@ def test_peers_meet_in_the_dht_and_nothing_is_left_however_a_swarm_ends(folder: 
         (["coordinate", "tiny.toml", "--set", "optimizer.rank=999"], 78, "is more than block"),
         (["coordinate", "tiny.toml", "--set", "data.source=tmp"], 78, "0 bytes of text"),
         (["coordinate", "tiny.toml", "--listen", "0.0.0.0:0"], 78, "--insecure"),
-        (["coordinate", "tiny.toml", "--resume"], 1, "holds no checkpoint"),
+        (["coordinate", "tiny.toml", "--resume"], 1, "holds no run"),
         (["join", "--coordinator", "127.0.0.1:9", "--wait", "0"], 69, "127.0.0.1:9"),
         (["join", "--coordinator", "nonsense"], 2, "host:port"),
         (["join"], 2, "--coordinator"),

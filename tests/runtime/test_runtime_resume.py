@@ -361,7 +361,7 @@ async def test_a_run_of_another_configuration_is_not_resumed(tmp_path: Path) -> 
 
 async def test_resuming_from_nothing_or_from_damage_is_one_sentence(tmp_path: Path) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="holds no run; start it without --resume"):
         await swarm.start_coordinator(resume=True)
     await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1}))
     for file in (tmp_path / "coordinator" / "checkpoints").rglob("*.safetensors"):

@@ -15,9 +15,11 @@ from tsr_swarm.errors import CheckpointError, ConfigError, RunError
 from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.runtime.journal import NAMES
 from tsr_swarm.runtime.run_folder import (
+    ROUNDS,
     Applied,
     RunFolder,
     StartingPoint,
+    holds_work,
     load_run,
     resume_run,
     saved_record,
@@ -108,6 +110,26 @@ def test_a_run_is_not_started_over_another(begun: Begun, what: str) -> None:
         start_run(begun.folder, begun.config, FIRST)
 
 
+def test_a_run_of_which_only_rounds_are_left_is_neither_overwritten_nor_called_none(begun: Begun) -> None:
+    begun.stand(1)
+    shutil.rmtree(begun.folder.checkpoints)
+    for name in NAMES:
+        (begun.folder.path / name).unlink()
+    left = list((begun.folder.path / ROUNDS).iterdir())
+    with pytest.raises(ConfigError, match="already holds a run"):
+        start_run(begun.folder, begun.config, FIRST)
+    with pytest.raises(CheckpointError, match=r"holds a run but no checkpoint; restore .*checkpoints from a copy"):
+        begun.resume()
+    assert list((begun.folder.path / ROUNDS).iterdir()) == left != []
+
+
+def test_a_folder_holds_work_once_a_run_of_it_has_begun(tmp_path: Path) -> None:
+    (tmp_path / "run-notes").mkdir()
+    assert not holds_work(tmp_path)
+    (tmp_path / "run-0123456789abcdef").mkdir()
+    assert holds_work(tmp_path)
+
+
 @pytest.mark.parametrize("saved", [0, 2, 4])
 def test_a_resumed_run_is_at_the_newest_round_that_stands(begun: Begun, saved: int) -> None:
     begun.stand(3)
@@ -124,6 +146,23 @@ def test_a_resumed_run_is_at_the_newest_round_that_stands(begun: Begun, saved: i
     assert (again.delta_log.get(4) is not None) == (at == 4), "a proposal does not stand"
     assert again.delta_log.get(4, begun.history.at(4).header.chain) is not None
     assert again.delta_log.keeps_since(0)
+
+
+@pytest.mark.parametrize("damage", ["none", "missing", "wrong bytes"])
+def test_a_promised_proposal_that_cannot_be_read_is_told(begun: Begun, damage: str) -> None:
+    begun.stand(3)
+    begun.store(4)
+    begun.start.journal.write(Ledger(begun.history.record(3), 2, FIRST, begun.history.record(4), 2))
+    file = begun.file_of(4)
+    if damage == "missing":
+        file.unlink()
+    elif damage == "wrong bytes":
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    warnings: list[str] = []
+    begun.resume(warn=warnings.append)
+    assert ["proposal of round 4, which this node promised" in warning for warning in warnings] == (
+        [] if damage == "none" else [True]
+    )
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short", "wrong bytes"])

@@ -236,6 +236,17 @@ def test_a_damaged_round_is_one_sentence_and_can_be_stored_anew(tmp_path: Path, 
     assert log.get(1) == (header_of(1), b"one")
 
 
+def test_files_of_others_among_the_rounds_and_states_are_left_alone(tmp_path: Path) -> None:
+    for folder in (tmp_path / "published", tmp_path / "states"):
+        (folder / "notes").mkdir(parents=True)
+        (folder / "notes.txt").write_text("mine")
+    (tmp_path / "published" / "round-000000001-00.1.tmp").touch()  # of a process that was killed
+    (tmp_path / "states" / "state-000000005.bin").touch()
+    donor_in(tmp_path)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*"))
+    assert left == ["published/notes", "published/notes.txt", "states/notes", "states/notes.txt"]
+
+
 def test_a_disk_that_is_full_is_one_sentence_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,7 +256,7 @@ def test_a_disk_that_is_full_is_one_sentence_and_leaves_nothing_behind(
     log = log_in(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(RunError, match=r"Round 1 cannot be kept in .* \(.*No space left.*\); free space\.$"):
+        with pytest.raises(RunError, match=r"Round 1 cannot be kept in .* \(No space left on device\); free space\.$"):
             log.store(header_of(1), b"one")
     assert list(tmp_path.iterdir()) == []
     assert log.get(1, chain_of(1)) is None

@@ -54,8 +54,10 @@ def test_a_damaged_key_file_is_a_sentence(tmp_path: Path, content: bytes) -> Non
     path = tmp_path / "peer.key"
     path.write_bytes(content)
     path.chmod(0o600)
-    with pytest.raises(ConfigError, match="delete it"):
+    with pytest.raises(ConfigError, match=r"peer\.key is damaged or holds no key; delete it"):
         load_identity(path)
+    with pytest.raises(ConfigError, match="holds no key; restore it from a copy"):
+        load_identity(path, is_new=False)
 
 
 def test_a_key_of_another_kind_is_a_sentence(tmp_path: Path) -> None:

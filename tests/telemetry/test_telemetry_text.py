@@ -1,10 +1,19 @@
+import errno
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.telemetry.text import bytes_text, clean, count_text, factor_text, loss_text, seconds_text
+from tsr_swarm.telemetry.text import (
+    bytes_text,
+    clean,
+    count_text,
+    factor_text,
+    loss_text,
+    reason_text,
+    seconds_text,
+)
 
 SHARP = "\x1b]0;owned\x07 \x1b[2J\u202eevil\u2066 [red]x[/red]\r\n\x00\x9b1m\u200b"
 
@@ -59,3 +68,18 @@ def test_factors_and_losses_have_a_dash_when_there_is_none() -> None:
     assert factor_text(1740, 10) == "174x"
     assert factor_text(25, 10) == "2.5x"
     assert factor_text(0, 10) == factor_text(10, 0) == loss_text(None) == "-"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "No space left on device"),
+        (FileExistsError(errno.EEXIST, "File exists", "/a/b"), "a file is in its place"),
+        (OSError("timed out"), "timed out"),
+        (ValueError("it is of another run"), "it is of another run"),
+        (RuntimeError("\nNo such backend\x1b[2J.\nC++ frame 1\nC++ frame 2"), "No such backend[2J."),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_a_reason_has_neither_number_nor_path(error: Exception, text: str) -> None:
+    assert reason_text(error) == text

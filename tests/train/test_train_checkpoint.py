@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tsr_swarm.errors import CheckpointError
 from tsr_swarm.train.checkpoint import load_latest, save, saved_rounds
+from tsr_swarm.train.sealed import encode_sealed
 
 
 def some_files(seed: int) -> dict[str, dict[str, Tensor]]:
@@ -161,6 +162,12 @@ def test_a_checkpoint_of_another_format_is_passed_over(tmp_path: Path) -> None:
     save_round(tmp_path, 1)
     path = save_round(tmp_path, 2) / "checkpoint.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    assert_is_round(tmp_path, 1, warnings=1)
+
+
+def test_a_sealed_file_that_is_no_checkpoints_is_passed_over(tmp_path: Path) -> None:
+    save_round(tmp_path, 1)
+    (save_round(tmp_path, 2) / "checkpoint.json").write_bytes(encode_sealed({"format": 1}))
     assert_is_round(tmp_path, 1, warnings=1)
 
 

@@ -201,7 +201,7 @@ def test_what_of_a_folder_is_not_read_is_told_by_reason_with_an_example(tmp_path
     heard: list[str] = []
     assert [document.name for document in find_documents(str(tmp_path), heard.append)] == ["good.txt"]
     assert heard == [
-        f"Of the data {tmp_path}, 1 file of 50 B can be read; left out: "
+        f"Of the data '{tmp_path}', 1 file of 50 B can be read; left out: "
         "2 Parquet (such as a.parquet; write its text to a .jsonl file), 1 binary (picture.png), 1 broken link (gone), "
         "1 link to a folder (sub; name that folder as well), 1 no regular file (pipe), 1 not UTF-8 (latin1.txt; "
         "convert what is Latin-1 with 'iconv -f LATIN1 -t UTF-8')."
@@ -283,6 +283,14 @@ def test_unusable_data_is_refused_in_one_sentence(
     with pytest.raises(ConfigError, match=message) as caught:
         training_tokens(data_of(tmp_path / name, parts=8), 0)
     assert "\n" not in str(caught.value)
+
+
+def test_text_of_ones_own_that_is_too_short_is_named_by_its_paths(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("hi")
+    paths = (str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
+    with pytest.raises(ConfigError, match=f"The data '{paths[0]}', '{paths[1]}' has 6 bytes, fewer than"):
+        private_tokens(paths, data_of(tmp_path))
 
 
 def test_an_empty_folder_is_refused_by_name(tmp_path: Path) -> None:

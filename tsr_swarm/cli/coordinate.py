@@ -63,7 +63,7 @@ def coordinate(
         def invite(snapshot: SwarmSnapshot) -> "Invitation | None":
             return invitation(snapshot.address, listen, dht_port) if snapshot.address else None
 
-        folder = Path(config.checkpoint.dir) if resume else None
+        folder = Path(config.folder) if resume else None
         show_coordinator(context.obj, config.run.name, folder, invite)
 
     from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator

@@ -2,6 +2,8 @@
 
 import errno
 
+from tsr_swarm.runtime.machine_limits import is_about_memory
+
 _REMEDIES = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there",
@@ -17,8 +19,6 @@ _REMEDIES = {
     errno.ELOOP: "correct the links that lead there",
     errno.EIO: "check the disk",
 }
-# As torch and the loader of libraries put it.
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc", "failed to map segment")
 
 
 def sentence_of(error: BaseException) -> str | None:
@@ -27,7 +27,7 @@ def sentence_of(error: BaseException) -> str | None:
         what = "Writing or reading failed" if error.filename is None else f"{error.filename} cannot be used"
         remedy = _REMEDIES.get(error.errno, "check that place")
         return f"{what} ({error.strerror}); {remedy}, then try again."
-    if isinstance(error, MemoryError) or _is_about_memory(error):
+    if is_about_memory(error):
         return "This machine has too little memory for that; close other programs, or use a smaller model or batch."
     if isinstance(error, ImportError) and not str(error.name).startswith("tsr_swarm"):
         reason = str(error).strip().splitlines()[-1]
@@ -35,8 +35,3 @@ def sentence_of(error: BaseException) -> str | None:
     if isinstance(error, UnicodeError):
         return f"A name or text that was given is not UTF-8 ({error}); rename or convert it."
     return None
-
-
-def _is_about_memory(error: BaseException) -> bool:
-    message = str(error).lower()
-    return isinstance(error, RuntimeError | ImportError) and any(words in message for words in _NO_MEMORY)

@@ -90,7 +90,7 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()  # here, and not as the interpreter ends, where a full disk would be told in its words
         return int(code or 0)
     except (Exception, KeyboardInterrupt) as error:
-        return _explain(_cause(error))
+        return _explain(_cause(error), arguments)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -100,11 +100,11 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _explain(error: BaseException) -> int:
+def _explain(error: BaseException, arguments: Sequence[str]) -> int:
     """Say why the command failed, unless that is known, and give the exit code."""
     match error:
         case _CommandLineError():
-            return _usage(error)
+            return _usage(error, arguments)
         case SwarmError():
             _say(str(error))
             return error.exit_code
@@ -117,13 +117,14 @@ def _explain(error: BaseException) -> int:
     return FAILED
 
 
-def _usage(error: Exception) -> int:
+def _usage(error: Exception, arguments: Sequence[str]) -> int:
     """No arguments at all show the help; anything else is one sentence."""
     if type(error).__name__ == "NoArgsIsHelpError":
         _print(str(error))
     else:
         message = str(getattr(error, "format_message", error.__str__)()).rstrip(".")
-        command = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
+        context = getattr(error, "ctx", None)  # None: an option lacks its value, which the parser says by itself
+        command = context.command_path if context else f"{PROGRAM} {arguments[0]}"
         _say(f"{message}; see '{command} --help'.")
     return USAGE
 

@@ -51,6 +51,7 @@ from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.history import EVENTS_FILE
 from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.log import EventLog, read_recording, recording
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.llama import parameter_count
 from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.transport.base import Caller
@@ -113,7 +114,11 @@ def open_log(path: Path, warn: Callable[[Event], None]) -> Iterator[EventLog]:
             write = stack.enter_context(recording(path))
             log = EventLog(time.time, [lambda line: None if PROGRESS in line[:40] else write(line)])
         except OSError as error:
-            warn(events.Warned(message=f"{path} cannot be used ({error}); the run goes on without a record of it."))
+            warn(
+                events.Warned(
+                    message=f"{path} cannot be used ({reason_text(error)}); the run goes on without a record of it."
+                )
+            )
             log = EventLog(time.time)
         yield log
 

@@ -18,12 +18,14 @@ from typing import BinaryIO, TypeVar
 from google.protobuf.message import DecodeError
 
 from tsr_swarm.errors import PeerError, RunError
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.checkpoint import sync
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.messages import sections_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 _NAME = re.compile(r"round-(\d{9})-([0-9a-f]{64})(?:-([0-9a-f]{64}))?\.bin")
+_ASIDE = ".tmp"  # the ending of a file that is being written
 _LENGTH = struct.Struct("<Q")
 
 _Key = tuple[int, bytes]  # a round and its chain hash
@@ -61,7 +63,8 @@ class DeltaLog:
     def open(self, committed: int = 0, chain: bytes = b"") -> None:
         """Find what an earlier process left, of which round ``committed`` with hash ``chain`` stands. Raises RunError.
 
-        Proposals of the round after it are kept: this node may have promised to keep one. Later ones are removed.
+        Proposals of the round after it are kept: this node may have promised to keep one. Later ones are removed, and
+        files of others left alone.
         """
         with self._lock:
             try:
@@ -69,7 +72,9 @@ class DeltaLog:
                 for path in self.folder.iterdir():
                     self._find(path, committed)
             except OSError as error:
-                raise RunError(f"The rounds in {self.folder} cannot be read ({error}); check that folder.") from error
+                raise RunError(
+                    f"The rounds in {self.folder} cannot be read ({reason_text(error)}); check that folder."
+                ) from error
             self._stand(committed, chain)
 
     def rebase(self, committed: int, chain: bytes) -> None:
@@ -90,7 +95,7 @@ class DeltaLog:
             return
         name = f"round-{plan.round:09d}-{chain.hex()}" + (f"-{plan.parent.hex()}" if plan.parent else "")
         path = self.folder / f"{name}.bin"
-        temporary = path.with_suffix(f".{threading.get_ident()}.tmp")  # the same round may come in two ways at once
+        temporary = path.with_suffix(f".{threading.get_ident()}{_ASIDE}")  # the same round may come in two ways at once
         encoded = header.SerializeToString()
         try:
             with temporary.open("wb") as file:
@@ -101,7 +106,9 @@ class DeltaLog:
             sync(self.folder)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise RunError(f"Round {plan.round} cannot be kept in {self.folder} ({error}); free space.") from error
+            raise RunError(
+                f"Round {plan.round} cannot be kept in {self.folder} ({reason_text(error)}); free space."
+            ) from error
         with self._lock:
             self._kept[plan.round, chain] = _Kept(path, plan.parent, _LENGTH.size + len(encoded) + len(data))
 
@@ -190,7 +197,11 @@ class DeltaLog:
 
     def _find(self, path: Path, committed: int) -> None:
         match = _NAME.fullmatch(path.name)
-        if match is None or int(match[1]) > committed + 1:
+        if match is None:
+            if path.suffix == _ASIDE:  # of a process that was killed
+                path.unlink()
+            return
+        if int(match[1]) > committed + 1:
             path.unlink()
             return
         key = int(match[1]), bytes.fromhex(match[2])
@@ -236,7 +247,7 @@ class DeltaLog:
         with self._lock:
             was_kept = self._kept.pop(key, None) is not None
         if was_kept:
-            raise RunError(f"Round {key[0]} in {self.folder} cannot be read ({error}).") from error
+            raise RunError(f"Round {key[0]} in {self.folder} cannot be read ({reason_text(error)}).") from error
 
 
 def _read_header(file: BinaryIO, key: _Key) -> pb.PublishedHeader:

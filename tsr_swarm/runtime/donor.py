@@ -18,7 +18,8 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import RefusedError, RunError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.runtime.delta_log import DeltaLog
-from tsr_swarm.runtime.state_chunks import PART, read_chunks, write_state
+from tsr_swarm.runtime.state_chunks import read_chunks, write_state
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 STATE_ROUNDS = 5  # between two states that every donor keeps; replaying up to this many rounds is cheap
@@ -54,12 +55,11 @@ class Donor:
         """Remove the states that an earlier process left, but for a download that may go on. Raises RunError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.iterdir():
-                if path.suffix != f".{PART}":
-                    path.unlink()
+            for path in self.folder.glob("state-*.bin"):
+                path.unlink()
         except OSError as error:
             raise RunError(
-                f"{self.folder} cannot be used ({error.strerror}); choose a folder you can write to."
+                f"{self.folder} cannot be used ({reason_text(error)}); choose a folder you can write to."
             ) from error
 
     # --- states -------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ class Donor:
         try:
             path.replace(final)
         except OSError as error:
-            raise RunError(f"The state cannot be kept in {self.folder} ({error}); free space.") from error
+            raise RunError(f"The state cannot be kept in {self.folder} ({reason_text(error)}); free space.") from error
         self._states[description.round] = _Kept(description, final)
         old, now = sorted(self._states, reverse=True)[KEPT_STATES:], self._clock()
         for place, round in enumerate(old, start=KEPT_STATES):

@@ -12,6 +12,7 @@ from typing import Any
 
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.rounds.council import Ledger, Record
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.checkpoint import sync
 from tsr_swarm.train.sealed import decode_sealed, encode_sealed
 from tsr_swarm.wire.fields import (
@@ -56,7 +57,7 @@ class Journal:
             except FileNotFoundError:
                 faults.append(f"{path} is missing")
             except (OSError, ValueError, TypeError, KeyError, PeerError) as error:
-                faults.append(f"{path} cannot be used ({error})")
+                faults.append(f"{path} cannot be used ({reason_text(error)})")
         if not found and not self.is_there:
             return None
         if not found:
@@ -80,7 +81,9 @@ class Journal:
             sync(self._folder)
         except OSError as error:
             path = self._folder / NAMES[0]
-            raise RunError(f"The journal {path} cannot be written ({error}); free some space there.") from error
+            raise RunError(
+                f"The journal {path} cannot be written ({reason_text(error)}); free some space there."
+            ) from error
         self._writes += 1
 
     def _read(self, path: Path) -> tuple[int, Ledger]:

@@ -20,7 +20,10 @@ PROGRAM_BYTES = 700 << 20  # of address space, for Python and the libraries ...
 RESIDENT_BYTES = 256 << 20  # ... and of memory, at the least
 THREAD_BYTES = 64 << 20  # of address space that the C library sets aside for a thread, beside its stack
 DEFAULT_STACK_BYTES = 8 << 20
-_ALLOCATION_FAILED = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+# As torch, C++ and the loader of libraries put it.
+_ALLOCATION_FAILED = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|bad_alloc|failed to map segment", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +86,17 @@ def memory_errors() -> Iterator[None]:
     """Turn a failed allocation, of whatever library, into RunError."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not _ALLOCATION_FAILED.search(str(error)):
+    except Exception as error:
+        if not is_about_memory(error):
             raise
         raise RunError("This machine has run out of memory; close other programs, or take a larger machine.") from error
+
+
+def is_about_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever library, says that an allocation has failed."""
+    if isinstance(error, RuntimeError | ImportError):
+        return _ALLOCATION_FAILED.search(str(error)) is not None
+    return isinstance(error, MemoryError)
 
 
 def threads_needed(cores: int) -> int:

@@ -30,7 +30,7 @@ from tsr_swarm.swarm.records import Role
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.ledger import ByteLedger
-from tsr_swarm.telemetry.text import clean
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.corpus import find_documents
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.transport.kernel_bytes import KernelBytes
@@ -143,7 +143,9 @@ def _temporary_folder(stack: AsyncExitStack) -> Path:
     try:
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tsr-swarm-")))
     except OSError as error:
-        raise ConfigError(f"No temporary folder can be made ({error}); add --dir DIR, or set TMPDIR.") from error
+        raise ConfigError(
+            f"No temporary folder can be made ({reason_text(error)}); add --dir DIR, or set TMPDIR."
+        ) from error
 
 
 async def _meet(discovery: Discovery, options: JoinOptions, host: str, address: str, initial_peers: list[str]) -> None:
@@ -191,8 +193,9 @@ def choose_device(name: str) -> torch.device:
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
-        reason = clean(str(error).splitlines()[0], 120)
-        raise ConfigError(f"Device '{name}' cannot be used ({reason}); choose cpu, or leave --device out.") from error
+        raise ConfigError(
+            f"Device '{name}' cannot be used ({reason_text(error)}); choose cpu, or leave --device out."
+        ) from error
     return device
 
 

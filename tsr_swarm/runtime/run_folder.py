@@ -3,7 +3,7 @@
 import fcntl
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.journal import NAMES, Journal, knows_rounds
 from tsr_swarm.runtime.reduction import Published, open_published
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train import checkpoint
 from tsr_swarm.train.llama import initial_weights, parameter_shapes
 from tsr_swarm.wire.messages import PublishedHeader
@@ -31,7 +32,7 @@ OUTER = "outer"  # its file of what the reducer keeps, where there is anything
 ROUNDS = "published"
 STATES = "states"  # the folder of the states that are served
 CHECKPOINTS = "checkpoints"
-PEER_RUN = "run-"  # the folder of one run in a peer's folder begins with it
+PEER_RUN = "run-"  # the folder of one run in a peer's folder begins with it, and goes on with 16 digits of its digest
 IDENTITY = "identity.key"
 CONTACTS = "contacts.json"  # where other nodes were last seen
 MIN_LOG_BYTES = 1 << 24  # a small model's log may be larger than its state: rounds are all that a laggard needs
@@ -78,6 +79,15 @@ class RunFolder:
         """Whether this node keeps rounds here, which it does from its first start with a journal on."""
         return (self.path / ROUNDS).exists()
 
+    @property
+    def knows_rounds(self) -> bool:
+        """Whether anything here is of a round: a checkpoint, the journal, or a round's own file.
+
+        A state before round 1 is what a start leaves that went no further, such as one whose port was taken.
+        """
+        has_saved = any(checkpoint.saved_rounds(self.checkpoints))
+        return has_saved or knows_rounds(self.path) or any((self.path / ROUNDS).glob("round-*.bin"))
+
     def delta_log(self, manifest: Manifest) -> DeltaLog:
         """The rounds since the last checkpoint, and as many older ones as the state has bytes."""
         return DeltaLog(self.path / ROUNDS, max(MIN_LOG_BYTES, 4 * manifest.parameters))
@@ -99,7 +109,8 @@ class RunFolder:
 
 def holds_work(folder: Path) -> bool:
     """Whether a coordinator or a peer has kept anything in ``folder`` that belongs to its key."""
-    return any((folder / name).exists() for name in (*NAMES, CHECKPOINTS)) or any(folder.glob(f"{PEER_RUN}*"))
+    has_runs = any(folder.glob(PEER_RUN + 16 * "[0-9a-f]"))
+    return has_runs or any((folder / name).exists() for name in (*NAMES, CHECKPOINTS))
 
 
 @contextmanager
@@ -113,8 +124,9 @@ def folder_lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise RunError(f"Another process is using {folder}; stop it, or choose another folder.") from None
         except OSError as error:
-            reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
-            raise RunError(f"{folder} cannot be used ({reason}); choose a folder you can write to.") from error
+            raise RunError(
+                f"{folder} cannot be used ({reason_text(error)}); choose a folder you can write to."
+            ) from error
         yield
 
 
@@ -134,8 +146,7 @@ class StartingPoint:
 
 def start_run(folder: RunFolder, config: RunConfig, me: str) -> StartingPoint:
     """A new run with fresh weights and bases, in which ``me`` votes alone at first. Refuses a folder that holds one."""
-    # A state before round 1 alone is what a start leaves that went no further, such as one whose port was taken.
-    if set(checkpoint.saved_rounds(folder.checkpoints)) - {0} or knows_rounds(folder.path):
+    if folder.knows_rounds:
         raise ConfigError(f"{folder.path} already holds a run; add --resume, or choose another checkpoint.dir.")
     manifest = make_manifest(secrets.token_hex(16), config, parameter_shapes(config.model))
     consensus = fresh_consensus(manifest)
@@ -165,7 +176,12 @@ def resume_run(
     ``has_contacts``: whether other nodes of the run are known, from which this one can fetch what its disk has lost.
     """
     if not checkpoint.saved_rounds(folder.checkpoints):
-        raise CheckpointError(f"{folder.path} holds no checkpoint; start the run without --resume, or check the path.")
+        if folder.knows_rounds:
+            raise CheckpointError(
+                f"{folder.path} holds a run but no checkpoint; restore {folder.checkpoints} from a copy, or start a "
+                "new run in another checkpoint.dir."
+            )
+        raise CheckpointError(f"{folder.path} holds no run; start it without --resume, or check the path.")
     manifest, saved = load_run(folder, warn)
     wanted = make_manifest(manifest.run_id, config, parameter_shapes(config.model))
     if wanted.digest != manifest.digest:
@@ -185,6 +201,7 @@ def resume_run(
     newest = record if record.round > ledger.base.round else ledger.base
     delta_log = folder.delta_log(manifest)
     delta_log.open(newest.round, bytes.fromhex(newest.chain))
+    warn_of_lost_proposal(manifest, ledger, delta_log, warn)
     outer = unpack_outer(saved.files.get(OUTER, {}), manifest.blocks)
     try:
         record, outer = replay(manifest, consensus, outer, record, delta_log, newest)
@@ -204,6 +221,22 @@ def resume_run(
         ledger=ledger,
         delta_log=delta_log,
         coverage=saved_coverage(saved),
+    )
+
+
+def warn_of_lost_proposal(manifest: Manifest, ledger: Ledger, delta_log: DeltaLog, warn: Callable[[str], None]) -> None:
+    """Say so where a proposal that this node promised to keep cannot be read: it may be the only one that had it."""
+    tail = ledger.tail
+    if tail is None or tail.round <= delta_log.committed:
+        return
+    with suppress(RunError, PeerError):
+        kept = delta_log.get(tail.round, bytes.fromhex(tail.chain))
+        if kept is not None:
+            open_published(manifest, *kept, tail.parent)
+            return
+    warn(
+        f"The proposal of round {tail.round}, which this node promised to keep, cannot be read in {delta_log.folder}; "
+        "unless another node has it the run waits: restore that folder from a copy."
     )
 
 

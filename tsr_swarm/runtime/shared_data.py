@@ -5,7 +5,7 @@ import os
 from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.swarm.addresses import is_loopback, split_address
-from tsr_swarm.train.corpus import missing_paths, source_paths
+from tsr_swarm.train.corpus import missing_paths, source_paths, source_text
 
 
 def advise_organiser(data: DataConfig, listen: str) -> str | None:
@@ -16,14 +16,14 @@ def advise_organiser(data: DataConfig, listen: str) -> str | None:
     host, _ = split_address(listen)
     if not is_loopback(host):
         return (
-            f"data.source = {_shown(paths)} is a path and no text is sent: volunteers need the same files at that path "
-            "of their machines, or 'join --data PATH' with text of their own."
+            f"data.source = {source_text(paths)} is a path and no text is sent: volunteers need the same files at that "
+            "path of their machines, or 'join --data PATH' with text of their own."
         )
     if all(os.path.isabs(os.path.expanduser(path)) for path in paths):
         return None
     return (
-        f"data.source = {_shown(paths)} is relative: peers that are started in another folder need 'join --data PATH', "
-        "or an absolute data.source."
+        f"data.source = {source_text(paths)} is relative: peers that are started in another folder need "
+        "'join --data PATH', or an absolute data.source."
     )
 
 
@@ -43,7 +43,3 @@ def absolute_source(source: str | tuple[str, ...]) -> str | tuple[str, ...]:
     if not paths:
         return source
     return paths[0] if isinstance(source, str) else paths
-
-
-def _shown(paths: tuple[str, ...]) -> str:
-    return ", ".join(map(repr, paths))

@@ -19,6 +19,7 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.optim.consensus import Consensus, little_endian
 from tsr_swarm.optim.drawn import are_drawn, drawn_bases
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.wire.codec import HASH_BYTES, hash_bytes
 from tsr_swarm.wire.compression import compress, decompress
 from tsr_swarm.wire.control import check_state_description
@@ -44,7 +45,9 @@ def write_state(path: Path, manifest: Manifest, consensus: Consensus, round: int
                 total += len(piece)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise RunError(f"The state of round {round} cannot be kept in {path.parent} ({error}); free space.") from error
+        raise RunError(
+            f"The state of round {round} cannot be kept in {path.parent} ({reason_text(error)}); free space."
+        ) from error
     return pb.StateDescription(
         round=round,
         digest=consensus.digest(),
@@ -221,7 +224,9 @@ class StateAssembly:
         return min(size, self.description.total_bytes - index * size)
 
     def _no_room(self, error: OSError) -> RunError:
-        return RunError(f"The state cannot be kept in {self.path.parent} ({error}); free space, or use another --dir.")
+        return RunError(
+            f"The state cannot be kept in {self.path.parent} ({reason_text(error)}); free space, or use another --dir."
+        )
 
 
 def begun_round(folder: Path) -> int:

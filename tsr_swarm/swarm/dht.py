@@ -24,6 +24,7 @@ from tsr_swarm.swarm.records import (
     decode_record,
     encode_record,
 )
+from tsr_swarm.telemetry.text import reason_text
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 START_SECONDS = 15.0
@@ -98,7 +99,7 @@ class DhtDirectory:
                 exits.push_async_callback(_stop_node, node)
             except Exception as error:  # of whatever kind hivemind, its daemon or this machine may raise
                 where = f"nobody answered at {host_of(peers[0])}" if peers else "p2pd did not start"
-                why = f"waited {timeout:.0f} s" if isinstance(error, TimeoutError) else _reason(error)
+                why = f"waited {timeout:.0f} s" if isinstance(error, TimeoutError) else reason_text(error)
                 raise _unusable(f"{where}: {why}") from error
             return cls(identity=identity, clock=clock, p2p=p2p, node=node, joined=bool(peers), exits=exits.pop_all())
 
@@ -167,9 +168,11 @@ def _import_hivemind() -> None:
             import hivemind.dht.node  # noqa: F401
             from hivemind.utils.logging import use_hivemind_log_handler
     except ImportError as error:
-        raise _unusable(f"hivemind cannot be imported ({error}); 'pip install tsr-swarm[dht]' may help") from error
+        raise _unusable(
+            f"hivemind cannot be imported ({reason_text(error)}); 'pip install tsr-swarm[dht]' may help"
+        ) from error
     except Exception as error:
-        raise _unusable(f"hivemind cannot be imported ({_reason(error)})") from error
+        raise _unusable(f"hivemind cannot be imported ({reason_text(error)})") from error
     use_hivemind_log_handler("nowhere")
     logging.getLogger("hivemind").setLevel(logging.WARNING)
     logging.addLevelName(logging.WARNING, "WARNING")  # hivemind renames it for the whole process
@@ -282,13 +285,7 @@ async def _within(seconds: float, call: Coroutine[Any, Any, T]) -> T:
     except TimeoutError:
         raise _unusable(f"no answer in {seconds:.0f} s") from None
     except Exception as error:  # such as a daemon that was killed
-        raise _unusable(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what a library says, cut short: some quote whole messages."""
-    lines = str(error).splitlines()
-    return lines[0][:120] if lines else type(error).__name__
+        raise _unusable(reason_text(error)) from error
 
 
 def _unusable(reason: str) -> UnreachableError:

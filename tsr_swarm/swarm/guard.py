@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tsr_swarm.errors import RunError
+from tsr_swarm.telemetry.text import reason_text
 
 CLOSE_SECONDS = 5.0
 _PREFIX = "tsr-swarm-"
@@ -64,7 +65,7 @@ class Guard:
             folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))
         except OSError as error:
             raise RunError(
-                f"No temporary folder can be made in {base} ({error}); set TMPDIR to one that can."
+                f"No temporary folder can be made in {base} ({reason_text(error)}); set TMPDIR to one that can."
             ) from error
         try:
             process = await asyncio.create_subprocess_exec(
@@ -78,7 +79,9 @@ class Guard:
         except BaseException as error:  # cancelled, for one
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, OSError):
-                raise RunError(f"/bin/sh cannot be started ({error}); the guard of {folder} needs it.") from error
+                raise RunError(
+                    f"/bin/sh cannot be started ({reason_text(error)}); the guard of {folder} needs it."
+                ) from error
             raise
         return cls(folder, process)
 

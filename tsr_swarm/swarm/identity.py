@@ -16,6 +16,7 @@ from tsr_swarm.errors import ConfigError
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 _MAX_FILE_BYTES = 4096
+_RESTORE = "restore it from a copy, or choose another folder to take part as a new node"
 
 
 class Identity:
@@ -54,18 +55,17 @@ def load_identity(path: Path, *, is_new: bool = True) -> Identity:
     it is missing and should be there.
     """
     with contextlib.suppress(FileNotFoundError):
-        return _read(path)
+        return _read(path, is_new)
     if not is_new:
         raise ConfigError(
-            f"The key file {path} is missing, but its folder holds what this node did under that key; restore it from "
-            "a copy, or choose another folder to take part as a new node."
+            f"The key file {path} is missing, but its folder holds what this node did under that key; {_RESTORE}."
         )
     key = Ed25519PrivateKey.generate()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_new(path, key)
     except FileExistsError:  # another process was first: its key is this installation's
-        return _read(path)
+        return _read(path, is_new)
     except OSError as error:
         raise ConfigError(
             f"The key file {path} cannot be written ({error.strerror}); choose a folder you can write to."
@@ -91,7 +91,8 @@ def _domain(kind: str) -> bytes:
     return b"tsr/v1/" + kind.encode() + b"\0"
 
 
-def _read(path: Path) -> Identity:
+def _read(path: Path, is_new: bool) -> Identity:
+    remedy = "delete it to be given a new identity" if is_new else _RESTORE
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -109,11 +110,9 @@ def _read(path: Path) -> Identity:
     try:
         key = serialization.load_pem_private_key(data, password=None)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} holds no key ({error}); delete it to be given a new identity.") from error
+        raise ConfigError(f"The key file {path} is damaged or holds no key; {remedy}.") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(
-            f"{path} holds a {type(key).__name__}, not an Ed25519 key; delete it to be given a new identity."
-        )
+        raise ConfigError(f"{path} holds a {type(key).__name__}, not an Ed25519 key; {remedy}.")
     return Identity(key)
 
 

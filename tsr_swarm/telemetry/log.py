@@ -32,7 +32,7 @@ from tsr_swarm.telemetry.events import (
     encode,
 )
 from tsr_swarm.telemetry.seen import Seen
-from tsr_swarm.telemetry.text import plural
+from tsr_swarm.telemetry.text import plural, reason_text
 from tsr_swarm.telemetry.writer import BackgroundWriter
 
 Numbered = tuple[int, str]
@@ -210,7 +210,11 @@ class EventLog:
                 sink(line)
             except OSError as error:
                 self._sinks.remove(sink)
-                self.append(Warned(message=f"The event stream stopped writing ({error}); the run goes on without it."))
+                self.append(
+                    Warned(
+                        message=f"The event stream stopped writing ({reason_text(error)}); the run goes on without it."
+                    )
+                )
 
 
 def recording(path: Path) -> contextlib.AbstractContextManager[Sink]:

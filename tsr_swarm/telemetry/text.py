@@ -5,6 +5,7 @@ import unicodedata
 
 NAME_LENGTH = 32
 LINE_LENGTH = 400
+REASON_LENGTH = 200  # of what a library says, which may quote whole messages
 # Control, format (bidirectional overrides, zero width), surrogate, private, unassigned; line and paragraph separators.
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
@@ -66,6 +67,15 @@ def factor_text(dense_bytes: int, wire_bytes: int) -> str:
         return "-"
     factor = dense_bytes / wire_bytes
     return f"{factor:.0f}x" if factor >= 9.95 else f"{factor:.1f}x"
+
+
+def reason_text(error: Exception) -> str:
+    """Why something failed, for the middle of a sentence: one line, of the system's errors without number and path."""
+    if isinstance(error, FileExistsError):
+        return "a file is in its place"
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    first, *_ = text.strip().splitlines() or [type(error).__name__]
+    return clean(first, REASON_LENGTH)
 
 
 def plural(count: int, noun: str) -> str:

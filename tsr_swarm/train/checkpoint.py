@@ -21,6 +21,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from tsr_swarm.errors import CheckpointError
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.sealed import decode_sealed, encode_sealed
 
 FORMAT = 1
@@ -74,7 +75,8 @@ def load_latest(folder: Path) -> Checkpoint | None:
         try:
             return _read(path, tuple(f"{damage}; the one before it is used." for damage in damages))
         except (OSError, ValueError, SafetensorError) as error:
-            damages.append(f"Checkpoint {path} is damaged ({error})")
+            name = f"{Path(error.filename).name}: " if isinstance(error, OSError) and error.filename else ""
+            damages.append(f"Checkpoint {path} is damaged ({name}{reason_text(error)})")
     if not damages:
         return None
     raise CheckpointError(
@@ -183,7 +185,7 @@ def _cannot_write(final: Path, files: Mapping[str, Mapping[str, Tensor]], error:
     needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
     existing = next(path for path in (final, *final.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    reason = error.strerror if isinstance(error, OSError) else str(error).removeprefix("Error while serializing: ")
+    reason = reason_text(error).removeprefix("Error while serializing: ")
     return (
         f"Checkpoint {final} cannot be written ({reason}): it needs {_megabytes(needed)} and {_megabytes(free)} "
         "is free; make room or choose another checkpoint.dir, the older checkpoints are untouched."
@@ -215,6 +217,8 @@ def _read(path: Path, warnings: tuple[str, ...]) -> Checkpoint:
         body = decode_sealed((path / MANIFEST).read_bytes())
     except ValueError as error:
         raise ValueError(f"{MANIFEST} cannot be used: {error}") from error
+    if not {"format", "round", "files", "document"} <= body.keys():
+        raise ValueError(f"{MANIFEST} is of no checkpoint")
     if body["format"] != FORMAT:
         raise ValueError(f"its format is {body['format']}, this program reads {FORMAT}: use the version that wrote it")
     files = {name.removesuffix(".safetensors"): _read_file(path / name, entry) for name, entry in body["files"].items()}

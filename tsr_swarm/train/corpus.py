@@ -38,16 +38,15 @@ def find_documents(source: str | tuple[str, ...], warn: Warn = ignore) -> tuple[
         documents = _distinct(_stdlib_files() if source == STDLIB else _named_files(source, left_out))
     except OSError as error:
         raise _unreadable(error) from error
-    place = source if isinstance(source, str) else ", ".join(source)
     if not documents:
         but = f", but {reasons(left_out)}" if left_out else ""
         raise ConfigError(
-            f"The data source '{place}' holds 0 bytes of text{but}; name files or folders that hold some."
+            f"The data source {source_text(source)} holds 0 bytes of text{but}; name files or folders that hold some."
         )
     if left_out:
         size = sum(document.size for document in documents)
         read = f"{plural(len(documents), 'file')} of {bytes_text(size)}"
-        warn(f"Of the data {place}, {read} can be read; left out: {reasons(left_out)}.")
+        warn(f"Of the data {source_text(source)}, {read} can be read; left out: {reasons(left_out)}.")
     return documents
 
 
@@ -61,6 +60,11 @@ def source_paths(source: str | tuple[str, ...]) -> tuple[str, ...]:
     if source == STDLIB:
         return ()
     return (source,) if isinstance(source, str) else source
+
+
+def source_text(source: str | tuple[str, ...]) -> str:
+    """``'stdlib'``, or ``'a', 'b'``: a source as it stands in sentences."""
+    return ", ".join(map(repr, source_paths(source) or (STDLIB,)))
 
 
 def read_documents(documents: Iterable[Document], end: bytes, warn: Warn = ignore) -> bytearray:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.train.corpus import Document, find_documents, read_documents
+from tsr_swarm.train.corpus import Document, find_documents, read_documents, source_text
 from tsr_swarm.train.split import heldout_documents, heldout_tail, part_documents, part_range
 from tsr_swarm.train.unread import Warn, ignore
 
@@ -24,7 +24,7 @@ def heldout_tokens(data: DataConfig, warn: Warn = ignore) -> Tensor:
     documents = find_documents(data.source, warn)
     heldout = heldout_documents(documents, data.sequence_length + 1)
     text = _read(heldout, warn) if heldout else _cut_tail(documents, data, warn)[1]
-    return _tokens(text, data, f"the held-out text of data source {data.source!r}", "add text")
+    return _tokens(text, data, f"the held-out text of data source {source_text(data.source)}", "add text")
 
 
 def training_tokens(data: DataConfig, part: int, warn: Warn = ignore) -> Tensor:
@@ -47,7 +47,7 @@ def training_tokens(data: DataConfig, part: int, warn: Warn = ignore) -> Tensor:
 
 def private_tokens(source: str | tuple[str, ...], data: DataConfig, warn: Warn = ignore) -> Tensor:
     """All text of a peer's own files and folders, uint8. Raises ConfigError when there is less than a sequence."""
-    return _tokens(_read(find_documents(source, warn), warn), data, f"the data {source!r}", "add text")
+    return _tokens(_read(find_documents(source, warn), warn), data, f"the data {source_text(source)}", "add text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,8 +80,8 @@ def _cut_tail(documents: Sequence[Document], data: DataConfig, warn: Warn) -> tu
     minimum = data.sequence_length + 1
     if len(text) < 2 * minimum:
         raise ConfigError(
-            f"The data source {data.source!r} has {len(text)} bytes, fewer than the {2 * minimum} of a training and a "
-            f"held-out sequence; add text or lower data.sequence_length = {data.sequence_length}."
+            f"The data source {source_text(data.source)} has {len(text)} bytes, fewer than the {2 * minimum} of a "
+            f"training and a held-out sequence; add text or lower data.sequence_length = {data.sequence_length}."
         )
     cut = len(text) - heldout_tail(len(text), minimum)
     return text[:cut], text[cut:]
@@ -93,7 +93,7 @@ def _range(text: bytearray, data: DataConfig, part: int) -> Tensor:
 
 
 def _part_tokens(text: bytearray, data: DataConfig, part: int) -> Tensor:
-    what = f"part {part + 1} of {data.parts} of data source {data.source!r}"
+    what = f"part {part + 1} of {data.parts} of data source {source_text(data.source)}"
     return _tokens(text, data, what, f"add text or lower data.parts = {data.parts}")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tsr_swarm.config.run import ModelConfig
 from tsr_swarm.errors import CheckpointError
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.checkpoint import sync, write_tensors
 from tsr_swarm.train.data import END_OF_DOCUMENT
 from tsr_swarm.train.llama import parameter_shapes
@@ -53,7 +54,9 @@ def export_hf(folder: Path, weights: Mapping[str, Tensor], config: ModelConfig) 
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be written ({error}); make room or choose another --out.") from error
+        raise CheckpointError(
+            f"{folder} cannot be written ({reason_text(error)}); make room or choose another --out."
+        ) from error
 
 
 def _llama_config(config: ModelConfig) -> dict[str, Any]:

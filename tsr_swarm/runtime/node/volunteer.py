@@ -26,11 +26,12 @@ from tsr_swarm.runtime.node.service import NodeService
 from tsr_swarm.runtime.node.start import Seams, Start
 from tsr_swarm.runtime.node.weights import AppliedRound, TrainedWeights
 from tsr_swarm.runtime.reporting import Reporter
-from tsr_swarm.runtime.run_folder import PEER_RUN, STATES, RunFolder
+from tsr_swarm.runtime.run_folder import PEER_RUN, STATES, RunFolder, warn_of_lost_proposal
 from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.log import EventLog
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.wire.messages import PublishedHeader
 from tsr_swarm.wire.rules import with_rules
@@ -107,7 +108,7 @@ class VolunteerProcess:
             self._folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(
-                f"{self._folder.path} cannot be made ({error}); choose a folder you can write to."
+                f"{self._folder.path} cannot be made ({reason_text(error)}); choose a folder you can write to."
             ) from error
         if self._service is not None:
             journal = self._folder.journal(self._manifest, self._who.peer_id)
@@ -115,6 +116,7 @@ class VolunteerProcess:
             log = self._folder.delta_log(self._manifest)
             newest = record if record is not None and record.round > ledger.base.round else ledger.base
             log.open(newest.round, bytes.fromhex(newest.chain))
+            warn_of_lost_proposal(self._manifest, ledger, log, self._warn)
             donor = Donor(self._manifest, self._folder.path / STATES, log)
             donor.open()
         return Start(
@@ -133,7 +135,7 @@ class VolunteerProcess:
 
     def _promised(self, journal: Journal, genesis: Record) -> Ledger:
         """What this peer's journal says; a new one begins with ``genesis``, before anything else is kept."""
-        ledger = journal.load(lambda message: self._emit(events.Warned(message=message)))
+        ledger = journal.load(self._warn)
         if ledger is not None:
             return ledger
         if self._folder.has_rounds:
@@ -143,6 +145,9 @@ class VolunteerProcess:
             )
         journal.write(Ledger(genesis))
         return Ledger(genesis)
+
+    def _warn(self, message: str) -> None:
+        self._emit(events.Warned(message=message))
 
     def _seams(self) -> Seams:
         def trainer() -> Trainer:
