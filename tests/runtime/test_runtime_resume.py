@@ -136,6 +136,7 @@ async def test_a_coordinator_that_is_stopped_sends_nobody_home(tmp_path: Path) -
     assert swarm.coordinator is not None
     await asyncio.wait_for(swarm.coordinator.task, 30)
     assert swarm.finished().reason == "it was asked to stop"
+    assert any("the run waits until it is back" in event.message for event in swarm.of(ev.Warned))
     assert not any(member.task.done() for member in swarm.peers.values())
     swarm.on_event = lambda swarm, event: None
     await swarm.start_coordinator(resume=True, listen=swarm.address)
@@ -158,6 +159,7 @@ async def test_a_coordinator_that_is_stopped_goes_like_a_volunteer_where_others_
     await swarm.finish()
     assert [event.round for event in swarm.closed()] == [1, 2, 3]
     assert swarm.finished().reason == "it was asked to stop"
+    assert not any("waits until it is back" in event.message for event in swarm.of(ev.Warned)), "others go on"
     assert swarm.leader() in ("peer-1", "peer-2")
     digests = swarm.digests()
     assert sorted(digests) == [1, 2, 3, 4, 5]

@@ -1,6 +1,7 @@
 """The screen over a running command. The command itself runs as a child process; see runtime/front.py."""
 
 import asyncio
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.history import read_history
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.telemetry.text import seconds_text
+from tsr_swarm.telemetry.writer import has_hung_up
 
 QUIT_NOTE = "The screen is closed; training goes on. Ctrl-C finishes the round and leaves, twice leaves at once."
 
@@ -168,6 +170,9 @@ async def show_source(source: Source, title: str, quit_note: str, stop: StopRequ
         stopped.cancel()
     if screen.failure is not None:
         raise screen.failure
+    if has_hung_up(sys.stdout.fileno()):
+        stop.hang_up()  # nobody is there to read how it ended
+        return
     print(*closing_lines(screen.view(), quit_note), sep="\n")
 
 

@@ -177,12 +177,21 @@ class _Coordinator:
             elif node.is_over:
                 await self._run_log.last_words(node.node.council.ledger.base.round)
             if not node.is_over:
+                if node.node.council.voters == (self._identity.peer_id,):
+                    await self._say_that_it_waits()
                 self._run_log.stopped(reason)
                 return
             self._run_log.emit(self._run_log.finished(reason))
             is_asked_by_others = node.leading is not None and len(node.node.council.voters) > 1
             if is_asked_by_others or self._run_log.is_watched:
                 await asyncio.sleep(LINGER_SECONDS)
+
+    async def _say_that_it_waits(self) -> None:
+        """Nobody else can lead: whoever watches hears why no round opens."""
+        sentence = "The coordinator was asked to stop; the run waits until it is back ('coordinate --resume')."
+        self._run_log.emit(events.Warned(message=sentence))
+        if self._run_log.is_watched:
+            await asyncio.sleep(LINGER_SECONDS)
 
     def _start(self, address: str) -> Start:
         begun = self._begun
