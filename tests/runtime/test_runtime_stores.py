@@ -241,7 +241,8 @@ def test_files_of_others_among_the_rounds_and_states_are_left_alone(tmp_path: Pa
         (folder / "notes").mkdir(parents=True)
         (folder / "notes.txt").write_text("mine")
     (tmp_path / "published" / "round-000000001-00.1.tmp").touch()  # of a process that was killed
-    (tmp_path / "states" / "state-000000005.bin").touch()
+    for name in ("state-000000005.bin", "state-000000010.new"):
+        (tmp_path / "states" / name).touch()
     donor_in(tmp_path)
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*"))
     assert left == ["published/notes", "published/notes.txt", "states/notes", "states/notes.txt"]

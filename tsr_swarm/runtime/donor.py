@@ -55,7 +55,7 @@ class Donor:
         """Remove the states that an earlier process left, but for a download that may go on. Raises RunError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.glob("state-*.bin"):
+            for path in [*self.folder.glob("state-*.bin"), *self.folder.glob("state-*.new")]:
                 path.unlink()
         except OSError as error:
             raise RunError(
