@@ -108,9 +108,11 @@ class Councils(RuleBasedStateMachine):
         if source is not None and source.ledger.base.round > base.round:
             self.put(name, cl.Learned(self.standing[base.round + 1]))
 
-    @rule(name=nodes)
-    def die(self, name: str) -> None:
-        self.councils[name] = voting.begin(name, self.councils[name].ledger, self.now)
+    @rule(name=nodes, loses_bytes=st.booleans())
+    def die(self, name: str, loses_bytes: bool) -> None:
+        ledger = self.councils[name].ledger
+        lost = ledger.tail.chain if loses_bytes and ledger.tail is not None else ""
+        self.councils[name] = voting.begin(name, ledger, self.now, lost)
         self.fetching = [item for item in self.fetching if item[0] != name]
         self.behind.pop(name, None)
 
@@ -181,6 +183,32 @@ def council(me: str, base: int = 0, tail_term: int = 0, term: int = 0) -> Counci
     record = Record(base, f"r{base}", f"r{base - 1}", THREE)
     tail = Record(base + 1, f"r{base + 1}", f"r{base}", THREE) if tail_term else None
     return voting.begin(me, Ledger(record, term=term, tail=tail, tail_term=tail_term), 0.0)
+
+
+def test_a_voter_that_has_lost_the_bytes_of_its_tail_votes_as_before_and_does_not_stand() -> None:
+    """Nobody could fetch what it would propose; without it the others settle that round, if they can."""
+    sound = council("a", base=3, tail_term=2, term=2)
+    lost = voting.begin("a", sound.ledger, 0.0, "r4")
+    assert lost.ledger == sound.ledger
+    assert voting.wake_at(sound) < float("inf") == voting.wake_at(lost)
+    assert voting.step(lost, cl.Tick(), 1e6) == (lost, [])
+    for other in (council("b", base=3), council("b", base=3, tail_term=2), council("b", base=4)):
+        assert grants(lost, other) == grants(sound, other)
+    assert not grants(lost, council("b", base=3)), "what it accepted may stand"
+
+
+def test_a_voter_that_gets_the_bytes_of_its_tail_again_or_another_round_may_stand_again() -> None:
+    sound = council("a", base=3, tail_term=2, term=2)
+    assert sound.ledger.tail is not None
+    lost = voting.begin("a", sound.ledger, 0.0, "r4")
+    beat = cl.Received("b", Beat(5, sound.ledger.base, sound.ledger.tail))
+    asked, actions = voting.step(lost, beat, 1.0)
+    assert [action for action in actions if isinstance(action, cl.Store)], "its bytes are fetched from who proposes it"
+    stored, _ = voting.step(asked, cl.Stored(sound.ledger.tail), 2.0)
+    learned, _ = voting.step(lost, cl.Learned(sound.ledger.tail), 2.0)
+    assert stored.may_stand
+    assert learned.may_stand
+    assert voting.wake_at(stored) < float("inf")
 
 
 def grants(voter: Council, candidate: Council) -> bool:

@@ -11,9 +11,11 @@ from swarm_rig import Swarm, run_swarm, tiny_config
 
 from tsr_swarm.config.manifest import decode_manifest, make_manifest
 from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunError, SwarmError
-from tsr_swarm.runtime.journal import NAMES
+from tsr_swarm.rounds.council import Record
+from tsr_swarm.runtime.journal import NAMES, Journal
 from tsr_swarm.runtime.sampling import sample_checkpoint
 from tsr_swarm.runtime.workshop import Workshop
+from tsr_swarm.swarm.identity import load_identity
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.fold import fold_all
 from tsr_swarm.telemetry.ledger import ByteLedger
@@ -302,6 +304,43 @@ async def test_a_state_that_was_taken_is_a_checkpoint_that_outlives_a_kill(tmp_p
         member.stop.demand()
     await swarm.finish()
     assert all(len(seen) == 1 for seen in swarm.digests().values())
+
+
+async def test_a_proposal_that_only_one_voter_accepted_and_has_lost_does_not_stop_the_run(tmp_path: Path) -> None:
+    """Its journal goes further than the others', who would elect it, and what it would propose is on no disk."""
+
+    def stop_everybody(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.RoundOpened) and event.round == 4:
+            for member in swarm.members:
+                member.stop.demand()
+
+    config = tiny_config(tmp_path, run={"rounds": 8, "min_peers": 2})
+    swarm = Swarm(tmp_path, config, stop_everybody)
+    await swarm.start_coordinator()
+    for number in (1, 2):
+        swarm.start_peer(number, listen="127.0.0.1:0")
+    await asyncio.gather(*(member.task for member in swarm.members))
+
+    folder = tmp_path / "coordinator"
+    manifest = decode_manifest(checkpoint.load_latest(folder / "checkpoints").document["manifest"].encode())
+    me = load_identity(folder / "identity.key").peer_id
+    journal = Journal(folder, me, manifest.digest)
+    ledger = journal.load(print)
+    assert ledger is not None
+    assert len(ledger.base.voters) == 3
+    tail = Record(ledger.base.round + 1, "5" * 64, ledger.base.chain, ledger.base.voters)
+    term = ledger.term + 1
+    journal.write(replace(ledger, term=term, voted_for=me, tail=tail, tail_term=term))
+
+    swarm.on_event = lambda swarm, event: None
+    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    assert any("does not lead until" in event.message for event in swarm.of(ev.Warned))
+    for number in (1, 2):
+        swarm.start_peer(number, listen="127.0.0.1:0", resume=True)
+    await swarm.finish()
+    digests = swarm.digests()
+    assert max(digests) == 8
+    assert all(len(seen) == 1 for seen in digests.values())
 
 
 @pytest.mark.parametrize("lost", ["identity.key", "journal"])

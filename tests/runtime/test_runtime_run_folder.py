@@ -159,7 +159,8 @@ def test_a_promised_proposal_that_cannot_be_read_is_told(begun: Begun, damage: s
     elif damage == "wrong bytes":
         file.write_bytes(file.read_bytes()[:-1] + b"?")
     warnings: list[str] = []
-    begun.resume(warn=warnings.append)
+    again = begun.resume(warn=warnings.append)
+    assert again.lost == ("" if damage == "none" else begun.history.record(4).chain)
     assert ["proposal of round 4, which this node promised" in warning for warning in warnings] == (
         [] if damage == "none" else [True]
     )

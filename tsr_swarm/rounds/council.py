@@ -60,6 +60,7 @@ class Council:
     answers: Mapping[str, float] = field(default_factory=dict)  # voter -> when it last answered this leader
     beat_at: float = 0.0
     wanted: tuple[int, Record] | None = None  # term and record to accept once its bytes are stored
+    lost: str = ""  # chain hash of a tail whose bytes this voter's disk has lost
 
     @property
     def voters(self) -> tuple[str, ...]:
@@ -73,6 +74,15 @@ class Council:
     @property
     def leads(self) -> bool:
         return self.role is Role.LEADER
+
+    @property
+    def may_stand(self) -> bool:
+        """Whether it may lead: it votes, and what it accepted and would propose anew can be fetched from it.
+
+        One that has lost those bytes keeps its promise as a voter: it refuses whoever may not know of that round.
+        """
+        has_tail = self.ledger.tail is None or self.ledger.tail.chain != self.lost
+        return self.me in self.voters and has_tail
 
 
 # --- messages ---------------------------------------------------------------------------------------------------

@@ -18,9 +18,12 @@ from tsr_swarm.rounds.protocol import Action, Event
 ASLEEP_SECONDS = 8.0  # a node polls or beats more often; one without a step for so long was not running
 
 
-def begin(identity: Identity, ledger: Ledger, peer: PeerState, now: float) -> Node:
-    """A node as it starts, with its journal and the round of its checkpoint."""
-    return Node(identity, voting.begin(identity.me, ledger, now), peer, stepped_at=now)
+def begin(identity: Identity, ledger: Ledger, peer: PeerState, now: float, lost: str = "") -> Node:
+    """A node as it starts, with its journal and the round of its checkpoint.
+
+    lost: chain hash of the proposal that it accepted, if its disk does not have that any more.
+    """
+    return Node(identity, voting.begin(identity.me, ledger, now, lost), peer, stepped_at=now)
 
 
 def step(node: Node, event: Event, now: float) -> Result:

@@ -46,9 +46,9 @@ BEAT_SECONDS = 1.0  # a leader is heard from this often; what is not answered is
 SILENCE_SECONDS = 4.0  # a voter that hears no leader for once to twice this long stands for election
 
 
-def begin(me: str, ledger: Ledger, now: float) -> Council:
-    """A node as it starts, with what its journal says."""
-    council = Council(me, ledger, heard_at=now)
+def begin(me: str, ledger: Ledger, now: float, lost: str = "") -> Council:
+    """A node as it starts, with what its journal says; ``lost``: chain hash of its tail, if its bytes are gone."""
+    council = Council(me, ledger, heard_at=now, lost=lost)
     # Alone, nobody else can lead: there is no reason to wait.
     return replace(council, stand_at=now if set(council.voters) == {me} else now + _patience(council))
 
@@ -86,7 +86,7 @@ def wake_at(council: Council) -> float:
     """When the next Tick is due."""
     if council.leads:
         return council.beat_at
-    return council.stand_at if council.me in council.voters else float("inf")
+    return council.stand_at if council.may_stand else float("inf")
 
 
 def has_majority(council: Council, now: float) -> bool:
@@ -125,7 +125,7 @@ def _tick(council: Council, now: float) -> Result:
         if not has_majority(council, now):
             return _follow(council, council.term, now, "it is cut off from the majority of voters")
         return _beat(council, now) if now >= council.beat_at else (council, [])
-    if council.me not in council.voters or now < council.stand_at:
+    if not council.may_stand or now < council.stand_at:
         return council, []
     if set(council.voters) == {council.me}:
         return _stand(council, now)
@@ -323,7 +323,7 @@ def _stored(council: Council, record: Record, now: float) -> Result:
     if not is_wanted or record.parent != ledger.base.chain or record.round != ledger.base.round + 1:
         return council, []
     ledger = replace(ledger, tail=record, tail_term=council.term)
-    council = replace(council, ledger=ledger)
+    council = replace(council, ledger=ledger, lost="")
     if not council.leader:  # the line to it broke; its next beat is answered
         return council, []
     return council, [Send(council.leader, _answer(council, record.chain, "accepted"))]

@@ -216,6 +216,7 @@ class _Coordinator:
             outer=begun.outer,
             donor=self._donor,
             coverage=begun.coverage,
+            lost=begun.lost,
         )
 
     def _seams(self, lines: Lines) -> Seams:

@@ -142,6 +142,7 @@ class StartingPoint:
     ledger: Ledger  # what it has promised; its base is that round, or one that is older than the checkpoint
     delta_log: DeltaLog
     coverage: Coverage = NOTHING_DONE  # of the shared data, at the checkpoint
+    lost: str = ""  # chain hash of a promised proposal that cannot be read
 
 
 def start_run(folder: RunFolder, config: RunConfig, me: str) -> StartingPoint:
@@ -201,7 +202,7 @@ def resume_run(
     newest = record if record.round > ledger.base.round else ledger.base
     delta_log = folder.delta_log(manifest)
     delta_log.open(newest.round, bytes.fromhex(newest.chain))
-    warn_of_lost_proposal(manifest, ledger, delta_log, warn)
+    lost = find_lost_proposal(manifest, ledger, delta_log, warn)
     outer = unpack_outer(saved.files.get(OUTER, {}), manifest.blocks)
     try:
         record, outer = replay(manifest, consensus, outer, record, delta_log, newest)
@@ -221,23 +222,25 @@ def resume_run(
         ledger=ledger,
         delta_log=delta_log,
         coverage=saved_coverage(saved),
+        lost=lost,
     )
 
 
-def warn_of_lost_proposal(manifest: Manifest, ledger: Ledger, delta_log: DeltaLog, warn: Callable[[str], None]) -> None:
-    """Say so where a proposal that this node promised to keep cannot be read: it may be the only one that had it."""
+def find_lost_proposal(manifest: Manifest, ledger: Ledger, delta_log: DeltaLog, warn: Callable[[str], None]) -> str:
+    """The chain hash of a proposal that this node promised to keep and cannot read, and ``warn`` of it; "": none."""
     tail = ledger.tail
     if tail is None or tail.round <= delta_log.committed:
-        return
+        return ""
     with suppress(RunError, PeerError):
         kept = delta_log.get(tail.round, bytes.fromhex(tail.chain))
         if kept is not None:
             open_published(manifest, *kept, tail.parent)
-            return
+            return ""
     warn(
         f"The proposal of round {tail.round}, which this node promised to keep, cannot be read in {delta_log.folder}; "
-        "unless another node has it the run waits: restore that folder from a copy."
+        "this node does not lead until another has settled that round, or the folder is restored from a copy."
     )
+    return tail.chain
 
 
 class MissingRoundError(RunError):

@@ -42,6 +42,7 @@ class Start:
     outer: OuterState
     donor: Donor | None  # None: it gives nothing
     coverage: Coverage = NOTHING_DONE  # of the shared data, as it was then
+    lost: str = ""  # chain hash of the proposal in the journal, if its bytes are on no disk here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,7 @@ def first_node(start: Start) -> Node:
     )
     record = start.record
     state = PeerState() if record is None else PeerState(applied=record.round, chain=record.chain)
-    return begin(identity, start.ledger, state, awake_clock())
+    return begin(identity, start.ledger, state, awake_clock(), start.lost)
 
 
 def policy_of(config: RunConfig) -> LeaderPolicy:

@@ -26,7 +26,7 @@ from tsr_swarm.runtime.node.service import NodeService
 from tsr_swarm.runtime.node.start import Seams, Start
 from tsr_swarm.runtime.node.weights import AppliedRound, TrainedWeights
 from tsr_swarm.runtime.reporting import Reporter
-from tsr_swarm.runtime.run_folder import PEER_RUN, STATES, RunFolder, warn_of_lost_proposal
+from tsr_swarm.runtime.run_folder import PEER_RUN, STATES, RunFolder, find_lost_proposal
 from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
@@ -99,7 +99,7 @@ class VolunteerProcess:
         """Read what this peer promised and has. Raises RunError."""
         first = self._met.hello.first
         genesis = Record(voters=(first,))
-        ledger, journal, donor = Ledger(genesis), None, None
+        ledger, journal, donor, lost = Ledger(genesis), None, None, ""
         record = None
         if self._restored is not None:
             state = self._restored[1]
@@ -116,7 +116,7 @@ class VolunteerProcess:
             log = self._folder.delta_log(self._manifest)
             newest = record if record is not None and record.round > ledger.base.round else ledger.base
             log.open(newest.round, bytes.fromhex(newest.chain))
-            warn_of_lost_proposal(self._manifest, ledger, log, self._warn)
+            lost = find_lost_proposal(self._manifest, ledger, log, self._warn)
             donor = Donor(self._manifest, self._folder.path / STATES, log)
             donor.open()
         return Start(
@@ -131,6 +131,7 @@ class VolunteerProcess:
             weights=self._weights,
             outer={},
             donor=donor,
+            lost=lost,
         )
 
     def _promised(self, journal: Journal, genesis: Record) -> Ledger:
