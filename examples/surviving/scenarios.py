@@ -119,7 +119,7 @@ ALONE: Sequence[Scenario] = (
         what=f"the coordinator is killed {KILLS} times in a row, each time brought back",
         flags=_killed_in_a_row,
         rounds=110,
-        lost=KILLS,
+        lost=5,
         seconds=20.0,
         most_seconds=900.0,
     ),
