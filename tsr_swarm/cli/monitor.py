@@ -1,10 +1,9 @@
 """``tsr-swarm monitor``: look at a run from anywhere."""
 
-import sys
 from functools import partial
 
 from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
-from tsr_swarm.cli.output import Mode, choose_mode, print_line
+from tsr_swarm.cli.output import Mode, choose_mode, print_aside, print_line
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
 from tsr_swarm.runtime.machine_limits import require_process_room
@@ -22,7 +21,7 @@ def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, j
         await run_unless_stopped(reach(coordinator, wait), stop)  # what keeps it waiting is no matter for a screen
         if stop.gently.is_set():
             return
-        async with watching(coordinator, lambda error: print(f"{error} Trying again.", file=sys.stderr)) as source:
+        async with watching(coordinator, lambda error: print_aside(f"{error} Trying again.")) as source:
             if mode is Mode.SCREEN:
                 from tsr_swarm.cli.screen import show_source
 

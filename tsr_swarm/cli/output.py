@@ -75,15 +75,21 @@ def emitter(mode: Mode, record: Path | None = None) -> Iterator[Emit]:
         def emit(event: Event) -> None:
             nonlocal keep
             now = time.time()
+            line = encode(event, now)
             if keep is not None:
                 try:
-                    keep(encode(event, now))
+                    keep(line)
                 except OSError as error:
                     keep = None
                     emit(Warned(message=f"{record} cannot be written ({error.strerror}); the run goes on without it."))
-            _print(mode, event, now, encode(event, now))
+            _print(mode, event, now, line)
 
         yield emit
+
+
+def print_aside(sentence: str) -> None:
+    """Print what concerns whoever waits here, and is no part of the command's output."""
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def print_line(mode: Mode, line: str) -> None:

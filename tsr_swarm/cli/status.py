@@ -1,12 +1,11 @@
 """``tsr-swarm status``: how a run is doing, once."""
 
 import json as json_format
-import sys
 import time
 from typing import Any
 
 from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
-from tsr_swarm.cli.output import Mode
+from tsr_swarm.cli.output import Mode, print_aside
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.cli.streams import catch_up
 from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
@@ -23,11 +22,8 @@ def status(coordinator: Coordinator, wait: Wait = 0.0, plain: Plain = False, jso
 
     require_process_room()
 
-    def say(message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
-
     async def print_status(watch: Watch) -> None:
-        snapshot, _ = await retry_while_unreachable(lambda: read_all(watch), wait, say)
+        snapshot, _ = await retry_while_unreachable(lambda: read_all(watch), wait, print_aside)
         print(json_format.dumps(status_object(snapshot, time.time())) if json else "\n".join(status_lines(snapshot)))
         await catch_up(is_over=True)
 

@@ -1,11 +1,11 @@
 """A run's events from elsewhere, through the Watch call of its nodes."""
 
 import contextlib
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 
 from tsr_swarm import __version__
+from tsr_swarm.cli.output import print_aside
 from tsr_swarm.cli.streams import catch_up
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.monitor.sources import WAIT_SECONDS, WatchSource
@@ -37,11 +37,8 @@ async def reach(coordinator: str, wait: float) -> None:
     """Return once somebody can be watched there, tried for ``wait`` seconds. Raises SwarmError."""
     from tsr_swarm.transport.retry import retry_while_unreachable
 
-    def say(message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
-
     async with calling(coordinator) as watch:
-        await retry_while_unreachable(lambda: watch(NEWEST), wait, say)
+        await retry_while_unreachable(lambda: watch(NEWEST), wait, print_aside)
 
 
 @contextlib.asynccontextmanager
