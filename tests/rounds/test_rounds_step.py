@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Beat, Ledger, Record
+from tsr_swarm.rounds.council import Beat, BeatReply, Ledger, Record, VoteReply
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.following import UNLED_SECONDS
 from tsr_swarm.rounds.gather import ShardResult
@@ -289,6 +289,43 @@ def test_a_voter_that_is_started_after_the_last_round_ends_where_nobody_leads(ap
         assert UNLED_SECONDS <= quits[0] < UNLED_SECONDS + 10.0
     else:
         assert not quits, "the run goes on when the others are back"
+
+
+def led_to_the_end() -> tuple[Node, Record]:
+    """A leader that was elected by q, which has not found its way to it, with the run's last round."""
+    policy = replace(POLICY, last_round=3)
+    last = Record(3, "3" * 64, "2" * 64, ("c", "p", "q"))
+    state = begin(node("c", policy=policy).identity, Ledger(last), PeerState(applied=3, chain=last.chain), 0.0)
+    state, _ = step(state, pt.Tick(), state.council.stand_at)
+    for is_trial in (True, False):
+        vote = VoteReply(1, state.council.term, True, is_trial, "granted")
+        state, _ = step(state, Received("q", vote), state.stepped_at)
+    assert state.council.leads
+    return state, last
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_leader_does_not_leave_a_voter_without_the_last_round_that_still_asks_others(lives: bool) -> None:
+    """It asked where nobody answers; meanwhile the run ended, everybody went home, and it waited for ever."""
+    state, last = led_to_the_end()
+    now = began = state.stepped_at
+    quits: list[float] = []
+    while now < began + 30.0 and not quits:
+        now = max(wake_at(state), now + 0.01)
+        state, actions = step(state, pt.Tick(), now)
+        quits += [now for action in actions if isinstance(action, pt.Quit)]
+        if lives and not quits:
+            state, _ = step(state, Received("q", BeatReply(state.council.term, 2, "", "following")), now)
+    if not lives:
+        assert quits
+        return
+    assert not quits
+    state, actions = drive(
+        state,
+        (Received("q", Poll("q", 1, 2, False, True, (0, 0, 0), 0)), now),
+        (Received("q", Poll("q", 1, last.round, False, True, (0, 0, 0), 0)), now + 0.1),
+    )
+    assert [action for action in actions if isinstance(action, pt.Quit)]
 
 
 def test_shards_go_to_nodes_that_lack_no_more_than_the_round_that_was_decided_just_now() -> None:

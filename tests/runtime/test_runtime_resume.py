@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import socket
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from tsr_swarm.rounds.council import Record
 from tsr_swarm.runtime.journal import NAMES, Journal
 from tsr_swarm.runtime.sampling import sample_checkpoint
 from tsr_swarm.runtime.workshop import Workshop
+from tsr_swarm.swarm.addresses import split_address
 from tsr_swarm.swarm.identity import load_identity
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.fold import fold_all
@@ -307,7 +310,11 @@ async def test_a_state_that_was_taken_is_a_checkpoint_that_outlives_a_kill(tmp_p
 
 
 async def test_a_proposal_that_only_one_voter_accepted_and_has_lost_does_not_stop_the_run(tmp_path: Path) -> None:
-    """Its journal goes further than the others', who would elect it, and what it would propose is on no disk."""
+    """Its journal goes further than the others', who would elect it, and what it would propose is on no disk.
+
+    It asks for a leader where the others were before, and nobody answers there: they are done long before it tries
+    another place, and wait for it.
+    """
 
     def stop_everybody(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.RoundOpened) and event.round == 4:
@@ -333,11 +340,14 @@ async def test_a_proposal_that_only_one_voter_accepted_and_has_lost_does_not_sto
     journal.write(replace(ledger, term=term, voted_for=me, tail=tail, tail_term=term))
 
     swarm.on_event = lambda swarm, event: None
-    await swarm.start_coordinator(resume=True, listen=swarm.address)
-    assert any("does not lead until" in event.message for event in swarm.of(ev.Warned))
-    for number in (1, 2):
-        swarm.start_peer(number, listen="127.0.0.1:0", resume=True)
-    await swarm.finish()
+    with ExitStack() as stack:
+        for address in {event.address for event in swarm.of(ev.PeerJoined)}:
+            stack.enter_context(socket.create_server(split_address(address)))
+        await swarm.start_coordinator(resume=True, listen=swarm.address)
+        assert any("does not lead until" in event.message for event in swarm.of(ev.Warned))
+        for number in (1, 2):
+            swarm.start_peer(number, listen="127.0.0.1:0", resume=True)
+        await swarm.finish()
     digests = swarm.digests()
     assert max(digests) == 8
     assert all(len(seen) == 1 for seen in digests.values())

@@ -85,7 +85,7 @@ async def test_a_new_leader_learns_from_others_which_rounds_were_told_and_nothin
     mine = RunLog(EventLog(lambda: 2.0), seen.append)
     mine.emit(closed(3))
     async with lines_to([one, other]) as (lines, ids):
-        await mine.ask([DEAD, *ids, "e" * 32], lines)
+        await mine.ask([DEAD, *ids, "e" * 32], 9, lines)
     assert mine.log.closed_round == 5
     assert void in events_of(mine.log)
     assert [event.round for event in seen if isinstance(event, ev.RoundClosed)] == [3, 4, 5]
@@ -100,7 +100,7 @@ async def test_rounds_that_only_progress_has_followed_are_learned_too() -> None:
     mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
     mine.emit(closed(1))
     async with lines_to([other]) as (lines, ids):
-        await mine.ask(ids, lines)
+        await mine.ask(ids, 9, lines)
     assert mine.log.closed_round == 2
 
 
@@ -110,21 +110,30 @@ async def test_a_log_that_comes_in_parts_is_asked_for_to_its_end() -> None:
     other.log.since = lambda number, limit=0, with_progress=True: since(number, 1, with_progress)  # type: ignore[method-assign]
     mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
     async with lines_to([other]) as (lines, ids):
-        await mine.ask(ids, lines)
+        await mine.ask(ids, 9, lines)
+    assert mine.log.closed_round == 7
+
+
+class Silent(Other):
+    async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
+        await asyncio.Event().wait()
+        raise AssertionError("it never comes")
+
+
+async def test_nobody_is_waited_for_once_the_newest_round_is_known_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_log, "OTHERS_SECONDS", 3600.0)
+    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
+    async with lines_to([Silent(), Other(closed(6), closed(7))]) as (lines, ids):
+        await mine.ask(ids, 7, lines)
     assert mine.log.closed_round == 7
 
 
 async def test_who_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_log, "OTHERS_SECONDS", 0.05)
 
-    class Silent(Other):
-        async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
-            await asyncio.Event().wait()
-            raise AssertionError("it never comes")
-
     mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
     async with lines_to([Silent()]) as (lines, ids):
-        await mine.ask(ids, lines)
+        await mine.ask(ids, 9, lines)
     assert mine.log.last == 0
 
 

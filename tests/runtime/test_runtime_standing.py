@@ -53,7 +53,7 @@ class Rig:
         self.standing = Standing("me", True, self.history.manifest, self.log, self._seams(), self.background)
 
     def _seams(self) -> Seams:
-        async def ask(others: Sequence[str]) -> None:
+        async def ask(others: Sequence[str], round: int) -> None:
             await self.asked.wait()
 
         async def applied(*of: object) -> None:

@@ -261,7 +261,10 @@ def _is_needed(node: Node, now: float) -> bool:
     if node.leading is None:
         return node.me in voters and node.guide.leader != ""
     others = {name: caller for name, caller in node.leading.callers.items() if name != node.me and caller.due > now}
-    return any(name not in voters or caller.applied < last for name, caller in others.items())
+    if any(name not in voters or caller.applied < last for name, caller in others.items()):
+        return True
+    # one that answers and has not polled this leader yet: it asks elsewhere, and would find nobody who leads any more
+    return any(voter not in node.leading.callers for voter in voting.answering(node.council, now))
 
 
 def _quit(node: Node, reason: str) -> Result:

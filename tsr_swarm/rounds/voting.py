@@ -91,8 +91,12 @@ def wake_at(council: Council) -> float:
 
 def has_majority(council: Council, now: float) -> bool:
     """Whether this leader has lately been answered by a majority of its voters."""
-    recent = {voter for voter, at in council.answers.items() if now - at < 2 * SILENCE_SECONDS}
-    return majority({*recent, council.me}, council.voters)
+    return majority({*answering(council, now), council.me}, council.voters)
+
+
+def answering(council: Council, now: float) -> set[str]:
+    """Nodes other than this leader that have answered it lately."""
+    return {node for node, at in council.answers.items() if now - at < 2 * SILENCE_SECONDS} - {council.me}
 
 
 # --- elections ----------------------------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ class _Coordinator:
             sample=lambda: None,
             follow=lambda leader: self._run_log.follow(leader, lines),
             votes=self._run_log.votes,
-            ask=lambda others: self._run_log.ask(others, lines),
+            ask=lambda others, round: self._run_log.ask(others, round, lines),
             ends=self._run_log.ends,
         )
 

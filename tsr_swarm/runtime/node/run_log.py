@@ -30,7 +30,7 @@ WATCH_MS = 2000
 LAST_SECONDS = 8.0  # for the end of a run: its leader waits for reports of the last round
 LAST_PACE_SECONDS = 0.05
 COPY_SECONDS = 8.0  # how long a monitor waits for the log to come; its call may take two more
-OTHERS_SECONDS = 2.0  # for what other voters know, as a new leader begins
+OTHERS_SECONDS = 8.0  # for what other voters know, as a new leader begins: a process that has just started is slow
 LINGER_SECONDS = 1.0  # after the last event: others keep it too, and one call may be on its way
 
 
@@ -94,11 +94,20 @@ class RunLog:
         """Whether a monitor has read here just now."""
         return self._readers.are_monitors
 
-    async def ask(self, others: Iterable[str], lines: Lines) -> None:
-        """Take in which rounds ``others`` know to be told that are not known here, as far as they answer soon."""
-        with suppress(TimeoutError):
+    async def ask(self, others: Iterable[str], round: int, lines: Lines) -> None:
+        """Take in which rounds up to ``round`` others know to be told, as far as they answer soon."""
+        asked = [asyncio.create_task(self._ask(copy_of(other, lines))) for other in others]
+        try:
             async with asyncio.timeout(OTHERS_SECONDS):
-                await asyncio.gather(*(self._ask(copy_of(other, lines)) for other in others))
+                for answer in asyncio.as_completed(asked):
+                    await answer
+                    if self.log.closed_round >= round:
+                        break  # nobody else has to answer: one may be gone without its line being closed
+        except TimeoutError:
+            pass
+        finally:
+            for task in asked:
+                task.cancel()
 
     def ends(self) -> None:
         """The run is over: whoever leads tells the rest in a moment, and goes."""

@@ -33,7 +33,7 @@ class Seams:
     applied: Callable[[PublishedHeader, AppliedRound, OuterState, float], Awaitable[None]]  # rounds in order
     score: Callable[[int, Consensus], Awaitable[float | None]]  # held-out loss after a round, where it can be known
     told: Callable[[], int]  # the newest round that people were told of
-    ask: Callable[[Sequence[str]], Awaitable[None]]  # these nodes, which rounds people were told of
+    ask: Callable[[Sequence[str], int], Awaitable[None]]  # these nodes, which rounds up to this one were told
 
 
 class Standing:
@@ -121,7 +121,7 @@ class Standing:
         Rounds that come to stand meanwhile are told after them: they wait.
         """
         async with self._in_order:
-            await self._seams.ask([voter for voter in base.voters if voter != self._me])
+            await self._seams.ask([voter for voter in base.voters if voter != self._me], base.round)
             for round in range(max(self._seams.told(), base.round - MOST_UNTOLD) + 1, base.round):
                 header = await self._read(round)
                 if header is not None and self._seams.leading() is leading:

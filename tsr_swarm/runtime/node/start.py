@@ -61,7 +61,7 @@ class Seams:
     peers: Callable[[], Mapping[str, events.PeerJoined]]  # who takes part, as people were told
     sample: Callable[[], None]  # look at the kernel's byte counts
     votes: Callable[[bool], None]  # whether this node is a voter from now on
-    ask: Callable[[Sequence[str]], Awaitable[None]]  # these nodes, which rounds people were told of
+    ask: Callable[[Sequence[str], int], Awaitable[None]]  # these nodes, which rounds up to this one were told
     follow: Callable[[str], None]  # this leader's account of the run from now on; "": nobody's, or this node leads
     ends: Callable[[], None]  # the run is over, and a leader says so
 

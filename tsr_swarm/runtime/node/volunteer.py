@@ -177,9 +177,9 @@ class VolunteerProcess:
         if self._run_log is not None:
             self._run_log.follow(leader, self._lines)
 
-    async def _ask(self, others: Sequence[str]) -> None:
+    async def _ask(self, others: Sequence[str], round: int) -> None:
         if self._run_log is not None:
-            await self._run_log.ask(others, self._lines)
+            await self._run_log.ask(others, round, self._lines)
 
     def _see_run(self, event: Event) -> None:
         """All of the run while this peer leads it; else only who does, and that nobody does."""
