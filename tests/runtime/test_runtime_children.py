@@ -101,7 +101,9 @@ async def test_a_temporary_folder_that_cannot_be_made_is_a_sentence(monkeypatch:
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
     monkeypatch.setattr(tempfile, "tempdir", None)
     async with Family() as family:
-        with pytest.raises(ConfigError, match=r"^No temporary folder can be made .* add --dir DIR, or set TMPDIR\.$"):
+        with pytest.raises(
+            ConfigError, match=r"^No temporary folder can be made \((?!.*Errno).*\); add --dir DIR, or set TMPDIR\.$"
+        ):
             family.temporary_folder()
 
 

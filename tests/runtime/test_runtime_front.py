@@ -150,6 +150,20 @@ async def test_a_stop_before_the_command_can_see_to_it_is_no_failure() -> None:
     assert front.lines == ["first", "second", ""]
 
 
+async def test_a_stop_before_the_command_s_own_code_begins_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Python that is interrupted while it loads its site ends with 1, as a command that has failed does."""
+    (tmp_path / "sitecustomize.py").write_text('import signal\nprint("first", flush=True)\nsignal.pause()\n')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    front = Front()
+    running = asyncio.create_task(front.run("wait"))
+    await front.has_printed.wait()
+    front.stop.request()
+    await running
+    assert front.lines == ["first", ""]
+
+
 async def test_a_feed_gives_lines_in_order_and_then_its_end_for_ever() -> None:
     feed = Feed()
     for line in (b"one\n", b"two\n", b""):

@@ -19,8 +19,9 @@ from typing import IO, Self
 from tsr_swarm.errors import ConfigError, SwarmError
 from tsr_swarm.runtime import janitor
 from tsr_swarm.runtime.descendants import descendants
-from tsr_swarm.runtime.lifeline import PARENT_VARIABLE
+from tsr_swarm.runtime.lifeline import INTERRUPTED, PARENT_VARIABLE
 from tsr_swarm.telemetry.events import MAX_LINE
+from tsr_swarm.telemetry.text import reason_text
 
 STOP_SECONDS = 4.0  # between asking the children to leave at once and killing them
 JANITOR_SECONDS = 8.0  # between our death and the janitor's killing those that have not noticed it
@@ -117,7 +118,9 @@ class Family:
         try:
             folder = Path(tempfile.mkdtemp(prefix="tsr-swarm-local-"))
         except OSError as error:
-            raise ConfigError(f"No temporary folder can be made ({error}); add --dir DIR, or set TMPDIR.") from error
+            raise ConfigError(
+                f"No temporary folder can be made ({reason_text(error)}); add --dir DIR, or set TMPDIR."
+            ) from error
         self._tell(b"folder " + os.fsencode(folder))
         return folder
 
@@ -219,6 +222,13 @@ def child_log() -> IO[bytes]:
         return tempfile.TemporaryFile()
     except OSError:
         return os.fdopen(os.memfd_create("log"), "w+b")
+
+
+def was_interrupted(child: Child, log: IO[bytes]) -> bool:
+    """Whether ``child`` has ended as it was asked to, or by the signal itself, before it could see to that."""
+    if child.exit_code == 1:  # so does Python end where it is interrupted as it starts, before any of our code
+        return _last_lines(log)[-1:] == ["KeyboardInterrupt"]
+    return child.exit_code in (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
 
 
 def failure_of(child: Child, log: IO[bytes]) -> ChildError:

@@ -5,12 +5,11 @@ Closing the screen leaves the command running; its end, when it failed or was as
 
 import asyncio
 import os
-import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from tsr_swarm.runtime.children import Child, ChildError, Family, child_log, failure_of
+from tsr_swarm.runtime.children import Child, ChildError, Family, child_log, failure_of, was_interrupted
 from tsr_swarm.runtime.lifeline import INTERRUPTED, StopRequest
 
 
@@ -69,10 +68,10 @@ async def run_front(
         finally:
             asks.cancel()
         code = await child.wait()
-        was_interrupted = code in (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # by number: before it could see to it
-        if was_interrupted and not stop.gently.is_set():
-            raise ChildError(f"The {name} was interrupted.", INTERRUPTED)
-        if code != 0 and not was_interrupted:
+        if was_interrupted(child, log):
+            if not stop.gently.is_set():
+                raise ChildError(f"The {name} was interrupted.", INTERRUPTED)
+        elif code != 0:
             raise failure_of(child, log)
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 from tsr_swarm.config.load import ENV_PREFIX
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError, SwarmError
-from tsr_swarm.runtime.children import Child, ChildError, Family, failure_of, own_command
+from tsr_swarm.runtime.children import Child, ChildError, Family, failure_of, own_command, was_interrupted
 from tsr_swarm.runtime.faults import (
     COORDINATOR,
     Back,
@@ -34,7 +34,7 @@ from tsr_swarm.runtime.faults import (
 )
 from tsr_swarm.runtime.lab.opening import open_place
 from tsr_swarm.runtime.lab.place import Place
-from tsr_swarm.runtime.lifeline import INTERRUPTED, StopRequest
+from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.runtime.local_folder import RUN_FILE, coordinator_folder, write_run_file
 from tsr_swarm.runtime.local_view import LocalView
 from tsr_swarm.runtime.shared_data import absolute_source
@@ -402,10 +402,12 @@ class _Swarm:
                 self._emit(Warned(message=f"The run ended before {fault} was due."))
         if self._tends:
             await asyncio.wait(self._tends, timeout=LEAVE_SECONDS)
-        code = self._children[COORDINATOR].exit_code
-        is_known = COORDINATOR in self._missed or COORDINATOR in self._killed
-        if code and not is_known and not (code == INTERRUPTED and self._stop.gently.is_set()):
-            raise self._failure_of(COORDINATOR)
+        coordinator = self._children[COORDINATOR]
+        if not coordinator.exit_code or COORDINATOR in self._missed or COORDINATOR in self._killed:
+            return
+        with self._log(COORDINATOR) as log:
+            if not (self._stop.gently.is_set() and was_interrupted(coordinator, log)):
+                raise failure_of(coordinator, log)
 
     def _failure_of(self, who: int) -> ChildError:
         with self._log(who) as log:
