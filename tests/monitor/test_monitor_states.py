@@ -1,6 +1,7 @@
 """Every state of a run, and of the peer whose screen it is: what the screen says is so, or was so and when."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,16 @@ from tsr_swarm.telemetry.events import (
     encode,
 )
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+
+OVER = RunFinished(
+    rounds=3,
+    first_loss=5.5,
+    last_loss=2.5,
+    wire_bytes=9,
+    dense_bytes=99,
+    digest="ab",
+    reason="the run has finished",
+)
 
 
 @pytest.mark.parametrize("size", [SMALL, NARROW, WIDE])
@@ -98,16 +109,7 @@ async def test_a_peer_that_has_left_says_why_and_waits_for_nobody(run_lines: lis
 
 
 async def test_a_finished_run_has_nobody_who_trains_and_is_in_no_trouble(run_lines: list[str]) -> None:
-    over = RunFinished(
-        rounds=3,
-        first_loss=5.5,
-        last_loss=2.5,
-        wire_bytes=9,
-        dense_bytes=99,
-        digest="ab",
-        reason="the run has finished",
-    )
-    source = ListSource([*run_lines, encode(over, 1_000_200.0)])
+    source = ListSource([*run_lines, encode(OVER, 1_000_200.0)])
     source.trouble = SILENT
     app = SwarmMonitor(source, "shakespeare")
     async with app.run_test(size=NARROW) as pilot:
@@ -129,16 +131,7 @@ async def test_a_run_that_was_stopped_shows_the_last_round_that_closed_and_is_no
     run_lines: list[str],
 ) -> None:
     ending = PhaseChanged(round=4, phase="finished", deadline=None, reason="it was asked to stop")
-    stopped = RunFinished(
-        rounds=3,
-        first_loss=5.5,
-        last_loss=2.5,
-        wire_bytes=9,
-        dense_bytes=99,
-        digest="ab",
-        reason="it was asked to stop",
-        is_stopped=True,
-    )
+    stopped = replace(OVER, reason="it was asked to stop", is_stopped=True)
     told = [*run_lines, encode(ending, 1_000_200.0)]
     app = SwarmMonitor(ListSource(told), "shakespeare")
     async with app.run_test(size=NARROW) as pilot:

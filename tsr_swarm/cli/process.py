@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import NoReturn
 
 import typer
 
-from tsr_swarm.cli.output import Mode, gap_line, set_up_logging
+from tsr_swarm.cli.output import Mode, gap_line, print_aside, set_up_logging
 from tsr_swarm.cli.streams import Streams
 from tsr_swarm.runtime.lifeline import StopRequest, run_until_stopped, tie_to_parent
 from tsr_swarm.telemetry.writer import CLOSE_SECONDS
@@ -61,4 +60,4 @@ def run_training(mode: Mode, work: Work) -> NoReturn:
 async def _say_leaving(stop: StopRequest) -> None:
     await stop.gently.wait()
     if not stop.now.is_set():
-        print(LEAVING, file=sys.stderr, flush=True)
+        print_aside(LEAVING)

@@ -1,7 +1,6 @@
 """Runs a simulation for the command line: progress as it goes, files and a short table at the end."""
 
 import json as json_format
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tsr_swarm.cli.output import print_aside
 from tsr_swarm.errors import RunError
 from tsr_swarm.runtime.lifeline import INTERRUPTED
 from tsr_swarm.telemetry.text import bytes_text, factor_text, loss_text, plural, seconds_text
@@ -41,7 +41,7 @@ def run_and_report(
         results = run_all(specs, store, jobs, progress.hear, lambda sentence: _warn(say, sentence))
     except KeyboardInterrupt:
         done = plural(sum(store.path(spec.name).exists() for spec in specs), "finished run")
-        print(f"Stopped with {done} in {out}; the same command goes on from there.", file=sys.stderr, flush=True)
+        print_aside(f"Stopped with {done} in {out}; the same command goes on from there.")
         raise typer.Exit(INTERRUPTED) from None
     found = entries(results)
     files = [
@@ -105,7 +105,7 @@ def _plots(found: "Sequence[Entry]", link: "Link", out: Path) -> list[Path]:
     try:
         return write_plots(found, link, out)
     except RunError as error:  # the numbers are written all the same
-        print(f"No plots: {error}", file=sys.stderr, flush=True)
+        print_aside(f"No plots: {error}")
         return []
 
 

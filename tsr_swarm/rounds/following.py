@@ -264,7 +264,7 @@ def _is_needed(node: Node, now: float) -> bool:
     if any(name not in voters or caller.applied < last for name, caller in others.items()):
         return True
     # one that answers and has not polled this leader yet: it asks elsewhere, and would find nobody who leads any more
-    return any(voter not in node.leading.callers for voter in voting.answering(node.council, now))
+    return any(name not in node.leading.callers for name in voting.answering(node.council, now))
 
 
 def _quit(node: Node, reason: str) -> Result:
