@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from tsr_swarm.telemetry.text import plural
 from tsr_swarm.telemetry.writer import LIMIT, BackgroundWriter, has_hung_up, wait_until_writable
 
 END_SECONDS = 10.0  # at the end of a process, for a reader that takes nothing
@@ -130,7 +129,7 @@ async def catch_up(is_over: bool = False) -> None:
 
 def gap_sentence(count: int) -> str:
     """What stands where lines are missing."""
-    return f"{plural(count, 'line')} {'was' if count == 1 else 'were'} dropped: nobody read them."
+    return "1 line was dropped: nobody read it." if count == 1 else f"{count} lines were dropped: nobody read them."
 
 
 def _descriptor(stream: TextIO | None) -> int | None:
