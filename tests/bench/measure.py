@@ -1,0 +1,161 @@
+"""Measure what the README claims, on real swarms of processes on this machine, and write a table for each.
+
+    python -m tests.bench.measure quickstart    three seeds of the quick start: loss, bytes by kind, memory
+    python -m tests.bench.measure exactness     unlike machines: digests under the exact lift and under plain floats
+
+Tables go to examples/results/. Bytes and digests do not depend on the machine's speed; seconds do.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psutil
+
+from tests.bench.tables import EXAMPLES, RESULTS, header
+
+RUN_FILE = EXAMPLES / "quickstart.toml"
+Event = dict[str, Any]
+
+
+def run_local(*arguments: str) -> tuple[list[Event], dict[str, float]]:
+    """Events of one local swarm, and the largest resident memory of each kind of process in MB."""
+    command = [sys.executable, "-m", "tsr_swarm", "local", str(RUN_FILE), "--json", *arguments]
+    events: list[Event] = []
+    memory: dict[str, float] = defaultdict(float)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            events.append(json.loads(line))
+            if events[-1]["event"] == "evaluated":
+                for kind, size in resident(process.pid):
+                    memory[kind] = max(memory[kind], size)
+    if process.returncode != 0:
+        raise SystemExit(f"'{' '.join(command)}' ended with exit code {process.returncode}")
+    return events, dict(memory)
+
+
+def resident(root: int) -> Iterator[tuple[str, float]]:
+    """Kind and resident megabytes of every process under ``root``."""
+    for child in psutil.Process(root).children(recursive=True):
+        try:
+            line, size = child.cmdline(), child.memory_info().rss / 1e6
+        except psutil.Error:
+            continue
+        for kind, mark in (("coordinator", "coordinate"), ("peer", "join"), ("p2pd", "p2pd")):
+            if any(part == mark or part.endswith("/" + mark) for part in line[:5]):
+                yield kind, size
+                break
+
+
+def of(events: Sequence[Event], name: str) -> list[Event]:
+    return [event for event in events if event["event"] == name]
+
+
+def digests(events: Sequence[Event]) -> dict[int, dict[str, str]]:
+    """By round: who reported which digest."""
+    seen: dict[int, dict[str, str]] = defaultdict(dict)
+    for event in of(events, "digest_reported"):
+        seen[event["round"]][event["name"]] = event["digest"]
+    for event in of(events, "round_closed"):
+        seen[event["round"]]["coordinator"] = event["digest"]
+    return seen
+
+
+def traffic(rounds: Sequence[Event]) -> dict[str, dict[str, float]]:
+    """Mean kB a peer and round, by direction and payload kind."""
+    sums: dict[str, dict[str, float]] = {"sent": defaultdict(float), "received": defaultdict(float)}
+    for event in rounds:
+        for direction, kinds in sums.items():
+            for kind, count in event["wire_bytes"][direction].items():
+                kinds[kind] += count / event["peers"] / len(rounds) / 1e3
+    return sums
+
+
+def quickstart(seeds: Sequence[int]) -> str:
+    lines = [
+        "| seed | first loss | last loss | rounds | wire MB | dense MB | factor | digests equal | seconds a round |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    kinds: list[dict[str, dict[str, float]]] = []
+    memory: dict[str, float] = defaultdict(float)
+    losses = []
+    for seed in seeds:
+        events, used = run_local("--peers", "3", "--set", f"run.seed={seed}")
+        finished, rounds = of(events, "run_finished")[0], of(events, "round_closed")
+        equal = all(len(set(found.values())) == 1 and len(found) == 4 for found in digests(events).values())
+        seconds = statistics.median(event["seconds"] for event in rounds)
+        losses.append(finished["last_loss"])
+        lines.append(
+            f"| {seed} | {finished['first_loss']:.3f} | {finished['last_loss']:.3f} | {finished['rounds']} "
+            f"| {finished['wire_bytes'] / 1e6:.1f} | {finished['dense_bytes'] / 1e6:.0f} "
+            f"| {finished['dense_bytes'] / finished['wire_bytes']:.0f} | {'yes' if equal else 'NO'} | {seconds:.1f} |"
+        )
+        kinds.append(traffic(rounds))
+        memory = {kind: max(memory.get(kind, 0), size) for kind, size in used.items()}
+    lines += [
+        "",
+        f"Last loss: median {statistics.median(losses):.3f}, range {min(losses):.3f} to {max(losses):.3f}.",
+        "",
+    ]
+    lines += ["kB a peer and round (mean; the state is what each peer downloads once, spread over all rounds):", ""]
+    lines += ["| kind | sent | received |", "|---|---|---|"]
+    for kind in sorted({kind for table in kinds for counts in table.values() for kind in counts}):
+        cells = [statistics.mean(table[way].get(kind, 0.0) for table in kinds) for way in ("sent", "received")]
+        lines.append(f"| {kind} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
+    lines += ["", "Resident memory, the largest seen of each kind of process:", "", "| process | MB |", "|---|---|"]
+    lines += [f"| {kind} | {size:.0f} |" for kind, size in sorted(memory.items())]
+    return "\n".join(lines)
+
+
+def exactness() -> str:
+    unlike = ["--env", "1:OMP_NUM_THREADS=2", "--env", "2:ATEN_CPU_CAPABILITY=default"]
+    unlike += ["--env", "2:MKL_ENABLE_INSTRUCTIONS=SSE4_2"]
+    bases = {
+        "drawn": ["optimizer.aim=seed"],
+        "aimed": ["optimizer.aim=gradient", "optimizer.rank=d/2", "periods.k_r=80", "periods.k_r_embedding=80"],
+    }
+    lines = [
+        "peer-1 runs with two threads, peer-2 with SSE4.2 only, peer-3 and the coordinator as they are.",
+        "Bases are drawn anew every round, or aimed by gradients: orthonormalised by the coordinator for all.",
+        "",
+        "| lift | bases | round | refresh | coordinator | peer-1 | peer-2 | peer-3 | equal |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for lift, kind in (("exact", "drawn"), ("exact", "drawn"), ("exact", "aimed"), ("float32", "drawn")):
+        settings = [part for key in (f"optimizer.lift={lift}", *bases[kind]) for part in ("--set", key)]
+        events, _ = run_local("--peers", "3", "--rounds", "5", *unlike, *settings)
+        refreshes = {event["round"]: event["refresh"] for event in of(events, "round_opened")}
+        for round, seen in sorted(digests(events).items()):
+            cells = [seen.get(who, "-")[:10] for who in ("coordinator", "peer-1", "peer-2", "peer-3")]
+            equal = "yes" if len(set(seen.values())) == 1 else "no"
+            lines.append(
+                f"| {lift} | {kind} | {round} | {refreshes[round]} blocks | " + " | ".join(cells) + f" | {equal} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["quickstart", "exactness"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    chosen = parser.parse_args()
+    titles = {
+        "quickstart": "The quick start: coordinator and three peers",
+        "exactness": "Unlike machines: who agrees on the weights",
+    }
+    command = f"python -m tests.bench.measure {chosen.what}"
+    top = f"# {titles[chosen.what]}\n\n{header(command)}\n\n"
+    table = {"quickstart": lambda: quickstart(chosen.seeds), "exactness": exactness}[chosen.what]()
+    target = RESULTS / f"{chosen.what}.md"
+    target.write_text(top + table + "\n")
+    print(target.read_text())
+
+
+if __name__ == "__main__":
+    main()
