@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from tests.bench.tables import RESULTS, header
-from tsr_swarm.runtime.rehearsal.rehearse import Outcome, Toll, rehearse
+from tests.rehearsal.rehearse import Outcome, Toll, rehearse
 
 
 def run_all(seeds: Sequence[int], jobs: int) -> list[Outcome]:

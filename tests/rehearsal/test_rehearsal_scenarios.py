@@ -7,11 +7,11 @@ from statistics import median
 
 import pytest
 
+from tests.rehearsal.faults import pace_of
+from tests.rehearsal.machine import Machine
+from tests.rehearsal.schedule import FIRST, layout_of
+from tests.rehearsal.swarm import PHASES, Layout, Member, Swarm
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.runtime.rehearsal.faults import pace_of
-from tsr_swarm.runtime.rehearsal.machine import Machine
-from tsr_swarm.runtime.rehearsal.schedule import FIRST, layout_of
-from tsr_swarm.runtime.rehearsal.swarm import PHASES, Layout, Member, Swarm
 
 EIGHT = (4, 3, 2, 2, 4, 3, 2, 2)
 

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from tsr_swarm.runtime.rehearsal.faults import KINDS
-from tsr_swarm.runtime.rehearsal.rehearse import rehearse
+from tests.rehearsal.faults import KINDS
+from tests.rehearsal.rehearse import rehearse
 
 REPLAYED = range(5)
-DIGESTS = "from tsr_swarm.runtime.rehearsal.rehearse import rehearse\nfor s in range(5): print(rehearse(s).digest)"
+DIGESTS = "from tests.rehearsal.rehearse import rehearse\nfor s in range(5): print(rehearse(s).digest)"
 
 
 @pytest.mark.parametrize("tens", range(6))

@@ -12,8 +12,8 @@ from tests.bench.scale.cargo import Cargo, cargo
 from tests.bench.scale.letters import Letter
 from tests.bench.scale.swarm import APPLY_SECONDS, AVERAGE_SECONDS, TRAIN_SECONDS, HomeSwarm
 from tests.bench.scale.tally import Traffic, by_field, by_kind, control, payload
-from tsr_swarm.runtime.rehearsal.machine import Pace
-from tsr_swarm.runtime.rehearsal.swarm import Member
+from tests.rehearsal.machine import Pace
+from tests.rehearsal.swarm import Member
 
 DIALABLE = 4  # one peer in so many
 FIRST, LAST = 2, 4  # rounds that are counted: with the first, voters are chosen

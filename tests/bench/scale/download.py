@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tests.rehearsal.disk import Published
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.following import RETRY_SECONDS, sources
 from tsr_swarm.rounds.givers import header_givers
 from tsr_swarm.runtime.node.giving import HEADER_SECONDS
-from tsr_swarm.runtime.rehearsal.disk import Published
 from tsr_swarm.runtime.round_download import SHARDS_AT_A_TIME
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from tsr_swarm.runtime.rehearsal.clock import Clock
+from tests.rehearsal.clock import Clock
 
 SMALL_BYTES = 16 << 10
 

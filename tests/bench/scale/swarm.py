@@ -12,6 +12,10 @@ from tests.bench.scale.letters import Letter, Office
 from tests.bench.scale.lines import Lines
 from tests.bench.scale.log import RunLog
 from tests.bench.scale.tally import Tally
+from tests.rehearsal.disk import Published
+from tests.rehearsal.machine import Machine, Parcel, new_disk
+from tests.rehearsal.network import Host, Network, Weather
+from tests.rehearsal.swarm import Layout, Member, Swarm
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Record
@@ -19,10 +23,6 @@ from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.givers import header_givers
 from tsr_swarm.rounds.leader import LeaderPolicy
 from tsr_swarm.rounds.step import step
-from tsr_swarm.runtime.rehearsal.disk import Published
-from tsr_swarm.runtime.rehearsal.machine import Machine, Parcel, new_disk
-from tsr_swarm.runtime.rehearsal.network import Host, Network, Weather
-from tsr_swarm.runtime.rehearsal.swarm import Layout, Member, Swarm
 
 UP, DOWN, LATENCY = 20e6, 100e6, 0.02  # bits a second; seconds one way
 TRAIN_SECONDS, APPLY_SECONDS, AVERAGE_SECONDS = 30.0, 0.3, 0.2

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tests.rehearsal.disk import Disk, Published
+from tests.rehearsal.network import TIMEOUT_SECONDS
+from tests.rehearsal.trace import brief
+from tests.rehearsal.work import Units, Work
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Ledger, Record
@@ -16,13 +20,9 @@ from tsr_swarm.rounds.gather import ShardResult
 from tsr_swarm.rounds.node import Identity, Node
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.step import begin, step, wake_at
-from tsr_swarm.runtime.rehearsal.disk import Disk, Published
-from tsr_swarm.runtime.rehearsal.network import TIMEOUT_SECONDS
-from tsr_swarm.runtime.rehearsal.trace import brief
-from tsr_swarm.runtime.rehearsal.work import Units, Work
 
 if TYPE_CHECKING:
-    from tsr_swarm.runtime.rehearsal.swarm import Swarm
+    from tests.rehearsal.swarm import Swarm
 
 AGAIN_SECONDS = 1.0  # until what the disk refused is tried again
 SOON = 1e-6  # clocks are floats: a timer a little late finds that its time has come

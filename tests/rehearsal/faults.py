@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from tests.rehearsal.machine import Machine, Pace
+from tests.rehearsal.swarm import Member, Swarm
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.runtime.rehearsal.machine import Machine, Pace
-from tsr_swarm.runtime.rehearsal.swarm import Member, Swarm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,16 +3,16 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tests.rehearsal.disk import Published
+from tests.rehearsal.work import Units
 from tsr_swarm.rounds import council as cl
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.rounds.node import Node
-from tsr_swarm.runtime.rehearsal.disk import Published
-from tsr_swarm.runtime.rehearsal.work import Units
 
 if TYPE_CHECKING:
-    from tsr_swarm.runtime.rehearsal.machine import Machine
-    from tsr_swarm.runtime.rehearsal.swarm import Swarm
+    from tests.rehearsal.machine import Machine
+    from tests.rehearsal.swarm import Swarm
 
 
 class Judge:

@@ -5,15 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from tests.rehearsal.clock import Clock
+from tests.rehearsal.invariants import Judge
+from tests.rehearsal.machine import Machine, Pace, new_disk
+from tests.rehearsal.network import Network, Weather
+from tests.rehearsal.trace import Trace
+from tests.rehearsal.work import Units
 from tsr_swarm.rounds import council as cl
 from tsr_swarm.rounds.leader import LeaderPolicy
 from tsr_swarm.rounds.node import Node, contacts
-from tsr_swarm.runtime.rehearsal.clock import Clock
-from tsr_swarm.runtime.rehearsal.invariants import Judge
-from tsr_swarm.runtime.rehearsal.machine import Machine, Pace, new_disk
-from tsr_swarm.runtime.rehearsal.network import Network, Weather
-from tsr_swarm.runtime.rehearsal.trace import Trace
-from tsr_swarm.runtime.rehearsal.work import Units
 
 PHASES = ("train", "exchange", "commit", "apply")
 CLOSING_SECONDS = 45.0  # beyond the ceiling: for a round's averages, its seal and its votes

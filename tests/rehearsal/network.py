@@ -10,6 +10,7 @@ from functools import partial
 from random import Random
 from typing import Protocol
 
+from tests.rehearsal.clock import Clock
 from tsr_swarm.rounds.council import Beat, BeatReply, VoteReply, VoteRequest
 from tsr_swarm.rounds.protocol import (
     Close,
@@ -24,7 +25,6 @@ from tsr_swarm.rounds.protocol import (
     ShardDone,
     Unreachable,
 )
-from tsr_swarm.runtime.rehearsal.clock import Clock
 
 TIMEOUT_SECONDS = 5.0  # of a call whose packets vanish
 _CALLS = (Poll, Beat, VoteRequest, Close)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from random import Random
 
+from tests.rehearsal.faults import KINDS, Fault, pace_of
+from tests.rehearsal.network import Weather
+from tests.rehearsal.swarm import PHASES, Layout, Member
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.leader import LeaderPolicy
-from tsr_swarm.runtime.rehearsal.faults import KINDS, Fault, pace_of
-from tsr_swarm.runtime.rehearsal.network import Weather
-from tsr_swarm.runtime.rehearsal.swarm import PHASES, Layout, Member
 
 FIRST = "coordinator"
 CEILING_SECONDS = 30.0

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from random import Random
 
-from tsr_swarm.runtime.rehearsal.faults import arrange
-from tsr_swarm.runtime.rehearsal.schedule import Schedule, draw
-from tsr_swarm.runtime.rehearsal.swarm import Member, Swarm
+from tests.rehearsal.faults import arrange
+from tests.rehearsal.schedule import Schedule, draw
+from tests.rehearsal.swarm import Member, Swarm
 
 
 @dataclass(frozen=True, slots=True)
