@@ -10,11 +10,12 @@ PACKAGE = Path(__file__).parents[1] / "tsr_swarm"
 LAYERS = [  # bottom to top; a unit may import itself and whatever is on a line above its own
     {"errors"},
     {"config", "lowrank", "telemetry"},
-    {"optim", "rounds", "wire"},
+    {"optim", "rounds", "wire", "process"},
     {"transport"},
-    {"swarm"},
-    {"train", "rivals"},
-    {"runtime", "monitor"},
+    {"discovery"},
+    {"train", "baselines"},
+    {"runtime"},
+    {"monitor"},
     {"cli"},
 ]
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
@@ -60,7 +61,7 @@ def test_only_the_transport_knows_grpc() -> None:
 
 
 def test_only_one_file_knows_hivemind() -> None:
-    assert importers_of("hivemind") == {"swarm/dht.py"}
+    assert importers_of("hivemind") == {"discovery/dht.py"}
 
 
 def test_what_people_look_at_does_not_load_torch() -> None:

@@ -40,13 +40,13 @@ from tsr_swarm.runtime.reduction import Published, Reduction
 from tsr_swarm.runtime.run_folder import RunFolder, fresh_consensus, record_of
 from tsr_swarm.runtime.sources import Sources
 from tsr_swarm.runtime.state_download import StateDownload
+from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction
 from tsr_swarm.telemetry.events import CatchingUp, Event
-from tsr_swarm.telemetry.ledger import ByteLedger, Direction
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.train.trainer import RoundWork
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
+from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.gate import shard_slots
 from tsr_swarm.wire.messages import published_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb

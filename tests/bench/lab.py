@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager
 
 from tests.bench.tables import RESULTS
 from tsr_swarm.errors import SwarmError
-from tsr_swarm.runtime.children import Child, Family
+from tsr_swarm.process.supervisor import Child, Family
 from tsr_swarm.runtime.faults import LocalPlan
 from tsr_swarm.runtime.lab import namespaces, proxy
 from tsr_swarm.runtime.lab.link import Line

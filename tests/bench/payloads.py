@@ -22,7 +22,7 @@ from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import Part, Slot, levels, published_slots, runs_bytes, upload_slots
 from tsr_swarm.config.load import load_run_config
 from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.plan import Due
+from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.lowrank.coarse import quantise_coarse, quantise_dead_zone
 from tsr_swarm.lowrank.grid import Grid

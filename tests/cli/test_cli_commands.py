@@ -153,7 +153,7 @@ def test_an_unexpected_failure_keeps_its_details_in_a_file(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("tsr_swarm.runtime.run_file.render", lambda *_: 1 / 0)
+    monkeypatch.setattr("tsr_swarm.config.render.render", lambda *_: 1 / 0)
     code, sentence = refusal(capsys, "init", "new.toml")
     [log] = tmp_path.glob("tsr-swarm-error-*.log")
     assert code == 1

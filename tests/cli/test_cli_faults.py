@@ -107,7 +107,7 @@ def test_details_that_cannot_be_kept_are_no_second_failure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/dev/null/nowhere")
-    monkeypatch.setattr("tsr_swarm.runtime.run_file.render", lambda *_: 1 / 0)
+    monkeypatch.setattr("tsr_swarm.config.render.render", lambda *_: 1 / 0)
     assert run(["init", "new.toml"]) == 1
     assert (
         "ZeroDivisionError: division by zero; its details cannot be kept (Not a directory); set"
@@ -121,7 +121,7 @@ def test_the_failure_of_one_task_is_told_as_itself(
     def fail(*_: object) -> str:
         raise ExceptionGroup("unhandled errors in a TaskGroup", [ConfigError("The screen is too small; enlarge it.")])
 
-    monkeypatch.setattr("tsr_swarm.runtime.run_file.render", fail)
+    monkeypatch.setattr("tsr_swarm.config.render.render", fail)
     assert run(["init", "new.toml"]) == 78
     assert capsys.readouterr().err == "tsr-swarm: The screen is too small; enlarge it.\n"
 

@@ -16,8 +16,8 @@ from tsr_swarm.cli.summary import summary
 from tsr_swarm.monitor.app import Invite, SwarmMonitor
 from tsr_swarm.monitor.invitation import Invitation
 from tsr_swarm.monitor.sources import PipeSource, Source
-from tsr_swarm.runtime.children import ChildError, Family
-from tsr_swarm.runtime.lifeline import StopRequest
+from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.process.supervisor import ChildError, Family
 from tsr_swarm.telemetry.events import Evaluated, RoundClosed, RoundOpened, RunStarted, encode
 from tsr_swarm.telemetry.history import EVENTS_FILE
 from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot

@@ -21,7 +21,7 @@ import asyncio, json, sys, time
 import typer
 from tsr_swarm.cli.output import Mode
 from tsr_swarm.cli.process import run_process
-from tsr_swarm.runtime.lifeline import tie_to_parent
+from tsr_swarm.process.shutdown import tie_to_parent
 tie_to_parent()
 life = open(LIFE, "w")
 def say(event, **fields):

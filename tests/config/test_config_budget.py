@@ -12,7 +12,7 @@ from tsr_swarm.config.budget import check_budget, core_upload, sketch_costs
 from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.manifest import decode_manifest, make_manifest
-from tsr_swarm.config.plan import Due
+from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
 from tsr_swarm.errors import ConfigError
 

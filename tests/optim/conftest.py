@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tsr_swarm.config.blocks import plan_blocks
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
 from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.lowrank.grid import Grid

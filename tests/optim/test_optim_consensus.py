@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
-from tsr_swarm.config.plan import Due, RoundPlan
+from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis, apply_factor, random_basis
 from tsr_swarm.lowrank.dct import drawn_basis

@@ -20,7 +20,7 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.local_space import LocalSpace
 from tsr_swarm.optim.reference import AdamOptions, reference_core_round
-from tsr_swarm.optim.residual import Waiting
+from tsr_swarm.optim.waiting_work import Waiting
 
 FLOAT32 = 1e-5  # weights near 1, a few roundings each
 PUBLISHED = 2**-14  # of the largest number: one exponent a block at 16 bits

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import MOMENT_BITS, Part, PayloadKind, Slot, published_slots, upload_slots
-from tsr_swarm.config.plan import Due
+from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.optim.adam import Adam
 from tsr_swarm.optim.block_state import zero_state
-from tsr_swarm.optim.inner import InnerOptimizer
+from tsr_swarm.optim.inner_optimizer import InnerOptimizer
 from tsr_swarm.optim.moments import moment_grid, take_moment
 from tsr_swarm.optim.muon import Muon
 from tsr_swarm.optim.publish import publish

@@ -12,7 +12,7 @@ from steady import steady
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.plan import Due
+from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
 from tsr_swarm.optim.moment_periods import half_life, moment_periods, own_moment_periods
 from tsr_swarm.optim.muon import MOMENTUM

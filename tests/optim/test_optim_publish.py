@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
-from tsr_swarm.config.plan import Due
+from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis, apply_factor, orthonormal12, random_basis

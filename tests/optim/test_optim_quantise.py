@@ -9,7 +9,7 @@ from steady import steady, wide
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import FEW_BITS, Part, Slot, published_slots, upload_slots
-from tsr_swarm.config.plan import Due
+from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.lowrank.coarse import quantise_coarse
 from tsr_swarm.lowrank.grid import quantise_block, quantise_rows

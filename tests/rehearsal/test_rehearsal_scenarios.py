@@ -79,7 +79,8 @@ def test_a_killed_reducer_costs_no_more_than_its_shards_of_one_round(phase: str)
     swarm = swarm_of(4, 0, sizes=EIGHT)
     strike(swarm, 3, phase, kill(swarm.machines["peer-2"]), delay=0.1)
     run(swarm)
-    reducers = {place.node for line in swarm.machines.values() if line.node for place in (line.node.plan or ()).places}
+    plans = [machine.node.plan for machine in swarm.machines.values() if machine.node]
+    reducers = {place.node for plan in plans if plan is not None for place in plan.places}
     assert "peer-2" not in reducers
     assert len(void_rounds(swarm)) <= 1
     assert lost_rounds(swarm) == []

@@ -14,10 +14,10 @@ from steady import OPTIMIZER, WIRE
 
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.discovery.identity import load_identity
+from tsr_swarm.process.shutdown import StopRequest
 from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
-from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.runtime.peer import JoinOptions, run_peer
-from tsr_swarm.swarm.identity import load_identity
 from tsr_swarm.telemetry.events import (
     DigestReported,
     Event,

@@ -18,7 +18,7 @@ from tsr_swarm.runtime.node.answers import Answers, Heard
 from tsr_swarm.runtime.node.letters import news_from_proto
 from tsr_swarm.runtime.node.notes import Notes
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.wire.control import MAX_CONTACTS, check_poll_reply
+from tsr_swarm.wire.checks import MAX_CONTACTS, check_poll_reply
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4))

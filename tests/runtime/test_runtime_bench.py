@@ -13,13 +13,13 @@ from steady import steady, wide
 
 from tsr_swarm.config.layout import Part, upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import ModelConfig, PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.outer import OuterState, pack_outer, rotate_outer
+from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.runtime.contribution import pack

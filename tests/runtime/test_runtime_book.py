@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tsr_swarm.discovery.addresses import is_loopback, is_unspecified, split_address
 from tsr_swarm.errors import ConfigError, PeerError, UnreachableError
 from tsr_swarm.runtime.node import book as module
 from tsr_swarm.runtime.node.book import MOST_CONTACTS, MOST_KEPT, AddressBook, Lines
-from tsr_swarm.swarm.addresses import is_loopback, is_unspecified, split_address
-from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
+from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ME = "f" * 32

@@ -11,10 +11,10 @@ from swarm_rig import Swarm, run_swarm, tiny_config
 
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.budget import KB, core_upload, sketch_costs
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.optim.exchange import Exchange, within_budget
+from tsr_swarm.optim.sketch_budget import Exchange, within_budget
 from tsr_swarm.runtime.node import leading
 from tsr_swarm.runtime.simulate.engine import check, run_one
 from tsr_swarm.runtime.simulate.ours import manifest_of

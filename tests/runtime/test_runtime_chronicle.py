@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from steady import steady, wide
 
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, make_manifest
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
 from tsr_swarm.errors import PeerError
 from tsr_swarm.optim.periods import plan_round

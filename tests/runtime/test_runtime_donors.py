@@ -12,14 +12,14 @@ from swarm_rig import Member, Swarm, run_swarm, tiny_config
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, decode_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
+from tsr_swarm.process.shutdown import StopRequest
 from tsr_swarm.runtime import state_chunks
 from tsr_swarm.runtime.donor import KEPT_STATES
-from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.runtime.node.service import NodeService
 from tsr_swarm.runtime.peer import JoinOptions, run_peer
 from tsr_swarm.runtime.state_chunks import StateAssembly
 from tsr_swarm.telemetry import events as ev
-from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire.v1 import swarm_pb2 as pb

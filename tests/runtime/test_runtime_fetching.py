@@ -23,12 +23,12 @@ from tsr_swarm.runtime.reduction import Published
 from tsr_swarm.runtime.sources import Sources
 from tsr_swarm.runtime.state_chunks import StateAssembly
 from tsr_swarm.runtime.state_download import StateDownload
+from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction
 from tsr_swarm.telemetry.events import CatchingUp, Event, Warned
-from tsr_swarm.telemetry.ledger import ByteLedger, Direction
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
+from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.compression import compress, decompress
 from tsr_swarm.wire.messages import PublishedHeader, chain_hash, published_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tsr_swarm.runtime.children import ChildError, Family
+from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.process.supervisor import ChildError, Family
 from tsr_swarm.runtime.front import Feed, run_front
-from tsr_swarm.runtime.lifeline import StopRequest
 
 # Prints a line, then does as told; writes to stderr, which must not reach anybody.
 COMMAND = """

@@ -22,14 +22,14 @@ from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.gathering import Gathering
 from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.runtime.node.notes import KEPT_ROSTERS, KEPT_ROUNDS, Notes
-from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
+from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.codec import hash_bytes
 from tsr_swarm.wire.compression import compress
-from tsr_swarm.wire.members import Members
 from tsr_swarm.wire.messages import sections_to_proto
+from tsr_swarm.wire.roster import Members
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 REDUCER, STRANGER = "b" * 32, "c" * 32

@@ -11,7 +11,7 @@ import pytest
 from processes import namespaces
 
 from tsr_swarm.errors import SwarmError
-from tsr_swarm.runtime.children import Child, Family
+from tsr_swarm.process.supervisor import Child, Family
 from tsr_swarm.runtime.faults import LocalPlan
 from tsr_swarm.runtime.lab.link import Line
 from tsr_swarm.runtime.lab.namespaces import Namespaces

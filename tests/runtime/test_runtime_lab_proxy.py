@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 
-from tsr_swarm.runtime.children import ChildError, Family
+from tsr_swarm.process.supervisor import ChildError, Family
 from tsr_swarm.runtime.faults import LocalPlan
 from tsr_swarm.runtime.lab.link import QUEUE_SECONDS, Line
 from tsr_swarm.runtime.lab.namespaces import Namespaces

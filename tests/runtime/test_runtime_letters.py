@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.plan import Due, RoundPlan
+from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.sketch import Captured
@@ -42,8 +42,8 @@ from tsr_swarm.runtime.node.letters import (
 )
 from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.wire.codec import Section
-from tsr_swarm.wire.members import Members
 from tsr_swarm.wire.messages import ShardResult
+from tsr_swarm.wire.roster import Members
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 BLOCKS = (

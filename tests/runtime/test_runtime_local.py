@@ -13,12 +13,12 @@ import pytest
 from tsr_swarm.config.load import read_toml, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError, SwarmError
+from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.process.supervisor import ChildError, Family
 from tsr_swarm.runtime import local
-from tsr_swarm.runtime.children import ChildError, Family
 from tsr_swarm.runtime.faults import LocalPlan
 from tsr_swarm.runtime.lab.network import Pairs
 from tsr_swarm.runtime.lab.place import Loopback, Place
-from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.runtime.local import LocalOptions, fit_config, run_local
 from tsr_swarm.runtime.local_folder import RUN_FILE, coordinator_folder
 from tsr_swarm.runtime.placing import FaultError, plan_local

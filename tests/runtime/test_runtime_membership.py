@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.errors import PeerError, UnreachableError
-from tsr_swarm.runtime.background import Background
+from tsr_swarm.process.tasks import Background
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.membership import KEPT, MOST_QUESTIONS, Membership
-from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
-from tsr_swarm.wire.members import Members, members_to_proto
+from tsr_swarm.transport.tcp_info import KernelBytes
+from tsr_swarm.wire.roster import Members, members_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 A, B, C, LEADER = (letter * 32 for letter in "abcf")

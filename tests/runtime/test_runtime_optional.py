@@ -12,7 +12,7 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.runtime.coordinator import EVENTS_FILE
 from tsr_swarm.telemetry.events import Warned
-from tsr_swarm.transport.kernel_bytes import KernelBytes
+from tsr_swarm.transport.tcp_info import KernelBytes
 
 
 async def test_a_record_that_cannot_be_written_is_a_warning_and_the_run_goes_on(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tsr_swarm.config.layout import Part, upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.lowrank.grid import dense_grid
-from tsr_swarm.optim.outer import pack_outer, rotate_outer, without_residuals
+from tsr_swarm.optim.outer_step import pack_outer, rotate_outer, without_residuals
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.rounds.council import Ledger

@@ -13,13 +13,13 @@ from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds import council as cl
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.gather import ShardResult
 from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.protocol import Close, Hung, News, Place, Plan, Poll, Received, Redirect, ShardDone, Unreachable
-from tsr_swarm.runtime.background import Background
 from tsr_swarm.runtime.node import letters
 from tsr_swarm.runtime.node import post as module
 from tsr_swarm.runtime.node.book import AddressBook, Lines
@@ -29,11 +29,11 @@ from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.runtime.node.membership import MOST_QUESTIONS, Membership
 from tsr_swarm.runtime.node.notes import Notes
 from tsr_swarm.runtime.node.post import Desk, Introduction, Post
-from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
+from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.messages import ShardResult as Published
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 

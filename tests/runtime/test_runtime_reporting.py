@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.runtime.reporting import SAMPLE_SECONDS, Reporter
-from tsr_swarm.telemetry.ledger import ByteLedger
-from tsr_swarm.transport.kernel_bytes import KernelBytes, KernelTotals, is_supported
+from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.transport.tcp_info import KernelBytes, KernelTotals, is_supported
 
 
 class Counted(KernelBytes):

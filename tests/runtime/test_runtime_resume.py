@@ -12,22 +12,22 @@ import torch
 from swarm_rig import Swarm, run_swarm, tiny_config
 
 from tsr_swarm.config.manifest import decode_manifest, make_manifest
+from tsr_swarm.discovery.addresses import split_address
+from tsr_swarm.discovery.identity import load_identity
 from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunError, SwarmError
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.runtime.journal import NAMES, Journal
 from tsr_swarm.runtime.sampling import sample_checkpoint
 from tsr_swarm.runtime.workshop import Workshop
-from tsr_swarm.swarm.addresses import split_address
-from tsr_swarm.swarm.identity import load_identity
 from tsr_swarm.telemetry import events as ev
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.telemetry.fold import fold_all
-from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.log import read_recording
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.train import checkpoint
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.wire.lines import lines_from_proto
+from tsr_swarm.wire.log_lines import lines_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 

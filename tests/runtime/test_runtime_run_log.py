@@ -14,15 +14,15 @@ from tsr_swarm.runtime.node import relay, run_log
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.run_log import RunLog
 from tsr_swarm.telemetry import events as ev
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.telemetry.fold import fold_all
-from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
-from tsr_swarm.wire.lines import lines_from_proto, lines_to_proto
+from tsr_swarm.transport.tcp_info import KernelBytes
+from tsr_swarm.wire.log_lines import lines_from_proto, lines_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ME, DEAD = "0" * 32, "d" * 32

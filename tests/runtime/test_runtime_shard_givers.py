@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.runtime.shard_givers import MAKER_SECONDS, ShardGivers
-from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import STALL_SECONDS
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from swarm_rig import run_swarm, tiny_config
 
+from tsr_swarm.baselines.registry import METHODS, default_settings
 from tsr_swarm.errors import ConfigError, RunError
-from tsr_swarm.rivals.registry import METHODS, default_settings
 from tsr_swarm.runtime.simulate.engine import Course, is_due, run_one
 from tsr_swarm.runtime.simulate.result import RunResult
 from tsr_swarm.runtime.simulate.spec import RunSpec

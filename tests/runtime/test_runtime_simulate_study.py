@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from swarm_rig import tiny_config
 
+from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import OptimizerConfig, RunConfig, RunSection, WireConfig
 from tsr_swarm.errors import ConfigError, RunError
 from tsr_swarm.runtime.simulate.compare import entries, loss_after
 from tsr_swarm.runtime.simulate.engine import run_one
-from tsr_swarm.runtime.simulate.link import Link
 from tsr_swarm.runtime.simulate.options import StudyOptions, specs_of
 from tsr_swarm.runtime.simulate.plots import spread, write_plots
 from tsr_swarm.runtime.simulate.report import document, equal_seconds, markdown, settings_text

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from swarm_rig import tiny_config
 
+from tsr_swarm.config.link import Link, link_for
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.runtime.simulate.link import Link, link_for
 from tsr_swarm.runtime.simulate.world import World, peer_texts, step_times
 from tsr_swarm.train.data import training_tokens
 

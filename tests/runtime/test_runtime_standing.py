@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from published_rounds import History, small_history
 
+from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.runtime.background import Background
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.runtime.node.standing import Sealed, Seams, Standing

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from swarm_rig import Swarm, run_swarm, tiny_config
 
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, WireConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.process.shutdown import StopRequest
 from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
-from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.runtime.node import leading
 from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.telemetry import events as ev
-from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.train.trainer import StepProgress, Trainer
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire.messages import open_envelope

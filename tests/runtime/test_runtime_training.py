@@ -8,15 +8,15 @@ import pytest
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds.protocol import Event, Place, Plan, Upload, UploadFailed
-from tsr_swarm.runtime.background import Background
 from tsr_swarm.runtime.node import training as module
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.notes import Notes
 from tsr_swarm.runtime.node.training import Seams, Training
-from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.train.trainer import RoundWork
-from tsr_swarm.transport.kernel_bytes import KernelBytes
+from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ME, OTHER = "a" * 32, "b" * 32

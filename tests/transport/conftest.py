@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from tsr_swarm.errors import PeerError, RefusedError, RunError
-from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.server import serve

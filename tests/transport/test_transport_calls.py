@@ -16,12 +16,12 @@ import grpc
 import pytest
 
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError
-from tsr_swarm.telemetry.ledger import ByteLedger, Direction
+from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction
 from tsr_swarm.transport.base import PIECE_BYTES, Caller
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.limits import CLIENT_OPTIONS, MAX_CONTROL_BYTES
 from tsr_swarm.transport.server import serve
+from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.compression import decompress
 from tsr_swarm.wire.messages import ContributionHeader, seal

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import DENSE_BITS, Part, Slot, published_slots, upload_slots
-from tsr_swarm.config.plan import Due
+from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.lowrank.basis import BASIS_EXPONENT

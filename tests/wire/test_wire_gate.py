@@ -7,7 +7,7 @@ from steady import steady, wide
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
-from tsr_swarm.config.plan import Due, RoundPlan
+from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.basis import BASIS_EXPONENT

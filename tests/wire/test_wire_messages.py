@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.plan import Due, RoundPlan
+from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError
 from tsr_swarm.wire.codec import Section

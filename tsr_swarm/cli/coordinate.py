@@ -8,8 +8,8 @@ import typer
 from tsr_swarm.cli.options import Json, NoDht, Plain, Proxy, Record, Rounds, Set, check_address, check_announce
 from tsr_swarm.cli.output import Emit, Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
-from tsr_swarm.runtime.lifeline import StopRequest
-from tsr_swarm.runtime.machine_limits import require_process_room
+from tsr_swarm.process.machine_limits import require_process_room
+from tsr_swarm.process.shutdown import StopRequest
 from tsr_swarm.telemetry.events import Event, RunStarted
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
@@ -105,8 +105,8 @@ def inviting(emit: Emit, listen: str, dht_port: int) -> Emit:
 
 def invitation(address: str, listen: str, dht_port: int) -> "Invitation":
     """What others type to join the coordinator at ``address``, and what to forward so that they can."""
+    from tsr_swarm.discovery.addresses import is_loopback, split_address
     from tsr_swarm.monitor.invitation import Invitation
-    from tsr_swarm.swarm.addresses import is_loopback, split_address
 
     _, port = split_address(address)
     inside, inside_port = split_address(listen)

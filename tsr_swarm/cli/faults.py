@@ -2,7 +2,7 @@
 
 import errno
 
-from tsr_swarm.runtime.machine_limits import is_about_memory
+from tsr_swarm.process.machine_limits import is_about_memory
 
 _REMEDIES = {
     errno.ENOSPC: "make room there",

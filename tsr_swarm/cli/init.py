@@ -11,8 +11,8 @@ from tsr_swarm.errors import ConfigError
 
 def init(path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("run.toml")) -> None:
     """Write a run file to start from, with every key and its default."""
+    from tsr_swarm.config.render import HEADER, render
     from tsr_swarm.config.run import RunConfig
-    from tsr_swarm.runtime.run_file import HEADER, render
 
     try:
         with path.open("x", encoding="utf-8") as file:

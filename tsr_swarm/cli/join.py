@@ -12,8 +12,8 @@ from tsr_swarm.cli.options import Json, Plain, Proxy, UsageError, check_address,
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.profile import JoinProfile, merge_profile
-from tsr_swarm.runtime.lifeline import StopRequest
-from tsr_swarm.runtime.machine_limits import require_process_room
+from tsr_swarm.process.machine_limits import require_process_room
+from tsr_swarm.process.shutdown import StopRequest
 
 
 def join(

@@ -16,12 +16,12 @@ from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.summary import summary
 from tsr_swarm.config.run import RunConfig, is_utf8
-from tsr_swarm.runtime.children import Family
+from tsr_swarm.process.shutdown import StopRequest, run_unless_stopped
+from tsr_swarm.process.supervisor import Family
 from tsr_swarm.runtime.faults import COORDINATOR, name_of
 from tsr_swarm.runtime.lab import namespaces
 from tsr_swarm.runtime.lab.flags import LineTexts
 from tsr_swarm.runtime.lab.opening import MODES
-from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
 from tsr_swarm.runtime.local import LocalOptions, fit_config, keep_config, run_local, sample_text
 from tsr_swarm.runtime.local_folder import RUN_FILE, coordinator_folder
 from tsr_swarm.runtime.placing import FaultError, plan_local

@@ -27,8 +27,8 @@ from tsr_swarm.cli.simulate import simulate
 from tsr_swarm.cli.standard_streams import drop_stdout, open_standard_streams
 from tsr_swarm.cli.status import status
 from tsr_swarm.errors import RunError, SwarmError
-from tsr_swarm.runtime.children import SENTENCE_PREFIX
-from tsr_swarm.runtime.lifeline import INTERRUPTED, tie_to_parent
+from tsr_swarm.process.shutdown import INTERRUPTED, tie_to_parent
+from tsr_swarm.process.supervisor import SENTENCE_PREFIX
 
 PROGRAM = "tsr-swarm"
 FAILED, USAGE = 1, 2

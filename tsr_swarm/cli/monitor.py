@@ -5,8 +5,8 @@ from functools import partial
 from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode, choose_mode, print_aside, print_line
 from tsr_swarm.cli.process import run_process
-from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
-from tsr_swarm.runtime.machine_limits import require_process_room
+from tsr_swarm.process.machine_limits import require_process_room
+from tsr_swarm.process.shutdown import StopRequest, run_unless_stopped
 
 
 def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, json: Json = False) -> None:

@@ -35,7 +35,7 @@ def check_address(value: str | None) -> str | None:
 
 
 def _split(address: str) -> tuple[str, int]:
-    from tsr_swarm.swarm.addresses import split_address
+    from tsr_swarm.discovery.addresses import split_address
 
     return split_address(address)
 

@@ -10,7 +10,7 @@ import typer
 
 from tsr_swarm.cli.output import Mode, gap_line, print_aside, set_up_logging
 from tsr_swarm.cli.streams import Streams
-from tsr_swarm.runtime.lifeline import StopRequest, run_until_stopped, tie_to_parent
+from tsr_swarm.process.shutdown import StopRequest, run_until_stopped, tie_to_parent
 from tsr_swarm.telemetry.writer import CLOSE_SECONDS
 
 Work = Callable[[StopRequest], Awaitable[None]]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tsr_swarm.runtime.machine_limits import require_process_room
+from tsr_swarm.process.machine_limits import require_process_room
 
 
 def sample(

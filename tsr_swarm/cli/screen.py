@@ -14,9 +14,9 @@ from tsr_swarm.cli.watching import watching
 from tsr_swarm.monitor.app import Invite, SwarmMonitor
 from tsr_swarm.monitor.sources import PipeSource, Source
 from tsr_swarm.monitor.view import View
-from tsr_swarm.runtime.children import Family, own_command
+from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.process.supervisor import Family, own_command
 from tsr_swarm.runtime.front import Feed, run_front
-from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.telemetry.events import Event, Left, RunFinished, RunStarted, decode_stamped
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.history import read_history

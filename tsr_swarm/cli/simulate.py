@@ -11,7 +11,7 @@ import typer
 from tsr_swarm.cli.options import Json, Set, UsageError
 from tsr_swarm.config.units import parse_rate, parse_seconds
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.runtime.machine_limits import require_process_room
+from tsr_swarm.process.machine_limits import require_process_room
 
 METHODS = "tsr,local-adam,ddp"
 
@@ -97,8 +97,8 @@ def simulate(
 
     require_process_room()
     from tsr_swarm.cli.simulating import run_and_report
+    from tsr_swarm.config.link import link_for
     from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
-    from tsr_swarm.runtime.simulate.link import link_for
     from tsr_swarm.runtime.simulate.options import StudyOptions, specs_of
     from tsr_swarm.runtime.simulate.world import World
     from tsr_swarm.train.llama import parameter_count

@@ -10,12 +10,12 @@ import typer
 
 from tsr_swarm.cli.output import print_aside
 from tsr_swarm.errors import RunError
-from tsr_swarm.runtime.lifeline import INTERRUPTED
+from tsr_swarm.process.shutdown import INTERRUPTED
 from tsr_swarm.telemetry.text import bytes_text, factor_text, loss_text, plural, seconds_text
 
 if TYPE_CHECKING:
+    from tsr_swarm.config.link import Link
     from tsr_swarm.runtime.simulate.compare import Entry
-    from tsr_swarm.runtime.simulate.link import Link
     from tsr_swarm.runtime.simulate.result import RunResult
     from tsr_swarm.runtime.simulate.spec import RunSpec
     from tsr_swarm.runtime.simulate.study import News

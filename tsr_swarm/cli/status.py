@@ -8,8 +8,8 @@ from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode, print_aside
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.cli.streams import catch_up
-from tsr_swarm.runtime.lifeline import StopRequest, run_unless_stopped
-from tsr_swarm.runtime.machine_limits import require_process_room
+from tsr_swarm.process.machine_limits import require_process_room
+from tsr_swarm.process.shutdown import StopRequest, run_unless_stopped
 from tsr_swarm.telemetry.log import Watch
 from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
 from tsr_swarm.telemetry.text import bytes_text, count_text, factor_text, loss_text, plural

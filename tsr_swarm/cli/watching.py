@@ -9,9 +9,9 @@ from tsr_swarm.cli.output import print_aside
 from tsr_swarm.cli.streams import catch_up
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.monitor.sources import WAIT_SECONDS, WatchSource
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.telemetry.events import decode_stamped
 from tsr_swarm.telemetry.fold import fold
-from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.log import NEWEST, Watch
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
@@ -22,7 +22,7 @@ WAIT_MS = int(1000 * WAIT_SECONDS)
 async def calling(coordinator: str) -> AsyncIterator[Watch]:
     """Give ``watch(after) -> (lines, newest number)``, which does not wait for news. Raises SwarmError."""
     from tsr_swarm.transport.client import SwarmClient
-    from tsr_swarm.wire.lines import lines_from_proto
+    from tsr_swarm.wire.log_lines import lines_from_proto
     from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
     async with SwarmClient(coordinator, ByteLedger()) as client:
@@ -51,7 +51,7 @@ async def watching(
     """
     from tsr_swarm.config.manifest import PROTOCOL_VERSION
     from tsr_swarm.transport.client import SwarmClient
-    from tsr_swarm.wire.lines import lines_from_proto
+    from tsr_swarm.wire.log_lines import lines_from_proto
     from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
     clients: dict[str, SwarmClient] = {}

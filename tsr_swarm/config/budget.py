@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.layout import upload_slots
-from tsr_swarm.config.plan import Due
+from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
 from tsr_swarm.errors import ConfigError
 

@@ -11,7 +11,7 @@ from tsr_swarm.config.blocks import MAX_RANK, Block, Role, plan_blocks
 from tsr_swarm.config.budget import check_budget
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import CheckpointConfig, RoundConfig, RunConfig
-from tsr_swarm.config.shards import block_bytes, split_blocks
+from tsr_swarm.config.sharding import block_bytes, split_blocks
 from tsr_swarm.errors import ConfigError, RefusedError
 
 PROTOCOL_VERSION = 4

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.layout import Part, PayloadKind, Slot, upload_slots
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, WireConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis
@@ -24,11 +24,11 @@ from tsr_swarm.optim.block_state import check_tensors, pack_states, unpack_state
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_stack import stacks
 from tsr_swarm.optim.full_block import FullBlock
-from tsr_swarm.optim.inner import inner_optimizer
+from tsr_swarm.optim.inner_optimizer import inner_optimizer
 from tsr_swarm.optim.local_space import gradient_grid
 from tsr_swarm.optim.moments import moment_grid, take_moment
 from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.optim.residual import RESIDUAL, Waiting, averaged, pack_waiting, turned, unpack_waiting
+from tsr_swarm.optim.waiting_work import RESIDUAL, Waiting, averaged, pack_waiting, turned, unpack_waiting
 
 _MARK_BYTES = 16
 

@@ -15,8 +15,8 @@ from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.optim.adam import core_update_scale
 from tsr_swarm.optim.block_state import BlockState
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.inner import inner_optimizer
-from tsr_swarm.optim.residual import Waiting
+from tsr_swarm.optim.inner_optimizer import inner_optimizer
+from tsr_swarm.optim.waiting_work import Waiting
 
 _STACK_NUMBERS = 1 << 24  # most numbers of a stack's largest product, 64 MiB; beyond, stacking saves nothing
 

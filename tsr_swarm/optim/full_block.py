@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from tsr_swarm.optim.block_state import zero_state
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.inner import InnerOptimizer
+from tsr_swarm.optim.inner_optimizer import InnerOptimizer
 
 
 class FullBlock:

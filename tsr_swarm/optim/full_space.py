@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import Part, PayloadKind, Slot, upload_slots
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, WireConfig
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid, dense_grid
@@ -19,7 +19,7 @@ from tsr_swarm.lowrank.sketch import Captured, core_of, expand, measure_captured
 from tsr_swarm.optim.block_state import pack_states, unpack_states
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.full_block import FullBlock
-from tsr_swarm.optim.inner import inner_optimizer
+from tsr_swarm.optim.inner_optimizer import inner_optimizer
 from tsr_swarm.optim.local_space import gradient_grid
 from tsr_swarm.optim.quantise import quantise_slot
 
@@ -39,7 +39,9 @@ class FullSpace:
         self._states = {index: full.state for index, full in enumerate(self._full)}
         # drawn bases hold a direction only once in a cycle: what shrank every round until then would hardly arrive
         self._gamma = 1.0 if optimizer.aim == "seed" else optimizer.gamma
-        self._may_choose = optimizer.aim == "displacement"  # the leader, by what is captured: see optim/exchange.py
+        self._may_choose = (
+            optimizer.aim == "displacement"
+        )  # the leader, by what is captured: see optim/sketch_budget.py
 
     @torch.no_grad()
     def begin(self, consensus: Consensus) -> None:

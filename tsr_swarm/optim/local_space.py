@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from tsr_swarm.config.layout import Part, Slot
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid

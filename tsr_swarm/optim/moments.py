@@ -13,7 +13,7 @@ from torch import Tensor
 from tsr_swarm.config.layout import Part, Slot
 from tsr_swarm.lowrank.grid import Grid, powers_of_two
 from tsr_swarm.optim.block_state import BlockState
-from tsr_swarm.optim.inner import InnerOptimizer
+from tsr_swarm.optim.inner_optimizer import InnerOptimizer
 from tsr_swarm.optim.quantise import quantise_slot
 
 

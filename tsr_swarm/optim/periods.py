@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.plan import Due, RoundPlan
+from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
 from tsr_swarm.optim.moment_periods import own_moment_periods
 

@@ -14,7 +14,7 @@ from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis, orthonormal12, refresh_factor, unscaled_grid
 from tsr_swarm.lowrank.dct import flags, strongest
 from tsr_swarm.lowrank.grid import Grid, dense_grid
-from tsr_swarm.optim.outer import OuterState, keep_dropped, outer_step, require_finite
+from tsr_swarm.optim.outer_step import OuterState, keep_dropped, outer_step, require_finite
 from tsr_swarm.optim.quantise import quantise_slot
 
 _AIMED_BY = {Part.BASIS_LEFT: Part.GRADIENT_LEFT, Part.BASIS_RIGHT: Part.GRADIENT_RIGHT}

@@ -13,15 +13,18 @@ from pathlib import Path
 
 from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.discovery.addresses import multiaddrs_for
+from tsr_swarm.discovery.announcer import Discovery
+from tsr_swarm.discovery.identity import Identity, load_identity
+from tsr_swarm.discovery.listening import announced, dht_places, require_consent, shown_address
+from tsr_swarm.discovery.records import Role
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.outer import OuterState
+from tsr_swarm.optim.outer_step import OuterState
+from tsr_swarm.process.machine_limits import memory_errors, memory_room, require_memory
+from tsr_swarm.process.shutdown import StopRequest, run_unless_now
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.runtime.discovery import Discovery
 from tsr_swarm.runtime.donor import Donor
-from tsr_swarm.runtime.lifeline import StopRequest, run_unless_now
-from tsr_swarm.runtime.listening import announced, dht_places, require_consent, shown_address
-from tsr_swarm.runtime.machine_limits import memory_errors, memory_room, require_memory
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.hosting import Around, hosted
 from tsr_swarm.runtime.node.post import Introduction
@@ -43,20 +46,17 @@ from tsr_swarm.runtime.run_folder import (
     start_run,
 )
 from tsr_swarm.runtime.shared_data import advise_organiser
-from tsr_swarm.swarm.addresses import multiaddrs_for
-from tsr_swarm.swarm.identity import Identity, load_identity
-from tsr_swarm.swarm.records import Role
 from tsr_swarm.telemetry import events
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.history import EVENTS_FILE
-from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.log import EventLog, read_recording, recording
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.llama import parameter_count
 from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.server import serve
+from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.messages import PublishedHeader
 
 NAME = "coordinator"

@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from tsr_swarm.runtime.children import Child, ChildError, Family, child_log, failure_of, was_interrupted
-from tsr_swarm.runtime.lifeline import INTERRUPTED, StopRequest
+from tsr_swarm.process.shutdown import INTERRUPTED, StopRequest
+from tsr_swarm.process.supervisor import Child, ChildError, Family, child_log, failure_of, was_interrupted
 
 
 class Screen(Protocol):

@@ -15,7 +15,8 @@ from typing import IO, Any
 from tsr_swarm.config.load import ENV_PREFIX
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError, SwarmError
-from tsr_swarm.runtime.children import Child, ChildError, Family, failure_of, own_command, was_interrupted
+from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.process.supervisor import Child, ChildError, Family, failure_of, own_command, was_interrupted
 from tsr_swarm.runtime.faults import (
     COORDINATOR,
     Back,
@@ -34,7 +35,6 @@ from tsr_swarm.runtime.faults import (
 )
 from tsr_swarm.runtime.lab.opening import open_place
 from tsr_swarm.runtime.lab.place import Place
-from tsr_swarm.runtime.lifeline import StopRequest
 from tsr_swarm.runtime.local_folder import RUN_FILE, coordinator_folder, write_run_file
 from tsr_swarm.runtime.local_view import LocalView
 from tsr_swarm.runtime.shared_data import absolute_source

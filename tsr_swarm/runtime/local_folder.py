@@ -4,10 +4,10 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+from tsr_swarm.config.render import render
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.runtime.faults import COORDINATOR, name_of
-from tsr_swarm.runtime.run_file import render
 
 RUN_FILE = "run.toml"
 

@@ -11,11 +11,14 @@ from pathlib import Path
 import torch
 
 from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
+from tsr_swarm.discovery.addresses import clock_warning, is_loopback
+from tsr_swarm.discovery.announcer import Discovery
+from tsr_swarm.discovery.identity import load_identity
+from tsr_swarm.discovery.listening import dht_places, require_consent, shown_address
+from tsr_swarm.discovery.records import Role
 from tsr_swarm.errors import ConfigError, RefusedError
-from tsr_swarm.runtime.discovery import Discovery
-from tsr_swarm.runtime.lifeline import StopRequest, run_unless, run_unless_now
-from tsr_swarm.runtime.listening import dht_places, require_consent, shown_address
-from tsr_swarm.runtime.machine_limits import Room, memory_room, require_memory
+from tsr_swarm.process.machine_limits import Room, memory_room, require_memory
+from tsr_swarm.process.shutdown import StopRequest, run_unless, run_unless_now
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.meeting import meet
 from tsr_swarm.runtime.node.post import Introduction
@@ -24,18 +27,15 @@ from tsr_swarm.runtime.node.volunteer import VolunteerProcess
 from tsr_swarm.runtime.reporting import Reporter
 from tsr_swarm.runtime.run_folder import CONTACTS, IDENTITY, folder_lock, holds_work
 from tsr_swarm.runtime.workshop import Workshop
-from tsr_swarm.swarm.addresses import clock_warning, is_loopback
-from tsr_swarm.swarm.identity import load_identity
-from tsr_swarm.swarm.records import Role
 from tsr_swarm.telemetry import events
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.telemetry.events import Event
-from tsr_swarm.telemetry.ledger import ByteLedger
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.corpus import find_documents
 from tsr_swarm.train.llama import parameter_shapes
-from tsr_swarm.transport.kernel_bytes import KernelBytes
 from tsr_swarm.transport.retry import retry_while_unreachable
 from tsr_swarm.transport.server import serve
+from tsr_swarm.transport.tcp_info import KernelBytes
 
 MAX_CALLS = 256  # at a time, of others to this peer
 # Of memory, a parameter:

@@ -4,8 +4,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from tsr_swarm.telemetry.ledger import ByteLedger, Direction
-from tsr_swarm.transport.kernel_bytes import KernelBytes
+from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction
+from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 SAMPLE_SECONDS = 5.0  # between two looks at all connections, of which a reducer has hundreds

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tsr_swarm.errors import RefusedError
-from tsr_swarm.telemetry.ledger import Direction
+from tsr_swarm.telemetry.byte_counter import Direction
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 MAX_PEERS = 10_000

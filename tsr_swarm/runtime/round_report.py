@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.runtime.roster import Peer
 from tsr_swarm.telemetry import events
-from tsr_swarm.telemetry.ledger import Direction
+from tsr_swarm.telemetry.byte_counter import Direction
 from tsr_swarm.wire.messages import PublishedHeader
 
 

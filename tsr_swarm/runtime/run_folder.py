@@ -15,8 +15,8 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedError, RunError
 from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.drawn import are_drawn, drawn_bases
-from tsr_swarm.optim.outer import OuterState, pack_outer, rotate_outer, unpack_outer, without_residuals
+from tsr_swarm.optim.drawn_basis import are_drawn, drawn_bases
+from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer, unpack_outer, without_residuals
 from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.runtime.delta_log import DeltaLog

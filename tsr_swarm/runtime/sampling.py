@@ -4,8 +4,8 @@ import logging
 import os
 from pathlib import Path
 
+from tsr_swarm.process.machine_limits import memory_errors
 from tsr_swarm.runtime.local_folder import RUN_FILE, coordinator_folder
-from tsr_swarm.runtime.machine_limits import memory_errors
 from tsr_swarm.runtime.run_folder import RunFolder, consensus_of, load_run
 from tsr_swarm.train.llama import build_model
 from tsr_swarm.train.sample import generate, printable

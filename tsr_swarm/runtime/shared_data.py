@@ -3,8 +3,8 @@
 import os
 
 from tsr_swarm.config.run import DataConfig
+from tsr_swarm.discovery.addresses import is_loopback, split_address
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.swarm.addresses import is_loopback, split_address
 from tsr_swarm.train.corpus import missing_paths, source_paths, source_text
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.optim.consensus import Consensus, little_endian
-from tsr_swarm.optim.drawn import are_drawn, drawn_bases
+from tsr_swarm.optim.drawn_basis import are_drawn, drawn_bases
 from tsr_swarm.telemetry.text import reason_text
+from tsr_swarm.wire.checks import check_state_description
 from tsr_swarm.wire.codec import HASH_BYTES, hash_bytes
 from tsr_swarm.wire.compression import compress, decompress
-from tsr_swarm.wire.control import check_state_description
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 CHUNK_BYTES = 1 << 20

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
+from tsr_swarm.process.tasks import Background, Signal
 from tsr_swarm.rounds import chunks
 from tsr_swarm.rounds.chunks import Sharing
-from tsr_swarm.runtime.background import Background, Signal
 from tsr_swarm.runtime.sources import Sources
 from tsr_swarm.runtime.state_chunks import StateAssembly, begun_round
 from tsr_swarm.transport.client import SwarmClient

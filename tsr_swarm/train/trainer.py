@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.layout import Slot
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.lowrank.dct import column_energies
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.lowrank.sketch import Captured, tangent_of

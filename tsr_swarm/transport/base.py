@@ -18,7 +18,7 @@ class Caller:
 
 
 class SwarmHandler(Protocol):
-    """One method an RPC. Messages come in unchecked but for their size; see wire/control.py and wire/gate.py.
+    """One method an RPC. Messages come in unchecked but for their size; see wire/checks.py and wire/gate.py.
 
     A SwarmError that is raised here reaches the caller as its class and sentence; anything else as a plain failure.
     """

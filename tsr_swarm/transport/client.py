@@ -10,10 +10,10 @@ import grpc
 from google.protobuf.message import Message
 
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
-from tsr_swarm.telemetry.ledger import ByteLedger, Direction
-from tsr_swarm.transport.accounting import SectionTally, count_chunk, count_message
+from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction
 from tsr_swarm.transport.address import parse_address
 from tsr_swarm.transport.base import PIECE_BYTES
+from tsr_swarm.transport.byte_accounting import SectionTally, count_chunk, count_message
 from tsr_swarm.transport.collector import Collector
 from tsr_swarm.transport.limits import (
     CONTROL_SECONDS,

@@ -3,8 +3,8 @@
 from google.protobuf.message import Message
 
 from tsr_swarm.errors import PeerError
-from tsr_swarm.transport.accounting import SectionTally
 from tsr_swarm.transport.base import PIECE_BYTES
+from tsr_swarm.transport.byte_accounting import SectionTally
 
 
 class Collector:

@@ -5,8 +5,8 @@ notices a stopped process only with ``http2.ping_timeout_ms`` set as well.
 """
 
 from tsr_swarm.transport.base import PIECE_BYTES
+from tsr_swarm.wire.checks import MAX_CHUNK_BYTES
 from tsr_swarm.wire.compression import max_wire_bytes
-from tsr_swarm.wire.control import MAX_CHUNK_BYTES
 from tsr_swarm.wire.messages import MAX_CERTIFICATE_BYTES, MAX_HEADER_BYTES, MAX_SIGNATURE_BYTES
 
 CONTROL_SECONDS = 10.0  # a small request and a small reply; the manifest's 4 MiB are HELLO_SECONDS

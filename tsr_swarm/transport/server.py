@@ -12,10 +12,10 @@ import grpc
 from google.protobuf.message import Message
 
 from tsr_swarm.errors import PeerError, RunError, SwarmError
-from tsr_swarm.telemetry.ledger import ByteLedger, Direction
-from tsr_swarm.transport.accounting import SectionTally, count_chunk, count_message
+from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction
 from tsr_swarm.transport.address import Address, caller_of, parse_address
 from tsr_swarm.transport.base import PIECE_BYTES, Caller, SwarmHandler
+from tsr_swarm.transport.byte_accounting import SectionTally, count_chunk, count_message
 from tsr_swarm.transport.collector import Collector
 from tsr_swarm.transport.limits import (
     MAX_CONCURRENT_RPCS,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
-from tsr_swarm.config.plan import Due, RoundPlan
+from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.wire.codec import check_sections, decode, wire_bytes

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.plan import Due, RoundPlan
+from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.errors import PeerError
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.fields import (

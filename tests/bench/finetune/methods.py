@@ -16,7 +16,7 @@ from tests.bench.finetune.sentences import Share
 from tsr_swarm.config.layout import BASIS_BITS
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.optim.drawn import are_drawn
+from tsr_swarm.optim.drawn_basis import are_drawn
 from tsr_swarm.runtime.simulate.ours import RUN_ID, OurSwarm, Stream, Task
 from tsr_swarm.runtime.simulate.spec import OURS, RunSpec
 from tsr_swarm.runtime.simulate.swarm import SimulatedSwarm

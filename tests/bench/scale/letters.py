@@ -19,8 +19,7 @@ from tsr_swarm.runtime.node import letters
 from tsr_swarm.runtime.node.made import VOID, MadeShard
 from tsr_swarm.runtime.node.run_log import WATCH_MS
 from tsr_swarm.transport.base import PIECE_BYTES
-from tsr_swarm.wire.lines import lines_to_proto
-from tsr_swarm.wire.members import Members, members_to_proto
+from tsr_swarm.wire.log_lines import lines_to_proto
 from tsr_swarm.wire.messages import (
     ContributionHeader,
     PublishedHeader,
@@ -28,7 +27,8 @@ from tsr_swarm.wire.messages import (
     published_to_proto,
     seal,
 )
-from tsr_swarm.wire.rules import rules_to_proto
+from tsr_swarm.wire.roster import Members, members_to_proto
+from tsr_swarm.wire.run_rules import rules_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 STALE = "PollReply, nothing new"

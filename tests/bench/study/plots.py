@@ -10,9 +10,9 @@ from tests.bench.study.candidates import OURS
 from tests.bench.study.clock import DOWN, UP, home_link
 from tests.bench.study.finals import REFERENCES
 from tests.bench.study.rows import Row
+from tsr_swarm.baselines.registry import METHODS
+from tsr_swarm.config.link import MBIT
 from tsr_swarm.errors import RunError
-from tsr_swarm.rivals.registry import METHODS
-from tsr_swarm.runtime.simulate.link import MBIT
 from tsr_swarm.runtime.simulate.plots import BLACK, COLOURS, End, dress, label_ends, save
 from tsr_swarm.runtime.simulate.result import Point
 

@@ -20,10 +20,10 @@ from tests.bench.study.report import write_report
 from tests.bench.study.rows import Duel, Row, best_run, dense_bytes, duels, paired
 from tests.bench.study.search import ablation, search
 from tests.bench.study.stages import CORE_STAGE, FULL_STAGE
+from tsr_swarm.baselines.registry import METHODS
+from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import OptimizerConfig, RunConfig, RunSection
-from tsr_swarm.rivals.registry import METHODS
 from tsr_swarm.runtime.simulate.engine import check
-from tsr_swarm.runtime.simulate.link import Link
 from tsr_swarm.runtime.simulate.result import Point, RunResult
 from tsr_swarm.runtime.simulate.spec import RunSpec
 from tsr_swarm.runtime.simulate.store import Store

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from tsr_swarm.errors import RunError, SwarmError
-from tsr_swarm.runtime.children import Child, Family, child_log, failure_of
+from tsr_swarm.process.supervisor import Child, Family, child_log, failure_of
 from tsr_swarm.runtime.lab import namespace
 from tsr_swarm.runtime.lab.link import Line
 from tsr_swarm.runtime.lab.network import Pairs, address_of

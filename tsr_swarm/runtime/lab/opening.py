@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from tsr_swarm.errors import SwarmError
-from tsr_swarm.runtime.children import Family
+from tsr_swarm.process.supervisor import Family
 from tsr_swarm.runtime.faults import LocalPlan
 from tsr_swarm.runtime.lab import namespaces, proxy
 from tsr_swarm.runtime.lab.link import Line

@@ -12,8 +12,8 @@ from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.runtime.node import letters
 from tsr_swarm.runtime.node.notes import Notes
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.wire.control import MAX_CONTACTS
-from tsr_swarm.wire.rules import rules_to_proto
+from tsr_swarm.wire.checks import MAX_CONTACTS
+from tsr_swarm.wire.run_rules import rules_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 MOST_CALLERS = 10_000  # that are remembered

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 from tsr_swarm.config.layout import Slot, upload_slots
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.optim.exchange import mean_captured
-from tsr_swarm.optim.outer import OuterState, rotate_outer
+from tsr_swarm.optim.outer_step import OuterState, rotate_outer
+from tsr_swarm.optim.sketch_budget import mean_captured
 from tsr_swarm.rounds import aggregate
 from tsr_swarm.runtime.contribution import captured_of
 from tsr_swarm.runtime.node.made import MadeShard

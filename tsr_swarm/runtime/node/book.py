@@ -7,11 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tsr_swarm.discovery.addresses import address_for, dialable_address, split_address
 from tsr_swarm.errors import PeerError, UnreachableError
-from tsr_swarm.swarm.addresses import address_for, dialable_address, split_address
-from tsr_swarm.telemetry.ledger import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.transport.kernel_bytes import KernelBytes
+from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.fields import require_address, require_peer_id
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 

@@ -5,19 +5,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError
+from tsr_swarm.process.tasks import Signal
 from tsr_swarm.rounds import protocol
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.leader import Phase
-from tsr_swarm.runtime.background import Signal
 from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.runtime.roster import Peer, Roster
 from tsr_swarm.runtime.round_report import Outcome, closed_event, outcome_of
 from tsr_swarm.telemetry import events
+from tsr_swarm.telemetry.byte_counter import Direction
 from tsr_swarm.telemetry.events import Event
-from tsr_swarm.telemetry.ledger import Direction
-from tsr_swarm.wire import control
+from tsr_swarm.wire import checks
 from tsr_swarm.wire.messages import PublishedHeader, open_envelope
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -249,7 +249,7 @@ class Chronicle:
 
         Bytes count whatever the round; a second copy of a report changes nothing. Raises PeerError.
         """
-        control.check_report(request)
+        checks.check_report(request)
         peer, round = self._roster.get(request.peer_id), request.round
         if peer is None or round in peer.reported:
             return pb.ReportReply(resync=False)

@@ -20,7 +20,7 @@ from tsr_swarm.runtime.state_chunks import StateAssembly
 from tsr_swarm.runtime.state_download import StateDownload
 from tsr_swarm.telemetry.events import CatchingUp, Warned
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.wire.control import check_catch_up_reply
+from tsr_swarm.wire.checks import check_catch_up_reply
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 Fetched = tuple[pb.PublishedHeader, bytes, Published]

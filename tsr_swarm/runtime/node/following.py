@@ -11,11 +11,11 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.process.machine_limits import memory_errors
+from tsr_swarm.process.tasks import Background, Signal
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.runtime.background import Background, Signal
 from tsr_swarm.runtime.donor import Donor, is_agreed
-from tsr_swarm.runtime.machine_limits import memory_errors
 from tsr_swarm.runtime.node.fetching import Fetcher
 from tsr_swarm.runtime.node.weights import AppliedRound, Weights, apply_round, frozen
 from tsr_swarm.runtime.run_folder import record_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tsr_swarm.config.layout import Slot, published_slots
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.rounds.gather import ShardResult
 from tsr_swarm.rounds.protocol import ShardDone

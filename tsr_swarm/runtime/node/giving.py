@@ -12,7 +12,7 @@ from tsr_swarm.runtime.node.bench import Bench
 from tsr_swarm.runtime.node.headers import Headers
 from tsr_swarm.runtime.node.same_run import require_run
 from tsr_swarm.runtime.state_chunks import shipped_tensors, state_length
-from tsr_swarm.wire import control
+from tsr_swarm.wire import checks
 from tsr_swarm.wire.messages import sections_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -52,7 +52,7 @@ class Giving:
 
         Made now if there is none; what came since is in the delta log.
         """
-        control.check_describe_state(request)
+        checks.check_describe_state(request)
         require_run(self._donor.manifest, request.manifest_digest)
         begun = request.round
         for description in (self._donor.describe(begun), self._donor.describe()):
@@ -79,7 +79,7 @@ class Giving:
 
     async def catch_up(self, request: pb.CatchUpRequest) -> pb.CatchUpReply:
         """What a peer whose weights are at round ``applied`` has to know to choose its way."""
-        control.check_catch_up(request)
+        checks.check_catch_up(request)
         require_run(self._donor.manifest, request.manifest_digest)
         log, state = self._donor.delta_log, self._donor.describe()
         consensus, record = self._freeze()
@@ -98,7 +98,7 @@ class Giving:
 
         The header alone is given as soon as it is here, if the caller is to have it from this node.
         """
-        control.check_fetch_published(request)
+        checks.check_fetch_published(request)
         kept = await (self._header(request) if request.header_only else self._from_disk(request))
         if kept is None:
             raise RefusedError(f"Round {request.round} is not kept here; ask another node, or fetch the state instead.")
@@ -130,7 +130,7 @@ class Giving:
 
     async def fetch_shard(self, request: pb.FetchShardRequest) -> tuple[list[pb.Section], bytes]:
         """A shard that was made here, or is in a round that is kept here."""
-        control.check_fetch_shard(request)
+        checks.check_fetch_shard(request)
         made = self._bench.frames(request.round, request.shard, request.hashes)
         if made is None:
             try:

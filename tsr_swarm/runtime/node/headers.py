@@ -1,6 +1,6 @@
 """Headers of the newest rounds at one node: who made a round's shards gives its header before it has all of them."""
 
-from tsr_swarm.runtime.background import Signal
+from tsr_swarm.process.tasks import Signal
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 KEPT = 4  # a round of which several were proposed, and the one after it

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.discovery.addresses import dialable_address
 from tsr_swarm.errors import RefusedError
-from tsr_swarm.optim.exchange import Exchange, after_round, begin_exchange, within_budget
 from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.optim.sketch_budget import Exchange, after_round, begin_exchange, within_budget
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.runtime.node.chronicle import Chronicle
@@ -16,10 +17,9 @@ from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.runtime.node.notes import Notes
 from tsr_swarm.runtime.node.same_run import require_run
 from tsr_swarm.runtime.roster import Peer, Roster
-from tsr_swarm.swarm.addresses import dialable_address
 from tsr_swarm.telemetry.events import Event, PeerJoined
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.wire import control
+from tsr_swarm.wire import checks
 from tsr_swarm.wire.gate import void_blocks
 from tsr_swarm.wire.messages import PublishedHeader
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -50,7 +50,7 @@ class Leading:
 
     def admit(self, request: pb.JoinRequest, caller: Caller | None = None) -> pb.JoinReply:
         """Admit a node of this very run; ``caller`` None: this node itself. Raises RefusedError or PeerError."""
-        control.check_join(request)
+        checks.check_join(request)
         require_run(self._manifest, request.manifest_digest)
         allowed = self._manifest.config.optimizer.local_space
         if request.trains and allowed not in ("mixed", request.local_space):

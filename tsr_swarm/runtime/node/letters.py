@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.rounds import council as cl
@@ -18,10 +18,10 @@ from tsr_swarm.rounds.leases import Coverage, Lease
 from tsr_swarm.rounds.protocol import Close, Goodbye, Message, News, Place, Plan, Poll, Redirect, ShardDone
 from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.wire.bits import from_bits, to_bits
-from tsr_swarm.wire.control import check_news, check_poll, check_redirect, check_tell
+from tsr_swarm.wire.checks import check_news, check_poll, check_redirect, check_tell
 from tsr_swarm.wire.fields import MAX_REASON, require, require_ascending
-from tsr_swarm.wire.members import Members
 from tsr_swarm.wire.messages import plan_from_proto, plan_to_proto, result_from_proto, result_to_proto
+from tsr_swarm.wire.roster import Members
 from tsr_swarm.wire.telling import check_record
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from tsr_swarm import __version__
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
+from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.runtime.node.book import AddressBook, Lines
-from tsr_swarm.swarm.addresses import split_address
-from tsr_swarm.wire import control
+from tsr_swarm.wire import checks
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 OTHERS_SECONDS = 10.0  # for all that were seen before
@@ -45,7 +45,7 @@ async def meet(lines: Lines, book: AddressBook, address: str) -> Met:
 async def _say_hello(lines: Lines, book: AddressBook, address: str) -> Met:
     client = await lines.at(address)
     hello = await client.hello(pb.HelloRequest(protocol=PROTOCOL_VERSION, package_version=__version__))
-    control.check_hello_reply(hello)
+    checks.check_hello_reply(hello)
     host, _ = split_address(client.address)
     book.hear_from(host, hello.contacts)
     book.hear(hello.peer_id, client.address)  # whatever it calls itself, this is how it is reached from here

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Mapping
 
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
-from tsr_swarm.runtime.background import Background
+from tsr_swarm.process.tasks import Background
 from tsr_swarm.runtime.node.book import Lines
-from tsr_swarm.wire.control import check_list_peers, check_list_peers_reply
-from tsr_swarm.wire.members import Members, members_from_proto, members_to_proto
+from tsr_swarm.wire.checks import check_list_peers, check_list_peers_reply
+from tsr_swarm.wire.roster import Members, members_from_proto, members_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 KEPT = 16  # lists: a leader closes a round again every second, for a quarter of a minute at most

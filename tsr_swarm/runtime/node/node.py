@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.process.tasks import Background, Signal
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.following import sources as sources_of
 from tsr_swarm.rounds.node import Node
 from tsr_swarm.rounds.node import contacts as contacts_of
-from tsr_swarm.runtime.background import Background, Signal
 from tsr_swarm.runtime.node import following, leading, reducing, standing, training
 from tsr_swarm.runtime.node.bench import Bench
 from tsr_swarm.runtime.node.book import AddressBook, Lines
@@ -32,7 +32,7 @@ from tsr_swarm.telemetry import events
 from tsr_swarm.train.trainer import RoundWork, Trainer
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire.messages import PublishedHeader
-from tsr_swarm.wire.rules import with_rules
+from tsr_swarm.wire.run_rules import with_rules
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 GIVE_UP_SECONDS = 1800.0  # without an answer from anybody

@@ -3,10 +3,10 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.rounds.gather import ShardResult
 from tsr_swarm.runtime.node.made import MadeShard
-from tsr_swarm.wire.members import Members
+from tsr_swarm.wire.roster import Members
 
 KEPT_ROUNDS = 3  # the open one, the one that is being fetched, and one for whoever is late
 KEPT_ROSTERS = 4  # of a round: it is closed again while shards are missing, and somebody may have gone meanwhile

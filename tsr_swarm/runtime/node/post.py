@@ -12,13 +12,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.discovery.addresses import address_for, dialable_address, split_address
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.optim.periods import follows_manifest
+from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Beat, Record
-from tsr_swarm.runtime.background import Background
 from tsr_swarm.runtime.node import letters
 from tsr_swarm.runtime.node.answers import Answers, Heard
 from tsr_swarm.runtime.node.book import AddressBook, Lines
@@ -28,10 +29,9 @@ from tsr_swarm.runtime.node.made import VOID, MadeShard
 from tsr_swarm.runtime.node.membership import Membership
 from tsr_swarm.runtime.node.notes import Notes
 from tsr_swarm.runtime.node.same_run import require_run
-from tsr_swarm.swarm.addresses import address_for, dialable_address, split_address
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.wire import control
+from tsr_swarm.wire import checks
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 TELL_SECONDS = 3.0  # whatever matters is said again every second or two
@@ -153,7 +153,7 @@ class Post:
                     return
                 known = 0
                 reply = await client.poll(self._request(replace(message, known=known)))
-            control.check_poll_reply(reply)
+            checks.check_poll_reply(reply)
             answer = self._read(to, reply)
             host, _ = split_address(client.address)
             self._book.hear_from(host, self._contacts(to, known, reply))
@@ -189,7 +189,7 @@ class Post:
         except RefusedError as error:
             self._desk.fail(error)
             raise
-        control.check_join_reply(reply)
+        checks.check_join_reply(reply)
         await self._desk.admitted(client, reply)
 
     def join_request(self) -> pb.JoinRequest:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from tsr_swarm.runtime.background import Signal
+from tsr_swarm.process.tasks import Signal
 
 READING_SECONDS = 30.0  # after a monitor's last call: it may be held for 20 s, and the next one comes at once
 LOOK_SECONDS = 3600.0  # nothing is waited for without looking again

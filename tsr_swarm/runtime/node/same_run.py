@@ -3,13 +3,13 @@
 from tsr_swarm import __version__
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
 from tsr_swarm.errors import RefusedError
-from tsr_swarm.wire import control
+from tsr_swarm.wire import checks
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 
 def require_protocol(request: pb.HelloRequest) -> None:
     """It speaks as this program does."""
-    control.check_hello(request)
+    checks.check_hello(request)
     if request.protocol != PROTOCOL_VERSION:
         raise RefusedError(
             f"You speak protocol {request.protocol} (tsr-swarm {request.package_version}), this run speaks "

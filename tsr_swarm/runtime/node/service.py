@@ -14,9 +14,9 @@ from tsr_swarm.runtime.node.node import SwarmNode
 from tsr_swarm.runtime.node.run_log import RunLog
 from tsr_swarm.runtime.node.same_run import require_protocol, require_run
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.wire import control
-from tsr_swarm.wire.lines import lines_to_proto
-from tsr_swarm.wire.rules import rules_to_proto
+from tsr_swarm.wire import checks
+from tsr_swarm.wire.log_lines import lines_to_proto
+from tsr_swarm.wire.run_rules import rules_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 MAX_CONTACTS = 16
@@ -74,7 +74,7 @@ class NodeService:
         """Answer when there is news for this peer."""
         node = self._at.node
         if node.leading is not None:
-            control.check_poll(request)
+            checks.check_poll(request)
             node.leading.chronicle.progressed(request.peer_id, request.progress)
         return await node.post.poll(request, caller)
 
@@ -101,7 +101,7 @@ class NodeService:
 
     async def report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:
         """Take a peer's digest and bytes, if this node leads."""
-        control.check_report(request)
+        checks.check_report(request)
         return await self._leading().chronicle.report(request)
 
     # --- giving -------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ class NodeService:
 
     async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
         """Serve the events after the ones that this monitor, or another node, has seen."""
-        control.check_watch(request)
+        checks.check_watch(request)
         run_log = self._at.run_log
         if not request.without_progress:
             await run_log.read()
@@ -142,7 +142,7 @@ class NodeService:
 
     async def leave(self, request: pb.LeaveRequest, caller: Caller) -> pb.LeaveReply:
         """Let a peer go."""
-        control.check_leave(request)
+        checks.check_leave(request)
         self._at.node.left(request.peer_id, request.reason)
         return pb.LeaveReply()
 

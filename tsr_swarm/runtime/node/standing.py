@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.outer import OuterState
+from tsr_swarm.optim.outer_step import OuterState
+from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.runtime.background import Background
 from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.node.leading import Leading
 from tsr_swarm.runtime.node.made import MadeShard

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.outer import OuterState
+from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.leader import LeaderPolicy

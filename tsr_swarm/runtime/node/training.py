@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
+from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.runtime.background import Background
 from tsr_swarm.runtime.contribution import pack
 from tsr_swarm.runtime.node.book import Lines
 from tsr_swarm.runtime.node.notes import Notes

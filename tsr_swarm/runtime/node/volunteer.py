@@ -10,12 +10,12 @@ from pathlib import Path
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import CheckpointError, ConfigError, RunError
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.outer import OuterState
+from tsr_swarm.optim.outer_step import OuterState
+from tsr_swarm.process.machine_limits import memory_errors
 from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.runtime.donor import Donor
 from tsr_swarm.runtime.journal import Journal
-from tsr_swarm.runtime.machine_limits import memory_errors
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.hosting import Around, hosted
 from tsr_swarm.runtime.node.meeting import Met
@@ -34,7 +34,7 @@ from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.wire.messages import PublishedHeader
-from tsr_swarm.wire.rules import with_rules
+from tsr_swarm.wire.run_rules import with_rules
 
 SAVE_SECONDS = 60.0  # what is lost with a crash is replayed: disks need not turn every round for it
 LAST_REPORT_SECONDS = 5.0

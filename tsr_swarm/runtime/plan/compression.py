@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
-from tsr_swarm.config.plan import Due
+from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.grid import Grid, dense_grid

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from tsr_swarm.config.blocks import Block, Role
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
-from tsr_swarm.config.plan import Due
+from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
 from tsr_swarm.lowrank.packed import packed_bytes
-from tsr_swarm.optim.inner import inner_optimizer
+from tsr_swarm.optim.inner_optimizer import inner_optimizer
 from tsr_swarm.optim.moment_periods import own_moment_periods
 from tsr_swarm.optim.periods import due_blocks, refresh_rounds
 from tsr_swarm.runtime.plan.compression import Shares

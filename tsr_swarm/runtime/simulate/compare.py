@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from tsr_swarm.runtime.simulate.link import Link
+from tsr_swarm.config.link import Link
 from tsr_swarm.runtime.simulate.result import Point, RunResult
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, RunError
-from tsr_swarm.runtime.machine_limits import memory_errors, memory_room, require_memory
+from tsr_swarm.process.machine_limits import memory_errors, memory_room, require_memory
 from tsr_swarm.runtime.simulate.bpe import in_tokens
 from tsr_swarm.runtime.simulate.ours import OurSwarm, manifest_of
 from tsr_swarm.runtime.simulate.result import Point, RunResult, this_machine

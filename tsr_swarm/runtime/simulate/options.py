@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from tsr_swarm.baselines.registry import METHODS, default_settings
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.rivals.registry import METHODS, default_settings
 from tsr_swarm.runtime.simulate.spec import OURS, RunSpec
 from tsr_swarm.runtime.simulate.world import World
 

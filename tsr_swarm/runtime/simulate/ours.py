@@ -13,13 +13,13 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from tsr_swarm.config.manifest import Manifest, make_manifest
-from tsr_swarm.config.plan import RoundPlan
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.exchange import after_round, begin_exchange, within_budget
-from tsr_swarm.optim.outer import OuterState, rotate_outer
+from tsr_swarm.optim.outer_step import OuterState, rotate_outer
 from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.optim.sketch_budget import after_round, begin_exchange, within_budget
 from tsr_swarm.runtime.reduction import Published, Reduction, open_published
 from tsr_swarm.runtime.run_folder import fresh_consensus
 from tsr_swarm.runtime.simulate.payloads import published_bytes, send

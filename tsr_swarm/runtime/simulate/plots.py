@@ -6,10 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tsr_swarm.baselines.registry import METHODS
+from tsr_swarm.config.link import Link
 from tsr_swarm.errors import RunError
-from tsr_swarm.rivals.registry import METHODS
 from tsr_swarm.runtime.simulate.compare import Entry
-from tsr_swarm.runtime.simulate.link import Link
 from tsr_swarm.runtime.simulate.result import Point
 from tsr_swarm.runtime.simulate.spec import OURS
 

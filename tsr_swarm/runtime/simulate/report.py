@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tsr_swarm.baselines.registry import default_settings
+from tsr_swarm.config.link import MBIT, Link
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.rivals.registry import default_settings
 from tsr_swarm.runtime.simulate.compare import Entry
-from tsr_swarm.runtime.simulate.link import MBIT, Link
 from tsr_swarm.runtime.simulate.result import RunResult
 from tsr_swarm.runtime.simulate.spec import OURS
 from tsr_swarm.telemetry.text import plural, seconds_text

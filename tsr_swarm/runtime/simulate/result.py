@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tsr_swarm.runtime.simulate.link import Link
+from tsr_swarm.config.link import Link
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

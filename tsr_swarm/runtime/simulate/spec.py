@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from tsr_swarm.baselines.registry import default_settings
 from tsr_swarm.config.run import RunConfig, require
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.rivals.registry import default_settings
 from tsr_swarm.runtime.simulate.world import World
 
 OURS = "tsr"

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from tsr_swarm.baselines.registry import make_method
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.optim.periods import learning_rate
-from tsr_swarm.rivals.registry import make_method
 from tsr_swarm.runtime.simulate.ours import Stream, Task, decoder_task
 from tsr_swarm.runtime.simulate.spec import RunSpec
 from tsr_swarm.runtime.simulate.swarm import Exchange

@@ -1,0 +1,144 @@
+"""Averaging after local steps: Local Adam, DES-LOC, and what they have in common with plain averaging."""
+
+import pytest
+import torch
+
+from tsr_swarm.baselines.registry import default_settings
+
+NAME = "a.weight"
+NUMBERS = 72 + 48 + 48 + 60 + 6
+MUON_NUMBERS = 48 + 48 + 60
+
+
+def slow_local_adam(problem, slow_adam, options, work, k_u, k_v, lr=0.05):
+    """One tensor of DES-LOC in float64, peer by peer; K_u = K_v = K_x is Local Adam. Returns the last mean."""
+    k_x = options["k_x"]
+    mean = problem.start[NAME].double()
+    adams = [slow_adam(options, problem.start[NAME]) for _ in range(3)]
+    for period, took in enumerate(work):
+        own = {}
+        for peer, steps in took.items():
+            weight = mean
+            for step in range(steps):
+                gradient = problem(peer, period * k_x + step, {**problem.start, NAME: weight})[NAME]
+                weight = adams[peer].step(weight, gradient, lr)
+            own[peer] = weight
+        total = sum(took.values())
+        mean = sum(took[peer] / total * own[peer] for peer in took)
+        for period_of_state, key in ((k_u, "m"), (k_v, "v")):
+            if (period + 1) * k_x % period_of_state == 0:
+                average = sum(took[peer] / total * getattr(adams[peer], key) for peer in took)
+                for peer in took:
+                    setattr(adams[peer], key, average)
+    return mean
+
+
+@pytest.mark.parametrize(("k_u", "k_v"), [(4, 4), (4, 8), (12, 8), (400, 400)])
+def test_des_loc_equals_the_reference(k_u, k_v, pull, make, play, slow_adam):
+    problem = pull()
+    method = make("des-loc", problem, k_x=4, k_u=k_u, k_v=k_v, weight_decay=0.1)
+    options = {**default_settings("des-loc"), "k_x": 4, "weight_decay": 0.1}
+    work = [{0: 4, 1: 4, 2: 4}, {0: 4, 1: 2}, {1: 4, 2: 4}, {0: 1, 2: 4}]
+    play(method, problem, 4, work=work)
+    expected = slow_local_adam(problem, slow_adam, options, work, k_u, k_v)
+    torch.testing.assert_close(method.weights[NAME].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_local_adam_equals_the_reference(pull, make, play, slow_adam):
+    problem = pull()
+    method = make("local-adam", problem, k_x=4)
+    options = {**default_settings("local-adam"), "k_x": 4}
+    work = [{0: 4, 1: 4, 2: 4}] * 3
+    traffic = play(method, problem, 3)
+    expected = slow_local_adam(problem, slow_adam, options, work, 4, 4)
+    torch.testing.assert_close(method.weights[NAME].double(), expected, rtol=1e-5, atol=1e-5)
+    each = 4.0 * NUMBERS
+    assert traffic[0].sent == traffic[0].received == dict.fromkeys(("weights", "first_moment", "second_moment"), each)
+
+
+@pytest.mark.parametrize("inner", ["adam", "muon"])
+def test_des_loc_that_always_averages_all_is_local_adam(inner, pull, make, play):
+    problem = pull()
+    des_loc = make("des-loc", problem, k_x=3, k_u=3, k_v=3, inner=inner)
+    local_adam = make("local-adam", problem, k_x=3, inner=inner)
+    assert play(des_loc, problem, 3) == play(local_adam, problem, 3)
+    assert all(torch.equal(weight, local_adam.weights[name]) for name, weight in des_loc.weights.items())
+
+
+@pytest.mark.parametrize("inner", ["adam", "muon"])
+def test_des_loc_that_never_averages_moments_is_plain_averaging(inner, pull, make, play):
+    problem = pull()
+    des_loc = make("des-loc", problem, k_x=3, k_u=300, k_v=300, inner=inner)
+    plain = make("diloco", problem, k_x=3, outer="average", inner=inner)
+    for method in (des_loc, plain):
+        play(method, problem, 3)
+    for name, weight in des_loc.weights.items():
+        torch.testing.assert_close(weight, plain.weights[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["local-adam", "des-loc", "diloco"])
+def test_averaging_after_one_stateless_step_is_data_parallel(name, pull, make, play):
+    # with betas 0 and an eps far above any gradient, Adam's direction is the gradient over eps: linear, no state
+    problem = pull()
+    stateless = {"betas": (0.0, 0.0), "eps": 0.9}
+    chosen = {"outer": "average"} if name == "diloco" else {}
+    local, parallel = make(name, problem, k_x=1, **stateless, **chosen), make("ddp", problem, **stateless)
+    small = {key: target * 1e-4 for key, target in problem.target.items()}
+    gradient = lambda peer, step, weights: {key: small[key] * (1 + peer + step) for key in small}  # noqa: E731
+    for method in (local, parallel):
+        play(method, gradient, 4, lr=100.0)
+    for key, weight in local.weights.items():
+        assert not torch.equal(weight, problem.start[key])
+        moved = parallel.weights[key] - problem.start[key]
+        torch.testing.assert_close(weight - problem.start[key], moved, rtol=5e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["local-adam", "des-loc", "diloco"])
+def test_peers_that_see_the_same_are_as_one(name, pull, make, play):
+    problem = pull()
+    chosen = {"outer": "average"} if name == "diloco" else {}
+    many, one = make(name, problem, k_x=5, **chosen), make(name, problem, peers=1, k_x=5, **chosen)
+    same = lambda peer, step, weights: problem(0, step, weights)  # noqa: E731
+    play(many, same, 3)
+    play(one, same, 3, work=[{0: 5}] * 3)
+    for key, weight in many.weights.items():
+        torch.testing.assert_close(weight, one.weights[key], rtol=1e-5, atol=1e-5)
+
+
+def test_moments_travel_when_they_are_due(pull, make, play):
+    traffic = play(make("des-loc", pull(), k_x=2, k_u=4, k_v=6, inner="muon"), pull(), 6)
+    kinds = [{kind.partition("_")[0] for kind in t.sent} for t in traffic]
+    first, second = {"weights", "first"}, {"weights", "second"}
+    assert kinds == [{"weights"}, first, second, first, {"weights"}, first | second]
+    assert traffic[5].sent["first_moment"] == 4 * NUMBERS
+    assert traffic[5].sent["second_moment"] == 4 * (NUMBERS - MUON_NUMBERS), "muon has no second moment"
+
+
+def test_who_was_away_comes_back_with_moments_of_its_own(pull, make, play):
+    problem = pull()
+    method = make("des-loc", problem, k_x=2, k_u=2, k_v=2)
+    play(method, problem, 1)
+    kept = [state[2].clone() for state in (*method.inner.first, *method.inner.second)]
+    play(method, problem, 3, work=[{0: 2, 1: 2}] * 3)
+    now = [state[2] for state in (*method.inner.first, *method.inner.second)]
+    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+    assert torch.equal(method.local[2], method.consensus)
+
+
+def test_local_adam_has_no_state_of_its_own(pull, make, play):
+    """Who was away for two rounds goes on exactly as the one who was there would have."""
+    problem = pull()
+    same = lambda peer, step, weights: problem(0, step, weights)  # noqa: E731
+    results = []
+    for last in (0, 2):
+        method = make("local-adam", problem, k_x=3)
+        play(method, same, 3, work=[{0: 3}, {0: 2}, {last: 3}])
+        results.append(method.consensus)
+    assert torch.equal(*results)
+
+
+def test_automatic_periods(pull, make, play):
+    traffic = play(make("des-loc", pull(), k_x=20, betas=(0.9, 0.99)), pull(), 3)
+    assert [sorted(t.sent) for t in traffic] == [["first_moment", "weights"]] * 2 + [
+        ["first_moment", "second_moment", "weights"]
+    ]

@@ -1,0 +1,130 @@
+"""PowerSGD: the compressed mean, its residuals and its bytes."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsr_swarm.baselines.active_peers import Present
+from tsr_swarm.baselines.flat_parameters import Flat
+from tsr_swarm.baselines.powersgd import LowRankMean, PowerSGDSettings, power_iteration
+
+FLAT = Flat({"w": (9, 7), "norm": (5,)})
+ALL = Present((0, 1, 2), slice(None), torch.tensor([0.5, 0.25, 0.25]))
+
+
+def gram_schmidt(columns):
+    """As in the paper: one column after the other."""
+    columns = columns.clone()
+    for i in range(columns.shape[1]):
+        for j in range(i):
+            columns[:, i] -= (columns[:, j] @ columns[:, i]) * columns[:, j]
+        columns[:, i] /= columns[:, i].norm()
+    return columns
+
+
+def drawn(seed, count=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(3, FLAT.size, generator=generator) for _ in range(count)]
+
+
+@given(seed=st.integers(0, 1000), rank=st.integers(1, 3), warm=st.booleans(), feedback=st.booleans())
+def test_the_mean_equals_the_reference(seed, rank, warm, feedback):
+    low_rank = LowRankMean(FLAT, 3, PowerSGDSettings(rank=rank, warm_start=warm, error_feedback=feedback))
+    right = low_rank._right["w"].double()
+    errors = [torch.zeros(9, 7, dtype=torch.float64) for _ in range(3)]
+    for x in drawn(seed, 3):
+        matrices = [FLAT.views(row)["w"].double() + error for row, error in zip(x, errors, strict=True)]
+        shares = ALL.shares.double().tolist()
+        left = gram_schmidt(sum(share * (m @ right) for share, m in zip(shares, matrices, strict=True)))
+        rights = [m.mT @ left for m in matrices]
+        right = sum(share * own for share, own in zip(shares, rights, strict=True))
+        if feedback:
+            errors = [m - left @ own.mT for m, own in zip(matrices, rights, strict=True)]
+        mean = FLAT.views(low_rank.mean(x.clone(), ALL))
+        torch.testing.assert_close(mean["w"].double(), left @ right.mT, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(mean["norm"], ALL.mean(FLAT.views(x)["norm"]))
+        if not warm:
+            right = low_rank._right["w"].double()
+
+
+@given(rows=st.integers(1, 9), cols=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_an_iteration_of_full_rank_loses_nothing(rows, cols, seed):
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(rows, cols, generator=generator)
+    left, right = power_iteration(matrix, torch.randn(cols, min(rows, cols), generator=generator))
+    torch.testing.assert_close(left @ right.mT, matrix, rtol=1e-3, atol=1e-4)
+
+
+def test_full_rank_is_dense(pull, make, play):
+    problem = pull()
+    pairs = [(make("powersgd", problem, rank="d"), make("ddp", problem), "gradient")]
+    plain = make("diloco", problem, k_x=3, outer="average")
+    pairs.append((make("powersgd", problem, rank="d", k_x=3), plain, "displacement"))
+    for low_rank, dense, kind in pairs:
+        sent, expected = play(low_rank, problem, 3), play(dense, problem, 3)
+        assert [t.sent["dense"] for t in sent] == [t.sent[kind] for t in expected]
+        assert {t.round_trips for t in sent} == {1}
+        for name, weight in low_rank.weights.items():
+            torch.testing.assert_close(weight, dense.weights[name], rtol=1e-5, atol=1e-6)
+
+
+@given(seed=st.integers(0, 1000))
+def test_sent_and_residual_are_the_old_residual_and_the_vector(seed):
+    low_rank = LowRankMean(FLAT, 3, PowerSGDSettings(rank=2))
+    for x in drawn(seed, 4):
+        old = low_rank.feedback.residual.clone()
+        mean = low_rank.mean(x.clone(), ALL)
+        kept = ALL.mean(low_rank.feedback.residual)
+        torch.testing.assert_close(mean + kept, ALL.mean(old + x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_peer_keeps_only_what_the_basis_cannot_hold():
+    low_rank = LowRankMean(FLAT, 3, PowerSGDSettings(rank=2))
+    (x,) = drawn(0)
+    mean = FLAT.views(low_rank.mean(x, ALL))["w"]
+    left = torch.linalg.svd(mean).U[:, :2]
+    kept = FLAT.views(low_rank.feedback.residual)["w"]
+    torch.testing.assert_close(left.mT @ kept, torch.zeros(3, 2, 7), rtol=0, atol=1e-5)
+    assert not FLAT.views(low_rank.feedback.residual)["norm"].any()
+
+
+def test_a_warm_start_finds_the_best_basis_of_a_gradient_that_stays():
+    low_rank = LowRankMean(FLAT, 3, PowerSGDSettings(rank=2, error_feedback=False))
+    (x,) = drawn(3)
+    for _ in range(60):
+        mean = FLAT.views(low_rank.mean(x.clone(), ALL))["w"]
+    u, s, vt = torch.linalg.svd(FLAT.views(ALL.mean(x))["w"])
+    torch.testing.assert_close(mean, (u[:, :2] * s[:2]) @ vt[:2], rtol=1e-3, atol=1e-3)
+
+
+def test_bytes_and_round_trips(pull, make, play):
+    (traffic,) = play(make("powersgd", pull(), rank=2), pull(), 1)
+    sides = (12 + 6) + (8 + 6) + (8 + 6) + (6 + 10)
+    assert traffic.sent == traffic.received == {"sketch": 4 * 2 * sides, "dense": 4 * 6}
+    assert traffic.round_trips == 2
+
+
+def test_what_would_be_longer_compressed_is_sent_whole(pull, make, play):
+    # rank 4: 4 (12 + 6) equals 12 * 6, 4 (8 + 6) and 4 (6 + 10) are more than 8 * 6 and 6 * 10; rank 3 is always less
+    for rank, sketch, dense in ((4, 0, 234), (3, 3 * (18 + 14 + 14 + 16), 6)):
+        (traffic,) = play(make("powersgd", pull(), rank=rank), pull(), 1)
+        assert (traffic.sent.get("sketch", 0), traffic.sent["dense"]) == (4 * sketch, 4 * dense)
+
+
+def test_zero_gradients_are_survived():
+    low_rank = LowRankMean(FLAT, 3, PowerSGDSettings(rank=2))
+    (x,) = drawn(1)
+    assert not low_rank.mean(torch.zeros(3, FLAT.size), ALL).any()
+    assert FLAT.views(low_rank.mean(x, ALL))["w"].any()
+
+
+@pytest.mark.parametrize("k_x", [1, 4])
+def test_a_peer_that_is_away_keeps_its_residual(k_x, pull, make, play):
+    problem = pull()
+    method = make("powersgd", problem, k_x=k_x, rank=1)
+    play(method, problem, 1)
+    kept = method.low_rank.feedback.residual[1].clone()
+    play(method, problem, 1, work=[{0: k_x, 2: k_x}])
+    assert kept.any()
+    assert torch.equal(method.low_rank.feedback.residual[1], kept)

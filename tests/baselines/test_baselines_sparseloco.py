@@ -1,0 +1,144 @@
+"""SparseLoCo: what is kept of a chunk, what it costs, and what stays behind."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tsr_swarm.baselines.flat_parameters import Flat
+from tsr_swarm.baselines.sparseloco import SparseLoCoSettings, payload_bytes, sparsify
+
+FLAT = Flat({"long": (5, 7), "short": (3,)})
+
+
+def slow_sparsify(row, density, chunk, two_bits):
+    """Top-k of one tensor's numbers in float64, one chunk after the other, with a sort."""
+    sent = [0.0] * len(row)
+    for start in range(0, len(row), chunk):
+        part = row[start : start + chunk]
+        kept = sorted(range(len(part)), key=lambda i: -abs(part[i]))[: max(1, round(density * len(part)))]
+        middle = sum(abs(part[i]) for i in kept) / len(kept)
+        groups = [[i for i in kept if abs(part[i]) <= middle], [i for i in kept if abs(part[i]) > middle]]
+        for group in groups:
+            for i in group:
+                magnitude = sum(abs(part[j]) for j in group) / len(group) if two_bits else abs(part[i])
+                sent[start + i] = math.copysign(magnitude, part[i])
+    return sent
+
+
+@given(seed=st.integers(0, 1000), density=st.floats(0.01, 1), chunk=st.integers(2, 40), two_bits=st.booleans())
+def test_sparsify_equals_the_reference(seed, density, chunk, two_bits):
+    x = torch.randn(2, FLAT.size, generator=torch.Generator().manual_seed(seed))
+    chosen = SparseLoCoSettings(density=density, chunk=chunk, value_bits=2 if two_bits else 32)
+    sent = sparsify(FLAT, x, chosen)
+    for given_part, sent_part in zip(FLAT.parts(x), FLAT.parts(sent), strict=True):
+        expected = [slow_sparsify(row, density, chunk, two_bits) for row in given_part.double().tolist()]
+        torch.testing.assert_close(
+            sent_part.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_two_bits_are_at_most_four_numbers_a_chunk():
+    x = torch.randn(1, 8192, generator=torch.Generator().manual_seed(0))
+    sent = sparsify(Flat({"w": (64, 128)}), x, SparseLoCoSettings(density=1 / 16))
+    for chunk in sent.view(2, 4096):
+        assert int((chunk != 0).sum()) == 256
+        assert len(chunk[chunk != 0].unique()) == 4
+
+
+@pytest.mark.parametrize("average", ["all", "senders"])
+def test_all_entries_at_full_width_are_plain_averaging(average, pull, make, play):
+    problem = pull()
+    dense = make("diloco", problem, k_x=3, outer="average")
+    sparse = make("sparseloco", problem, k_x=3, density=1, value_bits=32, average=average)
+    for method in (dense, sparse):
+        play(method, problem, 4)
+    for name, weight in sparse.weights.items():
+        torch.testing.assert_close(weight, dense.weights[name], rtol=1e-5, atol=1e-6)
+
+
+def watch(method):
+    """Every round's displacements, as they come."""
+    seen, displacements = [], method.displacements
+
+    def watched(present):
+        seen.append(displacements(present).clone())
+        return seen[-1].clone()
+
+    method.displacements = watched
+    return seen
+
+
+def test_rounds_equal_a_loop_over_peers(pull, make, play):
+    """Algorithm 1 for the consensus, from the displacements the method itself saw."""
+    problem = pull()
+    method = make("sparseloco", problem, k_x=2, density=0.2, chunk=16)
+    seen = watch(method)
+    consensus = method.consensus.double().clone()
+    play(method, problem, 3, work=[{0: 2, 1: 2, 2: 2}, {0: 2, 2: 1}, {0: 2, 1: 2, 2: 2}])
+    memory = [torch.zeros_like(consensus) for _ in range(3)]
+    for there, shares, moved in zip([[0, 1, 2], [0, 2], [0, 1, 2]], [[1, 1, 1], [2, 1], [1, 1, 1]], seen, strict=True):
+        for peer, share, displacement in zip(there, shares, moved.double(), strict=True):
+            memory[peer] = 0.95 * memory[peer] + displacement
+            sent = []
+            for part in method.flat.parts(memory[peer]):
+                sent += slow_sparsify(part.tolist(), 0.2, 16, True)
+            sent = torch.tensor(sent, dtype=torch.float64)
+            memory[peer] = memory[peer] - sent
+            consensus = consensus - share / sum(shares) * sent
+    torch.testing.assert_close(method.consensus.double(), consensus, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(method.feedback.residual.double(), torch.stack(memory), rtol=1e-4, atol=1e-5)
+
+
+def test_senders_divides_by_those_who_sent(pull, make):
+    problem = pull()
+    method = make(
+        "sparseloco", problem, k_x=1, density=1e-9, value_bits=32, average="senders", eps=0.9, betas=(0.0, 0.0)
+    )
+    before = problem.start["norm.weight"].clone()
+    shares = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+
+    def gradient(peer, step, weights):  # peers 0 and 1 send the last entry, peer 2 the first one
+        zero = {name: torch.zeros(shape) for name, shape in problem.shapes.items()}
+        return {**zero, "norm.weight": shares if peer < 2 else shares.flip(0)}
+
+    method.advance(0, [1.0], gradient, {0: 1, 1: 1, 2: 1})
+    step = 6 / 6.9  # g / (|g| + eps)
+    moved = before - method.weights["norm.weight"]
+    torch.testing.assert_close(moved, torch.tensor([step, 0, 0, 0, 0, step]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), decay=st.floats(0, 1))
+def test_sent_and_residual_are_the_old_residual_and_the_displacement(seed, decay, pull, make, play):
+    problem = pull(seed)
+    method = make("sparseloco", problem, k_x=1, density=0.1, decay=decay)
+    seen = watch(method)
+    for step in range(3):
+        old, consensus = method.feedback.residual.clone(), method.consensus.clone()
+        method.advance(step, [0.05], problem, {0: 1, 1: 1, 2: 1})
+        total = (decay * old + seen[step]).mean(dim=0)
+        moved = consensus - method.consensus
+        torch.testing.assert_close(moved + method.feedback.residual.mean(dim=0), total, rtol=1e-4, atol=1e-5)
+
+
+def test_bytes_of_the_published_operating_point():
+    # 64 of 4096 at 12 + 2 bits, and two float32 magnitudes: 112 + 8 bytes a chunk
+    assert payload_bytes(Flat({"w": (4096, 3)}), SparseLoCoSettings()) == 3 * 120
+    # a shorter chunk at the end: round(100 / 64) = 2 of 100, at 7 + 2 bits
+    assert payload_bytes(Flat({"w": (4196,)}), SparseLoCoSettings()) == 120 + math.ceil((2 * 9 + 64) / 8)
+    # where half of the entries are sent, positions cost a bit an entry
+    half = SparseLoCoSettings(density=0.5)
+    assert payload_bytes(Flat({"w": (4096,)}), half) == (4096 + 2 * 2048) / 8 + 8
+    assert payload_bytes(Flat({"w": (10,)}), SparseLoCoSettings(density=1, value_bits=32)) == math.ceil(10 / 8) + 40
+
+
+def test_everybody_downloads_the_payloads_of_all_others(pull, make, play):
+    problem = pull()
+    method = make("sparseloco", problem, k_x=1)
+    payload = payload_bytes(method.flat, SparseLoCoSettings())
+    traffic = play(method, problem, 3, work=[{0: 1, 1: 1, 2: 1}, {0: 1, 2: 1}, {1: 1}])
+    assert [t.sent for t in traffic] == [{"sparse": payload}] * 3
+    assert [t.received for t in traffic] == [{"sparse": 2 * payload}, {"sparse": payload}, {}]

@@ -1,0 +1,138 @@
+"""Which addresses go to whom."""
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsr_swarm.discovery.addresses import (
+    MAX_MULTIADDRS,
+    address_for,
+    clock_warning,
+    dialable,
+    dialable_address,
+    host_multiaddr,
+    host_of,
+    is_loopback,
+    is_unspecified,
+    join_address,
+    multiaddrs_for,
+    split_address,
+)
+
+PEER = "12D3KooWKwqXvCntmy4fDwmcrt8M2PytogE9EMQbDw1Ec5ZGZwtN"
+HOSTS = st.one_of(
+    st.ip_addresses().map(str),
+    st.sampled_from(["127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "localhost", "swarm.example.org", "10.0.0.5"]),
+)
+PORTS = st.integers(1, 65535)
+REMOTE = st.ip_addresses(v=4, network="203.0.113.0/24").map(str)
+
+
+@given(host=HOSTS, port=PORTS)
+def test_an_address_is_split_as_it_was_joined(host: str, port: int) -> None:
+    assert split_address(join_address(host, port)) == (host, port)
+
+
+@given(hosts=st.lists(HOSTS, max_size=30), port=PORTS, caller=REMOTE, announce=st.sampled_from(["", "example.org"]))
+def test_a_remote_caller_is_never_told_to_dial_its_own_loopback(
+    hosts: list[str], port: int, caller: str, announce: str
+) -> None:
+    visible = [f"{host_multiaddr(host, port)}/p2p/{PEER}" for host in hosts]
+    given_out = multiaddrs_for(caller, visible, announce)
+    assert not any(is_loopback(host_of(multiaddr)) or is_unspecified(host_of(multiaddr)) for multiaddr in given_out)
+    assert len(given_out) == len(set(given_out)) <= MAX_MULTIADDRS
+    assert dialable(given_out) == given_out
+    for host in hosts:
+        address = address_for(caller, join_address(host, port), announce)
+        assert not address or not is_loopback(split_address(address)[0])
+
+
+@given(host=HOSTS, port=PORTS, caller=REMOTE)
+def test_a_peer_elsewhere_is_never_found_on_loopback_whatever_it_says(host: str, port: int, caller: str) -> None:
+    address = join_address(host, port)
+    expected = "" if is_loopback(host) or is_unspecified(host) else address
+    assert dialable_address(caller, address) == expected
+    assert dialable_address("127.0.0.1", address) == ("" if is_unspecified(host) else address)
+
+
+@pytest.mark.parametrize("address", ["", "7702", "host", "host:0", "host:99999", "unix:/tmp/x", "a b:1", "[::1:1"])
+def test_what_is_no_address_cannot_be_dialled(address: str) -> None:
+    assert dialable_address("127.0.0.1", address) == ""
+
+
+def test_a_caller_on_this_machine_gets_loopback_first() -> None:
+    visible = [f"/ip4/{host}/tcp/4001/p2p/{PEER}" for host in ("10.0.0.5", "127.0.0.1")]
+    assert [host_of(m) for m in multiaddrs_for("127.0.0.1", visible, "example.org")] == ["127.0.0.1", "10.0.0.5"]
+
+
+@pytest.mark.parametrize(
+    ("announce", "expected"),
+    [
+        ("192.0.2.7", "/ip4/192.0.2.7/tcp/4001"),
+        ("2001:db8::7", "/ip6/2001:db8::7/tcp/4001"),
+        ("swarm.example.org", "/dns4/swarm.example.org/tcp/4001"),
+    ],
+)
+def test_the_announced_host_comes_first_with_the_port_of_the_dht(announce: str, expected: str) -> None:
+    visible = [f"/ip4/{host}/tcp/4001/p2p/{PEER}" for host in ("127.0.0.1", "10.0.0.5")]
+    assert multiaddrs_for("203.0.113.9", visible, announce) == (
+        f"{expected}/p2p/{PEER}",
+        f"/ip4/10.0.0.5/tcp/4001/p2p/{PEER}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("caller", "address", "announce", "expected"),
+    [
+        ("203.0.113.9", "0.0.0.0:7700", "swarm.example.org", "swarm.example.org:7700"),
+        ("203.0.113.9", "[::]:7700", "2001:db8::7", "[2001:db8::7]:7700"),
+        ("203.0.113.9", "192.0.2.7:7700", "", "192.0.2.7:7700"),
+        ("203.0.113.9", "0.0.0.0:7700", "", ""),
+        ("203.0.113.9", "127.0.0.1:7700", "", ""),
+        ("127.0.0.1", "0.0.0.0:7700", "swarm.example.org", "127.0.0.1:7700"),
+        ("127.0.0.1", "127.0.0.1:7700", "", "127.0.0.1:7700"),
+    ],
+)
+def test_the_address_a_caller_is_given(caller: str, address: str, announce: str, expected: str) -> None:
+    assert address_for(caller, address, announce) == expected
+
+
+@given(ip=st.ip_addresses(v=4))
+def test_an_ipv4_caller_on_a_dual_stack_socket_is_that_ipv4_host(ip: ipaddress.IPv4Address) -> None:
+    assert is_loopback(f"::ffff:{ip}") == ip.is_loopback == is_loopback(str(ip))
+
+
+@pytest.mark.parametrize(("host", "expected"), [("LOCALHOST.", True), ("a.localhost", True), ("localhost.org", False)])
+def test_names_that_mean_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "192.0.2.7:7700",
+        "/ip4/192.0.2.7/tcp/4001",
+        f"/ip4/192.0.2.7/tcp/0/p2p/{PEER}",
+        f"/ip4/192.0.2.7/tcp/65536/p2p/{PEER}",
+        f"/ip4/0.0.0.0/tcp/4001/p2p/{PEER}",
+        f"/ip4/2001:db8::7/tcp/4001/p2p/{PEER}",
+        f"/ip4/example.org/tcp/4001/p2p/{PEER}",
+        f"/dns4/192.0.2.7/tcp/4001/p2p/{PEER}",
+        f"/ip4/192.0.2.7/tcp/4001/p2p/{PEER},/ip4/192.0.2.8/tcp/4001/p2p/{PEER}",
+        f"/unix/tmp/socket/p2p/{PEER}",
+        f"/dns4/{'a' * 300}/tcp/4001/p2p/{PEER}",
+    ],
+)
+def test_what_is_no_dialable_multiaddr_is_left_out(text: str) -> None:
+    good = f"/dns4/swarm.example.org/tcp/4001/p2p/{PEER}"
+    assert dialable([text, good, good]) == (good,)
+
+
+@given(offset=st.floats(-1e6, 1e6), now=st.floats(0, 2e9))
+def test_a_clock_is_only_mentioned_beyond_its_limit(offset: float, now: float) -> None:
+    warning = clock_warning(now, now + offset)
+    assert (warning is not None) == (abs(now + offset - now) > 3)
+    if warning:
+        assert ("ahead of" if offset > 0 else "behind") in warning

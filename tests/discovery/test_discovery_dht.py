@@ -1,0 +1,358 @@
+"""Real DHT nodes on loopback."""
+
+import asyncio
+import builtins
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import pytest
+
+from tsr_swarm.discovery.dht import DhtDirectory
+from tsr_swarm.discovery.identity import Identity, new_identity
+from tsr_swarm.discovery.records import PeerRecord, Role, encode_record
+from tsr_swarm.errors import UnreachableError
+
+RUN = "run1"
+DEADLINE = 20.0
+
+
+class Start(Protocol):
+    async def __call__(
+        self, *peers: DhtDirectory, clock: Callable[[], float] = ..., **options: Any
+    ) -> DhtDirectory: ...
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Start directories that join the given ones; all are closed at the end."""
+    async with AsyncExitStack() as exits:
+
+        async def start(*peers: DhtDirectory, clock: Callable[[], float] = time.time, **options: Any) -> DhtDirectory:
+            known = [multiaddr for peer in peers for multiaddr in await peer.visible_maddrs()]
+            directory = await DhtDirectory.start(
+                identity=new_identity(), clock=clock, initial_peers=known, timeout=DEADLINE, **options
+            )
+            return await exits.enter_async_context(directory)
+
+        yield start
+
+
+def record_of(identity: Identity, **changes: Any) -> PeerRecord:
+    now = time.time()
+    fields: dict[str, Any] = {
+        "run_id": RUN,
+        "peer_id": identity.peer_id,
+        "name": "peer",
+        "address": "127.0.0.1:7700",
+        "role": Role.PEER,
+        "issued": now,
+        "expires": now + 600,
+    }
+    return PeerRecord(**{**fields, **changes})
+
+
+async def put(attacker: DhtDirectory, value: object, subkey: object, expires: float, run_id: str = RUN) -> bool:
+    """Have a node that keeps no rules ask every other node to store something; True if one did."""
+    attacker._node.protocol.record_validator = None
+    stored: bool = await attacker._node.store(f"tsr/v1/{run_id}", value, expires, subkey=subkey, exclude_self=True)
+    return stored
+
+
+def helpers() -> list[str]:
+    """The daemons and guards that this process has started and that still run."""
+    return [child.name() for child in psutil.Process().children() if child.name() in {"p2pd", "sh"}]
+
+
+def folders_of(pid: int) -> list[Path]:
+    return list(Path(tempfile.gettempdir()).glob(f"tsr-swarm-{pid}-*"))
+
+
+async def test_peers_find_each_other_and_a_client_only_peer_takes_part(start: Start) -> None:
+    first = await start()
+    second = await start(first)
+    third = await start(first, client_only=True)
+    for number, directory in enumerate((first, second, third)):
+        await directory.announce(record_of(directory._identity, name=f"peer-{number}"))
+    for directory in (first, second, third):
+        found = await directory.records(RUN)
+        assert {record.name for record in found} == {"peer-0", "peer-1", "peer-2"}
+        assert [record.peer_id for record in found] == sorted(record.peer_id for record in found)
+        assert directory.healthy()
+    assert await third.visible_maddrs() == ()
+    assert await first.records("otherrun") == ()
+
+
+async def test_a_newer_record_takes_the_place_of_the_older(start: Start) -> None:
+    first = await start()
+    second = await start(first)
+    old = record_of(second._identity, address="")
+    await second.announce(old)
+    await second.announce(record_of(second._identity, expires=old.expires + 1))
+    assert [record.address for record in await first.records(RUN)] == ["127.0.0.1:7700"]
+
+
+async def test_a_restarted_peer_keeps_its_place_in_the_dht() -> None:
+    identity = new_identity()
+    ids = set()
+    for _ in range(2):
+        async with await DhtDirectory.start(identity=identity, clock=time.time) as directory:
+            ids |= {multiaddr.rpartition("/p2p/")[2] for multiaddr in await directory.visible_maddrs()}
+    assert len(ids) == 1
+
+
+async def test_a_node_stores_nothing_but_authentic_records_in_their_place(start: Start) -> None:
+    first = await start()
+    attacker = await start(first)
+    me, victim = attacker._identity, new_identity()
+    good = record_of(me)
+    data = encode_record(good, me)
+    late = time.time() + 2400
+    far = record_of(me, issued=late - 600, expires=late)
+    forged = me.public_key + data[32:96] + encode_record(record_of(victim), victim)[96:]
+    attempts: list[tuple[object, object, float, str]] = [
+        (b"noise", me.peer_id, good.expires, RUN),
+        (forged, victim.peer_id, good.expires, RUN),
+        (data, victim.peer_id, good.expires, RUN),  # under another peer's id
+        (data, me.peer_id, good.expires, "otherrun"),  # in another run's place
+        (data, me.peer_id, good.expires + 60, RUN),  # held for longer than was signed
+        (data, None, good.expires, RUN),  # as a plain value, which would push the whole table aside
+        (encode_record(far, me), me.peer_id, far.expires, RUN),
+        (data + b" " * 5000, me.peer_id, good.expires, RUN),
+        ({"a": [data]}, me.peer_id, good.expires, RUN),
+    ]
+    for value, subkey, expires, run_id in attempts:
+        assert not await put(attacker, value, subkey, expires, run_id), (value, subkey)
+    assert await first.records(RUN) == ()
+    assert await put(attacker, data, me.peer_id, good.expires)
+    assert await first.records(RUN) == (good,)
+
+
+async def test_a_reader_checks_again_what_careless_nodes_stored(start: Start) -> None:
+    first = await start()
+    attacker = await start(first)
+    first._node.protocol.record_validator = None
+    good = record_of(attacker._identity)
+    await attacker.announce(good)
+    victim = new_identity()
+    data = encode_record(record_of(victim), victim)
+    for subkey, value in enumerate([b"noise", 7, ["a"], data[:-1], data[:40] + b"x" + data[41:], data + b" " * 9000]):
+        assert await put(attacker, value, subkey, time.time() + 600)
+    assert await first.records(RUN) == (good,)
+
+
+async def test_a_reader_leaves_out_what_has_expired_by_its_own_clock(start: Start) -> None:
+    first = await start()
+    second = await start(first, clock=lambda: time.time() + 1200)
+    await first.announce(record_of(first._identity))
+    assert len(await first.records(RUN)) == 1
+    assert await second.records(RUN) == ()
+
+
+async def test_a_peer_cannot_announce_in_anothers_name(start: Start) -> None:
+    directory = await start()
+    with pytest.raises(ValueError, match="peer_id"):
+        await directory.announce(record_of(new_identity()))
+
+
+async def test_an_announcement_that_nobody_took_is_said(start: Start) -> None:
+    first = await start()
+    second = await start(first)
+    await first.close()
+    with pytest.raises(UnreachableError, match="record"):
+        await second.announce(record_of(second._identity))
+    assert not second.healthy()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "not a host"])
+async def test_a_dead_bootstrap_is_a_quick_sentence_and_leaves_nothing(host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # refuses from here on
+    peer = f"/ip4/{host}/tcp/{port}/p2p/12D3KooWKwqXvCntmy4fDwmcrt8M2PytogE9EMQbDw1Ec5ZGZwtN"
+    started = time.monotonic()
+    with pytest.raises(UnreachableError, match=r"^The DHT cannot be used: .*\.$"):
+        await DhtDirectory.start(identity=new_identity(), clock=time.time, initial_peers=[peer])
+    assert time.monotonic() - started < DEADLINE / 2
+    assert not folders_of(os.getpid())
+    assert not helpers()
+
+
+async def test_a_start_that_takes_too_long_is_given_up() -> None:
+    with pytest.raises(UnreachableError, match="p2pd did not start"):
+        await DhtDirectory.start(identity=new_identity(), clock=time.time, timeout=0.001)
+    assert not folders_of(os.getpid())
+    assert not helpers()
+
+
+@pytest.mark.parametrize("patience", [0.01, 0.05, 0.1])
+async def test_a_start_that_is_cancelled_leaves_nothing(patience: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(patience), await DhtDirectory.start(identity=new_identity(), clock=time.time):
+            await asyncio.Event().wait()
+    assert not folders_of(os.getpid())
+    assert not helpers()
+
+
+async def test_without_hivemind_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_import = builtins.__import__
+
+    def no_hivemind(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("hivemind"):
+            raise ModuleNotFoundError("No module named 'hivemind'")
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_hivemind)
+    with pytest.raises(UnreachableError, match=r"No module named 'hivemind'.*may help\.$"):
+        await DhtDirectory.start(identity=new_identity(), clock=time.time)
+
+
+NO_LOCKS = """
+import _multiprocessing, asyncio, errno, time
+
+class NoRoom:
+    SEM_VALUE_MAX = _multiprocessing.SemLock.SEM_VALUE_MAX
+
+    def __init__(self, *arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+_multiprocessing.SemLock = NoRoom  # what a read-only or full /dev/shm makes of it
+
+from tsr_swarm.discovery.announcer import Discovery
+from tsr_swarm.discovery.identity import new_identity
+
+async def main():
+    discovery = Discovery(new_identity(), "run", lambda event: print(event.message))
+    await discovery.start(listen=None, announce=None, initial_peers=())
+    await discovery.keep_announcing("ann", "", None)
+    await discovery.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_machine_without_room_for_hiveminds_locks_goes_on_without_the_dht() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_LOCKS], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    [warning] = done.stdout.splitlines()
+    assert warning.startswith("The DHT cannot be used: hivemind cannot be imported (")
+    assert "Read-only file system" in warning
+    assert warning.endswith("Training goes on without the DHT.")
+
+
+@pytest.mark.parametrize(
+    ("daemon", "mode", "says"),
+    [
+        (None, 0, "p2pd did not start"),
+        ("#!/bin/sh\nexit 0\n", 0o600, "p2pd did not start"),
+        ("#!/bin/sh\nexit 1\n", 0o700, "p2pd did not start"),
+        ("not a program", 0o700, "p2pd did not start"),
+        ("#!/bin/sh\nexec sleep 600\n", 0o700, "p2pd did not start: waited 1 s"),
+    ],
+    ids=["missing", "not executable", "failing", "for another machine", "silent"],
+)
+async def test_a_daemon_that_cannot_start_is_a_sentence_and_leaves_nothing(
+    daemon: str | None, mode: int, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from hivemind.p2p import P2P
+
+    program = tmp_path / "p2pd"
+    if daemon is not None:
+        program.write_text(daemon)
+        program.chmod(mode)
+    make_arguments = P2P._make_process_args
+    monkeypatch.setattr(
+        P2P, "_make_process_args", lambda *args, **options: [str(program), *make_arguments(*args, **options)[1:]]
+    )
+    with pytest.raises(UnreachableError, match=f"^The DHT cannot be used: {says}"):
+        await DhtDirectory.start(identity=new_identity(), clock=time.time, timeout=1.0)
+    assert not folders_of(os.getpid())
+    assert not helpers()
+
+
+async def test_without_a_temporary_folder_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_folder() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", no_folder)
+    with pytest.raises(UnreachableError, match="No usable temporary directory"):
+        await DhtDirectory.start(identity=new_identity(), clock=time.time)
+
+
+async def test_closing_leaves_no_process_and_no_file(start: Start) -> None:
+    first = await start()
+    second = await start(first)
+    await second.announce(record_of(second._identity))
+    assert (len(folders_of(os.getpid())), sorted(helpers())) == (2, ["p2pd", "p2pd", "sh", "sh"])
+    for directory in (first, second):
+        await asyncio.wait_for(directory.close(), DEADLINE)
+        await directory.close()
+        assert not directory.healthy()
+    assert not helpers()
+    assert not folders_of(os.getpid())
+
+
+async def test_a_killed_daemon_is_noticed_and_can_be_closed(start: Start) -> None:
+    first = await start()
+    second = await start(first)
+    os.kill(second._p2p._child.pid, signal.SIGKILL)
+    await asyncio.wait_for(second._p2p._child.wait(), DEADLINE)
+    assert not second.healthy()
+    assert await second.visible_maddrs() == ()
+    await asyncio.wait_for(second.close(), DEADLINE)
+    assert first.healthy()
+
+
+async def test_a_daemon_that_hangs_does_not_hold_up_closing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tsr_swarm.discovery.dht.CLOSE_SECONDS", 0.2)
+    directory = await start()
+    os.kill(directory._p2p._child.pid, signal.SIGSTOP)
+    await asyncio.wait_for(directory.close(), DEADLINE)
+    assert directory._p2p._child.returncode is not None
+    assert not folders_of(os.getpid())
+    assert not helpers()
+
+
+async def test_hivemind_logs_through_our_loggers_and_only_warnings(start: Start) -> None:
+    await start()
+    logger = logging.getLogger("hivemind")
+    assert (logger.handlers, logger.propagate, logger.level) == ([], True, logging.WARNING)
+    assert logging.getLevelName(logging.WARNING) == "WARNING"
+    assert "uvloop" not in type(asyncio.get_event_loop_policy()).__module__
+
+
+OWNER = """
+import asyncio, time
+from tsr_swarm.discovery.dht import DhtDirectory
+from tsr_swarm.discovery.identity import new_identity
+
+async def main():
+    directory = await DhtDirectory.start(identity=new_identity(), clock=time.time)
+    print("up", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def test_an_owner_that_is_killed_leaves_no_daemon_no_folder_and_holds_no_pipe() -> None:
+    with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"up\n"
+        helpers = psutil.Process(owner.pid).children(recursive=True)
+        assert {helper.name() for helper in helpers} >= {"p2pd"}
+        assert len(folders_of(owner.pid)) == 1
+        owner.kill()
+        assert owner.communicate(timeout=DEADLINE)[0] == b""
+        _, alive = psutil.wait_procs(helpers, timeout=DEADLINE)
+    assert not [helper for helper in alive if helper.status() != psutil.STATUS_ZOMBIE]
+    assert not folders_of(owner.pid)

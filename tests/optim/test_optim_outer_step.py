@@ -1,0 +1,379 @@
+"""The reducer's own step: averages lose nothing to their grid, momentum is DiLoCo's, and both survive a refresh."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+from steady import steady, wide
+from torch import Tensor
+
+from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
+from tsr_swarm.config.round_plan import Due
+from tsr_swarm.config.run import OptimizerConfig, WireConfig
+from tsr_swarm.errors import CheckpointError, ConfigError
+from tsr_swarm.lowrank.basis import Basis, random_basis
+from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.optim.outer_step import (
+    ADAPTIVITY,
+    BETA2,
+    BlockOuter,
+    OuterState,
+    pack_outer,
+    rotate_outer,
+    unpack_outer,
+)
+from tsr_swarm.optim.publish import publish_step
+
+BLOCKS = (
+    Block(name="up.weight", rows=12, cols=9, rank=3, role=Role.MATRIX),
+    Block(name="down.weight", rows=6, cols=12, rank=3, role=Role.MATRIX, is_proportional=True),
+    Block(name="norm.weight", rows=1, cols=9, rank=0, role=Role.DENSE),
+)
+CORE, WIDE, DENSE = range(3)
+
+
+def basis_of(block: Block, seed: int) -> Basis:
+    """Random bases of the block's two ranks."""
+    left = random_basis(block.rows, block.rows, block.ranks[0], seed, 0).left
+    return Basis(left, random_basis(block.cols, block.cols, block.ranks[1], seed, 1).right)
+
+
+BASES = {index: basis_of(BLOCKS[index], 3) for index in (CORE, WIDE)}
+
+seeds = st.integers(0, 2**31)
+linear_wires = st.builds(WireConfig, published_bits=st.sampled_from((2, 3, 4, 8, 16)))
+sparse_wires = st.builds(WireConfig, published_bits=st.sampled_from((2, 4, 8)), published_density=st.just(0.2))
+optimizers = st.sampled_from((steady(), steady(outer="nesterov", outer_lr=0.7), steady(outer="adam", outer_lr=0.5)))
+
+
+def draw_means(rounds: int, seed: int, due: Due | None = None) -> list[dict[Slot, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    slots = upload_slots(BLOCKS, due or Due(), wide())
+    return [
+        {slot: torch.randn(slot.rows, slot.cols, generator=generator, dtype=torch.float64) for slot in slots}
+        for _ in range(rounds)
+    ]
+
+
+def play(
+    means: Sequence[Mapping[Slot, Tensor]],
+    optimizer: OptimizerConfig,
+    wire: WireConfig,
+    state: OuterState | None = None,
+) -> tuple[list[dict[int, Grid]], OuterState]:
+    """Publish one mean after the other without a refresh. Returns the grids by round and block."""
+    published, kept = [], {} if state is None else state
+    for mean in means:
+        grids, kept = publish_step(mean, published_slots(BLOCKS, Due(), wire), BLOCKS, BASES, optimizer, kept)
+        published.append({slot.block: grid for slot, grid in grids.items()})
+    return published, kept
+
+
+def total(numbers: Sequence[Tensor]) -> Tensor:
+    return torch.stack([*numbers]).sum(0)
+
+
+def means_of(means: Sequence[Mapping[Slot, Tensor]], block: int) -> list[Tensor]:
+    return [x for mean in means for slot, x in mean.items() if slot.block == block]
+
+
+def lifted(core: Tensor, basis: Basis) -> Tensor:
+    return basis.left_float(torch.float64) @ core.double() @ basis.right_float(torch.float64).mT
+
+
+def coarsest_step(grid: Grid) -> float:
+    steps = grid.mantissas.double() if grid.mantissas.numel() else torch.ones(1).double()
+    return float(steps.max()) * math.ldexp(1, grid.exponent())
+
+
+# --- averages
+
+
+@settings(deadline=None, max_examples=30)
+@given(linear_wires, seeds, st.integers(1, 6))
+def test_what_was_published_follows_what_was_averaged_to_half_a_step(wire: WireConfig, seed: int, rounds: int) -> None:
+    means = draw_means(rounds, seed)
+
+    published, kept = play(means, steady(), wire)
+
+    for block in (CORE, WIDE):
+        missing = total(means_of(means, block)) - total([grids[block].numbers() for grids in published])
+        assert float(missing.abs().max()) <= 0.5 * coarsest_step(published[-1][block]) * (1 + 1e-6)
+        residual = kept[block].residual
+        assert residual is not None
+        assert torch.allclose(residual.double(), missing, rtol=0, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(sparse_wires, seeds)
+def test_what_a_dead_zone_dropped_is_kept_whole(wire: WireConfig, seed: int) -> None:
+    means = draw_means(8, seed)
+
+    published, kept = play(means, steady(), wire)
+
+    for block in (CORE, WIDE):
+        sent, residual = total([grids[block].numbers() for grids in published]), kept[block].residual
+        assert residual is not None
+        assert torch.allclose(sent + residual, total(means_of(means, block)), rtol=0, atol=1e-5)
+
+
+def test_a_mean_below_the_step_gets_through_in_the_end() -> None:
+    slot = next(slot for slot in upload_slots(BLOCKS, Due(), wide()) if slot.block == CORE)
+    mean = draw_means(1, 0)[0]
+    mean[slot] = torch.full((3, 3), 0.02, dtype=torch.float64)
+    mean[slot][:, 0] = 1.0  # 4 bits: a step is a seventh
+
+    published, _ = play([mean] * 50, steady(), wide(published_bits=4))
+
+    sent = total([grids[CORE].numbers() for grids in published])
+    assert torch.equal(published[0][CORE].numbers()[:, 1:], torch.zeros(3, 2, dtype=torch.float64))
+    assert float((sent[:, 1:] - 1.0).abs().max()) < 0.08
+
+
+def test_dense_blocks_are_averaged_as_they_are_and_leave_nothing() -> None:
+    means = draw_means(2, 5)
+
+    published, kept = play(means, steady(), wide())
+
+    for grids, mean in zip(published, means_of(means, DENSE), strict=True):
+        assert torch.equal(grids[DENSE].values, mean.float())
+    assert not [name for name in pack_outer(kept, BLOCKS) if name.endswith("norm.weight")]
+
+
+# --- steps
+
+
+def reference(means: Sequence[Tensor], optimizer: OptimizerConfig) -> list[list[float]]:
+    """The steps entry by entry, from sums over all rounds instead of running moments."""
+    beta, lr = optimizer.outer_momentum, optimizer.outer_lr
+    rows = [mean.flatten().tolist() for mean in means]
+    steps = []
+    for t in range(1, len(rows) + 1):
+        seen = rows[:t]
+        size = len(seen[0])
+        if optimizer.outer == "nesterov":
+            b = [sum(beta ** (t - 1 - k) * row[i] for k, row in enumerate(seen)) for i in range(size)]
+            steps.append([lr * (seen[-1][i] + beta * b[i]) for i in range(size)])
+            continue
+        m = [sum(beta ** (t - 1 - k) * row[i] for k, row in enumerate(seen)) for i in range(size)]
+        v = [sum(BETA2 ** (t - 1 - k) * row[i] ** 2 for k, row in enumerate(seen)) for i in range(size)]
+        m = [x / sum(beta**k for k in range(t)) for x in m]
+        v = [x / sum(BETA2**k for k in range(t)) for x in v]
+        rms = math.sqrt(sum(v) / size)
+        ratios = [m[i] / (math.sqrt(v[i]) + ADAPTIVITY * rms) for i in range(size)]
+        steps.append([lr * rms * min(1.0, max(-1.0, ratio)) for ratio in ratios])
+    return steps
+
+
+@pytest.mark.parametrize("outer", ["nesterov", "adam"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_steps_are_those_of_the_slow_reference(outer: str, momentum: float) -> None:
+    optimizer = steady(outer=outer, outer_lr=0.7, outer_momentum=momentum)
+    means = draw_means(6, 1)
+
+    published, kept = play(means, optimizer, wide())
+
+    for block in (CORE, WIDE, DENSE):
+        wanted = torch.tensor(reference(means_of(means, block), optimizer), dtype=torch.float64)
+        found = torch.stack([grids[block].numbers().flatten() for grids in published])
+        residual = kept[block].residual
+        left = torch.zeros(()) if residual is None else residual.flatten()
+        assert torch.allclose(found.sum(0) + left, wanted.sum(0), rtol=0, atol=1e-5)
+        assert torch.allclose(found, wanted, rtol=0, atol=1e-3)
+
+
+def test_nesterov_is_the_optimizer_that_diloco_uses() -> None:
+    means = draw_means(5, 2)
+    weight = torch.nn.Parameter(torch.zeros(1, 9, dtype=torch.float64))
+    sgd = torch.optim.SGD([weight], lr=0.7, momentum=0.9, nesterov=True)
+    walked = []
+    for mean in means_of(means, DENSE):
+        before = weight.detach().clone()
+        weight.grad = mean.clone()
+        sgd.step()
+        walked.append(before - weight.detach())
+
+    published, _ = play(means, steady(outer="nesterov", outer_lr=0.7), wide())
+
+    found = torch.stack([grids[DENSE].numbers() for grids in published])
+    assert torch.allclose(found, torch.stack(walked), rtol=0, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seeds, st.integers(-20, 10))
+def test_an_adam_step_is_bounded_and_scales_with_the_averages(seed: int, power: int) -> None:
+    optimizer = steady(outer="adam", outer_lr=0.5)
+    means = draw_means(4, seed)
+    scaled = [{slot: torch.ldexp(x, torch.tensor(power)) for slot, x in mean.items()} for mean in means]
+
+    small, _ = play(scaled, optimizer, wide())
+    plain, _ = play(means, optimizer, wide())
+
+    largest = max(float(x.abs().max()) for x in means_of(means, DENSE))
+    for grids, other in zip(plain, small, strict=True):
+        assert float(grids[DENSE].numbers().abs().max()) <= 0.5 * largest
+        assert torch.allclose(
+            torch.ldexp(grids[DENSE].numbers(), torch.tensor(power)), other[DENSE].numbers(), rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("outer", ["average", "nesterov", "adam"])
+def test_a_mean_of_zeros_publishes_zeros(outer: str) -> None:
+    means = [{slot: x * 0 for slot, x in draw_means(1, 0)[0].items()}] * 2
+
+    published, _ = play(means, steady(outer=outer), wide(published_bits=4))
+
+    assert not any(grid.values.any() for grids in published for grid in grids.values())
+
+
+# --- the state
+
+
+@settings(deadline=None, max_examples=15)
+@given(optimizers, st.one_of(linear_wires, sparse_wires), seeds)
+def test_a_state_that_was_saved_goes_on_bit_for_bit(optimizer: OptimizerConfig, wire: WireConfig, seed: int) -> None:
+    means = draw_means(5, seed)
+    through, _ = play(means, optimizer, wire)
+
+    before, kept = play(means[:3], optimizer, wire)
+    again = unpack_outer(load(save(pack_outer(kept, BLOCKS))), BLOCKS)
+    after, _ = play(means[3:], optimizer, wire, again)
+
+    for wanted, found in zip(through, before + after, strict=True):
+        for block, grid in wanted.items():
+            assert torch.equal(grid.values, found[block].values)
+            assert torch.equal(grid.exponents, found[block].exponents)
+
+
+@given(optimizers)
+@settings(deadline=None, max_examples=6)
+def test_a_step_leaves_the_old_state_and_other_blocks_alone(optimizer: OptimizerConfig) -> None:
+    means = draw_means(3, 4)
+    _, kept = play(means[:2], optimizer, wide(published_bits=4))
+    before = {name: tensor.clone() for name, tensor in pack_outer(kept, BLOCKS).items()}
+    others = {slot: x for slot, x in means[2].items() if slot.block != CORE}
+    slots = published_slots(BLOCKS, Due(), wide(published_bits=4), void=frozenset({CORE}))
+
+    _, after = publish_step(others, slots, BLOCKS, BASES, optimizer, kept)
+
+    assert after[CORE] is kept[CORE]
+    assert after[WIDE] is not kept[WIDE]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pack_outer(kept, BLOCKS).items())
+
+
+def test_a_gradient_sketch_in_the_same_round_changes_nothing() -> None:
+    optimizer, wire, due = steady(outer="nesterov"), wide(published_bits=4), Due(aim=frozenset({CORE}))
+    mean = draw_means(1, 6, due)[0]
+    cores = {slot: x for slot, x in mean.items() if slot.part.kind.value != "gradient"}
+
+    _, aimed = publish_step(mean, published_slots(BLOCKS, due, wire), BLOCKS, BASES, optimizer, {})
+    _, plain = play([cores], optimizer, wire)
+
+    for name, tensor in pack_outer(plain, BLOCKS).items():
+        assert torch.equal(tensor, pack_outer(aimed, BLOCKS)[name])
+
+
+@given(optimizers, seeds)
+@settings(deadline=None, max_examples=15)
+def test_in_a_basis_of_the_same_span_the_state_is_the_same_matrix(optimizer: OptimizerConfig, seed: int) -> None:
+    """Columns change places and signs: what a refresh does when the span stays, without any rounding."""
+    _, kept = play(draw_means(3, seed), optimizer, wide(published_bits=4))
+    refreshed = {index: (old, Basis(old.left.flip(1), -old.right)) for index, old in BASES.items()}
+
+    turned = rotate_outer(kept, refreshed, optimizer)
+
+    for index, (old, new) in refreshed.items():
+        for key in ("residual", "first"):
+            core, moved = getattr(kept[index], key), getattr(turned[index], key)
+            assert (core is None) == (moved is None)
+            if core is not None:
+                # 12-bit columns are orthonormal to about 1 in 1000
+                assert torch.allclose(lifted(moved, new), lifted(core, old), rtol=0, atol=0.01)
+        second, variance = kept[index].second, turned[index].second
+        if second is not None and variance is not None:
+            assert torch.allclose(variance, second.flip(0), rtol=0.02, atol=0.02 * float(second.mean()))
+    assert turned[DENSE] is kept[DENSE]
+
+
+def test_in_an_orthogonal_basis_nothing_is_left_of_means() -> None:
+    optimizer = steady(outer="nesterov")
+    both = random_basis(12, 9, 6, 1, 0)
+    old, new = Basis(both.left[:, :3], both.right[:, :3]), Basis(both.left[:, 3:], both.right[:, :3])
+    state = {CORE: BlockOuter(residual=torch.ones(3, 3), first=torch.ones(3, 3))}
+
+    turned = rotate_outer(state, {CORE: (old, new)}, optimizer)[CORE]
+
+    assert turned.residual is not None
+    assert turned.first is not None
+    assert float(turned.residual.abs().max()) < 0.01
+    assert float(turned.first.abs().max()) < 0.01
+
+
+def test_a_tangent_sketch_takes_the_residual_with_it() -> None:
+    optimizer, wire, due = steady(local_space="full"), wide(), Due(tangent=frozenset({CORE, WIDE}))
+    _, kept = play(draw_means(2, 8), optimizer, wide(published_bits=4))
+    mean, slots = draw_means(1, 9, due)[0], published_slots(BLOCKS, due, wire)
+
+    without, _ = publish_step(mean, slots, BLOCKS, BASES, optimizer, {})
+    found, after = publish_step(mean, slots, BLOCKS, BASES, optimizer, kept)
+
+    for index, basis in BASES.items():
+        update = [_tangent_update(grids, index, basis) for grids in (without, found)]
+        residual = kept[index].residual
+        assert residual is not None
+        assert float(residual.abs().max()) > 0.05
+        assert torch.allclose(update[1] - update[0], lifted(residual, basis), rtol=0, atol=0.01)
+        assert after[index].residual is None
+
+
+def _tangent_update(grids: Mapping[Slot, Grid], block: int, basis: Basis) -> Tensor:
+    """U Z^T + (I - U U^T) Y V^T."""
+    sides = {slot.part: grid.numbers() for slot, grid in grids.items() if slot.block == block}
+    u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
+    y, z = sides[Part.TANGENT_LEFT], sides[Part.TANGENT_RIGHT]
+    return u @ z.mT + (y - u @ (u.mT @ y)) @ v.mT
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("residual/other.weight", torch.zeros(3, 3)),
+        ("third/up.weight", torch.zeros(3, 3)),
+        ("first/up.weight", torch.zeros(3, 4)),
+        ("first/norm.weight", torch.zeros(1, 9, dtype=torch.float64)),
+        ("steps/up.weight", torch.zeros(3, 3)),
+    ],
+)
+def test_a_saved_state_of_something_else_is_refused(name: str, tensor: Tensor) -> None:
+    with pytest.raises(CheckpointError, match=f"'{name}' of the reducer's saved state is"):
+        unpack_outer({name: tensor}, BLOCKS)
+
+
+# --- the configuration
+
+
+@pytest.mark.parametrize("space", ["full", "mixed"])
+@pytest.mark.parametrize("outer", ["nesterov", "adam"])
+def test_steps_of_cores_need_core_peers(space: str, outer: str) -> None:
+    with pytest.raises(ConfigError, match=rf'optimizer.outer = "{outer}" needs optimizer.local_space = "core"'):
+        steady(outer=outer, local_space=space)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"outer": "sgd"}, "optimizer.outer = 'sgd' is out of range"),
+        ({"outer": "adam", "outer_lr": 0.0}, "optimizer.outer_lr = 0.0 is out of range"),
+        ({"outer": "adam", "outer_momentum": 1.0}, "optimizer.outer_momentum = 1.0 is out of range"),
+        ({"outer_lr": 0.5}, 'outer_lr = 0.5 has no effect with optimizer.outer = "average"'),
+    ],
+)
+def test_a_step_that_cannot_be_is_one_sentence(changes: dict[str, float | str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        replace(steady(), **changes)

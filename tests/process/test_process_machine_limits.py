@@ -1,0 +1,174 @@
+"""What a machine does not let a process have is known before it is missed."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from swarm_rig import tiny_config
+
+from tsr_swarm.config.manifest import make_manifest
+from tsr_swarm.errors import ConfigError, RunError
+from tsr_swarm.process.machine_limits import (
+    Room,
+    memory_errors,
+    memory_room,
+    require_memory,
+    require_process_room,
+    startable_threads,
+)
+from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.runtime import peer
+from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
+from tsr_swarm.runtime.simulate.engine import check
+from tsr_swarm.runtime.simulate.spec import RunSpec
+from tsr_swarm.train.llama import parameter_shapes
+
+COMMANDS = [
+    ["join", "--coordinator", "127.0.0.1:1", "--wait", "0", "--no-dht", "--plain"],
+    ["coordinate", "run.toml", "--plain"],
+    ["monitor", "--coordinator", "127.0.0.1:1", "--plain"],
+    ["status", "--coordinator", "127.0.0.1:1"],
+    ["sample", "run"],
+    ["simulate", "run.toml"],
+]
+HUGE = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+MEMINFO = "MemTotal: 16000000 kB\nMemFree: 1 kB\nMemAvailable: 8000000 kB\nSwapFree: 1000000 kB\n"
+
+
+def machine(root: Path, files: dict[str, str]) -> Path:
+    """A tree with these files of proc and sys."""
+    for name, text in {"proc/meminfo": MEMINFO, **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        ("ulimit -v 1000000", "of address space, and needs"),
+        ("ulimit -n 32", "This process may open 32 files at a time, and needs 64"),
+    ],
+)
+def test_a_limit_that_is_too_low_for_the_program_is_one_sentence(
+    command: list[str], limit: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "run.toml").touch()
+    started = subprocess.run(
+        ["sh", "-c", f'{limit} && exec "$@"', "sh", sys.executable, "-m", "tsr_swarm", *command],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (started.returncode, started.stdout) == (78, "")
+    assert says in started.stderr
+    assert (started.stderr.count("\n"), started.stderr[:11]) == (1, "tsr-swarm: ")
+
+
+def test_threads_that_can_be_started_are_counted_and_ended() -> None:
+    before = threading.active_count()
+    assert startable_threads(20) == 20
+    assert threading.active_count() == before
+
+
+def test_threads_that_cannot_be_started_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, left = threading.Thread.start, iter(range(3))
+
+    def start_three(thread: threading.Thread) -> None:
+        if next(left, None) is None:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_three)
+    assert startable_threads(8) == 3
+    with pytest.raises(ConfigError, match="can start 0 threads more, and needs"):
+        require_process_room()
+
+
+def test_memory_that_the_program_itself_does_not_fit_into_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tsr_swarm.process.machine_limits.memory_room", lambda: Room(1e8, "what is free"))
+    with pytest.raises(
+        ConfigError, match=r"^This program needs about 0\.27 GB of memory, and what is free is 0\.10 GB;"
+    ):
+        require_process_room()
+
+
+def test_memory_is_what_is_free_with_swap(tmp_path: Path) -> None:
+    room = memory_room(machine(tmp_path, {}))
+    assert room == Room(9_000_000 * 1024, "what is free on this machine")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {
+            "proc/self/cgroup": "0::/box/inner\n",
+            "sys/fs/cgroup/box/memory.max": "3000000\n",
+            "sys/fs/cgroup/box/memory.current": "1500000\n",
+            "sys/fs/cgroup/box/memory.stat": "anon 1\ninactive_file 500000\n",
+            "sys/fs/cgroup/box/inner/memory.max": "max\n",
+            "sys/fs/cgroup/box/inner/memory.current": "1\n",
+        },
+        {  # as a container sees its own
+            "proc/self/cgroup": "0::/\n",
+            "sys/fs/cgroup/memory.max": "3000000\n",
+            "sys/fs/cgroup/memory.current": "1000000\n",
+        },
+        {
+            "proc/self/cgroup": "5:devices:/\n4:cpu,memory:/docker/abc\n0::/\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "3000000\n",
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": "2000000\n",
+            "sys/fs/cgroup/memory/memory.stat": "total_inactive_file 1000000\n",
+        },
+    ],
+    ids=["a group around it", "its own group", "version 1"],
+)
+def test_a_containers_limit_counts(files: dict[str, str], tmp_path: Path) -> None:
+    assert memory_room(machine(tmp_path, files)) == Room(2_000_000.0, "what is left to its container (cgroup)")
+
+
+def test_what_is_not_limited_or_cannot_be_read_limits_nothing(tmp_path: Path) -> None:
+    files = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "1\n"}
+    assert memory_room(machine(tmp_path, files)).limit == "what is free on this machine"
+    assert memory_room(tmp_path / "nowhere").bytes > 0
+
+
+def test_a_model_that_needs_more_than_there_is_is_refused() -> None:
+    require_memory(2e9, Room(2e9, "what is free"))
+    with pytest.raises(ConfigError, match=r"needs about 12 GB of memory, and what is free is 2\.00 GB; close"):
+        require_memory(12e9, Room(2e9, "what is free"))
+
+
+async def test_no_command_builds_a_model_that_does_not_fit(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, model=HUGE)
+    with pytest.raises(ConfigError, match="GB of memory"):
+        await run_coordinator(
+            CoordinateOptions(config=config, listen="127.0.0.1:0", use_dht=False), lambda event: None, StopRequest()
+        )
+    for method in ("tsr", "ddp"):
+        with pytest.raises(ConfigError, match="GB of memory"):
+            check(RunSpec(method=method, config=config, steps=3, peers=2))
+
+
+def test_a_failed_allocation_is_one_sentence_and_other_errors_are_themselves() -> None:
+    for allocate in (lambda: torch.empty(1 << 60), lambda: bytearray(1 << 60)):
+        with pytest.raises(RunError, match="has run out of memory"), memory_errors():
+            allocate()
+    with pytest.raises(RuntimeError, match="size"), memory_errors():
+        torch.ones(2) @ torch.ones(3)
+
+
+def test_a_peer_compares_what_training_needs_with_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path)
+    manifest = make_manifest("0" * 32, config, parameter_shapes(config.model))
+    needed = peer.TRAINING_BYTES * manifest.parameters
+    monkeypatch.setattr(peer, "memory_room", lambda: Room(needed, "what is free"))
+    peer.require_its_memory(manifest, torch.device("cpu"))
+    monkeypatch.setattr(peer, "memory_room", lambda: Room(needed - 1, "what is free"))
+    with pytest.raises(ConfigError):
+        peer.require_its_memory(manifest, torch.device("cpu"))

@@ -1,0 +1,230 @@
+"""Children end with the process that started them, whichever way it ends. Real processes."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tsr_swarm.errors import ConfigError
+from tsr_swarm.process import janitor
+from tsr_swarm.process.supervisor import Child, Family, failure_of
+
+# Ends when it is asked; it has a child of its own in its group, which holds its stdout open.
+POLITE = """
+import signal, subprocess, sys
+subprocess.Popen(["sleep", "1000"])
+for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: sys.exit(0))
+print("ready", flush=True)
+while True: signal.pause()
+"""
+STUBBORN = """
+import signal
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)
+print("ready", flush=True)
+while True: signal.pause()
+"""
+# A supervisor with a child under the lifeline, one that ignores everything, and a temporary folder.
+SUPERVISOR = """
+import asyncio, os, subprocess, sys
+from tsr_swarm.runtime import children
+from tsr_swarm.process.supervisor import Family
+children.JANITOR_SECONDS = 1.0
+TIED = '''
+from tsr_swarm.process.shutdown import run_until_stopped, tie_to_parent
+async def main(stop):
+    print("ready", flush=True)
+    await stop.now.wait()
+run_until_stopped(main, tie_to_parent())
+'''
+async def main():
+    async with Family() as family:
+        folder = family.temporary_folder()
+        (folder / "file").touch()
+        children = []
+        for script in (TIED, sys.argv[1]):
+            child = await family.start(
+                "child", [sys.executable, "-c", script], environment=os.environ, stdout=subprocess.PIPE
+            )
+            await anext(child.lines())
+            children.append(child.pid)
+        print(folder, *children, flush=True)
+        family.pause(child)
+        if sys.argv[2] == "stay":
+            await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+async def start(family: Family, script: str) -> Child:
+    child = await family.start("it", [sys.executable, "-c", script], environment=os.environ, stdout=subprocess.PIPE)
+    assert await anext(child.lines()) == "ready"
+    return child
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+async def test_leaving_the_family_ends_its_children_and_theirs() -> None:
+    async with Family() as family:
+        child = await start(family, POLITE)
+        [grandchild] = psutil.Process(child.pid).children()
+    assert child.exit_code not in (None, -signal.SIGKILL), "it was asked, and that was enough"
+    assert has_ended(grandchild.pid)
+
+
+async def test_a_child_that_will_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tsr_swarm.process.supervisor.STOP_SECONDS", 0.2)
+    async with Family() as family:
+        child = await start(family, STUBBORN)
+    assert child.exit_code == -signal.SIGKILL
+
+
+async def test_a_temporary_folder_goes_with_its_family() -> None:
+    async with Family() as family:
+        folder = family.temporary_folder()
+        (folder / "deep").mkdir()
+    assert not folder.exists()
+
+
+async def test_a_temporary_folder_that_cannot_be_made_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    async with Family() as family:
+        with pytest.raises(
+            ConfigError, match=r"^No temporary folder can be made \((?!.*Errno).*\); add --dir DIR, or set TMPDIR\.$"
+        ):
+            family.temporary_folder()
+
+
+async def test_a_child_that_is_killed_takes_what_it_started_along() -> None:
+    async with Family() as family:
+        child = await start(family, POLITE)
+        [grandchild] = psutil.Process(child.pid).children()
+        child.kill()
+        assert await child.wait() == -signal.SIGKILL
+        await asyncio.to_thread(psutil.wait_procs, [grandchild], 5)
+        assert has_ended(grandchild.pid)
+
+
+# Its own child leads a session of its own, as the DHT's daemon does.
+FAR_CHILD = POLITE.replace('"1000"]', '"1000"], stdout=subprocess.DEVNULL, start_new_session=True')
+
+
+def is_stopped(process: psutil.Process) -> bool:
+    return process.status() == psutil.STATUS_STOPPED
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """A signal is delivered when its receiver runs next."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.to_thread(os.sched_yield)
+
+
+async def test_a_child_that_is_paused_stands_still_with_all_it_started_until_it_goes_on() -> None:
+    async with Family() as family:
+        child = await start(family, FAR_CHILD)
+        process = psutil.Process(child.pid)
+        everybody = [process, *process.children()]
+        family.pause(child)
+        await until(lambda: all(is_stopped(one) for one in everybody))
+        family.go_on(child)
+        await until(lambda: not any(is_stopped(one) for one in everybody))
+        everybody[1].kill()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
+def test_a_supervisor_that_is_killed_leaves_no_process_and_no_file(how: signal.Signals) -> None:
+    command = [sys.executable, "-c", SUPERVISOR, POLITE, "stay"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout is not None
+        folder, *pids = supervisor.stdout.readline().split()
+        started = [psutil.Process(int(pid)) for pid in pids]
+        family = [*started, *psutil.Process(supervisor.pid).children(), *started[1].children()]
+        supervisor.send_signal(how)
+        supervisor.wait()
+    _, alive = psutil.wait_procs(set(family), timeout=20)
+    assert not alive
+    assert not Path(folder).exists()
+
+
+def test_a_supervisor_that_ends_well_leaves_nothing_behind_either() -> None:
+    command = [sys.executable, "-c", SUPERVISOR, POLITE, "leave"]
+    folder, *pids = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert all(has_ended(int(pid)) for pid in pids)
+    assert not Path(folder).exists()
+
+
+def test_what_was_paused_goes_on_when_its_supervisor_is_gone() -> None:
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as paused:
+        paused.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, paused.pid, os.WSTOPPED)
+        told = b"paused %d\npaused 1\nresumed 1\n" % paused.pid
+        subprocess.run([sys.executable, "-I", "-S", janitor.__file__, "0"], input=told, check=True)
+        assert not is_stopped(psutil.Process(paused.pid))
+        paused.kill()
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "says"),
+    [
+        ("import sys; sys.exit('tsr-swarm: It is full; make room.')", 1, "It is full; make room."),
+        ("import sys; print('tsr-swarm: Bad.', file=sys.stderr); sys.exit(78)", 78, "Bad."),
+        ("import sys; print('last words', file=sys.stderr); sys.exit(3)", 3, "last words"),
+        ("import os; os.kill(os.getpid(), 9)", 1, "(signal 9)"),
+    ],
+)
+async def test_a_failure_is_told_in_the_childs_own_words(script: str, code: int, says: str) -> None:
+    with tempfile.TemporaryFile() as log:
+        async with Family() as family:
+            child = await family.start("it", [sys.executable, "-c", script], environment=os.environ, stderr=log)
+            await child.wait()
+        error = failure_of(child, log)
+    assert says in str(error)
+    assert error.exit_code == code
+
+
+class Ending:
+    """A process that ends when the test says so."""
+
+    pid = 0
+    returncode: int | None = None
+
+    def __init__(self) -> None:
+        self.has_ended = asyncio.Event()
+
+    async def wait(self) -> int:
+        await self.has_ended.wait()
+        self.returncode = 0
+        return 0
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_wait_that_is_cancelled_as_the_process_ends_is_cancelled(turns: int) -> None:
+    """Once such a cancellation was lost, and a screen closed at that moment hung for ever."""
+    process = Ending()
+
+    async def outlast() -> None:
+        await Child("child", process).wait()  # type: ignore[arg-type]
+        await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(outlast())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    process.has_ended.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting], timeout=10)
+    assert waiting.cancelled()

@@ -1,0 +1,43 @@
+"""Data-parallel training: the mean gradient of all peers at every step, and one optimizer. What all others save on.
+
+Li et al., PyTorch Distributed (arXiv 2006.15704); the gradient travels whole, as float32.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tsr_swarm.baselines.active_peers import Present
+from tsr_swarm.baselines.base import GradientMethod
+from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES
+from tsr_swarm.baselines.inner_optimizer import InnerOptimizer
+from tsr_swarm.baselines.method import Traffic, both_ways
+from tsr_swarm.baselines.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DDPSettings(Settings):
+    """Nothing but the optimizer."""
+
+    method: ClassVar[str] = "ddp"
+    k_x: int = 1
+
+    def __post_init__(self) -> None:
+        Settings.__post_init__(self)
+        self.require_every_step()
+
+
+class DDP(GradientMethod):
+    """Data-parallel AdamW or Muon."""
+
+    def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: DDPSettings) -> None:
+        super().__init__(weights, peers)
+        self._inner = InnerOptimizer(self.flat, 1, settings)
+
+    def update(self, present: Present, lr: float) -> Traffic:
+        """W <- W - lr AdamW(mean gradient)."""
+        mean = present.mean(self.gradients[present.rows])
+        self._inner.step(0, self.weights, self.flat.views(mean), lr)
+        return both_ways({"gradient": FLOAT_BYTES * self.flat.size})

@@ -1,0 +1,122 @@
+"""PowerSGD: rank-r means by one power iteration, warm-started, with error feedback.
+
+Vogels et al., arXiv 1905.13727, Algorithms 1 and 2: P = orth(mean(M) Q), Q = mean(M)^T P, the mean is P Q^T, and a peer
+keeps M - P P^T M, that is M less what it sent itself. k_x = 1 compresses gradients, as published; k_x > 1 displacements
+of k_x local steps, which then are averaged. Departures: AdamW or Muon in place of SGD with momentum; Householder QR in
+place of Gram-Schmidt. All two-dimensional parameters for which it is shorter are compressed, everything else is dense.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tsr_swarm.baselines.active_peers import Present
+from tsr_swarm.baselines.base import GradientMethod, LocalMethod
+from tsr_swarm.baselines.error_feedback import ErrorFeedback
+from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES, Flat
+from tsr_swarm.baselines.inner_optimizer import InnerOptimizer
+from tsr_swarm.baselines.method import Method, Traffic, both_ways
+from tsr_swarm.baselines.settings import Settings, rank_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerSGDSettings(Settings):
+    """The rank, and the two ideas of the paper that can be switched off."""
+
+    method: ClassVar[str] = "powersgd"
+    k_x: int = 1
+    rank: int | str = 4
+    warm_start: bool = True  # Q of the exchange before; else a fresh Gaussian one
+    error_feedback: bool = True
+
+    def __post_init__(self) -> None:
+        Settings.__post_init__(self)
+        self.require_rank("rank")
+
+
+class LowRankMean:
+    """The compressed mean of one vector a peer, and what each peer keeps back."""
+
+    def __init__(self, flat: Flat, peers: int, settings: PowerSGDSettings) -> None:
+        self._flat = flat
+        self._settings = settings
+        self._generator = torch.Generator().manual_seed(0)  # shared: the test matrices are not sent
+        self.feedback = ErrorFeedback(peers if settings.error_feedback else 0, flat.size, decay=1.0)
+        ranks = {n: rank_of(settings.rank, s) for n, s in flat.shapes.items() if len(s) == 2}
+        self._ranks = {
+            n: r for n, r in ranks.items() if r * sum(flat.shapes[n]) < flat.shapes[n][0] * flat.shapes[n][1]
+        }
+        self._right = {n: self._gaussian(n) for n in self._ranks}
+
+    def mean(self, vectors: Tensor, present: Present) -> Tensor:
+        """The compressed mean (P,) of ``vectors`` (len(present.peers), P), which may be overwritten."""
+        with_feedback = self._settings.error_feedback
+        pending = self.feedback.pending(vectors, present.rows) if with_feedback else vectors
+        mean = present.mean(pending)
+        own, means = self._flat.views(pending), self._flat.views(mean)
+        for name, matrix in means.items():
+            if name not in self._ranks:
+                own[name].zero_()  # sent whole
+                continue
+            left, right = power_iteration(matrix, self._right[name])
+            if with_feedback:
+                own[name].sub_(left @ (left.mT @ own[name]))
+            torch.mm(left, right.mT, out=matrix)
+            self._right[name] = right if self._settings.warm_start else self._gaussian(name)
+        if with_feedback:
+            self.feedback.keep(pending, present.rows)
+        return mean
+
+    def traffic(self) -> Traffic:
+        """Bytes of one exchange; P must be back before Q can be formed."""
+        sketch = sum(rank * sum(self._flat.shapes[name]) for name, rank in self._ranks.items())
+        low_rank = sum(self._flat.shapes[name][0] * self._flat.shapes[name][1] for name in self._ranks)
+        dense = self._flat.size - low_rank
+        return both_ways({"sketch": FLOAT_BYTES * sketch, "dense": FLOAT_BYTES * dense}, 2 if sketch else 1)
+
+    def _gaussian(self, name: str) -> Tensor:
+        return torch.randn(self._flat.shapes[name][1], self._ranks[name], generator=self._generator)
+
+
+def power_iteration(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """P = orth(M Q) (rows, r) and Q = M^T P (cols, r), of M (rows, cols) and the Q before."""
+    left = torch.linalg.qr(matrix @ right).Q
+    return left, matrix.mT @ left
+
+
+class GradientPowerSGD(GradientMethod):
+    """Gradients at every step, as published."""
+
+    def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: PowerSGDSettings) -> None:
+        super().__init__(weights, peers)
+        self._inner = InnerOptimizer(self.flat, 1, settings)
+        self.low_rank = LowRankMean(self.flat, peers, settings)
+
+    def update(self, present: Present, lr: float) -> Traffic:
+        """One step along the compressed mean gradient."""
+        mean = self.low_rank.mean(self.gradients[present.rows], present)
+        self._inner.step(0, self.weights, self.flat.views(mean), lr)
+        return self.low_rank.traffic()
+
+
+class LocalPowerSGD(LocalMethod):
+    """Displacements of some local steps, averaged."""
+
+    def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: PowerSGDSettings) -> None:
+        super().__init__(weights, peers, settings.k_x)
+        self.inner: InnerOptimizer = InnerOptimizer(self.flat, peers, settings)
+        self.low_rank = LowRankMean(self.flat, peers, settings)
+
+    def exchange(self, present: Present, step: int) -> Traffic:
+        """Move by the compressed mean displacement."""
+        self.consensus.sub_(self.low_rank.mean(self.displacements(present), present))
+        return self.low_rank.traffic()
+
+
+def make_powersgd(weights: Mapping[str, Tensor], peers: int, settings: PowerSGDSettings) -> Method:
+    """On gradients for k_x = 1, on displacements for more."""
+    made = GradientPowerSGD if settings.k_x == 1 else LocalPowerSGD
+    return made(weights, peers, settings)

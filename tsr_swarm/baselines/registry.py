@@ -1,0 +1,61 @@
+"""Every rival by its name, and how one is made from settings."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tsr_swarm.baselines.ddp import DDP, DDPSettings
+from tsr_swarm.baselines.des_loc import DesLoc, DesLocSettings
+from tsr_swarm.baselines.diloco import DiLoCo, DiLoCoSettings
+from tsr_swarm.baselines.local_adam import LocalAdam, LocalAdamSettings
+from tsr_swarm.baselines.lordo import LoRDO, LoRDOSettings
+from tsr_swarm.baselines.method import Method
+from tsr_swarm.baselines.powersgd import PowerSGDSettings, make_powersgd
+from tsr_swarm.baselines.settings import Settings, nearest, read_settings
+from tsr_swarm.baselines.sparseloco import SparseLoCo, SparseLoCoSettings
+from tsr_swarm.baselines.tsr_adam import TSRAdamMethod, TSRAdamSettings
+from tsr_swarm.config.run import require
+from tsr_swarm.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """How a method is set and made."""
+
+    settings: type[Settings]
+    make: Callable[[Mapping[str, Tensor], int, Any], Method]
+
+
+METHODS: Mapping[str, Rival] = {
+    "ddp": Rival(DDPSettings, DDP),
+    "local-adam": Rival(LocalAdamSettings, LocalAdam),
+    "diloco": Rival(DiLoCoSettings, DiLoCo),
+    "des-loc": Rival(DesLocSettings, DesLoc),
+    "sparseloco": Rival(SparseLoCoSettings, SparseLoCo),
+    "powersgd": Rival(PowerSGDSettings, make_powersgd),
+    "lordo": Rival(LoRDOSettings, LoRDO),
+    "tsr-adam": Rival(TSRAdamSettings, TSRAdamMethod),
+}
+
+
+def make_method(name: str, weights: Mapping[str, Tensor], peers: int, settings: Mapping[str, object]) -> Method:
+    """``peers`` simulated peers that start from a copy of ``weights``; defaults for what ``settings`` does not name.
+
+    Raises ConfigError for an unknown method or setting, naming the nearest one, and for a value out of range.
+    """
+    require(peers >= 1, "peers", peers, "1 or more")
+    rival = _rival(name)
+    return rival.make(weights, peers, read_settings(rival.settings, settings))
+
+
+def default_settings(name: str) -> Mapping[str, object]:
+    """All settings of a method at their defaults. Raises ConfigError for an unknown method."""
+    return asdict(_rival(name).settings())
+
+
+def _rival(name: str) -> Rival:
+    if name not in METHODS:
+        raise ConfigError(f"'{name}' is not a known method; did you mean '{nearest(name, METHODS)}'?")
+    return METHODS[name]
