@@ -14,6 +14,8 @@ LAYERS = [  # bottom to top; a unit may import itself and whatever is on a line 
     {"transport"},
     {"discovery"},
     {"train", "baselines"},
+    {"exchange"},
+    {"storage"},
     {"runtime"},
     {"monitor"},
     {"cli"},

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.config.layout import Part, Slot
+from tsr_swarm.exchange.aggregate import Contribution, weighted_mean
 from tsr_swarm.lowrank.grid import quantise_rows
-from tsr_swarm.rounds.aggregate import Contribution, weighted_mean
 from tsr_swarm.rounds.reducer import ReducerState, close, included, is_complete, offer
 
 offers = st.tuples(st.integers(1, 3), st.sampled_from("abc"), st.integers(0, 1), st.booleans())

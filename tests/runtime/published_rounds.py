@@ -8,14 +8,14 @@ from steady import steady
 from tsr_swarm.config.layout import Part, upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
+from tsr_swarm.exchange.aggregate import Contribution
+from tsr_swarm.exchange.reduction import Published, publish_shard, seal
 from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.rounds.aggregate import Contribution
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.runtime.reduction import Published, publish_shard, seal
-from tsr_swarm.runtime.run_folder import fresh_consensus, record_of
+from tsr_swarm.storage.run_folder import fresh_consensus, record_of
 from tsr_swarm.wire.gate import shard_slots
 from tsr_swarm.wire.messages import published_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb

@@ -16,16 +16,16 @@ from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import ModelConfig, PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RunError
+from tsr_swarm.exchange.contribution import pack
+from tsr_swarm.exchange.reduction import Published, Reduction, seal
 from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.runtime.contribution import pack
 from tsr_swarm.runtime.node.bench import Bench, ShardAverage
-from tsr_swarm.runtime.reduction import Published, Reduction, seal
-from tsr_swarm.runtime.run_folder import fresh_consensus
+from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.train.trainer import RoundWork
 from tsr_swarm.wire import messages

@@ -13,11 +13,11 @@ from tsr_swarm.config.manifest import PROTOCOL_VERSION, decode_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.process.shutdown import StopRequest
-from tsr_swarm.runtime import state_chunks
-from tsr_swarm.runtime.donor import KEPT_STATES
 from tsr_swarm.runtime.node.service import NodeService
 from tsr_swarm.runtime.peer import JoinOptions, run_peer
-from tsr_swarm.runtime.state_chunks import StateAssembly
+from tsr_swarm.storage import state_file
+from tsr_swarm.storage.state_file import StateAssembly
+from tsr_swarm.storage.state_store import KEPT_STATES
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.transport.base import Caller
@@ -31,7 +31,7 @@ OnEvent = Callable[[Swarm, ev.Event], None]
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[pb.FetchStateRequest | pb.FetchPublishedRequest]:
     """States of many chunks, and what the coordinator was asked for."""
-    monkeypatch.setattr(state_chunks, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(state_file, "CHUNK_BYTES", 4096)
     seen: list[pb.FetchStateRequest | pb.FetchPublishedRequest] = []
     for name in ("fetch_state", "fetch_published"):
         original = getattr(NodeService, name)

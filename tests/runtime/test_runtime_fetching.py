@@ -12,17 +12,18 @@ import pytest
 from published_rounds import FIRST, History, small_history
 
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
+from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.givers import BRANCHES, header_givers
-from tsr_swarm.runtime import round_download, shard_givers, state_chunks
-from tsr_swarm.runtime.delta_log import DeltaLog
-from tsr_swarm.runtime.donor import Donor
+from tsr_swarm.runtime import round_download, shard_givers
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.fetching import Fetcher
-from tsr_swarm.runtime.reduction import Published
 from tsr_swarm.runtime.sources import Sources
-from tsr_swarm.runtime.state_chunks import StateAssembly
 from tsr_swarm.runtime.state_download import StateDownload
+from tsr_swarm.storage import state_file
+from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.storage.state_file import StateAssembly
+from tsr_swarm.storage.state_store import Donor
 from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction
 from tsr_swarm.telemetry.events import CatchingUp, Event, Warned
 from tsr_swarm.transport.base import Caller
@@ -619,7 +620,7 @@ async def test_rounds_that_are_dropped_while_they_are_fetched_mean_a_state(tmp_p
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_chunks, "CHUNK_BYTES", 512)
+    monkeypatch.setattr(state_file, "CHUNK_BYTES", 512)
 
 
 async def givers_in(folder: Path, history: History, count: int, round: int = 5) -> list[Node]:

@@ -15,13 +15,13 @@ from tsr_swarm.errors import RefusedError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.givers import BRANCHES, header_givers
-from tsr_swarm.runtime.delta_log import DeltaLog
-from tsr_swarm.runtime.donor import Donor
 from tsr_swarm.runtime.node import giving
 from tsr_swarm.runtime.node.bench import Bench
 from tsr_swarm.runtime.node.giving import Giving
 from tsr_swarm.runtime.node.headers import KEPT, Headers
-from tsr_swarm.runtime.run_folder import fresh_consensus
+from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.storage.run_folder import fresh_consensus
+from tsr_swarm.storage.state_store import Donor
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ME, OTHER_MAKER, PEER = "1" * 32, "2" * 32, "3" * 32

@@ -31,7 +31,7 @@ from tsr_swarm.runtime.plan.presets import PRESETS, low_ranks
 from tsr_swarm.runtime.plan.report import make_report
 from tsr_swarm.runtime.plan.rivals import is_head, rivals
 from tsr_swarm.runtime.plan.scene import Scene
-from tsr_swarm.runtime.run_folder import fresh_consensus
+from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import build_model, parameter_shapes
 from tsr_swarm.train.trainer import make_space
 from tsr_swarm.wire.codec import encode

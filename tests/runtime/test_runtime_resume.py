@@ -16,15 +16,15 @@ from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.discovery.identity import load_identity
 from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunError, SwarmError
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.runtime.journal import NAMES, Journal
-from tsr_swarm.runtime.sampling import sample_checkpoint
 from tsr_swarm.runtime.workshop import Workshop
+from tsr_swarm.storage import checkpoint
+from tsr_swarm.storage.journal import NAMES, Journal
+from tsr_swarm.storage.sampling import sample_checkpoint
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.telemetry.fold import fold_all
 from tsr_swarm.telemetry.log import read_recording
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
-from tsr_swarm.train import checkpoint
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire.log_lines import lines_from_proto

@@ -21,9 +21,9 @@ from tsr_swarm.rounds.node import Identity, Node
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import Action, Applied, Event, News, Poll, Received, Redirect, Send, Tick, Unreachable
 from tsr_swarm.rounds.step import begin, wake_at
-from tsr_swarm.runtime.journal import Journal
 from tsr_swarm.runtime.node import shell as module
 from tsr_swarm.runtime.node.shell import AGAIN_SECONDS, Shell
+from tsr_swarm.storage.journal import Journal
 
 ME, OTHER, THIRD = (letter * 32 for letter in "abc")
 VOTERS = (ME, OTHER, THIRD)

@@ -8,8 +8,8 @@ from swarm_rig import tiny_config
 
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.runtime.run_folder import fresh_consensus
 from tsr_swarm.runtime.workshop import Workshop
+from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.train.trainer import DAWDLE_SECONDS, RoundWork, StepProgress
 

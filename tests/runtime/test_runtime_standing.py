@@ -12,10 +12,10 @@ from published_rounds import History, small_history
 
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.runtime.node.standing import Sealed, Seams, Standing
 from tsr_swarm.runtime.node.weights import AppliedRound
+from tsr_swarm.storage.round_log import DeltaLog
 from tsr_swarm.wire.messages import PublishedHeader, published_to_proto
 
 

@@ -12,7 +12,7 @@ import torch
 
 from tsr_swarm.config.run import ModelConfig
 from tsr_swarm.errors import CheckpointError, ConfigError
-from tsr_swarm.train.export import export_hf
+from tsr_swarm.storage.export import export_hf
 from tsr_swarm.train.llama import KeyValue, Llama, build_model, initial_weights, parameter_shapes
 
 LOGIT_TOLERANCE = 1e-5  # float32, the same operations in another order

@@ -24,7 +24,6 @@ from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.process.machine_limits import memory_errors, memory_room, require_memory
 from tsr_swarm.process.shutdown import StopRequest, run_unless_now
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.runtime.donor import Donor
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.hosting import Around, hosted
 from tsr_swarm.runtime.node.post import Introduction
@@ -33,7 +32,8 @@ from tsr_swarm.runtime.node.scoring import make_evaluate
 from tsr_swarm.runtime.node.service import NodeService
 from tsr_swarm.runtime.node.start import Seams, Start
 from tsr_swarm.runtime.node.weights import AppliedRound, PlainWeights
-from tsr_swarm.runtime.run_folder import (
+from tsr_swarm.runtime.shared_data import advise_organiser
+from tsr_swarm.storage.run_folder import (
     CONTACTS,
     IDENTITY,
     STATES,
@@ -45,7 +45,7 @@ from tsr_swarm.runtime.run_folder import (
     resume_run,
     start_run,
 )
-from tsr_swarm.runtime.shared_data import advise_organiser
+from tsr_swarm.storage.state_store import Donor
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.telemetry.events import Event

@@ -17,6 +17,11 @@ def coordinator_folder(folder: Path) -> Path:
     return folder / name_of(COORDINATOR)
 
 
+def run_folder_in(folder: Path) -> Path:
+    """The coordinator's folder where ``folder`` is a local run's, else ``folder`` itself."""
+    return coordinator_folder(folder) if (folder / RUN_FILE).exists() else folder
+
+
 def write_run_file(folder: Path, config: RunConfig) -> Callable[[], None]:
     """Make the folder and write the run file; returns what takes it back, for a run that does not begin.
 

@@ -25,8 +25,8 @@ from tsr_swarm.runtime.node.post import Introduction
 from tsr_swarm.runtime.node.service import NodeService
 from tsr_swarm.runtime.node.volunteer import VolunteerProcess
 from tsr_swarm.runtime.reporting import Reporter
-from tsr_swarm.runtime.run_folder import CONTACTS, IDENTITY, folder_lock, holds_work
 from tsr_swarm.runtime.workshop import Workshop
+from tsr_swarm.storage.run_folder import CONTACTS, IDENTITY, folder_lock, holds_work
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.telemetry.events import Event

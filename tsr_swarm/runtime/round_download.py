@@ -13,10 +13,10 @@ from functools import partial
 from tsr_swarm.config.layout import Slot, published_slots
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, UnreachableError
+from tsr_swarm.exchange.reduction import Published, open_published
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.optim.periods import follows_manifest
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.runtime.reduction import Published, open_published
 from tsr_swarm.runtime.shard_givers import ShardGivers
 from tsr_swarm.runtime.sources import Sources
 from tsr_swarm.transport.client import SwarmClient

@@ -17,7 +17,7 @@ from tsr_swarm.process.tasks import Background, Signal
 from tsr_swarm.rounds import chunks
 from tsr_swarm.rounds.chunks import Sharing
 from tsr_swarm.runtime.sources import Sources
-from tsr_swarm.runtime.state_chunks import StateAssembly, begun_round
+from tsr_swarm.storage.state_file import StateAssembly, begun_round
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import DESCRIBE_SECONDS, TRANSFER_SECONDS
 from tsr_swarm.wire.v1 import swarm_pb2 as pb

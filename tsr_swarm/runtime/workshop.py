@@ -10,11 +10,11 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import CheckpointError, RefusedError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.runtime.run_folder import CONSENSUS
 from tsr_swarm.runtime.shared_data import require_run_data
+from tsr_swarm.storage import checkpoint
+from tsr_swarm.storage.run_folder import CONSENSUS
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
-from tsr_swarm.train import checkpoint
 from tsr_swarm.train.data import TokenStream, private_tokens, training_tokens
 from tsr_swarm.train.llama import build_model
 from tsr_swarm.train.split import part_of

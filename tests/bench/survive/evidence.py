@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tsr_swarm.storage.digested_json import decode_sealed
 from tsr_swarm.telemetry.events import Stamped, decode_stamped
-from tsr_swarm.train.sealed import decode_sealed
 from tsr_swarm.wire.included import without
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 

@@ -10,14 +10,14 @@ from tsr_swarm.config.layout import Slot, upload_slots
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError, RunError
+from tsr_swarm.exchange import aggregate
+from tsr_swarm.exchange.contribution import captured_of
+from tsr_swarm.exchange.reduction import publish_shard
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.optim.outer_step import OuterState, rotate_outer
 from tsr_swarm.optim.sketch_budget import mean_captured
-from tsr_swarm.rounds import aggregate
-from tsr_swarm.runtime.contribution import captured_of
 from tsr_swarm.runtime.node.made import MadeShard
-from tsr_swarm.runtime.reduction import publish_shard
 from tsr_swarm.runtime.roster import MAX_PEERS
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.gate import Contribution, check_contribution, shard_slots, void_blocks

@@ -6,18 +6,18 @@ from weakref import WeakValueDictionary
 
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, RunError, UnreachableError
+from tsr_swarm.exchange.reduction import Published, open_published
 from tsr_swarm.rounds.catch_up import Costs, choose_way
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.givers import header_givers
-from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.node.headers import Headers
-from tsr_swarm.runtime.reduction import Published, open_published
 from tsr_swarm.runtime.round_download import FetchedRound, Frames, RoundDownload
-from tsr_swarm.runtime.run_folder import record_of
 from tsr_swarm.runtime.shard_givers import ShardGivers
 from tsr_swarm.runtime.sources import Sources
-from tsr_swarm.runtime.state_chunks import StateAssembly
 from tsr_swarm.runtime.state_download import StateDownload
+from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.storage.run_folder import record_of
+from tsr_swarm.storage.state_file import StateAssembly
 from tsr_swarm.telemetry.events import CatchingUp, Warned
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire.checks import check_catch_up_reply

@@ -15,10 +15,10 @@ from tsr_swarm.process.machine_limits import memory_errors
 from tsr_swarm.process.tasks import Background, Signal
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.runtime.donor import Donor, is_agreed
 from tsr_swarm.runtime.node.fetching import Fetcher
 from tsr_swarm.runtime.node.weights import AppliedRound, Weights, apply_round, frozen
-from tsr_swarm.runtime.run_folder import record_of
+from tsr_swarm.storage.run_folder import record_of
+from tsr_swarm.storage.state_store import Donor, is_agreed
 from tsr_swarm.telemetry.events import Event, StateReceived, Warned
 from tsr_swarm.wire.messages import PublishedHeader
 from tsr_swarm.wire.v1 import swarm_pb2 as pb

@@ -7,11 +7,11 @@ from tsr_swarm.errors import RefusedError, RunError
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.givers import header_givers
-from tsr_swarm.runtime.donor import STATE_ROUNDS, Donor
 from tsr_swarm.runtime.node.bench import Bench
 from tsr_swarm.runtime.node.headers import Headers
 from tsr_swarm.runtime.node.same_run import require_run
-from tsr_swarm.runtime.state_chunks import shipped_tensors, state_length
+from tsr_swarm.storage.state_file import shipped_tensors, state_length
+from tsr_swarm.storage.state_store import STATE_ROUNDS, Donor
 from tsr_swarm.wire import checks
 from tsr_swarm.wire.messages import sections_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb

@@ -8,17 +8,17 @@ from tsr_swarm.config.layout import Slot
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError, RunError, UnreachableError
+from tsr_swarm.exchange.reduction import seal
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.reducer import Verdict
-from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.node.bench import Bench
 from tsr_swarm.runtime.node.made import VOID, MadeShard
 from tsr_swarm.runtime.node.notes import Notes
-from tsr_swarm.runtime.reduction import seal
+from tsr_swarm.storage.round_log import DeltaLog
 from tsr_swarm.wire.gate import Contribution
 from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, open_envelope, published_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb

@@ -14,7 +14,7 @@ from tsr_swarm.errors import RunError
 from tsr_swarm.rounds.node import Node
 from tsr_swarm.rounds.protocol import Action, Event, Received, Tick
 from tsr_swarm.rounds.step import step, wake_at
-from tsr_swarm.runtime.journal import Journal
+from tsr_swarm.storage.journal import Journal
 
 AGAIN_SECONDS = 1.0  # until what the disk refused is tried again
 LATE_SECONDS = 0.001  # a timer that rings a little late finds that its time has come

@@ -10,10 +10,10 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.runtime.delta_log import DeltaLog
 from tsr_swarm.runtime.node.leading import Leading
 from tsr_swarm.runtime.node.made import MadeShard
 from tsr_swarm.runtime.node.weights import AppliedRound
+from tsr_swarm.storage.round_log import DeltaLog
 from tsr_swarm.wire.messages import PublishedHeader, published_from_proto
 
 MOST_UNTOLD = 8  # rounds that a leader may have died before it told: it waits for reports of one after the other

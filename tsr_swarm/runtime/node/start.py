@@ -15,11 +15,11 @@ from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.rounds.node import Identity, Node
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.step import begin
-from tsr_swarm.runtime.donor import Donor
-from tsr_swarm.runtime.journal import Journal
 from tsr_swarm.runtime.node.post import Introduction
 from tsr_swarm.runtime.node.shell import awake_clock
 from tsr_swarm.runtime.node.weights import AppliedRound, Weights
+from tsr_swarm.storage.journal import Journal
+from tsr_swarm.storage.state_store import Donor
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.train.trainer import Trainer

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
+from tsr_swarm.exchange.contribution import pack
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.runtime.contribution import pack
 from tsr_swarm.runtime.node.book import Lines
 from tsr_swarm.runtime.node.notes import Notes
 from tsr_swarm.train.trainer import RoundWork, StepProgress, Trainer

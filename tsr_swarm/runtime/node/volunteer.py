@@ -14,8 +14,6 @@ from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.process.machine_limits import memory_errors
 from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.runtime.donor import Donor
-from tsr_swarm.runtime.journal import Journal
 from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.hosting import Around, hosted
 from tsr_swarm.runtime.node.meeting import Met
@@ -26,8 +24,10 @@ from tsr_swarm.runtime.node.service import NodeService
 from tsr_swarm.runtime.node.start import Seams, Start
 from tsr_swarm.runtime.node.weights import AppliedRound, TrainedWeights
 from tsr_swarm.runtime.reporting import Reporter
-from tsr_swarm.runtime.run_folder import PEER_RUN, STATES, RunFolder, find_lost_proposal
 from tsr_swarm.runtime.workshop import Workshop
+from tsr_swarm.storage.journal import Journal
+from tsr_swarm.storage.run_folder import PEER_RUN, STATES, RunFolder, find_lost_proposal
+from tsr_swarm.storage.state_store import Donor
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.log import EventLog

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tsr_swarm.errors import RunError
+from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.runtime.reduction import Published
 from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.train.trainer import Trainer
 

@@ -16,14 +16,14 @@ from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError
+from tsr_swarm.exchange.reduction import Published, Reduction, open_published
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, rotate_outer
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.sketch_budget import after_round, begin_exchange, within_budget
-from tsr_swarm.runtime.reduction import Published, Reduction, open_published
-from tsr_swarm.runtime.run_folder import fresh_consensus
 from tsr_swarm.runtime.simulate.payloads import published_bytes, send
 from tsr_swarm.runtime.simulate.swarm import Exchange
+from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import build_model, initial_weights, parameter_shapes
 from tsr_swarm.train.trainer import RoundWork, StepProgress, Trainer, make_space
 from tsr_swarm.wire.messages import published_to_proto

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 
 from tsr_swarm.config.layout import PayloadKind
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.runtime.contribution import pack
-from tsr_swarm.runtime.reduction import Published, Reduction
+from tsr_swarm.exchange.contribution import pack
+from tsr_swarm.exchange.reduction import Published, Reduction
 from tsr_swarm.train.trainer import RoundWork
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.gate import check_contribution

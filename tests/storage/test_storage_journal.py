@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tsr_swarm.errors import RunError
 from tsr_swarm.rounds.council import Ledger, Record
-from tsr_swarm.runtime.journal import NAMES, Journal, knows_rounds
-from tsr_swarm.train.sealed import encode_sealed
+from tsr_swarm.storage.digested_json import encode_sealed
+from tsr_swarm.storage.journal import NAMES, Journal, knows_rounds
 from tsr_swarm.wire.fields import MAX_ROUND, MAX_TERM
 
 ME, OTHER, RUN = "a" * 32, "b" * 32, "1" * 64

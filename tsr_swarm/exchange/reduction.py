@@ -7,6 +7,8 @@ from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError, RunError
+from tsr_swarm.exchange.aggregate import Contribution, weighted_mean
+from tsr_swarm.exchange.contribution import captured_of
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.lowrank.sketch import Captured
@@ -14,9 +16,7 @@ from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.optim.periods import follows_manifest
 from tsr_swarm.optim.publish import publish_step
 from tsr_swarm.optim.sketch_budget import mean_captured
-from tsr_swarm.rounds.aggregate import Contribution, weighted_mean
 from tsr_swarm.rounds.reducer import ReducerState, Verdict, close, included, is_complete, offer
-from tsr_swarm.runtime.contribution import captured_of
 from tsr_swarm.wire.codec import encode
 from tsr_swarm.wire.gate import check_published, decode_published, shard_slots, void_blocks
 from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult, chain_hash

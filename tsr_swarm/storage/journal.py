@@ -12,9 +12,9 @@ from typing import Any
 
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.rounds.council import Ledger, Record
+from tsr_swarm.storage.checkpoint import sync
+from tsr_swarm.storage.digested_json import decode_sealed, encode_sealed
 from tsr_swarm.telemetry.text import reason_text
-from tsr_swarm.train.checkpoint import sync
-from tsr_swarm.train.sealed import decode_sealed, encode_sealed
 from tsr_swarm.wire.fields import (
     MAX_COUNT,
     MAX_ROUND,

@@ -22,12 +22,12 @@ from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.runtime import state_chunks
-from tsr_swarm.runtime.delta_log import DeltaLog
-from tsr_swarm.runtime.donor import LEASE_SECONDS, MAX_STATES, Donor
 from tsr_swarm.runtime.roster import Roster
-from tsr_swarm.runtime.run_folder import folder_lock, fresh_consensus
-from tsr_swarm.runtime.state_chunks import StateAssembly, begun_round, read_chunks, state_length, write_state
+from tsr_swarm.storage import state_file
+from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.storage.run_folder import folder_lock, fresh_consensus
+from tsr_swarm.storage.state_file import StateAssembly, begun_round, read_chunks, state_length, write_state
+from tsr_swarm.storage.state_store import LEASE_SECONDS, MAX_STATES, Donor
 from tsr_swarm.wire.messages import sections_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -383,7 +383,7 @@ def donor_in(folder: Path, clock: Callable[[], float] = lambda: 0.0) -> Donor:
 async def test_donors_describe_the_same_state_alike_and_give_the_chunks_that_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state_chunks, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(state_file, "CHUNK_BYTES", 4096)
     donors = [donor_in(tmp_path / name) for name in "ab"]
     _, consensus = large_consensus()
     about, other = [await donor.keep_state(consensus, 5, b"c" * 32) for donor in donors]

@@ -21,8 +21,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from tsr_swarm.errors import CheckpointError
+from tsr_swarm.storage.digested_json import decode_sealed, encode_sealed
 from tsr_swarm.telemetry.text import reason_text
-from tsr_swarm.train.sealed import decode_sealed, encode_sealed
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tsr_swarm.config.run import ModelConfig
 from tsr_swarm.errors import CheckpointError
+from tsr_swarm.storage.checkpoint import sync, write_tensors
 from tsr_swarm.telemetry.text import reason_text
-from tsr_swarm.train.checkpoint import sync, write_tensors
 from tsr_swarm.train.data import END_OF_DOCUMENT
 from tsr_swarm.train.llama import parameter_shapes
 

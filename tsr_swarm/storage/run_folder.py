@@ -13,17 +13,17 @@ from tsr_swarm.config.difference import differences
 from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedError, RunError
+from tsr_swarm.exchange.reduction import Published, open_published
 from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.drawn_basis import are_drawn, drawn_bases
 from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer, unpack_outer, without_residuals
 from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
-from tsr_swarm.runtime.delta_log import DeltaLog
-from tsr_swarm.runtime.journal import NAMES, Journal, knows_rounds
-from tsr_swarm.runtime.reduction import Published, open_published
+from tsr_swarm.storage import checkpoint
+from tsr_swarm.storage.journal import NAMES, Journal, knows_rounds
+from tsr_swarm.storage.round_log import DeltaLog
 from tsr_swarm.telemetry.text import reason_text
-from tsr_swarm.train import checkpoint
 from tsr_swarm.train.llama import initial_weights, parameter_shapes
 from tsr_swarm.wire.messages import PublishedHeader
 

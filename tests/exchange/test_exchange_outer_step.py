@@ -11,13 +11,13 @@ from swarm_rig import Swarm, run_swarm, tiny_config
 from tsr_swarm.config.layout import Part, upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.exchange.reduction import Published, Reduction
 from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.optim.outer_step import pack_outer, rotate_outer, without_residuals
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.rounds.council import Ledger
-from tsr_swarm.runtime.reduction import Published, Reduction
-from tsr_swarm.runtime.run_folder import (
+from tsr_swarm.storage.run_folder import (
     OUTER,
     Applied,
     RunFolder,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tsr_swarm.errors import CheckpointError
-from tsr_swarm.train.checkpoint import load_latest, save, saved_rounds
-from tsr_swarm.train.sealed import encode_sealed
+from tsr_swarm.storage.checkpoint import load_latest, save, saved_rounds
+from tsr_swarm.storage.digested_json import encode_sealed
 
 
 def some_files(seed: int) -> dict[str, dict[str, Tensor]]:
@@ -211,7 +211,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from tsr_swarm.errors import CheckpointError
-from tsr_swarm.train.checkpoint import load_latest, save
+from tsr_swarm.storage.checkpoint import load_latest, save
 
 folder = Path(sys.argv[1])
 files = {"model": {"w": torch.ones(2000)}, "peer": {"w": torch.ones(20000)}}
@@ -248,7 +248,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from tsr_swarm.train.checkpoint import load_latest, save
+from tsr_swarm.storage.checkpoint import load_latest, save
 
 torch.set_num_threads(1)
 def save_round(folder, round):

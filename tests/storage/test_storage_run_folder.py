@@ -13,8 +13,9 @@ from steady import steady
 from tsr_swarm.config.run import CheckpointConfig, ModelConfig, PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, RunError
 from tsr_swarm.rounds.council import Ledger, Record
-from tsr_swarm.runtime.journal import NAMES
-from tsr_swarm.runtime.run_folder import (
+from tsr_swarm.storage import checkpoint
+from tsr_swarm.storage.journal import NAMES
+from tsr_swarm.storage.run_folder import (
     ROUNDS,
     Applied,
     RunFolder,
@@ -25,7 +26,6 @@ from tsr_swarm.runtime.run_folder import (
     saved_record,
     start_run,
 )
-from tsr_swarm.train import checkpoint
 
 GENESIS = Record(voters=(FIRST,))
 

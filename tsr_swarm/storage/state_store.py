@@ -17,8 +17,8 @@ from pathlib import Path
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import RefusedError, RunError
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.runtime.delta_log import DeltaLog
-from tsr_swarm.runtime.state_chunks import read_chunks, write_state
+from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.storage.state_file import read_chunks, write_state
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 

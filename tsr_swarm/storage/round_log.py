@@ -18,8 +18,8 @@ from typing import BinaryIO, TypeVar
 from google.protobuf.message import DecodeError
 
 from tsr_swarm.errors import PeerError, RunError
+from tsr_swarm.storage.checkpoint import sync
 from tsr_swarm.telemetry.text import reason_text
-from tsr_swarm.train.checkpoint import sync
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.messages import sections_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
