@@ -17,7 +17,7 @@ LAYERS = [  # bottom to top; a unit may import itself and whatever is on a line 
     {"exchange"},
     {"storage"},
     {"runtime"},
-    {"monitor"},
+    {"simulate", "plan", "local", "monitor"},
     {"cli"},
 ]
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}

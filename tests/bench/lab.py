@@ -21,12 +21,12 @@ from contextlib import asynccontextmanager
 
 from tests.bench.tables import RESULTS
 from tsr_swarm.errors import SwarmError
+from tsr_swarm.local.faults import LocalPlan
+from tsr_swarm.local.network import netns_lab, proxy
+from tsr_swarm.local.network.base import Place
+from tsr_swarm.local.network.link import Line
+from tsr_swarm.local.network.open import open_place
 from tsr_swarm.process.supervisor import Child, Family
-from tsr_swarm.runtime.faults import LocalPlan
-from tsr_swarm.runtime.lab import namespaces, proxy
-from tsr_swarm.runtime.lab.link import Line
-from tsr_swarm.runtime.lab.opening import open_place
-from tsr_swarm.runtime.lab.place import Place
 
 TARGET = RESULTS / "lab.md"
 SERVER, ASKER = 0, 1
@@ -222,7 +222,7 @@ async def lines_of(mode: str, repeats: int) -> list[str]:
 async def losses(mode: str, repeats: int) -> list[str]:
     rows = []
     for asked in LOSSES:
-        if mode == namespaces.MODE:
+        if mode == netns_lab.MODE:
             found = await repeated(mode, Line(loss=asked), "lost", repeats)
             rows.append(row("packets lost one way", f"{asked:.0%}", found, "%", 100))
         else:
@@ -281,7 +281,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--modes", nargs="+", default=[namespaces.MODE, proxy.MODE])
+    parser.add_argument("--modes", nargs="+", default=[netns_lab.MODE, proxy.MODE])
     chosen = parser.parse_args()
     TARGET.write_text(asyncio.run(measure(chosen.modes, chosen.repeats, "python -m tests.bench.lab")))
     print(TARGET.read_text())

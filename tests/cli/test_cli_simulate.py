@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tsr_swarm.cli.main import run
-from tsr_swarm.runtime.simulate import study
+from tsr_swarm.simulate import runner
 
 RUN_FILE = """
 [model]
@@ -90,7 +90,7 @@ def test_an_interrupted_simulation_says_how_to_go_on_and_does(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C while the second run is at work."""
-    run_one = study.run_side_by_side
+    run_one = runner.run_side_by_side
 
     def interrupted(*arguments: Any) -> Any:
         results = run_one(*arguments)
@@ -98,7 +98,7 @@ def test_an_interrupted_simulation_says_how_to_go_on_and_does(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(study, "run_side_by_side", interrupted)
+        patch.setattr(runner, "run_side_by_side", interrupted)
         assert run(FEW) == 130
     stopped = capsys.readouterr()
     assert stopped.err == "Stopped with 1 finished run in out; the same command goes on from there.\n"

@@ -22,8 +22,8 @@ from tsr_swarm.process.machine_limits import (
 from tsr_swarm.process.shutdown import StopRequest
 from tsr_swarm.runtime import peer
 from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
-from tsr_swarm.runtime.simulate.engine import check
-from tsr_swarm.runtime.simulate.spec import RunSpec
+from tsr_swarm.simulate.engine import check
+from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.train.llama import parameter_shapes
 
 COMMANDS = [

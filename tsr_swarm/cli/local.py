@@ -16,15 +16,15 @@ from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.summary import summary
 from tsr_swarm.config.run import RunConfig, is_utf8
+from tsr_swarm.local.fault_flags import LineTexts
+from tsr_swarm.local.faults import COORDINATOR, name_of
+from tsr_swarm.local.folder import RUN_FILE, coordinator_folder
+from tsr_swarm.local.network import netns_lab
+from tsr_swarm.local.network.open import MODES
+from tsr_swarm.local.placing import FaultError, plan_local
+from tsr_swarm.local.supervise import LocalOptions, fit_config, keep_config, run_local, sample_text
 from tsr_swarm.process.shutdown import StopRequest, run_unless_stopped
 from tsr_swarm.process.supervisor import Family
-from tsr_swarm.runtime.faults import COORDINATOR, name_of
-from tsr_swarm.runtime.lab import namespaces
-from tsr_swarm.runtime.lab.flags import LineTexts
-from tsr_swarm.runtime.lab.opening import MODES
-from tsr_swarm.runtime.local import LocalOptions, fit_config, keep_config, run_local, sample_text
-from tsr_swarm.runtime.local_folder import RUN_FILE, coordinator_folder
-from tsr_swarm.runtime.placing import FaultError, plan_local
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.history import read_history
@@ -156,7 +156,7 @@ async def _on_screen(
 
 def _invite(snapshot: SwarmSnapshot) -> "Invitation | None":
     """Further peers can join by hand, unless the swarm is in network namespaces of its own."""
-    if not snapshot.address or snapshot.lab == namespaces.MODE:
+    if not snapshot.address or snapshot.lab == netns_lab.MODE:
         return None
     return invitation(snapshot.address, snapshot.address, 0)
 

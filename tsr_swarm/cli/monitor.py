@@ -11,7 +11,7 @@ from tsr_swarm.process.shutdown import StopRequest, run_unless_stopped
 
 def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, json: Json = False) -> None:
     """Watch a run. Closing the monitor changes nothing for it."""
-    from tsr_swarm.cli.watching import follow, reach, watching
+    from tsr_swarm.cli.watch import follow, reach, watching
 
     mode = choose_mode(plain=plain, json=json)
 

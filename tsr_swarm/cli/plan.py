@@ -14,9 +14,9 @@ from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml,
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.config.units import parse_rate
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.runtime.plan.link import Link
-from tsr_swarm.runtime.plan.presets import PRESETS, Preset, low_ranks
-from tsr_swarm.runtime.plan.scene import Scene
+from tsr_swarm.plan.link import Link
+from tsr_swarm.plan.presets import PRESETS, Preset, low_ranks
+from tsr_swarm.plan.scene import Scene
 
 PEERS, UP, DOWN, SHARE = 8, "20mbit", "100mbit", 0.2
 
@@ -76,8 +76,8 @@ def plan(
         step_seconds = tokens / peers / tokens_per_second
     scene = Scene(model=name, peers=peers, link=link, tokens=tokens, step_seconds=step_seconds)
 
-    from tsr_swarm.cli.plan_text import paper_lines, report_lines
-    from tsr_swarm.runtime.plan.report import make_paper_report, make_report, paper_object, report_object
+    from tsr_swarm.plan.report import make_paper_report, make_report, paper_object, report_object
+    from tsr_swarm.plan.text import paper_lines, report_lines
 
     if count == "paper":
         counts = make_paper_report(config, ranks)

@@ -1,4 +1,4 @@
-"""The screen over a running command. The command itself runs as a child process; see runtime/front.py."""
+"""The screen over a running command. The command itself runs as a child process; see cli/foreground.py."""
 
 import asyncio
 import sys
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from tsr_swarm.cli.foreground import Feed, run_front
 from tsr_swarm.cli.output import Mode, plain_line
 from tsr_swarm.cli.process import LEAVING, run_process
 from tsr_swarm.cli.status import run_lines
-from tsr_swarm.cli.watching import watching
+from tsr_swarm.cli.watch import watching
 from tsr_swarm.monitor.app import Invite, SwarmMonitor
 from tsr_swarm.monitor.sources import PipeSource, Source
 from tsr_swarm.monitor.view import View
 from tsr_swarm.process.shutdown import StopRequest
 from tsr_swarm.process.supervisor import Family, own_command
-from tsr_swarm.runtime.front import Feed, run_front
 from tsr_swarm.telemetry.events import Event, Left, RunFinished, RunStarted, decode_stamped
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.history import read_history

@@ -15,10 +15,10 @@ from tsr_swarm.telemetry.text import bytes_text, factor_text, loss_text, plural,
 
 if TYPE_CHECKING:
     from tsr_swarm.config.link import Link
-    from tsr_swarm.runtime.simulate.compare import Entry
-    from tsr_swarm.runtime.simulate.result import RunResult
-    from tsr_swarm.runtime.simulate.spec import RunSpec
-    from tsr_swarm.runtime.simulate.study import News
+    from tsr_swarm.simulate.compare import Entry
+    from tsr_swarm.simulate.result import RunResult
+    from tsr_swarm.simulate.run_spec import RunSpec
+    from tsr_swarm.simulate.runner import News
 
 TABLE, RESULTS = "results.md", "results.json"
 LINE_SECONDS = 10.0  # between two progress lines, unless a run is finished
@@ -30,10 +30,10 @@ def run_and_report(
     specs: "Sequence[RunSpec]", link: "Link", out: Path, command: str, *, jobs: int, plots: bool, json: bool
 ) -> None:
     """Simulate, then write results.json, results.md and the plots into ``out``. Exit code 130 when interrupted."""
-    from tsr_swarm.runtime.simulate.compare import entries
-    from tsr_swarm.runtime.simulate.report import document, markdown
-    from tsr_swarm.runtime.simulate.store import Store, write_json, write_text
-    from tsr_swarm.runtime.simulate.study import run_all
+    from tsr_swarm.simulate.compare import entries
+    from tsr_swarm.simulate.report import document, markdown
+    from tsr_swarm.simulate.result_store import Store, write_json, write_text
+    from tsr_swarm.simulate.runner import run_all
 
     say = _say_json if json else _say_line
     store, progress = Store(out), _Progress(specs, link, say)
@@ -100,7 +100,7 @@ def _ending(result: "RunResult") -> str:
 
 
 def _plots(found: "Sequence[Entry]", link: "Link", out: Path) -> list[Path]:
-    from tsr_swarm.runtime.simulate.plots import write_plots
+    from tsr_swarm.simulate.plots import write_plots
 
     try:
         return write_plots(found, link, out)
@@ -110,7 +110,7 @@ def _plots(found: "Sequence[Entry]", link: "Link", out: Path) -> list[Path]:
 
 
 def _table(found: "Sequence[Entry]", link: "Link") -> list[str]:
-    from tsr_swarm.runtime.simulate.report import loss_range
+    from tsr_swarm.simulate.report import loss_range
 
     width = max(len(entry.label) for entry in found) + 2
     head = f"{'method':<{width}}{'rate':>8}  {'final loss':<24}{'bytes a peer':>13}{'below ddp':>11}{'time':>13}"

@@ -13,7 +13,6 @@ from textual.widgets import Footer
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.monitor.bytes_pane import BytesPane
-from tsr_swarm.monitor.driver import TerminalDriver
 from tsr_swarm.monitor.headline import Headline
 from tsr_swarm.monitor.help import HelpScreen
 from tsr_swarm.monitor.invitation import Invitation, InvitationLine
@@ -22,6 +21,7 @@ from tsr_swarm.monitor.loss_chart import LossChart
 from tsr_swarm.monitor.peers_pane import PeersPane
 from tsr_swarm.monitor.sources import Source
 from tsr_swarm.monitor.terminal import private_screen
+from tsr_swarm.monitor.terminal_driver import TerminalDriver
 from tsr_swarm.monitor.tiles import Tiles
 from tsr_swarm.monitor.view import View
 from tsr_swarm.telemetry.events import Event, decode_stamped

@@ -28,7 +28,6 @@ from tsr_swarm.runtime.node.book import AddressBook, Lines
 from tsr_swarm.runtime.node.hosting import Around, hosted
 from tsr_swarm.runtime.node.post import Introduction
 from tsr_swarm.runtime.node.run_log import LINGER_SECONDS, RunLog
-from tsr_swarm.runtime.node.scoring import make_evaluate
 from tsr_swarm.runtime.node.service import NodeService
 from tsr_swarm.runtime.node.start import Seams, Start
 from tsr_swarm.runtime.node.weights import AppliedRound, PlainWeights
@@ -53,6 +52,7 @@ from tsr_swarm.telemetry.history import EVENTS_FILE
 from tsr_swarm.telemetry.log import EventLog, read_recording, recording
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.llama import parameter_count
+from tsr_swarm.train.scoring import make_evaluate
 from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.server import serve

@@ -31,8 +31,8 @@ from tsr_swarm import __version__
 from tsr_swarm.config.load import load_run_config
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import SwarmError
-from tsr_swarm.runtime.simulate.spec import RunSpec
-from tsr_swarm.runtime.simulate.store import write_json, write_text
+from tsr_swarm.simulate.result_store import write_json, write_text
+from tsr_swarm.simulate.run_spec import RunSpec
 
 HERE = Path(__file__).parent
 # Found on seed 100 and 1,000 sentences of their own (--tune 1000): dense 5e-5 83.3 %, 1e-4 85.3 %, 2e-4 84.9 %; one

@@ -17,10 +17,10 @@ from tsr_swarm.config.layout import BASIS_BITS
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.optim.drawn_basis import are_drawn
-from tsr_swarm.runtime.simulate.ours import RUN_ID, OurSwarm, Stream, Task
-from tsr_swarm.runtime.simulate.spec import OURS, RunSpec
-from tsr_swarm.runtime.simulate.swarm import SimulatedSwarm
-from tsr_swarm.runtime.simulate.theirs import TheirSwarm
+from tsr_swarm.simulate.baseline_method import TheirSwarm
+from tsr_swarm.simulate.own_method import RUN_ID, OurSwarm, Stream, Task
+from tsr_swarm.simulate.protocols import SimulatedSwarm
+from tsr_swarm.simulate.run_spec import OURS, RunSpec
 
 METHODS = ("ours", "dense", "single")
 SMALL = 8  # a matrix with fewer rows or columns, such as the head, is exchanged whole

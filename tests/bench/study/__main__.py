@@ -18,8 +18,8 @@ from tests.bench.study.stage import Stage
 from tests.bench.study.stages import CORE_STAGE, FULL_STAGE
 from tests.bench.tables import RESULTS
 from tsr_swarm.errors import SwarmError
-from tsr_swarm.runtime.simulate.store import Store
-from tsr_swarm.runtime.simulate.study import News, run_all
+from tsr_swarm.simulate.result_store import Store
+from tsr_swarm.simulate.runner import News, run_all
 
 
 def main() -> None:

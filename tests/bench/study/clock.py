@@ -11,9 +11,9 @@ from tests.bench.study import cells
 from tests.bench.study.candidates import OURS
 from tests.bench.study.rows import Row, loss_of
 from tsr_swarm.config.link import MBIT, Link, link_for
-from tsr_swarm.runtime.plan.presets import PRESETS
-from tsr_swarm.runtime.simulate.compare import loss_after
-from tsr_swarm.runtime.simulate.result import RunResult
+from tsr_swarm.plan.presets import PRESETS
+from tsr_swarm.simulate.compare import loss_after
+from tsr_swarm.simulate.result import RunResult
 from tsr_swarm.telemetry.text import seconds_text
 from tsr_swarm.train.llama import parameter_shapes
 

@@ -13,8 +13,8 @@ from tests.bench.study.rows import Row
 from tsr_swarm.baselines.registry import METHODS
 from tsr_swarm.config.link import MBIT
 from tsr_swarm.errors import RunError
-from tsr_swarm.runtime.simulate.plots import BLACK, COLOURS, End, dress, label_ends, save
-from tsr_swarm.runtime.simulate.result import Point
+from tsr_swarm.simulate.plots import BLACK, COLOURS, End, dress, label_ends, save
+from tsr_swarm.simulate.result import Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

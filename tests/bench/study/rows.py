@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tests.bench.study.candidates import Candidate
-from tsr_swarm.runtime.simulate.compare import Entry
-from tsr_swarm.runtime.simulate.result import RunResult
-from tsr_swarm.runtime.simulate.spec import OURS
+from tsr_swarm.simulate.compare import Entry
+from tsr_swarm.simulate.result import RunResult
+from tsr_swarm.simulate.run_spec import OURS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

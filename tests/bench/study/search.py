@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tests.bench.study import cells
 from tests.bench.study.candidates import OURS
 from tests.bench.study.rows import Row, best_run, dense_bytes, loss_of
-from tsr_swarm.runtime.simulate.result import RunResult
+from tsr_swarm.simulate.result import RunResult
 
 
 def search(rows: Sequence[Row], k_x: int) -> list[str]:

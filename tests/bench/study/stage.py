@@ -9,10 +9,10 @@ from tests.bench.study.candidates import Candidate
 from tests.bench.study.rows import best_run
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.runtime.simulate.result import RunResult
-from tsr_swarm.runtime.simulate.spec import RunSpec
-from tsr_swarm.runtime.simulate.store import Store
-from tsr_swarm.runtime.simulate.world import World
+from tsr_swarm.simulate.heterogeneity import World
+from tsr_swarm.simulate.result import RunResult
+from tsr_swarm.simulate.result_store import Store
+from tsr_swarm.simulate.run_spec import RunSpec
 
 HERE = Path(__file__).parent
 

@@ -3,7 +3,7 @@
 from tests.bench.study.candidates import CORE
 from tests.bench.study.candidates_full import FULL
 from tests.bench.study.stage import Stage
-from tsr_swarm.runtime.simulate.world import World
+from tsr_swarm.simulate.heterogeneity import World
 
 CORE_STAGE = Stage(
     name="study",

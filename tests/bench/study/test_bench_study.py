@@ -23,12 +23,12 @@ from tests.bench.study.stages import CORE_STAGE, FULL_STAGE
 from tsr_swarm.baselines.registry import METHODS
 from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import OptimizerConfig, RunConfig, RunSection
-from tsr_swarm.runtime.simulate.engine import check
-from tsr_swarm.runtime.simulate.result import Point, RunResult
-from tsr_swarm.runtime.simulate.spec import RunSpec
-from tsr_swarm.runtime.simulate.store import Store
-from tsr_swarm.runtime.simulate.study import News
-from tsr_swarm.runtime.simulate.world import World
+from tsr_swarm.simulate.engine import check
+from tsr_swarm.simulate.heterogeneity import World
+from tsr_swarm.simulate.result import Point, RunResult
+from tsr_swarm.simulate.result_store import Store
+from tsr_swarm.simulate.run_spec import RunSpec
+from tsr_swarm.simulate.runner import News
 
 LINK = Link(up=1e6, down=2e6, rtt=0.1, step_seconds=0.5)
 MUON = "dense averaging, Muon"  # a control

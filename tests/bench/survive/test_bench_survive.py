@@ -18,9 +18,9 @@ from tests.bench.survive.scenarios import SCENARIOS
 from tests.bench.survive.table import Row, append_row, read_rows, report
 from tests.bench.survive.verdict import Verdict, judge
 from tsr_swarm.config.load import load_run_config
-from tsr_swarm.runtime.faults import PHASES, Back, Fault, Kill, Partition, Role, Stop, name_of
-from tsr_swarm.runtime.lab.flags import LineTexts
-from tsr_swarm.runtime.placing import plan_local
+from tsr_swarm.local.fault_flags import LineTexts
+from tsr_swarm.local.faults import PHASES, Back, Fault, Kill, Partition, Role, Stop, name_of
+from tsr_swarm.local.placing import plan_local
 from tsr_swarm.telemetry.events import (
     CheckpointSaved,
     DigestReported,

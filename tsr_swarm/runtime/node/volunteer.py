@@ -19,7 +19,6 @@ from tsr_swarm.runtime.node.hosting import Around, hosted
 from tsr_swarm.runtime.node.meeting import Met
 from tsr_swarm.runtime.node.post import Introduction
 from tsr_swarm.runtime.node.run_log import LINGER_SECONDS, RunLog
-from tsr_swarm.runtime.node.scoring import make_evaluate
 from tsr_swarm.runtime.node.service import NodeService
 from tsr_swarm.runtime.node.start import Seams, Start
 from tsr_swarm.runtime.node.weights import AppliedRound, TrainedWeights
@@ -32,6 +31,7 @@ from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.telemetry.text import reason_text
+from tsr_swarm.train.scoring import make_evaluate
 from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.wire.messages import PublishedHeader
 from tsr_swarm.wire.run_rules import with_rules

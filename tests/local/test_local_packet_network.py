@@ -1,0 +1,137 @@
+"""Packets between nodes: addresses, delays, NAT and partitions."""
+
+import struct
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsr_swarm.local.network import packet_network as network_module
+from tsr_swarm.local.network.link import Line
+from tsr_swarm.local.network.nat import OTHER_SECONDS, TCP, TCP_SECONDS, UDP, FlowTable, read_packet
+from tsr_swarm.local.network.packet_network import Network, address_of
+
+
+def packet(source: int, target: int, *, ports: tuple[int, int] = (5, 6), protocol: int = UDP, size: int = 100) -> bytes:
+    """An IPv4 packet between two nodes."""
+    ends = [int(IPv4Address(address_of(who))) for who in (source, target)]
+    header = struct.pack("!BBHHHBBHII", 0x45, 0, size, 0, 0, 64, protocol, 0, *ends)
+    return (header + struct.pack("!HH", *ports)).ljust(size, b".")
+
+
+def net(**lines: Line) -> Network:
+    """Three nodes; ``a``, ``b`` and ``c`` are the lines of 0, 1 and 2."""
+    return Network({who: lines.get(name, Line()) for who, name in enumerate("abc")}, seed=0)
+
+
+def passes(network: Network, now: float, source: int, target: int, **about: object) -> bool:
+    data = packet(source, target, **about)  # type: ignore[arg-type]
+    network.send(now, source, data)
+    return (target, data) in list(network.due(now))
+
+
+def test_a_packet_goes_to_whom_it_is_for() -> None:
+    network = net()
+    network.send(0.0, 0, packet(0, 2))
+    assert list(network.due(0.0)) == [(2, packet(0, 2))]
+    assert network.next_time() is None
+
+
+@given(ab=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_a_round_trip_is_the_sum_of_both_shares(ab: tuple[float, float]) -> None:
+    network = net(a=Line(rtt=ab[0]), b=Line(rtt=ab[1]))
+    network.send(0.0, 0, packet(0, 1))
+    while list(network.due(now := network.next_time() or 0.0)) == []:
+        continue
+    network.send(now, 1, packet(1, 0))
+    while list(network.due(now := network.next_time() or now)) == []:
+        continue
+    assert now == pytest.approx(sum(ab))
+
+
+def test_what_two_send_to_a_third_shares_its_line() -> None:
+    network = net(c=Line(down=8000.0), a=Line(rtt=0.2))
+    network.send(0.0, 0, packet(0, 2))
+    network.send(0.05, 1, packet(1, 2))
+    assert list(network.due(0.149)) == []
+    assert [data for _, data in network.due(0.151)] == [packet(1, 2)]
+    assert list(network.due(0.249)) == []
+    assert [data for _, data in network.due(0.251)] == [packet(0, 2)]
+
+
+@given(data=st.binary(max_size=64))
+def test_anything_but_a_packet_from_its_sender_is_dropped(data: bytes) -> None:
+    network = net()
+    network.send(0.0, 0, data)
+    assert list(network.due(9.0)) == []
+
+
+@pytest.mark.parametrize("data", [packet(1, 2), packet(0, 0), packet(0, 7), packet(0, 1)[:19], b"\x60" + packet(0, 1)])
+def test_a_foreign_sender_an_unknown_target_and_a_cut_header_are_dropped(data: bytes) -> None:
+    network = net()
+    network.send(0.0, 0, data)
+    assert list(network.due(9.0)) == []
+
+
+def test_what_is_under_way_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_module, "MAX_IN_FLIGHT", 10)
+    network = net(a=Line(rtt=2.0))
+    for _ in range(20):
+        network.send(0.0, 0, packet(0, 1))
+    assert list(network.due(0.5)) == []
+    assert len(list(network.due(1.0))) == 10
+
+
+def test_a_partition_drops_between_its_sides_until_it_is_over_and_nothing_else() -> None:
+    network = net(b=Line(rtt=1.0))
+    network.send(0.0, 0, packet(0, 1))
+    network.cut([frozenset((0, 1)), frozenset((0, 2))])
+    assert list(network.due(1.0)) == [], "what was under way is gone too"
+    assert not passes(network, 1.0, 0, 1)
+    assert not passes(network, 1.0, 2, 0)
+    network.send(1.0, 2, packet(2, 1))
+    assert [who for who, _ in network.due(2.0)] == [1]
+    network.cut([])
+    assert passes(network, 2.0, 2, 0)
+
+
+def test_nothing_comes_in_through_nat_that_was_not_asked_for() -> None:
+    network = net(b=Line(nat=True))
+    assert not passes(network, 0.0, 0, 1)
+    assert passes(network, 1.0, 1, 0, ports=(5, 6))
+    assert passes(network, 2.0, 0, 1, ports=(6, 5))
+    assert not passes(network, 2.0, 0, 1, ports=(7, 5)), "another port of the one that was asked"
+    assert not passes(network, 2.0, 2, 1, ports=(6, 5)), "somebody else"
+    assert not passes(network, 2.0, 0, 1, ports=(6, 5), protocol=TCP), "another protocol"
+
+
+@pytest.mark.parametrize(("protocol", "seconds"), [(UDP, OTHER_SECONDS), (TCP, TCP_SECONDS)])
+def test_a_flow_that_was_silent_too_long_is_forgotten(protocol: int, seconds: float) -> None:
+    flow, table = (protocol, 1, 2, 3, 4), FlowTable()
+    table.note(0.0, flow)
+    assert table.lets_in(seconds, flow)
+    assert not table.lets_in(seconds + 1, flow)
+
+
+@given(flows=st.lists(st.integers(0, 50), max_size=200), limit=st.integers(1, 20))
+def test_the_table_of_flows_is_bounded_and_keeps_the_newest(flows: list[int], limit: int) -> None:
+    table = FlowTable(limit)
+    for now, port in enumerate(flows):
+        table.note(float(now), (UDP, 1, port, 2, 2))
+        assert len(table) <= limit
+    newest = list(dict.fromkeys(reversed(flows)))[:limit]
+    known = [port for port in range(51) if table.lets_in(float(len(flows)), (UDP, 1, port, 2, 2))]
+    assert sorted(newest) == known
+
+
+def test_ports_of_fragments_and_of_other_protocols_are_not_read() -> None:
+    first = read_packet(packet(0, 1))
+    assert first is not None
+    assert (first.source_port, first.target_port) == (5, 6)
+    fragment = bytearray(packet(0, 1))
+    fragment[7] = 9
+    for data in (bytes(fragment), packet(0, 1, protocol=1)):
+        read = read_packet(data)
+        assert read is not None
+        assert (read.source_port, read.target_port) == (0, 0)

@@ -1,0 +1,220 @@
+"""A lab of proxies between real sockets, and which kind of lab is opened."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+import pytest
+
+from tsr_swarm.local.faults import LocalPlan
+from tsr_swarm.local.network.base import Loopback
+from tsr_swarm.local.network.link import QUEUE_SECONDS, Line
+from tsr_swarm.local.network.netns_lab import Namespaces
+from tsr_swarm.local.network.open import open_place
+from tsr_swarm.local.network.proxy import PIECE_BYTES, RETRANSMIT_SECONDS, Proxies
+from tsr_swarm.process.supervisor import ChildError, Family
+from tsr_swarm.telemetry.events import Event, LabReady
+
+Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+SECONDS = 20.0
+COORDINATOR, PEER, OTHER = range(3)
+
+
+@asynccontextmanager
+async def lab(**lines: Line) -> AsyncIterator[tuple[Proxies, str]]:
+    """Proxies of a ``coordinator``, a ``peer`` and an ``other``, and the coordinator's address.
+
+    All but the peer, which calls, send back what they get.
+    """
+    echoes: list[asyncio.Task[None] | None] = []
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        echoes.append(asyncio.current_task())
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def echoes_end() -> None:
+        await asyncio.gather(*filter(None, echoes))
+
+    async with AsyncExitStack() as exits, asyncio.timeout(SECONDS):
+        exits.push_async_callback(echoes_end)
+        shaped = {who: lines.get(name, Line()) for who, name in enumerate(("coordinator", "peer", "other"))}
+        proxies = await Proxies.open(exits, shaped, seed=0)
+        addresses = [listens(proxies.coordinator_arguments()), listens(proxies.peer_arguments(OTHER, ""))]
+        for address in filter(None, addresses):
+            server = await asyncio.start_server(echo, *address.split(":"))
+            exits.callback(server.close)
+        yield proxies, addresses[0]
+
+
+def listens(arguments: list[str]) -> str:
+    """Where somebody is told to listen; "" nowhere."""
+    return arguments[arguments.index("--listen") + 1] if "--listen" in arguments else ""
+
+
+async def dial(proxies: Proxies, address: str, who: int = PEER) -> tuple[bytes, Ends]:
+    """The answer of one's proxy to CONNECT, and the connection."""
+    arguments = proxies.peer_arguments(who, "") if who else proxies.coordinator_arguments()
+    host, _, port = arguments[arguments.index("--proxy") + 1].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"CONNECT {address} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return await reader.readuntil(b"\r\n\r\n"), (reader, writer)
+
+
+async def echoed(ends: Ends, data: bytes) -> float:
+    """Seconds until ``data`` is back."""
+    reader, writer = ends
+    begun = time.monotonic()
+    writer.write(data)
+    assert await reader.readexactly(len(data)) == data
+    return time.monotonic() - begun
+
+
+async def test_a_round_trip_takes_both_shares() -> None:
+    async with lab(peer=Line(rtt=0.05), coordinator=Line(rtt=0.03)) as (proxies, address):
+        begun = time.monotonic()
+        answer, ends = await dial(proxies, address)
+        assert b" 200 " in answer
+        assert time.monotonic() - begun >= 0.08, "connecting takes one"
+        assert await echoed(ends, b"x") >= 0.08
+        ends[1].close()
+
+
+async def test_a_rate_holds_in_each_direction_of_its_own() -> None:
+    async with lab(peer=Line(up=1e6)) as (proxies, address):
+        _, ends = await dial(proxies, address)
+        assert await echoed(ends, bytes(50_000)) >= 0.4
+        ends[1].close()
+    async with lab(coordinator=Line(up=1e6)) as (proxies, address):
+        _, ends = await dial(proxies, address)
+        assert await echoed(ends, bytes(50_000)) >= 0.4
+        ends[1].close()
+
+
+@pytest.mark.parametrize("lines", [{"peer": Line(up=1e6)}, {"coordinator": Line(down=1e6)}])
+async def test_what_waits_in_the_line_is_bounded(lines: dict[str, Line]) -> None:
+    """Who sends without end has to wait, wherever on the way it is slow."""
+    async with lab(**lines) as (proxies, address):
+        _, (reader, writer) = await dial(proxies, address)
+        await echoed((reader, writer), b"first")
+        taken = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                while True:
+                    writer.write(bytes(1 << 14))
+                    await writer.drain()
+                    taken += 1 << 14
+        writer.transport.abort()
+    backlogs = [pipe.backlog(time.monotonic()) for both in proxies._pipes.values() for pipe in both]
+    assert max(backlogs) <= QUEUE_SECONDS + 8 * PIECE_BYTES / 1e6
+    assert taken < 6_000_000, "the kernel's own buffers are most of it"
+
+
+async def test_a_lost_piece_comes_later_and_nothing_is_missing() -> None:
+    async with lab(peer=Line(loss=0.9)) as (proxies, address):
+        _, ends = await dial(proxies, address)
+        assert await echoed(ends, bytes(range(256)) * 100) >= RETRANSMIT_SECONDS
+        ends[1].close()
+
+
+async def test_a_partition_stalls_and_heals_and_loses_nothing() -> None:
+    async with lab() as (proxies, address):
+        _, ends = await dial(proxies, address)
+        await echoed(ends, b"before")
+        proxies.cut([frozenset((0, 1))])
+        during = asyncio.create_task(echoed(ends, b"during"))
+        new = asyncio.create_task(dial(proxies, address))
+        done, _ = await asyncio.wait({during, new}, timeout=0.2)
+        assert not done
+        proxies.cut([])
+        assert await during >= 0.2
+        answer, others = await new
+        assert b" 200 " in answer
+        for _, writer in (ends, others):
+            writer.close()
+
+
+async def test_everybody_reaches_everybody_over_both_lines() -> None:
+    async with lab(coordinator=Line(rtt=0.06), peer=Line(rtt=0.02), other=Line(rtt=0.04)) as (proxies, address):
+        theirs = listens(proxies.peer_arguments(OTHER, ""))
+        for who, target, share in ((PEER, address, 0.08), (PEER, theirs, 0.06), (COORDINATOR, theirs, 0.1)):
+            answer, ends = await dial(proxies, target, who)
+            assert b" 200 " in answer
+            assert share <= await echoed(ends, b"x") < share + 0.04, "and over no other"
+            ends[1].close()
+
+
+async def test_a_partition_is_between_those_that_it_names() -> None:
+    async with lab() as (proxies, address):
+        theirs = listens(proxies.peer_arguments(OTHER, ""))
+        _, near = await dial(proxies, address)
+        _, far = await dial(proxies, theirs)
+        proxies.cut([frozenset((PEER, OTHER))])
+        stalled = asyncio.create_task(echoed(far, b"x"))
+        await echoed(near, b"x")
+        assert not stalled.done()
+        proxies.cut([])
+        await stalled
+        for _, writer in (near, far):
+            writer.close()
+
+
+async def test_only_who_can_be_dialled_can_be_asked_for() -> None:
+    async with lab(other=Line(nat=True)) as (proxies, _):
+        assert listens(proxies.peer_arguments(OTHER, "")) == "", "nobody reaches it"
+        own = listens(proxies.peer_arguments(PEER, ""))
+        for target in ("127.0.0.1:1", own):
+            answer, (_, writer) = await dial(proxies, target)
+            assert b" 403 " in answer
+            writer.close()
+
+
+async def test_a_port_that_is_set_aside_is_the_same_for_one_that_comes_back() -> None:
+    async with lab() as (proxies, address):
+        assert listens(proxies.coordinator_arguments(address)) == address
+        assert listens(proxies.peer_arguments(PEER, "")) == listens(proxies.peer_arguments(PEER, address))
+
+
+async def test_the_end_of_a_stream_is_passed_on() -> None:
+    async with lab(peer=Line(rtt=0.01)) as (proxies, address):
+        _, (reader, writer) = await dial(proxies, address)
+        writer.write(b"last words")
+        writer.write_eof()
+        assert await reader.read() == b"last words"
+        writer.close()
+
+
+async def kind_of_lab(mode: str | None, lines: dict[int, Line]) -> tuple[str, list[Event]]:
+    events: list[Event] = []
+    plan = LocalPlan(peers=1, environment={}, lines=lines)
+    async with (
+        Family() as family,
+        open_place(plan, mode, family, seed=0, environment={}, use_dht=True, emit=events.append) as place,
+    ):
+        return type(place).__name__, events
+
+
+async def test_where_no_namespace_can_be_made_proxies_take_their_place_and_say_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(*_: object) -> Namespaces:
+        raise ChildError("Network namespaces need root (Operation not permitted).", 1)
+
+    monkeypatch.setattr(Namespaces, "start", refuse)
+    kind, [event] = await kind_of_lab(None, {1: Line(rtt=0.1)})
+    assert kind == "Proxies"
+    assert isinstance(event, LabReady)
+    assert event.mode == "proxy"
+    assert event.reason.startswith("Network namespaces need root (Operation not permitted). So everybody's calls go ")
+    with pytest.raises(ChildError, match="need root"):
+        await kind_of_lab("namespaces", {})
+
+
+async def test_a_kind_that_is_asked_for_is_taken_and_nothing_asked_for_is_plain_loopback() -> None:
+    kind, [event] = await kind_of_lab("proxy", {})
+    assert (kind, event.mode) == ("Proxies", "proxy")  # type: ignore[union-attr]
+    assert await kind_of_lab(None, {}) == (Loopback.__name__, [])

@@ -1,0 +1,167 @@
+"""Whose word counts of what the processes of a local swarm print."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsr_swarm.local.faults import COORDINATOR, Role, name_of, who_of
+from tsr_swarm.local.run_view import LocalView
+from tsr_swarm.telemetry.events import (
+    Event,
+    Joined,
+    LeaderChanged,
+    LeaderLost,
+    PeerJoined,
+    PhaseChanged,
+    RoundOpened,
+    RunFinished,
+    RunStarted,
+    Warned,
+)
+
+ALL = frozenset(range(4))
+
+
+def peer_id(who: int) -> str:
+    return f"{who:032x}"
+
+
+def leads(who: int, term: int, *voters: int) -> Event:
+    ids = ",".join(map(peer_id, voters))
+    name = name_of(who)
+    return LeaderChanged(
+        peer=peer_id(who), name=name, term=term, voters=len(voters), is_safe=len(voters) > 2, voter_ids=ids
+    )
+
+
+def joined(who: int, address: str = "") -> Event:
+    name = name_of(who)
+    return PeerJoined(peer=peer_id(who), name=name, number=who, address=address, device="cpu", local_space="core")
+
+
+def opened(round: int, *reducers: int) -> Event:
+    names = ",".join(map(name_of, reducers))
+    return RoundOpened(round=round, peers=3, steps=5, lr=0.1, refresh=0, reducers=names)
+
+
+def finished() -> Event:
+    return RunFinished(
+        rounds=3, first_loss=None, last_loss=None, wire_bytes=0, dense_bytes=0, digest="", reason="it is done"
+    )
+
+
+def started(address: str) -> Event:
+    return RunStarted(
+        run="r",
+        run_id="1",
+        address=address,
+        rounds=3,
+        min_peers=3,
+        parameters=1,
+        k_x=1,
+        local_space="core",
+        rank="d/2",
+        voters=1,
+        version="0",
+    )
+
+
+def heard(*told: tuple[int, Event], running: frozenset[int] = ALL) -> tuple[LocalView, list[bool]]:
+    """What is known after all of it, and which of it was news."""
+    view, news = LocalView(), []
+    for who, event in told:
+        view, is_news = view.hear(who, event, running)
+        news.append(is_news)
+    return view, news
+
+
+@given(who=st.integers(0, 10**8), text=st.text(max_size=20))
+def test_names_are_read_as_they_are_written(who: int, text: str) -> None:
+    assert who_of(name_of(who)) == who
+    found = who_of(text)
+    assert found is None or name_of(found) == text
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(1, 5) | st.none()).map(
+            lambda said: (said[0], Warned(message="x") if said[1] is None else leads(said[0], said[1], 0, 1, 2))
+        ),
+        max_size=20,
+    )
+)
+def test_whoever_leads_in_the_newest_term_is_heard_and_nobody_else(told: list[tuple[int, Event]]) -> None:
+    leader, newest = COORDINATOR, 0
+    _, news = heard(*told)
+    for (who, event), is_news in zip(told, news, strict=True):
+        if isinstance(event, LeaderChanged) and event.term >= newest:
+            leader, newest = who, event.term
+            assert is_news
+        else:
+            assert is_news == (who == leader and isinstance(event, Warned))
+
+
+def test_what_the_coordinator_relays_is_told_already() -> None:
+    view, news = heard(
+        (0, leads(0, 1, 0, 1, 2)), (1, leads(1, 2, 0, 1, 2)), (0, leads(1, 2, 0, 1, 2)), (0, opened(2)), (1, opened(2))
+    )
+    assert news == [True, True, False, False, True]
+    assert view.leader == 1
+
+
+def test_what_a_process_says_of_itself_is_no_news_of_the_run() -> None:
+    own = Joined(run="r", name="peer-1", number=1, address="", round=1)
+    assert heard((0, own), (1, leads(1, 2, 1)), (1, own))[1] == [False, True, False]
+
+
+def test_after_the_end_nobody_is_heard() -> None:
+    _, news = heard((0, finished()), (1, leads(1, 2, 1)), (1, finished()))
+    assert news == [True, False, False]
+
+
+def test_a_peer_that_is_cut_off_loses_a_leader_that_the_others_have() -> None:
+    lost = LeaderLost(reason="it does not answer")
+    assert heard((2, lost))[1] == [False]
+    assert heard((2, lost), (1, lost), running=frozenset({1, 2, 3}))[1] == [True, False], "the leader is gone"
+    assert heard((0, lost))[1] == [True], "it says so itself"
+
+
+def test_roles_are_found_among_those_who_are_there() -> None:
+    view, _ = heard((0, opened(1, 2, 1, 0)))
+    assert view.find(Role.LEADER, ALL) == 0
+    assert view.find(Role.LEADER, {1, 2}) is None
+    assert view.find(Role.REDUCER, ALL) == 1
+    assert view.find(Role.REDUCER, {0, 2}) == 2
+    assert view.find(Role.REDUCER, {0, 3}) is None
+    assert view.find(3, {0}) == 3
+    led, _ = heard((1, leads(1, 2, 0, 1, 2)), (1, opened(1, 2)))
+    assert led.find(Role.REDUCER, {0, 1}) is None
+
+
+def test_a_newcomer_asks_the_leader_or_else_somebody_who_is_there() -> None:
+    view, _ = heard((0, started("c:1")), (0, joined(1, "p:1")), (0, joined(2)), (1, leads(1, 2, 0, 1)))
+    assert view.contact(ALL) == "p:1"
+    assert view.contact({0, 2}) == "c:1"
+    assert view.contact({2}) == "p:1", "nobody is: where it was last heard of"
+    assert heard((0, started("c:1")))[0].contact({0}) == "c:1"
+
+
+def test_a_majority_of_the_voters_has_to_be_left() -> None:
+    alone = LocalView()
+    assert alone.can_lead({0, 1})
+    assert not alone.can_lead({1, 2, 3})
+    view, _ = heard((0, joined(1)), (0, joined(2)), (0, leads(0, 1, 0, 1, 2)))
+    assert view.can_lead({0, 1})
+    assert view.can_lead({1, 2})
+    assert not view.can_lead({0, 3})
+    assert view.voters_left({0, 3}) == (1, 3)
+
+
+def test_a_voter_of_whom_nothing_is_known_may_be_there() -> None:
+    view, _ = heard((0, leads(0, 1, 0, 1, 2)))
+    assert view.voters_left({0}) == (3, 3)
+
+
+@pytest.mark.parametrize("event", [Warned(message="x"), PhaseChanged(round=1, phase="train", deadline=None, reason="")])
+def test_the_coordinator_is_heard_before_anybody_says_that_it_leads(event: Event) -> None:
+    assert heard((0, event), (1, event))[1] == [True, False]

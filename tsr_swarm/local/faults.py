@@ -1,0 +1,178 @@
+"""Faults of a local swarm, placed by peer, round and phase. Pure: event in, what is due out.
+
+How they are written is in placing.py.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tsr_swarm.local.network.link import Line
+from tsr_swarm.telemetry.events import Event, PhaseChanged, RoundOpened
+
+COORDINATOR = 0  # WHO of the coordinator; peers count from 1
+PHASES = ("train", "exchange", "commit", "apply")
+STATE = "state"  # of a Kill: no phase of a round, but when ``who`` has taken a state, in that round or later
+
+
+class Role(Enum):
+    """WHO of whoever does this when the moment comes."""
+
+    LEADER = "leader"
+    REDUCER = "reducer"  # a peer that averages a part of the round and does not lead
+
+
+Who = int | Role
+Moment = tuple[int, int]  # a round, and the place of a phase in it; in order of time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kill:
+    """SIGKILL to ``who`` when ``phase`` of ``round`` begins; ``phase`` may be STATE."""
+
+    who: Who
+    round: int
+    phase: str = "train"
+
+    def __str__(self) -> str:
+        return f"--kill {name_of(self.who)}@{self.round}/{self.phase}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Back:
+    """``who``, who was killed, is started again, ``seconds`` after ``phase`` of ``round`` began."""
+
+    who: Who  # as it was written where it was killed
+    round: int
+    phase: str = "train"
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        later = f":{self.seconds:g}s" if self.seconds else ""
+        return f"--back {name_of(self.who)}@{self.round}/{self.phase}{later}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """SIGSTOP to ``who`` and all it started, when ``phase`` of ``round`` begins; SIGCONT after ``seconds``."""
+
+    who: Who
+    round: int
+    phase: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"--stop {name_of(self.who)}@{self.round}/{self.phase}:{self.seconds:g}s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """Nothing passes between the two ``sides`` for ``seconds`` from when ``phase`` of ``round`` begins."""
+
+    sides: tuple[frozenset[int], frozenset[int]]
+    round: int
+    phase: str
+    seconds: float
+
+    @property
+    def pairs(self) -> frozenset[frozenset[int]]:
+        """Who cannot reach whom."""
+        one, other = self.sides
+        return frozenset(frozenset((a, b)) for a in one for b in other)
+
+    def __str__(self) -> str:
+        sides = "|".join(",".join(name_of(who) for who in sorted(side)) for side in self.sides)
+        return f"--partition {sides}@{self.round}/{self.phase}:{self.seconds:g}s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """A further peer, of number ``who``, starts when ``round`` opens."""
+
+    who: int
+    round: int
+
+    def __str__(self) -> str:
+        return f"--join-at {self.round}"
+
+
+Fault = Kill | Back | Stop | Partition | Join
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalPlan:
+    """Who takes part in a local swarm, when, with what in its environment, and over what line."""
+
+    peers: int  # started at once; numbers 1 to peers
+    faults: tuple[Fault, ...] = ()
+    environment: Mapping[int, Mapping[str, str]]  # by WHO
+    slowness: Mapping[int, float] = field(default_factory=dict)  # by WHO: how many times longer a step takes
+    lines: Mapping[int, Line] = field(default_factory=dict)  # by WHO; only of those that differ from loopback
+
+    @property
+    def joins(self) -> int:
+        return sum(isinstance(fault, Join) for fault in self.faults)
+
+    @property
+    def is_shaped(self) -> bool:
+        """Whether anything asks for more than loopback between the processes."""
+        return bool(self.lines) or any(isinstance(fault, Partition) for fault in self.faults)
+
+
+def name_of(who: Who) -> str:
+    """``peer-2`` or ``coordinator``: its name on screen, its folder and its log. Of a role, its own name."""
+    if isinstance(who, Role):
+        return who.value
+    return f"peer-{who}" if who else "coordinator"
+
+
+def who_of(name: str) -> int | None:
+    """The other way; None for what is no such name."""
+    if name == name_of(COORDINATOR):
+        return COORDINATOR
+    match = re.fullmatch("peer-([1-9][0-9]{0,8})", name)
+    return None if match is None else int(match[1])
+
+
+def moment_of(event: Event) -> Moment | None:
+    """When an event of whoever leads says that it is; None where it says nothing of that."""
+    match event:
+        case RoundOpened(round=round):
+            return round, 0
+        case PhaseChanged(round=round, phase=phase) if phase in PHASES:
+            return round, PHASES.index(phase)
+    return None
+
+
+def due(
+    faults: Sequence[Fault], event: Event, before: Moment | None = None
+) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
+    """Split ``faults`` into those that ``event``, of whoever leads, sets off and those still to come.
+
+    Also due is what lies between ``before``, the newest moment that was told, and this one: nobody may have lived to
+    tell of it.
+    """
+    now = moment_of(event)
+    if now is None:
+        return (), tuple(faults)
+    fired = tuple(fault for fault in faults if not _awaits_state(fault) and _is_due(_moment(fault), before, now))
+    return fired, tuple(fault for fault in faults if fault not in fired)
+
+
+def due_with_state(faults: Sequence[Fault], who: int, now: Moment) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
+    """Split ``faults`` into those that are due because ``who`` has taken a state, and those still to come."""
+    fired = tuple(f for f in faults if isinstance(f, Kill) and _awaits_state(f) and f.who == who and f.round <= now[0])
+    return fired, tuple(fault for fault in faults if fault not in fired)
+
+
+def _awaits_state(fault: Fault) -> bool:
+    return isinstance(fault, Kill) and fault.phase == STATE
+
+
+def _is_due(moment: Moment, before: Moment | None, now: Moment) -> bool:
+    return moment == now or (before is not None and before < moment < now)
+
+
+def _moment(fault: Fault) -> Moment:
+    return fault.round, 0 if isinstance(fault, Join) else PHASES.index(fault.phase)

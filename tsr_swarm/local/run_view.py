@@ -1,0 +1,106 @@
+"""One story of a run out of what each process of a local swarm prints: whoever leads tells it. Pure.
+
+Others print what concerns themselves, and the coordinator also relays, later, what a leader has told already.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+from tsr_swarm.local.faults import COORDINATOR, Role, Who, who_of
+from tsr_swarm.telemetry.events import (
+    Event,
+    LeaderChanged,
+    LeaderLost,
+    OwnEvent,
+    PeerJoined,
+    RoundOpened,
+    RunFinished,
+    RunStarted,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalView:
+    """What was heard of a run so far. The coordinator leads until another says that it does."""
+
+    leader: int = COORDINATOR
+    term: int = 0
+    voters: tuple[str, ...] = ()  # peer_ids; none: the coordinator alone
+    reducers: tuple[int, ...] = ()  # of the open round, beside its leader
+    addresses: Mapping[int, str] = field(default_factory=dict)  # by WHO, of those that can be dialled
+    numbers: Mapping[str, int] = field(default_factory=dict)  # WHO by peer_id
+    is_leaderless: bool = False
+    is_finished: bool = False
+
+    def hear(self, who: int, event: Event, running: Collection[int]) -> tuple["LocalView", bool]:
+        """Take in an event of process ``who``; whether it is news of the run. ``running`` are neither ended nor asleep.
+
+        A leader that was asleep, or cut off, may still believe that it leads: terms tell.
+        """
+        if self.is_finished or isinstance(event, OwnEvent):
+            return self, False
+        match event:
+            case RunStarted() if who == COORDINATOR:
+                heard = self._with_address(COORDINATOR, event.address)
+                return heard, self.leader == COORDINATOR
+            case LeaderChanged() if who_of(event.name) == who and event.term >= self.term:
+                return self._led_by(who, event), True
+            case LeaderChanged():
+                return self, False
+            case LeaderLost() if not self.is_leaderless and (who == self.leader or self.leader not in running):
+                return replace(self, is_leaderless=True), True
+            case LeaderLost():
+                return self, False
+        if who != self.leader:
+            return self, False
+        return self._with_news(event), True
+
+    def _led_by(self, who: int, event: LeaderChanged) -> "LocalView":
+        voters = tuple(event.voter_ids.split(",")) if event.voter_ids else ()
+        numbers = {**self.numbers, event.peer: who}
+        return replace(self, leader=who, term=event.term, voters=voters, numbers=numbers, is_leaderless=False)
+
+    def _with_news(self, event: Event) -> "LocalView":
+        match event:
+            case PeerJoined():
+                who = who_of(event.name)
+                if who is not None:
+                    known = replace(self, numbers={**self.numbers, event.peer: who})
+                    return known._with_address(who, event.address)
+            case RoundOpened():
+                whos = (who_of(name) for name in event.reducers.split(","))
+                return replace(self, reducers=tuple(who for who in whos if who is not None), is_leaderless=False)
+            case RunFinished():
+                return replace(self, is_finished=True)
+        return self
+
+    def _with_address(self, who: int, address: str) -> "LocalView":
+        return replace(self, addresses={**self.addresses, who: address}) if address else self
+
+    # --- what follows from it -----------------------------------------------------------------------------------
+
+    def find(self, who: Who, alive: Collection[int]) -> int | None:
+        """Who that is now; None: nobody."""
+        match who:
+            case Role.LEADER:
+                return self.leader if self.leader in alive else None
+            case Role.REDUCER:
+                rest = [one for one in self.reducers if one in alive and one not in (self.leader, COORDINATOR)]
+                return min(rest, default=None)
+        return who
+
+    def contact(self, alive: Collection[int]) -> str:
+        """Where a newcomer can ask for the run: the leader's address, or else that of whoever is alive."""
+        order = sorted(self.addresses, key=lambda who: (who not in alive, who != self.leader, who))
+        return self.addresses[order[0]] if order else ""
+
+    def voters_left(self, alive: Collection[int]) -> tuple[int, int]:
+        """How many voters may be alive, and how many there are."""
+        if not self.voters:
+            return int(COORDINATOR in alive), 1
+        return sum(self.numbers.get(peer, -1) in {-1, *alive} for peer in self.voters), len(self.voters)
+
+    def can_lead(self, alive: Collection[int]) -> bool:
+        """Whether a majority of the voters may be left to choose a leader, and to let a round stand."""
+        left, voters = self.voters_left(alive)
+        return 2 * left > voters

@@ -1,0 +1,199 @@
+"""What the published rivals would send and keep, by the formulas of their papers.
+
+Letters: P all parameters, M x N one matrix, r a rank, b bytes a number. Every block is counted, head and norms
+included; averages travel once up and once down, as they do here (a ring moves 2 (n-1)/n of P each way instead).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.plan.costs import Exchange, Memory, Method, summed
+from tsr_swarm.plan.presets import LowRanks
+
+FLOAT = 4  # bytes of the numbers that stay in memory, and on the wire where nothing else is said
+BFLOAT = 2
+
+GALORE_REFRESH = 200
+TSR_REFRESH, TSR_REFRESH_EMBEDDING, TSR_OVERSAMPLING = 100, 2, 5
+K_X, K_U, K_V = 32, 96, 192  # DES-LOC's practical rule: K_u = 3 K_x, K_v = 6 K_x
+DILOCO_STEPS = 500
+SPARSE_STEPS, SPARSE_CHUNK, SPARSE_KEPT = 30, 4096, 64
+SPARSE_BITS, SPARSE_SCALES = 12 + 2, 8  # index within the chunk and value; two fp32 scales a chunk
+
+
+def rivals(blocks: Sequence[Block], ranks: LowRanks, hidden: int, peers: int) -> list[Method]:
+    """All of them, dense training first. Ranks of ``blocks`` do not matter, only names, shapes and roles."""
+    return [
+        adamw_ddp(blocks, FLOAT),
+        adamw_ddp(blocks, BFLOAT),
+        galore(blocks, ranks.galore),
+        tsr_adam(blocks, ranks.tsr, ranks.tsr_embedding),
+        des_loc(blocks),
+        lordo(blocks, max(1, hidden // 4)),
+        diloco(blocks, FLOAT),
+        diloco(blocks, BFLOAT),
+        sparseloco(blocks, peers),
+    ]
+
+
+def adamw_ddp(blocks: Sequence[Block], number: int) -> Method:
+    """The gradient of every parameter, every step: P b."""
+    size = numbers(blocks)
+    return Method(
+        name="ddp" if number == FLOAT else "ddp bf16",
+        settings=f"the whole gradient every step, {_type(number)}",
+        source="data-parallel AdamW",
+        exchange=summed(1, {"gradient": size * number}, size * number),
+        memory=Memory(weights=size * FLOAT, optimizer=2 * size * FLOAT),
+    )
+
+
+def galore(blocks: Sequence[Block], rank: int) -> Method:
+    """One-sided cores, b sum r max(M, N), and every K-th step the whole gradient for the SVD; no low-rank embedding."""
+    low = [block for block in blocks if block.role is Role.MATRIX]
+    core = sum(min(rank, block.rows, block.cols) * max(block.rows, block.cols) for block in low)
+    basis = sum(min(rank, block.rows, block.cols) * min(block.rows, block.cols) for block in low)
+    rest = numbers(blocks) - numbers(low)
+    sent = {
+        "core": core * (1 - 1 / GALORE_REFRESH) * FLOAT,
+        "gradient": (numbers(low) / GALORE_REFRESH + rest) * FLOAT,
+    }
+    return Method(
+        name="galore",
+        settings=f"rank {rank}, refresh every {GALORE_REFRESH}, embedding and head dense, every step, fp32",
+        source="arXiv 2403.03507",
+        exchange=summed(1, sent, numbers(blocks) * FLOAT),
+        memory=Memory(weights=numbers(blocks) * FLOAT, optimizer=2 * (core + rest) * FLOAT, bases=basis * FLOAT),
+    )
+
+
+def tsr_adam(blocks: Sequence[Block], rank: int, embedding_rank: int) -> Method:
+    """b [sum r^2 + sum (M + N)(r + p) / K] every step: algorithm 1, with K_emb = 2 and p = 5 as its scripts have them.
+
+    The head is dense, as in the released code; the paper's own figures leave it out.
+    """
+    low = [(block, min(rank, block.rows, block.cols)) for block in blocks if block.role is Role.MATRIX]
+    embedded = [
+        (block, min(embedding_rank, block.rows, block.cols))
+        for block in blocks
+        if block.role is Role.EMBEDDING and not is_head(block)
+    ]
+    rest = numbers(blocks) - numbers(block for block, _ in low + embedded)
+    core = sum(r * r for _, r in low + embedded)
+    sketches = [_sketch(low), _sketch(embedded)]
+    sent = {
+        "core": core * FLOAT,
+        "sketch": (sketches[0] / TSR_REFRESH + sketches[1] / TSR_REFRESH_EMBEDDING) * FLOAT,
+        "gradient": rest * FLOAT,
+    }
+    return Method(
+        name="tsr-adam",
+        settings=f"rank {rank} (embedding {embedding_rank}), refresh every {TSR_REFRESH} "
+        f"({TSR_REFRESH_EMBEDDING}), head dense, every step, fp32",
+        source="arXiv 2602.08007, algorithm 1",
+        exchange=summed(1, sent, (core + sum(sketches) + rest) * FLOAT),
+        memory=Memory(
+            weights=numbers(blocks) * FLOAT,
+            optimizer=2 * (core + rest) * FLOAT,
+            bases=sum((block.rows + block.cols) * r for block, r in low + embedded) * FLOAT,
+        ),
+    )
+
+
+def des_loc(blocks: Sequence[Block]) -> Method:
+    """P b (1 + K_x / K_u + K_x / K_v) every K_x steps: weights and both moments, each at its own period."""
+    size = numbers(blocks) * FLOAT
+    return Method(
+        name="des-loc",
+        settings=f"weights every {K_X}, first moment every {K_U}, second every {K_V}, fp32",
+        source="arXiv 2505.22549",
+        exchange=summed(K_X, {"weights": size, "moments": size * (K_X / K_U + K_X / K_V)}, 3 * size),
+        memory=Memory(weights=size, optimizer=2 * size),
+    )
+
+
+def lordo(blocks: Sequence[Block], rank: int) -> Method:
+    """b [P + (K_x / K_u + K_x / K_v) sum r max(M, N)] every K_x steps: only the moments are low rank.
+
+    The projection follows from the averaged displacement, which everybody has, and does not travel. A peer keeps the
+    weights of the last exchange to form it, and the error feedback of its projection.
+    """
+    low = [block for block in blocks if block.role is Role.MATRIX]
+    rest = numbers(blocks) - numbers(low)
+    moment = rest + sum(min(rank, block.rows, block.cols) * max(block.rows, block.cols) for block in low)
+    size = numbers(blocks) * FLOAT
+    return Method(
+        name="lordo",
+        settings=f"rank {rank}, weights every {K_X}, moments every {K_U} and {K_V}, fp32",
+        source="arXiv 2602.04396",
+        exchange=summed(
+            K_X, {"weights": size, "moments": moment * FLOAT * (K_X / K_U + K_X / K_V)}, size + 2 * moment * FLOAT
+        ),
+        memory=Memory(
+            weights=2 * size,
+            optimizer=2 * moment * FLOAT,
+            bases=sum(min(rank, block.rows, block.cols) * min(block.rows, block.cols) for block in low) * FLOAT,
+            residual=numbers(low) * FLOAT,
+        ),
+    )
+
+
+def diloco(blocks: Sequence[Block], number: int) -> Method:
+    """P b every H steps; a peer keeps the weights of the last exchange and the outer momentum beside AdamW's."""
+    size = numbers(blocks)
+    return Method(
+        name="diloco" if number == FLOAT else "diloco bf16",
+        settings=f"the displacement every {DILOCO_STEPS}, outer Nesterov, {_type(number)}",
+        source="arXiv 2311.08105",
+        exchange=summed(DILOCO_STEPS, {"displacement": size * number}, size * number),
+        memory=Memory(weights=2 * size * FLOAT, optimizer=3 * size * FLOAT),
+    )
+
+
+def sparseloco(blocks: Sequence[Block], peers: int) -> Method:
+    """The largest 64 of every 4,096 numbers, 12 bits of index and 2 of value, every 30 steps.
+
+    Sparse payloads of unlike indices do not add up to a short one: a peer receives those of all others. Two scales a
+    chunk are counted beside the published 14 bits an entry, or the values could not be read.
+    """
+    sent = float(sum(_sparse_bytes(block.size) for block in blocks))
+    received = sent * (peers - 1)
+    size = numbers(blocks) * FLOAT
+    return Method(
+        name="sparseloco",
+        settings=f"the largest {SPARSE_KEPT} of every {SPARSE_CHUNK} numbers every {SPARSE_STEPS}, 2 bits a value, "
+        "all-gather",
+        source="arXiv 2508.15706",
+        exchange=Exchange(
+            every=SPARSE_STEPS,
+            sent={"sparse": sent},
+            received={"sparse": received},
+            largest_sent=sent,
+            largest_received=received,
+        ),
+        memory=Memory(weights=2 * size, optimizer=2 * size, residual=size),
+    )
+
+
+def numbers(blocks: Iterable[Block]) -> int:
+    return sum(block.size for block in blocks)
+
+
+def is_head(block: Block) -> bool:
+    return block.name.endswith("lm_head.weight")
+
+
+def _sketch(low: Sequence[tuple[Block, int]]) -> float:
+    return sum((block.rows + block.cols) * (rank + TSR_OVERSAMPLING) for block, rank in low)
+
+
+def _sparse_bytes(size: int) -> int:
+    """A tensor is cut into chunks; a last one that is shorter keeps the same share, at least one entry."""
+    whole, rest = divmod(size, SPARSE_CHUNK)
+    kept = whole * SPARSE_KEPT + math.ceil(rest * SPARSE_KEPT / SPARSE_CHUNK)
+    return math.ceil(kept * SPARSE_BITS / 8) + (whole + (rest > 0)) * SPARSE_SCALES
+
+
+def _type(number: int) -> str:
+    return "fp32" if number == FLOAT else "bf16"

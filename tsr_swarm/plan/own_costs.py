@@ -1,0 +1,123 @@
+"""What this run's own peers send and keep: its real slots, walked over its real schedule of refreshes."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.layout import Slot, published_slots, upload_slots
+from tsr_swarm.config.round_plan import Due
+from tsr_swarm.config.run import RunConfig, WireConfig
+from tsr_swarm.lowrank.packed import packed_bytes
+from tsr_swarm.optim.inner_optimizer import inner_optimizer
+from tsr_swarm.optim.moment_periods import own_moment_periods
+from tsr_swarm.optim.periods import due_blocks, refresh_rounds
+from tsr_swarm.plan.baseline_costs import FLOAT, numbers
+from tsr_swarm.plan.compression_ratio import Shares
+from tsr_swarm.plan.costs import Exchange, Memory, Method
+
+MOST_ROUNDS = 2_000  # periods without a common multiple up to here are averaged over the first so many rounds
+_BASIS = 2  # bytes of the int16 that a basis is kept in
+
+_Walk = Callable[[Sequence[Block], Due, WireConfig], Sequence[Slot]]
+
+
+@dataclass(frozen=True, slots=True)
+class RawBytes:
+    """Of one exchange and direction, before compression: the mean by payload kind, and each round's by kind."""
+
+    mean: Mapping[str, float]
+    rounds: Sequence[Mapping[str, int]]  # the unlike ones
+
+
+def our_method(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> Method:
+    """The run of ``config``, compressed as ``shares`` say."""
+    optimizer, periods, wire = config.optimizer, config.periods, config.wire
+    return Method(
+        name="tsr",
+        settings=f"this run: {optimizer.local_space} {optimizer.inner}, rank {optimizer.rank} "
+        f"({optimizer.embedding_rank}), every {periods.k_x}, bases by {optimizer.aim} every "
+        f"{periods.refresh_rounds * periods.k_x} ({periods.refresh_rounds_embedding * periods.k_x})",
+        source=f"its own layout; bits of core, sketch and mean {wire.core_bits}/{wire.sketch_bits}/"
+        f"{wire.published_bits}, density {wire.core_density:g}/{wire.published_density:g}",
+        exchange=our_exchange(config, blocks, shares),
+        memory=our_memory(config, blocks),
+    )
+
+
+def our_exchange(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> Exchange:
+    """Wire bytes of one peer: raw bytes of every slot times the share that compression leaves of its kind."""
+    sent, received = raw_bytes(config, blocks, upload_slots), raw_bytes(config, blocks, published_slots)
+    return Exchange(
+        every=config.periods.k_x,
+        sent=_scaled(sent.mean, shares.sent),
+        received=_scaled(received.mean, shares.received),
+        largest_sent=max(sum(_scaled(kinds, shares.sent).values()) for kinds in sent.rounds),
+        largest_received=max(sum(_scaled(kinds, shares.received).values()) for kinds in received.rounds),
+    )
+
+
+def raw_bytes(config: RunConfig, blocks: Sequence[Block], walk: _Walk) -> RawBytes:
+    """``walk`` is upload_slots or published_slots. Means are over one common period of refreshes and moments."""
+    totals: dict[str, float] = defaultdict(float)
+    by_due: dict[Due, Mapping[str, int]] = {}
+    window = _window(config, blocks)
+    for round in range(1, window + 1):
+        due = due_blocks(config, blocks, round)
+        if due not in by_due:
+            by_due[due] = _by_kind(walk(blocks, due, config.wire))
+        for kind, count in by_due[due].items():
+            totals[kind] += count
+    return RawBytes({kind: total / window for kind, total in totals.items()}, list(by_due.values()))
+
+
+def our_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
+    """Consensus and model weights, moments, bases as they are shared and as a core is trained in them, unsent work.
+
+    Where both kinds of peer may join, that of a full one, which needs more. A core peer's residual is counted as it is
+    after the first refresh.
+    """
+    is_core = config.optimizer.local_space == "core"
+    moments = displacement = residual = 0
+    for block in blocks:
+        in_core = is_core and block.is_low_rank
+        size = block.core_size if in_core else block.size
+        is_matrix = in_core or block.role is Role.MATRIX
+        moments += size * inner_optimizer(config.optimizer, is_matrix).moments
+        displacement += size
+        bits = config.optimizer.residual_bits
+        residual += packed_bytes(block.size, bits) if in_core and bits else 0
+    return Memory(
+        weights=2 * numbers(blocks) * FLOAT,
+        optimizer=moments * FLOAT,
+        bases=_basis_numbers(blocks) * (_BASIS + (FLOAT if is_core else 0)),
+        residual=displacement * FLOAT + residual,
+    )
+
+
+def state_bytes(config: RunConfig, blocks: Sequence[Block]) -> int:
+    """What a peer downloads once when it joins: weights, and bases that it cannot draw, before compression."""
+    bases = 0 if config.optimizer.aim == "seed" else _basis_numbers(blocks)
+    return numbers(blocks) * FLOAT + bases * _BASIS
+
+
+def _basis_numbers(blocks: Sequence[Block]) -> int:
+    return sum(block.basis_size for block in blocks if block.is_low_rank)
+
+
+def _window(config: RunConfig, blocks: Sequence[Block]) -> int:
+    periods = {refresh_rounds(config.periods, block) for block in blocks if block.is_low_rank}
+    periods |= {period // config.periods.k_x for period in own_moment_periods(config) if period}
+    return min(MOST_ROUNDS, math.lcm(*periods)) if periods else 1
+
+
+def _by_kind(slots: Sequence[Slot]) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for slot in slots:
+        counts[slot.part.kind.value] += slot.raw_bytes
+    return dict(counts)
+
+
+def _scaled(kinds: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
+    return {kind: count * shares[kind] for kind, count in kinds.items()}

@@ -1,0 +1,165 @@
+"""Rank and periods for which a line is busy for at most a given share of the time, by search over the real layout.
+
+Ranks halve from the run's own downwards. At each rank the bases are refreshed as often as the run says, or half, a
+quarter, an eighth as often where that spares local steps, because a basis that is sent outweighs many cores.
+The weights' period is then the shortest that keeps the share, never shorter than the run's own. Moments are averaged
+after as many rounds as the run says; where it says "auto" they are counted as in every round, which is the most.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tsr_swarm.config.blocks import embedding_rank, parse_rank, plan_blocks
+from tsr_swarm.config.run import RunConfig, is_share_of_sides
+from tsr_swarm.plan.compression_ratio import Shares
+from tsr_swarm.plan.costs import Exchange
+from tsr_swarm.plan.link import Link, line_seconds, line_share
+from tsr_swarm.plan.own_costs import our_exchange
+
+GOOD_STEPS = 100  # a k_x up to which sparse local training lost nothing: SparseLoCo, arXiv 2508.15706, 15 to 100
+LONGEST_STEPS = 500  # the longest k_x with a published result: DiLoCo, arXiv 2311.08105
+RANKS = 4
+REFRESH_FACTORS = (1, 2, 4, 8)
+LONGEST_CEILING = 86_400.0  # what round.ceiling_seconds allows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One way to keep the share: the exchange, and the settings that give it."""
+
+    rank: int | str
+    embedding_rank: int | str
+    k_x: int
+    k_r: int
+    k_r_embedding: int
+    k_u: int | str
+    k_v: int | str
+    ceiling_seconds: float  # a round that closes later than this needs a higher limit
+    exchange: Exchange
+    line_seconds: float
+    line_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What to stay within."""
+
+    link: Link
+    step_seconds: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """The best of each rank, largest first, and the one to use: None where nothing fits."""
+
+    share: float
+    candidates: Sequence[Candidate]
+    chosen: Candidate | None
+
+
+def find_fit(config: RunConfig, shapes: Mapping[str, tuple[int, ...]], shares: Shares, goal: Goal) -> Fit:
+    """Choose the largest rank with a period known to be good; else the shortest period of all."""
+    pairs = dict.fromkeys(
+        (_halved(config, "rank", times), _halved(config, "embedding_rank", times)) for times in range(RANKS)
+    )
+    candidates = [_preferred(config, list(_at_rank(config, shapes, shares, goal, *pair))) for pair in pairs]
+    chosen = _preferred(config, candidates)
+    fits = chosen.k_x <= _limits(config)[1] and chosen.ceiling_seconds <= LONGEST_CEILING
+    return Fit(share=goal.share, candidates=candidates, chosen=chosen if fits else None)
+
+
+def run_lines(candidate: Candidate) -> list[str]:
+    """What to write into the run file. A JSON string or number is one of TOML too."""
+    return [
+        "[optimizer]",
+        f"rank = {json.dumps(candidate.rank)}",
+        f"embedding_rank = {json.dumps(candidate.embedding_rank)}",
+        "[periods]",
+        f"k_x = {candidate.k_x}",
+        f"k_r = {candidate.k_r}",
+        f"k_r_embedding = {candidate.k_r_embedding}",
+        *(f"{key} = {json.dumps(value)}" for key in ("k_u", "k_v") if (value := getattr(candidate, key))),
+        "[round]",
+        f"ceiling_seconds = {candidate.ceiling_seconds:.1f}",
+    ]
+
+
+def _at_rank(
+    config: RunConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    shares: Shares,
+    goal: Goal,
+    rank: int | str,
+    embedding_rank: int | str,
+) -> Iterator[Candidate]:
+    optimizer = replace(config.optimizer, rank=rank, embedding_rank=embedding_rank)
+    blocks = plan_blocks(shapes, optimizer, config.model.hidden_size)
+    own = config.periods
+    for factor in REFRESH_FACTORS:
+        rounds, rounds_embedding = own.refresh_rounds * factor, own.refresh_rounds_embedding * factor
+        # bytes depend on how many rounds lie between refreshes, not on how many steps a round has
+        periods = replace(
+            own,
+            k_r=rounds * own.k_x,
+            k_r_embedding=rounds_embedding * own.k_x,
+            k_u=own.k_x if isinstance(own.k_u, str) else own.k_u,
+            k_v=own.k_x if isinstance(own.k_v, str) else own.k_v,
+        )
+        exchange = our_exchange(replace(config, optimizer=optimizer, periods=periods), blocks, shares)
+        k_x = max(own.k_x, _steps_needed(line_seconds(goal.link, exchange), goal))
+        exchange = replace(exchange, every=k_x)
+        yield Candidate(
+            rank=rank,
+            embedding_rank=embedding_rank,
+            k_x=k_x,
+            k_r=rounds * k_x,
+            k_r_embedding=rounds_embedding * k_x,
+            k_u=_stretched(own.k_u, own.k_x, k_x),
+            k_v=_stretched(own.k_v, own.k_x, k_x),
+            ceiling_seconds=_ceiling(config, k_x * goal.step_seconds, exchange, goal.link),
+            exchange=exchange,
+            line_seconds=line_seconds(goal.link, exchange),
+            line_share=line_share(goal.link, exchange, goal.step_seconds),
+        )
+
+
+def _stretched(period: int | str, old: int, new: int) -> int | str:
+    """A period of moments in as many rounds of ``new`` steps as it had of ``old`` ones; "auto" finds its own."""
+    return period if isinstance(period, str) else period // old * new
+
+
+def _halved(config: RunConfig, key: str, times: int) -> int | str:
+    """A rank of the run, halved so often: a number, or a share of a block's sides."""
+    optimizer, model = config.optimizer, config.model
+    value = optimizer.rank if key == "rank" else embedding_rank(optimizer, max(model.vocab_size, model.hidden_size))
+    if isinstance(value, str) and is_share_of_sides(value):
+        divisor = int(value.partition("/")[2] or 1)
+        return f"1/{divisor << times}"
+    return max(1, parse_rank(key, value, config.model.hidden_size) >> times)
+
+
+def _preferred(config: RunConfig, candidates: Sequence[Candidate]) -> Candidate:
+    """The first with a period known to be good, else that with the shortest."""
+    good, _ = _limits(config)
+    shortest = min(candidates, key=lambda candidate: candidate.k_x)
+    return next((candidate for candidate in candidates if candidate.k_x <= good), shortest)
+
+
+def _limits(config: RunConfig) -> tuple[int, int]:
+    """A run that has chosen a longer period itself knows why."""
+    return max(GOOD_STEPS, config.periods.k_x), max(LONGEST_STEPS, config.periods.k_x)
+
+
+def _steps_needed(busy: float, goal: Goal) -> int:
+    """busy / (busy + k_x step) <= share, solved for k_x and rounded up to a multiple of ten."""
+    needed = busy * (1 - goal.share) / (goal.share * goal.step_seconds)
+    return math.ceil(needed) if needed <= 10 else 10 * math.ceil(needed / 10)
+
+
+def _ceiling(config: RunConfig, training: float, exchange: Exchange, link: Link) -> float:
+    """A round may take twice what its training and its largest upload need; the run's own limit if that is higher."""
+    needed = training + link.seconds(exchange.largest_sent, 0)
+    return max(config.round.ceiling_seconds, 60.0 * math.ceil(2 * needed / 60))

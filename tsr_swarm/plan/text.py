@@ -1,0 +1,160 @@
+"""The tables of ``tsr-swarm plan``, as lines of at most 100 columns. Pure."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from tsr_swarm.plan.costs import Method
+from tsr_swarm.plan.link import line_seconds, line_share
+from tsr_swarm.plan.paper_counts import PaperCount
+from tsr_swarm.plan.report import Report, bytes_per_token
+from tsr_swarm.plan.search import GOOD_STEPS, LONGEST_STEPS, Candidate, Fit, run_lines
+from tsr_swarm.telemetry.text import bytes_text, count_text, plural, seconds_text
+
+
+def report_lines(report: Report) -> Iterator[str]:
+    """Who trains, the line, bytes by kind, memory, and what was counted."""
+    yield from _scene_lines(report)
+    yield ""
+    yield f"{'':<14}{'every':>6}{'mean exchange of a peer':>35}{'line':>20}{'bytes a token':>22}"
+    yield (
+        f"{'':<14}{'steps':>6}{'sent':>10}{'received':>11}{'largest sent':>14}{'time':>14}{'busy':>6}"
+        f"{'sent':>11}{'received':>11}"
+    )
+    yield from (_line_row(method, report) for method in report.methods)
+    yield ""
+    yield f"{'by payload kind':<29}{'mean of an exchange':>19}{'before compression':>26}{'bytes a token':>22}"
+    yield f"{'':<26}" + f"{'sent':>11}{'received':>11}" * 3
+    yield from _kind_rows(report)
+    yield ""
+    yield f"{'memory of a peer':<19}{'weights':>12}{'optimizer':>12}{'bases':>12}{'residual':>12}{'all':>12}"
+    yield from (_memory_row(method) for method in report.methods)
+    yield ""
+    yield from _notes(report)
+    if report.fit is not None:
+        yield ""
+        yield from _fit_lines(report.fit)
+
+
+def _scene_lines(report: Report) -> Iterator[str]:
+    scene = report.scene
+    yield (
+        f"{scene.model}: {count_text(report.parameters)} parameters, {plural(scene.peers, 'peer')}, "
+        f"{count_text(scene.tokens)} tokens a step, {count_text(scene.peer_tokens)} of them each peer's"
+    )
+    yield f"Line: {_rate_text(scene.link.up)} up, {_rate_text(scene.link.down)} down"
+    rule = " (6 operations a parameter and token at 10 TFLOP/s; --step-seconds)" if scene.step_seconds is None else ""
+    yield f"A step of training takes {_short_seconds(report.step_seconds)}{rule}"
+
+
+def _line_row(method: Method, report: Report) -> str:
+    exchange, scene = method.exchange, report.scene
+    sent, received = bytes_per_token(method, scene)
+    return (
+        f"  {method.name:<12}{exchange.every:>6}{bytes_text(exchange.up):>10}{bytes_text(exchange.down):>11}"
+        f"{bytes_text(exchange.largest_sent):>14}{_short_seconds(line_seconds(scene.link, exchange)):>14}"
+        f"{_share_text(line_share(scene.link, exchange, report.step_seconds)):>6}"
+        f"{_fine_bytes(sent):>11}{_fine_bytes(received):>11}"
+    )
+
+
+def _kind_rows(report: Report) -> Iterator[str]:
+    for place, method in enumerate(report.methods):
+        sent, received = method.exchange.sent, method.exchange.received
+        raw_sent, raw_received = (report.raw_sent, report.raw_received) if place == 0 else (sent, received)
+        tokens = report.scene.peer_tokens * method.exchange.every
+        for kind in dict.fromkeys([*sent, *received]):
+            counts = (sent, received, raw_sent, raw_received)
+            row = f"  {method.name:<12}{kind:<12}" + "".join(f"{_amount(count, kind):>11}" for count in counts)
+            yield row + "".join(f"{_amount(count, kind, tokens):>11}" for count in (sent, received))
+
+
+def _amount(counts: Mapping[str, float], kind: str, tokens: float = 0.0) -> str:
+    if not counts.get(kind):
+        return "-"
+    return _fine_bytes(counts[kind] / tokens) if tokens else bytes_text(counts[kind])
+
+
+def _memory_row(method: Method) -> str:
+    memory = method.memory
+    parts = (memory.weights, memory.optimizer, memory.bases, memory.residual, memory.total)
+    return f"  {method.name:<17}" + "".join(f"{bytes_text(part) if part else '-':>12}" for part in parts)
+
+
+def _notes(report: Report) -> Iterator[str]:
+    peers, ours = report.scene.peers, report.methods[0].exchange
+    yield (
+        f"The coordinator of tsr receives {bytes_text(peers * ours.up)} and sends {bytes_text(peers * ours.down)} "
+        "a round;"
+    )
+    yield f"a peer that joins fetches {bytes_text(report.state_bytes)} once."
+    yield "What compression leaves of tsr is estimated on normally distributed numbers. Not counted: frames"
+    yield "and control messages, gradients and activations. Counted, with head, embedding and norms:"
+    for method in report.methods:
+        yield f"  {method.name:<12}{method.settings}"
+        yield f"  {'':<12}{method.source}"
+
+
+def _fit_lines(fit: Fit) -> Iterator[str]:
+    yield f"to keep the line busy for at most {_share_text(fit.share)} of the time"
+    yield (
+        f"  {'rank':>6}{'embedding':>10}{'k_x':>7}{'k_r':>9}{'k_r_embedding':>14}{'sent':>10}{'received':>11}"
+        f"{'line time':>15}{'busy':>6}"
+    )
+    yield from (_candidate_row(candidate) for candidate in fit.candidates)
+    yield ""
+    if fit.chosen is None:
+        yield f"Nothing fits: no rank keeps k_x at {LONGEST_STEPS} steps or less, past which no result is published,"
+        yield "and a round within a day. Longer steps (more tokens a step), fewer bits (wire.core_bits,"
+        yield "wire.core_density), a faster line or a smaller model would help."
+        return
+    if fit.chosen.k_x <= GOOD_STEPS:
+        yield f"Proposed, the largest rank with a k_x of at most {GOOD_STEPS} steps; in the run file:"
+    else:
+        yield f"Proposed, the shortest k_x; above {GOOD_STEPS} steps expect to lose something. In the run file:"
+    yield from (f"  {line}" for line in run_lines(fit.chosen))
+
+
+def _candidate_row(c: Candidate) -> str:
+    return (
+        f"  {c.rank:>6}{c.embedding_rank:>10}{c.k_x:>7}{c.k_r:>9}{c.k_r_embedding:>14}"
+        f"{bytes_text(c.exchange.up):>10}{bytes_text(c.exchange.down):>11}{_short_seconds(c.line_seconds):>15}"
+        f"{_share_text(c.line_share):>6}"
+    )
+
+
+def paper_lines(model: str, counts: Sequence[PaperCount]) -> Iterator[str]:
+    """The TSR paper's figures, and the same with the head."""
+    yield f"{model}, counted as arXiv 2602.08007 does: one worker, one direction, mean of a step, 4 bytes a number"
+    yield ""
+    yield f"{'':<13}{'as published':>16}{'below ddp':>12}{'head counted':>16}{'below ddp':>12}"
+    dense = counts[0]
+    for count in counts:
+        yield (
+            f"  {count.method:<11}{_gigabytes(count.bytes_per_step):>16}"
+            f"{dense.bytes_per_step / count.bytes_per_step:>11.1f}x{_gigabytes(count.with_head):>16}"
+            f"{dense.with_head / count.with_head:>11.1f}x"
+        )
+    yield ""
+    for count in counts:
+        yield f"  {count.method:<11} {count.settings}"
+    yield "The paper leaves the head out of every method; its code sends it whole. Norms are in neither column."
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.4f} GB"
+
+
+def _rate_text(bits: float) -> str:
+    return f"{count_text(bits / 1e6)} Mbit/s" if bits < 1e9 else f"{count_text(bits / 1e9)} Gbit/s"
+
+
+def _fine_bytes(count: float) -> str:
+    return f"{count:.2g} B" if 0 < count < 9.95 else bytes_text(count)
+
+
+def _share_text(share: float) -> str:
+    percent = 100 * share
+    return f"{percent:.1f}%" if percent < 9.95 else f"{percent:.0f}%"
+
+
+def _short_seconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 0.9995 else seconds_text(seconds)

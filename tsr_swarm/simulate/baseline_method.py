@@ -1,0 +1,89 @@
+"""The rivals, simulated: a method of tsr_swarm/rivals, and the gradients it asks for."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tsr_swarm.baselines.registry import make_method
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.optim.periods import learning_rate
+from tsr_swarm.simulate.own_method import Stream, Task, decoder_task
+from tsr_swarm.simulate.protocols import Exchange
+from tsr_swarm.simulate.run_spec import RunSpec
+from tsr_swarm.train.llama import initial_weights
+
+
+class Oracle:
+    """Gradients of any peer at any weights, on the batches and with the clipping of our own peers."""
+
+    def __init__(self, model: nn.Module, streams: Sequence[Stream], clip: float) -> None:
+        self._model = model
+        self._parameters = dict(model.named_parameters())
+        self._clip = clip
+        self._streams = streams
+        self._losses: list[float] = []
+        self._tokens = 0
+
+    def __call__(self, peer: int, step: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Gradient of ``peer``'s batch of global ``step``, float32 by name. One that is not finite counts as zero."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(weights[name])
+        batch = self._streams[peer].batch(step)
+        self._model.zero_grad(set_to_none=True)
+        loss = self._model.loss(batch)  # type: ignore[operator]
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
+        self._tokens += batch.shape[0] * (batch.shape[1] - 1)
+        self._losses.append(float(loss.detach()))
+        is_finite = bool(torch.isfinite(norm))
+        return {name: _gradient(parameter, is_finite) for name, parameter in self._parameters.items()}
+
+    def take(self) -> tuple[int, tuple[float, ...]]:
+        """Tokens and finite losses since the last call."""
+        taken = self._tokens, tuple(loss for loss in self._losses if math.isfinite(loss))
+        self._tokens, self._losses = 0, []
+        return taken
+
+
+def _gradient(parameter: nn.Parameter, is_finite: bool) -> Tensor:
+    return parameter.grad if is_finite and parameter.grad is not None else torch.zeros_like(parameter)
+
+
+class TheirSwarm:
+    """A rival with our data, our first weights and our schedule. ``task`` is a decoder_task if none is given."""
+
+    def __init__(self, spec: RunSpec, config: RunConfig, streams: Sequence[Stream], task: Task | None = None) -> None:
+        task = decoder_task(config) if task is None else task
+        self._method = make_method(spec.method, task.weights, spec.peers, spec.settings)
+        self._oracle = Oracle(task.make_model(), streams, config.optimizer.clip)
+        self._optimizer = config.optimizer
+
+    @property
+    def period(self) -> int:
+        return self._method.period
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return self._method.weights
+
+    def advance(self, first_step: int, work: Mapping[int, int]) -> Exchange:
+        """One period of the method."""
+        rates = [learning_rate(self._optimizer, first_step + step) for step in range(self.period)]
+        traffic = self._method.advance(first_step, rates, self._oracle, work)
+        tokens, losses = self._oracle.take()
+        return Exchange(
+            sent=dict(sorted(traffic.sent.items())),
+            received=dict(sorted(traffic.received.items())),
+            round_trips=traffic.round_trips,
+            tokens=tokens,
+            losses=losses,
+        )
+
+
+def period_of(spec: RunSpec) -> int:
+    """Local steps between two exchanges of a rival. Raises ConfigError for settings it cannot have."""
+    config = spec.fitted()
+    return make_method(spec.method, initial_weights(config.model, 0), 1, spec.settings).period

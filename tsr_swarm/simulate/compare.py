@@ -1,0 +1,134 @@
+"""Which variant of a method was best, and how the methods compare. Pure."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from tsr_swarm.config.link import Link
+from tsr_swarm.simulate.result import Point, RunResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A method with one choice of settings, at the best of the rates it was run at."""
+
+    method: str
+    settings: str  # what tells it from other entries of its method, "" for the only one
+    lr: float
+    rates: int  # how many rates were tried
+    runs: tuple[RunResult, ...]  # one a seed, by seed
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} ({self.settings})" if self.settings else self.method
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """Final losses, ascending; a run that diverged counts as infinite."""
+        return tuple(sorted(math.inf if run.loss is None else run.loss for run in self.runs))
+
+    @property
+    def loss(self) -> float:
+        """Median over the seeds."""
+        return statistics.median(self.losses)
+
+    @property
+    def dense_bytes(self) -> float:
+        """What data-parallel training of the same steps would have moved for one peer, fp32, up and down."""
+        run = self.runs[0]
+        return 2 * 4 * run.parameters * run.curve[-1].step
+
+    @property
+    def period(self) -> int:
+        return self.runs[0].period
+
+    @property
+    def sent(self) -> float:
+        return statistics.fmean(run.curve[-1].bytes_sent for run in self.runs)
+
+    @property
+    def received(self) -> float:
+        return statistics.fmean(run.curve[-1].bytes_received for run in self.runs)
+
+    def seconds(self, link: Link) -> float:
+        return statistics.fmean(run.curve[-1].seconds(link) for run in self.runs)
+
+    def loss_after(self, seconds: float, link: Link) -> float | None:
+        """Median loss after ``seconds`` on ``link``; None for runs that ended before."""
+        found = [loss_after(run.curve, seconds, link) for run in self.runs]
+        known = [loss for loss in found if loss is not None]
+        return statistics.median(known) if len(known) == len(found) else None
+
+
+def entries(results: Sequence[RunResult]) -> list[Entry]:
+    """One entry for each method and settings, the best rate of each, ordered by loss.
+
+    A rate is as good as the median of its final losses over the seeds.
+    """
+    variants: dict[str, dict[float, list[RunResult]]] = defaultdict(lambda: defaultdict(list))
+    for result in {result.name: result for result in results}.values():
+        variants[_variant(result)][result.lr].append(result)
+    texts = _setting_texts([next(iter(rates.values()))[0] for rates in variants.values()])
+    found = [_best(rates, text) for rates, text in zip(variants.values(), texts, strict=True)]
+    return sorted(found, key=lambda entry: (entry.loss, entry.label))
+
+
+def loss_after(curve: Sequence[Point], seconds: float, link: Link) -> float | None:
+    """Loss after ``seconds`` on ``link``, linear in the logarithm of time between two points; None past the end."""
+    for before, after in pairwise(curve):
+        start, end = before.seconds(link), after.seconds(link)
+        if start <= seconds <= end * (1 + 1e-12) and before.loss is not None and after.loss is not None:
+            # the first stretch starts at 0, which has no logarithm
+            share = seconds / end if start <= 0 else math.log(seconds / start) / math.log(end / start)
+            return before.loss + min(1.0, share) * (after.loss - before.loss)
+    return None
+
+
+def _best(rates: Mapping[float, list[RunResult]], settings: str) -> Entry:
+    tried = []
+    for lr, runs in rates.items():
+        ordered = tuple(sorted(runs, key=lambda run: run.seed))
+        tried.append(Entry(method=runs[0].method, settings=settings, lr=lr, rates=len(rates), runs=ordered))
+    return min(tried, key=lambda entry: (entry.loss, entry.lr))
+
+
+def _variant(result: RunResult) -> str:
+    """All of a spec but rate and seed."""
+    return repr(
+        sorted((key, value) for key, value in _flat(result.spec).items() if key not in ("optimizer.lr", "seed"))
+    )
+
+
+def _setting_texts(results: Sequence[RunResult]) -> list[str]:
+    """Where a method has several entries, what tells each from the others of its method; else nothing."""
+    by_method: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for result in results:
+        by_method[result.method].append(_flat(result.spec))
+    return [_setting_text(_flat(result.spec), by_method[result.method]) for result in results]
+
+
+def _setting_text(spec: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    differing = [
+        key
+        for key in spec
+        if key not in ("optimizer.lr", "seed") and any(other.get(key) != spec[key] for other in others)
+    ]
+    return ", ".join(f"{key.rpartition('.')[2]} {_short(spec[key])}" for key in differing)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _flat(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in spec.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,204 @@
+"""One simulated run: a method with one seed, from its first weights to its curve."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import torch
+from torch import Tensor
+
+from tsr_swarm import __version__
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.errors import ConfigError, RunError
+from tsr_swarm.process.machine_limits import memory_errors, memory_room, require_memory
+from tsr_swarm.simulate.baseline_method import TheirSwarm, period_of
+from tsr_swarm.simulate.bpe import in_tokens
+from tsr_swarm.simulate.heterogeneity import peer_texts, step_times
+from tsr_swarm.simulate.own_method import OurSwarm, manifest_of
+from tsr_swarm.simulate.protocols import Exchange, SimulatedSwarm
+from tsr_swarm.simulate.result import Point, RunResult, this_machine
+from tsr_swarm.simulate.run_spec import RunSpec
+from tsr_swarm.train.data import TokenStream, heldout_tokens
+from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
+from tsr_swarm.train.llama import Llama, parameter_count
+from tsr_swarm.train.unread import Warn, ignore
+
+OnStep = Callable[[int], None]
+Evaluate = Callable[[Mapping[str, Tensor]], float]
+
+
+@memory_errors()
+def run_one(spec: RunSpec, on_step: OnStep = lambda step: None, warn: Warn = ignore) -> RunResult:
+    """Simulate ``spec`` to its end. ``on_step`` hears the steps done, once a period, ``warn`` what of the text could
+    not be read. One torch thread.
+
+    Raises ConfigError when it cannot be run. Weights that stop being numbers end a run early, which is a result.
+    """
+    started = time.perf_counter()
+    check(spec)
+    with _one_thread():
+        config = spec.fitted()
+        heldout, texts = _texts(spec, config, warn)
+        streams = _streams(config, texts)
+        swarm = OurSwarm(config, streams, spec.exact) if spec.is_ours else TheirSwarm(spec, config, streams)
+        course = Course(spec, swarm, _evaluator(config, heldout))
+        ended = course.run(on_step)
+    return RunResult(
+        name=spec.name,
+        spec=spec.identity(),
+        parameters=sum(weight.numel() for weight in swarm.weights.values()),
+        period=swarm.period,
+        text=_text_hash([heldout, *(stream.tokens for stream in streams)]),
+        curve=tuple(course.curve),
+        digests=tuple(course.digests),
+        ended=ended,
+        about={
+            "wall_seconds": round(time.perf_counter() - started, 3),
+            "version": __version__,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": this_machine(),
+        },
+    )
+
+
+def check(spec: RunSpec) -> None:
+    """Refuse what could not be run, before anything is trained. Raises ConfigError."""
+    models = 3 + (spec.peers if spec.is_ours else 0)  # consensus, averages, the model that is scored; and each peer's
+    require_memory(4 * models * parameter_count(spec.config.model), memory_room())
+    if spec.is_ours:
+        manifest_of(spec.fitted())
+        period = spec.config.periods.k_x
+    else:
+        period = period_of(spec)
+    if spec.steps % period:
+        raise ConfigError(
+            f"steps = {spec.steps} is not a multiple of the {period} steps between two exchanges of '{spec.method}'; "
+            f"use {max(1, spec.steps // period) * period} steps."
+        )
+
+
+class Course:
+    """Drives a swarm and keeps its curve."""
+
+    def __init__(self, spec: RunSpec, swarm: SimulatedSwarm, evaluate: Evaluate) -> None:
+        self._spec, self._swarm, self._evaluate = spec, swarm, evaluate
+        self._slowness = spec.world.slowness(spec.seed, spec.peers)
+        self._sent: dict[str, float] = {}
+        self._received: dict[str, float] = {}
+        self._tokens, self._round_trips, self._step_times = 0, 0, 0.0
+        self._losses: list[float] = []
+        self.curve: list[Point] = []
+        self.digests: list[str] = []
+
+    def run(self, on_step: OnStep) -> str:
+        """To the last step. Returns why it ended before, "" if it did not."""
+        spec, swarm = self._spec, self._swarm
+        self._mark(0)
+        for first in range(0, spec.steps, swarm.period):
+            work = spec.world.work(spec.seed, spec.peers, first, swarm.period)
+            try:
+                exchange = swarm.advance(first, work)
+            except RunError as error:  # numbers that are none cannot be sent
+                return str(error)
+            self._count(exchange, work)
+            step = first + swarm.period
+            if is_due(step, swarm.period, spec.eval_steps, spec.steps):
+                self._mark(step)
+                if self.curve[-1].loss is None:
+                    return f"The held-out loss after {step} steps is not a number."
+            on_step(step)
+        return ""
+
+    def _count(self, exchange: Exchange, work: Mapping[int, int]) -> None:
+        self._sent = _sum(self._sent, exchange.sent)
+        self._received = _sum(self._received, exchange.received)
+        self._tokens += exchange.tokens
+        self._round_trips += exchange.round_trips
+        self._step_times += step_times(work, self._slowness) + exchange.extra_steps
+        self._losses.extend(exchange.losses)
+        if exchange.digest:
+            self.digests.append(exchange.digest)
+
+    def _mark(self, step: int) -> None:
+        loss = self._evaluate(self._swarm.weights)
+        losses, self._losses = self._losses, []
+        self.curve.append(
+            Point(
+                step=step,
+                tokens=self._tokens,
+                loss=loss if math.isfinite(loss) else None,
+                local_loss=sum(losses) / len(losses) if losses else None,
+                sent=self._sent,
+                received=self._received,
+                round_trips=self._round_trips,
+                step_times=self._step_times,
+            )
+        )
+
+
+def is_due(step: int, period: int, every: int, last: int) -> bool:
+    """Whether to evaluate after ``step``, the end of a period.
+
+    Every ``every`` steps, at the end, and at 1, 2, 4, ... periods: bytes and time are looked at on a logarithmic axis.
+    """
+    rounds = step // period
+    return step // every > (step - period) // every or step + period > last or rounds & (rounds - 1) == 0
+
+
+def _sum(totals: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    return {kind: totals.get(kind, 0.0) + more.get(kind, 0.0) for kind in sorted({*totals, *more})}
+
+
+def _texts(spec: RunSpec, config: RunConfig, warn: Warn) -> tuple[Tensor, list[Tensor]]:
+    """The held-out text and each peer's, as bytes or in the tokens of the world."""
+    data, world = config.data, spec.world
+    heldout, training = heldout_tokens(data, warn), peer_texts(data, world.heterogeneous, warn)
+    if not world.vocabulary:
+        return heldout, training
+    return in_tokens(heldout, training, world.vocabulary, data.sequence_length + 1)
+
+
+def _streams(config: RunConfig, texts: Sequence[Tensor]) -> list[TokenStream]:
+    """Each peer's data, numbered from 1 and dealt as real peers are."""
+    data = config.data
+    return [
+        TokenStream(
+            tokens=text,
+            seed=config.run.seed,
+            number=number,
+            batch_size=data.batch_size,
+            sequence_length=data.sequence_length,
+        )
+        for number, text in enumerate(texts, start=1)
+    ]
+
+
+def _evaluator(config: RunConfig, heldout: Tensor) -> Evaluate:
+    batches, model = heldout_batches(heldout, config.data), Llama(config.model)
+
+    def evaluate(weights: Mapping[str, Tensor]) -> float:
+        model.load_state_dict(dict(weights))
+        return held_out_loss(model, batches)
+
+    return evaluate
+
+
+def _text_hash(texts: Sequence[Tensor]) -> str:
+    hasher = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        hasher.update(text.numel().to_bytes(8, "little") + text.contiguous().numpy().data)
+    return hasher.hexdigest()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in one order on every run: torch's depend on how many threads share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
