@@ -16,7 +16,7 @@ LAYERS = [  # bottom to top; a unit may import itself and whatever is on a line 
     {"train", "baselines"},
     {"exchange"},
     {"storage"},
-    {"runtime"},
+    {"node"},
     {"simulate", "plan", "local", "monitor"},
     {"cli"},
 ]

@@ -26,18 +26,18 @@ from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, Wire
 from tsr_swarm.errors import RunError
 from tsr_swarm.exchange.contribution import pack
 from tsr_swarm.exchange.reduction import Published, Reduction
+from tsr_swarm.node.address_book import AddressBook, Lines
+from tsr_swarm.node.contribution_store import Bench
+from tsr_swarm.node.donor import Giving
+from tsr_swarm.node.headers import Headers
+from tsr_swarm.node.sync.catch_up import Fetcher
+from tsr_swarm.node.sync.donors import Sources
+from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.plan.presets import PRESETS
 from tsr_swarm.rounds.council import Record
-from tsr_swarm.runtime.node.bench import Bench
-from tsr_swarm.runtime.node.book import AddressBook, Lines
-from tsr_swarm.runtime.node.fetching import Fetcher
-from tsr_swarm.runtime.node.giving import Giving
-from tsr_swarm.runtime.node.headers import Headers
-from tsr_swarm.runtime.sources import Sources
-from tsr_swarm.runtime.state_download import StateDownload
 from tsr_swarm.storage.run_folder import RunFolder, fresh_consensus, record_of
 from tsr_swarm.storage.state_store import STATE_ROUNDS, Donor, is_agreed
 from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction

@@ -26,10 +26,10 @@ from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.lowrank.coarse import quantise_coarse, quantise_dead_zone
 from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.node.workspace import Workshop
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.publish import publish
 from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.runtime.workshop import Workshop
 from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.wire.codec import decode, encode

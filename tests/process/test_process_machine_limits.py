@@ -11,6 +11,8 @@ from swarm_rig import tiny_config
 
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.errors import ConfigError, RunError
+from tsr_swarm.node import peer
+from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
 from tsr_swarm.process.machine_limits import (
     Room,
     memory_errors,
@@ -20,8 +22,6 @@ from tsr_swarm.process.machine_limits import (
     startable_threads,
 )
 from tsr_swarm.process.shutdown import StopRequest
-from tsr_swarm.runtime import peer
-from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
 from tsr_swarm.simulate.engine import check
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.train.llama import parameter_shapes

@@ -14,8 +14,8 @@ from tsr_swarm.config.budget import KB, core_upload, sketch_costs
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError
+from tsr_swarm.node import leader
 from tsr_swarm.optim.sketch_budget import Exchange, within_budget
-from tsr_swarm.runtime.node import leading
 from tsr_swarm.simulate.engine import check, run_one
 from tsr_swarm.simulate.own_method import manifest_of
 from tsr_swarm.simulate.run_spec import RunSpec
@@ -49,7 +49,7 @@ def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RoundPlan, Exchange]]
         made.append((within_budget(plan, config, blocks, known), known))
         return made[-1][0]
 
-    monkeypatch.setattr(leading, "within_budget", note)
+    monkeypatch.setattr(leader, "within_budget", note)
     return made
 
 

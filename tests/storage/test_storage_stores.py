@@ -20,9 +20,9 @@ from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.lowrank.basis import random_basis
+from tsr_swarm.node.peer_registry import Roster
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.runtime.roster import Roster
 from tsr_swarm.storage import state_file
 from tsr_swarm.storage.round_log import DeltaLog
 from tsr_swarm.storage.run_folder import folder_lock, fresh_consensus

@@ -66,7 +66,7 @@ def coordinate(
         folder = Path(config.folder) if resume else None
         show_coordinator(context.obj, config.run.name, folder, invite)
 
-    from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
+    from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
 
     options = CoordinateOptions(
         config=config,

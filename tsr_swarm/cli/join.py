@@ -111,7 +111,7 @@ def join(
 
 def _join(settings: JoinProfile, mode: Mode, slowdown: float, proxy: str | None) -> None:
     """``slowdown`` and ``proxy`` are what ``local`` plays with."""
-    from tsr_swarm.runtime.peer import JoinOptions, run_peer
+    from tsr_swarm.node.peer import JoinOptions, run_peer
 
     options = JoinOptions(
         coordinator=settings.coordinator,

@@ -35,9 +35,9 @@ from tsr_swarm.local.folder import RUN_FILE, coordinator_folder, write_run_file
 from tsr_swarm.local.network.base import Place
 from tsr_swarm.local.network.open import open_place
 from tsr_swarm.local.run_view import LocalView
+from tsr_swarm.node.shared_data import absolute_source
 from tsr_swarm.process.shutdown import StopRequest
 from tsr_swarm.process.supervisor import Child, ChildError, Family, failure_of, own_command, was_interrupted
-from tsr_swarm.runtime.shared_data import absolute_source
 from tsr_swarm.telemetry.events import (
     Event,
     FaultPlaced,

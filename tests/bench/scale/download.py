@@ -1,4 +1,4 @@
-"""How a rehearsed node comes by a round, as runtime/node/fetching.py does: the header, and shards from their makers."""
+"""How a rehearsed node comes by a round, as node/sync/catch_up.py does: the header, and shards from their makers."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -6,11 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.rehearsal.disk import Published
+from tsr_swarm.node.donor import HEADER_SECONDS
+from tsr_swarm.node.sync.rounds import SHARDS_AT_A_TIME
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.following import RETRY_SECONDS, sources
 from tsr_swarm.rounds.givers import header_givers
-from tsr_swarm.runtime.node.giving import HEADER_SECONDS
-from tsr_swarm.runtime.round_download import SHARDS_AT_A_TIME
 
 if TYPE_CHECKING:
     from tests.bench.scale.swarm import HomeNode
@@ -19,7 +19,7 @@ Answer = Callable[[Published | None], None]
 
 
 class Headers:
-    """Headers that are here, and who waits for one: what runtime/node/giving.py does. One node's."""
+    """Headers that are here, and who waits for one: what node/donor.py does. One node's."""
 
     def __init__(self, node: "HomeNode") -> None:
         self._node = node

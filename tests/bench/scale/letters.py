@@ -1,4 +1,4 @@
-"""Messages of rehearsed nodes, encoded as runtime/node/post.py and its neighbours send them, and weighed.
+"""Messages of rehearsed nodes, encoded as node/messenger.py and its neighbours send them, and weighed.
 
 Names of nodes are peer ids. What a rehearsal leaves out, such as addresses, progress and leases, is filled in with
 values of the usual length.
@@ -12,12 +12,12 @@ from google.protobuf.message import Message
 
 from tests.bench.scale.cargo import Cargo, wire_bytes
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
+from tsr_swarm.node import message_codec
+from tsr_swarm.node.events.run_log import WATCH_MS
+from tsr_swarm.node.made import VOID, MadeShard
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.leases import Coverage, Lease
-from tsr_swarm.runtime.node import letters
-from tsr_swarm.runtime.node.made import VOID, MadeShard
-from tsr_swarm.runtime.node.run_log import WATCH_MS
 from tsr_swarm.transport.base import PIECE_BYTES
 from tsr_swarm.wire.log_lines import lines_to_proto
 from tsr_swarm.wire.messages import (
@@ -104,12 +104,12 @@ class Office:
     def poll(self, poll: pt.Poll, step: int) -> Letter:
         key = ("poll", replace(poll, peer="", number=_alike(poll.number)), bool(step))
         if key not in self._known:
-            request = letters.poll_to_proto(replace(poll, incarnation=_LIFE))
+            request = message_codec.poll_to_proto(replace(poll, incarnation=_LIFE))
             request.manifest_digest, request.address = self._digest, self._addresses.get(poll.peer, "")
             if poll.trains:
                 progress = pb.Progress(round=max(1, poll.applied + 1), step=step, tokens_per_second=27306.5)
                 request.progress.CopyFrom(progress)
-                lease = letters.lease_to_proto(Lease(1, len(self._numbers) // 2), 5 * TOKENS, 12_345_678)
+                lease = message_codec.lease_to_proto(Lease(1, len(self._numbers) // 2), 5 * TOKENS, 12_345_678)
                 request.lease.CopyFrom(lease)
             self._keep(key, "Poll", request)
         return self._known[key]
@@ -136,18 +136,18 @@ class Office:
         return [node for node in dict.fromkeys(told) if node in self._addresses]
 
     def _answer(self, message: pt.News | pt.Redirect, peer: str, is_old: bool, listed: Collection[str]) -> pb.PollReply:
-        contacts = letters.contacts_to_proto((node, self._addresses[node]) for node in sorted(listed))
+        contacts = message_codec.contacts_to_proto((node, self._addresses[node]) for node in sorted(listed))
         if isinstance(message, pt.Redirect):
-            redirect = letters.redirect_to_proto(replace(message, base=_record(message.base)))
+            redirect = message_codec.redirect_to_proto(replace(message, base=_record(message.base)))
             return pb.PollReply(redirect=redirect, contacts=contacts)
         if is_old:
-            reply = pb.PollReply(unchanged=letters.unchanged_to_proto(message))
+            reply = pb.PollReply(unchanged=message_codec.unchanged_to_proto(message))
         else:
             reply = pb.PollReply(news=self._news(message), contacts=contacts)
             parts = frozenset(range(len(self._numbers)))
-            reply.coverage.CopyFrom(letters.coverage_to_proto(Coverage(1, parts, frozenset())))
+            reply.coverage.CopyFrom(message_codec.coverage_to_proto(Coverage(1, parts, frozenset())))
         if peer in self._numbers:
-            reply.lease.CopyFrom(letters.lease_to_proto(Lease(1, len(self._numbers) // 2)))
+            reply.lease.CopyFrom(message_codec.lease_to_proto(Lease(1, len(self._numbers) // 2)))
         return reply
 
     def _news(self, message: pt.News) -> pb.News:
@@ -157,7 +157,7 @@ class Office:
             plan = self._cargo.plan(message.plan.round, _chain(message.plan.parent))
             places = tuple(replace(place, incarnation=_LIFE) for place in message.plan.places)
             news = replace(news, plan=replace(message.plan, parent=plan.parent, places=places))
-        text = letters.news_to_proto(news, plan)
+        text = message_codec.news_to_proto(news, plan)
         text.rules.CopyFrom(rules_to_proto(self._cargo.manifest.config))
         return text
 
@@ -175,16 +175,16 @@ class Office:
         match message:
             case pt.ShardDone(_, _, shard, result):
                 made = VOID if result.is_void else MadeShard(self.result(shard, result.included), 3.21, 10**8)
-                return letters.done_to_proto(message, made, None if result.is_void else self._members)
+                return message_codec.done_to_proto(message, made, None if result.is_void else self._members)
             case pt.Close():
-                return letters.close_to_proto(replace(message, parent=_chain(message.parent)), self._members)
+                return message_codec.close_to_proto(replace(message, parent=_chain(message.parent)), self._members)
         changes: dict[str, Any] = {}
         for name in ("base", "proposal"):
             if getattr(message, name, None) is not None:
                 changes[name] = _record(getattr(message, name))
         if getattr(message, "accepted", ""):
             changes["accepted"] = _chain(message.accepted)
-        return letters.tell_to_proto(replace(message, **changes))
+        return message_codec.tell_to_proto(replace(message, **changes))
 
     # --- what their shells send ---------------------------------------------------------------------------------------
 

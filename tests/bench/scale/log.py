@@ -1,12 +1,12 @@
-"""What a rehearsed leader tells people, and the voters that copy it, as runtime/node/relay.py does."""
+"""What a rehearsed leader tells people, and the voters that copy it, as node/events/log_relay.py does."""
 
 import hashlib
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tsr_swarm.node.events.log_relay import PACE_SECONDS
 from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.node import Node
-from tsr_swarm.runtime.node.relay import PACE_SECONDS
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.log import NEWEST, EventLog
 

@@ -12,9 +12,9 @@ from tests.bench.scale.costs import DIALABLE, Spread, spread
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
+from tsr_swarm.node.peer import JoinOptions, run_peer
 from tsr_swarm.process.shutdown import StopRequest
-from tsr_swarm.runtime.coordinator import CoordinateOptions, run_coordinator
-from tsr_swarm.runtime.peer import JoinOptions, run_peer
 from tsr_swarm.telemetry.events import (
     Event,
     PayloadReceived,

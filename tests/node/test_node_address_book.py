@@ -1,0 +1,204 @@
+"""Where others can be dialled: whatever anybody says, only what can be dialled is kept and told, and not for ever."""
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsr_swarm.discovery.addresses import is_loopback, is_unspecified, split_address
+from tsr_swarm.errors import ConfigError, PeerError, UnreachableError
+from tsr_swarm.node import address_book as module
+from tsr_swarm.node.address_book import MOST_CONTACTS, MOST_KEPT, AddressBook, Lines
+from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.transport.base import Caller
+from tsr_swarm.transport.server import serve
+from tsr_swarm.transport.tcp_info import KernelBytes
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+ME = "f" * 32
+HOSTS = ["127.0.0.1", "[::1]", "localhost", "0.0.0.0", "[::]", "10.0.0.7", "192.0.2.9", "[2001:db8::7]", "node.example"]
+CALLERS = ["127.0.0.1", "::1", "10.0.0.7", "192.0.2.9", "2001:db8::7"]
+
+names = st.integers(0, 5).map(lambda number: f"{number:032x}") | st.just(ME)
+addresses = (
+    st.builds(lambda host, port: f"{host}:{port}", st.sampled_from(HOSTS), st.sampled_from([0, 1, 7700, 65535, 70000]))
+    | st.sampled_from(["", "nothing", "a:b:c", "unix:1", "[::1]", ":7700", "host:7700 "])
+    | st.text(max_size=12)
+)
+said = st.tuples(st.sampled_from(CALLERS), st.lists(st.tuples(names, addresses), max_size=4))
+
+
+@given(story=st.lists(said, max_size=8), caller=st.sampled_from(CALLERS))
+def test_only_what_can_be_dialled_is_kept_and_told(story: list[tuple[str, list[tuple[str, str]]]], caller: str) -> None:
+    book = AddressBook(ME)
+    for host, contacts in story:
+        try:
+            book.hear_from(host, [pb.Contact(peer_id=name, address=address) for name, address in contacts])
+        except PeerError:
+            continue
+    everybody = [ME, *(f"{number:032x}" for number in range(6))]
+    assert book.address(ME) == "", "a node does not dial itself"
+    for address in book.addresses:
+        host, port = split_address(address)
+        assert port
+        assert not is_unspecified(host)
+    for address in book.seen_by(caller, everybody * 2).values():
+        host, _ = split_address(address)
+        assert is_loopback(caller) or not is_loopback(host), "nobody is told to dial its own loopback"
+
+
+@given(spoken=st.sampled_from(CALLERS), port=st.integers(1, 65535))
+def test_only_a_neighbour_can_say_that_somebody_is_on_loopback(spoken: str, port: int) -> None:
+    book = AddressBook(ME)
+    book.hear_from(spoken, [pb.Contact(peer_id="a" * 32, address=f"127.0.0.1:{port}")])
+    assert bool(book.address("a" * 32)) == is_loopback(spoken)
+
+
+def test_whoever_moves_is_found_at_the_new_place() -> None:
+    book = AddressBook(ME)
+    for address in ("192.0.2.1:1", "192.0.2.2:2", ""):
+        book.hear("a" * 32, address)
+    assert book.address("a" * 32) == "192.0.2.2:2", '"" says nothing'
+    assert book.addresses == ["192.0.2.2:2"]
+
+
+def test_the_book_is_full_at_some_time_and_then_forgets_who_was_silent_longest() -> None:
+    book = AddressBook(ME)
+    book.hear("a" * 32, "192.0.2.1:1")
+    for number in range(3 * MOST_CONTACTS):
+        book.hear(f"{number:032x}", "192.0.2.2:2")
+        if number % 500 == 0:
+            book.hear("a" * 32, "192.0.2.1:1")
+    assert len(book.addresses) == MOST_CONTACTS
+    assert book.address("a" * 32) == "192.0.2.1:1"
+    assert book.address(f"{0:032x}") == ""
+
+
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_restart_finds_whom_it_kept(tmp_path: Path) -> None:
+    before = AddressBook(ME, tmp_path / "contacts.json")
+    for number in range(2 * MOST_KEPT):
+        before.hear(f"{number:032x}", f"192.0.2.1:{number + 1}")
+    before.keep([f"{number:032x}" for number in range(2 * MOST_KEPT)])
+    after = AddressBook(ME, tmp_path / "contacts.json")
+    after.load()
+    assert len(after.addresses) == MOST_KEPT
+    assert after.address(f"{7:032x}") == "192.0.2.1:8"
+
+
+def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
+    """It is asked for after every event."""
+    path = tmp_path / "contacts.json"
+    book = AddressBook(ME, path)
+    book.keep(["a" * 32])
+    assert not path.exists(), "nobody is known"
+    book.hear("a" * 32, "192.0.2.1:1")
+    book.keep(["a" * 32, "b" * 32])
+    first = os.stat(path).st_ino
+    book.hear("c" * 32, "192.0.2.3:1")
+    book.keep(["b" * 32, "a" * 32])
+    assert os.stat(path).st_ino == first
+    book.hear("a" * 32, "192.0.2.1:2")
+    book.keep(["a" * 32])
+    assert json.loads(path.read_text())["contacts"] == {"a" * 32: "192.0.2.1:2"}
+
+
+def test_what_was_kept_of_a_run_that_was_met_elsewhere_is_left(tmp_path: Path) -> None:
+    """Else a peer could join its former run while the coordinator that was named is away."""
+    before = AddressBook(ME, tmp_path / "contacts.json")
+    before.load("192.0.2.7:7700")
+    before.hear("a" * 32, "192.0.2.1:1")
+    before.keep(["a" * 32])
+    for met, found in (("192.0.2.7:7700", ["192.0.2.1:1"]), ("192.0.2.8:7700", [])):
+        after = AddressBook(ME, tmp_path / "contacts.json")
+        after.load(met)
+        assert after.addresses == found
+
+
+@pytest.mark.parametrize(
+    "contacts",
+    [
+        b"[]",
+        b"7",
+        b'{"not a name": "192.0.2.1:1"}',
+        b'{"' + b"a" * 32 + b'": 7}',
+        b'{"' + b"a" * 32 + b'": null}',
+        b'{"' + b"a" * 32 + b'": "nowhere"}',
+        b'{"' + b"a" * 32 + b'": "0.0.0.0:7700"}',
+        b'{"' + b"a" * 32 + b'": {"host": "192.0.2.1"}}',
+        b"[" * 100_000,
+    ],
+)
+@pytest.mark.parametrize("around", [b"%b", b'{"met": ""}%b', b'{"met": "", "contacts": %b}', b"\xff\xfe%b", b""])
+def test_a_damaged_file_is_as_good_as_none(contacts: bytes, around: bytes, tmp_path: Path) -> None:
+    (tmp_path / "contacts.json").write_bytes(around % contacts if around else b"")
+    book = AddressBook(ME, tmp_path / "contacts.json")
+    book.load()
+    assert book.addresses == []
+    assert book.seen_by("192.0.2.9", ["a" * 32]) == {}
+
+
+def test_a_disk_that_refuses_costs_a_hint_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    book = AddressBook(ME, tmp_path / "file" / "contacts.json")
+    book.load()
+    book.hear("a" * 32, "192.0.2.1:1")
+    book.keep(["a" * 32])
+    assert book.address("a" * 32)
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+
+class Listed:
+    """Says who takes part; no more is asked of it."""
+
+    async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
+        return pb.ListPeersReply()
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[tuple[AddressBook, Lines, str]]:
+    handler = Listed()
+    book = AddressBook(ME)
+    async with (
+        Lines(book, ByteLedger(), KernelBytes([])) as lines,
+        serve(handler, "127.0.0.1:0", ByteLedger(), stop_seconds=0.1) as port,  # type: ignore[arg-type]
+    ):
+        yield book, lines, f"127.0.0.1:{port}"
+
+
+async def test_a_line_is_kept_and_follows_its_node_to_another_address() -> None:
+    async with listening() as (book, lines, address):
+        with pytest.raises(UnreachableError, match="Nobody has said where peer aaaaaaaa can be dialled"):
+            await lines.to("a" * 32)
+        book.hear("a" * 32, "127.0.0.1:1")
+        elsewhere = await lines.to("a" * 32)
+        book.hear("a" * 32, address)
+        line = await lines.to("a" * 32)
+        assert line is not elsewhere
+        assert await lines.to("a" * 32) is line
+        await line.list_peers(pb.ListPeersRequest())
+        with pytest.raises(ConfigError, match="not an address"):
+            await lines.at("nowhere")
+
+
+async def test_lines_to_places_that_nobody_calls_any_more_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who says every minute that it has moved would cost a connection each time."""
+    monkeypatch.setattr(module, "MOST_LINES", 2)
+    async with listening() as (_, lines, address):
+        first = await lines.at(address)
+        second = await lines.at("127.0.0.1:1")
+        assert await lines.at(address) is first
+        await lines.at("127.0.0.1:2")
+        await first.list_peers(pb.ListPeersRequest())
+        with pytest.raises(UnreachableError, match="closed"):
+            await second.list_peers(pb.ListPeersRequest())
+        assert await lines.at("127.0.0.1:1") is not second

@@ -1,0 +1,165 @@
+"""Headers of rounds that are on their way, given as soon as they are here, and to whom."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from published_rounds import History, make_history
+from steady import steady
+
+from tsr_swarm.config.manifest import make_manifest
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.errors import RefusedError
+from tsr_swarm.node import donor as giving
+from tsr_swarm.node.contribution_store import Bench
+from tsr_swarm.node.donor import Giving
+from tsr_swarm.node.headers import KEPT, Headers
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.givers import BRANCHES, header_givers
+from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.storage.run_folder import fresh_consensus
+from tsr_swarm.storage.state_store import Donor
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+ME, OTHER_MAKER, PEER = "1" * 32, "2" * 32, "3" * 32
+SHAPES = {"a.weight": (40, 30), "norm.weight": (30,)}
+
+
+@pytest.fixture(scope="module")
+def history() -> History:
+    manifest = make_manifest("run", RunConfig(optimizer=steady(rank=4, embedding_rank=4)), SHAPES)
+    torch.manual_seed(0)
+    return make_history(
+        manifest, fresh_consensus(manifest, {name: torch.randn(shape) for name, shape in SHAPES.items()}), KEPT + 2
+    )
+
+
+class Stand:
+    """A node that gives, and has been told who makes the shards of every round."""
+
+    def __init__(self, folder: Path, history: History, makers: Sequence[str] = (ME, OTHER_MAKER)) -> None:
+        log = DeltaLog(folder / "published", 1 << 24)
+        log.open()
+        donor = Donor(history.manifest, folder / "states", log)
+        donor.open()
+        self.history, self.log, self.headers = history, log, Headers()
+        bench = Bench(history.manifest, {})
+        self.giving = Giving(ME, donor, bench, self.headers, lambda round: makers, self._freeze, pytest.fail)
+
+    def _freeze(self) -> tuple[Consensus, Record]:
+        raise AssertionError("no state is asked for")
+
+    def request(self, peer: str, round: int = 1, header_only: bool = True) -> pb.FetchPublishedRequest:
+        chain = self.history.at(round).header.chain
+        return pb.FetchPublishedRequest(peer_id=peer, round=round, chain=chain, header_only=header_only)
+
+
+async def test_a_header_is_given_as_soon_as_it_is_here_before_any_shard_is(tmp_path: Path, history: History) -> None:
+    stand = Stand(tmp_path, history)
+    asked = asyncio.create_task(stand.giving.fetch_published(stand.request(PEER)))
+    another = asyncio.create_task(stand.giving.fetch_published(stand.request(PEER)))
+    await asyncio.sleep(0)
+    stand.headers.keep(history.message(2))
+    stand.headers.keep(history.message(1))
+    for answer in await asyncio.gather(asked, another, stand.giving.fetch_published(stand.request(OTHER_MAKER))):
+        assert answer == (history.message(1), b"")
+
+
+async def test_those_that_make_shards_wait_where_they_are_to_have_the_header_from(
+    tmp_path: Path, history: History
+) -> None:
+    makers = [ME, *(f"{number:032x}" for number in range(BRANCHES * 3))]
+    stand = Stand(tmp_path, history, makers)
+    chain = history.at(1).header.chain.hex()
+    below = [maker for maker in makers if ME in header_givers(maker, chain, makers)]
+    for maker in makers:
+        asked = asyncio.create_task(stand.giving.fetch_published(stand.request(maker)))
+        if maker in below:
+            continue
+        with pytest.raises(RefusedError, match="Round 1 is not kept here"):
+            await asked
+    waiting = [stand.giving.fetch_published(stand.request(maker)) for maker in below]
+    stand.headers.keep(history.message(1))
+    assert await asyncio.gather(*waiting) == [(history.message(1), b"")] * len(below)
+
+
+async def test_a_header_that_does_not_come_in_time_is_refused(
+    tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(giving, "HEADER_SECONDS", 0.01)
+    stand = Stand(tmp_path, history)
+    with pytest.raises(RefusedError, match="Round 1 is not kept here"):
+        await stand.giving.fetch_published(stand.request(PEER))
+
+
+async def test_a_round_that_came_whole_while_its_header_was_waited_for_is_given(
+    tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(giving, "HEADER_SECONDS", 0.01)
+    stand = Stand(tmp_path, history)
+
+    class Waits(Headers):
+        async def get(self, round: int, chain: bytes, seconds: float = 0.0) -> pb.PublishedHeader | None:
+            found = await super().get(round, chain, seconds)
+            if seconds:
+                stand.log.store(history.message(1), history.at(1).data)
+            return found
+
+    stand.giving._headers = Waits()
+    assert await stand.giving.fetch_published(stand.request(PEER)) == (history.message(1), b"")
+
+
+@pytest.mark.parametrize("what", ["makes shards too", "this node makes none", "all of it", "no hash"])
+async def test_nobody_else_waits_for_a_round(
+    tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(giving, "HEADER_SECONDS", 1e6)
+    stand = Stand(tmp_path, history, [OTHER_MAKER] if what == "this node makes none" else [ME, OTHER_MAKER])
+    request = stand.request(OTHER_MAKER if what == "makes shards too" else PEER, header_only=what != "all of it")
+    if what == "no hash":
+        request.chain = b""
+    with pytest.raises(RefusedError, match="Round 1 is not kept here"):
+        await stand.giving.fetch_published(request)
+
+
+async def test_what_is_on_disk_is_given_whole_and_a_header_never_in_its_place(tmp_path: Path, history: History) -> None:
+    stand = Stand(tmp_path, history)
+    stand.headers.keep(history.message(1))
+    with pytest.raises(RefusedError):
+        await stand.giving.fetch_published(stand.request(PEER, header_only=False))
+    stand.log.store(history.message(1), history.at(1).data)
+    whole = await stand.giving.fetch_published(stand.request(PEER, header_only=False))
+    assert whole == (history.message(1), history.at(1).data)
+
+
+async def test_of_a_round_on_disk_only_the_header_is_read_for_who_wants_no_more(
+    tmp_path: Path, history: History
+) -> None:
+    stand = Stand(tmp_path, history)
+    stand.log.store(history.message(1), history.at(1).data)
+    (file,) = stand.log.folder.iterdir()
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size - len(history.at(1).data))
+    assert await stand.giving.fetch_published(stand.request(PEER)) == (history.message(1), b"")
+
+
+async def test_a_header_that_is_kept_again_is_the_newest(history: History) -> None:
+    headers = Headers()
+    for round in (1, *range(2, KEPT + 1), 1, KEPT + 1):
+        headers.keep(history.message(round))
+    chains = {round: history.at(round).header.chain for round in range(1, KEPT + 2)}
+    found = [round for round, chain in chains.items() if await headers.get(round, chain) is not None]
+    assert found == [1, *range(3, KEPT + 2)]
+
+
+async def test_only_the_newest_headers_are_kept_each_of_its_own_round(history: History) -> None:
+    headers = Headers()
+    for round in range(1, KEPT + 3):
+        headers.keep(history.message(round))
+    chains = {round: history.at(round).header.chain for round in range(1, KEPT + 3)}
+    found = [round for round, chain in chains.items() if await headers.get(round, chain) is not None]
+    assert found == list(range(3, KEPT + 3))
+    assert await headers.get(3, chains[4]) is None

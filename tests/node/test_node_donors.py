@@ -1,0 +1,296 @@
+"""Peers that can be dialled give states and rounds to others, while everybody goes on training."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from swarm_rig import Member, Swarm, run_swarm, tiny_config
+
+from tsr_swarm.config.manifest import PROTOCOL_VERSION, decode_manifest
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
+from tsr_swarm.node.peer import JoinOptions, run_peer
+from tsr_swarm.node.service import NodeService
+from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.storage import state_file
+from tsr_swarm.storage.state_file import StateAssembly
+from tsr_swarm.storage.state_store import KEPT_STATES
+from tsr_swarm.telemetry import events as ev
+from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.transport.base import Caller
+from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+LISTEN = "127.0.0.1:0"
+OnEvent = Callable[[Swarm, ev.Event], None]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[pb.FetchStateRequest | pb.FetchPublishedRequest]:
+    """States of many chunks, and what the coordinator was asked for."""
+    monkeypatch.setattr(state_file, "CHUNK_BYTES", 4096)
+    seen: list[pb.FetchStateRequest | pb.FetchPublishedRequest] = []
+    for name in ("fetch_state", "fetch_published"):
+        original = getattr(NodeService, name)
+
+        async def answer(self: NodeService, request: Any, caller: Caller, original: Any = original) -> Any:
+            if self._at.node.me == self._at.node.first:
+                seen.append(request)
+            return await original(self, request, caller)
+
+        monkeypatch.setattr(NodeService, name, answer)
+    return seen
+
+
+def opens(event: ev.Event, round: int) -> bool:
+    return isinstance(event, ev.RoundOpened) and event.round == round
+
+
+def restless(folder: Path, **changes: dict[str, object]) -> RunConfig:
+    """A run that goes on by itself, whoever is away, until somebody ends it."""
+    sections: dict[str, dict[str, object]] = {"run": {"rounds": 500, "min_peers": 3}, "round": {"floor_seconds": 0.4}}
+    return tiny_config(folder, **{**sections, **changes})
+
+
+async def with_donors(folder: Path, config: RunConfig, on_event: OnEvent) -> Swarm:
+    """A coordinator and three peers that can be dialled, until ``end`` is called."""
+    swarm = Swarm(folder, config, on_event)
+    await swarm.start_coordinator()
+    for number in (1, 2, 3):
+        swarm.start_peer(number, listen=LISTEN)
+    await swarm.finish()
+    return swarm
+
+
+def end(swarm: Swarm) -> None:
+    for member in swarm.members:
+        member.stop.demand()
+
+
+def end_when_applied(swarm: Swarm, event: ev.Event, name: str, after: int = 0) -> None:
+    if isinstance(event, ev.DigestReported) and event.name == name and event.round > after:
+        end(swarm)
+
+
+def state_of(member: Member) -> ev.StateReceived:
+    (received,) = [event for event in member.events if isinstance(event, ev.StateReceived)]
+    return received
+
+
+def warnings_of(member: Member) -> list[str]:
+    return [event.message for event in member.events if isinstance(event, ev.Warned)]
+
+
+def address_of(swarm: Swarm, name: str) -> str:
+    (joined,) = [event for event in swarm.of(ev.PeerJoined) if event.name == name]
+    assert isinstance(joined, ev.PeerJoined)
+    return joined.address
+
+
+def agrees(swarm: Swarm) -> bool:
+    return all(len(digests) == 1 for digests in swarm.digests().values())
+
+
+async def test_a_joiner_gets_state_and_rounds_from_three_donors_and_the_coordinator_gives_none(
+    tmp_path: Path, calls: list[Any]
+) -> None:
+    def watch(swarm: Swarm, event: ev.Event) -> None:
+        if opens(event, 8):
+            calls.clear()
+            swarm.start_peer(4)
+        end_when_applied(swarm, event, "peer-4")
+
+    swarm = await with_donors(tmp_path, restless(tmp_path), watch)
+    received = state_of(swarm.peers[4])
+    assert received.round % 5 == 0
+    assert received.round >= 5
+    assert received.donors == 3
+    assert agrees(swarm)
+    assert not [call for call in calls if isinstance(call, pb.FetchStateRequest)]
+    assert warnings_of(swarm.peers[4]) == []
+
+
+async def test_donors_and_coordinator_go_on_while_a_state_is_fetched(
+    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The joiner's disk is held until two rounds have closed."""
+    go_on, held_at, check = threading.Event(), [0], StateAssembly.check
+
+    def hold(self: StateAssembly, chunk: pb.StateChunk) -> None:
+        if "peer-4" in str(self.path):
+            assert go_on.wait(60)
+        check(self, chunk)
+
+    def watch(swarm: Swarm, event: ev.Event) -> None:
+        if opens(event, 6):
+            swarm.start_peer(4)
+        if isinstance(event, ev.PeerJoined) and event.name == "peer-4":
+            held_at[0] = max(closed.round for closed in swarm.closed())
+        if held_at[0] and isinstance(event, ev.RoundClosed) and event.round == held_at[0] + 3:
+            assert event.included == 3
+            go_on.set()
+        end_when_applied(swarm, event, "peer-4")
+
+    monkeypatch.setattr(StateAssembly, "check", hold)
+    swarm = await with_donors(tmp_path, restless(tmp_path), watch)
+    assert state_of(swarm.peers[4]).donors >= 1
+    assert agrees(swarm)
+
+
+async def test_a_joiner_that_is_restarted_in_the_middle_fetches_only_the_rest(
+    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first process ends with ten chunks; meanwhile a newer state is served, and the begun one is still kept."""
+    taken: list[tuple[StateAssembly, int]] = []
+    swarms: list[Swarm] = []
+    take = StateAssembly.take
+
+    def count(self: StateAssembly, index: int) -> None:
+        take(self, index)
+        if "peer-4" in str(self.path):
+            taken.append((self, index))
+            if len(taken) == 10:
+                swarms[0].peers[4].stop.demand()
+
+    def watch(swarm: Swarm, event: ev.Event) -> None:
+        swarms[:] = [swarm]
+        if opens(event, 8):
+            swarm.start_peer(4)
+        is_gone = len(taken) >= 10 and swarm.peers[4].task.done() and not swarm.former
+        if is_gone and isinstance(event, ev.RoundOpened) and event.round >= 12:
+            swarm.start_peer(4)
+        end_when_applied(swarm, event, "peer-4")
+
+    monkeypatch.setattr(StateAssembly, "take", count)
+    swarm = await with_donors(tmp_path, restless(tmp_path), watch)
+    received = state_of(swarm.peers[4])
+    assert received.round == 5
+    assert received.found_bytes >= 9 * 4096
+    total, found = (-(-count // 4096) for count in (received.bytes, received.found_bytes))
+    before, after = ({index for assembly, index in taken if assembly is taken[which][0]} for which in (0, -1))
+    assert len(after) == total - found
+    assert not before & after
+    assert agrees(swarm)
+
+
+async def run_with_an_absence(folder: Path, config: RunConfig, calls: list[Any], seen: OnEvent | None = None) -> Swarm:
+    """peer-3 leaves in round 3 and comes back, with its own checkpoint, in round 8; ends when it is up to date."""
+    back = [0]
+
+    def watch(swarm: Swarm, event: ev.Event) -> None:
+        if seen is not None:
+            seen(swarm, event)
+        if opens(event, 3):
+            swarm.peers[3].stop.request()
+        if isinstance(event, ev.RoundOpened) and event.round >= 8 and not back[0]:
+            assert swarm.peers[3].task.done()
+            back[0] = event.round
+            calls.clear()
+            swarm.start_peer(3, resume=True)
+        end_when_applied(swarm, event, "peer-3", after=back[0] or 10**9)
+
+    return await with_donors(folder, config, watch)
+
+
+def rounds_asked_of_the_coordinator(calls: list[Any], swarm: Swarm, name: str) -> list[int]:
+    (peer,) = {event.peer for event in swarm.of(ev.PeerJoined) if event.name == name}
+    return [call.round for call in calls if isinstance(call, pb.FetchPublishedRequest) and call.peer_id == peer]
+
+
+async def test_a_peer_that_missed_rounds_replays_them_from_donors(tmp_path: Path, calls: list[Any]) -> None:
+    swarm = await run_with_an_absence(tmp_path, restless(tmp_path, run={"rounds": 500, "min_peers": 2}), calls)
+    member = swarm.peers[3]
+    assert not [event for event in member.events if isinstance(event, ev.StateReceived)]
+    choice = next(event for event in member.events if isinstance(event, ev.CatchingUp))
+    assert not choice.takes_state
+    assert choice.missed >= 4
+    assert "instead of" in choice.reason
+    assert agrees(swarm)
+    applied = [event.round for event in member.events if isinstance(event, ev.RoundApplied)]
+    assert applied == list(range(applied[0], applied[-1] + 1))
+    asked = rounds_asked_of_the_coordinator(calls, swarm, "peer-3")
+    assert not set(asked) & set(applied[:4]), "what it missed came from donors"
+
+
+async def test_without_donors_a_late_joiner_gets_all_from_the_coordinator(tmp_path: Path, calls: list[Any]) -> None:
+    def watch(swarm: Swarm, event: ev.Event) -> None:
+        if opens(event, 7):
+            swarm.start_peer(4)
+        end_when_applied(swarm, event, "peer-4")
+
+    swarm = Swarm(tmp_path, restless(tmp_path), watch)
+    await swarm.start_coordinator()
+    for number in (1, 2, 3):
+        swarm.start_peer(number)
+    await swarm.finish()
+    assert state_of(swarm.peers[4]).donors == 1
+    assert agrees(swarm)
+    assert len(list((tmp_path / "coordinator" / "states").iterdir())) <= KEPT_STATES
+    assert list((tmp_path / "peer-1").glob("run-*/states/*")) == []
+    assert not [event for event in swarm.peers[4].events if isinstance(event, ev.CatchingUp)]
+
+
+# --- one donor by itself --------------------------------------------------------------------------------------------
+
+
+async def test_a_peer_refuses_what_only_the_leader_does_and_says_who_leads(tmp_path: Path) -> None:
+    """peer-1 can be dialled, and the coordinator leads."""
+    asked: list[asyncio.Task[None]] = []
+
+    async def ask(swarm: Swarm) -> None:
+        async with SwarmClient(address_of(swarm, "peer-1"), ByteLedger()) as client:
+            hello = await client.hello(pb.HelloRequest(protocol=PROTOCOL_VERSION))
+            assert hello.peer_id == swarm.peer_id(1)
+            assert hello.first != hello.peer_id
+            digest = bytes.fromhex(decode_manifest(hello.manifest).digest)
+            with pytest.raises(RefusedError, match="protocol 99"):
+                await client.hello(pb.HelloRequest(protocol=99))
+            me = "e" * 32
+            refused = (
+                client.join(pb.JoinRequest(manifest_digest=digest, peer_id=me, name="e", local_space="core")),
+                client.list_peers(pb.ListPeersRequest(manifest_digest=digest)),
+                client.report(pb.ReportRequest(peer_id=me, round=1, digest=b"d" * 32)),
+            )
+            for call in refused:
+                with pytest.raises(UnreachableError, match="does not lead; ask it who does"):
+                    await call
+            reply = await client.poll(pb.PollRequest(manifest_digest=digest, peer_id=me, incarnation=1, number=1))
+            assert reply.redirect.leader == hello.first
+            assert {contact.peer_id for contact in reply.contacts} >= {hello.first, hello.peer_id}
+            with pytest.raises(PeerError):
+                await client.submit(pb.Envelope(), b"")
+            with pytest.raises(RefusedError, match="another run"):
+                await client.describe_state(pb.DescribeStateRequest(manifest_digest=b"x" * 32))
+            with pytest.raises(RefusedError, match="state of round 500 is not kept here"):
+                await anext(client.fetch_state(pb.FetchStateRequest(round=500)))
+            with pytest.raises(RefusedError, match="Round 500 is not kept here"):
+                await client.fetch_published(pb.FetchPublishedRequest(round=500), 10)
+
+    def watch(swarm: Swarm, event: ev.Event) -> None:
+        if opens(event, 2):
+            asked.append(asyncio.create_task(ask(swarm)))
+
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path), peers=3, on_event=watch, listening=1)
+    await asyncio.gather(*asked)
+    assert len(asked) == 1
+    assert [event.included for event in swarm.closed()] == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("listen", "announce", "says"), [("192.0.2.7:1", None, "add --insecure"), ("0.0.0.0:1", None, "add --insecure")]
+)
+async def test_a_peer_too_listens_to_the_world_only_with_a_word_of_consent(
+    listen: str, announce: str | None, says: str
+) -> None:
+    options = JoinOptions(coordinator="127.0.0.1:9", listen=listen, announce=announce, use_dht=False)
+    with pytest.raises(ConfigError, match=says):
+        await run_peer(options, lambda event: None, StopRequest())
+
+
+async def test_a_peer_that_listens_everywhere_has_to_say_where_it_is_found() -> None:
+    options = JoinOptions(coordinator="127.0.0.1:9", listen="0.0.0.0:1", insecure=True, use_dht=False)
+    with pytest.raises(ConfigError, match="--announce"):
+        await run_peer(options, lambda event: None, StopRequest())

@@ -1,0 +1,190 @@
+"""Before a peer is known to anybody: whom it waits for, and what it finds out about itself."""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from swarm_rig import DEADLINE_SECONDS, Member, Swarm, tiny_config
+
+from tsr_swarm.config.run import DataConfig
+from tsr_swarm.errors import ConfigError, RefusedError, RunError, SwarmError
+from tsr_swarm.node.shared_data import absolute_source, advise_organiser
+from tsr_swarm.node.workspace import Workshop
+from tsr_swarm.telemetry.events import Left, PeerJoined, PeerLeft, StateReceived, Warned
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+async def failure_of(member: Member) -> SwarmError:
+    with pytest.raises(SwarmError) as caught:
+        await asyncio.wait_for(member.task, DEADLINE_SECONDS)
+    return caught.value
+
+
+def is_waiting(member: Member) -> bool:
+    return any(isinstance(event, Warned) and "Trying again for" in event.message for event in member.events)
+
+
+async def test_a_peer_that_comes_first_waits_for_its_coordinator(tmp_path: Path) -> None:
+    address = free_address()
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1, "min_peers": 1}))
+    peer = swarm.start_peer(1, at=address, wait=DEADLINE_SECONDS)
+    await swarm.until(lambda: is_waiting(peer))
+    await swarm.start_coordinator(listen=address)
+    await swarm.finish()
+    assert swarm.finished().rounds == 1
+    assert isinstance(peer.events[-1], Left)
+
+
+async def test_a_peer_that_waits_can_be_asked_to_leave(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    peer = swarm.start_peer(1, at=free_address(), wait=1e6)
+    await swarm.until(lambda: is_waiting(peer))
+    peer.stop.request()
+    await asyncio.wait_for(peer.task, DEADLINE_SECONDS)
+    assert len(peer.events) == 1
+
+
+async def test_a_coordinator_that_refuses_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    await swarm.start_coordinator()
+    monkeypatch.setattr("tsr_swarm.node.handshake.PROTOCOL_VERSION", 999)
+    peer = swarm.start_peer(1, wait=1e6)
+    assert isinstance(await failure_of(peer), RefusedError)
+    assert not peer.events
+    await end(swarm)
+
+
+async def end(swarm: Swarm) -> None:
+    assert swarm.coordinator is not None
+    swarm.coordinator.stop.demand()
+    await asyncio.wait_for(swarm.coordinator.task, DEADLINE_SECONDS)
+
+
+async def refused(swarm: Swarm, member: Member) -> str:
+    """Why a peer gave up, once it is sure that nobody has heard of it."""
+    failure = await failure_of(member)
+    await end(swarm)
+    assert not swarm.of(PeerJoined)
+    return f"{failure.exit_code} {failure}"
+
+
+async def test_text_of_its_own_is_looked_at_before_anybody_is_called(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for data, says in ((tmp_path / "nowhere", "does not exist"), (empty, "holds 0 bytes of text")):
+        failure = await failure_of(swarm.start_peer(1, at="127.0.0.1:1", data=(data,)))
+        assert isinstance(failure, ConfigError)
+        assert says in str(failure)
+
+
+async def test_text_of_its_own_that_is_too_short_is_refused_before_it_joins(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    await swarm.start_coordinator()
+    short = tmp_path / "short.txt"
+    short.write_text("short")
+    failure = await refused(swarm, swarm.start_peer(1, data=(short,)))
+    assert failure.startswith("78 ")
+    assert "fewer than the 17 of one sequence" in failure
+
+
+async def test_an_organisers_path_that_is_not_here_is_said_before_it_joins(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    await swarm.start_coordinator()
+    (tmp_path / "text").rename(tmp_path / "elsewhere")
+    failure = await refused(swarm, swarm.start_peer(1))
+    assert failure.startswith("78 This run trains on text that its organiser names by path, and there is no ")
+    assert repr(str(tmp_path / "text")) in failure
+    assert "--data PATH" in failure
+
+
+async def test_a_peer_with_text_of_its_own_needs_none_of_the_organisers(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1, "min_peers": 1}))
+    await swarm.start_coordinator()
+    (tmp_path / "text").rename(tmp_path / "own")
+    swarm.start_peer(1, data=(tmp_path / "own",))
+    await swarm.finish()
+    assert swarm.finished().rounds == 1
+
+
+async def test_a_checkpoint_of_another_run_is_refused_before_it_joins(tmp_path: Path) -> None:
+    first = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1, "min_peers": 1}))
+    await first.start_coordinator()
+    first.start_peer(1)
+    await first.finish()
+    second = Swarm(tmp_path, tiny_config(tmp_path, checkpoint={"dir": str(tmp_path / "second")}))
+    await second.start_coordinator()
+    assert "is of another run" in await refused(second, second.start_peer(1, resume=True))
+
+
+async def test_a_port_that_is_taken_is_said_before_anybody_is_called(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = f"127.0.0.1:{server.getsockname()[1]}"
+        failure = await failure_of(swarm.start_peer(1, at="127.0.0.1:1", wait=1e6, listen=taken))
+    assert "the port is in use" in str(failure)
+
+
+async def test_a_peer_that_fails_after_it_has_joined_says_goodbye(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(workshop: Workshop, consensus: object) -> None:
+        raise RunError("There is no room for the model.")
+
+    monkeypatch.setattr(Workshop, "trainer", fail)
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    await swarm.start_coordinator()
+    peer = swarm.start_peer(1)
+    assert str(await failure_of(peer)) == "There is no room for the model."
+    del swarm.peers[1]  # its failure has been seen
+    await swarm.until(lambda: bool(swarm.of(PeerLeft)))
+    await end(swarm)
+    [joined], [left] = swarm.of(PeerJoined), swarm.of(PeerLeft)
+    assert (left.peer, left.reason) == (joined.peer, "it failed")
+    assert not [event for event in peer.events if isinstance(event, StateReceived)]
+
+
+@pytest.mark.parametrize(
+    ("source", "listen", "says"),
+    [
+        ("stdlib", "0.0.0.0:1", None),
+        ("/srv/text", "127.0.0.1:1", None),
+        ("text", "127.0.0.1:1", "data.source = 'text' is relative"),
+        ("/srv/text", "0.0.0.0:1", "data.source = '/srv/text' is a path and no text is sent"),
+        (("/srv/a", "b"), "[::1]:1", "data.source = '/srv/a', 'b' is relative"),
+        (("/srv/a", "/srv/b"), "swarm.example.org:1", "'/srv/a', '/srv/b' is a path"),
+    ],
+)
+def test_an_organiser_is_told_where_volunteers_will_not_find_the_data(
+    source: str | tuple[str, ...], listen: str, says: str | None
+) -> None:
+    advice = advise_organiser(DataConfig(source=source), listen)
+    assert (advice is None) == (says is None)
+    if advice is not None and says is not None:
+        assert says in advice
+        assert "--data PATH" in advice
+
+
+async def test_a_coordinator_whose_data_others_may_not_find_says_so_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_config(tmp_path)  # writes the text
+    monkeypatch.chdir(tmp_path)
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, data={"source": "text"}))
+    await swarm.start_coordinator()
+    await swarm.until(lambda: any("data.source = 'text'" in event.message for event in swarm.of(Warned)))
+    await end(swarm)
+
+
+def test_a_source_is_made_absolute_unless_it_is_no_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert absolute_source("stdlib") == "stdlib"
+    assert absolute_source("text") == os.path.join(tmp_path, "text")
+    assert absolute_source(("~/text", "/b")) == ("/home/ann/text", "/b")

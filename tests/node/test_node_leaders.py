@@ -1,0 +1,277 @@
+"""Whole swarms whose leader goes: the rounds go on, or the run waits and says so, and all weights stay the same."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from swarm_rig import Kind, Member, Swarm, tiny_config
+
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.node import coordinator, volunteer
+from tsr_swarm.node.events import log_relay
+from tsr_swarm.rounds import following, leading, voting
+from tsr_swarm.telemetry import events as ev
+from tsr_swarm.telemetry.log import read_recording
+
+LISTEN = "127.0.0.1:0"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All waits in proportion, a quarter of what they are: nodes in one process are never far away."""
+    for module, name in (
+        (voting, "SILENCE_SECONDS"),
+        (voting, "BEAT_SECONDS"),
+        (following, "RETRY_SECONDS"),
+        (leading, "SETTLE_SECONDS"),
+        (log_relay, "PACE_SECONDS"),
+        (coordinator, "LINGER_SECONDS"),
+        (volunteer, "LINGER_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name) / 4)
+
+
+def sharded(folder: Path, rounds: int, min_peers: int) -> RunConfig:
+    """A round waits for everybody: nobody's work is left out because a machine was busy."""
+    return tiny_config(
+        folder, run={"rounds": rounds, "min_peers": min_peers}, round={"floor_seconds": 30.0, "shards": 3}
+    )
+
+
+async def started(swarm: Swarm, dialable: int, client_only: int) -> Swarm:
+    """Numbered from 1: those that can be dialled, then those that cannot."""
+    await swarm.start_coordinator()
+    for number in range(1, dialable + client_only + 1):
+        swarm.start_peer(number, listen=LISTEN if number <= dialable else None)
+    return swarm
+
+
+async def ended(swarm: Swarm, *gone: Member) -> None:
+    """Every process but these has come to the run's end, and these to theirs."""
+    for member in gone:
+        await asyncio.wait({member.task})
+    await swarm.finish()
+
+
+def number_of(name: str) -> int:
+    return int(name.removeprefix("peer-"))
+
+
+def applied(member: Member) -> list[ev.RoundApplied]:
+    return [event for event in member.events if isinstance(event, ev.RoundApplied)]
+
+
+def told(swarm: Swarm, kind: type[Kind]) -> list[Kind]:
+    """What anybody said, as often as it was said."""
+    members = {id(member.events): member.events for member in [*swarm.members, *swarm.former]}
+    return [event for events in members.values() for event in events if isinstance(event, kind)]
+
+
+def leaders_after(swarm: Swarm, member: Member) -> set[str]:
+    """Who was said to lead once ``member`` did not any more."""
+    before = max((event.term for event in member.events if isinstance(event, ev.LeaderChanged)), default=0)
+    return {event.name for event in told(swarm, ev.LeaderChanged) if event.term > before}
+
+
+def check(swarm: Swarm, rounds: int, *whole: int, void: int = 0) -> None:
+    """One history up to the last round; peers ``whole`` are in every round of it, but for as many as were ``void``."""
+    digests = swarm.digests()
+    assert sorted(digests) == list(range(1, rounds + 1))
+    assert all(len(seen) == 1 for seen in digests.values())
+    assert len({event.round for event in told(swarm, ev.RoundVoid)}) <= void
+    for number in whole:
+        mine = applied(swarm.peers[number])
+        assert [event.round for event in mine] == list(range(1, rounds + 1))
+        assert sum(not event.included for event in mine) <= void
+
+
+def in_phase(event: ev.Event, round: int, phase: str) -> bool:
+    return isinstance(event, ev.PhaseChanged) and (event.round, event.phase) == (round, phase)
+
+
+@pytest.mark.parametrize("phase", ["train", "exchange", "commit", "apply"])
+async def test_the_coordinator_dies_in_any_phase_and_a_volunteer_leads_on(tmp_path: Path, phase: str) -> None:
+    """Nobody has to do anything, and no more than the open round is lost."""
+
+    def die(swarm: Swarm, event: ev.Event) -> None:
+        if in_phase(event, 3, phase) and swarm.coordinator is not None:
+            swarm.coordinator.stop.demand()
+
+    swarm = await started(Swarm(tmp_path, sharded(tmp_path, rounds=6, min_peers=4), die), dialable=3, client_only=1)
+    assert swarm.coordinator is not None
+    await ended(swarm, swarm.coordinator)
+    assert max(event.round for event in swarm.closed()) <= 3
+    check(swarm, 6, 1, 2, 3, 4, void=1)
+    assert leaders_after(swarm, swarm.coordinator) <= {"peer-1", "peer-2", "peer-3"}
+    assert leaders_after(swarm, swarm.coordinator)
+    for member in swarm.peers.values():
+        assert isinstance(member.events[-1], ev.Left)
+        assert member.events[-1].reason == "the run has finished"
+
+
+async def test_with_too_few_voters_the_run_says_that_it_waits_and_goes_on_with_its_coordinator(tmp_path: Path) -> None:
+    """One that can be dialled makes no majority of its own: it might be cut off, and others lead."""
+
+    def die(swarm: Swarm, event: ev.Event) -> None:
+        if in_phase(event, 3, "train") and swarm.coordinator is not None:
+            swarm.coordinator.stop.demand()
+
+    swarm = await started(Swarm(tmp_path, sharded(tmp_path, rounds=5, min_peers=3), die), dialable=1, client_only=2)
+    assert swarm.coordinator is not None
+    safe = [event.is_safe for event in swarm.events if isinstance(event, ev.LeaderChanged)]
+    await asyncio.wait({swarm.coordinator.task})
+
+    def all_say_so() -> bool:
+        return all(any(isinstance(event, ev.LeaderLost) for event in member.events) for member in swarm.peers.values())
+
+    await swarm.until(all_say_so)
+    assert not any(safe), "people were told beforehand"
+    assert not any(applied(member)[-1].round > 3 for member in swarm.peers.values())
+    swarm.on_event = lambda swarm, event: None
+    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.finish()
+    assert leaders_after(swarm, Member(swarm.coordinator.stop, swarm.coordinator.task, [])) == {"coordinator"}
+    check(swarm, 5, 1, 2, 3)
+
+
+async def test_a_coordinator_that_comes_back_follows_and_tells_of_the_rounds_that_it_missed(tmp_path: Path) -> None:
+    """It dies in round 3 of a run without end, and comes back, elsewhere, when round 5 has closed under a volunteer."""
+    back: list[asyncio.Task[None]] = []
+
+    def die(swarm: Swarm, event: ev.Event) -> None:
+        if in_phase(event, 3, "train") and swarm.coordinator is not None:
+            swarm.coordinator.stop.demand()
+
+    def come_back(swarm: Swarm, number: int, event: ev.Event) -> None:
+        if isinstance(event, ev.RoundClosed) and event.round == 5 and not back:
+            swarm.on_event = lambda swarm, event: None
+            back.append(asyncio.create_task(swarm.start_coordinator(resume=True)))
+
+    swarm = Swarm(tmp_path, sharded(tmp_path, rounds=0, min_peers=4), die, come_back)
+    await started(swarm, dialable=3, client_only=1)
+    first = swarm.coordinator
+    assert first is not None
+    await swarm.until(lambda: bool(back) and back[0].done())
+    second = swarm.coordinator
+    assert second is not None
+    assert second is not first
+
+    def is_up_to_date() -> bool:
+        return any(isinstance(event, ev.RoundClosed) and event.round > 6 for event in swarm.events)
+
+    await swarm.until(is_up_to_date)
+    for member in swarm.members:
+        member.stop.demand()
+    await swarm.finish()
+    digests = swarm.digests()
+    assert sorted(digests) == list(range(1, max(digests) + 1))
+    assert all(len(seen) == 1 for seen in digests.values())
+    kept = [stamped.event for stamped in read_recording(tmp_path / "coordinator" / "events.jsonl")]
+    shown = [event.round for event in kept if isinstance(event, ev.RoundClosed)]
+    assert max(shown) > 6
+    assert list(dict.fromkeys(shown)) == list(range(1, max(shown) + 1))  # a leader tells again what was not heard told
+    assert "coordinator" not in leaders_after(swarm, first)
+
+
+async def test_a_volunteer_that_leads_dies_too(tmp_path: Path) -> None:
+    """The coordinator in round 3, then the leader after it in round 5."""
+    dead: list[Member] = []
+
+    def die(swarm: Swarm, event: ev.Event) -> None:
+        if in_phase(event, 3, "exchange") and swarm.coordinator is not None:
+            swarm.coordinator.stop.demand()
+
+    def die_too(swarm: Swarm, number: int, event: ev.Event) -> None:
+        if in_phase(event, 5, "exchange") and not dead:
+            dead.append(swarm.peers.pop(number))
+            dead[0].stop.demand()
+
+    swarm = Swarm(tmp_path, sharded(tmp_path, rounds=7, min_peers=6), die, die_too)
+    await started(swarm, dialable=5, client_only=1)
+    assert swarm.coordinator is not None
+    await swarm.until(lambda: bool(dead))
+    await ended(swarm, swarm.coordinator, *dead)
+    check(swarm, 7, *swarm.peers, void=2)
+    assert leaders_after(swarm, dead[0])
+    assert all(isinstance(member.events[-1], ev.Left) for member in swarm.peers.values())
+
+
+async def test_a_volunteer_that_leads_and_is_asked_to_stop_finishes_its_round(tmp_path: Path) -> None:
+    """Nobody is sent home, and no round is void for it."""
+    asked: list[Member] = []
+
+    def die(swarm: Swarm, event: ev.Event) -> None:
+        if in_phase(event, 3, "train") and swarm.coordinator is not None:
+            swarm.coordinator.stop.demand()
+
+    def leave(swarm: Swarm, number: int, event: ev.Event) -> None:
+        if in_phase(event, 5, "train") and not asked:
+            asked.append(swarm.peers.pop(number))
+            asked[0].stop.request()
+
+    swarm = Swarm(tmp_path, sharded(tmp_path, rounds=7, min_peers=5), die, leave)
+    await started(swarm, dialable=4, client_only=1)
+    assert swarm.coordinator is not None
+    await swarm.until(lambda: bool(asked))
+    await ended(swarm, swarm.coordinator, *asked)
+    assert applied(asked[0])[-1].round == 5
+    assert applied(asked[0])[-1].included
+    assert [event.reason for event in asked[0].events if isinstance(event, ev.Left)] == ["it was asked to stop"]
+    check(swarm, 7, *swarm.peers, void=1)
+    assert leaders_after(swarm, asked[0])
+
+
+async def test_a_swarm_of_which_every_process_was_stopped_goes_on_with_its_history(tmp_path: Path) -> None:
+    """At once, in the middle of round 3; all come back elsewhere."""
+
+    def stop_all(swarm: Swarm, event: ev.Event) -> None:
+        if in_phase(event, 3, "exchange"):
+            for member in swarm.members:
+                member.stop.demand()
+
+    before = await started(
+        Swarm(tmp_path, sharded(tmp_path, rounds=6, min_peers=4), stop_all), dialable=3, client_only=1
+    )
+    await before.finish()
+    history = before.digests()
+    assert max(history) in (2, 3)
+    after = Swarm(tmp_path, before.config)
+    await after.start_coordinator(resume=True)
+    for number in (1, 2, 3, 4):
+        after.start_peer(number, resume=True, listen=LISTEN if number <= 3 else None)
+    await after.finish()
+    assert after.address != before.address
+    digests = after.digests()
+    assert min(digests) <= max(history) + 1
+    assert max(digests) == 6
+    assert all(len(seen | history.get(round, set())) == 1 for round, seen in digests.items())
+    assert all(event.included for member in after.peers.values() for event in applied(member) if event.round > 3)
+
+
+async def test_a_new_peer_joins_through_a_volunteer_while_the_coordinator_is_gone(tmp_path: Path) -> None:
+    """It has been told of nobody but one volunteer, which need not lead."""
+
+    def die(swarm: Swarm, event: ev.Event) -> None:
+        if in_phase(event, 3, "train") and swarm.coordinator is not None:
+            swarm.coordinator.stop.demand()
+
+    def come(swarm: Swarm, number: int, event: ev.Event) -> None:
+        if isinstance(event, ev.RoundOpened) and event.round == 5 and 5 not in swarm.peers:
+            swarm.start_peer(5, at=address_of(swarm, 1))
+
+    swarm = Swarm(tmp_path, sharded(tmp_path, rounds=12, min_peers=4), die, come)
+    await started(swarm, dialable=3, client_only=1)
+    assert swarm.coordinator is not None
+    await ended(swarm, swarm.coordinator)
+    check(swarm, 12, 1, 2, 3, 4, void=1)
+    newcomer = swarm.peers[5]
+    (joined,) = [event for event in newcomer.events if isinstance(event, ev.Joined)]
+    assert joined.number == 5
+    assert [event for event in newcomer.events if isinstance(event, ev.StateReceived)]
+    assert applied(newcomer)[-1].round == 12
+    assert applied(newcomer)[-1].included
+
+
+def address_of(swarm: Swarm, number: int) -> str:
+    joined = [event for event in swarm.events if isinstance(event, ev.PeerJoined)]
+    return next(event.address for event in joined if event.peer == swarm.peer_id(number))

@@ -1,0 +1,427 @@
+"""Messages of the decisions come back as they were, and what is hostile does not come in."""
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.config.round_plan import Due, RoundPlan
+from tsr_swarm.config.run import RoundConfig, RunConfig
+from tsr_swarm.errors import PeerError
+from tsr_swarm.lowrank.sketch import Captured
+from tsr_swarm.node.made import MadeShard
+from tsr_swarm.node.message_codec import (
+    Rosters,
+    Told,
+    UnknownRosterError,
+    close_to_proto,
+    coverage_from_proto,
+    coverage_to_proto,
+    done_to_proto,
+    lease_from_proto,
+    lease_to_proto,
+    news_from_proto,
+    news_to_proto,
+    poll_from_proto,
+    poll_to_proto,
+    record_from_proto,
+    record_to_proto,
+    redirect_from_proto,
+    redirect_to_proto,
+    tell_to_proto,
+    told,
+)
+from tsr_swarm.rounds import council as cl
+from tsr_swarm.rounds import protocol as pt
+from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.leases import Coverage, Lease
+from tsr_swarm.wire.codec import Section
+from tsr_swarm.wire.messages import ShardResult
+from tsr_swarm.wire.roster import Members
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+BLOCKS = (
+    Block(name="embed", rows=8, cols=4, rank=2, role=Role.EMBEDDING),
+    Block(name="norm", rows=1, cols=1, rank=0, role=Role.DENSE),
+    Block(name="matrix", rows=4, cols=4, rank=2, role=Role.MATRIX),
+)
+MANIFEST = Manifest("run1", RunConfig(round=RoundConfig(shards=2)), BLOCKS)
+SHARD_BLOCKS = MANIFEST.shard_blocks  # a low-rank block in each
+DIGEST = b"m" * 32
+SENDER = "0123456789abcdef" * 2
+HASH = b"h" * 32
+ROUNDS = 2**40
+
+rounds = st.integers(0, ROUNDS)
+terms = st.integers(1, 2**40)
+counts = st.integers(0, 2**50)
+lives = st.integers(0, 2**63 - 1)
+peer_ids = st.text("0123456789abcdef", min_size=32, max_size=32)
+chains = st.binary(min_size=32, max_size=32).map(bytes.hex)
+reasons = st.text("abc 09:,", max_size=160)
+voters = st.sets(peer_ids, min_size=1, max_size=5).map(lambda ids: tuple(sorted(ids)))
+sections = st.lists(
+    st.builds(Section, st.just("core"), st.integers(1, 2**40), st.integers(1, 2**41), st.just(HASH)), max_size=16
+)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Record:
+    round = draw(st.one_of(st.integers(0, 2), rounds))
+    chain = draw(chains) if round else ""
+    return Record(round, chain, draw(chains) if round > 1 else "", draw(voters))
+
+
+votes = st.builds(cl.VoteRequest, terms, st.just(SENDER), st.tuples(rounds, st.integers(0, 2**40)), st.booleans())
+replies = st.builds(cl.VoteReply, terms, st.integers(0, 2**40), st.booleans(), st.booleans(), reasons)
+beats = st.builds(cl.Beat, terms, records(), st.none() | records())
+answers = st.builds(cl.BeatReply, terms, rounds, st.just("") | chains, reasons)
+goodbyes = st.just(pt.Goodbye(SENDER))
+
+
+@st.composite
+def closes(draw: st.DrawFn) -> tuple[pt.Close, Members]:
+    """A Close, and all whom it admits."""
+    round = draw(st.integers(1, ROUNDS))
+    numbers = draw(st.dictionaries(st.integers(1, 10**6), peer_ids, max_size=6))
+    by_peer = {peer: number for number, peer in numbers.items()}
+    shards = tuple(sorted(draw(st.sets(st.integers(0, 1)))))
+    parent = draw(chains) if round > 1 else ""
+    return pt.Close(draw(terms), round, parent, shards, frozenset(by_peer)), Members.of(by_peer)
+
+
+@st.composite
+def shards_done(draw: st.DrawFn) -> tuple[pt.ShardDone, MadeShard, Members | None]:
+    """A shard, and those of whom some are in it; nobody for a void one."""
+    shard = draw(st.integers(0, 1))
+    peers = draw(st.lists(peer_ids, max_size=20, unique=True))
+    members = Members.of({peer: number for number, peer in enumerate(peers, 1)})
+    included = tuple(sorted(draw(st.sets(st.sampled_from(peers))))) if peers else ()
+    result = ShardResult(void=True)
+    if included:
+        tokens = draw(st.integers(len(included), 2**40))
+        result = ShardResult(False, included, tokens, tuple(draw(sections)))
+    seen = st.builds(Captured, st.floats(0, 1, width=32), st.floats(0, 2.0**127, width=32))
+    low_rank = {0: 0, 1: 2}[shard]
+    made = MadeShard(
+        result,
+        draw(st.floats(-1e6, 1e6, width=32)),
+        draw(counts),
+        draw(st.just({}) | seen.map(lambda captured: {low_rank: captured})),
+    )
+    return (
+        pt.ShardDone(draw(terms), draw(st.integers(1, ROUNDS)), shard, made.decided),
+        made,
+        members if included else None,
+    )
+
+
+keys = st.tuples(st.integers(1, ROUNDS), terms, st.integers(1, 2**50))
+polls = st.builds(
+    pt.Poll,
+    peer=peer_ids,
+    incarnation=lives,
+    applied=st.integers(-1, ROUNDS),
+    trains=st.booleans(),
+    is_dialable=st.booleans(),
+    sent=st.just((0, 0, 0)) | keys,
+    known=counts,
+    number=counts,
+)
+
+
+@st.composite
+def news_and_plans(draw: st.DrawFn) -> tuple[pt.News, RoundPlan | None]:
+    announced, plan = None, None
+    named = peer_ids | st.sampled_from([SENDER, "f" * 32])  # some reduce round after round
+    if draw(st.booleans()):
+        round, term, version = draw(keys)
+        parent = draw(chains) if round > 1 else ""
+        places = tuple(pt.Place(draw(named), draw(lives)) for _ in SHARD_BLOCKS)
+        announced = pt.Plan(round, parent, term, version, places)
+        due = Due(tangent=frozenset(draw(st.sets(st.sampled_from([0, 2])))))
+        plan = RoundPlan(
+            round=round, first_step=5, steps=20, lr_first=1e-3, lr_last=5e-4, decay=0.5, due=due, parent=parent
+        )
+    news = pt.News(
+        term=draw(terms),
+        leader=draw(peer_ids),
+        version=draw(counts),
+        base=draw(records()),
+        sources=tuple(draw(st.lists(named, max_size=4))),
+        plan=announced,
+        nodes=tuple(draw(st.lists(peer_ids, max_size=8))),
+        is_finished=draw(st.booleans()),
+        number=draw(counts),
+    )
+    return news, plan
+
+
+def known(members: Members | None) -> Rosters:
+    """These are known, and no others."""
+    return lambda digest: members if members is not None and digest == members.digest else None
+
+
+ALONE = Members.of({SENDER: 1})
+
+
+def sent(request: pb.TellRequest) -> pb.TellRequest:
+    """``request`` over the wire, with what its sender fills in."""
+    request.manifest_digest, request.sender, request.address = DIGEST, SENDER, "192.0.2.7:7700"
+    return pb.TellRequest.FromString(request.SerializeToString())
+
+
+def refusal_of(call: Any, *arguments: Any) -> str:
+    with pytest.raises(PeerError) as refusal:
+        call(*arguments)
+    return refusal.value.reason
+
+
+# --- there and back ---------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(record=records())
+def test_a_record_comes_back_as_it_was(record: Record) -> None:
+    assert record_from_proto(record_to_proto(record)) == record
+
+
+@settings(deadline=None)
+@given(message=votes | replies | beats | answers | goodbyes)
+def test_what_voters_tell_each_other_comes_back_as_it_was(message: Any) -> None:
+    assert told(sent(tell_to_proto(message)), MANIFEST, known(ALONE)) == Told(message)
+
+
+@settings(deadline=None)
+@given(close=closes())
+def test_a_close_comes_back_with_all_whom_it_admits(close: tuple[pt.Close, Members]) -> None:
+    message, members = close
+    assert told(sent(close_to_proto(message, members)), MANIFEST, known(members)) == Told(message, members)
+
+
+@settings(deadline=None)
+@given(done=shards_done())
+def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, MadeShard, Members | None]) -> None:
+    message, made, members = done
+    request = sent(done_to_proto(message, made, members))
+    assert told(request, MANIFEST, known(members)) == Told(message, made=made)
+    assert len(request.shard_done.result.absent) <= 3, "a bit a peer"
+
+
+@settings(deadline=None)
+@given(close=closes(), done=shards_done())
+def test_of_whom_it_is_said_must_be_known(
+    close: tuple[pt.Close, Members], done: tuple[pt.ShardDone, MadeShard, Members | None]
+) -> None:
+    for request, members in ((close_to_proto(*close), close[1]), (done_to_proto(*done), done[2])):
+        if members is not None:
+            with pytest.raises(UnknownRosterError) as unknown:
+                told(sent(request), MANIFEST, known(None))
+            assert unknown.value.digest == members.digest
+
+
+@settings(deadline=None)
+@given(poll=polls)
+def test_a_poll_comes_back_as_it_was(poll: pt.Poll) -> None:
+    request = poll_to_proto(poll)
+    request.manifest_digest, request.address = DIGEST, "192.0.2.7:7700" if poll.is_dialable else ""
+    assert poll_from_proto(pb.PollRequest.FromString(request.SerializeToString())) == poll
+
+
+@settings(deadline=None)
+@given(pair=news_and_plans())
+def test_news_come_back_as_they_were(pair: tuple[pt.News, RoundPlan | None]) -> None:
+    news, plan = pair
+    message = pb.News.FromString(news_to_proto(news, plan).SerializeToString())
+    assert news_from_proto(message, BLOCKS, 2) == (news, plan)
+
+
+@settings(deadline=None)
+@given(redirect=st.builds(pt.Redirect, st.integers(0, 2**40), st.just("") | peer_ids, records()))
+def test_a_redirect_comes_back_as_it_was(redirect: pt.Redirect) -> None:
+    assert redirect_from_proto(redirect_to_proto(redirect)) == redirect
+
+
+# --- what is left out -------------------------------------------------------------------------------------------------
+
+
+def test_a_reason_of_any_length_arrives() -> None:
+    reply = cl.VoteReply(3, 2, False, False, "x" * 1000)
+    assert told(sent(tell_to_proto(reply)), MANIFEST, known(ALONE)).message == cl.VoteReply(
+        3, 2, False, False, "x" * 160
+    )
+
+
+def test_a_plan_that_is_no_longer_announced_is_not_sent() -> None:
+    news = pt.News(1, SENDER, 1, Record(voters=(SENDER,)), (), None, (), False)
+    plan = RoundPlan(round=1, first_step=0, steps=1, lr_first=0.1, lr_last=0.1, decay=1.0, due=Due(), parent="")
+    assert not news_to_proto(news, plan).HasField("plan")
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def done(**changes: Any) -> pb.TellRequest:
+    section = pb.Section(kind="core", raw_bytes=9, wire_bytes=9, hash=HASH)
+    result = pb.ShardResult(tokens=5, sections=[section])
+    good: dict[str, Any] = {"term": 1, "round": 1, "result": result, "kappas": [0.5], "energies": [1.0]}
+    good["roster"] = ALONE.digest
+    return sent(pb.TellRequest(shard_done=pb.ShardDone(**{**good, **changes})))
+
+
+def section(**changes: Any) -> pb.Section:
+    return pb.Section(**{"kind": "core", "raw_bytes": 9, "wire_bytes": 9, "hash": HASH, **changes})
+
+
+def with_sections(*sections: pb.Section) -> pb.ShardResult:
+    return pb.ShardResult(tokens=5, sections=sections)
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes"),
+    [
+        ("shard", {"shard": 2}),
+        ("sections", {"result": with_sections(*[section()] * 17)}),
+        ("raw_bytes", {"result": with_sections(section(raw_bytes=2**50))}),
+        ("wire_bytes", {"result": with_sections(section(wire_bytes=2**50))}),
+        ("hash", {"result": with_sections(section(hash=b""))}),
+        ("tokens", {"result": pb.ShardResult()}),
+        ("absent", {"result": pb.ShardResult(tokens=5, absent=b"\1")}),
+        ("void", {"result": pb.ShardResult(void=True, tokens=5)}),
+        ("kappas", {"kappas": [0.5, 0.5], "energies": [1.0, 1.0]}),  # the shard's other block is dense
+        ("energies", {"energies": []}),
+        ("local_loss", {"local_loss": float("nan")}),
+        ("roster", {"roster": b""}),
+        ("roster", {"roster": HASH}),
+    ],
+)
+def test_a_shard_out_of_bounds_is_refused_by_field(reason: str, changes: dict[str, Any]) -> None:
+    assert told(done(), MANIFEST, known(ALONE)).made is not None
+    assert refusal_of(told, done(**changes), MANIFEST, known(ALONE)) == reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "close"),
+    [
+        ("shards", pb.Close(term=1, round=1, shards=[1, 0], roster=HASH)),
+        ("shards", pb.Close(term=1, round=1, shards=[2], roster=HASH)),
+        ("roster", pb.Close(term=1, round=1)),
+        ("roster", pb.Close(term=1, round=1, roster=HASH)),
+        ("parent", pb.Close(term=1, round=2)),
+    ],
+)
+def test_a_close_out_of_bounds_is_refused_by_field(reason: str, close: pb.Close) -> None:
+    assert refusal_of(told, sent(pb.TellRequest(close=close)), MANIFEST, known(ALONE)) == reason
+
+
+def test_who_tells_must_say_who_it_is() -> None:
+    request = pb.TellRequest(manifest_digest=DIGEST, goodbye=pb.Goodbye())
+    assert refusal_of(told, request, MANIFEST, known(ALONE)) == "sender"
+
+
+NEWS = pt.News(
+    term=2,
+    leader=SENDER,
+    version=1,
+    base=Record(6, "ab" * 32, "cd" * 32, (SENDER,)),
+    sources=(),
+    plan=pt.Plan(7, "ab" * 32, 2, 1, (pt.Place(SENDER, 1), pt.Place(SENDER, 1))),
+    nodes=(),
+    is_finished=False,
+)
+PLAN = RoundPlan(round=7, first_step=0, steps=1, lr_first=0.1, lr_last=0.1, decay=1.0, due=Due(), parent="ab" * 32)
+
+
+def test_an_announcement_that_contradicts_its_plan_is_refused() -> None:
+    good = news_to_proto(NEWS, PLAN)
+    assert news_from_proto(good, BLOCKS, 2) == (NEWS, PLAN)
+    for reason, spoil in (
+        ("key.round", lambda plan: plan.key.MergeFrom(pb.PlanKey(round=8))),
+        ("key.round", lambda plan: plan.ClearField("key")),
+        ("places", lambda plan: plan.places.append(0)),
+        ("places", lambda plan: plan.places.__setitem__(0, 1)),
+        ("places", lambda plan: plan.ClearField("places")),
+        ("round", lambda plan: plan.ClearField("plan")),
+        ("tangent", lambda plan: plan.plan.tangent.append(1)),
+    ):
+        message = pb.News.FromString(good.SerializeToString())
+        spoil(message.plan)
+        assert refusal_of(news_from_proto, message, BLOCKS, 2) == reason
+
+
+def test_who_reduces_is_named_once_however_many_shards_it_has() -> None:
+    reducers = [pt.Place(f"{number:032x}", number) for number in range(4)]
+    assert NEWS.plan is not None
+
+    def size(count: int) -> int:
+        plan = replace(NEWS.plan, places=tuple(reducers[shard % 4] for shard in range(count)))
+        news = replace(NEWS, plan=plan, sources=tuple(place.node for place in plan.places))
+        return news_to_proto(news, PLAN).ByteSize()
+
+    assert size(100) - size(60) == 2 * 40, "a byte for each, in the plan and of the round before"
+
+
+def test_hostile_polls_news_and_redirects_are_refused_where_they_are_read() -> None:
+    assert refusal_of(poll_from_proto, pb.PollRequest()) == "manifest_digest"
+    assert refusal_of(news_from_proto, pb.News(), BLOCKS, 2) == "term"
+    assert refusal_of(redirect_from_proto, pb.Redirect()) == "base.voters"
+    six = [f"{number:032x}" for number in range(6)]
+    assert refusal_of(record_from_proto, pb.Record(voters=six)) == "record.voters"
+
+
+parts = st.sets(st.integers(0, 8191)).map(frozenset)
+
+
+@given(coverage=st.builds(Coverage, st.integers(1, ROUNDS), parts, parts))
+def test_what_is_covered_comes_back_in_a_bit_a_part(coverage: Coverage) -> None:
+    message = coverage_to_proto(coverage)
+    assert coverage_from_proto(message, 8192) == coverage
+    assert len(message.done) <= 1024
+    last = max(coverage.done | coverage.ahead, default=0)
+    assert refusal_of(coverage_from_proto, message, last) == "coverage"
+
+
+@given(lease=st.none() | st.builds(Lease, st.integers(1, ROUNDS), st.integers(0, 8191)))
+def test_a_lease_comes_back_unless_its_part_is_none_of_the_data(lease: Lease | None) -> None:
+    message = lease_to_proto(lease, 5, 7)
+    assert lease_from_proto(message, 8192) == lease
+    assert refusal_of(lease_from_proto, message, message.part) == "lease.part"
+
+
+def test_coverage_has_an_epoch() -> None:
+    assert refusal_of(coverage_from_proto, pb.Coverage(), 8) == "coverage.epoch"
+
+
+@settings(deadline=None)
+@given(data=st.binary(max_size=200))
+def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
+    with suppress(PeerError, DecodeError):
+        told(sent(pb.TellRequest.FromString(data)), MANIFEST, known(ALONE))
+    with suppress(PeerError, DecodeError):
+        poll_from_proto(pb.PollRequest.FromString(data))
+    with suppress(PeerError, DecodeError):
+        news_from_proto(pb.News.FromString(data), BLOCKS, 2)
+    with suppress(PeerError, DecodeError):
+        redirect_from_proto(pb.Redirect.FromString(data))
+
+
+@settings(deadline=None)
+@given(data=st.data(), sample=shards_done())
+def test_flipped_bits_raise_only_peer_errors(
+    data: st.DataObject, sample: tuple[pt.ShardDone, MadeShard, Members | None]
+) -> None:
+    news = news_to_proto(NEWS, PLAN).SerializeToString()
+    for good in (sent(done_to_proto(*sample)).SerializeToString(), news):
+        bit = data.draw(st.integers(0, 8 * len(good) - 1))
+        flipped = bytearray(good)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with suppress(PeerError, DecodeError):
+            told(pb.TellRequest.FromString(bytes(flipped)), MANIFEST, known(sample[2]))
+        with suppress(PeerError, DecodeError):
+            news_from_proto(pb.News.FromString(bytes(flipped)), BLOCKS, 2)

@@ -1,0 +1,225 @@
+"""What polls are answered: whoever hears all answers knows what who asks for everything knows, in far fewer bytes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from steady import steady
+
+from tsr_swarm.config.manifest import make_manifest
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.node import poll_replies as module
+from tsr_swarm.node.message_codec import news_from_proto
+from tsr_swarm.node.poll_replies import Answers, Heard
+from tsr_swarm.node.round_cache import Notes
+from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.protocol import News, Place, Plan, Redirect
+from tsr_swarm.transport.base import Caller
+from tsr_swarm.wire.checks import MAX_CONTACTS, check_poll_reply
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4))
+MANIFEST = make_manifest("run", CONFIG, {"a.weight": (40, 30), "b.weight": (48, 24)})
+PLAN = plan_round(MANIFEST.config, MANIFEST.blocks, 1, "")
+LEADER, PEER = "f" * 32, "a" * 32
+NODES = tuple(letter * 32 for letter in "bcde")
+CALLER = Caller("192.0.2.1", False)
+NEWS = News(2, LEADER, 5, Record(voters=(LEADER,)), (), None, (), False)
+OPEN = Plan(1, "", 2, 1, (Place(NODES[0], 1), Place(NODES[1], 2)))
+
+
+@dataclass
+class Rig:
+    """A leader's answers; where others can be dialled is as the test says."""
+
+    addresses: dict[str, str] = field(default_factory=dict)
+    config: RunConfig = CONFIG
+    notes: Notes = field(default_factory=Notes)
+    changes: int = 0
+
+    def __post_init__(self) -> None:
+        self.notes.hear_plan(PLAN)
+        self.answers = Answers(self.notes, lambda: self.config, self._seen, lambda: self.changes)
+
+    def move(self, node: str, address: str) -> None:
+        self.changes += 1
+        self.addresses[node] = address
+
+    def _seen(self, caller: Caller, peer_ids: Iterable[str]) -> dict[str, str]:
+        return {peer_id: self.addresses[peer_id] for peer_id in peer_ids if peer_id in self.addresses}
+
+    def ask(self, known: int, message: News | Redirect = NEWS, peer: str = PEER, life: int = 1) -> pb.PollReply:
+        request = pb.PollRequest(peer_id=peer, incarnation=life, known=known)
+        reply = self.answers.reply(request, message, CALLER)
+        check_poll_reply(reply)
+        return pb.PollReply.FromString(reply.SerializeToString())
+
+
+def contacts(reply: pb.PollReply) -> dict[str, str]:
+    return {contact.peer_id: contact.address for contact in reply.contacts}
+
+
+@pytest.mark.parametrize("count", [MAX_CONTACTS, MAX_CONTACTS + 1])
+def test_an_answer_has_no_more_contacts_than_are_taken_in(count: int) -> None:
+    rig, nodes = Rig(), tuple(f"{number:032x}" for number in range(count))
+    for node in nodes:
+        rig.move(node, "192.0.2.9:7")
+    news = replace(NEWS, nodes=nodes[:4], sources=nodes[4:])
+    assert list(contacts(rig.ask(0, news))) == list(nodes[:MAX_CONTACTS])
+    assert rig.ask(NEWS.version, news).HasField("unchanged")
+    rig.move(nodes[0], "192.0.2.9:8")
+    assert contacts(rig.ask(NEWS.version, news)) == {nodes[0]: "192.0.2.9:8"}
+
+
+def test_who_has_the_news_hears_that_there_is_none() -> None:
+    rig = Rig()
+    news = replace(NEWS, plan=OPEN, number=3)
+    assert news_from_proto(rig.ask(0, news).news, MANIFEST.blocks, 2) == (news, PLAN)
+    again = rig.ask(NEWS.version, replace(NEWS, plan=OPEN, number=4))
+    assert again == pb.PollReply(unchanged=pb.Unchanged(term=2, version=5, number=4))
+    assert again.ByteSize() <= 8
+    assert rig.ask(NEWS.version, replace(NEWS, plan=OPEN, number=5)).unchanged.number == 5
+
+
+@pytest.mark.parametrize(
+    ("what", "known", "changes", "life"),
+    [
+        ("a newer version", 5, {"version": 6}, 1),
+        ("another term whose versions began anew", 5, {"term": 3}, 1),
+        ("the peer was started anew", 5, {}, 2),
+        ("the answer before was lost", 4, {}, 1),
+        ("the peer lost its leader for a while", 0, {}, 1),
+    ],
+)
+def test_whoever_may_lack_news_or_contacts_gets_them(what: str, known: int, changes: dict[str, int], life: int) -> None:
+    rig = Rig({LEADER: "192.0.2.7:1"})
+    rig.ask(0)
+    reply = rig.ask(known, replace(NEWS, **changes), life=life)  # type: ignore[arg-type]
+    assert reply.HasField("news"), what
+    assert bool(reply.contacts) == (what != "a newer version")
+
+
+def test_contacts_are_told_once_and_again_where_they_have_moved() -> None:
+    rig = Rig({LEADER: "192.0.2.7:1", NODES[0]: "192.0.2.7:2", NODES[1]: "192.0.2.7:3"})
+    assert contacts(rig.ask(0, replace(NEWS, nodes=NODES))) == rig.addresses
+    rig.move(NODES[2], "192.0.2.7:4")
+    rig.move(NODES[0], "192.0.2.7:5")
+    newer = replace(NEWS, nodes=NODES, version=6)
+    assert contacts(rig.ask(5, newer)) == {NODES[0]: "192.0.2.7:5", NODES[2]: "192.0.2.7:4"}
+    assert contacts(rig.ask(6, replace(newer, version=7))) == {}
+    assert contacts(rig.ask(0, newer, peer="9" * 32)) == rig.addresses
+
+
+def test_whoever_moves_is_news_to_who_may_have_to_dial_it() -> None:
+    rig = Rig({LEADER: "192.0.2.7:1", NODES[0]: "192.0.2.7:2"})
+    news = replace(NEWS, nodes=NODES[:1])
+    rig.ask(0, news)
+    rig.move(NODES[3], "192.0.2.7:9")
+    assert rig.ask(5, news).HasField("unchanged"), "it is not named"
+    rig.move(NODES[0], "192.0.2.7:3")
+    reply = rig.ask(5, news)
+    assert reply.HasField("news")
+    assert contacts(reply) == {NODES[0]: "192.0.2.7:3"}
+    assert rig.ask(5, news).HasField("unchanged")
+
+
+def contact(node: str, port: int) -> pb.Contact:
+    return pb.Contact(peer_id=node, address=f"192.0.2.7:{port}")
+
+
+def test_what_a_leader_has_told_counts_until_it_says_otherwise_or_another_leads() -> None:
+    heard, news = Heard(), replace(NEWS, nodes=NODES[:2])
+    both = [contact(NODES[0], 1), contact(NODES[1], 2)]
+    assert heard.hear(LEADER, 0, news, both) == both
+    assert heard.hear(LEADER, 5) == both, "somebody else may have said otherwise meanwhile"
+    assert heard.hear(LEADER, 5, news, [contact(NODES[1], 3)]) == [both[0], contact(NODES[1], 3)]
+    assert heard.hear(LEADER, 5, replace(news, nodes=NODES[:1]), []) == both[:1]
+    assert heard.hear(LEADER, 5, news, []) == both[:1], "who is named again is told again"
+    assert heard.hear(LEADER, 5, news, [contact(NODES[2], 4)]) == both[:1], "of others it need not speak"
+    assert heard.hear(PEER, 5, news, [both[1]]) == [both[1]]
+    assert heard.hear(PEER, 0, news, []) == []
+
+
+def test_a_redirect_comes_with_its_contacts_and_ends_what_was_remembered() -> None:
+    rig = Rig({LEADER: "192.0.2.7:1", NODES[0]: "192.0.2.7:2"})
+    rig.ask(0)
+    reply = rig.ask(5, Redirect(3, NODES[0], NEWS.base))
+    assert contacts(reply) == rig.addresses
+    assert rig.ask(5).HasField("news")
+
+
+def test_who_has_gone_is_forgotten_and_so_is_who_was_answered_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    rig.ask(0)
+    rig.answers.forget(PEER)
+    rig.answers.forget(PEER)
+    assert rig.ask(5).HasField("news")
+    monkeypatch.setattr(module, "MOST_CALLERS", 2)
+    for peer in NODES[:2]:
+        rig.ask(0, peer=peer)
+    assert rig.ask(5).HasField("news")
+    assert rig.ask(5, peer=NODES[1]).HasField("unchanged")
+
+
+def test_news_are_built_once_until_they_or_the_rules_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    build = module.letters.news_to_proto
+
+    def count(news: News, *rest: object) -> pb.News:
+        built.append(news.version)
+        return build(news, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module.letters, "news_to_proto", count)
+    rig = Rig()
+    for number, peer in enumerate(NODES):
+        assert rig.ask(0, replace(NEWS, number=number), peer=peer).news.number == number
+    assert built == [5]
+    rig.ask(5, replace(NEWS, version=6))
+    rig.ask(5, replace(NEWS, version=6, is_finished=True))
+    assert built == [5, 6, 6]
+    rig.config = replace(CONFIG, run=replace(CONFIG.run, rounds=77))
+    assert rig.ask(0, replace(NEWS, version=6, is_finished=True)).news.rules.rounds == 77
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["news", "moves", "polls", "polls", "is lost", "starts anew"]),
+        st.sampled_from(range(len(NODES))),
+    ),
+    max_size=40,
+)
+
+
+@given(story=steps)
+def test_a_peer_that_polls_knows_what_it_would_if_it_were_told_all_each_time(story: list[tuple[str, int]]) -> None:
+    rig, news, heard, known, life = Rig(), NEWS, Heard(), 0, 1
+    held: News | None = None
+    for place, (what, which) in enumerate(story):
+        node = NODES[which]
+        if what == "news":
+            news = replace(news, version=news.version + 1, nodes=tuple(sorted({*news.nodes, node})))
+        elif what == "moves":
+            rig.move(node, f"192.0.2.7:{place + 1}")
+        elif what == "starts anew":
+            heard, known, life, held = Heard(), 0, life + 1, None
+        else:
+            reply = rig.ask(known, replace(news, number=place), life=life)
+            if what == "is lost":
+                known = 0  # it takes its leader for lost
+                continue
+            if reply.HasField("news"):
+                held, _ = news_from_proto(reply.news, MANIFEST.blocks, 2)
+                book = heard.hear(LEADER, known, held, reply.contacts)
+            else:
+                assert held is not None
+                assert (reply.unchanged.term, reply.unchanged.version) == (held.term, held.version)
+                held = replace(held, number=reply.unchanged.number)
+                book = heard.hear(LEADER, known)
+            known = held.version
+            assert held == replace(news, number=place)
+            assert {said.peer_id: said.address for said in book} == {
+                peer: rig.addresses[peer] for peer in news.nodes if peer in rig.addresses
+            }

@@ -1,0 +1,270 @@
+"""The run's log at one node, and those of others over loopback: what a monitor waits for, what a new leader asks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from swarm_rig import Swarm, tiny_config
+
+from tsr_swarm.errors import UnreachableError
+from tsr_swarm.node.address_book import AddressBook, Lines
+from tsr_swarm.node.events import log_relay, run_log
+from tsr_swarm.node.events.run_log import RunLog
+from tsr_swarm.telemetry import events as ev
+from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.fold import fold_all
+from tsr_swarm.telemetry.log import EventLog
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+from tsr_swarm.transport.base import Caller
+from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.transport.server import serve
+from tsr_swarm.transport.tcp_info import KernelBytes
+from tsr_swarm.wire.log_lines import lines_from_proto, lines_to_proto
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+ME, DEAD = "0" * 32, "d" * 32
+
+
+def closed(round: int) -> ev.RoundClosed:
+    return ev.RoundClosed(
+        round=round,
+        peers=1,
+        included=1,
+        late=0,
+        loss=None,
+        local_loss=None,
+        tokens=1,
+        seconds=1.0,
+        wire_bytes={"sent": {}, "received": {}},
+        per_peer={},
+        raw_bytes={"sent": 0, "received": 0},
+        dense_bytes=0,
+        digest=f"{round:064x}",
+    )
+
+
+class Other:
+    """A node as far as its log goes."""
+
+    def __init__(self, *told: ev.Event) -> None:
+        self.log, self.asked = EventLog(lambda: 1.0), list[pb.WatchRequest]()
+        for event in told:
+            self.log.append(event)
+
+    async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
+        self.asked.append(request)
+        lines, last = self.log.since(request.after, with_progress=not request.without_progress)
+        return lines_to_proto(lines, last)
+
+
+@asynccontextmanager
+async def lines_to(others: Sequence[Other]) -> AsyncIterator[tuple[Lines, list[str]]]:
+    """Connections, and the peer_ids of ``others``; DEAD is one where nobody answers."""
+    async with AsyncExitStack() as stack:
+        book, ids = AddressBook(ME), [f"{number:032x}" for number in range(1, len(others) + 1)]
+        book.hear(DEAD, "127.0.0.1:1")
+        for peer_id, other in zip(ids, others, strict=True):
+            server = serve(other, "127.0.0.1:0", ByteLedger(), stop_seconds=0.1)  # type: ignore[arg-type]
+            book.hear(peer_id, f"127.0.0.1:{await stack.enter_async_context(server)}")
+        yield await stack.enter_async_context(Lines(book, ByteLedger(), KernelBytes([]))), ids
+
+
+def events_of(log: EventLog) -> list[ev.Event | None]:
+    return [ev.decode(line) for line in log.since(0)[0]]
+
+
+async def test_a_new_leader_learns_from_others_which_rounds_were_told_and_nothing_else() -> None:
+    void = ev.RoundVoid(round=5, reason="nobody")
+    changed = ev.LeaderChanged(peer=ME, name="x", term=1, voters=3, is_safe=True)
+    one = Other(closed(2), closed(3), changed, closed(4), ev.Warned(message="hot"), void, closed(5))
+    other = Other(closed(4))
+    seen: list[ev.Event] = []
+    mine = RunLog(EventLog(lambda: 2.0), seen.append)
+    mine.emit(closed(3))
+    async with lines_to([one, other]) as (lines, ids):
+        await mine.ask([DEAD, *ids, "e" * 32], 9, lines)
+    assert mine.log.closed_round == 5
+    assert void in events_of(mine.log)
+    assert [event.round for event in seen if isinstance(event, ev.RoundClosed)] == [3, 4, 5]
+    assert len(seen) == len(events_of(mine.log)) == 4
+
+
+async def test_rounds_that_only_progress_has_followed_are_learned_too() -> None:
+    progress = [
+        ev.PeerProgress(peer=ME, name="x", round=3, step=step, steps=300, tokens_per_second=1.0) for step in range(300)
+    ]
+    other = Other(closed(1), closed(2), *progress)
+    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
+    mine.emit(closed(1))
+    async with lines_to([other]) as (lines, ids):
+        await mine.ask(ids, 9, lines)
+    assert mine.log.closed_round == 2
+
+
+async def test_a_log_that_comes_in_parts_is_asked_for_to_its_end() -> None:
+    other = Other(*(closed(round) for round in range(1, 8)))
+    since = other.log.since
+    other.log.since = lambda number, limit=0, with_progress=True: since(number, 1, with_progress)  # type: ignore[method-assign]
+    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
+    async with lines_to([other]) as (lines, ids):
+        await mine.ask(ids, 9, lines)
+    assert mine.log.closed_round == 7
+
+
+class Silent(Other):
+    async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
+        await asyncio.Event().wait()
+        raise AssertionError("it never comes")
+
+
+async def test_nobody_is_waited_for_once_the_newest_round_is_known_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_log, "OTHERS_SECONDS", 3600.0)
+    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
+    async with lines_to([Silent(), Other(closed(6), closed(7))]) as (lines, ids):
+        await mine.ask(ids, 7, lines)
+    assert mine.log.closed_round == 7
+
+
+async def test_who_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_log, "OTHERS_SECONDS", 0.05)
+
+    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
+    async with lines_to([Silent()]) as (lines, ids):
+        await mine.ask(ids, 9, lines)
+    assert mine.log.last == 0
+
+
+async def test_a_monitor_waits_until_the_log_has_come_and_a_node_that_nobody_reads_asks_for_nothing() -> None:
+    progress = ev.PeerProgress(peer=ME, name="x", round=1, step=1, steps=2, tokens_per_second=1.0)
+    leader = Other(closed(1), progress, ev.Warned(message="hot"))
+    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
+    await mine.read()  # no leader is known: there is nothing to wait for
+    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
+    async with lines_to([leader]) as (lines, (peer_id,)):
+        mine.follow(peer_id, lines)
+        await asyncio.sleep(0)
+        assert leader.asked == []
+        await mine.read()
+        assert events_of(mine.log) == events_of(leader.log)
+        assert not any(request.without_progress for request in leader.asked)
+        mine.follow("", lines)
+        await mine.read()
+
+
+async def test_a_leader_that_is_away_does_not_keep_a_monitor_waiting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_log, "COPY_SECONDS", 0.05)
+    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
+    async with lines_to([]) as (lines, _):
+        mine.follow(DEAD, lines)
+        await mine.read()
+        mine.follow("", lines)
+
+
+async def test_a_monitor_at_a_node_that_neither_leads_nor_votes_sees_the_whole_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_relay, "PACE_SECONDS", 0.2)
+    config = tiny_config(tmp_path, run={"rounds": 6, "min_peers": 6}, round={"floor_seconds": 30.0, "shards": 3})
+    watching: list[asyncio.Task[list[str]]] = []
+    before: list[int] = []
+
+    async def watch(address: str) -> list[str]:
+        """As a monitor does, from round 3 on."""
+        seen: list[str] = []
+        async with SwarmClient(address, ByteLedger()) as client:
+            lines, _ = lines_from_proto(await client.watch(pb.WatchRequest(without_progress=True)))
+            before.append(len(lines))
+            newest = 0
+            with suppress(UnreachableError):  # the run is over, and the node has gone
+                while True:
+                    reply = await client.watch(pb.WatchRequest(after=newest, wait_ms=15_000 if seen else 0))
+                    lines, newest = lines_from_proto(reply)
+                    assert lines or seen, "all that was told before is here at once"
+                    seen += lines
+        return seen
+
+    def on_event(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.RoundClosed) and event.round == 3:
+            led = [told for told in swarm.events if isinstance(told, ev.LeaderChanged)][-1]
+            here = {told.peer: told.address for told in swarm.events if isinstance(told, ev.PeerJoined)}
+            others = sorted(here.keys() - set(led.voter_ids.split(",")))
+            assert others, "six and the coordinator are more than the voters"
+            watching.append(asyncio.create_task(watch(here[others[0]])))
+
+    swarm = Swarm(tmp_path, config, on_event)
+    await swarm.start_coordinator()
+    for number in range(1, 7):
+        swarm.start_peer(number, listen="127.0.0.1:0")
+    await swarm.finish()
+    (monitor,) = watching
+    seen = await monitor
+    assert before == [0], "nobody read there"
+    assert len(set(seen)) == len(seen)
+    told = [event for line in seen if (event := ev.decode(line)) is not None]
+    assert isinstance(told[0], ev.RunStarted)
+    assert [event.round for event in told if isinstance(event, ev.RoundClosed)][:5] == list(range(1, 6))
+    assert isinstance(told[-1], ev.RunFinished), "the end too, though another node led the run to it"
+    told = [event for event in told if not isinstance(event, ev.PeerProgress)]
+    everything = [event for event in swarm.events if not isinstance(event, ev.PeerProgress)]
+    assert told == everything[: len(told)]
+
+
+def test_the_totals_of_a_run_that_goes_on_are_those_of_the_whole_run() -> None:
+    """Killed after round 2: no end was told. Round 2 is told once more, as another leader would."""
+    traffic: ev.Traffic = {"sent": {"core": 3}, "received": {"core": 4}}
+    first, second, third = (replace(closed(n), wire_bytes=traffic, dense_bytes=100) for n in (1, 2, 3))
+    before = [ev.Evaluated(round=0, loss=5.0), first, second]
+    after = [ev.Evaluated(round=2, loss=3.0), replace(second, digest="b" * 64), third, ev.Evaluated(round=3, loss=2.0)]
+    mine = RunLog(EventLog(lambda: 9.0), lambda event: None)
+    mine.restore(ev.Stamped(time=float(number), event=event) for number, event in enumerate(before))
+    for event in after:
+        mine.emit(event)
+    assert events_of(mine.log) == [*before, *after]
+    whole = fold_all(SwarmSnapshot(), (ev.Stamped(time=1.0, event=event) for event in [*before, *after]))
+    assert mine.finished("done") == ev.RunFinished(
+        rounds=3,
+        first_loss=whole.first_loss,
+        last_loss=whole.loss,
+        wire_bytes=whole.wire_bytes,
+        dense_bytes=whole.dense_bytes,
+        digest=whole.digest,
+        reason="done",
+    )
+    assert (whole.first_loss, whole.wire_bytes, whole.dense_bytes) == (5.0, 28, 300)
+
+
+def test_a_node_that_is_stopped_says_to_its_own_people_that_the_run_is_not_over() -> None:
+    seen: list[ev.Event] = []
+    mine = RunLog(EventLog(lambda: 9.0), seen.append)
+    mine.emit(closed(1))
+    mine.stopped("it was asked to stop")
+    assert seen[-1] == replace(mine.finished("it was asked to stop"), is_stopped=True)
+    assert events_of(mine.log) == [closed(1)], "others may go on"
+
+
+def test_an_end_in_the_recording_of_a_run_that_goes_on_is_not_its_end() -> None:
+    end = RunLog(EventLog(lambda: 1.0), lambda event: None).finished("the run has finished")
+    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
+    mine.restore([ev.Stamped(time=1.0, event=end)])
+    mine.emit(closed(1))
+    assert mine.finished("").rounds == 1
+
+
+def test_totals_of_rounds_that_another_node_keeps_no_more_count_once() -> None:
+    traffic: ev.Traffic = {"sent": {"core": 3}, "received": {"core": 4}}
+    sums = ev.EarlierRounds(
+        round=5,
+        rounds=5,
+        wire_bytes=traffic,
+        per_peer={},
+        raw_bytes={"sent": 1, "received": 1},
+        dense_bytes=500,
+    )
+    mine = RunLog(EventLog(lambda: 9.0), lambda event: None)
+    told = [closed(1), sums, replace(closed(6), wire_bytes=traffic, dense_bytes=100), sums]
+    mine.restore(ev.Stamped(time=float(number), event=event) for number, event in enumerate(told))
+    end = mine.finished("done")
+    assert (end.rounds, end.wire_bytes, end.dense_bytes) == (6, 14, 600)

@@ -1,0 +1,62 @@
+"""A peer that plays a slower machine."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from swarm_rig import tiny_config
+
+from tsr_swarm.config.manifest import make_manifest
+from tsr_swarm.node.workspace import Workshop
+from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.storage.run_folder import fresh_consensus
+from tsr_swarm.train.llama import parameter_shapes
+from tsr_swarm.train.trainer import DAWDLE_SECONDS, RoundWork, StepProgress
+
+
+class Clock:
+    """Each look takes a second; sleeping takes what it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def look(self) -> float:
+        self.now += 1.0
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def train(folder: Path, slowdown: float, clock: Clock, stop_after: float = float("inf")) -> RoundWork | None:
+    """One round of three steps, aimed by nothing, so that only steps take time."""
+    config = tiny_config(folder, optimizer={"aim": "seed"}, periods={"k_r": 0, "k_r_embedding": 0})
+    manifest = make_manifest("0" * 32, config, parameter_shapes(config.model))
+    workshop = Workshop(manifest, "core", torch.device("cpu"), (), None, slowdown)
+    workshop.take_number(1)
+    trainer = workshop.trainer(fresh_consensus(manifest))
+    plan = plan_round(config, manifest.blocks, 1, "")
+
+    def on_step(progress: StepProgress) -> None:
+        pass
+
+    return trainer.train(plan, lambda: sum(clock.slept) >= stop_after, on_step, clock.look, clock.sleep)
+
+
+def test_each_step_takes_the_factor_times_as_long_and_the_work_is_the_same(tmp_path: Path) -> None:
+    clock, idle = Clock(), Clock()
+    slow, plain = train(tmp_path, 4.0, clock), train(tmp_path, 1.0, idle)
+    assert slow is not None
+    assert plain is not None
+    assert sum(clock.slept) == pytest.approx(3 * 3.0), "a step took a second, and three more are waited"
+    assert max(clock.slept) <= DAWDLE_SECONDS
+    assert idle.slept == []
+    assert (slow.tokens, slow.local_loss) == (plain.tokens, plain.local_loss)
+
+
+def test_a_waiting_peer_hears_that_it_should_stop(tmp_path: Path) -> None:
+    clock = Clock()
+    assert train(tmp_path, 1000.0, clock, stop_after=0.5) is None
+    assert sum(clock.slept) == 0.5

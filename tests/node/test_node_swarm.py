@@ -1,0 +1,353 @@
+"""Whole swarms in one event loop: what every run promises, and what single faults may cost."""
+
+import asyncio
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from swarm_rig import Swarm, run_swarm, tiny_config
+
+from tsr_swarm.config.round_plan import RoundPlan
+from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, WireConfig
+from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError
+from tsr_swarm.node import leader
+from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
+from tsr_swarm.node.workspace import Workshop
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.telemetry import events as ev
+from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.train.trainer import StepProgress, Trainer
+from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.wire.messages import open_envelope
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"local_space": "core"},
+        {"local_space": "full", "aim": "displacement"},
+        {"local_space": "full", "aim": "gradient"},
+    ],
+    ids=lambda optimizer: "-".join(optimizer.values()),
+)
+async def test_every_peer_has_the_same_digest_after_every_round_and_the_loss_falls(
+    tmp_path: Path, optimizer: dict[str, object]
+) -> None:
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path, optimizer=optimizer, run={"rounds": 5}))
+    closed = swarm.closed()
+    assert [event.round for event in closed] == [1, 2, 3, 4, 5]
+    assert all(event.included == 3 and event.late == 0 for event in closed)
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert len(swarm.of(ev.DigestReported)) == 15
+    finished = swarm.finished()
+    assert finished.first_loss is not None
+    assert finished.last_loss is not None
+    assert finished.last_loss < finished.first_loss - 0.3
+    assert finished.digest == closed[-1].digest
+    assert finished.dense_bytes > 5 * finished.wire_bytes
+
+
+async def test_coordinator_and_peers_say_once_what_of_the_data_is_not_read(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, run={"rounds": 2}, data={"parts": 2})
+    (tmp_path / "text" / "a.parquet").write_bytes(b"PAR1\x15\x04")
+    swarm = await run_swarm(tmp_path, config, peers=1)
+    assert isinstance(swarm.events[0], ev.RunStarted), "the first line of --json has the address"
+    for heard in (swarm.events, swarm.peers[1].events):
+        told = [event.message for event in heard if isinstance(event, ev.Warned) and "a.parquet" in event.message]
+        assert len(told) == 1
+
+
+async def test_core_and_full_peers_share_a_run(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, optimizer={"local_space": "mixed"}, run={"min_peers": 2})
+    swarm = Swarm(tmp_path, config)
+    await swarm.start_coordinator()
+    swarm.start_peer(1, local_space="core")
+    swarm.start_peer(2, local_space="full")
+    await swarm.finish()
+    assert all(event.included == 2 for event in swarm.closed())
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+
+
+async def test_the_same_seed_gives_the_same_digest(tmp_path: Path) -> None:
+    digests = []
+    for attempt in ("a", "b"):
+        swarm = await run_swarm(tmp_path / attempt, tiny_config(tmp_path / attempt, run={"rounds": 5}))
+        digests.append([event.digest for event in swarm.closed()])
+    assert digests[0] == digests[1]
+
+
+async def test_shards_are_reduced_apart_and_make_one_round(tmp_path: Path) -> None:
+    one = await run_swarm(tmp_path / "one", tiny_config(tmp_path / "one", round={"shards": 1}))
+    many = await run_swarm(tmp_path / "many", tiny_config(tmp_path / "many", round={"shards": 3}))
+    assert [event.digest for event in one.closed()] == [event.digest for event in many.closed()]
+
+
+async def test_a_peer_that_vanishes_and_one_that_comes_cost_nobody_a_round(tmp_path: Path) -> None:
+    def faults(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.RoundOpened) and event.round == 3:
+            swarm.peers.pop(2).stop.demand()  # at once, without a goodbye
+        if isinstance(event, ev.RoundOpened) and event.round == 5:
+            swarm.start_peer(4)
+
+    config = tiny_config(tmp_path, run={"rounds": 14}, periods={"k_x": 6, "k_r": 12, "k_r_embedding": 12})
+    swarm = await run_swarm(tmp_path, config, on_event=faults)
+    assert [event.round for event in swarm.closed()] == list(range(1, 15))
+    assert not swarm.of(ev.RoundVoid)
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert [event.name for event in swarm.of(ev.PeerLeft)][:1] == ["peer-2"]
+    newcomer = [event for event in swarm.of(ev.DigestReported) if event.name == "peer-4"]
+    assert newcomer, "the newcomer applied a round"
+    assert swarm.closed()[-1].included == 3
+
+
+async def test_late_work_is_not_merged_and_goes_out_with_a_later_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peer-2 is held in the middle of its round 2 until that round has closed without it."""
+    closed, held = threading.Event(), threading.Event()
+    trainers: dict[str, Trainer] = {}
+    make, train = Workshop.trainer, Trainer.train
+
+    def remember(self: Workshop, consensus: Consensus) -> Trainer:
+        trainer = make(self, consensus)
+        assert self._folder is not None
+        trainers[self._folder.name] = trainer
+        return trainer
+
+    def hold(self: Trainer, plan, should_stop, on_step):  # type: ignore[no-untyped-def]
+        if plan.round != 2 or self is not trainers["peer-2"]:
+            return train(self, plan, should_stop, on_step)
+        taken: list[StepProgress] = []
+
+        def stop_after_two_steps() -> bool:
+            if len(taken) == 2:
+                held.set()
+                assert closed.wait(60)
+                while not should_stop():  # until this peer has heard of it too
+                    closed.clear()
+                    closed.wait(0.02)
+            return bool(should_stop())
+
+        work = train(self, plan, stop_after_two_steps, taken.append)
+        assert work is None
+        state = self.space.state_dict()
+        assert sum(float(state[key].abs().sum()) for key in state if "displacement" in key) > 0, "it keeps its work"
+        return work
+
+    def watch(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.PhaseChanged) and (event.round, event.phase) == (2, "apply"):
+            closed.set()
+
+    monkeypatch.setattr(Workshop, "trainer", remember)
+    monkeypatch.setattr(Trainer, "train", hold)
+    config = tiny_config(tmp_path, round={"floor_seconds": 2.0}, run={"rounds": 4})
+    swarm = await run_swarm(tmp_path, config, on_event=watch)
+    assert held.is_set()
+    by_round = {event.round: event for event in swarm.closed()}
+    assert (by_round[2].included, by_round[2].late) == (2, 1)
+    assert by_round[3].included == 3
+    assert by_round[3].tokens == by_round[1].tokens, "two steps were carried over, one was still to take"
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+
+
+async def test_a_claim_of_more_tokens_than_a_round_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean is weighted by tokens, so a claim of 2^40 would replace it."""
+    train = Trainer.train
+
+    def boast(self: Trainer, plan, should_stop, on_step):  # type: ignore[no-untyped-def]
+        work = train(self, plan, should_stop, on_step)
+        return replace(work, tokens=2**40) if work is not None and plan.round == 2 else work
+
+    monkeypatch.setattr(Trainer, "train", boast)
+    config = tiny_config(tmp_path, run={"rounds": 3}, round={"ceiling_seconds": 3.0, "floor_seconds": 1.0})
+    swarm = await run_swarm(tmp_path, config, peers=1, on_event=lambda swarm, event: None)
+    refused = [event for event in swarm.of(ev.PayloadRefused) if isinstance(event, ev.PayloadRefused)]
+    assert {(event.round, event.reason) for event in refused} == {(2, "tokens")}
+    assert [event.included for event in swarm.closed()] == [1, 0, 1]
+    assert len(swarm.of(ev.RoundVoid)) == 1
+
+
+def stick_one_upload(monkeypatch: pytest.MonkeyPatch, round: int) -> None:
+    """One peer's upload of ``round``, in whatever shards, never ends."""
+    submit, stuck = SwarmClient.submit, list[str]()
+
+    async def stall(self: SwarmClient, envelope: pb.Envelope, data: bytes) -> pb.SubmitReply:
+        header = open_envelope(envelope)
+        if header.round == round and header.peer_id in (*stuck, header.peer_id)[:1]:  # of whoever comes first
+            stuck.append(header.peer_id)
+            await asyncio.Event().wait()
+        return await submit(self, envelope, data)
+
+    monkeypatch.setattr(SwarmClient, "submit", stall)
+
+
+async def test_a_round_that_closes_during_an_upload_costs_that_peer_one_round_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once such a peer span for ever, deaf to everything."""
+    stick_one_upload(monkeypatch, round=2)
+    config = tiny_config(tmp_path, round={"floor_seconds": 1.0}, run={"rounds": 4})
+    swarm = await run_swarm(tmp_path, config)
+    assert [event.included for event in swarm.closed()] == [3, 2, 3, 3]
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+
+
+async def test_at_the_defaults_a_peer_that_is_left_out_of_a_round_changes_nobodys_weights_and_all_learn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Muon in bases drawn anew every round, cores of three bits: work that missed its round waits for its bases."""
+    stick_one_upload(monkeypatch, round=2)
+    tiny = tiny_config(tmp_path, round={"floor_seconds": 1.0}, run={"rounds": 7})
+    config = replace(tiny, optimizer=OptimizerConfig(), periods=PeriodsConfig(k_x=3), wire=WireConfig())
+    swarm = await run_swarm(tmp_path, config)
+    assert [event.included for event in swarm.closed()] == [3, 2, 3, 3, 3, 3, 3]
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    opened = [event for event in swarm.events if isinstance(event, ev.RoundOpened)]
+    assert len({event.refresh for event in opened}) == 1
+    assert opened[0].refresh > 0, "every round has new bases"
+    sent = {kind for event in swarm.closed() for kind in event.wire_bytes["sent"]}
+    assert sent == {"core", "dense", "control"}, "and nothing is sent for them"
+    finished = swarm.finished()
+    assert finished.first_loss is not None
+    assert finished.last_loss is not None
+    assert finished.last_loss < finished.first_loss - 0.3
+
+
+async def test_a_peer_whose_weights_differ_is_named_and_fetches_the_state_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, spoiled = Trainer.apply, list[Trainer]()
+
+    def apply(self: Trainer, plan, published, void, included):  # type: ignore[no-untyped-def]
+        digest = original(self, plan, published, void, included)
+        if plan.round == 2 and not spoiled:
+            spoiled.append(self)
+            name = self.manifest.blocks[0].name
+            self.consensus.weights[name] = self.consensus.weights[name] * 1.5
+            return self.consensus.digest()
+        return digest
+
+    monkeypatch.setattr(Trainer, "apply", apply)
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 6}))
+    (mismatch,) = swarm.of(ev.DigestMismatch)
+    assert isinstance(mismatch, ev.DigestMismatch)
+    assert mismatch.round == 2
+    assert mismatch.name in ("peer-1", "peer-2", "peer-3")
+    assert {round for round, digests in swarm.digests().items() if len(digests) > 1} == {2}
+    assert len(swarm.closed()) == 6
+    restored = [
+        member
+        for member in swarm.peers.values()
+        if len([e for e in member.events if isinstance(e, ev.StateReceived)]) == 2
+    ]
+    assert len(restored) == 1
+
+
+async def test_an_empty_data_folder_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, data={"source": str(empty)}))
+    with pytest.raises(ConfigError, match=r"empty"):
+        await swarm.start_coordinator()
+    assert not (tmp_path / "coordinator").exists()
+
+
+async def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    await swarm.start_coordinator()
+    assert swarm.coordinator is not None
+    second = Swarm(tmp_path, tiny_config(tmp_path / "second", run={"rounds": 1, "min_peers": 1}))
+    with pytest.raises(RunError, match="the port is in use"):
+        await second.start_coordinator(listen=swarm.address)
+    await second.start_coordinator()  # what the first try left does not count as a run
+    second.start_peer(9)
+    await second.finish()
+    third = Swarm(tmp_path, swarm.config)
+    with pytest.raises(RunError, match="Another process is using"):
+        await third.start_coordinator(resume=True)
+    swarm.coordinator.stop.demand()
+    await swarm.finish()
+
+
+async def test_listening_to_the_world_needs_a_word_of_consent(tmp_path: Path) -> None:
+    options = CoordinateOptions(config=tiny_config(tmp_path), listen="0.0.0.0:0", use_dht=False)
+    with pytest.raises(ConfigError, match="add --insecure"):
+        await run_coordinator(options, lambda event: None, StopRequest())
+
+
+async def test_a_coordinator_that_is_not_there_is_reported_at_once(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path), address="127.0.0.1:9")
+    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9"):
+        await asyncio.wait_for(swarm.start_peer(1).task, 30)
+
+
+async def test_strangers_and_garbage_do_not_disturb_a_run(tmp_path: Path) -> None:
+    """Another protocol, another manifest, a wrong envelope, random bytes on the port: all refused, no round lost."""
+    attacks: list[asyncio.Task[None]] = []
+
+    async def attack(address: str) -> None:
+        async with SwarmClient(address, ByteLedger()) as client:
+            with pytest.raises(RefusedError, match="protocol 99"):
+                await client.hello(pb.HelloRequest(protocol=99, package_version="9.9"))
+            with pytest.raises(RefusedError, match="another run"):
+                await client.join(
+                    pb.JoinRequest(manifest_digest=b"x" * 32, peer_id="0" * 32, name="e", local_space="core")
+                )
+            with pytest.raises(PeerError):
+                await client.submit(pb.Envelope(header=b"\xff" * 100), b"z" * 1000)
+            with pytest.raises(PeerError):
+                await client.report(pb.ReportRequest(peer_id="nobody", round=1, digest=b"short"))
+            with pytest.raises(RefusedError, match="not kept"):
+                await client.fetch_published(pb.FetchPublishedRequest(peer_id="0" * 32, round=10**6), 1 << 20)
+        _, writer = await asyncio.open_connection(*address.split(":"))
+        writer.write(bytes(range(256)) * 64)
+        await writer.drain()
+        writer.close()
+
+    def attack_in_round_2(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.RoundOpened) and event.round == 2:
+            attacks.append(asyncio.create_task(attack(swarm.address)))
+
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path), on_event=attack_in_round_2)
+    await asyncio.gather(*attacks)
+    assert [event.included for event in swarm.closed()] == [3, 3, 3, 3]
+
+
+async def test_a_peer_leaves_a_coordinator_that_asks_for_more_than_its_manifest_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*arguments: Any) -> RoundPlan:
+        return replace(plan_round(*arguments), steps=10**6)
+
+    monkeypatch.setattr(leader, "plan_round", greedy)
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"min_peers": 1}))
+    await swarm.start_coordinator()
+    with pytest.raises(RefusedError, match="not what this run's manifest says"):
+        await asyncio.wait_for(swarm.start_peer(1).task, 60)
+    swarm.peers.clear()
+    assert swarm.coordinator is not None
+    swarm.coordinator.stop.demand()
+    await swarm.finish()
+
+
+async def test_bytes_are_counted_once_by_kind_and_direction(tmp_path: Path) -> None:
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 3}))
+    first, second, third = swarm.closed()
+    assert set(second.wire_bytes["sent"]) == {"core", "dense", "control"}
+    assert {"core", "gradient", "dense"} <= set(third.wire_bytes["sent"])
+    assert {"core", "basis", "dense"} <= set(third.wire_bytes["received"])
+    assert "state" in first.wire_bytes["received"]
+    for event in (first, second, third):
+        for direction in ("sent", "received"):
+            for kind, total in event.wire_bytes[direction].items():
+                assert total == sum(peer[direction].get(kind, 0) for peer in event.per_peer.values())
+    received = [event for event in swarm.of(ev.PayloadReceived) if event.round == 2]
+    payload = sum(count for kind, count in second.wire_bytes["sent"].items() if kind != "control")
+    assert payload == sum(event.wire_bytes for event in received)

@@ -1,0 +1,219 @@
+"""A whole swarm in one event loop: the real coordinator and peers over real gRPC on loopback, with a tiny model.
+
+Faults are placed by peer and round: a test gives a function that sees every event of the coordinator, or of a peer, as
+it happens. Peers that listen can lead, and tell of the run while they do.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from steady import OPTIMIZER, WIRE
+
+from tsr_swarm.config.load import run_config_from_mapping
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.discovery.identity import load_identity
+from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
+from tsr_swarm.node.peer import JoinOptions, run_peer
+from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.telemetry.events import (
+    DigestReported,
+    Event,
+    LeaderChanged,
+    RoundApplied,
+    RoundClosed,
+    RunFinished,
+    RunStarted,
+)
+
+TEXT = "".join(f"def f{i}(x):\n    return x + {i} if x > {i % 7} else f{i // 2}(x - 1)\n\n" for i in range(600))
+DEADLINE_SECONDS = 60
+Kind = TypeVar("Kind")
+
+
+def tiny_config(folder: Path, **changes: dict[str, object]) -> RunConfig:
+    """A run that takes milliseconds a step; ``changes`` are keys by section."""
+    text = folder / "text"
+    if not text.exists():
+        text.mkdir(parents=True)
+        for part in range(8):
+            (text / f"part{part}.py").write_text(TEXT[part * 2000 :][:9000])
+    sections: dict[str, dict[str, object]] = {
+        "run": {"name": "tiny", "rounds": 4, "min_peers": 3},
+        "model": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32,
+        },
+        "data": {"source": str(text), "parts": 4, "sequence_length": 16, "batch_size": 4, "heldout_sequences": 8},
+        "optimizer": OPTIMIZER | {"lr": 0.01, "warmup_steps": 4},
+        "wire": WIRE,
+        "periods": {"k_x": 3, "k_r": 6, "k_r_embedding": 6},
+        "round": {"floor_seconds": 30.0},
+        "checkpoint": {"dir": str(folder / "coordinator")},
+    }
+    for name, keys in changes.items():
+        sections[name] = {**sections.get(name, {}), **keys}
+    return run_config_from_mapping(sections)
+
+
+@dataclass
+class Member:
+    """One process's worth of the rig."""
+
+    stop: StopRequest
+    task: asyncio.Task[None]
+    events: list[Event]
+
+
+@dataclass
+class Swarm:
+    """What happened, and the handles to make more happen."""
+
+    folder: Path
+    config: RunConfig
+    on_event: Callable[["Swarm", Event], None] = lambda swarm, event: None
+    on_peer_event: Callable[["Swarm", int, Event], None] = lambda swarm, number, event: None
+    events: list[Event] = field(default_factory=list)
+    address: str = ""
+    coordinator: Member | None = None
+    peers: dict[int, Member] = field(default_factory=dict)
+    former: list[Member] = field(default_factory=list)  # processes of peers that were started anew
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    _told: asyncio.Event = field(default_factory=asyncio.Event)  # something; a new one each time
+
+    async def start_coordinator(self, resume: bool = False, listen: str = "127.0.0.1:0") -> None:
+        """Start it and wait for its address."""
+        self.started.clear()
+        options = CoordinateOptions(config=self.config, listen=listen, use_dht=False, resume=resume)
+        stop = StopRequest()
+        task = asyncio.create_task(run_coordinator(options, self._see, stop))
+        self.coordinator = Member(stop, task, self.events)
+        ready = asyncio.create_task(self.started.wait())
+        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if task.done():
+            task.result()
+
+    def start_peer(
+        self,
+        number: int,
+        resume: bool = False,
+        local_space: str = "",
+        listen: str | None = None,
+        at: str = "",
+        data: tuple[Path, ...] = (),
+        wait: float = 0.0,
+    ) -> Member:
+        """Start a peer; it keeps its state in a folder of its own. ``at``: whom it calls first, if not the coordinator.
+
+        With ``listen``, an address, others can dial it: it may vote and lead. ``data``: text of its own.
+        """
+        options = JoinOptions(
+            coordinator=at or self.address,
+            data=data,
+            device="cpu",
+            name=f"peer-{number}",
+            use_dht=False,
+            folder=self.folder / f"peer-{number}",
+            resume=resume,
+            local_space=local_space,
+            listen=listen,
+            wait_seconds=wait,
+        )
+        stop, events = StopRequest(), list[Event]()
+
+        def see(event: Event) -> None:
+            events.append(event)
+            self.on_peer_event(self, number, event)
+            self._tell()
+
+        if number in self.peers:
+            self.former.append(self.peers[number])
+        self.peers[number] = Member(stop, asyncio.create_task(run_peer(options, see, stop)), events)
+        return self.peers[number]
+
+    async def finish(self) -> None:
+        """Wait for the coordinator and every peer; raises what the first of them raised."""
+        assert self.coordinator is not None
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await asyncio.gather(*(member.task for member in self.members))
+
+    async def until(self, happened: Callable[[], bool]) -> None:
+        """Wait until something is so; it is looked at after every event. Raises what ended a process meanwhile."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not happened():
+                told = asyncio.create_task(self._told.wait())
+                running = {member.task for member in self.members if not member.task.done()}
+                await asyncio.wait({told, *running}, return_when=asyncio.FIRST_COMPLETED)
+                told.cancel()
+                for task in running:
+                    if task.done():
+                        task.result()
+
+    def _see(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, RunStarted):
+            self.address = event.address
+            self.started.set()
+        self.on_event(self, event)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._told.set()
+        self._told = asyncio.Event()
+
+    # --- what tests look at ---------------------------------------------------------------------------------------
+
+    def closed(self) -> list[RoundClosed]:
+        return [event for event in self.events if isinstance(event, RoundClosed)]
+
+    def finished(self) -> RunFinished:
+        return next(event for event in self.events if isinstance(event, RunFinished))
+
+    @property
+    def members(self) -> list[Member]:
+        """The newest process of each node."""
+        return [*([self.coordinator] if self.coordinator is not None else []), *self.peers.values()]
+
+    def digests(self) -> dict[int, set[str]]:
+        """Every digest that was seen of a round: the leaders', what peers reported, and what each peer had itself."""
+        seen: dict[int, set[str]] = {}
+        for events in (self.events, *(member.events for member in (*self.former, *self.peers.values()))):
+            for event in events:
+                # a leader that has fetched a state tells the rounds before it without a digest
+                if isinstance(event, RoundClosed | DigestReported | RoundApplied) and event.digest:
+                    seen.setdefault(event.round, set()).add(event.digest)
+        return seen
+
+    def peer_id(self, number: int) -> str:
+        return load_identity(self.folder / f"peer-{number}" / "identity.key").peer_id
+
+    def leader(self) -> str:
+        """The name of the node that was last said to lead, by the newest term that anybody told."""
+        told = [event for member in self.members for event in member.events if isinstance(event, LeaderChanged)]
+        return max(told, key=lambda event: event.term).name
+
+    def of(self, kind: type[Kind]) -> list[Kind]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+async def run_swarm(
+    folder: Path,
+    config: RunConfig,
+    peers: int = 3,
+    on_event: Callable[[Swarm, Event], None] = lambda swarm, event: None,
+    listening: int = 0,
+) -> Swarm:
+    """Run a coordinator and peers, of which the first ``listening`` can be dialled, to the run's last round."""
+    swarm = Swarm(folder, replace(config, run=replace(config.run, min_peers=peers)), on_event)
+    await swarm.start_coordinator()
+    for number in range(1, peers + 1):
+        swarm.start_peer(number, listen="127.0.0.1:0" if number <= listening else None)
+    await swarm.finish()
+    return swarm

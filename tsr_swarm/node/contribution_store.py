@@ -1,0 +1,236 @@
+"""A reducer's bench: contributions to its shards come in, averages lie there to be fetched.
+
+Which contributions count, and when shards are averaged, is decided in rounds/reducing.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tsr_swarm.config.layout import Slot, upload_slots
+from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.config.round_plan import RoundPlan
+from tsr_swarm.errors import PeerError, RunError
+from tsr_swarm.exchange import aggregate
+from tsr_swarm.exchange.contribution import captured_of
+from tsr_swarm.exchange.reduction import publish_shard
+from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.node.made import MadeShard
+from tsr_swarm.node.peer_registry import MAX_PEERS
+from tsr_swarm.optim.outer_step import OuterState, rotate_outer
+from tsr_swarm.optim.sketch_budget import mean_captured
+from tsr_swarm.wire.codec import Section
+from tsr_swarm.wire.gate import Contribution, check_contribution, shard_slots, void_blocks
+from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult, open_envelope
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+MOST_AVERAGES = 2  # of one shard: a second leader may ask for it over other peers
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A contribution to one shard that has passed the gate."""
+
+    header: ContributionHeader
+    grids: Mapping[Slot, Grid]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardAverage:
+    """What a ShardJob came to. ``outer``: of the shard's blocks, in the bases of before the round."""
+
+    plan: RoundPlan
+    shard: int
+    made: MadeShard
+    frames: bytes
+    outer: OuterState
+
+
+@dataclass(frozen=True, slots=True)
+class ShardJob:
+    """Contributions to average. Nothing in it is written to, so any thread may do it."""
+
+    manifest: Manifest
+    plan: RoundPlan
+    shard: int
+    blocks: tuple[int, ...]
+    held: tuple[tuple[int, Held], ...]  # with their peers' numbers, ascending; empty: void
+    outer: OuterState
+
+    def run(self, bases: Mapping[int, Basis]) -> ShardAverage:
+        """Average and publish. Heavy. ``bases`` are those that the round starts from."""
+        contributions = {
+            held.header.peer_id: aggregate.Contribution(number, held.header.tokens, held.grids)
+            for number, held in self.held
+        }
+        part = publish_shard(self.manifest, self.plan, self.blocks, contributions, bases, self.outer)
+        made = MadeShard(part.result) if part.result.void else self._describe(part.result)
+        return ShardAverage(self.plan, self.shard, made, part.data, part.outer)
+
+    def _describe(self, result: ShardResult) -> MadeShard:
+        headers = [held.header for _, held in self.held]
+        return MadeShard(
+            result,
+            local_loss=sum(header.local_loss * header.tokens for header in headers) / result.tokens,
+            raw_sent=sum(section.raw_bytes for header in headers for section in header.sections),
+            captured=mean_captured(
+                (header.tokens, captured_of(header, self.manifest, self.blocks)) for header in headers
+            ),
+        )
+
+
+@dataclass(slots=True)
+class _Round:
+    """What lies here of one round."""
+
+    plan: RoundPlan
+    held: dict[str, dict[int, Held]] = field(default_factory=dict)  # by peer, then by shard
+    made: dict[int, list[ShardAverage]] = field(default_factory=dict)  # by shard, the newest last; none is void
+
+
+class Bench:
+    """What one node holds as a reducer, of the newest round announced and the one before it. Its event loop owns it.
+
+    ``outer`` is what it keeps between rounds, in the bases of the newest applied one, whose chain hash is ``chain``.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        outer: OuterState,
+        chain: str = "",
+        most_peers: int = MAX_PEERS,
+    ) -> None:
+        self.outer, self.chain = outer, chain
+        self._manifest, self._most_peers = manifest, most_peers
+        self._rounds: dict[int, _Round] = {}
+        self._newest = 0
+
+    # --- contributions --------------------------------------------------------------------------------------------
+
+    def hear(self, plan: RoundPlan) -> None:
+        """This round is announced: contributions to it may come. Those to rounds before are not needed any more.
+
+        A new leader announces a round again. What is held of it counts on as long as the new plan asks for the
+        same, and is dropped otherwise. An older round than the newest changes nothing.
+        """
+        if plan.round < self._newest:
+            return
+        known = self._rounds.get(plan.round)
+        if known is not None and _is_alike(known.plan, plan):
+            known.plan = plan
+            return
+        self._newest = plan.round
+        self._rounds = {round: kept for round, kept in self._rounds.items() if round == plan.round - 1}
+        for kept in self._rounds.values():
+            kept.held.clear()  # it stands, or the next one would not be open; averages of it are still fetched
+        self._rounds[plan.round] = _Round(plan)
+
+    @property
+    def newest(self) -> int:
+        """The newest round that was announced; 0: none."""
+        return self._newest
+
+    def plan(self, round: int) -> RoundPlan | None:
+        """As this round was announced; None if it was not, or is over."""
+        known = self._rounds.get(round)
+        return None if known is None else known.plan
+
+    def expect(self, envelope: pb.Envelope) -> Contribution:
+        """Check a contribution before its payload is received; it may be refused as not new after that.
+
+        Raises PeerError: for reasons see wire/gate.py; "round" too where its round is not announced here or is over,
+        and "peer" where too many others contribute.
+        """
+        header = open_envelope(envelope)
+        known = self._rounds.get(header.round)
+        if known is None or header.round < self._newest:
+            open_round = f"round {self._newest}" if self._newest else "no round"
+            raise PeerError("round", f"The payload is for round {header.round}, but {open_round} is open here.")
+        contribution = check_contribution(
+            envelope,
+            manifest=self._manifest,
+            plan=known.plan,
+            is_known=lambda peer: True,  # only the leader knows who takes part: it says so when it closes the round
+        )
+        if header.peer_id not in known.held and len(known.held) >= self._most_peers:
+            raise PeerError("peer", f"{self._most_peers} peers contribute to round {header.round}; no more can.")
+        return contribution
+
+    def take(self, header: ContributionHeader, grids: Mapping[Slot, Grid]) -> None:
+        """Hold a contribution that has passed the gate and is new.
+
+        The round may have been announced otherwise since ``expect``: then it is of no use, and is not kept.
+        """
+        known = self._rounds.get(header.round)
+        if known is None or header.round < self._newest or header.parent.hex() != known.plan.parent:
+            return
+        slots = upload_slots(self._manifest.blocks, known.plan.due, self._manifest.config.wire)
+        if grids.keys() == set(shard_slots(slots, self._manifest.shard_blocks[header.shard])):
+            known.held.setdefault(header.peer_id, {})[header.shard] = Held(header, grids)
+
+    # --- averages -------------------------------------------------------------------------------------------------
+
+    def job(self, round: int, shard: int, peers: frozenset[str], numbers: Mapping[str, int]) -> ShardJob:
+        """Average this shard over ``peers``, all of them; ``numbers`` order the sums.
+
+        It is void where the contribution of one of them is not held any more or has no number: without it there may
+        be too few. Raises RunError where the round is not announced here, or starts from other weights than the newest
+        applied: what is kept between rounds is of those. Wait until ``chain`` is the plan's parent.
+        """
+        known = self._rounds.get(round)
+        if known is None:
+            raise RunError(f"Round {round} is to be averaged, but round {self._newest} is the newest announced here.")
+        if known.plan.parent != self.chain:
+            raise RunError(
+                f"Round {round} is to be averaged, but it starts from other weights than this node's; "
+                "round after round has to be applied first."
+            )
+        is_whole = all(peer in numbers and shard in known.held.get(peer, {}) for peer in peers)
+        order = sorted(peers, key=lambda peer: (numbers[peer], peer)) if is_whole else []
+        held = tuple((numbers[peer], known.held[peer][shard]) for peer in order)
+        blocks = self._manifest.shard_blocks[shard]
+        outer = {block: self.outer[block] for block in blocks if block in self.outer}
+        return ShardJob(self._manifest, known.plan, shard, blocks, held, outer)
+
+    def keep(self, done: ShardAverage) -> MadeShard:
+        """Have the bytes at hand for whoever fetches them, unless their round is over or was announced otherwise."""
+        known = self._rounds.get(done.plan.round)
+        if known is not None and _is_alike(known.plan, done.plan) and not done.made.result.void:
+            others = [made for made in known.made.get(done.shard, []) if made.made.result != done.made.result]
+            known.made[done.shard] = [*others, done][-MOST_AVERAGES:]
+        return done.made
+
+    def frames(self, round: int, shard: int, hashes: Sequence[bytes]) -> tuple[tuple[Section, ...], bytes] | None:
+        """The sections of these ``hashes`` and their joined bytes, if they are of an average that was made here."""
+        known = self._rounds.get(round)
+        for done in known.made.get(shard, []) if known is not None else []:
+            sections = done.made.result.sections
+            if [section.hash for section in sections] == list(hashes):
+                return sections, done.frames
+        return None
+
+    # --- between rounds -------------------------------------------------------------------------------------------
+
+    def settle(self, header: PublishedHeader, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
+        """A round was applied: what is kept goes on where this node made the shard, and stays where it is void.
+
+        It is dropped where others made it: theirs went on, and this node's is of work that has gone out meanwhile.
+        ``refreshed``: (old, new) bases as ``Consensus.apply`` returned them.
+        """
+        after = {block: self.outer[block] for block in void_blocks(header) if block in self.outer}
+        known = self._rounds.get(header.plan.round)
+        made = known.made if known is not None else {}
+        for shard, result in enumerate(header.shards):
+            after |= next((done.outer for done in made.get(shard, []) if done.made.result == result), {})
+        self.outer = rotate_outer(after, refreshed, self._manifest.config.optimizer)
+        self.chain = header.chain.hex()
+
+    def restore(self, chain: str) -> None:
+        """The weights are a downloaded state, of the round of this ``chain``: what was kept is in bases of others."""
+        self.outer, self.chain = {}, chain
+
+
+def _is_alike(plan: RoundPlan, other: RoundPlan) -> bool:
+    """Whether contributions to one are contributions to the other. Leaders' rates may differ in their last bits."""
+    return (plan.round, plan.parent, plan.due) == (other.round, other.parent, other.due)

@@ -1,0 +1,317 @@
+"""A coordinator: one process that begins a run, serves its manifest and first state, leads and votes, and keeps it all.
+
+It trains nothing. Once others can lead it may go and come back: it follows whoever leads then, scores, and saves.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tsr_swarm import __version__
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.discovery.addresses import multiaddrs_for
+from tsr_swarm.discovery.announcer import Discovery
+from tsr_swarm.discovery.identity import Identity, load_identity
+from tsr_swarm.discovery.listening import announced, dht_places, require_consent, shown_address
+from tsr_swarm.discovery.records import Role
+from tsr_swarm.errors import CheckpointError, RunError
+from tsr_swarm.node.address_book import AddressBook, Lines
+from tsr_swarm.node.build import Around, hosted
+from tsr_swarm.node.context import Seams, Start
+from tsr_swarm.node.events.run_log import LINGER_SECONDS, RunLog
+from tsr_swarm.node.messenger import Introduction
+from tsr_swarm.node.service import NodeService
+from tsr_swarm.node.shared_data import advise_organiser
+from tsr_swarm.node.weights import AppliedRound, PlainWeights
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.outer_step import OuterState
+from tsr_swarm.process.machine_limits import memory_errors, memory_room, require_memory
+from tsr_swarm.process.shutdown import StopRequest, run_unless_now
+from tsr_swarm.rounds.council import Record
+from tsr_swarm.storage.run_folder import (
+    CONTACTS,
+    IDENTITY,
+    STATES,
+    Applied,
+    RunFolder,
+    StartingPoint,
+    holds_work,
+    record_of,
+    resume_run,
+    start_run,
+)
+from tsr_swarm.storage.state_store import Donor
+from tsr_swarm.telemetry import events
+from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.events import Event
+from tsr_swarm.telemetry.history import EVENTS_FILE
+from tsr_swarm.telemetry.log import EventLog, read_recording, recording
+from tsr_swarm.telemetry.text import reason_text
+from tsr_swarm.train.llama import parameter_count
+from tsr_swarm.train.scoring import make_evaluate
+from tsr_swarm.train.trainer import Trainer
+from tsr_swarm.transport.base import Caller
+from tsr_swarm.transport.server import serve
+from tsr_swarm.transport.tcp_info import KernelBytes
+from tsr_swarm.wire.messages import PublishedHeader
+
+NAME = "coordinator"
+PROGRESS = '"peer_progress"'
+MODEL_BYTES = 12  # of memory, a parameter: the consensus before and after a round, and the model that scores it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinateOptions:
+    """What the command line says beyond the run's configuration."""
+
+    config: RunConfig
+    listen: str
+    announce: str | None = None  # HOST or HOST:PORT under which others reach this machine
+    dht_port: int = 0
+    use_dht: bool = True
+    insecure: bool = False
+    resume: bool = False
+    proxy: str | None = None  # the HTTP proxy that every call goes through
+
+
+async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], None], stop: StopRequest) -> None:
+    """Take part in a run until its last round, or until ``stop``. Raises SwarmError with one sentence."""
+    require_consent(options.listen, options.announce, options.insecure, "join, read the model and send updates")
+    await run_unless_now(_coordinate(options, emit, stop.gently), stop)
+
+
+async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None], stop_gently: asyncio.Event) -> None:
+    config, folder = options.config, RunFolder(Path(options.config.folder))
+    require_memory(MODEL_BYTES * parameter_count(config.model), memory_room())
+    unread: list[str] = []
+    # First: it finds a data source that is not there.
+    evaluate = await asyncio.to_thread(make_evaluate, config, unread.append)
+    with folder.locked(), open_log(folder.path / EVENTS_FILE, sink) as log:
+        run_log = RunLog(log, sink, has_people=True)
+        if options.resume:
+            with suppress(OSError):  # people were warned as it was opened
+                run_log.restore(read_recording(folder.path / EVENTS_FILE))
+        identity = load_identity(folder.path / IDENTITY, is_new=not holds_work(folder.path))
+        book = AddressBook(identity.peer_id, folder.path / CONTACTS)
+        book.load()
+        with memory_errors():
+            begun = await asyncio.to_thread(_begin, options, folder, identity, bool(book.addresses), run_log.emit)
+        await _Coordinator(options, folder, identity, book, begun, evaluate, run_log).run(stop_gently, unread)
+
+
+@contextmanager
+def open_log(path: Path, warn: Callable[[Event], None]) -> Iterator[EventLog]:
+    """The run's events, also kept in ``path``: after a restart the account goes on, and `replay` shows all of it.
+
+    Progress within a round, most of the events, is left out of the file. A file that cannot be used is a warning.
+    """
+    with ExitStack() as stack:
+        try:
+            write = stack.enter_context(recording(path))
+            log = EventLog(time.time, [lambda line: None if PROGRESS in line[:40] else write(line)])
+        except OSError as error:
+            warn(
+                events.Warned(
+                    message=f"{path} cannot be used ({reason_text(error)}); the run goes on without a record of it."
+                )
+            )
+            log = EventLog(time.time)
+        yield log
+
+
+class _Coordinator:
+    def __init__(
+        self,
+        options: CoordinateOptions,
+        folder: RunFolder,
+        identity: Identity,
+        book: AddressBook,
+        begun: StartingPoint,
+        evaluate: Callable[[Consensus], float],
+        run_log: RunLog,
+    ) -> None:
+        self._options, self._folder, self._begun, self._evaluate = options, folder, begun, evaluate
+        self._identity, self._book, self._run_log = identity, book, run_log
+        self._ledger, self._kernel = ByteLedger(), KernelBytes([])
+        self._donor = Donor(begun.manifest, folder.path / STATES, begun.delta_log)
+        self._discovery = Discovery(identity, begun.manifest.run_id, run_log.emit)
+
+    async def run(self, stop_gently: asyncio.Event, unread: Sequence[str]) -> None:
+        """Take part to the end. ``unread`` says what of the data could not be read."""
+        options, begun = self._options, self._begun
+        await asyncio.to_thread(self._donor.open)
+        service = NodeService()
+        async with AsyncExitStack() as stack:
+            port = await stack.enter_async_context(serve(service, options.listen, self._ledger))
+            address = shown_address(options.listen, options.announce, port)
+            lines = await stack.enter_async_context(Lines(self._book, self._ledger, self._kernel, options.proxy))
+            if options.use_dht:
+                stack.push_async_callback(self._discovery.close)
+                listen, announce = dht_places(options.listen, options.announce, options.dht_port)
+                await self._discovery.start(listen=listen, announce=announce, initial_peers=())
+            around = Around(
+                book=self._book,
+                lines=lines,
+                states=self._folder.path / STATES,
+                service=service,
+                run_log=self._run_log,
+                initial_peers=self._initial_peers,
+            )
+            self._node = node = await stack.enter_async_context(
+                hosted(self._start(address), around, self._seams(lines))
+            )
+            self._run_log.emit(_started(options, begun, address))
+            advice = advise_organiser(options.config.data, options.listen)
+            for sentence in (*unread, *([] if advice is None else [advice])):
+                self._run_log.emit(events.Warned(message=sentence))
+            announcing = asyncio.create_task(self._discovery.keep_announcing(NAME, address, Role.COORDINATOR))
+            stack.callback(announcing.cancel)
+            await self._score(begun.record.round, begun.consensus)
+            reason = await node.run(stop_gently)
+            if node.leading is not None:
+                await node.leading.chronicle.finish()
+            elif node.is_over:
+                await self._run_log.last_words(node.node.council.ledger.base.round)
+            if not node.is_over:
+                if node.node.council.voters == (self._identity.peer_id,):
+                    await self._say_that_it_waits()
+                self._run_log.stopped(reason)
+                return
+            self._run_log.emit(self._run_log.finished(reason))
+            is_asked_by_others = node.leading is not None and len(node.node.council.voters) > 1
+            if is_asked_by_others or self._run_log.is_watched:
+                await asyncio.sleep(LINGER_SECONDS)
+
+    async def _say_that_it_waits(self) -> None:
+        """Nobody else can lead: whoever watches hears why no round opens."""
+        sentence = "The coordinator was asked to stop; the run waits until it is back ('coordinate --resume')."
+        self._run_log.emit(events.Warned(message=sentence))
+        if self._run_log.is_watched:
+            await asyncio.sleep(LINGER_SECONDS)
+
+    def _start(self, address: str) -> Start:
+        begun = self._begun
+        who = Introduction(
+            peer_id=self._identity.peer_id,
+            name=NAME,
+            address=address,
+            local_space=begun.manifest.config.optimizer.local_space,
+            device="cpu",
+            trains=False,
+        )
+        return Start(
+            who=who,
+            manifest=begun.manifest,
+            config=self._options.config,
+            first=self._identity.peer_id,
+            known=(),
+            ledger=begun.ledger,
+            journal=begun.journal,
+            record=begun.record,
+            weights=PlainWeights(begun.consensus),
+            outer=begun.outer,
+            donor=self._donor,
+            coverage=begun.coverage,
+            lost=begun.lost,
+        )
+
+    def _seams(self, lines: Lines) -> Seams:
+        def train() -> Trainer:
+            raise AssertionError("a coordinator trains nothing")
+
+        return Seams(
+            emit=self._run_log.emit,
+            emit_run=self._run_log.emit,
+            trainer=train,
+            take_number=lambda number: None,
+            read_part=None,
+            applied=self._save,
+            restored=self._save_restored,
+            score=self._score,
+            told=lambda: self._run_log.log.closed_round,
+            peers=lambda: self._run_log.peers,
+            sample=lambda: None,
+            follow=lambda leader: self._run_log.follow(leader, lines),
+            votes=self._run_log.votes,
+            ask=lambda others, round: self._run_log.ask(others, round, lines),
+            ends=self._run_log.ends,
+        )
+
+    def _initial_peers(self, caller: Caller) -> list[str]:
+        announce = announced(self._options.announce, 0)[0] if self._options.announce else ""
+        return list(multiaddrs_for(caller.address, self._discovery.multiaddrs, announce))
+
+    # --- after a round --------------------------------------------------------------------------------------------
+
+    async def _score(self, round: int, consensus: Consensus) -> float | None:
+        try:
+            value = await self._node.following.on_worker(self._evaluate, consensus)
+        except RunError as error:
+            self._run_log.emit(events.Warned(message=f"Round {round} is not scored: {error}"))
+            value = math.nan
+        loss = value if math.isfinite(value) else None
+        self._run_log.emit(events.Evaluated(round=round, loss=loss))
+        return loss
+
+    async def _save(self, header: PublishedHeader, applied: AppliedRound, outer: OuterState, seconds: float) -> None:
+        """Write a checkpoint if one is due. The rounds since the one before are on disk."""
+        round, config = header.plan.round, self._options.config
+        if round % config.checkpoint.every and not self._node.is_ending:
+            return
+        await self._write(record_of(header), applied.consensus, outer, applied.digest)
+
+    async def _save_restored(self, record: Record, consensus: Consensus) -> None:
+        """A state that was taken is a checkpoint: the rounds that lead to it are on no disk here."""
+        digest = await self._node.following.on_worker(consensus.digest)
+        await self._write(record, consensus, {}, digest.hex())
+
+    async def _write(self, record: Record, consensus: Consensus, outer: OuterState, digest: str) -> None:
+        """Write a checkpoint. One that cannot be written is a warning."""
+        coverage, keep = self._node.lending.coverage, self._options.config.checkpoint.keep
+        state = Applied(record=record, consensus=consensus, outer=outer, digest=digest, coverage=coverage)
+        try:
+            path = await self._node.following.on_worker(self._folder.save, self._begun.manifest, state, keep)
+        except CheckpointError as error:
+            self._run_log.emit(events.Warned(message=f"{error} Training goes on; the next round tries again."))
+            return
+        self._donor.delta_log.checkpointed(self._folder.oldest_checkpoint)
+        self._run_log.emit(events.CheckpointSaved(round=record.round, path=path))
+
+
+def _begin(
+    options: CoordinateOptions,
+    folder: RunFolder,
+    identity: Identity,
+    has_contacts: bool,
+    emit: Callable[[Event], None],
+) -> StartingPoint:
+    if options.resume:
+        return resume_run(
+            folder,
+            options.config,
+            identity.peer_id,
+            has_contacts,
+            lambda message: emit(events.Warned(message=message)),
+        )
+    return start_run(folder, options.config, identity.peer_id)
+
+
+def _started(options: CoordinateOptions, begun: StartingPoint, address: str) -> events.RunStarted:
+    config = options.config
+    return events.RunStarted(
+        run=config.run.name,
+        run_id=begun.manifest.run_id,
+        address=address,
+        rounds=config.run.rounds,
+        min_peers=config.run.min_peers,
+        parameters=begun.manifest.parameters,
+        k_x=config.periods.k_x,
+        local_space=config.optimizer.local_space,
+        rank=str(config.optimizer.rank),
+        voters=len(begun.ledger.base.voters),
+        version=__version__,
+    )

@@ -1,0 +1,216 @@
+"""Leases of the shared data at a node: what it lends while it leads, what it borrows while it trains.
+
+Leases change hands between rounds only: what is done is seen when a round stands, and what is free is lent when the
+next one opens, in the order of numbers. So a run without faults is the same each time, whoever is heard first.
+"""
+
+from collections.abc import Callable, Mapping
+
+from tsr_swarm.node import message_codec
+from tsr_swarm.node.borrowing import Claim, Loan
+from tsr_swarm.rounds import leases as ls
+from tsr_swarm.rounds.leases import MAX_PARTS, Borrower, Coverage, Lease, Leases, merged
+from tsr_swarm.telemetry.events import DataCovered, Event
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+
+class Lender:
+    """One leadership's. Its event loop owns it."""
+
+    def __init__(
+        self,
+        parts: int,
+        coverage: Coverage,
+        name_of: Callable[[str], str],
+        emit: Callable[[Event], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._leases = Leases(parts, coverage)
+        self._name_of, self._emit, self._clock = name_of, emit, clock
+        self._heard: dict[str, tuple[Claim, float]] = {}  # by peer, and when
+        self._asked: frozenset[str] = frozenset()  # peers that have had their turn
+        self._told: dict[str, Coverage] = {}  # by peer
+        self._lost: dict[Lease, str] = {}  # what nobody took over yet, and whose it was
+        self._shown = (coverage.epoch, self._percent)
+
+    @property
+    def coverage(self) -> Coverage:
+        """What is done."""
+        return self._leases.coverage
+
+    def hear(self, peer: str, claim: Claim | None) -> None:
+        """A peer says what it trains on; None: on data of its own."""
+        if claim is None:
+            self._heard.pop(peer, None)
+        else:
+            self._heard[peer] = claim, self._clock()
+
+    def stands(self) -> None:
+        """A round stands: who has contributed as many tokens as its part has is done with it."""
+        self._complete([peer for peer in self._leases.held if self._is_done(peer)])
+
+    def open(self, numbers: Mapping[str, int]) -> None:
+        """A round opens: lend what is free to those that have nothing."""
+        now, before = self._clock(), self._leases.held
+        leases = ls.renew(self._leases, {peer: (claim.lease, at) for peer, (claim, at) in self._heard.items()})
+        self._leases = ls.expire(leases, now)
+        self._lost |= {held.lease: peer for peer, held in before.items() if peer not in self._leases.held}
+        here = sorted((number, peer) for peer, number in numbers.items() if number and peer in self._heard)
+        parts = self._leases.parts
+        borrowers = [Borrower(peer, (number - 1) % parts, self._heard[peer][0].lease) for number, peer in here]
+        self._leases = ls.lend(self._leases, borrowers, now)
+        self._asked = frozenset(peer for _, peer in here)
+        for peer, held in self._leases.held.items():
+            if (was := self._lost.pop(held.lease, peer)) != peer:
+                self._tell(part=held.lease.part + 1, was=self._name_of(was), now=self._name_of(peer))
+
+    def gone(self, peer: str) -> None:
+        """A peer is dropped or has left: its part passes on, unless it was done."""
+        if self._is_done(peer):
+            self._complete([peer])
+        held = self._leases.held.get(peer)
+        if held is not None:
+            self._lost[held.lease] = peer
+        self._leases = ls.release(self._leases, peer)
+        self._heard.pop(peer, None)
+        self._told.pop(peer, None)
+
+    def answer(self, peer: str) -> pb.DataLease | None:
+        """What ``peer`` is told with the next news; None: nothing, as it has not had its turn."""
+        held = self._leases.held.get(peer)
+        if held is None and peer not in self._asked:
+            return None
+        return message_codec.lease_to_proto(None if held is None else held.lease)
+
+    def news(self, peer: str, *, has_none: bool) -> pb.Coverage | None:
+        """What is done, unless ``peer`` was told that already; it knows nothing if it ``has_none`` of the news."""
+        if not has_none and self._told.get(peer) == self.coverage:
+            return None
+        self._told[peer] = self.coverage
+        return message_codec.coverage_to_proto(self.coverage)
+
+    def _is_done(self, peer: str) -> bool:
+        held, (claim, _) = self._leases.held.get(peer), self._heard.get(peer, (Claim(None), 0.0))
+        return held is not None and claim.lease == held.lease and claim.is_full
+
+    def _complete(self, peers: list[str]) -> None:
+        before = self.coverage.epoch
+        self._leases = ls.complete(self._leases, peers)
+        self._asked -= frozenset(peers)
+        for epoch in range(before, self.coverage.epoch):
+            self._shown = self.coverage.epoch, 0
+            self._emit(DataCovered(epoch=epoch, done=self._leases.parts, parts=self._leases.parts, share=1.0))
+        if (self.coverage.epoch, self._percent) != self._shown:  # of thousands of parts, not each is worth a line
+            self._tell()
+
+    @property
+    def _percent(self) -> int:
+        return 100 * len(self.coverage.done) // self._leases.parts
+
+    def _tell(self, part: int = 0, was: str = "", now: str = "") -> None:
+        self._shown = self.coverage.epoch, self._percent
+        done, parts = len(self.coverage.done), self._leases.parts
+        self._emit(
+            DataCovered(
+                epoch=self.coverage.epoch, done=done, parts=parts, share=done / parts, part=part, was=was, now=now
+            )
+        )
+
+
+class Lending:
+    """One node's. Its event loop owns it."""
+
+    def __init__(self, me: str, parts: int, coverage: Coverage, read_part: Callable[[int], int] | None) -> None:
+        """read_part: as in borrowing.Loan; None: this node trains on data of its own, or not at all."""
+        self._me, self._parts, self._heard = me, parts, coverage
+        self._keeps_account = parts <= MAX_PARTS
+        self._loan = Loan(read_part) if read_part is not None and self._keeps_account else None
+        self._lender: Lender | None = None
+
+    @property
+    def coverage(self) -> Coverage:
+        """What is done, as far as this node knows."""
+        return self._heard if self._lender is None else self._lender.coverage
+
+    # --- while it leads -----------------------------------------------------------------------------------------
+
+    def lead(self, name_of: Callable[[str], str], emit: Callable[[Event], None], clock: Callable[[], float]) -> None:
+        """This node was elected. Who had borrowed something says so."""
+        if self._keeps_account:
+            self._lender = Lender(self._parts, self._heard, name_of, emit, clock)
+
+    def follow(self) -> None:
+        """This node leads no more."""
+        self._heard, self._lender = self.coverage, None
+
+    def asked(self, request: pb.PollRequest) -> None:
+        """A peer polls. Raises PeerError."""
+        if self._lender is not None:
+            self._lender.hear(request.peer_id, self._claim(request.lease) if request.HasField("lease") else None)
+
+    def answer(self, request: pb.PollRequest, reply: pb.PollReply) -> None:
+        """Fill in what a peer is told with the news."""
+        if self._lender is not None:
+            lease = self._lender.answer(request.peer_id)
+            coverage = self._lender.news(request.peer_id, has_none=not request.known)
+            if lease is not None:
+                reply.lease.CopyFrom(lease)
+            if coverage is not None:
+                reply.coverage.CopyFrom(coverage)
+
+    def stands(self) -> None:
+        """A round of this leader's stands."""
+        if self._lender is not None:
+            self._hear_myself(self._lender)
+            self._lender.stands()
+
+    def open(self, numbers: Mapping[str, int]) -> None:
+        """This leader opens a round; numbers: of everybody that takes part."""
+        if self._lender is not None:
+            self._hear_myself(self._lender)
+            self._lender.open(numbers)
+            if self._loan is not None and (mine := self._lender.answer(self._me)) is not None:
+                self._loan.hear(message_codec.lease_from_proto(mine, self._parts))
+
+    def gone(self, peer: str) -> None:
+        """A peer does not take part any more."""
+        if self._lender is not None:
+            self._lender.gone(peer)
+
+    def _hear_myself(self, lender: Lender) -> None:
+        lender.hear(self._me, None if self._loan is None else self._loan.claim)
+
+    def _claim(self, message: pb.DataLease) -> Claim:
+        return Claim(message_codec.lease_from_proto(message, self._parts), message.tokens, message.size)
+
+    # --- while it trains ----------------------------------------------------------------------------------------
+
+    def ask(self, request: pb.PollRequest) -> None:
+        """Fill in what a leader is told."""
+        if self._loan is not None:
+            claim = self._loan.claim
+            request.lease.CopyFrom(message_codec.lease_to_proto(claim.lease, claim.tokens, claim.size))
+
+    def hear(self, reply: pb.PollReply) -> None:
+        """Take in a leader's answer. Raises PeerError."""
+        if not self._keeps_account:
+            return
+        if reply.HasField("coverage"):
+            heard = message_codec.coverage_from_proto(reply.coverage, self._parts)
+            self._heard = merged(self._heard, heard, self._parts)
+        if self._loan is not None and reply.HasField("lease"):
+            self._loan.hear(message_codec.lease_from_proto(reply.lease, self._parts))
+
+    def begin(self, number: int) -> None:
+        """A round's training begins; on its thread. Raises ConfigError if the part is not there to be read."""
+        if self._loan is not None:
+            self._loan.begin((number - 1) % self._parts)
+
+    def count(self, tokens: int) -> None:
+        """So many of this peer's are in a round that stands."""
+        if self._loan is not None:
+            self._loan.count(tokens)
+
+    def give_up(self) -> None:
+        """A part could not be read: train on what there is, and borrow nothing more."""
+        self._loan = None

@@ -1,0 +1,136 @@
+"""What a leader does beside deciding: it admits peers, announces what a round is, and tells people how it went."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.config.round_plan import RoundPlan
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.discovery.addresses import dialable_address
+from tsr_swarm.errors import RefusedError
+from tsr_swarm.node.events.round_reporter import Chronicle
+from tsr_swarm.node.made import MadeShard
+from tsr_swarm.node.peer_registry import Peer, Roster
+from tsr_swarm.node.round_cache import Notes
+from tsr_swarm.node.same_run import require_run
+from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.optim.sketch_budget import Exchange, after_round, begin_exchange, within_budget
+from tsr_swarm.rounds import protocol as pt
+from tsr_swarm.rounds.council import Record
+from tsr_swarm.telemetry.events import Event, PeerJoined
+from tsr_swarm.transport.base import Caller
+from tsr_swarm.wire import checks
+from tsr_swarm.wire.gate import void_blocks
+from tsr_swarm.wire.messages import PublishedHeader
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seams:
+    """What leading asks the rest of the node for."""
+
+    config: Callable[[], RunConfig]  # with the rules that count now
+    emit: Callable[[Event], None]  # into the run's log
+    clock: Callable[[], float]
+
+
+class Leading:
+    """One leadership: from an election to the loss of it. Its event loop owns it."""
+
+    def __init__(
+        self, manifest: Manifest, notes: Notes, base: Record, numbers: Mapping[str, int], seams: Seams
+    ) -> None:
+        """``numbers``: of those who took part under the leader before."""
+        self.roster = Roster(numbers)
+        self.chronicle = Chronicle(manifest, self.roster, seams.emit, seams.clock, base)
+        self._manifest, self._notes, self._seams = manifest, notes, seams
+        self._exchange: Exchange = begin_exchange(seams.config(), manifest.blocks, base.round + 1)
+
+    # --- who takes part -----------------------------------------------------------------------------------------
+
+    def admit(self, request: pb.JoinRequest, caller: Caller | None = None) -> pb.JoinReply:
+        """Admit a node of this very run; ``caller`` None: this node itself. Raises RefusedError or PeerError."""
+        checks.check_join(request)
+        require_run(self._manifest, request.manifest_digest)
+        allowed = self._manifest.config.optimizer.local_space
+        if request.trains and allowed not in ("mixed", request.local_space):
+            raise RefusedError(
+                f'This run takes peers of local_space "{allowed}", not "{request.local_space}"; '
+                "leave --local-space out."
+            )
+        address = request.address if caller is None else dialable_address(caller.address, request.address)
+        peer = self._here(request, address)
+        return pb.JoinReply(number=peer.number, name=peer.name)
+
+    def _here(self, request: pb.JoinRequest, address: str) -> Peer:
+        known = self.roster.get(request.peer_id)
+        if known is not None and known.is_here:  # a repeated call; it may have been started anew, on another port
+            known.address = address
+            return known
+        peer = self.roster.admit(
+            request.peer_id,
+            request.name,
+            address,
+            request.device,
+            request.local_space,
+            trains=request.trains,
+            number=request.number,
+        )
+        if request.trains:
+            self._seams.emit(
+                PeerJoined(
+                    peer=peer.peer_id,
+                    name=peer.name,
+                    number=peer.number,
+                    address=peer.address,
+                    device=peer.device,
+                    local_space=peer.local_space,
+                )
+            )
+        return peer
+
+    def is_admitted(self, peer_id: str) -> bool:
+        """Whether this leader knows that node, and has not seen it go."""
+        peer = self.roster.get(peer_id)
+        return peer is not None and peer.is_here
+
+    def has_trained(self, peer_id: str) -> bool:
+        """Whether that node has or had a number, and work that may be in a round that is closed by now."""
+        peer = self.roster.get(peer_id)
+        return peer is not None and peer.trains
+
+    def name_of(self, peer_id: str) -> str:
+        """What people call it."""
+        peer = self.roster.get(peer_id)
+        return peer_id[:8] if peer is None else peer.name
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """Whose work counts, and its place in sums. Who has gone has none any more once another has its number."""
+        by_number = {
+            peer.number: peer.peer_id for peer in sorted(self.roster.everyone(), key=lambda peer: peer.is_here)
+        }
+        return {peer: number for number, peer in by_number.items() if number}
+
+    # --- rounds -------------------------------------------------------------------------------------------------
+
+    def open(self, order: pt.Open, parent: str, reducers: Sequence[str] = ()) -> RoundPlan:
+        """Say what the round is: as an earlier leader did, if it opened this very round already.
+
+        reducers: who else averages a shard; for people.
+        """
+        plan = self._notes.plan(order.round, parent)
+        if plan is None:
+            config, blocks = self._seams.config(), self._manifest.blocks
+            plan = within_budget(plan_round(config, blocks, order.round, parent), config, blocks, self._exchange)
+            self._notes.hear_plan(plan)
+        members = sum(peer.trains for peer in self.roster.here())
+        names = [peer.name for node in dict.fromkeys(reducers) if (peer := self.roster.get(node)) is not None]
+        self.chronicle.opened(plan, order.members, members, names)
+        return plan
+
+    def committed(self, header: PublishedHeader, made: Sequence[MadeShard | None], members: int) -> None:
+        """The round stands."""
+        captured = {block: seen for shard in made if shard is not None for block, seen in shard.captured.items()}
+        self._exchange = after_round(self._exchange, header.plan, void_blocks(header), captured)
+        self.chronicle.committed(header, made, members)

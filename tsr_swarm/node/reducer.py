@@ -1,0 +1,195 @@
+"""A node's shards at work: contributions are checked and held, averaged beside all else, and sealed in a round."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from tsr_swarm.config.layout import Slot
+from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.config.round_plan import RoundPlan
+from tsr_swarm.errors import PeerError, RunError, UnreachableError
+from tsr_swarm.exchange.reduction import seal
+from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.node.contribution_store import Bench
+from tsr_swarm.node.made import VOID, MadeShard
+from tsr_swarm.node.round_cache import Notes
+from tsr_swarm.process.tasks import Background
+from tsr_swarm.rounds import protocol as pt
+from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.reducer import Verdict
+from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.wire.gate import Contribution
+from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, open_envelope, published_to_proto
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+WRITE_AGAIN_SECONDS = 5.0
+ANSWER_SECONDS = 10.0  # what was offered is answered at once; this is for a node that is going
+
+Key = tuple[str, int, int]  # peer, round, shard
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    header: ContributionHeader
+    grids: Mapping[Slot, Grid]
+    verdict: asyncio.Future[Verdict]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seams:
+    """What reducing asks the rest of the node for."""
+
+    put: Callable[[pt.Event], None]
+    warn: Callable[[str], None]
+    term: Callable[[], int]  # the newest that a leader has told of
+    is_member: Callable[[str], bool]  # whether this peer takes part, as far as this node knows
+    refused: Callable[[pb.Envelope, PeerError], None]  # for people
+    late: Callable[[int, str, str], None]  # for people: round, peer, reason
+    numbers: Callable[[int, int], Mapping[str, int]]  # by round and term: whose work counts, and its place in sums
+    bases: Callable[[int], Awaitable[Mapping[int, Basis] | None]]  # after this round; None: it is over
+
+
+class Reducing:
+    """One node's. Its event loop owns it."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        bench: Bench,
+        notes: Notes,
+        log: DeltaLog | None,
+        seams: Seams,
+        background: Background,
+    ) -> None:
+        self.bench = bench
+        self._manifest, self._notes, self._log = manifest, notes, log
+        self._seams, self._background = seams, background
+        self._offers: dict[Key, _Offer] = {}
+        self.sealed: dict[str, tuple[PublishedHeader, tuple[MadeShard, ...]]] = {}  # by chain hash, of the newest round
+
+    # --- contributions ------------------------------------------------------------------------------------------
+
+    def expect(self, envelope: pb.Envelope) -> int:
+        """Check an upload's envelope before any of its bytes are taken; the number of bytes that may follow."""
+        return self._check(envelope).wire_bytes
+
+    def _check(self, envelope: pb.Envelope) -> Contribution:
+        try:
+            contribution = self.bench.expect(envelope)
+        except PeerError as error:
+            if error.reason == "round" and open_envelope(envelope).round > self.bench.newest:
+                raise UnreachableError("This reducer has not heard of that round yet; try again.") from error
+            self._seams.refused(envelope, error)
+            raise
+        if contribution.header.term > self._seams.term():
+            raise UnreachableError("This reducer has not heard of that leader yet; try again.")
+        if not self._seams.is_member(contribution.header.peer_id):
+            raise UnreachableError("This reducer does not know that peer yet; try again.")
+        return contribution
+
+    async def submit(self, envelope: pb.Envelope, data: bytes) -> pb.SubmitReply:
+        """Take a contribution. A late or refused one is answered with the reason; nothing of it is kept."""
+        contribution = self._check(envelope)
+        try:
+            grids = await asyncio.to_thread(contribution.decode, data)
+        except PeerError as error:
+            self._seams.refused(envelope, error)
+            raise
+        verdict = await self._offer(contribution.header, grids)
+        if not verdict.counted:
+            self._seams.late(contribution.header.round, contribution.header.peer_id, verdict.reason)
+        return pb.SubmitReply(counted=verdict.counted, reason=verdict.reason)
+
+    async def _offer(self, header: ContributionHeader, grids: Mapping[Slot, Grid]) -> Verdict:
+        key = header.peer_id, header.round, header.shard
+        if key in self._offers:
+            raise UnreachableError("The same shard of this contribution is being taken in; try again.")
+        verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._offers[key] = _Offer(header, grids, verdict)
+        try:
+            self._seams.put(
+                pt.Offered(
+                    peer=header.peer_id,
+                    term=header.term,
+                    round=header.round,
+                    parent=header.parent.hex(),
+                    shard=header.shard,
+                    tokens=header.tokens,
+                )
+            )
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await verdict
+        except TimeoutError:
+            raise UnreachableError("This node has no answer now; try again.") from None
+        finally:
+            del self._offers[key]
+
+    def reply(self, reply: pt.Reply) -> None:
+        """What became of an offer."""
+        offer = self._offers.get((reply.peer, reply.round, reply.shard))
+        if offer is None:
+            return
+        if reply.verdict.is_new:
+            self.bench.take(offer.header, offer.grids)
+        if not offer.verdict.done():
+            offer.verdict.set_result(reply.verdict)
+
+    # --- averages -----------------------------------------------------------------------------------------------
+
+    def average(self, average: pt.Average) -> None:
+        """Average shards beside everything else, one after the other."""
+        numbers = self._seams.numbers(average.round, average.term)
+        self._background.start(self._average(average, numbers))
+
+    async def _average(self, average: pt.Average, numbers: Mapping[str, int]) -> None:
+        bases = await self._seams.bases(average.round - 1)
+        try:
+            jobs = {
+                shard: self.bench.job(average.round, shard, peers, numbers) for shard, peers in average.included.items()
+            }
+        except RunError:
+            bases = None
+        if bases is None:  # the round is over, or the one before does not come: nobody need wait for these shards
+            for shard in average.included:
+                self._seams.put(pt.Averaged(average.term, average.round, shard, VOID.decided))
+            return
+        for shard, job in jobs.items():
+            done = await asyncio.to_thread(job.run, bases)
+            made = self.bench.keep(done)
+            if not made.result.void:
+                self._notes.keep(average.round, shard, made, done.frames)
+            self._seams.put(pt.Averaged(average.term, average.round, shard, made.decided))
+
+    # --- rounds -------------------------------------------------------------------------------------------------
+
+    def seal(self, order: pt.Seal) -> None:
+        """Put a round together of what its reducers made, and on disk: whoever restarts can apply what was accepted."""
+        plan = self._notes.plan(order.round, order.parent)
+        assert plan is not None, "who leads has announced it"
+        made = []
+        for shard, result in enumerate(order.results):
+            found = self._notes.made(order.round, shard, result)
+            assert found is not None or result.is_void, "a shard counts as done when its bytes are here"
+            made.append((VOID, b"") if result.is_void or found is None else found)
+        self._background.start(self._seal(order, plan, made))
+
+    async def _seal(self, order: pt.Seal, plan: RoundPlan, made: list[tuple[MadeShard, bytes]]) -> None:
+        results = [shard.result for shard, _ in made]
+        header = seal(plan, self._manifest.shard_blocks, results, order.voters)
+        await self._store(published_to_proto(header), b"".join(frames for _, frames in made))
+        self.sealed = {header.chain.hex(): (header, tuple(shard for shard, _ in made))}
+        self._seams.put(pt.Sealed(Record(order.round, header.chain.hex(), order.parent, order.voters)))
+
+    async def _store(self, header: pb.PublishedHeader, data: bytes) -> None:
+        """A full disk makes the run wait, not end."""
+        assert self._log is not None, "who leads keeps rounds"
+        has_warned = False
+        while True:
+            try:
+                return await asyncio.to_thread(self._log.store, header, data)
+            except RunError as error:
+                if not has_warned:
+                    self._seams.warn(f"{error} The run waits until it can be written.")
+                has_warned = True
+                await asyncio.sleep(WRITE_AGAIN_SECONDS)

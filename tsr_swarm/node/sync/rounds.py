@@ -1,0 +1,171 @@
+"""Fetching rounds as they were published: the newest shard by shard, those that were missed one after the other.
+
+A chain hash says what a round is and, through the rounds before it, what all of them are; but anybody can compute one.
+So rounds are fetched from the newest, whose chain hash a leader told, backwards: each names the hash of the one
+before. What does not have the hash it should is not the run's, whoever gave it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from tsr_swarm.config.layout import Slot, published_slots
+from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.errors import PeerError, UnreachableError
+from tsr_swarm.exchange.reduction import Published, open_published
+from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.node.sync.donors import Sources
+from tsr_swarm.node.sync.shard_givers import ShardGivers
+from tsr_swarm.optim.periods import follows_manifest
+from tsr_swarm.rounds.council import Record
+from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.transport.limits import CONTROL_SECONDS, HELLO_SECONDS
+from tsr_swarm.wire.codec import decode, wire_bytes
+from tsr_swarm.wire.gate import check_published, max_published_bytes, shard_slots, void_blocks
+from tsr_swarm.wire.messages import PublishedHeader, sections_to_proto
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+SHARDS_AT_A_TIME = 8
+SECONDS_A_MEBIBYTE = 30.0  # of the round: who is slower is left for somebody else, if there is one; it might mean to
+
+FetchedRound = tuple[pb.PublishedHeader, bytes]
+OnDisk = Callable[[int, bytes], Awaitable[FetchedRound | None]]  # by round and chain hash
+Frames = Callable[
+    [int, int, Sequence[bytes]], tuple[object, bytes] | None
+]  # by round, shard and hashes; as Bench.frames
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """The header of a round that is to be fetched, checked: its chain hash says that it is the run's."""
+
+    message: pb.PublishedHeader
+    header: PublishedHeader
+    slots: tuple[tuple[Slot, ...], ...]  # by shard
+
+    @property
+    def mebibytes(self) -> float:
+        """Of all shards, as they travel."""
+        return sum(wire_bytes(result.sections) for result in self.header.shards) / 2**20
+
+    @property
+    def seconds(self) -> float:
+        """How long somebody may take for a part of the round, while there are others to ask."""
+        return CONTROL_SECONDS + SECONDS_A_MEBIBYTE * self.mebibytes
+
+
+@dataclass(slots=True)
+class RoundDownload:
+    """Rounds as they were published, checked and not yet applied. ``me`` is this node's peer_id."""
+
+    sources: Sources
+    manifest: Manifest
+    me: str
+    max_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.max_bytes = max_published_bytes(self.manifest)
+
+    async def header(self, round: int, chain: bytes, donors: list[SwarmClient]) -> tuple[Announced, SwarmClient]:
+        """The header of the round of this chain hash, and who gave it. Who fails is taken out of ``donors``.
+
+        Raises RefusedError where somebody answered, but nobody has it; else UnreachableError.
+        """
+        request = pb.FetchPublishedRequest(peer_id=self.me, round=round, chain=chain, header_only=True)
+
+        async def ask(donor: SwarmClient, seconds: float) -> Announced:
+            message, _ = await donor.fetch_published(request, self.max_bytes, min(seconds, HELLO_SECONDS))
+            return await asyncio.to_thread(self._checked, message, round, chain)  # of many peers it takes seconds
+
+        return await self.sources.ask(donors, ask, f"Round {round}", CONTROL_SECONDS)
+
+    async def by_shards(self, announced: Announced, givers: ShardGivers, own: Frames) -> Published:
+        """The round, each shard from ``own``, or else from ``givers``.
+
+        Raises RefusedError where somebody answered, but nobody has a shard; else UnreachableError.
+        """
+        room = asyncio.Semaphore(SHARDS_AT_A_TIME)
+        header = announced.header
+
+        async def fetch(shard: int) -> tuple[bytes, dict[Slot, Grid]]:
+            async with room:
+                return await self._shard(announced, shard, givers, own)
+
+        due = [shard for shard, result in enumerate(header.shards) if not result.void]
+        tasks = [asyncio.create_task(fetch(shard)) for shard in due]
+        try:
+            parts = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        grids = {slot: grid for _, shard_grids in parts for slot, grid in shard_grids.items()}
+        return Published(header, b"".join(data for data, _ in parts), grids)
+
+    async def missed(
+        self, first: int, newest: Record, donors: Sequence[SwarmClient], on_disk: OnDisk
+    ) -> dict[int, FetchedRound]:
+        """Rounds from ``first`` to ``newest``, from disk or else from donors, each round another one first.
+
+        In memory: a peer takes this way when they are fewer bytes than a state, for which it has the room.
+        Raises RefusedError where somebody answered, but nobody keeps one of them; else UnreachableError.
+        """
+        fetched: dict[int, FetchedRound] = {}
+        chain, leader = bytes.fromhex(newest.chain), donors[:1]
+        left = [*donors[1:], *leader]
+        for round in range(newest.round, first - 1, -1):
+            found = await on_disk(round, chain)
+            if found is None:
+                call = partial(self._whole, round, chain)
+                answer: tuple[FetchedRound, SwarmClient] = await self.sources.ask(left, call, f"Round {round}")
+                found, _ = answer
+            fetched[round], chain = found, found[0].plan.parent
+            left = sorted([*left[1:], *left[:1]], key=leader.count)  # stable: who leads has enough to do
+        return fetched
+
+    async def _whole(self, round: int, chain: bytes, donor: SwarmClient, seconds: float) -> FetchedRound:
+        request = pb.FetchPublishedRequest(peer_id=self.me, round=round, chain=chain)
+        message, data = await donor.fetch_published(request, self.max_bytes, seconds)
+        _require_round(message, round, chain)
+        await asyncio.to_thread(open_published, self.manifest, message, data, message.plan.parent.hex())
+        return message, data
+
+    def _checked(self, message: pb.PublishedHeader, round: int, chain: bytes) -> Announced:
+        """Everything that can be known of a round without its bytes. Raises PeerError."""
+        _require_round(message, round, chain)
+        manifest = self.manifest
+        header = check_published(message, manifest=manifest, parent=message.plan.parent)
+        if not follows_manifest(header.plan, manifest):
+            raise PeerError("plan", f"Round {round} was not planned as the run's manifest says; it is refused.")
+        slots = published_slots(manifest.blocks, header.plan.due, manifest.config.wire, void_blocks(header))
+        return Announced(message, header, tuple(shard_slots(slots, blocks) for blocks in header.shard_blocks))
+
+    async def _shard(
+        self, announced: Announced, shard: int, givers: ShardGivers, own: Frames
+    ) -> tuple[bytes, dict[Slot, Grid]]:
+        result, slots = announced.header.shards[shard], announced.slots[shard]
+        round, hashes = announced.header.plan.round, [section.hash for section in result.sections]
+        made_here = own(round, shard, hashes)
+        if made_here is not None:
+            return made_here[1], await asyncio.to_thread(decode, slots, result.sections, made_here[1])
+        request = pb.FetchShardRequest(round=round, shard=shard, hashes=hashes)
+        sections = sections_to_proto(result.sections)
+
+        async def ask(client: SwarmClient, seconds: float) -> tuple[bytes, dict[Slot, Grid]]:
+            seconds, silence = givers.seconds(client, announced.mebibytes, seconds)
+            try:
+                data = await client.fetch_shard(request, sections, seconds, silence)
+                return data, await asyncio.to_thread(decode, slots, result.sections, data)
+            except (UnreachableError, PeerError):
+                givers.fails(client)
+                raise
+
+        what = f"Shard {shard} of round {round}"
+        found, _ = await self.sources.ask(givers.of(shard), ask, what, announced.seconds)
+        return found
+
+
+def _require_round(message: pb.PublishedHeader, round: int, chain: bytes) -> None:
+    if (message.plan.round, message.chain) != (round, chain):
+        raise PeerError("chain", f"What came as round {round} is not that round of this run.")

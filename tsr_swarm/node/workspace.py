@@ -1,0 +1,154 @@
+"""Where a peer's work is done and kept: its trainer, its data, its checkpoints. No sockets."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.errors import CheckpointError, RefusedError
+from tsr_swarm.node.shared_data import require_run_data
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.rounds.peer import PeerState
+from tsr_swarm.storage import checkpoint
+from tsr_swarm.storage.run_folder import CONSENSUS
+from tsr_swarm.telemetry import events
+from tsr_swarm.telemetry.events import Event
+from tsr_swarm.train.data import TokenStream, private_tokens, training_tokens
+from tsr_swarm.train.llama import build_model
+from tsr_swarm.train.split import part_of
+from tsr_swarm.train.trainer import Trainer, make_space
+from tsr_swarm.train.unread import Warn, ignore, once
+
+SPACE = "space"  # the checkpoint's file of moments and residual
+KEEP = 2
+
+
+class Workshop:
+    """Makes one peer's trainer, reads its data and keeps its checkpoints."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        kind: str,
+        device: torch.device,
+        data: tuple[Path, ...],
+        folder: Path | None,
+        slowdown: float = 1.0,
+        warn: Warn = ignore,
+    ) -> None:
+        """``data``: this peer's own text, or none for its part of the run's. ``folder``: None keeps no checkpoint.
+
+        ``warn`` hears what of the data could not be read; called on the thread that reads.
+        """
+        self._manifest, self._kind, self._device = manifest, kind, device
+        self._data, self._folder, self._slowdown = data, folder, slowdown
+        self.warn = once(warn)
+        self._trainer: Trainer | None = None
+        self._stream: TokenStream | None = None  # of this peer's newest number
+        self._part = -1  # of the run's data, that is in it; -1: none, it is this peer's own text
+
+    def require_data(self) -> None:
+        """Read the data that this peer would train on. Raises ConfigError; call it before anybody is told of the peer.
+
+        Of the run's data that is the first part, which is as small as any: whichever it gets, it can be read as well.
+        """
+        if self.is_on_shared_data:
+            require_run_data(self._manifest.config.data)
+        self.take_number(1)
+
+    def take_number(self, number: int) -> None:
+        """Draw batches as the peer of this number, from its part of the run's data. Raises ConfigError."""
+        if self._stream is not None and self._stream.number == number:
+            return
+        data = self._manifest.config.data
+        if self._stream is None:
+            self._stream = TokenStream(
+                tokens=private_tokens(tuple(map(str, self._data)), data, self.warn)
+                if self._data
+                else self._read(number),
+                seed=self._manifest.config.run.seed,
+                number=number,
+                batch_size=data.batch_size,
+                sequence_length=data.sequence_length,
+            )
+        else:
+            tokens = self._stream.tokens if self._data else self._read(number)
+            self._stream = replace(self._stream, tokens=tokens, number=number)
+
+    def _read(self, number: int) -> torch.Tensor:
+        """The part of the run's data that goes with a peer's number."""
+        data = self._manifest.config.data
+        part = part_of(number, data.parts)
+        tokens, self._part = training_tokens(data, part, self.warn), part
+        return tokens
+
+    @property
+    def is_on_shared_data(self) -> bool:
+        """Whether this peer trains on the run's data, and not on text of its own."""
+        return not self._data
+
+    def take_part(self, part: int) -> int:
+        """Train on this part of the run's data from now on; returns its tokens.
+
+        Batches keep their draws: only what they are drawn from is another text. Raises ConfigError, changing nothing.
+        """
+        assert self._stream is not None, "a peer that trains has joined and has its number"
+        if part != self._part:
+            tokens = training_tokens(self._manifest.config.data, part, self.warn)
+            self._stream, self._part = replace(self._stream, tokens=tokens), part
+        return self._stream.tokens.numel()
+
+    def trainer(self, consensus: Consensus) -> Trainer:
+        """One trainer for the whole session."""
+        if self._trainer is None:
+            model = build_model(self._manifest.config.model, consensus.weights).to(self._device)
+            space = make_space(self._kind, model, self._manifest)
+            self._trainer = Trainer(self._manifest, model, space, self._batch, consensus, self._slowdown)
+        return self._trainer
+
+    def _batch(self, step: int, micro: int) -> torch.Tensor:
+        assert self._stream is not None, "a peer that trains has joined and has its number"
+        return self._stream.batch(step, micro)
+
+    def save(self, trainer: Trainer, state: PeerState) -> None:
+        """Moments, residual and consensus, so that this peer can go on where it is."""
+        if self._folder is None:
+            return
+        files = {SPACE: trainer.space.state_dict(), CONSENSUS: trainer.consensus.tensors()}
+        document = {
+            "manifest": self._manifest.digest,
+            "local_space": self._kind,
+            "chain": state.chain,
+            "sent_round": trainer.sent_round,
+        }
+        checkpoint.save(self._folder / "checkpoints", state.applied, files, document, KEEP)
+
+    def load(self, emit: Callable[[Event], None]) -> tuple[Trainer, PeerState] | None:
+        """This peer's newest checkpoint, if it has one of this run."""
+        if self._folder is None:
+            return None
+        saved = checkpoint.load_latest(self._folder / "checkpoints")
+        if saved is None:
+            return None
+        for warning in saved.warnings:
+            emit(events.Warned(message=warning))
+        document = saved.document
+        of_run, kind = document.get("manifest"), document.get("local_space")
+        if (of_run, kind) != (self._manifest.digest, self._kind):
+            what = (
+                f'local_space "{kind}", not "{self._kind}"'
+                if of_run == self._manifest.digest
+                else f"another run ({str(of_run)[:12]}) than '{self._manifest.config.run.name}' "
+                f"({self._manifest.digest[:12]})"
+            )
+            raise RefusedError(f"{saved.path} is of {what}; join without --resume, or with another --dir.")
+        lift = self._manifest.config.optimizer.lift
+        consensus = Consensus.from_tensors(self._manifest.blocks, dict(saved.files[CONSENSUS]), lift)
+        trainer = self.trainer(consensus)
+        try:
+            trainer.load(saved.files[SPACE], int(document["sent_round"]))
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{saved.path} is not a peer's checkpoint ({error}); remove it.") from error
+        return trainer, PeerState(applied=saved.round, chain=str(document["chain"]))
