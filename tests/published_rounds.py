@@ -14,7 +14,7 @@ from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.storage.run_folder import fresh_consensus, record_of
 from tsr_swarm.wire.gate import shard_slots
 from tsr_swarm.wire.messages import published_to_proto

@@ -16,7 +16,7 @@ from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.optim.outer_step import pack_outer, rotate_outer, without_residuals
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.rounds.council import Ledger
+from tsr_swarm.rounds.raft_state import Ledger
 from tsr_swarm.storage.run_folder import (
     OUTER,
     Applied,

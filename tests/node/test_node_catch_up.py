@@ -19,8 +19,8 @@ from tsr_swarm.node.sync import shard_givers
 from tsr_swarm.node.sync.catch_up import Fetcher
 from tsr_swarm.node.sync.donors import Sources
 from tsr_swarm.node.sync.state import StateDownload
-from tsr_swarm.rounds.council import Record
-from tsr_swarm.rounds.givers import BRANCHES, header_givers
+from tsr_swarm.rounds.header_tree import BRANCHES, header_givers
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.storage import state_file
 from tsr_swarm.storage.round_log import DeltaLog
 from tsr_swarm.storage.state_file import StateAssembly

@@ -14,7 +14,7 @@ from tsr_swarm.node.events.commit_reporter import Sealed, Seams, Standing
 from tsr_swarm.node.made import MadeShard
 from tsr_swarm.node.weights import AppliedRound
 from tsr_swarm.process.tasks import Background
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.storage.round_log import DeltaLog
 from tsr_swarm.wire.messages import PublishedHeader, published_to_proto
 

@@ -17,8 +17,8 @@ from tsr_swarm.node.contribution_store import Bench
 from tsr_swarm.node.donor import Giving
 from tsr_swarm.node.headers import KEPT, Headers
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.rounds.council import Record
-from tsr_swarm.rounds.givers import BRANCHES, header_givers
+from tsr_swarm.rounds.header_tree import BRANCHES, header_givers
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.storage.round_log import DeltaLog
 from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.storage.state_store import Donor

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from tsr_swarm.node import driver as module
 from tsr_swarm.node.driver import AGAIN_SECONDS, Shell
-from tsr_swarm.rounds import council as cl
-from tsr_swarm.rounds.council import Ledger, Record
+from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
-from tsr_swarm.rounds.leader import LeaderPolicy
-from tsr_swarm.rounds.node import Identity, Node
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import Action, Applied, Event, News, Poll, Received, Redirect, Send, Tick, Unreachable
+from tsr_swarm.rounds.raft_state import Ledger, Record
+from tsr_swarm.rounds.round_phases import LeaderPolicy
+from tsr_swarm.rounds.state import Identity, Node
 from tsr_swarm.rounds.step import begin, wake_at
 from tsr_swarm.storage.journal import Journal
 

@@ -6,7 +6,7 @@ from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node.leader import Leading, Seams
 from tsr_swarm.node.round_cache import Notes
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4))

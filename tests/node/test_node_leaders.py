@@ -9,7 +9,7 @@ from swarm_rig import Kind, Member, Swarm, tiny_config
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node import coordinator, volunteer
 from tsr_swarm.node.events import log_relay
-from tsr_swarm.rounds import following, leading, voting
+from tsr_swarm.rounds import follower, leading, raft
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.log import read_recording
 
@@ -20,9 +20,9 @@ LISTEN = "127.0.0.1:0"
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """All waits in proportion, a quarter of what they are: nodes in one process are never far away."""
     for module, name in (
-        (voting, "SILENCE_SECONDS"),
-        (voting, "BEAT_SECONDS"),
-        (following, "RETRY_SECONDS"),
+        (raft, "SILENCE_SECONDS"),
+        (raft, "BEAT_SECONDS"),
+        (follower, "RETRY_SECONDS"),
         (leading, "SETTLE_SECONDS"),
         (log_relay, "PACE_SECONDS"),
         (coordinator, "LINGER_SECONDS"),

@@ -37,10 +37,10 @@ from tsr_swarm.node.message_codec import (
     tell_to_proto,
     told,
 )
-from tsr_swarm.rounds import council as cl
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.leases import Coverage, Lease
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.messages import ShardResult
 from tsr_swarm.wire.roster import Members

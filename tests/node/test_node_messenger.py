@@ -23,12 +23,12 @@ from tsr_swarm.node.round_cache import Notes
 from tsr_swarm.node.shard_collector import Gathering
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.process.tasks import Background
-from tsr_swarm.rounds import council as cl
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.gather import ShardResult
 from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.protocol import Close, Hung, News, Place, Plan, Poll, Received, Redirect, ShardDone, Unreachable
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.telemetry.byte_counter import ByteLedger
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient

@@ -15,8 +15,8 @@ from tsr_swarm.node.message_codec import news_from_proto
 from tsr_swarm.node.poll_replies import Answers, Heard
 from tsr_swarm.node.round_cache import Notes
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.protocol import News, Place, Plan, Redirect
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.checks import MAX_CONTACTS, check_poll_reply
 from tsr_swarm.wire.v1 import swarm_pb2 as pb

@@ -16,7 +16,7 @@ from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.discovery.identity import load_identity
 from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunError, SwarmError
 from tsr_swarm.node.workspace import Workshop
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.storage import checkpoint
 from tsr_swarm.storage.journal import NAMES, Journal
 from tsr_swarm.storage.sampling import sample_checkpoint

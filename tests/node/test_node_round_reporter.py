@@ -18,8 +18,8 @@ from tsr_swarm.node.events.round_reporter import Chronicle
 from tsr_swarm.node.made import MadeShard
 from tsr_swarm.node.peer_registry import KEPT_REPORTS, Roster
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.protocol import Drop, Explain
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult, seal

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.rounds.gather import ShardResult
+from tsr_swarm.rounds.raft_state import Ledger, Record
 
 
 @dataclass(frozen=True, slots=True)

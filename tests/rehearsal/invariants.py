@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from tests.rehearsal.disk import Published
 from tests.rehearsal.work import Units
-from tsr_swarm.rounds import council as cl
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Ledger, Record
-from tsr_swarm.rounds.node import Node
+from tsr_swarm.rounds import raft_state as cl
+from tsr_swarm.rounds.raft_state import Ledger, Record
+from tsr_swarm.rounds.state import Node
 
 if TYPE_CHECKING:
     from tests.rehearsal.machine import Machine

@@ -15,10 +15,10 @@ from tests.rehearsal.trace import brief
 from tests.rehearsal.work import Units, Work
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.rounds.gather import ShardResult
-from tsr_swarm.rounds.node import Identity, Node
 from tsr_swarm.rounds.peer import PeerState
+from tsr_swarm.rounds.raft_state import Ledger, Record
+from tsr_swarm.rounds.state import Identity, Node
 from tsr_swarm.rounds.step import begin, step, wake_at
 
 if TYPE_CHECKING:

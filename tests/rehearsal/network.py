@@ -11,7 +11,6 @@ from random import Random
 from typing import Protocol
 
 from tests.rehearsal.clock import Clock
-from tsr_swarm.rounds.council import Beat, BeatReply, VoteReply, VoteRequest
 from tsr_swarm.rounds.protocol import (
     Close,
     Event,
@@ -25,6 +24,7 @@ from tsr_swarm.rounds.protocol import (
     ShardDone,
     Unreachable,
 )
+from tsr_swarm.rounds.raft_state import Beat, BeatReply, VoteReply, VoteRequest
 
 TIMEOUT_SECONDS = 5.0  # of a call whose packets vanish
 _CALLS = (Poll, Beat, VoteRequest, Close)

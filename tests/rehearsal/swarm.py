@@ -11,9 +11,9 @@ from tests.rehearsal.machine import Machine, Pace, new_disk
 from tests.rehearsal.network import Network, Weather
 from tests.rehearsal.trace import Trace
 from tests.rehearsal.work import Units
-from tsr_swarm.rounds import council as cl
-from tsr_swarm.rounds.leader import LeaderPolicy
-from tsr_swarm.rounds.node import Node, contacts
+from tsr_swarm.rounds import raft_state as cl
+from tsr_swarm.rounds.round_phases import LeaderPolicy
+from tsr_swarm.rounds.state import Node, contacts
 
 PHASES = ("train", "exchange", "commit", "apply")
 CLOSING_SECONDS = 45.0  # beyond the ceiling: for a round's averages, its seal and its votes

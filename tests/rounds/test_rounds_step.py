@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Beat, BeatReply, Ledger, Record, VoteReply
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
-from tsr_swarm.rounds.following import UNLED_SECONDS
+from tsr_swarm.rounds.follower import UNLED_SECONDS
 from tsr_swarm.rounds.gather import ShardResult
-from tsr_swarm.rounds.leader import LeaderPolicy, Phase
 from tsr_swarm.rounds.leading import news as leading_news
-from tsr_swarm.rounds.node import Identity, Node
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import News, Place, Plan, Poll, Received, Redirect
+from tsr_swarm.rounds.raft_state import Beat, BeatReply, Ledger, Record, VoteReply
+from tsr_swarm.rounds.round_phases import LeaderPolicy, Phase
+from tsr_swarm.rounds.state import Identity, Node
 from tsr_swarm.rounds.step import ASLEEP_SECONDS, begin, step, wake_at
 
 POLICY = LeaderPolicy(DeadlinePolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=30.0), min_peers=1, last_round=0)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsr_swarm.errors import RunError
-from tsr_swarm.rounds.council import Ledger, Record
+from tsr_swarm.rounds.raft_state import Ledger, Record
 from tsr_swarm.storage.digested_json import encode_sealed
 from tsr_swarm.storage.journal import NAMES, Journal, knows_rounds
 from tsr_swarm.wire.fields import MAX_ROUND, MAX_TERM

@@ -12,7 +12,7 @@ from steady import steady
 
 from tsr_swarm.config.run import CheckpointConfig, ModelConfig, PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, RunError
-from tsr_swarm.rounds.council import Ledger, Record
+from tsr_swarm.rounds.raft_state import Ledger, Record
 from tsr_swarm.storage import checkpoint
 from tsr_swarm.storage.journal import NAMES
 from tsr_swarm.storage.run_folder import (

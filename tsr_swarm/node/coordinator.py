@@ -31,7 +31,7 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.process.machine_limits import memory_errors, memory_room, require_memory
 from tsr_swarm.process.shutdown import StopRequest, run_unless_now
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.storage.run_folder import (
     CONTACTS,
     IDENTITY,

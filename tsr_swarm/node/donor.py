@@ -8,8 +8,8 @@ from tsr_swarm.node.contribution_store import Bench
 from tsr_swarm.node.headers import Headers
 from tsr_swarm.node.same_run import require_run
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.rounds.council import Record
-from tsr_swarm.rounds.givers import header_givers
+from tsr_swarm.rounds.header_tree import header_givers
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.storage.state_file import shipped_tensors, state_length
 from tsr_swarm.storage.state_store import STATE_ROUNDS, Donor
 from tsr_swarm.wire import checks

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tsr_swarm.errors import RunError
-from tsr_swarm.rounds.node import Node
 from tsr_swarm.rounds.protocol import Action, Event, Received, Tick
+from tsr_swarm.rounds.state import Node
 from tsr_swarm.rounds.step import step, wake_at
 from tsr_swarm.storage.journal import Journal
 

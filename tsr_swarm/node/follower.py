@@ -16,7 +16,7 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.process.machine_limits import memory_errors
 from tsr_swarm.process.tasks import Background, Signal
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.storage.run_folder import record_of
 from tsr_swarm.storage.state_store import Donor, is_agreed
 from tsr_swarm.telemetry.events import Event, StateReceived, Warned

@@ -16,7 +16,7 @@ from tsr_swarm.node.same_run import require_run
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.sketch_budget import Exchange, after_round, begin_exchange, within_budget
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.telemetry.events import Event, PeerJoined
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire import checks

@@ -13,10 +13,10 @@ from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.node.made import MadeShard
-from tsr_swarm.rounds import council as cl
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.leases import Coverage, Lease
 from tsr_swarm.rounds.protocol import Close, Goodbye, Message, News, Place, Plan, Poll, Redirect, ShardDone
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.wire.bits import from_bits, to_bits
 from tsr_swarm.wire.checks import check_news, check_poll, check_redirect, check_tell
 from tsr_swarm.wire.fields import MAX_REASON, require, require_ascending

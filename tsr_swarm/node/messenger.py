@@ -28,7 +28,7 @@ from tsr_swarm.node.shard_collector import Gathering
 from tsr_swarm.optim.periods import follows_manifest
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Beat, Record
+from tsr_swarm.rounds.raft_state import Beat, Record
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire import checks

@@ -27,10 +27,10 @@ from tsr_swarm.node.sync.rounds import Frames
 from tsr_swarm.process.tasks import Background, Signal
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Record
-from tsr_swarm.rounds.following import sources as sources_of
-from tsr_swarm.rounds.node import Node
-from tsr_swarm.rounds.node import contacts as contacts_of
+from tsr_swarm.rounds.follower import sources as sources_of
+from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.state import Node
+from tsr_swarm.rounds.state import contacts as contacts_of
 from tsr_swarm.telemetry import events
 from tsr_swarm.train.trainer import RoundWork, Trainer
 from tsr_swarm.transport.client import SwarmClient

@@ -16,7 +16,7 @@ from tsr_swarm.node.made import VOID, MadeShard
 from tsr_swarm.node.round_cache import Notes
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.rounds.reducer import Verdict
 from tsr_swarm.storage.round_log import DeltaLog
 from tsr_swarm.wire.gate import Contribution

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from tsr_swarm.rounds.council import majority
-from tsr_swarm.rounds.node import Node
+from tsr_swarm.rounds.raft_state import majority
+from tsr_swarm.rounds.state import Node
 from tsr_swarm.telemetry.events import LeaderChanged
 
 SAFE_VOTERS = 3  # from here on the run survives one of them

@@ -22,8 +22,8 @@ from tsr_swarm.node.workspace import Workshop
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.process.machine_limits import memory_errors
-from tsr_swarm.rounds.council import Ledger, Record
 from tsr_swarm.rounds.peer import PeerState
+from tsr_swarm.rounds.raft_state import Ledger, Record
 from tsr_swarm.storage.journal import Journal
 from tsr_swarm.storage.run_folder import PEER_RUN, STATES, RunFolder, find_lost_proposal
 from tsr_swarm.storage.state_store import Donor

@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tsr_swarm.rounds import gather as ga
-from tsr_swarm.rounds import leader as ld
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds import round_phases as ld
 from tsr_swarm.rounds.gather import Gather
-from tsr_swarm.rounds.node import Caller, Hold, Leading, Node, Result, then
 from tsr_swarm.rounds.protocol import (
     Action,
     Close,
@@ -26,7 +24,9 @@ from tsr_swarm.rounds.protocol import (
     ShardDone,
     Show,
 )
-from tsr_swarm.rounds.shards import assign
+from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.shard_assignment import assign
+from tsr_swarm.rounds.state import Caller, Hold, Leading, Node, Result, then
 from tsr_swarm.rounds.voters import next_voters
 
 HOLD_SECONDS = 2.0  # a poll without news is answered after this long

@@ -1,14 +1,14 @@
 """What nodes of a swarm tell each other, what happens to one, and what it asks its shell to do.
 
-Messages may be lost, late, doubled and in any order. The council's own are in rounds/council.py.
+Messages may be lost, late, doubled and in any order. The council's own are in rounds/raft_state.py.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tsr_swarm.rounds import council as cl
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.gather import ShardResult
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.rounds.reducer import Verdict
 
 # --- messages, beside the council's -------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from tsr_swarm.rounds import reducer as rd
 from tsr_swarm.rounds.gather import ShardResult
-from tsr_swarm.rounds.node import Node, Reducing, Result
 from tsr_swarm.rounds.protocol import Average, Averaged, Close, Offered, Plan, Reply, Send, ShardDone
+from tsr_swarm.rounds.state import Node, Reducing, Result
 
 AHEAD = 2  # rounds: a contribution may be quicker than the news
 

@@ -8,12 +8,12 @@ is put again later.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tsr_swarm.rounds import council as cl
-from tsr_swarm.rounds import following, leading, protocol, reducing, voting
-from tsr_swarm.rounds.council import Ledger
-from tsr_swarm.rounds.node import Identity, Node, Result, then
+from tsr_swarm.rounds import follower, leading, protocol, raft, reducing
+from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import Action, Event
+from tsr_swarm.rounds.raft_state import Ledger
+from tsr_swarm.rounds.state import Identity, Node, Result, then
 
 ASLEEP_SECONDS = 8.0  # a node polls or beats more often; one without a step for so long was not running
 
@@ -23,7 +23,7 @@ def begin(identity: Identity, ledger: Ledger, peer: PeerState, now: float, lost:
 
     lost: chain hash of the proposal that it accepted, if its disk does not have that any more.
     """
-    return Node(identity, voting.begin(identity.me, ledger, now, lost), peer, stepped_at=now)
+    return Node(identity, raft.begin(identity.me, ledger, now, lost), peer, stepped_at=now)
 
 
 def step(node: Node, event: Event, now: float) -> Result:
@@ -31,14 +31,14 @@ def step(node: Node, event: Event, now: float) -> Result:
     if node.has_quit:
         return node, []
     if now > node.stepped_at + ASLEEP_SECONDS:
-        node = following.slept(node, now)
+        node = follower.slept(node, now)
     node = replace(node, stepped_at=now)
     version = node.leading.version if node.leading is not None else 0
     result = _settle(_take_in(node, event, now), now)
-    result = _settle(then(result, following.act, now), now)
+    result = _settle(then(result, follower.act, now), now)
     result = _settle(then(result, leading.arrived_itself, now), now)
     result = then(result, lambda n, at: leading.flush(n, version, at), now)
-    return _settle(then(result, following.poll, now), now)
+    return _settle(then(result, follower.poll, now), now)
 
 
 def wake_at(node: Node) -> float:
@@ -46,7 +46,7 @@ def wake_at(node: Node) -> float:
     if node.has_quit:
         return float("inf")
     retry = node.work.retry_at or float("inf")
-    return min(voting.wake_at(node.council), following.poll_due(node), leading.due(node), retry)
+    return min(raft.wake_at(node.council), follower.poll_due(node), leading.due(node), retry)
 
 
 def _take_in(node: Node, event: Event, now: float) -> Result:
@@ -54,7 +54,7 @@ def _take_in(node: Node, event: Event, now: float) -> Result:
         case protocol.Received(sender, message):
             return _received(node, sender, message, now)
         case protocol.Unreachable(to, message):  # whatever matters is said again
-            node = following.lost(node, to, now) if isinstance(message, protocol.Poll) else node
+            node = follower.lost(node, to, now) if isinstance(message, protocol.Poll) else node
             return _advise(node, cl.Lost(to), now)
         case protocol.Hung(peer):
             return leading.hung(node, peer, now)
@@ -67,19 +67,19 @@ def _take_in(node: Node, event: Event, now: float) -> Result:
         case protocol.Stored(record):
             return _advise(node, cl.Stored(record), now)
         case protocol.Trained():
-            return following.trained(node, event)
+            return follower.trained(node, event)
         case protocol.Uploaded():
-            return following.uploaded(node, event, now)
+            return follower.uploaded(node, event, now)
         case protocol.UploadFailed():
-            return following.upload_failed(node, event, now)
+            return follower.upload_failed(node, event, now)
         case protocol.Applied():
-            return following.applied(node, event, now)
+            return follower.applied(node, event, now)
         case protocol.Restored():
-            return following.restored(node, event, now)
+            return follower.restored(node, event, now)
         case protocol.FetchFailed():
-            return following.fetch_failed(node, event, now)
+            return follower.fetch_failed(node, event, now)
         case protocol.Woken():
-            return following.slept(node, now), []
+            return follower.slept(node, now), []
         case protocol.Stop():
             return leading.stop(replace(node, is_leaving=True), now)
         case protocol.Tick():
@@ -97,9 +97,9 @@ def _received(node: Node, sender: str, message: protocol.Message, now: float) ->
         case protocol.Poll():
             return leading.polled(node, message, now)
         case protocol.News():
-            return following.heard(node, sender, message, now)
+            return follower.heard(node, sender, message, now)
         case protocol.Redirect():
-            return following.redirected(node, sender, message, now)
+            return follower.redirected(node, sender, message, now)
         case protocol.Close():
             return reducing.close(node, sender, message)
         case protocol.ShardDone():
@@ -112,7 +112,7 @@ def _received(node: Node, sender: str, message: protocol.Message, now: float) ->
 
 def _advise(node: Node, event: cl.Event, now: float) -> Result:
     """Put an event to the council, and do what follows from its answer."""
-    council, decisions = voting.step(node.council, event, now)
+    council, decisions = raft.step(node.council, event, now)
     result: Result = (replace(node, council=council), [])
     for decision in decisions:
         result = then(result, lambda n, at, d=decision: _follow_up(n, d, at), now)  # type: ignore[misc]
@@ -124,7 +124,7 @@ def _follow_up(node: Node, decision: cl.Action, now: float) -> Result:
         case cl.Send(to, message):
             return node, [protocol.Send(to, message)]
         case cl.Store(record, source):
-            return node, [protocol.Store(record, following.makers(node, record), (source,))]
+            return node, [protocol.Store(record, follower.makers(node, record), (source,))]
         case cl.CatchUp(round, source):
             peer = replace(node.peer, committed=max(node.peer.committed, round - 1))
             return replace(node, peer=peer, guide=replace(node.guide, leader=source)), []
@@ -157,5 +157,5 @@ def _settle(result: Result, now: float) -> Result:
         node, told = leading.give_up(node)
         kept += told
     if node.leading is not None and node.council.leads:
-        node = following.follow_oneself(node, leading.news(node), now)
+        node = follower.follow_oneself(node, leading.news(node), now)
     return node, kept

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tsr_swarm.errors import PeerError, RunError
-from tsr_swarm.rounds.council import Ledger, Record
+from tsr_swarm.rounds.raft_state import Ledger, Record
 from tsr_swarm.storage.checkpoint import sync
 from tsr_swarm.storage.digested_json import decode_sealed, encode_sealed
 from tsr_swarm.telemetry.text import reason_text

@@ -11,7 +11,7 @@ from tsr_swarm.wire.messages import MAX_CERTIFICATE_BYTES, MAX_HEADER_BYTES, MAX
 
 CONTROL_SECONDS = 10.0  # a small request and a small reply; the manifest's 4 MiB are HELLO_SECONDS
 HELLO_SECONDS = 30.0
-POLL_SECONDS = 5.0  # longer than a leader holds a poll, as long as rounds/following.py waits for its answer
+POLL_SECONDS = 5.0  # longer than a leader holds a poll, as long as rounds/follower.py waits for its answer
 DESCRIBE_SECONDS = 60.0  # the state may have to be put together first
 DEADLINE_GRACE_SECONDS = 0.25  # after it, a deadline is held without gRPC's help
 STALL_SECONDS = 60.0  # the longest silence inside a stream, in either direction

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from tests.rehearsal.disk import Published
 from tsr_swarm.node.donor import HEADER_SECONDS
 from tsr_swarm.node.sync.rounds import SHARDS_AT_A_TIME
-from tsr_swarm.rounds.council import Record
-from tsr_swarm.rounds.following import RETRY_SECONDS, sources
-from tsr_swarm.rounds.givers import header_givers
+from tsr_swarm.rounds.follower import RETRY_SECONDS, sources
+from tsr_swarm.rounds.header_tree import header_givers
+from tsr_swarm.rounds.raft_state import Record
 
 if TYPE_CHECKING:
     from tests.bench.scale.swarm import HomeNode

@@ -16,8 +16,8 @@ from tsr_swarm.node import message_codec
 from tsr_swarm.node.events.run_log import WATCH_MS
 from tsr_swarm.node.made import VOID, MadeShard
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.leases import Coverage, Lease
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.transport.base import PIECE_BYTES
 from tsr_swarm.wire.log_lines import lines_to_proto
 from tsr_swarm.wire.messages import (

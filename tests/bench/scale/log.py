@@ -5,8 +5,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tsr_swarm.node.events.log_relay import PACE_SECONDS
-from tsr_swarm.rounds.council import Record
-from tsr_swarm.rounds.node import Node
+from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.state import Node
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.log import NEWEST, EventLog
 

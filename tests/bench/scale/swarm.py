@@ -18,10 +18,10 @@ from tests.rehearsal.network import Host, Network, Weather
 from tests.rehearsal.swarm import Layout, Member, Swarm
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.council import Record
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
-from tsr_swarm.rounds.givers import header_givers
-from tsr_swarm.rounds.leader import LeaderPolicy
+from tsr_swarm.rounds.header_tree import header_givers
+from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.round_phases import LeaderPolicy
 from tsr_swarm.rounds.step import step
 
 UP, DOWN, LATENCY = 20e6, 100e6, 0.02  # bits a second; seconds one way

@@ -12,7 +12,7 @@ from tsr_swarm.node.weights import AppliedRound
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.process.tasks import Background
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.storage.round_log import DeltaLog
 from tsr_swarm.wire.messages import PublishedHeader, published_from_proto
 

@@ -12,8 +12,8 @@ from tsr_swarm.node.made import MadeShard
 from tsr_swarm.node.peer_registry import Peer, Roster
 from tsr_swarm.process.tasks import Signal
 from tsr_swarm.rounds import protocol
-from tsr_swarm.rounds.council import Record
-from tsr_swarm.rounds.leader import Phase
+from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.round_phases import Phase
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.byte_counter import Direction
 from tsr_swarm.telemetry.events import Event

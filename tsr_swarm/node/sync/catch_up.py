@@ -13,8 +13,8 @@ from tsr_swarm.node.sync.rounds import FetchedRound, Frames, RoundDownload
 from tsr_swarm.node.sync.shard_givers import ShardGivers
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.rounds.catch_up import Costs, choose_way
-from tsr_swarm.rounds.council import Record
-from tsr_swarm.rounds.givers import header_givers
+from tsr_swarm.rounds.header_tree import header_givers
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.storage.round_log import DeltaLog
 from tsr_swarm.storage.run_folder import record_of
 from tsr_swarm.storage.state_file import StateAssembly

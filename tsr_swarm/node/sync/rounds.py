@@ -18,7 +18,7 @@ from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.node.sync.donors import Sources
 from tsr_swarm.node.sync.shard_givers import ShardGivers
 from tsr_swarm.optim.periods import follows_manifest
-from tsr_swarm.rounds.council import Record
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import CONTROL_SECONDS, HELLO_SECONDS
 from tsr_swarm.wire.codec import decode, wire_bytes

@@ -15,8 +15,8 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.node.sync.donors import Sources
 from tsr_swarm.process.tasks import Background, Signal
-from tsr_swarm.rounds import chunks
-from tsr_swarm.rounds.chunks import Sharing
+from tsr_swarm.rounds import chunk_schedule
+from tsr_swarm.rounds.chunk_schedule import Sharing
 from tsr_swarm.storage.state_file import StateAssembly, begun_round
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import DESCRIBE_SECONDS, TRANSFER_SECONDS
@@ -106,7 +106,7 @@ class _Transfer:
             await self._background.close()
 
     def _start(self, client: SwarmClient) -> None:
-        self.sharing = chunks.with_donor(self.sharing, client.address)
+        self.sharing = chunk_schedule.with_donor(self.sharing, client.address)
         self._background.start(self._work(client))
 
     def _tell(self, sharing: Sharing) -> None:
@@ -124,18 +124,18 @@ class _Transfer:
         donor = client.address
         try:
             while not self.sharing.is_complete:
-                self.sharing, wanted = chunks.ask(self.sharing, donor)
+                self.sharing, wanted = chunk_schedule.ask(self.sharing, donor)
                 if wanted is None:
                     await self._changed.wait_for(self._is_news(), WAIT_SECONDS)
                     continue
                 await self._take(client, wanted)
-                self._tell(chunks.answered(self.sharing, donor))
+                self._tell(chunk_schedule.answered(self.sharing, donor))
         except (UnreachableError, RefusedError, PeerError) as error:
             if client is self.source:
                 self.trouble = f"{error} The state will be fetched again."
             if isinstance(error, PeerError):
                 self.sources.accuse(client, error)
-            self._tell(chunks.failed(self.sharing, donor))
+            self._tell(chunk_schedule.failed(self.sharing, donor))
 
     def _is_news(self) -> Callable[[], bool]:
         before = self.sharing
@@ -157,7 +157,7 @@ class _Transfer:
                     await asyncio.to_thread(self.assembly.check, chunk)
                     self.assembly.take(chunk.index)
                     self.givers.add(client.address)
-                    self._tell(chunks.arrived(self.sharing, chunk.index))
+                    self._tell(chunk_schedule.arrived(self.sharing, chunk.index))
                 if self.should_stop() or not self.sharing.due_from(client.address):
                     return  # the rest came from others
         if self.sharing.due_from(client.address):

@@ -2,12 +2,9 @@
 
 from dataclasses import replace
 
-from tsr_swarm.rounds import council as cl
 from tsr_swarm.rounds import peer as pr
-from tsr_swarm.rounds import voting
-from tsr_swarm.rounds.council import Record
-from tsr_swarm.rounds.leader import Phase
-from tsr_swarm.rounds.node import Node, Result, Work, contacts
+from tsr_swarm.rounds import raft
+from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.protocol import (
     Applied,
     FetchFailed,
@@ -28,7 +25,10 @@ from tsr_swarm.rounds.protocol import (
     Uploaded,
     UploadFailed,
 )
+from tsr_swarm.rounds.raft_state import Record
 from tsr_swarm.rounds.reducing import reopened
+from tsr_swarm.rounds.round_phases import Phase
+from tsr_swarm.rounds.state import Node, Result, Work, contacts
 
 POLL_SECONDS = 5.0  # a poll that is not answered by then is taken for lost; a leader holds it for two
 RETRY_SECONDS = 1.0  # between two tries of whatever did not work
@@ -139,7 +139,7 @@ def _was_set_back(node: Node, sender: str, news: News) -> bool:
 
 
 def _set_back(node: Node, base: Record, now: float) -> Node:
-    council = voting.begin(node.me, cl.Ledger(base), now)
+    council = raft.begin(node.me, cl.Ledger(base), now)
     has_more = node.peer.applied > base.round
     peer = replace(node.peer, committed=base.round, open_round=0, unsent=0)
     return replace(node, council=council, plan=None, peer=replace(peer, needs_state=peer.needs_state or has_more))
@@ -264,7 +264,7 @@ def _is_needed(node: Node, now: float) -> bool:
     if any(name not in voters or caller.applied < last for name, caller in others.items()):
         return True
     # one that answers and has not polled this leader yet: it asks elsewhere, and would find nobody who leads any more
-    return any(name not in node.leading.callers for name in voting.answering(node.council, now))
+    return any(name not in node.leading.callers for name in raft.answering(node.council, now))
 
 
 def _quit(node: Node, reason: str) -> Result:
@@ -356,7 +356,7 @@ def applied(node: Node, event: Applied, now: float) -> Result:
     node = replace(node, work=replace(node.work, is_fetching=False))
     if record.round != node.peer.applied + 1:
         return node, []
-    council, _ = voting.step(node.council, cl.Learned(record), now)
+    council, _ = raft.step(node.council, cl.Learned(record), now)
     node = replace(node, council=council, peer=pr.applied(node.peer, record.round, record.chain))
     node = replace(node, contributors=event.contributors)
     if node.guide.is_finished:  # a leader stays until everybody has the last round
@@ -368,7 +368,7 @@ def restored(node: Node, event: Restored, now: float) -> Result:
     """A state was downloaded. What was trained before it is void: the next news says what to do."""
     record = event.record
     work = Work(is_training=node.work.is_training)
-    council, _ = voting.step(node.council, cl.Learned(record), now)
+    council, _ = raft.step(node.council, cl.Learned(record), now)
     node = replace(node, work=work, council=council, plan=None, contributors=frozenset())
     node = replace(node, peer=pr.restored(node.peer, record.round, record.chain))
     return replace(node, guide=replace(node.guide, asked="", version=0, next_at=now)), []

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tsr_swarm.rounds.council import (
+from tsr_swarm.rounds.raft_state import (
     Action,
     Beat,
     BeatReply,

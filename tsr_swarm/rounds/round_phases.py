@@ -2,7 +2,7 @@
 
     WAITING -> TRAIN -> EXCHANGE -> COMMIT -> (next round's) TRAIN ... -> FINISHED
 
-The leader opens rounds, decides when one closes, and has its result proposed to the voters (rounds/council.py decides
+The leader opens rounds, decides when one closes, and has its result proposed to the voters (rounds/raft_state.py decides
 whether it stands). It touches no tensor, socket or clock. ``now`` is any clock that never runs backwards, in seconds.
 """
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.rounds.shards import SLACK, assign
+from tsr_swarm.rounds.shard_assignment import SLACK, assign
 
 names = st.sets(st.sampled_from([f"node-{number}" for number in range(12)]), min_size=1)
 sizes = st.lists(st.integers(1, 50), min_size=1, max_size=16)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.rounds.chunks import MAX_CHUNKS, Sharing, answered, arrived, ask, failed, with_donor
+from tsr_swarm.rounds.chunk_schedule import MAX_CHUNKS, Sharing, answered, arrived, ask, failed, with_donor
 
 DONORS = ["a", "b", "c", "d"]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.rounds.givers import BRANCHES, MOST_GIVERS, header_givers
+from tsr_swarm.rounds.header_tree import BRANCHES, MOST_GIVERS, header_givers
 
 names = st.sets(st.sampled_from([f"node-{number}" for number in range(12)]), min_size=1)
 chains = st.text("0123456789abcdef", max_size=8)

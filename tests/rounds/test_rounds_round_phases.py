@@ -5,8 +5,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.rounds import leader as ld
 from tsr_swarm.rounds import peer as pr
+from tsr_swarm.rounds import round_phases as ld
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 
 DEADLINES = DeadlinePolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=60.0)

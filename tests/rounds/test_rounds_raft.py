@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tsr_swarm.rounds import council as cl
-from tsr_swarm.rounds import voting
-from tsr_swarm.rounds.council import Beat, BeatReply, Council, Ledger, Record, Role, VoteReply, VoteRequest
+from tsr_swarm.rounds import raft
+from tsr_swarm.rounds import raft_state as cl
+from tsr_swarm.rounds.raft_state import Beat, BeatReply, Council, Ledger, Record, Role, VoteReply, VoteRequest
 
 NAMES = ("a", "b", "c", "d", "e")
 VOTERS = [("a",), ("a", "b", "c"), ("c", "d", "e"), ("b", "c", "d"), NAMES]
@@ -35,11 +35,11 @@ class Councils(RuleBasedStateMachine):
     def begin(self, voters: tuple[str, ...]) -> None:
         genesis = Record(voters=voters)
         self.standing[0] = genesis
-        self.councils = {name: voting.begin(name, Ledger(genesis), 0.0) for name in NAMES}
+        self.councils = {name: raft.begin(name, Ledger(genesis), 0.0) for name in NAMES}
 
     def put(self, name: str, event: cl.Event) -> None:
         before = self.councils[name]
-        after, actions = voting.step(before, event, self.now)
+        after, actions = raft.step(before, event, self.now)
         self.councils[name] = after
         self.check(before, after)
         for action in actions:
@@ -112,7 +112,7 @@ class Councils(RuleBasedStateMachine):
     def die(self, name: str, loses_bytes: bool) -> None:
         ledger = self.councils[name].ledger
         lost = ledger.tail.chain if loses_bytes and ledger.tail is not None else ""
-        self.councils[name] = voting.begin(name, ledger, self.now, lost)
+        self.councils[name] = raft.begin(name, ledger, self.now, lost)
         self.fetching = [item for item in self.fetching if item[0] != name]
         self.behind.pop(name, None)
 
@@ -182,16 +182,16 @@ def council(me: str, base: int = 0, tail_term: int = 0, term: int = 0) -> Counci
     """One of three voters, which knows round ``base`` to stand and has accepted the next, if it has, in that term."""
     record = Record(base, f"r{base}", f"r{base - 1}", THREE)
     tail = Record(base + 1, f"r{base + 1}", f"r{base}", THREE) if tail_term else None
-    return voting.begin(me, Ledger(record, term=term, tail=tail, tail_term=tail_term), 0.0)
+    return raft.begin(me, Ledger(record, term=term, tail=tail, tail_term=tail_term), 0.0)
 
 
 def test_a_voter_that_has_lost_the_bytes_of_its_tail_votes_as_before_and_does_not_stand() -> None:
     """Nobody could fetch what it would propose; without it the others settle that round, if they can."""
     sound = council("a", base=3, tail_term=2, term=2)
-    lost = voting.begin("a", sound.ledger, 0.0, "r4")
+    lost = raft.begin("a", sound.ledger, 0.0, "r4")
     assert lost.ledger == sound.ledger
-    assert voting.wake_at(sound) < float("inf") == voting.wake_at(lost)
-    assert voting.step(lost, cl.Tick(), 1e6) == (lost, [])
+    assert raft.wake_at(sound) < float("inf") == raft.wake_at(lost)
+    assert raft.step(lost, cl.Tick(), 1e6) == (lost, [])
     for other in (council("b", base=3), council("b", base=3, tail_term=2), council("b", base=4)):
         assert grants(lost, other) == grants(sound, other)
     assert not grants(lost, council("b", base=3)), "what it accepted may stand"
@@ -200,20 +200,20 @@ def test_a_voter_that_has_lost_the_bytes_of_its_tail_votes_as_before_and_does_no
 def test_a_voter_that_gets_the_bytes_of_its_tail_again_or_another_round_may_stand_again() -> None:
     sound = council("a", base=3, tail_term=2, term=2)
     assert sound.ledger.tail is not None
-    lost = voting.begin("a", sound.ledger, 0.0, "r4")
+    lost = raft.begin("a", sound.ledger, 0.0, "r4")
     beat = cl.Received("b", Beat(5, sound.ledger.base, sound.ledger.tail))
-    asked, actions = voting.step(lost, beat, 1.0)
+    asked, actions = raft.step(lost, beat, 1.0)
     assert [action for action in actions if isinstance(action, cl.Store)], "its bytes are fetched from who proposes it"
-    stored, _ = voting.step(asked, cl.Stored(sound.ledger.tail), 2.0)
-    learned, _ = voting.step(lost, cl.Learned(sound.ledger.tail), 2.0)
+    stored, _ = raft.step(asked, cl.Stored(sound.ledger.tail), 2.0)
+    learned, _ = raft.step(lost, cl.Learned(sound.ledger.tail), 2.0)
     assert stored.may_stand
     assert learned.may_stand
-    assert voting.wake_at(stored) < float("inf")
+    assert raft.wake_at(stored) < float("inf")
 
 
 def grants(voter: Council, candidate: Council) -> bool:
     request = VoteRequest(9, candidate.me, candidate.ledger.extent, is_trial=False)
-    _, actions = voting.step(voter, cl.Received(candidate.me, request), 100.0)
+    _, actions = raft.step(voter, cl.Received(candidate.me, request), 100.0)
     (reply,) = [action.message for action in actions if isinstance(action, cl.Send)]
     assert isinstance(reply, VoteReply)
     return reply.granted
@@ -237,45 +237,45 @@ def test_the_vote_goes_to_who_knows_at_least_as_much(voter: Council, candidate: 
 
 
 def lead(me: str = "a") -> Council:
-    state, _ = voting.step(council(me), cl.Tick(), 20.0)
+    state, _ = raft.step(council(me), cl.Tick(), 20.0)
     assert state.role is Role.TRIAL
     for is_trial, voter in ((True, "b"), (False, "b")):
         term = state.term + 1 if is_trial else state.term
         reply = VoteReply(term, state.term, True, is_trial, "granted")
-        state, _ = voting.step(state, cl.Received(voter, reply), 20.0)
+        state, _ = raft.step(state, cl.Received(voter, reply), 20.0)
     assert state.leads
     return state
 
 
 def test_a_leader_that_learns_of_a_round_was_overtaken_and_leads_no_more() -> None:
-    state, actions = voting.step(lead(), cl.Learned(Record(1, "r1", "r0", ("b", "c", "d"))), 21.0)
+    state, actions = raft.step(lead(), cl.Learned(Record(1, "r1", "r0", ("b", "c", "d"))), 21.0)
     assert not state.leads
     assert any(isinstance(action, cl.StepDown) for action in actions)
 
 
 def test_a_candidate_that_learns_of_a_round_takes_no_votes_that_were_meant_for_the_old_voters() -> None:
-    state, _ = voting.step(council("a"), cl.Tick(), 20.0)
-    state, _ = voting.step(state, cl.Learned(Record(1, "r1", "r0", ("a", "d", "e"))), 20.5)
+    state, _ = raft.step(council("a"), cl.Tick(), 20.0)
+    state, _ = raft.step(state, cl.Learned(Record(1, "r1", "r0", ("a", "d", "e"))), 20.5)
     assert state.role is Role.FOLLOWER
     assert state.granted == frozenset()
 
 
 def test_a_round_stands_when_a_majority_holds_it_and_not_before() -> None:
     record = Record(1, "r1", "r0", THREE)
-    state, actions = voting.step(lead(), cl.Propose(record), 21.0)
+    state, actions = raft.step(lead(), cl.Propose(record), 21.0)
     assert not any(isinstance(action, cl.Decided) for action in actions)
-    state, actions = voting.step(state, cl.Received("b", BeatReply(state.term, 0, "another", "accepted")), 21.1)
+    state, actions = raft.step(state, cl.Received("b", BeatReply(state.term, 0, "another", "accepted")), 21.1)
     assert not any(isinstance(action, cl.Decided) for action in actions)
-    _, actions = voting.step(state, cl.Received("b", BeatReply(state.term, 0, "r1", "accepted")), 21.2)
+    _, actions = raft.step(state, cl.Received("b", BeatReply(state.term, 0, "r1", "accepted")), 21.2)
     assert cl.Decided(record) in actions
 
 
 def test_a_voter_accepts_only_what_it_has_stored() -> None:
     record = Record(1, "r1", "r0", THREE)
-    state, actions = voting.step(council("b"), cl.Received("a", Beat(1, Record(0, "r0", "r-1", THREE), record)), 1.0)
+    state, actions = raft.step(council("b"), cl.Received("a", Beat(1, Record(0, "r0", "r-1", THREE), record)), 1.0)
     assert cl.Store(record, "a") in actions
     assert state.ledger.tail is None
-    state, actions = voting.step(state, cl.Stored(record), 1.5)
+    state, actions = raft.step(state, cl.Stored(record), 1.5)
     assert state.ledger.tail == record
     assert cl.Send("a", BeatReply(1, 0, "r1", "accepted")) in actions
 
@@ -283,11 +283,11 @@ def test_a_voter_accepts_only_what_it_has_stored() -> None:
 def test_one_that_was_cut_off_moves_nobodys_term() -> None:
     state = replace(council("c"), stand_at=1.0)
     for now in (10.0, 30.0, 50.0):
-        state, _ = voting.step(state, cl.Tick(), now)
+        state, _ = raft.step(state, cl.Tick(), now)
     assert state.term == 0
-    follower, _ = voting.step(council("b"), cl.Received("a", Beat(1, Record(0, "r0", "r-1", THREE), None)), 60.0)
+    follower, _ = raft.step(council("b"), cl.Received("a", Beat(1, Record(0, "r0", "r-1", THREE), None)), 60.0)
     request = VoteRequest(2, "c", state.ledger.extent, is_trial=True)
-    follower, actions = voting.step(follower, cl.Received("c", request), 60.5)
+    follower, actions = raft.step(follower, cl.Received("c", request), 60.5)
     assert follower.term == 1
     assert actions == [cl.Send("c", VoteReply(2, 1, False, True, "a leads"))]
 
@@ -295,45 +295,45 @@ def test_one_that_was_cut_off_moves_nobodys_term() -> None:
 def test_a_voter_whose_line_to_the_leader_broke_accepts_and_is_asked_again() -> None:
     record = Record(1, "r1", "r0", THREE)
     beat = Beat(1, Record(0, "r0", "r-1", THREE), record)
-    state, _ = voting.step(council("b"), cl.Received("a", beat), 1.0)
-    state, _ = voting.step(state, cl.Lost("a"), 1.1)
-    state, actions = voting.step(state, cl.Stored(record), 1.2)
+    state, _ = raft.step(council("b"), cl.Received("a", beat), 1.0)
+    state, _ = raft.step(state, cl.Lost("a"), 1.1)
+    state, actions = raft.step(state, cl.Stored(record), 1.2)
     assert state.ledger.tail == record
     assert actions == []
-    _, actions = voting.step(state, cl.Received("a", beat), 2.0)
+    _, actions = raft.step(state, cl.Received("a", beat), 2.0)
     assert actions == [cl.Send("a", BeatReply(1, 0, "r1", "accepted"))]
 
 
 def test_of_two_that_stand_at_once_one_withdraws() -> None:
-    low, _ = voting.step(council("a"), cl.Tick(), 20.0)
-    high, _ = voting.step(council("b"), cl.Tick(), 20.0)
-    low_after, _ = voting.step(low, cl.Received("b", VoteRequest(1, "b", high.ledger.extent, is_trial=True)), 20.1)
-    high_after, _ = voting.step(high, cl.Received("a", VoteRequest(1, "a", low.ledger.extent, is_trial=True)), 20.1)
+    low, _ = raft.step(council("a"), cl.Tick(), 20.0)
+    high, _ = raft.step(council("b"), cl.Tick(), 20.0)
+    low_after, _ = raft.step(low, cl.Received("b", VoteRequest(1, "b", high.ledger.extent, is_trial=True)), 20.1)
+    high_after, _ = raft.step(high, cl.Received("a", VoteRequest(1, "a", low.ledger.extent, is_trial=True)), 20.1)
     assert (low_after.role, high_after.role) == (Role.FOLLOWER, Role.TRIAL)
 
 
 def test_a_leader_that_cannot_be_reached_is_not_waited_for() -> None:
     beat = Beat(1, Record(0, "r0", "r-1", THREE), None)
-    state, _ = voting.step(council("b"), cl.Received("a", beat), 100.0)
-    assert voting.step(state, cl.Lost("c"), 100.0)[0] == state
-    lost, _ = voting.step(state, cl.Lost("a"), 100.0)
-    assert lost.stand_at <= 100.0 + voting.SILENCE_SECONDS < state.stand_at
+    state, _ = raft.step(council("b"), cl.Received("a", beat), 100.0)
+    assert raft.step(state, cl.Lost("c"), 100.0)[0] == state
+    lost, _ = raft.step(state, cl.Lost("a"), 100.0)
+    assert lost.stand_at <= 100.0 + raft.SILENCE_SECONDS < state.stand_at
     assert grants(lost, council("c"))
 
 
 def test_a_leader_of_an_older_term_moves_nobody() -> None:
     state = lead()
     old = Beat(state.term - 1, Record(0, "r0", "r-1", THREE), Record(1, "other", "r0", THREE))
-    after, actions = voting.step(state, cl.Received("c", old), 21.0)
+    after, actions = raft.step(state, cl.Received("c", old), 21.0)
     assert after == state
     assert actions == [cl.Send("c", BeatReply(state.term, 0, "", f"term {state.term} has begun"))]
 
 
 def test_a_leader_that_no_majority_answers_leads_no_more() -> None:
     state, now = lead(), 20.0
-    while now < 20.0 + 2 * voting.SILENCE_SECONDS + 1:
+    while now < 20.0 + 2 * raft.SILENCE_SECONDS + 1:
         now += 1.0
-        state, _ = voting.step(state, cl.Tick(), now)
+        state, _ = raft.step(state, cl.Tick(), now)
     assert not state.leads
 
 
@@ -341,6 +341,6 @@ def test_a_voter_that_hears_that_what_it_accepted_stands_has_no_need_to_fetch_it
     state = council("b", tail_term=1, term=1)
     tail = state.ledger.tail
     assert tail is not None
-    state, actions = voting.step(state, cl.Received("a", Beat(1, tail, None)), 1.0)
+    state, actions = raft.step(state, cl.Received("a", Beat(1, tail, None)), 1.0)
     assert state.ledger.base == tail
     assert cl.Decided(tail) in actions

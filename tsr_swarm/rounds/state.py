@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tsr_swarm.rounds.council import Council, Record
 from tsr_swarm.rounds.gather import Gather, ShardResult
-from tsr_swarm.rounds.leader import LeaderPolicy, LeaderState
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import Action, Place, Plan
+from tsr_swarm.rounds.raft_state import Council, Record
 from tsr_swarm.rounds.reducer import ReducerState
+from tsr_swarm.rounds.round_phases import LeaderPolicy, LeaderState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
