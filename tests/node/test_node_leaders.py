@@ -9,7 +9,7 @@ from swarm_rig import Kind, Member, Swarm, tiny_config
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node import coordinator, volunteer
 from tsr_swarm.node.events import log_relay
-from tsr_swarm.rounds import follower, leading, raft
+from tsr_swarm.rounds import follower, leader, raft
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.log import read_recording
 
@@ -23,7 +23,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (raft, "SILENCE_SECONDS"),
         (raft, "BEAT_SECONDS"),
         (follower, "RETRY_SECONDS"),
-        (leading, "SETTLE_SECONDS"),
+        (leader, "SETTLE_SECONDS"),
         (log_relay, "PACE_SECONDS"),
         (coordinator, "LINGER_SECONDS"),
         (volunteer, "LINGER_SECONDS"),

@@ -8,7 +8,7 @@ from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.follower import UNLED_SECONDS
 from tsr_swarm.rounds.gather import ShardResult
-from tsr_swarm.rounds.leading import news as leading_news
+from tsr_swarm.rounds.leader import news as leading_news
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import News, Place, Plan, Poll, Received, Redirect
 from tsr_swarm.rounds.raft_state import Beat, BeatReply, Ledger, Record, VoteReply

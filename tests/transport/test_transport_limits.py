@@ -1,11 +1,11 @@
 """The options of a client, and deadlines that others count on."""
 
-from tsr_swarm.rounds import follower, leading
+from tsr_swarm.rounds import follower, leader
 from tsr_swarm.transport.limits import CLIENT_OPTIONS, POLL_SECONDS, client_options
 
 
 def test_a_poll_is_waited_for_as_long_as_the_decisions_wait_and_longer_than_a_leader_holds_it() -> None:
-    assert leading.HOLD_SECONDS < POLL_SECONDS == follower.POLL_SECONDS
+    assert leader.HOLD_SECONDS < POLL_SECONDS == follower.POLL_SECONDS
 
 
 def test_no_client_goes_through_a_proxy_that_it_was_not_given() -> None:

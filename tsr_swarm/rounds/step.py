@@ -8,7 +8,7 @@ is put again later.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tsr_swarm.rounds import follower, leading, protocol, raft, reducing
+from tsr_swarm.rounds import follower, leader, protocol, raft, reducing
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import Action, Event
@@ -36,8 +36,8 @@ def step(node: Node, event: Event, now: float) -> Result:
     version = node.leading.version if node.leading is not None else 0
     result = _settle(_take_in(node, event, now), now)
     result = _settle(then(result, follower.act, now), now)
-    result = _settle(then(result, leading.arrived_itself, now), now)
-    result = then(result, lambda n, at: leading.flush(n, version, at), now)
+    result = _settle(then(result, leader.arrived_itself, now), now)
+    result = then(result, lambda n, at: leader.flush(n, version, at), now)
     return _settle(then(result, follower.poll, now), now)
 
 
@@ -46,7 +46,7 @@ def wake_at(node: Node) -> float:
     if node.has_quit:
         return float("inf")
     retry = node.work.retry_at or float("inf")
-    return min(raft.wake_at(node.council), follower.poll_due(node), leading.due(node), retry)
+    return min(raft.wake_at(node.council), follower.poll_due(node), leader.due(node), retry)
 
 
 def _take_in(node: Node, event: Event, now: float) -> Result:
@@ -57,13 +57,13 @@ def _take_in(node: Node, event: Event, now: float) -> Result:
             node = follower.lost(node, to, now) if isinstance(message, protocol.Poll) else node
             return _advise(node, cl.Lost(to), now)
         case protocol.Hung(peer):
-            return leading.hung(node, peer, now)
+            return leader.hung(node, peer, now)
         case protocol.Offered():
             return reducing.offered(node, event)
         case protocol.Averaged():
             return reducing.averaged(node, event)
         case protocol.Sealed(record):
-            return leading.sealed(node, record, now)
+            return leader.sealed(node, record, now)
         case protocol.Stored(record):
             return _advise(node, cl.Stored(record), now)
         case protocol.Trained():
@@ -81,7 +81,7 @@ def _take_in(node: Node, event: Event, now: float) -> Result:
         case protocol.Woken():
             return follower.slept(node, now), []
         case protocol.Stop():
-            return leading.stop(replace(node, is_leaving=True), now)
+            return leader.stop(replace(node, is_leaving=True), now)
         case protocol.Tick():
             return then(_advise(node, cl.Tick(), now), _tick, now)
 
@@ -89,13 +89,13 @@ def _take_in(node: Node, event: Event, now: float) -> Result:
 def _tick(node: Node, now: float) -> Result:
     if node.work.retry_at and now >= node.work.retry_at:
         node = replace(node, work=replace(node.work, retry_at=0.0))
-    return leading.tick(node, now)
+    return leader.tick(node, now)
 
 
 def _received(node: Node, sender: str, message: protocol.Message, now: float) -> Result:
     match message:
         case protocol.Poll():
-            return leading.polled(node, message, now)
+            return leader.polled(node, message, now)
         case protocol.News():
             return follower.heard(node, sender, message, now)
         case protocol.Redirect():
@@ -103,9 +103,9 @@ def _received(node: Node, sender: str, message: protocol.Message, now: float) ->
         case protocol.Close():
             return reducing.close(node, sender, message)
         case protocol.ShardDone():
-            return leading.shard_done(node, sender, message, now)
+            return leader.shard_done(node, sender, message, now)
         case protocol.Goodbye(peer):
-            return leading.left(node, peer, now)
+            return leader.left(node, peer, now)
         case _:
             return _advise(node, cl.Received(sender, message), now)
 
@@ -129,9 +129,9 @@ def _follow_up(node: Node, decision: cl.Action, now: float) -> Result:
             peer = replace(node.peer, committed=max(node.peer.committed, round - 1))
             return replace(node, peer=peer, guide=replace(node.guide, leader=source)), []
         case cl.Decided(record):
-            return leading.decided(node, record, now)
+            return leader.decided(node, record, now)
         case cl.Lead():
-            return leading.take_over(node, now)
+            return leader.take_over(node, now)
         case cl.StepDown(reason):
             stands_again = node.council.role is not cl.Role.FOLLOWER
             return node, [] if stands_again else [protocol.Show(f"This node leads no more: {reason}.")]
@@ -154,8 +154,8 @@ def _settle(result: Result, now: float) -> Result:
                 kept.append(action)
         queue[:0] = more
     if node.leading is not None and node.council.role in (cl.Role.FOLLOWER, cl.Role.TRIAL):
-        node, told = leading.give_up(node)
+        node, told = leader.give_up(node)
         kept += told
     if node.leading is not None and node.council.leads:
-        node = follower.follow_oneself(node, leading.news(node), now)
+        node = follower.follow_oneself(node, leader.news(node), now)
     return node, kept
