@@ -8,13 +8,13 @@ from steady import steady
 from tsr_swarm.config.layout import Part, upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
-from tsr_swarm.exchange.aggregate import Contribution
+from tsr_swarm.exchange.aggregate import WeightedPayload
 from tsr_swarm.exchange.reduction import Published, publish_shard, seal
 from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.run_folder import fresh_consensus, record_of
 from tsr_swarm.wire.gate import shard_slots
 from tsr_swarm.wire.messages import published_to_proto
@@ -36,8 +36,8 @@ class History:
     def at(self, round: int) -> Published:
         return self.rounds[round - 1]
 
-    def record(self, round: int) -> Record:
-        return record_of(self.at(round).header) if round else Record(voters=(FIRST,))
+    def record(self, round: int) -> RoundRecord:
+        return record_of(self.at(round).header) if round else RoundRecord(voters=(FIRST,))
 
     def message(self, round: int) -> pb.PublishedHeader:
         return published_to_proto(self.at(round).header)
@@ -68,7 +68,7 @@ def make_history(manifest: Manifest, consensus: Consensus, rounds: int, voters: 
                     slot: dense_grid(x) if slot.part is Part.DENSE else quantise_slot(x, slot)
                     for slot, x in numbers.items()
                 }
-                sent[f"{number:032x}"] = Contribution(number, 100, grids)
+                sent[f"{number:032x}"] = WeightedPayload(number, 100, grids)
             made.append(publish_shard(manifest, plan, blocks, sent, consensus.bases, {}))
         header = seal(plan, shard_blocks, [part.result for part in made], voters)
         grids = {slot: grid for part in made for slot, grid in part.grids.items()}

@@ -17,7 +17,7 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.discovery.identity import load_identity
 from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
 from tsr_swarm.node.peer import JoinOptions, run_peer
-from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.telemetry.events import (
     DigestReported,
     Event,
@@ -66,7 +66,7 @@ def tiny_config(folder: Path, **changes: dict[str, object]) -> RunConfig:
 class Member:
     """One process's worth of the rig."""
 
-    stop: StopRequest
+    stop: Shutdown
     task: asyncio.Task[None]
     events: list[Event]
 
@@ -91,7 +91,7 @@ class Swarm:
         """Start it and wait for its address."""
         self.started.clear()
         options = CoordinateOptions(config=self.config, listen=listen, use_dht=False, resume=resume)
-        stop = StopRequest()
+        stop = Shutdown()
         task = asyncio.create_task(run_coordinator(options, self._see, stop))
         self.coordinator = Member(stop, task, self.events)
         ready = asyncio.create_task(self.started.wait())
@@ -126,7 +126,7 @@ class Swarm:
             listen=listen,
             wait_seconds=wait,
         )
-        stop, events = StopRequest(), list[Event]()
+        stop, events = Shutdown(), list[Event]()
 
         def see(event: Event) -> None:
             events.append(event)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.method import Method, Traffic
+from tsr_swarm.baselines.method import ExchangeBytes, Method
 from tsr_swarm.baselines.registry import make_method
 
 SHAPES: Mapping[str, tuple[int, ...]] = {
@@ -61,7 +61,7 @@ class SlowAdam:
 
 def play(
     method: Method, gradient: Pull, periods: int, lr: float = 0.05, work: Sequence[Mapping[int, int]] | None = None
-) -> list[Traffic]:
+) -> list[ExchangeBytes]:
     """Advance some periods, by default with everybody of three at full work; ``work`` has one entry a period."""
     full = dict.fromkeys(range(3), method.period)
     return [
@@ -81,7 +81,7 @@ def slow_adam_fixture() -> type[SlowAdam]:
 
 
 @pytest.fixture(scope="session", name="play")
-def play_fixture() -> Callable[..., list[Traffic]]:
+def play_fixture() -> Callable[..., list[ExchangeBytes]]:
     return play
 
 

@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsr_swarm.baselines import int_quantise
-from tsr_swarm.baselines.dense_channel import Channel
-from tsr_swarm.baselines.flat_parameters import Flat
+from tsr_swarm.baselines.dense_channel import DenseChannel
+from tsr_swarm.baselines.flat_parameters import FlatParameters
 from tsr_swarm.baselines.int_quantise import quantise
 from tsr_swarm.baselines.registry import default_settings
 from tsr_swarm.wire.compression import decompress
 from tsr_swarm.wire.packing import unpack
 
 NAME = "c.weight"
-FLAT = Flat({"matrix": (5, 8), "vector": (7,)})
+FLAT = FlatParameters({"matrix": (5, 8), "vector": (7,)})
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_the_bytes_are_those_of_a_frame_that_holds_the_integers(bits, monkeypatc
 @settings(max_examples=30)
 @given(data=st.data(), bits=st.sampled_from([4, 8]))
 def test_what_is_not_sent_is_kept(data, bits):
-    channel = Channel(FLAT, 2, bits)
+    channel = DenseChannel(FLAT, 2, bits)
     for _ in range(3):
         x = data.draw(vectors)
         rows = data.draw(st.sampled_from([slice(None), [1]]))

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.baselines.active_peers import Present
-from tsr_swarm.baselines.flat_parameters import Flat
+from tsr_swarm.baselines.active_peers import ActivePeers
+from tsr_swarm.baselines.flat_parameters import FlatParameters
 from tsr_swarm.baselines.powersgd import LowRankMean, PowerSGDSettings, power_iteration
 
-FLAT = Flat({"w": (9, 7), "norm": (5,)})
-ALL = Present((0, 1, 2), slice(None), torch.tensor([0.5, 0.25, 0.25]))
+FLAT = FlatParameters({"w": (9, 7), "norm": (5,)})
+ALL = ActivePeers((0, 1, 2), slice(None), torch.tensor([0.5, 0.25, 0.25]))
 
 
 def gram_schmidt(columns):

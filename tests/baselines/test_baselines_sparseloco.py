@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsr_swarm.baselines.flat_parameters import Flat
+from tsr_swarm.baselines.flat_parameters import FlatParameters
 from tsr_swarm.baselines.sparseloco import SparseLoCoSettings, payload_bytes, sparsify
 
-FLAT = Flat({"long": (5, 7), "short": (3,)})
+FLAT = FlatParameters({"long": (5, 7), "short": (3,)})
 
 
 def slow_sparsify(row, density, chunk, two_bits):
@@ -42,7 +42,7 @@ def test_sparsify_equals_the_reference(seed, density, chunk, two_bits):
 
 def test_two_bits_are_at_most_four_numbers_a_chunk():
     x = torch.randn(1, 8192, generator=torch.Generator().manual_seed(0))
-    sent = sparsify(Flat({"w": (64, 128)}), x, SparseLoCoSettings(density=1 / 16))
+    sent = sparsify(FlatParameters({"w": (64, 128)}), x, SparseLoCoSettings(density=1 / 16))
     for chunk in sent.view(2, 4096):
         assert int((chunk != 0).sum()) == 256
         assert len(chunk[chunk != 0].unique()) == 4
@@ -126,13 +126,16 @@ def test_sent_and_residual_are_the_old_residual_and_the_displacement(seed, decay
 
 def test_bytes_of_the_published_operating_point():
     # 64 of 4096 at 12 + 2 bits, and two float32 magnitudes: 112 + 8 bytes a chunk
-    assert payload_bytes(Flat({"w": (4096, 3)}), SparseLoCoSettings()) == 3 * 120
+    assert payload_bytes(FlatParameters({"w": (4096, 3)}), SparseLoCoSettings()) == 3 * 120
     # a shorter chunk at the end: round(100 / 64) = 2 of 100, at 7 + 2 bits
-    assert payload_bytes(Flat({"w": (4196,)}), SparseLoCoSettings()) == 120 + math.ceil((2 * 9 + 64) / 8)
+    assert payload_bytes(FlatParameters({"w": (4196,)}), SparseLoCoSettings()) == 120 + math.ceil((2 * 9 + 64) / 8)
     # where half of the entries are sent, positions cost a bit an entry
     half = SparseLoCoSettings(density=0.5)
-    assert payload_bytes(Flat({"w": (4096,)}), half) == (4096 + 2 * 2048) / 8 + 8
-    assert payload_bytes(Flat({"w": (10,)}), SparseLoCoSettings(density=1, value_bits=32)) == math.ceil(10 / 8) + 40
+    assert payload_bytes(FlatParameters({"w": (4096,)}), half) == (4096 + 2 * 2048) / 8 + 8
+    assert (
+        payload_bytes(FlatParameters({"w": (10,)}), SparseLoCoSettings(density=1, value_bits=32))
+        == math.ceil(10 / 8) + 40
+    )
 
 
 def test_everybody_downloads_the_payloads_of_all_others(pull, make, play):

@@ -26,21 +26,21 @@ from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, Wire
 from tsr_swarm.errors import RunError
 from tsr_swarm.exchange.contribution import pack
 from tsr_swarm.exchange.reduction import Published, Reduction
-from tsr_swarm.node.address_book import AddressBook, Lines
-from tsr_swarm.node.contribution_store import Bench
-from tsr_swarm.node.donor import Giving
+from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node.contribution_store import ContributionStore
+from tsr_swarm.node.donor import DonorService
 from tsr_swarm.node.headers import Headers
 from tsr_swarm.node.sync.catch_up import Fetcher
-from tsr_swarm.node.sync.donors import Sources
+from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.plan.presets import PRESETS
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.run_folder import RunFolder, fresh_consensus, record_of
-from tsr_swarm.storage.state_store import STATE_ROUNDS, Donor, is_agreed
-from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction
+from tsr_swarm.storage.state_store import STATE_ROUNDS, StateStore, is_agreed
+from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.telemetry.events import CatchingUp, Event
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.train.trainer import RoundWork
@@ -68,7 +68,7 @@ AIMS = {
 class Service:
     """What a node that can be dialled answers to who downloads."""
 
-    giving: Giving
+    giving: DonorService
 
     async def describe_state(self, request: pb.DescribeStateRequest, caller: Caller) -> pb.StateDescription:
         return await self.giving.describe_state(request)
@@ -120,10 +120,10 @@ def published_round(manifest: Manifest, consensus: Consensus, round: int, parent
 class History:
     """The missed rounds at the donors, and the weights before and after them."""
 
-    donors: list[Donor]
+    donors: list[StateStore]
     before: Consensus
     after: Consensus
-    records: list[Record]  # by round, from 0
+    records: list[RoundRecord]  # by round, from 0
     refreshes: int
     seconds_to_keep: float  # a state, beside training
 
@@ -135,11 +135,11 @@ async def make_history(manifest: Manifest, folder: Path) -> History:
     donors = []
     for index in range(DONORS):
         place = folder / f"donor-{index}"
-        donor = Donor(manifest, place / "states", RunFolder(place).delta_log(manifest))
+        donor = StateStore(manifest, place / "states", RunFolder(place).delta_log(manifest))
         donor.open()
         donor.delta_log.open()
         donors.append(donor)
-    records, refreshes, keeping = [Record()], 0, 0.0
+    records, refreshes, keeping = [RoundRecord()], 0, 0.0
     for round in range(1, MISSED + 1):
         published = published_round(manifest, consensus, round, records[-1].chain)
         refreshes += bool(consensus.apply(published.header.plan, published.grids, published.void))
@@ -158,7 +158,7 @@ class Downloader:
     """A node that can only dial out, and what it received and was told."""
 
     fetcher: Fetcher
-    ledger: ByteLedger
+    ledger: ByteCounter
     events: list[Event]
 
     @property
@@ -178,18 +178,18 @@ class Downloader:
 async def downloader(manifest: Manifest, history: History, folder: Path) -> AsyncIterator[Downloader]:
     """It knows the leader and the other donors, which listen on ports of their own."""
 
-    def freeze() -> tuple[Consensus, Record]:
+    def freeze() -> tuple[Consensus, RoundRecord]:
         return history.after, history.records[-1]
 
     async with AsyncExitStack() as stack:
-        book, ledger, events = AddressBook(PEER), ByteLedger(), list[Event]()
+        book, ledger, events = AddressBook(PEER), ByteCounter(), list[Event]()
         for node, donor in zip(NODES, history.donors, strict=True):
-            bench = Bench(manifest, {})
-            service: Any = Service(Giving(node, donor, bench, Headers(), lambda round: (), freeze, print))
-            port = await stack.enter_async_context(serve(service, "127.0.0.1:0", ByteLedger()))
+            bench = ContributionStore(manifest, {})
+            service: Any = Service(DonorService(node, donor, bench, Headers(), lambda round: (), freeze, print))
+            port = await stack.enter_async_context(serve(service, "127.0.0.1:0", ByteCounter()))
             book.hear(node, f"127.0.0.1:{port}")
-        lines = await stack.enter_async_context(Lines(book, ledger, KernelBytes([])))
-        sources = Sources(lines, events.append)
+        lines = await stack.enter_async_context(ClientPool(book, ledger, KernelBytes([])))
+        sources = Donors(lines, events.append)
         states = StateDownload(sources, manifest, folder)
         fetcher = Fetcher(manifest, me=PEER, first=NODES[0], sources=sources, states=states, log=None)
         yield Downloader(fetcher, ledger, events)

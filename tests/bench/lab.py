@@ -23,10 +23,10 @@ from tests.bench.tables import RESULTS
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import LocalPlan
 from tsr_swarm.local.network import netns_lab, proxy
-from tsr_swarm.local.network.base import Place
-from tsr_swarm.local.network.link import Line
+from tsr_swarm.local.network.base import LocalNetwork
+from tsr_swarm.local.network.link import HomeLine
 from tsr_swarm.local.network.open import open_place
-from tsr_swarm.process.supervisor import Child, Family
+from tsr_swarm.process.supervisor import Child, ProcessGroup
 
 TARGET = RESULTS / "lab.md"
 SERVER, ASKER = 0, 1
@@ -153,7 +153,7 @@ ASK: dict[str, Callable[[str, str], list[float]]] = {"rtt": rtt, "up": up, "down
 class Lab:
     """A lab with a server in it."""
 
-    def __init__(self, place: Place, family: Family, address: str, via: str) -> None:
+    def __init__(self, place: LocalNetwork, family: ProcessGroup, address: str, via: str) -> None:
         self.place, self._family, self._address, self._via = place, family, address, via
 
     async def start(self, what: str) -> Child:
@@ -164,16 +164,16 @@ class Lab:
         return [float(line) async for line in (await self.start(what)).lines()]
 
 
-async def start(place: Place, family: Family, who: int, *arguments: str) -> Child:
+async def start(place: LocalNetwork, family: ProcessGroup, who: int, *arguments: str) -> Child:
     command = place.command(who, [sys.executable, "-m", "tests.bench.lab", *arguments])
     return await family.start("it", command, environment=os.environ, stdout=subprocess.PIPE)
 
 
 @asynccontextmanager
-async def lab(mode: str, asker: Line, seed: int) -> AsyncIterator[Lab]:
+async def lab(mode: str, asker: HomeLine, seed: int) -> AsyncIterator[Lab]:
     plan = LocalPlan(peers=1, environment={}, lines={ASKER: asker})
     async with (
-        Family() as family,
+        ProcessGroup() as family,
         open_place(
             plan, mode, family, seed=seed, environment=os.environ, use_dht=False, emit=lambda event: None
         ) as place,
@@ -186,7 +186,7 @@ async def lab(mode: str, asker: Line, seed: int) -> AsyncIterator[Lab]:
         yield Lab(place, family, address, via)
 
 
-async def repeated(mode: str, line: Line, what: str, repeats: int) -> list[float]:
+async def repeated(mode: str, line: HomeLine, what: str, repeats: int) -> list[float]:
     """The median figure of each of some labs."""
     medians = []
     for seed in range(repeats):
@@ -203,15 +203,15 @@ def row(what: str, asked: str, found: list[float], unit: str, scale: float) -> s
 async def lines_of(mode: str, repeats: int) -> list[str]:
     table = [f"## {mode}", "", "| | asked | measured, median | range |", "|---|---|---|---|"]
     for asked in RTTS:
-        found = await repeated(mode, Line(rtt=asked), "rtt", repeats)
+        found = await repeated(mode, HomeLine(rtt=asked), "rtt", repeats)
         table.append(row("round trip", f"{1e3 * asked:.0f} ms", found, "ms", 1e3))
     for way in ("up", "down"):
         for asked in RATES:
-            found = await repeated(mode, Line(up=asked) if way == "up" else Line(down=asked), way, repeats)
+            found = await repeated(mode, HomeLine(up=asked) if way == "up" else HomeLine(down=asked), way, repeats)
             table.append(row(way, f"{asked / 1e6:.0f} mbit", found, "mbit", 1e-6))
-    found = await repeated(mode, Line(), "up", repeats)
+    found = await repeated(mode, HomeLine(), "up", repeats)
     table.append(row("up", "no limit", found, "mbit", 1e-6))
-    found = await repeated(mode, Line(), "rtt", repeats)
+    found = await repeated(mode, HomeLine(), "rtt", repeats)
     table.append(row("round trip", "nothing", found, "ms", 1e3))
     table += await losses(mode, repeats)
     heals = [await healing(mode) for _ in range(repeats)]
@@ -223,7 +223,7 @@ async def losses(mode: str, repeats: int) -> list[str]:
     rows = []
     for asked in LOSSES:
         if mode == netns_lab.MODE:
-            found = await repeated(mode, Line(loss=asked), "lost", repeats)
+            found = await repeated(mode, HomeLine(loss=asked), "lost", repeats)
             rows.append(row("packets lost one way", f"{asked:.0%}", found, "%", 100))
         else:
             found = [await late(asked, seed) for seed in range(repeats)]
@@ -233,14 +233,14 @@ async def losses(mode: str, repeats: int) -> list[str]:
 
 async def late(loss: float, seed: int) -> float:
     """The share of round trips through a proxy that a loss makes late; ten askers, since one has few."""
-    async with lab(proxy.MODE, Line(loss=loss), seed) as made:
+    async with lab(proxy.MODE, HomeLine(loss=loss), seed) as made:
         taken = [one for figures in await asyncio.gather(*(made.ask("rtt") for _ in range(10))) for one in figures]
     return sum(one >= proxy.RETRANSMIT_SECONDS for one in taken) / len(taken)
 
 
 async def healing(mode: str) -> float:
     """Seconds from the end of a partition to the next answer on a connection that was there before."""
-    async with lab(mode, Line(rtt=0.02), 0) as made:
+    async with lab(mode, HomeLine(rtt=0.02), 0) as made:
         beats = (await made.start("beat")).lines()
         await anext(beats)
         made.place.cut([frozenset((SERVER, ASKER))])

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Laplace, Normal
 
 from tests.bench.tables import EXAMPLES, RESULTS, header
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Part, Slot, levels, published_slots, runs_bytes, upload_slots
 from tsr_swarm.config.load import load_run_config
 from tsr_swarm.config.manifest import make_manifest
@@ -26,7 +26,7 @@ from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.lowrank.coarse import quantise_coarse, quantise_dead_zone
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.node.workspace import Workshop
+from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.publish import publish
 from tsr_swarm.optim.quantise import quantise_slot
@@ -54,7 +54,7 @@ def drawn(distribution: Distribution) -> Source:
 
     def draw(wire: WireConfig) -> Cores:
         torch.manual_seed(0)
-        blocks = [Block(name=str(index), rows=64, cols=64, rank=32, role=Role.MATRIX) for index in range(28)]
+        blocks = [Block(name=str(index), rows=64, cols=64, rank=32, role=BlockRole.MATRIX) for index in range(28)]
         return {slot: distribution.sample((slot.rows, slot.cols)) for slot in upload_slots(blocks, Due(), wire)}
 
     return draw
@@ -65,7 +65,7 @@ def trained(wire: WireConfig) -> Cores:
     keys = [f"wire.core_bits={wire.core_bits}", f"wire.core_density={wire.core_density}"]
     config = load_run_config(EXAMPLES / "quickstart.toml", [*SMALL, *keys], {})
     manifest = make_manifest("payloads", config, parameter_shapes(config.model))
-    workshop = Workshop(manifest, "core", torch.device("cpu"), (), None)
+    workshop = Workspace(manifest, "core", torch.device("cpu"), (), None)
     workshop.take_number(1)
     trainer = workshop.trainer(fresh_consensus(manifest))
     names = {index: block.name for index, block in enumerate(manifest.blocks)}
@@ -167,7 +167,7 @@ def payloads() -> Iterator[tuple[str, Sequence[bytes]]]:
 def speed_table() -> Iterator[str]:
     yield "| wire | numbers | wire kB | rounding | encoding | decoding |"
     yield "|---|---|---|---|---|---|"
-    blocks = [Block(name=str(index), rows=512, cols=512, rank=256, role=Role.MATRIX) for index in range(8)]
+    blocks = [Block(name=str(index), rows=512, cols=512, rank=256, role=BlockRole.MATRIX) for index in range(8)]
     for bits, density in ((16, 1.0), (8, 1.0), (4, 1.0), (2, 1.0), (4, 0.1), (2, 0.1)):
         slots = upload_slots(blocks, Due(), WireConfig(core_bits=bits, core_density=density))
         numbers = {slot: torch.randn(slot.rows, slot.cols) for slot in slots}

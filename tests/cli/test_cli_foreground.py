@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tsr_swarm.cli.foreground import Feed, run_front
-from tsr_swarm.process.shutdown import StopRequest
-from tsr_swarm.process.supervisor import ChildError, Family
+from tsr_swarm.process.shutdown import Shutdown
+from tsr_swarm.process.supervisor import ChildError, ProcessGroup
 
 # Prints a line, then does as told; writes to stderr, which must not reach anybody.
 COMMAND = """
@@ -53,13 +53,13 @@ class Front:
     """Runs one command behind one screen and keeps what came of it."""
 
     def __init__(self) -> None:
-        self.screen, self.stop = FakeScreen(), StopRequest()
+        self.screen, self.stop = FakeScreen(), Shutdown()
         self.lines: list[str] = []
         self.closed_at: int | None = None
         self.has_printed, self.has_ended, self.has_closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def run(self, *how: str) -> None:
-        async with Family() as family, asyncio.timeout(60):
+        async with ProcessGroup() as family, asyncio.timeout(60):
             await run_front(
                 family=family,
                 name="command",

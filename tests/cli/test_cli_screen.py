@@ -16,8 +16,8 @@ from tsr_swarm.cli.summary import summary
 from tsr_swarm.monitor.app import Invite, SwarmMonitor
 from tsr_swarm.monitor.invitation import Invitation
 from tsr_swarm.monitor.sources import PipeSource, Source
-from tsr_swarm.process.shutdown import StopRequest
-from tsr_swarm.process.supervisor import ChildError, Family
+from tsr_swarm.process.shutdown import Shutdown
+from tsr_swarm.process.supervisor import ChildError, ProcessGroup
 from tsr_swarm.telemetry.events import Evaluated, RoundClosed, RoundOpened, RunStarted, encode
 from tsr_swarm.telemetry.history import EVENTS_FILE
 from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
@@ -53,7 +53,7 @@ class Show:
     """Runs the command behind the screen without a terminal, while somebody presses keys."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.stop = StopRequest()
+        self.stop = Shutdown()
         self._monkeypatch = monkeypatch
 
     async def run(
@@ -64,14 +64,14 @@ class Show:
         invite: Invite = lambda snapshot: None,
     ) -> SwarmSnapshot:
         self._prepare(how, steps)
-        async with Family() as family, asyncio.timeout(60):
+        async with ProcessGroup() as family, asyncio.timeout(60):
             arguments = ["coordinate", "run.toml"]
             return await screen.show_stream(family, "coordinator", arguments, "chat", self.stop, folder, invite)
 
     async def run_beside(self, source: Source, how: str, steps: Steps) -> None:
         """As a peer's command: what the swarm tells comes from elsewhere."""
         self._prepare(how, steps)
-        async with Family() as family, asyncio.timeout(60):
+        async with ProcessGroup() as family, asyncio.timeout(60):
             await screen.show_beside(family, "peer", ["coordinate", "run.toml"], source, "chat", self.stop)
 
     def _prepare(self, how: str, steps: Steps) -> None:

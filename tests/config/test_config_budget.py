@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steady import OPTIMIZER
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.budget import check_budget, core_upload, sketch_costs
 from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.load import run_config_from_mapping
@@ -17,10 +17,10 @@ from tsr_swarm.config.run import RunConfig, WireConfig
 from tsr_swarm.errors import ConfigError
 
 BLOCKS = (
-    Block(name="embed_tokens.weight", rows=96, cols=32, rank=8, role=Role.EMBEDDING),
-    Block(name="norm.weight", rows=1, cols=32, rank=0, role=Role.DENSE),
-    Block(name="up.weight", rows=48, cols=32, rank=8, role=Role.MATRIX),
-    Block(name="q.weight", rows=32, cols=32, rank=8, role=Role.MATRIX),
+    Block(name="embed_tokens.weight", rows=96, cols=32, rank=8, role=BlockRole.EMBEDDING),
+    Block(name="norm.weight", rows=1, cols=32, rank=0, role=BlockRole.DENSE),
+    Block(name="up.weight", rows=48, cols=32, rank=8, role=BlockRole.MATRIX),
+    Block(name="q.weight", rows=32, cols=32, rank=8, role=BlockRole.MATRIX),
 )
 LOW_RANK = (0, 2, 3)
 FULL = {"local_space": "full", "aim": "displacement"}

@@ -20,7 +20,7 @@ import pytest
 
 from tsr_swarm.discovery.dht import DhtDirectory
 from tsr_swarm.discovery.identity import Identity, new_identity
-from tsr_swarm.discovery.records import PeerRecord, Role, encode_record
+from tsr_swarm.discovery.records import PeerRecord, PeerRole, encode_record
 from tsr_swarm.errors import UnreachableError
 
 RUN = "run1"
@@ -55,7 +55,7 @@ def record_of(identity: Identity, **changes: Any) -> PeerRecord:
         "peer_id": identity.peer_id,
         "name": "peer",
         "address": "127.0.0.1:7700",
-        "role": Role.PEER,
+        "role": PeerRole.PEER,
         "issued": now,
         "expires": now + 600,
     }

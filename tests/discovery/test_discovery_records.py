@@ -13,7 +13,7 @@ from tsr_swarm.discovery.records import (
     MAX_LIFETIME_SECONDS,
     MAX_RECORD_BYTES,
     PeerRecord,
-    Role,
+    PeerRole,
     authentic_record,
     decode_record,
     encode_record,
@@ -31,7 +31,7 @@ def record_of(identity: Identity, **changes: Any) -> PeerRecord:
         "peer_id": identity.peer_id,
         "name": "alice",
         "address": "192.0.2.7:7700",
-        "role": Role.PEER,
+        "role": PeerRole.PEER,
         "issued": NOW,
         "expires": NOW + 600,
     }
@@ -54,10 +54,12 @@ def reason_of(data: bytes, run_id: str = RUN, now: float = NOW) -> str:
     name=st.from_regex(r"[A-Za-z0-9_-]{1,32}", fullmatch=True),
     run_id=st.from_regex(r"[A-Za-z0-9]{1,64}", fullmatch=True),
     address=st.sampled_from(["", "swarm.example.org:7700", "[2001:db8::7]:1", "a" * 253 + ":65535"]),
-    role=st.sampled_from(Role),
+    role=st.sampled_from(PeerRole),
     lifetime=st.floats(1, MAX_LIFETIME_SECONDS),
 )
-def test_a_record_is_read_as_it_was_written(name: str, run_id: str, address: str, role: Role, lifetime: float) -> None:
+def test_a_record_is_read_as_it_was_written(
+    name: str, run_id: str, address: str, role: PeerRole, lifetime: float
+) -> None:
     record = record_of(ALICE, name=name, run_id=run_id, address=address, role=role, issued=0.0, expires=lifetime)
     data = encode_record(record, ALICE)
     assert len(data) < MAX_RECORD_BYTES

@@ -16,11 +16,11 @@ from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.optim.outer_step import pack_outer, rotate_outer, without_residuals
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.rounds.raft_state import Ledger
+from tsr_swarm.rounds.raft_state import HardState
 from tsr_swarm.storage.run_folder import (
     OUTER,
-    Applied,
     RunFolder,
+    RunState,
     StartingPoint,
     load_run,
     record_of,
@@ -86,12 +86,12 @@ class Reducer:
         reduction.close()
         return reduction.result(self.consensus.bases, 1, self.outer)
 
-    def apply(self, published: Published) -> Applied:
+    def apply(self, published: Published) -> RunState:
         refreshed = self.consensus.apply(published.header.plan, published.grids, published.void)
         self.outer = rotate_outer(published.outer, refreshed, self.manifest.config.optimizer)
         self.record = record_of(published.header)
         digest = self.consensus.digest().hex()
-        return Applied(record=self.record, consensus=self.consensus, outer=self.outer, digest=digest)
+        return RunState(record=self.record, consensus=self.consensus, outer=self.outer, digest=digest)
 
 
 def no_warning(message: str) -> None:
@@ -153,7 +153,7 @@ def test_replayed_rounds_turn_what_is_kept_and_change_no_weight(tmp_path: Path) 
         start.delta_log.store(published_to_proto(published.header), published.data)
         applied = reducer.apply(published)
         assert applied.record.round == round
-        start.journal.write(Ledger(replace(applied.record, voters=(ME,)), term=1, voted_for=ME))
+        start.journal.write(HardState(replace(applied.record, voters=(ME,)), term=1, voted_for=ME))
 
     again = resume_run(folder, config, ME, False, no_warning)
 

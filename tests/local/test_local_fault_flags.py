@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.local.fault_flags import LineTexts
-from tsr_swarm.local.faults import PHASES, LocalPlan, Partition, Role, Stop, due
-from tsr_swarm.local.network.link import Line
+from tsr_swarm.local.faults import PHASES, ActingRole, LocalPlan, Partition, Suspend, due
+from tsr_swarm.local.network.link import HomeLine
 from tsr_swarm.local.placing import FaultError, plan_local
 from tsr_swarm.telemetry.events import PhaseChanged
 
@@ -24,14 +24,14 @@ def plan(flag: str = "stops", *texts: str, **more: Any) -> LocalPlan:
 @pytest.mark.parametrize(
     ("text", "stop"),
     [
-        ("2@3", Stop(who=2, round=3, phase="train", seconds=20)),
-        ("2@3:5s", Stop(who=2, round=3, phase="train", seconds=5)),
-        ("coordinator@1/commit:500ms", Stop(who=0, round=1, phase="commit", seconds=0.5)),
-        ("1@10/apply:2", Stop(who=1, round=10, phase="apply", seconds=2)),
-        ("leader@3:20s", Stop(who=Role.LEADER, round=3, phase="train", seconds=20)),
+        ("2@3", Suspend(who=2, round=3, phase="train", seconds=20)),
+        ("2@3:5s", Suspend(who=2, round=3, phase="train", seconds=5)),
+        ("coordinator@1/commit:500ms", Suspend(who=0, round=1, phase="commit", seconds=0.5)),
+        ("1@10/apply:2", Suspend(who=1, round=10, phase="apply", seconds=2)),
+        ("leader@3:20s", Suspend(who=ActingRole.LEADER, round=3, phase="train", seconds=20)),
     ],
 )
-def test_a_stop_is_read(text: str, stop: Stop) -> None:
+def test_a_stop_is_read(text: str, stop: Suspend) -> None:
     assert plan("stops", text).faults == (stop,)
     assert not plan("stops", text).is_shaped
 
@@ -63,16 +63,16 @@ def test_a_factor_is_read() -> None:
 @pytest.mark.parametrize(
     ("flag", "texts", "lines"),
     [
-        ("nat", ("2",), {2: Line(nat=True)}),
-        ("up", ("2:20mbit", "coordinator:1gbit"), {2: Line(up=20e6), 0: Line(up=1e9)}),
-        ("down", ("1:56kbit",), {1: Line(down=56e3)}),
-        ("rtt", ("all:20ms", "2:80ms"), {who: Line(rtt=0.08 if who == 2 else 0.02) for who in range(4)}),
-        ("rtt", ("2:80ms", "all:20ms"), {who: Line(rtt=0.08 if who == 2 else 0.02) for who in range(4)}),
-        ("loss", ("3:2%",), {3: Line(loss=0.02)}),
-        ("loss", ("3:0.5%",), {3: Line(loss=0.005)}),
+        ("nat", ("2",), {2: HomeLine(nat=True)}),
+        ("up", ("2:20mbit", "coordinator:1gbit"), {2: HomeLine(up=20e6), 0: HomeLine(up=1e9)}),
+        ("down", ("1:56kbit",), {1: HomeLine(down=56e3)}),
+        ("rtt", ("all:20ms", "2:80ms"), {who: HomeLine(rtt=0.08 if who == 2 else 0.02) for who in range(4)}),
+        ("rtt", ("2:80ms", "all:20ms"), {who: HomeLine(rtt=0.08 if who == 2 else 0.02) for who in range(4)}),
+        ("loss", ("3:2%",), {3: HomeLine(loss=0.02)}),
+        ("loss", ("3:0.5%",), {3: HomeLine(loss=0.005)}),
     ],
 )
-def test_a_line_is_read(flag: str, texts: tuple[str, ...], lines: dict[int, Line]) -> None:
+def test_a_line_is_read(flag: str, texts: tuple[str, ...], lines: dict[int, HomeLine]) -> None:
     assert plan(flag, *texts).lines == lines
     assert plan(flag, *texts).is_shaped
 
@@ -80,8 +80,8 @@ def test_a_line_is_read(flag: str, texts: tuple[str, ...], lines: dict[int, Line
 def test_flags_about_one_line_come_together_and_a_late_peer_has_one_too() -> None:
     lines = LineTexts(nat=["4"], up=["4:1mbit"], rtt=["all:1ms"])
     made = plan(join_rounds=[2], lines=lines).lines
-    assert made[4] == Line(nat=True, up=1e6, rtt=0.001)
-    assert made[0] == Line(rtt=0.001)
+    assert made[4] == HomeLine(nat=True, up=1e6, rtt=0.001)
+    assert made[0] == HomeLine(rtt=0.001)
 
 
 def test_without_any_of_them_nothing_is_shaped() -> None:
@@ -158,7 +158,7 @@ def test_any_text_is_a_plan_that_can_happen_or_a_sentence(flag: str, text: str) 
     assert sentence.endswith(".")
     assert set(made.lines) | set(made.slowness) <= {0, 1, 2, 3}
     for fault in made.faults:
-        assert isinstance(fault, Stop | Partition)
+        assert isinstance(fault, Suspend | Partition)
         assert 1 <= fault.round <= 10
         assert fault.phase in PHASES
         assert fault.seconds > 0

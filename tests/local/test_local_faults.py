@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from tsr_swarm.local.faults import (
     PHASES,
     STATE,
+    ActingRole,
     Back,
-    Join,
     Kill,
+    LateJoin,
     LocalPlan,
-    Role,
     due,
     due_with_state,
     moment_of,
@@ -35,13 +35,13 @@ def moved(round: int, phase: str) -> Event:
 
 
 @given(
-    who=st.integers(0, 3) | st.sampled_from(Role),
+    who=st.integers(0, 3) | st.sampled_from(ActingRole),
     round=st.integers(1, 10),
     phase=st.sampled_from(PHASES),
     says_phase=st.booleans(),
 )
-def test_a_kill_is_read_as_it_is_written(who: int | Role, round: int, phase: str, says_phase: bool) -> None:
-    name = who.value if isinstance(who, Role) else who or "coordinator"
+def test_a_kill_is_read_as_it_is_written(who: int | ActingRole, round: int, phase: str, says_phase: bool) -> None:
+    name = who.value if isinstance(who, ActingRole) else who or "coordinator"
     text = f"{name}@{round}" + (f"/{phase}" if says_phase else "")
     assert plan(text).faults == (Kill(who=who, round=round, phase=phase if says_phase else "train"),)
 
@@ -56,7 +56,7 @@ def test_any_text_is_a_kill_that_can_happen_or_a_sentence(text: str) -> None:
         sentence = ""
         [fault] = faults
         assert isinstance(fault, Kill)
-        assert isinstance(fault.who, Role) or fault.who <= 3
+        assert isinstance(fault.who, ActingRole) or fault.who <= 3
         assert 1 <= fault.round <= 10
         assert fault.phase in (*PHASES, STATE)
     assert sentence == "" or sentence.endswith(".")
@@ -128,8 +128,8 @@ def test_what_nobody_lived_to_tell_of_is_made_up_for_but_not_what_was_before_the
 
 def test_who_was_killed_can_come_back() -> None:
     text = {"kills": ("2@3", "leader@4/commit"), "backs": ("2@5", "leader@4/commit:20s")}
-    kills = (Kill(who=2, round=3), Kill(who=Role.LEADER, round=4, phase="commit"))
-    backs = (Back(who=2, round=5), Back(who=Role.LEADER, round=4, phase="commit", seconds=20.0))
+    kills = (Kill(who=2, round=3), Kill(who=ActingRole.LEADER, round=4, phase="commit"))
+    backs = (Back(who=2, round=5), Back(who=ActingRole.LEADER, round=4, phase="commit", seconds=20.0))
     made = plan_local(peers=3, rounds=10, **text)
     assert made.faults == kills + backs
     assert [str(fault) for fault in backs] == ["--back peer-2@5/train", "--back leader@4/commit:20s"]
@@ -147,7 +147,7 @@ def test_other_events_set_off_nothing() -> None:
 
 
 def test_peers_that_join_late_take_the_next_numbers_in_the_order_of_their_rounds() -> None:
-    assert plan(joins=(7, 5)).faults == (Join(who=4, round=5), Join(who=5, round=7))
+    assert plan(joins=(7, 5)).faults == (LateJoin(who=4, round=5), LateJoin(who=5, round=7))
     assert plan(joins=(7, 5)).joins == 2
 
 

@@ -5,7 +5,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.local.network.link import QUEUE_SECONDS, Line, Pipe, pipes
+from tsr_swarm.local.network.link import QUEUE_SECONDS, HomeLine, Pipe, pipes
 
 SIZES = st.integers(40, 1500)
 PAUSES = st.floats(0, 0.2)
@@ -72,7 +72,7 @@ def test_a_line_without_a_rate_only_delays(delay: float) -> None:
 @given(loss=st.floats(0.0, 0.95), seed=st.integers(0, 1000))
 def test_the_share_that_is_lost_is_the_one_asked_for_and_the_same_again(loss: float, seed: int) -> None:
     def lost() -> list[bool]:
-        up, _ = pipes({3: Line(loss=loss)}, seed)[3]
+        up, _ = pipes({3: HomeLine(loss=loss)}, seed)[3]
         return [up.send(0.0, 100) is None for _ in range(4000)]
 
     first = lost()
@@ -81,6 +81,6 @@ def test_the_share_that_is_lost_is_the_one_asked_for_and_the_same_again(loss: fl
 
 
 def test_both_directions_and_all_nodes_lose_packets_of_their_own() -> None:
-    lines = pipes({who: Line(loss=0.5) for who in range(3)}, seed=0)
+    lines = pipes({who: HomeLine(loss=0.5) for who in range(3)}, seed=0)
     patterns = {tuple(way.loses() for _ in range(64)) for both in lines.values() for way in both}
     assert len(patterns) == 6

@@ -12,11 +12,11 @@ from processes import namespaces
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import LocalPlan
-from tsr_swarm.local.network.base import Place
-from tsr_swarm.local.network.link import Line
+from tsr_swarm.local.network.base import LocalNetwork
+from tsr_swarm.local.network.link import HomeLine
 from tsr_swarm.local.network.netns_lab import Namespaces
 from tsr_swarm.local.network.open import open_place
-from tsr_swarm.process.supervisor import Child, Family
+from tsr_swarm.process.supervisor import Child, ProcessGroup
 from tsr_swarm.telemetry.events import Event, LabReady
 
 # Says where it is, then sends back what comes to its UDP port, and tells it.
@@ -51,13 +51,13 @@ else:
 
 
 @asynccontextmanager
-async def lab(lines: dict[int, Line]) -> AsyncIterator[tuple[Place, Family]]:
+async def lab(lines: dict[int, HomeLine]) -> AsyncIterator[tuple[LocalNetwork, ProcessGroup]]:
     """The lab that this machine gives; one that gives none of namespaces has said why, in a sentence."""
     events: list[Event] = []
     plan = LocalPlan(peers=2, environment={}, lines=lines)
     async with (
         asyncio.timeout(60),
-        Family() as family,
+        ProcessGroup() as family,
         open_place(plan, None, family, seed=0, environment=os.environ, use_dht=True, emit=events.append) as place,
     ):
         [event] = events
@@ -68,18 +68,20 @@ async def lab(lines: dict[int, Line]) -> AsyncIterator[tuple[Place, Family]]:
         yield place, family
 
 
-async def start(place: Place, family: Family, who: int, script: str, *arguments: str) -> Child:
+async def start(place: LocalNetwork, family: ProcessGroup, who: int, script: str, *arguments: str) -> Child:
     command = place.command(who, [sys.executable, "-I", "-S", "-c", script, *arguments])
     return await family.start("it", command, environment=os.environ, stdout=subprocess.PIPE)
 
 
-async def ask(place: Place, family: Family, who: int, target: str, port: str = "0", times: int = 20) -> str:
+async def ask(
+    place: LocalNetwork, family: ProcessGroup, who: int, target: str, port: str = "0", times: int = 20
+) -> str:
     """What an asker in ``who`` prints."""
     return await anext((await start(place, family, who, ASK, target, port, str(times))).lines())
 
 
 async def test_packets_cross_the_lab_with_delay_partition_and_nat() -> None:
-    async with lab({1: Line(rtt=0.03), 2: Line(rtt=0.01, nat=True)}) as (place, family):
+    async with lab({1: HomeLine(rtt=0.03), 2: HomeLine(rtt=0.01, nat=True)}) as (place, family):
         if not isinstance(place, Namespaces):
             return  # what a proxy does is tested beside it
         echo = await start(place, family, 0, ECHO, "10.77.0.1")
@@ -102,7 +104,7 @@ async def test_packets_cross_the_lab_with_delay_partition_and_nat() -> None:
 
 async def test_a_lab_leaves_nothing_behind_and_tells_when_its_router_is_gone() -> None:
     before = namespaces()
-    async with lab({1: Line()}) as (place, family):
+    async with lab({1: HomeLine()}) as (place, family):
         if isinstance(place, Namespaces):
             child = await start(place, family, 1, ECHO, "10.77.0.2")
             assert await anext(child.lines()) == "ready"
@@ -116,9 +118,9 @@ async def test_a_lab_leaves_nothing_behind_and_tells_when_its_router_is_gone() -
 
 async def test_a_router_that_may_not_make_a_namespace_says_so_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tsr_swarm.local.network.netns_lab.ROUTER", WITHOUT_RIGHTS)
-    async with Family() as family:
+    async with ProcessGroup() as family:
         with pytest.raises(SwarmError, match=r"^Network namespaces need root \(Operation not permitted\)\.$"):
-            await Namespaces.start(family, {0: Line()}, 0, os.environ, True)
+            await Namespaces.start(family, {0: HomeLine()}, 0, os.environ, True)
 
 
 WITHOUT_RIGHTS = [

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.local.network import packet_network as network_module
-from tsr_swarm.local.network.link import Line
+from tsr_swarm.local.network.link import HomeLine
 from tsr_swarm.local.network.nat import OTHER_SECONDS, TCP, TCP_SECONDS, UDP, FlowTable, read_packet
 from tsr_swarm.local.network.packet_network import Network, address_of
 
@@ -20,9 +20,9 @@ def packet(source: int, target: int, *, ports: tuple[int, int] = (5, 6), protoco
     return (header + struct.pack("!HH", *ports)).ljust(size, b".")
 
 
-def net(**lines: Line) -> Network:
+def net(**lines: HomeLine) -> Network:
     """Three nodes; ``a``, ``b`` and ``c`` are the lines of 0, 1 and 2."""
-    return Network({who: lines.get(name, Line()) for who, name in enumerate("abc")}, seed=0)
+    return Network({who: lines.get(name, HomeLine()) for who, name in enumerate("abc")}, seed=0)
 
 
 def passes(network: Network, now: float, source: int, target: int, **about: object) -> bool:
@@ -40,7 +40,7 @@ def test_a_packet_goes_to_whom_it_is_for() -> None:
 
 @given(ab=st.tuples(st.floats(0, 1), st.floats(0, 1)))
 def test_a_round_trip_is_the_sum_of_both_shares(ab: tuple[float, float]) -> None:
-    network = net(a=Line(rtt=ab[0]), b=Line(rtt=ab[1]))
+    network = net(a=HomeLine(rtt=ab[0]), b=HomeLine(rtt=ab[1]))
     network.send(0.0, 0, packet(0, 1))
     while list(network.due(now := network.next_time() or 0.0)) == []:
         continue
@@ -51,7 +51,7 @@ def test_a_round_trip_is_the_sum_of_both_shares(ab: tuple[float, float]) -> None
 
 
 def test_what_two_send_to_a_third_shares_its_line() -> None:
-    network = net(c=Line(down=8000.0), a=Line(rtt=0.2))
+    network = net(c=HomeLine(down=8000.0), a=HomeLine(rtt=0.2))
     network.send(0.0, 0, packet(0, 2))
     network.send(0.05, 1, packet(1, 2))
     assert list(network.due(0.149)) == []
@@ -76,7 +76,7 @@ def test_a_foreign_sender_an_unknown_target_and_a_cut_header_are_dropped(data: b
 
 def test_what_is_under_way_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network_module, "MAX_IN_FLIGHT", 10)
-    network = net(a=Line(rtt=2.0))
+    network = net(a=HomeLine(rtt=2.0))
     for _ in range(20):
         network.send(0.0, 0, packet(0, 1))
     assert list(network.due(0.5)) == []
@@ -84,7 +84,7 @@ def test_what_is_under_way_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_partition_drops_between_its_sides_until_it_is_over_and_nothing_else() -> None:
-    network = net(b=Line(rtt=1.0))
+    network = net(b=HomeLine(rtt=1.0))
     network.send(0.0, 0, packet(0, 1))
     network.cut([frozenset((0, 1)), frozenset((0, 2))])
     assert list(network.due(1.0)) == [], "what was under way is gone too"
@@ -97,7 +97,7 @@ def test_a_partition_drops_between_its_sides_until_it_is_over_and_nothing_else()
 
 
 def test_nothing_comes_in_through_nat_that_was_not_asked_for() -> None:
-    network = net(b=Line(nat=True))
+    network = net(b=HomeLine(nat=True))
     assert not passes(network, 0.0, 0, 1)
     assert passes(network, 1.0, 1, 0, ports=(5, 6))
     assert passes(network, 2.0, 0, 1, ports=(6, 5))

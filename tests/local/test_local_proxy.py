@@ -9,11 +9,11 @@ import pytest
 
 from tsr_swarm.local.faults import LocalPlan
 from tsr_swarm.local.network.base import Loopback
-from tsr_swarm.local.network.link import QUEUE_SECONDS, Line
+from tsr_swarm.local.network.link import QUEUE_SECONDS, HomeLine
 from tsr_swarm.local.network.netns_lab import Namespaces
 from tsr_swarm.local.network.open import open_place
 from tsr_swarm.local.network.proxy import PIECE_BYTES, RETRANSMIT_SECONDS, Proxies
-from tsr_swarm.process.supervisor import ChildError, Family
+from tsr_swarm.process.supervisor import ChildError, ProcessGroup
 from tsr_swarm.telemetry.events import Event, LabReady
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -22,7 +22,7 @@ COORDINATOR, PEER, OTHER = range(3)
 
 
 @asynccontextmanager
-async def lab(**lines: Line) -> AsyncIterator[tuple[Proxies, str]]:
+async def lab(**lines: HomeLine) -> AsyncIterator[tuple[Proxies, str]]:
     """Proxies of a ``coordinator``, a ``peer`` and an ``other``, and the coordinator's address.
 
     All but the peer, which calls, send back what they get.
@@ -42,7 +42,7 @@ async def lab(**lines: Line) -> AsyncIterator[tuple[Proxies, str]]:
 
     async with AsyncExitStack() as exits, asyncio.timeout(SECONDS):
         exits.push_async_callback(echoes_end)
-        shaped = {who: lines.get(name, Line()) for who, name in enumerate(("coordinator", "peer", "other"))}
+        shaped = {who: lines.get(name, HomeLine()) for who, name in enumerate(("coordinator", "peer", "other"))}
         proxies = await Proxies.open(exits, shaped, seed=0)
         addresses = [listens(proxies.coordinator_arguments()), listens(proxies.peer_arguments(OTHER, ""))]
         for address in filter(None, addresses):
@@ -75,7 +75,7 @@ async def echoed(ends: Ends, data: bytes) -> float:
 
 
 async def test_a_round_trip_takes_both_shares() -> None:
-    async with lab(peer=Line(rtt=0.05), coordinator=Line(rtt=0.03)) as (proxies, address):
+    async with lab(peer=HomeLine(rtt=0.05), coordinator=HomeLine(rtt=0.03)) as (proxies, address):
         begun = time.monotonic()
         answer, ends = await dial(proxies, address)
         assert b" 200 " in answer
@@ -85,18 +85,18 @@ async def test_a_round_trip_takes_both_shares() -> None:
 
 
 async def test_a_rate_holds_in_each_direction_of_its_own() -> None:
-    async with lab(peer=Line(up=1e6)) as (proxies, address):
+    async with lab(peer=HomeLine(up=1e6)) as (proxies, address):
         _, ends = await dial(proxies, address)
         assert await echoed(ends, bytes(50_000)) >= 0.4
         ends[1].close()
-    async with lab(coordinator=Line(up=1e6)) as (proxies, address):
+    async with lab(coordinator=HomeLine(up=1e6)) as (proxies, address):
         _, ends = await dial(proxies, address)
         assert await echoed(ends, bytes(50_000)) >= 0.4
         ends[1].close()
 
 
-@pytest.mark.parametrize("lines", [{"peer": Line(up=1e6)}, {"coordinator": Line(down=1e6)}])
-async def test_what_waits_in_the_line_is_bounded(lines: dict[str, Line]) -> None:
+@pytest.mark.parametrize("lines", [{"peer": HomeLine(up=1e6)}, {"coordinator": HomeLine(down=1e6)}])
+async def test_what_waits_in_the_line_is_bounded(lines: dict[str, HomeLine]) -> None:
     """Who sends without end has to wait, wherever on the way it is slow."""
     async with lab(**lines) as (proxies, address):
         _, (reader, writer) = await dial(proxies, address)
@@ -115,7 +115,7 @@ async def test_what_waits_in_the_line_is_bounded(lines: dict[str, Line]) -> None
 
 
 async def test_a_lost_piece_comes_later_and_nothing_is_missing() -> None:
-    async with lab(peer=Line(loss=0.9)) as (proxies, address):
+    async with lab(peer=HomeLine(loss=0.9)) as (proxies, address):
         _, ends = await dial(proxies, address)
         assert await echoed(ends, bytes(range(256)) * 100) >= RETRANSMIT_SECONDS
         ends[1].close()
@@ -139,7 +139,10 @@ async def test_a_partition_stalls_and_heals_and_loses_nothing() -> None:
 
 
 async def test_everybody_reaches_everybody_over_both_lines() -> None:
-    async with lab(coordinator=Line(rtt=0.06), peer=Line(rtt=0.02), other=Line(rtt=0.04)) as (proxies, address):
+    async with lab(coordinator=HomeLine(rtt=0.06), peer=HomeLine(rtt=0.02), other=HomeLine(rtt=0.04)) as (
+        proxies,
+        address,
+    ):
         theirs = listens(proxies.peer_arguments(OTHER, ""))
         for who, target, share in ((PEER, address, 0.08), (PEER, theirs, 0.06), (COORDINATOR, theirs, 0.1)):
             answer, ends = await dial(proxies, target, who)
@@ -164,7 +167,7 @@ async def test_a_partition_is_between_those_that_it_names() -> None:
 
 
 async def test_only_who_can_be_dialled_can_be_asked_for() -> None:
-    async with lab(other=Line(nat=True)) as (proxies, _):
+    async with lab(other=HomeLine(nat=True)) as (proxies, _):
         assert listens(proxies.peer_arguments(OTHER, "")) == "", "nobody reaches it"
         own = listens(proxies.peer_arguments(PEER, ""))
         for target in ("127.0.0.1:1", own):
@@ -180,7 +183,7 @@ async def test_a_port_that_is_set_aside_is_the_same_for_one_that_comes_back() ->
 
 
 async def test_the_end_of_a_stream_is_passed_on() -> None:
-    async with lab(peer=Line(rtt=0.01)) as (proxies, address):
+    async with lab(peer=HomeLine(rtt=0.01)) as (proxies, address):
         _, (reader, writer) = await dial(proxies, address)
         writer.write(b"last words")
         writer.write_eof()
@@ -188,11 +191,11 @@ async def test_the_end_of_a_stream_is_passed_on() -> None:
         writer.close()
 
 
-async def kind_of_lab(mode: str | None, lines: dict[int, Line]) -> tuple[str, list[Event]]:
+async def kind_of_lab(mode: str | None, lines: dict[int, HomeLine]) -> tuple[str, list[Event]]:
     events: list[Event] = []
     plan = LocalPlan(peers=1, environment={}, lines=lines)
     async with (
-        Family() as family,
+        ProcessGroup() as family,
         open_place(plan, mode, family, seed=0, environment={}, use_dht=True, emit=events.append) as place,
     ):
         return type(place).__name__, events
@@ -205,7 +208,7 @@ async def test_where_no_namespace_can_be_made_proxies_take_their_place_and_say_s
         raise ChildError("Network namespaces need root (Operation not permitted).", 1)
 
     monkeypatch.setattr(Namespaces, "start", refuse)
-    kind, [event] = await kind_of_lab(None, {1: Line(rtt=0.1)})
+    kind, [event] = await kind_of_lab(None, {1: HomeLine(rtt=0.1)})
     assert kind == "Proxies"
     assert isinstance(event, LabReady)
     assert event.mode == "proxy"

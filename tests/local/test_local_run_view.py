@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.local.faults import COORDINATOR, Role, name_of, who_of
-from tsr_swarm.local.run_view import LocalView
+from tsr_swarm.local.faults import COORDINATOR, ActingRole, name_of, who_of
+from tsr_swarm.local.run_view import RunView
 from tsr_swarm.telemetry.events import (
     Event,
     Joined,
@@ -66,9 +66,9 @@ def started(address: str) -> Event:
     )
 
 
-def heard(*told: tuple[int, Event], running: frozenset[int] = ALL) -> tuple[LocalView, list[bool]]:
+def heard(*told: tuple[int, Event], running: frozenset[int] = ALL) -> tuple[RunView, list[bool]]:
     """What is known after all of it, and which of it was news."""
-    view, news = LocalView(), []
+    view, news = RunView(), []
     for who, event in told:
         view, is_news = view.hear(who, event, running)
         news.append(is_news)
@@ -128,14 +128,14 @@ def test_a_peer_that_is_cut_off_loses_a_leader_that_the_others_have() -> None:
 
 def test_roles_are_found_among_those_who_are_there() -> None:
     view, _ = heard((0, opened(1, 2, 1, 0)))
-    assert view.find(Role.LEADER, ALL) == 0
-    assert view.find(Role.LEADER, {1, 2}) is None
-    assert view.find(Role.REDUCER, ALL) == 1
-    assert view.find(Role.REDUCER, {0, 2}) == 2
-    assert view.find(Role.REDUCER, {0, 3}) is None
+    assert view.find(ActingRole.LEADER, ALL) == 0
+    assert view.find(ActingRole.LEADER, {1, 2}) is None
+    assert view.find(ActingRole.REDUCER, ALL) == 1
+    assert view.find(ActingRole.REDUCER, {0, 2}) == 2
+    assert view.find(ActingRole.REDUCER, {0, 3}) is None
     assert view.find(3, {0}) == 3
     led, _ = heard((1, leads(1, 2, 0, 1, 2)), (1, opened(1, 2)))
-    assert led.find(Role.REDUCER, {0, 1}) is None
+    assert led.find(ActingRole.REDUCER, {0, 1}) is None
 
 
 def test_a_newcomer_asks_the_leader_or_else_somebody_who_is_there() -> None:
@@ -147,7 +147,7 @@ def test_a_newcomer_asks_the_leader_or_else_somebody_who_is_there() -> None:
 
 
 def test_a_majority_of_the_voters_has_to_be_left() -> None:
-    alone = LocalView()
+    alone = RunView()
     assert alone.can_lead({0, 1})
     assert not alone.can_lead({1, 2, 3})
     view, _ = heard((0, joined(1)), (0, joined(2)), (0, leads(0, 1, 0, 1, 2)))

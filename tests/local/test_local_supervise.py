@@ -16,12 +16,12 @@ from tsr_swarm.errors import RunError, SwarmError
 from tsr_swarm.local import supervise
 from tsr_swarm.local.faults import LocalPlan
 from tsr_swarm.local.folder import RUN_FILE, coordinator_folder
-from tsr_swarm.local.network.base import Loopback, Place
+from tsr_swarm.local.network.base import LocalNetwork, Loopback
 from tsr_swarm.local.network.packet_network import Pairs
 from tsr_swarm.local.placing import FaultError, plan_local
 from tsr_swarm.local.supervise import LocalOptions, fit_config, run_local
-from tsr_swarm.process.shutdown import StopRequest
-from tsr_swarm.process.supervisor import ChildError, Family
+from tsr_swarm.process.shutdown import Shutdown
+from tsr_swarm.process.supervisor import ChildError, ProcessGroup
 from tsr_swarm.telemetry.events import (
     Event,
     FaultPlaced,
@@ -122,7 +122,7 @@ class Stage:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.events: list[Event] = []
-        self.stop = StopRequest()
+        self.stop = Shutdown()
 
         def command(what: str, *arguments: str) -> list[str]:
             return [sys.executable, "-c", PLAYER, what, str(folder), *arguments]
@@ -135,7 +135,7 @@ class Stage:
 
     async def run(self, plan: LocalPlan, **options: bool) -> None:
         config = fit_config(RunConfig(), plan, self.folder)
-        async with Family() as family, asyncio.timeout(60):
+        async with ProcessGroup() as family, asyncio.timeout(60):
             all_options = LocalOptions(config=config, plan=plan, folder=self.folder, **options)
             await run_local(all_options, family, self.see, self.stop)
 
@@ -335,7 +335,7 @@ async def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     place = Recorder()
 
     @asynccontextmanager
-    async def open_place(*_: object, **__: object) -> AsyncIterator[Place]:
+    async def open_place(*_: object, **__: object) -> AsyncIterator[LocalNetwork]:
         yield place
 
     monkeypatch.setattr(supervise, "open_place", open_place)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Part, Slot, published_slots
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import WireConfig
@@ -19,10 +19,10 @@ from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.optim.consensus import Consensus
 
 BLOCKS = (
-    Block(name="embed_tokens.weight", rows=1000, cols=96, rank=48, role=Role.EMBEDDING),
-    Block(name="up.weight", rows=257, cols=129, rank=97, role=Role.MATRIX),
-    Block(name="wide.weight", rows=300, cols=290, rank=280, role=Role.MATRIX),  # high enough a rank to shift
-    Block(name="norm.weight", rows=1, cols=129, rank=0, role=Role.DENSE),
+    Block(name="embed_tokens.weight", rows=1000, cols=96, rank=48, role=BlockRole.EMBEDDING),
+    Block(name="up.weight", rows=257, cols=129, rank=97, role=BlockRole.MATRIX),
+    Block(name="wide.weight", rows=300, cols=290, rank=280, role=BlockRole.MATRIX),  # high enough a rank to shift
+    Block(name="norm.weight", rows=1, cols=129, rank=0, role=BlockRole.DENSE),
 )
 # a core round, an aimed round, a flush with a factor, a flush that is aimed, and cores in the bases that came of it
 DUES = (

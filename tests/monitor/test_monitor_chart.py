@@ -3,15 +3,15 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.monitor.chart import Line, draw_chart, nice_ticks
+from tsr_swarm.monitor.chart import Series, draw_chart, nice_ticks
 from tsr_swarm.monitor.view import bar, cut, first_fitting, progress
 from tsr_swarm.telemetry.events import MAX_NUMBER
 
 LOSSES = st.lists(st.floats(-10, 20) | st.floats(-MAX_NUMBER, MAX_NUMBER), min_size=1, max_size=60)
 
 
-def line(losses: list[float], is_bold: bool = True) -> Line:
-    return Line(points=[(float(i), loss) for i, loss in enumerate(losses)], style="bold", is_bold=is_bold)
+def line(losses: list[float], is_bold: bool = True) -> Series:
+    return Series(points=[(float(i), loss) for i, loss in enumerate(losses)], style="bold", is_bold=is_bold)
 
 
 def braille(text: str) -> int:
@@ -54,8 +54,8 @@ def test_a_falling_loss_starts_at_the_top_and_ends_at_the_bottom() -> None:
 
 
 def test_where_two_lines_meet_the_bold_one_is_drawn() -> None:
-    thin = Line(points=[(0.0, 1.0), (9.0, 2.0)], style="red", is_bold=False)
-    bold = Line(points=[(0.0, 1.0), (9.0, 2.0)], style="blue", is_bold=True)
+    thin = Series(points=[(0.0, 1.0), (9.0, 2.0)], style="red", is_bold=False)
+    bold = Series(points=[(0.0, 1.0), (9.0, 2.0)], style="blue", is_bold=True)
     chart = draw_chart([bold, thin], 30, 8, "round", "")
     assert {span.style for span in chart.spans} == {"blue"}
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tsr_swarm.discovery.addresses import is_loopback, is_unspecified, split_address
 from tsr_swarm.errors import ConfigError, PeerError, UnreachableError
 from tsr_swarm.node import address_book as module
-from tsr_swarm.node.address_book import MOST_CONTACTS, MOST_KEPT, AddressBook, Lines
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.node.address_book import MOST_CONTACTS, MOST_KEPT, AddressBook, ClientPool
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
@@ -165,12 +165,12 @@ class Listed:
 
 
 @asynccontextmanager
-async def listening() -> AsyncIterator[tuple[AddressBook, Lines, str]]:
+async def listening() -> AsyncIterator[tuple[AddressBook, ClientPool, str]]:
     handler = Listed()
     book = AddressBook(ME)
     async with (
-        Lines(book, ByteLedger(), KernelBytes([])) as lines,
-        serve(handler, "127.0.0.1:0", ByteLedger(), stop_seconds=0.1) as port,  # type: ignore[arg-type]
+        ClientPool(book, ByteCounter(), KernelBytes([])) as lines,
+        serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1) as port,  # type: ignore[arg-type]
     ):
         yield book, lines, f"127.0.0.1:{port}"
 

@@ -13,19 +13,19 @@ from published_rounds import FIRST, History, small_history
 
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.exchange.reduction import Published
-from tsr_swarm.node.address_book import AddressBook, Lines
+from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.sync import rounds as round_download
 from tsr_swarm.node.sync import shard_givers
 from tsr_swarm.node.sync.catch_up import Fetcher
-from tsr_swarm.node.sync.donors import Sources
+from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.rounds.header_tree import BRANCHES, header_givers
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage import state_file
-from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.state_file import StateAssembly
-from tsr_swarm.storage.state_store import Donor
-from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction
+from tsr_swarm.storage.state_store import StateStore
+from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.telemetry.events import CatchingUp, Event, Warned
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
@@ -51,9 +51,9 @@ class Node:
         self, folder: Path, history: History, rounds: Sequence[int] = (), proposals: Sequence[int] = ()
     ) -> None:
         self.history, self.asked = history, list[Any]()
-        log = DeltaLog(folder / "published", 1 << 24)
+        log = RoundLog(folder / "published", 1 << 24)
         log.open()
-        self.donor = Donor(history.manifest, folder / "states", log)
+        self.donor = StateStore(history.manifest, folder / "states", log)
         self.donor.open()
         self.twist: Callable[[Any], Any] = lambda answer: answer
         self.state_round = max(rounds, default=0)
@@ -117,8 +117,8 @@ class Rig:
     ids: list[str]
     nodes: list[Node]
     events: list[Event]
-    ledger: ByteLedger
-    log: DeltaLog
+    ledger: ByteCounter
+    log: RoundLog
     addresses: list[str]
 
     def warnings(self) -> list[str]:
@@ -160,18 +160,18 @@ async def rig_of(
 ) -> AsyncIterator[Rig]:
     """``nodes``: None is one that is dead."""
     async with AsyncExitStack() as stack:
-        book, ledger, events = AddressBook(me), ByteLedger(), list[Event]()
+        book, ledger, events = AddressBook(me), ByteCounter(), list[Event]()
         ids, addresses = [f"{number:032x}" for number in range(1, len(nodes) + 1)], []
         for peer_id, node in zip(ids, nodes, strict=True):
             async with AsyncExitStack() as alive:
-                server = serve(node or Node(folder / "dead", history), "127.0.0.1:0", ByteLedger(), stop_seconds=0.1)  # type: ignore[arg-type]
+                server = serve(node or Node(folder / "dead", history), "127.0.0.1:0", ByteCounter(), stop_seconds=0.1)  # type: ignore[arg-type]
                 addresses.append(f"127.0.0.1:{await alive.enter_async_context(server)}")
                 if node is not None:
                     stack.push_async_exit(alive.pop_all())
             book.hear(peer_id, addresses[-1])
-        lines = await stack.enter_async_context(Lines(book, ledger, KernelBytes([])))
-        sources = Sources(lines, events.append)
-        log = DeltaLog(folder / "mine" / "published", 1 << 24)
+        lines = await stack.enter_async_context(ClientPool(book, ledger, KernelBytes([])))
+        sources = Donors(lines, events.append)
+        log = RoundLog(folder / "mine" / "published", 1 << 24)
         log.open()
         states = StateDownload(sources, history.manifest, folder / "mine" / "states")
         more = {} if own is None else {"own": own}
@@ -340,7 +340,7 @@ async def test_who_makes_shards_has_the_header_from_another_who_does_or_else_fro
     if fault:
         nodes[giver] = Node(tmp_path / "lacking", history) if fault == "lacks" else None
     async with rig_of(tmp_path, history, list(nodes.values()), me=me) as rig:
-        record = Record(record.round, record.chain, record.parent, (voter,))
+        record = RoundRecord(record.round, record.chain, record.parent, (voter,))
         assert await rig.fetcher.round(1, record, "", makers, [donor, voter]) is not None
     asked = {name: node.names().count("FetchPublished") for name, node in nodes.items() if node is not None}
     assert asked.get(giver, 0) == (fault != "dead")
@@ -352,7 +352,7 @@ async def test_the_first_who_make_shards_ask_those_who_decided(tmp_path: Path, h
     nodes = nodes_in(tmp_path, history, 4, [1])
     async with rig_of(tmp_path, history, nodes) as rig:
         record = history.record(1)
-        record = Record(record.round, record.chain, record.parent, (rig.ids[2],))
+        record = RoundRecord(record.round, record.chain, record.parent, (rig.ids[2],))
         found = await rig.fetcher.round(1, record, "", [ME, rig.ids[0], rig.ids[1]], rig.ids)
         assert found is not None
     assert [node.names().count("FetchPublished") for node in nodes] == [0, 0, 1, 0]
@@ -506,8 +506,8 @@ async def test_a_record_that_is_not_what_its_bytes_say_is_not_stored(tmp_path: P
     true = history.record(2)
     async with rig_of(tmp_path, history, [leader]) as rig:
         for false in (
-            Record(true.round, true.chain, true.parent, ("d" * 32,)),
-            Record(true.round, true.chain, "9" * 64, true.voters),
+            RoundRecord(true.round, true.chain, true.parent, ("d" * 32,)),
+            RoundRecord(true.round, true.chain, "9" * 64, true.voters),
         ):
             with pytest.raises(RefusedError, match="another parent or voters"):
                 await rig.fetcher.proposal(false, (), rig.ids)
@@ -522,7 +522,7 @@ async def test_twenty_missed_rounds_cost_the_bytes_that_a_present_peer_downloade
 ) -> None:
     nodes = nodes_in(tmp_path, history, 3, range(1, ROUNDS + 1))
     async with rig_of(tmp_path, history, nodes) as rig:
-        async with SwarmClient(rig.addresses[0], ledger := ByteLedger()) as client:
+        async with SwarmClient(rig.addresses[0], ledger := ByteCounter()) as client:
             for round in range(1, ROUNDS + 1):
                 await client.fetch_published(pb.FetchPublishedRequest(peer_id=ME, round=round), 1 << 24)
         assert await rig.replay(1, ROUNDS, history) is None
@@ -777,8 +777,8 @@ async def test_the_same_place_under_two_names_is_asked_once_and_nowhere_never(tm
         host, port = rig.addresses[0].split(":")
         for number, address in enumerate([f"{host}:{port}", f"{host}:0{port}", "192.0.2.1:0", "[::2]:1"], 1):
             book.hear(f"{number:032x}", address)
-        async with Lines(book, ByteLedger(), KernelBytes([])) as lines:
-            sources = Sources(lines, rig.events.append)
+        async with ClientPool(book, ByteCounter(), KernelBytes([])) as lines:
+            sources = Donors(lines, rig.events.append)
             clients = await sources.clients([f"{number:032x}" for number in range(6)])
             assert [client.address for client in clients] == [rig.addresses[0], "[::2]:1"]
             sources.accuse(clients[0], PeerError("hash", "It was wrong."))

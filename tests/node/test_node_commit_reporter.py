@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from published_rounds import History, small_history
 
-from tsr_swarm.node.events.commit_reporter import Sealed, Seams, Standing
-from tsr_swarm.node.made import MadeShard
+from tsr_swarm.node.events.commit_reporter import CommitReporter, Sealed, Seams
+from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.weights import AppliedRound
 from tsr_swarm.process.tasks import Background
-from tsr_swarm.rounds.raft_state import Record
-from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.rounds.raft_state import RoundRecord
+from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.wire.messages import PublishedHeader, published_to_proto
 
 
@@ -32,7 +32,7 @@ class Leader:
             applied=lambda round, digest, loss: self.told.append((round, digest)), committed=self.committed
         )
 
-    def committed(self, header: PublishedHeader, made: Sequence[MadeShard | None], members: int) -> None:
+    def committed(self, header: PublishedHeader, made: Sequence[ReducedShard | None], members: int) -> None:
         self.committed_rounds.append(header.plan.round)
 
 
@@ -41,7 +41,7 @@ class Rig:
     """A node that has just begun to lead when round ``base`` stands; ``asked`` lets the other voters answer."""
 
     history: History
-    log: DeltaLog
+    log: RoundLog
     leader: Leader = field(default_factory=Leader)
     leads: bool = True
     known: int = 0
@@ -50,7 +50,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         self.background = Background()
-        self.standing = Standing("me", True, self.history.manifest, self.log, self._seams(), self.background)
+        self.standing = CommitReporter("me", True, self.history.manifest, self.log, self._seams(), self.background)
 
     def _seams(self) -> Seams:
         async def ask(others: Sequence[str], round: int) -> None:
@@ -74,7 +74,7 @@ class Rig:
             ask=ask,
         )
 
-    def record(self, round: int) -> Record:
+    def record(self, round: int) -> RoundRecord:
         return replace(self.history.record(round), voters=("me", "other"))
 
     async def apply(self, round: int) -> None:
@@ -97,7 +97,7 @@ def history() -> History:
 
 @pytest.fixture
 async def rig(history: History, tmp_path: Path) -> Any:
-    log = DeltaLog(tmp_path / "rounds", 1 << 20)
+    log = RoundLog(tmp_path / "rounds", 1 << 20)
     log.open()
     for round in (1, 2):
         log.store(published_to_proto(history.at(round).header), history.at(round).data)

@@ -20,7 +20,7 @@ from tsr_swarm.exchange.contribution import pack
 from tsr_swarm.exchange.reduction import Published, Reduction, seal
 from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.lowrank.sketch import Captured
-from tsr_swarm.node.contribution_store import Bench, ShardAverage
+from tsr_swarm.node.contribution_store import ContributionStore, ShardAverage
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer
 from tsr_swarm.optim.periods import plan_round
@@ -91,14 +91,14 @@ def work_of(peer: str, round: int, parent: str) -> RoundWork:
     return RoundWork(plan, plan.steps, number, float(number), grids, captured)
 
 
-def upload(bench: Bench, peer: str, shard: int, plan: RoundPlan) -> None:
+def upload(bench: ContributionStore, peer: str, shard: int, plan: RoundPlan) -> None:
     """Send a contribution through the gate."""
     header, data = pack(MANIFEST, peer, work_of(peer, plan.round, plan.parent), shard, SHARD_BLOCKS[shard])
     contribution = bench.expect(messages.seal(header))
     bench.take(contribution.header, contribution.decode(data))
 
 
-def average(bench: Bench, plan: RoundPlan, shard: int, peers: Sequence[str], at: Consensus) -> ShardAverage:
+def average(bench: ContributionStore, plan: RoundPlan, shard: int, peers: Sequence[str], at: Consensus) -> ShardAverage:
     done = bench.job(plan.round, shard, frozenset(peers), NUMBERS).run(at.bases)
     bench.keep(done)
     return done
@@ -129,7 +129,7 @@ class Network:
     """Benches that average the shards that they are given, round after round, from the same consensus."""
 
     def __init__(self, count: int) -> None:
-        self.benches = [Bench(MANIFEST, {}) for _ in range(count)]
+        self.benches = [ContributionStore(MANIFEST, {}) for _ in range(count)]
         self.consensus = fresh_consensus(MANIFEST)
         self.round, self.chain = 0, ""
 
@@ -173,7 +173,7 @@ class Network:
 def test_disjoint_benches_make_the_bytes_of_one_reduction_in_whatever_order_work_comes(
     order: list[tuple[str, int]], absent: set[tuple[str, int]], owners: list[int]
 ) -> None:
-    plan, benches = first_plan(), [Bench(MANIFEST, {}) for _ in range(2)]
+    plan, benches = first_plan(), [ContributionStore(MANIFEST, {}) for _ in range(2)]
     here: dict[int, list[str]] = {shard: [] for shard in range(SHARDS)}
     for bench in benches:
         bench.hear(plan)
@@ -192,7 +192,7 @@ def test_disjoint_benches_make_the_bytes_of_one_reduction_in_whatever_order_work
 @given(peers=st.sets(st.sampled_from(PEERS), min_size=1))
 @settings(max_examples=15, deadline=None)
 def test_only_those_who_are_asked_for_are_in_the_average(peers: set[str]) -> None:
-    bench, plan = Bench(MANIFEST, {}), first_plan()
+    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
     bench.hear(plan)
     for peer in PEERS:
         upload(bench, peer, 0, plan)
@@ -213,7 +213,7 @@ def test_only_those_who_are_asked_for_are_in_the_average(peers: set[str]) -> Non
 
 
 def test_numbers_give_the_order_of_sums() -> None:
-    bench, plan = Bench(MANIFEST, {}), first_plan()
+    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
     bench.hear(plan)
     for peer in PEERS:
         upload(bench, peer, 0, plan)
@@ -230,7 +230,7 @@ def test_numbers_give_the_order_of_sums() -> None:
 
 
 def test_a_job_is_a_snapshot() -> None:
-    bench, plan = Bench(MANIFEST, {}), first_plan()
+    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
     bench.hear(plan)
     upload(bench, PEERS[0], 0, plan)
     job = bench.job(1, 0, frozenset(PEERS[:1]), NUMBERS)
@@ -243,7 +243,7 @@ def test_a_job_is_a_snapshot() -> None:
 
 def test_a_shard_is_void_where_work_that_was_counted_is_not_held() -> None:
     """Whether the rest is a quorum is for others to say."""
-    bench, plan = Bench(MANIFEST, {}), first_plan()
+    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
     bench.hear(plan)
     upload(bench, PEERS[0], 0, plan)
     upload(bench, PEERS[1], 1, plan)
@@ -346,7 +346,7 @@ def test_what_was_averaged_but_not_published_leaves_what_is_kept() -> None:
 
 def test_of_two_averages_of_a_shard_the_published_one_goes_on() -> None:
     """A second leader asked for it over more peers, and the proposal of the first one won."""
-    bench, plan = Bench(MANIFEST, {}), first_plan()
+    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
     bench.hear(plan)
     upload(bench, PEERS[0], 0, plan)
     first = average(bench, plan, 0, PEERS[:1], start())
@@ -393,7 +393,7 @@ def test_a_downloaded_state_leaves_nothing_of_what_was_kept() -> None:
 # --- announcements ----------------------------------------------------------------------------------------------------
 
 
-def made_and_held(bench: Bench, plan: RoundPlan) -> ShardAverage:
+def made_and_held(bench: ContributionStore, plan: RoundPlan) -> ShardAverage:
     """Both an average of shard 0 and a contribution to shard 1."""
     bench.hear(plan)
     upload(bench, PEERS[0], 0, plan)
@@ -404,7 +404,7 @@ def made_and_held(bench: Bench, plan: RoundPlan) -> ShardAverage:
 @pytest.mark.parametrize("rate", [1.0, 1.0 + 1e-15])
 def test_a_round_announced_again_keeps_what_is_held(rate: float) -> None:
     """Two leaders' cosines may differ in the last bit: what was sent counts for both."""
-    bench, plan = Bench(MANIFEST, {}), first_plan()
+    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
     done = made_and_held(bench, plan)
     again = replace(plan, lr_first=plan.lr_first * rate)
 
@@ -417,7 +417,7 @@ def test_a_round_announced_again_keeps_what_is_held(rate: float) -> None:
 
 @pytest.mark.parametrize("change", ["parent", "due"])
 def test_a_round_announced_otherwise_drops_what_was_held(change: str) -> None:
-    bench, plan = Bench(MANIFEST, {}), first_plan()
+    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
     done = made_and_held(bench, plan)
     late, data = pack(MANIFEST, PEERS[1], work_of(PEERS[1], 1, ""), 1, SHARD_BLOCKS[1])
     grids = bench.expect(messages.seal(late)).decode(data)
@@ -442,7 +442,7 @@ def test_a_round_announced_otherwise_drops_what_was_held(change: str) -> None:
 
 
 def test_an_older_announcement_changes_nothing() -> None:
-    bench, plan = Bench(MANIFEST, {}), first_plan()
+    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
     newer = plan_of(2, "ab" * 32)
     bench.hear(plan)
     bench.hear(newer)
@@ -464,7 +464,7 @@ def envelope(plan: RoundPlan, shard: int = 0, **changes: object) -> pb.Envelope:
 
 
 def test_contributions_that_do_not_belong_to_the_open_round_are_refused() -> None:
-    bench, parent = Bench(MANIFEST, {}), "ab" * 32
+    bench, parent = ContributionStore(MANIFEST, {}), "ab" * 32
     plans = [plan_of(round, parent if round > 1 else "") for round in range(1, 5)]
     with pytest.raises(PeerError, match="no round is open here"):
         bench.expect(envelope(plans[0]))
@@ -510,7 +510,7 @@ def test_contributions_are_forgotten_with_the_next_round_and_averages_with_the_o
 
 
 def test_no_more_peers_contribute_than_can_take_part() -> None:
-    bench, plan = Bench(MANIFEST, {}, most_peers=2), first_plan()
+    bench, plan = ContributionStore(MANIFEST, {}, most_peers=2), first_plan()
     bench.hear(plan)
     upload(bench, PEERS[0], 0, plan)
     upload(bench, PEERS[1], 0, plan)
@@ -523,7 +523,7 @@ def test_no_more_peers_contribute_than_can_take_part() -> None:
 
 
 def test_no_more_than_two_averages_of_a_shard_are_kept() -> None:
-    bench, plan = Bench(MANIFEST, {}), first_plan()
+    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
     bench.hear(plan)
     averages = []
     for count, peer in enumerate(PEERS[:3], 1):
@@ -536,7 +536,7 @@ def test_no_more_than_two_averages_of_a_shard_are_kept() -> None:
 
 
 def test_nobody_fetches_what_was_not_made() -> None:
-    bench, plan = Bench(MANIFEST, {}), first_plan()
+    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
     done = made_and_held(bench, plan)
     hashes = [section.hash for section in done.made.result.sections]
     assert average(bench, plan, 2, PEERS[:1], start()).made.result.void

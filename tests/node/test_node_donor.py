@@ -13,15 +13,15 @@ from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.node import donor as giving
-from tsr_swarm.node.contribution_store import Bench
-from tsr_swarm.node.donor import Giving
+from tsr_swarm.node.contribution_store import ContributionStore
+from tsr_swarm.node.donor import DonorService
 from tsr_swarm.node.headers import KEPT, Headers
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.header_tree import BRANCHES, header_givers
-from tsr_swarm.rounds.raft_state import Record
-from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.rounds.raft_state import RoundRecord
+from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.run_folder import fresh_consensus
-from tsr_swarm.storage.state_store import Donor
+from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ME, OTHER_MAKER, PEER = "1" * 32, "2" * 32, "3" * 32
@@ -41,15 +41,15 @@ class Stand:
     """A node that gives, and has been told who makes the shards of every round."""
 
     def __init__(self, folder: Path, history: History, makers: Sequence[str] = (ME, OTHER_MAKER)) -> None:
-        log = DeltaLog(folder / "published", 1 << 24)
+        log = RoundLog(folder / "published", 1 << 24)
         log.open()
-        donor = Donor(history.manifest, folder / "states", log)
+        donor = StateStore(history.manifest, folder / "states", log)
         donor.open()
         self.history, self.log, self.headers = history, log, Headers()
-        bench = Bench(history.manifest, {})
-        self.giving = Giving(ME, donor, bench, self.headers, lambda round: makers, self._freeze, pytest.fail)
+        bench = ContributionStore(history.manifest, {})
+        self.giving = DonorService(ME, donor, bench, self.headers, lambda round: makers, self._freeze, pytest.fail)
 
-    def _freeze(self) -> tuple[Consensus, Record]:
+    def _freeze(self) -> tuple[Consensus, RoundRecord]:
         raise AssertionError("no state is asked for")
 
     def request(self, peer: str, round: int = 1, header_only: bool = True) -> pb.FetchPublishedRequest:

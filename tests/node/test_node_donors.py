@@ -14,12 +14,12 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.node.peer import JoinOptions, run_peer
 from tsr_swarm.node.service import NodeService
-from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.storage import state_file
 from tsr_swarm.storage.state_file import StateAssembly
 from tsr_swarm.storage.state_store import KEPT_STATES
 from tsr_swarm.telemetry import events as ev
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -241,7 +241,7 @@ async def test_a_peer_refuses_what_only_the_leader_does_and_says_who_leads(tmp_p
     asked: list[asyncio.Task[None]] = []
 
     async def ask(swarm: Swarm) -> None:
-        async with SwarmClient(address_of(swarm, "peer-1"), ByteLedger()) as client:
+        async with SwarmClient(address_of(swarm, "peer-1"), ByteCounter()) as client:
             hello = await client.hello(pb.HelloRequest(protocol=PROTOCOL_VERSION))
             assert hello.peer_id == swarm.peer_id(1)
             assert hello.first != hello.peer_id
@@ -287,10 +287,10 @@ async def test_a_peer_too_listens_to_the_world_only_with_a_word_of_consent(
 ) -> None:
     options = JoinOptions(coordinator="127.0.0.1:9", listen=listen, announce=announce, use_dht=False)
     with pytest.raises(ConfigError, match=says):
-        await run_peer(options, lambda event: None, StopRequest())
+        await run_peer(options, lambda event: None, Shutdown())
 
 
 async def test_a_peer_that_listens_everywhere_has_to_say_where_it_is_found() -> None:
     options = JoinOptions(coordinator="127.0.0.1:9", listen="0.0.0.0:1", insecure=True, use_dht=False)
     with pytest.raises(ConfigError, match="--announce"):
-        await run_peer(options, lambda event: None, StopRequest())
+        await run_peer(options, lambda event: None, Shutdown())

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsr_swarm.node import driver as module
-from tsr_swarm.node.driver import AGAIN_SECONDS, Shell
+from tsr_swarm.node.driver import AGAIN_SECONDS, Driver
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import Action, Applied, Event, News, Poll, Received, Redirect, Send, Tick, Unreachable
-from tsr_swarm.rounds.raft_state import Ledger, Record
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.round_phases import LeaderPolicy
-from tsr_swarm.rounds.state import Identity, Node
+from tsr_swarm.rounds.state import Node, NodeIdentity
 from tsr_swarm.rounds.step import begin, wake_at
 from tsr_swarm.storage.journal import Journal
 
@@ -69,11 +69,11 @@ def quickly(story: Callable[[QuickLoop], Coroutine[Any, Any, None]]) -> QuickLoo
 class Hands:
     """What was done, and what stood in the journal then."""
 
-    def __init__(self, journal: Journal, genesis: Record) -> None:
+    def __init__(self, journal: Journal, genesis: RoundRecord) -> None:
         self.actions: list[Action] = []
-        self.ledgers: list[tuple[Ledger, Ledger]] = []  # the node's, and the one on disk
+        self.ledgers: list[tuple[HardState, HardState]] = []  # the node's, and the one on disk
         self.steps = 0
-        self.shell: Shell
+        self.shell: Driver
         self.meanwhile: Callable[[Action], None] = lambda action: None
         self._journal, self._genesis = journal, genesis
         self._is_busy = False
@@ -92,7 +92,7 @@ class Hands:
         self._is_busy = False
 
     def _look(self) -> None:
-        self.ledgers.append((self.shell.node.council.ledger, self._journal.load(print) or Ledger(self._genesis)))
+        self.ledgers.append((self.shell.node.council.ledger, self._journal.load(print) or HardState(self._genesis)))
 
     def sent(self, kind: type[Any]) -> list[Any]:
         return [
@@ -102,8 +102,8 @@ class Hands:
 
 class Rig:
     def __init__(self, folder: Path, loop: QuickLoop, voters: tuple[str, ...] = VOTERS) -> None:
-        genesis = Record(voters=voters)
-        identity = Identity(
+        genesis = RoundRecord(voters=voters)
+        identity = NodeIdentity(
             me=ME,
             incarnation=1,
             trains=False,
@@ -112,11 +112,11 @@ class Rig:
             sizes=(1,),
             policy=LeaderPolicy(DeadlinePolicy(quorum=1, floor_seconds=5.0, ceiling_seconds=60.0), 1, 3),
         )
-        node = begin(identity, Ledger(genesis), PeerState(applied=0), loop.time())
+        node = begin(identity, HardState(genesis), PeerState(applied=0), loop.time())
         self.place = folder / "run"
         journal = Journal(self.place, ME, "1" * 64)
         self.hands, self.warnings = Hands(journal, genesis), list[str]()
-        self.hands.shell = self.shell = Shell(node, self.hands, journal, self.warnings.append, loop.time)
+        self.hands.shell = self.shell = Driver(node, self.hands, journal, self.warnings.append, loop.time)
 
     def fill_the_disk(self) -> None:
         """The journal cannot be written: where its folder would be is a file."""
@@ -130,14 +130,14 @@ class Rig:
 
 terms = st.integers(0, 6)
 hashes = st.sampled_from(["1" * 64, "2" * 64])
-records = st.builds(Record, st.just(1), hashes, st.just(""), st.just(VOTERS)) | st.builds(
-    Record, st.integers(2, 3), hashes, hashes, st.just(VOTERS)
+records = st.builds(RoundRecord, st.just(1), hashes, st.just(""), st.just(VOTERS)) | st.builds(
+    RoundRecord, st.integers(2, 3), hashes, hashes, st.just(VOTERS)
 )
 messages = (
     st.builds(cl.VoteRequest, terms, st.sampled_from(VOTERS[1:]), st.tuples(st.integers(0, 2), terms), st.booleans())
     | st.builds(cl.VoteReply, terms, terms, st.booleans(), st.booleans(), st.just(""))
-    | st.builds(cl.Beat, terms, st.just(Record(voters=VOTERS)) | records, st.none() | records)
-    | st.builds(cl.BeatReply, terms, st.integers(0, 2), st.sampled_from(["", "1" * 64]), st.just(""))
+    | st.builds(cl.Heartbeat, terms, st.just(RoundRecord(voters=VOTERS)) | records, st.none() | records)
+    | st.builds(cl.HeartbeatReply, terms, st.integers(0, 2), st.sampled_from(["", "1" * 64]), st.just(""))
     | st.builds(Redirect, terms, st.sampled_from(["", *VOTERS]), records)
 )
 events: st.SearchStrategy[Event] = (
@@ -183,18 +183,18 @@ def test_what_the_disk_refuses_has_not_happened(story: list[Event]) -> None:
                 assert rig.shell.node.council.ledger == ledger
             rig.shell.close()
             assert not [reply for reply in hands.sent(cl.VoteReply) if reply.granted and not reply.is_trial]
-            assert not [reply for reply in hands.sent(cl.BeatReply) if reply.accepted]
+            assert not [reply for reply in hands.sent(cl.HeartbeatReply) if reply.accepted]
 
         assert not quickly(run).faults
 
 
 def test_an_own_event_is_put_again_and_a_message_is_not(tmp_path: Path) -> None:
-    record = Record(1, "1" * 64, "", VOTERS)
+    record = RoundRecord(1, "1" * 64, "", VOTERS)
 
     async def run(loop: QuickLoop) -> None:
         rig = Rig(tmp_path, loop)
         rig.fill_the_disk()
-        rig.shell.put(Received(OTHER, cl.Beat(7, Record(voters=VOTERS), None)))
+        rig.shell.put(Received(OTHER, cl.Heartbeat(7, RoundRecord(voters=VOTERS), None)))
         rig.shell.put(Applied(record))
         assert rig.shell.node.council.ledger.base.round == 0
         await loop.at(3.5 * AGAIN_SECONDS)
@@ -253,7 +253,7 @@ def test_a_full_disk_is_tried_every_second_until_it_is_not_full(tmp_path: Path) 
         assert journal is not None
         write = journal.write
 
-        def counted(ledger: Ledger) -> None:
+        def counted(ledger: HardState) -> None:
             tries.append(loop.time())
             write(ledger)
 
@@ -319,7 +319,7 @@ def test_the_timer_follows_what_changes_between_events(tmp_path: Path) -> None:
         rig.shell.put(Tick())
         (poll,) = rig.hands.sent(Poll)
         asked = rig.shell.node.guide.asked
-        news = News(1, asked, 1, Record(voters=VOTERS), (), None, (), False, poll.number)
+        news = News(1, asked, 1, RoundRecord(voters=VOTERS), (), None, (), False, poll.number)
         rig.shell.put(Received(asked, news))
         await loop.at(0.1)
         assert [sent.number for sent in rig.hands.sent(Poll)] == [poll.number, poll.number + 1]

@@ -11,7 +11,7 @@ from swarm_rig import DEADLINE_SECONDS, Member, Swarm, tiny_config
 from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError, RefusedError, RunError, SwarmError
 from tsr_swarm.node.shared_data import absolute_source, advise_organiser
-from tsr_swarm.node.workspace import Workshop
+from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.telemetry.events import Left, PeerJoined, PeerLeft, StateReceived, Warned
 
 
@@ -134,10 +134,10 @@ async def test_a_port_that_is_taken_is_said_before_anybody_is_called(tmp_path: P
 async def test_a_peer_that_fails_after_it_has_joined_says_goodbye(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(workshop: Workshop, consensus: object) -> None:
+    def fail(workshop: Workspace, consensus: object) -> None:
         raise RunError("There is no room for the model.")
 
-    monkeypatch.setattr(Workshop, "trainer", fail)
+    monkeypatch.setattr(Workspace, "trainer", fail)
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     await swarm.start_coordinator()
     peer = swarm.start_peer(1)

@@ -4,9 +4,9 @@ from steady import steady
 
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.node.leader import Leading, Seams
-from tsr_swarm.node.round_cache import Notes
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.node.leader import Leader, Seams
+from tsr_swarm.node.round_cache import RoundCache
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4))
@@ -21,7 +21,7 @@ def joining(letter: str, name: str) -> pb.JoinRequest:
 def test_no_number_is_that_of_two_though_one_of_them_has_gone() -> None:
     """A list of members with one number twice would be refused by every reducer."""
     seams = Seams(config=lambda: CONFIG, emit=lambda event: None, clock=lambda: 0.0)
-    leading = Leading(MANIFEST, Notes(), Record(voters=("f" * 32,)), {}, seams)
+    leading = Leader(MANIFEST, RoundCache(), RoundRecord(voters=("f" * 32,)), {}, seams)
     for letter in "cb":
         leading.admit(joining(letter, letter))
     assert leading.numbers == {"c" * 32: 1, "b" * 32: 2}

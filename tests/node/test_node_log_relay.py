@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
-from tsr_swarm.node.events.log_relay import Copy, Relay
-from tsr_swarm.node.events.readers import READING_SECONDS, Readers
+from tsr_swarm.node.events.log_relay import Copy, LogRelay
+from tsr_swarm.node.events.readers import READING_SECONDS, LogSubscribers
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.log import NEWEST, EventLog
 
@@ -20,9 +20,9 @@ class Network:
     def __init__(self, log: EventLog, votes: bool = True) -> None:
         self.now = 0.0
         self.seen: list[ev.Stamped] = []
-        self.readers = Readers(False, lambda: self.now)
+        self.readers = LogSubscribers(False, lambda: self.now)
         self.readers.votes(votes)
-        self.relay = Relay(log, self.seen.append, self.readers, self._sleep)
+        self.relay = LogRelay(log, self.seen.append, self.readers, self._sleep)
         self.left = 0
 
     async def _sleep(self, seconds: float) -> None:
@@ -196,7 +196,7 @@ def test_whoever_reads_sees_what_the_leader_told_and_nobody_else_costs_anything(
             pause.clear()
             await pause.wait()
 
-        network.relay = Relay(own, network.seen.append, network.readers, sleep)
+        network.relay = LogRelay(own, network.seen.append, network.readers, sleep)
         task = asyncio.create_task(network.relay.follow(leader.copy))
 
         async def settle() -> None:
@@ -281,7 +281,7 @@ async def test_a_long_history_comes_without_a_pause() -> None:
 
 async def test_readers_come_and_go() -> None:
     now = 0.0
-    readers = Readers(False, lambda: now)
+    readers = LogSubscribers(False, lambda: now)
     assert not readers.are_any
     waiting = asyncio.create_task(readers.come())
     await asyncio.sleep(0)
@@ -295,4 +295,4 @@ async def test_readers_come_and_go() -> None:
     assert readers.are_people
     now = READING_SECONDS
     assert not readers.are_any
-    assert Readers(True, lambda: now).are_people
+    assert LogSubscribers(True, lambda: now).are_people

@@ -9,20 +9,21 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.sketch import Captured
-from tsr_swarm.node.made import MadeShard
+from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.message_codec import (
+    DecodedMessage,
     Rosters,
-    Told,
     UnknownRosterError,
     close_to_proto,
     coverage_from_proto,
     coverage_to_proto,
+    decode_message,
     done_to_proto,
     lease_from_proto,
     lease_to_proto,
@@ -35,21 +36,20 @@ from tsr_swarm.node.message_codec import (
     redirect_from_proto,
     redirect_to_proto,
     tell_to_proto,
-    told,
 )
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.leases import Coverage, Lease
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.messages import ShardResult
 from tsr_swarm.wire.roster import Members
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 BLOCKS = (
-    Block(name="embed", rows=8, cols=4, rank=2, role=Role.EMBEDDING),
-    Block(name="norm", rows=1, cols=1, rank=0, role=Role.DENSE),
-    Block(name="matrix", rows=4, cols=4, rank=2, role=Role.MATRIX),
+    Block(name="embed", rows=8, cols=4, rank=2, role=BlockRole.EMBEDDING),
+    Block(name="norm", rows=1, cols=1, rank=0, role=BlockRole.DENSE),
+    Block(name="matrix", rows=4, cols=4, rank=2, role=BlockRole.MATRIX),
 )
 MANIFEST = Manifest("run1", RunConfig(round=RoundConfig(shards=2)), BLOCKS)
 SHARD_BLOCKS = MANIFEST.shard_blocks  # a low-rank block in each
@@ -72,16 +72,16 @@ sections = st.lists(
 
 
 @st.composite
-def records(draw: st.DrawFn) -> Record:
+def records(draw: st.DrawFn) -> RoundRecord:
     round = draw(st.one_of(st.integers(0, 2), rounds))
     chain = draw(chains) if round else ""
-    return Record(round, chain, draw(chains) if round > 1 else "", draw(voters))
+    return RoundRecord(round, chain, draw(chains) if round > 1 else "", draw(voters))
 
 
 votes = st.builds(cl.VoteRequest, terms, st.just(SENDER), st.tuples(rounds, st.integers(0, 2**40)), st.booleans())
 replies = st.builds(cl.VoteReply, terms, st.integers(0, 2**40), st.booleans(), st.booleans(), reasons)
-beats = st.builds(cl.Beat, terms, records(), st.none() | records())
-answers = st.builds(cl.BeatReply, terms, rounds, st.just("") | chains, reasons)
+beats = st.builds(cl.Heartbeat, terms, records(), st.none() | records())
+answers = st.builds(cl.HeartbeatReply, terms, rounds, st.just("") | chains, reasons)
 goodbyes = st.just(pt.Goodbye(SENDER))
 
 
@@ -97,7 +97,7 @@ def closes(draw: st.DrawFn) -> tuple[pt.Close, Members]:
 
 
 @st.composite
-def shards_done(draw: st.DrawFn) -> tuple[pt.ShardDone, MadeShard, Members | None]:
+def shards_done(draw: st.DrawFn) -> tuple[pt.ShardDone, ReducedShard, Members | None]:
     """A shard, and those of whom some are in it; nobody for a void one."""
     shard = draw(st.integers(0, 1))
     peers = draw(st.lists(peer_ids, max_size=20, unique=True))
@@ -109,7 +109,7 @@ def shards_done(draw: st.DrawFn) -> tuple[pt.ShardDone, MadeShard, Members | Non
         result = ShardResult(False, included, tokens, tuple(draw(sections)))
     seen = st.builds(Captured, st.floats(0, 1, width=32), st.floats(0, 2.0**127, width=32))
     low_rank = {0: 0, 1: 2}[shard]
-    made = MadeShard(
+    made = ReducedShard(
         result,
         draw(st.floats(-1e6, 1e6, width=32)),
         draw(counts),
@@ -188,41 +188,43 @@ def refusal_of(call: Any, *arguments: Any) -> str:
 
 @settings(deadline=None)
 @given(record=records())
-def test_a_record_comes_back_as_it_was(record: Record) -> None:
+def test_a_record_comes_back_as_it_was(record: RoundRecord) -> None:
     assert record_from_proto(record_to_proto(record)) == record
 
 
 @settings(deadline=None)
 @given(message=votes | replies | beats | answers | goodbyes)
 def test_what_voters_tell_each_other_comes_back_as_it_was(message: Any) -> None:
-    assert told(sent(tell_to_proto(message)), MANIFEST, known(ALONE)) == Told(message)
+    assert decode_message(sent(tell_to_proto(message)), MANIFEST, known(ALONE)) == DecodedMessage(message)
 
 
 @settings(deadline=None)
 @given(close=closes())
 def test_a_close_comes_back_with_all_whom_it_admits(close: tuple[pt.Close, Members]) -> None:
     message, members = close
-    assert told(sent(close_to_proto(message, members)), MANIFEST, known(members)) == Told(message, members)
+    assert decode_message(sent(close_to_proto(message, members)), MANIFEST, known(members)) == DecodedMessage(
+        message, members
+    )
 
 
 @settings(deadline=None)
 @given(done=shards_done())
-def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, MadeShard, Members | None]) -> None:
+def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, ReducedShard, Members | None]) -> None:
     message, made, members = done
     request = sent(done_to_proto(message, made, members))
-    assert told(request, MANIFEST, known(members)) == Told(message, made=made)
+    assert decode_message(request, MANIFEST, known(members)) == DecodedMessage(message, made=made)
     assert len(request.shard_done.result.absent) <= 3, "a bit a peer"
 
 
 @settings(deadline=None)
 @given(close=closes(), done=shards_done())
 def test_of_whom_it_is_said_must_be_known(
-    close: tuple[pt.Close, Members], done: tuple[pt.ShardDone, MadeShard, Members | None]
+    close: tuple[pt.Close, Members], done: tuple[pt.ShardDone, ReducedShard, Members | None]
 ) -> None:
     for request, members in ((close_to_proto(*close), close[1]), (done_to_proto(*done), done[2])):
         if members is not None:
             with pytest.raises(UnknownRosterError) as unknown:
-                told(sent(request), MANIFEST, known(None))
+                decode_message(sent(request), MANIFEST, known(None))
             assert unknown.value.digest == members.digest
 
 
@@ -253,13 +255,13 @@ def test_a_redirect_comes_back_as_it_was(redirect: pt.Redirect) -> None:
 
 def test_a_reason_of_any_length_arrives() -> None:
     reply = cl.VoteReply(3, 2, False, False, "x" * 1000)
-    assert told(sent(tell_to_proto(reply)), MANIFEST, known(ALONE)).message == cl.VoteReply(
+    assert decode_message(sent(tell_to_proto(reply)), MANIFEST, known(ALONE)).message == cl.VoteReply(
         3, 2, False, False, "x" * 160
     )
 
 
 def test_a_plan_that_is_no_longer_announced_is_not_sent() -> None:
-    news = pt.News(1, SENDER, 1, Record(voters=(SENDER,)), (), None, (), False)
+    news = pt.News(1, SENDER, 1, RoundRecord(voters=(SENDER,)), (), None, (), False)
     plan = RoundPlan(round=1, first_step=0, steps=1, lr_first=0.1, lr_last=0.1, decay=1.0, due=Due(), parent="")
     assert not news_to_proto(news, plan).HasField("plan")
 
@@ -302,8 +304,8 @@ def with_sections(*sections: pb.Section) -> pb.ShardResult:
     ],
 )
 def test_a_shard_out_of_bounds_is_refused_by_field(reason: str, changes: dict[str, Any]) -> None:
-    assert told(done(), MANIFEST, known(ALONE)).made is not None
-    assert refusal_of(told, done(**changes), MANIFEST, known(ALONE)) == reason
+    assert decode_message(done(), MANIFEST, known(ALONE)).made is not None
+    assert refusal_of(decode_message, done(**changes), MANIFEST, known(ALONE)) == reason
 
 
 @pytest.mark.parametrize(
@@ -317,19 +319,19 @@ def test_a_shard_out_of_bounds_is_refused_by_field(reason: str, changes: dict[st
     ],
 )
 def test_a_close_out_of_bounds_is_refused_by_field(reason: str, close: pb.Close) -> None:
-    assert refusal_of(told, sent(pb.TellRequest(close=close)), MANIFEST, known(ALONE)) == reason
+    assert refusal_of(decode_message, sent(pb.TellRequest(close=close)), MANIFEST, known(ALONE)) == reason
 
 
 def test_who_tells_must_say_who_it_is() -> None:
     request = pb.TellRequest(manifest_digest=DIGEST, goodbye=pb.Goodbye())
-    assert refusal_of(told, request, MANIFEST, known(ALONE)) == "sender"
+    assert refusal_of(decode_message, request, MANIFEST, known(ALONE)) == "sender"
 
 
 NEWS = pt.News(
     term=2,
     leader=SENDER,
     version=1,
-    base=Record(6, "ab" * 32, "cd" * 32, (SENDER,)),
+    base=RoundRecord(6, "ab" * 32, "cd" * 32, (SENDER,)),
     sources=(),
     plan=pt.Plan(7, "ab" * 32, 2, 1, (pt.Place(SENDER, 1), pt.Place(SENDER, 1))),
     nodes=(),
@@ -402,7 +404,7 @@ def test_coverage_has_an_epoch() -> None:
 @given(data=st.binary(max_size=200))
 def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
     with suppress(PeerError, DecodeError):
-        told(sent(pb.TellRequest.FromString(data)), MANIFEST, known(ALONE))
+        decode_message(sent(pb.TellRequest.FromString(data)), MANIFEST, known(ALONE))
     with suppress(PeerError, DecodeError):
         poll_from_proto(pb.PollRequest.FromString(data))
     with suppress(PeerError, DecodeError):
@@ -414,7 +416,7 @@ def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
 @settings(deadline=None)
 @given(data=st.data(), sample=shards_done())
 def test_flipped_bits_raise_only_peer_errors(
-    data: st.DataObject, sample: tuple[pt.ShardDone, MadeShard, Members | None]
+    data: st.DataObject, sample: tuple[pt.ShardDone, ReducedShard, Members | None]
 ) -> None:
     news = news_to_proto(NEWS, PLAN).SerializeToString()
     for good in (sent(done_to_proto(*sample)).SerializeToString(), news):
@@ -422,6 +424,6 @@ def test_flipped_bits_raise_only_peer_errors(
         flipped = bytearray(good)
         flipped[bit // 8] ^= 1 << bit % 8
         with suppress(PeerError, DecodeError):
-            told(pb.TellRequest.FromString(bytes(flipped)), MANIFEST, known(sample[2]))
+            decode_message(pb.TellRequest.FromString(bytes(flipped)), MANIFEST, known(sample[2]))
         with suppress(PeerError, DecodeError):
             news_from_proto(pb.News.FromString(bytes(flipped)), BLOCKS, 2)

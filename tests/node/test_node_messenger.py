@@ -14,22 +14,22 @@ from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.node import message_codec
 from tsr_swarm.node import messenger as module
-from tsr_swarm.node.address_book import AddressBook, Lines
-from tsr_swarm.node.data_leases import Lending
-from tsr_swarm.node.made import MadeShard
-from tsr_swarm.node.messenger import Desk, Introduction, Post
-from tsr_swarm.node.roster_cache import MOST_QUESTIONS, Membership
-from tsr_swarm.node.round_cache import Notes
-from tsr_swarm.node.shard_collector import Gathering
+from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node.data_leases import DataLeases
+from tsr_swarm.node.made import ReducedShard
+from tsr_swarm.node.messenger import Desk, Messenger, NodeInfo
+from tsr_swarm.node.roster_cache import MOST_QUESTIONS, RosterCache
+from tsr_swarm.node.round_cache import RoundCache
+from tsr_swarm.node.shard_collector import ShardCollector
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
-from tsr_swarm.rounds.gather import ShardResult
+from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.protocol import Close, Hung, News, Place, Plan, Poll, Received, Redirect, ShardDone, Unreachable
-from tsr_swarm.rounds.raft_state import Record
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.rounds.raft_state import RoundRecord
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.server import serve
@@ -46,7 +46,7 @@ MANIFEST = make_manifest("run", CONFIG, SHAPES)
 DIGEST = bytes.fromhex(MANIFEST.digest)
 SHARD_BLOCKS = MANIFEST.shard_blocks
 PLAN = plan_round(MANIFEST.config, MANIFEST.blocks, 1, "")
-BASE = Record(voters=(B,))
+BASE = RoundRecord(voters=(B,))
 OPEN = Plan(1, "", 1, 1, (Place(A, 1), Place(B, 2)))
 ASKED = Poll(A, 1, 0, True, False, (0, 0, 0), 0, number=1)
 TOLD = News(1, B, 1, BASE, (), None, (), False, number=1)
@@ -60,16 +60,16 @@ class Small:
 
     me: str
     book: AddressBook
-    notes: Notes
+    notes: RoundCache
     background: Background
-    post: Post
-    membership: Membership
+    post: Messenger
+    membership: RosterCache
     address: str = ""
     is_admitting: bool = True
     refusal: RefusedError | None = None
     events: list[pt.Event] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
-    heard: list[Record] = field(default_factory=list)
+    heard: list[RoundRecord] = field(default_factory=list)
     rules: list[str] = field(default_factory=list)
     joined: list[str] = field(default_factory=list)
     listed: list[pb.ListPeersRequest] = field(default_factory=list)
@@ -112,9 +112,9 @@ class Small:
         return pb.JoinReply(number=1, name=request.name)
 
 
-def make_small(me: str, lines: Lines, book: AddressBook, address: str) -> Small:
-    notes, background = Notes(), Background()
-    gathering = Gathering(MANIFEST, lines, notes, lambda reducer, done: None, lambda message: None)
+def make_small(me: str, lines: ClientPool, book: AddressBook, address: str) -> Small:
+    notes, background = RoundCache(), Background()
+    gathering = ShardCollector(MANIFEST, lines, notes, lambda reducer, done: None, lambda message: None)
     desk = Desk(
         put=lambda event: small.put(event),
         fail=lambda error: small.failures.append(error),
@@ -128,9 +128,9 @@ def make_small(me: str, lines: Lines, book: AddressBook, address: str) -> Small:
         progress=pb.Progress,
         reached=lambda: None,
     )
-    who = Introduction(peer_id=me, name="peer", address=address, local_space="core", device="cpu")
-    lending, membership = Lending(me, 1, Coverage(), None), Membership(DIGEST, lines, background)
-    post = Post(who, MANIFEST, book, lines, notes, gathering, membership, lending, desk, background)
+    who = NodeInfo(peer_id=me, name="peer", address=address, local_space="core", device="cpu")
+    lending, membership = DataLeases(me, 1, Coverage(), None), RosterCache(DIGEST, lines, background)
+    post = Messenger(who, MANIFEST, book, lines, notes, gathering, membership, lending, desk, background)
     small = Small(me, book, notes, background, post, membership, address)
     return small
 
@@ -151,10 +151,10 @@ async def pair() -> AsyncIterator[tuple[Small, Small]]:
     async with AsyncExitStack() as stack:
         smalls = []
         handler = Late()
-        port = await stack.enter_async_context(serve(handler, "127.0.0.1:0", ByteLedger(), stop_seconds=0.1))
+        port = await stack.enter_async_context(serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1))
         for me, address in ((A, ""), (B, f"127.0.0.1:{port}")):
             book = AddressBook(me)
-            lines = await stack.enter_async_context(Lines(book, ByteLedger(), KernelBytes([])))
+            lines = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
             smalls.append(make_small(me, lines, book, address))
             stack.push_async_callback(smalls[-1].background.close)
         a, b = smalls
@@ -368,7 +368,7 @@ async def test_shards_are_the_run_s_own() -> None:
 
 
 async def call(b: Small, request: pb.PollRequest) -> pb.PollReply:
-    async with SwarmClient(b.address, ByteLedger()) as client:
+    async with SwarmClient(b.address, ByteCounter()) as client:
         return await client.poll(request)
 
 
@@ -414,10 +414,10 @@ async def test_a_stranger_does_not_get_into_the_book() -> None:
 SAID: Sequence[pt.Message] = (
     cl.VoteRequest(3, A, (1, 2), True),
     cl.VoteReply(3, 2, True, False, "granted"),
-    cl.Beat(3, Record(1, "1" * 64, "", (B,)), Record(2, "2" * 64, "1" * 64, (A, B))),
-    cl.BeatReply(3, 1, "2" * 64, "accepted"),
+    cl.Heartbeat(3, RoundRecord(1, "1" * 64, "", (B,)), RoundRecord(2, "2" * 64, "1" * 64, (A, B))),
+    cl.HeartbeatReply(3, 1, "2" * 64, "accepted"),
     pt.Goodbye(A),
-    ShardDone(3, 1, 1, ShardResult()),
+    ShardDone(3, 1, 1, ShardDigest()),
 )
 
 
@@ -426,7 +426,7 @@ async def test_what_is_told_arrives_as_it_was_said(message: pt.Message) -> None:
     async with pair() as (a, b):
         a.post.send(B, message)
         assert await b.seen(Received) == [Received(A, message)]
-        assert b.heard == ([message.base] if isinstance(message, cl.Beat) else [])
+        assert b.heard == ([message.base] if isinstance(message, cl.Heartbeat) else [])
 
 
 @asynccontextmanager
@@ -436,8 +436,8 @@ async def leader_and_reducer() -> AsyncIterator[tuple[Small, Small]]:
         smalls = []
         for me in (A, B):
             handler, book = Late(), AddressBook(me)
-            port = await stack.enter_async_context(serve(handler, "127.0.0.1:0", ByteLedger(), stop_seconds=0.1))
-            lines = await stack.enter_async_context(Lines(book, ByteLedger(), KernelBytes([])))
+            port = await stack.enter_async_context(serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1))
+            lines = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
             handler.small = make_small(me, lines, book, f"127.0.0.1:{port}")
             smalls.append(handler.small)
             stack.push_async_callback(handler.small.background.close)
@@ -504,8 +504,8 @@ async def test_strangers_that_hang_keep_nobody_from_its_leader() -> None:
 
     async with (
         leader_and_reducer() as (leader, reducer),
-        SwarmClient(reducer.address, ByteLedger()) as client,
-        serve(Stranger(), "127.0.0.1:0", ByteLedger(), stop_seconds=0.1) as port,  # type: ignore[arg-type]
+        SwarmClient(reducer.address, ByteCounter()) as client,
+        serve(Stranger(), "127.0.0.1:0", ByteCounter(), stop_seconds=0.1) as port,  # type: ignore[arg-type]
     ):
         for number in range(MOST_QUESTIONS):
             request = closing(term=9, roster=bytes([number]) * 32)
@@ -522,11 +522,11 @@ async def test_strangers_that_hang_keep_nobody_from_its_leader() -> None:
 async def test_a_close_of_who_leads_no_more_is_as_if_lost(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     wanted: list[str] = []
 
-    async def have(membership: Membership, leader: str, digest: bytes) -> None:
+    async def have(membership: RosterCache, leader: str, digest: bytes) -> None:
         wanted.append(leader)
 
-    monkeypatch.setattr(Membership, "have", have)
-    async with leader_and_reducer() as (leader, reducer), SwarmClient(reducer.address, ByteLedger()) as client:
+    monkeypatch.setattr(RosterCache, "have", have)
+    async with leader_and_reducer() as (leader, reducer), SwarmClient(reducer.address, ByteCounter()) as client:
         if what == "an older term":
             reducer.post.send(B, replace(ASKED, number=2))
             await leader.seen(Received)
@@ -543,18 +543,18 @@ async def test_a_close_of_who_leads_no_more_is_as_if_lost(monkeypatch: pytest.Mo
 
 
 async def test_a_shard_is_told_of_by_who_of_the_close_is_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[tuple[str, ShardDone, MadeShard]] = []
+    heard: list[tuple[str, ShardDone, ReducedShard]] = []
     async with leader_and_reducer() as (leader, reducer):
 
-        async def fetch(sender: str, done: ShardDone, made: MadeShard) -> ShardResult:
+        async def fetch(sender: str, done: ShardDone, made: ReducedShard) -> ShardDigest:
             heard.append((sender, done, made))
             return done.result
 
-        monkeypatch.setattr(Gathering, "fetch", lambda _, *what: fetch(*what))
+        monkeypatch.setattr(ShardCollector, "fetch", lambda _, *what: fetch(*what))
         leader.numbers = {A: 2, B: 3, C: 1}
         leader.post.send(A, ALL)
         await reducer.seen(Received)
-        made = MadeShard(Published(included=(A, C), tokens=5))
+        made = ReducedShard(Published(included=(A, C), tokens=5))
         reducer.notes.keep(1, 0, made, b"bytes")
         done = ShardDone(3, 1, 0, made.decided)
         reducer.post.send(B, done)
@@ -566,7 +566,7 @@ async def test_a_shard_is_told_of_by_who_of_the_close_is_not_in_it(monkeypatch: 
 
 
 async def test_a_shard_of_a_list_that_was_never_named_is_refused() -> None:
-    async with leader_and_reducer() as (leader, _), SwarmClient(leader.address, ByteLedger()) as client:
+    async with leader_and_reducer() as (leader, _), SwarmClient(leader.address, ByteCounter()) as client:
         request = telling(pt.Goodbye(A))
         request.shard_done.CopyFrom(pb.ShardDone(term=1, round=1, result=pb.ShardResult(tokens=1), roster=bytes(32)))
         with pytest.raises(PeerError, match="is not known here"):
@@ -577,7 +577,7 @@ async def test_a_shard_of_a_list_that_was_never_named_is_refused() -> None:
 async def test_what_cannot_be_delivered_is_told_to_the_decisions() -> None:
     async with pair() as (a, b):
         a.book.hear(C, "127.0.0.1:1")
-        beat = cl.Beat(3, BASE, None)
+        beat = cl.Heartbeat(3, BASE, None)
         a.post.send(C, beat)
         assert await a.seen(Unreachable) == [Unreachable(C, beat)]
         b.post.send(A, beat)  # which nobody can dial
@@ -586,7 +586,7 @@ async def test_what_cannot_be_delivered_is_told_to_the_decisions() -> None:
 
 async def test_a_shard_whose_bytes_are_not_here_any_more_is_not_told_of() -> None:
     async with pair() as (a, b):
-        a.post.send(B, ShardDone(3, 1, 0, ShardResult(frozenset({A}), "0" * 32)))
+        a.post.send(B, ShardDone(3, 1, 0, ShardDigest(frozenset({A}), "0" * 32)))
         a.post.send(B, pt.Goodbye(A))
         assert await b.seen(Received) == [Received(A, pt.Goodbye(A))]
 
@@ -618,7 +618,7 @@ def closing(**changes: Any) -> pb.TellRequest:
     return request
 
 
-BEAT = cl.Beat(3, BASE, None)
+BEAT = cl.Heartbeat(3, BASE, None)
 
 
 @pytest.mark.parametrize(
@@ -642,14 +642,14 @@ async def test_what_makes_no_sense_is_refused_and_changes_nothing(
     request_: pb.TellRequest, error: type[Exception]
 ) -> None:
     async with pair() as (_, b):
-        async with SwarmClient(b.address, ByteLedger()) as client:
+        async with SwarmClient(b.address, ByteCounter()) as client:
             with pytest.raises(error):
                 await client.tell(request_)
         assert (b.events, b.heard, b.book.addresses) == ([], [], [])
 
 
 async def test_an_address_is_believed_as_far_as_its_sender_can_know() -> None:
-    async with pair() as (_, b), SwarmClient(b.address, ByteLedger()) as client:
+    async with pair() as (_, b), SwarmClient(b.address, ByteCounter()) as client:
         await client.tell(telling(BEAT))
         assert b.book.address(A) == "192.0.2.7:7700"
         await client.tell(telling(BEAT, address="0.0.0.0:7700"))

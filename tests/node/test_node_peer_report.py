@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.node.events.peer_report import SAMPLE_SECONDS, Reporter
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.node.events.peer_report import SAMPLE_SECONDS, PeerReporter
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.tcp_info import KernelBytes, KernelTotals, is_supported
 
 
@@ -26,7 +26,7 @@ class Counted(KernelBytes):
 @given(waits=st.lists(st.floats(0, 4 * SAMPLE_SECONDS), max_size=40))
 def test_however_often_a_node_polls_its_connections_are_looked_at_every_few_seconds(waits: list[float]) -> None:
     now, kernel = 0.0, Counted([])
-    reporter = Reporter(ByteLedger(), kernel, "a" * 32, lambda: now)
+    reporter = PeerReporter(ByteCounter(), kernel, "a" * 32, lambda: now)
     reporter.sample()
     for wait in waits:
         now += wait
@@ -51,7 +51,7 @@ def test_a_report_has_all_bytes_though_they_were_looked_at_a_moment_ago(
 ) -> None:
     here, there = connection
     kernel = Counted([here.getsockname()[1]])
-    reporter = Reporter(ByteLedger(), kernel, "a" * 32, lambda: 0.0)
+    reporter = PeerReporter(ByteCounter(), kernel, "a" * 32, lambda: 0.0)
     reporter.sample()
     for size in (1000, 2345):
         here.sendall(bytes(size))

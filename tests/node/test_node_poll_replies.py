@@ -12,11 +12,11 @@ from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node import poll_replies as module
 from tsr_swarm.node.message_codec import news_from_proto
-from tsr_swarm.node.poll_replies import Answers, Heard
-from tsr_swarm.node.round_cache import Notes
+from tsr_swarm.node.poll_replies import KnownContacts, PollReplies
+from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.protocol import News, Place, Plan, Redirect
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.checks import MAX_CONTACTS, check_poll_reply
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -27,7 +27,7 @@ PLAN = plan_round(MANIFEST.config, MANIFEST.blocks, 1, "")
 LEADER, PEER = "f" * 32, "a" * 32
 NODES = tuple(letter * 32 for letter in "bcde")
 CALLER = Caller("192.0.2.1", False)
-NEWS = News(2, LEADER, 5, Record(voters=(LEADER,)), (), None, (), False)
+NEWS = News(2, LEADER, 5, RoundRecord(voters=(LEADER,)), (), None, (), False)
 OPEN = Plan(1, "", 2, 1, (Place(NODES[0], 1), Place(NODES[1], 2)))
 
 
@@ -37,12 +37,12 @@ class Rig:
 
     addresses: dict[str, str] = field(default_factory=dict)
     config: RunConfig = CONFIG
-    notes: Notes = field(default_factory=Notes)
+    notes: RoundCache = field(default_factory=RoundCache)
     changes: int = 0
 
     def __post_init__(self) -> None:
         self.notes.hear_plan(PLAN)
-        self.answers = Answers(self.notes, lambda: self.config, self._seen, lambda: self.changes)
+        self.answers = PollReplies(self.notes, lambda: self.config, self._seen, lambda: self.changes)
 
     def move(self, node: str, address: str) -> None:
         self.changes += 1
@@ -131,7 +131,7 @@ def contact(node: str, port: int) -> pb.Contact:
 
 
 def test_what_a_leader_has_told_counts_until_it_says_otherwise_or_another_leads() -> None:
-    heard, news = Heard(), replace(NEWS, nodes=NODES[:2])
+    heard, news = KnownContacts(), replace(NEWS, nodes=NODES[:2])
     both = [contact(NODES[0], 1), contact(NODES[1], 2)]
     assert heard.hear(LEADER, 0, news, both) == both
     assert heard.hear(LEADER, 5) == both, "somebody else may have said otherwise meanwhile"
@@ -195,7 +195,7 @@ steps = st.lists(
 
 @given(story=steps)
 def test_a_peer_that_polls_knows_what_it_would_if_it_were_told_all_each_time(story: list[tuple[str, int]]) -> None:
-    rig, news, heard, known, life = Rig(), NEWS, Heard(), 0, 1
+    rig, news, heard, known, life = Rig(), NEWS, KnownContacts(), 0, 1
     held: News | None = None
     for place, (what, which) in enumerate(story):
         node = NODES[which]
@@ -204,7 +204,7 @@ def test_a_peer_that_polls_knows_what_it_would_if_it_were_told_all_each_time(sto
         elif what == "moves":
             rig.move(node, f"192.0.2.7:{place + 1}")
         elif what == "starts anew":
-            heard, known, life, held = Heard(), 0, life + 1, None
+            heard, known, life, held = KnownContacts(), 0, life + 1, None
         else:
             reply = rig.ask(known, replace(news, number=place), life=life)
             if what == "is lost":

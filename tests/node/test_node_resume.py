@@ -15,13 +15,13 @@ from tsr_swarm.config.manifest import decode_manifest, make_manifest
 from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.discovery.identity import load_identity
 from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunError, SwarmError
-from tsr_swarm.node.workspace import Workshop
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.node.workspace import Workspace
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage import checkpoint
 from tsr_swarm.storage.journal import NAMES, Journal
 from tsr_swarm.storage.sampling import sample_checkpoint
 from tsr_swarm.telemetry import events as ev
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.fold import fold_all
 from tsr_swarm.telemetry.log import read_recording
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
@@ -254,7 +254,7 @@ async def test_a_monitor_hears_the_end_of_a_run_that_has_one_voter(tmp_path: Pat
     """It asks again only once the end was told: the coordinator is still there to answer."""
     swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1, "min_peers": 1}))
     await swarm.start_coordinator()
-    async with SwarmClient(swarm.address, ByteLedger()) as client:
+    async with SwarmClient(swarm.address, ByteCounter()) as client:
         _, newest = lines_from_proto(await client.watch(pb.WatchRequest()))
         swarm.start_peer(1)
         await swarm.until(lambda: any(isinstance(event, ev.RunFinished) for event in swarm.events))
@@ -335,7 +335,7 @@ async def test_a_proposal_that_only_one_voter_accepted_and_has_lost_does_not_sto
     ledger = journal.load(print)
     assert ledger is not None
     assert len(ledger.base.voters) == 3
-    tail = Record(ledger.base.round + 1, "5" * 64, ledger.base.chain, ledger.base.voters)
+    tail = RoundRecord(ledger.base.round + 1, "5" * 64, ledger.base.chain, ledger.base.voters)
     term = ledger.term + 1
     journal.write(replace(ledger, term=term, voted_for=me, tail=tail, tail_term=term))
 
@@ -434,7 +434,7 @@ async def test_a_peers_checkpoint_of_another_run_or_kind_is_refused_by_what_it_i
         (same, "full", 'is of local_space "core", not "full"; join without --resume'),
         (other, "core", rf"another run \({same.digest[:12]}\) than 'tiny' \({other.digest[:12]}\)"),
     ):
-        workshop = Workshop(manifest, kind, torch.device("cpu"), (), folder)
+        workshop = Workspace(manifest, kind, torch.device("cpu"), (), folder)
         with pytest.raises(RefusedError, match=says):
             workshop.load(lambda event: None)
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.errors import PeerError, UnreachableError
-from tsr_swarm.node.address_book import AddressBook, Lines
-from tsr_swarm.node.roster_cache import KEPT, MOST_QUESTIONS, Membership
+from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node.roster_cache import KEPT, MOST_QUESTIONS, RosterCache
 from tsr_swarm.process.tasks import Background
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
@@ -28,7 +28,7 @@ RUN = b"r" * 32
 class Leader:
     """Answers as it is: ``numbers`` of all that take part."""
 
-    membership: Membership
+    membership: RosterCache
     numbers: dict[str, int] = field(default_factory=dict)
     asked: list[pb.ListPeersRequest] = field(default_factory=list)
     lie: pb.ListPeersReply | None = None
@@ -46,7 +46,7 @@ class Leader:
 @dataclass
 class Rig:
     leader: Leader
-    reducer: Membership
+    reducer: RosterCache
     background: Background
 
     async def ask(self) -> None:
@@ -59,12 +59,12 @@ class Rig:
 async def rig() -> AsyncIterator[Rig]:
     async with AsyncExitStack() as stack:
         background, book = Background(), AddressBook(A)
-        lines = await stack.enter_async_context(Lines(book, ByteLedger(), KernelBytes([])))
-        leader = Leader(Membership(RUN, lines, background), {A: 1, B: 2})
-        port = await stack.enter_async_context(serve(leader, "127.0.0.1:0", ByteLedger(), stop_seconds=0.1))  # type: ignore[arg-type]
+        lines = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
+        leader = Leader(RosterCache(RUN, lines, background), {A: 1, B: 2})
+        port = await stack.enter_async_context(serve(leader, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1))  # type: ignore[arg-type]
         book.hear(LEADER, f"127.0.0.1:{port}")
         stack.push_async_callback(background.close)
-        yield Rig(leader, Membership(RUN, lines, background), background)
+        yield Rig(leader, RosterCache(RUN, lines, background), background)
 
 
 async def test_the_list_comes_once_and_again_when_somebody_has_come(rig: Rig) -> None:
@@ -148,7 +148,7 @@ async def test_whoever_names_lists_has_only_a_few_questions_asked(rig: Rig) -> N
 
 @given(named=st.lists(st.dictionaries(st.sampled_from([A, B, C]), st.integers(1, 9), max_size=3), max_size=60))
 def test_a_leader_keeps_the_newest_lists_that_it_named(named: list[dict[str, int]]) -> None:
-    leader = Membership(RUN, Lines(AddressBook(LEADER), ByteLedger(), KernelBytes([])), Background())
+    leader = RosterCache(RUN, ClientPool(AddressBook(LEADER), ByteCounter(), KernelBytes([])), Background())
     lists = [leader.name(numbers) for numbers in named]
     for numbers, members in zip(named, lists, strict=True):
         assert members == Members.of(numbers)
@@ -162,7 +162,7 @@ def test_a_leader_keeps_the_newest_lists_that_it_named(named: list[dict[str, int
 
 
 def test_a_question_that_makes_no_sense_is_refused() -> None:
-    leader = Membership(RUN, Lines(AddressBook(LEADER), ByteLedger(), KernelBytes([])), Background())
+    leader = RosterCache(RUN, ClientPool(AddressBook(LEADER), ByteCounter(), KernelBytes([])), Background())
     with pytest.raises(PeerError) as refusal:
         leader.answer(pb.ListPeersRequest(manifest_digest=RUN, roster=b"short"), {})
     assert refusal.value.reason == "roster"

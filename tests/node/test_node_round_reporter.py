@@ -14,12 +14,12 @@ from tsr_swarm.config.manifest import PROTOCOL_VERSION, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
 from tsr_swarm.errors import PeerError
-from tsr_swarm.node.events.round_reporter import Chronicle
-from tsr_swarm.node.made import MadeShard
+from tsr_swarm.node.events.round_reporter import RoundReporter
+from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.peer_registry import KEPT_REPORTS, Roster
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.protocol import Drop, Explain
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult, seal
@@ -66,8 +66,8 @@ class Desk:
         for peer, name in PEERS.items():
             self.roster.admit(peer, name, "", "cpu", "core")
         self.roster.admit(COORDINATOR, "coordinator", "", "cpu", "core", trains=False)
-        base = Record(self.base)
-        self.chronicle = Chronicle(MANIFEST, self.roster, self.told.append, lambda: self.now, base)
+        base = RoundRecord(self.base)
+        self.chronicle = RoundReporter(MANIFEST, self.roster, self.told.append, lambda: self.now, base)
 
     def of(self, kind: type[E]) -> list[E]:
         return [event for event in self.told if isinstance(event, kind)]
@@ -191,7 +191,7 @@ async def test_what_a_round_was_is_taken_from_its_header_and_from_the_shards_tha
     both, one = result_of(OTTER, HERON, tokens=300), result_of(HERON, tokens=200)
     desk.chronicle.opened(plan_of(1), frozenset({OTTER, HERON, LYNX}), 3)
     desk.chronicle.dropped(Drop(LYNX, "gone"))
-    made = [MadeShard(both, local_loss=2.0, raw_sent=900), MadeShard(one, local_loss=4.5, raw_sent=80)]
+    made = [ReducedShard(both, local_loss=2.0, raw_sent=900), ReducedShard(one, local_loss=4.5, raw_sent=80)]
     desk.chronicle.committed(header_of(1, both, one), made, 2)
     await desk.tell(1)
     (closed,) = desk.of(ev.RoundClosed)

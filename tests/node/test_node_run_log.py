@@ -10,11 +10,11 @@ import pytest
 from swarm_rig import Swarm, tiny_config
 
 from tsr_swarm.errors import UnreachableError
-from tsr_swarm.node.address_book import AddressBook, Lines
+from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.events import log_relay, run_log
 from tsr_swarm.node.events.run_log import RunLog
 from tsr_swarm.telemetry import events as ev
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.fold import fold_all
 from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
@@ -61,15 +61,15 @@ class Other:
 
 
 @asynccontextmanager
-async def lines_to(others: Sequence[Other]) -> AsyncIterator[tuple[Lines, list[str]]]:
+async def lines_to(others: Sequence[Other]) -> AsyncIterator[tuple[ClientPool, list[str]]]:
     """Connections, and the peer_ids of ``others``; DEAD is one where nobody answers."""
     async with AsyncExitStack() as stack:
         book, ids = AddressBook(ME), [f"{number:032x}" for number in range(1, len(others) + 1)]
         book.hear(DEAD, "127.0.0.1:1")
         for peer_id, other in zip(ids, others, strict=True):
-            server = serve(other, "127.0.0.1:0", ByteLedger(), stop_seconds=0.1)  # type: ignore[arg-type]
+            server = serve(other, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1)  # type: ignore[arg-type]
             book.hear(peer_id, f"127.0.0.1:{await stack.enter_async_context(server)}")
-        yield await stack.enter_async_context(Lines(book, ByteLedger(), KernelBytes([]))), ids
+        yield await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([]))), ids
 
 
 def events_of(log: EventLog) -> list[ev.Event | None]:
@@ -174,7 +174,7 @@ async def test_a_monitor_at_a_node_that_neither_leads_nor_votes_sees_the_whole_r
     async def watch(address: str) -> list[str]:
         """As a monitor does, from round 3 on."""
         seen: list[str] = []
-        async with SwarmClient(address, ByteLedger()) as client:
+        async with SwarmClient(address, ByteCounter()) as client:
             lines, _ = lines_from_proto(await client.watch(pb.WatchRequest(without_progress=True)))
             before.append(len(lines))
             newest = 0

@@ -15,14 +15,14 @@ from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
 from tsr_swarm.errors import PeerError, RefusedError
 from tsr_swarm.node import shard_collector as module
-from tsr_swarm.node.address_book import AddressBook, Lines
-from tsr_swarm.node.made import MadeShard
-from tsr_swarm.node.round_cache import KEPT_ROSTERS, KEPT_ROUNDS, Notes
-from tsr_swarm.node.shard_collector import Gathering
+from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node.made import ReducedShard
+from tsr_swarm.node.round_cache import KEPT_ROSTERS, KEPT_ROUNDS, RoundCache
+from tsr_swarm.node.shard_collector import ShardCollector
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.rounds.gather import ShardResult
+from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.protocol import ShardDone
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
@@ -73,31 +73,35 @@ class Rig:
 
     history: History
     reducer: Reducer
-    gathering: Gathering
-    notes: Notes
+    gathering: ShardCollector
+    notes: RoundCache
     warnings: list[str]
     is_leading: bool = True
 
     def asked(self, reducer: str, done: ShardDone) -> str | None:
         return "" if self.is_leading and reducer == REDUCER and done.round == 1 else None
 
-    def made(self, shard: int) -> MadeShard:
-        return MadeShard(self.history.at(1).header.shards[shard])
+    def made(self, shard: int) -> ReducedShard:
+        return ReducedShard(self.history.at(1).header.shards[shard])
 
-    async def fetch(self, shard: int = 0, made: MadeShard | None = None, sender: str = REDUCER) -> ShardResult | None:
+    async def fetch(
+        self, shard: int = 0, made: ReducedShard | None = None, sender: str = REDUCER
+    ) -> ShardDigest | None:
         made = made if made is not None else self.made(shard)
         return await self.gathering.fetch(sender, ShardDone(3, 1, shard, made.decided), made)
 
 
 @pytest.fixture
 async def rig(history: History) -> AsyncIterator[Rig]:
-    reducer, book, notes, warnings = Reducer(history), AddressBook("a" * 32), Notes(), list[str]()
+    reducer, book, notes, warnings = Reducer(history), AddressBook("a" * 32), RoundCache(), list[str]()
     async with AsyncExitStack() as stack:
-        port = await stack.enter_async_context(serve(reducer, "127.0.0.1:0", ByteLedger(), stop_seconds=0.1))  # type: ignore[arg-type]
-        lines = await stack.enter_async_context(Lines(book, ByteLedger(), KernelBytes([])))
+        port = await stack.enter_async_context(serve(reducer, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1))  # type: ignore[arg-type]
+        lines = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
         for name in (REDUCER, STRANGER):
             book.hear(name, f"127.0.0.1:{port}")
-        gathering = Gathering(history.manifest, lines, notes, lambda who, done: made.asked(who, done), warnings.append)
+        gathering = ShardCollector(
+            history.manifest, lines, notes, lambda who, done: made.asked(who, done), warnings.append
+        )
         made = Rig(history, reducer, gathering, notes, warnings)
         notes.hear_plan(history.at(1).header.plan)
         yield made
@@ -132,7 +136,7 @@ WRONG: dict[str, Twist] = {
 @pytest.mark.parametrize("twist", WRONG.values(), ids=WRONG)
 async def test_wrong_bytes_are_nothing_made(twist: Twist, rig: Rig) -> None:
     rig.reducer.twist = twist
-    assert await rig.fetch() == ShardResult()
+    assert await rig.fetch() == ShardDigest()
     assert rig.notes.made(1, 0, rig.made(0).decided) is None
     assert len(rig.warnings) == 1
     assert rig.warnings[0].startswith("Shard 0 of round 1 by bbbbbbbb counts for nothing: ")
@@ -146,10 +150,10 @@ async def test_sections_that_the_round_has_not_are_refused_before_their_bytes_co
         replace(sections[0], kind="norm"),
     ]
     for section in wrong:
-        made = MadeShard(replace(rig.made(0).result, sections=(section, *sections[1:])))
-        assert await rig.fetch(made=made) == ShardResult()
-    assert await rig.fetch(made=MadeShard(replace(rig.made(0).result, sections=()))) == ShardResult()
-    assert await rig.fetch(0, rig.made(1)) == ShardResult(), "those of another shard"
+        made = ReducedShard(replace(rig.made(0).result, sections=(section, *sections[1:])))
+        assert await rig.fetch(made=made) == ShardDigest()
+    assert await rig.fetch(made=ReducedShard(replace(rig.made(0).result, sections=()))) == ShardDigest()
+    assert await rig.fetch(0, rig.made(1)) == ShardDigest(), "those of another shard"
     assert rig.reducer.asked == []
 
 
@@ -166,7 +170,7 @@ async def test_bytes_that_are_what_their_hash_says_and_no_numbers_are_refused(ri
         for section, frame, data in zip(result.sections, frames, raw, strict=True)
     )
     rig.reducer.twist = lambda data: b"".join(frames)
-    assert await rig.fetch(shard, MadeShard(replace(result, sections=sections))) == ShardResult()
+    assert await rig.fetch(shard, ReducedShard(replace(result, sections=sections))) == ShardDigest()
     assert len(rig.reducer.asked) == 1
 
 
@@ -196,7 +200,7 @@ async def test_a_reducer_that_finds_fault_with_the_question_has_made_nothing(rig
         raise PeerError("hashes", "There are too many.")
 
     rig.reducer.twist = lambda data: complain()
-    assert await rig.fetch() == ShardResult()
+    assert await rig.fetch() == ShardDigest()
 
 
 async def test_nothing_is_fetched_of_whom_nothing_was_asked(rig: Rig) -> None:
@@ -222,7 +226,7 @@ async def test_one_fetch_of_a_shard_at_a_time_whatever_is_said_of_it(rig: Rig) -
     first = asyncio.create_task(rig.fetch())
     await rig.reducer.is_asked.wait()
     assert await rig.fetch() is None
-    other = MadeShard(replace(rig.made(0).result, tokens=rig.made(0).result.tokens + 1))
+    other = ReducedShard(replace(rig.made(0).result, tokens=rig.made(0).result.tokens + 1))
     assert await rig.fetch(made=other) is None
     gate.set()
     assert await first == rig.made(0).decided
@@ -249,7 +253,7 @@ def parent(round: int) -> str:
 
 @given(story=st.lists(heard, max_size=40))
 def test_notes_are_of_a_few_rounds_whatever_is_heard(story: list[tuple[str, int, int]]) -> None:
-    notes, newest = Notes(), 0
+    notes, newest = RoundCache(), 0
     announced = set[int]()
     for kind, round, term in story:
         if kind == "plan":
@@ -267,7 +271,7 @@ def test_notes_are_of_a_few_rounds_whatever_is_heard(story: list[tuple[str, int,
 
 
 def test_an_older_term_s_numbers_do_not_take_the_place_of_newer_ones() -> None:
-    notes = Notes()
+    notes = RoundCache()
     notes.hear_plan(plan_round(CONFIG, MANIFEST.blocks, 1, ""))
     notes.hear_close(1, 2, Members.of({REDUCER: 2}))
     notes.hear_close(1, 1, Members.of({REDUCER: 1}))
@@ -279,7 +283,7 @@ def test_an_older_term_s_numbers_do_not_take_the_place_of_newer_ones() -> None:
 
 def test_a_shard_is_told_of_by_a_list_that_has_all_who_are_in_it() -> None:
     """Somebody may have gone since the shard was closed first."""
-    notes = Notes()
+    notes = RoundCache()
     notes.hear_plan(plan_round(CONFIG, MANIFEST.blocks, 1, ""))
     both, one = Members.of({REDUCER: 1, STRANGER: 2}), Members.of({STRANGER: 2})
     for members in (both, one, both, one):
@@ -297,7 +301,7 @@ def test_a_shard_is_told_of_by_a_list_that_has_all_who_are_in_it() -> None:
 
 
 def test_bytes_of_shards_go_with_their_round(history: History) -> None:
-    notes, made = Notes(), MadeShard(history.at(1).header.shards[0])
+    notes, made = RoundCache(), ReducedShard(history.at(1).header.shards[0])
     notes.keep(1, 0, made, b"bytes")
     for round in range(1, KEPT_ROUNDS + 1):
         assert notes.made(1, 0, made.decided) is not None

@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.node.sync.shard_givers import MAKER_SECONDS, ShardGivers
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import STALL_SECONDS
 
-CLIENTS = [SwarmClient(f"127.0.0.1:{port}", ByteLedger()) for port in range(1, 6)]
+CLIENTS = [SwarmClient(f"127.0.0.1:{port}", ByteCounter()) for port in range(1, 6)]
 clients = st.sampled_from(CLIENTS)
 
 

@@ -7,7 +7,7 @@ import torch
 from swarm_rig import tiny_config
 
 from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.node.workspace import Workshop
+from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import parameter_shapes
@@ -34,7 +34,7 @@ def train(folder: Path, slowdown: float, clock: Clock, stop_after: float = float
     """One round of three steps, aimed by nothing, so that only steps take time."""
     config = tiny_config(folder, optimizer={"aim": "seed"}, periods={"k_r": 0, "k_r_embedding": 0})
     manifest = make_manifest("0" * 32, config, parameter_shapes(config.model))
-    workshop = Workshop(manifest, "core", torch.device("cpu"), (), None, slowdown)
+    workshop = Workspace(manifest, "core", torch.device("cpu"), (), None, slowdown)
     workshop.take_number(1)
     trainer = workshop.trainer(fresh_consensus(manifest))
     plan = plan_round(config, manifest.blocks, 1, "")

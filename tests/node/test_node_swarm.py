@@ -14,12 +14,12 @@ from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, WireConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.node import leader
 from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
-from tsr_swarm.node.workspace import Workshop
+from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.telemetry import events as ev
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.train.trainer import StepProgress, Trainer
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire.messages import open_envelope
@@ -111,9 +111,9 @@ async def test_late_work_is_not_merged_and_goes_out_with_a_later_round(
     """peer-2 is held in the middle of its round 2 until that round has closed without it."""
     closed, held = threading.Event(), threading.Event()
     trainers: dict[str, Trainer] = {}
-    make, train = Workshop.trainer, Trainer.train
+    make, train = Workspace.trainer, Trainer.train
 
-    def remember(self: Workshop, consensus: Consensus) -> Trainer:
+    def remember(self: Workspace, consensus: Consensus) -> Trainer:
         trainer = make(self, consensus)
         assert self._folder is not None
         trainers[self._folder.name] = trainer
@@ -143,7 +143,7 @@ async def test_late_work_is_not_merged_and_goes_out_with_a_later_round(
         if isinstance(event, ev.PhaseChanged) and (event.round, event.phase) == (2, "apply"):
             closed.set()
 
-    monkeypatch.setattr(Workshop, "trainer", remember)
+    monkeypatch.setattr(Workspace, "trainer", remember)
     monkeypatch.setattr(Trainer, "train", hold)
     config = tiny_config(tmp_path, round={"floor_seconds": 2.0}, run={"rounds": 4})
     swarm = await run_swarm(tmp_path, config, on_event=watch)
@@ -279,7 +279,7 @@ async def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
 async def test_listening_to_the_world_needs_a_word_of_consent(tmp_path: Path) -> None:
     options = CoordinateOptions(config=tiny_config(tmp_path), listen="0.0.0.0:0", use_dht=False)
     with pytest.raises(ConfigError, match="add --insecure"):
-        await run_coordinator(options, lambda event: None, StopRequest())
+        await run_coordinator(options, lambda event: None, Shutdown())
 
 
 async def test_a_coordinator_that_is_not_there_is_reported_at_once(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ async def test_strangers_and_garbage_do_not_disturb_a_run(tmp_path: Path) -> Non
     attacks: list[asyncio.Task[None]] = []
 
     async def attack(address: str) -> None:
-        async with SwarmClient(address, ByteLedger()) as client:
+        async with SwarmClient(address, ByteCounter()) as client:
             with pytest.raises(RefusedError, match="protocol 99"):
                 await client.hello(pb.HelloRequest(protocol=99, package_version="9.9"))
             with pytest.raises(RefusedError, match="another run"):

@@ -8,13 +8,13 @@ import pytest
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node import trainer_task as module
-from tsr_swarm.node.address_book import AddressBook, Lines
-from tsr_swarm.node.round_cache import Notes
-from tsr_swarm.node.trainer_task import Seams, Training
+from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node.round_cache import RoundCache
+from tsr_swarm.node.trainer_task import Seams, TrainerTask
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds.protocol import Event, Place, Plan, Upload, UploadFailed
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.train.trainer import RoundWork
 from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -35,8 +35,8 @@ class Rig:
         self.closed = 0
         book = AddressBook(ME)
         seams = Seams(put=self.put, warn=print, is_stale=bool, train=self.none, submit_here=self.never)
-        lines = Lines(book, ByteLedger(), KernelBytes([]))
-        self.training = Training(ME, MANIFEST, lines, Notes(), seams, self.background)
+        lines = ClientPool(book, ByteCounter(), KernelBytes([]))
+        self.training = TrainerTask(ME, MANIFEST, lines, RoundCache(), seams, self.background)
 
     def put(self, event: Event) -> None:
         self.queue.append(event)

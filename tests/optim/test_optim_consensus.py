@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from steady import wide
 from torch import Tensor
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.errors import RunError
@@ -23,9 +23,9 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.publish import publish
 
 BLOCKS = (
-    Block(name="embed_tokens.weight", rows=20, cols=8, rank=4, role=Role.EMBEDDING),
-    Block(name="up.weight", rows=12, cols=9, rank=3, role=Role.MATRIX),
-    Block(name="norm.weight", rows=1, cols=9, rank=0, role=Role.DENSE),
+    Block(name="embed_tokens.weight", rows=20, cols=8, rank=4, role=BlockRole.EMBEDDING),
+    Block(name="up.weight", rows=12, cols=9, rank=3, role=BlockRole.MATRIX),
+    Block(name="norm.weight", rows=1, cols=9, rank=0, role=BlockRole.DENSE),
 )
 WIRE = wide()
 LOW_RANK = frozenset({0, 1})
@@ -240,7 +240,7 @@ def test_any_changed_number_changes_the_digest(data: st.DataObject) -> None:
 def test_a_changed_name_or_shape_changes_the_digest() -> None:
     weights, bases = {"a": torch.zeros(2, 6)}, {0: random_basis(2, 6, 1, 0, 0)}
     named, renamed, reshaped = (
-        Consensus((Block(name=name, rows=rows, cols=12 // rows, rank=0, role=Role.DENSE),), {name: weight}, bases)
+        Consensus((Block(name=name, rows=rows, cols=12 // rows, rank=0, role=BlockRole.DENSE),), {name: weight}, bases)
         for name, rows, weight in (("a", 2, weights["a"]), ("b", 2, weights["a"]), ("a", 3, weights["a"].view(3, 4)))
     )
 
@@ -248,7 +248,7 @@ def test_a_changed_name_or_shape_changes_the_digest() -> None:
 
 
 def test_minus_zero_is_told_from_zero() -> None:
-    block = (Block(name="a", rows=1, cols=1, rank=0, role=Role.DENSE),)
+    block = (Block(name="a", rows=1, cols=1, rank=0, role=BlockRole.DENSE),)
     plus, minus = (Consensus(block, {"a": torch.tensor([x])}, {}) for x in (0.0, -0.0))
 
     assert plus.digest() != minus.digest()

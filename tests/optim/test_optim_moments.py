@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from steady import steady, wide
 from torch import Tensor
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import MOMENT_BITS, Part, PayloadKind, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
@@ -162,8 +162,8 @@ def test_a_negative_average_is_not_taken_for_a_second_moment() -> None:
 
 def test_slots_of_moments_are_those_of_the_cores_and_only_when_due() -> None:
     blocks = (
-        Block(name="a", rows=8, cols=12, rank=2, role=Role.MATRIX, is_proportional=True),
-        Block(name="n", rows=1, cols=5, rank=0, role=Role.DENSE),
+        Block(name="a", rows=8, cols=12, rank=2, role=BlockRole.MATRIX, is_proportional=True),
+        Block(name="n", rows=1, cols=5, rank=0, role=BlockRole.DENSE),
     )
     for layout in (upload_slots, published_slots):
         for first, second in ((False, False), (True, False), (False, True), (True, True)):

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from steady import steady, wide
 from torch import Tensor
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import OptimizerConfig, WireConfig
@@ -31,9 +31,9 @@ from tsr_swarm.optim.outer_step import (
 from tsr_swarm.optim.publish import publish_step
 
 BLOCKS = (
-    Block(name="up.weight", rows=12, cols=9, rank=3, role=Role.MATRIX),
-    Block(name="down.weight", rows=6, cols=12, rank=3, role=Role.MATRIX, is_proportional=True),
-    Block(name="norm.weight", rows=1, cols=9, rank=0, role=Role.DENSE),
+    Block(name="up.weight", rows=12, cols=9, rank=3, role=BlockRole.MATRIX),
+    Block(name="down.weight", rows=6, cols=12, rank=3, role=BlockRole.MATRIX, is_proportional=True),
+    Block(name="norm.weight", rows=1, cols=9, rank=0, role=BlockRole.DENSE),
 )
 CORE, WIDE, DENSE = range(3)
 

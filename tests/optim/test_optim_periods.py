@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steady import steady
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
@@ -19,9 +19,9 @@ from tsr_swarm.optim.muon import MOMENTUM
 from tsr_swarm.optim.periods import follows_manifest, learning_rate, plan_round
 
 BLOCKS = (
-    Block(name="embed_tokens.weight", rows=8, cols=4, rank=2, role=Role.EMBEDDING),
-    Block(name="up.weight", rows=4, cols=4, rank=2, role=Role.MATRIX),
-    Block(name="norm.weight", rows=1, cols=4, rank=0, role=Role.DENSE),
+    Block(name="embed_tokens.weight", rows=8, cols=4, rank=2, role=BlockRole.EMBEDDING),
+    Block(name="up.weight", rows=4, cols=4, rank=2, role=BlockRole.MATRIX),
+    Block(name="norm.weight", rows=1, cols=4, rank=0, role=BlockRole.DENSE),
 )
 PERIODS = PeriodsConfig(k_x=5, k_r=10, k_r_embedding=15)
 BOTH, EMBEDDING, MATRIX = frozenset({0, 1}), frozenset({0}), frozenset({1})

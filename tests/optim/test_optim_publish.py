@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from steady import wide
 from torch import Tensor
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
@@ -19,9 +19,9 @@ from tsr_swarm.lowrank.grid import Grid, quantise_block
 from tsr_swarm.optim.publish import publish
 
 BLOCKS = (
-    Block(name="embed_tokens.weight", rows=20, cols=8, rank=4, role=Role.EMBEDDING),
-    Block(name="up.weight", rows=12, cols=9, rank=3, role=Role.MATRIX),
-    Block(name="norm.weight", rows=1, cols=9, rank=0, role=Role.DENSE),
+    Block(name="embed_tokens.weight", rows=20, cols=8, rank=4, role=BlockRole.EMBEDDING),
+    Block(name="up.weight", rows=12, cols=9, rank=3, role=BlockRole.MATRIX),
+    Block(name="norm.weight", rows=1, cols=9, rank=0, role=BlockRole.DENSE),
 )
 BASES = {i: random_basis(b.rows, b.cols, b.rank, 7, i) for i, b in enumerate(BLOCKS) if b.is_low_rank}
 LOW_RANK = frozenset(BASES)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from steady import steady, wide
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import FEW_BITS, Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
@@ -17,8 +17,8 @@ from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.wire.codec import decode, encode
 
 BLOCKS = (
-    Block(name="a", rows=12, cols=9, rank=6, role=Role.MATRIX),
-    Block(name="b", rows=10, cols=8, rank=5, role=Role.EMBEDDING),
+    Block(name="a", rows=12, cols=9, rank=6, role=BlockRole.MATRIX),
+    Block(name="b", rows=10, cols=8, rank=5, role=BlockRole.EMBEDDING),
 )
 WIRES = [
     wide(core_bits=2, core_density=0.1, published_bits=3, published_density=0.2),

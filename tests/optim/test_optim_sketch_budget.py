@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steady import steady
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.budget import KB, core_upload, sketch_costs
 from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.round_plan import RoundPlan
@@ -18,9 +18,9 @@ from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig, WireConf
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.periods import due_blocks, plan_round
 from tsr_swarm.optim.sketch_budget import (
-    Exchange,
+    RefreshState,
     after_round,
-    begin_exchange,
+    begin_refresh_state,
     choose_tangents,
     mean_captured,
     preference,
@@ -28,11 +28,11 @@ from tsr_swarm.optim.sketch_budget import (
 )
 
 BLOCKS = (
-    Block(name="embed_tokens.weight", rows=96, cols=64, rank=16, role=Role.EMBEDDING),
-    Block(name="norm.weight", rows=1, cols=64, rank=0, role=Role.DENSE),
-    Block(name="up.weight", rows=160, cols=64, rank=16, role=Role.MATRIX),
-    Block(name="q.weight", rows=64, cols=64, rank=16, role=Role.MATRIX),
-    Block(name="k.weight", rows=64, cols=64, rank=16, role=Role.MATRIX),
+    Block(name="embed_tokens.weight", rows=96, cols=64, rank=16, role=BlockRole.EMBEDDING),
+    Block(name="norm.weight", rows=1, cols=64, rank=0, role=BlockRole.DENSE),
+    Block(name="up.weight", rows=160, cols=64, rank=16, role=BlockRole.MATRIX),
+    Block(name="q.weight", rows=64, cols=64, rank=16, role=BlockRole.MATRIX),
+    Block(name="k.weight", rows=64, cols=64, rank=16, role=BlockRole.MATRIX),
 )
 LOW_RANK = (0, 2, 3, 4)
 WIRE = WireConfig()
@@ -51,7 +51,7 @@ def config(budget: int, k_r: int = 20, k_r_embedding: int = 30) -> RunConfig:
     )
 
 
-def plan_of(run: RunConfig, round: int, known: Exchange) -> RoundPlan:
+def plan_of(run: RunConfig, round: int, known: RefreshState) -> RoundPlan:
     return within_budget(plan_round(run, BLOCKS, round, ""), run, BLOCKS, known)
 
 
@@ -116,11 +116,11 @@ def test_what_is_due_goes_first_then_what_gains_most_a_byte_and_last_what_was_ju
     refreshed = {0: 9, 1: 7, 2: 7, 3: 7, 4: 7, 5: 7, 6: 5, 7: 2, 8: 2, 9: 8}  # 7 and 8 are older than 6; 9: not seen
     periods = dict.fromkeys(refreshed, 5)
     costs = {**dict.fromkeys(refreshed, 10), 2: 100, 3: 30}
-    assert preference(Exchange(refreshed, seen), periods, costs, 10) == (7, 8, 6, 3, 1, 2, 0)
+    assert preference(RefreshState(refreshed, seen), periods, costs, 10) == (7, 8, 6, 3, 1, 2, 0)
 
 
 def test_a_sketch_that_costs_nothing_is_as_good_as_one_of_a_byte() -> None:
-    known = Exchange({0: 5, 1: 5}, {0: Captured(0.5, 10.0), 1: Captured(0.5, 20.0)})
+    known = RefreshState({0: 5, 1: 5}, {0: Captured(0.5, 10.0), 1: Captured(0.5, 20.0)})
     assert preference(known, {0: 9, 1: 9}, {0: -4, 1: 1}, 7) == (1, 0)
     assert choose_tangents((1, 0), {0: -4, 1: 1}, 1) == {0, 1}
 
@@ -130,7 +130,7 @@ def test_an_upload_stays_within_the_budget_and_nothing_more_would_fit(
     seen: dict[int, Captured], budget: int, round: int
 ) -> None:
     run = config(budget)
-    known = Exchange(begin_exchange(run, BLOCKS, round).refreshed, seen)
+    known = RefreshState(begin_refresh_state(run, BLOCKS, round).refreshed, seen)
     plan = plan_of(run, round, known)
     assert upload(plan) <= budget * KB
     periodic = due_blocks(run, BLOCKS, round).tangent
@@ -142,7 +142,7 @@ def test_an_upload_stays_within_the_budget_and_nothing_more_would_fit(
 
 def test_without_a_budget_a_plan_is_left_as_it_is() -> None:
     run = config(0)
-    known = Exchange(dict.fromkeys(LOW_RANK, 1), dict.fromkeys(LOW_RANK, Captured(0.0, 1e6)))
+    known = RefreshState(dict.fromkeys(LOW_RANK, 1), dict.fromkeys(LOW_RANK, Captured(0.0, 1e6)))
     for round in range(1, 20):
         assert plan_of(run, round, known) == plan_round(run, BLOCKS, round, "")
 
@@ -151,7 +151,7 @@ def test_without_a_budget_a_plan_is_left_as_it_is() -> None:
 def test_where_nothing_is_measured_bases_are_refreshed_by_their_periods(begin: int) -> None:
     """So a restarted leader, which knows no measurement, asks for what any leader without a budget would."""
     run = config(ALL)
-    known = begin_exchange(run, BLOCKS, begin)
+    known = begin_refresh_state(run, BLOCKS, begin)
     for round in range(begin, begin + 30):
         plan = plan_of(run, round, known)
         assert plan.due == due_blocks(run, BLOCKS, round)
@@ -162,7 +162,7 @@ def test_where_nothing_is_measured_bases_are_refreshed_by_their_periods(begin: i
 def test_no_block_waits_for_ever(seen: list[dict[int, Captured]]) -> None:
     """Whatever is measured, and with the least budget: one more round for each block that may be before it."""
     run = config(LEAST)
-    known, waited = begin_exchange(run, BLOCKS, 1), dict.fromkeys(LOW_RANK, 0)
+    known, waited = begin_refresh_state(run, BLOCKS, 1), dict.fromkeys(LOW_RANK, 0)
     for round, measured in enumerate(seen, start=1):
         plan = plan_of(run, round, known)
         waited = {index: 0 if index in plan.due.tangent else rounds + 1 for index, rounds in waited.items()}
@@ -172,7 +172,7 @@ def test_no_block_waits_for_ever(seen: list[dict[int, Captured]]) -> None:
 
 def test_a_void_block_is_still_due_and_the_newest_measurement_counts() -> None:
     run = config(ALL)
-    known = begin_exchange(run, BLOCKS, 1)
+    known = begin_refresh_state(run, BLOCKS, 1)
     plan = plan_of(run, 1, known)
     assert plan.due.tangent == set(LOW_RANK)
     known = after_round(known, plan, frozenset({1, 2}), {0: Captured(0.5, 1.0), 3: Captured(0.25, 2.0)})

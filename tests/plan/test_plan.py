@@ -23,7 +23,7 @@ from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.publish import publish
 from tsr_swarm.plan.baseline_costs import is_head, rivals
 from tsr_swarm.plan.compression_ratio import wire_shares
-from tsr_swarm.plan.costs import Method, summed
+from tsr_swarm.plan.costs import MethodCost, summed
 from tsr_swarm.plan.link import Link, default_step_seconds, line_share
 from tsr_swarm.plan.own_costs import MOST_ROUNDS, our_exchange, our_memory, raw_bytes, state_bytes
 from tsr_swarm.plan.paper_counts import paper_counts
@@ -217,7 +217,7 @@ BLOCKS = plan_blocks(SHAPES, OptimizerConfig(rank=3, embedding_rank=3), 12)
 RANKS = low_ranks(12)  # 6, 1 and 3
 
 
-def method(name: str, peers: int = 4) -> Method:
+def method(name: str, peers: int = 4) -> MethodCost:
     return next(m for m in rivals(BLOCKS, RANKS, 12, peers) if m.name == name)
 
 

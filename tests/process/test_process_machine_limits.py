@@ -21,7 +21,7 @@ from tsr_swarm.process.machine_limits import (
     require_process_room,
     startable_threads,
 )
-from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.simulate.engine import check
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.train.llama import parameter_shapes
@@ -146,7 +146,7 @@ async def test_no_command_builds_a_model_that_does_not_fit(tmp_path: Path) -> No
     config = tiny_config(tmp_path, model=HUGE)
     with pytest.raises(ConfigError, match="GB of memory"):
         await run_coordinator(
-            CoordinateOptions(config=config, listen="127.0.0.1:0", use_dht=False), lambda event: None, StopRequest()
+            CoordinateOptions(config=config, listen="127.0.0.1:0", use_dht=False), lambda event: None, Shutdown()
         )
     for method in ("tsr", "ddp"):
         with pytest.raises(ConfigError, match="GB of memory"):

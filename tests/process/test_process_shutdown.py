@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tsr_swarm.process.shutdown import PARENT_VARIABLE, StopRequest, run_unless_now, run_unless_stopped, tie_to_parent
+from tsr_swarm.process.shutdown import PARENT_VARIABLE, Shutdown, run_unless_now, run_unless_stopped, tie_to_parent
 
 # A process under the lifeline: tells what it hears; told to "hang", its loop never answers again.
 CHILD = """
@@ -119,7 +119,7 @@ def test_a_process_whose_parent_died_before_it_looked_ends_at_once() -> None:
 
 async def test_a_terminal_that_has_gone_asks_once_however_often_it_is_noticed() -> None:
     """SIGHUP tells of it, and so does the next line that it does not take."""
-    stop = StopRequest()
+    stop = Shutdown()
     stop.hang_up()
     stop.hang_up()
     assert stop.gently.is_set()
@@ -129,7 +129,7 @@ async def test_a_terminal_that_has_gone_asks_once_however_often_it_is_noticed() 
 
 
 async def test_any_stop_cancels_work_that_has_nothing_to_finish() -> None:
-    stop, events = StopRequest(), []
+    stop, events = Shutdown(), []
 
     async def work() -> None:
         try:
@@ -143,7 +143,7 @@ async def test_any_stop_cancels_work_that_has_nothing_to_finish() -> None:
 
 
 async def test_a_gentle_stop_leaves_work_alone_that_sees_to_it_itself() -> None:
-    stop, events = StopRequest(), []
+    stop, events = Shutdown(), []
 
     async def work() -> None:
         stop.request()
@@ -159,4 +159,4 @@ async def test_errors_of_the_work_pass_through() -> None:
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
-        await run_unless_stopped(work(), StopRequest())
+        await run_unless_stopped(work(), Shutdown())

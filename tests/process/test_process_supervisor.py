@@ -14,7 +14,7 @@ import pytest
 
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.process import janitor
-from tsr_swarm.process.supervisor import Child, Family, failure_of
+from tsr_swarm.process.supervisor import Child, ProcessGroup, failure_of
 
 # Ends when it is asked; it has a child of its own in its group, which holds its stdout open.
 POLITE = """
@@ -34,7 +34,7 @@ while True: signal.pause()
 SUPERVISOR = """
 import asyncio, os, subprocess, sys
 from tsr_swarm.runtime import children
-from tsr_swarm.process.supervisor import Family
+from tsr_swarm.process.supervisor import ProcessGroup
 children.JANITOR_SECONDS = 1.0
 TIED = '''
 from tsr_swarm.process.shutdown import run_until_stopped, tie_to_parent
@@ -44,7 +44,7 @@ async def main(stop):
 run_until_stopped(main, tie_to_parent())
 '''
 async def main():
-    async with Family() as family:
+    async with ProcessGroup() as family:
         folder = family.temporary_folder()
         (folder / "file").touch()
         children = []
@@ -62,7 +62,7 @@ asyncio.run(main())
 """
 
 
-async def start(family: Family, script: str) -> Child:
+async def start(family: ProcessGroup, script: str) -> Child:
     child = await family.start("it", [sys.executable, "-c", script], environment=os.environ, stdout=subprocess.PIPE)
     assert await anext(child.lines()) == "ready"
     return child
@@ -76,7 +76,7 @@ def has_ended(pid: int) -> bool:
 
 
 async def test_leaving_the_family_ends_its_children_and_theirs() -> None:
-    async with Family() as family:
+    async with ProcessGroup() as family:
         child = await start(family, POLITE)
         [grandchild] = psutil.Process(child.pid).children()
     assert child.exit_code not in (None, -signal.SIGKILL), "it was asked, and that was enough"
@@ -85,13 +85,13 @@ async def test_leaving_the_family_ends_its_children_and_theirs() -> None:
 
 async def test_a_child_that_will_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tsr_swarm.process.supervisor.STOP_SECONDS", 0.2)
-    async with Family() as family:
+    async with ProcessGroup() as family:
         child = await start(family, STUBBORN)
     assert child.exit_code == -signal.SIGKILL
 
 
 async def test_a_temporary_folder_goes_with_its_family() -> None:
-    async with Family() as family:
+    async with ProcessGroup() as family:
         folder = family.temporary_folder()
         (folder / "deep").mkdir()
     assert not folder.exists()
@@ -100,7 +100,7 @@ async def test_a_temporary_folder_goes_with_its_family() -> None:
 async def test_a_temporary_folder_that_cannot_be_made_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
     monkeypatch.setattr(tempfile, "tempdir", None)
-    async with Family() as family:
+    async with ProcessGroup() as family:
         with pytest.raises(
             ConfigError, match=r"^No temporary folder can be made \((?!.*Errno).*\); add --dir DIR, or set TMPDIR\.$"
         ):
@@ -108,7 +108,7 @@ async def test_a_temporary_folder_that_cannot_be_made_is_a_sentence(monkeypatch:
 
 
 async def test_a_child_that_is_killed_takes_what_it_started_along() -> None:
-    async with Family() as family:
+    async with ProcessGroup() as family:
         child = await start(family, POLITE)
         [grandchild] = psutil.Process(child.pid).children()
         child.kill()
@@ -133,7 +133,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_child_that_is_paused_stands_still_with_all_it_started_until_it_goes_on() -> None:
-    async with Family() as family:
+    async with ProcessGroup() as family:
         child = await start(family, FAR_CHILD)
         process = psutil.Process(child.pid)
         everybody = [process, *process.children()]
@@ -187,7 +187,7 @@ def test_what_was_paused_goes_on_when_its_supervisor_is_gone() -> None:
 )
 async def test_a_failure_is_told_in_the_childs_own_words(script: str, code: int, says: str) -> None:
     with tempfile.TemporaryFile() as log:
-        async with Family() as family:
+        async with ProcessGroup() as family:
             child = await family.start("it", [sys.executable, "-c", script], environment=os.environ, stderr=log)
             await child.wait()
         error = failure_of(child, log)

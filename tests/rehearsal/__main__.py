@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from tests.bench.tables import RESULTS, header
-from tests.rehearsal.rehearse import Outcome, Toll, rehearse
+from tests.rehearsal.rehearse import FaultCount, Outcome, rehearse
 
 
 def run_all(seeds: Sequence[int], jobs: int) -> list[Outcome]:
@@ -34,7 +34,7 @@ def run_all(seeds: Sequence[int], jobs: int) -> list[Outcome]:
 
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    by_kind: dict[str, list[Toll]] = defaultdict(list)
+    by_kind: dict[str, list[FaultCount]] = defaultdict(list)
     for outcome in outcomes:
         for toll in outcome.tolls:
             by_kind[toll.kind].append(toll)

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tsr_swarm.rounds.gather import ShardResult
-from tsr_swarm.rounds.raft_state import Ledger, Record
+from tsr_swarm.rounds.gather import ShardDigest
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
     """A round's bytes: its record and what was made of every shard."""
 
-    record: Record
-    results: tuple[ShardResult, ...]
+    record: RoundRecord
+    results: tuple[ShardDigest, ...]
 
 
 @dataclass(slots=True)
@@ -20,13 +20,13 @@ class Disk:
     """Journal, rounds and checkpoint. Every ``save`` says whether it worked."""
 
     keeps: int  # rounds; older ones are thrown away
-    ledger: Ledger
-    record: Record | None = None  # of the checkpoint, None: no state yet
+    ledger: HardState
+    record: RoundRecord | None = None  # of the checkpoint, None: no state yet
     rounds: dict[int, dict[str, Published]] = field(default_factory=dict)
     is_full: bool = False
     failures: int = 0  # of the next writes to the journal
 
-    def save_ledger(self, ledger: Ledger) -> bool:
+    def save_ledger(self, ledger: HardState) -> bool:
         if self.failures > 0:
             self.failures -= 1
             return False
@@ -41,7 +41,7 @@ class Disk:
         self.rounds.setdefault(published.record.round, {})[published.record.chain] = published
         return True
 
-    def save_checkpoint(self, record: Record) -> bool:
+    def save_checkpoint(self, record: RoundRecord) -> bool:
         if self.is_full:
             return False
         self.record = record

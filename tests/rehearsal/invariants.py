@@ -7,7 +7,7 @@ from tests.rehearsal.disk import Published
 from tests.rehearsal.work import Units
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
-from tsr_swarm.rounds.raft_state import Ledger, Record
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.state import Node
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.rehearsal.swarm import Swarm
 
 
-class Judge:
+class InvariantChecker:
     """Sees every step of every node, and says what must not have happened."""
 
     def __init__(self, swarm: "Swarm") -> None:
@@ -26,7 +26,7 @@ class Judge:
         self.void_shards: dict[int, int] = {}
         self.results: dict[int, Published] = {}
         self._swarm = swarm
-        self._records: dict[str, Record] = {}  # by chain hash
+        self._records: dict[str, RoundRecord] = {}  # by chain hash
         self._accepted: dict[str, set[str]] = {}  # chain hash -> voters that ever journaled it
         self._decided_in: dict[int, int] = {}  # round -> term
         self._leaders: dict[tuple[int, tuple[str, ...]], tuple[str, int]] = {}
@@ -68,7 +68,7 @@ class Judge:
         if plan is not None and (before.leading is None or before.leading.plan is None):
             self.opened.append((self._swarm.clock.now, machine.name, plan.round))
 
-    def _journaled(self, machine: "Machine", ledger: Ledger) -> None:
+    def _journaled(self, machine: "Machine", ledger: HardState) -> None:
         term, round = self._newest.get(machine.name, (0, 0))
         if ledger.term < term or ledger.base.round < round:
             self.complain(f"{machine.name} went back from term {term}, round {round} to {ledger}")
@@ -95,7 +95,7 @@ class Judge:
         if machine.name not in node.council.voters:
             self.complain(f"{machine.name} leads and is no voter of {key[1]}")
 
-    def _proposes(self, machine: "Machine", term: int, record: Record) -> None:
+    def _proposes(self, machine: "Machine", term: int, record: RoundRecord) -> None:
         stands = self.standing.get(record.round)
         if stands is not None and stands != record.chain and term >= self._decided_in.get(record.round, 0):
             self.complain(

@@ -15,10 +15,10 @@ from tests.rehearsal.trace import brief
 from tests.rehearsal.work import Units, Work
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.gather import ShardResult
+from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.rounds.raft_state import Ledger, Record
-from tsr_swarm.rounds.state import Identity, Node
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
+from tsr_swarm.rounds.state import Node, NodeIdentity
 from tsr_swarm.rounds.step import begin, step, wake_at
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ MOST_AT_ONCE = 400  # steps of one node at one instant; more is a loop without e
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class Delivery:
     """A shard of a contribution, on its way or arrived."""
 
     sender: "Machine"
@@ -55,7 +55,7 @@ class Pace:
 
 
 @dataclass(slots=True)
-class Wrist:
+class LocalClock:
     """The machine's own clock."""
 
     rate: float = 1.0
@@ -76,14 +76,14 @@ class Machine:
     life: int = 0
     is_suspended: bool = False
     has_left: bool = False
-    wrist: Wrist = field(default_factory=Wrist)
+    wrist: LocalClock = field(default_factory=LocalClock)
     work: Work = field(init=False)
     held: dict[tuple[int, str, int], Units] = field(default_factory=dict)  # (round, peer, shard)
     backlog: list[pt.Event] = field(default_factory=list)
     _training: pt.Plan | None = None
     _training_token: int = 0
     _storing: set[str] = field(default_factory=set)  # chain hashes
-    _arriving: dict[tuple[str, int, int], Parcel] = field(default_factory=dict)  # (peer, round, shard)
+    _arriving: dict[tuple[str, int, int], Delivery] = field(default_factory=dict)  # (peer, round, shard)
     _sending: dict[tuple[int, int], int] = field(default_factory=dict)  # (round, shard) -> token
     _tokens: int = 0
     _waking: float = float("inf")
@@ -112,7 +112,7 @@ class Machine:
         self.has_left = self.is_suspended = False
         record = self.disk.record
         state = PeerState() if record is None else PeerState(applied=record.round, chain=record.chain)
-        identity = Identity(
+        identity = NodeIdentity(
             me=self.name,
             incarnation=self.life,
             trains=self.trains,
@@ -305,7 +305,7 @@ class Machine:
         self._tokens += 1
         token = self._tokens
         self._sending[upload.round, upload.shard] = token
-        parcel = Parcel(self, self.life, token, upload.term, self.work.carried[upload.shard], upload.place)
+        parcel = Delivery(self, self.life, token, upload.term, self.work.carried[upload.shard], upload.place)
         size = self.swarm.layout.sizes[upload.shard]
         seconds = size * self.pace.transfer * self.pace.line + self.swarm.network.delay(self.name, self.name)
         if upload.place.node == self.name:
@@ -313,7 +313,7 @@ class Machine:
         self._after(seconds, partial(self._arrive, upload, parcel))
         self._after(seconds + 2 * TIMEOUT_SECONDS, partial(self._upload_failed, upload, token))
 
-    def _arrive(self, upload: pt.Upload, parcel: Parcel) -> None:
+    def _arrive(self, upload: pt.Upload, parcel: Delivery) -> None:
         target = self.swarm.machines[upload.place.node]
         if not self.swarm.network.passes(self.name, target.name):
             return
@@ -338,7 +338,7 @@ class Machine:
             told = partial(parcel.sender._uploaded, parcel, reply)
             self.swarm.clock.after(self.swarm.network.delay(self.name, reply.peer), told)
 
-    def _uploaded(self, parcel: Parcel, reply: pt.Reply) -> None:
+    def _uploaded(self, parcel: Delivery, reply: pt.Reply) -> None:
         if self.life == parcel.life and self._sending.get((reply.round, reply.shard)) == parcel.token:
             del self._sending[reply.round, reply.shard]
             self.put(pt.Uploaded(parcel.term, reply.round, reply.shard, parcel.place, reply.verdict.counted))
@@ -359,7 +359,7 @@ class Machine:
                 self.swarm.judge.complain(f"{self.name} is to average what it has not: {units}")
                 continue
             digest = self.swarm.remember(average.round, shard, units)
-            done = pt.Averaged(average.term, average.round, shard, ShardResult(frozenset(peers), digest))
+            done = pt.Averaged(average.term, average.round, shard, ShardDigest(frozenset(peers), digest))
             self._after(seconds * count, partial(self.put, done))
 
     # rounds
@@ -369,7 +369,7 @@ class Machine:
         self.swarm.judge.sealing(self, seal)
         text = f"{seal.parent}/{seal.round}/{[result.digest for result in seal.results]}/{seal.voters}"
         chain = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-        published = Published(Record(seal.round, chain, seal.parent, seal.voters), seal.results)
+        published = Published(RoundRecord(seal.round, chain, seal.parent, seal.voters), seal.results)
         self._after(0.1, partial(self._save_sealed, published))
 
     def _save_sealed(self, published: Published) -> None:
@@ -378,7 +378,7 @@ class Machine:
             return
         self.put(pt.Sealed(published.record))
 
-    def _store(self, record: Record, donors: tuple[str, ...]) -> None:
+    def _store(self, record: RoundRecord, donors: tuple[str, ...]) -> None:
         if record.chain in self._storing:
             return
         self._storing.add(record.chain)
@@ -387,7 +387,7 @@ class Machine:
             return
         self._after(self._transfer_seconds(), partial(self._stored, record, donors))
 
-    def _stored(self, record: Record, donors: tuple[str, ...]) -> None:
+    def _stored(self, record: RoundRecord, donors: tuple[str, ...]) -> None:
         self._storing.discard(record.chain)
         published = self.disk.find(record.round, record.chain)
         if published is None:
@@ -397,7 +397,7 @@ class Machine:
                 return
         self.put(pt.Stored(record))
 
-    def _read(self, donor: str, record: Record) -> Published | None:
+    def _read(self, donor: str, record: RoundRecord) -> Published | None:
         """Bytes of a proposal, from who has them."""
         if not self.swarm.network.reaches(self.name, donor) or self.swarm.machines[donor].is_suspended:
             return None
@@ -481,5 +481,5 @@ class Machine:
 
 def new_disk(keeps: int, first: str, is_new: bool) -> Disk:
     """A disk of somebody who has the first state, or ``is_new`` and has nothing."""
-    genesis = Record(voters=(first,))
-    return Disk(keeps=keeps, ledger=Ledger(genesis), record=None if is_new else genesis)
+    genesis = RoundRecord(voters=(first,))
+    return Disk(keeps=keeps, ledger=HardState(genesis), record=None if is_new else genesis)

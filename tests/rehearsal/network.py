@@ -24,11 +24,11 @@ from tsr_swarm.rounds.protocol import (
     ShardDone,
     Unreachable,
 )
-from tsr_swarm.rounds.raft_state import Beat, BeatReply, VoteReply, VoteRequest
+from tsr_swarm.rounds.raft_state import Heartbeat, HeartbeatReply, VoteReply, VoteRequest
 
 TIMEOUT_SECONDS = 5.0  # of a call whose packets vanish
-_CALLS = (Poll, Beat, VoteRequest, Close)
-_TO_DIALABLE = (Beat, VoteRequest, Close, Poll, ShardDone, Goodbye, BeatReply, VoteReply)
+_CALLS = (Poll, Heartbeat, VoteRequest, Close)
+_TO_DIALABLE = (Heartbeat, VoteRequest, Close, Poll, ShardDone, Goodbye, HeartbeatReply, VoteReply)
 
 
 class Host(Protocol):

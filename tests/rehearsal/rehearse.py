@@ -9,7 +9,7 @@ from tests.rehearsal.swarm import Member, Swarm
 
 
 @dataclass(frozen=True, slots=True)
-class Toll:
+class FaultCount:
     """What one fault cost."""
 
     kind: str
@@ -24,7 +24,7 @@ class Outcome:
     seconds: float  # virtual
     rounds: int
     steps: int
-    tolls: tuple[Toll, ...]
+    tolls: tuple[FaultCount, ...]
     violations: tuple[str, ...]
     trace: tuple[str, ...] = ()
 
@@ -49,7 +49,7 @@ def prepare(schedule: Schedule, chance: Random, keeps_trace: bool = False) -> Sw
 def outcome(seed: int, swarm: Swarm) -> Outcome:
     void, shards = swarm.judge.void_shards, len(swarm.layout.sizes)
     tolls = tuple(
-        Toll(
+        FaultCount(
             trouble.kind,
             sum(void.get(round) == shards for round in range(trouble.first_round, trouble.first_round + 3)),
             trouble.recovered,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from tests.rehearsal.clock import Clock
-from tests.rehearsal.invariants import Judge
+from tests.rehearsal.invariants import InvariantChecker
 from tests.rehearsal.machine import Machine, Pace, new_disk
 from tests.rehearsal.network import Network, Weather
 from tests.rehearsal.trace import Trace
@@ -50,7 +50,7 @@ class Layout:
 
 
 @dataclass(slots=True)
-class Trouble:
+class ActiveFault:
     """A fault that was placed."""
 
     kind: str
@@ -66,9 +66,9 @@ class Swarm:
         self.clock, self.trace = Clock(), Trace(keeps_lines)
         self.bodies: dict[str, tuple[tuple[str, Units], ...]] = {}  # digest -> what an average is of
         self.machines: dict[str, Machine] = {}
-        self.judge = Judge(self)
+        self.judge = InvariantChecker(self)
         self.network = Network(self.clock, chance, self.machines, replace(layout.weather), self.judge.complain)
-        self.troubles: list[Trouble] = []
+        self.troubles: list[ActiveFault] = []
         self.steps = 0
         self.is_over = False
         self.quiet_round: int | None = None  # the newest when the last fault was over
@@ -136,7 +136,7 @@ class Swarm:
         """A fault begins now and is over in ``seconds``."""
         now = self.clock.now
         self.note("*", f"{kind} for {seconds:.1f} s")
-        self.troubles.append(Trouble(kind, now, now + seconds, first_round=self.judge.newest + 1))
+        self.troubles.append(ActiveFault(kind, now, now + seconds, first_round=self.judge.newest + 1))
 
     @property
     def leader(self) -> Machine | None:

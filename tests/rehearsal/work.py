@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tsr_swarm.rounds.gather import ShardResult
+from tsr_swarm.rounds.gather import ShardDigest
 
 Units = tuple[int, ...]
 
@@ -28,7 +28,7 @@ class Work:
         self.round, self.parent = round, parent
         self.carried = tuple(tuple(units) for units in self._open)
 
-    def settle(self, me: str, round: int, results: Sequence[ShardResult]) -> None:
+    def settle(self, me: str, round: int, results: Sequence[ShardDigest]) -> None:
         """``round`` was applied: what it carries of this peer is not sent again."""
         if round == self.round:
             self._drop([shard for shard, result in enumerate(results) if me in result.included])

@@ -4,13 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.rounds import gather as ga
-from tsr_swarm.rounds.gather import Ask, Complete, Gather, ShardResult
+from tsr_swarm.rounds.gather import Ask, Complete, Gather, ShardDigest
 
 REDUCERS = ("a", "b", "b", "c")
 
 
-def of(shard: int) -> ShardResult:
-    return ShardResult(frozenset({"p"}), f"digest-{shard}")
+def of(shard: int) -> ShardDigest:
+    return ShardDigest(frozenset({"p"}), f"digest-{shard}")
 
 
 def begun() -> Gather:
@@ -40,7 +40,7 @@ def test_who_is_gone_leaves_its_shards_void_at_once() -> None:
     for shard in (0, 3):
         gather = ga.result(gather, REDUCERS[shard], shard, of(shard), 100.5)
     _, done = ga.progress(gather, ["b"], 100.6)
-    assert done == [Complete((of(0), ShardResult(), ShardResult(), of(3)))]
+    assert done == [Complete((of(0), ShardDigest(), ShardDigest(), of(3)))]
 
 
 @given(answered=st.sets(st.integers(0, 3)), seconds=st.floats(0.0, 3.0))
@@ -50,5 +50,5 @@ def test_it_ends_in_time_whoever_is_silent(answered: set[int], seconds: float) -
         gather = ga.result(gather, REDUCERS[shard], shard, of(shard), 100.0 + seconds)
     assert gather.deadline <= 100.0 + 2 * ga.PATIENCE_SECONDS + 3 * seconds
     _, done = ga.progress(gather, (), gather.deadline)
-    expected = tuple(of(shard) if shard in answered else ShardResult() for shard in range(4))
+    expected = tuple(of(shard) if shard in answered else ShardDigest() for shard in range(4))
     assert done == [Complete(expected)]

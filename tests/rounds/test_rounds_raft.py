@@ -9,7 +9,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tsr_swarm.rounds import raft
 from tsr_swarm.rounds import raft_state as cl
-from tsr_swarm.rounds.raft_state import Beat, BeatReply, Council, Ledger, Record, Role, VoteReply, VoteRequest
+from tsr_swarm.rounds.raft_state import (
+    HardState,
+    Heartbeat,
+    HeartbeatReply,
+    RaftRole,
+    RoundRecord,
+    Voter,
+    VoteReply,
+    VoteRequest,
+)
 
 NAMES = ("a", "b", "c", "d", "e")
 VOTERS = [("a",), ("a", "b", "c"), ("c", "d", "e"), ("b", "c", "d"), NAMES]
@@ -22,20 +31,20 @@ class Councils(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.councils: dict[str, Council] = {}
+        self.councils: dict[str, Voter] = {}
         self.mail: list[tuple[str, str, cl.Message]] = []
-        self.fetching: list[tuple[str, Record]] = []
+        self.fetching: list[tuple[str, RoundRecord]] = []
         self.behind: dict[str, str] = {}  # who misses rounds -> from whom it may learn them
-        self.standing: dict[int, Record] = {}
+        self.standing: dict[int, RoundRecord] = {}
         self.leaders: dict[tuple[int, tuple[str, ...]], str] = {}
         self.votes: dict[tuple[str, int], str] = {}
         self.made = 0
 
     @initialize(voters=st.sampled_from(VOTERS))
     def begin(self, voters: tuple[str, ...]) -> None:
-        genesis = Record(voters=voters)
+        genesis = RoundRecord(voters=voters)
         self.standing[0] = genesis
-        self.councils = {name: raft.begin(name, Ledger(genesis), 0.0) for name in NAMES}
+        self.councils = {name: raft.begin(name, HardState(genesis), 0.0) for name in NAMES}
 
     def put(self, name: str, event: cl.Event) -> None:
         before = self.councils[name]
@@ -51,7 +60,7 @@ class Councils(RuleBasedStateMachine):
                 case cl.CatchUp(_, source):
                     self.behind[name] = source
 
-    def check(self, before: Council, after: Council) -> None:
+    def check(self, before: Voter, after: Voter) -> None:
         old, new, me = before.ledger, after.ledger, after.me
         assert new.term >= old.term
         assert new.base.round >= old.base.round
@@ -98,7 +107,7 @@ class Councils(RuleBasedStateMachine):
             return
         base = council.ledger.base
         self.made += 1
-        record = Record(base.round + 1, f"{name}{self.made}", base.chain, voters)
+        record = RoundRecord(base.round + 1, f"{name}{self.made}", base.chain, voters)
         self.put(name, cl.Propose(record))
 
     @rule(name=nodes)
@@ -106,7 +115,7 @@ class Councils(RuleBasedStateMachine):
         """Fetch a round from the leader that has said that rounds are missing here."""
         source, base = self.councils.get(self.behind.get(name, "")), self.councils[name].ledger.base
         if source is not None and source.ledger.base.round > base.round:
-            self.put(name, cl.Learned(self.standing[base.round + 1]))
+            self.put(name, cl.RoundLearned(self.standing[base.round + 1]))
 
     @rule(name=nodes, loses_bytes=st.booleans())
     def die(self, name: str, loses_bytes: bool) -> None:
@@ -161,7 +170,7 @@ class Councils(RuleBasedStateMachine):
         newest = max(self.standing)
         for name in NAMES:  # they tell each other, as by rounds/protocol.py's Redirect
             for round in range(self.councils[name].ledger.base.round + 1, newest + 1):
-                self.put(name, cl.Learned(self.standing[round]))
+                self.put(name, cl.RoundLearned(self.standing[round]))
         for _ in range(3):
             self.calm(set(NAMES), NAMES, 4, True)
         assert max(self.standing) > rounds
@@ -178,11 +187,11 @@ TestCouncils.settings = settings(
 THREE = ("a", "b", "c")
 
 
-def council(me: str, base: int = 0, tail_term: int = 0, term: int = 0) -> Council:
+def council(me: str, base: int = 0, tail_term: int = 0, term: int = 0) -> Voter:
     """One of three voters, which knows round ``base`` to stand and has accepted the next, if it has, in that term."""
-    record = Record(base, f"r{base}", f"r{base - 1}", THREE)
-    tail = Record(base + 1, f"r{base + 1}", f"r{base}", THREE) if tail_term else None
-    return raft.begin(me, Ledger(record, term=term, tail=tail, tail_term=tail_term), 0.0)
+    record = RoundRecord(base, f"r{base}", f"r{base - 1}", THREE)
+    tail = RoundRecord(base + 1, f"r{base + 1}", f"r{base}", THREE) if tail_term else None
+    return raft.begin(me, HardState(record, term=term, tail=tail, tail_term=tail_term), 0.0)
 
 
 def test_a_voter_that_has_lost_the_bytes_of_its_tail_votes_as_before_and_does_not_stand() -> None:
@@ -201,17 +210,17 @@ def test_a_voter_that_gets_the_bytes_of_its_tail_again_or_another_round_may_stan
     sound = council("a", base=3, tail_term=2, term=2)
     assert sound.ledger.tail is not None
     lost = raft.begin("a", sound.ledger, 0.0, "r4")
-    beat = cl.Received("b", Beat(5, sound.ledger.base, sound.ledger.tail))
+    beat = cl.Received("b", Heartbeat(5, sound.ledger.base, sound.ledger.tail))
     asked, actions = raft.step(lost, beat, 1.0)
     assert [action for action in actions if isinstance(action, cl.Store)], "its bytes are fetched from who proposes it"
     stored, _ = raft.step(asked, cl.Stored(sound.ledger.tail), 2.0)
-    learned, _ = raft.step(lost, cl.Learned(sound.ledger.tail), 2.0)
+    learned, _ = raft.step(lost, cl.RoundLearned(sound.ledger.tail), 2.0)
     assert stored.may_stand
     assert learned.may_stand
     assert raft.wake_at(stored) < float("inf")
 
 
-def grants(voter: Council, candidate: Council) -> bool:
+def grants(voter: Voter, candidate: Voter) -> bool:
     request = VoteRequest(9, candidate.me, candidate.ledger.extent, is_trial=False)
     _, actions = raft.step(voter, cl.Received(candidate.me, request), 100.0)
     (reply,) = [action.message for action in actions if isinstance(action, cl.Send)]
@@ -232,13 +241,13 @@ def grants(voter: Council, candidate: Council) -> bool:
         (council("a", 3, tail_term=2), council("b", 5), True),
     ],
 )
-def test_the_vote_goes_to_who_knows_at_least_as_much(voter: Council, candidate: Council, is_granted: bool) -> None:
+def test_the_vote_goes_to_who_knows_at_least_as_much(voter: Voter, candidate: Voter, is_granted: bool) -> None:
     assert grants(voter, candidate) is is_granted
 
 
-def lead(me: str = "a") -> Council:
+def lead(me: str = "a") -> Voter:
     state, _ = raft.step(council(me), cl.Tick(), 20.0)
-    assert state.role is Role.TRIAL
+    assert state.role is RaftRole.TRIAL
     for is_trial, voter in ((True, "b"), (False, "b")):
         term = state.term + 1 if is_trial else state.term
         reply = VoteReply(term, state.term, True, is_trial, "granted")
@@ -248,36 +257,38 @@ def lead(me: str = "a") -> Council:
 
 
 def test_a_leader_that_learns_of_a_round_was_overtaken_and_leads_no_more() -> None:
-    state, actions = raft.step(lead(), cl.Learned(Record(1, "r1", "r0", ("b", "c", "d"))), 21.0)
+    state, actions = raft.step(lead(), cl.RoundLearned(RoundRecord(1, "r1", "r0", ("b", "c", "d"))), 21.0)
     assert not state.leads
     assert any(isinstance(action, cl.StepDown) for action in actions)
 
 
 def test_a_candidate_that_learns_of_a_round_takes_no_votes_that_were_meant_for_the_old_voters() -> None:
     state, _ = raft.step(council("a"), cl.Tick(), 20.0)
-    state, _ = raft.step(state, cl.Learned(Record(1, "r1", "r0", ("a", "d", "e"))), 20.5)
-    assert state.role is Role.FOLLOWER
+    state, _ = raft.step(state, cl.RoundLearned(RoundRecord(1, "r1", "r0", ("a", "d", "e"))), 20.5)
+    assert state.role is RaftRole.FOLLOWER
     assert state.granted == frozenset()
 
 
 def test_a_round_stands_when_a_majority_holds_it_and_not_before() -> None:
-    record = Record(1, "r1", "r0", THREE)
+    record = RoundRecord(1, "r1", "r0", THREE)
     state, actions = raft.step(lead(), cl.Propose(record), 21.0)
-    assert not any(isinstance(action, cl.Decided) for action in actions)
-    state, actions = raft.step(state, cl.Received("b", BeatReply(state.term, 0, "another", "accepted")), 21.1)
-    assert not any(isinstance(action, cl.Decided) for action in actions)
-    _, actions = raft.step(state, cl.Received("b", BeatReply(state.term, 0, "r1", "accepted")), 21.2)
-    assert cl.Decided(record) in actions
+    assert not any(isinstance(action, cl.RoundCommitted) for action in actions)
+    state, actions = raft.step(state, cl.Received("b", HeartbeatReply(state.term, 0, "another", "accepted")), 21.1)
+    assert not any(isinstance(action, cl.RoundCommitted) for action in actions)
+    _, actions = raft.step(state, cl.Received("b", HeartbeatReply(state.term, 0, "r1", "accepted")), 21.2)
+    assert cl.RoundCommitted(record) in actions
 
 
 def test_a_voter_accepts_only_what_it_has_stored() -> None:
-    record = Record(1, "r1", "r0", THREE)
-    state, actions = raft.step(council("b"), cl.Received("a", Beat(1, Record(0, "r0", "r-1", THREE), record)), 1.0)
+    record = RoundRecord(1, "r1", "r0", THREE)
+    state, actions = raft.step(
+        council("b"), cl.Received("a", Heartbeat(1, RoundRecord(0, "r0", "r-1", THREE), record)), 1.0
+    )
     assert cl.Store(record, "a") in actions
     assert state.ledger.tail is None
     state, actions = raft.step(state, cl.Stored(record), 1.5)
     assert state.ledger.tail == record
-    assert cl.Send("a", BeatReply(1, 0, "r1", "accepted")) in actions
+    assert cl.Send("a", HeartbeatReply(1, 0, "r1", "accepted")) in actions
 
 
 def test_one_that_was_cut_off_moves_nobodys_term() -> None:
@@ -285,7 +296,9 @@ def test_one_that_was_cut_off_moves_nobodys_term() -> None:
     for now in (10.0, 30.0, 50.0):
         state, _ = raft.step(state, cl.Tick(), now)
     assert state.term == 0
-    follower, _ = raft.step(council("b"), cl.Received("a", Beat(1, Record(0, "r0", "r-1", THREE), None)), 60.0)
+    follower, _ = raft.step(
+        council("b"), cl.Received("a", Heartbeat(1, RoundRecord(0, "r0", "r-1", THREE), None)), 60.0
+    )
     request = VoteRequest(2, "c", state.ledger.extent, is_trial=True)
     follower, actions = raft.step(follower, cl.Received("c", request), 60.5)
     assert follower.term == 1
@@ -293,15 +306,15 @@ def test_one_that_was_cut_off_moves_nobodys_term() -> None:
 
 
 def test_a_voter_whose_line_to_the_leader_broke_accepts_and_is_asked_again() -> None:
-    record = Record(1, "r1", "r0", THREE)
-    beat = Beat(1, Record(0, "r0", "r-1", THREE), record)
+    record = RoundRecord(1, "r1", "r0", THREE)
+    beat = Heartbeat(1, RoundRecord(0, "r0", "r-1", THREE), record)
     state, _ = raft.step(council("b"), cl.Received("a", beat), 1.0)
-    state, _ = raft.step(state, cl.Lost("a"), 1.1)
+    state, _ = raft.step(state, cl.PeerLost("a"), 1.1)
     state, actions = raft.step(state, cl.Stored(record), 1.2)
     assert state.ledger.tail == record
     assert actions == []
     _, actions = raft.step(state, cl.Received("a", beat), 2.0)
-    assert actions == [cl.Send("a", BeatReply(1, 0, "r1", "accepted"))]
+    assert actions == [cl.Send("a", HeartbeatReply(1, 0, "r1", "accepted"))]
 
 
 def test_of_two_that_stand_at_once_one_withdraws() -> None:
@@ -309,24 +322,24 @@ def test_of_two_that_stand_at_once_one_withdraws() -> None:
     high, _ = raft.step(council("b"), cl.Tick(), 20.0)
     low_after, _ = raft.step(low, cl.Received("b", VoteRequest(1, "b", high.ledger.extent, is_trial=True)), 20.1)
     high_after, _ = raft.step(high, cl.Received("a", VoteRequest(1, "a", low.ledger.extent, is_trial=True)), 20.1)
-    assert (low_after.role, high_after.role) == (Role.FOLLOWER, Role.TRIAL)
+    assert (low_after.role, high_after.role) == (RaftRole.FOLLOWER, RaftRole.TRIAL)
 
 
 def test_a_leader_that_cannot_be_reached_is_not_waited_for() -> None:
-    beat = Beat(1, Record(0, "r0", "r-1", THREE), None)
+    beat = Heartbeat(1, RoundRecord(0, "r0", "r-1", THREE), None)
     state, _ = raft.step(council("b"), cl.Received("a", beat), 100.0)
-    assert raft.step(state, cl.Lost("c"), 100.0)[0] == state
-    lost, _ = raft.step(state, cl.Lost("a"), 100.0)
+    assert raft.step(state, cl.PeerLost("c"), 100.0)[0] == state
+    lost, _ = raft.step(state, cl.PeerLost("a"), 100.0)
     assert lost.stand_at <= 100.0 + raft.SILENCE_SECONDS < state.stand_at
     assert grants(lost, council("c"))
 
 
 def test_a_leader_of_an_older_term_moves_nobody() -> None:
     state = lead()
-    old = Beat(state.term - 1, Record(0, "r0", "r-1", THREE), Record(1, "other", "r0", THREE))
+    old = Heartbeat(state.term - 1, RoundRecord(0, "r0", "r-1", THREE), RoundRecord(1, "other", "r0", THREE))
     after, actions = raft.step(state, cl.Received("c", old), 21.0)
     assert after == state
-    assert actions == [cl.Send("c", BeatReply(state.term, 0, "", f"term {state.term} has begun"))]
+    assert actions == [cl.Send("c", HeartbeatReply(state.term, 0, "", f"term {state.term} has begun"))]
 
 
 def test_a_leader_that_no_majority_answers_leads_no_more() -> None:
@@ -341,6 +354,6 @@ def test_a_voter_that_hears_that_what_it_accepted_stands_has_no_need_to_fetch_it
     state = council("b", tail_term=1, term=1)
     tail = state.ledger.tail
     assert tail is not None
-    state, actions = raft.step(state, cl.Received("a", Beat(1, tail, None)), 1.0)
+    state, actions = raft.step(state, cl.Received("a", Heartbeat(1, tail, None)), 1.0)
     assert state.ledger.base == tail
-    assert cl.Decided(tail) in actions
+    assert cl.RoundCommitted(tail) in actions

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.config.layout import Part, Slot
-from tsr_swarm.exchange.aggregate import Contribution, weighted_mean
+from tsr_swarm.exchange.aggregate import WeightedPayload, weighted_mean
 from tsr_swarm.lowrank.grid import quantise_rows
 from tsr_swarm.rounds.reducer import ReducerState, close, included, is_complete, offer
 
@@ -45,7 +45,7 @@ def test_the_mean_is_weighted_by_tokens_and_does_not_depend_on_the_order(seed: i
     generator = torch.Generator().manual_seed(seed)
     slot = Slot(0, Part.CORE, 3, 4, 8, 3)
     contributions = [
-        Contribution(number, tokens, {slot: quantise_rows(torch.randn(3, 4, generator=generator), 8)})
+        WeightedPayload(number, tokens, {slot: quantise_rows(torch.randn(3, 4, generator=generator), 8)})
         for number, tokens in enumerate(weights, 1)
     ]
     mean = weighted_mean(contributions, [slot])[slot]

@@ -73,17 +73,17 @@ def test_shards_that_move_make_their_senders_send_again() -> None:
 def test_a_new_leader_gives_its_peers_time_to_find_it() -> None:
     state = replace(fresh(min_peers=1), round=4, has_opened=True, open_after=6.0)
     state, seen = drive(state, (ld.Joined("a"), 1.0), (ld.Tick(), 5.9))
-    assert ld.OpenRound(5) not in seen
+    assert ld.BeginRound(5) not in seen
     state, seen = drive(state, (ld.Tick(), 6.0))
-    assert ld.OpenRound(5) in seen
+    assert ld.BeginRound(5) in seen
 
 
 def test_a_new_leader_waits_no_longer_than_for_those_of_the_last_round() -> None:
     state = replace(fresh(min_peers=1), round=4, has_opened=True, open_after=6.0, awaited=frozenset("ab"))
     state, seen = drive(state, (ld.Joined("a"), 1.0), (ld.Joined("c"), 1.1))
-    assert ld.OpenRound(5) not in seen
+    assert ld.BeginRound(5) not in seen
     state, seen = drive(state, (ld.Joined("b"), 1.5))
-    assert ld.OpenRound(5) in seen
+    assert ld.BeginRound(5) in seen
     assert state.expected == frozenset("abc")
 
 
@@ -153,7 +153,7 @@ def test_rounds_are_opened_and_committed_in_order_each_once_whatever_happens(
         now += wait
         timed.append((event, now))
     state, seen = drive(fresh(min_peers=1, quorum=quorum), *timed)
-    opened = [action.round for action in seen if isinstance(action, ld.OpenRound)]
+    opened = [action.round for action in seen if isinstance(action, ld.BeginRound)]
     assert opened == list(range(1, len(opened) + 1))
     assert commits(seen) == opened[: len(commits(seen))]
     assert len(opened) - len(commits(seen)) in (0, 1)
@@ -165,8 +165,8 @@ def test_rounds_are_opened_and_committed_in_order_each_once_whatever_happens(
 # --- the peer's side --------------------------------------------------------------------------------------------
 
 
-def news(committed: int, open_round: int, parent: str, **flags: bool) -> pr.News:
-    base = pr.News(committed, open_round, parent, is_finished=False, unknown_peer=False)
+def news(committed: int, open_round: int, parent: str, **flags: bool) -> pr.LeaderUpdate:
+    base = pr.LeaderUpdate(committed, open_round, parent, is_finished=False, unknown_peer=False)
     return replace(base, **flags)
 
 
@@ -290,7 +290,7 @@ def test_where_everybody_was_late_everybody_is_waited_for() -> None:
     state = replace(fresh(min_peers=1), round=6, has_opened=True, misses={"a": 3, "b": 2})
     state = replace(state, members={"a": 100.0, "b": 100.0})
     state, seen = drive(state, (ld.Tick(), 1.0))
-    assert ld.OpenRound(7) in seen
+    assert ld.BeginRound(7) in seen
     assert state.expected == frozenset("ab")
 
 

@@ -7,23 +7,25 @@ import pytest
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.follower import UNLED_SECONDS
-from tsr_swarm.rounds.gather import ShardResult
+from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.leader import news as leading_news
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import News, Place, Plan, Poll, Received, Redirect
-from tsr_swarm.rounds.raft_state import Beat, BeatReply, Ledger, Record, VoteReply
+from tsr_swarm.rounds.raft_state import HardState, Heartbeat, HeartbeatReply, RoundRecord, VoteReply
 from tsr_swarm.rounds.round_phases import LeaderPolicy, Phase
-from tsr_swarm.rounds.state import Identity, Node
+from tsr_swarm.rounds.state import Node, NodeIdentity
 from tsr_swarm.rounds.step import ASLEEP_SECONDS, begin, step, wake_at
 
 POLICY = LeaderPolicy(DeadlinePolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=30.0), min_peers=1, last_round=0)
-GENESIS = Record(voters=("c",))
+GENESIS = RoundRecord(voters=("c",))
 PLACES = (Place("c", 1), Place("c", 1))
 
 
 def node(me: str, trains: bool = True, now: float = 0.0, policy: LeaderPolicy = POLICY) -> Node:
-    identity = Identity(me=me, incarnation=1, trains=trains, is_dialable=True, first="c", sizes=(1, 1), policy=policy)
-    return begin(identity, Ledger(GENESIS), PeerState(applied=0), now)
+    identity = NodeIdentity(
+        me=me, incarnation=1, trains=trains, is_dialable=True, first="c", sizes=(1, 1), policy=policy
+    )
+    return begin(identity, HardState(GENESIS), PeerState(applied=0), now)
 
 
 def drive(state: Node, *events: tuple[pt.Event, float]) -> tuple[Node, list[pt.Action]]:
@@ -38,7 +40,9 @@ def poll(peer: str, sent: tuple[int, int, int] = (0, 0, 0), known: int = 0) -> R
     return Received(peer, Poll(peer, 1, 0, True, False, sent, known))
 
 
-def news(term: int = 1, version: int = 2, plan: Plan | None = None, base: Record = GENESIS, number: int = 1) -> News:
+def news(
+    term: int = 1, version: int = 2, plan: Plan | None = None, base: RoundRecord = GENESIS, number: int = 1
+) -> News:
     return News(term, "c", version, base, (), plan, (), False, number)
 
 
@@ -100,15 +104,15 @@ def test_a_node_that_has_quit_has_no_timer() -> None:
 # --- who votes --------------------------------------------------------------------------------------------------------
 
 
-def stores(state: Node, proposal: Record, term: int = 1) -> list[pt.Store]:
-    beat = Beat(term, GENESIS, proposal)
+def stores(state: Node, proposal: RoundRecord, term: int = 1) -> list[pt.Store]:
+    beat = Heartbeat(term, GENESIS, proposal)
     _, actions = step(state, Received("c", beat), 1.0)
     return [action for action in actions if isinstance(action, pt.Store)]
 
 
 def test_a_proposal_s_shards_are_fetched_from_who_made_them_as_far_as_that_is_known() -> None:
     state, _ = step(node("p"), pt.Tick(), 0.0)
-    proposal = Record(1, "chain", "", ("c",))
+    proposal = RoundRecord(1, "chain", "", ("c",))
     assert stores(state, proposal) == [pt.Store(proposal, (), ("c",))]
     places = (Place("r", 1), Place("c", 1))
     state, _ = step(state, Received("c", news(plan=Plan(1, "", 1, 1, places))), 0.5)
@@ -155,14 +159,14 @@ def test_a_reducer_that_closed_for_one_leader_takes_more_for_the_next() -> None:
     assert [action.verdict.counted for action in late if isinstance(action, pt.Reply)] == [False]
     state, more = step(state, pt.Offered("q", 2, 1, "", 0, 10), 2.2)
     assert [action.verdict.counted for action in more if isinstance(action, pt.Reply)] == [True]
-    old = pt.Averaged(1, 1, 0, ShardResult(frozenset({"p"}), "old"))
+    old = pt.Averaged(1, 1, 0, ShardDigest(frozenset({"p"}), "old"))
     state, actions = drive(state, (Received("d", pt.Close(2, 1, "", (0,), frozenset({"p", "q"}))), 2.3), (old, 2.4))
     assert not any(isinstance(action, pt.Send) and isinstance(action.message, pt.ShardDone) for action in actions)
 
 
 def test_a_later_round_is_newer_news_even_in_a_lower_term() -> None:
     """New voters may never have heard of the old ones' terms."""
-    later = Record(3, "x3", "x2", ("d", "e", "f"))
+    later = RoundRecord(3, "x3", "x2", ("d", "e", "f"))
     state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", news(term=7)), 0.1))
     heard, _ = step(state, Received("d", replace(news(term=2, base=later), leader="d")), 0.2)
     assert heard.guide.leader == "d"
@@ -203,7 +207,7 @@ def test_a_stale_hint_does_not_keep_a_node_from_asking_the_others() -> None:
 
 
 def test_a_round_that_stands_is_learned_from_who_does_not_lead_too() -> None:
-    record = Record(1, "x1", "", ("p", "q", "r"))
+    record = RoundRecord(1, "x1", "", ("p", "q", "r"))
     _, actions = drive(node("p"), (pt.Tick(), 0.0), (Received("c", Redirect(3, "", record)), 0.1))
     assert [action.round for action in actions if isinstance(action, pt.FetchRound)] == [1]
 
@@ -239,8 +243,8 @@ def finish_round_1(state: Node) -> tuple[Node, list[pt.Action]]:
     return drive(
         state,
         (poll("p", sent=state.leading.plan.key), 3.0),
-        (pt.Sealed(Record(1, "x1", "", ("c",))), 3.1),
-        (pt.Applied(Record(1, "x1", "", ("c",))), 3.2),
+        (pt.Sealed(RoundRecord(1, "x1", "", ("c",))), 3.1),
+        (pt.Applied(RoundRecord(1, "x1", "", ("c",))), 3.2),
     )
 
 
@@ -260,7 +264,7 @@ def test_a_peer_that_is_asked_to_stop_and_knows_no_leader_goes_at_once() -> None
 
 
 def test_whoever_has_the_last_round_says_so_at_once() -> None:
-    last = Record(1, "x1", "", ("c",))
+    last = RoundRecord(1, "x1", "", ("c",))
     over = replace(news(base=last, number=2), is_finished=True)
     state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", news()), 0.1), (Received("c", over), 1.0))
     _, actions = step(state, pt.Applied(last), 1.5)
@@ -272,9 +276,9 @@ def test_whoever_has_the_last_round_says_so_at_once() -> None:
 def test_a_voter_that_is_started_after_the_last_round_ends_where_nobody_leads(applied: int) -> None:
     """The others of its voters went home with the end of the run: it would wait for them for ever."""
     policy = replace(POLICY, last_round=3)
-    base = Record(applied, "2" * 64, "1" * 64, ("c", "p", "q"))
+    base = RoundRecord(applied, "2" * 64, "1" * 64, ("c", "p", "q"))
     identity = replace(node("c", trains=False, policy=policy).identity, known=("p", "q"))
-    state = begin(identity, Ledger(base), PeerState(applied=applied, chain=base.chain), 0.0)
+    state = begin(identity, HardState(base), PeerState(applied=applied, chain=base.chain), 0.0)
     quits: list[float] = []
     now = 0.0
     while now < 3 * UNLED_SECONDS and not quits:
@@ -291,11 +295,11 @@ def test_a_voter_that_is_started_after_the_last_round_ends_where_nobody_leads(ap
         assert not quits, "the run goes on when the others are back"
 
 
-def led_to_the_end() -> tuple[Node, Record]:
+def led_to_the_end() -> tuple[Node, RoundRecord]:
     """A leader that was elected by q, which has not found its way to it, with the run's last round."""
     policy = replace(POLICY, last_round=3)
-    last = Record(3, "3" * 64, "2" * 64, ("c", "p", "q"))
-    state = begin(node("c", policy=policy).identity, Ledger(last), PeerState(applied=3, chain=last.chain), 0.0)
+    last = RoundRecord(3, "3" * 64, "2" * 64, ("c", "p", "q"))
+    state = begin(node("c", policy=policy).identity, HardState(last), PeerState(applied=3, chain=last.chain), 0.0)
     state, _ = step(state, pt.Tick(), state.council.stand_at)
     for is_trial in (True, False):
         vote = VoteReply(1, state.council.term, True, is_trial, "granted")
@@ -315,7 +319,7 @@ def test_a_leader_does_not_leave_a_voter_without_the_last_round_that_still_asks_
         state, actions = step(state, pt.Tick(), now)
         quits += [now for action in actions if isinstance(action, pt.Quit)]
         if lives and not quits:
-            state, _ = step(state, Received("q", BeatReply(state.council.term, 2, "", "following")), now)
+            state, _ = step(state, Received("q", HeartbeatReply(state.council.term, 2, "", "following")), now)
     if not lives:
         assert quits
         return
@@ -339,10 +343,10 @@ def test_shards_go_to_nodes_that_lack_no_more_than_the_round_that_was_decided_ju
     key = state.leading.plan.key
     ready = [(Received(name, Poll(name, 1, 0, True, True, key, 0)), 2.0) for name in ("p", "q", "r")]
     done = [
-        (Received(place.node, pt.ShardDone(key[1], 1, shard, ShardResult(frozenset("pqr"), f"d{shard}"))), 2.1)
+        (Received(place.node, pt.ShardDone(key[1], 1, shard, ShardDigest(frozenset("pqr"), f"d{shard}"))), 2.1)
         for shard, place in enumerate(state.leading.plan.places)
     ]
-    state, _ = drive(state, *ready, *done, (pt.Sealed(Record(1, "x1", "", ("c",))), 2.2))
+    state, _ = drive(state, *ready, *done, (pt.Sealed(RoundRecord(1, "x1", "", ("c",))), 2.2))
     assert state.leading is not None
     assert state.leading.plan is not None
     assert state.leading.plan.round == 2
@@ -363,7 +367,7 @@ def test_a_leader_that_trains_counts_its_own_work_as_soon_as_it_is_there() -> No
 
 def ahead() -> Node:
     """A peer that has applied three rounds of a run whose only voter is the coordinator."""
-    records = [Record(round, f"x{round}", f"x{round - 1}" if round > 1 else "", ("c",)) for round in (1, 2, 3)]
+    records = [RoundRecord(round, f"x{round}", f"x{round - 1}" if round > 1 else "", ("c",)) for round in (1, 2, 3)]
     told = [(Received("c", news(term=2, version=2, base=records[-1], number=1)), 0.1)]
     state, _ = drive(node("p"), (pt.Tick(), 0.0), *told, *((pt.Applied(record), 0.2) for record in records))
     assert state.peer.applied == 3
@@ -372,7 +376,7 @@ def ahead() -> Node:
 
 def test_the_only_voter_is_followed_when_it_was_set_back() -> None:
     state = ahead()
-    older = Record(1, "x1", "", ("c",))
+    older = RoundRecord(1, "x1", "", ("c",))
     state, actions = step(state, Received("c", news(term=1, version=1, base=older, number=state.guide.number)), 5.0)
     assert [action for action in actions if isinstance(action, pt.FetchState)]
     assert state.guide.leader == "c"
@@ -384,7 +388,7 @@ def test_the_only_voter_is_followed_when_it_was_set_back() -> None:
 def test_nobody_else_takes_back_what_stands(what: str) -> None:
     state = ahead()
     sender, voters = ("d", ("c",)) if what == "somebody else" else ("c", ("c", "d", "e"))
-    base = Record(1, "x1", "", voters if what != "an old answer" else ("c",))
+    base = RoundRecord(1, "x1", "", voters if what != "an old answer" else ("c",))
     number = state.guide.number - 1 if what == "an old answer" else state.guide.number
     after, actions = step(state, Received(sender, replace(news(term=1, base=base, number=number), leader=sender)), 5.0)
     assert (after.peer.applied, after.peer.needs_state, after.council.ledger.base.round) == (3, False, 3)

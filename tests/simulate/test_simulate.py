@@ -13,9 +13,9 @@ from swarm_rig import run_swarm, tiny_config
 
 from tsr_swarm.baselines.registry import METHODS, default_settings
 from tsr_swarm.errors import ConfigError, RunError
-from tsr_swarm.simulate.engine import Course, is_due, run_one
-from tsr_swarm.simulate.heterogeneity import World
-from tsr_swarm.simulate.protocols import Exchange
+from tsr_swarm.simulate.engine import SimulatedRun, is_due, run_one
+from tsr_swarm.simulate.heterogeneity import Heterogeneity
+from tsr_swarm.simulate.protocols import ExchangeResult
 from tsr_swarm.simulate.result import RunResult
 from tsr_swarm.simulate.run_spec import RunSpec
 
@@ -70,7 +70,7 @@ async def test_a_simulated_run_is_the_real_one_to_the_bit(
 def test_the_same_run_again_gives_the_same_bits_and_a_shared_consensus_gives_those_of_unshared_ones(
     tmp_path: Path,
 ) -> None:
-    world = World(churn=0.3, straggler_share=0.4, straggler_factor=2.0, away_steps=3)
+    world = Heterogeneity(churn=0.3, straggler_share=0.4, straggler_factor=2.0, away_steps=3)
     spec = ours(tmp_path, world=world, periods={"k_u": 3, "k_v": 6})
     first, again, exact = run_one(spec), run_one(spec), run_one(replace(spec, exact=True))
     assert outcome(first) == outcome(again)
@@ -99,7 +99,7 @@ def test_a_result_survives_being_kept_as_json(tmp_path: Path) -> None:
 
 def test_a_straggler_contributes_once_it_has_a_whole_round_of_steps(tmp_path: Path) -> None:
     """One of three peers manages one of three steps a round: it is in every third average."""
-    slow = World(straggler_share=1 / 3, straggler_factor=3.0)
+    slow = Heterogeneity(straggler_share=1 / 3, straggler_factor=3.0)
     result = run_one(ours(tmp_path, steps=9, world=slow, eval_every=3))
     tokens = [point.tokens for point in result.curve]
     by_round = [after - before for before, after in pairwise(tokens)]
@@ -123,16 +123,16 @@ class Broken:
         self.weights = {"w": torch.zeros(2)}
         self._error = error
 
-    def advance(self, first_step: int, work: Mapping[int, int]) -> Exchange:
+    def advance(self, first_step: int, work: Mapping[int, int]) -> ExchangeResult:
         if first_step and self._error:
             raise RunError(self._error)
         self.weights = {"w": torch.full((2,), math.nan if first_step else 1.0)}
-        return Exchange(sent={"dense": 8.0}, received={"dense": 8.0}, round_trips=1, tokens=5, losses=(1.0,))
+        return ExchangeResult(sent={"dense": 8.0}, received={"dense": 8.0}, round_trips=1, tokens=5, losses=(1.0,))
 
 
 @pytest.mark.parametrize("error", ["", "Block 0 has moved by NaN."])
 def test_weights_that_stop_being_numbers_end_a_run_and_are_a_result(tmp_path: Path, error: str) -> None:
-    course = Course(ours(tmp_path, eval_every=3), Broken(error), lambda weights: float(weights["w"].sum()))
+    course = SimulatedRun(ours(tmp_path, eval_every=3), Broken(error), lambda weights: float(weights["w"].sum()))
     steps: list[int] = []
     ended = course.run(steps.append)
     assert ended == (error or "The held-out loss after 6 steps is not a number.")
@@ -142,7 +142,7 @@ def test_weights_that_stop_being_numbers_end_a_run_and_are_a_result(tmp_path: Pa
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_rival_learns_in_a_rough_world_and_repeats_to_the_bit(tmp_path: Path, method: str) -> None:
-    rough = World(churn=0.2, straggler_share=0.4, straggler_factor=3.0, heterogeneous=True, away_steps=3)
+    rough = Heterogeneity(churn=0.2, straggler_share=0.4, straggler_factor=3.0, heterogeneous=True, away_steps=3)
     spec = replace(theirs(tmp_path, method), world=rough)
     result = run_one(spec)
     losses = [point.loss for point in result.curve if point.loss is not None]
@@ -169,7 +169,7 @@ def test_a_rivals_name_does_not_hang_on_what_only_ours_reads(tmp_path: Path) -> 
         {"steps": 15},
         {"schedule": "constant"},
         {"eval_every": 4},
-        {"world": World(heterogeneous=True)},
+        {"world": Heterogeneity(heterogeneous=True)},
         {"exact": True},
     ],
 )

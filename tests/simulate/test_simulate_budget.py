@@ -15,7 +15,7 @@ from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.node import leader
-from tsr_swarm.optim.sketch_budget import Exchange, within_budget
+from tsr_swarm.optim.sketch_budget import RefreshState, within_budget
 from tsr_swarm.simulate.engine import check, run_one
 from tsr_swarm.simulate.own_method import manifest_of
 from tsr_swarm.simulate.run_spec import RunSpec
@@ -41,11 +41,11 @@ def simulation(config: RunConfig) -> RunSpec:
 
 
 @pytest.fixture
-def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RoundPlan, Exchange]]:
+def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RoundPlan, RefreshState]]:
     """Every plan of the real leader, with what it knew when it made it."""
-    made: list[tuple[RoundPlan, Exchange]] = []
+    made: list[tuple[RoundPlan, RefreshState]] = []
 
-    def note(plan: RoundPlan, config: RunConfig, blocks: Sequence[Block], known: Exchange) -> RoundPlan:
+    def note(plan: RoundPlan, config: RunConfig, blocks: Sequence[Block], known: RefreshState) -> RoundPlan:
         made.append((within_budget(plan, config, blocks, known), known))
         return made[-1][0]
 
@@ -53,7 +53,7 @@ def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RoundPlan, Exchange]]
     return made
 
 
-def first_that_fits(round: int, known: Exchange, costs: dict[int, int], room: int) -> set[int]:
+def first_that_fits(round: int, known: RefreshState, costs: dict[int, int], room: int) -> set[int]:
     """Of all sets that fit, the one with the blocks whose cores would miss most energy for a byte of their sketches."""
 
     def worth(index: int) -> tuple[bool, float]:
@@ -67,7 +67,7 @@ def first_that_fits(round: int, known: Exchange, costs: dict[int, int], room: in
 
 
 async def test_blocks_whose_bases_capture_little_are_sketched_within_the_budget_and_all_weights_agree(
-    tmp_path: Path, choices: list[tuple[RoundPlan, Exchange]]
+    tmp_path: Path, choices: list[tuple[RoundPlan, RefreshState]]
 ) -> None:
     config = budget_config(tmp_path)
     swarm = await run_swarm(tmp_path, config, peers=4)
@@ -112,7 +112,7 @@ def test_the_choice_hangs_on_the_budget_and_not_on_shards(tmp_path: Path) -> Non
 
 
 async def test_a_leader_that_comes_back_has_measured_nothing_and_begins_by_periods(
-    tmp_path: Path, choices: list[tuple[RoundPlan, Exchange]]
+    tmp_path: Path, choices: list[tuple[RoundPlan, RefreshState]]
 ) -> None:
     def stop_gently(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.RoundOpened) and event.round == 2 and swarm.coordinator is not None:

@@ -9,7 +9,7 @@ from swarm_rig import tiny_config
 
 from tsr_swarm.config.link import Link, link_for
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.simulate.heterogeneity import World, peer_texts, step_times
+from tsr_swarm.simulate.heterogeneity import Heterogeneity, peer_texts, step_times
 from tsr_swarm.train.data import training_tokens
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -19,7 +19,7 @@ SEEDS = st.integers(0, 2**31 - 1)
 def test_somebody_is_always_there_and_the_same_seed_gives_the_same_people(
     seed: int, peers: int, churn: float, step: int
 ) -> None:
-    world = World(churn=churn, away_steps=7)
+    world = Heterogeneity(churn=churn, away_steps=7)
     here = world.present(seed, peers, step)
     assert here
     assert set(here) <= set(range(peers))
@@ -28,17 +28,17 @@ def test_somebody_is_always_there_and_the_same_seed_gives_the_same_people(
 
 
 def test_absences_are_as_frequent_as_was_asked_for() -> None:
-    world = World(churn=0.25, away_steps=1)
+    world = Heterogeneity(churn=0.25, away_steps=1)
     there = sum(len(world.present(0, 8, step)) for step in range(1000))
     assert there / 8000 == pytest.approx(0.75, abs=0.02)
-    assert World().present(0, 8, 5) == tuple(range(8))
+    assert Heterogeneity().present(0, 8, 5) == tuple(range(8))
 
 
 @given(seed=SEEDS, peers=st.integers(1, 20), share=st.floats(0, 1), factor=st.floats(1, 50), period=st.integers(1, 60))
 def test_stragglers_do_fewer_steps_and_are_never_waited_for_longer_than_one_of_theirs(
     seed: int, peers: int, share: float, factor: float, period: int
 ) -> None:
-    world = World(straggler_share=share, straggler_factor=factor)
+    world = Heterogeneity(straggler_share=share, straggler_factor=factor)
     slowness, work = world.slowness(seed, peers), world.work(seed, peers, 0, period)
     assert sum(slow > 1 for slow in slowness) == (round(share * peers) if factor > 1 else 0)
     assert all(work[peer] == period for peer in work if slowness[peer] == 1)
@@ -92,4 +92,4 @@ def test_a_line_that_cannot_be_is_refused(values: dict[str, float]) -> None:
 )
 def test_a_world_that_cannot_be_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="out of range"):
-        World(**values)  # type: ignore[arg-type]
+        Heterogeneity(**values)  # type: ignore[arg-type]

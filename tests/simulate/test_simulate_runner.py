@@ -23,9 +23,9 @@ from tsr_swarm.simulate.options import StudyOptions, specs_of
 from tsr_swarm.simulate.plots import spread, write_plots
 from tsr_swarm.simulate.report import document, equal_seconds, markdown, settings_text
 from tsr_swarm.simulate.result import Point, RunResult
-from tsr_swarm.simulate.result_store import Store
+from tsr_swarm.simulate.result_store import ResultStore
 from tsr_swarm.simulate.run_spec import RunSpec
-from tsr_swarm.simulate.runner import Estimate, News, run_all
+from tsr_swarm.simulate.runner import Estimate, Progress, run_all
 
 LINK = Link(up=1e6, down=2e6, rtt=0.1, step_seconds=0.5)
 
@@ -65,34 +65,34 @@ def made_up(method: str, lr: float, seed: int, losses: Sequence[float | None], s
 
 def test_what_is_on_disk_is_not_run_again_and_side_by_side_is_the_same_as_one_after_the_other(tmp_path: Path) -> None:
     specs = specs_of(options(tmp_path))
-    news: list[News] = []
-    results = run_all([*specs, specs[0]], Store(tmp_path / "out"), 1, news.append)
+    news: list[Progress] = []
+    results = run_all([*specs, specs[0]], ResultStore(tmp_path / "out"), 1, news.append)
     assert [result.name for result in results] == [*(spec.name for spec in specs), specs[0].name]
     finished = [entry for entry in news if entry.finished is not None]
     assert [entry.done for entry in finished] == [1, 2, 3, 4]
     assert finished[-1].seconds_left == 0
 
-    again: list[News] = []
-    assert run_all(specs, Store(tmp_path / "out"), 1, again.append) == results[:4]
+    again: list[Progress] = []
+    assert run_all(specs, ResultStore(tmp_path / "out"), 1, again.append) == results[:4]
     assert not again
 
-    Store(tmp_path / "out").path(specs[2].name).unlink()
-    beside = run_all(specs, Store(tmp_path / "out"), 2, again.append)
+    ResultStore(tmp_path / "out").path(specs[2].name).unlink()
+    beside = run_all(specs, ResultStore(tmp_path / "out"), 2, again.append)
     assert [entry.name for entry in again if entry.finished is not None] == [specs[2].name]
     assert [(r.curve, r.digests) for r in beside] == [(r.curve, r.digests) for r in results[:4]]
 
 
 def test_an_interrupt_keeps_the_finished_runs_and_the_same_call_goes_on(tmp_path: Path) -> None:
-    specs, store = specs_of(options(tmp_path, methods=["tsr"], seeds=[0, 1, 2])), Store(tmp_path / "out")
+    specs, store = specs_of(options(tmp_path, methods=["tsr"], seeds=[0, 1, 2])), ResultStore(tmp_path / "out")
 
-    def interrupt(news: News) -> None:
+    def interrupt(news: Progress) -> None:
         if news.done == 1 and news.finished is None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_all(specs, store, 1, interrupt)
     assert [store.load(spec) is not None for spec in specs] == [True, False, False]
-    news: list[News] = []
+    news: list[Progress] = []
     run_all(specs, store, 1, news.append)
     assert [entry.name for entry in news if entry.finished is not None] == [spec.name for spec in specs[1:]]
     assert not list((tmp_path / "out").rglob("*.part"))
@@ -100,14 +100,14 @@ def test_an_interrupt_keeps_the_finished_runs_and_the_same_call_goes_on(tmp_path
 
 def test_a_run_that_cannot_be_run_is_refused_before_any_other_is(tmp_path: Path) -> None:
     good, bad = specs_of(options(tmp_path, methods=["tsr"])), specs_of(options(tmp_path, methods=["tsr"], steps=7))
-    news: list[News] = []
+    news: list[Progress] = []
     with pytest.raises(ConfigError, match="multiple of the 3 steps"):
-        run_all([*good, *bad], Store(tmp_path / "out"), 1, news.append)
+        run_all([*good, *bad], ResultStore(tmp_path / "out"), 1, news.append)
     assert not news
 
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
-    spec, store = specs_of(options(tmp_path))[0], Store(tmp_path)
+    spec, store = specs_of(options(tmp_path))[0], ResultStore(tmp_path)
     store.path(spec.name).parent.mkdir()
     for text in ("{", "[]", '{"name": 1, "curve": []}'):
         store.path(spec.name).write_text(text)

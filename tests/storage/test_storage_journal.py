@@ -13,28 +13,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsr_swarm.errors import RunError
-from tsr_swarm.rounds.raft_state import Ledger, Record
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.storage.digested_json import encode_sealed
 from tsr_swarm.storage.journal import NAMES, Journal, knows_rounds
 from tsr_swarm.wire.fields import MAX_ROUND, MAX_TERM
 
 ME, OTHER, RUN = "a" * 32, "b" * 32, "1" * 64
-GENESIS = Record(voters=(ME,))
+GENESIS = RoundRecord(voters=(ME,))
 hashes = st.binary(min_size=32, max_size=32).map(bytes.hex)
 voters = st.sets(st.sampled_from(["a" * 32, "b" * 32, "c" * 32]), min_size=1).map(sorted).map(tuple)
 
 
 @st.composite
-def ledgers(draw: st.DrawFn) -> Ledger:
+def ledgers(draw: st.DrawFn) -> HardState:
     """Any that a node can have come to."""
     round = draw(st.integers(0, MAX_ROUND - 1))
     chain = draw(hashes) if round else ""
-    base = Record(round, chain, draw(hashes) if round > 1 else "", draw(voters))
+    base = RoundRecord(round, chain, draw(hashes) if round > 1 else "", draw(voters))
     term = draw(st.integers(0, MAX_TERM))
     has_tail = draw(st.booleans())
-    tail = Record(round + 1, draw(hashes), chain, draw(voters)) if has_tail else None
+    tail = RoundRecord(round + 1, draw(hashes), chain, draw(voters)) if has_tail else None
     tail_term = draw(st.integers(0, term)) if has_tail else 0
-    return Ledger(base, term, draw(st.sampled_from(["", ME, OTHER])), tail, tail_term)
+    return HardState(base, term, draw(st.sampled_from(["", ME, OTHER])), tail, tail_term)
 
 
 def refuse(message: str) -> None:
@@ -47,7 +47,7 @@ def journal_in(folder: Path) -> Journal:
 
 @settings(deadline=None)  # of a disk that syncs
 @given(written=st.lists(ledgers(), max_size=3))
-def test_a_journal_gives_back_what_was_written_last(written: list[Ledger]) -> None:
+def test_a_journal_gives_back_what_was_written_last(written: list[HardState]) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "new"
         for ledger in written:
@@ -68,7 +68,7 @@ def test_a_journal_that_is_killed_while_it_writes_holds_the_old_ledger_or_the_ne
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, at: int
 ) -> None:
     """Nobody was told of the new one yet, so either will do; once ``write`` returns it is the new one in both."""
-    before, after = (Ledger(GENESIS, term=term, voted_for=ME) for term in (1, 2))
+    before, after = (HardState(GENESIS, term=term, voted_for=ME) for term in (1, 2))
     journal = journal_in(tmp_path)
     journal.write(before)
     place: Any = os if operation == "fsync" else Path
@@ -100,7 +100,7 @@ def test_a_journal_that_is_killed_while_it_writes_holds_the_old_ledger_or_the_ne
 @settings(deadline=None)  # of a disk that syncs
 @given(data=st.data())
 def test_any_changed_byte_of_one_copy_is_told_and_the_other_is_used(name: str, data: st.DataObject) -> None:
-    ledger = Ledger(Record(9, "2" * 64, "3" * 64, (ME,)), term=4, voted_for=OTHER)
+    ledger = HardState(RoundRecord(9, "2" * 64, "3" * 64, (ME,)), term=4, voted_for=OTHER)
     with TemporaryDirectory() as folder:
         journal_in(Path(folder)).write(ledger)
         path = Path(folder) / name
@@ -115,7 +115,7 @@ def test_any_changed_byte_of_one_copy_is_told_and_the_other_is_used(name: str, d
 
 def test_a_copy_that_a_crash_left_behind_is_not_taken_for_the_newest(tmp_path: Path) -> None:
     journal = journal_in(tmp_path)
-    old, new = (Ledger(GENESIS, term=term) for term in (7, 8))
+    old, new = (HardState(GENESIS, term=term) for term in (7, 8))
     journal.write(old)
     kept = (tmp_path / NAMES[1]).read_bytes()
     journal.write(new)
@@ -125,7 +125,9 @@ def test_a_copy_that_a_crash_left_behind_is_not_taken_for_the_newest(tmp_path: P
 
 def body(**changes: object) -> dict[str, Any]:
     """A legal journal's content, with changes to the ledger."""
-    ledger = asdict(Ledger(Record(2, "2" * 64, "1" * 64, (ME, OTHER)), 5, ME, Record(3, "3" * 64, "2" * 64, (ME,)), 5))
+    ledger = asdict(
+        HardState(RoundRecord(2, "2" * 64, "1" * 64, (ME, OTHER)), 5, ME, RoundRecord(3, "3" * 64, "2" * 64, (ME,)), 5)
+    )
     return {"format": 1, "me": ME, "run": RUN, "writes": 3, "ledger": ledger | changes}
 
 
@@ -195,7 +197,7 @@ def test_a_sealed_journal_of_impossible_content_is_refused(tmp_path: Path, docum
         b"\xff\xfe",
         b'{"format": ' + b"[" * 5000,
         b"[" * (1 << 20),
-        json.dumps(asdict(Ledger(GENESIS))).encode(),  # of the version before there were digests
+        json.dumps(asdict(HardState(GENESIS))).encode(),  # of the version before there were digests
     ],
 )
 def test_what_is_no_journal_is_one_sentence(tmp_path: Path, content: bytes) -> None:
@@ -207,23 +209,23 @@ def test_what_is_no_journal_is_one_sentence(tmp_path: Path, content: bytes) -> N
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"no"), lambda path: path.mkdir()])
 def test_a_copy_that_is_lost_is_written_again(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
-    journal_in(tmp_path).write(Ledger(GENESIS, term=3))
+    journal_in(tmp_path).write(HardState(GENESIS, term=3))
     (tmp_path / NAMES[0]).unlink()
     if spoil is not Path.unlink:
         spoil(tmp_path / NAMES[0])
     warnings: list[str] = []
     journal = journal_in(tmp_path)
-    assert journal.load(warnings.append) == Ledger(GENESIS, term=3)
+    assert journal.load(warnings.append) == HardState(GENESIS, term=3)
     assert len(warnings) == 1
     if (tmp_path / NAMES[0]).is_dir():
         with pytest.raises(RunError, match="cannot be written"):
-            journal.write(Ledger(GENESIS, term=4))
+            journal.write(HardState(GENESIS, term=4))
         (tmp_path / NAMES[0]).rmdir()
-    journal.write(Ledger(GENESIS, term=4))
-    assert journal_in(tmp_path).load(refuse) == Ledger(GENESIS, term=4)
+    journal.write(HardState(GENESIS, term=4))
+    assert journal_in(tmp_path).load(refuse) == HardState(GENESIS, term=4)
 
 
 def test_a_journal_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(RunError, match="cannot be written"):
-        journal_in(tmp_path / "file").write(Ledger(GENESIS))
+        journal_in(tmp_path / "file").write(HardState(GENESIS))

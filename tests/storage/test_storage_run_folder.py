@@ -12,13 +12,13 @@ from steady import steady
 
 from tsr_swarm.config.run import CheckpointConfig, ModelConfig, PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, RunError
-from tsr_swarm.rounds.raft_state import Ledger, Record
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.storage import checkpoint
 from tsr_swarm.storage.journal import NAMES
 from tsr_swarm.storage.run_folder import (
     ROUNDS,
-    Applied,
     RunFolder,
+    RunState,
     StartingPoint,
     holds_work,
     load_run,
@@ -27,7 +27,7 @@ from tsr_swarm.storage.run_folder import (
     start_run,
 )
 
-GENESIS = Record(voters=(FIRST,))
+GENESIS = RoundRecord(voters=(FIRST,))
 
 
 def no_warning(message: str) -> None:
@@ -47,7 +47,7 @@ class Begun:
         """Rounds up to ``last`` stand: their bytes first, then the journal."""
         for round in range(self.start.delta_log.committed + 1, last + 1):
             self.store(round)
-            self.start.journal.write(Ledger(self.history.record(round), term=1, voted_for=FIRST))
+            self.start.journal.write(HardState(self.history.record(round), term=1, voted_for=FIRST))
             self.start.delta_log.commit(round, self.history.at(round).header.chain)
 
     def store(self, round: int) -> None:
@@ -55,7 +55,7 @@ class Begun:
 
     def save(self, round: int) -> None:
         state = self.history.states[round]
-        applied = Applied(record=self.history.record(round), consensus=state, outer={}, digest=state.digest().hex())
+        applied = RunState(record=self.history.record(round), consensus=state, outer={}, digest=state.digest().hex())
         self.folder.save(self.start.manifest, applied, keep=3)
 
     def resume(self, has_contacts: bool = False, warn: Callable[[str], None] = no_warning) -> StartingPoint:
@@ -88,16 +88,16 @@ def begun(tmp_path: Path) -> Begun:
 
 
 def test_a_run_begins_with_one_voter(begun: Begun) -> None:
-    assert (begun.start.record, begun.start.ledger) == (GENESIS, Ledger(GENESIS))
-    assert begun.resume().ledger == Ledger(GENESIS)
+    assert (begun.start.record, begun.start.ledger) == (GENESIS, HardState(GENESIS))
+    assert begun.resume().ledger == HardState(GENESIS)
     assert begun.resume().record == GENESIS
 
 
 def test_a_start_that_went_no_further_is_no_run_and_what_it_promised_is_forgotten(begun: Begun) -> None:
-    begun.start.journal.write(Ledger(GENESIS, term=7, voted_for=FIRST))
+    begun.start.journal.write(HardState(GENESIS, term=7, voted_for=FIRST))
     again = start_run(begun.folder, begun.config, "e" * 32)
     assert again.manifest.run_id != begun.start.manifest.run_id
-    assert again.ledger == again.journal.load(no_warning) == Ledger(Record(voters=("e" * 32,)))
+    assert again.ledger == again.journal.load(no_warning) == HardState(RoundRecord(voters=("e" * 32,)))
 
 
 @pytest.mark.parametrize("what", ["round", "promise"])
@@ -105,7 +105,9 @@ def test_a_run_is_not_started_over_another(begun: Begun, what: str) -> None:
     if what == "round":
         begun.stand(1)
     else:
-        begun.start.journal.write(Ledger(GENESIS, term=1, voted_for=FIRST, tail=begun.history.record(1), tail_term=1))
+        begun.start.journal.write(
+            HardState(GENESIS, term=1, voted_for=FIRST, tail=begun.history.record(1), tail_term=1)
+        )
     with pytest.raises(ConfigError, match="already holds a run"):
         start_run(begun.folder, begun.config, FIRST)
 
@@ -135,7 +137,7 @@ def test_a_resumed_run_is_at_the_newest_round_that_stands(begun: Begun, saved: i
     begun.stand(3)
     begun.store(4)
     tail = begun.history.record(4)
-    begun.start.journal.write(Ledger(begun.history.record(3), 2, FIRST, tail, 2))
+    begun.start.journal.write(HardState(begun.history.record(3), 2, FIRST, tail, 2))
     if saved:
         begun.save(saved)
     again = begun.resume()
@@ -152,7 +154,7 @@ def test_a_resumed_run_is_at_the_newest_round_that_stands(begun: Begun, saved: i
 def test_a_promised_proposal_that_cannot_be_read_is_told(begun: Begun, damage: str) -> None:
     begun.stand(3)
     begun.store(4)
-    begun.start.journal.write(Ledger(begun.history.record(3), 2, FIRST, begun.history.record(4), 2))
+    begun.start.journal.write(HardState(begun.history.record(3), 2, FIRST, begun.history.record(4), 2))
     file = begun.file_of(4)
     if damage == "missing":
         file.unlink()
@@ -232,7 +234,7 @@ def test_rounds_are_kept_since_the_oldest_checkpoint_in_case_the_newest_is_damag
 def test_a_journal_of_another_history_is_not_believed(begun: Begun) -> None:
     begun.stand(2)
     begun.save(2)
-    begun.start.journal.write(Ledger(Record(2, "9" * 64, begun.history.record(1).chain, (FIRST,))))
+    begun.start.journal.write(HardState(RoundRecord(2, "9" * 64, begun.history.record(1).chain, (FIRST,))))
     with pytest.raises(RunError, match="Round 2 of the checkpoint is not the one that stands"):
         begun.resume()
 

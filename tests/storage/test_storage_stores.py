@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steady import steady
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
 from tsr_swarm.errors import PeerError, RunError
@@ -24,10 +24,10 @@ from tsr_swarm.node.peer_registry import Roster
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.storage import state_file
-from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.run_folder import folder_lock, fresh_consensus
 from tsr_swarm.storage.state_file import StateAssembly, begun_round, read_chunks, state_length, write_state
-from tsr_swarm.storage.state_store import LEASE_SECONDS, MAX_STATES, Donor
+from tsr_swarm.storage.state_store import LEASE_SECONDS, MAX_STATES, StateStore
 from tsr_swarm.wire.messages import sections_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -65,8 +65,8 @@ def header_of(round: int, which: int = 0, parent: int = 0, sections: Sequence[pb
     return pb.PublishedHeader(plan=plan, chain=chain_of(round, which), shards=shards)
 
 
-def log_in(folder: Path, max_bytes: int = 10_000, committed: int = 0, which: int = 0) -> DeltaLog:
-    log = DeltaLog(folder, max_bytes)
+def log_in(folder: Path, max_bytes: int = 10_000, committed: int = 0, which: int = 0) -> RoundLog:
+    log = RoundLog(folder, max_bytes)
     log.open(committed, chain_of(committed, which))
     return log
 
@@ -76,7 +76,7 @@ class Voter:
     """A log, the journal that says what stands, and what each round's standing proposal is."""
 
     folder: Path
-    log: DeltaLog
+    log: RoundLog
     standing: list[int] = field(default_factory=list)  # which one, by round from 1
     stored: set[tuple[int, int]] = field(default_factory=set)  # rounds and which, that must still be there
 
@@ -307,7 +307,7 @@ def put_together(state: Written, manifest: Manifest, folder: Path) -> StateAssem
 def large_consensus() -> tuple[Manifest, Consensus]:
     config = RunConfig(optimizer=steady(rank=2, embedding_rank=2))
     manifest = make_manifest("run", config, {"a.weight": (1100, 300), "norm.weight": (300,)})
-    assert manifest.blocks[1] == Block(name="norm.weight", rows=1, cols=300, rank=0, role=Role.DENSE)
+    assert manifest.blocks[1] == Block(name="norm.weight", rows=1, cols=300, rank=0, role=BlockRole.DENSE)
     weights = {"a.weight": torch.arange(330_000.0).reshape(1100, 300), "norm.weight": torch.ones(300)}
     return manifest, Consensus(manifest.blocks, weights, {0: random_basis(1100, 300, 2, 0, 0)})
 
@@ -373,9 +373,9 @@ def test_bases_that_everybody_can_draw_are_not_shipped(tmp_path: Path) -> None:
     assert whole.consensus(manifest).digest() == consensus.digest()
 
 
-def donor_in(folder: Path, clock: Callable[[], float] = lambda: 0.0) -> Donor:
+def donor_in(folder: Path, clock: Callable[[], float] = lambda: 0.0) -> StateStore:
     manifest, _ = large_consensus()
-    donor = Donor(manifest, folder / "states", log_in(folder / "published"), clock)
+    donor = StateStore(manifest, folder / "states", log_in(folder / "published"), clock)
     donor.open()
     return donor
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from tsr_swarm.errors import PeerError, RefusedError, RunError
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.server import serve
@@ -115,8 +115,8 @@ class Pair:
     handler: SmallHandler
     client: SwarmClient
     port: int
-    server_ledger: ByteLedger
-    client_ledger: ByteLedger
+    server_ledger: ByteCounter
+    client_ledger: ByteCounter
 
 
 class Connect(Protocol):
@@ -125,7 +125,7 @@ class Connect(Protocol):
 
 @asynccontextmanager
 async def connected(handler: SmallHandler) -> AsyncIterator[Pair]:
-    server_ledger, client_ledger = ByteLedger(), ByteLedger()
+    server_ledger, client_ledger = ByteCounter(), ByteCounter()
     async with (
         serve(handler, "127.0.0.1:0", server_ledger, stop_seconds=0.1) as port,
         SwarmClient(f"127.0.0.1:{port}", client_ledger) as client,
@@ -148,7 +148,7 @@ async def pair(handler: SmallHandler) -> AsyncIterator[Pair]:
 
 
 async def main() -> None:
-    async with serve(SmallHandler(), "127.0.0.1:0", ByteLedger()) as port:
+    async with serve(SmallHandler(), "127.0.0.1:0", ByteCounter()) as port:
         print(port, flush=True)
         await asyncio.to_thread(sys.stdin.read)
 

@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError
-from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction
+from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.transport.base import PIECE_BYTES, Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import CLIENT_OPTIONS, MAX_CONTROL_BYTES
@@ -337,7 +337,7 @@ async def test_both_ends_count_the_same_bytes_by_kind(pair: Any) -> None:
 
 
 async def test_the_kernel_sees_at_least_what_was_counted_and_never_less_than_before(handler: Any) -> None:
-    ledger, unused = ByteLedger(), ByteLedger()
+    ledger, unused = ByteCounter(), ByteCounter()
     async with serve(handler, "127.0.0.1:0", unused, stop_seconds=0.1) as port:
         kernel = KernelBytes([port])
         async with SwarmClient(f"127.0.0.1:{port}", ledger) as client:
@@ -368,7 +368,7 @@ async def test_a_port_that_is_heard_of_later_is_counted_from_then_on(pair: Any) 
 async def test_nobody_listening_is_said_at_once() -> None:
     with socket.socket() as unheard:  # bound, not listening: its port refuses connections
         unheard.bind(("127.0.0.1", 0))
-        async with SwarmClient(f"127.0.0.1:{unheard.getsockname()[1]}", ByteLedger()) as client:
+        async with SwarmClient(f"127.0.0.1:{unheard.getsockname()[1]}", ByteCounter()) as client:
             for call in (
                 client.hello(pb.HelloRequest(), seconds=5),
                 client.submit(envelope(), DATA, seconds=5),
@@ -386,14 +386,14 @@ async def test_nobody_listening_is_said_at_once() -> None:
 
 async def test_a_hostile_name_is_a_host_and_not_a_socket_on_this_machine() -> None:
     """gRPC takes unix:1 for a socket in the working folder."""
-    async with SwarmClient("unix:1", ByteLedger()) as client:
+    async with SwarmClient("unix:1", ByteCounter()) as client:
         with pytest.raises(UnreachableError) as failure:
             await client.hello(pb.HelloRequest(), seconds=5)
         assert "No such file" not in str(failure.value)
 
 
 async def test_a_name_that_does_not_resolve_is_said() -> None:
-    async with SwarmClient("no-such-host.invalid:1", ByteLedger()) as client:
+    async with SwarmClient("no-such-host.invalid:1", ByteCounter()) as client:
         with pytest.raises(UnreachableError, match=r"no-such-host\.invalid:1"):
             await client.hello(pb.HelloRequest(), seconds=5)
 
@@ -405,19 +405,19 @@ async def test_where_nobody_can_listen_is_one_sentence_with_the_systems_reason(
     handler: Any, address: str, why: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(RunError, match=rf"^Cannot listen on {re.escape(address)}: .*({why}).*; choose"):
-        async with serve(handler, address, ByteLedger()):
+        async with serve(handler, address, ByteCounter()):
             pass
     assert capfd.readouterr().err == ""  # gRPC is not asked, and writes nothing
 
 
 async def test_a_restarted_server_is_found_again_and_a_closed_client_says_so(handler: Any) -> None:
-    async with serve(handler, "127.0.0.1:0", ByteLedger(), stop_seconds=0) as port:
-        client = SwarmClient(f"127.0.0.1:{port}", ByteLedger())
+    async with serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0) as port:
+        client = SwarmClient(f"127.0.0.1:{port}", ByteCounter())
         await client.__aenter__()
         await client.hello(pb.HelloRequest())
     with pytest.raises(UnreachableError):
         await client.hello(pb.HelloRequest(), seconds=5)
-    async with serve(handler, f"127.0.0.1:{port}", ByteLedger(), stop_seconds=0), asyncio.timeout(10):
+    async with serve(handler, f"127.0.0.1:{port}", ByteCounter(), stop_seconds=0), asyncio.timeout(10):
         while True:  # gRPC waits half a second before it connects again, and meanwhile refuses
             with suppress(UnreachableError):
                 await client.hello(pb.HelloRequest(), seconds=5)
@@ -443,7 +443,7 @@ def child_server() -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 async def test_a_stopped_server_is_noticed_by_the_deadline_and_forgiven_when_it_goes_on() -> None:
     with child_server() as (child, port):
-        async with SwarmClient(f"127.0.0.1:{port}", ByteLedger()) as client:
+        async with SwarmClient(f"127.0.0.1:{port}", ByteCounter()) as client:
             await client.hello(pb.HelloRequest())
             child.send_signal(signal.SIGSTOP)
             for call in (
@@ -462,7 +462,7 @@ async def test_a_stopped_server_is_noticed_by_the_deadline_and_forgiven_when_it_
 
 async def test_a_killed_server_ends_a_waiting_call() -> None:
     with child_server() as (child, port):
-        async with SwarmClient(f"127.0.0.1:{port}", ByteLedger()) as client:
+        async with SwarmClient(f"127.0.0.1:{port}", ByteCounter()) as client:
             await client.hello(pb.HelloRequest())
             waiting = asyncio.create_task(client.poll(pb.PollRequest(known=1), seconds=20))
             await client.hello(pb.HelloRequest())  # by now the other call is on its way
@@ -475,22 +475,22 @@ async def test_a_port_in_use_is_one_sentence_with_the_next_step(pair: Any) -> No
     with pytest.raises(
         RunError, match=rf"127\.0\.0\.1:{pair.port}: the port is in use; stop .* or choose another port"
     ):
-        async with serve(pair.handler, f"127.0.0.1:{pair.port}", ByteLedger()):
+        async with serve(pair.handler, f"127.0.0.1:{pair.port}", ByteCounter()):
             pass
 
 
 async def test_a_bad_address_is_refused_before_anything_is_started(handler: Any) -> None:
     with pytest.raises(ConfigError):
-        async with serve(handler, "31337", ByteLedger()):
+        async with serve(handler, "31337", ByteCounter()):
             pass
     with pytest.raises(ConfigError, match="port 0"):
-        SwarmClient("127.0.0.1:0", ByteLedger())
+        SwarmClient("127.0.0.1:0", ByteCounter())
 
 
 async def test_stopping_cancels_calls_that_wait(handler: Any) -> None:
     before = asyncio.all_tasks()
-    async with serve(handler, "127.0.0.1:0", ByteLedger(), stop_seconds=0.1) as port:
-        client = SwarmClient(f"127.0.0.1:{port}", ByteLedger())
+    async with serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1) as port:
+        client = SwarmClient(f"127.0.0.1:{port}", ByteCounter())
         async with client:
             waiting = asyncio.create_task(client.poll(pb.PollRequest(known=1), seconds=20))
             await handler.is_waiting.wait()
@@ -503,8 +503,8 @@ async def test_stopping_cancels_calls_that_wait(handler: Any) -> None:
 
 async def test_too_many_calls_at_once_are_turned_away(handler: Any) -> None:
     async with (
-        serve(handler, "127.0.0.1:0", ByteLedger(), stop_seconds=0, max_concurrent_rpcs=1) as port,
-        SwarmClient(f"127.0.0.1:{port}", ByteLedger()) as client,
+        serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0, max_concurrent_rpcs=1) as port,
+        SwarmClient(f"127.0.0.1:{port}", ByteCounter()) as client,
     ):
         await client.hello(pb.HelloRequest())
         waiting = asyncio.create_task(client.poll(pb.PollRequest(known=1), seconds=20))

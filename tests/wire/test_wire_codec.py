@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import DENSE_BITS, Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
@@ -29,8 +29,8 @@ def blocks_and_due(draw: st.DrawFn) -> tuple[tuple[Block, ...], Due]:
     blocks = []
     for index in range(draw(st.integers(1, 5))):
         rows, cols = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-        role = draw(st.sampled_from(Role))
-        rank = 0 if role is Role.DENSE else draw(st.integers(1, min(rows, cols)))
+        role = draw(st.sampled_from(BlockRole))
+        rank = 0 if role is BlockRole.DENSE else draw(st.integers(1, min(rows, cols)))
         blocks.append(Block(name=f"block{index}", rows=rows, cols=cols, rank=rank, role=role))
     low_rank = [index for index, block in enumerate(blocks) if block.is_low_rank]
     some = st.frozensets(st.sampled_from(low_rank)) if low_rank else st.just(frozenset[int]())
@@ -300,9 +300,9 @@ def test_a_section_is_scales_first_then_what_they_scale() -> None:
 
 def test_the_default_payloads_have_not_changed() -> None:
     blocks = (
-        Block(name="a", rows=9, cols=7, rank=4, role=Role.MATRIX),
-        Block(name="b", rows=8, cols=6, rank=5, role=Role.EMBEDDING),
-        Block(name="n", rows=1, cols=5, rank=0, role=Role.DENSE),
+        Block(name="a", rows=9, cols=7, rank=4, role=BlockRole.MATRIX),
+        Block(name="b", rows=8, cols=6, rank=5, role=BlockRole.EMBEDDING),
+        Block(name="n", rows=1, cols=5, rank=0, role=BlockRole.DENSE),
     )
     both = frozenset({0, 1})
     hasher = hashlib.blake2b(digest_size=16)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from steady import steady, wide
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
 from tsr_swarm.config.round_plan import Due, RoundPlan
@@ -14,7 +14,7 @@ from tsr_swarm.lowrank.basis import BASIS_EXPONENT
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.wire.codec import Section, encode
 from tsr_swarm.wire.gate import (
-    Contribution,
+    CheckedContribution,
     check_contribution,
     check_published,
     decode_published,
@@ -33,9 +33,9 @@ from tsr_swarm.wire.messages import (
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 BLOCKS = (
-    Block(name="embed", rows=8, cols=4, rank=2, role=Role.EMBEDDING),
-    Block(name="norm", rows=1, cols=1, rank=0, role=Role.DENSE),
-    Block(name="matrix", rows=4, cols=4, rank=2, role=Role.MATRIX),
+    Block(name="embed", rows=8, cols=4, rank=2, role=BlockRole.EMBEDDING),
+    Block(name="norm", rows=1, cols=1, rank=0, role=BlockRole.DENSE),
+    Block(name="matrix", rows=4, cols=4, rank=2, role=BlockRole.MATRIX),
 )
 MANIFEST = Manifest("run1", RunConfig(optimizer=steady(), wire=wide(), round=RoundConfig(shards=2)), BLOCKS)
 PARENT = b"\xab" * 32
@@ -81,7 +81,7 @@ HEADER = ContributionHeader(
 )
 
 
-def check(envelope: pb.Envelope) -> Contribution:
+def check(envelope: pb.Envelope) -> CheckedContribution:
     return check_contribution(envelope, manifest=MANIFEST, plan=PLAN, is_known=lambda peer: peer == PEER)
 
 

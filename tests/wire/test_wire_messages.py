@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import RoundConfig, RunConfig
@@ -36,10 +36,10 @@ from tsr_swarm.wire.messages import (
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 BLOCKS = (
-    Block(name="embed", rows=8, cols=4, rank=2, role=Role.EMBEDDING),
-    Block(name="norm", rows=1, cols=4, rank=0, role=Role.DENSE),
-    Block(name="matrix", rows=4, cols=4, rank=2, role=Role.MATRIX),
-    Block(name="drawn", rows=4, cols=4, rank=2, role=Role.MATRIX),
+    Block(name="embed", rows=8, cols=4, rank=2, role=BlockRole.EMBEDDING),
+    Block(name="norm", rows=1, cols=4, rank=0, role=BlockRole.DENSE),
+    Block(name="matrix", rows=4, cols=4, rank=2, role=BlockRole.MATRIX),
+    Block(name="drawn", rows=4, cols=4, rank=2, role=BlockRole.MATRIX),
 )
 PEER = "0123456789abcdef" * 2
 OTHER = "f" * 32

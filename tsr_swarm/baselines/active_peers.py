@@ -11,7 +11,7 @@ from tsr_swarm.errors import RunError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Present:
+class ActivePeers:
     """The peers of an exchange, in order."""
 
     peers: tuple[int, ...]
@@ -23,14 +23,14 @@ class Present:
         return self.shares @ vectors
 
 
-def present_of(work: Mapping[int, int], peers: int, rates: Sequence[float], period: int) -> Present:
+def present_of(work: Mapping[int, int], peers: int, rates: Sequence[float], period: int) -> ActivePeers:
     """Who of ``peers`` took steps, weighted by how many, as our own reduction weights by tokens."""
     if len(rates) != period or any(not 0 <= peer < peers or not 0 <= work[peer] <= period for peer in work):
         raise ValueError(f"{len(rates)} rates and the work {dict(work)} do not fit {peers} peers and {period} steps.")
     took = {peer: work[peer] for peer in sorted(work) if work[peer]}
     shares = torch.tensor(list(took.values()), dtype=torch.float64)
     everybody = len(took) == peers
-    return Present(tuple(took), slice(None) if everybody else list(took), (shares / shares.sum()).to(torch.float32))
+    return ActivePeers(tuple(took), slice(None) if everybody else list(took), (shares / shares.sum()).to(torch.float32))
 
 
 def require_finite(vectors: Tensor, step: int) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import Present, present_of, require_finite
+from tsr_swarm.baselines.active_peers import ActivePeers, present_of, require_finite
 from tsr_swarm.baselines.flat_parameters import flat_of
 from tsr_swarm.baselines.inner_optimizer import Inner
-from tsr_swarm.baselines.method import Gradient, Traffic
+from tsr_swarm.baselines.method import ExchangeBytes, Gradient
 
 
 class LocalMethod(ABC):
@@ -30,18 +30,20 @@ class LocalMethod(ABC):
         self._views = [self.flat.views(row) for row in self.local]
 
     @abstractmethod
-    def exchange(self, present: Present, step: int) -> Traffic:
+    def exchange(self, present: ActivePeers, step: int) -> ExchangeBytes:
         """Change ``consensus``, in place, by what ``present`` did before the global ``step``."""
 
-    def displacements(self, present: Present) -> Tensor:
+    def displacements(self, present: ActivePeers) -> Tensor:
         """Consensus minus own weights, of each present peer (len(present.peers), P)."""
         return self.consensus - self.local[present.rows]
 
-    def advance(self, first_step: int, rates: Sequence[float], gradient: Gradient, work: Mapping[int, int]) -> Traffic:
+    def advance(
+        self, first_step: int, rates: Sequence[float], gradient: Gradient, work: Mapping[int, int]
+    ) -> ExchangeBytes:
         """One period and one exchange: see Method."""
         present = present_of(work, len(self.local), rates, self.period)
         if not present.peers:
-            return Traffic({}, {})
+            return ExchangeBytes({}, {})
         for peer in present.peers:  # peer by peer, not step by step: its weights and moments stay in the cache
             weights = self._views[peer]
             for step, lr in enumerate(rates[: work[peer]]):
@@ -68,14 +70,16 @@ class GradientMethod(ABC):
         self._views = [self.flat.views(row) for row in self.gradients]
 
     @abstractmethod
-    def update(self, present: Present, lr: float) -> Traffic:
+    def update(self, present: ActivePeers, lr: float) -> ExchangeBytes:
         """Exchange ``gradients`` of ``present`` and take one step of ``consensus``, in place."""
 
-    def advance(self, first_step: int, rates: Sequence[float], gradient: Gradient, work: Mapping[int, int]) -> Traffic:
+    def advance(
+        self, first_step: int, rates: Sequence[float], gradient: Gradient, work: Mapping[int, int]
+    ) -> ExchangeBytes:
         """One step: see Method."""
         present = present_of(work, len(self.gradients), rates, 1)
         if not present.peers:
-            return Traffic({}, {})
+            return ExchangeBytes({}, {})
         for peer in present.peers:
             given = gradient(peer, first_step, self.weights)
             for name, view in self._views[peer].items():

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import Present
+from tsr_swarm.baselines.active_peers import ActivePeers
 from tsr_swarm.baselines.base import GradientMethod
 from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES
-from tsr_swarm.baselines.inner_optimizer import InnerOptimizer
-from tsr_swarm.baselines.method import Traffic, both_ways
+from tsr_swarm.baselines.inner_optimizer import StackedOptimizer
+from tsr_swarm.baselines.method import ExchangeBytes, both_ways
 from tsr_swarm.baselines.settings import Settings
 
 
@@ -34,9 +34,9 @@ class DDP(GradientMethod):
 
     def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: DDPSettings) -> None:
         super().__init__(weights, peers)
-        self._inner = InnerOptimizer(self.flat, 1, settings)
+        self._inner = StackedOptimizer(self.flat, 1, settings)
 
-    def update(self, present: Present, lr: float) -> Traffic:
+    def update(self, present: ActivePeers, lr: float) -> ExchangeBytes:
         """W <- W - lr AdamW(mean gradient)."""
         mean = present.mean(self.gradients[present.rows])
         self._inner.step(0, self.weights, self.flat.views(mean), lr)

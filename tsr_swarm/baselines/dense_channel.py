@@ -4,16 +4,16 @@ import torch
 from torch import Tensor
 
 from tsr_swarm.baselines.error_feedback import ErrorFeedback
-from tsr_swarm.baselines.flat_parameters import Flat
+from tsr_swarm.baselines.flat_parameters import FlatParameters
 from tsr_swarm.baselines.int_quantise import quantise
 
 WIDTHS = (32, 16, 8, 4)
 
 
-class Channel:
+class DenseChannel:
     """N senders at 32 (float32), 16 (bfloat16), 8 or 4 bits (integers with row scales and error feedback)."""
 
-    def __init__(self, flat: Flat, senders: int, bits: int) -> None:
+    def __init__(self, flat: FlatParameters, senders: int, bits: int) -> None:
         self._flat = flat
         self._bits = bits
         self.feedback = ErrorFeedback(senders if bits < 16 else 0, flat.size, decay=1.0)

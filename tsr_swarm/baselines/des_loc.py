@@ -12,11 +12,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import Present
+from tsr_swarm.baselines.active_peers import ActivePeers
 from tsr_swarm.baselines.base import LocalMethod
 from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES
-from tsr_swarm.baselines.inner_optimizer import InnerOptimizer, numbers_of
-from tsr_swarm.baselines.method import Traffic, both_ways
+from tsr_swarm.baselines.inner_optimizer import StackedOptimizer, numbers_of
+from tsr_swarm.baselines.method import ExchangeBytes, both_ways
 from tsr_swarm.baselines.settings import Settings
 from tsr_swarm.optim.moment_periods import moment_periods
 
@@ -55,10 +55,10 @@ class DesLoc(LocalMethod):
 
     def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: DesLocSettings) -> None:
         super().__init__(weights, peers, settings.k_x)
-        self.inner: InnerOptimizer = InnerOptimizer(self.flat, peers, settings)
+        self.inner: StackedOptimizer = StackedOptimizer(self.flat, peers, settings)
         self._k_u, self._k_v = settings.periods
 
-    def exchange(self, present: Present, step: int) -> Traffic:
+    def exchange(self, present: ActivePeers, step: int) -> ExchangeBytes:
         """Average the weights, and what moments are due after ``step`` steps."""
         self.consensus.copy_(present.mean(self.local[present.rows]))
         numbers = {"weights": self.flat.size}

@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import Present
+from tsr_swarm.baselines.active_peers import ActivePeers
 from tsr_swarm.baselines.base import LocalMethod
-from tsr_swarm.baselines.dense_channel import WIDTHS, Channel
-from tsr_swarm.baselines.inner_optimizer import InnerOptimizer
-from tsr_swarm.baselines.method import Traffic
+from tsr_swarm.baselines.dense_channel import WIDTHS, DenseChannel
+from tsr_swarm.baselines.inner_optimizer import StackedOptimizer
+from tsr_swarm.baselines.method import ExchangeBytes
 from tsr_swarm.baselines.settings import Settings
 
 PUBLISHED_RATE = {"nesterov": 0.7, "average": 1.0}
@@ -47,14 +47,14 @@ class DiLoCo(LocalMethod):
 
     def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: DiLoCoSettings) -> None:
         super().__init__(weights, peers, settings.k_x)
-        self.inner: InnerOptimizer = InnerOptimizer(self.flat, peers, settings)
-        self.up = Channel(self.flat, peers, settings.bits)
-        self.down = Channel(self.flat, 1, settings.bits)
+        self.inner: StackedOptimizer = StackedOptimizer(self.flat, peers, settings)
+        self.up = DenseChannel(self.flat, peers, settings.bits)
+        self.down = DenseChannel(self.flat, 1, settings.bits)
         self._rate = settings.outer_lr or PUBLISHED_RATE[settings.outer]
         self._momentum = settings.outer_momentum if settings.outer == "nesterov" else 0.0
         self._velocity = torch.zeros(self.flat.size)
 
-    def exchange(self, present: Present, step: int) -> Traffic:
+    def exchange(self, present: ActivePeers, step: int) -> ExchangeBytes:
         """One outer step along the published mean displacement."""
         arrived, up = self.up.send(self.displacements(present), present.rows)
         published, down = self.down.send(present.mean(arrived)[None], slice(None))
@@ -63,4 +63,4 @@ class DiLoCo(LocalMethod):
             self._velocity.mul_(self._momentum).add_(gradient)
             gradient = gradient.add(self._velocity, alpha=self._momentum)
         self.consensus.sub_(gradient, alpha=self._rate)
-        return Traffic({"displacement": up}, {"displacement": down})
+        return ExchangeBytes({"displacement": up}, {"displacement": down})

@@ -9,7 +9,7 @@ from torch import Tensor
 FLOAT_BYTES = 4  # of a number that is sent as it is
 
 
-class Flat:
+class FlatParameters:
     """Where each parameter lies in a vector of ``size`` numbers (P), in the order of ``shapes``."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -34,9 +34,9 @@ class Flat:
         return torch.cat([tensors[name].detach().reshape(-1).to(torch.float32) for name in self.shapes])
 
 
-def flat_of(weights: Mapping[str, Tensor]) -> Flat:
+def flat_of(weights: Mapping[str, Tensor]) -> FlatParameters:
     """The layout of a model's weights."""
-    return Flat({name: tuple(weight.shape) for name, weight in weights.items()})
+    return FlatParameters({name: tuple(weight.shape) for name, weight in weights.items()})
 
 
 def is_embedding(name: str) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from tsr_swarm.baselines.flat_parameters import Flat, is_matrix
+from tsr_swarm.baselines.flat_parameters import FlatParameters, is_matrix
 from tsr_swarm.baselines.settings import Settings
 from tsr_swarm.optim.muon import muon_direction
 
@@ -20,13 +20,13 @@ class Inner(Protocol):
         ...
 
 
-class AdamW:
+class StackedAdamW:
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2) with torch's fused kernel, one pass over memory.
 
     first, second: moments of all peers (N, P). Each peer counts its own steps, for the bias correction.
     """
 
-    def __init__(self, flat: Flat, peers: int, settings: Settings) -> None:
+    def __init__(self, flat: FlatParameters, peers: int, settings: Settings) -> None:
         self.flat = flat
         self.first, self.second = torch.zeros(peers, flat.size), torch.zeros(peers, flat.size)
         self.counts = torch.zeros(peers, len(flat.shapes))  # the kernel wants one a tensor; all of a row are equal
@@ -58,10 +58,10 @@ class AdamW:
         )
 
 
-class Muon:
+class StackedMuon:
     """Muon with decoupled weight decay (Liu et al., arXiv 2502.16982, section 2.2); matrices of a shape are a stack."""
 
-    def __init__(self, flat: Flat, peers: int, settings: Settings) -> None:
+    def __init__(self, flat: FlatParameters, peers: int, settings: Settings) -> None:
         self._weight_decay = settings.weight_decay
         self._names: dict[tuple[int, ...], list[str]] = {}
         for name, shape in flat.shapes.items():
@@ -82,13 +82,15 @@ class Muon:
                 weights[name].mul_(1 - lr * self._weight_decay).sub_(direction, alpha=lr)
 
 
-class InnerOptimizer:
+class StackedOptimizer:
     """What ``settings.inner`` names, for all parameters: Muon leaves embedding, head and vectors to AdamW."""
 
-    def __init__(self, flat: Flat, peers: int, settings: Settings) -> None:
+    def __init__(self, flat: FlatParameters, peers: int, settings: Settings) -> None:
         by_muon = {n: s for n, s in flat.shapes.items() if settings.inner == "muon" and is_matrix(n, s)}
-        self._muon = Muon(Flat(by_muon), peers, settings)
-        self._adam = AdamW(Flat({n: s for n, s in flat.shapes.items() if n not in by_muon}), peers, settings)
+        self._muon = StackedMuon(FlatParameters(by_muon), peers, settings)
+        self._adam = StackedAdamW(
+            FlatParameters({n: s for n, s in flat.shapes.items() if n not in by_muon}), peers, settings
+        )
 
     @property
     def first(self) -> list[Tensor]:

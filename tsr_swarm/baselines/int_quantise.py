@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.flat_parameters import Flat
+from tsr_swarm.baselines.flat_parameters import FlatParameters
 from tsr_swarm.wire.compression import compress
 from tsr_swarm.wire.packing import pack
 
 ZSTD_LEVEL = 3  # as on our own wire
 
 
-def quantise(flat: Flat, vectors: Tensor, bits: int) -> tuple[Tensor, float]:
+def quantise(flat: FlatParameters, vectors: Tensor, bits: int) -> tuple[Tensor, float]:
     """Round ``vectors`` (S, P) row by row. Returns the numbers that arrive, (S, P), and mean wire bytes of a sender.
 
     A row's scale is its largest magnitude over 2**(bits-1) - 1, as bfloat16; a vector is one row. The error of a number

@@ -11,11 +11,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import Present
+from tsr_swarm.baselines.active_peers import ActivePeers
 from tsr_swarm.baselines.base import LocalMethod
 from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES
-from tsr_swarm.baselines.inner_optimizer import InnerOptimizer, numbers_of
-from tsr_swarm.baselines.method import Traffic, both_ways
+from tsr_swarm.baselines.inner_optimizer import StackedOptimizer, numbers_of
+from tsr_swarm.baselines.method import ExchangeBytes, both_ways
 from tsr_swarm.baselines.settings import Settings
 
 
@@ -31,9 +31,9 @@ class LocalAdam(LocalMethod):
 
     def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: LocalAdamSettings) -> None:
         super().__init__(weights, peers, settings.k_x)
-        self.inner: InnerOptimizer = InnerOptimizer(self.flat, peers, settings)
+        self.inner: StackedOptimizer = StackedOptimizer(self.flat, peers, settings)
 
-    def exchange(self, present: Present, step: int) -> Traffic:
+    def exchange(self, present: ActivePeers, step: int) -> ExchangeBytes:
         """Each state becomes its mean."""
         self.consensus.copy_(present.mean(self.local[present.rows]))
         for state in (*self.inner.first, *self.inner.second):

@@ -21,13 +21,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import Present
+from tsr_swarm.baselines.active_peers import ActivePeers
 from tsr_swarm.baselines.base import LocalMethod
 from tsr_swarm.baselines.des_loc import MomentPeriods
-from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES, Flat, is_matrix
-from tsr_swarm.baselines.inner_optimizer import AdamW, numbers_of
+from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES, FlatParameters, is_matrix
+from tsr_swarm.baselines.inner_optimizer import StackedAdamW, numbers_of
 from tsr_swarm.baselines.low_rank_adam import LowRankAdam
-from tsr_swarm.baselines.method import Traffic, both_ways
+from tsr_swarm.baselines.method import ExchangeBytes, both_ways
 from tsr_swarm.baselines.settings import rank_of
 
 
@@ -54,11 +54,13 @@ class LoRDOSettings(MomentPeriods):
 class LoRDOInner:
     """Low-rank steps for the matrices of layers, dense ones for the rest."""
 
-    def __init__(self, flat: Flat, peers: int, settings: LoRDOSettings) -> None:
+    def __init__(self, flat: FlatParameters, peers: int, settings: LoRDOSettings) -> None:
         ranks = {n: rank_of(settings.rank, s) for n, s in flat.shapes.items() if is_matrix(n, s)}
         low = {n: r for n, r in ranks.items() if r < min(flat.shapes[n])}
         self.low_rank = LowRankAdam({n: flat.shapes[n] for n in low}, low, peers, settings)
-        self.dense = AdamW(Flat({n: s for n, s in flat.shapes.items() if n not in low}), peers, settings)
+        self.dense = StackedAdamW(
+            FlatParameters({n: s for n, s in flat.shapes.items() if n not in low}), peers, settings
+        )
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
         """One step of ``peer`` on ``weights``, in place."""
@@ -75,7 +77,7 @@ class LoRDO(LocalMethod):
         self._is_global = settings.projection == "global"
         self._k_u, self._k_v = settings.periods
 
-    def exchange(self, present: Present, step: int) -> Traffic:
+    def exchange(self, present: ActivePeers, step: int) -> ExchangeBytes:
         """Average weights and what moments are due, in the old basis, and then aim the new one."""
         mean = present.mean(self.local[present.rows])
         displacement = self.flat.views(self.consensus - mean)

@@ -16,7 +16,7 @@ class Gradient(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class ExchangeBytes:
     """Wire bytes of one peer in one exchange, mean over the peers that took part, by payload kind."""
 
     sent: Mapping[str, float]
@@ -37,7 +37,9 @@ class Method(Protocol):
         """The consensus, which is evaluated, by parameter name. Views: the next ``advance`` changes them."""
         ...
 
-    def advance(self, first_step: int, rates: Sequence[float], gradient: Gradient, work: Mapping[int, int]) -> Traffic:
+    def advance(
+        self, first_step: int, rates: Sequence[float], gradient: Gradient, work: Mapping[int, int]
+    ) -> ExchangeBytes:
         """Train ``period`` steps from the global ``first_step``, one of ``rates`` each, and exchange.
 
         ``work`` says by peer, from 0, how many of the steps it manages: the first ones. Who is not in it, or manages
@@ -48,10 +50,10 @@ class Method(Protocol):
         ...
 
 
-def both_ways(payloads: Mapping[str, float], round_trips: int = 1) -> Traffic:
+def both_ways(payloads: Mapping[str, float], round_trips: int = 1) -> ExchangeBytes:
     """An average by all-reduce or by a reducer: a peer uploads its payload and downloads the mean, of the same size.
 
     Kinds without bytes are left out.
     """
     payloads = {kind: size for kind, size in payloads.items() if size}
-    return Traffic(payloads, payloads, round_trips)
+    return ExchangeBytes(payloads, payloads, round_trips)

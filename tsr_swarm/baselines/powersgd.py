@@ -13,12 +13,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import Present
+from tsr_swarm.baselines.active_peers import ActivePeers
 from tsr_swarm.baselines.base import GradientMethod, LocalMethod
 from tsr_swarm.baselines.error_feedback import ErrorFeedback
-from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES, Flat
-from tsr_swarm.baselines.inner_optimizer import InnerOptimizer
-from tsr_swarm.baselines.method import Method, Traffic, both_ways
+from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES, FlatParameters
+from tsr_swarm.baselines.inner_optimizer import StackedOptimizer
+from tsr_swarm.baselines.method import ExchangeBytes, Method, both_ways
 from tsr_swarm.baselines.settings import Settings, rank_of
 
 
@@ -40,7 +40,7 @@ class PowerSGDSettings(Settings):
 class LowRankMean:
     """The compressed mean of one vector a peer, and what each peer keeps back."""
 
-    def __init__(self, flat: Flat, peers: int, settings: PowerSGDSettings) -> None:
+    def __init__(self, flat: FlatParameters, peers: int, settings: PowerSGDSettings) -> None:
         self._flat = flat
         self._settings = settings
         self._generator = torch.Generator().manual_seed(0)  # shared: the test matrices are not sent
@@ -51,7 +51,7 @@ class LowRankMean:
         }
         self._right = {n: self._gaussian(n) for n in self._ranks}
 
-    def mean(self, vectors: Tensor, present: Present) -> Tensor:
+    def mean(self, vectors: Tensor, present: ActivePeers) -> Tensor:
         """The compressed mean (P,) of ``vectors`` (len(present.peers), P), which may be overwritten."""
         with_feedback = self._settings.error_feedback
         pending = self.feedback.pending(vectors, present.rows) if with_feedback else vectors
@@ -70,7 +70,7 @@ class LowRankMean:
             self.feedback.keep(pending, present.rows)
         return mean
 
-    def traffic(self) -> Traffic:
+    def traffic(self) -> ExchangeBytes:
         """Bytes of one exchange; P must be back before Q can be formed."""
         sketch = sum(rank * sum(self._flat.shapes[name]) for name, rank in self._ranks.items())
         low_rank = sum(self._flat.shapes[name][0] * self._flat.shapes[name][1] for name in self._ranks)
@@ -92,10 +92,10 @@ class GradientPowerSGD(GradientMethod):
 
     def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: PowerSGDSettings) -> None:
         super().__init__(weights, peers)
-        self._inner = InnerOptimizer(self.flat, 1, settings)
+        self._inner = StackedOptimizer(self.flat, 1, settings)
         self.low_rank = LowRankMean(self.flat, peers, settings)
 
-    def update(self, present: Present, lr: float) -> Traffic:
+    def update(self, present: ActivePeers, lr: float) -> ExchangeBytes:
         """One step along the compressed mean gradient."""
         mean = self.low_rank.mean(self.gradients[present.rows], present)
         self._inner.step(0, self.weights, self.flat.views(mean), lr)
@@ -107,10 +107,10 @@ class LocalPowerSGD(LocalMethod):
 
     def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: PowerSGDSettings) -> None:
         super().__init__(weights, peers, settings.k_x)
-        self.inner: InnerOptimizer = InnerOptimizer(self.flat, peers, settings)
+        self.inner: StackedOptimizer = StackedOptimizer(self.flat, peers, settings)
         self.low_rank = LowRankMean(self.flat, peers, settings)
 
-    def exchange(self, present: Present, step: int) -> Traffic:
+    def exchange(self, present: ActivePeers, step: int) -> ExchangeBytes:
         """Move by the compressed mean displacement."""
         self.consensus.sub_(self.low_rank.mean(self.displacements(present), present))
         return self.low_rank.traffic()

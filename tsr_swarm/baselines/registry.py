@@ -21,22 +21,22 @@ from tsr_swarm.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Rival:
+class Baseline:
     """How a method is set and made."""
 
     settings: type[Settings]
     make: Callable[[Mapping[str, Tensor], int, Any], Method]
 
 
-METHODS: Mapping[str, Rival] = {
-    "ddp": Rival(DDPSettings, DDP),
-    "local-adam": Rival(LocalAdamSettings, LocalAdam),
-    "diloco": Rival(DiLoCoSettings, DiLoCo),
-    "des-loc": Rival(DesLocSettings, DesLoc),
-    "sparseloco": Rival(SparseLoCoSettings, SparseLoCo),
-    "powersgd": Rival(PowerSGDSettings, make_powersgd),
-    "lordo": Rival(LoRDOSettings, LoRDO),
-    "tsr-adam": Rival(TSRAdamSettings, TSRAdamMethod),
+METHODS: Mapping[str, Baseline] = {
+    "ddp": Baseline(DDPSettings, DDP),
+    "local-adam": Baseline(LocalAdamSettings, LocalAdam),
+    "diloco": Baseline(DiLoCoSettings, DiLoCo),
+    "des-loc": Baseline(DesLocSettings, DesLoc),
+    "sparseloco": Baseline(SparseLoCoSettings, SparseLoCo),
+    "powersgd": Baseline(PowerSGDSettings, make_powersgd),
+    "lordo": Baseline(LoRDOSettings, LoRDO),
+    "tsr-adam": Baseline(TSRAdamSettings, TSRAdamMethod),
 }
 
 
@@ -55,7 +55,7 @@ def default_settings(name: str) -> Mapping[str, object]:
     return asdict(_rival(name).settings())
 
 
-def _rival(name: str) -> Rival:
+def _rival(name: str) -> Baseline:
     if name not in METHODS:
         raise ConfigError(f"'{name}' is not a known method; did you mean '{nearest(name, METHODS)}'?")
     return METHODS[name]

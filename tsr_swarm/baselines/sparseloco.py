@@ -17,12 +17,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import Present
+from tsr_swarm.baselines.active_peers import ActivePeers
 from tsr_swarm.baselines.base import LocalMethod
 from tsr_swarm.baselines.error_feedback import ErrorFeedback
-from tsr_swarm.baselines.flat_parameters import Flat
-from tsr_swarm.baselines.inner_optimizer import InnerOptimizer
-from tsr_swarm.baselines.method import Traffic
+from tsr_swarm.baselines.flat_parameters import FlatParameters
+from tsr_swarm.baselines.inner_optimizer import StackedOptimizer
+from tsr_swarm.baselines.method import ExchangeBytes
 from tsr_swarm.baselines.settings import Settings
 
 SCALE_BITS = 2 * 32  # two float32 magnitudes a chunk
@@ -55,12 +55,12 @@ class SparseLoCo(LocalMethod):
 
     def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: SparseLoCoSettings) -> None:
         super().__init__(weights, peers, settings.k_x)
-        self.inner: InnerOptimizer = InnerOptimizer(self.flat, peers, settings)
+        self.inner: StackedOptimizer = StackedOptimizer(self.flat, peers, settings)
         self.feedback = ErrorFeedback(peers, self.flat.size, settings.decay)
         self._settings = settings
         self._payload = payload_bytes(self.flat, settings)
 
-    def exchange(self, present: Present, step: int) -> Traffic:
+    def exchange(self, present: ActivePeers, step: int) -> ExchangeBytes:
         """Everybody reads what everybody sent, and applies the mean."""
         pending = self.feedback.pending(self.displacements(present), present.rows)
         sent = sparsify(self.flat, pending, self._settings)
@@ -70,10 +70,10 @@ class SparseLoCo(LocalMethod):
             mean /= present.mean((sent != 0).to(torch.float32)).clamp_min_(1e-12)
         self.consensus.sub_(mean, alpha=self._settings.outer_lr)
         others = len(present.peers) - 1
-        return Traffic({"sparse": self._payload}, {"sparse": others * self._payload} if others else {})
+        return ExchangeBytes({"sparse": self._payload}, {"sparse": others * self._payload} if others else {})
 
 
-def sparsify(flat: Flat, vectors: Tensor, settings: SparseLoCoSettings) -> Tensor:
+def sparsify(flat: FlatParameters, vectors: Tensor, settings: SparseLoCoSettings) -> Tensor:
     """Q(top-k) of ``vectors`` (S, P), chunk by chunk: what arrives, zero where nothing was sent, (S, P)."""
     sent = torch.zeros_like(vectors)
     for given, out in zip(flat.parts(vectors), flat.parts(sent), strict=True):
@@ -85,7 +85,7 @@ def sparsify(flat: Flat, vectors: Tensor, settings: SparseLoCoSettings) -> Tenso
     return sent
 
 
-def payload_bytes(flat: Flat, settings: SparseLoCoSettings) -> float:
+def payload_bytes(flat: FlatParameters, settings: SparseLoCoSettings) -> float:
     """Wire bytes of one peer's payload: positions, values and, for two bits, the magnitudes of each chunk."""
     bits = 0
     for part in flat.parts(torch.empty(flat.size, device="meta")):

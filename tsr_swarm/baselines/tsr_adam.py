@@ -16,11 +16,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import Present
+from tsr_swarm.baselines.active_peers import ActivePeers
 from tsr_swarm.baselines.base import GradientMethod
-from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES, Flat, is_embedding
-from tsr_swarm.baselines.inner_optimizer import AdamW
-from tsr_swarm.baselines.method import Traffic, both_ways
+from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES, FlatParameters, is_embedding
+from tsr_swarm.baselines.inner_optimizer import StackedAdamW
+from tsr_swarm.baselines.method import ExchangeBytes, both_ways
 from tsr_swarm.baselines.settings import Settings, rank_of
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.rotate import rotate_moments
@@ -63,11 +63,11 @@ class TSRAdamMethod(GradientMethod):
         self._settings = settings
         low = {name: shape for name, shape in self.flat.shapes.items() if _is_low_rank(name, shape, settings)}
         self.cores = {name: _Core(name, shape, settings) for name, shape in low.items()}
-        dense = Flat({name: shape for name, shape in self.flat.shapes.items() if name not in low})
-        self._dense, self._inner = dense.size, AdamW(dense, 1, settings)
+        dense = FlatParameters({name: shape for name, shape in self.flat.shapes.items() if name not in low})
+        self._dense, self._inner = dense.size, StackedAdamW(dense, 1, settings)
         self._count = 0
 
-    def update(self, present: Present, lr: float) -> Traffic:
+    def update(self, present: ActivePeers, lr: float) -> ExchangeBytes:
         """Refresh what is due, then W <- W - lr (scale U D V^T + weight_decay W)."""
         stack = self.gradients[present.rows]
         own, means = self.flat.views(stack), self.flat.views(present.mean(stack))

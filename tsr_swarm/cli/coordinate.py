@@ -9,7 +9,7 @@ from tsr_swarm.cli.options import Json, NoDht, Plain, Proxy, Record, Rounds, Set
 from tsr_swarm.cli.output import Emit, Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.process.machine_limits import require_process_room
-from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.telemetry.events import Event, RunStarted
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
@@ -79,7 +79,7 @@ def coordinate(
         proxy=proxy,
     )
 
-    async def work(stop: StopRequest) -> None:
+    async def work(stop: Shutdown) -> None:
         with emitter(mode, record) as emit:
             say = emit if mode is Mode.JSON else inviting(emit, listen, dht_port)
             await run_coordinator(options, say, stop)

@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from tsr_swarm.process.shutdown import INTERRUPTED, StopRequest
-from tsr_swarm.process.supervisor import Child, ChildError, Family, child_log, failure_of, was_interrupted
+from tsr_swarm.process.shutdown import INTERRUPTED, Shutdown
+from tsr_swarm.process.supervisor import Child, ChildError, ProcessGroup, child_log, failure_of, was_interrupted
 
 
 class Screen(Protocol):
@@ -43,13 +43,13 @@ class Feed:
 
 async def run_front(
     *,
-    family: Family,
+    family: ProcessGroup,
     name: str,
     command: Sequence[str],
     screen: Screen,
     see: Callable[[bytes], None],
     closed: Callable[[], None],
-    stop: StopRequest,
+    stop: Shutdown,
 ) -> None:
     """Run ``command`` and show ``screen``; return when both are done.
 
@@ -87,14 +87,14 @@ async def _show(screen: Screen, pump: asyncio.Task[None], closed: Callable[[], N
         closed()
 
 
-async def _close_when_over(screen: Screen, child: Child, stop: StopRequest) -> None:
+async def _close_when_over(screen: Screen, child: Child, stop: Shutdown) -> None:
     """A run that finished by itself stays on screen until it has been read, or the terminal is closed."""
     if await child.wait() == 0:
         await stop.gently.wait()
     screen.exit()
 
 
-async def _pass_on(stop: StopRequest, child: Child) -> None:
+async def _pass_on(stop: Shutdown, child: Child) -> None:
     await stop.gently.wait()
     child.ask()
     await stop.now.wait()

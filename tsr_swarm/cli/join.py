@@ -13,7 +13,7 @@ from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.profile import JoinProfile, merge_profile
 from tsr_swarm.process.machine_limits import require_process_room
-from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.process.shutdown import Shutdown
 
 
 def join(
@@ -132,7 +132,7 @@ def _join(settings: JoinProfile, mode: Mode, slowdown: float, proxy: str | None)
         proxy=proxy,
     )
 
-    async def work(stop: StopRequest) -> None:
+    async def work(stop: Shutdown) -> None:
         with emitter(mode) as emit:
             await run_peer(options, emit, stop)
 

@@ -23,8 +23,8 @@ from tsr_swarm.local.network import netns_lab
 from tsr_swarm.local.network.open import MODES
 from tsr_swarm.local.placing import FaultError, plan_local
 from tsr_swarm.local.supervise import LocalOptions, fit_config, keep_config, run_local, sample_text
-from tsr_swarm.process.shutdown import StopRequest, run_unless_stopped
-from tsr_swarm.process.supervisor import Family
+from tsr_swarm.process.shutdown import Shutdown, run_unless_stopped
+from tsr_swarm.process.supervisor import ProcessGroup
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.history import read_history
@@ -97,8 +97,8 @@ def local(
     except FaultError as error:
         raise UsageError(str(error)) from None
 
-    async def work(request: StopRequest) -> None:
-        async with Family() as family:
+    async def work(request: Shutdown) -> None:
+        async with ProcessGroup() as family:
             place = folder or family.temporary_folder()
             if mode is Mode.SCREEN:
                 snapshot = await _on_screen(family, context.obj, place, folder, resume, config.run.name, request)
@@ -122,7 +122,7 @@ def local(
 
 
 async def _in_lines(
-    family: Family, options: LocalOptions, mode: Mode, record: Path | None, stop: StopRequest
+    family: ProcessGroup, options: LocalOptions, mode: Mode, record: Path | None, stop: Shutdown
 ) -> SwarmSnapshot:
     snapshot = read_history(coordinator_folder(options.folder)) if options.resume else SwarmSnapshot()
     with emitter(mode, record) as emit:
@@ -137,13 +137,13 @@ async def _in_lines(
 
 
 async def _on_screen(
-    family: Family,
+    family: ProcessGroup,
     arguments: Sequence[str],
     place: Path,
     given: Path | None,
     resume: bool,
     title: str,
-    stop: StopRequest,
+    stop: Shutdown,
 ) -> SwarmSnapshot:
     """The same command without a screen runs behind it. The folder is ours, so that the sample can be drawn from it."""
     from tsr_swarm.cli.screen import show_stream
@@ -161,7 +161,7 @@ def _invite(snapshot: SwarmSnapshot) -> "Invitation | None":
     return invitation(snapshot.address, snapshot.address, 0)
 
 
-async def _print_sample(family: Family, place: Path, leader: str) -> None:
+async def _print_sample(family: ProcessGroup, place: Path, leader: str) -> None:
     """From the coordinator's newest checkpoint, which is not the run's last word where another led it to its end."""
     text = await sample_text(family, place, SAMPLE_LENGTH)
     if text:

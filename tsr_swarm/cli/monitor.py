@@ -6,7 +6,7 @@ from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode, choose_mode, print_aside, print_line
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.process.machine_limits import require_process_room
-from tsr_swarm.process.shutdown import StopRequest, run_unless_stopped
+from tsr_swarm.process.shutdown import Shutdown, run_unless_stopped
 
 
 def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, json: Json = False) -> None:
@@ -17,7 +17,7 @@ def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, j
 
     require_process_room()
 
-    async def work(stop: StopRequest) -> None:
+    async def work(stop: Shutdown) -> None:
         await run_unless_stopped(reach(coordinator, wait), stop)  # what keeps it waiting is no matter for a screen
         if stop.gently.is_set():
             return

@@ -10,10 +10,10 @@ import typer
 
 from tsr_swarm.cli.output import Mode, gap_line, print_aside, set_up_logging
 from tsr_swarm.cli.streams import Streams
-from tsr_swarm.process.shutdown import StopRequest, run_until_stopped, tie_to_parent
+from tsr_swarm.process.shutdown import Shutdown, run_until_stopped, tie_to_parent
 from tsr_swarm.telemetry.writer import CLOSE_SECONDS
 
-Work = Callable[[StopRequest], Awaitable[None]]
+Work = Callable[[Shutdown], Awaitable[None]]
 LEAVING = "Leaving after this round; Ctrl-C again leaves at once."
 
 
@@ -24,7 +24,7 @@ def run_process(mode: Mode, work: Work) -> NoReturn:
     """
     streams = Streams(partial(gap_line, mode))
 
-    async def work_and_listen(stop: StopRequest) -> None:
+    async def work_and_listen(stop: Shutdown) -> None:
         loop = asyncio.get_running_loop()
 
         def hang_up() -> None:
@@ -47,7 +47,7 @@ def run_process(mode: Mode, work: Work) -> NoReturn:
 def run_training(mode: Mode, work: Work) -> NoReturn:
     """Like ``run_process``, for work that finishes its round when it is asked to stop: plain lines then say so."""
 
-    async def work_and_say(stop: StopRequest) -> None:
+    async def work_and_say(stop: Shutdown) -> None:
         notice = asyncio.create_task(_say_leaving(stop))
         try:
             await work(stop)
@@ -57,7 +57,7 @@ def run_training(mode: Mode, work: Work) -> NoReturn:
     run_process(mode, work_and_say if mode is Mode.PLAIN else work)
 
 
-async def _say_leaving(stop: StopRequest) -> None:
+async def _say_leaving(stop: Shutdown) -> None:
     await stop.gently.wait()
     if not stop.now.is_set():
         print_aside(LEAVING)

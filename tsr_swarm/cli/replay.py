@@ -10,7 +10,7 @@ from tsr_swarm.cli.options import Json, Plain, UsageError
 from tsr_swarm.cli.output import Mode, choose_mode, print_line
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.cli.streams import catch_up
-from tsr_swarm.process.shutdown import StopRequest, run_unless_stopped
+from tsr_swarm.process.shutdown import Shutdown, run_unless_stopped
 from tsr_swarm.telemetry.events import decode_stamped
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
@@ -30,7 +30,7 @@ def replay(
         raise UsageError(f"--speed {speed:g} is out of range; give a number above 0, such as 10.")
     source = ReplaySource(file, speed, time.time)
 
-    async def work(stop: StopRequest) -> None:
+    async def work(stop: Shutdown) -> None:
         if mode is Mode.SCREEN:
             from tsr_swarm.cli.screen import show_source
 

@@ -15,8 +15,8 @@ from tsr_swarm.cli.watch import watching
 from tsr_swarm.monitor.app import Invite, SwarmMonitor
 from tsr_swarm.monitor.sources import PipeSource, Source
 from tsr_swarm.monitor.view import View
-from tsr_swarm.process.shutdown import StopRequest
-from tsr_swarm.process.supervisor import Family, own_command
+from tsr_swarm.process.shutdown import Shutdown
+from tsr_swarm.process.supervisor import ProcessGroup, own_command
 from tsr_swarm.telemetry.events import Event, Left, RunFinished, RunStarted, decode_stamped
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.history import read_history
@@ -30,8 +30,8 @@ QUIT_NOTE = "The screen is closed; training goes on. Ctrl-C finishes the round a
 def show_coordinator(arguments: Sequence[str], title: str, folder: Path | None, invite: Invite) -> NoReturn:
     """Run ``coordinate`` with these arguments behind a screen. ``folder``: of a run that goes on."""
 
-    async def work(stop: StopRequest) -> None:
-        async with Family() as family:
+    async def work(stop: Shutdown) -> None:
+        async with ProcessGroup() as family:
             await show_stream(family, "coordinator", arguments, title, stop, folder, invite)
 
     run_process(Mode.SCREEN, work)
@@ -40,15 +40,15 @@ def show_coordinator(arguments: Sequence[str], title: str, folder: Path | None, 
 def show_peer(arguments: Sequence[str], coordinator: str) -> NoReturn:
     """Run ``join`` with these arguments behind a screen that shows the whole swarm, as its coordinator tells it."""
 
-    async def work(stop: StopRequest) -> None:
-        async with watching(coordinator) as source, Family() as family:
+    async def work(stop: Shutdown) -> None:
+        async with watching(coordinator) as source, ProcessGroup() as family:
             await show_beside(family, "peer", arguments, source, coordinator, stop)
 
     run_process(Mode.SCREEN, work)
 
 
 async def show_beside(
-    family: Family, name: str, arguments: Sequence[str], source: Source, title: str, stop: StopRequest
+    family: ProcessGroup, name: str, arguments: Sequence[str], source: Source, title: str, stop: Shutdown
 ) -> None:
     """Run a peer's command behind a screen that shows what ``source`` tells of the swarm, and the peer's own news."""
     feed = Feed()
@@ -57,11 +57,11 @@ async def show_beside(
 
 
 async def show_stream(
-    family: Family,
+    family: ProcessGroup,
     name: str,
     arguments: Sequence[str],
     title: str,
-    stop: StopRequest,
+    stop: Shutdown,
     folder: Path | None = None,
     invite: Invite = lambda snapshot: None,
 ) -> SwarmSnapshot:
@@ -77,12 +77,12 @@ async def show_stream(
 
 
 async def _show(
-    family: Family,
+    family: ProcessGroup,
     name: str,
     arguments: Sequence[str],
     onlooker: "Onlooker",
     screen: SwarmMonitor,
-    stop: StopRequest,
+    stop: Shutdown,
 ) -> None:
     def interrupt() -> str:
         stop.request()
@@ -141,7 +141,7 @@ class Onlooker:
         if invitation is not None:
             print("", *invitation.lines, "", sep="\n", flush=True)
 
-    async def say_leaving(self, stop: StopRequest) -> None:
+    async def say_leaving(self, stop: Shutdown) -> None:
         """Answer Ctrl-C where the screen no longer does."""
         await stop.gently.wait()
         if self._is_printing:
@@ -159,7 +159,7 @@ def _print(when: float, event: Event) -> None:
         print(text, flush=True)
 
 
-async def show_source(source: Source, title: str, quit_note: str, stop: StopRequest) -> None:
+async def show_source(source: Source, title: str, quit_note: str, stop: Shutdown) -> None:
     """Show a run that goes on elsewhere, or went on once, until the screen is closed. Raises what the source raised."""
     screen = SwarmMonitor(source, title, quit_note)
     stopped = asyncio.create_task(stop.gently.wait())

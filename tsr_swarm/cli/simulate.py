@@ -99,7 +99,7 @@ def simulate(
     from tsr_swarm.cli.simulating import run_and_report
     from tsr_swarm.config.link import link_for
     from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
-    from tsr_swarm.simulate.heterogeneity import World
+    from tsr_swarm.simulate.heterogeneity import Heterogeneity
     from tsr_swarm.simulate.options import StudyOptions, specs_of
     from tsr_swarm.train.llama import parameter_count
 
@@ -107,7 +107,7 @@ def simulate(
     changes = [*environ_overrides(os.environ), *(overrides or [])]
     changes += [f"model.vocab_size={vocabulary}"] if vocabulary else []
     config = run_config_from_mapping(apply_overrides(mapping, changes))
-    away_steps = (k_x or config.periods.k_x) if churn else World().away_steps
+    away_steps = (k_x or config.periods.k_x) if churn else Heterogeneity().away_steps
     options = StudyOptions(
         config=config,
         methods=[name.strip() for name in methods.split(",")],
@@ -120,7 +120,7 @@ def simulate(
         method_sets=method_sets or (),
         schedule=schedule,
         eval_every=eval_every,
-        world=World(
+        world=Heterogeneity(
             churn=churn,
             away_steps=away_steps,
             straggler_share=share,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tsr_swarm.simulate.compare import Entry
     from tsr_swarm.simulate.result import RunResult
     from tsr_swarm.simulate.run_spec import RunSpec
-    from tsr_swarm.simulate.runner import News
+    from tsr_swarm.simulate.runner import Progress
 
 TABLE, RESULTS = "results.md", "results.json"
 LINE_SECONDS = 10.0  # between two progress lines, unless a run is finished
@@ -32,11 +32,11 @@ def run_and_report(
     """Simulate, then write results.json, results.md and the plots into ``out``. Exit code 130 when interrupted."""
     from tsr_swarm.simulate.compare import entries
     from tsr_swarm.simulate.report import document, markdown
-    from tsr_swarm.simulate.result_store import Store, write_json, write_text
+    from tsr_swarm.simulate.result_store import ResultStore, write_json, write_text
     from tsr_swarm.simulate.runner import run_all
 
     say = _say_json if json else _say_line
-    store, progress = Store(out), _Progress(specs, link, say)
+    store, progress = ResultStore(out), _Progress(specs, link, say)
     try:
         results = run_all(specs, store, jobs, progress.hear, lambda sentence: _warn(say, sentence))
     except KeyboardInterrupt:
@@ -64,7 +64,7 @@ class _Progress:
         self._link, self._say = link, say
         self._said = time.monotonic()
 
-    def hear(self, news: "News") -> None:
+    def hear(self, news: "Progress") -> None:
         if news.finished is None and time.monotonic() - self._said < LINE_SECONDS:
             return
         self._said = time.monotonic()

@@ -9,7 +9,7 @@ from tsr_swarm.cli.output import print_aside
 from tsr_swarm.cli.streams import catch_up
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.monitor.sources import WAIT_SECONDS, WatchSource
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.events import decode_stamped
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.log import NEWEST, Watch
@@ -25,7 +25,7 @@ async def calling(coordinator: str) -> AsyncIterator[Watch]:
     from tsr_swarm.wire.log_lines import lines_from_proto
     from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-    async with SwarmClient(coordinator, ByteLedger()) as client:
+    async with SwarmClient(coordinator, ByteCounter()) as client:
 
         async def watch(after: int) -> tuple[list[str], int]:
             return lines_from_proto(await client.watch(pb.WatchRequest(after=after)))
@@ -60,7 +60,7 @@ async def watching(
     async def greet(address: str) -> SwarmClient:
         """Connect to a node of this run: peers name addresses at which anybody may be."""
         if address not in clients:
-            clients[address] = await stack.enter_async_context(SwarmClient(address, ByteLedger()))
+            clients[address] = await stack.enter_async_context(SwarmClient(address, ByteCounter()))
         if address not in manifests:
             greeting = pb.HelloRequest(protocol=PROTOCOL_VERSION, package_version=__version__)
             manifests[address] = (await clients[address].hello(greeting)).manifest

@@ -17,7 +17,7 @@ SMALL_VOCABULARY = 4096  # beyond, a core of half of each side would outweigh al
 MAX_RANK = 4096  # the exact lift is proven up to here: see lowrank/exact.py
 
 
-class Role(StrEnum):
+class BlockRole(StrEnum):
     """Why a block is treated the way it is."""
 
     MATRIX = "matrix"  # low rank, refreshed every k_r steps
@@ -37,12 +37,12 @@ class Block:
     rows: int
     cols: int
     rank: int
-    role: Role
+    role: BlockRole
     is_proportional: bool = False
 
     @property
     def is_low_rank(self) -> bool:
-        return self.role is not Role.DENSE
+        return self.role is not BlockRole.DENSE
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -79,11 +79,11 @@ def _plan_block(name: str, shape: tuple[int, ...], optimizer: OptimizerConfig, h
         cols = 1
         for size in shape:
             cols *= size
-        return Block(name=name, rows=1, cols=cols, rank=0, role=Role.DENSE)
+        return Block(name=name, rows=1, cols=cols, rank=0, role=BlockRole.DENSE)
     rows, cols = shape
     is_embedding = name.endswith(("embed_tokens.weight", "lm_head.weight"))
     key = "embedding_rank" if is_embedding else "rank"
-    role = Role.EMBEDDING if is_embedding else Role.MATRIX
+    role = BlockRole.EMBEDDING if is_embedding else BlockRole.MATRIX
     value = embedding_rank(optimizer, max(rows, cols)) if is_embedding else optimizer.rank
     is_share = is_share_of_sides(value)
     rank = share_of(key, value, min(rows, cols)) if is_share else parse_rank(key, value, hidden)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from tsr_swarm.config.blocks import MAX_RANK, Block, Role, plan_blocks
+from tsr_swarm.config.blocks import MAX_RANK, Block, BlockRole, plan_blocks
 from tsr_swarm.config.budget import check_budget
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import CheckpointConfig, RoundConfig, RunConfig
@@ -105,7 +105,7 @@ def _decode_block(entry: Any) -> Block:
         raise ValueError(f"block {str(name)[:80]!r}")
     if type(is_proportional) is not bool:
         raise ValueError(f"block {name[:80]!r}")
-    block = Block(name=name, rows=rows, cols=cols, rank=rank, role=Role(role), is_proportional=is_proportional)
+    block = Block(name=name, rows=rows, cols=cols, rank=rank, role=BlockRole(role), is_proportional=is_proportional)
     if block.is_low_rank != (0 < rank <= min(rows, cols)) or max(block.ranks) > MAX_RANK:
         raise ValueError(f"rank {rank} of block {name[:80]!r}")
     return block

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from tsr_swarm.discovery.addresses import host_multiaddr
 from tsr_swarm.discovery.dht import DhtDirectory
 from tsr_swarm.discovery.identity import Identity
-from tsr_swarm.discovery.records import PeerRecord, Role
+from tsr_swarm.discovery.records import PeerRecord, PeerRole
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.telemetry.events import DhtFound, Event, Warned
 
@@ -46,7 +46,7 @@ class Discovery:
         except SwarmError as error:
             self._warn(error)
 
-    async def keep_announcing(self, name: str, address: str, role: Role) -> None:
+    async def keep_announcing(self, name: str, address: str, role: PeerRole) -> None:
         """Renew this process's record for as long as it runs, and tell when the records found change."""
         seen: list[str] = []
         pause = LOOK_SECONDS
@@ -60,7 +60,7 @@ class Discovery:
                 self._emit(DhtFound(records=len(seen), names=", ".join(seen)[:400]))
             await asyncio.sleep(pause)
 
-    async def _meet(self, directory: DhtDirectory, name: str, address: str, role: Role) -> list[str] | None:
+    async def _meet(self, directory: DhtDirectory, name: str, address: str, role: PeerRole) -> list[str] | None:
         """Store this process's record and return the names in all that are there; None if that failed."""
         now = time.time()
         record = PeerRecord(

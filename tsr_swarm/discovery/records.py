@@ -22,7 +22,7 @@ _PEER_ID = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
-class Role(StrEnum):
+class PeerRole(StrEnum):
     """What a peer says it does. A claim: that a record is signed does not make its peer the coordinator."""
 
     COORDINATOR = "coordinator"
@@ -37,7 +37,7 @@ class PeerRecord:
     peer_id: str  # 32 hexadecimal digits, made from the public key
     name: str  # 1 to 32 letters, digits, '-' or '_'
     address: str  # host:port; empty: client-only
-    role: Role
+    role: PeerRole
     issued: float  # Unix time, seconds
     expires: float  # Unix time, at most 15 minutes after issued
 
@@ -93,7 +93,7 @@ def _parse(body: bytes) -> PeerRecord:
         for name in fields:
             if type(fields[name]) is not (float if name in ("issued", "expires") else str):
                 raise ValueError(f"{name[:20]} is of the wrong kind")
-        record = PeerRecord(**{**fields, "role": Role(fields["role"])})
+        record = PeerRecord(**{**fields, "role": PeerRole(fields["role"])})
         if _canonical(record) != body:
             raise ValueError("not in its one legal form")
     except (ValueError, TypeError, KeyError, RecursionError) as error:

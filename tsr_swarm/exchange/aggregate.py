@@ -11,7 +11,7 @@ from tsr_swarm.lowrank.grid import Grid
 
 
 @dataclass(frozen=True, slots=True)
-class Contribution:
+class WeightedPayload:
     """One peer's decoded payload. ``tokens`` is its weight; ``number`` fixes its place in the sum."""
 
     number: int
@@ -19,7 +19,7 @@ class Contribution:
     grids: Mapping[Slot, Grid]
 
 
-def weighted_mean(contributions: Sequence[Contribution], slots: Sequence[Slot]) -> dict[Slot, Tensor]:
+def weighted_mean(contributions: Sequence[WeightedPayload], slots: Sequence[Slot]) -> dict[Slot, Tensor]:
     """Mean by tokens of every slot, float64 (rows, cols). Summed in the order of peer numbers.
 
     ``contributions`` must not be empty, and each must hold every slot.

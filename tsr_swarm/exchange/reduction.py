@@ -7,7 +7,7 @@ from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError, RunError
-from tsr_swarm.exchange.aggregate import Contribution, weighted_mean
+from tsr_swarm.exchange.aggregate import WeightedPayload, weighted_mean
 from tsr_swarm.exchange.contribution import captured_of
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
@@ -77,14 +77,14 @@ class Reduction:
         self.headers: dict[str, ContributionHeader] = {}  # by peer, of complete contributions
         self.raw_bytes = 0
         self._manifest = manifest
-        self._held: dict[tuple[str, int], Contribution] = {}
+        self._held: dict[tuple[str, int], WeightedPayload] = {}
         self._captured: dict[tuple[int, int], tuple[int, Mapping[int, Captured]]] = {}  # by number and shard
 
     def offer(self, header: ContributionHeader, number: int, grids: Mapping[Slot, Grid]) -> Verdict:
         """Take a contribution that has passed the gate. ``number`` gives its peer's place in the sums."""
         self.state, verdict = offer(self.state, header.round, header.peer_id, header.shard, header.tokens)
         if verdict.is_new:
-            self._held[header.peer_id, header.shard] = Contribution(number, header.tokens, grids)
+            self._held[header.peer_id, header.shard] = WeightedPayload(number, header.tokens, grids)
             captured = captured_of(header, self._manifest, self.shard_blocks[header.shard])
             self._captured[number, header.shard] = header.tokens, captured
             self.raw_bytes += sum(section.raw_bytes for section in header.sections)
@@ -127,7 +127,7 @@ def publish_shard(
     manifest: Manifest,
     plan: RoundPlan,
     blocks: Sequence[int],
-    contributions: Mapping[str, Contribution],
+    contributions: Mapping[str, WeightedPayload],
     bases: Mapping[int, Basis],
     outer: OuterState,
 ) -> PublishedShard:

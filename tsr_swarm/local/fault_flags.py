@@ -8,7 +8,7 @@ from typing import Any
 from tsr_swarm.config.units import parse_rate, parse_seconds
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.local.faults import COORDINATOR
-from tsr_swarm.local.network.link import Line
+from tsr_swarm.local.network.link import HomeLine
 
 ALL = "all"
 MAX_RTT = 60.0
@@ -28,12 +28,12 @@ class LineTexts:
     loss: Sequence[str] = ()
 
 
-def read_lines(texts: LineTexts, last: int) -> Mapping[int, Line]:
+def read_lines(texts: LineTexts, last: int) -> Mapping[int, HomeLine]:
     """The lines of those of the coordinator and peers 1 to ``last`` that have one. Raises ConfigError.
 
     What is said of one goes over what is said of all.
     """
-    lines: dict[int, Line] = {}
+    lines: dict[int, HomeLine] = {}
     values: tuple[tuple[str, Sequence[str], Callable[[str], float], str], ...] = (
         ("up", texts.up, parse_rate, "WHO:RATE, such as 2:20mbit or all:50mbit"),
         ("down", texts.down, parse_rate, "WHO:RATE, such as 2:20mbit or all:50mbit"),
@@ -49,8 +49,8 @@ def read_lines(texts: LineTexts, last: int) -> Mapping[int, Line]:
     return lines
 
 
-def _with(line: Line | None, **values: Any) -> Line:
-    return replace(line or Line(), **values)
+def _with(line: HomeLine | None, **values: Any) -> HomeLine:
+    return replace(line or HomeLine(), **values)
 
 
 def _by_who(

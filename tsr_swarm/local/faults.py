@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tsr_swarm.local.network.link import Line
+from tsr_swarm.local.network.link import HomeLine
 from tsr_swarm.telemetry.events import Event, PhaseChanged, RoundOpened
 
 COORDINATOR = 0  # WHO of the coordinator; peers count from 1
@@ -16,14 +16,14 @@ PHASES = ("train", "exchange", "commit", "apply")
 STATE = "state"  # of a Kill: no phase of a round, but when ``who`` has taken a state, in that round or later
 
 
-class Role(Enum):
+class ActingRole(Enum):
     """WHO of whoever does this when the moment comes."""
 
     LEADER = "leader"
     REDUCER = "reducer"  # a peer that averages a part of the round and does not lead
 
 
-Who = int | Role
+Who = int | ActingRole
 Moment = tuple[int, int]  # a round, and the place of a phase in it; in order of time
 
 
@@ -54,7 +54,7 @@ class Back:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
+class Suspend:
     """SIGSTOP to ``who`` and all it started, when ``phase`` of ``round`` begins; SIGCONT after ``seconds``."""
 
     who: Who
@@ -87,7 +87,7 @@ class Partition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Join:
+class LateJoin:
     """A further peer, of number ``who``, starts when ``round`` opens."""
 
     who: int
@@ -97,7 +97,7 @@ class Join:
         return f"--join-at {self.round}"
 
 
-Fault = Kill | Back | Stop | Partition | Join
+Fault = Kill | Back | Suspend | Partition | LateJoin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,11 +108,11 @@ class LocalPlan:
     faults: tuple[Fault, ...] = ()
     environment: Mapping[int, Mapping[str, str]]  # by WHO
     slowness: Mapping[int, float] = field(default_factory=dict)  # by WHO: how many times longer a step takes
-    lines: Mapping[int, Line] = field(default_factory=dict)  # by WHO; only of those that differ from loopback
+    lines: Mapping[int, HomeLine] = field(default_factory=dict)  # by WHO; only of those that differ from loopback
 
     @property
     def joins(self) -> int:
-        return sum(isinstance(fault, Join) for fault in self.faults)
+        return sum(isinstance(fault, LateJoin) for fault in self.faults)
 
     @property
     def is_shaped(self) -> bool:
@@ -122,7 +122,7 @@ class LocalPlan:
 
 def name_of(who: Who) -> str:
     """``peer-2`` or ``coordinator``: its name on screen, its folder and its log. Of a role, its own name."""
-    if isinstance(who, Role):
+    if isinstance(who, ActingRole):
         return who.value
     return f"peer-{who}" if who else "coordinator"
 
@@ -175,4 +175,4 @@ def _is_due(moment: Moment, before: Moment | None, now: Moment) -> bool:
 
 
 def _moment(fault: Fault) -> Moment:
-    return fault.round, 0 if isinstance(fault, Join) else PHASES.index(fault.phase)
+    return fault.round, 0 if isinstance(fault, LateJoin) else PHASES.index(fault.phase)

@@ -15,14 +15,14 @@ from tsr_swarm.local.faults import (
     COORDINATOR,
     PHASES,
     STATE,
+    ActingRole,
     Back,
     Fault,
-    Join,
     Kill,
+    LateJoin,
     LocalPlan,
     Partition,
-    Role,
-    Stop,
+    Suspend,
     Who,
     name_of,
 )
@@ -63,11 +63,11 @@ def plan_local(
     lines: LineTexts | None = None,
 ) -> LocalPlan:
     """Read what happens in one run of ``rounds`` rounds (0: endless). Raises FaultError for what cannot happen."""
-    joins = [Join(who=peers + n, round=r) for n, r in enumerate(sorted(join_rounds), start=1)]
+    joins = [LateJoin(who=peers + n, round=r) for n, r in enumerate(sorted(join_rounds), start=1)]
     last = peers + len(joins)
     for join in joins:
         _check_round(str(join), join.round, rounds)
-    faults: list[Kill | Back | Stop | Partition] = []
+    faults: list[Kill | Back | Suspend | Partition] = []
     for texts, read in ((kills, _kill), (backs, _back), (stops, _stop), (partitions, _partition)):
         for text in texts:
             fault = read(text, last)
@@ -94,7 +94,7 @@ def _kill(text: str, last: int) -> Kill:
     if match is None:
         raise FaultError(f"--kill {text} cannot be read; write {KILL_FORM}.")
     who = _somebody(match[1], f"--kill {text}", last, KILL_FORM)
-    if match[3] == STATE and isinstance(who, Role):
+    if match[3] == STATE and isinstance(who, ActingRole):
         raise FaultError(
             f"--kill {text} cannot be: a role takes no state; name the coordinator or a peer, 1 to {last}."
         )
@@ -111,13 +111,13 @@ def _back(text: str, last: int) -> Back:
     return Back(who=who, round=int(match[2]), phase=_phase(what, match[3]), seconds=seconds)
 
 
-def _stop(text: str, last: int) -> Stop:
+def _stop(text: str, last: int) -> Suspend:
     what, match = f"--stop {text}", _STOP.fullmatch(text)
     if match is None:
         raise FaultError(f"{what} cannot be read; write {STOP_FORM}.")
     who = _somebody(match[1], what, last, STOP_FORM)
     seconds = _seconds(what, match[4], STOP_SECONDS)
-    return Stop(who=who, round=int(match[2]), phase=_phase(what, match[3]), seconds=seconds)
+    return Suspend(who=who, round=int(match[2]), phase=_phase(what, match[3]), seconds=seconds)
 
 
 def _partition(text: str, last: int) -> Partition:
@@ -180,7 +180,7 @@ def _slowness(texts: Sequence[str], last: int) -> Mapping[int, float]:
 
 
 def _somebody(text: str, what: str, last: int, form: str) -> Who:
-    roles = [role for role in Role if role.value == text]
+    roles = [role for role in ActingRole if role.value == text]
     return roles[0] if roles else _everybody(text, what, last, form)[0]
 
 
@@ -198,7 +198,7 @@ def _check_round(what: str, round: int, rounds: int) -> None:
         raise FaultError(f"{what} cannot be placed; the rounds of this run are 1 to {last}.")
 
 
-def _check_alive(faults: Sequence[Kill | Back | Stop | Partition], joins: Sequence[Join]) -> None:
+def _check_alive(faults: Sequence[Kill | Back | Suspend | Partition], joins: Sequence[LateJoin]) -> None:
     """Who is killed or stopped runs at that moment, and who comes back was killed. Of roles nobody knows beforehand."""
     joined = {join.who: join.round for join in joins}
     killed: dict[Who, Kill] = {}
@@ -217,7 +217,7 @@ def _check_alive(faults: Sequence[Kill | Back | Stop | Partition], joins: Sequen
             killed[who] = fault
 
 
-def _order(fault: Kill | Back | Stop) -> tuple[int, int, float]:
+def _order(fault: Kill | Back | Suspend) -> tuple[int, int, float]:
     """By moment; what comes later than its moment comes after what happens at it."""
     later = fault.seconds if isinstance(fault, Back) else 0.0
     return fault.round, (*PHASES, STATE).index(fault.phase), later

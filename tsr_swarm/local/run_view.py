@@ -6,7 +6,7 @@ Others print what concerns themselves, and the coordinator also relays, later, w
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from tsr_swarm.local.faults import COORDINATOR, Role, Who, who_of
+from tsr_swarm.local.faults import COORDINATOR, ActingRole, Who, who_of
 from tsr_swarm.telemetry.events import (
     Event,
     LeaderChanged,
@@ -20,7 +20,7 @@ from tsr_swarm.telemetry.events import (
 
 
 @dataclass(frozen=True, slots=True)
-class LocalView:
+class RunView:
     """What was heard of a run so far. The coordinator leads until another says that it does."""
 
     leader: int = COORDINATOR
@@ -32,7 +32,7 @@ class LocalView:
     is_leaderless: bool = False
     is_finished: bool = False
 
-    def hear(self, who: int, event: Event, running: Collection[int]) -> tuple["LocalView", bool]:
+    def hear(self, who: int, event: Event, running: Collection[int]) -> tuple["RunView", bool]:
         """Take in an event of process ``who``; whether it is news of the run. ``running`` are neither ended nor asleep.
 
         A leader that was asleep, or cut off, may still believe that it leads: terms tell.
@@ -55,12 +55,12 @@ class LocalView:
             return self, False
         return self._with_news(event), True
 
-    def _led_by(self, who: int, event: LeaderChanged) -> "LocalView":
+    def _led_by(self, who: int, event: LeaderChanged) -> "RunView":
         voters = tuple(event.voter_ids.split(",")) if event.voter_ids else ()
         numbers = {**self.numbers, event.peer: who}
         return replace(self, leader=who, term=event.term, voters=voters, numbers=numbers, is_leaderless=False)
 
-    def _with_news(self, event: Event) -> "LocalView":
+    def _with_news(self, event: Event) -> "RunView":
         match event:
             case PeerJoined():
                 who = who_of(event.name)
@@ -74,7 +74,7 @@ class LocalView:
                 return replace(self, is_finished=True)
         return self
 
-    def _with_address(self, who: int, address: str) -> "LocalView":
+    def _with_address(self, who: int, address: str) -> "RunView":
         return replace(self, addresses={**self.addresses, who: address}) if address else self
 
     # --- what follows from it -----------------------------------------------------------------------------------
@@ -82,9 +82,9 @@ class LocalView:
     def find(self, who: Who, alive: Collection[int]) -> int | None:
         """Who that is now; None: nobody."""
         match who:
-            case Role.LEADER:
+            case ActingRole.LEADER:
                 return self.leader if self.leader in alive else None
-            case Role.REDUCER:
+            case ActingRole.REDUCER:
                 rest = [one for one in self.reducers if one in alive and one not in (self.leader, COORDINATOR)]
                 return min(rest, default=None)
         return who

@@ -17,27 +17,27 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError, SwarmError
 from tsr_swarm.local.faults import (
     COORDINATOR,
+    ActingRole,
     Back,
     Fault,
-    Join,
     Kill,
+    LateJoin,
     LocalPlan,
     Moment,
     Partition,
-    Role,
-    Stop,
+    Suspend,
     due,
     due_with_state,
     moment_of,
     name_of,
 )
 from tsr_swarm.local.folder import RUN_FILE, coordinator_folder, write_run_file
-from tsr_swarm.local.network.base import Place
+from tsr_swarm.local.network.base import LocalNetwork
 from tsr_swarm.local.network.open import open_place
-from tsr_swarm.local.run_view import LocalView
+from tsr_swarm.local.run_view import RunView
 from tsr_swarm.node.shared_data import absolute_source
-from tsr_swarm.process.shutdown import StopRequest
-from tsr_swarm.process.supervisor import Child, ChildError, Family, failure_of, own_command, was_interrupted
+from tsr_swarm.process.shutdown import Shutdown
+from tsr_swarm.process.supervisor import Child, ChildError, ProcessGroup, failure_of, own_command, was_interrupted
 from tsr_swarm.telemetry.events import (
     Event,
     FaultPlaced,
@@ -84,7 +84,7 @@ def keep_config(config: RunConfig, plan: LocalPlan, folder: Path) -> RunConfig:
     return replace(config, checkpoint=replace(config.checkpoint, dir=str(coordinator_folder(folder))))
 
 
-async def run_local(options: LocalOptions, family: Family, emit: Callable[[Event], None], stop: StopRequest) -> None:
+async def run_local(options: LocalOptions, family: ProcessGroup, emit: Callable[[Event], None], stop: Shutdown) -> None:
     """Run the swarm to its end. Every process belongs to ``family``, which ends those that are left.
 
     Raises the error of the process that failed when the run cannot go on without it.
@@ -101,7 +101,7 @@ async def run_local(options: LocalOptions, family: Family, emit: Callable[[Event
         await _Swarm(options, place, family, emit, stop).run()
 
 
-async def sample_text(family: Family, folder: Path, length: int) -> str | None:
+async def sample_text(family: ProcessGroup, folder: Path, length: int) -> str | None:
     """Let the model of the local run in ``folder`` write ``length`` tokens; None when it cannot."""
     command = own_command("sample", str(coordinator_folder(folder)), "--length", str(length), "--prompt", PROMPT)
     child = await family.start("sample", command, environment=_environment(THREADS), stdout=subprocess.PIPE)
@@ -122,10 +122,10 @@ class _Swarm:
     def __init__(
         self,
         options: LocalOptions,
-        place: Place,
-        family: Family,
+        place: LocalNetwork,
+        family: ProcessGroup,
         emit: Callable[[Event], None],
-        stop: StopRequest,
+        stop: Shutdown,
     ) -> None:
         self._options = options
         self._where = place
@@ -133,12 +133,12 @@ class _Swarm:
         self._emit = emit
         self._stop = stop
         self._faults: tuple[Fault, ...] = options.plan.faults
-        self._view = LocalView()
+        self._view = RunView()
         self._moment: Moment | None = None  # the newest that was told; there is one: the swarm does without a peer
         self._children: dict[int, Child] = {}
         self._killed: dict[int, Kill] = {}  # by WHO: how we did it
         self._coming: dict[int, asyncio.Task[None]] = {}  # who will be back, and what waits for it
-        self._passing: dict[Stop | Partition, _Passing] = {}
+        self._passing: dict[Suspend | Partition, _Passing] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._tends: set[asyncio.Task[None]] = set()  # those of them that tend a process
         self._over = asyncio.Event()  # the run has finished, or nobody is left
@@ -195,7 +195,7 @@ class _Swarm:
 
     @property
     def _running(self) -> set[int]:
-        return self._alive - {passing.who for fault, passing in self._passing.items() if isinstance(fault, Stop)}
+        return self._alive - {passing.who for fault, passing in self._passing.items() if isinstance(fault, Suspend)}
 
     # --- what happens -------------------------------------------------------------------------------------------
 
@@ -262,7 +262,7 @@ class _Swarm:
 
     def _judge(self, cause: SwarmError | None) -> None:
         """Whether those who are left can go on. ``cause``: why the last one has gone, if not by our hand."""
-        is_joining = any(isinstance(fault, Join) for fault in self._faults)
+        is_joining = any(isinstance(fault, LateJoin) for fault in self._faults)
         if not ((self._alive | self._coming.keys()) - {COORDINATOR} or is_joining):
             self._fail(RunError("No peer is left, so no further round can close; the run ends here."))
         elif not (self._is_waiting or self._view.can_lead(self._alive)):
@@ -292,13 +292,13 @@ class _Swarm:
 
     async def _place(self, fault: Fault) -> None:
         match fault:
-            case Join(who=who):
+            case LateJoin(who=who):
                 await self._start_peer(who)
             case Kill():
                 self._kill(fault)
             case Back():
                 self._call_back(fault)
-            case Stop() | Partition() if not self._is_ending:
+            case Suspend() | Partition() if not self._is_ending:
                 self._have(fault)
 
     def _kill(self, fault: Kill) -> None:
@@ -309,7 +309,7 @@ class _Swarm:
             self._killed[who] = fault
             self._children[who].kill()
 
-    def _find(self, fault: Kill | Stop) -> int | None:
+    def _find(self, fault: Kill | Suspend) -> int | None:
         """Who that is now. None, and people are told, if nobody is."""
         alive = self._alive - self._killed.keys()  # it takes a moment to die
         who = self._view.find(fault.who, alive)
@@ -338,21 +338,21 @@ class _Swarm:
             await self._start_peer(who, is_back=True)
         del self._coming[who], self._killed[who]
 
-    def _have(self, fault: Stop | Partition) -> None:
+    def _have(self, fault: Suspend | Partition) -> None:
         """Have ``fault`` until its time is over."""
 
         async def end_later() -> None:
             await asyncio.sleep(fault.seconds)
             self._end(fault)
 
-        who = self._find(fault) if isinstance(fault, Stop) else COORDINATOR
+        who = self._find(fault) if isinstance(fault, Suspend) else COORDINATOR
         if who is None:
             return
         self._passing[fault] = _Passing(who, _text(fault, who), self._begin(end_later()))
         self._apply_what_passes(fault, who)
         self._emit(FaultPlaced(fault=_text(fault, who), is_over=False))
 
-    def _end(self, fault: Stop | Partition) -> None:
+    def _end(self, fault: Suspend | Partition) -> None:
         passed = self._passing.pop(fault)
         passed.end.cancel()  # or it is the one that calls this, as the last thing it does
         self._apply_what_passes(fault, passed.who)
@@ -366,12 +366,12 @@ class _Swarm:
             coming.cancel()
         self._coming.clear()
 
-    def _apply_what_passes(self, changed: Stop | Partition, who: int) -> None:
+    def _apply_what_passes(self, changed: Suspend | Partition, who: int) -> None:
         if isinstance(changed, Partition):
             partitions = [fault for fault in self._passing if isinstance(fault, Partition)]
             self._where.cut({pair for fault in partitions for pair in fault.pairs})
             return
-        is_stopped = any(isinstance(fault, Stop) and other.who == who for fault, other in self._passing.items())
+        is_stopped = any(isinstance(fault, Suspend) and other.who == who for fault, other in self._passing.items())
         (self._family.pause if is_stopped else self._family.go_on)(self._children[who])
 
     # --- the end ------------------------------------------------------------------------------------------------
@@ -451,9 +451,9 @@ class _Swarm:
         return (self._options.folder / "logs" / f"{name_of(who)}.{kind}").open("a+b")
 
 
-def _text(fault: Kill | Back | Stop | Partition, who: int) -> str:
+def _text(fault: Kill | Back | Suspend | Partition, who: int) -> str:
     """As it is written, and whom it is on where that does not say it."""
-    is_role = not isinstance(fault, Partition) and isinstance(fault.who, Role)
+    is_role = not isinstance(fault, Partition) and isinstance(fault.who, ActingRole)
     return f"{fault} ({name_of(who)})" if is_role else str(fault)
 
 

@@ -14,7 +14,7 @@ Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class Series:
     """``points`` ascending in x. A bold line is two dots thick; a thin one is dashed, so that colour is not needed."""
 
     points: Points
@@ -41,7 +41,7 @@ class Frame:
         return round((self.high - y) / ((self.high - self.low) or 1) * (self.down - 1))
 
 
-def draw_chart(lines: Sequence[Line], width: int, height: int, x_unit: str, axis_style: str) -> Content:
+def draw_chart(lines: Sequence[Series], width: int, height: int, x_unit: str, axis_style: str) -> Content:
     """Draw ``lines`` on ``width`` x ``height`` cells with both axes. Needs a point, and 20 x 4 cells; else empty."""
     points = [point for line in lines for point in line.points]
     if not points or width < 20 or height < 4:
@@ -101,7 +101,7 @@ def _x_labels(frame: Frame, width: int, unit: str) -> str:
     return text.ljust(room + 1) + unit
 
 
-def _plot(lines: Sequence[Line], frame: Frame) -> dict[tuple[int, int], tuple[int, str]]:
+def _plot(lines: Sequence[Series], frame: Frame) -> dict[tuple[int, int], tuple[int, str]]:
     """Cells as {(column, row): (dots, style)}; where lines meet, only the bold one shows."""
     cells: dict[tuple[int, int], tuple[int, str]] = {}
     for line in sorted(lines, key=lambda line: line.is_bold):
@@ -114,7 +114,7 @@ def _plot(lines: Sequence[Line], frame: Frame) -> dict[tuple[int, int], tuple[in
     return cells
 
 
-def _dots(line: Line, frame: Frame) -> Iterable[tuple[int, int]]:
+def _dots(line: Series, frame: Frame) -> Iterable[tuple[int, int]]:
     before: int | None = None
     for x, y in _columns(line.points, frame):
         start = y if before is None else before + (1 if y > before else -1 if y < before else 0)

@@ -4,7 +4,7 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from tsr_swarm.monitor.chart import Line, draw_chart
+from tsr_swarm.monitor.chart import Series, draw_chart
 from tsr_swarm.monitor.view import HELD_OUT, LOCAL, MUTED, View
 
 
@@ -24,7 +24,7 @@ class LossChart(Widget):
         if not held_out and not local:
             return Content.styled("The line starts with the first evaluation.", MUTED)
         lines = [
-            Line(points=held_out, style=HELD_OUT, is_bold=True),
-            Line(points=local, style=LOCAL, is_bold=False),
+            Series(points=held_out, style=HELD_OUT, is_bold=True),
+            Series(points=local, style=LOCAL, is_bold=False),
         ]
         return draw_chart(lines, self.content_size.width, self.content_size.height, "round", MUTED)

@@ -9,7 +9,7 @@ from typing import Self
 
 from tsr_swarm.discovery.addresses import address_for, dialable_address, split_address
 from tsr_swarm.errors import PeerError, UnreachableError
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.fields import require_address, require_peer_id
@@ -89,10 +89,10 @@ class AddressBook:
             aside.replace(self._path)
 
 
-class Lines:
+class ClientPool:
     """Connections to other nodes, one an address: made with the first call, and kept."""
 
-    def __init__(self, book: AddressBook, ledger: ByteLedger, kernel: KernelBytes, proxy: str | None = None) -> None:
+    def __init__(self, book: AddressBook, ledger: ByteCounter, kernel: KernelBytes, proxy: str | None = None) -> None:
         self._book, self._ledger, self._kernel, self._proxy = book, ledger, kernel, proxy
         self._clients: dict[str, tuple[SwarmClient, AsyncExitStack]] = {}  # by address, the one used last at the end
 

@@ -20,7 +20,7 @@ class Claim:
         return 0 < self.size <= self.tokens
 
 
-class Loan:
+class LeaseHolder:
     """One peer's. The leader's answers and the rounds that count come on the event loop, training is on its thread."""
 
     def __init__(self, read_part: Callable[[int], int]) -> None:

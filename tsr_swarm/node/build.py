@@ -5,15 +5,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tsr_swarm.node.address_book import AddressBook, Lines
+from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.context import Seams, Start
-from tsr_swarm.node.donor import Giving
+from tsr_swarm.node.donor import DonorService
 from tsr_swarm.node.events.run_log import RunLog
 from tsr_swarm.node.headers import Headers
 from tsr_swarm.node.node import SwarmNode
 from tsr_swarm.node.service import NodeService
 from tsr_swarm.node.sync.catch_up import Fetcher
-from tsr_swarm.node.sync.donors import Sources
+from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.rounds import Frames
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.transport.base import Caller
@@ -24,7 +24,7 @@ class Around:
     """What one process has for its node."""
 
     book: AddressBook
-    lines: Lines
+    lines: ClientPool
     states: Path  # where states are kept and downloaded to
     service: NodeService | None = None  # None for a node that nobody can dial
     run_log: RunLog | None = None  # likewise
@@ -37,7 +37,7 @@ async def hosted(start: Start, around: Around, seams: Seams) -> AsyncIterator[Sw
     headers = Headers()
 
     def fetcher(own: Frames) -> Fetcher:
-        sources = Sources(around.lines, seams.emit)
+        sources = Donors(around.lines, seams.emit)
         return Fetcher(
             start.manifest,
             me=start.who.peer_id,
@@ -55,7 +55,7 @@ async def hosted(start: Start, around: Around, seams: Seams) -> AsyncIterator[Sw
         if around.service is not None and around.run_log is not None and start.donor is not None:
             stack.callback(around.run_log.follow, "", around.lines)
             bench, freeze = node.reducing.bench, node.following.freeze
-            giving = Giving(start.who.peer_id, start.donor, bench, headers, node.makers, freeze, node.warn)
+            giving = DonorService(start.who.peer_id, start.donor, bench, headers, node.makers, freeze, node.warn)
             stack.callback(giving.close)
             around.service.open(node, giving, around.run_log, around.initial_peers)
         yield node

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node.driver import awake_clock
-from tsr_swarm.node.messenger import Introduction
+from tsr_swarm.node.messenger import NodeInfo
 from tsr_swarm.node.weights import AppliedRound, Weights
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.rounds.raft_state import Ledger, Record
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.round_phases import LeaderPolicy
-from tsr_swarm.rounds.state import Identity, Node
+from tsr_swarm.rounds.state import Node, NodeIdentity
 from tsr_swarm.rounds.step import begin
 from tsr_swarm.storage.journal import Journal
-from tsr_swarm.storage.state_store import Donor
+from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.train.trainer import Trainer
@@ -30,17 +30,17 @@ from tsr_swarm.wire.messages import PublishedHeader
 class Start:
     """What a node begins with."""
 
-    who: Introduction
+    who: NodeInfo
     manifest: Manifest
     config: RunConfig  # the manifest's, with the rules as they were told
     first: str  # peer_id of the coordinator
     known: tuple[str, ...]  # peer_ids of others that may know the leader
-    ledger: Ledger
+    ledger: HardState
     journal: Journal | None  # None: nobody can dial this node, so it promises nothing
-    record: Record | None  # of the state in ``weights``; None: there is none yet
+    record: RoundRecord | None  # of the state in ``weights``; None: there is none yet
     weights: Weights
     outer: OuterState
-    donor: Donor | None  # None: it gives nothing
+    donor: StateStore | None  # None: it gives nothing
     coverage: Coverage = NOTHING_DONE  # of the shared data, as it was then
     lost: str = ""  # chain hash of the proposal in the journal, if its bytes are on no disk here
 
@@ -55,7 +55,9 @@ class Seams:
     take_number: Callable[[int], None]  # on the worker thread
     read_part: Callable[[int], int] | None  # likewise, of the shared data; None: it trains on none of that
     applied: Callable[[PublishedHeader, AppliedRound, OuterState, float], Awaitable[None]]  # rounds in order
-    restored: Callable[[Record, Consensus], Awaitable[None]]  # a state was taken: keep it, before it is known to stand
+    restored: Callable[
+        [RoundRecord, Consensus], Awaitable[None]
+    ]  # a state was taken: keep it, before it is known to stand
     score: Callable[[int, Consensus], Awaitable[float | None]]  # held-out loss after a round, where it can be known
     told: Callable[[], int]  # the newest round that people were told of
     peers: Callable[[], Mapping[str, events.PeerJoined]]  # who takes part, as people were told
@@ -68,7 +70,7 @@ class Seams:
 
 def first_node(start: Start) -> Node:
     """What the decisions know as it starts."""
-    identity = Identity(
+    identity = NodeIdentity(
         me=start.who.peer_id,
         incarnation=time.time_ns() // 1_000_000,
         trains=start.who.trains,

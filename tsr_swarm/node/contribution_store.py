@@ -15,12 +15,12 @@ from tsr_swarm.exchange.contribution import captured_of
 from tsr_swarm.exchange.reduction import publish_shard
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.node.made import MadeShard
+from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.peer_registry import MAX_PEERS
 from tsr_swarm.optim.outer_step import OuterState, rotate_outer
 from tsr_swarm.optim.sketch_budget import mean_captured
 from tsr_swarm.wire.codec import Section
-from tsr_swarm.wire.gate import Contribution, check_contribution, shard_slots, void_blocks
+from tsr_swarm.wire.gate import CheckedContribution, check_contribution, shard_slots, void_blocks
 from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult, open_envelope
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -28,7 +28,7 @@ MOST_AVERAGES = 2  # of one shard: a second leader may ask for it over other pee
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldContribution:
     """A contribution to one shard that has passed the gate."""
 
     header: ContributionHeader
@@ -41,7 +41,7 @@ class ShardAverage:
 
     plan: RoundPlan
     shard: int
-    made: MadeShard
+    made: ReducedShard
     frames: bytes
     outer: OuterState
 
@@ -54,22 +54,22 @@ class ShardJob:
     plan: RoundPlan
     shard: int
     blocks: tuple[int, ...]
-    held: tuple[tuple[int, Held], ...]  # with their peers' numbers, ascending; empty: void
+    held: tuple[tuple[int, HeldContribution], ...]  # with their peers' numbers, ascending; empty: void
     outer: OuterState
 
     def run(self, bases: Mapping[int, Basis]) -> ShardAverage:
         """Average and publish. Heavy. ``bases`` are those that the round starts from."""
         contributions = {
-            held.header.peer_id: aggregate.Contribution(number, held.header.tokens, held.grids)
+            held.header.peer_id: aggregate.WeightedPayload(number, held.header.tokens, held.grids)
             for number, held in self.held
         }
         part = publish_shard(self.manifest, self.plan, self.blocks, contributions, bases, self.outer)
-        made = MadeShard(part.result) if part.result.void else self._describe(part.result)
+        made = ReducedShard(part.result) if part.result.void else self._describe(part.result)
         return ShardAverage(self.plan, self.shard, made, part.data, part.outer)
 
-    def _describe(self, result: ShardResult) -> MadeShard:
+    def _describe(self, result: ShardResult) -> ReducedShard:
         headers = [held.header for _, held in self.held]
-        return MadeShard(
+        return ReducedShard(
             result,
             local_loss=sum(header.local_loss * header.tokens for header in headers) / result.tokens,
             raw_sent=sum(section.raw_bytes for header in headers for section in header.sections),
@@ -84,11 +84,11 @@ class _Round:
     """What lies here of one round."""
 
     plan: RoundPlan
-    held: dict[str, dict[int, Held]] = field(default_factory=dict)  # by peer, then by shard
+    held: dict[str, dict[int, HeldContribution]] = field(default_factory=dict)  # by peer, then by shard
     made: dict[int, list[ShardAverage]] = field(default_factory=dict)  # by shard, the newest last; none is void
 
 
-class Bench:
+class ContributionStore:
     """What one node holds as a reducer, of the newest round announced and the one before it. Its event loop owns it.
 
     ``outer`` is what it keeps between rounds, in the bases of the newest applied one, whose chain hash is ``chain``.
@@ -136,7 +136,7 @@ class Bench:
         known = self._rounds.get(round)
         return None if known is None else known.plan
 
-    def expect(self, envelope: pb.Envelope) -> Contribution:
+    def expect(self, envelope: pb.Envelope) -> CheckedContribution:
         """Check a contribution before its payload is received; it may be refused as not new after that.
 
         Raises PeerError: for reasons see wire/gate.py; "round" too where its round is not announced here or is over,
@@ -167,7 +167,7 @@ class Bench:
             return
         slots = upload_slots(self._manifest.blocks, known.plan.due, self._manifest.config.wire)
         if grids.keys() == set(shard_slots(slots, self._manifest.shard_blocks[header.shard])):
-            known.held.setdefault(header.peer_id, {})[header.shard] = Held(header, grids)
+            known.held.setdefault(header.peer_id, {})[header.shard] = HeldContribution(header, grids)
 
     # --- averages -------------------------------------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ class Bench:
         outer = {block: self.outer[block] for block in blocks if block in self.outer}
         return ShardJob(self._manifest, known.plan, shard, blocks, held, outer)
 
-    def keep(self, done: ShardAverage) -> MadeShard:
+    def keep(self, done: ShardAverage) -> ReducedShard:
         """Have the bytes at hand for whoever fetches them, unless their round is over or was announced otherwise."""
         known = self._rounds.get(done.plan.round)
         if known is not None and _is_alike(known.plan, done.plan) and not done.made.result.void:

@@ -17,36 +17,36 @@ from tsr_swarm.discovery.addresses import multiaddrs_for
 from tsr_swarm.discovery.announcer import Discovery
 from tsr_swarm.discovery.identity import Identity, load_identity
 from tsr_swarm.discovery.listening import announced, dht_places, require_consent, shown_address
-from tsr_swarm.discovery.records import Role
+from tsr_swarm.discovery.records import PeerRole
 from tsr_swarm.errors import CheckpointError, RunError
-from tsr_swarm.node.address_book import AddressBook, Lines
+from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.build import Around, hosted
 from tsr_swarm.node.context import Seams, Start
 from tsr_swarm.node.events.run_log import LINGER_SECONDS, RunLog
-from tsr_swarm.node.messenger import Introduction
+from tsr_swarm.node.messenger import NodeInfo
 from tsr_swarm.node.service import NodeService
 from tsr_swarm.node.shared_data import advise_organiser
 from tsr_swarm.node.weights import AppliedRound, PlainWeights
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.process.machine_limits import memory_errors, memory_room, require_memory
-from tsr_swarm.process.shutdown import StopRequest, run_unless_now
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.process.shutdown import Shutdown, run_unless_now
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.run_folder import (
     CONTACTS,
     IDENTITY,
     STATES,
-    Applied,
     RunFolder,
+    RunState,
     StartingPoint,
     holds_work,
     record_of,
     resume_run,
     start_run,
 )
-from tsr_swarm.storage.state_store import Donor
+from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.telemetry import events
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.history import EVENTS_FILE
 from tsr_swarm.telemetry.log import EventLog, read_recording, recording
@@ -78,7 +78,7 @@ class CoordinateOptions:
     proxy: str | None = None  # the HTTP proxy that every call goes through
 
 
-async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], None], stop: StopRequest) -> None:
+async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], None], stop: Shutdown) -> None:
     """Take part in a run until its last round, or until ``stop``. Raises SwarmError with one sentence."""
     require_consent(options.listen, options.announce, options.insecure, "join, read the model and send updates")
     await run_unless_now(_coordinate(options, emit, stop.gently), stop)
@@ -136,8 +136,8 @@ class _Coordinator:
     ) -> None:
         self._options, self._folder, self._begun, self._evaluate = options, folder, begun, evaluate
         self._identity, self._book, self._run_log = identity, book, run_log
-        self._ledger, self._kernel = ByteLedger(), KernelBytes([])
-        self._donor = Donor(begun.manifest, folder.path / STATES, begun.delta_log)
+        self._ledger, self._kernel = ByteCounter(), KernelBytes([])
+        self._donor = StateStore(begun.manifest, folder.path / STATES, begun.delta_log)
         self._discovery = Discovery(identity, begun.manifest.run_id, run_log.emit)
 
     async def run(self, stop_gently: asyncio.Event, unread: Sequence[str]) -> None:
@@ -148,7 +148,7 @@ class _Coordinator:
         async with AsyncExitStack() as stack:
             port = await stack.enter_async_context(serve(service, options.listen, self._ledger))
             address = shown_address(options.listen, options.announce, port)
-            lines = await stack.enter_async_context(Lines(self._book, self._ledger, self._kernel, options.proxy))
+            lines = await stack.enter_async_context(ClientPool(self._book, self._ledger, self._kernel, options.proxy))
             if options.use_dht:
                 stack.push_async_callback(self._discovery.close)
                 listen, announce = dht_places(options.listen, options.announce, options.dht_port)
@@ -168,7 +168,7 @@ class _Coordinator:
             advice = advise_organiser(options.config.data, options.listen)
             for sentence in (*unread, *([] if advice is None else [advice])):
                 self._run_log.emit(events.Warned(message=sentence))
-            announcing = asyncio.create_task(self._discovery.keep_announcing(NAME, address, Role.COORDINATOR))
+            announcing = asyncio.create_task(self._discovery.keep_announcing(NAME, address, PeerRole.COORDINATOR))
             stack.callback(announcing.cancel)
             await self._score(begun.record.round, begun.consensus)
             reason = await node.run(stop_gently)
@@ -195,7 +195,7 @@ class _Coordinator:
 
     def _start(self, address: str) -> Start:
         begun = self._begun
-        who = Introduction(
+        who = NodeInfo(
             peer_id=self._identity.peer_id,
             name=NAME,
             address=address,
@@ -219,7 +219,7 @@ class _Coordinator:
             lost=begun.lost,
         )
 
-    def _seams(self, lines: Lines) -> Seams:
+    def _seams(self, lines: ClientPool) -> Seams:
         def train() -> Trainer:
             raise AssertionError("a coordinator trains nothing")
 
@@ -264,15 +264,15 @@ class _Coordinator:
             return
         await self._write(record_of(header), applied.consensus, outer, applied.digest)
 
-    async def _save_restored(self, record: Record, consensus: Consensus) -> None:
+    async def _save_restored(self, record: RoundRecord, consensus: Consensus) -> None:
         """A state that was taken is a checkpoint: the rounds that lead to it are on no disk here."""
         digest = await self._node.following.on_worker(consensus.digest)
         await self._write(record, consensus, {}, digest.hex())
 
-    async def _write(self, record: Record, consensus: Consensus, outer: OuterState, digest: str) -> None:
+    async def _write(self, record: RoundRecord, consensus: Consensus, outer: OuterState, digest: str) -> None:
         """Write a checkpoint. One that cannot be written is a warning."""
         coverage, keep = self._node.lending.coverage, self._options.config.checkpoint.keep
-        state = Applied(record=record, consensus=consensus, outer=outer, digest=digest, coverage=coverage)
+        state = RunState(record=record, consensus=consensus, outer=outer, digest=digest, coverage=coverage)
         try:
             path = await self._node.following.on_worker(self._folder.save, self._begun.manifest, state, keep)
         except CheckpointError as error:

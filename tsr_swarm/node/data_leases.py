@@ -7,14 +7,14 @@ next one opens, in the order of numbers. So a run without faults is the same eac
 from collections.abc import Callable, Mapping
 
 from tsr_swarm.node import message_codec
-from tsr_swarm.node.borrowing import Claim, Loan
+from tsr_swarm.node.borrowing import Claim, LeaseHolder
 from tsr_swarm.rounds import leases as ls
 from tsr_swarm.rounds.leases import MAX_PARTS, Borrower, Coverage, Lease, Leases, merged
 from tsr_swarm.telemetry.events import DataCovered, Event
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 
-class Lender:
+class LeaseIssuer:
     """One leadership's. Its event loop owns it."""
 
     def __init__(
@@ -117,15 +117,15 @@ class Lender:
         )
 
 
-class Lending:
+class DataLeases:
     """One node's. Its event loop owns it."""
 
     def __init__(self, me: str, parts: int, coverage: Coverage, read_part: Callable[[int], int] | None) -> None:
         """read_part: as in borrowing.Loan; None: this node trains on data of its own, or not at all."""
         self._me, self._parts, self._heard = me, parts, coverage
         self._keeps_account = parts <= MAX_PARTS
-        self._loan = Loan(read_part) if read_part is not None and self._keeps_account else None
-        self._lender: Lender | None = None
+        self._loan = LeaseHolder(read_part) if read_part is not None and self._keeps_account else None
+        self._lender: LeaseIssuer | None = None
 
     @property
     def coverage(self) -> Coverage:
@@ -137,7 +137,7 @@ class Lending:
     def lead(self, name_of: Callable[[str], str], emit: Callable[[Event], None], clock: Callable[[], float]) -> None:
         """This node was elected. Who had borrowed something says so."""
         if self._keeps_account:
-            self._lender = Lender(self._parts, self._heard, name_of, emit, clock)
+            self._lender = LeaseIssuer(self._parts, self._heard, name_of, emit, clock)
 
     def follow(self) -> None:
         """This node leads no more."""
@@ -177,7 +177,7 @@ class Lending:
         if self._lender is not None:
             self._lender.gone(peer)
 
-    def _hear_myself(self, lender: Lender) -> None:
+    def _hear_myself(self, lender: LeaseIssuer) -> None:
         lender.hear(self._me, None if self._loan is None else self._loan.claim)
 
     def _claim(self, message: pb.DataLease) -> Claim:

@@ -4,32 +4,32 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator
 
 from tsr_swarm.errors import RefusedError, RunError
-from tsr_swarm.node.contribution_store import Bench
+from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.headers import Headers
 from tsr_swarm.node.same_run import require_run
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.header_tree import header_givers
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.state_file import shipped_tensors, state_length
-from tsr_swarm.storage.state_store import STATE_ROUNDS, Donor
+from tsr_swarm.storage.state_store import STATE_ROUNDS, StateStore
 from tsr_swarm.wire import checks
 from tsr_swarm.wire.messages import sections_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 HEADER_SECONDS = 2.0  # who asks for a header has others to ask
 
-Freeze = Callable[[], tuple[Consensus, Record]]  # this node's newest weights, and of which round
+Freeze = Callable[[], tuple[Consensus, RoundRecord]]  # this node's newest weights, and of which round
 Makers = Callable[[int], Collection[str]]  # peer_ids of who makes this round's shards, or made them
 
 
-class Giving:
+class DonorService:
     """One node's. Its event loop owns it. ``headers``: of rounds that are being fetched."""
 
     def __init__(
         self,
         me: str,
-        donor: Donor,
-        bench: Bench,
+        donor: StateStore,
+        bench: ContributionStore,
         headers: Headers,
         makers: Makers,
         freeze: Freeze,

@@ -20,7 +20,7 @@ AGAIN_SECONDS = 1.0  # until what the disk refused is tried again
 LATE_SECONDS = 0.001  # a timer that rings a little late finds that its time has come
 
 
-class Hands(Protocol):
+class ActionHandler(Protocol):
     """What carries out decisions. Neither method may block: each is called on the event loop, between two events."""
 
     def stepped(self, before: Node, after: Node) -> None:
@@ -38,13 +38,13 @@ def awake_clock() -> float:
     return time.monotonic() if number is None else time.clock_gettime(number)
 
 
-class Shell:
+class Driver:
     """One node's decisions at work. One event loop owns it."""
 
     def __init__(
         self,
         node: Node,
-        hands: Hands,
+        hands: ActionHandler,
         journal: Journal | None,
         warn: Callable[[str], None],
         clock: Callable[[], float] = awake_clock,

@@ -16,9 +16,9 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.process.machine_limits import memory_errors
 from tsr_swarm.process.tasks import Background, Signal
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.run_folder import record_of
-from tsr_swarm.storage.state_store import Donor, is_agreed
+from tsr_swarm.storage.state_store import StateStore, is_agreed
 from tsr_swarm.telemetry.events import Event, StateReceived, Warned
 from tsr_swarm.wire.messages import PublishedHeader
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -35,16 +35,16 @@ class Seams:
 
     put: Callable[[pt.Event], None]
     emit: Callable[[Event], None]
-    newest: Callable[[], Record]  # the newest round that anybody told to stand
+    newest: Callable[[], RoundRecord]  # the newest round that anybody told to stand
     at: Callable[[], tuple[int, str]]  # the round and chain hash of this node's weights
     should_stop: Callable[[], bool]
     settle: Callable[[PublishedHeader, Mapping[int, tuple[Basis, Basis]]], None]  # what a reducer keeps, at once
-    restored: Callable[[Record], None]  # likewise
-    keep: Callable[[Record, Consensus], Awaitable[None]]  # a state that was taken, on disk
+    restored: Callable[[RoundRecord], None]  # likewise
+    keep: Callable[[RoundRecord, Consensus], Awaitable[None]]  # a state that was taken, on disk
     applied: Callable[[PublishedHeader, AppliedRound, float], Awaitable[None]]  # with the seconds that it took
 
 
-class Following:
+class Follower:
     """One node's. Its event loop owns it; whatever touches weights is done on its one worker thread, in order."""
 
     def __init__(
@@ -53,30 +53,30 @@ class Following:
         manifest: Manifest,
         weights: Weights,
         fetcher: Fetcher,
-        donor: Donor | None,
+        donor: StateStore | None,
         seams: Seams,
         background: Background,
     ) -> None:
         self._me, self._manifest, self._weights = me, manifest, weights
         self._fetcher, self._donor, self._seams, self._background = fetcher, donor, seams, background
         self._worker = ThreadPoolExecutor(1, "maths")
-        self._now: tuple[Consensus, Record] | None = None  # the newest weights, and of which round; None: none yet
+        self._now: tuple[Consensus, RoundRecord] | None = None  # the newest weights, and of which round; None: none yet
         self._warning = ""  # the newest
         self._has_warned_of_the_disk = False
         self._moved = Signal()
         self._storing: set[str] = set()  # chain hashes of proposals
 
-    def begin(self, record: Record) -> None:
+    def begin(self, record: RoundRecord) -> None:
         """This node has a state: that of the round of ``record``."""
         self._move(frozen(self._weights), record)
 
-    def freeze(self) -> tuple[Consensus, Record]:
+    def freeze(self) -> tuple[Consensus, RoundRecord]:
         """The newest weights, and of which round. Raises UnreachableError before the first state."""
         if self._now is None:
             raise UnreachableError("There is no state here yet; try again when it has been downloaded.")
         return self._now
 
-    def _move(self, consensus: Consensus, record: Record) -> None:
+    def _move(self, consensus: Consensus, record: RoundRecord) -> None:
         self._now = consensus, record
         self._moved.notify()
 
@@ -153,7 +153,7 @@ class Following:
             except RunError as error:
                 self._warn_of_the_disk(error)
 
-    async def _keep_state(self, donor: Donor, applied: AppliedRound, message: pb.PublishedHeader) -> None:
+    async def _keep_state(self, donor: StateStore, applied: AppliedRound, message: pb.PublishedHeader) -> None:
         try:
             await donor.keep_state(applied.consensus, message.plan.round, message.chain)
         except RunError as error:

@@ -7,7 +7,7 @@ from tsr_swarm import __version__
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
-from tsr_swarm.node.address_book import AddressBook, Lines
+from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.wire import checks
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -15,7 +15,7 @@ OTHERS_SECONDS = 10.0  # for all that were seen before
 
 
 @dataclass(frozen=True, slots=True)
-class Met:
+class Handshake:
     """Who answered."""
 
     hello: pb.HelloReply
@@ -27,7 +27,7 @@ class Met:
         return tuple(dict.fromkeys([self.hello.peer_id, *(contact.peer_id for contact in self.hello.contacts)]))
 
 
-async def meet(lines: Lines, book: AddressBook, address: str) -> Met:
+async def meet(lines: ClientPool, book: AddressBook, address: str) -> Handshake:
     """Say hello at ``address``, or else to a node that was seen before. Raises UnreachableError or RefusedError."""
     try:
         return await _say_hello(lines, book, address)
@@ -42,11 +42,11 @@ async def meet(lines: Lines, book: AddressBook, address: str) -> Met:
         raise error
 
 
-async def _say_hello(lines: Lines, book: AddressBook, address: str) -> Met:
+async def _say_hello(lines: ClientPool, book: AddressBook, address: str) -> Handshake:
     client = await lines.at(address)
     hello = await client.hello(pb.HelloRequest(protocol=PROTOCOL_VERSION, package_version=__version__))
     checks.check_hello_reply(hello)
     host, _ = split_address(client.address)
     book.hear_from(host, hello.contacts)
     book.hear(hello.peer_id, client.address)  # whatever it calls itself, this is how it is reached from here
-    return Met(hello, host)
+    return Handshake(hello, host)

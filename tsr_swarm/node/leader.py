@@ -8,15 +8,15 @@ from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.discovery.addresses import dialable_address
 from tsr_swarm.errors import RefusedError
-from tsr_swarm.node.events.round_reporter import Chronicle
-from tsr_swarm.node.made import MadeShard
+from tsr_swarm.node.events.round_reporter import RoundReporter
+from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.peer_registry import Peer, Roster
-from tsr_swarm.node.round_cache import Notes
+from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.node.same_run import require_run
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.optim.sketch_budget import Exchange, after_round, begin_exchange, within_budget
+from tsr_swarm.optim.sketch_budget import RefreshState, after_round, begin_refresh_state, within_budget
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.telemetry.events import Event, PeerJoined
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire import checks
@@ -34,17 +34,17 @@ class Seams:
     clock: Callable[[], float]
 
 
-class Leading:
+class Leader:
     """One leadership: from an election to the loss of it. Its event loop owns it."""
 
     def __init__(
-        self, manifest: Manifest, notes: Notes, base: Record, numbers: Mapping[str, int], seams: Seams
+        self, manifest: Manifest, notes: RoundCache, base: RoundRecord, numbers: Mapping[str, int], seams: Seams
     ) -> None:
         """``numbers``: of those who took part under the leader before."""
         self.roster = Roster(numbers)
-        self.chronicle = Chronicle(manifest, self.roster, seams.emit, seams.clock, base)
+        self.chronicle = RoundReporter(manifest, self.roster, seams.emit, seams.clock, base)
         self._manifest, self._notes, self._seams = manifest, notes, seams
-        self._exchange: Exchange = begin_exchange(seams.config(), manifest.blocks, base.round + 1)
+        self._exchange: RefreshState = begin_refresh_state(seams.config(), manifest.blocks, base.round + 1)
 
     # --- who takes part -----------------------------------------------------------------------------------------
 
@@ -129,7 +129,7 @@ class Leading:
         self.chronicle.opened(plan, order.members, members, names)
         return plan
 
-    def committed(self, header: PublishedHeader, made: Sequence[MadeShard | None], members: int) -> None:
+    def committed(self, header: PublishedHeader, made: Sequence[ReducedShard | None], members: int) -> None:
         """The round stands."""
         captured = {block: seen for shard in made if shard is not None for block, seen in shard.captured.items()}
         self._exchange = after_round(self._exchange, header.plan, void_blocks(header), captured)

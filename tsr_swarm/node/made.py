@@ -10,7 +10,7 @@ from tsr_swarm.wire.messages import ShardResult
 
 
 @dataclass(frozen=True, slots=True)
-class MadeShard:
+class ReducedShard:
     """``result`` is published and hashed into the chain; the rest is for the leader alone."""
 
     result: ShardResult
@@ -19,16 +19,16 @@ class MadeShard:
     captured: Mapping[int, Captured] = field(default_factory=dict)  # by block, the mean of what its peers measured
 
     @property
-    def decided(self) -> gather.ShardResult:
+    def decided(self) -> gather.ShardDigest:
         """As the decisions of a round know it: whose work is in it, and what tells it from any other result."""
         if self.result.void:
-            return gather.ShardResult()
+            return gather.ShardDigest()
         hasher = hashlib.blake2b(digest_size=16, person=b"tsr/v1/shard")
         hasher.update(",".join(self.result.included).encode())
         hasher.update(self.result.tokens.to_bytes(8, "little"))
         for section in self.result.sections:
             hasher.update(section.kind.encode() + b"\0" + section.hash)
-        return gather.ShardResult(frozenset(self.result.included), hasher.hexdigest())
+        return gather.ShardDigest(frozenset(self.result.included), hasher.hexdigest())
 
 
-VOID = MadeShard(ShardResult(void=True))
+VOID = ReducedShard(ShardResult(void=True))

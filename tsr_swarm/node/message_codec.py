@@ -1,4 +1,4 @@
-"""What nodes tell each other, as the decisions know it and as it travels. Pure; ``*_from_proto`` and ``told`` check.
+"""Messages between nodes: rounds/protocol.py to protobuf and back. Pure; what comes from the wire is checked.
 
 Who tells it, of which run and from where, is filled in by whoever sends it. What the shell adds for itself, such as a
 shard's losses or a peer's number in sums, travels beside the message that it belongs to.
@@ -12,11 +12,11 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.sketch import Captured
-from tsr_swarm.node.made import MadeShard
+from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.leases import Coverage, Lease
 from tsr_swarm.rounds.protocol import Close, Goodbye, Message, News, Place, Plan, Poll, Redirect, ShardDone
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.wire.bits import from_bits, to_bits
 from tsr_swarm.wire.checks import check_news, check_poll, check_redirect, check_tell
 from tsr_swarm.wire.fields import MAX_REASON, require, require_ascending
@@ -38,31 +38,31 @@ class UnknownRosterError(PeerError):
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class DecodedMessage:
     """A message that came in, and what came with it for the shell."""
 
     message: Message
     members: Members | None = None  # of a Close: who is admitted
-    made: MadeShard | None = None  # of a ShardDone
+    made: ReducedShard | None = None  # of a ShardDone
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
-def record_to_proto(record: Record) -> pb.Record:
+def record_to_proto(record: RoundRecord) -> pb.Record:
     """A round's result by its hashes, which are hexadecimal here and bytes there."""
     chain, parent = bytes.fromhex(record.chain), bytes.fromhex(record.parent)
     return pb.Record(round=record.round, chain=chain, parent=parent, voters=record.voters)
 
 
-def record_from_proto(message: pb.Record) -> Record:
+def record_from_proto(message: pb.Record) -> RoundRecord:
     """Raises PeerError."""
     check_record(message)
     return _record(message)
 
 
-def _record(message: pb.Record) -> Record:
-    return Record(message.round, message.chain.hex(), message.parent.hex(), tuple(message.voters))
+def _record(message: pb.Record) -> RoundRecord:
+    return RoundRecord(message.round, message.chain.hex(), message.parent.hex(), tuple(message.voters))
 
 
 # --- told between nodes that can be dialled ---------------------------------------------------------------------------
@@ -79,14 +79,14 @@ def tell_to_proto(message: cl.Message | Goodbye) -> pb.TellRequest:
                 term=term, voter_term=voter_term, granted=granted, is_trial=is_trial, reason=reason[:MAX_REASON]
             )
             return pb.TellRequest(vote_reply=reply)
-        case cl.Beat(term, base, proposal):
+        case cl.Heartbeat(term, base, proposal):
             beat = pb.Beat(
                 term=term,
                 base=record_to_proto(base),
                 proposal=None if proposal is None else record_to_proto(proposal),
             )
             return pb.TellRequest(beat=beat)
-        case cl.BeatReply(term, round, accepted, reason):
+        case cl.HeartbeatReply(term, round, accepted, reason):
             answer = pb.BeatReply(term=term, round=round, accepted=bytes.fromhex(accepted), reason=reason[:MAX_REASON])
             return pb.TellRequest(beat_reply=answer)
         case Goodbye():
@@ -105,7 +105,7 @@ def close_to_proto(message: Close, members: Members) -> pb.TellRequest:
     return pb.TellRequest(close=close)
 
 
-def done_to_proto(message: ShardDone, made: MadeShard, members: Members | None = None) -> pb.TellRequest:
+def done_to_proto(message: ShardDone, made: ReducedShard, members: Members | None = None) -> pb.TellRequest:
     """A reducer's answer. members: of the Close; None for a void shard. Manifest, sender and address are left empty."""
     captured = [made.captured[index] for index in sorted(made.captured)]
     done = pb.ShardDone(
@@ -122,7 +122,7 @@ def done_to_proto(message: ShardDone, made: MadeShard, members: Members | None =
     return pb.TellRequest(shard_done=done)
 
 
-def told(request: pb.TellRequest, manifest: Manifest, known: Rosters) -> Told:
+def decode_message(request: pb.TellRequest, manifest: Manifest, known: Rosters) -> DecodedMessage:
     """Read what ``request.sender`` tells; that it is of this run is for the caller to say. Raises PeerError.
 
     known: finds lists of members by their hash. UnknownRosterError where it does not: nothing else is wrong then.
@@ -131,33 +131,37 @@ def told(request: pb.TellRequest, manifest: Manifest, known: Rosters) -> Told:
     match request.WhichOneof("message"):
         case "vote_request":
             vote = request.vote_request
-            return Told(cl.VoteRequest(vote.term, request.sender, (vote.round, vote.tail_term), vote.is_trial))
+            return DecodedMessage(
+                cl.VoteRequest(vote.term, request.sender, (vote.round, vote.tail_term), vote.is_trial)
+            )
         case "vote_reply":
             reply = request.vote_reply
-            return Told(cl.VoteReply(reply.term, reply.voter_term, reply.granted, reply.is_trial, reply.reason))
+            return DecodedMessage(
+                cl.VoteReply(reply.term, reply.voter_term, reply.granted, reply.is_trial, reply.reason)
+            )
         case "beat":
             beat = request.beat
             proposal = _record(beat.proposal) if beat.HasField("proposal") else None
-            return Told(cl.Beat(beat.term, _record(beat.base), proposal))
+            return DecodedMessage(cl.Heartbeat(beat.term, _record(beat.base), proposal))
         case "beat_reply":
             answer = request.beat_reply
-            return Told(cl.BeatReply(answer.term, answer.round, answer.accepted.hex(), answer.reason))
+            return DecodedMessage(cl.HeartbeatReply(answer.term, answer.round, answer.accepted.hex(), answer.reason))
         case "close":
             return _close(request.close, len(manifest.shard_blocks), known)
         case "shard_done":
             return _done(request.shard_done, manifest, known)
         case _:
-            return Told(Goodbye(request.sender))
+            return DecodedMessage(Goodbye(request.sender))
 
 
-def _close(message: pb.Close, shards: int, known: Rosters) -> Told:
+def _close(message: pb.Close, shards: int, known: Rosters) -> DecodedMessage:
     require_ascending("shards", message.shards, shards)
     members = _members(message.roster, known)
     parent, asked = message.parent.hex(), tuple(message.shards)
-    return Told(Close(message.term, message.round, parent, asked, frozenset(members.peers)), members)
+    return DecodedMessage(Close(message.term, message.round, parent, asked, frozenset(members.peers)), members)
 
 
-def _done(message: pb.ShardDone, manifest: Manifest, known: Rosters) -> Told:
+def _done(message: pb.ShardDone, manifest: Manifest, known: Rosters) -> DecodedMessage:
     shard_blocks = manifest.shard_blocks
     shards = len(shard_blocks)
     require(message.shard < shards, "shard", message.shard, f"below {shards}")
@@ -167,13 +171,13 @@ def _done(message: pb.ShardDone, manifest: Manifest, known: Rosters) -> Told:
     seen = [Captured(kappa, energy) for kappa, energy in zip(message.kappas, message.energies, strict=True)]
     peers = () if message.result.void else _members(message.roster, known).peers
     result = result_from_proto(message.result, peers)
-    made = MadeShard(
+    made = ReducedShard(
         replace(result, included=tuple(sorted(result.included))),
         message.local_loss,
         message.raw_sent,
         dict(zip(low_rank, seen, strict=False)),  # nobody may have measured
     )
-    return Told(ShardDone(message.term, message.round, message.shard, made.decided), made=made)
+    return DecodedMessage(ShardDone(message.term, message.round, message.shard, made.decided), made=made)
 
 
 def _members(digest: bytes, known: Rosters) -> Members:

@@ -17,18 +17,18 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.discovery.addresses import address_for, dialable_address, split_address
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.node import message_codec
-from tsr_swarm.node.address_book import AddressBook, Lines
-from tsr_swarm.node.data_leases import Lending
-from tsr_swarm.node.made import VOID, MadeShard
-from tsr_swarm.node.poll_replies import Answers, Heard
-from tsr_swarm.node.roster_cache import Membership
-from tsr_swarm.node.round_cache import Notes
+from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node.data_leases import DataLeases
+from tsr_swarm.node.made import VOID, ReducedShard
+from tsr_swarm.node.poll_replies import KnownContacts, PollReplies
+from tsr_swarm.node.roster_cache import RosterCache
+from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.node.same_run import require_run
-from tsr_swarm.node.shard_collector import Gathering
+from tsr_swarm.node.shard_collector import ShardCollector
 from tsr_swarm.optim.periods import follows_manifest
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.raft_state import Beat, Record
+from tsr_swarm.rounds.raft_state import Heartbeat, RoundRecord
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire import checks
@@ -43,7 +43,7 @@ Put = Callable[[pt.Event], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Introduction:
+class NodeInfo:
     """What a node says of itself."""
 
     peer_id: str
@@ -62,7 +62,7 @@ class Desk:
     fail: Callable[[Exception], None]  # this node cannot go on
     config: Callable[[], RunConfig]  # with the rules that count now
     hear_rules: Callable[[str, pb.Rules], None]  # who leads, and what it says
-    hear: Callable[[Record], None]  # this round stands, as others say
+    hear: Callable[[RoundRecord], None]  # this round stands, as others say
     numbers: Callable[[], Mapping[str, int]]  # of everybody who takes part, as this leader knows them
     is_admitted: Callable[[str], bool]  # by this leader
     number: Callable[[], int]  # this peer's own; 0: none yet
@@ -71,19 +71,19 @@ class Desk:
     reached: Callable[[], None]  # somebody has answered
 
 
-class Post:
+class Messenger:
     """One node's. Its event loop owns it."""
 
     def __init__(
         self,
-        who: Introduction,
+        who: NodeInfo,
         manifest: Manifest,
         book: AddressBook,
-        lines: Lines,
-        notes: Notes,
-        gathering: Gathering,
-        membership: Membership,
-        lending: Lending,
+        lines: ClientPool,
+        notes: RoundCache,
+        gathering: ShardCollector,
+        membership: RosterCache,
+        lending: DataLeases,
         desk: Desk,
         background: Background,
     ) -> None:
@@ -91,8 +91,8 @@ class Post:
         self._digest = bytes.fromhex(manifest.digest)
         self._book, self._lines, self._notes, self._gathering = book, lines, notes, gathering
         self._membership, self._lending, self._desk, self._background = membership, lending, desk, background
-        self._answers = Answers(notes, desk.config, self.seen_by, lambda: book.changes)
-        self._heard = Heard()
+        self._answers = PollReplies(notes, desk.config, self.seen_by, lambda: book.changes)
+        self._heard = KnownContacts()
         self._newest_poll = 0  # its number
         self._news: pt.News | None = None  # the newest that was read, since this node led
         self._held: dict[str, tuple[int, asyncio.Future[pt.News | pt.Redirect]]] = {}  # by peer: number of the poll
@@ -319,7 +319,7 @@ class Post:
         if sender == self._who.peer_id:
             raise PeerError("sender", "A node tells itself nothing.")
         try:
-            told = message_codec.told(request, self._manifest, self._membership.get)
+            told = message_codec.decode_message(request, self._manifest, self._membership.get)
         except message_codec.UnknownRosterError as unknown:
             if not request.HasField("close"):
                 raise
@@ -342,12 +342,12 @@ class Post:
         """Who closes a round says whose work counts; where it does not, it is as if it had said nothing."""
         members = await self._membership.have(request.sender, digest)
         if members is not None:
-            told = message_codec.told(request, self._manifest, lambda _: members)
+            told = message_codec.decode_message(request, self._manifest, lambda _: members)
             self._take_in(request.sender, told)
 
-    def _take_in(self, sender: str, told: message_codec.Told) -> None:
+    def _take_in(self, sender: str, told: message_codec.DecodedMessage) -> None:
         match told.message:
-            case Beat(base=base):
+            case Heartbeat(base=base):
                 self._desk.hear(base)
             case pt.Close(term, round):
                 assert told.members is not None, "they come with a Close"
@@ -358,7 +358,7 @@ class Post:
                 return
         self._desk.put(pt.Received(sender, told.message))
 
-    async def _gather(self, sender: str, done: pt.ShardDone, made: MadeShard) -> None:
+    async def _gather(self, sender: str, done: pt.ShardDone, made: ReducedShard) -> None:
         """A shard counts as done when its bytes are here; what is not there is asked for again."""
         result = await self._gathering.fetch(sender, done, made)
         if result is not None:

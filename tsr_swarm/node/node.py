@@ -11,24 +11,24 @@ from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.node import follower, trainer_task
 from tsr_swarm.node import leader as leading
 from tsr_swarm.node import reducer as reducing
-from tsr_swarm.node.address_book import AddressBook, Lines
+from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.context import Seams, Start, first_node, policy_of
-from tsr_swarm.node.contribution_store import Bench
-from tsr_swarm.node.data_leases import Lending
-from tsr_swarm.node.driver import Shell, awake_clock
+from tsr_swarm.node.contribution_store import ContributionStore
+from tsr_swarm.node.data_leases import DataLeases
+from tsr_swarm.node.driver import Driver, awake_clock
 from tsr_swarm.node.events import commit_reporter
-from tsr_swarm.node.messenger import Desk, Post
-from tsr_swarm.node.roster_cache import Membership
-from tsr_swarm.node.round_cache import Notes
-from tsr_swarm.node.safety import Safety
-from tsr_swarm.node.shard_collector import Gathering
+from tsr_swarm.node.messenger import Desk, Messenger
+from tsr_swarm.node.roster_cache import RosterCache
+from tsr_swarm.node.round_cache import RoundCache
+from tsr_swarm.node.safety import FailoverStatus
+from tsr_swarm.node.shard_collector import ShardCollector
 from tsr_swarm.node.sync.catch_up import Fetcher
 from tsr_swarm.node.sync.rounds import Frames
 from tsr_swarm.process.tasks import Background, Signal
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.follower import sources as sources_of
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.state import Node
 from tsr_swarm.rounds.state import contacts as contacts_of
 from tsr_swarm.telemetry import events
@@ -50,13 +50,13 @@ class SwarmNode:
     """Implements shell.Hands. One event loop owns it."""
 
     def __init__(
-        self, start: Start, book: AddressBook, lines: Lines, fetcher: Callable[[Frames], Fetcher], seams: Seams
+        self, start: Start, book: AddressBook, lines: ClientPool, fetcher: Callable[[Frames], Fetcher], seams: Seams
     ) -> None:
         """``fetcher``: makes one that finds shards which were made here."""
         self.me, self.first, self.manifest = start.who.peer_id, start.first, start.manifest
         self.config = start.config
         self.who, self.book = start.who, book
-        self.leading: leading.Leading | None = None
+        self.leading: leading.Leader | None = None
         self.number = 0
         self.name = start.who.name
         self._seams, self._lines, self._donor = seams, lines, start.donor
@@ -67,19 +67,19 @@ class SwarmNode:
         self._newest = start.ledger.base  # the newest round that anybody told to stand
         self._reached_at = time.monotonic()
         self._leader = ""  # the newest that was known: it waits for reports of its last round as it goes
-        self._safety = Safety()
+        self._safety = FailoverStatus()
         self._admitted_by: SwarmClient | None = None  # the newest leader that did
         self._left = ""  # the leader that is told goodbye in the end
         self._reporting = 0  # reports under way
         self._reported = Signal()
 
-        self.shell = Shell(first_node(start), self, start.journal, self.warn)
-        self.notes = Notes()
+        self.shell = Driver(first_node(start), self, start.journal, self.warn)
+        self.notes = RoundCache()
         parts = self.manifest.config.data.parts
-        self.lending = Lending(self.me, parts, start.coverage, seams.read_part)
-        self.membership = Membership(bytes.fromhex(self.manifest.digest), lines, self._background)
-        gathering = Gathering(self.manifest, lines, self.notes, self._parent, self.warn)
-        self.post = Post(
+        self.lending = DataLeases(self.me, parts, start.coverage, seams.read_part)
+        self.membership = RosterCache(bytes.fromhex(self.manifest.digest), lines, self._background)
+        gathering = ShardCollector(self.manifest, lines, self.notes, self._parent, self.warn)
+        self.post = Messenger(
             start.who,
             self.manifest,
             book,
@@ -93,8 +93,8 @@ class SwarmNode:
         )
         log = start.donor.delta_log if start.donor is not None else None
         chain = start.record.chain if start.record is not None else ""
-        bench = Bench(self.manifest, start.outer, chain)
-        self.reducing = reducing.Reducing(
+        bench = ContributionStore(self.manifest, start.outer, chain)
+        self.reducing = reducing.Reducer(
             self.manifest,
             bench,
             self.notes,
@@ -111,7 +111,7 @@ class SwarmNode:
             ),
             self._background,
         )
-        self._standing = commit_reporter.Standing(
+        self._standing = commit_reporter.CommitReporter(
             self.me,
             start.who.trains,
             self.manifest,
@@ -129,7 +129,7 @@ class SwarmNode:
             ),
             self._background,
         )
-        self.following = follower.Following(
+        self.following = follower.Follower(
             self.me,
             self.manifest,
             start.weights,
@@ -148,7 +148,7 @@ class SwarmNode:
             ),
             self._background,
         )
-        self.training = trainer_task.Training(
+        self.training = trainer_task.TrainerTask(
             self.me,
             self.manifest,
             lines,
@@ -342,14 +342,14 @@ class SwarmNode:
 
     def _begin_to_lead(self, node: Node) -> None:
         base, before = node.council.ledger.base, dict(self._seams.peers())
-        self.leading = leading.Leading(
+        self.leading = leading.Leader(
             self.manifest,
             self.notes,
             base,
             {peer: joined.number for peer, joined in before.items()},
             leading.Seams(config=lambda: self.config, emit=self._seams.emit_run, clock=awake_clock),
         )
-        self._safety = Safety()
+        self._safety = FailoverStatus()
         self.lending.lead(self.leading.name_of, self._seams.emit_run, awake_clock)
         if self.who.trains:
             reply = self.leading.admit(self.post.join_request())
@@ -357,7 +357,7 @@ class SwarmNode:
         self._standing.begin_to_lead(self.leading, base)
         self._background.start(self._miss(self.leading, before))
 
-    async def _miss(self, leadership: leading.Leading, before: Mapping[str, events.PeerJoined]) -> None:
+    async def _miss(self, leadership: leading.Leader, before: Mapping[str, events.PeerJoined]) -> None:
         """Who took part before this leader, and does not come to it, is gone."""
         await asyncio.sleep(FORGET_SECONDS)
         if self.leading is not leadership:
@@ -385,7 +385,7 @@ class SwarmNode:
             reached=self._reached,
         )
 
-    def _hear(self, record: Record) -> None:
+    def _hear(self, record: RoundRecord) -> None:
         if record.round > self._newest.round:
             self._newest = record
 
@@ -509,7 +509,7 @@ class SwarmNode:
         self.membership.ask(self.node.guide.leader)
         return False
 
-    def _restored(self, record: Record) -> None:
+    def _restored(self, record: RoundRecord) -> None:
         self.reducing.bench.restore(record.chain)
         self._standing.begin(record.round)
 

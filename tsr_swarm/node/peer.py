@@ -15,20 +15,20 @@ from tsr_swarm.discovery.addresses import clock_warning, is_loopback
 from tsr_swarm.discovery.announcer import Discovery
 from tsr_swarm.discovery.identity import load_identity
 from tsr_swarm.discovery.listening import dht_places, require_consent, shown_address
-from tsr_swarm.discovery.records import Role
+from tsr_swarm.discovery.records import PeerRole
 from tsr_swarm.errors import ConfigError, RefusedError
-from tsr_swarm.node.address_book import AddressBook, Lines
-from tsr_swarm.node.events.peer_report import Reporter
+from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node.events.peer_report import PeerReporter
 from tsr_swarm.node.handshake import meet
-from tsr_swarm.node.messenger import Introduction
+from tsr_swarm.node.messenger import NodeInfo
 from tsr_swarm.node.service import NodeService
-from tsr_swarm.node.volunteer import VolunteerProcess
-from tsr_swarm.node.workspace import Workshop
+from tsr_swarm.node.volunteer import PeerProcess
+from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.process.machine_limits import Room, memory_room, require_memory
-from tsr_swarm.process.shutdown import StopRequest, run_unless, run_unless_now
+from tsr_swarm.process.shutdown import Shutdown, run_unless, run_unless_now
 from tsr_swarm.storage.run_folder import CONTACTS, IDENTITY, folder_lock, holds_work
 from tsr_swarm.telemetry import events
-from tsr_swarm.telemetry.byte_counter import ByteLedger
+from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.corpus import find_documents
@@ -66,7 +66,7 @@ class JoinOptions:
     proxy: str | None = None  # the HTTP proxy that every call goes through
 
 
-async def run_peer(options: JoinOptions, emit: Callable[[Event], None], stop: StopRequest) -> None:
+async def run_peer(options: JoinOptions, emit: Callable[[Event], None], stop: Shutdown) -> None:
     """Take part in a run until it ends or ``stop``. Raises SwarmError with one sentence."""
     if options.listen is not None:
         require_consent(options.listen, options.announce, options.insecure, "read the model")
@@ -87,7 +87,7 @@ async def _take_part(options: JoinOptions, emit: Callable[[Event], None], stop_g
 
 async def _get_ready(
     options: JoinOptions, emit: Callable[[Event], None], stack: AsyncExitStack
-) -> tuple[VolunteerProcess, Reporter]:
+) -> tuple[PeerProcess, PeerReporter]:
     """All that can fail before the first call that makes this peer known. What is opened belongs to ``stack``."""
 
     loop = asyncio.get_running_loop()
@@ -105,10 +105,10 @@ async def _get_ready(
         stack.enter_context(folder_lock(options.folder))
     folder = options.folder or _temporary_folder(stack)
     identity = load_identity(folder / IDENTITY, is_new=not holds_work(folder))
-    ledger, kernel = ByteLedger(), KernelBytes([])
+    ledger, kernel = ByteCounter(), KernelBytes([])
     book = AddressBook(identity.peer_id, folder / CONTACTS)
     book.load(options.coordinator)
-    lines = await stack.enter_async_context(Lines(book, ledger, kernel, options.proxy))
+    lines = await stack.enter_async_context(ClientPool(book, ledger, kernel, options.proxy))
     service, address = None, ""
     if options.listen is not None:
         service = NodeService()
@@ -123,19 +123,17 @@ async def _get_ready(
     require_its_model(manifest)
     require_its_memory(manifest, device)
     kind = _local_space(options, manifest)
-    workshop = Workshop(manifest, kind, device, options.data, options.folder, options.slowdown, warn_from_thread)
+    workshop = Workspace(manifest, kind, device, options.data, options.folder, options.slowdown, warn_from_thread)
     await asyncio.to_thread(workshop.require_data)
     restored = await asyncio.to_thread(workshop.load, emit) if options.resume else None
-    who = Introduction(
-        peer_id=identity.peer_id, name=options.name, address=address, local_space=kind, device=str(device)
-    )
+    who = NodeInfo(peer_id=identity.peer_id, name=options.name, address=address, local_space=kind, device=str(device))
     if options.use_dht:
         discovery = Discovery(identity, manifest.run_id, emit)
         stack.push_async_callback(discovery.close)
         meeting = asyncio.create_task(_meet(discovery, options, met.host, address, list(met.hello.initial_peers)))
         stack.callback(meeting.cancel)
-    process = VolunteerProcess(who, manifest, met, folder, book, lines, workshop, restored, service, emit)
-    return process, Reporter(ledger, kernel, identity.peer_id)
+    process = PeerProcess(who, manifest, met, folder, book, lines, workshop, restored, service, emit)
+    return process, PeerReporter(ledger, kernel, identity.peer_id)
 
 
 def _temporary_folder(stack: AsyncExitStack) -> Path:
@@ -157,7 +155,7 @@ async def _meet(discovery: Discovery, options: JoinOptions, host: str, address: 
     elif is_loopback(host) and not options.outbound_only:
         listen = ("127.0.0.1", options.dht_port)
     await discovery.start(listen=listen, announce=announce, initial_peers=initial_peers)
-    await discovery.keep_announcing(options.name, address, Role.PEER)
+    await discovery.keep_announcing(options.name, address, PeerRole.PEER)
 
 
 def require_its_model(manifest: Manifest) -> None:

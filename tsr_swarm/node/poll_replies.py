@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node import message_codec
-from tsr_swarm.node.round_cache import Notes
+from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.checks import MAX_CONTACTS
@@ -32,12 +32,12 @@ class _Told:
     changes: int  # of addresses, until then
 
 
-class Answers:
+class PollReplies:
     """One node's. Its event loop owns it."""
 
     def __init__(
         self,
-        notes: Notes,
+        notes: RoundCache,
         config: Callable[[], RunConfig],
         contacts: Contacts,
         changes: Callable[[], int],
@@ -65,7 +65,10 @@ class Answers:
             request.known,
         ):
             told = None  # its answer may have been lost
-        if told is not None and (told.version, told.changes) == (message.version, self._changes()):
+        if told is not None and (told.version, told.changes) == (
+            message.version,
+            self._changes(),
+        ):
             self._told[request.peer_id] = told
             return pb.PollReply(unchanged=message_codec.unchanged_to_proto(message))
         listed = self._seen(caller, named(message))
@@ -106,7 +109,7 @@ class Answers:
             del self._told[next(iter(self._told))]
 
 
-class Heard:
+class KnownContacts:
     """Where nodes can be dialled by the word of the leader that is polled. One node's; its event loop owns it."""
 
     def __init__(self) -> None:

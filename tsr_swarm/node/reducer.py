@@ -11,15 +11,15 @@ from tsr_swarm.errors import PeerError, RunError, UnreachableError
 from tsr_swarm.exchange.reduction import seal
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.node.contribution_store import Bench
-from tsr_swarm.node.made import VOID, MadeShard
-from tsr_swarm.node.round_cache import Notes
+from tsr_swarm.node.contribution_store import ContributionStore
+from tsr_swarm.node.made import VOID, ReducedShard
+from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.reducer import Verdict
-from tsr_swarm.storage.round_log import DeltaLog
-from tsr_swarm.wire.gate import Contribution
+from tsr_swarm.storage.round_log import RoundLog
+from tsr_swarm.wire.gate import CheckedContribution
 from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, open_envelope, published_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -50,15 +50,15 @@ class Seams:
     bases: Callable[[int], Awaitable[Mapping[int, Basis] | None]]  # after this round; None: it is over
 
 
-class Reducing:
+class Reducer:
     """One node's. Its event loop owns it."""
 
     def __init__(
         self,
         manifest: Manifest,
-        bench: Bench,
-        notes: Notes,
-        log: DeltaLog | None,
+        bench: ContributionStore,
+        notes: RoundCache,
+        log: RoundLog | None,
         seams: Seams,
         background: Background,
     ) -> None:
@@ -66,7 +66,9 @@ class Reducing:
         self._manifest, self._notes, self._log = manifest, notes, log
         self._seams, self._background = seams, background
         self._offers: dict[Key, _Offer] = {}
-        self.sealed: dict[str, tuple[PublishedHeader, tuple[MadeShard, ...]]] = {}  # by chain hash, of the newest round
+        self.sealed: dict[
+            str, tuple[PublishedHeader, tuple[ReducedShard, ...]]
+        ] = {}  # by chain hash, of the newest round
 
     # --- contributions ------------------------------------------------------------------------------------------
 
@@ -74,7 +76,7 @@ class Reducing:
         """Check an upload's envelope before any of its bytes are taken; the number of bytes that may follow."""
         return self._check(envelope).wire_bytes
 
-    def _check(self, envelope: pb.Envelope) -> Contribution:
+    def _check(self, envelope: pb.Envelope) -> CheckedContribution:
         try:
             contribution = self.bench.expect(envelope)
         except PeerError as error:
@@ -174,12 +176,12 @@ class Reducing:
             made.append((VOID, b"") if result.is_void or found is None else found)
         self._background.start(self._seal(order, plan, made))
 
-    async def _seal(self, order: pt.Seal, plan: RoundPlan, made: list[tuple[MadeShard, bytes]]) -> None:
+    async def _seal(self, order: pt.Seal, plan: RoundPlan, made: list[tuple[ReducedShard, bytes]]) -> None:
         results = [shard.result for shard, _ in made]
         header = seal(plan, self._manifest.shard_blocks, results, order.voters)
         await self._store(published_to_proto(header), b"".join(frames for _, frames in made))
         self.sealed = {header.chain.hex(): (header, tuple(shard for shard, _ in made))}
-        self._seams.put(pt.Sealed(Record(order.round, header.chain.hex(), order.parent, order.voters)))
+        self._seams.put(pt.Sealed(RoundRecord(order.round, header.chain.hex(), order.parent, order.voters)))
 
     async def _store(self, header: pb.PublishedHeader, data: bytes) -> None:
         """A full disk makes the run wait, not end."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
-from tsr_swarm.node.address_book import Lines
+from tsr_swarm.node.address_book import ClientPool
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.wire.checks import check_list_peers, check_list_peers_reply
 from tsr_swarm.wire.roster import Members, members_from_proto, members_to_proto
@@ -14,10 +14,10 @@ KEPT = 16  # lists: a leader closes a round again every second, for a quarter of
 MOST_QUESTIONS = 4  # under way: in a leader's name, anybody may say that it closes a round
 
 
-class Membership:
+class RosterCache:
     """One node's. Its event loop owns it."""
 
-    def __init__(self, manifest_digest: bytes, lines: Lines, background: Background) -> None:
+    def __init__(self, manifest_digest: bytes, lines: ClientPool, background: Background) -> None:
         self._run, self._lines, self._background = manifest_digest, lines, background
         self._kept: dict[bytes, Members] = {}  # by hash, the newest last: as a leader, what was named; else, was heard
         self._newest = Members.of({})  # likewise

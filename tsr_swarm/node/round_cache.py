@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from tsr_swarm.config.round_plan import RoundPlan
-from tsr_swarm.node.made import MadeShard
-from tsr_swarm.rounds.gather import ShardResult
+from tsr_swarm.node.made import ReducedShard
+from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.wire.roster import Members
 
 KEPT_ROUNDS = 3  # the open one, the one that is being fetched, and one for whoever is late
@@ -13,12 +13,12 @@ KEPT_ROSTERS = 4  # of a round: it is closed again while shards are missing, and
 
 
 @dataclass(slots=True)
-class Notes:
+class RoundCache:
     """One node's. Its event loop owns it."""
 
     _plans: dict[tuple[int, str], RoundPlan] = field(default_factory=dict)  # by round and parent
     _closed: dict[int, tuple[int, tuple[Members, ...]]] = field(default_factory=dict)  # by round, of the newest term
-    _made: dict[tuple[int, int, str], tuple[MadeShard, bytes]] = field(default_factory=dict)  # round, shard, digest
+    _made: dict[tuple[int, int, str], tuple[ReducedShard, bytes]] = field(default_factory=dict)  # round, shard, digest
 
     def hear_plan(self, plan: RoundPlan) -> None:
         """A leader announced this round."""
@@ -47,11 +47,11 @@ class Notes:
         fits = (members for members in rosters if known == term and members.numbers.keys() >= set(included))
         return next(fits, None)
 
-    def keep(self, round: int, shard: int, made: MadeShard, frames: bytes) -> None:
+    def keep(self, round: int, shard: int, made: ReducedShard, frames: bytes) -> None:
         """A reducer told of this shard, and its bytes are here."""
         self._made[round, shard, made.decided.digest] = made, frames
 
-    def made(self, round: int, shard: int, result: ShardResult) -> tuple[MadeShard, bytes] | None:
+    def made(self, round: int, shard: int, result: ShardDigest) -> tuple[ReducedShard, bytes] | None:
         """What ``result`` stands for; None where it is not here."""
         return self._made.get((round, shard, result.digest))
 

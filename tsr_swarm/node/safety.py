@@ -17,7 +17,7 @@ class _Told:
     is_safe: bool
 
 
-class Safety:
+class FailoverStatus:
     """One leadership's."""
 
     def __init__(self) -> None:

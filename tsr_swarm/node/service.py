@@ -8,9 +8,9 @@ from tsr_swarm import __version__
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.errors import UnreachableError
 from tsr_swarm.node import message_codec
-from tsr_swarm.node.donor import Giving
+from tsr_swarm.node.donor import DonorService
 from tsr_swarm.node.events.run_log import RunLog
-from tsr_swarm.node.leader import Leading
+from tsr_swarm.node.leader import Leader
 from tsr_swarm.node.node import SwarmNode
 from tsr_swarm.node.same_run import require_protocol, require_run
 from tsr_swarm.transport.base import Caller
@@ -25,7 +25,7 @@ MAX_CONTACTS = 16
 @dataclass(frozen=True, slots=True)
 class _Open:
     node: SwarmNode
-    giving: Giving
+    giving: DonorService
     run_log: RunLog
     initial_peers: Callable[[Caller], list[str]]
 
@@ -37,7 +37,7 @@ class NodeService:
         self._open: _Open | None = None
 
     def open(
-        self, node: SwarmNode, giving: Giving, run_log: RunLog, initial_peers: Callable[[Caller], list[str]]
+        self, node: SwarmNode, giving: DonorService, run_log: RunLog, initial_peers: Callable[[Caller], list[str]]
     ) -> None:
         """Answer from now on; before, callers are told to try again."""
         self._open = _Open(node, giving, run_log, initial_peers)
@@ -146,7 +146,7 @@ class NodeService:
         self._at.node.left(request.peer_id, request.reason)
         return pb.LeaveReply()
 
-    def _leading(self) -> Leading:
+    def _leading(self) -> Leader:
         leading = self._at.node.leading
         if leading is None:
             raise UnreachableError("This node does not lead; ask it who does.")

@@ -11,10 +11,10 @@ from tsr_swarm.config.layout import Slot, published_slots
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
-from tsr_swarm.node.address_book import Lines
-from tsr_swarm.node.made import MadeShard
-from tsr_swarm.node.round_cache import Notes
-from tsr_swarm.rounds.gather import ShardResult
+from tsr_swarm.node.address_book import ClientPool
+from tsr_swarm.node.made import ReducedShard
+from tsr_swarm.node.round_cache import RoundCache
+from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.protocol import ShardDone
 from tsr_swarm.wire.codec import check_sections, decode
 from tsr_swarm.wire.gate import shard_slots
@@ -25,17 +25,17 @@ FETCH_SECONDS = 30.0  # longer than a round waits for a reducer
 
 
 @dataclass(slots=True)
-class Gathering:
+class ShardCollector:
     """One leader's. Its event loop owns it."""
 
     manifest: Manifest
-    lines: Lines
-    notes: Notes
+    lines: ClientPool
+    notes: RoundCache
     parent: Callable[[str, ShardDone], str | None]  # of the round, if it asked this reducer for that; else None
     warn: Callable[[str], None]
     _under_way: set[tuple[int, int, int]] = field(default_factory=set)  # term, round, shard: one is fetched at a time
 
-    async def fetch(self, reducer: str, done: ShardDone, made: MadeShard) -> ShardResult | None:
+    async def fetch(self, reducer: str, done: ShardDone, made: ReducedShard) -> ShardDigest | None:
         """Have the bytes of ``made``. What it counts as: void if they are wrong; None if they are not to be had now."""
         key, parent = (done.term, done.round, done.shard), self.parent(reducer, done)
         plan = None if parent is None else self.notes.plan(done.round, parent)
@@ -57,7 +57,7 @@ class Gathering:
             return None
         except PeerError as error:
             self.warn(f"Shard {done.shard} of round {done.round} by {reducer[:8]} counts for nothing: {error}")
-            return ShardResult()
+            return ShardDigest()
         finally:
             self._under_way.discard(key)
         self.notes.keep(done.round, done.shard, made, data)

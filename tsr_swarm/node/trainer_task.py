@@ -9,8 +9,8 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.exchange.contribution import pack
-from tsr_swarm.node.address_book import Lines
-from tsr_swarm.node.round_cache import Notes
+from tsr_swarm.node.address_book import ClientPool
+from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.train.trainer import RoundWork, StepProgress, Trainer
@@ -32,15 +32,15 @@ class Seams:
     submit_here: Callable[[pb.Envelope, bytes], Awaitable[pb.SubmitReply]]  # this node is the shard's reducer
 
 
-class Training:
+class TrainerTask:
     """One peer's. Its event loop owns it."""
 
     def __init__(
         self,
         me: str,
         manifest: Manifest,
-        lines: Lines,
-        notes: Notes,
+        lines: ClientPool,
+        notes: RoundCache,
         seams: Seams,
         background: Background,
     ) -> None:

@@ -9,24 +9,24 @@ from pathlib import Path
 
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import CheckpointError, ConfigError, RunError
-from tsr_swarm.node.address_book import AddressBook, Lines
+from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.build import Around, hosted
 from tsr_swarm.node.context import Seams, Start
-from tsr_swarm.node.events.peer_report import Reporter
+from tsr_swarm.node.events.peer_report import PeerReporter
 from tsr_swarm.node.events.run_log import LINGER_SECONDS, RunLog
-from tsr_swarm.node.handshake import Met
-from tsr_swarm.node.messenger import Introduction
+from tsr_swarm.node.handshake import Handshake
+from tsr_swarm.node.messenger import NodeInfo
 from tsr_swarm.node.service import NodeService
 from tsr_swarm.node.weights import AppliedRound, TrainedWeights
-from tsr_swarm.node.workspace import Workshop
+from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.process.machine_limits import memory_errors
 from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.rounds.raft_state import Ledger, Record
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.storage.journal import Journal
 from tsr_swarm.storage.run_folder import PEER_RUN, STATES, RunFolder, find_lost_proposal
-from tsr_swarm.storage.state_store import Donor
+from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.log import EventLog
@@ -40,18 +40,18 @@ SAVE_SECONDS = 60.0  # what is lost with a crash is replayed: disks need not tur
 LAST_REPORT_SECONDS = 5.0
 
 
-class VolunteerProcess:
+class PeerProcess:
     """One peer in one run, from its first call to its goodbye."""
 
     def __init__(
         self,
-        who: Introduction,
+        who: NodeInfo,
         manifest: Manifest,
-        met: Met,
+        met: Handshake,
         folder: Path,
         book: AddressBook,
-        lines: Lines,
-        workshop: Workshop,
+        lines: ClientPool,
+        workshop: Workspace,
         restored: tuple[Trainer, PeerState] | None,
         service: NodeService | None,
         emit: Callable[[Event], None],
@@ -69,7 +69,7 @@ class VolunteerProcess:
         self._saved_at = -math.inf
         self.rounds_included = 0
 
-    async def run(self, reporter: Reporter, stop_gently: asyncio.Event) -> str:
+    async def run(self, reporter: PeerReporter, stop_gently: asyncio.Event) -> str:
         """Take part until the run ends, or ``stop_gently`` is set and the round is over. Returns the reason."""
         self._reporter = reporter
         async with AsyncExitStack() as stack:
@@ -98,12 +98,12 @@ class VolunteerProcess:
     def _start(self) -> Start:
         """Read what this peer promised and has. Raises RunError."""
         first = self._met.hello.first
-        genesis = Record(voters=(first,))
-        ledger, journal, donor, lost = Ledger(genesis), None, None, ""
+        genesis = RoundRecord(voters=(first,))
+        ledger, journal, donor, lost = HardState(genesis), None, None, ""
         record = None
         if self._restored is not None:
             state = self._restored[1]
-            record = Record(state.applied, state.chain, voters=(first,))
+            record = RoundRecord(state.applied, state.chain, voters=(first,))
         try:
             self._folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -117,7 +117,7 @@ class VolunteerProcess:
             newest = record if record is not None and record.round > ledger.base.round else ledger.base
             log.open(newest.round, bytes.fromhex(newest.chain))
             lost = find_lost_proposal(self._manifest, ledger, log, self._warn)
-            donor = Donor(self._manifest, self._folder.path / STATES, log)
+            donor = StateStore(self._manifest, self._folder.path / STATES, log)
             donor.open()
         return Start(
             who=self._who,
@@ -134,7 +134,7 @@ class VolunteerProcess:
             lost=lost,
         )
 
-    def _promised(self, journal: Journal, genesis: Record) -> Ledger:
+    def _promised(self, journal: Journal, genesis: RoundRecord) -> HardState:
         """What this peer's journal says; a new one begins with ``genesis``, before anything else is kept."""
         ledger = journal.load(self._warn)
         if ledger is not None:
@@ -144,8 +144,8 @@ class VolunteerProcess:
                 f"{self._folder.path} holds rounds but no journal; restore the journal from a copy, or join with "
                 "another --dir as a new node: without it this peer could break a promise that it gave to others."
             )
-        journal.write(Ledger(genesis))
-        return Ledger(genesis)
+        journal.write(HardState(genesis))
+        return HardState(genesis)
 
     def _warn(self, message: str) -> None:
         self._emit(events.Warned(message=message))
@@ -212,7 +212,7 @@ class VolunteerProcess:
         if time.monotonic() - self._saved_at >= SAVE_SECONDS:
             await self._save()
 
-    async def _keep_state(self, record: Record, consensus: Consensus) -> None:
+    async def _keep_state(self, record: RoundRecord, consensus: Consensus) -> None:
         """A state that was taken is a checkpoint."""
         await self._save_at(PeerState(applied=record.round, chain=record.chain))
 

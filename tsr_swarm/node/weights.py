@@ -8,7 +8,7 @@ from typing import Protocol
 from tsr_swarm.errors import RunError
 from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.lowrank.basis import Basis
-from tsr_swarm.node.workspace import Workshop
+from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.train.trainer import Trainer
 
@@ -57,7 +57,7 @@ class PlainWeights:
 class TrainedWeights:
     """Of a peer: its trainer moves with them."""
 
-    def __init__(self, workshop: Workshop, trainer: Trainer | None) -> None:
+    def __init__(self, workshop: Workspace, trainer: Trainer | None) -> None:
         self._workshop = workshop
         self.trainer = trainer
 

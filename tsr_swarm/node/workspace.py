@@ -25,7 +25,7 @@ SPACE = "space"  # the checkpoint's file of moments and residual
 KEEP = 2
 
 
-class Workshop:
+class Workspace:
     """Makes one peer's trainer, reads its data and keeps its checkpoints."""
 
     def __init__(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Part, PayloadKind, Slot, upload_slots
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, WireConfig
@@ -33,7 +33,7 @@ class FullSpace:
         self._blocks = tuple(blocks)
         self._full = [
             # Muon is for matrices that map hidden states; rows of embedding and head are vectors of their own
-            FullBlock(block.name, parameters[block.name], inner_optimizer(optimizer, block.role is Role.MATRIX))
+            FullBlock(block.name, parameters[block.name], inner_optimizer(optimizer, block.role is BlockRole.MATRIX))
             for block in self._blocks
         ]
         self._states = {index: full.state for index, full in enumerate(self._full)}

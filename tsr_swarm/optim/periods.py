@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
@@ -93,7 +93,7 @@ def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
 
 def refresh_rounds(periods: PeriodsConfig, block: Block) -> int:
     """Rounds between two refreshes of a low-rank block."""
-    return periods.refresh_rounds_embedding if block.role is Role.EMBEDDING else periods.refresh_rounds
+    return periods.refresh_rounds_embedding if block.role is BlockRole.EMBEDDING else periods.refresh_rounds
 
 
 def basis_number(periods: PeriodsConfig, block: Block, round: int) -> int:

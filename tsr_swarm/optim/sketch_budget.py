@@ -18,30 +18,32 @@ from tsr_swarm.optim.periods import refresh_rounds
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class RefreshState:
     """What the leader knows of each low-rank block. Lost with it: a new one begins by periods and is told again."""
 
     refreshed: Mapping[int, int]  # the round that made its basis
     captured: Mapping[int, Captured] = field(default_factory=dict)  # the newest mean over peers
 
 
-def begin_exchange(config: RunConfig, blocks: Sequence[Block], round: int) -> Exchange:
+def begin_refresh_state(config: RunConfig, blocks: Sequence[Block], round: int) -> RefreshState:
     """What is taken for known before ``round``: nothing is measured, and every block was refreshed by its period."""
     refreshed = {}
     for index, block in enumerate(blocks):
         if block.is_low_rank:
             period = refresh_rounds(config.periods, block)
             refreshed[index] = 1 + (round - 2) // period * period  # rounds 1, 1 + period, ...; below 1: never yet
-    return Exchange(refreshed)
+    return RefreshState(refreshed)
 
 
-def after_round(known: Exchange, plan: RoundPlan, void: frozenset[int], measured: Mapping[int, Captured]) -> Exchange:
+def after_round(
+    known: RefreshState, plan: RoundPlan, void: frozenset[int], measured: Mapping[int, Captured]
+) -> RefreshState:
     """What is known once ``plan``'s round is committed. Blocks in ``void`` have kept their bases."""
     refreshed = dict.fromkeys(plan.due.tangent - void, plan.round)
-    return Exchange({**known.refreshed, **refreshed}, {**known.captured, **measured})
+    return RefreshState({**known.refreshed, **refreshed}, {**known.captured, **measured})
 
 
-def within_budget(plan: RoundPlan, config: RunConfig, blocks: Sequence[Block], known: Exchange) -> RoundPlan:
+def within_budget(plan: RoundPlan, config: RunConfig, blocks: Sequence[Block], known: RefreshState) -> RoundPlan:
     """``plan`` with the sketches that a budget allows in place of those that periods ask for; as it is without one.
 
     The upload stays within the budget, if it does so without any sketch: see config/budget.py.
@@ -55,7 +57,9 @@ def within_budget(plan: RoundPlan, config: RunConfig, blocks: Sequence[Block], k
     return replace(plan, due=replace(plan.due, tangent=tangent))
 
 
-def preference(known: Exchange, periods: Mapping[int, int], costs: Mapping[int, int], round: int) -> tuple[int, ...]:
+def preference(
+    known: RefreshState, periods: Mapping[int, int], costs: Mapping[int, int], round: int
+) -> tuple[int, ...]:
     """Blocks that should send a sketch in ``round``, the first one first.
 
     Those whose period (in rounds) is over, the oldest basis first; then the others, by the energy that their cores

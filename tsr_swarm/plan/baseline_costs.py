@@ -7,8 +7,8 @@ included; averages travel once up and once down, as they do here (a ring moves 2
 import math
 from collections.abc import Iterable, Sequence
 
-from tsr_swarm.config.blocks import Block, Role
-from tsr_swarm.plan.costs import Exchange, Memory, Method, summed
+from tsr_swarm.config.blocks import Block, BlockRole
+from tsr_swarm.plan.costs import ExchangeCost, Memory, MethodCost, summed
 from tsr_swarm.plan.presets import LowRanks
 
 FLOAT = 4  # bytes of the numbers that stay in memory, and on the wire where nothing else is said
@@ -22,7 +22,7 @@ SPARSE_STEPS, SPARSE_CHUNK, SPARSE_KEPT = 30, 4096, 64
 SPARSE_BITS, SPARSE_SCALES = 12 + 2, 8  # index within the chunk and value; two fp32 scales a chunk
 
 
-def rivals(blocks: Sequence[Block], ranks: LowRanks, hidden: int, peers: int) -> list[Method]:
+def rivals(blocks: Sequence[Block], ranks: LowRanks, hidden: int, peers: int) -> list[MethodCost]:
     """All of them, dense training first. Ranks of ``blocks`` do not matter, only names, shapes and roles."""
     return [
         adamw_ddp(blocks, FLOAT),
@@ -37,10 +37,10 @@ def rivals(blocks: Sequence[Block], ranks: LowRanks, hidden: int, peers: int) ->
     ]
 
 
-def adamw_ddp(blocks: Sequence[Block], number: int) -> Method:
+def adamw_ddp(blocks: Sequence[Block], number: int) -> MethodCost:
     """The gradient of every parameter, every step: P b."""
     size = numbers(blocks)
-    return Method(
+    return MethodCost(
         name="ddp" if number == FLOAT else "ddp bf16",
         settings=f"the whole gradient every step, {_type(number)}",
         source="data-parallel AdamW",
@@ -49,9 +49,9 @@ def adamw_ddp(blocks: Sequence[Block], number: int) -> Method:
     )
 
 
-def galore(blocks: Sequence[Block], rank: int) -> Method:
+def galore(blocks: Sequence[Block], rank: int) -> MethodCost:
     """One-sided cores, b sum r max(M, N), and every K-th step the whole gradient for the SVD; no low-rank embedding."""
-    low = [block for block in blocks if block.role is Role.MATRIX]
+    low = [block for block in blocks if block.role is BlockRole.MATRIX]
     core = sum(min(rank, block.rows, block.cols) * max(block.rows, block.cols) for block in low)
     basis = sum(min(rank, block.rows, block.cols) * min(block.rows, block.cols) for block in low)
     rest = numbers(blocks) - numbers(low)
@@ -59,7 +59,7 @@ def galore(blocks: Sequence[Block], rank: int) -> Method:
         "core": core * (1 - 1 / GALORE_REFRESH) * FLOAT,
         "gradient": (numbers(low) / GALORE_REFRESH + rest) * FLOAT,
     }
-    return Method(
+    return MethodCost(
         name="galore",
         settings=f"rank {rank}, refresh every {GALORE_REFRESH}, embedding and head dense, every step, fp32",
         source="arXiv 2403.03507",
@@ -68,16 +68,16 @@ def galore(blocks: Sequence[Block], rank: int) -> Method:
     )
 
 
-def tsr_adam(blocks: Sequence[Block], rank: int, embedding_rank: int) -> Method:
+def tsr_adam(blocks: Sequence[Block], rank: int, embedding_rank: int) -> MethodCost:
     """b [sum r^2 + sum (M + N)(r + p) / K] every step: algorithm 1, with K_emb = 2 and p = 5 as its scripts have them.
 
     The head is dense, as in the released code; the paper's own figures leave it out.
     """
-    low = [(block, min(rank, block.rows, block.cols)) for block in blocks if block.role is Role.MATRIX]
+    low = [(block, min(rank, block.rows, block.cols)) for block in blocks if block.role is BlockRole.MATRIX]
     embedded = [
         (block, min(embedding_rank, block.rows, block.cols))
         for block in blocks
-        if block.role is Role.EMBEDDING and not is_head(block)
+        if block.role is BlockRole.EMBEDDING and not is_head(block)
     ]
     rest = numbers(blocks) - numbers(block for block, _ in low + embedded)
     core = sum(r * r for _, r in low + embedded)
@@ -87,7 +87,7 @@ def tsr_adam(blocks: Sequence[Block], rank: int, embedding_rank: int) -> Method:
         "sketch": (sketches[0] / TSR_REFRESH + sketches[1] / TSR_REFRESH_EMBEDDING) * FLOAT,
         "gradient": rest * FLOAT,
     }
-    return Method(
+    return MethodCost(
         name="tsr-adam",
         settings=f"rank {rank} (embedding {embedding_rank}), refresh every {TSR_REFRESH} "
         f"({TSR_REFRESH_EMBEDDING}), head dense, every step, fp32",
@@ -101,10 +101,10 @@ def tsr_adam(blocks: Sequence[Block], rank: int, embedding_rank: int) -> Method:
     )
 
 
-def des_loc(blocks: Sequence[Block]) -> Method:
+def des_loc(blocks: Sequence[Block]) -> MethodCost:
     """P b (1 + K_x / K_u + K_x / K_v) every K_x steps: weights and both moments, each at its own period."""
     size = numbers(blocks) * FLOAT
-    return Method(
+    return MethodCost(
         name="des-loc",
         settings=f"weights every {K_X}, first moment every {K_U}, second every {K_V}, fp32",
         source="arXiv 2505.22549",
@@ -113,17 +113,17 @@ def des_loc(blocks: Sequence[Block]) -> Method:
     )
 
 
-def lordo(blocks: Sequence[Block], rank: int) -> Method:
+def lordo(blocks: Sequence[Block], rank: int) -> MethodCost:
     """b [P + (K_x / K_u + K_x / K_v) sum r max(M, N)] every K_x steps: only the moments are low rank.
 
     The projection follows from the averaged displacement, which everybody has, and does not travel. A peer keeps the
     weights of the last exchange to form it, and the error feedback of its projection.
     """
-    low = [block for block in blocks if block.role is Role.MATRIX]
+    low = [block for block in blocks if block.role is BlockRole.MATRIX]
     rest = numbers(blocks) - numbers(low)
     moment = rest + sum(min(rank, block.rows, block.cols) * max(block.rows, block.cols) for block in low)
     size = numbers(blocks) * FLOAT
-    return Method(
+    return MethodCost(
         name="lordo",
         settings=f"rank {rank}, weights every {K_X}, moments every {K_U} and {K_V}, fp32",
         source="arXiv 2602.04396",
@@ -139,10 +139,10 @@ def lordo(blocks: Sequence[Block], rank: int) -> Method:
     )
 
 
-def diloco(blocks: Sequence[Block], number: int) -> Method:
+def diloco(blocks: Sequence[Block], number: int) -> MethodCost:
     """P b every H steps; a peer keeps the weights of the last exchange and the outer momentum beside AdamW's."""
     size = numbers(blocks)
-    return Method(
+    return MethodCost(
         name="diloco" if number == FLOAT else "diloco bf16",
         settings=f"the displacement every {DILOCO_STEPS}, outer Nesterov, {_type(number)}",
         source="arXiv 2311.08105",
@@ -151,7 +151,7 @@ def diloco(blocks: Sequence[Block], number: int) -> Method:
     )
 
 
-def sparseloco(blocks: Sequence[Block], peers: int) -> Method:
+def sparseloco(blocks: Sequence[Block], peers: int) -> MethodCost:
     """The largest 64 of every 4,096 numbers, 12 bits of index and 2 of value, every 30 steps.
 
     Sparse payloads of unlike indices do not add up to a short one: a peer receives those of all others. Two scales a
@@ -160,12 +160,12 @@ def sparseloco(blocks: Sequence[Block], peers: int) -> Method:
     sent = float(sum(_sparse_bytes(block.size) for block in blocks))
     received = sent * (peers - 1)
     size = numbers(blocks) * FLOAT
-    return Method(
+    return MethodCost(
         name="sparseloco",
         settings=f"the largest {SPARSE_KEPT} of every {SPARSE_CHUNK} numbers every {SPARSE_STEPS}, 2 bits a value, "
         "all-gather",
         source="arXiv 2508.15706",
-        exchange=Exchange(
+        exchange=ExchangeCost(
             every=SPARSE_STEPS,
             sent={"sparse": sent},
             received={"sparse": received},

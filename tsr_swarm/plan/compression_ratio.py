@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
@@ -22,8 +22,8 @@ from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.wire.codec import encode
 
 _BLOCKS = (
-    Block(name="sample.weight", rows=512, cols=512, rank=128, role=Role.MATRIX),
-    Block(name="sample.norm.weight", rows=1, cols=4096, rank=0, role=Role.DENSE),
+    Block(name="sample.weight", rows=512, cols=512, rank=128, role=BlockRole.MATRIX),
+    Block(name="sample.norm.weight", rows=1, cols=4096, rank=0, role=BlockRole.DENSE),
 )
 _MOST_PEERS = 8  # a mean of more looks no different
 

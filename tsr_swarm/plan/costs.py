@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exchange:
+class ExchangeCost:
     """Bytes of one peer every ``every`` steps: the mean by payload kind, and the largest single exchange."""
 
     every: int
@@ -38,17 +38,17 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
+class MethodCost:
     """One row of the tables. ``settings`` says in a few words what is counted, ``source`` where the rule is from."""
 
     name: str
     settings: str
     source: str
-    exchange: Exchange
+    exchange: ExchangeCost
     memory: Memory
 
 
-def summed(every: int, sent: Mapping[str, float], largest: float) -> Exchange:
+def summed(every: int, sent: Mapping[str, float], largest: float) -> ExchangeCost:
     """An exchange whose payloads are averaged on the way: a peer receives one average, as long as what it sent."""
     kept = {kind: count for kind, count in sent.items() if count}
-    return Exchange(every=every, sent=kept, received=kept, largest_sent=largest, largest_received=largest)
+    return ExchangeCost(every=every, sent=kept, received=kept, largest_sent=largest, largest_received=largest)

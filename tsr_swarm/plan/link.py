@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tsr_swarm.plan.costs import Exchange
+from tsr_swarm.plan.costs import ExchangeCost
 
 OPERATIONS_PER_SECOND = 1e13  # what a consumer GPU sustains in training: a third of about 30 TFLOP/s
 _OPERATIONS_PER_WEIGHT = 6  # a token's forward and backward pass: Kaplan et al., arXiv 2001.08361, section 2.1
@@ -25,12 +25,12 @@ def default_step_seconds(parameters: int, tokens: float) -> float:
     return _OPERATIONS_PER_WEIGHT * parameters * tokens / OPERATIONS_PER_SECOND
 
 
-def line_seconds(link: Link, exchange: Exchange) -> float:
+def line_seconds(link: Link, exchange: ExchangeCost) -> float:
     """Of a mean exchange of one peer."""
     return link.seconds(exchange.up, exchange.down)
 
 
-def line_share(link: Link, exchange: Exchange, step_seconds: float) -> float:
+def line_share(link: Link, exchange: ExchangeCost, step_seconds: float) -> float:
     """Of a round's time that its exchange takes, 0 to 1. Nobody trains meanwhile: exchange follows training."""
     busy = line_seconds(link, exchange)
     return busy / (busy + exchange.every * step_seconds)

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
@@ -15,7 +15,7 @@ from tsr_swarm.optim.moment_periods import own_moment_periods
 from tsr_swarm.optim.periods import due_blocks, refresh_rounds
 from tsr_swarm.plan.baseline_costs import FLOAT, numbers
 from tsr_swarm.plan.compression_ratio import Shares
-from tsr_swarm.plan.costs import Exchange, Memory, Method
+from tsr_swarm.plan.costs import ExchangeCost, Memory, MethodCost
 
 MOST_ROUNDS = 2_000  # periods without a common multiple up to here are averaged over the first so many rounds
 _BASIS = 2  # bytes of the int16 that a basis is kept in
@@ -24,17 +24,17 @@ _Walk = Callable[[Sequence[Block], Due, WireConfig], Sequence[Slot]]
 
 
 @dataclass(frozen=True, slots=True)
-class RawBytes:
+class RawPayload:
     """Of one exchange and direction, before compression: the mean by payload kind, and each round's by kind."""
 
     mean: Mapping[str, float]
     rounds: Sequence[Mapping[str, int]]  # the unlike ones
 
 
-def our_method(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> Method:
+def our_method(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> MethodCost:
     """The run of ``config``, compressed as ``shares`` say."""
     optimizer, periods, wire = config.optimizer, config.periods, config.wire
-    return Method(
+    return MethodCost(
         name="tsr",
         settings=f"this run: {optimizer.local_space} {optimizer.inner}, rank {optimizer.rank} "
         f"({optimizer.embedding_rank}), every {periods.k_x}, bases by {optimizer.aim} every "
@@ -46,10 +46,10 @@ def our_method(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> Me
     )
 
 
-def our_exchange(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> Exchange:
+def our_exchange(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> ExchangeCost:
     """Wire bytes of one peer: raw bytes of every slot times the share that compression leaves of its kind."""
     sent, received = raw_bytes(config, blocks, upload_slots), raw_bytes(config, blocks, published_slots)
-    return Exchange(
+    return ExchangeCost(
         every=config.periods.k_x,
         sent=_scaled(sent.mean, shares.sent),
         received=_scaled(received.mean, shares.received),
@@ -58,7 +58,7 @@ def our_exchange(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> 
     )
 
 
-def raw_bytes(config: RunConfig, blocks: Sequence[Block], walk: _Walk) -> RawBytes:
+def raw_bytes(config: RunConfig, blocks: Sequence[Block], walk: _Walk) -> RawPayload:
     """``walk`` is upload_slots or published_slots. Means are over one common period of refreshes and moments."""
     totals: dict[str, float] = defaultdict(float)
     by_due: dict[Due, Mapping[str, int]] = {}
@@ -69,7 +69,7 @@ def raw_bytes(config: RunConfig, blocks: Sequence[Block], walk: _Walk) -> RawByt
             by_due[due] = _by_kind(walk(blocks, due, config.wire))
         for kind, count in by_due[due].items():
             totals[kind] += count
-    return RawBytes({kind: total / window for kind, total in totals.items()}, list(by_due.values()))
+    return RawPayload({kind: total / window for kind, total in totals.items()}, list(by_due.values()))
 
 
 def our_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
@@ -83,7 +83,7 @@ def our_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
     for block in blocks:
         in_core = is_core and block.is_low_rank
         size = block.core_size if in_core else block.size
-        is_matrix = in_core or block.role is Role.MATRIX
+        is_matrix = in_core or block.role is BlockRole.MATRIX
         moments += size * inner_optimizer(config.optimizer, is_matrix).moments
         displacement += size
         bits = config.optimizer.residual_bits

@@ -6,9 +6,9 @@ Dang et al., arXiv 2602.08007, table 3. Beside each stands the same step with th
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tsr_swarm.config.blocks import Block, Role
+from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.plan.baseline_costs import FLOAT, adamw_ddp, galore, is_head, tsr_adam
-from tsr_swarm.plan.costs import Method
+from tsr_swarm.plan.costs import MethodCost
 from tsr_swarm.plan.presets import LowRanks
 
 
@@ -24,7 +24,7 @@ class PaperCount:
 
 def paper_counts(blocks: Sequence[Block], ranks: LowRanks) -> list[PaperCount]:
     """AdamW, GaLore and TSR-Adam, as in table 3. Norms are in neither count, as in the paper."""
-    with_head = [block for block in blocks if block.role is not Role.DENSE]
+    with_head = [block for block in blocks if block.role is not BlockRole.DENSE]
     counted = [block for block in with_head if not is_head(block)]
     return [
         PaperCount(
@@ -37,5 +37,5 @@ def paper_counts(blocks: Sequence[Block], ranks: LowRanks) -> list[PaperCount]:
     ]
 
 
-def _methods(blocks: Sequence[Block], ranks: LowRanks) -> list[Method]:
+def _methods(blocks: Sequence[Block], ranks: LowRanks) -> list[MethodCost]:
     return [adamw_ddp(blocks, FLOAT), galore(blocks, ranks.galore), tsr_adam(blocks, ranks.tsr, ranks.tsr_embedding)]

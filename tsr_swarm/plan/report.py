@@ -9,7 +9,7 @@ from tsr_swarm.config.layout import published_slots, upload_slots
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.plan.baseline_costs import numbers, rivals
 from tsr_swarm.plan.compression_ratio import wire_shares
-from tsr_swarm.plan.costs import Method
+from tsr_swarm.plan.costs import MethodCost
 from tsr_swarm.plan.link import default_step_seconds, line_seconds, line_share
 from tsr_swarm.plan.own_costs import our_method, raw_bytes, state_bytes
 from tsr_swarm.plan.paper_counts import PaperCount, paper_counts
@@ -26,7 +26,7 @@ class Report:
     scene: Scene
     parameters: int
     step_seconds: float
-    methods: Sequence[Method]
+    methods: Sequence[MethodCost]
     raw_sent: Mapping[str, float]
     raw_received: Mapping[str, float]
     state_bytes: int
@@ -66,7 +66,7 @@ def make_paper_report(config: RunConfig, ranks: LowRanks) -> list[PaperCount]:
     return paper_counts(_blocks(config), ranks)
 
 
-def bytes_per_token(method: Method, scene: Scene) -> tuple[float, float]:
+def bytes_per_token(method: MethodCost, scene: Scene) -> tuple[float, float]:
     """Sent and received by one peer for each token that it trains on."""
     tokens = scene.peer_tokens * method.exchange.every
     return method.exchange.up / tokens, method.exchange.down / tokens
@@ -97,7 +97,7 @@ def paper_object(model: str, counts: Sequence[PaperCount]) -> dict[str, Any]:
     return {"event": "plan", "count": "paper", "model": model, "methods": [asdict(count) for count in counts]}
 
 
-def _method_object(method: Method, report: Report) -> dict[str, Any]:
+def _method_object(method: MethodCost, report: Report) -> dict[str, Any]:
     sent, received = bytes_per_token(method, report.scene)
     return {
         **asdict(method),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from tsr_swarm.config.blocks import embedding_rank, parse_rank, plan_blocks
 from tsr_swarm.config.run import RunConfig, is_share_of_sides
 from tsr_swarm.plan.compression_ratio import Shares
-from tsr_swarm.plan.costs import Exchange
+from tsr_swarm.plan.costs import ExchangeCost
 from tsr_swarm.plan.link import Link, line_seconds, line_share
 from tsr_swarm.plan.own_costs import our_exchange
 
@@ -37,7 +37,7 @@ class Candidate:
     k_u: int | str
     k_v: int | str
     ceiling_seconds: float  # a round that closes later than this needs a higher limit
-    exchange: Exchange
+    exchange: ExchangeCost
     line_seconds: float
     line_share: float
 
@@ -159,7 +159,7 @@ def _steps_needed(busy: float, goal: Goal) -> int:
     return math.ceil(needed) if needed <= 10 else 10 * math.ceil(needed / 10)
 
 
-def _ceiling(config: RunConfig, training: float, exchange: Exchange, link: Link) -> float:
+def _ceiling(config: RunConfig, training: float, exchange: ExchangeCost, link: Link) -> float:
     """A round may take twice what its training and its largest upload need; the run's own limit if that is higher."""
     needed = training + link.seconds(exchange.largest_sent, 0)
     return max(config.round.ceiling_seconds, 60.0 * math.ceil(2 * needed / 60))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from tsr_swarm.plan.costs import Method
+from tsr_swarm.plan.costs import MethodCost
 from tsr_swarm.plan.link import line_seconds, line_share
 from tsr_swarm.plan.paper_counts import PaperCount
 from tsr_swarm.plan.report import Report, bytes_per_token
@@ -45,7 +45,7 @@ def _scene_lines(report: Report) -> Iterator[str]:
     yield f"A step of training takes {_short_seconds(report.step_seconds)}{rule}"
 
 
-def _line_row(method: Method, report: Report) -> str:
+def _line_row(method: MethodCost, report: Report) -> str:
     exchange, scene = method.exchange, report.scene
     sent, received = bytes_per_token(method, scene)
     return (
@@ -73,7 +73,7 @@ def _amount(counts: Mapping[str, float], kind: str, tokens: float = 0.0) -> str:
     return _fine_bytes(counts[kind] / tokens) if tokens else bytes_text(counts[kind])
 
 
-def _memory_row(method: Method) -> str:
+def _memory_row(method: MethodCost) -> str:
     memory = method.memory
     parts = (memory.weights, memory.optimizer, memory.bases, memory.residual, memory.total)
     return f"  {method.name:<17}" + "".join(f"{bytes_text(part) if part else '-':>12}" for part in parts)

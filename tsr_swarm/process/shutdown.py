@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 T = TypeVar("T")
 
 
-class StopRequest:
+class Shutdown:
     """What has been asked: nothing, to finish the round and leave (``gently``), or to leave at once (``now``)."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ def tie_to_parent(environ: Mapping[str, str] = os.environ) -> int | None:
     return int(text)
 
 
-def run_until_stopped(main: Callable[[StopRequest], Awaitable[None]], parent: int | None = None) -> int:
+def run_until_stopped(main: Callable[[Shutdown], Awaitable[None]], parent: int | None = None) -> int:
     """Run ``main`` to its end in a new event loop and return 0, or 130 if a stop was asked before it ended.
 
     ``main`` sees to both kinds of stop itself; it is cancelled if it has not returned ``CANCEL_SECONDS`` after ``now``.
@@ -78,12 +78,12 @@ def run_until_stopped(main: Callable[[StopRequest], Awaitable[None]], parent: in
         return runner.run(_supervise(main, watch))
 
 
-async def run_unless_stopped(work: Coroutine[Any, Any, None], stop: StopRequest) -> None:
+async def run_unless_stopped(work: Coroutine[Any, Any, None], stop: Shutdown) -> None:
     """Run ``work``, which has nothing to finish: any stop cancels it."""
     await run_unless(stop.gently, work)
 
 
-async def run_unless_now(work: Coroutine[Any, Any, None], stop: StopRequest) -> None:
+async def run_unless_now(work: Coroutine[Any, Any, None], stop: Shutdown) -> None:
     """Run ``work``, which sees to the gentle stop itself: ``now`` cancels it."""
     await run_unless(stop.now, work)
 
@@ -100,8 +100,8 @@ async def run_unless(asked: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | 
     return None if task.cancelled() else task.result()
 
 
-async def _supervise(main: Callable[[StopRequest], Awaitable[None]], watch: "_Watch") -> int:
-    stop = StopRequest()
+async def _supervise(main: Callable[[Shutdown], Awaitable[None]], watch: "_Watch") -> int:
+    stop = Shutdown()
     with watch.attached(stop), _signals_ask(stop, watch.is_orphan):
         work = asyncio.ensure_future(main(stop))
         now = asyncio.create_task(stop.now.wait())
@@ -118,7 +118,7 @@ async def _supervise(main: Callable[[StopRequest], Awaitable[None]], watch: "_Wa
 
 
 @contextlib.contextmanager
-def _signals_ask(stop: StopRequest, is_orphan: Callable[[], bool]) -> Iterator[None]:
+def _signals_ask(stop: Shutdown, is_orphan: Callable[[], bool]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     heard: dict[int, float] = {}
     terminals = [fd for fd in (1, 2) if os.isatty(fd)]
@@ -161,7 +161,7 @@ class _Watch:
         self._parent = parent
         self._closed = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: StopRequest | None = None
+        self._stop: Shutdown | None = None
         self._left = GIVE_UP_SECONDS
         self._is_alive = True  # the loop answered since the last look
         self._thread = threading.Thread(target=self._run, name="lifeline", daemon=True)
@@ -180,7 +180,7 @@ class _Watch:
         return self._parent is not None and os.getppid() != self._parent
 
     @contextlib.contextmanager
-    def attached(self, stop: StopRequest) -> Iterator[None]:
+    def attached(self, stop: Shutdown) -> Iterator[None]:
         """Tell ``stop`` of what this watch sees, while the running loop runs."""
         self._stop, self._loop = stop, asyncio.get_running_loop()
         try:

@@ -25,10 +25,10 @@ from tsr_swarm.rounds.protocol import (
     Uploaded,
     UploadFailed,
 )
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.reducing import reopened
 from tsr_swarm.rounds.round_phases import Phase
-from tsr_swarm.rounds.state import Node, Result, Work, contacts
+from tsr_swarm.rounds.state import LocalProgress, Node, Result, contacts
 
 POLL_SECONDS = 5.0  # a poll that is not answered by then is taken for lost; a leader holds it for two
 RETRY_SECONDS = 1.0  # between two tries of whatever did not work
@@ -138,8 +138,8 @@ def _was_set_back(node: Node, sender: str, news: News) -> bool:
     return is_alone and news.number == guide.number and (news.base.round, news.term) < (guide.round, guide.term)
 
 
-def _set_back(node: Node, base: Record, now: float) -> Node:
-    council = raft.begin(node.me, cl.Ledger(base), now)
+def _set_back(node: Node, base: RoundRecord, now: float) -> Node:
+    council = raft.begin(node.me, cl.HardState(base), now)
     has_more = node.peer.applied > base.round
     peer = replace(node.peer, committed=base.round, open_round=0, unsent=0)
     return replace(node, council=council, plan=None, peer=replace(peer, needs_state=peer.needs_state or has_more))
@@ -173,7 +173,7 @@ def _guided(node: Node, news: News, asked: str, now: float) -> Node:
 def _planned(node: Node, news: News) -> Node:
     is_over = news.plan is not None and news.plan.round <= max(node.peer.applied, node.council.ledger.base.round)
     plan = None if is_over else news.plan  # told before this node read elsewhere that the round stands
-    said = pr.News(
+    said = pr.LeaderUpdate(
         committed=news.base.round,
         open_round=plan.round if plan else 0,
         open_parent=plan.parent if plan else "",
@@ -284,7 +284,7 @@ def _fetch(node: Node, round: int, now: float) -> Result:
     return node, [FetchRound(round, sources, donors)]
 
 
-def makers(node: Node, proposal: Record) -> tuple[str, ...]:
+def makers(node: Node, proposal: RoundRecord) -> tuple[str, ...]:
     """By shard, who made it for this proposal of the leader that this node follows; empty where it was not told."""
     plan, proposed = node.plan, (proposal.round, proposal.parent, node.council.term)
     return _nodes(plan) if plan is not None and (plan.round, plan.parent, plan.term) == proposed else ()
@@ -356,7 +356,7 @@ def applied(node: Node, event: Applied, now: float) -> Result:
     node = replace(node, work=replace(node.work, is_fetching=False))
     if record.round != node.peer.applied + 1:
         return node, []
-    council, _ = raft.step(node.council, cl.Learned(record), now)
+    council, _ = raft.step(node.council, cl.RoundLearned(record), now)
     node = replace(node, council=council, peer=pr.applied(node.peer, record.round, record.chain))
     node = replace(node, contributors=event.contributors)
     if node.guide.is_finished:  # a leader stays until everybody has the last round
@@ -367,8 +367,8 @@ def applied(node: Node, event: Applied, now: float) -> Result:
 def restored(node: Node, event: Restored, now: float) -> Result:
     """A state was downloaded. What was trained before it is void: the next news says what to do."""
     record = event.record
-    work = Work(is_training=node.work.is_training)
-    council, _ = raft.step(node.council, cl.Learned(record), now)
+    work = LocalProgress(is_training=node.work.is_training)
+    council, _ = raft.step(node.council, cl.RoundLearned(record), now)
     node = replace(node, work=work, council=council, plan=None, contributors=frozenset())
     node = replace(node, peer=pr.restored(node.peer, record.round, record.chain))
     return replace(node, guide=replace(node.guide, asked="", version=0, next_at=now)), []

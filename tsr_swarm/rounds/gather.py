@@ -12,7 +12,7 @@ PATIENCE_SECONDS = 5.0  # beyond the time that the quickest half needed, threefo
 
 
 @dataclass(frozen=True, slots=True)
-class ShardResult:
+class ShardDigest:
     """What is published of a shard: whose contributions are in it, and the hash of its bytes. Void: nothing."""
 
     included: frozenset[str] = frozenset()
@@ -31,7 +31,7 @@ class Gather:
     reducers: tuple[str, ...]  # by shard
     closed_at: float
     asked_at: float = float("-inf")
-    results: Mapping[int, ShardResult] = field(default_factory=dict)
+    results: Mapping[int, ShardDigest] = field(default_factory=dict)
     arrived: tuple[float, ...] = ()  # seconds after closing, of the results
 
     @property
@@ -59,10 +59,10 @@ class Ask:
 class Complete:
     """Every shard has its result, or is void."""
 
-    results: tuple[ShardResult, ...]
+    results: tuple[ShardDigest, ...]
 
 
-def result(gather: Gather, sender: str, shard: int, shard_result: ShardResult, now: float) -> Gather:
+def result(gather: Gather, sender: str, shard: int, shard_result: ShardDigest, now: float) -> Gather:
     """Take in a reducer's answer; one of another reducer, or a second one, changes nothing."""
     is_asked = 0 <= shard < len(gather.reducers) and gather.reducers[shard] == sender
     if not is_asked or shard in gather.results:
@@ -75,7 +75,7 @@ def progress(gather: Gather, lost: Sequence[str], now: float) -> tuple[Gather, l
     """Ask who is missing, or say that the round is complete. ``lost``: reducers that are known to be gone."""
     waiting = [shard for shard in gather.missing if gather.reducers[shard] not in lost]
     if not waiting or now >= gather.deadline:
-        void = ShardResult()
+        void = ShardDigest()
         results = tuple(gather.results.get(shard, void) for shard in range(len(gather.reducers)))
         return gather, [Complete(results)]
     if now < gather.asked_at + AGAIN_SECONDS:

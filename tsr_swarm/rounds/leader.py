@@ -24,9 +24,9 @@ from tsr_swarm.rounds.protocol import (
     ShardDone,
     Show,
 )
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.shard_assignment import assign
-from tsr_swarm.rounds.state import Caller, Hold, Leading, Node, Result, then
+from tsr_swarm.rounds.state import HeldPoll, Leading, MemberContact, Node, Result, then
 from tsr_swarm.rounds.voters import next_voters
 
 HOLD_SECONDS = 2.0  # a poll without news is answered after this long
@@ -86,7 +86,9 @@ def polled(node: Node, poll: Poll, now: float) -> Result:
         return _held(node, poll, now), []
     known = leading.callers.get(poll.peer)
     since = known.since if known is not None else now
-    caller = Caller(since, now + ld.SILENCE_SECONDS, now, poll.incarnation, poll.applied, poll.trains, poll.is_dialable)
+    caller = MemberContact(
+        since, now + ld.SILENCE_SECONDS, now, poll.incarnation, poll.applied, poll.trains, poll.is_dialable
+    )
     node = replace(node, leading=_with_caller(node, caller, poll.peer))
     result: Result = (node, [])
     if known is not None and known.incarnation != poll.incarnation:
@@ -111,7 +113,7 @@ def _answer(node: Node, poll: Poll, now: float) -> Result:
 def _held(node: Node, poll: Poll, now: float) -> Node:
     leading = node.leading
     assert leading is not None, "only a leader holds polls"
-    hold = Hold(now + HOLD_SECONDS, poll.number)
+    hold = HeldPoll(now + HOLD_SECONDS, poll.number)
     return replace(node, leading=replace(leading, holds={**leading.holds, poll.peer: hold}))
 
 
@@ -234,7 +236,7 @@ def due(node: Node) -> float:
     return min(times, default=float("inf"))
 
 
-def decided(node: Node, record: Record, now: float) -> Result:
+def decided(node: Node, record: RoundRecord, now: float) -> Result:
     """The council says that this round stands."""
     if node.council.leads:
         return _lead(node, ld.Decided(record.round, record.chain), now)
@@ -251,7 +253,7 @@ def _closed(node: Node) -> Node:
     return announce(replace(node, leading=replace(leading, plan=None, gather=None, sealed=None, sources=sources)))
 
 
-def sealed(node: Node, record: Record, now: float) -> Result:
+def sealed(node: Node, record: RoundRecord, now: float) -> Result:
     """The round's result is on this node's disk: put it to the voters."""
     leading = node.leading
     if leading is None or record.round != leading.state.round or record.parent != node.council.ledger.base.chain:
@@ -293,7 +295,7 @@ def _carry_out(node: Node, decision: ld.Action, now: float) -> Result:
     if leading is None:
         return node, []
     match decision:
-        case ld.OpenRound(round):
+        case ld.BeginRound(round):
             places = _places(node, round, {}, now)
             plan = Plan(round, node.council.ledger.base.chain, node.council.term, 1, places)
             return announce(replace(node, leading=replace(leading, plan=plan))), [
@@ -339,14 +341,14 @@ def _gather(node: Node, now: float) -> Result:
 # --- who is here ------------------------------------------------------------------------------------------------------
 
 
-def _myself(node: Node, now: float) -> Caller:
+def _myself(node: Node, now: float) -> MemberContact:
     identity = node.identity
     known = node.leading.callers.get(node.me) if node.leading is not None else None
     since = known.since if known is not None else now
-    return Caller(since, float("inf"), now, identity.incarnation, node.peer.applied, identity.trains, True)
+    return MemberContact(since, float("inf"), now, identity.incarnation, node.peer.applied, identity.trains, True)
 
 
-def _with_caller(node: Node, caller: Caller, name: str) -> Leading:
+def _with_caller(node: Node, caller: MemberContact, name: str) -> Leading:
     assert node.leading is not None, "only a leader is called"
     before = node.leading.callers
     callers = {**before, name: caller}
@@ -355,7 +357,7 @@ def _with_caller(node: Node, caller: Caller, name: str) -> Leading:
     return replace(node.leading, callers=callers, nodes=nodes)
 
 
-def _reachable(callers: Mapping[str, Caller]) -> tuple[str, ...]:
+def _reachable(callers: Mapping[str, MemberContact]) -> tuple[str, ...]:
     """Some who can be dialled: a peer that lost this leader can ask them for the next. The newest callers first."""
     names = [name for name, caller in callers.items() if caller.is_dialable]
     return tuple(sorted(sorted(names, key=lambda name: -callers[name].since)[:MOST_NODES]))

@@ -24,7 +24,7 @@ class PeerState:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class LeaderUpdate:
     """What the leader said last."""
 
     committed: int
@@ -78,7 +78,7 @@ class Quit:
 Action = Join | FetchState | FetchRound | Upload | Train | Wait | Quit
 
 
-def hear(state: PeerState, news: News) -> PeerState:
+def hear(state: PeerState, news: LeaderUpdate) -> PeerState:
     """Take in what the leader says. It may be older than what is already known."""
     return replace(
         state,

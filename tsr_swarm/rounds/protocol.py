@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tsr_swarm.rounds import raft_state as cl
-from tsr_swarm.rounds.gather import ShardResult
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.gather import ShardDigest
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.reducer import Verdict
 
 # --- messages, beside the council's -------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ class News:
     term: int
     leader: str
     version: int
-    base: Record
+    base: RoundRecord
     sources: tuple[str, ...]
     plan: Plan | None
     nodes: tuple[str, ...]
@@ -76,7 +76,7 @@ class Redirect:
 
     term: int
     leader: str  # "" unknown
-    base: Record
+    base: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class ShardDone:
     term: int
     round: int
     shard: int
-    result: ShardResult
+    result: ShardDigest
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,21 +152,21 @@ class Averaged:
     term: int
     round: int
     shard: int
-    result: ShardResult
+    result: ShardDigest
 
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
     """The round's chain hash is known and its bytes are on this node's disk."""
 
-    record: Record
+    record: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
     """The bytes of this record are on this node's disk."""
 
-    record: Record
+    record: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ class UploadFailed:
 class Applied:
     """This record is in the consensus weights. ``contributors``: whose work is in it."""
 
-    record: Record
+    record: RoundRecord
     contributors: frozenset[str] = frozenset()
 
 
@@ -209,7 +209,7 @@ class Applied:
 class Restored:
     """The consensus weights are a downloaded state."""
 
-    record: Record
+    record: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +304,7 @@ class Seal:
 
     round: int
     parent: str
-    results: tuple[ShardResult, ...]
+    results: tuple[ShardDigest, ...]
     voters: tuple[str, ...]
 
 
@@ -312,7 +312,7 @@ class Seal:
 class Store:
     """Put the bytes of this record on disk, and answer with Stored."""
 
-    record: Record
+    record: RoundRecord
     sources: tuple[str, ...]  # by shard, who makes it, as far as this node was told
     donors: tuple[str, ...]
 
@@ -337,7 +337,7 @@ class FetchState:
 class Propose:
     """Put this to the council. Never reaches the shell: rounds/step.py does it."""
 
-    record: Record
+    record: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +352,7 @@ class Open:
 class Commit:
     """A round of this leader's stands."""
 
-    record: Record
+    record: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,27 +16,27 @@ from dataclasses import replace
 
 from tsr_swarm.rounds.raft_state import (
     Action,
-    Beat,
-    BeatReply,
+    BecomeLeader,
     CatchUp,
-    Council,
-    Decided,
     Event,
-    Lead,
-    Learned,
-    Ledger,
-    Lost,
+    HardState,
+    Heartbeat,
+    HeartbeatReply,
     Message,
+    PeerLost,
     Propose,
+    RaftRole,
     Received,
-    Record,
     Result,
-    Role,
+    RoundCommitted,
+    RoundLearned,
+    RoundRecord,
     Send,
     StepDown,
     Store,
     Stored,
     Tick,
+    Voter,
     VoteReply,
     VoteRequest,
     majority,
@@ -46,14 +46,14 @@ BEAT_SECONDS = 1.0  # a leader is heard from this often; what is not answered is
 SILENCE_SECONDS = 4.0  # a voter that hears no leader for once to twice this long stands for election
 
 
-def begin(me: str, ledger: Ledger, now: float, lost: str = "") -> Council:
+def begin(me: str, ledger: HardState, now: float, lost: str = "") -> Voter:
     """A node as it starts, with what its journal says; ``lost``: chain hash of its tail, if its bytes are gone."""
-    council = Council(me, ledger, heard_at=now, lost=lost)
+    council = Voter(me, ledger, heard_at=now, lost=lost)
     # Alone, nobody else can lead: there is no reason to wait.
     return replace(council, stand_at=now if set(council.voters) == {me} else now + _patience(council))
 
 
-def step(council: Council, event: Event, now: float) -> Result:
+def step(council: Voter, event: Event, now: float) -> Result:
     """Take in one event. The same state, event and time always give the same answer."""
     match event:
         case Received(sender, message):
@@ -62,39 +62,39 @@ def step(council: Council, event: Event, now: float) -> Result:
             return _propose(council, record, now)
         case Stored(record):
             return _stored(council, record, now)
-        case Learned(record):
+        case RoundLearned(record):
             return _learned(council, record, now)
-        case Lost(node):
+        case PeerLost(node):
             return _lost(council, node, now), []
         case Tick():
             return _tick(council, now)
 
 
-def _received(council: Council, sender: str, message: Message, now: float) -> Result:
+def _received(council: Voter, sender: str, message: Message, now: float) -> Result:
     match message:
         case VoteRequest():
             return _asked_for_vote(council, sender, message, now)
         case VoteReply():
             return _heard_vote(council, sender, message, now)
-        case Beat():
+        case Heartbeat():
             return _heard_beat(council, sender, message, now)
-        case BeatReply():
+        case HeartbeatReply():
             return _heard_answer(council, sender, message, now)
 
 
-def wake_at(council: Council) -> float:
+def wake_at(council: Voter) -> float:
     """When the next Tick is due."""
     if council.leads:
         return council.beat_at
     return council.stand_at if council.may_stand else float("inf")
 
 
-def has_majority(council: Council, now: float) -> bool:
+def has_majority(council: Voter, now: float) -> bool:
     """Whether this leader has lately been answered by a majority of its voters."""
     return majority({*answering(council, now), council.me}, council.voters)
 
 
-def answering(council: Council, now: float) -> set[str]:
+def answering(council: Voter, now: float) -> set[str]:
     """Nodes other than this leader that have answered it lately."""
     return {node for node, at in council.answers.items() if now - at < 2 * SILENCE_SECONDS} - {council.me}
 
@@ -102,29 +102,29 @@ def answering(council: Council, now: float) -> set[str]:
 # --- elections ----------------------------------------------------------------------------------------------------
 
 
-def _patience(council: Council) -> float:
+def _patience(council: Voter) -> float:
     """Once to twice the silence, drawn from name and term, so that two candidates seldom meet twice."""
     return SILENCE_SECONDS * (1 + _draw(council))
 
 
-def _impatience(council: Council) -> float:
+def _impatience(council: Voter) -> float:
     """Between two tries, when nobody leads that could be disturbed: half of that."""
     return _patience(council) / 2
 
 
-def _draw(council: Council) -> float:
+def _draw(council: Voter) -> float:
     digest = hashlib.blake2b(f"{council.me}/{council.term}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") / 2**32
 
 
-def _lost(council: Council, node: str, now: float) -> Council:
+def _lost(council: Voter, node: str, now: float) -> Voter:
     """A leader that cannot be reached is not waited for; whoever still hears it refuses the trial vote."""
     if council.leads or council.leader != node:
         return council
     return replace(council, leader="", stand_at=min(council.stand_at, now + SILENCE_SECONDS * _draw(council)))
 
 
-def _tick(council: Council, now: float) -> Result:
+def _tick(council: Voter, now: float) -> Result:
     if council.leads:
         if not has_majority(council, now):
             return _follow(council, council.term, now, "it is cut off from the majority of voters")
@@ -136,31 +136,31 @@ def _tick(council: Council, now: float) -> Result:
     return _try(council, now)
 
 
-def _try(council: Council, now: float) -> Result:
+def _try(council: Voter, now: float) -> Result:
     """Ask whether this node would be elected. Its own term moves only if so: one that was cut off disturbs nobody."""
-    council = replace(council, role=Role.TRIAL, leader="", granted=frozenset({council.me}))
+    council = replace(council, role=RaftRole.TRIAL, leader="", granted=frozenset({council.me}))
     council = replace(council, stand_at=now + _impatience(council))
     request = VoteRequest(council.term + 1, council.me, council.ledger.extent, is_trial=True)
     return council, [Send(voter, request) for voter in _others(council)]
 
 
-def _stand(council: Council, now: float) -> Result:
+def _stand(council: Voter, now: float) -> Result:
     """Begin a term, vote for oneself, and ask the others."""
     ledger = replace(council.ledger, term=council.term + 1, voted_for=council.me)
-    council = replace(council, ledger=ledger, role=Role.CANDIDATE, leader="", granted=frozenset({council.me}))
+    council = replace(council, ledger=ledger, role=RaftRole.CANDIDATE, leader="", granted=frozenset({council.me}))
     council = replace(council, stand_at=now + _impatience(council), proposal=None, accepted=frozenset(), answers={})
     request = VoteRequest(ledger.term, council.me, ledger.extent, is_trial=False)
     return _then(council, [Send(voter, request) for voter in _others(council)], _count, now)
 
 
-def _asked_for_vote(council: Council, sender: str, request: VoteRequest, now: float) -> Result:
+def _asked_for_vote(council: Voter, sender: str, request: VoteRequest, now: float) -> Result:
     refusal = _refusal(council, request, now)
     if request.is_trial:
         reply = VoteReply(request.term, council.term, not refusal, True, refusal or "granted")
-        is_rival = council.role is Role.TRIAL and not refusal
+        is_rival = council.role is RaftRole.TRIAL and not refusal
         if is_rival and (request.extent, request.candidate) > (council.ledger.extent, council.me):
             # Two that stand at once would split the votes: one of them withdraws.
-            council = replace(council, role=Role.FOLLOWER, granted=frozenset())
+            council = replace(council, role=RaftRole.FOLLOWER, granted=frozenset())
         return council, [Send(sender, reply)]
     actions: list[Action] = []
     if request.term > council.term:
@@ -173,7 +173,7 @@ def _asked_for_vote(council: Council, sender: str, request: VoteRequest, now: fl
     return council, [*actions, Send(sender, reply)]
 
 
-def _refusal(council: Council, request: VoteRequest, now: float) -> str:
+def _refusal(council: Voter, request: VoteRequest, now: float) -> str:
     """Why this candidate does not get the vote; "" if it does."""
     ledger = council.ledger
     if request.term < ledger.term or (request.is_trial and request.term == ledger.term):
@@ -189,54 +189,54 @@ def _refusal(council: Council, request: VoteRequest, now: float) -> str:
     return ""
 
 
-def _heard_vote(council: Council, sender: str, reply: VoteReply, now: float) -> Result:
+def _heard_vote(council: Voter, sender: str, reply: VoteReply, now: float) -> Result:
     if reply.voter_term > council.term:
         return _follow(council, reply.voter_term, now, "a newer term began")
     if not reply.granted:
         return council, []
-    is_of_trial = council.role is Role.TRIAL and reply.is_trial and reply.term == council.term + 1
-    is_of_term = council.role is Role.CANDIDATE and not reply.is_trial and reply.term == council.term
+    is_of_trial = council.role is RaftRole.TRIAL and reply.is_trial and reply.term == council.term + 1
+    is_of_term = council.role is RaftRole.CANDIDATE and not reply.is_trial and reply.term == council.term
     if not (is_of_trial or is_of_term):
         return council, []
     return _count(replace(council, granted=council.granted | {sender}), now)
 
 
-def _count(council: Council, now: float) -> Result:
+def _count(council: Voter, now: float) -> Result:
     if not majority(council.granted, council.voters):
         return council, []
-    if council.role is Role.TRIAL:
+    if council.role is RaftRole.TRIAL:
         return _stand(council, now)
-    council = replace(council, role=Role.LEADER, leader=council.me, answers=dict.fromkeys(council.granted, now))
-    lead: list[Action] = [Lead(council.term, council.ledger.base)]
+    council = replace(council, role=RaftRole.LEADER, leader=council.me, answers=dict.fromkeys(council.granted, now))
+    lead: list[Action] = [BecomeLeader(council.term, council.ledger.base)]
     if council.ledger.tail is not None:  # what this voter accepted may stand already: it is proposed anew, first
         return _then(council, lead, _propose_tail, now)
     return _then(council, lead, _beat, now)
 
 
-def _follow(council: Council, term: int, now: float, reason: str) -> Result:
+def _follow(council: Voter, term: int, now: float, reason: str) -> Result:
     """Give up what one was, and wait for a leader, in a newer term if there is one."""
     actions: list[Action] = [StepDown(reason)] if council.leads else []
     if term > council.term:
         council = replace(council, ledger=replace(council.ledger, term=term, voted_for=""))
-    council = replace(council, role=Role.FOLLOWER, leader="", granted=frozenset(), wanted=None)
+    council = replace(council, role=RaftRole.FOLLOWER, leader="", granted=frozenset(), wanted=None)
     council = replace(council, proposal=None, accepted=frozenset(), answers={}, heard_at=now)
     return replace(council, stand_at=now + _patience(council)), actions
 
 
-def _others(council: Council) -> list[str]:
+def _others(council: Voter) -> list[str]:
     return [voter for voter in council.voters if voter != council.me]
 
 
 # --- the log ------------------------------------------------------------------------------------------------------
 
 
-def _propose_tail(council: Council, now: float) -> Result:
+def _propose_tail(council: Voter, now: float) -> Result:
     tail = council.ledger.tail
     assert tail is not None, "checked"
     return _propose(council, tail, now)
 
 
-def _propose(council: Council, record: Record, now: float) -> Result:
+def _propose(council: Voter, record: RoundRecord, now: float) -> Result:
     """Accept one's own record and ask the voters. One that does not follow the newest decided is not proposed."""
     ledger = council.ledger
     if not council.leads or record.round != ledger.base.round + 1 or record.parent != ledger.base.chain:
@@ -246,37 +246,37 @@ def _propose(council: Council, record: Record, now: float) -> Result:
     return _decide(council, now)
 
 
-def _beat(council: Council, now: float) -> Result:
-    beat = Beat(council.term, council.ledger.base, council.proposal)
+def _beat(council: Voter, now: float) -> Result:
+    beat = Heartbeat(council.term, council.ledger.base, council.proposal)
     council = replace(council, beat_at=now + BEAT_SECONDS)
     return council, [Send(voter, beat) for voter in _others(council)]
 
 
-def _decide(council: Council, now: float) -> Result:
+def _decide(council: Voter, now: float) -> Result:
     record, voters = council.proposal, council.voters
     if record is None or not majority(council.accepted, voters):
         return _beat(council, now)
     ledger = replace(council.ledger, base=record, tail=None, tail_term=0)
     council = replace(council, ledger=ledger, proposal=None, accepted=frozenset())
-    actions: list[Action] = [Decided(record)]
+    actions: list[Action] = [RoundCommitted(record)]
     if set(record.voters) == set(voters):
         return _then(council, actions, _beat, now)
     # Tell the old voters and the new what stands, then ask the new ones to lead under them.
-    beat = Beat(council.term, record, None)
+    beat = Heartbeat(council.term, record, None)
     told = [Send(voter, beat) for voter in sorted({*voters, *record.voters} - {council.me})]
     if council.me not in record.voters:
         actions += [*told, StepDown("it is no voter any more")]
-        return replace(council, role=Role.FOLLOWER, leader="", heard_at=now), actions
+        return replace(council, role=RaftRole.FOLLOWER, leader="", heard_at=now), actions
     actions += [*told, StepDown("the voters change")]
     return _then(council, actions, _stand, now)
 
 
-def _heard_beat(council: Council, sender: str, beat: Beat, now: float) -> Result:
+def _heard_beat(council: Voter, sender: str, beat: Heartbeat, now: float) -> Result:
     if beat.term < council.term:
-        reply = BeatReply(council.term, council.ledger.base.round, "", f"term {council.term} has begun")
+        reply = HeartbeatReply(council.term, council.ledger.base.round, "", f"term {council.term} has begun")
         return council, [Send(sender, reply)]
     actions: list[Action] = []
-    if beat.term > council.term or council.role is not Role.FOLLOWER:
+    if beat.term > council.term or council.role is not RaftRole.FOLLOWER:
         if council.leads and beat.term == council.term:
             return council, []  # another set of voters elected it in the same term; its records are the same or refused
         council, actions = _follow(council, beat.term, now, f"{sender} leads term {beat.term}")
@@ -289,18 +289,18 @@ def _heard_beat(council: Council, sender: str, beat: Beat, now: float) -> Result
     return council, [*actions, *more]
 
 
-def _take_base(council: Council, sender: str, base: Record) -> Result:
+def _take_base(council: Voter, sender: str, base: RoundRecord) -> Result:
     """What the leader knows to stand. It may be what this voter accepted; else it is fetched first."""
     ledger = council.ledger
     if base.round <= ledger.base.round:
         return council, []
     if ledger.tail == base:
         ledger = replace(ledger, base=base, tail=None, tail_term=0)
-        return replace(council, ledger=ledger), [Decided(base)]
+        return replace(council, ledger=ledger), [RoundCommitted(base)]
     return council, [CatchUp(base.round + 1, sender)]
 
 
-def _take_proposal(council: Council, sender: str, term: int, record: Record) -> Result:
+def _take_proposal(council: Voter, sender: str, term: int, record: RoundRecord) -> Result:
     ledger = council.ledger
     if record.round <= ledger.base.round:  # it stands already
         is_same = record.round < ledger.base.round or record.chain == ledger.base.chain
@@ -319,10 +319,10 @@ def _take_proposal(council: Council, sender: str, term: int, record: Record) -> 
     ]
 
 
-def _stored(council: Council, record: Record, now: float) -> Result:
+def _stored(council: Voter, record: RoundRecord, now: float) -> Result:
     """Accept what the leader of this very term still proposes."""
     ledger = council.ledger
-    is_wanted = council.wanted == (council.term, record) and council.role is Role.FOLLOWER
+    is_wanted = council.wanted == (council.term, record) and council.role is RaftRole.FOLLOWER
     council = replace(council, wanted=None) if is_wanted else council
     if not is_wanted or record.parent != ledger.base.chain or record.round != ledger.base.round + 1:
         return council, []
@@ -333,11 +333,11 @@ def _stored(council: Council, record: Record, now: float) -> Result:
     return council, [Send(council.leader, _answer(council, record.chain, "accepted"))]
 
 
-def _answer(council: Council, accepted: str, reason: str) -> BeatReply:
-    return BeatReply(council.term, council.ledger.base.round, accepted, reason)
+def _answer(council: Voter, accepted: str, reason: str) -> HeartbeatReply:
+    return HeartbeatReply(council.term, council.ledger.base.round, accepted, reason)
 
 
-def _heard_answer(council: Council, sender: str, reply: BeatReply, now: float) -> Result:
+def _heard_answer(council: Voter, sender: str, reply: HeartbeatReply, now: float) -> Result:
     if reply.term > council.term:
         return _follow(council, reply.term, now, "a newer term began")
     if not council.leads or reply.term < council.term:
@@ -349,7 +349,7 @@ def _heard_answer(council: Council, sender: str, reply: BeatReply, now: float) -
     return _decide(council, now) if majority(council.accepted, council.voters) else (council, [])
 
 
-def _learned(council: Council, record: Record, now: float) -> Result:
+def _learned(council: Voter, record: RoundRecord, now: float) -> Result:
     """A record that stands, from the log of rounds or with a state. What was promised in its place is void.
 
     A leader that learns of it has been overtaken: others lead, and maybe other voters decide.
@@ -358,11 +358,11 @@ def _learned(council: Council, record: Record, now: float) -> Result:
     if record.round <= ledger.base.round:
         return council, []
     council = replace(council, ledger=replace(ledger, base=record, tail=None, tail_term=0))
-    if council.role is not Role.FOLLOWER:
+    if council.role is not RaftRole.FOLLOWER:
         return _follow(council, council.term, now, f"it learned that round {record.round} stands")
     return replace(council, stand_at=now + _patience(council)), []
 
 
-def _then(council: Council, actions: Sequence[Action], more: Callable[[Council, float], Result], now: float) -> Result:
+def _then(council: Voter, actions: Sequence[Action], more: Callable[[Voter, float], Result], now: float) -> Result:
     council, rest = more(council, now)
     return council, [*actions, *rest]

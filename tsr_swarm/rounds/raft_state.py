@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
-class Role(StrEnum):
+class RaftRole(StrEnum):
     """What a voter is in its term."""
 
     FOLLOWER = "follower"
@@ -15,7 +15,7 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RoundRecord:
     """A round's result as voters see it. Round 0 is the beginning. ``voters`` decide about what follows."""
 
     round: int = 0
@@ -25,13 +25,13 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class HardState:
     """What a voter has journaled. Terms and rounds never go back."""
 
-    base: Record  # the newest round it knows to stand
+    base: RoundRecord  # the newest round it knows to stand
     term: int = 0  # the newest term it has seen
     voted_for: str = ""  # in that term
-    tail: Record | None = None  # accepted after ``base``, undecided as far as it knows
+    tail: RoundRecord | None = None  # accepted after ``base``, undecided as far as it knows
     tail_term: int = 0
 
     @property
@@ -45,21 +45,21 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True)
-class Council:
+class Voter:
     """One voter, or a node that may become one."""
 
     me: str
-    ledger: Ledger
-    role: Role = Role.FOLLOWER
+    ledger: HardState
+    role: RaftRole = RaftRole.FOLLOWER
     leader: str = ""  # of this term, as far as known
     heard_at: float = 0.0  # the leader, or a candidate that was given the vote
     stand_at: float = 0.0  # time of the next try to be elected
     granted: frozenset[str] = frozenset()  # votes of this term or trial
-    proposal: Record | None = None  # a leader's, undecided
+    proposal: RoundRecord | None = None  # a leader's, undecided
     accepted: frozenset[str] = frozenset()  # voters that hold it
     answers: Mapping[str, float] = field(default_factory=dict)  # voter -> when it last answered this leader
     beat_at: float = 0.0
-    wanted: tuple[int, Record] | None = None  # term and record to accept once its bytes are stored
+    wanted: tuple[int, RoundRecord] | None = None  # term and record to accept once its bytes are stored
     lost: str = ""  # chain hash of a tail whose bytes this voter's disk has lost
 
     @property
@@ -73,7 +73,7 @@ class Council:
 
     @property
     def leads(self) -> bool:
-        return self.role is Role.LEADER
+        return self.role is RaftRole.LEADER
 
     @property
     def may_stand(self) -> bool:
@@ -110,16 +110,16 @@ class VoteReply:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class Heartbeat:
     """The leader is there. ``base`` stands; ``proposal``, if any, is to be stored, journaled and accepted."""
 
     term: int
-    base: Record
-    proposal: Record | None
+    base: RoundRecord
+    proposal: RoundRecord | None
 
 
 @dataclass(frozen=True, slots=True)
-class BeatReply:
+class HeartbeatReply:
     """``accepted``: the chain hash of the proposal it holds, "" for none. ``round``: the newest it knows to stand."""
 
     term: int
@@ -128,7 +128,7 @@ class BeatReply:
     reason: str
 
 
-Message = VoteRequest | VoteReply | Beat | BeatReply
+Message = VoteRequest | VoteReply | Heartbeat | HeartbeatReply
 
 # --- events -----------------------------------------------------------------------------------------------------
 
@@ -143,21 +143,21 @@ class Received:
 class Propose:
     """The leader's own result of the next round, whose bytes it has stored."""
 
-    record: Record
+    record: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
     """The bytes of this record are on disk."""
 
-    record: Record
+    record: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
+class RoundLearned:
     """This record stands: a leader said so."""
 
-    record: Record
+    record: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +166,13 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class PeerLost:
     """A call to this node failed: its process is gone, or the line to it."""
 
     node: str
 
 
-Event = Received | Propose | Stored | Learned | Lost | Tick
+Event = Received | Propose | Stored | RoundLearned | PeerLost | Tick
 
 # --- actions. If a step changes the ledger, it is journaled before any of them; if that fails, there was no step ------
 
@@ -187,7 +187,7 @@ class Send:
 class Store:
     """Fetch the bytes of this record, from ``source`` or anybody who has them, and answer with Stored."""
 
-    record: Record
+    record: RoundRecord
     source: str
 
 
@@ -200,18 +200,18 @@ class CatchUp:
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class RoundCommitted:
     """A majority has accepted this record: it stands."""
 
-    record: Record
+    record: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Lead:
+class BecomeLeader:
     """This node leads from now on."""
 
     term: int
-    base: Record
+    base: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +221,8 @@ class StepDown:
     reason: str
 
 
-Action = Send | Store | CatchUp | Decided | Lead | StepDown
-Result = tuple[Council, list[Action]]
+Action = Send | Store | CatchUp | RoundCommitted | BecomeLeader | StepDown
+Result = tuple[Voter, list[Action]]
 
 
 def majority(accepted: Collection[str], voters: Collection[str]) -> bool:

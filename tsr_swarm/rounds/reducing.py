@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tsr_swarm.rounds import reducer as rd
-from tsr_swarm.rounds.gather import ShardResult
+from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.protocol import Average, Averaged, Close, Offered, Plan, Reply, Send, ShardDone
 from tsr_swarm.rounds.state import Node, Reducing, Result
 
@@ -59,7 +59,7 @@ def close(node: Node, sender: str, message: Close) -> Result:
         if peers:
             wanted[shard] = peers
         else:
-            done[shard] = ShardResult()
+            done[shard] = ShardDigest()
     under_way = reducing.under_way | wanted.keys()
     reducing = replace(reducing, state=state, leader=sender, done=done, under_way=under_way)
     node = replace(node, reducing=reducing)
@@ -83,6 +83,6 @@ def averaged(node: Node, event: Averaged) -> Result:
     return replace(node, reducing=reducing), list(_answers(reducing, {event.shard: event.result}))
 
 
-def _answers(reducing: Reducing, results: Mapping[int, ShardResult]) -> list[Send]:
+def _answers(reducing: Reducing, results: Mapping[int, ShardDigest]) -> list[Send]:
     round, term = reducing.state.round, reducing.term
     return [Send(reducing.leader, ShardDone(term, round, shard, result)) for shard, result in sorted(results.items())]

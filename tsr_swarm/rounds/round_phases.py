@@ -2,8 +2,9 @@
 
     WAITING -> TRAIN -> EXCHANGE -> COMMIT -> (next round's) TRAIN ... -> FINISHED
 
-The leader opens rounds, decides when one closes, and has its result proposed to the voters (rounds/raft_state.py decides
-whether it stands). It touches no tensor, socket or clock. ``now`` is any clock that never runs backwards, in seconds.
+The leader opens rounds, decides when one closes, and has its result proposed to the voters (rounds/raft_state.py
+decides whether it stands). It touches no tensor, socket or clock. ``now`` is any clock that never runs backwards, in
+seconds.
 """
 
 from collections.abc import Mapping
@@ -128,7 +129,7 @@ Event = Joined | Heard | Disconnected | Left | Arrived | Moved | Reduced | Decid
 
 
 @dataclass(frozen=True, slots=True)
-class OpenRound:
+class BeginRound:
     """Announce this round."""
 
     round: int
@@ -182,7 +183,7 @@ class Explain:
     reason: str
 
 
-Action = OpenRound | Reduce | Propose | Commit | Drop | Finish | Explain
+Action = BeginRound | Reduce | Propose | Commit | Drop | Finish | Explain
 
 
 def step(state: LeaderState, event: Event, now: float) -> tuple[LeaderState, list[Action]]:
@@ -268,7 +269,7 @@ def _between_rounds(state: LeaderState, now: float, actions: list[Action]) -> tu
         return _explain(state, wait, None, actions)
     state = replace(state, phase=Phase.TRAIN, round=state.round + 1, opened_at=now, has_opened=True)
     state = replace(state, expected=_waited_for(state))
-    return state, [*actions, OpenRound(state.round)]
+    return state, [*actions, BeginRound(state.round)]
 
 
 def _waited_for(state: LeaderState) -> frozenset[str]:

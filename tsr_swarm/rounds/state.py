@@ -3,16 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tsr_swarm.rounds.gather import Gather, ShardResult
+from tsr_swarm.rounds.gather import Gather, ShardDigest
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import Action, Place, Plan
-from tsr_swarm.rounds.raft_state import Council, Record
+from tsr_swarm.rounds.raft_state import RoundRecord, Voter
 from tsr_swarm.rounds.reducer import ReducerState
 from tsr_swarm.rounds.round_phases import LeaderPolicy, LeaderState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class NodeIdentity:
     """What does not change while a node lives."""
 
     me: str
@@ -26,7 +26,7 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Guide:
+class LeaderTracking:
     """Whom this node follows, and how it finds out."""
 
     leader: str = ""  # "" unknown
@@ -46,7 +46,7 @@ class Guide:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class LocalProgress:
     """What goes on beside deciding."""
 
     is_training: bool = False
@@ -60,7 +60,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class MemberContact:
     """Somebody who polls this leader."""
 
     since: float
@@ -73,7 +73,7 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class HeldPoll:
     """A poll that waits for news."""
 
     until: float
@@ -88,12 +88,12 @@ class Leading:
     since: float
     looked_at: float = 0.0  # the last time that ``tick`` looked at what is due
     version: int = 1
-    callers: Mapping[str, Caller] = field(default_factory=dict)
+    callers: Mapping[str, MemberContact] = field(default_factory=dict)
     nodes: tuple[str, ...] = ()  # of the callers, who can be dialled
-    holds: Mapping[str, Hold] = field(default_factory=dict)  # peers whose polls are held
+    holds: Mapping[str, HeldPoll] = field(default_factory=dict)  # peers whose polls are held
     plan: Plan | None = None
     gather: Gather | None = None
-    sealed: Record | None = None
+    sealed: RoundRecord | None = None
     sources: tuple[str, ...] = ()  # by shard, who made the newest round that stands
 
 
@@ -104,7 +104,7 @@ class Reducing:
     state: ReducerState
     term: int = 0  # of the plan or the Close that was heard last
     leader: str = ""  # who asked for the averages
-    done: Mapping[int, ShardResult] = field(default_factory=dict)
+    done: Mapping[int, ShardDigest] = field(default_factory=dict)
     under_way: frozenset[int] = frozenset()
 
 
@@ -112,12 +112,12 @@ class Reducing:
 class Node:
     """One node. ``council.ledger`` is what it has journaled; the rest is gone when it dies."""
 
-    identity: Identity
-    council: Council
+    identity: NodeIdentity
+    council: Voter
     peer: PeerState
-    guide: Guide = Guide()
+    guide: LeaderTracking = LeaderTracking()
     plan: Plan | None = None  # the open round
-    work: Work = Work()
+    work: LocalProgress = LocalProgress()
     leading: Leading | None = None
     reducing: Reducing | None = None
     contributors: frozenset[str] = frozenset()  # to the newest round in its weights

@@ -12,13 +12,13 @@ from tsr_swarm.rounds import follower, leader, protocol, raft, reducing
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import Action, Event
-from tsr_swarm.rounds.raft_state import Ledger
-from tsr_swarm.rounds.state import Identity, Node, Result, then
+from tsr_swarm.rounds.raft_state import HardState
+from tsr_swarm.rounds.state import Node, NodeIdentity, Result, then
 
 ASLEEP_SECONDS = 8.0  # a node polls or beats more often; one without a step for so long was not running
 
 
-def begin(identity: Identity, ledger: Ledger, peer: PeerState, now: float, lost: str = "") -> Node:
+def begin(identity: NodeIdentity, ledger: HardState, peer: PeerState, now: float, lost: str = "") -> Node:
     """A node as it starts, with its journal and the round of its checkpoint.
 
     lost: chain hash of the proposal that it accepted, if its disk does not have that any more.
@@ -55,7 +55,7 @@ def _take_in(node: Node, event: Event, now: float) -> Result:
             return _received(node, sender, message, now)
         case protocol.Unreachable(to, message):  # whatever matters is said again
             node = follower.lost(node, to, now) if isinstance(message, protocol.Poll) else node
-            return _advise(node, cl.Lost(to), now)
+            return _advise(node, cl.PeerLost(to), now)
         case protocol.Hung(peer):
             return leader.hung(node, peer, now)
         case protocol.Offered():
@@ -128,12 +128,12 @@ def _follow_up(node: Node, decision: cl.Action, now: float) -> Result:
         case cl.CatchUp(round, source):
             peer = replace(node.peer, committed=max(node.peer.committed, round - 1))
             return replace(node, peer=peer, guide=replace(node.guide, leader=source)), []
-        case cl.Decided(record):
+        case cl.RoundCommitted(record):
             return leader.decided(node, record, now)
-        case cl.Lead():
+        case cl.BecomeLeader():
             return leader.take_over(node, now)
         case cl.StepDown(reason):
-            stands_again = node.council.role is not cl.Role.FOLLOWER
+            stands_again = node.council.role is not cl.RaftRole.FOLLOWER
             return node, [] if stands_again else [protocol.Show(f"This node leads no more: {reason}.")]
 
 
@@ -153,7 +153,7 @@ def _settle(result: Result, now: float) -> Result:
             case _:
                 kept.append(action)
         queue[:0] = more
-    if node.leading is not None and node.council.role in (cl.Role.FOLLOWER, cl.Role.TRIAL):
+    if node.leading is not None and node.council.role in (cl.RaftRole.FOLLOWER, cl.RaftRole.TRIAL):
         node, told = leader.give_up(node)
         kept += told
     if node.leading is not None and node.council.leads:

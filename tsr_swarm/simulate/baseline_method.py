@@ -10,12 +10,12 @@ from tsr_swarm.baselines.registry import make_method
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.optim.periods import learning_rate
 from tsr_swarm.simulate.own_method import Stream, Task, decoder_task
-from tsr_swarm.simulate.protocols import Exchange
+from tsr_swarm.simulate.protocols import ExchangeResult
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.train.llama import initial_weights
 
 
-class Oracle:
+class GradientSource:
     """Gradients of any peer at any weights, on the batches and with the clipping of our own peers."""
 
     def __init__(self, model: nn.Module, streams: Sequence[Stream], clip: float) -> None:
@@ -52,13 +52,13 @@ def _gradient(parameter: nn.Parameter, is_finite: bool) -> Tensor:
     return parameter.grad if is_finite and parameter.grad is not None else torch.zeros_like(parameter)
 
 
-class TheirSwarm:
+class BaselineSwarm:
     """A rival with our data, our first weights and our schedule. ``task`` is a decoder_task if none is given."""
 
     def __init__(self, spec: RunSpec, config: RunConfig, streams: Sequence[Stream], task: Task | None = None) -> None:
         task = decoder_task(config) if task is None else task
         self._method = make_method(spec.method, task.weights, spec.peers, spec.settings)
-        self._oracle = Oracle(task.make_model(), streams, config.optimizer.clip)
+        self._oracle = GradientSource(task.make_model(), streams, config.optimizer.clip)
         self._optimizer = config.optimizer
 
     @property
@@ -69,12 +69,12 @@ class TheirSwarm:
     def weights(self) -> Mapping[str, Tensor]:
         return self._method.weights
 
-    def advance(self, first_step: int, work: Mapping[int, int]) -> Exchange:
+    def advance(self, first_step: int, work: Mapping[int, int]) -> ExchangeResult:
         """One period of the method."""
         rates = [learning_rate(self._optimizer, first_step + step) for step in range(self.period)]
         traffic = self._method.advance(first_step, rates, self._oracle, work)
         tokens, losses = self._oracle.take()
-        return Exchange(
+        return ExchangeResult(
             sent=dict(sorted(traffic.sent.items())),
             received=dict(sorted(traffic.received.items())),
             round_trips=traffic.round_trips,

@@ -14,11 +14,11 @@ from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, RunError
 from tsr_swarm.process.machine_limits import memory_errors, memory_room, require_memory
-from tsr_swarm.simulate.baseline_method import TheirSwarm, period_of
+from tsr_swarm.simulate.baseline_method import BaselineSwarm, period_of
 from tsr_swarm.simulate.bpe import in_tokens
 from tsr_swarm.simulate.heterogeneity import peer_texts, step_times
-from tsr_swarm.simulate.own_method import OurSwarm, manifest_of
-from tsr_swarm.simulate.protocols import Exchange, SimulatedSwarm
+from tsr_swarm.simulate.own_method import OwnSwarm, manifest_of
+from tsr_swarm.simulate.protocols import ExchangeResult, SimulatedSwarm
 from tsr_swarm.simulate.result import Point, RunResult, this_machine
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.train.data import TokenStream, heldout_tokens
@@ -43,8 +43,8 @@ def run_one(spec: RunSpec, on_step: OnStep = lambda step: None, warn: Warn = ign
         config = spec.fitted()
         heldout, texts = _texts(spec, config, warn)
         streams = _streams(config, texts)
-        swarm = OurSwarm(config, streams, spec.exact) if spec.is_ours else TheirSwarm(spec, config, streams)
-        course = Course(spec, swarm, _evaluator(config, heldout))
+        swarm = OwnSwarm(config, streams, spec.exact) if spec.is_ours else BaselineSwarm(spec, config, streams)
+        course = SimulatedRun(spec, swarm, _evaluator(config, heldout))
         ended = course.run(on_step)
     return RunResult(
         name=spec.name,
@@ -80,7 +80,7 @@ def check(spec: RunSpec) -> None:
         )
 
 
-class Course:
+class SimulatedRun:
     """Drives a swarm and keeps its curve."""
 
     def __init__(self, spec: RunSpec, swarm: SimulatedSwarm, evaluate: Evaluate) -> None:
@@ -112,7 +112,7 @@ class Course:
             on_step(step)
         return ""
 
-    def _count(self, exchange: Exchange, work: Mapping[int, int]) -> None:
+    def _count(self, exchange: ExchangeResult, work: Mapping[int, int]) -> None:
         self._sent = _sum(self._sent, exchange.sent)
         self._received = _sum(self._received, exchange.received)
         self._tokens += exchange.tokens

@@ -16,7 +16,7 @@ from tsr_swarm.train.unread import Warn, ignore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class Heterogeneity:
     """The conditions of a run. The default is a quiet one: everybody is there, equally fast, with text alike."""
 
     churn: float = 0.0  # chance that a peer is away ...

@@ -9,7 +9,7 @@ from tsr_swarm.baselines.registry import METHODS, default_settings
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.simulate.heterogeneity import World
+from tsr_swarm.simulate.heterogeneity import Heterogeneity
 from tsr_swarm.simulate.run_spec import OURS, RunSpec
 
 USUAL_RATES = {"adam": 3e-3, "muon": 3e-2}  # by inner optimizer: a rival is not to be run at a rate made for another
@@ -30,7 +30,7 @@ class StudyOptions:
     method_sets: Sequence[str] = ()  # METHOD.key=value; for ours tsr.section.key=value
     schedule: str = "cosine"
     eval_every: int = 0
-    world: World = field(default_factory=World)
+    world: Heterogeneity = field(default_factory=Heterogeneity)
     exact: bool = False
 
 

@@ -20,9 +20,9 @@ from tsr_swarm.exchange.reduction import Published, Reduction, open_published
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, rotate_outer
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.optim.sketch_budget import after_round, begin_exchange, within_budget
+from tsr_swarm.optim.sketch_budget import after_round, begin_refresh_state, within_budget
 from tsr_swarm.simulate.payloads import published_bytes, send
-from tsr_swarm.simulate.protocols import Exchange
+from tsr_swarm.simulate.protocols import ExchangeResult
 from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import build_model, initial_weights, parameter_shapes
 from tsr_swarm.train.trainer import RoundWork, StepProgress, Trainer, make_space
@@ -61,7 +61,7 @@ def decoder_task(config: RunConfig) -> Task:
     return Task(manifest=manifest_of(config), weights=weights, make_model=lambda: build_model(config.model, weights))
 
 
-class OurSwarm:
+class OwnSwarm:
     """Peers 0 to N - 1, the reducer, and the consensus between them. ``task`` is a decoder_task if none is given."""
 
     def __init__(
@@ -76,7 +76,7 @@ class OurSwarm:
         self._numbers = {_peer_id(stream.number): stream.number for stream in streams}
         self._ids = tuple(self._numbers)
         self._outer: OuterState = {}  # what the reducer keeps
-        self._known = begin_exchange(config, self._manifest.blocks, 1)  # what sketches are chosen by
+        self._known = begin_refresh_state(config, self._manifest.blocks, 1)  # what sketches are chosen by
         self._round, self._chain = 0, ""
 
     @property
@@ -87,7 +87,7 @@ class OurSwarm:
     def weights(self) -> Mapping[str, Tensor]:
         return self._consensus.weights
 
-    def advance(self, first_step: int, work: Mapping[int, int]) -> Exchange:
+    def advance(self, first_step: int, work: Mapping[int, int]) -> ExchangeResult:
         """One round. A straggler's steps stay with it until it has a whole round of them, as a real peer's do.
 
         A peer that is away fetches what it missed when it returns: applied here at once, which is the same.
@@ -108,7 +108,7 @@ class OurSwarm:
         self._known = after_round(self._known, plan, published.void, reduction.captured())
         digest = self._apply(published)
         self._round, self._chain = plan.round, published.header.chain.hex()
-        return Exchange(
+        return ExchangeResult(
             sent={kind: count / len(work) for kind, count in sorted(sent.items())},
             received=dict(sorted(received.items())),
             round_trips=ROUND_TRIPS,

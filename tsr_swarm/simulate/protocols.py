@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exchange:
+class ExchangeResult:
     """One period and the exchange after it."""
 
     sent: Mapping[str, float]  # wire bytes of one peer, mean over those that took part, by payload kind
@@ -33,6 +33,6 @@ class SimulatedSwarm(Protocol):
         """What is evaluated: the consensus, by parameter name."""
         ...
 
-    def advance(self, first_step: int, work: Mapping[int, int]) -> Exchange:
+    def advance(self, first_step: int, work: Mapping[int, int]) -> ExchangeResult:
         """Train one period from global step ``first_step`` and exchange. ``work``: steps by peer that takes part."""
         ...

@@ -13,7 +13,7 @@ from tsr_swarm.simulate.run_spec import RunSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class ResultStore:
     """The results under one folder. What is there is not run again."""
 
     folder: Path

@@ -9,7 +9,7 @@ from typing import Any
 from tsr_swarm.baselines.registry import default_settings
 from tsr_swarm.config.run import RunConfig, require
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.simulate.heterogeneity import World
+from tsr_swarm.simulate.heterogeneity import Heterogeneity
 
 OURS = "tsr"
 SCHEDULES = ("cosine", "constant")
@@ -27,7 +27,7 @@ class RunSpec:
     steps: int = 200
     schedule: str = "cosine"  # down to a tenth of the rate over the whole run, or constant; both after the warm-up
     eval_every: int = 0  # steps; 0: ten times a run
-    world: World = field(default_factory=World)
+    world: Heterogeneity = field(default_factory=Heterogeneity)
     exact: bool = False  # ours: every peer keeps its own consensus and opens every round itself
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class RunSpec:
         return f"{self.method}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
-def _world(world: World) -> dict[str, Any]:
+def _world(world: Heterogeneity) -> dict[str, Any]:
     """Runs on bytes keep the names they had before there was any other text."""
     return {key: value for key, value in asdict(world).items() if key != "vocabulary" or value}
 

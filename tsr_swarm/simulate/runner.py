@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from tsr_swarm.simulate.engine import check
 from tsr_swarm.simulate.result import RunResult
-from tsr_swarm.simulate.result_store import Store
+from tsr_swarm.simulate.result_store import ResultStore
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.simulate.worker_pool import run_side_by_side
 from tsr_swarm.train.unread import Warn, ignore, once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class News:
+class Progress:
     """How far a study is."""
 
     name: str  # the run that went on
@@ -26,9 +26,9 @@ class News:
 
 def run_all(
     specs: Sequence[RunSpec],
-    store: Store,
+    store: ResultStore,
     jobs: int = 1,
-    progress: Callable[[News], None] = lambda news: None,
+    progress: Callable[[Progress], None] = lambda news: None,
     warn: Warn = ignore,
 ) -> list[RunResult]:
     """The result of every spec, in their order. A spec that is named twice is run once.
@@ -49,7 +49,7 @@ def run_all(
         estimate.saw(name, step)
         left = estimate.seconds_left(time.monotonic())
         done, total = len(results), len(wanted)
-        progress(News(name=name, step=step, finished=finished, done=done, total=total, seconds_left=left))
+        progress(Progress(name=name, step=step, finished=finished, done=done, total=total, seconds_left=left))
 
     for result in run_side_by_side(missing, jobs, tell, once(warn)):
         store.save(result)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tsr_swarm.errors import PeerError, RunError
-from tsr_swarm.rounds.raft_state import Ledger, Record
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.storage.checkpoint import sync
 from tsr_swarm.storage.digested_json import decode_sealed, encode_sealed
 from tsr_swarm.telemetry.text import reason_text
@@ -44,7 +44,7 @@ class Journal:
         """Whether either copy exists, be it damaged."""
         return any((self._folder / name).exists() for name in NAMES)
 
-    def load(self, warn: Callable[[str], None]) -> Ledger | None:
+    def load(self, warn: Callable[[str], None]) -> HardState | None:
         """What was written last; None if nothing was. Raises RunError where no copy is sound.
 
         ``warn`` is told of a copy that cannot be used.
@@ -70,7 +70,7 @@ class Journal:
         self._writes, ledger = max(found, key=lambda each: each[0])
         return ledger
 
-    def write(self, ledger: Ledger) -> None:
+    def write(self, ledger: HardState) -> None:
         """Replace both copies and fsync. Raises RunError, as on a full disk; then nothing may be told to anybody."""
         body = {"format": FORMAT, "me": self._me, "run": self._run, "writes": self._writes + 1}
         encoded = encode_sealed({**body, "ledger": asdict(ledger)})
@@ -86,7 +86,7 @@ class Journal:
             ) from error
         self._writes += 1
 
-    def _read(self, path: Path) -> tuple[int, Ledger]:
+    def _read(self, path: Path) -> tuple[int, HardState]:
         """One copy and how often the journal had been written. Raises OSError, ValueError, TypeError, KeyError or
         PeerError for what is none of this voter's.
         """
@@ -132,9 +132,9 @@ def _replace(path: Path, data: bytes) -> None:
     aside.replace(path)
 
 
-def _ledger(document: dict[str, Any]) -> Ledger:
+def _ledger(document: dict[str, Any]) -> HardState:
     base, tail = _record("base", document["base"]), document["tail"]
-    ledger = Ledger(
+    ledger = HardState(
         base=base,
         term=_integer("term", document["term"], MAX_TERM),
         voted_for=document["voted_for"],
@@ -150,14 +150,14 @@ def _ledger(document: dict[str, Any]) -> Ledger:
     return ledger
 
 
-def _record(field: str, document: dict[str, Any]) -> Record:
+def _record(field: str, document: dict[str, Any]) -> RoundRecord:
     round = _integer(f"{field}.round", document["round"], MAX_ROUND)
     chain, parent = (bytes.fromhex(document[name]) for name in ("chain", "parent"))
     voters = tuple(document["voters"])
     require_chain(f"{field}.chain", chain, round)
     require_chain(f"{field}.parent", parent, round - 1)
     require_voters(f"{field}.voters", voters, 1)
-    return Record(round, chain.hex(), parent.hex(), voters)
+    return RoundRecord(round, chain.hex(), parent.hex(), voters)
 
 
 def _integer(field: str, value: object, most: int) -> int:

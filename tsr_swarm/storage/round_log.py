@@ -40,7 +40,7 @@ class _Kept:
     size: int
 
 
-class DeltaLog:
+class RoundLog:
     """The newest rounds in ``folder``: at most ``max_bytes``, but never fewer than since the last checkpoint.
 
     Its methods may be called from any thread.

@@ -19,10 +19,10 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.drawn_basis import are_drawn, drawn_bases
 from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer, unpack_outer, without_residuals
 from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
-from tsr_swarm.rounds.raft_state import Ledger, Record
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.storage import checkpoint
 from tsr_swarm.storage.journal import NAMES, Journal, knows_rounds
-from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.llama import initial_weights, parameter_shapes
 from tsr_swarm.wire.messages import PublishedHeader
@@ -39,10 +39,10 @@ MIN_LOG_BYTES = 1 << 24  # a small model's log may be larger than its state: rou
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Applied:
+class RunState:
     """All state after one round, as a checkpoint keeps it. Nothing in it is ever written to."""
 
-    record: Record
+    record: RoundRecord
     consensus: Consensus
     outer: OuterState  # what the reducer keeps, in the bases of the consensus
     digest: str  # of the consensus
@@ -88,11 +88,11 @@ class RunFolder:
         has_saved = any(checkpoint.saved_rounds(self.checkpoints))
         return has_saved or knows_rounds(self.path) or any((self.path / ROUNDS).glob("round-*.bin"))
 
-    def delta_log(self, manifest: Manifest) -> DeltaLog:
+    def delta_log(self, manifest: Manifest) -> RoundLog:
         """The rounds since the last checkpoint, and as many older ones as the state has bytes."""
-        return DeltaLog(self.path / ROUNDS, max(MIN_LOG_BYTES, 4 * manifest.parameters))
+        return RoundLog(self.path / ROUNDS, max(MIN_LOG_BYTES, 4 * manifest.parameters))
 
-    def save(self, manifest: Manifest, applied: Applied, keep: int) -> str:
+    def save(self, manifest: Manifest, applied: RunState, keep: int) -> str:
         """Write a checkpoint and return its folder. Raises CheckpointError."""
         record, outer = applied.record, pack_outer(applied.outer, manifest.blocks)
         document = {
@@ -137,10 +137,10 @@ class StartingPoint:
     manifest: Manifest
     consensus: Consensus
     outer: OuterState
-    record: Record  # of the round that consensus and outer are at
+    record: RoundRecord  # of the round that consensus and outer are at
     journal: Journal
-    ledger: Ledger  # what it has promised; its base is that round, or one that is older than the checkpoint
-    delta_log: DeltaLog
+    ledger: HardState  # what it has promised; its base is that round, or one that is older than the checkpoint
+    delta_log: RoundLog
     coverage: Coverage = NOTHING_DONE  # of the shared data, at the checkpoint
     lost: str = ""  # chain hash of a promised proposal that cannot be read
 
@@ -153,10 +153,10 @@ def start_run(folder: RunFolder, config: RunConfig, me: str) -> StartingPoint:
     consensus = fresh_consensus(manifest)
     delta_log = folder.delta_log(manifest)
     delta_log.open()
-    genesis = Record(voters=(me,))
-    applied = Applied(record=genesis, consensus=consensus, outer={}, digest=consensus.digest().hex())
+    genesis = RoundRecord(voters=(me,))
+    applied = RunState(record=genesis, consensus=consensus, outer={}, digest=consensus.digest().hex())
     folder.save(manifest, applied, config.checkpoint.keep)
-    journal, ledger = folder.journal(manifest, me), Ledger(genesis)
+    journal, ledger = folder.journal(manifest, me), HardState(genesis)
     journal.write(ledger)  # in place of what that start left
     return StartingPoint(
         manifest=manifest,
@@ -226,7 +226,7 @@ def resume_run(
     )
 
 
-def find_lost_proposal(manifest: Manifest, ledger: Ledger, delta_log: DeltaLog, warn: Callable[[str], None]) -> str:
+def find_lost_proposal(manifest: Manifest, ledger: HardState, delta_log: RoundLog, warn: Callable[[str], None]) -> str:
     """The chain hash of a proposal that this node promised to keep and cannot read, and ``warn`` of it; "": none."""
     tail = ledger.tail
     if tail is None or tail.round <= delta_log.committed:
@@ -246,7 +246,7 @@ def find_lost_proposal(manifest: Manifest, ledger: Ledger, delta_log: DeltaLog, 
 class MissingRoundError(RunError):
     """A round that stands cannot be read from disk: the checkpoint was brought up to the round ``after``."""
 
-    def __init__(self, fault: str, after: Record, outer: OuterState) -> None:
+    def __init__(self, fault: str, after: RoundRecord, outer: OuterState) -> None:
         super().__init__(f"{fault} It stands, and no other node of the run is known; restore that folder from a copy.")
         self.fault, self.after, self.outer = fault, after, outer
 
@@ -255,10 +255,10 @@ def replay(
     manifest: Manifest,
     consensus: Consensus,
     outer: OuterState,
-    record: Record,
-    delta_log: DeltaLog,
-    newest: Record,
-) -> tuple[Record, OuterState]:
+    record: RoundRecord,
+    delta_log: RoundLog,
+    newest: RoundRecord,
+) -> tuple[RoundRecord, OuterState]:
     """Bring a checkpoint of ``record`` up to ``newest``, which stands, from the rounds on disk.
 
     What the reducer keeps stays as it was in the checkpoint, turned to the bases of each round: the means that would
@@ -283,7 +283,7 @@ def replay(
     return record, outer
 
 
-def _kept(manifest: Manifest, delta_log: DeltaLog, record: Record) -> Published:
+def _kept(manifest: Manifest, delta_log: RoundLog, record: RoundRecord) -> Published:
     """The round after ``record``, from disk. Raises RunError."""
     round = record.round + 1
     kept = delta_log.get(round)
@@ -295,16 +295,18 @@ def _kept(manifest: Manifest, delta_log: DeltaLog, record: Record) -> Published:
         raise RunError(f"Round {round} in {delta_log.folder} is damaged ({error}).") from error
 
 
-def record_of(header: PublishedHeader) -> Record:
+def record_of(header: PublishedHeader) -> RoundRecord:
     """A round's result as voters see it."""
-    return Record(header.plan.round, header.chain.hex(), header.plan.parent, header.voters)
+    return RoundRecord(header.plan.round, header.chain.hex(), header.plan.parent, header.voters)
 
 
-def saved_record(saved: checkpoint.Checkpoint) -> Record:
+def saved_record(saved: checkpoint.Checkpoint) -> RoundRecord:
     """The round that a checkpoint was saved after. Raises CheckpointError for one that does not say."""
     try:
         chain, parent, voters = (saved.document[name] for name in ("chain", "parent", "voters"))
-        return Record(saved.round, bytes.fromhex(chain).hex(), bytes.fromhex(parent).hex(), tuple(map(str, voters)))
+        return RoundRecord(
+            saved.round, bytes.fromhex(chain).hex(), bytes.fromhex(parent).hex(), tuple(map(str, voters))
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{saved.path} does not say who voted ({error}); finish its run with the version that wrote it."

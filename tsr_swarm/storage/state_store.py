@@ -17,7 +17,7 @@ from pathlib import Path
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import RefusedError, RunError
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.state_file import read_chunks, write_state
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -40,11 +40,11 @@ class _Kept:
     asked: float = float("-inf")  # when somebody last asked for it
 
 
-class Donor:
+class StateStore:
     """One process's states, in ``folder``, and its delta log. Its event loop owns it."""
 
     def __init__(
-        self, manifest: Manifest, folder: Path, delta_log: DeltaLog, clock: Callable[[], float] = time.monotonic
+        self, manifest: Manifest, folder: Path, delta_log: RoundLog, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.manifest, self.delta_log, self.folder = manifest, delta_log, folder
         self._clock = clock

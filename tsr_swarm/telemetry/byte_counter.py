@@ -12,7 +12,7 @@ class Direction(StrEnum):
     RECEIVED = "received"
 
 
-class ByteLedger:
+class ByteCounter:
     """Counters that only grow. Safe to use from several threads."""
 
     def __init__(self) -> None:

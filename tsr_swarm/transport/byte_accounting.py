@@ -9,18 +9,18 @@ from collections.abc import Iterable
 from google.protobuf.message import Message
 
 from tsr_swarm.config.layout import PayloadKind
-from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction
+from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 _KINDS = frozenset(kind.value for kind in PayloadKind)
 
 
-def count_message(ledger: ByteLedger, direction: Direction, message: Message, payload: bytes = b"") -> None:
+def count_message(ledger: ByteCounter, direction: Direction, message: Message, payload: bytes = b"") -> None:
     """Count a message as control, less the ``payload`` inside it, which is counted by its kind."""
     ledger.add(direction, PayloadKind.CONTROL.value, message.ByteSize() - len(payload))
 
 
-def count_chunk(ledger: ByteLedger, direction: Direction, chunk: pb.StateChunk) -> None:
+def count_chunk(ledger: ByteCounter, direction: Direction, chunk: pb.StateChunk) -> None:
     """Count a piece of state and the message around it."""
     count_message(ledger, direction, chunk, chunk.data)
     ledger.add(direction, PayloadKind.STATE.value, len(chunk.data))
@@ -29,7 +29,7 @@ def count_chunk(ledger: ByteLedger, direction: Direction, chunk: pb.StateChunk) 
 class SectionTally:
     """Counts the pieces of a stream under the kinds of the sections that they were cut from."""
 
-    def __init__(self, ledger: ByteLedger, direction: Direction, sections: Iterable[pb.Section]) -> None:
+    def __init__(self, ledger: ByteCounter, direction: Direction, sections: Iterable[pb.Section]) -> None:
         self._ledger = ledger
         self._direction = direction
         self._left = deque((section.kind, section.wire_bytes) for section in sections)

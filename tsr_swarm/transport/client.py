@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import Message
 
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
-from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction
+from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.transport.address import parse_address
 from tsr_swarm.transport.base import PIECE_BYTES
 from tsr_swarm.transport.byte_accounting import SectionTally, count_chunk, count_message
@@ -38,7 +38,7 @@ class SwarmClient:
     other side's own sentence). ``seconds`` is the deadline of the whole call.
     """
 
-    def __init__(self, address: str, ledger: ByteLedger, proxy: str | None = None) -> None:
+    def __init__(self, address: str, ledger: ByteCounter, proxy: str | None = None) -> None:
         """Raises ConfigError unless ``address`` is a host:port that can be dialled.
 
         ``proxy``: the host:port of an HTTP proxy to connect through.

@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import Message
 
 from tsr_swarm.errors import PeerError, RunError, SwarmError
-from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction
+from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.transport.address import Address, caller_of, parse_address
 from tsr_swarm.transport.base import PIECE_BYTES, Caller, SwarmHandler
 from tsr_swarm.transport.byte_accounting import SectionTally, count_chunk, count_message
@@ -42,7 +42,7 @@ _R = TypeVar("_R", bound=Message)
 async def serve(
     handler: SwarmHandler,
     listen: str,
-    ledger: ByteLedger,
+    ledger: ByteCounter,
     *,
     stop_seconds: float = STOP_SECONDS,
     max_concurrent_rpcs: int = MAX_CONCURRENT_RPCS,
@@ -85,7 +85,7 @@ def _try_to_bind(address: Address) -> None:
 
 
 class _Servicer(swarm_pb2_grpc.SwarmServicer):
-    def __init__(self, handler: SwarmHandler, ledger: ByteLedger) -> None:
+    def __init__(self, handler: SwarmHandler, ledger: ByteCounter) -> None:
         self._handler = handler
         self._ledger = ledger
 

@@ -25,7 +25,7 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
-class Contribution:
+class CheckedContribution:
     """A header that passed the gate, and the slots that its bytes will fill."""
 
     header: ContributionHeader
@@ -53,7 +53,7 @@ def check_contribution(
     manifest: Manifest,
     plan: RoundPlan,
     is_known: Callable[[str], bool],
-) -> Contribution:
+) -> CheckedContribution:
     """Check an envelope against the open round, before any of its payload is received.
 
     Raises PeerError with the reason size, malformed, a field's name, protocol, manifest, round, parent, peer, shard,
@@ -84,7 +84,7 @@ def check_contribution(
         raise PeerError("kappas", f"{len(header.kappas)} blocks were measured, this shard has {low_rank} of low rank.")
     slots = shard_slots(upload_slots(manifest.blocks, plan.due, manifest.config.wire), members)
     check_sections(slots, header.sections)
-    return Contribution(header, slots)
+    return CheckedContribution(header, slots)
 
 
 def check_published(message: pb.PublishedHeader, *, manifest: Manifest, parent: bytes) -> PublishedHeader:

@@ -17,8 +17,8 @@ from tsr_swarm.config.layout import BASIS_BITS
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.optim.drawn_basis import are_drawn
-from tsr_swarm.simulate.baseline_method import TheirSwarm
-from tsr_swarm.simulate.own_method import RUN_ID, OurSwarm, Stream, Task
+from tsr_swarm.simulate.baseline_method import BaselineSwarm
+from tsr_swarm.simulate.own_method import RUN_ID, OwnSwarm, Stream, Task
 from tsr_swarm.simulate.protocols import SimulatedSwarm
 from tsr_swarm.simulate.run_spec import OURS, RunSpec
 
@@ -61,7 +61,7 @@ def train(spec: RunSpec, start: nn.Module, shares: Sequence[Share], on_steps: On
     task = Task(manifest=manifest_of(config, start), weights=weights, make_model=lambda: copy.deepcopy(start))
     streams: Sequence[Stream] = shares if spec.peers > 1 else [Together(shares)]
     swarm: SimulatedSwarm = (
-        OurSwarm(config, streams, task=task) if spec.is_ours else TheirSwarm(spec, config, streams, task)
+        OwnSwarm(config, streams, task=task) if spec.is_ours else BaselineSwarm(spec, config, streams, task)
     )
     sent, received = Counter[str](), Counter[str]()
     losses: list[float] = []

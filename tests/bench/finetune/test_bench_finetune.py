@@ -23,7 +23,7 @@ from tests.bench.finetune.archives import Archive, fetch, member
 from tests.bench.finetune.interval import MAX_SEEDS, of_accuracy, over_seeds, over_sentences
 from tests.bench.finetune.methods import METHODS, Together, Trained, first_bases, manifest_of, spec_of, train
 from tests.bench.finetune.sentences import Sentence, by_length, deal, pack_bits, read, split, unpack_bits
-from tsr_swarm.config.blocks import Role
+from tsr_swarm.config.blocks import BlockRole
 from tsr_swarm.config.run import (
     DataConfig,
     ModelConfig,
@@ -274,9 +274,9 @@ def test_every_parameter_is_exchanged_small_ones_whole() -> None:
     blocks = {block.name: block for block in manifest_of(tiny_config(), Tiny()).blocks}
     assert list(blocks) == [name for name, _ in Tiny().named_parameters()]
     roles = {name: block.role for name, block in blocks.items()}
-    assert roles["embed_tokens.weight"] is Role.EMBEDDING
-    assert roles["hidden.weight"] is Role.MATRIX
-    assert roles["head.weight"] is roles["hidden.bias"] is Role.DENSE
+    assert roles["embed_tokens.weight"] is BlockRole.EMBEDDING
+    assert roles["hidden.weight"] is BlockRole.MATRIX
+    assert roles["head.weight"] is roles["hidden.bias"] is BlockRole.DENSE
     assert (blocks["head.weight"].rows, blocks["head.weight"].cols) == (2, 16)
 
 

@@ -10,7 +10,7 @@ from tsr_swarm.node.donor import HEADER_SECONDS
 from tsr_swarm.node.sync.rounds import SHARDS_AT_A_TIME
 from tsr_swarm.rounds.follower import RETRY_SECONDS, sources
 from tsr_swarm.rounds.header_tree import header_givers
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 
 if TYPE_CHECKING:
     from tests.bench.scale.swarm import HomeNode
@@ -32,7 +32,7 @@ class Headers:
         for answer in self._waiting.pop(published.record.chain, []):
             answer(published)
 
-    def give(self, record: Record, asker: str, answer: Answer) -> None:
+    def give(self, record: RoundRecord, asker: str, answer: Answer) -> None:
         """Answer with it, at once or when it is here; with None where it is not and need not come."""
         node = self._node
         found = self._kept.get(record.chain) or node.disk.find(record.round, record.chain)
@@ -55,7 +55,7 @@ class Download:
     def __init__(
         self,
         node: "HomeNode",
-        record: Record,
+        record: RoundRecord,
         makers: Sequence[str],
         donors: Sequence[str],
         then: Callable[[Published], None],

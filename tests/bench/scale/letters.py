@@ -14,10 +14,10 @@ from tests.bench.scale.cargo import Cargo, wire_bytes
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.node import message_codec
 from tsr_swarm.node.events.run_log import WATCH_MS
-from tsr_swarm.node.made import VOID, MadeShard
+from tsr_swarm.node.made import VOID, ReducedShard
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.leases import Coverage, Lease
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.transport.base import PIECE_BYTES
 from tsr_swarm.wire.log_lines import lines_to_proto
 from tsr_swarm.wire.messages import (
@@ -161,7 +161,7 @@ class Office:
         text.rules.CopyFrom(rules_to_proto(self._cargo.manifest.config))
         return text
 
-    def told(self, message: Any, sender: str) -> Letter:
+    def decode_message(self, message: Any, sender: str) -> Letter:
         """One way, between nodes that can be dialled."""
         key = ("told", message, sender if isinstance(message, pt.ShardDone) else "")
         if key not in self._known:
@@ -174,7 +174,7 @@ class Office:
     def _told(self, message: Any) -> pb.TellRequest:
         match message:
             case pt.ShardDone(_, _, shard, result):
-                made = VOID if result.is_void else MadeShard(self.result(shard, result.included), 3.21, 10**8)
+                made = VOID if result.is_void else ReducedShard(self.result(shard, result.included), 3.21, 10**8)
                 return message_codec.done_to_proto(message, made, None if result.is_void else self._members)
             case pt.Close():
                 return message_codec.close_to_proto(replace(message, parent=_chain(message.parent)), self._members)
@@ -241,7 +241,7 @@ class Office:
             self._keep(key, "FetchPublished", request)
         return self._known[key]
 
-    def header(self, record: Record, results: Sequence[Any]) -> Letter:
+    def header(self, record: RoundRecord, results: Sequence[Any]) -> Letter:
         """Of a round; results: by shard, as the decisions know them."""
         key = ("header", record.chain)
         if key not in self._known:
@@ -321,5 +321,5 @@ def _chain(short: str) -> str:
     return short and short.ljust(64, "0")
 
 
-def _record(record: Record) -> Record:
-    return Record(record.round, _chain(record.chain), _chain(record.parent), record.voters)
+def _record(record: RoundRecord) -> RoundRecord:
+    return RoundRecord(record.round, _chain(record.chain), _chain(record.parent), record.voters)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tsr_swarm.node.events.log_relay import PACE_SECONDS
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.state import Node
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.log import NEWEST, EventLog
@@ -28,7 +28,7 @@ class RunLog:
 
     # --- who reads ----------------------------------------------------------------------------------------------------
 
-    def committed(self, record: Record) -> None:
+    def committed(self, record: RoundRecord) -> None:
         """A round stands, and names the voters: those that were none begin to read."""
         self.explained(record.round, "apply", None, "committed: fetch, apply, report")
         self._swarm.clock.after(REPORTS_SECONDS, partial(self._close, record.round))

@@ -14,7 +14,7 @@ from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
 from tsr_swarm.node.peer import JoinOptions, run_peer
-from tsr_swarm.process.shutdown import StopRequest
+from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.telemetry.events import (
     Event,
     PayloadReceived,
@@ -112,7 +112,7 @@ async def _measure(folder: Path, peers: int) -> RealCost:
     watched = Watched(asyncio.get_running_loop().create_future())
     options = CoordinateOptions(config=settings, listen="127.0.0.1:0", use_dht=False)
     async with asyncio.timeout(LIMIT_SECONDS), asyncio.TaskGroup() as group:
-        group.create_task(run_coordinator(options, watched.see, StopRequest()))
+        group.create_task(run_coordinator(options, watched.see, Shutdown()))
         address = await watched.address
         for number in range(peers):
             join = JoinOptions(
@@ -127,7 +127,7 @@ async def _measure(folder: Path, peers: int) -> RealCost:
             def see(event: Event, number: int = number) -> None:
                 watched.see_peer(number, event)
 
-            group.create_task(run_peer(join, see, StopRequest()))
+            group.create_task(run_peer(join, see, Shutdown()))
     blocks = make_manifest("scale", settings, parameter_shapes(settings.model)).blocks
     return _cost(watched, peers, len(blocks))
 

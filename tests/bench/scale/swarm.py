@@ -13,14 +13,14 @@ from tests.bench.scale.lines import Lines
 from tests.bench.scale.log import RunLog
 from tests.bench.scale.tally import Tally
 from tests.rehearsal.disk import Published
-from tests.rehearsal.machine import Machine, Parcel, new_disk
+from tests.rehearsal.machine import Delivery, Machine, new_disk
 from tests.rehearsal.network import Host, Network, Weather
 from tests.rehearsal.swarm import Layout, Member, Swarm
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.header_tree import header_givers
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.round_phases import LeaderPolicy
 from tsr_swarm.rounds.step import step
 
@@ -133,10 +133,10 @@ class HomeNode(Machine):
     def _upload(self, upload: pt.Upload) -> None:
         self._tokens += 1
         self._sending[upload.round, upload.shard] = self._tokens
-        parcel = Parcel(self, self.life, self._tokens, upload.term, self.work.carried[upload.shard], upload.place)
+        parcel = Delivery(self, self.life, self._tokens, upload.term, self.work.carried[upload.shard], upload.place)
         self._after(PACK_SECONDS * self.swarm.chance.random(), partial(self._submit, upload, parcel))
 
-    def _submit(self, upload: pt.Upload, parcel: Parcel) -> None:
+    def _submit(self, upload: pt.Upload, parcel: Delivery) -> None:
         to, arrive = upload.place.node, partial(self._arrive, upload, parcel)
         if to == self.name:
             arrive()
@@ -159,7 +159,7 @@ class HomeNode(Machine):
 
     # --- rounds -------------------------------------------------------------------------------------------------------
 
-    def _fetch_proposal(self, record: Record, sources: tuple[str, ...], donors: tuple[str, ...]) -> None:
+    def _fetch_proposal(self, record: RoundRecord, sources: tuple[str, ...], donors: tuple[str, ...]) -> None:
         if record.chain in self._storing:
             return
         self._storing.add(record.chain)
@@ -181,7 +181,7 @@ class HomeNode(Machine):
         else:
             Download(self, record, sources, self._header_order(record, sources, donors), self._downloaded).begin()
 
-    def _header_order(self, record: Record, sources: tuple[str, ...], donors: tuple[str, ...]) -> list[str]:
+    def _header_order(self, record: RoundRecord, sources: tuple[str, ...], donors: tuple[str, ...]) -> list[str]:
         """As Fetcher._newest has it."""
         turn = int(self.name, 16) % len(donors)
         order = [*donors[turn:], *donors[:turn]]
@@ -262,7 +262,7 @@ class HomeSwarm(Swarm):
         self.office = Office(cargo, {name: at for name, at in addresses.items() if name in dialable}, numbers)
         self.tally = Tally()
         self.rounds: dict[int, RoundCost] = {}
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, RoundRecord] = {}
         self.made: dict[str, set[tuple[int, int]]] = {}
         self.listed: set[str] = set()  # who has the list of all that take part
         self.leader_seconds = 0.0
@@ -306,7 +306,7 @@ class HomeSwarm(Swarm):
         plan = leading.plan if leading is not None else None
         self.log.opened(round, [place.node for place in plan.places] if plan is not None else [])
 
-    def committed(self, record: Record) -> None:
+    def committed(self, record: RoundRecord) -> None:
         """A round stands."""
         self.rounds[record.round].stands = self.clock.now
         self.log.committed(record)

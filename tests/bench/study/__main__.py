@@ -18,8 +18,8 @@ from tests.bench.study.stage import Stage
 from tests.bench.study.stages import CORE_STAGE, FULL_STAGE
 from tests.bench.tables import RESULTS
 from tsr_swarm.errors import SwarmError
-from tsr_swarm.simulate.result_store import Store
-from tsr_swarm.simulate.runner import News, run_all
+from tsr_swarm.simulate.result_store import ResultStore
+from tsr_swarm.simulate.runner import Progress, run_all
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         print(report(CORE_STAGE, RESULTS), report(FULL_STAGE, RESULTS), sep="\n")
         return
     stage = FULL_STAGE if options.stage == "full" else CORE_STAGE
-    store = Store(RESULTS / stage.name)
+    store = ResultStore(RESULTS / stage.name)
     try:
         if options.stage != "finals":
             run_all([spec for c in stage.candidates for spec in stage.search_specs(c)], store, options.jobs, say)
@@ -43,13 +43,13 @@ def main() -> None:
 
 def report(stage: Stage, results: Path) -> Path:
     """Write what is done as tables and plots into ``results``, where its runs are, and return the page's path."""
-    store = Store(results / stage.name)
+    store = ResultStore(results / stage.name)
     searched = {c.name: (c, stage.searched(store, c)) for c in stage.candidates}
     finals = {c.name: (c, stage.finished(store, c)) for c in stage.finalists}
     return write_report(stage, searched, finals, results)
 
 
-def say(news: News) -> None:
+def say(news: Progress) -> None:
     if news.finished is not None:
         loss = "no number" if news.finished.loss is None else f"{news.finished.loss:.3f}"
         left = "" if news.seconds_left is None else f", about {news.seconds_left / 60:.0f} min left"

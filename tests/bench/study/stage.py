@@ -9,9 +9,9 @@ from tests.bench.study.candidates import Candidate
 from tests.bench.study.rows import best_run
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.simulate.heterogeneity import World
+from tsr_swarm.simulate.heterogeneity import Heterogeneity
 from tsr_swarm.simulate.result import RunResult
-from tsr_swarm.simulate.result_store import Store
+from tsr_swarm.simulate.result_store import ResultStore
 from tsr_swarm.simulate.run_spec import RunSpec
 
 HERE = Path(__file__).parent
@@ -32,7 +32,7 @@ class Stage:
     final_steps: int
     seeds: tuple[int, ...] = (0, 1, 2)  # of the long runs; the short ones have the first
     peers: int = 8
-    world: World = field(default_factory=World)
+    world: Heterogeneity = field(default_factory=Heterogeneity)
 
     @property
     def finalists(self) -> tuple[Candidate, ...]:
@@ -46,24 +46,24 @@ class Stage:
         """The short runs of a candidate, one a rate."""
         return [self._spec(candidate, rate, self.seeds[0], self.search_steps) for rate in candidate.rates]
 
-    def final_specs(self, store: Store, seed: int) -> list[RunSpec]:
+    def final_specs(self, store: ResultStore, seed: int) -> list[RunSpec]:
         """The long run of every finalist whose search is done, at its best rate."""
         return [spec for candidate in self.finalists for spec in self._finals(store, candidate, (seed,))]
 
-    def best_rate(self, store: Store, candidate: Candidate) -> float | None:
+    def best_rate(self, store: ResultStore, candidate: Candidate) -> float | None:
         """The rate with the lowest loss in the search; None while the search is not done."""
         done = self.searched(store, candidate)
         return best_run(done).lr if len(done) == len(candidate.rates) else None
 
-    def searched(self, store: Store, candidate: Candidate) -> list[RunResult]:
+    def searched(self, store: ResultStore, candidate: Candidate) -> list[RunResult]:
         """The short runs that are done."""
         return list(_done(store, self.search_specs(candidate)))
 
-    def finished(self, store: Store, candidate: Candidate) -> list[RunResult]:
+    def finished(self, store: ResultStore, candidate: Candidate) -> list[RunResult]:
         """The long runs that are done."""
         return list(_done(store, self._finals(store, candidate, self.seeds)))
 
-    def _finals(self, store: Store, candidate: Candidate, seeds: tuple[int, ...]) -> list[RunSpec]:
+    def _finals(self, store: ResultStore, candidate: Candidate, seeds: tuple[int, ...]) -> list[RunSpec]:
         rate = self.best_rate(store, candidate)
         return [] if rate is None else [self._spec(candidate, rate, seed, self.final_steps) for seed in seeds]
 
@@ -78,5 +78,5 @@ class Stage:
         )
 
 
-def _done(store: Store, specs: list[RunSpec]) -> Iterator[RunResult]:
+def _done(store: ResultStore, specs: list[RunSpec]) -> Iterator[RunResult]:
     return (result for spec in specs if (result := store.load(spec)) is not None)

@@ -3,7 +3,7 @@
 from tests.bench.study.candidates import CORE
 from tests.bench.study.candidates_full import FULL
 from tests.bench.study.stage import Stage
-from tsr_swarm.simulate.heterogeneity import World
+from tsr_swarm.simulate.heterogeneity import Heterogeneity
 
 CORE_STAGE = Stage(
     name="study",
@@ -26,5 +26,5 @@ FULL_STAGE = Stage(
     candidates=FULL,
     search_steps=120,
     final_steps=400,
-    world=World(heterogeneous=True, vocabulary=1024),
+    world=Heterogeneity(heterogeneous=True, vocabulary=1024),
 )

@@ -24,11 +24,11 @@ from tsr_swarm.baselines.registry import METHODS
 from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import OptimizerConfig, RunConfig, RunSection
 from tsr_swarm.simulate.engine import check
-from tsr_swarm.simulate.heterogeneity import World
+from tsr_swarm.simulate.heterogeneity import Heterogeneity
 from tsr_swarm.simulate.result import Point, RunResult
-from tsr_swarm.simulate.result_store import Store
+from tsr_swarm.simulate.result_store import ResultStore
 from tsr_swarm.simulate.run_spec import RunSpec
-from tsr_swarm.simulate.runner import News
+from tsr_swarm.simulate.runner import Progress
 
 LINK = Link(up=1e6, down=2e6, rtt=0.1, step_seconds=0.5)
 MUON = "dense averaging, Muon"  # a control
@@ -262,7 +262,7 @@ def test_a_study_that_is_not_begun_has_a_page_and_no_pictures(tmp_path: Path) ->
 
 
 def test_a_finalist_is_run_at_its_best_rate_once_the_search_is_done_and_found_again(tmp_path: Path) -> None:
-    store = Store(tmp_path / "study")
+    store = ResultStore(tmp_path / "study")
     candidate = next(candidate for candidate in CORE if candidate.name == DENSE)
     specs = CORE_STAGE.search_specs(candidate)
     assert len({spec.name for spec in specs}) == len(candidate.rates) > 1
@@ -294,7 +294,7 @@ def test_runs_on_unlike_texts_are_not_passed_over(tmp_path: Path) -> None:
 
 def test_every_stored_run_is_still_known_by_its_name() -> None:
     """What a run is called may not change with what else can be asked for: it would all be run again."""
-    store = Store(study.RESULTS / CORE_STAGE.name)
+    store = ResultStore(study.RESULTS / CORE_STAGE.name)
     specs = [spec for candidate in CORE for spec in CORE_STAGE.search_specs(candidate)]
     specs += [spec for seed in CORE_STAGE.seeds for spec in CORE_STAGE.final_specs(store, seed)]
     stored = set((store.folder / "runs").iterdir())
@@ -340,11 +340,11 @@ def test_the_second_stage_goes_on_where_it_was_stopped(tmp_path: Path, monkeypat
     (tmp_path / "small.toml").write_text(SMALL_SETTING.format(source=tmp_path / "text"))
     small = replace(
         FULL_STAGE, setting=str(tmp_path / "small.toml"), candidates=FULL_STAGE.candidates[:2], peers=2,
-        search_steps=20, final_steps=40, seeds=(0, 1), world=World(heterogeneous=True, vocabulary=270),
+        search_steps=20, final_steps=40, seeds=(0, 1), world=Heterogeneity(heterogeneous=True, vocabulary=270),
     )  # fmt: skip
     finished: list[str] = []
 
-    def stop_in_the_long_runs(news: News) -> None:
+    def stop_in_the_long_runs(news: Progress) -> None:
         finished.extend([news.name] if news.finished else [])
         if len(finished) == 6:  # five rates of two candidates, and the first long run of ours
             raise KeyboardInterrupt

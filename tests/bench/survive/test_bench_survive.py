@@ -19,7 +19,7 @@ from tests.bench.survive.table import Row, append_row, read_rows, report
 from tests.bench.survive.verdict import Verdict, judge
 from tsr_swarm.config.load import load_run_config
 from tsr_swarm.local.fault_flags import LineTexts
-from tsr_swarm.local.faults import PHASES, Back, Fault, Kill, Partition, Role, Stop, name_of
+from tsr_swarm.local.faults import PHASES, ActingRole, Back, Fault, Kill, Partition, Suspend, name_of
 from tsr_swarm.local.placing import plan_local
 from tsr_swarm.telemetry.events import (
     CheckpointSaved,
@@ -164,7 +164,7 @@ def test_a_killed_peer_is_not_waited_for() -> None:
 
 
 def test_the_time_from_a_fault_to_the_next_round_that_stands_has_a_limit() -> None:
-    kill = begun(Kill(who=Role.LEADER, round=3)).fault + " (coordinator)"
+    kill = begun(Kill(who=ActingRole.LEADER, round=3)).fault + " (coordinator)"
     tale = Tale(absent={"coordinator": range(3, 99)}, delay={3: 30.0}, more=[(6.1, begun(kill))])
     found = verdict(tale)
     assert found.seconds == (31.4,)
@@ -172,14 +172,14 @@ def test_the_time_from_a_fault_to_the_next_round_that_stands_has_a_limit() -> No
 
 
 def test_who_sleeps_is_back_with_the_first_round_that_stands_afterwards() -> None:
-    stop = Stop(who=1, round=2, phase="train", seconds=3.0)
+    stop = Suspend(who=1, round=2, phase="train", seconds=3.0)
     tale = Tale(absent={"peer-1": range(2, 4)}, more=[(4.1, begun(stop)), (7.1, over(stop))])
     found = verdict(tale)
     assert (found.lost, found.back, found.violations) == ((), (2.5,), ())
 
 
 def test_who_is_back_too_late_is_told() -> None:
-    stop = Stop(who=1, round=1, phase="train", seconds=1.0)
+    stop = Suspend(who=1, round=1, phase="train", seconds=1.0)
     tale = Tale(absent={"peer-1": range(1, 6)}, more=[(2.1, begun(stop)), (3.1, over(stop))])
     assert verdict(tale).violations == ("work of peer-1 is in round 6 at first, not within 2 of 1",)
     assert "peer-1 was back 10.5 s after the end of stop" in verdict(tale, replace(SCENARIO, back=10.0)).violations
@@ -273,7 +273,7 @@ def test_who_is_killed_and_comes_back_twice_is_hurt_twice() -> None:
     story = [
         (1.0, begun(Kill(who=2, round=1))),
         (2.0, begun(Back(who=2, round=2))),
-        (3.0, begun(f"{Kill(who=Role.REDUCER, round=3)} (peer-2)")),
+        (3.0, begun(f"{Kill(who=ActingRole.REDUCER, round=3)} (peer-2)")),
     ]
     assert hurts(stamped(story)) == [Hurt("peer-2", "kill", 1.0, 2.0), Hurt("peer-2", "kill", 3.0)]
 
@@ -281,8 +281,8 @@ def test_who_is_killed_and_comes_back_twice_is_hurt_twice() -> None:
 @given(st.integers(0, 9), st.integers(1, 99), st.sampled_from(PHASES), st.floats(0.5, 1e9), st.booleans())
 def test_every_fault_is_read_as_it_is_told(who: int, round: int, phase: str, seconds: float, is_role: bool) -> None:
     faults: list[Fault] = [
-        Kill(who=Role.LEADER if is_role else who, round=round, phase=phase),
-        Stop(who=Role.LEADER if is_role else who, round=round, phase=phase, seconds=seconds),
+        Kill(who=ActingRole.LEADER if is_role else who, round=round, phase=phase),
+        Suspend(who=ActingRole.LEADER if is_role else who, round=round, phase=phase, seconds=seconds),
     ]
     for fault in faults:
         text = f"{fault} ({name_of(who)})" if is_role else str(fault)

@@ -8,7 +8,7 @@ from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.network.packet_network import Pairs
 
 
-class Place(Protocol):
+class LocalNetwork(Protocol):
     """What differs between plain loopback and a lab."""
 
     def coordinator_arguments(self, address: str = "") -> list[str]:

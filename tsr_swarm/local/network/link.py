@@ -12,7 +12,7 @@ QUEUE_SECONDS = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class HomeLine:
     """One node's line. Rates are bits a second, None for no limit; ``rtt`` is its share of any round trip."""
 
     up: float | None = None
@@ -55,10 +55,10 @@ class Pipe:
         return self._loss > 0 and self._random.random() < self._loss
 
 
-def pipes(lines: Mapping[int, Line], seed: int) -> Mapping[int, tuple[Pipe, Pipe]]:
+def pipes(lines: Mapping[int, HomeLine], seed: int) -> Mapping[int, tuple[Pipe, Pipe]]:
     """The way up and the way down of every node. Losses are the same for the same seed, packet by packet."""
 
-    def pipe(who: int, line: Line, way: str, rate: float | None) -> Pipe:
+    def pipe(who: int, line: HomeLine, way: str, rate: float | None) -> Pipe:
         return Pipe(rate=rate, delay=line.rtt / 2, loss=line.loss, random=Random(f"{seed}/{who}/{way}"))
 
     return {who: (pipe(who, line, "up", line.up), pipe(who, line, "down", line.down)) for who, line in lines.items()}

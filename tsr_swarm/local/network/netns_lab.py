@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from tsr_swarm.errors import RunError, SwarmError
 from tsr_swarm.local.network import netns
-from tsr_swarm.local.network.link import Line
+from tsr_swarm.local.network.link import HomeLine
 from tsr_swarm.local.network.packet_network import Pairs, address_of
 from tsr_swarm.local.network.tun_router import cut_line, first_line
-from tsr_swarm.process.supervisor import Child, Family, child_log, failure_of
+from tsr_swarm.process.supervisor import Child, ProcessGroup, child_log, failure_of
 
 MODE = "namespaces"
 REASON = "every process has a network of its own, and a router between them shapes what passes"
@@ -21,12 +21,17 @@ PORT = 7700  # the coordinator's, in its own namespace
 class Namespaces:
     """The router and who is where. Made by ``start``; it ends with its family."""
 
-    def __init__(self, router: Child, paths: Mapping[int, str], lines: Mapping[int, Line], use_dht: bool) -> None:
+    def __init__(self, router: Child, paths: Mapping[int, str], lines: Mapping[int, HomeLine], use_dht: bool) -> None:
         self._router, self._paths, self._lines, self._use_dht = router, paths, lines, use_dht
 
     @classmethod
     async def start(
-        cls, family: Family, lines: Mapping[int, Line], seed: int, environment: Mapping[str, str], use_dht: bool
+        cls,
+        family: ProcessGroup,
+        lines: Mapping[int, HomeLine],
+        seed: int,
+        environment: Mapping[str, str],
+        use_dht: bool,
     ) -> "Namespaces":
         """A namespace for everybody in ``lines``. Raises SwarmError with the router's sentence when it may not."""
         with child_log() as log:

@@ -6,9 +6,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import LocalPlan
 from tsr_swarm.local.network import netns_lab, proxy
-from tsr_swarm.local.network.base import Loopback, Place
-from tsr_swarm.local.network.link import Line
-from tsr_swarm.process.supervisor import Family
+from tsr_swarm.local.network.base import LocalNetwork, Loopback
+from tsr_swarm.local.network.link import HomeLine
+from tsr_swarm.process.supervisor import ProcessGroup
 from tsr_swarm.telemetry.events import Event, LabReady
 
 AUTO = "auto"
@@ -19,18 +19,18 @@ MODES = (AUTO, netns_lab.MODE, proxy.MODE)
 async def open_place(
     plan: LocalPlan,
     mode: str | None,
-    family: Family,
+    family: ProcessGroup,
     *,
     seed: int,
     environment: Mapping[str, str],
     use_dht: bool,
     emit: Callable[[Event], None],
-) -> AsyncIterator[Place]:
+) -> AsyncIterator[LocalNetwork]:
     """Loopback if nothing asks for a lab: neither ``mode`` nor anything in ``plan``. Raises SwarmError."""
     if mode is None and not plan.is_shaped:
         yield Loopback(use_dht)
         return
-    lines = {who: plan.lines.get(who, Line()) for who in range(plan.peers + plan.joins + 1)}
+    lines = {who: plan.lines.get(who, HomeLine()) for who in range(plan.peers + plan.joins + 1)}
     why = "As asked,"
     if mode != proxy.MODE:
         try:

@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Collection, Iterator, Mapping
 from ipaddress import IPv4Address
 
-from tsr_swarm.local.network.link import Line, pipes
+from tsr_swarm.local.network.link import HomeLine, pipes
 from tsr_swarm.local.network.nat import FlowTable, Packet, read_packet
 
 FIRST_ADDRESS = int(IPv4Address("10.77.0.1"))  # the coordinator's; peers follow. Inside namespaces nothing collides.
@@ -21,7 +21,7 @@ def address_of(who: int) -> str:
 class Network:
     """Forwards between the nodes of ``lines``: up the sender's line, down the receiver's."""
 
-    def __init__(self, lines: Mapping[int, Line], seed: int) -> None:
+    def __init__(self, lines: Mapping[int, HomeLine], seed: int) -> None:
         self._pipes = pipes(lines, seed)
         self._flows = {who: FlowTable() for who, line in lines.items() if line.nat}
         self._cut: frozenset[frozenset[int]] = frozenset()

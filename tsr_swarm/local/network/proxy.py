@@ -15,7 +15,7 @@ from functools import partial
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import COORDINATOR
-from tsr_swarm.local.network.link import QUEUE_SECONDS, Line, Pipe, pipes
+from tsr_swarm.local.network.link import QUEUE_SECONDS, HomeLine, Pipe, pipes
 from tsr_swarm.local.network.packet_network import Pairs
 
 MODE = "proxy"
@@ -34,7 +34,7 @@ _Piece = tuple[float, bytes]  # when it is at the end of its stage; b"" is the e
 class Proxies:
     """One proxy for each node. Made by ``open``; closed when ``exits`` are."""
 
-    def __init__(self, lines: Mapping[int, Line], seed: int) -> None:
+    def __init__(self, lines: Mapping[int, HomeLine], seed: int) -> None:
         self._lines = lines
         self._pipes = pipes(lines, seed)
         self._proxies: dict[int, str] = {}  # their addresses, by whose they are
@@ -44,7 +44,7 @@ class Proxies:
         self._connections: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def open(cls, exits: AsyncExitStack, lines: Mapping[int, Line], seed: int) -> "Proxies":
+    async def open(cls, exits: AsyncExitStack, lines: Mapping[int, HomeLine], seed: int) -> "Proxies":
         """Start a proxy on loopback for everybody in ``lines``, and set a port aside for all that can be dialled."""
         proxies = cls(lines, seed)
         exits.push_async_callback(proxies._close_connections)

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tsr_swarm.local.network import netns
-from tsr_swarm.local.network.link import Line
+from tsr_swarm.local.network.link import HomeLine
 from tsr_swarm.local.network.packet_network import Network, Pairs, address_of
 
 STDIN = 0
@@ -23,7 +23,7 @@ MAX_PACKET = 1 << 16
 BATCH = 64  # packets from one node before the next one has its turn
 
 
-def first_line(lines: Mapping[int, Line], seed: int) -> str:
+def first_line(lines: Mapping[int, HomeLine], seed: int) -> str:
     """What a router is told at its start."""
     return json.dumps({"seed": seed, "lines": {str(who): asdict(line) for who, line in lines.items()}})
 
@@ -36,7 +36,7 @@ def cut_line(pairs: Pairs) -> str:
 def main() -> None:
     orders = _Orders()
     start: dict[str, Any] = orders.first()
-    lines = {int(who): Line(**line) for who, line in start["lines"].items()}
+    lines = {int(who): HomeLine(**line) for who, line in start["lines"].items()}
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:

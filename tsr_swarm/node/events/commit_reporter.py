@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RunError
-from tsr_swarm.node.leader import Leading
-from tsr_swarm.node.made import MadeShard
+from tsr_swarm.node.leader import Leader
+from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.weights import AppliedRound
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.process.tasks import Background
-from tsr_swarm.rounds.raft_state import Record
-from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.rounds.raft_state import RoundRecord
+from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.wire.messages import PublishedHeader, published_from_proto
 
 MOST_UNTOLD = 8  # rounds that a leader may have died before it told: it waits for reports of one after the other
 
-Sealed = tuple[PublishedHeader, tuple[MadeShard, ...]]
+Sealed = tuple[PublishedHeader, tuple[ReducedShard, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Seams:
     """What this asks the rest of the node for."""
 
     warn: Callable[[str], None]
-    leading: Callable[[], Leading | None]
+    leading: Callable[[], Leader | None]
     members: Callable[[], frozenset[str]]  # who takes part, while this node leads
     sealed: Callable[[], Mapping[str, Sealed]]  # by chain hash: put together here
     outer: Callable[[], OuterState]  # of this node as a reducer, after the newest round
@@ -36,11 +36,11 @@ class Seams:
     ask: Callable[[Sequence[str], int], Awaitable[None]]  # these nodes, which rounds up to this one were told
 
 
-class Standing:
+class CommitReporter:
     """One node's. Its event loop owns it."""
 
     def __init__(
-        self, me: str, trains: bool, manifest: Manifest, log: DeltaLog | None, seams: Seams, background: Background
+        self, me: str, trains: bool, manifest: Manifest, log: RoundLog | None, seams: Seams, background: Background
     ) -> None:
         self._me, self._trains, self._manifest, self._log = me, trains, manifest, log
         self._seams, self._background = seams, background
@@ -54,13 +54,13 @@ class Standing:
         """This node's weights are a state, of after this round: rounds up to it will not be applied here."""
         self._began = round
 
-    def begin_to_lead(self, leading: Leading, base: Record) -> None:
+    def begin_to_lead(self, leading: Leader, base: RoundRecord) -> None:
         """What stands has to be told, if the leader before did not live to."""
         self._commits.clear()
         if base.round > self._seams.told():
             self._background.start(self._tell_rest(leading, base))
 
-    def commit(self, record: Record) -> None:
+    def commit(self, record: RoundRecord) -> None:
         """Tell people of a round; one that an earlier leader put together is read from disk first."""
         sealed = self._seams.sealed().get(record.chain)
         if sealed is None:
@@ -68,7 +68,7 @@ class Standing:
         else:
             self._tell_commit(*sealed)
 
-    async def _read_commit(self, record: Record) -> None:
+    async def _read_commit(self, record: RoundRecord) -> None:
         header = await self._read(record.round, bytes.fromhex(record.chain))
         if header is not None:
             self._tell_commit(header, [None] * len(header.shards))
@@ -82,7 +82,7 @@ class Standing:
             self._seams.warn(f"{error} The round stands all the same.")
             return None
 
-    def _tell_commit(self, header: PublishedHeader, made: Sequence[MadeShard | None]) -> None:
+    def _tell_commit(self, header: PublishedHeader, made: Sequence[ReducedShard | None]) -> None:
         leading = self._seams.leading()
         if leading is not None:
             leading.committed(header, made, self._members(header))
@@ -115,7 +115,7 @@ class Standing:
         if leading is not None:
             leading.chronicle.applied(round, digest, loss)
 
-    async def _tell_rest(self, leading: Leading, base: Record) -> None:
+    async def _tell_rest(self, leading: Leader, base: RoundRecord) -> None:
         """The leader before died before it told people of the newest rounds, as far as voters know.
 
         Rounds that come to stand meanwhile are told after them: they wait.

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from tsr_swarm.errors import SwarmError
-from tsr_swarm.node.events.readers import Readers
+from tsr_swarm.node.events.readers import LogSubscribers
 from tsr_swarm.telemetry.events import Stamped
 from tsr_swarm.telemetry.log import NEWEST, EventLog
 
@@ -31,14 +31,14 @@ async def where_it_goes_on(copy: Copy, log: EventLog, newest: int, with_progress
         span *= WIDER
 
 
-class Relay:
+class LogRelay:
     """Copies what whoever leads tells into this node's ``log``, and hands each event that was not there to ``see``."""
 
     def __init__(
         self,
         log: EventLog,
         see: Callable[[Stamped], None],
-        readers: Readers,
+        readers: LogSubscribers,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._log, self._see, self._readers, self._sleep = log, see, readers, sleep

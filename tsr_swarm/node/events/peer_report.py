@@ -4,19 +4,19 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from tsr_swarm.telemetry.byte_counter import ByteLedger, Direction
+from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 SAMPLE_SECONDS = 5.0  # between two looks at all connections, of which a reducer has hundreds
 
 
-class Reporter:
+class PeerReporter:
     """Counts each byte in one report only."""
 
     def __init__(
         self,
-        ledger: ByteLedger,
+        ledger: ByteCounter,
         kernel: KernelBytes,
         peer_id: str,
         clock: Callable[[], float] = time.monotonic,

@@ -9,7 +9,7 @@ READING_SECONDS = 30.0  # after a monitor's last call: it may be held for 20 s, 
 LOOK_SECONDS = 3600.0  # nothing is waited for without looking again
 
 
-class Readers:
+class LogSubscribers:
     """One node's. Its event loop owns it."""
 
     def __init__(self, has_people: bool, clock: Callable[[], float] = time.monotonic) -> None:

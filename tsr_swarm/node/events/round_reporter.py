@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError
-from tsr_swarm.node.events.round_summary import Outcome, closed_event, outcome_of
-from tsr_swarm.node.made import MadeShard
+from tsr_swarm.node.events.round_summary import RoundSummary, closed_event, outcome_of
+from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.peer_registry import Peer, Roster
 from tsr_swarm.process.tasks import Signal
 from tsr_swarm.rounds import protocol
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.round_phases import Phase
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.byte_counter import Direction
@@ -49,12 +49,12 @@ class _Open:
 class _Round:
     """A round that stands. ``outcome``: still to be told; None where it was told, or is not this leader's to tell."""
 
-    outcome: Outcome | None = None
+    outcome: RoundSummary | None = None
     due: float = 0.0  # when it is told at the latest, by the clock
     digest: str | None = None  # of the weights after it; None: not applied here yet, "" never will be
 
 
-class Chronicle:
+class RoundReporter:
     """One leadership's rounds, told to people through ``emit``, and compared with what its peers report.
 
     The event loop's. ``base`` is what stood as it began: of that round and those before, this node may know no digest.
@@ -66,7 +66,7 @@ class Chronicle:
         roster: Roster,
         emit: Callable[[Event], None],
         clock: Callable[[], float],
-        base: Record,
+        base: RoundRecord,
     ) -> None:
         self.totals = Totals()
         self._manifest, self._roster, self._emit, self._clock = manifest, roster, emit, clock
@@ -113,7 +113,7 @@ class Chronicle:
             self._emit(events.PeerLeft(peer=peer.peer_id, name=peer.name, reason=reason))
         self._changed.notify()
 
-    def committed(self, header: PublishedHeader, made: Sequence[MadeShard | None], members: int) -> None:
+    def committed(self, header: PublishedHeader, made: Sequence[ReducedShard | None], members: int) -> None:
         """A round stands; it is told once it is applied.
 
         made: by shard, what its reducer told this leader; None where it told another, and of a shard that is void.
@@ -153,7 +153,7 @@ class Chronicle:
         await asyncio.gather(*self._telling)
         await self._changed.wait_for(lambda: not self._comparing, REPORT_SECONDS)
 
-    async def _tell(self, outcome: Outcome, due: float, digest: str, loss: float | None) -> None:
+    async def _tell(self, outcome: RoundSummary, due: float, digest: str, loss: float | None) -> None:
         async with self._in_order:  # fair: rounds take it in the order in which they were applied
             await self._changed.wait_for(lambda: self._has_reports(outcome), due - self._clock())
             if not outcome.included:
@@ -165,7 +165,7 @@ class Chronicle:
             self.totals.dense_bytes += closed.dense_bytes
             self._emit(closed)
 
-    def _has_reports(self, outcome: Outcome) -> bool:
+    def _has_reports(self, outcome: RoundSummary) -> bool:
         """A round's bytes are known once its peers have reported them; a busy peer's are counted with the next."""
         peers = (self._roster.get(peer_id) for peer_id in outcome.included)
         return all(peer is None or not peer.is_here or outcome.round in peer.reported for peer in peers)

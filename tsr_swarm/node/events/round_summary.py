@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tsr_swarm.node.made import MadeShard
+from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.peer_registry import Peer
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.byte_counter import Direction
@@ -12,7 +12,7 @@ from tsr_swarm.wire.messages import PublishedHeader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class RoundSummary:
     """The figures of a committed round. Small: the payloads themselves are not kept."""
 
     round: int
@@ -29,11 +29,11 @@ class Outcome:
 
 def outcome_of(
     header: PublishedHeader,
-    made: Sequence[MadeShard | None],
+    made: Sequence[ReducedShard | None],
     expected: frozenset[str],
     members: int,
     seconds: float,
-) -> Outcome:
+) -> RoundSummary:
     """Take down what a round was, as it is committed.
 
     made: by shard, what its reducer said of it; None where it said so to another leader, and nothing is known of its
@@ -42,7 +42,7 @@ def outcome_of(
     known = [shard for shard in made if shard is not None and not shard.result.void]
     weight = sum(shard.result.tokens for shard in known)
     weighed = sum(shard.local_loss * shard.result.tokens for shard in known)
-    return Outcome(
+    return RoundSummary(
         round=header.plan.round,
         steps=header.plan.steps,
         included=header.contributors,
@@ -58,7 +58,7 @@ def outcome_of(
 
 
 def closed_event(
-    outcome: Outcome, everyone: Iterable[Peer], parameters: int, loss: float | None, digest: str
+    outcome: RoundSummary, everyone: Iterable[Peer], parameters: int, loss: float | None, digest: str
 ) -> events.RoundClosed:
     """Sum up a round. Takes the peers' reported traffic: each byte is in one round's event.
 

@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import replace
 
 from tsr_swarm.errors import SwarmError
-from tsr_swarm.node.address_book import Lines
-from tsr_swarm.node.events.log_relay import Copy, Relay, where_it_goes_on
-from tsr_swarm.node.events.readers import Readers
+from tsr_swarm.node.address_book import ClientPool
+from tsr_swarm.node.events.log_relay import Copy, LogRelay, where_it_goes_on
+from tsr_swarm.node.events.readers import LogSubscribers
 from tsr_swarm.telemetry.events import (
     EarlierRounds,
     Evaluated,
@@ -49,8 +49,8 @@ class RunLog:
         self._wire_bytes = self._dense_bytes = self._round = 0
         self._digest = ""
         self.peers: dict[str, PeerJoined] = {}  # who takes part, as far as was told
-        self._readers = Readers(has_people)
-        self._relay = Relay(log, self._relayed, self._readers, self._pause)
+        self._readers = LogSubscribers(has_people)
+        self._relay = LogRelay(log, self._relayed, self._readers, self._pause)
         self._changed = self._readers.changed
         self._is_last = False
         self._following: asyncio.Task[None] | None = None
@@ -71,7 +71,7 @@ class RunLog:
         self.log.append(event)
         self._take_in(event)
 
-    def follow(self, leader: str, lines: Lines) -> None:
+    def follow(self, leader: str, lines: ClientPool) -> None:
         """Relay from ``leader`` from now on; "": from nobody."""
         if self._following is not None:
             self._following.cancel()
@@ -94,7 +94,7 @@ class RunLog:
         """Whether a monitor has read here just now."""
         return self._readers.are_monitors
 
-    async def ask(self, others: Iterable[str], round: int, lines: Lines) -> None:
+    async def ask(self, others: Iterable[str], round: int, lines: ClientPool) -> None:
         """Take in which rounds up to ``round`` others know to be told, as far as they answer soon."""
         asked = [asyncio.create_task(self._ask(copy_of(other, lines))) for other in others]
         try:
@@ -202,7 +202,7 @@ def _both_ways(traffic: Traffic) -> int:
     return sum(traffic["sent"].values()) + sum(traffic["received"].values())
 
 
-def copy_of(peer_id: str, lines: Lines) -> Copy:
+def copy_of(peer_id: str, lines: ClientPool) -> Copy:
     """The log of another node."""
 
     async def copy(after: int, with_progress: bool) -> tuple[list[str], int]:

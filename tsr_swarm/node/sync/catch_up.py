@@ -8,14 +8,14 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.exchange.reduction import Published, open_published
 from tsr_swarm.node.headers import Headers
-from tsr_swarm.node.sync.donors import Sources
+from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.rounds import FetchedRound, Frames, RoundDownload
 from tsr_swarm.node.sync.shard_givers import ShardGivers
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.rounds.catch_up import Costs, choose_way
 from tsr_swarm.rounds.header_tree import header_givers
-from tsr_swarm.rounds.raft_state import Record
-from tsr_swarm.storage.round_log import DeltaLog
+from tsr_swarm.rounds.raft_state import RoundRecord
+from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.run_folder import record_of
 from tsr_swarm.storage.state_file import StateAssembly
 from tsr_swarm.telemetry.events import CatchingUp, Warned
@@ -43,9 +43,9 @@ class Fetcher:
         *,
         me: str,
         first: str,
-        sources: Sources,
+        sources: Donors,
         states: StateDownload,
-        log: DeltaLog | None,
+        log: RoundLog | None,
         own: Frames = nothing_made,
         headers: Headers | None = None,
     ) -> None:
@@ -57,7 +57,7 @@ class Fetcher:
         self._is_catching_up = False  # the way has been chosen, and there is more to fetch
         self._under_way: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by chain hash
 
-    async def proposal(self, record: Record, sources: Sequence[str], donors: Sequence[str]) -> None:
+    async def proposal(self, record: RoundRecord, sources: Sequence[str], donors: Sequence[str]) -> None:
         """Put the bytes of ``record`` on disk, checked, if they are not. ``sources`` made its shards.
 
         donors: first who proposes it, of whom the header comes, and what its source does not give.
@@ -82,7 +82,7 @@ class Fetcher:
             await asyncio.to_thread(self._log.store, message, data)
 
     async def round(
-        self, round: int, newest: Record, parent: str, sources: Sequence[str], donors: Sequence[str]
+        self, round: int, newest: RoundRecord, parent: str, sources: Sequence[str], donors: Sequence[str]
     ) -> Fetched | None:
         """Round ``round``, which follows chain hash ``parent``. ``newest`` stands; ``sources`` made its shards.
 
@@ -105,7 +105,9 @@ class Fetcher:
         self._missed = {later: kept for later, kept in self._missed.items() if later > round}
         return None if fetched is None or fetched[2].header.plan.parent != parent else fetched
 
-    async def state(self, donors: Sequence[str], should_stop: Callable[[], bool]) -> tuple[StateAssembly, int, Record]:
+    async def state(
+        self, donors: Sequence[str], should_stop: Callable[[], bool]
+    ) -> tuple[StateAssembly, int, RoundRecord]:
         """A recent state, how many gave of it, and the record of its round. ``donors``: first who leads.
 
         Raises UnreachableError for a break: call again, it goes on where it was.
@@ -120,7 +122,7 @@ class Fetcher:
 
     # --- the newest round -----------------------------------------------------------------------------------------
 
-    async def _newest(self, newest: Record, sources: Sequence[str], donors: Sequence[str]) -> Fetched:
+    async def _newest(self, newest: RoundRecord, sources: Sequence[str], donors: Sequence[str]) -> Fetched:
         turn = int(self._me, 16) % len(donors) if donors else 0  # every node begins with another donor
         donors, givers = [*donors[turn:], *donors[:turn]], header_givers(self._me, newest.chain, sources)
         if self._me in sources:  # others wait for it to have the header: it asks where it was first
@@ -132,7 +134,7 @@ class Fetcher:
 
     async def _by_shards(
         self,
-        record: Record,
+        record: RoundRecord,
         sources: Sequence[str],
         givers: Sequence[str],
         donors: list[SwarmClient],
@@ -157,7 +159,7 @@ class Fetcher:
 
     # --- several ----------------------------------------------------------------------------------------------------
 
-    async def _one_of_many(self, round: int, newest: Record, clients: list[SwarmClient]) -> Fetched | None:
+    async def _one_of_many(self, round: int, newest: RoundRecord, clients: list[SwarmClient]) -> Fetched | None:
         if round not in self._missed:
             if not self._is_catching_up and await self._is_state_cheaper(round, newest, clients):
                 return None
@@ -167,7 +169,7 @@ class Fetcher:
         published = await asyncio.to_thread(open_published, self._manifest, message, data, message.plan.parent.hex())
         return message, data, published
 
-    async def _is_state_cheaper(self, round: int, newest: Record, clients: Sequence[SwarmClient]) -> bool:
+    async def _is_state_cheaper(self, round: int, newest: RoundRecord, clients: Sequence[SwarmClient]) -> bool:
         """Choose how to go on, once for each time that this node has missed several rounds."""
         for client in clients:
             said = await self._catch_up(client, round)
@@ -201,10 +203,10 @@ class Fetcher:
 
     # --- what is here -----------------------------------------------------------------------------------------------
 
-    async def _record(self, about: pb.StateDescription, clients: list[SwarmClient]) -> Record:
+    async def _record(self, about: pb.StateDescription, clients: list[SwarmClient]) -> RoundRecord:
         """Who votes after a state is in the header of its round."""
         if not about.round:
-            return Record(voters=(self._first,))
+            return RoundRecord(voters=(self._first,))
         try:
             announced, _ = await self._rounds.header(about.round, about.chain, list(clients))
         except RefusedError as error:

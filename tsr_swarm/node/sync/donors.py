@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
-from tsr_swarm.node.address_book import Lines
+from tsr_swarm.node.address_book import ClientPool
 from tsr_swarm.telemetry.events import Event, Warned
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import TRANSFER_SECONDS
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Sources:
+class Donors:
     """Connections to donors. Who once gave something wrong is asked last, and people are told of it once."""
 
-    lines: Lines
+    lines: ClientPool
     emit: Callable[[Event], None]
     _accused: set[str] = field(default_factory=set)  # addresses
 

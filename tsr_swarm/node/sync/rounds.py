@@ -15,10 +15,10 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.exchange.reduction import Published, open_published
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.node.sync.donors import Sources
+from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.shard_givers import ShardGivers
 from tsr_swarm.optim.periods import follows_manifest
-from tsr_swarm.rounds.raft_state import Record
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import CONTROL_SECONDS, HELLO_SECONDS
 from tsr_swarm.wire.codec import decode, wire_bytes
@@ -59,7 +59,7 @@ class Announced:
 class RoundDownload:
     """Rounds as they were published, checked and not yet applied. ``me`` is this node's peer_id."""
 
-    sources: Sources
+    sources: Donors
     manifest: Manifest
     me: str
     max_bytes: int = field(init=False)
@@ -104,7 +104,7 @@ class RoundDownload:
         return Published(header, b"".join(data for data, _ in parts), grids)
 
     async def missed(
-        self, first: int, newest: Record, donors: Sequence[SwarmClient], on_disk: OnDisk
+        self, first: int, newest: RoundRecord, donors: Sequence[SwarmClient], on_disk: OnDisk
     ) -> dict[int, FetchedRound]:
         """Rounds from ``first`` to ``newest``, from disk or else from donors, each round another one first.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
-from tsr_swarm.node.sync.donors import Sources
+from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.process.tasks import Background, Signal
 from tsr_swarm.rounds import chunk_schedule
 from tsr_swarm.rounds.chunk_schedule import Sharing
@@ -39,7 +39,7 @@ class Offer:
 class StateDownload:
     """What has arrived so far, in ``folder``, of the state that was described last."""
 
-    sources: Sources
+    sources: Donors
     manifest: Manifest
     folder: Path
     assembly: StateAssembly | None = None
@@ -83,7 +83,7 @@ class _Transfer:
     """One attempt: a task for each donor, until all is here or nobody is left."""
 
     assembly: StateAssembly
-    sources: Sources
+    sources: Donors
     donors: Sequence[SwarmClient]
     source: SwarmClient  # who described it
     should_stop: Callable[[], bool]
