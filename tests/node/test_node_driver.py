@@ -18,7 +18,18 @@ from tsr_swarm.node.driver import AGAIN_SECONDS, Driver
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.rounds.protocol import Action, Applied, Event, News, Poll, Received, Redirect, Send, Tick, Unreachable
+from tsr_swarm.rounds.protocol import (
+    Action,
+    Applied,
+    Event,
+    Poll,
+    Received,
+    Redirect,
+    RoundUpdate,
+    Send,
+    Tick,
+    Unreachable,
+)
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.round_phases import LeaderPolicy
 from tsr_swarm.rounds.state import Node, NodeIdentity
@@ -319,7 +330,7 @@ def test_the_timer_follows_what_changes_between_events(tmp_path: Path) -> None:
         rig.shell.put(Tick())
         (poll,) = rig.hands.sent(Poll)
         asked = rig.shell.node.guide.asked
-        news = News(1, asked, 1, RoundRecord(voters=VOTERS), (), None, (), False, poll.number)
+        news = RoundUpdate(1, asked, 1, RoundRecord(voters=VOTERS), (), None, (), False, poll.number)
         rig.shell.put(Received(asked, news))
         await loop.at(0.1)
         assert [sent.number for sent in rig.hands.sent(Poll)] == [poll.number, poll.number + 1]

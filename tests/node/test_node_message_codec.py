@@ -137,19 +137,19 @@ polls = st.builds(
 
 
 @st.composite
-def news_and_plans(draw: st.DrawFn) -> tuple[pt.News, RoundPlan | None]:
+def news_and_plans(draw: st.DrawFn) -> tuple[pt.RoundUpdate, RoundPlan | None]:
     announced, plan = None, None
     named = peer_ids | st.sampled_from([SENDER, "f" * 32])  # some reduce round after round
     if draw(st.booleans()):
         round, term, version = draw(keys)
         parent = draw(chains) if round > 1 else ""
-        places = tuple(pt.Place(draw(named), draw(lives)) for _ in SHARD_BLOCKS)
-        announced = pt.Plan(round, parent, term, version, places)
+        places = tuple(pt.ReducerSlot(draw(named), draw(lives)) for _ in SHARD_BLOCKS)
+        announced = pt.OpenRound(round, parent, term, version, places)
         due = Due(tangent=frozenset(draw(st.sets(st.sampled_from([0, 2])))))
         plan = RoundPlan(
             round=round, first_step=5, steps=20, lr_first=1e-3, lr_last=5e-4, decay=0.5, due=due, parent=parent
         )
-    news = pt.News(
+    news = pt.RoundUpdate(
         term=draw(terms),
         leader=draw(peer_ids),
         version=draw(counts),
@@ -238,7 +238,7 @@ def test_a_poll_comes_back_as_it_was(poll: pt.Poll) -> None:
 
 @settings(deadline=None)
 @given(pair=news_and_plans())
-def test_news_come_back_as_they_were(pair: tuple[pt.News, RoundPlan | None]) -> None:
+def test_news_come_back_as_they_were(pair: tuple[pt.RoundUpdate, RoundPlan | None]) -> None:
     news, plan = pair
     message = pb.News.FromString(news_to_proto(news, plan).SerializeToString())
     assert news_from_proto(message, BLOCKS, 2) == (news, plan)
@@ -261,7 +261,7 @@ def test_a_reason_of_any_length_arrives() -> None:
 
 
 def test_a_plan_that_is_no_longer_announced_is_not_sent() -> None:
-    news = pt.News(1, SENDER, 1, RoundRecord(voters=(SENDER,)), (), None, (), False)
+    news = pt.RoundUpdate(1, SENDER, 1, RoundRecord(voters=(SENDER,)), (), None, (), False)
     plan = RoundPlan(round=1, first_step=0, steps=1, lr_first=0.1, lr_last=0.1, decay=1.0, due=Due(), parent="")
     assert not news_to_proto(news, plan).HasField("plan")
 
@@ -327,13 +327,13 @@ def test_who_tells_must_say_who_it_is() -> None:
     assert refusal_of(decode_message, request, MANIFEST, known(ALONE)) == "sender"
 
 
-NEWS = pt.News(
+NEWS = pt.RoundUpdate(
     term=2,
     leader=SENDER,
     version=1,
     base=RoundRecord(6, "ab" * 32, "cd" * 32, (SENDER,)),
     sources=(),
-    plan=pt.Plan(7, "ab" * 32, 2, 1, (pt.Place(SENDER, 1), pt.Place(SENDER, 1))),
+    plan=pt.OpenRound(7, "ab" * 32, 2, 1, (pt.ReducerSlot(SENDER, 1), pt.ReducerSlot(SENDER, 1))),
     nodes=(),
     is_finished=False,
 )
@@ -358,7 +358,7 @@ def test_an_announcement_that_contradicts_its_plan_is_refused() -> None:
 
 
 def test_who_reduces_is_named_once_however_many_shards_it_has() -> None:
-    reducers = [pt.Place(f"{number:032x}", number) for number in range(4)]
+    reducers = [pt.ReducerSlot(f"{number:032x}", number) for number in range(4)]
     assert NEWS.plan is not None
 
     def size(count: int) -> int:

@@ -27,7 +27,18 @@ from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.leases import Coverage
-from tsr_swarm.rounds.protocol import Close, Hung, News, Place, Plan, Poll, Received, Redirect, ShardDone, Unreachable
+from tsr_swarm.rounds.protocol import (
+    Close,
+    OpenRound,
+    Poll,
+    PollBroken,
+    Received,
+    Redirect,
+    ReducerSlot,
+    RoundUpdate,
+    ShardDone,
+    Unreachable,
+)
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
@@ -47,9 +58,9 @@ DIGEST = bytes.fromhex(MANIFEST.digest)
 SHARD_BLOCKS = MANIFEST.shard_blocks
 PLAN = plan_round(MANIFEST.config, MANIFEST.blocks, 1, "")
 BASE = RoundRecord(voters=(B,))
-OPEN = Plan(1, "", 1, 1, (Place(A, 1), Place(B, 2)))
+OPEN = OpenRound(1, "", 1, 1, (ReducerSlot(A, 1), ReducerSlot(B, 2)))
 ASKED = Poll(A, 1, 0, True, False, (0, 0, 0), 0, number=1)
-TOLD = News(1, B, 1, BASE, (), None, (), False, number=1)
+TOLD = RoundUpdate(1, B, 1, BASE, (), None, (), False, number=1)
 
 E = TypeVar("E", bound=pt.Event)
 
@@ -291,7 +302,7 @@ async def test_a_peer_that_hangs_up_is_missed_at_once() -> None:
     async with pair() as (a, b):
         await polled(a, b)
         await a.background.close()
-        assert await b.seen(Hung) == [Hung(A)]
+        assert await b.seen(PollBroken) == [PollBroken(A)]
         b.post.send(A, TOLD)  # to nobody
         await polled(a, b, replace(ASKED, number=2))
         b.post.send(A, replace(TOLD, number=2))
@@ -303,7 +314,7 @@ async def test_a_poll_that_nobody_answers_is_given_up(monkeypatch: pytest.Monkey
     async with pair() as (a, b):
         await polled(a, b)
         assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
-        assert not [event for event in b.events if isinstance(event, Hung)]
+        assert not [event for event in b.events if isinstance(event, PollBroken)]
 
 
 async def test_a_peer_that_is_not_known_joins_and_polls_again() -> None:
@@ -362,7 +373,7 @@ async def test_shards_are_the_run_s_own() -> None:
     async with pair() as (a, b):
         b.notes.hear_plan(PLAN)
         await polled(a, b)
-        b.post.send(A, replace(TOLD, plan=replace(OPEN, places=(Place(A, 1),) * 3)))
+        b.post.send(A, replace(TOLD, plan=replace(OPEN, places=(ReducerSlot(A, 1),) * 3)))
         assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
         assert a.notes.plan(1, "") is None
 

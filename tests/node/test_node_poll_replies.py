@@ -15,7 +15,7 @@ from tsr_swarm.node.message_codec import news_from_proto
 from tsr_swarm.node.poll_replies import KnownContacts, PollReplies
 from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.rounds.protocol import News, Place, Plan, Redirect
+from tsr_swarm.rounds.protocol import OpenRound, Redirect, ReducerSlot, RoundUpdate
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.checks import MAX_CONTACTS, check_poll_reply
@@ -27,8 +27,8 @@ PLAN = plan_round(MANIFEST.config, MANIFEST.blocks, 1, "")
 LEADER, PEER = "f" * 32, "a" * 32
 NODES = tuple(letter * 32 for letter in "bcde")
 CALLER = Caller("192.0.2.1", False)
-NEWS = News(2, LEADER, 5, RoundRecord(voters=(LEADER,)), (), None, (), False)
-OPEN = Plan(1, "", 2, 1, (Place(NODES[0], 1), Place(NODES[1], 2)))
+NEWS = RoundUpdate(2, LEADER, 5, RoundRecord(voters=(LEADER,)), (), None, (), False)
+OPEN = OpenRound(1, "", 2, 1, (ReducerSlot(NODES[0], 1), ReducerSlot(NODES[1], 2)))
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Rig:
     def _seen(self, caller: Caller, peer_ids: Iterable[str]) -> dict[str, str]:
         return {peer_id: self.addresses[peer_id] for peer_id in peer_ids if peer_id in self.addresses}
 
-    def ask(self, known: int, message: News | Redirect = NEWS, peer: str = PEER, life: int = 1) -> pb.PollReply:
+    def ask(self, known: int, message: RoundUpdate | Redirect = NEWS, peer: str = PEER, life: int = 1) -> pb.PollReply:
         request = pb.PollRequest(peer_id=peer, incarnation=life, known=known)
         reply = self.answers.reply(request, message, CALLER)
         check_poll_reply(reply)
@@ -168,7 +168,7 @@ def test_news_are_built_once_until_they_or_the_rules_change(monkeypatch: pytest.
     built: list[int] = []
     build = module.letters.news_to_proto
 
-    def count(news: News, *rest: object) -> pb.News:
+    def count(news: RoundUpdate, *rest: object) -> pb.News:
         built.append(news.version)
         return build(news, *rest)  # type: ignore[arg-type]
 
@@ -196,7 +196,7 @@ steps = st.lists(
 @given(story=steps)
 def test_a_peer_that_polls_knows_what_it_would_if_it_were_told_all_each_time(story: list[tuple[str, int]]) -> None:
     rig, news, heard, known, life = Rig(), NEWS, KnownContacts(), 0, 1
-    held: News | None = None
+    held: RoundUpdate | None = None
     for place, (what, which) in enumerate(story):
         node = NODES[which]
         if what == "news":

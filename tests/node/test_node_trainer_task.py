@@ -13,7 +13,7 @@ from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.node.trainer_task import Seams, TrainerTask
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.process.tasks import Background
-from tsr_swarm.rounds.protocol import Event, Place, Plan, Upload, UploadFailed
+from tsr_swarm.rounds.protocol import Event, OpenRound, ReducerSlot, Upload, UploadFailed
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.train.trainer import RoundWork
 from tsr_swarm.transport.tcp_info import KernelBytes
@@ -31,7 +31,7 @@ class Rig:
         self.queue: deque[Event] = deque()
         self.is_stepping = False
         self.background = Background()
-        self.plan = Plan(1, "", 1, 1, (Place(OTHER, 1),))
+        self.plan = OpenRound(1, "", 1, 1, (ReducerSlot(OTHER, 1),))
         self.closed = 0
         book = AddressBook(ME)
         seams = Seams(put=self.put, warn=print, is_stale=bool, train=self.none, submit_here=self.never)
@@ -70,13 +70,13 @@ async def test_a_shard_that_has_moved_is_given_up_once(has_begun: bool, work: Ro
     """It was given up again with every step until its task had ended, which it could not while there was a step."""
     rig = Rig()
     rig.training.work = work
-    order = Upload(1, 1, 0, Place(ME, 1))
+    order = Upload(1, 1, 0, ReducerSlot(ME, 1))
     rig.training.upload(order)
     if has_begun:
         await asyncio.to_thread(int)
-    rig.plan = Plan(1, "", 1, 2, (Place(OTHER, 1),))
-    rig.put(UploadFailed(1, 7, Place(OTHER, 1)))
-    rig.put(UploadFailed(1, 7, Place(OTHER, 1)))
+    rig.plan = OpenRound(1, "", 1, 2, (ReducerSlot(OTHER, 1),))
+    rig.put(UploadFailed(1, 7, ReducerSlot(OTHER, 1)))
+    rig.put(UploadFailed(1, 7, ReducerSlot(OTHER, 1)))
     assert rig.events.count(UploadFailed(1, 0, order.place)) == 1
     await rig.background.close()
 
@@ -84,10 +84,10 @@ async def test_a_shard_that_has_moved_is_given_up_once(has_begun: bool, work: Ro
 async def test_a_round_that_stands_is_not_sent_any_more(work: RoundWork) -> None:
     rig = Rig()
     rig.training.work = work
-    rig.training.upload(Upload(1, 1, 0, Place(OTHER, 1)))
+    rig.training.upload(Upload(1, 1, 0, ReducerSlot(OTHER, 1)))
     (task,) = rig.background._tasks
     rig.closed = 1
-    rig.put(UploadFailed(1, 7, Place(OTHER, 1)))
+    rig.put(UploadFailed(1, 7, ReducerSlot(OTHER, 1)))
     await asyncio.gather(task, return_exceptions=True)
     assert task.cancelled()
     assert len(rig.events) == 1

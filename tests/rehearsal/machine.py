@@ -38,7 +38,7 @@ class Delivery:
     token: int
     term: int
     units: Units
-    place: pt.Place
+    place: pt.ReducerSlot
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ class Machine:
     work: Work = field(init=False)
     held: dict[tuple[int, str, int], Units] = field(default_factory=dict)  # (round, peer, shard)
     backlog: list[pt.Event] = field(default_factory=list)
-    _training: pt.Plan | None = None
+    _training: pt.OpenRound | None = None
     _training_token: int = 0
     _storing: set[str] = field(default_factory=set)  # chain hashes
     _arriving: dict[tuple[str, int, int], Delivery] = field(default_factory=dict)  # (peer, round, shard)
@@ -156,7 +156,7 @@ class Machine:
         self.is_suspended = False
         self.swarm.note(self.name, "resumes")
         backlog, self.backlog = self.backlog, []
-        woken: list[pt.Event] = [pt.Woken()]
+        woken: list[pt.Event] = [pt.Resumed()]
         for event in [*woken, *backlog] if self.swarm.chance.random() < 0.5 else [*backlog, *woken]:
             self.put(event)
         self.put(pt.Tick())
@@ -271,7 +271,7 @@ class Machine:
 
     # training
 
-    def _train(self, plan: pt.Plan) -> None:
+    def _train(self, plan: pt.OpenRound) -> None:
         if self._training is not None:
             self.swarm.judge.complain(f"{self.name} trains twice at once")
         self.swarm.reached(plan.round, "train")

@@ -15,12 +15,12 @@ from tsr_swarm.rounds.protocol import (
     Close,
     Event,
     Goodbye,
-    Hung,
     Message,
-    News,
     Poll,
+    PollBroken,
     Received,
     Redirect,
+    RoundUpdate,
     ShardDone,
     Unreachable,
 )
@@ -105,7 +105,7 @@ class Network:
         if isinstance(message, _TO_DIALABLE) and not target.is_dialable:
             self._complain(f"{sender.name} calls {to}, which cannot be dialled: {type(message).__name__}")
             return
-        if isinstance(message, News | Redirect) and not self._answers(sender.name, target):
+        if isinstance(message, RoundUpdate | Redirect) and not self._answers(sender.name, target):
             return
         weather, chance = self.weather, self._chance
         if chance.random() < weather.loss:
@@ -151,7 +151,7 @@ class Network:
                 continue
             del self._polls[peer, server]
             other = self._hosts[server if host.name == peer else peer]
-            event: Event = Hung(peer) if host.name == peer else Unreachable(server, poll)
+            event: Event = PollBroken(peer) if host.name == peer else Unreachable(server, poll)
             if self.passes(host.name, other.name):
                 told_life = other.life if host.name == peer else life
                 self._clock.after(self.delay(host.name, other.name), partial(self._tell, other, told_life, event))

@@ -10,7 +10,7 @@ from tsr_swarm.rounds.follower import UNLED_SECONDS
 from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.leader import news as leading_news
 from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.rounds.protocol import News, Place, Plan, Poll, Received, Redirect
+from tsr_swarm.rounds.protocol import OpenRound, Poll, Received, Redirect, ReducerSlot, RoundUpdate
 from tsr_swarm.rounds.raft_state import HardState, Heartbeat, HeartbeatReply, RoundRecord, VoteReply
 from tsr_swarm.rounds.round_phases import LeaderPolicy, Phase
 from tsr_swarm.rounds.state import Node, NodeIdentity
@@ -18,7 +18,7 @@ from tsr_swarm.rounds.step import ASLEEP_SECONDS, begin, step, wake_at
 
 POLICY = LeaderPolicy(DeadlinePolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=30.0), min_peers=1, last_round=0)
 GENESIS = RoundRecord(voters=("c",))
-PLACES = (Place("c", 1), Place("c", 1))
+PLACES = (ReducerSlot("c", 1), ReducerSlot("c", 1))
 
 
 def node(me: str, trains: bool = True, now: float = 0.0, policy: LeaderPolicy = POLICY) -> Node:
@@ -41,13 +41,13 @@ def poll(peer: str, sent: tuple[int, int, int] = (0, 0, 0), known: int = 0) -> R
 
 
 def news(
-    term: int = 1, version: int = 2, plan: Plan | None = None, base: RoundRecord = GENESIS, number: int = 1
-) -> News:
-    return News(term, "c", version, base, (), plan, (), False, number)
+    term: int = 1, version: int = 2, plan: OpenRound | None = None, base: RoundRecord = GENESIS, number: int = 1
+) -> RoundUpdate:
+    return RoundUpdate(term, "c", version, base, (), plan, (), False, number)
 
 
-def plan(term: int = 1, version: int = 1) -> Plan:
-    return Plan(1, "", term, version, PLACES)
+def plan(term: int = 1, version: int = 1) -> OpenRound:
+    return OpenRound(1, "", term, version, PLACES)
 
 
 def leading() -> Node:
@@ -114,8 +114,8 @@ def test_a_proposal_s_shards_are_fetched_from_who_made_them_as_far_as_that_is_kn
     state, _ = step(node("p"), pt.Tick(), 0.0)
     proposal = RoundRecord(1, "chain", "", ("c",))
     assert stores(state, proposal) == [pt.Store(proposal, (), ("c",))]
-    places = (Place("r", 1), Place("c", 1))
-    state, _ = step(state, Received("c", news(plan=Plan(1, "", 1, 1, places))), 0.5)
+    places = (ReducerSlot("r", 1), ReducerSlot("c", 1))
+    state, _ = step(state, Received("c", news(plan=OpenRound(1, "", 1, 1, places))), 0.5)
     assert stores(state, proposal) == [pt.Store(proposal, ("r", "c"), ("c",))]
     assert stores(state, proposal, term=2) == [pt.Store(proposal, (), ("c",))], "of another leader's plan"
 
@@ -220,7 +220,7 @@ def test_after_a_sleep_nothing_is_sent_before_there_is_fresh_news(is_told: bool)
     state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", news(plan=plan())), 0.1), (pt.Tick(), 3.0))
     now = 3.0 + ASLEEP_SECONDS + 60
     if is_told:
-        state, _ = step(state, pt.Woken(), now)
+        state, _ = step(state, pt.Resumed(), now)
     state, actions = step(state, pt.Trained(1, True), now)
     assert uploads(actions) == []
     old = state.guide.oldest - 1

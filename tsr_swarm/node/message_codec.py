@@ -15,7 +15,17 @@ from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.leases import Coverage, Lease
-from tsr_swarm.rounds.protocol import Close, Goodbye, Message, News, Place, Plan, Poll, Redirect, ShardDone
+from tsr_swarm.rounds.protocol import (
+    Close,
+    Goodbye,
+    Message,
+    OpenRound,
+    Poll,
+    Redirect,
+    ReducerSlot,
+    RoundUpdate,
+    ShardDone,
+)
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.wire.bits import from_bits, to_bits
 from tsr_swarm.wire.checks import check_news, check_poll, check_redirect, check_tell
@@ -218,11 +228,11 @@ def poll_from_proto(request: pb.PollRequest) -> Poll:
     )
 
 
-def news_to_proto(news: News, plan: RoundPlan | None) -> pb.News:
+def news_to_proto(news: RoundUpdate, plan: RoundPlan | None) -> pb.News:
     """A leader's answer. plan: what to train in ``news.plan``; without that, it is not looked at."""
     places = () if news.plan is None else news.plan.places
     lives = {place.node: place for place in places}
-    made = [lives.get(node, Place(node, 0)) for node in news.sources]
+    made = [lives.get(node, ReducerSlot(node, 0)) for node in news.sources]
     indices = {place: index for index, place in enumerate(dict.fromkeys((*places, *made)))}
     return pb.News(
         term=news.term,
@@ -238,16 +248,16 @@ def news_to_proto(news: News, plan: RoundPlan | None) -> pb.News:
     )
 
 
-def news_from_proto(message: pb.News, blocks: Sequence[Block], shards: int) -> tuple[News, RoundPlan | None]:
+def news_from_proto(message: pb.News, blocks: Sequence[Block], shards: int) -> tuple[RoundUpdate, RoundPlan | None]:
     """The news, and what to train in the round that is open, which has so many shards. Raises PeerError."""
     check_news(message)
-    reducers = [Place(place.peer_id.hex(), place.incarnation) for place in message.reducers]
-    announced: Plan | None = None
+    reducers = [ReducerSlot(place.peer_id.hex(), place.incarnation) for place in message.reducers]
+    announced: OpenRound | None = None
     plan: RoundPlan | None = None
     if message.HasField("plan"):
         plan = plan_from_proto(message.plan.plan, blocks)
         announced = _announced(message.plan, plan, reducers, shards)
-    news = News(
+    news = RoundUpdate(
         term=message.term,
         leader=message.leader,
         version=message.version,
@@ -261,7 +271,7 @@ def news_from_proto(message: pb.News, blocks: Sequence[Block], shards: int) -> t
     return news, plan
 
 
-def unchanged_to_proto(news: News) -> pb.Unchanged:
+def unchanged_to_proto(news: RoundUpdate) -> pb.Unchanged:
     """To who has all of ``news`` but its number."""
     return pb.Unchanged(term=news.term, version=news.version, number=news.number)
 
@@ -282,7 +292,7 @@ def redirect_from_proto(message: pb.Redirect) -> Redirect:
     return Redirect(message.term, message.leader, _record(message.base))
 
 
-def _open_to_proto(announced: Plan, plan: RoundPlan | None, indices: Mapping[Place, int]) -> pb.OpenPlan:
+def _open_to_proto(announced: OpenRound, plan: RoundPlan | None, indices: Mapping[ReducerSlot, int]) -> pb.OpenPlan:
     assert plan is not None, "what is announced was planned"
     return pb.OpenPlan(
         plan=plan_to_proto(plan),
@@ -291,11 +301,11 @@ def _open_to_proto(announced: Plan, plan: RoundPlan | None, indices: Mapping[Pla
     )
 
 
-def _announced(message: pb.OpenPlan, plan: RoundPlan, reducers: Sequence[Place], shards: int) -> Plan:
+def _announced(message: pb.OpenPlan, plan: RoundPlan, reducers: Sequence[ReducerSlot], shards: int) -> OpenRound:
     key, places = message.key, message.places
     require(key.round == plan.round, "key.round", key.round, f"its plan's, {plan.round}")
     require(len(places) == shards, "places", len(places), f"one for each of {shards} shards")
-    return Plan(key.round, plan.parent, key.term, key.version, tuple(reducers[index] for index in places))
+    return OpenRound(key.round, plan.parent, key.term, key.version, tuple(reducers[index] for index in places))
 
 
 def _key_to_proto(key: tuple[int, int, int]) -> pb.PlanKey:

@@ -94,8 +94,10 @@ class Messenger:
         self._answers = PollReplies(notes, desk.config, self.seen_by, lambda: book.changes)
         self._heard = KnownContacts()
         self._newest_poll = 0  # its number
-        self._news: pt.News | None = None  # the newest that was read, since this node led
-        self._held: dict[str, tuple[int, asyncio.Future[pt.News | pt.Redirect]]] = {}  # by peer: number of the poll
+        self._news: pt.RoundUpdate | None = None  # the newest that was read, since this node led
+        self._held: dict[
+            str, tuple[int, asyncio.Future[pt.RoundUpdate | pt.Redirect]]
+        ] = {}  # by peer: number of the poll
         self._has_hung_up = False
 
     # --- out ----------------------------------------------------------------------------------------------------
@@ -106,7 +108,7 @@ class Messenger:
             case pt.Poll():
                 self._newest_poll = message.number
                 self._background.start(self._poll(to, message))
-            case pt.News() | pt.Redirect():
+            case pt.RoundUpdate() | pt.Redirect():
                 self._answer(to, message)
             case _:
                 request = self._letter(message)  # now: what it says may be over in a moment
@@ -135,7 +137,7 @@ class Messenger:
             case pt.Close(admitted=admitted):
                 numbers = {peer: number for peer, number in self._desk.numbers().items() if peer in admitted}
                 return message_codec.close_to_proto(message, self._membership.name(numbers))
-            case pt.Poll() | pt.News() | pt.Redirect():
+            case pt.Poll() | pt.RoundUpdate() | pt.Redirect():
                 raise AssertionError("not told one way")
             case _:
                 return message_codec.tell_to_proto(message)
@@ -210,7 +212,7 @@ class Messenger:
             trains=who.trains,
         )
 
-    def _read(self, sender: str, reply: pb.PollReply) -> pt.News | pt.Redirect:
+    def _read(self, sender: str, reply: pb.PollReply) -> pt.RoundUpdate | pt.Redirect:
         match reply.WhichOneof("answer"):
             case "news":
                 news, plan = message_codec.news_from_proto(
@@ -236,7 +238,7 @@ class Messenger:
             case _:
                 raise UnreachableError("It leads, and does not know this peer although it has just joined.")
 
-    def _again(self, sender: str, message: pb.Unchanged) -> pt.News | None:
+    def _again(self, sender: str, message: pb.Unchanged) -> pt.RoundUpdate | None:
         """The news that did not change, as an answer to the newer call; None where they are not here."""
         news = self._news
         if news is None or (news.leader, news.term, news.version) != (sender, message.term, message.version):
@@ -268,7 +270,7 @@ class Messenger:
         self._lending.asked(request)
         if (older := self._held.pop(peer, None)) is not None and not older[1].done():
             older[1].set_exception(UnreachableError("Another poll of this peer came after this one."))
-        answer: asyncio.Future[pt.News | pt.Redirect] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[pt.RoundUpdate | pt.Redirect] = asyncio.get_running_loop().create_future()
         self._held[peer] = message.number, answer
         self._desk.put(pt.Received(peer, replace(message, is_dialable=bool(address))))
         try:
@@ -281,7 +283,7 @@ class Messenger:
             raise UnreachableError("This node has no answer now; poll again.") from None
         except asyncio.CancelledError:
             if self._held.get(peer, (0, None))[1] is answer:
-                self._desk.put(pt.Hung(peer))  # it hung up while it was listening: it died, or its line did
+                self._desk.put(pt.PollBroken(peer))  # it hung up while it was listening: it died, or its line did
             raise
         finally:
             if self._held.get(peer, (0, None))[1] is answer:
@@ -294,8 +296,8 @@ class Messenger:
             if not answer.done():
                 answer.set_exception(UnreachableError(GOING))
 
-    def _answer(self, to: str, message: pt.News | pt.Redirect) -> None:
-        if isinstance(message, pt.News):
+    def _answer(self, to: str, message: pt.RoundUpdate | pt.Redirect) -> None:
+        if isinstance(message, pt.RoundUpdate):
             self._news = None  # who leads follows nobody
         number, answer = self._held.get(to, (0, None))
         is_its = isinstance(message, pt.Redirect) or message.number == number

@@ -292,7 +292,7 @@ class SwarmNode:
                 self._reason = reason
                 self._done.set()
                 self.post.hang_up()
-            case pt.Show(text):
+            case pt.Notify(text):
                 self.warn(text)
             case pt.Propose():
                 raise AssertionError("the decisions keep it to themselves")
@@ -470,7 +470,7 @@ class SwarmNode:
 
     # --- reducing ---------------------------------------------------------------------------------------------------
 
-    def _hear_plan(self, plan: pt.Plan) -> None:
+    def _hear_plan(self, plan: pt.OpenRound) -> None:
         announced = self.notes.plan(plan.round, plan.parent)
         if announced is None:
             return  # this node leads, and says in a moment what the round is

@@ -48,10 +48,10 @@ class PollReplies:
         """
         self._notes, self._config, self._contacts, self._changes = notes, config, contacts, changes
         self._told: dict[str, _Told] = {}  # by caller, the one answered last at the end
-        self._said: tuple[pt.News, RunConfig, pb.News] | None = None  # the newest, to anybody
+        self._said: tuple[pt.RoundUpdate, RunConfig, pb.News] | None = None  # the newest, to anybody
         self._listed: frozenset[tuple[str, str]] = frozenset()  # likewise: most callers are told the same
 
-    def reply(self, request: pb.PollRequest, message: pt.News | pt.Redirect, caller: Caller) -> pb.PollReply:
+    def reply(self, request: pb.PollRequest, message: pt.RoundUpdate | pt.Redirect, caller: Caller) -> pb.PollReply:
         """The answer to a poll that was checked, but for its lease and the coverage."""
         told = self._told.pop(request.peer_id, None)
         if isinstance(message, pt.Redirect):
@@ -90,7 +90,7 @@ class PollReplies:
         """This caller has gone."""
         self._told.pop(peer_id, None)
 
-    def _news(self, message: pt.News) -> pb.News:
+    def _news(self, message: pt.RoundUpdate) -> pb.News:
         """Built once: all but its number is the same for everybody."""
         said, config = replace(message, number=0), self._config()
         if self._said is None or self._said[:2] != (said, config):
@@ -100,7 +100,7 @@ class PollReplies:
             self._said = said, config, news
         return self._said[2]
 
-    def _remember(self, request: pb.PollRequest, message: pt.News, listed: frozenset[tuple[str, str]]) -> None:
+    def _remember(self, request: pb.PollRequest, message: pt.RoundUpdate, listed: frozenset[tuple[str, str]]) -> None:
         self._listed = self._listed if listed == self._listed else listed  # kept once, however many were told
         self._told[request.peer_id] = _Told(
             request.incarnation, message.term, message.version, self._listed, self._changes()
@@ -117,7 +117,7 @@ class KnownContacts:
         self._contacts: dict[str, pb.Contact] = {}
 
     def hear(
-        self, leader: str, known: int, news: pt.News | None = None, new: Iterable[pb.Contact] = ()
+        self, leader: str, known: int, news: pt.RoundUpdate | None = None, new: Iterable[pb.Contact] = ()
     ) -> Sequence[pb.Contact]:
         """All that counts now, whatever others have said meanwhile.
 
@@ -132,7 +132,7 @@ class KnownContacts:
         return list(self._contacts.values())
 
 
-def named(message: pt.News) -> list[str]:
+def named(message: pt.RoundUpdate) -> list[str]:
     """Nodes that who hears it may have to dial."""
     places = [] if message.plan is None else [place.node for place in message.plan.places]
     return [message.leader, *message.base.voters, *message.nodes, *message.sources, *places]

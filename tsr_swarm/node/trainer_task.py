@@ -52,7 +52,7 @@ class TrainerTask:
         self._packed: set[pt.Upload] = set()  # of this round, counted in the progress
         self._warned_of = 0  # the round of whose upload people have been told
 
-    def train(self, plan: pt.Plan) -> None:
+    def train(self, plan: pt.OpenRound) -> None:
         """Take the local steps of this round."""
         announced = self._notes.plan(plan.round, plan.parent)
         assert announced is not None, "it came with the news"
@@ -81,7 +81,7 @@ class TrainerTask:
         """Send one shard, unless its round closes first. What is not counted stays here, in the residual."""
         self._sending[order] = self._background.start(self._upload(order))
 
-    def look_again(self, closed: int, plan: pt.Plan | None) -> None:
+    def look_again(self, closed: int, plan: pt.OpenRound | None) -> None:
         """Rounds up to ``closed`` need not be sent any more; what ``plan`` has elsewhere now is not sent on."""
         for order in list(self._sending):
             is_over = order.round <= closed

@@ -11,13 +11,13 @@ from tsr_swarm.rounds.protocol import (
     FetchRound,
     FetchState,
     Goodbye,
-    News,
-    Place,
-    Plan,
+    OpenRound,
     Poll,
     Quit,
     Redirect,
+    ReducerSlot,
     Restored,
+    RoundUpdate,
     Send,
     Train,
     Trained,
@@ -108,7 +108,7 @@ def redirected(node: Node, sender: str, message: Redirect, now: float) -> Result
     return replace(node, guide=replace(guide, nodes=(*message.base.voters, sender)), peer=peer), []
 
 
-def heard(node: Node, sender: str, news: News, now: float) -> Result:
+def heard(node: Node, sender: str, news: RoundUpdate, now: float) -> Result:
     """Take in the news of a leader; one that was overtaken has nothing to say.
 
     Terms count within one set of voters: after a change of voters they may begin lower. A later round is newer.
@@ -128,7 +128,7 @@ def heard(node: Node, sender: str, news: News, now: float) -> Result:
     return _guided(node, news, asked, now), []
 
 
-def _was_set_back(node: Node, sender: str, news: News) -> bool:
+def _was_set_back(node: Node, sender: str, news: RoundUpdate) -> bool:
     """Whether the only voter there is has lost rounds that stood, as with a disk restored from a copy.
 
     Nobody else can lead, so its history is the one that goes on. Its answer to the newest poll is no old news.
@@ -145,7 +145,7 @@ def _set_back(node: Node, base: RoundRecord, now: float) -> Node:
     return replace(node, council=council, plan=None, peer=replace(peer, needs_state=peer.needs_state or has_more))
 
 
-def follow_oneself(node: Node, news: News, now: float) -> Node:
+def follow_oneself(node: Node, news: RoundUpdate, now: float) -> Node:
     """A leader hears its own news, and sends what it has sent to itself."""
     guide = node.guide
     if (guide.term, guide.version, guide.leader) != (news.term, news.version, node.me):
@@ -153,7 +153,7 @@ def follow_oneself(node: Node, news: News, now: float) -> Node:
     return node
 
 
-def _guided(node: Node, news: News, asked: str, now: float) -> Node:
+def _guided(node: Node, news: RoundUpdate, asked: str, now: float) -> Node:
     guide = replace(
         node.guide,
         leader=news.leader,
@@ -170,7 +170,7 @@ def _guided(node: Node, news: News, asked: str, now: float) -> Node:
     return _planned(replace(node, guide=guide), news)
 
 
-def _planned(node: Node, news: News) -> Node:
+def _planned(node: Node, news: RoundUpdate) -> Node:
     is_over = news.plan is not None and news.plan.round <= max(node.peer.applied, node.council.ledger.base.round)
     plan = None if is_over else news.plan  # told before this node read elsewhere that the round stands
     said = pr.LeaderUpdate(
@@ -297,11 +297,11 @@ def sources(node: Node, round: int) -> tuple[str, ...]:
     return node.guide.sources if node.guide.round == round else ()
 
 
-def _nodes(plan: Plan) -> tuple[str, ...]:
+def _nodes(plan: OpenRound) -> tuple[str, ...]:
     return tuple(place.node for place in plan.places)
 
 
-def _unsent(node: Node, places: tuple[Place, ...]) -> list[int]:
+def _unsent(node: Node, places: tuple[ReducerSlot, ...]) -> list[int]:
     sent = node.work.sent
     return [shard for shard, place in enumerate(places) if sent.get(shard) != place]
 

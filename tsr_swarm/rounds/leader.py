@@ -12,17 +12,17 @@ from tsr_swarm.rounds.protocol import (
     Commit,
     Drop,
     Explain,
-    News,
+    Notify,
     Open,
-    Place,
-    Plan,
+    OpenRound,
     Poll,
     Propose,
     Redirect,
+    ReducerSlot,
+    RoundUpdate,
     Seal,
     Send,
     ShardDone,
-    Show,
 )
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.shard_assignment import assign
@@ -159,11 +159,11 @@ def left(node: Node, peer: str, now: float) -> Result:
     return then(_lead(node, ld.Left(peer, "it said goodbye"), now), _move, now)
 
 
-def news(node: Node) -> News:
+def news(node: Node) -> RoundUpdate:
     """What this leader tells everybody."""
     leading = node.leading
     assert leading is not None, "only a leader has news"
-    return News(
+    return RoundUpdate(
         term=node.council.term,
         leader=node.me,
         version=leading.version,
@@ -297,7 +297,7 @@ def _carry_out(node: Node, decision: ld.Action, now: float) -> Result:
     match decision:
         case ld.BeginRound(round):
             places = _places(node, round, {}, now)
-            plan = Plan(round, node.council.ledger.base.chain, node.council.term, 1, places)
+            plan = OpenRound(round, node.council.ledger.base.chain, node.council.term, 1, places)
             return announce(replace(node, leading=replace(leading, plan=plan))), [
                 Open(round, frozenset(leading.state.members))
             ]
@@ -370,7 +370,7 @@ def _is_here(node: Node, name: str, now: float) -> bool:
     return caller is not None and caller.due > now
 
 
-def _places(node: Node, round: int, kept: dict[int, str], now: float) -> tuple[Place, ...]:
+def _places(node: Node, round: int, kept: dict[int, str], now: float) -> tuple[ReducerSlot, ...]:
     """Shards to those that can be dialled and lack no more than the round that was decided just now."""
     leading, identity = node.leading, node.identity
     assert leading is not None, "only a leader places shards"
@@ -380,7 +380,7 @@ def _places(node: Node, round: int, kept: dict[int, str], now: float) -> tuple[P
         if caller.is_dialable and caller.applied >= round - 2 and _is_here(node, name, now)
     }
     lives[identity.me] = identity.incarnation
-    return tuple(Place(name, lives[name]) for name in assign(identity.sizes, lives, kept))
+    return tuple(ReducerSlot(name, lives[name]) for name in assign(identity.sizes, lives, kept))
 
 
 def _move(node: Node, now: float) -> Result:
@@ -401,7 +401,9 @@ def _move(node: Node, now: float) -> Result:
     if len(kept) == len(plan.places):
         return node, []
     plan = replace(plan, version=plan.version + 1, places=_places(node, plan.round, kept, now))
-    moved = Show(f"{len(plan.places) - len(kept)} shards of round {plan.round} go to others: their reducers are gone.")
+    moved = Notify(
+        f"{len(plan.places) - len(kept)} shards of round {plan.round} go to others: their reducers are gone."
+    )
     node = announce(replace(node, leading=replace(leading, plan=plan)))
     return then((node, [moved]), lambda n, at: _lead(n, ld.Moved(), at), now)
 

@@ -15,7 +15,7 @@ from tsr_swarm.rounds.reducer import Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ReducerSlot:
     """Where a shard is reduced: by a node in one of its lives. Started anew, it has lost what it was sent."""
 
     node: str
@@ -23,14 +23,14 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class OpenRound:
     """The open round, as its leader announces it. All that training depends on follows from round and parent."""
 
     round: int
     parent: str
     term: int
     version: int  # of ``places``
-    places: tuple[Place, ...]  # by shard
+    places: tuple[ReducerSlot, ...]  # by shard
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -53,7 +53,7 @@ class Poll:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class RoundUpdate:
     """The leader's answer. ``base`` stands, ``sources`` made its shards.
 
     ``nodes`` can be dialled, and may know the next leader when this one is gone.
@@ -64,7 +64,7 @@ class News:
     version: int
     base: RoundRecord
     sources: tuple[str, ...]
-    plan: Plan | None
+    plan: OpenRound | None
     nodes: tuple[str, ...]
     is_finished: bool
     number: int = 0  # of the call that this answers
@@ -107,7 +107,7 @@ class Goodbye:
     peer: str
 
 
-Message = cl.Message | Poll | News | Redirect | Close | ShardDone | Goodbye
+Message = cl.Message | Poll | RoundUpdate | Redirect | Close | ShardDone | Goodbye
 
 # --- events ---------------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Unreachable:
 
 
 @dataclass(frozen=True, slots=True)
-class Hung:
+class PollBroken:
     """A peer's poll broke while it was held: the peer died, or its line did."""
 
     peer: str
@@ -184,7 +184,7 @@ class Uploaded:
     term: int
     round: int
     shard: int
-    place: Place
+    place: ReducerSlot
     counted: bool
 
 
@@ -194,7 +194,7 @@ class UploadFailed:
 
     round: int
     shard: int
-    place: Place
+    place: ReducerSlot
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ class FetchFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class Woken:
+class Resumed:
     """The machine slept: what is held, planned and under way may be old."""
 
 
@@ -237,7 +237,7 @@ class Tick:
 Event = (
     Received
     | Unreachable
-    | Hung
+    | PollBroken
     | Offered
     | Averaged
     | Sealed
@@ -248,7 +248,7 @@ Event = (
     | Applied
     | Restored
     | FetchFailed
-    | Woken
+    | Resumed
     | Stop
     | Tick
 )
@@ -266,7 +266,7 @@ class Send:
 class Train:
     """Take the local steps of this round, and answer with Trained; end early when rounds/peer.py calls it stale."""
 
-    plan: Plan
+    plan: OpenRound
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +276,7 @@ class Upload:
     term: int  # of the plan
     round: int
     shard: int
-    place: Place
+    place: ReducerSlot
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,7 +374,7 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Show:
+class Notify:
     """For people."""
 
     text: str
@@ -402,6 +402,6 @@ Action = (
     | Commit
     | Explain
     | Drop
-    | Show
+    | Notify
     | Quit
 )

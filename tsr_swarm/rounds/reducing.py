@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from tsr_swarm.rounds import reducer as rd
 from tsr_swarm.rounds.gather import ShardDigest
-from tsr_swarm.rounds.protocol import Average, Averaged, Close, Offered, Plan, Reply, Send, ShardDone
+from tsr_swarm.rounds.protocol import Average, Averaged, Close, Offered, OpenRound, Reply, Send, ShardDone
 from tsr_swarm.rounds.state import Node, Reducing, Result
 
 AHEAD = 2  # rounds: a contribution may be quicker than the news
@@ -27,7 +27,7 @@ def offered(node: Node, event: Offered) -> Result:
     return node, [Reply(event.peer, event.round, event.shard, verdict)]
 
 
-def reopened(node: Node, plan: Plan) -> Node:
+def reopened(node: Node, plan: OpenRound) -> Node:
     """A new leader asks for the same round again: what is held still counts, and more may come."""
     if node.reducing is None:
         return node

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from tsr_swarm.rounds.gather import Gather, ShardDigest
 from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.rounds.protocol import Action, Place, Plan
+from tsr_swarm.rounds.protocol import Action, OpenRound, ReducerSlot
 from tsr_swarm.rounds.raft_state import RoundRecord, Voter
 from tsr_swarm.rounds.reducer import ReducerState
 from tsr_swarm.rounds.round_phases import LeaderPolicy, LeaderState
@@ -52,7 +52,7 @@ class LocalProgress:
     is_training: bool = False
     is_fetching: bool = False
     round: int = 0  # whose contribution is sent
-    sent: Mapping[int, Place] = field(default_factory=dict)  # shard -> where it is
+    sent: Mapping[int, ReducerSlot] = field(default_factory=dict)  # shard -> where it is
     sending: frozenset[int] = frozenset()
     term: int = 0  # of the plan that is followed
     refused: frozenset[int] = frozenset()  # shards that came too late for that leader; another may take them
@@ -91,7 +91,7 @@ class Leading:
     callers: Mapping[str, MemberContact] = field(default_factory=dict)
     nodes: tuple[str, ...] = ()  # of the callers, who can be dialled
     holds: Mapping[str, HeldPoll] = field(default_factory=dict)  # peers whose polls are held
-    plan: Plan | None = None
+    plan: OpenRound | None = None
     gather: Gather | None = None
     sealed: RoundRecord | None = None
     sources: tuple[str, ...] = ()  # by shard, who made the newest round that stands
@@ -116,7 +116,7 @@ class Node:
     council: Voter
     peer: PeerState
     guide: LeaderTracking = LeaderTracking()
-    plan: Plan | None = None  # the open round
+    plan: OpenRound | None = None  # the open round
     work: LocalProgress = LocalProgress()
     leading: Leading | None = None
     reducing: Reducing | None = None

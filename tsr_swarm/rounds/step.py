@@ -56,7 +56,7 @@ def _take_in(node: Node, event: Event, now: float) -> Result:
         case protocol.Unreachable(to, message):  # whatever matters is said again
             node = follower.lost(node, to, now) if isinstance(message, protocol.Poll) else node
             return _advise(node, cl.PeerLost(to), now)
-        case protocol.Hung(peer):
+        case protocol.PollBroken(peer):
             return leader.hung(node, peer, now)
         case protocol.Offered():
             return reducing.offered(node, event)
@@ -78,7 +78,7 @@ def _take_in(node: Node, event: Event, now: float) -> Result:
             return follower.restored(node, event, now)
         case protocol.FetchFailed():
             return follower.fetch_failed(node, event, now)
-        case protocol.Woken():
+        case protocol.Resumed():
             return follower.slept(node, now), []
         case protocol.Stop():
             return leader.stop(replace(node, is_leaving=True), now)
@@ -96,7 +96,7 @@ def _received(node: Node, sender: str, message: protocol.Message, now: float) ->
     match message:
         case protocol.Poll():
             return leader.polled(node, message, now)
-        case protocol.News():
+        case protocol.RoundUpdate():
             return follower.heard(node, sender, message, now)
         case protocol.Redirect():
             return follower.redirected(node, sender, message, now)
@@ -134,7 +134,7 @@ def _follow_up(node: Node, decision: cl.Action, now: float) -> Result:
             return leader.take_over(node, now)
         case cl.StepDown(reason):
             stands_again = node.council.role is not cl.RaftRole.FOLLOWER
-            return node, [] if stands_again else [protocol.Show(f"This node leads no more: {reason}.")]
+            return node, [] if stands_again else [protocol.Notify(f"This node leads no more: {reason}.")]
 
 
 def _settle(result: Result, now: float) -> Result:

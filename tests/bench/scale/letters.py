@@ -114,28 +114,30 @@ class Office:
             self._keep(key, "Poll", request)
         return self._known[key]
 
-    def answer(self, message: pt.News | pt.Redirect, peer: str, poll: pt.Poll) -> Letter:
+    def answer(self, message: pt.RoundUpdate | pt.Redirect, peer: str, poll: pt.Poll) -> Letter:
         """To a poll of ``peer``, which may know it already."""
-        alike = replace(message, number=_alike(message.number)) if isinstance(message, pt.News) else message
-        is_old = isinstance(message, pt.News) and poll.known == message.version
+        alike = replace(message, number=_alike(message.number)) if isinstance(message, pt.RoundUpdate) else message
+        is_old = isinstance(message, pt.RoundUpdate) and poll.known == message.version
         has = self._has.get(peer, frozenset()) if poll.known else frozenset()
         listed = frozenset(self._listed(message))
-        if isinstance(message, pt.News) and not is_old:
+        if isinstance(message, pt.RoundUpdate) and not is_old:
             self._has[peer] = listed
         key = ("answer", alike, is_old, listed - has)
         if key not in self._known:
             self._keep(key, STALE if is_old else "PollReply", self._answer(message, peer, is_old, listed - has))
         return self._known[key]
 
-    def _listed(self, message: pt.News | pt.Redirect) -> list[str]:
+    def _listed(self, message: pt.RoundUpdate | pt.Redirect) -> list[str]:
         """Nodes that who hears it may have to dial, as far as they can be."""
         told = [message.leader, *message.base.voters]
-        if isinstance(message, pt.News):
+        if isinstance(message, pt.RoundUpdate):
             reducers = [] if message.plan is None else [place.node for place in message.plan.places]
             told += [*message.nodes, *message.sources, *reducers]
         return [node for node in dict.fromkeys(told) if node in self._addresses]
 
-    def _answer(self, message: pt.News | pt.Redirect, peer: str, is_old: bool, listed: Collection[str]) -> pb.PollReply:
+    def _answer(
+        self, message: pt.RoundUpdate | pt.Redirect, peer: str, is_old: bool, listed: Collection[str]
+    ) -> pb.PollReply:
         contacts = message_codec.contacts_to_proto((node, self._addresses[node]) for node in sorted(listed))
         if isinstance(message, pt.Redirect):
             redirect = message_codec.redirect_to_proto(replace(message, base=_record(message.base)))
@@ -150,7 +152,7 @@ class Office:
             reply.lease.CopyFrom(message_codec.lease_to_proto(Lease(1, len(self._numbers) // 2)))
         return reply
 
-    def _news(self, message: pt.News) -> pb.News:
+    def _news(self, message: pt.RoundUpdate) -> pb.News:
         news = replace(message, base=_record(message.base))
         plan = None
         if message.plan is not None:

@@ -75,7 +75,7 @@ class HomeNode(Machine):
             self._hear_plan(after.plan)
         self._wake()
 
-    def _hear_plan(self, plan: pt.Plan) -> None:
+    def _hear_plan(self, plan: pt.OpenRound) -> None:
         """Who reduces asks who is here."""
         assert self.node is not None, "it hears"
         if self.node.leading is None and any(place.node == self.name for place in plan.places):
@@ -111,7 +111,7 @@ class HomeNode(Machine):
             case _:
                 super()._carry_out(action)
 
-    def _train(self, plan: pt.Plan) -> None:
+    def _train(self, plan: pt.OpenRound) -> None:
         begun = self.swarm.clock.now
         super()._train(plan)
         self._begun = begun
@@ -224,7 +224,7 @@ class HomeNetwork(Network):
             case pt.Poll():
                 step = swarm.nodes[sender.name].step if message.trains else 0
                 swarm.carry(sender.name, to, swarm.office.poll(message, step), deliver)
-            case pt.News() | pt.Redirect():
+            case pt.RoundUpdate() | pt.Redirect():
                 _, poll = self._polls.get((to, sender.name), (0, None))
                 if self._answers(sender.name, target):
                     assert poll is not None, "it is answered"
