@@ -1,8 +1,8 @@
 """Processes that are started here and end with this one, whichever way it ends.
 
 Each child leads its own session, so that a terminal's Ctrl-C reaches only us and we pass it on as we see fit. Three
-things keep one from being left behind: ``ProcessGroup`` ends it, the child itself notices that we are gone (see shutdown),
-and a janitor process ends what is stuck and removes our temporary folders.
+things keep one from being left behind: ``ProcessGroup`` ends it, the child itself notices that we are gone
+(shutdown.py), and a janitor process ends what is stuck and removes our temporary folders.
 """
 
 import asyncio
