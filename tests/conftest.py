@@ -1,6 +1,7 @@
-"""Make what tests of several packages share importable."""
+"""Settings that hold for every test."""
 
-import sys
-from pathlib import Path
+from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).parent))
+# How long one example takes depends on what else the machine does; pytest-timeout bounds the whole test.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")

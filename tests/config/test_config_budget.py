@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steady import OPTIMIZER
 
+from tests.steady import OPTIMIZER
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.budget import check_budget, core_upload, sketch_costs
 from tsr_swarm.config.layout import upload_slots

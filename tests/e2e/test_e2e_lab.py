@@ -11,7 +11,8 @@ from typing import Any
 
 import psutil
 import pytest
-from processes import COMMAND, TINY, namespaces
+
+from tests.processes import COMMAND, TINY, namespaces
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import psutil
 import pytest
-from processes import COMMAND, ENVIRONMENT, TINY
+
+from tests.processes import COMMAND, ENVIRONMENT, TINY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import COMMAND, ENVIRONMENT, TINY
+
+from tests.processes import COMMAND, ENVIRONMENT, TINY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 

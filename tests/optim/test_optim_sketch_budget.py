@@ -8,8 +8,8 @@ from itertools import chain, combinations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steady import steady
 
+from tests.steady import steady
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.budget import KB, core_upload, sketch_costs
 from tsr_swarm.config.layout import upload_slots

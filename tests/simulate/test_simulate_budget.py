@@ -7,8 +7,8 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from swarm_rig import Swarm, run_swarm, tiny_config
 
+from tests.swarm_rig import Swarm, run_swarm, tiny_config
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.budget import KB, core_upload, sketch_costs
 from tsr_swarm.config.round_plan import RoundPlan
