@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tsr_swarm.config.difference import differences
+from tsr_swarm.config.render import differences
 from tsr_swarm.config.run import DataConfig, OptimizerConfig, RunConfig, RunSection
 
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from tests.steady import OPTIMIZER
 from tsr_swarm.config.blocks import Block, BlockRole
-from tsr_swarm.config.budget import check_budget, core_upload, sketch_costs
 from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.manifest import decode_manifest, make_manifest
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
+from tsr_swarm.config.sizes import check_budget, core_upload, sketch_costs
 from tsr_swarm.errors import ConfigError
 
 BLOCKS = (
