@@ -11,24 +11,21 @@ from typing import Any
 
 import psutil
 
+from tests.fixtures import TINY_MODEL
+
 Event = dict[str, Any]
 
-TINY = """
-[model]
-hidden_size = 32
-intermediate_size = 48
-num_hidden_layers = 1
-num_attention_heads = 2
-num_key_value_heads = 2
-max_position_embeddings = 64
-[data]
-sequence_length = 32
-batch_size = 4
-[periods]
-k_x = 5
-[checkpoint]
-dir = "run"
-"""  # a step takes milliseconds
+TINY = "\n".join(
+    [
+        "[model]",
+        *(f"{key} = {value}" for key, value in TINY_MODEL.items()),
+        "max_position_embeddings = 64",
+        "[data]\nsequence_length = 32\nbatch_size = 4",
+        "[periods]\nk_x = 5",
+        '[checkpoint]\ndir = "run"',
+        "",
+    ]
+)
 COMMAND = [sys.executable, "-m", "tsr_swarm"]
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TERM": "dumb"}
 STREAMS: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
