@@ -1,5 +1,6 @@
-"""Other methods of training over slow links, to compare with, as their papers describe them.
+"""Published methods to compare with: simulated peers that train by one rule, gradients in, wire bytes out.
 
-Each has a file of its own with its source, its settings and its departures from the paper. Begin with ``method.py``,
-what all of them share, and ``registry.py``, their names.
+One file for each method, with its settings, equations and source. Begin with method.py, which has the interface and
+the two skeletons that all methods fill in; registry.py makes a method from its name and settings. Nothing here knows
+models, data or the network.
 """

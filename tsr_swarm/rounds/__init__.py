@@ -1,5 +1,8 @@
-"""Every decision of a swarm, as pure functions of messages and time: Raft, the phases of a round, shards, leases.
+"""All decisions of a swarm: pure functions from what a node knows and what has happened to what it does.
 
-No torch, no asyncio, no input or output: each state machine takes an input and returns the actions to carry out.
-Begin with ``protocol.py``, what nodes say to each other, and ``step.py``, one node's decisions.
+Nothing here touches a tensor, a socket, a disk or a clock, so tests can play any order of events in virtual time.
+Begin with protocol.py (messages, events and actions) and step.py, which hands each event to the node's part as a
+leader (leader.py, round_phases.py, gather.py, assignment.py), reducer (reducer.py), follower (follower.py, peer.py)
+or voter (raft.py, raft_state.py). leases.py and catch_up.py stand alone: who trains on which data, and how a peer
+catches up.
 """

@@ -1,4 +1,5 @@
-"""All that a node keeps on disk: checkpoints, its votes, rounds that others may ask for, and the run's folder.
+"""Everything that is kept on disk: checkpoints, published rounds, the voter's journal, states that are served.
 
-Each file is written so that a crash leaves either the old content or the new one. Begin with ``run_folder.py``.
+Every file is whole or not there after a crash, and verified when it is read; damage is one sentence that says what to
+do. No sockets, and no decisions about rounds. Begin with ``run_folder``, which starts or resumes a run from its folder.
 """

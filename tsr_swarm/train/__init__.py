@@ -1,4 +1,5 @@
-"""The model, the text it is trained on, and a peer's local steps.
+"""Training on one machine: text and its split between peers, the built-in model, local steps, evaluation, samples.
 
-No network: a trainer is given a round's plan and returns what it has to send. Begin with ``trainer.py``.
+Knows nothing of sockets, rounds' votes or disk formats. Begin with ``trainer``, which takes a round's local steps and
+applies published rounds; ``data`` says which peer trains on which text.
 """

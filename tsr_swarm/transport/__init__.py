@@ -1,4 +1,5 @@
-"""Calls between nodes over gRPC. Nothing else in the package knows gRPC.
+"""Calls between peers over gRPC: deadlines, size limits, byte counts, and errors that arrive as what they were.
 
-Begin with ``base.py``, the calls that a node answers, then ``server.py`` and ``client.py``.
+``base.py`` is the interface that a node implements, ``server.py`` answers calls with it, ``client.py`` makes them.
+Only this folder knows gRPC; nothing here knows rounds. Begin with ``base.py``.
 """
