@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from swarm_rig import Swarm, run_swarm, tiny_config
 
+from tests.swarm_rig import Swarm, run_swarm, tiny_config
 from tsr_swarm.config.layout import Part, upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.config.run import RunConfig

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from published_rounds import History, small_history
 
+from tests.published_rounds import History, small_history
 from tsr_swarm.node.events.commit_reporter import CommitReporter, Sealed, Seams
 from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.weights import AppliedRound

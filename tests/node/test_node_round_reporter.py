@@ -8,8 +8,8 @@ from typing import TypeVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steady import steady, wide
 
+from tests.steady import steady, wide
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import PeriodsConfig, RunConfig

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from steady import steady
 
+from tests.steady import steady
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig

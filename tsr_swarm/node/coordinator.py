@@ -13,10 +13,15 @@ from pathlib import Path
 
 from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.discovery.addresses import multiaddrs_for
-from tsr_swarm.discovery.announcer import Discovery
+from tsr_swarm.discovery.addresses import (
+    announced_address,
+    dht_addresses,
+    multiaddrs_for,
+    require_consent,
+    shown_address,
+)
+from tsr_swarm.discovery.announcer import Announcer
 from tsr_swarm.discovery.identity import Identity, load_identity
-from tsr_swarm.discovery.listening import announced, dht_places, require_consent, shown_address
 from tsr_swarm.discovery.records import PeerRole
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
@@ -138,7 +143,7 @@ class _Coordinator:
         self._identity, self._book, self._run_log = identity, book, run_log
         self._ledger, self._kernel = ByteCounter(), KernelBytes([])
         self._donor = StateStore(begun.manifest, folder.path / STATES, begun.delta_log)
-        self._discovery = Discovery(identity, begun.manifest.run_id, run_log.emit)
+        self._discovery = Announcer(identity, begun.manifest.run_id, run_log.emit)
 
     async def run(self, stop_gently: asyncio.Event, unread: Sequence[str]) -> None:
         """Take part to the end. ``unread`` says what of the data could not be read."""
@@ -151,7 +156,7 @@ class _Coordinator:
             lines = await stack.enter_async_context(ClientPool(self._book, self._ledger, self._kernel, options.proxy))
             if options.use_dht:
                 stack.push_async_callback(self._discovery.close)
-                listen, announce = dht_places(options.listen, options.announce, options.dht_port)
+                listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
                 await self._discovery.start(listen=listen, announce=announce, initial_peers=())
             around = Around(
                 book=self._book,
@@ -242,7 +247,7 @@ class _Coordinator:
         )
 
     def _initial_peers(self, caller: Caller) -> list[str]:
-        announce = announced(self._options.announce, 0)[0] if self._options.announce else ""
+        announce = announced_address(self._options.announce, 0)[0] if self._options.announce else ""
         return list(multiaddrs_for(caller.address, self._discovery.multiaddrs, announce))
 
     # --- after a round --------------------------------------------------------------------------------------------

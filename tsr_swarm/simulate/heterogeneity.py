@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tsr_swarm.config.run import DataConfig, require
+from tsr_swarm.config.coerce import require
+from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.train.corpus import find_documents, read_documents
 from tsr_swarm.train.data import END_OF_DOCUMENT, training_tokens

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tsr_swarm.config.difference import differences
 from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
+from tsr_swarm.config.render import differences
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedError, RunError
 from tsr_swarm.exchange.reduction import Published, open_published

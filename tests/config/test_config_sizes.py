@@ -1,20 +1,22 @@
-"""What sketches cost beyond cores, and which budgets leave room for them."""
+"""Bytes of blocks: what sketches cost beyond cores, which budgets leave room for them, and shards of equal size."""
 
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steady import OPTIMIZER
 
+from tests.steady import OPTIMIZER
 from tsr_swarm.config.blocks import Block, BlockRole
-from tsr_swarm.config.budget import check_budget, core_upload, sketch_costs
 from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.load import run_config_from_mapping
-from tsr_swarm.config.manifest import decode_manifest, make_manifest
+from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
 from tsr_swarm.config.round_plan import Due
-from tsr_swarm.config.run import RunConfig, WireConfig
+from tsr_swarm.config.run import ModelConfig, RoundConfig, RunConfig, WireConfig
+from tsr_swarm.config.sizes import block_bytes, check_budget, core_upload, sketch_costs, split_blocks
 from tsr_swarm.errors import ConfigError
+from tsr_swarm.rounds.shard_assignment import SLACK, assign
+from tsr_swarm.train.llama import parameter_shapes
 
 BLOCKS = (
     Block(name="embed_tokens.weight", rows=96, cols=32, rank=8, role=BlockRole.EMBEDDING),
@@ -71,27 +73,39 @@ def test_a_budget_is_the_leaders_own_and_not_part_of_a_manifest() -> None:
     assert decode_manifest(with_one.encoded).config.round.budget_kb == 0
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        {"local_space": "core"},
-        {"local_space": "full"},
-        {"local_space": "mixed"},
-        {"local_space": "full", "aim": "seed"},
-    ],
-)
-def test_only_full_peers_whose_bases_follow_displacements_choose(optimizer: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError) as error:
-        config(500, optimizer)
-    space, aim = optimizer["local_space"], optimizer.get("aim", "gradient")
-    assert str(error.value) == (
-        'round.budget_kb = 500 needs optimizer.local_space = "full" and optimizer.aim = "displacement", not '
-        f'"{space}" and "{aim}": only there does a block choose between a core and a sketch; set it to 0.'
-    )
-    config(0, optimizer)
+@given(sizes=st.lists(st.integers(1, 10**6), min_size=1, max_size=40), shards=st.integers(1, 50))
+def test_every_block_is_in_exactly_one_shard(sizes: list[int], shards: int) -> None:
+    parts = split_blocks(sizes, shards)
+    assert sorted(index for part in parts for index in part) == list(range(len(sizes)))
+    assert all(parts)
+    assert len(parts) == min(shards, len(sizes))
 
 
-@pytest.mark.parametrize("budget", [-1, 10**9 + 1])
-def test_a_budget_is_a_number_of_kilobytes(budget: int) -> None:
-    with pytest.raises(ConfigError, match=r"round\.budget_kb = .* is out of range"):
-        config(budget)
+def manifest_of(shards: int) -> Manifest:
+    """A decoder whose embedding and head have most numbers, and send as much as any other matrix."""
+    model = ModelConfig(vocab_size=8192, tie_word_embeddings=False)
+    config = RunConfig(model=model, round=RoundConfig(shards=shards))
+    return make_manifest("run", config, parameter_shapes(config.model))
+
+
+@given(shards=st.integers(1, 64))
+def test_shards_have_about_the_same_bytes_and_everybody_finds_the_same(shards: int) -> None:
+    manifest = manifest_of(shards)
+    sizes = manifest.shard_bytes
+    of_blocks = block_bytes(manifest.blocks, manifest.config.wire)
+    assert sum(sizes) == sum(of_blocks)
+    assert max(sizes) - min(sizes) <= max(of_blocks)
+    elsewhere = decode_manifest(manifest.encoded)
+    assert elsewhere.shard_blocks == manifest.shard_blocks
+    assert elsewhere.shard_bytes == sizes
+
+
+def test_reducers_get_about_the_same_bytes_although_embedding_and_head_have_most_numbers() -> None:
+    manifest = manifest_of(64)
+    numbers = sorted(block.size for block in manifest.blocks)
+    assert sum(numbers[-2:]) > sum(numbers) / 2
+    sizes, names = manifest.shard_bytes, [f"node-{number}" for number in range(9)]
+    loads = dict.fromkeys(names, 0)
+    for shard, node in enumerate(assign(sizes, names)):
+        loads[node] += sizes[shard]
+    assert max(loads.values()) <= SLACK * sum(sizes) / len(names)

@@ -1,8 +1,10 @@
-"""What peers/ tells a machine to run is what the command line understands."""
+"""Commands that the README and peers/ tell people and machines to run are ones that exist and understand them."""
 
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,19 @@ import typer
 from tsr_swarm.cli.main import app
 from tsr_swarm.cli.profile import JoinProfile, read_profile
 
-PEERS = Path(__file__).parents[1] / "peers"
+ROOT = Path(__file__).parents[1]
+PEERS = ROOT / "peers"
 ROLES = sorted(path.name for path in PEERS.iterdir() if path.is_dir())
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 HOW_TO_SHOW_IT = {"plain", "json", "resume"}  # not true of a machine, so not in its peer.toml
+
+
+def readme_commands() -> list[str]:
+    """Command lines in the README: lines of its bash blocks, and code within a sentence that begins like one."""
+    text = (ROOT / "README.md").read_text()
+    blocks = "".join(re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    inline = re.findall(r"`((?:tsr-swarm|python -m|bash) [^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    return [*filter(None, blocks.splitlines()), *(" ".join(line.split()) for line in inline)]
 
 
 def table_of(role: str) -> tuple[str, dict[str, Any]]:
@@ -54,6 +65,25 @@ def given_options(command_line: list[str]) -> tuple[str, dict[str, Any]]:
 def option_name(parameter: Any) -> str:
     [long] = [option for option in parameter.opts if option.startswith("--")]
     return str(long).removeprefix("--").replace("-", "_")
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_a_command_line_of_the_readme_parses_and_the_files_it_names_exist(line: str) -> None:
+    program, *arguments = words = shlex.split(line, comments=True)
+    match program:
+        case "tsr-swarm":
+            given_options(words)
+        case "python":
+            assert arguments[0] == "-m"
+            path = ROOT.joinpath(*arguments[1].split("."))
+            source = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__main__.py"
+            if "argparse" in source.read_text():  # else it takes file names, which are looked at below
+                subprocess.run([sys.executable, *arguments, "--help"], cwd=ROOT, check=True, capture_output=True)
+        case "bash":
+            assert (ROOT / arguments[0]).is_file()
+        case _:
+            pytest.fail(f"no test knows what {program} understands")
+    assert [word for word in arguments if "/" in word and not (ROOT / word).exists()] == []
 
 
 @pytest.mark.parametrize("role", ROLES)
