@@ -163,7 +163,7 @@ class Office:
         text.rules.CopyFrom(rules_to_proto(self._cargo.manifest.config))
         return text
 
-    def decode_message(self, message: Any, sender: str) -> Letter:
+    def one_way(self, message: Any, sender: str) -> Letter:
         """One way, between nodes that can be dialled."""
         key = ("told", message, sender if isinstance(message, pt.ShardDone) else "")
         if key not in self._known:

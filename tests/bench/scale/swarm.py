@@ -232,7 +232,7 @@ class HomeNetwork(Network):
             case pt.Goodbye():
                 deliver()
             case _:
-                swarm.carry(sender.name, to, swarm.office.told(message, sender.name), deliver)
+                swarm.carry(sender.name, to, swarm.office.one_way(message, sender.name), deliver)
 
     def _deliver(self, sender: Host, life: int, target: Host, message: pt.Message) -> None:
         """A shard that is done is fetched before it counts."""
