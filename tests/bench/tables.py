@@ -1,7 +1,8 @@
-"""Where the tables of the benches go, and the line above each: when, of which commit, on which machine."""
+"""What the tables of all benches share: their folder, their Markdown, and the line above each that dates it."""
 
 import platform
 import subprocess
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +14,13 @@ EXAMPLES = ROOT / "examples"
 RESULTS = EXAMPLES / "results"
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows)]
+
+
 def header(command: str) -> str:
+    """Return date, commit and machine of a measurement, and the command that repeats it."""
     git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     cores = psutil.cpu_count()
