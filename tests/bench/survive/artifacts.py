@@ -1,8 +1,8 @@
-"""What a run leaves behind for who judges it: what was told while it ran, and what stands on each node's disk."""
+"""What a run leaves behind: the events that were printed while it ran, and what is on each node's disk."""
 
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,58 +16,57 @@ _LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
-class Stood:
-    """A round that stands by a node's journal: its chain hash, and for each shard whose work is in it, by peer_id."""
+class CommittedRound:
+    """A round that is committed by a node's journal: its chain hash, and by shard the peers whose work is in it."""
 
     chain: str
     shards: tuple[frozenset[str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """``story``: what ``tsr-swarm local`` said, each event with the time it came, unix seconds; ``own`` and ``stood``
-    by the name of a node: its own events, and the rounds of its journal that were still on its disk.
+class Artifacts:
+    """``events``: what ``tsr-swarm local`` printed, each with the unix time at which it came.
+
+    ``own_events`` and ``committed`` by node: its own events, and the rounds of its journal that were on its disk.
     """
 
-    story: tuple[Stamped, ...]
-    own: Mapping[str, tuple[Stamped, ...]] = field(default_factory=dict)
-    stood: Mapping[str, Mapping[int, Stood]] = field(default_factory=dict)
+    events: tuple[Stamped, ...]
+    own_events: Mapping[str, tuple[Stamped, ...]] = field(default_factory=dict)
+    committed: Mapping[str, Mapping[int, CommittedRound]] = field(default_factory=dict)
     exit_code: int = 0
     tracebacks: tuple[str, ...] = ()  # the last line of each
 
 
-def read_own(folder: Path) -> dict[str, tuple[Stamped, ...]]:
-    """Each process's own events, of a local run that was kept in ``folder``."""
-    return {path.stem: tuple(_events(path)) for path in sorted((folder / "logs").glob("*.jsonl"))}
-
-
-def _events(path: Path) -> Iterator[Stamped]:
-    for line in path.read_text("utf-8", "replace").splitlines():  # a killed process may leave half a line
-        stamped = decode_stamped(line)
-        if stamped is not None:
-            yield stamped
-
-
-def read_tracebacks(folder: Path) -> tuple[str, ...]:
-    """For each log with a traceback in it: the log's name and the error."""
-    found = []
-    for path in sorted((folder / "logs").glob("*.log")):
-        lines = path.read_text("utf-8", "replace").splitlines()
-        starts = [place for place, line in enumerate(lines) if line.startswith("Traceback")]
-        for start in starts:
-            error = next((line for line in lines[start + 1 :] if line and not line.startswith(" ")), "")
-            found.append(f"{path.stem}: {error}")
-    return tuple(found)
-
-
-def read_stood(folder: Path) -> dict[str, dict[int, Stood]]:
-    """The rounds that stand on each node's disk, of a local run that was kept in ``folder``."""
+def read_artifacts(folder: Path, events: list[Stamped], exit_code: int) -> Artifacts:
+    """Read what a local run left in ``folder``."""
+    logs = folder / "logs"
     journals = sorted(folder.glob("*/journal.json")) + sorted(folder.glob("*/run-*/journal.json"))
-    return {path.relative_to(folder).parts[0]: _standing(path) for path in journals}
+    return Artifacts(
+        events=tuple(events),
+        own_events={path.stem: _events(path) for path in sorted(logs.glob("*.jsonl"))},
+        committed={path.relative_to(folder).parts[0]: _committed(path) for path in journals},
+        exit_code=exit_code,
+        tracebacks=tuple(found for path in sorted(logs.glob("*.log")) for found in _tracebacks(path)),
+    )
 
 
-def _standing(journal: Path) -> dict[int, Stood]:
-    """Follow the chain back from the newest round that the journal says to stand."""
+def _events(path: Path) -> tuple[Stamped, ...]:
+    lines = path.read_text("utf-8", "replace").splitlines()  # a killed process may leave half a line
+    return tuple(stamped for line in lines if (stamped := decode_stamped(line)) is not None)
+
+
+def _tracebacks(path: Path) -> list[str]:
+    """For each traceback in a log: the log's name and the error."""
+    lines, found = path.read_text("utf-8", "replace").splitlines(), []
+    for place, line in enumerate(lines):
+        if line.startswith("Traceback"):
+            error = next((line for line in lines[place + 1 :] if line and not line.startswith(" ")), "")
+            found.append(f"{path.stem}: {error}")
+    return found
+
+
+def _committed(journal: Path) -> dict[int, CommittedRound]:
+    """Follow the chain back from the newest round that the journal has as committed."""
     base = decode_sealed(journal.read_bytes())["ledger"]["base"]
     files = {}
     for path in (journal.parent / "published").glob("round-*.bin"):
@@ -79,7 +78,7 @@ def _standing(journal: Path) -> dict[int, Stood]:
         if (round, chain) not in files:
             break
         path, parent = files[round, chain]
-        found[round] = Stood(chain, _shards(path))
+        found[round] = CommittedRound(chain, _shards(path))
         chain = parent
     return found
 

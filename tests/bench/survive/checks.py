@@ -1,127 +1,129 @@
-"""Judge a run by what happened in it: rounds lost, forks, seconds to recover, and what must not be. Pure."""
+"""Check a run by what happened in it: rounds lost, forks, seconds to recover, and what must not be. Pure."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tests.bench.survive.evidence import Evidence
-from tests.bench.survive.facts import COORDINATOR, Facts
-from tests.bench.survive.hurts import Hurt
-from tests.bench.survive.scenario import Scenario
+from tests.bench.survive.artifacts import Artifacts
+from tests.bench.survive.outages import Outage
+from tests.bench.survive.scenarios import Scenario
+from tests.bench.survive.timeline import COORDINATOR, Timeline
 from tsr_swarm.telemetry.events import DigestMismatch, LeaderLost, PayloadRefused, PeerJoined, RunFinished, Warned
+
+BAD_WARNINGS = (" is gone: ", " cannot be placed", " was due")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """``violations`` is empty if all is well.
+class Outcome:
+    """Figures of a run; ``violations`` is empty if all is well.
 
-    rounds: how many stand in the end. lost: those of them that stand without all the work of every peer that was there
-    and well from when the round was opened until it stood; a void shard loses the work of everybody. A peer that was
-    hurt is well again once its work is in a round, for which it has a limit of its own; one that is slow by the
-    scenario need not be in every round.
-    seconds: from each fault until the next round stood on any node. back: from the end of each hurt that ended, until
-    that node had a round that was not there yet then. forks: rounds of which nodes have different digests or chains.
+    rounds: how many were committed. lost: those that lack some work of a peer that was up from the opening of the round
+    until it was committed; a void shard loses the work of everybody. After an outage a peer counts as up once its work
+    is in a round, for which it has a limit of its own; one that is slow by the scenario need not be in every round.
+    seconds: from each fault until the next round was committed on any node. back: from the end of each outage until
+    that node had a round that was not committed yet then. forks: rounds of which nodes have different digests or
+    chain hashes.
     """
 
     rounds: int
-    lost: tuple[int, ...]
-    seconds: tuple[float, ...]
-    back: tuple[float, ...]
+    lost: Sequence[int]
+    seconds: Sequence[float]
+    back: Sequence[float]
     forks: int
-    violations: tuple[str, ...]
+    violations: Sequence[str]
 
 
-def judge(scenario: Scenario, evidence: Evidence) -> Verdict:
-    facts = Facts(scenario, evidence)
-    lost = {round: why for round in range(1, facts.last + 1) if (why := facts.why_lost(round))}
-    forks = facts.forks()
+def check_run(scenario: Scenario, artifacts: Artifacts) -> Outcome:
+    timeline = Timeline(scenario, artifacts)
+    lost = {round: why for round in range(1, timeline.last + 1) if (why := timeline.why_lost(round))}
+    forks = timeline.forks()
     violations = [
-        *_of_the_end(scenario, evidence, facts),
+        *_check_end(scenario, artifacts, timeline),
         *(f"round {round} has {len(found)} digests or chains" for round, found in forks.items()),
-        *([] if len(lost) <= scenario.lost else [f"round {round} lost: {why}" for round, why in lost.items()]),
-        *_of_recovery(scenario, facts),
-        *_of_what_was_said(evidence),
-        *_of_work(scenario, evidence, facts),
-        *_of_the_minority(scenario, evidence, facts),
+        *([] if len(lost) <= scenario.max_lost else [f"round {round} lost: {why}" for round, why in lost.items()]),
+        *_check_recovery(scenario, timeline),
+        *_check_events(artifacts),
+        *_check_work(scenario, artifacts, timeline),
+        *_check_minority(scenario, artifacts, timeline),
     ]
-    return Verdict(
-        rounds=facts.last,
-        lost=tuple(lost),
-        seconds=_finite(facts.seconds()),
-        back=_finite([facts.back(hurt) for hurt in facts.ended()]),
+    return Outcome(
+        rounds=timeline.last,
+        lost=list(lost),
+        seconds=_finite(timeline.recovery_seconds()),
+        back=_finite([timeline.seconds_back(outage) for outage in timeline.ended_outages()]),
         forks=len(forks),
-        violations=tuple(violations),
+        violations=violations,
     )
 
 
-def _finite(seconds: list[float]) -> tuple[float, ...]:
-    return tuple(round(each, 2) for each in seconds if each < math.inf)
+def _finite(seconds: list[float]) -> list[float]:
+    return [round(each, 2) for each in seconds if each < math.inf]
 
 
-def _of_the_end(scenario: Scenario, evidence: Evidence, facts: Facts) -> Iterator[str]:
-    if evidence.exit_code:
-        yield f"exit code {evidence.exit_code}"
-    yield from (f"traceback in the log of {text}" for text in evidence.tracebacks)
-    if not any(isinstance(stamped.event, RunFinished) for stamped in evidence.story):
+def _check_end(scenario: Scenario, artifacts: Artifacts, timeline: Timeline) -> Iterator[str]:
+    if artifacts.exit_code:
+        yield f"exit code {artifacts.exit_code}"
+    yield from (f"traceback in the log of {text}" for text in artifacts.tracebacks)
+    if not any(isinstance(stamped.event, RunFinished) for stamped in artifacts.events):
         yield "the run did not finish"
-    if facts.last != scenario.rounds:
-        yield f"round {facts.last} is the last, not {scenario.rounds}"
-    gone = {hurt.name for hurt in facts.hurts if hurt.healed >= facts.end}
-    for name in evidence.own:
-        if name not in gone and scenario.rounds not in {*evidence.stood.get(name, ()), *facts.rounds_of(name)}:
-            yield f"{name} is alive and has not round {scenario.rounds}"
+    if timeline.last != scenario.rounds:
+        yield f"round {timeline.last} is the last, not {scenario.rounds}"
+    gone = {outage.name for outage in timeline.outages if outage.ended >= timeline.end}
+    for name in artifacts.own_events:
+        known = {*artifacts.committed.get(name, ()), *timeline.rounds_of(name)}
+        if name not in gone and scenario.rounds not in known:
+            yield f"{name} is alive and does not have round {scenario.rounds}"
 
 
-def _of_recovery(scenario: Scenario, facts: Facts) -> Iterator[str]:
-    for (_, fault), seconds in zip(facts.faults, facts.seconds(), strict=True):
-        if seconds > scenario.seconds:
-            yield f"after {fault}, the next round stood after {seconds:.1f} s"
-    for hurt in facts.ended():
-        seconds = facts.back(hurt)
-        if seconds > scenario.back:
-            yield f"{hurt.name} was back {seconds:.1f} s after the end of {hurt.kind}"
-        if hurt.name != COORDINATOR:
-            yield from _of_work_after(scenario, facts, hurt)
+def _check_recovery(scenario: Scenario, timeline: Timeline) -> Iterator[str]:
+    for (_, fault), seconds in zip(timeline.faults, timeline.recovery_seconds(), strict=True):
+        if seconds > scenario.max_seconds:
+            yield f"after {fault}, the next round was committed after {seconds:.1f} s"
+    for outage in timeline.ended_outages():
+        seconds = timeline.seconds_back(outage)
+        if seconds > scenario.max_back:
+            yield f"{outage.name} was back {seconds:.1f} s after the end of {outage.kind}"
+        if outage.name != COORDINATOR:
+            yield from _check_work_after(scenario, timeline, outage)
 
 
-def _of_work_after(scenario: Scenario, facts: Facts, hurt: Hurt) -> Iterator[str]:
-    open_round, works = facts.newest(hurt.healed) + 1, facts.works(hurt.name, hurt.healed)
-    limit = math.inf if scenario.back_rounds is None else scenario.back_rounds
-    if not works:
-        yield f"no work of {hurt.name} is in any round after the end of {hurt.kind}"
-    elif min(works) - open_round > limit:
-        yield f"work of {hurt.name} is in round {min(works)} at first, not within {limit} of {open_round}"
+def _check_work_after(scenario: Scenario, timeline: Timeline, outage: Outage) -> Iterator[str]:
+    open_round = timeline.newest(outage.ended) + 1
+    rounds = timeline.rounds_with_work(outage.name, outage.ended)
+    limit = math.inf if scenario.max_back_rounds is None else scenario.max_back_rounds
+    if not rounds:
+        yield f"no work of {outage.name} is in any round after the end of {outage.kind}"
+    elif min(rounds) - open_round > limit:
+        yield f"work of {outage.name} is in round {min(rounds)} at first, not within {limit} of {open_round}"
 
 
-def _of_what_was_said(evidence: Evidence) -> Iterator[str]:
-    for stamped in evidence.story:
+def _check_events(artifacts: Artifacts) -> Iterator[str]:
+    for stamped in artifacts.events:
         match stamped.event:
-            case Warned(message=message) if any(
-                part in message for part in (" is gone: ", " cannot be placed", " was due")
-            ):
+            case Warned(message=message) if any(part in message for part in BAD_WARNINGS):
                 yield message
             case DigestMismatch(name=name, round=round):
                 yield f"{name} had other weights after round {round}"
             case PayloadRefused(name=name, round=round, message=message):
-                yield f"of {name} something was refused for round {round}: {message}"
+                yield f"something from {name} was refused for round {round}: {message}"
 
 
-def _of_work(scenario: Scenario, evidence: Evidence, facts: Facts) -> Iterator[str]:
-    """Everybody who joined, however late or slow, has work in some round."""
-    joined = {stamped.event.name for stamped in evidence.story if isinstance(stamped.event, PeerJoined)}
-    for name in sorted(joined | {f"peer-{who}" for who in range(1, scenario.peers + 1)}):
-        if not facts.works(name, -math.inf):
+def _check_work(scenario: Scenario, artifacts: Artifacts, timeline: Timeline) -> Iterator[str]:
+    """Every peer that joined, however late or slow, has work in some round."""
+    joined = {stamped.event.name for stamped in artifacts.events if isinstance(stamped.event, PeerJoined)}
+    for name in sorted(joined | {f"peer-{number}" for number in range(1, scenario.peers + 1)}):
+        if not timeline.rounds_with_work(name, -math.inf):
             yield f"no work of {name} is in any round"
 
 
-def _of_the_minority(scenario: Scenario, evidence: Evidence, facts: Facts) -> Iterator[str]:
-    cut = [hurt for hurt in facts.hurts if hurt.kind == "partition"]
-    if scenario.says_minority and not any(_said_so(evidence, hurt) for hurt in cut):
-        yield "nobody on the side without a majority said so"
+def _check_minority(scenario: Scenario, artifacts: Artifacts, timeline: Timeline) -> Iterator[str]:
+    cut_off = [outage for outage in timeline.outages if outage.kind == "partition"]
+    if scenario.reports_minority and not any(_reported(artifacts, outage) for outage in cut_off):
+        yield "no node on the side without a majority reported it"
 
 
-def _said_so(evidence: Evidence, hurt: Hurt) -> bool:
+def _reported(artifacts: Artifacts, outage: Outage) -> bool:
     return any(
-        isinstance(stamped.event, LeaderLost | Warned) and hurt.begun < stamped.time < hurt.healed
-        for stamped in evidence.own.get(hurt.name, ())
+        isinstance(stamped.event, LeaderLost | Warned) and outage.begun < stamped.time < outage.ended
+        for stamped in artifacts.own_events.get(outage.name, ())
     )

@@ -1,4 +1,4 @@
-"""One run of a scenario: real processes, what they say with the time at which it came, and none of them left behind."""
+"""Run a scenario: real processes, their events with the time at which each came, and no process left behind."""
 
 import contextlib
 import os
@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
-from tests.bench.survive.evidence import Evidence, read_own, read_stood, read_tracebacks
-from tests.bench.survive.hurts import CRASH
-from tests.bench.survive.scenario import Scenario, arguments
+from tests.bench.survive.artifacts import Artifacts, read_artifacts
+from tests.bench.survive.outages import CRASH
+from tests.bench.survive.scenarios import Scenario, arguments
 from tsr_swarm.telemetry.events import Event, FaultPlaced, RoundOpened, Stamped, decode, encode
 
 RUN_FILE = Path(__file__).parent / "survive.toml"
@@ -26,49 +27,43 @@ class Interrupted(Exception):
     """The run was asked to end, and has left nothing running."""
 
 
-class Stage:
-    """Where runs take place, in any number of threads."""
+class Runner:
+    """Runs scenarios, in any number of threads, until it is closed."""
 
     def __init__(self) -> None:
         self._processes: set[subprocess.Popen[str]] = set()
         self._is_closed = False
 
     def close(self) -> None:
-        """From another thread: whatever runs ends now, and raises Interrupted."""
+        """Called from another thread: whatever runs ends now, and raises Interrupted."""
         self._is_closed = True
         for process in list(self._processes):
             process.send_signal(signal.SIGINT)
 
-    def run(self, scenario: Scenario, seed: int, folder: Path) -> Evidence:
+    def run(self, scenario: Scenario, seed: int, folder: Path) -> Artifacts:
         """Run it with all its files in ``folder``, which must not exist. Raises Interrupted."""
         folder.mkdir(parents=True)
         options = arguments(scenario, seed)
         (folder / "command.txt").write_text(" ".join(options) + "\n", "utf-8")
-        with _Story(folder / "story.jsonl") as story:
+        with (folder / "events.jsonl").open("w", encoding="utf-8") as file:
+            log = EventLog(file)
             crash_round = None if scenario.crash_round is None else scenario.crash_round(seed)
-            code = self._act(options, folder, story, crash_round, scenario.most_seconds)
+            code = self._run_once(options, folder, log, crash_round, scenario.timeout)
             if crash_round is not None:
-                story.add(FaultPlaced(fault=CRASH, is_over=True))
-                code = self._act([*options, "--resume"], folder, story, None, scenario.most_seconds)
-        kept = folder / "run"
-        return Evidence(
-            story=tuple(story.events),
-            own=read_own(kept),
-            stood=read_stood(kept),
-            exit_code=code,
-            tracebacks=read_tracebacks(kept),
-        )
+                log.add(FaultPlaced(fault=CRASH, is_over=True))
+                code = self._run_once([*options, "--resume"], folder, log, None, scenario.timeout)
+        return read_artifacts(folder / "run", log.events, code)
 
-    def _act(
-        self, options: Sequence[str], folder: Path, story: "_Story", crash_round: int | None, most_seconds: float
+    def _run_once(
+        self, options: Sequence[str], folder: Path, log: "EventLog", crash_round: int | None, timeout: float
     ) -> int:
-        """From start to end, or until all is killed as ``crash_round`` opens; the exit code."""
-        with _local(options, folder, most_seconds) as process:
+        """Run from start to end, or until all is killed as ``crash_round`` opens; return the exit code."""
+        with _local(options, folder, timeout) as process:
             self._processes.add(process)
             try:
-                for round in () if self._is_closed else story.read(process):
+                for round in () if self._is_closed else log.read(process):
                     if round == crash_round:
-                        story.add(FaultPlaced(fault=CRASH, is_over=False))
+                        log.add(FaultPlaced(fault=CRASH, is_over=False))
                         _kill_tree(process)
             finally:
                 self._processes.discard(process)
@@ -77,18 +72,12 @@ class Stage:
         return process.returncode
 
 
-class _Story:
-    """What was said, in a file too: the time at which it came goes over the one that was said."""
+class EventLog:
+    """The events of a run, in a file too. Each has the time at which it came, not the one that was printed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: TextIO) -> None:
         self.events: list[Stamped] = []
-        self._file = path.open("w", encoding="utf-8")
-
-    def __enter__(self) -> "_Story":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._file.close()
+        self._file = file
 
     def add(self, event: Event) -> None:
         stamped = Stamped(time=time.time(), event=event)
@@ -97,7 +86,7 @@ class _Story:
         self._file.flush()
 
     def read(self, process: subprocess.Popen[str]) -> Iterator[int]:
-        """Keep all it says; the number of each round as it opens."""
+        """Add all that the process prints; yield the number of each round as it opens."""
         assert process.stdout is not None
         for line in process.stdout:
             event = decode(line)
@@ -108,15 +97,16 @@ class _Story:
 
 
 @contextmanager
-def _local(options: Sequence[str], folder: Path, most_seconds: float) -> Iterator[subprocess.Popen[str]]:
-    """``tsr-swarm local`` in a session of its own: Ctrl-C reaches us, and we pass it on. It never outlives this."""
+def _local(options: Sequence[str], folder: Path, timeout: float) -> Iterator[subprocess.Popen[str]]:
+    """``tsr-swarm local`` in a session of its own: Ctrl-C reaches this process, which passes it on, and ends it."""
     command = [sys.executable, "-m", "tsr_swarm", "local", str(RUN_FILE), *options]
     command += ["--dir", str(folder / "run"), "--no-dht", "--json"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TSR_SWARM_")}
     with (folder / "stderr.txt").open("a") as errors:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True, env=_environment()
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True, env=environment
         )
-    overdue = threading.Timer(most_seconds, process.kill)  # its children notice, and its janitor sees to it
+    overdue = threading.Timer(timeout, process.kill)  # the processes that it started notice, and end
     overdue.start()
     try:
         yield process
@@ -141,7 +131,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _kill_tree(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to it and to all that it started, by their own ids."""
+    """Send SIGKILL to it and to all that it started, by their own ids."""
     root = psutil.Process(process.pid)
     tree = [root, *root.children(recursive=True)]
     for each in tree:
@@ -149,7 +139,3 @@ def _kill_tree(process: subprocess.Popen[str]) -> None:
             each.kill()
     process.wait()
     psutil.wait_procs(tree[1:], timeout=LEAVE_SECONDS)
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("TSR_SWARM_")}
