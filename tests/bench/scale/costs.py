@@ -1,17 +1,16 @@
-"""What rounds of a swarm cost, as figures."""
+"""What the rounds of a rehearsed swarm cost, as figures."""
 
 import itertools
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from tests.bench.scale.cargo import Cargo, cargo
-from tests.bench.scale.letters import Letter
+from tests.bench.scale.messages import SizedMessage, Traffic, control_bytes, payload_bytes
+from tests.bench.scale.payloads import RoundPayloads, round_payloads
 from tests.bench.scale.swarm import APPLY_SECONDS, AVERAGE_SECONDS, TRAIN_SECONDS, HomeSwarm
-from tests.bench.scale.tally import Traffic, by_field, by_kind, control, payload
 from tests.rehearsal.machine import Pace
 from tests.rehearsal.swarm import Member
 
@@ -33,7 +32,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """A round's cost. Bytes are of one node; ``dialable`` and ``others`` are peers."""
+    """The cost of a round. Bytes are of one node; ``dialable`` and ``others`` are peers."""
 
     peers: int
     shards: int
@@ -46,10 +45,10 @@ class Cost:
     leader_received: float
     leader_payload: float  # both directions
     overhead: float  # seconds, the median round
-    phases: tuple[float, float, float, float]  # until the last contribution is heard of, sealed, stands, next is open
-    kinds: Mapping[str, float]  # control of all nodes, sent
+    phases: tuple[float, float, float, float]  # until the last contribution, the seal, the commit, the next round
+    kinds: Mapping[str, float]  # control that all nodes sent
     fields: Mapping[str, float]
-    letters: Mapping[str, tuple[float, float]]  # by kind: how many a round, and the mean bytes of one
+    messages: Mapping[str, tuple[float, float]]  # by kind: how many a round, and the mean bytes of one
     leader_cpu: float  # seconds a round that the leader's decisions take here
     seconds: float  # that it took to simulate
     complaints: tuple[str, ...]
@@ -61,85 +60,71 @@ def members(peers: int, shards: int) -> tuple[Member, ...]:
     """A coordinator, and peers of which one in four can be dialled."""
     chance = Random(peers)
     names = [f"{chance.getrandbits(128):032x}" for _ in range(peers + 1)]
-    pace = Pace(train=TRAIN_SECONDS, apply=APPLY_SECONDS)
-    first = Member(name=names[0], trains=False, pace=_own(pace, peers, shards))
+
+    def pace() -> Pace:
+        return Pace(train=TRAIN_SECONDS, apply=APPLY_SECONDS, average=AVERAGE_SECONDS * reducers(peers) / shards)
+
+    first = Member(name=names[0], trains=False, pace=pace())
     others = (
-        Member(
-            name=name,
-            is_dialable=number % DIALABLE == 0,
-            pace=_own(pace, peers, shards),
-            joins_at=1.0 + chance.random(),
-        )
+        Member(name=name, is_dialable=number % DIALABLE == 0, pace=pace(), joins_at=1.0 + chance.random())
         for number, name in enumerate(names[1:])
     )
     return first, *others
 
 
-def _own(pace: Pace, peers: int, shards: int) -> Pace:
-    return Pace(train=pace.train, apply=pace.apply, average=AVERAGE_SECONDS * reducers(peers) / shards)
-
-
 def reducers(peers: int) -> int:
-    """How many there are: the coordinator can be dialled too."""
+    """How many nodes reduce: the coordinator can be dialled too."""
     return -(-peers // DIALABLE) + 1
 
 
 def shards_for(peers: int) -> int:
-    """Enough that every reducer has one."""
+    """Enough shards that every reducer has one."""
     return max(8, reducers(peers))
 
 
-def simulate(peers: int, goods: Cargo | None = None, seed: int = 0) -> Cost:
-    """Rounds ``FIRST`` to ``LAST`` of a swarm."""
-    goods = goods or cargo(peers, shards_for(peers))
+def simulate(peers: int, payloads: RoundPayloads | None = None, seed: int = 0) -> Cost:
+    """Simulate a swarm and return the cost of its rounds ``FIRST`` to ``LAST``."""
+    payloads = payloads or round_payloads(peers, shards_for(peers))
     started = time.perf_counter()
-    swarm = HomeSwarm(members(peers, goods.shards), goods, Random(seed))
+    swarm = HomeSwarm(members(peers, payloads.shards), payloads, Random(seed))
     swarm.measure(FIRST, LAST)
-    return _cost(swarm, goods, time.perf_counter() - started)
+    return _cost(swarm, payloads.shards, time.perf_counter() - started)
 
 
-def _cost(swarm: HomeSwarm, goods: Cargo, seconds: float) -> Cost:
-    rounds, nodes = LAST - FIRST + 1, swarm.tally.nodes
-    leader = swarm.layout.first
+def _cost(swarm: HomeSwarm, shards: int, seconds: float) -> Cost:
+    rounds, nodes, leader = LAST - FIRST + 1, swarm.traffic, swarm.traffic[swarm.leading]
     names = {
         "dialable": [name for name in swarm.peers if swarm.machines[name].is_dialable],
         "others": [name for name in swarm.peers if not swarm.machines[name].is_dialable],
     }
-    groups = {group: [nodes[name] for name in names[group]] for group in names}
-    sent: Counter[Letter] = Counter()
-    for traffic in nodes.values():
-        sent.update(traffic.sent)
+
+    def of_peers(figure: Callable[[Traffic], float]) -> dict[str, Spread]:
+        return {group: spread([figure(nodes[name]) for name in names[group]]) for group in names}
+
     costs = [swarm.rounds[round] for round in range(FIRST, LAST + 2)]
-    numbers: Counter[str] = Counter()
-    for letter, count in sent.items():
-        numbers[letter.kind] += count
-    kinds = by_kind(sent)
-    middle = statistics.median
     pairs = list(itertools.pairwise(costs))
+    numbers, kinds, fields = _sums([traffic.sent for traffic in nodes.values()])
     return Cost(
         peers=len(swarm.peers),
-        shards=goods.shards,
-        sent={name: spread([payload(t.sent) / rounds for t in group]) for name, group in groups.items()},
-        received={name: spread([payload(t.received) / rounds for t in group]) for name, group in groups.items()},
-        control={name: spread([_control(t) / rounds for t in group]) for name, group in groups.items()},
-        share={
-            name: spread([_control(t) / (payload(t.sent) + payload(t.received)) for t in group])
-            for name, group in groups.items()
-        },
+        shards=shards,
+        sent=of_peers(lambda traffic: payload_bytes(traffic.sent) / rounds),
+        received=of_peers(lambda traffic: payload_bytes(traffic.received) / rounds),
+        control=of_peers(lambda traffic: traffic.control / rounds),
+        share=of_peers(lambda traffic: traffic.control / traffic.payload),
         included=statistics.fmean(len(cost.counted) / len(swarm.peers) for cost in costs[:-1]),
-        leader_sent=control(nodes[leader].sent) / rounds,
-        leader_received=control(nodes[leader].received) / rounds,
-        leader_payload=(payload(nodes[leader].sent) + payload(nodes[leader].received)) / rounds,
-        overhead=middle(cost.overhead(after.opened) for cost, after in pairs),
+        leader_sent=control_bytes(leader.sent) / rounds,
+        leader_received=control_bytes(leader.received) / rounds,
+        leader_payload=leader.payload / rounds,
+        overhead=statistics.median(cost.overhead(after.opened) for cost, after in pairs),
         phases=(
-            middle(cost.arrived - cost.opened for cost in costs[:-1]),
-            middle(cost.sealed - cost.arrived for cost in costs[:-1]),
-            middle(cost.stands - cost.sealed for cost in costs[:-1]),
-            middle(after.opened - cost.stands for cost, after in pairs),
+            statistics.median(cost.arrived - cost.opened for cost in costs[:-1]),
+            statistics.median(cost.sealed - cost.arrived for cost in costs[:-1]),
+            statistics.median(cost.committed - cost.sealed for cost in costs[:-1]),
+            statistics.median(after.opened - cost.committed for cost, after in pairs),
         ),
         kinds={kind: count / rounds for kind, count in kinds.items()},
-        fields={name: count / rounds for name, count in by_field(sent).items()},
-        letters={kind: (count / rounds, kinds[kind] / count) for kind, count in numbers.items()},
+        fields={name: count / rounds for name, count in fields.items()},
+        messages={kind: (count / rounds, kinds[kind] / count) for kind, count in numbers.items()},
         leader_cpu=swarm.leader_seconds / rounds,
         seconds=seconds,
         complaints=tuple(swarm.judge.violations),
@@ -148,5 +133,13 @@ def _cost(swarm: HomeSwarm, goods: Cargo, seconds: float) -> Cost:
     )
 
 
-def _control(traffic: Traffic) -> int:
-    return control(traffic.sent) + control(traffic.received)
+def _sums(sent: Iterable[Counter[SizedMessage]]) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Messages by kind, bytes of control by kind, and bytes of control by kind and field."""
+    numbers, kinds, fields = Counter[str](), Counter[str](), Counter[str]()
+    for messages in sent:
+        for message, count in messages.items():
+            numbers[message.kind] += count
+            kinds[message.kind] += message.control * count
+            for name, size in message.fields.items():
+                fields[f"{message.kind}.{name}"] += size * count
+    return numbers, kinds, fields

@@ -31,7 +31,7 @@ TEXT = "".join(f"def f{i}(x):\n    return x + {i} if x > {i % 7} else f{i // 2}(
 
 
 def config(folder: Path, peers: int) -> RunConfig:
-    """Of a run of ``peers`` whose steps take milliseconds."""
+    """The configuration of a run of ``peers`` whose steps take milliseconds."""
     text = folder / "text"
     text.mkdir(parents=True)
     for part in range(8):
@@ -63,8 +63,8 @@ def config(folder: Path, peers: int) -> RunConfig:
 
 
 @dataclass
-class Watched:
-    """What the coordinator and the peers told, and when."""
+class Recorder:
+    """Records the events of the coordinator and of the peers, and when they came."""
 
     address: asyncio.Future[str]
     opened: dict[int, float] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Watched:
     closed: dict[int, RoundClosed] = field(default_factory=dict)
     applied: dict[int, list[RoundApplied]] = field(default_factory=dict)  # by peer
 
-    def see(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
         now = time.monotonic()
         match event:
             case RunStarted():
@@ -84,14 +84,14 @@ class Watched:
             case RoundClosed():
                 self.closed[event.round] = event
 
-    def see_peer(self, number: int, event: Event) -> None:
+    def record_peer(self, number: int, event: Event) -> None:
         if isinstance(event, RoundApplied):
             self.applied.setdefault(number, []).append(event)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RealCost:
-    """Of a round. Bytes are of a peer, both directions, from its ledger."""
+    """The cost of a round. Bytes are of a peer, both directions, as it counted them."""
 
     peers: int
     shards: int
@@ -103,17 +103,17 @@ class RealCost:
 
 
 def measure(folder: Path, peers: int) -> RealCost:
-    """Have them do some rounds."""
+    """Run some rounds of ``peers`` and return what one costs."""
     return asyncio.run(_measure(folder, peers))
 
 
 async def _measure(folder: Path, peers: int) -> RealCost:
     settings = config(folder, peers)
-    watched = Watched(asyncio.get_running_loop().create_future())
+    recorder = Recorder(asyncio.get_running_loop().create_future())
     options = CoordinateOptions(config=settings, listen="127.0.0.1:0", use_dht=False)
     async with asyncio.timeout(LIMIT_SECONDS), asyncio.TaskGroup() as group:
-        group.create_task(run_coordinator(options, watched.see, Shutdown()))
-        address = await watched.address
+        group.create_task(run_coordinator(options, recorder.record, Shutdown()))
+        address = await recorder.address
         for number in range(peers):
             join = JoinOptions(
                 coordinator=address,
@@ -124,20 +124,20 @@ async def _measure(folder: Path, peers: int) -> RealCost:
                 listen="127.0.0.1:0" if number % DIALABLE == 0 else None,
             )
 
-            def see(event: Event, number: int = number) -> None:
-                watched.see_peer(number, event)
+            def record(event: Event, number: int = number) -> None:
+                recorder.record_peer(number, event)
 
-            group.create_task(run_peer(join, see, Shutdown()))
+            group.create_task(run_peer(join, record, Shutdown()))
     blocks = make_manifest("scale", settings, parameter_shapes(settings.model)).blocks
-    return _cost(watched, peers, len(blocks))
+    return _cost(recorder, peers, len(blocks))
 
 
-def _cost(watched: Watched, peers: int, shards: int) -> RealCost:
+def _cost(recorder: Recorder, peers: int, shards: int) -> RealCost:
     last = UNCOUNTED + COUNTED
     rounds = range(UNCOUNTED + 1, last)  # nothing opens after the last one
     payload: dict[str, list[float]] = {"dialable": [], "others": []}
     control: dict[str, list[float]] = {"dialable": [], "others": []}
-    for number, applied in watched.applied.items():
+    for number, applied in recorder.applied.items():
         counts: Counter[str] = Counter()
         for event in applied:
             if event.round in rounds:
@@ -149,9 +149,9 @@ def _cost(watched: Watched, peers: int, shards: int) -> RealCost:
     return RealCost(
         peers=peers,
         shards=shards,
-        gap=spread([watched.opened[round + 1] - watched.arrived[round] for round in rounds]),
-        round=spread([watched.opened[round + 1] - watched.opened[round] for round in rounds]),
+        gap=spread([recorder.opened[round + 1] - recorder.arrived[round] for round in rounds]),
+        round=spread([recorder.opened[round + 1] - recorder.opened[round] for round in rounds]),
         payload={name: spread(values) for name, values in payload.items()},
         control={name: spread(values) for name, values in control.items()},
-        included=statistics.fmean(watched.closed[round].included / peers for round in rounds),
+        included=statistics.fmean(recorder.closed[round].included / peers for round in rounds),
     )

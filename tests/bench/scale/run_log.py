@@ -1,4 +1,4 @@
-"""What a rehearsed leader tells people, and the voters that copy it, as node/events/log_relay.py does."""
+"""The log of a rehearsed leader, and the voters that copy it, as node/events/log_relay.py does."""
 
 import hashlib
 from functools import partial
@@ -17,7 +17,7 @@ REPORTS_SECONDS = 5.0  # that a leader waits for reports
 
 
 class RunLog:
-    """The leader's log. Nobody watches, so nobody copies what peers say of their progress: it is left out."""
+    """The leader's log, without the progress of peers: no monitor watches, so no node copies it."""
 
     def __init__(self, swarm: "HomeSwarm") -> None:
         self._swarm = swarm
@@ -26,10 +26,10 @@ class RunLog:
         self._reported: set[tuple[int, str]] = set()
         self._closed = 0
 
-    # --- who reads ----------------------------------------------------------------------------------------------------
+    # --- readers ----------------------------------------------------------------------------------------------------
 
     def committed(self, record: RoundRecord) -> None:
-        """A round stands, and names the voters: those that were none begin to read."""
+        """A round is committed, and names the voters: new ones begin to copy the log."""
         self.explained(record.round, "apply", None, "committed: fetch, apply, report")
         self._swarm.clock.after(REPORTS_SECONDS, partial(self._close, record.round))
         for voter in sorted({*record.voters} - self._readers - {self._swarm.leading}):
@@ -42,15 +42,15 @@ class RunLog:
         self._copy(voter, after, pause)
 
     def _copy(self, voter: str, after: int, then: "partial[None]") -> None:
-        swarm, office = self._swarm, self._swarm.office
+        swarm, sizer = self._swarm, self._swarm.sizer
         lines, last = self._log.since(after, with_progress=False)
-        answer = partial(swarm.carry, swarm.leading, voter, office.events(lines, last), then)
-        swarm.carry(voter, swarm.leading, office.watch(after), answer)
+        answer = partial(swarm.carry, swarm.leading, voter, sizer.watch_reply(lines, last), then)
+        swarm.carry(voter, swarm.leading, sizer.watch(after), answer)
 
-    # --- what it says -------------------------------------------------------------------------------------------------
+    # --- events -------------------------------------------------------------------------------------------------
 
     def stepped(self, before: Node, after: Node) -> None:
-        """Tell of contributions as a chronicle does."""
+        """Log the contributions that came with a step."""
         if after.leading is None:
             return
         state, known = after.leading.state, before.leading.state.arrivals if before.leading is not None else {}
@@ -69,18 +69,16 @@ class RunLog:
                 )
 
     def opened(self, round: int, reducers: list[str]) -> None:
-        """A round opens."""
         names = ",".join(self._swarm.names[node] for node in dict.fromkeys(reducers))
         peers = len(self._swarm.peers)
         self._log.append(events.RoundOpened(round=round, peers=peers, steps=20, lr=0.03, refresh=58, reducers=names))
         self.explained(round, "train", None, "peers take their local steps")
 
     def explained(self, round: int, phase: str, deadline: float | None, reason: str) -> None:
-        """A phase of a round begins."""
         self._log.append(events.PhaseChanged(round=round, phase=phase, deadline=deadline, reason=reason))
 
     def reported(self, round: int, peer: str) -> None:
-        """A peer has told its digest and its bytes."""
+        """A peer has reported its digest and its bytes."""
         self._reported.add((round, peer))
         digest = hashlib.blake2b(f"{round}".encode(), digest_size=32).hexdigest()
         self._log.append(events.DigestReported(round=round, peer=peer, name=self._swarm.names[peer], digest=digest))
@@ -88,7 +86,7 @@ class RunLog:
             self._close(round)
 
     def _close(self, round: int) -> None:
-        """All have reported, or should have."""
+        """Log the end of a round: all peers have reported, or should have."""
         if round <= self._closed:
             return
         self._closed, peers = round, len(self._swarm.peers)

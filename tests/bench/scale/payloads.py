@@ -1,4 +1,4 @@
-"""What a round of a real run is made of: its plan, its shards, and the bytes of each, as ``tsr-swarm plan`` does."""
+"""The payloads of a round: its plan, its shards, and the bytes of each, as ``tsr-swarm plan`` has them."""
 
 import hashlib
 from collections import defaultdict
@@ -19,12 +19,12 @@ from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.gate import shard_slots
 
 PRESET = "60M"
-NUMBERS_PEERS = 8  # a mean of more looks no different
+MEAN_OF = 8  # peers, whose mean is compressed to find its size; a mean of more looks no different
 
 
 @dataclass(frozen=True)
-class Cargo:
-    """One round's shards. ``is_whole``: of whole blocks, as runs have them today; else all alike, however cut."""
+class RoundPayloads:
+    """The shards of a round. ``is_whole``: of whole blocks, as runs have them; else all of the same bytes."""
 
     manifest: Manifest
     shards: int
@@ -32,19 +32,19 @@ class Cargo:
 
     @cached_property
     def block_bytes(self) -> tuple[int, ...]:
-        """What a block sends in an ordinary round."""
+        """Bytes of each block in an ordinary round."""
         return block_bytes(self.manifest.blocks, self.manifest.config.wire)
 
     @cached_property
     def shard_blocks(self) -> tuple[tuple[int, ...], ...]:
-        """Of a shard that is a piece of blocks: one of these blocks, which is what a message would at least name."""
+        """The blocks of each shard; of a shard that is a piece of blocks, the one block that a message would name."""
         if self.is_whole:
             return split_blocks(self.block_bytes, self.shards)
         return tuple((shard % len(self.manifest.blocks),) for shard in range(self.shards))
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """What nodes share out shards by."""
+        """Bytes of each shard, by which shards are assigned to nodes."""
         sizes = self.block_bytes
         if self.is_whole:
             return tuple(sum(sizes[block] for block in blocks) for blocks in self.shard_blocks)
@@ -52,16 +52,15 @@ class Cargo:
 
     @cached_property
     def uploads(self) -> tuple[tuple[Section, ...], ...]:
-        """By shard: sections of a contribution."""
+        """Sections of a contribution, by shard."""
         return self._sections(upload_slots, _SHARES.sent)
 
     @cached_property
     def published(self) -> tuple[tuple[Section, ...], ...]:
-        """By shard: sections of an average."""
+        """Sections of an average, by shard."""
         return self._sections(published_slots, _SHARES.received)
 
     def plan(self, round: int, parent: str) -> RoundPlan:
-        """What the round is."""
         return plan_round(self.manifest.config, self.manifest.blocks, round, parent)
 
     def _sections(
@@ -75,19 +74,23 @@ class Cargo:
 
 
 def wire_bytes(sections: Sequence[Section]) -> int:
-    """Of one shard."""
     return sum(section.wire_bytes for section in sections)
 
 
-def cargo(peers: int, shards: int, is_whole: bool = False) -> Cargo:
-    """Of a run of ``peers``, whose data has a part for each of them."""
+def round_payloads(peers: int, shards: int, is_whole: bool = False) -> RoundPayloads:
+    """The payloads of a run of ``peers``, whose data has a part for each of them."""
     config = replace(_CONFIG, data=replace(_CONFIG.data, parts=max(8, peers)))
     config = replace(config, run=replace(config.run, min_peers=peers))
-    return Cargo(make_manifest("scale", config, parameter_shapes(config.model)), shards, is_whole)
+    return RoundPayloads(make_manifest("scale", config, parameter_shapes(config.model)), shards, is_whole)
+
+
+def whole_bytes(payloads: RoundPayloads) -> tuple[int, int]:
+    """Bytes of one whole contribution, and of one whole average."""
+    return sum(map(wire_bytes, payloads.uploads)), sum(map(wire_bytes, payloads.published))
 
 
 _CONFIG = RunConfig(model=PRESETS[PRESET].model)
-_SHARES = wire_shares(_CONFIG, NUMBERS_PEERS)
+_SHARES = wire_shares(_CONFIG, MEAN_OF)
 
 
 def _raw(slots: Sequence[Slot]) -> dict[str, int]:
