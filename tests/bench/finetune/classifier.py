@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.bench.finetune.sentences import Sentence, by_length
+from tests.bench.finetune.dataset import Sentence, by_length
 
 PAD = 0  # the token's number in BERT's vocabulary
 EVAL_BATCH = 64
@@ -55,11 +55,6 @@ def load(folder: Path, seed: int) -> Classifier:
     nn.init.normal_(bert.classifier.weight, std=bert.config.initializer_range, generator=generator)
     nn.init.zeros_(bert.classifier.bias)
     return Classifier(bert)
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the parameters by name."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 @torch.no_grad()
