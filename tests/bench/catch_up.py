@@ -194,24 +194,8 @@ async def downloader(manifest: Manifest, history: History, folder: Path) -> Asyn
         yield Downloader(fetcher, counter, events)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Bytes as received, control included."""
-
-    refreshes: int
-    present: int
-    catch_up: int
-    state: int
-    state_raw: int
-    takes_state: bool
-    seconds_fetched: float
-    seconds_applied: float
-    seconds_state: float
-    seconds_to_keep: float
-    is_equal: bool
-
-
-async def measure(aim: str, model: ModelConfig, missed: int, folder: Path) -> Measured:
+async def measure(aim: str, model: ModelConfig, missed: int, folder: Path) -> dict[str, str]:
+    """Return the cells of one column by the names of their rows. Bytes are as received, control included."""
     manifest = manifest_of(aim, model)
     history = await make_history(manifest, missed, folder)
     rounds = range(1, missed + 1)
@@ -235,38 +219,22 @@ async def measure(aim: str, model: ModelConfig, missed: int, folder: Path) -> Me
         assembly, _, _ = await node.fetcher.state(NODES, lambda: False)
         seconds_state, state = time.perf_counter() - started, node.received
         is_equal = digest == history.after.digest() == assembly.consensus(manifest).digest()
-    return Measured(
-        refreshes=history.refreshes,
-        present=present,
-        catch_up=catch_up,
-        state=state,
-        state_raw=assembly.description.total_bytes,
-        takes_state=choice.takes_state,
-        seconds_fetched=seconds_fetched,
-        seconds_applied=seconds_applied,
-        seconds_state=seconds_state,
-        seconds_to_keep=history.seconds_to_keep,
-        is_equal=is_equal,
-    )
-
-
-def results_table(results: dict[str, Measured]) -> list[str]:
-    found = list(results.values())
-    rows = {
-        "refreshes among the missed rounds": [f"{m.refreshes}" for m in found],
-        "MB that a present peer downloaded in them": [f"{m.present / 1e6:.2f}" for m in found],
-        "MB of the catch-up": [f"**{m.catch_up / 1e6:.2f}**" for m in found],
-        "catch-up / present": [f"**{m.catch_up / m.present:.4f}**" for m in found],
-        "MB of the state (in the file, before zstd)": [f"{m.state / 1e6:.1f} ({m.state_raw / 1e6:.1f})" for m in found],
-        "state / catch-up": [f"**{m.state / m.catch_up:.1f}**" for m in found],
-        "what the peer chooses": ["the state" if m.takes_state else "the rounds" for m in found],
-        "seconds to fetch, check and open the rounds, from three donors": [f"{m.seconds_fetched:.1f}" for m in found],
-        "seconds to apply and hash them": [f"{m.seconds_applied:.1f}" for m in found],
-        "seconds to fetch the state, from two donors": [f"{m.seconds_state:.1f}" for m in found],
-        "seconds for a donor to keep a state, beside its training": [f"{m.seconds_to_keep:.1f}" for m in found],
-        "weights after both ways equal those of a peer that was there": ["yes" if m.is_equal else "NO" for m in found],
+    return {
+        "refreshes among the missed rounds": f"{history.refreshes}",
+        "MB that a present peer downloaded in them": f"{present / 1e6:.2f}",
+        "MB of the catch-up": f"**{catch_up / 1e6:.2f}**",
+        "catch-up / present": f"**{catch_up / present:.4f}**",
+        "MB of the state (in the file, before zstd)": (
+            f"{state / 1e6:.1f} ({assembly.description.total_bytes / 1e6:.1f})"
+        ),
+        "state / catch-up": f"**{state / catch_up:.1f}**",
+        "what the peer chooses": "the state" if choice.takes_state else "the rounds",
+        "seconds to fetch, check and open the rounds, from three donors": f"{seconds_fetched:.1f}",
+        "seconds to apply and hash them": f"{seconds_applied:.1f}",
+        "seconds to fetch the state, from two donors": f"{seconds_state:.1f}",
+        "seconds for a donor to keep a state, beside its training": f"{history.seconds_to_keep:.1f}",
+        "weights after both ways equal those of a peer that was there": "yes" if is_equal else "NO",
     }
-    return table(["bases", *(AIMS[aim] for aim in results)], [[name, *cells] for name, cells in rows.items()])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -277,10 +245,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    results: dict[str, Measured] = {}
+    columns = []
     for aim in options.aims:
         with tempfile.TemporaryDirectory() as folder:
-            results[aim] = asyncio.run(measure(aim, MODELS[options.model], options.missed, Path(folder)))
+            columns.append(asyncio.run(measure(aim, MODELS[options.model], options.missed, Path(folder))))
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
     text = (
         f"Shapes of the {options.model} preset at rank {RANK}, {BITS} bits up and down, sketches of 8, {K_X} steps a "
         f"round, a refresh every {K_R // K_X} rounds. Nothing was trained: {PEERS} contributions of random cores a "
@@ -289,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"keeps states of every {STATE_ROUNDS}th round. Torch has one thread."
     )
     title = f"Catching up after {options.missed} missed rounds"
-    table_text = "\n".join(results_table(results))
+    table_text = "\n".join(table(["bases", *(AIMS[aim] for aim in options.aims)], rows))
     write_page(options.out / "catch-up.md", title, "python -m tests.bench.catch_up", text, table_text)
 
 

@@ -45,11 +45,7 @@ def load(folder: Path, seed: int) -> Classifier:
     transformers.logging.set_verbosity_error()  # else it reports that the head is new, which is meant
     transformers.logging.disable_progress_bar()
     bert = transformers.AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        num_labels=2,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        local_files_only=True,
+        folder, num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, local_files_only=True
     )
     generator = torch.Generator().manual_seed(seed)
     nn.init.normal_(bert.classifier.weight, std=bert.config.initializer_range, generator=generator)

@@ -1,15 +1,10 @@
 """The fine-tuning bench without its download: sentences, shares, intervals, tables, and tiny runs of each method."""
 
-import hashlib
-import io
 import itertools
-import json
 import math
 import statistics
-import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,21 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.bench.finetune import dataset
-from tests.bench.finetune.__main__ import main
 from tests.bench.finetune.classifier import Classifier, correct
-from tests.bench.finetune.dataset import Archive, Sentence, by_length, deal, pack_bits, read_ratings, split, unpack_bits
+from tests.bench.finetune.dataset import Sentence, by_length, deal, pack_bits, read_ratings, split, unpack_bits
 from tests.bench.finetune.methods import METHODS, JointBatches, Trained, first_bases, manifest_of, spec_of, train
-from tests.bench.finetune.table import MAX_SEEDS, collect, factor, of_accuracy, over_seeds, over_sentences, report
+from tests.bench.finetune.table import MAX_SEEDS, collect, of_accuracy, over_seeds, over_sentences, report
 from tsr_swarm.config.blocks import BlockRole
-from tsr_swarm.config.run import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PeriodsConfig,
-    RunConfig,
-    RunSection,
-)
+from tsr_swarm.config.load import run_config_from_mapping
+from tsr_swarm.config.run import RunConfig
 
 # --- sentences --------------------------------------------------------------------------------------------------------
 
@@ -170,14 +157,6 @@ def test_the_report_compares_what_has_been_run() -> None:
     assert f"the factor is {4000 / 120:.0f}." in text
 
 
-def test_methods_keep_their_order_and_seeds_theirs() -> None:
-    runs = [document("single", 3, [True], 0), document("dense", 2, [True], 1), document("dense", 1, [True], 1)]
-    collected = collect(runs, METHODS)
-    assert list(collected) == ["dense", "single"]
-    assert list(collected["dense"]) == [1, 2]
-    assert factor(collected, "single") == "-"
-
-
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -199,14 +178,14 @@ class Tiny(nn.Module):
 
 
 def tiny_config() -> RunConfig:
-    return RunConfig(
-        run=RunSection(rounds=3),
-        model=ModelConfig(
-            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
-        ),
-        data=DataConfig(parts=2, batch_size=4, sequence_length=6),
-        optimizer=OptimizerConfig(aim="seed", inner="adam", rank="d/2", embedding_rank=4, warmup_steps=1),
-        periods=PeriodsConfig(k_x=4, k_r=4, k_r_embedding=12),
+    return run_config_from_mapping(
+        {
+            "run": {"rounds": 3},
+            "model": {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2},
+            "data": {"parts": 2, "batch_size": 4, "sequence_length": 6},
+            "optimizer": {"aim": "seed", "inner": "adam", "rank": "d/2", "embedding_rank": 4, "warmup_steps": 1},
+            "periods": {"k_x": 4, "k_r": 4, "k_r_embedding": 12},
+        }
     )
 
 
@@ -289,55 +268,3 @@ def test_the_classifier_ignores_padding() -> None:
     torch.testing.assert_close(model.logits(rows[:, :-1]), alone)
     torch.testing.assert_close(model.loss(rows), F.cross_entropy(alone, rows[:, -1]))
     assert correct(model, rows) == (alone.argmax(1) == rows[:, -1]).tolist()
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-def tar(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def test_a_member_must_be_there_once() -> None:
-    data = tar({"a/x": b"1", "b/x": b"2"})
-    for name, count in (("x", 2), ("y", 0)):
-        with pytest.raises(RuntimeError, match=f"{count} files {name}"):
-            dataset.member(data, name)
-
-
-def fill_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tiny model and 40 sentences in place of what pip would fetch."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", *map(str, range(40))]
-    folder = cache / dataset.MODEL.sha256[:16]
-    tiny_bert(len(words)).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(words))
-    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    ratings = "".join(f"{n}\t{1 - n % 2 * 2}\t{('good', 'bad')[n % 2]} film {n}\n" for n in range(40))
-    inner, name = dataset.RATINGS
-    archive = tar({f"package/{inner}": tar({name: ratings.encode()})})
-    (cache / "sentences.tar.gz").write_bytes(archive)
-    sha256 = hashlib.sha256(archive).hexdigest()
-    monkeypatch.setattr(dataset, "SENTENCES", Archive(requirement="none==0", file="sentences.tar.gz", sha256=sha256))
-
-
-def test_the_command_trains_every_method_once_and_writes_the_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill_cache(tmp_path, monkeypatch)
-    runs = tmp_path / "runs.jsonl"
-    keys = ("run.rounds=2", "periods.k_x=2", "periods.k_r=2", "periods.k_r_embedding=4", "data.parts=2",
-            "data.batch_size=2", "data.sequence_length=8", "optimizer.embedding_rank=4", "optimizer.rank=4",
-            "model.hidden_size=16", "model.num_attention_heads=2", "model.num_key_value_heads=2")  # fmt: skip
-    options = [part for key in keys for part in ("--set", key)]
-    options += ["--seeds", "0", "--heldout", "8", "--cache", str(tmp_path), "--runs", str(runs), "--out", str(tmp_path)]
-    for _ in range(2):
-        main(options)
-    assert [json.loads(line)["method"] for line in runs.read_text().splitlines()] == list(METHODS)
-    text = (tmp_path / "finetune.md").read_text("utf-8")
-    assert all(title in text for title in ("ours: cores", "dense averaging", "one machine"))

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from tests.bench.scale.costs import DIALABLE, FIRST, LAST, Cost, Spread, simulate
+from tests.bench.scale.costs import DIALABLE, FIRST, LAST, Cost, Spread, amount, amounts, simulate
 from tests.bench.scale.payloads import PRESET, round_payloads, whole_bytes
-from tests.bench.scale.real import COUNTED, UNCOUNTED, RealCost, measure
+from tests.bench.scale.real import COUNTED, UNCOUNTED, measure, shard_count
 from tests.bench.scale.swarm import APPLY_SECONDS, AVERAGE_SECONDS, DOWN, LATENCY, TRAIN_SECONDS, UP
 from tests.bench.tables import RESULTS, header, table
 
@@ -27,18 +27,6 @@ SIZES = (8, 64, 512)
 REAL_SIZES = (8, 16, 32, 64)
 SHARDS = (8, 75)  # of whole blocks: a run's default, and as many as the preset has
 MOST_FIELDS = 14
-
-
-def amount(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
-def both(spread: Spread) -> str:
-    """Median and worst."""
-    return f"{amount(spread.median)} / {amount(spread.worst)}"
 
 
 def percent(spread: Spread) -> str:
@@ -55,12 +43,12 @@ def costs_table(found: Sequence[Cost]) -> list[str]:
     """Median and worst peer where there are two figures."""
     rows = {
         "shards": [f"{cost.shards}" for cost in found],
-        "payload sent, who can be dialled": [both(cost.sent["dialable"]) for cost in found],
-        "payload sent, others": [both(cost.sent["others"]) for cost in found],
-        "payload received, who can be dialled": [both(cost.received["dialable"]) for cost in found],
-        "payload received, others": [both(cost.received["others"]) for cost in found],
-        "control, who can be dialled": [both(cost.control["dialable"]) for cost in found],
-        "control, others": [both(cost.control["others"]) for cost in found],
+        "payload sent, who can be dialled": [amounts(cost.sent["dialable"]) for cost in found],
+        "payload sent, others": [amounts(cost.sent["others"]) for cost in found],
+        "payload received, who can be dialled": [amounts(cost.received["dialable"]) for cost in found],
+        "payload received, others": [amounts(cost.received["others"]) for cost in found],
+        "control, who can be dialled": [amounts(cost.control["dialable"]) for cost in found],
+        "control, others": [amounts(cost.control["others"]) for cost in found],
         "control in % of payload, who can be dialled": [percent(cost.share["dialable"]) for cost in found],
         "control in % of payload, others": [percent(cost.share["others"]) for cost in found],
         "control that the leader sends": [amount(cost.leader_sent) for cost in found],
@@ -140,30 +128,19 @@ def simulate_and_print(peers: int, shards: int | None = None) -> Cost:
 
 
 def real(sizes: Sequence[int]) -> str:
-    found: list[RealCost] = []
+    columns = []
     for peers in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            found.append(measure(Path(folder), peers))
-        print(found[-1], flush=True)
-    rows = {
-        "seconds from the last contribution to the next round": [
-            f"**{cost.gap.median:.2f}** / {cost.gap.worst:.2f}" for cost in found
-        ],
-        "seconds a round": [f"{cost.round.median:.1f} / {cost.round.worst:.1f}" for cost in found],
-        "work that was counted": [f"{100 * cost.included:.0f} %" for cost in found],
-        "payload both ways, who can be dialled": [both(cost.payload["dialable"]) for cost in found],
-        "payload both ways, others": [both(cost.payload["others"]) for cost in found],
-        "control both ways, who can be dialled": [both(cost.control["dialable"]) for cost in found],
-        "control both ways, others": [both(cost.control["others"]) for cost in found],
-    }
+            columns.append(measure(Path(folder), peers))
+        print(columns[-1], flush=True)
     lines = [
         "## Real",
         "",
         f"A coordinator and peers of which one in {DIALABLE} listens, over real gRPC on loopback, all in one process "
-        f"and its one event loop, with a tiny model in {found[0].shards} shards of whole blocks; {COUNTED - 1} rounds "
+        f"and its one event loop, with a tiny model in {shard_count()} shards of whole blocks; {COUNTED - 1} rounds "
         f"after the first {UNCOUNTED}. Median and worst round or peer. The machine was shared with others.",
         "",
-        *by_peers(sizes, rows),
+        *by_peers(sizes, {name: [column[name] for column in columns] for name in columns[0]}),
     ]
     return "\n".join(lines)
 

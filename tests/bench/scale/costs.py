@@ -30,6 +30,18 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), max(values))
 
 
+def amount(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def amounts(spread: Spread) -> str:
+    """Median and worst."""
+    return f"{amount(spread.median)} / {amount(spread.worst)}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """The cost of a round. Bytes are of one node; ``dialable`` and ``others`` are peers."""

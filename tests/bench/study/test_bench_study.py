@@ -1,7 +1,6 @@
 """The study: which runs it pairs, which method it lets win, what it reports of runs that are not done."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench.study import tables
-from tests.bench.study.__main__ import HERE, run_stage
-from tests.bench.study.candidates import CORE, DENSE, DENSE_MUON, OURS, Candidate, baseline, ours
+from tests.bench.study.__main__ import HERE
+from tests.bench.study.candidates import CORE, DENSE, OURS, Candidate, baseline, ours
 from tests.bench.study.comparison import (
     Matchup,
     Row,
@@ -25,31 +23,18 @@ from tests.bench.study.comparison import (
 )
 from tests.bench.study.report import write_report
 from tests.bench.study.stages import CORE_STAGE, FULL_STAGE, RunStore, Stage
-from tests.bench.study.tables import ablation, equal_time, finalists, operating_points, search, winner_text
+from tests.bench.study.tables import differences_text, losses_text, winner_text
 from tests.bench.tables import RESULTS
 from tsr_swarm.baselines.registry import METHODS
 from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import OptimizerConfig, RunConfig, RunSection
 from tsr_swarm.simulate.engine import check
-from tsr_swarm.simulate.heterogeneity import Heterogeneity
 from tsr_swarm.simulate.result import Point, RunResult
 from tsr_swarm.simulate.run_spec import RunSpec
-from tsr_swarm.simulate.runner import Progress
 
 LINK = Link(up=1e6, down=2e6, rtt=0.1, step_seconds=0.5)
-MUON = f"{DENSE_MUON} (control)"  # as the tables have it
-INT8, SPARSE, FINE, COARSE, SMALL = "int8", "sparse", "ours, 4 bits", "ours, 2 bits", "ours, rank 1/4"
-MADE_UP = (
-    ours(OURS, rates=(0.01, 0.03, 0.06)),
-    ours(FINE, "wire.core_bits=4"),
-    ours(COARSE, "wire.core_bits=2"),
-    ours(SMALL, 'optimizer.rank="1/4"'),
-    baseline(DENSE, "diloco", (0.001, 0.003, 0.006), outer="average"),
-    baseline(DENSE_MUON, "diloco", outer="average", inner="muon"),
-    baseline(INT8, "diloco", bits=8),
-    baseline(SPARSE, "sparseloco"),
-)
-CANDIDATES = {candidate.name: candidate for candidate in MADE_UP}
+OWN_NAMES = (OURS, "ours, 4 bits", "ours, 2 bits", "ours, rank 1/4")
+CANDIDATES = {name: ours(name) for name in OWN_NAMES} | {DENSE: baseline(DENSE, "diloco", outer="average")}
 LOSSES = st.one_of(st.floats(0.1, 9), st.none())
 
 
@@ -77,19 +62,10 @@ def run(candidate: Candidate, loss: float | None, seed: int = 0, rate: float = 0
     return fake_result(spec, [5.0, 4.0, loss], size)
 
 
-def row(name: str, losses: Sequence[float | None] = (), size: float = 1.0, wanted: int = 3) -> Row:
+def row(name: str, losses: Sequence[float | None] = (), size: float = 1.0) -> Row:
     """The candidate of that name, with a run a seed."""
     runs = tuple(run(CANDIDATES[name], loss, seed, size=size) for seed, loss in enumerate(losses))
-    return Row(candidate=CANDIDATES[name], runs=runs, wanted=wanted)
-
-
-def cells_of(lines: Sequence[str]) -> dict[str, list[str]]:
-    """The rows of a Markdown table by their first cell."""
-    split = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
-    return {first: rest for first, *rest in split}
-
-
-# --- pairs ---
+    return Row(candidate=CANDIDATES[name], runs=runs, wanted=3)
 
 
 @given(st.dictionaries(st.integers(0, 5), LOSSES), st.dictionaries(st.integers(0, 5), LOSSES))
@@ -111,14 +87,10 @@ def test_the_best_run_is_the_first_of_the_lowest_and_none_that_diverged(losses: 
     assert best_run(runs) is runs[losses.index(min(known)) if known else 0]
 
 
-# --- operating points ---
-
-
 @given(st.lists(st.tuples(st.floats(0.1, 9), st.floats(0.01, 2)), min_size=1, max_size=4), st.floats(0.01, 2))
 def test_ours_is_the_best_that_moves_no_more(sizes: list[tuple[float, float]], size: float) -> None:
-    names = [name for name, candidate in CANDIDATES.items() if candidate.method == "tsr"]
-    mine = [row(name, [loss, loss + 1], moved) for name, (loss, moved) in zip(names, sizes, strict=False)]
-    (found,) = matchups([*mine, row(DENSE, [3.0], size), row(DENSE_MUON)])
+    mine = [row(name, [loss, loss + 1], moved) for name, (loss, moved) in zip(OWN_NAMES, sizes, strict=False)]
+    (found,) = matchups([*mine, row(DENSE, [3.0], size)])
     fitting = [loss + 0.5 for loss, moved in sizes if moved <= size]
     assert (found.ours is None) == (not fitting)
     if found.ours is not None:
@@ -142,54 +114,19 @@ def test_ours_is_the_best_that_moves_no_more(sizes: list[tuple[float, float]], s
         ([], "pending"),
     ],
 )
-def test_who_wins_is_said_with_its_exceptions(differences: list[float], words: str) -> None:
+def test_the_winner_is_named_with_its_exceptions(differences: list[float], words: str) -> None:
     assert winner_text(Matchup(row(DENSE, [1.0]), row(OURS, [1.0]), differences)) == words
 
 
-def test_a_rival_that_wins_is_named_in_words() -> None:
-    rows = [row(OURS, [2.0, 2.1, 2.2], 0.1), row(DENSE, [2.5, 2.5, 2.5]), row(DENSE_MUON, [1.9, 2.0, 2.0], 0.2)]
-    lines = operating_points([*rows, row(INT8), row(SPARSE, [3.0], 0.05)])
-    found = cells_of(lines)
-    assert list(found)[2:] == [SPARSE, MUON, DENSE]  # by bytes
-    assert found[DENSE] == [
-        "4", "2.500 (2.500 to 2.500)", OURS, "0.4", "2.100 (2.000 to 2.200)", "-0.400 (-0.500 to -0.300)", "ours",
-    ]  # fmt: skip
-    assert found[SPARSE][-1] == "not comparable"
-    assert lines[-4:] == [
-        "Ours has the lower loss at 1 of 3 operating points.",
-        f"A rival has it at 1 (ours minus rival, nats): {MUON}, +0.133 (+0.100 to +0.200).",
-        "Nothing of ours among the finalists moves as little as sparse.",
-        "Pending: int8.",
-    ]
+def test_unfinished_and_diverged_runs_are_named_in_the_cells() -> None:
+    assert losses_text([], 3) == differences_text([], 3) == "pending"
+    assert losses_text([2.0, 2.2], 3) == "2.100 (2.000 to 2.200), 2 of 3 seeds"
+    assert losses_text([1.0, 2.0, math.inf], 3) == "2.000 (1.000 to diverged)"
+    assert differences_text([math.inf, 0.1], 2) == "diverged"
 
 
-# --- cells ---
-
-
-def test_what_is_not_done_says_so() -> None:
-    assert tables.losses_text([], 3) == tables.differences_text([], 3) == "pending"
-    assert tables.losses_text([2.0, 2.2], 3) == "2.100 (2.000 to 2.200), 2 of 3 seeds"
-    assert tables.losses_text([2.0], 1) == "2.000"
-    assert tables.losses_text([1.0, 2.0, math.inf], 3) == "2.000 (1.000 to diverged)"
-    assert tables.differences_text([0.1], 3) == "+0.100, 1 of 3 seeds"
-    assert tables.differences_text([math.inf, 0.1], 2) == "diverged"
-    assert [tables.factor_text(number) for number in (174.4, 9.94, 1.0, 0.05)] == ["174x", "9.9x", "1.0x", "0.05x"]
-    assert [tables.megabytes_text(count) for count in (274.6e6, 13.73e6, 59.4e3)] == ["275", "13.7", "0.0594"]
-
-
-def test_the_finalists_stand_beside_dense_averaging_of_the_same_seeds() -> None:
-    found = cells_of(finalists([row(DENSE, [2.5, 2.6]), row(DENSE_MUON), row(OURS, [2.0, 2.2, 2.4], 0.1)], k_x=20))
-    moved = dense_bytes(run(CANDIDATES[DENSE], 2.0), 20)
-    assert moved == 2 * 2 * 4 * 10**6  # two exchanges of a million numbers, up and down
-    assert list(found)[2:5] == [OURS, DENSE, MUON]
-    assert found[OURS][:6] == ["0.1", "2.200 (2.000 to 2.400)", "0.2", "0.2", "0.4", tables.factor_text(moved / 0.4e6)]
-    assert found[OURS][6:] == ["-0.450 (-0.500 to -0.400), 2 of 3 seeds", "pending"]
-    assert found[DENSE][1] == "2.550 (2.500 to 2.600), 2 of 3 seeds"
-    assert found[DENSE][6:] == ["-", "pending"]
-    assert set(found[MUON]) == {"pending"}
-
-
-# --- time ---
+def test_dense_averaging_moves_all_weights_both_ways() -> None:
+    assert dense_bytes(run(CANDIDATES[DENSE], 2.0), 20) == 2 * 2 * 4 * 10**6  # two exchanges of a million numbers
 
 
 @given(seconds=st.floats(0, 80))
@@ -207,55 +144,10 @@ def test_a_run_is_between_its_points_and_then_at_its_end(seconds: float) -> None
 
 
 @given(st.integers(10**4, 10**9))
-def test_on_the_home_line_a_dense_exchange_takes_200_steps(parameters: int) -> None:
+def test_on_the_home_link_a_dense_exchange_takes_200_steps(parameters: int) -> None:
     link = home_link(parameters)
     assert link.line_seconds(4 * parameters, 4 * parameters) == pytest.approx(200 * link.step_seconds)
     assert link.step_seconds == pytest.approx(home_link(1).step_seconds)
-
-
-def test_all_are_compared_when_ours_has_done_its_steps() -> None:
-    small, large = row(OURS, [2.0, 2.2], 0.01), row(DENSE, [1.0, 1.0], 4.0)
-    lines = equal_time([large, small, row(DENSE_MUON)])
-    found = cells_of(lines)
-    link = home_link(10**6)
-    states = [at_time(done, small.entry.seconds(link), link) for done in large.runs]
-    assert found[OURS][:3] == ["2.100 (2.000 to 2.200), 2 of 3 seeds", "-", "40 of 40"]
-    assert states[0].steps < 20
-    assert found[DENSE][0].startswith(f"{statistics.median(state.loss for state in states):.3f}")
-    assert found[DENSE][2] == f"{states[0].steps} of 40"
-    assert set(found[MUON]) == {"pending"}
-    assert "Pending" in equal_time([large, row(OURS)])[0]
-
-
-# --- the search ---
-
-
-def test_the_search_shows_every_rate_and_where_the_best_is_at_an_edge() -> None:
-    dense, mine = CANDIDATES[DENSE], CANDIDATES[OURS]
-    tried = tuple(run(dense, loss, rate=rate) for rate, loss in zip(dense.rates, (2.5, None, 2.7), strict=True))
-    begun = (run(mine, 2.2, rate=mine.rates[0], size=0.5),)
-    lines = search([Row(candidate=dense, runs=tried, wanted=3), Row(candidate=mine, runs=begun, wanted=3)], k_x=20)
-    found = cells_of(lines)
-    assert list(found)[2:] == [OURS, DENSE]
-    assert found[DENSE][:3] == ["**2.500**", "diverged", "2.700"]
-    assert set(found[DENSE][3:-2]) == {"-"}
-    assert found[OURS].count("pending") == len(mine.rates) - 1
-    assert lines[-1].endswith(f"beyond: {DENSE} {dense.rates[0]:g}.")
-
-
-def test_a_change_is_compared_at_its_own_rate_and_with_the_best() -> None:
-    mine, fine = CANDIDATES[OURS], CANDIDATES[FINE]
-    rows = [
-        Row(candidate=fine, runs=(run(fine, 2.3, rate=0.03, size=0.2),), wanted=1),
-        Row(candidate=mine, runs=(run(mine, 2.4, rate=0.03, size=0.1), run(mine, 2.1, rate=0.06, size=0.1)), wanted=2),
-        row(COARSE),
-    ]
-    found = cells_of(ablation(rows))
-    assert found[FINE][1:] == ["-0.100", "+0.200", "0.8", "2.00"]
-    assert found[COARSE][1:] == ["pending"] * 4
-
-
-# --- pages ---
 
 
 @pytest.mark.parametrize("stage", [CORE_STAGE, FULL_STAGE], ids=lambda stage: stage.name)
@@ -302,9 +194,6 @@ def test_a_finalist_is_run_at_its_best_rate_once_its_search_is_done(tmp_path: Pa
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-# --- stages ---
-
-
 def test_the_second_stage_can_be_run_and_has_every_method() -> None:
     specs = [FULL_STAGE.search_specs(candidate) for candidate in FULL_STAGE.candidates]
     assert {spec.method for several in specs for spec in several} == {"tsr", *METHODS}
@@ -313,60 +202,3 @@ def test_the_second_stage_can_be_run_and_has_every_method() -> None:
         check(first)
         check(replace(first, steps=FULL_STAGE.final_steps))
         assert first.name not in {spec.name for spec in others}
-
-
-SMALL_SETTING = """
-[model]
-vocab_size = 270
-hidden_size = 16
-intermediate_size = 24
-num_hidden_layers = 1
-num_attention_heads = 2
-num_key_value_heads = 2
-max_position_embeddings = 32
-[data]
-source = "{source}"
-sequence_length = 16
-batch_size = 2
-heldout_sequences = 4
-[periods]
-k_x = 20
-"""
-
-
-def test_a_stage_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    (tmp_path / "text").mkdir()
-    for part in range(8):
-        (tmp_path / "text" / f"{part}.txt").write_text(f"Once upon a time there were {part} little rabbits.\n" * 40)
-    (tmp_path / "small.toml").write_text(SMALL_SETTING.format(source=tmp_path / "text"))
-    small = replace(
-        FULL_STAGE, setting=str(tmp_path / "small.toml"), candidates=FULL_STAGE.candidates[:2], peers=2,
-        search_steps=20, final_steps=40, seeds=(0, 1), world=Heterogeneity(heterogeneous=True, vocabulary=270),
-    )  # fmt: skip
-    finished: list[str] = []
-
-    def stop_in_the_long_runs(news: Progress) -> None:
-        finished.extend([news.name] if news.finished else [])
-        if len(finished) == 6:  # five rates of two candidates, and the first long run of ours
-            raise KeyboardInterrupt
-
-    runs, page = tmp_path / "runs.jsonl", tmp_path / "study-full.md"
-    with pytest.raises(KeyboardInterrupt):
-        run_stage(small, RunStore(runs), tmp_path, progress=stop_in_the_long_runs)
-    begun = cells_of(page.read_text("utf-8").partition("## Finalists")[2].partition("##")[0].splitlines())
-    assert begun[OURS][1].endswith(", 1 of 2 seeds")
-    assert set(begun[DENSE]) == {tables.PENDING}
-
-    with runs.open("rb+") as file:  # the process was killed in the middle of a line: that run is done again
-        file.truncate(file.seek(0, 2) - 100)
-    del finished[-1]
-    for _ in range(2):
-        run_stage(
-            small, RunStore(runs), tmp_path, progress=lambda news: finished.extend([news.name] * bool(news.finished))
-        )
-    assert len(finished) == len(set(finished)) == 9
-    assert RunStore(runs).results.keys() == set(finished)
-    text = page.read_text("utf-8")
-    assert "of 2 seeds" not in text
-    assert "each peer has a different kind of text; the text is in 270 BPE tokens" in text
-    assert (tmp_path / "study-full-loss-by-time.png").exists()

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -13,16 +13,17 @@ KILLS = 25  # of the coordinator, one after the other
 Flags = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """What happens to a swarm, and the limits of a sound run."""
 
     name: str
     description: str
-    flags: Callable[[int], Flags] = lambda seed: ()
+    flags: Callable[[int], Flags]  # by seed
+    _: KW_ONLY
     rounds: int = 12
     peers: int = PEERS
-    max_lost: int = 0  # rounds
+    max_lost: int = 1  # rounds
     max_seconds: float = 20.0  # from a fault to the next committed round
     max_back: float = 30.0  # seconds from the end of a node's outage until it has caught up
     max_back_rounds: int | None = None  # from the end of a peer's outage until its work is in a round
@@ -116,6 +117,10 @@ def _kill_in_a_row(seed: int) -> Flags:
     return tuple(faults)
 
 
+def _none(seed: int) -> Flags:
+    return ()
+
+
 def _slow_links(seed: int) -> Flags:
     links = ("--up", "all:2mbit", "--down", "all:10mbit", "--rtt", "all:60ms", "--loss", "all:2%")
     return (*links, "--kill", f"{peer(seed)}@{when(seed)}")
@@ -152,131 +157,110 @@ def mixed(seed: int) -> Flags:
 
 def _by_phase(name: str, who: str, flags: Callable[[str], Callable[[int], Flags]], **limits: Any) -> list[Scenario]:
     return [
-        Scenario(name=f"{name}-{phase}", description=f"{who} is killed as {phase} begins", flags=flags(phase), **limits)
-        for phase in PHASES
+        Scenario(f"{name}-{phase}", f"{who} is killed as {phase} begins", flags(phase), **limits) for phase in PHASES
     ]
 
 
 _ALL = (
-    *_by_phase("peer", "a peer that does not reduce", _kill_behind_nat),
-    *_by_phase("reducer", "a reducer", partial(_kill, "reducer"), max_lost=1),
-    *_by_phase("coordinator", "the coordinator", partial(_kill, "coordinator"), max_lost=1, max_seconds=15.0),
+    *_by_phase("peer", "a peer that does not reduce", _kill_behind_nat, max_lost=0),
+    *_by_phase("reducer", "a reducer", partial(_kill, "reducer")),
+    *_by_phase("coordinator", "the coordinator", partial(_kill, "coordinator"), max_seconds=15.0),
     Scenario(
-        name="coordinator-back",
-        description="the coordinator is killed, and comes back two rounds later",
-        flags=partial(_kill_and_restart, "coordinator"),
+        "coordinator-back",
+        "the coordinator is killed, and comes back two rounds later",
+        partial(_kill_and_restart, "coordinator"),
         rounds=16,
-        max_lost=1,
         max_seconds=15.0,
     ),
     Scenario(
-        name="killed-with-a-state",
-        description="the coordinator comes back after two peers went on, takes a state, and is killed right then",
-        flags=_kill_with_a_state,
+        "killed-with-a-state",
+        "the coordinator comes back after two peers went on, takes a state, and is killed right then",
+        _kill_with_a_state,
         peers=2,
         rounds=44,
         max_lost=2,
         max_seconds=15.0,
     ),
     Scenario(
-        name="killed-in-a-row",
-        description=f"the coordinator is killed {KILLS} times in a row, each time brought back",
-        flags=_kill_in_a_row,
+        "killed-in-a-row",
+        f"the coordinator is killed {KILLS} times in a row, each time brought back",
+        _kill_in_a_row,
         rounds=110,
         max_lost=5,
         timeout=900.0,
     ),
     Scenario(
-        name="peer-back",
-        description="a peer is killed, and comes back two rounds later",
-        flags=lambda seed: _kill_and_restart(f"{peer(seed)}", seed),
+        "peer-back",
+        "a peer is killed, and comes back two rounds later",
+        lambda seed: _kill_and_restart(f"{peer(seed)}", seed),
         rounds=16,
-        max_lost=1,
     ),
     Scenario(
-        name="leaders-killed",
-        description="the leader is killed, and four rounds later the one that took over",
-        flags=_kill_two_leaders,
+        "leaders-killed",
+        "the leader is killed, and four rounds later the one that took over",
+        _kill_two_leaders,
         rounds=14,
         max_lost=2,
         max_seconds=15.0,
     ),
     Scenario(
-        name="partition-leader",
-        description="30 s partition: the leader and a peer on one side, three voters on the other",
-        flags=_leader_in_minority,
+        "partition-leader",
+        "30 s partition: the leader and a peer on one side, three voters on the other",
+        _leader_in_minority,
         rounds=32,
-        max_lost=1,
         reports_minority=True,
     ),
     Scenario(
-        name="partition-peers",
-        description="30 s partition: two peers on one side, the leader and two voters on the other",
-        flags=_leader_in_majority,
+        "partition-peers",
+        "30 s partition: two peers on one side, the leader and two voters on the other",
+        _leader_in_majority,
         rounds=32,
-        max_lost=1,
         reports_minority=True,
     ),
     Scenario(
-        name="peer-frozen",
-        description="a peer sleeps for 20 s, as a closed laptop does",
-        flags=lambda seed: _suspend(f"{peer(seed)}", seed),
+        "peer-frozen",
+        "a peer sleeps for 20 s, as a closed laptop does",
+        lambda seed: _suspend(f"{peer(seed)}", seed),
         rounds=20,
-        max_lost=1,
         max_back_rounds=2,
     ),
+    Scenario("leader-frozen", "the leader sleeps for 20 s", partial(_suspend, "leader"), rounds=20, max_seconds=15.0),
+    Scenario("peer-slow", "a peer is ten times slower than the others", _none, rounds=10, slow={2: 10.0}, max_lost=0),
     Scenario(
-        name="leader-frozen",
-        description="the leader sleeps for 20 s",
-        flags=partial(_suspend, "leader"),
-        rounds=20,
-        max_lost=1,
-        max_seconds=15.0,
-    ),
-    Scenario(name="peer-slow", description="a peer is ten times slower than the others", rounds=10, slow={2: 10.0}),
-    Scenario(
-        name="late-joiner",
-        description="a further peer joins late",
-        flags=lambda seed: ("--join-at", str(moment(seed) + 2)),
+        "late-joiner",
+        "a further peer joins late",
+        lambda seed: ("--join-at", str(moment(seed) + 2)),
         rounds=16,
+        max_lost=0,
     ),
     Scenario(
-        name="behind-nat",
-        description="two of four peers stand behind NAT, and the coordinator is killed",
-        flags=lambda seed: ("--nat", "3", "--nat", "4", "--kill", f"coordinator@{when(seed)}"),
-        max_lost=1,
+        "behind-nat",
+        "two of four peers stand behind NAT, and the coordinator is killed",
+        lambda seed: ("--nat", "3", "--nat", "4", "--kill", f"coordinator@{when(seed)}"),
         max_seconds=15.0,
     ),
     Scenario(
-        name="thin-lines",
-        description="lines of 2 and 10 Mbit/s, 60 ms and 2 % of packets lost each; a peer is killed",
-        flags=_slow_links,
-        max_lost=1,
+        "thin-lines", "lines of 2 and 10 Mbit/s, 60 ms and 2 % of packets lost each; a peer is killed", _slow_links
     ),
     Scenario(
-        name="everybody-killed",
-        description="every process is killed at once, and the run resumed from what is on the disks",
-        max_lost=1,
+        "everybody-killed",
+        "every process is killed at once, and the run resumed from what is on the disks",
+        _none,
         max_seconds=60.0,
         max_back=60.0,
         crash_round=moment,
     ),
     Scenario(
-        name="mixture",
-        description="two or three of these in one run, drawn by its seed",
-        flags=mixed,
-        rounds=22,
-        max_lost=3,
-        max_seconds=30.0,
+        "mixture", "two or three of these in one run, drawn by its seed", mixed, rounds=22, max_lost=3, max_seconds=30.0
     ),
 )
 SCENARIOS: Mapping[str, Scenario] = {scenario.name: scenario for scenario in _ALL}
 SMOKE = Scenario(  # the shortest that has a fault; not among the published ones
-    name="smoke",
-    description="every process is killed as the second round opens, and the run resumed",
+    "smoke",
+    "every process is killed as the second round opens, and the run resumed",
+    _none,
     rounds=3,
     peers=2,
-    max_lost=1,
     max_seconds=60.0,
     max_back=60.0,
     crash_round=lambda seed: 2,

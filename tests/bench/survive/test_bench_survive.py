@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.bench.json_lines import JsonLines
-from tests.bench.survive.__main__ import RUNS, main
+from tests.bench.survive.__main__ import RUNS
 from tests.bench.survive.artifacts import Artifacts, CommittedRound, read_artifacts
 from tests.bench.survive.checks import Outcome, check_run
 from tests.bench.survive.outages import CRASH, Outage, outages
@@ -21,29 +21,14 @@ from tsr_swarm.config.load import load_run_config
 from tsr_swarm.local.fault_flags import LineTexts
 from tsr_swarm.local.faults import ActingRole, Back, Fault, Kill, Partition, Suspend, name_of
 from tsr_swarm.local.placing import plan_local
-from tsr_swarm.telemetry.events import (
-    CheckpointSaved,
-    DigestReported,
-    Event,
-    FaultPlaced,
-    LeaderChanged,
-    LeaderLost,
-    PayloadRefused,
-    PeerJoined,
-    PhaseChanged,
-    RoundApplied,
-    RoundOpened,
-    RunFinished,
-    Stamped,
-    Warned,
-    encode,
-)
+from tsr_swarm.telemetry import events as ev
 
 NODES = ("coordinator", "peer-1", "peer-2", "peer-3", "peer-4")
 IDS = {name: f"{place:032x}" for place, name in enumerate(NODES, start=1)}
 ROUNDS = 6
+Timed = tuple[float, ev.Event]
 PERIOD = 2.0  # seconds a round: round r is opened at 2r, committed at 2r + 1.5
-SCENARIO = Scenario(name="made-up", description="something", rounds=ROUNDS, max_back_rounds=2)
+SCENARIO = Scenario("made-up", "something", lambda seed: (), rounds=ROUNDS, max_lost=0, max_back_rounds=2)
 
 
 @dataclass
@@ -53,23 +38,29 @@ class FakeRun:
     absent: dict[str, range] = field(default_factory=dict)
     digests: dict[tuple[str, int], str] = field(default_factory=dict)  # that differ from the others'
     void: frozenset[int] = frozenset()  # rounds, one of whose two shards is
-    more: Sequence[tuple[float, Event]] = ()
-    own: dict[str, Sequence[tuple[float, Event]]] = field(default_factory=dict)
+    more: Sequence[Timed] = ()
+    own: dict[str, Sequence[Timed]] = field(default_factory=dict)
     delay: dict[int, float] = field(default_factory=dict)  # seconds by which a round and all after it come later
 
     def artifacts(self) -> Artifacts:
-        events: list[tuple[float, Event]] = [(0.0, leads("coordinator"))]
+        events: list[Timed] = [(0.0, leads("coordinator"))]
         events += [(0.1, joins(name)) for name in NODES[1:]]
-        own: dict[str, list[tuple[float, Event]]] = {name: [*self.own.get(name, ())] for name in NODES}
+        own: dict[str, list[Timed]] = {name: [*self.own.get(name, ())] for name in NODES}
         for round in range(1, ROUNDS + 1):
             opened = PERIOD * round + sum(late for since, late in self.delay.items() if since < round)
             committed = PERIOD * round + sum(late for since, late in self.delay.items() if since <= round) + 1.5
-            events += [(opened, opens(round)), (committed, applies(round))]
+            events += [
+                (opened, opens(round)),
+                (committed, ev.PhaseChanged(round=round, phase="apply", deadline=None, reason="")),
+            ]
             for name in NODES:
                 if round not in self.absent.get(name, ()):
                     digest = self.digests.get((name, round), f"digest {round}")
                     own[name].append((committed + 0.1, has(name, round, digest)))
-        events += [(PERIOD * ROUNDS + 100.0, finishes()), *self.more]
+        end = ev.RunFinished(
+            rounds=ROUNDS, first_loss=None, last_loss=None, wire_bytes=0, dense_bytes=0, digest="", reason=""
+        )
+        events += [(PERIOD * ROUNDS + 100.0, end), *self.more]
         return Artifacts(
             events=stamped(events),
             own_events={name: stamped(events) for name, events in own.items()},
@@ -81,48 +72,38 @@ class FakeRun:
         return CommittedRound(f"chain {round}", (here, frozenset() if round in self.void else here))
 
 
-def stamped(events: Sequence[tuple[float, Event]]) -> tuple[Stamped, ...]:
-    return tuple(Stamped(time=time, event=event) for time, event in sorted(events, key=lambda pair: pair[0]))
+def stamped(events: Sequence[Timed]) -> tuple[ev.Stamped, ...]:
+    return tuple(ev.Stamped(time=time, event=event) for time, event in sorted(events, key=lambda pair: pair[0]))
 
 
-def leads(name: str) -> LeaderChanged:
+def leads(name: str) -> ev.LeaderChanged:
     ids = ",".join(IDS.values())
-    return LeaderChanged(peer=IDS[name], name=name, term=1, voters=len(NODES), is_safe=True, voter_ids=ids)
+    return ev.LeaderChanged(peer=IDS[name], name=name, term=1, voters=len(NODES), is_safe=True, voter_ids=ids)
 
 
-def joins(name: str) -> PeerJoined:
-    return PeerJoined(peer=IDS[name], name=name, number=1, address="", device="cpu", local_space="core")
+def joins(name: str) -> ev.PeerJoined:
+    return ev.PeerJoined(peer=IDS[name], name=name, number=1, address="", device="cpu", local_space="core")
 
 
-def opens(round: int) -> RoundOpened:
-    return RoundOpened(round=round, peers=PEERS, steps=1, lr=0.1, refresh=0)
+def opens(round: int) -> ev.RoundOpened:
+    return ev.RoundOpened(round=round, peers=PEERS, steps=1, lr=0.1, refresh=0)
 
 
-def applies(round: int) -> PhaseChanged:
-    return PhaseChanged(round=round, phase="apply", deadline=None, reason="")
-
-
-def has(name: str, round: int, digest: str) -> Event:
+def has(name: str, round: int, digest: str) -> ev.Event:
     if name == "coordinator":
-        return CheckpointSaved(round=round, path="")
-    return RoundApplied(
+        return ev.CheckpointSaved(round=round, path="")
+    return ev.RoundApplied(
         round=round, included=True, local_loss=None, tokens=1, seconds=0.1, digest=digest,
         wire_bytes={"sent": {}, "received": {}}, overhead=0,
     )  # fmt: skip
 
 
-def finishes() -> RunFinished:
-    return RunFinished(
-        rounds=ROUNDS, first_loss=None, last_loss=None, wire_bytes=0, dense_bytes=0, digest="", reason=""
-    )
+def hits(fault: Fault | str) -> ev.FaultPlaced:
+    return ev.FaultPlaced(fault=str(fault), is_over=False)
 
 
-def hits(fault: Fault | str) -> FaultPlaced:
-    return FaultPlaced(fault=str(fault), is_over=False)
-
-
-def ends(fault: Fault | str) -> FaultPlaced:
-    return FaultPlaced(fault=str(fault), is_over=True)
+def ends(fault: Fault | str) -> ev.FaultPlaced:
+    return ev.FaultPlaced(fault=str(fault), is_over=True)
 
 
 def outcome(scenario: Scenario = SCENARIO, **run: Any) -> Outcome:
@@ -192,7 +173,7 @@ def test_a_peer_that_joins_while_a_round_is_open_may_have_a_part_of_its_work_in_
 def test_other_weights_or_another_chain_are_a_fork_wherever_they_are_found() -> None:
     assert outcome(digests={("peer-2", 3): "another"}).forks == 1
     for digest, forks in (("another", 1), ("", 0)):
-        reported = DigestReported(round=4, peer=IDS["peer-1"], name="peer-1", digest=digest)
+        reported = ev.DigestReported(round=4, peer=IDS["peer-1"], name="peer-1", digest=digest)
         assert outcome(more=[(11.0, reported)]).forks == forks
     artifacts = FakeRun().artifacts()
     other = {"peer-1": {5: CommittedRound("another chain", ())}, **artifacts.committed}
@@ -213,9 +194,9 @@ def test_a_bad_end_is_a_failure(spoil: Callable[[Artifacts], Artifacts], violati
 
 
 def test_warnings_and_refusals_are_failures() -> None:
-    refused = PayloadRefused(round=2, peer=IDS["peer-1"], name="peer-1", reason="round", message="It is of round 2.")
-    gone = Warned(message="peer-2 is gone: it has ended unexpectedly.")
-    early = Warned(message="The run ended before --kill coordinator@9/state was due.")
+    refused = ev.PayloadRefused(round=2, peer=IDS["peer-1"], name="peer-1", reason="round", message="It is of round 2.")
+    gone = ev.Warned(message="peer-2 is gone: it has ended unexpectedly.")
+    early = ev.Warned(message="The run ended before --kill coordinator@9/state was due.")
     assert outcome(more=[(11.0, refused), (11.1, gone), (11.2, early)]).violations == [
         "something from peer-1 was refused for round 2: It is of round 2.",
         gone.message,
@@ -233,7 +214,7 @@ def test_the_minority_of_a_partition_is_down_and_must_report_it() -> None:
     assert outages(FakeRun(**run).artifacts().events) == expected
     strict = replace(SCENARIO, reports_minority=True)
     assert outcome(strict, **run).violations == ["no node on the side without a majority reported it"]
-    found = outcome(strict, **run, own={"peer-1": [(6.0, LeaderLost(reason="it does not answer"))]})
+    found = outcome(strict, **run, own={"peer-1": [(6.0, ev.LeaderLost(reason="it does not answer"))]})
     assert (found.violations, found.back) == ([], [2.5, 2.5])
 
 
@@ -299,19 +280,6 @@ def processes_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.e2e
-def test_a_real_run_is_checked_kept_and_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Everything is killed as the second round opens, and the run resumed."""
-    options = ["--only", "smoke", "--seeds", "1", "--runs", str(tmp_path / "runs.jsonl"), "--out", str(tmp_path)]
-    assert main(options) == 0
-    [found] = JsonLines(tmp_path / "runs.jsonl").documents
-    assert found["violations"] == []
-    assert (found["rounds"], found["forks"], len(found["seconds"]), len(found["back"])) == (3, 0, 1, 3)
-    assert main(options) == 0
-    assert "0 runs to do" in capsys.readouterr().out
-    assert "1 runs, 0 failed" in (tmp_path / "survive.md").read_text("utf-8")
-
-
-@pytest.mark.e2e
 def test_a_run_that_is_interrupted_leaves_nothing_running(tmp_path: Path) -> None:
     runner = Runner()
     runner.close()
@@ -347,9 +315,9 @@ def test_the_report_counts_all_runs_and_those_since_the_last_failure() -> None:
 def test_logs_are_read_without_half_a_line_and_to_the_error_of_a_traceback(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
-    line = encode(opens(3), 7.0)
+    line = ev.encode(opens(3), 7.0)
     (logs / "peer-1.jsonl").write_text(f"{line}\n{line[:20]}")
     (logs / "peer-1.log").write_text("a warning\nTraceback (most recent call last):\n  File\nKeyError: 3\n")
     found = read_artifacts(tmp_path, [], 0)
-    assert found.own_events == {"peer-1": (Stamped(time=7.0, event=opens(3)),)}
+    assert found.own_events == {"peer-1": (ev.Stamped(time=7.0, event=opens(3)),)}
     assert found.tracebacks == ("peer-1: KeyError: 3",)
