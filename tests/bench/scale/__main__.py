@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench.scale.costs import DIALABLE, FIRST, LAST, Cost, Spread, amount, amounts, simulate
+from tests.bench.scale.costs import DIALABLE, FIRST, LAST, Cost, amount, simulate
 from tests.bench.scale.payloads import PRESET, round_payloads, whole_bytes
 from tests.bench.scale.real import COUNTED, UNCOUNTED, measure, shard_count
 from tests.bench.scale.swarm import APPLY_SECONDS, AVERAGE_SECONDS, DOWN, LATENCY, TRAIN_SECONDS, UP
@@ -29,48 +29,23 @@ SHARDS = (8, 75)  # of whole blocks: a run's default, and as many as the preset 
 MOST_FIELDS = 14
 
 
-def percent(spread: Spread) -> str:
-    """Median and worst."""
-    return f"**{100 * spread.median:.2f}** / {100 * spread.worst:.1f}"
-
-
-def by_peers(peers: Sequence[int], rows: Mapping[str, Sequence[str]]) -> list[str]:
+def by_peers(peers: Sequence[int], columns: Sequence[Mapping[str, str]]) -> list[str]:
     """A table with a column for each number of peers."""
-    return table(["peers", *map(str, peers)], [[name, *cells] for name, cells in rows.items()])
+    return table(["peers", *map(str, peers)], [[name, *(cells[name] for cells in columns)] for name in columns[0]])
 
 
 def costs_table(found: Sequence[Cost]) -> list[str]:
     """Median and worst peer where there are two figures."""
-    rows = {
-        "shards": [f"{cost.shards}" for cost in found],
-        "payload sent, who can be dialled": [amounts(cost.sent["dialable"]) for cost in found],
-        "payload sent, others": [amounts(cost.sent["others"]) for cost in found],
-        "payload received, who can be dialled": [amounts(cost.received["dialable"]) for cost in found],
-        "payload received, others": [amounts(cost.received["others"]) for cost in found],
-        "control, who can be dialled": [amounts(cost.control["dialable"]) for cost in found],
-        "control, others": [amounts(cost.control["others"]) for cost in found],
-        "control in % of payload, who can be dialled": [percent(cost.share["dialable"]) for cost in found],
-        "control in % of payload, others": [percent(cost.share["others"]) for cost in found],
-        "control that the leader sends": [amount(cost.leader_sent) for cost in found],
-        "control that the leader receives": [amount(cost.leader_received) for cost in found],
-        "payload of the leader, both ways": [amount(cost.leader_payload) for cost in found],
-        "overhead of a round, s": [f"**{cost.overhead:.2f}**" for cost in found],
-        "until the last contribution, s": [f"{cost.phases[0]:.1f}" for cost in found],
-        "from there until all is averaged, s": [f"{cost.phases[1]:.2f}" for cost in found],
-        "from there until it stands, s": [f"{cost.phases[2]:.2f}" for cost in found],
-        "the leader's decisions, s of a core a round": [f"{cost.leader_cpu:.2f}" for cost in found],
-        "work that was counted": [f"{100 * cost.included:.0f} %" for cost in found],
-        "what must not happen": [f"{len(cost.complaints)}" for cost in found],
-    }
-    return by_peers([cost.peers for cost in found], rows)
+    return by_peers([cost.peers for cost in found], [cost.cells for cost in found])
 
 
 def messages_table(found: Sequence[Cost]) -> list[str]:
     """Control of all nodes, by kind of message."""
     rows = []
-    for kind in sorted(found[-1].kinds, key=lambda kind: -found[-1].kinds[kind]):
-        amounts = [cost.messages.get(kind, (0.0, 0.0)) for cost in found]
-        rows.append([kind, *(f"{count:.0f} of {amount(size)}: {amount(count * size)}" for count, size in amounts)])
+    largest = found[-1].messages
+    for kind in sorted(largest, key=lambda kind: -largest[kind][0] * largest[kind][1]):
+        counts = [cost.messages.get(kind, (0.0, 0.0)) for cost in found]
+        rows.append([kind, *(f"{count:.0f} of {amount(size)}: {amount(count * size)}" for count, size in counts)])
     return table(["message", *(f"{cost.peers} peers" for cost in found)], rows)
 
 
@@ -122,8 +97,9 @@ def rehearsed(sizes: Sequence[int]) -> str:
 
 def simulate_and_print(peers: int, shards: int | None = None) -> Cost:
     """The cost with a shard for each reducer, or with ``shards`` of whole blocks."""
+    started = time.monotonic()
     cost = simulate(peers, None if shards is None else round_payloads(peers, shards, is_whole=True))
-    print(f"{cost.peers} peers, {cost.shards} shards: took {cost.seconds:.0f} s", flush=True)
+    print(f"{peers} peers, {cost.cells['shards']} shards: took {time.monotonic() - started:.0f} s", flush=True)
     return cost
 
 
@@ -140,7 +116,7 @@ def real(sizes: Sequence[int]) -> str:
         f"and its one event loop, with a tiny model in {shard_count()} shards of whole blocks; {COUNTED - 1} rounds "
         f"after the first {UNCOUNTED}. Median and worst round or peer. The machine was shared with others.",
         "",
-        *by_peers(sizes, {name: [column[name] for column in columns] for name in columns[0]}),
+        *by_peers(sizes, columns),
     ]
     return "\n".join(lines)
 

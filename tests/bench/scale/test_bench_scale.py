@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench.scale.costs import FIRST, LAST, Cost, shards_for, simulate
+from tests.bench.scale.costs import ROUNDS, Cost, shards_for, simulate
 from tests.bench.scale.messages import UNCHANGED, SizedMessage, bytes_by_field, payload_bytes
 from tests.bench.scale.network import SMALL_BYTES, Links
 from tests.bench.scale.payloads import round_payloads, whole_bytes
@@ -16,7 +16,6 @@ from tsr_swarm.rounds.header_tree import BRANCHES
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 PEERS, MEDIUM = 8, 32
-ROUNDS = LAST - FIRST + 1
 
 
 @cache
@@ -140,7 +139,7 @@ def received_by(kind: str) -> dict[str, int]:
 def test_the_leader_is_asked_for_shards_about_as_often_as_other_reducers() -> None:
     asked = received_by("FetchShard")
     (leader,) = medium().traffic.keys() - set(all_peers(medium()))
-    others = [asked[name] for name in medium().groups["dialable"]]
+    others = [asked[name] for name in medium().groups["who can be dialled"]]
     assert asked[leader] <= 1.5 * max(others)  # it reduced more in the first round
     assert max(others) <= 1.5 * min(others)
 
@@ -149,13 +148,13 @@ def test_every_peer_fetches_a_header_once_and_no_node_sends_it_to_many() -> None
     asked, got = received_by("FetchPublished"), received_by("PublishedPart")
     assert set(got) == set(all_peers(medium()))
     assert all(count <= ROUNDS + 1 for count in got.values())  # one at the end of the first round
-    assert max(asked.values()) <= (ROUNDS + 1) * (BRANCHES + 2 * MEDIUM / len(medium().groups["dialable"]))
+    assert max(asked.values()) <= (ROUNDS + 1) * (BRANCHES + 2 * MEDIUM / len(medium().groups["who can be dialled"]))
 
 
 def test_only_voters_copy_the_log() -> None:
     readers = received_by("WatchReply")
     assert len(readers) == 4  # beside the leader
-    assert set(readers) <= set(medium().groups["dialable"])
+    assert set(readers) <= set(medium().groups["who can be dialled"])
 
 
 def test_control_is_less_than_5_percent_of_payload() -> None:
@@ -168,4 +167,4 @@ def test_control_is_less_than_5_percent_of_payload() -> None:
 
 
 def all_peers(cost: Cost) -> list[str]:
-    return [*cost.groups["dialable"], *cost.groups["others"]]
+    return [*cost.groups["who can be dialled"], *cost.groups["others"]]
