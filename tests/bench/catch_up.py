@@ -24,8 +24,7 @@ from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
 from tsr_swarm.errors import RunError
-from tsr_swarm.exchange.contribution import pack
-from tsr_swarm.exchange.reduction import Published, Reduction
+from tsr_swarm.exchange.reduction import Published, WeightedPayload, open_published
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.donor import DonorService
@@ -38,12 +37,12 @@ from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.plan.presets import PRESETS
 from tsr_swarm.rounds.raft_state import RoundRecord
+from tsr_swarm.simulate.payloads import reduce_round
 from tsr_swarm.storage.run_folder import RunFolder, fresh_consensus, record_of
 from tsr_swarm.storage.state_store import STATE_ROUNDS, StateStore, is_agreed
 from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.telemetry.events import CatchingUp, Event
 from tsr_swarm.train.llama import parameter_shapes
-from tsr_swarm.train.trainer import RoundWork
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
@@ -103,17 +102,16 @@ def manifest_of(aim: str) -> Manifest:
 def published_round(manifest: Manifest, consensus: Consensus, round: int, parent: str) -> Published:
     """What the reducer makes of random contributions."""
     plan = plan_round(manifest.config, manifest.blocks, round, parent)
-    reduction = Reduction(manifest, plan, manifest.shard_blocks)
+    contributions: list[dict[str, WeightedPayload]] = [{} for _ in manifest.shard_blocks]
     for number in range(1, PEERS + 1):
         slots = upload_slots(manifest.blocks, plan.due, manifest.config.wire)
         numbers = {slot: 1e-3 * torch.randn(slot.rows, slot.cols) for slot in slots}
         grids = {slot: quantise_slot(x, slot) for slot, x in numbers.items()}
-        work = RoundWork(plan, plan.steps, 1000, 1.0, grids)
-        for shard, blocks in enumerate(manifest.shard_blocks):
-            contribution, _ = pack(manifest, f"{number:032x}", work, shard, blocks)
-            reduction.offer(contribution, number, {slot: grids[slot] for slot in shard_slots(slots, blocks)})
-    reduction.close()
-    return reduction.result(consensus.bases, 1)
+        for shard, blocks in zip(contributions, manifest.shard_blocks, strict=True):
+            of_shard = {slot: grids[slot] for slot in shard_slots(slots, blocks)}
+            shard[f"{number:032x}"] = WeightedPayload(number, 1000, of_shard)
+    header, data, _ = reduce_round(manifest, plan, contributions, consensus.bases, {})
+    return open_published(manifest, published_to_proto(header), data, parent)
 
 
 @dataclass(frozen=True)
