@@ -133,9 +133,9 @@ async def make_history(manifest: Manifest, folder: Path) -> History:
     donors = []
     for index in range(DONORS):
         place = folder / f"donor-{index}"
-        donor = StateStore(manifest, place / "states", RunFolder(place).delta_log(manifest))
+        donor = StateStore(manifest, place / "states", RunFolder(place).round_log(manifest))
         donor.open()
-        donor.delta_log.open()
+        donor.round_log.open()
         donors.append(donor)
     records, refreshes, keeping = [RoundRecord()], 0, 0.0
     for round in range(1, MISSED + 1):
@@ -143,7 +143,9 @@ async def make_history(manifest: Manifest, folder: Path) -> History:
         refreshes += bool(consensus.apply(published.header.plan, published.grids, published.void))
         records.append(record_of(published.header))
         for donor in donors:
-            await donor.keep_round(published_to_proto(published.header), published.data)
+            donor.round_log.store(published_to_proto(published.header), published.data)
+            donor.round_log.commit(round, published.header.chain)
+            donor.round_log.checkpointed(round)
             if is_agreed(round):
                 started = time.perf_counter()
                 await donor.keep_state(consensus, round, published.header.chain)

@@ -144,7 +144,7 @@ def test_replayed_rounds_turn_what_is_kept_and_change_no_weight(tmp_path: Path) 
     kept, old = reducer.outer, dict(reducer.consensus.bases)
     for round in (2, 3):
         published, outer = reducer.reduce()
-        start.delta_log.store(published_to_proto(published.header), published.data)
+        start.round_log.store(published_to_proto(published.header), published.data)
         applied = reducer.apply(published, outer)
         assert applied.record.round == round
         start.journal.write(HardState(replace(applied.record, voters=(ME,)), term=1, voted_for=ME))

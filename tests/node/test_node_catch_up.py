@@ -80,21 +80,21 @@ class Node:
         self, request: pb.FetchPublishedRequest, caller: Caller
     ) -> tuple[pb.PublishedHeader, bytes]:
         self.asked.append(request)
-        kept = self.donor.delta_log.get(request.round, request.chain)
+        kept = self.donor.round_log.get(request.round, request.chain)
         if kept is None:
             raise RefusedError(f"Round {request.round} is not kept here.")
         return await self.twisted(kept)
 
     async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[Any], bytes]:
         self.asked.append(request)
-        kept = self.donor.delta_log.shard(request.round, request.shard, list(request.hashes))
+        kept = self.donor.round_log.shard(request.round, request.shard, list(request.hashes))
         if kept is None:
             raise RefusedError(f"Shard {request.shard} of round {request.round} is not kept here.")
         return await self.twisted(kept)
 
     async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
         self.asked.append(request)
-        log = self.donor.delta_log
+        log = self.donor.round_log
         return self.twist(
             pb.CatchUpReply(
                 round_bytes=log.bytes_since(request.applied),
@@ -555,7 +555,7 @@ async def test_missed_rounds_come_from_the_donors_that_have_them(tmp_path: Path,
 
 async def test_a_broken_replay_is_gone_on_with_and_the_way_not_chosen_again(tmp_path: Path, history: History) -> None:
     (node,) = nodes_in(tmp_path, history, 1, range(1, 7))
-    node.donor.delta_log.forget(3)
+    node.donor.round_log.forget(3)
     node.state_round = 0
     async with rig_of(tmp_path, history, [node]) as rig:
         node.twist = lambda answer: (
@@ -564,7 +564,7 @@ async def test_a_broken_replay_is_gone_on_with_and_the_way_not_chosen_again(tmp_
         for _ in range(2):
             with pytest.raises(UnreachableError, match="Round 3 is not kept"):
                 await rig.replay(2, 6, history)
-        node.donor.delta_log.store(history.message(3), history.at(3).data)
+        node.donor.round_log.store(history.message(3), history.at(3).data)
         assert await rig.replay(2, 6, history) is None
         assert len([event for event in rig.events if isinstance(event, CatchingUp)]) == 1
 
@@ -580,8 +580,8 @@ async def test_what_is_on_disk_of_missed_rounds_is_not_downloaded(tmp_path: Path
 
 async def test_a_state_is_taken_where_it_is_less_or_the_rounds_are_gone(tmp_path: Path, history: History) -> None:
     cheap, forgetful = nodes_in(tmp_path, history, 2, range(3, 7))
-    cheap.donor.delta_log.store(history.message(2), history.at(2).data)
-    cheap.donor.delta_log.commit(2, history.at(2).header.chain)
+    cheap.donor.round_log.store(history.message(2), history.at(2).data)
+    cheap.donor.round_log.commit(2, history.at(2).header.chain)
     cheap.twist = lambda answer: (
         pb.CatchUpReply(round_bytes=10**6, state_round=6, state_bytes=1)
         if isinstance(answer, pb.CatchUpReply)
@@ -607,7 +607,7 @@ async def test_a_donor_that_is_behind_too_does_not_decide_the_way(tmp_path: Path
 async def test_rounds_that_are_dropped_while_they_are_fetched_mean_a_state(tmp_path: Path, history: History) -> None:
     node = Node(tmp_path / "node", history, range(1, 7))
     async with rig_of(tmp_path, history, [node]) as rig:
-        node.donor.delta_log.forget(3)
+        node.donor.round_log.forget(3)
         node.twist = lambda answer: (
             pb.CatchUpReply(round_bytes=100, state_round=6, state_bytes=10**9)
             if isinstance(answer, pb.CatchUpReply)
@@ -749,7 +749,7 @@ def _chunks_here(folder: Path, node: Node) -> int:
 async def test_a_state_whose_voters_nobody_knows_is_not_downloaded(tmp_path: Path, history: History) -> None:
     nodes = await givers_in(tmp_path, history, 2)
     for node in nodes:
-        node.donor.delta_log.forget(5)
+        node.donor.round_log.forget(5)
     async with rig_of(tmp_path, history, nodes) as rig:
         with pytest.raises(UnreachableError, match="Another state will be fetched"):
             await rig.fetcher.state(rig.ids, go_on)
@@ -763,7 +763,8 @@ async def test_after_a_state_the_rounds_since_are_replayed_without_another_choic
     nodes = await givers_in(tmp_path, history, 2)
     for node in nodes:
         for round in range(6, 10):
-            await node.donor.keep_round(history.message(round), history.at(round).data)
+            node.donor.round_log.store(history.message(round), history.at(round).data)
+            node.donor.round_log.commit(round, history.at(round).header.chain)
     async with rig_of(tmp_path, history, nodes) as rig:
         await check_state(rig, history, givers=2)
         assert await rig.replay(6, 9, history) is None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tsr_swarm.errors import CheckpointError
 from tsr_swarm.storage.checkpoint import load_latest, save, saved_rounds
-from tsr_swarm.storage.digested_json import encode_sealed
+from tsr_swarm.storage.files import encode_digested
 
 
 def some_files(seed: int) -> dict[str, dict[str, Tensor]]:
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_another_format_is_passed_over(tmp_path: Path) -> None:
 
 def test_a_sealed_file_that_is_no_checkpoints_is_passed_over(tmp_path: Path) -> None:
     save_round(tmp_path, 1)
-    (save_round(tmp_path, 2) / "checkpoint.json").write_bytes(encode_sealed({"format": 1}))
+    (save_round(tmp_path, 2) / "checkpoint.json").write_bytes(encode_digested({"format": 1}))
     assert_is_round(tmp_path, 1, warnings=1)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tsr_swarm.errors import RunError
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.storage.digested_json import encode_sealed
+from tsr_swarm.storage.files import encode_digested
 from tsr_swarm.storage.journal import NAMES, Journal, knows_rounds
 from tsr_swarm.wire.fields import MAX_ROUND, MAX_TERM
 
@@ -136,7 +136,7 @@ def record(**changes: object) -> dict[str, object]:
 
 
 def test_the_journal_that_is_changed_below_is_sound(tmp_path: Path) -> None:
-    (tmp_path / NAMES[0]).write_bytes(encode_sealed(body()))
+    (tmp_path / NAMES[0]).write_bytes(encode_digested(body()))
     assert journal_in(tmp_path).load(lambda warning: None) is not None
 
 
@@ -182,7 +182,7 @@ def test_the_journal_that_is_changed_below_is_sound(tmp_path: Path) -> None:
 )
 def test_a_sealed_journal_of_impossible_content_is_refused(tmp_path: Path, document: dict[str, Any]) -> None:
     for name in NAMES:
-        (tmp_path / name).write_bytes(encode_sealed(document))
+        (tmp_path / name).write_bytes(encode_digested(document))
     with pytest.raises(RunError, match=r"The journal of this node is lost: .* Restore one of the two from a copy"):
         journal_in(tmp_path).load(refuse)
 

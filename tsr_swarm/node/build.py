@@ -44,7 +44,7 @@ async def hosted(start: Start, around: Around, seams: Seams) -> AsyncIterator[Sw
             first=start.first,
             sources=sources,
             states=StateDownload(sources, start.manifest, around.states),
-            log=start.donor.delta_log if start.donor is not None else None,
+            log=start.donor.round_log if start.donor is not None else None,
             own=own,
             headers=headers,
         )

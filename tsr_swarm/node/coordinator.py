@@ -137,7 +137,7 @@ class _Coordinator:
         self._options, self._folder, self._begun, self._evaluate = options, folder, begun, evaluate
         self._identity, self._book, self._run_log = identity, book, run_log
         self._ledger, self._kernel = ByteCounter(), KernelBytes([])
-        self._donor = StateStore(begun.manifest, folder.path / STATES, begun.delta_log)
+        self._donor = StateStore(begun.manifest, folder.path / STATES, begun.round_log)
         self._discovery = Discovery(identity, begun.manifest.run_id, run_log.emit)
 
     async def run(self, stop_gently: asyncio.Event, unread: Sequence[str]) -> None:
@@ -209,7 +209,7 @@ class _Coordinator:
             config=self._options.config,
             first=self._identity.peer_id,
             known=(),
-            ledger=begun.ledger,
+            ledger=begun.hard_state,
             journal=begun.journal,
             record=begun.record,
             weights=PlainWeights(begun.consensus),
@@ -278,7 +278,7 @@ class _Coordinator:
         except CheckpointError as error:
             self._run_log.emit(events.Warned(message=f"{error} Training goes on; the next round tries again."))
             return
-        self._donor.delta_log.checkpointed(self._folder.oldest_checkpoint)
+        self._donor.round_log.checkpointed(self._folder.oldest_checkpoint)
         self._run_log.emit(events.CheckpointSaved(round=record.round, path=path))
 
 
@@ -312,6 +312,6 @@ def _started(options: CoordinateOptions, begun: StartingPoint, address: str) -> 
         k_x=config.periods.k_x,
         local_space=config.optimizer.local_space,
         rank=str(config.optimizer.rank),
-        voters=len(begun.ledger.base.voters),
+        voters=len(begun.hard_state.base.voters),
         version=__version__,
     )

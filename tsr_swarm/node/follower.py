@@ -148,7 +148,7 @@ class Follower:
         """Have the round on disk before it is known to stand here, so that a restart finds what the journal names."""
         if self._donor is not None:
             try:
-                await asyncio.to_thread(self._donor.delta_log.store, message, data)
+                await asyncio.to_thread(self._donor.round_log.store, message, data)
                 self._has_warned_of_the_disk = False
             except RunError as error:
                 self._warn_of_the_disk(error)

@@ -91,7 +91,7 @@ class SwarmNode:
             self._desk(),
             self._background,
         )
-        log = start.donor.delta_log if start.donor is not None else None
+        log = start.donor.round_log if start.donor is not None else None
         chain = start.record.chain if start.record is not None else ""
         bench = ContributionStore(self.manifest, start.outer, chain)
         self.reducing = reducing.Reducer(
@@ -256,9 +256,9 @@ class SwarmNode:
             self._hear(base)
             self._seams.votes(self.me in base.voters)
             if self._donor is not None:
-                self._donor.delta_log.commit(base.round, bytes.fromhex(base.chain))
+                self._donor.round_log.commit(base.round, bytes.fromhex(base.chain))
                 if self.who.trains:  # it can always fetch the state, so any round may go
-                    self._donor.delta_log.checkpointed(base.round)
+                    self._donor.round_log.checkpointed(base.round)
         if after.plan is not None and after.plan != before.plan:
             self._hear_plan(after.plan)
         self.training.look_again(after.peer.committed, after.plan)

@@ -113,7 +113,7 @@ class PeerProcess:
         if self._service is not None:
             journal = self._folder.journal(self._manifest, self._who.peer_id)
             ledger = self._promised(journal, genesis)
-            log = self._folder.delta_log(self._manifest)
+            log = self._folder.round_log(self._manifest)
             newest = record if record is not None and record.round > ledger.base.round else ledger.base
             log.open(newest.round, bytes.fromhex(newest.chain))
             lost = find_lost_proposal(self._manifest, ledger, log, self._warn)

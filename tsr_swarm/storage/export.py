@@ -1,6 +1,8 @@
-"""Write a folder that transformers loads: config.json, model.safetensors and a tokenizer whose tokens are bytes."""
+"""What is made of trained weights: a folder that transformers loads, and text."""
 
 import json
+import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,16 +14,30 @@ from torch import Tensor
 
 from tsr_swarm.config.run import ModelConfig
 from tsr_swarm.errors import CheckpointError
-from tsr_swarm.storage.checkpoint import sync, write_tensors
+from tsr_swarm.process.machine_limits import memory_errors
+from tsr_swarm.storage.checkpoint import write_tensors
+from tsr_swarm.storage.files import fsync
+from tsr_swarm.storage.run_folder import RunFolder, consensus_of, load_run
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.data import END_OF_DOCUMENT
-from tsr_swarm.train.llama import parameter_shapes
+from tsr_swarm.train.llama import build_model, parameter_shapes
+from tsr_swarm.train.sample import generate, printable
+
+
+def sample_checkpoint(folder: Path, prompt: str, *, length: int, temperature: float, seed: int) -> str:
+    """Return ``prompt`` and ``length`` bytes that the model in a run's folder adds to it. Raises CheckpointError."""
+    manifest, saved = load_run(RunFolder(folder), logging.getLogger(__name__).warning)
+    begin = os.fsencode(prompt)  # the bytes that were typed, whatever the locale
+    with memory_errors():
+        model = build_model(manifest.config.model, consensus_of(manifest, saved).weights)
+        return printable(begin + generate(model, begin, length=length, temperature=temperature, seed=seed))
 
 
 def export_hf(folder: Path, weights: Mapping[str, Tensor], config: ModelConfig) -> None:
-    """Export ``weights`` (names of ``parameter_shapes``) to ``folder``, which must be new or empty.
+    """Write ``weights`` (names of ``parameter_shapes``) to ``folder``, which must be new or empty.
 
-    The folder appears whole or not at all. Raises CheckpointError.
+    It gets config.json, model.safetensors and a tokenizer whose tokens are bytes, and appears whole or not at all.
+    Raises CheckpointError.
     """
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     if found != parameter_shapes(config):
@@ -42,17 +58,17 @@ def export_hf(folder: Path, weights: Mapping[str, Tensor], config: ModelConfig) 
     }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".exporting-", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=".exporting-", dir=folder.parent))
         try:
-            write_tensors(aside / "model.safetensors", weights)
+            write_tensors(temporary / "model.safetensors", weights)
             for name, content in texts.items():
-                (aside / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-                sync(aside / name)
-            aside.chmod(0o755)
-            aside.rename(folder)
-            sync(folder.parent)
+                (temporary / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+                fsync(temporary / name)
+            temporary.chmod(0o755)
+            temporary.rename(folder)
+            fsync(folder.parent)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder} cannot be written ({reason_text(error)}); make room or choose another --out."

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tsr_swarm.storage.digested_json import decode_sealed
+from tsr_swarm.storage.files import decode_digested
 from tsr_swarm.telemetry.events import Stamped, decode_stamped
 from tsr_swarm.wire.included import without
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -68,7 +68,7 @@ def read_stood(folder: Path) -> dict[str, dict[int, Stood]]:
 
 def _standing(journal: Path) -> dict[int, Stood]:
     """Follow the chain back from the newest round that the journal says to stand."""
-    base = decode_sealed(journal.read_bytes())["ledger"]["base"]
+    base = decode_digested(journal.read_bytes())["ledger"]["base"]
     files = {}
     for path in (journal.parent / "published").glob("round-*.bin"):
         match = _ROUND.fullmatch(path.name)
