@@ -29,8 +29,8 @@ from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.donor import DonorService
 from tsr_swarm.node.headers import Headers
-from tsr_swarm.node.sync.catch_up import Fetcher
 from tsr_swarm.node.sync.donors import Donors
+from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
@@ -154,10 +154,10 @@ async def make_history(manifest: Manifest, folder: Path) -> History:
 
 
 @dataclass(frozen=True)
-class Downloader:
+class DownloadingNode:
     """A node that can only dial out, and what it received and was told."""
 
-    fetcher: Fetcher
+    fetcher: Downloader
     ledger: ByteCounter
     events: list[Event]
 
@@ -175,7 +175,7 @@ class Downloader:
 
 
 @asynccontextmanager
-async def downloader(manifest: Manifest, history: History, folder: Path) -> AsyncIterator[Downloader]:
+async def downloader(manifest: Manifest, history: History, folder: Path) -> AsyncIterator[DownloadingNode]:
     """It knows the leader and the other donors, which listen on ports of their own."""
 
     def freeze() -> tuple[Consensus, RoundRecord]:
@@ -191,8 +191,8 @@ async def downloader(manifest: Manifest, history: History, folder: Path) -> Asyn
         lines = await stack.enter_async_context(ClientPool(book, ledger, KernelBytes([])))
         sources = Donors(lines, events.append)
         states = StateDownload(sources, manifest, folder)
-        fetcher = Fetcher(manifest, me=PEER, first=NODES[0], sources=sources, states=states, log=None)
-        yield Downloader(fetcher, ledger, events)
+        fetcher = Downloader(manifest, me=PEER, first=NODES[0], sources=sources, states=states, log=None)
+        yield DownloadingNode(fetcher, ledger, events)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from swarm_rig import Member, Swarm, run_swarm, tiny_config
 
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, decode_manifest
@@ -14,6 +16,7 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.node.peer import JoinOptions, run_peer
 from tsr_swarm.node.service import NodeService
+from tsr_swarm.node.sync.donors import REDUCER_SECONDS, ShardDonors
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.storage import state_file
 from tsr_swarm.storage.state_file import StateAssembly
@@ -22,6 +25,7 @@ from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.transport.limits import STALL_SECONDS
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 LISTEN = "127.0.0.1:0"
@@ -294,3 +298,41 @@ async def test_a_peer_that_listens_everywhere_has_to_say_where_it_is_found() -> 
     options = JoinOptions(coordinator="127.0.0.1:9", listen="0.0.0.0:1", insecure=True, use_dht=False)
     with pytest.raises(ConfigError, match="--announce"):
         await run_peer(options, lambda event: None, Shutdown())
+
+
+# --- which donor is asked for a shard -------------------------------------------------------------------------------
+
+CLIENTS = [SwarmClient(f"127.0.0.1:{port}", ByteCounter()) for port in range(1, 6)]
+clients = st.sampled_from(CLIENTS)
+
+
+@given(
+    reducers=st.lists(st.none() | clients, max_size=6),
+    donors=st.lists(clients, max_size=3, unique=True),
+    failed=st.lists(clients, max_size=3),
+    shard=st.integers(0, 7),
+)
+def test_each_client_is_asked_once_and_a_reducer_that_failed_only_as_a_donor(
+    reducers: list[SwarmClient | None], donors: list[SwarmClient], failed: list[SwarmClient], shard: int
+) -> None:
+    shard_donors = ShardDonors(reducers, donors)
+    for client in failed:
+        shard_donors.mark_failed(client)
+    asked = shard_donors.of(shard)
+    reducer = reducers[shard] if shard < len(reducers) else None
+    assert len(set(asked)) == len(asked)
+    assert set(asked) - {reducer} == set(donors) - {reducer}
+    if reducer is not None and reducer not in failed:
+        assert asked[0] is reducer
+    else:
+        assert asked == donors
+
+
+@pytest.mark.parametrize("mebibytes", [0.0, 0.5, 64.0])
+def test_only_a_reducer_has_little_time_and_only_while_the_run_waits(mebibytes: float) -> None:
+    reducer, donor, *_ = CLIENTS
+    awaited = ShardDonors([reducer, donor], [donor], is_awaited=True)
+    assert awaited.seconds(reducer, mebibytes, 3600.0) == (REDUCER_SECONDS * (1 + mebibytes), REDUCER_SECONDS)
+    assert awaited.seconds(reducer, mebibytes, 0.1) == (0.1, REDUCER_SECONDS)
+    assert awaited.seconds(donor, mebibytes, 3600.0) == (3600.0, STALL_SECONDS), "it has all bytes"
+    assert ShardDonors([reducer], [donor]).seconds(reducer, mebibytes, 3600.0) == (3600.0, STALL_SECONDS)

@@ -22,7 +22,7 @@ from tsr_swarm.node.roster_cache import RosterCache
 from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.node.safety import FailoverStatus
 from tsr_swarm.node.shard_collector import ShardCollector
-from tsr_swarm.node.sync.catch_up import Fetcher
+from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.sync.rounds import Frames
 from tsr_swarm.process.tasks import Background, Signal
 from tsr_swarm.rounds import peer as pr
@@ -50,7 +50,7 @@ class SwarmNode:
     """Implements shell.Hands. One event loop owns it."""
 
     def __init__(
-        self, start: Start, book: AddressBook, lines: ClientPool, fetcher: Callable[[Frames], Fetcher], seams: Seams
+        self, start: Start, book: AddressBook, lines: ClientPool, fetcher: Callable[[Frames], Downloader], seams: Seams
     ) -> None:
         """``fetcher``: makes one that finds shards which were made here."""
         self.me, self.first, self.manifest = start.who.peer_id, start.first, start.manifest

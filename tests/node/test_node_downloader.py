@@ -14,10 +14,10 @@ from published_rounds import FIRST, History, small_history
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node.sync import donors as donors_module
 from tsr_swarm.node.sync import rounds as round_download
-from tsr_swarm.node.sync import shard_givers
-from tsr_swarm.node.sync.catch_up import Fetcher
 from tsr_swarm.node.sync.donors import Donors
+from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.rounds.header_tree import BRANCHES, header_givers
 from tsr_swarm.rounds.raft_state import RoundRecord
@@ -113,7 +113,7 @@ class Node:
 class Rig:
     """A node that downloads, and those that it downloads from. ``ids`` are in the order in which they were given."""
 
-    fetcher: Fetcher
+    fetcher: Downloader
     ids: list[str]
     nodes: list[Node]
     events: list[Event]
@@ -175,7 +175,7 @@ async def rig_of(
         log.open()
         states = StateDownload(sources, history.manifest, folder / "mine" / "states")
         more = {} if own is None else {"own": own}
-        fetcher = Fetcher(history.manifest, me=me, first=FIRST, sources=sources, states=states, log=log, **more)
+        fetcher = Downloader(history.manifest, me=me, first=FIRST, sources=sources, states=states, log=log, **more)
         yield Rig(fetcher, ids, [node for node in nodes if node is not None], events, ledger, log, addresses)
 
 
@@ -448,7 +448,7 @@ async def test_a_maker_that_stalls_holds_no_voter_and_is_asked_for_nothing_more(
     tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch, at_a_time: int
 ) -> None:
     """It died between saying that its shards are done and being asked for them."""
-    monkeypatch.setattr(shard_givers, "MAKER_SECONDS", 0.2)
+    monkeypatch.setattr(donors_module, "REDUCER_SECONDS", 0.2)
     monkeypatch.setattr(round_download, "CONTROL_SECONDS", 1e6)
     monkeypatch.setattr(round_download, "SHARDS_AT_A_TIME", at_a_time)
     leader, maker, other = nodes_in(tmp_path, history, 3, [1])
