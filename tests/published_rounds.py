@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from steady import steady
 
+from tests.steady import steady
 from tsr_swarm.config.layout import Part, Slot, upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan

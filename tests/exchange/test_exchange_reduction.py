@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from published_rounds import publish, random_grids
-from swarm_rig import Swarm, run_swarm, tiny_config
 
+from tests.published_rounds import publish, random_grids
+from tests.swarm_rig import Swarm, run_swarm, tiny_config
 from tsr_swarm.config.layout import Part, Slot, upload_slots
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.exchange.reduction import Published, WeightedPayload, weighted_mean

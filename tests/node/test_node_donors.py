@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from swarm_rig import Member, Swarm, run_swarm, tiny_config
 
+from tests.swarm_rig import Member, Swarm, run_swarm, tiny_config
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, decode_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from published_rounds import FIRST, VOTERS, History, make_history
-from steady import steady
 
+from tests.published_rounds import FIRST, VOTERS, History, make_history
+from tests.steady import steady
 from tsr_swarm.config.run import CheckpointConfig, ModelConfig, PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, RunError
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord

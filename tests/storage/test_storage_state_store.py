@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from steady import steady
 
+from tests.steady import steady
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
 from tsr_swarm.errors import PeerError

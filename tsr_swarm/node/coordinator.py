@@ -175,7 +175,7 @@ class _Coordinator:
             if node.leading is not None:
                 await node.leading.chronicle.finish()
             elif node.is_over:
-                await self._run_log.last_words(node.node.council.ledger.base.round)
+                await self._run_log.wait_for_round(node.node.council.ledger.base.round)
             if not node.is_over:
                 if node.node.council.voters == (self._identity.peer_id,):
                     await self._say_that_it_waits()

@@ -208,7 +208,7 @@ class SwarmNode:
         except Exception:
             await self._withdraw()
             raise
-        await self._standing.told_all()
+        await self._standing.finish()
         if self._left:
             # A leader waits for no report of who has left.
             await self._reported.wait_for(lambda: not self._reporting, LAST_REPORT_SECONDS)

@@ -92,7 +92,7 @@ class PeerProcess:
                     self._run_log.emit(self._run_log.finished(reason))
                     await asyncio.sleep(LINGER_SECONDS)
             elif node.is_over and self._run_log is not None:
-                await self._run_log.pass_on_the_end(reason)
+                await self._run_log.finish_for_monitors(reason)
             return reason
 
     def _start(self) -> Start:
