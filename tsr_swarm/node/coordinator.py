@@ -51,8 +51,8 @@ from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.history import EVENTS_FILE
 from tsr_swarm.telemetry.log import EventLog, read_recording, recording
 from tsr_swarm.telemetry.text import reason_text
+from tsr_swarm.train.evaluate import make_evaluate
 from tsr_swarm.train.llama import parameter_count
-from tsr_swarm.train.scoring import make_evaluate
 from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.server import serve

@@ -31,7 +31,7 @@ from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.telemetry.text import reason_text
-from tsr_swarm.train.scoring import make_evaluate
+from tsr_swarm.train.evaluate import make_evaluate
 from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.wire.messages import PublishedHeader
 from tsr_swarm.wire.run_rules import with_rules
