@@ -112,9 +112,9 @@ class Downloader:
         Raises UnreachableError if it breaks off: call again, it continues where it was.
         """
         clients = await self._donors.clients(donors)
-        offer = await self._states.find(clients)
-        record = await self._record(offer.description, clients)
-        assembly, donor_count = await self._states.fetch(offer, clients, should_stop)
+        description, source = await self._states.find(clients)
+        record = await self._record(description, clients)
+        assembly, donor_count = await self._states.fetch(source, clients, should_stop)
         self._missed.clear()
         self._is_catching_up = True  # the rounds since are replayed, whatever they cost
         return assembly, donor_count, record

@@ -7,8 +7,8 @@ another hash is not of this run, whoever sent it.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 from tsr_swarm.config.layout import Slot, published_slots
 from tsr_swarm.config.manifest import Manifest
@@ -53,17 +53,18 @@ class Announced:
         return CONTROL_SECONDS + SECONDS_A_MEBIBYTE * self.mebibytes
 
 
-@dataclass(slots=True)
+@dataclass
 class RoundDownload:
     """Downloads rounds and checks them; they are applied elsewhere. ``me`` is this node's peer_id."""
 
     donors: Donors
     manifest: Manifest
     me: str
-    max_bytes: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.max_bytes = max_published_bytes(self.manifest)
+    @cached_property
+    def max_bytes(self) -> int:
+        """The most bytes that a round of this run can have."""
+        return max_published_bytes(self.manifest)
 
     async def header(self, round: int, chain: bytes, donors: list[SwarmClient]) -> tuple[Announced, SwarmClient]:
         """Fetch the header of the round of this chain hash. Returns its donor too; failed ones leave ``donors``.

@@ -27,14 +27,6 @@ CHUNK_SECONDS = 30.0  # a donor that takes longer for one, on average, is left o
 WAIT_SECONDS = 60.0  # every wait ends after so long, and looks again
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """The state that is to be fetched, and the donor that described it."""
-
-    description: pb.StateDescription
-    source: SwarmClient
-
-
 @dataclass(slots=True)
 class StateDownload:
     """Downloads states into ``folder``, and keeps what has arrived so far of the state that was described last."""
@@ -44,8 +36,8 @@ class StateDownload:
     folder: Path
     assembly: StateAssembly | None = None
 
-    async def find(self, clients: Sequence[SwarmClient]) -> Offer:
-        """Ask for a description of a state; the first of ``clients`` that has one answers.
+    async def find(self, clients: Sequence[SwarmClient]) -> tuple[pb.StateDescription, SwarmClient]:
+        """Return the description of a state by the first of ``clients`` that has one, and that client, its source.
 
         Raises UnreachableError, or RunError.
         """
@@ -60,22 +52,24 @@ class StateDownload:
             return description
 
         try:
-            return Offer(*await self.donors.ask(list(clients), ask, "A state"))
+            return await self.donors.ask(list(clients), ask, "A state")
         except RefusedError as error:  # a node that has none now will have one
             raise UnreachableError(f"{error} The state will be fetched again.") from error
 
     async def fetch(
-        self, offer: Offer, clients: Sequence[SwarmClient], should_stop: Callable[[], bool]
+        self, source: SwarmClient, clients: Sequence[SwarmClient], should_stop: Callable[[], bool]
     ) -> tuple[StateAssembly, int]:
-        """Return the complete state and the number of its donors. Raises UnreachableError for a break: call again."""
+        """Return the complete state that was found last, and the number of its donors.
+
+        Raises UnreachableError if it breaks off: call again.
+        """
         assembly = self.assembly
-        assert assembly is not None, "an offer was found"
-        assert assembly.description == offer.description, "it is the newest one"
-        others = [client for client in clients if client is not offer.source]
-        transfer = _Transfer(assembly, self.donors, others, offer.source, should_stop)
+        assert assembly is not None, "a state was found"
+        others = [client for client in clients if client is not source]
+        transfer = _Transfer(assembly, self.donors, others, source, should_stop)
         await transfer.run()
         if not assembly.is_complete:
-            done = len(offer.description.chunk_hashes) - len(assembly.missing)
+            done = len(assembly.description.chunk_hashes) - len(assembly.missing)
             raise UnreachableError(transfer.failure or f"The state's download stopped after {done} chunks.")
         self.assembly = None
         return assembly, len(transfer.used)
