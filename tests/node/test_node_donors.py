@@ -144,42 +144,6 @@ async def test_donors_and_coordinator_go_on_while_a_state_is_fetched(
     assert agrees(swarm)
 
 
-async def test_a_joiner_that_is_restarted_in_the_middle_fetches_only_the_rest(
-    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its first process ends with ten chunks; meanwhile a newer state is served, and the begun one is still kept."""
-    taken: list[tuple[StateAssembly, int]] = []
-    swarms: list[Swarm] = []
-    take = StateAssembly.take
-
-    def count(self: StateAssembly, index: int) -> None:
-        take(self, index)
-        if "peer-4" in str(self.path):
-            taken.append((self, index))
-            if len(taken) == 10:
-                swarms[0].peers[4].stop.demand()
-
-    def watch(swarm: Swarm, event: ev.Event) -> None:
-        swarms[:] = [swarm]
-        if opens(event, 8):
-            swarm.start_peer(4)
-        is_gone = len(taken) >= 10 and swarm.peers[4].task.done() and not swarm.former
-        if is_gone and isinstance(event, ev.RoundOpened) and event.round >= 12:
-            swarm.start_peer(4)
-        end_when_applied(swarm, event, "peer-4")
-
-    monkeypatch.setattr(StateAssembly, "take", count)
-    swarm = await with_donors(tmp_path, restless(tmp_path), watch)
-    received = state_of(swarm.peers[4])
-    assert received.round == 5
-    assert received.found_bytes >= 9 * 4096
-    total, found = (-(-count // 4096) for count in (received.bytes, received.found_bytes))
-    before, after = ({index for assembly, index in taken if assembly is taken[which][0]} for which in (0, -1))
-    assert len(after) == total - found
-    assert not before & after
-    assert agrees(swarm)
-
-
 async def run_with_an_absence(folder: Path, config: RunConfig, calls: list[Any], seen: OnEvent | None = None) -> Swarm:
     """peer-3 leaves in round 3 and comes back, with its own checkpoint, in round 8; ends when it is up to date."""
     back = [0]
@@ -284,19 +248,18 @@ async def test_a_peer_refuses_what_only_the_leader_does_and_says_who_leads(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("listen", "announce", "says"), [("192.0.2.7:1", None, "add --insecure"), ("0.0.0.0:1", None, "add --insecure")]
+    ("listen", "insecure", "says"),
+    [
+        ("192.0.2.7:1", False, "add --insecure"),
+        ("0.0.0.0:1", False, "add --insecure"),
+        ("0.0.0.0:1", True, "--announce"),
+    ],
 )
-async def test_a_peer_too_listens_to_the_world_only_with_a_word_of_consent(
-    listen: str, announce: str | None, says: str
+async def test_a_peer_listens_to_the_world_only_with_consent_and_says_where(
+    listen: str, insecure: bool, says: str
 ) -> None:
-    options = JoinOptions(coordinator="127.0.0.1:9", listen=listen, announce=announce, use_dht=False)
+    options = JoinOptions(coordinator="127.0.0.1:9", listen=listen, insecure=insecure, use_dht=False)
     with pytest.raises(ConfigError, match=says):
-        await run_peer(options, lambda event: None, Shutdown())
-
-
-async def test_a_peer_that_listens_everywhere_has_to_say_where_it_is_found() -> None:
-    options = JoinOptions(coordinator="127.0.0.1:9", listen="0.0.0.0:1", insecure=True, use_dht=False)
-    with pytest.raises(ConfigError, match="--announce"):
         await run_peer(options, lambda event: None, Shutdown())
 
 
