@@ -25,25 +25,24 @@ from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import ModelConfig, OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
 from tsr_swarm.errors import RunError
-from tsr_swarm.exchange.contribution import pack
-from tsr_swarm.exchange.reduction import Published, Reduction
+from tsr_swarm.exchange.reduction import Published, WeightedPayload, open_published
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.donor import DonorService
 from tsr_swarm.node.headers import Headers
-from tsr_swarm.node.sync.catch_up import Fetcher
 from tsr_swarm.node.sync.donors import Donors
+from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.rounds.raft_state import RoundRecord
+from tsr_swarm.simulate.payloads import reduce_round
 from tsr_swarm.storage.run_folder import RunFolder, fresh_consensus, record_of
 from tsr_swarm.storage.state_store import STATE_ROUNDS, StateStore, is_agreed
 from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.telemetry.events import CatchingUp, Event
 from tsr_swarm.train.llama import parameter_shapes
-from tsr_swarm.train.trainer import RoundWork
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
@@ -102,17 +101,16 @@ def manifest_of(aim: str, model: ModelConfig) -> Manifest:
 def published_round(manifest: Manifest, consensus: Consensus, round: int, parent: str) -> Published:
     """The average of random contributions, as the reducer publishes it."""
     plan = plan_round(manifest.config, manifest.blocks, round, parent)
-    reduction = Reduction(manifest, plan, manifest.shard_blocks)
+    contributions: list[dict[str, WeightedPayload]] = [{} for _ in manifest.shard_blocks]
     for number in range(1, PEERS + 1):
         slots = upload_slots(manifest.blocks, plan.due, manifest.config.wire)
         numbers = {slot: 1e-3 * torch.randn(slot.rows, slot.cols) for slot in slots}
         grids = {slot: quantise_slot(x, slot) for slot, x in numbers.items()}
-        work = RoundWork(plan, plan.steps, 1000, 1.0, grids)
-        for shard, blocks in enumerate(manifest.shard_blocks):
-            contribution, _ = pack(manifest, f"{number:032x}", work, shard, blocks)
-            reduction.offer(contribution, number, {slot: grids[slot] for slot in shard_slots(slots, blocks)})
-    reduction.close()
-    return reduction.result(consensus.bases, 1)
+        for shard, blocks in zip(contributions, manifest.shard_blocks, strict=True):
+            of_shard = {slot: grids[slot] for slot in shard_slots(slots, blocks)}
+            shard[f"{number:032x}"] = WeightedPayload(number, 1000, of_shard)
+    header, data, _ = reduce_round(manifest, plan, contributions, consensus.bases, {})
+    return open_published(manifest, published_to_proto(header), data, parent)
 
 
 @dataclass(frozen=True)
@@ -133,10 +131,10 @@ async def make_history(manifest: Manifest, missed: int, folder: Path) -> History
     before = copy.copy(consensus)
     donors = []
     for index in range(DONORS):
-        own = folder / f"donor-{index}"
-        donor = StateStore(manifest, own / "states", RunFolder(own).delta_log(manifest))
+        place = folder / f"donor-{index}"
+        donor = StateStore(manifest, place / "states", RunFolder(place).round_log(manifest))
         donor.open()
-        donor.delta_log.open()
+        donor.round_log.open()
         donors.append(donor)
     records, refreshes, keeping = [RoundRecord()], 0, 0.0
     for round in range(1, missed + 1):
@@ -144,7 +142,9 @@ async def make_history(manifest: Manifest, missed: int, folder: Path) -> History
         refreshes += bool(consensus.apply(published.header.plan, published.grids, published.void))
         records.append(record_of(published.header))
         for donor in donors:
-            await donor.keep_round(published_to_proto(published.header), published.data)
+            donor.round_log.store(published_to_proto(published.header), published.data)
+            donor.round_log.commit(round, published.header.chain)
+            donor.round_log.checkpointed(round)
             if is_agreed(round):
                 started = time.perf_counter()
                 await donor.keep_state(consensus, round, published.header.chain)
@@ -153,10 +153,10 @@ async def make_history(manifest: Manifest, missed: int, folder: Path) -> History
 
 
 @dataclass(frozen=True)
-class Downloader:
+class DownloadingNode:
     """A node that can only dial out, with its bytes and events."""
 
-    fetcher: Fetcher
+    fetcher: Downloader
     counter: ByteCounter
     events: list[Event]
 
@@ -174,7 +174,7 @@ class Downloader:
 
 
 @asynccontextmanager
-async def downloader(manifest: Manifest, history: History, folder: Path) -> AsyncIterator[Downloader]:
+async def downloader(manifest: Manifest, history: History, folder: Path) -> AsyncIterator[DownloadingNode]:
     """A downloader that knows the leader and the other donors, which listen on ports of their own."""
 
     def freeze() -> tuple[Consensus, RoundRecord]:
@@ -190,8 +190,8 @@ async def downloader(manifest: Manifest, history: History, folder: Path) -> Asyn
         clients = await stack.enter_async_context(ClientPool(book, counter, KernelBytes([])))
         sources = Donors(clients, events.append)
         states = StateDownload(sources, manifest, folder)
-        fetcher = Fetcher(manifest, me=PEER, first=NODES[0], sources=sources, states=states, log=None)
-        yield Downloader(fetcher, counter, events)
+        fetcher = Downloader(manifest, me=PEER, first=NODES[0], sources=sources, states=states, log=None)
+        yield DownloadingNode(fetcher, counter, events)
 
 
 async def measure(aim: str, model: ModelConfig, missed: int, folder: Path) -> dict[str, str]:

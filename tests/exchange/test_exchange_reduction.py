@@ -1,4 +1,4 @@
-"""What the reducer keeps between rounds: it counts once a round is applied, and a restart does not lose it."""
+"""The mean of contributions, and the outer state between rounds: it counts once a round is applied, and is resumed."""
 
 import asyncio
 from dataclasses import replace
@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.published_rounds import publish, random_grids
 from tests.swarm_rig import Swarm, run_swarm, tiny_config
-from tsr_swarm.config.layout import Part, upload_slots
-from tsr_swarm.config.manifest import PROTOCOL_VERSION
+from tsr_swarm.config.layout import Part, Slot, upload_slots
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.exchange.reduction import Published, Reduction
-from tsr_swarm.lowrank.grid import dense_grid
-from tsr_swarm.optim.outer_step import pack_outer, rotate_outer, without_residuals
+from tsr_swarm.exchange.reduction import Published, WeightedPayload, weighted_mean
+from tsr_swarm.lowrank.grid import quantise_rows
+from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer, without_residuals
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.rounds.raft_state import HardState
 from tsr_swarm.storage.run_folder import (
     OUTER,
@@ -28,9 +29,8 @@ from tsr_swarm.storage.run_folder import (
     start_run,
 )
 from tsr_swarm.telemetry import events as ev
-from tsr_swarm.wire.codec import encode
 from tsr_swarm.wire.gate import shard_slots
-from tsr_swarm.wire.messages import ContributionHeader, published_to_proto
+from tsr_swarm.wire.messages import published_to_proto
 
 ME = "c" * 32  # the coordinator
 OUTERS = ("average", "nesterov", "adam")
@@ -51,47 +51,41 @@ class Reducer:
     """Reduces what one peer sends, seeded noise, with no process around it."""
 
     def __init__(self, start: StartingPoint) -> None:
-        self.manifest, self.consensus, self.outer, self.record = (
-            start.manifest,
-            start.consensus,
-            start.outer,
-            start.record,
-        )
+        self.manifest, self.consensus = start.manifest, start.consensus
+        self.outer, self.record = start.outer, start.record
 
-    def reduce(self, shards: tuple[int, ...] = (0, 1)) -> Published:
-        """The open round, of which ``shards`` arrived."""
+    def reduce(self, shards: tuple[int, ...] = (0, 1)) -> tuple[Published, OuterState]:
+        """The open round, of which ``shards`` arrived, and the outer state after it."""
         config, blocks = self.manifest.config, self.manifest.blocks
         plan = plan_round(config, blocks, self.record.round + 1, self.record.chain)
-        shard_blocks = self.manifest.shard_blocks
-        reduction = Reduction(self.manifest, plan, shard_blocks)
-        for shard in shards:
-            generator = torch.Generator().manual_seed(10 * plan.round + shard)
-            grids = {}
-            for slot in shard_slots(upload_slots(blocks, plan.due, config.wire), shard_blocks[shard]):
-                numbers = torch.randn(slot.rows, slot.cols, generator=generator) / 100
-                grids[slot] = dense_grid(numbers) if slot.part is Part.DENSE else quantise_slot(numbers, slot)
-            header = ContributionHeader(
-                protocol=PROTOCOL_VERSION,
-                manifest_digest=bytes.fromhex(self.manifest.digest),
-                round=plan.round,
-                parent=bytes.fromhex(plan.parent),
-                peer_id="a" * 32,
-                shard=shard,
-                tokens=64,
-                steps=plan.steps,
-                local_loss=0.0,
-                sections=encode(tuple(grids), grids, config.wire.zstd_level)[0],
+        slots, contributions = upload_slots(blocks, plan.due, config.wire), []
+        for shard, of_shard in enumerate(self.manifest.shard_blocks):
+            grids = random_grids(
+                shard_slots(slots, of_shard), torch.Generator().manual_seed(10 * plan.round + shard), scale=0.01
             )
-            reduction.offer(header, 1, grids)
-        reduction.close()
-        return reduction.result(self.consensus.bases, 1, self.outer)
+            contributions.append({"a" * 32: WeightedPayload(1, 64, grids)} if shard in shards else {})
+        return publish(self.manifest, plan, contributions, self.consensus.bases, self.outer)
 
-    def apply(self, published: Published) -> RunState:
+    def apply(self, published: Published, outer: OuterState) -> RunState:
         refreshed = self.consensus.apply(published.header.plan, published.grids, published.void)
-        self.outer = rotate_outer(published.outer, refreshed, self.manifest.config.optimizer)
+        self.outer = rotate_outer(outer, refreshed, self.manifest.config.optimizer)
         self.record = record_of(published.header)
         digest = self.consensus.digest().hex()
         return RunState(record=self.record, consensus=self.consensus, outer=self.outer, digest=digest)
+
+
+@given(seed=st.integers(0, 2**31), weights=st.lists(st.integers(1, 10**6), min_size=1, max_size=5))
+def test_the_mean_is_weighted_by_tokens_and_does_not_depend_on_the_order(seed: int, weights: list[int]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    slot = Slot(0, Part.CORE, 3, 4, 8, 3)
+    contributions = [
+        WeightedPayload(number, tokens, {slot: quantise_rows(torch.randn(3, 4, generator=generator), 8)})
+        for number, tokens in enumerate(weights, 1)
+    ]
+    mean = weighted_mean(contributions, [slot])[slot]
+    assert torch.equal(mean, weighted_mean(contributions[::-1], [slot])[slot])
+    expected = sum(c.grids[slot].numbers() * c.tokens for c in contributions) / sum(weights)
+    assert torch.allclose(mean, expected, rtol=1e-12, atol=1e-12)
 
 
 def no_warning(message: str) -> None:
@@ -103,25 +97,25 @@ def test_a_resumed_reducer_publishes_the_bytes_of_one_that_never_stopped(tmp_pat
     config, folder = outer_config(tmp_path, outer), RunFolder(tmp_path / "coordinator")
     reducer = Reducer(start_run(folder, config, ME))
     for _ in range(3):
-        applied = reducer.apply(reducer.reduce())
+        applied = reducer.apply(*reducer.reduce())
     folder.save(reducer.manifest, applied, keep=1)
 
     again = Reducer(resume_run(folder, config, ME, False, no_warning))
 
     for _ in range(3):
         wanted, found = reducer.reduce(), again.reduce()
-        assert (found.header, found.data) == (wanted.header, wanted.data)
-        assert reducer.apply(wanted).digest == again.apply(found).digest
+        assert (found[0].header, found[0].data) == (wanted[0].header, wanted[0].data)
+        assert reducer.apply(*wanted).digest == again.apply(*found).digest
 
 
 @pytest.mark.parametrize("outer", OUTERS)
 def test_a_round_that_is_not_applied_leaves_what_is_kept(tmp_path: Path, outer: str) -> None:
     reducer = Reducer(start_run(RunFolder(tmp_path / "coordinator"), outer_config(tmp_path, outer), ME))
-    reducer.apply(reducer.reduce())
+    reducer.apply(*reducer.reduce())
     before = {name: tensor.clone() for name, tensor in pack_outer(reducer.outer, reducer.manifest.blocks).items()}
     assert before
 
-    first, second = reducer.reduce(), reducer.reduce()
+    (first, _), (second, _) = reducer.reduce(), reducer.reduce()
 
     assert first.data == second.data
     after = pack_outer(reducer.outer, reducer.manifest.blocks)
@@ -131,14 +125,14 @@ def test_a_round_that_is_not_applied_leaves_what_is_kept(tmp_path: Path, outer: 
 @pytest.mark.parametrize("outer", OUTERS)
 def test_blocks_of_a_void_shard_keep_what_they_had(tmp_path: Path, outer: str) -> None:
     reducer = Reducer(start_run(RunFolder(tmp_path / "coordinator"), outer_config(tmp_path, outer), ME))
-    reducer.apply(reducer.reduce())
+    reducer.apply(*reducer.reduce())
 
-    published = reducer.reduce(shards=(1,))
+    published, after = reducer.reduce(shards=(1,))
 
     assert published.void
     for index, block in enumerate(reducer.manifest.blocks):
         if block.is_low_rank:
-            assert (published.outer[index] is reducer.outer[index]) == (index in published.void)
+            assert (after[index] is reducer.outer[index]) == (index in published.void)
 
 
 def test_replayed_rounds_turn_what_is_kept_and_change_no_weight(tmp_path: Path) -> None:
@@ -146,12 +140,12 @@ def test_replayed_rounds_turn_what_is_kept_and_change_no_weight(tmp_path: Path) 
     config, folder = outer_config(tmp_path, "nesterov"), RunFolder(tmp_path / "coordinator")
     start = start_run(folder, config, ME)
     reducer = Reducer(start)
-    folder.save(reducer.manifest, reducer.apply(reducer.reduce()), keep=1)
+    folder.save(reducer.manifest, reducer.apply(*reducer.reduce()), keep=1)
     kept, old = reducer.outer, dict(reducer.consensus.bases)
     for round in (2, 3):
-        published = reducer.reduce()
-        start.delta_log.store(published_to_proto(published.header), published.data)
-        applied = reducer.apply(published)
+        published, outer = reducer.reduce()
+        start.round_log.store(published_to_proto(published.header), published.data)
+        applied = reducer.apply(published, outer)
         assert applied.record.round == round
         start.journal.write(HardState(replace(applied.record, voters=(ME,)), term=1, voted_for=ME))
 

@@ -1,4 +1,4 @@
-"""All that a node downloads: proposals that it votes on, the rounds that stand, and a state where that is less."""
+"""All that a node downloads: proposals that it votes on, committed rounds, and a state if that is fewer bytes."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -8,9 +8,8 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.exchange.reduction import Published, open_published
 from tsr_swarm.node.headers import Headers
-from tsr_swarm.node.sync.donors import Donors
+from tsr_swarm.node.sync.donors import Donors, ShardDonors
 from tsr_swarm.node.sync.rounds import FetchedRound, Frames, RoundDownload
-from tsr_swarm.node.sync.shard_givers import ShardGivers
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.rounds.catch_up import Costs, choose_way
 from tsr_swarm.rounds.header_tree import header_givers
@@ -26,15 +25,15 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 Fetched = tuple[pb.PublishedHeader, bytes, Published]
 
 
-def nothing_made(round: int, shard: int, hashes: Sequence[bytes]) -> None:
+def no_frames(round: int, shard: int, hashes: Sequence[bytes]) -> None:
     """The frames of a node that reduces nothing."""
 
 
-class Fetcher:
-    """One node's. Donors and sources are peer_ids, most likely to know first; ``first`` is the coordinator's.
+class Downloader:
+    """The downloads of one node. Donors and sources are given as peer_ids, the likeliest to have the data first.
 
-    log: where the node keeps rounds; None for one that cannot be dialled. own: what it reduced itself. headers: what
-    it has of rounds whose shards are on their way.
+    first: the coordinator. sources: the donors. log: where the node keeps rounds; None for one that cannot be dialled.
+    own: frames that this node reduced itself. headers: of rounds whose shards it is still fetching, for others.
     """
 
     def __init__(
@@ -46,35 +45,35 @@ class Fetcher:
         sources: Donors,
         states: StateDownload,
         log: RoundLog | None,
-        own: Frames = nothing_made,
+        own: Frames = no_frames,
         headers: Headers | None = None,
     ) -> None:
         self._manifest, self._me, self._first = manifest, me, first
-        self._sources, self._states, self._log, self._own = sources, states, log, own
+        self._donors, self._states, self._log, self._own = sources, states, log, own
         self._headers = Headers() if headers is None else headers
         self._rounds = RoundDownload(sources, manifest, me)
         self._missed: dict[int, FetchedRound] = {}
-        self._is_catching_up = False  # the way has been chosen, and there is more to fetch
-        self._under_way: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by chain hash
+        self._is_catching_up = False  # rounds or a state have been chosen, and there is more to fetch
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by chain hash
 
     async def proposal(self, record: RoundRecord, sources: Sequence[str], donors: Sequence[str]) -> None:
-        """Put the bytes of ``record`` on disk, checked, if they are not. ``sources`` made its shards.
+        """Store the proposal of ``record``, checked, unless it is on disk. ``sources`` reduced its shards.
 
-        donors: first who proposes it, of whom the header comes, and what its source does not give.
+        donors: they send the header, and shards that their sources do not; the proposing leader first.
 
-        Raises UnreachableError where nobody gives them, RefusedError where they are not what ``record`` says, and
-        RunError where they cannot be kept.
+        Raises UnreachableError if nobody sends it, RefusedError if it is not what ``record`` says, and RunError if it
+        cannot be stored.
         """
-        assert self._log is not None, "who votes can be dialled"
-        async with self._once(record.chain):
-            kept = await self._from_disk(record.round, record.chain)
-            if kept is None:
+        assert self._log is not None, "a voter can be dialled"
+        async with self._lock(record.chain):
+            stored = await self._from_disk(record.round, record.chain)
+            if stored is None:
                 try:
-                    clients = await self._sources.clients(donors)
-                    kept = await self._by_shards(record, sources, (), clients, is_awaited=True)
+                    clients = await self._donors.clients(donors)
+                    stored = await self._by_shards(record, sources, (), clients, is_awaited=True)
                 except RefusedError as error:
                     raise UnreachableError(f"{error} It may come.") from error
-            message, data, published = kept
+            message, data, published = stored
             if record_of(published.header) != record:
                 raise RefusedError(
                     f"Round {record.round} was proposed with another parent or voters than it has; refused."
@@ -84,14 +83,14 @@ class Fetcher:
     async def round(
         self, round: int, newest: RoundRecord, parent: str, sources: Sequence[str], donors: Sequence[str]
     ) -> Fetched | None:
-        """Round ``round``, which follows chain hash ``parent``. ``newest`` stands; ``sources`` made its shards.
+        """Fetch ``round``, which follows chain hash ``parent``. ``newest`` is committed; ``sources`` reduced it.
 
-        None: a state is to be fetched instead. Raises UnreachableError where nobody can be reached: try again later.
+        None: fetch a state instead. Raises UnreachableError if nobody can be reached: try again later.
         """
-        assert round <= newest.round, "it stands"
+        assert round <= newest.round, "it is committed"
         fetched = await self._from_disk(round, newest.chain if round == newest.round else "")
         if fetched is None:
-            clients = await self._sources.clients(donors)
+            clients = await self._donors.clients(donors)
             try:
                 if round < newest.round or round in self._missed:
                     fetched = await self._one_of_many(round, newest, clients)
@@ -108,53 +107,51 @@ class Fetcher:
     async def state(
         self, donors: Sequence[str], should_stop: Callable[[], bool]
     ) -> tuple[StateAssembly, int, RoundRecord]:
-        """A recent state, how many gave of it, and the record of its round. ``donors``: first who leads.
+        """Fetch a recent state. Returns it, the number of its donors, and its round. ``donors``: the leader first.
 
-        Raises UnreachableError for a break: call again, it goes on where it was.
+        Raises UnreachableError if it breaks off: call again, it continues where it was.
         """
-        clients = await self._sources.clients(donors)
-        offer = await self._states.find(clients)
-        record = await self._record(offer.description, clients)
-        assembly, givers = await self._states.fetch(offer, clients, should_stop)
+        clients = await self._donors.clients(donors)
+        description, source = await self._states.find(clients)
+        record = await self._record(description, clients)
+        assembly, donor_count = await self._states.fetch(source, clients, should_stop)
         self._missed.clear()
         self._is_catching_up = True  # the rounds since are replayed, whatever they cost
-        return assembly, givers, record
+        return assembly, donor_count, record
 
     # --- the newest round -----------------------------------------------------------------------------------------
 
     async def _newest(self, newest: RoundRecord, sources: Sequence[str], donors: Sequence[str]) -> Fetched:
         turn = int(self._me, 16) % len(donors) if donors else 0  # every node begins with another donor
-        donors, givers = [*donors[turn:], *donors[:turn]], header_givers(self._me, newest.chain, sources)
-        if self._me in sources:  # others wait for it to have the header: it asks where it was first
+        donors, header_donors = [*donors[turn:], *donors[:turn]], header_givers(self._me, newest.chain, sources)
+        if self._me in sources:  # others wait for its header, so it asks the voters, which have it first
             donors.sort(key=lambda donor: donor not in newest.voters)  # stable
-        clients = await self._sources.clients(donors)
-        async with self._once(newest.chain):
-            kept = await self._from_disk(newest.round, newest.chain)  # it may have come as a proposal meanwhile
-            return kept or await self._by_shards(newest, sources, givers, clients)
+        clients = await self._donors.clients(donors)
+        async with self._lock(newest.chain):
+            stored = await self._from_disk(newest.round, newest.chain)  # it may have come as a proposal meanwhile
+            return stored or await self._by_shards(newest, sources, header_donors, clients)
 
     async def _by_shards(
         self,
         record: RoundRecord,
         sources: Sequence[str],
-        givers: Sequence[str],
+        header_donors: Sequence[str],
         donors: list[SwarmClient],
         *,
         is_awaited: bool = False,
     ) -> Fetched:
-        """``givers`` are asked for the header before donors, and may have no more than that.
+        """``header_donors`` are asked for the header before donors, and may have no more than that.
 
-        is_awaited: the run waits for this node.
-
-        Raises RefusedError where somebody answered, but nobody has it; else UnreachableError.
+        Raises RefusedError if somebody answered, but nobody has it; else UnreachableError.
         """
-        asked = list(dict.fromkeys([*await self._sources.clients(givers), *donors]))
-        announced, giver = await self._rounds.header(record.round, bytes.fromhex(record.chain), asked)
+        asked = list(dict.fromkeys([*await self._donors.clients(header_donors), *donors]))
+        announced, donor = await self._rounds.header(record.round, bytes.fromhex(record.chain), asked)
         self._headers.keep(announced.message)
-        donors = [donor for donor in donors if donor in asked]  # who failed is not asked again
-        makers = [next(iter(await self._sources.clients([source])), None) for source in sources]
-        donors.sort(key=lambda donor: donor is not giver)  # stable: it has the round
-        shard_givers = ShardGivers(makers, donors, is_awaited)
-        published = await self._rounds.by_shards(announced, shard_givers, self._own)
+        donors = [client for client in donors if client in asked]  # one that failed is not asked again
+        donors.sort(key=lambda client: client is not donor)  # stable: it has the round
+        reducers = [next(iter(await self._donors.clients([source])), None) for source in sources]
+        shard_donors = ShardDonors(reducers, donors, is_awaited)
+        published = await self._rounds.by_shards(announced, shard_donors, self._own)
         return announced.message, published.data, published
 
     # --- several ----------------------------------------------------------------------------------------------------
@@ -164,33 +161,33 @@ class Fetcher:
             if not self._is_catching_up and await self._is_state_cheaper(round, newest, clients):
                 return None
             self._is_catching_up = True
-            self._missed = await self._rounds.missed(round, newest, clients, self._kept)
+            self._missed = await self._rounds.missed(round, newest, clients, self._stored)
         message, data = self._missed[round]
         published = await asyncio.to_thread(open_published, self._manifest, message, data, message.plan.parent.hex())
         return message, data, published
 
     async def _is_state_cheaper(self, round: int, newest: RoundRecord, clients: Sequence[SwarmClient]) -> bool:
-        """Choose how to go on, once for each time that this node has missed several rounds."""
+        """Choose between rounds and a state, once for each time that this node has missed several rounds."""
         for client in clients:
-            said = await self._catch_up(client, round)
-            if said is None or not (said.round_bytes or said.state_round >= round):
+            reply = await self._catch_up(client, round)
+            if reply is None or not (reply.round_bytes or reply.state_round >= round):
                 continue  # it is behind too
             costs = Costs(
-                round_bytes=said.round_bytes,
-                state_round=said.state_round,
-                state_bytes=said.state_bytes,
-                rest_bytes=said.rest_bytes,
+                round_bytes=reply.round_bytes,
+                state_round=reply.state_round,
+                state_bytes=reply.state_bytes,
+                rest_bytes=reply.rest_bytes,
             )
             way = choose_way(round - 1, costs)
             missed = newest.round - round + 1
-            self._sources.emit(CatchingUp(missed=missed, takes_state=way.takes_state, reason=way.reason))
+            self._donors.emit(CatchingUp(missed=missed, takes_state=way.takes_state, reason=way.reason))
             return way.takes_state
         return False
 
     async def _is_in_a_state(self, round: int, clients: Sequence[SwarmClient]) -> bool:
-        """Whether somebody gives a state with this round in it. Who refused the round may only not have it yet."""
-        said = [await self._catch_up(client, round) for client in clients]
-        return any(reply is not None and reply.state_round >= round for reply in said)
+        """Whether somebody has a state with this round in it. A donor that refused the round may only be behind."""
+        replies = [await self._catch_up(client, round) for client in clients]
+        return any(reply is not None and reply.state_round >= round for reply in replies)
 
     async def _catch_up(self, client: SwarmClient, round: int) -> pb.CatchUpReply | None:
         digest = bytes.fromhex(self._manifest.digest)
@@ -203,39 +200,39 @@ class Fetcher:
 
     # --- what is here -----------------------------------------------------------------------------------------------
 
-    async def _record(self, about: pb.StateDescription, clients: list[SwarmClient]) -> RoundRecord:
-        """Who votes after a state is in the header of its round."""
-        if not about.round:
+    async def _record(self, description: pb.StateDescription, clients: list[SwarmClient]) -> RoundRecord:
+        """Fetch the record of a state's round: its header says who votes after it."""
+        if not description.round:
             return RoundRecord(voters=(self._first,))
         try:
-            announced, _ = await self._rounds.header(about.round, about.chain, list(clients))
+            announced, _ = await self._rounds.header(description.round, description.chain, list(clients))
         except RefusedError as error:
             raise UnreachableError(f"{error} Another state will be fetched.") from error
         return record_of(announced.header)
 
     async def _from_disk(self, round: int, chain: str) -> Fetched | None:
-        """``chain``: "" for the round that stands. What is damaged is told to people and as good as not there."""
+        """Read a stored round, "" for the committed one. A damaged one is warned of, and None."""
         if self._log is None:
             return None
         try:
-            kept = await asyncio.to_thread(self._log.get, round, bytes.fromhex(chain))
-            if kept is None:
+            stored = await asyncio.to_thread(self._log.get, round, bytes.fromhex(chain))
+            if stored is None:
                 return None
-            message, data = kept
-            published = await asyncio.to_thread(open_published, self._manifest, *kept, message.plan.parent.hex())
+            message, data = stored
+            published = await asyncio.to_thread(open_published, self._manifest, *stored, message.plan.parent.hex())
         except (RunError, PeerError) as error:
             self._log.forget(round, bytes.fromhex(chain))
-            self._sources.emit(Warned(message=f"Round {round} on disk is damaged, it is fetched from others: {error}"))
+            self._donors.emit(Warned(message=f"Round {round} on disk is damaged, it is fetched from others: {error}"))
             return None
         return message, data, published
 
-    async def _kept(self, round: int, chain: bytes) -> FetchedRound | None:
-        kept = await self._from_disk(round, chain.hex())
-        return None if kept is None else kept[:2]
+    async def _stored(self, round: int, chain: bytes) -> FetchedRound | None:
+        stored = await self._from_disk(round, chain.hex())
+        return None if stored is None else stored[:2]
 
-    def _once(self, chain: str) -> asyncio.Lock:
-        """A round that is proposed and found to stand at the same time is fetched once."""
-        lock = self._under_way.get(chain)
+    def _lock(self, chain: str) -> asyncio.Lock:
+        """One for each round, so that one that is proposed and committed at the same time is fetched once."""
+        lock = self._locks.get(chain)
         if lock is None:
-            lock = self._under_way[chain] = asyncio.Lock()
+            lock = self._locks[chain] = asyncio.Lock()
         return lock
