@@ -2,9 +2,9 @@
 
 import torch
 
+from tests.optim.reference import AdamOptions, reference_tsr_adam
 from tsr_swarm.baselines.registry import default_settings
 from tsr_swarm.baselines.tsr_adam import published_refresh
-from tsr_swarm.optim.reference import AdamOptions, reference_tsr_adam
 
 NAME = "c.weight"  # (6, 10)
 

@@ -10,17 +10,17 @@ from safetensors.torch import load, save
 from steady import steady, wide
 from torch import Tensor
 
+from tests.optim.reference import AdamOptions, reference_core_round
 from tsr_swarm.config.blocks import plan_blocks
 from tsr_swarm.config.layout import Part, upload_slots
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.rotate import rotate_core, rotate_moments
+from tsr_swarm.optim.block_state import Waiting
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.local_space import LocalSpace
-from tsr_swarm.optim.reference import AdamOptions, reference_core_round
-from tsr_swarm.optim.waiting_work import Waiting
 
 FLOAT32 = 1e-5  # weights near 1, a few roundings each
 PUBLISHED = 2**-14  # of the largest number: one exponent a block at 16 bits

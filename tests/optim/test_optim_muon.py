@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 from steady import steady
 from torch import Tensor
 
+from tests.optim.reference import AdamOptions, reference_adam_direction, reference_muon_direction
 from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.errors import CheckpointError, ConfigError
 from tsr_swarm.lowrank.basis import Basis, random_basis
@@ -19,7 +20,6 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.full_space import FullSpace
 from tsr_swarm.optim.muon import Muon, muon_direction, newton_schulz
-from tsr_swarm.optim.reference import AdamOptions, reference_adam_direction, reference_muon_direction
 
 SPACES = {"core": CoreSpace, "full": FullSpace}
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))

@@ -14,9 +14,15 @@ from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
-from tsr_swarm.optim.moment_periods import half_life, moment_periods, own_moment_periods
 from tsr_swarm.optim.muon import MOMENTUM
-from tsr_swarm.optim.periods import follows_manifest, learning_rate, plan_round
+from tsr_swarm.optim.periods import (
+    follows_manifest,
+    half_life,
+    learning_rate,
+    moment_periods,
+    own_moment_periods,
+    plan_round,
+)
 
 BLOCKS = (
     Block(name="embed_tokens.weight", rows=8, cols=4, rank=2, role=BlockRole.EMBEDDING),

@@ -2,15 +2,15 @@
 
 import torch
 
-from tsr_swarm.lowrank.basis import Basis, random_basis
-from tsr_swarm.lowrank.rotate import rotate_moments
-from tsr_swarm.optim.reference import (
+from tests.optim.reference import (
     AdamOptions,
     reference_adam_direction,
     reference_core_round,
     reference_rotation,
     reference_tsr_adam,
 )
+from tsr_swarm.lowrank.basis import Basis, random_basis
+from tsr_swarm.lowrank.rotate import rotate_moments
 
 SIGN = AdamOptions(lr=0.5, eps=0.0)
 

@@ -11,7 +11,7 @@ from steady import steady, wide
 
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.dct import drawn_basis
-from tsr_swarm.optim.waiting_work import Waiting, averaged, turned
+from tsr_swarm.optim.block_state import Waiting, averaged, turned
 
 
 def unsent(core: torch.Tensor, waiting: Waiting | None, basis: Basis) -> torch.Tensor:

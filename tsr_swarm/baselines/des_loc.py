@@ -18,7 +18,7 @@ from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES
 from tsr_swarm.baselines.inner_optimizer import StackedOptimizer, numbers_of
 from tsr_swarm.baselines.method import ExchangeBytes, both_ways
 from tsr_swarm.baselines.settings import Settings
-from tsr_swarm.optim.moment_periods import moment_periods
+from tsr_swarm.optim.periods import moment_periods
 
 AUTO = "auto"
 

@@ -20,15 +20,22 @@ from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid, dense_grid
 from tsr_swarm.lowrank.rotate import rotate_core
 from tsr_swarm.lowrank.sketch import Captured
-from tsr_swarm.optim.block_state import check_tensors, pack_states, unpack_states
+from tsr_swarm.optim.block_state import (
+    RESIDUAL,
+    Waiting,
+    averaged,
+    check_tensors,
+    pack_states,
+    pack_waiting,
+    turned,
+    unpack_states,
+    unpack_waiting,
+)
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_stack import stacks
-from tsr_swarm.optim.full_block import FullBlock
-from tsr_swarm.optim.inner_optimizer import inner_optimizer
-from tsr_swarm.optim.local_space import gradient_grid
-from tsr_swarm.optim.moments import moment_grid, take_moment
-from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.optim.waiting_work import RESIDUAL, Waiting, averaged, pack_waiting, turned, unpack_waiting
+from tsr_swarm.optim.full_space import FullBlock
+from tsr_swarm.optim.local_space import inner_optimizer
+from tsr_swarm.optim.quantise import gradient_grid, moment_grid, quantise_slot, take_moment
 
 _MARK_BYTES = 16
 

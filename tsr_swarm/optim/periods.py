@@ -3,14 +3,16 @@ averaged. Pure arithmetic.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
-from tsr_swarm.optim.moment_periods import own_moment_periods
+from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.lowrank.dct import drawn_basis
+from tsr_swarm.optim.muon import MOMENTUM
 
 
 def plan_round(config: RunConfig, blocks: Sequence[Block], round: int, parent: str) -> RoundPlan:
@@ -99,3 +101,45 @@ def refresh_rounds(periods: PeriodsConfig, block: Block) -> int:
 def basis_number(periods: PeriodsConfig, block: Block, round: int) -> int:
     """Which of its drawn bases a low-rank block has after ``round`` rounds; the first is number 0."""
     return round // refresh_rounds(periods, block)
+
+
+def own_moment_periods(config: RunConfig) -> tuple[int, int]:
+    """K_u and K_v of a run's cores in steps; 0: never."""
+    periods, optimizer = config.periods, config.optimizer
+    return moment_periods(periods.k_u, periods.k_v, periods.k_x, optimizer.inner, optimizer.betas)
+
+
+def moment_periods(k_u: int | str, k_v: int | str, k_x: int, inner: str, betas: tuple[float, float]) -> tuple[int, int]:
+    """K_u and K_v in steps as they are set, or for "auto" the half-life of the moment that ``inner`` keeps."""
+    beta1 = MOMENTUM if inner == "muon" else betas[0]
+    first = half_life(beta1, k_x) if isinstance(k_u, str) else k_u
+    second = half_life(betas[1], k_x) if isinstance(k_v, str) else k_v
+    return first, second
+
+
+def half_life(beta: float, k_x: int) -> int:
+    """The steps ln 2 / -ln(beta) after which half of a moment is forgotten, in whole periods k_x, at least one."""
+    steps = math.log(2) / -math.log(beta) if beta else 0.0
+    return max(1, round(steps / k_x)) * k_x
+
+
+def are_drawn(manifest: Manifest) -> bool:
+    """Whether the bases of this run are drawn."""
+    return manifest.config.optimizer.aim == "seed"
+
+
+def drawn_bases(manifest: Manifest, round: int) -> Mapping[int, Basis]:
+    """The bases of all low-rank blocks after ``round`` rounds of a run whose bases are drawn."""
+    config = manifest.config
+    return {
+        index: drawn_basis(
+            block.rows,
+            block.cols,
+            block.ranks,
+            seed=config.run.seed,
+            block=index,
+            number=basis_number(config.periods, block, round),
+        )
+        for index, block in enumerate(manifest.blocks)
+        if block.is_low_rank
+    }

@@ -1,13 +1,16 @@
 """Which grid a slot's numbers are rounded to: the one place where uploads and publications choose it."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from tsr_swarm.config.layout import Slot
+from tsr_swarm.config.layout import Part, Slot
 from tsr_swarm.lowrank.coarse import quantise_coarse, quantise_dead_zone
-from tsr_swarm.lowrank.grid import Grid, quantise_block, quantise_rows
+from tsr_swarm.lowrank.grid import Grid, powers_of_two, quantise_block, quantise_rows
+from tsr_swarm.optim.block_state import BlockState
+from tsr_swarm.optim.local_space import InnerOptimizer
 
 
 def quantise_slot(x: Tensor, slot: Slot) -> Grid:
@@ -32,3 +35,36 @@ def _noise_seed(x: Tensor, slot: Slot) -> int:
     name = hashlib.blake2b(f"rounding/{slot.block}/{slot.part}/".encode(), digest_size=4)
     name.update(numbers.tobytes())
     return int.from_bytes(name.digest(), "little")
+
+
+def gradient_grid(slot: Slot, gradients: Mapping[int, tuple[Tensor, Tensor]]) -> Grid:
+    """One side of what is sent of a gradient: it aims a basis and is never applied, so no residual is kept."""
+    left, right = gradients[slot.block]
+    return quantise_slot(left if slot.part in (Part.GRADIENT_LEFT, Part.ENERGY_LEFT) else right, slot)
+
+
+def moment_grid(slot: Slot, state: BlockState, inner: InnerOptimizer) -> Grid:
+    """A core's moment as ``slot`` sends it: bias-corrected, all zero before the first step."""
+    moment, correction = _moment(slot, state, inner)
+    return quantise_slot(moment / correction if correction else moment, slot)
+
+
+def take_moment(slot: Slot, grid: Grid, state: BlockState, inner: InnerOptimizer) -> None:
+    """Replace a core's moment by the published average, as it would be after this peer's own steps.
+
+    Steps are divided by the root of a second moment, so one that was rounded to zero (or is negative, which no honest
+    average is) becomes half a step of its row's grid, the most that it can have been.
+    """
+    moment, correction = _moment(slot, state, inner)
+    numbers = grid.numbers()
+    if slot.part is Part.MOMENT_SECOND:
+        numbers = numbers.maximum(powers_of_two(grid.exponents.tolist())[:, None] / 2)
+    moment.copy_(numbers * correction)
+
+
+def _moment(slot: Slot, state: BlockState, inner: InnerOptimizer) -> tuple[Tensor, float]:
+    """The moment that ``slot`` is of, and its bias correction."""
+    place = 0 if slot.part is Part.MOMENT_FIRST else 1
+    moment = (state.first, state.second)[place]
+    assert moment is not None, "a run without second moments has no period for them"
+    return moment, inner.corrections(state.steps)[place]

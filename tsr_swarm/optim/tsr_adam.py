@@ -23,8 +23,16 @@ from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.rotate import rotate_moments
 from tsr_swarm.lowrank.sketch import core_of, expand
 from tsr_swarm.optim.adam import Correction, adam_direction, bias_corrections, core_update_scale
-from tsr_swarm.optim.tsr_adam_options import LATER_OPTIONS, checked_options, require_whole_parameters
-from tsr_swarm.optim.tsr_adam_state import NO_STATE, fresh_state, moments_shape, read_state, require_saved_groups
+from tsr_swarm.optim.tsr_adam_state import (
+    LATER_OPTIONS,
+    NO_STATE,
+    checked_options,
+    fresh_state,
+    moments_shape,
+    read_state,
+    require_saved_groups,
+    require_whole_parameters,
+)
 
 _MOST = 0.3  # a gradient's entries are at most this power of the largest number: 4e11 in float32
 

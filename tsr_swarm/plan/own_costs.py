@@ -10,9 +10,8 @@ from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
 from tsr_swarm.lowrank.packed import packed_bytes
-from tsr_swarm.optim.inner_optimizer import inner_optimizer
-from tsr_swarm.optim.moment_periods import own_moment_periods
-from tsr_swarm.optim.periods import due_blocks, refresh_rounds
+from tsr_swarm.optim.local_space import inner_optimizer
+from tsr_swarm.optim.periods import due_blocks, own_moment_periods, refresh_rounds
 from tsr_swarm.plan.baseline_costs import FLOAT, numbers
 from tsr_swarm.plan.compression_ratio import Shares
 from tsr_swarm.plan.costs import ExchangeCost, Memory, MethodCost

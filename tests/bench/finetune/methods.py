@@ -16,7 +16,7 @@ from tests.bench.finetune.sentences import Share
 from tsr_swarm.config.layout import BASIS_BITS
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.optim.drawn_basis import are_drawn
+from tsr_swarm.optim.periods import are_drawn
 from tsr_swarm.simulate.baseline_method import BaselineSwarm
 from tsr_swarm.simulate.own_method import RUN_ID, OwnSwarm, Stream, Task
 from tsr_swarm.simulate.protocols import SimulatedSwarm
