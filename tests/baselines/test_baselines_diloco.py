@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsr_swarm.baselines import int_quantise
-from tsr_swarm.baselines.dense_channel import DenseChannel
-from tsr_swarm.baselines.flat_parameters import FlatParameters
-from tsr_swarm.baselines.int_quantise import quantise
+from tsr_swarm.baselines.diloco import DenseChannel, quantise
+from tsr_swarm.baselines.method import FlatParameters
 from tsr_swarm.baselines.registry import default_settings
 from tsr_swarm.wire.compression import decompress
 from tsr_swarm.wire.packing import unpack

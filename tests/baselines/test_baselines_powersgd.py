@@ -5,8 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.baselines.active_peers import ActivePeers
-from tsr_swarm.baselines.flat_parameters import FlatParameters
+from tsr_swarm.baselines.method import ActivePeers, FlatParameters
 from tsr_swarm.baselines.powersgd import LowRankMean, PowerSGDSettings, power_iteration
 
 FLAT = FlatParameters({"w": (9, 7), "norm": (5,)})

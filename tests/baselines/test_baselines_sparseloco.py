@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsr_swarm.baselines.flat_parameters import FlatParameters
+from tsr_swarm.baselines.method import FlatParameters
 from tsr_swarm.baselines.sparseloco import SparseLoCoSettings, payload_bytes, sparsify
 
 FLAT = FlatParameters({"long": (5, 7), "short": (3,)})

@@ -21,15 +21,11 @@ from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.sketch import tangent_of
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.publish import publish
-from tsr_swarm.plan.baseline_costs import is_head, rivals
-from tsr_swarm.plan.compression_ratio import wire_shares
-from tsr_swarm.plan.costs import MethodCost, summed
-from tsr_swarm.plan.link import Link, default_step_seconds, line_share
-from tsr_swarm.plan.own_costs import MOST_ROUNDS, our_exchange, our_memory, raw_bytes, state_bytes
-from tsr_swarm.plan.paper_counts import paper_counts
+from tsr_swarm.plan.baseline_costs import is_head, paper_counts, rivals
+from tsr_swarm.plan.costs import Link, MethodCost, default_step_seconds, line_share, summed
+from tsr_swarm.plan.own_costs import MOST_ROUNDS, our_exchange, our_memory, raw_bytes, state_bytes, wire_shares
 from tsr_swarm.plan.presets import PRESETS, low_ranks
-from tsr_swarm.plan.report import make_report
-from tsr_swarm.plan.scene import Scene
+from tsr_swarm.plan.report import Scene, make_report
 from tsr_swarm.plan.search import GOOD_STEPS, LONGEST_STEPS, Fit, Goal, find_fit, run_lines
 from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import build_model, parameter_shapes

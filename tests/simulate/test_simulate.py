@@ -15,8 +15,7 @@ from tsr_swarm.baselines.registry import METHODS, default_settings
 from tsr_swarm.errors import ConfigError, RunError
 from tsr_swarm.simulate.engine import SimulatedRun, is_due, run_one
 from tsr_swarm.simulate.heterogeneity import Heterogeneity
-from tsr_swarm.simulate.protocols import ExchangeResult
-from tsr_swarm.simulate.result import RunResult
+from tsr_swarm.simulate.result import ExchangeResult, RunResult
 from tsr_swarm.simulate.run_spec import RunSpec
 
 

@@ -19,12 +19,10 @@ from tsr_swarm.config.run import OptimizerConfig, RunConfig, RunSection, WireCon
 from tsr_swarm.errors import ConfigError, RunError
 from tsr_swarm.simulate.compare import entries, loss_after
 from tsr_swarm.simulate.engine import run_one
-from tsr_swarm.simulate.options import StudyOptions, specs_of
 from tsr_swarm.simulate.plots import spread, write_plots
 from tsr_swarm.simulate.report import document, equal_seconds, markdown, settings_text
-from tsr_swarm.simulate.result import Point, RunResult
-from tsr_swarm.simulate.result_store import ResultStore
-from tsr_swarm.simulate.run_spec import RunSpec
+from tsr_swarm.simulate.result import Point, ResultStore, RunResult
+from tsr_swarm.simulate.run_spec import RunSpec, StudyOptions, specs_of
 from tsr_swarm.simulate.runner import Estimate, Progress, run_all
 
 LINK = Link(up=1e6, down=2e6, rtt=0.1, step_seconds=0.5)

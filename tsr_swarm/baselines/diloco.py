@@ -7,19 +7,20 @@ row, error feedback at each peer, and the mean published at the same bits by a r
 Departures: a mean weighted by steps. Moments and residual are private and wait for a peer that is away.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import ActivePeers
-from tsr_swarm.baselines.base import LocalMethod
-from tsr_swarm.baselines.dense_channel import WIDTHS, DenseChannel
 from tsr_swarm.baselines.inner_optimizer import StackedOptimizer
-from tsr_swarm.baselines.method import ExchangeBytes
+from tsr_swarm.baselines.method import ActivePeers, ErrorFeedback, ExchangeBytes, FlatParameters, LocalMethod
 from tsr_swarm.baselines.settings import Settings
+from tsr_swarm.wire.compression import compress
+from tsr_swarm.wire.packing import pack
 
 PUBLISHED_RATE = {"nesterov": 0.7, "average": 1.0}
 
@@ -64,3 +65,62 @@ class DiLoCo(LocalMethod):
             gradient = gradient.add(self._velocity, alpha=self._momentum)
         self.consensus.sub_(gradient, alpha=self._rate)
         return ExchangeBytes({"displacement": up}, {"displacement": down})
+
+
+WIDTHS = (32, 16, 8, 4)
+
+
+class DenseChannel:
+    """N senders at 32 (float32), 16 (bfloat16), 8 or 4 bits (integers with row scales and error feedback)."""
+
+    def __init__(self, flat: FlatParameters, senders: int, bits: int) -> None:
+        self._flat = flat
+        self._bits = bits
+        self.feedback = ErrorFeedback(senders if bits < 16 else 0, flat.size, decay=1.0)
+
+    def send(self, vectors: Tensor, rows: slice | list[int]) -> tuple[Tensor, float]:
+        """What arrives of ``vectors`` (len(rows), P), one of each sender of ``rows``; and mean wire bytes of one."""
+        if self._bits == 32:
+            return vectors, 4.0 * self._flat.size
+        if self._bits == 16:
+            return vectors.to(torch.bfloat16).to(torch.float32), 2.0 * self._flat.size
+        pending = self.feedback.pending(vectors, rows)
+        numbers, size = quantise(self._flat, pending, self._bits)
+        self.feedback.keep(pending.sub_(numbers), rows)
+        return numbers, size
+
+
+ZSTD_LEVEL = 3  # as on our own wire
+
+
+def quantise(flat: FlatParameters, vectors: Tensor, bits: int) -> tuple[Tensor, float]:
+    """Round ``vectors`` (S, P) row by row. Returns the numbers that arrive, (S, P), and mean wire bytes of a sender.
+
+    A row's scale is its largest magnitude over 2**(bits-1) - 1, as bfloat16; a vector is one row. The error of a number
+    is at most half a scale, and a 256th of the row's largest magnitude more where the scale was rounded down. Integers
+    and scales are packed and compressed in one frame.
+    """
+    limit = 2 ** (bits - 1) - 1
+    integers = torch.empty_like(vectors)
+    numbers = torch.empty_like(vectors)
+    scales: list[Tensor] = []
+    parts = zip(flat.shapes.values(), flat.parts(vectors), flat.parts(integers), flat.parts(numbers), strict=True)
+    for shape, given, rounded, arriving in parts:
+        rows, out, back = (x.view(len(vectors), -1, shape[-1]) for x in (given, rounded, arriving))
+        scale = (rows.abs().amax(dim=-1) / limit).to(torch.bfloat16)
+        step = scale.to(torch.float32).unsqueeze(-1)
+        torch.div(rows, torch.where(step == 0, 1, step), out=out)
+        out.round_().clamp_(-limit, limit)
+        torch.mul(out, step, out=back)
+        scales.append(scale)
+    return numbers, _wire_bytes(integers, torch.cat(scales, dim=-1), bits)
+
+
+def _wire_bytes(integers: Tensor, scales: Tensor, bits: int) -> float:
+    values = integers.to(torch.int32).numpy()
+    raw_scales = scales.contiguous().view(torch.int16).numpy()
+    frames = (
+        compress(pack(np.ascontiguousarray(row), bits) + scale.tobytes(), ZSTD_LEVEL)
+        for row, scale in zip(values, raw_scales, strict=True)
+    )
+    return math.fsum(map(len, frames)) / len(values)

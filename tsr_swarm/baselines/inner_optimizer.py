@@ -1,23 +1,14 @@
 """The optimizer of a peer's own steps: AdamW, or Muon for the matrices of layers. States of all peers in stacks."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from tsr_swarm.baselines.flat_parameters import FlatParameters, is_matrix
+from tsr_swarm.baselines.method import FlatParameters, is_matrix
 from tsr_swarm.baselines.settings import Settings
 from tsr_swarm.optim.muon import muon_direction
-
-
-class Inner(Protocol):
-    """One optimizer for every peer. Weights and gradients come by parameter name; it may hold only some of them."""
-
-    def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
-        """One step of ``peer`` on ``weights``, in place."""
-        ...
 
 
 class StackedAdamW:

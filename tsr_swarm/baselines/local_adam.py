@@ -11,11 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import ActivePeers
-from tsr_swarm.baselines.base import LocalMethod
-from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES
 from tsr_swarm.baselines.inner_optimizer import StackedOptimizer, numbers_of
-from tsr_swarm.baselines.method import ExchangeBytes, both_ways
+from tsr_swarm.baselines.method import FLOAT_BYTES, ActivePeers, ExchangeBytes, LocalMethod, both_ways
 from tsr_swarm.baselines.settings import Settings
 
 

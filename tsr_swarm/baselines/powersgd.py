@@ -13,12 +13,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import ActivePeers
-from tsr_swarm.baselines.base import GradientMethod, LocalMethod
-from tsr_swarm.baselines.error_feedback import ErrorFeedback
-from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES, FlatParameters
 from tsr_swarm.baselines.inner_optimizer import StackedOptimizer
-from tsr_swarm.baselines.method import ExchangeBytes, Method, both_ways
+from tsr_swarm.baselines.method import (
+    FLOAT_BYTES,
+    ActivePeers,
+    ErrorFeedback,
+    ExchangeBytes,
+    FlatParameters,
+    GradientMethod,
+    LocalMethod,
+    Method,
+    both_ways,
+)
 from tsr_swarm.baselines.settings import Settings, rank_of
 
 

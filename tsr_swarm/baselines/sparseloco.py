@@ -17,12 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import ActivePeers
-from tsr_swarm.baselines.base import LocalMethod
-from tsr_swarm.baselines.error_feedback import ErrorFeedback
-from tsr_swarm.baselines.flat_parameters import FlatParameters
 from tsr_swarm.baselines.inner_optimizer import StackedOptimizer
-from tsr_swarm.baselines.method import ExchangeBytes
+from tsr_swarm.baselines.method import ActivePeers, ErrorFeedback, ExchangeBytes, FlatParameters, LocalMethod
 from tsr_swarm.baselines.settings import Settings
 
 SCALE_BITS = 2 * 32  # two float32 magnitudes a chunk

@@ -16,11 +16,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import ActivePeers
-from tsr_swarm.baselines.base import GradientMethod
-from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES, FlatParameters, is_embedding
 from tsr_swarm.baselines.inner_optimizer import StackedAdamW
-from tsr_swarm.baselines.method import ExchangeBytes, both_ways
+from tsr_swarm.baselines.method import (
+    FLOAT_BYTES,
+    ActivePeers,
+    ExchangeBytes,
+    FlatParameters,
+    GradientMethod,
+    both_ways,
+    is_embedding,
+)
 from tsr_swarm.baselines.settings import Settings, rank_of
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.rotate import rotate_moments

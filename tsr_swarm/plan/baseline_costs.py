@@ -6,6 +6,7 @@ included; averages travel once up and once down, as they do here (a ring moves 2
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.plan.costs import ExchangeCost, Memory, MethodCost, summed
@@ -197,3 +198,32 @@ def _sparse_bytes(size: int) -> int:
 
 def _type(number: int) -> str:
     return "fp32" if number == FLOAT else "bf16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperCount:
+    """Mean bytes of one step, one worker and one direction."""
+
+    method: str
+    settings: str
+    bytes_per_step: float
+    with_head: float
+
+
+def paper_counts(blocks: Sequence[Block], ranks: LowRanks) -> list[PaperCount]:
+    """AdamW, GaLore and TSR-Adam, as in table 3. Norms are in neither count, as in the paper."""
+    with_head = [block for block in blocks if block.role is not BlockRole.DENSE]
+    counted = [block for block in with_head if not is_head(block)]
+    return [
+        PaperCount(
+            method=paper.name,
+            settings=whole.settings,
+            bytes_per_step=paper.exchange.up,
+            with_head=whole.exchange.up,
+        )
+        for paper, whole in zip(_methods(counted, ranks), _methods(with_head, ranks), strict=True)
+    ]
+
+
+def _methods(blocks: Sequence[Block], ranks: LowRanks) -> list[MethodCost]:
+    return [adamw_ddp(blocks, FLOAT), galore(blocks, ranks.galore), tsr_adam(blocks, ranks.tsr, ranks.tsr_embedding)]

@@ -3,23 +3,38 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
 
 from tsr_swarm.config.blocks import Block, BlockRole
-from tsr_swarm.config.layout import Slot, published_slots, upload_slots
+from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
+from tsr_swarm.lowrank.basis import random_basis
+from tsr_swarm.lowrank.grid import Grid, dense_grid
 from tsr_swarm.lowrank.packed import packed_bytes
 from tsr_swarm.optim.local_space import inner_optimizer
 from tsr_swarm.optim.periods import due_blocks, own_moment_periods, refresh_rounds
+from tsr_swarm.optim.publish import publish
+from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.plan.baseline_costs import FLOAT, numbers
-from tsr_swarm.plan.compression_ratio import Shares
 from tsr_swarm.plan.costs import ExchangeCost, Memory, MethodCost
+from tsr_swarm.wire.codec import encode
 
 MOST_ROUNDS = 2_000  # periods without a common multiple up to here are averaged over the first so many rounds
 _BASIS = 2  # bytes of the int16 that a basis is kept in
 
 _Walk = Callable[[Sequence[Block], Due, WireConfig], Sequence[Slot]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Wire bytes for each raw byte, by payload kind."""
+
+    sent: Mapping[str, float]
+    received: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +135,47 @@ def _by_kind(slots: Sequence[Slot]) -> dict[str, int]:
 
 def _scaled(kinds: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
     return {kind: count * shares[kind] for kind, count in kinds.items()}
+
+
+_BLOCKS = (
+    Block(name="sample.weight", rows=512, cols=512, rank=128, role=BlockRole.MATRIX),
+    Block(name="sample.norm.weight", rows=1, cols=4096, rank=0, role=BlockRole.DENSE),
+)
+_MOST_PEERS = 8  # a mean of more looks no different
+
+
+def wire_shares(config: RunConfig, peers: int) -> Shares:
+    """Of every payload kind that a run with ``config`` sends, from a round where all is due and one without."""
+    generator = torch.Generator().manual_seed(0)
+    sent: dict[str, float] = {}
+    received: dict[str, float] = {}
+    periods = config.periods
+    all_due = replace(due_blocks(config, _BLOCKS, 1), first=periods.k_u != 0, second=periods.k_v != 0)
+    for due in dict.fromkeys((all_due, Due())):
+        uploads = upload_slots(_BLOCKS, due, config.wire)
+        peer_grids = [_draw(uploads, generator) for _ in range(min(peers, _MOST_PEERS))]
+        mean = {slot: _mean([grids[slot].numbers() for grids in peer_grids]) for slot in uploads}
+        slots = published_slots(_BLOCKS, due, config.wire)
+        bases = {0: random_basis(_BLOCKS[0].rows, _BLOCKS[0].cols, _BLOCKS[0].rank, 0, 0)}
+        sent |= _shares(uploads, peer_grids[0], config.wire)
+        received |= _shares(slots, publish(mean, slots, _BLOCKS, bases), config.wire)
+    return Shares(sent, received)
+
+
+def _draw(slots: Sequence[Slot], generator: torch.Generator) -> dict[Slot, Grid]:
+    grids = {}
+    for slot in slots:
+        numbers = torch.randn(slot.rows, slot.cols, generator=generator)
+        if slot.part is Part.MOMENT_SECOND:
+            numbers = numbers.square()
+        grids[slot] = dense_grid(numbers) if slot.part is Part.DENSE else quantise_slot(numbers, slot)
+    return grids
+
+
+def _mean(numbers: Sequence[Tensor]) -> Tensor:
+    return torch.stack([*numbers]).mean(0)
+
+
+def _shares(slots: Sequence[Slot], grids: Mapping[Slot, Grid], wire: WireConfig) -> dict[str, float]:
+    sections, _ = encode(slots, grids, wire.zstd_level)
+    return {section.kind: section.wire_bytes / section.raw_bytes for section in sections}

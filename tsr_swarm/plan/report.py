@@ -7,16 +7,28 @@ from typing import Any
 from tsr_swarm.config.blocks import Block, plan_blocks
 from tsr_swarm.config.layout import published_slots, upload_slots
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.plan.baseline_costs import numbers, rivals
-from tsr_swarm.plan.compression_ratio import wire_shares
-from tsr_swarm.plan.costs import MethodCost
-from tsr_swarm.plan.link import default_step_seconds, line_seconds, line_share
-from tsr_swarm.plan.own_costs import our_method, raw_bytes, state_bytes
-from tsr_swarm.plan.paper_counts import PaperCount, paper_counts
+from tsr_swarm.plan.baseline_costs import PaperCount, numbers, paper_counts, rivals
+from tsr_swarm.plan.costs import Link, MethodCost, default_step_seconds, line_seconds, line_share
+from tsr_swarm.plan.own_costs import our_method, raw_bytes, state_bytes, wire_shares
 from tsr_swarm.plan.presets import LowRanks
-from tsr_swarm.plan.scene import Scene
 from tsr_swarm.plan.search import Fit, Goal, find_fit, run_lines
 from tsr_swarm.train.llama import parameter_shapes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """``tokens`` are of one step of all peers together; ``step_seconds`` None leaves it to the default rule."""
+
+    model: str
+    peers: int
+    link: Link
+    tokens: int
+    step_seconds: float | None = None
+
+    @property
+    def peer_tokens(self) -> float:
+        """Of one step of one peer."""
+        return self.tokens / self.peers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 
 from tsr_swarm.config.blocks import embedding_rank, parse_rank, plan_blocks
 from tsr_swarm.config.run import RunConfig, is_share_of_sides
-from tsr_swarm.plan.compression_ratio import Shares
-from tsr_swarm.plan.costs import ExchangeCost
-from tsr_swarm.plan.link import Link, line_seconds, line_share
-from tsr_swarm.plan.own_costs import our_exchange
+from tsr_swarm.plan.costs import ExchangeCost, Link, line_seconds, line_share
+from tsr_swarm.plan.own_costs import Shares, our_exchange
 
 GOOD_STEPS = 100  # a k_x up to which sparse local training lost nothing: SparseLoCo, arXiv 2508.15706, 15 to 100
 LONGEST_STEPS = 500  # the longest k_x with a published result: DiLoCo, arXiv 2311.08105

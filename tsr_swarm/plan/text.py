@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from tsr_swarm.plan.costs import MethodCost
-from tsr_swarm.plan.link import line_seconds, line_share
-from tsr_swarm.plan.paper_counts import PaperCount
+from tsr_swarm.plan.baseline_costs import PaperCount
+from tsr_swarm.plan.costs import MethodCost, line_seconds, line_share
 from tsr_swarm.plan.report import Report, bytes_per_token
 from tsr_swarm.plan.search import GOOD_STEPS, LONGEST_STEPS, Candidate, Fit, run_lines
 from tsr_swarm.telemetry.text import bytes_text, count_text, plural, seconds_text

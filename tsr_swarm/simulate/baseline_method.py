@@ -10,7 +10,7 @@ from tsr_swarm.baselines.registry import make_method
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.optim.periods import learning_rate
 from tsr_swarm.simulate.own_method import Stream, Task, decoder_task
-from tsr_swarm.simulate.protocols import ExchangeResult
+from tsr_swarm.simulate.result import ExchangeResult
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.train.llama import initial_weights
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +19,7 @@ from tsr_swarm.simulate.baseline_method import BaselineSwarm, period_of
 from tsr_swarm.simulate.bpe import in_tokens
 from tsr_swarm.simulate.heterogeneity import peer_texts, step_times
 from tsr_swarm.simulate.own_method import OwnSwarm, manifest_of
-from tsr_swarm.simulate.protocols import ExchangeResult, SimulatedSwarm
-from tsr_swarm.simulate.result import Point, RunResult, this_machine
+from tsr_swarm.simulate.result import ExchangeResult, Point, RunResult, this_machine
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.train.data import TokenStream, heldout_tokens
 from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
@@ -78,6 +78,24 @@ def check(spec: RunSpec) -> None:
             f"steps = {spec.steps} is not a multiple of the {period} steps between two exchanges of '{spec.method}'; "
             f"use {max(1, spec.steps // period) * period} steps."
         )
+
+
+class SimulatedSwarm(Protocol):
+    """All peers of one run, in one process. Deterministic: the same calls, the same bits."""
+
+    @property
+    def period(self) -> int:
+        """Local steps between two exchanges."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """What is evaluated: the consensus, by parameter name."""
+        ...
+
+    def advance(self, first_step: int, work: Mapping[int, int]) -> ExchangeResult:
+        """Train one period from global step ``first_step`` and exchange. ``work``: steps by peer that takes part."""
+        ...
 
 
 class SimulatedRun:

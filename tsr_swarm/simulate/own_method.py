@@ -22,7 +22,7 @@ from tsr_swarm.optim.outer_step import OuterState, rotate_outer
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.sketch_budget import after_round, begin_refresh_state, within_budget
 from tsr_swarm.simulate.payloads import published_bytes, send
-from tsr_swarm.simulate.protocols import ExchangeResult
+from tsr_swarm.simulate.result import ExchangeResult
 from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import build_model, initial_weights, parameter_shapes
 from tsr_swarm.train.trainer import RoundWork, StepProgress, Trainer, make_space

@@ -31,7 +31,7 @@ from tsr_swarm import __version__
 from tsr_swarm.config.load import load_run_config
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import SwarmError
-from tsr_swarm.simulate.result_store import write_json, write_text
+from tsr_swarm.simulate.result import write_json, write_text
 from tsr_swarm.simulate.run_spec import RunSpec
 
 HERE = Path(__file__).parent

@@ -18,8 +18,8 @@ from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.optim.periods import are_drawn
 from tsr_swarm.simulate.baseline_method import BaselineSwarm
+from tsr_swarm.simulate.engine import SimulatedSwarm
 from tsr_swarm.simulate.own_method import RUN_ID, OwnSwarm, Stream, Task
-from tsr_swarm.simulate.protocols import SimulatedSwarm
 from tsr_swarm.simulate.run_spec import OURS, RunSpec
 
 METHODS = ("ours", "dense", "single")

@@ -18,7 +18,7 @@ from tests.bench.study.stage import Stage
 from tests.bench.study.stages import CORE_STAGE, FULL_STAGE
 from tests.bench.tables import RESULTS
 from tsr_swarm.errors import SwarmError
-from tsr_swarm.simulate.result_store import ResultStore
+from tsr_swarm.simulate.result import ResultStore
 from tsr_swarm.simulate.runner import Progress, run_all
 
 

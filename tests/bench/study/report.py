@@ -12,8 +12,7 @@ from tests.bench.study.search import ablation, search
 from tests.bench.study.stage import Stage
 from tests.bench.tables import header
 from tsr_swarm.simulate.report import world_text
-from tsr_swarm.simulate.result import RunResult
-from tsr_swarm.simulate.result_store import write_text
+from tsr_swarm.simulate.result import RunResult, write_text
 from tsr_swarm.telemetry.text import seconds_text
 
 HERE = Path(__file__).parent

@@ -10,8 +10,7 @@ from tests.bench.study.rows import best_run
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.simulate.heterogeneity import Heterogeneity
-from tsr_swarm.simulate.result import RunResult
-from tsr_swarm.simulate.result_store import ResultStore
+from tsr_swarm.simulate.result import ResultStore, RunResult
 from tsr_swarm.simulate.run_spec import RunSpec
 
 HERE = Path(__file__).parent

@@ -25,8 +25,7 @@ from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import OptimizerConfig, RunConfig, RunSection
 from tsr_swarm.simulate.engine import check
 from tsr_swarm.simulate.heterogeneity import Heterogeneity
-from tsr_swarm.simulate.result import Point, RunResult
-from tsr_swarm.simulate.result_store import ResultStore
+from tsr_swarm.simulate.result import Point, ResultStore, RunResult
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.simulate.runner import Progress
 
