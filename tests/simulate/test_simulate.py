@@ -11,6 +11,7 @@ import pytest
 import torch
 from swarm_rig import run_swarm, tiny_config
 
+from tsr_swarm.baselines.method import ExchangeBytes
 from tsr_swarm.baselines.registry import METHODS, default_settings
 from tsr_swarm.errors import ConfigError, RunError
 from tsr_swarm.simulate.engine import SimulatedRun, is_due, run_one
@@ -70,7 +71,7 @@ def test_the_same_run_again_gives_the_same_bits_and_a_shared_consensus_gives_tho
     tmp_path: Path,
 ) -> None:
     world = Heterogeneity(churn=0.3, straggler_share=0.4, straggler_factor=2.0, away_steps=3)
-    spec = ours(tmp_path, world=world, periods={"k_u": 3, "k_v": 6})
+    spec = ours(tmp_path, heterogeneity=world, periods={"k_u": 3, "k_v": 6})
     first, again, exact = run_one(spec), run_one(spec), run_one(replace(spec, exact=True))
     assert outcome(first) == outcome(again)
     assert (first.curve, first.digests) == (exact.curve, exact.digests)
@@ -99,7 +100,7 @@ def test_a_result_survives_being_kept_as_json(tmp_path: Path) -> None:
 def test_a_straggler_contributes_once_it_has_a_whole_round_of_steps(tmp_path: Path) -> None:
     """One of three peers manages one of three steps a round: it is in every third average."""
     slow = Heterogeneity(straggler_share=1 / 3, straggler_factor=3.0)
-    result = run_one(ours(tmp_path, steps=9, world=slow, eval_every=3))
+    result = run_one(ours(tmp_path, steps=9, heterogeneity=slow, eval_every=3))
     tokens = [point.tokens for point in result.curve]
     by_round = [after - before for before, after in pairwise(tokens)]
     a_peer = 3 * 4 * 16
@@ -126,7 +127,7 @@ class Broken:
         if first_step and self._error:
             raise RunError(self._error)
         self.weights = {"w": torch.full((2,), math.nan if first_step else 1.0)}
-        return ExchangeResult(sent={"dense": 8.0}, received={"dense": 8.0}, round_trips=1, tokens=5, losses=(1.0,))
+        return ExchangeResult(traffic=ExchangeBytes({"dense": 8.0}, {"dense": 8.0}), tokens=5, losses=(1.0,))
 
 
 @pytest.mark.parametrize("error", ["", "Block 0 has moved by NaN."])
@@ -142,7 +143,7 @@ def test_weights_that_stop_being_numbers_end_a_run_and_are_a_result(tmp_path: Pa
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_rival_learns_in_a_rough_world_and_repeats_to_the_bit(tmp_path: Path, method: str) -> None:
     rough = Heterogeneity(churn=0.2, straggler_share=0.4, straggler_factor=3.0, heterogeneous=True, away_steps=3)
-    spec = replace(theirs(tmp_path, method), world=rough)
+    spec = replace(theirs(tmp_path, method), heterogeneity=rough)
     result = run_one(spec)
     losses = [point.loss for point in result.curve if point.loss is not None]
     assert losses[-1] < losses[0] - 0.05, losses
@@ -168,7 +169,7 @@ def test_a_rivals_name_does_not_hang_on_what_only_ours_reads(tmp_path: Path) -> 
         {"steps": 15},
         {"schedule": "constant"},
         {"eval_every": 4},
-        {"world": Heterogeneity(heterogeneous=True)},
+        {"heterogeneity": Heterogeneity(heterogeneous=True)},
         {"exact": True},
     ],
 )

@@ -28,7 +28,7 @@ def tokens_of(text: bytes) -> Tensor:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
-def bpe_spec(folder: Path, method: str = "tsr", world: Heterogeneity | None = None) -> RunSpec:
+def bpe_spec(folder: Path, method: str = "tsr", heterogeneity: Heterogeneity | None = None) -> RunSpec:
     config = tiny_config(folder, model={"vocab_size": SIZE})
     settings = {"k_x": 3} if method != "tsr" else {}
     return RunSpec(
@@ -37,7 +37,7 @@ def bpe_spec(folder: Path, method: str = "tsr", world: Heterogeneity | None = No
         settings=settings,
         peers=3,
         steps=12,
-        world=world or Heterogeneity(vocabulary=SIZE),
+        heterogeneity=heterogeneity or Heterogeneity(vocabulary=SIZE),
     )
 
 
@@ -92,8 +92,10 @@ def test_a_run_reads_tokens_from_its_first_loss_to_its_last(tmp_path: Path, meth
 
 def test_all_methods_read_the_same_tokens_and_other_ones_than_bytes(tmp_path: Path) -> None:
     ours, theirs = (run_one(replace(bpe_spec(tmp_path, method), steps=3)) for method in ("tsr", "diloco"))
-    unlike = run_one(replace(bpe_spec(tmp_path), steps=3, world=Heterogeneity(heterogeneous=True, vocabulary=SIZE)))
-    as_bytes = run_one(replace(bpe_spec(tmp_path), steps=3, world=Heterogeneity()))
+    unlike = run_one(
+        replace(bpe_spec(tmp_path), steps=3, heterogeneity=Heterogeneity(heterogeneous=True, vocabulary=SIZE))
+    )
+    as_bytes = run_one(replace(bpe_spec(tmp_path), steps=3, heterogeneity=Heterogeneity()))
     assert ours.text == theirs.text
     assert ours.text != as_bytes.text
     assert len({run.name for run in (ours, theirs, unlike, as_bytes)}) == 4
@@ -103,12 +105,12 @@ def test_a_run_on_bytes_has_the_name_it_had_before_there_was_any_other_text(tmp_
     spec = bpe_spec(tmp_path)
     assert spec.identity()["world"]["vocabulary"] == SIZE
     known = {"churn", "away_steps", "straggler_share", "straggler_factor", "heterogeneous"}
-    assert set(replace(spec, world=Heterogeneity()).identity()["world"]) == known
+    assert set(replace(spec, heterogeneity=Heterogeneity()).identity()["world"]) == known
 
 
 def test_a_model_of_another_vocabulary_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model.vocab_size = 256 .* 300 BPE tokens; set model.vocab_size = 300"):
-        RunSpec(method="tsr", config=tiny_config(tmp_path), world=Heterogeneity(vocabulary=SIZE))
+        RunSpec(method="tsr", config=tiny_config(tmp_path), heterogeneity=Heterogeneity(vocabulary=SIZE))
 
 
 @pytest.mark.parametrize("size", [-1, 1, 256, 2**20 + 1])

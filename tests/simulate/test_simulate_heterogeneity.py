@@ -20,18 +20,18 @@ def test_somebody_is_always_there_and_the_same_seed_gives_the_same_people(
     seed: int, peers: int, churn: float, step: int
 ) -> None:
     world = Heterogeneity(churn=churn, away_steps=7)
-    here = world.present(seed, peers, step)
+    here = world.active_peers(seed, peers, step)
     assert here
     assert set(here) <= set(range(peers))
-    assert here == world.present(seed, peers, step)
-    assert here == world.present(seed, peers, step // 7 * 7), "an absence lasts for its whole span"
+    assert here == world.active_peers(seed, peers, step)
+    assert here == world.active_peers(seed, peers, step // 7 * 7), "an absence lasts for its whole span"
 
 
 def test_absences_are_as_frequent_as_was_asked_for() -> None:
     world = Heterogeneity(churn=0.25, away_steps=1)
-    there = sum(len(world.present(0, 8, step)) for step in range(1000))
+    there = sum(len(world.active_peers(0, 8, step)) for step in range(1000))
     assert there / 8000 == pytest.approx(0.75, abs=0.02)
-    assert Heterogeneity().present(0, 8, 5) == tuple(range(8))
+    assert Heterogeneity().active_peers(0, 8, 5) == tuple(range(8))
 
 
 @given(seed=SEEDS, peers=st.integers(1, 20), share=st.floats(0, 1), factor=st.floats(1, 50), period=st.integers(1, 60))

@@ -117,7 +117,7 @@ def test_the_estimate_goes_by_the_steps_of_all_peers(tmp_path: Path) -> None:
     specs = specs_of(options(tmp_path, methods=["tsr"], seeds=[0, 1]))
     estimate = Estimate(specs, now=100.0)
     assert estimate.seconds_left(105.0) is None
-    estimate.saw(specs[0].name, 3)
+    estimate.update(specs[0].name, 3)
     assert estimate.seconds_left(106.0) == pytest.approx(18.0)  # a quarter took 6 seconds
 
 

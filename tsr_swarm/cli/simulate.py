@@ -120,7 +120,7 @@ def simulate(
         method_sets=method_sets or (),
         schedule=schedule,
         eval_every=eval_every,
-        world=Heterogeneity(
+        heterogeneity=Heterogeneity(
             churn=churn,
             away_steps=away_steps,
             straggler_share=share,

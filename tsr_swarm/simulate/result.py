@@ -1,4 +1,4 @@
-"""What came out of one simulated run."""
+"""What came out of a period and of a run, and the results of finished runs on disk, one JSON file each."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tsr_swarm.baselines.method import ExchangeBytes
 from tsr_swarm.config.link import Link
 from tsr_swarm.errors import RunError
 from tsr_swarm.simulate.run_spec import RunSpec
@@ -15,11 +16,9 @@ from tsr_swarm.simulate.run_spec import RunSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExchangeResult:
-    """One period and the exchange after it."""
+    """What one period and the exchange after it came to."""
 
-    sent: Mapping[str, float]  # wire bytes of one peer, mean over those that took part, by payload kind
-    received: Mapping[str, float]
-    round_trips: int
+    traffic: ExchangeBytes
     extra_steps: int = 0  # what a peer computes beside its local steps, in times of one step
     tokens: int  # of all peers
     losses: tuple[float, ...]  # of local steps, nats a token; only finite ones
@@ -66,7 +65,7 @@ class RunResult:
     period: int  # local steps between two exchanges
     text: str  # hash of all text that was read, so that runs on different texts are not compared
     curve: tuple[Point, ...]
-    digests: tuple[str, ...]  # ours: of the consensus after each round
+    digests: tuple[str, ...]  # own method: of the consensus after each round
     ended: str = ""  # why it ended before its last step, such as weights that are no numbers any more
     about: Mapping[str, Any] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""Many runs: those that are on disk are read, the others are simulated and kept as soon as each is done."""
+"""Many runs, side by side: those that are on disk are read, the others are simulated and kept as each one ends."""
 
 import multiprocessing
 import signal
@@ -17,32 +17,33 @@ from tsr_swarm.simulate.result import ResultStore, RunResult
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.train.unread import Warn, ignore, once
 
+OnStep = Callable[[str, int], None]  # a run's name, and its steps so far
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """How far a study is."""
 
-    name: str  # the run that went on
-    step: int  # of it
+    name: str  # of the run that has gone on
+    step: int  # of that run
     finished: RunResult | None = None
     done: int  # runs that are finished, those found on disk included
     total: int
-    seconds_left: float | None  # estimate; None before there is anything to go by
+    seconds_left: float | None  # estimate; None before the first step
 
 
 def run_all(
     specs: Sequence[RunSpec],
     store: ResultStore,
     jobs: int = 1,
-    progress: Callable[[Progress], None] = lambda news: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
     warn: Warn = ignore,
 ) -> list[RunResult]:
-    """The result of every spec, in their order. A spec that is named twice is run once.
+    """Return the result of every spec, in their order. A spec that is named twice is run once.
 
-    Interrupted at any moment, the same call goes on with the runs that were not finished. ``jobs`` processes of one
-    torch thread each; a script that asks for more than one needs the usual ``if __name__ == "__main__"``.
-    ``warn`` hears once what of the text could not be read. Raises ConfigError, before anything is run, for a spec that
-    cannot be.
+    After an interrupt the same call goes on with the runs that were not finished. ``jobs``: processes of one torch
+    thread each; a script that asks for more than one needs the usual ``if __name__ == "__main__"``. ``warn`` gets each
+    sentence about text that could not be read once. Raises ConfigError for a spec that cannot be run, before any is.
     """
     wanted = {spec.name: spec for spec in specs}
     results = {name: result for name, spec in wanted.items() if (result := store.load(spec)) is not None}
@@ -51,16 +52,16 @@ def run_all(
         check(spec)
     estimate = Estimate(missing, time.monotonic())
 
-    def tell(name: str, step: int, finished: RunResult | None = None) -> None:
-        estimate.saw(name, step)
+    def report(name: str, step: int, finished: RunResult | None = None) -> None:
+        estimate.update(name, step)
         left = estimate.seconds_left(time.monotonic())
         done, total = len(results), len(wanted)
-        progress(Progress(name=name, step=step, finished=finished, done=done, total=total, seconds_left=left))
+        on_progress(Progress(name=name, step=step, finished=finished, done=done, total=total, seconds_left=left))
 
-    for result in run_side_by_side(missing, jobs, tell, once(warn)):
+    for result in run_side_by_side(missing, jobs, report, once(warn)):
         store.save(result)
         results[result.name] = result
-        tell(result.name, wanted[result.name].steps, result)
+        report(result.name, wanted[result.name].steps, result)
     return [results[spec.name] for spec in specs]
 
 
@@ -73,8 +74,8 @@ class Estimate:
         self._total = sum(spec.peers * spec.steps for spec in specs)
         self._started = now
 
-    def saw(self, name: str, step: int) -> None:
-        """The run ``name`` has done ``step`` steps."""
+    def update(self, name: str, step: int) -> None:
+        """Note that the run ``name`` has done ``step`` steps."""
         self._steps[name] = step
 
     def seconds_left(self, now: float) -> float | None:
@@ -82,11 +83,8 @@ class Estimate:
         return (now - self._started) * (self._total - done) / done if done else None
 
 
-OnStep = Callable[[str, int], None]  # a run's name, and its steps so far
-
-
 def run_side_by_side(specs: Sequence[RunSpec], jobs: int, on_step: OnStep, warn: Warn = ignore) -> Iterator[RunResult]:
-    """Results as they are finished. With one job everything is done in this process.
+    """Yield results as they are finished. With one job everything is done in this process.
 
     No process outlives the iteration, however it ends. Raises the error of the first run that cannot be run.
     """
@@ -116,7 +114,7 @@ def run_side_by_side(specs: Sequence[RunSpec], jobs: int, on_step: OnStep, warn:
 
 
 class _Worker:
-    """A process and this end of its pipe."""
+    """A process that simulates one run at a time, and this end of the pipe over which it reports."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork of a process that has used torch may hang
@@ -125,8 +123,8 @@ class _Worker:
         self.name = ""
 
     def __enter__(self) -> "_Worker":
-        # Ctrl-C reaches the whole process group; the parent ends its workers, so they are born with it held back.
-        resource_tracker.ensure_running()  # or start() does it, and lets SIGINT through again
+        # Ctrl-C reaches the whole process group. The parent ends its workers, so they start with the signal blocked.
+        resource_tracker.ensure_running()  # or start() does it, and unblocks SIGINT again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
@@ -145,7 +143,7 @@ class _Worker:
         self.pipe.send(spec)
 
     def receive(self) -> RunResult | int | str:
-        """A result, a number of steps, or a warning. Raises what the run raised."""
+        """Return a result, a number of steps, or a warning. Raises what the run raised."""
         try:
             message: RunResult | int | str | Exception = self.pipe.recv()
         except EOFError:
@@ -160,6 +158,7 @@ class _Worker:
 
 
 def _work(pipe: Connection) -> None:
+    """Simulate what comes over ``pipe`` until the other end is closed."""
     while True:
         try:
             spec: RunSpec = pipe.recv()
@@ -167,10 +166,10 @@ def _work(pipe: Connection) -> None:
             return
         try:
             pipe.send(run_one(spec, pipe.send, pipe.send))
-        except PeerError as error:  # takes two arguments, so it does not survive the pipe
+        except PeerError as error:  # takes two arguments, so it cannot be pickled through the pipe
             pipe.send(RunError(str(error)))
         except BrokenPipeError:
-            return  # nobody is interested any more
+            return  # the parent has stopped
         except Exception as error:
-            error.add_note(traceback.format_exc())  # a traceback does not survive the pipe, a note does
+            error.add_note(traceback.format_exc())  # a traceback is lost in the pipe, a note is not
             pipe.send(error)

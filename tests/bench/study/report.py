@@ -11,7 +11,7 @@ from tests.bench.study.rows import Row
 from tests.bench.study.search import ablation, search
 from tests.bench.study.stage import Stage
 from tests.bench.tables import header
-from tsr_swarm.simulate.report import world_text
+from tsr_swarm.simulate.report import heterogeneity_text
 from tsr_swarm.simulate.result import RunResult, write_text
 from tsr_swarm.telemetry.text import seconds_text
 
@@ -83,7 +83,7 @@ def _setting(study: str, runs: Sequence[RunResult], k_x: int) -> Iterator[str]:
         f"same first weights, with {optimizer['warmup_steps']} steps of warm-up, a cosine down to a tenth of the rate, "
         f"and gradients clipped at {optimizer['clip']:g}. Every finished run is a file in [{study}/runs]({study}/runs)."
     )
-    world = world_text(spec["world"])
+    world = heterogeneity_text(spec["world"])
     if world:
         yield ""
         yield f"World: {world}."

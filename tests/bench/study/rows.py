@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tests.bench.study.candidates import Candidate
 from tsr_swarm.simulate.compare import Entry
 from tsr_swarm.simulate.result import RunResult
-from tsr_swarm.simulate.run_spec import OURS
+from tsr_swarm.simulate.run_spec import OWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Row:
 
     @property
     def is_ours(self) -> bool:
-        return self.candidate.method == OURS
+        return self.candidate.method == OWN
 
     @property
     def is_control(self) -> bool:

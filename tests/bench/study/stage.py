@@ -31,7 +31,7 @@ class Stage:
     final_steps: int
     seeds: tuple[int, ...] = (0, 1, 2)  # of the long runs; the short ones have the first
     peers: int = 8
-    world: Heterogeneity = field(default_factory=Heterogeneity)
+    heterogeneity: Heterogeneity = field(default_factory=Heterogeneity)
 
     @property
     def finalists(self) -> tuple[Candidate, ...]:
@@ -73,7 +73,7 @@ class Stage:
             settings=candidate.settings,
             peers=self.peers,
             steps=steps,
-            world=self.world,
+            heterogeneity=self.heterogeneity,
         )
 
 

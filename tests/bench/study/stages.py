@@ -26,5 +26,5 @@ FULL_STAGE = Stage(
     candidates=FULL,
     search_steps=120,
     final_steps=400,
-    world=Heterogeneity(heterogeneous=True, vocabulary=1024),
+    heterogeneity=Heterogeneity(heterogeneous=True, vocabulary=1024),
 )
