@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsr_swarm.baselines import int_quantise
+from tsr_swarm.baselines import diloco
 from tsr_swarm.baselines.diloco import DenseChannel, quantise
 from tsr_swarm.baselines.method import FlatParameters
 from tsr_swarm.baselines.registry import default_settings
@@ -78,9 +78,9 @@ def test_rounding_is_within_half_a_scale_of_its_row(x, bits):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_bytes_are_those_of_a_frame_that_holds_the_integers(bits, monkeypatch):
-    frames, real = [], int_quantise.compress
+    frames, real = [], diloco.compress
     monkeypatch.setattr(
-        int_quantise, "compress", lambda raw, level: frames.append((len(raw), real(raw, level))) or frames[-1][1]
+        diloco, "compress", lambda raw, level: frames.append((len(raw), real(raw, level))) or frames[-1][1]
     )
     x = torch.randn(3, FLAT.size, generator=torch.Generator().manual_seed(0))
     numbers, size = quantise(FLAT, x, bits)

@@ -30,7 +30,7 @@ def drawn(seed, count=1):
 @given(seed=st.integers(0, 1000), rank=st.integers(1, 3), warm=st.booleans(), feedback=st.booleans())
 def test_the_mean_equals_the_reference(seed, rank, warm, feedback):
     low_rank = LowRankMean(FLAT, 3, PowerSGDSettings(rank=rank, warm_start=warm, error_feedback=feedback))
-    right = low_rank._right["w"].double()
+    right = low_rank.right["w"].double()
     errors = [torch.zeros(9, 7, dtype=torch.float64) for _ in range(3)]
     for x in drawn(seed, 3):
         matrices = [FLAT.views(row)["w"].double() + error for row, error in zip(x, errors, strict=True)]
@@ -44,7 +44,7 @@ def test_the_mean_equals_the_reference(seed, rank, warm, feedback):
         torch.testing.assert_close(mean["w"].double(), left @ right.mT, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(mean["norm"], ALL.mean(FLAT.views(x)["norm"]))
         if not warm:
-            right = low_rank._right["w"].double()
+            right = low_rank.right["w"].double()
 
 
 @given(rows=st.integers(1, 9), cols=st.integers(1, 9), seed=st.integers(0, 1000))

@@ -37,7 +37,7 @@ def test_the_published_algorithm_equals_a_loop_over_workers(pull, make):
     chosen = {"rank": 2, "oversampling": 2, "k_r": 3, "scale": 0.5, "weight_decay": 0.1}
     method = make("tsr-adam", problem, **chosen)
     generator = torch.Generator()
-    generator.set_state(method.cores[NAME]._generator.get_state())
+    generator.set_state(method.cores[NAME].generator.get_state())
     eps = default_settings("tsr-adam")["eps"]
     weight, m, v = problem.start[NAME].double(), 0.0, 0.0
     for t in range(1, 8):
@@ -68,7 +68,7 @@ def test_averaged_factors_are_orthonormal_only_where_all_agree():
 def test_the_linear_refresh_is_our_own_tsr_adam_on_the_mean_gradient(pull, make):
     problem = pull()
     method = make("tsr-adam", problem, refresh="linear", rank=2, k_r=3, weight_decay=0.1)
-    basis = method.cores[NAME]._basis
+    basis = method.cores[NAME].basis
     options = AdamOptions(lr=0.02, betas=(0.9, 0.99), scale=0.75, weight_decay=0.1)
     means = []
     for step in range(7):

@@ -1,10 +1,10 @@
-"""DiLoCo: peers train alone, and an outer optimizer takes their mean displacement for a gradient.
+"""DiLoCo: peers train alone, and an outer optimizer uses their mean displacement as a gradient.
 
 Douillard et al., arXiv 2311.08105, Algorithm 1, with outer Nesterov (rate 0.7, momentum 0.9), or plain averaging
 (McMahan et al., arXiv 1602.05629, FedAvg). Displacements of 16 bits are OpenDiLoCo's (arXiv 2407.07852, there float16);
-of 8 and 4 bits Streaming DiLoCo's and MuLoCo's idea (arXiv 2501.18512, 2505.23725), here with integers and a scale a
+8 and 4 bits are an idea of Streaming DiLoCo and MuLoCo (arXiv 2501.18512, 2505.23725), here integers with a scale a
 row, error feedback at each peer, and the mean published at the same bits by a reducer with a residual of its own.
-Departures: a mean weighted by steps. Moments and residual are private and wait for a peer that is away.
+Departures: a mean weighted by steps. Moments and residual are private: an absent peer keeps its own.
 """
 
 import math
@@ -22,12 +22,14 @@ from tsr_swarm.baselines.settings import Settings
 from tsr_swarm.wire.compression import compress
 from tsr_swarm.wire.packing import pack
 
+WIDTHS = (32, 16, 8, 4)  # bits of a number
+ZSTD_LEVEL = 3  # as on our own wire
 PUBLISHED_RATE = {"nesterov": 0.7, "average": 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiLoCoSettings(Settings):
-    """The outer step and the bits of what travels."""
+    """The outer step, and the bits of a number on the wire."""
 
     method: ClassVar[str] = "diloco"
     outer: str = "nesterov"  # nesterov | average
@@ -55,10 +57,10 @@ class DiLoCo(LocalMethod):
         self._momentum = settings.outer_momentum if settings.outer == "nesterov" else 0.0
         self._velocity = torch.zeros(self.flat.size)
 
-    def exchange(self, present: ActivePeers, step: int) -> ExchangeBytes:
-        """One outer step along the published mean displacement."""
-        arrived, up = self.up.send(self.displacements(present), present.rows)
-        published, down = self.down.send(present.mean(arrived)[None], slice(None))
+    def exchange(self, active: ActivePeers, step: int) -> ExchangeBytes:
+        """Take one outer step along the published mean displacement."""
+        arrived, up = self.up.send(self.displacements(active), active.rows)
+        published, down = self.down.send(active.mean(arrived)[None], slice(None))
         gradient = published[0]
         if self._momentum:  # v = mu v + g;  W <- W - lr (g + mu v)
             self._velocity.mul_(self._momentum).add_(gradient)
@@ -67,11 +69,11 @@ class DiLoCo(LocalMethod):
         return ExchangeBytes({"displacement": up}, {"displacement": down})
 
 
-WIDTHS = (32, 16, 8, 4)
-
-
 class DenseChannel:
-    """N senders at 32 (float32), 16 (bfloat16), 8 or 4 bits (integers with row scales and error feedback)."""
+    """A link that carries dense vectors of N senders at 32 (float32), 16 (bfloat16), 8 or 4 bits a number.
+
+    8 and 4 bits are integers with row scales and error feedback.
+    """
 
     def __init__(self, flat: FlatParameters, senders: int, bits: int) -> None:
         self._flat = flat
@@ -79,7 +81,7 @@ class DenseChannel:
         self.feedback = ErrorFeedback(senders if bits < 16 else 0, flat.size, decay=1.0)
 
     def send(self, vectors: Tensor, rows: slice | list[int]) -> tuple[Tensor, float]:
-        """What arrives of ``vectors`` (len(rows), P), one of each sender of ``rows``; and mean wire bytes of one."""
+        """Return what arrives of ``vectors`` (len(rows), P), one a sender of ``rows``, and mean wire bytes of one."""
         if self._bits == 32:
             return vectors, 4.0 * self._flat.size
         if self._bits == 16:
@@ -88,9 +90,6 @@ class DenseChannel:
         numbers, size = quantise(self._flat, pending, self._bits)
         self.feedback.keep(pending.sub_(numbers), rows)
         return numbers, size
-
-
-ZSTD_LEVEL = 3  # as on our own wire
 
 
 def quantise(flat: FlatParameters, vectors: Tensor, bits: int) -> tuple[Tensor, float]:

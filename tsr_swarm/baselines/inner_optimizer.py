@@ -27,7 +27,7 @@ class StackedAdamW:
         self._states = [[*(list(flat.views(x).values()) for x in (m, v)), list(t.unbind())] for m, v, t in rows]
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
-        """One step of ``peer`` on ``weights``, in place."""
+        """Take one step of ``peer`` on ``weights``, in place."""
         if not self._names:
             return
         first, second, counts = self._states[peer]
@@ -65,7 +65,7 @@ class StackedMuon:
         return [momentum.flatten(1) for momentum in self._momenta.values()]
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
-        """One step of ``peer`` on ``weights``, in place."""
+        """Take one step of ``peer`` on ``weights``, in place."""
         for shape, names in self._names.items():
             stacked = torch.stack([gradient[name] for name in names])
             directions = muon_direction(stacked, self._momenta[shape][peer])
@@ -94,7 +94,7 @@ class StackedOptimizer:
         return [self._adam.second]
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
-        """One step of ``peer`` on ``weights``, in place."""
+        """Take one step of ``peer`` on ``weights``, in place."""
         self._adam.step(peer, weights, gradient, lr)
         self._muon.step(peer, weights, gradient, lr)
 
