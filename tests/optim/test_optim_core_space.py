@@ -17,7 +17,7 @@ from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.rotate import rotate_core, rotate_moments
-from tsr_swarm.optim.block_state import Waiting
+from tsr_swarm.optim.block_state import UnsentWork
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.local_space import LocalSpace
@@ -44,7 +44,7 @@ def waiting(swarm: object, peer: int, name: str) -> Tensor:
     block = next(block for block in swarm.blocks if block.name == name)
     packed = Packed(*(state[f"residual/{part}/{name}"] for part in ("codes", "scales")), (block.rows, block.cols))
     basis = swarm.consensus[peer].bases[swarm.blocks.index(block)]
-    return Waiting(packed, state[f"residual/share/{name}"]).outside(basis).double()
+    return UnsentWork(packed, state[f"residual/share/{name}"]).outside(basis).double()
 
 
 @settings(deadline=None, max_examples=15)

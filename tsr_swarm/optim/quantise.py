@@ -1,4 +1,11 @@
-"""Which grid a slot's numbers are rounded to: the one place where uploads and publications choose it."""
+"""Rounding a slot's numbers to its grid: the one place where uploads and publications choose it.
+
+Moments of cores follow DES-LOC (Iacob et al., arXiv 2505.22549, Algorithm 1): all peers write theirs in the same bases,
+so the mean of their moments is a moment as well. Departures: what is averaged is bias-corrected, and each peer applies
+its own correction again, which is the mean of the states themselves where all have taken as many steps; moments travel
+in 16 bits; and those of dense blocks (norms, biases) stay with their peers. Moments are no part of the consensus:
+a void round, or a peer without steps, changes only how fast it learns.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -26,10 +33,10 @@ def quantise_slot(x: Tensor, slot: Slot) -> Grid:
 
 
 def _noise_seed(x: Tensor, slot: Slot) -> int:
-    """A seed of the slot's place and of the numbers themselves.
+    """Return a seed that follows from the slot and the numbers themselves.
 
-    They differ from round to round and from peer to peer, so the noise does too and averages out, without a peer
-    having to know its number; and rounding the same numbers twice gives the same bytes.
+    They differ from round to round and from peer to peer, so the noise does too and averages out, and rounding the
+    same numbers twice gives the same bytes.
     """
     numbers = x.detach().to("cpu", torch.float64).contiguous().numpy()
     name = hashlib.blake2b(f"rounding/{slot.block}/{slot.part}/".encode(), digest_size=4)
@@ -38,13 +45,13 @@ def _noise_seed(x: Tensor, slot: Slot) -> int:
 
 
 def gradient_grid(slot: Slot, gradients: Mapping[int, tuple[Tensor, Tensor]]) -> Grid:
-    """One side of what is sent of a gradient: it aims a basis and is never applied, so no residual is kept."""
+    """Round one side of a gradient sketch. It only aims a basis, so no residual is kept."""
     left, right = gradients[slot.block]
     return quantise_slot(left if slot.part in (Part.GRADIENT_LEFT, Part.ENERGY_LEFT) else right, slot)
 
 
 def moment_grid(slot: Slot, state: BlockState, inner: InnerOptimizer) -> Grid:
-    """A core's moment as ``slot`` sends it: bias-corrected, all zero before the first step."""
+    """Round a core's moment as ``slot`` sends it: bias-corrected, all zero before the first step."""
     moment, correction = _moment(slot, state, inner)
     return quantise_slot(moment / correction if correction else moment, slot)
 
@@ -52,8 +59,8 @@ def moment_grid(slot: Slot, state: BlockState, inner: InnerOptimizer) -> Grid:
 def take_moment(slot: Slot, grid: Grid, state: BlockState, inner: InnerOptimizer) -> None:
     """Replace a core's moment by the published average, as it would be after this peer's own steps.
 
-    Steps are divided by the root of a second moment, so one that was rounded to zero (or is negative, which no honest
-    average is) becomes half a step of its row's grid, the most that it can have been.
+    Steps are divided by the root of a second moment, so one that was rounded to zero (or is negative, which a correct
+    average never is) becomes half a step of its row's grid, the most that it can have been.
     """
     moment, correction = _moment(slot, state, inner)
     numbers = grid.numbers()
@@ -63,8 +70,8 @@ def take_moment(slot: Slot, grid: Grid, state: BlockState, inner: InnerOptimizer
 
 
 def _moment(slot: Slot, state: BlockState, inner: InnerOptimizer) -> tuple[Tensor, float]:
-    """The moment that ``slot`` is of, and its bias correction."""
-    place = 0 if slot.part is Part.MOMENT_FIRST else 1
-    moment = (state.first, state.second)[place]
+    """Return the moment of ``slot`` and its bias correction."""
+    index = 0 if slot.part is Part.MOMENT_FIRST else 1
+    moment = (state.first, state.second)[index]
     assert moment is not None, "a run without second moments has no period for them"
-    return moment, inner.corrections(state.steps)[place]
+    return moment, inner.corrections(state.steps)[index]

@@ -11,10 +11,10 @@ from steady import steady, wide
 
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.dct import drawn_basis
-from tsr_swarm.optim.block_state import Waiting, averaged, turned
+from tsr_swarm.optim.block_state import UnsentWork, change_basis
 
 
-def unsent(core: torch.Tensor, waiting: Waiting | None, basis: Basis) -> torch.Tensor:
+def unsent(core: torch.Tensor, waiting: UnsentWork | None, basis: Basis) -> torch.Tensor:
     """A = E + U (C - S0) V^T."""
     u, v = basis.left_float(), basis.right_float()
     return u @ core @ v.mT if waiting is None else waiting.outside(basis) + u @ core @ v.mT
@@ -29,10 +29,10 @@ def test_no_work_is_lost_or_added_however_often_the_basis_changes(
     ranks = data.draw(st.integers(1, rows)), data.draw(st.integers(1, cols))
     bases = [drawn_basis(rows, cols, ranks, seed=seed, block=0, number=number) for number in range(20)]
     core: torch.Tensor = torch.randn(ranks, generator=torch.Generator().manual_seed(seed))
-    waiting: Waiting | None = None
+    waiting: UnsentWork | None = None
     work = unsent(core, waiting, bases[0])
     for old, new in pairwise(bases):
-        core, waiting = turned(core, waiting, old, new, usual=0.0, bits=8)
+        core, waiting = change_basis(core, waiting, old, new, usual=0.0, bits=8)
         assert (unsent(core, waiting, new) - work).abs().max() <= work.abs().max() / 254 + 1e-5  # packed once
 
 
@@ -44,13 +44,13 @@ def test_the_core_begins_with_what_the_basis_holds(rows: int, cols: int, seed: i
     old, new = (drawn_basis(rows, cols, ranks, seed=seed, block=0, number=number) for number in (0, 3))
     core = torch.randn(ranks, generator=torch.Generator().manual_seed(seed))
 
-    began, waiting = turned(core, None, old, new, usual=0.0, bits=8)
+    began, waiting = change_basis(core, None, old, new, usual=0.0, bits=8)
 
     assert waiting is not None
     work = waiting.work.numbers().double()
     u, v = new.left_float(torch.float64), new.right_float(torch.float64)
     assert torch.allclose(u @ began.double() @ v.mT, (u @ u.mT) @ work @ (v @ v.mT), atol=1e-4)
-    left = averaged(waiting, new)
+    left = waiting.after_average(new)
     rest = work - (u @ u.mT) @ work @ (v @ v.mT)
     kept = torch.zeros(()) if left is None else left.work.numbers().double()
     assert (kept - rest).abs().max() <= rest.abs().max() / 254 + 0.02 * work.norm()
@@ -63,13 +63,13 @@ def test_work_goes_out_once_as_its_directions_have_their_turn(share: int, error:
     ranks = rows // share, cols // share
     old = drawn_basis(rows, cols, ranks, seed=1, block=0, number=0)
     core: torch.Tensor = torch.randn(ranks, generator=torch.Generator().manual_seed(2))
-    waiting: Waiting | None = None
+    waiting: UnsentWork | None = None
     work, out = unsent(core, None, old), torch.zeros(rows, cols)
     for number in range(1, 2 * share**2 + 1):
         new = drawn_basis(rows, cols, ranks, seed=1, block=0, number=number)
-        core, waiting = turned(core, waiting, old, new, usual=0.0, bits=8)
+        core, waiting = change_basis(core, waiting, old, new, usual=0.0, bits=8)
         out += new.left_float() @ core @ new.right_float().mT
-        waiting, core, old = waiting and averaged(waiting, new), torch.zeros(ranks), new
+        waiting, core, old = waiting and waiting.after_average(new), torch.zeros(ranks), new
 
     along = float((out * work).sum() / work.square().sum())
     assert 0.9 < along < 1.1
@@ -79,8 +79,8 @@ def test_work_goes_out_once_as_its_directions_have_their_turn(share: int, error:
 def test_work_that_waits_too_long_goes_on_by_half() -> None:
     old, new = (drawn_basis(16, 16, (4, 4), seed=0, block=0, number=number) for number in (0, 1))
     core = torch.ones(4, 4) * 100
-    _, free = turned(core, None, old, new, usual=0.0, bits=8)
-    _, bounded = turned(core, None, old, new, usual=1.0, bits=8)
+    _, free = change_basis(core, None, old, new, usual=0.0, bits=8)
+    _, bounded = change_basis(core, None, old, new, usual=1.0, bits=8)
     assert free is not None
     assert bounded is not None
     assert abs(bounded.work.norm() / free.work.norm() - 0.5) < 1e-6
