@@ -1,6 +1,5 @@
 """Unsent work when the basis changes: all of it is still there, and all of it goes out in the end."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steady import steady, wide
 
+from tests.optim.swarms import Swarm, noise
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.dct import drawn_basis
 from tsr_swarm.optim.block_state import UnsentWork, change_basis
@@ -86,12 +86,12 @@ def test_work_that_waits_too_long_goes_on_by_half() -> None:
     assert abs(bounded.work.norm() / free.work.norm() - 0.5) < 1e-6
 
 
-def test_a_peer_left_out_for_a_round_gives_all_its_work_in_the_end(swarm: type, noise: Callable) -> None:
+def test_a_peer_left_out_for_a_round_gives_all_its_work_in_the_end() -> None:
     """Story: with drawn bases the next basis holds nothing of the last one, and a late peer's round was lost."""
     optimizer = steady(rank="1/2", aim="seed", inner="muon", lr=0.01, warmup_steps=0)
     shapes = {"a.weight": (12, 8), "b.weight": (8, 8)}
     wire = wide(core_bits=16)
-    run = swarm(["core"], noise(3), optimizer=optimizer, wire=wire, shapes=shapes, k_x=3, k_r=3)
+    run = Swarm(["core"], noise(3), optimizer=optimizer, wire=wire, shapes=shapes, k_x=3, k_r=3)
     run.play()
     run.train()
     before = {name: run.consensus[0].weights[name].clone() for name in shapes}
@@ -108,11 +108,9 @@ def test_a_peer_left_out_for_a_round_gives_all_its_work_in_the_end(swarm: type, 
 
 @settings(deadline=None, max_examples=10)
 @given(st.booleans(), st.sampled_from([2, 3, 4]), st.integers(0, 99))
-def test_without_feedback_rounding_is_forgotten_and_work_is_not(
-    swarm: type, noise: Callable, feedback: bool, bits: int, seed: int
-) -> None:
+def test_without_feedback_rounding_is_forgotten_and_work_is_not(feedback: bool, bits: int, seed: int) -> None:
     optimizer = steady(rank=4, lr=0.01, warmup_steps=0, feedback=feedback)
-    run = swarm(["core", "core"], noise(seed), optimizer=optimizer, wire=wide(core_bits=bits), k_r=3000)
+    run = Swarm(["core", "core"], noise(seed), optimizer=optimizer, wire=wide(core_bits=bits), k_r=3000)
     run.play()
     run.train()
     work = [run.displacement(peer, "a.weight") for peer in range(2)]

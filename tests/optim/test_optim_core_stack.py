@@ -1,7 +1,6 @@
 """CoreStack's products: the formulas, for every shape, without a copy of anything of full size."""
 
 import gc
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from steady import steady
 from torch import Tensor, nn
 
+from tests.optim.swarms import Swarm, noise
 from tsr_swarm.config.blocks import plan_blocks
 from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.lowrank.basis import random_basis
@@ -102,8 +102,8 @@ def test_small_steps_arrive_in_half_precision_parameters_too() -> None:
     torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=2**-8)
 
 
-def test_many_steps_added_up_end_where_the_cores_say(swarm: type, noise: Callable) -> None:
-    run = swarm(["core"], noise(1), k_r=3000)
+def test_many_steps_added_up_end_where_the_cores_say() -> None:
+    run = Swarm(["core"], noise(1), k_r=3000)
     for _ in range(300):
         run.step(0.01)
     walked = {name: parameter.detach().clone() for name, parameter in run.parameters[0].items()}

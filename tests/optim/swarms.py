@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import pytest
 import torch
 from steady import steady, wide
 from torch import Tensor, nn
@@ -135,20 +134,10 @@ class Swarm:
         return sketches
 
 
-@pytest.fixture(scope="session")
-def swarm() -> type[Swarm]:
-    return Swarm
-
-
 def noise(seed: int) -> Gradient:
     """Gradients that do not depend on the weights: a fresh draw at each call, the same sequence for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return lambda peer, name, weight: torch.randn(weight.shape, generator=generator)
-
-
-@pytest.fixture(scope="session", name="noise")
-def noise_fixture() -> Callable[[int], Gradient]:
-    return noise
 
 
 class LeastSquares:
@@ -174,8 +163,3 @@ class LeastSquares:
             for name, x in data.items()
         ]
         return sum(losses) / len(self.data)
-
-
-@pytest.fixture(scope="session")
-def least_squares() -> type[LeastSquares]:
-    return LeastSquares
