@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from steady import wide
 from torch import Tensor
 
+from tests.optim.swarms import BLOCKS, DUES, LOW_RANK, SEEDS, draw_mean
 from tsr_swarm.config.blocks import Block, BlockRole
-from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
+from tsr_swarm.config.layout import Part, Slot, published_slots
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis, apply_factor, random_basis
@@ -22,17 +23,7 @@ from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.publish import publish
 
-BLOCKS = (
-    Block(name="embed_tokens.weight", rows=20, cols=8, rank=4, role=BlockRole.EMBEDDING),
-    Block(name="up.weight", rows=12, cols=9, rank=3, role=BlockRole.MATRIX),
-    Block(name="norm.weight", rows=1, cols=9, rank=0, role=BlockRole.DENSE),
-)
-WIRE = wide()
-LOW_RANK = frozenset({0, 1})
-
-dues = st.builds(Due, tangent=st.frozensets(st.sampled_from((0, 1))), aim=st.frozensets(st.sampled_from((0, 1))))
-voids = st.frozensets(st.sampled_from((0, 1, 2)))
-seeds = st.integers(0, 2**31)
+VOIDS = st.frozensets(st.sampled_from((0, 1, 2)))
 
 
 def draw_consensus(seed: int = 0, lift: str = "exact") -> Consensus:
@@ -50,12 +41,8 @@ def make_plan(due: Due, decay: float = 1.0) -> RoundPlan:
 def draw_published(
     consensus: Consensus, due: Due, void: frozenset[int] = frozenset(), seed: int = 1
 ) -> dict[Slot, Grid]:
-    generator = torch.Generator().manual_seed(seed)
-    mean = {
-        slot: torch.randn(slot.rows, slot.cols, generator=generator, dtype=torch.float64) / 100
-        for slot in upload_slots(BLOCKS, due, WIRE)
-    }
-    return publish(mean, published_slots(BLOCKS, due, WIRE, void), BLOCKS, consensus.bases)
+    mean = {slot: numbers / 100 for slot, numbers in draw_mean(due, seed).items()}
+    return publish(mean, published_slots(BLOCKS, due, wide(), void), BLOCKS, consensus.bases)
 
 
 def by_part(published: dict[Slot, Grid]) -> dict[tuple[int, Part], Grid]:
@@ -67,7 +54,7 @@ def equal(a: Basis, b: Basis) -> bool:
 
 
 @settings(deadline=None, max_examples=40)
-@given(dues, voids, seeds)
+@given(DUES, VOIDS, SEEDS)
 def test_a_round_decays_then_subtracts_what_is_lifted_in_the_old_basis(
     due: Due, void: frozenset[int], seed: int
 ) -> None:
@@ -92,7 +79,7 @@ def test_a_round_decays_then_subtracts_what_is_lifted_in_the_old_basis(
 
 
 @settings(deadline=None, max_examples=40)
-@given(dues, voids, seeds)
+@given(DUES, VOIDS, SEEDS)
 def test_a_refresh_changes_the_bases_that_were_due_and_reports_them(due: Due, void: frozenset[int], seed: int) -> None:
     consensus = draw_consensus()
     before = dict(consensus.bases)
@@ -119,7 +106,7 @@ def test_a_refresh_changes_the_bases_that_were_due_and_reports_them(due: Due, vo
 
 
 @settings(deadline=None, max_examples=20)
-@given(dues, voids, seeds)
+@given(DUES, VOIDS, SEEDS)
 def test_two_peers_that_apply_the_same_rounds_have_the_same_digest(due: Due, void: frozenset[int], seed: int) -> None:
     one = draw_consensus(seed)
     other = Consensus.from_tensors(BLOCKS, one.tensors())
@@ -132,7 +119,7 @@ def test_two_peers_that_apply_the_same_rounds_have_the_same_digest(due: Due, voi
 
 
 @settings(deadline=None, max_examples=10)
-@given(st.integers(0, 30), seeds)
+@given(st.integers(0, 30), SEEDS)
 def test_drawn_bases_are_the_same_for_everybody_and_cost_nothing(number: int, seed: int) -> None:
     due = Due(draw=((0, number), (1, number + 1)))
     one = draw_consensus(seed)

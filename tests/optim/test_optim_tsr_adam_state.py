@@ -58,13 +58,18 @@ def test_a_copy_of_the_optimizer_goes_on_alike(duplicate: Callable[[TSRAdam], TS
     assert_goes_on_alike(optimizer, duplicate(optimizer))
 
 
-@pytest.mark.parametrize("bits", [0, 4, 8])
-def test_a_state_goes_through_a_file_that_holds_nothing_but_data(bits: int) -> None:
-    optimizer, file = trained(feedback_bits=bits), io.BytesIO()
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [(torch.float32, 0), (torch.float32, 4), (torch.float32, 8), (torch.bfloat16, 0), (torch.float64, 0)],
+)
+def test_a_state_goes_through_a_file_that_holds_nothing_but_data(dtype: torch.dtype, bits: int) -> None:
+    optimizer, file = TSRAdam(parameters(dtype), rank=3, refresh_every=2, feedback_bits=bits), io.BytesIO()
+    train(optimizer, 3)
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
-    other = TSRAdam(parameters(), rank=3)
+    other = TSRAdam(parameters(dtype), rank=3)
     other.load_state_dict(torch.load(file, weights_only=True))
+    assert {state["exp_avg"].dtype for state in other.state.values()} == {torch.promote_types(dtype, torch.float32)}
     assert_goes_on_alike(optimizer, other)
 
 

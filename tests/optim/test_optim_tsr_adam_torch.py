@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -29,72 +29,49 @@ def give_gradients(parameters: list[nn.Parameter], seed: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-def train(context: AbstractContextManager[Any], steps: int = 5, **options: Any) -> list[Tensor]:
-    """The weights after some steps inside ``context``."""
+def train(make_context: Callable[[], AbstractContextManager[Any]], steps: int = 5, **options: Any) -> list[Tensor]:
+    """Return the weights after some steps, each in a context of its own."""
     parameters = list(model().parameters())
-    with context:
+    with make_context():
         optimizer = TSRAdam(parameters, **{"rank": 3, "refresh_every": 2, "feedback_bits": 8, **options})
     for step in range(steps):
         give_gradients(parameters, step)
-        with context:
+        with make_context():
             optimizer.step()
     state = copy.deepcopy(optimizer.state_dict())
-    with context:
+    with make_context():
         optimizer.load_state_dict(state)
     give_gradients(parameters, steps)
-    with context:
+    with make_context():
         optimizer.step()
     return [parameter.detach() for parameter in parameters]
 
 
 @contextmanager
-def default_device(device: str) -> Iterator[None]:
-    before = torch.get_default_device()
-    torch.set_default_device(device)
+def default(what: str, value: object) -> Iterator[None]:
+    """Change torch's default device or dtype."""
+    before = getattr(torch, f"get_default_{what}")()
+    getattr(torch, f"set_default_{what}")(value)
     try:
         yield
     finally:
-        torch.set_default_device(before)
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-class Reusable:
-    """A context that can be entered again."""
-
-    def __init__(self, make: Any) -> None:
-        self._make = make
-
-    def __enter__(self) -> None:
-        self._open = self._make()
-        self._open.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
+        getattr(torch, f"set_default_{what}")(before)
 
 
 @pytest.mark.parametrize(
-    "make",
+    "make_context",
     [
         lambda: torch.device("meta"),
-        lambda: default_device("meta"),
-        lambda: default_dtype(torch.float64),
+        lambda: default("device", "meta"),
+        lambda: default("dtype", torch.float64),
         lambda: torch.autocast("cpu", dtype=torch.bfloat16),
         torch.enable_grad,
         torch.no_grad,
     ],
     ids=["device", "default_device", "default_dtype", "autocast", "enable_grad", "no_grad"],
 )
-def test_a_step_is_the_same_whatever_context_it_is_in(make: Any) -> None:
-    assert all(map(torch.equal, train(Reusable(make)), train(nullcontext())))
+def test_a_step_is_the_same_whatever_context_it_is_in(make_context: Any) -> None:
+    assert all(map(torch.equal, train(make_context), train(nullcontext)))
 
 
 def test_autocast_holds_in_the_closure() -> None:

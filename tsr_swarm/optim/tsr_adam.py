@@ -186,7 +186,7 @@ class TSRAdam(Optimizer):
         else:
             moments = state["exp_avg"], state["exp_avg_sq"]
             corrections = bias_corrections(group["betas"], state["step"])
-            gradient = _bounded(gradient, gradient.abs())
+            gradient = bounded(gradient, gradient.abs())
             direction = adam_direction(gradient, *moments, corrections, group["betas"], group["eps"])
         # W = W - lr (direction + weight_decay W)
         lr = float(group["lr"])
@@ -247,7 +247,7 @@ def _own_precision(device_type: str) -> AbstractContextManager[None]:
     return torch.autocast(device_type, enabled=False) if is_possible else nullcontext()
 
 
-def _bounded(gradient: Tensor, size: Tensor) -> Tensor:
+def bounded(gradient: Tensor, size: Tensor) -> Tensor:
     """Make ``gradient`` smaller where the square of its ``size``, one number or each entry's, could overflow.
 
     No other gradient changes by a bit, and no device is synchronized. What is not finite becomes NaN.
@@ -262,7 +262,7 @@ def _low_rank_direction(state: dict[str, Any], gradient: Tensor, group: dict[str
     betas, bits = group["betas"], group["feedback_bits"]
     if bits:
         gradient = gradient + _error_feedback(state, gradient)  # a = g + e
-    gradient = _bounded(gradient, torch.linalg.vector_norm(gradient, float("inf")))
+    gradient = bounded(gradient, torch.linalg.vector_norm(gradient, float("inf")))
     lost: Tensor | float = 0.0
     if (state["step"] - 1) % group["refresh_every"] == 0:
         before = _momentum(state) if bits else 0.0
