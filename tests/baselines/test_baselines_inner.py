@@ -13,7 +13,7 @@ from tsr_swarm.baselines.registry import default_settings
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 1000),
     betas=st.tuples(st.floats(0, 0.99), st.floats(0.5, 0.999)),

@@ -108,7 +108,7 @@ def test_without_the_full_rank_term_the_first_span_is_the_last(omega, stays):
     assert (span_distance(first, last) < 1e-3) == stays
 
 
-def test_a_global_basis_is_everybodys():
+def test_a_global_basis_is_the_same_for_all_peers():
     method = make("lordo", Pull(), k_x=2, rank=3)
     play(method, Pull(), 2, work=[{0: 2, 1: 2, 2: 2}, {1: 2}])
     for bases in method.inner.low_rank.bases.values():

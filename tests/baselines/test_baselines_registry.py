@@ -31,8 +31,8 @@ VARIANTS = [
 each_variant = pytest.mark.parametrize(("name", "chosen"), VARIANTS, ids=lambda x: x if isinstance(x, str) else str(x))
 
 
-def worlds(period, periods):
-    """Who manages how many steps, period by period."""
+def work_of_periods(period, periods):
+    """How many steps each peer manages, period by period."""
     some = st.dictionaries(st.integers(0, 2), st.integers(0, period), max_size=3)
     return st.lists(some, min_size=periods, max_size=periods)
 
@@ -76,13 +76,13 @@ def test_a_peer_that_is_always_away_changes_nothing(name, chosen):
 
 
 @each_variant
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_stragglers_and_absence_are_survived(name, chosen, data):
     problem = Pull()
     k_x = {} if "k_x" in chosen or default_settings(name)["k_x"] == 1 else {"k_x": 4}
     method = make(name, problem, **chosen, **k_x)
-    work = data.draw(worlds(method.period, 3))
+    work = data.draw(work_of_periods(method.period, 3))
     traffic = play(method, problem, 3, work=work)
     expected = [
         (peer, i * method.period + step)

@@ -33,7 +33,7 @@ def lifted(swarm: object, peer: int, name: str) -> Tensor:
     return basis.left_float(torch.float64) @ core @ basis.right_float(torch.float64).mT
 
 
-def waiting(swarm: object, peer: int, name: str) -> Tensor:
+def outside(swarm: object, peer: int, name: str) -> Tensor:
     """What of a core peer's unsent work its basis does not hold, float64."""
     state = swarm.spaces[peer].state_dict()
     if f"residual/codes/{name}" not in state:
@@ -44,7 +44,7 @@ def waiting(swarm: object, peer: int, name: str) -> Tensor:
     return UnsentWork(packed, state[f"residual/share/{name}"]).outside(basis).double()
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     rank=st.integers(1, 4),
     shapes=st.lists(st.tuples(st.integers(4, 8), st.integers(4, 8)), min_size=1, max_size=4),
@@ -60,15 +60,15 @@ def test_parameters_are_wbar_plus_the_lifted_core_after_every_step(
         for _ in range(2):
             run.step(0.05)
             for name in named:
-                expected = run.consensus[0].weights[name] - lifted(run, 0, name) - waiting(run, 0, name)
+                expected = run.consensus[0].weights[name] - lifted(run, 0, name) - outside(run, 0, name)
                 torch.testing.assert_close(run.parameters[0][name].double(), expected, rtol=0, atol=FLOAT32)
         run.upload()
         run.close()
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(rank=st.integers(1, 4), peers=st.integers(1, 3), seed=st.integers(0, 2**16))
-def test_a_round_equals_the_oracle(rank: int, peers: int, seed: int) -> None:
+def test_a_round_equals_the_reference(rank: int, peers: int, seed: int) -> None:
     rows, cols, steps, tokens = 7, 6, 3, [1.0, 2.0, 5.0][:peers]
     generator = torch.Generator().manual_seed(seed)
     gradients = torch.randn(peers, steps + 1, rows, cols, generator=generator)
@@ -103,7 +103,7 @@ def test_a_round_equals_the_oracle(rank: int, peers: int, seed: int) -> None:
     )
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(
     drops=st.lists(st.sets(st.integers(0, 2), max_size=2), min_size=3, max_size=5),
     bits=st.sampled_from([8, 16]),
@@ -182,7 +182,7 @@ def test_a_refresh_turns_cores_and_moments_and_keeps_the_step_count() -> None:
     assert after["steps"].tolist() == [9, 9, 9, 9]
 
 
-def test_work_of_a_missed_round_goes_out_with_the_next() -> None:
+def test_work_of_a_missed_round_is_sent_with_the_next() -> None:
     run = Swarm(["core", "core"], noise(5), k_r=3 * NEVER)
     run.play()
     run.play(included=[0])
@@ -206,7 +206,7 @@ def test_a_saved_state_that_does_not_fit_is_refused_before_any_change() -> None:
     assert all(torch.equal(value, run.spaces[0].state_dict()[key]) for key, value in good.items())
 
 
-def test_a_core_of_another_basis_is_not_begun_with() -> None:
+def test_a_core_of_another_basis_is_refused() -> None:
     run, other = Swarm(["core"], noise(8), seed=8), Swarm(["core"], noise(8), seed=9)
     with pytest.raises(RunError, match=r"another basis"):
         run.spaces[0].begin(other.consensus[0])
@@ -229,13 +229,13 @@ def test_a_replaced_consensus_keeps_work_where_the_basis_is_the_same() -> None:
     for key in ("first/b.weight", "second/b.weight"):
         assert not after[key].any()
     assert after["steps"].tolist() == [6, 0, 6, 6]
-    # its unsent work goes on in the new basis, and what that does not hold waits
+    # its unsent work is carried to the new basis, and what that does not hold is kept
     run.consensus[0] = replaced
-    expected = replaced.weights["b.weight"].double() - lifted(run, 0, "b.weight") - waiting(run, 0, "b.weight")
+    expected = replaced.weights["b.weight"].double() - lifted(run, 0, "b.weight") - outside(run, 0, "b.weight")
     torch.testing.assert_close(run.parameters[0]["b.weight"].detach().double(), expected, rtol=0, atol=FLOAT32)
 
 
-def test_an_upload_of_unknown_fate_counts_as_averaged_when_the_consensus_is_replaced() -> None:
+def test_an_unsettled_upload_counts_as_averaged_when_the_consensus_is_replaced() -> None:
     run = Swarm(["core"], noise(10), k_r=3 * NEVER)
     run.play()
     run.train()
@@ -272,7 +272,7 @@ def test_parameters_without_a_gradient_and_of_half_precision_are_moved_too() -> 
     assert torch.equal(parameters["b.weight"].float(), weights["b.weight"])
 
 
-def test_in_a_flush_the_core_stands_in_for_the_displacement() -> None:
+def test_a_core_is_sent_as_a_tangent_sketch_of_its_lift() -> None:
     optimizer = steady(rank=4, lr=0.01, warmup_steps=0, local_space="mixed")
     run = Swarm(["core"], noise(12), optimizer=optimizer, wire=wide(sketch_bits=16))
     run.train()  # round 1 of a mixed run sends tangents

@@ -37,21 +37,21 @@ def own_part(sent: dict, index: int, basis: Basis) -> Tensor:
 
 
 def test_steps_are_torchs_adam() -> None:
-    ours, theirs = noise(1), noise(1)
-    run = Swarm(["full"], ours, optimizer=full())
-    rivals = {name: nn.Parameter(weight.clone()) for name, weight in run.consensus[0].weights.items()}
-    adam = torch.optim.Adam(rivals.values(), betas=(0.9, 0.99))
+    own, again = noise(1), noise(1)
+    run = Swarm(["full"], own, optimizer=full())
+    plain = {name: nn.Parameter(weight.clone()) for name, weight in run.consensus[0].weights.items()}
+    adam = torch.optim.Adam(plain.values(), betas=(0.9, 0.99))
     adam.param_groups[0]["lr"] = 0.01
     for _ in range(5):
         run.step(0.01)
-        for name, rival in rivals.items():
-            rival.grad = theirs(0, name, rival)
+        for name, parameter in plain.items():
+            parameter.grad = again(0, name, parameter)
         adam.step()
-    for name, rival in rivals.items():
-        torch.testing.assert_close(run.parameters[0][name], rival, rtol=FLOAT32, atol=FLOAT32)
+    for name, parameter in plain.items():
+        torch.testing.assert_close(run.parameters[0][name], parameter, rtol=FLOAT32, atol=FLOAT32)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(
     drops=st.lists(st.sets(st.integers(0, 2), max_size=2), min_size=2, max_size=4),
     aim=st.sampled_from(["gradient", "displacement"]),
@@ -174,7 +174,7 @@ def factors(basis: Basis) -> tuple[Callable, Callable]:
 
 
 @pytest.mark.parametrize("aim", ["gradient", "seed", "dct"])
-def test_nothing_is_measured_where_nobody_could_choose_by_it(aim: str) -> None:
+def test_nothing_is_measured_where_the_leader_does_not_choose(aim: str) -> None:
     run = Swarm(["full"], noise(1), optimizer=full(aim))
     run.train()
     assert run.spaces[0].captured(run.consensus[0]) == {}

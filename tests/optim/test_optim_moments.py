@@ -43,8 +43,8 @@ def moment(run: Any, peer: int, order: str, name: str) -> Tensor:
 
 def difference(run: Any, order: str, name: str, peer: int = 1) -> float:
     """Between two peers, of the largest number of one."""
-    mine, other = moment(run, 0, order, name), moment(run, peer, order, name)
-    return float((mine - other).abs().max() / mine.abs().max())
+    one, other = moment(run, 0, order, name), moment(run, peer, order, name)
+    return float((one - other).abs().max() / one.abs().max())
 
 
 # against DES-LOC itself
@@ -125,7 +125,7 @@ def sent_and_taken(state: Any, inner: InnerOptimizer, slot: Slot, into: Any) -> 
 
 
 @given(seed=st.integers(0, 10**6), scale=st.integers(-20, 3), steps=st.integers(1, 2000))
-def test_moments_come_back_to_sixteen_bits_of_their_rows(seed: int, scale: int, steps: int) -> None:
+def test_moments_survive_the_wire_to_sixteen_bits_of_their_rows(seed: int, scale: int, steps: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     first = torch.randn(4, 3, generator=generator) * 10.0**scale
     state, inner = state_of(first, first.square() / 4, steps), Adam(BETAS, 1e-8)
@@ -182,7 +182,7 @@ def test_a_peer_without_any_steps_sends_zeros_and_takes_nothing() -> None:
     assert not fresh.second.any()
 
 
-def test_what_is_averaged_is_bias_corrected_and_each_peer_puts_its_own_back() -> None:
+def test_averages_are_bias_corrected_and_each_peer_applies_its_own_correction() -> None:
     one = torch.ones(4, 3)
     adam, muon = Adam(BETAS, 1e-8), Muon()
     for inner, betas in ((adam, BETAS), (muon, (0.95,))):
@@ -224,7 +224,7 @@ def test_a_moment_is_averaged_by_tokens_and_in_its_rounds_only() -> None:
         torch.testing.assert_close(moment(run, peer, "first", "a.weight"), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_peer_whose_work_was_left_out_goes_on_with_the_average_too() -> None:
+def test_a_peer_that_was_not_included_takes_the_average_too() -> None:
     run = Swarm(["core"] * 3, noise(3), optimizer=STILL, k_r=300, k_u=3)
     run.train()
     alone = moment(run, 0, "first", "a.weight")
@@ -234,7 +234,7 @@ def test_a_peer_whose_work_was_left_out_goes_on_with_the_average_too() -> None:
     torch.testing.assert_close(moment(run, 2, "first", "a.weight"), alone, rtol=1e-3, atol=1e-4)
 
 
-def test_a_void_round_leaves_everybody_its_own_moments() -> None:
+def test_a_void_round_leaves_each_peer_its_own_moments() -> None:
     run = Swarm(["core", "core"], noise(4), optimizer=STILL, k_r=300, k_u=3, k_v=3)
     run.train()
     before = [moment(run, peer, "first", "a.weight") for peer in (0, 1)]

@@ -141,7 +141,7 @@ def test_moments_are_due_in_the_round_that_ends_their_period(first: int, second:
         assert plan.due.second == (after.first_step % (5 * second) == 0)
 
 
-def test_moments_stay_where_they_are_by_default() -> None:
+def test_moments_are_not_averaged_by_default() -> None:
     assert not any(plan_round(config(), BLOCKS, round, "").due.first for round in range(1, 40))
     assert not any(plan_round(config(), BLOCKS, round, "").due.second for round in range(1, 40))
 
@@ -185,7 +185,7 @@ def test_elsewhere_sketches_follow_their_periods(round: int, tangent: frozenset[
         {"decay": 0.5},
     ],
 )
-def test_nothing_else_is_the_leaders_to_choose(change: dict[str, Any]) -> None:
+def test_a_leader_may_choose_nothing_else(change: dict[str, Any]) -> None:
     run = config(local_space="full", aim="displacement")
     plan = plan_round(run, BLOCKS, 1, "")
     assert follows_manifest(plan, Manifest("run", run, BLOCKS))

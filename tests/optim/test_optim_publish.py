@@ -32,7 +32,7 @@ def zero(mean: dict[Slot, Tensor], block: int, part: Part) -> dict[Slot, Tensor]
     return {slot: x * 0 if (slot.block, slot.part) == (block, part) else x for slot, x in mean.items()}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(DUES, wires, SEEDS)
 def test_every_slot_is_filled_as_the_layout_says(due: Due, wire: WireConfig, seed: int) -> None:
     slots = published_slots(BLOCKS, due, wire)
@@ -50,7 +50,7 @@ def test_every_slot_is_filled_as_the_layout_says(due: Due, wire: WireConfig, see
             assert int(grid.values.abs().max()) < 2 ** (slot.bits - 1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(DUES, SEEDS)
 def test_the_mean_is_published_to_half_a_step(due: Due, seed: int) -> None:
     mean = draw_mean(due, seed)

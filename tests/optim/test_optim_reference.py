@@ -1,4 +1,4 @@
-"""The oracles themselves, against cases that can be worked out by hand."""
+"""The slow references themselves, in cases that can be worked out by hand."""
 
 import torch
 

@@ -51,7 +51,7 @@ def test_one_huge_gradient_moves_weights_by_no_more_than_a_few_steps(
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_the_largest_gradients_of_all_still_say_where_to_go(options: dict[str, Any], sign: int) -> None:
+def test_the_largest_gradients_still_move_weights_in_their_direction(options: dict[str, Any], sign: int) -> None:
     largest = torch.finfo(torch.float32).max
     weights = run([torch.full((9, 8), sign * largest)] * 3, **options)[-1]
     assert weights.isfinite().all()
@@ -86,10 +86,10 @@ def test_no_bit_of_an_ordinary_gradient_changes(size: float) -> None:
 def test_what_is_not_finite_becomes_nan_as_with_adamw(options: dict[str, Any], number: float) -> None:
     gradient = draw(1)[0]
     gradient[0, 0] = number
-    theirs = nn.Parameter(torch.ones(9, 8))
-    theirs.grad = gradient
-    torch.optim.AdamW([theirs]).step()
-    assert theirs[0, 0].isnan()
+    plain = nn.Parameter(torch.ones(9, 8))
+    plain.grad = gradient
+    torch.optim.AdamW([plain]).step()
+    assert plain[0, 0].isnan()
     assert run([gradient], **options)[0][0, 0].isnan()
 
 
@@ -101,7 +101,7 @@ def test_a_huge_entry_leaves_the_users_gradient_as_it_was(options: dict[str, Any
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_maximize_climbs_what_would_be_descended(options: dict[str, Any]) -> None:
+def test_maximize_negates_the_gradient(options: dict[str, Any]) -> None:
     up, down = run(draw(5), maximize=True, **options), run([-gradient for gradient in draw(5)], **options)
     assert all(map(torch.equal, up, down))
 
@@ -132,7 +132,7 @@ PLAIN = {
 }
 
 
-def test_numbers_of_numpy_are_taken_as_pythons_and_saved_as_them() -> None:
+def test_numbers_of_numpy_become_pythons() -> None:
     for optimizer in (
         TSRAdam([nn.Parameter(torch.ones(9, 8))], **NUMPY),
         TSRAdam([{"params": [nn.Parameter(torch.ones(9, 8))], **NUMPY}]),

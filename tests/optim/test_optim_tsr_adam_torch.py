@@ -162,7 +162,7 @@ def test_parameters_of_any_shape_step(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("rank", [3, None])
-def test_how_a_parameter_lies_in_memory_does_not_matter(rank: int | None) -> None:
+def test_the_memory_layout_of_a_parameter_does_not_matter(rank: int | None) -> None:
     start, gradients = torch.randn(9, 8), torch.randn(4, 9, 8)
     weights = []
     for lay in (torch.Tensor.contiguous, lambda x: x.mT.contiguous().mT, lambda x: torch.stack((x, x), 2)[:, :, 0]):
@@ -259,8 +259,8 @@ def test_shards_of_fsdp2_take_plain_adam_steps_where_that_is_asked_for() -> None
         optimizer.load_state_dict(optimizer.state_dict())
         optimizer.step()
         weights.append([parameter.full_tensor().detach() for parameter in made.parameters()])
-    for ours, theirs in zip(*weights, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for own, plain in zip(*weights, strict=True):
+        torch.testing.assert_close(own, plain)
 
 
 @pytest.mark.usefixtures("group")
@@ -285,7 +285,7 @@ def test_shards_of_flat_parameters_are_refused(options: dict[str, bool], message
 
 
 @pytest.mark.usefixtures("group")
-def test_fsdp_that_keeps_matrices_whole_is_taken() -> None:
+def test_fsdp_that_keeps_matrices_whole_is_accepted() -> None:
     made = sharded(flat=True, use_orig_params=True, sharding_strategy=ShardingStrategy.NO_SHARD)
     optimizer = TSRAdam(made.parameters(), rank=3)
     made(torch.ones(2, 12)).sum().backward()

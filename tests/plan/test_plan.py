@@ -89,7 +89,7 @@ def preset_blocks(name: str) -> tuple[Block, ...]:
 
 
 @pytest.mark.parametrize("changes", RUNS)
-def test_our_bytes_are_those_of_what_a_peer_encodes(changes: dict[str, dict[str, Any]]) -> None:
+def test_own_bytes_are_those_that_a_peer_encodes(changes: dict[str, dict[str, Any]]) -> None:
     config = tiny(**changes)
     manifest = make_manifest("0" * 32, config, parameter_shapes(config.model))
     blocks, consensus = manifest.blocks, fresh_consensus(manifest)
@@ -138,8 +138,8 @@ def test_own_memory_is_what_a_peer_keeps(space: str, inner: str, residual_bits: 
     kept = make_space(space, build_model(config.model, consensus.weights), manifest).state_dict()
     predicted = own_memory(config, manifest.blocks)
     low_rank = [torch.zeros(b.rows, b.cols) for b in manifest.blocks if b.is_low_rank]
-    waiting = [Packed.of(block, residual_bits or 4).bytes for block in low_rank]
-    packed = sum(waiting) if space == "core" and residual_bits else 0
+    unsent_work = [Packed.of(block, residual_bits or 4).bytes for block in low_rank]
+    packed = sum(unsent_work) if space == "core" and residual_bits else 0
 
     def size(tensors: Mapping[str, torch.Tensor], *heads: str) -> int:
         return sum(t.numel() * t.element_size() for name, t in tensors.items() if name.startswith(heads))
@@ -267,7 +267,7 @@ def lordo_step(t: int) -> float:
         ("diloco bf16", lambda t: 2 * all_numbers() * (t % 500 == 0), 500),
     ],
 )
-def test_a_rivals_formula_is_the_sum_over_its_steps(name: str, step: Any, period: int) -> None:
+def test_a_baselines_formula_is_the_sum_over_its_steps(name: str, step: Any, period: int) -> None:
     exchange = method(name).exchange
     steps = [step(t) for t in range(1, period + 1)]
     assert exchange.up / exchange.every == pytest.approx(sum(steps) / period)
@@ -301,7 +301,7 @@ def test_sparse_payloads_of_a_preset_are_what_the_paper_says() -> None:
     assert exchange.up == pytest.approx(entries * 14 / 8 * (1 + 8 / 112), rel=2e-3)
 
 
-def test_memory_of_rivals_in_units_of_the_weights() -> None:
+def test_memory_of_baselines_in_units_of_the_weights() -> None:
     size = 4 * all_numbers()
     memory = {m.name: m.memory for m in baselines(BLOCKS, RANKS, 12, 4)}
     assert memory["ddp"].total == memory["des-loc"].total == 3 * size
@@ -343,7 +343,7 @@ def fitted(rate: float, step_seconds: float, share: float = 0.2, **changes: dict
 SHARES = wire_shares(tiny(), peers=4)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.floats(4, 8), st.floats(-4, 2), st.floats(0.02, 0.9))
 def test_every_candidate_keeps_the_share_by_its_real_layout(log_rate: float, log_step: float, share: float) -> None:
     step = 10**log_step
@@ -451,8 +451,8 @@ def test_every_preset_is_planned_without_allocating_it(name: str) -> None:
     assert {"ddp", "galore", "tsr-adam", "des-loc", "lordo", "diloco", "sparseloco"} <= set(names)
     assert report.parameters == {"60M": 58_073_600, "130M": 134_105_856, "350M": 367_969_280, "1B": 1_339_082_752}[name]
     assert sum(is_head(block) for block in blocks_of(config)) == 1
-    ours, dense = report.methods[0].exchange, report.methods[1].exchange
-    assert ours.up / ours.every < dense.up / 100
+    own, dense = report.methods[0].exchange, report.methods[1].exchange
+    assert own.up / own.every < dense.up / 100
 
 
 def test_periods_of_a_plan_follow_the_configuration() -> None:

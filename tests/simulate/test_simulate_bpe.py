@@ -72,9 +72,9 @@ def test_the_same_text_gives_the_same_tokens_and_fewer_than_bytes() -> None:
 
 
 def test_nothing_is_learned_from_what_is_held_out() -> None:
-    mine, other = tokens_of(LEARNED), tokens_of(b"never seen in training " * 100)
-    _, (first,) = in_tokens(mine, [mine], SIZE, 17)
-    held, (second,) = in_tokens(other, [mine], SIZE, 17)
+    text, other = tokens_of(LEARNED), tokens_of(b"never seen in training " * 100)
+    _, (first,) = in_tokens(text, [text], SIZE, 17)
+    held, (second,) = in_tokens(other, [text], SIZE, 17)
     assert torch.equal(first, second)
     assert torch.equal(first, encode(VOCABULARY, LEARNED))
     assert torch.equal(held, encode(VOCABULARY, b"never seen in training " * 100))
@@ -91,14 +91,14 @@ def test_a_run_reads_tokens_from_its_first_loss_to_its_last(tmp_path: Path, meth
 
 
 def test_all_methods_read_the_same_tokens_and_other_ones_than_bytes(tmp_path: Path) -> None:
-    ours, theirs = (run_one(replace(bpe_spec(tmp_path, method), steps=3)) for method in ("tsr", "diloco"))
+    own, baseline = (run_one(replace(bpe_spec(tmp_path, method), steps=3)) for method in ("tsr", "diloco"))
     unlike = run_one(
         replace(bpe_spec(tmp_path), steps=3, heterogeneity=Heterogeneity(heterogeneous=True, vocabulary=SIZE))
     )
     as_bytes = run_one(replace(bpe_spec(tmp_path), steps=3, heterogeneity=Heterogeneity()))
-    assert ours.text == theirs.text
-    assert ours.text != as_bytes.text
-    assert len({run.name for run in (ours, theirs, unlike, as_bytes)}) == 4
+    assert own.text == baseline.text
+    assert own.text != as_bytes.text
+    assert len({run.name for run in (own, baseline, unlike, as_bytes)}) == 4
 
 
 def test_a_run_on_bytes_has_the_name_it_had_before_there_was_any_other_text(tmp_path: Path) -> None:
@@ -120,15 +120,15 @@ def test_a_vocabulary_that_cannot_be_is_refused(size: int) -> None:
 
 
 def test_too_little_text_is_one_sentence() -> None:
-    mine, short = tokens_of(LEARNED), tokens_of(b"def f1(x):\n    return x")
+    text, short = tokens_of(LEARNED), tokens_of(b"def f1(x):\n    return x")
     with pytest.raises(ConfigError, match=r"peer 2's text has \d+, fewer than the 17 of one sequence; add text"):
-        in_tokens(mine, [mine, short], SIZE, 17)
+        in_tokens(text, [text, short], SIZE, 17)
     with pytest.raises(ConfigError, match=r"the held-out text has \d+, fewer"):
-        in_tokens(short, [mine], SIZE, 17)
+        in_tokens(short, [text], SIZE, 17)
     with pytest.raises(
         ConfigError, match=r"pieces for \d+ BPE tokens, fewer than vocabulary = 5000; add text or lower"
     ):
-        in_tokens(mine, [mine], 5000, 17)
+        in_tokens(text, [text], 5000, 17)
 
 
 def test_without_the_library_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

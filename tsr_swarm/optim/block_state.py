@@ -15,7 +15,7 @@ from tsr_swarm.lowrank.packed import BUCKET, Packed
 from tsr_swarm.lowrank.sketch import core_of, expand
 
 CAP = 4.0  # a residual longer than this many usual displacements ...
-CAPPED_SHARE = 0.5  # ... goes on by half
+CAPPED_SHARE = 0.5  # ... is halved
 _USUAL_MEMORY = 0.9
 _ROUNDING = 1e-4  # of a squared norm: less than this is left by rounding alone
 RESIDUAL = "residual/"  # of the keys of a saved state
@@ -38,8 +38,8 @@ class BlockState:
     def settle(self, averaged: Tensor | None, gamma: float) -> None:
         """Take ``averaged`` out of the displacement (None: nothing was) and close the upload.
 
-        What is left goes on whole, or as ``gamma`` of it where something was averaged. Past CAP usual displacements
-        it goes on by half: a peer that misses many rounds keeps its work, but its distance stays below about
+        What is left stays whole, or ``gamma`` of it where something was averaged. Beyond CAP usual displacements it is
+        halved: a peer that misses many rounds keeps its work, but its distance stays below about
         CAP + 1 displacements instead of growing for ever. (UnsentWork is bounded in change_basis.)
         """
         if averaged is not None or self.usual == 0:
@@ -187,7 +187,7 @@ def change_basis(
     """Return the core to begin with in the ``new`` basis, and the unsent work.
 
     ``usual``: norm of a usual displacement of the core. ``bits``: 4 or 8 a number of unsent work. Work that stays
-    longer than a whole cycle of bases takes goes on by half: see BlockState.settle.
+    longer than a whole cycle of bases takes is halved: see BlockState.settle.
     """
     since = core if unsent is None else core - unsent.share
     if since.any():

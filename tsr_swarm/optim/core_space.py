@@ -1,7 +1,7 @@
 """TSR-Adam in the core: between rounds a peer moves only an r x r matrix per block and keeps nothing of full size.
 
 Letters: U (M, R), V (N, R) the shared bases, S (R, R) the core with W_i = Wbar + U S V^T. What is stored is the
-displacement C = -S, which is also what goes on the wire. TSR-Adam: Dang et al., arXiv 2602.08007, Algorithm 1.
+displacement C = -S, which is also what is sent. TSR-Adam: Dang et al., arXiv 2602.08007, Algorithm 1.
 Dense blocks (norms, biases) are moved by plain Adam. With ``inner = "muon"`` the core takes Muon's steps instead.
 """
 

@@ -116,7 +116,7 @@ def des_loc(blocks: Sequence[Block]) -> MethodCost:
 def lordo(blocks: Sequence[Block], rank: int) -> MethodCost:
     """b [P + (K_x / K_u + K_x / K_v) sum r max(M, N)] every K_x steps: only the moments are low rank.
 
-    The projection follows from the averaged displacement, which everybody has, and does not travel. A peer keeps the
+    The projection follows from the averaged displacement, which all peers have, and is not sent. A peer keeps the
     weights of the last exchange to form it, and the error feedback of its projection.
     """
     low = [block for block in blocks if block.role is BlockRole.MATRIX]

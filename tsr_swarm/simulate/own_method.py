@@ -126,7 +126,7 @@ class OwnSwarm:
         return Trainer(self._manifest, model, make_space(kind, model, self._manifest), stream.batch, consensus)
 
     def _apply(self, published: Published) -> str:
-        """Open the round as it travels and apply it for everybody. Returns the digest of the consensus."""
+        """Decode the published round and apply it for all peers. Returns the digest of the consensus."""
         message = published_to_proto(published.header)
         opened = open_published(self._manifest, message, published.data, self._chain)
         if not self._exact:
