@@ -117,7 +117,7 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL_STUDY.format(source=tmp_path / "text"))
     small = replace(
         FULL_STAGE, setting=str(tmp_path / "small.toml"), candidates=FULL_STAGE.candidates[:2], peers=2,
-        search_steps=20, final_steps=40, seeds=(0, 1), world=Heterogeneity(heterogeneous=True, vocabulary=270),
+        search_steps=20, final_steps=40, seeds=(0, 1), heterogeneity=Heterogeneity(heterogeneous=True, vocabulary=270),
     )  # fmt: skip
     finished: list[str] = []
 

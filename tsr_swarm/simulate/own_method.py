@@ -1,4 +1,4 @@
-"""Our own method, simulated: the real trainers, reduction, codec and gate of N peers, without sockets.
+"""Our own method, simulated: the real trainers, reduction, codec and checks of N peers, without sockets.
 
 Nothing is batched over peers: on a CPU that was not faster (8 peers, d = 64: 163 ms a step stacked by vmap, 153 ms one
 after the other). What is shared is the consensus, since every peer's is the same to the bit: a published round is
@@ -12,6 +12,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from tsr_swarm.baselines.method import ExchangeBytes
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
@@ -24,7 +25,7 @@ from tsr_swarm.optim.outer_step import OuterState, rotate_outer
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.sketch_budget import after_round, begin_refresh_state, mean_captured, within_budget
 from tsr_swarm.simulate.payloads import published_bytes, reduce_round, send
-from tsr_swarm.simulate.protocols import ExchangeResult
+from tsr_swarm.simulate.result import ExchangeResult
 from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import build_model, initial_weights, parameter_shapes
 from tsr_swarm.train.trainer import RoundWork, StepProgress, Trainer, make_space
@@ -78,7 +79,7 @@ class OwnSwarm:
         self._numbers = {_peer_id(stream.number): stream.number for stream in streams}
         self._ids = tuple(self._numbers)
         self._outer: OuterState = {}  # what the reducer keeps
-        self._known = begin_refresh_state(config, self._manifest.blocks, 1)  # what sketches are chosen by
+        self._known = begin_refresh_state(config, self._manifest.blocks, 1)  # by which sketches are chosen
         self._round, self._chain = 0, ""
 
     @property
@@ -109,9 +110,7 @@ class OwnSwarm:
         digest = self._apply(header, data, outer)
         self._round, self._chain = plan.round, header.chain.hex()
         return ExchangeResult(
-            sent={kind: count / len(work) for kind, count in sorted(sent.items())},
-            received=dict(sorted(received.items())),
-            round_trips=ROUND_TRIPS,
+            traffic=ExchangeBytes({kind: count / len(work) for kind, count in sent.items()}, received, ROUND_TRIPS),
             extra_steps=self._config.periods.micro_batches if plan.due.aim or plan.due.choose else 0,
             tokens=sum(contribution.tokens for contribution in contributions.values()),
             losses=tuple(c.local_loss for c in contributions.values() if c.local_loss == c.local_loss),

@@ -18,8 +18,8 @@ from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedErr
 from tsr_swarm.exchange.reduction import Published, open_published
 from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.drawn_basis import are_drawn, drawn_bases
 from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer, unpack_outer, without_residuals
+from tsr_swarm.optim.periods import are_drawn, drawn_bases
 from tsr_swarm.process.machine_limits import memory_errors
 from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord

@@ -19,7 +19,7 @@ from torch import Tensor
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.optim.consensus import Consensus, little_endian
-from tsr_swarm.optim.drawn_basis import are_drawn, drawn_bases
+from tsr_swarm.optim.periods import are_drawn, drawn_bases
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.wire.checks import check_state_description
 from tsr_swarm.wire.codec import HASH_BYTES, hash_bytes

@@ -16,11 +16,11 @@ from tests.bench.finetune.dataset import Share
 from tsr_swarm.config.layout import BASIS_BITS
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.optim.drawn_basis import are_drawn
+from tsr_swarm.optim.periods import are_drawn
 from tsr_swarm.simulate.baseline_method import BaselineSwarm
+from tsr_swarm.simulate.engine import SimulatedSwarm
 from tsr_swarm.simulate.own_method import RUN_ID, OwnSwarm, Stream, Task
-from tsr_swarm.simulate.protocols import SimulatedSwarm
-from tsr_swarm.simulate.run_spec import OURS, RunSpec
+from tsr_swarm.simulate.run_spec import OWN, RunSpec
 
 METHODS = ("ours", "dense", "single")
 SMALL = 8  # a matrix with fewer rows or columns, such as the head, is exchanged whole
@@ -46,7 +46,7 @@ def spec_of(method: str, config: RunConfig, lr: float) -> RunSpec:
     optimizer, steps = config.optimizer, config.run.rounds * config.periods.k_x
     config = replace(config, optimizer=replace(optimizer, lr=lr))
     if method == "ours":
-        return RunSpec(method=OURS, config=config, peers=config.data.parts, steps=steps)
+        return RunSpec(method=OWN, config=config, peers=config.data.parts, steps=steps)
     adamw = {"betas": optimizer.betas, "eps": optimizer.eps, "weight_decay": optimizer.weight_decay}
     if method == "dense":
         settings = {**adamw, "k_x": config.periods.k_x, "outer": "average", "bits": 32}
@@ -61,20 +61,20 @@ def train(spec: RunSpec, start: nn.Module, shares: Sequence[Share], on_steps: On
     task = Task(manifest=manifest_of(config, start), weights=weights, make_model=lambda: copy.deepcopy(start))
     streams: Sequence[Stream] = shares if spec.peers > 1 else [JointBatches(shares)]
     swarm: SimulatedSwarm = (
-        OwnSwarm(config, streams, task=task) if spec.is_ours else BaselineSwarm(spec, config, streams, task)
+        OwnSwarm(config, streams, task=task) if spec.is_own else BaselineSwarm(spec, config, streams, task)
     )
     sent, received = Counter[str](), Counter[str]()
     losses: list[float] = []
     for first in range(0, spec.steps, swarm.period):
         exchange = swarm.advance(first, dict.fromkeys(range(spec.peers), swarm.period))
-        if spec.peers > 1:  # one machine sends nothing
-            sent.update(exchange.sent)  # type: ignore[arg-type]
-            received.update(exchange.received)  # type: ignore[arg-type]
+        if spec.peers > 1:  # alone, there is nobody to send to
+            sent.update(exchange.traffic.sent)  # type: ignore[arg-type]
+            received.update(exchange.traffic.received)  # type: ignore[arg-type]
         losses.extend(exchange.losses)
         if (first + swarm.period) % config.periods.k_x == 0:
             on_steps(first + swarm.period, sum(losses) / max(1, len(losses)))
             losses = []
-    return Trained(swarm.weights, sent, received, first_bases(task.manifest) if spec.is_ours else 0.0)
+    return Trained(swarm.weights, sent, received, first_bases(task.manifest) if spec.is_own else 0.0)
 
 
 def first_bases(manifest: Manifest) -> float:

@@ -11,7 +11,7 @@ from tsr_swarm.config.link import MBIT, Link, link_for
 from tsr_swarm.plan.presets import PRESETS
 from tsr_swarm.simulate.compare import Entry, loss_after
 from tsr_swarm.simulate.result import RunResult
-from tsr_swarm.simulate.run_spec import OURS
+from tsr_swarm.simulate.run_spec import OWN
 from tsr_swarm.train.llama import parameter_shapes
 
 UP, DOWN, RTT = 20 * MBIT, 100 * MBIT, 0.05
@@ -35,7 +35,7 @@ class Row:
 
     @property
     def is_ours(self) -> bool:
-        return self.candidate.method == OURS
+        return self.candidate.method == OWN
 
     @property
     def is_control(self) -> bool:

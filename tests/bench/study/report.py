@@ -9,9 +9,8 @@ from tests.bench.study.plots import pictures, write_plots
 from tests.bench.study.stages import RunStore, Stage
 from tests.bench.study.tables import ablation, equal_time, finalists, operating_points, search
 from tests.bench.tables import RESULTS, header
-from tsr_swarm.simulate.report import world_text
-from tsr_swarm.simulate.result import RunResult
-from tsr_swarm.simulate.result_store import write_text
+from tsr_swarm.simulate.report import heterogeneity_text
+from tsr_swarm.simulate.result import RunResult, write_text
 from tsr_swarm.telemetry.text import seconds_text
 
 HERE = Path(__file__).parent
@@ -78,7 +77,7 @@ def _setting(name: str, runs: Sequence[RunResult], k_x: int) -> Iterator[str]:
         f"and gradients clipped at {optimizer['clip']:g}. Every finished run is a line of "
         f"[{name}]({os.path.relpath(HERE / name, RESULTS)})."
     )
-    world = world_text(spec["world"])
+    world = heterogeneity_text(spec["world"])
     if world:
         yield ""
         yield f"World: {world}."

@@ -58,7 +58,7 @@ class Stage:
     final_steps: int
     seeds: tuple[int, ...] = (0, 1, 2)  # of the long runs; the short ones have the first
     peers: int = 8
-    world: Heterogeneity = field(default_factory=Heterogeneity)
+    heterogeneity: Heterogeneity = field(default_factory=Heterogeneity)
 
     @property
     def finalists(self) -> tuple[Candidate, ...]:
@@ -100,7 +100,7 @@ class Stage:
             settings=candidate.settings,
             peers=self.peers,
             steps=steps,
-            world=self.world,
+            heterogeneity=self.heterogeneity,
         )
 
 
@@ -127,5 +127,5 @@ FULL_STAGE = Stage(
     candidates=FULL,
     search_steps=120,
     final_steps=400,
-    world=Heterogeneity(heterogeneous=True, vocabulary=1024),
+    heterogeneity=Heterogeneity(heterogeneous=True, vocabulary=1024),
 )

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.steady import steady, wide
-from tsr_swarm.config.blocks import plan_blocks
+from tsr_swarm.config.blocks import Block, BlockRole, plan_blocks
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
-from tsr_swarm.config.round_plan import RoundPlan
+from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
 from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.lowrank.grid import Grid
@@ -25,6 +25,25 @@ Gradient = Callable[[int, str, Tensor], Tensor]  # of (peer, parameter's name, w
 
 SHAPES: Mapping[str, tuple[int, ...]] = {"a.weight": (12, 9), "b.weight": (12, 9), "c.weight": (7, 10), "norm": (9,)}
 SPACES: Mapping[str, type[CoreSpace] | type[FullSpace]] = {"core": CoreSpace, "full": FullSpace}
+
+
+BLOCKS = (
+    Block(name="embed_tokens.weight", rows=20, cols=8, rank=4, role=BlockRole.EMBEDDING),
+    Block(name="up.weight", rows=12, cols=9, rank=3, role=BlockRole.MATRIX),
+    Block(name="norm.weight", rows=1, cols=9, rank=0, role=BlockRole.DENSE),
+)
+LOW_RANK = frozenset({0, 1})  # of BLOCKS
+DUES = st.builds(Due, tangent=st.frozensets(st.sampled_from((0, 1))), aim=st.frozensets(st.sampled_from((0, 1))))
+SEEDS = st.integers(0, 2**31)
+
+
+def draw_mean(due: Due, seed: int = 0) -> dict[Slot, Tensor]:
+    """A mean of normal numbers for every upload slot of BLOCKS, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        slot: torch.randn(slot.rows, slot.cols, generator=generator, dtype=torch.float64)
+        for slot in upload_slots(BLOCKS, due, wide())
+    }
 
 
 class Swarm:
@@ -135,20 +154,10 @@ class Swarm:
         return sketches
 
 
-@pytest.fixture(scope="session")
-def swarm() -> type[Swarm]:
-    return Swarm
-
-
 def noise(seed: int) -> Gradient:
     """Gradients that do not depend on the weights: a fresh draw at each call, the same sequence for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return lambda peer, name, weight: torch.randn(weight.shape, generator=generator)
-
-
-@pytest.fixture(scope="session", name="noise")
-def noise_fixture() -> Callable[[int], Gradient]:
-    return noise
 
 
 class LeastSquares:
@@ -174,8 +183,3 @@ class LeastSquares:
             for name, x in data.items()
         ]
         return sum(losses) / len(self.data)
-
-
-@pytest.fixture(scope="session")
-def least_squares() -> type[LeastSquares]:
-    return LeastSquares

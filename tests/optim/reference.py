@@ -1,4 +1,4 @@
-"""Slow oracles, one matrix at a time in float64, that tests hold the optimizers against. Not for use elsewhere.
+"""Slow references, one matrix at a time in float64, that tests hold the optimizers against.
 
 Every formula is written out here on its own; only the choice of an orthonormal basis is shared with the fast code,
 because singular directions are unique only up to their sign. Letters as in ``tsr_adam.py``.

@@ -1,8 +1,7 @@
 """A small problem with different peers, a slow Adam, and how to drive a method."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -70,26 +69,6 @@ def play(
     ]
 
 
-@pytest.fixture(scope="session", name="pull")
-def pull_fixture() -> type[Pull]:
-    return Pull
-
-
-@pytest.fixture(scope="session", name="slow_adam")
-def slow_adam_fixture() -> type[SlowAdam]:
-    return SlowAdam
-
-
-@pytest.fixture(scope="session", name="play")
-def play_fixture() -> Callable[..., list[ExchangeBytes]]:
-    return play
-
-
-@pytest.fixture(scope="session", name="make")
-def make_fixture() -> Callable[..., Method]:
+def make(name: str, problem: Pull, peers: int = 3, **settings: object) -> Method:
     """A method of three peers (or ``peers``) at the start of a problem."""
-
-    def make(name: str, problem: Pull, peers: int = 3, **settings: object) -> Method:
-        return make_method(name, problem.start, peers, settings)
-
-    return make
+    return make_method(name, problem.start, peers, settings)
