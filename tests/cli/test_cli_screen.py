@@ -14,7 +14,7 @@ from tsr_swarm.cli.coordinate import invitation
 from tsr_swarm.cli.status import status_lines, status_object
 from tsr_swarm.cli.summary import summary
 from tsr_swarm.monitor.app import Invite, SwarmMonitor
-from tsr_swarm.monitor.invitation import Invitation
+from tsr_swarm.monitor.help import Invitation
 from tsr_swarm.monitor.sources import PipeSource, Source
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.process.supervisor import ChildError, ProcessGroup

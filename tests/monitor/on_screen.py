@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 from textual.pilot import Pilot
 
 from tsr_swarm.monitor.app import SwarmMonitor
-from tsr_swarm.monitor.trouble import Trouble
+from tsr_swarm.monitor.sources import Outage
 
 SMALL, NARROW, WIDE = (60, 20), (80, 24), (120, 40)
-SILENT = Trouble("No answer from 192.0.2.1:7700", "No answer", 23.0)
+SILENT = Outage("No answer from 192.0.2.1:7700", "No answer", 23.0)
 
 
 class ListSource:
@@ -16,7 +16,7 @@ class ListSource:
 
     def __init__(self, lines: list[str], now: float = 1_000_171.0) -> None:
         self.given, self.time = lines, now
-        self.trouble: Trouble | None = None
+        self.outage: Outage | None = None
 
     async def lines(self) -> AsyncIterator[str]:
         for line in self.given:

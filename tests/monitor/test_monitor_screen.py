@@ -1,8 +1,11 @@
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
-from on_screen import NARROW, SILENT, SMALL, WIDE, ListSource, column, rows, screen, settle
 
+from tests.bench.screenshot import draw
+from tests.monitor.on_screen import NARROW, SILENT, SMALL, WIDE, ListSource, column, rows, screen, settle
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.monitor.app import QUIT_NOTE, SwarmMonitor
 from tsr_swarm.telemetry.events import (
@@ -213,7 +216,7 @@ async def test_a_refusal_closes_the_monitor_and_is_kept() -> None:
 
 async def test_a_lost_connection_is_told_at_the_top(run_lines: list[str]) -> None:
     source = ListSource(run_lines)
-    source.trouble = SILENT
+    source.outage = SILENT
     app = SwarmMonitor(source, "shakespeare")
     async with app.run_test(size=NARROW) as pilot:
         await settle(pilot, app)
@@ -306,3 +309,12 @@ async def test_any_terminal_size_is_drawn_to_its_edges(size: tuple[int, int], ru
     async with app.run_test(size=size) as pilot:
         await settle(pilot, app)
         assert [len(row) for row in rows(app)] == [size[0]] * size[1]
+
+
+async def test_a_picture_of_a_recorded_run_is_the_same_each_time_and_needs_no_font_for_its_dots(recorded: Path) -> None:
+    picture = await draw(recorded)
+    assert await draw(recorded) == picture
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", picture)
+    assert {"HELD-OUT", "LOSS"} <= set(words)
+    assert not any(drawn in word for word in words for drawn in "─│╭█⠛⣀")
+    assert "@font-face" not in picture

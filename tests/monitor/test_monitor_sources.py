@@ -7,9 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.errors import ConfigError, RefusedError, RunError, UnreachableError
-from tsr_swarm.monitor.places import MOST_HEARD, Places
-from tsr_swarm.monitor.sources import RECORD_ENDS, SILENT_SECONDS, PipeSource, ReplaySource, Source, WatchSource
-from tsr_swarm.monitor.trouble import Trouble
+from tsr_swarm.monitor.sources import (
+    MOST_ADDRESSES,
+    RECORD_ENDS,
+    SILENT_SECONDS,
+    KnownAddresses,
+    Outage,
+    PipeSource,
+    ReplaySource,
+    Source,
+    WatchSource,
+)
 from tsr_swarm.telemetry.events import Event, LeaderChanged, PeerJoined, PeerLeft, Warned, encode
 from tsr_swarm.telemetry.log import EventLog, Watch
 
@@ -72,7 +80,7 @@ async def test_a_replay_at_once_does_not_wait(recorded: Path, run_lines: list[st
     source = ReplaySource(recorded, math.inf, time, time.sleep)
     assert await drain(source) == run_lines
     assert set(time.slept) == {0.0}
-    assert source.trouble == RECORD_ENDS
+    assert source.outage == RECORD_ENDS
 
 
 async def test_a_file_that_is_no_recording_is_an_error_with_its_name(tmp_path: Path) -> None:
@@ -96,8 +104,8 @@ async def test_lines_of_a_child_are_read_to_their_end() -> None:
     source = PipeSource(reader, ManualTime())
     lines = await drain(source)
     assert (lines[0], lines[-1]) == (line("a", 1.0), line("b", 2.0))
-    assert source.trouble is not None
-    assert source.trouble.text == "The run's process has ended"
+    assert source.outage is not None
+    assert source.outage.text == "The run's process has ended"
 
 
 async def test_the_runs_clock_is_learned_from_the_quickest_line() -> None:
@@ -115,7 +123,7 @@ async def test_the_runs_clock_is_learned_from_the_quickest_line() -> None:
 
 async def test_a_watcher_goes_on_after_the_newest_line_and_over_an_absence() -> None:
     time, asked = ManualTime(), list[int]()
-    troubles: list[Trouble | None] = []
+    outages: list[Outage | None] = []
     answers: list[tuple[list[str], int] | Exception] = [
         (["one", "two"], 2),
         UnreachableError("192.0.2.1:7700 did not answer."),
@@ -133,22 +141,22 @@ async def test_a_watcher_goes_on_after_the_newest_line_and_over_an_absence() -> 
 
     async def sleep(seconds: float) -> None:
         await time.sleep(seconds)
-        troubles.append(source.trouble)
+        outages.append(source.outage)
 
     told: list[str] = []
     source = WatchSource(lambda address: watch, ["192.0.2.1:7700"], time, sleep, told.append)
-    seen: list[tuple[str, Trouble | None]] = []
+    seen: list[tuple[str, Outage | None]] = []
 
     async def follow() -> None:
         async for text in source.lines():
-            seen.append((text, source.trouble))
+            seen.append((text, source.outage))
 
     with pytest.raises(RefusedError, match="over"):
         await follow()
     assert seen == [("one", None), ("two", None), ("three", None)]
     assert asked == [0, 2, 2, 2, 3]
     assert time.slept == [1.0, 2.0]
-    assert troubles == [Trouble("No answer from 192.0.2.1:7700", "No answer", seconds) for seconds in (1.0, 3.0)]
+    assert outages == [Outage("No answer from 192.0.2.1:7700", "No answer", seconds) for seconds in (1.0, 3.0)]
     assert told == ["192.0.2.1:7700 did not answer."], "once for each absence"
 
 
@@ -167,9 +175,9 @@ async def test_a_node_that_has_stopped_is_silent_before_the_call_to_it_has_faile
     waiting = asyncio.create_task(anext(lines))
     await asked.wait()
     time.now = SILENT_SECONDS - 1
-    assert source.trouble is None, "a node may hold its answer back until there is news"
+    assert source.outage is None, "a node may hold its answer back until there is news"
     time.now = SILENT_SECONDS + 1
-    assert source.trouble == Trouble("No answer from 192.0.2.1:7700", "No answer", SILENT_SECONDS + 1)
+    assert source.outage == Outage("No answer from 192.0.2.1:7700", "No answer", SILENT_SECONDS + 1)
     waiting.cancel()
 
 
@@ -190,28 +198,28 @@ def leads(peer: str) -> LeaderChanged:
     ),
 )
 def test_in_turn_every_address_is_asked_and_the_given_ones_stay(given_: list[str], events: list[Event]) -> None:
-    places = Places(tuple(given_))
+    known = KnownAddresses(tuple(given_))
     for event in events:
-        places = places.hear(event)
+        known = known.after_event(event)
     address, asked = given_[0], list[str]()
-    for _ in places.addresses:
+    for _ in known.addresses:
         asked.append(address)
-        address = places.after(address)
-    assert sorted(asked) == sorted(set(places.addresses))
-    assert address == asked[0] == places.after("gone")
+        address = known.next_after(address)
+    assert sorted(asked) == sorted(set(known.addresses))
+    assert address == asked[0] == known.next_after("gone")
     assert set(given_) <= set(asked)
     here = {event.peer: event.address for event in events if isinstance(event, PeerJoined)}
     gone = {peer for peer in here for event in events[-1:] if isinstance(event, PeerLeft) and event.peer == peer}
     assert set(asked) <= {*given_, *here.values(), *(e.address for e in events if isinstance(e, PeerJoined))} - {""}
-    assert gone.isdisjoint(places.heard)
+    assert gone.isdisjoint(known.joined)
 
 
 def test_of_a_large_swarm_only_the_newest_addresses_are_kept() -> None:
-    places = Places(("a",))
-    for number in range(3 * MOST_HEARD):
-        places = places.hear(joined(str(number), f"192.0.2.1:{number + 1}"))
-    assert len(places.heard) == MOST_HEARD
-    assert places.addresses[-1] == f"192.0.2.1:{3 * MOST_HEARD}"
+    known = KnownAddresses(("a",))
+    for number in range(3 * MOST_ADDRESSES):
+        known = known.after_event(joined(str(number), f"192.0.2.1:{number + 1}"))
+    assert len(known.joined) == MOST_ADDRESSES
+    assert known.addresses[-1] == f"192.0.2.1:{3 * MOST_ADDRESSES}"
 
 
 class Nodes:
@@ -254,7 +262,7 @@ async def test_a_watcher_goes_on_with_a_peer_when_its_node_dies_and_shows_no_lin
     for text in nodes.logs["first"].since(0)[0]:
         nodes.logs["peer"].take(text)
     nodes.logs["peer"].append(leads("x" * 32))
-    troubles: list[Trouble | None] = []
+    outages: list[Outage | None] = []
     source = WatchSource(nodes.dial, ["first"], nodes.time, nodes.time.sleep)
 
     lines = source.lines()
@@ -264,19 +272,19 @@ async def test_a_watcher_goes_on_with_a_peer_when_its_node_dies_and_shows_no_lin
     assert nodes.asked == ["first", "first", "peer"]
     assert sorted(shown) == sorted(nodes.logs["peer"].since(0)[0])
     assert nodes.time.slept == []
-    assert source.trouble is None
+    assert source.outage is None
 
     nodes.dead.add("peer")
 
     async def both_are_gone(seconds: float) -> None:
         nodes.time.now += seconds
-        troubles.append(source.trouble)
+        outages.append(source.outage)
         nodes.dead.clear()
         nodes.logs["first"].append(Warned(message="it is back"))
 
     source._sleep = both_are_gone
     assert "it is back" in await anext(lines)
-    assert troubles == [Trouble("No answer from any of 2 nodes", "No answer", 1.0)]
+    assert outages == [Outage("No answer from any of 2 nodes", "No answer", 1.0)]
 
 
 async def test_a_stranger_at_an_address_that_a_peer_named_is_passed_by() -> None:

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from on_screen import NARROW, SILENT, SMALL, WIDE, ListSource, column, rows, screen, settle
 
+from tests.monitor.on_screen import NARROW, SILENT, SMALL, WIDE, ListSource, column, rows, screen, settle
 from tsr_swarm.cli.screen import closing_lines
 from tsr_swarm.monitor.app import QUIT_NOTE, SwarmMonitor
-from tsr_swarm.monitor.invitation import Invitation
+from tsr_swarm.monitor.help import Invitation
 from tsr_swarm.monitor.sources import ReplaySource
 from tsr_swarm.telemetry.events import (
     CatchingUp,
@@ -44,7 +44,7 @@ async def test_what_is_known_no_more_is_marked_with_its_age_and_counts_down_to_n
     async with app.run_test(size=size) as pilot:
         await settle(pilot, app)
         assert "exchange" in screen(app)
-        source.trouble = SILENT
+        source.outage = SILENT
         source.time += 1000
         app.show()
         await settle(pilot, app)
@@ -54,7 +54,7 @@ async def test_what_is_known_no_more_is_marked_with_its_age_and_counts_down_to_n
         assert "no failover" not in screen(app)
         assert "Peers, as last known: 2 alive, 1 left" in screen(app)
         assert app.query_one("#body").has_class("stale")
-        source.trouble = None
+        source.outage = None
         app.show()
         await settle(pilot, app)
         assert " ago" not in screen(app)
@@ -75,7 +75,7 @@ async def test_a_peers_screen_says_what_the_peer_does_while_nobody_answers(
     news: list[Event], does: str, run_lines: list[str]
 ) -> None:
     source, own = ListSource(run_lines), ListSource([encode(event, 1_000_200.0) for event in news])
-    source.trouble = SILENT
+    source.outage = SILENT
     app = SwarmMonitor(source, "192.0.2.1:7700", own=own)
     async with app.run_test(size=NARROW) as pilot:
         await settle(pilot, app)
@@ -100,7 +100,7 @@ async def test_what_a_peers_own_process_warns_of_is_in_its_screens_log(run_lines
 
 async def test_a_peer_that_has_left_says_why_and_waits_for_nobody(run_lines: list[str]) -> None:
     source = ListSource(run_lines)
-    source.trouble = SILENT
+    source.outage = SILENT
     left = encode(Left(reason="it was asked to stop", rounds=3), 1_000_200.0)
     app = SwarmMonitor(source, "192.0.2.1:7700", own=ListSource([encode(OWN, 1_000_199.0), left]))
     async with app.run_test(size=NARROW) as pilot:
@@ -110,7 +110,7 @@ async def test_a_peer_that_has_left_says_why_and_waits_for_nobody(run_lines: lis
 
 async def test_a_finished_run_has_nobody_who_trains_and_is_in_no_trouble(run_lines: list[str]) -> None:
     source = ListSource([*run_lines, encode(OVER, 1_000_200.0)])
-    source.trouble = SILENT
+    source.outage = SILENT
     app = SwarmMonitor(source, "shakespeare")
     async with app.run_test(size=NARROW) as pilot:
         await settle(pilot, app)
@@ -145,9 +145,9 @@ async def test_a_run_that_was_stopped_shows_the_last_round_that_closed_and_is_no
 
 @pytest.mark.parametrize("size", [SMALL, NARROW, WIDE])
 async def test_of_a_run_that_nobody_has_told_of_yet_nothing_is_said_to_be_so(size: tuple[int, int]) -> None:
-    for trouble in (None, SILENT):
+    for outage in (None, SILENT):
         source, own = ListSource([]), ListSource([encode(Warned(message="Nobody answers."), 1_000_000.0)])
-        source.trouble = trouble
+        source.outage = outage
         app = SwarmMonitor(source, "192.0.2.1:7700", own=own)
         async with app.run_test(size=size) as pilot:
             await settle(pilot, app)
@@ -164,7 +164,7 @@ async def test_a_closed_monitor_says_that_training_goes_on_only_where_that_is_kn
     async with app.run_test(size=NARROW) as pilot:
         await settle(pilot, app)
         assert closing_lines(app.view(), QUIT_NOTE) == [QUIT_NOTE]
-        source.trouble = SILENT
+        source.outage = SILENT
         assert closing_lines(app.view(), QUIT_NOTE) == [
             "The monitor is closed. No answer from 192.0.2.1:7700 for 23 s."
         ]

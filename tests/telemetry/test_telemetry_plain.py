@@ -21,7 +21,7 @@ from tsr_swarm.telemetry.events import (
     RoundClosed,
     StateReceived,
 )
-from tsr_swarm.telemetry.plain import describe, is_trouble
+from tsr_swarm.telemetry.plain import describe, is_alert
 
 HOSTILE = "\x1b[31mot\nter\u202e"
 
@@ -79,7 +79,7 @@ def test_a_deadline_is_told_with_its_reason() -> None:
 def test_names_and_reasons_from_peers_are_harmless() -> None:
     refused = PayloadRefused(round=1, peer="ab", name=HOSTILE, reason="length", message="too\x07 long")
     assert describe(refused) == "round 1: refused [31mot ter (length): too long"
-    assert is_trouble(refused)
+    assert is_alert(refused)
 
 
 def test_a_differing_digest_is_an_error() -> None:
@@ -114,7 +114,7 @@ def test_who_leads_is_told_with_what_its_loss_would_mean() -> None:
     assert leads(5) == "otter leads: 5 voters, the run survives the loss of 2 of them"
     lost = LeaderLost(reason="no word for 6 s")
     assert describe(lost) == "the leader is lost: no word for 6 s"
-    assert is_trouble(lost)
+    assert is_alert(lost)
 
 
 def test_how_much_of_the_data_was_trained_on_is_told_and_whose_part_passes_on() -> None:
@@ -122,4 +122,4 @@ def test_how_much_of_the_data_was_trained_on_is_told_and_whose_part_passes_on() 
     assert describe(covered) == "epoch 1, 37 % of the data"
     passed = replace(covered, part=5, was="otter", now=HOSTILE)
     assert describe(passed) == "part 5 of the data passes from otter to [31mot ter: epoch 1, 37 % of the data"
-    assert not is_trouble(passed)
+    assert not is_alert(passed)

@@ -31,7 +31,7 @@ from tsr_swarm.telemetry.history import read_history
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 if TYPE_CHECKING:
-    from tsr_swarm.monitor.invitation import Invitation
+    from tsr_swarm.monitor.help import Invitation
 
 PEERS, ROUNDS = 3, 30  # unless something says otherwise
 SAMPLE_LENGTH = 240

@@ -180,6 +180,6 @@ def closing_lines(view: View, quit_note: str) -> list[str]:
     """What a screen leaves behind that only looked on: ``quit_note`` while the run goes on, else how it ended."""
     if view.snapshot.is_over:
         return run_lines(view.snapshot)
-    if view.trouble is None or view.trouble.seconds is None:
+    if view.outage is None or view.outage.seconds is None:
         return [quit_note]
-    return [f"The monitor is closed. {view.trouble.text} for {seconds_text(view.trouble.seconds)}."]
+    return [f"The monitor is closed. {view.outage.text} for {seconds_text(view.outage.seconds)}."]

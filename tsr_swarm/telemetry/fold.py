@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tsr_swarm.telemetry import events as e
-from tsr_swarm.telemetry.plain import describe, is_trouble, name_of
+from tsr_swarm.telemetry.plain import describe, is_alert, name_of
 from tsr_swarm.telemetry.snapshot import LEFT, LogLine, PeerView, RoundPoint, SwarmSnapshot
 from tsr_swarm.telemetry.text import clean
 
@@ -30,7 +30,7 @@ def fold(snapshot: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
     text = describe(event)
     if text is None or (isinstance(event, e.LeaderLost) and snapshot.is_leaderless):  # each node notices it
         return after
-    return with_line(after, LogLine(time=time, text=text, is_trouble=is_trouble(event)))
+    return with_line(after, LogLine(time=time, text=text, is_alert=is_alert(event)))
 
 
 def with_line(snapshot: SwarmSnapshot, line: LogLine) -> SwarmSnapshot:

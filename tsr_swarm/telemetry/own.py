@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from tsr_swarm.telemetry import events as e
 from tsr_swarm.telemetry.fold import with_line
-from tsr_swarm.telemetry.plain import describe, is_trouble, name_of
+from tsr_swarm.telemetry.plain import describe, is_alert, name_of
 from tsr_swarm.telemetry.snapshot import LogLine, SwarmSnapshot
 from tsr_swarm.telemetry.text import clean
 
@@ -18,7 +18,7 @@ def note_own(snapshot: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnaps
     text = describe(event) if _is_worth_a_line(event) else None
     if text is None:
         return after
-    return with_line(after, LogLine(time=time, text=clean(f"this peer: {text}"), is_trouble=is_trouble(event)))
+    return with_line(after, LogLine(time=time, text=clean(f"this peer: {text}"), is_alert=is_alert(event)))
 
 
 def _apply(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:

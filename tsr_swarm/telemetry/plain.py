@@ -26,7 +26,7 @@ def describe(event: e.Event) -> str | None:
     return None if line is None else clean(line)
 
 
-def is_trouble(event: e.Event) -> bool:
+def is_alert(event: e.Event) -> bool:
     """Whether somebody should look: work was lost, refused, or differs."""
     return isinstance(
         event, e.DigestMismatch | e.PayloadRefused | e.PayloadLate | e.RoundVoid | e.LeaderLost | e.Warned

@@ -47,7 +47,7 @@ class RoundPoint:
 class LogLine:
     time: float
     text: str
-    is_trouble: bool
+    is_alert: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
