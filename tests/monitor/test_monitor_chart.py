@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tsr_swarm.monitor.chart import Series, draw_chart, nice_ticks
 from tsr_swarm.monitor.view import MUTED, bar, cut, first_fitting, progress
-from tsr_swarm.telemetry.events import MAX_NUMBER
+from tsr_swarm.telemetry.typed_json import MAX_NUMBER
 
 LOSSES = st.lists(st.floats(-10, 20) | st.floats(-MAX_NUMBER, MAX_NUMBER), min_size=1, max_size=60)
 

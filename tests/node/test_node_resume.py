@@ -23,7 +23,7 @@ from tsr_swarm.storage.sampling import sample_checkpoint
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.fold import fold_all
-from tsr_swarm.telemetry.log import read_recording
+from tsr_swarm.telemetry.recording import read_recording
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.transport.client import SwarmClient

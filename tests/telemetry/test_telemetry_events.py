@@ -1,12 +1,12 @@
 import json
 import math
-from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.telemetry.events import (
+    EVENT_TYPES,
     MAX_LINE,
     Evaluated,
     Event,
@@ -43,7 +43,7 @@ def test_what_is_encoded_is_decoded_again(
 
 @given(text=st.text(max_size=200))
 def test_any_text_is_read_without_an_error(text: str) -> None:
-    assert decode(text) is None or isinstance(decode(text), get_args(Event))
+    assert decode(text) is None or isinstance(decode(text), Event)
 
 
 @given(data=st.data(), value=JSON)
@@ -65,9 +65,8 @@ def test_name_and_time_come_first() -> None:
 
 
 def test_each_event_has_a_name_of_its_own() -> None:
-    names = [event_name(cls.__new__(cls)) for cls in get_args(Event)]
-    assert len(set(names)) == len(names)
-    assert {"run_started", "peer_joined", "peer_left", "round_closed", "checkpoint_saved", "run_finished"} <= set(names)
+    assert len(set(EVENT_TYPES.values())) == len(EVENT_TYPES) == 29
+    assert {"run_started", "peer_joined", "peer_left", "round_closed", "checkpoint_saved"} <= EVENT_TYPES.keys()
 
 
 def test_unknown_fields_are_left_out() -> None:

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from tsr_swarm.config.layout import PayloadKind
 from tsr_swarm.telemetry import events as e
-from tsr_swarm.telemetry.events import MAX_NUMBER
 from tsr_swarm.telemetry.fold import GONE_PEERS, HISTORY_POINTS, KINDS, LOG_LINES, fold, fold_all
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+from tsr_swarm.telemetry.typed_json import MAX_NUMBER
 
 STARTED = e.RunStarted(
     run="shakespeare",

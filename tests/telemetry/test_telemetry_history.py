@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tsr_swarm.telemetry import events as e
 from tsr_swarm.telemetry.fold import fold, fold_all
-from tsr_swarm.telemetry.history import EVENTS_FILE, read_history
 from tsr_swarm.telemetry.log import EventLog
+from tsr_swarm.telemetry.recording import EVENTS_FILE, read_history
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 STARTED = e.RunStarted(

@@ -22,8 +22,8 @@ from tsr_swarm.telemetry.events import (
     decode_stamped,
     encode,
 )
-from tsr_swarm.telemetry.log import NEWEST, EventLog, read_recording, recording
-from tsr_swarm.telemetry.seen import Seen
+from tsr_swarm.telemetry.log import NEWEST, EventLog, SeenLines
+from tsr_swarm.telemetry.recording import read_recording, recording
 
 
 def clock() -> float:
@@ -239,7 +239,7 @@ def test_peers_of_a_run_that_started_anew_are_news_again_and_damage_never_is() -
 
 
 def test_many_lines_of_one_kind_push_out_none_of_another() -> None:
-    seen = Seen(keep=10)
+    seen = SeenLines(keep=10)
     assert seen.is_new("otter joined", joined("otter"))
     for step in range(100):
         assert seen.is_new(str(step), progress("otter", step))

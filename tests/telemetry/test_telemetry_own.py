@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.telemetry import events as e
-from tsr_swarm.telemetry.fold import fold
-from tsr_swarm.telemetry.own import note_own
+from tsr_swarm.telemetry.fold import fold, fold_own
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 JOINED = e.Joined(run="chat", name="otter", number=1, address="192.0.2.1:7700", round=4)
@@ -38,7 +37,7 @@ def swarm(*events: e.Event) -> SwarmSnapshot:
 
 def own(snapshot: SwarmSnapshot, *events: e.Event) -> SwarmSnapshot:
     for event in events:
-        snapshot = note_own(snapshot, 2.0, event)
+        snapshot = fold_own(snapshot, 2.0, event)
     return snapshot
 
 

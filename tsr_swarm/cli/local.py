@@ -27,7 +27,7 @@ from tsr_swarm.process.shutdown import Shutdown, run_unless_stopped
 from tsr_swarm.process.supervisor import ProcessGroup
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.fold import fold
-from tsr_swarm.telemetry.history import read_history
+from tsr_swarm.telemetry.recording import read_history
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 if TYPE_CHECKING:

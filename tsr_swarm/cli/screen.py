@@ -19,7 +19,7 @@ from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.process.supervisor import ProcessGroup, own_command
 from tsr_swarm.telemetry.events import Event, Left, RunFinished, RunStarted, decode_stamped
 from tsr_swarm.telemetry.fold import fold
-from tsr_swarm.telemetry.history import read_history
+from tsr_swarm.telemetry.recording import read_history
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.telemetry.text import seconds_text
 from tsr_swarm.telemetry.writer import has_hung_up

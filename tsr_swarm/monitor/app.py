@@ -22,8 +22,7 @@ from tsr_swarm.monitor.summary import Headline, Tiles
 from tsr_swarm.monitor.terminal import TerminalDriver, private_screen
 from tsr_swarm.monitor.view import View
 from tsr_swarm.telemetry.events import Event, decode_stamped
-from tsr_swarm.telemetry.fold import fold
-from tsr_swarm.telemetry.own import note_own
+from tsr_swarm.telemetry.fold import fold, fold_own
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 REFRESH_SECONDS = 0.25
@@ -102,7 +101,7 @@ class SwarmMonitor(App[None]):
         self.set_interval(REFRESH_SECONDS, self.show)
         self.follow(self._source, fold)
         if self._own is not None:
-            self.follow(self._own, note_own)
+            self.follow(self._own, fold_own)
 
     @work
     async def follow(self, source: Source, take_in: Fold) -> None:

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from tsr_swarm.errors import ConfigError, RunError, SwarmError, UnreachableError
 from tsr_swarm.telemetry.events import Event, LeaderChanged, PeerJoined, PeerLeft, Stamped, decode_stamped
-from tsr_swarm.telemetry.log import Watch, read_lines
-from tsr_swarm.telemetry.seen import Seen
+from tsr_swarm.telemetry.log import SeenLines, Watch
+from tsr_swarm.telemetry.recording import read_lines
 from tsr_swarm.telemetry.text import reason_text
 
 Clock = Callable[[], float]
@@ -191,7 +191,7 @@ class WatchSource:
         self._dial, self._clock, self._sleep = dial, RunClock(clock), sleep
         self._local_clock, self._on_silence = clock, on_silence
         self._known = KnownAddresses(tuple(addresses))
-        self._seen = Seen()
+        self._seen = SeenLines()
         self._address = self._known.given[0]
         self._answered_at: float | None = None  # by the local clock; before the first answer: when it was first asked
         self.is_caught_up = False  # with the newest line, as far as the last answer went
