@@ -98,7 +98,6 @@ def _start(s: SwarmSnapshot, event: e.RunStarted) -> SwarmSnapshot:
         address=clean(event.address, 80),
         rounds=event.rounds,
         min_peers=event.min_peers,
-        parameters=event.parameters,
         voters=event.voters,
         version=clean(event.version, 32),
         leader="",
