@@ -27,7 +27,7 @@ from tsr_swarm.telemetry.recording import read_recording
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.wire.log_lines import lines_from_proto
+from tsr_swarm.wire.messages import lines_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 

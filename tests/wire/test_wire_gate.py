@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from steady import steady, wide
 
+from tests.steady import steady, wide
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest

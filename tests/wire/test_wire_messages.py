@@ -13,15 +13,20 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError
+from tsr_swarm.telemetry import events as ev
 from tsr_swarm.wire.codec import Section
+from tsr_swarm.wire.compression import compress
 from tsr_swarm.wire.fields import MAX_ROUND, MAX_SEED, MAX_STEPS, MAX_TERM, MAX_TOKENS
 from tsr_swarm.wire.messages import (
     MAX_HEADER_BYTES,
+    MAX_LINES_BYTES,
     MAX_LOSS,
     ContributionHeader,
     PublishedHeader,
     ShardResult,
     chain_hash,
+    lines_from_proto,
+    lines_to_proto,
     open_envelope,
     parse,
     plan_from_proto,
@@ -89,6 +94,7 @@ sections = st.lists(
     ),
     max_size=16,
 ).map(tuple)
+texts = st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"])))
 voters = st.sets(peer_ids, max_size=5).map(lambda ids: tuple(sorted(ids)))
 
 
@@ -441,3 +447,44 @@ def test_the_chain_hash_covers_every_field() -> None:
     ]
     assert len(set(hashes)) == len(hashes)
     assert {len(value) for value in hashes} == {32}
+
+
+@given(lines=texts, last=st.integers(0, 2**53))
+def test_lines_are_read_as_they_were_written(lines: list[str], last: int) -> None:
+    assert lines_from_proto(lines_to_proto(lines, last)) == (lines, last)
+
+
+def test_lines_of_many_peers_take_a_fifth_of_their_bytes_or_less() -> None:
+    lines = [
+        ev.encode(ev.DigestReported(round=3, peer=f"{peer * 2**100:032x}", name=f"peer-{peer}", digest="a" * 64), peer)
+        for peer in range(100)
+    ]
+    assert 5 * lines_to_proto(lines, 100).ByteSize() < sum(map(len, lines))
+
+
+def test_the_longest_lines_that_a_log_gives_at_once_are_taken() -> None:
+    line = "x" * ev.MAX_LINE
+    assert lines_from_proto(lines_to_proto([line], 1)) == ([line], 1)
+
+
+@given(frame=st.binary(max_size=64), size=st.integers(0, 2**32 - 1))
+def test_damaged_lines_are_refused(frame: bytes, size: int) -> None:
+    message = pb.WatchReply(lines=frame, lines_bytes=size)
+    if not frame and size <= MAX_LINES_BYTES:
+        assert lines_from_proto(message) == ([], 0)
+        return
+    with pytest.raises(PeerError):
+        lines_from_proto(message)
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xfe", bytes(MAX_LINES_BYTES + 1)])
+def test_lines_that_are_no_text_or_too_long_are_refused(raw: bytes) -> None:
+    with pytest.raises(PeerError, match=r"[Ll]ines"):
+        lines_from_proto(pb.WatchReply(lines=compress(raw, 1), lines_bytes=len(raw)))
+
+
+def test_lines_of_another_length_than_announced_are_refused() -> None:
+    message = lines_to_proto(["a" * 100, "b"], 2)
+    message.lines_bytes -= 1
+    with pytest.raises(PeerError):
+        lines_from_proto(message)

@@ -1,4 +1,4 @@
-"""One zstd frame, and how to open one that a stranger made.
+"""Making one zstd frame, and opening one that another machine made.
 
 ``max_output_size`` of zstandard does not bound a frame that states its own size (16 kB became 512 MiB), so the size
 is checked in the frame's header first and then enforced while reading.
