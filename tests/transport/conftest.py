@@ -3,9 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import pytest
 from hypothesis import settings
@@ -25,7 +23,7 @@ settings.load_profile("no-deadline")
 
 @dataclass
 class SmallHandler:
-    """Answers every call; what it says is set by the test."""
+    """Answers every call; the test sets what it answers."""
 
     manifest: bytes = b"{}"
     chunks: Sequence[bytes] = ()
@@ -115,22 +113,8 @@ class Pair:
     handler: SmallHandler
     client: SwarmClient
     port: int
-    server_ledger: ByteCounter
-    client_ledger: ByteCounter
-
-
-class Connect(Protocol):
-    def __call__(self, handler: SmallHandler) -> AbstractAsyncContextManager[Pair]: ...
-
-
-@asynccontextmanager
-async def connected(handler: SmallHandler) -> AsyncIterator[Pair]:
-    server_ledger, client_ledger = ByteCounter(), ByteCounter()
-    async with (
-        serve(handler, "127.0.0.1:0", server_ledger, stop_seconds=0.1) as port,
-        SwarmClient(f"127.0.0.1:{port}", client_ledger) as client,
-    ):
-        yield Pair(handler, client, port, server_ledger, client_ledger)
+    server_counter: ByteCounter
+    client_counter: ByteCounter
 
 
 @pytest.fixture
@@ -142,8 +126,12 @@ def handler() -> SmallHandler:
 async def pair(handler: SmallHandler) -> AsyncIterator[Pair]:
     """Also checks that closing both leaves no task behind."""
     before = asyncio.all_tasks()
-    async with connected(handler) as pair:
-        yield pair
+    server_counter, client_counter = ByteCounter(), ByteCounter()
+    async with (
+        serve(handler, "127.0.0.1:0", server_counter, stop_seconds=0.1) as port,
+        SwarmClient(f"127.0.0.1:{port}", client_counter) as client,
+    ):
+        yield Pair(handler, client, port, server_counter, client_counter)
     assert asyncio.all_tasks() - {asyncio.current_task()} <= before
 
 

@@ -35,7 +35,7 @@ async def calling(coordinator: str) -> AsyncIterator[Watch]:
 
 async def reach(coordinator: str, wait: float) -> None:
     """Return once somebody can be watched there, tried for ``wait`` seconds. Raises SwarmError."""
-    from tsr_swarm.transport.retry import retry_while_unreachable
+    from tsr_swarm.transport.client import retry_while_unreachable
 
     async with calling(coordinator) as watch:
         await retry_while_unreachable(lambda: watch(NEWEST), wait, print_aside)
