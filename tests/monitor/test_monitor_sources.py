@@ -1,11 +1,13 @@
 import asyncio
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.telemetry.examples import joined, leads
 from tsr_swarm.errors import ConfigError, RefusedError, RunError, UnreachableError
 from tsr_swarm.monitor.sources import (
     MOST_ADDRESSES,
@@ -18,7 +20,7 @@ from tsr_swarm.monitor.sources import (
     Source,
     WatchSource,
 )
-from tsr_swarm.telemetry.events import Event, LeaderChanged, PeerJoined, PeerLeft, Warned, encode
+from tsr_swarm.telemetry.events import Event, PeerJoined, PeerLeft, Warned, encode
 from tsr_swarm.telemetry.log import EventLog, Watch
 
 
@@ -28,12 +30,15 @@ class ManualTime:
     def __init__(self) -> None:
         self.now = 0.0
         self.slept: list[float] = []
+        self.while_asleep: Callable[[float], None] | None = None
 
     def __call__(self) -> float:
         return self.now
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
+        if self.while_asleep is not None:
+            self.while_asleep(seconds)
         self.now += seconds
 
 
@@ -64,13 +69,13 @@ async def test_between_two_events_the_time_of_a_replay_runs_on_but_not_past_the_
     start = source.now()
     seen: list[float] = []
 
-    async def watching(seconds: float) -> None:
+    def watching(seconds: float) -> None:
         time.now += 0.5 * seconds
         seen.append(source.now() - start)
         time.now += 100.0
         seen.append(source.now() - start)
 
-    source._sleep = watching
+    time.while_asleep = watching
     await anext(lines)
     assert seen == [5.0, 10.0]
 
@@ -121,7 +126,7 @@ async def test_the_runs_clock_is_learned_from_the_quickest_line() -> None:
     assert source.now() == 1052.0
 
 
-async def test_a_watcher_goes_on_after_the_newest_line_and_over_an_absence() -> None:
+async def test_a_watcher_goes_on_after_the_newest_line_when_its_node_answers_again() -> None:
     time, asked = ManualTime(), list[int]()
     outages: list[Outage | None] = []
     answers: list[tuple[list[str], int] | Exception] = [
@@ -139,12 +144,14 @@ async def test_a_watcher_goes_on_after_the_newest_line_and_over_an_absence() -> 
             raise answer
         return answer
 
-    async def sleep(seconds: float) -> None:
-        await time.sleep(seconds)
+    def notice(seconds: float) -> None:
+        time.now += seconds
         outages.append(source.outage)
+        time.now -= seconds
 
+    time.while_asleep = notice
     told: list[str] = []
-    source = WatchSource(lambda address: watch, ["192.0.2.1:7700"], time, sleep, told.append)
+    source = WatchSource(lambda address: watch, ["192.0.2.1:7700"], time, time.sleep, told.append)
     seen: list[tuple[str, Outage | None]] = []
 
     async def follow() -> None:
@@ -160,7 +167,7 @@ async def test_a_watcher_goes_on_after_the_newest_line_and_over_an_absence() -> 
     assert told == ["192.0.2.1:7700 did not answer."], "once for each absence"
 
 
-async def test_a_node_that_has_stopped_is_silent_before_the_call_to_it_has_failed() -> None:
+async def test_a_stopped_node_is_reported_before_the_call_to_it_has_failed() -> None:
     time, asked = ManualTime(), asyncio.Event()
 
     async def watch(after: int) -> tuple[list[str], int]:
@@ -181,23 +188,19 @@ async def test_a_node_that_has_stopped_is_silent_before_the_call_to_it_has_faile
     waiting.cancel()
 
 
-def joined(peer: str, address: str) -> PeerJoined:
-    return PeerJoined(peer=peer, name="otter", number=1, address=address, device="cpu", local_space="core")
-
-
-def leads(peer: str) -> LeaderChanged:
-    return LeaderChanged(peer=peer, name="otter", term=2, voters=3, is_safe=True)
+def at(name: str, address: str) -> PeerJoined:
+    return joined(name, address=address)
 
 
 @given(
     given_=st.lists(st.sampled_from("abc"), min_size=1, max_size=3),
     events=st.lists(
-        st.builds(joined, st.sampled_from("xyz"), st.sampled_from(["", "a", "d", "e", "f"]))
-        | st.builds(lambda peer: PeerLeft(peer=peer, name="otter", reason=""), st.sampled_from("xyz")),
+        st.builds(at, st.sampled_from("xyz"), st.sampled_from(["", "a", "d", "e", "f"]))
+        | st.builds(lambda peer: PeerLeft(peer=f"id-{peer}", name=peer, reason=""), st.sampled_from("xyz")),
         max_size=20,
     ),
 )
-def test_in_turn_every_address_is_asked_and_the_given_ones_stay(given_: list[str], events: list[Event]) -> None:
+def test_every_address_is_asked_in_turn_and_the_given_ones_stay(given_: list[str], events: list[Event]) -> None:
     known = KnownAddresses(tuple(given_))
     for event in events:
         known = known.after_event(event)
@@ -214,10 +217,10 @@ def test_in_turn_every_address_is_asked_and_the_given_ones_stay(given_: list[str
     assert gone.isdisjoint(known.joined)
 
 
-def test_of_a_large_swarm_only_the_newest_addresses_are_kept() -> None:
+def test_only_the_newest_addresses_of_a_large_swarm_are_kept() -> None:
     known = KnownAddresses(("a",))
     for number in range(3 * MOST_ADDRESSES):
-        known = known.after_event(joined(str(number), f"192.0.2.1:{number + 1}"))
+        known = known.after_event(at(str(number), f"192.0.2.1:{number + 1}"))
     assert len(known.joined) == MOST_ADDRESSES
     assert known.addresses[-1] == f"192.0.2.1:{3 * MOST_ADDRESSES}"
 
@@ -256,12 +259,12 @@ async def read(source: WatchSource, count: int) -> list[str]:
 
 async def test_a_watcher_goes_on_with_a_peer_when_its_node_dies_and_shows_no_line_twice() -> None:
     nodes = Nodes("first", "peer")
-    for event in (joined("x" * 32, "peer"), Warned(message="a")):
+    for event in (at("x", "peer"), Warned(message="a")):
         nodes.logs["first"].append(event)
     nodes.logs["peer"].append(Warned(message="of its own"))
     for text in nodes.logs["first"].since(0)[0]:
         nodes.logs["peer"].take(text)
-    nodes.logs["peer"].append(leads("x" * 32))
+    nodes.logs["peer"].append(leads("x"))
     outages: list[Outage | None] = []
     source = WatchSource(nodes.dial, ["first"], nodes.time, nodes.time.sleep)
 
@@ -276,21 +279,21 @@ async def test_a_watcher_goes_on_with_a_peer_when_its_node_dies_and_shows_no_lin
 
     nodes.dead.add("peer")
 
-    async def both_are_gone(seconds: float) -> None:
+    def both_are_gone(seconds: float) -> None:
         nodes.time.now += seconds
         outages.append(source.outage)
         nodes.dead.clear()
         nodes.logs["first"].append(Warned(message="it is back"))
 
-    source._sleep = both_are_gone
+    nodes.time.while_asleep = both_are_gone
     assert "it is back" in await anext(lines)
     assert outages == [Outage("No answer from any of 2 nodes", "No answer", 1.0)]
 
 
-async def test_a_stranger_at_an_address_that_a_peer_named_is_passed_by() -> None:
+async def test_an_address_of_a_peer_that_belongs_to_another_run_is_skipped() -> None:
     nodes = Nodes("first", "second")
     nodes.refusing.add("stranger")
-    nodes.logs["first"].append(joined("x" * 32, "stranger"))
+    nodes.logs["first"].append(at("x", "stranger"))
     nodes.logs["second"].append(Warned(message="b"))
     source = WatchSource(nodes.dial, ["first", "second"], nodes.time, nodes.time.sleep)
     lines = source.lines()
@@ -300,10 +303,10 @@ async def test_a_stranger_at_an_address_that_a_peer_named_is_passed_by() -> None
     nodes.dead.add("second")
     nodes.logs["first"].append(Warned(message="c"))
 
-    async def first_is_back(seconds: float) -> None:
+    def first_is_back(seconds: float) -> None:
         nodes.dead.clear()
 
-    source._sleep = first_is_back
+    nodes.time.while_asleep = first_is_back
     assert "c" in await anext(lines)
     circle = ["second", "stranger", "first"]
     assert nodes.asked == ["first", "first", "second", *circle, "second", *circle]
@@ -312,7 +315,7 @@ async def test_a_stranger_at_an_address_that_a_peer_named_is_passed_by() -> None
 async def test_another_leader_has_another_clock() -> None:
     nodes = Nodes("first")
     nodes.time.now = 50.0
-    lines = [line("a", 1050.0), encode(leads("x" * 32), 2049.0), line("b", 2050.0)]
+    lines = [line("a", 1050.0), encode(leads("x"), 2049.0), line("b", 2050.0)]
     given_lines = iter([lines])
 
     async def watch(after: int) -> tuple[list[str], int]:
