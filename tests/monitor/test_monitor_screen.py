@@ -92,11 +92,11 @@ async def test_a_deadline_counts_down(run_lines: list[str]) -> None:
     app = SwarmMonitor(source)
     async with shown(app, NARROW) as pilot:
         last = app.snapshot.time
-        for now, told in ((last, "exchange 12 s"), (last + 7, "exchange 5.0 s"), (last + 20, "exchange")):
+        for now, text in ((last, "exchange 12 s"), (last + 7, "exchange 5.0 s"), (last + 20, "exchange")):
             source.time = now
             app.show()
             await pilot.pause()
-            assert column(app, "ROUND", 15)[2].startswith(told)
+            assert column(app, "ROUND", 15)[2].startswith(text)
 
 
 @pytest.mark.parametrize(("key", "title"), [("b", "Wire bytes, all peers"), ("p", "Peers: 2 alive"), ("l", "Events")])
@@ -238,10 +238,10 @@ async def test_the_leader_and_its_safety_are_at_the_top(
     happens: list[Event], narrow: str, wide: str, run_lines: list[str]
 ) -> None:
     lines = [encode(event, 1_000_200.0 + number) for number, event in enumerate(happens)]
-    for size, told in ((NARROW, narrow), (WIDE, wide)):
+    for size, text in ((NARROW, narrow), (WIDE, wide)):
         app = SwarmMonitor(ListSource([*run_lines, *lines]), "shakespeare")
         async with shown(app, size):
-            assert told in rows(app)[0]
+            assert text in rows(app)[0]
             assert "…" not in rows(app)[0]
 
 

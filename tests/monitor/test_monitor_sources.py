@@ -150,8 +150,8 @@ async def test_a_watcher_goes_on_after_the_newest_line_when_its_node_answers_aga
         time.now -= seconds
 
     time.while_asleep = notice
-    told: list[str] = []
-    source = WatchSource(lambda address: watch, ["192.0.2.1:7700"], time, time.sleep, told.append)
+    sentences: list[str] = []
+    source = WatchSource(lambda address: watch, ["192.0.2.1:7700"], time, time.sleep, sentences.append)
     seen: list[tuple[str, Outage | None]] = []
 
     async def follow() -> None:
@@ -164,7 +164,7 @@ async def test_a_watcher_goes_on_after_the_newest_line_when_its_node_answers_aga
     assert asked == [0, 2, 2, 2, 3]
     assert time.slept == [1.0, 2.0]
     assert outages == [Outage("No answer from 192.0.2.1:7700", "No answer", seconds) for seconds in (1.0, 3.0)]
-    assert told == ["192.0.2.1:7700 did not answer."], "once for each absence"
+    assert sentences == ["192.0.2.1:7700 did not answer."], "once for each absence"
 
 
 async def test_a_stopped_node_is_reported_before_the_call_to_it_has_failed() -> None:
@@ -292,8 +292,8 @@ async def test_a_watcher_goes_on_with_a_peer_when_its_node_dies_and_shows_no_lin
 
 async def test_an_address_of_a_peer_that_belongs_to_another_run_is_skipped() -> None:
     nodes = Nodes("first", "second")
-    nodes.refusing.add("stranger")
-    nodes.logs["first"].append(at("x", "stranger"))
+    nodes.refusing.add("other run")
+    nodes.logs["first"].append(at("x", "other run"))
     nodes.logs["second"].append(Warned(message="b"))
     source = WatchSource(nodes.dial, ["first", "second"], nodes.time, nodes.time.sleep)
     lines = source.lines()
@@ -308,7 +308,7 @@ async def test_an_address_of_a_peer_that_belongs_to_another_run_is_skipped() -> 
 
     nodes.time.while_asleep = first_is_back
     assert "c" in await anext(lines)
-    circle = ["second", "stranger", "first"]
+    circle = ["second", "other run", "first"]
     assert nodes.asked == ["first", "first", "second", *circle, "second", *circle]
 
 

@@ -115,11 +115,11 @@ async def test_a_stopped_run_shows_its_last_closed_round_and_is_not_called_finis
 ) -> None:
     ending = PhaseChanged(round=4, phase="finished", deadline=None, reason="it was asked to stop")
     stopped = replace(OVER, reason="it was asked to stop", is_stopped=True)
-    told = [*run_lines, encode(ending, 1_000_200.0)]
-    app = SwarmMonitor(ListSource(told), "shakespeare")
+    lines = [*run_lines, encode(ending, 1_000_200.0)]
+    app = SwarmMonitor(ListSource(lines), "shakespeare")
     async with shown(app, NARROW):
         assert column(app, "ROUND")[1:] == ["4 of 10", "ending"]
-    app = SwarmMonitor(ListSource([*told, encode(stopped, 1_000_201.0)]), "shakespeare")
+    app = SwarmMonitor(ListSource([*lines, encode(stopped, 1_000_201.0)]), "shakespeare")
     async with shown(app, NARROW):
         assert column(app, "ROUND")[1:] == ["3 of 10", "stopped"]
 
@@ -127,7 +127,7 @@ async def test_a_stopped_run_shows_its_last_closed_round_and_is_not_called_finis
 @pytest.mark.parametrize("size", [SMALL, NARROW, WIDE])
 async def test_before_the_first_event_no_number_is_shown(size: tuple[int, int]) -> None:
     for outage in (None, SILENT):
-        source, own = ListSource([]), ListSource([encode(Warned(message="Nobody answers."), 1_000_000.0)])
+        source, own = ListSource([]), ListSource([encode(Warned(message="No node answers."), 1_000_000.0)])
         source.outage = outage
         app = SwarmMonitor(source, "192.0.2.1:7700", own=own)
         async with shown(app, size):
@@ -135,7 +135,7 @@ async def test_before_the_first_event_no_number_is_shown(size: tuple[int, int]) 
                 assert column(app, head, 10)[1:] == ["-", ""]
             for unknown in ("alive", "Nobody has joined", " ago", "as last known"):
                 assert unknown not in screen(app)
-            assert "warning: Nobody answers." in screen(app)
+            assert "warning: No node answers." in screen(app)
 
 
 async def test_a_closed_monitor_says_that_training_goes_on_only_where_that_is_known(run_lines: list[str]) -> None:
@@ -152,8 +152,8 @@ async def test_a_closed_monitor_says_that_training_goes_on_only_where_that_is_kn
 async def test_a_record_without_the_end_of_its_run_says_so(recorded: Path) -> None:
     app = SwarmMonitor(ReplaySource(recorded, math.inf, lambda: 0.0), "replay of run.jsonl")
     async with shown(app, WIDE):
-        told = "The record ends here, without the end of the run; last known: round 4: 1 of 2 payloads arrived"
-        assert rows(app)[0].strip() == told
+        text = "The record ends here, without the end of the run; last known: round 4: 1 of 2 payloads arrived"
+        assert rows(app)[0].strip() == text
         assert "exchange, at the end" in column(app, "ROUND", 22)[2]
 
 

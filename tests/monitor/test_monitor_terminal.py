@@ -34,12 +34,12 @@ print(app.quit_note)
 
 
 def read_until(terminal: int, end: bytes) -> bytes:
-    """What a process has written to its terminal, up to ``end`` or to its last word."""
+    """What a process has written to its terminal, up to ``end`` or to its end."""
     seen = b""
     while end not in seen:
         try:
             seen += os.read(terminal, 65536)
-        except OSError:  # EIO: nobody has the terminal open any more
+        except OSError:  # EIO: no process has the terminal open any more
             break
     return seen
 

@@ -301,10 +301,10 @@ def own(snapshot: SwarmSnapshot, *events: e.Event) -> SwarmSnapshot:
 @given(of_run=st.lists(ANY_EVENT, max_size=5), of_peer=st.lists(ANY_EVENT, max_size=5))
 def test_events_of_one_peer_change_no_number_of_the_swarm(of_run: list[e.Event], of_peer: list[e.Event]) -> None:
     before = after(*of_run)
-    told = own(before, *of_peer)
+    changed = own(before, *of_peer)
     for name in FIGURES:
-        assert getattr(told, name) == getattr(before, name)
-    assert isinstance(told.own_text, str)
+        assert getattr(changed, name) == getattr(before, name)
+    assert isinstance(changed.own_text, str)
 
 
 def test_the_peer_is_one_of_the_swarm_whichever_event_comes_first() -> None:

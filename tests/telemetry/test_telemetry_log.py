@@ -210,7 +210,7 @@ def test_a_reader_misses_nothing_after_a_restart_though_progress_is_not_recorded
     after.restore(Stamped(time=10.0, event=event) for event in kept)
     for event in (STARTED, closed(3), *(progress("otter", 1, step) for step in range(200))):
         after.append(event)
-    told, newest = after.since(before.last)
-    kinds = [type(decode(line)) for line in told]
+    lines, newest = after.since(before.last)
+    kinds = [type(decode(line)) for line in lines]
     assert kinds == [RoundClosed, RoundClosed, RunStarted, RoundClosed, PeerProgress]
     assert after.since(newest) == ([], newest)

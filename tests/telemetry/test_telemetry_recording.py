@@ -51,15 +51,15 @@ def stamped(events: list[e.Event]) -> list[e.Stamped]:
 def test_a_run_with_a_restart_has_the_same_numbers_as_one_without(
     happened: list[e.Event], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    told = stamped([RUN, *happened])
-    whole = fold_all(SwarmSnapshot(), told)
-    cut, folder = data.draw(st.integers(0, len(told))), tmp_path_factory.mktemp("run")
-    (folder / EVENTS_FILE).write_text("".join(f"{e.encode(one.event, one.time)}\n" for one in told[:cut]))
-    screen = fold_all(read_history(folder), told[cut:])
+    events = stamped([RUN, *happened])
+    whole = fold_all(SwarmSnapshot(), events)
+    cut, folder = data.draw(st.integers(0, len(events))), tmp_path_factory.mktemp("run")
+    (folder / EVENTS_FILE).write_text("".join(f"{e.encode(one.event, one.time)}\n" for one in events[:cut]))
+    screen = fold_all(read_history(folder), events[cut:])
     assert figures(screen) == figures(whole)
 
     log = EventLog(lambda: 0.0)
-    log.restore(told)
+    log.restore(events)
     monitor = fold_all(SwarmSnapshot(), (one for line in log.since(0)[0] if (one := e.decode_stamped(line))))
     assert figures(monitor) == figures(whole)
 
@@ -73,29 +73,29 @@ def totals(s: SwarmSnapshot) -> dict[str, Any]:
 def test_a_late_monitor_sees_the_totals_of_rounds_that_are_no_longer_kept(
     happened: list[e.Event], keep: int, keep_rounds: int
 ) -> None:
-    told = [RUN, *happened]
+    events = [RUN, *happened]
     log = EventLog(lambda: 0.0, keep=keep, keep_rounds=keep_rounds)
-    for event in told:
+    for event in events:
         log.append(event)
-    assert totals(read(SwarmSnapshot(), log.since(0)[0])) == totals(fold_all(SwarmSnapshot(), stamped(told)))
+    assert totals(read(SwarmSnapshot(), log.since(0)[0])) == totals(fold_all(SwarmSnapshot(), stamped(events)))
 
 
 @given(closed=st.lists(ROUNDS, max_size=30), looks=st.sets(st.integers(0, 30), max_size=3), keep=st.integers(1, 6))
 def test_so_does_a_monitor_that_reads_seldom_and_one_at_a_node_that_copied_the_log(
     closed: list[e.RoundClosed], looks: set[int], keep: int
 ) -> None:
-    told = [replace(event, round=number) for number, event in enumerate(closed, 1)]
+    events = [replace(event, round=number) for number, event in enumerate(closed, 1)]
     log, other = EventLog(lambda: 0.0, keep=keep, keep_rounds=keep), EventLog(lambda: 0.0, keep=3, keep_rounds=3)
     reader, newest = SwarmSnapshot(), 0
-    for number, event in enumerate(told, 1):
+    for number, event in enumerate(events, 1):
         log.append(event)
-        if number in looks or number == len(told):
+        if number in looks or number == len(events):
             lines, newest = log.since(newest)
             reader = read(reader, lines)
             for line in log.since(0)[0]:
                 other.take(line)
     for seen in (reader, read(SwarmSnapshot(), other.since(0)[0])):
-        assert totals(seen) == totals(fold_all(SwarmSnapshot(), stamped([*told])))
+        assert totals(seen) == totals(fold_all(SwarmSnapshot(), stamped([*events])))
 
 
 def read(snapshot: SwarmSnapshot, lines: list[str]) -> SwarmSnapshot:
@@ -104,8 +104,10 @@ def read(snapshot: SwarmSnapshot, lines: list[str]) -> SwarmSnapshot:
 
 def test_the_history_leaves_out_what_ended_with_the_process(tmp_path: Path) -> None:
     late = e.PhaseChanged(round=1, phase="exchange", deadline=9.0, reason="")
-    told = [RUN, joined("otter"), opened(1), late, LOST]
-    (tmp_path / EVENTS_FILE).write_text("".join(f"{e.encode(event, 1.0)}\n" for event in told) + '{"event": "round_cl')
+    events = [RUN, joined("otter"), opened(1), late, LOST]
+    (tmp_path / EVENTS_FILE).write_text(
+        "".join(f"{e.encode(event, 1.0)}\n" for event in events) + '{"event": "round_cl'
+    )
     history = read_history(tmp_path)
     assert (history.address, history.peers, history.deadline, history.is_leaderless) == ("", {}, None, False)
     assert history.round == 1

@@ -37,13 +37,13 @@ class Pipe:
 @pytest.fixture(params=["pipe", "terminal"])
 def pipe(request: pytest.FixtureRequest) -> Iterator[Pipe]:
     if request.param == "pipe":
-        made = Pipe(os.pipe())
-        fcntl.fcntl(made.writes, fcntl.F_SETPIPE_SZ, 4096)
+        ends = Pipe(os.pipe())
+        fcntl.fcntl(ends.writes, fcntl.F_SETPIPE_SZ, 4096)
     else:
-        made = Pipe(os.openpty())
-    yield made
-    made.close_reader()
-    os.close(made.writes)
+        ends = Pipe(os.openpty())
+    yield ends
+    ends.close_reader()
+    os.close(ends.writes)
 
 
 def gap(count: int) -> bytes:
@@ -81,15 +81,15 @@ async def test_an_event_loop_goes_on_without_a_reader(pipe: Pipe) -> None:
 
 
 def test_a_closed_reader_ends_the_writing_and_is_reported_once(pipe: Pipe) -> None:
-    told: list[OSError] = []
+    errors: list[OSError] = []
     has_failed = threading.Event()
-    writer = BackgroundWriter(pipe.writes, gap, lambda error: (told.append(error), has_failed.set())[0])
+    writer = BackgroundWriter(pipe.writes, gap, lambda error: (errors.append(error), has_failed.set())[0])
     pipe.close_reader()
     writer.put(PIECE)
     assert has_failed.wait(BOUND)
     with pytest.raises(OSError, match=r"Broken pipe|Input/output error"):
         writer.put(PIECE)
-    assert len(told) == 1
+    assert len(errors) == 1
     assert has_hung_up(pipe.writes)
 
 

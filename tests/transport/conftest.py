@@ -28,7 +28,7 @@ class SmallHandler:
     manifest: bytes = b"{}"
     chunks: Sequence[bytes] = ()
     shard: tuple[Sequence[pb.Section], bytes] = ((), b"")
-    told: list[pb.TellRequest] = field(default_factory=list)
+    received: list[pb.TellRequest] = field(default_factory=list)
     members: list[pb.Member] = field(default_factory=lambda: [pb.Member(peer_id=bytes(16), number=3)])
     published: tuple[pb.PublishedHeader, bytes | Sequence[bytes]] = (pb.PublishedHeader(), b"")
     error: Exception | None = None
@@ -67,7 +67,7 @@ class SmallHandler:
         return pb.PollReply(news=pb.News(version=1, number=request.number))
 
     async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
-        self.told.append(request)
+        self.received.append(request)
         return pb.TellReply()
 
     async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
@@ -88,7 +88,7 @@ class SmallHandler:
 
     async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[pb.Section], bytes]:
         if request.round != 7:
-            raise RefusedError(f"Round {request.round} is not kept here; ask somebody else.")
+            raise RefusedError(f"Round {request.round} is not kept here; ask another node.")
         return self.shard
 
     async def fetch_published(

@@ -44,7 +44,7 @@ async def test_a_message_arrives_unchanged(pair: Any) -> None:
     vote = pb.TellRequest(sender=PEER, vote_request=pb.VoteRequest(term=5, is_trial=True))
     await pair.client.tell(vote)
     await pair.client.tell(pb.TellRequest(goodbye=pb.Goodbye()))
-    assert pair.handler.told == [vote, pb.TellRequest(goodbye=pb.Goodbye())]
+    assert pair.handler.received == [vote, pb.TellRequest(goodbye=pb.Goodbye())]
 
 
 async def test_ten_thousand_peers_fit_in_one_list_and_in_one_message(pair: Any) -> None:
@@ -55,7 +55,7 @@ async def test_ten_thousand_peers_fit_in_one_list_and_in_one_message(pair: Any) 
     result = pb.ShardResult(absent=bytes([255] * 1250), tokens=2**50, sections=sections)
     done = pb.TellRequest(sender=PEER, shard_done=pb.ShardDone(result=result, roster=bytes(32), kappas=[0.5] * 4096))
     await pair.client.tell(done)
-    assert pair.handler.told == [done]
+    assert pair.handler.received == [done]
 
 
 async def test_a_control_message_that_is_too_long_is_refused(pair: Any) -> None:
@@ -68,7 +68,7 @@ async def test_a_control_message_that_is_too_long_is_refused(pair: Any) -> None:
         assert refusal.value.reason == "size"
     with pytest.raises(UnreachableError):
         await pair.client.hello(pb.HelloRequest(package_version="x" * (1 << 20)))
-    assert pair.handler.told == []
+    assert pair.handler.received == []
 
 
 async def test_the_handler_is_cancelled_when_a_caller_ends_its_poll(pair: Any) -> None:
@@ -119,7 +119,7 @@ async def test_bytes_of_another_length_than_announced_are_refused(pair: Any, dat
 
 
 async def test_a_refused_envelope_ends_the_upload_with_its_sentence(pair: Any) -> None:
-    """Now and then gRPC loses the sentence with what was still on its way; whoever uploads tries again."""
+    """Now and then gRPC loses the sentence with what was still on its way; the uploader tries again."""
 
     async def upload() -> None:
         for _ in range(5):

@@ -83,7 +83,7 @@ GOOD: dict[Callable[[Any], None], Any] = {
     checks.check_watch: pb.WatchRequest(after=5, wait_ms=0),
     checks.check_tell: pb.TellRequest(manifest_digest=DIGEST, sender=PEER, goodbye=pb.Goodbye()),
 }
-TOLD: dict[str, Any] = {
+SENT: dict[str, Any] = {
     "vote_request": pb.VoteRequest(term=1),
     "vote_reply": pb.VoteReply(term=1, reason="granted"),
     "beat": pb.Beat(term=1, base=RECORD, proposal=RECORD),
@@ -94,18 +94,18 @@ TOLD: dict[str, Any] = {
 
 
 def but(message: Message, **changes: Any) -> Any:
-    """A copy of ``message`` with some of its fields set otherwise; another alternative of an answer takes its place."""
+    """A copy of ``message`` with some of its fields set otherwise, and alternatives of those removed."""
     oneofs = [{field.name for field in oneof.fields} for oneof in message.DESCRIPTOR.oneofs]
     replaced = set().union(*(names for names in oneofs if names & changes.keys()))
     kept = {field.name: value for field, value in message.ListFields() if field.name not in replaced}
     return type(message)(**{**kept, **changes})
 
 
-def told(kind: str, **changes: Any) -> Any:
-    return but(GOOD[checks.check_tell], **{kind: but(TOLD[kind], **changes)})
+def sent(kind: str, **changes: Any) -> Any:
+    return but(GOOD[checks.check_tell], **{kind: but(SENT[kind], **changes)})
 
 
-EXAMPLES = [*GOOD.items(), *((checks.check_tell, told(kind)) for kind in TOLD)]
+EXAMPLES = [*GOOD.items(), *((checks.check_tell, sent(kind)) for kind in SENT)]
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,11 @@ EXAMPLES = [*GOOD.items(), *((checks.check_tell, told(kind)) for kind in TOLD)]
         *EXAMPLES,
         (checks.check_poll_reply, pb.PollReply(unknown=True)),
         (checks.check_poll_reply, pb.PollReply(redirect=pb.Redirect(base=RECORD))),
-        (checks.check_tell, told("beat", base=pb.Record(voters=PEERS[:1]), proposal=None)),
-        (checks.check_tell, told("beat_reply", accepted=b"")),
-        (checks.check_tell, told("close", round=1, parent=b"")),
-        (checks.check_tell, told("shard_done", roster=b"", result=pb.ShardResult(void=True))),
-        (checks.check_tell, told("shard_done", kappas=[], energies=[])),
+        (checks.check_tell, sent("beat", base=pb.Record(voters=PEERS[:1]), proposal=None)),
+        (checks.check_tell, sent("beat_reply", accepted=b"")),
+        (checks.check_tell, sent("close", round=1, parent=b"")),
+        (checks.check_tell, sent("shard_done", roster=b"", result=pb.ShardResult(void=True))),
+        (checks.check_tell, sent("shard_done", kappas=[], energies=[])),
     ],
 )
 def test_a_message_within_bounds_passes(check: Callable[[Any], None], message: Any) -> None:
@@ -245,7 +245,7 @@ WRONG: dict[Callable[[Any], None], list[tuple[str, Any]]] = {
         ("sender", ""),
         ("address", "\n\n\n"),
         ("message", {"goodbye": None}),
-        *(("term", {kind: but(good, term=term)}) for kind, good in TOLD.items() for term in (0, 2**40 + 1)),
+        *(("term", {kind: but(good, term=term)}) for kind, good in SENT.items() for term in (0, 2**40 + 1)),
         ("round", {"vote_request": pb.VoteRequest(term=1, round=2**41)}),
         ("tail_term", {"vote_request": pb.VoteRequest(term=1, tail_term=2**41)}),
         ("voter_term", {"vote_reply": pb.VoteReply(term=1, voter_term=2**41)}),
@@ -256,11 +256,11 @@ WRONG: dict[Callable[[Any], None], list[tuple[str, Any]]] = {
         ("round", {"beat_reply": pb.BeatReply(term=1, round=2**41)}),
         ("accepted", {"beat_reply": pb.BeatReply(term=1, accepted=SHORT)}),
         ("reason", {"beat_reply": pb.BeatReply(term=1, reason="a\nb")}),
-        ("round", {"close": but(TOLD["close"], round=0, parent=b"")}),
-        ("parent", {"close": but(TOLD["close"], parent=b"")}),
-        ("parent", {"close": but(TOLD["close"], round=1)}),
-        *(("shards", {"close": but(TOLD["close"], shards=shards)}) for shards in ([1024], [2, 0], [1, 1])),
-        *(("roster", {"close": but(TOLD["close"], roster=roster)}) for roster in (b"", DIGEST + b"x")),
+        ("round", {"close": but(SENT["close"], round=0, parent=b"")}),
+        ("parent", {"close": but(SENT["close"], parent=b"")}),
+        ("parent", {"close": but(SENT["close"], round=1)}),
+        *(("shards", {"close": but(SENT["close"], shards=shards)}) for shards in ([1024], [2, 0], [1, 1])),
+        *(("roster", {"close": but(SENT["close"], roster=roster)}) for roster in (b"", DIGEST + b"x")),
         ("round", {"shard_done": but(SHARD_DONE, round=0)}),
         ("shard", {"shard_done": but(SHARD_DONE, shard=1024)}),
         *(("local_loss", {"shard_done": but(SHARD_DONE, local_loss=loss)}) for loss in (math.nan, -1e7)),
@@ -277,7 +277,7 @@ WRONG: dict[Callable[[Any], None], list[tuple[str, Any]]] = {
         ("parent", b""),
         ("parent", {"round": 1}),
         ("parent", {"round": 0, "chain": b""}),
-        *(("voters", ids) for ids in ([], PEERS, [PEERS[1], PEERS[0]], [PEERS[0], PEERS[0]], ["somebody"])),
+        *(("voters", ids) for ids in ([], PEERS, [PEERS[1], PEERS[0]], [PEERS[0], PEERS[0]], ["no id"])),
     ],
     checks.check_list_peers: [("manifest_digest", b""), ("roster", SHORT), ("known", DIGEST + b"x")],
     checks.check_list_peers_reply: [("unchanged", True), ("members", [pb.Member(peer_id=bytes(16))])],

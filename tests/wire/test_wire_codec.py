@@ -151,8 +151,8 @@ def test_any_content_of_a_coarse_section_is_in_range_and_in_its_one_form_or_refu
 ) -> None:
     _, (section,), frame = COARSE[slots]
     raw = bytearray(decompress(frame, section.raw_bytes))
-    for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(raw) - 1), st.integers(0, 255)), max_size=6)):
-        raw[place] = byte
+    for index, byte in data.draw(st.lists(st.tuples(st.integers(0, len(raw) - 1), st.integers(0, 255)), max_size=6)):
+        raw[index] = byte
     forged, forged_frame = framed("core", bytes(raw))
     try:
         decoded = decode(slots, (forged,), forged_frame)

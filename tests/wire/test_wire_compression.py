@@ -17,7 +17,7 @@ FRAME = compress(RAW, 3)
 
 
 def zeros(count: int) -> bytes:
-    """A frame of ``count`` zero bytes that states its size, made without holding them."""
+    """A frame of ``count`` zero bytes that states its size, without holding them."""
     compressor = zstandard.ZstdCompressor(level=3, write_checksum=True).compressobj(size=count)
     block = bytes(1 << 20)
     frame = b"".join(compressor.compress(block) for _ in range(count >> 20))

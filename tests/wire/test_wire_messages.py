@@ -360,7 +360,7 @@ def test_a_peer_costs_18_bytes_a_round_in_however_many_shards_it_is() -> None:
     [
         [OTHER, PEER],
         [PEER, PEER],
-        [PEER, "somebody"],
+        [PEER, "a name"],
         [PEER.upper()],
         [f"{number:032x}" for number in range(6)],
     ],

@@ -94,7 +94,7 @@ def test_packing_writes_the_digits_of_one_number_a_byte(base: int, data: st.Data
     packed = pack_digits(digits, base)
 
     groups = [digits[start : start + per_byte].tolist() for start in range(0, digits.size, per_byte)]
-    assert list(packed) == [sum(digit * base**place for place, digit in enumerate(group)) for group in groups]
+    assert list(packed) == [sum(digit * base**power for power, digit in enumerate(group)) for group in groups]
     assert np.array_equal(unpack_digits(memoryview(packed), digits.size, base), digits)
 
 

@@ -122,10 +122,10 @@ def _x_labels(frame: Frame, width: int) -> str:
     text = ""
     for tick in nice_ticks(frame.left, frame.right, max(2, width // 12)):
         label = f"{tick:g}"
-        place = min(max(0, frame.column(tick) // 2 - len(label) // 2), width)
-        is_clear = place >= len(text) + (1 if text else 0)
-        if tick == round(tick) and is_clear and place + len(label) <= room:
-            text = text.ljust(place) + label
+        left = min(max(0, frame.column(tick) // 2 - len(label) // 2), width)
+        is_clear = left >= len(text) + (1 if text else 0)
+        if tick == round(tick) and is_clear and left + len(label) <= room:
+            text = text.ljust(left) + label
     return text.ljust(room + 1) + _X_UNIT
 
 

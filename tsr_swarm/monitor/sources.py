@@ -51,7 +51,7 @@ class Source(Protocol):
 
 
 class RunClock:
-    """Tells the time of the run's clock. The least delay seen between a stamp and its arrival is the offset."""
+    """Gives the time of the run's clock. The least delay seen between a stamp and its arrival is the offset."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -176,7 +176,7 @@ class WatchSource:
     """Follows a run at one of its nodes, and goes on with another when that one does not answer.
 
     A line that another node has sent already is left out. ``dial`` gives the watch of an address, which raises
-    UnreachableError where nobody answers, and RefusedError where another run, or another version of it, is found.
+    UnreachableError where no node answers, and RefusedError where another run, or another version of it, is found.
     """
 
     def __init__(
@@ -204,8 +204,8 @@ class WatchSource:
         if not self._silent and seconds < SILENT_SECONDS:
             return None
         asked = self._silent | {self._address}
-        whom = self._address if len(asked) == 1 else f"any of {len(asked)} nodes"
-        return Outage(f"No answer from {whom}", "No answer", max(0.0, seconds))
+        nodes = self._address if len(asked) == 1 else f"any of {len(asked)} nodes"
+        return Outage(f"No answer from {nodes}", "No answer", max(0.0, seconds))
 
     async def lines(self) -> AsyncIterator[str]:
         """Lines as they happen. Raises SwarmError when a node whose address was given refuses to be watched."""

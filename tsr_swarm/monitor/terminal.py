@@ -47,7 +47,7 @@ def private_screen(log: Path | None = None) -> Iterator[None]:
 
 
 class TerminalDriver(LinuxDriver):
-    """Writes to stdout from a thread that nobody waits for, and ends the app when its terminal has closed.
+    """Writes to stdout from a thread of its own, and ends the app when its terminal has closed.
 
     Textual's own driver has a short queue, which blocks the app once the terminal takes nothing. This one drops frames
     then, and draws the whole screen again when the terminal goes on.
@@ -69,7 +69,7 @@ class TerminalDriver(LinuxDriver):
     def write(self, data: str) -> None:
         """Have ``data`` written soon."""
         if self._writer is not None:
-            with contextlib.suppress(OSError):  # the terminal has closed; SIGHUP or the end of its input tells
+            with contextlib.suppress(OSError):  # the terminal has closed; SIGHUP or the end of its input says so
                 self._writer.put(data.encode("utf-8", "replace"))
 
     def close(self) -> None:

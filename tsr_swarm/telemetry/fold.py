@@ -68,8 +68,8 @@ def _apply(s: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
         case e.PhaseChanged():
             deadline = None if event.deadline is None else time + max(0.0, event.deadline)
             phase, reason = clean(event.phase, 16), clean(event.reason)
-            told = replace(s, round=event.round, phase=phase, phase_reason=reason, deadline=deadline)
-            return replace(told, is_leaderless=False)
+            changed = replace(s, round=event.round, phase=phase, phase_reason=reason, deadline=deadline)
+            return replace(changed, is_leaderless=False)
         case e.RoundVoid():
             return replace(s, deadline=None, phase_reason=f"round {event.round} is void")
         case e.RoundClosed():
@@ -178,11 +178,11 @@ def _apply_peer(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:
 
 def _progress(peer: PeerView, event: e.PeerProgress) -> PeerView:
     """Progress is sent apart from payloads, so an old one may arrive after the payload it led to."""
-    told = replace(peer, tokens_per_second=max(0.0, event.tokens_per_second))
+    known = replace(peer, tokens_per_second=max(0.0, event.tokens_per_second))
     is_old = event.round < peer.round or (event.round == peer.round and peer.state == "sent")
     if is_old:
-        return told
-    return replace(told, state="training", reason="", round=event.round, step=event.step, steps=event.steps)
+        return known
+    return replace(known, state="training", reason="", round=event.round, step=event.step, steps=event.steps)
 
 
 def _apply_own(s: SwarmSnapshot, event: e.Joined | e.RoundApplied | e.Left) -> SwarmSnapshot:
@@ -195,7 +195,7 @@ def _apply_own(s: SwarmSnapshot, event: e.Joined | e.RoundApplied | e.Left) -> S
             return _with_peer(joined, replace(own, state="joining", round=event.round))
         case e.RoundApplied():
             applied = replace(s, round=event.round, last_seconds=event.seconds, digest=clean(event.digest))
-            applied = replace(applied, is_leaderless=False)  # somebody led it
+            applied = replace(applied, is_leaderless=False)  # so it had a leader
             applied = _add_point(applied, RoundPoint(round=event.round, local_loss=event.local_loss))
             applied = replace(applied, rounds_included=(s.rounds_included or 0) + int(event.included))
             traffic: e.PeerTraffic = {**event.wire_bytes, "overhead": event.overhead}

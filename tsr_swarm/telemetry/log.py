@@ -51,7 +51,7 @@ class Sink(Protocol):
 
 
 class EventLog:
-    """Numbers events from 1 and keeps what somebody who arrives late needs.
+    """Numbers events from 1 and keeps what a late reader needs.
 
     It keeps the newest ``keep`` events, the newest ``keep_rounds`` closed rounds and the totals of those before, the
     start of the run, its first evaluation, its leader, the joining of every peer that is here, and each peer's newest
@@ -78,7 +78,7 @@ class EventLog:
         self._seen = SeenLines()
         self._news = asyncio.Event()
         self.last = 0
-        self.closed_round = 0  # the newest that was told as closed
+        self.closed_round = 0  # the newest one reported as closed
 
     def append(self, event: Event) -> int:
         """Stamp, number, keep and pass on ``event``; returns its number."""
@@ -87,7 +87,7 @@ class EventLog:
         return self._add(event, line)
 
     def take(self, line: str) -> Stamped | None:
-        """Append a line of another node's log as it is. None: it is here already, or tells nothing about the run."""
+        """Append a line of another node's log as it is. None: it is here already, or says nothing about the run."""
         stamped = decode_stamped(line)
         if stamped is None or isinstance(stamped.event, OwnEvent) or not self._seen.is_new(line, stamped.event):
             return None
@@ -215,7 +215,7 @@ class EventLog:
 
 
 class SeenLines:
-    """Recognises lines by their text: several nodes tell of one run, and each line counts once.
+    """Recognises lines by their text: several nodes report one run, and each line counts once.
 
     It remembers the newest ``keep`` lines of each kind of event, so that many of one kind push out none of another.
     """

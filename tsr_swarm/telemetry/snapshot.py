@@ -1,4 +1,4 @@
-"""The state of a run as a screen shows it. Made from events by ``telemetry/fold.py``."""
+"""The state of a run as a screen shows it. ``telemetry/fold.py`` makes it of events."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

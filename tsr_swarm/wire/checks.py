@@ -303,10 +303,10 @@ def _check_shard_done(message: pb.ShardDone) -> None:
 def _check_reducers(reducers: Sequence[pb.Place]) -> None:
     most = 2 * MAX_SHARDS
     require(len(reducers) <= most, "reducers", len(reducers), f"at most {most}")
-    for place in reducers:
-        require_peer_bytes("reducers", place.peer_id)
-        require_between("reducers", place.incarnation, 0, MAX_INCARNATION)
-    different = len({(place.peer_id, place.incarnation) for place in reducers})
+    for reducer in reducers:
+        require_peer_bytes("reducers", reducer.peer_id)
+        require_between("reducers", reducer.incarnation, 0, MAX_INCARNATION)
+    different = len({(reducer.peer_id, reducer.incarnation) for reducer in reducers})
     require(different == len(reducers), "reducers", different, f"{len(reducers)} different ones")
 
 

@@ -45,7 +45,7 @@ MAX_LOSS = 1e6  # nats a token
 MAX_SECTIONS = 16  # of one shard
 MAX_LINES_BYTES = 8 << 20  # a line has 4 MiB at most, and lines after the first are added up to 1 MiB
 _MAX_SECTION_BYTES = 2**40
-_LINES_LEVEL = 3  # of zstd: lines of a log are much alike, and become a tenth of their length
+_LINES_LEVEL = 3  # of zstd: lines of a log are similar, and become a tenth of their length
 _ROUND_RULES = "quorum", "floor_seconds", "ceiling_seconds", "budget_kb"
 
 _M = TypeVar("_M", bound=Message)
@@ -121,7 +121,7 @@ def seal(header: ContributionHeader) -> pb.Envelope:
 
 
 def open_envelope(envelope: pb.Envelope) -> ContributionHeader:
-    """Parse and bound the header inside; who made it is not checked."""
+    """Parse and bound the header inside; its author is not checked."""
     require(len(envelope.signature) <= MAX_SIGNATURE_BYTES, "signature", envelope.signature, "at most 64 bytes")
     require(len(envelope.certificate) <= MAX_CERTIFICATE_BYTES, "certificate", envelope.certificate, "at most 8 KiB")
     message = parse(pb.ContributionHeader, envelope.header, MAX_HEADER_BYTES)
