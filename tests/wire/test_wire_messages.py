@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.wire.refusals import refusal_of
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due, RoundPlan
@@ -165,13 +166,6 @@ def published_headers(draw: st.DrawFn) -> tuple[Manifest, PublishedHeader]:
     manifest = draw(st.sampled_from(MANIFESTS))
     shards = tuple(draw(results()) for _ in manifest.shard_blocks)
     return manifest, PublishedHeader(draw(plans()), manifest.shard_blocks, shards, draw(hashes), draw(voters))
-
-
-def refusal_of(call: Any, *arguments: Any) -> str:
-    with pytest.raises(PeerError) as refusal:
-        call(*arguments)
-    assert len(str(refusal.value)) < 300
-    return refusal.value.reason
 
 
 def changed(message: Message, field: str, value: object) -> Any:

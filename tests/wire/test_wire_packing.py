@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from tests.wire.refusals import refusal_of
 from tsr_swarm.config.layout import digits_per_byte, packed_bytes, runs_bytes
 from tsr_swarm.errors import PeerError
 from tsr_swarm.wire.packing import PACKED_BITS, pack, pack_digits, pack_runs, unpack, unpack_digits, unpack_runs
@@ -58,9 +59,7 @@ def test_pack_refuses_what_does_not_fit(bits: int, sign: int) -> None:
     ],
 )
 def test_each_fault_of_planes_has_its_reason(raw: bytes, count: int, bits: int, reason: str) -> None:
-    with pytest.raises(PeerError) as refusal:
-        unpack(memoryview(raw), count, bits)
-    assert refusal.value.reason == reason
+    assert refusal_of(unpack, memoryview(raw), count, bits) == reason
 
 
 def test_planes_of_twelve_bits_are_low_bytes_then_nibbles() -> None:
@@ -115,9 +114,7 @@ def test_digits_have_one_legal_form(base: int, count: int, data: st.DataObject) 
     [(b"\xf3", 5, "range"), (b"\x03", 1, "padding"), (b"", 1, "length"), (b"00", 1, "length")],
 )
 def test_each_fault_of_digits_has_its_reason(raw: bytes, count: int, reason: str) -> None:
-    with pytest.raises(PeerError) as refusal:
-        unpack_digits(memoryview(raw), count, 3)
-    assert refusal.value.reason == reason
+    assert refusal_of(unpack_digits, memoryview(raw), count, 3) == reason
 
 
 def slow_runs(values: list[int]) -> list[int]:
@@ -199,9 +196,7 @@ def test_runs_have_one_legal_form(bits: int, count: int, data: st.DataObject) ->
 )
 def test_each_fault_of_runs_has_its_reason(raw: bytes, reason: str) -> None:
     assert len(raw) == runs_bytes(3, 2)
-    with pytest.raises(PeerError) as refusal:
-        unpack_runs(memoryview(raw), 3, 2)
-    assert refusal.value.reason == reason
+    assert refusal_of(unpack_runs, memoryview(raw), 3, 2) == reason
 
 
 @pytest.mark.parametrize("value", [2, -2])

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.wire.refusals import refusal_of
 from tsr_swarm.errors import PeerError
 from tsr_swarm.wire.roster import (
     MAX_INCLUDED,
@@ -74,9 +75,7 @@ def test_the_hash_is_of_16_bytes_and_a_number_for_each() -> None:
     ids=["no number", "large number", "descending", "number twice", "peer twice", *"1234", "too many"],
 )
 def test_illegal_members_are_refused(members: list[pb.Member]) -> None:
-    with pytest.raises(PeerError) as refusal:
-        require_members("members", members)
-    assert refusal.value.reason == "members"
+    assert refusal_of(require_members, "members", members) == "members"
 
 
 @given(numbers=st.sets(st.integers(0, 8191)))
@@ -120,9 +119,7 @@ def test_a_round_names_each_peer_of_a_shard_once(shards: list[tuple[str, ...]]) 
     require_each_included(named, [absent(named, shard) for shard in shards])
     for peer in named:
         elsewhere = [absent(named, [other for other in shard if other != peer]) for shard in shards]
-        with pytest.raises(PeerError) as refusal:
-            require_each_included(named, elsewhere)
-        assert refusal.value.reason == "included"
+        assert refusal_of(require_each_included, named, elsewhere) == "included"
 
 
 @pytest.mark.parametrize(
@@ -139,6 +136,4 @@ def test_a_round_names_each_peer_of_a_shard_once(shards: list[tuple[str, ...]]) 
     ids=["short", "long", "empty", "as text", "twice", "descending", "too many"],
 )
 def test_illegal_peers_are_refused(values: list[bytes]) -> None:
-    with pytest.raises(PeerError) as refusal:
-        peers_from_bytes("included", values)
-    assert refusal.value.reason == "included"
+    assert refusal_of(peers_from_bytes, "included", values) == "included"
