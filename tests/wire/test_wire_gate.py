@@ -120,7 +120,7 @@ def test_the_cheapest_failed_check_is_the_one_reported() -> None:
     assert refusal_of(check, pb.Envelope(header=b"\xff" * (1 << 17))) == "size"
 
 
-def test_a_peer_may_say_what_its_bases_hold_of_every_low_rank_block_of_the_shard() -> None:
+def test_a_contribution_may_carry_a_measure_of_each_low_rank_block() -> None:
     measured = replace(HEADER, kappas=(0.5,), energies=(1.0,))
     assert check(seal(measured)).header == measured
 
@@ -180,7 +180,7 @@ def test_published_sections_must_be_the_legal_ones() -> None:
     assert refusal_of(check_published, published_to_proto(wrong), manifest=MANIFEST, parent=PARENT) == "sections"
 
 
-def test_a_round_that_nobody_votes_on_passes() -> None:
+def test_a_round_without_voters_passes() -> None:
     header, _ = published(frozenset())
     chain = chain_hash(PARENT, PLAN, SHARD_BLOCKS, header.shards)
     alone = replace(header, chain=chain, voters=())

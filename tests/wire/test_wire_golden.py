@@ -8,7 +8,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from google.protobuf.message import Message
 
-from tests.wire.test_wire_messages import HEADER, MANIFEST, PUBLISHED
+from tests.wire.examples import HEADER, MANIFEST, PUBLISHED
 from tsr_swarm.config.manifest import decode_manifest
 from tsr_swarm.wire.messages import open_envelope, parse, published_from_proto, published_to_proto, seal
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
