@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pytest
 import torch
-from steady import steady, wide
 from torch import Tensor, nn
 
+from tests.steady import steady, wide
 from tsr_swarm.config.blocks import plan_blocks
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import RoundPlan

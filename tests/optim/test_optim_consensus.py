@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steady import wide
 from torch import Tensor
 
+from tests.fixtures import round_plan
+from tests.steady import wide
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due, RoundPlan
@@ -44,7 +45,7 @@ def draw_consensus(seed: int = 0, lift: str = "exact") -> Consensus:
 
 
 def make_plan(due: Due, decay: float = 1.0) -> RoundPlan:
-    return RoundPlan(round=1, first_step=0, steps=1, lr_first=0.1, lr_last=0.1, decay=decay, due=due, parent="")
+    return round_plan(decay=decay, due=due)
 
 
 def draw_published(

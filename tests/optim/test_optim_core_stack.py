@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steady import steady
 from torch import Tensor, nn
 
+from tests.steady import steady
 from tsr_swarm.config.blocks import plan_blocks
 from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.lowrank.basis import random_basis

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from steady import steady, wide
 from torch import Tensor
+
+from tests.steady import steady, wide
 
 CASES: dict[str, tuple[list[str], dict[str, Any], dict[str, Any]]] = {
     "adam": (["core", "core"], {}, {}),

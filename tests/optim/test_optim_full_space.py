@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
-from steady import steady, wide
 from torch import Tensor, nn
 
+from tests.steady import steady, wide
 from tsr_swarm.config.layout import Part, upload_slots
 from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.lowrank.basis import Basis

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from steady import steady, wide
 from torch import Tensor
 
+from tests.steady import steady, wide
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import MOMENT_BITS, Part, PayloadKind, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due

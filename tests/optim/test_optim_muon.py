@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
-from steady import steady
 from torch import Tensor
 
+from tests.steady import steady
 from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.errors import CheckpointError, ConfigError
 from tsr_swarm.lowrank.basis import Basis, random_basis

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from steady import steady, wide
 
+from tests.steady import steady, wide
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import FEW_BITS, Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steady import steady, wide
 
+from tests.steady import steady, wide
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.dct import drawn_basis
 from tsr_swarm.optim.waiting_work import Waiting, averaged, turned

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steady import OPTIMIZER, WIRE
 
+from tests.steady import OPTIMIZER, WIRE
 from tsr_swarm.config.blocks import Block, plan_blocks
 from tsr_swarm.config.layout import published_slots, upload_slots
 from tsr_swarm.config.load import run_config_from_mapping

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from swarm_rig import run_swarm, tiny_config
 
+from tests.swarm_rig import run_swarm, tiny_config
 from tsr_swarm.baselines.registry import METHODS, default_settings
 from tsr_swarm.errors import ConfigError, RunError
 from tsr_swarm.simulate.engine import SimulatedRun, is_due, run_one

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from swarm_rig import TEXT, tiny_config
 from torch import Tensor
 
+from tests.swarm_rig import TEXT, tiny_config
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.simulate.bpe import encode, in_tokens, learn
 from tsr_swarm.simulate.engine import run_one

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from swarm_rig import tiny_config
 
+from tests.swarm_rig import tiny_config
 from tsr_swarm.config.link import Link, link_for
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.simulate.heterogeneity import Heterogeneity, peer_texts, step_times

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import settings
 
 from tsr_swarm.errors import PeerError, RefusedError, RunError
 from tsr_swarm.telemetry.byte_counter import ByteCounter
@@ -16,9 +15,6 @@ from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.compression import compress
 from tsr_swarm.wire.messages import ContributionHeader, open_envelope
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
-
-settings.register_profile("no-deadline", deadline=None)
-settings.load_profile("no-deadline")
 
 
 @dataclass

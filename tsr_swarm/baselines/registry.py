@@ -16,7 +16,7 @@ from tsr_swarm.baselines.powersgd import PowerSGDSettings, make_powersgd
 from tsr_swarm.baselines.settings import Settings, nearest, read_settings
 from tsr_swarm.baselines.sparseloco import SparseLoCo, SparseLoCoSettings
 from tsr_swarm.baselines.tsr_adam import TSRAdamMethod, TSRAdamSettings
-from tsr_swarm.config.run import require
+from tsr_swarm.config.coerce import require
 from tsr_swarm.errors import ConfigError
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from tsr_swarm.config.blocks import parse_rank
-from tsr_swarm.config.coerce import coerce_fields
-from tsr_swarm.config.run import require
+from tsr_swarm.config.coerce import coerce_fields, require
 from tsr_swarm.errors import ConfigError
 
 S = TypeVar("S", bound="Settings")

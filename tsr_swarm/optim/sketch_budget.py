@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tsr_swarm.config.blocks import Block
-from tsr_swarm.config.budget import KB, core_upload, sketch_costs
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.config.sizes import KB, core_upload, sketch_costs
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.periods import refresh_rounds
 
@@ -46,7 +46,7 @@ def after_round(
 def within_budget(plan: RoundPlan, config: RunConfig, blocks: Sequence[Block], known: RefreshState) -> RoundPlan:
     """``plan`` with the sketches that a budget allows in place of those that periods ask for; as it is without one.
 
-    The upload stays within the budget, if it does so without any sketch: see config/budget.py.
+    The upload stays within the budget, if it does so without any sketch: see config/sizes.py.
     """
     if not config.round.budget_kb:
         return plan

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tsr_swarm.baselines.registry import default_settings
-from tsr_swarm.config.run import RunConfig, require
+from tsr_swarm.config.coerce import require
+from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.simulate.heterogeneity import Heterogeneity
 
