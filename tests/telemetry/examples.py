@@ -6,22 +6,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddic
 
 from hypothesis import strategies as st
 
+from tests.fixtures import run_started
 from tsr_swarm.telemetry import events as e
 from tsr_swarm.telemetry.typed_json import MAX_COUNT, MAX_NUMBER
 
-STARTED = e.RunStarted(
-    run="shakespeare",
-    run_id="r1",
-    address="192.0.2.1:7700",
-    rounds=10,
-    min_peers=2,
-    parameters=1000,
-    k_x=20,
-    local_space="core",
-    rank="d/2",
-    voters=1,
-    version="0.1.0",
-)
+STARTED = run_started(run="shakespeare", min_peers=2)
 CLOSED = e.RoundClosed(
     round=1,
     peers=2,
