@@ -23,7 +23,7 @@ from tsr_swarm.telemetry.events import (
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.log import NEWEST, EventLog
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
-from tsr_swarm.wire.log_lines import lines_from_proto
+from tsr_swarm.wire.messages import lines_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 WATCH_MS = 2000
