@@ -56,8 +56,8 @@ from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.history import EVENTS_FILE
 from tsr_swarm.telemetry.log import EventLog, read_recording, recording
 from tsr_swarm.telemetry.text import reason_text
+from tsr_swarm.train.evaluate import make_evaluate
 from tsr_swarm.train.llama import parameter_count
-from tsr_swarm.train.scoring import make_evaluate
 from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.server import serve
@@ -142,7 +142,7 @@ class _Coordinator:
         self._options, self._folder, self._begun, self._evaluate = options, folder, begun, evaluate
         self._identity, self._book, self._run_log = identity, book, run_log
         self._ledger, self._kernel = ByteCounter(), KernelBytes([])
-        self._donor = StateStore(begun.manifest, folder.path / STATES, begun.delta_log)
+        self._donor = StateStore(begun.manifest, folder.path / STATES, begun.round_log)
         self._discovery = Announcer(identity, begun.manifest.run_id, run_log.emit)
 
     async def run(self, stop_gently: asyncio.Event, unread: Sequence[str]) -> None:
@@ -180,7 +180,7 @@ class _Coordinator:
             if node.leading is not None:
                 await node.leading.chronicle.finish()
             elif node.is_over:
-                await self._run_log.last_words(node.node.council.ledger.base.round)
+                await self._run_log.wait_for_round(node.node.council.ledger.base.round)
             if not node.is_over:
                 if node.node.council.voters == (self._identity.peer_id,):
                     await self._say_that_it_waits()
@@ -214,7 +214,7 @@ class _Coordinator:
             config=self._options.config,
             first=self._identity.peer_id,
             known=(),
-            ledger=begun.ledger,
+            ledger=begun.hard_state,
             journal=begun.journal,
             record=begun.record,
             weights=PlainWeights(begun.consensus),
@@ -283,7 +283,7 @@ class _Coordinator:
         except CheckpointError as error:
             self._run_log.emit(events.Warned(message=f"{error} Training goes on; the next round tries again."))
             return
-        self._donor.delta_log.checkpointed(self._folder.oldest_checkpoint)
+        self._donor.round_log.checkpointed(self._folder.oldest_checkpoint)
         self._run_log.emit(events.CheckpointSaved(round=record.round, path=path))
 
 
@@ -317,6 +317,6 @@ def _started(options: CoordinateOptions, begun: StartingPoint, address: str) -> 
         k_x=config.periods.k_x,
         local_space=config.optimizer.local_space,
         rank=str(config.optimizer.rank),
-        voters=len(begun.ledger.base.voters),
+        voters=len(begun.hard_state.base.voters),
         version=__version__,
     )

@@ -21,10 +21,10 @@ from tsr_swarm.simulate.own_method import OwnSwarm, manifest_of
 from tsr_swarm.simulate.protocols import ExchangeResult, SimulatedSwarm
 from tsr_swarm.simulate.result import Point, RunResult, this_machine
 from tsr_swarm.simulate.run_spec import RunSpec
+from tsr_swarm.train.corpus import Warn, ignore
 from tsr_swarm.train.data import TokenStream, heldout_tokens
 from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
 from tsr_swarm.train.llama import Llama, parameter_count
-from tsr_swarm.train.unread import Warn, ignore
 
 OnStep = Callable[[int], None]
 Evaluate = Callable[[Mapping[str, Tensor]], float]

@@ -10,10 +10,8 @@ from torch import Tensor
 from tsr_swarm.config.coerce import require
 from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.train.corpus import find_documents, read_documents
-from tsr_swarm.train.data import END_OF_DOCUMENT, training_tokens
-from tsr_swarm.train.split import heldout_documents, part_range
-from tsr_swarm.train.unread import Warn, ignore
+from tsr_swarm.train.corpus import Warn, find_documents, ignore, read_documents
+from tsr_swarm.train.data import END_OF_DOCUMENT, heldout_documents, part_range, training_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from tsr_swarm.simulate.result import RunResult
 from tsr_swarm.simulate.result_store import ResultStore
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.simulate.worker_pool import run_side_by_side
-from tsr_swarm.train.unread import Warn, ignore, once
+from tsr_swarm.train.corpus import Warn, ignore, once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.simulate.engine import run_one
 from tsr_swarm.simulate.result import RunResult
 from tsr_swarm.simulate.run_spec import RunSpec
-from tsr_swarm.train.unread import Warn, ignore
+from tsr_swarm.train.corpus import Warn, ignore
 
 OnStep = Callable[[str, int], None]  # a run's name, and its steps so far
 
