@@ -89,7 +89,7 @@ def test_only_one_file_knows_hivemind() -> None:
     assert importers_of("hivemind") == {"discovery/dht.py"}
 
 
-def test_what_people_look_at_does_not_load_torch() -> None:
+def test_commands_monitor_and_telemetry_do_not_import_torch() -> None:
     assert {name for name in importers_of("torch") if name.startswith(("telemetry/", "monitor/", "cli/"))} == set()
 
 

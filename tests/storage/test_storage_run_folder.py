@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures import tiny_model
 from tests.published_rounds import FIRST, VOTERS, History, make_history
 from tests.steady import steady
-from tsr_swarm.config.run import CheckpointConfig, ModelConfig, PeriodsConfig, RoundConfig, RunConfig
+from tsr_swarm.config.run import CheckpointConfig, PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, RunError
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.storage import checkpoint
@@ -70,14 +71,7 @@ class Begun:
 @pytest.fixture
 def begun(tmp_path: Path) -> Begun:
     config = RunConfig(
-        model=ModelConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-        ),
+        model=tiny_model(),
         optimizer=steady(rank=4, embedding_rank=4),
         periods=PeriodsConfig(k_x=5, k_r=10, k_r_embedding=10),
         checkpoint=CheckpointConfig(dir=str(tmp_path)),
