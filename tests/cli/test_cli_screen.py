@@ -125,8 +125,8 @@ async def test_ctrl_c_on_the_screen_asks_the_command_to_finish_its_round(
         await pilot.press("ctrl+c")
 
     snapshot = await show.run("wait", interrupt)
-    assert show.stop.gently.is_set()
-    assert not show.stop.now.is_set()
+    assert show.stop.graceful.is_set()
+    assert not show.stop.immediate.is_set()
     assert snapshot.rounds_counted == 2
     assert "run finished after 2 rounds (it was asked to stop)" in capsys.readouterr().out
 

@@ -35,7 +35,7 @@ async def work(stop):
         os.write(tell, b"all printed\\n")
         if how == "fail":
             raise RunError("It is full; make room.")
-        await stop.gently.wait()
+        await stop.graceful.wait()
         emit(Warned(message="the last line"))
 try:
     process.run_process(mode, work)

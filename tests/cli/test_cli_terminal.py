@@ -34,7 +34,7 @@ async def work(stop):
         await asyncio.sleep(0.001)  # the screen shows many of them
     print("all rounds", file=life, flush=True)
     if HOW != "end":
-        await stop.gently.wait()
+        await stop.graceful.wait()
 try:
     run_process(Mode.JSON, work)
 except typer.Exit as end:

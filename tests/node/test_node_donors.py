@@ -67,7 +67,7 @@ async def with_donors(folder: Path, config: RunConfig, on_event: OnEvent) -> Swa
 
 def end(swarm: Swarm) -> None:
     for member in swarm.members:
-        member.stop.demand()
+        member.stop.terminate()
 
 
 def end_when_applied(swarm: Swarm, event: ev.Event, name: str, after: int = 0) -> None:
@@ -153,7 +153,7 @@ async def test_a_joiner_that_is_restarted_in_the_middle_fetches_only_the_rest(
         if "peer-4" in str(self.path):
             taken.append((self, index))
             if len(taken) == 10:
-                swarms[0].peers[4].stop.demand()
+                swarms[0].peers[4].stop.terminate()
 
     def watch(swarm: Swarm, event: ev.Event) -> None:
         swarms[:] = [swarm]

@@ -10,26 +10,32 @@ from contextlib import contextmanager
 
 import pytest
 
-from tsr_swarm.process.shutdown import PARENT_VARIABLE, Shutdown, run_unless_now, run_unless_stopped, tie_to_parent
+from tsr_swarm.process.shutdown import (
+    PARENT_VARIABLE,
+    Shutdown,
+    run_unless_stopped,
+    run_unless_terminated,
+    tie_to_parent,
+)
 
-# A process under the lifeline: tells what it hears; told to "hang", its loop never answers again.
+# A process under ``run_until_stopped``: tells what it hears; told to "hang", its loop never answers again.
 CHILD = """
 import asyncio, sys, time
-from tsr_swarm.runtime import lifeline
-lifeline.GIVE_UP_SECONDS = lifeline.CANCEL_SECONDS = 1.0
+from tsr_swarm.process import shutdown
+shutdown.GIVE_UP_SECONDS = shutdown.CANCEL_SECONDS = 1.0
 async def main(stop):
     print("ready", flush=True)
-    await stop.gently.wait()
-    print("gently", flush=True)
+    await stop.graceful.wait()
+    print("graceful", flush=True)
     if sys.argv[1] == "leave":
         return
     if sys.argv[1] == "hang":
         time.sleep(1000)
-    await stop.now.wait()
-    print("now", flush=True)
+    await stop.immediate.wait()
+    print("immediate", flush=True)
     if sys.argv[1] == "ignore":
         await asyncio.Event().wait()
-sys.exit(lifeline.run_until_stopped(main, lifeline.tie_to_parent()))
+sys.exit(shutdown.run_until_stopped(main, shutdown.tie_to_parent()))
 """
 
 
@@ -51,45 +57,45 @@ def read(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_first_signal_asks_gently_and_the_process_ends_as_interrupted(number: signal.Signals) -> None:
+def test_a_first_signal_asks_gracefully_and_the_process_ends_as_interrupted(number: signal.Signals) -> None:
     with child("leave") as process:
         process.send_signal(number)
-        assert read(process) == "gently"
+        assert read(process) == "graceful"
         assert process.wait() == 130
 
 
 def test_a_second_ctrl_c_asks_to_leave_at_once() -> None:
     with child("stay") as process:
         process.send_signal(signal.SIGINT)
-        assert read(process) == "gently"
+        assert read(process) == "graceful"
         process.send_signal(signal.SIGINT)
-        assert read(process) == "now"
+        assert read(process) == "immediate"
         assert process.wait() == 130
 
 
 def test_a_signal_that_is_sent_twice_at_once_by_a_closing_terminal_counts_once() -> None:
     with child("stay") as process:
         process.send_signal(signal.SIGHUP)
-        assert read(process) == "gently"
+        assert read(process) == "graceful"
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGINT)  # another one does count
-        assert read(process) == "now"
+        assert read(process) == "immediate"
         assert process.wait() == 130
 
 
-def test_work_that_will_not_end_is_cancelled_after_now() -> None:
+def test_work_that_will_not_end_is_cancelled_after_an_immediate_stop() -> None:
     with child("ignore") as process:
         process.send_signal(signal.SIGINT)
-        assert read(process) == "gently"
+        assert read(process) == "graceful"
         process.send_signal(signal.SIGTERM)
-        assert read(process) == "now"
+        assert read(process) == "immediate"
         assert process.wait() == 130
 
 
 def test_a_stop_ends_even_a_process_whose_loop_is_stuck() -> None:
     with child("hang") as process:
         process.send_signal(signal.SIGINT)
-        assert read(process) == "gently"
+        assert read(process) == "graceful"
         assert process.wait() == 130
 
 
@@ -122,10 +128,10 @@ async def test_a_terminal_that_has_gone_asks_once_however_often_it_is_noticed() 
     stop = Shutdown()
     stop.hang_up()
     stop.hang_up()
-    assert stop.gently.is_set()
-    assert not stop.now.is_set()
+    assert stop.graceful.is_set()
+    assert not stop.immediate.is_set()
     stop.request()
-    assert stop.now.is_set()
+    assert stop.immediate.is_set()
 
 
 async def test_any_stop_cancels_work_that_has_nothing_to_finish() -> None:
@@ -142,7 +148,7 @@ async def test_any_stop_cancels_work_that_has_nothing_to_finish() -> None:
     assert events == ["cleaned up"]
 
 
-async def test_a_gentle_stop_leaves_work_alone_that_sees_to_it_itself() -> None:
+async def test_a_graceful_stop_leaves_work_alone_that_sees_to_it_itself() -> None:
     stop, events = Shutdown(), []
 
     async def work() -> None:
@@ -150,7 +156,7 @@ async def test_a_gentle_stop_leaves_work_alone_that_sees_to_it_itself() -> None:
         await asyncio.sleep(0)
         events.append("finished")
 
-    await run_unless_now(work(), stop)
+    await run_unless_terminated(work(), stop)
     assert events == ["finished"]
 
 

@@ -30,17 +30,17 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(numb
 print("ready", flush=True)
 while True: signal.pause()
 """
-# A supervisor with a child under the lifeline, one that ignores everything, and a temporary folder.
+# A supervisor with a child under ``run_until_stopped``, one that ignores everything, and a temporary folder.
 SUPERVISOR = """
 import asyncio, os, subprocess, sys
-from tsr_swarm.runtime import children
+from tsr_swarm.process import supervisor
 from tsr_swarm.process.supervisor import ProcessGroup
-children.JANITOR_SECONDS = 1.0
+supervisor.JANITOR_SECONDS = 1.0
 TIED = '''
 from tsr_swarm.process.shutdown import run_until_stopped, tie_to_parent
 async def main(stop):
     print("ready", flush=True)
-    await stop.now.wait()
+    await stop.immediate.wait()
 run_until_stopped(main, tie_to_parent())
 '''
 async def main():

@@ -69,7 +69,7 @@ async def run_front(
             asks.cancel()
         code = await child.wait()
         if was_interrupted(child, log):
-            if not stop.gently.is_set():
+            if not stop.graceful.is_set():
                 raise ChildError(f"The {name} was interrupted.", INTERRUPTED)
         elif code != 0:
             raise failure_of(child, log)
@@ -90,12 +90,12 @@ async def _show(screen: Screen, pump: asyncio.Task[None], closed: Callable[[], N
 async def _close_when_over(screen: Screen, child: Child, stop: Shutdown) -> None:
     """A run that finished by itself stays on screen until it has been read, or the terminal is closed."""
     if await child.wait() == 0:
-        await stop.gently.wait()
+        await stop.graceful.wait()
     screen.exit()
 
 
 async def _pass_on(stop: Shutdown, child: Child) -> None:
-    await stop.gently.wait()
+    await stop.graceful.wait()
     child.ask()
-    await stop.now.wait()
+    await stop.immediate.wait()
     child.demand()

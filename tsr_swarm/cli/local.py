@@ -115,7 +115,7 @@ def local(
                 snapshot = await _in_lines(family, options, mode, record, request)
             if mode is not Mode.JSON:
                 print("\n".join(summary(snapshot)), flush=True)
-            if mode is not Mode.JSON and snapshot.rounds_counted and not request.gently.is_set():
+            if mode is not Mode.JSON and snapshot.rounds_counted and not request.graceful.is_set():
                 await run_unless_stopped(_print_sample(family, place, snapshot.leader), request)
 
     run_training(mode, work)

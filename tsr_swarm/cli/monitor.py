@@ -19,7 +19,7 @@ def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, j
 
     async def work(stop: Shutdown) -> None:
         await run_unless_stopped(reach(coordinator, wait), stop)  # what keeps it waiting is no matter for a screen
-        if stop.gently.is_set():
+        if stop.graceful.is_set():
             return
         async with watching(coordinator, lambda error: print_aside(f"{error} Trying again.")) as source:
             if mode is Mode.SCREEN:

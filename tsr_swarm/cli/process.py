@@ -35,7 +35,7 @@ def run_process(mode: Mode, work: Work) -> NoReturn:
         try:
             await work(stop)
         finally:
-            if stop.gently.is_set():
+            if stop.graceful.is_set():
                 streams.end_seconds = CLOSE_SECONDS
 
     with streams.installed():
@@ -58,6 +58,6 @@ def run_training(mode: Mode, work: Work) -> NoReturn:
 
 
 async def _say_leaving(stop: Shutdown) -> None:
-    await stop.gently.wait()
-    if not stop.now.is_set():
+    await stop.graceful.wait()
+    if not stop.immediate.is_set():
         print_aside(LEAVING)

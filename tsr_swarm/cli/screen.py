@@ -86,7 +86,7 @@ async def _show(
 ) -> None:
     def interrupt() -> str:
         stop.request()
-        return "Leaving at once." if stop.now.is_set() else LEAVING
+        return "Leaving at once." if stop.immediate.is_set() else LEAVING
 
     screen.on_interrupt = interrupt
     command, *rest = arguments
@@ -143,7 +143,7 @@ class Onlooker:
 
     async def say_leaving(self, stop: Shutdown) -> None:
         """Answer Ctrl-C where the screen no longer does."""
-        await stop.gently.wait()
+        await stop.graceful.wait()
         if self._is_printing:
             print(LEAVING, flush=True)
 
@@ -162,7 +162,7 @@ def _print(when: float, event: Event) -> None:
 async def show_source(source: Source, title: str, quit_note: str, stop: Shutdown) -> None:
     """Show a run that goes on elsewhere, or went on once, until the screen is closed. Raises what the source raised."""
     screen = SwarmMonitor(source, title, quit_note)
-    stopped = asyncio.create_task(stop.gently.wait())
+    stopped = asyncio.create_task(stop.graceful.wait())
     stopped.add_done_callback(lambda task: None if task.cancelled() else screen.exit())
     try:
         await screen.take_terminal()

@@ -153,7 +153,7 @@ class _Swarm:
         await self._start_coordinator()
         for work in (self._pass_on_the_request(), self._watch_the_place()):
             self._begin(work)
-        ends = [asyncio.create_task(event.wait()) for event in (self._over, self._stop.now, self._failed)]
+        ends = [asyncio.create_task(event.wait()) for event in (self._over, self._stop.immediate, self._failed)]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if self._error is not None:
@@ -187,7 +187,7 @@ class _Swarm:
 
     @property
     def _is_ending(self) -> bool:
-        return self._is_finishing or self._stop.gently.is_set()
+        return self._is_finishing or self._stop.graceful.is_set()
 
     @property
     def _alive(self) -> set[int]:
@@ -380,7 +380,7 @@ class _Swarm:
         self._fail(await self._where.broken())
 
     async def _pass_on_the_request(self) -> None:
-        await self._stop.gently.wait()
+        await self._stop.graceful.wait()
         self._end_what_passes()
         # The leader first: it finishes the round, for which it needs the others' work and votes.
         leader = self._children.get(self._view.leader)
@@ -397,7 +397,7 @@ class _Swarm:
 
     async def _see_off(self) -> None:
         """The run has ended: give everybody time to leave."""
-        if not self._stop.gently.is_set():
+        if not self._stop.graceful.is_set():
             for fault in self._faults:
                 self._emit(Warned(message=f"The run ended before {fault} was due."))
         if self._tends:
@@ -406,7 +406,7 @@ class _Swarm:
         if not coordinator.exit_code or COORDINATOR in self._missed or COORDINATOR in self._killed:
             return
         with self._log(COORDINATOR) as log:
-            if not (self._stop.gently.is_set() and was_interrupted(coordinator, log)):
+            if not (self._stop.graceful.is_set() and was_interrupted(coordinator, log)):
                 raise failure_of(coordinator, log)
 
     def _failure_of(self, who: int) -> ChildError:

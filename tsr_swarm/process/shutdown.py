@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 PARENT_VARIABLE = "TSR_SWARM_PARENT"  # the process id of the one that started this process
 INTERRUPTED = 130  # exit code
 POLL_SECONDS = 0.5
-CANCEL_SECONDS = 5.0  # from "now" until the work is cancelled ...
+CANCEL_SECONDS = 5.0  # from the immediate stop until the work is cancelled ...
 GIVE_UP_SECONDS = 10.0  # ... and until the process ends whatever still holds it: a long step, a stuck thread
 ECHO_SECONDS = 1.0  # one closing terminal, or timeout(1), sends the same signal twice
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -27,18 +27,19 @@ T = TypeVar("T")
 
 
 class Shutdown:
-    """What has been asked: nothing, to finish the round and leave (``gently``), or to leave at once (``now``)."""
+    """What a process has been asked: nothing, to finish the round and leave (``graceful``), or to leave at once
+    (``immediate``)."""
 
     def __init__(self) -> None:
-        self.gently = asyncio.Event()
-        self.now = asyncio.Event()
+        self.graceful = asyncio.Event()
+        self.immediate = asyncio.Event()
         self._has_hung_up = False
 
     def request(self) -> None:
-        """Ask once: gently. Ask again: now."""
-        if self.gently.is_set():
-            self.now.set()
-        self.gently.set()
+        """Ask once: graceful. Ask again: immediate."""
+        if self.graceful.is_set():
+            self.immediate.set()
+        self.graceful.set()
 
     def hang_up(self) -> None:
         """Ask once, however often it is noticed that the terminal, or whoever reads the output, has gone."""
@@ -46,10 +47,10 @@ class Shutdown:
             self._has_hung_up = True
             self.request()
 
-    def demand(self) -> None:
+    def terminate(self) -> None:
         """Ask to leave at once."""
-        self.gently.set()
-        self.now.set()
+        self.graceful.set()
+        self.immediate.set()
 
 
 def tie_to_parent(environ: Mapping[str, str] = os.environ) -> int | None:
@@ -71,7 +72,7 @@ def tie_to_parent(environ: Mapping[str, str] = os.environ) -> int | None:
 def run_until_stopped(main: Callable[[Shutdown], Awaitable[None]], parent: int | None = None) -> int:
     """Run ``main`` to its end in a new event loop and return 0, or 130 if a stop was asked before it ended.
 
-    ``main`` sees to both kinds of stop itself; it is cancelled if it has not returned ``CANCEL_SECONDS`` after ``now``.
+    ``main`` sees to both kinds of stop itself; it is cancelled ``CANCEL_SECONDS`` after ``immediate`` if it still runs.
     Its exceptions pass through.
     """
     with _Watch(parent) as watch, asyncio.Runner() as runner:
@@ -80,12 +81,12 @@ def run_until_stopped(main: Callable[[Shutdown], Awaitable[None]], parent: int |
 
 async def run_unless_stopped(work: Coroutine[Any, Any, None], stop: Shutdown) -> None:
     """Run ``work``, which has nothing to finish: any stop cancels it."""
-    await run_unless(stop.gently, work)
+    await run_unless(stop.graceful, work)
 
 
-async def run_unless_now(work: Coroutine[Any, Any, None], stop: Shutdown) -> None:
-    """Run ``work``, which sees to the gentle stop itself: ``now`` cancels it."""
-    await run_unless(stop.now, work)
+async def run_unless_terminated(work: Coroutine[Any, Any, None], stop: Shutdown) -> None:
+    """Run ``work``, which sees to the graceful stop itself: ``immediate`` cancels it."""
+    await run_unless(stop.immediate, work)
 
 
 async def run_unless(asked: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
@@ -104,17 +105,17 @@ async def _supervise(main: Callable[[Shutdown], Awaitable[None]], watch: "_Watch
     stop = Shutdown()
     with watch.attached(stop), _signals_ask(stop, watch.is_orphan):
         work = asyncio.ensure_future(main(stop))
-        now = asyncio.create_task(stop.now.wait())
+        immediate = asyncio.create_task(stop.immediate.wait())
         try:
-            await asyncio.wait({work, now}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, immediate}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 await asyncio.wait({work}, timeout=CANCEL_SECONDS)
         finally:
-            now.cancel()
+            immediate.cancel()
             work.cancel()  # does nothing to work that is done
         with contextlib.suppress(asyncio.CancelledError):
             await work
-        return INTERRUPTED if stop.gently.is_set() else 0
+        return INTERRUPTED if stop.graceful.is_set() else 0
 
 
 @contextlib.contextmanager
@@ -128,7 +129,7 @@ def _signals_ask(stop: Shutdown, is_orphan: Callable[[], bool]) -> Iterator[None
             _let_go_of(terminals)
         before, heard[number] = heard.get(number), loop.time()
         if is_orphan():
-            stop.demand()
+            stop.terminate()
         elif number == signal.SIGHUP and before is None:
             stop.hang_up()
         elif number == signal.SIGINT or before is None or loop.time() - before > ECHO_SECONDS:
@@ -171,8 +172,8 @@ class _Watch:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        # Once "now" was asked the thread stays: the interpreter may still wait for other threads to end.
-        if self._stop is None or not self._stop.now.is_set():
+        # Once the immediate stop was asked the thread stays: the interpreter may still wait for other threads to end.
+        if self._stop is None or not self._stop.immediate.is_set():
             self._closed.set()
             self._thread.join()
 
@@ -191,11 +192,11 @@ class _Watch:
     def _run(self) -> None:
         while not self._closed.wait(POLL_SECONDS):
             stop, is_orphan = self._stop, self.is_orphan()
-            is_stuck = stop is not None and stop.gently.is_set() and not self._is_alive
+            is_stuck = stop is not None and stop.graceful.is_set() and not self._is_alive
             self._ask_loop()
             if is_orphan and stop is not None:
-                self._call(stop.demand)
-            has_to_end = is_orphan or is_stuck or (stop is not None and stop.now.is_set())
+                self._call(stop.terminate)
+            has_to_end = is_orphan or is_stuck or (stop is not None and stop.immediate.is_set())
             self._left = self._left - POLL_SECONDS if has_to_end else GIVE_UP_SECONDS
             if self._left <= 0:
                 os._exit(INTERRUPTED)  # without a word; guards and janitors see to what it leaves
