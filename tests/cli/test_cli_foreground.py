@@ -59,9 +59,9 @@ class Front:
         self.has_printed, self.has_ended, self.has_closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def run(self, *how: str) -> None:
-        async with ProcessGroup() as family, asyncio.timeout(60):
+        async with ProcessGroup() as group, asyncio.timeout(60):
             await run_front(
-                family=family,
+                group=group,
                 name="command",
                 command=[sys.executable, "-c", COMMAND, *how],
                 screen=self.screen,

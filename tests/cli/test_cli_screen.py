@@ -64,15 +64,15 @@ class Show:
         invite: Invite = lambda snapshot: None,
     ) -> SwarmSnapshot:
         self._prepare(how, steps)
-        async with ProcessGroup() as family, asyncio.timeout(60):
+        async with ProcessGroup() as group, asyncio.timeout(60):
             arguments = ["coordinate", "run.toml"]
-            return await screen.show_stream(family, "coordinator", arguments, "chat", self.stop, folder, invite)
+            return await screen.show_stream(group, "coordinator", arguments, "chat", self.stop, folder, invite)
 
     async def run_beside(self, source: Source, how: str, steps: Steps) -> None:
         """As a peer's command: what the swarm tells comes from elsewhere."""
         self._prepare(how, steps)
-        async with ProcessGroup() as family, asyncio.timeout(60):
-            await screen.show_beside(family, "peer", ["coordinate", "run.toml"], source, "chat", self.stop)
+        async with ProcessGroup() as group, asyncio.timeout(60):
+            await screen.show_beside(group, "peer", ["coordinate", "run.toml"], source, "chat", self.stop)
 
     def _prepare(self, how: str, steps: Steps) -> None:
         async def headless(app: SwarmMonitor) -> None:

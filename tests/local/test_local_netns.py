@@ -57,56 +57,54 @@ async def lab(lines: dict[int, HomeLine]) -> AsyncIterator[tuple[LocalNetwork, P
     plan = LocalPlan(peers=2, environment={}, lines=lines)
     async with (
         asyncio.timeout(60),
-        ProcessGroup() as family,
-        open_place(plan, None, family, seed=0, environment=os.environ, use_dht=True, emit=events.append) as place,
+        ProcessGroup() as group,
+        open_place(plan, None, group, seed=0, environment=os.environ, use_dht=True, emit=events.append) as place,
     ):
         [event] = events
         assert isinstance(event, LabReady)
         print(f"lab: {event.mode}: {event.reason}")
         if not isinstance(place, Namespaces):
             assert "namespaces need" in event.reason or "TUN device" in event.reason
-        yield place, family
+        yield place, group
 
 
-async def start(place: LocalNetwork, family: ProcessGroup, who: int, script: str, *arguments: str) -> Child:
+async def start(place: LocalNetwork, group: ProcessGroup, who: int, script: str, *arguments: str) -> Child:
     command = place.command(who, [sys.executable, "-I", "-S", "-c", script, *arguments])
-    return await family.start("it", command, environment=os.environ, stdout=subprocess.PIPE)
+    return await group.start("it", command, environment=os.environ, stdout=subprocess.PIPE)
 
 
-async def ask(
-    place: LocalNetwork, family: ProcessGroup, who: int, target: str, port: str = "0", times: int = 20
-) -> str:
+async def ask(place: LocalNetwork, group: ProcessGroup, who: int, target: str, port: str = "0", times: int = 20) -> str:
     """What an asker in ``who`` prints."""
-    return await anext((await start(place, family, who, ASK, target, port, str(times))).lines())
+    return await anext((await start(place, group, who, ASK, target, port, str(times))).lines())
 
 
 async def test_packets_cross_the_lab_with_delay_partition_and_nat() -> None:
-    async with lab({1: HomeLine(rtt=0.03), 2: HomeLine(rtt=0.01, nat=True)}) as (place, family):
+    async with lab({1: HomeLine(rtt=0.03), 2: HomeLine(rtt=0.01, nat=True)}) as (place, group):
         if not isinstance(place, Namespaces):
             return  # what a proxy does is tested beside it
-        echo = await start(place, family, 0, ECHO, "10.77.0.1")
+        echo = await start(place, group, 0, ECHO, "10.77.0.1")
         heard = echo.lines()
         assert await anext(heard) == "ready"
-        assert float(await ask(place, family, 1, "10.77.0.1")) >= 0.03
-        assert float(await ask(place, family, 2, "10.77.0.1")) >= 0.01, "who is behind NAT may ask"
+        assert float(await ask(place, group, 1, "10.77.0.1")) >= 0.03
+        assert float(await ask(place, group, 2, "10.77.0.1")) >= 0.01, "who is behind NAT may ask"
 
         place.cut([frozenset((0, 1))])
-        assert await ask(place, family, 1, "10.77.0.1", times=3) == "nothing"
-        assert float(await ask(place, family, 2, "10.77.0.1")) >= 0.01, "the others go on"
+        assert await ask(place, group, 1, "10.77.0.1", times=3) == "nothing"
+        assert float(await ask(place, group, 2, "10.77.0.1")) >= 0.01, "the others go on"
         place.cut([])
-        assert float(await ask(place, family, 1, "10.77.0.1")) >= 0.03
+        assert float(await ask(place, group, 1, "10.77.0.1")) >= 0.03
 
-        inside = await start(place, family, 2, ECHO, "10.77.0.3")
+        inside = await start(place, group, 2, ECHO, "10.77.0.3")
         assert await anext(inside.lines()) == "ready"
-        assert await ask(place, family, 0, "10.77.0.3", times=3) == "nothing", "unasked"
-        assert await ask(place, family, 2, "10.77.0.3") != "nothing", "its own loopback is up"
+        assert await ask(place, group, 0, "10.77.0.3", times=3) == "nothing", "unasked"
+        assert await ask(place, group, 2, "10.77.0.3") != "nothing", "its own loopback is up"
 
 
 async def test_a_lab_leaves_nothing_behind_and_tells_when_its_router_is_gone() -> None:
     before = namespaces()
-    async with lab({1: HomeLine()}) as (place, family):
+    async with lab({1: HomeLine()}) as (place, group):
         if isinstance(place, Namespaces):
-            child = await start(place, family, 1, ECHO, "10.77.0.2")
+            child = await start(place, group, 1, ECHO, "10.77.0.2")
             assert await anext(child.lines()) == "ready"
             assert len(namespaces() - before) == 2, "the router's and the child's"
             place._router.kill()
@@ -118,9 +116,9 @@ async def test_a_lab_leaves_nothing_behind_and_tells_when_its_router_is_gone() -
 
 async def test_a_router_that_may_not_make_a_namespace_says_so_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tsr_swarm.local.network.netns_lab.ROUTER", WITHOUT_RIGHTS)
-    async with ProcessGroup() as family:
+    async with ProcessGroup() as group:
         with pytest.raises(SwarmError, match=r"^Network namespaces need root \(Operation not permitted\)\.$"):
-            await Namespaces.start(family, {0: HomeLine()}, 0, os.environ, True)
+            await Namespaces.start(group, {0: HomeLine()}, 0, os.environ, True)
 
 
 WITHOUT_RIGHTS = [

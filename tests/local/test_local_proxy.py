@@ -195,8 +195,8 @@ async def kind_of_lab(mode: str | None, lines: dict[int, HomeLine]) -> tuple[str
     events: list[Event] = []
     plan = LocalPlan(peers=1, environment={}, lines=lines)
     async with (
-        ProcessGroup() as family,
-        open_place(plan, mode, family, seed=0, environment={}, use_dht=True, emit=events.append) as place,
+        ProcessGroup() as group,
+        open_place(plan, mode, group, seed=0, environment={}, use_dht=True, emit=events.append) as place,
     ):
         return type(place).__name__, events
 

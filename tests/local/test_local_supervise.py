@@ -135,9 +135,9 @@ class Stage:
 
     async def run(self, plan: LocalPlan, **options: bool) -> None:
         config = fit_config(RunConfig(), plan, self.folder)
-        async with ProcessGroup() as family, asyncio.timeout(60):
+        async with ProcessGroup() as group, asyncio.timeout(60):
             all_options = LocalOptions(config=config, plan=plan, folder=self.folder, **options)
-            await run_local(all_options, family, self.see, self.stop)
+            await run_local(all_options, group, self.see, self.stop)
 
     def see(self, event: Event) -> None:
         self.events.append(event)

@@ -43,7 +43,7 @@ class Feed:
 
 async def run_front(
     *,
-    family: ProcessGroup,
+    group: ProcessGroup,
     name: str,
     command: Sequence[str],
     screen: Screen,
@@ -57,13 +57,13 @@ async def run_front(
     closed and the command still runs. Raises ChildError, with the command's own sentence, when it failed.
     """
     with child_log() as log:
-        child = await family.start(name, command, environment=os.environ, stdout=subprocess.PIPE, stderr=log)
+        child = await group.start(name, command, environment=os.environ, stdout=subprocess.PIPE, stderr=log)
         asks = asyncio.create_task(_pass_on(stop, child))
         try:
-            async with asyncio.TaskGroup() as group:
-                pump = group.create_task(_pump(child, see))
-                show = group.create_task(_show(screen, pump, closed))
-                closer = group.create_task(_close_when_over(screen, child, stop))
+            async with asyncio.TaskGroup() as tasks:
+                pump = tasks.create_task(_pump(child, see))
+                show = tasks.create_task(_show(screen, pump, closed))
+                closer = tasks.create_task(_close_when_over(screen, child, stop))
                 show.add_done_callback(lambda _: closer.cancel())
         finally:
             asks.cancel()
@@ -96,6 +96,6 @@ async def _close_when_over(screen: Screen, child: Child, stop: Shutdown) -> None
 
 async def _pass_on(stop: Shutdown, child: Child) -> None:
     await stop.graceful.wait()
-    child.ask()
+    child.interrupt()
     await stop.immediate.wait()
-    child.demand()
+    child.terminate()

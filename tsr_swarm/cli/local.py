@@ -23,7 +23,7 @@ from tsr_swarm.local.network import netns_lab
 from tsr_swarm.local.network.open import MODES
 from tsr_swarm.local.placing import FaultError, plan_local
 from tsr_swarm.local.supervise import LocalOptions, fit_config, keep_config, run_local, sample_text
-from tsr_swarm.process.shutdown import Shutdown, run_unless_stopped
+from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.process.supervisor import ProcessGroup
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.fold import fold
@@ -98,10 +98,10 @@ def local(
         raise UsageError(str(error)) from None
 
     async def work(request: Shutdown) -> None:
-        async with ProcessGroup() as family:
-            place = folder or family.temporary_folder()
+        async with ProcessGroup() as group:
+            place = folder or group.temporary_folder()
             if mode is Mode.SCREEN:
-                snapshot = await _on_screen(family, context.obj, place, folder, resume, config.run.name, request)
+                snapshot = await _on_screen(group, context.obj, place, folder, resume, config.run.name, request)
             else:
                 fit = keep_config if resume and run_file is None else fit_config
                 options = LocalOptions(
@@ -112,17 +112,17 @@ def local(
                     use_dht=not no_dht,
                     lab=lab,
                 )
-                snapshot = await _in_lines(family, options, mode, record, request)
+                snapshot = await _in_lines(group, options, mode, record, request)
             if mode is not Mode.JSON:
                 print("\n".join(summary(snapshot)), flush=True)
             if mode is not Mode.JSON and snapshot.rounds_counted and not request.graceful.is_set():
-                await run_unless_stopped(_print_sample(family, place, snapshot.leader), request)
+                await run_unless(request.graceful, _print_sample(group, place, snapshot.leader))
 
     run_training(mode, work)
 
 
 async def _in_lines(
-    family: ProcessGroup, options: LocalOptions, mode: Mode, record: Path | None, stop: Shutdown
+    group: ProcessGroup, options: LocalOptions, mode: Mode, record: Path | None, stop: Shutdown
 ) -> SwarmSnapshot:
     snapshot = read_history(coordinator_folder(options.folder)) if options.resume else SwarmSnapshot()
     with emitter(mode, record) as emit:
@@ -132,12 +132,12 @@ async def _in_lines(
             snapshot = fold(snapshot, time.time(), event)
             emit(event)
 
-        await run_local(options, family, see, stop)
+        await run_local(options, group, see, stop)
     return snapshot
 
 
 async def _on_screen(
-    family: ProcessGroup,
+    group: ProcessGroup,
     arguments: Sequence[str],
     place: Path,
     given: Path | None,
@@ -151,7 +151,7 @@ async def _on_screen(
     command, *rest = arguments
     where = [] if given else ["--dir", str(place)]
     history = coordinator_folder(place) if resume else None
-    return await show_stream(family, "local swarm", [command, *where, *rest], title, stop, history, _invite)
+    return await show_stream(group, "local swarm", [command, *where, *rest], title, stop, history, _invite)
 
 
 def _invite(snapshot: SwarmSnapshot) -> "Invitation | None":
@@ -161,9 +161,9 @@ def _invite(snapshot: SwarmSnapshot) -> "Invitation | None":
     return invitation(snapshot.address, snapshot.address, 0)
 
 
-async def _print_sample(family: ProcessGroup, place: Path, leader: str) -> None:
+async def _print_sample(group: ProcessGroup, place: Path, leader: str) -> None:
     """From the coordinator's newest checkpoint, which is not the run's last word where another led it to its end."""
-    text = await sample_text(family, place, SAMPLE_LENGTH)
+    text = await sample_text(group, place, SAMPLE_LENGTH)
     if text:
         is_last = leader in ("", name_of(COORDINATOR))
         print(f"What {'the model' if is_last else LAST_CHECKPOINT} writes by itself:\n\n{text}", flush=True)

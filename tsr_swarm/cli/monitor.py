@@ -6,7 +6,7 @@ from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode, choose_mode, print_aside, print_line
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.process.machine_limits import require_process_room
-from tsr_swarm.process.shutdown import Shutdown, run_unless_stopped
+from tsr_swarm.process.shutdown import Shutdown, run_unless
 
 
 def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, json: Json = False) -> None:
@@ -18,7 +18,7 @@ def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, j
     require_process_room()
 
     async def work(stop: Shutdown) -> None:
-        await run_unless_stopped(reach(coordinator, wait), stop)  # what keeps it waiting is no matter for a screen
+        await run_unless(stop.graceful, reach(coordinator, wait))  # what keeps it waiting is no matter for a screen
         if stop.graceful.is_set():
             return
         async with watching(coordinator, lambda error: print_aside(f"{error} Trying again.")) as source:
@@ -27,6 +27,6 @@ def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, j
 
                 await show_source(source, coordinator, "The monitor is closed; training goes on.", stop)
             else:
-                await run_unless_stopped(follow(source, partial(print_line, mode)), stop)
+                await run_unless(stop.graceful, follow(source, partial(print_line, mode)))
 
     run_process(mode, work)

@@ -10,7 +10,7 @@ from tsr_swarm.cli.options import Json, Plain, UsageError
 from tsr_swarm.cli.output import Mode, choose_mode, print_line
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.cli.streams import catch_up
-from tsr_swarm.process.shutdown import Shutdown, run_unless_stopped
+from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.telemetry.events import decode_stamped
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
@@ -36,7 +36,7 @@ def replay(
 
             await show_source(source, f"replay of {file}", "The replay is closed.", stop)
         else:
-            await run_unless_stopped(_print_all(), stop)
+            await run_unless(stop.graceful, _print_all())
 
     async def _print_all() -> None:
         snapshot = SwarmSnapshot()

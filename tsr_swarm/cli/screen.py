@@ -31,8 +31,8 @@ def show_coordinator(arguments: Sequence[str], title: str, folder: Path | None, 
     """Run ``coordinate`` with these arguments behind a screen. ``folder``: of a run that goes on."""
 
     async def work(stop: Shutdown) -> None:
-        async with ProcessGroup() as family:
-            await show_stream(family, "coordinator", arguments, title, stop, folder, invite)
+        async with ProcessGroup() as group:
+            await show_stream(group, "coordinator", arguments, title, stop, folder, invite)
 
     run_process(Mode.SCREEN, work)
 
@@ -41,23 +41,23 @@ def show_peer(arguments: Sequence[str], coordinator: str) -> NoReturn:
     """Run ``join`` with these arguments behind a screen that shows the whole swarm, as its coordinator tells it."""
 
     async def work(stop: Shutdown) -> None:
-        async with watching(coordinator) as source, ProcessGroup() as family:
-            await show_beside(family, "peer", arguments, source, coordinator, stop)
+        async with watching(coordinator) as source, ProcessGroup() as group:
+            await show_beside(group, "peer", arguments, source, coordinator, stop)
 
     run_process(Mode.SCREEN, work)
 
 
 async def show_beside(
-    family: ProcessGroup, name: str, arguments: Sequence[str], source: Source, title: str, stop: Shutdown
+    group: ProcessGroup, name: str, arguments: Sequence[str], source: Source, title: str, stop: Shutdown
 ) -> None:
     """Run a peer's command behind a screen that shows what ``source`` tells of the swarm, and the peer's own news."""
     feed = Feed()
     screen = SwarmMonitor(source, title, QUIT_NOTE, own=PipeSource(feed, time.time))
-    await _show(family, name, arguments, Onlooker(feed), screen, stop)
+    await _show(group, name, arguments, Onlooker(feed), screen, stop)
 
 
 async def show_stream(
-    family: ProcessGroup,
+    group: ProcessGroup,
     name: str,
     arguments: Sequence[str],
     title: str,
@@ -72,12 +72,12 @@ async def show_stream(
     feed, history = Feed(), SwarmSnapshot() if folder is None else read_history(folder)
     onlooker = Onlooker(feed, history, invite)
     screen = SwarmMonitor(PipeSource(feed, time.time), title, QUIT_NOTE, history=history, invite=invite)
-    await _show(family, name, arguments, onlooker, screen, stop)
+    await _show(group, name, arguments, onlooker, screen, stop)
     return onlooker.snapshot
 
 
 async def _show(
-    family: ProcessGroup,
+    group: ProcessGroup,
     name: str,
     arguments: Sequence[str],
     onlooker: "Onlooker",
@@ -93,7 +93,7 @@ async def _show(
     notice = asyncio.create_task(onlooker.say_leaving(stop))
     try:
         await run_front(
-            family=family,
+            group=group,
             name=name,
             command=own_command(command, "--json", *rest),
             screen=screen,

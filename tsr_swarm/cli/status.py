@@ -9,7 +9,7 @@ from tsr_swarm.cli.output import Mode, print_aside
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.cli.streams import catch_up
 from tsr_swarm.process.machine_limits import require_process_room
-from tsr_swarm.process.shutdown import Shutdown, run_unless_stopped
+from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.telemetry.log import Watch
 from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
 from tsr_swarm.telemetry.text import bytes_text, count_text, factor_text, loss_text, plural
@@ -29,7 +29,7 @@ def status(coordinator: Coordinator, wait: Wait = 0.0, plain: Plain = False, jso
 
     async def work(stop: Shutdown) -> None:
         async with calling(coordinator) as watch:
-            await run_unless_stopped(print_status(watch), stop)
+            await run_unless(stop.graceful, print_status(watch))
 
     run_process(Mode.JSON if json else Mode.PLAIN, work)
 

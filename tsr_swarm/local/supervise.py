@@ -84,27 +84,27 @@ def keep_config(config: RunConfig, plan: LocalPlan, folder: Path) -> RunConfig:
     return replace(config, checkpoint=replace(config.checkpoint, dir=str(coordinator_folder(folder))))
 
 
-async def run_local(options: LocalOptions, family: ProcessGroup, emit: Callable[[Event], None], stop: Shutdown) -> None:
-    """Run the swarm to its end. Every process belongs to ``family``, which ends those that are left.
+async def run_local(options: LocalOptions, group: ProcessGroup, emit: Callable[[Event], None], stop: Shutdown) -> None:
+    """Run the swarm to its end. Every process belongs to ``group``, which ends those that are left.
 
     Raises the error of the process that failed when the run cannot go on without it.
     """
     async with open_place(
         options.plan,
         options.lab,
-        family,
+        group,
         seed=options.config.run.seed,
         environment=_environment({}),
         use_dht=options.use_dht,
         emit=emit,
     ) as place:
-        await _Swarm(options, place, family, emit, stop).run()
+        await _Swarm(options, place, group, emit, stop).run()
 
 
-async def sample_text(family: ProcessGroup, folder: Path, length: int) -> str | None:
+async def sample_text(group: ProcessGroup, folder: Path, length: int) -> str | None:
     """Let the model of the local run in ``folder`` write ``length`` tokens; None when it cannot."""
     command = own_command("sample", str(coordinator_folder(folder)), "--length", str(length), "--prompt", PROMPT)
-    child = await family.start("sample", command, environment=_environment(THREADS), stdout=subprocess.PIPE)
+    child = await group.start("sample", command, environment=_environment(THREADS), stdout=subprocess.PIPE)
     text = "\n".join([line async for line in child.lines()])
     return text if await child.wait() == 0 else None
 
@@ -123,13 +123,13 @@ class _Swarm:
         self,
         options: LocalOptions,
         place: LocalNetwork,
-        family: ProcessGroup,
+        group: ProcessGroup,
         emit: Callable[[Event], None],
         stop: Shutdown,
     ) -> None:
         self._options = options
         self._where = place
-        self._family = family
+        self._group = group
         self._emit = emit
         self._stop = stop
         self._faults: tuple[Fault, ...] = options.plan.faults
@@ -372,7 +372,7 @@ class _Swarm:
             self._where.cut({pair for fault in partitions for pair in fault.pairs})
             return
         is_stopped = any(isinstance(fault, Suspend) and other.who == who for fault, other in self._passing.items())
-        (self._family.pause if is_stopped else self._family.go_on)(self._children[who])
+        (self._group.pause if is_stopped else self._group.resume)(self._children[who])
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -385,14 +385,14 @@ class _Swarm:
         # The leader first: it finishes the round, for which it needs the others' work and votes.
         leader = self._children.get(self._view.leader)
         if leader is not None and not self._view.is_leaderless:
-            leader.ask()
+            leader.interrupt()
             ends = [asyncio.create_task(end) for end in (self._over.wait(), leader.wait())]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for end in ends:
                 end.cancel()
         for child in self._children.values():
             if child is not leader:
-                child.ask()
+                child.interrupt()
         self._look_who_is_left()
 
     async def _see_off(self) -> None:
@@ -435,7 +435,7 @@ class _Swarm:
         """Its stderr goes to its log; its events to us, and beside the log."""
         environment = _environment({**THREADS, **self._options.plan.environment.get(who, {})})
         with self._log(who) as log:
-            child = await self._family.start(
+            child = await self._group.start(
                 name_of(who),
                 self._where.command(who, own_command(*arguments)),
                 environment=environment,

@@ -1,4 +1,4 @@
-"""How a process hears that it should stop, and how it notices that the one that started it is gone.
+"""How a process learns that it should stop, and how it notices that the one that started it is gone.
 
 The first Ctrl-C, SIGTERM or SIGHUP asks to finish the round and leave; the second to leave at once. A process that
 was started by another of ours leaves at once when that one disappears, however it ended.
@@ -42,7 +42,7 @@ class Shutdown:
         self.graceful.set()
 
     def hang_up(self) -> None:
-        """Ask once, however often it is noticed that the terminal, or whoever reads the output, has gone."""
+        """Ask once, however often it is noticed that the terminal, or the reader of the output, has gone."""
         if not self._has_hung_up:
             self._has_hung_up = True
             self.request()
@@ -79,18 +79,8 @@ def run_until_stopped(main: Callable[[Shutdown], Awaitable[None]], parent: int |
         return runner.run(_supervise(main, watch))
 
 
-async def run_unless_stopped(work: Coroutine[Any, Any, None], stop: Shutdown) -> None:
-    """Run ``work``, which has nothing to finish: any stop cancels it."""
-    await run_unless(stop.graceful, work)
-
-
-async def run_unless_terminated(work: Coroutine[Any, Any, None], stop: Shutdown) -> None:
-    """Run ``work``, which sees to the graceful stop itself: ``immediate`` cancels it."""
-    await run_unless(stop.immediate, work)
-
-
 async def run_unless(asked: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of ``work``; None if ``asked`` was set first, which cancels it."""
+    """The result of ``work``; None if ``asked``, such as ``Shutdown.graceful``, was set first, which cancels it."""
     task, waiter = asyncio.create_task(work), asyncio.create_task(asked.wait())
     try:
         await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
@@ -121,13 +111,13 @@ async def _supervise(main: Callable[[Shutdown], Awaitable[None]], watch: "_Watch
 @contextlib.contextmanager
 def _signals_ask(stop: Shutdown, is_orphan: Callable[[], bool]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    heard: dict[int, float] = {}
+    received: dict[int, float] = {}
     terminals = [fd for fd in (1, 2) if os.isatty(fd)]
 
-    def hear(number: int) -> None:
+    def receive(number: int) -> None:
         if number == signal.SIGHUP:
-            _let_go_of(terminals)
-        before, heard[number] = heard.get(number), loop.time()
+            _release(terminals)
+        before, received[number] = received.get(number), loop.time()
         if is_orphan():
             stop.terminate()
         elif number == signal.SIGHUP and before is None:
@@ -138,7 +128,7 @@ def _signals_ask(stop: Shutdown, is_orphan: Callable[[], bool]) -> Iterator[None
     # A SIGHUP that is ignored (nohup) stays so. SIGINT does not: a script's "command &" ignores it by accident.
     mine = [s for s in _SIGNALS if not (s == signal.SIGHUP and signal.getsignal(s) == signal.SIG_IGN)]
     for number in mine:
-        loop.add_signal_handler(number, hear, number)
+        loop.add_signal_handler(number, receive, number)
     try:
         yield
     finally:
@@ -146,8 +136,8 @@ def _signals_ask(stop: Shutdown, is_orphan: Callable[[], bool]) -> Iterator[None
             loop.remove_signal_handler(number)
 
 
-def _let_go_of(terminals: Sequence[int]) -> None:
-    """Write to nowhere from now on where a terminal has closed: who writes there need not see to the error."""
+def _release(terminals: Sequence[int]) -> None:
+    """Redirect file descriptors of closed terminals to /dev/null: then no writer has to handle the error."""
     for fd in terminals:
         if not os.isatty(fd):
             null = os.open(os.devnull, os.O_WRONLY)
@@ -156,7 +146,10 @@ def _let_go_of(terminals: Sequence[int]) -> None:
 
 
 class _Watch:
-    """A thread, so that neither a busy loop nor a stuck one keeps an orphan alive."""
+    """Ends this process when its parent has gone, or when it does not end after it was asked to.
+
+    A thread, so that neither a busy event loop nor a stuck one keeps an orphan alive.
+    """
 
     def __init__(self, parent: int | None) -> None:
         self._parent = parent
@@ -165,7 +158,7 @@ class _Watch:
         self._stop: Shutdown | None = None
         self._left = GIVE_UP_SECONDS
         self._is_alive = True  # the loop answered since the last look
-        self._thread = threading.Thread(target=self._run, name="lifeline", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self) -> "_Watch":
         self._thread.start()
@@ -199,7 +192,7 @@ class _Watch:
             has_to_end = is_orphan or is_stuck or (stop is not None and stop.immediate.is_set())
             self._left = self._left - POLL_SECONDS if has_to_end else GIVE_UP_SECONDS
             if self._left <= 0:
-                os._exit(INTERRUPTED)  # without a word; guards and janitors see to what it leaves
+                os._exit(INTERRUPTED)  # without a word; reapers clean up what it leaves
 
     def _ask_loop(self) -> None:
         self._is_alive = False

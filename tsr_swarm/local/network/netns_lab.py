@@ -19,7 +19,7 @@ PORT = 7700  # the coordinator's, in its own namespace
 
 
 class Namespaces:
-    """The router and who is where. Made by ``start``; it ends with its family."""
+    """The router and who is where. Made by ``start``; it ends with its group."""
 
     def __init__(self, router: Child, paths: Mapping[int, str], lines: Mapping[int, HomeLine], use_dht: bool) -> None:
         self._router, self._paths, self._lines, self._use_dht = router, paths, lines, use_dht
@@ -27,7 +27,7 @@ class Namespaces:
     @classmethod
     async def start(
         cls,
-        family: ProcessGroup,
+        group: ProcessGroup,
         lines: Mapping[int, HomeLine],
         seed: int,
         environment: Mapping[str, str],
@@ -35,7 +35,7 @@ class Namespaces:
     ) -> "Namespaces":
         """A namespace for everybody in ``lines``. Raises SwarmError with the router's sentence when it may not."""
         with child_log() as log:
-            router = await family.start(
+            router = await group.start(
                 "router",
                 ROUTER,
                 environment=environment,
@@ -43,7 +43,7 @@ class Namespaces:
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-            router.tell(first_line(lines, seed))
+            router.write_line(first_line(lines, seed))
             ready = await anext(router.lines(), None)
             if ready is None:
                 await router.wait()
@@ -64,7 +64,7 @@ class Namespaces:
         return [sys.executable, "-I", "-S", netns.__file__, self._paths[who], *command]
 
     def cut(self, pairs: Pairs) -> None:
-        self._router.tell(cut_line(pairs))
+        self._router.write_line(cut_line(pairs))
 
     async def broken(self) -> SwarmError:
         code = await self._router.wait()

@@ -19,7 +19,7 @@ MODES = (AUTO, netns_lab.MODE, proxy.MODE)
 async def open_place(
     plan: LocalPlan,
     mode: str | None,
-    family: ProcessGroup,
+    group: ProcessGroup,
     *,
     seed: int,
     environment: Mapping[str, str],
@@ -34,7 +34,7 @@ async def open_place(
     why = "As asked,"
     if mode != proxy.MODE:
         try:
-            place = await netns_lab.Namespaces.start(family, lines, seed, environment, use_dht)
+            place = await netns_lab.Namespaces.start(group, lines, seed, environment, use_dht)
         except SwarmError as error:
             if mode == netns_lab.MODE:
                 raise
