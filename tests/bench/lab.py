@@ -22,10 +22,9 @@ from contextlib import asynccontextmanager
 from tests.bench.tables import RESULTS
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import LocalPlan
-from tsr_swarm.local.network import netns_lab, proxy
-from tsr_swarm.local.network.base import LocalNetwork
+from tsr_swarm.local.network import namespaces, proxy
 from tsr_swarm.local.network.link import HomeLine
-from tsr_swarm.local.network.open import open_place
+from tsr_swarm.local.network.local_network import LocalNetwork, open_network
 from tsr_swarm.process.supervisor import Child, ProcessGroup
 
 TARGET = RESULTS / "lab.md"
@@ -174,7 +173,7 @@ async def lab(mode: str, asker: HomeLine, seed: int) -> AsyncIterator[Lab]:
     plan = LocalPlan(peers=1, environment={}, lines={ASKER: asker})
     async with (
         ProcessGroup() as family,
-        open_place(
+        open_network(
             plan, mode, family, seed=seed, environment=os.environ, use_dht=False, emit=lambda event: None
         ) as place,
     ):
@@ -222,7 +221,7 @@ async def lines_of(mode: str, repeats: int) -> list[str]:
 async def losses(mode: str, repeats: int) -> list[str]:
     rows = []
     for asked in LOSSES:
-        if mode == netns_lab.MODE:
+        if mode == namespaces.MODE:
             found = await repeated(mode, HomeLine(loss=asked), "lost", repeats)
             rows.append(row("packets lost one way", f"{asked:.0%}", found, "%", 100))
         else:
@@ -281,7 +280,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--modes", nargs="+", default=[netns_lab.MODE, proxy.MODE])
+    parser.add_argument("--modes", nargs="+", default=[namespaces.MODE, proxy.MODE])
     chosen = parser.parse_args()
     TARGET.write_text(asyncio.run(measure(chosen.modes, chosen.repeats, "python -m tests.bench.lab")))
     print(TARGET.read_text())

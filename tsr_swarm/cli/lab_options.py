@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tsr_swarm.local.network.open import MODES
+from tsr_swarm.local.network.local_network import MODES
 
 
 def _many(metavar: str, text: str) -> Any:

@@ -11,18 +11,17 @@ import typer
 
 from tsr_swarm.cli import lab_options
 from tsr_swarm.cli.coordinate import invitation
-from tsr_swarm.cli.options import Json, NoDht, Plain, Record, Set, UsageError
+from tsr_swarm.cli.options import Json, NoDht, Plain, Record, Set, UsageError, usage
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.summary import summary
 from tsr_swarm.config.run import RunConfig, is_utf8
-from tsr_swarm.local.fault_flags import LineTexts
 from tsr_swarm.local.faults import COORDINATOR, name_of
-from tsr_swarm.local.folder import RUN_FILE, coordinator_folder
-from tsr_swarm.local.network import netns_lab
-from tsr_swarm.local.network.open import MODES
-from tsr_swarm.local.placing import FaultError, plan_local
-from tsr_swarm.local.supervise import LocalOptions, fit_config, keep_config, run_local, sample_text
+from tsr_swarm.local.flags import LocalFlags, plan_local
+from tsr_swarm.local.folder import RUN_FILE, coordinator_folder, fit_config, keep_config
+from tsr_swarm.local.network import namespaces
+from tsr_swarm.local.network.local_network import MODES
+from tsr_swarm.local.supervise import LocalOptions, run_local, sample_text
 from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.process.supervisor import ProcessGroup
 from tsr_swarm.telemetry.events import Event
@@ -81,21 +80,21 @@ def local(
     _check_folder(folder, resume)
     config = _config(run_file, folder if resume else None, rounds, overrides or [])
     count = peers or (config.run.min_peers if resume else PEERS)
-    try:
-        plan = plan_local(
-            peers=count,
-            rounds=config.run.rounds,
-            kills=kill or [],
-            backs=back or [],
-            join_rounds=join_at or [],
-            environment=env or [],
-            stops=stop or [],
-            partitions=partition or [],
-            slow=slow or [],
-            lines=LineTexts(nat=nat or [], up=up or [], down=down or [], rtt=rtt or [], loss=loss or []),
-        )
-    except FaultError as error:
-        raise UsageError(str(error)) from None
+    flags = LocalFlags(
+        kill=kill,
+        back=back,
+        stop=stop,
+        partition=partition,
+        join_at=join_at,
+        env=env,
+        slow=slow,
+        nat=nat,
+        up=up,
+        down=down,
+        rtt=rtt,
+        loss=loss,
+    )
+    plan = usage(lambda: plan_local(flags, count, config.run.rounds))
 
     async def work(request: Shutdown) -> None:
         async with ProcessGroup() as group:
@@ -103,9 +102,9 @@ def local(
             if mode is Mode.SCREEN:
                 snapshot = await _on_screen(group, context.obj, place, folder, resume, config.run.name, request)
             else:
-                fit = keep_config if resume and run_file is None else fit_config
+                keeps = resume and run_file is None
                 options = LocalOptions(
-                    config=fit(config, plan, place),
+                    config=keep_config(config, place) if keeps else fit_config(config, plan, place),
                     plan=plan,
                     folder=place,
                     resume=resume,
@@ -156,7 +155,7 @@ async def _on_screen(
 
 def _invite(snapshot: SwarmSnapshot) -> "Invitation | None":
     """Further peers can join by hand, unless the swarm is in network namespaces of its own."""
-    if not snapshot.address or snapshot.lab == netns_lab.MODE:
+    if not snapshot.address or snapshot.lab == namespaces.MODE:
         return None
     return invitation(snapshot.address, snapshot.address, 0)
 

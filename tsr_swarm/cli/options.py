@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from tsr_swarm.config.units import parse_seconds
 from tsr_swarm.errors import ConfigError, SwarmError
+
+T = TypeVar("T")
 
 
 class UsageError(SwarmError):
@@ -48,7 +50,7 @@ def check_announce(value: str | None) -> str | None:
     return usage(lambda: _split(value if has_port else f"{value}:0") and value)
 
 
-def usage(check: Callable[[], str]) -> str:
+def usage(check: Callable[[], T]) -> T:
     """Run ``check``; what it refuses is a usage error here, not a bad configuration."""
     try:
         return check()

@@ -18,9 +18,8 @@ from tests.bench.survive.scenarios import SCENARIOS
 from tests.bench.survive.table import Row, append_row, read_rows, report
 from tests.bench.survive.verdict import Verdict, judge
 from tsr_swarm.config.load import load_run_config
-from tsr_swarm.local.fault_flags import LineTexts
-from tsr_swarm.local.faults import PHASES, ActingRole, Back, Fault, Kill, Partition, Suspend, name_of
-from tsr_swarm.local.placing import plan_local
+from tsr_swarm.local.faults import PHASES, ActingRole, Fault, Kill, Partition, Restart, Suspend, name_of
+from tsr_swarm.local.flags import LocalFlags, plan_local
 from tsr_swarm.telemetry.events import (
     CheckpointSaved,
     DigestReported,
@@ -263,7 +262,7 @@ def test_everybody_is_hurt_by_a_crash() -> None:
 
 
 def test_who_is_killed_again_before_it_was_back_is_waited_for_once() -> None:
-    twice = [(begun(Kill(who=2, round=1)), begun(Back(who=2, round=2)))] * 2
+    twice = [(begun(Kill(who=2, round=1)), begun(Restart(who=2, round=2)))] * 2
     more = [(4.0 + 0.5 * place, event) for place, event in enumerate(event for pair in twice for event in pair)]
     found = verdict(Tale(absent={"peer-2": range(2, 4)}, more=more))
     assert len(found.back) == 1
@@ -272,7 +271,7 @@ def test_who_is_killed_again_before_it_was_back_is_waited_for_once() -> None:
 def test_who_is_killed_and_comes_back_twice_is_hurt_twice() -> None:
     story = [
         (1.0, begun(Kill(who=2, round=1))),
-        (2.0, begun(Back(who=2, round=2))),
+        (2.0, begun(Restart(who=2, round=2))),
         (3.0, begun(f"{Kill(who=ActingRole.REDUCER, round=3)} (peer-2)")),
     ]
     assert hurts(stamped(story)) == [Hurt("peer-2", "kill", 1.0, 2.0), Hurt("peer-2", "kill", 3.0)]
@@ -298,16 +297,8 @@ def plan(scenario: Scenario, flags: Flags) -> None:
     for flag, value in zip(flags[::2], flags[1::2], strict=True):
         said.setdefault(flag.removeprefix("--"), []).append(value)
     load_run_config(RUN_FILE, said.pop("set", []), environ={})
-    plan_local(
-        peers=scenario.peers,
-        rounds=scenario.rounds,
-        kills=said.pop("kill", ()),
-        backs=said.pop("back", ()),
-        stops=said.pop("stop", ()),
-        partitions=said.pop("partition", ()),
-        join_rounds=[int(text) for text in said.pop("join-at", ())],
-        lines=LineTexts(**said),
-    )
+    joins = [int(text) for text in said.pop("join-at", ())]
+    plan_local(LocalFlags(join_at=joins, **said), scenario.peers, scenario.rounds)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
