@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typing import NoReturn
 import pytest
 import typer
 
-from tsr_swarm import __version__
+from tests.cli.conftest import Refusal
 from tsr_swarm.cli.coordinate import invitation
 from tsr_swarm.cli.join import name_from
 from tsr_swarm.cli.main import run
@@ -21,26 +20,7 @@ from tsr_swarm.config.load import load_run_config
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.telemetry.events import RoundClosed, RunFinished, RunStarted, encode
 
-COMMANDS = ("init", "plan", "coordinate", "join", "local", "simulate", "monitor", "status", "sample", "replay")
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("TSR_SWARM_")]:
-        monkeypatch.delenv(name)
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Exit code and the one line on stderr."""
-    code = run(arguments)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("tsr-swarm: ")
-    assert captured.err.endswith((".\n", "?\n"))
-    assert captured.err.count("\n") == 1
-    assert "Traceback" not in captured.err
-    return code, captured.err
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def recorded() -> list[str]:
@@ -71,9 +51,21 @@ def recorded() -> list[str]:
         (["local", "--peers", "many"], "--peers"),
         (["local", "--plain", "--json"], "exclude each other"),
         (["local", "--kill", "9@3"], "this swarm has peers 1 to 3; write WHO@ROUND[/PHASE]"),
-        (["local", "--kill", "soon"], "write WHO@ROUND[/PHASE]"),
+        (
+            ["local", "--kill", "2@3", "--back", "1@5"],
+            "--back peer-1@5/train needs somebody who was killed before; add --",
+        ),
         (["local", "--join-at", "31"], "1 to 30"),
         (["local", "--env", "2"], "write WHO:KEY=VALUE"),
+        (["local", "--stop", "2"], "--stop 2 cannot be read; write WHO@ROUND[/PHASE][:SECONDS], such as 2@3:20s."),
+        (["local", "--slow", "9:2"], "--slow 9:2 is for peer 9, but this swarm has peers 1 to 3; write WHO:FACTOR"),
+        (["local", "--nat", "coordinator"], "--nat coordinator cannot be: nobody could reach the coordinator"),
+        (["local", "--up", "2:fast"], "'fast' is not a rate; write a number and one of bit, kbit, mbit, gbit"),
+        (["local", "--down", "20mbit"], "write WHO:RATE, such as 2:20mbit or all:50mbit."),
+        (["local", "--rtt", "2:2h"], "a round trip is at most 60 s."),
+        (["local", "--loss", "all:2"], "write a number and %, such as 2%."),
+        (["local", "--partition", "1|2@31"], "the rounds of this run are 1 to 30."),
+        (["local", "--lab", "cellar"], "--lab cellar is no kind of lab; it is one of auto, namespaces, proxy."),
         (["local", "--resume"], "--dir"),
         (["local", "--resume", "--dir", "nowhere"], "leave --resume out"),
         (["coordinate"], "RUN.toml"),
@@ -97,10 +89,8 @@ def recorded() -> list[str]:
         (["sample", "x", "--length", "0"], "--length"),
     ],
 )
-def test_what_cannot_be_meant_is_a_usage_error(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, sentence = refusal(capsys, *arguments)
+def test_what_cannot_be_meant_is_a_usage_error(arguments: list[str], says: str, refusal: Refusal) -> None:
+    code, sentence = refusal(*arguments)
     assert code == 2
     assert says in sentence
 
@@ -130,9 +120,9 @@ def test_what_cannot_be_meant_is_a_usage_error(
     ],
 )
 def test_what_fails_is_one_sentence_and_its_exit_code(
-    arguments: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], code: int, says: str, refusal: Refusal
 ) -> None:
-    found, sentence = refusal(capsys, *arguments)
+    found, sentence = refusal(*arguments)
     assert found == code
     assert says in sentence
 
@@ -147,18 +137,6 @@ def test_who_waits_for_a_coordinator_says_so_once_and_in_the_end_how_long_it_tri
     assert said.count("Trying again for 0.2 s.") == 1
     assert said.count("127.0.0.1:1 cannot be reached") == 2
     assert captured.err.endswith("Tried for 0.2 s; --wait sets for how long.\n")
-
-
-def test_an_unexpected_failure_keeps_its_details_in_a_file(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("tsr_swarm.config.render.render", lambda *_: 1 / 0)
-    code, sentence = refusal(capsys, "init", "new.toml")
-    [log] = tmp_path.glob("tsr-swarm-error-*.log")
-    assert code == 1
-    assert str(log) in sentence
-    assert "ZeroDivisionError" in log.read_text()
 
 
 def test_init_writes_a_file_that_says_what_the_defaults_say(capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,11 +163,9 @@ def test_init_writes_a_file_that_says_what_the_defaults_say(capsys: pytest.Captu
         (b"#" * (1 << 21), "has more than the 1048576 bytes of a configuration"),
     ],
 )
-def test_a_run_file_that_cannot_be_meant_is_a_sentence(
-    content: bytes, says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_file_that_cannot_be_meant_is_a_sentence(content: bytes, says: str, refusal: Refusal) -> None:
     Path("run.toml").write_bytes(content)
-    code, sentence = refusal(capsys, "plan", "run.toml")
+    code, sentence = refusal("plan", "run.toml")
     assert code == 78
     assert says in sentence
 
@@ -199,49 +175,18 @@ def test_a_run_file_may_begin_with_a_byte_order_mark() -> None:
     assert load_run_config(Path("run.toml"), environ={}).run.name == "chat"
 
 
-def test_init_overwrites_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_overwrites_nothing(refusal: Refusal) -> None:
     Path("mine.toml").write_text("mine")
-    code, sentence = refusal(capsys, "init", "mine.toml")
+    code, sentence = refusal("init", "mine.toml")
     assert (code, Path("mine.toml").read_text()) == (2, "mine")
     assert "mine.toml" in sentence
 
 
-def test_a_folder_with_a_run_in_it_is_not_started_over(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_a_run_in_it_is_not_started_over(refusal: Refusal) -> None:
     Path("run.toml").write_text("")
-    code, sentence = refusal(capsys, "local", "--dir", ".")
+    code, sentence = refusal("local", "--dir", ".")
     assert code == 2
     assert "--resume" in sentence
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([command, "--help"]) == 0
-    assert f"Usage: tsr-swarm {command}" in capsys.readouterr().out
-
-
-def test_help_lists_the_commands_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--help"]) == 0
-    shown = capsys.readouterr().out
-    assert all(f"\n  {command} " in shown for command in COMMANDS)
-    assert all(code in shown for code in ("69", "76", "78", "130"))
-
-
-def test_no_command_at_all_is_a_usage_error_that_helps(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([]) == 2
-    assert "Commands:" in capsys.readouterr().err
-
-
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--version"]) == 0
-    assert capsys.readouterr().out == f"tsr-swarm {__version__}\n"
-
-
-def test_help_needs_neither_torch_nor_grpc_nor_textual() -> None:
-    script = (
-        "import sys; from tsr_swarm.cli.main import run; run(['--help']); "
-        "sys.exit(bool({'torch', 'grpc', 'textual', 'hivemind', 'rich'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
 
 
 def test_a_recording_is_replayed_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -354,9 +299,9 @@ def test_a_peer_is_called_like_its_machine(machine: str, name: str) -> None:
     assert name_from(machine) == name
 
 
-def test_a_run_file_that_cannot_be_read_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_file_that_cannot_be_read_is_a_sentence(refusal: Refusal) -> None:
     Path("run.toml").write_bytes(b"\xff\xfe")
     Path("run.toml").chmod(stat.S_IRUSR)
-    code, sentence = refusal(capsys, "coordinate", "run.toml")
+    code, sentence = refusal("coordinate", "run.toml")
     assert code == 78
     assert "run.toml" in sentence

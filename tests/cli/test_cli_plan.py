@@ -1,21 +1,16 @@
 """What a person who plans a run types and reads."""
 
 import json
-import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.conftest import Refusal
 from tsr_swarm.cli.main import run
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("TSR_SWARM_")]:
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -140,16 +135,7 @@ def test_it_says_plainly_when_nothing_fits(capsys: pytest.CaptureFixture[str]) -
         (["--model", "60M", "--set", "optimizer.rank=600"], 78, "rank 512"),
     ],
 )
-def test_what_cannot_be_planned_is_one_sentence(
-    arguments: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["plan", *arguments]) == code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert says in captured.err
-    assert captured.err.startswith("tsr-swarm: ")
-    assert captured.err.count("\n") == 1
-
-
-def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "Usage: tsr-swarm plan" in shown(capsys, "--help")
+def test_what_cannot_be_planned_is_one_sentence(arguments: list[str], code: int, says: str, refusal: Refusal) -> None:
+    found, sentence = refusal("plan", *arguments)
+    assert found == code
+    assert says in sentence

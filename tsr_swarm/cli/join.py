@@ -79,7 +79,6 @@ def join(
     plain: Plain = False,
     json: Json = False,
 ) -> None:
-    """Join a run and train with it. Options can also come from TSR_SWARM_DEVICE=cpu and the like, or a profile."""
     mode = choose_mode(plain=plain, json=json)
     flags: dict[str, Any] = {
         "coordinator": coordinator,
@@ -97,7 +96,7 @@ def join(
         "local_space": local_space,
         "wait": wait,
     }
-    usage(lambda: str(JoinProfile(**{key: value for key, value in flags.items() if value is not None})))
+    usage(lambda: JoinProfile(**{key: value for key, value in flags.items() if value is not None}))
     settings = merge_profile(flags, os.environ, profile)
     if not settings.coordinator:
         raise UsageError("No coordinator is named; add --coordinator HOST:PORT.")

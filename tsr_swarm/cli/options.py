@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from tsr_swarm.config.units import parse_seconds
+from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.errors import ConfigError, SwarmError
 
 T = TypeVar("T")
@@ -32,26 +33,26 @@ Record = Annotated[Path | None, typer.Option(metavar="FILE", help="Append the ev
 
 
 def check_address(value: str | None) -> str | None:
+    """A HOST:PORT, as a typer callback; nothing for nothing."""
+    return value and require_address(value)
+
+
+def require_address(value: str) -> str:
     """A HOST:PORT, as a typer callback."""
-    return value and usage(lambda: _split(value) and value)
-
-
-def _split(address: str) -> tuple[str, int]:
-    from tsr_swarm.discovery.addresses import split_address
-
-    return split_address(address)
+    usage(lambda: split_address(value))
+    return value
 
 
 def check_announce(value: str | None) -> str | None:
     """A HOST or HOST:PORT, as a typer callback."""
-    if not value:
-        return value
-    has_port = ":" in value and not value.endswith("]")
-    return usage(lambda: _split(value if has_port else f"{value}:0") and value)
+    if value:
+        has_port = ":" in value and not value.endswith("]")
+        require_address(value if has_port else f"{value}:0")
+    return value
 
 
 def usage(check: Callable[[], T]) -> T:
-    """Run ``check``; what it refuses is a usage error here, not a bad configuration."""
+    """The result of ``check``; what it refuses is a usage error here, not a bad configuration."""
     try:
         return check()
     except ConfigError as error:
@@ -81,7 +82,7 @@ Coordinator = Annotated[
     typer.Option(
         metavar="HOST:PORT",
         envvar="TSR_SWARM_COORDINATOR",
-        callback=lambda value: usage(lambda: _split(value) and value),
+        callback=require_address,
         help="Where the coordinator listens.",
     ),
 ]

@@ -16,6 +16,7 @@ from tsr_swarm.errors import RunError
 from tsr_swarm.telemetry.events import Event, Warned, decode_stamped, encode
 from tsr_swarm.telemetry.log import Sink, recording
 from tsr_swarm.telemetry.plain import describe
+from tsr_swarm.telemetry.text import reason_text
 
 Emit = Callable[[Event], None]
 
@@ -81,7 +82,11 @@ def emitter(mode: Mode, record: Path | None = None) -> Iterator[Emit]:
                     keep(line)
                 except OSError as error:
                     keep = None
-                    emit(Warned(message=f"{record} cannot be written ({error.strerror}); the run goes on without it."))
+                    emit(
+                        Warned(
+                            message=f"{record} cannot be written ({reason_text(error)}); the run goes on without it."
+                        )
+                    )
             _print(mode, event, now, line)
 
         yield emit
@@ -121,4 +126,4 @@ def _opened(path: Path) -> contextlib.AbstractContextManager[Sink]:
     try:
         return recording(path)
     except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}); name another file with --record.") from error
+        raise RunError(f"{path} cannot be written ({reason_text(error)}); name another file with --record.") from error

@@ -1,4 +1,4 @@
-"""``tsr-swarm plan``: what a run would cost on a line, beside its rivals, before anybody starts it."""
+"""``tsr-swarm plan``: what a run would cost on a home line, beside other methods, before it is started."""
 
 import json as json_format
 import os
@@ -64,7 +64,6 @@ def plan(
     overrides: Set = None,
     json: Json = False,
 ) -> None:
-    """Say what a run would send and keep on a home line, beside its rivals, and propose settings for it."""
     _check(count, fit, share, step_seconds, tokens_per_second)
     preset = _preset(model)
     config = _config(run_file, preset, overrides or [])
@@ -75,7 +74,6 @@ def plan(
     if tokens_per_second is not None:
         step_seconds = tokens / peers / tokens_per_second
     scene = Scene(model=name, peers=peers, link=link, tokens=tokens, step_seconds=step_seconds)
-
     from tsr_swarm.plan.report import make_paper_report, make_report, paper_object, report_object
     from tsr_swarm.plan.text import paper_lines, report_lines
 

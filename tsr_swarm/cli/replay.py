@@ -10,6 +10,7 @@ from tsr_swarm.cli.options import Json, Plain, UsageError
 from tsr_swarm.cli.output import Mode, choose_mode, print_line
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.cli.streams import catch_up
+from tsr_swarm.monitor.sources import RECORD_ENDS, ReplaySource
 from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.telemetry.events import decode_stamped
 from tsr_swarm.telemetry.fold import fold
@@ -22,9 +23,6 @@ def replay(
     plain: Plain = False,
     json: Json = False,
 ) -> None:
-    """Show a recorded run again."""
-    from tsr_swarm.monitor.sources import RECORD_ENDS, ReplaySource
-
     mode = choose_mode(plain=plain, json=json)
     if not speed > 0:
         raise UsageError(f"--speed {speed:g} is out of range; give a number above 0, such as 10.")

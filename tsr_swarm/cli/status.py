@@ -4,6 +4,7 @@ import json as json_format
 import time
 from typing import Any
 
+from tsr_swarm.cli.monitor import calling, read_all
 from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode, print_aside
 from tsr_swarm.cli.process import run_process
@@ -16,8 +17,6 @@ from tsr_swarm.telemetry.text import bytes_text, count_text, factor_text, loss_t
 
 
 def status(coordinator: Coordinator, wait: Wait = 0.0, plain: Plain = False, json: Json = False) -> None:
-    """Say how a run is doing, and stop."""
-    from tsr_swarm.cli.watch import calling, read_all
     from tsr_swarm.transport.retry import retry_while_unreachable
 
     require_process_room()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.telemetry.writer import LIMIT, BackgroundWriter, has_hung_up, wait_until_writable
 
 END_SECONDS = 10.0  # at the end of a process, for a reader that takes nothing
@@ -116,7 +117,7 @@ class Streams:
 
     def _closed(self, error: OSError) -> None:
         if error.errno not in (errno.EPIPE, errno.EIO):  # a full disk; whoever closes a pipe or a terminal knows
-            logging.getLogger(__name__).warning("The output cannot be written (%s), so this ends.", error.strerror)
+            logging.getLogger(__name__).warning("The output cannot be written (%s), so this ends.", reason_text(error))
         self._is_closed.set()
         self._tell()
 

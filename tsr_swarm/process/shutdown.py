@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 PARENT_VARIABLE = "TSR_SWARM_PARENT"  # the process id of the one that started this process
 INTERRUPTED = 130  # exit code
+SENTENCE_PREFIX = "tsr-swarm: "  # of the one line on stderr that says why a command failed
 POLL_SECONDS = 0.5
 CANCEL_SECONDS = 5.0  # from the immediate stop until the work is cancelled ...
 GIVE_UP_SECONDS = 10.0  # ... and until the process ends whatever still holds it: a long step, a stuck thread

@@ -20,7 +20,7 @@ from typing import IO, Literal, Self
 
 from tsr_swarm.errors import ConfigError, RunError, SwarmError
 from tsr_swarm.process import reaper
-from tsr_swarm.process.shutdown import INTERRUPTED, PARENT_VARIABLE
+from tsr_swarm.process.shutdown import INTERRUPTED, PARENT_VARIABLE, SENTENCE_PREFIX
 from tsr_swarm.telemetry.events import MAX_LINE
 from tsr_swarm.telemetry.text import reason_text
 
@@ -28,7 +28,6 @@ STOP_SECONDS = 4.0  # between asking the children to leave at once and killing t
 REAPER_SECONDS = 8.0  # between our death and the reaper's killing those that have not noticed it
 GUARD_SECONDS = 5.0  # at most, to remove a helper and its folder
 POLL_SECONDS = 0.2
-SENTENCE_PREFIX = "tsr-swarm: "  # of the one line on stderr that says why a command failed
 _TAIL_BYTES = 1 << 16
 _HELPER_PREFIX = "tsr-swarm-"
 _HELPER_OWNER = re.compile(re.escape(_HELPER_PREFIX) + r"([0-9]+)-")

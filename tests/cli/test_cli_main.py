@@ -1,4 +1,4 @@
-"""What is wrong with the machine, or with what was given, is said in a sentence and never called a bug."""
+"""Every failure is one sentence and an exit code, and one of the machine or of the input is never called a bug."""
 
 import errno
 import os
@@ -8,16 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tsr_swarm.cli.faults import sentence_of
-from tsr_swarm.cli.main import run
+from tests.cli.conftest import Refusal
+from tsr_swarm import __version__
+from tsr_swarm.cli.main import COMMANDS, run, sentence_of
 from tsr_swarm.errors import ConfigError
 
 PROGRAM = [sys.executable, "-m", "tsr_swarm"]
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def in_shell(line: str, **environ: str) -> tuple[int, str, str]:
@@ -107,7 +104,7 @@ def test_details_that_cannot_be_kept_are_no_second_failure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/dev/null/nowhere")
-    monkeypatch.setattr("tsr_swarm.config.render.render", lambda *_: 1 / 0)
+    monkeypatch.setattr("tsr_swarm.cli.init.render", lambda *_: 1 / 0)
     assert run(["init", "new.toml"]) == 1
     assert (
         "ZeroDivisionError: division by zero; its details cannot be kept (Not a directory); set"
@@ -121,7 +118,7 @@ def test_the_failure_of_one_task_is_told_as_itself(
     def fail(*_: object) -> str:
         raise ExceptionGroup("unhandled errors in a TaskGroup", [ConfigError("The screen is too small; enlarge it.")])
 
-    monkeypatch.setattr("tsr_swarm.config.render.render", fail)
+    monkeypatch.setattr("tsr_swarm.cli.init.render", fail)
     assert run(["init", "new.toml"]) == 78
     assert capsys.readouterr().err == "tsr-swarm: The screen is too small; enlarge it.\n"
 
@@ -160,3 +157,46 @@ def test_a_port_in_use_is_one_line() -> None:
         process.communicate("")
     sentence = "the port is in use; stop the program that has it, or choose another port."
     assert (code, err) == (1, f"tsr-swarm: Cannot listen on 127.0.0.1:{port}: {sentence}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    assert f"Usage: tsr-swarm {command}" in capsys.readouterr().out
+
+
+def test_help_lists_the_commands_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {command} " in shown for command in COMMANDS)
+    assert all(code in shown for code in ("69", "76", "78", "130"))
+
+
+def test_no_command_at_all_is_a_usage_error_that_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    assert "Commands:" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"tsr-swarm {__version__}\n"
+
+
+def test_help_needs_neither_torch_nor_grpc_nor_textual() -> None:
+    script = (
+        "import sys; from tsr_swarm.cli.main import run; run(['--help']); "
+        "sys.exit(bool({'torch', 'grpc', 'textual', 'hivemind', 'rich'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
+
+
+def test_an_unexpected_failure_keeps_its_details_in_a_file(
+    refusal: Refusal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tsr_swarm.cli.init.render", lambda *_: 1 / 0)
+    code, sentence = refusal("init", "new.toml")
+    [log] = tmp_path.glob("tsr-swarm-error-*.log")
+    assert code == 1
+    assert str(log) in sentence
+    assert "ZeroDivisionError" in log.read_text()

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 
-from tsr_swarm.cli.watch import follow
+from tsr_swarm.cli.monitor import follow
 from tsr_swarm.errors import UnreachableError
 from tsr_swarm.monitor.sources import WatchSource
 from tsr_swarm.telemetry.events import Event, PeerJoined, RunFinished, RunStarted, Warned
