@@ -38,7 +38,7 @@ async def work(stop):
         await stop.graceful.wait()
         emit(Warned(message="the last line"))
 try:
-    process.run_process(mode, work)
+    (process.run_training if how == "train" else process.run_process)(mode, work)
 except typer.Exit as end:
     sys.exit(end.exit_code)
 except RunError as error:
@@ -151,11 +151,12 @@ def test_a_reader_that_goes_asks_the_process_to_stop() -> None:
 
 def test_output_that_a_full_disk_does_not_take_ends_the_process_with_a_sentence() -> None:
     with open("/dev/full", "wb") as full:
-        line = [sys.executable, "-c", COMMAND, "PLAIN", "wait", "2"]
+        line = [sys.executable, "-c", COMMAND, "PLAIN", "train", "2"]
         all_of_stderr = {**os.environ, "LIMIT": "10000000"}  # a line of it that is dropped may be the very one
         done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, timeout=BOUND, check=False, env=all_of_stderr)
     assert done.returncode == 130
     assert done.stderr.count(b"warning: The output cannot be written (No space left on device), so this ends.") == 1
+    assert done.stderr.count(b"The output is closed or full; leaving after this round.") == 1
 
 
 def test_what_is_logged_after_the_end_is_written_too() -> None:

@@ -15,6 +15,7 @@ from tsr_swarm.telemetry.writer import CLOSE_SECONDS
 
 Work = Callable[[Shutdown], Awaitable[None]]
 LEAVING = "Leaving after this round; Ctrl-C again leaves at once."
+OUTPUT_IS_GONE = "The output is closed or full; leaving after this round."
 
 
 def run_process(mode: Mode, work: Work) -> NoReturn:
@@ -60,4 +61,4 @@ def run_training(mode: Mode, work: Work) -> NoReturn:
 async def _say_leaving(stop: Shutdown) -> None:
     await stop.graceful.wait()
     if not stop.immediate.is_set():
-        print_aside(LEAVING)
+        print_aside(OUTPUT_IS_GONE if stop.has_hung_up else LEAVING)

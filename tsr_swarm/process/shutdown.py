@@ -34,7 +34,7 @@ class Shutdown:
     def __init__(self) -> None:
         self.graceful = asyncio.Event()
         self.immediate = asyncio.Event()
-        self._has_hung_up = False
+        self.has_hung_up = False
 
     def request(self) -> None:
         """Ask once: graceful. Ask again: immediate."""
@@ -44,8 +44,8 @@ class Shutdown:
 
     def hang_up(self) -> None:
         """Ask once, however often it is noticed that the terminal, or the reader of the output, has gone."""
-        if not self._has_hung_up:
-            self._has_hung_up = True
+        if not self.has_hung_up:
+            self.has_hung_up = True
             self.request()
 
     def terminate(self) -> None:
