@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import ClassVar
 
 from tsr_swarm.local.network.link import HomeLine
 from tsr_swarm.telemetry.events import Event, PhaseChanged, RoundOpened
@@ -27,43 +28,38 @@ Who = int | ActingRole
 Moment = tuple[int, int]  # a round, and the index of a phase in it; ordered by time
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kill:
-    """SIGKILL to ``who`` when ``phase`` of ``round`` begins; ``phase`` may be STATE."""
+@dataclass(frozen=True, kw_only=True)
+class NodeFault:
+    """Something that happens to ``who`` when ``phase`` of ``round`` begins."""
+
+    flag: ClassVar[str]  # of the command line
 
     who: Who
-    round: int
-    phase: str = "train"
-
-    def __str__(self) -> str:
-        return f"--kill {name_of(self.who)}@{self.round}/{self.phase}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restart:
-    """``who``, which was killed, is started again ``seconds`` after ``phase`` of ``round`` began."""
-
-    who: Who  # as it was written in its Kill
     round: int
     phase: str = "train"
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        later = f":{self.seconds:g}s" if self.seconds else ""
-        return f"--back {name_of(self.who)}@{self.round}/{self.phase}{later}"
+        seconds = f":{self.seconds:g}s" if self.seconds else ""
+        return f"--{self.flag} {name_of(self.who)}@{self.round}/{self.phase}{seconds}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suspend:
-    """SIGSTOP to ``who`` and to all that it started when ``phase`` of ``round`` begins; SIGCONT after ``seconds``."""
+class Kill(NodeFault):
+    """SIGKILL. ``phase`` may be STATE."""
 
-    who: Who
-    round: int
-    phase: str
-    seconds: float
+    flag = "kill"
 
-    def __str__(self) -> str:
-        return f"--stop {name_of(self.who)}@{self.round}/{self.phase}:{self.seconds:g}s"
+
+class Restart(NodeFault):
+    """The node, which was killed, is started again after ``seconds``. ``who``: as it was written in its Kill."""
+
+    flag = "back"
+
+
+class Suspend(NodeFault):
+    """SIGSTOP to the node and to all that it started; SIGCONT after ``seconds``."""
+
+    flag = "stop"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +93,7 @@ class LateJoin:
         return f"--join-at {self.round}"
 
 
-Fault = Kill | Restart | Suspend | Partition | LateJoin
+Fault = NodeFault | Partition | LateJoin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,9 +131,9 @@ def who_of(name: str) -> int | None:
     return None if match is None else int(match[1])
 
 
-def text_of(fault: Kill | Restart | Suspend | Partition, who: int) -> str:
+def text_of(fault: NodeFault | Partition, who: int) -> str:
     """``fault`` as it is written, and the node that has its role now, if it names a role."""
-    is_role = not isinstance(fault, Partition) and isinstance(fault.who, ActingRole)
+    is_role = isinstance(fault, NodeFault) and isinstance(fault.who, ActingRole)
     return f"{fault} ({name_of(who)})" if is_role else str(fault)
 
 

@@ -21,6 +21,7 @@ from tsr_swarm.local.faults import (
     Kill,
     LateJoin,
     LocalPlan,
+    NodeFault,
     Partition,
     Restart,
     Suspend,
@@ -36,6 +37,7 @@ _WHO = r"(?:coordinator|[1-9][0-9]{0,8})"
 _ROLE = rf"(?:{_WHO}|leader|reducer)"
 _SIDE = rf"{_WHO}(?:,{_WHO})*"
 _MOMENT = r"@([1-9][0-9]{0,8})(?:/([a-z]+))?(?::(.+))?"
+_NODE = f"({_ROLE}){_MOMENT}"
 _LINK_VALUE = rf"(all|{_WHO}):(.+)"
 
 Texts = Sequence[str] | None
@@ -65,7 +67,7 @@ def plan_local(flags: LocalFlags, peers: int, rounds: int) -> LocalPlan:
     last = peers + len(joins)
     for join in joins:
         _check_round(str(join), join.round, rounds)
-    faults: list[Kill | Restart | Suspend | Partition] = []
+    faults: list[NodeFault | Partition] = []
     for name, (pattern, form, read) in _FAULTS.items():
         for text in getattr(flags, name) or ():
             flag = _Flag(name, text, form, last)
@@ -152,14 +154,12 @@ def _read_kill(flag: _Flag, name: str, round: str, phase: str, seconds: str) -> 
     return Kill(who=who, round=int(round), phase=flag.phase(phase, STATE))
 
 
-def _read_back(flag: _Flag, name: str, round: str, phase: str, seconds: str) -> Restart:
-    who, delay = flag.who_or_role(name), flag.seconds(seconds, 0.0)
-    return Restart(who=who, round=int(round), phase=flag.phase(phase), seconds=delay)
+def _read_timed(kind: type[Restart | Suspend], otherwise: float) -> Callable[..., Restart | Suspend]:
+    def read(flag: _Flag, name: str, round: str, phase: str, text: str) -> Restart | Suspend:
+        who, seconds = flag.who_or_role(name), flag.seconds(text, otherwise)
+        return kind(who=who, round=int(round), phase=flag.phase(phase), seconds=seconds)
 
-
-def _read_stop(flag: _Flag, name: str, round: str, phase: str, seconds: str) -> Suspend:
-    who, lasts = flag.who_or_role(name), flag.seconds(seconds, STOP_SECONDS)
-    return Suspend(who=who, round=int(round), phase=flag.phase(phase), seconds=lasts)
+    return read
 
 
 def _read_partition(flag: _Flag, one: str, other: str, round: str, phase: str, seconds: str) -> Partition:
@@ -171,10 +171,14 @@ def _read_partition(flag: _Flag, one: str, other: str, round: str, phase: str, s
 
 
 # By flag: the pattern of its text, the form that a refusal shows, and what reads the pattern's groups.
-_FAULTS: Mapping[str, tuple[str, str, Callable[..., Kill | Restart | Suspend | Partition]]] = {
-    "kill": (f"({_ROLE}){_MOMENT}", "WHO@ROUND[/PHASE], such as 2@3 or leader@3/commit", _read_kill),
-    "back": (f"({_ROLE}){_MOMENT}", "WHO@ROUND[/PHASE][:SECONDS], such as 2@5 or leader@3/commit:20s", _read_back),
-    "stop": (f"({_ROLE}){_MOMENT}", "WHO@ROUND[/PHASE][:SECONDS], such as 2@3:20s", _read_stop),
+_FAULTS: Mapping[str, tuple[str, str, Callable[..., NodeFault | Partition]]] = {
+    "kill": (_NODE, "WHO@ROUND[/PHASE], such as 2@3 or leader@3/commit", _read_kill),
+    "back": (
+        _NODE,
+        "WHO@ROUND[/PHASE][:SECONDS], such as 2@5 or leader@3/commit:20s",
+        _read_timed(Restart, 0.0),
+    ),
+    "stop": (_NODE, "WHO@ROUND[/PHASE][:SECONDS], such as 2@3:20s", _read_timed(Suspend, STOP_SECONDS)),
     "partition": (
         rf"({_SIDE})\|({_SIDE}){_MOMENT}",
         "WHO,...|WHO,...@ROUND[/PHASE][:SECONDS], such as coordinator,1|2,3@4:30s",
@@ -193,7 +197,7 @@ def _check_alive(faults: Sequence[Fault], joins: Sequence[LateJoin]) -> None:
     """Who is killed or stopped runs at that moment, and who comes back was killed. Roles cannot be known beforehand."""
     joined = {join.who: join.round for join in joins}
     killed: dict[Who, Kill] = {}
-    for fault in sorted((fault for fault in faults if isinstance(fault, Kill | Restart | Suspend)), key=_order):
+    for fault in sorted((fault for fault in faults if isinstance(fault, NodeFault)), key=_order):
         who, dead = fault.who, killed.get(fault.who)
         if isinstance(who, int) and fault.round < joined.get(who, 1):
             raise ConfigError(f"{fault} comes before that peer joins in round {joined[who]}; name a later one.")
@@ -209,7 +213,7 @@ def _check_alive(faults: Sequence[Fault], joins: Sequence[LateJoin]) -> None:
             killed[who] = fault
 
 
-def _order(fault: Kill | Restart | Suspend) -> tuple[int, int, float]:
+def _order(fault: NodeFault) -> tuple[int, int, float]:
     """By moment; what comes later than its moment comes after what happens at it."""
     delay = fault.seconds if isinstance(fault, Restart) else 0.0
     return fault.round, (*PHASES, STATE).index(fault.phase), delay
