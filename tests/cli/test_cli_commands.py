@@ -1,7 +1,6 @@
 """What a person types, and the one sentence and exit code that comes back when it cannot be."""
 
 import io
-import json
 import stat
 import subprocess
 import sys
@@ -189,29 +188,22 @@ def test_a_folder_with_a_run_in_it_is_not_started_over(refusal: Refusal) -> None
     assert "--resume" in sentence
 
 
-def test_a_recording_is_replayed_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recording_is_replayed_as_lines_or_as_it_was_recorded(capsys: pytest.CaptureFixture[str]) -> None:
     Path("rec.jsonl").write_text("\n".join([*recorded(), "garbage"]) + "\n")
     assert run(["replay", "rec.jsonl", "--speed", "inf", "--plain"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 3
     assert "round 1 closed" in shown[1]
+    assert run(["replay", "rec.jsonl", "--speed", "inf", "--json"]) == 0
+    assert capsys.readouterr().out.splitlines() == recorded()
 
 
-def test_a_recording_of_a_run_that_was_killed_says_at_its_end_that_the_end_is_missing(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_replay_says_at_its_end_that_the_end_of_the_run_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     Path("rec.jsonl").write_text("\n".join(recorded()[1:2]) + "\n")
     assert run(["replay", "rec.jsonl", "--speed", "inf", "--plain"]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "The record ends here, without the end of the run. Last known: round 1."
     ]
-
-
-def test_a_recording_is_replayed_as_it_was_recorded(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("rec.jsonl").write_text("\n".join(recorded()) + "\n")
-    assert run(["replay", "rec.jsonl", "--speed", "inf", "--json"]) == 0
-    assert capsys.readouterr().out.splitlines() == recorded()
-    assert all(json.loads(line)["event"] for line in recorded())
 
 
 def test_a_closed_pipe_ends_a_command_without_a_word() -> None:
@@ -275,21 +267,26 @@ def test_the_screen_of_a_run_that_goes_on_reads_its_history_where_the_run_is_kep
     assert opened == [Path("runs/chat"), None]
 
 
-def test_an_invitation_is_one_line_to_paste_and_the_ports_to_forward() -> None:
-    lines = "\n".join(invitation("swarm.example.org:7700", "0.0.0.0:7700", 31337).lines)
-    assert "tsr-swarm join --coordinator swarm.example.org:7700\n" in lines
-    assert "TCP port 7700 " in lines
-    assert "TCP port 31337 " in lines
-
-
-def test_an_announced_port_is_forwarded_to_the_one_that_listens() -> None:
-    assert "TCP port 443 to 7700" in "\n".join(invitation("swarm.example.org:443", "0.0.0.0:7700", 0).lines)
-
-
-def test_an_invitation_to_this_machine_forwards_nothing() -> None:
-    lines = "\n".join(invitation("127.0.0.1:7700", "127.0.0.1:7700", 0).lines)
-    assert "join --coordinator 127.0.0.1:7700" in lines
-    assert "forward" not in lines
+@pytest.mark.parametrize(
+    ("address", "listen", "dht_port", "says"),
+    [
+        (
+            "a.example.org:7700",
+            "0.0.0.0:7700",
+            31337,
+            ["--coordinator a.example.org:7700\n", "port 7700 ", "port 31337 "],
+        ),
+        ("a.org:443", "0.0.0.0:7700", 0, ["TCP port 443 to 7700"]),
+        ("127.0.0.1:7700", "127.0.0.1:7700", 0, ["join --coordinator 127.0.0.1:7700"]),
+    ],
+    ids=["from anywhere", "at an announced port", "from this machine"],
+)
+def test_an_invitation_is_one_line_to_paste_and_the_ports_to_forward(
+    address: str, listen: str, dht_port: int, says: list[str]
+) -> None:
+    lines = "\n".join(invitation(address, listen, dht_port).lines)
+    assert all(words in lines for words in says)
+    assert ("forward" in lines) == (listen != address)
 
 
 @pytest.mark.parametrize(

@@ -80,16 +80,17 @@ def test_what_is_printed_to_a_closed_stdout_lands_in_no_file() -> None:
     assert "Wrote" not in Path("new.toml").read_text()
 
 
-def test_a_character_that_the_terminal_does_not_have_is_escaped() -> None:
-    code, out, err = in_shell("$P init caf\u00e9.toml", PYTHONIOENCODING="ascii")
+@pytest.mark.parametrize(
+    ("name", "encoding", "says"),
+    [
+        pytest.param("caf\u00e9.toml", {"PYTHONIOENCODING": "ascii"}, "Wrote caf\\xe9.toml.", id="not on the terminal"),
+        pytest.param("$'caf\\xe9.toml'", {"PYTHONUTF8": "1"}, "Wrote caf\\udce9.toml.", id="not UTF-8"),
+    ],
+)
+def test_a_character_that_cannot_be_written_is_escaped(name: str, encoding: dict[str, str], says: str) -> None:
+    code, out, err = in_shell(f"$P init {name}", **encoding)
     assert (code, err) == (0, "")
-    assert "Wrote caf\\xe9.toml." in out
-
-
-def test_a_name_that_is_not_utf8_is_no_bug() -> None:
-    code, out, err = in_shell("$P init $'caf\\xe9.toml'", PYTHONUTF8="1")
-    assert (code, err) == (0, "")
-    assert "Wrote caf\\udce9.toml." in out
+    assert says in out
 
 
 def test_a_folder_that_is_gone_is_a_sentence() -> None:
@@ -97,18 +98,6 @@ def test_a_folder_that_is_gone_is_a_sentence() -> None:
     assert (code, err) == (
         1,
         "tsr-swarm: The folder that this command runs in is gone; change to one that exists.\n",
-    )
-
-
-def test_details_that_cannot_be_kept_are_no_second_failure(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", "/dev/null/nowhere")
-    monkeypatch.setattr("tsr_swarm.cli.init.render", lambda *_: 1 / 0)
-    assert run(["init", "new.toml"]) == 1
-    assert (
-        "ZeroDivisionError: division by zero; its details cannot be kept (Not a directory); set"
-        in capsys.readouterr().err
     )
 
 
@@ -190,13 +179,17 @@ def test_help_needs_neither_torch_nor_grpc_nor_textual() -> None:
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
 
 
-def test_an_unexpected_failure_keeps_its_details_in_a_file(
-    refusal: Refusal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("can_keep", [True, False])
+def test_an_unexpected_failure_keeps_its_details_in_a_file_if_it_can(
+    can_keep: bool, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path) if can_keep else "/dev/null/nowhere")
     monkeypatch.setattr("tsr_swarm.cli.init.render", lambda *_: 1 / 0)
     code, sentence = refusal("init", "new.toml")
-    [log] = tmp_path.glob("tsr-swarm-error-*.log")
     assert code == 1
-    assert str(log) in sentence
-    assert "ZeroDivisionError" in log.read_text()
+    if can_keep:
+        [log] = tmp_path.glob("tsr-swarm-error-*.log")
+        assert str(log) in sentence
+        assert "ZeroDivisionError" in log.read_text()
+    else:
+        assert "ZeroDivisionError: division by zero; its details cannot be kept (Not a directory); set" in sentence

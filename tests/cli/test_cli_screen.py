@@ -299,42 +299,38 @@ async def test_a_closed_screen_leaves_the_command_running(tmp_path: Path) -> Non
     assert behind.lines == ["first", "last", ""]
 
 
-async def test_a_command_that_fails_closes_the_screen_and_says_why() -> None:
+@pytest.mark.parametrize("has_temporary_folder", [True, False])
+async def test_a_command_that_fails_closes_the_screen_and_says_why(
+    has_temporary_folder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_temporary_folder:
+        monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+        monkeypatch.setattr(tempfile, "tempdir", None)
     behind = RunBehind()
     with pytest.raises(ChildError, match=r"^It is full; make room\.$"):
         await behind.run("fail")
     assert behind.screen.was_closed
 
 
-async def test_a_command_that_fails_says_why_where_no_temporary_folder_can_be_written_to(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("how", "lines"),
+    [
+        pytest.param("wait", ["first", "left", ""], id="which leaves by itself"),
+        pytest.param("start", ["first", "second", ""], id="which cannot handle it yet and ends by the signal"),
+    ],
+)
+async def test_a_stop_is_passed_to_the_command_and_closes_the_screen_when_that_has_left(
+    how: str, lines: list[str]
 ) -> None:
-    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    with pytest.raises(ChildError, match=r"^It is full; make room\.$"):
-        await RunBehind().run("fail")
-
-
-async def test_a_stop_is_passed_on_and_closes_the_screen_when_the_command_has_left() -> None:
     behind = RunBehind()
-    running = asyncio.create_task(behind.run("wait"))
-    await behind.has_printed.wait()
-    behind.stop.request()
-    await running
-    assert behind.lines == ["first", "left", ""]
-    assert behind.screen.was_closed
-
-
-async def test_a_stop_before_the_command_can_see_to_it_is_no_failure() -> None:
-    """Once a terminal that closed, or Ctrl-C, right after the start was told as an unexpected end by a signal."""
-    behind = RunBehind()
-    running = asyncio.create_task(behind.run("start"))
-    while "second" not in behind.lines:
+    running = asyncio.create_task(behind.run(how))
+    while len(behind.lines) < len(lines) - 1 - ("left" in lines):
         await behind.has_printed.wait()
         behind.has_printed.clear()
     behind.stop.request()
     await running
-    assert behind.lines == ["first", "second", ""]
+    assert behind.lines == lines
+    assert behind.screen.was_closed
 
 
 async def test_a_stop_before_the_command_s_own_code_begins_is_no_failure(

@@ -121,32 +121,24 @@ def test_beside_json_lines_an_event_tells_of_those_that_are_missing() -> None:
     assert dropped([event["message"] for event in told]) + printed([event["message"] for event in events]) == 2000
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_process_whose_output_is_not_read_ends_when_it_is_asked_to(number: signal.Signals) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, "the reader goes"])
+def test_a_process_whose_output_is_not_read_ends_when_it_is_asked_to(how: signal.Signals | str) -> None:
     with command("PLAIN") as running:
         running.wait_until_all_is_printed()
-        running.process.send_signal(number)
+        if isinstance(how, signal.Signals):
+            running.process.send_signal(how)
+        else:
+            running.close_reader()
         assert running.process.wait(BOUND) == 130
 
 
-def test_a_failure_that_nobody_reads_does_not_keep_the_process() -> None:
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_failure_is_read_after_all_the_lines_before_it_or_not_at_all(is_read: bool) -> None:
     with command("PLAIN", "fail") as running:
         running.wait_until_all_is_printed()
+        if is_read:
+            assert running.read()[-1] == "It is full; make room."
         assert running.process.wait(BOUND) == 1
-
-
-def test_a_failure_is_read_after_all_the_lines_before_it() -> None:
-    with command("PLAIN", "fail") as running:
-        running.wait_until_all_is_printed()
-        assert running.read()[-1] == "It is full; make room."
-        assert running.process.wait(BOUND) == 1
-
-
-def test_a_reader_that_goes_asks_the_process_to_stop() -> None:
-    with command("PLAIN") as running:
-        running.wait_until_all_is_printed()
-        running.close_reader()
-        assert running.process.wait(BOUND) == 130
 
 
 def test_output_that_a_full_disk_does_not_take_ends_the_process_with_a_sentence() -> None:
