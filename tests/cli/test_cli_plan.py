@@ -27,7 +27,7 @@ def shown_object(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[st
     return document
 
 
-def test_the_tables_fit_a_hundred_columns_and_name_every_rival(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_fit_a_hundred_columns_and_name_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(capsys, "--model", "1B", "--fit", "20mbit", "--peers", "64", "--set", "optimizer.rank=d/4")
     assert max(map(len, out.splitlines())) <= 100
     for name in ("tsr", "ddp", "galore", "tsr-adam", "des-loc", "lordo", "diloco", "sparseloco"):
@@ -53,7 +53,7 @@ def test_a_preset_takes_the_place_of_the_files_model(capsys: pytest.CaptureFixtu
     assert "rank 32 (16)" in planned["methods"][0]["settings"]
 
 
-def test_more_peers_cost_only_those_who_cannot_sum(capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_peers_cost_only_methods_that_cannot_sum(capsys: pytest.CaptureFixture[str]) -> None:
     few, many = ({m["name"]: m for m in shown_object(capsys, "--peers", peers)["methods"]} for peers in ("8", "64"))
     assert sum(many["sparseloco"]["exchange"]["received"].values()) == 9 * sum(
         few["sparseloco"]["exchange"]["received"].values()

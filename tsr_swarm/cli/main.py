@@ -110,14 +110,14 @@ def run(arguments: Sequence[str]) -> int:
     try:
         command = next((word for word in arguments if not word.startswith("-")), "")
         code = command_line(command).main([*arguments], PROGRAM, standalone_mode=False, obj=[*arguments])
-        sys.stdout.flush()  # here, and not as the interpreter ends, where a full disk would be told in its words
+        sys.stdout.flush()  # now, because at its exit the interpreter would report a full disk in its own words
         return int(code or 0)
     except (Exception, KeyboardInterrupt) as error:
         return _explain(_cause(error), arguments)
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What a group of tasks failed of first, whose own words say nothing to a user."""
+    """The first error of a group of tasks, whose own message means nothing to a user."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -157,7 +157,7 @@ def _say(sentence: str) -> None:
 
 
 def _print(text: str) -> None:
-    with contextlib.suppress(OSError):  # of a full stderr: the exit code says it
+    with contextlib.suppress(OSError):  # a full stderr; the exit code remains
         print(text, file=sys.stderr, flush=True)
 
 
@@ -171,7 +171,7 @@ def _keep_details(error: BaseException) -> str:
 
 
 def sentence_of(error: BaseException) -> str | None:
-    """What happened and what to do about it; None for an error that only the program can be to blame for."""
+    """What happened and what to do about it; None for an error that only a fault of the program can explain."""
     if isinstance(error, OSError) and error.errno is not None:
         what = "Writing or reading failed" if error.filename is None else f"{error.filename} cannot be used"
         remedy = _REMEDIES.get(error.errno, "check that place")
@@ -189,7 +189,7 @@ def sentence_of(error: BaseException) -> str | None:
 def _open_standard_streams() -> None:
     """Open those that are closed on /dev/null, and have stdout escape what its encoding does not have.
 
-    The number of a closed one would go to the next file that is opened, and what is printed would land in that.
+    Else the next file that is opened gets the number of a closed one, and what is printed lands in it.
     """
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
@@ -203,7 +203,7 @@ def _open_standard_streams() -> None:
 
 
 def _drop_stdout() -> None:
-    """Let what is still to be flushed to a closed stdout vanish, or Python complains at its exit."""
+    """Redirect a closed stdout to /dev/null, or Python complains at its exit that it cannot flush."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

@@ -21,7 +21,7 @@ OUTPUT_IS_GONE = "The output is closed or full; leaving after this round."
 def run_process(mode: Mode, work: Work) -> NoReturn:
     """Run ``work`` until it ends or is stopped. Ends the command with exit code 0, or 130 after a stop.
 
-    Nothing that it prints or logs waits for who reads it; a closed stdout asks it to stop.
+    Printing and logging never wait for a reader; a closed stdout is a request to stop.
     """
     streams = Streams(partial(gap_line, mode))
 
@@ -46,7 +46,7 @@ def run_process(mode: Mode, work: Work) -> NoReturn:
 
 
 def run_training(mode: Mode, work: Work) -> NoReturn:
-    """Like ``run_process``, for work that finishes its round when it is asked to stop: plain lines then say so."""
+    """Like ``run_process``, for work that finishes its round when it is asked to stop; with plain lines it says so."""
 
     async def work_and_say(stop: Shutdown) -> None:
         notice = asyncio.create_task(_say_leaving(stop))

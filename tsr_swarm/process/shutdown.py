@@ -1,4 +1,4 @@
-"""How a process learns that it should stop, and how it notices that the one that started it is gone.
+"""How a process learns that it should stop, and how it notices that its parent is gone.
 
 The first Ctrl-C, SIGTERM or SIGHUP asks to finish the round and leave; the second to leave at once. A process that
 was started by another of ours leaves at once when that one disappears, however it ended.
@@ -28,8 +28,7 @@ T = TypeVar("T")
 
 
 class Shutdown:
-    """What a process has been asked: nothing, to finish the round and leave (``graceful``), or to leave at once
-    (``immediate``)."""
+    """A request to stop: ``graceful`` is set to finish the round and leave, ``immediate`` to leave at once."""
 
     def __init__(self) -> None:
         self.graceful = asyncio.Event()
@@ -187,18 +186,15 @@ class _Watch:
         while not self._closed.wait(POLL_SECONDS):
             stop, is_orphan = self._stop, self.is_orphan()
             is_stuck = stop is not None and stop.graceful.is_set() and not self._is_alive
-            self._ask_loop()
+            self._is_alive = False
+            if not self._call(self._answer):
+                self._answer()  # there is no loop that could be stuck
             if is_orphan and stop is not None:
                 self._call(stop.terminate)
             has_to_end = is_orphan or is_stuck or (stop is not None and stop.immediate.is_set())
             self._left = self._left - POLL_SECONDS if has_to_end else GIVE_UP_SECONDS
             if self._left <= 0:
                 os._exit(INTERRUPTED)  # without a word; reapers clean up what it leaves
-
-    def _ask_loop(self) -> None:
-        self._is_alive = False
-        if not self._call(self._answer):
-            self._answer()
 
     def _answer(self) -> None:
         self._is_alive = True
