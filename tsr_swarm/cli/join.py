@@ -105,11 +105,7 @@ def join(
         from tsr_swarm.cli.screen import show_peer
 
         show_peer(context.obj, settings.coordinator)
-    _join(settings, mode, slowdown, proxy)
 
-
-def _join(settings: JoinProfile, mode: Mode, slowdown: float, proxy: str | None) -> None:
-    """``slowdown`` and ``proxy`` are what ``local`` plays with."""
     from tsr_swarm.node.peer import JoinOptions, run_peer
 
     options = JoinOptions(

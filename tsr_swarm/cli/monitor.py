@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from tsr_swarm import __version__
 from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
@@ -11,7 +12,7 @@ from tsr_swarm.cli.process import run_process
 from tsr_swarm.cli.streams import catch_up
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.errors import RefusedError
-from tsr_swarm.monitor.sources import WAIT_SECONDS, WatchSource
+from tsr_swarm.monitor.sources import WAIT_SECONDS, Source, WatchSource
 from tsr_swarm.process.machine_limits import require_process_room
 from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.telemetry.byte_counter import ByteCounter
@@ -39,7 +40,8 @@ def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, j
 
                 await show_source(source, coordinator, "The monitor is closed; training goes on.", stop)
             else:
-                await run_unless(stop.graceful, follow(source, lambda line: print_line(mode, line)))
+                await run_unless(stop.graceful, follow(source, partial(print_line, mode)))
+                await run_unless(stop.graceful, catch_up(is_over=True))
 
     run_process(mode, work)
 
@@ -105,31 +107,29 @@ async def watching(
         yield WatchSource(dial, [coordinator], time.time, on_silence=on_silence)
 
 
-async def read_all(watch: Watch) -> tuple[SwarmSnapshot, int]:
-    """The snapshot of all events that the coordinator keeps, and the newest number. ``watch`` must not wait."""
+async def read_all(watch: Watch) -> SwarmSnapshot:
+    """The snapshot of all events that the coordinator keeps. ``watch`` must not wait for new ones."""
     snapshot, newest = SwarmSnapshot(), 0
     while True:
         lines, newest = await watch(newest)
         if not lines:
-            return snapshot, newest
-        snapshot = _add(snapshot, lines)
+            return snapshot
+        for line in lines:
+            snapshot = _add(snapshot, line)
 
 
-async def follow(source: WatchSource, see: Callable[[str], None]) -> None:
-    """Pass every line to ``see`` until the run is finished, unless it was resumed after that."""
+async def follow(source: Source, see: Callable[[str], None]) -> SwarmSnapshot:
+    """Pass every line to ``see``, to the end of the source or of the run. Returns what the lines add up to."""
     snapshot = SwarmSnapshot()
     async for line in source.lines():
         see(line)
         await catch_up()
-        snapshot = _add(snapshot, [line])
-        if snapshot.finished is not None and source.is_caught_up:
-            await catch_up(is_over=True)
-            return
-
-
-def _add(snapshot: SwarmSnapshot, lines: list[str]) -> SwarmSnapshot:
-    for line in lines:
-        stamped = decode_stamped(line)
-        if stamped is not None:
-            snapshot = fold(snapshot, stamped.time, stamped.event)
+        snapshot = _add(snapshot, line)
+        if snapshot.finished is not None and isinstance(source, WatchSource) and source.is_caught_up:
+            break
     return snapshot
+
+
+def _add(snapshot: SwarmSnapshot, line: str) -> SwarmSnapshot:
+    stamped = decode_stamped(line)
+    return snapshot if stamped is None else fold(snapshot, stamped.time, stamped.event)

@@ -1,11 +1,14 @@
 """Options that several commands share, and the one way to refuse a wrong one."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from tsr_swarm.config.load import apply_overrides, environ_overrides, run_config_from_mapping
+from tsr_swarm.config.run import RunConfig
 from tsr_swarm.config.units import parse_seconds
 from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.errors import ConfigError, SwarmError
@@ -57,6 +60,11 @@ def usage(check: Callable[[], T]) -> T:
         return check()
     except ConfigError as error:
         raise UsageError(str(error)) from None
+
+
+def make_config(mapping: Mapping[str, Any], overrides: Iterable[str] | None) -> RunConfig:
+    """The configuration of ``mapping`` under the environment's settings and ``overrides``. Raises ConfigError."""
+    return run_config_from_mapping(apply_overrides(mapping, [*environ_overrides(os.environ), *(overrides or ())]))
 
 
 def parse_wait(text: str | float) -> float:

@@ -1,7 +1,6 @@
 """``tsr-swarm simulate``: compare methods in simulated swarms of many peers, by bytes and by time."""
 
 import json as json_format
-import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from tsr_swarm.cli.options import Json, Set, UsageError, usage
+from tsr_swarm.cli.options import Json, Set, UsageError, make_config, usage
 from tsr_swarm.cli.output import print_aside
 from tsr_swarm.config.link import Link, link_for
-from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
+from tsr_swarm.config.load import read_toml
 from tsr_swarm.config.units import parse_rate, parse_seconds
 from tsr_swarm.errors import RunError
 from tsr_swarm.process.machine_limits import require_process_room
@@ -120,9 +119,8 @@ def simulate(
     from tsr_swarm.train.llama import parameter_count
 
     mapping = read_toml(run_file) if run_file else {}
-    changes = [*environ_overrides(os.environ), *(overrides or [])]
-    changes += [f"model.vocab_size={vocabulary}"] if vocabulary else []
-    config = run_config_from_mapping(apply_overrides(mapping, changes))
+    changes = [*(overrides or []), *([f"model.vocab_size={vocabulary}"] if vocabulary else [])]
+    config = make_config(mapping, changes)
     away_steps = (k_x or config.periods.k_x) if churn else Heterogeneity().away_steps
     options = StudyOptions(
         config=config,

@@ -22,7 +22,7 @@ def status(coordinator: Coordinator, wait: Wait = 0.0, plain: Plain = False, jso
     require_process_room()
 
     async def print_status(watch: Watch) -> None:
-        snapshot, _ = await retry_while_unreachable(lambda: read_all(watch), wait, print_aside)
+        snapshot = await retry_while_unreachable(lambda: read_all(watch), wait, print_aside)
         print(json_format.dumps(status_object(snapshot, time.time())) if json else "\n".join(status_lines(snapshot)))
         await catch_up(is_over=True)
 
