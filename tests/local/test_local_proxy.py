@@ -130,21 +130,6 @@ async def test_every_node_reaches_every_other_over_both_links() -> None:
             ends[1].close()
 
 
-async def test_a_partition_concerns_only_the_nodes_that_it_names() -> None:
-    async with lab() as (proxies, address):
-        theirs = listens(proxies.peer_arguments(OTHER, ""))
-        _, near = await dial(proxies, address)
-        _, far = await dial(proxies, theirs)
-        proxies.cut([frozenset((PEER, OTHER))])
-        stalled = asyncio.create_task(echoed(far, b"x"))
-        await echoed(near, b"x")
-        assert not stalled.done()
-        proxies.cut([])
-        await stalled
-        for _, writer in (near, far):
-            writer.close()
-
-
 async def test_only_nodes_that_can_be_dialled_are_connected_to() -> None:
     async with lab(other=HomeLine(nat=True)) as (proxies, _):
         assert listens(proxies.peer_arguments(OTHER, "")) == "", "nobody reaches it"
