@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     commands = [(process, " ".join(process.info["cmdline"] or [])) for process in psutil.process_iter(["cmdline"])]
     ours = [process for process, command in commands if str(tmp_path) in command or "lab.router" in command]
-    _, alive = psutil.wait_procs(ours, timeout=30)  # the janitor ends last
+    _, alive = psutil.wait_procs(ours, timeout=30)  # the reaper ends last
     assert not alive
     assert not list((tmp_path / "tmp").iterdir())
     assert namespaces() <= before
