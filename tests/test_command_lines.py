@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from tsr_swarm.cli.main import app
+from tsr_swarm.cli import main
 from tsr_swarm.cli.profile import JoinProfile, read_profile
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "peers"
 ROLES = sorted(path.name for path in PEERS.iterdir() if path.is_dir())
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = main.command_line(*main.COMMANDS).commands
 HOW_TO_SHOW_IT = {"plain", "json", "resume"}  # not true of a machine, so not in its peer.toml
 
 

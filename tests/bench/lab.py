@@ -22,10 +22,9 @@ from pathlib import Path
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import LocalPlan
-from tsr_swarm.local.network import netns_lab, proxy
-from tsr_swarm.local.network.base import LocalNetwork
+from tsr_swarm.local.network import namespaces, proxy
 from tsr_swarm.local.network.link import HomeLine
-from tsr_swarm.local.network.open import open_place
+from tsr_swarm.local.network.local_network import LocalNetwork, open_network
 from tsr_swarm.process.supervisor import Child, ProcessGroup
 
 SERVER, CLIENT = 0, 1
@@ -177,7 +176,7 @@ async def lab(mode: str, link: HomeLine, seed: int) -> AsyncIterator[Lab]:
     plan = LocalPlan(peers=1, environment={}, lines={CLIENT: link})
     async with (
         ProcessGroup() as group,
-        open_place(
+        open_network(
             plan, mode, group, seed=seed, environment=os.environ, use_dht=False, emit=lambda event: None
         ) as network,
     ):
@@ -224,7 +223,7 @@ async def rates(mode: str, repeats: int) -> list[list[str]]:
 async def losses(mode: str, repeats: int) -> list[list[str]]:
     rows = []
     for asked in LOSSES:
-        if mode == netns_lab.MODE:
+        if mode == namespaces.MODE:
             found = await repeated(mode, HomeLine(loss=asked), "lost", repeats)
             rows.append(row("packets lost one way", f"{asked:.0%}", found, "%", 100))
         else:
@@ -280,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--modes", nargs="+", default=[netns_lab.MODE, proxy.MODE])
+    parser.add_argument("--modes", nargs="+", default=[namespaces.MODE, proxy.MODE])
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
     options = parser.parse_args(arguments)

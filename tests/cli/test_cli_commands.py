@@ -1,8 +1,6 @@
 """What a person types, and the one sentence and exit code that comes back when it cannot be."""
 
 import io
-import json
-import os
 import stat
 import subprocess
 import sys
@@ -12,8 +10,8 @@ from typing import NoReturn
 import pytest
 import typer
 
+from tests.cli.conftest import Refusal
 from tests.fixtures import run_started
-from tsr_swarm import __version__
 from tsr_swarm.cli.coordinate import invitation
 from tsr_swarm.cli.join import name_from
 from tsr_swarm.cli.main import run
@@ -22,26 +20,7 @@ from tsr_swarm.config.load import load_run_config
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.telemetry.events import RoundClosed, RunFinished, encode
 
-COMMANDS = ("init", "plan", "coordinate", "join", "local", "simulate", "monitor", "status", "sample", "replay")
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("TSR_SWARM_")]:
-        monkeypatch.delenv(name)
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Exit code and the one line on stderr."""
-    code = run(arguments)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("tsr-swarm: ")
-    assert captured.err.endswith((".\n", "?\n"))
-    assert captured.err.count("\n") == 1
-    assert "Traceback" not in captured.err
-    return code, captured.err
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def recorded() -> list[str]:
@@ -69,9 +48,21 @@ def recorded() -> list[str]:
         (["local", "--peers", "many"], "--peers"),
         (["local", "--plain", "--json"], "exclude each other"),
         (["local", "--kill", "9@3"], "this swarm has peers 1 to 3; write WHO@ROUND[/PHASE]"),
-        (["local", "--kill", "soon"], "write WHO@ROUND[/PHASE]"),
+        (
+            ["local", "--kill", "2@3", "--back", "1@5"],
+            "--back peer-1@5/train needs somebody who was killed before; add --",
+        ),
         (["local", "--join-at", "31"], "1 to 30"),
         (["local", "--env", "2"], "write WHO:KEY=VALUE"),
+        (["local", "--stop", "2"], "--stop 2 cannot be read; write WHO@ROUND[/PHASE][:SECONDS], such as 2@3:20s."),
+        (["local", "--slow", "9:2"], "--slow 9:2 is for peer 9, but this swarm has peers 1 to 3; write WHO:FACTOR"),
+        (["local", "--nat", "coordinator"], "--nat coordinator cannot be: nobody could reach the coordinator"),
+        (["local", "--up", "2:fast"], "'fast' is not a rate; write a number and one of bit, kbit, mbit, gbit"),
+        (["local", "--down", "20mbit"], "write WHO:RATE, such as 2:20mbit or all:50mbit."),
+        (["local", "--rtt", "2:2h"], "a round trip is at most 60 s."),
+        (["local", "--loss", "all:2"], "write a number and %, such as 2%."),
+        (["local", "--partition", "1|2@31"], "the rounds of this run are 1 to 30."),
+        (["local", "--lab", "cellar"], "--lab cellar is no kind of lab; it is one of auto, namespaces, proxy."),
         (["local", "--resume"], "--dir"),
         (["local", "--resume", "--dir", "nowhere"], "leave --resume out"),
         (["coordinate"], "RUN.toml"),
@@ -95,10 +86,8 @@ def recorded() -> list[str]:
         (["sample", "x", "--length", "0"], "--length"),
     ],
 )
-def test_what_cannot_be_meant_is_a_usage_error(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, sentence = refusal(capsys, *arguments)
+def test_what_cannot_be_meant_is_a_usage_error(arguments: list[str], says: str, refusal: Refusal) -> None:
+    code, sentence = refusal(*arguments)
     assert code == 2
     assert says in sentence
 
@@ -128,9 +117,9 @@ def test_what_cannot_be_meant_is_a_usage_error(
     ],
 )
 def test_what_fails_is_one_sentence_and_its_exit_code(
-    arguments: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], code: int, says: str, refusal: Refusal
 ) -> None:
-    found, sentence = refusal(capsys, *arguments)
+    found, sentence = refusal(*arguments)
     assert found == code
     assert says in sentence
 
@@ -145,18 +134,6 @@ def test_who_waits_for_a_coordinator_says_so_once_and_in_the_end_how_long_it_tri
     assert said.count("Trying again for 0.2 s.") == 1
     assert said.count("127.0.0.1:1 cannot be reached") == 2
     assert captured.err.endswith("Tried for 0.2 s; --wait sets for how long.\n")
-
-
-def test_an_unexpected_failure_keeps_its_details_in_a_file(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("tsr_swarm.config.render.render", lambda *_: 1 / 0)
-    code, sentence = refusal(capsys, "init", "new.toml")
-    [log] = tmp_path.glob("tsr-swarm-error-*.log")
-    assert code == 1
-    assert str(log) in sentence
-    assert "ZeroDivisionError" in log.read_text()
 
 
 def test_init_writes_a_file_that_says_what_the_defaults_say(capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,11 +160,9 @@ def test_init_writes_a_file_that_says_what_the_defaults_say(capsys: pytest.Captu
         (b"#" * (1 << 21), "has more than the 1048576 bytes of a configuration"),
     ],
 )
-def test_a_run_file_that_cannot_be_meant_is_a_sentence(
-    content: bytes, says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_file_that_cannot_be_meant_is_a_sentence(content: bytes, says: str, refusal: Refusal) -> None:
     Path("run.toml").write_bytes(content)
-    code, sentence = refusal(capsys, "plan", "run.toml")
+    code, sentence = refusal("plan", "run.toml")
     assert code == 78
     assert says in sentence
 
@@ -197,74 +172,36 @@ def test_a_run_file_may_begin_with_a_byte_order_mark() -> None:
     assert load_run_config(Path("run.toml"), environ={}).run.name == "chat"
 
 
-def test_init_overwrites_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_overwrites_nothing(refusal: Refusal) -> None:
     Path("mine.toml").write_text("mine")
-    code, sentence = refusal(capsys, "init", "mine.toml")
+    code, sentence = refusal("init", "mine.toml")
     assert (code, Path("mine.toml").read_text()) == (2, "mine")
     assert "mine.toml" in sentence
 
 
-def test_a_folder_with_a_run_in_it_is_not_started_over(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_a_run_in_it_is_not_started_over(refusal: Refusal) -> None:
     Path("run.toml").write_text("")
-    code, sentence = refusal(capsys, "local", "--dir", ".")
+    code, sentence = refusal("local", "--dir", ".")
     assert code == 2
     assert "--resume" in sentence
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([command, "--help"]) == 0
-    assert f"Usage: tsr-swarm {command}" in capsys.readouterr().out
-
-
-def test_help_lists_the_commands_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--help"]) == 0
-    shown = capsys.readouterr().out
-    assert all(f"\n  {command} " in shown for command in COMMANDS)
-    assert all(code in shown for code in ("69", "76", "78", "130"))
-
-
-def test_no_command_at_all_is_a_usage_error_that_helps(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([]) == 2
-    assert "Commands:" in capsys.readouterr().err
-
-
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--version"]) == 0
-    assert capsys.readouterr().out == f"tsr-swarm {__version__}\n"
-
-
-def test_help_needs_neither_torch_nor_grpc_nor_textual() -> None:
-    script = (
-        "import sys; from tsr_swarm.cli.main import run; run(['--help']); "
-        "sys.exit(bool({'torch', 'grpc', 'textual', 'hivemind', 'rich'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
-
-
-def test_a_recording_is_replayed_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recording_is_replayed_as_lines_or_as_it_was_recorded(capsys: pytest.CaptureFixture[str]) -> None:
     Path("rec.jsonl").write_text("\n".join([*recorded(), "garbage"]) + "\n")
     assert run(["replay", "rec.jsonl", "--speed", "inf", "--plain"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 3
     assert "round 1 closed" in shown[1]
+    assert run(["replay", "rec.jsonl", "--speed", "inf", "--json"]) == 0
+    assert capsys.readouterr().out.splitlines() == recorded()
 
 
-def test_a_recording_of_a_run_that_was_killed_says_at_its_end_that_the_end_is_missing(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_replay_says_at_its_end_that_the_end_of_the_run_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     Path("rec.jsonl").write_text("\n".join(recorded()[1:2]) + "\n")
     assert run(["replay", "rec.jsonl", "--speed", "inf", "--plain"]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "The record ends here, without the end of the run. Last known: round 1."
     ]
-
-
-def test_a_recording_is_replayed_as_it_was_recorded(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("rec.jsonl").write_text("\n".join(recorded()) + "\n")
-    assert run(["replay", "rec.jsonl", "--speed", "inf", "--json"]) == 0
-    assert capsys.readouterr().out.splitlines() == recorded()
-    assert all(json.loads(line)["event"] for line in recorded())
 
 
 def test_a_closed_pipe_ends_a_command_without_a_word() -> None:
@@ -328,21 +265,26 @@ def test_the_screen_of_a_run_that_goes_on_reads_its_history_where_the_run_is_kep
     assert opened == [Path("runs/chat"), None]
 
 
-def test_an_invitation_is_one_line_to_paste_and_the_ports_to_forward() -> None:
-    lines = "\n".join(invitation("swarm.example.org:7700", "0.0.0.0:7700", 31337).lines)
-    assert "tsr-swarm join --coordinator swarm.example.org:7700\n" in lines
-    assert "TCP port 7700 " in lines
-    assert "TCP port 31337 " in lines
-
-
-def test_an_announced_port_is_forwarded_to_the_one_that_listens() -> None:
-    assert "TCP port 443 to 7700" in "\n".join(invitation("swarm.example.org:443", "0.0.0.0:7700", 0).lines)
-
-
-def test_an_invitation_to_this_machine_forwards_nothing() -> None:
-    lines = "\n".join(invitation("127.0.0.1:7700", "127.0.0.1:7700", 0).lines)
-    assert "join --coordinator 127.0.0.1:7700" in lines
-    assert "forward" not in lines
+@pytest.mark.parametrize(
+    ("address", "listen", "dht_port", "says"),
+    [
+        (
+            "a.example.org:7700",
+            "0.0.0.0:7700",
+            31337,
+            ["--coordinator a.example.org:7700\n", "port 7700 ", "port 31337 "],
+        ),
+        ("a.org:443", "0.0.0.0:7700", 0, ["TCP port 443 to 7700"]),
+        ("127.0.0.1:7700", "127.0.0.1:7700", 0, ["join --coordinator 127.0.0.1:7700"]),
+    ],
+    ids=["from anywhere", "at an announced port", "from this machine"],
+)
+def test_an_invitation_is_one_line_to_paste_and_the_ports_to_forward(
+    address: str, listen: str, dht_port: int, says: list[str]
+) -> None:
+    lines = "\n".join(invitation(address, listen, dht_port).lines)
+    assert all(words in lines for words in says)
+    assert ("forward" in lines) == (listen != address)
 
 
 @pytest.mark.parametrize(
@@ -352,9 +294,9 @@ def test_a_peer_is_called_like_its_machine(machine: str, name: str) -> None:
     assert name_from(machine) == name
 
 
-def test_a_run_file_that_cannot_be_read_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_file_that_cannot_be_read_is_a_sentence(refusal: Refusal) -> None:
     Path("run.toml").write_bytes(b"\xff\xfe")
     Path("run.toml").chmod(stat.S_IRUSR)
-    code, sentence = refusal(capsys, "coordinate", "run.toml")
+    code, sentence = refusal("coordinate", "run.toml")
     assert code == 78
     assert "run.toml" in sentence

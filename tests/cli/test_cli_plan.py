@@ -1,21 +1,16 @@
 """What a person who plans a run types and reads."""
 
 import json
-import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.conftest import Refusal
 from tsr_swarm.cli.main import run
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("TSR_SWARM_")]:
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -32,7 +27,7 @@ def shown_object(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[st
     return document
 
 
-def test_the_tables_fit_a_hundred_columns_and_name_every_rival(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_fit_a_hundred_columns_and_name_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(capsys, "--model", "1B", "--fit", "20mbit", "--peers", "64", "--set", "optimizer.rank=d/4")
     assert max(map(len, out.splitlines())) <= 100
     for name in ("tsr", "ddp", "galore", "tsr-adam", "des-loc", "lordo", "diloco", "sparseloco"):
@@ -58,7 +53,7 @@ def test_a_preset_takes_the_place_of_the_files_model(capsys: pytest.CaptureFixtu
     assert "rank 32 (16)" in planned["methods"][0]["settings"]
 
 
-def test_more_peers_cost_only_those_who_cannot_sum(capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_peers_cost_only_methods_that_cannot_sum(capsys: pytest.CaptureFixture[str]) -> None:
     few, many = ({m["name"]: m for m in shown_object(capsys, "--peers", peers)["methods"]} for peers in ("8", "64"))
     assert sum(many["sparseloco"]["exchange"]["received"].values()) == 9 * sum(
         few["sparseloco"]["exchange"]["received"].values()
@@ -140,16 +135,7 @@ def test_it_says_plainly_when_nothing_fits(capsys: pytest.CaptureFixture[str]) -
         (["--model", "60M", "--set", "optimizer.rank=600"], 78, "rank 512"),
     ],
 )
-def test_what_cannot_be_planned_is_one_sentence(
-    arguments: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["plan", *arguments]) == code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert says in captured.err
-    assert captured.err.startswith("tsr-swarm: ")
-    assert captured.err.count("\n") == 1
-
-
-def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "Usage: tsr-swarm plan" in shown(capsys, "--help")
+def test_what_cannot_be_planned_is_one_sentence(arguments: list[str], code: int, says: str, refusal: Refusal) -> None:
+    found, sentence = refusal("plan", *arguments)
+    assert found == code
+    assert says in sentence

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tsr_swarm.cli.profile import JoinProfile, merge_profile, read_profile
+from tsr_swarm.cli.profile import JoinProfile, merge_profile
 from tsr_swarm.errors import ConfigError
 
 TEXT_KEYS = ("coordinator", "device", "dir")
@@ -60,7 +60,7 @@ def test_a_wait_is_a_number_of_seconds_or_a_time_with_its_unit(text: str, second
 
 
 def test_one_path_need_not_be_a_list(tmp_path: Path) -> None:
-    assert read_profile(profile(tmp_path, '[join]\ndata = "texts"\n')) == {"data": ("texts",)}
+    assert merge_profile({}, {}, profile(tmp_path, '[join]\ndata = "texts"\n')).data == ("texts",)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_one_path_need_not_be_a_list(tmp_path: Path) -> None:
         ("[join]\ndevise = 'cpu'\n", "did you mean 'device'"),
         ("[join]\noutbound_only = 1\n", "true or false"),
         ("[join]\ndevice = 1\n", "text"),
-        ("[join]\ndht_port = '1'\n", "a number"),
-        ("[join]\ndht_port = true\n", "a number"),
-        ("[join]\ndata = [1]\n", "list of paths"),
+        ("[join]\ndht_port = '1'\n", "a whole number"),
+        ("[join]\ndht_port = true\n", "a whole number"),
+        ("[join]\ndata = [1]\n", "join.data = 1 has the wrong type"),
         ("[join]\nwait = 'soon'\n", "join.wait: 'soon' is not a time"),
         ("[join]\nwait = true\n", "join.wait = True"),
         ("[join]\nwait = -1\n", "wait = -1.0 is not possible"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ from textual.pilot import Pilot
 
 from tsr_swarm.cli import screen
 from tsr_swarm.cli.coordinate import invitation
+from tsr_swarm.cli.local import summary
 from tsr_swarm.cli.status import status_lines, status_object
-from tsr_swarm.cli.summary import summary
 from tsr_swarm.monitor.app import Invite, SwarmMonitor
 from tsr_swarm.monitor.help import Invitation
 from tsr_swarm.monitor.sources import PipeSource, Source
@@ -64,15 +65,15 @@ class Show:
         invite: Invite = lambda snapshot: None,
     ) -> SwarmSnapshot:
         self._prepare(how, steps)
-        async with ProcessGroup() as family, asyncio.timeout(60):
+        async with ProcessGroup() as group, asyncio.timeout(60):
             arguments = ["coordinate", "run.toml"]
-            return await screen.show_stream(family, "coordinator", arguments, "chat", self.stop, folder, invite)
+            return await screen.show_stream(group, "coordinator", arguments, "chat", self.stop, folder, invite)
 
     async def run_beside(self, source: Source, how: str, steps: Steps) -> None:
         """As a peer's command: what the swarm tells comes from elsewhere."""
         self._prepare(how, steps)
-        async with ProcessGroup() as family, asyncio.timeout(60):
-            await screen.show_beside(family, "peer", ["coordinate", "run.toml"], source, "chat", self.stop)
+        async with ProcessGroup() as group, asyncio.timeout(60):
+            await screen.show_beside(group, "peer", ["coordinate", "run.toml"], source, "chat", self.stop)
 
     def _prepare(self, how: str, steps: Steps) -> None:
         async def headless(app: SwarmMonitor) -> None:
@@ -103,14 +104,19 @@ async def until(pilot: Pilot[None], condition: Callable[[SwarmSnapshot], bool]) 
         await pilot.pause(0.01)
 
 
-async def test_a_closed_screen_leaves_the_command_running_in_plain_lines(
+async def test_a_closed_screen_leaves_the_command_running_in_plain_lines_and_the_invitation(
     show: Show, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closed, told = screen.Onlooker.screen_closed, asyncio.Event()
-    monkeypatch.setattr(screen.Onlooker, "screen_closed", lambda self: (closed(self), told.set()))
-    showing = asyncio.create_task(show.run("wait", press_q_after_round_1))
-    await told.wait()
-    assert "training goes on" in capsys.readouterr().out
+    def invite(snapshot: SwarmSnapshot) -> Invitation | None:
+        return invitation(snapshot.address, snapshot.address, 0) if snapshot.address else None
+
+    closed, has_closed = screen.CommandOutput.screen_closed, asyncio.Event()
+    monkeypatch.setattr(screen.CommandOutput, "screen_closed", lambda self: (closed(self), has_closed.set()))
+    showing = asyncio.create_task(show.run("wait", press_q_after_round_1, invite=invite))
+    await has_closed.wait()
+    shown = capsys.readouterr().out
+    assert "training goes on" in shown
+    assert "Join from this machine with:  tsr-swarm join --coordinator 127.0.0.1:9\n" in shown
     show.stop.request()
     snapshot = await showing
     assert snapshot.finished == "it was asked to stop"
@@ -125,8 +131,8 @@ async def test_ctrl_c_on_the_screen_asks_the_command_to_finish_its_round(
         await pilot.press("ctrl+c")
 
     snapshot = await show.run("wait", interrupt)
-    assert show.stop.gently.is_set()
-    assert not show.stop.now.is_set()
+    assert show.stop.graceful.is_set()
+    assert not show.stop.immediate.is_set()
     assert snapshot.rounds_counted == 2
     assert "run finished after 2 rounds (it was asked to stop)" in capsys.readouterr().out
 
@@ -165,22 +171,6 @@ async def test_a_screen_of_a_run_that_goes_on_counts_from_its_beginning(show: Sh
         assert (whole.first_loss, whole.loss, whole.wire_bytes, whole.address) == (5.5, 3.0, 207, "127.0.0.1:9")
 
 
-async def test_a_closed_screen_leaves_the_command_that_others_paste(
-    show: Show, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def invite(snapshot: SwarmSnapshot) -> Invitation | None:
-        return invitation(snapshot.address, snapshot.address, 0) if snapshot.address else None
-
-    closed, told = screen.Onlooker.screen_closed, asyncio.Event()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(screen.Onlooker, "screen_closed", lambda self: (closed(self), told.set()))
-        showing = asyncio.create_task(show.run("wait", press_q_after_round_1, invite=invite))
-        await told.wait()
-    assert "Join from this machine with:  tsr-swarm join --coordinator 127.0.0.1:9\n" in capsys.readouterr().out
-    show.stop.request()
-    await showing
-
-
 async def test_what_a_peers_own_process_says_reaches_its_screen_beside_what_the_swarm_tells(show: Show) -> None:
     swarm = asyncio.StreamReader()
     swarm.feed_data(encode(RoundOpened(round=7, peers=2, steps=2, lr=0.1, refresh=0), 1.0).encode() + b"\n")
@@ -193,12 +183,15 @@ async def test_what_a_peers_own_process_says_reaches_its_screen_beside_what_the_
     await show.run_beside(PipeSource(swarm, lambda: 1.0), "end", look)
 
 
-async def test_what_a_run_came_to_is_told_in_a_few_lines(show: Show) -> None:
+async def test_a_summary_and_a_status_are_a_few_lines_or_one_object(show: Show) -> None:
     snapshot = await show.run("end", press_q_after_round_1)
     text = "\n".join(summary(snapshot))
     for part in ("1 round", "3.000", "core", "basis", "100 B", "2.00 kB", "10x", "abcd"):
         assert part in text
     assert summary(SwarmSnapshot()) == []
+    assert status_lines(snapshot)[0].startswith("chat: ")
+    status = status_object(snapshot, 7.0)
+    assert (status["event"], status["time"], status["run"], status["wire_bytes"]) == ("status", 7.0, "chat", 200)
 
 
 def test_a_status_names_its_round_once() -> None:
@@ -209,8 +202,153 @@ def test_a_status_names_its_round_once() -> None:
     assert status_lines(waiting)[0] == "chat: waiting (round 7 of 9)"
 
 
-async def test_a_status_is_a_few_lines_or_one_object(show: Show) -> None:
-    snapshot = await show.run("end", press_q_after_round_1)
-    assert status_lines(snapshot)[0].startswith("chat: ")
-    told = status_object(snapshot, 7.0)
-    assert (told["event"], told["time"], told["run"], told["wire_bytes"]) == ("status", 7.0, "chat", 200)
+# --- a command behind any screen --------------------------------------------------------------------------------------
+
+# Prints a line, then does as told; writes to stderr, which must not reach anybody.
+PLAIN_COMMAND = """
+import signal, sys
+def leave(*_):
+    print("left", flush=True)
+    sys.exit(130)
+signal.signal(signal.SIGINT, leave)
+print("noise", file=sys.stderr)
+print("first", flush=True)
+if sys.argv[1] == "fail":
+    sys.exit("tsr-swarm: It is full; make room.")
+if sys.argv[1] == "start":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    print("second", flush=True)
+if sys.argv[1] in ("wait", "start"):
+    while True: signal.pause()
+if sys.argv[1] == "go on":
+    import os, time
+    while not os.path.exists(sys.argv[2]): time.sleep(0.01)
+print("last", flush=True)
+"""
+
+
+class FakeScreen:
+    """Stays up until it is told to close, as Textual does."""
+
+    def __init__(self) -> None:
+        self.closing = asyncio.Event()
+        self.was_closed = False
+
+    async def take_terminal(self) -> None:
+        await self.closing.wait()
+        self.was_closed = True
+
+    def exit(self) -> None:
+        self.closing.set()
+
+
+class RunBehind(screen.CommandOutput):
+    """Runs one command behind a fake screen and keeps what came of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.screen, self.stop = FakeScreen(), Shutdown()
+        self.lines: list[str] = []
+        self.closed_at: int | None = None
+        self.has_printed, self.has_ended, self.has_closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def run(self, *how: str) -> None:
+        command = [sys.executable, "-c", PLAIN_COMMAND, *how]
+        async with ProcessGroup() as group, asyncio.timeout(60):
+            await screen.run_behind(self.screen, group, "command", command, self, self.stop)
+
+    def take(self, line: bytes) -> None:
+        self.lines.append(line.decode().strip())
+        (self.has_printed if line else self.has_ended).set()
+
+    def screen_closed(self) -> None:
+        self.closed_at = len(self.lines)
+        self.has_closed.set()
+
+
+async def test_a_command_that_has_ended_well_stays_on_screen_until_it_is_closed() -> None:
+    behind = RunBehind()
+    running = asyncio.create_task(behind.run("end"))
+    await behind.has_ended.wait()
+    assert not running.done()
+    behind.screen.exit()
+    await running
+    assert behind.lines == ["first", "last", ""]
+    assert behind.closed_at is None, "nothing goes on behind it"
+
+
+async def test_a_closed_terminal_ends_a_screen_whose_command_is_over() -> None:
+    """Once the screen of a finished run stayed up for ever after its terminal was gone."""
+    behind = RunBehind()
+    running = asyncio.create_task(behind.run("end"))
+    await behind.has_ended.wait()
+    behind.stop.request()
+    await running
+    assert behind.screen.was_closed
+
+
+async def test_a_closed_screen_leaves_the_command_running(tmp_path: Path) -> None:
+    behind = RunBehind()
+    running = asyncio.create_task(behind.run("go on", str(tmp_path / "flag")))
+    await behind.has_printed.wait()
+    behind.screen.exit()
+    await behind.has_closed.wait()
+    (tmp_path / "flag").touch()
+    await running
+    assert behind.closed_at == 1
+    assert behind.lines == ["first", "last", ""]
+
+
+@pytest.mark.parametrize("has_temporary_folder", [True, False])
+async def test_a_command_that_fails_closes_the_screen_and_says_why(
+    has_temporary_folder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_temporary_folder:
+        monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+        monkeypatch.setattr(tempfile, "tempdir", None)
+    behind = RunBehind()
+    with pytest.raises(ChildError, match=r"^It is full; make room\.$"):
+        await behind.run("fail")
+    assert behind.screen.was_closed
+
+
+@pytest.mark.parametrize(
+    ("how", "lines"),
+    [
+        pytest.param("wait", ["first", "left", ""], id="which leaves by itself"),
+        pytest.param("start", ["first", "second", ""], id="which cannot handle it yet and ends by the signal"),
+    ],
+)
+async def test_a_stop_is_passed_to_the_command_and_closes_the_screen_when_that_has_left(
+    how: str, lines: list[str]
+) -> None:
+    behind = RunBehind()
+    running = asyncio.create_task(behind.run(how))
+    while len(behind.lines) < len(lines) - 1 - ("left" in lines):
+        await behind.has_printed.wait()
+        behind.has_printed.clear()
+    behind.stop.request()
+    await running
+    assert behind.lines == lines
+    assert behind.screen.was_closed
+
+
+async def test_a_stop_before_the_command_s_own_code_begins_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Python that is interrupted while it loads its site ends with 1, as a command that has failed does."""
+    (tmp_path / "sitecustomize.py").write_text('import signal\nprint("first", flush=True)\nsignal.pause()\n')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    behind = RunBehind()
+    running = asyncio.create_task(behind.run("wait"))
+    await behind.has_printed.wait()
+    behind.stop.request()
+    await running
+    assert behind.lines == ["first", ""]
+
+
+async def test_a_feed_gives_lines_in_order_and_then_its_end_for_ever() -> None:
+    feed = screen.Feed()
+    for line in (b"one\n", b"two\n", b""):
+        feed.put(line)
+    assert [await feed.readline() for _ in range(4)] == [b"one\n", b"two\n", b"", b""]

@@ -1,13 +1,13 @@
 """What ``simulate`` understands, shows and leaves behind."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.conftest import Refusal
 from tsr_swarm.cli.main import run
 from tsr_swarm.simulate import runner
 
@@ -33,14 +33,11 @@ FEW = ["simulate", "tiny.toml", "--steps", "4", "--peers", "2", "--methods", "ts
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("TSR_SWARM_")]:
-        monkeypatch.delenv(name)
-    (tmp_path / "tiny.toml").write_text(RUN_FILE)
-    (tmp_path / "text").mkdir()
+def _tiny_run(elsewhere: Path) -> None:
+    (elsewhere / "tiny.toml").write_text(RUN_FILE)
+    (elsewhere / "text").mkdir()
     for part in range(8):
-        (tmp_path / "text" / f"{part}.txt").write_text(f"Once upon a time there were {part} little rabbits.\n" * 40)
+        (elsewhere / "text" / f"{part}.txt").write_text(f"Once upon a time there were {part} little rabbits.\n" * 40)
 
 
 def test_a_simulation_leaves_its_runs_a_table_and_plots_and_is_not_done_twice(
@@ -110,30 +107,27 @@ def test_an_interrupted_simulation_says_how_to_go_on_and_does(
     assert set(lines[0]) >= {"loss", "lr", "seed", "sent", "received", "seconds", "seconds_left", "done", "total"}
 
 
-def test_without_matplotlib_everything_else_is_written(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("is_damaged", "says"),
+    [
+        (False, "No plots: Plots need matplotlib; install it with 'pip install tsr-swarm[plots]'.\n"),
+        (True, "matplotlib, which cannot be imported (a font is damaged)"),
+    ],
+)
+def test_a_missing_or_damaged_matplotlib_costs_the_plots_only(
+    is_damaged: bool, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    if is_damaged:
+        damaged = tmp_path / "libraries" / "matplotlib"
+        damaged.mkdir(parents=True)
+        (damaged / "__init__.py").write_text("raise OSError('a font is damaged')")
+        monkeypatch.syspath_prepend(damaged.parent)
+    else:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run(["simulate", "tiny.toml", "--steps", "2", "--peers", "1", "--methods", "tsr", "--out", "out"]) == 0
-    assert capsys.readouterr().err == (
-        "No plots: Plots need matplotlib; install it with 'pip install tsr-swarm[plots]'.\n"
-    )
-    assert Path("out/results.md").exists()
-
-
-def test_a_matplotlib_that_cannot_be_imported_costs_the_plots_only(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    damaged = tmp_path / "libraries" / "matplotlib"
-    damaged.mkdir(parents=True)
-    (damaged / "__init__.py").write_text("raise OSError('a font is damaged')")
-    monkeypatch.syspath_prepend(damaged.parent)
-    assert run(["simulate", "tiny.toml", "--steps", "2", "--peers", "1", "--methods", "tsr", "--out", "out"]) == 0
-    assert "matplotlib, which cannot be imported (a font is damaged)" in capsys.readouterr().err
+    assert says in capsys.readouterr().err
     assert Path("out/results.md").exists()
 
 
@@ -164,13 +158,8 @@ def test_a_matplotlib_that_cannot_be_imported_costs_the_plots_only(
         (["--out", "tiny.toml"], 1, "tiny.toml"),
     ],
 )
-def test_bad_input_is_one_sentence(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
-) -> None:
-    assert run([*FEW, *arguments]) == code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("tsr-swarm: ")
-    assert words in captured.err
-    assert "Unexpected" not in captured.err
+def test_bad_input_is_one_sentence(refusal: Refusal, arguments: list[str], code: int, words: str) -> None:
+    found, sentence = refusal(*FEW, *arguments)
+    assert found == code
+    assert words in sentence
+    assert "Unexpected" not in sentence

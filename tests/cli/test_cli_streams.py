@@ -35,10 +35,10 @@ async def work(stop):
         os.write(tell, b"all printed\\n")
         if how == "fail":
             raise RunError("It is full; make room.")
-        await stop.gently.wait()
+        await stop.graceful.wait()
         emit(Warned(message="the last line"))
 try:
-    process.run_process(mode, work)
+    (process.run_training if how == "train" else process.run_process)(mode, work)
 except typer.Exit as end:
     sys.exit(end.exit_code)
 except RunError as error:
@@ -121,41 +121,34 @@ def test_beside_json_lines_an_event_tells_of_those_that_are_missing() -> None:
     assert dropped([event["message"] for event in told]) + printed([event["message"] for event in events]) == 2000
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_process_whose_output_is_not_read_ends_when_it_is_asked_to(number: signal.Signals) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, "the reader goes"])
+def test_a_process_whose_output_is_not_read_ends_when_it_is_asked_to(how: signal.Signals | str) -> None:
     with command("PLAIN") as running:
         running.wait_until_all_is_printed()
-        running.process.send_signal(number)
+        if isinstance(how, signal.Signals):
+            running.process.send_signal(how)
+        else:
+            running.close_reader()
         assert running.process.wait(BOUND) == 130
 
 
-def test_a_failure_that_nobody_reads_does_not_keep_the_process() -> None:
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_failure_is_read_after_all_the_lines_before_it_or_not_at_all(is_read: bool) -> None:
     with command("PLAIN", "fail") as running:
         running.wait_until_all_is_printed()
+        if is_read:
+            assert running.read()[-1] == "It is full; make room."
         assert running.process.wait(BOUND) == 1
-
-
-def test_a_failure_is_read_after_all_the_lines_before_it() -> None:
-    with command("PLAIN", "fail") as running:
-        running.wait_until_all_is_printed()
-        assert running.read()[-1] == "It is full; make room."
-        assert running.process.wait(BOUND) == 1
-
-
-def test_a_reader_that_goes_asks_the_process_to_stop() -> None:
-    with command("PLAIN") as running:
-        running.wait_until_all_is_printed()
-        running.close_reader()
-        assert running.process.wait(BOUND) == 130
 
 
 def test_output_that_a_full_disk_does_not_take_ends_the_process_with_a_sentence() -> None:
     with open("/dev/full", "wb") as full:
-        line = [sys.executable, "-c", COMMAND, "PLAIN", "wait", "2"]
+        line = [sys.executable, "-c", COMMAND, "PLAIN", "train", "2"]
         all_of_stderr = {**os.environ, "LIMIT": "10000000"}  # a line of it that is dropped may be the very one
         done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, timeout=BOUND, check=False, env=all_of_stderr)
     assert done.returncode == 130
     assert done.stderr.count(b"warning: The output cannot be written (No space left on device), so this ends.") == 1
+    assert done.stderr.count(b"The output is closed or full; leaving after this round.") == 1
 
 
 def test_what_is_logged_after_the_end_is_written_too() -> None:

@@ -1,4 +1,4 @@
-"""A command behind its screen on a real terminal that stands still or closes: it ends, and leaves nobody behind."""
+"""A command behind its screen on a real terminal that is not read or closes: it ends, and leaves no process behind."""
 
 import fcntl
 import os
@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +34,7 @@ async def work(stop):
         await asyncio.sleep(0.001)  # the screen shows many of them
     print("all rounds", file=life, flush=True)
     if HOW != "end":
-        await stop.gently.wait()
+        await stop.graceful.wait()
 try:
     run_process(Mode.JSON, work)
 except typer.Exit as end:
@@ -125,38 +125,61 @@ def terminal(how: str, place: Path, owns_terminal: bool = True) -> Iterator[Term
             shown.let_go()
 
 
-@pytest.mark.parametrize("owns_terminal", [True, False])
-def test_a_closed_terminal_ends_the_command(owns_terminal: bool, tmp_path: Path) -> None:
-    with terminal("wait", tmp_path, owns_terminal) as shown:
-        shown.read_until(PAINTED)
-        shown.close()
-        assert shown.wait_for_the_end() == 130
+def only_start(shown: Terminal) -> None:
+    pass
 
 
-def test_a_terminal_that_closes_after_the_screen_ends_the_command(tmp_path: Path) -> None:
+def wait_until_taken(shown: Terminal) -> None:
+    shown.read_until(TAKEN)
+
+
+def wait_until_painted(shown: Terminal) -> None:
+    shown.read_until(PAINTED)
+
+
+def close_the_screen(shown: Terminal) -> None:
     """Once Textual took the terminal again at the SIGCONT that follows SIGHUP, and read its end for ever."""
-    with terminal("wait", tmp_path) as shown:
-        shown.read_until(PAINTED)
-        shown.press(b"q")
-        shown.read_until(b"training goes on")
+    shown.read_until(PAINTED)
+    shown.press(b"q")
+    shown.read_until(b"training goes on")
+
+
+def see_the_end_of_the_run(shown: Terminal) -> None:
+    shown.read_until(b"3000")
+    shown.wait_for_all_rounds()
+
+
+def stop_and_continue(shown: Terminal) -> None:
+    shown.read_until(PAINTED)
+    shown.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, shown.process.pid, os.WSTOPPED)
+    shown.process.send_signal(signal.SIGCONT)
+    shown.read_until(TAKEN)
+    shown.read_until(b"Quit")
+
+
+@pytest.mark.parametrize(
+    ("how", "before", "owns_terminal"),
+    [
+        pytest.param("wait", wait_until_painted, True, id="while the screen is shown"),
+        pytest.param("wait", wait_until_painted, False, id="without SIGHUP"),
+        pytest.param("wait", close_the_screen, True, id="after the screen"),
+        pytest.param("end", see_the_end_of_the_run, True, id="when the run is over"),
+        pytest.param("wait", only_start, True, id="before the imports"),
+        pytest.param("wait", wait_until_taken, True, id="before the first paint"),
+        pytest.param("wait", stop_and_continue, True, id="after the screen was stopped and took the terminal again"),
+        pytest.param("replay", wait_until_painted, True, id="of a replay"),
+        pytest.param("replay", wait_until_painted, False, id="of a replay without SIGHUP"),
+    ],
+)
+def test_a_terminal_that_closes_ends_the_command(
+    how: str, before: Callable[[Terminal], None], owns_terminal: bool, tmp_path: Path
+) -> None:
+    with terminal(how, tmp_path, owns_terminal) as shown:
+        before(shown)
         shown.close()
-        assert shown.wait_for_the_end() == 130
-
-
-def test_a_terminal_that_closes_when_the_run_is_over_ends_its_last_screen(tmp_path: Path) -> None:
-    with terminal("end", tmp_path) as shown:
-        shown.read_until(b"3000")
-        shown.wait_for_all_rounds()
-        shown.close()
-        assert shown.wait_for_the_end() == 130
-
-
-@pytest.mark.parametrize("moment", [b"", TAKEN], ids=["before the imports", "before the first paint"])
-def test_a_terminal_that_closes_as_the_command_starts_ends_it(moment: bytes, tmp_path: Path) -> None:
-    with terminal("wait", tmp_path) as shown:
-        shown.read_until(moment)
-        shown.close()
-        assert shown.wait_for_the_end() in (130, -signal.SIGHUP)
+        code = shown.wait_for_the_end()
+        assert code == 130 or (code == -signal.SIGHUP and before in (only_start, wait_until_taken))
 
 
 def test_a_killed_screen_takes_its_command_along(tmp_path: Path) -> None:
@@ -167,7 +190,7 @@ def test_a_killed_screen_takes_its_command_along(tmp_path: Path) -> None:
         assert shown.wait_for_the_end() == -signal.SIGKILL
 
 
-def test_a_terminal_that_nobody_drains_holds_nobody_and_catches_up(tmp_path: Path) -> None:
+def test_a_terminal_that_is_not_read_delays_nothing_and_catches_up(tmp_path: Path) -> None:
     with terminal("wait", tmp_path) as shown:
         shown.read_until(TAKEN)
         shown.wait_for_all_rounds()
@@ -177,29 +200,9 @@ def test_a_terminal_that_nobody_drains_holds_nobody_and_catches_up(tmp_path: Pat
         shown.read_until(b"training goes on")
 
 
-def test_a_terminal_that_nobody_drains_does_not_keep_the_command(tmp_path: Path) -> None:
+def test_a_terminal_that_is_not_read_does_not_keep_the_command_from_ending(tmp_path: Path) -> None:
     with terminal("wait", tmp_path) as shown:
         shown.read_until(TAKEN)
         shown.wait_for_all_rounds()
         shown.process.send_signal(signal.SIGTERM)
-        assert shown.wait_for_the_end() == 130
-
-
-def test_a_screen_that_was_stopped_takes_the_terminal_again_and_still_ends_with_it(tmp_path: Path) -> None:
-    with terminal("wait", tmp_path) as shown:
-        shown.read_until(PAINTED)
-        shown.process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, shown.process.pid, os.WSTOPPED)
-        shown.process.send_signal(signal.SIGCONT)
-        shown.read_until(TAKEN)
-        shown.read_until(b"Quit")
-        shown.close()
-        assert shown.wait_for_the_end() == 130
-
-
-@pytest.mark.parametrize("owns_terminal", [True, False])
-def test_a_closed_terminal_ends_a_replay(owns_terminal: bool, tmp_path: Path) -> None:
-    with terminal("replay", tmp_path, owns_terminal) as shown:
-        shown.read_until(PAINTED)
-        shown.close()
         assert shown.wait_for_the_end() == 130

@@ -71,8 +71,9 @@ async def put(attacker: DhtDirectory, value: object, subkey: object, expires: fl
 
 
 def helpers() -> list[str]:
-    """The daemons and guards that this process has started and that still run."""
-    return [child.name() for child in psutil.Process().children() if child.name() in {"p2pd", "sh"}]
+    """The daemons and reapers that this process has started and that still run."""
+    names = [Path(part).name for child in psutil.Process().children() for part in child.cmdline()[:4]]
+    return [name for name in names if name in {"p2pd", "reaper.py"}]
 
 
 def folders_of(pid: int) -> list[Path]:
@@ -298,7 +299,7 @@ async def test_closing_leaves_no_process_and_no_file(start: Start) -> None:
     first = await start()
     second = await start(first)
     await second.announce(record_of(second.identity))
-    assert (len(folders_of(os.getpid())), sorted(helpers())) == (2, ["p2pd", "p2pd", "sh", "sh"])
+    assert (len(folders_of(os.getpid())), sorted(helpers())) == (2, ["p2pd", "p2pd", "reaper.py", "reaper.py"])
     for directory in (first, second):
         await asyncio.wait_for(directory.close(), DEADLINE)
         await directory.close()

@@ -1,4 +1,4 @@
-"""A lab of proxies between real sockets, and which kind of lab is opened."""
+"""The network of proxies, between real sockets."""
 
 import asyncio
 import time
@@ -7,14 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 
-from tsr_swarm.local.faults import LocalPlan
-from tsr_swarm.local.network.base import Loopback
-from tsr_swarm.local.network.link import QUEUE_SECONDS, HomeLine
-from tsr_swarm.local.network.netns_lab import Namespaces
-from tsr_swarm.local.network.open import open_place
-from tsr_swarm.local.network.proxy import PIECE_BYTES, RETRANSMIT_SECONDS, Proxies
-from tsr_swarm.process.supervisor import ChildError, ProcessGroup
-from tsr_swarm.telemetry.events import Event, LabReady
+from tsr_swarm.local.network.link import HomeLine
+from tsr_swarm.local.network.proxy import RETRANSMIT_SECONDS, Proxies
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 SECONDS = 20.0
@@ -74,30 +68,17 @@ async def echoed(ends: Ends, data: bytes) -> float:
     return time.monotonic() - begun
 
 
-async def test_a_round_trip_takes_both_shares() -> None:
-    async with lab(peer=HomeLine(rtt=0.05), coordinator=HomeLine(rtt=0.03)) as (proxies, address):
-        begun = time.monotonic()
-        answer, ends = await dial(proxies, address)
-        assert b" 200 " in answer
-        assert time.monotonic() - begun >= 0.08, "connecting takes one"
-        assert await echoed(ends, b"x") >= 0.08
-        ends[1].close()
-
-
-async def test_a_rate_holds_in_each_direction_of_its_own() -> None:
-    async with lab(peer=HomeLine(up=1e6)) as (proxies, address):
-        _, ends = await dial(proxies, address)
-        assert await echoed(ends, bytes(50_000)) >= 0.4
-        ends[1].close()
-    async with lab(coordinator=HomeLine(up=1e6)) as (proxies, address):
+@pytest.mark.parametrize("slow", ["peer", "coordinator"])
+async def test_each_direction_has_a_rate_of_its_own(slow: str) -> None:
+    async with lab(**{slow: HomeLine(up=1e6)}) as (proxies, address):
         _, ends = await dial(proxies, address)
         assert await echoed(ends, bytes(50_000)) >= 0.4
         ends[1].close()
 
 
 @pytest.mark.parametrize("lines", [{"peer": HomeLine(up=1e6)}, {"coordinator": HomeLine(down=1e6)}])
-async def test_what_waits_in_the_line_is_bounded(lines: dict[str, HomeLine]) -> None:
-    """Who sends without end has to wait, wherever on the way it is slow."""
+async def test_the_queue_of_a_link_is_bounded(lines: dict[str, HomeLine]) -> None:
+    """A sender has to wait, wherever on the way the slow link is."""
     async with lab(**lines) as (proxies, address):
         _, (reader, writer) = await dial(proxies, address)
         await echoed((reader, writer), b"first")
@@ -109,8 +90,6 @@ async def test_what_waits_in_the_line_is_bounded(lines: dict[str, HomeLine]) -> 
                     await writer.drain()
                     taken += 1 << 14
         writer.transport.abort()
-    backlogs = [pipe.backlog(time.monotonic()) for both in proxies._pipes.values() for pipe in both]
-    assert max(backlogs) <= QUEUE_SECONDS + 8 * PIECE_BYTES / 1e6
     assert taken < 6_000_000, "the kernel's own buffers are most of it"
 
 
@@ -138,7 +117,7 @@ async def test_a_partition_stalls_and_heals_and_loses_nothing() -> None:
             writer.close()
 
 
-async def test_everybody_reaches_everybody_over_both_lines() -> None:
+async def test_every_node_reaches_every_other_over_both_links() -> None:
     async with lab(coordinator=HomeLine(rtt=0.06), peer=HomeLine(rtt=0.02), other=HomeLine(rtt=0.04)) as (
         proxies,
         address,
@@ -151,22 +130,7 @@ async def test_everybody_reaches_everybody_over_both_lines() -> None:
             ends[1].close()
 
 
-async def test_a_partition_is_between_those_that_it_names() -> None:
-    async with lab() as (proxies, address):
-        theirs = listens(proxies.peer_arguments(OTHER, ""))
-        _, near = await dial(proxies, address)
-        _, far = await dial(proxies, theirs)
-        proxies.cut([frozenset((PEER, OTHER))])
-        stalled = asyncio.create_task(echoed(far, b"x"))
-        await echoed(near, b"x")
-        assert not stalled.done()
-        proxies.cut([])
-        await stalled
-        for _, writer in (near, far):
-            writer.close()
-
-
-async def test_only_who_can_be_dialled_can_be_asked_for() -> None:
+async def test_only_nodes_that_can_be_dialled_are_connected_to() -> None:
     async with lab(other=HomeLine(nat=True)) as (proxies, _):
         assert listens(proxies.peer_arguments(OTHER, "")) == "", "nobody reaches it"
         own = listens(proxies.peer_arguments(PEER, ""))
@@ -176,12 +140,6 @@ async def test_only_who_can_be_dialled_can_be_asked_for() -> None:
             writer.close()
 
 
-async def test_a_port_that_is_set_aside_is_the_same_for_one_that_comes_back() -> None:
-    async with lab() as (proxies, address):
-        assert listens(proxies.coordinator_arguments(address)) == address
-        assert listens(proxies.peer_arguments(PEER, "")) == listens(proxies.peer_arguments(PEER, address))
-
-
 async def test_the_end_of_a_stream_is_passed_on() -> None:
     async with lab(peer=HomeLine(rtt=0.01)) as (proxies, address):
         _, (reader, writer) = await dial(proxies, address)
@@ -189,35 +147,3 @@ async def test_the_end_of_a_stream_is_passed_on() -> None:
         writer.write_eof()
         assert await reader.read() == b"last words"
         writer.close()
-
-
-async def kind_of_lab(mode: str | None, lines: dict[int, HomeLine]) -> tuple[str, list[Event]]:
-    events: list[Event] = []
-    plan = LocalPlan(peers=1, environment={}, lines=lines)
-    async with (
-        ProcessGroup() as family,
-        open_place(plan, mode, family, seed=0, environment={}, use_dht=True, emit=events.append) as place,
-    ):
-        return type(place).__name__, events
-
-
-async def test_where_no_namespace_can_be_made_proxies_take_their_place_and_say_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def refuse(*_: object) -> Namespaces:
-        raise ChildError("Network namespaces need root (Operation not permitted).", 1)
-
-    monkeypatch.setattr(Namespaces, "start", refuse)
-    kind, [event] = await kind_of_lab(None, {1: HomeLine(rtt=0.1)})
-    assert kind == "Proxies"
-    assert isinstance(event, LabReady)
-    assert event.mode == "proxy"
-    assert event.reason.startswith("Network namespaces need root (Operation not permitted). So everybody's calls go ")
-    with pytest.raises(ChildError, match="need root"):
-        await kind_of_lab("namespaces", {})
-
-
-async def test_a_kind_that_is_asked_for_is_taken_and_nothing_asked_for_is_plain_loopback() -> None:
-    kind, [event] = await kind_of_lab("proxy", {})
-    assert (kind, event.mode) == ("Proxies", "proxy")  # type: ignore[union-attr]
-    assert await kind_of_lab(None, {}) == (Loopback.__name__, [])

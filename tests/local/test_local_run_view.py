@@ -1,11 +1,11 @@
-"""Whose word counts of what the processes of a local swarm print."""
+"""Which events of the processes of a local swarm are news of the run."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fixtures import run_started
-from tsr_swarm.local.faults import COORDINATOR, ActingRole, name_of, who_of
+from tsr_swarm.local.faults import COORDINATOR, ActingRole, name_of
 from tsr_swarm.local.run_view import RunView
 from tsr_swarm.telemetry.events import (
     Event,
@@ -54,20 +54,13 @@ def started(address: str) -> Event:
     return run_started(address=address, rounds=3, min_peers=3)
 
 
-def heard(*told: tuple[int, Event], running: frozenset[int] = ALL) -> tuple[RunView, list[bool]]:
-    """What is known after all of it, and which of it was news."""
+def after(*told: tuple[int, Event], running: frozenset[int] = ALL) -> tuple[RunView, list[bool]]:
+    """The view after these events, and which of them were news."""
     view, news = RunView(), []
     for who, event in told:
-        view, is_news = view.hear(who, event, running)
+        view, is_news = view.update(who, event, running)
         news.append(is_news)
     return view, news
-
-
-@given(who=st.integers(0, 10**8), text=st.text(max_size=20))
-def test_names_are_read_as_they_are_written(who: int, text: str) -> None:
-    assert who_of(name_of(who)) == who
-    found = who_of(text)
-    assert found is None or name_of(found) == text
 
 
 @given(
@@ -78,9 +71,9 @@ def test_names_are_read_as_they_are_written(who: int, text: str) -> None:
         max_size=20,
     )
 )
-def test_whoever_leads_in_the_newest_term_is_heard_and_nobody_else(told: list[tuple[int, Event]]) -> None:
+def test_only_events_of_the_leader_of_the_newest_term_are_news(told: list[tuple[int, Event]]) -> None:
     leader, newest = COORDINATOR, 0
-    _, news = heard(*told)
+    _, news = after(*told)
     for (who, event), is_news in zip(told, news, strict=True):
         if isinstance(event, LeaderChanged) and event.term >= newest:
             leader, newest = who, event.term
@@ -89,8 +82,8 @@ def test_whoever_leads_in_the_newest_term_is_heard_and_nobody_else(told: list[tu
             assert is_news == (who == leader and isinstance(event, Warned))
 
 
-def test_what_the_coordinator_relays_is_told_already() -> None:
-    view, news = heard(
+def test_what_the_coordinator_relays_is_no_news() -> None:
+    view, news = after(
         (0, leads(0, 1, 0, 1, 2)), (1, leads(1, 2, 0, 1, 2)), (0, leads(1, 2, 0, 1, 2)), (0, opened(2)), (1, opened(2))
     )
     assert news == [True, True, False, False, True]
@@ -99,57 +92,57 @@ def test_what_the_coordinator_relays_is_told_already() -> None:
 
 def test_what_a_process_says_of_itself_is_no_news_of_the_run() -> None:
     own = Joined(run="r", name="peer-1", number=1, address="", round=1)
-    assert heard((0, own), (1, leads(1, 2, 1)), (1, own))[1] == [False, True, False]
+    assert after((0, own), (1, leads(1, 2, 1)), (1, own))[1] == [False, True, False]
 
 
-def test_after_the_end_nobody_is_heard() -> None:
-    _, news = heard((0, finished()), (1, leads(1, 2, 1)), (1, finished()))
+def test_after_the_end_nothing_is_news() -> None:
+    _, news = after((0, finished()), (1, leads(1, 2, 1)), (1, finished()))
     assert news == [True, False, False]
 
 
 def test_a_peer_that_is_cut_off_loses_a_leader_that_the_others_have() -> None:
     lost = LeaderLost(reason="it does not answer")
-    assert heard((2, lost))[1] == [False]
-    assert heard((2, lost), (1, lost), running=frozenset({1, 2, 3}))[1] == [True, False], "the leader is gone"
-    assert heard((0, lost))[1] == [True], "it says so itself"
+    assert after((2, lost))[1] == [False]
+    assert after((2, lost), (1, lost), running=frozenset({1, 2, 3}))[1] == [True, False], "the leader is gone"
+    assert after((0, lost))[1] == [True], "it says so itself"
 
 
 def test_roles_are_found_among_those_who_are_there() -> None:
-    view, _ = heard((0, opened(1, 2, 1, 0)))
+    view, _ = after((0, opened(1, 2, 1, 0)))
     assert view.find(ActingRole.LEADER, ALL) == 0
     assert view.find(ActingRole.LEADER, {1, 2}) is None
     assert view.find(ActingRole.REDUCER, ALL) == 1
     assert view.find(ActingRole.REDUCER, {0, 2}) == 2
     assert view.find(ActingRole.REDUCER, {0, 3}) is None
     assert view.find(3, {0}) == 3
-    led, _ = heard((1, leads(1, 2, 0, 1, 2)), (1, opened(1, 2)))
+    led, _ = after((1, leads(1, 2, 0, 1, 2)), (1, opened(1, 2)))
     assert led.find(ActingRole.REDUCER, {0, 1}) is None
 
 
-def test_a_newcomer_asks_the_leader_or_else_somebody_who_is_there() -> None:
-    view, _ = heard((0, started("c:1")), (0, joined(1, "p:1")), (0, joined(2)), (1, leads(1, 2, 0, 1)))
+def test_a_new_peer_contacts_the_leader_or_else_somebody_who_is_alive() -> None:
+    view, _ = after((0, started("c:1")), (0, joined(1, "p:1")), (0, joined(2)), (1, leads(1, 2, 0, 1)))
     assert view.contact(ALL) == "p:1"
     assert view.contact({0, 2}) == "c:1"
-    assert view.contact({2}) == "p:1", "nobody is: where it was last heard of"
-    assert heard((0, started("c:1")))[0].contact({0}) == "c:1"
+    assert view.contact({2}) == "p:1", "nobody is: the last known address of the leader"
+    assert after((0, started("c:1")))[0].contact({0}) == "c:1"
 
 
 def test_a_majority_of_the_voters_has_to_be_left() -> None:
     alone = RunView()
     assert alone.can_lead({0, 1})
     assert not alone.can_lead({1, 2, 3})
-    view, _ = heard((0, joined(1)), (0, joined(2)), (0, leads(0, 1, 0, 1, 2)))
+    view, _ = after((0, joined(1)), (0, joined(2)), (0, leads(0, 1, 0, 1, 2)))
     assert view.can_lead({0, 1})
     assert view.can_lead({1, 2})
     assert not view.can_lead({0, 3})
     assert view.voters_left({0, 3}) == (1, 3)
 
 
-def test_a_voter_of_whom_nothing_is_known_may_be_there() -> None:
-    view, _ = heard((0, leads(0, 1, 0, 1, 2)))
+def test_an_unknown_voter_may_be_alive() -> None:
+    view, _ = after((0, leads(0, 1, 0, 1, 2)))
     assert view.voters_left({0}) == (3, 3)
 
 
 @pytest.mark.parametrize("event", [Warned(message="x"), PhaseChanged(round=1, phase="train", deadline=None, reason="")])
-def test_the_coordinator_is_heard_before_anybody_says_that_it_leads(event: Event) -> None:
-    assert heard((0, event), (1, event))[1] == [True, False]
+def test_the_coordinator_leads_until_a_leader_is_announced(event: Event) -> None:
+    assert after((0, event), (1, event))[1] == [True, False]

@@ -93,11 +93,11 @@ async def test_a_lost_peers_part_passes_on(tmp_path: Path, reads: dict[str, list
 
     def lose(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.RoundOpened) and event.round == 2:
-            swarm.peers.pop(2).stop.demand()  # at once, without a goodbye
+            swarm.peers.pop(2).stop.terminate()  # at once, without a goodbye
         if isinstance(event, ev.DataCovered) and event.done == 2:
             swarm.on_event = lambda swarm, event: None
             for member in swarm.members:
-                member.stop.demand()
+                member.stop.terminate()
 
     swarm = await run_swarm(tmp_path, small_config(tmp_path, parts=2, rounds=0), peers=2, on_event=lose)
     told = covered(swarm.events)
@@ -110,7 +110,7 @@ async def test_a_lost_peers_part_passes_on(tmp_path: Path, reads: dict[str, list
 async def test_the_next_leader_knows_what_is_done_and_who_has_what(tmp_path: Path, reads: dict[str, list[int]]) -> None:
     def kill(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.DataCovered) and event.done >= 2 and swarm.coordinator is not None:
-            asyncio.get_running_loop().call_later(0.5, swarm.coordinator.stop.demand)
+            asyncio.get_running_loop().call_later(0.5, swarm.coordinator.stop.terminate)
             swarm.on_event = lambda swarm, event: None
 
     swarm = Swarm(tmp_path, small_config(tmp_path, parts=8, rounds=20), on_event=kill)

@@ -71,7 +71,7 @@ async def with_donors(folder: Path, config: RunConfig, on_event: OnEvent) -> Swa
 
 def end(swarm: Swarm) -> None:
     for member in swarm.members:
-        member.stop.demand()
+        member.stop.terminate()
 
 
 def end_when_applied(swarm: Swarm, event: ev.Event, name: str, after: int = 0) -> None:

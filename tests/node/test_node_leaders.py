@@ -95,7 +95,7 @@ async def test_the_coordinator_dies_in_any_phase_and_a_volunteer_leads_on(tmp_pa
 
     def die(swarm: Swarm, event: ev.Event) -> None:
         if in_phase(event, 3, phase) and swarm.coordinator is not None:
-            swarm.coordinator.stop.demand()
+            swarm.coordinator.stop.terminate()
 
     swarm = await started(Swarm(tmp_path, sharded(tmp_path, rounds=6, min_peers=4), die), dialable=3, client_only=1)
     assert swarm.coordinator is not None
@@ -114,7 +114,7 @@ async def test_with_too_few_voters_the_run_says_that_it_waits_and_goes_on_with_i
 
     def die(swarm: Swarm, event: ev.Event) -> None:
         if in_phase(event, 3, "train") and swarm.coordinator is not None:
-            swarm.coordinator.stop.demand()
+            swarm.coordinator.stop.terminate()
 
     swarm = await started(Swarm(tmp_path, sharded(tmp_path, rounds=5, min_peers=3), die), dialable=1, client_only=2)
     assert swarm.coordinator is not None
@@ -140,7 +140,7 @@ async def test_a_coordinator_that_comes_back_follows_and_tells_of_the_rounds_tha
 
     def die(swarm: Swarm, event: ev.Event) -> None:
         if in_phase(event, 3, "train") and swarm.coordinator is not None:
-            swarm.coordinator.stop.demand()
+            swarm.coordinator.stop.terminate()
 
     def come_back(swarm: Swarm, number: int, event: ev.Event) -> None:
         if isinstance(event, ev.RoundClosed) and event.round == 5 and not back:
@@ -161,7 +161,7 @@ async def test_a_coordinator_that_comes_back_follows_and_tells_of_the_rounds_tha
 
     await swarm.until(is_up_to_date)
     for member in swarm.members:
-        member.stop.demand()
+        member.stop.terminate()
     await swarm.finish()
     digests = swarm.digests()
     assert sorted(digests) == list(range(1, max(digests) + 1))
@@ -179,12 +179,12 @@ async def test_a_volunteer_that_leads_dies_too(tmp_path: Path) -> None:
 
     def die(swarm: Swarm, event: ev.Event) -> None:
         if in_phase(event, 3, "exchange") and swarm.coordinator is not None:
-            swarm.coordinator.stop.demand()
+            swarm.coordinator.stop.terminate()
 
     def die_too(swarm: Swarm, number: int, event: ev.Event) -> None:
         if in_phase(event, 5, "exchange") and not dead:
             dead.append(swarm.peers.pop(number))
-            dead[0].stop.demand()
+            dead[0].stop.terminate()
 
     swarm = Swarm(tmp_path, sharded(tmp_path, rounds=7, min_peers=6), die, die_too)
     await started(swarm, dialable=5, client_only=1)
@@ -202,7 +202,7 @@ async def test_a_volunteer_that_leads_and_is_asked_to_stop_finishes_its_round(tm
 
     def die(swarm: Swarm, event: ev.Event) -> None:
         if in_phase(event, 3, "train") and swarm.coordinator is not None:
-            swarm.coordinator.stop.demand()
+            swarm.coordinator.stop.terminate()
 
     def leave(swarm: Swarm, number: int, event: ev.Event) -> None:
         if in_phase(event, 5, "train") and not asked:
@@ -227,7 +227,7 @@ async def test_a_swarm_of_which_every_process_was_stopped_goes_on_with_its_histo
     def stop_all(swarm: Swarm, event: ev.Event) -> None:
         if in_phase(event, 3, "exchange"):
             for member in swarm.members:
-                member.stop.demand()
+                member.stop.terminate()
 
     before = await started(
         Swarm(tmp_path, sharded(tmp_path, rounds=6, min_peers=4), stop_all), dialable=3, client_only=1
@@ -253,7 +253,7 @@ async def test_a_new_peer_joins_through_a_volunteer_while_the_coordinator_is_gon
 
     def die(swarm: Swarm, event: ev.Event) -> None:
         if in_phase(event, 3, "train") and swarm.coordinator is not None:
-            swarm.coordinator.stop.demand()
+            swarm.coordinator.stop.terminate()
 
     def come(swarm: Swarm, number: int, event: ev.Event) -> None:
         if isinstance(event, ev.RoundOpened) and event.round == 5 and 5 not in swarm.peers:

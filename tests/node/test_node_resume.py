@@ -36,7 +36,7 @@ async def test_a_coordinator_that_is_restarted_in_mid_round_goes_on_with_the_pee
 
     def cut_off(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.PayloadReceived) and event.round == 3 and swarm.coordinator is not None:
-            swarm.coordinator.stop.demand()
+            swarm.coordinator.stop.terminate()
 
     config = tiny_config(tmp_path, run={"rounds": 5, "min_peers": 2})
     swarm = Swarm(tmp_path, config, cut_off)
@@ -67,7 +67,7 @@ async def test_peers_follow_a_coordinator_that_was_set_back_to_an_older_state(tm
         if isinstance(event, ev.CheckpointSaved) and event.round == 2 and not backup.exists():
             shutil.copytree(tmp_path / "coordinator", backup)
         if isinstance(event, ev.RoundClosed) and event.round == 6 and swarm.coordinator is not None:
-            swarm.coordinator.stop.demand()
+            swarm.coordinator.stop.terminate()
 
     swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 8, "min_peers": 2}), back_up_and_cut_off)
     await swarm.start_coordinator()
@@ -112,7 +112,7 @@ async def test_a_peer_can_be_asked_to_leave_while_its_coordinator_is_gone(tmp_pa
 
     def cut_off(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.PayloadReceived) and event.round == 2 and swarm.coordinator is not None:
-            swarm.coordinator.stop.demand()
+            swarm.coordinator.stop.terminate()
 
     swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"min_peers": 2}), cut_off)
     await swarm.start_coordinator()
@@ -185,7 +185,7 @@ async def test_a_coordinator_that_was_set_back_takes_over_the_history_that_other
         if isinstance(event, ev.CheckpointSaved) and event.round == 2 and not backup.exists():
             shutil.copytree(tmp_path / "coordinator", backup)
         if isinstance(event, ev.RoundClosed) and event.round == 5 and swarm.coordinator is not None:
-            swarm.coordinator.stop.demand()
+            swarm.coordinator.stop.terminate()
 
     config = tiny_config(tmp_path, run={"rounds": 500, "min_peers": 2}, round={"floor_seconds": 30.0})
     swarm = Swarm(tmp_path, config, back_up_and_cut_off)
@@ -202,7 +202,7 @@ async def test_a_coordinator_that_was_set_back_takes_over_the_history_that_other
     await swarm.until(lambda: any(isinstance(e, ev.Evaluated) and (e.round or 0) > 6 for e in swarm.events[before:]))
     await swarm.until(lambda: 7 in swarm.digests())  # its peers may be slower
     for member in swarm.members:
-        member.stop.demand()
+        member.stop.terminate()
     await swarm.finish()
     digests = swarm.digests()
     assert {1, 2, 3, 4, 5, 6, 7} <= set(digests)
@@ -219,7 +219,7 @@ async def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path) ->
         if isinstance(event, ev.PayloadReceived) and event.round == 3:
             for member in [swarm.coordinator, *swarm.peers.values()]:
                 assert member is not None
-                member.stop.demand()
+                member.stop.terminate()
 
     config = tiny_config(tmp_path, checkpoint={"every": 100}, run={"rounds": 5})
     before = await run_swarm(tmp_path, config, on_event=stop_everything)
@@ -268,11 +268,11 @@ async def test_a_state_that_was_taken_is_a_checkpoint_that_outlives_a_kill(tmp_p
 
     def cut_off_in_round_5(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.RoundOpened) and event.round == 5 and swarm.coordinator is not None:
-            swarm.coordinator.stop.demand()
+            swarm.coordinator.stop.terminate()
 
     def cut_off_with_a_state(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.StateReceived) and swarm.coordinator is not None:
-            swarm.coordinator.stop.demand()
+            swarm.coordinator.stop.terminate()
 
     # Bases that are new in every round make a few rounds more bytes than a state; there are enough of them.
     config = tiny_config(
@@ -304,7 +304,7 @@ async def test_a_state_that_was_taken_is_a_checkpoint_that_outlives_a_kill(tmp_p
     await swarm.until(lambda: max(scored(), default=0) > taken)
     assert scored()[0] == taken, "it went on from the state that it had taken; later ones are told by others, too"
     for member in swarm.members:
-        member.stop.demand()
+        member.stop.terminate()
     await swarm.finish()
     assert all(len(seen) == 1 for seen in swarm.digests().values())
 
@@ -319,7 +319,7 @@ async def test_a_proposal_that_only_one_voter_accepted_and_has_lost_does_not_sto
     def stop_everybody(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.RoundOpened) and event.round == 4:
             for member in swarm.members:
-                member.stop.demand()
+                member.stop.terminate()
 
     config = tiny_config(tmp_path, run={"rounds": 8, "min_peers": 2})
     swarm = Swarm(tmp_path, config, stop_everybody)
@@ -373,7 +373,7 @@ async def test_a_node_of_a_begun_run_that_has_lost_its_key_or_journal_does_not_b
 async def test_a_peer_that_has_lost_its_key_or_journal_does_not_begin_afresh(tmp_path: Path) -> None:
     def spoil(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.RoundClosed) and event.round == 1:
-            swarm.peers[1].stop.demand()
+            swarm.peers[1].stop.terminate()
 
     config = tiny_config(tmp_path, run={"rounds": 3, "min_peers": 2})
     swarm = Swarm(tmp_path, config, spoil)
@@ -394,7 +394,7 @@ async def test_a_peer_that_has_lost_its_key_or_journal_does_not_begin_afresh(tmp
     with pytest.raises(ConfigError, match=r"identity\.key is missing, but its folder holds what this node did"):
         await swarm.start_peer(1, listen="127.0.0.1:0").task
     for member in swarm.members:
-        member.stop.demand()
+        member.stop.terminate()
     await asyncio.gather(*(member.task for member in swarm.members), return_exceptions=True)
 
 

@@ -90,7 +90,7 @@ async def test_shards_are_reduced_apart_and_make_one_round(tmp_path: Path) -> No
 async def test_a_peer_that_vanishes_and_one_that_comes_cost_nobody_a_round(tmp_path: Path) -> None:
     def faults(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.RoundOpened) and event.round == 3:
-            swarm.peers.pop(2).stop.demand()  # at once, without a goodbye
+            swarm.peers.pop(2).stop.terminate()  # at once, without a goodbye
         if isinstance(event, ev.RoundOpened) and event.round == 5:
             swarm.start_peer(4)
 
@@ -272,7 +272,7 @@ async def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
     third = Swarm(tmp_path, swarm.config)
     with pytest.raises(RunError, match="Another process is using"):
         await third.start_coordinator(resume=True)
-    swarm.coordinator.stop.demand()
+    swarm.coordinator.stop.terminate()
     await swarm.finish()
 
 
@@ -333,7 +333,7 @@ async def test_a_peer_leaves_a_coordinator_that_asks_for_more_than_its_manifest_
         await asyncio.wait_for(swarm.start_peer(1).task, 60)
     swarm.peers.clear()
     assert swarm.coordinator is not None
-    swarm.coordinator.stop.demand()
+    swarm.coordinator.stop.terminate()
     await swarm.finish()
 
 

@@ -1,4 +1,4 @@
-"""Stops that are asked for, and processes whose parent is gone. Real processes, real signals."""
+"""Requests to stop, and processes whose parent is gone: real processes and real signals."""
 
 import asyncio
 import os
@@ -10,26 +10,31 @@ from contextlib import contextmanager
 
 import pytest
 
-from tsr_swarm.process.shutdown import PARENT_VARIABLE, Shutdown, run_unless_now, run_unless_stopped, tie_to_parent
+from tsr_swarm.process.shutdown import (
+    PARENT_VARIABLE,
+    Shutdown,
+    run_unless,
+    tie_to_parent,
+)
 
-# A process under the lifeline: tells what it hears; told to "hang", its loop never answers again.
+# A process under ``run_until_stopped``: prints what it is asked; told to "hang", its loop never answers again.
 CHILD = """
 import asyncio, sys, time
-from tsr_swarm.runtime import lifeline
-lifeline.GIVE_UP_SECONDS = lifeline.CANCEL_SECONDS = 1.0
+from tsr_swarm.process import shutdown
+shutdown.GIVE_UP_SECONDS = shutdown.CANCEL_SECONDS = 1.0
 async def main(stop):
     print("ready", flush=True)
-    await stop.gently.wait()
-    print("gently", flush=True)
+    await stop.graceful.wait()
+    print("graceful", flush=True)
     if sys.argv[1] == "leave":
         return
     if sys.argv[1] == "hang":
         time.sleep(1000)
-    await stop.now.wait()
-    print("now", flush=True)
+    await stop.immediate.wait()
+    print("immediate", flush=True)
     if sys.argv[1] == "ignore":
         await asyncio.Event().wait()
-sys.exit(lifeline.run_until_stopped(main, lifeline.tie_to_parent()))
+sys.exit(shutdown.run_until_stopped(main, shutdown.tie_to_parent()))
 """
 
 
@@ -50,46 +55,31 @@ def read(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_first_signal_asks_gently_and_the_process_ends_as_interrupted(number: signal.Signals) -> None:
-    with child("leave") as process:
-        process.send_signal(number)
-        assert read(process) == "gently"
-        assert process.wait() == 130
+INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
-def test_a_second_ctrl_c_asks_to_leave_at_once() -> None:
-    with child("stay") as process:
-        process.send_signal(signal.SIGINT)
-        assert read(process) == "gently"
-        process.send_signal(signal.SIGINT)
-        assert read(process) == "now"
-        assert process.wait() == 130
-
-
-def test_a_signal_that_is_sent_twice_at_once_by_a_closing_terminal_counts_once() -> None:
-    with child("stay") as process:
-        process.send_signal(signal.SIGHUP)
-        assert read(process) == "gently"
-        process.send_signal(signal.SIGHUP)
-        process.send_signal(signal.SIGINT)  # another one does count
-        assert read(process) == "now"
-        assert process.wait() == 130
-
-
-def test_work_that_will_not_end_is_cancelled_after_now() -> None:
-    with child("ignore") as process:
-        process.send_signal(signal.SIGINT)
-        assert read(process) == "gently"
-        process.send_signal(signal.SIGTERM)
-        assert read(process) == "now"
-        assert process.wait() == 130
-
-
-def test_a_stop_ends_even_a_process_whose_loop_is_stuck() -> None:
-    with child("hang") as process:
-        process.send_signal(signal.SIGINT)
-        assert read(process) == "gently"
+@pytest.mark.parametrize(
+    ("how", "first", "later"),
+    [
+        pytest.param("leave", INT, [], id="Ctrl-C"),
+        pytest.param("leave", TERM, [], id="SIGTERM"),
+        pytest.param("leave", HUP, [], id="a closed terminal"),
+        pytest.param("stay", INT, [INT], id="a second Ctrl-C asks to leave at once"),
+        pytest.param("stay", HUP, [HUP, INT], id="a closing terminal's second signal does not count, another one does"),
+        pytest.param("ignore", INT, [TERM], id="work that ignores the immediate stop is cancelled"),
+        pytest.param("hang", INT, [], id="a process with a stuck event loop ends too"),
+    ],
+)
+def test_a_first_signal_asks_for_a_graceful_stop_and_the_process_ends_as_interrupted(
+    how: str, first: signal.Signals, later: list[signal.Signals]
+) -> None:
+    with child(how) as process:
+        process.send_signal(first)
+        assert read(process) == "graceful"
+        for number in later:
+            process.send_signal(number)
+        if later:
+            assert read(process) == "immediate"
         assert process.wait() == 130
 
 
@@ -106,7 +96,7 @@ def test_work_that_ends_by_itself_is_a_success_and_its_errors_pass_through() -> 
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-def test_a_process_that_was_not_started_by_us_is_tied_to_nobody() -> None:
+def test_a_process_that_another_program_started_has_no_parent_to_watch() -> None:
     assert tie_to_parent({}) is None
     assert tie_to_parent({PARENT_VARIABLE: "nonsense"}) is None
 
@@ -118,17 +108,17 @@ def test_a_process_whose_parent_died_before_it_looked_ends_at_once() -> None:
 
 
 async def test_a_terminal_that_has_gone_asks_once_however_often_it_is_noticed() -> None:
-    """SIGHUP tells of it, and so does the next line that it does not take."""
+    """SIGHUP announces it, and so does the next line that cannot be written."""
     stop = Shutdown()
     stop.hang_up()
     stop.hang_up()
-    assert stop.gently.is_set()
-    assert not stop.now.is_set()
+    assert stop.graceful.is_set()
+    assert not stop.immediate.is_set()
     stop.request()
-    assert stop.now.is_set()
+    assert stop.immediate.is_set()
 
 
-async def test_any_stop_cancels_work_that_has_nothing_to_finish() -> None:
+async def test_a_stop_cancels_the_work_that_it_was_given_for() -> None:
     stop, events = Shutdown(), []
 
     async def work() -> None:
@@ -138,11 +128,11 @@ async def test_any_stop_cancels_work_that_has_nothing_to_finish() -> None:
         finally:
             events.append("cleaned up")
 
-    await run_unless_stopped(work(), stop)
+    await run_unless(stop.graceful, work())
     assert events == ["cleaned up"]
 
 
-async def test_a_gentle_stop_leaves_work_alone_that_sees_to_it_itself() -> None:
+async def test_a_graceful_stop_does_not_cancel_work_that_waits_for_the_immediate_one() -> None:
     stop, events = Shutdown(), []
 
     async def work() -> None:
@@ -150,7 +140,7 @@ async def test_a_gentle_stop_leaves_work_alone_that_sees_to_it_itself() -> None:
         await asyncio.sleep(0)
         events.append("finished")
 
-    await run_unless_now(work(), stop)
+    await run_unless(stop.immediate, work())
     assert events == ["finished"]
 
 
@@ -159,4 +149,4 @@ async def test_errors_of_the_work_pass_through() -> None:
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
-        await run_unless_stopped(work(), Shutdown())
+        await run_unless(Shutdown().graceful, work())

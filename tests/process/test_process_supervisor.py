@@ -6,15 +6,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.process import janitor
-from tsr_swarm.process.supervisor import Child, ProcessGroup, failure_of
+from tsr_swarm.process import reaper
+from tsr_swarm.process.supervisor import Child, Guard, ProcessGroup, failure_of, remove_leftovers
 
 # Ends when it is asked; it has a child of its own in its group, which holds its stdout open.
 POLITE = """
@@ -30,40 +31,40 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(numb
 print("ready", flush=True)
 while True: signal.pause()
 """
-# A supervisor with a child under the lifeline, one that ignores everything, and a temporary folder.
+# A supervisor with a child under ``run_until_stopped``, one that ignores everything, and a temporary folder.
 SUPERVISOR = """
 import asyncio, os, subprocess, sys
-from tsr_swarm.runtime import children
+from tsr_swarm.process import supervisor
 from tsr_swarm.process.supervisor import ProcessGroup
-children.JANITOR_SECONDS = 1.0
+supervisor.REAPER_SECONDS = 1.0
 TIED = '''
 from tsr_swarm.process.shutdown import run_until_stopped, tie_to_parent
 async def main(stop):
     print("ready", flush=True)
-    await stop.now.wait()
+    await stop.immediate.wait()
 run_until_stopped(main, tie_to_parent())
 '''
 async def main():
-    async with ProcessGroup() as family:
-        folder = family.temporary_folder()
+    async with ProcessGroup() as group:
+        folder = group.temporary_folder()
         (folder / "file").touch()
         children = []
         for script in (TIED, sys.argv[1]):
-            child = await family.start(
+            child = await group.start(
                 "child", [sys.executable, "-c", script], environment=os.environ, stdout=subprocess.PIPE
             )
             await anext(child.lines())
             children.append(child.pid)
         print(folder, *children, flush=True)
-        family.pause(child)
+        group.pause(child)
         if sys.argv[2] == "stay":
             await asyncio.Event().wait()
 asyncio.run(main())
 """
 
 
-async def start(family: ProcessGroup, script: str) -> Child:
-    child = await family.start("it", [sys.executable, "-c", script], environment=os.environ, stdout=subprocess.PIPE)
+async def start(group: ProcessGroup, script: str) -> Child:
+    child = await group.start("it", [sys.executable, "-c", script], environment=os.environ, stdout=subprocess.PIPE)
     assert await anext(child.lines()) == "ready"
     return child
 
@@ -75,9 +76,9 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-async def test_leaving_the_family_ends_its_children_and_theirs() -> None:
-    async with ProcessGroup() as family:
-        child = await start(family, POLITE)
+async def test_leaving_the_group_ends_its_children_and_theirs() -> None:
+    async with ProcessGroup() as group:
+        child = await start(group, POLITE)
         [grandchild] = psutil.Process(child.pid).children()
     assert child.exit_code not in (None, -signal.SIGKILL), "it was asked, and that was enough"
     assert has_ended(grandchild.pid)
@@ -85,14 +86,14 @@ async def test_leaving_the_family_ends_its_children_and_theirs() -> None:
 
 async def test_a_child_that_will_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tsr_swarm.process.supervisor.STOP_SECONDS", 0.2)
-    async with ProcessGroup() as family:
-        child = await start(family, STUBBORN)
+    async with ProcessGroup() as group:
+        child = await start(group, STUBBORN)
     assert child.exit_code == -signal.SIGKILL
 
 
-async def test_a_temporary_folder_goes_with_its_family() -> None:
-    async with ProcessGroup() as family:
-        folder = family.temporary_folder()
+async def test_a_temporary_folder_is_removed_with_its_group() -> None:
+    async with ProcessGroup() as group:
+        folder = group.temporary_folder()
         (folder / "deep").mkdir()
     assert not folder.exists()
 
@@ -100,16 +101,16 @@ async def test_a_temporary_folder_goes_with_its_family() -> None:
 async def test_a_temporary_folder_that_cannot_be_made_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
     monkeypatch.setattr(tempfile, "tempdir", None)
-    async with ProcessGroup() as family:
+    async with ProcessGroup() as group:
         with pytest.raises(
             ConfigError, match=r"^No temporary folder can be made \((?!.*Errno).*\); add --dir DIR, or set TMPDIR\.$"
         ):
-            family.temporary_folder()
+            group.temporary_folder()
 
 
 async def test_a_child_that_is_killed_takes_what_it_started_along() -> None:
-    async with ProcessGroup() as family:
-        child = await start(family, POLITE)
+    async with ProcessGroup() as group:
+        child = await start(group, POLITE)
         [grandchild] = psutil.Process(child.pid).children()
         child.kill()
         assert await child.wait() == -signal.SIGKILL
@@ -133,45 +134,39 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_child_that_is_paused_stands_still_with_all_it_started_until_it_goes_on() -> None:
-    async with ProcessGroup() as family:
-        child = await start(family, FAR_CHILD)
+    async with ProcessGroup() as group:
+        child = await start(group, FAR_CHILD)
         process = psutil.Process(child.pid)
         everybody = [process, *process.children()]
-        family.pause(child)
+        group.pause(child)
         await until(lambda: all(is_stopped(one) for one in everybody))
-        family.go_on(child)
+        group.resume(child)
         await until(lambda: not any(is_stopped(one) for one in everybody))
         everybody[1].kill()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
-def test_a_supervisor_that_is_killed_leaves_no_process_and_no_file(how: signal.Signals) -> None:
-    command = [sys.executable, "-c", SUPERVISOR, POLITE, "stay"]
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM, None])
+def test_a_supervisor_leaves_no_process_and_no_file_whichever_way_it_ends(how: signal.Signals | None) -> None:
+    command = [sys.executable, "-c", SUPERVISOR, POLITE, "stay" if how else "leave"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
         assert supervisor.stdout is not None
         folder, *pids = supervisor.stdout.readline().split()
-        started = [psutil.Process(int(pid)) for pid in pids]
-        family = [*started, *psutil.Process(supervisor.pid).children(), *started[1].children()]
-        supervisor.send_signal(how)
+        started = [psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid))]
+        everybody = {one for process in [*started, psutil.Process(supervisor.pid)] for one in process.children()}
+        if how:
+            supervisor.send_signal(how)
         supervisor.wait()
-    _, alive = psutil.wait_procs(set(family), timeout=20)
+    _, alive = psutil.wait_procs({*everybody, *started}, timeout=20)
     assert not alive
     assert not Path(folder).exists()
 
 
-def test_a_supervisor_that_ends_well_leaves_nothing_behind_either() -> None:
-    command = [sys.executable, "-c", SUPERVISOR, POLITE, "leave"]
-    folder, *pids = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert all(has_ended(int(pid)) for pid in pids)
-    assert not Path(folder).exists()
-
-
-def test_what_was_paused_goes_on_when_its_supervisor_is_gone() -> None:
+def test_a_paused_process_is_resumed_when_its_supervisor_is_gone() -> None:
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as paused:
         paused.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, paused.pid, os.WSTOPPED)
-        told = b"paused %d\npaused 1\nresumed 1\n" % paused.pid
-        subprocess.run([sys.executable, "-I", "-S", janitor.__file__, "0"], input=told, check=True)
+        orders = b"+ paused %d\n+ paused 1\n- paused 1\n" % paused.pid
+        subprocess.run([sys.executable, "-I", "-S", reaper.__file__, "0"], input=orders, check=True)
         assert not is_stopped(psutil.Process(paused.pid))
         paused.kill()
 
@@ -187,8 +182,8 @@ def test_what_was_paused_goes_on_when_its_supervisor_is_gone() -> None:
 )
 async def test_a_failure_is_told_in_the_childs_own_words(script: str, code: int, says: str) -> None:
     with tempfile.TemporaryFile() as log:
-        async with ProcessGroup() as family:
-            child = await family.start("it", [sys.executable, "-c", script], environment=os.environ, stderr=log)
+        async with ProcessGroup() as group:
+            child = await group.start("it", [sys.executable, "-c", script], environment=os.environ, stderr=log)
             await child.wait()
         error = failure_of(child, log)
     assert says in str(error)
@@ -228,3 +223,101 @@ async def test_a_wait_that_is_cancelled_as_the_process_ends_is_cancelled(turns: 
     waiting.cancel()
     await asyncio.wait([waiting], timeout=10)
     assert waiting.cancelled()
+
+
+# --- Guard ---------------------------------------------------------------------------------------------------
+
+DEADLINE = 10.0
+HELPER = "import signal; print('up', flush=True); signal.pause()"
+
+
+@contextmanager
+def helper(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"up\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-I", "-S", "-c", ""])
+    process.wait()
+    return process.pid
+
+
+async def test_closing_a_guard_kills_the_helper_and_removes_the_folder() -> None:
+    guard = await Guard.start()
+    assert guard.folder.stat().st_mode & 0o777 == 0o700
+    assert f"-{os.getpid()}-" in guard.folder.name
+    with helper(guard.launch_command([sys.executable, "-c", HELPER, f"{guard.folder}/socket"])) as process:
+        (guard.folder / "socket").touch()
+        await guard.close()
+        assert process.wait(DEADLINE) == -signal.SIGKILL
+    assert not list(guard.folder.parent.glob(f"{guard.folder.name}*"))
+    await guard.close()
+
+
+async def test_a_helper_gets_no_signals_from_its_owners_terminal() -> None:
+    guard = await Guard.start()
+    with helper(guard.launch_command([sys.executable, "-c", HELPER, f"{guard.folder}/socket"])) as process:
+        assert os.getsid(process.pid) == process.pid != os.getsid(0)
+        await guard.close()
+
+
+async def test_a_helper_that_is_launched_after_its_guard_has_closed_does_not_start() -> None:
+    guard = await Guard.start()
+    command = guard.launch_command([sys.executable, "-c", HELPER, f"{guard.folder}/socket"])
+    await guard.close()
+    process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    output, errors = await asyncio.wait_for(process.communicate(), DEADLINE)
+    assert process.returncode == 1
+    assert (output, b"FileNotFoundError" in errors) == (b"", True)
+
+
+async def test_a_guard_whose_reaper_was_killed_still_leaves_no_folder() -> None:
+    before = set(psutil.Process().children())
+    guard = await Guard.start()
+    [reaper_process] = set(psutil.Process().children()) - before
+    reaper_process.kill()
+    await guard.close()
+    assert not guard.folder.exists()
+
+
+@pytest.mark.parametrize("is_helper", [True, False])
+def test_leftovers_of_a_dead_owner_are_removed_but_a_process_that_was_given_a_helpers_id_is_spared(
+    is_helper: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / f"tsr-swarm-{dead_pid()}-abc"
+    folder.mkdir()
+    with helper([sys.executable, "-c", HELPER, *([f"{folder}/socket"] if is_helper else [])]) as process:
+        (folder / "pid").write_text(f"{process.pid}\n")
+        remove_leftovers(tmp_path)
+        if is_helper:
+            assert process.wait(DEADLINE) == -signal.SIGKILL
+        assert process.poll() == (-signal.SIGKILL if is_helper else None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"tsr-swarm-{os.getpid()}-abc", "tsr-swarm-x-abc", "other-1-abc", "tsr-swarm-1-abc"],
+    ids=["our own", "no number", "another program's", "a living process's"],
+)
+def test_the_folder_of_a_living_owner_or_of_another_program_stays(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    remove_leftovers(tmp_path)
+    assert (tmp_path / name).is_dir()
+
+
+@pytest.mark.parametrize("is_long", [True, False])
+async def test_a_temporary_folder_with_a_long_path_would_not_fit_a_socket(
+    is_long: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path("/var/tmp")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("a" * 50)) if is_long else str(own))
+    guard = await Guard.start()
+    await guard.close()
+    assert guard.folder.parent == (Path("/tmp") if is_long else own)

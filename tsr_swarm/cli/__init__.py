@@ -1,4 +1,7 @@
-"""The commands: each reads its options, calls what does the work, and shows the result or one sentence of error.
+"""The command line: each command's options, and how what happens is shown.
 
-Begin with ``main.py``, the list of commands and the exit codes.
+A command is the function of its name in the module of its name; it checks its options, calls the layer below and turns
+errors into sentences. ``options`` are shared by several commands, ``output`` shows events, ``streams`` keeps a slow
+reader from holding up the work, ``process`` runs it with signals and exit codes, and ``screen`` shows the monitor over
+it. No decision about a run is made here. Begin with ``main.py``.
 """

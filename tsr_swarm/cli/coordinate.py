@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tsr_swarm.cli.options import Json, NoDht, Plain, Proxy, Record, Rounds, Set, check_address, check_announce
-from tsr_swarm.cli.output import Emit, Mode, choose_mode, emitter
+from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
+from tsr_swarm.config.load import load_run_config
+from tsr_swarm.discovery.addresses import is_loopback, split_address
 from tsr_swarm.process.machine_limits import require_process_room
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.telemetry.events import Event, RunStarted
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # textual takes long to import
     from tsr_swarm.monitor.help import Invitation
 
 
@@ -51,12 +53,10 @@ def coordinate(
     plain: Plain = False,
     json: Json = False,
 ) -> None:
-    """Lead a run. Serves its manifest and state, opens rounds and averages what peers send."""
-    from tsr_swarm.config.load import load_run_config
-
     mode = choose_mode(plain=plain, json=json)
     require_process_room()
-    config = load_run_config(run_file, with_rounds(overrides, rounds))
+    changes = [*(overrides or []), *([] if rounds is None else [f"run.rounds={rounds}"])]
+    config = load_run_config(run_file, changes)
     if mode is Mode.SCREEN:
         from tsr_swarm.cli.screen import show_coordinator
 
@@ -81,46 +81,30 @@ def coordinate(
 
     async def work(stop: Shutdown) -> None:
         with emitter(mode, record) as emit:
-            say = emit if mode is Mode.JSON else inviting(emit, listen, dht_port)
-            await run_coordinator(options, say, stop)
+
+            def emit_and_invite(event: Event) -> None:
+                emit(event)
+                if isinstance(event, RunStarted) and mode is not Mode.JSON:
+                    print("", *invitation(event.address, listen, dht_port).lines, "", sep="\n", flush=True)
+
+            await run_coordinator(options, emit_and_invite, stop)
 
     run_training(mode, work)
 
 
-def with_rounds(overrides: list[str] | None, rounds: int | None) -> list[str]:
-    """``--rounds N`` is ``--set run.rounds=N``."""
-    return [*(overrides or []), *([] if rounds is None else [f"run.rounds={rounds}"])]
-
-
-def inviting(emit: Emit, listen: str, dht_port: int) -> Emit:
-    """Print, after the run's start, the line that others paste."""
-
-    def say(event: Event) -> None:
-        emit(event)
-        if isinstance(event, RunStarted):
-            print("", *invitation(event.address, listen, dht_port).lines, "", sep="\n", flush=True)
-
-    return say
-
-
 def invitation(address: str, listen: str, dht_port: int) -> "Invitation":
     """What others type to join the coordinator at ``address``, and what to forward so that they can."""
-    from tsr_swarm.discovery.addresses import is_loopback, split_address
     from tsr_swarm.monitor.help import Invitation
 
+    command = f"tsr-swarm join --coordinator {address}"
     _, port = split_address(address)
     inside, inside_port = split_address(listen)
     if is_loopback(inside):
-        return Invitation(label="Join from this machine with:", command=join_command(address))
+        return Invitation(label="Join from this machine with:", command=command)
     forward = f"TCP port {port}" + (f" to {inside_port}" if inside_port not in (0, port) else "")
     dht = f" and, for the DHT, TCP port {dht_port}" if dht_port else ""
     return Invitation(
         label="Join with:",
-        command=join_command(address),
+        command=command,
         note=f"Behind a router, forward {forward}{dht} to this machine; the first alone is enough to join.",
     )
-
-
-def join_command(address: str) -> str:
-    """What is typed to join the coordinator at ``address``."""
-    return f"tsr-swarm join --coordinator {address}"

@@ -6,19 +6,20 @@ from typing import Annotated
 import typer
 
 from tsr_swarm.cli.options import UsageError
+from tsr_swarm.config.render import HEADER, render
+from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError
+from tsr_swarm.telemetry.text import reason_text
 
 
 def init(path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("run.toml")) -> None:
-    """Write a run file to start from, with every key and its default."""
-    from tsr_swarm.config.render import HEADER, render
-    from tsr_swarm.config.run import RunConfig
-
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(render(RunConfig(), HEADER))
     except FileExistsError:
         raise UsageError(f"{path} exists already and is kept; name another file.") from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror}); name a file in a folder you own.") from error
+        raise ConfigError(
+            f"{path} cannot be written ({reason_text(error)}); name a file in a folder you own."
+        ) from error
     print(f"Wrote {path}. Start the run with: tsr-swarm coordinate {path}")

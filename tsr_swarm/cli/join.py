@@ -79,7 +79,6 @@ def join(
     plain: Plain = False,
     json: Json = False,
 ) -> None:
-    """Join a run and train with it. Options can also come from TSR_SWARM_DEVICE=cpu and the like, or a profile."""
     mode = choose_mode(plain=plain, json=json)
     flags: dict[str, Any] = {
         "coordinator": coordinator,
@@ -97,7 +96,7 @@ def join(
         "local_space": local_space,
         "wait": wait,
     }
-    usage(lambda: str(JoinProfile(**{key: value for key, value in flags.items() if value is not None})))
+    usage(lambda: JoinProfile(**{key: value for key, value in flags.items() if value is not None}))
     settings = merge_profile(flags, os.environ, profile)
     if not settings.coordinator:
         raise UsageError("No coordinator is named; add --coordinator HOST:PORT.")
@@ -106,11 +105,7 @@ def join(
         from tsr_swarm.cli.screen import show_peer
 
         show_peer(context.obj, settings.coordinator)
-    _join(settings, mode, slowdown, proxy)
 
-
-def _join(settings: JoinProfile, mode: Mode, slowdown: float, proxy: str | None) -> None:
-    """``slowdown`` and ``proxy`` are what ``local`` plays with."""
     from tsr_swarm.node.peer import JoinOptions, run_peer
 
     options = JoinOptions(

@@ -1,41 +1,47 @@
-"""``tsr-swarm local``: a whole swarm on this machine, with one command."""
+"""``tsr-swarm local``: a whole swarm on this machine, with one command.
+
+WHO in its options is a peer's number or ``coordinator``; in those that place a fault it may also be a role.
+"""
 
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tsr_swarm.cli import lab_options
 from tsr_swarm.cli.coordinate import invitation
-from tsr_swarm.cli.options import Json, NoDht, Plain, Record, Set, UsageError
+from tsr_swarm.cli.options import Json, NoDht, Plain, Record, Set, UsageError, usage
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
-from tsr_swarm.cli.summary import summary
+from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig, is_utf8
-from tsr_swarm.local.fault_flags import LineTexts
 from tsr_swarm.local.faults import COORDINATOR, name_of
-from tsr_swarm.local.folder import RUN_FILE, coordinator_folder
-from tsr_swarm.local.network import netns_lab
-from tsr_swarm.local.network.open import MODES
-from tsr_swarm.local.placing import FaultError, plan_local
-from tsr_swarm.local.supervise import LocalOptions, fit_config, keep_config, run_local, sample_text
-from tsr_swarm.process.shutdown import Shutdown, run_unless_stopped
+from tsr_swarm.local.flags import LocalFlags, plan_local
+from tsr_swarm.local.folder import RUN_FILE, coordinator_folder, fit_config, keep_config
+from tsr_swarm.local.network import namespaces
+from tsr_swarm.local.network.local_network import MODES
+from tsr_swarm.local.supervise import LocalOptions, run_local, sample_text
+from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.process.supervisor import ProcessGroup
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.recording import read_history
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+from tsr_swarm.telemetry.text import bytes_text, factor_text, loss_text, plural
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # textual takes long to import
     from tsr_swarm.monitor.help import Invitation
 
 PEERS, ROUNDS = 3, 30  # unless something says otherwise
 SAMPLE_LENGTH = 240
 LAST_CHECKPOINT = "the model of the coordinator's last checkpoint"
+
+
+def _many(metavar: str, text: str) -> Any:
+    return typer.Option(metavar=metavar, help=f"{text} Repeatable.")
 
 
 def local(
@@ -55,74 +61,90 @@ def local(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.")] = False,
-    kill: lab_options.Kill = None,
-    back: lab_options.Back = None,
-    join_at: lab_options.JoinAt = None,
-    env: lab_options.Env = None,
-    stop: lab_options.Stop = None,
-    slow: lab_options.Slow = None,
-    nat: lab_options.Nat = None,
-    up: lab_options.Up = None,
-    down: lab_options.Down = None,
-    rtt: lab_options.Rtt = None,
-    loss: lab_options.Loss = None,
-    partition: lab_options.Partition = None,
-    lab: lab_options.Lab = None,
+    kill: Annotated[
+        list[str] | None, _many("WHO@ROUND[/PHASE]", "Kill peer WHO, or 'coordinator', 'leader', 'reducer'.")
+    ] = None,
+    back: Annotated[
+        list[str] | None,
+        _many("WHO@ROUND[/PHASE][:SECONDS]", "WHO, who was killed, comes back, or SECONDS after that."),
+    ] = None,
+    join_at: Annotated[list[int] | None, _many("ROUND", "A further peer joins in ROUND.")] = None,
+    env: Annotated[list[str] | None, _many("WHO:KEY=VALUE", "Set KEY for one process only.")] = None,
+    stop: Annotated[list[str] | None, _many("WHO@ROUND[/PHASE][:SECONDS]", "Freeze WHO for SECONDS (20s).")] = None,
+    slow: Annotated[list[str] | None, _many("WHO:FACTOR", "Training takes peer WHO FACTOR times as long.")] = None,
+    nat: Annotated[list[str] | None, _many("WHO", "Nothing reaches peer WHO that it did not ask for.")] = None,
+    up: Annotated[list[str] | None, _many("WHO:RATE", "What WHO, or 'all', can send: 2:20mbit.")] = None,
+    down: Annotated[list[str] | None, _many("WHO:RATE", "What WHO, or 'all', can receive.")] = None,
+    rtt: Annotated[
+        list[str] | None, _many("WHO:TIME", "The share of WHO, or 'all', in every round trip: 2:80ms.")
+    ] = None,
+    loss: Annotated[
+        list[str] | None, _many("WHO:PERCENT", "Packets that the line of WHO, or 'all', loses each way: 2:1%.")
+    ] = None,
+    partition: Annotated[
+        list[str] | None,
+        _many("WHO,...|WHO,...@ROUND[/PHASE][:SECONDS]", "Nothing passes between the sides for SECONDS (30s)."),
+    ] = None,
+    lab: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(MODES), help="What shapes the lines; auto: namespaces where root may make them."),
+    ] = None,
     overrides: Set = None,
     no_dht: NoDht = False,
     record: Record = None,
     plain: Plain = False,
     json: Json = False,
 ) -> None:
-    """Train with a whole swarm on this machine: a coordinator and N peers, each its own process."""
     mode = choose_mode(plain=plain, json=json)
     if lab not in (None, *MODES):
         raise UsageError(f"--lab {lab} is no kind of lab; it is one of {', '.join(MODES)}.")
     _check_folder(folder, resume)
     config = _config(run_file, folder if resume else None, rounds, overrides or [])
     count = peers or (config.run.min_peers if resume else PEERS)
-    try:
-        plan = plan_local(
-            peers=count,
-            rounds=config.run.rounds,
-            kills=kill or [],
-            backs=back or [],
-            join_rounds=join_at or [],
-            environment=env or [],
-            stops=stop or [],
-            partitions=partition or [],
-            slow=slow or [],
-            lines=LineTexts(nat=nat or [], up=up or [], down=down or [], rtt=rtt or [], loss=loss or []),
-        )
-    except FaultError as error:
-        raise UsageError(str(error)) from None
+    flags = LocalFlags(
+        kill=kill,
+        back=back,
+        stop=stop,
+        partition=partition,
+        join_at=join_at,
+        env=env,
+        slow=slow,
+        nat=nat,
+        up=up,
+        down=down,
+        rtt=rtt,
+        loss=loss,
+    )
+    plan = usage(lambda: plan_local(flags, count, config.run.rounds))
 
-    async def work(request: Shutdown) -> None:
-        async with ProcessGroup() as family:
-            place = folder or family.temporary_folder()
+    async def work(shutdown: Shutdown) -> None:
+        async with ProcessGroup() as group:
+            place = folder or group.temporary_folder()
             if mode is Mode.SCREEN:
-                snapshot = await _on_screen(family, context.obj, place, folder, resume, config.run.name, request)
+                command, *rest = context.obj
+                arguments = [command, *([] if folder else ["--dir", str(place)]), *rest]
+                snapshot = await _run_behind_screen(group, arguments, place, resume, config.run.name, shutdown)
             else:
-                fit = keep_config if resume and run_file is None else fit_config
+                keeps = resume and run_file is None
                 options = LocalOptions(
-                    config=fit(config, plan, place),
+                    config=keep_config(config, place) if keeps else fit_config(config, plan, place),
                     plan=plan,
                     folder=place,
                     resume=resume,
                     use_dht=not no_dht,
                     lab=lab,
                 )
-                snapshot = await _in_lines(family, options, mode, record, request)
+                snapshot = await _run(group, options, mode, record, shutdown)
             if mode is not Mode.JSON:
                 print("\n".join(summary(snapshot)), flush=True)
-            if mode is not Mode.JSON and snapshot.rounds_counted and not request.gently.is_set():
-                await run_unless_stopped(_print_sample(family, place, snapshot.leader), request)
+                if snapshot.rounds_counted and not shutdown.graceful.is_set():
+                    await run_unless(shutdown.graceful, _print_sample(group, place, snapshot.leader))
 
     run_training(mode, work)
 
 
-async def _in_lines(
-    family: ProcessGroup, options: LocalOptions, mode: Mode, record: Path | None, stop: Shutdown
+async def _run(
+    group: ProcessGroup, options: LocalOptions, mode: Mode, record: Path | None, shutdown: Shutdown
 ) -> SwarmSnapshot:
     snapshot = read_history(coordinator_folder(options.folder)) if options.resume else SwarmSnapshot()
     with emitter(mode, record) as emit:
@@ -132,38 +154,30 @@ async def _in_lines(
             snapshot = fold(snapshot, time.time(), event)
             emit(event)
 
-        await run_local(options, family, see, stop)
+        await run_local(options, group, see, shutdown)
     return snapshot
 
 
-async def _on_screen(
-    family: ProcessGroup,
-    arguments: Sequence[str],
-    place: Path,
-    given: Path | None,
-    resume: bool,
-    title: str,
-    stop: Shutdown,
+async def _run_behind_screen(
+    group: ProcessGroup, arguments: Sequence[str], place: Path, resume: bool, title: str, shutdown: Shutdown
 ) -> SwarmSnapshot:
     """The same command without a screen runs behind it. The folder is ours, so that the sample can be drawn from it."""
     from tsr_swarm.cli.screen import show_stream
 
-    command, *rest = arguments
-    where = [] if given else ["--dir", str(place)]
     history = coordinator_folder(place) if resume else None
-    return await show_stream(family, "local swarm", [command, *where, *rest], title, stop, history, _invite)
+    return await show_stream(group, "local swarm", arguments, title, shutdown, history, _invite)
 
 
 def _invite(snapshot: SwarmSnapshot) -> "Invitation | None":
     """Further peers can join by hand, unless the swarm is in network namespaces of its own."""
-    if not snapshot.address or snapshot.lab == netns_lab.MODE:
+    if not snapshot.address or snapshot.lab == namespaces.MODE:
         return None
     return invitation(snapshot.address, snapshot.address, 0)
 
 
-async def _print_sample(family: ProcessGroup, place: Path, leader: str) -> None:
-    """From the coordinator's newest checkpoint, which is not the run's last word where another led it to its end."""
-    text = await sample_text(family, place, SAMPLE_LENGTH)
+async def _print_sample(group: ProcessGroup, place: Path, leader: str) -> None:
+    """From the coordinator's newest checkpoint, which is not the run's last one if another node led the last rounds."""
+    text = await sample_text(group, place, SAMPLE_LENGTH)
     if text:
         is_last = leader in ("", name_of(COORDINATOR))
         print(f"What {'the model' if is_last else LAST_CHECKPOINT} writes by itself:\n\n{text}", flush=True)
@@ -185,11 +199,32 @@ def _check_folder(folder: Path | None, resume: bool) -> None:
 
 def _config(run_file: Path | None, resumed: Path | None, rounds: int | None, overrides: list[str]) -> RunConfig:
     """Flags over environment over the file: the given one, else that of the resumed run, else all defaults."""
-    from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
-
     file = run_file or (resumed / RUN_FILE if resumed else None)
     mapping = read_toml(file) if file else {}
     flags = [*overrides, *([] if rounds is None else [f"run.rounds={rounds}"])]
     merged = apply_overrides(mapping, [*environ_overrides(os.environ), *flags])
     config = run_config_from_mapping(merged)
     return config if "rounds" in merged.get("run", {}) else replace(config, run=replace(config.run, rounds=ROUNDS))
+
+
+def summary(s: SwarmSnapshot) -> list[str]:
+    """Rounds, losses, bytes by kind and direction against dense training, and the digest; nothing before a round."""
+    if not s.rounds_counted:
+        return []
+    kinds = list(dict.fromkeys([*s.sent, *s.received]))
+    rows = [(kind, s.sent.get(kind, 0), s.received.get(kind, 0)) for kind in kinds]
+    rows.append(("all", sum(s.sent.values()), sum(s.received.values())))
+    return [
+        "",
+        f"{plural(s.rounds_counted, 'round')}, held-out loss {loss_text(s.first_loss)} -> {loss_text(s.loss)} "
+        "nats a token",
+        "",
+        f"{'wire bytes of all peers':<24}{'sent':>12}{'received':>12}",
+        *[f"  {kind:<22}{bytes_text(sent):>12}{bytes_text(received):>12}" for kind, sent, received in rows],
+        "",
+        f"Data-parallel training of the same steps would have moved {bytes_text(s.dense_bytes)}: "
+        f"{factor_text(s.dense_bytes, s.wire_bytes)} as much.",
+        f"Digest of the consensus weights: {s.digest}",
+        *([f"The lines between the processes were shaped in a lab ({s.lab})."] if s.lab else []),
+        "",
+    ]

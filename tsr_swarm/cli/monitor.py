@@ -1,25 +1,38 @@
-"""``tsr-swarm monitor``: look at a run from anywhere."""
+"""``tsr-swarm monitor``: look at a run from anywhere, through the Watch call of its nodes."""
 
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 
+from tsr_swarm import __version__
 from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode, choose_mode, print_aside, print_line
 from tsr_swarm.cli.process import run_process
+from tsr_swarm.cli.streams import catch_up
+from tsr_swarm.config.manifest import PROTOCOL_VERSION
+from tsr_swarm.errors import RefusedError
+from tsr_swarm.monitor.sources import WAIT_SECONDS, Source, WatchSource
 from tsr_swarm.process.machine_limits import require_process_room
-from tsr_swarm.process.shutdown import Shutdown, run_unless_stopped
+from tsr_swarm.process.shutdown import Shutdown, run_unless
+from tsr_swarm.telemetry.byte_counter import ByteCounter
+from tsr_swarm.telemetry.events import decode_stamped
+from tsr_swarm.telemetry.fold import fold
+from tsr_swarm.telemetry.log import NEWEST, Watch
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+
+WAIT_MS = int(1000 * WAIT_SECONDS)
 
 
 def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, json: Json = False) -> None:
-    """Watch a run. Closing the monitor changes nothing for it."""
-    from tsr_swarm.cli.watch import follow, reach, watching
-
     mode = choose_mode(plain=plain, json=json)
-
     require_process_room()
 
     async def work(stop: Shutdown) -> None:
-        await run_unless_stopped(reach(coordinator, wait), stop)  # what keeps it waiting is no matter for a screen
-        if stop.gently.is_set():
+        await run_unless(
+            stop.graceful, reach(coordinator, wait)
+        )  # whatever happens while waiting is no part of the run
+        if stop.graceful.is_set():
             return
         async with watching(coordinator, lambda error: print_aside(f"{error} Trying again.")) as source:
             if mode is Mode.SCREEN:
@@ -27,6 +40,96 @@ def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, j
 
                 await show_source(source, coordinator, "The monitor is closed; training goes on.", stop)
             else:
-                await run_unless_stopped(follow(source, partial(print_line, mode)), stop)
+                await run_unless(stop.graceful, follow(source, partial(print_line, mode)))
+                await run_unless(stop.graceful, catch_up(is_over=True))
 
     run_process(mode, work)
+
+
+@contextlib.asynccontextmanager
+async def calling(coordinator: str) -> AsyncIterator[Watch]:
+    """Give ``watch(after) -> (lines, newest number)``, which does not wait for new lines. Raises SwarmError."""
+    from tsr_swarm.transport.client import SwarmClient
+    from tsr_swarm.wire.messages import lines_from_proto
+    from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+    async with SwarmClient(coordinator, ByteCounter()) as client:
+
+        async def watch(after: int) -> tuple[list[str], int]:
+            return lines_from_proto(await client.watch(pb.WatchRequest(after=after)))
+
+        yield watch
+
+
+async def reach(coordinator: str, wait: float) -> None:
+    """Return once a node answers there, tried for ``wait`` seconds. Raises SwarmError."""
+    from tsr_swarm.transport.client import retry_while_unreachable
+
+    async with calling(coordinator) as watch:
+        await retry_while_unreachable(lambda: watch(NEWEST), wait, print_aside)
+
+
+@contextlib.asynccontextmanager
+async def watching(
+    coordinator: str, on_silence: Callable[[str], None] = lambda sentence: None
+) -> AsyncIterator[WatchSource]:
+    """Give what a monitor follows. When a node is away it goes on with another, or tries again, without an error.
+
+    ``on_silence`` gets a sentence each time that no node answers any more.
+    """
+    from tsr_swarm.transport.client import SwarmClient
+    from tsr_swarm.wire.messages import lines_from_proto
+    from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+    clients: dict[str, SwarmClient] = {}
+    manifests: dict[str, bytes] = {}  # by address, of nodes that have answered
+
+    async def greet(address: str) -> SwarmClient:
+        """Connect to a node of this run: at an address that a peer names there may be any program."""
+        if address not in clients:
+            clients[address] = await stack.enter_async_context(SwarmClient(address, ByteCounter()))
+        if address not in manifests:
+            greeting = pb.HelloRequest(protocol=PROTOCOL_VERSION, package_version=__version__)
+            manifests[address] = (await clients[address].hello(greeting)).manifest
+        if manifests[address] != manifests.get(coordinator, manifests[address]):
+            raise RefusedError(f"{address} belongs to another run; name a node of this one.")
+        return clients[address]
+
+    def dial(address: str) -> Watch:
+        async def watch(after: int) -> tuple[list[str], int]:
+            client = await greet(address)
+            reply = await client.watch(pb.WatchRequest(after=after, wait_ms=WAIT_MS))
+            return lines_from_proto(reply)
+
+        return watch
+
+    async with contextlib.AsyncExitStack() as stack:
+        yield WatchSource(dial, [coordinator], time.time, on_silence=on_silence)
+
+
+async def read_all(watch: Watch) -> SwarmSnapshot:
+    """The snapshot of all events that the coordinator keeps. ``watch`` must not wait for new ones."""
+    snapshot, newest = SwarmSnapshot(), 0
+    while True:
+        lines, newest = await watch(newest)
+        if not lines:
+            return snapshot
+        for line in lines:
+            snapshot = _add(snapshot, line)
+
+
+async def follow(source: Source, see: Callable[[str], None]) -> SwarmSnapshot:
+    """Pass every line to ``see``, to the end of the source or of the run. Returns what the lines add up to."""
+    snapshot = SwarmSnapshot()
+    async for line in source.lines():
+        see(line)
+        await catch_up()
+        snapshot = _add(snapshot, line)
+        if snapshot.finished is not None and isinstance(source, WatchSource) and source.is_caught_up:
+            break
+    return snapshot
+
+
+def _add(snapshot: SwarmSnapshot, line: str) -> SwarmSnapshot:
+    stamped = decode_stamped(line)
+    return snapshot if stamped is None else fold(snapshot, stamped.time, stamped.event)

@@ -1,13 +1,19 @@
 """Options that several commands share, and the one way to refuse a wrong one."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from tsr_swarm.config.load import apply_overrides, environ_overrides, run_config_from_mapping
+from tsr_swarm.config.run import RunConfig
 from tsr_swarm.config.units import parse_seconds
+from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.errors import ConfigError, SwarmError
+
+T = TypeVar("T")
 
 
 class UsageError(SwarmError):
@@ -30,30 +36,35 @@ Record = Annotated[Path | None, typer.Option(metavar="FILE", help="Append the ev
 
 
 def check_address(value: str | None) -> str | None:
+    """A HOST:PORT, as a typer callback; nothing for nothing."""
+    return value and require_address(value)
+
+
+def require_address(value: str) -> str:
     """A HOST:PORT, as a typer callback."""
-    return value and usage(lambda: _split(value) and value)
-
-
-def _split(address: str) -> tuple[str, int]:
-    from tsr_swarm.discovery.addresses import split_address
-
-    return split_address(address)
+    usage(lambda: split_address(value))
+    return value
 
 
 def check_announce(value: str | None) -> str | None:
     """A HOST or HOST:PORT, as a typer callback."""
-    if not value:
-        return value
-    has_port = ":" in value and not value.endswith("]")
-    return usage(lambda: _split(value if has_port else f"{value}:0") and value)
+    if value:
+        has_port = ":" in value and not value.endswith("]")
+        require_address(value if has_port else f"{value}:0")
+    return value
 
 
-def usage(check: Callable[[], str]) -> str:
-    """Run ``check``; what it refuses is a usage error here, not a bad configuration."""
+def usage(check: Callable[[], T]) -> T:
+    """The result of ``check``; what it refuses is a usage error here, not a bad configuration."""
     try:
         return check()
     except ConfigError as error:
         raise UsageError(str(error)) from None
+
+
+def make_config(mapping: Mapping[str, Any], overrides: Iterable[str] | None) -> RunConfig:
+    """The configuration of ``mapping`` under the environment's settings and ``overrides``. Raises ConfigError."""
+    return run_config_from_mapping(apply_overrides(mapping, [*environ_overrides(os.environ), *(overrides or ())]))
 
 
 def parse_wait(text: str | float) -> float:
@@ -79,7 +90,7 @@ Coordinator = Annotated[
     typer.Option(
         metavar="HOST:PORT",
         envvar="TSR_SWARM_COORDINATOR",
-        callback=lambda value: usage(lambda: _split(value) and value),
+        callback=require_address,
         help="Where the coordinator listens.",
     ),
 ]

@@ -17,6 +17,7 @@ from tsr_swarm.telemetry.events import Event, Warned, decode_stamped, encode
 from tsr_swarm.telemetry.log import Sink
 from tsr_swarm.telemetry.plain import describe
 from tsr_swarm.telemetry.recording import recording
+from tsr_swarm.telemetry.text import reason_text
 
 Emit = Callable[[Event], None]
 
@@ -51,17 +52,17 @@ def choose_mode(
 
 
 def set_up_logging(mode: Mode) -> None:
-    """Logs go to stderr: all of ours beside JSON lines, else only what somebody should know, one line each."""
+    """Send logs to stderr: with JSON lines all of ours, else only warnings, one line each."""
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine() if mode is Mode.PLAIN else logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("tsr_swarm").setLevel(logging.INFO if mode is Mode.JSON else logging.WARNING)
     logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(logging.ERROR)  # for developers; they have -W
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)  # warnings of Python are for developers, who have -W
 
 
 class _OneLine(logging.Formatter):
-    """No traceback reaches a user."""
+    """One line a record, without a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         return f"{record.levelname.lower()}: {' '.join(record.getMessage().split())}"
@@ -82,14 +83,18 @@ def emitter(mode: Mode, record: Path | None = None) -> Iterator[Emit]:
                     keep(line)
                 except OSError as error:
                     keep = None
-                    emit(Warned(message=f"{record} cannot be written ({error.strerror}); the run goes on without it."))
+                    emit(
+                        Warned(
+                            message=f"{record} cannot be written ({reason_text(error)}); the run goes on without it."
+                        )
+                    )
             _print(mode, event, now, line)
 
         yield emit
 
 
 def print_aside(sentence: str) -> None:
-    """Print what concerns whoever waits here, and is no part of the command's output."""
+    """Print to stderr a sentence for the user that is no part of the command's output."""
     print(sentence, file=sys.stderr, flush=True)
 
 
@@ -107,13 +112,13 @@ def _print(mode: Mode, event: Event, when: float, line: str) -> None:
 
 
 def gap_line(mode: Mode, count: int) -> str:
-    """What stands on stdout where ``count`` lines are missing: beside JSON lines, an event."""
+    """The line on stdout in place of ``count`` dropped lines: an event among JSON lines."""
     sentence = gap_sentence(count)
     return encode(Warned(message=sentence), time.time()) if mode is Mode.JSON else sentence
 
 
 def plain_line(event: Event, when: float) -> str | None:
-    """``event`` as a plain line with the local time of day; None when it is not worth one."""
+    """``event`` as a plain line with the local time of day; None for an event that plain output leaves out."""
     text = describe(event)
     return text and f"{time.strftime('%H:%M:%S', time.localtime(when))}  {text}"
 
@@ -122,4 +127,4 @@ def _opened(path: Path) -> contextlib.AbstractContextManager[Sink]:
     try:
         return recording(path)
     except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}); name another file with --record.") from error
+        raise RunError(f"{path} cannot be written ({reason_text(error)}); name another file with --record.") from error

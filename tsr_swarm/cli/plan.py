@@ -1,7 +1,6 @@
-"""``tsr-swarm plan``: what a run would cost on a line, beside its rivals, before anybody starts it."""
+"""``tsr-swarm plan``: what a run would cost on a home line, beside other methods, before it is started."""
 
 import json as json_format
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,10 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tsr_swarm.cli.options import Json, Set, UsageError
+from tsr_swarm.cli.options import Json, Set, UsageError, make_config
 from tsr_swarm.config.link import Link
-from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
-from tsr_swarm.config.run import RunConfig
+from tsr_swarm.config.load import read_toml
 from tsr_swarm.config.units import parse_rate
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.plan.presets import PRESETS, Preset, low_ranks
@@ -64,18 +62,19 @@ def plan(
     overrides: Set = None,
     json: Json = False,
 ) -> None:
-    """Say what a run would send and keep on a home line, beside its rivals, and propose settings for it."""
     _check(count, fit, share, step_seconds, tokens_per_second)
     preset = _preset(model)
-    config = _config(run_file, preset, overrides or [])
+    mapping = read_toml(run_file) if run_file else {}
+    config = make_config({**mapping, "model": asdict(preset.model)} if preset else mapping, overrides)
     name = config.run.name if model is None else model.upper()
     ranks = preset.ranks if preset else low_ranks(config.model.hidden_size)
     link = Link(up=_rate("--fit", fit) if fit else _rate("--up", up), down=_rate("--down", down))
-    tokens = tokens_per_step or (preset.tokens_per_step if preset else peers * _batch_tokens(config))
+    tokens = tokens_per_step or (
+        preset.tokens_per_step if preset else peers * config.data.batch_size * config.data.sequence_length
+    )
     if tokens_per_second is not None:
         step_seconds = tokens / peers / tokens_per_second
     scene = Scene(model=name, peers=peers, link=link, tokens=tokens, step_seconds=step_seconds)
-
     from tsr_swarm.plan.report import make_paper_report, make_report, paper_object, report_object
     from tsr_swarm.plan.text import paper_lines, report_lines
 
@@ -116,18 +115,6 @@ def _rate(option: str, text: str) -> float:
         return parse_rate(text)
     except ConfigError as error:
         raise UsageError(f"{option}: {error}") from None
-
-
-def _config(run_file: Path | None, preset: Preset | None, overrides: Iterable[str]) -> RunConfig:
-    """Flags over environment over the preset's shape over the file."""
-    mapping = read_toml(run_file) if run_file else {}
-    if preset:
-        mapping["model"] = asdict(preset.model)
-    return run_config_from_mapping(apply_overrides(mapping, [*environ_overrides(os.environ), *overrides]))
-
-
-def _batch_tokens(config: RunConfig) -> int:
-    return config.data.batch_size * config.data.sequence_length
 
 
 def _print(shown: Mapping[str, Any] | Iterable[str]) -> None:

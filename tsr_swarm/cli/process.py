@@ -15,12 +15,13 @@ from tsr_swarm.telemetry.writer import CLOSE_SECONDS
 
 Work = Callable[[Shutdown], Awaitable[None]]
 LEAVING = "Leaving after this round; Ctrl-C again leaves at once."
+OUTPUT_IS_GONE = "The output is closed or full; leaving after this round."
 
 
 def run_process(mode: Mode, work: Work) -> NoReturn:
     """Run ``work`` until it ends or is stopped. Ends the command with exit code 0, or 130 after a stop.
 
-    Nothing that it prints or logs waits for who reads it; a closed stdout asks it to stop.
+    Printing and logging never wait for a reader; a closed stdout is a request to stop.
     """
     streams = Streams(partial(gap_line, mode))
 
@@ -35,7 +36,7 @@ def run_process(mode: Mode, work: Work) -> NoReturn:
         try:
             await work(stop)
         finally:
-            if stop.gently.is_set():
+            if stop.graceful.is_set():
                 streams.end_seconds = CLOSE_SECONDS
 
     with streams.installed():
@@ -45,7 +46,7 @@ def run_process(mode: Mode, work: Work) -> NoReturn:
 
 
 def run_training(mode: Mode, work: Work) -> NoReturn:
-    """Like ``run_process``, for work that finishes its round when it is asked to stop: plain lines then say so."""
+    """Like ``run_process``, for work that finishes its round when it is asked to stop; with plain lines it says so."""
 
     async def work_and_say(stop: Shutdown) -> None:
         notice = asyncio.create_task(_say_leaving(stop))
@@ -58,6 +59,6 @@ def run_training(mode: Mode, work: Work) -> NoReturn:
 
 
 async def _say_leaving(stop: Shutdown) -> None:
-    await stop.gently.wait()
-    if not stop.now.is_set():
-        print_aside(LEAVING)
+    await stop.graceful.wait()
+    if not stop.immediate.is_set():
+        print_aside(OUTPUT_IS_GONE if stop.has_hung_up else LEAVING)

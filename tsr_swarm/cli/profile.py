@@ -1,4 +1,4 @@
-"""A peer's settings: flags over environment over profile over defaults. Pure but for reading the file."""
+"""The settings of ``tsr-swarm join``: flags over environment over profile over defaults."""
 
 import difflib
 import re
@@ -7,13 +7,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from tsr_swarm.config.coerce import coerce_fields
 from tsr_swarm.config.load import ENV_PREFIX, read_toml
 from tsr_swarm.config.units import parse_seconds
 from tsr_swarm.errors import ConfigError
 
 TABLE = "join"
 MAX_WAIT_SECONDS = 365 * 86400.0
-_KINDS = {bool: "true or false", int: "a number", str: "text"}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -22,7 +22,7 @@ class JoinProfile:
     """The ``[join]`` table of a ``peer.toml``. Each key is the flag of the same name."""
 
     coordinator: str = ""
-    data: tuple[str, ...] = ()  # none: the peer's part of the run's own data
+    data: tuple[str, ...] = ()  # none: its part of the run's own data
     device: str = "auto"
     name: str = ""
     listen: str = ""
@@ -37,6 +37,11 @@ class JoinProfile:
     wait: float = 60.0  # seconds; for a coordinator that cannot be reached yet
 
     def __post_init__(self) -> None:
+        if isinstance(self.data, str):  # one path in a file
+            object.__setattr__(self, "data", (self.data,))
+        if isinstance(self.wait, str):
+            object.__setattr__(self, "wait", _seconds(f"{TABLE}.wait", self.wait))
+        coerce_fields(self, f"{TABLE}.")
         _require(self.local_space in ("", "core", "full"), "local_space", self.local_space, '"core" or "full"')
         _require(
             not self.name or re.fullmatch(r"[A-Za-z0-9_-]{1,32}", self.name) is not None,
@@ -60,11 +65,16 @@ def merge_profile(flags: Mapping[str, Any], environ: Mapping[str, str], file: Pa
 
 
 def read_profile(path: Path) -> dict[str, Any]:
-    """The ``[join]`` table of ``path``, its keys and types checked. Raises ConfigError."""
+    """The ``[join]`` table of ``path``, its keys checked. Raises ConfigError."""
     table = read_toml(path, "check the path after --profile").get(TABLE)
     if not isinstance(table, dict):
         raise ConfigError(f"{path} has no [{TABLE}] table; a peer's settings go there.")
-    return {key: _typed(key, value, path) for key, value in table.items()}
+    known = [field.name for field in fields(JoinProfile)]
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"'{TABLE}.{key}' in {path} is not a known key; did you mean '{near}'?")
+    return table
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -75,45 +85,26 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         text = environ.get(name)
         if text is None:
             continue
+        found[field.name] = text
         if isinstance(field.default, bool):
             _require(text.lower() in _TRUE + _FALSE, name, text, "1 or 0")
             found[field.name] = text.lower() in _TRUE
-        elif isinstance(field.default, float):
-            found[field.name] = _seconds(name, text)
         elif isinstance(field.default, int):
             _require(text.isascii() and text.isdigit() and len(text) < 9, name, text, "a number")
             found[field.name] = int(text)
-        else:
-            found[field.name] = tuple(filter(None, text.split(":"))) if isinstance(field.default, tuple) else text
+        elif isinstance(field.default, float):
+            found[field.name] = _seconds(name, text)
+        elif isinstance(field.default, tuple):
+            found[field.name] = tuple(filter(None, text.split(":")))
     return found
 
 
-def _typed(key: str, value: Any, path: Path) -> Any:
-    defaults = {field.name: field.default for field in fields(JoinProfile)}
-    if key not in defaults:
-        near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"'{TABLE}.{key}' in {path} is not a known key; did you mean '{near}'?")
-    if isinstance(defaults[key], tuple):
-        items = [value] if isinstance(value, str) else value
-        is_list = isinstance(items, list) and all(isinstance(item, str) for item in items)
-        _require(is_list, f"{TABLE}.{key}", value, "a path or a list of paths")
-        return tuple(items)
-    kind = type(defaults[key])
-    if kind is float:
-        return _seconds(f"{TABLE}.{key}", value)
-    _require(type(value) is kind, f"{TABLE}.{key}", value, _KINDS[kind])
-    return value
-
-
-def _seconds(key: str, value: object) -> float:
-    """Seconds of a number, or of text such as "2min"."""
-    if isinstance(value, str):
-        try:
-            return parse_seconds(value)
-        except ConfigError as error:
-            raise ConfigError(f"{key}: {error}") from None
-    _require(isinstance(value, int | float) and not isinstance(value, bool), key, value, 'seconds, or "2min"')
-    return float(value)  # type: ignore[arg-type]  # just checked
+def _seconds(key: str, text: str) -> float:
+    """Seconds of text such as "2min"."""
+    try:
+        return parse_seconds(text)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
 
 
 def _require(condition: bool, key: str, value: object, limit: str) -> None:

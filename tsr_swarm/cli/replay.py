@@ -1,19 +1,19 @@
 """``tsr-swarm replay``: show a recorded run again."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tsr_swarm.cli.monitor import follow
 from tsr_swarm.cli.options import Json, Plain, UsageError
 from tsr_swarm.cli.output import Mode, choose_mode, print_line
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.cli.streams import catch_up
-from tsr_swarm.process.shutdown import Shutdown, run_unless_stopped
-from tsr_swarm.telemetry.events import decode_stamped
-from tsr_swarm.telemetry.fold import fold
-from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+from tsr_swarm.monitor.sources import RECORD_ENDS, ReplaySource
+from tsr_swarm.process.shutdown import Shutdown, run_unless
 
 
 def replay(
@@ -22,9 +22,6 @@ def replay(
     plain: Plain = False,
     json: Json = False,
 ) -> None:
-    """Show a recorded run again."""
-    from tsr_swarm.monitor.sources import RECORD_ENDS, ReplaySource
-
     mode = choose_mode(plain=plain, json=json)
     if not speed > 0:
         raise UsageError(f"--speed {speed:g} is out of range; give a number above 0, such as 10.")
@@ -36,16 +33,10 @@ def replay(
 
             await show_source(source, f"replay of {file}", "The replay is closed.", stop)
         else:
-            await run_unless_stopped(_print_all(), stop)
+            await run_unless(stop.graceful, print_all())
 
-    async def _print_all() -> None:
-        snapshot = SwarmSnapshot()
-        async for line in source.lines():
-            print_line(mode, line)
-            await catch_up()
-            stamped = decode_stamped(line)
-            if stamped is not None:
-                snapshot = fold(snapshot, stamped.time, stamped.event)
+    async def print_all() -> None:
+        snapshot = await follow(source, partial(print_line, mode))
         if mode is Mode.PLAIN and not snapshot.is_over:
             print(f"{RECORD_ENDS.text}. Last known: {snapshot.state}.")
         await catch_up(is_over=True)

@@ -15,7 +15,6 @@ def sample(
     temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="0: always the likeliest byte.")] = 0.8,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
 ) -> None:
-    """Let a run's model write. It is read from the newest checkpoint."""
     require_process_room()
     from tsr_swarm.local.folder import run_folder_in
     from tsr_swarm.storage.export import sample_checkpoint

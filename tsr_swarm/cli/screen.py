@@ -1,22 +1,34 @@
-"""The screen over a running command. The command itself runs as a child process; see cli/foreground.py."""
+"""The screen over a running command, which runs as a child process, so that nothing it prints can reach the screen.
+
+Closing the screen leaves the command running; its end, when it failed or was asked to stop, closes the screen.
+"""
 
 import asyncio
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
-from tsr_swarm.cli.foreground import Feed, run_front
+from tsr_swarm.cli.monitor import watching
 from tsr_swarm.cli.output import Mode, plain_line
 from tsr_swarm.cli.process import LEAVING, run_process
 from tsr_swarm.cli.status import run_lines
-from tsr_swarm.cli.watch import watching
 from tsr_swarm.monitor.app import Invite, SwarmMonitor
 from tsr_swarm.monitor.sources import PipeSource, Source
 from tsr_swarm.monitor.view import View
-from tsr_swarm.process.shutdown import Shutdown
-from tsr_swarm.process.supervisor import ProcessGroup, own_command
+from tsr_swarm.process.shutdown import INTERRUPTED, Shutdown
+from tsr_swarm.process.supervisor import (
+    Child,
+    ChildError,
+    ProcessGroup,
+    child_log,
+    failure_of,
+    own_command,
+    was_interrupted,
+)
 from tsr_swarm.telemetry.events import Event, Left, RunFinished, RunStarted, decode_stamped
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.recording import read_history
@@ -31,33 +43,33 @@ def show_coordinator(arguments: Sequence[str], title: str, folder: Path | None, 
     """Run ``coordinate`` with these arguments behind a screen. ``folder``: of a run that goes on."""
 
     async def work(stop: Shutdown) -> None:
-        async with ProcessGroup() as family:
-            await show_stream(family, "coordinator", arguments, title, stop, folder, invite)
+        async with ProcessGroup() as group:
+            await show_stream(group, "coordinator", arguments, title, stop, folder, invite)
 
     run_process(Mode.SCREEN, work)
 
 
 def show_peer(arguments: Sequence[str], coordinator: str) -> NoReturn:
-    """Run ``join`` with these arguments behind a screen that shows the whole swarm, as its coordinator tells it."""
+    """Run ``join`` with these arguments behind a screen that shows the whole swarm, as its coordinator reports it."""
 
     async def work(stop: Shutdown) -> None:
-        async with watching(coordinator) as source, ProcessGroup() as family:
-            await show_beside(family, "peer", arguments, source, coordinator, stop)
+        async with watching(coordinator) as source, ProcessGroup() as group:
+            await show_beside(group, "peer", arguments, source, coordinator, stop)
 
     run_process(Mode.SCREEN, work)
 
 
 async def show_beside(
-    family: ProcessGroup, name: str, arguments: Sequence[str], source: Source, title: str, stop: Shutdown
+    group: ProcessGroup, name: str, arguments: Sequence[str], source: Source, title: str, stop: Shutdown
 ) -> None:
-    """Run a peer's command behind a screen that shows what ``source`` tells of the swarm, and the peer's own news."""
-    feed = Feed()
-    screen = SwarmMonitor(source, title, QUIT_NOTE, own=PipeSource(feed, time.time))
-    await _show(family, name, arguments, Onlooker(feed), screen, stop)
+    """Run a peer's command behind a screen of the swarm's events from ``source`` and of the peer's own events."""
+    output = CommandOutput()
+    screen = SwarmMonitor(source, title, QUIT_NOTE, own=PipeSource(output.feed, time.time))
+    await _show(group, name, arguments, output, screen, stop)
 
 
 async def show_stream(
-    family: ProcessGroup,
+    group: ProcessGroup,
     name: str,
     arguments: Sequence[str],
     title: str,
@@ -69,57 +81,64 @@ async def show_stream(
 
     ``folder``: of the coordinator of a run that goes on; what it has kept of the run so far counts too.
     """
-    feed, history = Feed(), SwarmSnapshot() if folder is None else read_history(folder)
-    onlooker = Onlooker(feed, history, invite)
-    screen = SwarmMonitor(PipeSource(feed, time.time), title, QUIT_NOTE, history=history, invite=invite)
-    await _show(family, name, arguments, onlooker, screen, stop)
-    return onlooker.snapshot
+    history = SwarmSnapshot() if folder is None else read_history(folder)
+    output = CommandOutput(history, invite)
+    screen = SwarmMonitor(PipeSource(output.feed, time.time), title, QUIT_NOTE, history=history, invite=invite)
+    await _show(group, name, arguments, output, screen, stop)
+    return output.snapshot
 
 
 async def _show(
-    family: ProcessGroup,
+    group: ProcessGroup,
     name: str,
     arguments: Sequence[str],
-    onlooker: "Onlooker",
+    output: "CommandOutput",
     screen: SwarmMonitor,
     stop: Shutdown,
 ) -> None:
     def interrupt() -> str:
         stop.request()
-        return "Leaving at once." if stop.now.is_set() else LEAVING
+        return "Leaving at once." if stop.immediate.is_set() else LEAVING
 
     screen.on_interrupt = interrupt
     command, *rest = arguments
-    notice = asyncio.create_task(onlooker.say_leaving(stop))
+    notice = asyncio.create_task(output.say_leaving(stop))
     try:
-        await run_front(
-            family=family,
-            name=name,
-            command=own_command(command, "--json", *rest),
-            screen=screen,
-            see=onlooker.see,
-            closed=onlooker.screen_closed,
-            stop=stop,
-        )
+        await run_behind(screen, group, name, own_command(command, "--json", *rest), output, stop)
     finally:
         notice.cancel()
-        onlooker.say_the_end()
+        output.print_end()
 
 
-class Onlooker:
-    """Sees every event of the command: sums them up, feeds the screen, and prints them once the screen is closed."""
+class Feed:
+    """Lines that are put in on one side and read on the other, as from a StreamReader; b"" is the end."""
 
-    def __init__(
-        self, feed: Feed, history: SwarmSnapshot | None = None, invite: Invite = lambda snapshot: None
-    ) -> None:
+    def __init__(self) -> None:
+        self._lines: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def put(self, line: bytes) -> None:
+        self._lines.put_nowait(line)
+
+    async def readline(self) -> bytes:
+        line = await self._lines.get()
+        if not line:
+            self.put(line)  # the end stays the end
+        return line
+
+
+class CommandOutput:
+    """The events of a command behind a screen: sums them up, feeds the screen, and prints them once it is closed."""
+
+    def __init__(self, history: SwarmSnapshot | None = None, invite: Invite = lambda snapshot: None) -> None:
         self.snapshot = history or SwarmSnapshot()
-        self._feed, self._invite = feed, invite
+        self.feed, self._invite = Feed(), invite
         self._is_printing = False
         self._end: tuple[float, Event] | None = None
 
-    def see(self, line: bytes) -> None:
+    def take(self, line: bytes) -> None:
+        """Take a line that the command has printed; b"" is the end."""
         if not self._is_printing:
-            self._feed.put(line)
+            self.feed.put(line)
         stamped = decode_stamped(line.decode("utf-8", "replace"))
         if stamped is None:
             return
@@ -132,6 +151,7 @@ class Onlooker:
             self._end = stamped.time, stamped.event
 
     def screen_closed(self) -> None:
+        """The screen has been closed and the command still runs."""
         self._is_printing = True
         print(QUIT_NOTE, flush=True)
         self._print_invitation()
@@ -143,12 +163,12 @@ class Onlooker:
 
     async def say_leaving(self, stop: Shutdown) -> None:
         """Answer Ctrl-C where the screen no longer does."""
-        await stop.gently.wait()
+        await stop.graceful.wait()
         if self._is_printing:
             print(LEAVING, flush=True)
 
-    def say_the_end(self) -> None:
-        """What the screen took with it."""
+    def print_end(self) -> None:
+        """Print the last event, which vanished with the screen."""
         if self._end is not None:
             _print(*self._end)
 
@@ -159,10 +179,80 @@ def _print(when: float, event: Event) -> None:
         print(text, flush=True)
 
 
+# --- a command behind a screen ----------------------------------------------------------------------------------------
+
+
+class Screen(Protocol):
+    """What is shown while the command runs: a Textual app."""
+
+    def take_terminal(self) -> Awaitable[object]:
+        """Show it until it is closed."""
+        ...
+
+    def exit(self) -> None:
+        """Close it."""
+        ...
+
+
+async def run_behind(
+    screen: Screen, group: ProcessGroup, name: str, command: Sequence[str], output: CommandOutput, stop: Shutdown
+) -> None:
+    """Run ``command``, whose lines go to ``output``, and show ``screen``; return when both are done.
+
+    Raises ChildError, with the command's own sentence, when it failed.
+    """
+    with child_log() as log:
+        child = await group.start(name, command, environment=os.environ, stdout=subprocess.PIPE, stderr=log)
+        stopping = asyncio.create_task(_forward_stop(stop, child))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reading = tasks.create_task(_read(child, output))
+                showing = tasks.create_task(_show_until_closed(screen, reading, output))
+                closing = tasks.create_task(_close_when_over(screen, child, stop))
+                showing.add_done_callback(lambda _: closing.cancel())
+        finally:
+            stopping.cancel()
+        code = await child.wait()
+        if was_interrupted(child, log):
+            if not stop.graceful.is_set():
+                raise ChildError(f"The {name} was interrupted.", INTERRUPTED)
+        elif code != 0:
+            raise failure_of(child, log)
+
+
+async def _read(child: Child, output: CommandOutput) -> None:
+    while line := await child.output.readline():
+        output.take(line)
+    output.take(b"")
+
+
+async def _show_until_closed(screen: Screen, reading: asyncio.Task[None], output: CommandOutput) -> None:
+    await screen.take_terminal()
+    if not reading.done():
+        output.screen_closed()
+
+
+async def _close_when_over(screen: Screen, child: Child, stop: Shutdown) -> None:
+    """A run that finished by itself stays on screen until it has been read, or the terminal is closed."""
+    if await child.wait() == 0:
+        await stop.graceful.wait()
+    screen.exit()
+
+
+async def _forward_stop(stop: Shutdown, child: Child) -> None:
+    await stop.graceful.wait()
+    child.interrupt()
+    await stop.immediate.wait()
+    child.terminate()
+
+
+# --- a run elsewhere --------------------------------------------------------------------------------------------------
+
+
 async def show_source(source: Source, title: str, quit_note: str, stop: Shutdown) -> None:
-    """Show a run that goes on elsewhere, or went on once, until the screen is closed. Raises what the source raised."""
+    """Show a run from elsewhere, or a recorded one, until the screen is closed. Raises what the source raised."""
     screen = SwarmMonitor(source, title, quit_note)
-    stopped = asyncio.create_task(stop.gently.wait())
+    stopped = asyncio.create_task(stop.graceful.wait())
     stopped.add_done_callback(lambda task: None if task.cancelled() else screen.exit())
     try:
         await screen.take_terminal()
@@ -177,7 +267,7 @@ async def show_source(source: Source, title: str, quit_note: str, stop: Shutdown
 
 
 def closing_lines(view: View, quit_note: str) -> list[str]:
-    """What a screen leaves behind that only looked on: ``quit_note`` while the run goes on, else how it ended."""
+    """What a screen that only looked on leaves behind: ``quit_note`` while the run goes on, else how it ended."""
     if view.snapshot.is_over:
         return run_lines(view.snapshot)
     if view.outage is None or view.outage.seconds is None:

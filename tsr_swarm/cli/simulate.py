@@ -1,20 +1,35 @@
-"""``tsr-swarm simulate``: many peers in one process, rivals beside them, by bytes and by time."""
+"""``tsr-swarm simulate``: compare methods in simulated swarms of many peers, by bytes and by time."""
 
-import os
+import json as json_format
 import shlex
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from tsr_swarm.cli.options import Json, Set, UsageError
+from tsr_swarm.cli.options import Json, Set, UsageError, make_config, usage
+from tsr_swarm.cli.output import print_aside
+from tsr_swarm.config.link import Link, link_for
+from tsr_swarm.config.load import read_toml
 from tsr_swarm.config.units import parse_rate, parse_seconds
-from tsr_swarm.errors import ConfigError
+from tsr_swarm.errors import RunError
 from tsr_swarm.process.machine_limits import require_process_room
+from tsr_swarm.process.shutdown import INTERRUPTED
+from tsr_swarm.telemetry.text import bytes_text, factor_text, loss_text, plural, seconds_text
+
+if TYPE_CHECKING:  # torch takes long to import, and fails where there is no room for it
+    from tsr_swarm.simulate.compare import Entry
+    from tsr_swarm.simulate.result import RunResult
+    from tsr_swarm.simulate.run_spec import RunSpec
+    from tsr_swarm.simulate.runner import Progress
 
 METHODS = "tsr,local-adam,ddp"
+TABLE, RESULTS = "results.md", "results.json"
+LINE_SECONDS = 10.0  # between two progress lines, unless a run is finished
 
+Say = Callable[[dict[str, Any], str], None]  # an event, and the same as a line for people
 T = TypeVar("T")
 
 
@@ -88,25 +103,24 @@ def simulate(
     plots: Annotated[bool, typer.Option(help="Write PNG plots (needs matplotlib).")] = True,
     json: Json = False,
 ) -> None:
-    """Compare methods by loss against bytes and time, in simulated swarms."""
-    line = {"up": _flag(parse_rate, up), "down": _flag(parse_rate, down), "rtt": _flag(parse_seconds, rtt)}
-    pace = _flag(parse_seconds, step_seconds) if step_seconds else None
+    line = {
+        "up": usage(lambda: parse_rate(up)),
+        "down": usage(lambda: parse_rate(down)),
+        "rtt": usage(lambda: parse_seconds(rtt)),
+    }
+    pace = usage(lambda: parse_seconds(step_seconds)) if step_seconds else None
     rates = _list(lr, float, "--lr", "3e-3,1e-2") if lr else ()
     numbers = _list(seeds, int, "--seeds", "0,1,2") if seeds else ()
     share, factor = _stragglers(stragglers) if stragglers else (0.0, 1.0)
 
     require_process_room()
-    from tsr_swarm.cli.simulating import run_and_report
-    from tsr_swarm.config.link import link_for
-    from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
     from tsr_swarm.simulate.heterogeneity import Heterogeneity
     from tsr_swarm.simulate.run_spec import StudyOptions, specs_of
     from tsr_swarm.train.llama import parameter_count
 
     mapping = read_toml(run_file) if run_file else {}
-    changes = [*environ_overrides(os.environ), *(overrides or [])]
-    changes += [f"model.vocab_size={vocabulary}"] if vocabulary else []
-    config = run_config_from_mapping(apply_overrides(mapping, changes))
+    changes = [*(overrides or []), *([f"model.vocab_size={vocabulary}"] if vocabulary else [])]
+    config = make_config(mapping, changes)
     away_steps = (k_x or config.periods.k_x) if churn else Heterogeneity().away_steps
     options = StudyOptions(
         config=config,
@@ -132,15 +146,7 @@ def simulate(
     )
     link = link_for(parameter_count(config.model), step_seconds=pace, **line)
     command = shlex.join(["tsr-swarm", *(context.obj or ["simulate"])])
-    run_and_report(specs_of(options), link, out, command, jobs=jobs, plots=plots, json=json)
-
-
-def _flag(parse: Callable[[str], float], text: str) -> float:
-    """What a flag's text says; one that says nothing is a usage error, not a bad configuration."""
-    try:
-        return parse(text)
-    except ConfigError as error:
-        raise UsageError(str(error)) from None
+    _run_and_report(specs_of(options), link, out, command, jobs=jobs, plots=plots, json=json)
 
 
 def _list(text: str, kind: Callable[[str], T], flag: str, example: str) -> tuple[T, ...]:
@@ -162,3 +168,115 @@ def _stragglers(text: str) -> tuple[float, float]:
             "they are, 1 to 1000; write it as in --stragglers 0.25:3."
         )
     return numbers
+
+
+# --- progress and results ---------------------------------------------------------------------------------------------
+
+
+def _run_and_report(
+    specs: "Sequence[RunSpec]", link: Link, out: Path, command: str, *, jobs: int, plots: bool, json: bool
+) -> None:
+    """Simulate, then write results.json, results.md and the plots into ``out``. Exit code 130 when interrupted."""
+    from tsr_swarm.simulate.compare import entries
+    from tsr_swarm.simulate.report import document, markdown
+    from tsr_swarm.simulate.result import ResultStore, write_json, write_text
+    from tsr_swarm.simulate.runner import run_all
+
+    say = _say_json if json else _say_line
+    store, progress = ResultStore(out), _Progress(specs, link, say)
+    try:
+        results = run_all(specs, store, jobs, progress.show, lambda sentence: _warn(say, sentence))
+    except KeyboardInterrupt:
+        done = plural(sum(store.path(spec.name).exists() for spec in specs), "finished run")
+        print_aside(f"Stopped with {done} in {out}; the same command goes on from there.")
+        raise typer.Exit(INTERRUPTED) from None
+    found = entries(results)
+    files = [
+        write_json(out / RESULTS, document(results, link, command)),
+        write_text(out / TABLE, markdown(found, link, command)),
+        *(_plots(found, link, out) if plots else []),
+    ]
+    say(
+        {"event": "simulation_finished", "runs": len(results), "files": [str(file) for file in files]},
+        "\n".join(["", *_table(found, link), "", f"Written: {', '.join(str(file) for file in files)}"]),
+    )
+
+
+class _Progress:
+    """Prints which runs are finished, and every LINE_SECONDS how far the current one is."""
+
+    def __init__(self, specs: "Sequence[RunSpec]", link: Link, say: Say) -> None:
+        self._steps = {spec.name: spec.steps for spec in specs}
+        self._names = {spec.name: f"{spec.method} at rate {spec.lr:g}, seed {spec.seed}" for spec in specs}
+        self._link, self._say = link, say
+        self._said = time.monotonic()
+
+    def show(self, news: "Progress") -> None:
+        if news.finished is None and time.monotonic() - self._said < LINE_SECONDS:
+            return
+        self._said = time.monotonic()
+        left = "" if news.seconds_left is None else f"; about {seconds_text(news.seconds_left)} left"
+        about = {"name": news.name, "done": news.done, "total": news.total, "seconds_left": news.seconds_left}
+        count, name = f"[{news.done}/{news.total}]", self._names[news.name]
+        if news.finished is not None:
+            event = {"event": "run_simulated", **about, **_outcome(news.finished, self._link)}
+            self._say(event, f"{count} {name}: {_ending(news.finished)}{left}")
+        else:
+            event = {"event": "progress", **about, "step": news.step, "steps": self._steps[news.name]}
+            self._say(event, f"{count} {name}: step {news.step} of {self._steps[news.name]}{left}")
+
+
+def _outcome(result: "RunResult", link: Link) -> dict[str, Any]:
+    last = result.curve[-1]
+    return {
+        "method": result.method,
+        "lr": result.lr,
+        "seed": result.seed,
+        "loss": result.loss,
+        "ended": result.ended,
+        "sent": last.bytes_sent,
+        "received": last.bytes_received,
+        "seconds": last.seconds(link),
+    }
+
+
+def _ending(result: "RunResult") -> str:
+    last = result.curve[-1]
+    loss = f"loss {loss_text(result.loss)}" if not result.ended else "diverged"
+    return f"{loss}, {bytes_text(last.bytes_total)} a peer"
+
+
+def _plots(found: "Sequence[Entry]", link: Link, out: Path) -> list[Path]:
+    from tsr_swarm.simulate.plots import write_plots
+
+    try:
+        return write_plots(found, link, out)
+    except RunError as error:  # the numbers are written all the same
+        print_aside(f"No plots: {error}")
+        return []
+
+
+def _table(found: "Sequence[Entry]", link: Link) -> list[str]:
+    from tsr_swarm.simulate.report import loss_range
+
+    width = max(len(entry.label) for entry in found) + 2
+    head = f"{'method':<{width}}{'rate':>8}  {'final loss':<24}{'bytes a peer':>13}{'below ddp':>11}{'time':>13}"
+    rows = [
+        f"{entry.label:<{width}}{entry.lr:>8g}  {loss_range(entry):<24}{bytes_text(entry.sent + entry.received):>13}"
+        f"{factor_text(int(entry.dense_bytes), int(entry.sent + entry.received)):>11}"
+        f"{seconds_text(entry.seconds(link)):>13}"
+        for entry in found
+    ]
+    return [head, *rows]
+
+
+def _warn(say: Say, sentence: str) -> None:
+    say({"event": "warning", "message": sentence}, f"warning: {sentence}")
+
+
+def _say_json(event: dict[str, Any], line: str) -> None:
+    print(json_format.dumps(event), flush=True)
+
+
+def _say_line(event: dict[str, Any], line: str) -> None:
+    print(line, flush=True)

@@ -4,32 +4,31 @@ import json as json_format
 import time
 from typing import Any
 
+from tsr_swarm.cli.monitor import calling, read_all
 from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode, print_aside
 from tsr_swarm.cli.process import run_process
 from tsr_swarm.cli.streams import catch_up
 from tsr_swarm.process.machine_limits import require_process_room
-from tsr_swarm.process.shutdown import Shutdown, run_unless_stopped
+from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.telemetry.log import Watch
 from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
 from tsr_swarm.telemetry.text import bytes_text, count_text, factor_text, loss_text, plural
 
 
 def status(coordinator: Coordinator, wait: Wait = 0.0, plain: Plain = False, json: Json = False) -> None:
-    """Say how a run is doing, and stop."""
-    from tsr_swarm.cli.watch import calling, read_all
     from tsr_swarm.transport.client import retry_while_unreachable
 
     require_process_room()
 
     async def print_status(watch: Watch) -> None:
-        snapshot, _ = await retry_while_unreachable(lambda: read_all(watch), wait, print_aside)
+        snapshot = await retry_while_unreachable(lambda: read_all(watch), wait, print_aside)
         print(json_format.dumps(status_object(snapshot, time.time())) if json else "\n".join(status_lines(snapshot)))
         await catch_up(is_over=True)
 
     async def work(stop: Shutdown) -> None:
         async with calling(coordinator) as watch:
-            await run_unless_stopped(print_status(watch), stop)
+            await run_unless(stop.graceful, print_status(watch))
 
     run_process(Mode.JSON if json else Mode.PLAIN, work)
 

@@ -1,4 +1,4 @@
-"""Standard output and error of a process that must not wait for who reads them."""
+"""Standard output and error of a process that must not wait for their readers."""
 
 import contextlib
 import errno
@@ -11,13 +11,14 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.telemetry.writer import LIMIT, BackgroundWriter, has_hung_up, wait_until_writable
 
-END_SECONDS = 10.0  # at the end of a process, for a reader that takes nothing
+END_SECONDS = 10.0  # that the end of a process waits for a reader that takes nothing
 
 
 class BackgroundStream(io.TextIOBase):
-    """Stands in for ``sys.stdout`` or ``sys.stderr``: whole lines go to a BackgroundWriter, and none waits for it."""
+    """Replaces ``sys.stdout`` or ``sys.stderr``: whole lines go to a BackgroundWriter, and printing never waits."""
 
     encoding = "utf-8"
 
@@ -54,15 +55,15 @@ class BackgroundStream(io.TextIOBase):
         await self._writer.catch_up(most)
 
     def finish(self, seconds: float) -> int:
-        """Write what waits, as long as some of it is taken every ``seconds``. Returns how many lines were not."""
+        """Write the lines that wait, while some of them are read every ``seconds``. Returns how many were dropped."""
         with self._lock:
             self.flush()
-            self._is_finished = True  # what a library still logs is written by whoever logs it
+            self._is_finished = True  # lines that a library still logs are written directly
         return self._writer.close(seconds)
 
     def _put(self, text: str) -> None:
         data = text.encode("utf-8", "backslashreplace")
-        with contextlib.suppress(OSError):  # said once, to ``failed``
+        with contextlib.suppress(OSError):  # reported once, to ``failed``
             if self._is_finished:
                 os.write(self._fd, data)
             else:
@@ -70,23 +71,23 @@ class BackgroundStream(io.TextIOBase):
 
 
 class Streams:
-    """Both streams of this process. ``gap`` makes a line of stdout of the number of lines that are missing there."""
+    """Both streams of this process. ``gap`` makes the line of stdout that stands for a number of dropped lines."""
 
     def __init__(self, gap: Callable[[int], str]) -> None:
         self._gap = gap
         self._is_closed = threading.Event()
-        self._tell: Callable[[], None] = lambda: None
+        self._on_close: Callable[[], None] = lambda: None
         self.end_seconds = END_SECONDS
 
-    def when_closed(self, tell: Callable[[], None]) -> None:
-        """Call ``tell``, from any thread, when stdout goes away: a closed pipe or terminal, a full disk."""
-        self._tell = tell
+    def when_closed(self, on_close: Callable[[], None]) -> None:
+        """Call ``on_close``, from any thread, when stdout takes no more: a closed pipe or terminal, a full disk."""
+        self._on_close = on_close
         if self._is_closed.is_set():
-            tell()
+            on_close()
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Stand in for ``sys.stdout`` and ``sys.stderr``, as far as these lead to file descriptors."""
+        """Replace ``sys.stdout`` and ``sys.stderr``, if they have file descriptors."""
         kept = sys.stdout, sys.stderr
         with contextlib.ExitStack() as exits:
             try:
@@ -112,23 +113,23 @@ class Streams:
             finally:
                 is_read = not replacement.finish(self.end_seconds) and wait_until_writable(fd, self.end_seconds)
                 if not is_read:
-                    give_up()  # or the sentence that says why a command failed would wait there
+                    give_up()  # or the sentence that says why a command failed would block
 
     def _closed(self, error: OSError) -> None:
-        if error.errno not in (errno.EPIPE, errno.EIO):  # a full disk; whoever closes a pipe or a terminal knows
-            logging.getLogger(__name__).warning("The output cannot be written (%s), so this ends.", error.strerror)
+        if error.errno not in (errno.EPIPE, errno.EIO):  # a full disk; who closes a pipe or a terminal knows that
+            logging.getLogger(__name__).warning("The output cannot be written (%s), so this ends.", reason_text(error))
         self._is_closed.set()
-        self._tell()
+        self._on_close()
 
 
 async def catch_up(is_over: bool = False) -> None:
-    """Wait for who reads stdout, so that no line is dropped: for commands that nobody else waits for."""
+    """Wait for the reader of stdout, so that no line is dropped: for commands on which no other process depends."""
     if isinstance(sys.stdout, BackgroundStream):
         await sys.stdout.catch_up(0 if is_over else LIMIT // 2)
 
 
 def gap_sentence(count: int) -> str:
-    """What stands where lines are missing."""
+    """The sentence in place of dropped lines."""
     return "1 line was dropped: nobody read it." if count == 1 else f"{count} lines were dropped: nobody read them."
 
 
@@ -141,10 +142,10 @@ def _descriptor(stream: TextIO | None) -> int | None:
 
 @contextlib.contextmanager
 def _without_blocking(fd: int) -> Iterator[Callable[[], None]]:
-    """Have writes to a terminal or pipe at ``fd`` fail where they would block: libraries in C write there, too.
+    """Make writes to a terminal or pipe at ``fd`` fail where they would block: libraries in C write there, too.
 
-    The mode belongs to what was opened, which other processes share; so it is opened anew, for this one alone. Gives a
-    function to be called when nobody reads there any more: then what is written afterwards goes nowhere.
+    Other processes share the open file and its mode; so it is opened again, for this process alone. Gives a function
+    that redirects later writes to /dev/null; call it when there is no reader any more.
     """
     kept, is_given_up = os.dup(fd), False
 
@@ -153,17 +154,17 @@ def _without_blocking(fd: int) -> Iterator[Callable[[], None]]:
         is_given_up = True
 
     if os.isatty(fd) or stat.S_ISFIFO(os.fstat(fd).st_mode):
-        with contextlib.suppress(OSError):  # as of somebody else's terminal
-            _lead(fd, os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY))
+        with contextlib.suppress(OSError):  # such as a terminal of another user
+            _redirect(fd, os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY))
     try:
         yield give_up
     finally:
         if is_given_up or has_hung_up(kept):
             os.close(kept)
             kept = os.open(os.devnull, os.O_WRONLY)
-        _lead(fd, kept)
+        _redirect(fd, kept)
 
 
-def _lead(fd: int, to: int) -> None:
+def _redirect(fd: int, to: int) -> None:
     os.dup2(to, fd)
     os.close(to)

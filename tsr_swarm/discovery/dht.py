@@ -25,7 +25,7 @@ from tsr_swarm.discovery.records import (
     encode_record,
 )
 from tsr_swarm.errors import PeerError, UnreachableError
-from tsr_swarm.process.reaper import Guard
+from tsr_swarm.process.supervisor import Guard
 from tsr_swarm.telemetry.text import reason_text
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"

@@ -1,69 +1,65 @@
-"""Faults of a local swarm, placed by peer, round and phase. Pure: event in, what is due out.
+"""Faults of a local swarm, placed by node, round and phase. Pure: an event in, the faults that are due out.
 
-How they are written is in placing.py.
+How they are written is in flags.py. WHO of a node is its number: COORDINATOR, or that of a peer, which count from 1.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import ClassVar
 
 from tsr_swarm.local.network.link import HomeLine
 from tsr_swarm.telemetry.events import Event, PhaseChanged, RoundOpened
 
-COORDINATOR = 0  # WHO of the coordinator; peers count from 1
+COORDINATOR = 0
 PHASES = ("train", "exchange", "commit", "apply")
-STATE = "state"  # of a Kill: no phase of a round, but when ``who`` has taken a state, in that round or later
+STATE = "state"  # of a Kill, instead of a phase: when ``who`` has received a state, in that round or later
 
 
 class ActingRole(Enum):
-    """WHO of whoever does this when the moment comes."""
+    """A role in place of WHO: of whoever has it when the moment comes."""
 
     LEADER = "leader"
     REDUCER = "reducer"  # a peer that averages a part of the round and does not lead
 
 
 Who = int | ActingRole
-Moment = tuple[int, int]  # a round, and the place of a phase in it; in order of time
+Moment = tuple[int, int]  # a round, and the index of a phase in it; ordered by time
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kill:
-    """SIGKILL to ``who`` when ``phase`` of ``round`` begins; ``phase`` may be STATE."""
+@dataclass(frozen=True, kw_only=True)
+class NodeFault:
+    """Something that happens to ``who`` when ``phase`` of ``round`` begins."""
+
+    flag: ClassVar[str]  # of the command line
 
     who: Who
-    round: int
-    phase: str = "train"
-
-    def __str__(self) -> str:
-        return f"--kill {name_of(self.who)}@{self.round}/{self.phase}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Back:
-    """``who``, who was killed, is started again, ``seconds`` after ``phase`` of ``round`` began."""
-
-    who: Who  # as it was written where it was killed
     round: int
     phase: str = "train"
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        later = f":{self.seconds:g}s" if self.seconds else ""
-        return f"--back {name_of(self.who)}@{self.round}/{self.phase}{later}"
+        seconds = f":{self.seconds:g}s" if self.seconds else ""
+        return f"--{self.flag} {name_of(self.who)}@{self.round}/{self.phase}{seconds}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suspend:
-    """SIGSTOP to ``who`` and all it started, when ``phase`` of ``round`` begins; SIGCONT after ``seconds``."""
+class Kill(NodeFault):
+    """SIGKILL. ``phase`` may be STATE."""
 
-    who: Who
-    round: int
-    phase: str
-    seconds: float
+    flag = "kill"
 
-    def __str__(self) -> str:
-        return f"--stop {name_of(self.who)}@{self.round}/{self.phase}:{self.seconds:g}s"
+
+class Restart(NodeFault):
+    """The node, which was killed, is started again after ``seconds``. ``who``: as it was written in its Kill."""
+
+    flag = "back"
+
+
+class Suspend(NodeFault):
+    """SIGSTOP to the node and to all that it started; SIGCONT after ``seconds``."""
+
+    flag = "stop"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,18 +93,18 @@ class LateJoin:
         return f"--join-at {self.round}"
 
 
-Fault = Kill | Back | Suspend | Partition | LateJoin
+Fault = NodeFault | Partition | LateJoin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalPlan:
-    """Who takes part in a local swarm, when, with what in its environment, and over what line."""
+    """Who takes part in a local swarm, when, with what in its environment, and over what link."""
 
     peers: int  # started at once; numbers 1 to peers
     faults: tuple[Fault, ...] = ()
     environment: Mapping[int, Mapping[str, str]]  # by WHO
     slowness: Mapping[int, float] = field(default_factory=dict)  # by WHO: how many times longer a step takes
-    lines: Mapping[int, HomeLine] = field(default_factory=dict)  # by WHO; only of those that differ from loopback
+    lines: Mapping[int, HomeLine] = field(default_factory=dict)  # by WHO; only those that differ from loopback
 
     @property
     def joins(self) -> int:
@@ -121,22 +117,28 @@ class LocalPlan:
 
 
 def name_of(who: Who) -> str:
-    """``peer-2`` or ``coordinator``: its name on screen, its folder and its log. Of a role, its own name."""
+    """``peer-2`` or ``coordinator``: the name on screen, of its folder and of its log; or the name of a role."""
     if isinstance(who, ActingRole):
         return who.value
     return f"peer-{who}" if who else "coordinator"
 
 
 def who_of(name: str) -> int | None:
-    """The other way; None for what is no such name."""
+    """The inverse of ``name_of`` for nodes; None for any other text."""
     if name == name_of(COORDINATOR):
         return COORDINATOR
     match = re.fullmatch("peer-([1-9][0-9]{0,8})", name)
     return None if match is None else int(match[1])
 
 
+def text_of(fault: NodeFault | Partition, who: int) -> str:
+    """``fault`` as it is written, and the node that has its role now, if it names a role."""
+    is_role = isinstance(fault, NodeFault) and isinstance(fault.who, ActingRole)
+    return f"{fault} ({name_of(who)})" if is_role else str(fault)
+
+
 def moment_of(event: Event) -> Moment | None:
-    """When an event of whoever leads says that it is; None where it says nothing of that."""
+    """The moment that an event of the leader announces, if it does."""
     match event:
         case RoundOpened(round=round):
             return round, 0
@@ -148,10 +150,10 @@ def moment_of(event: Event) -> Moment | None:
 def due(
     faults: Sequence[Fault], event: Event, before: Moment | None = None
 ) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
-    """Split ``faults`` into those that ``event``, of whoever leads, sets off and those still to come.
+    """Split ``faults`` into those that are due with ``event``, of the leader, and those still to come.
 
-    Also due is what lies between ``before``, the newest moment that was told, and this one: nobody may have lived to
-    tell of it.
+    Also due are those between ``before``, the newest moment that was announced, and this one: a leader that died may
+    have announced none of them.
     """
     now = moment_of(event)
     if now is None:
@@ -161,7 +163,7 @@ def due(
 
 
 def due_with_state(faults: Sequence[Fault], who: int, now: Moment) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
-    """Split ``faults`` into those that are due because ``who`` has taken a state, and those still to come."""
+    """Split ``faults`` into those that are due because ``who`` has received a state, and those still to come."""
     fired = tuple(f for f in faults if isinstance(f, Kill) and _awaits_state(f) and f.who == who and f.round <= now[0])
     return fired, tuple(fault for fault in faults if fault not in fired)
 

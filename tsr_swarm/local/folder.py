@@ -2,18 +2,21 @@
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tsr_swarm.config.render import render
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError
-from tsr_swarm.local.faults import COORDINATOR, name_of
+from tsr_swarm.local.faults import COORDINATOR, LocalPlan, name_of
+from tsr_swarm.node.shared_data import absolute_source
+from tsr_swarm.telemetry.text import reason_text
 
 RUN_FILE = "run.toml"
 
 
 def coordinator_folder(folder: Path) -> Path:
-    """Where the coordinator of the local run in ``folder`` keeps its state."""
+    """The folder in which the coordinator of the local run in ``folder`` keeps its state."""
     return folder / name_of(COORDINATOR)
 
 
@@ -22,11 +25,25 @@ def run_folder_in(folder: Path) -> Path:
     return coordinator_folder(folder) if (folder / RUN_FILE).exists() else folder
 
 
-def write_run_file(folder: Path, config: RunConfig) -> Callable[[], None]:
-    """Make the folder and write the run file; returns what takes it back, for a run that does not begin.
+def fit_config(config: RunConfig, plan: LocalPlan, folder: Path) -> RunConfig:
+    """The configuration of a new local run: it waits for all its first peers, and each peer has data of its own."""
+    fitted = replace(
+        config,
+        run=replace(config.run, min_peers=plan.peers),
+        data=replace(config.data, source=absolute_source(config.data.source), parts=plan.peers + plan.joins),
+    )
+    return keep_config(fitted, folder)
 
-    Else a run that was refused would stand in the way of the next, or of the one that was to be resumed.
-    Raises RunError.
+
+def keep_config(config: RunConfig, folder: Path) -> RunConfig:
+    """The configuration of a run that goes on: only the folder may have moved."""
+    return replace(config, checkpoint=replace(config.checkpoint, dir=str(coordinator_folder(folder))))
+
+
+def write_run_file(folder: Path, config: RunConfig) -> Callable[[], None]:
+    """Make the folder and write the run file. Returns a function that restores what was there. Raises RunError.
+
+    It is for a run that was refused, whose file would be in the way of the next run, or of the one to be resumed.
     """
     path = folder / RUN_FILE
     try:
@@ -34,13 +51,13 @@ def write_run_file(folder: Path, config: RunConfig) -> Callable[[], None]:
         before = path.read_bytes() if path.exists() else None
         path.write_text(render(config), "utf-8")
     except OSError as error:
-        raise RunError(f"{folder} cannot be used ({error.strerror}); choose a folder you can write to.") from error
+        raise RunError(f"{folder} cannot be used ({reason_text(error)}); choose a folder you can write to.") from error
 
-    def take_back() -> None:
+    def restore() -> None:
         with contextlib.suppress(OSError):  # the error that led here is the one to tell
             if before is None:
                 path.unlink()
             else:
                 path.write_bytes(before)
 
-    return take_back
+    return restore

@@ -1,6 +1,6 @@
-"""One story of a run out of what each process of a local swarm prints: whoever leads tells it. Pure.
+"""One story of a run out of what each process of a local swarm prints: the leader's events are its news. Pure.
 
-Others print what concerns themselves, and the coordinator also relays, later, what a leader has told already.
+Other processes print what concerns themselves, and the coordinator also relays later what a leader has printed already.
 """
 
 from collections.abc import Collection, Mapping
@@ -21,7 +21,7 @@ from tsr_swarm.telemetry.events import (
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """What was heard of a run so far. The coordinator leads until another says that it does."""
+    """What is known of a run so far. The coordinator leads until another process says that it does."""
 
     leader: int = COORDINATOR
     term: int = 0
@@ -32,17 +32,17 @@ class RunView:
     is_leaderless: bool = False
     is_finished: bool = False
 
-    def hear(self, who: int, event: Event, running: Collection[int]) -> tuple["RunView", bool]:
-        """Take in an event of process ``who``; whether it is news of the run. ``running`` are neither ended nor asleep.
+    def update(self, who: int, event: Event, running: Collection[int]) -> tuple["RunView", bool]:
+        """The view after an event of process ``who``, and whether the event is news of the run.
 
-        A leader that was asleep, or cut off, may still believe that it leads: terms tell.
+        ``running``: the processes that have neither ended nor are suspended. A leader that was suspended or cut off may
+        still believe that it leads; its term tells.
         """
         if self.is_finished or isinstance(event, OwnEvent):
             return self, False
         match event:
             case RunStarted() if who == COORDINATOR:
-                heard = self._with_address(COORDINATOR, event.address)
-                return heard, self.leader == COORDINATOR
+                return self._with_address(COORDINATOR, event.address), self.leader == COORDINATOR
             case LeaderChanged() if who_of(event.name) == who and event.term >= self.term:
                 return self._led_by(who, event), True
             case LeaderChanged():
@@ -77,10 +77,8 @@ class RunView:
     def _with_address(self, who: int, address: str) -> "RunView":
         return replace(self, addresses={**self.addresses, who: address}) if address else self
 
-    # --- what follows from it -----------------------------------------------------------------------------------
-
     def find(self, who: Who, alive: Collection[int]) -> int | None:
-        """Who that is now; None: nobody."""
+        """The node that ``who`` stands for now; None for a role that nobody has."""
         match who:
             case ActingRole.LEADER:
                 return self.leader if self.leader in alive else None
@@ -90,17 +88,17 @@ class RunView:
         return who
 
     def contact(self, alive: Collection[int]) -> str:
-        """Where a newcomer can ask for the run: the leader's address, or else that of whoever is alive."""
+        """The address at which a new peer can join: the leader's, or else that of a node that is alive."""
         order = sorted(self.addresses, key=lambda who: (who not in alive, who != self.leader, who))
         return self.addresses[order[0]] if order else ""
 
     def voters_left(self, alive: Collection[int]) -> tuple[int, int]:
-        """How many voters may be alive, and how many there are."""
+        """How many voters may be alive, and how many there are; one that is unknown may be."""
         if not self.voters:
             return int(COORDINATOR in alive), 1
         return sum(self.numbers.get(peer, -1) in {-1, *alive} for peer in self.voters), len(self.voters)
 
     def can_lead(self, alive: Collection[int]) -> bool:
-        """Whether a majority of the voters may be left to choose a leader, and to let a round stand."""
+        """Whether a majority of the voters may be left, to elect a leader and to commit rounds."""
         left, voters = self.voters_left(alive)
         return 2 * left > voters

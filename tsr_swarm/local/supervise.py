@@ -1,43 +1,42 @@
-"""A whole swarm on this machine: a coordinator and its peers, each its own process, on loopback or in a lab (lab/).
+"""Run a swarm of real processes on this machine: a coordinator and its peers, on loopback or in a lab (network/).
 
-Nothing is simulated: the same commands run that people type by hand. This supervisor starts them, passes on what
-whoever leads tells of the run, and places the faults when that says that their moment has come.
+Nothing is simulated: the same commands run that people type by hand. The supervisor starts them, passes on what the
+leader prints of the run, and injects each fault when the leader announces its moment.
 """
 
 import asyncio
 import os
 import subprocess
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from tsr_swarm.config.load import ENV_PREFIX
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError, SwarmError
 from tsr_swarm.local.faults import (
     COORDINATOR,
-    ActingRole,
-    Back,
     Fault,
     Kill,
     LateJoin,
     LocalPlan,
     Moment,
     Partition,
+    Restart,
     Suspend,
     due,
     due_with_state,
     moment_of,
     name_of,
+    text_of,
 )
 from tsr_swarm.local.folder import RUN_FILE, coordinator_folder, write_run_file
-from tsr_swarm.local.network.base import LocalNetwork
-from tsr_swarm.local.network.open import open_place
+from tsr_swarm.local.network.local_network import LocalNetwork, open_network
 from tsr_swarm.local.run_view import RunView
-from tsr_swarm.node.shared_data import absolute_source
-from tsr_swarm.process.shutdown import Shutdown
+from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.process.supervisor import Child, ChildError, ProcessGroup, failure_of, own_command, was_interrupted
+from tsr_swarm.process.tasks import Background
 from tsr_swarm.telemetry.events import (
     Event,
     FaultPlaced,
@@ -49,9 +48,9 @@ from tsr_swarm.telemetry.events import (
     decode,
 )
 
-LEAVE_SECONDS = 15.0  # everybody has this long to leave by itself once the run has ended
-VOTERS_SECONDS = 15.0  # without enough voters, and nobody coming: longer than an election takes
-LOOK_SECONDS = 0.5  # how often that is looked at
+EXIT_SECONDS = 15.0  # everybody has this long to leave by itself once the run has ended
+VOTERS_SECONDS = 15.0  # without enough voters, and with none coming back: longer than an election takes
+VOTERS_POLL_SECONDS = 0.5
 PROMPT = "def "
 # Peers share one machine: each with as many threads as there are cores would be slower than one thread each.
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -69,125 +68,90 @@ class LocalOptions:
     lab: str | None = None  # which kind of lab; None: the best one there is, if the plan asks for any
 
 
-def fit_config(config: RunConfig, plan: LocalPlan, folder: Path) -> RunConfig:
-    """The configuration of a new local run: it waits for all its first peers, and each peer has data of its own."""
-    fitted = replace(
-        config,
-        run=replace(config.run, min_peers=plan.peers),
-        data=replace(config.data, source=absolute_source(config.data.source), parts=plan.peers + plan.joins),
-    )
-    return keep_config(fitted, plan, folder)
-
-
-def keep_config(config: RunConfig, plan: LocalPlan, folder: Path) -> RunConfig:
-    """The configuration of a run that goes on: only the folder may have moved."""
-    return replace(config, checkpoint=replace(config.checkpoint, dir=str(coordinator_folder(folder))))
-
-
-async def run_local(options: LocalOptions, family: ProcessGroup, emit: Callable[[Event], None], stop: Shutdown) -> None:
-    """Run the swarm to its end. Every process belongs to ``family``, which ends those that are left.
+async def run_local(options: LocalOptions, group: ProcessGroup, emit: Callable[[Event], None], stop: Shutdown) -> None:
+    """Run the swarm to its end. Every process belongs to ``group``, which ends those that are left.
 
     Raises the error of the process that failed when the run cannot go on without it.
     """
-    async with open_place(
+    async with open_network(
         options.plan,
         options.lab,
-        family,
+        group,
         seed=options.config.run.seed,
         environment=_environment({}),
         use_dht=options.use_dht,
         emit=emit,
-    ) as place:
-        await _Swarm(options, place, family, emit, stop).run()
+    ) as network:
+        await _Swarm(options, network, group, emit, stop).run()
 
 
-async def sample_text(family: ProcessGroup, folder: Path, length: int) -> str | None:
+async def sample_text(group: ProcessGroup, folder: Path, length: int) -> str | None:
     """Let the model of the local run in ``folder`` write ``length`` tokens; None when it cannot."""
     command = own_command("sample", str(coordinator_folder(folder)), "--length", str(length), "--prompt", PROMPT)
-    child = await family.start("sample", command, environment=_environment(THREADS), stdout=subprocess.PIPE)
+    child = await group.start("sample", command, environment=_environment(THREADS), stdout=subprocess.PIPE)
     text = "\n".join([line async for line in child.lines()])
     return text if await child.wait() == 0 else None
 
 
 @dataclass(frozen=True, slots=True)
-class _Passing:
-    """A fault that goes on now."""
+class _Ongoing:
+    """A fault that lasts for a time, while it does."""
 
-    who: int  # COORDINATOR where it is on nobody in particular
+    who: int  # COORDINATOR where it concerns nobody in particular
     text: str
     end: asyncio.Task[None]
 
 
 class _Swarm:
+    """The processes of one local run: starts them, reads their events, injects the faults, and ends with the run."""
+
     def __init__(
         self,
         options: LocalOptions,
-        place: LocalNetwork,
-        family: ProcessGroup,
+        network: LocalNetwork,
+        group: ProcessGroup,
         emit: Callable[[Event], None],
         stop: Shutdown,
     ) -> None:
         self._options = options
-        self._where = place
-        self._family = family
+        self._network = network
+        self._group = group
         self._emit = emit
         self._stop = stop
         self._faults: tuple[Fault, ...] = options.plan.faults
         self._view = RunView()
-        self._moment: Moment | None = None  # the newest that was told; there is one: the swarm does without a peer
+        self._moment: Moment | None = None  # the newest that was announced; from the first on, a peer may be missing
         self._children: dict[int, Child] = {}
-        self._killed: dict[int, Kill] = {}  # by WHO: how we did it
-        self._coming: dict[int, asyncio.Task[None]] = {}  # who will be back, and what waits for it
-        self._passing: dict[Suspend | Partition, _Passing] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._tends: set[asyncio.Task[None]] = set()  # those of them that tend a process
+        self._readers: list[asyncio.Task[None]] = []  # of the events of each child
+        self._killed: dict[int, Kill] = {}  # by WHO: those that a fault has killed
+        self._lost: set[int] = set()  # those that have ended otherwise, which was reported
+        self._restarts: dict[int, asyncio.Task[None]] = {}
+        self._ongoing: dict[Suspend | Partition, _Ongoing] = {}
+        self._background = Background()
         self._over = asyncio.Event()  # the run has finished, or nobody is left
-        self._failed = asyncio.Event()
-        self._error: BaseException | None = None
-        self._missed: set[int] = set()  # who ended without our doing, and people were told
         self._is_waiting = False  # too few voters are left
         self._is_finishing = False  # no further round opens
 
     async def run(self) -> None:
-        take_back = write_run_file(self._options.folder, self._options.config)
+        restore_run_file = write_run_file(self._options.folder, self._options.config)
         await self._start_coordinator()
-        for work in (self._pass_on_the_request(), self._watch_the_place()):
-            self._begin(work)
-        ends = [asyncio.create_task(event.wait()) for event in (self._over, self._stop.now, self._failed)]
+        self._background.start(self._forward_stop())
+        self._background.start(self._watch_network())
         try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if self._error is not None:
-                if self._children.keys() == {COORDINATOR} and self._moment is None:
-                    take_back()  # it was refused
-                raise self._error
+            await run_unless(self._stop.immediate, self._background.until(self._over))
             if self._over.is_set():
-                await self._see_off()
+                await self._wait_for_exit()
+        except Exception:
+            if self._children.keys() == {COORDINATOR} and self._moment is None:
+                restore_run_file()  # the run was refused
+            raise
         finally:
-            self._end_what_passes()
-            tasks = [*self._tasks, *ends]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Beside everything else; if it fails, the run does."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        self._error = self._error or error
-        self._failed.set()
+            self._end_ongoing()
+            await self._background.close()
 
     @property
     def _is_ending(self) -> bool:
-        return self._is_finishing or self._stop.gently.is_set()
+        return self._is_finishing or self._stop.graceful.is_set()
 
     @property
     def _alive(self) -> set[int]:
@@ -195,29 +159,28 @@ class _Swarm:
 
     @property
     def _running(self) -> set[int]:
-        return self._alive - {passing.who for fault, passing in self._passing.items() if isinstance(fault, Suspend)}
+        suspended = {ongoing.who for fault, ongoing in self._ongoing.items() if isinstance(fault, Suspend)}
+        return self._alive - suspended
 
-    # --- what happens -------------------------------------------------------------------------------------------
-
-    async def _tend(self, who: int, child: Child) -> None:
-        """Keep what a process prints, and hear what it says, to its end."""
+    async def _read(self, who: int, child: Child) -> None:
+        """Keep what a process prints and handle its events, to its end."""
         with self._log(who, "jsonl") as kept:
             async for line in child.lines():
                 kept.write(line.encode() + b"\n")
                 kept.flush()
                 event = decode(line)
                 if event is not None:
-                    await self._hear(who, event)
+                    await self._handle(who, event)
         await child.wait()
-        if self._children[who] is child:  # it is not back yet
-            self._notice_the_end(who, child)
+        if self._children[who] is child:  # it was not restarted meanwhile
+            self._handle_exit(who, child)
 
-    async def _hear(self, who: int, event: Event) -> None:
+    async def _handle(self, who: int, event: Event) -> None:
         if isinstance(event, StateReceived) and self._moment is not None:
             fired, self._faults = due_with_state(self._faults, who, self._moment)
             for fault in fired:
-                await self._place(fault)
-        self._view, is_news = self._view.hear(who, event, self._running)
+                await self._inject(fault)
+        self._view, is_news = self._view.update(who, event, self._running)
         if not is_news:
             return
         self._emit(event)
@@ -225,93 +188,92 @@ class _Swarm:
             case RunStarted() if len(self._children) == 1:
                 for peer in range(1, self._options.plan.peers + 1):
                     await self._start_peer(peer)
-            case PhaseChanged(phase="finished"):
+            case RunFinished() | PhaseChanged(phase="finished"):
                 self._is_finishing = True
-                self._end_what_passes()
-            case RunFinished():
-                self._is_finishing = True
-                self._end_what_passes()
-                self._over.set()
+                self._end_ongoing()
+        if isinstance(event, RunFinished):
+            self._over.set()
         fired, self._faults = due(self._faults, event, self._moment)
         moment = moment_of(event)
         if moment is not None:
             self._moment = moment if self._moment is None else max(moment, self._moment)
         for fault in fired:
-            await self._place(fault)
+            await self._inject(fault)
 
-    def _notice_the_end(self, who: int, child: Child) -> None:
-        """A process has ended: we did it, or it failed, or its part is over."""
+    def _handle_exit(self, who: int, child: Child) -> None:
+        """A process has ended: a fault killed it, or it failed, or its part is over. Raises what ends the run."""
         if not (self._is_ending or child.exit_code == 0):
-            cause: SwarmError | None = None
+            cause: ChildError | None = None
             if who not in self._killed:
-                cause = self._failure_of(who)
+                with self._log(who) as log:
+                    cause = failure_of(child, log)
                 if self._moment is None:
-                    self._fail(cause)
-                    return
-                self._missed.add(who)
+                    raise cause
+                self._lost.add(who)
                 self._emit(Warned(message=f"{child.name} is gone: {cause}"))
-            self._judge(cause)
-        self._look_who_is_left()
+            self._check_survivors(cause)
+        self._check_anybody_left()
 
-    def _look_who_is_left(self) -> None:
-        """With nobody, it is over, well or not."""
-        if not self._alive and not self._coming:
+    def _check_anybody_left(self) -> None:
+        """With nobody left the run is over. Raises RunError if it was not about to end."""
+        if not self._alive and not self._restarts:
             if not self._is_ending and all(child.exit_code for child in self._children.values()):
-                self._fail(RunError("No process of the swarm is left; the run ends here."))
+                raise RunError("No process of the swarm is left; the run ends here.")
             self._over.set()
 
-    def _judge(self, cause: SwarmError | None) -> None:
-        """Whether those who are left can go on. ``cause``: why the last one has gone, if not by our hand."""
+    def _check_survivors(self, cause: SwarmError | None) -> None:
+        """Raise RunError if no peer is left; wait if too few voters are. ``cause``: why the last process has failed."""
         is_joining = any(isinstance(fault, LateJoin) for fault in self._faults)
-        if not ((self._alive | self._coming.keys()) - {COORDINATOR} or is_joining):
-            self._fail(RunError("No peer is left, so no further round can close; the run ends here."))
-        elif not (self._is_waiting or self._view.can_lead(self._alive)):
+        if not ((self._alive | self._restarts.keys()) - {COORDINATOR} or is_joining):
+            raise RunError("No peer is left, so no further round can close; the run ends here.")
+        if not (self._is_waiting or self._view.can_lead(self._alive)):
             self._is_waiting = True
-            self._begin(self._wait_for_voters(cause))
+            self._background.start(self._wait_for_voters(cause))
 
     async def _wait_for_voters(self, cause: SwarmError | None) -> None:
-        """Too few voters are left by what was told, though whoever is being elected may know better."""
+        """Wait for voters to come back: by the newest events too few are left, but a new leader may know more."""
         left, voters = self._view.voters_left(self._alive)
         sentence = f"Too few voters are left to choose a leader, {left} of {voters}"
         self._emit(Warned(message=f"{sentence}; the run waits until one comes back."))
         waited = 0.0
         while not (self._view.can_lead(self._alive) or self._is_ending):
             if waited >= VOTERS_SECONDS:
-                self._fail(cause or RunError(f"{sentence}, and none comes back; the run ends here."))
-                return
-            await asyncio.sleep(LOOK_SECONDS)
-            waited = 0.0 if self._is_somebody_coming() else waited + LOOK_SECONDS
+                raise cause or RunError(f"{sentence}, and none comes back; the run ends here.")
+            await asyncio.sleep(VOTERS_POLL_SECONDS)
+            waited = 0.0 if self._is_anybody_coming() else waited + VOTERS_POLL_SECONDS
         self._is_waiting = False
 
-    def _is_somebody_coming(self) -> bool:
-        """Who comes back in a later round does not count: without a leader none opens."""
+    def _is_anybody_coming(self) -> bool:
+        """A restart in a later round does not count: without a leader no round opens."""
         round = 0 if self._moment is None else self._moment[0]
-        return bool(self._coming) or any(isinstance(fault, Back) and fault.round <= round for fault in self._faults)
+        return bool(self._restarts) or any(
+            isinstance(fault, Restart) and fault.round <= round for fault in self._faults
+        )
 
-    # --- faults -------------------------------------------------------------------------------------------------
+    # --- faults -------------------------------------------------------------------------------------------------------
 
-    async def _place(self, fault: Fault) -> None:
+    async def _inject(self, fault: Fault) -> None:
         match fault:
             case LateJoin(who=who):
                 await self._start_peer(who)
             case Kill():
                 self._kill(fault)
-            case Back():
-                self._call_back(fault)
+            case Restart() if not self._is_ending:
+                self._restart_later(fault)
             case Suspend() | Partition() if not self._is_ending:
-                self._have(fault)
+                self._begin(fault)
 
     def _kill(self, fault: Kill) -> None:
         who = self._find(fault)
         if who is not None:
-            self._emit(FaultPlaced(fault=_text(fault, who), is_over=False))
-            self._killed.pop(who, None)  # the newest is the last
+            self._emit(FaultPlaced(fault=text_of(fault, who), is_over=False))
+            self._killed.pop(who, None)  # the newest has to be the last one
             self._killed[who] = fault
             self._children[who].kill()
 
     def _find(self, fault: Kill | Suspend) -> int | None:
-        """Who that is now. None, and people are told, if nobody is."""
-        alive = self._alive - self._killed.keys()  # it takes a moment to die
+        """The node that the fault is for now; None, with a warning, if it is nobody."""
+        alive = self._alive - self._killed.keys()  # dying takes a moment
         who = self._view.find(fault.who, alive)
         if who in alive:
             return who
@@ -319,27 +281,25 @@ class _Swarm:
         self._emit(Warned(message=f"{fault} cannot be placed: {why}."))
         return None
 
-    def _call_back(self, fault: Back) -> None:
+    def _restart_later(self, fault: Restart) -> None:
         who = next((who for who, kill in reversed(self._killed.items()) if kill.who == fault.who), None)
-        if self._is_ending:
-            return
         if who is None:
             self._emit(Warned(message=f"{fault} cannot be placed: nobody was killed as that."))
             return
-        self._coming[who] = self._begin(self._come_back(who, fault))
+        self._restarts[who] = self._background.start(self._restart(who, fault))
 
-    async def _come_back(self, who: int, fault: Back) -> None:
+    async def _restart(self, who: int, fault: Restart) -> None:
         await self._children[who].wait()
         await asyncio.sleep(fault.seconds)
-        self._emit(FaultPlaced(fault=_text(fault, who), is_over=False))
+        self._emit(FaultPlaced(fault=text_of(fault, who), is_over=False))
         if who == COORDINATOR:
-            await self._start_coordinator(is_back=True)
+            await self._start_coordinator(resume=True)
         else:
-            await self._start_peer(who, is_back=True)
-        del self._coming[who], self._killed[who]
+            await self._start_peer(who, resume=True)
+        del self._restarts[who], self._killed[who]
 
-    def _have(self, fault: Suspend | Partition) -> None:
-        """Have ``fault`` until its time is over."""
+    def _begin(self, fault: Suspend | Partition) -> None:
+        """Let ``fault`` last for its time."""
 
         async def end_later() -> None:
             await asyncio.sleep(fault.seconds)
@@ -348,113 +308,91 @@ class _Swarm:
         who = self._find(fault) if isinstance(fault, Suspend) else COORDINATOR
         if who is None:
             return
-        self._passing[fault] = _Passing(who, _text(fault, who), self._begin(end_later()))
-        self._apply_what_passes(fault, who)
-        self._emit(FaultPlaced(fault=_text(fault, who), is_over=False))
+        self._ongoing[fault] = _Ongoing(who, text_of(fault, who), self._background.start(end_later()))
+        self._apply_ongoing(fault, who)
+        self._emit(FaultPlaced(fault=text_of(fault, who), is_over=False))
 
     def _end(self, fault: Suspend | Partition) -> None:
-        passed = self._passing.pop(fault)
-        passed.end.cancel()  # or it is the one that calls this, as the last thing it does
-        self._apply_what_passes(fault, passed.who)
-        self._emit(FaultPlaced(fault=passed.text, is_over=True))
+        ended = self._ongoing.pop(fault)
+        ended.end.cancel()  # or it is the caller, which does nothing after this
+        self._apply_ongoing(fault, ended.who)
+        self._emit(FaultPlaced(fault=ended.text, is_over=True))
 
-    def _end_what_passes(self) -> None:
-        """The run is over, or asked to be: everybody gets the chance to leave, and nobody comes back any more."""
-        for fault in list(self._passing):
+    def _end_ongoing(self) -> None:
+        """The run is over or was asked to stop: everybody gets the chance to leave, and nobody is restarted."""
+        for fault in list(self._ongoing):
             self._end(fault)
-        for coming in self._coming.values():
-            coming.cancel()
-        self._coming.clear()
+        for restart in self._restarts.values():
+            restart.cancel()
+        self._restarts.clear()
 
-    def _apply_what_passes(self, changed: Suspend | Partition, who: int) -> None:
+    def _apply_ongoing(self, changed: Suspend | Partition, who: int) -> None:
         if isinstance(changed, Partition):
-            partitions = [fault for fault in self._passing if isinstance(fault, Partition)]
-            self._where.cut({pair for fault in partitions for pair in fault.pairs})
+            partitions = [fault for fault in self._ongoing if isinstance(fault, Partition)]
+            self._network.cut({pair for fault in partitions for pair in fault.pairs})
             return
-        is_stopped = any(isinstance(fault, Suspend) and other.who == who for fault, other in self._passing.items())
-        (self._family.pause if is_stopped else self._family.go_on)(self._children[who])
+        is_suspended = any(isinstance(fault, Suspend) and other.who == who for fault, other in self._ongoing.items())
+        (self._group.pause if is_suspended else self._group.resume)(self._children[who])
 
-    # --- the end ------------------------------------------------------------------------------------------------
+    async def _watch_network(self) -> None:
+        raise await self._network.failure()
 
-    async def _watch_the_place(self) -> None:
-        self._fail(await self._where.broken())
-
-    async def _pass_on_the_request(self) -> None:
-        await self._stop.gently.wait()
-        self._end_what_passes()
+    async def _forward_stop(self) -> None:
+        """Ask the processes to leave once this one is asked to."""
+        await self._stop.graceful.wait()
+        self._end_ongoing()
         # The leader first: it finishes the round, for which it needs the others' work and votes.
         leader = self._children.get(self._view.leader)
         if leader is not None and not self._view.is_leaderless:
-            leader.ask()
-            ends = [asyncio.create_task(end) for end in (self._over.wait(), leader.wait())]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for end in ends:
-                end.cancel()
+            leader.interrupt()
+            await run_unless(self._over, leader.wait())
         for child in self._children.values():
             if child is not leader:
-                child.ask()
-        self._look_who_is_left()
+                child.interrupt()
+        self._check_anybody_left()
 
-    async def _see_off(self) -> None:
-        """The run has ended: give everybody time to leave."""
-        if not self._stop.gently.is_set():
+    async def _wait_for_exit(self) -> None:
+        """The run has ended: give everybody time to leave. Raises ChildError if the coordinator failed."""
+        if not self._stop.graceful.is_set():
             for fault in self._faults:
                 self._emit(Warned(message=f"The run ended before {fault} was due."))
-        if self._tends:
-            await asyncio.wait(self._tends, timeout=LEAVE_SECONDS)
+        await asyncio.wait(self._readers, timeout=EXIT_SECONDS)
         coordinator = self._children[COORDINATOR]
-        if not coordinator.exit_code or COORDINATOR in self._missed or COORDINATOR in self._killed:
+        if not coordinator.exit_code or COORDINATOR in self._lost or COORDINATOR in self._killed:
             return
         with self._log(COORDINATOR) as log:
-            if not (self._stop.gently.is_set() and was_interrupted(coordinator, log)):
+            if not (self._stop.graceful.is_set() and was_interrupted(coordinator, log)):
                 raise failure_of(coordinator, log)
 
-    def _failure_of(self, who: int) -> ChildError:
-        with self._log(who) as log:
-            return failure_of(self._children[who], log)
+    # --- processes ----------------------------------------------------------------------------------------------------
 
-    # --- processes ----------------------------------------------------------------------------------------------
+    async def _start_coordinator(self, resume: bool = False) -> None:
+        arguments = self._network.coordinator_arguments(self._view.addresses.get(COORDINATOR, ""))
+        await self._start(COORDINATOR, ["coordinate", str(self._options.folder / RUN_FILE), *arguments], resume)
 
-    async def _start_coordinator(self, is_back: bool = False) -> None:
-        where = self._where.coordinator_arguments(self._view.addresses.get(COORDINATOR, ""))
-        run_file = str(self._options.folder / RUN_FILE)
-        await self._start(COORDINATOR, ["coordinate", run_file, *where, *self._common(is_back)])
-
-    async def _start_peer(self, who: int, is_back: bool = False) -> None:
-        folder = self._options.folder / name_of(who)
-        where = self._where.peer_arguments(who, self._view.contact(self._running))
+    async def _start_peer(self, who: int, resume: bool = False) -> None:
+        arguments = self._network.peer_arguments(who, self._view.contact(self._running))
         slowness = self._options.plan.slowness.get(who)
         slow = [] if slowness is None else ["--slowdown", str(slowness)]
-        named = ["--name", name_of(who), "--dir", str(folder)]
-        await self._start(who, ["join", *where, *named, *slow, *self._common(is_back)])
+        named = ["--name", name_of(who), "--dir", str(self._options.folder / name_of(who))]
+        await self._start(who, ["join", *arguments, *named, *slow], resume)
 
-    def _common(self, is_back: bool) -> list[str]:
-        return ["--json", "--resume"] if is_back or self._options.resume else ["--json"]
-
-    async def _start(self, who: int, arguments: list[str]) -> None:
-        """Its stderr goes to its log; its events to us, and beside the log."""
-        environment = _environment({**THREADS, **self._options.plan.environment.get(who, {})})
+    async def _start(self, who: int, arguments: list[str], resume: bool) -> None:
+        """Start one of our commands. Its stderr goes to its log, its events to us and beside the log."""
+        resumed = ["--resume"] if resume or self._options.resume else []
         with self._log(who) as log:
-            child = await self._family.start(
+            child = await self._group.start(
                 name_of(who),
-                self._where.command(who, own_command(*arguments)),
-                environment=environment,
+                self._network.command(who, own_command(*arguments, "--json", *resumed)),
+                environment=_environment({**THREADS, **self._options.plan.environment.get(who, {})}),
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
         self._children[who] = child
-        tend = self._begin(self._tend(who, child))
-        self._tends.add(tend)
-        tend.add_done_callback(self._tends.discard)
+        self._readers.append(self._background.start(self._read(who, child)))
 
     def _log(self, who: int, kind: str = "log") -> IO[bytes]:
         return (self._options.folder / "logs" / f"{name_of(who)}.{kind}").open("a+b")
-
-
-def _text(fault: Kill | Back | Suspend | Partition, who: int) -> str:
-    """As it is written, and whom it is on where that does not say it."""
-    is_role = not isinstance(fault, Partition) and isinstance(fault.who, ActingRole)
-    return f"{fault} ({name_of(who)})" if is_role else str(fault)
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:

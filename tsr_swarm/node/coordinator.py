@@ -35,7 +35,7 @@ from tsr_swarm.node.weights import AppliedRound, PlainWeights
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.process.machine_limits import memory_errors, memory_room, require_memory
-from tsr_swarm.process.shutdown import Shutdown, run_unless_now
+from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.run_folder import (
     CONTACTS,
@@ -86,7 +86,7 @@ class CoordinateOptions:
 async def run_coordinator(options: CoordinateOptions, emit: Callable[[Event], None], stop: Shutdown) -> None:
     """Take part in a run until its last round, or until ``stop``. Raises SwarmError with one sentence."""
     require_consent(options.listen, options.announce, options.insecure, "join, read the model and send updates")
-    await run_unless_now(_coordinate(options, emit, stop.gently), stop)
+    await run_unless(stop.immediate, _coordinate(options, emit, stop.graceful))
 
 
 async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None], stop_gently: asyncio.Event) -> None:

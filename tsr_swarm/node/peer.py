@@ -24,7 +24,7 @@ from tsr_swarm.node.service import NodeService
 from tsr_swarm.node.volunteer import PeerProcess
 from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.process.machine_limits import Room, memory_room, require_memory
-from tsr_swarm.process.shutdown import Shutdown, run_unless, run_unless_now
+from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.storage.run_folder import CONTACTS, IDENTITY, folder_lock, holds_work
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.byte_counter import ByteCounter
@@ -71,7 +71,7 @@ async def run_peer(options: JoinOptions, emit: Callable[[Event], None], stop: Sh
         require_consent(options.listen, options.announce, options.insecure, "read the model")
     if options.resume and options.folder is None:
         raise ConfigError("--resume needs to know where this peer kept its state; add --dir DIR.")
-    await run_unless_now(_take_part(options, emit, stop.gently), stop)
+    await run_unless(stop.immediate, _take_part(options, emit, stop.graceful))
 
 
 async def _take_part(options: JoinOptions, emit: Callable[[Event], None], stop_gently: asyncio.Event) -> None:

@@ -1,4 +1,4 @@
-"""What this machine lets a process have: memory, threads, open files. Known before libraries run out of them.
+"""What this machine lets a process have: memory, threads, open files. Checked before libraries run out of them.
 
 Libraries abort where they cannot have a thread, and fail in the middle of a round where memory ends: so commands ask
 first. Loads neither torch nor gRPC.
@@ -28,7 +28,7 @@ _ALLOCATION_FAILED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How many more ``bytes`` a process can have, and what sets that ``limit``, in words."""
+    """How many more ``bytes`` of memory a process can have, and in words what sets that ``limit``."""
 
     bytes: float
     limit: str
@@ -105,7 +105,7 @@ def threads_needed(cores: int) -> int:
 
 
 def startable_threads(wanted: int) -> int:
-    """How many of ``wanted`` threads can exist beside those there are: only trying tells, limits are of many kinds."""
+    """How many of ``wanted`` more threads can be started. It tries, because limits are of many kinds."""
     end, started = threading.Event(), list[threading.Thread]()
     try:
         with suppress(RuntimeError, MemoryError):
@@ -121,7 +121,7 @@ def startable_threads(wanted: int) -> int:
 
 
 def _free_bytes(root: Path) -> float:
-    """Memory that can be had without taking it from somebody, and free swap."""
+    """Memory that is available without taking it from another process, and free swap."""
     values = _kilobytes(root / "proc/meminfo")
     if "MemAvailable" in values:
         return values["MemAvailable"] + values.get("SwapFree", 0.0)

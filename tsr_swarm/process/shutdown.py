@@ -1,4 +1,4 @@
-"""How a process hears that it should stop, and how it notices that the one that started it is gone.
+"""How a process learns that it should stop, and how it notices that its parent is gone.
 
 The first Ctrl-C, SIGTERM or SIGHUP asks to finish the round and leave; the second to leave at once. A process that
 was started by another of ours leaves at once when that one disappears, however it ended.
@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 PARENT_VARIABLE = "TSR_SWARM_PARENT"  # the process id of the one that started this process
 INTERRUPTED = 130  # exit code
+SENTENCE_PREFIX = "tsr-swarm: "  # of the one line on stderr that says why a command failed
 POLL_SECONDS = 0.5
-CANCEL_SECONDS = 5.0  # from "now" until the work is cancelled ...
+CANCEL_SECONDS = 5.0  # from the immediate stop until the work is cancelled ...
 GIVE_UP_SECONDS = 10.0  # ... and until the process ends whatever still holds it: a long step, a stuck thread
 ECHO_SECONDS = 1.0  # one closing terminal, or timeout(1), sends the same signal twice
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -27,29 +28,29 @@ T = TypeVar("T")
 
 
 class Shutdown:
-    """What has been asked: nothing, to finish the round and leave (``gently``), or to leave at once (``now``)."""
+    """A request to stop: ``graceful`` is set to finish the round and leave, ``immediate`` to leave at once."""
 
     def __init__(self) -> None:
-        self.gently = asyncio.Event()
-        self.now = asyncio.Event()
-        self._has_hung_up = False
+        self.graceful = asyncio.Event()
+        self.immediate = asyncio.Event()
+        self.has_hung_up = False
 
     def request(self) -> None:
-        """Ask once: gently. Ask again: now."""
-        if self.gently.is_set():
-            self.now.set()
-        self.gently.set()
+        """Ask once: graceful. Ask again: immediate."""
+        if self.graceful.is_set():
+            self.immediate.set()
+        self.graceful.set()
 
     def hang_up(self) -> None:
-        """Ask once, however often it is noticed that the terminal, or whoever reads the output, has gone."""
-        if not self._has_hung_up:
-            self._has_hung_up = True
+        """Ask once, however often it is noticed that the terminal, or the reader of the output, has gone."""
+        if not self.has_hung_up:
+            self.has_hung_up = True
             self.request()
 
-    def demand(self) -> None:
+    def terminate(self) -> None:
         """Ask to leave at once."""
-        self.gently.set()
-        self.now.set()
+        self.graceful.set()
+        self.immediate.set()
 
 
 def tie_to_parent(environ: Mapping[str, str] = os.environ) -> int | None:
@@ -71,25 +72,15 @@ def tie_to_parent(environ: Mapping[str, str] = os.environ) -> int | None:
 def run_until_stopped(main: Callable[[Shutdown], Awaitable[None]], parent: int | None = None) -> int:
     """Run ``main`` to its end in a new event loop and return 0, or 130 if a stop was asked before it ended.
 
-    ``main`` sees to both kinds of stop itself; it is cancelled if it has not returned ``CANCEL_SECONDS`` after ``now``.
+    ``main`` sees to both kinds of stop itself; it is cancelled ``CANCEL_SECONDS`` after ``immediate`` if it still runs.
     Its exceptions pass through.
     """
     with _Watch(parent) as watch, asyncio.Runner() as runner:
         return runner.run(_supervise(main, watch))
 
 
-async def run_unless_stopped(work: Coroutine[Any, Any, None], stop: Shutdown) -> None:
-    """Run ``work``, which has nothing to finish: any stop cancels it."""
-    await run_unless(stop.gently, work)
-
-
-async def run_unless_now(work: Coroutine[Any, Any, None], stop: Shutdown) -> None:
-    """Run ``work``, which sees to the gentle stop itself: ``now`` cancels it."""
-    await run_unless(stop.now, work)
-
-
 async def run_unless(asked: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of ``work``; None if ``asked`` was set first, which cancels it."""
+    """The result of ``work``; None if ``asked``, such as ``Shutdown.graceful``, was set first, which cancels it."""
     task, waiter = asyncio.create_task(work), asyncio.create_task(asked.wait())
     try:
         await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
@@ -104,31 +95,31 @@ async def _supervise(main: Callable[[Shutdown], Awaitable[None]], watch: "_Watch
     stop = Shutdown()
     with watch.attached(stop), _signals_ask(stop, watch.is_orphan):
         work = asyncio.ensure_future(main(stop))
-        now = asyncio.create_task(stop.now.wait())
+        immediate = asyncio.create_task(stop.immediate.wait())
         try:
-            await asyncio.wait({work, now}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, immediate}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 await asyncio.wait({work}, timeout=CANCEL_SECONDS)
         finally:
-            now.cancel()
+            immediate.cancel()
             work.cancel()  # does nothing to work that is done
         with contextlib.suppress(asyncio.CancelledError):
             await work
-        return INTERRUPTED if stop.gently.is_set() else 0
+        return INTERRUPTED if stop.graceful.is_set() else 0
 
 
 @contextlib.contextmanager
 def _signals_ask(stop: Shutdown, is_orphan: Callable[[], bool]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    heard: dict[int, float] = {}
+    received: dict[int, float] = {}
     terminals = [fd for fd in (1, 2) if os.isatty(fd)]
 
-    def hear(number: int) -> None:
+    def receive(number: int) -> None:
         if number == signal.SIGHUP:
-            _let_go_of(terminals)
-        before, heard[number] = heard.get(number), loop.time()
+            _release(terminals)
+        before, received[number] = received.get(number), loop.time()
         if is_orphan():
-            stop.demand()
+            stop.terminate()
         elif number == signal.SIGHUP and before is None:
             stop.hang_up()
         elif number == signal.SIGINT or before is None or loop.time() - before > ECHO_SECONDS:
@@ -137,7 +128,7 @@ def _signals_ask(stop: Shutdown, is_orphan: Callable[[], bool]) -> Iterator[None
     # A SIGHUP that is ignored (nohup) stays so. SIGINT does not: a script's "command &" ignores it by accident.
     mine = [s for s in _SIGNALS if not (s == signal.SIGHUP and signal.getsignal(s) == signal.SIG_IGN)]
     for number in mine:
-        loop.add_signal_handler(number, hear, number)
+        loop.add_signal_handler(number, receive, number)
     try:
         yield
     finally:
@@ -145,8 +136,8 @@ def _signals_ask(stop: Shutdown, is_orphan: Callable[[], bool]) -> Iterator[None
             loop.remove_signal_handler(number)
 
 
-def _let_go_of(terminals: Sequence[int]) -> None:
-    """Write to nowhere from now on where a terminal has closed: who writes there need not see to the error."""
+def _release(terminals: Sequence[int]) -> None:
+    """Redirect file descriptors of closed terminals to /dev/null: then no writer has to handle the error."""
     for fd in terminals:
         if not os.isatty(fd):
             null = os.open(os.devnull, os.O_WRONLY)
@@ -155,7 +146,10 @@ def _let_go_of(terminals: Sequence[int]) -> None:
 
 
 class _Watch:
-    """A thread, so that neither a busy loop nor a stuck one keeps an orphan alive."""
+    """Ends this process when its parent has gone, or when it does not end after it was asked to.
+
+    A thread, so that neither a busy event loop nor a stuck one keeps an orphan alive.
+    """
 
     def __init__(self, parent: int | None) -> None:
         self._parent = parent
@@ -164,15 +158,15 @@ class _Watch:
         self._stop: Shutdown | None = None
         self._left = GIVE_UP_SECONDS
         self._is_alive = True  # the loop answered since the last look
-        self._thread = threading.Thread(target=self._run, name="lifeline", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self) -> "_Watch":
         self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        # Once "now" was asked the thread stays: the interpreter may still wait for other threads to end.
-        if self._stop is None or not self._stop.now.is_set():
+        # Once the immediate stop was asked the thread stays: the interpreter may still wait for other threads to end.
+        if self._stop is None or not self._stop.immediate.is_set():
             self._closed.set()
             self._thread.join()
 
@@ -191,19 +185,16 @@ class _Watch:
     def _run(self) -> None:
         while not self._closed.wait(POLL_SECONDS):
             stop, is_orphan = self._stop, self.is_orphan()
-            is_stuck = stop is not None and stop.gently.is_set() and not self._is_alive
-            self._ask_loop()
+            is_stuck = stop is not None and stop.graceful.is_set() and not self._is_alive
+            self._is_alive = False
+            if not self._call(self._answer):
+                self._answer()  # there is no loop that could be stuck
             if is_orphan and stop is not None:
-                self._call(stop.demand)
-            has_to_end = is_orphan or is_stuck or (stop is not None and stop.now.is_set())
+                self._call(stop.terminate)
+            has_to_end = is_orphan or is_stuck or (stop is not None and stop.immediate.is_set())
             self._left = self._left - POLL_SECONDS if has_to_end else GIVE_UP_SECONDS
             if self._left <= 0:
-                os._exit(INTERRUPTED)  # without a word; guards and janitors see to what it leaves
-
-    def _ask_loop(self) -> None:
-        self._is_alive = False
-        if not self._call(self._answer):
-            self._answer()
+                os._exit(INTERRUPTED)  # without a word; reapers clean up what it leaves
 
     def _answer(self) -> None:
         self._is_alive = True

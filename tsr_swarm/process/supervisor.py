@@ -1,33 +1,37 @@
-"""Processes that are started here and end with this one, whichever way it ends.
+"""Processes that are started here, and the helpers of libraries: they end with this process, whichever way it ends.
 
 Each child leads its own session, so that a terminal's Ctrl-C reaches only us and we pass it on as we see fit. Three
 things keep one from being left behind: ``ProcessGroup`` ends it, the child itself notices that we are gone
-(shutdown.py), and a janitor process ends what is stuck and removes our temporary folders.
+(shutdown.py), and a reaper process (reaper.py) ends what is stuck and removes our temporary folders.
 """
 
 import asyncio
 import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Literal, Self
 
-from tsr_swarm.errors import ConfigError, SwarmError
-from tsr_swarm.process import janitor
-from tsr_swarm.process.descendants import descendants
-from tsr_swarm.process.shutdown import INTERRUPTED, PARENT_VARIABLE
+from tsr_swarm.errors import ConfigError, RunError, SwarmError
+from tsr_swarm.process import reaper
+from tsr_swarm.process.shutdown import INTERRUPTED, PARENT_VARIABLE, SENTENCE_PREFIX
 from tsr_swarm.telemetry.events import MAX_LINE
 from tsr_swarm.telemetry.text import reason_text
 
 STOP_SECONDS = 4.0  # between asking the children to leave at once and killing them
-JANITOR_SECONDS = 8.0  # between our death and the janitor's killing those that have not noticed it
+REAPER_SECONDS = 8.0  # between our death and the reaper's killing those that have not noticed it
+GUARD_SECONDS = 5.0  # at most, to remove a helper and its folder
 POLL_SECONDS = 0.2
-SENTENCE_PREFIX = "tsr-swarm: "  # of the one line on stderr that says why a command failed
 _TAIL_BYTES = 1 << 16
+_HELPER_PREFIX = "tsr-swarm-"
+_HELPER_OWNER = re.compile(re.escape(_HELPER_PREFIX) + r"([0-9]+)-")
+_MAX_BASE_BYTES = 50  # a socket's whole path has at most 107, and macOS's 103
 
 
 class ChildError(SwarmError):
@@ -72,16 +76,16 @@ class Child:
         while line := await self.output.readline():
             yield line.decode("utf-8", "replace").rstrip("\n")
 
-    def tell(self, line: str) -> None:
+    def write_line(self, line: str) -> None:
         """Write a line to its stdin. Needs ``stdin=PIPE``."""
         assert self._process.stdin is not None, "started without a pipe"
         self._process.stdin.write(line.encode() + b"\n")
 
-    def ask(self) -> None:
+    def interrupt(self) -> None:
         """Ask it to finish its round and leave; the second time, to leave at once."""
         self._send(signal.SIGINT)
 
-    def demand(self) -> None:
+    def terminate(self) -> None:
         """Ask it to leave at once, whatever it was asked before."""
         self._send(signal.SIGINT)
         self._send(signal.SIGTERM)  # another signal: two pending ones of a kind are delivered as one
@@ -96,32 +100,67 @@ class Child:
             _send(self.pid, number)
 
 
+class Reaper:
+    """A process that carries out its orders (see reaper.py) when this one closes it, or dies. Raises OSError."""
+
+    def __init__(self, grace_seconds: float) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", reaper.__file__, str(grace_seconds)],
+            stdin=subprocess.PIPE,  # close-on-exec: no other child of this process holds it open
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
+
+    def add(self, kind: Literal["paused", "group", "folder"], value: int | Path) -> None:
+        self._order("+", kind, value)
+
+    def withdraw(self, kind: Literal["paused", "group"], value: int) -> None:
+        self._order("-", kind, value)
+
+    def _order(self, sign: str, kind: str, value: int | Path) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # somebody killed it
+            self._process.stdin.write(os.fsencode(f"{sign} {kind} {value}\n"))
+            self._process.stdin.flush()
+
+    def close(self, seconds: float | None = None) -> None:
+        """Wait until the orders are carried out, for ``seconds`` at most. Blocks; may be repeated."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
 class ProcessGroup:
     """The children of this process. Leaving the ``async with`` ends all of them and removes the temporary folders."""
 
     def __init__(self) -> None:
-        self._children: dict[int, asyncio.Task[None]] = {}
-        self._by_pid: dict[int, Child] = {}
-        self._paused: dict[int, list[int]] = {}  # by child: all that were stopped with it
-        self._janitor: subprocess.Popen[bytes] | None = None
+        self._children: dict[Child, asyncio.Task[None]] = {}  # those that run, and what waits for their end
+        self._paused: dict[Child, list[int]] = {}  # all that were stopped with it
+        self._reaper = Reaper(REAPER_SECONDS)
 
     async def __aenter__(self) -> Self:
-        self._janitor = _start_janitor()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self._end_children()
-        await self._end_janitor()
+        await asyncio.to_thread(self._reaper.close)
 
     def temporary_folder(self) -> Path:
-        """A new folder that is removed when this family ends, also if this process is killed. Raises ConfigError."""
+        """A new folder that is removed when this group ends, also if this process is killed. Raises ConfigError."""
         try:
             folder = Path(tempfile.mkdtemp(prefix="tsr-swarm-local-"))
         except OSError as error:
             raise ConfigError(
                 f"No temporary folder can be made ({reason_text(error)}); add --dir DIR, or set TMPDIR."
             ) from error
-        self._tell(b"folder " + os.fsencode(folder))
+        self._reaper.add("folder", folder)
         return folder
 
     async def start(
@@ -145,55 +184,36 @@ class ProcessGroup:
             limit=2 * MAX_LINE,
         )
         child = Child(name, process)
-        self._tell(b"group %d" % child.pid)
-        self._by_pid[child.pid] = child
-        self._children[child.pid] = asyncio.create_task(self._reap(child))
+        self._reaper.add("group", child.pid)
+        self._children[child] = asyncio.create_task(self._reap(child))
         return child
 
     def pause(self, child: Child) -> None:
         """SIGSTOP to ``child`` and to everything it started: what a machine that falls asleep looks like."""
         if child.exit_code is None:
-            self._paused[child.pid] = descendants(child.pid)
-            for pid in self._paused[child.pid]:
-                self._tell(b"paused %d" % pid)
+            self._paused[child] = descendants(child.pid)
+            for pid in self._paused[child]:
+                self._reaper.add("paused", pid)
                 _send(pid, signal.SIGSTOP)
 
-    def go_on(self, child: Child) -> None:
+    def resume(self, child: Child) -> None:
         """SIGCONT to all that ``pause`` stopped, those that have outlived ``child`` too."""
-        for pid in self._paused.pop(child.pid, []):
+        for pid in self._paused.pop(child, []):
             _send(pid, signal.SIGCONT)
-            self._tell(b"resumed %d" % pid)
+            self._reaper.withdraw("paused", pid)
 
     async def _reap(self, child: Child) -> None:
         await child.wait()
         child.kill()  # what it left in its group
-        self._tell(b"gone %d" % child.pid)
-        del self._by_pid[child.pid]
+        self._reaper.withdraw("group", child.pid)
+        del self._children[child]
 
     async def _end_children(self) -> None:
-        for child in self._by_pid.values():
-            child.demand()
-        await self._gone(STOP_SECONDS)
-        for child in self._by_pid.values():
-            child.kill()
-        await self._gone(STOP_SECONDS)
-
-    async def _gone(self, seconds: float) -> None:
-        if self._children:
-            await asyncio.wait(self._children.values(), timeout=seconds)
-
-    async def _end_janitor(self) -> None:
-        if self._janitor is not None and self._janitor.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._janitor.stdin.close()
-            await asyncio.to_thread(self._janitor.wait)
-
-    def _tell(self, line: bytes) -> None:
-        assert self._janitor is not None, "used outside its async with"
-        assert self._janitor.stdin is not None
-        with contextlib.suppress(OSError):  # somebody killed it; the other two ways remain
-            self._janitor.stdin.write(line + b"\n")
-            self._janitor.stdin.flush()
+        for end in (Child.terminate, Child.kill):
+            for child in self._children:
+                end(child)
+            if self._children:
+                await asyncio.wait(self._children.values(), timeout=STOP_SECONDS)
 
 
 def _send(pid: int, number: signal.Signals) -> None:
@@ -201,14 +221,80 @@ def _send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _start_janitor() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", janitor.__file__, str(JANITOR_SECONDS)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def descendants(root: int) -> list[int]:
+    """Process ids of ``root`` and of all that it and they have started, from the top. Only ``root`` without a /proc."""
+    started: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text("utf-8", "replace")
+        except OSError:
+            continue  # it has ended
+        parent = int(text.rpartition(")")[2].split()[1])  # after the name, which may hold anything: state, parent
+        started.setdefault(parent, []).append(int(stat.parent.name))
+    found = [root]
+    for pid in found:
+        found.extend(started.get(pid, []))
+    return found
+
+
+class Guard:
+    """A private folder, and a reaper that removes it and kills the helper launched in it when this process ends.
+
+    For a process that a library starts, and its sockets.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._reaper = Reaper(0)
+        self._reaper.add("folder", folder)
+
+    @classmethod
+    async def start(cls) -> "Guard":
+        """Make the folder and its reaper, and clear away what dead owners' reapers could not. Raises RunError."""
+        base = Path(tempfile.gettempdir())
+        if len(os.fsencode(base)) > _MAX_BASE_BYTES:
+            base = Path("/tmp")
+        await asyncio.to_thread(remove_leftovers, base)
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f"{_HELPER_PREFIX}{os.getpid()}-", dir=base))
+        except OSError as error:
+            raise RunError(
+                f"No temporary folder can be made in {base} ({reason_text(error)}); set TMPDIR to one that can."
+            ) from error
+        try:
+            return cls(folder)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise RunError(
+                f"{sys.executable} cannot be started ({reason_text(error)}); the guard of {folder} needs it."
+            ) from error
+
+    def launch_command(self, command: Sequence[str]) -> list[str]:
+        """Wrap the helper's command, which must name something inside ``folder``: by that its reaper knows it."""
+        return [sys.executable, "-I", "-S", reaper.__file__, "launch", str(self.folder / "pid"), *command]
+
+    async def close(self) -> None:
+        """Kill the helper if it still runs and remove the folder. Returns within ``GUARD_SECONDS``, may be repeated."""
+        await asyncio.to_thread(self._reaper.close, GUARD_SECONDS)
+        shutil.rmtree(self.folder, ignore_errors=True)  # only there if somebody killed the reaper
+
+
+def remove_leftovers(base: Path) -> None:
+    """Remove the folders in ``base`` whose owners are dead, and kill the helpers that still run in them. Blocks."""
+    for folder in base.glob(f"{_HELPER_PREFIX}*"):
+        owner = _HELPER_OWNER.match(folder.name)
+        if owner and not _is_running(int(owner[1])):
+            reaper.remove_folder(str(folder))
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def own_command(*arguments: str) -> list[str]:

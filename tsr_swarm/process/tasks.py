@@ -1,4 +1,4 @@
-"""Two small tools of one event loop: a signal to wait for, and a set of tasks with one owner."""
+"""Two helpers for one event loop: a signal to wait for, and a set of tasks with one owner."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Signal:
-    """Wakes everybody who waits. Notifying is synchronous, so it fits between two steps of a state machine."""
+    """Wakes all tasks that wait for it. ``notify`` is synchronous, so it fits between two steps of a state machine."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -31,7 +31,7 @@ class Signal:
 
 
 class Background:
-    """Tasks that belong to one owner: the first failure is the owner's, and none outlives it."""
+    """Tasks of one owner, which gets the first failure of any of them from ``until`` and ends them with ``close``."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
@@ -39,7 +39,7 @@ class Background:
         self._failed = asyncio.Event()
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run ``work`` beside everything else."""
+        """Run ``work`` as a task."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._note)

@@ -18,9 +18,8 @@ from tests.bench.survive.scenarios import PEERS, PHASES, SCENARIOS, Flags, Scena
 from tests.bench.survive.table import Row, report
 from tests.bench.tables import RESULTS
 from tsr_swarm.config.load import load_run_config
-from tsr_swarm.local.fault_flags import LineTexts
-from tsr_swarm.local.faults import ActingRole, Back, Fault, Kill, Partition, Suspend, name_of
-from tsr_swarm.local.placing import plan_local
+from tsr_swarm.local.faults import ActingRole, Fault, Kill, Partition, Restart, Suspend, name_of
+from tsr_swarm.local.flags import LocalFlags, plan_local
 from tsr_swarm.telemetry import events as ev
 
 NODES = ("coordinator", "peer-1", "peer-2", "peer-3", "peer-4")
@@ -224,7 +223,7 @@ def test_a_crash_takes_every_node_down() -> None:
 
 
 def test_a_peer_that_is_killed_twice_has_two_outages_and_is_waited_for_after_the_last() -> None:
-    twice = [hits(Kill(who=2, round=1)), hits(Back(who=2, round=2))] * 2
+    twice = [hits(Kill(who=2, round=1)), hits(Restart(who=2, round=2))] * 2
     more = [(4.0 + 0.5 * place, event) for place, event in enumerate(twice)]
     assert outages(stamped(more)) == [Outage("peer-2", "kill", 4.0, 4.5), Outage("peer-2", "kill", 5.0, 5.5)]
     assert len(outcome(absent={"peer-2": range(2, 4)}, more=more).back) == 1
@@ -248,16 +247,8 @@ def require_valid(scenario: Scenario, flags: Flags) -> None:
     for flag, value in zip(flags[::2], flags[1::2], strict=True):
         given.setdefault(flag.removeprefix("--"), []).append(value)
     load_run_config(RUN_FILE, given.pop("set", []), environ={})
-    plan_local(
-        peers=scenario.peers,
-        rounds=scenario.rounds,
-        kills=given.pop("kill", ()),
-        backs=given.pop("back", ()),
-        stops=given.pop("stop", ()),
-        partitions=given.pop("partition", ()),
-        join_rounds=[int(text) for text in given.pop("join-at", ())],
-        lines=LineTexts(**given),
-    )
+    joins = [int(text) for text in given.pop("join-at", ())]
+    plan_local(LocalFlags(join_at=joins, **given), scenario.peers, scenario.rounds)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

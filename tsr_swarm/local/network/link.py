@@ -1,19 +1,21 @@
-"""What a line does to what is sent over it. Pure: now and a size in, the time of delivery or nothing out.
+"""What a home link does to the packets on it. Pure: the time and a size in, the time of delivery or nothing out.
 
-A line has a rate, a delay and a loss of its own in each direction. What waits for its turn is bounded: a home router
-buffers about a third of a second and drops what comes on top.
+A link has a rate, a delay and a loss of its own in each direction. Its queue is bounded: a home router buffers about a
+third of a second and drops what comes on top.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from random import Random
 
 QUEUE_SECONDS = 0.3
 
+Pairs = Collection[frozenset[int]]  # of nodes that cannot reach each other
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HomeLine:
-    """One node's line. Rates are bits a second, None for no limit; ``rtt`` is its share of any round trip."""
+    """The internet line of one node. Rates are bits a second, None: no limit; ``rtt`` is its share of a round trip."""
 
     up: float | None = None
     down: float | None = None
@@ -23,22 +25,22 @@ class HomeLine:
 
 
 class Pipe:
-    """One direction of one line. Times are seconds and never go back."""
+    """One direction of one link. Times are seconds and never decrease."""
 
     def __init__(self, *, rate: float | None, delay: float, loss: float, random: Random) -> None:
         self.rate = rate
         self._seconds_a_byte = 8 / rate if rate else 0.0
         self._delay, self._loss, self._random = delay, loss, random
-        self._free = 0.0  # when the last packet has gone out
+        self._free = 0.0  # when the last packet has been sent
 
     def backlog(self, now: float) -> float:
-        """Seconds until what waits has gone out."""
+        """Seconds until the queue is empty."""
         return max(0.0, self._free - now)
 
     def send(self, now: float, size: int) -> float | None:
-        """When ``size`` bytes sent at ``now`` are at the other end; None: dropped, by a full queue or by loss.
+        """When ``size`` bytes sent at ``now`` arrive; None: they are dropped, by a full queue or by loss.
 
-        Over any stretch of time no more than the rate goes out, but for one packet; order is kept.
+        In any interval no more than the rate is sent, but for one packet; the order is kept.
         """
         if self.backlog(now) > QUEUE_SECONDS:
             return None
@@ -46,7 +48,7 @@ class Pipe:
         return None if self.loses() else arrival
 
     def carry(self, now: float, size: int) -> float:
-        """Like ``send`` over a line that never drops: for those who wait for ``backlog`` themselves."""
+        """Like ``send`` on a link that never drops: for callers that wait for ``backlog`` themselves."""
         self._free = max(self._free, now) + size * self._seconds_a_byte
         return self._free + self._delay
 
@@ -56,7 +58,7 @@ class Pipe:
 
 
 def pipes(lines: Mapping[int, HomeLine], seed: int) -> Mapping[int, tuple[Pipe, Pipe]]:
-    """The way up and the way down of every node. Losses are the same for the same seed, packet by packet."""
+    """The uplink and the downlink of every node. The same seed loses the same packets."""
 
     def pipe(who: int, line: HomeLine, way: str, rate: float | None) -> Pipe:
         return Pipe(rate=rate, delay=line.rtt / 2, loss=line.loss, random=Random(f"{seed}/{who}/{way}"))

@@ -1,6 +1,6 @@
-"""Network namespaces with a TUN device each, by the kernel's own calls. A script of the standard library alone.
+"""Network namespaces with a TUN device each, by system calls. A script of the standard library alone.
 
-    python namespace.py PATH COMMAND...   runs COMMAND in the namespace at PATH
+    netns.py PATH COMMAND...   runs COMMAND in the namespace at PATH
 
 A namespace made here has no name. It lives as long as a process is in it or holds it open, and its device with it, so
 that nothing can be left behind, whichever way those processes end.
@@ -25,7 +25,7 @@ _QUEUE = 2000  # packets between the kernel and the router
 def make_node(address: str) -> tuple[int, int]:
     """Move this process into a new namespace whose only way out is a TUN device with ``address``.
 
-    Returns what keeps the namespace and what is the device's other end, both non-blocking file descriptors. Raises
+    Returns two non-blocking file descriptors: one keeps the namespace, the other is the device's other end. Raises
     OSError with one sentence.
     """
     _call("unshare", _CLONE_NEWNET)

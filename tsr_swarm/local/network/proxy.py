@@ -1,8 +1,8 @@
-"""A lab of proxies, for those who may not make namespaces: everybody's calls go through an HTTP proxy of its own.
+"""A network of HTTP proxies, one for the calls of each node, for those who may not make namespaces.
 
-Each node listens at a port that was set aside for it, so that a proxy knows whose line is at the other end. What is
-shaped are streams, not packets: nothing is lost, a piece that would have been comes later by the time of a
-retransmission, and all that follows waits behind it. Connections across a partition stall until it is over.
+Each node listens at a port that was reserved for it, so that a proxy knows whose link is at the other end. The proxies
+shape streams, not packets: instead of being lost, a piece comes later by the time of a retransmission, and all that
+follows waits behind it. Connections across a partition stall until it is over.
 """
 
 import asyncio
@@ -15,8 +15,7 @@ from functools import partial
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import COORDINATOR
-from tsr_swarm.local.network.link import QUEUE_SECONDS, HomeLine, Pipe, pipes
-from tsr_swarm.local.network.packet_network import Pairs
+from tsr_swarm.local.network.link import QUEUE_SECONDS, HomeLine, Pairs, Pipe, pipes
 
 MODE = "proxy"
 REASON = "everybody's calls go through a proxy of its own, lost packets cost time only, and there is no DHT"
@@ -24,28 +23,28 @@ HOST = "127.0.0.1"
 PIECE_BYTES = 8192
 PACKET_BYTES = 1448  # of a stream in one packet
 RETRANSMIT_SECONDS = 0.2  # at least
-MAX_PIECES = 256  # of one connection in each stage
+MAX_PIECES = 256  # of one connection in each queue
 SOCKET_BYTES = 64 << 10  # what the kernel may hold besides: little, or a rate would be felt late
 HEAD_BYTES = 8192
 
-_Piece = tuple[float, bytes]  # when it is at the end of its stage; b"" is the end
+_Piece = tuple[float, bytes]  # when it leaves its pipe; b"" is the end of the stream
 
 
 class Proxies:
-    """One proxy for each node. Made by ``open``; closed when ``exits`` are."""
+    """The LocalNetwork of proxies. Made by ``open``; closed when its ``exits`` are."""
 
     def __init__(self, lines: Mapping[int, HomeLine], seed: int) -> None:
         self._lines = lines
         self._pipes = pipes(lines, seed)
-        self._proxies: dict[int, str] = {}  # their addresses, by whose they are
+        self._proxies: dict[int, str] = {}  # their addresses, by node
         self._addresses: dict[int, str] = {}  # where nodes listen
         self._cut: frozenset[frozenset[int]] = frozenset()
-        self._flows = asyncio.Event()  # set, and replaced, whenever what is cut changes
+        self._flows = asyncio.Event()  # set, and replaced, whenever the cut pairs change
         self._connections: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(cls, exits: AsyncExitStack, lines: Mapping[int, HomeLine], seed: int) -> "Proxies":
-        """Start a proxy on loopback for everybody in ``lines``, and set a port aside for all that can be dialled."""
+        """Start a proxy on loopback for every node of ``lines``, and reserve a port for each that can be dialled."""
         proxies = cls(lines, seed)
         exits.push_async_callback(proxies._close_connections)
         for who, line in lines.items():
@@ -55,7 +54,7 @@ class Proxies:
             exits.callback(server.close)
             proxies._proxies[who] = _address_of(listener)
             if not line.nat:
-                proxies._addresses[who] = _address_of(exits.enter_context(_set_aside()))
+                proxies._addresses[who] = _address_of(exits.enter_context(_reserve_port()))
         return proxies
 
     def coordinator_arguments(self, address: str = "") -> list[str]:
@@ -78,7 +77,7 @@ class Proxies:
         self._flows.set()
         self._flows = asyncio.Event()
 
-    async def broken(self) -> SwarmError:
+    async def failure(self) -> SwarmError:
         return await asyncio.Future()
 
     async def _close_connections(self) -> None:
@@ -98,7 +97,7 @@ class Proxies:
             writer.close()
 
     async def _serve(self, who: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One CONNECT and what follows it."""
+        """Serve one CONNECT and the connection that follows it."""
         head = await reader.readuntil(b"\r\n\r\n")
         asked = [other for other, at in self._addresses.items() if head.startswith(f"CONNECT {at} ".encode())]
         if not asked or asked == [who]:
@@ -127,16 +126,16 @@ class Proxies:
         between: frozenset[int],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        way: tuple[Pipe, Pipe],
+        path: tuple[Pipe, Pipe],
     ) -> None:
-        """One direction of a connection, over two pipes, to its end."""
-        queues = [asyncio.Queue[_Piece](_pieces(way, self._round_trip(between))) for _ in range(3)]
+        """Carry one direction of a connection over two pipes to its end."""
+        queues = [asyncio.Queue[_Piece](_pieces(path, self._round_trip(between))) for _ in range(3)]
         async with asyncio.TaskGroup() as group:
-            for pipe, before, after in zip(way, queues[:-1], queues[1:], strict=True):
+            for pipe, before, after in zip(path, queues[:-1], queues[1:], strict=True):
                 group.create_task(self._pass(between, pipe, before, after))
             group.create_task(self._write(between, queues[-1], writer))
             while piece := await reader.read(PIECE_BYTES):
-                await _wait_for_room(way[0])
+                await _wait_for_room(path[0])
                 await queues[0].put((time.monotonic(), piece))
             await queues[0].put((time.monotonic(), b""))
 
@@ -173,21 +172,21 @@ class Proxies:
         return sum(self._lines[who].rtt for who in between)
 
 
-def _set_aside() -> socket.socket:
-    """Keeps a free port from being given to anybody who does not ask for it by number."""
+def _reserve_port() -> socket.socket:
+    """Keep a free port from being given to a process that does not ask for it by number."""
     kept = socket.socket()
     kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: two may have it if one does not listen
     kept.bind((HOST, 0))
     return kept
 
 
-def _address_of(kept: socket.socket) -> str:
-    return f"{HOST}:{kept.getsockname()[1]}"
+def _address_of(listener: socket.socket) -> str:
+    return f"{HOST}:{listener.getsockname()[1]}"
 
 
-def _pieces(way: tuple[Pipe, Pipe], round_trip: float) -> int:
-    """How many pieces may wait in each stage: about what fills the slowest pipe, as a TCP sender would find out."""
-    rate = min((pipe.rate for pipe in way if pipe.rate is not None), default=None)
+def _pieces(path: tuple[Pipe, Pipe], round_trip: float) -> int:
+    """How many pieces may wait in each queue: about what fills the slowest pipe, as a TCP sender would find out."""
+    rate = min((pipe.rate for pipe in path if pipe.rate is not None), default=None)
     if rate is None:
         return MAX_PIECES
     return min(MAX_PIECES, max(2, math.ceil(rate / 8 * (QUEUE_SECONDS / 3 + round_trip) / PIECE_BYTES)))

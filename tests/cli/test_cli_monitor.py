@@ -4,7 +4,7 @@ import asyncio
 import itertools
 
 from tests.fixtures import run_started
-from tsr_swarm.cli.watch import follow
+from tsr_swarm.cli.monitor import follow
 from tsr_swarm.errors import UnreachableError
 from tsr_swarm.monitor.sources import WatchSource
 from tsr_swarm.telemetry.events import Event, PeerJoined, RunFinished, Warned

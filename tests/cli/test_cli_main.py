@@ -1,4 +1,4 @@
-"""What is wrong with the machine, or with what was given, is said in a sentence and never called a bug."""
+"""Every failure is one sentence and an exit code, and one of the machine or of the input is never called a bug."""
 
 import errno
 import os
@@ -8,16 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tsr_swarm.cli.faults import sentence_of
-from tsr_swarm.cli.main import run
+from tests.cli.conftest import Refusal
+from tsr_swarm import __version__
+from tsr_swarm.cli.main import COMMANDS, run, sentence_of
 from tsr_swarm.errors import ConfigError
 
 PROGRAM = [sys.executable, "-m", "tsr_swarm"]
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def in_shell(line: str, **environ: str) -> tuple[int, str, str]:
@@ -83,16 +80,17 @@ def test_what_is_printed_to_a_closed_stdout_lands_in_no_file() -> None:
     assert "Wrote" not in Path("new.toml").read_text()
 
 
-def test_a_character_that_the_terminal_does_not_have_is_escaped() -> None:
-    code, out, err = in_shell("$P init caf\u00e9.toml", PYTHONIOENCODING="ascii")
+@pytest.mark.parametrize(
+    ("name", "encoding", "says"),
+    [
+        pytest.param("caf\u00e9.toml", {"PYTHONIOENCODING": "ascii"}, "Wrote caf\\xe9.toml.", id="not on the terminal"),
+        pytest.param("$'caf\\xe9.toml'", {"PYTHONUTF8": "1"}, "Wrote caf\\udce9.toml.", id="not UTF-8"),
+    ],
+)
+def test_a_character_that_cannot_be_written_is_escaped(name: str, encoding: dict[str, str], says: str) -> None:
+    code, out, err = in_shell(f"$P init {name}", **encoding)
     assert (code, err) == (0, "")
-    assert "Wrote caf\\xe9.toml." in out
-
-
-def test_a_name_that_is_not_utf8_is_no_bug() -> None:
-    code, out, err = in_shell("$P init $'caf\\xe9.toml'", PYTHONUTF8="1")
-    assert (code, err) == (0, "")
-    assert "Wrote caf\\udce9.toml." in out
+    assert says in out
 
 
 def test_a_folder_that_is_gone_is_a_sentence() -> None:
@@ -103,25 +101,13 @@ def test_a_folder_that_is_gone_is_a_sentence() -> None:
     )
 
 
-def test_details_that_cannot_be_kept_are_no_second_failure(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", "/dev/null/nowhere")
-    monkeypatch.setattr("tsr_swarm.config.render.render", lambda *_: 1 / 0)
-    assert run(["init", "new.toml"]) == 1
-    assert (
-        "ZeroDivisionError: division by zero; its details cannot be kept (Not a directory); set"
-        in capsys.readouterr().err
-    )
-
-
 def test_the_failure_of_one_task_is_told_as_itself(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> str:
         raise ExceptionGroup("unhandled errors in a TaskGroup", [ConfigError("The screen is too small; enlarge it.")])
 
-    monkeypatch.setattr("tsr_swarm.config.render.render", fail)
+    monkeypatch.setattr("tsr_swarm.cli.init.render", fail)
     assert run(["init", "new.toml"]) == 78
     assert capsys.readouterr().err == "tsr-swarm: The screen is too small; enlarge it.\n"
 
@@ -160,3 +146,50 @@ def test_a_port_in_use_is_one_line() -> None:
         process.communicate("")
     sentence = "the port is in use; stop the program that has it, or choose another port."
     assert (code, err) == (1, f"tsr-swarm: Cannot listen on 127.0.0.1:{port}: {sentence}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    assert f"Usage: tsr-swarm {command}" in capsys.readouterr().out
+
+
+def test_help_lists_the_commands_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {command} " in shown for command in COMMANDS)
+    assert all(code in shown for code in ("69", "76", "78", "130"))
+
+
+def test_no_command_at_all_is_a_usage_error_that_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    assert "Commands:" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"tsr-swarm {__version__}\n"
+
+
+def test_help_needs_neither_torch_nor_grpc_nor_textual() -> None:
+    script = (
+        "import sys; from tsr_swarm.cli.main import run; run(['--help']); "
+        "sys.exit(bool({'torch', 'grpc', 'textual', 'hivemind', 'rich'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("can_keep", [True, False])
+def test_an_unexpected_failure_keeps_its_details_in_a_file_if_it_can(
+    can_keep: bool, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path) if can_keep else "/dev/null/nowhere")
+    monkeypatch.setattr("tsr_swarm.cli.init.render", lambda *_: 1 / 0)
+    code, sentence = refusal("init", "new.toml")
+    assert code == 1
+    if can_keep:
+        [log] = tmp_path.glob("tsr-swarm-error-*.log")
+        assert str(log) in sentence
+        assert "ZeroDivisionError" in log.read_text()
+    else:
+        assert "ZeroDivisionError: division by zero; its details cannot be kept (Not a directory); set" in sentence
