@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ import psutil
 from tests.fixtures import TINY_MODEL
 
 Event = dict[str, Any]
+
+TESTS_PROCESS = "TESTS_PROCESS"
+os.environ[TESTS_PROCESS] = str(os.getpid())  # what is started from here on can be told from what other tests start
 
 TINY = "\n".join(
     [
@@ -65,17 +68,21 @@ def digests(events: Iterable[Event], *kinds: str) -> dict[int, set[str]]:
 def started_here() -> list[psutil.Process]:
     """The processes that the present test has started and that still run, whoever their parent is now.
 
-    Each inherits the test's name, which pytest puts into the environment.
+    Each inherits the test's name and the id of the process that runs it, which are in the environment.
     """
-    test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]  # without the phase, such as (call)
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0] == test:
+            if process.pid != os.getpid() and _started_by(process.environ()) == _started_by(os.environ):
                 found.append(process)
         except (psutil.Error, OSError):
             continue  # it has ended, or is somebody else's
-    return [process for process in found if process.pid != os.getpid()]
+    return found
+
+
+def _started_by(environment: Mapping[str, str]) -> tuple[str | None, str]:
+    test = environment.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]  # without the phase, such as (call)
+    return environment.get(TESTS_PROCESS), test
 
 
 def namespaces() -> set[str]:
