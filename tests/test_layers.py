@@ -1,9 +1,13 @@
 """How the package is built: imports only point downwards, heavy libraries stay where they belong, parts stay small."""
 
 import ast
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+
+from tsr_swarm.cli.main import COMMANDS
 
 PACKAGE = Path(__file__).parents[1] / "tsr_swarm"
 LAYERS = [  # bottom to top; a unit may import itself and whatever is on a line above its own
@@ -91,6 +95,15 @@ def test_only_one_file_knows_hivemind() -> None:
 
 def test_commands_monitor_and_telemetry_do_not_import_torch() -> None:
     assert {name for name in importers_of("torch") if name.startswith(("telemetry/", "monitor/", "cli/"))} == set()
+
+
+def test_commands_load_what_is_slow_only_once_they_run() -> None:
+    """Help is there at once, and a bad option is refused before torch is read."""
+    commands = ", ".join(f"tsr_swarm.cli.{name}" for name in COMMANDS)
+    slow = {"torch", "textual", "grpc", "hivemind", "matplotlib"}
+    script = f"import sys, {commands}; print(*sorted({slow} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_the_init_of_a_sub_package_is_its_description_and_nothing_else() -> None:

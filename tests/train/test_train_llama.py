@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
@@ -94,9 +95,8 @@ def test_exported_config_states_the_whole_model(tmp_path: Path) -> None:
     config = CONFIGS["grouped"]
     export_hf(tmp_path / "model", initial_weights(config, seed=0), config)
     stated = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert {name: stated[name] for name in ModelConfig.__dataclass_fields__} == {
-        name: getattr(config, name) for name in ModelConfig.__dataclass_fields__
-    }
+    names = [field.name for field in fields(ModelConfig)]
+    assert {name: stated[name] for name in names} == {name: getattr(config, name) for name in names}
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

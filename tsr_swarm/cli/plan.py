@@ -13,8 +13,8 @@ from tsr_swarm.config.link import Link
 from tsr_swarm.config.load import read_toml
 from tsr_swarm.config.units import parse_rate
 from tsr_swarm.errors import ConfigError
+from tsr_swarm.plan.costs import Scene
 from tsr_swarm.plan.presets import PRESETS, Preset, low_ranks
-from tsr_swarm.plan.report import Scene
 
 PEERS, UP, DOWN, SHARE = 8, "20mbit", "100mbit", 0.2
 

@@ -10,6 +10,22 @@ _OPERATIONS_PER_WEIGHT = 6  # a token's forward and backward pass: Kaplan et al.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """Who trains together, on what link, and how fast."""
+
+    model: str
+    peers: int
+    link: Link  # without the time of a step
+    tokens: int  # of one step of all peers together
+    step_seconds: float | None = None  # None: default_step_seconds
+
+    @property
+    def peer_tokens(self) -> float:
+        """Tokens of one step of one peer."""
+        return self.tokens / self.peers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExchangeCost:
     """Bytes of one peer every ``every`` steps: the mean by payload kind, and the largest single exchange."""
 

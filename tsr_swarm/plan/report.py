@@ -9,27 +9,11 @@ from tsr_swarm.config.layout import published_slots, upload_slots
 from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.plan.baseline_costs import PaperCount, baselines, numbers, paper_counts
-from tsr_swarm.plan.costs import MethodCost, default_step_seconds
+from tsr_swarm.plan.costs import MethodCost, Scene, default_step_seconds
 from tsr_swarm.plan.own_costs import mean_bytes, own_method, raw_bytes, state_bytes, wire_shares
 from tsr_swarm.plan.presets import LowRanks
 from tsr_swarm.plan.search import Fit, find_fit, run_lines
 from tsr_swarm.train.llama import parameter_shapes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
-    """Who trains together, on what link, and how fast."""
-
-    model: str
-    peers: int
-    link: Link  # without the time of a step
-    tokens: int  # of one step of all peers together
-    step_seconds: float | None = None  # None: default_step_seconds
-
-    @property
-    def peer_tokens(self) -> float:
-        """Tokens of one step of one peer."""
-        return self.tokens / self.peers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
