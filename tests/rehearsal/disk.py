@@ -20,19 +20,19 @@ class Disk:
     """Journal, rounds and checkpoint. Every ``save`` says whether it worked."""
 
     keeps: int  # rounds; older ones are thrown away
-    ledger: HardState
+    hard_state: HardState
     record: RoundRecord | None = None  # of the checkpoint, None: no state yet
     rounds: dict[int, dict[str, Published]] = field(default_factory=dict)
     is_full: bool = False
     failures: int = 0  # of the next writes to the journal
 
-    def save_ledger(self, ledger: HardState) -> bool:
+    def save_hard_state(self, hard_state: HardState) -> bool:
         if self.failures > 0:
             self.failures -= 1
             return False
         if self.is_full:
             return False
-        self.ledger = ledger
+        self.hard_state = hard_state
         return True
 
     def save_round(self, published: Published) -> bool:

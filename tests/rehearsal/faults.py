@@ -31,9 +31,9 @@ def arrange(swarm: Swarm, fault: Fault) -> None:
 
 
 def _place(swarm: Swarm, fault: Fault) -> None:
-    swarm.troubled(fault.kind, 0.0)
-    trouble = swarm.troubles[-1]
-    trouble.until += KINDS[fault.kind](swarm, fault)
+    swarm.begin_fault(fault.kind, 0.0)
+    placed = swarm.active_faults[-1]
+    placed.until += KINDS[fault.kind](swarm, fault)
 
 
 def _kind(place: Place) -> Place:
@@ -70,7 +70,7 @@ def _reducer(swarm: Swarm, fault: Fault) -> list[Machine]:
     leader = swarm.leader
     if leader is None or leader.node is None or leader.node.plan is None:
         return []
-    names = sorted({place.node for place in leader.node.plan.places})
+    names = sorted(set(leader.node.plan.nodes))
     machines = [swarm.machines[name] for name in names if swarm.machines[name].is_up]
     return _choose([machine for machine in machines if machine is not leader] or machines, fault)
 
@@ -79,7 +79,7 @@ def _voters(swarm: Swarm) -> list[Machine]:
     leader = swarm.leader
     if leader is None or leader.node is None:
         return []
-    machines = [swarm.machines[name] for name in leader.node.council.voters]
+    machines = [swarm.machines[name] for name in leader.node.voter.voters]
     return [machine for machine in machines if machine.is_up]
 
 
@@ -391,9 +391,9 @@ def _journal_fails_then_killed(swarm: Swarm, fault: Fault) -> float:
 
 def _set_rate(machine: Machine, rate: float) -> None:
     """The clock goes on from where it is, faster or slower."""
-    wrist = machine.wrist
-    wrist.ahead += machine.swarm.clock.now * (wrist.rate - rate)
-    wrist.rate = rate
+    clock = machine.clock
+    clock.ahead += machine.swarm.clock.now * (clock.rate - rate)
+    clock.rate = rate
     machine.reset_timer()
 
 
@@ -417,7 +417,7 @@ def _clock_slow(swarm: Swarm, fault: Fault) -> float:
 @_kind
 def _clock_jump(swarm: Swarm, fault: Fault) -> float:
     for machine in _choose(_alive(swarm), fault):
-        machine.wrist.ahead += 3 * fault.seconds
+        machine.clock.ahead += 3 * fault.seconds
         machine.reset_timer()
     return 0.0
 

@@ -38,7 +38,7 @@ class Delivery:
     token: int
     term: int
     units: Units
-    place: pt.ReducerSlot
+    reducer: pt.ReducerSlot
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class Machine:
     life: int = 0
     is_suspended: bool = False
     has_left: bool = False
-    wrist: LocalClock = field(default_factory=LocalClock)
+    clock: LocalClock = field(default_factory=LocalClock)
     work: Work = field(init=False)
     held: dict[tuple[int, str, int], Units] = field(default_factory=dict)  # (round, peer, shard)
     backlog: list[pt.Event] = field(default_factory=list)
@@ -103,7 +103,7 @@ class Machine:
         return self.pace.line
 
     def local(self) -> float:
-        return self.swarm.clock.now * self.wrist.rate + self.wrist.ahead
+        return self.swarm.clock.now * self.clock.rate + self.clock.ahead
 
     def start(self) -> None:
         """Begin a life with what the disk has."""
@@ -122,9 +122,9 @@ class Machine:
             policy=self.swarm.layout.policy,
             known=self.known,
         )
-        self.node = begin(identity, self.disk.ledger, state, self.local())
+        self.node = begin(identity, self.disk.hard_state, state, self.local())
         self.swarm.note(self.name, f"starts, life {self.life}")
-        self.swarm.judge.started(self)
+        self.swarm.checker.started(self)
         self._wake()
 
     def kill(self) -> None:
@@ -176,14 +176,14 @@ class Machine:
         if not isinstance(event, pt.Tick):
             self.swarm.note(self.name, brief(event))
         after, actions = step(before, event, self.local())
-        if after.council.ledger != before.council.ledger and not self.disk.save_ledger(after.council.ledger):
+        if after.voter.hard_state != before.voter.hard_state and not self.disk.save_hard_state(after.voter.hard_state):
             self.swarm.note(self.name, "the disk refuses the journal")
             if not isinstance(event, pt.Received):
                 self._after(AGAIN_SECONDS, partial(self.put, event))
             self._wake(self.swarm.clock.now + AGAIN_SECONDS)
             return
         self.node = after
-        self.swarm.judge.stepped(self, before, after)
+        self.swarm.checker.stepped(self, before, after)
         self._settle(event, before, after)
         for action in actions:
             self._carry_out(action)
@@ -196,12 +196,12 @@ class Machine:
         since, count = self._burst
         self._burst = (now, count + 1) if now - since < 1e-3 else (now, 1)
         if count > MOST_AT_ONCE:
-            self.swarm.judge.complain(f"{self.name} takes {count} steps at one instant: it loops")
+            self.swarm.checker.complain(f"{self.name} takes {count} steps at one instant: it loops")
             self.swarm.stop()
 
     def _wake(self, not_before: float = 0.0) -> None:
         assert self.node is not None, "only the living wake"
-        due = (wake_at(self.node) - self.wrist.ahead) / self.wrist.rate + SOON
+        due = (wake_at(self.node) - self.clock.ahead) / self.clock.rate + SOON
         due = max(due, self.swarm.clock.now, not_before)
         if due < self._waking and due != float("inf"):
             self._waking = due
@@ -239,7 +239,7 @@ class Machine:
         swarm.note(self.name, f"-> {brief(action)}")
         match action:
             case pt.Send(to, message):
-                swarm.judge.sent(self, to, message)
+                swarm.checker.sent(self, to, message)
                 swarm.network.send(self, to, message)
             case pt.Train(plan):
                 self._train(plan)
@@ -265,7 +265,7 @@ class Machine:
         assert self.node is not None, "it quits"
         last = self.swarm.layout.policy.last_round
         if not self.node.is_leaving and (not last or self.node.peer.applied < last):
-            self.swarm.judge.complain(f"{self.name} quits after round {self.node.peer.applied} of {last}")
+            self.swarm.checker.complain(f"{self.name} quits after round {self.node.peer.applied} of {last}")
         self.has_left = True
         self.kill()
 
@@ -273,7 +273,7 @@ class Machine:
 
     def _train(self, plan: pt.OpenRound) -> None:
         if self._training is not None:
-            self.swarm.judge.complain(f"{self.name} trains twice at once")
+            self.swarm.checker.complain(f"{self.name} trains twice at once")
         self.swarm.reached(plan.round, "train")
         self._training = plan
         self._training_token += 1
@@ -298,55 +298,55 @@ class Machine:
 
     def _upload(self, upload: pt.Upload) -> None:
         if self.work.round != upload.round:
-            self.swarm.judge.complain(f"{self.name} sends round {upload.round} and has that of {self.work.round}")
+            self.swarm.checker.complain(f"{self.name} sends round {upload.round} and has that of {self.work.round}")
             return
         self.swarm.reached(upload.round, "exchange")
-        self.swarm.judge.uploads(self, upload.place.node)
+        self.swarm.checker.uploads(self, upload.reducer.node)
         self._tokens += 1
         token = self._tokens
         self._sending[upload.round, upload.shard] = token
-        parcel = Delivery(self, self.life, token, upload.term, self.work.carried[upload.shard], upload.place)
+        delivery = Delivery(self, self.life, token, upload.term, self.work.carried[upload.shard], upload.reducer)
         size = self.swarm.layout.sizes[upload.shard]
         seconds = size * self.pace.transfer * self.pace.line + self.swarm.network.delay(self.name, self.name)
-        if upload.place.node == self.name:
+        if upload.reducer.node == self.name:
             seconds = 0.001
-        self._after(seconds, partial(self._arrive, upload, parcel))
+        self._after(seconds, partial(self._arrive, upload, delivery))
         self._after(seconds + 2 * TIMEOUT_SECONDS, partial(self._upload_failed, upload, token))
 
-    def _arrive(self, upload: pt.Upload, parcel: Delivery) -> None:
-        target = self.swarm.machines[upload.place.node]
+    def _arrive(self, upload: pt.Upload, delivery: Delivery) -> None:
+        target = self.swarm.machines[upload.reducer.node]
         if not self.swarm.network.passes(self.name, target.name):
             return
-        if not target.is_up or target.life != upload.place.incarnation:
-            self._after(0.1, partial(self._upload_failed, upload, parcel.token))
+        if not target.is_up or target.life != upload.reducer.incarnation:
+            self._after(0.1, partial(self._upload_failed, upload, delivery.token))
             return
-        target._arriving[self.name, upload.round, upload.shard] = parcel
+        target._arriving[self.name, upload.round, upload.shard] = delivery
         assert target.node is not None, "it is up"
-        tokens = len(parcel.units)
+        tokens = len(delivery.units)
         target.put(pt.Offered(self.name, upload.term, upload.round, self.work.parent, upload.shard, tokens))
 
     def _reply(self, reply: pt.Reply) -> None:
         """What came is kept if it is new; who sent it hears what became of it, if that gets through."""
-        parcel = self._arriving.pop((reply.peer, reply.round, reply.shard), None)
-        if parcel is None:
+        delivery = self._arriving.pop((reply.peer, reply.round, reply.shard), None)
+        if delivery is None:
             return
         if reply.verdict.is_new:
-            self.held[reply.round, reply.peer, reply.shard] = parcel.units
+            self.held[reply.round, reply.peer, reply.shard] = delivery.units
             for old in [key for key in self.held if key[0] < reply.round]:
                 del self.held[old]
         if self.swarm.network.passes(self.name, reply.peer):
-            told = partial(parcel.sender._uploaded, parcel, reply)
+            told = partial(delivery.sender._uploaded, delivery, reply)
             self.swarm.clock.after(self.swarm.network.delay(self.name, reply.peer), told)
 
-    def _uploaded(self, parcel: Delivery, reply: pt.Reply) -> None:
-        if self.life == parcel.life and self._sending.get((reply.round, reply.shard)) == parcel.token:
+    def _uploaded(self, delivery: Delivery, reply: pt.Reply) -> None:
+        if self.life == delivery.life and self._sending.get((reply.round, reply.shard)) == delivery.token:
             del self._sending[reply.round, reply.shard]
-            self.put(pt.Uploaded(parcel.term, reply.round, reply.shard, parcel.place, reply.verdict.counted))
+            self.put(pt.Uploaded(delivery.term, reply.round, reply.shard, delivery.reducer, reply.verdict.counted))
 
     def _upload_failed(self, upload: pt.Upload, token: int) -> None:
         if self._sending.get((upload.round, upload.shard)) == token:
             del self._sending[upload.round, upload.shard]
-            self.put(pt.UploadFailed(upload.round, upload.shard, upload.place))
+            self.put(pt.UploadFailed(upload.round, upload.shard, upload.reducer))
 
     # averages
 
@@ -356,7 +356,7 @@ class Machine:
         for count, (shard, peers) in enumerate(average.included.items(), 1):
             units = tuple((peer, self.held.get((average.round, peer, shard))) for peer in sorted(peers))
             if any(held is None for _, held in units):
-                self.swarm.judge.complain(f"{self.name} is to average what it has not: {units}")
+                self.swarm.checker.complain(f"{self.name} is to average what it has not: {units}")
                 continue
             digest = self.swarm.remember(average.round, shard, units)
             done = pt.Averaged(average.term, average.round, shard, ShardDigest(frozenset(peers), digest))
@@ -366,7 +366,7 @@ class Machine:
 
     def _seal(self, seal: pt.Seal) -> None:
         self.swarm.reached(seal.round, "commit")
-        self.swarm.judge.sealing(self, seal)
+        self.swarm.checker.sealing(self, seal)
         text = f"{seal.parent}/{seal.round}/{[result.digest for result in seal.results]}/{seal.voters}"
         chain = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
         published = Published(RoundRecord(seal.round, chain, seal.parent, seal.voters), seal.results)
@@ -410,7 +410,7 @@ class Machine:
     def serve(self, round: int) -> tuple[Published | None, bool]:
         """A round that this node knows to stand, and whether it is over and not kept any more."""
         assert self.node is not None, "the dead serve nothing"
-        base, peer = self.node.council.ledger.base, self.node.peer
+        base, peer = self.node.voter.hard_state.base, self.node.peer
         newest = max(base.round, peer.applied)
         if round > newest:
             return None, False
@@ -476,10 +476,10 @@ class Machine:
                 self.work.jump(before.peer.applied, record.round)
                 self.disk.save_checkpoint(record)
             case _:
-                self.swarm.judge.complain(f"{self.name} applied a round out of {brief(event)}")
+                self.swarm.checker.complain(f"{self.name} applied a round out of {brief(event)}")
 
 
 def new_disk(keeps: int, first: str, is_new: bool) -> Disk:
     """A disk of somebody who has the first state, or ``is_new`` and has nothing."""
     genesis = RoundRecord(voters=(first,))
-    return Disk(keeps=keeps, ledger=HardState(genesis), record=None if is_new else genesis)
+    return Disk(keeps=keeps, hard_state=HardState(genesis), record=None if is_new else genesis)

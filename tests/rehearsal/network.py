@@ -135,7 +135,7 @@ class Network:
             target.put(Received(sender.name, message))
 
     def _fail_later(self, sender: Host, to: str, message: Message, life: int | None = None) -> None:
-        """Packets vanish: the caller learns so late, or not at all."""
+        """Packets vanish: the contact learns so late, or not at all."""
         if isinstance(message, _CALLS) and self._chance.random() < 0.5:
             failed = partial(self._tell, sender, life or sender.life, Unreachable(to, message))
             self._clock.after(TIMEOUT_SECONDS, failed)

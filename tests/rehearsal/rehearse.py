@@ -24,7 +24,7 @@ class Outcome:
     seconds: float  # virtual
     rounds: int
     steps: int
-    tolls: tuple[FaultCount, ...]
+    fault_counts: tuple[FaultCount, ...]
     violations: tuple[str, ...]
     trace: tuple[str, ...] = ()
 
@@ -47,23 +47,23 @@ def prepare(schedule: Schedule, chance: Random, keeps_trace: bool = False) -> Sw
 
 
 def outcome(seed: int, swarm: Swarm) -> Outcome:
-    void, shards = swarm.judge.void_shards, len(swarm.layout.sizes)
-    tolls = tuple(
+    void, shards = swarm.checker.void_shards, len(swarm.layout.sizes)
+    fault_counts = tuple(
         FaultCount(
-            trouble.kind,
-            sum(void.get(round) == shards for round in range(trouble.first_round, trouble.first_round + 3)),
-            trouble.recovered,
+            fault.kind,
+            sum(void.get(round) == shards for round in range(fault.first_round, fault.first_round + 3)),
+            fault.recovered,
         )
-        for trouble in swarm.troubles
+        for fault in swarm.active_faults
     )
     return Outcome(
         seed=seed,
         digest=swarm.trace.digest,
         seconds=swarm.clock.now,
-        rounds=swarm.judge.newest,
+        rounds=swarm.checker.newest,
         steps=swarm.steps,
-        tolls=tolls,
-        violations=tuple(swarm.judge.violations),
+        fault_counts=fault_counts,
+        violations=tuple(swarm.checker.violations),
         trace=tuple(swarm.trace.lines),
     )
 

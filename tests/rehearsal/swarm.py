@@ -13,7 +13,7 @@ from tests.rehearsal.trace import Trace
 from tests.rehearsal.work import Units
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.round_phases import LeaderPolicy
-from tsr_swarm.rounds.state import Node, contacts
+from tsr_swarm.rounds.state import Node, known_nodes
 
 PHASES = ("train", "exchange", "commit", "apply")
 CLOSING_SECONDS = 45.0  # beyond the ceiling: for a round's averages, its seal and its votes
@@ -66,9 +66,9 @@ class Swarm:
         self.clock, self.trace = Clock(), Trace(keeps_lines)
         self.bodies: dict[str, tuple[tuple[str, Units], ...]] = {}  # digest -> what an average is of
         self.machines: dict[str, Machine] = {}
-        self.judge = InvariantChecker(self)
-        self.network = Network(self.clock, chance, self.machines, replace(layout.weather), self.judge.complain)
-        self.troubles: list[ActiveFault] = []
+        self.checker = InvariantChecker(self)
+        self.network = Network(self.clock, chance, self.machines, replace(layout.weather), self.checker.complain)
+        self.active_faults: list[ActiveFault] = []
         self.steps = 0
         self.is_over = False
         self.quiet_round: int | None = None  # the newest when the last fault was over
@@ -122,9 +122,9 @@ class Swarm:
         self.note("*", f"round {round} stands")
         for passed in [key for key in self._waiting if key[0] < round]:  # a void round has no exchange to wait for
             self.reached(*passed)
-        for trouble in self.troubles:
-            if trouble.recovered is None and trouble.at < self.clock.now:
-                trouble.recovered = self.clock.now - trouble.at
+        for fault in self.active_faults:
+            if fault.recovered is None and fault.at < self.clock.now:
+                fault.recovered = self.clock.now - fault.at
 
     # --- faults -------------------------------------------------------------------------------------------------------
 
@@ -132,17 +132,17 @@ class Swarm:
         """Have ``place`` called ``delay`` seconds after the swarm reaches this phase of this round."""
         self._waiting.setdefault((round, phase), []).append(lambda: self.clock.after(delay, place))
 
-    def troubled(self, kind: str, seconds: float) -> None:
+    def begin_fault(self, kind: str, seconds: float) -> None:
         """A fault begins now and is over in ``seconds``."""
         now = self.clock.now
         self.note("*", f"{kind} for {seconds:.1f} s")
-        self.troubles.append(ActiveFault(kind, now, now + seconds, first_round=self.judge.newest + 1))
+        self.active_faults.append(ActiveFault(kind, now, now + seconds, first_round=self.checker.newest + 1))
 
     @property
     def leader(self) -> Machine | None:
         """Who leads in the newest term."""
-        leads = [m for m in self.machines.values() if m.node is not None and m.node.council.leads]
-        return max(leads, key=lambda m: m.node.council.term if m.node is not None else 0, default=None)
+        leads = [m for m in self.machines.values() if m.node is not None and m.node.voter.leads]
+        return max(leads, key=lambda m: m.node.voter.term if m.node is not None else 0, default=None)
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -151,81 +151,81 @@ class Swarm:
         self.clock.after(1.0, self._look)
         self.steps = self.clock.run(lambda: self.is_over, MOST_CALLS)
         if not self.is_over:
-            self.judge.complain(f"{MOST_CALLS} calls were not enough")
+            self.checker.complain(f"{MOST_CALLS} calls were not enough")
         for machine in self.machines.values():
-            self.judge.check_memory(machine, len(self.machines), len(self.layout.sizes))
+            self.checker.check_memory(machine, len(self.machines), len(self.layout.sizes))
 
     def _look(self) -> None:
         now = self.clock.now
-        over_at = max((trouble.until for trouble in self.troubles), default=0.0)
+        over_at = max((fault.until for fault in self.active_faults), default=0.0)
         is_disturbed = now < over_at + 15
         most = self.layout.policy.deadlines.ceiling_seconds + CLOSING_SECONDS
         for machine in self.machines.values():
-            self.judge.look(machine, is_disturbed, most)
-        last = max([over_at, *self.judge.stood_at.values()])
+            self.checker.look(machine, is_disturbed, most)
+        last = max([over_at, *self.checker.stood_at.values()])
         if self._waiting and now - last > STUCK_SECONDS:
             self._waiting.clear()
         if now >= over_at and not self._waiting:
             if self.quiet_round is None or over_at > self._quiet_at:
-                self.quiet_round, self._quiet_at = self.judge.newest, now
-            self._judge_calm(now)
+                self.quiet_round, self._quiet_at = self.checker.newest, now
+            self._check_calm(now)
         if not self.is_over:
             self.clock.after(1.0, self._look)
 
-    def _judge_calm(self, now: float) -> None:
+    def _check_calm(self, now: float) -> None:
         assert self.quiet_round is not None, "it is quiet"
-        if self.layout.policy.last_round and self.judge.newest >= self.layout.policy.last_round:
-            self._judge_end(now)
+        if self.layout.policy.last_round and self.checker.newest >= self.layout.policy.last_round:
+            self._check_end(now)
             return
         calm = now - self._quiet_at
         wanted = self.quiet_round + AFTER_ROUNDS
         behind = [node.me for node in self._in_touch() if node.peer.applied < wanted]
         if not self._can_go_on():
-            self._judge_pause(calm)
-        elif self.judge.newest > wanted and not behind:
-            self._judge_agreement()
+            self._check_pause(calm)
+        elif self.checker.newest > wanted and not behind:
+            self._check_agreement()
         elif calm > CALM_SECONDS:
             applied = {m.name: m.node.peer.applied for m in self.machines.values() if m.node is not None}
-            self.judge.complain(f"no agreement on round {wanted}, {calm:.0f} s after the last fault: {applied}")
+            self.checker.complain(f"no agreement on round {wanted}, {calm:.0f} s after the last fault: {applied}")
             self.stop()
 
-    def _judge_end(self, now: float) -> None:
+    def _check_end(self, now: float) -> None:
         """Everybody who was here when the last round came to stand has it, and is gone."""
-        finished = self.judge.stood_at[self.layout.policy.last_round]
+        finished = self.checker.stood_at[self.layout.policy.last_round]
         here = [m.name for m in self.machines.values() if m.is_up]
         if here and now < max(finished, self._quiet_at) + 90:
             return
         if here and self._quiet_at + 60 < finished:
-            self.judge.complain(f"the run is over and {here} go on")
+            self.checker.complain(f"the run is over and {here} go on")
         self.stop()
 
-    def _judge_pause(self, calm: float) -> None:
+    def _check_pause(self, calm: float) -> None:
         """Without a majority nothing stands anew, beside what was under way."""
-        if calm > 60 and self.judge.newest > (self.quiet_round or 0) + 1:
-            self.judge.complain("rounds stand without a majority of voters")
+        if calm > 60 and self.checker.newest > (self.quiet_round or 0) + 1:
+            self.checker.complain("rounds stand without a majority of voters")
         if calm > 60:
             self.stop()
 
-    def _judge_agreement(self) -> None:
+    def _check_agreement(self) -> None:
         chains = {(node.peer.applied, node.peer.chain) for node in self._in_touch()}
-        if any(self.judge.standing.get(round) != chain for round, chain in sorted(chains)):
-            self.judge.complain(f"who is here does not agree: {sorted(chains)}")
+        if any(self.checker.standing.get(round) != chain for round, chain in sorted(chains)):
+            self.checker.complain(f"who is here does not agree: {sorted(chains)}")
         self.stop()
 
     def _in_touch(self) -> list[Node]:
         """Nodes that live, and know of somebody who does: who never heard of others than the dead cannot find them."""
         nodes = [m.node for m in self.machines.values() if m.node is not None]
         up = {node.me for node in nodes}
-        return [node for node in nodes if not up.isdisjoint((*contacts(node), node.council.leader))]
+        return [node for node in nodes if not up.isdisjoint((*known_nodes(node), node.voter.leader))]
 
     def _can_go_on(self) -> bool:
         """Whether those that are here can elect a leader, and have enough peers to train."""
         nodes = [m.node for m in self.machines.values() if m.node is not None and not m.is_suspended]
         peers = sum(node.identity.trains for node in nodes)
         policy = self.layout.policy
-        if not nodes or peers < max(1, policy.deadlines.quorum, 0 if self.judge.newest else policy.min_peers):
+        if not nodes or peers < max(1, policy.deadlines.quorum, 0 if self.checker.newest else policy.min_peers):
             return False
-        newest = max((node.council.ledger.base for node in nodes), key=lambda record: record.round)
+        newest = max((node.voter.hard_state.base for node in nodes), key=lambda record: record.round)
         here = [node.me for node in nodes]
-        knows = any(node.council.ledger.base.round == newest.round and node.me in newest.voters for node in nodes)
+        knows = any(node.voter.hard_state.base.round == newest.round and node.me in newest.voters for node in nodes)
         return knows and cl.majority(here, newest.voters)

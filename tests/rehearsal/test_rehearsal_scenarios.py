@@ -34,7 +34,7 @@ def strike(
 
     def act() -> None:
         times.append(swarm.clock.now)
-        swarm.troubled("by hand", seconds)
+        swarm.begin_fault("by hand", seconds)
         what()
 
     swarm.when(round, phase, delay, act)
@@ -43,21 +43,21 @@ def strike(
 
 def run(swarm: Swarm) -> None:
     swarm.run()
-    assert swarm.judge.violations == []
+    assert swarm.checker.violations == []
 
 
 def void_rounds(swarm: Swarm) -> list[int]:
-    return [round for round, void in swarm.judge.void_shards.items() if void]
+    return [round for round, void in swarm.checker.void_shards.items() if void]
 
 
 def lost_rounds(swarm: Swarm) -> list[int]:
     shards = len(swarm.layout.sizes)
-    return [round for round, void in swarm.judge.void_shards.items() if void == shards]
+    return [round for round, void in swarm.checker.void_shards.items() if void == shards]
 
 
 def included(swarm: Swarm, round: int) -> set[str]:
     """Whose work is in every shard of this round."""
-    return set.intersection(*(set(result.included) for result in swarm.judge.results[round].results))
+    return set.intersection(*(set(result.included) for result in swarm.checker.results[round].results))
 
 
 def kill(machine: Machine) -> Callable[[], None]:
@@ -71,7 +71,7 @@ def test_a_killed_peer_costs_no_round(phase: str, dialable: int) -> None:
     strike(swarm, 3, phase, kill(swarm.machines["peer-4"]), delay=0.3)
     run(swarm)
     assert lost_rounds(swarm) == []
-    assert all(included(swarm, round) >= {"peer-1", "peer-2", "peer-3"} for round in range(2, swarm.judge.newest))
+    assert all(included(swarm, round) >= {"peer-1", "peer-2", "peer-3"} for round in range(2, swarm.checker.newest))
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -80,7 +80,7 @@ def test_a_killed_reducer_costs_no_more_than_its_shards_of_one_round(phase: str)
     strike(swarm, 3, phase, kill(swarm.machines["peer-2"]), delay=0.1)
     run(swarm)
     plans = [machine.node.plan for machine in swarm.machines.values() if machine.node]
-    reducers = {place.node for plan in plans if plan is not None for place in plan.places}
+    reducers = {node for plan in plans if plan is not None for node in plan.nodes}
     assert "peer-2" not in reducers
     assert len(void_rounds(swarm)) <= 1
     assert lost_rounds(swarm) == []
@@ -92,10 +92,10 @@ def test_without_the_coordinator_volunteers_go_on_within_fifteen_seconds(phase: 
     swarm = swarm_of(2, 2, seed)
     times = strike(swarm, 3, phase, kill(swarm.machines[FIRST]), delay=0.2)
     run(swarm)
-    opened = [(at, who) for at, who, _ in swarm.judge.opened if at > times[0]]
+    opened = [(at, who) for at, who, _ in swarm.checker.opened if at > times[0]]
     assert opened[0][1] != FIRST
     assert opened[0][0] - times[0] <= 15.0
-    assert swarm.judge.newest >= 6
+    assert swarm.checker.newest >= 6
 
 
 def test_two_halves_that_do_not_see_each_other_never_fork_and_are_one_again_within_thirty_seconds() -> None:
@@ -105,14 +105,14 @@ def test_two_halves_that_do_not_see_each_other_never_fork_and_are_one_again_with
     behind: list[str] = []
 
     def look() -> None:
-        newest = swarm.judge.newest
+        newest = swarm.checker.newest
         behind.extend(m.name for m in swarm.machines.values() if m.node and m.node.peer.applied < newest - 1)
 
     def part() -> None:
         swarm.network.cut(ways)
         swarm.clock.after(30.0, lambda: swarm.network.mend(ways))
         swarm.clock.after(60.0, look)
-        swarm.troubled("kept until everybody was looked at", 61.0)
+        swarm.begin_fault("kept until everybody was looked at", 61.0)
 
     strike(swarm, 3, "train", part, delay=1.0)
     run(swarm)
@@ -125,14 +125,14 @@ def test_after_everybody_was_killed_the_run_goes_on_where_it_was(phase: str) -> 
     newest: list[int] = []
 
     def blackout() -> None:
-        newest.append(swarm.judge.newest)
+        newest.append(swarm.checker.newest)
         for machine in swarm.machines.values():
             machine.kill()
             swarm.clock.after(20.0, machine.start)
 
     strike(swarm, 4, phase, blackout, seconds=20.0, delay=0.2)
     run(swarm)
-    assert swarm.judge.newest > newest[0] + 3
+    assert swarm.checker.newest > newest[0] + 3
 
 
 def test_peers_behind_routers_are_in_every_round() -> None:
@@ -140,7 +140,7 @@ def test_peers_behind_routers_are_in_every_round() -> None:
     strike(swarm, 8, "train", lambda: None)
     run(swarm)
     everybody = {f"peer-{number}" for number in range(1, 7)}
-    assert all(included(swarm, round) == everybody for round in range(1, swarm.judge.newest))
+    assert all(included(swarm, round) == everybody for round in range(1, swarm.checker.newest))
 
 
 def test_a_peer_that_is_ten_times_slower_slows_nobody_beyond_the_grace() -> None:
@@ -149,7 +149,7 @@ def test_a_peer_that_is_ten_times_slower_slows_nobody_beyond_the_grace() -> None
         strike(swarm, 8, "train", lambda: None)
         run(swarm)
         assert lost_rounds(swarm) == []
-        times = sorted(swarm.judge.stood_at.values())
+        times = sorted(swarm.checker.stood_at.values())
         return median(b - a for a, b in pairwise(times))
 
     usual = seconds([])
@@ -166,7 +166,7 @@ def test_a_laptop_that_slept_is_back_within_two_rounds_and_sends_nothing_stale(p
         swarm.clock.after(60.0, wake)
 
     def wake() -> None:
-        woke[0] = swarm.judge.newest
+        woke[0] = swarm.checker.newest
         laptop.resume()
 
     late: list[str] = []
@@ -196,7 +196,7 @@ def test_a_volunteer_who_leads_may_leave_and_others_go_on() -> None:
 
     strike(swarm, 8, "train", leave, seconds=20.0)  # by then volunteers alone are the voters
     run(swarm)
-    assert swarm.judge.newest >= 10
+    assert swarm.checker.newest >= 10
 
 
 def test_a_round_led_by_a_volunteer_is_as_quick_as_one_of_the_coordinator() -> None:
@@ -204,7 +204,7 @@ def test_a_round_led_by_a_volunteer_is_as_quick_as_one_of_the_coordinator() -> N
     strike(swarm, 3, "train", kill(swarm.machines[FIRST]))
     strike(swarm, 9, "train", lambda: None)
     run(swarm)
-    times = swarm.judge.stood_at
+    times = swarm.checker.stood_at
     assert times[9] - times[8] <= times[2] - times[1] + 1.5
 
 
@@ -213,7 +213,7 @@ def test_at_the_end_everybody_has_the_last_round_and_goes(dialable: int) -> None
     swarm = swarm_of(dialable, 4 - dialable, last_round=5)
     strike(swarm, 5, "train", lambda: None)
     run(swarm)
-    assert swarm.judge.newest == 5
+    assert swarm.checker.newest == 5
     assert all(machine.has_left for machine in swarm.machines.values())
     assert all(machine.disk.record and machine.disk.record.round == 5 for machine in swarm.machines.values())
 
@@ -227,7 +227,7 @@ def test_a_machine_that_lost_its_disk_joins_as_somebody_new() -> None:
 
     strike(swarm, 3, "exchange", replace_it, seconds=5.0)
     run(swarm)
-    assert "peer-5" in included(swarm, swarm.judge.newest)
+    assert "peer-5" in included(swarm, swarm.checker.newest)
 
 
 def test_while_no_majority_is_left_nothing_stands() -> None:
@@ -239,4 +239,4 @@ def test_while_no_majority_is_left_nothing_stands() -> None:
 
     strike(swarm, 4, "train", two_die, delay=0.5)
     run(swarm)
-    assert swarm.judge.newest <= 4
+    assert swarm.checker.newest <= 4

@@ -8,7 +8,7 @@ from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.follower import UNLED_SECONDS
 from tsr_swarm.rounds.gather import ShardDigest
-from tsr_swarm.rounds.leader import news as leading_news
+from tsr_swarm.rounds.leader import round_update
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import OpenRound, Poll, Received, Redirect, ReducerSlot, RoundUpdate
 from tsr_swarm.rounds.raft_state import HardState, Heartbeat, HeartbeatReply, RoundRecord, VoteReply
@@ -18,7 +18,7 @@ from tsr_swarm.rounds.step import ASLEEP_SECONDS, begin, step, wake_at
 
 POLICY = LeaderPolicy(DeadlinePolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=30.0), min_peers=1, last_round=0)
 GENESIS = RoundRecord(voters=("c",))
-PLACES = (ReducerSlot("c", 1), ReducerSlot("c", 1))
+SLOTS = (ReducerSlot("c", 1), ReducerSlot("c", 1))
 
 
 def node(me: str, trains: bool = True, now: float = 0.0, policy: LeaderPolicy = POLICY) -> Node:
@@ -40,26 +40,26 @@ def poll(peer: str, sent: tuple[int, int, int] = (0, 0, 0), known: int = 0) -> R
     return Received(peer, Poll(peer, 1, 0, True, False, sent, known))
 
 
-def news(
+def update(
     term: int = 1, version: int = 2, plan: OpenRound | None = None, base: RoundRecord = GENESIS, number: int = 1
 ) -> RoundUpdate:
     return RoundUpdate(term, "c", version, base, (), plan, (), False, number)
 
 
 def plan(term: int = 1, version: int = 1) -> OpenRound:
-    return OpenRound(1, "", term, version, PLACES)
+    return OpenRound(1, "", term, version, SLOTS)
 
 
-def leading() -> Node:
+def new_leader() -> Node:
     state, _ = step(node("c", trains=False), pt.Tick(), 0.0)
-    assert state.council.leads
+    assert state.voter.leads
     return state
 
 
 def working() -> Node:
     """A peer that has trained for round 1 and begun to send it."""
     state, actions = drive(
-        node("p"), (pt.Tick(), 0.0), (Received("c", news(plan=plan())), 0.1), (pt.Trained(1, True), 4.0)
+        node("p"), (pt.Tick(), 0.0), (Received("c", update(plan=plan())), 0.1), (pt.Trained(1, True), 4.0)
     )
     assert [action for action in actions if isinstance(action, pt.Upload)]
     return state
@@ -74,15 +74,15 @@ def uploads(actions: list[pt.Action]) -> list[int]:
 
 def emptied() -> Node:
     """A leader whose only peer left in the middle of a round."""
-    state, _ = drive(leading(), (poll("p"), 1.0), (Received("p", pt.Goodbye("p")), 2.0))
-    assert state.leading is not None
-    assert state.leading.state.phase is Phase.TRAIN
+    state, _ = drive(new_leader(), (poll("p"), 1.0), (Received("p", pt.Goodbye("p")), 2.0))
+    assert state.leader_role is not None
+    assert state.leader_role.state.phase is Phase.TRAIN
     return state
 
 
 def alone() -> Node:
     """A coordinator after its first round, whose peers are gone, so that the time to open is over."""
-    return leading()
+    return new_leader()
 
 
 @pytest.mark.parametrize("make", [emptied, alone, working])
@@ -114,8 +114,8 @@ def test_a_proposal_s_shards_are_fetched_from_who_made_them_as_far_as_that_is_kn
     state, _ = step(node("p"), pt.Tick(), 0.0)
     proposal = RoundRecord(1, "chain", "", ("c",))
     assert stores(state, proposal) == [pt.Store(proposal, (), ("c",))]
-    places = (ReducerSlot("r", 1), ReducerSlot("c", 1))
-    state, _ = step(state, Received("c", news(plan=OpenRound(1, "", 1, 1, places))), 0.5)
+    slots = (ReducerSlot("r", 1), ReducerSlot("c", 1))
+    state, _ = step(state, Received("c", update(plan=OpenRound(1, "", 1, 1, slots))), 0.5)
     assert stores(state, proposal) == [pt.Store(proposal, ("r", "c"), ("c",))]
     assert stores(state, proposal, term=2) == [pt.Store(proposal, (), ("c",))], "of another leader's plan"
 
@@ -124,27 +124,27 @@ def test_a_proposal_s_shards_are_fetched_from_who_made_them_as_far_as_that_is_kn
 
 
 def test_what_was_sent_by_another_leaders_plan_has_not_arrived() -> None:
-    state, _ = drive(leading(), (poll("p"), 1.0))
-    assert state.leading is not None
-    assert state.leading.plan is not None
-    round, term, version = state.leading.plan.key
+    state, _ = drive(new_leader(), (poll("p"), 1.0))
+    assert state.leader_role is not None
+    assert state.leader_role.plan is not None
+    round, term, version = state.leader_role.plan.key
     other, _ = step(state, poll("p", (round, term - 1, version)), 2.0)
-    assert other.leading is not None
-    assert other.leading.state.arrivals == {}
+    assert other.leader_role is not None
+    assert other.leader_role.state.arrivals == {}
     state, _ = step(state, poll("p", (round, term, version)), 2.0)
-    assert state.leading is not None
-    assert state.leading.gather is not None or state.leading.state.arrivals
+    assert state.leader_role is not None
+    assert state.leader_role.gather is not None or state.leader_role.state.arrivals
 
 
 def test_a_shard_that_came_too_late_for_one_leader_is_offered_to_the_next() -> None:
     state, actions = drive(
         working(),
-        (pt.Uploaded(1, 1, 0, PLACES[0], True), 4.1),
-        (pt.Uploaded(1, 1, 1, PLACES[1], False), 4.2),
-        (Received("c", news(version=3, plan=plan(), number=2)), 4.3),
+        (pt.Uploaded(1, 1, 0, SLOTS[0], True), 4.1),
+        (pt.Uploaded(1, 1, 1, SLOTS[1], False), 4.2),
+        (Received("c", update(version=3, plan=plan(), number=2)), 4.3),
     )
     assert uploads(actions) == []
-    _, actions = step(state, Received("c", news(term=2, version=4, plan=plan(term=2), number=2)), 4.4)
+    _, actions = step(state, Received("c", update(term=2, version=4, plan=plan(term=2), number=2)), 4.4)
     assert uploads(actions) == [1]
 
 
@@ -165,13 +165,13 @@ def test_a_reducer_that_closed_for_one_leader_takes_more_for_the_next() -> None:
 
 
 def test_a_later_round_is_newer_news_even_in_a_lower_term() -> None:
-    """New voters may never have heard of the old ones' terms."""
+    """New voters may never have after of the old ones' terms."""
     later = RoundRecord(3, "x3", "x2", ("d", "e", "f"))
-    state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", news(term=7)), 0.1))
-    heard, _ = step(state, Received("d", replace(news(term=2, base=later), leader="d")), 0.2)
-    assert heard.guide.leader == "d"
-    back, _ = step(heard, Received("c", news(term=7, version=9)), 0.3)
-    assert back.guide.leader == "d"
+    state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", update(term=7)), 0.1))
+    after, _ = step(state, Received("d", replace(update(term=2, base=later), leader="d")), 0.2)
+    assert after.tracking.leader == "d"
+    back, _ = step(after, Received("c", update(term=7, version=9)), 0.3)
+    assert back.tracking.leader == "d"
 
 
 # --- finding the others -----------------------------------------------------------------------------------------------
@@ -181,14 +181,14 @@ def test_two_that_point_at_each_other_are_not_asked_without_a_rest() -> None:
     state, _ = step(node("p"), pt.Tick(), 0.0)
     asked = 0
     for turn in range(20):
-        sender, hint = ("c", "d") if state.guide.asked == "c" else ("d", "c")
+        sender, hint = ("c", "d") if state.tracking.asked == "c" else ("d", "c")
         state, actions = step(state, Received(sender, Redirect(3, hint, GENESIS)), 0.01 * turn)
         asked += sum(isinstance(action, pt.Send) for action in actions)
     assert asked <= 4
 
 
 def test_a_stale_hint_does_not_keep_a_node_from_asking_the_others() -> None:
-    state, now, asked = replace(node("p"), guide=replace(node("p").guide, nodes=("d", "e"))), 0.0, []
+    state, now, asked = replace(node("p"), tracking=replace(node("p").tracking, nodes=("d", "e"))), 0.0, []
     for _ in range(12):
         now = max(now, wake_at(state))
         state, actions = step(state, pt.Tick(), now)
@@ -201,7 +201,7 @@ def test_a_stale_hint_does_not_keep_a_node_from_asking_the_others() -> None:
                 )
                 state, actions = step(state, answer, now)
                 asked += [more.to for more in actions if isinstance(more, pt.Send)]
-                if state.guide.asked == "x":
+                if state.tracking.asked == "x":
                     state, _ = step(state, pt.Unreachable("x", action.message), now)
     assert {"c", "d", "e"} <= set(asked)
 
@@ -217,32 +217,32 @@ def test_a_round_that_stands_is_learned_from_who_does_not_lead_too() -> None:
 
 @pytest.mark.parametrize("is_told", [True, False])
 def test_after_a_sleep_nothing_is_sent_before_there_is_fresh_news(is_told: bool) -> None:
-    state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", news(plan=plan())), 0.1), (pt.Tick(), 3.0))
+    state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", update(plan=plan())), 0.1), (pt.Tick(), 3.0))
     now = 3.0 + ASLEEP_SECONDS + 60
     if is_told:
         state, _ = step(state, pt.Resumed(), now)
     state, actions = step(state, pt.Trained(1, True), now)
     assert uploads(actions) == []
-    old = state.guide.oldest - 1
-    state, actions = step(state, Received("c", news(plan=plan(), number=old)), now)
+    old = state.tracking.oldest - 1
+    state, actions = step(state, Received("c", update(plan=plan(), number=old)), now)
     assert uploads(actions) == []
-    _, actions = step(state, Received("c", news(plan=plan(), number=state.guide.number)), now)
+    _, actions = step(state, Received("c", update(plan=plan(), number=state.tracking.number)), now)
     assert uploads(actions) == [0, 1]
 
 
 def stopped_in_a_round() -> Node:
     """A coordinator that was asked to stop while p trains for round 1."""
-    state, actions = drive(leading(), (poll("p"), 1.0), (pt.Stop(), 2.0))
+    state, actions = drive(new_leader(), (poll("p"), 1.0), (pt.Stop(), 2.0))
     assert not [action for action in actions if isinstance(action, pt.Quit)], "p's work would be lost to this round"
     return state
 
 
 def finish_round_1(state: Node) -> tuple[Node, list[pt.Action]]:
-    assert state.leading is not None
-    assert state.leading.plan is not None
+    assert state.leader_role is not None
+    assert state.leader_role.plan is not None
     return drive(
         state,
-        (poll("p", sent=state.leading.plan.key), 3.0),
+        (poll("p", sent=state.leader_role.plan.key), 3.0),
         (pt.Sealed(RoundRecord(1, "x1", "", ("c",))), 3.1),
         (pt.Applied(RoundRecord(1, "x1", "", ("c",))), 3.2),
     )
@@ -251,22 +251,22 @@ def finish_round_1(state: Node) -> tuple[Node, list[pt.Action]]:
 def test_a_leader_that_is_asked_to_stop_ends_its_round_and_goes_and_tells_nobody_that_the_run_is_over() -> None:
     state, actions = finish_round_1(stopped_in_a_round())
     assert [action for action in actions if isinstance(action, pt.Quit)]
-    assert state.leading is not None
-    assert state.leading.state.phase is Phase.FINISHED
-    assert not leading_news(state).is_finished
+    assert state.leader_role is not None
+    assert state.leader_role.state.phase is Phase.FINISHED
+    assert not round_update(state).is_finished
 
 
 def test_a_peer_that_is_asked_to_stop_and_knows_no_leader_goes_at_once() -> None:
     state, _ = drive(working(), (pt.Unreachable("c", pt.Poll("p", 1, 0, True, True, (0, 0, 0), 0)), 4.1))
-    state = replace(state, guide=replace(state.guide, leader=""))
+    state = replace(state, tracking=replace(state.tracking, leader=""))
     _, actions = step(state, pt.Stop(), 4.2)
     assert [action for action in actions if isinstance(action, pt.Quit)]
 
 
 def test_whoever_has_the_last_round_says_so_at_once() -> None:
     last = RoundRecord(1, "x1", "", ("c",))
-    over = replace(news(base=last, number=2), is_finished=True)
-    state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", news()), 0.1), (Received("c", over), 1.0))
+    over = replace(update(base=last, number=2), is_finished=True)
+    state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", update()), 0.1), (Received("c", over), 1.0))
     _, actions = step(state, pt.Applied(last), 1.5)
     told = [action.message for action in actions if isinstance(action, pt.Send)]
     assert [m.applied for m in told if isinstance(m, Poll)] == [1] or any(isinstance(m, pt.Goodbye) for m in told)
@@ -289,7 +289,7 @@ def test_a_voter_that_is_started_after_the_last_round_ends_where_nobody_leads(ap
             if isinstance(action, pt.Send):
                 state, _ = step(state, pt.Unreachable(action.to, action.message), now)
     if applied == 3:
-        assert state.guide.is_finished
+        assert state.tracking.is_finished
         assert UNLED_SECONDS <= quits[0] < UNLED_SECONDS + 10.0
     else:
         assert not quits, "the run goes on when the others are back"
@@ -300,11 +300,11 @@ def led_to_the_end() -> tuple[Node, RoundRecord]:
     policy = replace(POLICY, last_round=3)
     last = RoundRecord(3, "3" * 64, "2" * 64, ("c", "p", "q"))
     state = begin(node("c", policy=policy).identity, HardState(last), PeerState(applied=3, chain=last.chain), 0.0)
-    state, _ = step(state, pt.Tick(), state.council.stand_at)
-    for is_trial in (True, False):
-        vote = VoteReply(1, state.council.term, True, is_trial, "granted")
+    state, _ = step(state, pt.Tick(), state.voter.election_at)
+    for is_pre_vote in (True, False):
+        vote = VoteReply(1, state.voter.term, True, is_pre_vote, "granted")
         state, _ = step(state, Received("q", vote), state.stepped_at)
-    assert state.council.leads
+    assert state.voter.leads
     return state, last
 
 
@@ -319,7 +319,7 @@ def test_a_leader_does_not_leave_a_voter_without_the_last_round_that_still_asks_
         state, actions = step(state, pt.Tick(), now)
         quits += [now for action in actions if isinstance(action, pt.Quit)]
         if lives and not quits:
-            state, _ = step(state, Received("q", HeartbeatReply(state.council.term, 2, "", "following")), now)
+            state, _ = step(state, Received("q", HeartbeatReply(state.voter.term, 2, "", "following")), now)
     if not lives:
         assert quits
         return
@@ -335,30 +335,30 @@ def test_a_leader_does_not_leave_a_voter_without_the_last_round_that_still_asks_
 def test_shards_go_to_nodes_that_lack_no_more_than_the_round_that_was_decided_just_now() -> None:
     """Once a leader reduced every round after the first alone: nobody has applied a round as the next one opens."""
     state, _ = drive(
-        leading(),
+        new_leader(),
         *((Received(name, Poll(name, 1, 0, True, True, (0, 0, 0), 0)), 1.0) for name in ("p", "q", "r")),
     )
-    assert state.leading is not None
-    assert state.leading.plan is not None
-    key = state.leading.plan.key
+    assert state.leader_role is not None
+    assert state.leader_role.plan is not None
+    key = state.leader_role.plan.key
     ready = [(Received(name, Poll(name, 1, 0, True, True, key, 0)), 2.0) for name in ("p", "q", "r")]
     done = [
-        (Received(place.node, pt.ShardDone(key[1], 1, shard, ShardDigest(frozenset("pqr"), f"d{shard}"))), 2.1)
-        for shard, place in enumerate(state.leading.plan.places)
+        (Received(node, pt.ShardDone(key[1], 1, shard, ShardDigest(frozenset("pqr"), f"d{shard}"))), 2.1)
+        for shard, node in enumerate(state.leader_role.plan.nodes)
     ]
     state, _ = drive(state, *ready, *done, (pt.Sealed(RoundRecord(1, "x1", "", ("c",))), 2.2))
-    assert state.leading is not None
-    assert state.leading.plan is not None
-    assert state.leading.plan.round == 2
-    assert {place.node for place in state.leading.plan.places} - {"c"}, "others reduce too"
+    assert state.leader_role is not None
+    assert state.leader_role.plan is not None
+    assert state.leader_role.plan.round == 2
+    assert {*state.leader_role.plan.nodes} - {"c"}, "others reduce too"
 
 
 def test_a_leader_that_trains_counts_its_own_work_as_soon_as_it_is_there() -> None:
     state, _ = step(node("c"), pt.Tick(), 0.0)
     state, _ = step(state, pt.Trained(1, True), 4.0)
     for shard in (0, 1):
-        state, _ = step(state, pt.Offered("c", state.council.term, 1, "", shard, 10), 4.1)
-        state, actions = step(state, pt.Uploaded(state.council.term, 1, shard, PLACES[shard], True), 4.1)
+        state, _ = step(state, pt.Offered("c", state.voter.term, 1, "", shard, 10), 4.1)
+        state, actions = step(state, pt.Uploaded(state.voter.term, 1, shard, SLOTS[shard], True), 4.1)
     assert any(isinstance(action, pt.Average) for action in actions)
 
 
@@ -368,7 +368,7 @@ def test_a_leader_that_trains_counts_its_own_work_as_soon_as_it_is_there() -> No
 def ahead() -> Node:
     """A peer that has applied three rounds of a run whose only voter is the coordinator."""
     records = [RoundRecord(round, f"x{round}", f"x{round - 1}" if round > 1 else "", ("c",)) for round in (1, 2, 3)]
-    told = [(Received("c", news(term=2, version=2, base=records[-1], number=1)), 0.1)]
+    told = [(Received("c", update(term=2, version=2, base=records[-1], number=1)), 0.1)]
     state, _ = drive(node("p"), (pt.Tick(), 0.0), *told, *((pt.Applied(record), 0.2) for record in records))
     assert state.peer.applied == 3
     return state
@@ -377,11 +377,13 @@ def ahead() -> Node:
 def test_the_only_voter_is_followed_when_it_was_set_back() -> None:
     state = ahead()
     older = RoundRecord(1, "x1", "", ("c",))
-    state, actions = step(state, Received("c", news(term=1, version=1, base=older, number=state.guide.number)), 5.0)
+    state, actions = step(
+        state, Received("c", update(term=1, version=1, base=older, number=state.tracking.number)), 5.0
+    )
     assert [action for action in actions if isinstance(action, pt.FetchState)]
-    assert state.guide.leader == "c"
+    assert state.tracking.leader == "c"
     state, _ = step(state, pt.Restored(older), 6.0)
-    assert (state.peer.applied, state.peer.chain, state.council.ledger.base) == (1, "x1", older)
+    assert (state.peer.applied, state.peer.chain, state.voter.hard_state.base) == (1, "x1", older)
 
 
 @pytest.mark.parametrize("what", ["an old answer", "other voters", "somebody else"])
@@ -389,7 +391,9 @@ def test_nobody_else_takes_back_what_stands(what: str) -> None:
     state = ahead()
     sender, voters = ("d", ("c",)) if what == "somebody else" else ("c", ("c", "d", "e"))
     base = RoundRecord(1, "x1", "", voters if what != "an old answer" else ("c",))
-    number = state.guide.number - 1 if what == "an old answer" else state.guide.number
-    after, actions = step(state, Received(sender, replace(news(term=1, base=base, number=number), leader=sender)), 5.0)
-    assert (after.peer.applied, after.peer.needs_state, after.council.ledger.base.round) == (3, False, 3)
+    number = state.tracking.number - 1 if what == "an old answer" else state.tracking.number
+    after, actions = step(
+        state, Received(sender, replace(update(term=1, base=base, number=number), leader=sender)), 5.0
+    )
+    assert (after.peer.applied, after.peer.needs_state, after.voter.hard_state.base.round) == (3, False, 3)
     assert not [action for action in actions if isinstance(action, pt.FetchState)]

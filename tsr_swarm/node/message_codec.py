@@ -230,7 +230,7 @@ def poll_from_proto(request: pb.PollRequest) -> Poll:
 
 def news_to_proto(news: RoundUpdate, plan: RoundPlan | None) -> pb.News:
     """A leader's answer. plan: what to train in ``news.plan``; without that, it is not looked at."""
-    places = () if news.plan is None else news.plan.places
+    places = () if news.plan is None else news.plan.reducers
     lives = {place.node: place for place in places}
     made = [lives.get(node, ReducerSlot(node, 0)) for node in news.sources]
     indices = {place: index for index, place in enumerate(dict.fromkeys((*places, *made)))}
@@ -297,7 +297,7 @@ def _open_to_proto(announced: OpenRound, plan: RoundPlan | None, indices: Mappin
     return pb.OpenPlan(
         plan=plan_to_proto(plan),
         key=_key_to_proto(announced.key),
-        places=[indices[place] for place in announced.places],
+        places=[indices[place] for place in announced.reducers],
     )
 
 

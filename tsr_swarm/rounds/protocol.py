@@ -1,6 +1,6 @@
 """What nodes of a swarm tell each other, what happens to one, and what it asks its shell to do.
 
-Messages may be lost, late, doubled and in any order. The council's own are in rounds/raft_state.py.
+Messages may be lost, late, doubled and in any order. The voter's own are in rounds/raft_state.py.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.reducer import Verdict
 
-# --- messages, beside the council's -------------------------------------------------------------------------------
+# --- messages, beside the voter's -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,18 @@ class OpenRound:
     round: int
     parent: str
     term: int
-    version: int  # of ``places``
-    places: tuple[ReducerSlot, ...]  # by shard
+    version: int  # of ``reducers``
+    reducers: tuple[ReducerSlot, ...]  # by shard
 
     @property
     def key(self) -> tuple[int, int, int]:
         """What tells it from other plans."""
         return self.round, self.term, self.version
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the reducers, by shard."""
+        return tuple(slot.node for slot in self.reducers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +189,7 @@ class Uploaded:
     term: int
     round: int
     shard: int
-    place: ReducerSlot
+    reducer: ReducerSlot
     counted: bool
 
 
@@ -194,7 +199,7 @@ class UploadFailed:
 
     round: int
     shard: int
-    place: ReducerSlot
+    reducer: ReducerSlot
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +281,7 @@ class Upload:
     term: int  # of the plan
     round: int
     shard: int
-    place: ReducerSlot
+    reducer: ReducerSlot
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +340,7 @@ class FetchState:
 
 @dataclass(frozen=True, slots=True)
 class Propose:
-    """Put this to the council. Never reaches the shell: rounds/step.py does it."""
+    """Put this to the voter. Never reaches the shell: rounds/step.py does it."""
 
     record: RoundRecord
 

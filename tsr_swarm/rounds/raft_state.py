@@ -9,7 +9,7 @@ class RaftRole(StrEnum):
     """What a voter is in its term."""
 
     FOLLOWER = "follower"
-    TRIAL = "trial"  # asks whether it would be elected; nobody's term moves
+    PRE_CANDIDATE = "pre-candidate"  # asks whether it would be elected; nobody's term moves
     CANDIDATE = "candidate"
     LEADER = "leader"
 
@@ -36,7 +36,7 @@ class HardState:
 
     @property
     def extent(self) -> tuple[int, int]:
-        """How far it goes; ledgers are compared by it as logs are in Raft (section 5.4.1).
+        """How far it goes; hard_states are compared by it as logs are in Raft (section 5.4.1).
 
         Of two that know the same round to stand, the one whose tail was accepted in the newer term goes further. One
         that knows a later round to stand goes further than any tail of that round: a tail that stands is that round.
@@ -49,11 +49,11 @@ class Voter:
     """One voter, or a node that may become one."""
 
     me: str
-    ledger: HardState
+    hard_state: HardState
     role: RaftRole = RaftRole.FOLLOWER
     leader: str = ""  # of this term, as far as known
-    heard_at: float = 0.0  # the leader, or a candidate that was given the vote
-    stand_at: float = 0.0  # time of the next try to be elected
+    contact_at: float = 0.0  # the leader, or a candidate that was given the vote
+    election_at: float = 0.0  # time of the next try to be elected
     granted: frozenset[str] = frozenset()  # votes of this term or trial
     proposal: RoundRecord | None = None  # a leader's, undecided
     accepted: frozenset[str] = frozenset()  # voters that hold it
@@ -65,23 +65,23 @@ class Voter:
     @property
     def voters(self) -> tuple[str, ...]:
         """Who decides about the next round."""
-        return self.ledger.base.voters
+        return self.hard_state.base.voters
 
     @property
     def term(self) -> int:
-        return self.ledger.term
+        return self.hard_state.term
 
     @property
     def leads(self) -> bool:
         return self.role is RaftRole.LEADER
 
     @property
-    def may_stand(self) -> bool:
+    def may_campaign(self) -> bool:
         """Whether it may lead: it votes, and what it accepted and would propose anew can be fetched from it.
 
         One that has lost those bytes keeps its promise as a voter: it refuses whoever may not know of that round.
         """
-        has_tail = self.ledger.tail is None or self.ledger.tail.chain != self.lost
+        has_tail = self.hard_state.tail is None or self.hard_state.tail.chain != self.lost
         return self.me in self.voters and has_tail
 
 
@@ -95,7 +95,7 @@ class VoteRequest:
     term: int
     candidate: str
     extent: tuple[int, int]
-    is_trial: bool
+    is_pre_vote: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class VoteReply:
     term: int
     voter_term: int
     granted: bool
-    is_trial: bool
+    is_pre_vote: bool
     reason: str
 
 
@@ -174,7 +174,7 @@ class PeerLost:
 
 Event = Received | Propose | Stored | RoundLearned | PeerLost | Tick
 
-# --- actions. If a step changes the ledger, it is journaled before any of them; if that fails, there was no step ------
+# --- actions. If a step changes the hard state, it is journaled before any of them; if that fails, there was no step --
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,24 +14,24 @@ AHEAD = 2  # rounds: a contribution may be quicker than the news
 def offered(node: Node, event: Offered) -> Result:
     """Take a contribution, or say why not."""
     shards = len(node.identity.sizes)
-    reducing = node.reducing or Reducing(rd.ReducerState(0, shards))
-    known = max(node.peer.committed, node.council.ledger.base.round)
+    reducing = node.reducer or Reducing(rd.ReducerState(0, shards))
+    known = max(node.peer.committed, node.voter.hard_state.base.round)
     if reducing.state.round < event.round <= known + AHEAD:
         reducing = Reducing(rd.ReducerState(event.round, shards), event.term)
     if event.round <= known:
         verdict = rd.Verdict(False, False, f"round {event.round} has closed; the work stays in your residual")
-        return replace(node, reducing=reducing), [Reply(event.peer, event.round, event.shard, verdict)]
+        return replace(node, reducer=reducing), [Reply(event.peer, event.round, event.shard, verdict)]
     reducing = _reopened(reducing, event.round, event.term)
     state, verdict = rd.offer(reducing.state, event.round, event.peer, event.shard, event.tokens)
-    node = replace(node, reducing=replace(reducing, state=state))
+    node = replace(node, reducer=replace(reducing, state=state))
     return node, [Reply(event.peer, event.round, event.shard, verdict)]
 
 
 def reopened(node: Node, plan: OpenRound) -> Node:
     """A new leader asks for the same round again: what is held still counts, and more may come."""
-    if node.reducing is None:
+    if node.reducer is None:
         return node
-    return replace(node, reducing=_reopened(node.reducing, plan.round, plan.term))
+    return replace(node, reducer=_reopened(node.reducer, plan.round, plan.term))
 
 
 def _reopened(reducing: Reducing, round: int, term: int) -> Reducing:
@@ -43,7 +43,7 @@ def _reopened(reducing: Reducing, round: int, term: int) -> Reducing:
 def close(node: Node, sender: str, message: Close) -> Result:
     """Close shards and have them averaged; one that has too few contributions is void at once."""
     shards = len(node.identity.sizes)
-    reducing = node.reducing or Reducing(rd.ReducerState(message.round, shards))
+    reducing = node.reducer or Reducing(rd.ReducerState(message.round, shards))
     if (message.round, message.term) < (reducing.state.round, reducing.term):
         return node, []
     if message.round > reducing.state.round:
@@ -62,7 +62,7 @@ def close(node: Node, sender: str, message: Close) -> Result:
             done[shard] = ShardDigest()
     under_way = reducing.under_way | wanted.keys()
     reducing = replace(reducing, state=state, leader=sender, done=done, under_way=under_way)
-    node = replace(node, reducing=reducing)
+    node = replace(node, reducer=reducing)
     asked = {shard: done[shard] for shard in message.shards if shard in done}
     average = [Average(message.term, message.round, wanted)] if wanted else []
     return node, [*average, *_answers(reducing, asked)]
@@ -70,7 +70,7 @@ def close(node: Node, sender: str, message: Close) -> Result:
 
 def averaged(node: Node, event: Averaged) -> Result:
     """Tell the leader, unless the round has moved on."""
-    reducing = node.reducing
+    reducing = node.reducer
     if reducing is None or (event.round, event.term) != (reducing.state.round, reducing.term):
         return node, []
     if event.shard not in reducing.under_way:
@@ -80,7 +80,7 @@ def averaged(node: Node, event: Averaged) -> Result:
         done={**reducing.done, event.shard: event.result},
         under_way=reducing.under_way - {event.shard},
     )
-    return replace(node, reducing=reducing), list(_answers(reducing, {event.shard: event.result}))
+    return replace(node, reducer=reducing), list(_answers(reducing, {event.shard: event.result}))
 
 
 def _answers(reducing: Reducing, results: Mapping[int, ShardDigest]) -> list[Send]:

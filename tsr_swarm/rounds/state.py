@@ -81,16 +81,16 @@ class HeldPoll:
 
 
 @dataclass(frozen=True, slots=True)
-class Leading:
+class LeaderRole:
     """What a leader has, beside the state of the round."""
 
     state: LeaderState
     since: float
     looked_at: float = 0.0  # the last time that ``tick`` looked at what is due
     version: int = 1
-    callers: Mapping[str, MemberContact] = field(default_factory=dict)
-    nodes: tuple[str, ...] = ()  # of the callers, who can be dialled
-    holds: Mapping[str, HeldPoll] = field(default_factory=dict)  # peers whose polls are held
+    contacts: Mapping[str, MemberContact] = field(default_factory=dict)
+    nodes: tuple[str, ...] = ()  # of the contacts, who can be dialled
+    held_polls: Mapping[str, HeldPoll] = field(default_factory=dict)  # peers whose polls are held
     plan: OpenRound | None = None
     gather: Gather | None = None
     sealed: RoundRecord | None = None
@@ -110,16 +110,16 @@ class Reducing:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node. ``council.ledger`` is what it has journaled; the rest is gone when it dies."""
+    """One node. ``voter.hard_state`` is what it has journaled; the rest is gone when it dies."""
 
     identity: NodeIdentity
-    council: Voter
+    voter: Voter
     peer: PeerState
-    guide: LeaderTracking = LeaderTracking()
+    tracking: LeaderTracking = LeaderTracking()
     plan: OpenRound | None = None  # the open round
-    work: LocalProgress = LocalProgress()
-    leading: Leading | None = None
-    reducing: Reducing | None = None
+    progress: LocalProgress = LocalProgress()
+    leader_role: LeaderRole | None = None
+    reducer: Reducing | None = None
     contributors: frozenset[str] = frozenset()  # to the newest round in its weights
     stepped_at: float = 0.0
     is_leaving: bool = False
@@ -140,7 +140,7 @@ def then(result: Result, more: Callable[[Node, float], Result], now: float) -> R
     return node, [*actions, *rest]
 
 
-def contacts(node: Node) -> Sequence[str]:
+def known_nodes(node: Node) -> Sequence[str]:
     """Who may know the leader."""
     identity = node.identity
-    return sorted({*node.council.voters, *node.guide.nodes, identity.first, *identity.known} - {node.me})
+    return sorted({*node.voter.voters, *node.tracking.nodes, identity.first, *identity.known} - {node.me})

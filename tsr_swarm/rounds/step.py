@@ -1,6 +1,6 @@
 """``step(node, event, now) -> (node, actions)``: the whole of a node's decisions as one pure function.
 
-The same node, event and time always give the same answer. Where a step changes ``node.council.ledger``, the shell
+The same node, event and time always give the same answer. Where a step changes ``node.voter.hard_state``, the shell
 journals it before any action is carried out; if it cannot, the step has not happened, and an event that is no message
 is put again later.
 """
@@ -18,12 +18,12 @@ from tsr_swarm.rounds.state import Node, NodeIdentity, Result, then
 ASLEEP_SECONDS = 8.0  # a node polls or beats more often; one without a step for so long was not running
 
 
-def begin(identity: NodeIdentity, ledger: HardState, peer: PeerState, now: float, lost: str = "") -> Node:
+def begin(identity: NodeIdentity, hard_state: HardState, peer: PeerState, now: float, lost: str = "") -> Node:
     """A node as it starts, with its journal and the round of its checkpoint.
 
     lost: chain hash of the proposal that it accepted, if its disk does not have that any more.
     """
-    return Node(identity, raft.begin(identity.me, ledger, now, lost), peer, stepped_at=now)
+    return Node(identity, raft.begin(identity.me, hard_state, now, lost), peer, stepped_at=now)
 
 
 def step(node: Node, event: Event, now: float) -> Result:
@@ -33,7 +33,7 @@ def step(node: Node, event: Event, now: float) -> Result:
     if now > node.stepped_at + ASLEEP_SECONDS:
         node = follower.slept(node, now)
     node = replace(node, stepped_at=now)
-    version = node.leading.version if node.leading is not None else 0
+    version = node.leader_role.version if node.leader_role is not None else 0
     result = _settle(_take_in(node, event, now), now)
     result = _settle(then(result, follower.act, now), now)
     result = _settle(then(result, leader.arrived_itself, now), now)
@@ -45,8 +45,8 @@ def wake_at(node: Node) -> float:
     """When the next Tick is due, if nothing happens before."""
     if node.has_quit:
         return float("inf")
-    retry = node.work.retry_at or float("inf")
-    return min(raft.wake_at(node.council), follower.poll_due(node), leader.due(node), retry)
+    retry = node.progress.retry_at or float("inf")
+    return min(raft.wake_at(node.voter), follower.poll_due(node), leader.due(node), retry)
 
 
 def _take_in(node: Node, event: Event, now: float) -> Result:
@@ -87,8 +87,8 @@ def _take_in(node: Node, event: Event, now: float) -> Result:
 
 
 def _tick(node: Node, now: float) -> Result:
-    if node.work.retry_at and now >= node.work.retry_at:
-        node = replace(node, work=replace(node.work, retry_at=0.0))
+    if node.progress.retry_at and now >= node.progress.retry_at:
+        node = replace(node, progress=replace(node.progress, retry_at=0.0))
     return leader.tick(node, now)
 
 
@@ -111,9 +111,9 @@ def _received(node: Node, sender: str, message: protocol.Message, now: float) ->
 
 
 def _advise(node: Node, event: cl.Event, now: float) -> Result:
-    """Put an event to the council, and do what follows from its answer."""
-    council, decisions = raft.step(node.council, event, now)
-    result: Result = (replace(node, council=council), [])
+    """Put an event to the voter, and do what follows from its answer."""
+    voter, decisions = raft.step(node.voter, event, now)
+    result: Result = (replace(node, voter=voter), [])
     for decision in decisions:
         result = then(result, lambda n, at, d=decision: _follow_up(n, d, at), now)  # type: ignore[misc]
     return result
@@ -127,18 +127,18 @@ def _follow_up(node: Node, decision: cl.Action, now: float) -> Result:
             return node, [protocol.Store(record, follower.makers(node, record), (source,))]
         case cl.CatchUp(round, source):
             peer = replace(node.peer, committed=max(node.peer.committed, round - 1))
-            return replace(node, peer=peer, guide=replace(node.guide, leader=source)), []
+            return replace(node, peer=peer, tracking=replace(node.tracking, leader=source)), []
         case cl.RoundCommitted(record):
             return leader.decided(node, record, now)
         case cl.BecomeLeader():
             return leader.take_over(node, now)
         case cl.StepDown(reason):
-            stands_again = node.council.role is not cl.RaftRole.FOLLOWER
+            stands_again = node.voter.role is not cl.RaftRole.FOLLOWER
             return node, [] if stands_again else [protocol.Notify(f"This node leads no more: {reason}.")]
 
 
 def _settle(result: Result, now: float) -> Result:
-    """What a node tells itself, and what it puts to its own council, happens at once."""
+    """What a node tells itself, and what it puts to its own voter, happens at once."""
     node, actions = result
     kept: list[Action] = []
     queue: list[Action] = list(actions)
@@ -153,9 +153,9 @@ def _settle(result: Result, now: float) -> Result:
             case _:
                 kept.append(action)
         queue[:0] = more
-    if node.leading is not None and node.council.role in (cl.RaftRole.FOLLOWER, cl.RaftRole.TRIAL):
+    if node.leader_role is not None and node.voter.role in (cl.RaftRole.FOLLOWER, cl.RaftRole.PRE_CANDIDATE):
         node, told = leader.give_up(node)
         kept += told
-    if node.leading is not None and node.council.leads:
-        node = follower.follow_oneself(node, leader.news(node), now)
+    if node.leader_role is not None and node.voter.leads:
+        node = follower.follow_oneself(node, leader.round_update(node), now)
     return node, kept

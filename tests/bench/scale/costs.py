@@ -142,7 +142,7 @@ def _cost(swarm: HomeSwarm, goods: Cargo, seconds: float) -> Cost:
         letters={kind: (count / rounds, kinds[kind] / count) for kind, count in numbers.items()},
         leader_cpu=swarm.leader_seconds / rounds,
         seconds=seconds,
-        complaints=tuple(swarm.judge.violations),
+        complaints=tuple(swarm.checker.violations),
         traffic=nodes,
         groups=names,
     )

@@ -131,7 +131,7 @@ class Office:
         """Nodes that who hears it may have to dial, as far as they can be."""
         told = [message.leader, *message.base.voters]
         if isinstance(message, pt.RoundUpdate):
-            reducers = [] if message.plan is None else [place.node for place in message.plan.places]
+            reducers = [] if message.plan is None else [*message.plan.nodes]
             told += [*message.nodes, *message.sources, *reducers]
         return [node for node in dict.fromkeys(told) if node in self._addresses]
 
@@ -157,8 +157,8 @@ class Office:
         plan = None
         if message.plan is not None:
             plan = self._cargo.plan(message.plan.round, _chain(message.plan.parent))
-            places = tuple(replace(place, incarnation=_LIFE) for place in message.plan.places)
-            news = replace(news, plan=replace(message.plan, parent=plan.parent, places=places))
+            slots = tuple(replace(slot, incarnation=_LIFE) for slot in message.plan.reducers)
+            news = replace(news, plan=replace(message.plan, parent=plan.parent, reducers=slots))
         text = message_codec.news_to_proto(news, plan)
         text.rules.CopyFrom(rules_to_proto(self._cargo.manifest.config))
         return text

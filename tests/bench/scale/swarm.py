@@ -59,12 +59,12 @@ class HomeNode(Machine):
             return
         started = time.perf_counter()
         after, actions = step(before, event, self.local())
-        if after.leading is not None:
+        if after.leader_role is not None:
             self.swarm.leader_seconds += time.perf_counter() - started
-        if after.council.ledger is not before.council.ledger:
-            self.disk.save_ledger(after.council.ledger)
+        if after.voter.hard_state is not before.voter.hard_state:
+            self.disk.save_hard_state(after.voter.hard_state)
         self.node = after
-        self.swarm.judge.stepped(self, before, after)
+        self.swarm.checker.stepped(self, before, after)
         self._settle(event, before, after)
         for action in actions:
             self._carry_out(action)
@@ -78,8 +78,8 @@ class HomeNode(Machine):
     def _hear_plan(self, plan: pt.OpenRound) -> None:
         """Who reduces asks who is here."""
         assert self.node is not None, "it hears"
-        if self.node.leading is None and any(place.node == self.name for place in plan.places):
-            swarm, leader = self.swarm, self.node.guide.leader
+        if self.node.leader_role is None and self.name in plan.nodes:
+            swarm, leader = self.swarm, self.node.tracking.leader
             has_list = self.name in swarm.listed  # nobody comes or goes
             swarm.listed.add(self.name)
             answer = partial(swarm.carry, leader, self.name, swarm.office.peers(has_list), lambda: None)
@@ -89,7 +89,7 @@ class HomeNode(Machine):
         swarm = self.swarm
         match action:
             case pt.Send(to, message):
-                swarm.judge.sent(self, to, message)
+                swarm.checker.sent(self, to, message)
                 swarm.network.send(self, to, message)
             case pt.Upload():
                 self._upload(action)
@@ -133,11 +133,11 @@ class HomeNode(Machine):
     def _upload(self, upload: pt.Upload) -> None:
         self._tokens += 1
         self._sending[upload.round, upload.shard] = self._tokens
-        parcel = Delivery(self, self.life, self._tokens, upload.term, self.work.carried[upload.shard], upload.place)
-        self._after(PACK_SECONDS * self.swarm.chance.random(), partial(self._submit, upload, parcel))
+        delivery = Delivery(self, self.life, self._tokens, upload.term, self.work.carried[upload.shard], upload.reducer)
+        self._after(PACK_SECONDS * self.swarm.chance.random(), partial(self._submit, upload, delivery))
 
-    def _submit(self, upload: pt.Upload, parcel: Delivery) -> None:
-        to, arrive = upload.place.node, partial(self._arrive, upload, parcel)
+    def _submit(self, upload: pt.Upload, delivery: Delivery) -> None:
+        to, arrive = upload.reducer.node, partial(self._arrive, upload, delivery)
         if to == self.name:
             arrive()
         else:
@@ -145,12 +145,12 @@ class HomeNode(Machine):
             self.swarm.carry(self.name, to, letter, arrive)
 
     def _reply(self, reply: pt.Reply) -> None:
-        parcel = self._arriving.pop((reply.peer, reply.round, reply.shard))
+        delivery = self._arriving.pop((reply.peer, reply.round, reply.shard))
         if reply.verdict.is_new:
             if any(round < reply.round for round, _, _ in list(self.held)[:1]):
                 self.held.clear()
-            self.held[reply.round, reply.peer, reply.shard] = parcel.units
-        told = partial(parcel.sender._uploaded, parcel, reply)
+            self.held[reply.round, reply.peer, reply.shard] = delivery.units
+        told = partial(delivery.sender._uploaded, delivery, reply)
         if reply.peer == self.name:
             self._after(0.0, told)
         else:
@@ -173,7 +173,7 @@ class HomeNode(Machine):
         self._stored(published.record, ())
 
     def _download(self, round: int, sources: tuple[str, ...], donors: tuple[str, ...]) -> None:
-        record = self.swarm.records[self.swarm.judge.standing[round]]
+        record = self.swarm.records[self.swarm.checker.standing[round]]
         if record.chain in self._storing:  # it comes as a proposal
             self._after(0.02, partial(self._download, round, sources, donors))
         elif (published := self.disk.find(round, record.chain)) is not None:
@@ -195,9 +195,9 @@ class HomeNode(Machine):
 
     def _applied(self, published: Published) -> None:
         super()._applied(published)
-        if self.node is None or self.node.leading is not None:
+        if self.node is None or self.node.leader_role is not None:
             return
-        leader, round = self.node.guide.leader, published.record.round
+        leader, round = self.node.tracking.leader, published.record.round
         letter = self.swarm.office.report(round, self.name)
         self.swarm.carry(self.name, leader, letter, partial(self.swarm.log.reported, round, self.name))
 
@@ -213,7 +213,7 @@ class HomeNetwork(Network):
     """Messages take their time on the lines of both ends."""
 
     def __init__(self, swarm: "HomeSwarm", chance: Random) -> None:
-        super().__init__(swarm.clock, chance, swarm.machines, Weather(latency=LATENCY), swarm.judge.complain)
+        super().__init__(swarm.clock, chance, swarm.machines, Weather(latency=LATENCY), swarm.checker.complain)
         self._swarm = swarm
         self._gathering: set[tuple[int, int, int]] = set()
 
@@ -302,9 +302,9 @@ class HomeSwarm(Swarm):
         if round > self._last:
             self.stop()
             return
-        leading = leader.node.leading if leader.node is not None else None
+        leading = leader.node.leader_role if leader.node is not None else None
         plan = leading.plan if leading is not None else None
-        self.log.opened(round, [place.node for place in plan.places] if plan is not None else [])
+        self.log.opened(round, [*plan.nodes] if plan is not None else [])
 
     def committed(self, record: RoundRecord) -> None:
         """A round stands."""
