@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
 from tsr_swarm.config.run import ModelConfig, RoundConfig, RunConfig
 from tsr_swarm.config.sharding import block_bytes, split_blocks
-from tsr_swarm.rounds.shard_assignment import SLACK, assign
+from tsr_swarm.rounds.assignment import SLACK, assign
 from tsr_swarm.train.llama import parameter_shapes
 
 

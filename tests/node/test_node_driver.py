@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from tsr_swarm.node import driver as module
 from tsr_swarm.node.driver import AGAIN_SECONDS, Driver
 from tsr_swarm.rounds import raft_state as cl
-from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import (
     Action,
@@ -31,7 +30,7 @@ from tsr_swarm.rounds.protocol import (
     Unreachable,
 )
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.rounds.round_phases import LeaderPolicy
+from tsr_swarm.rounds.round_phases import DeadlinePolicy, LeaderPolicy
 from tsr_swarm.rounds.state import Node, NodeIdentity
 from tsr_swarm.rounds.step import begin, wake_at
 from tsr_swarm.storage.journal import Journal

@@ -196,10 +196,10 @@ class InvariantChecker:
             sizes["members"] = (len(node.leader_role.state.members), names)
             sizes["arrivals"] = (len(node.leader_role.state.arrivals), names)
         if node.reducer is not None:
-            sizes["held"] = (len(node.reducer.state.held), names * shards)
+            sizes["held"] = (len(node.reducer.held), names * shards)
             sizes["done"] = (len(node.reducer.done), shards)
         sizes["contributions"] = (len(machine.held), names * shards)
-        sizes["answers"] = (len(node.voter.answers), names)
+        sizes["answers"] = (len(node.voter.answered_at), names)
         for what, (size, most) in sizes.items():
             if size > most:
                 self.complain(f"{machine.name} keeps {size} {what}, more than {most}")

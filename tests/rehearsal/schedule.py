@@ -6,8 +6,7 @@ from random import Random
 from tests.rehearsal.faults import KINDS, Fault, pace_of
 from tests.rehearsal.network import Weather
 from tests.rehearsal.swarm import PHASES, Layout, Member
-from tsr_swarm.rounds.deadlines import DeadlinePolicy
-from tsr_swarm.rounds.round_phases import LeaderPolicy
+from tsr_swarm.rounds.round_phases import DeadlinePolicy, LeaderPolicy
 
 FIRST = "coordinator"
 CEILING_SECONDS = 30.0

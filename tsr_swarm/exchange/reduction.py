@@ -16,7 +16,9 @@ from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.optim.periods import follows_manifest
 from tsr_swarm.optim.publish import publish_step
 from tsr_swarm.optim.sketch_budget import mean_captured
-from tsr_swarm.rounds.reducer import ReducerState, Verdict, close, included, is_complete, offer
+from tsr_swarm.rounds.protocol import Verdict
+from tsr_swarm.rounds.reducer import close, included, is_complete, offer
+from tsr_swarm.rounds.state import ReducerState
 from tsr_swarm.wire.codec import encode
 from tsr_swarm.wire.gate import check_published, decode_published, shard_slots, void_blocks
 from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult, chain_hash

@@ -11,11 +11,10 @@ from tsr_swarm.node.messenger import NodeInfo
 from tsr_swarm.node.weights import AppliedRound, Weights
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
-from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.rounds.round_phases import LeaderPolicy
+from tsr_swarm.rounds.round_phases import DeadlinePolicy, LeaderPolicy
 from tsr_swarm.rounds.state import Node, NodeIdentity
 from tsr_swarm.rounds.step import begin
 from tsr_swarm.storage.journal import Journal

@@ -78,7 +78,7 @@ def _record(message: pb.Record) -> RoundRecord:
 # --- told between nodes that can be dialled ---------------------------------------------------------------------------
 
 
-def tell_to_proto(message: cl.Message | Goodbye) -> pb.TellRequest:
+def tell_to_proto(message: cl.RaftMessage | Goodbye) -> pb.TellRequest:
     """What needs nothing beside it. Manifest, sender and address are left empty."""
     match message:
         case cl.VoteRequest(term, _, (round, tail_term), is_trial):

@@ -27,7 +27,7 @@ from tsr_swarm.node.sync.rounds import Frames
 from tsr_swarm.process.tasks import Background, Signal
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.follower import sources as sources_of
+from tsr_swarm.rounds.follower import reducers_of
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.state import Node, known_nodes
 from tsr_swarm.telemetry import events
@@ -181,7 +181,7 @@ class SwarmNode:
 
     def makers(self, round: int) -> tuple[str, ...]:
         """Who makes this round's shards, or made them, as far as this node was told."""
-        return sources_of(self.node, round)
+        return reducers_of(self.node, round)
 
     @property
     def is_over(self) -> bool:
@@ -487,7 +487,7 @@ class SwarmNode:
             return None
         if done.term != self.node.voter.term:
             return None
-        is_asked = done.round == led.gather.round and done.shard in led.gather.missing
+        is_asked = done.round == led.gather.round and done.shard not in led.gather.answers
         is_its = led.gather.reducers[done.shard] == reducer
         are_members = all(self.leading.has_trained(peer) for peer in done.result.included)
         return led.plan.parent if is_asked and is_its and are_members else None

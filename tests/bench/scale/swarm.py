@@ -18,10 +18,9 @@ from tests.rehearsal.network import Host, Network, Weather
 from tests.rehearsal.swarm import Layout, Member, Swarm
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.deadlines import DeadlinePolicy
-from tsr_swarm.rounds.header_tree import header_givers
+from tsr_swarm.rounds.catch_up import header_givers
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.round_phases import LeaderPolicy
+from tsr_swarm.rounds.round_phases import DeadlinePolicy, LeaderPolicy
 from tsr_swarm.rounds.step import step
 
 UP, DOWN, LATENCY = 20e6, 100e6, 0.02  # bits a second; seconds one way

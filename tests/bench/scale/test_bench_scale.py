@@ -13,7 +13,7 @@ from tests.bench.scale.letters import STALE, Letter, bytes_by_field, payload_byt
 from tests.bench.scale.lines import SMALL_BYTES, Lines
 from tests.bench.scale.tally import control, payload
 from tests.rehearsal.clock import Clock
-from tsr_swarm.rounds.header_tree import BRANCHES
+from tsr_swarm.rounds.catch_up import BRANCHES
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 PEERS, MEDIUM = 8, 32

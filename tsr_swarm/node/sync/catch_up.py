@@ -12,8 +12,7 @@ from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.rounds import FetchedRound, Frames, RoundDownload
 from tsr_swarm.node.sync.shard_givers import ShardGivers
 from tsr_swarm.node.sync.state import StateDownload
-from tsr_swarm.rounds.catch_up import Costs, choose_way
-from tsr_swarm.rounds.header_tree import header_givers
+from tsr_swarm.rounds.catch_up import Costs, choose_way, header_givers
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.run_folder import record_of

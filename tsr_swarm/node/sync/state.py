@@ -15,8 +15,7 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.process.tasks import Background, Signal
-from tsr_swarm.rounds import chunk_schedule
-from tsr_swarm.rounds.chunk_schedule import Sharing
+from tsr_swarm.rounds.catch_up import ChunkSchedule
 from tsr_swarm.storage.state_file import StateAssembly, begun_round
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import DESCRIBE_SECONDS, TRANSFER_SECONDS
@@ -87,7 +86,7 @@ class _Transfer:
     donors: Sequence[SwarmClient]
     source: SwarmClient  # who described it
     should_stop: Callable[[], bool]
-    sharing: Sharing = field(init=False)
+    sharing: ChunkSchedule = field(init=False)
     givers: set[str] = field(default_factory=set)
     trouble: str = ""  # of the source
     _changed: Signal = field(default_factory=Signal)
@@ -96,7 +95,7 @@ class _Transfer:
     _has_source: bool = False
 
     async def run(self) -> None:
-        self.sharing = Sharing(frozenset(self.assembly.missing))
+        self.sharing = ChunkSchedule(frozenset(self.assembly.missing))
         for donor in self.donors:
             self._start(donor)
         self._tell(self.sharing)
@@ -106,10 +105,10 @@ class _Transfer:
             await self._background.close()
 
     def _start(self, client: SwarmClient) -> None:
-        self.sharing = chunk_schedule.with_donor(self.sharing, client.address)
+        self.sharing = self.sharing.add_donor(client.address)
         self._background.start(self._work(client))
 
-    def _tell(self, sharing: Sharing) -> None:
+    def _tell(self, sharing: ChunkSchedule) -> None:
         """Go on with what is known now: with the source too, if few others are left."""
         self.sharing = sharing
         is_over = sharing.is_complete or self.should_stop()
@@ -124,18 +123,18 @@ class _Transfer:
         donor = client.address
         try:
             while not self.sharing.is_complete:
-                self.sharing, wanted = chunk_schedule.ask(self.sharing, donor)
+                self.sharing, wanted = self.sharing.next_range(donor)
                 if wanted is None:
                     await self._changed.wait_for(self._is_news(), WAIT_SECONDS)
                     continue
                 await self._take(client, wanted)
-                self._tell(chunk_schedule.answered(self.sharing, donor))
+                self._tell(self.sharing.end_answer(donor))
         except (UnreachableError, RefusedError, PeerError) as error:
             if client is self.source:
                 self.trouble = f"{error} The state will be fetched again."
             if isinstance(error, PeerError):
                 self.sources.accuse(client, error)
-            self._tell(chunk_schedule.failed(self.sharing, donor))
+            self._tell(self.sharing.drop_donor(donor))
 
     def _is_news(self) -> Callable[[], bool]:
         before = self.sharing
@@ -157,7 +156,7 @@ class _Transfer:
                     await asyncio.to_thread(self.assembly.check, chunk)
                     self.assembly.take(chunk.index)
                     self.givers.add(client.address)
-                    self._tell(chunk_schedule.arrived(self.sharing, chunk.index))
+                    self._tell(self.sharing.add_chunk(chunk.index))
                 if self.should_stop() or not self.sharing.due_from(client.address):
                     return  # the rest came from others
         if self.sharing.due_from(client.address):
