@@ -70,5 +70,13 @@ def test_what_people_look_at_does_not_load_torch() -> None:
     assert {name for name in importers_of("torch") if name.startswith(("telemetry/", "monitor/", "cli/"))} == set()
 
 
-def test_sub_packages_have_empty_inits() -> None:
-    assert [path for path in FILES if path.name == "__init__.py" and path.parent != PACKAGE and path.read_text()] == []
+def test_decisions_and_mathematics_know_no_event_loop_and_decisions_no_tensors() -> None:
+    pure = ("rounds/", "config/", "lowrank/", "optim/", "wire/")
+    assert {name for name in importers_of("asyncio") if name.startswith(pure)} == set()
+    assert {name for name in importers_of("torch") if name.startswith("rounds/")} == set()
+
+
+def test_inits_of_sub_packages_have_nothing_but_a_docstring() -> None:
+    inits = [path for path in FILES if path.name == "__init__.py" and path.parent != PACKAGE]
+    bodies = {path: ast.parse(path.read_text()).body for path in inits}
+    assert [path for path, body in bodies.items() if any(not isinstance(node, ast.Expr) for node in body)] == []

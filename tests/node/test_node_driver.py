@@ -30,7 +30,7 @@ from tsr_swarm.rounds.protocol import (
     Unreachable,
 )
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.rounds.round_phases import DeadlinePolicy, LeaderPolicy
+from tsr_swarm.rounds.round_phases import RoundPolicy
 from tsr_swarm.rounds.state import Node, NodeIdentity
 from tsr_swarm.rounds.step import begin, wake_at
 from tsr_swarm.storage.journal import Journal
@@ -120,7 +120,7 @@ class Rig:
             is_dialable=True,
             first=voters[0],
             sizes=(1,),
-            policy=LeaderPolicy(DeadlinePolicy(quorum=1, floor_seconds=5.0, ceiling_seconds=60.0), 1, 3),
+            policy=RoundPolicy(quorum=1, floor_seconds=5.0, ceiling_seconds=60.0, min_peers=1, last_round=3),
         )
         node = begin(identity, HardState(genesis), PeerState(applied=0), loop.time())
         self.place = folder / "run"

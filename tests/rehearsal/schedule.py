@@ -6,7 +6,7 @@ from random import Random
 from tests.rehearsal.faults import KINDS, Fault, pace_of
 from tests.rehearsal.network import Weather
 from tests.rehearsal.swarm import PHASES, Layout, Member
-from tsr_swarm.rounds.round_phases import DeadlinePolicy, LeaderPolicy
+from tsr_swarm.rounds.round_phases import RoundPolicy
 
 FIRST = "coordinator"
 CEILING_SECONDS = 30.0
@@ -72,6 +72,11 @@ def layout_of(
     keeps: int = 8,
     last_round: int = 0,
 ) -> Layout:
-    deadlines = DeadlinePolicy(quorum=quorum, floor_seconds=2.0, ceiling_seconds=CEILING_SECONDS)
-    policy = LeaderPolicy(deadlines, min_peers, last_round)
+    policy = RoundPolicy(
+        quorum=quorum,
+        floor_seconds=2.0,
+        ceiling_seconds=CEILING_SECONDS,
+        min_peers=min_peers,
+        last_round=last_round,
+    )
     return Layout(first=FIRST, members=members, sizes=sizes, policy=policy, weather=weather or Weather(), keeps=keeps)

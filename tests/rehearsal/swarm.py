@@ -12,7 +12,7 @@ from tests.rehearsal.network import Network, Weather
 from tests.rehearsal.trace import Trace
 from tests.rehearsal.work import Units
 from tsr_swarm.rounds import raft_state as cl
-from tsr_swarm.rounds.round_phases import LeaderPolicy
+from tsr_swarm.rounds.round_phases import RoundPolicy
 from tsr_swarm.rounds.state import Node, known_nodes
 
 PHASES = ("train", "exchange", "commit", "apply")
@@ -44,7 +44,7 @@ class Layout:
     first: str
     members: tuple[Member, ...]
     sizes: tuple[int, ...]
-    policy: LeaderPolicy
+    policy: RoundPolicy
     weather: Weather
     keeps: int = 8
 
@@ -159,7 +159,7 @@ class Swarm:
         now = self.clock.now
         over_at = max((fault.until for fault in self.active_faults), default=0.0)
         is_disturbed = now < over_at + 15
-        most = self.layout.policy.deadlines.ceiling_seconds + CLOSING_SECONDS
+        most = self.layout.policy.ceiling_seconds + CLOSING_SECONDS
         for machine in self.machines.values():
             self.checker.look(machine, is_disturbed, most)
         last = max([over_at, *self.checker.stood_at.values()])
@@ -223,7 +223,7 @@ class Swarm:
         nodes = [m.node for m in self.machines.values() if m.node is not None and not m.is_suspended]
         peers = sum(node.identity.trains for node in nodes)
         policy = self.layout.policy
-        if not nodes or peers < max(1, policy.deadlines.quorum, 0 if self.checker.newest else policy.min_peers):
+        if not nodes or peers < max(1, policy.quorum, 0 if self.checker.newest else policy.min_peers):
             return False
         newest = max((node.voter.hard_state.base for node in nodes), key=lambda record: record.round)
         here = [node.me for node in nodes]

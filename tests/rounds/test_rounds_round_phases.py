@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tsr_swarm.rounds import round_phases as phases
 from tsr_swarm.rounds.protocol import Commit, Drop, Explain, Open, Propose
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.round_phases import CloseRound, DeadlinePolicy, LeaderPolicy, LeaderState, Phase, decide
+from tsr_swarm.rounds.round_phases import CloseRound, LeaderState, Phase, RoundPolicy, decide
 
-POLICY = DeadlinePolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=60.0)
+POLICY = RoundPolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=60.0, min_peers=1, last_round=0)
 PEERS = ["a", "b", "c", "d"]
 Call = tuple[Any, ...]  # the time, a function that changes the state, and its arguments
 
@@ -21,7 +21,7 @@ disconnect, tick, stop = phases.disconnect, phases.tick, phases.stop
 
 
 def fresh(min_peers: int = 2, last_round: int = 0, quorum: int = 1) -> LeaderState:
-    return LeaderState(LeaderPolicy(replace(POLICY, quorum=quorum), min_peers, last_round), round=0)
+    return LeaderState(replace(POLICY, quorum=quorum, min_peers=min_peers, last_round=last_round), round=0)
 
 
 def led(round: int, **settings: Any) -> LeaderState:

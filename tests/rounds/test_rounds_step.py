@@ -11,16 +11,16 @@ from tsr_swarm.rounds.leader import round_update
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import OpenRound, Poll, Received, Redirect, ReducerSlot, RoundUpdate
 from tsr_swarm.rounds.raft_state import HardState, Heartbeat, HeartbeatReply, RoundRecord, VoteReply
-from tsr_swarm.rounds.round_phases import DeadlinePolicy, LeaderPolicy, Phase
+from tsr_swarm.rounds.round_phases import Phase, RoundPolicy
 from tsr_swarm.rounds.state import Node, NodeIdentity
 from tsr_swarm.rounds.step import ASLEEP_SECONDS, begin, step, wake_at
 
-POLICY = LeaderPolicy(DeadlinePolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=30.0), min_peers=1, last_round=0)
+POLICY = RoundPolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=30.0, min_peers=1, last_round=0)
 GENESIS = RoundRecord(voters=("c",))
 SLOTS = (ReducerSlot("c", 1), ReducerSlot("c", 1))
 
 
-def node(me: str, trains: bool = True, now: float = 0.0, policy: LeaderPolicy = POLICY) -> Node:
+def node(me: str, trains: bool = True, now: float = 0.0, policy: RoundPolicy = POLICY) -> Node:
     identity = NodeIdentity(
         me=me, incarnation=1, trains=trains, is_dialable=True, first="c", sizes=(1, 1), policy=policy
     )

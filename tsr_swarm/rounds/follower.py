@@ -2,28 +2,8 @@
 
 from dataclasses import replace
 
-from tsr_swarm.rounds import peer as pr
-from tsr_swarm.rounds import raft, reducer
-from tsr_swarm.rounds.peer import Activity
-from tsr_swarm.rounds.protocol import (
-    Applied,
-    FetchFailed,
-    FetchRound,
-    FetchState,
-    Goodbye,
-    Poll,
-    Quit,
-    Redirect,
-    ReducerSlot,
-    Restored,
-    RoundUpdate,
-    Send,
-    Train,
-    Trained,
-    Upload,
-    Uploaded,
-    UploadFailed,
-)
+from tsr_swarm.rounds import protocol, raft, reducer
+from tsr_swarm.rounds.peer import Activity, advance, follow, next_activity, restore
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.round_phases import Phase
 from tsr_swarm.rounds.state import LocalProgress, Node, Result, known_nodes
@@ -52,13 +32,13 @@ def poll(node: Node, now: float) -> Result:
     turn = tracking.turn if known else tracking.turn + 1
     tracking = replace(tracking, asked=to, asked_at=now, turn=turn, number=tracking.number + 1)
     node = replace(node, tracking=tracking)
-    return node, [Send(to, _make_poll(node))]
+    return node, [protocol.Send(to, _make_poll(node))]
 
 
-def _make_poll(node: Node) -> Poll:
+def _make_poll(node: Node) -> protocol.Poll:
     plan, identity = node.plan, node.identity
     has_sent = plan is not None and node.peer.trained == plan.round and not node.peer.unsent
-    return Poll(
+    return protocol.Poll(
         peer=node.me,
         incarnation=identity.incarnation,
         applied=node.peer.applied,
@@ -87,7 +67,7 @@ def fail_poll(node: Node, to: str, now: float) -> Node:
     return replace(node, tracking=replace(tracking, leader=leader, asked="", version=0, next_at=now + RETRY_SECONDS))
 
 
-def take_redirect(node: Node, sender: str, message: Redirect, now: float) -> Result:
+def take_redirect(node: Node, sender: str, message: protocol.Redirect, now: float) -> Result:
     """Ask the node that the sender, which does not lead, takes for the leader."""
     tracking = node.tracking
     if tracking.asked != sender:
@@ -103,7 +83,7 @@ def take_redirect(node: Node, sender: str, message: Redirect, now: float) -> Res
     return replace(node, tracking=replace(tracking, nodes=(*message.base.voters, sender)), peer=peer), []
 
 
-def take_update(node: Node, sender: str, update: RoundUpdate, now: float) -> Result:
+def take_update(node: Node, sender: str, update: protocol.RoundUpdate, now: float) -> Result:
     """Take in the update of a leader, unless it is out of date.
 
     Terms count within one set of voters: after a change of voters they may begin lower. A later round is newer.
@@ -123,7 +103,7 @@ def take_update(node: Node, sender: str, update: RoundUpdate, now: float) -> Res
     return _follow(node, update, asked, now), []
 
 
-def _was_set_back(node: Node, sender: str, update: RoundUpdate) -> bool:
+def _was_set_back(node: Node, sender: str, update: protocol.RoundUpdate) -> bool:
     """Return whether the only voter has lost committed rounds, as when its disk was restored from a copy.
 
     Nobody else can lead, so its history goes on. Its answer to the newest poll cannot be out of date.
@@ -140,7 +120,7 @@ def _set_back(node: Node, base: RoundRecord, now: float) -> Node:
     return replace(node, voter=raft.begin(node.me, HardState(base), now), plan=None, peer=peer)
 
 
-def follow_itself(node: Node, update: RoundUpdate, now: float) -> Node:
+def follow_itself(node: Node, update: protocol.RoundUpdate, now: float) -> Node:
     """Take in the update that this node sends as the leader."""
     tracking = node.tracking
     if (tracking.term, tracking.version, tracking.leader) != (update.term, update.version, node.me):
@@ -148,7 +128,7 @@ def follow_itself(node: Node, update: RoundUpdate, now: float) -> Node:
     return node
 
 
-def _follow(node: Node, update: RoundUpdate, asked: str, now: float) -> Node:
+def _follow(node: Node, update: protocol.RoundUpdate, asked: str, now: float) -> Node:
     tracking = replace(
         node.tracking,
         leader=update.leader,
@@ -165,7 +145,7 @@ def _follow(node: Node, update: RoundUpdate, asked: str, now: float) -> Node:
     # The open round may be over: this node may have read elsewhere that it is committed.
     newest = max(node.peer.applied, node.voter.hard_state.base.round)
     plan = update.plan if update.plan is not None and update.plan.round > newest else None
-    peer = pr.follow(node.peer, update.base.round, plan, update.is_finished)
+    peer = follow(node.peer, update.base.round, plan, update.is_finished)
     node = replace(node, tracking=tracking, plan=plan, peer=peer)
     if plan is None:
         return node
@@ -197,7 +177,7 @@ def act(node: Node, now: float) -> Result:
         return node, []
     committed = max(node.peer.committed, node.voter.hard_state.base.round)
     node = replace(node, peer=replace(node.peer, committed=committed)) if committed != node.peer.committed else node
-    activity = pr.next_activity(node.peer)
+    activity = next_activity(node.peer)
     if _is_left_behind(node, activity, now):
         return _quit(replace(node, tracking=replace(node.tracking, is_finished=True)), "the run has finished")
     ends_a_round = activity in (Activity.FETCH_ROUND, Activity.UPLOAD) or _has_a_round_open(node)
@@ -211,7 +191,7 @@ def act(node: Node, now: float) -> Result:
         case Activity.UPLOAD:
             return _upload(node, now)
         case Activity.TRAIN if node.identity.trains and node.plan is not None and not node.progress.is_training:
-            return replace(node, progress=replace(node.progress, is_training=True)), [Train(node.plan)]
+            return replace(node, progress=replace(node.progress, is_training=True)), [protocol.Train(node.plan)]
         case Activity.QUIT if not _is_needed(node, now):
             return _quit(node, "the run has finished")
         case _:
@@ -259,8 +239,8 @@ def _is_needed(node: Node, now: float) -> bool:
 
 def _quit(node: Node, reason: str) -> Result:
     leader = node.tracking.leader
-    goodbye = [Send(leader, Goodbye(node.me))] if leader not in ("", node.me) else []
-    return replace(node, has_quit=True), [*goodbye, Quit(reason)]
+    goodbye = [protocol.Send(leader, protocol.Goodbye(node.me))] if leader not in ("", node.me) else []
+    return replace(node, has_quit=True), [*goodbye, protocol.Quit(reason)]
 
 
 def _fetch(node: Node, round: int, now: float) -> Result:
@@ -271,8 +251,8 @@ def _fetch(node: Node, round: int, now: float) -> Result:
     donors = tuple(dict.fromkeys(donor for donor in known if donor not in ("", node.me)))
     node = replace(node, progress=replace(node.progress, is_fetching=True))
     if not round:
-        return node, [FetchState(donors)]
-    return node, [FetchRound(round, node.tracking.sources if round == node.peer.committed else (), donors)]
+        return node, [protocol.FetchState(donors)]
+    return node, [protocol.FetchRound(round, node.tracking.sources if round == node.peer.committed else (), donors)]
 
 
 def proposal_reducers(node: Node, proposal: RoundRecord) -> tuple[str, ...]:
@@ -288,7 +268,7 @@ def reducers_of(node: Node, round: int) -> tuple[str, ...]:
     return node.tracking.sources if node.tracking.round == round else ()
 
 
-def _unsent_shards(node: Node, reducers: tuple[ReducerSlot, ...]) -> list[int]:
+def _unsent_shards(node: Node, reducers: tuple[protocol.ReducerSlot, ...]) -> list[int]:
     sent = node.progress.sent
     return [shard for shard, slot in enumerate(reducers) if sent.get(shard) != slot]
 
@@ -299,13 +279,13 @@ def _upload(node: Node, now: float) -> Result:
         return node, []
     due = [shard for shard in _unsent_shards(node, plan.reducers) if shard not in progress.sending]
     node = replace(node, progress=replace(progress, sending=progress.sending | frozenset(due)))
-    return node, [Upload(plan.term, plan.round, shard, plan.reducers[shard]) for shard in due]
+    return node, [protocol.Upload(plan.term, plan.round, shard, plan.reducers[shard]) for shard in due]
 
 
 # --- what came of it ----------------------------------------------------------------------------------------------
 
 
-def end_training(node: Node, event: Trained) -> Node:
+def end_training(node: Node, event: protocol.Trained) -> Node:
     """Offer the contribution if it is whole and its round still open."""
     node = replace(node, progress=replace(node.progress, is_training=False))
     if event.is_whole and event.round > node.peer.applied:
@@ -313,7 +293,7 @@ def end_training(node: Node, event: Trained) -> Node:
     return node
 
 
-def end_upload(node: Node, event: Uploaded, now: float) -> Node:
+def end_upload(node: Node, event: protocol.Uploaded, now: float) -> Node:
     """Note that a shard is with its reducer. When all are, the leader is told at once."""
     progress = node.progress
     if event.round != progress.round or node.peer.trained != event.round:
@@ -331,7 +311,7 @@ def _poll_at_once(node: Node, now: float) -> Node:
     return replace(node, tracking=replace(node.tracking, asked="", next_at=now))
 
 
-def fail_upload(node: Node, event: UploadFailed, now: float) -> Node:
+def fail_upload(node: Node, event: protocol.UploadFailed, now: float) -> Node:
     """Try again in a while, if the shard still belongs there."""
     if event.round != node.progress.round:
         return node
@@ -339,26 +319,26 @@ def fail_upload(node: Node, event: UploadFailed, now: float) -> Node:
     return replace(node, progress=replace(node.progress, sending=sending, retry_at=now + RETRY_SECONDS))
 
 
-def end_apply(node: Node, event: Applied, now: float) -> Node:
+def end_apply(node: Node, event: protocol.Applied, now: float) -> Node:
     """Note that a round is in the weights; the voter learns that it is committed."""
     node = replace(node, progress=replace(node.progress, is_fetching=False))
     if event.record.round != node.peer.applied + 1:
         return node
-    voter, peer = raft.learn(node.voter, event.record, now), pr.advance(node.peer, event.record)
+    voter, peer = raft.learn(node.voter, event.record, now), advance(node.peer, event.record)
     node = replace(node, voter=voter, peer=peer, contributors=event.contributors)
     # A leader stays until everybody has the last round.
     return _poll_at_once(node, now) if node.tracking.is_finished else node
 
 
-def end_restore(node: Node, event: Restored, now: float) -> Node:
+def end_restore(node: Node, event: protocol.Restored, now: float) -> Node:
     """Note that a state was downloaded. What was trained before is void: the next update says what to do."""
     progress = LocalProgress(is_training=node.progress.is_training)
-    voter, peer = raft.learn(node.voter, event.record, now), pr.restore(node.peer, event.record)
+    voter, peer = raft.learn(node.voter, event.record, now), restore(node.peer, event.record)
     node = replace(node, progress=progress, voter=voter, plan=None, contributors=frozenset(), peer=peer)
     return replace(node, tracking=replace(node.tracking, asked="", version=0, next_at=now))
 
 
-def fail_fetch(node: Node, event: FetchFailed, now: float) -> Node:
+def fail_fetch(node: Node, event: protocol.FetchFailed, now: float) -> Node:
     """Try again in a while; a round that nobody keeps is in the state."""
     peer = replace(node.peer, needs_state=True) if event.is_gone else node.peer
     progress = replace(node.progress, is_fetching=False, retry_at=now + RETRY_SECONDS)

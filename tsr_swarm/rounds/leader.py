@@ -4,26 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Concatenate, ParamSpec
 
-from tsr_swarm.rounds import gather as ga
+from tsr_swarm.rounds import protocol
 from tsr_swarm.rounds import round_phases as phases
 from tsr_swarm.rounds.assignment import assign, next_voters
-from tsr_swarm.rounds.gather import Gather
-from tsr_swarm.rounds.protocol import (
-    Action,
-    Close,
-    Commit,
-    Explain,
-    Notify,
-    Open,
-    OpenRound,
-    Poll,
-    Redirect,
-    ReducerSlot,
-    RoundUpdate,
-    Seal,
-    Send,
-    ShardDone,
-)
+from tsr_swarm.rounds.gather import AGAIN_SECONDS, Gather, missing_shards, take_answer
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.round_phases import CloseRound, LeaderState, Phase
 from tsr_swarm.rounds.state import HeldPoll, LeaderRole, MemberContact, Node, Result, then
@@ -67,19 +51,21 @@ def take_over(node: Node, now: float) -> Result:
 def give_up(node: Node) -> Result:
     """Stop leading: whoever waits for an update must look for another leader."""
     assert node.leader_role is not None, "checked"
-    redirect = Redirect(node.voter.term, node.voter.leader, node.voter.hard_state.base)
-    return replace(node, leader_role=None), [Send(peer, redirect) for peer in sorted(node.leader_role.held_polls)]
+    redirect = protocol.Redirect(node.voter.term, node.voter.leader, node.voter.hard_state.base)
+    return replace(node, leader_role=None), [
+        protocol.Send(peer, redirect) for peer in sorted(node.leader_role.held_polls)
+    ]
 
 
 # --- polls --------------------------------------------------------------------------------------------------------
 
 
-def take_poll(node: Node, poll: Poll, now: float) -> Result:
+def take_poll(node: Node, poll: protocol.Poll, now: float) -> Result:
     """Take in a peer's call, and answer it or hold it until there is an update."""
     role = node.leader_role
     if role is None:
         leader = node.voter.leader or node.tracking.leader
-        return node, [Send(poll.peer, Redirect(node.voter.term, leader, node.voter.hard_state.base))]
+        return node, [protocol.Send(poll.peer, protocol.Redirect(node.voter.term, leader, node.voter.hard_state.base))]
     if not node.voter.leads:  # it is being elected by the new voters
         return _hold(node, poll, now), []
     known = role.contacts.get(poll.peer)
@@ -95,21 +81,21 @@ def take_poll(node: Node, poll: Poll, now: float) -> Result:
     return then(result, _answer, poll, now)
 
 
-def _count_arrival(node: Node, poll: Poll, now: float) -> Result:
+def _count_arrival(node: Node, poll: protocol.Poll, now: float) -> Result:
     role = node.leader_role
     if role is None or role.plan is None or poll.sent != role.plan.key:
         return node, []
     return _advance(node, now, phases.add_arrival, poll.peer, role.plan.round)
 
 
-def _answer(node: Node, poll: Poll, now: float) -> Result:
+def _answer(node: Node, poll: protocol.Poll, now: float) -> Result:
     role = node.leader_role
     if role is not None and (poll.known != role.version or poll.peer == node.me):
-        return node, [Send(poll.peer, replace(round_update(node), number=poll.number))]
+        return node, [protocol.Send(poll.peer, replace(round_update(node), number=poll.number))]
     return _hold(node, poll, now), []
 
 
-def _hold(node: Node, poll: Poll, now: float) -> Node:
+def _hold(node: Node, poll: protocol.Poll, now: float) -> Node:
     role = node.leader_role
     assert role is not None, "only a leader holds polls"
     held = HeldPoll(now + HOLD_SECONDS, poll.number)
@@ -150,14 +136,14 @@ def take_goodbye(node: Node, peer: str, now: float) -> Result:
     return then(_advance(node, now, phases.remove_member, peer, "it said goodbye"), _move_shards, now)
 
 
-def round_update(node: Node) -> RoundUpdate:
+def round_update(node: Node) -> protocol.RoundUpdate:
     """Make what this leader tells everybody."""
     role = node.leader_role
     assert role is not None, "only a leader has an update"
     last_round = role.state.policy.last_round
     # Peers may go after the last round. A leader that was only asked to stop has a successor.
     is_finished = role.state.phase is Phase.FINISHED and 0 < last_round <= role.state.round
-    return RoundUpdate(
+    return protocol.RoundUpdate(
         term=node.voter.term,
         leader=node.me,
         version=role.version,
@@ -187,7 +173,9 @@ def flush(node: Node, version: int, now: float) -> Result:
         return node, []
     held = {peer: poll for peer, poll in role.held_polls.items() if peer not in ready}
     update = round_update(node)
-    answers: list[Action] = [Send(peer, replace(update, number=poll.number)) for peer, poll in sorted(ready.items())]
+    answers: list[protocol.Action] = [
+        protocol.Send(peer, replace(update, number=poll.number)) for peer, poll in sorted(ready.items())
+    ]
     return replace(node, leader_role=replace(role, held_polls=held)), answers
 
 
@@ -218,11 +206,11 @@ def due_at(node: Node) -> float:
     if (deadline := phases.deadline_at(role.state)) is not None and deadline > over:
         times.append(deadline)
     if phases.is_open(role.state):
-        times.append(role.state.opened_at + role.state.policy.deadlines.ceiling_seconds)
+        times.append(role.state.opened_at + role.state.policy.ceiling_seconds)
     if role.state.phase is Phase.WAITING and role.state.open_after > over:
         times.append(role.state.open_after)
     if role.gather is not None:
-        times += [role.gather.deadline, role.gather.asked_at + ga.AGAIN_SECONDS]
+        times += [role.gather.deadline, role.gather.asked_at + AGAIN_SECONDS]
     return min(times, default=float("inf"))
 
 
@@ -232,7 +220,7 @@ def end_round(node: Node, record: RoundRecord, now: float) -> Result:
         return _advance(node, now, phases.commit, record)
     if node.leader_role is None:
         return node, []
-    return _clear_round(node), [Commit(record)]  # it names other voters, who elect first
+    return _clear_round(node), [protocol.Commit(record)]  # it names other voters, who elect first
 
 
 def _clear_round(node: Node) -> Node:
@@ -251,14 +239,14 @@ def propose(node: Node, record: RoundRecord, now: float) -> Result:
     return _advance(node, now, phases.propose, record)
 
 
-def take_shard(node: Node, sender: str, message: ShardDone, now: float) -> Result:
+def take_shard(node: Node, sender: str, message: protocol.ShardDone, now: float) -> Result:
     """Take in a reducer's answer."""
     role = node.leader_role
     if role is None or role.gather is None:
         return node, []
     if message.term != node.voter.term or message.round != role.gather.round:
         return node, []
-    gather = ga.take_answer(role.gather, sender, message.shard, message.result, now)
+    gather = take_answer(role.gather, sender, message.shard, message.result, now)
     return _gather(replace(node, leader_role=replace(role, gather=gather)), now)
 
 
@@ -289,17 +277,17 @@ def _carry_out(node: Node, decision: phases.PhaseAction, now: float) -> Result:
     role = node.leader_role
     assert role is not None, "only a leader decides"
     match decision:
-        case Open(round):
+        case protocol.Open(round):
             reducers = _assign_shards(node, round, {}, now)
-            plan = OpenRound(round, node.voter.hard_state.base.chain, node.voter.term, 1, reducers)
+            plan = protocol.OpenRound(round, node.voter.hard_state.base.chain, node.voter.term, 1, reducers)
             return announce(replace(node, leader_role=replace(role, plan=plan))), [decision]
         case CloseRound():
             assert role.plan is not None, "a round that closes was open"
             gather = Gather(role.state.round, role.plan.nodes, now)
             return _gather(replace(node, leader_role=replace(role, gather=gather)), now)
-        case Commit():
+        case protocol.Commit():
             return _clear_round(node), [decision]
-        case Explain(phase=Phase.FINISHED):
+        case protocol.Explain(phase=Phase.FINISHED):
             return announce(node), [decision]
         case _:
             return node, [decision]
@@ -313,17 +301,18 @@ def _gather(node: Node, now: float) -> Result:
     gather, plan = role.gather, role.plan
     assert plan is not None, "a round that is gathered was open"
     lost = {reducer for reducer in gather.reducers if not _is_here(node, reducer, now)}
-    missing = ga.missing_shards(gather, lost, now)
+    missing = missing_shards(gather, lost, now)
     if not missing:
         voters = next_voters(node.voter.voters, _longest_serving(node, now), node.identity.first)
         node = replace(node, leader_role=replace(role, gather=None))
-        return node, [Seal(gather.round, plan.parent, gather.results, voters)]
-    if now < gather.asked_at + ga.AGAIN_SECONDS:
+        return node, [protocol.Seal(gather.round, plan.parent, gather.results, voters)]
+    if now < gather.asked_at + AGAIN_SECONDS:
         return node, []
     node = replace(node, leader_role=replace(role, gather=replace(gather, asked_at=now)))
     term, admitted = node.voter.term, frozenset(role.contacts)
     return node, [
-        Send(reducer, Close(term, gather.round, plan.parent, shards, admitted)) for reducer, shards in missing.items()
+        protocol.Send(reducer, protocol.Close(term, gather.round, plan.parent, shards, admitted))
+        for reducer, shards in missing.items()
     ]
 
 
@@ -358,7 +347,7 @@ def _is_here(node: Node, name: str, now: float) -> bool:
     return name == node.me or (contact is not None and contact.due > now)
 
 
-def _assign_shards(node: Node, round: int, kept: dict[int, str], now: float) -> tuple[ReducerSlot, ...]:
+def _assign_shards(node: Node, round: int, kept: dict[int, str], now: float) -> tuple[protocol.ReducerSlot, ...]:
     """Assign the shards to nodes that can be dialled and lack no more than the round that was committed just now."""
     role, identity = node.leader_role, node.identity
     assert role is not None, "only a leader assigns shards"
@@ -368,7 +357,7 @@ def _assign_shards(node: Node, round: int, kept: dict[int, str], now: float) -> 
         if contact.is_dialable and contact.applied >= round - 2 and _is_here(node, name, now)
     }
     incarnations[identity.me] = identity.incarnation
-    return tuple(ReducerSlot(name, incarnations[name]) for name in assign(identity.sizes, incarnations, kept))
+    return tuple(protocol.ReducerSlot(name, incarnations[name]) for name in assign(identity.sizes, incarnations, kept))
 
 
 def _move_shards(node: Node, now: float) -> Result:
@@ -390,7 +379,7 @@ def _move_shards(node: Node, now: float) -> Result:
     plan = replace(plan, version=plan.version + 1, reducers=_assign_shards(node, plan.round, kept, now))
     text = f"{moved} shards of round {plan.round} go to others: their reducers are gone."
     node = announce(replace(node, leader_role=replace(role, plan=plan)))
-    return then((node, [Notify(text)]), _advance, now, phases.clear_arrivals)
+    return then((node, [protocol.Notify(text)]), _advance, now, phases.clear_arrivals)
 
 
 def _longest_serving(node: Node, now: float) -> Sequence[str]:

@@ -14,7 +14,7 @@ one voter at a time.
 import hashlib
 from dataclasses import replace
 
-from tsr_swarm.rounds.protocol import Send, Store
+from tsr_swarm.rounds.protocol import Notify, Send, Store
 from tsr_swarm.rounds.raft_state import (
     BecomeLeader,
     CatchUp,
@@ -25,14 +25,13 @@ from tsr_swarm.rounds.raft_state import (
     RaftRole,
     RoundCommitted,
     RoundRecord,
-    StepDown,
     Voter,
     VoteReply,
     VoteRequest,
     majority,
 )
 
-RaftAction = Send | Store | CatchUp | RoundCommitted | BecomeLeader | StepDown
+RaftAction = Send | Store | Notify | CatchUp | RoundCommitted | BecomeLeader
 RaftResult = tuple[Voter, list[RaftAction]]
 
 BEAT_SECONDS = 1.0  # between two heartbeats; each repeats what was not answered
@@ -185,12 +184,16 @@ def _lead_if_elected(voter: Voter, now: float) -> RaftResult:
 
 def _become_follower(voter: Voter, term: int, now: float, reason: str) -> RaftResult:
     """Give up any other role, and wait for a leader of ``term``, which may be newer than this voter's."""
-    actions: list[RaftAction] = [StepDown(reason)] if voter.leads else []
+    actions: list[RaftAction] = [_lost_leadership(reason)] if voter.leads else []
     if term > voter.term:
         voter = replace(voter, hard_state=replace(voter.hard_state, term=term, voted_for=""))
     voter = replace(voter, role=RaftRole.FOLLOWER, leader="", votes=frozenset(), pending=None)
     voter = replace(voter, proposal=None, accepted=frozenset(), answered_at={}, contact_at=now)
     return replace(voter, election_at=now + _election_timeout(voter)), actions
+
+
+def _lost_leadership(reason: str) -> Notify:
+    return Notify(f"This node leads no more: {reason}.")
 
 
 def _others(voter: Voter) -> list[str]:
@@ -232,9 +235,9 @@ def _commit_or_ask(voter: Voter, now: float) -> RaftResult:
     told = [Send(name, heartbeat) for name in sorted({*voters, *record.voters} - {voter.me})]
     if voter.me not in record.voters:
         voter = replace(voter, role=RaftRole.FOLLOWER, leader="", contact_at=now)
-        return voter, [RoundCommitted(record), *told, StepDown("it is no voter any more")]
+        return voter, [RoundCommitted(record), *told, _lost_leadership("it is no voter any more")]
     voter, actions = _stand_for_election(voter, now)
-    return voter, [RoundCommitted(record), *told, StepDown("the voters change"), *actions]
+    return voter, [RoundCommitted(record), *told, *actions]
 
 
 def _committed(voter: Voter, record: RoundRecord) -> HardState:

@@ -88,7 +88,7 @@ def close_shards(node: Node, sender: str, message: Close) -> Result:
     for shard in message.shards:
         if shard in done or shard in state.averaging:
             continue
-        peers = included(state, shard, node.identity.policy.deadlines.quorum, message.admitted)
+        peers = included(state, shard, node.identity.policy.quorum, message.admitted)
         if peers:
             wanted[shard] = peers
         else:

@@ -36,12 +36,14 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadlinePolicy:
-    """Limits of a round, from the run's configuration."""
+class RoundPolicy:
+    """What the run's configuration says about rounds."""
 
     quorum: int
-    floor_seconds: float
-    ceiling_seconds: float
+    floor_seconds: float  # shortest grace for late contributions
+    ceiling_seconds: float  # longest round
+    min_peers: int  # before the first round opens
+    last_round: int  # 0: no end
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +56,10 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class LeaderPolicy:
-    """What the configuration says about rounds."""
-
-    deadlines: DeadlinePolicy
-    min_peers: int
-    last_round: int  # 0: no end
-
-
-@dataclass(frozen=True, slots=True)
 class LeaderState:
     """What a leader knows of its rounds. ``round`` is the open one, or between rounds the last committed one."""
 
-    policy: LeaderPolicy
+    policy: RoundPolicy
     round: int
     phase: Phase = Phase.WAITING
     members: Mapping[str, float] = field(default_factory=dict)  # peer -> the time by which it must call
@@ -178,9 +171,7 @@ def deadline_at(state: LeaderState) -> float | None:
     return state.opened_at + state.decision.deadline
 
 
-def decide(
-    elapsed: float, expected: Collection[str], arrivals: Mapping[str, float], policy: DeadlinePolicy
-) -> Decision:
+def decide(elapsed: float, expected: Collection[str], arrivals: Mapping[str, float], policy: RoundPolicy) -> Decision:
     """Decide whether to close a round that opened ``elapsed`` seconds ago.
 
     expected: peers whose contribution is waited for. arrivals: seconds from the opening to each contribution, also of
@@ -231,7 +222,7 @@ def _open_if_ready(state: LeaderState, now: float) -> Outcome:
     if state.policy.last_round and state.round >= state.policy.last_round:
         return _finish(state, f"round {state.round} was the last")
     # min_peers is for the first round of this leader; below the quorum no round could close.
-    needed = max(state.policy.deadlines.quorum, 1 if state.has_opened else state.policy.min_peers)
+    needed = max(state.policy.quorum, 1 if state.has_opened else state.policy.min_peers)
     if len(state.members) < needed:
         return _explain(state, Decision(False, 0.0, f"{len(state.members)} of {needed} peers are here"), None)
     if now < state.open_after and not (state.awaited and state.awaited <= state.members.keys()):
@@ -259,9 +250,9 @@ def _close_if_due(state: LeaderState, now: float) -> Outcome:
         # Everybody left: the round stays open, and its ceiling starts anew when somebody comes back.
         return _explain(replace(state, opened_at=now), Decision(False, 0.0, "no peer is here"), None)
     expected = state.expected or frozenset(state.members)
-    decision = decide(now - state.opened_at, expected, state.arrivals, state.policy.deadlines)
+    decision = decide(now - state.opened_at, expected, state.arrivals, state.policy)
     others = len((state.late_rounds.keys() & state.members.keys()) - expected - state.arrivals.keys())
-    if others and len(state.arrivals) >= state.policy.deadlines.quorum:
+    if others and len(state.arrivals) >= state.policy.quorum:
         slow = f"{decision.reason}; {others} that missed rounds before are not waited for"
         decision = replace(decision, reason=slow)
     if not decision.close:

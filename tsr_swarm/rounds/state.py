@@ -8,7 +8,7 @@ from tsr_swarm.rounds.gather import Gather, ShardDigest
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import Action, OpenRound, ReducerSlot
 from tsr_swarm.rounds.raft_state import Voter
-from tsr_swarm.rounds.round_phases import LeaderPolicy, LeaderState
+from tsr_swarm.rounds.round_phases import LeaderState, RoundPolicy
 
 Parameters = ParamSpec("Parameters")
 
@@ -24,7 +24,7 @@ class NodeIdentity:
     first: str  # the coordinator: known to everybody from the start
     known: tuple[str, ...] = ()  # other nodes that it was told of; they may know the leader
     sizes: tuple[int, ...]  # of the shards: bytes of a contribution
-    policy: LeaderPolicy
+    policy: RoundPolicy
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from tsr_swarm.rounds import follower, leader, protocol, raft, reducer
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import Action, Event
 from tsr_swarm.rounds.raft import RaftAction, RaftResult
-from tsr_swarm.rounds.raft_state import BecomeLeader, CatchUp, HardState, RaftRole, RoundCommitted, StepDown
+from tsr_swarm.rounds.raft_state import BecomeLeader, CatchUp, HardState, RaftRole, RoundCommitted
 from tsr_swarm.rounds.state import Node, NodeIdentity, Result, then
 
 ASLEEP_SECONDS = 8.0  # a node polls or sends heartbeats more often; without a step for so long it was not running
@@ -118,7 +118,7 @@ def _follow_up(node: Node, answer: RaftResult, now: float) -> Result:
 
 def _carry_out(node: Node, decision: RaftAction, now: float) -> Result:
     match decision:
-        case protocol.Send():
+        case protocol.Send() | protocol.Notify():
             return node, [decision]
         case protocol.Store(record):
             return node, [replace(decision, sources=follower.proposal_reducers(node, record))]
@@ -129,9 +129,6 @@ def _carry_out(node: Node, decision: RaftAction, now: float) -> Result:
             return leader.end_round(node, record, now)
         case BecomeLeader():
             return leader.take_over(node, now)
-        case StepDown(reason):
-            stands_again = node.voter.role is not RaftRole.FOLLOWER
-            return node, [] if stands_again else [protocol.Notify(f"This node leads no more: {reason}.")]
 
 
 def _settle(result: Result, now: float) -> Result:

@@ -20,7 +20,7 @@ from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.catch_up import header_givers
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.round_phases import DeadlinePolicy, LeaderPolicy
+from tsr_swarm.rounds.round_phases import RoundPolicy
 from tsr_swarm.rounds.step import step
 
 UP, DOWN, LATENCY = 20e6, 100e6, 0.02  # bits a second; seconds one way
@@ -249,9 +249,8 @@ class HomeSwarm(Swarm):
     """Runs until ``rounds`` rounds stand and the next is open."""
 
     def __init__(self, members: tuple[Member, ...], cargo: Cargo, chance: Random) -> None:
-        deadlines = DeadlinePolicy(quorum=1, floor_seconds=10.0, ceiling_seconds=600.0)
         peers = [member.name for member in members if member.trains]
-        policy = LeaderPolicy(deadlines, len(peers), 0)
+        policy = RoundPolicy(quorum=1, floor_seconds=10.0, ceiling_seconds=600.0, min_peers=len(peers), last_round=0)
         self.peers = peers
         self.names = {member.name: f"peer-{number}" for number, member in enumerate(members)}
         self.names[members[0].name] = "coordinator"
