@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from random import Random
 
-from tests.rehearsal.faults import KINDS, Fault, pace_of
+from tests.rehearsal.faults import KINDS, Fault
+from tests.rehearsal.machine import Pace
 from tests.rehearsal.network import Weather
 from tests.rehearsal.swarm import PHASES, Layout, Member
 from tsr_swarm.rounds.round_phases import RoundPolicy
@@ -29,7 +30,7 @@ def draw(chance: Random) -> Schedule:
             Member(
                 name=f"peer-{number}",
                 is_dialable=number <= dialable,
-                pace=pace_of(0.7 + chance.random() ** 2),
+                pace=Pace(slowness=0.7 + chance.random() ** 2),
                 checkpoint_every=chance.choice((1, 1, 1, 3)),
                 joins_at=chance.random() if chance.random() < 0.8 else 6 * chance.random(),
                 is_new=chance.random() < 0.2,

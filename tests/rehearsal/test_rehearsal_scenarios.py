@@ -7,8 +7,7 @@ from statistics import median
 
 import pytest
 
-from tests.rehearsal.faults import pace_of
-from tests.rehearsal.machine import Machine
+from tests.rehearsal.machine import Machine, Pace
 from tests.rehearsal.schedule import FIRST, layout_of
 from tests.rehearsal.swarm import PHASES, Layout, Member, Swarm
 from tsr_swarm.rounds import protocol as pt
@@ -21,7 +20,9 @@ def swarm_of(dialable: int, others: int, seed: int = 1, slow: Sequence[str] = ()
     members = [Member(name=FIRST, trains=False)]
     for number in range(1, dialable + others + 1):
         name = f"peer-{number}"
-        members.append(Member(name=name, is_dialable=number <= dialable, pace=pace_of(10.0 if name in slow else 1.0)))
+        members.append(
+            Member(name=name, is_dialable=number <= dialable, pace=Pace(slowness=10.0 if name in slow else 1.0))
+        )
     layout: Layout = layout_of(tuple(members), min_peers=dialable + others, **settings)  # type: ignore[arg-type]
     return Swarm(layout, Random(seed), keeps_lines=True)
 
