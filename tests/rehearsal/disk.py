@@ -1,4 +1,4 @@
-"""A node's disk: what a kill leaves. It can be full for a while, and refuse the journal once."""
+"""A machine's disk, which survives when the process is killed. It can be full, and refuse to write the journal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class Published:
 
 @dataclass(slots=True)
 class Disk:
-    """Journal, rounds and checkpoint. Every ``save`` says whether it worked."""
+    """Journal, rounds and checkpoint. Every ``save`` returns whether it worked."""
 
     keeps: int  # rounds; older ones are thrown away
     hard_state: HardState
@@ -53,7 +53,7 @@ class Disk:
         return self.rounds.get(round, {}).get(chain)
 
     def chain_of(self, round: int, known: Sequence[tuple[int, str]]) -> str:
-        """The chain hash of a round that stands, followed back from rounds that do; "" where none leads there."""
+        """Return the chain hash of a round, followed back from ``known`` committed ones; "" where none leads there."""
         for newer, chain in known:
             at = newer
             while at > round:

@@ -1,4 +1,4 @@
-"""What must hold at every instant of a rehearsal, and what must hold at its end."""
+"""What must hold after every step of a rehearsal, and at its end."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 from tests.rehearsal.disk import Published
 from tests.rehearsal.work import Units
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds import raft_state as cl
-from tsr_swarm.rounds.raft_state import HardState, RoundRecord
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord, majority
 from tsr_swarm.rounds.state import Node
 
 if TYPE_CHECKING:
@@ -16,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class InvariantChecker:
-    """Sees every step of every node, and says what must not have happened."""
+    """Checks every step of every node, and keeps what must not have happened."""
 
     def __init__(self, swarm: "Swarm") -> None:
         self.violations: list[str] = []
-        self.standing: dict[int, str] = {}  # round -> chain hash
-        self.stood_at: dict[int, float] = {}
+        self.committed: dict[int, str] = {}  # round -> chain hash
+        self.committed_at: dict[int, float] = {}
         self.opened: list[tuple[float, str, int]] = []  # when, by whom, round
         self.void_shards: dict[int, int] = {}
         self.results: dict[int, Published] = {}
@@ -42,7 +41,7 @@ class InvariantChecker:
 
     @property
     def newest(self) -> int:
-        return max(self.standing, default=0)
+        return max(self.committed, default=0)
 
     # --- every step ---------------------------------------------------------------------------------------------------
 
@@ -63,7 +62,7 @@ class InvariantChecker:
         if after.voter.leads and not (before.voter.leads and before.voter.term == after.voter.term):
             self._leads(machine, after)
         if after.peer.applied >= 0 and after.peer.applied != before.peer.applied:
-            self._stands(machine, after.peer.applied, after.peer.chain, 0)
+            self._commits(machine, after.peer.applied, after.peer.chain, 0)
         plan = after.leader_role.plan if after.leader_role is not None else None
         if plan is not None and (before.leader_role is None or before.leader_role.plan is None):
             self.opened.append((self._swarm.clock.now, machine.name, plan.round))
@@ -85,7 +84,7 @@ class InvariantChecker:
             if machine.disk.find(hard_state.tail.round, hard_state.tail.chain) is None:
                 self.complain(f"{machine.name} accepted round {hard_state.tail.round} without its bytes")
         self._records.setdefault(hard_state.base.chain, hard_state.base)
-        self._stands(machine, hard_state.base.round, hard_state.base.chain, hard_state.term)
+        self._commits(machine, hard_state.base.round, hard_state.base.chain, hard_state.term)
 
     def _leads(self, machine: "Machine", node: Node) -> None:
         key = (node.voter.term, node.voter.voters)
@@ -96,26 +95,26 @@ class InvariantChecker:
             self.complain(f"{machine.name} leads and is no voter of {key[1]}")
 
     def _proposes(self, machine: "Machine", term: int, record: RoundRecord) -> None:
-        stands = self.standing.get(record.round)
-        if stands is not None and stands != record.chain and term >= self._decided_in.get(record.round, 0):
+        known = self.committed.get(record.round)
+        if known is not None and known != record.chain and term >= self._decided_in.get(record.round, 0):
             self.complain(
                 f"{machine.name} in term {term} proposes another round {record.round} than the one that stands"
             )
 
-    def _stands(self, machine: "Machine", round: int, chain: str, term: int) -> None:
+    def _commits(self, machine: "Machine", round: int, chain: str, term: int) -> None:
         if round == 0:
             return
-        known = self.standing.get(round)
+        known = self.committed.get(round)
         if known is not None:
             if known != chain:
                 self.complain(f"FORK: round {round} is {known}, and {chain} at {machine.name}")
             return
-        self.standing[round] = chain
-        self.stood_at[round] = self._swarm.clock.now
+        self.committed[round] = chain
+        self.committed_at[round] = self._swarm.clock.now
         self._decided_in[round] = term
         self._check_majority(machine, round, chain)
         record = self._records.get(chain)
-        if record is not None and self.standing.get(round - 1, record.parent) != record.parent:
+        if record is not None and self.committed.get(round - 1, record.parent) != record.parent:
             self.complain(f"FORK: round {round} does not follow round {round - 1}")
         published = machine.disk.find(round, chain)
         if published is None:
@@ -124,19 +123,19 @@ class InvariantChecker:
         self.results[round] = published
         self.void_shards[round] = sum(result.is_void for result in published.results)
         self._count(round, published)
-        self._swarm.stood(round)
+        self._swarm.end_round(round)
 
     def _check_majority(self, machine: "Machine", round: int, chain: str) -> None:
         record = self._records.get(chain)
         before = self._records.get(record.parent) if record is not None else None
         if before is None:
             self.complain(f"round {round} stands at {machine.name} and was accepted by nobody")
-        elif not cl.majority(self._accepted.get(chain, set()), before.voters):
+        elif not majority(self._accepted.get(chain, set()), before.voters):
             holders = sorted(self._accepted.get(chain, set()))
             self.complain(f"round {round} stands, accepted by {holders} of {before.voters}")
 
     def _count(self, round: int, published: Published) -> None:
-        """No unit of work is in two rounds that stand."""
+        """Check that no unit of work is in two committed rounds."""
         for shard, result in enumerate(published.results):
             if result.is_void:
                 continue
@@ -155,7 +154,7 @@ class InvariantChecker:
             self._admitted[key] = self._admitted.get(key, frozenset()) | message.admitted
 
     def sealing(self, machine: "Machine", seal: pt.Seal) -> None:
-        """A leader publishes nobody whom it has not admitted."""
+        """Check that a leader publishes the work of no peer that it has not admitted."""
         assert machine.node is not None, "it seals"
         role = machine.node.leader_role
         admitted = self._admitted.get((machine.name, machine.node.voter.term, seal.round), frozenset())
@@ -171,7 +170,7 @@ class InvariantChecker:
     # --- every second -------------------------------------------------------------------------------------------------
 
     def look(self, machine: "Machine", is_disturbed: bool, most: float) -> None:
-        """An open round of a leader that is left alone ends in time."""
+        """Check that an open round ends in time where there is no fault."""
         node = machine.node
         if node is None or node.leader_role is None or node.leader_role.plan is None or not node.voter.leads:
             return
@@ -192,7 +191,7 @@ class InvariantChecker:
         sizes = {"sent": (len(node.progress.sent), shards), "sending": (len(node.progress.sending), shards)}
         if node.leader_role is not None:
             sizes["contacts"] = (len(node.leader_role.contacts), names)
-            sizes["holds"] = (len(node.leader_role.held_polls), names)
+            sizes["held polls"] = (len(node.leader_role.held_polls), names)
             sizes["members"] = (len(node.leader_role.state.members), names)
             sizes["arrivals"] = (len(node.leader_role.state.arrivals), names)
         if node.reducer is not None:

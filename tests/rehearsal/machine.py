@@ -1,4 +1,4 @@
-"""One machine of a rehearsed swarm: the shell around ``step``, with a clock, a disk and work of its own.
+"""One machine of a rehearsed swarm: it drives ``step`` with a clock, a disk and work of its own.
 
 It does what a process would do for rounds/step.py: journal before acting, carry messages, train, average, store,
 fetch and apply, all in virtual time.
@@ -64,6 +64,8 @@ class LocalClock:
 
 @dataclass(slots=True, eq=False)
 class Machine:
+    """A process that can be killed and started again, and the disk and the clock that remain."""
+
     swarm: "Swarm"
     name: str
     trains: bool
@@ -92,7 +94,7 @@ class Machine:
     def __post_init__(self) -> None:
         self.work = Work(len(self.swarm.layout.sizes))
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- process ------------------------------------------------------------------------------------------------------
 
     @property
     def is_up(self) -> bool:
@@ -128,7 +130,7 @@ class Machine:
         self._wake()
 
     def kill(self) -> None:
-        """Everything but the disk is gone."""
+        """Lose everything but the disk."""
         if self.node is None:
             return
         self.swarm.note(self.name, "dies")
@@ -150,7 +152,7 @@ class Machine:
         self.swarm.note(self.name, "is suspended")
 
     def resume(self) -> None:
-        """Go on: what came in between comes now, and the process learns that it slept before or after that."""
+        """Take in what came in between, before or after the process learns that it slept."""
         if not self.is_suspended:
             return
         self.is_suspended = False
@@ -164,7 +166,7 @@ class Machine:
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def put(self, event: pt.Event) -> None:
-        """Have the node take in an event, if it lives."""
+        """Let the node take in an event, if it is up."""
         if self.node is None:
             return
         if self.is_suspended:
@@ -219,13 +221,13 @@ class Machine:
             self._wake()
 
     def reset_timer(self) -> None:
-        """The clock was set: what was timed by it is not right any more."""
+        """Wake at the right time again after the clock was set."""
         self._waking = float("inf")
         if self.node is not None and not self.is_suspended:
             self._wake()
 
     def _after(self, seconds: float, call: "partial[None]") -> None:
-        """Later, if this life lasts."""
+        """Call later, if the process still runs then."""
         self.swarm.clock.after(seconds, partial(self._in_life, self.life, call))
 
     def _in_life(self, life: int, call: "partial[None]") -> None:
@@ -281,7 +283,7 @@ class Machine:
         self._after(seconds, partial(self._trained, self._training_token, True))
 
     def _trained(self, token: int, is_whole: bool) -> None:
-        """Ends early too: what was done by then stays in the residual."""
+        """End training, maybe early: what was done by then stays in the residual."""
         plan = self._training
         if plan is None or token != self._training_token:
             return
@@ -326,7 +328,7 @@ class Machine:
         target.put(pt.Offered(self.name, upload.term, upload.round, self.work.parent, upload.shard, tokens))
 
     def _reply(self, reply: pt.Reply) -> None:
-        """What came is kept if it is new; who sent it hears what became of it, if that gets through."""
+        """Keep what came if it is new; its sender learns what became of it, if that gets through."""
         delivery = self._arriving.pop((reply.peer, reply.round, reply.shard), None)
         if delivery is None:
             return
@@ -398,7 +400,7 @@ class Machine:
         self.put(pt.Stored(record))
 
     def _read(self, donor: str, record: RoundRecord) -> Published | None:
-        """Bytes of a proposal, from who has them."""
+        """Return the bytes of a proposal from a donor that has them."""
         if not self.swarm.network.reaches(self.name, donor) or self.swarm.machines[donor].is_suspended:
             return None
         return self.swarm.machines[donor].disk.find(record.round, record.chain)
@@ -408,7 +410,7 @@ class Machine:
         return size * self.pace.transfer * self.pace.line + 2 * self.swarm.network.delay(self.name, self.name)
 
     def serve(self, round: int) -> tuple[Published | None, bool]:
-        """A round that this node knows to stand, and whether it is over and not kept any more."""
+        """Return a round that this node knows to be committed, and whether it is not kept any more."""
         assert self.node is not None, "the dead serve nothing"
         base, peer = self.node.voter.hard_state.base, self.node.peer
         newest = max(base.round, peer.applied)
@@ -438,7 +440,7 @@ class Machine:
         self._apply(published)
 
     def _apply(self, published: Published) -> None:
-        """Between two rounds of training: the one under way ends first."""
+        """Apply a round once the training under way has ended."""
         if self._training is not None:
             self._after(0.1, partial(self._apply, published))
             return
@@ -462,7 +464,7 @@ class Machine:
         self.put(pt.FetchFailed(False))
 
     def _settle(self, event: pt.Event, before: Node, after: Node) -> None:
-        """A round was applied, or a state restored: account for the work, and keep a checkpoint."""
+        """Account for the work and keep a checkpoint, if a round was applied or a state restored."""
         if (before.peer.applied, before.peer.chain) == (after.peer.applied, after.peer.chain):
             return
         match event:
@@ -480,6 +482,6 @@ class Machine:
 
 
 def new_disk(keeps: int, first: str, is_new: bool) -> Disk:
-    """A disk of somebody who has the first state, or ``is_new`` and has nothing."""
+    """Make the disk of a machine that has the first state, or that ``is_new`` and has nothing."""
     genesis = RoundRecord(voters=(first,))
     return Disk(keeps=keeps, hard_state=HardState(genesis), record=None if is_new else genesis)

@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 
 from tests.rehearsal.machine import Machine, Pace
-from tests.rehearsal.schedule import FIRST, layout_of
+from tests.rehearsal.rehearse import FIRST, layout_of
 from tests.rehearsal.swarm import PHASES, Layout, Member, Swarm
 from tsr_swarm.rounds import protocol as pt
 
@@ -150,7 +150,7 @@ def test_a_peer_that_is_ten_times_slower_slows_nobody_beyond_the_grace() -> None
         strike(swarm, 8, "train", lambda: None)
         run(swarm)
         assert lost_rounds(swarm) == []
-        times = sorted(swarm.checker.stood_at.values())
+        times = sorted(swarm.checker.committed_at.values())
         return median(b - a for a, b in pairwise(times))
 
     usual = seconds([])
@@ -205,7 +205,7 @@ def test_a_round_led_by_a_volunteer_is_as_quick_as_one_of_the_coordinator() -> N
     strike(swarm, 3, "train", kill(swarm.machines[FIRST]))
     strike(swarm, 9, "train", lambda: None)
     run(swarm)
-    times = swarm.checker.stood_at
+    times = swarm.checker.committed_at
     assert times[9] - times[8] <= times[2] - times[1] + 1.5
 
 

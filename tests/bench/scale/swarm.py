@@ -172,7 +172,7 @@ class HomeNode(Machine):
         self._stored(published.record, ())
 
     def _download(self, round: int, sources: tuple[str, ...], donors: tuple[str, ...]) -> None:
-        record = self.swarm.records[self.swarm.checker.standing[round]]
+        record = self.swarm.records[self.swarm.checker.committed[round]]
         if record.chain in self._storing:  # it comes as a proposal
             self._after(0.02, partial(self._download, round, sources, donors))
         elif (published := self.disk.find(round, record.chain)) is not None:
