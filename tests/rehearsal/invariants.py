@@ -22,6 +22,7 @@ class InvariantChecker:
         self.committed: dict[int, str] = {}  # round -> chain hash
         self.committed_at: dict[int, float] = {}
         self.opened: list[tuple[float, str, int]] = []  # when, by whom, round
+        self.uploaded: list[tuple[float, str, int]] = []  # when, by whom, of which round
         self.void_shards: dict[int, int] = {}
         self.results: dict[int, Published] = {}
         self._swarm = swarm
@@ -163,9 +164,10 @@ class InvariantChecker:
             if not result.included <= admitted:
                 self.complain(f"{machine.name} seals {sorted(result.included - admitted)}, whom it never admitted")
 
-    def uploads(self, machine: "Machine", to: str) -> None:
-        if not self._swarm.machines[to].is_dialable:
-            self.complain(f"{machine.name} sends a shard to {to}, which cannot be dialled")
+    def uploads(self, machine: "Machine", upload: pt.Upload) -> None:
+        self.uploaded.append((self._swarm.clock.now, machine.name, upload.round))
+        if not self._swarm.machines[upload.reducer.node].is_dialable:
+            self.complain(f"{machine.name} sends a shard to {upload.reducer.node}, which cannot be dialled")
 
     # --- every second -------------------------------------------------------------------------------------------------
 

@@ -303,7 +303,7 @@ class Machine:
             self.swarm.checker.complain(f"{self.name} sends round {upload.round} and has that of {self.work.round}")
             return
         self.swarm.reached(upload.round, "exchange")
-        self.swarm.checker.uploads(self, upload.reducer.node)
+        self.swarm.checker.uploads(self, upload)
         self._tokens += 1
         token = self._tokens
         self._sending[upload.round, upload.shard] = token
