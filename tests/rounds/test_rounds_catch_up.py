@@ -11,7 +11,6 @@ from tsr_swarm.rounds.catch_up import (
     MAX_CHUNKS,
     MOST_GIVERS,
     ChunkSchedule,
-    Costs,
     choose_way,
     header_givers,
 )
@@ -27,7 +26,7 @@ from tsr_swarm.rounds.catch_up import (
 def test_the_fewer_bytes_win_and_nobody_goes_back(
     applied: int, rounds: int, state_round: int, state: int, rest: int
 ) -> None:
-    way = choose_way(applied, Costs(round_bytes=rounds, state_round=state_round, state_bytes=state, rest_bytes=rest))
+    way = choose_way(applied, round_bytes=rounds, state_round=state_round, state_bytes=state, rest_bytes=rest)
     assert way.reason
     if not rounds:
         assert way.takes_state, "there is no other way"
@@ -38,8 +37,8 @@ def test_the_fewer_bytes_win_and_nobody_goes_back(
 
 
 def test_the_reason_compares() -> None:
-    costs = Costs(round_bytes=2_000_000, state_round=20, state_bytes=232_000_000, rest_bytes=100_000)
-    assert choose_way(3, costs).reason == "2.00 MB of rounds instead of 232 MB with the state"
+    way = choose_way(3, round_bytes=2_000_000, state_round=20, state_bytes=232_000_000, rest_bytes=100_000)
+    assert way.reason == "2.00 MB of rounds instead of 232 MB with the state"
 
 
 # --- headers ----------------------------------------------------------------------------------------------------------

@@ -22,16 +22,6 @@ MAX_CHUNKS = 16  # in one request
 # --- rounds or a state --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """Bytes of both ways to catch up."""
-
-    round_bytes: int  # of all missed rounds; 0 where not all are kept
-    state_round: int
-    state_bytes: int
-    rest_bytes: int  # of the rounds since that state
-
-
 @dataclass(frozen=True, slots=True)
 class Way:
     """The way to catch up, and the reason."""
@@ -40,15 +30,18 @@ class Way:
     reason: str
 
 
-def choose_way(applied: int, costs: Costs) -> Way:
-    """Choose to replay the rounds after ``applied``, or to take the state and replay those after it, by bytes."""
-    with_state = costs.state_bytes + costs.rest_bytes
-    rounds, state = f"{bytes_text(costs.round_bytes)} of rounds", f"{bytes_text(with_state)} with the state"
-    if not costs.round_bytes:
+def choose_way(applied: int, *, round_bytes: int, state_round: int, state_bytes: int, rest_bytes: int) -> Way:
+    """Choose to replay the rounds after ``applied``, or to take the state and replay those after it: the fewer bytes.
+
+    round_bytes: of all missed rounds; 0 where not all are kept. rest_bytes: of the rounds since the state.
+    """
+    with_state = state_bytes + rest_bytes
+    rounds, state = f"{bytes_text(round_bytes)} of rounds", f"{bytes_text(with_state)} with the state"
+    if not round_bytes:
         return Way(True, "not all of those rounds are kept any more")
-    if costs.state_round <= applied:
+    if state_round <= applied:
         return Way(False, f"{rounds}, and no newer state is served")
-    if costs.round_bytes <= with_state:
+    if round_bytes <= with_state:
         return Way(False, f"{rounds} instead of {state}")
     return Way(True, f"{state} instead of {rounds}")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Concatenate, ParamSpec
+from typing import TypeVarTuple
 
 from tsr_swarm.rounds import protocol
 from tsr_swarm.rounds import round_phases as phases
@@ -17,7 +17,7 @@ SETTLE_SECONDS = 6.0  # a new leader opens no round before peers of the last one
 FORGET_SECONDS = 30.0  # a voter that has not called for this long is replaced
 MOST_NODES = 8  # that everybody is told of, beside the voters
 
-Parameters = ParamSpec("Parameters")
+Arguments = TypeVarTuple("Arguments")
 
 # --- beginning and end --------------------------------------------------------------------------------------------
 
@@ -256,17 +256,13 @@ def stop(node: Node, now: float) -> Result:
 
 
 def _advance(
-    node: Node,
-    now: float,
-    change: Callable[Concatenate[LeaderState, float, Parameters], phases.Outcome],
-    *args: Parameters.args,
-    **kwargs: Parameters.kwargs,
+    node: Node, now: float, change: Callable[[LeaderState, float, *Arguments], phases.Outcome], *args: *Arguments
 ) -> Result:
     """Change the state of the rounds with a function of rounds/round_phases.py, and do what follows."""
     role = node.leader_role
     if role is None or not node.voter.leads:
         return node, []
-    state, decisions = change(role.state, now, *args, **kwargs)
+    state, decisions = change(role.state, now, *args)
     result: Result = (replace(node, leader_role=replace(role, state=state)), [])
     for decision in decisions:
         result = then(result, _carry_out, decision, now)

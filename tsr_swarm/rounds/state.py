@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Concatenate, ParamSpec
+from typing import TypeVarTuple
 
 from tsr_swarm.rounds.gather import Gather, ShardDigest
 from tsr_swarm.rounds.peer import PeerState
@@ -10,7 +10,7 @@ from tsr_swarm.rounds.protocol import Action, OpenRound, ReducerSlot
 from tsr_swarm.rounds.raft_state import Voter
 from tsr_swarm.rounds.round_phases import LeaderState, RoundPolicy
 
-Parameters = ParamSpec("Parameters")
+Arguments = TypeVarTuple("Arguments")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,15 +137,10 @@ class Node:
 Result = tuple[Node, list[Action]]
 
 
-def then(
-    result: Result,
-    more: Callable[Concatenate[Node, Parameters], Result],
-    *args: Parameters.args,
-    **kwargs: Parameters.kwargs,
-) -> Result:
-    """Go on from ``result`` with ``more(node, ...)``."""
+def then(result: Result, more: Callable[[Node, *Arguments], Result], *args: *Arguments) -> Result:
+    """Go on from ``result`` with ``more(node, *args)``."""
     node, actions = result
-    node, rest = more(node, *args, **kwargs)
+    node, rest = more(node, *args)
     return node, [*actions, *rest]
 
 

@@ -12,7 +12,7 @@ from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.rounds import FetchedRound, Frames, RoundDownload
 from tsr_swarm.node.sync.shard_givers import ShardGivers
 from tsr_swarm.node.sync.state import StateDownload
-from tsr_swarm.rounds.catch_up import Costs, choose_way, header_givers
+from tsr_swarm.rounds.catch_up import choose_way, header_givers
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.run_folder import record_of
@@ -174,13 +174,13 @@ class Fetcher:
             said = await self._catch_up(client, round)
             if said is None or not (said.round_bytes or said.state_round >= round):
                 continue  # it is behind too
-            costs = Costs(
+            way = choose_way(
+                round - 1,
                 round_bytes=said.round_bytes,
                 state_round=said.state_round,
                 state_bytes=said.state_bytes,
                 rest_bytes=said.rest_bytes,
             )
-            way = choose_way(round - 1, costs)
             missed = newest.round - round + 1
             self._sources.emit(CatchingUp(missed=missed, takes_state=way.takes_state, reason=way.reason))
             return way.takes_state
