@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from tests.rehearsal.disk import Published
 from tests.rehearsal.work import Units
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.raft_state import HardState, RoundRecord, majority
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord, is_majority
 from tsr_swarm.rounds.state import Node
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class InvariantChecker:
         before = self._records.get(record.parent) if record is not None else None
         if before is None:
             self.complain(f"round {round} stands at {machine.name} and was accepted by nobody")
-        elif not majority(self._accepted.get(chain, set()), before.voters):
+        elif not is_majority(self._accepted.get(chain, set()), before.voters):
             holders = sorted(self._accepted.get(chain, set()))
             self.complain(f"round {round} stands, accepted by {holders} of {before.voters}")
 

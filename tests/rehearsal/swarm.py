@@ -11,7 +11,7 @@ from tests.rehearsal.machine import Machine, Pace, new_disk
 from tests.rehearsal.network import Network, Weather
 from tests.rehearsal.trace import Trace
 from tests.rehearsal.work import Units
-from tsr_swarm.rounds.raft_state import majority
+from tsr_swarm.rounds.raft_state import is_majority
 from tsr_swarm.rounds.round_phases import RoundPolicy
 from tsr_swarm.rounds.state import Node, known_nodes
 
@@ -223,4 +223,4 @@ class Swarm:
         newest = max((node.voter.hard_state.base for node in nodes), key=lambda record: record.round)
         here = [node.me for node in nodes]
         knows = any(node.voter.hard_state.base.round == newest.round and node.me in newest.voters for node in nodes)
-        return knows and majority(here, newest.voters)
+        return knows and is_majority(here, newest.voters)

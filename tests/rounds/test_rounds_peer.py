@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tsr_swarm.rounds.peer import Activity, PeerState, advance, follow, is_stale, next_activity
+from tsr_swarm.rounds.peer import Activity, PeerState, apply_round, apply_update, is_stale, next_activity
 from tsr_swarm.rounds.protocol import OpenRound
 from tsr_swarm.rounds.raft_state import RoundRecord
 
@@ -15,11 +15,11 @@ def announced(round: int) -> OpenRound:
 
 def told(state: PeerState, committed: int) -> PeerState:
     """The state after an update by which the next round is open."""
-    return follow(state, committed, announced(committed + 1), is_finished=False)
+    return apply_update(state, committed, announced(committed + 1), is_finished=False)
 
 
 def applied(state: PeerState, round: int) -> PeerState:
-    return advance(state, RoundRecord(round, f"d{round}"))
+    return apply_round(state, RoundRecord(round, f"d{round}"))
 
 
 def at(round: int) -> PeerState:
@@ -64,6 +64,6 @@ def test_a_peer_with_wrong_weights_fetches_the_state_before_anything_else(state:
 
 
 def test_the_last_published_round_is_applied_before_a_peer_quits() -> None:
-    state = follow(at(4), 5, None, is_finished=True)
+    state = apply_update(at(4), 5, None, is_finished=True)
     assert next_activity(state) is Activity.FETCH_ROUND
     assert next_activity(applied(state, 5)) is Activity.QUIT

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.rounds.reducer import close, included, is_complete, offer
+from tsr_swarm.rounds.reducer import choose_included, close, is_complete, offer
 from tsr_swarm.rounds.state import ReducerState
 
 offers = st.tuples(st.integers(1, 3), st.sampled_from("abc"), st.integers(0, 1), st.booleans())
@@ -31,7 +31,7 @@ def test_a_shard_below_the_quorum_is_void_and_the_rest_stand() -> None:
     state = ReducerState(round=1, shards=2)
     for peer, shard in (("a", 0), ("b", 0), ("a", 1)):
         state, _ = offer(state, 1, peer, shard, tokens=1)
-    assert included(state, 0, quorum=2) == {"a", "b"}
-    assert included(state, 1, quorum=2) == frozenset()
+    assert choose_included(state, 0, quorum=2) == {"a", "b"}
+    assert choose_included(state, 1, quorum=2) == frozenset()
     assert is_complete(state, "a")
     assert not is_complete(state, "b")

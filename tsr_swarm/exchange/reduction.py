@@ -17,7 +17,7 @@ from tsr_swarm.optim.periods import follows_manifest
 from tsr_swarm.optim.publish import publish_step
 from tsr_swarm.optim.sketch_budget import mean_captured
 from tsr_swarm.rounds.protocol import Verdict
-from tsr_swarm.rounds.reducer import close, included, is_complete, offer
+from tsr_swarm.rounds.reducer import choose_included, close, is_complete, offer
 from tsr_swarm.rounds.state import ReducerState
 from tsr_swarm.wire.codec import encode
 from tsr_swarm.wire.gate import check_published, decode_published, shard_slots, void_blocks
@@ -116,7 +116,7 @@ class Reduction:
         kept: OuterState = {} if outer is None else outer
         made = []
         for shard, blocks in enumerate(self.shard_blocks):
-            peers = included(self.state, shard, quorum)
+            peers = choose_included(self.state, shard, quorum)
             contributions = {peer: self._held[peer, shard] for peer in peers}
             made.append(publish_shard(self._manifest, self.plan, blocks, contributions, bases, kept))
         header = seal(self.plan, self.shard_blocks, [part.result for part in made])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tsr_swarm.rounds.raft_state import majority
+from tsr_swarm.rounds.raft_state import is_majority
 from tsr_swarm.rounds.state import Node
 from tsr_swarm.telemetry.events import LeaderChanged
 
@@ -33,7 +33,7 @@ class FailoverStatus:
             since = self._told.since
         # The others go on without this leader if most voters are among them, and have the round that made them voters.
         others = [other for other in voter.voters if other in contacts and contacts[other].applied >= since]
-        is_safe = len(voter.voters) >= SAFE_VOTERS and majority(set(others) - {node.me}, voter.voters)
+        is_safe = len(voter.voters) >= SAFE_VOTERS and is_majority(set(others) - {node.me}, voter.voters)
         told = _Told(voter.term, voter.voters, since, is_safe)
         if told == self._told:
             return None

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tsr_swarm.rounds import protocol, raft, reducer
-from tsr_swarm.rounds.peer import Activity, advance, follow, next_activity, restore
+from tsr_swarm.rounds.peer import Activity, apply_round, apply_update, next_activity, restore_state
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.round_phases import Phase
 from tsr_swarm.rounds.state import LocalProgress, Node, Result, known_nodes
@@ -145,7 +145,7 @@ def _follow(node: Node, update: protocol.RoundUpdate, asked: str, now: float) ->
     # The open round may be over: this node may have read elsewhere that it is committed.
     newest = max(node.peer.applied, node.voter.hard_state.base.round)
     plan = update.plan if update.plan is not None and update.plan.round > newest else None
-    peer = follow(node.peer, update.base.round, plan, update.is_finished)
+    peer = apply_update(node.peer, update.base.round, plan, update.is_finished)
     node = replace(node, tracking=tracking, plan=plan, peer=peer)
     if plan is None:
         return node
@@ -324,7 +324,7 @@ def end_apply(node: Node, event: protocol.Applied, now: float) -> Node:
     node = replace(node, progress=replace(node.progress, is_fetching=False))
     if event.record.round != node.peer.applied + 1:
         return node
-    voter, peer = raft.learn(node.voter, event.record, now), advance(node.peer, event.record)
+    voter, peer = raft.learn(node.voter, event.record, now), apply_round(node.peer, event.record)
     node = replace(node, voter=voter, peer=peer, contributors=event.contributors)
     # A leader stays until everybody has the last round.
     return _poll_at_once(node, now) if node.tracking.is_finished else node
@@ -333,7 +333,7 @@ def end_apply(node: Node, event: protocol.Applied, now: float) -> Node:
 def end_restore(node: Node, event: protocol.Restored, now: float) -> Node:
     """Note that a state was downloaded. What was trained before is void: the next update says what to do."""
     progress = LocalProgress(is_training=node.progress.is_training)
-    voter, peer = raft.learn(node.voter, event.record, now), restore(node.peer, event.record)
+    voter, peer = raft.learn(node.voter, event.record, now), restore_state(node.peer, event.record)
     node = replace(node, progress=progress, voter=voter, plan=None, contributors=frozenset(), peer=peer)
     return replace(node, tracking=replace(node.tracking, asked="", version=0, next_at=now))
 

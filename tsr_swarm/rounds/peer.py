@@ -72,7 +72,7 @@ def is_stale(state: PeerState, training_round: int) -> bool:
     return state.committed >= training_round or state.needs_state or not state.is_member
 
 
-def follow(state: PeerState, committed: int, plan: OpenRound | None, is_finished: bool) -> PeerState:
+def apply_update(state: PeerState, committed: int, plan: OpenRound | None, is_finished: bool) -> PeerState:
     """Take in what the leader says. It may be older than what is already known."""
     return replace(
         state,
@@ -84,7 +84,7 @@ def follow(state: PeerState, committed: int, plan: OpenRound | None, is_finished
     )
 
 
-def advance(state: PeerState, record: RoundRecord) -> PeerState:
+def apply_round(state: PeerState, record: RoundRecord) -> PeerState:
     """Note that a published round is in the consensus weights."""
     return replace(
         state,
@@ -96,7 +96,7 @@ def advance(state: PeerState, record: RoundRecord) -> PeerState:
     )
 
 
-def restore(state: PeerState, record: RoundRecord) -> PeerState:
+def restore_state(state: PeerState, record: RoundRecord) -> PeerState:
     """Note that the consensus weights are a downloaded state, which may be older than what this peer knew of."""
     return replace(
         state,

@@ -28,7 +28,7 @@ from tsr_swarm.rounds.raft_state import (
     Voter,
     VoteReply,
     VoteRequest,
-    majority,
+    is_majority,
 )
 
 RaftAction = Send | Store | Notify | CatchUp | RoundCommitted | BecomeLeader
@@ -61,7 +61,7 @@ def receive(voter: Voter, sender: str, message: RaftMessage, now: float) -> Raft
 def tick(voter: Voter, now: float) -> RaftResult:
     """Send heartbeats, step down or stand for election, if it is time to."""
     if voter.leads:
-        if not majority({*answering(voter, now), voter.me}, voter.voters):
+        if not is_majority({*answering(voter, now), voter.me}, voter.voters):
             return _become_follower(voter, voter.term, now, "it is cut off from the majority of voters")
         return _send_heartbeats(voter, now) if now >= voter.beat_at else (voter, [])
     if not voter.may_campaign or now < voter.election_at:
@@ -171,7 +171,7 @@ def _take_vote(voter: Voter, sender: str, reply: VoteReply, now: float) -> RaftR
 
 
 def _lead_if_elected(voter: Voter, now: float) -> RaftResult:
-    if not majority(voter.votes, voter.voters):
+    if not is_majority(voter.votes, voter.voters):
         return voter, []
     if voter.role is RaftRole.PRE_CANDIDATE:
         return _stand_for_election(voter, now)
@@ -224,7 +224,7 @@ def _send_heartbeats(voter: Voter, now: float) -> RaftResult:
 
 def _commit_or_ask(voter: Voter, now: float) -> RaftResult:
     record, voters = voter.proposal, voter.voters
-    if record is None or not majority(voter.accepted, voters):
+    if record is None or not is_majority(voter.accepted, voters):
         return _send_heartbeats(voter, now)
     voter = replace(voter, hard_state=_committed(voter, record), proposal=None, accepted=frozenset())
     if set(record.voters) == set(voters):
@@ -313,7 +313,7 @@ def _take_heartbeat_reply(voter: Voter, sender: str, reply: HeartbeatReply, now:
     if voter.proposal is None or reply.accepted != voter.proposal.chain or sender in voter.accepted:
         return voter, []
     voter = replace(voter, accepted=voter.accepted | {sender})
-    return _commit_or_ask(voter, now) if majority(voter.accepted, voter.voters) else (voter, [])
+    return _commit_or_ask(voter, now) if is_majority(voter.accepted, voter.voters) else (voter, [])
 
 
 def learn(voter: Voter, record: RoundRecord, now: float) -> Voter:

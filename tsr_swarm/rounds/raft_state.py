@@ -148,6 +148,6 @@ class BecomeLeader:
     """Raft's answer that this node leads from now on."""
 
 
-def majority(accepted: Collection[str], voters: Collection[str]) -> bool:
+def is_majority(accepted: Collection[str], voters: Collection[str]) -> bool:
     """Return whether more than half of ``voters`` are among ``accepted``."""
     return 2 * len(set(accepted) & set(voters)) > len(set(voters))

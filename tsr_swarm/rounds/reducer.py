@@ -33,7 +33,9 @@ def close(state: ReducerState) -> ReducerState:
     return replace(state, is_open=False)
 
 
-def included(state: ReducerState, shard: int, quorum: int, admitted: Collection[str] | None = None) -> frozenset[str]:
+def choose_included(
+    state: ReducerState, shard: int, quorum: int, admitted: Collection[str] | None = None
+) -> frozenset[str]:
     """Return the peers whose contribution to ``shard`` is averaged; none below the quorum, which voids the shard.
 
     ``admitted``: nobody else counts. None: every peer that could offer was admitted.
@@ -88,7 +90,7 @@ def close_shards(node: Node, sender: str, message: Close) -> Result:
     for shard in message.shards:
         if shard in done or shard in state.averaging:
             continue
-        peers = included(state, shard, node.identity.policy.quorum, message.admitted)
+        peers = choose_included(state, shard, node.identity.policy.quorum, message.admitted)
         if peers:
             wanted[shard] = peers
         else:
