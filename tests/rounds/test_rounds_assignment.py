@@ -11,9 +11,7 @@ sizes = st.lists(st.integers(1, 50), min_size=1, max_size=16)
 
 
 @given(sizes=sizes, nodes=names)
-def test_every_shard_has_one_reducer_that_is_here_and_nobody_has_far_more_than_others(
-    sizes: list[int], nodes: set[str]
-) -> None:
+def test_every_shard_has_one_reducer_and_no_node_has_far_more_than_others(sizes: list[int], nodes: set[str]) -> None:
     reducers = assign(sizes, nodes)
     assert len(reducers) == len(sizes)
     assert set(reducers) <= nodes
@@ -28,9 +26,7 @@ def test_the_order_in_which_nodes_are_named_changes_nothing(sizes: list[int], no
 
 
 @given(sizes=sizes, nodes=names, data=st.data())
-def test_what_is_kept_stays_and_only_shards_of_who_is_gone_move(
-    sizes: list[int], nodes: set[str], data: st.DataObject
-) -> None:
+def test_only_the_shards_of_a_node_that_is_gone_move(sizes: list[int], nodes: set[str], data: st.DataObject) -> None:
     before = assign(sizes, nodes)
     gone = data.draw(st.sampled_from(sorted(nodes)))
     here = nodes - {gone}
@@ -43,7 +39,7 @@ def test_what_is_kept_stays_and_only_shards_of_who_is_gone_move(
     assert set(after) <= here
 
 
-def test_of_many_equal_shards_a_newcomer_takes_about_its_share() -> None:
+def test_a_new_node_takes_about_its_share_of_many_equal_shards() -> None:
     shards = [1] * 64
     before = assign(shards, [f"node-{number}" for number in range(7)])
     after = assign(shards, [f"node-{number}" for number in range(8)])
@@ -58,7 +54,7 @@ serving = st.lists(letters, unique=True, max_size=8)
 
 
 @given(voters=voters, serving=serving)
-def test_voters_are_an_odd_number_of_those_that_serve(voters: set[str], serving: list[str]) -> None:
+def test_voters_are_an_odd_number_of_serving_nodes(voters: set[str], serving: list[str]) -> None:
     chosen = next_voters(voters, serving, "a")
     if not serving:
         assert chosen == tuple(sorted(voters))
@@ -76,7 +72,7 @@ def test_the_coordinator_votes_wherever_it_serves(voters: set[str], serving: lis
 
 
 @given(voters=voters, serving=serving)
-def test_nobody_is_replaced_that_serves_except_for_the_coordinator_or_by_fewer(
+def test_a_voter_that_serves_is_replaced_only_by_the_coordinator_or_by_fewer_voters(
     voters: set[str], serving: list[str]
 ) -> None:
     chosen = next_voters(voters, serving, "a")
@@ -87,12 +83,12 @@ def test_nobody_is_replaced_that_serves_except_for_the_coordinator_or_by_fewer(
 
 
 @given(voters=voters, serving=serving)
-def test_asked_again_it_stays(voters: set[str], serving: list[str]) -> None:
+def test_the_chosen_voters_are_chosen_again(voters: set[str], serving: list[str]) -> None:
     chosen = next_voters(voters, serving, "a")
     assert next_voters(chosen, serving, "a") == chosen
 
 
-def test_one_alone_two_and_three() -> None:
+def test_one_two_and_three_nodes() -> None:
     assert next_voters(["a"], ["a"], "a") == ("a",)
     assert next_voters(["a"], ["a", "b"], "a") == ("a",)
     assert next_voters(["a"], ["a", "b", "c"], "a") == ("a", "b", "c")

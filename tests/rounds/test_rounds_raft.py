@@ -81,12 +81,17 @@ class Voters(RuleBasedStateMachine):
 
     # --- what may happen ----------------------------------------------------------------------------------------------
 
+    def receive(self, sender: str, to: str, message: RaftMessage) -> None:
+        self.take(raft.receive(self.voters[to], sender, message, self.now))
+
+    def learn_round(self, name: str, round: int) -> None:
+        self.take((raft.learn(self.voters[name], self.committed[round], self.now), []))
+
     @precondition(lambda self: self.messages)
     @rule(data=st.data(), again=st.booleans())
     def deliver(self, data: st.DataObject, again: bool) -> None:
         at = data.draw(st.integers(0, len(self.messages) - 1))
-        sender, to, message = self.messages[at] if again else self.messages.pop(at)
-        self.take(raft.receive(self.voters[to], sender, message, self.now))
+        self.receive(*(self.messages[at] if again else self.messages.pop(at)))
 
     @precondition(lambda self: self.messages)
     @rule(keep=st.integers(0, 10))
@@ -108,19 +113,18 @@ class Voters(RuleBasedStateMachine):
     @rule(name=nodes, voters=st.sampled_from(VOTERS))
     def propose(self, name: str, voters: tuple[str, ...]) -> None:
         voter = self.voters[name]
-        if not voter.leads or voter.proposal is not None:
-            return
-        base = voter.hard_state.base
-        self.proposed += 1
-        record = RoundRecord(base.round + 1, f"{name}{self.proposed}", base.chain, voters)
-        self.take(raft.propose(self.voters[name], record, self.now))
+        if voter.leads and voter.proposal is None:
+            base = voter.hard_state.base
+            self.proposed += 1
+            record = RoundRecord(base.round + 1, f"{name}{self.proposed}", base.chain, voters)
+            self.take(raft.propose(voter, record, self.now))
 
     @rule(name=nodes)
     def learn(self, name: str) -> None:
         """Fetch a round from the leader that has said that rounds are missing here."""
         source, base = self.voters.get(self.behind.get(name, "")), self.voters[name].hard_state.base
         if source is not None and source.hard_state.base.round > base.round:
-            self.take((raft.learn(self.voters[name], self.committed[base.round + 1], self.now), []))
+            self.learn_round(name, base.round + 1)
 
     @rule(name=nodes, loses_bytes=st.booleans())
     def die(self, name: str, loses_bytes: bool) -> None:
@@ -153,8 +157,8 @@ class Voters(RuleBasedStateMachine):
             if not among and not any(name in here for name, _ in self.fetching):
                 return
             self.messages = [item for item in self.messages if item not in among]
-            for sender, to, message in among:
-                self.take(raft.receive(self.voters[to], sender, message, self.now))
+            for item in among:
+                self.receive(*item)
             stored = [item for item in self.fetching if item[0] in here]
             self.fetching = [item for item in self.fetching if item[0] not in here]
             for name, record in stored:
@@ -170,15 +174,14 @@ class Voters(RuleBasedStateMachine):
         """Left alone altogether, the nodes agree and go on."""
         if not self.voters:
             return
-        rounds = max(self.committed)
         self.messages.clear()
         newest = max(self.committed)
         for name in NAMES:  # they tell each other, as by rounds/protocol.py's Redirect
             for round in range(self.voters[name].hard_state.base.round + 1, newest + 1):
-                self.take((raft.learn(self.voters[name], self.committed[round], self.now), []))
+                self.learn_round(name, round)
         for _ in range(3):
             self.calm(set(NAMES), NAMES, 4, True)
-        assert max(self.committed) > rounds
+        assert max(self.committed) > newest
         assert any(voter.leads for voter in self.voters.values())
 
 
