@@ -319,7 +319,7 @@ KINDS: dict[str, Effect] = {  # drawn by number: a new kind goes to the end, and
     "one_way": _one_way,
     "deaf": _deaf,
     "cut_from_reducer": _cut_from_reducer,
-    "slow_line": lambda swarm, fault: _slow(_machine(swarm, fault), fault.seconds, "line", 20.0),
+    "slow_line": lambda swarm, fault: _slow(_machine(swarm, fault), fault.seconds, "connection", 20.0),
     "loss": lambda swarm, fault: _weather(swarm, fault.seconds, "loss", 0.05 + 0.25 * fault.pick),
     "doubles": lambda swarm, fault: _weather(swarm, fault.seconds, "doubles", 0.5),
     "disorder": lambda swarm, fault: _weather(swarm, fault.seconds, "jitter", 0.5 + 4 * fault.pick),

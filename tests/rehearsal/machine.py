@@ -50,7 +50,7 @@ class Pace:
     average: float = 0.2
     transfer: float = 0.02  # a unit of shard size
     slowness: float = 1.0
-    line: float = 1.0  # slowness of its line
+    connection: float = 1.0  # slowness of its connection
     reducing: float = 1.0  # slowness of its averages
 
 
@@ -102,7 +102,7 @@ class Machine:
 
     @property
     def slowness(self) -> float:
-        return self.pace.line
+        return self.pace.connection
 
     def local(self) -> float:
         return self.swarm.clock.now * self.clock.rate + self.clock.ahead
@@ -309,7 +309,7 @@ class Machine:
         self._sending[upload.round, upload.shard] = token
         delivery = Delivery(self, self.life, token, upload.term, self.work.carried[upload.shard], upload.reducer)
         size = self.swarm.layout.sizes[upload.shard]
-        seconds = size * self.pace.transfer * self.pace.line + self.swarm.network.delay(self.name, self.name)
+        seconds = size * self.pace.transfer * self.pace.connection + self.swarm.network.delay(self.name, self.name)
         if upload.reducer.node == self.name:
             seconds = 0.001
         self._after(seconds, partial(self._arrive, upload, delivery))
@@ -407,7 +407,7 @@ class Machine:
 
     def _transfer_seconds(self) -> float:
         size = sum(self.swarm.layout.sizes)
-        return size * self.pace.transfer * self.pace.line + 2 * self.swarm.network.delay(self.name, self.name)
+        return size * self.pace.transfer * self.pace.connection + 2 * self.swarm.network.delay(self.name, self.name)
 
     def serve(self, round: int) -> tuple[Published | None, bool]:
         """Return a round that this node knows to be committed, and whether it is not kept any more."""

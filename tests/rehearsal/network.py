@@ -39,7 +39,7 @@ class Host(Protocol):
     is_dialable: bool
 
     @property
-    def slowness(self) -> float: ...  # of its line
+    def slowness(self) -> float: ...  # of its connection
 
     @property
     def is_up(self) -> bool: ...
