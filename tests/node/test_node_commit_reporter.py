@@ -1,15 +1,15 @@
-"""Rounds that stand are told once each, in order, with their digests, whoever led them."""
+"""Committed rounds are reported once each, in order, with their digests, whichever node led them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from published_rounds import History, small_history
 
+from tests.published_rounds import History, small_history
 from tsr_swarm.node.events.commit_reporter import CommitReporter, Sealed, Seams
 from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.weights import AppliedRound
@@ -21,46 +21,43 @@ from tsr_swarm.wire.messages import PublishedHeader, published_to_proto
 
 @dataclass
 class Leader:
-    """A leadership that takes down what it is to tell."""
+    """A leadership that notes what it is to report."""
 
-    told: list[tuple[int, str]] = field(default_factory=list)
+    applied: list[tuple[int, str]] = field(default_factory=list)  # rounds and digests
     committed_rounds: list[int] = field(default_factory=list)
 
     @property
     def chronicle(self) -> Any:
         return SimpleNamespace(
-            applied=lambda round, digest, loss: self.told.append((round, digest)), committed=self.committed
+            applied=lambda round, digest, loss: self.applied.append((round, digest)), committed=self.committed
         )
 
-    def committed(self, header: PublishedHeader, made: Sequence[ReducedShard | None], members: int) -> None:
+    def committed(self, header: PublishedHeader, shards: Sequence[ReducedShard | None], members: int) -> None:
         self.committed_rounds.append(header.plan.round)
 
 
 @dataclass
 class Rig:
-    """A node that has just begun to lead when round ``base`` stands; ``asked`` lets the other voters answer."""
+    """A node that leads, whose log has two rounds. The other voters answer once ``answered`` is set."""
 
     history: History
     log: RoundLog
     leader: Leader = field(default_factory=Leader)
     leads: bool = True
-    known: int = 0
+    reported: int = 0  # the newest round that voters know to be reported
     sealed: dict[str, Sealed] = field(default_factory=dict)
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.background = Background()
-        self.standing = CommitReporter("me", True, self.history.manifest, self.log, self._seams(), self.background)
+        self.reporter = CommitReporter("me", True, self.history.manifest, self.log, self._seams(), self.background)
 
     def _seams(self) -> Seams:
         async def ask(others: Sequence[str], round: int) -> None:
-            await self.asked.wait()
+            await self.answered.wait()
 
-        async def applied(*of: object) -> None:
+        async def nothing(*arguments: object) -> None:
             pass
-
-        async def score(round: int, consensus: object) -> float | None:
-            return None
 
         return Seams(
             warn=lambda text: pytest.fail(text),
@@ -68,9 +65,9 @@ class Rig:
             members=frozenset,
             sealed=lambda: self.sealed,
             outer=dict,
-            applied=applied,
-            score=score,
-            told=lambda: self.known,
+            applied=nothing,
+            score=nothing,
+            told=lambda: self.reported,
             ask=ask,
         )
 
@@ -79,11 +76,15 @@ class Rig:
 
     async def apply(self, round: int) -> None:
         applied = AppliedRound(consensus=None, digest=f"digest-{round}", refreshed={})  # type: ignore[arg-type]
-        await self.standing.applied(self.history.at(round).header, applied, 0.1)
+        await self.reporter.applied(self.history.at(round).header, applied, 0.1)
 
     async def begin(self, base: int) -> None:
-        self.standing.begin_to_lead(self.leader, self.record(base))  # type: ignore[arg-type]
+        self.reporter.begin_to_lead(self.leader, self.record(base))  # type: ignore[arg-type]
         await asyncio.sleep(0)  # it begins
+
+    async def finish(self) -> None:
+        self.answered.set()
+        await self.reporter.finish()
 
     def seal(self, round: int) -> None:
         header = self.history.at(round).header
@@ -96,78 +97,64 @@ def history() -> History:
 
 
 @pytest.fixture
-async def rig(history: History, tmp_path: Path) -> Any:
+async def rig(history: History, tmp_path: Path) -> AsyncIterator[Rig]:
     log = RoundLog(tmp_path / "rounds", 1 << 20)
     log.open()
     for round in (1, 2):
         log.store(published_to_proto(history.at(round).header), history.at(round).data)
         log.commit(round, history.at(round).header.chain)
-    made = Rig(history, log)
-    yield made
-    await made.background.close()
+    rig = Rig(history, log)
+    yield rig
+    await rig.background.close()
 
 
-async def test_the_round_before_is_told_first_however_quick_the_next_one_is(rig: Rig) -> None:
-    """Once the next round was told while voters were asked: the one before was told without its digest, or never."""
+async def test_the_round_before_is_reported_first_however_quick_the_next_one_is(rig: Rig) -> None:
     await rig.apply(1)
     await rig.begin(1)
     rig.seal(2)
-    rig.standing.commit(rig.record(2))
+    rig.reporter.commit(rig.record(2))
     later = asyncio.create_task(rig.apply(2))
-    rig.asked.set()
+    rig.answered.set()
     await later
-    assert rig.leader.told[-2:] == [(1, "digest-1"), (2, "digest-2")]
+    assert rig.leader.applied[-2:] == [(1, "digest-1"), (2, "digest-2")]
     assert sorted(rig.leader.committed_rounds) == [1, 2]
 
 
-async def test_all_rounds_that_the_leader_before_did_not_live_to_tell_are_told(rig: Rig) -> None:
-    """Once only the newest was."""
+async def test_all_rounds_that_a_dead_leader_left_unreported_are_reported(rig: Rig) -> None:
     rig.leads = False
     await rig.apply(1)
     await rig.apply(2)
     rig.leads = True
-    rig.asked.set()
     await rig.begin(2)
-    await rig.standing.told_all()
-    assert rig.leader.told == [(1, "digest-1"), (2, "digest-2")]
+    await rig.finish()
+    assert rig.leader.applied == [(1, "digest-1"), (2, "digest-2")]
     assert rig.leader.committed_rounds == [1, 2]
 
 
-async def test_a_round_that_was_applied_before_this_process_began_is_told_without_a_digest(rig: Rig) -> None:
-    rig.standing.begin(2)
-    rig.asked.set()
+async def test_a_round_that_was_applied_before_this_process_began_is_reported_without_a_digest(rig: Rig) -> None:
+    rig.reporter.begin(2)
     await rig.begin(2)
-    await rig.standing.told_all()
-    assert rig.leader.told == [(1, ""), (2, "")]
+    await rig.finish()
+    assert rig.leader.applied == [(1, ""), (2, "")]
     assert rig.leader.committed_rounds == [1, 2]
 
 
-async def test_a_round_that_is_applied_only_after_the_election_is_told_once_it_is(rig: Rig) -> None:
-    rig.asked.set()
+async def test_a_round_that_is_applied_only_after_the_election_is_reported_then(rig: Rig) -> None:
     await rig.begin(1)
-    await rig.standing.told_all()
-    assert rig.leader.told == []
+    await rig.finish()
+    assert rig.leader.applied == []
     await rig.apply(1)
-    assert rig.leader.told == [(1, "digest-1")]
+    assert rig.leader.applied == [(1, "digest-1")]
     assert rig.leader.committed_rounds == [1]
 
 
-async def test_what_others_know_to_be_told_is_not_told_again(rig: Rig) -> None:
+@pytest.mark.parametrize("why", ["others have reported it", "it does not lead any more"])
+async def test_a_node_reports_nothing_if(rig: Rig, why: str) -> None:
+    rig.leads = why == "others have reported it"
     await rig.apply(1)
-    told = list(rig.leader.told)
+    before = list(rig.leader.applied)
     await rig.begin(1)
-    rig.known = 1
-    rig.asked.set()
-    await rig.standing.told_all()
-    assert rig.leader.told == told
-    assert rig.leader.committed_rounds == []
-
-
-async def test_who_does_not_lead_any_more_tells_nothing(rig: Rig) -> None:
-    rig.leads = False
-    await rig.apply(1)
-    await rig.begin(1)
-    rig.asked.set()
-    await rig.standing.told_all()
-    assert rig.leader.told == []
+    rig.reported = int(rig.leads)
+    await rig.finish()
+    assert rig.leader.applied == before
     assert rig.leader.committed_rounds == []

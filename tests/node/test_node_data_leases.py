@@ -6,15 +6,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from swarm_rig import TEXT, Swarm, run_swarm, tiny_config
 from torch import Tensor
 
+from tests.swarm_rig import TEXT, Swarm, run_swarm, tiny_config
 from tsr_swarm.config.run import DataConfig, RunConfig
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.node import data_leases, workspace
 from tsr_swarm.telemetry import events as ev
+from tsr_swarm.train.corpus import Warn
 from tsr_swarm.train.trainer import Trainer
-from tsr_swarm.train.unread import Warn
 
 LISTEN = "127.0.0.1:0"
 

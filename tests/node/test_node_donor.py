@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_rounds import History, make_history
-from steady import steady
 
+from tests.published_rounds import History, make_history
+from tests.steady import steady
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RefusedError

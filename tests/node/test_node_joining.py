@@ -6,8 +6,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from swarm_rig import DEADLINE_SECONDS, Member, Swarm, tiny_config
 
+from tests.swarm_rig import DEADLINE_SECONDS, Member, Swarm, tiny_config
 from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError, RefusedError, RunError, SwarmError
 from tsr_swarm.node.shared_data import absolute_source, advise_organiser

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from swarm_rig import Swarm, run_swarm, tiny_config
 
+from tests.swarm_rig import Swarm, run_swarm, tiny_config
 from tsr_swarm.config.manifest import decode_manifest, make_manifest
 from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.discovery.identity import load_identity
@@ -19,7 +19,7 @@ from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage import checkpoint
 from tsr_swarm.storage.journal import NAMES, Journal
-from tsr_swarm.storage.sampling import sample_checkpoint
+from tsr_swarm.storage.run_folder import sample_checkpoint
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.fold import fold_all

@@ -12,8 +12,8 @@ from tsr_swarm.node.events.run_log import RunLog
 from tsr_swarm.node.headers import Headers
 from tsr_swarm.node.node import SwarmNode
 from tsr_swarm.node.service import NodeService
-from tsr_swarm.node.sync.catch_up import Fetcher
 from tsr_swarm.node.sync.donors import Donors
+from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.sync.rounds import Frames
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.transport.base import Caller
@@ -36,15 +36,15 @@ async def hosted(start: Start, around: Around, seams: Seams) -> AsyncIterator[Sw
     """A node with all that it needs; whatever it has begun is ended on the way out."""
     headers = Headers()
 
-    def fetcher(own: Frames) -> Fetcher:
+    def fetcher(own: Frames) -> Downloader:
         sources = Donors(around.lines, seams.emit)
-        return Fetcher(
+        return Downloader(
             start.manifest,
             me=start.who.peer_id,
             first=start.first,
             sources=sources,
             states=StateDownload(sources, start.manifest, around.states),
-            log=start.donor.delta_log if start.donor is not None else None,
+            log=start.donor.round_log if start.donor is not None else None,
             own=own,
             headers=headers,
         )

@@ -13,10 +13,15 @@ from pathlib import Path
 
 from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.discovery.addresses import multiaddrs_for
-from tsr_swarm.discovery.announcer import Discovery
+from tsr_swarm.discovery.addresses import (
+    announced_address,
+    dht_addresses,
+    multiaddrs_for,
+    require_consent,
+    shown_address,
+)
+from tsr_swarm.discovery.announcer import Announcer
 from tsr_swarm.discovery.identity import Identity, load_identity
-from tsr_swarm.discovery.listening import announced, dht_places, require_consent, shown_address
 from tsr_swarm.discovery.records import PeerRole
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
@@ -51,8 +56,8 @@ from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.history import EVENTS_FILE
 from tsr_swarm.telemetry.log import EventLog, read_recording, recording
 from tsr_swarm.telemetry.text import reason_text
+from tsr_swarm.train.evaluate import make_evaluate
 from tsr_swarm.train.llama import parameter_count
-from tsr_swarm.train.scoring import make_evaluate
 from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.server import serve
@@ -137,8 +142,8 @@ class _Coordinator:
         self._options, self._folder, self._begun, self._evaluate = options, folder, begun, evaluate
         self._identity, self._book, self._run_log = identity, book, run_log
         self._ledger, self._kernel = ByteCounter(), KernelBytes([])
-        self._donor = StateStore(begun.manifest, folder.path / STATES, begun.delta_log)
-        self._discovery = Discovery(identity, begun.manifest.run_id, run_log.emit)
+        self._donor = StateStore(begun.manifest, folder.path / STATES, begun.round_log)
+        self._discovery = Announcer(identity, begun.manifest.run_id, run_log.emit)
 
     async def run(self, stop_gently: asyncio.Event, unread: Sequence[str]) -> None:
         """Take part to the end. ``unread`` says what of the data could not be read."""
@@ -151,7 +156,7 @@ class _Coordinator:
             lines = await stack.enter_async_context(ClientPool(self._book, self._ledger, self._kernel, options.proxy))
             if options.use_dht:
                 stack.push_async_callback(self._discovery.close)
-                listen, announce = dht_places(options.listen, options.announce, options.dht_port)
+                listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
                 await self._discovery.start(listen=listen, announce=announce, initial_peers=())
             around = Around(
                 book=self._book,
@@ -175,7 +180,7 @@ class _Coordinator:
             if node.leading is not None:
                 await node.leading.chronicle.finish()
             elif node.is_over:
-                await self._run_log.last_words(node.node.voter.hard_state.base.round)
+                await self._run_log.wait_for_round(node.node.voter.hard_state.base.round)
             if not node.is_over:
                 if node.node.voter.voters == (self._identity.peer_id,):
                     await self._say_that_it_waits()
@@ -209,7 +214,7 @@ class _Coordinator:
             config=self._options.config,
             first=self._identity.peer_id,
             known=(),
-            ledger=begun.ledger,
+            ledger=begun.hard_state,
             journal=begun.journal,
             record=begun.record,
             weights=PlainWeights(begun.consensus),
@@ -242,7 +247,7 @@ class _Coordinator:
         )
 
     def _initial_peers(self, caller: Caller) -> list[str]:
-        announce = announced(self._options.announce, 0)[0] if self._options.announce else ""
+        announce = announced_address(self._options.announce, 0)[0] if self._options.announce else ""
         return list(multiaddrs_for(caller.address, self._discovery.multiaddrs, announce))
 
     # --- after a round --------------------------------------------------------------------------------------------
@@ -278,7 +283,7 @@ class _Coordinator:
         except CheckpointError as error:
             self._run_log.emit(events.Warned(message=f"{error} Training goes on; the next round tries again."))
             return
-        self._donor.delta_log.checkpointed(self._folder.oldest_checkpoint)
+        self._donor.round_log.checkpointed(self._folder.oldest_checkpoint)
         self._run_log.emit(events.CheckpointSaved(round=record.round, path=path))
 
 
@@ -312,6 +317,6 @@ def _started(options: CoordinateOptions, begun: StartingPoint, address: str) -> 
         k_x=config.periods.k_x,
         local_space=config.optimizer.local_space,
         rank=str(config.optimizer.rank),
-        voters=len(begun.ledger.base.voters),
+        voters=len(begun.hard_state.base.voters),
         version=__version__,
     )

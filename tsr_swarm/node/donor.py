@@ -68,7 +68,7 @@ class DonorService:
         return self._donor.chunks(request)
 
     def _is_recent(self, state: pb.StateDescription, is_begun: bool = False) -> bool:
-        log = self._donor.delta_log
+        log = self._donor.round_log
         return (is_begun or state.round >= log.committed - STATE_ROUNDS) and log.keeps_since(state.round)
 
     async def _make_state(self) -> pb.StateDescription:
@@ -81,7 +81,7 @@ class DonorService:
         """What a peer whose weights are at round ``applied`` has to know to choose its way."""
         checks.check_catch_up(request)
         require_run(self._donor.manifest, request.manifest_digest)
-        log, state = self._donor.delta_log, self._donor.describe()
+        log, state = self._donor.round_log, self._donor.describe()
         consensus, record = self._freeze()
         if not self._state_bytes:
             self._state_bytes = state_length(shipped_tensors(self._donor.manifest, consensus))
@@ -118,7 +118,7 @@ class DonorService:
         return bool(request.chain) and self._me in givers
 
     async def _from_disk(self, request: pb.FetchPublishedRequest) -> tuple[pb.PublishedHeader, bytes] | None:
-        log = self._donor.delta_log
+        log = self._donor.round_log
         try:
             if not request.header_only:
                 return await asyncio.to_thread(log.get, request.round, request.chain)
@@ -135,7 +135,7 @@ class DonorService:
         if made is None:
             try:
                 made = await asyncio.to_thread(
-                    self._donor.delta_log.shard, request.round, request.shard, list(request.hashes)
+                    self._donor.round_log.shard, request.round, request.shard, list(request.hashes)
                 )
             except RunError as error:
                 self._warn(str(error))

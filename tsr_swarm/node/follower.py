@@ -10,7 +10,7 @@ from typing import TypeVar, TypeVarTuple
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.lowrank.basis import Basis
-from tsr_swarm.node.sync.catch_up import Fetcher
+from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.weights import AppliedRound, Weights, apply_round, frozen
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.process.machine_limits import memory_errors
@@ -52,7 +52,7 @@ class Follower:
         me: str,
         manifest: Manifest,
         weights: Weights,
-        fetcher: Fetcher,
+        fetcher: Downloader,
         donor: StateStore | None,
         seams: Seams,
         background: Background,
@@ -148,7 +148,7 @@ class Follower:
         """Have the round on disk before it is known to stand here, so that a restart finds what the journal names."""
         if self._donor is not None:
             try:
-                await asyncio.to_thread(self._donor.delta_log.store, message, data)
+                await asyncio.to_thread(self._donor.round_log.store, message, data)
                 self._has_warned_of_the_disk = False
             except RunError as error:
                 self._warn_of_the_disk(error)

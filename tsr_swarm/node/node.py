@@ -22,7 +22,7 @@ from tsr_swarm.node.roster_cache import RosterCache
 from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.node.safety import FailoverStatus
 from tsr_swarm.node.shard_collector import ShardCollector
-from tsr_swarm.node.sync.catch_up import Fetcher
+from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.sync.rounds import Frames
 from tsr_swarm.process.tasks import Background, Signal
 from tsr_swarm.rounds import peer as pr
@@ -49,7 +49,7 @@ class SwarmNode:
     """Implements shell.Hands. One event loop owns it."""
 
     def __init__(
-        self, start: Start, book: AddressBook, lines: ClientPool, fetcher: Callable[[Frames], Fetcher], seams: Seams
+        self, start: Start, book: AddressBook, lines: ClientPool, fetcher: Callable[[Frames], Downloader], seams: Seams
     ) -> None:
         """``fetcher``: makes one that finds shards which were made here."""
         self.me, self.first, self.manifest = start.who.peer_id, start.first, start.manifest
@@ -90,7 +90,7 @@ class SwarmNode:
             self._desk(),
             self._background,
         )
-        log = start.donor.delta_log if start.donor is not None else None
+        log = start.donor.round_log if start.donor is not None else None
         chain = start.record.chain if start.record is not None else ""
         bench = ContributionStore(self.manifest, start.outer, chain)
         self.reducing = reducing.Reducer(
@@ -118,9 +118,7 @@ class SwarmNode:
             commit_reporter.Seams(
                 warn=self.warn,
                 leading=lambda: self.leading if self.node.leader_role is not None else None,
-                members=lambda: (
-                    frozenset(self.node.leader_role.state.members) if self.node.leader_role else frozenset()
-                ),
+                members=lambda: self.node.members,
                 sealed=lambda: self.reducing.sealed,
                 outer=lambda: bench.outer,
                 applied=seams.applied,
@@ -209,7 +207,7 @@ class SwarmNode:
         except Exception:
             await self._withdraw()
             raise
-        await self._standing.told_all()
+        await self._standing.finish()
         if self._left:
             # A leader waits for no report of who has left.
             await self._reported.wait_for(lambda: not self._reporting, LAST_REPORT_SECONDS)
@@ -257,9 +255,9 @@ class SwarmNode:
             self._hear(base)
             self._seams.votes(self.me in base.voters)
             if self._donor is not None:
-                self._donor.delta_log.commit(base.round, bytes.fromhex(base.chain))
+                self._donor.round_log.commit(base.round, bytes.fromhex(base.chain))
                 if self.who.trains:  # it can always fetch the state, so any round may go
-                    self._donor.delta_log.checkpointed(base.round)
+                    self._donor.round_log.checkpointed(base.round)
         if after.plan is not None and after.plan != before.plan:
             self._hear_plan(after.plan)
         self.training.look_again(after.peer.committed, after.plan)
@@ -331,9 +329,7 @@ class SwarmNode:
             self.lending.follow()
         if (changed := self._safety.look(after, self.name)) is not None:
             self._seams.emit_run(changed)
-        leader_before, leader = (
-            node.me if node.leader_role is not None else node.tracking.leader for node in (before, after)
-        )
+        leader_before, leader = before.leader, after.leader
         if after.tracking.is_finished and not before.tracking.is_finished:
             self._seams.ends()
         self._leader = leader or self._leader

@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 
 from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
-from tsr_swarm.discovery.addresses import clock_warning, is_loopback
-from tsr_swarm.discovery.announcer import Discovery
+from tsr_swarm.discovery.addresses import clock_warning, dht_addresses, is_loopback, require_consent, shown_address
+from tsr_swarm.discovery.announcer import Announcer
 from tsr_swarm.discovery.identity import load_identity
-from tsr_swarm.discovery.listening import dht_places, require_consent, shown_address
 from tsr_swarm.discovery.records import PeerRole
 from tsr_swarm.errors import ConfigError, RefusedError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
@@ -128,7 +127,7 @@ async def _get_ready(
     restored = await asyncio.to_thread(workshop.load, emit) if options.resume else None
     who = NodeInfo(peer_id=identity.peer_id, name=options.name, address=address, local_space=kind, device=str(device))
     if options.use_dht:
-        discovery = Discovery(identity, manifest.run_id, emit)
+        discovery = Announcer(identity, manifest.run_id, emit)
         stack.push_async_callback(discovery.close)
         meeting = asyncio.create_task(_meet(discovery, options, met.host, address, list(met.hello.initial_peers)))
         stack.callback(meeting.cancel)
@@ -146,12 +145,12 @@ def _temporary_folder(stack: AsyncExitStack) -> Path:
         ) from error
 
 
-async def _meet(discovery: Discovery, options: JoinOptions, host: str, address: str, initial_peers: list[str]) -> None:
+async def _meet(discovery: Announcer, options: JoinOptions, host: str, address: str, initial_peers: list[str]) -> None:
     """Join the DHT beside the training: on this machine's own loopback if the run is there, or where told to."""
     listen: tuple[str, int] | None = None
     announce: tuple[str, int] | None = None
     if options.listen is not None:
-        listen, announce = dht_places(options.listen, options.announce, options.dht_port)
+        listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
     elif is_loopback(host) and not options.outbound_only:
         listen = ("127.0.0.1", options.dht_port)
     await discovery.start(listen=listen, announce=announce, initial_peers=initial_peers)

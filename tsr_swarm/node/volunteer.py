@@ -31,7 +31,7 @@ from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.telemetry.text import reason_text
-from tsr_swarm.train.scoring import make_evaluate
+from tsr_swarm.train.evaluate import make_evaluate
 from tsr_swarm.train.trainer import Trainer
 from tsr_swarm.wire.messages import PublishedHeader
 from tsr_swarm.wire.run_rules import with_rules
@@ -92,7 +92,7 @@ class PeerProcess:
                     self._run_log.emit(self._run_log.finished(reason))
                     await asyncio.sleep(LINGER_SECONDS)
             elif node.is_over and self._run_log is not None:
-                await self._run_log.pass_on_the_end(reason)
+                await self._run_log.finish_for_monitors(reason)
             return reason
 
     def _start(self) -> Start:
@@ -113,7 +113,7 @@ class PeerProcess:
         if self._service is not None:
             journal = self._folder.journal(self._manifest, self._who.peer_id)
             ledger = self._promised(journal, genesis)
-            log = self._folder.delta_log(self._manifest)
+            log = self._folder.round_log(self._manifest)
             newest = record if record is not None and record.round > ledger.base.round else ledger.base
             log.open(newest.round, bytes.fromhex(newest.chain))
             lost = find_lost_proposal(self._manifest, ledger, log, self._warn)

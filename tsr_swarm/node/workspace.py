@@ -15,11 +15,10 @@ from tsr_swarm.storage import checkpoint
 from tsr_swarm.storage.run_folder import CONSENSUS
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
-from tsr_swarm.train.data import TokenStream, private_tokens, training_tokens
+from tsr_swarm.train.corpus import Warn, ignore, once
+from tsr_swarm.train.data import TokenStream, part_of, private_tokens, training_tokens
 from tsr_swarm.train.llama import build_model
-from tsr_swarm.train.split import part_of
 from tsr_swarm.train.trainer import Trainer, make_space
-from tsr_swarm.train.unread import Warn, ignore, once
 
 SPACE = "space"  # the checkpoint's file of moments and residual
 KEEP = 2

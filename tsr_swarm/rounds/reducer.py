@@ -23,25 +23,9 @@ def offer(state: ReducerState, round: int, peer: str, shard: int, tokens: int) -
     return replace(state, held={**state.held, (peer, shard): tokens}), Verdict(True, True, "in time")
 
 
-def is_complete(state: ReducerState, peer: str) -> bool:
-    """Return whether every shard of this peer's contribution is here."""
-    return all((peer, shard) in state.held for shard in range(state.shards))
-
-
-def close(state: ReducerState) -> ReducerState:
-    """Take nothing more."""
-    return replace(state, is_open=False)
-
-
-def choose_included(
-    state: ReducerState, shard: int, quorum: int, admitted: Collection[str] | None = None
-) -> frozenset[str]:
-    """Return the peers whose contribution to ``shard`` is averaged; none below the quorum, which voids the shard.
-
-    ``admitted``: nobody else counts. None: every peer that could offer was admitted.
-    """
-    peers = frozenset(peer for peer, held_shard in state.held if held_shard == shard)
-    peers = peers if admitted is None else peers & frozenset(admitted)
+def choose_included(state: ReducerState, shard: int, quorum: int, admitted: Collection[str]) -> frozenset[str]:
+    """Return the admitted peers whose contribution to ``shard`` is averaged; none below the quorum."""
+    peers = frozenset(peer for peer, held_shard in state.held if held_shard == shard and peer in admitted)
     return peers if len(peers) >= quorum else frozenset()
 
 
@@ -50,11 +34,10 @@ def choose_included(
 
 def take_offer(node: Node, event: Offered) -> Result:
     """Take a contribution, or say why not."""
-    shards = len(node.identity.sizes)
-    state = node.reducer or ReducerState(0, shards)
+    state = node.reducer or ReducerState(0)
     committed = max(node.peer.committed, node.voter.hard_state.base.round)
     if state.round < event.round <= committed + AHEAD:
-        state = ReducerState(event.round, shards, term=event.term)
+        state = ReducerState(event.round, term=event.term)
     if event.round <= committed:
         verdict = Verdict(False, False, f"round {event.round} has closed; the work stays in your residual")
     else:
@@ -73,17 +56,16 @@ def reopen(node: Node, plan: OpenRound) -> Node:
 def _follow_term(state: ReducerState, round: int, term: int) -> ReducerState:
     if round != state.round or term <= state.term:
         return state
-    return ReducerState(round, state.shards, held=state.held, term=term)
+    return ReducerState(round, held=state.held, term=term)
 
 
 def close_shards(node: Node, sender: str, message: Close) -> Result:
     """Close shards and have them averaged; one that has too few contributions is void at once."""
-    shards = len(node.identity.sizes)
-    state = node.reducer or ReducerState(message.round, shards)
+    state = node.reducer or ReducerState(message.round)
     if (message.round, message.term) < (state.round, state.term):
         return node, []
     if message.round > state.round:
-        state = ReducerState(message.round, shards, term=message.term)
+        state = ReducerState(message.round, term=message.term)
     if message.term > state.term:  # what was averaged for an older leader may lack what came since
         state = replace(state, term=message.term, done={}, averaging=frozenset())
     done, wanted = dict(state.done), dict[int, frozenset[str]]()
@@ -95,7 +77,7 @@ def close_shards(node: Node, sender: str, message: Close) -> Result:
             wanted[shard] = peers
         else:
             done[shard] = ShardDigest()
-    state = replace(close(state), leader=sender, done=done, averaging=state.averaging | wanted.keys())
+    state = replace(state, is_open=False, leader=sender, done=done, averaging=state.averaging | wanted.keys())
     average = [Average(message.term, message.round, wanted)] if wanted else []
     answers = _answers(state, {shard: done[shard] for shard in message.shards if shard in done})
     return replace(node, reducer=state), [*average, *answers]

@@ -103,7 +103,6 @@ class ReducerState:
     """The contributions that a reducer holds for one round, and the averages that it was asked for."""
 
     round: int
-    shards: int
     is_open: bool = True
     held: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (peer, shard) -> tokens
     term: int = 0  # of the announcement or the Close that it follows
@@ -132,6 +131,16 @@ class Node:
     @property
     def me(self) -> str:
         return self.identity.me
+
+    @property
+    def leader(self) -> str:
+        """The leader as far as this node knows, which may be itself; "" unknown."""
+        return self.me if self.leader_role is not None else self.tracking.leader
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Peers that take part, as far as this node leads."""
+        return frozenset(self.leader_role.state.members) if self.leader_role is not None else frozenset()
 
 
 Result = tuple[Node, list[Action]]
