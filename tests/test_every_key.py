@@ -59,7 +59,7 @@ def is_for_behaviour() -> bool:
     return PACKAGE in Path(frame.f_code.co_filename).parents
 
 
-async def test_every_key_is_read_by_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_key_is_read_by_code_that_acts_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = Reads()
     for section in SECTIONS.values():
         reads.watch(section, monkeypatch)

@@ -40,7 +40,11 @@ BUFFER = 1 << 18  # of a connection in the kernel: what is left in it at the end
 
 
 def serve(address: str) -> None:
-    """Answer on TCP, as the first byte of a connection says, and count UDP packets, at ``address``."""
+    """Answer on TCP and count UDP packets, at ``address``.
+
+    The first byte of a connection says what is done: e echo, s receive and answer with the rate, g send for a while,
+    c answer with the count of packets.
+    """
     host, _, port = address.rpartition(":")
     packets = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     packets.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
@@ -146,7 +150,7 @@ def beat(address: str, via: str) -> list[float]:
 FIGURES: dict[str, Callable[[str, str], list[float]]] = {"rtt": rtt, "up": up, "down": down, "lost": lost, "beat": beat}
 
 
-# --- measuring -----------------------------------------------------------------------------------------------------
+# --- measuring --------------------------------------------------------------------------------------------------------
 
 
 class Lab:

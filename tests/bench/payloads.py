@@ -37,9 +37,7 @@ from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.wire.codec import decode, encode
 from tsr_swarm.wire.compression import compress, compress_digits
-from tsr_swarm.wire.digits import pack_digits
-from tsr_swarm.wire.packing import pack
-from tsr_swarm.wire.runs import pack_runs
+from tsr_swarm.wire.packing import pack, pack_digits, pack_runs
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -189,9 +189,9 @@ def test_a_library_in_c_does_not_wait_for_a_reader_either() -> None:
 RECORD = """
 import sys
 from pathlib import Path
-from tsr_swarm.telemetry import log
-log.RECORDING_LIMIT = int(sys.argv[2])
-with log.recording(Path(sys.argv[1])) as write:
+from tsr_swarm.telemetry import recording
+recording.LIMIT = int(sys.argv[2])
+with recording.recording(Path(sys.argv[1])) as write:
     for number in range(20_000): write(f"{number}")
 """
 

@@ -54,7 +54,7 @@ def test_whole_numbers_that_stand_for_floats_make_the_same_manifest() -> None:
     assert Manifest("1", whole, ()).encoded == Manifest("1", RunConfig(optimizer=OptimizerConfig(lr=1.0)), ()).encoded
 
 
-def test_what_a_file_may_say_code_may_say() -> None:
+def test_values_from_json_and_from_code_make_the_same_run() -> None:
     document = json.loads(json.dumps({"optimizer": {"rank": "d/4", "lr": 1}, "periods": {"k_u": 0}}))
     assert run_config_from_mapping(document) == RunConfig(optimizer=OptimizerConfig(rank="d/4", lr=1))
 

@@ -51,7 +51,7 @@ def test_each_key_that_differs_is_named_with_both_values() -> None:
     assert differences(begun, begun) == ""
 
 
-def test_of_many_keys_the_first_are_named_and_the_rest_counted() -> None:
+def test_many_differences_are_cut_and_counted() -> None:
     given = replace(
         RunConfig(),
         run=RunSection(name="chat", seed=1, rounds=2),

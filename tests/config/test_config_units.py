@@ -24,18 +24,18 @@ def test_a_time_is_seconds(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "text", ["", "fast", "20", "20mb", "-1mbit", "1e3mbit", "20mbit/s", "mbit", "1,5mbit", "٣mbit"]
 )
-def test_what_is_no_rate_is_one_sentence(text: str) -> None:
+def test_text_that_is_not_a_rate_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a rate; write a number and one of bit, kbit, mbit, gbit"):
         parse_rate(text)
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1s", "5 m", "20mbit", "nan"])
-def test_what_is_no_time_is_one_sentence(text: str) -> None:
+def test_text_that_is_not_a_time_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a time; write a number and one of us, ms, s, min, h"):
         parse_seconds(text)
 
 
-def test_a_rate_of_nothing_and_a_time_of_ages_are_out_of_range() -> None:
+def test_rates_and_times_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="out of range"):
         parse_rate("0mbit")
     with pytest.raises(ConfigError, match="out of range"):

@@ -58,7 +58,7 @@ def test_a_peer_elsewhere_is_never_found_on_loopback_whatever_it_says(host: str,
 
 
 @pytest.mark.parametrize("address", ["", "7702", "host", "host:0", "host:99999", "unix:/tmp/x", "a b:1", "[::1:1"])
-def test_what_is_no_address_cannot_be_dialled(address: str) -> None:
+def test_text_that_is_not_an_address_cannot_be_dialled(address: str) -> None:
     assert dialable_address("127.0.0.1", address) == ""
 
 
@@ -125,7 +125,7 @@ def test_names_that_mean_loopback(host: str, expected: bool) -> None:
         f"/dns4/{'a' * 300}/tcp/4001/p2p/{PEER}",
     ],
 )
-def test_what_is_no_dialable_multiaddr_is_left_out(text: str) -> None:
+def test_multiaddrs_that_cannot_be_dialled_are_left_out(text: str) -> None:
     good = f"/dns4/swarm.example.org/tcp/4001/p2p/{PEER}"
     assert dialable([text, good, good]) == (good,)
 

@@ -167,7 +167,7 @@ async def test_a_peer_cannot_announce_in_anothers_name(start: Start) -> None:
         await directory.announce(record_of(new_identity()))
 
 
-async def test_an_announcement_that_nobody_took_is_said(start: Start) -> None:
+async def test_an_announcement_that_no_node_stores_is_an_error(start: Start) -> None:
     first = await start()
     second = await start(first)
     await first.close()
@@ -177,7 +177,7 @@ async def test_an_announcement_that_nobody_took_is_said(start: Start) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "not a host"])
-async def test_a_dead_bootstrap_is_a_quick_sentence_and_leaves_nothing(host: str) -> None:
+async def test_a_dead_bootstrap_fails_quickly_and_leaves_no_process(host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]  # refuses from here on
     peer = f"/ip4/{host}/tcp/{port}/p2p/12D3KooWKwqXvCntmy4fDwmcrt8M2PytogE9EMQbDw1Ec5ZGZwtN"
@@ -209,7 +209,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(patience: float) -> None
     assert not helpers()
 
 
-async def test_without_hivemind_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_hivemind_is_an_error_that_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     real_import = builtins.__import__
 
     def no_hivemind(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -266,7 +266,7 @@ def test_a_machine_without_room_for_hiveminds_locks_goes_on_without_the_dht() ->
     ],
     ids=["missing", "not executable", "failing", "for another machine", "silent"],
 )
-async def test_a_daemon_that_cannot_start_is_a_sentence_and_leaves_nothing(
+async def test_a_daemon_that_cannot_start_is_an_error_and_leaves_no_process(
     daemon: str | None, mode: int, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from hivemind.p2p import P2P
@@ -285,7 +285,7 @@ async def test_a_daemon_that_cannot_start_is_a_sentence_and_leaves_nothing(
     assert not helpers()
 
 
-async def test_without_a_temporary_folder_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_temporary_folder_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_folder() -> str:
         raise FileNotFoundError("No usable temporary directory found")
 

@@ -22,7 +22,7 @@ def test_a_signature_is_of_one_text_for_one_purpose(data: bytes, other: bytes) -
 
 
 @given(key=st.binary(max_size=40), signature=st.binary(max_size=70))
-def test_no_bytes_of_a_stranger_raise(key: bytes, signature: bytes) -> None:
+def test_arbitrary_bytes_are_no_signature_and_no_error(key: bytes, signature: bytes) -> None:
     assert not is_signed_by(key, "a", b"text", signature)
 
 
@@ -50,7 +50,7 @@ def test_a_key_file_that_others_can_use_is_refused(tmp_path: Path, mode: int) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"not a key", b"-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n"])
-def test_a_damaged_key_file_is_a_sentence(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_key_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "peer.key"
     path.write_bytes(content)
     path.chmod(0o600)
@@ -60,7 +60,7 @@ def test_a_damaged_key_file_is_a_sentence(tmp_path: Path, content: bytes) -> Non
         load_identity(path, is_new=False)
 
 
-def test_a_key_of_another_kind_is_a_sentence(tmp_path: Path) -> None:
+def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -73,12 +73,12 @@ def test_a_key_of_another_kind_is_a_sentence(tmp_path: Path) -> None:
         load_identity(path)
 
 
-def test_a_folder_in_place_of_the_key_file_is_a_sentence(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_key_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_identity(tmp_path)
 
 
-def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"cannot be (read|written)"):
         load_identity(tmp_path / "file" / "peer.key")

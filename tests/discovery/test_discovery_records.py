@@ -95,7 +95,7 @@ def test_a_record_of_another_run_is_refused() -> None:
     assert reason_of(encode_record(record_of(ALICE), ALICE), run_id="run2") == "run"
 
 
-def test_a_record_ends_when_it_says() -> None:
+def test_a_record_expires_at_its_time() -> None:
     data = encode_record(record_of(ALICE), ALICE)
     assert decode_record(data, run_id=RUN, now=NOW + 599.9)
     assert reason_of(data, now=NOW + 600) == "expired"

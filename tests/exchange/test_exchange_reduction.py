@@ -48,7 +48,7 @@ def outer_config(folder: Path, outer: str) -> RunConfig:
 
 
 class Reducer:
-    """Reduces what one peer sends, seeded noise, with no process around it."""
+    """Reduces one peer's contributions, seeded noise, without a process."""
 
     def __init__(self, start: StartingPoint) -> None:
         self.manifest, self.consensus = start.manifest, start.consensus
@@ -109,7 +109,7 @@ def test_a_resumed_reducer_publishes_the_bytes_of_one_that_never_stopped(tmp_pat
 
 
 @pytest.mark.parametrize("outer", OUTERS)
-def test_a_round_that_is_not_applied_leaves_what_is_kept(tmp_path: Path, outer: str) -> None:
+def test_a_round_that_is_not_applied_leaves_the_outer_state(tmp_path: Path, outer: str) -> None:
     reducer = Reducer(start_run(RunFolder(tmp_path / "coordinator"), outer_config(tmp_path, outer), ME))
     reducer.apply(*reducer.reduce())
     before = {name: tensor.clone() for name, tensor in pack_outer(reducer.outer, reducer.manifest.blocks).items()}
@@ -123,7 +123,7 @@ def test_a_round_that_is_not_applied_leaves_what_is_kept(tmp_path: Path, outer: 
 
 
 @pytest.mark.parametrize("outer", OUTERS)
-def test_blocks_of_a_void_shard_keep_what_they_had(tmp_path: Path, outer: str) -> None:
+def test_blocks_of_a_void_shard_keep_their_outer_state(tmp_path: Path, outer: str) -> None:
     reducer = Reducer(start_run(RunFolder(tmp_path / "coordinator"), outer_config(tmp_path, outer), ME))
     reducer.apply(*reducer.reduce())
 
@@ -135,7 +135,7 @@ def test_blocks_of_a_void_shard_keep_what_they_had(tmp_path: Path, outer: str) -
             assert (after[index] is reducer.outer[index]) == (index in published.void)
 
 
-def test_replayed_rounds_turn_what_is_kept_and_change_no_weight(tmp_path: Path) -> None:
+def test_replayed_rounds_rotate_the_outer_state_and_change_no_weight(tmp_path: Path) -> None:
     """A checkpoint of round 1, then rounds 2 and 3 from the log: in round 3 the bases change."""
     config, folder = outer_config(tmp_path, "nesterov"), RunFolder(tmp_path / "coordinator")
     start = start_run(folder, config, ME)
@@ -163,7 +163,7 @@ def test_replayed_rounds_turn_what_is_kept_and_change_no_weight(tmp_path: Path) 
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
-async def test_a_coordinator_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+async def test_a_stopped_coordinator_continues_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     """Few bits and momentum, so a lost state would show in the digest of the next round."""
     config = outer_config(tmp_path / "whole", "nesterov")
     whole = await run_swarm(tmp_path / "whole", config, peers=2)

@@ -145,7 +145,7 @@ def test_a_factor_at_its_bounds_is_still_summed_exactly() -> None:
 
 
 @pytest.mark.parametrize("columns", [[[0.0, 0.0]] * 4, [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [0.0, 0.0]]])
-def test_a_sketch_that_cannot_aim_makes_a_zero_factor(columns: list[list[float]]) -> None:
+def test_a_rank_deficient_sketch_makes_a_zero_factor(columns: list[list[float]]) -> None:
     sketch = quantise_block(torch.tensor(columns), 16)
     factor = refresh_factor(sketch)
     assert not factor.values.any()
@@ -160,7 +160,7 @@ def test_a_sketch_too_near_to_deficient_for_24_bits_makes_a_zero_factor() -> Non
     assert not refresh_factor(sketch).values.any()
 
 
-def test_a_rank_without_proof_is_refused() -> None:
+def test_a_rank_above_the_proven_limit_is_refused() -> None:
     grid = Grid(torch.ones(1, 4097, dtype=torch.int32), torch.tensor([0]))
     with pytest.raises(RunError, match="4097"):
         apply_factor(grid, Grid(torch.ones(4097, 1, dtype=torch.int32), torch.tensor([0])))

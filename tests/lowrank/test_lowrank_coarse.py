@@ -141,14 +141,14 @@ def test_a_row_a_thousand_times_weaker_shares_the_exponent_and_is_lost() -> None
     assert grid.mantissas.tolist() == [1, 128]
 
 
-def test_where_little_is_left_nothing_of_it_is_dropped() -> None:
+def test_a_nearly_empty_matrix_is_kept_whole() -> None:
     x = torch.zeros(10, 10)
     x[0, 0], x[3, 7] = 3.0, -1.0
     grid = quantise_dead_zone(x, 0.1, 3)
     assert torch.equal(grid.numbers(), x.double())
 
 
-def test_one_number_far_above_the_rest_does_not_hide_them() -> None:
+def test_an_outlier_does_not_hide_the_other_numbers() -> None:
     x = torch.full((4, 4), 0.1)
     x[0, 0] = 100.0
     values = quantise_dead_zone(x, 0.5, 2).values

@@ -62,7 +62,7 @@ def test_every_direction_gets_its_turn_before_any_gets_a_second(rows: int, cols:
     assert energies[0] > 0.95
 
 
-def test_numbers_go_round_and_blocks_seeds_and_sides_differ() -> None:
+def test_basis_numbers_repeat_and_blocks_seeds_and_sides_differ() -> None:
     first = drawn_basis(32, 32, (16, 16), seed=0, block=0, number=0)
     assert torch.equal(first.left, drawn_basis(32, 32, (16, 16), seed=0, block=0, number=4).left)
     assert not torch.equal(first.left, first.right)

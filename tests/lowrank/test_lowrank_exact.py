@@ -164,13 +164,13 @@ def test_zeros_lift_to_zeros() -> None:
     assert not lift_tangent(basis, zero[1], zero[2]).any()
 
 
-def test_a_rank_without_proof_is_refused() -> None:
+def test_a_rank_above_the_proven_limit_is_refused() -> None:
     basis = Basis(torch.ones(1, 4097, dtype=torch.int16), torch.ones(1, 4097, dtype=torch.int16))
     with pytest.raises(RunError, match="limit is 4096"):
         lift(basis, Grid(torch.ones(4097, 1, dtype=torch.int32), torch.tensor([0])))
 
 
-def test_integers_without_proof_are_refused() -> None:
+def test_integers_above_the_proven_limit_are_refused() -> None:
     basis = Basis(torch.tensor([[2048]], dtype=torch.int16), torch.tensor([[1]], dtype=torch.int16))
     one = Grid(torch.tensor([[1]], dtype=torch.int32), torch.tensor([0]))
     large = Grid(torch.tensor([[32768]], dtype=torch.int32), torch.tensor([0]))

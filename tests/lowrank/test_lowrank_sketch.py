@@ -75,5 +75,5 @@ def test_captured_energy_is_a_share(shape: tuple[int, int, int], seed: int) -> N
     assert abs(captured_energy(p @ a @ q, u, v) - 1) <= TWELVE_BITS
 
 
-def test_nothing_is_captured_whole() -> None:
+def test_a_zero_matrix_counts_as_captured() -> None:
     assert captured_energy(torch.zeros(3, 3), torch.eye(3), torch.eye(3)) == 1

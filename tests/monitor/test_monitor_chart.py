@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.monitor.chart import Series, draw_chart, nice_ticks
-from tsr_swarm.monitor.view import bar, cut, first_fitting, progress
-from tsr_swarm.telemetry.events import MAX_NUMBER
+from tsr_swarm.monitor.view import MUTED, bar, cut, first_fitting, progress
+from tsr_swarm.telemetry.typed_json import MAX_NUMBER
 
 LOSSES = st.lists(st.floats(-10, 20) | st.floats(-MAX_NUMBER, MAX_NUMBER), min_size=1, max_size=60)
 
@@ -20,7 +20,7 @@ def braille(text: str) -> int:
 
 @given(held_out=LOSSES, local=LOSSES, width=st.integers(20, 150), height=st.integers(4, 50))
 def test_a_chart_fills_its_place_exactly(held_out: list[float], local: list[float], width: int, height: int) -> None:
-    chart = draw_chart([line(held_out), line(local, False)], width, height, "round", "")
+    chart = draw_chart([line(held_out), line(local, False)], width, height)
     rows = chart.plain.split("\n")
     assert len(rows) == height
     assert all(len(row) <= width for row in rows)
@@ -29,8 +29,8 @@ def test_a_chart_fills_its_place_exactly(held_out: list[float], local: list[floa
 
 @given(width=st.integers(0, 30), height=st.integers(0, 6))
 def test_a_chart_without_room_or_points_is_empty_or_whole(width: int, height: int) -> None:
-    assert draw_chart([], width, height, "round", "").plain == ""
-    drawn = draw_chart([line([1.0])], width, height, "round", "").plain
+    assert draw_chart([], width, height).plain == ""
+    drawn = draw_chart([line([1.0])], width, height).plain
     assert (drawn == "") == (width < 20 or height < 4)
 
 
@@ -44,7 +44,7 @@ def test_ticks_are_few_even_and_inside(low: float, span: float, count: int) -> N
 
 
 def test_a_falling_loss_starts_at_the_top_and_ends_at_the_bottom() -> None:
-    rows = draw_chart([line([5.0, 4.0, 3.0, 2.0, 1.0])], 40, 12, "round", "").plain.split("\n")
+    rows = draw_chart([line([5.0, 4.0, 3.0, 2.0, 1.0])], 40, 12).plain.split("\n")
     first = next(i for i, row in enumerate(rows) if braille(row[:8]))
     last = max(i for i, row in enumerate(rows) if braille(row[-3:]))
     assert first == 0
@@ -56,8 +56,8 @@ def test_a_falling_loss_starts_at_the_top_and_ends_at_the_bottom() -> None:
 def test_where_two_lines_meet_the_bold_one_is_drawn() -> None:
     thin = Series(points=[(0.0, 1.0), (9.0, 2.0)], style="red", is_bold=False)
     bold = Series(points=[(0.0, 1.0), (9.0, 2.0)], style="blue", is_bold=True)
-    chart = draw_chart([bold, thin], 30, 8, "round", "")
-    assert {span.style for span in chart.spans} == {"blue"}
+    chart = draw_chart([bold, thin], 30, 8)
+    assert {span.style for span in chart.spans} == {"blue", MUTED}
 
 
 @given(share=st.floats(0, 1), width=st.integers(1, 60))

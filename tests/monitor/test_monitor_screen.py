@@ -1,19 +1,20 @@
+import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tests.monitor.on_screen import NARROW, SILENT, SMALL, WIDE, ListSource, column, rows, screen, settle
+from tests.bench.screenshot import draw
+from tests.monitor.on_screen import NARROW, SILENT, SMALL, WIDE, ListSource, column, rows, screen, settle, shown
+from tests.telemetry.examples import LOST, joined, leads, opened
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.monitor.app import QUIT_NOTE, SwarmMonitor
 from tsr_swarm.telemetry.events import (
     DataCovered,
     Event,
     Joined,
-    LeaderChanged,
-    LeaderLost,
     PayloadRefused,
-    PeerJoined,
-    RoundOpened,
     encode,
 )
 
@@ -27,21 +28,19 @@ class RefusedSource(ListSource):
 @pytest.mark.parametrize(
     ("size", "under"), [(NARROW, "epoch 1, 37 %"), (WIDE, "epoch 1, 37 %"), ((200, 40), "epoch 1, 37 % of the data")]
 )
-async def test_how_much_of_the_data_was_trained_on_is_in_the_last_tile(
+async def test_the_coverage_of_the_data_is_in_the_last_tile(
     size: tuple[int, int], under: str, run_lines: list[str]
 ) -> None:
     covered = encode(DataCovered(epoch=1, done=3, parts=8, share=0.375), 1_000_171.0)
     app = SwarmMonitor(ListSource([*run_lines, covered]), "shakespeare")
-    async with app.run_test(size=size) as pilot:
-        await settle(pilot, app)
+    async with shown(app, size):
         assert under in column(app, "SPEED", 40)[2]
 
 
 @pytest.mark.parametrize("size", [NARROW, WIDE])
 async def test_the_five_numbers_are_in_their_tiles(size: tuple[int, int], run_lines: list[str]) -> None:
     app = SwarmMonitor(ListSource(run_lines), "shakespeare")
-    async with app.run_test(size=size) as pilot:
-        await settle(pilot, app)
+    async with shown(app, size):
         width = 22 if size == WIDE else 15
         assert column(app, "PEERS", width)[1] == "2 alive"
         assert column(app, "ROUND", width)[1] == "4 of 10"
@@ -54,8 +53,7 @@ async def test_the_five_numbers_are_in_their_tiles(size: tuple[int, int], run_li
 @pytest.mark.parametrize("size", [NARROW, WIDE])
 async def test_chart_peers_log_and_keys_are_on_the_screen(size: tuple[int, int], run_lines: list[str]) -> None:
     app = SwarmMonitor(ListSource(run_lines))
-    async with app.run_test(size=size) as pilot:
-        await settle(pilot, app)
+    async with shown(app, size):
         text = screen(app)
         assert "Loss, nats a token  ━ held-out  ┄ mean local" in text
         assert any("\u2800" < character <= "\u28ff" for character in text)
@@ -68,8 +66,7 @@ async def test_chart_peers_log_and_keys_are_on_the_screen(size: tuple[int, int],
 
 async def test_a_peers_row_tells_its_state_and_numbers(run_lines: list[str]) -> None:
     app = SwarmMonitor(ListSource(run_lines))
-    async with app.run_test(size=WIDE) as pilot:
-        await settle(pilot, app)
+    async with shown(app, WIDE):
         lines = rows(app)
         otter = next(line for line in lines if "1 otter" in line).strip("│ ").split()
         assert otter[:4] == ["1", "otter", "sent", "20/20"]
@@ -81,8 +78,7 @@ async def test_a_peers_row_tells_its_state_and_numbers(run_lines: list[str]) -> 
 
 async def test_the_bytes_pane_sets_the_run_beside_dense_training(run_lines: list[str]) -> None:
     app = SwarmMonitor(ListSource(run_lines))
-    async with app.run_test(size=WIDE) as pilot:
-        await settle(pilot, app)
+    async with shown(app, WIDE):
         text = screen(app)
         assert "core        300 kB    600 kB" in text
         assert "basis          0 B    150 kB" in text
@@ -94,24 +90,22 @@ async def test_the_bytes_pane_sets_the_run_beside_dense_training(run_lines: list
 async def test_a_deadline_counts_down(run_lines: list[str]) -> None:
     source = ListSource(run_lines)
     app = SwarmMonitor(source)
-    async with app.run_test(size=NARROW) as pilot:
-        await settle(pilot, app)
+    async with shown(app, NARROW) as pilot:
         last = app.snapshot.time
-        for now, told in ((last, "exchange 12 s"), (last + 7, "exchange 5.0 s"), (last + 20, "exchange")):
+        for now, text in ((last, "exchange 12 s"), (last + 7, "exchange 5.0 s"), (last + 20, "exchange")):
             source.time = now
             app.show()
             await pilot.pause()
-            assert column(app, "ROUND", 15)[2].startswith(told)
+            assert column(app, "ROUND", 15)[2].startswith(text)
 
 
-@pytest.mark.parametrize(("key", "shown"), [("b", "Wire bytes, all peers"), ("p", "Peers: 2 alive"), ("l", "Events")])
-async def test_a_key_shows_one_pane_alone_and_again_all(key: str, shown: str, run_lines: list[str]) -> None:
+@pytest.mark.parametrize(("key", "title"), [("b", "Wire bytes, all peers"), ("p", "Peers: 2 alive"), ("l", "Events")])
+async def test_a_key_shows_one_pane_alone_and_again_all(key: str, title: str, run_lines: list[str]) -> None:
     app = SwarmMonitor(ListSource(run_lines))
-    async with app.run_test(size=NARROW) as pilot:
-        await settle(pilot, app)
+    async with shown(app, NARROW) as pilot:
         await pilot.press(key)
         await pilot.pause()
-        assert shown in screen(app)
+        assert title in screen(app)
         assert "Loss, nats" not in screen(app)
         await pilot.press(key)
         await pilot.pause()
@@ -121,11 +115,10 @@ async def test_a_key_shows_one_pane_alone_and_again_all(key: str, shown: str, ru
         assert "Loss, nats" in screen(app)
 
 
-async def test_a_frozen_screen_says_so_and_stands_still(run_lines: list[str]) -> None:
+async def test_a_frozen_screen_says_so_and_does_not_change(run_lines: list[str]) -> None:
     source = ListSource(run_lines)
     app = SwarmMonitor(source)
-    async with app.run_test(size=WIDE) as pilot:
-        await settle(pilot, app)
+    async with shown(app, WIDE) as pilot:
         await pilot.press("space")
         await pilot.pause()
         frozen = screen(app)
@@ -139,10 +132,9 @@ async def test_a_frozen_screen_says_so_and_stands_still(run_lines: list[str]) ->
         assert "FROZEN" not in screen(app)
 
 
-async def test_help_tells_what_quitting_leaves_running(run_lines: list[str]) -> None:
+async def test_the_help_says_what_quitting_leaves_running(run_lines: list[str]) -> None:
     app = SwarmMonitor(ListSource(run_lines))
-    async with app.run_test(size=NARROW) as pilot:
-        await settle(pilot, app)
+    async with shown(app, NARROW) as pilot:
         await pilot.press("question_mark")
         await pilot.pause()
         assert QUIT_NOTE in screen(app)
@@ -156,8 +148,7 @@ async def test_help_tells_what_quitting_leaves_running(run_lines: list[str]) -> 
 @pytest.mark.parametrize("size", [SMALL, NARROW, WIDE])
 async def test_a_text_of_the_help_goes_on_under_its_own_beginning(size: tuple[int, int], run_lines: list[str]) -> None:
     app = SwarmMonitor(ListSource(run_lines), quit_note="The screen is closed; training goes on. Ctrl-C leaves, twice.")
-    async with app.run_test(size=size) as pilot:
-        await settle(pilot, app)
+    async with shown(app, size) as pilot:
         await pilot.press("question_mark")
         await settle(pilot, app)
         box = app.screen.query_one("#help").scrollable_content_region
@@ -169,8 +160,7 @@ async def test_a_text_of_the_help_goes_on_under_its_own_beginning(size: tuple[in
 
 async def test_dark_and_light(run_lines: list[str]) -> None:
     app = SwarmMonitor(ListSource(run_lines))
-    async with app.run_test(size=NARROW) as pilot:
-        await settle(pilot, app)
+    async with shown(app, NARROW) as pilot:
         assert app.current_theme.dark
         await pilot.press("d")
         assert not app.current_theme.dark
@@ -179,8 +169,7 @@ async def test_dark_and_light(run_lines: list[str]) -> None:
 @pytest.mark.parametrize("key", ["q", "ctrl+c"])
 async def test_quitting_leaves_at_once(key: str, run_lines: list[str]) -> None:
     app = SwarmMonitor(ListSource(run_lines))
-    async with app.run_test(size=NARROW) as pilot:
-        await settle(pilot, app)
+    async with shown(app, NARROW) as pilot:
         await pilot.press(key)
     assert app.return_code == 0
     assert app.failure is None
@@ -194,8 +183,7 @@ async def test_an_interrupt_can_be_passed_on_to_the_run(run_lines: list[str]) ->
         return "Finishing round 4, press again to stop now."
 
     app = SwarmMonitor(ListSource(run_lines), on_interrupt=leave)
-    async with app.run_test(size=NARROW, notifications=True) as pilot:
-        await settle(pilot, app)
+    async with shown(app, NARROW, notifications=True) as pilot:
         await pilot.press("ctrl+c")
         await pilot.pause()
         assert asked == [1]
@@ -211,19 +199,17 @@ async def test_a_refusal_closes_the_monitor_and_is_kept() -> None:
     assert isinstance(app.failure, RefusedError)
 
 
-async def test_a_lost_connection_is_told_at_the_top(run_lines: list[str]) -> None:
+async def test_a_lost_connection_is_named_at_the_top(run_lines: list[str]) -> None:
     source = ListSource(run_lines)
-    source.trouble = SILENT
+    source.outage = SILENT
     app = SwarmMonitor(source, "shakespeare")
-    async with app.run_test(size=NARROW) as pilot:
-        await settle(pilot, app)
+    async with shown(app, NARROW):
         assert rows(app)[0].strip() == "No answer from 192.0.2.1:7700 for 23 s"
 
 
 async def test_before_the_first_event_every_pane_says_what_is_missing() -> None:
     app = SwarmMonitor(ListSource([]))
-    async with app.run_test(size=WIDE) as pilot:
-        await settle(pilot, app)
+    async with shown(app, WIDE):
         text = screen(app)
         assert "waiting for the first event" in rows(app)[0]
         assert "The line starts with the first evaluation." in text
@@ -233,16 +219,10 @@ async def test_before_the_first_event_every_pane_says_what_is_missing() -> None:
 
 async def test_a_single_point_of_failure_is_named(run_lines: list[str]) -> None:
     app = SwarmMonitor(ListSource(run_lines))
-    async with app.run_test(size=WIDE) as pilot:
-        await settle(pilot, app)
+    async with shown(app, WIDE):
         assert "the coordinator is a single point of failure" in rows(app)[0]
 
 
-def leads(name: str, voters: int) -> LeaderChanged:
-    return LeaderChanged(peer="1" * 32, name=name, term=2, voters=voters, is_safe=voters >= 3)
-
-
-LOST = LeaderLost(reason="no word for 6 s")
 LED = [  # what happens, and the headline's end, narrow and wide
     ([leads("otter", 3)], "otter leads, 3 voters", "otter leads, 3 voters: the run survives its loss"),
     ([leads("otter", 2)], "otter leads, no failover", "otter leads, a single point of failure"),
@@ -254,23 +234,21 @@ LED = [  # what happens, and the headline's end, narrow and wide
 
 
 @pytest.mark.parametrize(("happens", "narrow", "wide"), LED)
-async def test_who_leads_and_how_safely_is_at_the_top(
+async def test_the_leader_and_its_safety_are_at_the_top(
     happens: list[Event], narrow: str, wide: str, run_lines: list[str]
 ) -> None:
     lines = [encode(event, 1_000_200.0 + number) for number, event in enumerate(happens)]
-    for size, told in ((NARROW, narrow), (WIDE, wide)):
+    for size, text in ((NARROW, narrow), (WIDE, wide)):
         app = SwarmMonitor(ListSource([*run_lines, *lines]), "shakespeare")
-        async with app.run_test(size=size) as pilot:
-            await settle(pilot, app)
-            assert told in rows(app)[0]
+        async with shown(app, size):
+            assert text in rows(app)[0]
             assert "…" not in rows(app)[0]
 
 
-async def test_who_leads_is_marked_among_the_peers_and_who_was_lost_has_left(run_lines: list[str]) -> None:
-    happened = [leads("otter", 3), LOST, leads("heron", 3), RoundOpened(round=5, peers=1, steps=20, lr=0.1, refresh=0)]
+async def test_the_leader_is_marked_among_the_peers_and_a_lost_one_has_left(run_lines: list[str]) -> None:
+    happened = [leads("otter", 3), LOST, leads("heron", 3), opened(5)]
     app = SwarmMonitor(ListSource([*run_lines, *(encode(event, 1_000_200.0) for event in happened)]))
-    async with app.run_test(size=WIDE) as pilot:
-        await settle(pilot, app)
+    async with shown(app, WIDE):
         assert "Peers: 1 alive, 2 left, heron leads" in screen(app)
         assert "leads, core, client-only" in next(line for line in rows(app) if "2 heron" in line)
         assert "it was lost while it led" in next(line for line in rows(app) if "1 otter" in line)
@@ -278,13 +256,12 @@ async def test_who_leads_is_marked_among_the_peers_and_who_was_lost_has_left(run
         assert "heron leads: 3 voters, the run survives the loss of 1 of them" in screen(app)
 
 
-async def test_names_and_reasons_from_peers_cannot_touch_the_screen(run_lines: list[str]) -> None:
+async def test_names_and_reasons_from_peers_cannot_control_the_screen(run_lines: list[str]) -> None:
     name = "\x1b[2J\u202e[bold red]evil[/]\n" + "x" * 1000
-    joined = PeerJoined(peer="9" * 32, name=name, number=9, address="", device="[blink]", local_space="core")
-    refused = PayloadRefused(round=4, peer="9" * 32, name=name, reason="[/]\x07", message="\x9b31m[link=x]")
-    app = SwarmMonitor(ListSource([*run_lines, encode(joined, 1_000_200.0), encode(refused, 1_000_201.0)]))
-    async with app.run_test(size=WIDE) as pilot:
-        await settle(pilot, app)
+    hostile = replace(joined(name, 9), device="[blink]")
+    refused = PayloadRefused(round=4, peer=hostile.peer, name=name, reason="[/]\x07", message="\x9b31m[link=x]")
+    app = SwarmMonitor(ListSource([*run_lines, encode(hostile, 1_000_200.0), encode(refused, 1_000_201.0)]))
+    async with shown(app, WIDE):
         assert all(row.isprintable() for row in rows(app))
         assert "[2J[bold red]evi" in screen(app)
         assert "1 in trouble" in screen(app)
@@ -294,8 +271,7 @@ async def test_names_and_reasons_from_peers_cannot_touch_the_screen(run_lines: l
 async def test_a_peers_own_stream_shows_the_peer() -> None:
     start = encode(Joined(run="shakespeare", name="otter", number=3, address="", round=4), 1.0)
     app = SwarmMonitor(ListSource([start]))
-    async with app.run_test(size=NARROW) as pilot:
-        await settle(pilot, app)
+    async with shown(app, NARROW):
         assert "otter: after round 4" in rows(app)[0]
         assert "3 otter" in screen(app)
 
@@ -303,6 +279,14 @@ async def test_a_peers_own_stream_shows_the_peer() -> None:
 @pytest.mark.parametrize("size", [(20, 5), (40, 12), (79, 19), (100, 24), (110, 31), (240, 70)])
 async def test_any_terminal_size_is_drawn_to_its_edges(size: tuple[int, int], run_lines: list[str]) -> None:
     app = SwarmMonitor(ListSource(run_lines), "shakespeare")
-    async with app.run_test(size=size) as pilot:
-        await settle(pilot, app)
+    async with shown(app, size):
         assert [len(row) for row in rows(app)] == [size[0]] * size[1]
+
+
+async def test_a_picture_of_a_recorded_run_is_the_same_each_time_and_needs_no_font_for_its_dots(recorded: Path) -> None:
+    picture = await draw(recorded)
+    assert await draw(recorded) == picture
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", picture)
+    assert {"HELD-OUT", "LOSS"} <= set(words)
+    assert not any(drawn in word for word in words for drawn in "─│╭█⠛⣀")
+    assert "@font-face" not in picture

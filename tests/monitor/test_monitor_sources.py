@@ -1,16 +1,26 @@
 import asyncio
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.telemetry.examples import joined, leads
 from tsr_swarm.errors import ConfigError, RefusedError, RunError, UnreachableError
-from tsr_swarm.monitor.places import MOST_HEARD, Places
-from tsr_swarm.monitor.sources import RECORD_ENDS, SILENT_SECONDS, PipeSource, ReplaySource, Source, WatchSource
-from tsr_swarm.monitor.trouble import Trouble
-from tsr_swarm.telemetry.events import Event, LeaderChanged, PeerJoined, PeerLeft, Warned, encode
+from tsr_swarm.monitor.sources import (
+    MOST_ADDRESSES,
+    RECORD_ENDS,
+    SILENT_SECONDS,
+    KnownAddresses,
+    Outage,
+    PipeSource,
+    ReplaySource,
+    Source,
+    WatchSource,
+)
+from tsr_swarm.telemetry.events import Event, PeerJoined, PeerLeft, Warned, encode
 from tsr_swarm.telemetry.log import EventLog, Watch
 
 
@@ -20,12 +30,15 @@ class ManualTime:
     def __init__(self) -> None:
         self.now = 0.0
         self.slept: list[float] = []
+        self.while_asleep: Callable[[float], None] | None = None
 
     def __call__(self) -> float:
         return self.now
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
+        if self.while_asleep is not None:
+            self.while_asleep(seconds)
         self.now += seconds
 
 
@@ -56,13 +69,13 @@ async def test_between_two_events_the_time_of_a_replay_runs_on_but_not_past_the_
     start = source.now()
     seen: list[float] = []
 
-    async def watching(seconds: float) -> None:
+    def watching(seconds: float) -> None:
         time.now += 0.5 * seconds
         seen.append(source.now() - start)
         time.now += 100.0
         seen.append(source.now() - start)
 
-    source._sleep = watching
+    time.while_asleep = watching
     await anext(lines)
     assert seen == [5.0, 10.0]
 
@@ -72,7 +85,7 @@ async def test_a_replay_at_once_does_not_wait(recorded: Path, run_lines: list[st
     source = ReplaySource(recorded, math.inf, time, time.sleep)
     assert await drain(source) == run_lines
     assert set(time.slept) == {0.0}
-    assert source.trouble == RECORD_ENDS
+    assert source.outage == RECORD_ENDS
 
 
 async def test_a_file_that_is_no_recording_is_an_error_with_its_name(tmp_path: Path) -> None:
@@ -96,8 +109,8 @@ async def test_lines_of_a_child_are_read_to_their_end() -> None:
     source = PipeSource(reader, ManualTime())
     lines = await drain(source)
     assert (lines[0], lines[-1]) == (line("a", 1.0), line("b", 2.0))
-    assert source.trouble is not None
-    assert source.trouble.text == "The run's process has ended"
+    assert source.outage is not None
+    assert source.outage.text == "The run's process has ended"
 
 
 async def test_the_runs_clock_is_learned_from_the_quickest_line() -> None:
@@ -113,9 +126,9 @@ async def test_the_runs_clock_is_learned_from_the_quickest_line() -> None:
     assert source.now() == 1052.0
 
 
-async def test_a_watcher_goes_on_after_the_newest_line_and_over_an_absence() -> None:
+async def test_a_watcher_goes_on_after_the_newest_line_when_its_node_answers_again() -> None:
     time, asked = ManualTime(), list[int]()
-    troubles: list[Trouble | None] = []
+    outages: list[Outage | None] = []
     answers: list[tuple[list[str], int] | Exception] = [
         (["one", "two"], 2),
         UnreachableError("192.0.2.1:7700 did not answer."),
@@ -131,28 +144,30 @@ async def test_a_watcher_goes_on_after_the_newest_line_and_over_an_absence() -> 
             raise answer
         return answer
 
-    async def sleep(seconds: float) -> None:
-        await time.sleep(seconds)
-        troubles.append(source.trouble)
+    def notice(seconds: float) -> None:
+        time.now += seconds
+        outages.append(source.outage)
+        time.now -= seconds
 
-    told: list[str] = []
-    source = WatchSource(lambda address: watch, ["192.0.2.1:7700"], time, sleep, told.append)
-    seen: list[tuple[str, Trouble | None]] = []
+    time.while_asleep = notice
+    sentences: list[str] = []
+    source = WatchSource(lambda address: watch, ["192.0.2.1:7700"], time, time.sleep, sentences.append)
+    seen: list[tuple[str, Outage | None]] = []
 
     async def follow() -> None:
         async for text in source.lines():
-            seen.append((text, source.trouble))
+            seen.append((text, source.outage))
 
     with pytest.raises(RefusedError, match="over"):
         await follow()
     assert seen == [("one", None), ("two", None), ("three", None)]
     assert asked == [0, 2, 2, 2, 3]
     assert time.slept == [1.0, 2.0]
-    assert troubles == [Trouble("No answer from 192.0.2.1:7700", "No answer", seconds) for seconds in (1.0, 3.0)]
-    assert told == ["192.0.2.1:7700 did not answer."], "once for each absence"
+    assert outages == [Outage("No answer from 192.0.2.1:7700", "No answer", seconds) for seconds in (1.0, 3.0)]
+    assert sentences == ["192.0.2.1:7700 did not answer."], "once for each absence"
 
 
-async def test_a_node_that_has_stopped_is_silent_before_the_call_to_it_has_failed() -> None:
+async def test_a_stopped_node_is_reported_before_the_call_to_it_has_failed() -> None:
     time, asked = ManualTime(), asyncio.Event()
 
     async def watch(after: int) -> tuple[list[str], int]:
@@ -167,51 +182,47 @@ async def test_a_node_that_has_stopped_is_silent_before_the_call_to_it_has_faile
     waiting = asyncio.create_task(anext(lines))
     await asked.wait()
     time.now = SILENT_SECONDS - 1
-    assert source.trouble is None, "a node may hold its answer back until there is news"
+    assert source.outage is None, "a node may hold its answer back until there is news"
     time.now = SILENT_SECONDS + 1
-    assert source.trouble == Trouble("No answer from 192.0.2.1:7700", "No answer", SILENT_SECONDS + 1)
+    assert source.outage == Outage("No answer from 192.0.2.1:7700", "No answer", SILENT_SECONDS + 1)
     waiting.cancel()
 
 
-def joined(peer: str, address: str) -> PeerJoined:
-    return PeerJoined(peer=peer, name="otter", number=1, address=address, device="cpu", local_space="core")
-
-
-def leads(peer: str) -> LeaderChanged:
-    return LeaderChanged(peer=peer, name="otter", term=2, voters=3, is_safe=True)
+def at(name: str, address: str) -> PeerJoined:
+    return joined(name, address=address)
 
 
 @given(
     given_=st.lists(st.sampled_from("abc"), min_size=1, max_size=3),
     events=st.lists(
-        st.builds(joined, st.sampled_from("xyz"), st.sampled_from(["", "a", "d", "e", "f"]))
-        | st.builds(lambda peer: PeerLeft(peer=peer, name="otter", reason=""), st.sampled_from("xyz")),
+        st.builds(at, st.sampled_from("xyz"), st.sampled_from(["", "a", "d", "e", "f"]))
+        | st.builds(lambda peer: PeerLeft(peer=f"id-{peer}", name=peer, reason=""), st.sampled_from("xyz")),
         max_size=20,
     ),
 )
-def test_in_turn_every_address_is_asked_and_the_given_ones_stay(given_: list[str], events: list[Event]) -> None:
-    places = Places(tuple(given_))
+def test_every_address_is_asked_in_turn_and_the_given_ones_stay(given_: list[str], events: list[Event]) -> None:
+    known = KnownAddresses(tuple(given_))
     for event in events:
-        places = places.hear(event)
+        known = known.after_event(event)
     address, asked = given_[0], list[str]()
-    for _ in places.addresses:
+    for _ in known.addresses:
         asked.append(address)
-        address = places.after(address)
-    assert sorted(asked) == sorted(set(places.addresses))
-    assert address == asked[0] == places.after("gone")
+        address = known.next_after(address)
+    assert sorted(asked) == sorted(set(known.addresses))
+    assert address == asked[0] == known.next_after("gone")
     assert set(given_) <= set(asked)
     here = {event.peer: event.address for event in events if isinstance(event, PeerJoined)}
     gone = {peer for peer in here for event in events[-1:] if isinstance(event, PeerLeft) and event.peer == peer}
     assert set(asked) <= {*given_, *here.values(), *(e.address for e in events if isinstance(e, PeerJoined))} - {""}
-    assert gone.isdisjoint(places.heard)
+    assert gone.isdisjoint(known.joined)
 
 
-def test_of_a_large_swarm_only_the_newest_addresses_are_kept() -> None:
-    places = Places(("a",))
-    for number in range(3 * MOST_HEARD):
-        places = places.hear(joined(str(number), f"192.0.2.1:{number + 1}"))
-    assert len(places.heard) == MOST_HEARD
-    assert places.addresses[-1] == f"192.0.2.1:{3 * MOST_HEARD}"
+def test_only_the_newest_addresses_of_a_large_swarm_are_kept() -> None:
+    known = KnownAddresses(("a",))
+    for number in range(3 * MOST_ADDRESSES):
+        known = known.after_event(at(str(number), f"192.0.2.1:{number + 1}"))
+    assert len(known.joined) == MOST_ADDRESSES
+    assert known.addresses[-1] == f"192.0.2.1:{3 * MOST_ADDRESSES}"
 
 
 class Nodes:
@@ -248,13 +259,13 @@ async def read(source: WatchSource, count: int) -> list[str]:
 
 async def test_a_watcher_goes_on_with_a_peer_when_its_node_dies_and_shows_no_line_twice() -> None:
     nodes = Nodes("first", "peer")
-    for event in (joined("x" * 32, "peer"), Warned(message="a")):
+    for event in (at("x", "peer"), Warned(message="a")):
         nodes.logs["first"].append(event)
     nodes.logs["peer"].append(Warned(message="of its own"))
     for text in nodes.logs["first"].since(0)[0]:
         nodes.logs["peer"].take(text)
-    nodes.logs["peer"].append(leads("x" * 32))
-    troubles: list[Trouble | None] = []
+    nodes.logs["peer"].append(leads("x"))
+    outages: list[Outage | None] = []
     source = WatchSource(nodes.dial, ["first"], nodes.time, nodes.time.sleep)
 
     lines = source.lines()
@@ -264,25 +275,25 @@ async def test_a_watcher_goes_on_with_a_peer_when_its_node_dies_and_shows_no_lin
     assert nodes.asked == ["first", "first", "peer"]
     assert sorted(shown) == sorted(nodes.logs["peer"].since(0)[0])
     assert nodes.time.slept == []
-    assert source.trouble is None
+    assert source.outage is None
 
     nodes.dead.add("peer")
 
-    async def both_are_gone(seconds: float) -> None:
+    def both_are_gone(seconds: float) -> None:
         nodes.time.now += seconds
-        troubles.append(source.trouble)
+        outages.append(source.outage)
         nodes.dead.clear()
         nodes.logs["first"].append(Warned(message="it is back"))
 
-    source._sleep = both_are_gone
+    nodes.time.while_asleep = both_are_gone
     assert "it is back" in await anext(lines)
-    assert troubles == [Trouble("No answer from any of 2 nodes", "No answer", 1.0)]
+    assert outages == [Outage("No answer from any of 2 nodes", "No answer", 1.0)]
 
 
-async def test_a_stranger_at_an_address_that_a_peer_named_is_passed_by() -> None:
+async def test_an_address_of_a_peer_that_belongs_to_another_run_is_skipped() -> None:
     nodes = Nodes("first", "second")
-    nodes.refusing.add("stranger")
-    nodes.logs["first"].append(joined("x" * 32, "stranger"))
+    nodes.refusing.add("other run")
+    nodes.logs["first"].append(at("x", "other run"))
     nodes.logs["second"].append(Warned(message="b"))
     source = WatchSource(nodes.dial, ["first", "second"], nodes.time, nodes.time.sleep)
     lines = source.lines()
@@ -292,19 +303,19 @@ async def test_a_stranger_at_an_address_that_a_peer_named_is_passed_by() -> None
     nodes.dead.add("second")
     nodes.logs["first"].append(Warned(message="c"))
 
-    async def first_is_back(seconds: float) -> None:
+    def first_is_back(seconds: float) -> None:
         nodes.dead.clear()
 
-    source._sleep = first_is_back
+    nodes.time.while_asleep = first_is_back
     assert "c" in await anext(lines)
-    circle = ["second", "stranger", "first"]
+    circle = ["second", "other run", "first"]
     assert nodes.asked == ["first", "first", "second", *circle, "second", *circle]
 
 
 async def test_another_leader_has_another_clock() -> None:
     nodes = Nodes("first")
     nodes.time.now = 50.0
-    lines = [line("a", 1050.0), encode(leads("x" * 32), 2049.0), line("b", 2050.0)]
+    lines = [line("a", 1050.0), encode(leads("x"), 2049.0), line("b", 2050.0)]
     given_lines = iter([lines])
 
     async def watch(after: int) -> tuple[list[str], int]:

@@ -1,4 +1,4 @@
-"""Peers that can be dialled give states and rounds to others, while everybody goes on training."""
+"""Peers that can be dialled serve states and rounds to others while training goes on."""
 
 import asyncio
 import threading
@@ -34,7 +34,7 @@ OnEvent = Callable[[Swarm, ev.Event], None]
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[pb.FetchStateRequest | pb.FetchPublishedRequest]:
-    """States of many chunks, and what the coordinator was asked for."""
+    """Make states of many chunks; returns the requests that the coordinator gets."""
     monkeypatch.setattr(state_file, "CHUNK_BYTES", 4096)
     seen: list[pb.FetchStateRequest | pb.FetchPublishedRequest] = []
     for name in ("fetch_state", "fetch_published"):
@@ -54,7 +54,7 @@ def opens(event: ev.Event, round: int) -> bool:
 
 
 def restless(folder: Path, **changes: dict[str, object]) -> RunConfig:
-    """A run that goes on by itself, whoever is away, until somebody ends it."""
+    """A run that goes on with few peers, until a test ends it."""
     sections: dict[str, dict[str, object]] = {"run": {"rounds": 500, "min_peers": 3}, "round": {"floor_seconds": 0.4}}
     return tiny_config(folder, **{**sections, **changes})
 
@@ -98,7 +98,7 @@ def agrees(swarm: Swarm) -> bool:
     return all(len(digests) == 1 for digests in swarm.digests().values())
 
 
-async def test_a_joiner_gets_state_and_rounds_from_three_donors_and_the_coordinator_gives_none(
+async def test_a_joiner_gets_state_and_rounds_from_three_donors_and_none_from_the_coordinator(
     tmp_path: Path, calls: list[Any]
 ) -> None:
     def watch(swarm: Swarm, event: ev.Event) -> None:
@@ -204,7 +204,7 @@ async def test_without_donors_a_late_joiner_gets_all_from_the_coordinator(tmp_pa
 # --- one donor by itself --------------------------------------------------------------------------------------------
 
 
-async def test_a_peer_refuses_what_only_the_leader_does_and_says_who_leads(tmp_path: Path) -> None:
+async def test_a_peer_refuses_calls_that_only_the_leader_answers_and_names_the_leader(tmp_path: Path) -> None:
     """peer-1 can be dialled, and the coordinator leads."""
     asked: list[asyncio.Task[None]] = []
 

@@ -11,7 +11,7 @@ from tsr_swarm.node import coordinator, volunteer
 from tsr_swarm.node.events import log_relay
 from tsr_swarm.rounds import follower, leader, raft
 from tsr_swarm.telemetry import events as ev
-from tsr_swarm.telemetry.log import read_recording
+from tsr_swarm.telemetry.recording import read_recording
 
 LISTEN = "127.0.0.1:0"
 

@@ -1,4 +1,4 @@
-"""Connections are looked at seldom, and a report has all bytes all the same."""
+"""Connections are sampled seldom, and a report has all bytes all the same."""
 
 import socket
 from collections.abc import Iterator
@@ -14,27 +14,27 @@ from tsr_swarm.transport.tcp_info import KernelBytes, KernelTotals, is_supported
 
 
 class Counted(KernelBytes):
-    """Counts how often it looks."""
+    """Counts its samples."""
 
-    looks = 0
+    samples = 0
 
     def sample(self) -> KernelTotals | None:
-        self.looks += 1
+        self.samples += 1
         return super().sample()
 
 
 @given(waits=st.lists(st.floats(0, 4 * SAMPLE_SECONDS), max_size=40))
-def test_however_often_a_node_polls_its_connections_are_looked_at_every_few_seconds(waits: list[float]) -> None:
+def test_connections_are_sampled_every_few_seconds_however_often_a_node_polls(waits: list[float]) -> None:
     now, kernel = 0.0, Counted([])
     reporter = PeerReporter(ByteCounter(), kernel, "a" * 32, lambda: now)
     reporter.sample()
     for wait in waits:
         now += wait
-        before = kernel.looks
+        before = kernel.samples
         reporter.sample()
-        assert kernel.looks - before <= 1
-    assert kernel.looks <= 1 + (now + 1e-6) / SAMPLE_SECONDS
-    assert kernel.looks >= 1 + sum(wait >= SAMPLE_SECONDS for wait in waits)
+        assert kernel.samples - before <= 1
+    assert kernel.samples <= 1 + (now + 1e-6) / SAMPLE_SECONDS
+    assert kernel.samples >= 1 + sum(wait >= SAMPLE_SECONDS for wait in waits)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
             yield here, there
 
 
-def test_a_report_has_all_bytes_though_they_were_looked_at_a_moment_ago(
+def test_a_report_has_all_bytes_though_the_last_sample_was_a_moment_ago(
     connection: tuple[socket.socket, socket.socket],
 ) -> None:
     here, there = connection
@@ -58,7 +58,7 @@ def test_a_report_has_all_bytes_though_they_were_looked_at_a_moment_ago(
         while size:
             size -= len(there.recv(size))
         reporter.sample()
-    assert kernel.looks == 1
+    assert kernel.samples == 1
     both_ends = 2 * (1000 + 2345) if is_supported() else 0
     assert reporter.prepare(1, bytes(32)).overhead_bytes == both_ends
     assert reporter.prepare(2, bytes(32)).overhead_bytes == 0

@@ -18,16 +18,16 @@ from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunErro
 from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage import checkpoint
+from tsr_swarm.storage.export import sample_checkpoint
 from tsr_swarm.storage.journal import NAMES, Journal
-from tsr_swarm.storage.run_folder import sample_checkpoint
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.fold import fold_all
-from tsr_swarm.telemetry.log import read_recording
+from tsr_swarm.telemetry.recording import read_recording
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.wire.log_lines import lines_from_proto
+from tsr_swarm.wire.messages import lines_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 

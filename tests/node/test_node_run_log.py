@@ -22,7 +22,7 @@ from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
-from tsr_swarm.wire.log_lines import lines_from_proto, lines_to_proto
+from tsr_swarm.wire.messages import lines_from_proto, lines_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ME, DEAD = "0" * 32, "d" * 32

@@ -1,4 +1,4 @@
-"""A run's folder: what a start writes, and how a resumed run finds what stands."""
+"""A run's folder: what a start writes, and how a resumed run finds the newest committed round."""
 
 import os
 import shutil
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures import tiny_model
 from tests.published_rounds import FIRST, VOTERS, History, make_history
 from tests.steady import steady
-from tsr_swarm.config.run import CheckpointConfig, ModelConfig, PeriodsConfig, RoundConfig, RunConfig
+from tsr_swarm.config.run import CheckpointConfig, PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, RunError
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.storage import checkpoint
@@ -44,8 +45,8 @@ class Begun:
     start: StartingPoint
     history: History
 
-    def stand(self, last: int) -> None:
-        """Rounds up to ``last`` stand: their bytes first, then the journal."""
+    def commit(self, last: int) -> None:
+        """Commit rounds up to ``last``: their bytes first, then the journal."""
         for round in range(self.start.round_log.committed + 1, last + 1):
             self.store(round)
             self.start.journal.write(HardState(self.history.record(round), term=1, voted_for=FIRST))
@@ -70,14 +71,7 @@ class Begun:
 @pytest.fixture
 def begun(tmp_path: Path) -> Begun:
     config = RunConfig(
-        model=ModelConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-        ),
+        model=tiny_model(),
         optimizer=steady(rank=4, embedding_rank=4),
         periods=PeriodsConfig(k_x=5, k_r=10, k_r_embedding=10),
         checkpoint=CheckpointConfig(dir=str(tmp_path)),
@@ -94,7 +88,7 @@ def test_a_run_begins_with_one_voter(begun: Begun) -> None:
     assert begun.resume().record == GENESIS
 
 
-def test_a_start_that_went_no_further_is_no_run_and_what_it_promised_is_forgotten(begun: Begun) -> None:
+def test_a_start_that_failed_leaves_no_run_and_its_journal_is_replaced(begun: Begun) -> None:
     begun.start.journal.write(HardState(GENESIS, term=7, voted_for=FIRST))
     again = start_run(begun.folder, begun.config, "e" * 32)
     assert again.manifest.run_id != begun.start.manifest.run_id
@@ -104,7 +98,7 @@ def test_a_start_that_went_no_further_is_no_run_and_what_it_promised_is_forgotte
 @pytest.mark.parametrize("what", ["round", "promise"])
 def test_a_run_is_not_started_over_another(begun: Begun, what: str) -> None:
     if what == "round":
-        begun.stand(1)
+        begun.commit(1)
     else:
         begun.start.journal.write(
             HardState(GENESIS, term=1, voted_for=FIRST, tail=begun.history.record(1), tail_term=1)
@@ -113,8 +107,8 @@ def test_a_run_is_not_started_over_another(begun: Begun, what: str) -> None:
         start_run(begun.folder, begun.config, FIRST)
 
 
-def test_a_run_of_which_only_rounds_are_left_is_neither_overwritten_nor_called_none(begun: Begun) -> None:
-    begun.stand(1)
+def test_a_run_of_which_only_rounds_are_left_is_neither_overwritten_nor_overlooked(begun: Begun) -> None:
+    begun.commit(1)
     shutil.rmtree(begun.folder.checkpoints)
     for name in NAMES:
         (begun.folder.path / name).unlink()
@@ -141,8 +135,8 @@ def test_a_folder_holds_work_once_a_run_of_it_has_begun(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("saved", [0, 2, 4])
-def test_a_resumed_run_is_at_the_newest_round_that_stands(begun: Begun, saved: int) -> None:
-    begun.stand(3)
+def test_a_resumed_run_is_at_the_newest_committed_round(begun: Begun, saved: int) -> None:
+    begun.commit(3)
     begun.store(4)
     tail = begun.history.record(4)
     begun.start.journal.write(HardState(begun.history.record(3), 2, FIRST, tail, 2))
@@ -153,14 +147,14 @@ def test_a_resumed_run_is_at_the_newest_round_that_stands(begun: Begun, saved: i
     assert again.record == begun.history.record(at)
     assert again.consensus.digest() == begun.history.states[at].digest()
     assert (again.hard_state.base, again.hard_state.tail) == (begun.history.record(3), tail)
-    assert (again.round_log.get(4) is not None) == (at == 4), "a proposal does not stand"
+    assert (again.round_log.get(4) is not None) == (at == 4), "a proposal is not committed"
     assert again.round_log.get(4, begun.history.at(4).header.chain) is not None
     assert again.round_log.keeps_since(0)
 
 
 @pytest.mark.parametrize("damage", ["none", "missing", "wrong bytes"])
-def test_a_promised_proposal_that_cannot_be_read_is_told(begun: Begun, damage: str) -> None:
-    begun.stand(3)
+def test_an_accepted_proposal_that_cannot_be_read_is_warned_of(begun: Begun, damage: str) -> None:
+    begun.commit(3)
     begun.store(4)
     begun.start.journal.write(HardState(begun.history.record(3), 2, FIRST, begun.history.record(4), 2))
     file = begun.file_of(4)
@@ -180,17 +174,17 @@ def test_a_promised_proposal_that_cannot_be_read_is_told(begun: Begun, damage: s
 @pytest.mark.parametrize(
     ("voters", "has_contacts", "is_fetched"),
     [
-        (VOTERS, False, True),  # a majority of them had it on disk before it stood
+        (VOTERS, False, True),  # a majority of them had it on disk before it was committed
         (VOTERS[:1], False, True),  # another node's own voter, as when all others were away
         ((FIRST,), True, True),
         ((FIRST,), False, False),  # nobody else is known that may have it
     ],
 )
-def test_a_round_that_stands_and_cannot_be_read_is_fetched_if_others_may_have_it(
+def test_a_committed_round_that_cannot_be_read_is_fetched_if_others_may_have_it(
     begun: Begun, damage: str, voters: tuple[str, ...], has_contacts: bool, is_fetched: bool
 ) -> None:
     begun.history = make_history(begun.start.manifest, begun.start.consensus, 4, voters=voters)
-    begun.stand(3)
+    begun.commit(3)
     file = begun.file_of(2)
     content = file.read_bytes()
     if damage == "missing":
@@ -212,7 +206,7 @@ def test_a_round_that_stands_and_cannot_be_read_is_fetched_if_others_may_have_it
 
 @pytest.mark.parametrize("is_newer", [False, True])
 def test_a_run_whose_journal_is_lost_is_not_resumed(begun: Begun, is_newer: bool) -> None:
-    begun.stand(2)
+    begun.commit(2)
     if is_newer:
         begun.save(2)
     for name in NAMES:
@@ -222,7 +216,7 @@ def test_a_run_whose_journal_is_lost_is_not_resumed(begun: Begun, is_newer: bool
 
 
 def test_a_resumed_run_goes_on_with_the_copy_of_a_damaged_journal(begun: Begun) -> None:
-    begun.stand(2)
+    begun.commit(2)
     path = begun.folder.path / NAMES[0]
     path.write_bytes(path.read_bytes().replace(b"f" * 32, b"e" * 32))
     warnings: list[str] = []
@@ -239,8 +233,8 @@ def test_rounds_are_kept_since_the_oldest_checkpoint_in_case_the_newest_is_damag
     assert begun.folder.oldest_checkpoint == 2
 
 
-def test_a_journal_of_another_history_is_not_believed(begun: Begun) -> None:
-    begun.stand(2)
+def test_a_journal_of_another_history_is_refused(begun: Begun) -> None:
+    begun.commit(2)
     begun.save(2)
     begun.start.journal.write(HardState(RoundRecord(2, "9" * 64, begun.history.record(1).chain, (FIRST,))))
     with pytest.raises(RunError, match="Round 2 of the checkpoint is not the one that stands"):
@@ -248,7 +242,7 @@ def test_a_journal_of_another_history_is_not_believed(begun: Begun) -> None:
 
 
 def test_a_checkpoint_says_who_votes_after_it(begun: Begun) -> None:
-    begun.stand(2)
+    begun.commit(2)
     begun.save(2)
     _, saved = load_run(begun.folder, no_warning)
     assert saved_record(saved) == begun.history.record(2)

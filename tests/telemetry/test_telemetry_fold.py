@@ -3,75 +3,40 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.telemetry.examples import (
+    ANY_EVENT,
+    APPLIED,
+    FINISHED,
+    LOST,
+    STARTED,
+    closed,
+    joined,
+    leads,
+    opened,
+    progress,
+)
 from tsr_swarm.config.layout import PayloadKind
 from tsr_swarm.telemetry import events as e
-from tsr_swarm.telemetry.events import MAX_NUMBER
-from tsr_swarm.telemetry.fold import GONE_PEERS, HISTORY_POINTS, KINDS, LOG_LINES, fold, fold_all
+from tsr_swarm.telemetry.fold import GONE_PEERS, HISTORY_POINTS, KINDS, LOG_LINES, fold, fold_all, fold_own
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
-
-STARTED = e.RunStarted(
-    run="shakespeare",
-    run_id="r1",
-    address="192.0.2.1:7700",
-    rounds=10,
-    min_peers=2,
-    parameters=1000,
-    k_x=20,
-    local_space="core",
-    rank="d/2",
-    voters=1,
-    version="0.1.0",
-)
-
-
-def joined(name: str, number: int = 1) -> e.PeerJoined:
-    return e.PeerJoined(peer=f"id-{name}", name=name, number=number, address="", device="cpu", local_space="core")
-
-
-def progress(name: str, round: int, step: int, speed: float = 100.0) -> e.PeerProgress:
-    return e.PeerProgress(peer=f"id-{name}", name=name, round=round, step=step, steps=20, tokens_per_second=speed)
+from tsr_swarm.telemetry.typed_json import MAX_NUMBER
 
 
 def received(name: str, round: int) -> e.PayloadReceived:
-    return e.PayloadReceived(
-        round=round, peer=f"id-{name}", name=name, seconds=1.0, wire_bytes=5, local_loss=2.5 + round
-    )
-
-
-def opened(round: int) -> e.RoundOpened:
-    return e.RoundOpened(round=round, peers=2, steps=20, lr=0.003, refresh=0)
-
-
-def closed(round: int, loss: float | None = 2.0) -> e.RoundClosed:
-    return e.RoundClosed(
-        round=round,
-        peers=2,
-        included=2,
-        late=0,
-        loss=loss,
-        local_loss=2.5,
-        tokens=100,
-        seconds=3.0,
-        wire_bytes={"sent": {"core": 60, "control": 4}, "received": {"core": 100}},
-        per_peer={"otter": {"sent": {"core": 30}, "received": {"core": 50}, "overhead": 7}},
-        raw_bytes={"sent": 100, "received": 200},
-        dense_bytes=16_400,
-        digest="ab",
-    )
+    loss = 2.5 + round
+    return e.PayloadReceived(round=round, peer=f"id-{name}", name=name, seconds=1.0, wire_bytes=5, local_loss=loss)
 
 
 def after(*happened: e.Event) -> SwarmSnapshot:
     return fold_all(SwarmSnapshot(), (e.Stamped(time=float(i), event=event) for i, event in enumerate(happened)))
 
 
-@given(data=st.data())
-def test_no_order_of_events_raises_or_makes_a_count_negative(
-    data: st.DataObject, any_event: st.SearchStrategy[e.Event]
-) -> None:
+@given(happened=st.lists(st.tuples(ANY_EVENT, st.floats(-MAX_NUMBER, MAX_NUMBER)), max_size=15))
+def test_no_order_of_events_raises_or_makes_a_count_negative(happened: list[tuple[e.Event, float]]) -> None:
     snapshot = SwarmSnapshot()
-    for event in data.draw(st.lists(any_event, max_size=15)):
+    for event, time in happened:
         before = snapshot
-        snapshot = fold(snapshot, data.draw(st.floats(-MAX_NUMBER, MAX_NUMBER)), event)
+        snapshot = fold(snapshot, time, event)
         assert isinstance(snapshot.state, str)
         assert snapshot.time >= before.time
         assert len(snapshot.log) <= LOG_LINES
@@ -81,15 +46,11 @@ def test_no_order_of_events_raises_or_makes_a_count_negative(
         assert [p.round for p in snapshot.history] == sorted({p.round for p in snapshot.history})
 
 
-@given(data=st.data())
-def test_folding_does_not_change_the_snapshot_before(
-    data: st.DataObject, any_event: st.SearchStrategy[e.Event]
-) -> None:
-    first = fold_all(
-        SwarmSnapshot(), (e.Stamped(time=1.0, event=x) for x in data.draw(st.lists(any_event, max_size=5)))
-    )
+@given(happened=st.lists(ANY_EVENT, max_size=5), event=ANY_EVENT)
+def test_folding_does_not_change_the_snapshot_before(happened: list[e.Event], event: e.Event) -> None:
+    first = after(*happened)
     copy = replace(first, peers=dict(first.peers), sent=dict(first.sent), received=dict(first.received))
-    fold(first, 2.0, data.draw(any_event))
+    fold(first, 2.0, event)
     assert first == copy
 
 
@@ -99,7 +60,7 @@ def test_the_last_phase_wins(phases: list[str]) -> None:
     assert snapshot.phase == phases[-1]
 
 
-def test_every_kind_of_payload_has_its_place() -> None:
+def test_the_screen_has_a_row_for_every_kind_of_payload() -> None:
     assert set(KINDS) == set(PayloadKind)
 
 
@@ -150,7 +111,7 @@ def test_a_peer_that_did_not_finish_the_last_round_lags() -> None:
     assert [snapshot.lag(peer) for peer in snapshot.table] == [0, 1]
 
 
-def test_progress_told_before_a_payload_does_not_undo_it() -> None:
+def test_old_progress_does_not_undo_a_payload() -> None:
     snapshot = after(STARTED, joined("otter"), opened(1), received("otter", 1), progress("otter", 1, 19, 70.0))
     (otter,) = snapshot.table
     assert (otter.state, otter.tokens_per_second, otter.local_loss) == ("sent", 70.0, 3.5)
@@ -181,7 +142,7 @@ def test_a_resumed_run_keeps_its_history_and_another_run_starts_from_nothing() -
     assert (other.history, other.wire_bytes) == ((), 0)
 
 
-def test_rounds_that_a_late_watcher_sees_before_the_start_of_the_run_count() -> None:
+def test_rounds_before_the_start_of_the_run_count_for_a_late_watcher() -> None:
     assert after(closed(1), STARTED).wire_bytes == 164
 
 
@@ -206,18 +167,8 @@ def test_names_from_peers_are_harmless() -> None:
 
 
 def test_a_peers_own_stream_shows_that_it_helps() -> None:
-    applied = e.RoundApplied(
-        round=5,
-        included=True,
-        local_loss=2.5,
-        tokens=10,
-        seconds=1.0,
-        digest="ab",
-        wire_bytes={"sent": {"core": 30}, "received": {"core": 50}},
-        overhead=3,
-    )
     start = e.Joined(run="shakespeare", name="otter", number=3, address="", round=4)
-    snapshot = after(start, progress("otter", 5, 7), applied, replace(applied, round=6, included=False))
+    snapshot = after(start, progress("otter", 5, 7), APPLIED, replace(APPLIED, round=6, included=False))
     (own,) = snapshot.table
     assert (own.number, own.state, own.up, own.down, own.local_loss) == (3, "applied", 60, 100, 2.5)
     assert (snapshot.rounds_included, snapshot.rounds_counted, snapshot.wire_bytes) == (1, 2, 160)
@@ -225,41 +176,33 @@ def test_a_peers_own_stream_shows_that_it_helps() -> None:
 
 
 def test_a_finished_run_says_why() -> None:
-    finished = e.RunFinished(
-        rounds=10, first_loss=5.0, last_loss=2.0, wire_bytes=9, dense_bytes=99, digest="ab", reason="10 rounds done"
-    )
-    assert after(STARTED, finished).state == "finished: 10 rounds done"
-    assert after(STARTED, finished).missing_peers == 0
-    over = after(STARTED, joined("otter"), opened(1), progress("otter", 1, 3), finished)
+    assert after(STARTED, FINISHED).state == "finished: 10 rounds done"
+    assert after(STARTED, FINISHED).missing_peers == 0
+    over = after(STARTED, joined("otter"), opened(1), progress("otter", 1, 3), FINISHED)
     assert [(peer.state, peer.tokens_per_second) for peer in over.table] == [("done", 0.0)]
-    assert after(STARTED, opened(1), LOST, finished).state == "finished: 10 rounds done"
-    stopped = after(STARTED, replace(finished, reason="it was asked to stop", is_stopped=True))
+    assert after(STARTED, opened(1), LOST, FINISHED).state == "finished: 10 rounds done"
+    stopped = after(STARTED, replace(FINISHED, reason="it was asked to stop", is_stopped=True))
     assert (stopped.state, stopped.is_over) == ("stopped: it was asked to stop", True)
     assert "run stopped after 10 rounds (it was asked to stop)" in stopped.log[-1].text
-    unbegun = after(STARTED, replace(finished, rounds=0, reason="it was asked to stop", is_stopped=True))
+    unbegun = after(STARTED, replace(FINISHED, rounds=0, reason="it was asked to stop", is_stopped=True))
     assert unbegun.log[-1].text == "run stopped before its first round closed (it was asked to stop)"
 
 
 def test_a_run_that_is_over_is_at_the_last_round_that_closed() -> None:
-    end = e.RunFinished(
-        rounds=1, first_loss=5.0, last_loss=2.0, wire_bytes=9, dense_bytes=99, digest="ab", reason="asked"
-    )
+    end = replace(FINISHED, rounds=1)
     over = after(STARTED, opened(1), closed(1), opened(2), end)
     assert (over.round, over.phase) == (1, "finished")
     assert after(STARTED, opened(1), closed(1), opened(2), replace(end, is_stopped=True)).phase == "stopped"
 
 
-def test_a_round_that_everybody_has_left_is_not_said_to_be_trained() -> None:
+def test_a_round_without_peers_is_not_shown_as_training() -> None:
     left = e.PeerLeft(peer="id-otter", name="otter", reason="it was asked to stop")
     assert after(STARTED, joined("otter"), opened(3), left).state == "round 3: no peer is here"
 
 
-@given(data=st.data())
-def test_after_an_event_nobody_waits_for_the_first_one(
-    data: st.DataObject, any_event: st.SearchStrategy[e.Event]
-) -> None:
-    """A record may begin anywhere, and the phase "finished" comes before the end is told."""
-    events = data.draw(st.lists(any_event, min_size=1, max_size=5))
+@given(events=st.lists(ANY_EVENT, min_size=1, max_size=5))
+def test_after_any_event_the_state_is_not_waiting_for_the_first_one(events: list[e.Event]) -> None:
+    """A record may begin anywhere, and the phase "finished" comes before the end."""
     assert after(*events).state != "waiting for the first event"
 
 
@@ -274,14 +217,7 @@ def test_a_lab_that_was_ready_before_the_run_began_is_known_in_it() -> None:
     assert after(e.LabReady(mode="namespaces", reason="."), STARTED).lab == "namespaces"
 
 
-def leads(name: str, voters: int = 3) -> e.LeaderChanged:
-    return e.LeaderChanged(peer=f"id-{name}", name=name, term=1, voters=voters, is_safe=voters >= 3)
-
-
-LOST = e.LeaderLost(reason="no word for 6 s")
-
-
-def test_while_nobody_leads_no_speed_is_told() -> None:
+def test_without_a_leader_the_speed_is_zero() -> None:
     trains = (STARTED, joined("otter"), leads("otter"), opened(1), progress("otter", 1, 3))
     (peer,) = after(*trains).table
     assert (after(*trains).tokens_per_second, after(*trains).speed(peer)) == (100.0, 100.0)
@@ -289,7 +225,7 @@ def test_while_nobody_leads_no_speed_is_told() -> None:
     assert after(*trains, LOST, leads("lynx"), joined("otter"), progress("otter", 1, 9)).tokens_per_second == 100.0
 
 
-def test_who_leads_is_known_until_it_is_lost_and_then_the_next() -> None:
+def test_the_leader_is_known_until_it_is_lost_and_then_the_next_one() -> None:
     peers = (STARTED, joined("otter"), joined("lynx", 2))
     led = after(*peers, leads("otter"), opened(1))
     assert (led.leader, led.is_safe, led.voters, led.state) == ("otter", True, 3, "round 1: 2 peers training")
@@ -308,7 +244,7 @@ def test_who_leads_is_known_until_it_is_lost_and_then_the_next() -> None:
     ]
 
 
-def test_a_leader_that_is_heard_again_is_not_lost() -> None:
+def test_a_leader_that_reports_again_is_not_lost() -> None:
     snapshot = after(STARTED, joined("otter"), joined("lynx", 2), leads("otter"), opened(1), LOST, opened(2))
     assert (snapshot.state, len(snapshot.alive)) == ("round 2: 2 peers training", 2)
     assert len(after(STARTED, joined("otter"), leads("otter"), LOST, leads("otter")).alive) == 1
@@ -319,7 +255,7 @@ def test_a_loss_that_several_nodes_notice_is_one_line_of_the_log() -> None:
     assert sum("is lost" in line.text for line in log) == 2
 
 
-def test_a_round_that_two_leaders_tell_counts_as_one_but_for_the_bytes_that_each_was_told() -> None:
+def test_a_round_that_two_leaders_report_is_one_round_with_the_bytes_of_both() -> None:
     snapshot = after(STARTED, closed(1), closed(2), closed(2))
     assert (snapshot.rounds_counted, snapshot.dense_bytes, snapshot.raw_bytes) == (2, 32_800, 600)
     assert snapshot.wire_bytes == 3 * 164
@@ -331,7 +267,75 @@ def test_a_node_that_does_not_train_is_no_peer() -> None:
     assert snapshot.missing_peers == 1
 
 
-def test_how_much_of_the_data_was_trained_on_is_what_was_said_last() -> None:
+def test_the_coverage_is_that_of_the_newest_report() -> None:
     snapshot = fold(SwarmSnapshot(), 1.0, e.DataCovered(epoch=2, done=3, parts=8, share=0.375))
     assert (snapshot.epoch, snapshot.share) == (2, 0.375)
     assert fold(snapshot, 2.0, e.DataCovered(epoch=3, done=1, parts=1, share=1e9)).share == 1.0
+
+
+JOINED = e.Joined(run="chat", name="otter", number=1, address="192.0.2.1:7700", round=4)
+LED = leads("coordinator", voters=1)
+OPENED = opened(5)
+FIGURES = [
+    "history",
+    "sent",
+    "received",
+    "raw_bytes",
+    "dense_bytes",
+    "overhead",
+    "rounds_counted",
+    "digest",
+    "table",
+    "run",
+    "round",
+    "finished",
+]
+
+
+def own(snapshot: SwarmSnapshot, *events: e.Event) -> SwarmSnapshot:
+    for event in events:
+        snapshot = fold_own(snapshot, 2.0, event)
+    return snapshot
+
+
+@given(of_run=st.lists(ANY_EVENT, max_size=5), of_peer=st.lists(ANY_EVENT, max_size=5))
+def test_events_of_one_peer_change_no_number_of_the_swarm(of_run: list[e.Event], of_peer: list[e.Event]) -> None:
+    before = after(*of_run)
+    changed = own(before, *of_peer)
+    for name in FIGURES:
+        assert getattr(changed, name) == getattr(before, name)
+    assert isinstance(changed.own_text, str)
+
+
+def test_the_peer_is_one_of_the_swarm_whichever_event_comes_first() -> None:
+    for snapshot in (fold(own(after(), JOINED), 1.0, joined("otter")), own(after(joined("otter")), JOINED)):
+        (peer,) = fold(snapshot, 3.0, progress("otter", 5, 1)).table
+        assert (peer.peer, peer.name, peer.state, snapshot.own_name) == ("id-otter", "otter", "training", "otter")
+
+
+def test_the_state_of_the_peer_is_in_words() -> None:
+    led = after(LED, OPENED)
+    assert own(led).own_text == ""
+    assert own(led, JOINED).own_text == "this peer trains on"
+    assert own(led, JOINED, LOST).own_text == "this peer waits for coordinator"
+    assert own(led, JOINED, LOST, replace(APPLIED, round=6)).own_text == "this peer trains on"
+    safe = after(leads("coordinator"))
+    assert own(safe, JOINED, LOST).own_text == "this peer waits until another leads"
+
+
+def test_a_round_that_the_lost_leader_closed_is_no_sign_of_another_leader() -> None:
+    assert own(after(LED, OPENED), JOINED, LOST, APPLIED).own_text == "this peer waits for coordinator"
+
+
+def test_a_leader_that_the_peer_has_lost_is_lost_until_the_run_goes_on() -> None:
+    led = fold(after(LED, OPENED), 1.0, e.PhaseChanged(round=5, phase="exchange", deadline=9.0, reason=""))
+    lost = own(led, JOINED, LOST)
+    assert (lost.state, lost.deadline) == ("coordinator is lost: the run waits for it", None)
+    assert fold(lost, 3.0, OPENED).state == "round 5: no peer is here"
+
+
+def test_the_log_shows_the_rounds_that_the_peer_missed() -> None:
+    assert own(after(), APPLIED).log == ()
+    (line,) = own(after(), replace(APPLIED, included=False)).log
+    assert line.text.startswith("this peer: round 5 applied")
+    assert "without your work" in line.text

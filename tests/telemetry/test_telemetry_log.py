@@ -1,17 +1,16 @@
 import asyncio
 import json
-from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.telemetry.examples import ANY_EVENT, STARTED, closed, joined, leads, progress
 from tsr_swarm.telemetry.events import (
     EarlierRounds,
     Evaluated,
     Event,
     Joined,
     LeaderChanged,
-    PeerJoined,
     PeerLeft,
     PeerProgress,
     RoundClosed,
@@ -22,8 +21,7 @@ from tsr_swarm.telemetry.events import (
     decode_stamped,
     encode,
 )
-from tsr_swarm.telemetry.log import NEWEST, EventLog, read_recording, recording
-from tsr_swarm.telemetry.seen import Seen
+from tsr_swarm.telemetry.log import NEWEST, EventLog, SeenLines
 
 
 def clock() -> float:
@@ -32,48 +30,6 @@ def clock() -> float:
 
 def warned(text: str) -> Warned:
     return Warned(message=text)
-
-
-def joined(peer: str) -> PeerJoined:
-    return PeerJoined(peer=peer, name=peer, number=1, address="", device="cpu", local_space="core")
-
-
-def progress(peer: str, step: int) -> PeerProgress:
-    return PeerProgress(peer=peer, name=peer, round=1, step=step, steps=9, tokens_per_second=1.0)
-
-
-def started() -> RunStarted:
-    return RunStarted(
-        run="shakespeare",
-        run_id="r1",
-        address="192.0.2.1:7700",
-        rounds=10,
-        min_peers=2,
-        parameters=1000,
-        k_x=20,
-        local_space="core",
-        rank="d/2",
-        voters=1,
-        version="0.1.0",
-    )
-
-
-def closed(round: int) -> RoundClosed:
-    return RoundClosed(
-        round=round,
-        peers=1,
-        included=1,
-        late=0,
-        loss=2.0,
-        local_loss=2.0,
-        tokens=1,
-        seconds=1.0,
-        wire_bytes={"sent": {}, "received": {}},
-        per_peer={},
-        raw_bytes={"sent": 0, "received": 0},
-        dense_bytes=1,
-        digest="ab",
-    )
 
 
 def events_of(lines: list[str]) -> list[Event | None]:
@@ -93,12 +49,9 @@ def test_a_follower_gets_every_event_once_and_in_order(count: int, after: int, l
     assert events_of(seen) == [warned(str(index)) for index in range(min(after, count), count)]
 
 
-@given(data=st.data(), keep=st.integers(1, 5))
-def test_what_is_returned_is_always_in_order(
-    data: st.DataObject, keep: int, any_event: st.SearchStrategy[Event]
-) -> None:
+@given(sent=st.lists(ANY_EVENT, max_size=12), keep=st.integers(1, 5))
+def test_lines_are_returned_in_order(sent: list[Event], keep: int) -> None:
     log = EventLog(clock, keep=keep, keep_rounds=2)
-    sent = data.draw(st.lists(any_event, max_size=12))
     for event in sent:
         log.append(event)
     lines, newest = log.since(0, limit=10**9)
@@ -107,32 +60,32 @@ def test_what_is_returned_is_always_in_order(
     assert all(line in remaining for line in lines)
 
 
-def test_progress_is_left_out_for_who_does_not_want_it() -> None:
+def test_progress_is_left_out_where_it_is_not_wanted() -> None:
     log = EventLog(clock)
-    for event in (warned("1"), progress("otter", 4), warned("2"), progress("otter", 5)):
+    for event in (warned("1"), progress("otter", 1, 4), warned("2"), progress("otter", 1, 5)):
         log.append(event)
     assert (events_of(log.since(0, with_progress=False)[0]), log.last) == ([warned("1"), warned("2")], 4)
     assert log.since(3, with_progress=False) == ([], 4)
-    assert events_of(log.since(3)[0]) == [progress("otter", 5)]
+    assert events_of(log.since(3)[0]) == [progress("otter", 1, 5)]
 
 
 def test_old_events_go_but_peers_that_are_here_and_the_first_loss_stay() -> None:
     log = EventLog(clock, keep=2)
     kept, gone = joined("otter"), joined("lynx")
     first = Evaluated(round=0, loss=5.0)
-    leave = PeerLeft(peer="lynx", name="lynx", reason="asked to")
+    leave = PeerLeft(peer="id-lynx", name="lynx", reason="asked to")
     for event in (first, kept, gone, leave, warned("1"), warned("2")):
         log.append(event)
     lines, _ = log.since(0)
     assert events_of(lines) == [first, kept, warned("1"), warned("2")]
 
 
-def test_of_a_peers_progress_only_the_newest_is_kept() -> None:
+def test_only_the_newest_progress_of_a_peer_is_kept() -> None:
     log = EventLog(clock)
     log.append(joined("otter"))
     for step in range(5):
-        log.append(progress("otter", step))
-    assert events_of(log.since(0)[0]) == [joined("otter"), progress("otter", 4)]
+        log.append(progress("otter", 1, step))
+    assert events_of(log.since(0)[0]) == [joined("otter"), progress("otter", 1, 4)]
     assert log.since(6) == ([], 6)
 
 
@@ -151,34 +104,11 @@ async def test_waiting_ends_with_the_next_event() -> None:
     await waiting
 
 
-async def test_waiting_ends_at_once_when_there_is_news_and_after_its_time_when_there_is_none() -> None:
+async def test_waiting_ends_at_once_for_an_older_event_and_otherwise_after_its_time() -> None:
     log = EventLog(clock)
     await log.wait(0, seconds=0.0)
     log.append(warned("news"))
     await log.wait(0, seconds=60)
-
-
-def test_a_recorded_run_is_read_back_and_damage_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "run.jsonl"
-    with recording(path) as sink:
-        EventLog(clock, [sink]).append(warned("one"))
-    with path.open("ab") as stream:
-        stream.write(b"\xff\xfe{half a line\n")
-    with recording(path) as sink:
-        EventLog(clock, [sink]).append(warned("two"))
-    assert [(s.time, s.event) for s in read_recording(path)] == [(10.0, warned("one")), (10.0, warned("two"))]
-
-
-def test_a_restored_log_goes_on_numbering_and_writes_nothing_twice(tmp_path: Path) -> None:
-    path = tmp_path / "run.jsonl"
-    with recording(path) as sink:
-        EventLog(clock, [sink]).append(warned("one"))
-    with recording(path) as sink:
-        log = EventLog(clock, [sink])
-        log.restore(read_recording(path))
-        restored = log.last
-        assert log.append(warned("two")) == restored + 1
-    assert len(path.read_text().splitlines()) == 2
 
 
 def test_each_event_is_a_line_of_json_at_once() -> None:
@@ -204,10 +134,9 @@ def test_a_sink_that_fails_is_given_up_with_a_warning() -> None:
 OWN = tuple(f'{{"event": "{name}"' for name in ("joined", "state_received", "catching_up", "round_applied", "left"))
 
 
-@given(data=st.data())
-def test_a_line_is_taken_as_it_is_and_only_once(data: st.DataObject, any_event: st.SearchStrategy[Event]) -> None:
-    anything_else = any_event.filter(lambda event: not isinstance(event, RunStarted | EarlierRounds))
-    lines = [encode(event, 5.0) for event in data.draw(st.lists(anything_else, max_size=8))]
+@given(events=st.lists(ANY_EVENT.filter(lambda event: not isinstance(event, RunStarted | EarlierRounds)), max_size=8))
+def test_a_line_is_taken_as_it_is_and_only_once(events: list[Event]) -> None:
+    lines = [encode(event, 5.0) for event in events]
     written: list[str] = []
     log = EventLog(clock, [written.append])
     for line in [*lines, *lines]:
@@ -216,7 +145,7 @@ def test_a_line_is_taken_as_it_is_and_only_once(data: st.DataObject, any_event: 
     assert all(log.has(line) for line in written)
 
 
-def test_what_a_node_told_itself_and_what_it_recorded_is_not_taken_from_another() -> None:
+def test_a_line_that_a_node_wrote_or_restored_is_not_taken_from_another() -> None:
     log, other = EventLog(clock), EventLog(clock)
     log.append(warned("one"))
     other.restore(read for line in log.since(0)[0] if (read := decode_stamped(line)))
@@ -225,12 +154,12 @@ def test_what_a_node_told_itself_and_what_it_recorded_is_not_taken_from_another(
     assert other.take(log.since(0)[0][0]) is None
 
 
-def test_peers_of_a_run_that_started_anew_are_news_again_and_damage_never_is() -> None:
+def test_peers_of_a_run_that_started_again_are_new_and_damaged_lines_never_are() -> None:
     log = EventLog(clock)
     line = encode(joined("otter"), 1.0)
     assert log.take(line) is not None
     assert log.take(line) is None
-    log.append(started())
+    log.append(STARTED)
     assert log.take(line) is not None
     assert [
         log.take(text)
@@ -239,20 +168,20 @@ def test_peers_of_a_run_that_started_anew_are_news_again_and_damage_never_is() -
 
 
 def test_many_lines_of_one_kind_push_out_none_of_another() -> None:
-    seen = Seen(keep=10)
+    seen = SeenLines(keep=10)
     assert seen.is_new("otter joined", joined("otter"))
     for step in range(100):
-        assert seen.is_new(str(step), progress("otter", step))
+        assert seen.is_new(str(step), progress("otter", 1, step))
     assert not seen.is_new("otter joined", joined("otter"))
-    assert not seen.is_new("99", progress("otter", 99))
-    assert seen.has("95", progress("otter", 95))
-    assert not seen.has("3", progress("otter", 3))
+    assert not seen.is_new("99", progress("otter", 1, 99))
+    assert seen.has("95", progress("otter", 1, 95))
+    assert not seen.has("3", progress("otter", 1, 3))
 
 
-def test_who_leads_now_stays_and_who_led_before_goes() -> None:
+def test_the_newest_leader_is_kept_and_earlier_ones_are_not() -> None:
     log = EventLog(clock, keep=1)
     for name in ("otter", "lynx"):
-        log.append(LeaderChanged(peer=name, name=name, term=1, voters=3, is_safe=True))
+        log.append(leads(name))
     log.append(warned("1"))
     assert [type(event) for event in events_of(log.since(0)[0])] == [LeaderChanged, Warned]
 
@@ -263,7 +192,7 @@ def test_a_caller_can_ask_for_the_newest_number_alone() -> None:
     assert log.since(NEWEST) == ([], 1)
 
 
-def test_the_newest_closed_round_is_known_whoever_told_it() -> None:
+def test_the_newest_closed_round_is_known_from_any_node() -> None:
     log = EventLog(clock)
     assert log.closed_round == 0
     log.take(encode(closed(7), 1.0))
@@ -271,17 +200,17 @@ def test_the_newest_closed_round_is_known_whoever_told_it() -> None:
     assert log.closed_round == 7
 
 
-def test_who_reads_on_after_a_restart_misses_nothing_though_progress_is_in_no_recording() -> None:
+def test_a_reader_misses_nothing_after_a_restart_though_progress_is_not_recorded() -> None:
     """The earlier process counted its progress too: its newest number is far above that of what was recorded."""
     kept = [closed(1), closed(2)]
     before = EventLog(clock)
-    for event in [*kept, *(progress("otter", step) for step in range(50))]:
+    for event in [*kept, *(progress("otter", 1, step) for step in range(50))]:
         before.append(event)
     after = EventLog(clock)
     after.restore(Stamped(time=10.0, event=event) for event in kept)
-    for event in (started(), closed(3), *(progress("otter", step) for step in range(200))):
+    for event in (STARTED, closed(3), *(progress("otter", 1, step) for step in range(200))):
         after.append(event)
-    told, newest = after.since(before.last)
-    kinds = [type(decode(line)) for line in told]
+    lines, newest = after.since(before.last)
+    kinds = [type(decode(line)) for line in lines]
     assert kinds == [RoundClosed, RoundClosed, RunStarted, RoundClosed, PeerProgress]
     assert after.since(newest) == ([], newest)

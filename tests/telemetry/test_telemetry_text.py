@@ -60,7 +60,7 @@ def test_bytes_are_short_whatever_their_size(count: int) -> None:
         (273_600, "3 d 04 h"),
     ],
 )
-def test_seconds_are_told_in_the_unit_that_fits(seconds: float, text: str) -> None:
+def test_seconds_are_written_in_the_unit_that_fits(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
 
 

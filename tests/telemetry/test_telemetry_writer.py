@@ -1,4 +1,4 @@
-"""Writing to real pipes and terminals that nobody reads, or not yet."""
+"""Writing to real pipes and terminals without a reader, or with a late one."""
 
 import asyncio
 import fcntl
@@ -37,20 +37,20 @@ class Pipe:
 @pytest.fixture(params=["pipe", "terminal"])
 def pipe(request: pytest.FixtureRequest) -> Iterator[Pipe]:
     if request.param == "pipe":
-        made = Pipe(os.pipe())
-        fcntl.fcntl(made.writes, fcntl.F_SETPIPE_SZ, 4096)
+        ends = Pipe(os.pipe())
+        fcntl.fcntl(ends.writes, fcntl.F_SETPIPE_SZ, 4096)
     else:
-        made = Pipe(os.openpty())
-    yield made
-    made.close_reader()
-    os.close(made.writes)
+        ends = Pipe(os.openpty())
+    yield ends
+    ends.close_reader()
+    os.close(ends.writes)
 
 
 def gap(count: int) -> bytes:
     return b"%d dropped\n" % count
 
 
-def test_who_reads_gets_all_in_order(pipe: Pipe) -> None:
+def test_a_reader_gets_everything_in_order(pipe: Pipe) -> None:
     writer = BackgroundWriter(pipe.writes, gap)
     lines = [b"line %d\n" % number for number in range(5000)]
     for line in lines:
@@ -60,7 +60,7 @@ def test_who_reads_gets_all_in_order(pipe: Pipe) -> None:
     assert writer.close() == 0
 
 
-def test_nobody_waits_for_a_reader_and_what_is_missing_is_counted_where_it_is_missing(pipe: Pipe) -> None:
+def test_a_slow_reader_delays_nobody_and_dropped_pieces_are_counted_in_their_place(pipe: Pipe) -> None:
     writer = BackgroundWriter(pipe.writes, gap, limit=50 * len(PIECE))
     for _ in range(10_000):
         writer.put(PIECE)
@@ -72,7 +72,7 @@ def test_nobody_waits_for_a_reader_and_what_is_missing_is_counted_where_it_is_mi
     assert seen.endswith(PIECE + b"end\n"), "the newest are kept"
 
 
-async def test_an_event_loop_goes_on_while_nobody_reads(pipe: Pipe) -> None:
+async def test_an_event_loop_goes_on_without_a_reader(pipe: Pipe) -> None:
     writer = BackgroundWriter(pipe.writes, gap, limit=1000)
     for _ in range(1000):
         writer.put(PIECE)
@@ -80,20 +80,20 @@ async def test_an_event_loop_goes_on_while_nobody_reads(pipe: Pipe) -> None:
     assert b" dropped\n" in await asyncio.to_thread(pipe.read_until, b" dropped\n")
 
 
-def test_a_closed_reader_ends_the_writing_and_is_told_once(pipe: Pipe) -> None:
-    told: list[OSError] = []
+def test_a_closed_reader_ends_the_writing_and_is_reported_once(pipe: Pipe) -> None:
+    errors: list[OSError] = []
     has_failed = threading.Event()
-    writer = BackgroundWriter(pipe.writes, gap, lambda error: (told.append(error), has_failed.set())[0])
+    writer = BackgroundWriter(pipe.writes, gap, lambda error: (errors.append(error), has_failed.set())[0])
     pipe.close_reader()
     writer.put(PIECE)
     assert has_failed.wait(BOUND)
     with pytest.raises(OSError, match=r"Broken pipe|Input/output error"):
         writer.put(PIECE)
-    assert len(told) == 1
+    assert len(errors) == 1
     assert has_hung_up(pipe.writes)
 
 
-def test_an_end_gives_up_on_a_reader_that_takes_nothing_and_says_how_much_is_lost(pipe: Pipe) -> None:
+def test_closing_gives_up_on_a_reader_that_takes_nothing_and_says_how_much_is_lost(pipe: Pipe) -> None:
     writer = BackgroundWriter(pipe.writes, gap)
     for _ in range(1000):
         writer.put(PIECE)
@@ -110,7 +110,7 @@ def test_a_piece_that_failed_counts_as_lost() -> None:
     os.close(full)
 
 
-async def test_who_would_rather_wait_for_the_reader_can(pipe: Pipe) -> None:
+async def test_a_caller_can_wait_for_the_reader(pipe: Pipe) -> None:
     writer = BackgroundWriter(pipe.writes, gap)
     for _ in range(1000):
         writer.put(PIECE)
@@ -135,7 +135,7 @@ async def test_waiting_for_a_reader_ends_when_it_has_gone(pipe: Pipe) -> None:
         await waiting
 
 
-def test_what_comes_after_the_end_is_not_written(pipe: Pipe) -> None:
+def test_a_piece_after_the_end_is_not_written(pipe: Pipe) -> None:
     writer = BackgroundWriter(pipe.writes, gap)
     writer.put(PIECE)
     assert writer.close() == 0

@@ -3,9 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import pytest
 
@@ -21,12 +19,12 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 @dataclass
 class SmallHandler:
-    """Answers every call; what it says is set by the test."""
+    """Answers every call; the test sets what it answers."""
 
     manifest: bytes = b"{}"
     chunks: Sequence[bytes] = ()
     shard: tuple[Sequence[pb.Section], bytes] = ((), b"")
-    told: list[pb.TellRequest] = field(default_factory=list)
+    received: list[pb.TellRequest] = field(default_factory=list)
     members: list[pb.Member] = field(default_factory=lambda: [pb.Member(peer_id=bytes(16), number=3)])
     published: tuple[pb.PublishedHeader, bytes | Sequence[bytes]] = (pb.PublishedHeader(), b"")
     error: Exception | None = None
@@ -65,7 +63,7 @@ class SmallHandler:
         return pb.PollReply(news=pb.News(version=1, number=request.number))
 
     async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
-        self.told.append(request)
+        self.received.append(request)
         return pb.TellReply()
 
     async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
@@ -86,7 +84,7 @@ class SmallHandler:
 
     async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[pb.Section], bytes]:
         if request.round != 7:
-            raise RefusedError(f"Round {request.round} is not kept here; ask somebody else.")
+            raise RefusedError(f"Round {request.round} is not kept here; ask another node.")
         return self.shard
 
     async def fetch_published(
@@ -111,22 +109,8 @@ class Pair:
     handler: SmallHandler
     client: SwarmClient
     port: int
-    server_ledger: ByteCounter
-    client_ledger: ByteCounter
-
-
-class Connect(Protocol):
-    def __call__(self, handler: SmallHandler) -> AbstractAsyncContextManager[Pair]: ...
-
-
-@asynccontextmanager
-async def connected(handler: SmallHandler) -> AsyncIterator[Pair]:
-    server_ledger, client_ledger = ByteCounter(), ByteCounter()
-    async with (
-        serve(handler, "127.0.0.1:0", server_ledger, stop_seconds=0.1) as port,
-        SwarmClient(f"127.0.0.1:{port}", client_ledger) as client,
-    ):
-        yield Pair(handler, client, port, server_ledger, client_ledger)
+    server_counter: ByteCounter
+    client_counter: ByteCounter
 
 
 @pytest.fixture
@@ -138,8 +122,12 @@ def handler() -> SmallHandler:
 async def pair(handler: SmallHandler) -> AsyncIterator[Pair]:
     """Also checks that closing both leaves no task behind."""
     before = asyncio.all_tasks()
-    async with connected(handler) as pair:
-        yield pair
+    server_counter, client_counter = ByteCounter(), ByteCounter()
+    async with (
+        serve(handler, "127.0.0.1:0", server_counter, stop_seconds=0.1) as port,
+        SwarmClient(f"127.0.0.1:{port}", client_counter) as client,
+    ):
+        yield Pair(handler, client, port, server_counter, client_counter)
     assert asyncio.all_tasks() - {asyncio.current_task()} <= before
 
 

@@ -22,32 +22,11 @@ def test_an_address_is_read_and_written_alike(text: str, address: Address) -> No
     assert str(address) == text
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        ":",
-        "host",
-        ":7700",
-        "host:",
-        "host:x",
-        "host:-1",
-        "host:65536",
-        "host:٣",
-        "::1:7700",
-        "[::1]",
-        "[host]:1",
-        "http://host:1",
-        "a b:1",
-        "-x:1",
-        "host:1 ",
-        "[127.0.0.1]:1",
-        "h" * 300 + ":1",
-        "[::1:7700",
-        "host:000001",
-    ],
-)
-def test_what_is_not_an_address_is_a_configuration_error(text: str) -> None:
+BAD = "|:|host|:7700|host:|host:x|host:-1|host:65536|host:٣|::1:7700|[::1]|[host]:1|http://host:1|a b:1|-x:1|host:1 "
+
+
+@pytest.mark.parametrize("text", [*BAD.split("|"), "[127.0.0.1]:1", "h" * 300 + ":1", "[::1:7700", "host:000001"])
+def test_text_that_is_no_address_is_a_configuration_error(text: str) -> None:
     with pytest.raises(ConfigError, match="write host:port"):
         parse_address(text)
 

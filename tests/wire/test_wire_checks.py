@@ -1,78 +1,79 @@
+"""Each message has a good example, and a table of what is changed in it and the field that the refusal names."""
+
 import math
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import pytest
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.wire.refusals import refusal_of
 from tsr_swarm.errors import PeerError
 from tsr_swarm.wire import checks
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-PEER = "0123456789abcdef" * 2
-OTHER = "f" * 32
-DIGEST = b"d" * 32
-JOIN: dict[str, Any] = {
-    "manifest_digest": DIGEST,
-    "peer_id": PEER,
-    "name": "ann-2",
-    "address": "192.0.2.7:7700",
-    "local_space": "core",
-    "device": "cpu, 2 cores",
-}
+PEER, OTHER = "0123456789abcdef" * 2, "f" * 32
+PEERS = tuple(f"{number:032x}" for number in range(6))
+DIGEST, SHORT = b"d" * 32, b"d" * 31
 RECORD = pb.Record(round=4, chain=DIGEST, parent=DIGEST, voters=[PEER, OTHER])
+KEY = pb.PlanKey(round=5, term=2, version=1)
 PLACE = pb.Place(peer_id=bytes.fromhex(PEER), incarnation=2**63 - 1)
-NEWS: dict[str, Any] = {
-    "term": 2,
-    "leader": PEER,
-    "version": 7,
-    "base": RECORD,
-    "reducers": [PLACE, pb.Place(peer_id=bytes.fromhex(PEER)), pb.Place(peer_id=bytes.fromhex(OTHER))],
-    "sources": [1, 2] * 512,
-    "nodes": [OTHER] * 8,
-    "plan": pb.OpenPlan(key=pb.PlanKey(round=5, term=2, version=1), places=[0, 2] * 512),
-}
-POLL: dict[str, Any] = {
-    "manifest_digest": DIGEST,
-    "peer_id": PEER,
-    "address": "192.0.2.7:7700",
-    "incarnation": 1700000000,
-    "applied": 5,
-    "sent": pb.PlanKey(round=5, term=2, version=1),
-    "progress": pb.Progress(step=3),
-    "lease": pb.DataLease(epoch=2**40, part=8191, tokens=2**50, size=2**50),
-}
-HELLO: dict[str, Any] = {
-    "initial_peers": ["/ip4/192.0.2.7/tcp/1/p2p/Q"],
-    "unix_time": 1.7e9,
-    "peer_id": OTHER,
-    "first": PEER,
-    "contacts": [pb.Contact(peer_id=PEER, address="192.0.2.7:7700")] * 16,
-}
-STATE: dict[str, Any] = {
-    "round": 3,
-    "digest": DIGEST,
-    "chain": DIGEST,
-    "total_bytes": 10,
-    "chunk_bytes": 4,
-    "chunk_hashes": [DIGEST] * 3,
-}
-CHECKS: dict[Callable[[Any], None], Any] = {
+CONTACT = pb.Contact(peer_id=PEER, address="192.0.2.7:7700")
+LEASE = pb.DataLease(epoch=2**40, part=8191, tokens=2**50, size=2**50)
+MEMBER = pb.Member(peer_id=bytes(16), number=1)
+NEWS = pb.News(
+    term=2,
+    leader=PEER,
+    version=7,
+    base=RECORD,
+    reducers=[PLACE, pb.Place(peer_id=bytes.fromhex(PEER)), pb.Place(peer_id=bytes.fromhex(OTHER))],
+    sources=[1, 2] * 512,
+    nodes=[OTHER] * 8,
+    plan=pb.OpenPlan(key=KEY, places=[0, 2] * 512),
+)
+SHARD_DONE = pb.ShardDone(
+    term=1, round=5, shard=3, local_loss=2.5, raw_sent=10**9, kappas=[0.5], energies=[2.0], roster=DIGEST
+)
+GOOD: dict[Callable[[Any], None], Any] = {
     checks.check_hello: pb.HelloRequest(protocol=1, package_version="0.1.0"),
-    checks.check_hello_reply: pb.HelloReply(**HELLO),
-    checks.check_join: pb.JoinRequest(**JOIN),
+    checks.check_hello_reply: pb.HelloReply(
+        initial_peers=["/ip4/192.0.2.7/tcp/1/p2p/Q"],
+        unix_time=1.7e9,
+        peer_id=OTHER,
+        first=PEER,
+        contacts=[CONTACT] * 16,
+    ),
+    checks.check_join: pb.JoinRequest(
+        manifest_digest=DIGEST,
+        peer_id=PEER,
+        name="ann-2",
+        address="192.0.2.7:7700",
+        local_space="core",
+        device="cpu, 2 cores",
+    ),
     checks.check_join_reply: pb.JoinReply(number=0, name="ann-2"),
-    checks.check_state_description: pb.StateDescription(**STATE),
-    checks.check_poll: pb.PollRequest(**POLL),
-    checks.check_poll_reply: pb.PollReply(news=pb.News(**NEWS), lease=pb.DataLease(epoch=1, part=3)),
-    checks.check_news: pb.News(**NEWS),
+    checks.check_state_description: pb.StateDescription(
+        round=3, digest=DIGEST, chain=DIGEST, total_bytes=10, chunk_bytes=4, chunk_hashes=[DIGEST] * 3
+    ),
+    checks.check_poll: pb.PollRequest(
+        manifest_digest=DIGEST,
+        peer_id=PEER,
+        address="192.0.2.7:7700",
+        incarnation=1700000000,
+        applied=5,
+        sent=KEY,
+        progress=pb.Progress(step=3),
+        lease=LEASE,
+    ),
+    checks.check_poll_reply: pb.PollReply(news=NEWS, lease=pb.DataLease(epoch=1, part=3)),
+    checks.check_news: NEWS,
     checks.check_redirect: pb.Redirect(base=RECORD),
-    checks.check_tell: pb.TellRequest(manifest_digest=DIGEST, sender=PEER, goodbye=pb.Goodbye()),
+    checks.check_record: RECORD,
     checks.check_list_peers: pb.ListPeersRequest(manifest_digest=DIGEST, roster=DIGEST, known=DIGEST),
-    checks.check_list_peers_reply: pb.ListPeersReply(members=[pb.Member(peer_id=bytes(16), number=1)]),
+    checks.check_list_peers_reply: pb.ListPeersReply(members=[MEMBER]),
     checks.check_fetch_shard: pb.FetchShardRequest(round=1, shard=1023, hashes=[DIGEST] * 16),
     checks.check_fetch_published: pb.FetchPublishedRequest(round=1),
     checks.check_report: pb.ReportRequest(peer_id=PEER, round=1, digest=DIGEST, sent={"core": 5}),
@@ -81,211 +82,219 @@ CHECKS: dict[Callable[[Any], None], Any] = {
     checks.check_catch_up_reply: pb.CatchUpReply(round_bytes=1, state_bytes=10**9),
     checks.check_leave: pb.LeaveRequest(peer_id=PEER, reason="Ctrl-C"),
     checks.check_watch: pb.WatchRequest(after=5, wait_ms=0),
+    checks.check_tell: pb.TellRequest(manifest_digest=DIGEST, sender=PEER, goodbye=pb.Goodbye()),
+}
+SENT: dict[str, Any] = {
+    "vote_request": pb.VoteRequest(term=1),
+    "vote_reply": pb.VoteReply(term=1, reason="granted"),
+    "beat": pb.Beat(term=1, base=RECORD, proposal=RECORD),
+    "beat_reply": pb.BeatReply(term=1, accepted=DIGEST, reason="accepted"),
+    "close": pb.Close(term=1, round=5, parent=DIGEST, shards=[0, 2], roster=DIGEST),
+    "shard_done": SHARD_DONE,
 }
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_a_message_within_bounds_passes(check: Callable[[Any], None]) -> None:
-    check(CHECKS[check])
+def but(message: Message, **changes: Any) -> Any:
+    """A copy of ``message`` with some of its fields set otherwise, and alternatives of those removed."""
+    oneofs = [{field.name for field in oneof.fields} for oneof in message.DESCRIPTOR.oneofs]
+    replaced = set().union(*(names for names in oneofs if names & changes.keys()))
+    kept = {field.name: value for field, value in message.ListFields() if field.name not in replaced}
+    return type(message)(**{**kept, **changes})
 
 
-@pytest.mark.parametrize("answer", [pb.PollReply(unknown=True), pb.PollReply(redirect=pb.Redirect(base=RECORD))])
-def test_an_answer_may_be_that_of_who_does_not_lead(answer: pb.PollReply) -> None:
-    checks.check_poll_reply(answer)
+def sent(kind: str, **changes: Any) -> Any:
+    return but(GOOD[checks.check_tell], **{kind: but(SENT[kind], **changes)})
+
+
+EXAMPLES = [*GOOD.items(), *((checks.check_tell, sent(kind)) for kind in SENT)]
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        *EXAMPLES,
+        (checks.check_poll_reply, pb.PollReply(unknown=True)),
+        (checks.check_poll_reply, pb.PollReply(redirect=pb.Redirect(base=RECORD))),
+        (checks.check_tell, sent("beat", base=pb.Record(voters=PEERS[:1]), proposal=None)),
+        (checks.check_tell, sent("beat_reply", accepted=b"")),
+        (checks.check_tell, sent("close", round=1, parent=b"")),
+        (checks.check_tell, sent("shard_done", roster=b"", result=pb.ShardResult(void=True))),
+        (checks.check_tell, sent("shard_done", kappas=[], energies=[])),
+    ],
+)
+def test_a_message_within_bounds_passes(check: Callable[[Any], None], message: Any) -> None:
+    check(message)
 
 
 @given(data=st.binary(max_size=200))
 def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
-    for check, example in CHECKS.items():
+    for check, example in GOOD.items():
         with suppress(PeerError, DecodeError):
             check(type(example).FromString(data))
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
+@given(data=st.data(), example=st.sampled_from(EXAMPLES))
+def test_flipped_bits_raise_only_peer_errors(data: st.DataObject, example: tuple[Callable[[Any], None], Any]) -> None:
+    check, message = example
+    flipped = bytearray(message.SerializeToString())
+    bit = data.draw(st.integers(0, max(0, 8 * len(flipped) - 1)))
+    flipped[bit // 8] ^= 1 << bit % 8
+    with suppress(PeerError, DecodeError):
+        check(type(message).FromString(bytes(flipped)))
+
+
+# By check: the field that the refusal names, and its wrong value, or all that is changed.
+WRONG: dict[Callable[[Any], None], list[tuple[str, Any]]] = {
+    checks.check_hello: [("package_version", "x" * 33)],
+    checks.check_hello_reply: [
+        ("initial_peers", ["x"] * 17),
+        ("initial_peers", ["x" * 257]),
+        ("unix_time", math.nan),
+        ("peer_id", ""),
+        ("first", PEER[:-1]),
+        ("contacts", [CONTACT] * 17),
+        ("contacts", [pb.Contact()]),
+    ],
+    checks.check_join: [
         ("manifest_digest", b""),
         ("peer_id", PEER[:-1]),
-        ("name", ""),
-        ("name", "x" * 33),
-        ("name", "ann 2"),
-        ("name", "ann\n"),
-        ("name", "änn"),
+        *(("name", name) for name in ("", "x" * 33, "ann 2", "ann\n", "änn")),
         ("address", "no spaces:1"),
         ("local_space", "mixed"),
         ("device", "x" * 65),
         ("device", "\x1b[2J"),
         ("number", 10**6 + 1),
     ],
-)
-def test_a_join_out_of_bounds_is_refused_by_field(field: str, value: object) -> None:
-    with pytest.raises(PeerError) as refusal:
-        checks.check_join(pb.JoinRequest(**{**JOIN, field: value}))
-    assert refusal.value.reason == field
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("digest", b"d" * 31),
+    checks.check_join_reply: [("number", 10**6 + 1), ("name", "ann" * 17)],
+    checks.check_state_description: [
+        ("digest", SHORT),
         ("chain", b""),
         ("total_bytes", 0),
         ("total_bytes", 2**63),
-        ("total_bytes", 13),
+        ("chunk_hashes", {"total_bytes": 13}),
         ("chunk_bytes", 0),
         ("chunk_bytes", (4 << 20) + 1),
         ("chunk_hashes", [DIGEST] * 2),
         ("chunk_hashes", [DIGEST, DIGEST, b""]),
     ],
-)
-def test_a_state_out_of_bounds_is_refused(field: str, value: object) -> None:
-    with pytest.raises(PeerError):
-        checks.check_state_description(pb.StateDescription(**{**STATE, field: value}))
-
-
-@pytest.mark.parametrize(
-    ("reason", "field", "value"),
-    [
-        ("manifest_digest", "manifest_digest", b""),
-        ("peer_id", "peer_id", ""),
-        ("address", "address", "no address"),
-        ("incarnation", "incarnation", 2**63),
-        ("applied", "applied", 2**40 + 2),
-        ("sent.round", "sent", pb.PlanKey()),
-        ("sent.term", "sent", pb.PlanKey(round=1)),
-        ("sent.version", "sent", pb.PlanKey(round=1, term=1)),
-        ("sent.round", "sent", pb.PlanKey(round=2**41, term=1, version=1)),
-        ("known", "known", 2**60),
-        ("number", "number", 2**60),
-        ("progress.round", "progress", pb.Progress(round=2**41)),
-        ("progress.step", "progress", pb.Progress(step=2**31)),
-        ("progress.tokens_per_second", "progress", pb.Progress(tokens_per_second=math.inf)),
+    checks.check_describe_state: [("manifest_digest", SHORT), ("round", 2**50)],
+    checks.check_catch_up: [("manifest_digest", SHORT), ("applied", 2**50)],
+    checks.check_catch_up_reply: [
+        ("state_round", 2**41),
+        *((field, 2**60) for field in ("state_bytes", "round_bytes", "rest_bytes")),
     ],
-)
-def test_a_poll_out_of_bounds_is_refused_by_field(reason: str, field: str, value: object) -> None:
-    with pytest.raises(PeerError) as refusal:
-        checks.check_poll(pb.PollRequest(**{**POLL, field: value}))
-    assert refusal.value.reason == reason
-
-
-KEY = pb.PlanKey(round=5, term=2, version=1)
-
-
-@pytest.mark.parametrize(
-    ("reason", "field", "value"),
-    [
-        ("term", "term", 0),
-        ("term", "term", 2**40 + 1),
-        ("leader", "leader", ""),
-        ("version", "version", 2**60),
-        ("base.voters", "base", pb.Record()),
-        ("base.chain", "base", pb.Record(round=4, parent=DIGEST, voters=[PEER])),
-        ("reducers", "reducers", [pb.Place(peer_id=bytes(16), incarnation=number) for number in range(2049)]),
-        ("reducers", "reducers", [PLACE, PLACE]),
-        ("reducers", "reducers", [pb.Place(peer_id=PEER.encode())]),
-        ("reducers", "reducers", [pb.Place(peer_id=bytes(16), incarnation=2**63)]),
-        ("sources", "reducers", []),
-        ("sources", "sources", [1] * 1025),
-        ("sources", "sources", [3]),
-        ("nodes", "nodes", [PEER] * 9),
-        ("nodes", "nodes", [""]),
-        ("number", "number", 2**60),
-        ("key.round", "plan", pb.OpenPlan()),
-        ("places", "plan", pb.OpenPlan(key=KEY, places=[0] * 1025)),
-        ("places", "plan", pb.OpenPlan(key=KEY, places=[3])),
+    checks.check_poll: [
+        ("manifest_digest", b""),
+        ("peer_id", ""),
+        ("address", "no address"),
+        ("incarnation", 2**63),
+        ("applied", 2**40 + 2),
+        ("sent.round", pb.PlanKey()),
+        ("sent.term", pb.PlanKey(round=1)),
+        ("sent.version", pb.PlanKey(round=1, term=1)),
+        ("sent.round", pb.PlanKey(round=2**41, term=1, version=1)),
+        ("known", 2**60),
+        ("number", 2**60),
+        ("progress.round", pb.Progress(round=2**41)),
+        ("progress.step", pb.Progress(step=2**31)),
+        ("progress.tokens_per_second", pb.Progress(tokens_per_second=math.inf)),
+        ("lease.part", pb.DataLease(epoch=1, part=8192)),
+        ("lease.tokens", pb.DataLease(tokens=2**51)),
+        ("lease.size", pb.DataLease(size=2**51)),
     ],
-)
-def test_news_out_of_bounds_are_refused_by_field(reason: str, field: str, value: object) -> None:
-    news = pb.News(**{**NEWS, field: value})
-    for check, message in ((checks.check_news, news), (checks.check_poll_reply, pb.PollReply(news=news))):
-        with pytest.raises(PeerError) as refusal:
-            check(message)  # type: ignore[arg-type]
-        assert refusal.value.reason == reason
-
-
-def answer(**fields: Any) -> pb.PollReply:
-    return pb.PollReply(**{"unchanged": pb.Unchanged(term=1, version=2**50, number=2**50), **fields})
-
-
-CONTACT = pb.Contact(peer_id=PEER, address="192.0.2.7:7700")
-
-
-@pytest.mark.parametrize(
-    ("reason", "check", "message"),
-    [
-        ("package_version", checks.check_hello, pb.HelloRequest(package_version="x" * 33)),
-        ("initial_peers", checks.check_hello_reply, pb.HelloReply(**{**HELLO, "initial_peers": ["x"] * 17})),
-        ("initial_peers", checks.check_hello_reply, pb.HelloReply(**{**HELLO, "initial_peers": ["x" * 257]})),
-        ("unix_time", checks.check_hello_reply, pb.HelloReply(**{**HELLO, "unix_time": math.nan})),
-        ("peer_id", checks.check_hello_reply, pb.HelloReply(**{**HELLO, "peer_id": ""})),
-        ("first", checks.check_hello_reply, pb.HelloReply(**{**HELLO, "first": PEER[:-1]})),
-        ("contacts", checks.check_hello_reply, pb.HelloReply(**{**HELLO, "contacts": [CONTACT] * 17})),
-        ("contacts", checks.check_hello_reply, pb.HelloReply(**{**HELLO, "contacts": [pb.Contact()]})),
-        ("number", checks.check_join_reply, pb.JoinReply(number=10**6 + 1)),
-        ("name", checks.check_join_reply, pb.JoinReply(number=1, name="ann" * 17)),
-        ("manifest_digest", checks.check_describe_state, pb.DescribeStateRequest(manifest_digest=b"short")),
-        ("round", checks.check_describe_state, pb.DescribeStateRequest(manifest_digest=DIGEST, round=2**50)),
-        ("manifest_digest", checks.check_catch_up, pb.CatchUpRequest(manifest_digest=b"short")),
-        ("applied", checks.check_catch_up, pb.CatchUpRequest(manifest_digest=DIGEST, applied=2**50)),
-        ("state_round", checks.check_catch_up_reply, pb.CatchUpReply(state_round=2**41)),
-        ("state_bytes", checks.check_catch_up_reply, pb.CatchUpReply(state_bytes=2**60)),
-        ("round_bytes", checks.check_catch_up_reply, pb.CatchUpReply(round_bytes=2**60)),
-        ("rest_bytes", checks.check_catch_up_reply, pb.CatchUpReply(rest_bytes=2**60)),
-        ("answer", checks.check_poll_reply, pb.PollReply()),
-        ("lease.epoch", checks.check_poll_reply, pb.PollReply(unknown=True, lease=pb.DataLease(epoch=2**41))),
-        ("lease.part", checks.check_poll_reply, pb.PollReply(unknown=True, lease=pb.DataLease(epoch=1, part=8192))),
-        ("lease.part", checks.check_poll, pb.PollRequest(**{**POLL, "lease": pb.DataLease(epoch=1, part=8192)})),
-        ("lease.tokens", checks.check_poll, pb.PollRequest(**{**POLL, "lease": pb.DataLease(tokens=2**51)})),
-        ("lease.size", checks.check_poll, pb.PollRequest(**{**POLL, "lease": pb.DataLease(size=2**51)})),
-        ("term", checks.check_poll_reply, pb.PollReply(redirect=pb.Redirect(term=2**41, base=RECORD))),
-        ("leader", checks.check_poll_reply, pb.PollReply(redirect=pb.Redirect(leader="me", base=RECORD))),
-        ("base.voters", checks.check_poll_reply, pb.PollReply(redirect=pb.Redirect())),
-        ("contacts", checks.check_poll_reply, pb.PollReply(unknown=True, contacts=[CONTACT] * 1025)),
-        ("coverage.epoch", checks.check_poll_reply, answer(coverage=pb.Coverage(epoch=2**41))),
-        ("coverage.done", checks.check_poll_reply, answer(coverage=pb.Coverage(epoch=1, done=bytes(1025)))),
-        ("coverage.ahead", checks.check_poll_reply, answer(coverage=pb.Coverage(epoch=1, ahead=bytes(1025)))),
-        ("term", checks.check_poll_reply, answer(unchanged=pb.Unchanged())),
-        ("version", checks.check_poll_reply, answer(unchanged=pb.Unchanged(term=1, version=2**60))),
-        ("number", checks.check_poll_reply, answer(unchanged=pb.Unchanged(term=1, number=2**60))),
-        ("contacts", checks.check_poll_reply, pb.PollReply(unknown=True, contacts=[pb.Contact(address="a:1")])),
-        (
-            "contacts",
-            checks.check_poll_reply,
-            pb.PollReply(unknown=True, contacts=[pb.Contact(peer_id=PEER, address="x")]),
-        ),
-        ("manifest_digest", checks.check_tell, pb.TellRequest(sender=PEER, goodbye=pb.Goodbye())),
-        ("sender", checks.check_tell, pb.TellRequest(manifest_digest=DIGEST, goodbye=pb.Goodbye())),
-        ("address", checks.check_tell, pb.TellRequest(manifest_digest=DIGEST, sender=PEER, address="\n\n\n")),
-        ("message", checks.check_tell, pb.TellRequest(manifest_digest=DIGEST, sender=PEER)),
-        ("manifest_digest", checks.check_list_peers, pb.ListPeersRequest()),
-        ("roster", checks.check_list_peers, pb.ListPeersRequest(manifest_digest=DIGEST, roster=b"short")),
-        ("known", checks.check_list_peers, pb.ListPeersRequest(manifest_digest=DIGEST, known=DIGEST + b"x")),
-        (
-            "unchanged",
-            checks.check_list_peers_reply,
-            pb.ListPeersReply(members=[pb.Member(peer_id=bytes(16), number=1)], unchanged=True),
-        ),
-        ("members", checks.check_list_peers_reply, pb.ListPeersReply(members=[pb.Member(peer_id=bytes(16))])),
-        ("round", checks.check_fetch_shard, pb.FetchShardRequest(hashes=[DIGEST])),
-        ("shard", checks.check_fetch_shard, pb.FetchShardRequest(round=1, shard=1024, hashes=[DIGEST])),
-        ("hashes", checks.check_fetch_shard, pb.FetchShardRequest(round=1)),
-        ("hashes", checks.check_fetch_shard, pb.FetchShardRequest(round=1, hashes=[DIGEST] * 17)),
-        ("hashes", checks.check_fetch_shard, pb.FetchShardRequest(round=1, hashes=[b""])),
-        ("round", checks.check_fetch_published, pb.FetchPublishedRequest()),
-        ("chain", checks.check_fetch_published, pb.FetchPublishedRequest(round=1, chain=bytes(1000))),
-        ("sent", checks.check_report, pb.ReportRequest(peer_id=PEER, round=1, digest=DIGEST, sent={"gold": 5})),
-        (
-            "received",
-            checks.check_report,
-            pb.ReportRequest(peer_id=PEER, round=1, digest=DIGEST, received={"core": 2**60}),
-        ),
-        ("round", checks.check_report, pb.ReportRequest(peer_id=PEER, round=0, digest=DIGEST)),
-        ("reason", checks.check_leave, pb.LeaveRequest(peer_id=PEER, reason="x" * 129)),
-        ("reason", checks.check_leave, pb.LeaveRequest(peer_id=PEER, reason="a\x07b")),
-        ("wait_ms", checks.check_watch, pb.WatchRequest(wait_ms=2**31)),
+    checks.check_news: [
+        ("term", 0),
+        ("term", 2**40 + 1),
+        ("leader", ""),
+        ("version", 2**60),
+        ("base.voters", pb.Record()),
+        ("base.chain", pb.Record(round=4, parent=DIGEST, voters=[PEER])),
+        ("reducers", [pb.Place(peer_id=bytes(16), incarnation=number) for number in range(2049)]),
+        ("reducers", [PLACE, PLACE]),
+        ("reducers", [pb.Place(peer_id=PEER.encode())]),
+        ("reducers", [pb.Place(peer_id=bytes(16), incarnation=2**63)]),
+        ("sources", {"reducers": []}),
+        ("sources", [1] * 1025),
+        ("sources", [3]),
+        ("nodes", [PEER] * 9),
+        ("nodes", [""]),
+        ("number", 2**60),
+        ("key.round", {"plan": pb.OpenPlan()}),
+        ("places", {"plan": pb.OpenPlan(key=KEY, places=[0] * 1025)}),
+        ("places", {"plan": pb.OpenPlan(key=KEY, places=[3])}),
     ],
-)
-def test_out_of_bounds_is_refused_by_field(reason: str, check: Callable[[Any], None], message: Any) -> None:
-    with pytest.raises(PeerError) as refusal:
-        check(message)
-    assert refusal.value.reason == reason
+    checks.check_poll_reply: [
+        ("answer", {"news": None}),
+        ("version", {"news": but(NEWS, version=2**60)}),
+        ("lease.epoch", pb.DataLease(epoch=2**41)),
+        ("lease.part", pb.DataLease(epoch=1, part=8192)),
+        ("term", {"redirect": pb.Redirect(term=2**41, base=RECORD)}),
+        ("leader", {"redirect": pb.Redirect(leader="me", base=RECORD)}),
+        ("base.voters", {"redirect": pb.Redirect()}),
+        ("contacts", [CONTACT] * 1025),
+        ("contacts", [pb.Contact(address="a:1")]),
+        ("contacts", [pb.Contact(peer_id=PEER, address="x")]),
+        ("coverage.epoch", pb.Coverage(epoch=2**41)),
+        ("coverage.done", pb.Coverage(epoch=1, done=bytes(1025))),
+        ("coverage.ahead", pb.Coverage(epoch=1, ahead=bytes(1025))),
+        ("term", {"unchanged": pb.Unchanged()}),
+        ("version", {"unchanged": pb.Unchanged(term=1, version=2**60)}),
+        ("number", {"unchanged": pb.Unchanged(term=1, number=2**60)}),
+    ],
+    checks.check_tell: [
+        ("manifest_digest", b""),
+        ("sender", ""),
+        ("address", "\n\n\n"),
+        ("message", {"goodbye": None}),
+        *(("term", {kind: but(good, term=term)}) for kind, good in SENT.items() for term in (0, 2**40 + 1)),
+        ("round", {"vote_request": pb.VoteRequest(term=1, round=2**41)}),
+        ("tail_term", {"vote_request": pb.VoteRequest(term=1, tail_term=2**41)}),
+        ("voter_term", {"vote_reply": pb.VoteReply(term=1, voter_term=2**41)}),
+        ("reason", {"vote_reply": pb.VoteReply(term=1, reason="x" * 161)}),
+        ("reason", {"vote_reply": pb.VoteReply(term=1, reason="\x1b[2J")}),
+        ("base.voters", {"beat": pb.Beat(term=1)}),
+        ("proposal.parent", {"beat": pb.Beat(term=1, base=RECORD, proposal=but(RECORD, parent=b""))}),
+        ("round", {"beat_reply": pb.BeatReply(term=1, round=2**41)}),
+        ("accepted", {"beat_reply": pb.BeatReply(term=1, accepted=SHORT)}),
+        ("reason", {"beat_reply": pb.BeatReply(term=1, reason="a\nb")}),
+        ("round", {"close": but(SENT["close"], round=0, parent=b"")}),
+        ("parent", {"close": but(SENT["close"], parent=b"")}),
+        ("parent", {"close": but(SENT["close"], round=1)}),
+        *(("shards", {"close": but(SENT["close"], shards=shards)}) for shards in ([1024], [2, 0], [1, 1])),
+        *(("roster", {"close": but(SENT["close"], roster=roster)}) for roster in (b"", DIGEST + b"x")),
+        ("round", {"shard_done": but(SHARD_DONE, round=0)}),
+        ("shard", {"shard_done": but(SHARD_DONE, shard=1024)}),
+        *(("local_loss", {"shard_done": but(SHARD_DONE, local_loss=loss)}) for loss in (math.nan, -1e7)),
+        ("raw_sent", {"shard_done": but(SHARD_DONE, raw_sent=2**60)}),
+        *(("kappas", {"shard_done": but(SHARD_DONE, kappas=[kappa])}) for kappa in (1.5, math.nan)),
+        *(("energies", {"shard_done": but(SHARD_DONE, energies=values)}) for values in ([-1.0], [math.inf], [])),
+        *(("roster", {"shard_done": but(SHARD_DONE, roster=roster)}) for roster in (b"", SHORT)),
+    ],
+    checks.check_record: [
+        ("round", 2**41),
+        ("chain", b""),
+        ("chain", DIGEST + b"x"),
+        ("chain", {"round": 0}),
+        ("parent", b""),
+        ("parent", {"round": 1}),
+        ("parent", {"round": 0, "chain": b""}),
+        *(("voters", ids) for ids in ([], PEERS, [PEERS[1], PEERS[0]], [PEERS[0], PEERS[0]], ["no id"])),
+    ],
+    checks.check_list_peers: [("manifest_digest", b""), ("roster", SHORT), ("known", DIGEST + b"x")],
+    checks.check_list_peers_reply: [("unchanged", True), ("members", [pb.Member(peer_id=bytes(16))])],
+    checks.check_fetch_shard: [
+        ("round", 0),
+        ("shard", 1024),
+        *(("hashes", hashes) for hashes in ([], [DIGEST] * 17, [b""])),
+    ],
+    checks.check_fetch_published: [("round", 0), ("chain", bytes(1000))],
+    checks.check_report: [("sent", {"sent": {"gold": 5}}), ("received", {"received": {"core": 2**60}}), ("round", 0)],
+    checks.check_leave: [("reason", "x" * 129), ("reason", "a\x07b")],
+    checks.check_watch: [("wait_ms", 2**31)],
+}
+
+
+@pytest.mark.parametrize(("check", "field", "change"), [(c, *row) for c, rows in WRONG.items() for row in rows])
+def test_out_of_bounds_is_refused_by_field(check: Callable[[Any], None], field: str, change: Any) -> None:
+    changes = change if isinstance(change, dict) else {field.partition(".")[0]: change}
+    assert refusal_of(check, but(GOOD[check], **changes)).removeprefix("record.") == field

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.wire.refusals import refusal_of
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import DENSE_BITS, Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
@@ -92,13 +93,6 @@ def framed(kind: str, raw: bytes) -> tuple[Section, bytes]:
     return Section(kind, len(raw), len(frame), hashlib.blake2b(raw, digest_size=32).digest()), frame
 
 
-def refusal_of(slots: tuple[Slot, ...], sections: tuple[Section, ...], data: bytes) -> str:
-    with pytest.raises(PeerError) as refusal:
-        decode(slots, sections, data)
-    assert str(refusal.value).endswith(".")
-    return refusal.value.reason
-
-
 CORE = Slot(0, Part.CORE, 2, 3, 8, 2)
 TANGENT = Slot(1, Part.TANGENT_LEFT, 3, 2, 16, 1)
 DENSE = Slot(2, Part.DENSE, 1, 4, DENSE_BITS, 0)
@@ -151,8 +145,8 @@ def test_any_content_of_a_coarse_section_is_in_range_and_in_its_one_form_or_refu
 ) -> None:
     _, (section,), frame = COARSE[slots]
     raw = bytearray(decompress(frame, section.raw_bytes))
-    for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(raw) - 1), st.integers(0, 255)), max_size=6)):
-        raw[place] = byte
+    for index, byte in data.draw(st.lists(st.tuples(st.integers(0, len(raw) - 1), st.integers(0, 255)), max_size=6)):
+        raw[index] = byte
     forged, forged_frame = framed("core", bytes(raw))
     try:
         decoded = decode(slots, (forged,), forged_frame)
@@ -165,8 +159,8 @@ def test_any_content_of_a_coarse_section_is_in_range_and_in_its_one_form_or_refu
 
 @given(data=st.binary(max_size=400))
 def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
-    refusal_of(SLOTS, SECTIONS, data)
-    refusal_of(SLOTS, SECTIONS, data[: len(DATA)].ljust(len(DATA), b"\x00"))
+    refusal_of(decode, SLOTS, SECTIONS, data)
+    refusal_of(decode, SLOTS, SECTIONS, data[: len(DATA)].ljust(len(DATA), b"\x00"))
 
 
 @given(
@@ -182,31 +176,31 @@ def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
     )
 )
 def test_random_sections_raise_only_peer_errors(sections: list[Section]) -> None:
-    refusal_of(SLOTS, tuple(sections), DATA)
+    refusal_of(decode, SLOTS, tuple(sections), DATA)
 
 
 @pytest.mark.parametrize("length", range(0, len(DATA), 7))
 def test_truncated_payloads_are_refused(length: int) -> None:
-    assert refusal_of(SLOTS, SECTIONS, DATA[:length]) == "length"
+    assert refusal_of(decode, SLOTS, SECTIONS, DATA[:length]) == "length"
 
 
 def test_sections_must_be_the_legal_ones_in_the_legal_order() -> None:
     core, tangent, dense = SECTIONS
     for wrong in ((tangent, core, dense), (core, tangent), (*SECTIONS, dense), (core, core, dense), ()):
-        assert refusal_of(SLOTS, wrong, DATA) == "sections"
-    assert refusal_of((), SECTIONS, DATA) == "sections"
+        assert refusal_of(decode, SLOTS, wrong, DATA) == "sections"
+    assert refusal_of(decode, (), SECTIONS, DATA) == "sections"
 
 
 @pytest.mark.parametrize("raw_bytes", [0, 1, SECTIONS[0].raw_bytes + 1, 2**63])
 def test_raw_bytes_must_be_exactly_legal(raw_bytes: int) -> None:
     wrong = (replace(SECTIONS[0], raw_bytes=raw_bytes), *SECTIONS[1:])
-    assert refusal_of(SLOTS, wrong, DATA) == "raw_bytes"
+    assert refusal_of(decode, SLOTS, wrong, DATA) == "raw_bytes"
 
 
 @pytest.mark.parametrize("count", [0, 10**6, 2**63])
 def test_wire_bytes_are_bounded(count: int) -> None:
     wrong = (replace(SECTIONS[0], wire_bytes=count), *SECTIONS[1:])
-    assert refusal_of(SLOTS, wrong, DATA) == "wire_bytes"
+    assert refusal_of(decode, SLOTS, wrong, DATA) == "wire_bytes"
 
 
 def test_wire_bytes_must_cut_the_frames_where_they_end() -> None:
@@ -216,14 +210,14 @@ def test_wire_bytes_must_cut_the_frames_where_they_end() -> None:
         replace(second, wire_bytes=second.wire_bytes - 1),
         third,
     )
-    assert refusal_of(SLOTS, moved, DATA) == "frame"
+    assert refusal_of(decode, SLOTS, moved, DATA) == "frame"
 
 
 def test_the_hash_must_fit_the_content() -> None:
     wrong = (replace(SECTIONS[0], hash=bytes(32)), *SECTIONS[1:])
-    assert refusal_of(SLOTS, wrong, DATA) == "hash"
+    assert refusal_of(decode, SLOTS, wrong, DATA) == "hash"
     short = (replace(SECTIONS[0], hash=b""), *SECTIONS[1:])
-    assert refusal_of(SLOTS, short, DATA) == "hash"
+    assert refusal_of(decode, SLOTS, short, DATA) == "hash"
 
 
 def test_a_payload_of_nothing_is_legal() -> None:
@@ -234,7 +228,7 @@ def test_a_payload_of_nothing_is_legal() -> None:
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_floats_that_are_not_finite_are_refused_on_both_ends(number: float) -> None:
     section, frame = framed("dense", struct.pack("<4f", 0, 1, number, 2))
-    assert refusal_of((DENSE,), (section,), frame) == "not_finite"
+    assert refusal_of(decode, (DENSE,), (section,), frame) == "not_finite"
     grid = Grid(torch.tensor([[0.0, 1.0, number, 2.0]]), torch.empty(0, dtype=torch.int32))
     with pytest.raises(RunError, match=r"NaN or Inf"):
         encode((DENSE,), {DENSE: grid}, 3)
@@ -243,7 +237,7 @@ def test_floats_that_are_not_finite_are_refused_on_both_ends(number: float) -> N
 @pytest.mark.parametrize("exponent", [-128, EXPONENT_MIN - 1, EXPONENT_MAX + 1, 127])
 def test_exponents_out_of_range_are_refused_on_both_ends(exponent: int) -> None:
     section, frame = framed("core", struct.pack("<2b6b", 0, exponent, *[1] * 6))
-    assert refusal_of((CORE,), (section,), frame) == "exponent"
+    assert refusal_of(decode, (CORE,), (section,), frame) == "exponent"
     grid = Grid(torch.ones(2, 3, dtype=torch.int32), torch.tensor([0, exponent], dtype=torch.int32))
     with pytest.raises(RunError, match="exponents"):
         encode((CORE,), {CORE: grid}, 3)
@@ -251,7 +245,7 @@ def test_exponents_out_of_range_are_refused_on_both_ends(exponent: int) -> None:
 
 def test_the_most_negative_value_is_refused_on_both_ends() -> None:
     section, frame = framed("core", struct.pack("<2b6b", 0, 0, 1, -128, 0, 0, 0, 0))
-    assert refusal_of((CORE,), (section,), frame) == "range"
+    assert refusal_of(decode, (CORE,), (section,), frame) == "range"
     grid = Grid(torch.full((2, 3), -128, dtype=torch.int32), torch.zeros(2, dtype=torch.int32))
     with pytest.raises(RunError, match="does not fit"):
         encode((CORE,), {CORE: grid}, 3)
@@ -263,7 +257,7 @@ def test_a_mantissa_of_zero_is_refused_on_both_ends(slots: tuple[Slot, ...]) -> 
     raw = bytearray(decompress(frame, section.raw_bytes))
     raw[sum(slot.exponents for slot in slots)] = 0
     forged, forged_frame = framed("core", bytes(raw))
-    assert refusal_of(slots, (forged,), forged_frame) == "mantissa"
+    assert refusal_of(decode, slots, (forged,), forged_frame) == "mantissa"
     first = grids[slots[0]]
     zero = Grid(torch.zeros_like(first.values), first.exponents, torch.zeros_like(first.mantissas))
     with pytest.raises(RunError, match="mantissas"):

@@ -5,6 +5,7 @@ import torch
 
 from tests.fixtures import round_plan
 from tests.steady import steady, wide
+from tests.wire.refusals import refusal_of
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
@@ -99,35 +100,25 @@ WRONG = [
 
 @pytest.mark.parametrize(("reason", "change"), WRONG)
 def test_each_check_refuses_with_its_own_reason(reason: str, change: dict[str, object]) -> None:
-    with pytest.raises(PeerError) as refusal:
-        check(seal(replace(HEADER, **change)))  # type: ignore[arg-type]
-    assert refusal.value.reason == reason
+    assert refusal_of(check, seal(replace(HEADER, **change))) == reason
 
 
 def test_the_cheapest_failed_check_is_the_one_reported() -> None:
     header = HEADER
     for reason, change in reversed(WRONG):
         header = replace(header, **change)  # type: ignore[arg-type]
-        with pytest.raises(PeerError) as refusal:
-            check(seal(header))
-        assert refusal.value.reason == reason
-    with pytest.raises(PeerError) as refusal:
-        check(pb.Envelope(header=b"\xff" + seal(header).header))
-    assert refusal.value.reason == "malformed"
-    with pytest.raises(PeerError) as refusal:
-        check(pb.Envelope(header=b"\xff" * (1 << 17)))
-    assert refusal.value.reason == "size"
+        assert refusal_of(check, seal(header)) == reason
+    assert refusal_of(check, pb.Envelope(header=b"\xff" + seal(header).header)) == "malformed"
+    assert refusal_of(check, pb.Envelope(header=b"\xff" * (1 << 17))) == "size"
 
 
-def test_a_peer_may_say_what_its_bases_hold_of_every_low_rank_block_of_the_shard() -> None:
+def test_a_contribution_may_carry_a_measure_of_each_low_rank_block() -> None:
     measured = replace(HEADER, kappas=(0.5,), energies=(1.0,))
     assert check(seal(measured)).header == measured
 
 
 def test_sections_of_another_shard_are_refused() -> None:
-    with pytest.raises(PeerError) as refusal:
-        check(seal(replace(HEADER, shard=1)))
-    assert refusal.value.reason == "sections"
+    assert refusal_of(check, seal(replace(HEADER, shard=1))) == "sections"
 
 
 def published(void: frozenset[int]) -> tuple[PublishedHeader, bytes]:
@@ -170,9 +161,7 @@ def test_a_round_that_does_not_continue_the_chain_is_refused() -> None:
         (replace(header, voters=VOTERS[:1]), PARENT),
         (replace(header, voters=()), PARENT),
     ):
-        with pytest.raises(PeerError) as refusal:
-            check_published(published_to_proto(wrong), manifest=MANIFEST, parent=parent)
-        assert refusal.value.reason == "chain"
+        assert refusal_of(check_published, published_to_proto(wrong), manifest=MANIFEST, parent=parent) == "chain"
 
 
 def test_published_sections_must_be_the_legal_ones() -> None:
@@ -180,12 +169,10 @@ def test_published_sections_must_be_the_legal_ones() -> None:
     first, second = header.shards
     shards = (replace(first, sections=second.sections), second)
     wrong = replace(header, shards=shards, chain=chain_hash(PARENT, PLAN, SHARD_BLOCKS, shards, VOTERS))
-    with pytest.raises(PeerError) as refusal:
-        check_published(published_to_proto(wrong), manifest=MANIFEST, parent=PARENT)
-    assert refusal.value.reason == "sections"
+    assert refusal_of(check_published, published_to_proto(wrong), manifest=MANIFEST, parent=PARENT) == "sections"
 
 
-def test_a_round_that_nobody_votes_on_passes() -> None:
+def test_a_round_without_voters_passes() -> None:
     header, _ = published(frozenset())
     chain = chain_hash(PARENT, PLAN, SHARD_BLOCKS, header.shards)
     alone = replace(header, chain=chain, voters=())

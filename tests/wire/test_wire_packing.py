@@ -3,12 +3,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
-from tsr_swarm.config.layout import packed_bytes
+from tests.wire.refusals import refusal_of
+from tsr_swarm.config.layout import digits_per_byte, packed_bytes, runs_bytes
 from tsr_swarm.errors import PeerError
-from tsr_swarm.wire.packing import PACKED_BITS, pack, unpack
+from tsr_swarm.wire.packing import PACKED_BITS, pack, pack_digits, pack_runs, unpack, unpack_digits, unpack_runs
 
 widths = st.sampled_from(PACKED_BITS)
+few_bits = st.sampled_from((2, 3, 4, 8))
+bases = st.integers(2, 256)
 
 
 def limit(bits: int) -> int:
@@ -43,26 +47,19 @@ def test_pack_refuses_what_does_not_fit(bits: int, sign: int) -> None:
         pack(np.array([0, sign * (limit(bits) + 1)], dtype=np.int32), bits)
 
 
-@pytest.mark.parametrize("bits", [bits for bits in PACKED_BITS if bits >= 8])
-def test_the_most_negative_value_is_refused(bits: int) -> None:
-    planes = [0] * (bits // 8) if bits == 12 else [0] * (bits // 8 - 1)
-    raw = bytes([*planes, 0x08 if bits == 12 else 0x80])
-    with pytest.raises(PeerError) as refusal:
-        unpack(memoryview(raw), 1, bits)
-    assert refusal.value.reason == "range"
-
-
-def test_padding_of_an_odd_count_must_be_zero() -> None:
-    with pytest.raises(PeerError) as refusal:
-        unpack(memoryview(b"\x01\x10"), 1, 12)
-    assert refusal.value.reason == "padding"
-
-
-@pytest.mark.parametrize("length", [0, 2, 4])
-def test_a_wrong_length_is_refused(length: int) -> None:
-    with pytest.raises(PeerError) as refusal:
-        unpack(memoryview(bytes(length)), 2, 12)
-    assert refusal.value.reason == "length"
+@pytest.mark.parametrize(
+    ("raw", "count", "bits", "reason"),
+    [
+        (b"\x80", 1, 8, "range"),  # the most negative value
+        (b"\x00\x08", 1, 12, "range"),
+        (b"\x00\x80", 1, 16, "range"),
+        (b"\x00\x00\x80", 1, 24, "range"),
+        (b"\x01\x10", 1, 12, "padding"),
+        *((bytes(length), 2, 12, "length") for length in (0, 2, 4)),
+    ],
+)
+def test_each_fault_of_planes_has_its_reason(raw: bytes, count: int, bits: int, reason: str) -> None:
+    assert refusal_of(unpack, memoryview(raw), count, bits) == reason
 
 
 def test_planes_of_twelve_bits_are_low_bytes_then_nibbles() -> None:
@@ -79,3 +76,130 @@ def test_few_bits_number_the_legal_values_from_zero_outwards() -> None:
     assert pack(np.array([0, 1, -1, 1, 0], dtype=np.int32), 2) == bytes([0 + 1 * 3 + 2 * 9 + 1 * 27])
     assert pack(np.array([-3, 2, 3], dtype=np.int32), 3) == bytes([6 + 3 * 7, 5])
     assert pack(np.array([7, -7], dtype=np.int32), 4) == bytes([13 + 14 * 15])
+
+
+@given(base=bases)
+def test_as_many_digits_share_a_byte_as_fit(base: int) -> None:
+    count = digits_per_byte(base)
+
+    assert base**count <= 256 < base ** (count + 1)
+
+
+@given(base=bases, data=st.data())
+def test_packing_writes_the_digits_of_one_number_a_byte(base: int, data: st.DataObject) -> None:
+    digits = data.draw(hnp.arrays(np.int32, st.integers(0, 40), elements=st.integers(0, base - 1)))
+    per_byte = digits_per_byte(base)
+
+    packed = pack_digits(digits, base)
+
+    groups = [digits[start : start + per_byte].tolist() for start in range(0, digits.size, per_byte)]
+    assert list(packed) == [sum(digit * base**power for power, digit in enumerate(group)) for group in groups]
+    assert np.array_equal(unpack_digits(memoryview(packed), digits.size, base), digits)
+
+
+@given(base=bases, count=st.integers(0, 20), data=st.data())
+def test_digits_have_one_legal_form(base: int, count: int, data: st.DataObject) -> None:
+    length = -(-count // digits_per_byte(base))
+    raw = data.draw(st.binary(min_size=length, max_size=length))
+    try:
+        digits = unpack_digits(memoryview(raw), count, base)
+    except PeerError as error:
+        assert error.reason in ("range", "padding")  # noqa: PT017
+    else:
+        assert pack_digits(digits, base) == raw
+
+
+@pytest.mark.parametrize(
+    ("raw", "count", "reason"),
+    [(b"\xf3", 5, "range"), (b"\x03", 1, "padding"), (b"", 1, "length"), (b"00", 1, "length")],
+)
+def test_each_fault_of_digits_has_its_reason(raw: bytes, count: int, reason: str) -> None:
+    assert refusal_of(unpack_digits, memoryview(raw), count, 3) == reason
+
+
+def slow_runs(values: list[int]) -> list[int]:
+    """The runs' bytes, value by value."""
+    runs, zeros = [], 0
+    for value in values:
+        if value == 0:
+            zeros += 1
+            continue
+        while zeros >= 254:
+            runs.append(255)
+            zeros -= 254
+        runs.append(zeros + 1)
+        zeros = 0
+    return [*runs, 0]
+
+
+@st.composite
+def sparse(draw: st.DrawFn, bits: int) -> NDArray[np.int32]:
+    stretches = st.lists(st.tuples(st.integers(0, 800), st.integers(-limit(bits), limit(bits))), min_size=1, max_size=8)
+    return np.array([v for zeros, end in draw(stretches) for v in [*[0] * zeros, end]], dtype=np.int32)
+
+
+def joined(values: NDArray[np.int32], bits: int) -> bytes:
+    return b"".join(pack_runs(values, bits, runs_bytes(values.size, bits)))
+
+
+@given(bits=few_bits, data=st.data())
+def test_unpacking_inverts_packing_of_runs_at_the_one_length(bits: int, data: st.DataObject) -> None:
+    values = data.draw(sparse(bits))
+
+    packed = joined(values, bits)
+
+    assert len(packed) == runs_bytes(values.size, bits)
+    assert np.array_equal(unpack_runs(memoryview(packed), values.size, bits), values)
+
+
+@given(bits=few_bits, data=st.data())
+def test_runs_count_the_zeros_before_each_number(bits: int, data: st.DataObject) -> None:
+    values = data.draw(sparse(bits))
+
+    runs, levels, padding = pack_runs(values, bits, runs_bytes(values.size, bits))
+
+    assert list(runs) == slow_runs(values.tolist())
+    assert not any(padding)
+    if bits == 8:  # a byte each
+        assert list(levels) == [2 * (abs(v) - 1) + (v < 0) for v in values.tolist() if v]
+
+
+@given(bits=few_bits, data=st.data())
+def test_no_zeros_at_all_still_fit(bits: int, data: st.DataObject) -> None:
+    signs = data.draw(hnp.arrays(np.int32, st.integers(1, 40), elements=st.sampled_from((-1, 1))))
+
+    assert np.array_equal(unpack_runs(memoryview(joined(signs, bits)), signs.size, bits), signs)
+
+
+@given(bits=few_bits, count=st.integers(1, 20), data=st.data())
+def test_runs_have_one_legal_form(bits: int, count: int, data: st.DataObject) -> None:
+    length = runs_bytes(count, bits)
+    byte = st.sampled_from((0, 1, 2, 3, 9, 254, 255)) | st.integers(0, 255)
+    raw = bytes(data.draw(st.lists(byte, min_size=length, max_size=length)))
+    try:
+        values = unpack_runs(memoryview(raw), count, bits)
+    except PeerError as error:
+        assert error.reason in ("runs", "range", "padding", "length")  # noqa: PT017
+    else:
+        assert joined(values, bits) == raw
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"\x01\x01\x01\x01\x01", "runs"),  # no end
+        (b"\x02\x02\x02\x00\x00", "runs"),  # beyond the three numbers there are
+        (b"\xff\x00\x00\x00\x00", "runs"),  # zeros that lead nowhere
+        (b"\x01\x00\x02\x00\x00", "padding"),  # two levels for one number
+        (b"\x01\x00\x00\x00\x01", "padding"),
+    ],
+)
+def test_each_fault_of_runs_has_its_reason(raw: bytes, reason: str) -> None:
+    assert len(raw) == runs_bytes(3, 2)
+    assert refusal_of(unpack_runs, memoryview(raw), 3, 2) == reason
+
+
+@pytest.mark.parametrize("value", [2, -2])
+def test_runs_refuse_what_does_not_fit(value: int) -> None:
+    with pytest.raises(ValueError, match="does not fit 2 bits"):
+        pack_runs(np.array([0, value], dtype=np.int32), 2, 100)

@@ -1,18 +1,34 @@
 import hashlib
 import struct
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.wire.refusals import refusal_of
 from tsr_swarm.errors import PeerError
-from tsr_swarm.wire.roster import Members, members_from_proto, members_to_proto, require_members
+from tsr_swarm.wire.roster import (
+    MAX_INCLUDED,
+    Members,
+    absent,
+    everyone,
+    from_bits,
+    members_from_proto,
+    members_to_proto,
+    peers_from_bytes,
+    require_each_included,
+    require_members,
+    to_bits,
+    without,
+)
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-PEERS = tuple(f"{number:032x}" for number in range(6))
-numbers = st.dictionaries(st.integers(1, 10**6), st.sampled_from(PEERS), max_size=6).map(
+PEERS = tuple(f"{number:032x}" for number in range(20))
+numbers = st.dictionaries(st.integers(1, 10**6), st.sampled_from(PEERS[:6]), max_size=6).map(
     lambda found: {peer: number for number, peer in found.items()}
 )
+peers = st.sets(st.sampled_from(PEERS), min_size=1).map(lambda found: tuple(sorted(found)))
 
 
 def member(number: int, peer: int | None = None) -> pb.Member:
@@ -20,7 +36,7 @@ def member(number: int, peer: int | None = None) -> pb.Member:
 
 
 @given(known=numbers)
-def test_members_come_back_as_they_were(known: dict[str, int]) -> None:
+def test_members_are_read_as_they_were_written(known: dict[str, int]) -> None:
     members = Members.of(known)
     assert members_from_proto(members_to_proto(members)) == members
     assert members.numbers == known
@@ -28,13 +44,13 @@ def test_members_come_back_as_they_were(known: dict[str, int]) -> None:
 
 
 @given(known=numbers, other=numbers)
-def test_a_hash_names_one_list_in_whatever_order_it_was_heard(known: dict[str, int], other: dict[str, int]) -> None:
+def test_a_hash_names_one_list_whatever_its_order(known: dict[str, int], other: dict[str, int]) -> None:
     backwards = dict(reversed(known.items()))
     assert Members.of(backwards).digest == Members.of(known).digest
     assert (Members.of(other).digest == Members.of(known).digest) == (other == known)
 
 
-def test_who_has_no_number_is_no_member() -> None:
+def test_a_peer_without_a_number_is_no_member() -> None:
     assert Members.of({PEERS[0]: 0, PEERS[1]: 4}) == Members.of({PEERS[1]: 4})
 
 
@@ -45,18 +61,6 @@ def test_the_hash_is_of_16_bytes_and_a_number_for_each() -> None:
     assert Members.of({PEERS[2]: 700, PEERS[5]: 1}).digest == hasher.digest()
 
 
-@given(numbers=st.sets(st.integers(1, 10**6)), data=st.data())
-def test_members_pass_only_in_ascending_order_and_each_once(numbers: set[int], data: st.DataObject) -> None:
-    members = [member(number) for number in sorted(numbers)]
-    require_members("members", members)
-    for wrong in ([*members, data.draw(st.sampled_from(members))] if members else [member(0)], members[::-1]):
-        if wrong == members:
-            continue
-        with pytest.raises(PeerError) as refusal:
-            require_members("members", wrong)
-        assert refusal.value.reason == "members"
-
-
 @pytest.mark.parametrize(
     "members",
     [
@@ -65,21 +69,71 @@ def test_members_pass_only_in_ascending_order_and_each_once(numbers: set[int], d
         [member(3), member(2)],
         [member(3, peer=1), member(3, peer=2)],
         [member(2, peer=1), member(3, peer=1)],
+        *([pb.Member(peer_id=peer_id, number=1)] for peer_id in (b"", bytes(15), bytes(17), PEERS[0].encode())),
+        [member(1)] * (MAX_INCLUDED + 1),
     ],
-    ids=["no number", "too large a number", "descending", "one number twice", "one peer twice"],
+    ids=["no number", "large number", "descending", "number twice", "peer twice", *"1234", "too many"],
 )
-def test_members_that_cannot_be_are_refused(members: list[pb.Member]) -> None:
-    with pytest.raises(PeerError) as refusal:
-        require_members("members", members)
-    assert refusal.value.reason == "members"
+def test_illegal_members_are_refused(members: list[pb.Member]) -> None:
+    assert refusal_of(require_members, "members", members) == "members"
 
 
-@pytest.mark.parametrize("peer_id", [b"", bytes(15), bytes(17), PEERS[0].encode()])
-def test_a_member_is_named_by_16_bytes(peer_id: bytes) -> None:
-    with pytest.raises(PeerError, match="16 bytes a peer"):
-        require_members("members", [pb.Member(peer_id=peer_id, number=1)])
+@given(numbers=st.sets(st.integers(0, 8191)))
+def test_a_set_is_written_in_as_few_bytes_as_possible(numbers: set[int]) -> None:
+    bits = to_bits(numbers)
+    assert from_bits(bits) == numbers
+    assert len(bits) == (max(numbers) // 8 + 1 if numbers else 0)
 
 
-def test_no_more_members_than_can_be_included() -> None:
-    with pytest.raises(PeerError, match="at most 10000 peers"):
-        require_members("members", [member(1)] * 10_001)
+@given(bits=st.binary(max_size=1024))
+def test_any_bits_are_a_set(bits: bytes) -> None:
+    assert len(from_bits(bits)) == sum(byte.bit_count() for byte in bits)
+    assert to_bits(from_bits(bits)) == bits.rstrip(b"\0")
+
+
+def test_zero_is_the_lowest_bit_of_the_first_byte() -> None:
+    assert to_bits([9, 0]) == bytes([1, 2])
+
+
+@given(everybody=peers, data=st.data())
+def test_the_peers_of_a_shard_are_read_from_the_bits_of_the_absent_ones(
+    everybody: tuple[str, ...], data: st.DataObject
+) -> None:
+    included = tuple(peer for peer in everybody if data.draw(st.booleans())) or everybody[:1]
+    bits = absent(everybody, included)
+    assert without(everybody, bits) == included
+    assert len(bits) <= -(-len(everybody) // 8)
+    assert (bits == b"") == (included == everybody)
+
+
+@given(everybody=peers, bits=st.binary(max_size=4))
+def test_each_shard_has_one_legal_form(everybody: tuple[str, ...], bits: bytes) -> None:
+    with suppress(PeerError):
+        assert absent(everybody, without(everybody, bits)) == bits
+
+
+@given(shards=st.lists(peers, max_size=4))
+def test_a_round_names_each_peer_of_a_shard_once(shards: list[tuple[str, ...]]) -> None:
+    named = everyone(shards)
+    assert peers_from_bytes("included", [bytes.fromhex(peer) for peer in named]) == named
+    require_each_included(named, [absent(named, shard) for shard in shards])
+    for peer in named:
+        elsewhere = [absent(named, [other for other in shard if other != peer]) for shard in shards]
+        assert refusal_of(require_each_included, named, elsewhere) == "included"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [bytes(15)],
+        [bytes(17)],
+        [b""],
+        [PEERS[0].encode()],
+        [bytes(16), bytes(16)],
+        [b"b" * 16, b"a" * 16],
+        [bytes(16)] * (MAX_INCLUDED + 1),
+    ],
+    ids=["short", "long", "empty", "as text", "twice", "descending", "too many"],
+)
+def test_illegal_peers_are_refused(values: list[bytes]) -> None:
+    assert refusal_of(peers_from_bytes, "included", values) == "included"

@@ -14,7 +14,7 @@ from tsr_swarm.telemetry.events import Event, RunStarted
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 if TYPE_CHECKING:
-    from tsr_swarm.monitor.invitation import Invitation
+    from tsr_swarm.monitor.help import Invitation
 
 
 def coordinate(
@@ -106,7 +106,7 @@ def inviting(emit: Emit, listen: str, dht_port: int) -> Emit:
 def invitation(address: str, listen: str, dht_port: int) -> "Invitation":
     """What others type to join the coordinator at ``address``, and what to forward so that they can."""
     from tsr_swarm.discovery.addresses import is_loopback, split_address
-    from tsr_swarm.monitor.invitation import Invitation
+    from tsr_swarm.monitor.help import Invitation
 
     _, port = split_address(address)
     inside, inside_port = split_address(listen)

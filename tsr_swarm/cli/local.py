@@ -27,11 +27,11 @@ from tsr_swarm.process.shutdown import Shutdown, run_unless_stopped
 from tsr_swarm.process.supervisor import ProcessGroup
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.fold import fold
-from tsr_swarm.telemetry.history import read_history
+from tsr_swarm.telemetry.recording import read_history
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 if TYPE_CHECKING:
-    from tsr_swarm.monitor.invitation import Invitation
+    from tsr_swarm.monitor.help import Invitation
 
 PEERS, ROUNDS = 3, 30  # unless something says otherwise
 SAMPLE_LENGTH = 240

@@ -14,8 +14,9 @@ from tsr_swarm.cli.options import UsageError
 from tsr_swarm.cli.streams import gap_sentence
 from tsr_swarm.errors import RunError
 from tsr_swarm.telemetry.events import Event, Warned, decode_stamped, encode
-from tsr_swarm.telemetry.log import Sink, recording
+from tsr_swarm.telemetry.log import Sink
 from tsr_swarm.telemetry.plain import describe
+from tsr_swarm.telemetry.recording import recording
 
 Emit = Callable[[Event], None]
 

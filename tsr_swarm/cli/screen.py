@@ -19,7 +19,7 @@ from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.process.supervisor import ProcessGroup, own_command
 from tsr_swarm.telemetry.events import Event, Left, RunFinished, RunStarted, decode_stamped
 from tsr_swarm.telemetry.fold import fold
-from tsr_swarm.telemetry.history import read_history
+from tsr_swarm.telemetry.recording import read_history
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.telemetry.text import seconds_text
 from tsr_swarm.telemetry.writer import has_hung_up
@@ -180,6 +180,6 @@ def closing_lines(view: View, quit_note: str) -> list[str]:
     """What a screen leaves behind that only looked on: ``quit_note`` while the run goes on, else how it ended."""
     if view.snapshot.is_over:
         return run_lines(view.snapshot)
-    if view.trouble is None or view.trouble.seconds is None:
+    if view.outage is None or view.outage.seconds is None:
         return [quit_note]
-    return [f"The monitor is closed. {view.trouble.text} for {seconds_text(view.trouble.seconds)}."]
+    return [f"The monitor is closed. {view.outage.text} for {seconds_text(view.outage.seconds)}."]

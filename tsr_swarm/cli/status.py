@@ -18,7 +18,7 @@ from tsr_swarm.telemetry.text import bytes_text, count_text, factor_text, loss_t
 def status(coordinator: Coordinator, wait: Wait = 0.0, plain: Plain = False, json: Json = False) -> None:
     """Say how a run is doing, and stop."""
     from tsr_swarm.cli.watch import calling, read_all
-    from tsr_swarm.transport.retry import retry_while_unreachable
+    from tsr_swarm.transport.client import retry_while_unreachable
 
     require_process_room()
 

@@ -22,7 +22,7 @@ WAIT_MS = int(1000 * WAIT_SECONDS)
 async def calling(coordinator: str) -> AsyncIterator[Watch]:
     """Give ``watch(after) -> (lines, newest number)``, which does not wait for news. Raises SwarmError."""
     from tsr_swarm.transport.client import SwarmClient
-    from tsr_swarm.wire.log_lines import lines_from_proto
+    from tsr_swarm.wire.messages import lines_from_proto
     from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
     async with SwarmClient(coordinator, ByteCounter()) as client:
@@ -35,7 +35,7 @@ async def calling(coordinator: str) -> AsyncIterator[Watch]:
 
 async def reach(coordinator: str, wait: float) -> None:
     """Return once somebody can be watched there, tried for ``wait`` seconds. Raises SwarmError."""
-    from tsr_swarm.transport.retry import retry_while_unreachable
+    from tsr_swarm.transport.client import retry_while_unreachable
 
     async with calling(coordinator) as watch:
         await retry_while_unreachable(lambda: watch(NEWEST), wait, print_aside)
@@ -51,7 +51,7 @@ async def watching(
     """
     from tsr_swarm.config.manifest import PROTOCOL_VERSION
     from tsr_swarm.transport.client import SwarmClient
-    from tsr_swarm.wire.log_lines import lines_from_proto
+    from tsr_swarm.wire.messages import lines_from_proto
     from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
     clients: dict[str, SwarmClient] = {}

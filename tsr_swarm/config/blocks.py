@@ -1,9 +1,10 @@
-"""What is trained, block by block, and at which rank. Pure arithmetic on names and shapes.
+"""The blocks of a model and their ranks. Pure arithmetic on names and shapes.
 
 A block is one parameter of the model. Two-dimensional blocks of a usable size are exchanged at low rank;
 norms, biases and anything too small are exchanged dense.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,10 +77,7 @@ def plan_blocks(shapes: Mapping[str, tuple[int, ...]], optimizer: OptimizerConfi
 
 def _plan_block(name: str, shape: tuple[int, ...], optimizer: OptimizerConfig, hidden: int) -> Block:
     if len(shape) != 2:
-        cols = 1
-        for size in shape:
-            cols *= size
-        return Block(name=name, rows=1, cols=cols, rank=0, role=BlockRole.DENSE)
+        return Block(name=name, rows=1, cols=math.prod(shape), rank=0, role=BlockRole.DENSE)
     rows, cols = shape
     is_embedding = name.endswith(("embed_tokens.weight", "lm_head.weight"))
     key = "embedding_rank" if is_embedding else "rank"

@@ -1,7 +1,7 @@
 """The one legal content of an upload and of a publication, slot by slot.
 
-Manifest and announcement fix every slot's shape and bits, so a payload has exactly one legal length. Optimizer,
-wire and reducer all walk these lists in this order.
+The manifest and the plan of the round fix every slot's shape and bits, so a payload has exactly one legal length.
+Optimizer, wire and reducer all go through these lists in this order.
 """
 
 from collections.abc import Iterator, Sequence

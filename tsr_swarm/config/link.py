@@ -1,7 +1,4 @@
-"""How long a simulated run would have taken: a line's rates and a peer's speed. Pure arithmetic.
-
-Nothing is trained differently for it: bytes, round trips and local steps of a run give its time on any link.
-"""
+"""Estimate how long a run takes on a link, from its bytes, round trips and local steps. Pure arithmetic."""
 
 from dataclasses import dataclass, replace
 
@@ -13,7 +10,7 @@ DENSE_STEPS = 200  # by default, one dense fp32 exchange takes as long as this m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """One peer's line and speed; all peers have the same. Nothing is sent while a peer trains."""
+    """The internet link and the speed that every peer has. Nothing is sent while a peer trains."""
 
     up: float = 20 * MBIT  # bits a second
     down: float = 100 * MBIT
@@ -35,11 +32,10 @@ class Link:
 
 
 def link_for(parameters: int, *, up: float, down: float, rtt: float, step_seconds: float | None = None) -> Link:
-    """A line, and a step that takes as long as a 200th of one dense fp32 exchange of ``parameters`` numbers.
+    """Make a link on which a step takes ``step_seconds``, or a 200th of one dense fp32 exchange of ``parameters``.
 
-    The 60M shapes on 20 Mbit/s up and 100 Mbit/s down are such a case where a step takes 0.6 s. ``step_seconds``:
-    that long instead.
+    The 60M shapes on 20 Mbit/s up and 100 Mbit/s down are such a case where a step takes 0.6 s.
     """
-    line = Link(up=up, down=down, rtt=rtt)
-    dense = line.line_seconds(4 * parameters, 4 * parameters)
-    return replace(line, step_seconds=dense / DENSE_STEPS if step_seconds is None else step_seconds)
+    link = Link(up=up, down=down, rtt=rtt)
+    dense = link.line_seconds(4 * parameters, 4 * parameters)
+    return replace(link, step_seconds=dense / DENSE_STEPS if step_seconds is None else step_seconds)

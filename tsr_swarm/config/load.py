@@ -22,7 +22,10 @@ def load_run_config(path: Path, overrides: Iterable[str] = (), environ: Mapping[
 def read_toml(path: Path, when_missing: str = "write one with 'tsr-swarm init'") -> dict[str, Any]:
     """Parse one TOML file, with or without a byte-order mark. Raises ConfigError with the place of a syntax error."""
     try:
-        data = _read_some(path)
+        with path.open("rb") as file:  # it may be a pipe
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise ConfigError(f"{path} has more than the {MAX_FILE_BYTES} bytes of a configuration; name another file.")
         return tomllib.loads(data.decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; {when_missing}.") from None
@@ -39,17 +42,11 @@ def read_toml(path: Path, when_missing: str = "write one with 'tsr-swarm init'")
         raise ConfigError(f"{path} has a number of too many digits; correct it.") from None
 
 
-def _read_some(path: Path) -> bytes:
-    """What ``path`` holds; it may be a pipe. Raises OSError, and ConfigError for more than people write."""
-    with path.open("rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path} has more than the {MAX_FILE_BYTES} bytes of a configuration; name another file.")
-    return data
-
-
 def environ_overrides(environ: Mapping[str, str]) -> list[str]:
-    """``TSR_SWARM_OPTIMIZER__LR=0.001`` says ``optimizer.lr=0.001``; names without ``__`` are not run keys."""
+    """Overrides of the environment: ``TSR_SWARM_OPTIMIZER__LR=0.001`` is ``optimizer.lr=0.001``.
+
+    Names without ``__`` are not keys of a run.
+    """
     return [
         f"{name.removeprefix(ENV_PREFIX).lower().replace('__', '.', 1)}={value}"
         for name, value in sorted(environ.items())

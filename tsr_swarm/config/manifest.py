@@ -1,4 +1,4 @@
-"""The manifest: what the coordinator serves first and every peer must agree on, to the byte."""
+"""The manifest of a run: what the coordinator serves first, and every peer must have to the byte."""
 
 import hashlib
 import json

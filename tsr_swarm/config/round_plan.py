@@ -1,4 +1,4 @@
-"""What one round asks of everybody, as the leader announces it."""
+"""The plan of a round, as the leader announces it: what every peer does in it, and sends."""
 
 from dataclasses import dataclass, field
 

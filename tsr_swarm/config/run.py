@@ -1,4 +1,4 @@
-"""What every peer of a run must share. One frozen dataclass a section of ``run.toml``; defaults live only here."""
+"""The settings of a run: one frozen dataclass for each section of ``run.toml``. Defaults live only here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -297,11 +297,11 @@ class RunConfig(ConfigSection):
         length, limit = self.data.sequence_length, self.model.max_position_embeddings
         require(length <= limit, "data.sequence_length", length, f"at most model.max_position_embeddings = {limit}")
         self._check_moment_periods()
-        self._check_what_draws_forget()
+        self._check_new_draws()
         self._check_budget()
 
-    def _check_what_draws_forget(self) -> None:
-        """Drawn bases have next to nothing in common, so what one round leaves in a core means nothing in the next."""
+    def _check_new_draws(self) -> None:
+        """Refuse what is kept in a core from round to round where bases are drawn anew and have nothing in common."""
         if self.optimizer.aim != "seed" or self.periods.refresh_rounds > 1:
             return
         kept = {

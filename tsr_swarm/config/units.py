@@ -1,4 +1,4 @@
-"""Quantities as people write them on a command line: a line's rate and a span of time."""
+"""Parse quantities that people write on a command line: rates of a link, and times."""
 
 import re
 

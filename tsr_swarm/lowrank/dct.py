@@ -1,6 +1,6 @@
 """Bases whose columns are those of a discrete cosine transform: a refresh costs a seed or a list of indices, no sketch.
 
-Two uses. ``drawn_basis``: a subspace drawn from the run's seed, which everybody makes for himself (the subsampled
+Two uses. ``drawn_basis``: a subspace drawn from the run's seed, which every peer makes by itself (the subsampled
 randomized transform of Halko, Martinsson and Tropp, arXiv 0909.4061, section 4.6). ``chosen_basis``: the columns in
 which the gradient has most energy (Trion and DCT-AdamW, arXiv 2505.17967, there one-sided; energies instead of L1
 norms, because energies of peers can be averaged). Integers all the way, so every machine makes the same bits.

@@ -13,20 +13,16 @@ from textual.widgets import Footer
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.monitor.bytes_pane import BytesPane
-from tsr_swarm.monitor.headline import Headline
-from tsr_swarm.monitor.help import HelpScreen
-from tsr_swarm.monitor.invitation import Invitation, InvitationLine
+from tsr_swarm.monitor.chart import LossChart
+from tsr_swarm.monitor.help import HelpScreen, Invitation, InvitationLine
 from tsr_swarm.monitor.log_pane import LogPane
-from tsr_swarm.monitor.loss_chart import LossChart
 from tsr_swarm.monitor.peers_pane import PeersPane
 from tsr_swarm.monitor.sources import Source
-from tsr_swarm.monitor.terminal import private_screen
-from tsr_swarm.monitor.terminal_driver import TerminalDriver
-from tsr_swarm.monitor.tiles import Tiles
+from tsr_swarm.monitor.summary import Headline, Tiles
+from tsr_swarm.monitor.terminal import TerminalDriver, private_screen
 from tsr_swarm.monitor.view import View
 from tsr_swarm.telemetry.events import Event, decode_stamped
-from tsr_swarm.telemetry.fold import fold
-from tsr_swarm.telemetry.own import note_own
+from tsr_swarm.telemetry.fold import fold, fold_own
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 REFRESH_SECONDS = 0.25
@@ -37,11 +33,13 @@ Invite = Callable[[SwarmSnapshot], Invitation | None]
 
 
 class SwarmMonitor(App[None]):
-    """Shows what ``source`` tells. ``quit_note`` says what quitting leaves running.
+    """Shows a run by the events of ``source``, until it is closed; ``failure`` is then the error that closed it.
 
-    ``on_interrupt`` is called at Ctrl-C and returns what to tell the user; without it Ctrl-C quits like ``q``.
-    ``own`` tells of the peer whose screen this is, ``history`` is what was before ``source`` begins, ``invite`` says
-    how others join.
+    quit_note: says what quitting leaves running.
+    on_interrupt: called at Ctrl-C; returns what to show. Without it, Ctrl-C quits like ``q``.
+    own: events of the peer whose screen this is.
+    history: the state of the run before the first event of ``source``.
+    invite: makes of the state of the run what others type to join, if they can.
     """
 
     CSS_PATH = "monitor.tcss"
@@ -81,17 +79,13 @@ class SwarmMonitor(App[None]):
         self._invite = invite
         self.on_interrupt = on_interrupt
         self._is_frozen = False
-        self._headline = Headline(title)
+        self._headline, self._tiles = Headline(title), Tiles()
         self._invitation = InvitationLine(id="invitation")
-        self._tiles = Tiles()
-        self._chart = LossChart(id="chart")
-        self._bytes = BytesPane(id="bytes")
-        self._peers = PeersPane(id="peers")
-        self._log_pane = LogPane(id="log")
-        self._body = Container(self._chart, self._bytes, self._peers, self._log_pane, id="body")
+        self._panes = LossChart(id="chart"), BytesPane(id="bytes"), PeersPane(id="peers"), LogPane(id="log")
+        self._body = Container(*self._panes, id="body")
 
     async def take_terminal(self, log: Path | None = None) -> None:
-        """Take the terminal until the screen is closed. What else this process writes goes to ``log``, or nowhere."""
+        """Show the screen until it is closed. What else this process writes meanwhile goes to ``log``, or nowhere."""
         with private_screen(log):
             await self.run_async()
 
@@ -107,11 +101,11 @@ class SwarmMonitor(App[None]):
         self.set_interval(REFRESH_SECONDS, self.show)
         self.follow(self._source, fold)
         if self._own is not None:
-            self.follow(self._own, note_own)
+            self.follow(self._own, fold_own)
 
     @work
     async def follow(self, source: Source, take_in: Fold) -> None:
-        """Take in a source's events until it ends. A source that gives up closes the monitor; see ``failure``."""
+        """Take in the events of a source until it ends. A SwarmError of the source closes the monitor."""
         try:
             count = 0
             async for line in source.lines():
@@ -128,29 +122,24 @@ class SwarmMonitor(App[None]):
         self.show()
 
     def show(self) -> None:
-        """Hand the newest snapshot to every pane, unless the screen is frozen."""
-        if self._is_frozen:
-            return
-        self._hand_down(self.view())
+        """Draw the newest snapshot, unless the screen is frozen."""
+        if not self._is_frozen:
+            self._draw(self.view())
 
     def view(self, is_frozen: bool = False) -> View:
         """What is known at this moment."""
         source = self._source
-        return View(snapshot=self.snapshot, now=source.now(), trouble=source.trouble, is_frozen=is_frozen)
+        return View(snapshot=self.snapshot, now=source.now(), outage=source.outage, is_frozen=is_frozen)
 
-    def _hand_down(self, view: View) -> None:
+    def _draw(self, view: View) -> None:
         for part in (self._tiles, self._body):
             part.set_class(view.is_stale, "stale")
         self._invitation.invitation = None if view.snapshot.is_over else self._invite(view.snapshot)
-        self._headline.view = view
-        self._tiles.view = view
-        self._chart.view = view
-        self._bytes.view = view
-        self._peers.view = view
-        self._log_pane.view = view
+        for widget in (self._headline, self._tiles, *self._panes):
+            widget.view = view
 
     def action_choose(self, pane: str) -> None:
-        """Show only ``pane``; all of them when it is shown alone already, or for an empty name."""
+        """Show only ``pane``; all panes when it is shown alone already, or for an empty name."""
         body = self._body
         is_back = not pane or body.query_one(f"#{pane}").has_class("chosen")
         body.set_class(not is_back, "solo")
@@ -161,10 +150,7 @@ class SwarmMonitor(App[None]):
 
     def action_freeze(self) -> None:
         self._is_frozen = not self._is_frozen
-        if not self._is_frozen:
-            self.show()
-            return
-        self._hand_down(self.view(is_frozen=True))
+        self._draw(self.view(self._is_frozen))
 
     def action_toggle_dark(self) -> None:
         self.theme = "textual-light" if self.current_theme.dark else "textual-dark"

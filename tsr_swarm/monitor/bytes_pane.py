@@ -1,68 +1,44 @@
 """Wire bytes by kind and direction, beside what dense training would have moved."""
 
-from textual.app import ComposeResult
-from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.reactive import reactive
-from textual.widgets import Static
 
-from tsr_swarm.monitor.view import DENSE_BAR, KIND_BAR, MUTED, OWN_BAR, STRONG, View, bar, rows_to_content
+from tsr_swarm.monitor.view import MUTED, STRONG, TextPane, View, bar, join_rows
 from tsr_swarm.telemetry.fold import KINDS, OTHER_KIND
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.telemetry.text import bytes_text, factor_text
 
-_KIND, _COLUMN, _LABEL = 9, 9, 14
+DENSE_BAR, OWN_BAR, KIND_BAR = "$error", "$success", "$foreground 40%"
+_KIND, _COLUMN, _LABEL = 9, 9, 14  # cells
 
 
-class BytesPane(VerticalScroll):
-    """Counted after compression, both directions, summed over peers."""
-
-    view: reactive[View] = reactive(View)
-
-    def compose(self) -> ComposeResult:
-        yield Static(id="bytes-text")
+class BytesPane(TextPane):
+    """Bytes counted after compression, both directions, summed over peers."""
 
     def on_mount(self) -> None:
         self.border_title = "Wire bytes, all peers"
 
-    def watch_view(self, before: View, view: View) -> None:
-        if before.snapshot is not view.snapshot:
-            self._show()
-
-    def on_resize(self) -> None:
-        self._show()
-
-    def _show(self) -> None:
-        for text in self.query("#bytes-text").results(Static):
-            text.update(bytes_content(self.view.snapshot, self.scrollable_content_region.width))
-
-
-def bytes_content(snapshot: SwarmSnapshot, width: int) -> Content:
-    """The table of kinds, its total, and the comparison with dense training."""
-    if not snapshot.wire_bytes:
-        return Content.styled("Counted from the first closed round on.", MUTED)
-    rows = _comparison(snapshot, width)
-    rows.append(Content.styled(f"{'kind':<{_KIND}}{'sent':>{_COLUMN}}{'received':>{_COLUMN + 1}}", MUTED))
-    largest = max(snapshot.sent.get(kind, 0) + snapshot.received.get(kind, 0) for kind in (*KINDS, OTHER_KIND))
-    rows += [
-        _kind_row(snapshot, kind, largest, width)
-        for kind in (*KINDS, OTHER_KIND)
-        if kind in snapshot.sent or kind in snapshot.received
-    ]
-    sent, received = sum(snapshot.sent.values()), sum(snapshot.received.values())
-    rows.append(Content.styled(_row("total", sent, received), STRONG))
-    rows.append(_details(snapshot))
-    return rows_to_content(rows)
+    def content(self, view: View, width: int) -> Content:
+        """The comparison with dense training, the table of kinds, and its total."""
+        snapshot = view.snapshot
+        if not snapshot.wire_bytes:
+            return Content.styled("Counted from the first closed round on.", MUTED)
+        counts = {kind: (snapshot.sent.get(kind, 0), snapshot.received.get(kind, 0)) for kind in (*KINDS, OTHER_KIND)}
+        largest = max(map(sum, counts.values()))
+        room = max(0, width - _KIND - 2 * _COLUMN - 3)
+        rows = _comparison(snapshot, width)
+        rows.append(Content.styled(f"{'kind':<{_KIND}}{'sent':>{_COLUMN}}{'received':>{_COLUMN + 1}}", MUTED))
+        for kind, (sent, received) in counts.items():
+            if kind in snapshot.sent or kind in snapshot.received:
+                drawn = bar((sent + received) / largest, room)
+                rows.append(Content.assemble(_row(kind, sent, received), "  ", (drawn, KIND_BAR)))
+        total = _row("total", sum(snapshot.sent.values()), sum(snapshot.received.values()))
+        raw = f"{bytes_text(snapshot.raw_bytes)} uncompressed, " if snapshot.raw_bytes else ""
+        details = f"{raw}{bytes_text(snapshot.overhead)} overhead"
+        return join_rows([*rows, Content.styled(total, STRONG), Content.styled(details, MUTED)])
 
 
 def _row(label: str, sent: int, received: int) -> str:
     return f"{label:<{_KIND}}{bytes_text(sent):>{_COLUMN}}{bytes_text(received):>{_COLUMN + 1}}"
-
-
-def _kind_row(snapshot: SwarmSnapshot, kind: str, largest: int, width: int) -> Content:
-    sent, received = snapshot.sent.get(kind, 0), snapshot.received.get(kind, 0)
-    room = max(0, width - _KIND - 2 * _COLUMN - 3)
-    return Content.assemble(_row(kind, sent, received), "  ", (bar((sent + received) / largest, room), KIND_BAR))
 
 
 def _comparison(snapshot: SwarmSnapshot, width: int) -> list[Content]:
@@ -77,8 +53,3 @@ def _comparison(snapshot: SwarmSnapshot, width: int) -> list[Content]:
         Content.styled(f"{factor_text(dense, wire)} less than dense would have sent", STRONG),
         Content(""),
     ]
-
-
-def _details(snapshot: SwarmSnapshot) -> Content:
-    raw = f"{bytes_text(snapshot.raw_bytes)} uncompressed, " if snapshot.raw_bytes else ""
-    return Content.styled(f"{raw}{bytes_text(snapshot.overhead)} overhead", MUTED)

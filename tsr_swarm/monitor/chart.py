@@ -1,4 +1,4 @@
-"""A line chart in braille dots, as text. Two dots across and four down in a cell."""
+"""Loss over rounds, as a line chart in braille dots: two across and four down in a cell."""
 
 import itertools
 import math
@@ -6,9 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from textual.content import Content
+from textual.reactive import reactive
+from textual.widget import Widget
 
-_DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # by column, then row, within a cell
+from tsr_swarm.monitor.view import MUTED, View, join_rows
+
+DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # by column, then row, within a cell
 _BLANK = 0x2800
+HELD_OUT, LOCAL = "bold $text-accent", "$text-secondary"
+_X_UNIT = "round"
 
 Points = Sequence[tuple[float, float]]
 
@@ -41,7 +47,29 @@ class Frame:
         return round((self.high - y) / ((self.high - self.low) or 1) * (self.down - 1))
 
 
-def draw_chart(lines: Sequence[Series], width: int, height: int, x_unit: str, axis_style: str) -> Content:
+class LossChart(Widget):
+    """Held-out loss as a thick line, the mean of the peers' own losses as a dotted one."""
+
+    view: reactive[View] = reactive(View)
+
+    def on_mount(self) -> None:
+        legend = (("━ held-out", HELD_OUT), "  ", ("┄ mean local", LOCAL))
+        self.border_title = Content.assemble("Loss, nats a token  ", *legend)
+
+    def render(self) -> Content:
+        history = self.view.snapshot.history
+        held_out = [(float(p.round), p.loss) for p in history if p.loss is not None]
+        local = [(float(p.round), p.local_loss) for p in history if p.local_loss is not None]
+        if not held_out and not local:
+            return Content.styled("The line starts with the first evaluation.", MUTED)
+        series = [
+            Series(points=held_out, style=HELD_OUT, is_bold=True),
+            Series(points=local, style=LOCAL, is_bold=False),
+        ]
+        return draw_chart(series, self.content_size.width, self.content_size.height)
+
+
+def draw_chart(lines: Sequence[Series], width: int, height: int) -> Content:
     """Draw ``lines`` on ``width`` x ``height`` cells with both axes. Needs a point, and 20 x 4 cells; else empty."""
     points = [point for line in lines for point in line.points]
     if not points or width < 20 or height < 4:
@@ -59,11 +87,11 @@ def draw_chart(lines: Sequence[Series], width: int, height: int, x_unit: str, ax
     for row in range(rows):
         label = at_row.get(row)
         axis = f"{label or '':>{margin - 2}} {'┤' if label else '│'}"
-        result.append(Content.assemble((axis, axis_style), *_row(cells, row, width - margin)))
+        result.append(Content.assemble((axis, MUTED), *_row(cells, row, width - margin)))
     bottom = " " * (margin - 1) + "└" + "─" * (width - margin)
-    result.append(Content.styled(bottom, axis_style))
-    result.append(Content.styled(" " * margin + _x_labels(frame, width - margin, x_unit), axis_style))
-    return Content("\n").join(result)
+    result.append(Content.styled(bottom, MUTED))
+    result.append(Content.styled(" " * margin + _x_labels(frame, width - margin), MUTED))
+    return join_rows(result)
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
@@ -88,17 +116,17 @@ def _tick_text(tick: float, ticks: Sequence[float]) -> str:
     return f"{tick:.{digits}f}" if abs(tick) < 1e5 else f"{tick:.4g}"
 
 
-def _x_labels(frame: Frame, width: int, unit: str) -> str:
+def _x_labels(frame: Frame, width: int) -> str:
     """Whole numbers under the axis, the unit at its end; a label that would touch the one before it is left out."""
-    room = width - len(unit) - 1
+    room = width - len(_X_UNIT) - 1
     text = ""
     for tick in nice_ticks(frame.left, frame.right, max(2, width // 12)):
         label = f"{tick:g}"
-        place = min(max(0, frame.column(tick) // 2 - len(label) // 2), width)
-        is_clear = place >= len(text) + (1 if text else 0)
-        if tick == round(tick) and is_clear and place + len(label) <= room:
-            text = text.ljust(place) + label
-    return text.ljust(room + 1) + unit
+        left = min(max(0, frame.column(tick) // 2 - len(label) // 2), width)
+        is_clear = left >= len(text) + (1 if text else 0)
+        if tick == round(tick) and is_clear and left + len(label) <= room:
+            text = text.ljust(left) + label
+    return text.ljust(room + 1) + _X_UNIT
 
 
 def _plot(lines: Sequence[Series], frame: Frame) -> dict[tuple[int, int], tuple[int, str]]:
@@ -110,7 +138,7 @@ def _plot(lines: Sequence[Series], frame: Frame) -> dict[tuple[int, int], tuple[
                 cell = (x // 2, y // 4)
                 dots, style = cells.get(cell, (0, line.style))
                 kept = dots if style == line.style else 0
-                cells[cell] = (kept | _DOTS[x % 2][y % 4], line.style)
+                cells[cell] = (kept | DOTS[x % 2][y % 4], line.style)
     return cells
 
 

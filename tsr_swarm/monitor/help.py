@@ -1,17 +1,18 @@
-"""The help screen."""
+"""The command that others paste to join the run, and the help screen."""
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.reactive import reactive
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from tsr_swarm.monitor.view import STRONG, rows_to_content
+from tsr_swarm.monitor.view import MUTED, STRONG, TextPane, View, join_rows
 
 _KEYS = (
     ("c p b l", "only loss, peers, bytes or log; again or Esc: all"),
@@ -32,8 +33,43 @@ _WORDS = (
 _LABEL = 15  # cells
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invitation:
+    """``command`` is the line to paste, ``label`` says who can, ``note`` what has to be done before."""
+
+    label: str
+    command: str
+    note: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        """The invitation as it is printed."""
+        return [f"{self.label}  {self.command}", *([self.note] if self.note else [])]
+
+
+class InvitationLine(Static):
+    """Shows the whole command, on several lines where one is too short; hidden without an invitation."""
+
+    invitation: reactive[Invitation | None] = reactive(None)
+
+    def watch_invitation(self) -> None:
+        self.display = self.invitation is not None
+        self._draw()
+
+    def on_resize(self) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        if self.invitation is None:
+            return
+        label, command = self.invitation.label, self.invitation.command
+        has_room = len(label) + 2 + len(command) <= self.content_region.width
+        parts = [(label, MUTED), ("  ", "")] if has_room else []
+        self.update(Content.assemble(*parts, (command, STRONG)))
+
+
 class HelpScreen(ModalScreen[None]):
-    """Keys, and the words on the screen."""
+    """Explains the keys and the words on the screen."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape,question_mark,q", "app.pop_screen", "Close")]
 
@@ -46,7 +82,7 @@ class HelpScreen(ModalScreen[None]):
         yield _HelpText(self._quit_note, self._invitation)
 
 
-class _HelpText(VerticalScroll):
+class _HelpText(TextPane):
     """Labels and their texts, as wide as there is room."""
 
     def __init__(self, quit_note: str, invitation: Sequence[str]) -> None:
@@ -54,19 +90,10 @@ class _HelpText(VerticalScroll):
         self._quit_note, self._invitation = quit_note, invitation
         self.border_title = "Help: Esc closes it"
 
-    def compose(self) -> ComposeResult:
-        yield Static()
-
-    def on_resize(self) -> None:
-        width = self.scrollable_content_region.width
-        self.query_one(Static).update(_content(self._quit_note, self._invitation, width))
-
-
-def _content(quit_note: str, invitation: Sequence[str], width: int) -> Content:
-    keys = (("q", f"quit. {quit_note}"), *_KEYS)
-    invited = [*(Content(line) for line in invitation), Content("")] if invitation else []
-    rows = [_row(label, text, width) for label, text in (*keys, ("", ""), *_WORDS)]
-    return rows_to_content([*invited, *rows])
+    def content(self, view: View, width: int) -> Content:
+        invited = [*map(Content, self._invitation), Content("")] if self._invitation else []
+        labelled = (("q", f"quit. {self._quit_note}"), *_KEYS, ("", ""), *_WORDS)
+        return join_rows([*invited, *(_row(label, text, width) for label, text in labelled)])
 
 
 def _row(label: str, text: str, width: int) -> Content:

@@ -2,55 +2,38 @@
 
 import textwrap
 
-from textual.app import ComposeResult
-from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.reactive import reactive
-from textual.widgets import Static
 
-from tsr_swarm.monitor.view import MUTED, TROUBLE, View, rows_to_content
-from tsr_swarm.telemetry.snapshot import LogLine, SwarmSnapshot
+from tsr_swarm.monitor.view import ALERT, MUTED, TextPane, View, join_rows
+from tsr_swarm.telemetry.snapshot import LogLine
 
 _STAMP = 9  # cells for "hhh:mm:ss"
 
 
-class LogPane(VerticalScroll):
+class LogPane(TextPane):
     """Stays at the newest line until it is scrolled up."""
-
-    view: reactive[View] = reactive(View)
-
-    def compose(self) -> ComposeResult:
-        yield Static(id="log-text")
 
     def on_mount(self) -> None:
         self.border_title = "Events, h:mm:ss since the start"
         self.anchor()
 
-    def watch_view(self, before: View, view: View) -> None:
-        if before.snapshot.log is not view.snapshot.log:
-            self._show()
+    def depends_on(self, view: View) -> tuple[object, ...]:
+        return (view.snapshot.log,)
 
-    def on_resize(self) -> None:
-        self._show()
-
-    def _show(self) -> None:
-        for text in self.query("#log-text").results(Static):
-            text.update(log_content(self.view.snapshot, self.scrollable_content_region.width))
-
-
-def log_content(snapshot: SwarmSnapshot, width: int) -> Content:
-    """Each line with its time; long ones go on under their own beginning. Trouble is marked with ``!``."""
-    if not snapshot.log:
-        return Content.styled("Nothing has happened yet.", MUTED)
-    start = snapshot.started or 0.0
-    return rows_to_content([row for line in snapshot.log for row in _rows(line, start, width)])
+    def content(self, view: View, width: int) -> Content:
+        """Each line with its time; long ones go on under their own beginning."""
+        if not view.snapshot.log:
+            return Content.styled("Nothing has happened yet.", MUTED)
+        start = view.snapshot.started or 0.0
+        return join_rows([row for line in view.snapshot.log for row in _rows(line, start, width)])
 
 
 def _rows(line: LogLine, start: float, width: int) -> list[Content]:
-    mark, style = ("! ", TROUBLE) if line.is_trouble else ("  ", "")
+    """One line, wrapped. An alert is marked with ``!``, not only by its colour."""
+    mark, style = ("! ", ALERT) if line.is_alert else ("  ", "")
     room = max(20, width - _STAMP - len(mark))
     head, *rest = textwrap.wrap(line.text, room) or [""]
-    first = Content.assemble((f"{_elapsed(line.time - start):>{_STAMP}}", MUTED), (mark, TROUBLE), (head, style))
+    first = Content.assemble((f"{_elapsed(line.time - start):>{_STAMP}}", MUTED), (mark, ALERT), (head, style))
     return [first, *(Content.styled(" " * (_STAMP + len(mark)) + text, style) for text in rest)]
 
 

@@ -3,18 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from textual.app import ComposeResult
-from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.reactive import reactive
-from textual.widgets import Static
 
-from tsr_swarm.monitor.view import MUTED, STRONG, TROUBLE, View, cut, progress, rows_to_content
+from tsr_swarm.monitor.view import ALERT, MUTED, STRONG, TextPane, View, cut, join_rows, progress
 from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
 from tsr_swarm.telemetry.text import bytes_text, count_text, loss_text
 
-UNKNOWN = Content.styled("No peer is known yet.", MUTED)
-_TROUBLED = ("late", "refused", "differs")
+_ALERT_STATES = ("late", "refused", "differs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,30 +38,25 @@ COLUMNS = (
 )
 
 
-class PeersPane(VerticalScroll):
+class PeersPane(TextPane):
     """Peers that are here by number, then those that left."""
 
-    view: reactive[View] = reactive(View)
-
-    def compose(self) -> ComposeResult:
-        yield Static(id="peers-head")
-        yield Static(id="peers-text")
-
-    def watch_view(self, before: View, view: View) -> None:
-        if before.snapshot is not view.snapshot or before.is_stale != view.is_stale:
-            self._show()
-
-    def on_resize(self) -> None:
-        for head in self.query("#peers-head").results(Static):
-            head.update(Content.styled(_head(self.scrollable_content_region.width), MUTED))
-        self._show()
-
-    def _show(self) -> None:
-        snapshot = self.view.snapshot
+    def write(self) -> None:
         self.border_title = _title(self.view)
-        for text in self.query("#peers-text").results(Static):
-            width = self.scrollable_content_region.width
-            text.update(peers_content(snapshot, width) if self.view.is_known else UNKNOWN)
+        super().write()
+
+    def content(self, view: View, width: int) -> Content:
+        """One line a peer. A peer that needs attention or has left is marked with a word, not only a colour."""
+        snapshot, columns = view.snapshot, [column for column in COLUMNS if width >= column.least]
+        head = Content.styled(_line([column.head for column in columns], columns, width), MUTED)
+        if not snapshot.peers:
+            empty = "Nobody has joined yet." if view.is_known else "No peer is known yet."
+            return join_rows([head, Content.styled(empty, MUTED)])
+        rows = [
+            Content.styled(_line([c.text(snapshot, peer) for c in columns], columns, width), _style(snapshot, peer))
+            for peer in snapshot.table
+        ]
+        return join_rows([head, *rows])
 
 
 def _title(view: View) -> str:
@@ -74,42 +64,28 @@ def _title(view: View) -> str:
         return "Peers"
     snapshot = view.snapshot
     alive = snapshot.alive
-    left, troubled = len(snapshot.peers) - len(alive), sum(peer.state in _TROUBLED for peer in alive)
+    left, alerts = len(snapshot.peers) - len(alive), sum(peer.state in _ALERT_STATES for peer in alive)
     leads = f"{cut(snapshot.leader, 18)} leads" if snapshot.leader and not snapshot.is_leaderless else ""
     parts = [
         f"{len(snapshot.peers)} took part" if snapshot.is_over else f"{len(alive)} alive",
         f"{left} left" if left and not snapshot.is_over else "",
-        f"{troubled} in trouble" if troubled else "",
+        f"{alerts} in trouble" if alerts else "",
         "" if snapshot.is_over else leads,
     ]
     return f"Peers{', as last known' if view.is_stale else ''}: {', '.join(part for part in parts if part)}"
 
 
-def peers_content(snapshot: SwarmSnapshot, width: int) -> Content:
-    """One line a peer. Whoever is in trouble or gone is marked with a word, not only a colour."""
-    if not snapshot.peers:
-        return Content.styled("Nobody has joined yet.", MUTED)
-    return rows_to_content([_peer_row(snapshot, peer, width) for peer in snapshot.table])
+def _style(snapshot: SwarmSnapshot, peer: PeerView) -> str:
+    if not peer.is_alive:
+        return MUTED
+    if peer.state in _ALERT_STATES:
+        return ALERT
+    return STRONG if snapshot.own_name and peer.name == snapshot.own_name else ""
 
 
-def _shown(width: int) -> list[Column]:
-    return [column for column in COLUMNS if width >= column.least]
-
-
-def _head(width: int) -> str:
-    return _line([column.head for column in _shown(width)], width)
-
-
-def _peer_row(snapshot: SwarmSnapshot, peer: PeerView, width: int) -> Content:
-    is_own = bool(snapshot.own_name) and peer.name == snapshot.own_name
-    style = MUTED if not peer.is_alive else TROUBLE if peer.state in _TROUBLED else STRONG if is_own else ""
-    return Content.styled(_line([column.text(snapshot, peer) for column in _shown(width)], width), style)
-
-
-def _line(texts: list[str], width: int) -> str:
-    columns = _shown(width)
-    rest = width - sum(column.width for column in columns) - len(columns) + 1
-    cells = [_cell(text, column.width or max(0, rest), column) for text, column in zip(texts, columns, strict=True)]
+def _line(texts: list[str], columns: list[Column], width: int) -> str:
+    rest = max(0, width - sum(column.width for column in columns) - len(columns) + 1)
+    cells = [_cell(text, column.width or rest, column) for text, column in zip(texts, columns, strict=True)]
     return " ".join(cells).rstrip()
 
 

@@ -53,8 +53,8 @@ from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.events import Event
-from tsr_swarm.telemetry.history import EVENTS_FILE
-from tsr_swarm.telemetry.log import EventLog, read_recording, recording
+from tsr_swarm.telemetry.log import EventLog
+from tsr_swarm.telemetry.recording import EVENTS_FILE, read_recording, recording
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.evaluate import make_evaluate
 from tsr_swarm.train.llama import parameter_count

@@ -27,12 +27,10 @@ from tsr_swarm.rounds.protocol import (
     ShardDone,
 )
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.wire.bits import from_bits, to_bits
-from tsr_swarm.wire.checks import check_news, check_poll, check_redirect, check_tell
+from tsr_swarm.wire.checks import check_news, check_poll, check_record, check_redirect, check_tell
 from tsr_swarm.wire.fields import MAX_REASON, require, require_ascending
 from tsr_swarm.wire.messages import plan_from_proto, plan_to_proto, result_from_proto, result_to_proto
-from tsr_swarm.wire.roster import Members
-from tsr_swarm.wire.telling import check_record
+from tsr_swarm.wire.roster import Members, from_bits, to_bits
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 Rosters = Callable[[bytes], Members | None]

@@ -33,8 +33,7 @@ from tsr_swarm.rounds.state import Node, known_nodes
 from tsr_swarm.telemetry import events
 from tsr_swarm.train.trainer import RoundWork, Trainer
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.wire.messages import PublishedHeader
-from tsr_swarm.wire.run_rules import with_rules
+from tsr_swarm.wire.messages import PublishedHeader, with_rules
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 GIVE_UP_SECONDS = 1800.0  # without an answer from anybody

@@ -32,7 +32,7 @@ from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.corpus import find_documents
 from tsr_swarm.train.llama import parameter_shapes
-from tsr_swarm.transport.retry import retry_while_unreachable
+from tsr_swarm.transport.client import retry_while_unreachable
 from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
 

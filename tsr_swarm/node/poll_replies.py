@@ -13,7 +13,7 @@ from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.checks import MAX_CONTACTS
-from tsr_swarm.wire.run_rules import rules_to_proto
+from tsr_swarm.wire.messages import rules_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 MOST_CALLERS = 10_000  # that are remembered

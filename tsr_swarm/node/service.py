@@ -15,8 +15,7 @@ from tsr_swarm.node.node import SwarmNode
 from tsr_swarm.node.same_run import require_protocol, require_run
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire import checks
-from tsr_swarm.wire.log_lines import lines_to_proto
-from tsr_swarm.wire.run_rules import rules_to_proto
+from tsr_swarm.wire.messages import lines_to_proto, rules_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 MAX_CONTACTS = 16

@@ -33,8 +33,7 @@ from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.evaluate import make_evaluate
 from tsr_swarm.train.trainer import Trainer
-from tsr_swarm.wire.messages import PublishedHeader
-from tsr_swarm.wire.run_rules import with_rules
+from tsr_swarm.wire.messages import PublishedHeader, with_rules
 
 SAVE_SECONDS = 60.0  # what is lost with a crash is replayed: disks need not turn every round for it
 LAST_REPORT_SECONDS = 5.0

@@ -117,14 +117,19 @@ def _write(temporary: Path, round: int, files: Mapping[str, Mapping[str, Tensor]
         if not _STEM.fullmatch(stem):
             raise ValueError(f"file stem {stem!r}")
         path = temporary / f"{stem}.safetensors"
-        save_file(_unshared(tensors), path, metadata={"format": "pt"})
-        fsync(path)
+        write_tensors(path, tensors)
         entries[path.name] = {"bytes": path.stat().st_size, "blake2b": _file_digest(path)}
     body = {"format": FORMAT, "round": round, "files": entries, "document": document}
     manifest = temporary / MANIFEST
     manifest.write_bytes(encode_digested(body))
     fsync(manifest)
     fsync(temporary)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one safetensors file as transformers reads it, and force it to disk. Raises OSError, SafetensorError."""
+    save_file(_unshared(tensors), path, metadata={"format": "pt"})
+    fsync(path)
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,6 @@
 """The folder of a run: its checkpoints, rounds and journal, and how a run is started or resumed from them."""
 
 import fcntl
-import logging
-import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,15 +18,13 @@ from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer, unpack_outer, without_residuals
 from tsr_swarm.optim.periods import are_drawn, drawn_bases
-from tsr_swarm.process.machine_limits import memory_errors
 from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.storage import checkpoint
 from tsr_swarm.storage.journal import NAMES, Journal, knows_rounds
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.telemetry.text import reason_text
-from tsr_swarm.train.llama import build_model, initial_weights, parameter_shapes
-from tsr_swarm.train.sample import generate, printable
+from tsr_swarm.train.llama import initial_weights, parameter_shapes
 from tsr_swarm.wire.messages import PublishedHeader
 
 CONSENSUS = "consensus"  # the checkpoint's file of weights and bases
@@ -338,15 +334,6 @@ def consensus_of(manifest: Manifest, saved: checkpoint.Checkpoint) -> Consensus:
     if consensus.digest().hex() != saved.document["digest"]:
         raise CheckpointError(f"{saved.path} does not match its digest; remove it, the one before it will be used.")
     return consensus
-
-
-def sample_checkpoint(folder: Path, prompt: str, *, length: int, temperature: float, seed: int) -> str:
-    """Return ``prompt`` and ``length`` bytes that the model in a run's folder adds to it. Raises CheckpointError."""
-    manifest, saved = load_run(RunFolder(folder), logging.getLogger(__name__).warning)
-    begin = os.fsencode(prompt)  # the bytes that were typed, whatever the locale
-    with memory_errors():
-        model = build_model(manifest.config.model, consensus_of(manifest, saved).weights)
-        return printable(begin + generate(model, begin, length=length, temperature=temperature, seed=seed))
 
 
 def fresh_consensus(manifest: Manifest, weights: Mapping[str, Tensor] | None = None) -> Consensus:

@@ -6,14 +6,14 @@ from enum import StrEnum
 
 
 class Direction(StrEnum):
-    """Seen from the process that counts."""
+    """Which way bytes went, seen from the process that counts them."""
 
     SENT = "sent"
     RECEIVED = "received"
 
 
 class ByteCounter:
-    """Counters that only grow. Safe to use from several threads."""
+    """Counts bytes by direction and payload kind; counts only grow. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -6,14 +6,13 @@ from another machine, so reading one never raises and never yields a field of th
 
 import json
 import re
-import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, NotRequired, TypedDict, get_type_hints
+
+from tsr_swarm.telemetry.typed_json import is_sane, read_as
 
 MAX_LINE = 4 << 20  # characters; a round of ten thousand peers stays below
-MAX_COUNT = 2**63 - 1
-MAX_NUMBER = 1e15  # of a float; no time, rate or loss is larger, and sums of such stay finite
 
 
 class Traffic(TypedDict):
@@ -37,7 +36,17 @@ class RawBytes(TypedDict):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunStarted:
+class Event:
+    """Something that happened in a run, as one of the classes below."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnEvent(Event):
+    """Something that one peer says of itself in its own stream; it is no news of the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
     """A coordinator began or resumed a run. ``rounds`` is 0 for an endless one; ``rank`` is text such as ``d/2``."""
 
     run: str
@@ -54,7 +63,7 @@ class RunStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
+class Evaluated(Event):
     """Held-out loss after ``round``, nats a token; round 0 is before training. None: not a finite number."""
 
     round: int
@@ -62,7 +71,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PeerJoined:
+class PeerJoined(Event):
     """``peer`` is 32 hexadecimal digits; an empty ``address`` is a client-only peer."""
 
     peer: str
@@ -74,36 +83,33 @@ class PeerJoined:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PeerLeft:
+class PeerLeft(Event):
     peer: str
     name: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeaderChanged:
-    """``peer`` leads from now on, or the voters behind it are others. ``is_safe``: the run survives one of them.
-
-    ``voter_ids`` are the voters themselves, separated by commas.
-    """
+class LeaderChanged(Event):
+    """``peer`` leads from now on, or its voters have changed."""
 
     peer: str
     name: str
     term: int
     voters: int
-    is_safe: bool
-    voter_ids: str = ""
+    is_safe: bool  # the run survives the loss of a voter
+    voter_ids: str = ""  # separated by commas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeaderLost:
-    """Nobody has heard who leads for too long. The next LeaderChanged names another, or the same one again."""
+class LeaderLost(Event):
+    """No leader has been heard of for too long. The next LeaderChanged names another, or the same one again."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PeerProgress:
+class PeerProgress(Event):
     """How far a peer is in its local steps; at most one a second and peer."""
 
     peer: str
@@ -115,22 +121,19 @@ class PeerProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundOpened:
-    """``steps`` local steps for ``peers`` peers; ``refresh`` is the number of blocks whose basis is due.
-
-    ``reducers`` are the names of those beside the leader that average a part of it, separated by commas.
-    """
+class RoundOpened(Event):
+    """``steps`` local steps for ``peers`` peers; ``refresh`` is the number of blocks whose basis is due."""
 
     round: int
     peers: int
     steps: int
     lr: float
     refresh: int
-    reducers: str = ""
+    reducers: str = ""  # names of the nodes beside the leader that average a part of it, separated by commas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseChanged:
+class PhaseChanged(Event):
     """``phase``: waiting, train, exchange, commit, apply or finished. ``deadline``: seconds from the event's time."""
 
     round: int
@@ -140,66 +143,57 @@ class PhaseChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PayloadReceived:
-    """``seconds`` since the round was opened; ``local_loss`` is the peer's own mean over its steps.
-
-    A leader that does not reduce it knows of the payload only that it is with its reducers: ``wire_bytes`` is 0 then.
-    """
+class PeerInRound(Event):
+    """Something that happened to one peer's work in a round."""
 
     round: int
     peer: str
     name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayloadReceived(PeerInRound):
+    """``seconds`` since the round was opened; ``local_loss`` is the peer's own mean over its steps."""
+
     seconds: float
-    wire_bytes: int
+    wire_bytes: int  # 0 where the leader does not reduce it, and knows only that it is with its reducers
     local_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PayloadLate:
-    round: int
-    peer: str
-    name: str
+class PayloadLate(PeerInRound):
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PayloadRefused:
+class PayloadRefused(PeerInRound):
     """``reason`` is one short word, ``message`` a sentence."""
 
-    round: int
-    peer: str
-    name: str
     reason: str
     message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DigestReported:
-    round: int
-    peer: str
-    name: str
+class DigestReported(PeerInRound):
     digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DigestMismatch:
+class DigestMismatch(PeerInRound):
     """A peer's consensus weights differ from the leader's. Always an error."""
 
-    round: int
-    peer: str
-    name: str
     expected: str
     digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundVoid:
+class RoundVoid(Event):
     round: int
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundClosed:
+class RoundClosed(Event):
     """A committed round. Bytes are summed over peers; ``dense_bytes`` is what data-parallel fp32 would have moved."""
 
     round: int
@@ -218,7 +212,7 @@ class RoundClosed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EarlierRounds:
+class EarlierRounds(Event):
     """Totals of the ``rounds`` rounds up to ``round``, whose own events are kept no more."""
 
     round: int
@@ -230,52 +224,49 @@ class EarlierRounds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataCovered:
-    """``done`` of the ``parts`` of the shared data were trained on in this epoch, ``share`` of it, 0 to 1.
-
-    ``part``, from 1, if the lease of one passed from a peer that was lost, ``was``, to another, ``now``; else 0.
-    """
+class DataCovered(Event):
+    """``done`` of the ``parts`` of the shared data were trained on in this epoch, ``share`` of it, 0 to 1."""
 
     epoch: int
     done: int
     parts: int
     share: float
-    part: int = 0
+    part: int = 0  # from 1, if its lease passed from the peer ``was``, which was lost, to ``now``
     was: str = ""
     now: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointSaved:
+class CheckpointSaved(Event):
     round: int
     path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Warned:
-    """Something to know that stops nothing; ``warning`` on the wire."""
+class Warned(Event):
+    """Something to know that stops nothing; called ``warning`` in JSON."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DhtFound:
-    """How many signed records of this run the DHT holds now, and the names in them."""
+class DhtFound(Event):
+    """The number of signed records of this run that the DHT holds now, and the names in them."""
 
     records: int
     names: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabReady:
-    """A local swarm's lines are shaped: ``mode`` is namespaces or proxy, ``reason`` a sentence on why that one."""
+class LabReady(Event):
+    """A local swarm's network is shaped: ``mode`` is namespaces or proxy, ``reason`` a sentence on why that one."""
 
     mode: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FaultPlaced:
+class FaultPlaced(Event):
     """A local swarm's ``fault``, as it is written on the command line, begins; or ``is_over``, if it ends by itself."""
 
     fault: str
@@ -283,11 +274,8 @@ class FaultPlaced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunFinished:
-    """Bytes are totals of the run, both directions, summed over peers.
-
-    ``is_stopped``: its account ends here, before its last round; it can be resumed, and others may go on with it.
-    """
+class RunFinished(Event):
+    """The end of a run. Bytes are totals, both directions, summed over peers."""
 
     rounds: int
     first_loss: float | None
@@ -296,11 +284,11 @@ class RunFinished:
     dense_bytes: int
     digest: str
     reason: str
-    is_stopped: bool = False
+    is_stopped: bool = False  # before its last round: it can be resumed, and others may go on with it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Joined:
+class Joined(OwnEvent):
     """A peer's own stream: admitted as ``name``, starting from the state after ``round``."""
 
     run: str
@@ -311,18 +299,18 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StateReceived:
+class StateReceived(OwnEvent):
     """A peer's own stream: the consensus state was downloaded, but for what an earlier try had left on disk."""
 
     round: int
     bytes: int
     seconds: float
-    donors: int = 1  # that gave of it
+    donors: int = 1  # that sent parts of it
     found_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CatchingUp:
+class CatchingUp(OwnEvent):
     """A peer's own stream: it missed rounds, and takes the state or replays them; ``reason`` compares the bytes."""
 
     missed: int
@@ -331,7 +319,7 @@ class CatchingUp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundApplied:
+class RoundApplied(OwnEvent):
     """A peer's own stream: a committed round was applied; ``included`` says whether this peer's work was in it."""
 
     round: int
@@ -345,46 +333,11 @@ class RoundApplied:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
+class Left(OwnEvent):
     """A peer's own stream: this peer is done after ``rounds`` rounds."""
 
     reason: str
     rounds: int
-
-
-Event = (
-    RunStarted
-    | Evaluated
-    | PeerJoined
-    | PeerLeft
-    | LeaderChanged
-    | LeaderLost
-    | PeerProgress
-    | RoundOpened
-    | PhaseChanged
-    | PayloadReceived
-    | PayloadLate
-    | PayloadRefused
-    | DigestReported
-    | DigestMismatch
-    | RoundVoid
-    | RoundClosed
-    | EarlierRounds
-    | DataCovered
-    | CheckpointSaved
-    | Warned
-    | DhtFound
-    | LabReady
-    | FaultPlaced
-    | RunFinished
-    | Joined
-    | StateReceived
-    | CatchingUp
-    | RoundApplied
-    | Left
-)
-
-OwnEvent = Joined | StateReceived | CatchingUp | RoundApplied | Left  # of one peer, and no news of the run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -402,8 +355,9 @@ def event_name(event: Event) -> str:
 
 def to_dict(event: Event, time: float) -> dict[str, Any]:
     """``event`` as the flat object that is written: its name, the unix time, its fields. Shares nested dicts."""
-    values = {f.name: _sane(getattr(event, f.name)) for f in fields(event)}
-    return {"event": event_name(event), "time": round(time, 3), **values}
+    values = {f.name: getattr(event, f.name) for f in fields(event)}
+    finite = {name: None if isinstance(v, float) and not is_sane(v) else v for name, v in values.items()}
+    return {"event": event_name(event), "time": round(time, 3), **finite}
 
 
 def encode(event: Event, time: float) -> str:
@@ -422,63 +376,24 @@ def decode_stamped(line: str) -> Stamped | None:
     if len(line) > MAX_LINE:
         return None
     try:
-        document = json.loads(line)
-        return _from_dict(document)
-    except (ValueError, TypeError, OverflowError, RecursionError):
+        return _from_dict(json.loads(line))
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         return None
 
 
 def _from_dict(document: Any) -> Stamped:
-    cls = _CLASSES.get(document["event"]) if isinstance(document, dict) and "event" in document else None
-    if cls is None:
-        raise ValueError("not an event")
-    time = _read(document.get("time"), float)
+    cls = EVENT_TYPES[document["event"]]
     optional = {f.name for f in fields(cls) if f.default is not MISSING}
     values = {
-        name: _read(document.get(name), hint)
+        name: read_as(hint, document.get(name))
         for name, hint in _HINTS[cls].items()
         if name in document or name not in optional
     }
-    return Stamped(time=time, event=cls(**values))
+    return Stamped(time=read_as(float, document.get("time")), event=cls(**values))
 
 
-def _read(value: Any, hint: Any) -> Any:
-    """``value`` as ``hint``; raises ValueError. A whole number is a count, so it is neither negative nor huge."""
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and _is_sane(value):
-        return float(value)
-    if hint is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT:
-        return value
-    if hint in (str, bool) and isinstance(value, hint):
-        return value
-    if get_origin(hint) in (Union, types.UnionType):
-        inner, _ = get_args(hint)  # only ``X | None`` is used
-        return None if value is None else _read(value, inner)
-    if is_typeddict(hint) and isinstance(value, dict):
-        return _read_typed_dict(value, hint)
-    if get_origin(hint) is dict and isinstance(value, dict):
-        return {key: _read(item, get_args(hint)[1]) for key, item in value.items()}
-    raise ValueError("wrong type")
-
-
-def _read_typed_dict(value: dict[str, Any], hint: Any) -> dict[str, Any]:
-    hints = get_type_hints(hint)
-    if not hint.__required_keys__ <= value.keys():
-        raise ValueError("missing key")
-    return {key: _read(value[key], item) for key, item in hints.items() if key in value}
-
-
-def _sane(value: Any) -> Any:
-    return None if isinstance(value, float) and not _is_sane(value) else value
-
-
-def _is_sane(number: float) -> bool:
-    return abs(number) <= MAX_NUMBER  # false for nan
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-
-
-_CLASSES: Mapping[str, type[Any]] = {"warning" if c is Warned else _snake(c.__name__): c for c in get_args(Event)}
-_NAMES = {cls: name for name, cls in _CLASSES.items()}
-_HINTS = {cls: get_type_hints(cls) for cls in _NAMES}
+_ALL = [value for value in list(globals().values()) if isinstance(value, type) and issubclass(value, Event)]
+_CLASSES = [cls for cls in _ALL if not cls.__subclasses__()]
+_NAMES = {cls: "warning" if cls is Warned else re.sub(r"\B(?=[A-Z])", "_", cls.__name__).lower() for cls in _CLASSES}
+_HINTS = {cls: get_type_hints(cls) for cls in _CLASSES}
+EVENT_TYPES: Mapping[str, type[Any]] = {name: cls for cls, name in _NAMES.items()}

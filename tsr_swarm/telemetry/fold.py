@@ -1,10 +1,14 @@
-"""Events into the state of a run: ``fold(snapshot, time, event) -> snapshot``, pure."""
+"""Events into the state of a run: ``fold(snapshot, time, event) -> snapshot``, pure.
+
+``fold`` takes in the events of a run, or all that one peer says of itself; ``fold_own`` takes in the latter beside the
+events of the run that they belong to.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tsr_swarm.telemetry import events as e
-from tsr_swarm.telemetry.plain import describe, is_trouble, name_of
+from tsr_swarm.telemetry.plain import describe, is_alert, name_of
 from tsr_swarm.telemetry.snapshot import LEFT, LogLine, PeerView, RoundPoint, SwarmSnapshot
 from tsr_swarm.telemetry.text import clean
 
@@ -13,6 +17,7 @@ OTHER_KIND = "other"
 LOG_LINES = 200
 HISTORY_POINTS = 4000
 GONE_PEERS = 50
+_WAITS = "waits for a leader"
 _BUSY = ("joining", "training", "sent", "applied")
 
 
@@ -27,15 +32,23 @@ def fold(snapshot: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
     """The state after ``event``, which happened at ``time``. Never raises, whatever the order of events."""
     started = time if snapshot.started is None else snapshot.started
     after = _apply(replace(snapshot, started=started, time=max(snapshot.time, time)), time, event)
-    text = describe(event)
-    if text is None or (isinstance(event, e.LeaderLost) and snapshot.is_leaderless):  # each node notices it
-        return after
-    return with_line(after, LogLine(time=time, text=text, is_trouble=is_trouble(event)))
+    is_known = isinstance(event, e.LeaderLost) and snapshot.is_leaderless  # each node notices it
+    return after if is_known else _with_line(after, time, event, describe(event))
 
 
-def with_line(snapshot: SwarmSnapshot, line: LogLine) -> SwarmSnapshot:
-    """``snapshot`` with one more line in its log, of which the newest LOG_LINES are kept."""
-    return replace(snapshot, log=(*snapshot.log, line)[-LOG_LINES:])
+def fold_own(snapshot: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
+    """The state after an event of the peer whose screen this is, beside the events of the whole run."""
+    started = time if snapshot.started is None else snapshot.started
+    after = _apply_own_state(replace(snapshot, started=started), event)
+    text = describe(event) if _is_worth_a_line(event) else None
+    return _with_line(after, time, event, None if text is None else clean(f"this peer: {text}"))
+
+
+def _with_line(s: SwarmSnapshot, time: float, event: e.Event, text: str | None) -> SwarmSnapshot:
+    """Add ``text`` on ``event`` to the log, of which the newest LOG_LINES are kept; nothing for None."""
+    if text is None:
+        return s
+    return replace(s, log=(*s.log, LogLine(time=time, text=text, is_alert=is_alert(event)))[-LOG_LINES:])
 
 
 def _apply(s: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
@@ -50,12 +63,13 @@ def _apply(s: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
             return replace(s, is_leaderless=True, phase="waiting", phase_reason="", deadline=None)
         case e.RoundOpened():
             opened = replace(s, round=event.round, phase="train", phase_reason="", deadline=None, finished=None)
-            return _all_peers_train(replace(opened, is_leaderless=False))
+            peers = {key: _enter(peer, event.round) for key, peer in s.peers.items()}
+            return replace(opened, is_leaderless=False, peers=peers)
         case e.PhaseChanged():
             deadline = None if event.deadline is None else time + max(0.0, event.deadline)
             phase, reason = clean(event.phase, 16), clean(event.reason)
-            told = replace(s, round=event.round, phase=phase, phase_reason=reason, deadline=deadline)
-            return replace(told, is_leaderless=False)  # a leader says so
+            changed = replace(s, round=event.round, phase=phase, phase_reason=reason, deadline=deadline)
+            return replace(changed, is_leaderless=False)
         case e.RoundVoid():
             return replace(s, deadline=None, phase_reason=f"round {event.round} is void")
         case e.RoundClosed():
@@ -84,7 +98,6 @@ def _start(s: SwarmSnapshot, event: e.RunStarted) -> SwarmSnapshot:
         address=clean(event.address, 80),
         rounds=event.rounds,
         min_peers=event.min_peers,
-        parameters=event.parameters,
         voters=event.voters,
         version=clean(event.version, 32),
         leader="",
@@ -97,7 +110,7 @@ def _start(s: SwarmSnapshot, event: e.RunStarted) -> SwarmSnapshot:
 
 
 def _finish(s: SwarmSnapshot, event: e.RunFinished) -> SwarmSnapshot:
-    """Nobody trains any more; who was here stays in the table with what it has done. The last round is a closed one."""
+    """No peer trains any more; the table keeps the peers that were here. The last round is a closed one."""
     peers = {
         key: replace(p, state="done" if p.state in _BUSY else p.state, tokens_per_second=0.0)
         for key, p in s.peers.items()
@@ -108,7 +121,7 @@ def _finish(s: SwarmSnapshot, event: e.RunFinished) -> SwarmSnapshot:
 
 
 def _change_leader(s: SwarmSnapshot, event: e.LeaderChanged) -> SwarmSnapshot:
-    """Who leads, and how safely. One that was lost has left with that, until it joins again."""
+    """Set who leads, and how safely. A leader that was lost has left with that, until it joins again."""
     name = name_of(event.name)
     led = replace(s, leader=name, voters=event.voters, is_safe=event.is_safe, is_leaderless=False)
     if not s.is_leaderless:
@@ -123,7 +136,7 @@ def _apply_peer(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:
     """Events that say something about one peer."""
     match event:
         case e.PeerJoined(number=0):
-            return s  # a node that does not train is no peer to people
+            return s  # the screen shows no nodes that do not train
         case e.PeerJoined():
             seen = replace(
                 _peer(s, event.peer, event.name),
@@ -165,15 +178,15 @@ def _apply_peer(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:
 
 def _progress(peer: PeerView, event: e.PeerProgress) -> PeerView:
     """Progress is sent apart from payloads, so an old one may arrive after the payload it led to."""
-    told = replace(peer, tokens_per_second=max(0.0, event.tokens_per_second))
+    known = replace(peer, tokens_per_second=max(0.0, event.tokens_per_second))
     is_old = event.round < peer.round or (event.round == peer.round and peer.state == "sent")
     if is_old:
-        return told
-    return replace(told, state="training", reason="", round=event.round, step=event.step, steps=event.steps)
+        return known
+    return replace(known, state="training", reason="", round=event.round, step=event.step, steps=event.steps)
 
 
 def _apply_own(s: SwarmSnapshot, event: e.Joined | e.RoundApplied | e.Left) -> SwarmSnapshot:
-    """A peer's own stream: the swarm as one peer sees it, which is itself."""
+    """A peer's own stream shows a swarm of one peer, itself."""
     match event:
         case e.Joined():
             name = name_of(event.name)
@@ -182,20 +195,20 @@ def _apply_own(s: SwarmSnapshot, event: e.Joined | e.RoundApplied | e.Left) -> S
             return _with_peer(joined, replace(own, state="joining", round=event.round))
         case e.RoundApplied():
             applied = replace(s, round=event.round, last_seconds=event.seconds, digest=clean(event.digest))
-            applied = replace(applied, is_leaderless=False)  # somebody led it
+            applied = replace(applied, is_leaderless=False)  # so it had a leader
             applied = _add_point(applied, RoundPoint(round=event.round, local_loss=event.local_loss))
             applied = replace(applied, rounds_included=(s.rounds_included or 0) + int(event.included))
             traffic: e.PeerTraffic = {**event.wire_bytes, "overhead": event.overhead}
             applied = _count_peers(_count_bytes(applied, event.wire_bytes), {s.own_name: traffic})
-            return _set_states(applied, {s.own_name: "applied"}, event.round, event.local_loss)
+            return _set_own(applied, "applied", event.local_loss)
         case e.Left():
-            return replace(_set_states(s, {s.own_name: LEFT}, s.round, None), finished=clean(event.reason))
+            return replace(_set_own(s, LEFT, None), finished=clean(event.reason))
 
 
 def _close(s: SwarmSnapshot, event: e.RoundClosed) -> SwarmSnapshot:
     closed = _add_point(s, RoundPoint(round=event.round, loss=event.loss, local_loss=event.local_loss))
     closed = _count_peers(_count_bytes(closed, event.wire_bytes), event.per_peer)
-    if event.round <= s.closed_round:  # its leader was lost as it told, and the next one tells it too: other reports
+    if event.round <= s.closed_round:  # two leaders report it: the first was lost meanwhile
         return replace(closed, rounds_counted=s.rounds_counted)
     return replace(
         closed,
@@ -209,7 +222,7 @@ def _close(s: SwarmSnapshot, event: e.RoundClosed) -> SwarmSnapshot:
 
 
 def _catch_up(s: SwarmSnapshot, event: e.EarlierRounds) -> SwarmSnapshot:
-    """Totals of all rounds until then take the place of what was counted of them here."""
+    """Replace what was counted here of those rounds by their totals."""
     anew = {key: replace(peer, up=0, down=0, overhead=0) for key, peer in s.peers.items()}
     counted = replace(s, peers=anew, sent={}, received={}, overhead=0)
     counted = _count_peers(_count_bytes(counted, event.wire_bytes), event.per_peer)
@@ -274,7 +287,7 @@ def _add_point(s: SwarmSnapshot, point: RoundPoint) -> SwarmSnapshot:
 
 
 def _peer(s: SwarmSnapshot, peer: str, name: str) -> PeerView:
-    """The peer as known so far. In a peer's own stream it goes by its name, which comes before its id."""
+    """The peer as known so far. In a peer's own stream its key is its name, which is known before its id."""
     shown = name_of(name)
     key = shown if shown == s.own_name and shown in s.peers else peer
     known = s.peers.get(key)
@@ -285,29 +298,47 @@ def _with_peer(s: SwarmSnapshot, peer: PeerView) -> SwarmSnapshot:
     return replace(s, peers={**s.peers, peer.peer: peer})
 
 
-def _all_peers_train(s: SwarmSnapshot) -> SwarmSnapshot:
-    """A round has opened: whoever was done with the last one is in it; who was behind shows as lagging."""
-    peers = {key: _enter(peer, s.round) for key, peer in s.peers.items()}
-    return replace(s, peers=peers)
-
-
 def _enter(peer: PeerView, round: int) -> PeerView:
+    """A peer when ``round`` opens: it trains if it was done with the last one; one that was behind shows as lagging."""
     if peer.state not in ("applied", "sent", "late", "refused") or peer.round > round:
         return peer
     return replace(peer, state="training", reason="", step=0)
 
 
-def _set_states(s: SwarmSnapshot, states: Mapping[str, str], round: int, loss: float | None) -> SwarmSnapshot:
-    peers = {
-        key: replace(p, state=states[p.name], round=round, local_loss=p.local_loss if loss is None else loss)
-        if p.name in states
-        else p
-        for key, p in s.peers.items()
-    }
+def _set_own(s: SwarmSnapshot, state: str, loss: float | None) -> SwarmSnapshot:
+    """Set the state and the loss of the peer whose stream this is."""
+    peers = dict(s.peers)
+    for key, peer in s.peers.items():
+        if peer.name == s.own_name:
+            peers[key] = replace(peer, state=state, round=s.round, local_loss=peer.local_loss if loss is None else loss)
     return replace(s, peers=peers)
 
 
 def _forget_old(s: SwarmSnapshot) -> SwarmSnapshot:
-    gone = [key for key, peer in s.peers.items() if not peer.is_alive]
-    forgotten = set(gone[:-GONE_PEERS])
+    forgotten = [key for key, peer in s.peers.items() if not peer.is_alive][:-GONE_PEERS]
     return replace(s, peers={key: peer for key, peer in s.peers.items() if key not in forgotten})
+
+
+def _apply_own_state(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:
+    match event:
+        case e.Joined():
+            return replace(s, own_name=name_of(event.name), own_state="trains on")
+        case e.RoundApplied() if s.own_state == _WAITS and event.round <= s.round:
+            return s  # the lost leader itself had closed that round
+        case e.StateReceived() | e.RoundApplied():
+            return replace(s, own_state="trains on")
+        case e.CatchingUp():
+            return replace(s, own_state="catches up")
+        case e.LeaderLost():
+            lost = replace(s, is_leaderless=True, phase="waiting", phase_reason="", deadline=None)
+            return replace(lost, own_state=_WAITS)
+        case e.Left():
+            return replace(s, own_end=clean(event.reason))
+    return s
+
+
+def _is_worth_a_line(event: e.Event) -> bool:
+    """Whether the log shows it. A round that has this peer's work is in the log already, as a round of all peers."""
+    if isinstance(event, e.RoundApplied):
+        return not event.included
+    return isinstance(event, e.OwnEvent | e.LeaderLost | e.Warned)

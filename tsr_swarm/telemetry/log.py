@@ -2,19 +2,11 @@
 
 import asyncio
 import contextlib
-import logging
-import os
-import stat
-import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from pathlib import Path
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
-from tsr_swarm.telemetry.earlier import NONE, with_round
 from tsr_swarm.telemetry.events import (
-    MAX_COUNT,
-    MAX_LINE,
     EarlierRounds,
     Evaluated,
     Event,
@@ -23,38 +15,47 @@ from tsr_swarm.telemetry.events import (
     PeerJoined,
     PeerLeft,
     PeerProgress,
+    PeerTraffic,
     RoundClosed,
     RunStarted,
     Stamped,
+    Traffic,
     Warned,
     decode,
     decode_stamped,
     encode,
 )
-from tsr_swarm.telemetry.seen import Seen
-from tsr_swarm.telemetry.text import plural, reason_text
-from tsr_swarm.telemetry.writer import BackgroundWriter
+from tsr_swarm.telemetry.text import reason_text
+from tsr_swarm.telemetry.typed_json import MAX_COUNT
 
 Numbered = tuple[int, str]
 Watch = Callable[[int], Awaitable[tuple[list[str], int]]]  # (after) -> lines and the newest number, of a log elsewhere
-RECORDING_LIMIT = 64 << 20  # bytes that wait for a slow disk
 MOST_EVENTS_A_SECOND = 1000  # on average, over a process's life
 NEWEST = MAX_COUNT  # asks for no line, and the number of the newest one
+KEEP = 8192  # lines of each kind of event: more than the logs of two nodes can be apart
+MOST_PEERS = 1000  # whose bytes are kept, the newest: names come from other machines
+NO_ROUNDS = EarlierRounds(
+    round=0,
+    rounds=0,
+    wire_bytes={"sent": {}, "received": {}},
+    per_peer={},
+    raw_bytes={"sent": 0, "received": 0},
+    dense_bytes=0,
+)
 
 
 class Sink(Protocol):
-    """Where lines go as they happen. An OSError ends this sink, never the run."""
+    """Takes lines as they happen. An OSError ends this sink, never the run."""
 
     def __call__(self, line: str) -> None: ...
 
 
 class EventLog:
-    """Numbers events from 1 and keeps what somebody who arrives late needs.
+    """Numbers events from 1 and keeps what a late reader needs.
 
-    Kept: the newest ``keep`` events, the newest ``keep_rounds`` closed rounds and the totals of those before, the start
-    of the run and its first evaluation, who leads, the joining of every peer that is here, and of each peer's progress
-    only the newest.
-    Append from one thread, the event loop's.
+    It keeps the newest ``keep`` events, the newest ``keep_rounds`` closed rounds and the totals of those before, the
+    start of the run, its first evaluation, its leader, the joining of every peer that is here, and each peer's newest
+    progress. Append from one thread, the event loop's.
     """
 
     def __init__(
@@ -70,14 +71,14 @@ class EventLog:
         self._recent: deque[Numbered] = deque(maxlen=keep)
         self._rounds: deque[Numbered] = deque()
         self._keep_rounds = keep_rounds
-        self._earlier = NONE
+        self._earlier = NO_ROUNDS
         self._earlier_number = 0  # of the newest event that its totals hold
         self._pinned: dict[str, Numbered] = {}
         self._progress: dict[str, Numbered] = {}
-        self._seen = Seen()
+        self._seen = SeenLines()
         self._news = asyncio.Event()
         self.last = 0
-        self.closed_round = 0  # the newest that was told as closed
+        self.closed_round = 0  # the newest one reported as closed
 
     def append(self, event: Event) -> int:
         """Stamp, number, keep and pass on ``event``; returns its number."""
@@ -86,7 +87,7 @@ class EventLog:
         return self._add(event, line)
 
     def take(self, line: str) -> Stamped | None:
-        """Append a line of another node's log as it is. None: it is here already, or it is no news of a run."""
+        """Append a line of another node's log as it is. None: it is here already, or says nothing about the run."""
         stamped = decode_stamped(line)
         if stamped is None or isinstance(stamped.event, OwnEvent) or not self._seen.is_new(line, stamped.event):
             return None
@@ -102,8 +103,8 @@ class EventLog:
     def restore(self, recording: Iterable[Stamped]) -> None:
         """Take in an earlier recording of this run without writing it again; numbers go on after it.
 
-        They begin above all that an earlier process can have given: it counted events too that are in no recording,
-        and whoever has read there up to its newest number must not miss what comes after it.
+        They begin above all that an earlier process can have used, which numbered events too that no recording holds:
+        a reader that knows its newest number must not miss what comes after.
         """
         self.last = max(self.last, int(MOST_EVENTS_A_SECOND * self._clock()))
         for stamped in recording:
@@ -114,10 +115,9 @@ class EventLog:
     def since(self, number: int, limit: int = 1 << 20, with_progress: bool = True) -> tuple[list[str], int]:
         """Lines after event ``number``, oldest first, and the number of the newest one returned.
 
-        ``with_progress``: or without what peers said of their progress, most of all lines.
-
-        At most ``limit`` characters at a time, but at least one line. A ``number`` from the future is from before a
-        restart: everything is returned; but nothing for NEWEST.
+        At most ``limit`` characters at a time, but at least one line; without the peers' progress, which is most lines,
+        if it is not wanted. A ``number`` from the future is from before a restart: then all lines are returned, but
+        none for NEWEST.
         """
         if number == NEWEST:
             return [], self.last
@@ -177,12 +177,12 @@ class EventLog:
         return self.last
 
     def _sum_up(self) -> None:
-        """Of the oldest rounds only the totals are kept, unless they are among the newest events too."""
+        """Keep only the totals of the oldest rounds, unless they are among the newest events too."""
         while len(self._rounds) > self._keep_rounds and self._rounds[0][0] < self._recent[0][0]:
             number, line = self._rounds.popleft()
             closed = decode(line)
             if isinstance(closed, RoundClosed) and number > self._earlier_number:  # else those totals hold it already
-                self._earlier, self._earlier_number = with_round(self._earlier, closed), number
+                self._earlier, self._earlier_number = _add_round(self._earlier, closed), number
 
     def _forget_peers(self) -> None:
         """A coordinator that starts again has no peers; they join again."""
@@ -210,54 +210,65 @@ class EventLog:
                 sink(line)
             except OSError as error:
                 self._sinks.remove(sink)
-                self.append(
-                    Warned(
-                        message=f"The event stream stopped writing ({reason_text(error)}); the run goes on without it."
-                    )
-                )
+                why = f"The event stream stopped writing ({reason_text(error)}); the run goes on without it."
+                self.append(Warned(message=why))
 
 
-def recording(path: Path) -> contextlib.AbstractContextManager[Sink]:
-    """Append each event to the file ``path``, made with its folder when missing. Raises OSError if it cannot be.
+class SeenLines:
+    """Recognises lines by their text: several nodes report one run, and each line counts once.
 
-    A pipe or a disk that takes nothing for a long time holds nobody: then lines are missing, and an event says so.
+    It remembers the newest ``keep`` lines of each kind of event, so that many of one kind push out none of another.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return _appending(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOCTTY, 0o666))  # a FIFO opens at once
+
+    def __init__(self, keep: int = KEEP) -> None:
+        self._keep = keep
+        self._lines: dict[type[Event] | None, OrderedDict[int, None]] = {}
+
+    def has(self, line: str, event: Event | None) -> bool:
+        """Whether ``line``, which encodes ``event``, is remembered."""
+        return hash(line) in self._lines.get(None if event is None else type(event), ())
+
+    def is_new(self, line: str, event: Event | None) -> bool:
+        """Remember ``line``, which encodes ``event``; returns whether it is new."""
+        key, kind = hash(line), None if event is None else type(event)
+        lines = self._lines.setdefault(kind, OrderedDict())
+        is_new = key not in lines
+        lines[key] = None
+        lines.move_to_end(key)
+        if len(lines) > self._keep:
+            lines.popitem(last=False)
+        if is_new and kind is RunStarted:
+            self._lines.pop(PeerJoined, None)  # a run that starts again has no peers: their joining is new again
+        return is_new
 
 
-@contextlib.contextmanager
-def _appending(fd: int) -> Iterator[Sink]:
-    writer = BackgroundWriter(fd, _gap, limit=RECORDING_LIMIT)
-    try:
-        if stat.S_ISREG(os.fstat(fd).st_mode) and (size := os.fstat(fd).st_size) and os.pread(fd, 1, size - 1) != b"\n":
-            writer.put(b"\n")  # a line that a crash cut off must not swallow the next one
-        yield lambda line: writer.put(f"{line}\n".encode())
-    finally:
-        lost = writer.close()
-        if lost:
-            logging.getLogger(__name__).warning(
-                "The last %s of a recording could not be written.", plural(lost, "line")
-            )
-        else:
-            os.close(fd)  # else its thread may still write there
+def _add_round(earlier: EarlierRounds, closed: RoundClosed) -> EarlierRounds:
+    """The totals with ``closed`` added. A round that two leaders report is one round, but has the bytes of both."""
+    is_new = closed.round > earlier.round
+    raw, more = earlier.raw_bytes, closed.raw_bytes if is_new else NO_ROUNDS.raw_bytes
+    return EarlierRounds(
+        round=max(earlier.round, closed.round),
+        rounds=earlier.rounds + is_new,
+        wire_bytes=_both(earlier.wire_bytes, closed.wire_bytes),
+        per_peer=_with_peers(earlier.per_peer, closed.per_peer),
+        raw_bytes={"sent": raw["sent"] + more["sent"], "received": raw["received"] + more["received"]},
+        dense_bytes=earlier.dense_bytes + (closed.dense_bytes if is_new else 0),
+    )
 
 
-def _gap(count: int) -> bytes:
-    sentence = f"{plural(count, 'line')} of this recording could not be written in time."
-    return f"{encode(Warned(message=sentence), time.time())}\n".encode()
+def _both(first: Traffic, second: Traffic) -> Traffic:
+    return {"sent": _sum(first["sent"], second["sent"]), "received": _sum(first["received"], second["received"])}
 
 
-def read_recording(path: Path) -> Iterator[Stamped]:
-    """Events of a recorded run, in order; lines that are none are left out. Raises OSError."""
-    for line in read_lines(path):
-        stamped = decode_stamped(line)
-        if stamped is not None:
-            yield stamped
+def _sum(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
+    return {kind: first.get(kind, 0) + second.get(kind, 0) for kind in (*first, *second)}
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """Lines of ``path``, however damaged the file is; none is longer than an event can be."""
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        while line := stream.readline(MAX_LINE + 1):
-            yield line
+def _with_peers(earlier: Mapping[str, PeerTraffic], new: Mapping[str, PeerTraffic]) -> dict[str, PeerTraffic]:
+    peers = dict(earlier)
+    for name, traffic in new.items():
+        known = peers.pop(name, PeerTraffic(sent={}, received={}))
+        both = _both(known, traffic)
+        overhead = known.get("overhead", 0) + traffic.get("overhead", 0)
+        peers[name] = {"sent": both["sent"], "received": both["received"], "overhead": overhead}
+    return dict(list(peers.items())[-MOST_PEERS:])

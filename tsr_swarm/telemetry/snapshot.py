@@ -1,4 +1,4 @@
-"""The state of a run as a screen shows it. Made from events by ``telemetry/fold.py``."""
+"""The state of a run as a screen shows it. ``telemetry/fold.py`` makes it of events."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ class RoundPoint:
 class LogLine:
     time: float
     text: str
-    is_trouble: bool
+    is_alert: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +61,9 @@ class SwarmSnapshot:
     address: str = ""
     rounds: int = 0
     min_peers: int = 0
-    parameters: int = 0
     voters: int = 0
     version: str = ""
-    leader: str = ""  # its name; empty: nobody has said
+    leader: str = ""  # its name; empty: not known
     is_safe: bool = False  # whether the run survives the loss of its leader
     is_leaderless: bool = False
     round: int = 0
@@ -79,17 +78,17 @@ class SwarmSnapshot:
     dense_bytes: int = 0
     overhead: int = 0
     rounds_counted: int = 0
-    closed_round: int = 0  # the newest that was told as closed
+    closed_round: int = 0  # the newest one reported as closed
     rounds_included: int | None = None
-    epoch: int = 0  # of the shared data; 0: nobody has said
+    epoch: int = 0  # of the shared data; 0: not known
     share: float = 0.0  # of it that was trained on in this epoch
     last_seconds: float | None = None
     digest: str = ""
     own_name: str = ""
     own_state: str = ""  # of the peer whose screen this is: trains, catches up, or waits for a leader
-    own_end: str | None = None  # why it has left
-    lab: str = ""  # what shapes the lines of a local swarm, if anything does
-    finished: str | None = None  # why no more is told
+    own_end: str | None = None  # why that peer has left
+    lab: str = ""  # what shapes the network of a local swarm, if anything does
+    finished: str | None = None  # why the run has ended
     is_stopped: bool = False  # before its last round
     log: tuple[LogLine, ...] = ()
 
@@ -108,7 +107,7 @@ class SwarmSnapshot:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the whole swarm: the sum of what its peers last said."""
+        """The speed of the whole swarm: the sum of its peers' newest reports."""
         return sum(self.speed(peer) for peer in self.alive)
 
     @property
@@ -130,12 +129,12 @@ class SwarmSnapshot:
 
     @property
     def is_over(self) -> bool:
-        """Whether no more is to come here: the run has finished, or the peer whose screen this is has left it."""
+        """Whether nothing more will happen: the run has finished, or the peer whose screen this is has left it."""
         return self.finished is not None or self.own_end is not None
 
     @property
     def missing_peers(self) -> int:
-        """How many have to join before the run can go on; a finished one needs nobody."""
+        """How many peers have to join before the run can go on; a finished one needs none."""
         return 0 if self.is_over or self.phase == "finished" else max(0, self.min_peers - len(self.alive))
 
     @property
@@ -145,17 +144,17 @@ class SwarmSnapshot:
 
     @property
     def own_text(self) -> str:
-        """What the peer whose screen this is does, in words; empty where it is nobody's or not known."""
+        """What the peer whose screen this is does, in words; empty if there is none or it is not known."""
         if not self.own_state.startswith("waits"):
             return f"this peer {self.own_state}" if self.own_state else ""
-        return "this peer waits until another leads" if self.is_safe else f"this peer waits for {self._leader_text}"
-
-    @property
-    def _leader_text(self) -> str:
-        return self.leader or "the leader"
+        return (
+            "this peer waits until another leads"
+            if self.is_safe
+            else f"this peer waits for {self.leader or 'the leader'}"
+        )
 
     def speed(self, peer: PeerView) -> float:
-        """Tokens a second that ``peer`` trains. Without a leader the peers wait, and nobody says how fast they were."""
+        """Tokens a second that ``peer`` trains; 0 while there is no leader, because the peers wait then."""
         return 0.0 if self.is_leaderless else peer.tokens_per_second
 
     def lag(self, peer: PeerView) -> int:
@@ -172,7 +171,9 @@ def _state_text(s: SwarmSnapshot) -> str:
         case _ if s.own_end is not None:
             return f"this peer has left: {s.own_end}"
         case _ if s.is_leaderless:
-            return f"{s._leader_text} is lost: {'another is elected' if s.is_safe else 'the run waits for it'}"
+            return (
+                f"{s.leader or 'the leader'} is lost: {'another is elected' if s.is_safe else 'the run waits for it'}"
+            )
         case "waiting" if s.missing_peers:
             return f"waiting for {plural(s.missing_peers, 'more peer')}"
         case "waiting":
@@ -191,15 +192,11 @@ def _state_text(s: SwarmSnapshot) -> str:
             return f"round {s.round}: {applied} of {plural(alive, 'peer')} applied it"
         case "finished":
             return s.phase_reason or "the run is about to finish"
+    if s.own_name and s.rounds_included is not None:
+        share = f"{s.rounds_included} of {plural(s.rounds_counted, 'round')}"
+        return f"{s.own_name}: after round {s.round}, its work was in {share}"
     if s.own_name:
-        return _own_state_text(s)
+        return f"{s.own_name}: after round {s.round}"
     if s.started is None:
         return "waiting for the first event"
     return f"round {s.round}" if s.round else "waiting for the first round"
-
-
-def _own_state_text(s: SwarmSnapshot) -> str:
-    if s.rounds_included is None:
-        return f"{s.own_name}: after round {s.round}"
-    share = f"{s.rounds_included} of {plural(s.rounds_counted, 'round')}"
-    return f"{s.own_name}: after round {s.round}, its work was in {share}"

@@ -25,7 +25,7 @@ def _visible(character: str) -> str:
 
 def bytes_text(count: float) -> str:
     """``1.25 MB``: three digits, powers of a thousand."""
-    return f"{_scaled(count, ('B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB'))}"
+    return _scaled(count, ("B", "kB", "MB", "GB", "TB", "PB", "EB"))
 
 
 def count_text(count: float) -> str:
@@ -34,11 +34,11 @@ def count_text(count: float) -> str:
 
 
 def _scaled(number: float, units: tuple[str, ...]) -> str:
-    place = 0
-    while abs(number) >= 999.5 and place < len(units) - 1:
-        number, place = number / 1000, place + 1
-    digits = 0 if place == 0 or abs(number) >= 99.95 else 1 if abs(number) >= 9.995 else 2
-    return f"{number:.{digits}f} {units[place]}"
+    power = 0
+    while abs(number) >= 999.5 and power < len(units) - 1:
+        number, power = number / 1000, power + 1
+    digits = 0 if power == 0 or abs(number) >= 99.95 else 1 if abs(number) >= 9.995 else 2
+    return f"{number:.{digits}f} {units[power]}"
 
 
 def seconds_text(seconds: float) -> str:
@@ -70,7 +70,7 @@ def factor_text(dense_bytes: float, wire_bytes: float) -> str:
 
 
 def reason_text(error: Exception) -> str:
-    """Why something failed, for the middle of a sentence: one line, of the system's errors without number and path."""
+    """Why something failed, for the middle of a sentence: one line, without the number and path of a system error."""
     if isinstance(error, FileExistsError):
         return "a file is in its place"
     text = (isinstance(error, OSError) and error.strerror) or str(error)

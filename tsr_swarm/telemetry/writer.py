@@ -1,4 +1,4 @@
-"""Writing to what somebody else drains, a terminal, a pipe or a disk, without ever waiting for it."""
+"""Writing to a terminal, a pipe or a disk without ever waiting for it."""
 
 import asyncio
 import contextlib
@@ -10,16 +10,16 @@ from collections.abc import Callable
 from functools import partial
 
 LIMIT = 4 << 20  # bytes that wait to be written; beyond it the oldest are dropped
-CLOSE_SECONDS = 2.0  # without a byte taken: nobody reads any more
-_LOOK_SECONDS = 1.0  # the descriptor may have been led elsewhere in between
+CLOSE_SECONDS = 2.0  # without a byte taken: there is no reader any more
+_LOOK_SECONDS = 1.0  # the descriptor may have become another file in between
 
 
 class BackgroundWriter:
     """Writes pieces of bytes to a file descriptor, in order, from a thread of its own.
 
-    ``put`` never blocks. When more than ``limit`` bytes wait, the oldest pieces are dropped, never the newest; what
-    ``gap`` makes of their number stands in their place. ``failed`` is called once, in the thread, if writing fails.
-    The thread is a daemon: neither it nor a reader that reads nothing keeps the process.
+    ``put`` never blocks. When more than ``limit`` bytes wait, the oldest pieces are dropped, never the newest, and what
+    ``gap`` makes of their number is written instead. ``failed`` is called once, in the thread, if writing fails.
+    The thread is a daemon: a reader that reads nothing does not keep the process alive.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class BackgroundWriter:
             self._changed.notify_all()
 
     async def catch_up(self, most: int) -> None:
-        """Return once at most ``most`` bytes wait: for those who would rather wait than have pieces dropped."""
+        """Return once at most ``most`` bytes wait: for callers that prefer waiting to dropped pieces."""
         loop = asyncio.get_running_loop()
         while True:
             written = asyncio.Event()
@@ -77,7 +77,7 @@ class BackgroundWriter:
             await written.wait()
 
     def close(self, seconds: float = CLOSE_SECONDS) -> int:
-        """Write what waits, as long as some of it is taken every ``seconds``. Returns how many pieces were not."""
+        """Write what is waiting while some is taken every ``seconds``; returns how many pieces were lost."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -98,11 +98,11 @@ class BackgroundWriter:
         except OSError as error:
             with self._changed:
                 self._error = error
-                self._tell_who_waits()
+                self._wake_waiters()
             self._failed(error)
 
     def _next(self) -> bytes | None:
-        """The next piece, after what tells of a gap before it; None at the end."""
+        """The next piece, after a notice of what was dropped before it; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._pieces or self._is_closing)
             if not self._pieces:
@@ -119,9 +119,9 @@ class BackgroundWriter:
         with self._changed:
             self._is_writing = False
             self._size -= count
-            self._tell_who_waits()
+            self._wake_waiters()
 
-    def _tell_who_waits(self) -> None:
+    def _wake_waiters(self) -> None:
         self._changed.notify_all()
         for go_on in self._waiting:
             with contextlib.suppress(RuntimeError):  # its loop has closed
@@ -143,7 +143,7 @@ class BackgroundWriter:
 
 
 def wait_until_writable(fd: int, seconds: float) -> bool:
-    """Return when ``fd`` takes bytes or has closed, or after ``seconds``. False: it has not."""
+    """Whether ``fd`` takes bytes or has closed; waits ``seconds`` for it at most."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(1000 * seconds))

@@ -1,4 +1,4 @@
-"""What a peer answers: the seam between the transport and those who know about rounds."""
+"""The calls that a node answers: the interface between the transport and the code that knows rounds."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ PIECE_BYTES = 256 << 10  # how payloads are cut for a stream
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: the IP address the call came from, without its port."""
+    """The IP address that a call came from, without its port."""
 
     address: str
     is_loopback: bool
 
 
 class SwarmHandler(Protocol):
-    """One method an RPC. Messages come in unchecked but for their size; see wire/checks.py and wire/gate.py.
+    """Answers calls, one method an RPC. Only the size of messages is checked before; see wire/checks.py and gate.py.
 
-    A SwarmError that is raised here reaches the caller as its class and sentence; anything else as a plain failure.
+    A SwarmError that is raised here reaches the caller as its class and sentence, any other error as a plain failure.
     """
 
     async def hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply: ...
@@ -30,11 +30,11 @@ class SwarmHandler(Protocol):
     async def describe_state(self, request: pb.DescribeStateRequest, caller: Caller) -> pb.StateDescription: ...
 
     async def fetch_state(self, request: pb.FetchStateRequest, caller: Caller) -> Iterator[pb.StateChunk]:
-        """Chunks in order. The iterator may compress as it goes: it is advanced on a worker thread."""
+        """Give chunks in order. The iterator may compress as it goes: it is advanced on a worker thread."""
         ...
 
     async def poll(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
-        """Answer when there is news. Cancelled where the caller hangs up meanwhile."""
+        """Answer when there is news. Cancelled if the caller ends the call."""
         ...
 
     async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply: ...
@@ -52,13 +52,13 @@ class SwarmHandler(Protocol):
         ...
 
     async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[pb.Section], bytes]:
-        """The sections of one shard and their frames, joined."""
+        """Give the sections of one shard and their frames, joined."""
         ...
 
     async def fetch_published(
         self, request: pb.FetchPublishedRequest, caller: Caller
     ) -> tuple[pb.PublishedHeader, bytes | Sequence[bytes]]:
-        """The header of a round and its shards' bytes, joined or in order; no bytes go out for ``header_only``."""
+        """Give the header of a round and its shards' bytes, joined or in order. ``header_only``: bytes are not sent."""
         ...
 
     async def report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply: ...

@@ -9,14 +9,14 @@ from tsr_swarm.wire.checks import MAX_CHUNK_BYTES
 from tsr_swarm.wire.compression import max_wire_bytes
 from tsr_swarm.wire.messages import MAX_CERTIFICATE_BYTES, MAX_HEADER_BYTES, MAX_SIGNATURE_BYTES
 
-CONTROL_SECONDS = 10.0  # a small request and a small reply; the manifest's 4 MiB are HELLO_SECONDS
+CONTROL_SECONDS = 10.0  # a small request and a small reply; a manifest has up to 4 MiB: HELLO_SECONDS
 HELLO_SECONDS = 30.0
 POLL_SECONDS = 5.0  # longer than a leader holds a poll, as long as rounds/follower.py waits for its answer
 DESCRIBE_SECONDS = 60.0  # the state may have to be put together first
 DEADLINE_GRACE_SECONDS = 0.25  # after it, a deadline is held without gRPC's help
 STALL_SECONDS = 60.0  # the longest silence inside a stream, in either direction
-TRANSFER_SECONDS = 3600.0  # one payload or one download, however slow the line
-STOP_SECONDS = 2.0  # what a stopping server gives to calls under way
+TRANSFER_SECONDS = 3600.0  # one payload or one download, however slow the connection
+STOP_SECONDS = 2.0  # for calls under way when the server stops
 
 MAX_CONTROL_BYTES = 64 << 10
 _ROOM = 4096  # of protobuf and gRPC, around the largest field

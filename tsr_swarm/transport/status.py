@@ -1,4 +1,4 @@
-"""Errors to gRPC statuses and back, so that a refusal reaches the other side as the sentence it was."""
+"""Errors to gRPC statuses and back, so that a refusal reaches the other side with its own sentence."""
 
 import re
 from typing import Any
@@ -12,31 +12,20 @@ _MAX_DETAIL = 1000  # gRPC carries it in a header
 _REASON = re.compile(r"[a-z][a-z0-9_.]{0,31}")
 
 
-def status_of(error: SwarmError) -> grpc.StatusCode:
-    """The status under which ``error`` leaves this process."""
-    match error:
-        case RefusedError():
-            return grpc.StatusCode.FAILED_PRECONDITION
-        case PeerError():
-            return grpc.StatusCode.INVALID_ARGUMENT
-        case UnreachableError():
-            return grpc.StatusCode.UNAVAILABLE
-        case _:
-            return grpc.StatusCode.INTERNAL
-
-
-def detail_of(error: SwarmError) -> str:
-    """The sentence, short enough to travel."""
-    return str(error)[:_MAX_DETAIL]
-
-
-def metadata_of(error: SwarmError) -> tuple[tuple[str, str], ...]:
-    """What travels beside the sentence: a PeerError's reason."""
-    return ((REASON_KEY, error.reason),) if isinstance(error, PeerError) else ()
+def status_of(error: SwarmError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
+    """The status, the sentence and the metadata with which ``error`` leaves this process."""
+    codes = {
+        RefusedError: grpc.StatusCode.FAILED_PRECONDITION,
+        PeerError: grpc.StatusCode.INVALID_ARGUMENT,
+        UnreachableError: grpc.StatusCode.UNAVAILABLE,
+    }
+    code = next((code for kind, code in codes.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+    metadata = ((REASON_KEY, error.reason),) if isinstance(error, PeerError) else ()
+    return code, str(error)[:_MAX_DETAIL], metadata
 
 
 def error_of(failure: grpc.aio.AioRpcError, address: str, method: str, seconds: float) -> SwarmError:
-    """What a failed call means to its caller."""
+    """The error that a failed call raises at its caller."""
     sentence = printable(failure.details() or "")
     match failure.code():
         case grpc.StatusCode.FAILED_PRECONDITION | grpc.StatusCode.PERMISSION_DENIED | grpc.StatusCode.UNAUTHENTICATED:
@@ -56,14 +45,14 @@ def error_of(failure: grpc.aio.AioRpcError, address: str, method: str, seconds: 
 
 
 def timed_out(address: str, method: str, seconds: float) -> UnreachableError:
-    """Nothing was heard for ``seconds``."""
+    """The error of a call without an answer for ``seconds``."""
     return UnreachableError(
         f"{address} did not answer {method} within {seconds:g} s; check that it is running and that both lines work."
     )
 
 
 def printable(text: str) -> str:
-    """One line of what the other side says, without what could drive a terminal."""
+    """One line of text from the other side, without what could control a terminal."""
     return "".join(c if c.isprintable() else " " for c in text[:_MAX_DETAIL])
 
 

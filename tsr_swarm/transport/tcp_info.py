@@ -1,8 +1,7 @@
-"""What the kernel says went over this process's TCP connections: the check on what was counted at the RPC boundary."""
+"""The bytes that the kernel counts on this process's TCP connections, to check those counted at the RPC boundary."""
 
 import os
 import socket
-import stat
 import struct
 import sys
 from collections.abc import Collection
@@ -30,9 +29,9 @@ class KernelTotals:
 
 
 class KernelBytes:
-    """Totals over all connections to or from ``ports``. They only grow: a closed one keeps its last value.
+    """Adds up all connections to or from ``ports``. Totals only grow: a closed connection keeps its last value.
 
-    What a connection moved after the last sample before it was closed is not seen, so sample often.
+    Bytes that a connection moved between its last sample and its end are missed, so sample often.
     """
 
     def __init__(self, ports: Collection[int]) -> None:
@@ -45,7 +44,7 @@ class KernelBytes:
         self._ports |= {port}
 
     def sample(self) -> KernelTotals | None:
-        """Look at every connection now. None where the platform has no such totals, or no file is left to look with."""
+        """The totals now. None where the platform has none, or no file descriptor is left to read them."""
         if not is_supported():
             return None
         try:
@@ -71,10 +70,8 @@ def _connection(fd: int, ports: frozenset[int]) -> tuple[_Key, KernelTotals] | N
     except OSError:
         return None
     try:
-        if not stat.S_ISSOCK(os.fstat(copy).st_mode):
-            return None
         return _totals(copy, ports)
-    except OSError:  # listening, not yet connected, or not TCP
+    except OSError:  # no socket, listening, not yet connected, or not TCP
         return None
     finally:
         os.close(copy)
@@ -83,14 +80,11 @@ def _connection(fd: int, ports: frozenset[int]) -> tuple[_Key, KernelTotals] | N
 def _totals(fd: int, ports: frozenset[int]) -> tuple[_Key, KernelTotals] | None:
     connection = socket.socket(fileno=fd)
     try:
-        is_tcp = connection.family in (socket.AF_INET, socket.AF_INET6) and connection.type == socket.SOCK_STREAM
-        if not is_tcp:
+        if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
             return None
         here, there = connection.getsockname(), connection.getpeername()
-        if ports.isdisjoint((here[1], there[1])):
-            return None
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-        if len(info) < _BYTES_SENT + 8:
+        if ports.isdisjoint((here[1], there[1])) or len(info) < _BYTES_SENT + 8:
             return None
         (received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
         (sent,) = struct.unpack_from("=Q", info, _BYTES_SENT)

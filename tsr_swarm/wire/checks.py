@@ -1,6 +1,6 @@
-"""Bounds of the control messages, checked where they come in. Each function raises PeerError.
+"""Bounds of the control messages, checked where they come in. Each function raises PeerError, which names the field.
 
-They bound the form only. Whether the peer is known, the round open or the digest right is for the caller to say.
+They bound the form only: whether a peer is known, votes or leads, or a round is open, is for the caller to say.
 """
 
 import math
@@ -10,12 +10,14 @@ from tsr_swarm.config.layout import PayloadKind
 from tsr_swarm.wire.fields import (
     MAX_COUNT,
     MAX_INCARNATION,
+    MAX_REASON,
     MAX_ROUND,
     MAX_STEPS,
     MAX_TERM,
     MAX_WAIT_MS,
     require,
     require_address,
+    require_ascending,
     require_between,
     require_chain,
     require_digest,
@@ -24,10 +26,10 @@ from tsr_swarm.wire.fields import (
     require_peer_id,
     require_real,
     require_text,
+    require_voters,
 )
-from tsr_swarm.wire.messages import MAX_SECTIONS, MAX_SHARDS
+from tsr_swarm.wire.messages import MAX_LOSS, MAX_SECTIONS, MAX_SHARDS, require_measured
 from tsr_swarm.wire.roster import MAX_NUMBER, require_members
-from tsr_swarm.wire.telling import check_record, check_told
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 MAX_CHUNK_BYTES = 4 << 20
@@ -35,13 +37,13 @@ MAX_STATE_BYTES = 2**40
 MAX_CONTACTS = 1024  # of one answer
 MAX_HELLO_CONTACTS = 16
 MAX_EPOCH = 2**40
-MAX_PARTS = 8192  # of the shared data; of more no account is kept
-MAX_NODES = 8  # that everybody is told of, beside the voters
+MAX_PARTS = 8192  # of the shared data: as many as can be tracked
+MAX_NODES = 8  # listed in news, beside the voters
 _KINDS = frozenset(kind.value for kind in PayloadKind)
 
 
 def check_join(message: pb.JoinRequest) -> None:
-    """Who wants to take part."""
+    """Check the request of a node that wants to take part."""
     require_digest("manifest_digest", message.manifest_digest)
     require_peer_id("peer_id", message.peer_id)
     require_name("name", message.name)
@@ -52,18 +54,18 @@ def check_join(message: pb.JoinRequest) -> None:
 
 
 def check_join_reply(message: pb.JoinReply) -> None:
-    """The number, 0 for who does not train, and the name as admitted."""
+    """Check the admitted name and the number, which is 0 for a node that does not train."""
     require_between("number", message.number, 0, MAX_NUMBER)
     require_text("name", message.name, 48)
 
 
 def check_hello(message: pb.HelloRequest) -> None:
-    """The first call of a peer or a monitor."""
+    """Check the first call of a peer or a monitor."""
     require_text("package_version", message.package_version, 32)
 
 
 def check_hello_reply(message: pb.HelloReply) -> None:
-    """The manifest itself is checked by ``decode_manifest``."""
+    """Check all but the manifest, which ``decode_manifest`` checks."""
     require_text("package_version", message.package_version, 32)
     require(len(message.initial_peers) <= 16, "initial_peers", len(message.initial_peers), "at most 16")
     for address in message.initial_peers:
@@ -75,13 +77,13 @@ def check_hello_reply(message: pb.HelloReply) -> None:
 
 
 def check_describe_state(message: pb.DescribeStateRequest) -> None:
-    """Whose state, and which one."""
+    """Check which state is asked for."""
     require_digest("manifest_digest", message.manifest_digest)
     require_between("round", message.round, 0, MAX_ROUND)
 
 
 def check_state_description(message: pb.StateDescription) -> None:
-    """As many hashes as chunks, and sizes that can be."""
+    """Check that there are as many hashes as chunks, and that the sizes are possible."""
     require_between("round", message.round, 0, MAX_ROUND)
     require_digest("digest", message.digest)
     require_chain("chain", message.chain, message.round)
@@ -94,7 +96,7 @@ def check_state_description(message: pb.StateDescription) -> None:
 
 
 def check_poll(message: pb.PollRequest) -> None:
-    """The heartbeat, what the caller has and has sent, and the progress in it."""
+    """Check a heartbeat: what the caller has and has sent, and its progress."""
     require_digest("manifest_digest", message.manifest_digest)
     require_peer_id("peer_id", message.peer_id)
     require_address("address", message.address)
@@ -114,7 +116,7 @@ def check_poll(message: pb.PollRequest) -> None:
 
 
 def check_poll_reply(message: pb.PollReply) -> None:
-    """An answer and contacts; whether these can be dialled is for the caller to say."""
+    """Check an answer and its contacts; whether these can be dialled is for the caller to say."""
     match message.WhichOneof("answer"):
         case "news":
             check_news(message.news)
@@ -132,7 +134,7 @@ def check_poll_reply(message: pb.PollReply) -> None:
 
 
 def check_news(message: pb.News) -> None:
-    """What a leader tells; the plan itself is checked by ``messages.plan_from_proto``, the rules by ``wire.rules``."""
+    """Check a leader's news, but for the plan and the rules: see ``messages.plan_from_proto`` and ``with_rules``."""
     require_between("term", message.term, 1, MAX_TERM)
     require_peer_id("leader", message.leader)
     require_between("version", message.version, 0, MAX_COUNT)
@@ -149,7 +151,7 @@ def check_news(message: pb.News) -> None:
 
 
 def check_redirect(message: pb.Redirect) -> None:
-    """Who leads instead, as far as known."""
+    """Check who leads instead, as far as known."""
     require_between("term", message.term, 0, MAX_TERM)
     if message.leader:
         require_peer_id("leader", message.leader)
@@ -157,15 +159,37 @@ def check_redirect(message: pb.Redirect) -> None:
 
 
 def check_tell(message: pb.TellRequest) -> None:
-    """Who tells it, and what; see ``wire.telling``."""
+    """Check the sender and the message of a node; a ShardDone's result is bounded by ``messages.result_from_proto``."""
     require_digest("manifest_digest", message.manifest_digest)
     require_peer_id("sender", message.sender)
     require_address("address", message.address)
-    check_told(message)
+    match message.WhichOneof("message"):
+        case "vote_request":
+            _check_vote_request(message.vote_request)
+        case "vote_reply":
+            _check_vote_reply(message.vote_reply)
+        case "beat":
+            _check_beat(message.beat)
+        case "beat_reply":
+            _check_beat_reply(message.beat_reply)
+        case "close":
+            _check_close(message.close)
+        case "shard_done":
+            _check_shard_done(message.shard_done)
+        case kind:
+            require(kind == "goodbye", "message", kind, "one that this version knows")
+
+
+def check_record(message: pb.Record, field: str = "record") -> None:
+    """Check a round's hashes and the voters on what follows. ``field``: what the refusal calls it."""
+    require_between(f"{field}.round", message.round, 0, MAX_ROUND)
+    require_chain(f"{field}.chain", message.chain, message.round)
+    require_chain(f"{field}.parent", message.parent, message.round - 1)
+    require_voters(f"{field}.voters", message.voters, 1)
 
 
 def check_list_peers(message: pb.ListPeersRequest) -> None:
-    """Which run is meant, and which list."""
+    """Check which run is meant, and which list."""
     require_digest("manifest_digest", message.manifest_digest)
     for field, value in (("roster", message.roster), ("known", message.known)):
         if value:
@@ -173,13 +197,13 @@ def check_list_peers(message: pb.ListPeersRequest) -> None:
 
 
 def check_list_peers_reply(message: pb.ListPeersReply) -> None:
-    """Who takes part, unless that is known."""
+    """Check a list of members, which is empty if the caller has it already."""
     require(not (message.unchanged and message.members), "unchanged", len(message.members), "without members")
     require_members("members", message.members)
 
 
 def check_fetch_shard(message: pb.FetchShardRequest) -> None:
-    """Which bytes are asked for."""
+    """Check which bytes are asked for."""
     require_between("round", message.round, 1, MAX_ROUND)
     require_between("shard", message.shard, 0, MAX_SHARDS - 1)
     count = len(message.hashes)
@@ -189,20 +213,20 @@ def check_fetch_shard(message: pb.FetchShardRequest) -> None:
 
 
 def check_fetch_published(message: pb.FetchPublishedRequest) -> None:
-    """Which round is asked for, and which of its results."""
+    """Check which round is asked for, and which of its results."""
     require_between("round", message.round, 1, MAX_ROUND)
     if message.chain:
         require_digest("chain", message.chain)
 
 
 def check_catch_up(message: pb.CatchUpRequest) -> None:
-    """Which run is meant, and where the caller is."""
+    """Check which run is meant, and which round the caller is at."""
     require_digest("manifest_digest", message.manifest_digest)
     require_between("applied", message.applied, 0, MAX_ROUND)
 
 
 def check_catch_up_reply(message: pb.CatchUpReply) -> None:
-    """Bytes that can be."""
+    """Check that the numbers of bytes are possible."""
     require_between("round_bytes", message.round_bytes, 0, MAX_COUNT)
     require_between("state_round", message.state_round, 0, MAX_ROUND)
     require_between("state_bytes", message.state_bytes, 0, MAX_STATE_BYTES)
@@ -210,7 +234,7 @@ def check_catch_up_reply(message: pb.CatchUpReply) -> None:
 
 
 def check_report(message: pb.ReportRequest) -> None:
-    """A digest, and bytes by payload kinds that exist."""
+    """Check a digest, and bytes by payload kinds that exist."""
     require_peer_id("peer_id", message.peer_id)
     require_between("round", message.round, 1, MAX_ROUND)
     require_digest("digest", message.digest)
@@ -220,23 +244,69 @@ def check_report(message: pb.ReportRequest) -> None:
 
 
 def check_leave(message: pb.LeaveRequest) -> None:
-    """A reason that can be shown."""
+    """Check that the reason can be shown."""
     require_peer_id("peer_id", message.peer_id)
     require_text("reason", message.reason, 128)
 
 
 def check_watch(message: pb.WatchRequest) -> None:
-    """How long a monitor waits."""
+    """Check how long a monitor waits."""
     require_between("wait_ms", message.wait_ms, 0, MAX_WAIT_MS)
+
+
+def _check_vote_request(message: pb.VoteRequest) -> None:
+    require_between("term", message.term, 1, MAX_TERM)
+    require_between("round", message.round, 0, MAX_ROUND)
+    require_between("tail_term", message.tail_term, 0, MAX_TERM)
+
+
+def _check_vote_reply(message: pb.VoteReply) -> None:
+    require_between("term", message.term, 1, MAX_TERM)
+    require_between("voter_term", message.voter_term, 0, MAX_TERM)
+    require_text("reason", message.reason, MAX_REASON)
+
+
+def _check_beat(message: pb.Beat) -> None:
+    require_between("term", message.term, 1, MAX_TERM)
+    check_record(message.base, "base")
+    if message.HasField("proposal"):
+        check_record(message.proposal, "proposal")
+
+
+def _check_beat_reply(message: pb.BeatReply) -> None:
+    require_between("term", message.term, 1, MAX_TERM)
+    require_between("round", message.round, 0, MAX_ROUND)
+    if message.accepted:
+        require_digest("accepted", message.accepted)
+    require_text("reason", message.reason, MAX_REASON)
+
+
+def _check_close(message: pb.Close) -> None:
+    require_between("term", message.term, 1, MAX_TERM)
+    require_between("round", message.round, 1, MAX_ROUND)
+    require_chain("parent", message.parent, message.round - 1)
+    require_ascending("shards", message.shards, MAX_SHARDS)
+    require_digest("roster", message.roster)
+
+
+def _check_shard_done(message: pb.ShardDone) -> None:
+    require_between("term", message.term, 1, MAX_TERM)
+    require_between("round", message.round, 1, MAX_ROUND)
+    require_between("shard", message.shard, 0, MAX_SHARDS - 1)
+    require_real("local_loss", message.local_loss, -MAX_LOSS, MAX_LOSS)
+    require_between("raw_sent", message.raw_sent, 0, MAX_COUNT)
+    require_measured(message.kappas, message.energies)
+    if not message.result.void:
+        require_digest("roster", message.roster)
 
 
 def _check_reducers(reducers: Sequence[pb.Place]) -> None:
     most = 2 * MAX_SHARDS
     require(len(reducers) <= most, "reducers", len(reducers), f"at most {most}")
-    for place in reducers:
-        require_peer_bytes("reducers", place.peer_id)
-        require_between("reducers", place.incarnation, 0, MAX_INCARNATION)
-    different = len({(place.peer_id, place.incarnation) for place in reducers})
+    for reducer in reducers:
+        require_peer_bytes("reducers", reducer.peer_id)
+        require_between("reducers", reducer.incarnation, 0, MAX_INCARNATION)
+    different = len({(reducer.peer_id, reducer.incarnation) for reducer in reducers})
     require(different == len(reducers), "reducers", different, f"{len(reducers)} different ones")
 
 

@@ -1,4 +1,4 @@
-"""One zstd frame, and how to open one that a stranger made.
+"""Writing one zstd frame, and reading one from another machine.
 
 ``max_output_size`` of zstandard does not bound a frame that states its own size (16 kB became 512 MiB), so the size
 is checked in the frame's header first and then enforced while reading.
@@ -66,7 +66,7 @@ def decompress(frame: bytes, exact: int) -> bytes:
         if len(raw) != exact:
             raise _refusal("content_size", f"holds {'more' if len(raw) > exact else 'fewer'} than {exact} bytes")
         # The reader stops silently at the end of the frame, and before the checksum of a truncated one. Now that the
-        # length is known to be bounded, the strict call tells both, at about 1 GB/s.
+        # length is known to be bounded, the strict call detects both, at about 1 GB/s.
         return decompressor.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise _refusal("frame", f"is damaged ({error})") from error

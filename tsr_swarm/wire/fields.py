@@ -1,4 +1,4 @@
-"""Bounds of single fields, checked once where a message comes in. Each raises PeerError; none trusts its argument."""
+"""Bounds of single fields, checked once where a message comes in. Each function raises PeerError."""
 
 import itertools
 import math
@@ -32,58 +32,58 @@ def require(condition: bool, field: str, value: object, limit: str) -> None:
 
 
 def require_between(field: str, value: int, low: int, high: int) -> None:
-    """An integer from ``low`` to ``high``."""
+    """Require an integer from ``low`` to ``high``."""
     require(low <= value <= high, field, value, f"{low} to {high}")
 
 
 def require_real(field: str, value: float, low: float, high: float) -> None:
-    """A finite number from ``low`` to ``high``."""
+    """Require a finite number from ``low`` to ``high``."""
     require(math.isfinite(value) and low <= value <= high, field, value, f"a number from {low} to {high}")
 
 
 def require_digest(field: str, value: bytes) -> None:
-    """A BLAKE2b-256."""
+    """Require as many bytes as a BLAKE2b-256 has."""
     require(len(value) == DIGEST_BYTES, field, value, f"{DIGEST_BYTES} bytes")
 
 
 def require_chain(field: str, value: bytes, round: int) -> None:
-    """The chain hash of ``round``; before round 1 there is none."""
+    """Require a chain hash of ``round``; before round 1 there is none."""
     require(len(value) == (DIGEST_BYTES if round > 0 else 0), field, value, "32 bytes, or empty before round 1")
 
 
 def require_peer_id(field: str, value: str) -> None:
-    """What a peer drew as its id."""
+    """Require a peer id."""
     require(_PEER_ID.fullmatch(value) is not None, field, value, "32 lower-case hexadecimal digits")
 
 
 def require_peer_bytes(field: str, value: bytes) -> None:
-    """A peer id as its bytes."""
+    """Require a peer id as bytes."""
     require(len(value) == PEER_ID_BYTES, field, value, f"{PEER_ID_BYTES} bytes a peer")
 
 
 def require_name(field: str, value: str) -> None:
-    """What people call a peer; safe to show and to use in a file's name."""
+    """Require a name of a peer, safe to show and to use in a file's name."""
     require(_NAME.fullmatch(value) is not None, field, value, "1 to 32 letters, digits, '-' or '_'")
 
 
 def require_text(field: str, value: str, limit: int) -> None:
-    """Text that will be shown: short and printable, so that it cannot drive the terminal it is shown on."""
+    """Require short and printable text, which cannot control the terminal that shows it."""
     require(len(value) <= limit and value.isprintable(), field, value, f"at most {limit} printable characters")
 
 
 def require_address(field: str, value: str) -> None:
-    """Empty, or what could be host:port."""
+    """Require nothing, or something of the form host:port."""
     require(not value or _ADDRESS.fullmatch(value) is not None, field, value, "empty or host:port")
 
 
 def require_ascending(field: str, values: Sequence[int], end: int) -> None:
-    """Strictly ascending indices below ``end``. Costs nothing beyond the first ``end`` + 1 values."""
+    """Require strictly ascending indices below ``end``; a list that is too long is not read."""
     ok = len(values) <= end and all(a < b for a, b in itertools.pairwise(values))
     require(ok and (not values or values[-1] < end), field, values[:8], f"ascending numbers below {end}")
 
 
 def require_voters(field: str, values: Sequence[str], least: int) -> None:
-    """Peer ids of ``least`` to MAX_VOTERS voters, ascending."""
+    """Require peer ids of ``least`` to MAX_VOTERS voters, ascending."""
     require(least <= len(values) <= MAX_VOTERS, field, len(values), f"{least} to {MAX_VOTERS} voters")
     for value in values:
         require_peer_id(field, value)

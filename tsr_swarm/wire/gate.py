@@ -1,4 +1,4 @@
-"""Who and what may enter a round: checks in the order of their cost, each with its own reason, the first one wins.
+"""What may enter a round: checks in the order of their cost, each with its own reason; the first that fails counts.
 
 Signatures will be checked between the peer and the sections.
 """
@@ -26,14 +26,14 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class CheckedContribution:
-    """A header that passed the gate, and the slots that its bytes will fill."""
+    """A header that passed all checks, and the slots that its bytes will fill."""
 
     header: ContributionHeader
     slots: tuple[Slot, ...]
 
     @property
     def wire_bytes(self) -> int:
-        """Exactly this many bytes may follow."""
+        """How many bytes must follow."""
         return wire_bytes(self.header.sections)
 
     def decode(self, data: bytes) -> dict[Slot, Grid]:
@@ -42,7 +42,7 @@ class CheckedContribution:
 
 
 def shard_slots(slots: Sequence[Slot], blocks: Iterable[int]) -> tuple[Slot, ...]:
-    """Those of ``slots`` that belong to a shard of ``blocks``, in order."""
+    """The slots that belong to a shard of ``blocks``, in order."""
     chosen = frozenset(blocks)
     return tuple(slot for slot in slots if slot.block in chosen)
 

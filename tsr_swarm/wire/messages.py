@@ -1,12 +1,12 @@
-"""What travels, as dataclasses, and their protobuf forms. ``*_from_proto`` check every bound and raise PeerError.
+"""Messages of rounds as dataclasses, and their protobuf forms. ``*_from_proto`` check every bound and raise PeerError.
 
-Bounds that need the state of a run (is this the open round? is that peer known?) are the gate's: see gate.py.
+gate.py checks what needs the state of a run: whether this is the open round, or that peer is known.
 """
 
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -14,8 +14,10 @@ from google.protobuf.message import DecodeError, Message
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due, RoundPlan
-from tsr_swarm.errors import PeerError
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.errors import ConfigError, PeerError
 from tsr_swarm.wire.codec import Section
+from tsr_swarm.wire.compression import compress, decompress
 from tsr_swarm.wire.fields import (
     MAX_ROUND,
     MAX_SEED,
@@ -31,7 +33,7 @@ from tsr_swarm.wire.fields import (
     require_real,
     require_voters,
 )
-from tsr_swarm.wire.included import absent, everyone, peers_from_bytes, require_each_included, without
+from tsr_swarm.wire.roster import absent, everyone, peers_from_bytes, require_each_included, without
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 MAX_HEADER_BYTES = 64 << 10
@@ -41,14 +43,17 @@ MAX_SHARDS = 1024
 MAX_ENERGY = 2.0**128  # any finite float32
 MAX_LOSS = 1e6  # nats a token
 MAX_SECTIONS = 16  # of one shard
+MAX_LINES_BYTES = 8 << 20  # a line has 4 MiB at most, and lines after the first are added up to 1 MiB
 _MAX_SECTION_BYTES = 2**40
+_LINES_LEVEL = 3  # of zstd: lines of a log are similar, and become a tenth of their length
+_ROUND_RULES = "quorum", "floor_seconds", "ceiling_seconds", "budget_kb"
 
 _M = TypeVar("_M", bound=Message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContributionHeader:
-    """What a peer says of its payload for one shard. ``tokens`` is its weight in the mean.
+    """A peer's description of its payload for one shard. ``tokens`` is its weight in the mean.
 
     term: of the plan that it follows.
     kappas, energies: one for each low-rank block of the shard, ascending, in float32, or none; see lowrank/sketch.py.
@@ -71,7 +76,7 @@ class ContributionHeader:
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What one reducer published, or that it did not (``void``). ``included``: peer ids, ascending."""
+    """What a reducer published of one shard, or that it did not (``void``). ``included``: peer ids, ascending."""
 
     void: bool = False
     included: tuple[str, ...] = ()
@@ -81,9 +86,9 @@ class ShardResult:
 
 @dataclass(frozen=True, slots=True)
 class PublishedHeader:
-    """A committed round as it is fetched, journaled and hashed into the chain. Who reduced a shard is forgotten.
+    """A committed round as it is fetched, journaled and hashed into the chain.
 
-    voters: peer ids of those who decide about the next round, ascending; empty where nobody votes.
+    voters: peer ids of the voters on the next round, ascending; empty where there is no vote.
     """
 
     plan: RoundPlan
@@ -94,7 +99,7 @@ class PublishedHeader:
 
     @property
     def contributors(self) -> frozenset[str]:
-        """Whose work is in the mean of a shard or more."""
+        """The peers whose work is in the mean of one or more shards."""
         return frozenset[str]().union(*(result.included for result in self.shards))
 
 
@@ -109,27 +114,14 @@ def parse(kind: type[_M], data: bytes, limit: int) -> _M:
 
 
 def seal(header: ContributionHeader) -> pb.Envelope:
-    """Serialise ``header``, once: these are the bytes that a signature will cover."""
-    message = pb.ContributionHeader(
-        protocol=header.protocol,
-        manifest_digest=header.manifest_digest,
-        round=header.round,
-        parent=header.parent,
-        peer_id=header.peer_id,
-        shard=header.shard,
-        tokens=header.tokens,
-        steps=header.steps,
-        local_loss=header.local_loss,
-        sections=sections_to_proto(header.sections),
-        kappas=header.kappas,
-        energies=header.energies,
-        term=header.term,
-    )
+    """Serialise ``header``; a signature will cover exactly these bytes."""
+    values = {field.name: getattr(header, field.name) for field in fields(header)}
+    message = pb.ContributionHeader(**{**values, "sections": sections_to_proto(header.sections)})
     return pb.Envelope(header=message.SerializeToString())
 
 
 def open_envelope(envelope: pb.Envelope) -> ContributionHeader:
-    """Parse and bound the header inside; says nothing yet of who made it."""
+    """Parse and bound the header inside; its author is not checked."""
     require(len(envelope.signature) <= MAX_SIGNATURE_BYTES, "signature", envelope.signature, "at most 64 bytes")
     require(len(envelope.certificate) <= MAX_CERTIFICATE_BYTES, "certificate", envelope.certificate, "at most 8 KiB")
     message = parse(pb.ContributionHeader, envelope.header, MAX_HEADER_BYTES)
@@ -143,25 +135,13 @@ def open_envelope(envelope: pb.Envelope) -> ContributionHeader:
     require_between("term", message.term, 0, MAX_TERM)
     require_real("local_loss", message.local_loss, -MAX_LOSS, MAX_LOSS)
     require_measured(message.kappas, message.energies)
-    return ContributionHeader(
-        protocol=message.protocol,
-        manifest_digest=message.manifest_digest,
-        round=message.round,
-        parent=message.parent,
-        peer_id=message.peer_id,
-        shard=message.shard,
-        tokens=message.tokens,
-        steps=message.steps,
-        local_loss=message.local_loss,
-        sections=sections_from_proto(message.sections),
-        kappas=tuple(message.kappas),
-        energies=tuple(message.energies),
-        term=message.term,
-    )
+    values = {field.name: getattr(message, field.name) for field in fields(ContributionHeader)}
+    lists = {"kappas": tuple(message.kappas), "energies": tuple(message.energies)}
+    return ContributionHeader(**{**values, **lists, "sections": sections_from_proto(message.sections)})
 
 
 def require_measured(kappas: Sequence[float], energies: Sequence[float]) -> None:
-    """Shares and energies of as many blocks. How many there should be is the gate's."""
+    """Require shares and energies of equally many blocks; gate.py checks of how many."""
     require(len(energies) == len(kappas), "energies", len(energies), f"as many as kappas, {len(kappas)}")
     for kappa, energy in zip(kappas, energies, strict=True):
         require_real("kappas", kappa, 0.0, 1.0)
@@ -169,12 +149,12 @@ def require_measured(kappas: Sequence[float], energies: Sequence[float]) -> None
 
 
 def sections_to_proto(sections: Sequence[Section]) -> list[pb.Section]:
-    """Sections as they stand in a header."""
+    """Sections for a header."""
     return [pb.Section(kind=s.kind, raw_bytes=s.raw_bytes, wire_bytes=s.wire_bytes, hash=s.hash) for s in sections]
 
 
 def sections_from_proto(messages: Sequence[pb.Section]) -> tuple[Section, ...]:
-    """Bound the fields; whether they are the legal sections of a round is ``codec.check_sections``."""
+    """Read sections; whether they are the legal ones of a round is for ``codec.check_sections``."""
     require(len(messages) <= MAX_SECTIONS, "sections", len(messages), f"at most {MAX_SECTIONS}")
     for message in messages:
         require(0 < len(message.kind) <= 16, "sections", message.kind, "a payload kind")
@@ -240,7 +220,7 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> RoundPlan
 
 
 def result_to_proto(result: ShardResult, peers: Sequence[str]) -> pb.ShardResult:
-    """A shard's result beside ``peers``, of whom all that are included are some."""
+    """A shard's result; all its included peers are among ``peers``."""
     return pb.ShardResult(
         void=result.void,
         absent=b"" if result.void else absent(peers, result.included),
@@ -250,7 +230,7 @@ def result_to_proto(result: ShardResult, peers: Sequence[str]) -> pb.ShardResult
 
 
 def result_from_proto(message: pb.ShardResult, peers: tuple[str, ...]) -> ShardResult:
-    """Bound the fields; whether its sections are the legal ones of a round is ``codec.check_sections``."""
+    """Read a result; whether its sections are the legal ones of a round is for ``codec.check_sections``."""
     if message.void:
         is_empty = not (message.absent or message.tokens or message.sections)
         require(is_empty, "void", message.tokens, "without peers, tokens and sections")
@@ -273,7 +253,7 @@ def published_to_proto(header: PublishedHeader) -> pb.PublishedHeader:
 
 
 def published_from_proto(message: pb.PublishedHeader, manifest: Manifest) -> PublishedHeader:
-    """Read what was published in a run; the chain hash and the sections are the gate's."""
+    """Read what was published in a run; gate.py checks the chain hash and the sections."""
     plan, shard_blocks = plan_from_proto(message.plan, manifest.blocks), manifest.shard_blocks
     count = len(shard_blocks)
     require(len(message.shards) == count, "shards", len(message.shards), f"one result for each of {count}")
@@ -285,6 +265,39 @@ def published_from_proto(message: pb.PublishedHeader, manifest: Manifest) -> Pub
     return PublishedHeader(plan, shard_blocks, results, message.chain, tuple(message.voters))
 
 
+def rules_to_proto(config: RunConfig) -> pb.Rules:
+    """The rules in ``config``: what a leader needs of it beside the manifest."""
+    of_rounds = {name: getattr(config.round, name) for name in _ROUND_RULES}
+    return pb.Rules(rounds=config.run.rounds, min_peers=config.run.min_peers, **of_rounds)
+
+
+def with_rules(config: RunConfig, rules: pb.Rules) -> RunConfig:
+    """``config`` under ``rules``, each checked as if a user had typed it. Raises PeerError."""
+    try:
+        run = replace(config.run, rounds=rules.rounds, min_peers=rules.min_peers)
+        return replace(config, run=run, round=replace(config.round, **{n: getattr(rules, n) for n in _ROUND_RULES}))
+    except ConfigError as error:
+        raise PeerError("rules", f"The run's rules are not legal ({error}); ask its organiser.") from error
+
+
+def lines_to_proto(lines: Sequence[str], last: int) -> pb.WatchReply:
+    """Compress lines of a log, which have no newlines. ``last``: the number of the newest one."""
+    raw = "\n".join(lines).encode()
+    return pb.WatchReply(last=last, lines=compress(raw, _LINES_LEVEL) if lines else b"", lines_bytes=len(raw))
+
+
+def lines_from_proto(message: pb.WatchReply) -> tuple[list[str], int]:
+    """Open the lines of a log, unread, and the number of the newest one. Raises PeerError."""
+    require(message.lines_bytes <= MAX_LINES_BYTES, "lines", message.lines_bytes, f"at most {MAX_LINES_BYTES} bytes")
+    if not message.lines:
+        return [], message.last
+    try:
+        text = decompress(message.lines, message.lines_bytes).decode()
+    except UnicodeDecodeError as error:
+        raise PeerError("lines", "Lines of a log are no UTF-8; they are refused.") from error
+    return text.split("\n"), message.last
+
+
 def chain_hash(
     parent: bytes,
     plan: RoundPlan,
@@ -292,11 +305,11 @@ def chain_hash(
     results: Sequence[ShardResult],
     voters: Sequence[str] = (),
 ) -> bytes:
-    """BLAKE2b-256 that names a round, everything published in it, and through ``parent`` all rounds before.
+    """BLAKE2b-256 that names a round, all that is published in it, and through ``parent`` all rounds before.
 
     parent: chain hash of the round before. results: one for each set of ``shard_blocks``; their sections stand for
-    the bytes through their hashes. voters: who decides about the next round. Each field is hashed with its length
-    before it; protobuf bytes never are, because a message has more than one serialised form.
+    the bytes through their hashes. voters: those on the next round. Each field is hashed with its length before it;
+    protobuf bytes are never hashed, because a message has more than one serialised form.
     """
     hasher = hashlib.blake2b(digest_size=32, person=b"tsr/v1/chain")
     for field in _chain_fields(parent, plan, shard_blocks, results, voters):

@@ -20,10 +20,16 @@ from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.leases import Coverage, Lease
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.transport.base import PIECE_BYTES
-from tsr_swarm.wire.log_lines import lines_to_proto
-from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult, published_to_proto, seal
+from tsr_swarm.wire.messages import (
+    ContributionHeader,
+    PublishedHeader,
+    ShardResult,
+    lines_to_proto,
+    published_to_proto,
+    rules_to_proto,
+    seal,
+)
 from tsr_swarm.wire.roster import Members, members_to_proto
-from tsr_swarm.wire.run_rules import rules_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 UNCHANGED = "PollReply, nothing new"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tsr_swarm.storage.files import decode_digested
 from tsr_swarm.telemetry.events import Stamped, decode_stamped
-from tsr_swarm.wire.included import without
+from tsr_swarm.wire.roster import without
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 _ROUND = re.compile(r"round-(\d{9})-([0-9a-f]{64})(?:-([0-9a-f]{64}))?\.bin")

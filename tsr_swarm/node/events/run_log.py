@@ -23,7 +23,7 @@ from tsr_swarm.telemetry.events import (
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.log import NEWEST, EventLog
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
-from tsr_swarm.wire.log_lines import lines_from_proto
+from tsr_swarm.wire.messages import lines_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 WATCH_MS = 2000
@@ -69,13 +69,13 @@ class RunLog:
         self.log.append(event)
         self._take_in(event)
 
-    def follow(self, leader: str, lines: ClientPool) -> None:
+    def follow(self, leader: str, pool: ClientPool) -> None:
         """Copy the log of ``leader`` from now on; "": of nobody."""
         if self._following is not None:
             self._following.cancel()
             self._following = None
         if leader:
-            self._following = asyncio.create_task(self._relay.follow(_copy_of(leader, lines)))
+            self._following = asyncio.create_task(self._relay.follow(_copy_of(leader, pool)))
         self._changed.notify()
 
     def votes(self, votes: bool) -> None:
@@ -92,9 +92,9 @@ class RunLog:
         """Whether a monitor has read here just now."""
         return self._subscribers.has_monitor
 
-    async def ask(self, others: Iterable[str], round: int, lines: ClientPool) -> None:
+    async def ask(self, others: Iterable[str], round: int, pool: ClientPool) -> None:
         """Copy events of rounds up to ``round`` from the logs of ``others``, as far as they answer soon."""
-        asked = [asyncio.create_task(self._ask(_copy_of(other, lines))) for other in others]
+        asked = [asyncio.create_task(self._ask(_copy_of(other, pool))) for other in others]
         try:
             async with asyncio.timeout(OTHERS_SECONDS):
                 for answer in asyncio.as_completed(asked):
@@ -186,12 +186,12 @@ class RunLog:
             self._totals = fold(self._totals, 0.0, event)
 
 
-def _copy_of(peer_id: str, lines: ClientPool) -> Copy:
+def _copy_of(peer_id: str, pool: ClientPool) -> Copy:
     """Copy from the log of another node."""
 
     async def copy(after: int, with_progress: bool) -> tuple[list[str], int]:
         request = pb.WatchRequest(after=after, wait_ms=WATCH_MS, without_progress=not with_progress)
-        reply = await (await lines.to(peer_id)).watch(request)
+        reply = await (await pool.to(peer_id)).watch(request)
         return lines_from_proto(reply)
 
     return copy

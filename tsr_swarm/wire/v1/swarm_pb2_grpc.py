@@ -145,16 +145,16 @@ class SwarmServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Tell(self, request, context):
-        """Everything that nodes which can be dialled tell each other: votes, a leader's beats, and the closing of shards.
-        Taking it in says nothing about it: an answer is a Tell in the other direction.
+        """All messages between nodes that can be dialled: votes, a leader's beats, and the closing of shards.
+        The reply says only that it has arrived: an answer is a Tell in the other direction.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPeers(self, request, context):
-        """"Who takes part?" Asked of a leader, by a reducer that is sent work of somebody it does not know, or told to close
-        a round for a list of members that it does not know.
+        """"Who takes part?" Asked of a leader, by a reducer that receives the work of an unknown peer, or is to close a round
+        for an unknown list of members.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,7 +168,7 @@ class SwarmServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FetchShard(self, request, context):
-        """"Give me what you made of this shard." The bytes of one shard, from its reducer or from whoever keeps the round.
+        """"Give me the result of this shard." The bytes of one shard, from its reducer or from any node that keeps the round.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

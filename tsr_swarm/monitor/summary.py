@@ -1,4 +1,4 @@
-"""The five numbers to see first: peers, round, loss, bytes, speed."""
+"""The top of the screen: what the run is doing, and the five numbers to see first."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,8 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from tsr_swarm.monitor.view import MUTED, STRONG, View, first_fitting
+from tsr_swarm.monitor.view import ALERT, MUTED, STRONG, View, cut, first_fitting
+from tsr_swarm.telemetry.plain import FRAGILE
 from tsr_swarm.telemetry.text import (
     bytes_text,
     count_text,
@@ -19,25 +20,78 @@ from tsr_swarm.telemetry.text import (
     seconds_text,
 )
 
-Variants = tuple[str, ...]
-UNKNOWN: tuple[Variants, Variants] = (("-",), ("",))
-Face = Callable[[View], tuple[Variants, Variants]]  # value and what is under it, each longest first
+Variants = tuple[str, ...]  # of one text, longest first
+Reading = tuple[Variants, Variants]  # a value, and the line under it
 
 
-class Tile(Widget):
-    """A label, a value, and a line that puts the value in proportion."""
+class Headline(Widget):
+    """One line: which run it is, what it is doing, who leads it, and what is wrong."""
 
     view: reactive[View] = reactive(View)
 
-    def __init__(self, id: str, face: Face, *labels: str) -> None:
+    def __init__(self, title: str) -> None:
+        super().__init__(id="headline")
+        self._title = title
+
+    def render(self) -> Content:
+        width, view = self.size.width, self.view
+        snapshot = view.snapshot
+        title = "" if view.is_stale else first_fitting(width // 3, self._title, snapshot.run)
+        left = [(title, STRONG), ("  ", "")] if title else []
+        if view.is_frozen:
+            left.append(("FROZEN (space goes on)  ", ALERT))
+        used = sum(len(text) for text, _ in left)
+        states = _states(view)
+        state = first_fitting(width - used, *states) or cut(states[-1], width - used)
+        is_alert = view.is_stale or (snapshot.is_leaderless and not snapshot.is_over)
+        left.append((state, ALERT if is_alert else ""))
+        room = width - used - len(state) - 2
+        note = first_fitting(room, *_notes(view))
+        return Content.assemble(*left, " " * (room + 2 - len(note)), (note, MUTED))
+
+
+def _states(view: View) -> Variants:
+    """What the run does, as far as is known."""
+    snapshot, outage = view.snapshot, view.outage
+    if snapshot.is_over:
+        return (f"{snapshot.state}; q closes the screen", snapshot.state)
+    if outage is None or not view.is_stale:
+        return (snapshot.state,)
+    since = "" if outage.seconds is None else f" for {seconds_text(outage.seconds)}"
+    own = f"; {snapshot.own_text}" if snapshot.own_text else ""
+    last = f"; last known: {snapshot.state}" if snapshot.started is not None else ""
+    text, short = f"{outage.text}{since}", f"{outage.short}{since}"
+    return (text + own + last, text + own, short + own, *((short + last,) if not own else ()), text, short)
+
+
+def _notes(view: View) -> Variants:
+    """Who leads, and whether the run survives its loss."""
+    snapshot = view.snapshot
+    if not snapshot.run_id or snapshot.is_leaderless or snapshot.is_over or view.is_stale:
+        return ()
+    votes = plural(snapshot.voters, "voter")
+    leads = f"{snapshot.leader} leads, " if snapshot.leader else ""
+    if snapshot.is_safe:
+        return (f"{leads}{votes}: the run survives its loss", f"{leads}{votes}", votes)
+    if leads:
+        return (f"{leads}{FRAGILE}", f"{leads}a single point of failure", f"{leads}no failover", "no failover")
+    point = "the coordinator is a single point of failure"
+    return (f"{votes}: {point}", point, "no failover: see ? help", "no failover")
+
+
+class Tile(Widget):
+    """One number: a label, a value, and a line that puts the value in proportion."""
+
+    view: reactive[View] = reactive(View)
+
+    def __init__(self, read: Callable[[View], Reading], *labels: str) -> None:
         """``labels``: longest first."""
-        super().__init__(id=id)
-        self._labels = labels
-        self._face = face
+        super().__init__()
+        self._read, self._labels = read, labels
 
     def render(self) -> Content:
         width = self.size.width
-        value, under = self._face(self.view) if self.view.is_known else UNKNOWN
+        value, under = self._read(self.view) if self.view.is_known else (("-",), ("",))
         return Content.assemble(
             (first_fitting(width, *self._labels), MUTED),
             "\n",
@@ -48,23 +102,23 @@ class Tile(Widget):
 
 
 class Tiles(Horizontal):
-    """All five, side by side."""
+    """The five numbers, side by side."""
 
     view: reactive[View] = reactive(View)
 
     def compose(self) -> ComposeResult:
-        yield Tile("peers-tile", _peers, "PEERS")
-        yield Tile("round-tile", _round, "ROUND")
-        yield Tile("loss-tile", _loss, "HELD-OUT LOSS", "LOSS")
-        yield Tile("bytes-tile", _bytes, "ON THE WIRE", "WIRE")
-        yield Tile("speed-tile", _speed, "SPEED")
+        yield Tile(_peers, "PEERS")
+        yield Tile(_round, "ROUND")
+        yield Tile(_loss, "HELD-OUT LOSS", "LOSS")
+        yield Tile(_bytes, "ON THE WIRE", "WIRE")
+        yield Tile(_speed, "SPEED")
 
     def watch_view(self, view: View) -> None:
         for tile in self.query(Tile):
             tile.view = view
 
 
-def _peers(view: View) -> tuple[Variants, Variants]:
+def _peers(view: View) -> Reading:
     snapshot = view.snapshot
     alive, seen = len(snapshot.alive), len(snapshot.peers)
     if snapshot.is_over:
@@ -79,7 +133,7 @@ def _peers(view: View) -> tuple[Variants, Variants]:
     return (f"{alive} alive",), (f"{seen} seen{gone}, {snapshot.min_peers} needed", f"of {seen} seen")
 
 
-def _round(view: View) -> tuple[Variants, Variants]:
+def _round(view: View) -> Reading:
     snapshot = view.snapshot
     of = f" of {snapshot.rounds}" if snapshot.rounds else ""
     value = (f"{snapshot.round}{of}", str(snapshot.round))
@@ -102,7 +156,7 @@ def _round(view: View) -> tuple[Variants, Variants]:
     )
 
 
-def _loss(view: View) -> tuple[Variants, Variants]:
+def _loss(view: View) -> Reading:
     snapshot = view.snapshot
     if snapshot.loss is None and snapshot.local_loss is not None:
         return (f"local {loss_text(snapshot.local_loss)}",), ("nats a token",)
@@ -111,7 +165,7 @@ def _loss(view: View) -> tuple[Variants, Variants]:
     return (loss_text(snapshot.loss),), (f"{start}, nats a token" if first is not None else start, start, "nats")
 
 
-def _bytes(view: View) -> tuple[Variants, Variants]:
+def _bytes(view: View) -> Reading:
     snapshot = view.snapshot
     wire, dense = snapshot.wire_bytes, snapshot.dense_bytes
     if not dense:
@@ -121,7 +175,7 @@ def _bytes(view: View) -> tuple[Variants, Variants]:
     return value, (f"dense training: {bytes_text(dense)}", f"dense: {bytes_text(dense)}", f"{factor} less")
 
 
-def _speed(view: View) -> tuple[Variants, Variants]:
+def _speed(view: View) -> Reading:
     snapshot = view.snapshot
     speed = count_text(snapshot.tokens_per_second)
     value = (f"{speed} tokens/s", f"{speed} tok/s", f"{speed} t/s", speed)
