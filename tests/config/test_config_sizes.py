@@ -15,7 +15,7 @@ from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import ModelConfig, RoundConfig, RunConfig, WireConfig
 from tsr_swarm.config.sizes import block_bytes, check_budget, core_upload, sketch_costs, split_blocks
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.rounds.shard_assignment import SLACK, assign
+from tsr_swarm.rounds.assignment import SLACK, assign
 from tsr_swarm.train.llama import parameter_shapes
 
 BLOCKS = (

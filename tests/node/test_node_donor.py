@@ -17,7 +17,7 @@ from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.donor import DonorService
 from tsr_swarm.node.headers import KEPT, Headers
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.rounds.header_tree import BRANCHES, header_givers
+from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.run_folder import fresh_consensus

@@ -19,7 +19,7 @@ from tsr_swarm.node.sync import rounds as round_download
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.sync.state import StateDownload
-from tsr_swarm.rounds.header_tree import BRANCHES, header_givers
+from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage import state_file
 from tsr_swarm.storage.round_log import RoundLog

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from tsr_swarm.node import driver as module
 from tsr_swarm.node.driver import AGAIN_SECONDS, Driver
 from tsr_swarm.rounds import raft_state as cl
-from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import (
     Action,
@@ -31,7 +30,7 @@ from tsr_swarm.rounds.protocol import (
     Unreachable,
 )
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.rounds.round_phases import LeaderPolicy
+from tsr_swarm.rounds.round_phases import RoundPolicy
 from tsr_swarm.rounds.state import Node, NodeIdentity
 from tsr_swarm.rounds.step import begin, wake_at
 from tsr_swarm.storage.journal import Journal
@@ -103,7 +102,7 @@ class Hands:
         self._is_busy = False
 
     def _look(self) -> None:
-        self.ledgers.append((self.shell.node.council.ledger, self._journal.load(print) or HardState(self._genesis)))
+        self.ledgers.append((self.shell.node.voter.hard_state, self._journal.load(print) or HardState(self._genesis)))
 
     def sent(self, kind: type[Any]) -> list[Any]:
         return [
@@ -121,7 +120,7 @@ class Rig:
             is_dialable=True,
             first=voters[0],
             sizes=(1,),
-            policy=LeaderPolicy(DeadlinePolicy(quorum=1, floor_seconds=5.0, ceiling_seconds=60.0), 1, 3),
+            policy=RoundPolicy(quorum=1, floor_seconds=5.0, ceiling_seconds=60.0, min_peers=1, last_round=3),
         )
         node = begin(identity, HardState(genesis), PeerState(applied=0), loop.time())
         self.place = folder / "run"
@@ -185,15 +184,15 @@ def test_what_the_disk_refuses_has_not_happened(story: list[Event]) -> None:
         async def run(loop: QuickLoop) -> None:
             rig = Rig(Path(folder), loop)
             rig.fill_the_disk()
-            hands, ledger = rig.hands, rig.shell.node.council.ledger
+            hands, ledger = rig.hands, rig.shell.node.voter.hard_state
             hands.ledgers, hands._look = [], lambda: None  # type: ignore[method-assign]
             for event in story:
                 before, done = rig.shell.node, hands.steps
                 rig.shell.put(event)
                 assert rig.shell.node is before or hands.steps == done + 1
-                assert rig.shell.node.council.ledger == ledger
+                assert rig.shell.node.voter.hard_state == ledger
             rig.shell.close()
-            assert not [reply for reply in hands.sent(cl.VoteReply) if reply.granted and not reply.is_trial]
+            assert not [reply for reply in hands.sent(cl.VoteReply) if reply.granted and not reply.is_pre_vote]
             assert not [reply for reply in hands.sent(cl.HeartbeatReply) if reply.accepted]
 
         assert not quickly(run).faults
@@ -207,14 +206,14 @@ def test_an_own_event_is_put_again_and_a_message_is_not(tmp_path: Path) -> None:
         rig.fill_the_disk()
         rig.shell.put(Received(OTHER, cl.Heartbeat(7, RoundRecord(voters=VOTERS), None)))
         rig.shell.put(Applied(record))
-        assert rig.shell.node.council.ledger.base.round == 0
+        assert rig.shell.node.voter.hard_state.base.round == 0
         await loop.at(3.5 * AGAIN_SECONDS)
         assert len(rig.warnings) == 1, "once, however often it is tried"
         assert "waits until it can be written" in rig.warnings[0]
         rig.free_the_disk()
         await loop.at(5 * AGAIN_SECONDS)
-        assert rig.shell.node.council.ledger.base == record
-        assert rig.shell.node.council.term < 7, "whoever said so says it again"
+        assert rig.shell.node.voter.hard_state.base == record
+        assert rig.shell.node.voter.term < 7, "whoever said so says it again"
         rig.shell.close()
 
     assert not quickly(run).faults
@@ -273,10 +272,10 @@ def test_a_full_disk_is_tried_every_second_until_it_is_not_full(tmp_path: Path) 
         rig.shell.put(Tick())
         await loop.at(30.5)
         assert 25 <= len(tries) <= 32
-        assert not rig.shell.node.council.leads
+        assert not rig.shell.node.voter.leads
         rig.free_the_disk()
         await loop.at(32.0)
-        assert rig.shell.node.council.leads
+        assert rig.shell.node.voter.leads
         rig.shell.close()
 
     assert not quickly(run).faults
@@ -329,7 +328,7 @@ def test_the_timer_follows_what_changes_between_events(tmp_path: Path) -> None:
         rig = Rig(tmp_path, loop)
         rig.shell.put(Tick())
         (poll,) = rig.hands.sent(Poll)
-        asked = rig.shell.node.guide.asked
+        asked = rig.shell.node.tracking.asked
         news = RoundUpdate(1, asked, 1, RoundRecord(voters=VOTERS), (), None, (), False, poll.number)
         rig.shell.put(Received(asked, news))
         await loop.at(0.1)

@@ -362,8 +362,8 @@ def test_who_reduces_is_named_once_however_many_shards_it_has() -> None:
     assert NEWS.plan is not None
 
     def size(count: int) -> int:
-        plan = replace(NEWS.plan, places=tuple(reducers[shard % 4] for shard in range(count)))
-        news = replace(NEWS, plan=plan, sources=tuple(place.node for place in plan.places))
+        plan = replace(NEWS.plan, reducers=tuple(reducers[shard % 4] for shard in range(count)))
+        news = replace(NEWS, plan=plan, sources=plan.nodes)
         return news_to_proto(news, PLAN).ByteSize()
 
     assert size(100) - size(60) == 2 * 40, "a byte for each, in the plan and of the round before"

@@ -373,7 +373,7 @@ async def test_shards_are_the_run_s_own() -> None:
     async with pair() as (a, b):
         b.notes.hear_plan(PLAN)
         await polled(a, b)
-        b.post.send(A, replace(TOLD, plan=replace(OPEN, places=(ReducerSlot(A, 1),) * 3)))
+        b.post.send(A, replace(TOLD, plan=replace(OPEN, reducers=(ReducerSlot(A, 1),) * 3)))
         assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
         assert a.notes.plan(1, "") is None
 

@@ -77,7 +77,7 @@ async def test_a_shard_that_has_moved_is_given_up_once(has_begun: bool, work: Ro
     rig.plan = OpenRound(1, "", 1, 2, (ReducerSlot(OTHER, 1),))
     rig.put(UploadFailed(1, 7, ReducerSlot(OTHER, 1)))
     rig.put(UploadFailed(1, 7, ReducerSlot(OTHER, 1)))
-    assert rig.events.count(UploadFailed(1, 0, order.place)) == 1
+    assert rig.events.count(UploadFailed(1, 0, order.reducer)) == 1
     await rig.background.close()
 
 

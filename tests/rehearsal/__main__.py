@@ -36,15 +36,15 @@ def run_all(seeds: Sequence[int], jobs: int) -> list[Outcome]:
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
     by_kind: dict[str, list[FaultCount]] = defaultdict(list)
     for outcome in outcomes:
-        for toll in outcome.tolls:
-            by_kind[toll.kind].append(toll)
+        for count in outcome.fault_counts:
+            by_kind[count.kind].append(count)
     yield "| fault | placed | rounds lost | seconds until a round stood: median | longest | never |"
     yield "|---|---|---|---|---|---|"
-    for kind, tolls in sorted(by_kind.items()):
-        seconds = [toll.seconds for toll in tolls if toll.seconds is not None]
+    for kind, counts in sorted(by_kind.items()):
+        seconds = [count.seconds for count in counts if count.seconds is not None]
         middle, most = (f"{f(seconds):.1f}" if seconds else "-" for f in (statistics.median, max))
-        lost = sum(toll.lost_rounds for toll in tolls)
-        yield f"| {kind.replace('_', ' ')} | {len(tolls)} | {lost} | {middle} | {most} | {len(tolls) - len(seconds)} |"
+        lost, never = sum(count.lost_rounds for count in counts), len(counts) - len(seconds)
+        yield f"| {kind.replace('_', ' ')} | {len(counts)} | {lost} | {middle} | {most} | {never} |"
 
 
 def processor_seconds() -> float:
@@ -56,7 +56,7 @@ def processor_seconds() -> float:
 def report(outcomes: Sequence[Outcome], seconds: float, jobs: int, command: str) -> str:
     virtual = sum(outcome.seconds for outcome in outcomes)
     found = [outcome for outcome in outcomes if outcome.violations]
-    faults = sum(len(outcome.tolls) for outcome in outcomes)
+    faults = sum(len(outcome.fault_counts) for outcome in outcomes)
     lines = [
         "# Rehearsal: seeded swarms of the real decisions, with everything going wrong",
         "",

@@ -1,4 +1,4 @@
-"""Virtual time: what is to happen, in the order in which it happens."""
+"""Virtual time: a queue of calls."""
 
 import heapq
 from collections.abc import Callable
@@ -7,7 +7,7 @@ Call = Callable[[], None]
 
 
 class Clock:
-    """A queue of calls. Of two at the same time, the one that was put first comes first."""
+    """Makes calls in the order of their times. Of two at the same time, the one that was put first comes first."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -15,19 +15,19 @@ class Clock:
         self._count = 0
 
     def at(self, time: float, call: Call) -> None:
-        """Have ``call`` made at ``time``, or now if that is over."""
+        """Make ``call`` at ``time``, or now if that is over."""
         self._count += 1
         heapq.heappush(self._queue, (max(time, self.now), self._count, call))
 
     def after(self, seconds: float, call: Call) -> None:
-        """Have ``call`` made in ``seconds``."""
+        """Make ``call`` in ``seconds``."""
         self.at(self.now + seconds, call)
 
     def run(self, is_over: Callable[[], bool], most: int) -> int:
-        """Make calls until ``is_over``, until nothing is left or ``most`` are made; how many were."""
-        made = 0
-        while self._queue and made < most and not is_over():
+        """Make calls until ``is_over``, none is left or ``most`` are made. Returns how many were made."""
+        count = 0
+        while self._queue and count < most and not is_over():
             self.now, _, call = heapq.heappop(self._queue)
             call()
-            made += 1
-        return made
+            count += 1
+        return count

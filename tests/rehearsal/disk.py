@@ -1,4 +1,4 @@
-"""A node's disk: what a kill leaves. It can be full for a while, and refuse the journal once."""
+"""A machine's disk, which survives when the process is killed. It can be full, and refuse to write the journal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,22 +17,22 @@ class Published:
 
 @dataclass(slots=True)
 class Disk:
-    """Journal, rounds and checkpoint. Every ``save`` says whether it worked."""
+    """Journal, rounds and checkpoint. Every ``save`` returns whether it worked."""
 
     keeps: int  # rounds; older ones are thrown away
-    ledger: HardState
+    hard_state: HardState
     record: RoundRecord | None = None  # of the checkpoint, None: no state yet
     rounds: dict[int, dict[str, Published]] = field(default_factory=dict)
     is_full: bool = False
     failures: int = 0  # of the next writes to the journal
 
-    def save_ledger(self, ledger: HardState) -> bool:
+    def save_hard_state(self, hard_state: HardState) -> bool:
         if self.failures > 0:
             self.failures -= 1
             return False
         if self.is_full:
             return False
-        self.ledger = ledger
+        self.hard_state = hard_state
         return True
 
     def save_round(self, published: Published) -> bool:
@@ -53,7 +53,7 @@ class Disk:
         return self.rounds.get(round, {}).get(chain)
 
     def chain_of(self, round: int, known: Sequence[tuple[int, str]]) -> str:
-        """The chain hash of a round that stands, followed back from rounds that do; "" where none leads there."""
+        """Return the chain hash of a round, followed back from ``known`` committed ones; "" where none leads there."""
         for newer, chain in known:
             at = newer
             while at > round:

@@ -1,4 +1,4 @@
-"""What must hold at every instant of a rehearsal, and what must hold at its end."""
+"""What must hold after every step of a rehearsal, and at its end."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 from tests.rehearsal.disk import Published
 from tests.rehearsal.work import Units
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds import raft_state as cl
-from tsr_swarm.rounds.raft_state import HardState, RoundRecord
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord, is_majority
 from tsr_swarm.rounds.state import Node
 
 if TYPE_CHECKING:
@@ -16,13 +15,14 @@ if TYPE_CHECKING:
 
 
 class InvariantChecker:
-    """Sees every step of every node, and says what must not have happened."""
+    """Checks every step of every node, and keeps what must not have happened."""
 
     def __init__(self, swarm: "Swarm") -> None:
         self.violations: list[str] = []
-        self.standing: dict[int, str] = {}  # round -> chain hash
-        self.stood_at: dict[int, float] = {}
+        self.committed: dict[int, str] = {}  # round -> chain hash
+        self.committed_at: dict[int, float] = {}
         self.opened: list[tuple[float, str, int]] = []  # when, by whom, round
+        self.uploaded: list[tuple[float, str, int]] = []  # when, by whom, of which round
         self.void_shards: dict[int, int] = {}
         self.results: dict[int, Published] = {}
         self._swarm = swarm
@@ -42,80 +42,80 @@ class InvariantChecker:
 
     @property
     def newest(self) -> int:
-        return max(self.standing, default=0)
+        return max(self.committed, default=0)
 
     # --- every step ---------------------------------------------------------------------------------------------------
 
     def started(self, machine: "Machine") -> None:
         assert machine.node is not None, "it starts"
-        self._journaled(machine, machine.node.council.ledger)
+        self._journaled(machine, machine.node.voter.hard_state)
 
     def stepped(self, machine: "Machine", before: Node, after: Node) -> None:
-        ledger = after.council.ledger
-        if machine.disk.ledger != ledger:
-            self.complain(f"{machine.name} acts on what its journal has not: {ledger}")
-        if ledger is not before.council.ledger:
-            if before.council.leads or after.council.leads:  # it accepts and decides in one step where it is alone
-                self._accepted.setdefault(ledger.base.chain, set()).add(machine.name)
-            self._journaled(machine, ledger)
-            if after.council.leads and ledger.tail is not None and ledger.tail != before.council.ledger.tail:
-                self._proposes(machine, ledger.term, ledger.tail)
-        if after.council.leads and not (before.council.leads and before.council.term == after.council.term):
+        hard_state = after.voter.hard_state
+        if machine.disk.hard_state != hard_state:
+            self.complain(f"{machine.name} acts on what its journal has not: {hard_state}")
+        if hard_state is not before.voter.hard_state:
+            if before.voter.leads or after.voter.leads:  # it accepts and decides in one step where it is alone
+                self._accepted.setdefault(hard_state.base.chain, set()).add(machine.name)
+            self._journaled(machine, hard_state)
+            if after.voter.leads and hard_state.tail is not None and hard_state.tail != before.voter.hard_state.tail:
+                self._proposes(machine, hard_state.term, hard_state.tail)
+        if after.voter.leads and not (before.voter.leads and before.voter.term == after.voter.term):
             self._leads(machine, after)
         if after.peer.applied >= 0 and after.peer.applied != before.peer.applied:
-            self._stands(machine, after.peer.applied, after.peer.chain, 0)
-        plan = after.leading.plan if after.leading is not None else None
-        if plan is not None and (before.leading is None or before.leading.plan is None):
+            self._commits(machine, after.peer.applied, after.peer.chain, 0)
+        plan = after.leader_role.plan if after.leader_role is not None else None
+        if plan is not None and (before.leader_role is None or before.leader_role.plan is None):
             self.opened.append((self._swarm.clock.now, machine.name, plan.round))
 
-    def _journaled(self, machine: "Machine", ledger: HardState) -> None:
+    def _journaled(self, machine: "Machine", hard_state: HardState) -> None:
         term, round = self._newest.get(machine.name, (0, 0))
-        if ledger.term < term or ledger.base.round < round:
-            self.complain(f"{machine.name} went back from term {term}, round {round} to {ledger}")
-        self._newest[machine.name] = (ledger.term, ledger.base.round)
-        if ledger.voted_for:
-            vote = self._votes.setdefault((machine.name, ledger.term), ledger.voted_for)
-            if vote != ledger.voted_for:
-                self.complain(f"{machine.name} voted for {vote} and {ledger.voted_for} in term {ledger.term}")
-        if ledger.tail is not None:
-            self._records.setdefault(ledger.tail.chain, ledger.tail)
-            self._accepted.setdefault(ledger.tail.chain, set()).add(machine.name)
-            if ledger.tail.parent != ledger.base.chain or ledger.tail.round != ledger.base.round + 1:
-                self.complain(f"{machine.name} accepted {ledger.tail} after {ledger.base}")
-            if machine.disk.find(ledger.tail.round, ledger.tail.chain) is None:
-                self.complain(f"{machine.name} accepted round {ledger.tail.round} without its bytes")
-        self._records.setdefault(ledger.base.chain, ledger.base)
-        self._stands(machine, ledger.base.round, ledger.base.chain, ledger.term)
+        if hard_state.term < term or hard_state.base.round < round:
+            self.complain(f"{machine.name} went back from term {term}, round {round} to {hard_state}")
+        self._newest[machine.name] = (hard_state.term, hard_state.base.round)
+        if hard_state.voted_for:
+            vote = self._votes.setdefault((machine.name, hard_state.term), hard_state.voted_for)
+            if vote != hard_state.voted_for:
+                self.complain(f"{machine.name} voted for {vote} and {hard_state.voted_for} in term {hard_state.term}")
+        if hard_state.tail is not None:
+            self._records.setdefault(hard_state.tail.chain, hard_state.tail)
+            self._accepted.setdefault(hard_state.tail.chain, set()).add(machine.name)
+            if hard_state.tail.parent != hard_state.base.chain or hard_state.tail.round != hard_state.base.round + 1:
+                self.complain(f"{machine.name} accepted {hard_state.tail} after {hard_state.base}")
+            if machine.disk.find(hard_state.tail.round, hard_state.tail.chain) is None:
+                self.complain(f"{machine.name} accepted round {hard_state.tail.round} without its bytes")
+        self._records.setdefault(hard_state.base.chain, hard_state.base)
+        self._commits(machine, hard_state.base.round, hard_state.base.chain, hard_state.term)
 
     def _leads(self, machine: "Machine", node: Node) -> None:
-        key = (node.council.term, node.council.voters)
+        key = (node.voter.term, node.voter.voters)
         leader = self._leaders.setdefault(key, (machine.name, machine.life))
         if leader != (machine.name, machine.life):
             self.complain(f"{machine.name} and {leader[0]} lead term {key[0]} under {key[1]}")
-        if machine.name not in node.council.voters:
+        if machine.name not in node.voter.voters:
             self.complain(f"{machine.name} leads and is no voter of {key[1]}")
 
     def _proposes(self, machine: "Machine", term: int, record: RoundRecord) -> None:
-        stands = self.standing.get(record.round)
-        if stands is not None and stands != record.chain and term >= self._decided_in.get(record.round, 0):
+        known = self.committed.get(record.round)
+        if known is not None and known != record.chain and term >= self._decided_in.get(record.round, 0):
             self.complain(
                 f"{machine.name} in term {term} proposes another round {record.round} than the one that stands"
             )
 
-    def _stands(self, machine: "Machine", round: int, chain: str, term: int) -> None:
+    def _commits(self, machine: "Machine", round: int, chain: str, term: int) -> None:
         if round == 0:
             return
-        known = self.standing.get(round)
+        known = self.committed.get(round)
         if known is not None:
             if known != chain:
                 self.complain(f"FORK: round {round} is {known}, and {chain} at {machine.name}")
             return
-        self.standing[round] = chain
-        self.stood_at[round] = self._swarm.clock.now
+        self.committed[round] = chain
+        self.committed_at[round] = self._swarm.clock.now
         self._decided_in[round] = term
         self._check_majority(machine, round, chain)
         record = self._records.get(chain)
-        if record is not None and self.standing.get(round - 1, record.parent) != record.parent:
+        if record is not None and self.committed.get(round - 1, record.parent) != record.parent:
             self.complain(f"FORK: round {round} does not follow round {round - 1}")
         published = machine.disk.find(round, chain)
         if published is None:
@@ -124,19 +124,19 @@ class InvariantChecker:
         self.results[round] = published
         self.void_shards[round] = sum(result.is_void for result in published.results)
         self._count(round, published)
-        self._swarm.stood(round)
+        self._swarm.end_round(round)
 
     def _check_majority(self, machine: "Machine", round: int, chain: str) -> None:
         record = self._records.get(chain)
         before = self._records.get(record.parent) if record is not None else None
         if before is None:
             self.complain(f"round {round} stands at {machine.name} and was accepted by nobody")
-        elif not cl.majority(self._accepted.get(chain, set()), before.voters):
+        elif not is_majority(self._accepted.get(chain, set()), before.voters):
             holders = sorted(self._accepted.get(chain, set()))
             self.complain(f"round {round} stands, accepted by {holders} of {before.voters}")
 
     def _count(self, round: int, published: Published) -> None:
-        """No unit of work is in two rounds that stand."""
+        """Check that no unit of work is in two committed rounds."""
         for shard, result in enumerate(published.results):
             if result.is_void:
                 continue
@@ -155,33 +155,34 @@ class InvariantChecker:
             self._admitted[key] = self._admitted.get(key, frozenset()) | message.admitted
 
     def sealing(self, machine: "Machine", seal: pt.Seal) -> None:
-        """A leader publishes nobody whom it has not admitted."""
+        """Check that a leader publishes the work of no peer that it has not admitted."""
         assert machine.node is not None, "it seals"
-        leading = machine.node.leading
-        admitted = self._admitted.get((machine.name, machine.node.council.term, seal.round), frozenset())
-        admitted |= frozenset(leading.callers) if leading is not None else frozenset()
+        role = machine.node.leader_role
+        admitted = self._admitted.get((machine.name, machine.node.voter.term, seal.round), frozenset())
+        admitted |= frozenset(role.contacts) if role is not None else frozenset()
         for result in seal.results:
             if not result.included <= admitted:
                 self.complain(f"{machine.name} seals {sorted(result.included - admitted)}, whom it never admitted")
 
-    def uploads(self, machine: "Machine", to: str) -> None:
-        if not self._swarm.machines[to].is_dialable:
-            self.complain(f"{machine.name} sends a shard to {to}, which cannot be dialled")
+    def uploads(self, machine: "Machine", upload: pt.Upload) -> None:
+        self.uploaded.append((self._swarm.clock.now, machine.name, upload.round))
+        if not self._swarm.machines[upload.reducer.node].is_dialable:
+            self.complain(f"{machine.name} sends a shard to {upload.reducer.node}, which cannot be dialled")
 
     # --- every second -------------------------------------------------------------------------------------------------
 
     def look(self, machine: "Machine", is_disturbed: bool, most: float) -> None:
-        """An open round of a leader that is left alone ends in time."""
+        """Check that an open round ends in time where there is no fault."""
         node = machine.node
-        if node is None or node.leading is None or node.leading.plan is None or not node.council.leads:
+        if node is None or node.leader_role is None or node.leader_role.plan is None or not node.voter.leads:
             return
-        now, plan = self._swarm.clock.now, node.leading.plan
-        key = (machine.name, machine.life, node.council.term, plan.round)
-        if is_disturbed or not (node.leading.state.members or node.leading.state.arrivals):
+        now, plan = self._swarm.clock.now, node.leader_role.plan
+        key = (machine.name, machine.life, node.voter.term, plan.round)
+        if is_disturbed or not (node.leader_role.state.members or node.leader_role.state.arrivals):
             self._open_since[key] = now
         elif now - self._open_since.setdefault(key, now) > most:
             self._open_since[key] = float("inf")
-            self.complain(f"round {plan.round} of {machine.name} is open for {most:.0f} s: {node.leading.state}")
+            self.complain(f"round {plan.round} of {machine.name} is open for {most:.0f} s: {node.leader_role.state}")
 
     # --- at the end ---------------------------------------------------------------------------------------------------
 
@@ -189,17 +190,17 @@ class InvariantChecker:
         node = machine.node
         if node is None:
             return
-        sizes = {"sent": (len(node.work.sent), shards), "sending": (len(node.work.sending), shards)}
-        if node.leading is not None:
-            sizes["callers"] = (len(node.leading.callers), names)
-            sizes["holds"] = (len(node.leading.holds), names)
-            sizes["members"] = (len(node.leading.state.members), names)
-            sizes["arrivals"] = (len(node.leading.state.arrivals), names)
-        if node.reducing is not None:
-            sizes["held"] = (len(node.reducing.state.held), names * shards)
-            sizes["done"] = (len(node.reducing.done), shards)
+        sizes = {"sent": (len(node.progress.sent), shards), "sending": (len(node.progress.sending), shards)}
+        if node.leader_role is not None:
+            sizes["contacts"] = (len(node.leader_role.contacts), names)
+            sizes["held polls"] = (len(node.leader_role.held_polls), names)
+            sizes["members"] = (len(node.leader_role.state.members), names)
+            sizes["arrivals"] = (len(node.leader_role.state.arrivals), names)
+        if node.reducer is not None:
+            sizes["held"] = (len(node.reducer.held), names * shards)
+            sizes["done"] = (len(node.reducer.done), shards)
         sizes["contributions"] = (len(machine.held), names * shards)
-        sizes["answers"] = (len(node.council.answers), names)
+        sizes["answers"] = (len(node.voter.answered_at), names)
         for what, (size, most) in sizes.items():
             if size > most:
                 self.complain(f"{machine.name} keeps {size} {what}, more than {most}")

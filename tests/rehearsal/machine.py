@@ -1,4 +1,4 @@
-"""One machine of a rehearsed swarm: the shell around ``step``, with a clock, a disk and work of its own.
+"""One machine of a rehearsed swarm: it drives ``step`` with a clock, a disk and work of its own.
 
 It does what a process would do for rounds/step.py: journal before acting, carry messages, train, average, store,
 fetch and apply, all in virtual time.
@@ -38,7 +38,7 @@ class Delivery:
     token: int
     term: int
     units: Units
-    place: pt.ReducerSlot
+    reducer: pt.ReducerSlot
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class Pace:
     average: float = 0.2
     transfer: float = 0.02  # a unit of shard size
     slowness: float = 1.0
-    line: float = 1.0  # slowness of its line
+    connection: float = 1.0  # slowness of its connection
     reducing: float = 1.0  # slowness of its averages
 
 
@@ -64,6 +64,8 @@ class LocalClock:
 
 @dataclass(slots=True, eq=False)
 class Machine:
+    """A process that can be killed and started again, and the disk and the clock that remain."""
+
     swarm: "Swarm"
     name: str
     trains: bool
@@ -76,7 +78,7 @@ class Machine:
     life: int = 0
     is_suspended: bool = False
     has_left: bool = False
-    wrist: LocalClock = field(default_factory=LocalClock)
+    clock: LocalClock = field(default_factory=LocalClock)
     work: Work = field(init=False)
     held: dict[tuple[int, str, int], Units] = field(default_factory=dict)  # (round, peer, shard)
     backlog: list[pt.Event] = field(default_factory=list)
@@ -92,7 +94,7 @@ class Machine:
     def __post_init__(self) -> None:
         self.work = Work(len(self.swarm.layout.sizes))
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- process ------------------------------------------------------------------------------------------------------
 
     @property
     def is_up(self) -> bool:
@@ -100,10 +102,10 @@ class Machine:
 
     @property
     def slowness(self) -> float:
-        return self.pace.line
+        return self.pace.connection
 
     def local(self) -> float:
-        return self.swarm.clock.now * self.wrist.rate + self.wrist.ahead
+        return self.swarm.clock.now * self.clock.rate + self.clock.ahead
 
     def start(self) -> None:
         """Begin a life with what the disk has."""
@@ -122,13 +124,13 @@ class Machine:
             policy=self.swarm.layout.policy,
             known=self.known,
         )
-        self.node = begin(identity, self.disk.ledger, state, self.local())
+        self.node = begin(identity, self.disk.hard_state, state, self.local())
         self.swarm.note(self.name, f"starts, life {self.life}")
-        self.swarm.judge.started(self)
+        self.swarm.checker.started(self)
         self._wake()
 
     def kill(self) -> None:
-        """Everything but the disk is gone."""
+        """Lose everything but the disk."""
         if self.node is None:
             return
         self.swarm.note(self.name, "dies")
@@ -150,7 +152,7 @@ class Machine:
         self.swarm.note(self.name, "is suspended")
 
     def resume(self) -> None:
-        """Go on: what came in between comes now, and the process learns that it slept before or after that."""
+        """Take in what came in between, before or after the process learns that it slept."""
         if not self.is_suspended:
             return
         self.is_suspended = False
@@ -164,7 +166,7 @@ class Machine:
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def put(self, event: pt.Event) -> None:
-        """Have the node take in an event, if it lives."""
+        """Let the node take in an event, if it is up."""
         if self.node is None:
             return
         if self.is_suspended:
@@ -176,14 +178,14 @@ class Machine:
         if not isinstance(event, pt.Tick):
             self.swarm.note(self.name, brief(event))
         after, actions = step(before, event, self.local())
-        if after.council.ledger != before.council.ledger and not self.disk.save_ledger(after.council.ledger):
+        if after.voter.hard_state != before.voter.hard_state and not self.disk.save_hard_state(after.voter.hard_state):
             self.swarm.note(self.name, "the disk refuses the journal")
             if not isinstance(event, pt.Received):
                 self._after(AGAIN_SECONDS, partial(self.put, event))
             self._wake(self.swarm.clock.now + AGAIN_SECONDS)
             return
         self.node = after
-        self.swarm.judge.stepped(self, before, after)
+        self.swarm.checker.stepped(self, before, after)
         self._settle(event, before, after)
         for action in actions:
             self._carry_out(action)
@@ -196,12 +198,12 @@ class Machine:
         since, count = self._burst
         self._burst = (now, count + 1) if now - since < 1e-3 else (now, 1)
         if count > MOST_AT_ONCE:
-            self.swarm.judge.complain(f"{self.name} takes {count} steps at one instant: it loops")
+            self.swarm.checker.complain(f"{self.name} takes {count} steps at one instant: it loops")
             self.swarm.stop()
 
     def _wake(self, not_before: float = 0.0) -> None:
         assert self.node is not None, "only the living wake"
-        due = (wake_at(self.node) - self.wrist.ahead) / self.wrist.rate + SOON
+        due = (wake_at(self.node) - self.clock.ahead) / self.clock.rate + SOON
         due = max(due, self.swarm.clock.now, not_before)
         if due < self._waking and due != float("inf"):
             self._waking = due
@@ -219,13 +221,13 @@ class Machine:
             self._wake()
 
     def reset_timer(self) -> None:
-        """The clock was set: what was timed by it is not right any more."""
+        """Wake at the right time again after the clock was set."""
         self._waking = float("inf")
         if self.node is not None and not self.is_suspended:
             self._wake()
 
     def _after(self, seconds: float, call: "partial[None]") -> None:
-        """Later, if this life lasts."""
+        """Call later, if the process still runs then."""
         self.swarm.clock.after(seconds, partial(self._in_life, self.life, call))
 
     def _in_life(self, life: int, call: "partial[None]") -> None:
@@ -239,7 +241,7 @@ class Machine:
         swarm.note(self.name, f"-> {brief(action)}")
         match action:
             case pt.Send(to, message):
-                swarm.judge.sent(self, to, message)
+                swarm.checker.sent(self, to, message)
                 swarm.network.send(self, to, message)
             case pt.Train(plan):
                 self._train(plan)
@@ -265,7 +267,7 @@ class Machine:
         assert self.node is not None, "it quits"
         last = self.swarm.layout.policy.last_round
         if not self.node.is_leaving and (not last or self.node.peer.applied < last):
-            self.swarm.judge.complain(f"{self.name} quits after round {self.node.peer.applied} of {last}")
+            self.swarm.checker.complain(f"{self.name} quits after round {self.node.peer.applied} of {last}")
         self.has_left = True
         self.kill()
 
@@ -273,7 +275,7 @@ class Machine:
 
     def _train(self, plan: pt.OpenRound) -> None:
         if self._training is not None:
-            self.swarm.judge.complain(f"{self.name} trains twice at once")
+            self.swarm.checker.complain(f"{self.name} trains twice at once")
         self.swarm.reached(plan.round, "train")
         self._training = plan
         self._training_token += 1
@@ -281,7 +283,7 @@ class Machine:
         self._after(seconds, partial(self._trained, self._training_token, True))
 
     def _trained(self, token: int, is_whole: bool) -> None:
-        """Ends early too: what was done by then stays in the residual."""
+        """End training, maybe early: what was done by then stays in the residual."""
         plan = self._training
         if plan is None or token != self._training_token:
             return
@@ -298,55 +300,55 @@ class Machine:
 
     def _upload(self, upload: pt.Upload) -> None:
         if self.work.round != upload.round:
-            self.swarm.judge.complain(f"{self.name} sends round {upload.round} and has that of {self.work.round}")
+            self.swarm.checker.complain(f"{self.name} sends round {upload.round} and has that of {self.work.round}")
             return
         self.swarm.reached(upload.round, "exchange")
-        self.swarm.judge.uploads(self, upload.place.node)
+        self.swarm.checker.uploads(self, upload)
         self._tokens += 1
         token = self._tokens
         self._sending[upload.round, upload.shard] = token
-        parcel = Delivery(self, self.life, token, upload.term, self.work.carried[upload.shard], upload.place)
+        delivery = Delivery(self, self.life, token, upload.term, self.work.carried[upload.shard], upload.reducer)
         size = self.swarm.layout.sizes[upload.shard]
-        seconds = size * self.pace.transfer * self.pace.line + self.swarm.network.delay(self.name, self.name)
-        if upload.place.node == self.name:
+        seconds = size * self.pace.transfer * self.pace.connection + self.swarm.network.delay(self.name, self.name)
+        if upload.reducer.node == self.name:
             seconds = 0.001
-        self._after(seconds, partial(self._arrive, upload, parcel))
+        self._after(seconds, partial(self._arrive, upload, delivery))
         self._after(seconds + 2 * TIMEOUT_SECONDS, partial(self._upload_failed, upload, token))
 
-    def _arrive(self, upload: pt.Upload, parcel: Delivery) -> None:
-        target = self.swarm.machines[upload.place.node]
+    def _arrive(self, upload: pt.Upload, delivery: Delivery) -> None:
+        target = self.swarm.machines[upload.reducer.node]
         if not self.swarm.network.passes(self.name, target.name):
             return
-        if not target.is_up or target.life != upload.place.incarnation:
-            self._after(0.1, partial(self._upload_failed, upload, parcel.token))
+        if not target.is_up or target.life != upload.reducer.incarnation:
+            self._after(0.1, partial(self._upload_failed, upload, delivery.token))
             return
-        target._arriving[self.name, upload.round, upload.shard] = parcel
+        target._arriving[self.name, upload.round, upload.shard] = delivery
         assert target.node is not None, "it is up"
-        tokens = len(parcel.units)
+        tokens = len(delivery.units)
         target.put(pt.Offered(self.name, upload.term, upload.round, self.work.parent, upload.shard, tokens))
 
     def _reply(self, reply: pt.Reply) -> None:
-        """What came is kept if it is new; who sent it hears what became of it, if that gets through."""
-        parcel = self._arriving.pop((reply.peer, reply.round, reply.shard), None)
-        if parcel is None:
+        """Keep what came if it is new; its sender learns what became of it, if that gets through."""
+        delivery = self._arriving.pop((reply.peer, reply.round, reply.shard), None)
+        if delivery is None:
             return
         if reply.verdict.is_new:
-            self.held[reply.round, reply.peer, reply.shard] = parcel.units
+            self.held[reply.round, reply.peer, reply.shard] = delivery.units
             for old in [key for key in self.held if key[0] < reply.round]:
                 del self.held[old]
         if self.swarm.network.passes(self.name, reply.peer):
-            told = partial(parcel.sender._uploaded, parcel, reply)
+            told = partial(delivery.sender._uploaded, delivery, reply)
             self.swarm.clock.after(self.swarm.network.delay(self.name, reply.peer), told)
 
-    def _uploaded(self, parcel: Delivery, reply: pt.Reply) -> None:
-        if self.life == parcel.life and self._sending.get((reply.round, reply.shard)) == parcel.token:
+    def _uploaded(self, delivery: Delivery, reply: pt.Reply) -> None:
+        if self.life == delivery.life and self._sending.get((reply.round, reply.shard)) == delivery.token:
             del self._sending[reply.round, reply.shard]
-            self.put(pt.Uploaded(parcel.term, reply.round, reply.shard, parcel.place, reply.verdict.counted))
+            self.put(pt.Uploaded(delivery.term, reply.round, reply.shard, delivery.reducer, reply.verdict.counted))
 
     def _upload_failed(self, upload: pt.Upload, token: int) -> None:
         if self._sending.get((upload.round, upload.shard)) == token:
             del self._sending[upload.round, upload.shard]
-            self.put(pt.UploadFailed(upload.round, upload.shard, upload.place))
+            self.put(pt.UploadFailed(upload.round, upload.shard, upload.reducer))
 
     # averages
 
@@ -356,7 +358,7 @@ class Machine:
         for count, (shard, peers) in enumerate(average.included.items(), 1):
             units = tuple((peer, self.held.get((average.round, peer, shard))) for peer in sorted(peers))
             if any(held is None for _, held in units):
-                self.swarm.judge.complain(f"{self.name} is to average what it has not: {units}")
+                self.swarm.checker.complain(f"{self.name} is to average what it has not: {units}")
                 continue
             digest = self.swarm.remember(average.round, shard, units)
             done = pt.Averaged(average.term, average.round, shard, ShardDigest(frozenset(peers), digest))
@@ -366,7 +368,7 @@ class Machine:
 
     def _seal(self, seal: pt.Seal) -> None:
         self.swarm.reached(seal.round, "commit")
-        self.swarm.judge.sealing(self, seal)
+        self.swarm.checker.sealing(self, seal)
         text = f"{seal.parent}/{seal.round}/{[result.digest for result in seal.results]}/{seal.voters}"
         chain = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
         published = Published(RoundRecord(seal.round, chain, seal.parent, seal.voters), seal.results)
@@ -398,19 +400,19 @@ class Machine:
         self.put(pt.Stored(record))
 
     def _read(self, donor: str, record: RoundRecord) -> Published | None:
-        """Bytes of a proposal, from who has them."""
+        """Return the bytes of a proposal from a donor that has them."""
         if not self.swarm.network.reaches(self.name, donor) or self.swarm.machines[donor].is_suspended:
             return None
         return self.swarm.machines[donor].disk.find(record.round, record.chain)
 
     def _transfer_seconds(self) -> float:
         size = sum(self.swarm.layout.sizes)
-        return size * self.pace.transfer * self.pace.line + 2 * self.swarm.network.delay(self.name, self.name)
+        return size * self.pace.transfer * self.pace.connection + 2 * self.swarm.network.delay(self.name, self.name)
 
     def serve(self, round: int) -> tuple[Published | None, bool]:
-        """A round that this node knows to stand, and whether it is over and not kept any more."""
+        """Return a round that this node knows to be committed, and whether it is not kept any more."""
         assert self.node is not None, "the dead serve nothing"
-        base, peer = self.node.council.ledger.base, self.node.peer
+        base, peer = self.node.voter.hard_state.base, self.node.peer
         newest = max(base.round, peer.applied)
         if round > newest:
             return None, False
@@ -438,7 +440,7 @@ class Machine:
         self._apply(published)
 
     def _apply(self, published: Published) -> None:
-        """Between two rounds of training: the one under way ends first."""
+        """Apply a round once the training under way has ended."""
         if self._training is not None:
             self._after(0.1, partial(self._apply, published))
             return
@@ -462,7 +464,7 @@ class Machine:
         self.put(pt.FetchFailed(False))
 
     def _settle(self, event: pt.Event, before: Node, after: Node) -> None:
-        """A round was applied, or a state restored: account for the work, and keep a checkpoint."""
+        """Account for the work and keep a checkpoint, if a round was applied or a state restored."""
         if (before.peer.applied, before.peer.chain) == (after.peer.applied, after.peer.chain):
             return
         match event:
@@ -476,10 +478,10 @@ class Machine:
                 self.work.jump(before.peer.applied, record.round)
                 self.disk.save_checkpoint(record)
             case _:
-                self.swarm.judge.complain(f"{self.name} applied a round out of {brief(event)}")
+                self.swarm.checker.complain(f"{self.name} applied a round out of {brief(event)}")
 
 
 def new_disk(keeps: int, first: str, is_new: bool) -> Disk:
-    """A disk of somebody who has the first state, or ``is_new`` and has nothing."""
+    """Make the disk of a machine that has the first state, or that ``is_new`` and has nothing."""
     genesis = RoundRecord(voters=(first,))
-    return Disk(keeps=keeps, ledger=HardState(genesis), record=None if is_new else genesis)
+    return Disk(keeps=keeps, hard_state=HardState(genesis), record=None if is_new else genesis)

@@ -1,7 +1,7 @@
-"""Messages between nodes: lost, doubled, late and in any order, where the weather is bad.
+"""Messages between nodes: lost, doubled, late and in any order, as bad as the weather is.
 
-A poll, a beat, a request for a vote or to close shards is a call: who makes it may learn that it failed. Who cannot be
-dialled is never called, only answered, on the connection of its own poll.
+A poll, a heartbeat, a request for a vote or to close shards is a call: the caller may learn that it failed. A node
+that cannot be dialled is never called, only answered, on the connection of its own poll.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -39,7 +39,7 @@ class Host(Protocol):
     is_dialable: bool
 
     @property
-    def slowness(self) -> float: ...  # of its line
+    def slowness(self) -> float: ...  # of its connection
 
     @property
     def is_up(self) -> bool: ...
@@ -49,7 +49,7 @@ class Host(Protocol):
 
 @dataclass(slots=True)
 class Weather:
-    """How bad it is: shares of messages, and seconds."""
+    """How bad the network is: shares of messages, and seconds."""
 
     latency: float = 0.05
     loss: float = 0.0
@@ -59,6 +59,8 @@ class Weather:
 
 
 class Network:
+    """Carries messages between machines in virtual time."""
+
     def __init__(
         self,
         clock: Clock,
@@ -72,7 +74,7 @@ class Network:
         self._cuts: dict[tuple[str, str], int] = {}  # a message from the first to the second vanishes
         self._polls: dict[tuple[str, str], tuple[int, Poll]] = {}  # (peer, leader) -> life and call that waits
 
-    # --- lines --------------------------------------------------------------------------------------------------------
+    # --- connections --------------------------------------------------------------------------------------------------
 
     def cut(self, ways: Iterable[tuple[str, str]]) -> None:
         for way in ways:
@@ -135,7 +137,7 @@ class Network:
             target.put(Received(sender.name, message))
 
     def _fail_later(self, sender: Host, to: str, message: Message, life: int | None = None) -> None:
-        """Packets vanish: the caller learns so late, or not at all."""
+        """Let the caller learn late, or not at all, that its packets vanished."""
         if isinstance(message, _CALLS) and self._chance.random() < 0.5:
             failed = partial(self._tell, sender, life or sender.life, Unreachable(to, message))
             self._clock.after(TIMEOUT_SECONDS, failed)
@@ -145,7 +147,7 @@ class Network:
             host.put(event)
 
     def died(self, host: Host) -> None:
-        """Connections of a dead process break; whoever can be reached hears of it."""
+        """Break the connections of a dead process; the other ends learn of it if they can be reached."""
         for (peer, server), (life, poll) in list(self._polls.items()):
             if host.name not in (peer, server):
                 continue

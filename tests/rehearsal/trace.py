@@ -1,4 +1,4 @@
-"""What happened, a line for each thing, and a digest of all lines: the same seed must give the same."""
+"""A line for everything that happens in a rehearsal, and a digest of all lines: the same seed must give the same."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Trace:
-    """Lines are kept only where somebody wants to read them."""
+    """Hashes the lines, and keeps them if they are wanted."""
 
     def __init__(self, keeps_lines: bool) -> None:
         self.lines: list[str] = []

@@ -8,20 +8,20 @@ Units = tuple[int, ...]
 
 
 class Work:
-    """Every training makes one unit. By shard, a unit is open until a round that stands is known to carry it."""
+    """Units of training. By shard, a unit is open until a committed round is known to carry it."""
 
     def __init__(self, shards: int) -> None:
-        self.made = 0  # over all lives: no two units have the same number
+        self.count = 0  # over all lives: no two units have the same number
         self.round = 0  # of the contribution
         self.parent = ""  # and the history it follows
         self.carried: tuple[Units, ...] = ()  # by it, by shard
         self._open: list[list[int]] = [[] for _ in range(shards)]
 
     def train(self) -> None:
-        """A training has ended; what it did is in the residual."""
-        self.made += 1
+        """Add one unit of training to the residual."""
+        self.count += 1
         for units in self._open:
-            units.append(self.made)
+            units.append(self.count)
 
     def contribute(self, round: int, parent: str) -> None:
         """Make the contribution to ``round``: all that is open."""
@@ -29,17 +29,17 @@ class Work:
         self.carried = tuple(tuple(units) for units in self._open)
 
     def settle(self, me: str, round: int, results: Sequence[ShardDigest]) -> None:
-        """``round`` was applied: what it carries of this peer is not sent again."""
+        """Close what the applied ``round`` carries of this peer: it is not sent again."""
         if round == self.round:
             self._drop([shard for shard, result in enumerate(results) if me in result.included])
 
     def jump(self, before: int, after: int) -> None:
-        """Rounds were jumped over: what became of a contribution to one of them is unknown, so it is given up."""
+        """Give up a contribution to a round that was jumped over, since what became of it is unknown."""
         if self.carried and before < self.round <= after:
             self._drop(range(len(self._open)))
 
     def forget(self) -> None:
-        """The process died, and its residual with it."""
+        """Lose the residual, as when the process dies."""
         self.round, self.carried = 0, ()
         self._open = [[] for _ in self._open]
 

@@ -3,13 +3,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.rounds import gather as ga
-from tsr_swarm.rounds.gather import Ask, Complete, Gather, ShardDigest
+from tsr_swarm.rounds.gather import PATIENCE_SECONDS, Gather, ShardDigest, missing_shards, take_answer
 
 REDUCERS = ("a", "b", "b", "c")
+VOID = ShardDigest()
 
 
-def of(shard: int) -> ShardDigest:
+def digest(shard: int) -> ShardDigest:
     return ShardDigest(frozenset({"p"}), f"digest-{shard}")
 
 
@@ -17,38 +17,32 @@ def begun() -> Gather:
     return Gather(7, REDUCERS, 100.0)
 
 
-def test_everybody_is_asked_once_for_all_its_shards_and_again_a_second_later() -> None:
-    gather, asks = ga.progress(begun(), (), 100.0)
-    assert asks == [Ask("a", (0,)), Ask("b", (1, 2)), Ask("c", (3,))]
-    gather = ga.result(gather, "b", 1, of(1), 100.2)
-    gather, asks = ga.progress(gather, (), 100.5)
-    assert asks == []
-    _, asks = ga.progress(gather, (), 101.0)
-    assert asks == [Ask("a", (0,)), Ask("b", (2,)), Ask("c", (3,))]
+def test_every_reducer_is_asked_for_all_its_shards_that_are_missing() -> None:
+    assert missing_shards(begun(), (), 100.0) == {"a": (0,), "b": (1, 2), "c": (3,)}
+    gather = take_answer(begun(), "b", 1, digest(1), 100.2)
+    assert missing_shards(gather, (), 100.5) == {"a": (0,), "b": (2,), "c": (3,)}
 
 
 def test_the_first_answer_of_the_right_reducer_counts() -> None:
-    gather = ga.result(begun(), "a", 1, of(9), 100.1)
-    gather = ga.result(gather, "b", 1, of(1), 100.2)
-    gather = ga.result(gather, "b", 1, of(2), 100.3)
-    gather = ga.result(gather, "b", 17, of(2), 100.3)
-    assert gather.results == {1: of(1)}
+    gather = begun()
+    for sender, shard, result in (("a", 1, 9), ("b", 1, 1), ("b", 1, 2), ("b", 17, 2)):
+        gather = take_answer(gather, sender, shard, digest(result), 100.1)
+    assert gather.answers == {1: digest(1)}
 
 
-def test_who_is_gone_leaves_its_shards_void_at_once() -> None:
+def test_the_shards_of_a_reducer_that_is_gone_are_void_at_once() -> None:
     gather = begun()
     for shard in (0, 3):
-        gather = ga.result(gather, REDUCERS[shard], shard, of(shard), 100.5)
-    _, done = ga.progress(gather, ["b"], 100.6)
-    assert done == [Complete((of(0), ShardDigest(), ShardDigest(), of(3)))]
+        gather = take_answer(gather, REDUCERS[shard], shard, digest(shard), 100.5)
+    assert missing_shards(gather, ["b"], 100.6) == {}
+    assert gather.results == (digest(0), VOID, VOID, digest(3))
 
 
 @given(answered=st.sets(st.integers(0, 3)), seconds=st.floats(0.0, 3.0))
 def test_it_ends_in_time_whoever_is_silent(answered: set[int], seconds: float) -> None:
     gather = begun()
     for shard in sorted(answered):
-        gather = ga.result(gather, REDUCERS[shard], shard, of(shard), 100.0 + seconds)
-    assert gather.deadline <= 100.0 + 2 * ga.PATIENCE_SECONDS + 3 * seconds
-    _, done = ga.progress(gather, (), gather.deadline)
-    expected = tuple(of(shard) if shard in answered else ShardDigest() for shard in range(4))
-    assert done == [Complete(expected)]
+        gather = take_answer(gather, REDUCERS[shard], shard, digest(shard), 100.0 + seconds)
+    assert gather.deadline <= 100.0 + 2 * PATIENCE_SECONDS + 3 * seconds
+    assert missing_shards(gather, (), gather.deadline) == {}
+    assert gather.results == tuple(digest(shard) if shard in answered else VOID for shard in range(4))

@@ -1,4 +1,4 @@
-"""Leases of parts of the data: each part is trained on once an epoch, whoever comes, goes, or falls silent."""
+"""Leases of parts of the data: each part is trained on once an epoch, whoever joins, leaves, or falls silent."""
 
 import pytest
 from hypothesis import given, settings
@@ -56,7 +56,7 @@ class Swarm(RuleBasedStateMachine):
     def open(self) -> None:
         before = dict(self.leases.held)
         self.leases = lend(self.leases, [borrower(number, self.parts) for number in sorted(self.here)], self.now)
-        assert before.items() <= self.leases.held.items(), "nobody loses anything by it"
+        assert before.items() <= self.leases.held.items(), "no peer loses its lease by it"
 
     @rule(data=st.data())
     @precondition(lambda self: bool(self.leases.held))
@@ -68,17 +68,17 @@ class Swarm(RuleBasedStateMachine):
 
     @rule(seconds=st.floats(0, LEASE_SECONDS), data=st.data())
     def wait(self, seconds: float, data: st.DataObject) -> None:
-        """Some are heard meanwhile; the leases of the others end."""
-        heard = data.draw(st.sets(st.sampled_from(NAMES)))
+        """Some report their leases meanwhile; the leases of the others end."""
+        reporting = data.draw(st.sets(st.sampled_from(NAMES)))
         self.now += seconds
         held = self.leases.held
-        self.leases = renew(self.leases, {peer: (held[peer].lease, self.now) for peer in heard if peer in held})
+        self.leases = renew(self.leases, {peer: (held[peer].lease, self.now) for peer in reporting if peer in held})
         self.leases = expire(self.leases, self.now)
-        assert all(peer in self.leases.held for peer in heard if peer in held)
+        assert all(peer in self.leases.held for peer in reporting if peer in held)
 
     @rule(data=st.data())
     def change_leader(self, data: st.DataObject) -> None:
-        """The next one knows what is done; what is held it hears from whoever comes to it, each for itself."""
+        """The next leader knows what is done; peers that come to it report what they hold."""
         before = self.leases
         self.leases = Leases(self.parts, before.coverage)
         self.here = data.draw(st.sets(st.sampled_from(sorted(self.here)))) if self.here else set()
@@ -91,7 +91,7 @@ class Swarm(RuleBasedStateMachine):
         assert kept == {peer: self.leases.held[peer].lease for peer in kept}
 
     @invariant()
-    def nobody_has_what_another_has_or_what_is_done(self) -> None:
+    def no_two_peers_have_the_same_lease_and_none_has_one_that_is_done(self) -> None:
         held = [one.lease for one in self.leases.held.values()]
         assert len(held) == len(set(held))
         assert not any(self.leases.coverage.has(lease) for lease in held)
@@ -118,10 +118,10 @@ TestSwarm.settings = settings(max_examples=60, stateful_step_count=40, deadline=
 
 @given(parts=st.integers(1, 12), peers=st.integers(1, 8), data=st.data())
 @settings(deadline=None, max_examples=60)
-def test_whoever_finishes_when_all_parts_are_covered_epoch_after_epoch(
+def test_all_parts_are_covered_in_every_epoch_whoever_finishes_first(
     parts: int, peers: int, data: st.DataObject
 ) -> None:
-    """No order in which peers finish their parts leaves a part unread, or lets anybody run away."""
+    """No order in which peers finish their parts leaves a part unread, or lets a peer run far ahead."""
     leases = Leases(parts)
     everybody = [borrower(number, parts) for number in range(1, peers + 1)]
     for _ in range(parts * 6):
@@ -135,7 +135,7 @@ def test_whoever_finishes_when_all_parts_are_covered_epoch_after_epoch(
 
 @given(peers=st.integers(1, 8), data=st.data())
 @settings(deadline=None)
-def test_as_many_peers_as_parts_stay_with_their_own_whatever_their_sizes(peers: int, data: st.DataObject) -> None:
+def test_as_many_peers_as_parts_keep_their_home_parts(peers: int, data: st.DataObject) -> None:
     leases = Leases(peers)
     everybody = [borrower(number, peers) for number in range(1, peers + 1)]
     for _ in range(20):
@@ -146,17 +146,17 @@ def test_as_many_peers_as_parts_stay_with_their_own_whatever_their_sizes(peers: 
 
 
 def test_two_peers_share_out_four_parts() -> None:
-    leases = lend(Leases(4), [borrower(1, 4), borrower(2, 4)], 0.0)
-    assert [leases.held[f"peer-{number}"].lease for number in (1, 2)] == [Lease(1, 0), Lease(1, 1)]
-    leases = lend(complete(leases, {"peer-1", "peer-2"}), [borrower(1, 4), borrower(2, 4)], 0.0)
-    assert [leases.held[f"peer-{number}"].lease for number in (1, 2)] == [Lease(1, 2), Lease(1, 3)]
-    leases = lend(complete(leases, {"peer-2"}), [borrower(1, 4), borrower(2, 4)], 0.0)
+    leases, both = Leases(4), [borrower(1, 4), borrower(2, 4)]
+    for first in (0, 2):
+        leases = lend(complete(leases, {"peer-1", "peer-2"}), both, 0.0)
+        assert [leases.held[one.peer].lease for one in both] == [Lease(1, first), Lease(1, first + 1)]
+    leases = lend(complete(leases, {"peer-2"}), both, 0.0)
     assert leases.held["peer-2"].lease == Lease(2, 1), "nothing is left of the first epoch"
     leases = complete(leases, {"peer-1"})
     assert leases.coverage == Coverage(2)
 
 
-def test_a_lost_peers_part_passes_on_and_its_return_finds_another() -> None:
+def test_the_part_of_a_peer_that_left_passes_on_and_it_gets_another_when_it_returns() -> None:
     leases = lend(Leases(3), [borrower(1, 3), borrower(2, 3)], 0.0)
     leases = complete(release(leases, "peer-2"), {"peer-1"})
     leases = lend(leases, [borrower(1, 3)], 1.0)
@@ -165,14 +165,14 @@ def test_a_lost_peers_part_passes_on_and_its_return_finds_another() -> None:
     assert leases.held["peer-2"].lease == Lease(1, 2)
 
 
-def test_who_takes_up_no_lease_loses_it() -> None:
+def test_a_peer_that_reports_another_lease_loses_its_own() -> None:
     leases = lend(Leases(2), [borrower(1, 2)], 0.0)
-    leases = renew(leases, {"peer-1": (Lease(1, 1), 20.0)})  # heard, but of another
+    leases = renew(leases, {"peer-1": (Lease(1, 1), 20.0)})
     assert expire(leases, LEASE_SECONDS - 0.1).held
     assert not expire(leases, LEASE_SECONDS).held
 
 
-def test_more_peers_than_parts_have_two_epochs_under_way_and_the_rest_of_them_no_lease_until_a_part_is_free() -> None:
+def test_more_peers_than_parts_train_in_two_epochs_and_the_last_wait_until_a_part_is_free() -> None:
     five = [borrower(number, 2) for number in range(1, 6)]
     leases = lend(Leases(2), five, 0.0)
     expected = {"peer-1": Lease(1, 0), "peer-2": Lease(1, 1), "peer-3": Lease(2, 0), "peer-4": Lease(2, 1)}
@@ -182,7 +182,7 @@ def test_more_peers_than_parts_have_two_epochs_under_way_and_the_rest_of_them_no
 
 
 @pytest.mark.parametrize("wish", [Lease(3, 0), Lease(0, 0), Lease(1, 9), Lease(1, -1), Lease(1, 2)])
-def test_a_wish_for_what_is_not_to_be_had_is_no_wish(wish: Lease) -> None:
+def test_a_report_of_a_lease_that_cannot_be_given_is_ignored(wish: Lease) -> None:
     leases = Leases(4, Coverage(1, frozenset({2})))
     assert lend(leases, [borrower(1, 4, wish)], 0.0).held["peer-1"].lease == Lease(1, 0)
 

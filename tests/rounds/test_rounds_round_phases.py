@@ -1,254 +1,199 @@
-"""The leader and the peers, driven by events alone."""
+"""A leader's rounds: when they open and close, whom they wait for, and that each is committed once, in order."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.rounds import peer as pr
-from tsr_swarm.rounds import round_phases as ld
-from tsr_swarm.rounds.deadlines import DeadlinePolicy
+from tsr_swarm.rounds import round_phases as phases
+from tsr_swarm.rounds.protocol import Commit, Drop, Explain, Open, Propose
+from tsr_swarm.rounds.raft_state import RoundRecord
+from tsr_swarm.rounds.round_phases import CloseRound, LeaderState, Phase, RoundPolicy, decide
 
-DEADLINES = DeadlinePolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=60.0)
+POLICY = RoundPolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=60.0, min_peers=1, last_round=0)
+PEERS = ["a", "b", "c", "d"]
+Call = tuple[Any, ...]  # the time, a function that changes the state, and its arguments
+
+join, call, arrive, leave = phases.add_member, phases.keep_member, phases.add_arrival, phases.remove_member
+disconnect, tick, stop = phases.disconnect, phases.tick, phases.stop
 
 
-def fresh(min_peers: int = 2, last_round: int = 0, quorum: int = 1) -> ld.LeaderState:
-    deadlines = replace(DEADLINES, quorum=quorum)
-    return ld.LeaderState(ld.LeaderPolicy(deadlines, min_peers, last_round), round=0)
+def fresh(min_peers: int = 2, last_round: int = 0, quorum: int = 1) -> LeaderState:
+    return LeaderState(replace(POLICY, quorum=quorum, min_peers=min_peers, last_round=last_round), round=0)
 
 
-def drive(
-    state: ld.LeaderState, *events: tuple[ld.Event, float], decides: bool = True
-) -> tuple[ld.LeaderState, list[ld.Action]]:
-    """Feed events; the reducer answers at once, and so do the voters unless told otherwise."""
-    seen: list[ld.Action] = []
-    for event, now in events:
-        queue: list[ld.Event] = [event]
+def led(round: int, **settings: Any) -> LeaderState:
+    """The state of a leader that has opened rounds before."""
+    return replace(fresh(min_peers=1), round=round, has_opened=True, **settings)
+
+
+def result_of(round: int) -> RoundRecord:
+    return RoundRecord(round, f"chain-{round}")
+
+
+def drive(state: LeaderState, *calls: Call, commits: bool = True) -> tuple[LeaderState, list[phases.PhaseAction]]:
+    """Make the calls; reducers answer at once, and so do the voters unless told otherwise."""
+    seen: list[phases.PhaseAction] = []
+    for now, *call in calls:
+        queue: list[list[Any]] = [call]
         while queue:
-            state, actions = ld.step(state, queue.pop(0), now)
+            change, *args = queue.pop(0)
+            state, actions = change(state, now, *args)
             seen += actions
             for action in actions:
-                match action:
-                    case ld.Reduce(round):
-                        queue.append(ld.Reduced(round, f"chain-{round}"))
-                    case ld.Propose(round, chain) if decides:
-                        queue.append(ld.Decided(round, chain))
+                if isinstance(action, CloseRound):
+                    queue.append([phases.propose, result_of(state.round)])
+                if isinstance(action, Propose) and commits:
+                    queue.append([phases.commit, action.record])
     return state, seen
 
 
-def commits(actions: list[ld.Action]) -> list[int]:
-    return [action.round for action in actions if isinstance(action, ld.Commit)]
+def committed(actions: list[phases.PhaseAction]) -> list[int]:
+    return [action.record.round for action in actions if isinstance(action, Commit)]
+
+
+def opened(actions: list[phases.PhaseAction]) -> list[int]:
+    return [action.round for action in actions if isinstance(action, Open)]
+
+
+def both_joined(*calls: Call, **settings: int) -> LeaderState:
+    """The state with peers a and b in round 1, after ``calls``."""
+    return drive(fresh(**settings), (0.0, join, "a"), (0.0, join, "b"), *calls)[0]
+
+
+# --- opening and closing ------------------------------------------------------------------------------------------
 
 
 def test_the_first_round_waits_for_enough_peers_and_later_ones_do_not() -> None:
-    state, seen = drive(fresh(min_peers=2), (ld.Joined("a"), 1.0))
-    assert state.phase is ld.Phase.WAITING
-    assert ld.Explain(ld.Phase.WAITING, None, "1 of 2 peers are here") in seen
-    state, seen = drive(state, (ld.Joined("b"), 2.0), (ld.Arrived("a", 1), 3.0), (ld.Left("b", "bye"), 3.5))
-    assert commits(seen) == [1]
+    state, seen = drive(fresh(min_peers=2), (1.0, join, "a"))
+    assert state.phase is Phase.WAITING
+    assert seen == [Explain(0, "waiting", None, "1 of 2 peers are here")]
+    state, seen = drive(state, (2.0, join, "b"), (3.0, arrive, "a", 1), (3.5, leave, "b", "bye"))
+    assert committed(seen) == [1]
     assert state.round == 2
 
 
 def test_a_round_is_committed_only_once_the_voters_have_decided_on_this_very_result() -> None:
-    state, _ = drive(fresh(min_peers=1), (ld.Joined("a"), 0.0))
-    state, seen = drive(state, (ld.Arrived("a", 1), 1.0), decides=False)
-    assert state.phase is ld.Phase.COMMIT
-    assert ld.Propose(1, "chain-1") in seen
-    state, seen = drive(state, (ld.Decided(1, "another"), 1.1), (ld.Decided(2, "chain-1"), 1.2))
-    assert commits(seen) == []
-    state, seen = drive(state, (ld.Decided(1, "chain-1"), 1.3))
-    assert commits(seen) == [1]
+    state, seen = drive(fresh(min_peers=1), (0.0, join, "a"), (1.0, arrive, "a", 1), commits=False)
+    assert state.phase is Phase.COMMIT
+    assert Propose(result_of(1)) in seen
+    others = RoundRecord(1, "another"), RoundRecord(2, "chain-1")
+    state, seen = drive(state, *((1.1, phases.commit, record) for record in others))
+    assert seen == []
+    _, seen = drive(state, (1.3, phases.commit, result_of(1)))
+    assert seen[0] == Commit(result_of(1))
 
 
-def test_shards_that_move_make_their_senders_send_again() -> None:
-    state, _ = drive(
-        fresh(), (ld.Joined("a"), 0.0), (ld.Joined("b"), 0.0), (ld.Arrived("a", 1), 5.0), (ld.Moved(), 5.5)
-    )
-    state, seen = drive(state, (ld.Arrived("b", 1), 6.0))
-    assert commits(seen) == []
-    state, seen = drive(state, (ld.Arrived("a", 1), 6.5))
-    assert commits(seen) == [1]
+def test_after_shards_have_moved_every_peer_has_to_send_again() -> None:
+    state, seen = drive(both_joined((5.0, arrive, "a", 1), (5.5, phases.clear_arrivals)), (6.0, arrive, "b", 1))
+    assert committed(seen) == []
+    assert committed(drive(state, (6.5, arrive, "a", 1))[1]) == [1]
 
 
 def test_a_new_leader_gives_its_peers_time_to_find_it() -> None:
-    state = replace(fresh(min_peers=1), round=4, has_opened=True, open_after=6.0)
-    state, seen = drive(state, (ld.Joined("a"), 1.0), (ld.Tick(), 5.9))
-    assert ld.BeginRound(5) not in seen
-    state, seen = drive(state, (ld.Tick(), 6.0))
-    assert ld.BeginRound(5) in seen
+    state, seen = drive(led(4, open_after=6.0), (1.0, join, "a"), (5.9, tick))
+    assert opened(seen) == []
+    assert opened(drive(state, (6.0, tick))[1]) == [5]
 
 
-def test_a_new_leader_waits_no_longer_than_for_those_of_the_last_round() -> None:
-    state = replace(fresh(min_peers=1), round=4, has_opened=True, open_after=6.0, awaited=frozenset("ab"))
-    state, seen = drive(state, (ld.Joined("a"), 1.0), (ld.Joined("c"), 1.1))
-    assert ld.BeginRound(5) not in seen
-    state, seen = drive(state, (ld.Joined("b"), 1.5))
-    assert ld.BeginRound(5) in seen
+def test_a_new_leader_waits_no_longer_than_for_the_peers_of_the_last_round() -> None:
+    state, seen = drive(led(4, open_after=6.0, awaited=frozenset("ab")), (1.0, join, "a"), (1.1, join, "c"))
+    assert opened(seen) == []
+    state, seen = drive(state, (1.5, join, "b"))
+    assert opened(seen) == [5]
     assert state.expected == frozenset("abc")
 
 
 def test_a_killed_peer_is_dropped_soon_and_costs_no_round() -> None:
-    state, _ = drive(fresh(), (ld.Joined("a"), 0.0), (ld.Joined("b"), 0.0), (ld.Arrived("a", 1), 5.0))
-    state, seen = drive(state, (ld.Disconnected("b"), 6.0), (ld.Tick(), 6.5), (ld.Tick(), 6.0 + ld.RETURN_SECONDS))
-    assert ld.Drop("b", "its connection broke or it fell silent") in seen
-    assert commits(seen) == [1]
+    state = both_joined((5.0, arrive, "a", 1), (6.0, disconnect, "b"), (6.5, tick))
+    _, seen = drive(state, (6.0 + phases.RETURN_SECONDS, tick))
+    assert Drop("b", "its connection broke or it fell silent") in seen
+    assert committed(seen) == [1]
 
 
 def test_a_peer_that_calls_again_after_a_broken_connection_is_kept() -> None:
-    state, _ = drive(fresh(), (ld.Joined("a"), 0.0), (ld.Joined("b"), 0.0), (ld.Disconnected("b"), 6.0))
-    state, seen = drive(state, (ld.Heard("a"), 7.0), (ld.Heard("b"), 7.0), (ld.Tick(), 12.0))
+    state, seen = drive(both_joined((6.0, disconnect, "b")), (7.0, call, "a"), (7.0, call, "b"), (12.0, tick))
     assert set(state.members) == {"a", "b"}
     assert seen == []
 
 
 def test_below_the_quorum_the_ceiling_closes_the_round() -> None:
-    state, _ = drive(fresh(quorum=2), (ld.Joined("a"), 0.0), (ld.Joined("b"), 0.0), (ld.Arrived("a", 1), 1.0))
-    alive = [(ld.Heard(peer), float(at)) for at in range(0, 60, 10) for peer in ("a", "b")]
-    state, seen = drive(state, *alive)
-    assert commits(seen) == []
-    state, seen = drive(state, (ld.Tick(), 60.0))
-    assert commits(seen) == [1]
+    alive = [(float(at), call, peer) for at in range(0, 60, 10) for peer in ("a", "b")]
+    state, seen = drive(both_joined((1.0, arrive, "a", 1), quorum=2), *alive)
+    assert committed(seen) == []
+    assert committed(drive(state, (60.0, tick))[1]) == [1]
 
 
 def test_stop_finishes_the_open_round_and_opens_no_other() -> None:
-    state, _ = drive(fresh(min_peers=1), (ld.Joined("a"), 0.0))
-    state, seen = drive(state, (ld.Stop(), 1.0), (ld.Arrived("a", 1), 2.0))
-    assert commits(seen) == [1]
-    assert state.phase is ld.Phase.FINISHED
+    state, seen = drive(fresh(min_peers=1), (0.0, join, "a"), (1.0, stop), (2.0, arrive, "a", 1))
+    assert committed(seen) == [1]
+    assert state.phase is Phase.FINISHED
 
 
 def test_stop_does_not_wait_for_peers_that_are_all_gone() -> None:
-    state, _ = drive(fresh(min_peers=1), (ld.Joined("a"), 0.0), (ld.Left("a", "bye"), 1.0))
-    assert state.phase is ld.Phase.TRAIN
-    state, seen = drive(state, (ld.Stop(), 2.0))
-    assert ld.Finish("it was asked to stop") in seen
+    state, _ = drive(fresh(min_peers=1), (0.0, join, "a"), (1.0, leave, "a", "bye"))
+    assert state.phase is Phase.TRAIN
+    assert drive(state, (2.0, stop))[1] == [Explain(1, "finished", None, "it was asked to stop")]
 
 
-def test_the_last_round_is_the_last() -> None:
-    state, seen = drive(
-        fresh(min_peers=1, last_round=2), (ld.Joined("a"), 0.0), (ld.Arrived("a", 1), 1.0), (ld.Arrived("a", 2), 2.0)
-    )
-    assert commits(seen) == [1, 2]
-    assert state.phase is ld.Phase.FINISHED
+def test_no_round_opens_after_the_last_one() -> None:
+    calls = (0.0, join, "a"), (1.0, arrive, "a", 1), (2.0, arrive, "a", 2)
+    state, seen = drive(fresh(min_peers=1, last_round=2), *calls)
+    assert committed(seen) == [1, 2]
+    assert state.phase is Phase.FINISHED
 
 
 peers = st.sampled_from(["a", "b", "c"])
-rounds = st.integers(1, 6)
-events = st.one_of(
-    st.builds(ld.Joined, peers),
-    st.builds(ld.Heard, peers),
-    st.builds(ld.Disconnected, peers),
-    st.builds(ld.Left, peers, st.just("bye")),
-    st.builds(ld.Arrived, peers, rounds),
-    st.just(ld.Tick()),
+changes = st.one_of(
+    st.tuples(st.sampled_from([join, call, disconnect]), peers),
+    st.tuples(st.just(leave), peers, st.just("bye")),
+    st.tuples(st.just(arrive), peers, st.integers(1, 6)),
+    st.tuples(st.just(tick)),
 )
 
 
-@given(schedule=st.lists(st.tuples(events, st.floats(0, 20)), max_size=60), quorum=st.integers(1, 3))
+@given(schedule=st.lists(st.tuples(changes, st.floats(0, 20)), max_size=60), quorum=st.integers(1, 3))
 def test_rounds_are_opened_and_committed_in_order_each_once_whatever_happens(
-    schedule: list[tuple[ld.Event, float]], quorum: int
+    schedule: list[tuple[tuple[Callable[..., Any], ...], float]], quorum: int
 ) -> None:
-    now, timed = 0.0, []
-    for event, wait in schedule:
+    now, calls = 0.0, list[Call]()
+    for change, wait in schedule:
         now += wait
-        timed.append((event, now))
-    state, seen = drive(fresh(min_peers=1, quorum=quorum), *timed)
-    opened = [action.round for action in seen if isinstance(action, ld.BeginRound)]
-    assert opened == list(range(1, len(opened) + 1))
-    assert commits(seen) == opened[: len(commits(seen))]
-    assert len(opened) - len(commits(seen)) in (0, 1)
-    assert (state, seen) == drive(fresh(min_peers=1, quorum=quorum), *timed)
-    if state.phase in (ld.Phase.TRAIN, ld.Phase.EXCHANGE) and state.members:
-        assert now - state.opened_at < DEADLINES.ceiling_seconds
+        calls.append((now, *change))
+    state, seen = drive(fresh(min_peers=1, quorum=quorum), *calls)
+    rounds = opened(seen)
+    assert rounds == list(range(1, len(rounds) + 1))
+    assert committed(seen) in (rounds, rounds[:-1])
+    assert (state, seen) == drive(fresh(min_peers=1, quorum=quorum), *calls)
+    if phases.is_open(state) and state.members:
+        assert now - state.opened_at < POLICY.ceiling_seconds
 
 
-# --- the peer's side --------------------------------------------------------------------------------------------
-
-
-def news(committed: int, open_round: int, parent: str, **flags: bool) -> pr.LeaderUpdate:
-    base = pr.LeaderUpdate(committed, open_round, parent, is_finished=False, unknown_peer=False)
-    return replace(base, **flags)
-
-
-def member_at(round: int, chain: str) -> pr.PeerState:
-    return pr.PeerState(applied=round, chain=chain, is_member=True)
-
-
-def test_a_newcomer_joins_then_fetches_the_state_then_trains() -> None:
-    state = pr.PeerState()
-    assert pr.next_action(state) == pr.Join()
-    state = replace(state, is_member=True)
-    assert pr.next_action(state) == pr.FetchState()
-    state = pr.hear(pr.applied(state, 4, "d4"), news(4, 5, "d4"))
-    assert pr.next_action(state) == pr.Train(5)
-
-
-def test_a_peer_that_was_away_replays_what_it_missed_before_it_trains() -> None:
-    state = pr.hear(member_at(2, "d2"), news(4, 5, "d4"))
-    assert pr.next_action(state) == pr.FetchRound(3)
-    state = pr.applied(state, 3, "d3")
-    assert pr.next_action(state) == pr.FetchRound(4)
-    assert pr.next_action(pr.applied(state, 4, "d4")) == pr.Train(5)
-
-
-def test_training_stops_early_once_its_round_has_closed_without_it() -> None:
-    state = pr.hear(member_at(4, "d4"), news(4, 5, "d4"))
-    assert not pr.is_stale(state, 5)
-    state = pr.hear(state, news(5, 6, "d5"))
-    assert pr.is_stale(state, 5)
-
-
-def test_a_contribution_that_came_too_late_is_not_sent() -> None:
-    state = replace(member_at(4, "d4"), trained=5, unsent=5)
-    state = pr.hear(state, news(5, 6, "d5"))
-    assert pr.next_action(state) == pr.FetchRound(5)
-    state = pr.applied(state, 5, "d5")
-    assert state.unsent == 0
-    assert pr.next_action(state) == pr.Train(6)
-
-
-def test_a_peer_does_not_train_on_weights_of_another_history() -> None:
-    state = pr.hear(member_at(4, "fork"), news(4, 5, "d4"))
-    assert pr.next_action(state) == pr.FetchState()
-
-
-def test_a_peer_whose_digest_differed_fetches_the_state_before_anything_else() -> None:
-    state = replace(pr.hear(member_at(4, "d4"), news(5, 6, "d5")), needs_state=True)
-    assert pr.next_action(state) == pr.FetchState()
-    assert pr.is_stale(state, 6)
-
-
-def test_a_peer_that_was_dropped_joins_again() -> None:
-    assert pr.next_action(pr.hear(member_at(4, "d4"), news(4, 5, "d4", unknown_peer=True))) == pr.Join()
-
-
-def test_the_last_published_round_is_applied_before_a_peer_quits() -> None:
-    state = pr.hear(member_at(4, "d4"), news(5, 0, "", is_finished=True))
-    assert pr.next_action(state) == pr.FetchRound(5)
-    assert pr.next_action(pr.applied(state, 5, "d5")) == pr.Quit()
+# --- whom a round waits for ---------------------------------------------------------------------------------------
 
 
 def rounds_with_paces(paces: dict[str, float], rounds: int) -> tuple[list[float], dict[str, int]]:
-    """How long each round took, and in how many each peer was; who is too late gives up and starts the next round."""
+    """How long each round took, and in how many each peer was; a peer that is too late starts the next round."""
     state = fresh(min_peers=len(paces))
     for peer in paces:
-        state, _ = drive(state, (ld.Joined(peer), 0.0))
+        state, _ = drive(state, (0.0, join, peer))
     took, counted = [], dict.fromkeys(paces, 0)
     now = 0.0
     while len(took) < rounds:
-        round, opened = state.round, now
-        due = {peer: opened + pace for peer, pace in paces.items()}
+        round, began = state.round, now
+        due = {peer: began + pace for peer, pace in paces.items()}
         while state.round == round:
-            deadline = ld.deadline_at(state)
+            deadline = phases.deadline_at(state)
             now, peer = min([(at, peer) for peer, at in due.items()] + ([(deadline, "")] if deadline else []))
-            for other in paces:
-                state, _ = drive(state, (ld.Heard(other), now))
+            state, _ = drive(state, *((now, call, other) for other in paces))
             if peer:
                 del due[peer]
             arrived = state.round == round and peer != ""
             counted[peer or next(iter(paces))] += arrived
-            state, _ = drive(state, (ld.Arrived(peer, round) if arrived else ld.Tick(), now))
-        took.append(now - opened)
+            state, _ = drive(state, (now, arrive, peer, round) if arrived else (now, tick))
+        took.append(now - began)
     return took, counted
 
 
@@ -266,34 +211,77 @@ def test_a_peer_that_is_a_little_slower_is_in_every_round() -> None:
 
 
 def test_a_peer_that_was_late_once_is_waited_for_again() -> None:
-    state, _ = drive(fresh(), (ld.Joined("a"), 0.0), (ld.Joined("b"), 0.0), (ld.Arrived("a", 1), 10.0))
-    deadline = ld.deadline_at(state)
+    state = both_joined((10.0, arrive, "a", 1))
+    deadline = phases.deadline_at(state)
     assert deadline is not None
-    state, seen = drive(state, (ld.Heard("b"), deadline), (ld.Heard("a"), deadline))
-    assert commits(seen) == [1]
-    assert state.misses == {"b": 1}
-    state, seen = drive(state, (ld.Arrived("a", 2), deadline + 10.0))
-    assert commits(seen) == [], "the next round waits for both"
-    state, seen = drive(state, (ld.Arrived("b", 2), deadline + 11.0))
-    assert commits(seen) == [2]
-    assert state.misses == {}
+    state, seen = drive(state, (deadline, call, "b"), (deadline, call, "a"))
+    assert committed(seen) == [1]
+    assert state.late_rounds == {"b": 1}
+    state, seen = drive(state, (deadline + 10.0, arrive, "a", 2))
+    assert committed(seen) == [], "the next round waits for both"
+    state, seen = drive(state, (deadline + 11.0, arrive, "b", 2))
+    assert committed(seen) == [2]
+    assert state.late_rounds == {}
 
 
-def test_a_peer_that_was_late_once_is_waited_for_in_an_odd_round_too() -> None:
-    state = replace(fresh(min_peers=1), round=6, has_opened=True, misses={"b": 1})
-    state, _ = drive(replace(state, members={"a": 100.0, "b": 100.0}), (ld.Tick(), 1.0))
-    assert state.round == 7
-    assert state.expected == frozenset("ab")
+def test_a_peer_that_was_late_once_is_waited_for_in_an_odd_round_and_all_are_where_all_were_late() -> None:
+    for late_rounds in ({"b": 1}, {"a": 3, "b": 2}):
+        members = {"a": 100.0, "b": 100.0}
+        state, seen = drive(led(6, late_rounds=late_rounds, members=members), (1.0, tick))
+        assert opened(seen) == [7]
+        assert state.expected == frozenset("ab")
 
 
-def test_where_everybody_was_late_everybody_is_waited_for() -> None:
-    state = replace(fresh(min_peers=1), round=6, has_opened=True, misses={"a": 3, "b": 2})
-    state = replace(state, members={"a": 100.0, "b": 100.0})
-    state, seen = drive(state, (ld.Tick(), 1.0))
-    assert ld.BeginRound(7) in seen
-    assert state.expected == frozenset("ab")
+def test_a_peer_that_came_after_a_round_was_opened_was_not_late_for_it() -> None:
+    state, _ = drive(fresh(min_peers=1), (0.0, join, "a"), (1.0, join, "b"), (2.0, arrive, "a", 1))
+    assert state.round == 2
+    assert state.late_rounds == {}
 
 
-def test_who_came_after_a_round_was_opened_has_missed_none() -> None:
-    _, seen = drive(fresh(min_peers=1), (ld.Joined("a"), 0.0), (ld.Joined("b"), 1.0), (ld.Arrived("a", 1), 2.0))
-    assert not [action for action in seen if isinstance(action, ld.Explain) and "missed rounds" in action.reason]
+# --- deadlines ----------------------------------------------------------------------------------------------------
+
+offsets = st.floats(0, 59, allow_nan=False)
+arrivals = st.dictionaries(st.sampled_from(PEERS), offsets, max_size=4)
+
+
+@given(arrivals=arrivals, elapsed=st.floats(0, 120), quorum=st.integers(1, 5))
+def test_a_round_never_outlives_its_ceiling_and_never_closes_early_below_its_quorum(
+    arrivals: dict[str, float], elapsed: float, quorum: int
+) -> None:
+    decision = decide(elapsed, PEERS, arrivals, replace(POLICY, quorum=quorum))
+    assert decision.deadline <= POLICY.ceiling_seconds or decision.close
+    if elapsed >= POLICY.ceiling_seconds:
+        assert decision.close
+    elif len(arrivals) < quorum:
+        assert not decision.close
+
+
+@given(arrivals=arrivals, elapsed=st.floats(0, 59))
+def test_a_round_that_closes_does_not_open_again_later(arrivals: dict[str, float], elapsed: float) -> None:
+    if decide(elapsed, PEERS, arrivals, POLICY).close:
+        assert decide(elapsed + 1, PEERS, arrivals, POLICY).close
+
+
+@given(elapsed=st.floats(0, 59), offsets=st.lists(offsets, min_size=4, max_size=4))
+def test_a_round_closes_at_once_when_everybody_is_here(elapsed: float, offsets: list[float]) -> None:
+    decision = decide(elapsed, PEERS, dict(zip(PEERS, offsets, strict=True)), POLICY)
+    assert decision.close
+    assert decision.reason in ("all 4 payloads are here", "the ceiling was reached with 4 here")
+
+
+def test_a_late_peer_is_waited_for_as_long_as_the_others_suggest_and_no_longer() -> None:
+    here = {"a": 10.0, "b": 10.5, "c": 11.0}
+    decision = decide(11.0, PEERS, here, POLICY)
+    assert not decision.close
+    assert 11.0 + POLICY.floor_seconds <= decision.deadline <= 20.0
+    late = decide(decision.deadline, PEERS, here, POLICY)
+    assert late.close
+    assert "1 of 4 missed the deadline" in late.reason
+
+
+def test_nobody_is_late_before_half_of_the_contributions_are_here() -> None:
+    assert not decide(59.0, PEERS, {"a": 1.0}, POLICY).close
+
+
+def test_a_peer_that_sent_and_then_left_still_counts() -> None:
+    assert decide(5.0, ["b"], {"a": 1.0, "b": 2.0}, POLICY).reason == "all 2 payloads are here"

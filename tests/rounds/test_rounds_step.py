@@ -1,93 +1,99 @@
-"""One node, step by step: what went wrong in rehearsals, and must not again."""
+"""One node, step by step: faults that rehearsals have found, and that must not return."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.follower import UNLED_SECONDS
 from tsr_swarm.rounds.gather import ShardDigest
-from tsr_swarm.rounds.leader import news as leading_news
+from tsr_swarm.rounds.leader import round_update
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import OpenRound, Poll, Received, Redirect, ReducerSlot, RoundUpdate
 from tsr_swarm.rounds.raft_state import HardState, Heartbeat, HeartbeatReply, RoundRecord, VoteReply
-from tsr_swarm.rounds.round_phases import LeaderPolicy, Phase
+from tsr_swarm.rounds.round_phases import Phase, RoundPolicy
 from tsr_swarm.rounds.state import Node, NodeIdentity
 from tsr_swarm.rounds.step import ASLEEP_SECONDS, begin, step, wake_at
 
-POLICY = LeaderPolicy(DeadlinePolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=30.0), min_peers=1, last_round=0)
-GENESIS = RoundRecord(voters=("c",))
-PLACES = (ReducerSlot("c", 1), ReducerSlot("c", 1))
+POLICY = RoundPolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=30.0, min_peers=1, last_round=0)
+GENESIS, FIRST = RoundRecord(voters=("c",)), RoundRecord(1, "x1", "", ("c",))
+SLOTS = (ReducerSlot("c", 1), ReducerSlot("c", 1))
 
 
-def node(me: str, trains: bool = True, now: float = 0.0, policy: LeaderPolicy = POLICY) -> Node:
+def node(me: str, trains: bool = True, base: RoundRecord = GENESIS, last_round: int = 0, **settings: Any) -> Node:
+    """A node that starts at ``base``; c is the coordinator."""
+    policy = replace(POLICY, last_round=last_round)
     identity = NodeIdentity(
-        me=me, incarnation=1, trains=trains, is_dialable=True, first="c", sizes=(1, 1), policy=policy
+        me=me, incarnation=1, trains=trains, is_dialable=True, first="c", sizes=(1, 1), policy=policy, **settings
     )
-    return begin(identity, HardState(GENESIS), PeerState(applied=0), now)
+    return begin(identity, HardState(base), PeerState(applied=base.round, chain=base.chain), 0.0)
 
 
 def drive(state: Node, *events: tuple[pt.Event, float]) -> tuple[Node, list[pt.Action]]:
-    """All events, and what the last one led to."""
+    """Put all events, and return what the last one led to."""
     actions: list[pt.Action] = []
     for event, now in events:
         state, actions = step(state, event, now)
     return state, actions
 
 
-def poll(peer: str, sent: tuple[int, int, int] = (0, 0, 0), known: int = 0) -> Received:
-    return Received(peer, Poll(peer, 1, 0, True, False, sent, known))
+def only(actions: list[pt.Action], kind: type) -> list[Any]:
+    return [action for action in actions if isinstance(action, kind)]
 
 
-def news(
+def sent(actions: list[pt.Action], kind: type) -> list[Any]:
+    return [action.message for action in only(actions, pt.Send) if isinstance(action.message, kind)]
+
+
+def uploads(actions: list[pt.Action]) -> list[int]:
+    return [action.shard for action in only(actions, pt.Upload)]
+
+
+def poll(peer: str, key: tuple[int, int, int] = (0, 0, 0), applied: int = 0, **settings: bool) -> Received:
+    return Received(
+        peer, Poll(peer, 1, applied, **{"trains": True, "is_dialable": False, **settings}, sent=key, known=0)
+    )
+
+
+def update(
     term: int = 1, version: int = 2, plan: OpenRound | None = None, base: RoundRecord = GENESIS, number: int = 1
-) -> RoundUpdate:
-    return RoundUpdate(term, "c", version, base, (), plan, (), False, number)
+) -> Received:
+    return Received("c", RoundUpdate(term, "c", version, base, (), plan, (), False, number))
 
 
 def plan(term: int = 1, version: int = 1) -> OpenRound:
-    return OpenRound(1, "", term, version, PLACES)
+    return OpenRound(1, "", term, version, SLOTS)
 
 
-def leading() -> Node:
+def new_leader() -> Node:
     state, _ = step(node("c", trains=False), pt.Tick(), 0.0)
-    assert state.council.leads
+    assert state.voter.leads
     return state
 
 
 def working() -> Node:
     """A peer that has trained for round 1 and begun to send it."""
-    state, actions = drive(
-        node("p"), (pt.Tick(), 0.0), (Received("c", news(plan=plan())), 0.1), (pt.Trained(1, True), 4.0)
-    )
-    assert [action for action in actions if isinstance(action, pt.Upload)]
+    events = (pt.Tick(), 0.0), (update(plan=plan()), 0.1), (pt.Trained(1, True), 4.0)
+    state, actions = drive(node("p"), *events)
+    assert uploads(actions)
     return state
 
 
-def uploads(actions: list[pt.Action]) -> list[int]:
-    return [action.shard for action in actions if isinstance(action, pt.Upload)]
+# --- time ---------------------------------------------------------------------------------------------------------
 
 
-# --- time -------------------------------------------------------------------------------------------------------------
-
-
-def emptied() -> Node:
+def without_peers() -> Node:
     """A leader whose only peer left in the middle of a round."""
-    state, _ = drive(leading(), (poll("p"), 1.0), (Received("p", pt.Goodbye("p")), 2.0))
-    assert state.leading is not None
-    assert state.leading.state.phase is Phase.TRAIN
+    state, _ = drive(new_leader(), (poll("p"), 1.0), (Received("p", pt.Goodbye("p")), 2.0))
+    assert state.leader_role.state.phase is Phase.TRAIN
     return state
 
 
-def alone() -> Node:
-    """A coordinator after its first round, whose peers are gone, so that the time to open is over."""
-    return leading()
-
-
-@pytest.mark.parametrize("make", [emptied, alone, working])
-def test_a_timer_that_went_off_is_not_due_at_once_again(make: object) -> None:
-    state: Node = make()  # type: ignore[operator]
+@pytest.mark.parametrize("make", [without_peers, new_leader, working])
+def test_a_timer_that_went_off_is_not_due_at_once_again(make: Callable[[], Node]) -> None:
+    state = make()
     now = 5.0
     for _ in range(50):
         now = max(now, wake_at(state))
@@ -97,299 +103,238 @@ def test_a_timer_that_went_off_is_not_due_at_once_again(make: object) -> None:
 
 def test_a_node_that_has_quit_has_no_timer() -> None:
     state, actions = drive(node("p"), (pt.Tick(), 0.0), (pt.Stop(), 1.0))
-    assert any(isinstance(action, pt.Quit) for action in actions)
+    assert only(actions, pt.Quit)
     assert wake_at(state) == float("inf")
 
 
-# --- who votes --------------------------------------------------------------------------------------------------------
+# --- a new leader for the same round ------------------------------------------------------------------------------
 
 
-def stores(state: Node, proposal: RoundRecord, term: int = 1) -> list[pt.Store]:
-    beat = Heartbeat(term, GENESIS, proposal)
-    _, actions = step(state, Received("c", beat), 1.0)
-    return [action for action in actions if isinstance(action, pt.Store)]
+def test_the_shards_of_a_proposal_are_fetched_from_their_reducers_as_far_as_these_are_known() -> None:
+    def stores(state: Node, term: int = 1) -> list[pt.Store]:
+        return only(step(state, Received("c", Heartbeat(term, GENESIS, proposal)), 1.0)[1], pt.Store)
 
-
-def test_a_proposal_s_shards_are_fetched_from_who_made_them_as_far_as_that_is_known() -> None:
-    state, _ = step(node("p"), pt.Tick(), 0.0)
     proposal = RoundRecord(1, "chain", "", ("c",))
-    assert stores(state, proposal) == [pt.Store(proposal, (), ("c",))]
-    places = (ReducerSlot("r", 1), ReducerSlot("c", 1))
-    state, _ = step(state, Received("c", news(plan=OpenRound(1, "", 1, 1, places))), 0.5)
-    assert stores(state, proposal) == [pt.Store(proposal, ("r", "c"), ("c",))]
-    assert stores(state, proposal, term=2) == [pt.Store(proposal, (), ("c",))], "of another leader's plan"
-
-
-# --- a new leader for the same round ----------------------------------------------------------------------------------
+    state, _ = step(node("p"), pt.Tick(), 0.0)
+    assert stores(state) == [pt.Store(proposal, (), ("c",))]
+    slots = (ReducerSlot("r", 1), ReducerSlot("c", 1))
+    state, _ = step(state, update(plan=OpenRound(1, "", 1, 1, slots)), 0.5)
+    assert stores(state) == [pt.Store(proposal, ("r", "c"), ("c",))]
+    assert stores(state, term=2) == [pt.Store(proposal, (), ("c",))], "of another leader's plan"
 
 
 def test_what_was_sent_by_another_leaders_plan_has_not_arrived() -> None:
-    state, _ = drive(leading(), (poll("p"), 1.0))
-    assert state.leading is not None
-    assert state.leading.plan is not None
-    round, term, version = state.leading.plan.key
+    state, _ = drive(new_leader(), (poll("p"), 1.0))
+    round, term, version = state.leader_role.plan.key
     other, _ = step(state, poll("p", (round, term - 1, version)), 2.0)
-    assert other.leading is not None
-    assert other.leading.state.arrivals == {}
-    state, _ = step(state, poll("p", (round, term, version)), 2.0)
-    assert state.leading is not None
-    assert state.leading.gather is not None or state.leading.state.arrivals
+    assert other.leader_role.state.arrivals == {}
+    role = step(state, poll("p", (round, term, version)), 2.0)[0].leader_role
+    assert role.gather is not None or role.state.arrivals
 
 
 def test_a_shard_that_came_too_late_for_one_leader_is_offered_to_the_next() -> None:
     state, actions = drive(
         working(),
-        (pt.Uploaded(1, 1, 0, PLACES[0], True), 4.1),
-        (pt.Uploaded(1, 1, 1, PLACES[1], False), 4.2),
-        (Received("c", news(version=3, plan=plan(), number=2)), 4.3),
+        (pt.Uploaded(1, 1, 0, SLOTS[0], True), 4.1),
+        (pt.Uploaded(1, 1, 1, SLOTS[1], False), 4.2),
+        (update(version=3, plan=plan(), number=2), 4.3),
     )
     assert uploads(actions) == []
-    _, actions = step(state, Received("c", news(term=2, version=4, plan=plan(term=2), number=2)), 4.4)
+    _, actions = step(state, update(term=2, version=4, plan=plan(term=2), number=2), 4.4)
     assert uploads(actions) == [1]
 
 
 def test_a_reducer_that_closed_for_one_leader_takes_more_for_the_next() -> None:
-    state, actions = drive(
-        node("r"),
-        (pt.Offered("p", 1, 1, "", 0, 10), 1.0),
-        (Received("c", pt.Close(1, 1, "", (0,), frozenset({"p"}))), 2.0),
-    )
+    def counted(actions: list[pt.Action]) -> list[bool]:
+        return [action.verdict.counted for action in only(actions, pt.Reply)]
+
+    close = pt.Close(1, 1, "", (0,), frozenset({"p"}))
+    state, actions = drive(node("r"), (pt.Offered("p", 1, 1, "", 0, 10), 1.0), (Received("c", close), 2.0))
     assert pt.Average(1, 1, {0: frozenset({"p"})}) in actions
-    _, late = step(state, pt.Offered("q", 1, 1, "", 0, 10), 2.1)
-    assert [action.verdict.counted for action in late if isinstance(action, pt.Reply)] == [False]
-    state, more = step(state, pt.Offered("q", 2, 1, "", 0, 10), 2.2)
-    assert [action.verdict.counted for action in more if isinstance(action, pt.Reply)] == [True]
+    assert counted(step(state, pt.Offered("q", 1, 1, "", 0, 10), 2.1)[1]) == [False]
+    state, actions = step(state, pt.Offered("q", 2, 1, "", 0, 10), 2.2)
+    assert counted(actions) == [True]
     old = pt.Averaged(1, 1, 0, ShardDigest(frozenset({"p"}), "old"))
-    state, actions = drive(state, (Received("d", pt.Close(2, 1, "", (0,), frozenset({"p", "q"}))), 2.3), (old, 2.4))
-    assert not any(isinstance(action, pt.Send) and isinstance(action.message, pt.ShardDone) for action in actions)
+    _, actions = drive(state, (Received("d", replace(close, term=2, admitted=frozenset("pq"))), 2.3), (old, 2.4))
+    assert not sent(actions, pt.ShardDone)
 
 
-def test_a_later_round_is_newer_news_even_in_a_lower_term() -> None:
+def test_an_update_of_a_later_round_is_newer_even_in_a_lower_term() -> None:
     """New voters may never have heard of the old ones' terms."""
-    later = RoundRecord(3, "x3", "x2", ("d", "e", "f"))
-    state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", news(term=7)), 0.1))
-    heard, _ = step(state, Received("d", replace(news(term=2, base=later), leader="d")), 0.2)
-    assert heard.guide.leader == "d"
-    back, _ = step(heard, Received("c", news(term=7, version=9)), 0.3)
-    assert back.guide.leader == "d"
+    later = update(term=2, base=RoundRecord(3, "x3", "x2", ("d", "e", "f"))).message
+    state, _ = drive(node("p"), (pt.Tick(), 0.0), (update(term=7), 0.1))
+    for event in (Received("d", replace(later, leader="d")), update(term=7, version=9)):
+        state, _ = step(state, event, 0.2)
+        assert state.tracking.leader == "d"
 
 
-# --- finding the others -----------------------------------------------------------------------------------------------
+# --- finding the others -------------------------------------------------------------------------------------------
 
 
-def test_two_that_point_at_each_other_are_not_asked_without_a_rest() -> None:
+def test_two_nodes_that_redirect_to_each_other_are_not_asked_without_a_pause() -> None:
     state, _ = step(node("p"), pt.Tick(), 0.0)
-    asked = 0
+    polls = 0
     for turn in range(20):
-        sender, hint = ("c", "d") if state.guide.asked == "c" else ("d", "c")
+        sender, hint = ("c", "d") if state.tracking.asked == "c" else ("d", "c")
         state, actions = step(state, Received(sender, Redirect(3, hint, GENESIS)), 0.01 * turn)
-        asked += sum(isinstance(action, pt.Send) for action in actions)
-    assert asked <= 4
+        polls += len(only(actions, pt.Send))
+    assert polls <= 4
 
 
-def test_a_stale_hint_does_not_keep_a_node_from_asking_the_others() -> None:
-    state, now, asked = replace(node("p"), guide=replace(node("p").guide, nodes=("d", "e"))), 0.0, []
+def test_a_redirect_to_a_dead_node_does_not_keep_a_node_from_asking_the_others() -> None:
+    state, now, asked = node("p", known=("d", "e")), 0.0, set[str]()
     for _ in range(12):
         now = max(now, wake_at(state))
         state, actions = step(state, pt.Tick(), now)
-        for action in actions:
-            if isinstance(action, pt.Send) and isinstance(action.message, Poll):
-                asked.append(action.to)
-                is_dead = action.to == "x"
-                answer = (
-                    pt.Unreachable("x", action.message) if is_dead else Received(action.to, Redirect(3, "x", GENESIS))
-                )
-                state, actions = step(state, answer, now)
-                asked += [more.to for more in actions if isinstance(more, pt.Send)]
-                if state.guide.asked == "x":
-                    state, _ = step(state, pt.Unreachable("x", action.message), now)
-    assert {"c", "d", "e"} <= set(asked)
+        while only(actions, pt.Send):
+            (action,) = only(actions, pt.Send)
+            asked.add(action.to)
+            is_dead = action.to == "x"
+            redirect = Received(action.to, Redirect(3, "x", GENESIS))
+            state, actions = step(state, pt.Unreachable("x", action.message) if is_dead else redirect, now)
+    assert {"c", "d", "e"} <= asked
 
 
-def test_a_round_that_stands_is_learned_from_who_does_not_lead_too() -> None:
+def test_a_committed_round_is_learned_from_a_node_that_does_not_lead_too() -> None:
     record = RoundRecord(1, "x1", "", ("p", "q", "r"))
     _, actions = drive(node("p"), (pt.Tick(), 0.0), (Received("c", Redirect(3, "", record)), 0.1))
-    assert [action.round for action in actions if isinstance(action, pt.FetchRound)] == [1]
+    assert [action.round for action in only(actions, pt.FetchRound)] == [1]
 
 
-# --- sleep, and going away --------------------------------------------------------------------------------------------
+# --- sleep, and leaving -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("is_told", [True, False])
-def test_after_a_sleep_nothing_is_sent_before_there_is_fresh_news(is_told: bool) -> None:
-    state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", news(plan=plan())), 0.1), (pt.Tick(), 3.0))
+def test_after_a_sleep_nothing_is_sent_before_a_new_update(is_told: bool) -> None:
+    state, _ = drive(node("p"), (pt.Tick(), 0.0), (update(plan=plan()), 0.1), (pt.Tick(), 3.0))
     now = 3.0 + ASLEEP_SECONDS + 60
     if is_told:
         state, _ = step(state, pt.Resumed(), now)
     state, actions = step(state, pt.Trained(1, True), now)
     assert uploads(actions) == []
-    old = state.guide.oldest - 1
-    state, actions = step(state, Received("c", news(plan=plan(), number=old)), now)
+    state, actions = step(state, update(plan=plan(), number=state.tracking.oldest - 1), now)
     assert uploads(actions) == []
-    _, actions = step(state, Received("c", news(plan=plan(), number=state.guide.number)), now)
+    _, actions = step(state, update(plan=plan(), number=state.tracking.number), now)
     assert uploads(actions) == [0, 1]
 
 
-def stopped_in_a_round() -> Node:
-    """A coordinator that was asked to stop while p trains for round 1."""
-    state, actions = drive(leading(), (poll("p"), 1.0), (pt.Stop(), 2.0))
-    assert not [action for action in actions if isinstance(action, pt.Quit)], "p's work would be lost to this round"
-    return state
+def test_a_leader_that_is_asked_to_stop_ends_its_round_and_leaves_without_ending_the_run() -> None:
+    state, actions = drive(new_leader(), (poll("p"), 1.0), (pt.Stop(), 2.0))
+    assert not only(actions, pt.Quit), "the work of p would be lost to this round"
+    arrived = poll("p", state.leader_role.plan.key)
+    state, actions = drive(state, (arrived, 3.0), (pt.Sealed(FIRST), 3.1), (pt.Applied(FIRST), 3.2))
+    assert only(actions, pt.Quit)
+    assert state.leader_role.state.phase is Phase.FINISHED
+    assert not round_update(state).is_finished
 
 
-def finish_round_1(state: Node) -> tuple[Node, list[pt.Action]]:
-    assert state.leading is not None
-    assert state.leading.plan is not None
-    return drive(
-        state,
-        (poll("p", sent=state.leading.plan.key), 3.0),
-        (pt.Sealed(RoundRecord(1, "x1", "", ("c",))), 3.1),
-        (pt.Applied(RoundRecord(1, "x1", "", ("c",))), 3.2),
-    )
+def test_a_peer_that_is_asked_to_stop_and_knows_no_leader_leaves_at_once() -> None:
+    state, _ = step(working(), pt.Unreachable("c", poll("p").message), 4.1)
+    state = replace(state, tracking=replace(state.tracking, leader=""))
+    assert only(step(state, pt.Stop(), 4.2)[1], pt.Quit)
 
 
-def test_a_leader_that_is_asked_to_stop_ends_its_round_and_goes_and_tells_nobody_that_the_run_is_over() -> None:
-    state, actions = finish_round_1(stopped_in_a_round())
-    assert [action for action in actions if isinstance(action, pt.Quit)]
-    assert state.leading is not None
-    assert state.leading.state.phase is Phase.FINISHED
-    assert not leading_news(state).is_finished
-
-
-def test_a_peer_that_is_asked_to_stop_and_knows_no_leader_goes_at_once() -> None:
-    state, _ = drive(working(), (pt.Unreachable("c", pt.Poll("p", 1, 0, True, True, (0, 0, 0), 0)), 4.1))
-    state = replace(state, guide=replace(state.guide, leader=""))
-    _, actions = step(state, pt.Stop(), 4.2)
-    assert [action for action in actions if isinstance(action, pt.Quit)]
-
-
-def test_whoever_has_the_last_round_says_so_at_once() -> None:
-    last = RoundRecord(1, "x1", "", ("c",))
-    over = replace(news(base=last, number=2), is_finished=True)
-    state, _ = drive(node("p"), (pt.Tick(), 0.0), (Received("c", news()), 0.1), (Received("c", over), 1.0))
-    _, actions = step(state, pt.Applied(last), 1.5)
-    told = [action.message for action in actions if isinstance(action, pt.Send)]
-    assert [m.applied for m in told if isinstance(m, Poll)] == [1] or any(isinstance(m, pt.Goodbye) for m in told)
+def test_a_peer_that_has_the_last_round_tells_the_leader_at_once() -> None:
+    over = replace(update(base=FIRST, number=2).message, is_finished=True)
+    state, _ = drive(node("p"), (pt.Tick(), 0.0), (update(), 0.1), (Received("c", over), 1.0))
+    _, actions = step(state, pt.Applied(FIRST), 1.5)
+    assert [message.applied for message in sent(actions, Poll)] == [1] or sent(actions, pt.Goodbye)
 
 
 @pytest.mark.parametrize("applied", [2, 3])
 def test_a_voter_that_is_started_after_the_last_round_ends_where_nobody_leads(applied: int) -> None:
-    """The others of its voters went home with the end of the run: it would wait for them for ever."""
-    policy = replace(POLICY, last_round=3)
+    """The other voters left with the end of the run: it would wait for them for ever."""
     base = RoundRecord(applied, "2" * 64, "1" * 64, ("c", "p", "q"))
-    identity = replace(node("c", trains=False, policy=policy).identity, known=("p", "q"))
-    state = begin(identity, HardState(base), PeerState(applied=applied, chain=base.chain), 0.0)
+    state = node("c", trains=False, base=base, last_round=3, known=("p", "q"))
     quits: list[float] = []
     now = 0.0
     while now < 3 * UNLED_SECONDS and not quits:
         now = max(wake_at(state), now + 0.01)
         state, actions = step(state, pt.Tick(), now)
-        quits += [now for action in actions if isinstance(action, pt.Quit)]
-        for action in actions:
-            if isinstance(action, pt.Send):
-                state, _ = step(state, pt.Unreachable(action.to, action.message), now)
+        quits += [now for _ in only(actions, pt.Quit)]
+        for action in only(actions, pt.Send):
+            state, _ = step(state, pt.Unreachable(action.to, action.message), now)
     if applied == 3:
-        assert state.guide.is_finished
+        assert state.tracking.is_finished
         assert UNLED_SECONDS <= quits[0] < UNLED_SECONDS + 10.0
     else:
         assert not quits, "the run goes on when the others are back"
 
 
-def led_to_the_end() -> tuple[Node, RoundRecord]:
-    """A leader that was elected by q, which has not found its way to it, with the run's last round."""
-    policy = replace(POLICY, last_round=3)
-    last = RoundRecord(3, "3" * 64, "2" * 64, ("c", "p", "q"))
-    state = begin(node("c", policy=policy).identity, HardState(last), PeerState(applied=3, chain=last.chain), 0.0)
-    state, _ = step(state, pt.Tick(), state.council.stand_at)
-    for is_trial in (True, False):
-        vote = VoteReply(1, state.council.term, True, is_trial, "granted")
-        state, _ = step(state, Received("q", vote), state.stepped_at)
-    assert state.council.leads
-    return state, last
-
-
 @pytest.mark.parametrize("lives", [True, False])
 def test_a_leader_does_not_leave_a_voter_without_the_last_round_that_still_asks_others(lives: bool) -> None:
-    """It asked where nobody answers; meanwhile the run ended, everybody went home, and it waited for ever."""
-    state, last = led_to_the_end()
+    """It asked where nobody answers; meanwhile the run ended, everybody left, and it waited for ever."""
+    state = node("c", base=RoundRecord(3, "3" * 64, "2" * 64, ("c", "p", "q")), last_round=3)
+    state, _ = step(state, pt.Tick(), state.voter.election_at)
+    for is_pre_vote in (True, False):
+        vote = VoteReply(1, state.voter.term, True, is_pre_vote, "granted")
+        state, _ = step(state, Received("q", vote), state.stepped_at)
+    assert state.voter.leads
     now = began = state.stepped_at
-    quits: list[float] = []
-    while now < began + 30.0 and not quits:
+    has_quit = False
+    while now < began + 30.0 and not has_quit:
         now = max(wake_at(state), now + 0.01)
         state, actions = step(state, pt.Tick(), now)
-        quits += [now for action in actions if isinstance(action, pt.Quit)]
-        if lives and not quits:
-            state, _ = step(state, Received("q", HeartbeatReply(state.council.term, 2, "", "following")), now)
-    if not lives:
-        assert quits
-        return
-    assert not quits
-    state, actions = drive(
-        state,
-        (Received("q", Poll("q", 1, 2, False, True, (0, 0, 0), 0)), now),
-        (Received("q", Poll("q", 1, last.round, False, True, (0, 0, 0), 0)), now + 0.1),
-    )
-    assert [action for action in actions if isinstance(action, pt.Quit)]
+        has_quit = bool(only(actions, pt.Quit))
+        if lives and not has_quit:
+            state, _ = step(state, Received("q", HeartbeatReply(state.voter.term, 2, "", "following")), now)
+    assert has_quit is not lives
+    if lives:
+        late, done = (poll("q", applied=round, trains=False, is_dialable=True) for round in (2, 3))
+        assert only(drive(state, (late, now), (done, now + 0.1))[1], pt.Quit)
 
 
-def test_shards_go_to_nodes_that_lack_no_more_than_the_round_that_was_decided_just_now() -> None:
+def test_shards_go_to_nodes_that_lack_no_more_than_the_round_that_was_committed_just_now() -> None:
     """Once a leader reduced every round after the first alone: nobody has applied a round as the next one opens."""
-    state, _ = drive(
-        leading(),
-        *((Received(name, Poll(name, 1, 0, True, True, (0, 0, 0), 0)), 1.0) for name in ("p", "q", "r")),
-    )
-    assert state.leading is not None
-    assert state.leading.plan is not None
-    key = state.leading.plan.key
-    ready = [(Received(name, Poll(name, 1, 0, True, True, key, 0)), 2.0) for name in ("p", "q", "r")]
+    state, _ = drive(new_leader(), *((poll(name, is_dialable=True), 1.0) for name in ("p", "q", "r")))
+    plan = state.leader_role.plan
+    ready = [(poll(name, plan.key, is_dialable=True), 2.0) for name in ("p", "q", "r")]
     done = [
-        (Received(place.node, pt.ShardDone(key[1], 1, shard, ShardDigest(frozenset("pqr"), f"d{shard}"))), 2.1)
-        for shard, place in enumerate(state.leading.plan.places)
+        (Received(reducer, pt.ShardDone(plan.term, 1, shard, ShardDigest(frozenset("pqr"), f"d{shard}"))), 2.1)
+        for shard, reducer in enumerate(plan.nodes)
     ]
-    state, _ = drive(state, *ready, *done, (pt.Sealed(RoundRecord(1, "x1", "", ("c",))), 2.2))
-    assert state.leading is not None
-    assert state.leading.plan is not None
-    assert state.leading.plan.round == 2
-    assert {place.node for place in state.leading.plan.places} - {"c"}, "others reduce too"
+    state, _ = drive(state, *ready, *done, (pt.Sealed(FIRST), 2.2))
+    assert state.leader_role.plan.round == 2
+    assert set(state.leader_role.plan.nodes) - {"c"}, "others reduce too"
 
 
 def test_a_leader_that_trains_counts_its_own_work_as_soon_as_it_is_there() -> None:
-    state, _ = step(node("c"), pt.Tick(), 0.0)
-    state, _ = step(state, pt.Trained(1, True), 4.0)
+    state, _ = drive(node("c"), (pt.Tick(), 0.0), (pt.Trained(1, True), 4.0))
     for shard in (0, 1):
-        state, _ = step(state, pt.Offered("c", state.council.term, 1, "", shard, 10), 4.1)
-        state, actions = step(state, pt.Uploaded(state.council.term, 1, shard, PLACES[shard], True), 4.1)
-    assert any(isinstance(action, pt.Average) for action in actions)
+        state, _ = step(state, pt.Offered("c", state.voter.term, 1, "", shard, 10), 4.1)
+        state, actions = step(state, pt.Uploaded(state.voter.term, 1, shard, SLOTS[shard], True), 4.1)
+    assert only(actions, pt.Average)
 
 
-# --- a coordinator that votes alone and lost its disk -----------------------------------------------------------------
+# --- a coordinator that votes alone and lost its disk -------------------------------------------------------------
 
 
 def ahead() -> Node:
     """A peer that has applied three rounds of a run whose only voter is the coordinator."""
     records = [RoundRecord(round, f"x{round}", f"x{round - 1}" if round > 1 else "", ("c",)) for round in (1, 2, 3)]
-    told = [(Received("c", news(term=2, version=2, base=records[-1], number=1)), 0.1)]
-    state, _ = drive(node("p"), (pt.Tick(), 0.0), *told, *((pt.Applied(record), 0.2) for record in records))
+    told = update(term=2, base=records[-1]), 0.1
+    state, _ = drive(node("p"), (pt.Tick(), 0.0), told, *((pt.Applied(record), 0.2) for record in records))
     assert state.peer.applied == 3
     return state
 
 
 def test_the_only_voter_is_followed_when_it_was_set_back() -> None:
     state = ahead()
-    older = RoundRecord(1, "x1", "", ("c",))
-    state, actions = step(state, Received("c", news(term=1, version=1, base=older, number=state.guide.number)), 5.0)
-    assert [action for action in actions if isinstance(action, pt.FetchState)]
-    assert state.guide.leader == "c"
-    state, _ = step(state, pt.Restored(older), 6.0)
-    assert (state.peer.applied, state.peer.chain, state.council.ledger.base) == (1, "x1", older)
+    state, actions = step(state, update(version=1, base=FIRST, number=state.tracking.number), 5.0)
+    assert only(actions, pt.FetchState)
+    assert state.tracking.leader == "c"
+    state, _ = step(state, pt.Restored(FIRST), 6.0)
+    assert (state.peer.applied, state.peer.chain, state.voter.hard_state.base) == (1, "x1", FIRST)
 
 
-@pytest.mark.parametrize("what", ["an old answer", "other voters", "somebody else"])
-def test_nobody_else_takes_back_what_stands(what: str) -> None:
+@pytest.mark.parametrize(
+    ("sender", "voters", "age"),
+    [("c", ("c",), 1), ("c", ("c", "d", "e"), 0), ("d", ("c",), 0)],
+    ids=["an old answer", "other voters", "another node"],
+)
+def test_nothing_else_takes_back_a_committed_round(sender: str, voters: tuple[str, ...], age: int) -> None:
     state = ahead()
-    sender, voters = ("d", ("c",)) if what == "somebody else" else ("c", ("c", "d", "e"))
-    base = RoundRecord(1, "x1", "", voters if what != "an old answer" else ("c",))
-    number = state.guide.number - 1 if what == "an old answer" else state.guide.number
-    after, actions = step(state, Received(sender, replace(news(term=1, base=base, number=number), leader=sender)), 5.0)
-    assert (after.peer.applied, after.peer.needs_state, after.council.ledger.base.round) == (3, False, 3)
-    assert not [action for action in actions if isinstance(action, pt.FetchState)]
+    older = update(base=replace(FIRST, voters=voters), number=state.tracking.number - age).message
+    after, actions = step(state, Received(sender, replace(older, leader=sender)), 5.0)
+    assert (after.peer.applied, after.peer.needs_state, after.voter.hard_state.base.round) == (3, False, 3)
+    assert not only(actions, pt.FetchState)

@@ -11,11 +11,10 @@ from tsr_swarm.node.messenger import NodeInfo
 from tsr_swarm.node.weights import AppliedRound, Weights
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
-from tsr_swarm.rounds.deadlines import DeadlinePolicy
 from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.rounds.round_phases import LeaderPolicy
+from tsr_swarm.rounds.round_phases import RoundPolicy
 from tsr_swarm.rounds.state import Node, NodeIdentity
 from tsr_swarm.rounds.step import begin
 from tsr_swarm.storage.journal import Journal
@@ -85,10 +84,13 @@ def first_node(start: Start) -> Node:
     return begin(identity, start.ledger, state, awake_clock(), start.lost)
 
 
-def policy_of(config: RunConfig) -> LeaderPolicy:
+def policy_of(config: RunConfig) -> RoundPolicy:
     """What the configuration says about rounds."""
     limits = config.round
-    deadlines = DeadlinePolicy(
-        quorum=limits.quorum, floor_seconds=limits.floor_seconds, ceiling_seconds=limits.ceiling_seconds
+    return RoundPolicy(
+        quorum=limits.quorum,
+        floor_seconds=limits.floor_seconds,
+        ceiling_seconds=limits.ceiling_seconds,
+        min_peers=config.run.min_peers,
+        last_round=config.run.rounds,
     )
-    return LeaderPolicy(deadlines, config.run.min_peers, config.run.rounds)

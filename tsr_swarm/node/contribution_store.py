@@ -1,6 +1,6 @@
 """A reducer's bench: contributions to its shards come in, averages lie there to be fetched.
 
-Which contributions count, and when shards are averaged, is decided in rounds/reducing.py.
+Which contributions count, and when shards are averaged, is decided in rounds/reducer.py.
 """
 
 from collections.abc import Mapping, Sequence

@@ -180,14 +180,14 @@ class _Coordinator:
             if node.leading is not None:
                 await node.leading.chronicle.finish()
             elif node.is_over:
-                await self._run_log.wait_for_round(node.node.council.ledger.base.round)
+                await self._run_log.wait_for_round(node.node.voter.hard_state.base.round)
             if not node.is_over:
-                if node.node.council.voters == (self._identity.peer_id,):
+                if node.node.voter.voters == (self._identity.peer_id,):
                     await self._say_that_it_waits()
                 self._run_log.stopped(reason)
                 return
             self._run_log.emit(self._run_log.finished(reason))
-            is_asked_by_others = node.leading is not None and len(node.node.council.voters) > 1
+            is_asked_by_others = node.leading is not None and len(node.node.voter.voters) > 1
             if is_asked_by_others or self._run_log.is_watched:
                 await asyncio.sleep(LINGER_SECONDS)
 

@@ -8,7 +8,7 @@ from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.headers import Headers
 from tsr_swarm.node.same_run import require_run
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.rounds.header_tree import header_givers
+from tsr_swarm.rounds.catch_up import header_givers
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.state_file import shipped_tensors, state_length
 from tsr_swarm.storage.state_store import STATE_ROUNDS, StateStore

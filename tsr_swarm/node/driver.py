@@ -91,7 +91,7 @@ class Driver:
     def _take_in(self, event: Event) -> None:
         before = self.node
         after, actions = step(before, event, self._clock())
-        if after.council.ledger != before.council.ledger and not self._promise(after):
+        if after.voter.hard_state != before.voter.hard_state and not self._promise(after):
             self._not_before = self._clock() + AGAIN_SECONDS
             if not isinstance(event, Received | Tick):
                 asyncio.get_running_loop().call_later(AGAIN_SECONDS, self.put, event)
@@ -106,7 +106,7 @@ class Driver:
         if self._journal is None:
             return True
         try:
-            self._journal.write(node.council.ledger)
+            self._journal.write(node.voter.hard_state)
         except RunError as error:
             if not self._has_warned:
                 self._warn(f"{error} This node waits until it can be written.")

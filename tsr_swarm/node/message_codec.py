@@ -76,7 +76,7 @@ def _record(message: pb.Record) -> RoundRecord:
 # --- told between nodes that can be dialled ---------------------------------------------------------------------------
 
 
-def tell_to_proto(message: cl.Message | Goodbye) -> pb.TellRequest:
+def tell_to_proto(message: cl.RaftMessage | Goodbye) -> pb.TellRequest:
     """What needs nothing beside it. Manifest, sender and address are left empty."""
     match message:
         case cl.VoteRequest(term, _, (round, tail_term), is_trial):
@@ -228,7 +228,7 @@ def poll_from_proto(request: pb.PollRequest) -> Poll:
 
 def news_to_proto(news: RoundUpdate, plan: RoundPlan | None) -> pb.News:
     """A leader's answer. plan: what to train in ``news.plan``; without that, it is not looked at."""
-    places = () if news.plan is None else news.plan.places
+    places = () if news.plan is None else news.plan.reducers
     lives = {place.node: place for place in places}
     made = [lives.get(node, ReducerSlot(node, 0)) for node in news.sources]
     indices = {place: index for index, place in enumerate(dict.fromkeys((*places, *made)))}
@@ -295,7 +295,7 @@ def _open_to_proto(announced: OpenRound, plan: RoundPlan | None, indices: Mappin
     return pb.OpenPlan(
         plan=plan_to_proto(plan),
         key=_key_to_proto(announced.key),
-        places=[indices[place] for place in announced.places],
+        places=[indices[place] for place in announced.reducers],
     )
 
 

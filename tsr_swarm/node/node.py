@@ -27,10 +27,9 @@ from tsr_swarm.node.sync.rounds import Frames
 from tsr_swarm.process.tasks import Background, Signal
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.follower import sources as sources_of
+from tsr_swarm.rounds.follower import reducers_of
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.state import Node
-from tsr_swarm.rounds.state import contacts as contacts_of
+from tsr_swarm.rounds.state import Node, known_nodes
 from tsr_swarm.telemetry import events
 from tsr_swarm.train.trainer import RoundWork, Trainer
 from tsr_swarm.transport.client import SwarmClient
@@ -102,7 +101,7 @@ class SwarmNode:
                 put=self.shell.put,
                 warn=self.warn,
                 is_member=self._is_member,
-                term=lambda: max(self.node.guide.term, self.node.council.term),
+                term=lambda: max(self.node.tracking.term, self.node.voter.term),
                 refused=self._show_refused,
                 late=self._show_late,
                 numbers=self._numbers,
@@ -117,8 +116,8 @@ class SwarmNode:
             log,
             commit_reporter.Seams(
                 warn=self.warn,
-                leading=lambda: self.leading if self.node.leading is not None else None,
-                members=lambda: frozenset(self.node.leading.state.members) if self.node.leading else frozenset(),
+                leading=lambda: self.leading if self.node.leader_role is not None else None,
+                members=lambda: self.node.members,
                 sealed=lambda: self.reducing.sealed,
                 outer=lambda: bench.outer,
                 applied=seams.applied,
@@ -137,7 +136,7 @@ class SwarmNode:
             follower.Seams(
                 put=self.shell.put,
                 emit=seams.emit,
-                newest=lambda: max(self._newest, self.node.council.ledger.base, key=lambda record: record.round),
+                newest=lambda: max(self._newest, self.node.voter.hard_state.base, key=lambda record: record.round),
                 at=lambda: (self.node.peer.applied, self.node.peer.chain),
                 should_stop=lambda: self.node.is_leaving or self._done.is_set(),
                 settle=self._settle,
@@ -175,16 +174,16 @@ class SwarmNode:
     @property
     def contacts(self) -> list[str]:
         """Who may know the leader, or leads."""
-        return list(dict.fromkeys([self.node.guide.leader or self.me, *contacts_of(self.node), self.me]))
+        return list(dict.fromkeys([self.node.tracking.leader or self.me, *known_nodes(self.node), self.me]))
 
     def makers(self, round: int) -> tuple[str, ...]:
         """Who makes this round's shards, or made them, as far as this node was told."""
-        return sources_of(self.node, round)
+        return reducers_of(self.node, round)
 
     @property
     def is_over(self) -> bool:
         """Whether the run has had its last round, as far as this node knows."""
-        return self.node.guide.is_finished
+        return self.node.tracking.is_finished
 
     @property
     def is_ending(self) -> bool:
@@ -196,7 +195,7 @@ class SwarmNode:
 
         Raises RefusedError when a leader turns this node away, UnreachableError when nobody answers for half an hour.
         """
-        self._seams.votes(self.me in self.node.council.voters)
+        self._seams.votes(self.me in self.node.voter.voters)
         self._background.start(self._stop_when(stop_gently))
         self._background.start(self._look_around())
         self.shell.put(pt.Tick())
@@ -231,7 +230,7 @@ class SwarmNode:
             await asyncio.sleep(LOOK_SECONDS)
             if self.leading is not None:
                 self.leading.chronicle.progressed(self.me, self.training.progress)
-            if self.node.council.leads:
+            if self.node.voter.leads:
                 self._reached_at = time.monotonic()
             elif time.monotonic() - self._reached_at > GIVE_UP_SECONDS:
                 self._fail(UnreachableError("Nobody of this run has answered for half an hour; join again later."))
@@ -249,9 +248,9 @@ class SwarmNode:
 
     def stepped(self, before: Node, after: Node) -> None:
         """Take note of what a step has changed."""
-        base = after.council.ledger.base
-        if base != before.council.ledger.base:
-            self._newest = base if base.round < before.council.ledger.base.round else self._newest  # it was set back
+        base = after.voter.hard_state.base
+        if base != before.voter.hard_state.base:
+            self._newest = base if base.round < before.voter.hard_state.base.round else self._newest  # it was set back
             self._hear(base)
             self._seams.votes(self.me in base.voters)
             if self._donor is not None:
@@ -304,10 +303,10 @@ class SwarmNode:
         match action:
             case pt.Open():
                 self.lending.open(self.leading.numbers)
-                assert self.node.leading is not None, "who opens a round leads"
-                places = self.node.leading.plan.places if self.node.leading.plan is not None else ()
-                others = [place.node for place in places if place.node != self.me]
-                plan = self.leading.open(action, self.node.council.ledger.base.chain, others)
+                assert self.node.leader_role is not None, "who opens a round leads"
+                nodes = self.node.leader_role.plan.nodes if self.node.leader_role.plan is not None else ()
+                others = [node for node in nodes if node != self.me]
+                plan = self.leading.open(action, self.node.voter.hard_state.base.chain, others)
                 self.reducing.bench.hear(plan)
             case pt.Commit(record):
                 self.lending.stands()
@@ -322,25 +321,25 @@ class SwarmNode:
     # --- who leads ------------------------------------------------------------------------------------------------
 
     def _notice_leader(self, before: Node, after: Node) -> None:
-        if after.leading is not None and self.leading is None:
+        if after.leader_role is not None and self.leading is None:
             self._begin_to_lead(after)
-        elif after.leading is None and self.leading is not None:
+        elif after.leader_role is None and self.leading is not None:
             self.leading = None
             self.lending.follow()
         if (changed := self._safety.look(after, self.name)) is not None:
             self._seams.emit_run(changed)
-        leader_before, leader = (node.me if node.leading is not None else node.guide.leader for node in (before, after))
-        if after.guide.is_finished and not before.guide.is_finished:
+        leader_before, leader = before.leader, after.leader
+        if after.tracking.is_finished and not before.tracking.is_finished:
             self._seams.ends()
         self._leader = leader or self._leader
-        if leader != leader_before and (leader or not after.guide.is_finished):  # at the end, its last words are due
+        if leader != leader_before and (leader or not after.tracking.is_finished):  # at the end, its last words are due
             self._seams.follow(leader if leader != self.me else "")
             if not leader and not after.has_quit:
                 self._seams.emit_run(events.LeaderLost(reason="it does not answer"))
-        self.book.keep(contacts_of(after))
+        self.book.keep(known_nodes(after))
 
     def _begin_to_lead(self, node: Node) -> None:
-        base, before = node.council.ledger.base, dict(self._seams.peers())
+        base, before = node.voter.hard_state.base, dict(self._seams.peers())
         self.leading = leading.Leader(
             self.manifest,
             self.notes,
@@ -474,16 +473,16 @@ class SwarmNode:
         if announced is None:
             return  # this node leads, and says in a moment what the round is
         self.reducing.bench.hear(announced)
-        if self.leading is None and any(place.node == self.me for place in plan.places):
-            self.membership.ask(self.node.guide.leader)
+        if self.leading is None and self.me in plan.nodes:
+            self.membership.ask(self.node.tracking.leader)
 
     def _parent(self, reducer: str, done: pt.ShardDone) -> str | None:
-        led = self.node.leading
+        led = self.node.leader_role
         if self.leading is None or led is None or led.plan is None or led.gather is None:
             return None
-        if done.term != self.node.council.term:
+        if done.term != self.node.voter.term:
             return None
-        is_asked = done.round == led.gather.round and done.shard in led.gather.missing
+        is_asked = done.round == led.gather.round and done.shard not in led.gather.answers
         is_its = led.gather.reducers[done.shard] == reducer
         are_members = all(self.leading.has_trained(peer) for peer in done.result.included)
         return led.plan.parent if is_asked and is_its and are_members else None
@@ -491,9 +490,9 @@ class SwarmNode:
     @property
     def admitted(self) -> Mapping[str, int]:
         """Who takes part now, if this node leads: whom it would admit if it closed the round."""
-        if self.leading is None or self.node.leading is None:
+        if self.leading is None or self.node.leader_role is None:
             return {}
-        callers = self.node.leading.callers
+        callers = self.node.leader_role.contacts
         return {peer: number for peer, number in self.leading.numbers.items() if peer in callers}
 
     def _numbers(self, round: int, term: int) -> Mapping[str, int]:
@@ -505,7 +504,7 @@ class SwarmNode:
             return self.leading.is_admitted(peer_id)
         if peer_id == self.me or self.membership.is_member(peer_id):
             return True
-        self.membership.ask(self.node.guide.leader)
+        self.membership.ask(self.node.tracking.leader)
         return False
 
     def _restored(self, record: RoundRecord) -> None:
@@ -544,10 +543,10 @@ class SwarmNode:
     # --- for people ---------------------------------------------------------------------------------------------------
 
     def _show_arrivals(self, before: Node, after: Node) -> None:
-        if self.leading is None or after.leading is None:
+        if self.leading is None or after.leader_role is None:
             return
-        known = before.leading.state.arrivals if before.leading is not None else {}
-        state = after.leading.state
+        known = before.leader_role.state.arrivals if before.leader_role is not None else {}
+        state = after.leader_role.state
         for peer, seconds in state.arrivals.items():
             if peer not in known:
                 self.leading.chronicle.arrived(state.round, peer, seconds)

@@ -134,5 +134,5 @@ class KnownContacts:
 
 def named(message: pt.RoundUpdate) -> list[str]:
     """Nodes that who hears it may have to dial."""
-    places = [] if message.plan is None else [place.node for place in message.plan.places]
-    return [message.leader, *message.base.voters, *message.nodes, *message.sources, *places]
+    reducers = () if message.plan is None else message.plan.nodes
+    return [message.leader, *message.base.voters, *message.nodes, *message.sources, *reducers]

@@ -16,8 +16,8 @@ from tsr_swarm.node.made import VOID, ReducedShard
 from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds import protocol as pt
+from tsr_swarm.rounds.protocol import Verdict
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.reducer import Verdict
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.wire.gate import CheckedContribution
 from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, open_envelope, published_to_proto

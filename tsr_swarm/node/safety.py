@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tsr_swarm.rounds.raft_state import majority
+from tsr_swarm.rounds.raft_state import is_majority
 from tsr_swarm.rounds.state import Node
 from tsr_swarm.telemetry.events import LeaderChanged
 
@@ -25,24 +25,24 @@ class FailoverStatus:
 
     def look(self, node: Node, name: str) -> LeaderChanged | None:
         """That ``node`` leads, and whether others can take over; None if it does not, or that was told."""
-        if node.leading is None or not node.council.leads:
+        if node.leader_role is None or not node.voter.leads:
             return None
-        council, callers = node.council, node.leading.callers
-        since = council.ledger.base.round
-        if self._told is not None and self._told.voters == council.voters:
+        voter, contacts = node.voter, node.leader_role.contacts
+        since = voter.hard_state.base.round
+        if self._told is not None and self._told.voters == voter.voters:
             since = self._told.since
         # The others go on without this leader if most voters are among them, and have the round that made them voters.
-        others = [voter for voter in council.voters if voter in callers and callers[voter].applied >= since]
-        is_safe = len(council.voters) >= SAFE_VOTERS and majority(set(others) - {node.me}, council.voters)
-        told = _Told(council.term, council.voters, since, is_safe)
+        others = [other for other in voter.voters if other in contacts and contacts[other].applied >= since]
+        is_safe = len(voter.voters) >= SAFE_VOTERS and is_majority(set(others) - {node.me}, voter.voters)
+        told = _Told(voter.term, voter.voters, since, is_safe)
         if told == self._told:
             return None
         self._told = told
         return LeaderChanged(
             peer=node.me,
             name=name,
-            term=council.term,
-            voters=len(council.voters),
+            term=voter.term,
+            voters=len(voter.voters),
             is_safe=is_safe,
-            voter_ids=",".join(council.voters),
+            voter_ids=",".join(voter.voters),
         )

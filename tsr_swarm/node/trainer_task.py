@@ -85,10 +85,12 @@ class TrainerTask:
         """Rounds up to ``closed`` need not be sent any more; what ``plan`` has elsewhere now is not sent on."""
         for order in list(self._sending):
             is_over = order.round <= closed
-            if is_over or (plan is not None and order.round == plan.round and plan.places[order.shard] != order.place):
+            if is_over or (
+                plan is not None and order.round == plan.round and plan.reducers[order.shard] != order.reducer
+            ):
                 self._sending.pop(order).cancel()  # now: what is put next comes here before the task has ended
                 if not is_over:
-                    self._seams.put(pt.UploadFailed(order.round, order.shard, order.place))
+                    self._seams.put(pt.UploadFailed(order.round, order.shard, order.reducer))
 
     async def _upload(self, order: pt.Upload) -> None:
         work = self.work
@@ -102,7 +104,7 @@ class TrainerTask:
                 self._sending.pop(order, None)
         except (UnreachableError, ConfigError) as error:
             self._warn_of(order.round, f"Round {order.round} is not sent yet: {error}")
-            self._seams.put(pt.UploadFailed(order.round, order.shard, order.place))
+            self._seams.put(pt.UploadFailed(order.round, order.shard, order.reducer))
             return
         except (PeerError, RefusedError) as error:
             self._warn_of(order.round, f"Round {order.round} was not counted: {error} Its work is kept.")
@@ -111,7 +113,7 @@ class TrainerTask:
             counted = reply.counted
             if not counted:
                 self._warn_of(order.round, f"Round {order.round} came too late: {printable(reply.reason[:200])}.")
-        self._seams.put(pt.Uploaded(order.term, order.round, order.shard, order.place, counted))
+        self._seams.put(pt.Uploaded(order.term, order.round, order.shard, order.reducer, counted))
 
     async def _submit(self, order: pt.Upload, work: RoundWork) -> pb.SubmitReply:
         blocks = self._manifest.shard_blocks[order.shard]
@@ -119,9 +121,9 @@ class TrainerTask:
         if order not in self._packed:
             self._packed = {*(one for one in self._packed if one.round == order.round), order}
             self.progress.wire_bytes += len(data)
-        if order.place.node == self._me:
+        if order.reducer.node == self._me:
             return await self._seams.submit_here(seal(header), data)
-        return await (await self._lines.to(order.place.node)).submit(seal(header), data)
+        return await (await self._lines.to(order.reducer.node)).submit(seal(header), data)
 
     def _warn_of(self, round: int, message: str) -> None:
         """Once a round: an upload is tried every second."""

@@ -1,381 +1,345 @@
-"""A node as a follower: it finds the leader, hears the news, and does what rounds/peer.py finds most urgent."""
+"""A node as a follower: it finds the leader, takes in its updates, and does what rounds/peer.py finds most urgent."""
 
 from dataclasses import replace
 
-from tsr_swarm.rounds import peer as pr
-from tsr_swarm.rounds import raft
-from tsr_swarm.rounds import raft_state as cl
-from tsr_swarm.rounds.protocol import (
-    Applied,
-    FetchFailed,
-    FetchRound,
-    FetchState,
-    Goodbye,
-    OpenRound,
-    Poll,
-    Quit,
-    Redirect,
-    ReducerSlot,
-    Restored,
-    RoundUpdate,
-    Send,
-    Train,
-    Trained,
-    Upload,
-    Uploaded,
-    UploadFailed,
-)
-from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.reducing import reopened
+from tsr_swarm.rounds import protocol, raft, reducer
+from tsr_swarm.rounds.peer import Activity, apply_round, apply_update, next_activity, restore_state
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.round_phases import Phase
-from tsr_swarm.rounds.state import LocalProgress, Node, Result, contacts
+from tsr_swarm.rounds.state import LocalProgress, Node, Result, known_nodes
 
 POLL_SECONDS = 5.0  # a poll that is not answered by then is taken for lost; a leader holds it for two
 RETRY_SECONDS = 1.0  # between two tries of whatever did not work
-UNLED_SECONDS = 20.0  # until a node that was started after the last round takes it that nobody leads any more
-MOST_HOPS = 3  # from hint to hint without a rest
-IDLE = (Phase.WAITING, Phase.FINISHED)
+UNLED_SECONDS = 20.0  # after a start, until a node that has the last round takes it that nobody leads any more
+MOST_HOPS = 3  # redirects that are followed without a pause
 
-# --- the leader -----------------------------------------------------------------------------------------------------
+# --- the leader ---------------------------------------------------------------------------------------------------
 
 
 def poll(node: Node, now: float) -> Result:
-    """Ask whoever leads, or may know who does, unless an answer is being waited for."""
-    guide = node.guide
-    if node.council.leads or node.has_quit:
+    """Poll the leader, or a node that may know it, unless an answer is being waited for."""
+    tracking = node.tracking
+    if node.voter.leads or node.has_quit:
         return node, []
-    if guide.asked and now >= guide.asked_at + POLL_SECONDS:
-        node = lost(node, guide.asked, now)
-        guide = node.guide
-    others = contacts(node)
-    known = guide.leader or (node.council.leader if node.council.leader != node.me else "")  # it beats voters first
-    if guide.asked or now < guide.next_at or not (known or others):
+    if tracking.asked and now >= tracking.asked_at + POLL_SECONDS:
+        node = fail_poll(node, tracking.asked, now)
+        tracking = node.tracking
+    others = known_nodes(node)
+    known = tracking.leader or (node.voter.leader if node.voter.leader != node.me else "")  # it beats voters first
+    if tracking.asked or now < tracking.next_at or not (known or others):
         return node, []
-    to = known or others[guide.turn % len(others)]
-    turn = guide.turn if known else guide.turn + 1
-    guide = replace(guide, asked=to, asked_at=now, turn=turn, number=guide.number + 1)
-    node = replace(node, guide=guide)
-    return node, [Send(to, request(node))]
+    to = known or others[tracking.turn % len(others)]
+    turn = tracking.turn if known else tracking.turn + 1
+    tracking = replace(tracking, asked=to, asked_at=now, turn=turn, number=tracking.number + 1)
+    node = replace(node, tracking=tracking)
+    return node, [protocol.Send(to, _make_poll(node))]
 
 
-def request(node: Node) -> Poll:
-    """What this node says of itself."""
+def _make_poll(node: Node) -> protocol.Poll:
     plan, identity = node.plan, node.identity
     has_sent = plan is not None and node.peer.trained == plan.round and not node.peer.unsent
-    return Poll(
+    return protocol.Poll(
         peer=node.me,
         incarnation=identity.incarnation,
         applied=node.peer.applied,
         trains=identity.trains,
         is_dialable=identity.is_dialable,
         sent=plan.key if plan is not None and has_sent else (0, 0, 0),
-        known=node.guide.version,
-        number=node.guide.number,
+        known=node.tracking.version,
+        number=node.tracking.number,
     )
 
 
-def poll_due(node: Node) -> float:
-    """When ``poll`` has something to do."""
-    guide = node.guide
-    if node.council.leads or node.has_quit or not (guide.asked or guide.leader or contacts(node)):
+def poll_due_at(node: Node) -> float:
+    """Return when ``poll`` has something to do."""
+    tracking = node.tracking
+    if node.voter.leads or node.has_quit or not (tracking.asked or tracking.leader or known_nodes(node)):
         return float("inf")
-    return guide.asked_at + POLL_SECONDS if guide.asked else guide.next_at
+    return tracking.asked_at + POLL_SECONDS if tracking.asked else tracking.next_at
 
 
-def lost(node: Node, to: str, now: float) -> Node:
-    """Whom this node polled cannot be reached: somebody else may lead."""
-    guide = node.guide
-    if guide.asked != to:
+def fail_poll(node: Node, to: str, now: float) -> Node:
+    """Give up a poll: the polled node cannot be reached, and another one may lead."""
+    tracking = node.tracking
+    if tracking.asked != to:
         return node
-    leader = "" if guide.leader == to else guide.leader
-    guide = replace(guide, leader=leader, asked="", version=0, next_at=now + RETRY_SECONDS)
-    return replace(node, guide=guide)
+    leader = "" if tracking.leader == to else tracking.leader
+    return replace(node, tracking=replace(tracking, leader=leader, asked="", version=0, next_at=now + RETRY_SECONDS))
 
 
-def redirected(node: Node, sender: str, message: Redirect, now: float) -> Result:
-    """Who was asked does not lead, but may know who does."""
-    guide = node.guide
-    if guide.asked != sender:
+def take_redirect(node: Node, sender: str, message: protocol.Redirect, now: float) -> Result:
+    """Ask the node that the sender, which does not lead, takes for the leader."""
+    tracking = node.tracking
+    if tracking.asked != sender:
         return node, []
     leader = message.leader if message.leader not in (node.me, sender) else ""
-    # Two that each take the other for the leader would send this node to and fro.
-    wait = 0.0 if leader and guide.hops < MOST_HOPS else RETRY_SECONDS
-    guide = replace(guide, leader=leader, asked="", version=0, hops=guide.hops + 1, next_at=now + wait)
+    # Two nodes that take each other for the leader would send this one to and fro.
+    wait = 0.0 if leader and tracking.hops < MOST_HOPS else RETRY_SECONDS
+    tracking = replace(tracking, leader=leader, asked="", version=0, hops=tracking.hops + 1, next_at=now + wait)
     if message.base.round <= node.peer.applied:
-        return replace(node, guide=guide), []
-    # A round stands that this node has not: it may be a voter by it, and nobody else may be left to lead.
+        return replace(node, tracking=tracking), []
+    # A round is committed that this node lacks: that round may make it a voter, and nobody else may be left to lead.
     peer = replace(node.peer, is_member=True, committed=max(node.peer.committed, message.base.round))
-    return replace(node, guide=replace(guide, nodes=(*message.base.voters, sender)), peer=peer), []
+    return replace(node, tracking=replace(tracking, nodes=(*message.base.voters, sender)), peer=peer), []
 
 
-def heard(node: Node, sender: str, news: RoundUpdate, now: float) -> Result:
-    """Take in the news of a leader; one that was overtaken has nothing to say.
+def take_update(node: Node, sender: str, update: protocol.RoundUpdate, now: float) -> Result:
+    """Take in the update of a leader, unless it is out of date.
 
     Terms count within one set of voters: after a change of voters they may begin lower. A later round is newer.
     """
-    guide = node.guide
-    if news.number < guide.oldest:
+    tracking = node.tracking
+    if update.number < tracking.oldest:
         return node, []
-    asked = "" if guide.asked == sender else guide.asked
-    if _was_set_back(node, sender, news):
-        return _guided(_set_back(node, news.base, now), news, asked, now), []
-    if (news.base.round, news.term) < (guide.round, guide.term):
-        leader = "" if guide.leader == sender else guide.leader
-        guide = replace(guide, asked=asked, leader=leader, next_at=now + RETRY_SECONDS)
-        return replace(node, guide=guide), []
-    if news.term == guide.term and news.version < guide.version and guide.leader == news.leader:
-        return node, []  # overtaken on its way
-    return _guided(node, news, asked, now), []
+    asked = "" if tracking.asked == sender else tracking.asked
+    if _was_set_back(node, sender, update):
+        return _follow(_set_back(node, update.base, now), update, asked, now), []
+    if (update.base.round, update.term) < (tracking.round, tracking.term):
+        leader = "" if tracking.leader == sender else tracking.leader
+        tracking = replace(tracking, asked=asked, leader=leader, next_at=now + RETRY_SECONDS)
+        return replace(node, tracking=tracking), []
+    if update.term == tracking.term and update.version < tracking.version and tracking.leader == update.leader:
+        return node, []  # a newer one overtook it on its way
+    return _follow(node, update, asked, now), []
 
 
-def _was_set_back(node: Node, sender: str, news: RoundUpdate) -> bool:
-    """Whether the only voter there is has lost rounds that stood, as with a disk restored from a copy.
+def _was_set_back(node: Node, sender: str, update: protocol.RoundUpdate) -> bool:
+    """Return whether the only voter has lost committed rounds, as when its disk was restored from a copy.
 
-    Nobody else can lead, so its history is the one that goes on. Its answer to the newest poll is no old news.
+    Nobody else can lead, so its history goes on. Its answer to the newest poll cannot be out of date.
     """
-    alone, guide = (node.identity.first,), node.guide
-    is_alone = alone == (sender,) == (news.leader,) == news.base.voters == node.council.voters and node.me != sender
-    return is_alone and news.number == guide.number and (news.base.round, news.term) < (guide.round, guide.term)
+    alone, tracking = (node.identity.first,), node.tracking
+    is_alone = alone == (sender,) == (update.leader,) == update.base.voters == node.voter.voters and node.me != sender
+    is_older = (update.base.round, update.term) < (tracking.round, tracking.term)
+    return is_alone and is_older and update.number == tracking.number
 
 
 def _set_back(node: Node, base: RoundRecord, now: float) -> Node:
-    council = raft.begin(node.me, cl.HardState(base), now)
-    has_more = node.peer.applied > base.round
-    peer = replace(node.peer, committed=base.round, open_round=0, unsent=0)
-    return replace(node, council=council, plan=None, peer=replace(peer, needs_state=peer.needs_state or has_more))
+    needs_state = node.peer.needs_state or node.peer.applied > base.round
+    peer = replace(node.peer, committed=base.round, open_round=0, unsent=0, needs_state=needs_state)
+    return replace(node, voter=raft.begin(node.me, HardState(base), now), plan=None, peer=peer)
 
 
-def follow_oneself(node: Node, news: RoundUpdate, now: float) -> Node:
-    """A leader hears its own news, and sends what it has sent to itself."""
-    guide = node.guide
-    if (guide.term, guide.version, guide.leader) != (news.term, news.version, node.me):
-        return _guided(node, news, "", now)
+def follow_itself(node: Node, update: protocol.RoundUpdate, now: float) -> Node:
+    """Take in the update that this node sends as the leader."""
+    tracking = node.tracking
+    if (tracking.term, tracking.version, tracking.leader) != (update.term, update.version, node.me):
+        return _follow(node, update, "", now)
     return node
 
 
-def _guided(node: Node, news: RoundUpdate, asked: str, now: float) -> Node:
-    guide = replace(
-        node.guide,
-        leader=news.leader,
-        round=news.base.round,
-        term=news.term,
-        version=news.version,
+def _follow(node: Node, update: protocol.RoundUpdate, asked: str, now: float) -> Node:
+    tracking = replace(
+        node.tracking,
+        leader=update.leader,
+        round=update.base.round,
+        term=update.term,
+        version=update.version,
         asked=asked,
         next_at=now,
         hops=0,
-        nodes=(*news.base.voters, *news.nodes),
-        sources=news.sources,
-        is_finished=news.is_finished,
+        nodes=(*update.base.voters, *update.nodes),
+        sources=update.sources,
+        is_finished=update.is_finished,
     )
-    return _planned(replace(node, guide=guide), news)
-
-
-def _planned(node: Node, news: RoundUpdate) -> Node:
-    is_over = news.plan is not None and news.plan.round <= max(node.peer.applied, node.council.ledger.base.round)
-    plan = None if is_over else news.plan  # told before this node read elsewhere that the round stands
-    said = pr.LeaderUpdate(
-        committed=news.base.round,
-        open_round=plan.round if plan else 0,
-        open_parent=plan.parent if plan else "",
-        is_finished=news.is_finished,
-        unknown_peer=False,
-    )
-    node = replace(node, plan=plan, peer=replace(pr.hear(node.peer, said), is_member=True))
+    # The open round may be over: this node may have read elsewhere that it is committed.
+    newest = max(node.peer.applied, node.voter.hard_state.base.round)
+    plan = update.plan if update.plan is not None and update.plan.round > newest else None
+    peer = apply_update(node.peer, update.base.round, plan, update.is_finished)
+    node = replace(node, tracking=tracking, plan=plan, peer=peer)
     if plan is None:
         return node
-    if node.work.round != plan.round:
-        work = replace(node.work, round=plan.round, sent={}, sending=frozenset(), refused=frozenset())
-        node = replace(node, work=replace(work, term=plan.term))
-    elif node.work.term != plan.term:
-        sent = {shard: place for shard, place in node.work.sent.items() if shard not in node.work.refused}
-        node = replace(node, work=replace(node.work, sent=sent, refused=frozenset(), term=plan.term))
-    if node.peer.trained == plan.round > node.peer.applied and _unsent(node, plan.places):
-        node = replace(node, peer=replace(node.peer, unsent=plan.round))  # a shard has moved
-    return reopened(node, plan)
+    progress = node.progress
+    if progress.round != plan.round:
+        progress = replace(progress, round=plan.round, sent={}, sending=frozenset(), refused=frozenset())
+    elif progress.term != plan.term:
+        sent = {shard: slot for shard, slot in progress.sent.items() if shard not in progress.refused}
+        progress = replace(progress, sent=sent, refused=frozenset())
+    node = replace(node, progress=replace(progress, term=plan.term))
+    if peer.trained == plan.round > peer.applied and _unsent_shards(node, plan.reducers):
+        node = replace(node, peer=replace(peer, unsent=plan.round))  # a shard has moved
+    return reducer.reopen(node, plan)
 
 
-def slept(node: Node, now: float) -> Node:
-    """The machine was asleep. Nothing is done about what it knew before it has heard the news."""
-    guide = replace(node.guide, asked="", version=0, next_at=now, oldest=node.guide.number + 1)
-    peer = replace(node.peer, open_round=0, unsent=0)
-    return replace(node, guide=guide, plan=None, peer=peer)
+def expire_updates(node: Node, now: float) -> Node:
+    """Wait for a new update before anything is done: the machine slept, and what it knew may be out of date."""
+    oldest = node.tracking.number + 1
+    tracking = replace(node.tracking, asked="", version=0, next_at=now, oldest=oldest)
+    return replace(node, tracking=tracking, plan=None, peer=replace(node.peer, open_round=0, unsent=0))
 
 
-# --- what a peer does -------------------------------------------------------------------------------------------------
+# --- what a peer does ---------------------------------------------------------------------------------------------
 
 
 def act(node: Node, now: float) -> Result:
     """Begin what is most urgent, unless it is under way."""
     if node.has_quit:
         return node, []
-    committed = max(node.peer.committed, node.council.ledger.base.round)
+    committed = max(node.peer.committed, node.voter.hard_state.base.round)
     node = replace(node, peer=replace(node.peer, committed=committed)) if committed != node.peer.committed else node
-    action = pr.next_action(node.peer)
-    if _has_the_end(node, action, now):
-        return _quit(replace(node, guide=replace(node.guide, is_finished=True)), "the run has finished")
-    if node.is_leaving and (_is_alone(node) or not (_has_a_round_open(node) or _finishes_a_round(action))):
+    activity = next_activity(node.peer)
+    if _is_left_behind(node, activity, now):
+        return _quit(replace(node, tracking=replace(node.tracking, is_finished=True)), "the run has finished")
+    ends_a_round = activity in (Activity.FETCH_ROUND, Activity.UPLOAD) or _has_a_round_open(node)
+    if node.is_leaving and (_is_unled(node) or not ends_a_round):
         return _quit(node, "it was asked to stop")
-    match action:
-        case pr.FetchState():
+    match activity:
+        case Activity.FETCH_STATE:
             return _fetch(node, 0, now)
-        case pr.FetchRound(round):
-            return _fetch(node, round, now)
-        case pr.Upload(round):
-            return _upload(node, round, now)
-        case pr.Train() if node.identity.trains and node.plan is not None and not node.work.is_training:
-            return replace(node, work=replace(node.work, is_training=True)), [Train(node.plan)]
-        case pr.Quit() if not _is_needed(node, now):
+        case Activity.FETCH_ROUND:
+            return _fetch(node, node.peer.applied + 1, now)
+        case Activity.UPLOAD:
+            return _upload(node, now)
+        case Activity.TRAIN if node.identity.trains and node.plan is not None and not node.progress.is_training:
+            return replace(node, progress=replace(node.progress, is_training=True)), [protocol.Train(node.plan)]
+        case Activity.QUIT if not _is_needed(node, now):
             return _quit(node, "the run has finished")
         case _:
             return node, []
 
 
-def _has_the_end(node: Node, action: pr.Action, now: float) -> bool:
-    """Whether this node has the last round and nobody leads: who led the run to its end may be gone already.
+def _is_left_behind(node: Node, activity: Activity, now: float) -> bool:
+    """Return whether this node has the last round and nobody leads: the last leader may have left already.
 
-    One that was started anew first waits for others that were, and that may lack the last round.
+    After a start it first waits for other nodes that were started, and that may lack the last round.
     """
-    if not 0 < node.identity.policy.last_round <= node.peer.applied or not _is_alone(node):
+    if not 0 < node.identity.policy.last_round <= node.peer.applied or not _is_unled(node):
         return False
-    return isinstance(action, pr.Wait) or (isinstance(action, pr.Join) and now >= node.council.heard_at + UNLED_SECONDS)
+    has_waited = node.peer.is_member or now >= node.voter.contact_at + UNLED_SECONDS
+    return activity is Activity.WAIT and has_waited
 
 
-def _is_alone(node: Node) -> bool:
-    return node.leading is None and not node.guide.leader
-
-
-def _finishes_a_round(action: pr.Action) -> bool:
-    return isinstance(action, pr.FetchRound | pr.Upload)
+def _is_unled(node: Node) -> bool:
+    return node.leader_role is None and not node.tracking.leader
 
 
 def _has_a_round_open(node: Node) -> bool:
-    """Whether there is a round that this node leads, or whose average its work may be in."""
-    if node.leading is not None and node.council.leads and node.leading.state.phase not in IDLE:
+    """Return whether there is a round that this node leads, or whose average its work may be in."""
+    role = node.leader_role
+    if role is not None and node.voter.leads and role.state.phase not in (Phase.WAITING, Phase.FINISHED):
         return True
     return node.peer.trained > node.peer.applied and node.peer.trained == node.peer.open_round
 
 
 def _is_needed(node: Node, now: float) -> bool:
-    """After the last round a leader stays until everybody has it, and voters as long as the leader: it needs them."""
-    voters, last = node.council.voters, node.council.ledger.base.round
-    if node.leading is None:
-        return node.me in voters and node.guide.leader != ""
-    others = {name: caller for name, caller in node.leading.callers.items() if name != node.me and caller.due > now}
-    if any(name not in voters or caller.applied < last for name, caller in others.items()):
+    """Return whether others need this node after the last round.
+
+    A leader stays until everybody has the round, and voters stay as long as the leader, which needs them.
+    """
+    voters, last = node.voter.voters, node.voter.hard_state.base.round
+    if node.leader_role is None:
+        return node.me in voters and node.tracking.leader != ""
+    contacts = node.leader_role.contacts
+    others = {name: contact for name, contact in contacts.items() if name != node.me and contact.due > now}
+    if any(name not in voters or contact.applied < last for name, contact in others.items()):
         return True
-    # one that answers and has not polled this leader yet: it asks elsewhere, and would find nobody who leads any more
-    return any(name not in node.leading.callers for name in raft.answering(node.council, now))
+    # A voter that answers and has not polled this leader yet polls others, and would find no leader any more.
+    return any(name not in contacts for name in raft.answering(node.voter, now))
 
 
 def _quit(node: Node, reason: str) -> Result:
-    goodbye = [Send(node.guide.leader, Goodbye(node.me))] if node.guide.leader not in ("", node.me) else []
-    return replace(node, has_quit=True), [*goodbye, Quit(reason)]
+    leader = node.tracking.leader
+    goodbye = [protocol.Send(leader, protocol.Goodbye(node.me))] if leader not in ("", node.me) else []
+    return replace(node, has_quit=True), [*goodbye, protocol.Quit(reason)]
 
 
 def _fetch(node: Node, round: int, now: float) -> Result:
-    if node.work.is_fetching or now < node.work.retry_at:
+    """Fetch a round; 0: a state."""
+    if node.progress.is_fetching or now < node.progress.retry_at:
         return node, []
-    known = (node.guide.leader, *contacts(node))
+    known = (node.tracking.leader, *known_nodes(node))
     donors = tuple(dict.fromkeys(donor for donor in known if donor not in ("", node.me)))
-    node = replace(node, work=replace(node.work, is_fetching=True))
+    node = replace(node, progress=replace(node.progress, is_fetching=True))
     if not round:
-        return node, [FetchState(donors)]
-    sources = node.guide.sources if round == node.peer.committed else ()
-    return node, [FetchRound(round, sources, donors)]
+        return node, [protocol.FetchState(donors)]
+    return node, [protocol.FetchRound(round, node.tracking.sources if round == node.peer.committed else (), donors)]
 
 
-def makers(node: Node, proposal: RoundRecord) -> tuple[str, ...]:
-    """By shard, who made it for this proposal of the leader that this node follows; empty where it was not told."""
-    plan, proposed = node.plan, (proposal.round, proposal.parent, node.council.term)
-    return _nodes(plan) if plan is not None and (plan.round, plan.parent, plan.term) == proposed else ()
+def proposal_reducers(node: Node, proposal: RoundRecord) -> tuple[str, ...]:
+    """Return by shard who reduces this proposal of the leader that this node follows; empty if it was not told."""
+    plan, proposed = node.plan, (proposal.round, proposal.parent, node.voter.term)
+    return plan.nodes if plan is not None and (plan.round, plan.parent, plan.term) == proposed else ()
 
 
-def sources(node: Node, round: int) -> tuple[str, ...]:
-    """By shard, who makes it or made it, of a round that is open or is the newest that stands; empty where unknown."""
+def reducers_of(node: Node, round: int) -> tuple[str, ...]:
+    """Return by shard who reduces the open round, or reduced the newest committed one; empty for any other round."""
     if node.plan is not None and node.plan.round == round:
-        return _nodes(node.plan)
-    return node.guide.sources if node.guide.round == round else ()
+        return node.plan.nodes
+    return node.tracking.sources if node.tracking.round == round else ()
 
 
-def _nodes(plan: OpenRound) -> tuple[str, ...]:
-    return tuple(place.node for place in plan.places)
+def _unsent_shards(node: Node, reducers: tuple[protocol.ReducerSlot, ...]) -> list[int]:
+    sent = node.progress.sent
+    return [shard for shard, slot in enumerate(reducers) if sent.get(shard) != slot]
 
 
-def _unsent(node: Node, places: tuple[ReducerSlot, ...]) -> list[int]:
-    sent = node.work.sent
-    return [shard for shard, place in enumerate(places) if sent.get(shard) != place]
-
-
-def _upload(node: Node, round: int, now: float) -> Result:
-    plan = node.plan
-    if plan is None or plan.round != round or now < node.work.retry_at:
+def _upload(node: Node, now: float) -> Result:
+    plan, progress = node.plan, node.progress
+    if plan is None or plan.round != node.peer.unsent or now < progress.retry_at:
         return node, []
-    due = [shard for shard in _unsent(node, plan.places) if shard not in node.work.sending]
-    node = replace(node, work=replace(node.work, sending=node.work.sending | frozenset(due)))
-    return node, [Upload(plan.term, round, shard, plan.places[shard]) for shard in due]
+    due = [shard for shard in _unsent_shards(node, plan.reducers) if shard not in progress.sending]
+    node = replace(node, progress=replace(progress, sending=progress.sending | frozenset(due)))
+    return node, [protocol.Upload(plan.term, plan.round, shard, plan.reducers[shard]) for shard in due]
 
 
-# --- what became of it ------------------------------------------------------------------------------------------------
+# --- what came of it ----------------------------------------------------------------------------------------------
 
 
-def trained(node: Node, event: Trained) -> Result:
-    """The contribution is ready; it is offered if its round is still open."""
-    node = replace(node, work=replace(node.work, is_training=False))
+def end_training(node: Node, event: protocol.Trained) -> Node:
+    """Offer the contribution if it is whole and its round still open."""
+    node = replace(node, progress=replace(node.progress, is_training=False))
     if event.is_whole and event.round > node.peer.applied:
         node = replace(node, peer=replace(node.peer, trained=event.round, unsent=event.round))
-    return node, []
+    return node
 
 
-def uploaded(node: Node, event: Uploaded, now: float) -> Result:
-    """A shard is where it belongs. When all are, the leader is told at once."""
-    if event.round != node.work.round or node.peer.trained != event.round:
-        return node, []
-    work = replace(node.work, sending=node.work.sending - {event.shard})
-    if event.counted or event.term == work.term:
-        work = replace(work, sent={**work.sent, event.shard: event.place})
-    if not event.counted:
-        work = replace(work, refused=work.refused | {event.shard})
-    node = replace(node, work=work)
-    if node.plan is None or node.plan.round != event.round or _unsent(node, node.plan.places):
-        return node, []
-    node = replace(node, peer=replace(node.peer, unsent=0))
-    return replace(node, guide=replace(node.guide, asked="", next_at=now)), []
+def end_upload(node: Node, event: protocol.Uploaded, now: float) -> Node:
+    """Note that a shard is with its reducer. When all are, the leader is told at once."""
+    progress = node.progress
+    if event.round != progress.round or node.peer.trained != event.round:
+        return node
+    if event.counted or event.term == progress.term:
+        progress = replace(progress, sent={**progress.sent, event.shard: event.reducer})
+    refused = progress.refused if event.counted else progress.refused | {event.shard}
+    node = replace(node, progress=replace(progress, refused=refused, sending=progress.sending - {event.shard}))
+    if node.plan is None or node.plan.round != event.round or _unsent_shards(node, node.plan.reducers):
+        return node
+    return _poll_at_once(replace(node, peer=replace(node.peer, unsent=0)), now)
 
 
-def upload_failed(node: Node, event: UploadFailed, now: float) -> Result:
+def _poll_at_once(node: Node, now: float) -> Node:
+    return replace(node, tracking=replace(node.tracking, asked="", next_at=now))
+
+
+def fail_upload(node: Node, event: protocol.UploadFailed, now: float) -> Node:
     """Try again in a while, if the shard still belongs there."""
-    if event.round != node.work.round:
-        return node, []
-    sending = node.work.sending - {event.shard}
-    return replace(node, work=replace(node.work, sending=sending, retry_at=now + RETRY_SECONDS)), []
+    if event.round != node.progress.round:
+        return node
+    sending = node.progress.sending - {event.shard}
+    return replace(node, progress=replace(node.progress, sending=sending, retry_at=now + RETRY_SECONDS))
 
 
-def applied(node: Node, event: Applied, now: float) -> Result:
-    """A round is in the weights; the council learns that it stands."""
-    record = event.record
-    node = replace(node, work=replace(node.work, is_fetching=False))
-    if record.round != node.peer.applied + 1:
-        return node, []
-    council, _ = raft.step(node.council, cl.RoundLearned(record), now)
-    node = replace(node, council=council, peer=pr.applied(node.peer, record.round, record.chain))
-    node = replace(node, contributors=event.contributors)
-    if node.guide.is_finished:  # a leader stays until everybody has the last round
-        node = replace(node, guide=replace(node.guide, asked="", next_at=now))
-    return node, []
+def end_apply(node: Node, event: protocol.Applied, now: float) -> Node:
+    """Note that a round is in the weights; the voter learns that it is committed."""
+    node = replace(node, progress=replace(node.progress, is_fetching=False))
+    if event.record.round != node.peer.applied + 1:
+        return node
+    voter, peer = raft.learn(node.voter, event.record, now), apply_round(node.peer, event.record)
+    node = replace(node, voter=voter, peer=peer, contributors=event.contributors)
+    # A leader stays until everybody has the last round.
+    return _poll_at_once(node, now) if node.tracking.is_finished else node
 
 
-def restored(node: Node, event: Restored, now: float) -> Result:
-    """A state was downloaded. What was trained before it is void: the next news says what to do."""
-    record = event.record
-    work = LocalProgress(is_training=node.work.is_training)
-    council, _ = raft.step(node.council, cl.RoundLearned(record), now)
-    node = replace(node, work=work, council=council, plan=None, contributors=frozenset())
-    node = replace(node, peer=pr.restored(node.peer, record.round, record.chain))
-    return replace(node, guide=replace(node.guide, asked="", version=0, next_at=now)), []
+def end_restore(node: Node, event: protocol.Restored, now: float) -> Node:
+    """Note that a state was downloaded. What was trained before is void: the next update says what to do."""
+    progress = LocalProgress(is_training=node.progress.is_training)
+    voter, peer = raft.learn(node.voter, event.record, now), restore_state(node.peer, event.record)
+    node = replace(node, progress=progress, voter=voter, plan=None, contributors=frozenset(), peer=peer)
+    return replace(node, tracking=replace(node.tracking, asked="", version=0, next_at=now))
 
 
-def fetch_failed(node: Node, event: FetchFailed, now: float) -> Result:
+def fail_fetch(node: Node, event: protocol.FetchFailed, now: float) -> Node:
     """Try again in a while; a round that nobody keeps is in the state."""
     peer = replace(node.peer, needs_state=True) if event.is_gone else node.peer
-    work = replace(node.work, is_fetching=False, retry_at=now + RETRY_SECONDS)
-    return replace(node, peer=peer, work=work), []
+    progress = replace(node.progress, is_fetching=False, retry_at=now + RETRY_SECONDS)
+    return replace(node, peer=peer, progress=progress)

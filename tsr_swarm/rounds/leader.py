@@ -1,424 +1,394 @@
-"""A node while it leads: polls come in, rounds open, close, are gathered from their reducers and put to the council."""
+"""A node as the leader: polls come in; rounds open, close, are gathered from their reducers and put to the voters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVarTuple
 
-from tsr_swarm.rounds import gather as ga
-from tsr_swarm.rounds import round_phases as ld
-from tsr_swarm.rounds.gather import Gather
-from tsr_swarm.rounds.protocol import (
-    Action,
-    Close,
-    Commit,
-    Drop,
-    Explain,
-    Notify,
-    Open,
-    OpenRound,
-    Poll,
-    Propose,
-    Redirect,
-    ReducerSlot,
-    RoundUpdate,
-    Seal,
-    Send,
-    ShardDone,
-)
+from tsr_swarm.rounds import protocol
+from tsr_swarm.rounds import round_phases as phases
+from tsr_swarm.rounds.assignment import assign, next_voters
+from tsr_swarm.rounds.gather import AGAIN_SECONDS, Gather, missing_shards, take_answer
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.shard_assignment import assign
-from tsr_swarm.rounds.state import HeldPoll, Leading, MemberContact, Node, Result, then
-from tsr_swarm.rounds.voters import next_voters
+from tsr_swarm.rounds.round_phases import CloseRound, LeaderState, Phase
+from tsr_swarm.rounds.state import HeldPoll, LeaderRole, MemberContact, Node, Result, then
 
-HOLD_SECONDS = 2.0  # a poll without news is answered after this long
-SETTLE_SECONDS = 6.0  # a new leader opens no round before those of the last one have found it, or this has passed
-FORGET_SECONDS = 30.0  # a voter unheard for this long is replaced
+HOLD_SECONDS = 2.0  # a poll without an update is answered after this long
+SETTLE_SECONDS = 6.0  # a new leader opens no round before peers of the last one have found it, or this has passed
+FORGET_SECONDS = 30.0  # a voter that has not called for this long is replaced
 MOST_NODES = 8  # that everybody is told of, beside the voters
 
-# --- beginning and end ------------------------------------------------------------------------------------------------
+Arguments = TypeVarTuple("Arguments")
+
+# --- beginning and end --------------------------------------------------------------------------------------------
 
 
 def take_over(node: Node, now: float) -> Result:
-    """This node was elected. What it had accepted is being proposed anew; else the next round opens."""
-    identity, proposal = node.identity, node.council.proposal
-    before = node.leading  # where only the voters have changed
-    round = proposal.round if proposal is not None else node.council.ledger.base.round
-    phase = ld.Phase.COMMIT if proposal is not None else ld.Phase.WAITING
-    has_opened = round > 0
-    state = ld.LeaderState(
+    """Begin to lead. What this node had accepted is being proposed again; else the next round opens."""
+    identity, proposal = node.identity, node.voter.proposal
+    before = node.leader_role  # where only the voters have changed
+    round = proposal.round if proposal is not None else node.voter.hard_state.base.round
+    contacts = {} if before is None else before.contacts
+    state = LeaderState(
         identity.policy,
         round,
-        phase=phase,
-        has_opened=has_opened,
+        phase=Phase.COMMIT if proposal is not None else Phase.WAITING,
+        members={peer: contact.due for peer, contact in contacts.items() if contact.trains and contact.due > now},
+        has_opened=round > 0,
         proposed=proposal.chain if proposal is not None else "",
         opened_at=now,
-        open_after=now + SETTLE_SECONDS if has_opened and before is None else now,
+        open_after=now + SETTLE_SECONDS if round > 0 and before is None else now,
         awaited=node.contributors if node.contributors - {node.me} else frozenset(),
     )
-    callers = {} if before is None else before.callers
-    members = {peer: caller.due for peer, caller in callers.items() if caller.trains and caller.due > now}
-    leading = Leading(replace(state, members=members), now, callers=callers, nodes=_reachable(callers), sealed=proposal)
+    role = LeaderRole(state, now, contacts=contacts, nodes=_dialable(contacts))
     if before is not None:
-        leading = replace(leading, version=before.version, sources=before.sources, holds=before.holds)
-    node = replace(node, leading=leading)
+        role = replace(role, version=before.version, sources=before.sources, held_polls=before.held_polls)
+    node = replace(node, leader_role=role)
     if identity.trains:
-        node = replace(node, leading=_with_caller(node, _myself(node, now), node.me))
-        return _lead(node, ld.Joined(node.me), now)
-    return _lead(announce(node), ld.Tick(), now)
+        return _advance(_add_itself(node, now), now, phases.add_member, node.me)
+    return _advance(announce(node), now, phases.tick)
 
 
 def give_up(node: Node) -> Result:
-    """This node does not lead any more: whoever waits for its news must look for another."""
-    assert node.leading is not None, "checked"
-    redirect = Redirect(node.council.term, node.council.leader, node.council.ledger.base)
-    return replace(node, leading=None), [Send(peer, redirect) for peer in sorted(node.leading.holds)]
+    """Stop leading: whoever waits for an update must look for another leader."""
+    assert node.leader_role is not None, "checked"
+    redirect = protocol.Redirect(node.voter.term, node.voter.leader, node.voter.hard_state.base)
+    return replace(node, leader_role=None), [
+        protocol.Send(peer, redirect) for peer in sorted(node.leader_role.held_polls)
+    ]
 
 
-# --- polls ------------------------------------------------------------------------------------------------------------
+# --- polls --------------------------------------------------------------------------------------------------------
 
 
-def polled(node: Node, poll: Poll, now: float) -> Result:
-    """A peer calls: it joins, is heard, and gets the news or waits for some."""
-    leading = node.leading
-    if leading is None:
-        hint = node.council.leader or node.guide.leader
-        return node, [Send(poll.peer, Redirect(node.council.term, hint, node.council.ledger.base))]
-    if not node.council.leads:  # it is being elected by the new voters
-        return _held(node, poll, now), []
-    known = leading.callers.get(poll.peer)
-    since = known.since if known is not None else now
-    caller = MemberContact(
-        since, now + ld.SILENCE_SECONDS, now, poll.incarnation, poll.applied, poll.trains, poll.is_dialable
-    )
-    node = replace(node, leading=_with_caller(node, caller, poll.peer))
-    result: Result = (node, [])
+def take_poll(node: Node, poll: protocol.Poll, now: float) -> Result:
+    """Take in a peer's call, and answer it or hold it until there is an update."""
+    role = node.leader_role
+    if role is None:
+        leader = node.voter.leader or node.tracking.leader
+        return node, [protocol.Send(poll.peer, protocol.Redirect(node.voter.term, leader, node.voter.hard_state.base))]
+    if not node.voter.leads:  # it is being elected by the new voters
+        return _hold(node, poll, now), []
+    known = role.contacts.get(poll.peer)
+    since, due = known.since if known is not None else now, now + phases.SILENCE_SECONDS
+    contact = MemberContact(since, due, now, poll.incarnation, poll.applied, poll.trains, poll.is_dialable)
+    result: Result = (_with_contact(node, contact, poll.peer), [])
     if known is not None and known.incarnation != poll.incarnation:
-        result = then(result, lambda n, at: _move(n, at), now)
+        result = then(result, _move_shards, now)
     if poll.trains:
-        is_member = poll.peer in leading.state.members
-        event = ld.Heard(poll.peer) if is_member else ld.Joined(poll.peer)
-        result = then(result, lambda n, at: _lead(n, event, at), now)
-    result = then(result, lambda n, at: _arrived(n, poll.peer, poll.sent, at), now)
-    return then(result, lambda n, at: _answer(n, poll, at), now)
+        change = phases.keep_member if poll.peer in role.state.members else phases.add_member
+        result = then(result, _advance, now, change, poll.peer)
+    result = then(result, _count_arrival, poll, now)
+    return then(result, _answer, poll, now)
 
 
-def _answer(node: Node, poll: Poll, now: float) -> Result:
-    leading = node.leading
-    if leading is None:
+def _count_arrival(node: Node, poll: protocol.Poll, now: float) -> Result:
+    role = node.leader_role
+    if role is None or role.plan is None or poll.sent != role.plan.key:
         return node, []
-    if poll.known != leading.version or poll.peer == node.me:
-        return node, [Send(poll.peer, replace(news(node), number=poll.number))]
-    return _held(node, poll, now), []
+    return _advance(node, now, phases.add_arrival, poll.peer, role.plan.round)
 
 
-def _held(node: Node, poll: Poll, now: float) -> Node:
-    leading = node.leading
-    assert leading is not None, "only a leader holds polls"
-    hold = HeldPoll(now + HOLD_SECONDS, poll.number)
-    return replace(node, leading=replace(leading, holds={**leading.holds, poll.peer: hold}))
+def _answer(node: Node, poll: protocol.Poll, now: float) -> Result:
+    role = node.leader_role
+    if role is not None and (poll.known != role.version or poll.peer == node.me):
+        return node, [protocol.Send(poll.peer, replace(round_update(node), number=poll.number))]
+    return _hold(node, poll, now), []
 
 
-def _arrived(node: Node, peer: str, sent: tuple[int, int, int], now: float) -> Result:
-    leading = node.leading
-    if leading is None or leading.plan is None or sent != leading.plan.key:
+def _hold(node: Node, poll: protocol.Poll, now: float) -> Node:
+    role = node.leader_role
+    assert role is not None, "only a leader holds polls"
+    held = HeldPoll(now + HOLD_SECONDS, poll.number)
+    return replace(node, leader_role=replace(role, held_polls={**role.held_polls, poll.peer: held}))
+
+
+def count_own_arrival(node: Node, now: float) -> Result:
+    """Note what this leader has sent as a peer; it does not poll itself."""
+    role, plan = node.leader_role, node.plan
+    if role is None or role.plan is None or plan is None or plan.key != role.plan.key:
         return node, []
-    return _lead(node, ld.Arrived(peer, sent[0]), now)
-
-
-def arrived_itself(node: Node, now: float) -> Result:
-    """A leader does not poll itself: what it has sent as a peer is taken in here."""
-    leading, plan = node.leading, node.plan
-    if leading is None or leading.plan is None or plan is None or plan.key != leading.plan.key:
+    if node.peer.trained != plan.round or node.peer.unsent or node.me in role.state.arrivals:
         return node, []
-    if node.peer.trained != plan.round or node.peer.unsent or node.me in leading.state.arrivals:
+    return _advance(node, now, phases.add_arrival, node.me, plan.round)
+
+
+def break_poll(node: Node, peer: str, now: float) -> Result:
+    """Expect a peer whose held poll broke to call again soon."""
+    role = node.leader_role
+    if role is None or peer not in role.held_polls:
         return node, []
-    return _lead(node, ld.Arrived(node.me, plan.round), now)
-
-
-def hung(node: Node, peer: str, now: float) -> Result:
-    """A peer's held poll broke."""
-    leading = node.leading
-    if leading is None or peer not in leading.holds:
+    held = {other: poll for other, poll in role.held_polls.items() if other != peer}
+    node = replace(node, leader_role=replace(role, held_polls=held))
+    if (contact := role.contacts.get(peer)) is None:
         return node, []
-    holds = {other: hold for other, hold in leading.holds.items() if other != peer}
-    node = replace(node, leading=replace(leading, holds=holds))
-    if (caller := leading.callers.get(peer)) is None:
+    contact = replace(contact, due=min(contact.due, now + phases.RETURN_SECONDS))
+    return _advance(_with_contact(node, contact, peer), now, phases.disconnect, peer)
+
+
+def take_goodbye(node: Node, peer: str, now: float) -> Result:
+    """Forget a peer that leaves: it is no reducer and no voter any more either."""
+    role = node.leader_role
+    if role is None:
         return node, []
-    caller = replace(caller, due=min(caller.due, now + ld.RETURN_SECONDS))
-    node = replace(node, leading=_with_caller(node, caller, peer))
-    return _lead(node, ld.Disconnected(peer), now)
+    contacts = {other: contact for other, contact in role.contacts.items() if other != peer}
+    held = {other: poll for other, poll in role.held_polls.items() if other != peer}
+    node = replace(node, leader_role=replace(role, contacts=contacts, held_polls=held, nodes=_dialable(contacts)))
+    return then(_advance(node, now, phases.remove_member, peer, "it said goodbye"), _move_shards, now)
 
 
-def left(node: Node, peer: str, now: float) -> Result:
-    """A peer said goodbye: it is no reducer and no voter any more either."""
-    leading = node.leading
-    if leading is None:
-        return node, []
-    callers = {other: caller for other, caller in leading.callers.items() if other != peer}
-    holds = {other: hold for other, hold in leading.holds.items() if other != peer}
-    node = replace(node, leading=replace(leading, callers=callers, holds=holds, nodes=_reachable(callers)))
-    return then(_lead(node, ld.Left(peer, "it said goodbye"), now), _move, now)
-
-
-def news(node: Node) -> RoundUpdate:
-    """What this leader tells everybody."""
-    leading = node.leading
-    assert leading is not None, "only a leader has news"
-    return RoundUpdate(
-        term=node.council.term,
+def round_update(node: Node) -> protocol.RoundUpdate:
+    """Make what this leader tells everybody."""
+    role = node.leader_role
+    assert role is not None, "only a leader has an update"
+    last_round = role.state.policy.last_round
+    # Peers may go after the last round. A leader that was only asked to stop has a successor.
+    is_finished = role.state.phase is Phase.FINISHED and 0 < last_round <= role.state.round
+    return protocol.RoundUpdate(
+        term=node.voter.term,
         leader=node.me,
-        version=leading.version,
-        base=node.council.ledger.base,
-        sources=leading.sources,
-        plan=leading.plan,
-        nodes=leading.nodes,
-        is_finished=is_over(leading.state),
+        version=role.version,
+        base=node.voter.hard_state.base,
+        sources=role.sources,
+        plan=role.plan,
+        nodes=role.nodes,
+        is_finished=is_finished,
     )
-
-
-def is_over(state: ld.LeaderState) -> bool:
-    """Whether the last round is done, so that peers may go. A leader that was only stopped is followed by another."""
-    return state.phase is ld.Phase.FINISHED and 0 < state.policy.last_round <= state.round
 
 
 def announce(node: Node) -> Node:
-    """There is news: held polls are answered by ``flush``."""
-    leading = node.leading
-    assert leading is not None, "only a leader has news"
-    return replace(node, leading=replace(leading, version=leading.version + 1))
+    """Begin a new version of the update; ``flush`` answers held polls with it."""
+    role = node.leader_role
+    assert role is not None, "only a leader has an update"
+    return replace(node, leader_role=replace(role, version=role.version + 1))
 
 
 def flush(node: Node, version: int, now: float) -> Result:
-    """Answer the polls that wait, all of them if the news is newer than ``version``, else those whose time is up."""
-    leading = node.leading
-    if leading is None or not leading.holds or not node.council.leads:
+    """Answer the held polls: all of them if the update is newer than ``version``, else those whose time is up."""
+    role = node.leader_role
+    if role is None or not node.voter.leads:
         return node, []
-    is_new = leading.version != version
-    ready = {peer: hold for peer, hold in leading.holds.items() if is_new or now >= hold.until}
+    is_new = role.version != version
+    ready = {peer: poll for peer, poll in role.held_polls.items() if is_new or now >= poll.until}
     if not ready:
         return node, []
-    holds = {peer: hold for peer, hold in leading.holds.items() if peer not in ready}
-    text = news(node)
-    answers: list[Action] = [Send(peer, replace(text, number=hold.number)) for peer, hold in sorted(ready.items())]
-    return replace(node, leading=replace(leading, holds=holds)), answers
+    held = {peer: poll for peer, poll in role.held_polls.items() if peer not in ready}
+    update = round_update(node)
+    answers: list[protocol.Action] = [
+        protocol.Send(peer, replace(update, number=poll.number)) for peer, poll in sorted(ready.items())
+    ]
+    return replace(node, leader_role=replace(role, held_polls=held)), answers
 
 
-# --- rounds -----------------------------------------------------------------------------------------------------------
+# --- rounds -------------------------------------------------------------------------------------------------------
 
 
 def tick(node: Node, now: float) -> Result:
-    """Time has passed for the round, its reducers and whoever was not heard."""
-    leading = node.leading
-    if leading is None or not node.council.leads:
+    """Do what is due for the round, its reducers and members that do not call any more."""
+    role = node.leader_role
+    if role is None or not node.voter.leads:
         return node, []
-    node = replace(node, leading=replace(leading, looked_at=now))
+    node = replace(node, leader_role=replace(role, ticked_at=now))
     if node.identity.trains:
-        node = replace(node, leading=_with_caller(node, _myself(node, now), node.me))
-    result = _lead(node, ld.Heard(node.me) if node.identity.trains else ld.Tick(), now)
-    return then(then(result, _move, now), _gather, now)
+        result = _advance(_add_itself(node, now), now, phases.keep_member, node.me)
+    else:
+        result = _advance(node, now, phases.tick)
+    return then(then(result, _move_shards, now), _gather, now)
 
 
-def due(node: Node) -> float:
-    """When ``tick`` or ``flush`` has something to do."""
-    leading = node.leading
-    if leading is None or not node.council.leads:
+def due_at(node: Node) -> float:
+    """Return when ``tick`` or ``flush`` has something to do."""
+    role = node.leader_role
+    if role is None or not node.voter.leads:
         return float("inf")
-    # What is over has been dealt with, or waits for something else than time, as a round that has no peers to open.
-    over = leading.looked_at
-    times = [*(hold.until for hold in leading.holds.values()), *leading.state.members.values()]
-    if (deadline := ld.deadline_at(leading.state)) is not None and deadline > over:
+    # What is over was done, or waits for something else than time, as a round that has no peers to open.
+    over = role.ticked_at
+    times = [*(poll.until for poll in role.held_polls.values()), *role.state.members.values()]
+    if (deadline := phases.deadline_at(role.state)) is not None and deadline > over:
         times.append(deadline)
-    if leading.state.phase in (ld.Phase.TRAIN, ld.Phase.EXCHANGE):
-        times.append(leading.state.opened_at + leading.state.policy.deadlines.ceiling_seconds)
-    if leading.state.phase is ld.Phase.WAITING and leading.state.open_after > over:
-        times.append(leading.state.open_after)
-    if leading.gather is not None:
-        times += [leading.gather.deadline, leading.gather.asked_at + ga.AGAIN_SECONDS]
+    if phases.is_open(role.state):
+        times.append(role.state.opened_at + role.state.policy.ceiling_seconds)
+    if role.state.phase is Phase.WAITING and role.state.open_after > over:
+        times.append(role.state.open_after)
+    if role.gather is not None:
+        times += [role.gather.deadline, role.gather.asked_at + AGAIN_SECONDS]
     return min(times, default=float("inf"))
 
 
-def decided(node: Node, record: RoundRecord, now: float) -> Result:
-    """The council says that this round stands."""
-    if node.council.leads:
-        return _lead(node, ld.Decided(record.round, record.chain), now)
-    if node.leading is None:
+def end_round(node: Node, record: RoundRecord, now: float) -> Result:
+    """End a round that is committed."""
+    if node.voter.leads:
+        return _advance(node, now, phases.commit, record)
+    if node.leader_role is None:
         return node, []
-    return _closed(node), [Commit(record)]  # it names other voters, who elect first
+    return _clear_round(node), [protocol.Commit(record)]  # it names other voters, who elect first
 
 
-def _closed(node: Node) -> Node:
-    """The round is over; who made its shards may be asked for them."""
-    leading = node.leading
-    assert leading is not None, "only a leader closes rounds"
-    sources = tuple(place.node for place in leading.plan.places) if leading.plan is not None else ()
-    return announce(replace(node, leading=replace(leading, plan=None, gather=None, sealed=None, sources=sources)))
+def _clear_round(node: Node) -> Node:
+    """Forget the round that is over, but for its reducers, which may be asked for its shards."""
+    role = node.leader_role
+    assert role is not None, "only a leader ends rounds"
+    sources = role.plan.nodes if role.plan is not None else ()
+    return announce(replace(node, leader_role=replace(role, plan=None, gather=None, sources=sources)))
 
 
-def sealed(node: Node, record: RoundRecord, now: float) -> Result:
-    """The round's result is on this node's disk: put it to the voters."""
-    leading = node.leading
-    if leading is None or record.round != leading.state.round or record.parent != node.council.ledger.base.chain:
+def propose(node: Node, record: RoundRecord, now: float) -> Result:
+    """Put the round's result, which is on this node's disk, to the voters."""
+    role = node.leader_role
+    if role is None or record.round != role.state.round or record.parent != node.voter.hard_state.base.chain:
         return node, []
-    node = replace(node, leading=replace(leading, sealed=record))
-    return _lead(node, ld.Reduced(record.round, record.chain), now)
+    return _advance(node, now, phases.propose, record)
 
 
-def shard_done(node: Node, sender: str, message: ShardDone, now: float) -> Result:
-    """A reducer answers."""
-    leading = node.leading
-    if leading is None or leading.gather is None:
+def take_shard(node: Node, sender: str, message: protocol.ShardDone, now: float) -> Result:
+    """Take in a reducer's answer."""
+    role = node.leader_role
+    if role is None or role.gather is None:
         return node, []
-    if message.term != node.council.term or message.round != leading.gather.round:
+    if message.term != node.voter.term or message.round != role.gather.round:
         return node, []
-    gather = ga.result(leading.gather, sender, message.shard, message.result, now)
-    return _gather(replace(node, leading=replace(leading, gather=gather)), now)
+    gather = take_answer(role.gather, sender, message.shard, message.result, now)
+    return _gather(replace(node, leader_role=replace(role, gather=gather)), now)
 
 
 def stop(node: Node, now: float) -> Result:
     """Finish the open round, then open no other."""
-    return _lead(node, ld.Stop(), now)
+    return _advance(node, now, phases.stop)
 
 
-def _lead(node: Node, event: ld.Event, now: float) -> Result:
-    leading = node.leading
-    if leading is None or not node.council.leads:
+def _advance(
+    node: Node, now: float, change: Callable[[LeaderState, float, *Arguments], phases.Outcome], *args: *Arguments
+) -> Result:
+    """Change the state of the rounds with a function of rounds/round_phases.py, and do what follows."""
+    role = node.leader_role
+    if role is None or not node.voter.leads:
         return node, []
-    state, decisions = ld.step(leading.state, event, now)
-    node = replace(node, leading=replace(leading, state=state))
-    result: Result = (node, [])
+    state, decisions = change(role.state, now, *args)
+    result: Result = (replace(node, leader_role=replace(role, state=state)), [])
     for decision in decisions:
-        result = then(result, lambda n, at, d=decision: _carry_out(n, d, at), now)  # type: ignore[misc]
+        result = then(result, _carry_out, decision, now)
     return result
 
 
-def _carry_out(node: Node, decision: ld.Action, now: float) -> Result:
-    leading = node.leading
-    if leading is None:
-        return node, []
+def _carry_out(node: Node, decision: phases.PhaseAction, now: float) -> Result:
+    role = node.leader_role
+    assert role is not None, "only a leader decides"
     match decision:
-        case ld.BeginRound(round):
-            places = _places(node, round, {}, now)
-            plan = OpenRound(round, node.council.ledger.base.chain, node.council.term, 1, places)
-            return announce(replace(node, leading=replace(leading, plan=plan))), [
-                Open(round, frozenset(leading.state.members))
-            ]
-        case ld.Reduce(round):
-            assert leading.plan is not None, "a round that closes was open"
-            gather = Gather(round, tuple(place.node for place in leading.plan.places), now)
-            return _gather(replace(node, leading=replace(leading, gather=gather)), now)
-        case ld.Propose(round):
-            assert leading.sealed is not None, "what is proposed was sealed"
-            return node, [Propose(leading.sealed)]
-        case ld.Commit():
-            return _closed(node), [Commit(node.council.ledger.base)]
-        case ld.Drop(peer_id, reason):
-            return node, [Drop(peer_id, reason)]
-        case ld.Finish(reason):
-            return announce(node), [Explain(leading.state.round, ld.Phase.FINISHED.value, None, reason)]
-        case ld.Explain(phase, deadline, reason):
-            return node, [Explain(leading.state.round, phase.value, deadline, reason)]
+        case protocol.Open(round):
+            reducers = _assign_shards(node, round, {}, now)
+            plan = protocol.OpenRound(round, node.voter.hard_state.base.chain, node.voter.term, 1, reducers)
+            return announce(replace(node, leader_role=replace(role, plan=plan))), [decision]
+        case CloseRound():
+            assert role.plan is not None, "a round that closes was open"
+            gather = Gather(role.state.round, role.plan.nodes, now)
+            return _gather(replace(node, leader_role=replace(role, gather=gather)), now)
+        case protocol.Commit():
+            return _clear_round(node), [decision]
+        case protocol.Explain(phase=Phase.FINISHED):
+            return announce(node), [decision]
+        case _:
+            return node, [decision]
 
 
 def _gather(node: Node, now: float) -> Result:
-    leading = node.leading
-    if leading is None or leading.gather is None:
+    """Ask the reducers for missing shards; seal the round when none is waited for."""
+    role = node.leader_role
+    if role is None or role.gather is None:
         return node, []
-    gone = [reducer for reducer in leading.gather.reducers if not _is_here(node, reducer, now)]
-    gather, asks = ga.progress(leading.gather, gone, now)
-    node = replace(node, leading=replace(leading, gather=gather))
-    assert leading.plan is not None, "a round that is gathered was open"
-    actions: list[Action] = []
-    for ask in asks:
-        if isinstance(ask, ga.Complete):
-            node = replace(node, leading=replace(leading, gather=None))
-            voters = next_voters(node.council.voters, _serving(node, now), node.identity.first)
-            return node, [Seal(gather.round, leading.plan.parent, ask.results, voters)]
-        admitted = frozenset(leading.callers)
-        close = Close(node.council.term, gather.round, leading.plan.parent, ask.shards, admitted)
-        actions.append(Send(ask.reducer, close))
-    return node, actions
+    gather, plan = role.gather, role.plan
+    assert plan is not None, "a round that is gathered was open"
+    lost = {reducer for reducer in gather.reducers if not _is_here(node, reducer, now)}
+    missing = missing_shards(gather, lost, now)
+    if not missing:
+        voters = next_voters(node.voter.voters, _longest_serving(node, now), node.identity.first)
+        node = replace(node, leader_role=replace(role, gather=None))
+        return node, [protocol.Seal(gather.round, plan.parent, gather.results, voters)]
+    if now < gather.asked_at + AGAIN_SECONDS:
+        return node, []
+    node = replace(node, leader_role=replace(role, gather=replace(gather, asked_at=now)))
+    term, admitted = node.voter.term, frozenset(role.contacts)
+    return node, [
+        protocol.Send(reducer, protocol.Close(term, gather.round, plan.parent, shards, admitted))
+        for reducer, shards in missing.items()
+    ]
 
 
-# --- who is here ------------------------------------------------------------------------------------------------------
+# --- who is here --------------------------------------------------------------------------------------------------
 
 
-def _myself(node: Node, now: float) -> MemberContact:
-    identity = node.identity
-    known = node.leading.callers.get(node.me) if node.leading is not None else None
-    since = known.since if known is not None else now
-    return MemberContact(since, float("inf"), now, identity.incarnation, node.peer.applied, identity.trains, True)
+def _add_itself(node: Node, now: float) -> Node:
+    """Count this leader, which trains, among its contacts."""
+    known = node.leader_role.contacts.get(node.me) if node.leader_role is not None else None
+    since, identity = known.since if known is not None else now, node.identity
+    contact = MemberContact(since, float("inf"), now, identity.incarnation, node.peer.applied, identity.trains, True)
+    return _with_contact(node, contact, node.me)
 
 
-def _with_caller(node: Node, caller: MemberContact, name: str) -> Leading:
-    assert node.leading is not None, "only a leader is called"
-    before = node.leading.callers
-    callers = {**before, name: caller}
-    # who can be dialled seldom changes, and is asked for with every poll
-    nodes = node.leading.nodes if name in before else _reachable(callers)
-    return replace(node.leading, callers=callers, nodes=nodes)
+def _with_contact(node: Node, contact: MemberContact, name: str) -> Node:
+    role = node.leader_role
+    assert role is not None, "only a leader has contacts"
+    contacts = {**role.contacts, name: contact}
+    # Which nodes can be dialled seldom changes, and is asked for with every poll.
+    nodes = role.nodes if name in role.contacts else _dialable(contacts)
+    return replace(node, leader_role=replace(role, contacts=contacts, nodes=nodes))
 
 
-def _reachable(callers: Mapping[str, MemberContact]) -> tuple[str, ...]:
-    """Some who can be dialled: a peer that lost this leader can ask them for the next. The newest callers first."""
-    names = [name for name, caller in callers.items() if caller.is_dialable]
-    return tuple(sorted(sorted(names, key=lambda name: -callers[name].since)[:MOST_NODES]))
+def _dialable(contacts: Mapping[str, MemberContact]) -> tuple[str, ...]:
+    """Return some that can be dialled, the newest first: a peer that lost this leader can ask them for the next."""
+    names = [name for name, contact in contacts.items() if contact.is_dialable]
+    return tuple(sorted(sorted(names, key=lambda name: -contacts[name].since)[:MOST_NODES]))
 
 
 def _is_here(node: Node, name: str, now: float) -> bool:
-    if name == node.me:
-        return True
-    caller = node.leading.callers.get(name) if node.leading is not None else None
-    return caller is not None and caller.due > now
+    contact = node.leader_role.contacts.get(name) if node.leader_role is not None else None
+    return name == node.me or (contact is not None and contact.due > now)
 
 
-def _places(node: Node, round: int, kept: dict[int, str], now: float) -> tuple[ReducerSlot, ...]:
-    """Shards to those that can be dialled and lack no more than the round that was decided just now."""
-    leading, identity = node.leading, node.identity
-    assert leading is not None, "only a leader places shards"
-    lives = {
-        name: caller.incarnation
-        for name, caller in leading.callers.items()
-        if caller.is_dialable and caller.applied >= round - 2 and _is_here(node, name, now)
+def _assign_shards(node: Node, round: int, kept: dict[int, str], now: float) -> tuple[protocol.ReducerSlot, ...]:
+    """Assign the shards to nodes that can be dialled and lack no more than the round that was committed just now."""
+    role, identity = node.leader_role, node.identity
+    assert role is not None, "only a leader assigns shards"
+    incarnations = {
+        name: contact.incarnation
+        for name, contact in role.contacts.items()
+        if contact.is_dialable and contact.applied >= round - 2 and _is_here(node, name, now)
     }
-    lives[identity.me] = identity.incarnation
-    return tuple(ReducerSlot(name, lives[name]) for name in assign(identity.sizes, lives, kept))
+    incarnations[identity.me] = identity.incarnation
+    return tuple(protocol.ReducerSlot(name, incarnations[name]) for name in assign(identity.sizes, incarnations, kept))
 
 
-def _move(node: Node, now: float) -> Result:
-    """Shards of reducers that are gone, or were started anew, go to others while the round is open."""
-    leading = node.leading
-    if leading is None or leading.plan is None or leading.gather is not None:
+def _move_shards(node: Node, now: float) -> Result:
+    """Assign the shards of reducers that are gone, or were started again, to others while the round is open."""
+    role = node.leader_role
+    if role is None or role.plan is None or role.gather is not None or not phases.is_open(role.state):
         return node, []
-    if leading.state.phase not in (ld.Phase.TRAIN, ld.Phase.EXCHANGE):
-        return node, []
-    plan = leading.plan
-    lives = {name: caller.incarnation for name, caller in leading.callers.items()}
-    lives[node.me] = node.identity.incarnation
+    plan = role.plan
+    incarnations = {name: contact.incarnation for name, contact in role.contacts.items()}
+    incarnations[node.me] = node.identity.incarnation
     kept = {
-        shard: place.node
-        for shard, place in enumerate(plan.places)
-        if _is_here(node, place.node, now) and lives.get(place.node) == place.incarnation
+        shard: slot.node
+        for shard, slot in enumerate(plan.reducers)
+        if _is_here(node, slot.node, now) and incarnations.get(slot.node) == slot.incarnation
     }
-    if len(kept) == len(plan.places):
+    moved = len(plan.reducers) - len(kept)
+    if not moved:
         return node, []
-    plan = replace(plan, version=plan.version + 1, places=_places(node, plan.round, kept, now))
-    moved = Notify(
-        f"{len(plan.places) - len(kept)} shards of round {plan.round} go to others: their reducers are gone."
-    )
-    node = announce(replace(node, leading=replace(leading, plan=plan)))
-    return then((node, [moved]), lambda n, at: _lead(n, ld.Moved(), at), now)
+    plan = replace(plan, version=plan.version + 1, reducers=_assign_shards(node, plan.round, kept, now))
+    text = f"{moved} shards of round {plan.round} go to others: their reducers are gone."
+    node = announce(replace(node, leader_role=replace(role, plan=plan)))
+    return then((node, [protocol.Notify(text)]), _advance, now, phases.clear_arrivals)
 
 
-def _serving(node: Node, now: float) -> Sequence[str]:
-    """Who can be a voter from the next round on, the longest-serving first."""
-    leading = node.leading
-    assert leading is not None, "only a leader proposes voters"
-    base = node.council.ledger.base.round
+def _longest_serving(node: Node, now: float) -> Sequence[str]:
+    """Return the nodes that can be voters from the next round on, the longest-serving first."""
+    role = node.leader_role
+    assert role is not None, "only a leader proposes voters"
+    base = node.voter.hard_state.base.round
     here = {
-        name: caller.since
-        for name, caller in leading.callers.items()
-        if caller.is_dialable and caller.applied >= base and now - caller.seen < FORGET_SECONDS
+        name: contact.since
+        for name, contact in role.contacts.items()
+        if contact.is_dialable and contact.applied >= base and now - contact.seen < FORGET_SECONDS
     }
-    here[node.me] = min(here.get(node.me, leading.since), leading.since)
-    if now - leading.since < FORGET_SECONDS:  # the others may not have found this leader yet
-        here |= {voter: leading.since for voter in node.council.voters if voter not in here}
+    here[node.me] = min(here.get(node.me, role.since), role.since)
+    if now - role.since < FORGET_SECONDS:  # the others may not have found this leader yet
+        here |= {name: role.since for name in node.voter.voters if name not in here}
     return sorted(here, key=lambda name: (here[name], name))

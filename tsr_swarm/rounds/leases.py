@@ -1,19 +1,19 @@
-"""Who trains on which part of the shared data, and how much of it was trained on. Pure decisions.
+"""Who trains on which part of the shared data, and how much of it was trained on. Pure functions.
 
-In each epoch every part is leased once. A peer has its home part first, which nobody with another home takes while it
-is here: as many peers as parts train on the same parts for ever. Fewer share out the others. Who is done with all that
-there is goes on with the next epoch, but never with the one after; who finds nothing there either, as the last of many
-more peers than parts, trains on its home part without a lease, which counts for no part.
+In each epoch every part is leased once. A peer gets its home part first, which nobody with another home takes while it
+is here: as many peers as parts train on the same parts for ever. Fewer peers share the other parts. A peer that finds
+no part left goes on with the next epoch, but never with the one after; a peer that finds none there either, as the last
+of many more peers than parts, trains on its home part without a lease, which counts for no part.
 
-A lease passes on when its holder leaves, or has not said for LEASE_SECONDS that it has it. Nothing is lost with that
-but what the holder has not contributed. Any clock will do.
+A lease passes on when its holder leaves, or has not reported it for LEASE_SECONDS. Only work that the holder has not
+contributed is lost with it. Times are of any one clock, in seconds.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-MAX_PARTS = 8192  # of more parts no account is kept: everybody stays with its home part
-LEASE_SECONDS = 30.0  # without a word of its holder; it calls every two seconds
+MAX_PARTS = 8192  # of more parts no account is kept: every peer stays with its home part
+LEASE_SECONDS = 30.0  # without a report of its holder, which calls every two seconds
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -26,14 +26,14 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """The parts that are done in the epoch that is under way, and those of the next one, which some have begun."""
+    """The parts that are done in the current epoch, and those of the next one, which some have begun."""
 
     epoch: int = 1
     done: frozenset[int] = frozenset()
     ahead: frozenset[int] = frozenset()
 
     def has(self, lease: Lease) -> bool:
-        """Whether this part of this epoch is done."""
+        """Return whether this part of this epoch is done."""
         parts = self.done if lease.epoch == self.epoch else self.ahead
         return lease.epoch < self.epoch or (lease.epoch <= self.epoch + 1 and lease.part in parts)
 
@@ -42,8 +42,8 @@ NOTHING_DONE = Coverage()
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """One peer's lease, and when it ends unless the peer is heard."""
+class HeldLease:
+    """One peer's lease, and when it ends unless the peer reports it."""
 
     lease: Lease
     until: float
@@ -51,16 +51,16 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Leases:
-    """All that is leased of a run's data, which has ``parts`` parts. A peer holds one lease at most."""
+    """All leases of a run's data, which has ``parts`` parts. A peer holds one at most."""
 
     parts: int
     coverage: Coverage = NOTHING_DONE
-    held: Mapping[str, Held] = field(default_factory=dict)  # by peer
+    held: Mapping[str, HeldLease] = field(default_factory=dict)  # by peer
 
 
 @dataclass(frozen=True, slots=True)
 class Borrower:
-    """A peer that trains on shared data. ``wish``: the lease that it says it has, from an earlier leader it may be."""
+    """A peer that trains on shared data. ``wish``: the lease that it reports, which may be of an earlier leader."""
 
     peer: str
     home: int
@@ -68,9 +68,9 @@ class Borrower:
 
 
 def lend(leases: Leases, borrowers: Sequence[Borrower], now: float) -> Leases:
-    """Give each of ``borrowers`` a lease that has none, as far as there are any; the first of them choose first.
+    """Give each of ``borrowers`` that has no lease one, as far as there are any; the first of them choose first.
 
-    ``borrowers`` are all peers that are here. What one says it has it keeps, if nobody else has it.
+    ``borrowers`` are all peers that are here. A peer keeps the lease that it reports, if nobody else has it.
     """
     coverage, held = leases.coverage, dict(leases.held)
     taken = {one.lease for one in held.values()}
@@ -82,14 +82,14 @@ def lend(leases: Leases, borrowers: Sequence[Borrower], now: float) -> Leases:
         return is_open and lease not in taken
 
     def give(peer: str, lease: Lease) -> None:
-        held[peer] = Held(lease, now + LEASE_SECONDS)
+        held[peer] = HeldLease(lease, now + LEASE_SECONDS)
         taken.add(lease)
 
     for borrower in borrowers:
         if borrower.peer not in held and borrower.wish is not None and is_free(borrower.wish):
             give(borrower.peer, borrower.wish)
-    nobodys = [part for part in range(leases.parts) if part not in homes]
-    pools = {epoch: iter([free for part in nobodys if is_free(free := Lease(epoch, part))]) for epoch in epochs}
+    homeless = [part for part in range(leases.parts) if part not in homes]
+    pools = {epoch: iter([free for part in homeless if is_free(free := Lease(epoch, part))]) for epoch in epochs}
     for borrower in borrowers:
         if borrower.peer in held:
             continue
@@ -102,51 +102,51 @@ def lend(leases: Leases, borrowers: Sequence[Borrower], now: float) -> Leases:
     return replace(leases, held=held)
 
 
-def renew(leases: Leases, heard: Mapping[str, tuple[Lease | None, float]]) -> Leases:
-    """heard: by peer, the lease that it said it has, and when. Who said another has not heard of its own yet."""
+def renew(leases: Leases, reports: Mapping[str, tuple[Lease | None, float]]) -> Leases:
+    """Extend the leases that their holders report.
+
+    reports: by peer, the lease and the time of its report. One that reports another lease does not know its own yet.
+    """
     held = dict(leases.held)
     for peer, one in leases.held.items():
-        lease, at = heard.get(peer, (None, 0.0))
+        lease, at = reports.get(peer, (None, 0.0))
         if lease == one.lease:
-            held[peer] = Held(lease, max(one.until, at + LEASE_SECONDS))
+            held[peer] = HeldLease(lease, max(one.until, at + LEASE_SECONDS))
     return replace(leases, held=held)
 
 
 def complete(leases: Leases, peers: Collection[str]) -> Leases:
-    """These peers are done with what they hold. When all parts of an epoch are, the next one is under way."""
+    """Mark what these peers hold as done. When all parts of an epoch are, the next epoch becomes the current one."""
     coverage = leases.coverage
     finished = {leases.held[peer].lease for peer in peers if peer in leases.held}
     done = coverage.done | {lease.part for lease in finished if lease.epoch == coverage.epoch}
     ahead = coverage.ahead | {lease.part for lease in finished if lease.epoch == coverage.epoch + 1}
     held = {peer: one for peer, one in leases.held.items() if peer not in peers}
-    return replace(leases, coverage=_turned(Coverage(coverage.epoch, done, ahead), leases.parts), held=held)
+    return replace(leases, coverage=_current(Coverage(coverage.epoch, done, ahead), leases.parts), held=held)
 
 
 def release(leases: Leases, peer: str) -> Leases:
-    """This peer is gone."""
+    """End the lease of a peer that is gone."""
     return replace(leases, held={other: one for other, one in leases.held.items() if other != peer})
 
 
 def expire(leases: Leases, now: float) -> Leases:
-    """Leases of those that were not heard for too long end."""
+    """End the leases that were not reported for too long."""
     return replace(leases, held={peer: one for peer, one in leases.held.items() if now < one.until})
 
 
 def merged(one: Coverage, other: Coverage, parts: int) -> Coverage:
-    """What is done by either account: two leaders after each other may each know of parts that the other does not."""
+    """Return what is done by either account: each of two leaders in turn may know of parts that the other does not."""
     if one.epoch > other.epoch:
         one, other = other, one
-    match other.epoch - one.epoch:
-        case 0:
-            both = Coverage(one.epoch, one.done | other.done, one.ahead | other.ahead)
-        case 1:
-            both = replace(other, done=one.ahead | other.done)
-        case _:
-            both = other
-    return _turned(both, parts)
+    if one.epoch == other.epoch:
+        other = Coverage(one.epoch, one.done | other.done, one.ahead | other.ahead)
+    elif one.epoch + 1 == other.epoch:
+        other = replace(other, done=one.ahead | other.done)
+    return _current(other, parts)
 
 
-def _turned(coverage: Coverage, parts: int) -> Coverage:
+def _current(coverage: Coverage, parts: int) -> Coverage:
     while len(coverage.done) >= parts:
         coverage = Coverage(coverage.epoch + 1, coverage.ahead)
     return coverage

@@ -1,19 +1,23 @@
-"""The peer's side of a round as a pure decision: given what it knows, what should it do next?
+"""The peer's side of a round: what it knows of the rounds, and what it should do next. Pure functions.
 
-Training and exchange are separate activities. They meet in two places only: a published round is applied between two
+Training and exchange are separate activities. They meet at two points only: a published round is applied between two
 rounds of training, and training starts from the newest applied round.
 """
 
 from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from tsr_swarm.rounds.protocol import OpenRound
+from tsr_swarm.rounds.raft_state import RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
 class PeerState:
-    """What a peer knows. ``applied`` is the round its consensus weights are at; -1: it has none yet."""
+    """What a peer knows of the rounds. ``applied`` is the round that its consensus weights are at; -1: it has none."""
 
     applied: int = -1
     chain: str = ""  # chain hash at ``applied``
-    is_member: bool = False
+    is_member: bool = False  # of a run that somebody has told it about
     needs_state: bool = False
     committed: int = 0  # the newest round that may be fetched
     open_round: int = 0  # the round announced, 0: none
@@ -23,92 +27,36 @@ class PeerState:
     is_finished: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LeaderUpdate:
-    """What the leader said last."""
+class Activity(Enum):
+    """What a peer should do next."""
 
-    committed: int
-    open_round: int
-    open_parent: str
-    is_finished: bool
-    unknown_peer: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """Register with the leader."""
+    WAIT = auto()  # for an update of the leader
+    FETCH_STATE = auto()
+    FETCH_ROUND = auto()  # the one after ``applied``
+    UPLOAD = auto()
+    TRAIN = auto()
+    QUIT = auto()  # the run is over and everything published has been applied
 
 
-@dataclass(frozen=True, slots=True)
-class FetchState:
-    """Download the newest state."""
-
-
-@dataclass(frozen=True, slots=True)
-class FetchRound:
-    """Fetch a published round and apply it."""
-
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """Send the contribution of this round."""
-
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class Train:
-    """Take the local steps of this round."""
-
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Listen for news."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quit:
-    """The run is over and everything published has been applied."""
-
-
-Action = Join | FetchState | FetchRound | Upload | Train | Wait | Quit
-
-
-def hear(state: PeerState, news: LeaderUpdate) -> PeerState:
-    """Take in what the leader says. It may be older than what is already known."""
-    return replace(
-        state,
-        committed=max(state.committed, news.committed),
-        open_round=news.open_round,
-        open_parent=news.open_parent,
-        is_finished=news.is_finished,
-        is_member=state.is_member and not news.unknown_peer,
-    )
-
-
-def next_action(state: PeerState) -> Action:
-    """The most urgent thing to do. Applying what is published comes before sending, sending before training."""
+def next_activity(state: PeerState) -> Activity:
+    """Return what is most urgent. Applying what is published comes before sending, and sending before training."""
     if not state.is_member:
-        return Join()
+        return Activity.WAIT
     if state.applied < 0 or state.needs_state or _is_forked(state):
-        return FetchState()
+        return Activity.FETCH_STATE
     if state.committed > state.applied:
-        return FetchRound(state.applied + 1)
+        return Activity.FETCH_ROUND
     if state.unsent and state.unsent == state.open_round:
-        return Upload(state.unsent)
+        return Activity.UPLOAD
     if state.is_finished:
-        return Quit()
+        return Activity.QUIT
     if state.open_round == state.applied + 1 and state.trained < state.open_round:
-        return Train(state.open_round)
-    return Wait()
+        return Activity.TRAIN
+    return Activity.WAIT
 
 
 def _is_forked(state: PeerState) -> bool:
-    """Whether the open round builds on another history than this peer's, as after a coordinator lost its disk."""
+    """Return whether the open round has another history than this peer, as after a coordinator lost its disk."""
     if not state.open_round:
         return False
     return state.open_round <= state.applied or (
@@ -117,29 +65,46 @@ def _is_forked(state: PeerState) -> bool:
 
 
 def is_stale(state: PeerState, training_round: int) -> bool:
-    """Whether training for ``training_round`` should stop early: the round has closed without this peer.
+    """Return whether training for ``training_round`` should stop early: the round has closed without this peer.
 
     The steps already taken are not lost; they stay in the residual and go out with the next contribution.
     """
     return state.committed >= training_round or state.needs_state or not state.is_member
 
 
-def applied(state: PeerState, round: int, chain: str) -> PeerState:
-    """A published round is now in the consensus weights."""
-    committed, unsent = max(state.committed, round), 0 if state.unsent <= round else state.unsent
-    open_round = 0 if state.open_round <= round else state.open_round  # it is over; the next news may be on its way
-    return replace(state, applied=round, chain=chain, committed=committed, open_round=open_round, unsent=unsent)
-
-
-def restored(state: PeerState, round: int, chain: str) -> PeerState:
-    """The consensus weights are now a downloaded state. It may be older than what this peer knew of."""
+def apply_update(state: PeerState, committed: int, plan: OpenRound | None, is_finished: bool) -> PeerState:
+    """Take in what the leader says. It may be older than what is already known."""
     return replace(
         state,
-        applied=round,
-        chain=chain,
+        is_member=True,
+        committed=max(state.committed, committed),
+        open_round=plan.round if plan is not None else 0,
+        open_parent=plan.parent if plan is not None else "",
+        is_finished=is_finished,
+    )
+
+
+def apply_round(state: PeerState, record: RoundRecord) -> PeerState:
+    """Note that a published round is in the consensus weights."""
+    return replace(
+        state,
+        applied=record.round,
+        chain=record.chain,
+        committed=max(state.committed, record.round),
+        open_round=0 if state.open_round <= record.round else state.open_round,  # until the next update
+        unsent=0 if state.unsent <= record.round else state.unsent,
+    )
+
+
+def restore_state(state: PeerState, record: RoundRecord) -> PeerState:
+    """Note that the consensus weights are a downloaded state, which may be older than what this peer knew of."""
+    return replace(
+        state,
+        applied=record.round,
+        chain=record.chain,
         needs_state=False,
-        committed=round,
-        open_round=0,  # until the next news
-        trained=min(state.trained, round),
+        committed=record.round,
+        open_round=0,  # until the next update
+        trained=min(state.trained, record.round),
         unsent=0,
     )

@@ -1,22 +1,20 @@
-"""What nodes of a swarm tell each other, what happens to one, and what it asks its shell to do.
+"""The messages that nodes send each other, the events that happen to a node, and the actions that it decides on.
 
-Messages may be lost, late, doubled and in any order. The council's own are in rounds/raft_state.py.
+Messages may be lost, late, doubled and in any order. Those between voters are in rounds/raft_state.py.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.gather import ShardDigest
-from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.reducer import Verdict
+from tsr_swarm.rounds.raft_state import RaftMessage, RoundRecord
 
-# --- messages, beside the council's -------------------------------------------------------------------------------
+# --- messages -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class ReducerSlot:
-    """Where a shard is reduced: by a node in one of its lives. Started anew, it has lost what it was sent."""
+    """The reducer of a shard: a node since its last start. After another start it has lost what was sent to it."""
 
     node: str
     incarnation: int
@@ -29,59 +27,64 @@ class OpenRound:
     round: int
     parent: str
     term: int
-    version: int  # of ``places``
-    places: tuple[ReducerSlot, ...]  # by shard
+    version: int  # of ``reducers``
+    reducers: tuple[ReducerSlot, ...]  # by shard
 
     @property
     def key(self) -> tuple[int, int, int]:
-        """What tells it from other plans."""
+        """What tells it from other announcements."""
         return self.round, self.term, self.version
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the reducers, by shard."""
+        return tuple(slot.node for slot in self.reducers)
 
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """A peer's regular call to its leader; the first one joins. ``sent``: the plan by which it has sent everything."""
+    """A peer's regular call to its leader, which answers when it has an update. The first call joins."""
 
     peer: str
     incarnation: int
-    applied: int
+    applied: int  # the newest round in its weights
     trains: bool
     is_dialable: bool
-    sent: tuple[int, int, int]
-    known: int  # version of the news it has
+    sent: tuple[int, int, int]  # key of the open round that it has sent all its shards of
+    known: int  # version of the newest update that it has
     number: int = 0  # of this call
 
 
 @dataclass(frozen=True, slots=True)
 class RoundUpdate:
-    """The leader's answer. ``base`` stands, ``sources`` made its shards.
-
-    ``nodes`` can be dialled, and may know the next leader when this one is gone.
-    """
+    """The leader's answer to a Poll: what is committed, and which round is open."""
 
     term: int
     leader: str
     version: int
-    base: RoundRecord
-    sources: tuple[str, ...]
+    base: RoundRecord  # the newest committed round
+    sources: tuple[str, ...]  # by shard, who reduced it in that round
     plan: OpenRound | None
-    nodes: tuple[str, ...]
+    nodes: tuple[str, ...]  # that can be dialled, and may know the next leader when this one is gone
     is_finished: bool
     number: int = 0  # of the call that this answers
 
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """The answer of who does not lead. ``base`` stands: whoever is to vote next learns so without a leader too."""
+    """The answer to a Poll of a node that does not lead. ``base`` tells future voters that they are, without a leader.
+
+    ``leader``: who does, as far as known; "" unknown.
+    """
 
     term: int
-    leader: str  # "" unknown
+    leader: str
     base: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """To a reducer: close these shards, average what came from ``admitted``, answer with each result."""
+    """To a reducer: close these shards, average what came from ``admitted``, and answer with each result."""
 
     term: int
     round: int
@@ -92,7 +95,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class ShardDone:
-    """A reducer's answer, which carries the published bytes."""
+    """A reducer's answer to Close, which carries the published bytes."""
 
     term: int
     round: int
@@ -102,18 +105,20 @@ class ShardDone:
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
-    """A peer leaves."""
+    """To the leader: this peer leaves."""
 
     peer: str
 
 
-Message = cl.Message | Poll | RoundUpdate | Redirect | Close | ShardDone | Goodbye
+Message = RaftMessage | Poll | RoundUpdate | Redirect | Close | ShardDone | Goodbye
 
-# --- events ---------------------------------------------------------------------------------------------------------
+# --- events -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
+    """A message has arrived."""
+
     sender: str
     message: Message
 
@@ -128,17 +133,17 @@ class Unreachable:
 
 @dataclass(frozen=True, slots=True)
 class PollBroken:
-    """A peer's poll broke while it was held: the peer died, or its line did."""
+    """A poll broke while it was held: the peer died, or its connection did."""
 
     peer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """A contribution has arrived whole and passed the gate. ``term``: of the plan that it follows."""
+    """A shard of a contribution has arrived whole and passed the gate."""
 
     peer: str
-    term: int
+    term: int  # of the announcement that it follows
     round: int
     parent: str
     shard: int
@@ -147,7 +152,7 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Averaged:
-    """The bytes of this shard of this round are made, for the leader of this term."""
+    """The published bytes of this shard are ready, for the leader of this term."""
 
     term: int
     round: int
@@ -171,7 +176,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Training has ended, and this node's contribution to the round is ready unless it ended early."""
+    """Training has ended. This node's contribution to the round is ready unless it ended early."""
 
     round: int
     is_whole: bool
@@ -184,17 +189,17 @@ class Uploaded:
     term: int
     round: int
     shard: int
-    place: ReducerSlot
+    reducer: ReducerSlot
     counted: bool
 
 
 @dataclass(frozen=True, slots=True)
 class UploadFailed:
-    """It is not there, and may be sent again."""
+    """A contribution's shard is not with its reducer, and may be sent again."""
 
     round: int
     shard: int
-    place: ReducerSlot
+    reducer: ReducerSlot
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,26 +212,26 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The consensus weights are a downloaded state."""
+    """The consensus weights are a downloaded state, after this record."""
 
     record: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """A round or a state could not be had from any donor."""
+    """No donor gave the round or the state."""
 
     is_gone: bool  # nobody keeps that round any more; else nobody could be reached
 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The machine slept: what is held, planned and under way may be old."""
+    """The machine slept: what is known and under way may be out of date."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Leave after the open round. Others go on, if a majority of the voters is left to."""
+    """Leave after the open round. The others go on, if enough voters are left for a majority."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,30 +239,17 @@ class Tick:
     """Time has passed."""
 
 
-Event = (
-    Received
-    | Unreachable
-    | PollBroken
-    | Offered
-    | Averaged
-    | Sealed
-    | Stored
-    | Trained
-    | Uploaded
-    | UploadFailed
-    | Applied
-    | Restored
-    | FetchFailed
-    | Resumed
-    | Stop
-    | Tick
-)
+MessageEvent = Received | Unreachable | PollBroken
+WorkEvent = Offered | Averaged | Sealed | Stored | Trained | Uploaded | UploadFailed | Applied | Restored | FetchFailed
+Event = MessageEvent | WorkEvent | Resumed | Stop | Tick
 
-# --- actions --------------------------------------------------------------------------------------------------------
+# --- actions ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
+    """Send a message."""
+
     to: str
     message: Message
 
@@ -273,15 +265,24 @@ class Train:
 class Upload:
     """Send a shard of the contribution, and answer with Uploaded or UploadFailed."""
 
-    term: int  # of the plan
+    term: int  # of the announcement
     round: int
     shard: int
-    place: ReducerSlot
+    reducer: ReducerSlot
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of a contribution."""
+
+    counted: bool  # it may be in the average
+    is_new: bool  # its bytes must be kept; a repetition changes nothing
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Tell who offered a contribution what became of it."""
+    """Tell the sender of a contribution what became of it."""
 
     peer: str
     round: int
@@ -313,16 +314,16 @@ class Store:
     """Put the bytes of this record on disk, and answer with Stored."""
 
     record: RoundRecord
-    sources: tuple[str, ...]  # by shard, who makes it, as far as this node was told
+    sources: tuple[str, ...]  # by shard, who reduces it; empty if this node was not told
     donors: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class FetchRound:
-    """Apply the round that stands, from disk or a donor; answer with Applied or FetchFailed."""
+    """Apply this committed round, from disk or a donor; answer with Applied or FetchFailed."""
 
     round: int
-    sources: tuple[str, ...]  # by shard, who made it
+    sources: tuple[str, ...]  # by shard, who reduced it; empty if this node was not told
     donors: tuple[str, ...]
 
 
@@ -335,29 +336,29 @@ class FetchState:
 
 @dataclass(frozen=True, slots=True)
 class Propose:
-    """Put this to the council. Never reaches the shell: rounds/step.py does it."""
+    """Put this record to the voters. rounds/step.py carries it out itself."""
 
     record: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """This leader opens a round, and announces it with the next news."""
+    """This leader opens a round, and announces it with its next update."""
 
     round: int
-    members: frozenset[str]  # who takes part, whether it waits for them or not
+    members: frozenset[str]  # all that take part, whether the round waits for them or not
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A round of this leader's stands."""
+    """A round of this leader is committed."""
 
     record: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Explain:
-    """For people: this leader's phase, the seconds until its deadline if it has one, and why."""
+    """For people: this leader's phase, the seconds until its deadline if it has one, and the reason."""
 
     round: int
     phase: str
@@ -375,7 +376,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """For people."""
+    """For people: a message."""
 
     text: str
 
@@ -387,21 +388,6 @@ class Quit:
     reason: str
 
 
-Action = (
-    Send
-    | Train
-    | Upload
-    | Reply
-    | Average
-    | Seal
-    | Store
-    | FetchRound
-    | FetchState
-    | Propose
-    | Open
-    | Commit
-    | Explain
-    | Drop
-    | Notify
-    | Quit
-)
+WorkAction = Train | Upload | Reply | Average | Seal | Store | FetchRound | FetchState
+ReportAction = Open | Commit | Explain | Drop | Notify
+Action = Send | Propose | WorkAction | ReportAction | Quit

@@ -1,4 +1,4 @@
-"""The voters of a run: what each knows and has promised, and what they tell each other. See voting.py for the rules."""
+"""What a Raft voter knows and has promised, and the messages that voters exchange. The rules are in rounds/raft.py."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -9,109 +9,106 @@ class RaftRole(StrEnum):
     """What a voter is in its term."""
 
     FOLLOWER = "follower"
-    TRIAL = "trial"  # asks whether it would be elected; nobody's term moves
+    PRE_CANDIDATE = "pre-candidate"  # asks whether it would be elected; nobody's term moves
     CANDIDATE = "candidate"
     LEADER = "leader"
 
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """A round's result as voters see it. Round 0 is the beginning. ``voters`` decide about what follows."""
+    """A round's result, as an entry of the replicated log. Round 0 is the beginning of the run."""
 
     round: int = 0
-    chain: str = ""
-    parent: str = ""
-    voters: tuple[str, ...] = ()
+    chain: str = ""  # hash of the result and of all results before it
+    parent: str = ""  # chain hash of the round before
+    voters: tuple[str, ...] = ()  # who decides about the next round
 
 
 @dataclass(frozen=True, slots=True)
 class HardState:
     """What a voter has journaled. Terms and rounds never go back."""
 
-    base: RoundRecord  # the newest round it knows to stand
+    base: RoundRecord  # the newest round that it knows to be committed
     term: int = 0  # the newest term it has seen
     voted_for: str = ""  # in that term
-    tail: RoundRecord | None = None  # accepted after ``base``, undecided as far as it knows
+    tail: RoundRecord | None = None  # accepted after ``base``, not committed as far as it knows
     tail_term: int = 0
 
     @property
     def extent(self) -> tuple[int, int]:
-        """How far it goes; ledgers are compared by it as logs are in Raft (section 5.4.1).
+        """How far the log goes; voters compare it as they compare logs in Raft (section 5.4.1).
 
-        Of two that know the same round to stand, the one whose tail was accepted in the newer term goes further. One
-        that knows a later round to stand goes further than any tail of that round: a tail that stands is that round.
+        Of two logs with the same committed round, the one whose tail was accepted in the newer term goes further. A
+        log with a later committed round goes further than any tail of that round, since a committed tail is that round.
         """
         return self.base.round, self.tail_term
 
 
 @dataclass(frozen=True, slots=True)
 class Voter:
-    """One voter, or a node that may become one."""
+    """The Raft state of one node, which is a voter or may become one."""
 
     me: str
-    ledger: HardState
+    hard_state: HardState
     role: RaftRole = RaftRole.FOLLOWER
     leader: str = ""  # of this term, as far as known
-    heard_at: float = 0.0  # the leader, or a candidate that was given the vote
-    stand_at: float = 0.0  # time of the next try to be elected
-    granted: frozenset[str] = frozenset()  # votes of this term or trial
-    proposal: RoundRecord | None = None  # a leader's, undecided
-    accepted: frozenset[str] = frozenset()  # voters that hold it
-    answers: Mapping[str, float] = field(default_factory=dict)  # voter -> when it last answered this leader
-    beat_at: float = 0.0
-    wanted: tuple[int, RoundRecord] | None = None  # term and record to accept once its bytes are stored
+    contact_at: float = 0.0  # the last message of the leader, or of a candidate that got this vote
+    election_at: float = 0.0  # when it next tries to be elected
+    votes: frozenset[str] = frozenset()  # granted to it in this term or pre-vote
+    proposal: RoundRecord | None = None  # a leader's, not committed yet
+    accepted: frozenset[str] = frozenset()  # voters that hold the proposal
+    answered_at: Mapping[str, float] = field(default_factory=dict)  # voter -> when it last answered this leader
+    beat_at: float = 0.0  # when a leader sends its next heartbeats
+    pending: tuple[int, RoundRecord] | None = None  # term and record to accept once its bytes are stored
     lost: str = ""  # chain hash of a tail whose bytes this voter's disk has lost
 
     @property
     def voters(self) -> tuple[str, ...]:
         """Who decides about the next round."""
-        return self.ledger.base.voters
+        return self.hard_state.base.voters
 
     @property
     def term(self) -> int:
-        return self.ledger.term
+        return self.hard_state.term
 
     @property
     def leads(self) -> bool:
         return self.role is RaftRole.LEADER
 
     @property
-    def may_stand(self) -> bool:
-        """Whether it may lead: it votes, and what it accepted and would propose anew can be fetched from it.
+    def may_campaign(self) -> bool:
+        """Whether it may lead: it votes, and others can fetch from it what it accepted and would propose again.
 
-        One that has lost those bytes keeps its promise as a voter: it refuses whoever may not know of that round.
+        A voter that has lost those bytes keeps its promise: it refuses candidates that may not know of that round.
         """
-        has_tail = self.ledger.tail is None or self.ledger.tail.chain != self.lost
-        return self.me in self.voters and has_tail
-
-
-# --- messages ---------------------------------------------------------------------------------------------------
+        tail = self.hard_state.tail
+        return self.me in self.voters and (tail is None or tail.chain != self.lost)
 
 
 @dataclass(frozen=True, slots=True)
 class VoteRequest:
-    """A candidate asks for the vote of its term, and says how far its journal goes."""
+    """A candidate asks for the vote of its term, and says how far its log goes. A pre-vote only asks for a promise."""
 
     term: int
     candidate: str
     extent: tuple[int, int]
-    is_trial: bool
+    is_pre_vote: bool
 
 
 @dataclass(frozen=True, slots=True)
 class VoteReply:
-    """``term`` is the one that was asked for, or the voter's own newer one; ``voter_term`` the voter's own."""
+    """Answer to a VoteRequest, for the same term."""
 
     term: int
-    voter_term: int
+    voter_term: int  # the voter's own, which may be newer
     granted: bool
-    is_trial: bool
+    is_pre_vote: bool
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The leader is there. ``base`` stands; ``proposal``, if any, is to be stored, journaled and accepted."""
+    """A sign of life of the leader. ``base`` is committed; ``proposal`` is to be stored, journaled and accepted."""
 
     term: int
     base: RoundRecord
@@ -120,80 +117,20 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatReply:
-    """``accepted``: the chain hash of the proposal it holds, "" for none. ``round``: the newest it knows to stand."""
+    """Answer to a Heartbeat."""
 
     term: int
-    round: int
-    accepted: str
+    round: int  # the newest that the voter knows to be committed
+    accepted: str  # chain hash of the proposal that it holds; "" none
     reason: str
 
 
-Message = VoteRequest | VoteReply | Heartbeat | HeartbeatReply
-
-# --- events -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    sender: str
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Propose:
-    """The leader's own result of the next round, whose bytes it has stored."""
-
-    record: RoundRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """The bytes of this record are on disk."""
-
-    record: RoundRecord
-
-
-@dataclass(frozen=True, slots=True)
-class RoundLearned:
-    """This record stands: a leader said so."""
-
-    record: RoundRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-@dataclass(frozen=True, slots=True)
-class PeerLost:
-    """A call to this node failed: its process is gone, or the line to it."""
-
-    node: str
-
-
-Event = Received | Propose | Stored | RoundLearned | PeerLost | Tick
-
-# --- actions. If a step changes the ledger, it is journaled before any of them; if that fails, there was no step ------
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    to: str
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Fetch the bytes of this record, from ``source`` or anybody who has them, and answer with Stored."""
-
-    record: RoundRecord
-    source: str
+RaftMessage = VoteRequest | VoteReply | Heartbeat | HeartbeatReply
 
 
 @dataclass(frozen=True, slots=True)
 class CatchUp:
-    """Rounds before ``round`` are missing here: fetch them from ``source``; each is answered with Learned."""
+    """Raft's answer that rounds before ``round`` are missing here: fetch them from ``source``, and learn each."""
 
     round: int
     source: str
@@ -201,30 +138,16 @@ class CatchUp:
 
 @dataclass(frozen=True, slots=True)
 class RoundCommitted:
-    """A majority has accepted this record: it stands."""
+    """Raft's answer that a majority has accepted this record."""
 
     record: RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
 class BecomeLeader:
-    """This node leads from now on."""
-
-    term: int
-    base: RoundRecord
+    """Raft's answer that this node leads from now on."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepDown:
-    """This node does not lead any more."""
-
-    reason: str
-
-
-Action = Send | Store | CatchUp | RoundCommitted | BecomeLeader | StepDown
-Result = tuple[Voter, list[Action]]
-
-
-def majority(accepted: Collection[str], voters: Collection[str]) -> bool:
-    """More than half of ``voters`` are among ``accepted``."""
+def is_majority(accepted: Collection[str], voters: Collection[str]) -> bool:
+    """Return whether more than half of ``voters`` are among ``accepted``."""
     return 2 * len(set(accepted) & set(voters)) > len(set(voters))

@@ -1,21 +1,28 @@
-"""The leader's side of a round as a pure state machine: ``step(state, event, now) -> (state, actions)``.
+"""The phases of a round, as its leader decides on them: pure functions ``(state, now, ...) -> (state, actions)``.
 
     WAITING -> TRAIN -> EXCHANGE -> COMMIT -> (next round's) TRAIN ... -> FINISHED
 
-The leader opens rounds, decides when one closes, and has its result proposed to the voters (rounds/raft_state.py
-decides whether it stands). It touches no tensor, socket or clock. ``now`` is any clock that never runs backwards, in
-seconds.
+The leader opens rounds, decides when one closes, and has its result proposed to the voters (rounds/raft.py decides
+whether it is committed). ``now`` is any clock that never runs backwards, in seconds.
+
+The deadline of a round follows the arrivals: once half of the expected contributions are here, the rest have as long
+again as the arrivals suggest. Nobody waits for a peer that is far slower than the others; its work is not lost, since
+it stays in that peer's residual.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from statistics import median
 
-from tsr_swarm.rounds.deadlines import DeadlinePolicy, Decision, decide
+from tsr_swarm.rounds.protocol import Commit, Drop, Explain, Open, Propose
+from tsr_swarm.rounds.raft_state import RoundRecord
 
-SILENCE_SECONDS = 12.0  # a peer unheard for this long is taken for gone; it calls every two seconds
+SILENCE_SECONDS = 12.0  # a peer that has not called for this long is taken for gone; it calls every two seconds
 RETURN_SECONDS = 3.0  # a peer whose connection broke has this long to call again
-MOST_DOUBLINGS = 4  # a peer that misses round after round is waited for in every 16th at last
+MOST_DOUBLINGS = 4  # a peer that is late round after round is waited for in every 16th at last
+SPREAD = 5.0  # grace in median absolute deviations of the arrivals ...
+SHARE = 0.5  # ... or as a share of the median arrival, whichever is longer
 
 
 class Phase(StrEnum):
@@ -28,295 +35,241 @@ class Phase(StrEnum):
     FINISHED = "finished"
 
 
-@dataclass(frozen=True, slots=True)
-class LeaderPolicy:
-    """What the configuration says about rounds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPolicy:
+    """What the run's configuration says about rounds."""
 
-    deadlines: DeadlinePolicy
-    min_peers: int
+    quorum: int
+    floor_seconds: float  # shortest grace for late contributions
+    ceiling_seconds: float  # longest round
+    min_peers: int  # before the first round opens
     last_round: int  # 0: no end
 
 
 @dataclass(frozen=True, slots=True)
-class LeaderState:
-    """Everything the leader knows. ``round`` is the open round, or the last committed one between rounds."""
+class Decision:
+    """Whether to close the round, its deadline in seconds after it opened, and the reason, for people."""
 
-    policy: LeaderPolicy
+    close: bool
+    deadline: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderState:
+    """What a leader knows of its rounds. ``round`` is the open one, or between rounds the last committed one."""
+
+    policy: RoundPolicy
     round: int
     phase: Phase = Phase.WAITING
-    members: Mapping[str, float] = field(default_factory=dict)  # peer_id -> the time by which it must be heard
+    members: Mapping[str, float] = field(default_factory=dict)  # peer -> the time by which it must call
     expected: frozenset[str] = frozenset()  # whom the open round waits for
-    misses: Mapping[str, int] = field(default_factory=dict)  # peer_id -> rounds in a row that waited for it in vain
-    arrivals: Mapping[str, float] = field(default_factory=dict)  # peer_id -> seconds after the round opened
+    late_rounds: Mapping[str, int] = field(default_factory=dict)  # peer -> rounds in a row that waited for it in vain
+    arrivals: Mapping[str, float] = field(default_factory=dict)  # peer -> seconds after the round opened
     opened_at: float = 0.0
     has_opened: bool = False  # any round yet
-    decision: Decision | None = None
-    proposed: str = ""  # chain hash
-    stands: bool = False  # what was proposed
+    decision: Decision | None = None  # the newest, of the open round
+    proposed: str = ""  # chain hash of the result that was put to the voters
     open_after: float = 0.0  # no round opens before: after a change of leaders peers need time to find the new one
     awaited: frozenset[str] = frozenset()  # but once all of these are here nobody need wait; empty: not known
     is_stopping: bool = False
 
 
-# --- events -----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
-class Joined:
-    peer_id: str
+class CloseRound:
+    """The leader's decision to take no further contribution for the open round, and to have it averaged."""
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
-    peer_id: str
+PhaseAction = Open | CloseRound | Propose | Commit | Drop | Explain
+Outcome = tuple[LeaderState, list[PhaseAction]]
 
 
-@dataclass(frozen=True, slots=True)
-class Disconnected:
-    """The peer's connection broke; it may call again."""
-
-    peer_id: str
+def add_member(state: LeaderState, now: float, peer: str) -> Outcome:
+    """Take in a peer that calls. A newcomer may be in the open round too if it is in time, but nobody waits for it."""
+    return tick(replace(state, members={**state.members, peer: now + SILENCE_SECONDS}), now)
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
-    peer_id: str
-    reason: str
+def keep_member(state: LeaderState, now: float, peer: str) -> Outcome:
+    """Give a member that calls more time, unless it was dropped."""
+    return add_member(state, now, peer) if peer in state.members else tick(state, now)
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """Every shard of this peer's contribution is with its reducer."""
-
-    peer_id: str
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reduced:
-    """All shards of the round are reduced or void; ``chain`` names the result."""
-
-    round: int
-    chain: str
+def disconnect(state: LeaderState, now: float, peer: str) -> Outcome:
+    """Note that a peer's connection broke. It has a short time to call again."""
+    if peer in state.members:
+        due = min(state.members[peer], now + RETURN_SECONDS)
+        state = replace(state, members={**state.members, peer: due})
+    return tick(state, now)
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """Shards of the open round went to other reducers: who had sent everything may have to send some of it again."""
+def remove_member(state: LeaderState, now: float, peer: str, reason: str) -> Outcome:
+    """Take out a peer that leaves."""
+    if peer not in state.members:
+        return tick(state, now)
+    state, dropped = _drop(state, peer, reason)
+    state, actions = tick(state, now)
+    return state, [dropped, *actions]
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """A majority of the voters has journaled this result."""
+def add_arrival(state: LeaderState, now: float, peer: str, round: int) -> Outcome:
+    """Note that every shard of this peer's contribution to ``round`` is with its reducer."""
+    if is_open(state) and round == state.round and peer not in state.arrivals:
+        arrivals = {**state.arrivals, peer: now - state.opened_at}
+        state = replace(state, arrivals=arrivals, late_rounds=_without(state.late_rounds, peer), phase=Phase.EXCHANGE)
+    return tick(state, now)
 
-    round: int
-    chain: str
+
+def clear_arrivals(state: LeaderState, now: float) -> Outcome:
+    """Note that shards have gone to other reducers: peers that had sent everything may have to send some again."""
+    return tick(replace(state, arrivals={}) if is_open(state) else state, now)
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+def propose(state: LeaderState, now: float, record: RoundRecord) -> Outcome:
+    """Put the result of the closed round to the voters, once."""
+    if state.phase is not Phase.COMMIT or record.round != state.round or state.proposed:
+        return tick(state, now)
+    state, actions = tick(replace(state, proposed=record.chain), now)
+    return state, [Propose(record), *actions]
+
+
+def commit(state: LeaderState, now: float, record: RoundRecord) -> Outcome:
+    """End the round: a majority of the voters has journaled this result."""
+    if state.phase is not Phase.COMMIT or (record.round, record.chain) != (state.round, state.proposed):
+        return tick(state, now)
+    state, dropped = _drop_silent(state, now)
+    state = replace(state, phase=Phase.WAITING, expected=frozenset(), arrivals={}, decision=None, proposed="")
+    state, actions = tick(state, now)
+    return state, [*dropped, Commit(record), *actions]
+
+
+def stop(state: LeaderState, now: float) -> Outcome:
     """Finish the open round, then open no other."""
+    return tick(replace(state, is_stopping=True), now)
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = Joined | Heard | Disconnected | Left | Arrived | Moved | Reduced | Decided | Stop | Tick
-
-# --- actions ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class BeginRound:
-    """Announce this round."""
-
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reduce:
-    """Take no further payload for this round; average what is there; answer with Reduced."""
-
-    round: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Propose:
-    """Ask every voter to journal this result."""
-
-    round: int
-    chain: str
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """A majority has journaled it: publish, apply, and let peers fetch it."""
-
-    round: int
-    chain: str
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """This peer is no longer a member."""
-
-    peer_id: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The run is over."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Explain:
-    """The phase, the deadline or its reason changed; ``deadline`` is seconds from now, or None when there is none."""
-
-    phase: Phase
-    deadline: float | None
-    reason: str
-
-
-Action = BeginRound | Reduce | Propose | Commit | Drop | Finish | Explain
-
-
-def step(state: LeaderState, event: Event, now: float) -> tuple[LeaderState, list[Action]]:
-    """Take in one event. The same state, event and time always give the same answer."""
-    state, actions = _take_in(state, event, now)
-    state, silent = _drop_silent(state, now)
-    state, progress = _progress(state, now)
-    return state, [*actions, *silent, *progress]
-
-
-def _take_in(state: LeaderState, event: Event, now: float) -> tuple[LeaderState, list[Action]]:
-    match event:
-        case Joined(peer_id):
-            # A newcomer trains on the open round too if it is in time, but nobody waits for it.
-            return replace(state, members={**state.members, peer_id: now + SILENCE_SECONDS}), []
-        case Heard(peer_id) if peer_id in state.members:
-            return replace(state, members={**state.members, peer_id: now + SILENCE_SECONDS}), []
-        case Disconnected(peer_id) if peer_id in state.members:
-            due = min(state.members[peer_id], now + RETURN_SECONDS)
-            return replace(state, members={**state.members, peer_id: due}), []
-        case Left(peer_id, reason) if peer_id in state.members:
-            return _drop(state, peer_id, reason)
-        case Arrived(peer_id, round) if _is_open(state, round) and peer_id not in state.arrivals:
-            arrivals = {**state.arrivals, peer_id: now - state.opened_at}
-            misses = {peer: count for peer, count in state.misses.items() if peer != peer_id}
-            return replace(state, arrivals=arrivals, misses=misses, phase=Phase.EXCHANGE), []
-        case Reduced(round, chain) if state.phase is Phase.COMMIT and round == state.round and not state.proposed:
-            return replace(state, proposed=chain), [Propose(round, chain)]
-        case Moved() if state.phase in (Phase.TRAIN, Phase.EXCHANGE):
-            return replace(state, arrivals={}), []
-        case Decided(round, chain) if state.phase is Phase.COMMIT and (round, chain) == (state.round, state.proposed):
-            return replace(state, stands=True), []
-        case Stop():
-            return replace(state, is_stopping=True), []
-        case _:
-            return state, []
-
-
-def _drop(state: LeaderState, peer_id: str, reason: str) -> tuple[LeaderState, list[Action]]:
-    members = {peer: due for peer, due in state.members.items() if peer != peer_id}
-    misses = {peer: count for peer, count in state.misses.items() if peer != peer_id}
-    return replace(state, members=members, misses=misses, expected=state.expected - {peer_id}), [Drop(peer_id, reason)]
-
-
-def _drop_silent(state: LeaderState, now: float) -> tuple[LeaderState, list[Action]]:
-    actions: list[Action] = []
-    for peer_id in [peer for peer, due in state.members.items() if now >= due]:
-        state, dropped = _drop(state, peer_id, "its connection broke or it fell silent")
-        actions += dropped
-    return state, actions
-
-
-def _is_open(state: LeaderState, round: int) -> bool:
-    return state.phase in (Phase.TRAIN, Phase.EXCHANGE) and round == state.round
-
-
-def _progress(state: LeaderState, now: float) -> tuple[LeaderState, list[Action]]:
-    """Move on as far as the state allows; each move may allow the next."""
-    actions: list[Action] = []
-    if state.phase is Phase.COMMIT and state.stands:
-        actions.append(Commit(state.round, state.proposed))
-        state = replace(state, phase=Phase.WAITING, expected=frozenset(), arrivals={}, decision=None)
-        state = replace(state, proposed="", stands=False)
+def tick(state: LeaderState, now: float) -> Outcome:
+    """Drop members that do not call any more, then move on as far as the state allows."""
+    state, dropped = _drop_silent(state, now)
     if state.phase is Phase.WAITING:
-        return _between_rounds(state, now, actions)
-    if state.phase in (Phase.TRAIN, Phase.EXCHANGE):
-        return _close_if_due(state, now, actions)
-    return state, actions
+        state, actions = _open_if_ready(state, now)
+    elif is_open(state):
+        state, actions = _close_if_due(state, now)
+    else:
+        actions = []
+    return state, [*dropped, *actions]
 
 
-def _between_rounds(state: LeaderState, now: float, actions: list[Action]) -> tuple[LeaderState, list[Action]]:
-    if state.is_stopping:
-        return replace(state, phase=Phase.FINISHED), [*actions, Finish("it was asked to stop")]
-    if state.policy.last_round and state.round >= state.policy.last_round:
-        return replace(state, phase=Phase.FINISHED), [*actions, Finish(f"round {state.round} was the last")]
-    # min_peers is for the first round of this leader; below the quorum no round could close.
-    needed = max(state.policy.deadlines.quorum, 1 if state.has_opened else state.policy.min_peers)
-    if len(state.members) < needed:
-        reason = f"{len(state.members)} of {needed} peers are here"
-        return _explain(state, Decision(close=False, deadline=0.0, reason=reason), None, actions)
-    if now < state.open_after and not (state.awaited and state.awaited <= state.members.keys()):
-        wait = Decision(close=False, deadline=0.0, reason="peers look for the new leader")
-        return _explain(state, wait, None, actions)
-    state = replace(state, phase=Phase.TRAIN, round=state.round + 1, opened_at=now, has_opened=True)
-    state = replace(state, expected=_waited_for(state))
-    return state, [*actions, BeginRound(state.round)]
-
-
-def _waited_for(state: LeaderState) -> frozenset[str]:
-    """A peer that is always late costs the others their patience in ever fewer rounds, and is never given up.
-
-    One that was late by chance is waited for in the next round, as before. One that is a little slower than the rest
-    is in time whenever it is waited for.
-    """
-    patient = {peer for peer in state.members if state.round % 2 ** _doublings(state, peer) == 0}
-    return frozenset(patient or state.members)
-
-
-def _doublings(state: LeaderState, peer: str) -> int:
-    return min(max(0, state.misses.get(peer, 0) - 1), MOST_DOUBLINGS)
-
-
-def _close_if_due(state: LeaderState, now: float, actions: list[Action]) -> tuple[LeaderState, list[Action]]:
-    if not state.members and not state.arrivals:
-        if state.is_stopping:
-            return replace(state, phase=Phase.FINISHED), [*actions, Finish("it was asked to stop")]
-        # Everybody left: the round stays open, and its ceiling starts anew when somebody comes back.
-        idle = Decision(close=False, deadline=0.0, reason="no peer is here")
-        return _explain(replace(state, opened_at=now), idle, None, actions)
-    expected = state.expected or frozenset(state.members)
-    decision = decide(now - state.opened_at, expected, state.arrivals, state.policy.deadlines)
-    others = len((state.misses.keys() & state.members.keys()) - expected - state.arrivals.keys())
-    if others and len(state.arrivals) >= state.policy.deadlines.quorum:
-        slow = f"{decision.reason}; {others} that missed rounds before are not waited for"
-        decision = replace(decision, reason=slow)
-    if decision.close:
-        missed = {peer: state.misses.get(peer, 0) + 1 for peer in expected - state.arrivals.keys()}
-        state = replace(state, phase=Phase.COMMIT, decision=decision, misses={**state.misses, **missed})
-        return state, [*actions, Reduce(state.round, decision.reason), Explain(Phase.COMMIT, None, decision.reason)]
-    return _explain(state, decision, state.opened_at + decision.deadline - now, actions)
-
-
-def _explain(
-    state: LeaderState, decision: Decision, remaining: float | None, actions: list[Action]
-) -> tuple[LeaderState, list[Action]]:
-    """Say so when what people see of the round has changed."""
-    if state.decision == decision:
-        return state, actions
-    return replace(state, decision=decision), [*actions, Explain(state.phase, remaining, decision.reason)]
+def is_open(state: LeaderState) -> bool:
+    """Return whether there is a round that takes contributions."""
+    return state.phase in (Phase.TRAIN, Phase.EXCHANGE)
 
 
 def deadline_at(state: LeaderState) -> float | None:
-    """When the open round closes at the latest, as known now."""
-    if state.decision is None or state.phase not in (Phase.TRAIN, Phase.EXCHANGE):
+    """Return when the open round closes at the latest, as known now."""
+    if state.decision is None or not is_open(state):
         return None
     return state.opened_at + state.decision.deadline
+
+
+def decide(elapsed: float, expected: Collection[str], arrivals: Mapping[str, float], policy: RoundPolicy) -> Decision:
+    """Decide whether to close a round that opened ``elapsed`` seconds ago.
+
+    expected: peers whose contribution is waited for. arrivals: seconds from the opening to each contribution, also of
+    peers that left since.
+    """
+    missing = [peer for peer in expected if peer not in arrivals]
+    here, wanted, ceiling = len(arrivals), len(arrivals) + len(missing), policy.ceiling_seconds
+    waiting = f"waiting for {len(missing)} of {wanted}"
+    if elapsed >= ceiling:
+        return Decision(True, ceiling, f"the ceiling was reached with {here} here")
+    if here < policy.quorum:
+        return Decision(False, ceiling, f"{here} of a quorum of {policy.quorum} here")
+    if not missing:
+        return Decision(True, elapsed, f"all {here} payloads are here")
+    if 2 * here < wanted:
+        return Decision(False, ceiling, waiting)
+    middle = median(arrivals.values())
+    deviation = median(abs(offset - middle) for offset in arrivals.values())
+    # The last arrival plus a grace that grows with how long, and how unevenly, the others took.
+    deadline = max(arrivals.values()) + max(policy.floor_seconds, SPREAD * deviation, SHARE * middle)
+    deadline = min(ceiling, deadline)
+    if elapsed >= deadline:
+        return Decision(True, deadline, f"{len(missing)} of {wanted} missed the deadline")
+    return Decision(False, deadline, waiting)
+
+
+def _without(counts: Mapping[str, int], peer: str) -> dict[str, int]:
+    return {other: count for other, count in counts.items() if other != peer}
+
+
+def _drop(state: LeaderState, peer: str, reason: str) -> tuple[LeaderState, Drop]:
+    members = {other: due for other, due in state.members.items() if other != peer}
+    state = replace(state, members=members, late_rounds=_without(state.late_rounds, peer))
+    return replace(state, expected=state.expected - {peer}), Drop(peer, reason)
+
+
+def _drop_silent(state: LeaderState, now: float) -> Outcome:
+    actions: list[PhaseAction] = []
+    for peer in [peer for peer, due in state.members.items() if now >= due]:
+        state, dropped = _drop(state, peer, "its connection broke or it fell silent")
+        actions.append(dropped)
+    return state, actions
+
+
+def _open_if_ready(state: LeaderState, now: float) -> Outcome:
+    if state.is_stopping:
+        return _finish(state, "it was asked to stop")
+    if state.policy.last_round and state.round >= state.policy.last_round:
+        return _finish(state, f"round {state.round} was the last")
+    # min_peers is for the first round of this leader; below the quorum no round could close.
+    needed = max(state.policy.quorum, 1 if state.has_opened else state.policy.min_peers)
+    if len(state.members) < needed:
+        return _explain(state, Decision(False, 0.0, f"{len(state.members)} of {needed} peers are here"), None)
+    if now < state.open_after and not (state.awaited and state.awaited <= state.members.keys()):
+        return _explain(state, Decision(False, 0.0, "peers look for the new leader"), None)
+    state = replace(state, phase=Phase.TRAIN, round=state.round + 1, opened_at=now, has_opened=True)
+    state = replace(state, expected=_choose_expected(state))
+    return state, [Open(state.round, frozenset(state.members))]
+
+
+def _choose_expected(state: LeaderState) -> frozenset[str]:
+    """Choose whom the round waits for: in ever fewer rounds for a peer that is always late, and never not at all.
+
+    A peer that was late once is waited for in the next round, as before. A peer that is a little slower than the rest
+    is in time whenever it is waited for.
+    """
+    doublings = {peer: min(max(0, count - 1), MOST_DOUBLINGS) for peer, count in state.late_rounds.items()}
+    waited_for = {peer for peer in state.members if state.round % 2 ** doublings.get(peer, 0) == 0}
+    return frozenset(waited_for or state.members)
+
+
+def _close_if_due(state: LeaderState, now: float) -> Outcome:
+    if not state.members and not state.arrivals:
+        if state.is_stopping:
+            return _finish(state, "it was asked to stop")
+        # Everybody left: the round stays open, and its ceiling starts anew when somebody comes back.
+        return _explain(replace(state, opened_at=now), Decision(False, 0.0, "no peer is here"), None)
+    expected = state.expected or frozenset(state.members)
+    decision = decide(now - state.opened_at, expected, state.arrivals, state.policy)
+    others = len((state.late_rounds.keys() & state.members.keys()) - expected - state.arrivals.keys())
+    if others and len(state.arrivals) >= state.policy.quorum:
+        slow = f"{decision.reason}; {others} that missed rounds before are not waited for"
+        decision = replace(decision, reason=slow)
+    if not decision.close:
+        return _explain(state, decision, state.opened_at + decision.deadline - now)
+    late = {peer: state.late_rounds.get(peer, 0) + 1 for peer in expected - state.arrivals.keys()}
+    state = replace(state, phase=Phase.COMMIT, decision=decision, late_rounds={**state.late_rounds, **late})
+    return state, [CloseRound(), Explain(state.round, state.phase.value, None, decision.reason)]
+
+
+def _finish(state: LeaderState, reason: str) -> Outcome:
+    state = replace(state, phase=Phase.FINISHED)
+    return state, [Explain(state.round, state.phase.value, None, reason)]
+
+
+def _explain(state: LeaderState, decision: Decision, remaining: float | None) -> Outcome:
+    """Tell people if what they see of the round has changed. ``remaining``: seconds until it closes."""
+    if state.decision == decision:
+        return state, []
+    explanation = Explain(state.round, state.phase.value, remaining, decision.reason)
+    return replace(state, decision=decision), [explanation]

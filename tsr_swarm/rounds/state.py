@@ -1,70 +1,72 @@
-"""One node of a swarm: everything that it knows. What it does about it is in leading, reducing and following."""
+"""Everything that one node knows. What it decides is in rounds/leader.py, rounds/reducer.py and rounds/follower.py."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVarTuple
 
 from tsr_swarm.rounds.gather import Gather, ShardDigest
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import Action, OpenRound, ReducerSlot
-from tsr_swarm.rounds.raft_state import RoundRecord, Voter
-from tsr_swarm.rounds.reducer import ReducerState
-from tsr_swarm.rounds.round_phases import LeaderPolicy, LeaderState
+from tsr_swarm.rounds.raft_state import Voter
+from tsr_swarm.rounds.round_phases import LeaderState, RoundPolicy
+
+Arguments = TypeVarTuple("Arguments")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeIdentity:
-    """What does not change while a node lives."""
+    """What does not change while a node runs."""
 
     me: str
     incarnation: int  # grows with every start
     trains: bool  # the coordinator does not
     is_dialable: bool  # and so may lead, vote and reduce
     first: str  # the coordinator: known to everybody from the start
-    known: tuple[str, ...] = ()  # whom else it was told of; they may know the leader
+    known: tuple[str, ...] = ()  # other nodes that it was told of; they may know the leader
     sizes: tuple[int, ...]  # of the shards: bytes of a contribution
-    policy: LeaderPolicy
+    policy: RoundPolicy
 
 
 @dataclass(frozen=True, slots=True)
 class LeaderTracking:
-    """Whom this node follows, and how it finds out."""
+    """Which leader a node follows, and how it finds the leader."""
 
     leader: str = ""  # "" unknown
-    round: int = 0  # the newest that a leader said stands
+    round: int = 0  # the newest that a leader said is committed
     term: int = 0  # of that leader. Of two leaders after the same round, the newer term leads
-    version: int = 0  # of the news it has
-    asked: str = ""  # who has its poll, "" nobody
+    version: int = 0  # of the newest update
+    asked: str = ""  # the node that has its poll, "" none
     asked_at: float = 0.0
     number: int = 0  # of the newest poll
     oldest: int = 0  # the answers to polls before this one are out of date
-    next_at: float = 0.0  # the next poll
-    turn: int = 0  # whom to try next while no leader is known
-    hops: int = 0  # from hint to hint since the last news
+    next_at: float = 0.0  # time of the next poll
+    turn: int = 0  # which of the known nodes to try next while no leader is known
+    hops: int = 0  # redirects since the last update
     nodes: tuple[str, ...] = ()  # that may know the leader, as far as others said
-    sources: tuple[str, ...] = ()  # of the newest round that stands
+    sources: tuple[str, ...] = ()  # by shard, who reduced it in the newest committed round
     is_finished: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LocalProgress:
-    """What goes on beside deciding."""
+    """What a node is busy with while it takes in events."""
 
     is_training: bool = False
     is_fetching: bool = False
     round: int = 0  # whose contribution is sent
     sent: Mapping[int, ReducerSlot] = field(default_factory=dict)  # shard -> where it is
     sending: frozenset[int] = frozenset()
-    term: int = 0  # of the plan that is followed
+    term: int = 0  # of the announcement that is followed
     refused: frozenset[int] = frozenset()  # shards that came too late for that leader; another may take them
     retry_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class MemberContact:
-    """Somebody who polls this leader."""
+    """What a leader knows of a node that polls it."""
 
     since: float
-    due: float  # by when it must be heard
+    due: float  # by when it must poll again
     seen: float
     incarnation: int
     applied: int
@@ -74,52 +76,53 @@ class MemberContact:
 
 @dataclass(frozen=True, slots=True)
 class HeldPoll:
-    """A poll that waits for news."""
+    """A poll that waits for an update."""
 
     until: float
     number: int
 
 
 @dataclass(frozen=True, slots=True)
-class Leading:
-    """What a leader has, beside the state of the round."""
+class LeaderRole:
+    """What a leader has, beside the state of its rounds."""
 
     state: LeaderState
     since: float
-    looked_at: float = 0.0  # the last time that ``tick`` looked at what is due
-    version: int = 1
-    callers: Mapping[str, MemberContact] = field(default_factory=dict)
-    nodes: tuple[str, ...] = ()  # of the callers, who can be dialled
-    holds: Mapping[str, HeldPoll] = field(default_factory=dict)  # peers whose polls are held
+    ticked_at: float = 0.0  # the last time that it looked at what is due
+    version: int = 1  # of its update
+    contacts: Mapping[str, MemberContact] = field(default_factory=dict)  # by name
+    nodes: tuple[str, ...] = ()  # of the contacts, some that can be dialled
+    held_polls: Mapping[str, HeldPoll] = field(default_factory=dict)  # by peer
     plan: OpenRound | None = None
     gather: Gather | None = None
-    sealed: RoundRecord | None = None
-    sources: tuple[str, ...] = ()  # by shard, who made the newest round that stands
+    sources: tuple[str, ...] = ()  # by shard, who reduced it in the newest committed round
 
 
 @dataclass(frozen=True, slots=True)
-class Reducing:
-    """Shards that this node averages."""
+class ReducerState:
+    """The contributions that a reducer holds for one round, and the averages that it was asked for."""
 
-    state: ReducerState
-    term: int = 0  # of the plan or the Close that was heard last
+    round: int
+    is_open: bool = True
+    held: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (peer, shard) -> tokens
+    term: int = 0  # of the announcement or the Close that it follows
     leader: str = ""  # who asked for the averages
-    done: Mapping[int, ShardDigest] = field(default_factory=dict)
-    under_way: frozenset[int] = frozenset()
+    done: Mapping[int, ShardDigest] = field(default_factory=dict)  # by shard
+    averaging: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node. ``council.ledger`` is what it has journaled; the rest is gone when it dies."""
+    """One node of a swarm. ``voter.hard_state`` is what it has journaled; the rest is gone when it dies."""
 
     identity: NodeIdentity
-    council: Voter
+    voter: Voter
     peer: PeerState
-    guide: LeaderTracking = LeaderTracking()
+    tracking: LeaderTracking = LeaderTracking()
     plan: OpenRound | None = None  # the open round
-    work: LocalProgress = LocalProgress()
-    leading: Leading | None = None
-    reducing: Reducing | None = None
+    progress: LocalProgress = LocalProgress()
+    leader_role: LeaderRole | None = None
+    reducer: ReducerState | None = None
     contributors: frozenset[str] = frozenset()  # to the newest round in its weights
     stepped_at: float = 0.0
     is_leaving: bool = False
@@ -129,18 +132,28 @@ class Node:
     def me(self) -> str:
         return self.identity.me
 
+    @property
+    def leader(self) -> str:
+        """The leader as far as this node knows, which may be itself; "" unknown."""
+        return self.me if self.leader_role is not None else self.tracking.leader
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Peers that take part, as far as this node leads."""
+        return frozenset(self.leader_role.state.members) if self.leader_role is not None else frozenset()
+
 
 Result = tuple[Node, list[Action]]
 
 
-def then(result: Result, more: Callable[[Node, float], Result], now: float) -> Result:
-    """Go on from ``result``."""
+def then(result: Result, more: Callable[[Node, *Arguments], Result], *args: *Arguments) -> Result:
+    """Go on from ``result`` with ``more(node, *args)``."""
     node, actions = result
-    node, rest = more(node, now)
+    node, rest = more(node, *args)
     return node, [*actions, *rest]
 
 
-def contacts(node: Node) -> Sequence[str]:
-    """Who may know the leader."""
+def known_nodes(node: Node) -> Sequence[str]:
+    """Return the other nodes that may know the leader."""
     identity = node.identity
-    return sorted({*node.council.voters, *node.guide.nodes, identity.first, *identity.known} - {node.me})
+    return sorted({*node.voter.voters, *node.tracking.nodes, identity.first, *identity.known} - {node.me})

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from tests.rehearsal.disk import Published
 from tsr_swarm.node.donor import HEADER_SECONDS
 from tsr_swarm.node.sync.rounds import SHARDS_AT_A_TIME
-from tsr_swarm.rounds.follower import RETRY_SECONDS, sources
-from tsr_swarm.rounds.header_tree import header_givers
+from tsr_swarm.rounds.catch_up import header_givers
+from tsr_swarm.rounds.follower import RETRY_SECONDS, reducers_of
 from tsr_swarm.rounds.raft_state import RoundRecord
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Headers:
         """Answer with a header, at once or when it is here; with None if it is not here and need not come."""
         node = self._node
         found = self._kept.get(record.chain) or node.disk.find(record.round, record.chain)
-        reducers = () if node.node is None else sources(node.node, record.round)
+        reducers = () if node.node is None else reducers_of(node.node, record.round)
         if found is not None or node.name not in header_givers(asker, record.chain, reducers):
             answer(found)
             return

@@ -176,7 +176,7 @@ class MessageSizer:
         """Nodes that the receiver may have to dial, as far as they can be dialled."""
         nodes = [message.leader, *message.base.voters]
         if isinstance(message, pt.RoundUpdate):
-            reducers = [] if message.plan is None else [slot.node for slot in message.plan.places]
+            reducers = [] if message.plan is None else [slot.node for slot in message.plan.reducers]
             nodes += [*message.nodes, *message.sources, *reducers]
         return [node for node in dict.fromkeys(nodes) if node in self._addresses]
 
@@ -202,8 +202,8 @@ class MessageSizer:
         plan = None
         if message.plan is not None:
             plan = self._payloads.plan(message.plan.round, _long_hash(message.plan.parent))
-            slots = tuple(replace(slot, incarnation=_INCARNATION) for slot in message.plan.places)
-            update = replace(update, plan=replace(message.plan, parent=plan.parent, places=slots))
+            slots = tuple(replace(slot, incarnation=_INCARNATION) for slot in message.plan.reducers)
+            update = replace(update, plan=replace(message.plan, parent=plan.parent, reducers=slots))
         news = message_codec.news_to_proto(update, plan)
         news.rules.CopyFrom(rules_to_proto(self._payloads.manifest.config))
         return news

@@ -70,7 +70,7 @@ class HomeNetwork(Network):
     """Messages of the decisions take their time on the links of both ends."""
 
     def __init__(self, swarm: "HomeSwarm", chance: Random, weather: Weather) -> None:
-        super().__init__(swarm.clock, chance, swarm.machines, weather, swarm.judge.complain)
+        super().__init__(swarm.clock, chance, swarm.machines, weather, swarm.checker.complain)
         self._swarm = swarm
         self._gathering: set[tuple[int, int, int]] = set()
 

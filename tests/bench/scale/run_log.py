@@ -51,9 +51,12 @@ class RunLog:
 
     def stepped(self, before: Node, after: Node) -> None:
         """Log the contributions that came with a step."""
-        if after.leading is None:
+        if after.leader_role is None:
             return
-        state, known = after.leading.state, before.leading.state.arrivals if before.leading is not None else {}
+        state, known = (
+            after.leader_role.state,
+            before.leader_role.state.arrivals if before.leader_role is not None else {},
+        )
         if len(state.arrivals) > len(known):
             self._swarm.rounds[state.round].arrived = self._swarm.clock.now
             for peer in state.arrivals.keys() - known.keys():

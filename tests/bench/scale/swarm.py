@@ -17,10 +17,9 @@ from tests.rehearsal.network import Weather
 from tests.rehearsal.swarm import Layout, Member, Swarm
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.deadlines import DeadlinePolicy
-from tsr_swarm.rounds.header_tree import header_givers
+from tsr_swarm.rounds.catch_up import header_givers
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.round_phases import LeaderPolicy
+from tsr_swarm.rounds.round_phases import RoundPolicy
 from tsr_swarm.rounds.step import step
 
 UP, DOWN, LATENCY = 20e6, 100e6, 0.02  # bits a second; seconds one way
@@ -58,12 +57,12 @@ class HomeNode(Machine):
             return
         started = time.perf_counter()
         after, actions = step(before, event, self.local())
-        if after.leading is not None:
+        if after.leader_role is not None:
             self.swarm.leader_seconds += time.perf_counter() - started
-        if after.council.ledger is not before.council.ledger:
-            self.disk.save_ledger(after.council.ledger)
+        if after.voter.hard_state is not before.voter.hard_state:
+            self.disk.save_hard_state(after.voter.hard_state)
         self.node = after
-        self.swarm.judge.stepped(self, before, after)
+        self.swarm.checker.stepped(self, before, after)
         self._settle(event, before, after)
         for action in actions:
             self._carry_out(action)
@@ -77,8 +76,8 @@ class HomeNode(Machine):
     def _on_plan(self, plan: pt.OpenRound) -> None:
         """Have a reducer ask the leader for the list of peers."""
         assert self.node is not None, "it is up"
-        if self.node.leading is None and any(place.node == self.name for place in plan.places):
-            swarm, leader = self.swarm, self.node.guide.leader
+        if self.node.leader_role is None and self.name in plan.nodes:
+            swarm, leader = self.swarm, self.node.tracking.leader
             has_list = self.name in swarm.listed  # no peer joins or leaves
             swarm.listed.add(self.name)
             answer = partial(swarm.carry, leader, self.name, swarm.sizer.peers_reply(has_list), lambda: None)
@@ -88,7 +87,7 @@ class HomeNode(Machine):
         swarm = self.swarm
         match action:
             case pt.Send(to, message):
-                swarm.judge.sent(self, to, message)
+                swarm.checker.sent(self, to, message)
                 swarm.network.send(self, to, message)
             case pt.Upload():
                 self._upload(action)
@@ -132,11 +131,11 @@ class HomeNode(Machine):
     def _upload(self, upload: pt.Upload) -> None:
         self._tokens += 1
         self._sending[upload.round, upload.shard] = self._tokens
-        delivery = Delivery(self, self.life, self._tokens, upload.term, self.work.carried[upload.shard], upload.place)
+        delivery = Delivery(self, self.life, self._tokens, upload.term, self.work.carried[upload.shard], upload.reducer)
         self._after(PACK_SECONDS * self.swarm.chance.random(), partial(self._submit, upload, delivery))
 
     def _submit(self, upload: pt.Upload, delivery: Delivery) -> None:
-        to, arrive = upload.place.node, partial(self._arrive, upload, delivery)
+        to, arrive = upload.reducer.node, partial(self._arrive, upload, delivery)
         if to == self.name:
             arrive()
         else:
@@ -172,7 +171,7 @@ class HomeNode(Machine):
         self._stored(published.record, ())
 
     def _download(self, round: int, sources: tuple[str, ...], donors: tuple[str, ...]) -> None:
-        record = self.swarm.records[self.swarm.judge.standing[round]]
+        record = self.swarm.records[self.swarm.checker.committed[round]]
         if record.chain in self._storing:  # it comes as a proposal
             self._after(0.02, partial(self._download, round, sources, donors))
         elif (published := self.disk.find(round, record.chain)) is not None:
@@ -194,9 +193,9 @@ class HomeNode(Machine):
 
     def _applied(self, published: Published) -> None:
         super()._applied(published)
-        if self.node is None or self.node.leading is not None:
+        if self.node is None or self.node.leader_role is not None:
             return
-        leader, round = self.node.guide.leader, published.record.round
+        leader, round = self.node.tracking.leader, published.record.round
         message = self.swarm.sizer.report(round, self.name)
         self.swarm.carry(self.name, leader, message, partial(self.swarm.log.reported, round, self.name))
 
@@ -212,9 +211,8 @@ class HomeSwarm(Swarm):
     """A swarm of home nodes, and the cost of each of its rounds."""
 
     def __init__(self, members: tuple[Member, ...], payloads: RoundPayloads, chance: Random) -> None:
-        deadlines = DeadlinePolicy(quorum=1, floor_seconds=10.0, ceiling_seconds=600.0)
         peers = [member.name for member in members if member.trains]
-        policy = LeaderPolicy(deadlines, len(peers), 0)
+        policy = RoundPolicy(quorum=1, floor_seconds=10.0, ceiling_seconds=600.0, min_peers=len(peers), last_round=0)
         self.peers = peers
         self.names = {member.name: f"peer-{number}" for number, member in enumerate(members)}
         self.names[members[0].name] = "coordinator"
@@ -268,9 +266,9 @@ class HomeSwarm(Swarm):
         if round > self._last:
             self.stop()
             return
-        leading = leader.node.leading if leader.node is not None else None
+        leading = leader.node.leader_role if leader.node is not None else None
         plan = leading.plan if leading is not None else None
-        self.log.opened(round, [place.node for place in plan.places] if plan is not None else [])
+        self.log.opened(round, [*plan.nodes] if plan is not None else [])
 
     def committed(self, record: RoundRecord) -> None:
         self.rounds[record.round].committed = self.clock.now

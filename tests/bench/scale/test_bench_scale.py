@@ -12,7 +12,7 @@ from tests.bench.scale.messages import UNCHANGED, SizedMessage, bytes_by_field, 
 from tests.bench.scale.network import SMALL_BYTES, Links
 from tests.bench.scale.payloads import round_payloads, whole_bytes
 from tests.rehearsal.clock import Clock
-from tsr_swarm.rounds.header_tree import BRANCHES
+from tsr_swarm.rounds.catch_up import BRANCHES
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 PEERS, MEDIUM = 8, 32

@@ -11,8 +11,7 @@ from tsr_swarm.node.headers import Headers
 from tsr_swarm.node.sync.donors import Donors, ShardDonors
 from tsr_swarm.node.sync.rounds import FetchedRound, Frames, RoundDownload
 from tsr_swarm.node.sync.state import StateDownload
-from tsr_swarm.rounds.catch_up import Costs, choose_way
-from tsr_swarm.rounds.header_tree import header_givers
+from tsr_swarm.rounds.catch_up import choose_way, header_givers
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.run_folder import record_of
@@ -172,13 +171,13 @@ class Downloader:
             reply = await self._catch_up(client, round)
             if reply is None or not (reply.round_bytes or reply.state_round >= round):
                 continue  # it is behind too
-            costs = Costs(
+            way = choose_way(
+                round - 1,
                 round_bytes=reply.round_bytes,
                 state_round=reply.state_round,
                 state_bytes=reply.state_bytes,
                 rest_bytes=reply.rest_bytes,
             )
-            way = choose_way(round - 1, costs)
             missed = newest.round - round + 1
             self._donors.emit(CatchingUp(missed=missed, takes_state=way.takes_state, reason=way.reason))
             return way.takes_state

@@ -15,8 +15,7 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.process.tasks import Background, Signal
-from tsr_swarm.rounds import chunk_schedule
-from tsr_swarm.rounds.chunk_schedule import Sharing
+from tsr_swarm.rounds.catch_up import ChunkSchedule
 from tsr_swarm.storage.state_file import StateAssembly, begun_round
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import DESCRIBE_SECONDS, TRANSFER_SECONDS
@@ -84,7 +83,7 @@ class _Transfer:
     others: Sequence[SwarmClient]  # all donors but the source
     source: SwarmClient  # the donor that described it
     should_stop: Callable[[], bool]
-    sharing: Sharing = field(init=False)
+    sharing: ChunkSchedule = field(init=False)
     used: set[str] = field(default_factory=set)  # addresses of donors that sent a chunk
     failure: str = ""  # of the source
     _changed: Signal = field(default_factory=Signal)
@@ -93,7 +92,7 @@ class _Transfer:
     _has_source: bool = False
 
     async def run(self) -> None:
-        self.sharing = Sharing(frozenset(self.assembly.missing))
+        self.sharing = ChunkSchedule(frozenset(self.assembly.missing))
         for client in self.others:
             self._start(client)
         self._update(self.sharing)
@@ -103,10 +102,10 @@ class _Transfer:
             await self._background.close()
 
     def _start(self, client: SwarmClient) -> None:
-        self.sharing = chunk_schedule.with_donor(self.sharing, client.address)
+        self.sharing = self.sharing.add_donor(client.address)
         self._background.start(self._work(client))
 
-    def _update(self, sharing: Sharing) -> None:
+    def _update(self, sharing: ChunkSchedule) -> None:
         """Wake the donors' tasks, and start one for the source too if few others are left."""
         self.sharing = sharing
         is_over = sharing.is_complete or self.should_stop()
@@ -121,18 +120,18 @@ class _Transfer:
         donor = client.address
         try:
             while not self.sharing.is_complete:
-                self.sharing, wanted = chunk_schedule.ask(self.sharing, donor)
+                self.sharing, wanted = self.sharing.next_range(donor)
                 if wanted is None:
                     await self._wait_for_change()
                     continue
                 await self._take(client, wanted)
-                self._update(chunk_schedule.answered(self.sharing, donor))
+                self._update(self.sharing.end_answer(donor))
         except (UnreachableError, RefusedError, PeerError) as error:
             if client is self.source:
                 self.failure = f"{error} The state will be fetched again."
             if isinstance(error, PeerError):
                 self.donors.accuse(client, error)
-            self._update(chunk_schedule.failed(self.sharing, donor))
+            self._update(self.sharing.drop_donor(donor))
 
     async def _wait_for_change(self) -> None:
         before = self.sharing
@@ -154,7 +153,7 @@ class _Transfer:
                     await asyncio.to_thread(self.assembly.check, chunk)
                     self.assembly.take(chunk.index)
                     self.used.add(client.address)
-                    self._update(chunk_schedule.arrived(self.sharing, chunk.index))
+                    self._update(self.sharing.add_chunk(chunk.index))
                 if self.should_stop() or not self.sharing.due_from(client.address):
                     return  # others sent the rest
         if self.sharing.due_from(client.address):
