@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 import torch
-from steady import steady
 
+from tests.steady import steady
 from tsr_swarm.config.layout import Part, upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig

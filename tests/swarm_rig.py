@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from steady import OPTIMIZER, WIRE
-
+from tests.steady import OPTIMIZER, WIRE
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.discovery.identity import load_identity

@@ -29,7 +29,7 @@ from tsr_swarm.exchange.reduction import Published, Reduction
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.donor import DonorService
-from tsr_swarm.node.headers import Headers
+from tsr_swarm.node.round_cache import Headers
 from tsr_swarm.node.sync.catch_up import Fetcher
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.state import StateDownload

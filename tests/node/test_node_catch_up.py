@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from published_rounds import FIRST, History, small_history
 
+from tests.published_rounds import FIRST, History, small_history
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.node.address_book import AddressBook, ClientPool

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from published_rounds import History, small_history
 
+from tests.published_rounds import History, small_history
 from tsr_swarm.node.events.commit_reporter import CommitReporter, Sealed, Seams
-from tsr_swarm.node.made import ReducedShard
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.node.weights import AppliedRound
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds.raft_state import RoundRecord

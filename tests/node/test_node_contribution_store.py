@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steady import steady, wide
 
+from tests.steady import steady, wide
 from tsr_swarm.config.layout import Part, upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan

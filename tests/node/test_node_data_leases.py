@@ -6,9 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from swarm_rig import TEXT, Swarm, run_swarm, tiny_config
 from torch import Tensor
 
+from tests.swarm_rig import TEXT, Swarm, run_swarm, tiny_config
 from tsr_swarm.config.run import DataConfig, RunConfig
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.node import data_leases, workspace

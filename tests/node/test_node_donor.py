@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_rounds import History, make_history
-from steady import steady
 
+from tests.published_rounds import History, make_history
+from tests.steady import steady
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.node import donor as giving
 from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.donor import DonorService
-from tsr_swarm.node.headers import KEPT, Headers
+from tsr_swarm.node.round_cache import KEPT_HEADERS, Headers
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.header_tree import BRANCHES, header_givers
 from tsr_swarm.rounds.raft_state import RoundRecord
@@ -33,7 +33,9 @@ def history() -> History:
     manifest = make_manifest("run", RunConfig(optimizer=steady(rank=4, embedding_rank=4)), SHAPES)
     torch.manual_seed(0)
     return make_history(
-        manifest, fresh_consensus(manifest, {name: torch.randn(shape) for name, shape in SHAPES.items()}), KEPT + 2
+        manifest,
+        fresh_consensus(manifest, {name: torch.randn(shape) for name, shape in SHAPES.items()}),
+        KEPT_HEADERS + 2,
     )
 
 
@@ -148,18 +150,18 @@ async def test_of_a_round_on_disk_only_the_header_is_read_for_who_wants_no_more(
 
 async def test_a_header_that_is_kept_again_is_the_newest(history: History) -> None:
     headers = Headers()
-    for round in (1, *range(2, KEPT + 1), 1, KEPT + 1):
+    for round in (1, *range(2, KEPT_HEADERS + 1), 1, KEPT_HEADERS + 1):
         headers.keep(history.message(round))
-    chains = {round: history.at(round).header.chain for round in range(1, KEPT + 2)}
+    chains = {round: history.at(round).header.chain for round in range(1, KEPT_HEADERS + 2)}
     found = [round for round, chain in chains.items() if await headers.get(round, chain) is not None]
-    assert found == [1, *range(3, KEPT + 2)]
+    assert found == [1, *range(3, KEPT_HEADERS + 2)]
 
 
 async def test_only_the_newest_headers_are_kept_each_of_its_own_round(history: History) -> None:
     headers = Headers()
-    for round in range(1, KEPT + 3):
+    for round in range(1, KEPT_HEADERS + 3):
         headers.keep(history.message(round))
-    chains = {round: history.at(round).header.chain for round in range(1, KEPT + 3)}
+    chains = {round: history.at(round).header.chain for round in range(1, KEPT_HEADERS + 3)}
     found = [round for round, chain in chains.items() if await headers.get(round, chain) is not None]
-    assert found == list(range(3, KEPT + 3))
+    assert found == list(range(3, KEPT_HEADERS + 3))
     assert await headers.get(3, chains[4]) is None

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from swarm_rig import Member, Swarm, run_swarm, tiny_config
 
+from tests.swarm_rig import Member, Swarm, run_swarm, tiny_config
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, decode_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError

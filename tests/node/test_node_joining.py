@@ -6,12 +6,11 @@ import socket
 from pathlib import Path
 
 import pytest
-from swarm_rig import DEADLINE_SECONDS, Member, Swarm, tiny_config
 
+from tests.swarm_rig import DEADLINE_SECONDS, Member, Swarm, tiny_config
 from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError, RefusedError, RunError, SwarmError
-from tsr_swarm.node.shared_data import absolute_source, advise_organiser
-from tsr_swarm.node.workspace import Workspace
+from tsr_swarm.node.workspace import Workspace, absolute_source, advise_organiser
 from tsr_swarm.telemetry.events import Left, PeerJoined, PeerLeft, StateReceived, Warned
 
 

@@ -1,7 +1,6 @@
 """Who takes part, as a leader knows it."""
 
-from steady import steady
-
+from tests.steady import steady
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node.leader import Leader, Seams

@@ -4,8 +4,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from swarm_rig import Kind, Member, Swarm, tiny_config
 
+from tests.swarm_rig import Kind, Member, Swarm, tiny_config
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node import coordinator, volunteer
 from tsr_swarm.node.events import log_relay

@@ -15,7 +15,6 @@ from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.sketch import Captured
-from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.message_codec import (
     DecodedMessage,
     Rosters,
@@ -37,6 +36,7 @@ from tsr_swarm.node.message_codec import (
     redirect_to_proto,
     tell_to_proto,
 )
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.leases import Coverage, Lease

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import pytest
-from steady import steady
 
+from tests.steady import steady
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
@@ -16,10 +16,9 @@ from tsr_swarm.node import message_codec
 from tsr_swarm.node import messenger as module
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.data_leases import DataLeases
-from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.messenger import Desk, Messenger, NodeInfo
 from tsr_swarm.node.roster_cache import MOST_QUESTIONS, RosterCache
-from tsr_swarm.node.round_cache import RoundCache
+from tsr_swarm.node.round_cache import ReducedShard, RoundCache
 from tsr_swarm.node.shard_collector import ShardCollector
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.process.tasks import Background

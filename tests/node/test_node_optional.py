@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from swarm_rig import run_swarm, tiny_config
 
+from tests.swarm_rig import run_swarm, tiny_config
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node.coordinator import EVENTS_FILE
 from tsr_swarm.optim.consensus import Consensus

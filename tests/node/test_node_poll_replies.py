@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steady import steady
 
+from tests.steady import steady
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node import poll_replies as module
@@ -166,13 +166,13 @@ def test_who_has_gone_is_forgotten_and_so_is_who_was_answered_long_ago(monkeypat
 
 def test_news_are_built_once_until_they_or_the_rules_change(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[int] = []
-    build = module.letters.news_to_proto
+    build = module.message_codec.news_to_proto
 
     def count(news: RoundUpdate, *rest: object) -> pb.News:
         built.append(news.version)
         return build(news, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module.letters, "news_to_proto", count)
+    monkeypatch.setattr(module.message_codec, "news_to_proto", count)
     rig = Rig()
     for number, peer in enumerate(NODES):
         assert rig.ask(0, replace(NEWS, number=number), peer=peer).news.number == number

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from swarm_rig import Swarm, run_swarm, tiny_config
 
+from tests.swarm_rig import Swarm, run_swarm, tiny_config
 from tsr_swarm.config.manifest import decode_manifest, make_manifest
 from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.discovery.identity import load_identity

@@ -8,15 +8,15 @@ from typing import TypeVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steady import steady, wide
 
+from tests.steady import steady, wide
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
 from tsr_swarm.errors import PeerError
 from tsr_swarm.node.events.round_reporter import RoundReporter
-from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.peer_registry import KEPT_REPORTS, Roster
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.protocol import Drop, Explain
 from tsr_swarm.rounds.raft_state import RoundRecord

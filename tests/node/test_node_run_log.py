@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from swarm_rig import Swarm, tiny_config
 
+from tests.swarm_rig import Swarm, tiny_config
 from tsr_swarm.errors import UnreachableError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.events import log_relay, run_log

@@ -8,16 +8,15 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from published_rounds import History, small_history
-from steady import steady
 
+from tests.published_rounds import History, small_history
+from tests.steady import steady
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
 from tsr_swarm.errors import PeerError, RefusedError
 from tsr_swarm.node import shard_collector as module
 from tsr_swarm.node.address_book import AddressBook, ClientPool
-from tsr_swarm.node.made import ReducedShard
-from tsr_swarm.node.round_cache import KEPT_ROSTERS, KEPT_ROUNDS, RoundCache
+from tsr_swarm.node.round_cache import KEPT_ROSTERS, KEPT_ROUNDS, ReducedShard, RoundCache
 from tsr_swarm.node.shard_collector import ShardCollector
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.gather import ShardDigest

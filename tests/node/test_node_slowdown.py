@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from swarm_rig import tiny_config
 
+from tests.swarm_rig import tiny_config
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.optim.periods import plan_round

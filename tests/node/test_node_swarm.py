@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from swarm_rig import Swarm, run_swarm, tiny_config
 
+from tests.swarm_rig import Swarm, run_swarm, tiny_config
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, WireConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError

@@ -35,7 +35,7 @@ from tsr_swarm.local.folder import RUN_FILE, coordinator_folder, write_run_file
 from tsr_swarm.local.network.base import LocalNetwork
 from tsr_swarm.local.network.open import open_place
 from tsr_swarm.local.run_view import RunView
-from tsr_swarm.node.shared_data import absolute_source
+from tsr_swarm.node.workspace import absolute_source
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.process.supervisor import Child, ChildError, ProcessGroup, failure_of, own_command, was_interrupted
 from tsr_swarm.telemetry.events import (

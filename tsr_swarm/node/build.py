@@ -9,8 +9,8 @@ from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.context import Seams, Start
 from tsr_swarm.node.donor import DonorService
 from tsr_swarm.node.events.run_log import RunLog
-from tsr_swarm.node.headers import Headers
 from tsr_swarm.node.node import SwarmNode
+from tsr_swarm.node.round_cache import Headers
 from tsr_swarm.node.service import NodeService
 from tsr_swarm.node.sync.catch_up import Fetcher
 from tsr_swarm.node.sync.donors import Donors

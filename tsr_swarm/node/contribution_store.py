@@ -15,8 +15,8 @@ from tsr_swarm.exchange.contribution import captured_of
 from tsr_swarm.exchange.reduction import publish_shard
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.peer_registry import MAX_PEERS
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.optim.outer_step import OuterState, rotate_outer
 from tsr_swarm.optim.sketch_budget import mean_captured
 from tsr_swarm.wire.codec import Section

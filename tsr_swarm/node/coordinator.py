@@ -25,8 +25,8 @@ from tsr_swarm.node.context import Seams, Start
 from tsr_swarm.node.events.run_log import LINGER_SECONDS, RunLog
 from tsr_swarm.node.messenger import NodeInfo
 from tsr_swarm.node.service import NodeService
-from tsr_swarm.node.shared_data import advise_organiser
 from tsr_swarm.node.weights import AppliedRound, PlainWeights
+from tsr_swarm.node.workspace import advise_organiser
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.process.machine_limits import memory_errors, memory_room, require_memory

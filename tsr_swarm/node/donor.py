@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection, Iterator
 
 from tsr_swarm.errors import RefusedError, RunError
 from tsr_swarm.node.contribution_store import ContributionStore
-from tsr_swarm.node.headers import Headers
-from tsr_swarm.node.same_run import require_run
+from tsr_swarm.node.handshake import require_run
+from tsr_swarm.node.round_cache import Headers
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds.header_tree import header_givers
 from tsr_swarm.rounds.raft_state import RoundRecord

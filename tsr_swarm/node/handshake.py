@@ -1,10 +1,10 @@
-"""The first call: at the address that was named, or where nodes of the run were last seen."""
+"""The first call, at an address that was named or where nodes were last seen, and whether both are of one run."""
 
 import time
 from dataclasses import dataclass
 
 from tsr_swarm import __version__
-from tsr_swarm.config.manifest import PROTOCOL_VERSION
+from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
 from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
@@ -50,3 +50,22 @@ async def _say_hello(lines: ClientPool, book: AddressBook, address: str) -> Hand
     book.hear_from(host, hello.contacts)
     book.hear(hello.peer_id, client.address)  # whatever it calls itself, this is how it is reached from here
     return Handshake(hello, host)
+
+
+def require_protocol(request: pb.HelloRequest) -> None:
+    """It speaks as this program does."""
+    checks.check_hello(request)
+    if request.protocol != PROTOCOL_VERSION:
+        raise RefusedError(
+            f"You speak protocol {request.protocol} (tsr-swarm {request.package_version}), this run speaks "
+            f"{PROTOCOL_VERSION} (tsr-swarm {__version__}); install tsr-swarm {__version__}."
+        )
+
+
+def require_run(manifest: Manifest, digest: bytes) -> None:
+    """It was set up for this manifest."""
+    if digest.hex() != manifest.digest:
+        raise RefusedError(
+            f"You are set up for another run ({digest.hex()[:12]}) than '{manifest.config.run.name}' "
+            f"({manifest.digest[:12]}); join in a new folder, without --resume."
+        )

@@ -9,15 +9,15 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.discovery.addresses import dialable_address
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.node.events.round_reporter import RoundReporter
-from tsr_swarm.node.made import ReducedShard
+from tsr_swarm.node.handshake import require_run
 from tsr_swarm.node.peer_registry import Peer, Roster
-from tsr_swarm.node.round_cache import RoundCache
-from tsr_swarm.node.same_run import require_run
+from tsr_swarm.node.round_cache import ReducedShard, RoundCache
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.sketch_budget import RefreshState, after_round, begin_refresh_state, within_budget
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.telemetry.events import Event, PeerJoined
+from tsr_swarm.rounds.raft_state import RoundRecord, majority
+from tsr_swarm.rounds.state import Node
+from tsr_swarm.telemetry.events import Event, LeaderChanged, PeerJoined
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire import checks
 from tsr_swarm.wire.gate import void_blocks
@@ -134,3 +134,45 @@ class Leader:
         captured = {block: seen for shard in made if shard is not None for block, seen in shard.captured.items()}
         self._exchange = after_round(self._exchange, header.plan, void_blocks(header), captured)
         self.chronicle.committed(header, made, members)
+
+
+SAFE_VOTERS = 3  # from here on the run survives one of them
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    term: int
+    voters: tuple[str, ...]
+    since: int  # the round that made them voters, or that stood when this leader began
+    is_safe: bool
+
+
+class FailoverStatus:
+    """One leadership's."""
+
+    def __init__(self) -> None:
+        self._told: _Told | None = None
+
+    def look(self, node: Node, name: str) -> LeaderChanged | None:
+        """That ``node`` leads, and whether others can take over; None if it does not, or that was told."""
+        if node.leading is None or not node.council.leads:
+            return None
+        council, callers = node.council, node.leading.callers
+        since = council.ledger.base.round
+        if self._told is not None and self._told.voters == council.voters:
+            since = self._told.since
+        # The others go on without this leader if most voters are among them, and have the round that made them voters.
+        others = [voter for voter in council.voters if voter in callers and callers[voter].applied >= since]
+        is_safe = len(council.voters) >= SAFE_VOTERS and majority(set(others) - {node.me}, council.voters)
+        told = _Told(council.term, council.voters, since, is_safe)
+        if told == self._told:
+            return None
+        self._told = told
+        return LeaderChanged(
+            peer=node.me,
+            name=name,
+            term=council.term,
+            voters=len(council.voters),
+            is_safe=is_safe,
+            voter_ids=",".join(council.voters),
+        )

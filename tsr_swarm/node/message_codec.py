@@ -12,7 +12,7 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.sketch import Captured
-from tsr_swarm.node.made import ReducedShard
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.leases import Coverage, Lease
 from tsr_swarm.rounds.protocol import (

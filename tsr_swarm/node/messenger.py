@@ -19,11 +19,10 @@ from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableEr
 from tsr_swarm.node import message_codec
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.data_leases import DataLeases
-from tsr_swarm.node.made import VOID, ReducedShard
+from tsr_swarm.node.handshake import require_run
 from tsr_swarm.node.poll_replies import KnownContacts, PollReplies
 from tsr_swarm.node.roster_cache import RosterCache
-from tsr_swarm.node.round_cache import RoundCache
-from tsr_swarm.node.same_run import require_run
+from tsr_swarm.node.round_cache import VOID, ReducedShard, RoundCache
 from tsr_swarm.node.shard_collector import ShardCollector
 from tsr_swarm.optim.periods import follows_manifest
 from tsr_swarm.process.tasks import Background

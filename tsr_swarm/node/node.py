@@ -17,10 +17,10 @@ from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.driver import Driver, awake_clock
 from tsr_swarm.node.events import commit_reporter
+from tsr_swarm.node.leader import FailoverStatus
 from tsr_swarm.node.messenger import Desk, Messenger
 from tsr_swarm.node.roster_cache import RosterCache
 from tsr_swarm.node.round_cache import RoundCache
-from tsr_swarm.node.safety import FailoverStatus
 from tsr_swarm.node.shard_collector import ShardCollector
 from tsr_swarm.node.sync.catch_up import Fetcher
 from tsr_swarm.node.sync.rounds import Frames

@@ -12,8 +12,7 @@ from tsr_swarm.exchange.reduction import seal
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.node.contribution_store import ContributionStore
-from tsr_swarm.node.made import VOID, ReducedShard
-from tsr_swarm.node.round_cache import RoundCache
+from tsr_swarm.node.round_cache import VOID, ReducedShard, RoundCache
 from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.raft_state import RoundRecord

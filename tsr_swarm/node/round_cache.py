@@ -1,12 +1,69 @@
-"""What travels beside the decisions' own messages: plans, numbers, and what shards became. Bounded by rounds."""
+"""What travels beside the decisions' own messages: plans, numbers, headers, and reduced shards. Bounded by rounds."""
 
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from tsr_swarm.config.round_plan import RoundPlan
-from tsr_swarm.node.made import ReducedShard
+from tsr_swarm.lowrank.sketch import Captured
+from tsr_swarm.process.tasks import Signal
+from tsr_swarm.rounds import gather
 from tsr_swarm.rounds.gather import ShardDigest
+from tsr_swarm.wire.messages import ShardResult
 from tsr_swarm.wire.roster import Members
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class ReducedShard:
+    """``result`` is published and hashed into the chain; the rest is for the leader alone."""
+
+    result: ShardResult
+    local_loss: float = 0.0  # mean over the tokens in it, nats a token
+    raw_sent: int = 0  # bytes of the contributions in it, before compression
+    captured: Mapping[int, Captured] = field(default_factory=dict)  # by block, the mean of what its peers measured
+
+    @property
+    def decided(self) -> gather.ShardDigest:
+        """As the decisions of a round know it: whose work is in it, and what tells it from any other result."""
+        if self.result.void:
+            return gather.ShardDigest()
+        hasher = hashlib.blake2b(digest_size=16, person=b"tsr/v1/shard")
+        hasher.update(",".join(self.result.included).encode())
+        hasher.update(self.result.tokens.to_bytes(8, "little"))
+        for section in self.result.sections:
+            hasher.update(section.kind.encode() + b"\0" + section.hash)
+        return gather.ShardDigest(frozenset(self.result.included), hasher.hexdigest())
+
+
+VOID = ReducedShard(ShardResult(void=True))
+
+
+KEPT_HEADERS = 4  # a round of which several were proposed, and the one after it
+
+
+class Headers:
+    """One node's. Its event loop owns it. What is kept was checked: its chain hash is that of what it says."""
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, pb.PublishedHeader] = {}  # by chain hash, the newest last
+        self._changed = Signal()
+
+    def keep(self, header: pb.PublishedHeader) -> None:
+        """It is here: whoever waits for it gets it."""
+        self._kept.pop(header.chain, None)
+        self._kept[header.chain] = header
+        if len(self._kept) > KEPT_HEADERS:
+            del self._kept[next(iter(self._kept))]
+        self._changed.notify()
+
+    async def get(self, round: int, chain: bytes, seconds: float = 0.0) -> pb.PublishedHeader | None:
+        """That of this round and hash, as soon as it is here; None if it is not within ``seconds``."""
+        if seconds:
+            await self._changed.wait_for(lambda: chain in self._kept, seconds)
+        header = self._kept.get(chain)
+        return header if header is not None and header.plan.round == round else None
+
 
 KEPT_ROUNDS = 3  # the open one, the one that is being fetched, and one for whoever is late
 KEPT_ROSTERS = 4  # of a round: it is closed again while shards are missing, and somebody may have gone meanwhile

@@ -10,9 +10,9 @@ from tsr_swarm.errors import UnreachableError
 from tsr_swarm.node import message_codec
 from tsr_swarm.node.donor import DonorService
 from tsr_swarm.node.events.run_log import RunLog
+from tsr_swarm.node.handshake import require_protocol, require_run
 from tsr_swarm.node.leader import Leader
 from tsr_swarm.node.node import SwarmNode
-from tsr_swarm.node.same_run import require_protocol, require_run
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire import checks
 from tsr_swarm.wire.log_lines import lines_to_proto

@@ -12,8 +12,7 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.node.address_book import ClientPool
-from tsr_swarm.node.made import ReducedShard
-from tsr_swarm.node.round_cache import RoundCache
+from tsr_swarm.node.round_cache import ReducedShard, RoundCache
 from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.protocol import ShardDone
 from tsr_swarm.wire.codec import check_sections, decode

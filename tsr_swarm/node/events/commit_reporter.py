@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.node.leader import Leader
-from tsr_swarm.node.made import ReducedShard
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.node.weights import AppliedRound
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState

@@ -8,8 +8,8 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError
 from tsr_swarm.node.events.round_summary import RoundSummary, closed_event, outcome_of
-from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.peer_registry import Peer, Roster
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.process.tasks import Signal
 from tsr_swarm.rounds import protocol
 from tsr_swarm.rounds.raft_state import RoundRecord

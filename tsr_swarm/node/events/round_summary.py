@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.peer_registry import Peer
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.byte_counter import Direction
 from tsr_swarm.wire.messages import PublishedHeader
