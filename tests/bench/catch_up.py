@@ -187,7 +187,7 @@ async def downloader(manifest: Manifest, history: History, folder: Path) -> Asyn
             bench = ContributionStore(manifest, {})
             service: Any = Service(DonorService(node, donor, bench, Headers(), lambda round: (), freeze, print))
             port = await stack.enter_async_context(serve(service, "127.0.0.1:0", ByteCounter()))
-            book.hear(node, f"127.0.0.1:{port}")
+            book.update(node, f"127.0.0.1:{port}")
         lines = await stack.enter_async_context(ClientPool(book, ledger, KernelBytes([])))
         sources = Donors(lines, events.append)
         states = StateDownload(sources, manifest, folder)

@@ -168,7 +168,7 @@ async def rig_of(
                 addresses.append(f"127.0.0.1:{await alive.enter_async_context(server)}")
                 if node is not None:
                     stack.push_async_exit(alive.pop_all())
-            book.hear(peer_id, addresses[-1])
+            book.update(peer_id, addresses[-1])
         lines = await stack.enter_async_context(ClientPool(book, ledger, KernelBytes([])))
         sources = Donors(lines, events.append)
         log = RoundLog(folder / "mine" / "published", 1 << 24)
@@ -776,7 +776,7 @@ async def test_the_same_place_under_two_names_is_asked_once_and_nowhere_never(tm
         book = AddressBook(ME)
         host, port = rig.addresses[0].split(":")
         for number, address in enumerate([f"{host}:{port}", f"{host}:0{port}", "192.0.2.1:0", "[::2]:1"], 1):
-            book.hear(f"{number:032x}", address)
+            book.update(f"{number:032x}", address)
         async with ClientPool(book, ByteCounter(), KernelBytes([])) as lines:
             sources = Donors(lines, rig.events.append)
             clients = await sources.clients([f"{number:032x}" for number in range(6)])

@@ -70,7 +70,7 @@ class Small:
 
     me: str
     book: AddressBook
-    notes: RoundCache
+    round_cache: RoundCache
     background: Background
     post: Messenger
     membership: RosterCache
@@ -122,9 +122,9 @@ class Small:
         return pb.JoinReply(number=1, name=request.name)
 
 
-def make_small(me: str, lines: ClientPool, book: AddressBook, address: str) -> Small:
-    notes, background = RoundCache(), Background()
-    gathering = ShardCollector(MANIFEST, lines, notes, lambda reducer, done: None, lambda message: None)
+def make_small(me: str, clients: ClientPool, book: AddressBook, address: str) -> Small:
+    round_cache, background = RoundCache(), Background()
+    gathering = ShardCollector(MANIFEST, clients, round_cache, lambda reducer, done: None, lambda message: None)
     desk = Desk(
         put=lambda event: small.put(event),
         fail=lambda error: small.failures.append(error),
@@ -139,9 +139,9 @@ def make_small(me: str, lines: ClientPool, book: AddressBook, address: str) -> S
         reached=lambda: None,
     )
     who = NodeInfo(peer_id=me, name="peer", address=address, local_space="core", device="cpu")
-    lending, membership = DataLeases(me, 1, Coverage(), None), RosterCache(DIGEST, lines, background)
-    post = Messenger(who, MANIFEST, book, lines, notes, gathering, membership, lending, desk, background)
-    small = Small(me, book, notes, background, post, membership, address)
+    lending, membership = DataLeases(me, 1, Coverage(), None), RosterCache(DIGEST, clients, background)
+    post = Messenger(who, MANIFEST, book, clients, round_cache, gathering, membership, lending, desk, background)
+    small = Small(me, book, round_cache, background, post, membership, address)
     return small
 
 
@@ -164,12 +164,12 @@ async def pair() -> AsyncIterator[tuple[Small, Small]]:
         port = await stack.enter_async_context(serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1))
         for me, address in ((A, ""), (B, f"127.0.0.1:{port}")):
             book = AddressBook(me)
-            lines = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
-            smalls.append(make_small(me, lines, book, address))
+            clients = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
+            smalls.append(make_small(me, clients, book, address))
             stack.push_async_callback(smalls[-1].background.close)
         a, b = smalls
         handler.small = b
-        a.book.hear(B, b.address)
+        a.book.update(B, b.address)
         yield a, b
 
 
@@ -189,13 +189,13 @@ async def polled(a: Small, b: Small, poll: Poll = ASKED) -> None:
 
 async def test_a_poll_is_held_until_there_is_news() -> None:
     async with pair() as (a, b):
-        b.notes.hear_plan(PLAN)
-        b.book.hear(C, "127.0.0.1:7")
+        b.round_cache.add_plan(PLAN)
+        b.book.update(C, "127.0.0.1:7")
         await polled(a, b)
         news = replace(TOLD, plan=OPEN, nodes=(C,))
         b.post.send(A, news)
         assert await a.seen(Received) == [Received(B, news)]
-        assert a.notes.plan(1, "") == PLAN, "what to train comes with it"
+        assert a.round_cache.plan(1, "") == PLAN, "what to train comes with it"
         assert a.heard == [BASE]
         assert a.book.address(C) == "127.0.0.1:7"
         assert a.rules == [B]
@@ -203,14 +203,14 @@ async def test_a_poll_is_held_until_there_is_news() -> None:
 
 async def test_who_waits_in_vain_hears_its_last_news_again() -> None:
     async with pair() as (a, b):
-        b.notes.hear_plan(PLAN)
-        b.book.hear(C, "127.0.0.1:7")
+        b.round_cache.add_plan(PLAN)
+        b.book.update(C, "127.0.0.1:7")
         news = replace(TOLD, plan=OPEN, nodes=(C,))
         await polled(a, b)
         b.post.send(A, news)
         await a.seen(Received)
         again = replace(ASKED, known=1, number=2)
-        a.book.hear(C, "127.0.0.1:8")  # as anybody may say
+        a.book.update(C, "127.0.0.1:8")  # as anybody may say
         await polled(a, b, again)
         b.post.send(A, replace(news, number=2))
         assert (await a.seen(Received, 2))[-1] == Received(B, replace(news, number=2))
@@ -264,7 +264,7 @@ async def test_news_that_answers_another_poll_is_not_given() -> None:
 
 async def test_whoever_leads_no_more_says_so_to_all_that_wait() -> None:
     async with pair() as (a, b):
-        b.book.hear(C, "127.0.0.1:7")
+        b.book.update(C, "127.0.0.1:7")
         await polled(a, b)
         redirect = Redirect(2, C, BASE)
         b.post.send(A, redirect)
@@ -347,34 +347,34 @@ async def test_whoever_answers_is_where_it_was_called() -> None:
 async def test_nobody_speaks_for_another_leader() -> None:
     """Rules count as the coordinator's word: they must not come from a node that only says that it is."""
     async with pair() as (a, b):
-        b.notes.hear_plan(PLAN)
+        b.round_cache.add_plan(PLAN)
         await polled(a, b)
         b.post.send(A, replace(TOLD, leader=C, plan=OPEN))
         assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
-        assert (a.rules, a.heard, a.notes.plan(1, "")) == ([], [], None)
+        assert (a.rules, a.heard, a.round_cache.plan(1, "")) == ([], [], None)
 
 
 @pytest.mark.parametrize("change", [{"steps": 10**6}, {"lr_last": 0.5}, {"seed": 7}])
 async def test_a_plan_that_the_manifest_does_not_allow_is_not_trained_for(change: dict[str, Any]) -> None:
     async with pair() as (a, b):
-        b.notes.hear_plan(replace(PLAN, **change))
+        b.round_cache.add_plan(replace(PLAN, **change))
         await polled(a, b)
         b.post.send(A, replace(TOLD, plan=OPEN))
         await a.seen(Received)
         assert [str(error) for error in a.failures] == [
             "The plan of round 1 is not what this run's manifest says; leaving."
         ]
-        assert a.notes.plan(1, "") is None
+        assert a.round_cache.plan(1, "") is None
 
 
 async def test_shards_are_the_run_s_own() -> None:
     """A plan with more shards than the run has would have this node send what there is not."""
     async with pair() as (a, b):
-        b.notes.hear_plan(PLAN)
+        b.round_cache.add_plan(PLAN)
         await polled(a, b)
         b.post.send(A, replace(TOLD, plan=replace(OPEN, places=(ReducerSlot(A, 1),) * 3)))
         assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
-        assert a.notes.plan(1, "") is None
+        assert a.round_cache.plan(1, "") is None
 
 
 async def call(b: Small, request: pb.PollRequest) -> pb.PollReply:
@@ -447,14 +447,14 @@ async def leader_and_reducer() -> AsyncIterator[tuple[Small, Small]]:
         for me in (A, B):
             handler, book = Late(), AddressBook(me)
             port = await stack.enter_async_context(serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1))
-            lines = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
-            handler.small = make_small(me, lines, book, f"127.0.0.1:{port}")
+            clients = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
+            handler.small = make_small(me, clients, book, f"127.0.0.1:{port}")
             smalls.append(handler.small)
             stack.push_async_callback(handler.small.background.close)
         reducer, leader = smalls
-        leader.book.hear(A, reducer.address)
-        reducer.notes.hear_plan(PLAN)
-        reducer.book.hear(B, leader.address)
+        leader.book.update(A, reducer.address)
+        reducer.round_cache.add_plan(PLAN)
+        reducer.book.update(B, leader.address)
         reducer.post.send(B, ASKED)
         await leader.seen(Received)
         leader.post.send(A, TOLD)
@@ -474,7 +474,7 @@ async def test_a_close_names_those_who_counted_when_it_was_decided_and_the_list_
         leader.numbers = {A: 2, C: 1, B: 3}
         (received,) = await reducer.seen(Received)
         assert received == Received(B, replace(ALL, admitted=frozenset({A, C}))), "who does not train has no work"
-        assert reducer.notes.numbers(1, 3) == {A: 2, C: 1}
+        assert reducer.round_cache.numbers(1, 3) == {A: 2, C: 1}
         leader.numbers = {A: 2, C: 1}
         leader.post.send(A, replace(ALL, shards=(1,)))
         await reducer.seen(Received, 2)
@@ -499,7 +499,7 @@ async def test_a_close_whose_list_cannot_be_had_is_as_if_lost() -> None:
         await asked.wait()
         leader.post.send(A, pt.Goodbye(B))
         assert await reducer.seen(Received) == [Received(B, pt.Goodbye(B))]
-        assert reducer.notes.numbers(1, 3) == {}
+        assert reducer.round_cache.numbers(1, 3) == {}
 
 
 async def test_strangers_that_hang_keep_nobody_from_its_leader() -> None:
@@ -565,7 +565,7 @@ async def test_a_shard_is_told_of_by_who_of_the_close_is_not_in_it(monkeypatch: 
         leader.post.send(A, ALL)
         await reducer.seen(Received)
         made = ReducedShard(Published(included=(A, C), tokens=5))
-        reducer.notes.keep(1, 0, made, b"bytes")
+        reducer.round_cache.add_reduced_shard(1, 0, made, b"bytes")
         done = ShardDone(3, 1, 0, made.decided)
         reducer.post.send(B, done)
         assert await leader.seen(Received) == [Received(A, done)]
@@ -586,7 +586,7 @@ async def test_a_shard_of_a_list_that_was_never_named_is_refused() -> None:
 
 async def test_what_cannot_be_delivered_is_told_to_the_decisions() -> None:
     async with pair() as (a, b):
-        a.book.hear(C, "127.0.0.1:1")
+        a.book.update(C, "127.0.0.1:1")
         beat = cl.Heartbeat(3, BASE, None)
         a.post.send(C, beat)
         assert await a.seen(Unreachable) == [Unreachable(C, beat)]

@@ -37,12 +37,12 @@ class Rig:
 
     addresses: dict[str, str] = field(default_factory=dict)
     config: RunConfig = CONFIG
-    notes: RoundCache = field(default_factory=RoundCache)
+    round_cache: RoundCache = field(default_factory=RoundCache)
     changes: int = 0
 
     def __post_init__(self) -> None:
-        self.notes.hear_plan(PLAN)
-        self.answers = PollReplies(self.notes, lambda: self.config, self._seen, lambda: self.changes)
+        self.round_cache.add_plan(PLAN)
+        self.answers = PollReplies(self.round_cache, lambda: self.config, self._seen, lambda: self.changes)
 
     def move(self, node: str, address: str) -> None:
         self.changes += 1

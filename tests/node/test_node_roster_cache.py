@@ -59,12 +59,12 @@ class Rig:
 async def rig() -> AsyncIterator[Rig]:
     async with AsyncExitStack() as stack:
         background, book = Background(), AddressBook(A)
-        lines = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
-        leader = Leader(RosterCache(RUN, lines, background), {A: 1, B: 2})
+        clients = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
+        leader = Leader(RosterCache(RUN, clients, background), {A: 1, B: 2})
         port = await stack.enter_async_context(serve(leader, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1))  # type: ignore[arg-type]
-        book.hear(LEADER, f"127.0.0.1:{port}")
+        book.update(LEADER, f"127.0.0.1:{port}")
         stack.push_async_callback(background.close)
-        yield Rig(leader, RosterCache(RUN, lines, background), background)
+        yield Rig(leader, RosterCache(RUN, clients, background), background)
 
 
 async def test_the_list_comes_once_and_again_when_somebody_has_come(rig: Rig) -> None:

@@ -1,4 +1,4 @@
-"""A leader's copy of what reducers made: right bytes or nothing; and notes that do not grow, whoever is heard."""
+"""A leader's copy of what reducers made: right bytes or nothing; and round_cache that do not grow, whoever is heard."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -73,7 +73,7 @@ class Rig:
     history: History
     reducer: Reducer
     gathering: ShardCollector
-    notes: RoundCache
+    round_cache: RoundCache
     warnings: list[str]
     is_leading: bool = True
 
@@ -92,17 +92,17 @@ class Rig:
 
 @pytest.fixture
 async def rig(history: History) -> AsyncIterator[Rig]:
-    reducer, book, notes, warnings = Reducer(history), AddressBook("a" * 32), RoundCache(), list[str]()
+    reducer, book, round_cache, warnings = Reducer(history), AddressBook("a" * 32), RoundCache(), list[str]()
     async with AsyncExitStack() as stack:
         port = await stack.enter_async_context(serve(reducer, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1))  # type: ignore[arg-type]
-        lines = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
+        clients = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
         for name in (REDUCER, STRANGER):
-            book.hear(name, f"127.0.0.1:{port}")
+            book.update(name, f"127.0.0.1:{port}")
         gathering = ShardCollector(
-            history.manifest, lines, notes, lambda who, done: made.asked(who, done), warnings.append
+            history.manifest, clients, round_cache, lambda who, done: made.asked(who, done), warnings.append
         )
-        made = Rig(history, reducer, gathering, notes, warnings)
-        notes.hear_plan(history.at(1).header.plan)
+        made = Rig(history, reducer, gathering, round_cache, warnings)
+        round_cache.add_plan(history.at(1).header.plan)
         yield made
 
 
@@ -113,7 +113,7 @@ async def test_a_shard_counts_once_its_bytes_are_here(rig: Rig) -> None:
     for shard in range(3):
         done = rig.made(shard).decided
         assert await rig.fetch(shard) == done
-        assert rig.notes.made(1, shard, done) == (rig.made(shard), rig.history.shard(1, shard)[1])
+        assert rig.round_cache.reduced_shard(1, shard, done) == (rig.made(shard), rig.history.shard(1, shard)[1])
     assert await rig.fetch(1) == rig.made(1).decided
     assert len(rig.reducer.asked) == 3, "what is here is not fetched again"
     assert rig.warnings == []
@@ -136,7 +136,7 @@ WRONG: dict[str, Twist] = {
 async def test_wrong_bytes_are_nothing_made(twist: Twist, rig: Rig) -> None:
     rig.reducer.twist = twist
     assert await rig.fetch() == ShardDigest()
-    assert rig.notes.made(1, 0, rig.made(0).decided) is None
+    assert rig.round_cache.reduced_shard(1, 0, rig.made(0).decided) is None
     assert len(rig.warnings) == 1
     assert rig.warnings[0].startswith("Shard 0 of round 1 by bbbbbbbb counts for nothing: ")
 
@@ -189,7 +189,7 @@ async def test_a_reducer_that_has_gone_or_refuses_is_asked_again_later(rig: Rig)
 
     rig.reducer.twist = lambda data: refuse()
     assert await rig.fetch() is None
-    rig.gathering.lines._book.hear(REDUCER, "127.0.0.1:1")
+    rig.gathering.clients._book.update(REDUCER, "127.0.0.1:1")
     assert await rig.fetch() is None
     assert rig.warnings == []
 
@@ -208,7 +208,7 @@ async def test_nothing_is_fetched_of_whom_nothing_was_asked(rig: Rig) -> None:
     rig.is_leading = False
     assert await rig.fetch() is None
     rig.is_leading = True
-    rig.notes.hear_plan(replace(rig.history.at(1).header.plan, round=1 + KEPT_ROUNDS, parent="1" * 64))
+    rig.round_cache.add_plan(replace(rig.history.at(1).header.plan, round=1 + KEPT_ROUNDS, parent="1" * 64))
     assert await rig.fetch() is None, "the round is over"
     assert rig.reducer.asked == []
 
@@ -232,7 +232,7 @@ async def test_one_fetch_of_a_shard_at_a_time_whatever_is_said_of_it(rig: Rig) -
     assert len(rig.reducer.asked) == 1
 
 
-# --- notes ------------------------------------------------------------------------------------------------------------
+# --- the round cache --------------------------------------------------------------------------------------------------
 
 CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50))
 MANIFEST = make_manifest("run", CONFIG, {"a.weight": (40, 30)})
@@ -252,58 +252,58 @@ def parent(round: int) -> str:
 
 @given(story=st.lists(heard, max_size=40))
 def test_notes_are_of_a_few_rounds_whatever_is_heard(story: list[tuple[str, int, int]]) -> None:
-    notes, newest = RoundCache(), 0
+    round_cache, newest = RoundCache(), 0
     announced = set[int]()
     for kind, round, term in story:
         if kind == "plan":
-            notes.hear_plan(plan_round(CONFIG, MANIFEST.blocks, round, parent(round)))
+            round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, round, parent(round)))
             newest = round
             announced.add(round)
         elif kind == "numbers":
-            notes.hear_close(round, term, Members.of({REDUCER: term}))
-    known = [round for round in ROUNDS if notes.plan(round, parent(round)) is not None]
+            round_cache.add_close(round, term, Members.of({REDUCER: term}))
+    known = [round for round in ROUNDS if round_cache.plan(round, parent(round)) is not None]
     assert all(round > newest - KEPT_ROUNDS for round in known)
     assert newest in known or not newest
-    numbered = [(round, term) for round in ROUNDS for term in TERMS if notes.numbers(round, term)]
+    numbered = [(round, term) for round in ROUNDS for term in TERMS if round_cache.numbers(round, term)]
     assert {round for round, _ in numbered} <= announced, "anybody can name rounds that nobody announced"
     assert len({round for round, _ in numbered}) == len(numbered), "of the newest term alone"
 
 
 def test_an_older_term_s_numbers_do_not_take_the_place_of_newer_ones() -> None:
-    notes = RoundCache()
-    notes.hear_plan(plan_round(CONFIG, MANIFEST.blocks, 1, ""))
-    notes.hear_close(1, 2, Members.of({REDUCER: 2}))
-    notes.hear_close(1, 1, Members.of({REDUCER: 1}))
-    assert notes.numbers(1, 2) == {REDUCER: 2}
-    assert notes.numbers(1, 1) == {}
-    notes.hear_close(2**40, 1, Members.of({REDUCER: 1}))
-    assert notes.numbers(2**40, 1) == {}
+    round_cache = RoundCache()
+    round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, 1, ""))
+    round_cache.add_close(1, 2, Members.of({REDUCER: 2}))
+    round_cache.add_close(1, 1, Members.of({REDUCER: 1}))
+    assert round_cache.numbers(1, 2) == {REDUCER: 2}
+    assert round_cache.numbers(1, 1) == {}
+    round_cache.add_close(2**40, 1, Members.of({REDUCER: 1}))
+    assert round_cache.numbers(2**40, 1) == {}
 
 
 def test_a_shard_is_told_of_by_a_list_that_has_all_who_are_in_it() -> None:
     """Somebody may have gone since the shard was closed first."""
-    notes = RoundCache()
-    notes.hear_plan(plan_round(CONFIG, MANIFEST.blocks, 1, ""))
+    round_cache = RoundCache()
+    round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, 1, ""))
     both, one = Members.of({REDUCER: 1, STRANGER: 2}), Members.of({STRANGER: 2})
     for members in (both, one, both, one):
-        notes.hear_close(1, 3, members)
-    assert notes.numbers(1, 3) == one.numbers
-    assert notes.members(1, 3, {STRANGER}) == one
-    assert notes.members(1, 3, {REDUCER}) == both
-    assert notes.members(1, 3, {"d" * 32}) is None
-    assert notes.members(1, 2, {STRANGER}) is None
+        round_cache.add_close(1, 3, members)
+    assert round_cache.numbers(1, 3) == one.numbers
+    assert round_cache.members(1, 3, {STRANGER}) == one
+    assert round_cache.members(1, 3, {REDUCER}) == both
+    assert round_cache.members(1, 3, {"d" * 32}) is None
+    assert round_cache.members(1, 2, {STRANGER}) is None
     for number in range(1, 3 * KEPT_ROSTERS):
-        notes.hear_close(1, 3, Members.of({REDUCER: number}))
-    assert notes.members(1, 3, {STRANGER}) is None
-    notes.hear_close(1, 4, one)
-    assert notes.members(1, 4, {REDUCER}) is None, "that was of an older term"
+        round_cache.add_close(1, 3, Members.of({REDUCER: number}))
+    assert round_cache.members(1, 3, {STRANGER}) is None
+    round_cache.add_close(1, 4, one)
+    assert round_cache.members(1, 4, {REDUCER}) is None, "that was of an older term"
 
 
 def test_bytes_of_shards_go_with_their_round(history: History) -> None:
-    notes, made = RoundCache(), ReducedShard(history.at(1).header.shards[0])
-    notes.keep(1, 0, made, b"bytes")
+    round_cache, made = RoundCache(), ReducedShard(history.at(1).header.shards[0])
+    round_cache.add_reduced_shard(1, 0, made, b"bytes")
     for round in range(1, KEPT_ROUNDS + 1):
-        assert notes.made(1, 0, made.decided) is not None
-        notes.hear_plan(plan_round(CONFIG, MANIFEST.blocks, round, parent(round)))
-    notes.hear_plan(plan_round(CONFIG, MANIFEST.blocks, KEPT_ROUNDS + 1, parent(KEPT_ROUNDS + 1)))
-    assert notes.made(1, 0, made.decided) is None
+        assert round_cache.reduced_shard(1, 0, made.decided) is not None
+        round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, round, parent(round)))
+    round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, KEPT_ROUNDS + 1, parent(KEPT_ROUNDS + 1)))
+    assert round_cache.reduced_shard(1, 0, made.decided) is None

@@ -35,8 +35,8 @@ class Rig:
         self.closed = 0
         book = AddressBook(ME)
         seams = Seams(put=self.put, warn=print, is_stale=bool, train=self.none, submit_here=self.never)
-        lines = ClientPool(book, ByteCounter(), KernelBytes([]))
-        self.training = TrainerTask(ME, MANIFEST, lines, RoundCache(), seams, self.background)
+        clients = ClientPool(book, ByteCounter(), KernelBytes([]))
+        self.training = TrainerTask(ME, MANIFEST, clients, RoundCache(), seams, self.background)
 
     def put(self, event: Event) -> None:
         self.queue.append(event)

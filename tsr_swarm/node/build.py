@@ -24,7 +24,7 @@ class Around:
     """What one process has for its node."""
 
     book: AddressBook
-    lines: ClientPool
+    clients: ClientPool
     states: Path  # where states are kept and downloaded to
     service: NodeService | None = None  # None for a node that nobody can dial
     run_log: RunLog | None = None  # likewise
@@ -37,7 +37,7 @@ async def hosted(start: Start, around: Around, seams: Seams) -> AsyncIterator[Sw
     headers = Headers()
 
     def fetcher(own: Frames) -> Fetcher:
-        sources = Donors(around.lines, seams.emit)
+        sources = Donors(around.clients, seams.emit)
         return Fetcher(
             start.manifest,
             me=start.who.peer_id,
@@ -50,12 +50,14 @@ async def hosted(start: Start, around: Around, seams: Seams) -> AsyncIterator[Sw
         )
 
     async with AsyncExitStack() as stack:
-        node = SwarmNode(start, around.book, around.lines, fetcher, seams)
+        node = SwarmNode(start, around.book, around.clients, fetcher, seams)
         stack.push_async_callback(node.close)
         if around.service is not None and around.run_log is not None and start.donor is not None:
-            stack.callback(around.run_log.follow, "", around.lines)
-            bench, freeze = node.reducing.bench, node.following.freeze
-            giving = DonorService(start.who.peer_id, start.donor, bench, headers, node.makers, freeze, node.warn)
+            stack.callback(around.run_log.follow, "", around.clients)
+            contributions, freeze = node.reducing.contributions, node.following.freeze
+            giving = DonorService(
+                start.who.peer_id, start.donor, contributions, headers, node.makers, freeze, node.warn
+            )
             stack.callback(giving.close)
             around.service.open(node, giving, around.run_log, around.initial_peers)
         yield node

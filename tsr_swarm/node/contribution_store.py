@@ -108,7 +108,7 @@ class ContributionStore:
 
     # --- contributions --------------------------------------------------------------------------------------------
 
-    def hear(self, plan: RoundPlan) -> None:
+    def open_round(self, plan: RoundPlan) -> None:
         """This round is announced: contributions to it may come. Those to rounds before are not needed any more.
 
         A new leader announces a round again. What is held of it counts on as long as the new plan asks for the
@@ -157,7 +157,7 @@ class ContributionStore:
             raise PeerError("peer", f"{self._most_peers} peers contribute to round {header.round}; no more can.")
         return contribution
 
-    def take(self, header: ContributionHeader, grids: Mapping[Slot, Grid]) -> None:
+    def add(self, header: ContributionHeader, grids: Mapping[Slot, Grid]) -> None:
         """Hold a contribution that has passed the gate and is new.
 
         The round may have been announced otherwise since ``expect``: then it is of no use, and is not kept.
@@ -212,7 +212,7 @@ class ContributionStore:
 
     # --- between rounds -------------------------------------------------------------------------------------------
 
-    def settle(self, header: PublishedHeader, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
+    def advance(self, header: PublishedHeader, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
         """A round was applied: what is kept goes on where this node made the shard, and stays where it is void.
 
         It is dropped where others made it: theirs went on, and this node's is of work that has gone out meanwhile.

@@ -148,21 +148,21 @@ class _Coordinator:
         async with AsyncExitStack() as stack:
             port = await stack.enter_async_context(serve(service, options.listen, self._ledger))
             address = shown_address(options.listen, options.announce, port)
-            lines = await stack.enter_async_context(ClientPool(self._book, self._ledger, self._kernel, options.proxy))
+            clients = await stack.enter_async_context(ClientPool(self._book, self._ledger, self._kernel, options.proxy))
             if options.use_dht:
                 stack.push_async_callback(self._discovery.close)
                 listen, announce = dht_places(options.listen, options.announce, options.dht_port)
                 await self._discovery.start(listen=listen, announce=announce, initial_peers=())
             around = Around(
                 book=self._book,
-                lines=lines,
+                clients=clients,
                 states=self._folder.path / STATES,
                 service=service,
                 run_log=self._run_log,
                 initial_peers=self._initial_peers,
             )
             self._node = node = await stack.enter_async_context(
-                hosted(self._start(address), around, self._seams(lines))
+                hosted(self._start(address), around, self._seams(clients))
             )
             self._run_log.emit(_started(options, begun, address))
             advice = advise_organiser(options.config.data, options.listen)
@@ -219,7 +219,7 @@ class _Coordinator:
             lost=begun.lost,
         )
 
-    def _seams(self, lines: ClientPool) -> Seams:
+    def _seams(self, clients: ClientPool) -> Seams:
         def train() -> Trainer:
             raise AssertionError("a coordinator trains nothing")
 
@@ -235,9 +235,9 @@ class _Coordinator:
             told=lambda: self._run_log.log.closed_round,
             peers=lambda: self._run_log.peers,
             sample=lambda: None,
-            follow=lambda leader: self._run_log.follow(leader, lines),
+            follow=lambda leader: self._run_log.follow(leader, clients),
             votes=self._run_log.votes,
-            ask=lambda others, round: self._run_log.ask(others, round, lines),
+            ask=lambda others, round: self._run_log.ask(others, round, clients),
             ends=self._run_log.ends,
         )
 

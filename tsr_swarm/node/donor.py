@@ -29,13 +29,13 @@ class DonorService:
         self,
         me: str,
         donor: StateStore,
-        bench: ContributionStore,
+        contributions: ContributionStore,
         headers: Headers,
         makers: Makers,
         freeze: Freeze,
         warn: Callable[[str], None],
     ) -> None:
-        self._me, self._donor, self._bench, self._headers = me, donor, bench, headers
+        self._me, self._donor, self._contributions, self._headers = me, donor, contributions, headers
         self._makers, self._freeze, self._warn = makers, freeze, warn
         self._being_made: asyncio.Task[pb.StateDescription] | None = None
         self._state_bytes = 0  # of a state; the same in every round
@@ -131,7 +131,7 @@ class DonorService:
     async def fetch_shard(self, request: pb.FetchShardRequest) -> tuple[list[pb.Section], bytes]:
         """A shard that was made here, or is in a round that is kept here."""
         checks.check_fetch_shard(request)
-        made = self._bench.frames(request.round, request.shard, request.hashes)
+        made = self._contributions.frames(request.round, request.shard, request.hashes)
         if made is None:
             try:
                 made = await asyncio.to_thread(

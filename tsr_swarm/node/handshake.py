@@ -27,28 +27,28 @@ class Handshake:
         return tuple(dict.fromkeys([self.hello.peer_id, *(contact.peer_id for contact in self.hello.contacts)]))
 
 
-async def meet(lines: ClientPool, book: AddressBook, address: str) -> Handshake:
+async def meet(clients: ClientPool, book: AddressBook, address: str) -> Handshake:
     """Say hello at ``address``, or else to a node that was seen before. Raises UnreachableError or RefusedError."""
     try:
-        return await _say_hello(lines, book, address)
+        return await _say_hello(clients, book, address)
     except UnreachableError as error:
         until = time.monotonic() + OTHERS_SECONDS
         for other in book.addresses:
             if time.monotonic() < until and other != address:
                 try:
-                    return await _say_hello(lines, book, other)
+                    return await _say_hello(clients, book, other)
                 except (UnreachableError, RefusedError, PeerError, ConfigError):
                     continue
         raise error
 
 
-async def _say_hello(lines: ClientPool, book: AddressBook, address: str) -> Handshake:
-    client = await lines.at(address)
+async def _say_hello(clients: ClientPool, book: AddressBook, address: str) -> Handshake:
+    client = await clients.at(address)
     hello = await client.hello(pb.HelloRequest(protocol=PROTOCOL_VERSION, package_version=__version__))
     checks.check_hello_reply(hello)
     host, _ = split_address(client.address)
-    book.hear_from(host, hello.contacts)
-    book.hear(hello.peer_id, client.address)  # whatever it calls itself, this is how it is reached from here
+    book.update_from(host, hello.contacts)
+    book.update(hello.peer_id, client.address)  # whatever it calls itself, this is how it is reached from here
     return Handshake(hello, host)
 
 

@@ -38,12 +38,12 @@ class Leader:
     """One leadership: from an election to the loss of it. Its event loop owns it."""
 
     def __init__(
-        self, manifest: Manifest, notes: RoundCache, base: RoundRecord, numbers: Mapping[str, int], seams: Seams
+        self, manifest: Manifest, round_cache: RoundCache, base: RoundRecord, numbers: Mapping[str, int], seams: Seams
     ) -> None:
         """``numbers``: of those who took part under the leader before."""
         self.roster = Roster(numbers)
         self.chronicle = RoundReporter(manifest, self.roster, seams.emit, seams.clock, base)
-        self._manifest, self._notes, self._seams = manifest, notes, seams
+        self._manifest, self._round_cache, self._seams = manifest, round_cache, seams
         self._exchange: RefreshState = begin_refresh_state(seams.config(), manifest.blocks, base.round + 1)
 
     # --- who takes part -----------------------------------------------------------------------------------------
@@ -119,11 +119,11 @@ class Leader:
 
         reducers: who else averages a shard; for people.
         """
-        plan = self._notes.plan(order.round, parent)
+        plan = self._round_cache.plan(order.round, parent)
         if plan is None:
             config, blocks = self._seams.config(), self._manifest.blocks
             plan = within_budget(plan_round(config, blocks, order.round, parent), config, blocks, self._exchange)
-            self._notes.hear_plan(plan)
+            self._round_cache.add_plan(plan)
         members = sum(peer.trains for peer in self.roster.here())
         names = [peer.name for node in dict.fromkeys(reducers) if (peer := self.roster.get(node)) is not None]
         self.chronicle.opened(plan, order.members, members, names)

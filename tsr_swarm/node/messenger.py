@@ -78,8 +78,8 @@ class Messenger:
         who: NodeInfo,
         manifest: Manifest,
         book: AddressBook,
-        lines: ClientPool,
-        notes: RoundCache,
+        clients: ClientPool,
+        round_cache: RoundCache,
         gathering: ShardCollector,
         membership: RosterCache,
         lending: DataLeases,
@@ -88,9 +88,9 @@ class Messenger:
     ) -> None:
         self._who, self._manifest = who, manifest
         self._digest = bytes.fromhex(manifest.digest)
-        self._book, self._lines, self._notes, self._gathering = book, lines, notes, gathering
+        self._book, self._clients, self._round_cache, self._gathering = book, clients, round_cache, gathering
         self._membership, self._lending, self._desk, self._background = membership, lending, desk, background
-        self._answers = PollReplies(notes, desk.config, self.seen_by, lambda: book.changes)
+        self._answers = PollReplies(round_cache, desk.config, self.seen_by, lambda: book.changes)
         self._heard = KnownContacts()
         self._newest_poll = 0  # its number
         self._news: pt.RoundUpdate | None = None  # the newest that was read, since this node led
@@ -117,7 +117,7 @@ class Messenger:
     async def _tell(self, to: str, message: pt.Message, request: pb.TellRequest) -> None:
         request.manifest_digest, request.sender, request.address = self._digest, self._who.peer_id, self._who.address
         try:
-            await (await self._lines.to(to)).tell(request, TELL_SECONDS)
+            await (await self._clients.to(to)).tell(request, TELL_SECONDS)
         except (UnreachableError, PeerError, RefusedError, ConfigError):
             self._desk.put(pt.Unreachable(to, message))
 
@@ -126,8 +126,8 @@ class Messenger:
             case pt.ShardDone(term, round, shard, result):
                 if result.is_void:
                     return message_codec.done_to_proto(message, VOID)
-                found = self._notes.made(round, shard, result)
-                members = self._notes.members(round, term, result.included)
+                found = self._round_cache.reduced_shard(round, shard, result)
+                members = self._round_cache.members(round, term, result.included)
                 return (
                     None
                     if found is None or members is None
@@ -144,7 +144,7 @@ class Messenger:
     async def _poll(self, to: str, message: pt.Poll) -> None:
         known = message.known
         try:
-            client = await self._lines.to(to)
+            client = await self._clients.to(to)
             reply = await client.poll(self._request(message))
             if reply.WhichOneof("answer") == "unknown":
                 await self._join(client)
@@ -161,8 +161,8 @@ class Messenger:
             checks.check_poll_reply(reply)
             answer = self._read(to, reply)
             host, _ = split_address(client.address)
-            self._book.hear_from(host, self._contacts(to, known, reply))
-            self._book.hear(to, client.address)  # whatever is said of it, this is how it is reached from here
+            self._book.update_from(host, self._contacts(to, known, reply))
+            self._book.update(to, client.address)  # whatever is said of it, this is how it is reached from here
         except (UnreachableError, PeerError, RefusedError, ConfigError):
             if message.number == self._newest_poll:  # else whoever holds it was told of the newer one
                 self._desk.put(pt.Unreachable(to, message))
@@ -250,7 +250,7 @@ class Messenger:
                 RefusedError(f"The plan of round {plan.round} is not what this run's manifest says; leaving.")
             )
             return
-        self._notes.hear_plan(plan)
+        self._round_cache.add_plan(plan)
 
     # --- in -----------------------------------------------------------------------------------------------------
 
@@ -265,7 +265,7 @@ class Messenger:
             raise UnreachableError(GOING)
         if not self._desk.is_admitted(peer):
             return pb.PollReply(unknown=True)
-        self._book.hear(peer, address)
+        self._book.update(peer, address)
         self._lending.asked(request)
         if (older := self._held.pop(peer, None)) is not None and not older[1].done():
             older[1].set_exception(UnreachableError("Another poll of this peer came after this one."))
@@ -327,7 +327,7 @@ class Messenger:
             if self._follows(sender, request.close.term):
                 self._background.start(self._close_once_known(request, unknown.digest))
             told = None
-        self._book.hear(sender, dialable_address(caller.address, request.address))
+        self._book.update(sender, dialable_address(caller.address, request.address))
         if told is not None:
             self._take_in(sender, told)
         return pb.TellReply()
@@ -352,7 +352,7 @@ class Messenger:
                 self._desk.hear(base)
             case pt.Close(term, round):
                 assert told.members is not None, "they come with a Close"
-                self._notes.hear_close(round, term, told.members)
+                self._round_cache.add_close(round, term, told.members)
             case pt.ShardDone() as done if not done.result.is_void:
                 assert told.made is not None, "it comes with a shard"
                 self._background.start(self._gather(sender, done, told.made))

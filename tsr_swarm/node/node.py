@@ -50,7 +50,7 @@ class SwarmNode:
     """Implements shell.Hands. One event loop owns it."""
 
     def __init__(
-        self, start: Start, book: AddressBook, lines: ClientPool, fetcher: Callable[[Frames], Fetcher], seams: Seams
+        self, start: Start, book: AddressBook, clients: ClientPool, fetcher: Callable[[Frames], Fetcher], seams: Seams
     ) -> None:
         """``fetcher``: makes one that finds shards which were made here."""
         self.me, self.first, self.manifest = start.who.peer_id, start.first, start.manifest
@@ -59,7 +59,7 @@ class SwarmNode:
         self.leading: leading.Leader | None = None
         self.number = 0
         self.name = start.who.name
-        self._seams, self._lines, self._donor = seams, lines, start.donor
+        self._seams, self._clients, self._donor = seams, clients, start.donor
         self._background = Background()
         self._done = asyncio.Event()
         self._reason = ""
@@ -74,17 +74,17 @@ class SwarmNode:
         self._reported = Signal()
 
         self.shell = Driver(first_node(start), self, start.journal, self.warn)
-        self.notes = RoundCache()
+        self.round_cache = RoundCache()
         parts = self.manifest.config.data.parts
         self.lending = DataLeases(self.me, parts, start.coverage, seams.read_part)
-        self.membership = RosterCache(bytes.fromhex(self.manifest.digest), lines, self._background)
-        gathering = ShardCollector(self.manifest, lines, self.notes, self._parent, self.warn)
+        self.membership = RosterCache(bytes.fromhex(self.manifest.digest), clients, self._background)
+        gathering = ShardCollector(self.manifest, clients, self.round_cache, self._parent, self.warn)
         self.post = Messenger(
             start.who,
             self.manifest,
             book,
-            lines,
-            self.notes,
+            clients,
+            self.round_cache,
             gathering,
             self.membership,
             self.lending,
@@ -93,11 +93,11 @@ class SwarmNode:
         )
         log = start.donor.delta_log if start.donor is not None else None
         chain = start.record.chain if start.record is not None else ""
-        bench = ContributionStore(self.manifest, start.outer, chain)
+        contributions = ContributionStore(self.manifest, start.outer, chain)
         self.reducing = reducing.Reducer(
             self.manifest,
-            bench,
-            self.notes,
+            contributions,
+            self.round_cache,
             log,
             reducing.Seams(
                 put=self.shell.put,
@@ -121,7 +121,7 @@ class SwarmNode:
                 leading=lambda: self.leading if self.node.leading is not None else None,
                 members=lambda: frozenset(self.node.leading.state.members) if self.node.leading else frozenset(),
                 sealed=lambda: self.reducing.sealed,
-                outer=lambda: bench.outer,
+                outer=lambda: contributions.outer,
                 applied=seams.applied,
                 score=seams.score,
                 told=seams.told,
@@ -133,7 +133,7 @@ class SwarmNode:
             self.me,
             self.manifest,
             start.weights,
-            fetcher(bench.frames),
+            fetcher(contributions.frames),
             start.donor,
             follower.Seams(
                 put=self.shell.put,
@@ -151,8 +151,8 @@ class SwarmNode:
         self.training = trainer_task.TrainerTask(
             self.me,
             self.manifest,
-            lines,
-            self.notes,
+            clients,
+            self.round_cache,
             trainer_task.Seams(
                 put=self.shell.put,
                 warn=self.warn,
@@ -309,7 +309,7 @@ class SwarmNode:
                 places = self.node.leading.plan.places if self.node.leading.plan is not None else ()
                 others = [place.node for place in places if place.node != self.me]
                 plan = self.leading.open(action, self.node.council.ledger.base.chain, others)
-                self.reducing.bench.hear(plan)
+                self.reducing.contributions.open_round(plan)
             case pt.Commit(record):
                 self.lending.stands()
                 self._standing.commit(record)
@@ -344,7 +344,7 @@ class SwarmNode:
         base, before = node.council.ledger.base, dict(self._seams.peers())
         self.leading = leading.Leader(
             self.manifest,
-            self.notes,
+            self.round_cache,
             base,
             {peer: joined.number for peer, joined in before.items()},
             leading.Seams(config=lambda: self.config, emit=self._seams.emit_run, clock=awake_clock),
@@ -435,7 +435,7 @@ class SwarmNode:
 
     async def _say_goodbye(self, leader: str) -> None:
         with suppress(UnreachableError, ConfigError):  # it will be missed
-            await self._leave(await self._lines.to(leader), self._reason or "it said goodbye")
+            await self._leave(await self._clients.to(leader), self._reason or "it said goodbye")
 
     async def _leave(self, leader: SwarmClient, reason: str) -> None:
         with suppress(UnreachableError, PeerError, RefusedError):
@@ -471,10 +471,10 @@ class SwarmNode:
     # --- reducing ---------------------------------------------------------------------------------------------------
 
     def _hear_plan(self, plan: pt.OpenRound) -> None:
-        announced = self.notes.plan(plan.round, plan.parent)
+        announced = self.round_cache.plan(plan.round, plan.parent)
         if announced is None:
             return  # this node leads, and says in a moment what the round is
-        self.reducing.bench.hear(announced)
+        self.reducing.contributions.open_round(announced)
         if self.leading is None and any(place.node == self.me for place in plan.places):
             self.membership.ask(self.node.guide.leader)
 
@@ -498,7 +498,7 @@ class SwarmNode:
         return {peer: number for peer, number in self.leading.numbers.items() if peer in callers}
 
     def _numbers(self, round: int, term: int) -> Mapping[str, int]:
-        return self.leading.numbers if self.leading is not None else self.notes.numbers(round, term)
+        return self.leading.numbers if self.leading is not None else self.round_cache.numbers(round, term)
 
     def _is_member(self, peer_id: str) -> bool:
         """Whether this peer takes part; where that is not known yet, the leader is asked."""
@@ -510,11 +510,11 @@ class SwarmNode:
         return False
 
     def _restored(self, record: RoundRecord) -> None:
-        self.reducing.bench.restore(record.chain)
+        self.reducing.contributions.restore(record.chain)
         self._standing.begin(record.round)
 
     def _settle(self, header: PublishedHeader, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
-        self.reducing.bench.settle(header, refreshed)
+        self.reducing.contributions.advance(header, refreshed)
         work = self.training.work
         if self.me in header.contributors and work is not None and work.plan.round == header.plan.round:
             self.lending.count(work.tokens)
@@ -531,7 +531,7 @@ class SwarmNode:
             if self.leading is not None:
                 reply = await self.leading.chronicle.report(report)
             else:
-                reply = await (await self._lines.to(self._leader)).report(report, REPORT_SECONDS)
+                reply = await (await self._clients.to(self._leader)).report(report, REPORT_SECONDS)
         except (UnreachableError, PeerError, RefusedError, ConfigError):
             return
         finally:

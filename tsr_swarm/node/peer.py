@@ -108,14 +108,14 @@ async def _get_ready(
     ledger, kernel = ByteCounter(), KernelBytes([])
     book = AddressBook(identity.peer_id, folder / CONTACTS)
     book.load(options.coordinator)
-    lines = await stack.enter_async_context(ClientPool(book, ledger, kernel, options.proxy))
+    clients = await stack.enter_async_context(ClientPool(book, ledger, kernel, options.proxy))
     service, address = None, ""
     if options.listen is not None:
         service = NodeService()
         port = await stack.enter_async_context(serve(service, options.listen, ledger, max_concurrent_rpcs=MAX_CALLS))
         kernel.watch(port)
         address = shown_address(options.listen, options.announce, port)
-    met = await retry_while_unreachable(lambda: meet(lines, book, options.coordinator), options.wait_seconds, warn)
+    met = await retry_while_unreachable(lambda: meet(clients, book, options.coordinator), options.wait_seconds, warn)
     warning = clock_warning(met.hello.unix_time, time.time())
     if warning is not None:
         warn(warning)
@@ -132,7 +132,7 @@ async def _get_ready(
         stack.push_async_callback(discovery.close)
         meeting = asyncio.create_task(_meet(discovery, options, met.host, address, list(met.hello.initial_peers)))
         stack.callback(meeting.cancel)
-    process = PeerProcess(who, manifest, met, folder, book, lines, workshop, restored, service, emit)
+    process = PeerProcess(who, manifest, met, folder, book, clients, workshop, restored, service, emit)
     return process, PeerReporter(ledger, kernel, identity.peer_id)
 
 

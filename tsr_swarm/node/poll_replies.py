@@ -37,7 +37,7 @@ class PollReplies:
 
     def __init__(
         self,
-        notes: RoundCache,
+        round_cache: RoundCache,
         config: Callable[[], RunConfig],
         contacts: Contacts,
         changes: Callable[[], int],
@@ -46,7 +46,7 @@ class PollReplies:
 
         changes: of any node's address, so far.
         """
-        self._notes, self._config, self._contacts, self._changes = notes, config, contacts, changes
+        self._round_cache, self._config, self._contacts, self._changes = round_cache, config, contacts, changes
         self._told: dict[str, _Told] = {}  # by caller, the one answered last at the end
         self._said: tuple[pt.RoundUpdate, RunConfig, pb.News] | None = None  # the newest, to anybody
         self._listed: frozenset[tuple[str, str]] = frozenset()  # likewise: most callers are told the same
@@ -94,7 +94,7 @@ class PollReplies:
         """Built once: all but its number is the same for everybody."""
         said, config = replace(message, number=0), self._config()
         if self._said is None or self._said[:2] != (said, config):
-            plan = None if said.plan is None else self._notes.plan(said.plan.round, said.plan.parent)
+            plan = None if said.plan is None else self._round_cache.plan(said.plan.round, said.plan.parent)
             news = message_codec.news_to_proto(said, plan)
             news.rules.CopyFrom(rules_to_proto(config))
             self._said = said, config, news

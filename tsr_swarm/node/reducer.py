@@ -55,14 +55,14 @@ class Reducer:
     def __init__(
         self,
         manifest: Manifest,
-        bench: ContributionStore,
-        notes: RoundCache,
+        contributions: ContributionStore,
+        round_cache: RoundCache,
         log: RoundLog | None,
         seams: Seams,
         background: Background,
     ) -> None:
-        self.bench = bench
-        self._manifest, self._notes, self._log = manifest, notes, log
+        self.contributions = contributions
+        self._manifest, self._round_cache, self._log = manifest, round_cache, log
         self._seams, self._background = seams, background
         self._offers: dict[Key, _Offer] = {}
         self.sealed: dict[
@@ -77,9 +77,9 @@ class Reducer:
 
     def _check(self, envelope: pb.Envelope) -> CheckedContribution:
         try:
-            contribution = self.bench.expect(envelope)
+            contribution = self.contributions.expect(envelope)
         except PeerError as error:
-            if error.reason == "round" and open_envelope(envelope).round > self.bench.newest:
+            if error.reason == "round" and open_envelope(envelope).round > self.contributions.newest:
                 raise UnreachableError("This reducer has not heard of that round yet; try again.") from error
             self._seams.refused(envelope, error)
             raise
@@ -132,7 +132,7 @@ class Reducer:
         if offer is None:
             return
         if reply.verdict.is_new:
-            self.bench.take(offer.header, offer.grids)
+            self.contributions.add(offer.header, offer.grids)
         if not offer.verdict.done():
             offer.verdict.set_result(reply.verdict)
 
@@ -147,7 +147,8 @@ class Reducer:
         bases = await self._seams.bases(average.round - 1)
         try:
             jobs = {
-                shard: self.bench.job(average.round, shard, peers, numbers) for shard, peers in average.included.items()
+                shard: self.contributions.job(average.round, shard, peers, numbers)
+                for shard, peers in average.included.items()
             }
         except RunError:
             bases = None
@@ -157,20 +158,20 @@ class Reducer:
             return
         for shard, job in jobs.items():
             done = await asyncio.to_thread(job.run, bases)
-            made = self.bench.keep(done)
+            made = self.contributions.keep(done)
             if not made.result.void:
-                self._notes.keep(average.round, shard, made, done.frames)
+                self._round_cache.add_reduced_shard(average.round, shard, made, done.frames)
             self._seams.put(pt.Averaged(average.term, average.round, shard, made.decided))
 
     # --- rounds -------------------------------------------------------------------------------------------------
 
     def seal(self, order: pt.Seal) -> None:
         """Put a round together of what its reducers made, and on disk: whoever restarts can apply what was accepted."""
-        plan = self._notes.plan(order.round, order.parent)
+        plan = self._round_cache.plan(order.round, order.parent)
         assert plan is not None, "who leads has announced it"
         made = []
         for shard, result in enumerate(order.results):
-            found = self._notes.made(order.round, shard, result)
+            found = self._round_cache.reduced_shard(order.round, shard, result)
             assert found is not None or result.is_void, "a shard counts as done when its bytes are here"
             made.append((VOID, b"") if result.is_void or found is None else found)
         self._background.start(self._seal(order, plan, made))

@@ -17,8 +17,8 @@ MOST_QUESTIONS = 4  # under way: in a leader's name, anybody may say that it clo
 class RosterCache:
     """One node's. Its event loop owns it."""
 
-    def __init__(self, manifest_digest: bytes, lines: ClientPool, background: Background) -> None:
-        self._run, self._lines, self._background = manifest_digest, lines, background
+    def __init__(self, manifest_digest: bytes, clients: ClientPool, background: Background) -> None:
+        self._run, self._clients, self._background = manifest_digest, clients, background
         self._kept: dict[bytes, Members] = {}  # by hash, the newest last: as a leader, what was named; else, was heard
         self._newest = Members.of({})  # likewise
         self._asking: asyncio.Task[None] | None = None
@@ -84,7 +84,7 @@ class RosterCache:
     async def _list(self, leader: str, request: pb.ListPeersRequest) -> pb.ListPeersReply | None:
         """Who does not answer, or answers with nonsense, is asked again when there is reason to."""
         try:
-            reply = await (await self._lines.to(leader)).list_peers(request)
+            reply = await (await self._clients.to(leader)).list_peers(request)
             check_list_peers_reply(reply)
         except (UnreachableError, PeerError, RefusedError, ConfigError):
             return None

@@ -77,7 +77,7 @@ class RoundCache:
     _closed: dict[int, tuple[int, tuple[Members, ...]]] = field(default_factory=dict)  # by round, of the newest term
     _made: dict[tuple[int, int, str], tuple[ReducedShard, bytes]] = field(default_factory=dict)  # round, shard, digest
 
-    def hear_plan(self, plan: RoundPlan) -> None:
+    def add_plan(self, plan: RoundPlan) -> None:
         """A leader announced this round."""
         self._plans[plan.round, plan.parent] = plan
         self._forget(plan.round - KEPT_ROUNDS)
@@ -86,7 +86,7 @@ class RoundCache:
         """What training for this round is, as a leader announced it last."""
         return self._plans.get((round, parent))
 
-    def hear_close(self, round: int, term: int, members: Members) -> None:
+    def add_close(self, round: int, term: int, members: Members) -> None:
         """A leader closed shards of this round, which was announced: whose work counts, and in which order."""
         known, before = self._closed.get(round, (0, ()))
         if term >= known and any(key[0] == round for key in self._plans):
@@ -104,11 +104,11 @@ class RoundCache:
         fits = (members for members in rosters if known == term and members.numbers.keys() >= set(included))
         return next(fits, None)
 
-    def keep(self, round: int, shard: int, made: ReducedShard, frames: bytes) -> None:
+    def add_reduced_shard(self, round: int, shard: int, made: ReducedShard, frames: bytes) -> None:
         """A reducer told of this shard, and its bytes are here."""
         self._made[round, shard, made.decided.digest] = made, frames
 
-    def made(self, round: int, shard: int, result: ShardDigest) -> tuple[ReducedShard, bytes] | None:
+    def reduced_shard(self, round: int, shard: int, result: ShardDigest) -> tuple[ReducedShard, bytes] | None:
         """What ``result`` stands for; None where it is not here."""
         return self._made.get((round, shard, result.digest))
 

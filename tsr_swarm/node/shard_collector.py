@@ -28,8 +28,8 @@ class ShardCollector:
     """One leader's. Its event loop owns it."""
 
     manifest: Manifest
-    lines: ClientPool
-    notes: RoundCache
+    clients: ClientPool
+    round_cache: RoundCache
     parent: Callable[[str, ShardDone], str | None]  # of the round, if it asked this reducer for that; else None
     warn: Callable[[str], None]
     _under_way: set[tuple[int, int, int]] = field(default_factory=set)  # term, round, shard: one is fetched at a time
@@ -37,14 +37,14 @@ class ShardCollector:
     async def fetch(self, reducer: str, done: ShardDone, made: ReducedShard) -> ShardDigest | None:
         """Have the bytes of ``made``. What it counts as: void if they are wrong; None if they are not to be had now."""
         key, parent = (done.term, done.round, done.shard), self.parent(reducer, done)
-        plan = None if parent is None else self.notes.plan(done.round, parent)
+        plan = None if parent is None else self.round_cache.plan(done.round, parent)
         if plan is None or key in self._under_way:
             return None
-        if self.notes.made(done.round, done.shard, done.result) is not None:
+        if self.round_cache.reduced_shard(done.round, done.shard, done.result) is not None:
             return done.result
         self._under_way.add(key)
         try:
-            client = await self.lines.to(reducer)
+            client = await self.clients.to(reducer)
             sections = sections_to_proto(made.result.sections)
             check_sections(self._slots(plan, done.shard), made.result.sections)
             request = pb.FetchShardRequest(
@@ -59,7 +59,7 @@ class ShardCollector:
             return ShardDigest()
         finally:
             self._under_way.discard(key)
-        self.notes.keep(done.round, done.shard, made, data)
+        self.round_cache.add_reduced_shard(done.round, done.shard, made, data)
         return done.result
 
     def _slots(self, plan: RoundPlan, shard: int) -> Sequence[Slot]:

@@ -39,13 +39,13 @@ class TrainerTask:
         self,
         me: str,
         manifest: Manifest,
-        lines: ClientPool,
-        notes: RoundCache,
+        clients: ClientPool,
+        round_cache: RoundCache,
         seams: Seams,
         background: Background,
     ) -> None:
         self._me, self._manifest = me, manifest
-        self._lines, self._notes, self._seams, self._background = lines, notes, seams, background
+        self._clients, self._round_cache, self._seams, self._background = clients, round_cache, seams, background
         self.work: RoundWork | None = None  # the newest contribution
         self.progress = pb.Progress()
         self._sending: dict[pt.Upload, asyncio.Task[None]] = {}
@@ -54,7 +54,7 @@ class TrainerTask:
 
     def train(self, plan: pt.OpenRound) -> None:
         """Take the local steps of this round."""
-        announced = self._notes.plan(plan.round, plan.parent)
+        announced = self._round_cache.plan(plan.round, plan.parent)
         assert announced is not None, "it came with the news"
         self._background.start(self._train(announced))
 
@@ -121,7 +121,7 @@ class TrainerTask:
             self.progress.wire_bytes += len(data)
         if order.place.node == self._me:
             return await self._seams.submit_here(seal(header), data)
-        return await (await self._lines.to(order.place.node)).submit(seal(header), data)
+        return await (await self._clients.to(order.place.node)).submit(seal(header), data)
 
     def _warn_of(self, round: int, message: str) -> None:
         """Once a round: an upload is tried every second."""

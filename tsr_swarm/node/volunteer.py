@@ -50,7 +50,7 @@ class PeerProcess:
         met: Handshake,
         folder: Path,
         book: AddressBook,
-        lines: ClientPool,
+        clients: ClientPool,
         workshop: Workspace,
         restored: tuple[Trainer, PeerState] | None,
         service: NodeService | None,
@@ -58,7 +58,7 @@ class PeerProcess:
     ) -> None:
         """``service``: None for a peer that nobody can dial. ``restored``: from this peer's own checkpoint."""
         self._who, self._manifest, self._met = who, manifest, met
-        self._book, self._lines, self._workshop, self._service, self._emit = book, lines, workshop, service, emit
+        self._book, self._clients, self._workshop, self._service, self._emit = book, clients, workshop, service, emit
         self._folder = RunFolder(folder / f"{PEER_RUN}{manifest.digest[:16]}")  # a key serves one run after the other
         self._restored = restored
         self._weights = TrainedWeights(workshop, restored[0] if restored is not None else None)
@@ -76,7 +76,7 @@ class PeerProcess:
             start = await asyncio.to_thread(self._start)
             around = Around(
                 book=self._book,
-                lines=self._lines,
+                clients=self._clients,
                 states=self._folder.path / STATES,
                 service=self._service,
                 run_log=self._run_log,
@@ -175,11 +175,11 @@ class PeerProcess:
 
     def _follow(self, leader: str) -> None:
         if self._run_log is not None:
-            self._run_log.follow(leader, self._lines)
+            self._run_log.follow(leader, self._clients)
 
     async def _ask(self, others: Sequence[str], round: int) -> None:
         if self._run_log is not None:
-            await self._run_log.ask(others, round, self._lines)
+            await self._run_log.ask(others, round, self._clients)
 
     def _see_run(self, event: Event) -> None:
         """All of the run while this peer leads it; else only who does, and that nobody does."""
