@@ -28,9 +28,7 @@ from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.train.trainer import RoundWork
-from tsr_swarm.wire import messages
-from tsr_swarm.wire.messages import PublishedHeader, ShardResult
-from tsr_swarm.wire.v1 import swarm_pb2 as pb
+from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult
 
 SHARDS = 3
 NUMBERS = {letter * 32: number for number, letter in enumerate("cabd", 1)}  # not in the order of the ids
@@ -94,8 +92,7 @@ def work_of(peer: str, round: int, parent: str) -> RoundWork:
 def upload(store: ContributionStore, peer: str, shard: int, plan: RoundPlan) -> None:
     """Send a contribution through the gate."""
     header, data = pack(MANIFEST, peer, work_of(peer, plan.round, plan.parent), shard, SHARD_BLOCKS[shard])
-    contribution = store.expect(messages.seal(header))
-    store.add(contribution.header, contribution.decode(data))
+    store.add(header, store.check(header).decode(data))
 
 
 def average(store: ContributionStore, plan: RoundPlan, shard: int, peers: Sequence[str], at: Consensus) -> ShardAverage:
@@ -272,8 +269,7 @@ def test_a_step_that_is_not_finite_makes_its_shard_void_and_keeps_what_was_kept(
         for slot, grid in work.grids.items()
     }
     header, data = pack(MANIFEST, PEERS[0], replace(work, grids=absurd), shard, SHARD_BLOCKS[shard])
-    contribution = store.expect(messages.seal(header))
-    store.add(header, contribution.decode(data))
+    store.add(header, store.check(header).decode(data))
 
     done = average(store, plan, shard, PEERS[:1], network.consensus)
 
@@ -420,7 +416,7 @@ def test_a_round_announced_otherwise_drops_what_was_held(change: str) -> None:
     store, plan = ContributionStore(MANIFEST, {}), first_plan()
     done = made_and_held(store, plan)
     late, data = pack(MANIFEST, PEERS[1], work_of(PEERS[1], 1, ""), 1, SHARD_BLOCKS[1])
-    grids = store.expect(messages.seal(late)).decode(data)
+    grids = store.check(late).decode(data)
     under_way = store.job(1, 1, frozenset(PEERS[:1]), NUMBERS)
     due = replace(plan.due, aim=frozenset(), tangent=frozenset())
     other = replace(plan, parent="ab" * 32) if change == "parent" else replace(plan, due=due)
@@ -458,32 +454,32 @@ def test_an_older_announcement_changes_nothing() -> None:
 # --- what is refused, and what is forgotten ---------------------------------------------------------------------------
 
 
-def envelope(plan: RoundPlan, shard: int = 0, **changes: object) -> pb.Envelope:
+def contribution(plan: RoundPlan, shard: int = 0, **changes: object) -> ContributionHeader:
     header, _ = pack(MANIFEST, PEERS[0], work_of(PEERS[0], plan.round, plan.parent), 0, SHARD_BLOCKS[0])
-    return messages.seal(replace(header, shard=shard, **changes))  # type: ignore[arg-type]
+    return replace(header, shard=shard, **changes)  # type: ignore[arg-type]
 
 
 def test_contributions_that_do_not_belong_to_the_open_round_are_refused() -> None:
     store, parent = ContributionStore(MANIFEST, {}), "ab" * 32
     plans = [plan_of(round, parent if round > 1 else "") for round in range(1, 5)]
     with pytest.raises(PeerError, match="no round is open here"):
-        store.expect(envelope(plans[0]))
+        store.check(contribution(plans[0]))
     store.open_round(plans[1])
     store.open_round(plans[2])
     refused = {
-        "round": [envelope(plan) for plan in (plans[0], plans[1], plans[3])],
-        "parent": [envelope(plans[2], parent=b"\xcd" * 32)],
-        "shard": [envelope(plans[2], shard=SHARDS)],
-        "manifest": [envelope(plans[2], manifest_digest=b"\xcd" * 32)],
-        "steps": [envelope(plans[2], steps=plans[2].steps + 1)],
-        "sections": [envelope(plans[2], sections=())],
+        "round": [contribution(plan) for plan in (plans[0], plans[1], plans[3])],
+        "parent": [contribution(plans[2], parent=b"\xcd" * 32)],
+        "shard": [contribution(plans[2], shard=SHARDS)],
+        "manifest": [contribution(plans[2], manifest_digest=b"\xcd" * 32)],
+        "steps": [contribution(plans[2], steps=plans[2].steps + 1)],
+        "sections": [contribution(plans[2], sections=())],
     }
-    for reason, envelopes in refused.items():
-        for one in envelopes:
+    for reason, headers in refused.items():
+        for one in headers:
             with pytest.raises(PeerError) as caught:
-                store.expect(one)
+                store.check(one)
             assert caught.value.reason == reason
-    store.expect(envelope(plans[2]))
+    store.check(contribution(plans[2]))
 
 
 def test_contributions_are_forgotten_with_the_next_round_and_averages_with_the_one_after_it() -> None:
@@ -497,7 +493,7 @@ def test_contributions_are_forgotten_with_the_next_round_and_averages_with_the_o
             old >= round - 1 for old in range(1, round + 1)
         ]
         header, data = pack(MANIFEST, PEERS[0], work_of(PEERS[0], round, store.chain), 0, SHARD_BLOCKS[0])
-        grids = store.expect(messages.seal(header)).decode(data)
+        grids = store.check(header).decode(data)
         known.append([weakref.ref(grid.values) for grid in grids.values()])
         store.add(header, grids)
         del grids

@@ -89,7 +89,7 @@ class Hands:
         self._journal, self._genesis = journal, genesis
         self._is_busy = False
 
-    def stepped(self, before: Node, after: Node) -> None:
+    def on_step(self, before: Node, after: Node) -> None:
         self.steps += 1
         assert self.shell.node is after
         self._look()
@@ -127,7 +127,8 @@ class Rig:
         self.place = folder / "run"
         journal = Journal(self.place, ME, "1" * 64)
         self.hands, self.warnings = Hands(journal, genesis), list[str]()
-        self.hands.shell = self.shell = Driver(node, self.hands, journal, self.warnings.append, loop.time)
+        self.hands.shell = self.shell = Driver(node, journal, self.warnings.append, loop.time)
+        self.shell.handler = self.hands
 
     def fill_the_disk(self) -> None:
         """The journal cannot be written: where its folder would be is a file."""

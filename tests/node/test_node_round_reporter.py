@@ -22,7 +22,7 @@ from tsr_swarm.rounds.protocol import Drop, Explain
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.wire.codec import Section
-from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult, seal
+from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 CONFIG = RunConfig(optimizer=steady(rank=8), wire=wide(), periods=PeriodsConfig(k_x=4, k_r=8, k_r_embedding=8))
@@ -318,27 +318,24 @@ async def test_a_peer_shows_its_progress_once_a_second() -> None:
 async def test_a_refusal_is_shown_of_a_peer_that_is_known_and_not_too_often() -> None:
     desk = Desk()
 
-    def envelope(peer: str) -> pb.Envelope:
-        return seal(
-            ContributionHeader(
-                protocol=PROTOCOL_VERSION,
-                manifest_digest=b"m" * 32,
-                round=2,
-                parent=b"p" * 32,
-                peer_id=peer,
-                shard=0,
-                tokens=1,
-                steps=1,
-                local_loss=0.0,
-                sections=(),
-            )
+    def header(peer: str) -> ContributionHeader:
+        return ContributionHeader(
+            protocol=PROTOCOL_VERSION,
+            manifest_digest=b"m" * 32,
+            round=2,
+            parent=b"p" * 32,
+            peer_id=peer,
+            shard=0,
+            tokens=1,
+            steps=1,
+            local_loss=0.0,
+            sections=(),
         )
 
-    desk.chronicle.refused(envelope(OTTER), PeerError("length", "too long"))
-    desk.chronicle.refused(envelope(OTTER), PeerError("length", "too long"))
-    desk.chronicle.refused(envelope("e" * 32), PeerError("length", "too long"))
-    desk.chronicle.refused(pb.Envelope(header=b"\xff"), PeerError("length", "too long"))
-    desk.chronicle.refused(envelope(HERON), PeerError("round", "It came too late."))
+    desk.chronicle.refused(header(OTTER), PeerError("length", "too long"))
+    desk.chronicle.refused(header(OTTER), PeerError("length", "too long"))
+    desk.chronicle.refused(header("e" * 32), PeerError("length", "too long"))
+    desk.chronicle.refused(header(HERON), PeerError("round", "It came too late."))
     desk.chronicle.late(2, LYNX, "closed")
     assert [(event.name, event.message) for event in desk.of(ev.PayloadRefused)] == [("otter", "too long")]
     late = [(event.round, event.name, event.reason) for event in desk.of(ev.PayloadLate)]

@@ -20,9 +20,8 @@ from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.optim.outer_step import OuterState, rotate_outer
 from tsr_swarm.optim.sketch_budget import mean_captured
 from tsr_swarm.wire.codec import Section
-from tsr_swarm.wire.gate import CheckedContribution, check_contribution, shard_slots, void_blocks
-from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult, open_envelope
-from tsr_swarm.wire.v1 import swarm_pb2 as pb
+from tsr_swarm.wire.gate import CheckedContribution, check_header, shard_slots, void_blocks
+from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult
 
 MOST_AVERAGES = 2  # of one shard: a second leader may ask for it over other peers
 
@@ -136,31 +135,34 @@ class ContributionStore:
         known = self._rounds.get(round)
         return None if known is None else known.plan
 
-    def expect(self, envelope: pb.Envelope) -> CheckedContribution:
-        """Check a contribution before its payload is received; it may be refused as not new after that.
+    def check(self, header: ContributionHeader, checked: CheckedContribution | None = None) -> CheckedContribution:
+        """Check a contribution before its payload is received, and again, in short, once it is here.
+
+        ``checked``: what the first check returned. The gate is passed a second time only where the round was announced
+        otherwise meanwhile.
 
         Raises PeerError: for reasons see wire/gate.py; "round" too where its round is not announced here or is over,
         and "peer" where too many others contribute.
         """
-        header = open_envelope(envelope)
         known = self._rounds.get(header.round)
         if known is None or header.round < self._newest:
             open_round = f"round {self._newest}" if self._newest else "no round"
             raise PeerError("round", f"The payload is for round {header.round}, but {open_round} is open here.")
-        contribution = check_contribution(
-            envelope,
-            manifest=self._manifest,
-            plan=known.plan,
-            is_known=lambda peer: True,  # only the leader knows who takes part: it says so when it closes the round
-        )
+        if checked is None or checked.plan != known.plan:
+            checked = check_header(
+                header,
+                manifest=self._manifest,
+                plan=known.plan,
+                is_known=lambda peer: True,  # only the leader knows who takes part: it says so when it closes the round
+            )
         if header.peer_id not in known.held and len(known.held) >= self._most_peers:
             raise PeerError("peer", f"{self._most_peers} peers contribute to round {header.round}; no more can.")
-        return contribution
+        return checked
 
     def add(self, header: ContributionHeader, grids: Mapping[Slot, Grid]) -> None:
         """Hold a contribution that has passed the gate and is new.
 
-        The round may have been announced otherwise since ``expect``: then it is of no use, and is not kept.
+        The round may have been announced otherwise since ``check``: then it is of no use, and is not kept.
         """
         known = self._rounds.get(header.round)
         if known is None or header.round < self._newest or header.parent.hex() != known.plan.parent:

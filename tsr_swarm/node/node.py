@@ -34,7 +34,7 @@ from tsr_swarm.rounds.state import contacts as contacts_of
 from tsr_swarm.telemetry import events
 from tsr_swarm.train.trainer import RoundWork, Trainer
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.wire.messages import PublishedHeader
+from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader
 from tsr_swarm.wire.run_rules import with_rules
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -73,7 +73,8 @@ class SwarmNode:
         self._reporting = 0  # reports under way
         self._reported = Signal()
 
-        self.shell = Driver(first_node(start), self, start.journal, self.warn)
+        self.shell = Driver(first_node(start), start.journal, self.warn)
+        self.shell.handler = self
         self.round_cache = RoundCache()
         parts = self.manifest.config.data.parts
         self.lending = DataLeases(self.me, parts, start.coverage, seams.read_part)
@@ -158,7 +159,7 @@ class SwarmNode:
                 warn=self.warn,
                 is_stale=lambda round: self._done.is_set() or pr.is_stale(self.node.peer, round),
                 train=self._train,
-                submit_here=self.reducing.submit,
+                submit_here=lambda envelope, data: self.reducing.submit(self.reducing.expect(envelope), data),
             ),
             self._background,
         )
@@ -248,7 +249,7 @@ class SwarmNode:
 
     # --- shell.Hands ----------------------------------------------------------------------------------------------
 
-    def stepped(self, before: Node, after: Node) -> None:
+    def on_step(self, before: Node, after: Node) -> None:
         """Take note of what a step has changed."""
         base = after.council.ledger.base
         if base != before.council.ledger.base:
@@ -553,9 +554,9 @@ class SwarmNode:
             if peer not in known:
                 self.leading.chronicle.arrived(state.round, peer, seconds)
 
-    def _show_refused(self, envelope: pb.Envelope, error: PeerError) -> None:
+    def _show_refused(self, header: ContributionHeader, error: PeerError) -> None:
         if self.leading is not None:
-            self.leading.chronicle.refused(envelope, error)
+            self.leading.chronicle.refused(header, error)
 
     def _show_late(self, round: int, peer: str, reason: str) -> None:
         if self.leading is not None:

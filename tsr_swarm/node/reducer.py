@@ -43,7 +43,7 @@ class Seams:
     warn: Callable[[str], None]
     term: Callable[[], int]  # the newest that a leader has told of
     is_member: Callable[[str], bool]  # whether this peer takes part, as far as this node knows
-    refused: Callable[[pb.Envelope, PeerError], None]  # for people
+    refused: Callable[[ContributionHeader, PeerError], None]  # for people
     late: Callable[[int, str, str], None]  # for people: round, peer, reason
     numbers: Callable[[int, int], Mapping[str, int]]  # by round and term: whose work counts, and its place in sums
     bases: Callable[[int], Awaitable[Mapping[int, Basis] | None]]  # after this round; None: it is over
@@ -71,17 +71,17 @@ class Reducer:
 
     # --- contributions ------------------------------------------------------------------------------------------
 
-    def expect(self, envelope: pb.Envelope) -> int:
-        """Check an upload's envelope before any of its bytes are taken; the number of bytes that may follow."""
-        return self._check(envelope).wire_bytes
+    def expect(self, envelope: pb.Envelope) -> CheckedContribution:
+        """Check an upload's envelope before any of its bytes are taken."""
+        return self._check(open_envelope(envelope))
 
-    def _check(self, envelope: pb.Envelope) -> CheckedContribution:
+    def _check(self, header: ContributionHeader, checked: CheckedContribution | None = None) -> CheckedContribution:
         try:
-            contribution = self.contributions.expect(envelope)
+            contribution = self.contributions.check(header, checked)
         except PeerError as error:
-            if error.reason == "round" and open_envelope(envelope).round > self.contributions.newest:
+            if error.reason == "round" and header.round > self.contributions.newest:
                 raise UnreachableError("This reducer has not heard of that round yet; try again.") from error
-            self._seams.refused(envelope, error)
+            self._seams.refused(header, error)
             raise
         if contribution.header.term > self._seams.term():
             raise UnreachableError("This reducer has not heard of that leader yet; try again.")
@@ -89,13 +89,13 @@ class Reducer:
             raise UnreachableError("This reducer does not know that peer yet; try again.")
         return contribution
 
-    async def submit(self, envelope: pb.Envelope, data: bytes) -> pb.SubmitReply:
-        """Take a contribution. A late or refused one is answered with the reason; nothing of it is kept."""
-        contribution = self._check(envelope)
+    async def submit(self, contribution: CheckedContribution, data: bytes) -> pb.SubmitReply:
+        """Take what ``expect`` has checked. If it is late or refused, the answer is the reason; nothing is kept."""
+        contribution = self._check(contribution.header, contribution)
         try:
             grids = await asyncio.to_thread(contribution.decode, data)
         except PeerError as error:
-            self._seams.refused(envelope, error)
+            self._seams.refused(contribution.header, error)
             raise
         verdict = await self._offer(contribution.header, grids)
         if not verdict.counted:

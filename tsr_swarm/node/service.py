@@ -15,6 +15,7 @@ from tsr_swarm.node.leader import Leader
 from tsr_swarm.node.node import SwarmNode
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire import checks
+from tsr_swarm.wire.gate import CheckedContribution
 from tsr_swarm.wire.log_lines import lines_to_proto
 from tsr_swarm.wire.run_rules import rules_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -91,13 +92,13 @@ class NodeService:
 
     # --- contributions ------------------------------------------------------------------------------------------
 
-    def expect(self, envelope: pb.Envelope, caller: Caller) -> int:
-        """Check an upload's envelope before any of its bytes are taken; the number of bytes that may follow."""
+    def expect(self, envelope: pb.Envelope, caller: Caller) -> CheckedContribution:
+        """Check an upload's envelope before any of its bytes are taken."""
         return self._at.node.reducing.expect(envelope)
 
-    async def submit(self, envelope: pb.Envelope, data: bytes, caller: Caller) -> pb.SubmitReply:
+    async def submit(self, contribution: CheckedContribution, data: bytes, caller: Caller) -> pb.SubmitReply:
         """Take a contribution's shard."""
-        return await self._at.node.reducing.submit(envelope, data)
+        return await self._at.node.reducing.submit(contribution, data)
 
     async def report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:
         """Take a peer's digest and bytes, if this node leads."""

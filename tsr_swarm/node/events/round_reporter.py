@@ -18,7 +18,7 @@ from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.byte_counter import Direction
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.wire import checks
-from tsr_swarm.wire.messages import PublishedHeader, open_envelope
+from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 REPORT_SECONDS = 5.0  # how long a closed round waits for its peers' reports before it is shown
@@ -225,12 +225,8 @@ class RoundReporter:
         if peer is not None:
             self._emit(events.PayloadLate(round=round, peer=peer_id, name=peer.name, reason=reason))
 
-    def refused(self, envelope: pb.Envelope, error: PeerError) -> None:
+    def refused(self, header: ContributionHeader, error: PeerError) -> None:
         """Show a refusal, if it says that it is of a peer we know; a stranger's are not worth a line each."""
-        try:
-            header = open_envelope(envelope)
-        except PeerError:
-            return
         peer, now = self._roster.get(header.peer_id), self._clock()
         if peer is None or now - peer.refusal_shown < PROGRESS_SECONDS:
             return
