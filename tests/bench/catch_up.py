@@ -11,7 +11,7 @@ import asyncio
 import copy
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from tests.bench.tables import RESULTS, header
+from tests.node_context import make_context
 from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
@@ -28,11 +29,12 @@ from tsr_swarm.exchange.contribution import pack
 from tsr_swarm.exchange.reduction import Published, Reduction
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.contribution_store import ContributionStore
-from tsr_swarm.node.donor import DonorService
 from tsr_swarm.node.round_cache import Headers
+from tsr_swarm.node.service import DonorService
 from tsr_swarm.node.sync.catch_up import Fetcher
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.state import StateDownload
+from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
@@ -44,12 +46,10 @@ from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.telemetry.events import CatchingUp, Event
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.train.trainer import RoundWork
-from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.gate import shard_slots
 from tsr_swarm.wire.messages import published_to_proto
-from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 PRESET, RANK, BITS = "60M", "d/8", 4
 MISSED, K_X, K_R = 20, 20, 200  # rounds; local steps a round and between two refreshes
@@ -62,30 +62,6 @@ AIMS = {
     "dct": "chosen by energies",
     "gradient": "aimed by gradients, and published",
 }
-
-
-@dataclass(frozen=True)
-class Service:
-    """What a node that can be dialled answers to who downloads."""
-
-    giving: DonorService
-
-    async def describe_state(self, request: pb.DescribeStateRequest, caller: Caller) -> pb.StateDescription:
-        return await self.giving.describe_state(request)
-
-    async def fetch_state(self, request: pb.FetchStateRequest, caller: Caller) -> Iterator[pb.StateChunk]:
-        return self.giving.fetch_state(request)
-
-    async def fetch_published(
-        self, request: pb.FetchPublishedRequest, caller: Caller
-    ) -> tuple[pb.PublishedHeader, bytes]:
-        return await self.giving.fetch_published(request)
-
-    async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[pb.Section], bytes]:
-        return await self.giving.fetch_shard(request)
-
-    async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
-        return await self.giving.catch_up(request)
 
 
 def manifest_of(aim: str) -> Manifest:
@@ -178,14 +154,13 @@ class Downloader:
 async def downloader(manifest: Manifest, history: History, folder: Path) -> AsyncIterator[Downloader]:
     """It knows the leader and the other donors, which listen on ports of their own."""
 
-    def freeze() -> tuple[Consensus, RoundRecord]:
-        return history.after, history.records[-1]
-
     async with AsyncExitStack() as stack:
         book, ledger, events = AddressBook(PEER), ByteCounter(), list[Event]()
         for node, donor in zip(NODES, history.donors, strict=True):
-            bench = ContributionStore(manifest, {})
-            service: Any = Service(DonorService(node, donor, bench, Headers(), lambda round: (), freeze, print))
+            weights = WeightsThread(PlainWeights(history.after), node, history.records[-1])
+            stack.callback(weights.close)
+            store, context = ContributionStore(manifest, {}), make_context(node, manifest)
+            service: Any = DonorService(context, donor, store, Headers(), weights)
             port = await stack.enter_async_context(serve(service, "127.0.0.1:0", ByteCounter()))
             book.update(node, f"127.0.0.1:{port}")
         lines = await stack.enter_async_context(ClientPool(book, ledger, KernelBytes([])))

@@ -67,7 +67,8 @@ def trained(wire: WireConfig) -> Cores:
     manifest = make_manifest("payloads", config, parameter_shapes(config.model))
     workshop = Workspace(manifest, "core", torch.device("cpu"), (), None)
     workshop.take_number(1)
-    trainer = workshop.trainer(fresh_consensus(manifest))
+    workshop.replace(fresh_consensus(manifest))
+    trainer = workshop.trainer
     names = {index: block.name for index, block in enumerate(manifest.blocks)}
     for round in range(1, ROUNDS + 1):
         plan = plan_round(config, manifest.blocks, round, "")

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 
+from tests.node_context import make_context
 from tests.published_rounds import History, small_history
-from tsr_swarm.node.events.commit_reporter import CommitReporter, Sealed, Seams
-from tsr_swarm.node.round_cache import ReducedShard
+from tsr_swarm.node.contribution_store import ContributionStore
+from tsr_swarm.node.events.commit_reporter import CommitReporter
+from tsr_swarm.node.events.run_log import RunLog
+from tsr_swarm.node.round_cache import ReducedShard, RoundCache
 from tsr_swarm.node.weights import AppliedRound
-from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.round_log import RoundLog
+from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.wire.messages import PublishedHeader, published_to_proto
 
 
@@ -27,67 +30,47 @@ class Leader:
     committed_rounds: list[int] = field(default_factory=list)
 
     @property
-    def chronicle(self) -> Any:
+    def round_reporter(self) -> Any:
         return SimpleNamespace(
             applied=lambda round, digest, loss: self.told.append((round, digest)), committed=self.committed
         )
 
-    def committed(self, header: PublishedHeader, made: Sequence[ReducedShard | None], members: int) -> None:
+    def committed(self, header: PublishedHeader, reduced: Sequence[ReducedShard | None], members: int) -> None:
         self.committed_rounds.append(header.plan.round)
 
 
-@dataclass
+class Log(RunLog):
+    """Asks nobody; ``asked`` lets the other voters answer, ``known`` is the newest round that was told."""
+
+    def __init__(self) -> None:
+        super().__init__(EventLog(lambda: 0.0), lambda event: None)
+        self.asked = asyncio.Event()
+
+    async def ask(self, others: object, round: int, clients: object) -> None:
+        await self.asked.wait()
+
+
 class Rig:
-    """A node that has just begun to lead when round ``base`` stands; ``asked`` lets the other voters answer."""
+    """A node that has just begun to lead when round ``base`` stands."""
 
-    history: History
-    log: RoundLog
-    leader: Leader = field(default_factory=Leader)
-    leads: bool = True
-    known: int = 0
-    sealed: dict[str, Sealed] = field(default_factory=dict)
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self.background = Background()
-        self.standing = CommitReporter("me", True, self.history.manifest, self.log, self._seams(), self.background)
-
-    def _seams(self) -> Seams:
-        async def ask(others: Sequence[str], round: int) -> None:
-            await self.asked.wait()
-
-        async def applied(*of: object) -> None:
-            pass
-
-        async def score(round: int, consensus: object) -> float | None:
-            return None
-
-        return Seams(
-            warn=lambda text: pytest.fail(text),
-            leading=lambda: self.leader if self.leads else None,  # type: ignore[arg-type, return-value]
-            members=frozenset,
-            sealed=lambda: self.sealed,
-            outer=dict,
-            applied=applied,
-            score=score,
-            told=lambda: self.known,
-            ask=ask,
-        )
+    def __init__(self, history: History, log: RoundLog) -> None:
+        self.history, self.leader, self.round_cache = history, Leader(), RoundCache()
+        self.context = make_context("a" * 32, history.manifest)
+        self.context.run_log = self.run_log = Log()
+        self.context.leader = self.leader  # type: ignore[assignment]
+        contributions = ContributionStore(history.manifest, {})
+        self.reporter = CommitReporter(self.context, self.round_cache, contributions, log)
 
     def record(self, round: int) -> RoundRecord:
-        return replace(self.history.record(round), voters=("me", "other"))
+        return replace(self.history.record(round), voters=("a" * 32, "b" * 32))
 
     async def apply(self, round: int) -> None:
         applied = AppliedRound(consensus=None, digest=f"digest-{round}", refreshed={})  # type: ignore[arg-type]
-        await self.standing.applied(self.history.at(round).header, applied, 0.1)
+        await self.reporter.applied(self.history.at(round).header, applied, 0.1)
 
     async def begin(self, base: int) -> None:
-        self.standing.begin_to_lead(self.leader, self.record(base))  # type: ignore[arg-type]
+        self.reporter.begin_to_lead(self.leader, self.record(base))  # type: ignore[arg-type]
         await asyncio.sleep(0)  # it begins
-
-    def seal(self, round: int) -> None:
-        header = self.history.at(round).header
-        self.sealed[header.chain.hex()] = header, ()
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +87,17 @@ async def rig(history: History, tmp_path: Path) -> Any:
         log.commit(round, history.at(round).header.chain)
     made = Rig(history, log)
     yield made
-    await made.background.close()
+    await made.context.background.close()
 
 
-async def test_the_round_before_is_told_first_however_quick_the_next_one_is(rig: Rig) -> None:
+async def test_the_round_before_is_told_first_however_quick_the_next_one_is(rig: Rig, history: History) -> None:
     """Once the next round was told while voters were asked: the one before was told without its digest, or never."""
     await rig.apply(1)
     await rig.begin(1)
-    rig.seal(2)
-    rig.standing.commit(rig.record(2))
+    rig.round_cache.add_sealed(history.at(2).header, ())
+    rig.reporter.commit(rig.record(2))
     later = asyncio.create_task(rig.apply(2))
-    rig.asked.set()
+    rig.run_log.asked.set()
     await later
     assert rig.leader.told[-2:] == [(1, "digest-1"), (2, "digest-2")]
     assert sorted(rig.leader.committed_rounds) == [1, 2]
@@ -122,30 +105,30 @@ async def test_the_round_before_is_told_first_however_quick_the_next_one_is(rig:
 
 async def test_all_rounds_that_the_leader_before_did_not_live_to_tell_are_told(rig: Rig) -> None:
     """Once only the newest was."""
-    rig.leads = False
+    rig.context.leader = None
     await rig.apply(1)
     await rig.apply(2)
-    rig.leads = True
-    rig.asked.set()
+    rig.context.leader = rig.leader
+    rig.run_log.asked.set()
     await rig.begin(2)
-    await rig.standing.told_all()
+    await rig.reporter.told_all()
     assert rig.leader.told == [(1, "digest-1"), (2, "digest-2")]
     assert rig.leader.committed_rounds == [1, 2]
 
 
 async def test_a_round_that_was_applied_before_this_process_began_is_told_without_a_digest(rig: Rig) -> None:
-    rig.standing.begin(2)
-    rig.asked.set()
+    rig.reporter.begin(2)
+    rig.run_log.asked.set()
     await rig.begin(2)
-    await rig.standing.told_all()
+    await rig.reporter.told_all()
     assert rig.leader.told == [(1, ""), (2, "")]
     assert rig.leader.committed_rounds == [1, 2]
 
 
 async def test_a_round_that_is_applied_only_after_the_election_is_told_once_it_is(rig: Rig) -> None:
-    rig.asked.set()
+    rig.run_log.asked.set()
     await rig.begin(1)
-    await rig.standing.told_all()
+    await rig.reporter.told_all()
     assert rig.leader.told == []
     await rig.apply(1)
     assert rig.leader.told == [(1, "digest-1")]
@@ -156,18 +139,18 @@ async def test_what_others_know_to_be_told_is_not_told_again(rig: Rig) -> None:
     await rig.apply(1)
     told = list(rig.leader.told)
     await rig.begin(1)
-    rig.known = 1
-    rig.asked.set()
-    await rig.standing.told_all()
+    rig.run_log.log.closed_round = 1
+    rig.run_log.asked.set()
+    await rig.reporter.told_all()
     assert rig.leader.told == told
     assert rig.leader.committed_rounds == []
 
 
 async def test_who_does_not_lead_any_more_tells_nothing(rig: Rig) -> None:
-    rig.leads = False
+    rig.context.leader = None
     await rig.apply(1)
     await rig.begin(1)
-    rig.asked.set()
-    await rig.standing.told_all()
+    rig.run_log.asked.set()
+    await rig.reporter.told_all()
     assert rig.leader.told == []
     assert rig.leader.committed_rounds == []

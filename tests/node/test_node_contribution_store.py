@@ -143,7 +143,7 @@ class Network:
             for peer in PEERS[:2]:
                 upload(self.stores[reducer], peer, shard, plan)
             made.append(average(self.stores[reducer], plan, shard, PEERS[:2], self.consensus))
-        results = [ShardResult(void=True) if done is None else done.made.result for done in made]
+        results = [ShardResult(void=True) if done is None else done.reduced.result for done in made]
         header = seal(plan, SHARD_BLOCKS, results)
         here = {shard: PEERS[:2] for shard, done in enumerate(made) if done is not None}
         grids = reduced(plan, here, self.consensus, self.outer()).grids
@@ -182,7 +182,7 @@ def test_disjoint_stores_make_the_bytes_of_one_reduction_in_whatever_order_work_
     made = [average(stores[owners[shard]], plan, shard, here[shard], start()) for shard in range(SHARDS)]
 
     wanted = reduced(plan, {shard: sorted(peers) for shard, peers in here.items()}, start(), {})
-    assert seal(plan, SHARD_BLOCKS, [done.made.result for done in made]) == wanted.header
+    assert seal(plan, SHARD_BLOCKS, [done.reduced.result for done in made]) == wanted.header
     assert b"".join(done.frames for done in made) == wanted.data
 
 
@@ -194,7 +194,7 @@ def test_only_those_who_are_asked_for_are_in_the_average(peers: set[str]) -> Non
     for peer in PEERS:
         upload(store, peer, 0, plan)
 
-    made = average(store, plan, 0, sorted(peers), start()).made
+    made = average(store, plan, 0, sorted(peers), start()).reduced
 
     order = sorted(peers, key=NUMBERS.__getitem__)
     assert made.result == reduced(plan, {0: order}, start(), {}).header.shards[0]
@@ -223,7 +223,7 @@ def test_numbers_give_the_order_of_sums() -> None:
         (2, PEERS[1]),
         (3, PEERS[0]),
     ]
-    assert job.run(start().bases).made.result.included == tuple(sorted(PEERS[:3]))
+    assert job.run(start().bases).reduced.result.included == tuple(sorted(PEERS[:3]))
 
 
 def test_a_job_is_a_snapshot() -> None:
@@ -235,7 +235,7 @@ def test_a_job_is_a_snapshot() -> None:
     upload(store, PEERS[1], 0, plan)
     store.open_round(replace(plan, round=2, parent="ab" * 32))
 
-    assert job.run(start().bases).made.result.included == (PEERS[0],)
+    assert job.run(start().bases).reduced.result.included == (PEERS[0],)
 
 
 def test_a_shard_is_void_where_work_that_was_counted_is_not_held() -> None:
@@ -245,10 +245,10 @@ def test_a_shard_is_void_where_work_that_was_counted_is_not_held() -> None:
     upload(store, PEERS[0], 0, plan)
     upload(store, PEERS[1], 1, plan)
 
-    assert average(store, plan, 0, PEERS[:2], start()).made.result == ShardResult(void=True)
+    assert average(store, plan, 0, PEERS[:2], start()).reduced.result == ShardResult(void=True)
     upload(store, PEERS[1], 0, plan)
-    assert average(store, plan, 0, PEERS[:2], start()).made.result.included == tuple(sorted(PEERS[:2]))
-    assert store.job(1, 0, frozenset(PEERS[:2]), {PEERS[0]: 1}).run(start().bases).made.result.void
+    assert average(store, plan, 0, PEERS[:2], start()).reduced.result.included == tuple(sorted(PEERS[:2]))
+    assert store.job(1, 0, frozenset(PEERS[:2]), {PEERS[0]: 1}).run(start().bases).reduced.result.void
 
 
 def test_a_step_that_is_not_finite_makes_its_shard_void_and_keeps_what_was_kept() -> None:
@@ -273,9 +273,9 @@ def test_a_step_that_is_not_finite_makes_its_shard_void_and_keeps_what_was_kept(
 
     done = average(store, plan, shard, PEERS[:1], network.consensus)
 
-    assert done.made.result == ShardResult(void=True)
+    assert done.reduced.result == ShardResult(void=True)
     assert done.frames == b""
-    store.advance(seal(plan, SHARD_BLOCKS, [done.made.result] * SHARDS), {})
+    store.advance(seal(plan, SHARD_BLOCKS, [done.reduced.result] * SHARDS), {})
     assert packed(store.outer) == before
 
 
@@ -333,7 +333,7 @@ def test_what_was_averaged_but_not_published_leaves_what_is_kept() -> None:
     plan = plan_of(2, network.chain)
     store.open_round(plan)
     upload(store, PEERS[0], 0, plan)
-    assert not average(store, plan, 0, PEERS[:1], network.consensus).made.result.void
+    assert not average(store, plan, 0, PEERS[:1], network.consensus).reduced.result.void
 
     store.advance(seal(plan, SHARD_BLOCKS, [ShardResult(void=True)] * SHARDS), {})
 
@@ -349,12 +349,12 @@ def test_of_two_averages_of_a_shard_the_published_one_goes_on() -> None:
     upload(store, PEERS[1], 0, plan)
     average(store, plan, 0, PEERS[:2], start())
     second = average(store, plan, 0, PEERS[:2], start())
-    assert first.made.result != second.made.result
+    assert first.reduced.result != second.reduced.result
     for done in (first, second):
-        hashes = [section.hash for section in done.made.result.sections]
-        assert store.frames(1, 0, hashes) == (done.made.result.sections, done.frames)
+        hashes = [section.hash for section in done.reduced.result.sections]
+        assert store.frames(1, 0, hashes) == (done.reduced.result.sections, done.frames)
 
-    store.advance(seal(plan, SHARD_BLOCKS, [first.made.result, *[ShardResult(void=True)] * (SHARDS - 1)]), {})
+    store.advance(seal(plan, SHARD_BLOCKS, [first.reduced.result, *[ShardResult(void=True)] * (SHARDS - 1)]), {})
 
     assert packed(store.outer) == packed(first.outer) != packed(second.outer)
 
@@ -389,7 +389,7 @@ def test_a_downloaded_state_leaves_nothing_of_what_was_kept() -> None:
 # --- announcements ----------------------------------------------------------------------------------------------------
 
 
-def made_and_held(store: ContributionStore, plan: RoundPlan) -> ShardAverage:
+def average_and_contribution(store: ContributionStore, plan: RoundPlan) -> ShardAverage:
     """Both an average of shard 0 and a contribution to shard 1."""
     store.open_round(plan)
     upload(store, PEERS[0], 0, plan)
@@ -401,20 +401,20 @@ def made_and_held(store: ContributionStore, plan: RoundPlan) -> ShardAverage:
 def test_a_round_announced_again_keeps_what_is_held(rate: float) -> None:
     """Two leaders' cosines may differ in the last bit: what was sent counts for both."""
     store, plan = ContributionStore(MANIFEST, {}), first_plan()
-    done = made_and_held(store, plan)
+    done = average_and_contribution(store, plan)
     again = replace(plan, lr_first=plan.lr_first * rate)
 
     store.open_round(again)
 
     assert store.plan(1) == again
-    assert store.frames(1, 0, [section.hash for section in done.made.result.sections]) is not None
-    assert average(store, again, 1, PEERS[:1], start()).made.result.included == PEERS[:1]
+    assert store.frames(1, 0, [section.hash for section in done.reduced.result.sections]) is not None
+    assert average(store, again, 1, PEERS[:1], start()).reduced.result.included == PEERS[:1]
 
 
 @pytest.mark.parametrize("change", ["parent", "due"])
 def test_a_round_announced_otherwise_drops_what_was_held(change: str) -> None:
     store, plan = ContributionStore(MANIFEST, {}), first_plan()
-    done = made_and_held(store, plan)
+    done = average_and_contribution(store, plan)
     late, data = pack(MANIFEST, PEERS[1], work_of(PEERS[1], 1, ""), 1, SHARD_BLOCKS[1])
     grids = store.check(late).decode(data)
     under_way = store.job(1, 1, frozenset(PEERS[:1]), NUMBERS)
@@ -427,13 +427,13 @@ def test_a_round_announced_otherwise_drops_what_was_held(change: str) -> None:
 
     assert store.plan(1) == other
     assert made.result.included == PEERS[:1]
-    for shard, result in ((0, done.made.result), (1, made.result)):
+    for shard, result in ((0, done.reduced.result), (1, made.result)):
         assert store.frames(1, shard, [section.hash for section in result.sections]) is None
     if change == "parent":
         store.restore("ab" * 32)
     for peer in PEERS[:2]:
-        assert average(store, other, 1, [peer], start()).made.result.void
-    store.advance(seal(plan, SHARD_BLOCKS, [done.made.result] * SHARDS), {})
+        assert average(store, other, 1, [peer], start()).reduced.result.void
+    store.advance(seal(plan, SHARD_BLOCKS, [done.reduced.result] * SHARDS), {})
     assert store.outer == {}
 
 
@@ -448,7 +448,7 @@ def test_an_older_announcement_changes_nothing() -> None:
 
     assert (store.plan(1), store.plan(2)) == (plan, newer)
     store.restore("ab" * 32)
-    assert average(store, newer, 0, PEERS[:1], start()).made.result.included == PEERS[:1]
+    assert average(store, newer, 0, PEERS[:1], start()).reduced.result.included == PEERS[:1]
 
 
 # --- what is refused, and what is forgotten ---------------------------------------------------------------------------
@@ -500,9 +500,9 @@ def test_contributions_are_forgotten_with_the_next_round_and_averages_with_the_o
         assert all(tensor() is not None for tensor in known[-1])
         averages.append(average(store, plan, 0, PEERS[:1], network.consensus))
         for old, done in enumerate(averages, 1):
-            found = store.frames(old, 0, [section.hash for section in done.made.result.sections])
+            found = store.frames(old, 0, [section.hash for section in done.reduced.result.sections])
             assert (found is not None) == (old >= round - 1)
-        store.restore(seal(plan, SHARD_BLOCKS, [done.made.result] * SHARDS).chain.hex())
+        store.restore(seal(plan, SHARD_BLOCKS, [done.reduced.result] * SHARDS).chain.hex())
 
 
 def test_no_more_peers_contribute_than_can_take_part() -> None:
@@ -526,18 +526,18 @@ def test_no_more_than_two_averages_of_a_shard_are_kept() -> None:
         upload(store, peer, 0, plan)
         averages.append(average(store, plan, 0, PEERS[:count], start()))
 
-    found = [store.frames(1, 0, [section.hash for section in done.made.result.sections]) for done in averages]
+    found = [store.frames(1, 0, [section.hash for section in done.reduced.result.sections]) for done in averages]
 
     assert [frames is not None for frames in found] == [False, True, True]
 
 
 def test_nobody_fetches_what_was_not_made() -> None:
     store, plan = ContributionStore(MANIFEST, {}), first_plan()
-    done = made_and_held(store, plan)
-    hashes = [section.hash for section in done.made.result.sections]
-    assert average(store, plan, 2, PEERS[:1], start()).made.result.void
+    done = average_and_contribution(store, plan)
+    hashes = [section.hash for section in done.reduced.result.sections]
+    assert average(store, plan, 2, PEERS[:1], start()).reduced.result.void
 
-    assert store.frames(1, 0, hashes) == (done.made.result.sections, done.frames)
+    assert store.frames(1, 0, hashes) == (done.reduced.result.sections, done.frames)
     for round, shard, asked in (
         (1, 0, []),
         (1, 2, []),

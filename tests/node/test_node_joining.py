@@ -52,7 +52,7 @@ async def test_a_peer_that_waits_can_be_asked_to_leave(tmp_path: Path) -> None:
 async def test_a_coordinator_that_refuses_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     await swarm.start_coordinator()
-    monkeypatch.setattr("tsr_swarm.node.handshake.PROTOCOL_VERSION", 999)
+    monkeypatch.setattr("tsr_swarm.node.calls.PROTOCOL_VERSION", 999)
     peer = swarm.start_peer(1, wait=1e6)
     assert isinstance(await failure_of(peer), RefusedError)
     assert not peer.events
@@ -133,10 +133,10 @@ async def test_a_port_that_is_taken_is_said_before_anybody_is_called(tmp_path: P
 async def test_a_peer_that_fails_after_it_has_joined_says_goodbye(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(workshop: Workspace, consensus: object) -> None:
+    def fail(workspace: Workspace, consensus: object) -> None:
         raise RunError("There is no room for the model.")
 
-    monkeypatch.setattr(Workspace, "trainer", fail)
+    monkeypatch.setattr(Workspace, "replace", fail)
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     await swarm.start_coordinator()
     peer = swarm.start_peer(1)

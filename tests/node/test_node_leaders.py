@@ -7,7 +7,7 @@ import pytest
 
 from tests.swarm_rig import Kind, Member, Swarm, tiny_config
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.node import coordinator, volunteer
+from tsr_swarm.node import coordinator, peer
 from tsr_swarm.node.events import log_relay
 from tsr_swarm.rounds import follower, leader, raft
 from tsr_swarm.telemetry import events as ev
@@ -26,7 +26,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (leader, "SETTLE_SECONDS"),
         (log_relay, "PACE_SECONDS"),
         (coordinator, "LINGER_SECONDS"),
-        (volunteer, "LINGER_SECONDS"),
+        (peer, "LINGER_SECONDS"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name) / 4)
 

@@ -212,7 +212,7 @@ def test_a_close_comes_back_with_all_whom_it_admits(close: tuple[pt.Close, Membe
 def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, ReducedShard, Members | None]) -> None:
     message, made, members = done
     request = sent(done_to_proto(message, made, members))
-    assert decode_message(request, MANIFEST, known(members)) == DecodedMessage(message, made=made)
+    assert decode_message(request, MANIFEST, known(members)) == DecodedMessage(message, reduced=made)
     assert len(request.shard_done.result.absent) <= 3, "a bit a peer"
 
 
@@ -304,7 +304,7 @@ def with_sections(*sections: pb.Section) -> pb.ShardResult:
     ],
 )
 def test_a_shard_out_of_bounds_is_refused_by_field(reason: str, changes: dict[str, Any]) -> None:
-    assert decode_message(done(), MANIFEST, known(ALONE)).made is not None
+    assert decode_message(done(), MANIFEST, known(ALONE)).reduced is not None
     assert refusal_of(decode_message, done(**changes), MANIFEST, known(ALONE)) == reason
 
 

@@ -434,9 +434,9 @@ async def test_a_peers_checkpoint_of_another_run_or_kind_is_refused_by_what_it_i
         (same, "full", 'is of local_space "core", not "full"; join without --resume'),
         (other, "core", rf"another run \({same.digest[:12]}\) than 'tiny' \({other.digest[:12]}\)"),
     ):
-        workshop = Workspace(manifest, kind, torch.device("cpu"), (), folder)
+        workspace = Workspace(manifest, kind, torch.device("cpu"), (), folder)
         with pytest.raises(RefusedError, match=says):
-            workshop.load(lambda event: None)
+            workspace.load(lambda event: None)
 
 
 async def test_a_peers_folder_has_no_model_to_sample(tmp_path: Path) -> None:

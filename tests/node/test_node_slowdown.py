@@ -34,15 +34,15 @@ def train(folder: Path, slowdown: float, clock: Clock, stop_after: float = float
     """One round of three steps, aimed by nothing, so that only steps take time."""
     config = tiny_config(folder, optimizer={"aim": "seed"}, periods={"k_r": 0, "k_r_embedding": 0})
     manifest = make_manifest("0" * 32, config, parameter_shapes(config.model))
-    workshop = Workspace(manifest, "core", torch.device("cpu"), (), None, slowdown)
-    workshop.take_number(1)
-    trainer = workshop.trainer(fresh_consensus(manifest))
+    workspace = Workspace(manifest, "core", torch.device("cpu"), (), None, slowdown)
+    workspace.take_number(1)
+    workspace.replace(fresh_consensus(manifest))
     plan = plan_round(config, manifest.blocks, 1, "")
 
     def on_step(progress: StepProgress) -> None:
         pass
 
-    return trainer.train(plan, lambda: sum(clock.slept) >= stop_after, on_step, clock.look, clock.sleep)
+    return workspace.trainer.train(plan, lambda: sum(clock.slept) >= stop_after, on_step, clock.look, clock.sleep)
 
 
 def test_each_step_takes_the_factor_times_as_long_and_the_work_is_the_same(tmp_path: Path) -> None:

@@ -14,8 +14,6 @@ from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, WireConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.node import leader
 from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
-from tsr_swarm.node.workspace import Workspace
-from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.telemetry import events as ev
@@ -108,19 +106,15 @@ async def test_a_peer_that_vanishes_and_one_that_comes_cost_nobody_a_round(tmp_p
 async def test_late_work_is_not_merged_and_goes_out_with_a_later_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """peer-2 is held in the middle of its round 2 until that round has closed without it."""
+    """One peer is held in the middle of its round 2 until that round has closed without it."""
     closed, held = threading.Event(), threading.Event()
-    trainers: dict[str, Trainer] = {}
-    make, train = Workspace.trainer, Trainer.train
-
-    def remember(self: Workspace, consensus: Consensus) -> Trainer:
-        trainer = make(self, consensus)
-        assert self._folder is not None
-        trainers[self._folder.name] = trainer
-        return trainer
+    slow: list[Trainer] = []
+    train = Trainer.train
 
     def hold(self: Trainer, plan, should_stop, on_step):  # type: ignore[no-untyped-def]
-        if plan.round != 2 or self is not trainers["peer-2"]:
+        if plan.round == 2:
+            slow.append(self)
+        if plan.round != 2 or self is not slow[0]:
             return train(self, plan, should_stop, on_step)
         taken: list[StepProgress] = []
 
@@ -143,7 +137,6 @@ async def test_late_work_is_not_merged_and_goes_out_with_a_later_round(
         if isinstance(event, ev.PhaseChanged) and (event.round, event.phase) == (2, "apply"):
             closed.set()
 
-    monkeypatch.setattr(Workspace, "trainer", remember)
     monkeypatch.setattr(Trainer, "train", hold)
     config = tiny_config(tmp_path, round={"floor_seconds": 2.0}, run={"rounds": 4})
     swarm = await run_swarm(tmp_path, config, on_event=watch)

@@ -1,4 +1,4 @@
-"""A reducer's bench: contributions to its shards come in, averages lie there to be fetched.
+"""What a reducer holds: contributions to its shards, and their averages, which others fetch.
 
 Which contributions count, and when shards are averaged, is decided in rounds/reducing.py.
 """
@@ -40,7 +40,7 @@ class ShardAverage:
 
     plan: RoundPlan
     shard: int
-    made: ReducedShard
+    reduced: ReducedShard
     frames: bytes
     outer: OuterState
 
@@ -63,8 +63,8 @@ class ShardJob:
             for number, held in self.held
         }
         part = publish_shard(self.manifest, self.plan, self.blocks, contributions, bases, self.outer)
-        made = ReducedShard(part.result) if part.result.void else self._describe(part.result)
-        return ShardAverage(self.plan, self.shard, made, part.data, part.outer)
+        reduced = ReducedShard(part.result) if part.result.void else self._describe(part.result)
+        return ShardAverage(self.plan, self.shard, reduced, part.data, part.outer)
 
     def _describe(self, result: ShardResult) -> ReducedShard:
         headers = [held.header for _, held in self.held]
@@ -84,11 +84,11 @@ class _Round:
 
     plan: RoundPlan
     held: dict[str, dict[int, HeldContribution]] = field(default_factory=dict)  # by peer, then by shard
-    made: dict[int, list[ShardAverage]] = field(default_factory=dict)  # by shard, the newest last; none is void
+    averages: dict[int, list[ShardAverage]] = field(default_factory=dict)  # by shard, the newest last; none is void
 
 
 class ContributionStore:
-    """What one node holds as a reducer, of the newest round announced and the one before it. Its event loop owns it.
+    """What one node holds as a reducer, of the newest round announced and the one before it.
 
     ``outer`` is what it keeps between rounds, in the bases of the newest applied one, whose chain hash is ``chain``.
     """
@@ -198,16 +198,16 @@ class ContributionStore:
     def keep(self, done: ShardAverage) -> ReducedShard:
         """Have the bytes at hand for whoever fetches them, unless their round is over or was announced otherwise."""
         known = self._rounds.get(done.plan.round)
-        if known is not None and _is_alike(known.plan, done.plan) and not done.made.result.void:
-            others = [made for made in known.made.get(done.shard, []) if made.made.result != done.made.result]
-            known.made[done.shard] = [*others, done][-MOST_AVERAGES:]
-        return done.made
+        if known is not None and _is_alike(known.plan, done.plan) and not done.reduced.result.void:
+            others = [each for each in known.averages.get(done.shard, []) if each.reduced.result != done.reduced.result]
+            known.averages[done.shard] = [*others, done][-MOST_AVERAGES:]
+        return done.reduced
 
     def frames(self, round: int, shard: int, hashes: Sequence[bytes]) -> tuple[tuple[Section, ...], bytes] | None:
-        """The sections of these ``hashes`` and their joined bytes, if they are of an average that was made here."""
+        """The sections of these ``hashes`` and their joined bytes, if they are of an average that was computed here."""
         known = self._rounds.get(round)
-        for done in known.made.get(shard, []) if known is not None else []:
-            sections = done.made.result.sections
+        for done in known.averages.get(shard, []) if known is not None else []:
+            sections = done.reduced.result.sections
             if [section.hash for section in sections] == list(hashes):
                 return sections, done.frames
         return None
@@ -215,16 +215,16 @@ class ContributionStore:
     # --- between rounds -------------------------------------------------------------------------------------------
 
     def advance(self, header: PublishedHeader, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
-        """A round was applied: what is kept goes on where this node made the shard, and stays where it is void.
+        """Go on after a round that was applied: momentum moves on where this node reduced the shard that stands.
 
-        It is dropped where others made it: theirs went on, and this node's is of work that has gone out meanwhile.
+        It stays where the shard is void, and is dropped where others reduced it: theirs has moved on.
         ``refreshed``: (old, new) bases as ``Consensus.apply`` returned them.
         """
         after = {block: self.outer[block] for block in void_blocks(header) if block in self.outer}
         known = self._rounds.get(header.plan.round)
-        made = known.made if known is not None else {}
+        averages = known.averages if known is not None else {}
         for shard, result in enumerate(header.shards):
-            after |= next((done.outer for done in made.get(shard, []) if done.made.result == result), {})
+            after |= next((done.outer for done in averages.get(shard, []) if done.reduced.result == result), {})
         self.outer = rotate_outer(after, refreshed, self._manifest.config.optimizer)
         self.chain = header.chain.hex()
 

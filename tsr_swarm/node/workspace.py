@@ -1,4 +1,4 @@
-"""Where a peer's work is done and kept: its trainer, its data, its checkpoints. No sockets."""
+"""Where a peer's work is done and kept: device, memory, data, trainer, checkpoints. No sockets."""
 
 import os
 from collections.abc import Callable
@@ -7,29 +7,36 @@ from pathlib import Path
 
 import torch
 
-from tsr_swarm.config.manifest import Manifest
+from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import DataConfig
 from tsr_swarm.discovery.addresses import is_loopback, split_address
 from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError
+from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.process.machine_limits import Room, memory_room, require_memory
 from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.storage import checkpoint
 from tsr_swarm.storage.run_folder import CONSENSUS
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
+from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.corpus import missing_paths, source_paths, source_text
 from tsr_swarm.train.data import TokenStream, private_tokens, training_tokens
-from tsr_swarm.train.llama import build_model
+from tsr_swarm.train.llama import build_model, parameter_shapes
 from tsr_swarm.train.split import part_of
 from tsr_swarm.train.trainer import Trainer, make_space
 from tsr_swarm.train.unread import Warn, ignore, once
 
 SPACE = "space"  # the checkpoint's file of moments and residual
-KEEP = 2
+KEEP = 2  # checkpoints
+# Of memory, a parameter:
+TRAINING_BYTES = 16  # weights of model and consensus, gradients, and a state that is being received
+CONSENSUS_BYTES = 8  # what of that stays with the processor where a GPU trains ...
+MODEL_BYTES = 4  # ... and what the GPU needs at the least
 
 
 class Workspace:
-    """Makes one peer's trainer, reads its data and keeps its checkpoints."""
+    """One peer's trainer, data and checkpoints. Implements weights.Weights: its trainer moves with the consensus."""
 
     def __init__(
         self,
@@ -43,7 +50,7 @@ class Workspace:
     ) -> None:
         """``data``: this peer's own text, or none for its part of the run's. ``folder``: None keeps no checkpoint.
 
-        ``warn`` hears what of the data could not be read; called on the thread that reads.
+        ``warn`` is told what of the data could not be read; called on the thread that reads.
         """
         self._manifest, self._kind, self._device = manifest, kind, device
         self._data, self._folder, self._slowdown = data, folder, slowdown
@@ -103,22 +110,43 @@ class Workspace:
             self._stream, self._part = replace(self._stream, tokens=tokens), part
         return self._stream.tokens.numel()
 
-    def trainer(self, consensus: Consensus) -> Trainer:
-        """One trainer for the whole session."""
+    # --- trainer and weights --------------------------------------------------------------------------------------
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer of the whole session, once there is a state."""
+        assert self._trainer is not None, "a peer that trains has a state"
+        return self._trainer
+
+    @property
+    def consensus(self) -> Consensus | None:
+        """As it is now; None before the first state."""
+        return None if self._trainer is None else self._trainer.consensus
+
+    def apply(self, published: Published, included: frozenset[int]) -> bytes:
+        """Apply a round; ``included``: blocks in whose average this peer's work is. Returns the digest."""
+        return self.trainer.apply(published.header.plan, published.grids, published.void, included)
+
+    def replace(self, consensus: Consensus) -> None:
+        """Go on from this state: with a new trainer if it is the first one."""
         if self._trainer is None:
             model = build_model(self._manifest.config.model, consensus.weights).to(self._device)
             space = make_space(self._kind, model, self._manifest)
             self._trainer = Trainer(self._manifest, model, space, self._batch, consensus, self._slowdown)
-        return self._trainer
+        else:
+            self._trainer.replace_consensus(consensus)
 
     def _batch(self, step: int, micro: int) -> torch.Tensor:
         assert self._stream is not None, "a peer that trains has joined and has its number"
         return self._stream.batch(step, micro)
 
-    def save(self, trainer: Trainer, state: PeerState) -> None:
-        """Moments, residual and consensus, so that this peer can go on where it is."""
-        if self._folder is None:
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save(self, state: PeerState) -> None:
+        """Write moments, residual and consensus, so that this peer can go on where it is. Raises CheckpointError."""
+        if self._folder is None or self._trainer is None:
             return
+        trainer = self._trainer
         files = {SPACE: trainer.space.state_dict(), CONSENSUS: trainer.consensus.tensors()}
         document = {
             "manifest": self._manifest.digest,
@@ -128,8 +156,8 @@ class Workspace:
         }
         checkpoint.save(self._folder / "checkpoints", state.applied, files, document, KEEP)
 
-    def load(self, emit: Callable[[Event], None]) -> tuple[Trainer, PeerState] | None:
-        """This peer's newest checkpoint, if it has one of this run."""
+    def load(self, emit: Callable[[Event], None]) -> PeerState | None:
+        """Go on from this peer's newest checkpoint, if it has one of this run. Returns the round that it is at."""
         if self._folder is None:
             return None
         saved = checkpoint.load_latest(self._folder / "checkpoints")
@@ -149,12 +177,16 @@ class Workspace:
             raise RefusedError(f"{saved.path} is of {what}; join without --resume, or with another --dir.")
         lift = self._manifest.config.optimizer.lift
         consensus = Consensus.from_tensors(self._manifest.blocks, dict(saved.files[CONSENSUS]), lift)
-        trainer = self.trainer(consensus)
+        self.replace(consensus)
         try:
-            trainer.load(saved.files[SPACE], int(document["sent_round"]))
+            self.trainer.load(saved.files[SPACE], int(document["sent_round"]))
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{saved.path} is not a peer's checkpoint ({error}); remove it.") from error
-        return trainer, PeerState(applied=saved.round, chain=str(document["chain"]))
+        return PeerState(applied=saved.round, chain=str(document["chain"]))
+
+
+# --- the run's data ---------------------------------------------------------------------------------------------------
+# It is not sent to anybody: organiser and volunteers are told where it is named by path.
 
 
 def advise_organiser(data: DataConfig, listen: str) -> str | None:
@@ -192,3 +224,45 @@ def absolute_source(source: str | tuple[str, ...]) -> str | tuple[str, ...]:
     if not paths:
         return source
     return paths[0] if isinstance(source, str) else paths
+
+
+# --- what a machine has to have ---------------------------------------------------------------------------------------
+
+
+def require_its_model(manifest: Manifest) -> None:
+    """Refuse a manifest whose blocks are not its model's. Raises RefusedError."""
+    config = manifest.config
+    expected = make_manifest(manifest.run_id, config, parameter_shapes(config.model))
+    if expected.digest != manifest.digest:
+        raise RefusedError("The coordinator's manifest lists other blocks than its model has; ask its organiser.")
+
+
+def require_its_memory(manifest: Manifest, device: torch.device) -> None:
+    """Refuse a run that does not fit into this machine, or into the memory of its GPU. Raises ConfigError."""
+    if device.type == "cpu":
+        require_memory(TRAINING_BYTES * manifest.parameters, memory_room())
+        return
+    require_memory(CONSENSUS_BYTES * manifest.parameters, memory_room())
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        require_memory(MODEL_BYTES * manifest.parameters, Room(free, f"what is free on {device}"))
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` takes a GPU if there is one. Raises ConfigError for a device that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next((kind for kind, is_there in there.items() if is_there), "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"Device '{name}' is not known; choose auto, cpu, cuda, cuda:1 or mps.") from None
+    if not there.get(device.type, True):
+        raise ConfigError(f"This machine has no '{device.type}' that torch can use; choose cpu, or leave --device out.")
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"Device '{name}' cannot be used ({reason_text(error)}); choose cpu, or leave --device out."
+        ) from error
+    return device

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.rehearsal.disk import Published
-from tsr_swarm.node.donor import HEADER_SECONDS
+from tsr_swarm.node.service import HEADER_SECONDS
 from tsr_swarm.node.sync.rounds import SHARDS_AT_A_TIME
 from tsr_swarm.rounds.follower import RETRY_SECONDS, sources
 from tsr_swarm.rounds.header_tree import header_givers
@@ -19,7 +19,7 @@ Answer = Callable[[Published | None], None]
 
 
 class Headers:
-    """Headers that are here, and who waits for one: what node/donor.py does. One node's."""
+    """Headers that are here, and who waits for one: what node/service.py does. One node's."""
 
     def __init__(self, node: "HomeNode") -> None:
         self._node = node
