@@ -60,7 +60,6 @@ async def test_a_coordinator_that_refuses_is_not_asked_again(tmp_path: Path, mon
 
 
 async def end(swarm: Swarm) -> None:
-    assert swarm.coordinator is not None
     swarm.coordinator.stop.demand()
     await asyncio.wait_for(swarm.coordinator.task, DEADLINE_SECONDS)
 

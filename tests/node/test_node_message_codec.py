@@ -30,8 +30,6 @@ from tsr_swarm.node.message_codec import (
     news_to_proto,
     poll_from_proto,
     poll_to_proto,
-    record_from_proto,
-    record_to_proto,
     redirect_from_proto,
     redirect_to_proto,
     tell_to_proto,
@@ -184,12 +182,6 @@ def refusal_of(call: Any, *arguments: Any) -> str:
 
 
 # --- there and back ---------------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None)
-@given(record=records())
-def test_a_record_comes_back_as_it_was(record: RoundRecord) -> None:
-    assert record_from_proto(record_to_proto(record)) == record
 
 
 @settings(deadline=None)
@@ -373,8 +365,6 @@ def test_hostile_polls_news_and_redirects_are_refused_where_they_are_read() -> N
     assert refusal_of(poll_from_proto, pb.PollRequest()) == "manifest_digest"
     assert refusal_of(news_from_proto, pb.News(), BLOCKS, 2) == "term"
     assert refusal_of(redirect_from_proto, pb.Redirect()) == "base.voters"
-    six = [f"{number:032x}" for number in range(6)]
-    assert refusal_of(record_from_proto, pb.Record(voters=six)) == "record.voters"
 
 
 parts = st.sets(st.integers(0, 8191)).map(frozenset)

@@ -40,7 +40,7 @@ async def test_every_peer_has_the_same_digest_after_every_round_and_the_loss_fal
     closed = swarm.closed()
     assert [event.round for event in closed] == [1, 2, 3, 4, 5]
     assert all(event.included == 3 and event.late == 0 for event in closed)
-    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert swarm.agrees()
     assert len(swarm.of(ev.DigestReported)) == 15
     finished = swarm.finished()
     assert finished.first_loss is not None
@@ -68,7 +68,7 @@ async def test_core_and_full_peers_share_a_run(tmp_path: Path) -> None:
     swarm.start_peer(2, local_space="full")
     await swarm.finish()
     assert all(event.included == 2 for event in swarm.closed())
-    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert swarm.agrees()
 
 
 async def test_the_same_seed_gives_the_same_digest(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ async def test_a_peer_that_vanishes_and_one_that_comes_cost_nobody_a_round(tmp_p
     swarm = await run_swarm(tmp_path, config, on_event=faults)
     assert [event.round for event in swarm.closed()] == list(range(1, 15))
     assert not swarm.of(ev.RoundVoid)
-    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert swarm.agrees()
     assert [event.name for event in swarm.of(ev.PeerLeft)][:1] == ["peer-2"]
     newcomer = [event for event in swarm.of(ev.DigestReported) if event.name == "peer-4"]
     assert newcomer, "the newcomer applied a round"
@@ -145,7 +145,7 @@ async def test_late_work_is_not_merged_and_goes_out_with_a_later_round(
     assert (by_round[2].included, by_round[2].late) == (2, 1)
     assert by_round[3].included == 3
     assert by_round[3].tokens == by_round[1].tokens, "two steps were carried over, one was still to take"
-    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert swarm.agrees()
 
 
 async def test_a_claim_of_more_tokens_than_a_round_has_is_refused(
@@ -189,7 +189,7 @@ async def test_a_round_that_closes_during_an_upload_costs_that_peer_one_round_on
     config = tiny_config(tmp_path, round={"floor_seconds": 1.0}, run={"rounds": 4})
     swarm = await run_swarm(tmp_path, config)
     assert [event.included for event in swarm.closed()] == [3, 2, 3, 3]
-    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert swarm.agrees()
 
 
 async def test_at_the_defaults_a_peer_that_is_left_out_of_a_round_changes_nobodys_weights_and_all_learn(
@@ -201,7 +201,7 @@ async def test_at_the_defaults_a_peer_that_is_left_out_of_a_round_changes_nobody
     config = replace(tiny, optimizer=OptimizerConfig(), periods=PeriodsConfig(k_x=3), wire=WireConfig())
     swarm = await run_swarm(tmp_path, config)
     assert [event.included for event in swarm.closed()] == [3, 2, 3, 3, 3, 3, 3]
-    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert swarm.agrees()
     opened = [event for event in swarm.events if isinstance(event, ev.RoundOpened)]
     assert len({event.refresh for event in opened}) == 1
     assert opened[0].refresh > 0, "every round has new bases"
@@ -255,7 +255,6 @@ async def test_an_empty_data_folder_is_refused_before_anything_starts(tmp_path: 
 async def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     await swarm.start_coordinator()
-    assert swarm.coordinator is not None
     second = Swarm(tmp_path, tiny_config(tmp_path / "second", run={"rounds": 1, "min_peers": 1}))
     with pytest.raises(RunError, match="the port is in use"):
         await second.start_coordinator(listen=swarm.address)
@@ -325,7 +324,6 @@ async def test_a_peer_leaves_a_coordinator_that_asks_for_more_than_its_manifest_
     with pytest.raises(RefusedError, match="not what this run's manifest says"):
         await asyncio.wait_for(swarm.start_peer(1).task, 60)
     swarm.peers.clear()
-    assert swarm.coordinator is not None
     swarm.coordinator.stop.demand()
     await swarm.finish()
 

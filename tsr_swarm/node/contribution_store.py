@@ -130,11 +130,6 @@ class ContributionStore:
         """The newest round that was announced; 0: none."""
         return self._newest
 
-    def plan(self, round: int) -> RoundPlan | None:
-        """As this round was announced; None if it was not, or is over."""
-        known = self._rounds.get(round)
-        return None if known is None else known.plan
-
     def check(self, header: ContributionHeader, checked: CheckedContribution | None = None) -> CheckedContribution:
         """Check a contribution before its payload is received, and again, in short, once it is here.
 

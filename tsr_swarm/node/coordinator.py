@@ -16,7 +16,7 @@ from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.discovery.addresses import multiaddrs_for
 from tsr_swarm.discovery.announcer import Discovery
-from tsr_swarm.discovery.identity import Identity, load_identity
+from tsr_swarm.discovery.identity import load_identity
 from tsr_swarm.discovery.listening import announced, dht_places, require_consent, shown_address
 from tsr_swarm.discovery.records import PeerRole
 from tsr_swarm.errors import CheckpointError, RunError
@@ -95,12 +95,10 @@ async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None],
         if options.resume:
             with suppress(OSError):  # people were warned as it was opened
                 run_log.restore(read_recording(folder.path / EVENTS_FILE))
-        identity = load_identity(folder.path / IDENTITY, is_new=not holds_work(folder.path))
-        book = AddressBook(identity.peer_id, folder.path / CONTACTS)
-        book.load()
+        process = CoordinatorProcess(options, folder, evaluate, run_log)
         with memory_errors():
-            begun = await asyncio.to_thread(_begin, options, folder, identity, bool(book.addresses), run_log.emit)
-        await CoordinatorProcess(options, folder, identity, book, begun, evaluate, run_log).run(stop_gently, unread)
+            await asyncio.to_thread(process.begin)
+        await process.run(stop_gently, unread)
 
 
 @contextmanager
@@ -127,20 +125,27 @@ class CoordinatorProcess:
     """A coordinator from its first event to its last. Implements context.Host."""
 
     def __init__(
-        self,
-        options: CoordinateOptions,
-        folder: RunFolder,
-        identity: Identity,
-        book: AddressBook,
-        begun: StartingPoint,
-        evaluate: Callable[[Consensus], float],
-        run_log: RunLog,
+        self, options: CoordinateOptions, folder: RunFolder, evaluate: Callable[[Consensus], float], run_log: RunLog
     ) -> None:
-        self._options, self._folder, self._begun, self._evaluate = options, folder, begun, evaluate
-        self._identity, self._book, self._run_log = identity, book, run_log
-        self._store = StateStore(begun.manifest, folder.path / STATES, begun.delta_log)
-        self._discovery = Discovery(identity, begun.manifest.run_id, run_log.emit)
+        self._options, self._folder, self._evaluate, self._run_log = options, folder, evaluate, run_log
+        self._identity = load_identity(folder.path / IDENTITY, is_new=not holds_work(folder.path))
+        self._book = AddressBook(self._identity.peer_id, folder.path / CONTACTS)
+        self._book.load()
+        self._begun: StartingPoint  # set by begin, as what follows
+        self._store: StateStore
+        self._discovery: Discovery
         self._node: SwarmNode  # set by run
+
+    def begin(self) -> None:
+        """Start a run, or go on with the one in the folder. Raises ConfigError or RunError."""
+        options, folder, me = self._options, self._folder, self._identity.peer_id
+        if options.resume:
+            self._begun = resume_run(folder, options.config, me, bool(self._book.addresses), self._warn)
+        else:
+            self._begun = start_run(folder, options.config, me)
+        manifest = self._begun.manifest
+        self._store = StateStore(manifest, folder.path / STATES, self._begun.delta_log)
+        self._discovery = Discovery(self._identity, manifest.run_id, self._run_log.emit)
 
     async def run(self, stop_gently: asyncio.Event, unread: Sequence[str]) -> None:
         """Take part to the end. ``unread`` says what of the data could not be read."""
@@ -160,7 +165,7 @@ class CoordinatorProcess:
             self._run_log.emit(_started(options, begun, address))
             advice = advise_organiser(options.config.data, options.listen)
             for sentence in (*unread, *([] if advice is None else [advice])):
-                self._run_log.emit(events.Warned(message=sentence))
+                self._warn(sentence)
             announcing = asyncio.create_task(self._discovery.keep_announcing(NAME, address, PeerRole.COORDINATOR))
             stack.callback(announcing.cancel)
             await self.score(begun.record.round, begun.consensus)
@@ -182,7 +187,7 @@ class CoordinatorProcess:
             return
         if context.voters == (context.me,):  # nobody else can lead: whoever watches is told why no round opens
             sentence = "The coordinator was asked to stop; the run waits until it is back ('coordinate --resume')."
-            run_log.emit(events.Warned(message=sentence))
+            self._warn(sentence)
             if run_log.is_watched:
                 await asyncio.sleep(LINGER_SECONDS)
         run_log.stopped(reason)
@@ -222,6 +227,9 @@ class CoordinatorProcess:
             lost=begun.lost,
         )
 
+    def _warn(self, message: str) -> None:
+        self._run_log.emit(events.Warned(message=message))
+
     def _initial_peers(self, caller: Caller) -> list[str]:
         announce = announced(self._options.announce, 0)[0] if self._options.announce else ""
         return list(multiaddrs_for(caller.address, self._discovery.multiaddrs, announce))
@@ -251,7 +259,7 @@ class CoordinatorProcess:
         try:
             value = await self._node.weights.run(self._evaluate, consensus)
         except RunError as error:
-            self._run_log.emit(events.Warned(message=f"Round {round} is not scored: {error}"))
+            self._warn(f"Round {round} is not scored: {error}")
             value = math.nan
         loss = value if math.isfinite(value) else None
         self._run_log.emit(events.Evaluated(round=round, loss=loss))
@@ -264,28 +272,10 @@ class CoordinatorProcess:
         try:
             path = await self._node.weights.run(self._folder.save, self._begun.manifest, state, keep)
         except CheckpointError as error:
-            self._run_log.emit(events.Warned(message=f"{error} Training goes on; the next round tries again."))
+            self._warn(f"{error} Training goes on; the next round tries again.")
             return
         self._store.delta_log.checkpointed(self._folder.oldest_checkpoint)
         self._run_log.emit(events.CheckpointSaved(round=record.round, path=path))
-
-
-def _begin(
-    options: CoordinateOptions,
-    folder: RunFolder,
-    identity: Identity,
-    has_contacts: bool,
-    emit: Callable[[Event], None],
-) -> StartingPoint:
-    if options.resume:
-        return resume_run(
-            folder,
-            options.config,
-            identity.peer_id,
-            has_contacts,
-            lambda message: emit(events.Warned(message=message)),
-        )
-    return start_run(folder, options.config, identity.peer_id)
 
 
 def _started(options: CoordinateOptions, begun: StartingPoint, address: str) -> events.RunStarted:

@@ -32,39 +32,6 @@ class Claim:
         return 0 < self.size <= self.tokens
 
 
-class LeaseHolder:
-    """What a peer has borrowed: which part it trains on, and how much of its work on that counts.
-
-    ``begin`` is called on the training's thread, everything else on the event loop.
-    """
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
-        self._lease: Lease | None = None  # as the leader said last
-        self._reading = Claim(None)  # as training began last
-
-    @property
-    def claim(self) -> Claim:
-        """What a leader is told of it."""
-        reading = self._reading
-        return reading if reading.lease == self._lease else Claim(self._lease)
-
-    def update(self, lease: Lease | None) -> None:
-        """From the next round on this peer trains on that; None: on its home part, without a lease."""
-        self._lease = lease
-
-    def begin(self, home: int) -> None:
-        """A round's training begins; on the training thread. Raises ConfigError if the data is not there."""
-        lease = self._lease
-        size = self._workspace.take_part(home if lease is None else lease.part)
-        if lease != self._reading.lease:
-            self._reading = Claim(lease, 0, size)
-
-    def count(self, tokens: int) -> None:
-        """So many tokens are in a round that stands; called between two trainings."""
-        self._reading = replace(self._reading, tokens=self._reading.tokens + tokens)
-
-
 class LeaseIssuer:
     """What one leader lends to whom, and what is done of the shared data."""
 
@@ -82,8 +49,16 @@ class LeaseIssuer:
         """What is done."""
         return self._leases.coverage
 
+    def take_claim(self, request: pb.PollRequest) -> None:
+        """A peer polls, and says what it trains on. Raises PeerError."""
+        claim = None
+        if request.HasField("lease"):
+            lease = message_codec.lease_from_proto(request.lease, self._leases.parts)
+            claim = Claim(lease, request.lease.tokens, request.lease.size)
+        self.update(request.peer_id, claim)
+
     def update(self, peer: str, claim: Claim | None) -> None:
-        """A peer says what it trains on; None: on data of its own."""
+        """``peer`` trains on what it borrowed; None: on data of its own."""
         if claim is None:
             self._claims.pop(peer, None)
         else:
@@ -119,19 +94,23 @@ class LeaseIssuer:
         self._claims.pop(peer, None)
         self._told.pop(peer, None)
 
-    def answer(self, peer: str) -> pb.DataLease | None:
-        """What ``peer`` is told with the next news; None: nothing, as it has not had its turn."""
-        held = self._leases.held.get(peer)
-        if held is None and peer not in self._asked:
-            return None
-        return message_codec.lease_to_proto(None if held is None else held.lease)
+    def answer(self, request: pb.PollRequest, reply: pb.PollReply) -> None:
+        """Fill in what a peer is told with the news: its lease, and what is done unless it was told that already."""
+        peer = request.peer_id
+        if self.has_answer(peer):
+            reply.lease.CopyFrom(message_codec.lease_to_proto(self.lease(peer)))
+        if not request.known or self._told.get(peer) != self.coverage:
+            self._told[peer] = self.coverage
+            reply.coverage.CopyFrom(message_codec.coverage_to_proto(self.coverage))
 
-    def news(self, peer: str, *, has_none: bool) -> pb.Coverage | None:
-        """What is done, unless ``peer`` was told that already; it knows nothing if it ``has_none`` of the news."""
-        if not has_none and self._told.get(peer) == self.coverage:
-            return None
-        self._told[peer] = self.coverage
-        return message_codec.coverage_to_proto(self.coverage)
+    def has_answer(self, peer: str) -> bool:
+        """Whether this peer has a lease, or has had its turn and got none."""
+        return peer in self._leases.held or peer in self._asked
+
+    def lease(self, peer: str) -> Lease | None:
+        """What this peer has now."""
+        held = self._leases.held.get(peer)
+        return None if held is None else held.lease
 
     def _is_done(self, peer: str) -> bool:
         held, (claim, _) = self._leases.held.get(peer), self._claims.get(peer, (Claim(None), 0.0))
@@ -162,99 +141,87 @@ class LeaseIssuer:
 
 
 class DataLeases:
-    """A node's account of the shared data: it lends parts while it leads, and borrows one while it trains."""
+    """A node's account of the shared data: its ``issuer`` lends parts while it leads, and it borrows one as it trains.
+
+    ``begin`` is called on the training's thread, everything else on the event loop.
+    """
 
     def __init__(self, context: NodeContext, coverage: Coverage, workspace: Workspace | None) -> None:
         """``workspace``: of a peer that trains on the shared data; None for a node that does not."""
         self._context, self._coverage, self._parts = context, coverage, context.manifest.config.data.parts
         self._keeps_account = self._parts <= MAX_PARTS
-        self._holder = LeaseHolder(workspace) if workspace is not None and self._keeps_account else None
-        self._issuer: LeaseIssuer | None = None
+        self._workspace = workspace if self._keeps_account else None
+        self._lease: Lease | None = None  # as the leader said last
+        self._reading = Claim(None)  # as training began last
+        self.issuer: LeaseIssuer | None = None
 
     @property
     def coverage(self) -> Coverage:
         """What is done, as far as this node knows."""
-        return self._coverage if self._issuer is None else self._issuer.coverage
+        return self._coverage if self.issuer is None else self.issuer.coverage
 
     # --- while it leads -----------------------------------------------------------------------------------------
 
     def lead(self, leader: Leader) -> None:
         """This node was elected. Peers that have borrowed something say so."""
         if self._keeps_account:
-            self._issuer = LeaseIssuer(leader, self._parts, self._coverage, self._context.run_log.emit)
+            self.issuer = LeaseIssuer(leader, self._parts, self._coverage, self._context.run_log.emit)
 
     def follow(self) -> None:
         """This node leads no more."""
-        self._coverage, self._issuer = self.coverage, None
-
-    def asked(self, request: pb.PollRequest) -> None:
-        """A peer polls. Raises PeerError."""
-        if self._issuer is not None:
-            self._issuer.update(request.peer_id, self._claim(request.lease) if request.HasField("lease") else None)
-
-    def answer(self, request: pb.PollRequest, reply: pb.PollReply) -> None:
-        """Fill in what a peer is told with the news."""
-        if self._issuer is not None:
-            lease = self._issuer.answer(request.peer_id)
-            coverage = self._issuer.news(request.peer_id, has_none=not request.known)
-            if lease is not None:
-                reply.lease.CopyFrom(lease)
-            if coverage is not None:
-                reply.coverage.CopyFrom(coverage)
+        self._coverage, self.issuer = self.coverage, None
 
     def commit(self) -> None:
         """A round of this leader's stands."""
-        if self._issuer is not None:
-            self._update_own_claim(self._issuer)
-            self._issuer.commit()
+        if self.issuer is not None:
+            self.issuer.update(self._context.me, self._claim)
+            self.issuer.commit()
 
     def open(self, numbers: Mapping[str, int]) -> None:
         """This leader opens a round; numbers: of everybody that takes part."""
-        if self._issuer is not None:
-            self._update_own_claim(self._issuer)
-            self._issuer.open(numbers)
-            if self._holder is not None and (mine := self._issuer.answer(self._context.me)) is not None:
-                self._holder.update(message_codec.lease_from_proto(mine, self._parts))
-
-    def gone(self, peer: str) -> None:
-        """A peer does not take part any more."""
-        if self._issuer is not None:
-            self._issuer.gone(peer)
-
-    def _update_own_claim(self, issuer: LeaseIssuer) -> None:
-        issuer.update(self._context.me, None if self._holder is None else self._holder.claim)
-
-    def _claim(self, message: pb.DataLease) -> Claim:
-        return Claim(message_codec.lease_from_proto(message, self._parts), message.tokens, message.size)
+        if self.issuer is not None:
+            self.issuer.update(self._context.me, self._claim)
+            self.issuer.open(numbers)
+            if self.issuer.has_answer(self._context.me):
+                self._lease = self.issuer.lease(self._context.me)
 
     # --- while it trains ----------------------------------------------------------------------------------------
 
+    @property
+    def _claim(self) -> Claim | None:
+        """What a leader is told; None: this node borrows nothing."""
+        if self._workspace is None:
+            return None
+        return self._reading if self._reading.lease == self._lease else Claim(self._lease)
+
     def ask(self, request: pb.PollRequest) -> None:
         """Fill in what a leader is told."""
-        if self._holder is not None:
-            claim = self._holder.claim
+        if (claim := self._claim) is not None:
             request.lease.CopyFrom(message_codec.lease_to_proto(claim.lease, claim.tokens, claim.size))
 
     def update(self, reply: pb.PollReply) -> None:
         """Take in a leader's answer. Raises PeerError."""
-        if not self._keeps_account:
-            return
-        if reply.HasField("coverage"):
+        if self._keeps_account and reply.HasField("coverage"):
             told = message_codec.coverage_from_proto(reply.coverage, self._parts)
             self._coverage = merged(self._coverage, told, self._parts)
-        if self._holder is not None and reply.HasField("lease"):
-            self._holder.update(message_codec.lease_from_proto(reply.lease, self._parts))
+        if self._workspace is not None and reply.HasField("lease"):
+            self._lease = message_codec.lease_from_proto(reply.lease, self._parts)
 
     def begin(self, number: int) -> None:
-        """A round's training begins; on its thread. Raises ConfigError if the part is not there to be read."""
-        if self._holder is not None:
-            self._holder.begin((number - 1) % self._parts)
+        """A round's training begins: on the part that was borrowed, or on the home part of this peer's number.
+
+        Raises ConfigError if the part is not there to be read.
+        """
+        if self._workspace is not None:
+            lease = self._lease
+            size = self._workspace.take_part((number - 1) % self._parts if lease is None else lease.part)
+            if lease != self._reading.lease:
+                self._reading = Claim(lease, 0, size)
 
     def count(self, tokens: int) -> None:
-        """So many of this peer's tokens are in a round that stands."""
-        if self._holder is not None:
-            self._holder.count(tokens)
+        """So many of this peer's tokens are in a round that stands; called between two trainings."""
+        self._reading = replace(self._reading, tokens=self._reading.tokens + tokens)
 
     def give_up(self) -> None:
         """A part could not be read: train on what there is, and borrow nothing more."""
-        self._holder = None
+        self._workspace = None

@@ -27,27 +27,21 @@ class ActionHandler(Protocol):
 
     def on_step(self, before: Node, after: Node) -> None:
         """A step was taken, and what it promised is on disk."""
-        ...
 
     def carry_out(self, action: Action) -> None:
         """Begin what was decided."""
-        ...
 
 
 class PromiseLog(Protocol):
-    """Where promises are kept; storage/journal.py is one."""
+    """Where promises are kept, such as storage/journal.py. ``write`` raises RunError where they are not on disk."""
 
-    def write(self, ledger: HardState, /) -> None:
-        """Have it on disk. Raises RunError where it is not."""
-        ...
+    def write(self, ledger: HardState, /) -> None: ...
 
 
 class Timer(Protocol):
-    """A call that was ordered for later."""
+    """A call that was ordered for later, and can be cancelled."""
 
-    def cancel(self) -> None:
-        """Do not make it."""
-        ...
+    def cancel(self) -> None: ...
 
 
 def awake_clock() -> float:

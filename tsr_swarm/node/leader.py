@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from tsr_swarm.config.layout import Slot, published_slots
 from tsr_swarm.config.round_plan import RoundPlan
@@ -31,16 +30,6 @@ SAFE_VOTERS = 3  # from here on the run survives one of them
 FETCH_SECONDS = 30.0  # longer than a round waits for a reducer
 
 
-@dataclass(frozen=True, slots=True)
-class _Failover:
-    """Whether the run would survive its leader, as people are told it."""
-
-    term: int
-    voters: tuple[str, ...]
-    since: int  # the round that made them voters, or that stood when this leader began
-    is_safe: bool
-
-
 class Leader:
     """One leadership of this node: from its election to the loss of it."""
 
@@ -52,7 +41,9 @@ class Leader:
         self.roster = Roster(numbers)
         self.round_reporter = RoundReporter(context.manifest, self.roster, context.run_log.emit, awake_clock, base)
         self._refreshes: RefreshState = begin_refresh_state(context.config, context.manifest.blocks, base.round + 1)
-        self._failover: _Failover | None = None  # as people were told last
+        self._told: LeaderChanged | None = None  # the newest
+        self._voters: tuple[str, ...] = ()
+        self._since = 0  # the round that made them voters, or that stood when this leader began
 
     # --- who takes part -----------------------------------------------------------------------------------------
 
@@ -179,24 +170,22 @@ class Leader:
     def _show_failover(self, node: Node) -> None:
         if node.leading is None or not node.council.leads:
             return
-        council, callers, told = node.council, node.leading.callers, self._failover
-        same_voters = told is not None and told.voters == council.voters
-        since = told.since if told is not None and same_voters else council.ledger.base.round
+        council, callers = node.council, node.leading.callers
+        if council.voters != self._voters:
+            self._voters, self._since = council.voters, council.ledger.base.round
         # The others go on without this leader if most voters are among them, and have the round that made them voters.
-        others = {voter for voter in council.voters if voter in callers and callers[voter].applied >= since}
-        is_safe = len(council.voters) >= SAFE_VOTERS and majority(others - {node.me}, council.voters)
-        self._failover = _Failover(council.term, council.voters, since, is_safe)
-        if self._failover != told:
-            self._context.run_log.emit(
-                LeaderChanged(
-                    peer=node.me,
-                    name=self._context.name,
-                    term=council.term,
-                    voters=len(council.voters),
-                    is_safe=is_safe,
-                    voter_ids=",".join(council.voters),
-                )
-            )
+        others = {voter for voter in council.voters if voter in callers and callers[voter].applied >= self._since}
+        changed = LeaderChanged(
+            peer=node.me,
+            name=self._context.name,
+            term=council.term,
+            voters=len(council.voters),
+            is_safe=len(council.voters) >= SAFE_VOTERS and majority(others - {node.me}, council.voters),
+            voter_ids=",".join(council.voters),
+        )
+        if changed != self._told:
+            self._told = changed
+            self._context.run_log.emit(changed)
 
 
 class ShardCollector:

@@ -32,7 +32,6 @@ from tsr_swarm.wire.checks import check_news, check_poll, check_redirect, check_
 from tsr_swarm.wire.fields import MAX_REASON, require, require_ascending
 from tsr_swarm.wire.messages import plan_from_proto, plan_to_proto, result_from_proto, result_to_proto
 from tsr_swarm.wire.roster import Members
-from tsr_swarm.wire.telling import check_record
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 Rosters = Callable[[bytes], Members | None]
@@ -63,12 +62,6 @@ def record_to_proto(record: RoundRecord) -> pb.Record:
     """A round's result by its hashes, which are hexadecimal here and bytes there."""
     chain, parent = bytes.fromhex(record.chain), bytes.fromhex(record.parent)
     return pb.Record(round=record.round, chain=chain, parent=parent, voters=record.voters)
-
-
-def record_from_proto(message: pb.Record) -> RoundRecord:
-    """Raises PeerError."""
-    check_record(message)
-    return _record(message)
 
 
 def _record(message: pb.Record) -> RoundRecord:

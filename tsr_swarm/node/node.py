@@ -168,7 +168,8 @@ class SwarmNode:
             case pt.Explain():
                 leader.round_reporter.explained(action)
             case pt.Drop(peer):
-                self.data_leases.gone(peer)
+                if self.data_leases.issuer is not None:
+                    self.data_leases.issuer.gone(peer)
                 self.poll_replies.forget(peer)
                 leader.round_reporter.dropped(action)
 
@@ -183,7 +184,7 @@ class SwarmNode:
     def on_leave(self, peer_id: str, reason: str) -> None:
         """A peer says that it goes. Raises PeerError where it names this node itself."""
         if peer_id == self.context.me:
-            raise PeerError("peer_id", "A node does not take its leave of itself.")
+            raise PeerError("peer_id", "Only this node itself says when it leaves.")
         if self.context.leader is not None:
             self.context.leader.round_reporter.leaving(peer_id, reason)
             self.poll_replies.forget(peer_id)

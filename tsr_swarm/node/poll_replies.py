@@ -65,7 +65,8 @@ class PollReplies:
         if context.leader is not None and not context.leader.is_admitted(peer):
             return pb.PollReply(unknown=True)
         context.book.update(peer, address)
-        self._data_leases.asked(request)
+        if self._data_leases.issuer is not None:
+            self._data_leases.issuer.take_claim(request)
         if (older := self._held.pop(peer, None)) is not None and not older[1].done():
             older[1].set_exception(UnreachableError("Another poll of this peer came after this one."))
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -74,8 +75,8 @@ class PollReplies:
         try:
             async with asyncio.timeout(HOLD_SECONDS):
                 reply = self.reply(request, await answer, caller)
-            if not reply.HasField("redirect"):
-                self._data_leases.answer(request, reply)
+            if self._data_leases.issuer is not None and not reply.HasField("redirect"):
+                self._data_leases.issuer.answer(request, reply)
             return reply
         except TimeoutError:
             raise UnreachableError("This node has no answer now; poll again.") from None

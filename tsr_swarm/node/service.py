@@ -88,7 +88,6 @@ class DonorService:
         return await asyncio.shield(self._state_task)
 
     async def fetch_state(self, request: pb.FetchStateRequest, caller: Caller) -> Iterator[pb.StateChunk]:
-        """Chunks of a state that is kept here."""
         return self._store.chunks(request)
 
     def _is_recent(self, state: pb.StateDescription, is_begun: bool = False) -> bool:
@@ -172,7 +171,7 @@ class DonorService:
 
 
 class NodeService(DonorService):
-    """All answers of a node: implements transport.base.SwarmHandler."""
+    """All answers of a node. Implements transport.base.SwarmHandler, which says what each is."""
 
     def __init__(self, node: SwarmNode, store: StateStore, headers: Headers, initial_peers: InitialPeers) -> None:
         super().__init__(node.context, store, node.contributions, headers, node.weights)
@@ -181,7 +180,6 @@ class NodeService(DonorService):
     # --- meeting ------------------------------------------------------------------------------------------------
 
     async def hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:
-        """Tell what run this is; refuse another protocol."""
         checks.check_hello(request)
         if request.protocol != PROTOCOL_VERSION:
             raise RefusedError(
@@ -203,27 +201,22 @@ class NodeService(DonorService):
         )
 
     async def join(self, request: pb.JoinRequest, caller: Caller) -> pb.JoinReply:
-        """Admit a peer of this very run, if this node leads."""
         return self._require_leader().admit(request, caller)
 
     async def poll(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
-        """Answer when there is news for this peer."""
         if self.context.leader is not None:
             checks.check_poll(request)
             self.context.leader.round_reporter.progressed(request.peer_id, request.progress)
         return await self._node.poll_replies.poll(request, caller)
 
     async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
-        """Take in a message of another node."""
         return await self._node.messenger.tell(request, caller)
 
     async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
-        """Who takes part, if this node leads."""
         self.context.require_run(request.manifest_digest)
         return self._node.roster_cache.answer(request, self._require_leader().members)
 
     async def leave(self, request: pb.LeaveRequest, caller: Caller) -> pb.LeaveReply:
-        """Let a peer go."""
         checks.check_leave(request)
         self._node.on_leave(request.peer_id, request.reason)
         return pb.LeaveReply()
@@ -236,17 +229,14 @@ class NodeService(DonorService):
     # --- contributions ------------------------------------------------------------------------------------------
 
     def expect(self, envelope: pb.Envelope, caller: Caller) -> CheckedContribution:
-        """Check an upload's envelope before any of its bytes are taken."""
         return self._node.reducer.expect(envelope)
 
     async def submit(self, contribution: CheckedContribution, data: bytes, caller: Caller) -> pb.SubmitReply:
-        """Take a contribution's shard."""
         return await self._node.reducer.submit(contribution, data)
 
     # --- for people ---------------------------------------------------------------------------------------------
 
     async def report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:
-        """Take a peer's digest and bytes, if this node leads."""
         checks.check_report(request)
         return await self._require_leader().round_reporter.report(request)
 

@@ -57,7 +57,7 @@ class Workspace:
         self.warn = once(warn)
         self._trainer: Trainer | None = None
         self._stream: TokenStream | None = None  # of this peer's newest number
-        self._part = -1  # of the run's data, that is in it; -1: none, it is this peer's own text
+        self.part = -1  # of the run's data that this peer trains on; -1: none, it is text of its own
 
     def require_data(self) -> None:
         """Read the data that this peer would train on. Raises ConfigError; call it before anybody is told of the peer.
@@ -72,26 +72,26 @@ class Workspace:
         """Draw batches as the peer of this number, from its part of the run's data. Raises ConfigError."""
         if self._stream is not None and self._stream.number == number:
             return
-        data = self._manifest.config.data
-        if self._stream is None:
-            self._stream = TokenStream(
-                tokens=private_tokens(tuple(map(str, self._data)), data, self.warn)
-                if self._data
-                else self._read(number),
-                seed=self._manifest.config.run.seed,
-                number=number,
-                batch_size=data.batch_size,
-                sequence_length=data.sequence_length,
-            )
+        config = self._manifest.config
+        if not self._data:
+            tokens = self._read(number)
+        elif self._stream is not None:
+            tokens = self._stream.tokens
         else:
-            tokens = self._stream.tokens if self._data else self._read(number)
-            self._stream = replace(self._stream, tokens=tokens, number=number)
+            tokens = private_tokens(tuple(map(str, self._data)), config.data, self.warn)
+        self._stream = TokenStream(
+            tokens=tokens,
+            seed=config.run.seed,
+            number=number,
+            batch_size=config.data.batch_size,
+            sequence_length=config.data.sequence_length,
+        )
 
     def _read(self, number: int) -> torch.Tensor:
         """The part of the run's data that goes with a peer's number."""
         data = self._manifest.config.data
         part = part_of(number, data.parts)
-        tokens, self._part = training_tokens(data, part, self.warn), part
+        tokens, self.part = training_tokens(data, part, self.warn), part
         return tokens
 
     @property
@@ -105,9 +105,9 @@ class Workspace:
         Batches keep their draws: only what they are drawn from is another text. Raises ConfigError, changing nothing.
         """
         assert self._stream is not None, "a peer that trains has joined and has its number"
-        if part != self._part:
+        if part != self.part:
             tokens = training_tokens(self._manifest.config.data, part, self.warn)
-            self._stream, self._part = replace(self._stream, tokens=tokens), part
+            self._stream, self.part = replace(self._stream, tokens=tokens), part
         return self._stream.tokens.numel()
 
     # --- trainer and weights --------------------------------------------------------------------------------------
