@@ -64,8 +64,8 @@ class Desk:
 
     def __post_init__(self) -> None:
         for peer, name in PEERS.items():
-            self.roster.admit(peer, name, "", "cpu", "core")
-        self.roster.admit(COORDINATOR, "coordinator", "", "cpu", "core", trains=False)
+            self.roster.admit(peer, name)
+        self.roster.admit(COORDINATOR, "coordinator", trains=False)
         base = RoundRecord(self.base)
         self.chronicle = RoundReporter(MANIFEST, self.roster, self.told.append, lambda: self.now, base)
 
@@ -351,7 +351,7 @@ def test_those_who_train_have_numbers_of_their_own_and_the_others_have_none(
 ) -> None:
     roster = Roster()
     for who, number, trains in wishes:
-        peer = roster.admit(f"{who:032x}", "otter", "", "cpu", "core", trains=trains, number=number)
+        peer = roster.admit(f"{who:032x}", "otter", trains=trains, number=number)
         assert peer.trains == trains
         numbers = [other.number for other in roster.here() if other.trains]
         assert len(set(numbers)) == len(numbers)
@@ -361,13 +361,13 @@ def test_those_who_train_have_numbers_of_their_own_and_the_others_have_none(
 
 def test_a_number_that_an_earlier_leader_gave_is_kept_unless_somebody_has_it() -> None:
     roster = Roster()
-    assert roster.admit(OTTER, "peer-3", "", "cpu", "core", number=8).number == 8
-    assert roster.admit(HERON, "heron", "", "cpu", "core", number=8).number == 1
-    assert roster.admit(LYNX, "peer-3", "", "cpu", "core").number == 3
-    assert roster.admit(COORDINATOR, "coordinator", "", "cpu", "core", trains=False, number=5).number == 0
+    assert roster.admit(OTTER, "peer-3", number=8).number == 8
+    assert roster.admit(HERON, "heron", number=8).number == 1
+    assert roster.admit(LYNX, "peer-3").number == 3
+    assert roster.admit(COORDINATOR, "coordinator", trains=False, number=5).number == 0
 
 
 def test_of_the_reports_of_a_peer_only_the_newest_rounds_are_remembered() -> None:
-    peer = Roster().admit(OTTER, "otter", "", "cpu", "core")
+    peer = Roster().admit(OTTER, "otter")
     peer.reported.extend(range(1000))
     assert len(peer.reported) == KEPT_REPORTS

@@ -38,7 +38,7 @@ comings = st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["otter", "peer-
 def test_nobody_who_is_here_shares_a_number_or_a_name(comings: list[tuple[int, str, bool]]) -> None:
     roster = Roster()
     for who, name, stays in comings:
-        peer = roster.admit(f"{who:032x}", name, "", "cpu", "core")
+        peer = roster.admit(f"{who:032x}", name)
         peer.is_here = stays
         here = roster.here()
         assert len({other.number for other in here}) == len({other.name for other in here}) == len(here)
@@ -47,11 +47,11 @@ def test_nobody_who_is_here_shares_a_number_or_a_name(comings: list[tuple[int, s
 
 def test_a_peer_gets_the_number_its_name_ends_in_and_keeps_it_over_an_absence() -> None:
     roster = Roster()
-    first = roster.admit("a" * 32, "peer-3", "", "cpu", "core")
+    first = roster.admit("a" * 32, "peer-3")
     assert first.number == 3
     first.is_here = False
-    assert roster.admit("b" * 32, "otter", "", "cpu", "core").number == 1
-    assert roster.admit("a" * 32, "peer-3", "", "cpu", "core").number == 3
+    assert roster.admit("b" * 32, "otter").number == 1
+    assert roster.admit("a" * 32, "peer-3").number == 3
 
 
 def chain_of(round: int, which: int = 0) -> bytes:

@@ -10,7 +10,7 @@ from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableEr
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.driver import awake_clock
 from tsr_swarm.node.events.round_reporter import RoundReporter
-from tsr_swarm.node.peer_registry import Peer, Roster
+from tsr_swarm.node.peer_registry import Roster
 from tsr_swarm.node.round_cache import ReducedShard, RoundCache
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.sketch_budget import RefreshState, after_round, begin_refresh_state, within_budget
@@ -58,35 +58,22 @@ class Leader:
                 "leave --local-space out."
             )
         address = request.address if caller is None else dialable_address(caller.address, request.address)
-        peer = self._enter(request, address)
-        return pb.JoinReply(number=peer.number, name=peer.name)
-
-    def _enter(self, request: pb.JoinRequest, address: str) -> Peer:
         known = self.roster.get(request.peer_id)
-        if known is not None and known.is_here:  # a repeated call; it may have been started anew, on another port
-            known.address = address
-            return known
-        peer = self.roster.admit(
-            request.peer_id,
-            request.name,
-            address,
-            request.device,
-            request.local_space,
-            trains=request.trains,
-            number=request.number,
-        )
+        if known is not None and known.is_here:  # a repeated call, or it was started anew before it was missed
+            return pb.JoinReply(number=known.number, name=known.name)
+        peer = self.roster.admit(request.peer_id, request.name, trains=request.trains, number=request.number)
         if request.trains:
             self._context.run_log.emit(
                 PeerJoined(
                     peer=peer.peer_id,
                     name=peer.name,
                     number=peer.number,
-                    address=peer.address,
-                    device=peer.device,
-                    local_space=peer.local_space,
+                    address=address,
+                    device=request.device,
+                    local_space=request.local_space,
                 )
             )
-        return peer
+        return pb.JoinReply(number=peer.number, name=peer.name)
 
     def is_admitted(self, peer_id: str) -> bool:
         """Whether this leader knows that node, and has not seen it go."""
