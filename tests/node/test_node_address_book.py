@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -202,3 +203,16 @@ async def test_lines_to_places_that_nobody_calls_any_more_are_closed(monkeypatch
         with pytest.raises(UnreachableError, match="closed"):
             await second.list_peers(pb.ListPeersRequest())
         assert await clients.at("127.0.0.1:1") is not second
+
+
+def test_without_a_file_that_could_be_opened_the_kernels_bytes_are_unknown() -> None:
+    kernel = KernelBytes([])
+    assert kernel.sample() is not None
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    try:
+        assert kernel.sample() is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -20,6 +20,7 @@ from tsr_swarm.exchange.contribution import pack
 from tsr_swarm.exchange.reduction import Published, Reduction, seal
 from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.lowrank.sketch import Captured
+from tsr_swarm.node import contribution_store
 from tsr_swarm.node.contribution_store import ContributionStore, ShardAverage
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer
@@ -482,9 +483,9 @@ def test_contributions_are_forgotten_with_the_next_round_and_averages_with_the_o
         store.restore(seal(plan, SHARD_BLOCKS, [done.reduced.result] * SHARDS).chain.hex())
 
 
-def test_no_more_peers_contribute_than_can_take_part() -> None:
-    store, plan = ContributionStore(MANIFEST, {}, most_peers=2), plan_of(1, "")
-    store.open_round(plan)
+def test_no_more_peers_contribute_than_can_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contribution_store, "MAX_PEERS", 2)
+    store, plan = opened()
     upload(store, PEERS[0], 0, plan)
     upload(store, PEERS[1], 0, plan)
 

@@ -1,16 +1,14 @@
 """Before a peer is known to anybody: whom it waits for, and what it finds out about itself."""
 
 import asyncio
-import os
 import socket
 from pathlib import Path
 
 import pytest
 
 from tests.swarm_rig import DEADLINE_SECONDS, Member, Swarm, tiny_config
-from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError, RefusedError, RunError, SwarmError
-from tsr_swarm.node.workspace import Workspace, absolute_source, advise_organiser
+from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.telemetry.events import Left, PeerJoined, PeerLeft, StateReceived, Warned
 
 
@@ -148,27 +146,6 @@ async def test_a_peer_that_fails_after_it_has_joined_says_goodbye(
     assert not [event for event in peer.events if isinstance(event, StateReceived)]
 
 
-@pytest.mark.parametrize(
-    ("source", "listen", "says"),
-    [
-        ("stdlib", "0.0.0.0:1", None),
-        ("/srv/text", "127.0.0.1:1", None),
-        ("text", "127.0.0.1:1", "data.source = 'text' is relative"),
-        ("/srv/text", "0.0.0.0:1", "data.source = '/srv/text' is a path and no text is sent"),
-        (("/srv/a", "b"), "[::1]:1", "data.source = '/srv/a', 'b' is relative"),
-        (("/srv/a", "/srv/b"), "swarm.example.org:1", "'/srv/a', '/srv/b' is a path"),
-    ],
-)
-def test_an_organiser_is_told_where_volunteers_will_not_find_the_data(
-    source: str | tuple[str, ...], listen: str, says: str | None
-) -> None:
-    advice = advise_organiser(DataConfig(source=source), listen)
-    assert (advice is None) == (says is None)
-    if advice is not None and says is not None:
-        assert says in advice
-        assert "--data PATH" in advice
-
-
 async def test_a_coordinator_whose_data_others_may_not_find_says_so_at_its_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,11 +155,3 @@ async def test_a_coordinator_whose_data_others_may_not_find_says_so_at_its_start
     await swarm.start_coordinator()
     await swarm.until(lambda: any("data.source = 'text'" in event.message for event in swarm.of(Warned)))
     await end(swarm)
-
-
-def test_a_source_is_made_absolute_unless_it_is_no_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/ann")
-    assert absolute_source("stdlib") == "stdlib"
-    assert absolute_source("text") == os.path.join(tmp_path, "text")
-    assert absolute_source(("~/text", "/b")) == ("/home/ann/text", "/b")

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 
 from tests.swarm_rig import Swarm, run_swarm, tiny_config
 from tsr_swarm.config.round_plan import RoundPlan
-from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, WireConfig
+from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.node import leader
-from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
+from tsr_swarm.node.coordinator import EVENTS_FILE, CoordinateOptions, run_coordinator
+from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.telemetry import events as ev
@@ -342,3 +344,35 @@ async def test_bytes_are_counted_once_by_kind_and_direction(tmp_path: Path) -> N
     received = [event for event in swarm.of(ev.PayloadReceived) if event.round == 2]
     payload = sum(count for kind, count in second.wire_bytes["sent"].items() if kind != "control")
     assert payload == sum(event.wire_bytes for event in received)
+
+
+# --- what a run can do without ----------------------------------------------------------------------------------------
+
+
+async def test_a_record_that_cannot_be_written_is_a_warning_and_the_run_goes_on(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, run={"rounds": 1})
+    record = Path(config.checkpoint.dir) / EVENTS_FILE
+    record.mkdir(parents=True)
+    swarm = await run_swarm(tmp_path, config, peers=1)
+    assert swarm.finished().rounds == 1
+    [warning] = [event.message for event in swarm.of(ev.Warned)]
+    assert warning.startswith(f"{record} cannot be used (")
+    assert warning.endswith("; the run goes on without a record of it.")
+
+
+async def test_a_score_that_memory_does_not_suffice_for_is_a_warning_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_evaluate(config: RunConfig, warn: object) -> Callable[[Consensus], float]:
+        def evaluate(consensus: Consensus) -> float:
+            raise MemoryError
+
+        return evaluate
+
+    monkeypatch.setattr("tsr_swarm.node.coordinator.make_evaluate", make_evaluate)
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1}), peers=1)
+    assert (swarm.finished().rounds, swarm.finished().last_loss) == (1, None)
+    assert [event.message.partition(":")[0] for event in swarm.of(ev.Warned)] == [
+        "Round 0 is not scored",
+        "Round 1 is not scored",
+    ]

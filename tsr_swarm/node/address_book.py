@@ -92,8 +92,8 @@ class AddressBook:
 class ClientPool:
     """Connections to other nodes, one an address: made with the first call, and kept."""
 
-    def __init__(self, book: AddressBook, ledger: ByteCounter, kernel: KernelBytes, proxy: str | None = None) -> None:
-        self._book, self._ledger, self._kernel, self._proxy = book, ledger, kernel, proxy
+    def __init__(self, book: AddressBook, counter: ByteCounter, kernel: KernelBytes, proxy: str | None = None) -> None:
+        self._book, self._counter, self._kernel, self._proxy = book, counter, kernel, proxy
         self._clients: dict[str, tuple[SwarmClient, AsyncExitStack]] = {}  # by address, the one used last at the end
 
     async def __aenter__(self) -> Self:
@@ -120,7 +120,7 @@ class ClientPool:
             _, port = split_address(address if self._proxy is None else self._proxy)
             self._kernel.watch(port)
             stack = AsyncExitStack()
-            known = await stack.enter_async_context(SwarmClient(address, self._ledger, self._proxy)), stack
+            known = await stack.enter_async_context(SwarmClient(address, self._counter, self._proxy)), stack
         self._clients[address] = known
         if len(self._clients) > MOST_CLIENTS:
             await self._close(next(iter(self._clients)))

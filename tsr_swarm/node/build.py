@@ -40,7 +40,7 @@ from tsr_swarm.storage.state_store import StateStore
 class SavedState:
     """What a node begins with: what its disk has, and whom it knows."""
 
-    ledger: HardState  # what it has promised
+    hard_state: HardState  # what it has promised
     weights: Weights
     record: RoundRecord | None  # of the round that ``weights`` are at; None: there is no state yet
     folder: Path  # where states are downloaded to
@@ -128,4 +128,4 @@ def _first_state(context: NodeContext, saved: SavedState) -> Node:
     )
     record = saved.record
     state = PeerState() if record is None else PeerState(applied=record.round, chain=record.chain)
-    return begin(identity, saved.ledger, state, awake_clock(), saved.lost)
+    return begin(identity, saved.hard_state, state, awake_clock(), saved.lost)

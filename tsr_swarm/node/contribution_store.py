@@ -93,17 +93,11 @@ class ContributionStore:
     ``outer`` is what it keeps between rounds, in the bases of the newest applied one, whose chain hash is ``chain``.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        outer: OuterState,
-        chain: str = "",
-        most_peers: int = MAX_PEERS,
-    ) -> None:
+    def __init__(self, manifest: Manifest, outer: OuterState, chain: str = "") -> None:
         self.outer, self.chain = outer, chain
-        self._manifest, self._most_peers = manifest, most_peers
+        self._manifest = manifest
         self._rounds: dict[int, _Round] = {}
-        self._newest = 0
+        self.newest = 0  # the newest round that was announced; 0: none
 
     # --- contributions --------------------------------------------------------------------------------------------
 
@@ -113,22 +107,17 @@ class ContributionStore:
         A new leader announces a round again. What is held of it counts on as long as the new plan asks for the
         same, and is dropped otherwise. An older round than the newest changes nothing.
         """
-        if plan.round < self._newest:
+        if plan.round < self.newest:
             return
         known = self._rounds.get(plan.round)
         if known is not None and _is_alike(known.plan, plan):
             known.plan = plan
             return
-        self._newest = plan.round
+        self.newest = plan.round
         self._rounds = {round: kept for round, kept in self._rounds.items() if round == plan.round - 1}
         for kept in self._rounds.values():
             kept.held.clear()  # it stands, or the next one would not be open; averages of it are still fetched
         self._rounds[plan.round] = _Round(plan)
-
-    @property
-    def newest(self) -> int:
-        """The newest round that was announced; 0: none."""
-        return self._newest
 
     def check(self, header: ContributionHeader, checked: CheckedContribution | None = None) -> CheckedContribution:
         """Check a contribution before its payload is received, and again, in short, once it is here.
@@ -140,8 +129,8 @@ class ContributionStore:
         and "peer" where too many others contribute.
         """
         known = self._rounds.get(header.round)
-        if known is None or header.round < self._newest:
-            open_round = f"round {self._newest}" if self._newest else "no round"
+        if known is None or header.round < self.newest:
+            open_round = f"round {self.newest}" if self.newest else "no round"
             raise PeerError("round", f"The payload is for round {header.round}, but {open_round} is open here.")
         if checked is None or checked.plan != known.plan:
             checked = check_header(
@@ -150,8 +139,8 @@ class ContributionStore:
                 plan=known.plan,
                 is_known=lambda peer: True,  # only the leader knows who takes part: it says so when it closes the round
             )
-        if header.peer_id not in known.held and len(known.held) >= self._most_peers:
-            raise PeerError("peer", f"{self._most_peers} peers contribute to round {header.round}; no more can.")
+        if header.peer_id not in known.held and len(known.held) >= MAX_PEERS:
+            raise PeerError("peer", f"{MAX_PEERS} peers contribute to round {header.round}; no more can.")
         return checked
 
     def add(self, header: ContributionHeader, grids: Mapping[Slot, Grid]) -> None:
@@ -160,7 +149,7 @@ class ContributionStore:
         The round may have been announced otherwise since ``check``: then it is of no use, and is not kept.
         """
         known = self._rounds.get(header.round)
-        if known is None or header.round < self._newest or header.parent.hex() != known.plan.parent:
+        if known is None or header.round < self.newest or header.parent.hex() != known.plan.parent:
             return
         slots = upload_slots(self._manifest.blocks, known.plan.due, self._manifest.config.wire)
         if grids.keys() == set(shard_slots(slots, self._manifest.shard_blocks[header.shard])):
@@ -177,7 +166,7 @@ class ContributionStore:
         """
         known = self._rounds.get(round)
         if known is None:
-            raise RunError(f"Round {round} is to be averaged, but round {self._newest} is the newest announced here.")
+            raise RunError(f"Round {round} is to be averaged, but round {self.newest} is the newest announced here.")
         if known.plan.parent != self.chain:
             raise RunError(
                 f"Round {round} is to be averaged, but it starts from other weights than this node's; "

@@ -149,13 +149,13 @@ class CoordinatorProcess:
 
     async def run(self, stop_gently: asyncio.Event, unread: Sequence[str]) -> None:
         """Take part to the end. ``unread`` says what of the data could not be read."""
-        options, begun, ledger = self._options, self._begun, ByteCounter()
+        options, begun, counter = self._options, self._begun, ByteCounter()
         await asyncio.to_thread(self._store.open)
         service = StartingService()
         async with AsyncExitStack() as stack:
-            port = await stack.enter_async_context(serve(cast(SwarmHandler, service), options.listen, ledger))
+            port = await stack.enter_async_context(serve(cast(SwarmHandler, service), options.listen, counter))
             address = shown_address(options.listen, options.announce, port)
-            clients = await stack.enter_async_context(ClientPool(self._book, ledger, KernelBytes([]), options.proxy))
+            clients = await stack.enter_async_context(ClientPool(self._book, counter, KernelBytes([]), options.proxy))
             if options.use_dht:
                 stack.push_async_callback(self._discovery.close)
                 listen, announce = dht_places(options.listen, options.announce, options.dht_port)
@@ -216,7 +216,7 @@ class CoordinatorProcess:
     def _saved(self) -> SavedState:
         begun = self._begun
         return SavedState(
-            ledger=begun.ledger,
+            hard_state=begun.ledger,
             weights=PlainWeights(begun.consensus),
             record=begun.record,
             folder=self._store.folder,

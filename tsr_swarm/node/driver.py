@@ -35,7 +35,7 @@ class ActionHandler(Protocol):
 class PromiseLog(Protocol):
     """Where promises are kept, such as storage/journal.py. ``write`` raises RunError where they are not on disk."""
 
-    def write(self, ledger: HardState, /) -> None: ...
+    def write(self, hard_state: HardState, /) -> None: ...
 
 
 class Timer(Protocol):

@@ -142,11 +142,11 @@ class PeerProcess:
             stack.enter_context(folder_lock(options.folder))
         folder = options.folder or _temporary_folder(stack)
         identity = load_identity(folder / IDENTITY, is_new=not holds_work(folder))
-        ledger, kernel = ByteCounter(), KernelBytes([])
+        counter, kernel = ByteCounter(), KernelBytes([])
         book = AddressBook(identity.peer_id, folder / CONTACTS)
         book.load(options.coordinator)
-        clients = await stack.enter_async_context(ClientPool(book, ledger, kernel, options.proxy))
-        address = await self._listen(stack, ledger, kernel)
+        clients = await stack.enter_async_context(ClientPool(book, counter, kernel, options.proxy))
+        address = await self._listen(stack, counter, kernel)
         met = await retry_while_unreachable(
             lambda: say_hello(clients, book, options.coordinator), options.wait_seconds, self._warn
         )
@@ -158,7 +158,7 @@ class PeerProcess:
         kind = _local_space(options, manifest)
         self._workspace = await self._open_workspace(manifest, kind, device)
         self._restored = await asyncio.to_thread(self._workspace.load, self._emit) if options.resume else None
-        self._handshake, self._reporter = met, PeerReporter(ledger, kernel, identity.peer_id)
+        self._handshake, self._reporter = met, PeerReporter(counter, kernel, identity.peer_id)
         self._folder = RunFolder(folder / f"{PEER_RUN}{manifest.digest[:16]}")  # a key serves one run after the other
         self._context = NodeContext(
             info=NodeInfo(
@@ -197,13 +197,13 @@ class PeerProcess:
                 await run_log.pass_on_the_end(reason)
             return reason
 
-    async def _listen(self, stack: AsyncExitStack, ledger: ByteCounter, kernel: KernelBytes) -> str:
+    async def _listen(self, stack: AsyncExitStack, counter: ByteCounter, kernel: KernelBytes) -> str:
         """Answer calls, if others may dial this peer. Returns where they can; "": they cannot."""
         options = self._options
         if options.listen is None:
             return ""
         handler = cast(SwarmHandler, self._service)
-        port = await stack.enter_async_context(serve(handler, options.listen, ledger, max_concurrent_rpcs=MAX_CALLS))
+        port = await stack.enter_async_context(serve(handler, options.listen, counter, max_concurrent_rpcs=MAX_CALLS))
         kernel.watch(port)
         return shown_address(options.listen, options.announce, port)
 
@@ -234,7 +234,7 @@ class PeerProcess:
         """Read what this peer promised and has. Raises RunError."""
         manifest, first = self._context.manifest, self._context.first
         genesis = RoundRecord(voters=(first,))
-        ledger, journal, store, lost = HardState(genesis), None, None, ""
+        hard_state, journal, store, lost = HardState(genesis), None, None, ""
         record = None
         if self._restored is not None:
             record = RoundRecord(self._restored.applied, self._restored.chain, voters=(first,))
@@ -247,15 +247,15 @@ class PeerProcess:
         states = self._folder.path / STATES
         if self._service is not None:
             journal = self._folder.journal(manifest, self._context.me)
-            ledger = self._promised(journal, genesis)
+            hard_state = self._promised(journal, genesis)
             log = self._folder.delta_log(manifest)
-            newest = record if record is not None and record.round > ledger.base.round else ledger.base
+            newest = record if record is not None and record.round > hard_state.base.round else hard_state.base
             log.open(newest.round, bytes.fromhex(newest.chain))
-            lost = find_lost_proposal(manifest, ledger, log, self._warn)
+            lost = find_lost_proposal(manifest, hard_state, log, self._warn)
             store = StateStore(manifest, states, log)
             store.open()
         return SavedState(
-            ledger=ledger,
+            hard_state=hard_state,
             weights=self._workspace,
             record=record,
             folder=states,
@@ -268,9 +268,9 @@ class PeerProcess:
 
     def _promised(self, journal: Journal, genesis: RoundRecord) -> HardState:
         """What this peer's journal says; a new one begins with ``genesis``, before anything else is kept."""
-        ledger = journal.load(self._warn)
-        if ledger is not None:
-            return ledger
+        hard_state = journal.load(self._warn)
+        if hard_state is not None:
+            return hard_state
         if self._folder.has_rounds:
             raise RunError(
                 f"{self._folder.path} holds rounds but no journal; restore the journal from a copy, or join with "

@@ -1,5 +1,6 @@
-"""A peer that plays a slower machine."""
+"""Where a peer works: as fast as it is told to, on data that is named by path."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from tests.swarm_rig import tiny_config
 from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.node.workspace import Workspace
+from tsr_swarm.config.run import DataConfig
+from tsr_swarm.node.workspace import Workspace, absolute_source, advise_organiser
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import parameter_shapes
@@ -60,3 +62,32 @@ def test_a_waiting_peer_hears_that_it_should_stop(tmp_path: Path) -> None:
     clock = Clock()
     assert train(tmp_path, 1000.0, clock, stop_after=0.5) is None
     assert sum(clock.slept) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("source", "listen", "says"),
+    [
+        ("stdlib", "0.0.0.0:1", None),
+        ("/srv/text", "127.0.0.1:1", None),
+        ("text", "127.0.0.1:1", "data.source = 'text' is relative"),
+        ("/srv/text", "0.0.0.0:1", "data.source = '/srv/text' is a path and no text is sent"),
+        (("/srv/a", "b"), "[::1]:1", "data.source = '/srv/a', 'b' is relative"),
+        (("/srv/a", "/srv/b"), "swarm.example.org:1", "'/srv/a', '/srv/b' is a path"),
+    ],
+)
+def test_an_organiser_is_told_where_volunteers_will_not_find_the_data(
+    source: str | tuple[str, ...], listen: str, says: str | None
+) -> None:
+    advice = advise_organiser(DataConfig(source=source), listen)
+    assert (advice is None) == (says is None)
+    if advice is not None and says is not None:
+        assert says in advice
+        assert "--data PATH" in advice
+
+
+def test_a_source_is_made_absolute_unless_it_is_no_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert absolute_source("stdlib") == "stdlib"
+    assert absolute_source("text") == os.path.join(tmp_path, "text")
+    assert absolute_source(("~/text", "/b")) == ("/home/ann/text", "/b")
