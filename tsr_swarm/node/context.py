@@ -51,23 +51,18 @@ class Host(Protocol):
 
     def emit(self, event: Event) -> None:
         """Tell this process's own people of this node."""
-        ...
 
     def sample_traffic(self) -> None:
         """Look at the kernel's byte counts, before connections that close take theirs along."""
-        ...
 
     async def applied(self, header: PublishedHeader, applied: AppliedRound, outer: OuterState, seconds: float) -> None:
         """A round is in the weights, ``seconds`` after its fetch began. Rounds come in order."""
-        ...
 
     async def restored(self, record: RoundRecord, consensus: Consensus) -> None:
         """A state was downloaded: keep it, before its round is known to stand here."""
-        ...
 
     async def score(self, round: int, consensus: Consensus) -> float | None:
         """The held-out loss after ``round``, nats a token; None where it cannot be had."""
-        ...
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -40,13 +40,11 @@ class Follower:
 
     # --- proposals ----------------------------------------------------------------------------------------------
 
-    def store(self, order: pt.Store) -> None:
+    async def store(self, order: pt.Store) -> None:
         """Have a proposal's bytes on disk; the leader asks again every second, which changes nothing."""
-        if order.record.chain not in self._storing:
-            self._storing.add(order.record.chain)
-            self._context.background.start(self._store_proposal(order))
-
-    async def _store_proposal(self, order: pt.Store) -> None:
+        if order.record.chain in self._storing:
+            return
+        self._storing.add(order.record.chain)
         try:
             await self._fetcher.proposal(order.record, order.sources, order.donors)
         except UnreachableError:
@@ -60,11 +58,8 @@ class Follower:
 
     # --- rounds -------------------------------------------------------------------------------------------------
 
-    def fetch_round(self, order: pt.FetchRound) -> None:
+    async def fetch_round(self, order: pt.FetchRound) -> None:
         """Fetch the next round and apply it."""
-        self._context.background.start(self._fetch_round(order))
-
-    async def _fetch_round(self, order: pt.FetchRound) -> None:
         context, started = self._context, time.monotonic()
         newest, parent = context.newest, context.state.peer.chain
         try:
@@ -104,11 +99,8 @@ class Follower:
 
     # --- states -------------------------------------------------------------------------------------------------
 
-    def fetch_state(self, order: pt.FetchState) -> None:
+    async def fetch_state(self, order: pt.FetchState) -> None:
         """Download a recent state, going on after a break where it stopped."""
-        self._context.background.start(self._fetch_state(order))
-
-    async def _fetch_state(self, order: pt.FetchState) -> None:
         context, started = self._context, time.monotonic()
         try:
             state, givers, record = await self._fetcher.state(order.donors, lambda: context.is_stopping)

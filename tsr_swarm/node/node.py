@@ -125,13 +125,16 @@ class SwarmNode:
 
     def carry_out(self, action: pt.Action) -> None:
         """Begin what was decided."""
+        start = self.context.background.start
         match action:
             case pt.Send(to, pt.Goodbye()):
                 self._left = to
             case pt.Send(to, message):
                 self.messenger.send(to, message)
             case pt.Train(plan):
-                self.trainer_task.train(plan)
+                announced = self.round_cache.plan(plan.round, plan.parent)
+                assert announced is not None, "it came with the news"
+                start(self.trainer_task.train(announced))
             case pt.Upload():
                 self.trainer_task.upload(action)
             case pt.Reply():
@@ -141,11 +144,11 @@ class SwarmNode:
             case pt.Seal():
                 self.reducer.seal(action)
             case pt.Store():
-                self.follower.store(action)
+                start(self.follower.store(action))
             case pt.FetchRound():
-                self.follower.fetch_round(action)
+                start(self.follower.fetch_round(action))
             case pt.FetchState():
-                self.follower.fetch_state(action)
+                start(self.follower.fetch_state(action))
             case pt.Quit(reason):
                 self.context.quit(reason)
                 self.poll_replies.hang_up()

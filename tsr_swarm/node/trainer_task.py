@@ -45,13 +45,8 @@ class TrainerTask:
 
     # --- local steps --------------------------------------------------------------------------------------------
 
-    def train(self, plan: pt.OpenRound) -> None:
+    async def train(self, plan: RoundPlan) -> None:
         """Take the local steps of this round."""
-        announced = self.round_cache.plan(plan.round, plan.parent)
-        assert announced is not None, "it came with the news"
-        self.context.background.start(self._train(announced))
-
-    async def _train(self, plan: RoundPlan) -> None:
         missing: list[ConfigError] = []
 
         def on_step(progress: StepProgress) -> None:

@@ -37,15 +37,12 @@ class Weights(Protocol):
     @property
     def consensus(self) -> Consensus | None:
         """As it is now; None before the first state."""
-        ...
 
     def apply(self, published: Published, included: frozenset[int]) -> bytes:
         """Apply a round; ``included``: blocks in whose average this node's work is. Returns the digest."""
-        ...
 
     def replace(self, consensus: Consensus) -> None:
         """Go on from a downloaded state."""
-        ...
 
 
 class PlainWeights:
