@@ -19,6 +19,7 @@ from tsr_swarm.rounds.step import begin
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.events import Event, Warned
 from tsr_swarm.telemetry.log import EventLog
+from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
 
 FIRST = "f" * 32  # the coordinator
@@ -118,3 +119,10 @@ async def open_context(me: str, manifest: Manifest, **info: Any) -> AsyncIterato
             yield context
         finally:
             await context.background.close()
+
+
+@asynccontextmanager
+async def serving(handler: object) -> AsyncIterator[str]:
+    """The address at which ``handler`` answers the calls that it knows."""
+    async with serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1) as port:
+        yield f"127.0.0.1:{port}"

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.node_context import serving
 from tsr_swarm.discovery.addresses import is_loopback, is_unspecified, split_address
 from tsr_swarm.errors import ConfigError, PeerError, UnreachableError
 from tsr_swarm.node import address_book as module
 from tsr_swarm.node.address_book import MOST_CONTACTS, MOST_KEPT, AddressBook, ClientPool
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -60,7 +60,7 @@ def test_only_a_neighbour_can_say_that_somebody_is_on_loopback(spoken: str, port
     assert bool(book.address("a" * 32)) == is_loopback(spoken)
 
 
-def test_whoever_moves_is_found_at_the_new_place() -> None:
+def test_the_newest_address_of_a_node_counts() -> None:
     book = AddressBook(ME)
     for address in ("192.0.2.1:1", "192.0.2.2:2", ""):
         book.update("a" * 32, address)
@@ -68,7 +68,7 @@ def test_whoever_moves_is_found_at_the_new_place() -> None:
     assert book.addresses == ["192.0.2.2:2"]
 
 
-def test_the_book_is_full_at_some_time_and_then_forgets_who_was_silent_longest() -> None:
+def test_a_full_book_forgets_the_address_that_was_updated_longest_ago() -> None:
     book = AddressBook(ME)
     book.update("a" * 32, "192.0.2.1:1")
     for number in range(3 * MOST_CONTACTS):
@@ -83,7 +83,7 @@ def test_the_book_is_full_at_some_time_and_then_forgets_who_was_silent_longest()
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_restart_finds_whom_it_kept(tmp_path: Path) -> None:
+def test_a_restart_finds_the_addresses_that_were_kept(tmp_path: Path) -> None:
     before = AddressBook(ME, tmp_path / "contacts.json")
     for number in range(2 * MOST_KEPT):
         before.update(f"{number:032x}", f"192.0.2.1:{number + 1}")
@@ -111,7 +111,7 @@ def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["contacts"] == {"a" * 32: "192.0.2.1:2"}
 
 
-def test_what_was_kept_of_a_run_that_was_met_elsewhere_is_left(tmp_path: Path) -> None:
+def test_contacts_kept_of_a_run_with_another_coordinator_are_ignored(tmp_path: Path) -> None:
     """Else a peer could join its former run while the coordinator that was named is away."""
     before = AddressBook(ME, tmp_path / "contacts.json")
     before.load("192.0.2.7:7700")
@@ -138,7 +138,7 @@ def test_what_was_kept_of_a_run_that_was_met_elsewhere_is_left(tmp_path: Path) -
     ],
 )
 @pytest.mark.parametrize("around", [b"%b", b'{"met": ""}%b', b'{"met": "", "contacts": %b}', b"\xff\xfe%b", b""])
-def test_a_damaged_file_is_as_good_as_none(contacts: bytes, around: bytes, tmp_path: Path) -> None:
+def test_a_damaged_file_is_ignored(contacts: bytes, around: bytes, tmp_path: Path) -> None:
     (tmp_path / "contacts.json").write_bytes(around % contacts if around else b"")
     book = AddressBook(ME, tmp_path / "contacts.json")
     book.load()
@@ -146,7 +146,7 @@ def test_a_damaged_file_is_as_good_as_none(contacts: bytes, around: bytes, tmp_p
     assert book.seen_by("192.0.2.9", ["a" * 32]) == {}
 
 
-def test_a_disk_that_refuses_costs_a_hint_and_nothing_else(tmp_path: Path) -> None:
+def test_a_disk_that_cannot_be_written_changes_nothing_in_memory(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     book = AddressBook(ME, tmp_path / "file" / "contacts.json")
     book.load()
@@ -167,16 +167,15 @@ class Listed:
 
 @asynccontextmanager
 async def listening() -> AsyncIterator[tuple[AddressBook, ClientPool, str]]:
-    handler = Listed()
     book = AddressBook(ME)
     async with (
         ClientPool(book, ByteCounter(), KernelBytes([])) as clients,
-        serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1) as port,  # type: ignore[arg-type]
+        serving(Listed()) as address,
     ):
-        yield book, clients, f"127.0.0.1:{port}"
+        yield book, clients, address
 
 
-async def test_a_line_is_kept_and_follows_its_node_to_another_address() -> None:
+async def test_a_client_is_kept_until_its_node_has_another_address() -> None:
     async with listening() as (book, clients, address):
         with pytest.raises(UnreachableError, match="Nobody has said where peer aaaaaaaa can be dialled"):
             await clients.to("a" * 32)
@@ -191,7 +190,9 @@ async def test_a_line_is_kept_and_follows_its_node_to_another_address() -> None:
             await clients.at("nowhere")
 
 
-async def test_lines_to_places_that_nobody_calls_any_more_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_client_that_was_unused_longest_is_closed_when_there_are_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Somebody who says every minute that it has moved would cost a connection each time."""
     monkeypatch.setattr(module, "MOST_CLIENTS", 2)
     async with listening() as (_, clients, address):

@@ -175,7 +175,7 @@ class Network:
     absent=st.sets(st.tuples(st.sampled_from(PEERS), st.integers(0, SHARDS - 1)), max_size=8),
     owners=st.lists(st.integers(0, 1), min_size=SHARDS, max_size=SHARDS),
 )
-def test_disjoint_stores_make_the_bytes_of_one_reduction_in_whatever_order_work_comes(
+def test_two_stores_with_a_share_of_the_shards_publish_the_bytes_of_one_reduction(
     order: list[tuple[str, int]], absent: set[tuple[str, int]], owners: list[int]
 ) -> None:
     plan, stores = plan_of(1, ""), [ContributionStore(MANIFEST, {}) for _ in range(2)]
@@ -196,7 +196,7 @@ def test_disjoint_stores_make_the_bytes_of_one_reduction_in_whatever_order_work_
 
 @given(peers=st.sets(st.sampled_from(PEERS), min_size=1))
 @settings(max_examples=15, deadline=None)
-def test_only_those_who_are_asked_for_are_in_the_average(peers: set[str]) -> None:
+def test_an_average_is_over_the_peers_that_are_asked_for(peers: set[str]) -> None:
     store, plan = opened()
     for peer in PEERS:
         upload(store, peer, 0, plan)
@@ -251,7 +251,7 @@ def test_a_shard_is_void_where_work_that_was_counted_is_not_held() -> None:
     assert store.job(1, 0, frozenset(PEERS[:2]), {PEERS[0]: 1}).run(start().bases).reduced.result.void
 
 
-def test_a_step_that_is_not_finite_makes_its_shard_void_and_keeps_what_was_kept() -> None:
+def test_a_step_that_is_not_finite_makes_its_shard_void_and_keeps_its_momentum() -> None:
     """Each number is a legal float32; the momentum takes them beyond."""
     network = Network(1)
     network.run([0] * SHARDS)
@@ -282,7 +282,7 @@ def test_a_step_that_is_not_finite_makes_its_shard_void_and_keeps_what_was_kept(
 
 
 @pytest.mark.parametrize("reducers", [[0, 0, 0], [0, 1, 0], [2, 1, 0]])
-def test_where_reducers_stay_what_they_keep_goes_on_as_with_one_reduction(reducers: list[int]) -> None:
+def test_momentum_of_reducers_that_keep_their_shards_is_that_of_one_reduction(reducers: list[int]) -> None:
     network, consensus, chain = Network(3), fresh_consensus(MANIFEST), ""
     outer: OuterState = {}
     for round in range(1, 5):
@@ -298,7 +298,7 @@ def test_where_reducers_stay_what_they_keep_goes_on_as_with_one_reduction(reduce
         assert packed(store.outer) == packed(of_shards(outer, mine))
 
 
-def test_what_is_kept_of_a_shard_is_dropped_once_somebody_else_makes_it() -> None:
+def test_momentum_of_a_shard_is_dropped_once_another_node_reduces_it() -> None:
     network = Network(2)
     network.run([0, 0, 0])
     assert of_shards(network.stores[0].outer, [1])
@@ -310,7 +310,7 @@ def test_what_is_kept_of_a_shard_is_dropped_once_somebody_else_makes_it() -> Non
     assert packed(second.outer) == packed(of_shards(second.outer, [1])) != {}
 
 
-def test_what_is_kept_of_a_void_shard_stays_and_is_turned_with_the_bases_of_others() -> None:
+def test_momentum_of_a_void_shard_stays() -> None:
     network = Network(1)
     network.run([0, 0, 0])
     network.run([0, 0, 0])
@@ -322,7 +322,7 @@ def test_what_is_kept_of_a_void_shard_stays_and_is_turned_with_the_bases_of_othe
     assert packed(of_shards(after, [0])) != packed(of_shards(before, [0]))
 
 
-def test_what_was_averaged_but_not_published_leaves_what_is_kept() -> None:
+def test_an_average_that_was_not_published_changes_no_momentum() -> None:
     """The leader gave this reducer up: the shard is void, and its work stays with its peers."""
     network = Network(1)
     network.run([0, 0, 0])
@@ -335,7 +335,7 @@ def test_what_was_averaged_but_not_published_leaves_what_is_kept() -> None:
     assert all(store.outer[block] is before[block] for block in before)
 
 
-def test_of_two_averages_of_a_shard_the_published_one_goes_on() -> None:
+def test_of_two_averages_of_a_shard_the_momentum_of_the_published_one_is_kept() -> None:
     """A second leader asked for it over more peers, and the proposal of the first one won."""
     store, plan = opened()
     upload(store, PEERS[0], 0, plan)
@@ -365,7 +365,7 @@ def test_a_round_is_averaged_only_on_the_weights_that_it_starts_from() -> None:
     store.job(2, 0, frozenset(PEERS), NUMBERS)
 
 
-def test_a_downloaded_state_leaves_nothing_of_what_was_kept() -> None:
+def test_a_downloaded_state_drops_all_momentum() -> None:
     network = Network(1)
     network.run([0, 0, 0])
     store = network.stores[0]
@@ -506,7 +506,7 @@ def test_no_more_than_two_averages_of_a_shard_are_kept() -> None:
     assert [frames is not None for frames in found] == [False, True, True]
 
 
-def test_nobody_fetches_what_was_not_made() -> None:
+def test_only_averages_that_were_computed_here_are_given() -> None:
     store, plan = ContributionStore(MANIFEST, {}), plan_of(1, "")
     done = average_and_contribution(store, plan)
     hashes = hashes_of(done)

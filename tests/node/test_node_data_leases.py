@@ -147,7 +147,7 @@ async def test_a_resumed_run_goes_on_with_what_was_done(tmp_path: Path) -> None:
     assert any((event.epoch, event.done) == (1, 8) for event in covered(swarm.events))
 
 
-async def test_who_has_data_of_its_own_borrows_none(tmp_path: Path, reads: dict[str, list[int]]) -> None:
+async def test_a_peer_with_data_of_its_own_borrows_none(tmp_path: Path, reads: dict[str, list[int]]) -> None:
     """Its number's part is left to the others."""
     swarm = Swarm(tmp_path, small_config(tmp_path, parts=2, rounds=14, min_peers=2))
     await swarm.start_coordinator()

@@ -153,7 +153,7 @@ events: st.SearchStrategy[Event] = (
 
 @settings(max_examples=40, deadline=None)
 @given(story=st.lists(st.tuples(events, st.booleans()), max_size=25))
-def test_whatever_is_done_the_journal_held_it_before(story: list[tuple[Event, bool]]) -> None:
+def test_actions_begin_only_after_their_promise_is_in_the_journal(story: list[tuple[Event, bool]]) -> None:
     with TemporaryDirectory() as folder:
         rig = Rig(Path(folder))
         for event, waits in story:
@@ -167,7 +167,7 @@ def test_whatever_is_done_the_journal_held_it_before(story: list[tuple[Event, bo
 
 @settings(max_examples=40, deadline=None)
 @given(story=st.lists(events, max_size=25))
-def test_what_the_disk_refuses_has_not_happened(story: list[Event]) -> None:
+def test_an_event_whose_promise_cannot_be_written_has_not_happened(story: list[Event]) -> None:
     with TemporaryDirectory() as folder:
         rig = Rig(Path(folder))
         rig.fill_the_disk()
@@ -206,7 +206,7 @@ def test_an_event_that_comes_of_another_waits_for_its_end(tmp_path: Path) -> Non
 # --- timers -----------------------------------------------------------------------------------------------------------
 
 
-def test_timers_ring_when_they_are_due_and_no_oftener(tmp_path: Path) -> None:
+def test_timers_ring_when_they_are_due_and_no_more_often(tmp_path: Path) -> None:
     """Nobody answers this voter: it stands for election again and again, and polls whoever may lead."""
     rig = Rig(tmp_path)
     rig.driver.put(Tick())
@@ -249,7 +249,7 @@ def test_a_fault_in_one_step_does_not_stop_the_clock(tmp_path: Path) -> None:
     assert 1 <= len(rig.clock.faults) <= 22, "it is told, and not in a hurry"
 
 
-def test_a_fault_in_the_decisions_is_not_met_as_fast_as_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_the_decisions_is_not_retried_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that fails leaves the node as it was, and so what is due stays due."""
     rig, times = Rig(tmp_path, voters=(ME,)), list[float]()
 

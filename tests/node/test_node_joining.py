@@ -90,7 +90,7 @@ async def test_text_of_its_own_that_is_too_short_is_refused_before_it_joins(tmp_
     assert "fewer than the 17 of one sequence" in failure
 
 
-async def test_an_organisers_path_that_is_not_here_is_said_before_it_joins(tmp_path: Path) -> None:
+async def test_an_organisers_path_that_does_not_exist_here_is_refused_before_it_joins(tmp_path: Path) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     await swarm.start_coordinator()
     (tmp_path / "text").rename(tmp_path / "elsewhere")
@@ -119,7 +119,7 @@ async def test_a_checkpoint_of_another_run_is_refused_before_it_joins(tmp_path: 
     assert "is of another run" in await refused(second, second.start_peer(1, resume=True))
 
 
-async def test_a_port_that_is_taken_is_said_before_anybody_is_called(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_refused_before_anybody_is_called(tmp_path: Path) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken = f"127.0.0.1:{server.getsockname()[1]}"

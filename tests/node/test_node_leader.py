@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from tests.node_context import make_context, open_context
+from tests.node_context import make_context, open_context, serving
 from tests.published_rounds import History, small_history
 from tests.steady import steady
 from tsr_swarm.config.manifest import make_manifest
@@ -20,9 +20,7 @@ from tsr_swarm.node.round_cache import KEPT_ROUNDS, ReducedShard, RoundCache
 from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.protocol import ShardDone
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.codec import hash_bytes
 from tsr_swarm.wire.compression import compress
 from tsr_swarm.wire.messages import sections_to_proto
@@ -96,11 +94,11 @@ class Rig:
 async def rig(history: History) -> AsyncIterator[Rig]:
     reducer, round_cache = Reducer(history), RoundCache()
     async with AsyncExitStack() as stack:
-        port = await stack.enter_async_context(serve(reducer, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1))  # type: ignore[arg-type]
+        address = await stack.enter_async_context(serving(reducer))
         context = await stack.enter_async_context(open_context("a" * 32, history.manifest))
         context.leader = leader = AskingLeader()
         for name in (REDUCER, STRANGER):
-            context.book.update(name, f"127.0.0.1:{port}")
+            context.book.update(name, address)
         round_cache.add_plan(history.at(1).header.plan)
         yield Rig(history, reducer, context, ShardCollector(context, round_cache), round_cache, leader)
 
@@ -132,7 +130,7 @@ WRONG: dict[str, Twist] = {
 
 
 @pytest.mark.parametrize("twist", WRONG.values(), ids=WRONG)
-async def test_wrong_bytes_are_nothing_made(twist: Twist, rig: Rig) -> None:
+async def test_a_shard_with_wrong_bytes_counts_as_void(twist: Twist, rig: Rig) -> None:
     rig.reducer.twist = twist
     assert await rig.fetch() == ShardDigest()
     assert rig.round_cache.reduced_shard(1, 0, rig.reduced(0).decided) is None
@@ -140,7 +138,7 @@ async def test_wrong_bytes_are_nothing_made(twist: Twist, rig: Rig) -> None:
     assert rig.context.host.warnings[0].startswith("Shard 0 of round 1 by bbbbbbbb counts for nothing: ")
 
 
-async def test_sections_that_the_round_has_not_are_refused_before_their_bytes_come(rig: Rig) -> None:
+async def test_sections_that_the_round_does_not_have_are_refused_before_their_bytes_come(rig: Rig) -> None:
     sections = rig.reduced(0).result.sections
     wrong = [
         replace(sections[0], raw_bytes=sections[0].raw_bytes + 1),
@@ -155,7 +153,7 @@ async def test_sections_that_the_round_has_not_are_refused_before_their_bytes_co
     assert rig.reducer.asked == []
 
 
-async def test_bytes_that_are_what_their_hash_says_and_no_numbers_are_refused(rig: Rig) -> None:
+async def test_bytes_of_the_right_hash_that_cannot_be_decoded_are_refused(rig: Rig) -> None:
     """Everybody would have to open them: a round with them in it could not be applied by anybody."""
     low_rank = next(index for index, block in enumerate(rig.history.manifest.blocks) if block.is_low_rank)
     shard_blocks = rig.history.at(1).header.shard_blocks
@@ -193,7 +191,7 @@ async def test_a_reducer_that_has_gone_or_refuses_is_asked_again_later(rig: Rig)
     assert rig.context.host.warnings == []
 
 
-async def test_a_reducer_that_finds_fault_with_the_question_has_made_nothing(rig: Rig) -> None:
+async def test_a_shard_whose_reducer_refuses_the_request_counts_as_void(rig: Rig) -> None:
     async def complain() -> bytes:
         raise PeerError("hashes", "There are too many.")
 
@@ -201,7 +199,7 @@ async def test_a_reducer_that_finds_fault_with_the_question_has_made_nothing(rig
     assert await rig.fetch() == ShardDigest()
 
 
-async def test_nothing_is_fetched_of_whom_nothing_was_asked(rig: Rig) -> None:
+async def test_nothing_is_fetched_from_a_node_that_was_asked_for_nothing(rig: Rig) -> None:
     """Else anybody could have a leader take in as many bytes as there are names of shards."""
     assert await rig.fetch(sender=STRANGER) is None
     rig.leader.is_asking = False
@@ -212,7 +210,7 @@ async def test_nothing_is_fetched_of_whom_nothing_was_asked(rig: Rig) -> None:
     assert rig.reducer.asked == []
 
 
-async def test_one_fetch_of_a_shard_at_a_time_whatever_is_said_of_it(rig: Rig) -> None:
+async def test_a_shard_is_fetched_once_at_a_time(rig: Rig) -> None:
     """The leader asks every second, and is answered as often."""
     gate = asyncio.Event()
 
@@ -242,14 +240,13 @@ def joining(letter: str, name: str) -> pb.JoinRequest:
     return pb.JoinRequest(manifest_digest=digest, peer_id=letter * 32, name=name, local_space="core", trains=True)
 
 
-def test_no_number_is_that_of_two_though_one_of_them_has_gone() -> None:
+def test_no_two_peers_have_the_same_number_even_when_one_of_them_has_left() -> None:
     """A list of members with one number twice would be refused by every reducer."""
     leader = Leader(make_context("f" * 32, MANIFEST), RoundCache(), RoundRecord(voters=("f" * 32,)), {})
     for letter in "cb":
         leader.admit(joining(letter, letter))
     assert leader.numbers == {"c" * 32: 1, "b" * 32: 2}
     gone = leader.roster.get("c" * 32)
-    assert gone is not None
     gone.is_here = False
     assert leader.numbers == {"c" * 32: 1, "b" * 32: 2}, "what it sent before it went counts"
     assert leader.admit(joining("a", "a")).number == 1

@@ -184,7 +184,7 @@ async def test_a_volunteer_that_leads_and_is_asked_to_stop_finishes_its_round(tm
     assert leaders_after(swarm, asked[0])
 
 
-async def test_a_swarm_of_which_every_process_was_stopped_goes_on_with_its_history(tmp_path: Path) -> None:
+async def test_a_swarm_whose_processes_were_all_stopped_goes_on_with_its_history(tmp_path: Path) -> None:
     """At once, in the middle of round 3; all come back elsewhere."""
 
     before = await started(tmp_path, 6, 3, 1, in_phase(3, "exchange", stop_all))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.node_context import E, open_context
+from tests.node_context import E, open_context, serving
 from tests.steady import steady
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
@@ -46,7 +46,6 @@ from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.messages import ShardResult as Published
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -131,8 +130,7 @@ async def small(me: str, is_dialable: bool, leads: bool) -> AsyncIterator[Small]
     async with AsyncExitStack() as stack:
         service, address = StartingService(), ""
         if is_dialable:
-            port = await stack.enter_async_context(serve(service, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1))  # type: ignore[arg-type]
-            address = f"127.0.0.1:{port}"
+            address = await stack.enter_async_context(serving(service))
         context = await stack.enter_async_context(open_context(me, MANIFEST, address=address, first=B))
         service.node_service = node = Small(context)  # type: ignore[assignment]
         context.leader = node.leader if leads else None  # type: ignore[assignment]
@@ -170,7 +168,7 @@ async def test_a_poll_is_held_until_there_is_news() -> None:
         assert a.context.config.run.rounds == 77, "and the rules"
 
 
-async def test_who_waits_in_vain_hears_its_last_news_again() -> None:
+async def test_a_poll_without_news_is_answered_with_the_last_news_again() -> None:
     async with pair() as (a, b):
         b.round_cache.add_plan(PLAN)
         b.book.update(C, "127.0.0.1:7")
@@ -192,7 +190,7 @@ async def test_who_waits_in_vain_hears_its_last_news_again() -> None:
 
 
 @pytest.mark.parametrize("change", [{"term": 2}, {"version": 2}])
-async def test_who_has_not_the_news_that_did_not_change_asks_for_all_of_it(change: dict[str, Any]) -> None:
+async def test_a_node_that_lacks_the_unchanged_news_asks_for_all_of_it(change: dict[str, Any]) -> None:
     async with pair() as (a, b):
         await polled(a, b)
         b.send(A, TOLD)
@@ -211,7 +209,7 @@ async def test_who_has_not_the_news_that_did_not_change_asks_for_all_of_it(chang
         assert (await a.seen(Received, 2))[-1] == Received(B, replace(TOLD, number=2))
 
 
-async def test_a_leader_that_only_ever_says_that_nothing_has_changed_is_no_leader() -> None:
+async def test_a_leader_that_always_answers_unchanged_counts_as_unreachable() -> None:
     async with pair() as (a, b):
 
         async def unchanged(request: pb.PollRequest, caller: Caller) -> pb.PollReply:
@@ -232,7 +230,7 @@ async def test_news_that_answers_another_poll_is_not_given() -> None:
         assert await a.seen(Received) == [Received(B, TOLD)]
 
 
-async def test_whoever_leads_no_more_says_so_to_all_that_wait() -> None:
+async def test_a_redirect_answers_a_held_poll() -> None:
     async with pair() as (a, b):
         b.book.update(C, "127.0.0.1:7")
         await polled(a, b)
@@ -256,7 +254,7 @@ async def test_a_newer_poll_takes_the_place_of_an_older_one() -> None:
         assert [type(event) for event in b.events] == [Received, Received]
 
 
-async def test_a_poll_whose_place_is_taken_ends_at_once() -> None:
+async def test_a_poll_that_was_replaced_ends_at_once() -> None:
     async with pair() as (a, b):
         older = asyncio.create_task(call(b, asking(number=1)))
         async with asyncio.timeout(10):
@@ -266,7 +264,7 @@ async def test_a_poll_whose_place_is_taken_ends_at_once() -> None:
             await older
 
 
-async def test_a_peer_that_hangs_up_is_missed_at_once() -> None:
+async def test_a_poll_that_breaks_is_told_to_the_decisions_at_once() -> None:
     """Its line broke while it was listening. Without that, its leader waits for it until it is taken for silent."""
     async with pair() as (a, b):
         await polled(a, b)
@@ -304,7 +302,7 @@ async def test_a_peer_that_is_turned_away_ends_with_the_reason() -> None:
         assert [str(a.context.failure)] == ["The run is full."]
 
 
-async def test_whoever_answers_is_where_it_was_called() -> None:
+async def test_a_node_that_answers_is_kept_under_the_address_that_was_called() -> None:
     """A leader may call itself by a name that is of no use here, as one behind a router does."""
     async with pair() as (a, b):
         reached_at = b.context.info.address
@@ -315,13 +313,18 @@ async def test_whoever_answers_is_where_it_was_called() -> None:
         assert a.book.address(B) == reached_at
 
 
-async def test_nobody_speaks_for_another_leader() -> None:
-    """Rules count as the coordinator's word: they must not come from a node that only says that it is."""
+@pytest.mark.parametrize(
+    "change",
+    [{"leader": C, "plan": OPEN}, {"plan": replace(OPEN, places=(ReducerSlot(A, 1),) * 3)}],
+    ids=["another leader's", "a shard too many"],
+)
+async def test_news_that_its_sender_may_not_tell_changes_nothing(change: dict[str, Any]) -> None:
+    """Rules count only if the coordinator tells them, and a node has no more shards than the run."""
     async with pair() as (a, b):
         b.round_cache.add_plan(PLAN)
         b.context.config = replace(CONFIG, run=replace(CONFIG.run, rounds=77))
         await polled(a, b)
-        b.send(A, replace(TOLD, leader=C, plan=OPEN))
+        b.send(A, replace(TOLD, **change))
         assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
         assert (a.context.config, a.round_cache.plan(1, "")) == (CONFIG, None)
 
@@ -334,16 +337,6 @@ async def test_a_plan_that_the_manifest_does_not_allow_is_not_trained_for(change
         b.send(A, replace(TOLD, plan=OPEN))
         await a.seen(Received)
         assert [str(a.context.failure)] == ["The plan of round 1 is not what this run's manifest says; leaving."]
-        assert a.round_cache.plan(1, "") is None
-
-
-async def test_shards_are_the_run_s_own() -> None:
-    """A plan with more shards than the run has would have this node send what there is not."""
-    async with pair() as (a, b):
-        b.round_cache.add_plan(PLAN)
-        await polled(a, b)
-        b.send(A, replace(TOLD, plan=replace(OPEN, places=(ReducerSlot(A, 1),) * 3)))
-        assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
         assert a.round_cache.plan(1, "") is None
 
 
@@ -372,7 +365,7 @@ def asking(**changes: Any) -> pb.PollRequest:
         (asking(incarnation=2**63), PeerError),
     ],
 )
-async def test_a_poll_that_makes_no_sense_is_refused(request_: pb.PollRequest, error: type[Exception]) -> None:
+async def test_a_malformed_poll_is_refused(request_: pb.PollRequest, error: type[Exception]) -> None:
     async with pair() as (_, b):
         with pytest.raises(error):
             await call(b, request_)
@@ -380,7 +373,7 @@ async def test_a_poll_that_makes_no_sense_is_refused(request_: pb.PollRequest, e
         assert b.book.addresses == []
 
 
-async def test_a_stranger_does_not_get_into_the_book() -> None:
+async def test_a_poll_of_an_unknown_peer_leaves_no_address() -> None:
     """Else whoever calls under ever new names would push out those whom this node needs."""
     async with pair() as (_, b):
         b.leader.is_admitting = False
@@ -402,7 +395,7 @@ SAID: Sequence[pt.Message] = (
 
 
 @pytest.mark.parametrize("message", SAID, ids=lambda message: type(message).__name__)
-async def test_what_is_told_arrives_as_it_was_said(message: pt.Message) -> None:
+async def test_a_message_arrives_as_it_was_sent(message: pt.Message) -> None:
     async with pair() as (a, b):
         a.send(B, message)
         assert await b.seen(Received) == [Received(A, message)]
@@ -426,7 +419,7 @@ async def leader_and_reducer() -> AsyncIterator[tuple[Small, Small]]:
 ALL = Close(3, 1, "", (0, 1), frozenset({A, B, C}))
 
 
-async def test_a_close_names_those_who_counted_when_it_was_decided_and_the_list_is_fetched_once() -> None:
+async def test_a_close_names_the_members_at_its_decision_and_their_list_is_fetched_once() -> None:
     async with leader_and_reducer() as (leader, reducer):
         leader.leader.numbers = {A: 2, C: 1}
         leader.send(A, ALL)
@@ -444,7 +437,7 @@ async def test_a_close_names_those_who_counted_when_it_was_decided_and_the_list_
         assert len(leader.listed) == 2
 
 
-async def test_a_close_whose_list_cannot_be_had_is_as_if_lost() -> None:
+async def test_a_close_whose_list_cannot_be_fetched_is_dropped() -> None:
     async with leader_and_reducer() as (leader, reducer):
         leader.leader.numbers = {A: 2}
         asked = asyncio.Event()
@@ -461,7 +454,7 @@ async def test_a_close_whose_list_cannot_be_had_is_as_if_lost() -> None:
         assert reducer.round_cache.numbers(1, 3) == {}
 
 
-async def test_strangers_that_hang_keep_nobody_from_its_leader() -> None:
+async def test_unknown_senders_that_do_not_answer_do_not_keep_a_node_from_its_leader() -> None:
     hangs = asyncio.Event()
     asked: list[pb.ListPeersRequest] = []
 
@@ -474,11 +467,11 @@ async def test_strangers_that_hang_keep_nobody_from_its_leader() -> None:
     async with (
         leader_and_reducer() as (leader, reducer),
         SwarmClient(reducer.context.info.address, ByteCounter()) as client,
-        serve(Stranger(), "127.0.0.1:0", ByteCounter(), stop_seconds=0.1) as port,  # type: ignore[arg-type]
+        serving(Stranger()) as address,
     ):
         for number in range(MOST_QUESTIONS):
             request = closing(term=9, roster=bytes([number]) * 32)
-            request.sender, request.address = f"{number:032x}", f"127.0.0.1:{port}"
+            request.sender, request.address = f"{number:032x}", address
             await client.tell(request)
         leader.leader.numbers = {A: 2, C: 1}
         leader.send(A, ALL)
@@ -488,7 +481,7 @@ async def test_strangers_that_hang_keep_nobody_from_its_leader() -> None:
 
 
 @pytest.mark.parametrize("what", ["", "an older term", "this node leads"])
-async def test_a_close_of_who_leads_no_more_is_as_if_lost(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+async def test_a_close_of_a_former_leader_is_dropped(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     wanted: list[str] = []
 
     async def fetch(roster_cache: RosterCache, leader: str, digest: bytes) -> None:
@@ -514,7 +507,7 @@ async def test_a_close_of_who_leads_no_more_is_as_if_lost(monkeypatch: pytest.Mo
         assert (await reducer.seen(Received))[-1] == Received(B, pt.Goodbye(B))
 
 
-async def test_a_shard_is_told_of_by_who_of_the_close_is_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_shard_done_names_its_peers_by_the_list_of_the_close(monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[tuple[str, ShardDone, ReducedShard]] = []
     async with leader_and_reducer() as (leader, reducer):
 
@@ -537,7 +530,7 @@ async def test_a_shard_is_told_of_by_who_of_the_close_is_not_in_it(monkeypatch: 
         assert (await leader.seen(Received, 2))[-1] == Received(A, pt.Goodbye(A))
 
 
-async def test_a_shard_of_a_list_that_was_never_named_is_refused() -> None:
+async def test_a_shard_done_with_an_unknown_list_is_refused() -> None:
     async with leader_and_reducer() as (leader, _), SwarmClient(leader.context.info.address, ByteCounter()) as client:
         request = telling(pt.Goodbye(A))
         request.shard_done.CopyFrom(pb.ShardDone(term=1, round=1, result=pb.ShardResult(tokens=1), roster=bytes(32)))
@@ -546,7 +539,7 @@ async def test_a_shard_of_a_list_that_was_never_named_is_refused() -> None:
         assert leader.events == []
 
 
-async def test_what_cannot_be_delivered_is_told_to_the_decisions() -> None:
+async def test_a_message_that_cannot_be_delivered_is_told_to_the_decisions() -> None:
     async with pair() as (a, b):
         a.book.update(C, "127.0.0.1:1")
         beat = cl.Heartbeat(3, BASE, None)
@@ -556,7 +549,7 @@ async def test_what_cannot_be_delivered_is_told_to_the_decisions() -> None:
         assert await b.seen(Unreachable) == [Unreachable(A, beat)]
 
 
-async def test_a_shard_whose_bytes_are_not_here_any_more_is_not_told_of() -> None:
+async def test_a_shard_whose_bytes_are_gone_is_not_announced() -> None:
     async with pair() as (a, b):
         a.send(B, ShardDone(3, 1, 0, ShardDigest(frozenset({A}), "0" * 32)))
         a.send(B, pt.Goodbye(A))
@@ -610,7 +603,7 @@ BEAT = cl.Heartbeat(3, BASE, None)
         (shard_of_nobody(2**31), PeerError),
     ],
 )
-async def test_what_makes_no_sense_is_refused_and_changes_nothing(
+async def test_a_malformed_message_is_refused_and_changes_nothing(
     request_: pb.TellRequest, error: type[Exception]
 ) -> None:
     async with pair() as (_, b):
@@ -620,7 +613,7 @@ async def test_what_makes_no_sense_is_refused_and_changes_nothing(
         assert (b.events, b.context.newest, b.book.addresses) == ([], BASE, [])
 
 
-async def test_an_address_is_believed_as_far_as_its_sender_can_know() -> None:
+async def test_an_address_that_nobody_can_dial_does_not_replace_a_known_one() -> None:
     async with pair() as (_, b), SwarmClient(b.context.info.address, ByteCounter()) as client:
         await client.tell(telling(BEAT))
         assert b.book.address(A) == "192.0.2.7:7700"

@@ -73,7 +73,7 @@ def test_an_answer_has_no_more_contacts_than_are_taken_in(count: int) -> None:
     assert contacts(rig.ask(NEWS.version, news)) == {nodes[0]: "192.0.2.9:8"}
 
 
-def test_who_has_the_news_hears_that_there_is_none() -> None:
+def test_a_caller_that_has_the_news_is_told_that_nothing_changed() -> None:
     rig = Rig()
     news = replace(NEWS, plan=OPEN, number=3)
     assert news_from_proto(rig.ask(0, news).news, MANIFEST.blocks, 2) == (news, PLAN)
@@ -93,7 +93,9 @@ def test_who_has_the_news_hears_that_there_is_none() -> None:
         ("the peer lost its leader for a while", 0, {}, 1),
     ],
 )
-def test_whoever_may_lack_news_or_contacts_gets_them(what: str, known: int, changes: dict[str, int], life: int) -> None:
+def test_a_caller_that_may_lack_news_or_contacts_gets_them(
+    what: str, known: int, changes: dict[str, int], life: int
+) -> None:
     rig = Rig({LEADER: "192.0.2.7:1"})
     rig.ask(0)
     reply = rig.ask(known, replace(NEWS, **changes), life=life)  # type: ignore[arg-type]
@@ -112,7 +114,7 @@ def test_contacts_are_told_once_and_again_where_they_have_moved() -> None:
     assert contacts(rig.ask(0, newer, peer="9" * 32)) == rig.addresses
 
 
-def test_whoever_moves_is_news_to_who_may_have_to_dial_it() -> None:
+def test_a_new_address_is_told_to_callers_that_may_dial_it() -> None:
     rig = Rig({LEADER: "192.0.2.7:1", NODES[0]: "192.0.2.7:2"})
     news = replace(NEWS, nodes=NODES[:1])
     rig.ask(0, news)
@@ -129,7 +131,7 @@ def contact(node: str, port: int) -> pb.Contact:
     return pb.Contact(peer_id=node, address=f"192.0.2.7:{port}")
 
 
-def test_what_a_leader_has_told_counts_until_it_says_otherwise_or_another_leads() -> None:
+def test_contacts_told_by_a_leader_count_until_it_replaces_them_or_another_leads() -> None:
     heard, news = KnownContacts(), replace(NEWS, nodes=NODES[:2])
     both = [contact(NODES[0], 1), contact(NODES[1], 2)]
     assert heard.update(LEADER, 0, news, both) == both
@@ -150,7 +152,7 @@ def test_a_redirect_comes_with_its_contacts_and_ends_what_was_remembered() -> No
     assert rig.ask(5).HasField("news")
 
 
-def test_who_has_gone_is_forgotten_and_so_is_who_was_answered_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callers_that_left_or_were_answered_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig()
     rig.ask(0)
     rig.replies.forget(PEER)
@@ -193,7 +195,7 @@ steps = st.lists(
 
 
 @given(story=steps)
-def test_a_peer_that_polls_knows_what_it_would_if_it_were_told_all_each_time(story: list[tuple[str, int]]) -> None:
+def test_replies_of_differences_leave_a_caller_with_all_news_and_contacts(story: list[tuple[str, int]]) -> None:
     rig, news, heard, known, life = Rig(), NEWS, KnownContacts(), 0, 1
     held: RoundUpdate | None = None
     for place, (what, which) in enumerate(story):
@@ -213,7 +215,6 @@ def test_a_peer_that_polls_knows_what_it_would_if_it_were_told_all_each_time(sto
                 held, _ = news_from_proto(reply.news, MANIFEST.blocks, 2)
                 book = heard.update(LEADER, known, held, reply.contacts)
             else:
-                assert held is not None
                 assert (reply.unchanged.term, reply.unchanged.version) == (held.term, held.version)
                 held = replace(held, number=reply.unchanged.number)
                 book = heard.update(LEADER, known)

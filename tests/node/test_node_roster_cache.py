@@ -9,15 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.node_context import FIRST, follow, make_context, open_context
+from tests.node_context import FIRST, follow, make_context, open_context, serving
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.roster_cache import KEPT, MOST_QUESTIONS, RosterCache
-from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.roster import Members, members_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -57,9 +55,9 @@ class Rig:
 async def rig() -> AsyncIterator[Rig]:
     async with AsyncExitStack() as stack:
         leader = Leader(RosterCache(make_context(LEADER, MANIFEST)))
-        port = await stack.enter_async_context(serve(leader, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1))  # type: ignore[arg-type]
+        address = await stack.enter_async_context(serving(leader))
         context = await stack.enter_async_context(open_context(REDUCER, MANIFEST))
-        context.book.update(LEADER, f"127.0.0.1:{port}")
+        context.book.update(LEADER, address)
         follow(context, LEADER)
         yield Rig(leader, context, RosterCache(context))
 
@@ -91,7 +89,7 @@ async def test_one_question_at_a_time(rig: Rig) -> None:
     assert len(rig.leader.asked) == 1
 
 
-async def test_a_list_that_was_heard_is_not_asked_for_by_its_hash(rig: Rig) -> None:
+async def test_a_known_list_is_not_asked_for_by_its_hash(rig: Rig) -> None:
     await rig.reducer.ask()
     named = rig.leader.roster_cache.name({B: 2, A: 1})
     assert await rig.reducer.fetch(LEADER, named.digest) == named
@@ -122,7 +120,7 @@ async def test_a_list_of_another_hash_is_not_taken(rig: Rig) -> None:
     assert await rig.reducer.fetch(LEADER, wanted.digest) == wanted
 
 
-async def test_who_cannot_be_asked_is_asked_again_later(rig: Rig) -> None:
+async def test_a_leader_that_cannot_be_reached_is_asked_again_later(rig: Rig) -> None:
     assert await rig.reducer.fetch(C, bytes(32)) is None
     assert await rig.reducer.fetch(LEADER, bytes(32)) is None, "it does not keep that"
     follow(rig.context, C)
@@ -134,7 +132,7 @@ async def test_who_cannot_be_asked_is_asked_again_later(rig: Rig) -> None:
     assert rig.reducer.is_member(A)
 
 
-async def test_whoever_names_lists_has_only_a_few_questions_asked(rig: Rig) -> None:
+async def test_only_a_few_lists_are_asked_for_at_a_time(rig: Rig) -> None:
     rig.leader.gate = asyncio.Event()
     asking = [
         asyncio.create_task(rig.reducer.fetch(LEADER, bytes([number % 8] * 32))) for number in range(4 * MOST_QUESTIONS)
@@ -160,7 +158,7 @@ def test_a_leader_keeps_the_newest_lists_that_it_named(named: list[dict[str, int
             leader.answer(pb.ListPeersRequest(manifest_digest=RUN, roster=digest), {})
 
 
-def test_a_question_that_makes_no_sense_is_refused() -> None:
+def test_a_malformed_request_is_refused() -> None:
     leader = RosterCache(make_context(LEADER, MANIFEST))
     with pytest.raises(PeerError) as refusal:
         leader.answer(pb.ListPeersRequest(manifest_digest=RUN, roster=b"short"), {})

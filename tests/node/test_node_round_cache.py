@@ -29,7 +29,7 @@ def parent(round: int) -> str:
 
 
 @given(story=st.lists(heard, max_size=40))
-def test_notes_are_of_a_few_rounds_whatever_is_heard(story: list[tuple[str, int, int]]) -> None:
+def test_only_the_newest_rounds_are_kept(story: list[tuple[str, int, int]]) -> None:
     round_cache, newest = RoundCache(), 0
     announced = set[int]()
     for kind, round, term in story:
@@ -47,7 +47,7 @@ def test_notes_are_of_a_few_rounds_whatever_is_heard(story: list[tuple[str, int,
     assert len({round for round, _ in numbered}) == len(numbered), "of the newest term alone"
 
 
-def test_an_older_term_s_numbers_do_not_take_the_place_of_newer_ones() -> None:
+def test_numbers_of_an_older_term_do_not_replace_newer_ones() -> None:
     round_cache = RoundCache()
     round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, 1, ""))
     round_cache.add_close(1, 2, Members.of({REDUCER: 2}))
@@ -58,7 +58,7 @@ def test_an_older_term_s_numbers_do_not_take_the_place_of_newer_ones() -> None:
     assert round_cache.numbers(2**40, 1) == {}
 
 
-def test_a_shard_is_told_of_by_a_list_that_has_all_who_are_in_it() -> None:
+def test_members_are_found_that_include_all_peers_of_a_shard() -> None:
     """Somebody may have gone since the shard was closed first."""
     round_cache = RoundCache()
     round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, 1, ""))

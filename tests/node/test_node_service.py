@@ -84,7 +84,7 @@ async def test_a_header_is_given_as_soon_as_it_is_here_before_any_shard_is(tmp_p
         assert answer == (history.message(1), b"")
 
 
-async def test_those_that_make_shards_wait_where_they_are_to_have_the_header_from(
+async def test_reducers_wait_for_the_header_at_the_nodes_that_the_header_tree_names(
     tmp_path: Path, history: History
 ) -> None:
     makers = [ME, *(f"{number:032x}" for number in range(BRANCHES * 3))]
@@ -111,7 +111,7 @@ async def test_a_header_that_does_not_come_in_time_is_refused(
         await donor.give(PEER)
 
 
-async def test_a_round_that_came_whole_while_its_header_was_waited_for_is_given(
+async def test_a_round_that_came_whole_while_its_header_was_awaited_is_given(
     tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "HEADER_SECONDS", 0.01)
@@ -128,7 +128,7 @@ async def test_a_round_that_came_whole_while_its_header_was_waited_for_is_given(
 
 
 @pytest.mark.parametrize("what", ["makes shards too", "this node makes none", "all of it", "no hash"])
-async def test_nobody_else_waits_for_a_round(
+async def test_other_requests_for_a_missing_round_are_refused_at_once(
     tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(service, "HEADER_SECONDS", 1e6)
@@ -138,7 +138,7 @@ async def test_nobody_else_waits_for_a_round(
         await donor.give(peer, header_only=what != "all of it", has_chain=what != "no hash")
 
 
-async def test_what_is_on_disk_is_given_whole_and_a_header_never_in_its_place(tmp_path: Path, history: History) -> None:
+async def test_a_request_for_a_whole_round_is_not_answered_with_its_header(tmp_path: Path, history: History) -> None:
     donor = Donor(tmp_path, history)
     donor.headers.keep(history.message(1))
     with pytest.raises(RefusedError):
@@ -148,9 +148,7 @@ async def test_what_is_on_disk_is_given_whole_and_a_header_never_in_its_place(tm
     assert whole == (history.message(1), history.at(1).data)
 
 
-async def test_of_a_round_on_disk_only_the_header_is_read_for_who_wants_no_more(
-    tmp_path: Path, history: History
-) -> None:
+async def test_a_request_for_a_header_reads_no_more_of_a_round_on_disk(tmp_path: Path, history: History) -> None:
     donor = Donor(tmp_path, history)
     donor.log.store(history.message(1), history.at(1).data)
     (file,) = donor.log.folder.iterdir()

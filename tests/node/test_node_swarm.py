@@ -45,8 +45,6 @@ async def test_every_peer_has_the_same_digest_after_every_round_and_the_loss_fal
     assert swarm.agrees()
     assert len(swarm.of(ev.DigestReported)) == 15
     finished = swarm.finished()
-    assert finished.first_loss is not None
-    assert finished.last_loss is not None
     assert finished.last_loss < finished.first_loss - 0.3
     assert finished.digest == closed[-1].digest
     assert finished.dense_bytes > 5 * finished.wire_bytes
@@ -87,7 +85,7 @@ async def test_shards_are_reduced_apart_and_make_one_round(tmp_path: Path) -> No
     assert [event.digest for event in one.closed()] == [event.digest for event in many.closed()]
 
 
-async def test_a_peer_that_vanishes_and_one_that_comes_cost_nobody_a_round(tmp_path: Path) -> None:
+async def test_a_peer_that_vanishes_and_one_that_joins_cost_no_round(tmp_path: Path) -> None:
     def faults(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.RoundOpened) and event.round == 3:
             swarm.peers.pop(2).stop.demand()  # at once, without a goodbye
@@ -210,8 +208,6 @@ async def test_at_the_defaults_a_peer_that_is_left_out_of_a_round_changes_nobody
     sent = {kind for event in swarm.closed() for kind in event.wire_bytes["sent"]}
     assert sent == {"core", "dense", "control"}, "and nothing is sent for them"
     finished = swarm.finished()
-    assert finished.first_loss is not None
-    assert finished.last_loss is not None
     assert finished.last_loss < finished.first_loss - 0.3
 
 
@@ -270,7 +266,7 @@ async def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
     await swarm.finish()
 
 
-async def test_listening_to_the_world_needs_a_word_of_consent(tmp_path: Path) -> None:
+async def test_listening_beyond_loopback_needs_consent(tmp_path: Path) -> None:
     options = CoordinateOptions(config=tiny_config(tmp_path), listen="0.0.0.0:0", use_dht=False)
     with pytest.raises(ConfigError, match="add --insecure"):
         await run_coordinator(options, lambda event: None, Shutdown())
