@@ -1,35 +1,89 @@
-"""What tests of whole processes share: a tiny run, the command, and what a lab may leave."""
+"""What tests of whole processes share: a tiny run, the command line, and the processes that a test has started."""
 
+import json
 import os
+import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-TINY = """
-[model]
-hidden_size = 32
-intermediate_size = 48
-num_hidden_layers = 1
-num_attention_heads = 2
-num_key_value_heads = 2
-max_position_embeddings = 64
-[data]
-sequence_length = 32
-batch_size = 4
-[periods]
-k_x = 5
-[checkpoint]
-dir = "run"
-"""  # a step takes milliseconds
+import psutil
+
+from tests.fixtures import TINY_MODEL
+
+Event = dict[str, Any]
+
+TINY = "\n".join(
+    [
+        "[model]",
+        *(f"{key} = {value}" for key, value in TINY_MODEL.items()),
+        "max_position_embeddings = 64",
+        "[data]\nsequence_length = 32\nbatch_size = 4",
+        "[periods]\nk_x = 5",
+        '[checkpoint]\ndir = "run"',
+        "",
+    ]
+)
 COMMAND = [sys.executable, "-m", "tsr_swarm"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TERM": "dumb"}
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TERM": "dumb"}
+STREAMS: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+
+
+def start(folder: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """Start the command in ``folder``, where its temporary files go too if there is a ``tmp`` in it."""
+    temporary = {"TMPDIR": str(folder / "tmp")} if (folder / "tmp").is_dir() else {}
+    environment = {**os.environ, **THREADS, **temporary}
+    return subprocess.Popen([*COMMAND, *arguments], cwd=folder, env=environment, **STREAMS | options)
+
+
+def tsr_swarm(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command in ``folder`` to its end, which has to be with exit code ``code``."""
+    with start(folder, *arguments, stderr=subprocess.PIPE) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=200)
+        finally:
+            process.kill()
+    assert process.returncode == code, stderr
+    return subprocess.CompletedProcess(process.args, code, stdout, stderr)
+
+
+def events_of(lines: str | Iterable[str]) -> list[Event]:
+    return [json.loads(line) for line in (lines.splitlines() if isinstance(lines, str) else lines)]
+
+
+def digests(events: Iterable[Event], *kinds: str) -> dict[int, set[str]]:
+    """By round: the digests of the weights in events of these ``kinds``."""
+    seen = defaultdict(set)
+    for event in events:
+        if event["event"] in kinds:
+            seen[event["round"]].add(event["digest"])
+    return dict(seen)
+
+
+def started_here() -> list[psutil.Process]:
+    """The processes that the present test has started and that still run, whoever their parent is now.
+
+    Each inherits the test's name, which pytest puts into the environment.
+    """
+    test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]  # without the phase, such as (call)
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0] == test:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # it has ended, or is somebody else's
+    return [process for process in found if process.pid != os.getpid()]
 
 
 def namespaces() -> set[str]:
-    """Network namespaces that any process is in."""
+    """Network namespaces, other than this process's, that processes of the present test are in."""
     found = set()
-    for process in Path("/proc").glob("[0-9]*/ns/net"):
+    for process in started_here():
         try:
-            found.add(os.readlink(process))
+            found.add(os.readlink(f"/proc/{process.pid}/ns/net"))
         except OSError:
             continue  # it has ended
-    return found
+    return found - {os.readlink("/proc/self/ns/net")}

@@ -1,17 +1,20 @@
 """Rounds of a run without anybody who trains: made by the reducer's own code, with voters in each."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from tests.steady import steady
-from tsr_swarm.config.layout import Part, upload_slots
+from tsr_swarm.config.layout import Part, Slot, upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
-from tsr_swarm.exchange.aggregate import WeightedPayload
-from tsr_swarm.exchange.reduction import Published, publish_shard, seal
-from tsr_swarm.lowrank.grid import dense_grid
+from tsr_swarm.exchange.reduction import Published, WeightedPayload, open_published, publish_shard, seal
+from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.lowrank.grid import Grid, dense_grid
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.rounds.raft_state import RoundRecord
@@ -23,6 +26,31 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 VOTERS = ("a" * 32, "b" * 32, "c" * 32)
 FIRST = "f" * 32  # the coordinator
 SHAPES = {"a.weight": (40, 30), "b.weight": (48, 24), "c.weight": (36, 20), "norm.weight": (30,)}
+
+
+def random_grids(slots: Sequence[Slot], generator: torch.Generator, scale: float = 1e-3) -> dict[Slot, Grid]:
+    """A contribution of normal numbers."""
+    numbers = {slot: scale * torch.randn(slot.rows, slot.cols, generator=generator) for slot in slots}
+    return {slot: dense_grid(x) if slot.part is Part.DENSE else quantise_slot(x, slot) for slot, x in numbers.items()}
+
+
+def publish(
+    manifest: Manifest,
+    plan: RoundPlan,
+    contributions: Sequence[Mapping[str, WeightedPayload]],
+    bases: Mapping[int, Basis],
+    outer: OuterState,
+    voters: Sequence[str] = (),
+) -> tuple[Published, OuterState]:
+    """A round by one reducer of every shard, and the outer state after it. ``contributions``: by shard, then peer."""
+    shards = [
+        publish_shard(manifest, plan, blocks, of_shard, bases, outer)
+        for blocks, of_shard in zip(manifest.shard_blocks, contributions, strict=True)
+    ]
+    header = seal(plan, manifest.shard_blocks, [result for result, _, _ in shards], voters)
+    data = b"".join(data for _, data, _ in shards)
+    after = {**outer, **{block: kept for _, _, of_shard in shards for block, kept in of_shard.items()}}
+    return open_published(manifest, published_to_proto(header), data, plan.parent), after
 
 
 @dataclass
@@ -52,27 +80,20 @@ class History:
 
 def make_history(manifest: Manifest, consensus: Consensus, rounds: int, voters: tuple[str, ...] = VOTERS) -> History:
     """What reducers make of contributions of random numbers."""
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     config, history = manifest.config, History(manifest)
-    shard_blocks = manifest.shard_blocks
     history.states.append(consensus)
     for round in range(1, rounds + 1):
         plan = plan_round(config, manifest.blocks, round, history.record(round - 1).chain)
-        made = []
-        for blocks in shard_blocks:
-            sent = {}
-            for number in (1, 2):
-                slots = shard_slots(upload_slots(manifest.blocks, plan.due, config.wire), blocks)
-                numbers = {slot: 1e-3 * torch.randn(slot.rows, slot.cols) for slot in slots}
-                grids = {
-                    slot: dense_grid(x) if slot.part is Part.DENSE else quantise_slot(x, slot)
-                    for slot, x in numbers.items()
-                }
-                sent[f"{number:032x}"] = WeightedPayload(number, 100, grids)
-            made.append(publish_shard(manifest, plan, blocks, sent, consensus.bases, {}))
-        header = seal(plan, shard_blocks, [part.result for part in made], voters)
-        grids = {slot: grid for part in made for slot, grid in part.grids.items()}
-        published = Published(header, b"".join(part.data for part in made), grids)
+        slots = upload_slots(manifest.blocks, plan.due, config.wire)
+        contributions = [
+            {
+                f"{number:032x}": WeightedPayload(number, 100, random_grids(shard_slots(slots, blocks), generator))
+                for number in (1, 2)
+            }
+            for blocks in manifest.shard_blocks
+        ]
+        published, _ = publish(manifest, plan, contributions, consensus.bases, {}, voters)
         consensus = Consensus(manifest.blocks, consensus.weights, consensus.bases, config.optimizer.lift)
         consensus.apply(plan, published.grids, published.void)
         history.rounds.append(published)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+from tests.fixtures import TINY_MODEL
 from tests.steady import OPTIMIZER, WIRE
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
@@ -42,14 +43,7 @@ def tiny_config(folder: Path, **changes: dict[str, object]) -> RunConfig:
             (text / f"part{part}.py").write_text(TEXT[part * 2000 :][:9000])
     sections: dict[str, dict[str, object]] = {
         "run": {"name": "tiny", "rounds": 4, "min_peers": 3},
-        "model": {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 32,
-        },
+        "model": TINY_MODEL | {"max_position_embeddings": 32},
         "data": {"source": str(text), "parts": 4, "sequence_length": 16, "batch_size": 4, "heldout_sequences": 8},
         "optimizer": OPTIMIZER | {"lr": 0.01, "warmup_steps": 4},
         "wire": WIRE,

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsr_swarm.baselines import int_quantise
-from tsr_swarm.baselines.dense_channel import DenseChannel
-from tsr_swarm.baselines.flat_parameters import FlatParameters
-from tsr_swarm.baselines.int_quantise import quantise
+from tests.baselines.problem import Pull, SlowAdam, make, play
+from tsr_swarm.baselines import diloco
+from tsr_swarm.baselines.diloco import DenseChannel, quantise
+from tsr_swarm.baselines.method import FlatParameters
 from tsr_swarm.baselines.registry import default_settings
 from tsr_swarm.wire.compression import decompress
 from tsr_swarm.wire.packing import unpack
@@ -21,12 +21,12 @@ FLAT = FlatParameters({"matrix": (5, 8), "vector": (7,)})
 @pytest.mark.parametrize(
     ("outer", "rate", "momentum"), [("nesterov", 0.7, 0.9), ("nesterov", 0.3, 0.5), ("average", 1, 0)]
 )
-def test_the_outer_step_is_torchs_sgd_on_the_mean_displacement(outer, rate, momentum, pull, make, slow_adam):
-    problem = pull()
+def test_the_outer_step_is_torchs_sgd_on_the_mean_displacement(outer, rate, momentum):
+    problem = Pull()
     chosen = {} if rate in (0.7, 1) else {"outer_lr": rate, "outer_momentum": momentum}
     method = make("diloco", problem, k_x=3, outer=outer, **chosen)
     options = {**default_settings("diloco"), "k_x": 3}
-    adams = [slow_adam(options, problem.start[NAME]) for _ in range(3)]
+    adams = [SlowAdam(options, problem.start[NAME]) for _ in range(3)]
     consensus = torch.nn.Parameter(problem.start[NAME].double())
     sgd = torch.optim.SGD([consensus], lr=rate, momentum=momentum, nesterov=outer == "nesterov")
     for period, took in enumerate([{0: 3, 1: 3, 2: 3}, {0: 3, 1: 3, 2: 3}, {0: 1, 2: 3}, {1: 3}]):
@@ -44,14 +44,14 @@ def test_the_outer_step_is_torchs_sgd_on_the_mean_displacement(outer, rate, mome
 
 
 @pytest.mark.parametrize(("bits", "size"), [(32, 4 * 234), (16, 2 * 234)])
-def test_floats_cost_their_width_both_ways(bits, size, pull, make, play):
-    (traffic,) = play(make("diloco", pull(), bits=bits), pull(), 1)
+def test_floats_cost_their_width_both_ways(bits, size):
+    (traffic,) = play(make("diloco", Pull(), bits=bits), Pull(), 1)
     assert traffic.sent == traffic.received == {"displacement": size}
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(16, 0.02), (8, 0.02), (4, 0.35)])
-def test_few_bits_follow_the_float_run(bits, tolerance, pull, make, play):
-    problem = pull()
+def test_few_bits_follow_the_float_run(bits, tolerance):
+    problem = Pull()
     exact, coarse = (make("diloco", problem, k_x=2, outer="average", bits=width) for width in (32, bits))
     for method in (exact, coarse):
         play(method, problem, 15)
@@ -79,9 +79,9 @@ def test_rounding_is_within_half_a_scale_of_its_row(x, bits):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_bytes_are_those_of_a_frame_that_holds_the_integers(bits, monkeypatch):
-    frames, real = [], int_quantise.compress
+    frames, real = [], diloco.compress
     monkeypatch.setattr(
-        int_quantise, "compress", lambda raw, level: frames.append((len(raw), real(raw, level))) or frames[-1][1]
+        diloco, "compress", lambda raw, level: frames.append((len(raw), real(raw, level))) or frames[-1][1]
     )
     x = torch.randn(3, FLAT.size, generator=torch.Generator().manual_seed(0))
     numbers, size = quantise(FLAT, x, bits)
@@ -111,8 +111,8 @@ def test_what_is_not_sent_is_kept(data, bits):
             assert torch.equal(kept[0], old[0]), "a sender that is away keeps its residual"
 
 
-def test_the_reducer_keeps_what_its_publication_drops(pull, make, play):
-    problem = pull()
+def test_the_reducer_keeps_what_its_publication_drops():
+    problem = Pull()
     method = make("diloco", problem, k_x=2, outer="average", bits=4)
     start = method.consensus.clone()
     arrived = []

@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.baselines.problem import Pull, SlowAdam, make, play
 from tsr_swarm.baselines.registry import default_settings
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 1000),
     betas=st.tuples(st.floats(0, 0.99), st.floats(0.5, 0.999)),
@@ -20,8 +21,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
     eps=st.sampled_from([1e-8, 1e-3]),
     lr=st.floats(1e-4, 0.1),
 )
-def test_data_parallel_with_one_peer_is_torchs_adamw(pull, make, play, seed, betas, weight_decay, eps, lr):
-    problem = pull(seed)
+def test_data_parallel_with_one_peer_is_torchs_adamw(seed, betas, weight_decay, eps, lr):
+    problem = Pull(seed)
     method = make("ddp", problem, peers=1, betas=betas, weight_decay=weight_decay, eps=eps)
     parameters = {name: weight.clone().requires_grad_() for name, weight in problem.start.items()}
     adamw = torch.optim.AdamW(parameters.values(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=False)
@@ -35,12 +36,12 @@ def test_data_parallel_with_one_peer_is_torchs_adamw(pull, make, play, seed, bet
         torch.testing.assert_close(weight, parameters[name].detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_data_parallel_steps_along_the_mean_gradient(pull, make, slow_adam):
-    problem = pull()
+def test_data_parallel_steps_along_the_mean_gradient():
+    problem = Pull()
     method = make("ddp", problem, weight_decay=0.1)
     options = {**default_settings("ddp"), "weight_decay": 0.1}
     name = "a.weight"
-    weight, adam = problem.start[name].double(), slow_adam(options, problem.start[name])
+    weight, adam = problem.start[name].double(), SlowAdam(options, problem.start[name])
     work = [{0: 1, 1: 1, 2: 1}, {0: 1, 2: 1}, {1: 1}, {0: 1, 1: 0, 2: 1}]
     for step, took in enumerate(work):
         there = [peer for peer, steps in took.items() if steps]
@@ -68,8 +69,8 @@ def slow_muon(gradients, weight, lr, weight_decay):
 
 
 @pytest.mark.parametrize("name", ["a.weight", "b.weight", "c.weight"])
-def test_matrices_take_muons_steps(name, pull, make, play):
-    problem = pull()
+def test_matrices_take_muons_steps(name):
+    problem = Pull()
     constant = {
         key: torch.randn(shape, generator=torch.Generator().manual_seed(7)) for key, shape in problem.shapes.items()
     }
@@ -81,8 +82,8 @@ def test_matrices_take_muons_steps(name, pull, make, play):
     torch.testing.assert_close(method.weights[name].double(), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_muon_leaves_embedding_and_vectors_to_adam(pull, make, play):
-    problem = pull()
+def test_muon_leaves_embedding_and_vectors_to_adam():
+    problem = Pull()
     muon, adam = (make("ddp", problem, inner=inner) for inner in ("muon", "adam"))
     for method in (muon, adam):
         play(method, problem, 3)
@@ -90,8 +91,8 @@ def test_muon_leaves_embedding_and_vectors_to_adam(pull, make, play):
     assert same == {"embed_tokens.weight", "norm.weight"}
 
 
-def test_a_gradient_may_have_any_strides(pull, make):
-    problem = pull()
+def test_a_gradient_may_have_any_strides():
+    problem = Pull()
     plain, strided = make("ddp", problem, peers=1), make("diloco", problem, peers=1, k_x=1, outer="average")
     given_one = problem(0, 0, problem.start)
     turned = {name: g.mT.contiguous().mT if g.dim() == 2 else g for name, g in given_one.items()}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.baselines.problem import Pull, SlowAdam, make, play
 from tsr_swarm.baselines.registry import default_settings
 
 NAME = "a.weight"
@@ -10,11 +11,11 @@ NUMBERS = 72 + 48 + 48 + 60 + 6
 MUON_NUMBERS = 48 + 48 + 60
 
 
-def slow_local_adam(problem, slow_adam, options, work, k_u, k_v, lr=0.05):
+def slow_local_adam(problem, options, work, k_u, k_v, lr=0.05):
     """One tensor of DES-LOC in float64, peer by peer; K_u = K_v = K_x is Local Adam. Returns the last mean."""
     k_x = options["k_x"]
     mean = problem.start[NAME].double()
-    adams = [slow_adam(options, problem.start[NAME]) for _ in range(3)]
+    adams = [SlowAdam(options, problem.start[NAME]) for _ in range(3)]
     for period, took in enumerate(work):
         own = {}
         for peer, steps in took.items():
@@ -34,31 +35,31 @@ def slow_local_adam(problem, slow_adam, options, work, k_u, k_v, lr=0.05):
 
 
 @pytest.mark.parametrize(("k_u", "k_v"), [(4, 4), (4, 8), (12, 8), (400, 400)])
-def test_des_loc_equals_the_reference(k_u, k_v, pull, make, play, slow_adam):
-    problem = pull()
+def test_des_loc_equals_the_reference(k_u, k_v):
+    problem = Pull()
     method = make("des-loc", problem, k_x=4, k_u=k_u, k_v=k_v, weight_decay=0.1)
     options = {**default_settings("des-loc"), "k_x": 4, "weight_decay": 0.1}
     work = [{0: 4, 1: 4, 2: 4}, {0: 4, 1: 2}, {1: 4, 2: 4}, {0: 1, 2: 4}]
     play(method, problem, 4, work=work)
-    expected = slow_local_adam(problem, slow_adam, options, work, k_u, k_v)
+    expected = slow_local_adam(problem, options, work, k_u, k_v)
     torch.testing.assert_close(method.weights[NAME].double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_local_adam_equals_the_reference(pull, make, play, slow_adam):
-    problem = pull()
+def test_local_adam_equals_the_reference():
+    problem = Pull()
     method = make("local-adam", problem, k_x=4)
     options = {**default_settings("local-adam"), "k_x": 4}
     work = [{0: 4, 1: 4, 2: 4}] * 3
     traffic = play(method, problem, 3)
-    expected = slow_local_adam(problem, slow_adam, options, work, 4, 4)
+    expected = slow_local_adam(problem, options, work, 4, 4)
     torch.testing.assert_close(method.weights[NAME].double(), expected, rtol=1e-5, atol=1e-5)
     each = 4.0 * NUMBERS
     assert traffic[0].sent == traffic[0].received == dict.fromkeys(("weights", "first_moment", "second_moment"), each)
 
 
 @pytest.mark.parametrize("inner", ["adam", "muon"])
-def test_des_loc_that_always_averages_all_is_local_adam(inner, pull, make, play):
-    problem = pull()
+def test_des_loc_that_always_averages_all_is_local_adam(inner):
+    problem = Pull()
     des_loc = make("des-loc", problem, k_x=3, k_u=3, k_v=3, inner=inner)
     local_adam = make("local-adam", problem, k_x=3, inner=inner)
     assert play(des_loc, problem, 3) == play(local_adam, problem, 3)
@@ -66,8 +67,8 @@ def test_des_loc_that_always_averages_all_is_local_adam(inner, pull, make, play)
 
 
 @pytest.mark.parametrize("inner", ["adam", "muon"])
-def test_des_loc_that_never_averages_moments_is_plain_averaging(inner, pull, make, play):
-    problem = pull()
+def test_des_loc_that_never_averages_moments_is_plain_averaging(inner):
+    problem = Pull()
     des_loc = make("des-loc", problem, k_x=3, k_u=300, k_v=300, inner=inner)
     plain = make("diloco", problem, k_x=3, outer="average", inner=inner)
     for method in (des_loc, plain):
@@ -77,9 +78,9 @@ def test_des_loc_that_never_averages_moments_is_plain_averaging(inner, pull, mak
 
 
 @pytest.mark.parametrize("name", ["local-adam", "des-loc", "diloco"])
-def test_averaging_after_one_stateless_step_is_data_parallel(name, pull, make, play):
+def test_averaging_after_one_stateless_step_is_data_parallel(name):
     # with betas 0 and an eps far above any gradient, Adam's direction is the gradient over eps: linear, no state
-    problem = pull()
+    problem = Pull()
     stateless = {"betas": (0.0, 0.0), "eps": 0.9}
     chosen = {"outer": "average"} if name == "diloco" else {}
     local, parallel = make(name, problem, k_x=1, **stateless, **chosen), make("ddp", problem, **stateless)
@@ -94,8 +95,8 @@ def test_averaging_after_one_stateless_step_is_data_parallel(name, pull, make, p
 
 
 @pytest.mark.parametrize("name", ["local-adam", "des-loc", "diloco"])
-def test_peers_that_see_the_same_are_as_one(name, pull, make, play):
-    problem = pull()
+def test_peers_that_see_the_same_are_as_one(name):
+    problem = Pull()
     chosen = {"outer": "average"} if name == "diloco" else {}
     many, one = make(name, problem, k_x=5, **chosen), make(name, problem, peers=1, k_x=5, **chosen)
     same = lambda peer, step, weights: problem(0, step, weights)  # noqa: E731
@@ -105,8 +106,8 @@ def test_peers_that_see_the_same_are_as_one(name, pull, make, play):
         torch.testing.assert_close(weight, one.weights[key], rtol=1e-5, atol=1e-5)
 
 
-def test_moments_travel_when_they_are_due(pull, make, play):
-    traffic = play(make("des-loc", pull(), k_x=2, k_u=4, k_v=6, inner="muon"), pull(), 6)
+def test_moments_travel_when_they_are_due():
+    traffic = play(make("des-loc", Pull(), k_x=2, k_u=4, k_v=6, inner="muon"), Pull(), 6)
     kinds = [{kind.partition("_")[0] for kind in t.sent} for t in traffic]
     first, second = {"weights", "first"}, {"weights", "second"}
     assert kinds == [{"weights"}, first, second, first, {"weights"}, first | second]
@@ -114,8 +115,8 @@ def test_moments_travel_when_they_are_due(pull, make, play):
     assert traffic[5].sent["second_moment"] == 4 * (NUMBERS - MUON_NUMBERS), "muon has no second moment"
 
 
-def test_who_was_away_comes_back_with_moments_of_its_own(pull, make, play):
-    problem = pull()
+def test_who_was_away_comes_back_with_moments_of_its_own():
+    problem = Pull()
     method = make("des-loc", problem, k_x=2, k_u=2, k_v=2)
     play(method, problem, 1)
     kept = [state[2].clone() for state in (*method.inner.first, *method.inner.second)]
@@ -125,9 +126,9 @@ def test_who_was_away_comes_back_with_moments_of_its_own(pull, make, play):
     assert torch.equal(method.local[2], method.consensus)
 
 
-def test_local_adam_has_no_state_of_its_own(pull, make, play):
+def test_local_adam_has_no_state_of_its_own():
     """Who was away for two rounds goes on exactly as the one who was there would have."""
-    problem = pull()
+    problem = Pull()
     same = lambda peer, step, weights: problem(0, step, weights)  # noqa: E731
     results = []
     for last in (0, 2):
@@ -137,8 +138,8 @@ def test_local_adam_has_no_state_of_its_own(pull, make, play):
     assert torch.equal(*results)
 
 
-def test_automatic_periods(pull, make, play):
-    traffic = play(make("des-loc", pull(), k_x=20, betas=(0.9, 0.99)), pull(), 3)
+def test_automatic_periods():
+    traffic = play(make("des-loc", Pull(), k_x=20, betas=(0.9, 0.99)), Pull(), 3)
     assert [sorted(t.sent) for t in traffic] == [["first_moment", "weights"]] * 2 + [
         ["first_moment", "second_moment", "weights"]
     ]

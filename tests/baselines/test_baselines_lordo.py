@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.baselines.problem import Pull, make, play
 from tsr_swarm.baselines.registry import default_settings
 
 TALL, WIDE = "a.weight", "c.weight"  # (8, 6) is handled as its transpose
@@ -51,8 +52,8 @@ class SlowPeer:
 @pytest.mark.parametrize("projection", ["global", "local"])
 @pytest.mark.parametrize("error_feedback", [True, False])
 @pytest.mark.parametrize("name", [TALL, WIDE])
-def test_rounds_equal_a_loop_over_peers(name, error_feedback, projection, pull, make, play):
-    problem = pull()
+def test_rounds_equal_a_loop_over_peers(name, error_feedback, projection):
+    problem = Pull()
     chosen = {"k_x": 3, "k_u": 3, "k_v": 6, "rank": 2, "omega": 0.8, "mu": 2.0, "weight_decay": 0.1}
     chosen |= {"projection": projection, "error_feedback": error_feedback}
     method = make("lordo", problem, **chosen)
@@ -97,9 +98,9 @@ def span_distance(a, b):
 
 
 @pytest.mark.parametrize(("omega", "stays"), [(1.0, True), (0.5, False)])
-def test_without_the_full_rank_term_the_first_span_is_the_last(omega, stays, pull, make, play):
+def test_without_the_full_rank_term_the_first_span_is_the_last(omega, stays):
     """Section 3: a global projection of what moved inside the old span is the old span."""
-    problem = pull()
+    problem = Pull()
     method = make("lordo", problem, k_x=3, rank=2, omega=omega)
     first = method.inner.low_rank.bases[WIDE][0].clone()
     play(method, problem, 4)
@@ -107,18 +108,18 @@ def test_without_the_full_rank_term_the_first_span_is_the_last(omega, stays, pul
     assert (span_distance(first, last) < 1e-3) == stays
 
 
-def test_a_global_basis_is_everybodys(pull, make, play):
-    method = make("lordo", pull(), k_x=2, rank=3)
-    play(method, pull(), 2, work=[{0: 2, 1: 2, 2: 2}, {1: 2}])
+def test_a_global_basis_is_the_same_for_all_peers():
+    method = make("lordo", Pull(), k_x=2, rank=3)
+    play(method, Pull(), 2, work=[{0: 2, 1: 2, 2: 2}, {1: 2}])
     for bases in method.inner.low_rank.bases.values():
         assert torch.equal(bases[0], bases[1])
         assert torch.equal(bases[0], bases[2])
         torch.testing.assert_close(bases[0].mT @ bases[0], torch.eye(3), rtol=0, atol=1e-5)
 
 
-def test_bytes(pull, make, play):
+def test_bytes():
     global_, local = (
-        play(make("lordo", pull(), k_x=2, k_u=2, k_v=4, rank=2, projection=projection), pull(), 2)
+        play(make("lordo", Pull(), k_x=2, k_u=2, k_v=4, rank=2, projection=projection), Pull(), 2)
         for projection in ("global", "local")
     )
     dense, low = 72 + 6, 2 * (8 + 8 + 10)  # embedding and norm; r times the longer side
@@ -130,8 +131,8 @@ def test_bytes(pull, make, play):
     assert all(t.sent == t.received for t in (*global_, *local))
 
 
-def test_at_full_rank_all_is_plain_des_loc(pull, make, play):
-    problem = pull()
+def test_at_full_rank_all_is_plain_des_loc():
+    problem = Pull()
     chosen = {"k_x": 2, "k_u": 4, "k_v": 4}
     lordo, des_loc = make("lordo", problem, rank="d", **chosen), make("des-loc", problem, **chosen)
     assert play(lordo, problem, 3) == play(des_loc, problem, 3)

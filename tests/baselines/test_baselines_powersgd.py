@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.baselines.active_peers import ActivePeers
-from tsr_swarm.baselines.flat_parameters import FlatParameters
+from tests.baselines.problem import Pull, make, play
+from tsr_swarm.baselines.method import ActivePeers, FlatParameters
 from tsr_swarm.baselines.powersgd import LowRankMean, PowerSGDSettings, power_iteration
 
 FLAT = FlatParameters({"w": (9, 7), "norm": (5,)})
@@ -31,7 +31,7 @@ def drawn(seed, count=1):
 @given(seed=st.integers(0, 1000), rank=st.integers(1, 3), warm=st.booleans(), feedback=st.booleans())
 def test_the_mean_equals_the_reference(seed, rank, warm, feedback):
     low_rank = LowRankMean(FLAT, 3, PowerSGDSettings(rank=rank, warm_start=warm, error_feedback=feedback))
-    right = low_rank._right["w"].double()
+    right = low_rank.right["w"].double()
     errors = [torch.zeros(9, 7, dtype=torch.float64) for _ in range(3)]
     for x in drawn(seed, 3):
         matrices = [FLAT.views(row)["w"].double() + error for row, error in zip(x, errors, strict=True)]
@@ -45,7 +45,7 @@ def test_the_mean_equals_the_reference(seed, rank, warm, feedback):
         torch.testing.assert_close(mean["w"].double(), left @ right.mT, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(mean["norm"], ALL.mean(FLAT.views(x)["norm"]))
         if not warm:
-            right = low_rank._right["w"].double()
+            right = low_rank.right["w"].double()
 
 
 @given(rows=st.integers(1, 9), cols=st.integers(1, 9), seed=st.integers(0, 1000))
@@ -56,8 +56,8 @@ def test_an_iteration_of_full_rank_loses_nothing(rows, cols, seed):
     torch.testing.assert_close(left @ right.mT, matrix, rtol=1e-3, atol=1e-4)
 
 
-def test_full_rank_is_dense(pull, make, play):
-    problem = pull()
+def test_full_rank_is_dense():
+    problem = Pull()
     pairs = [(make("powersgd", problem, rank="d"), make("ddp", problem), "gradient")]
     plain = make("diloco", problem, k_x=3, outer="average")
     pairs.append((make("powersgd", problem, rank="d", k_x=3), plain, "displacement"))
@@ -98,17 +98,17 @@ def test_a_warm_start_finds_the_best_basis_of_a_gradient_that_stays():
     torch.testing.assert_close(mean, (u[:, :2] * s[:2]) @ vt[:2], rtol=1e-3, atol=1e-3)
 
 
-def test_bytes_and_round_trips(pull, make, play):
-    (traffic,) = play(make("powersgd", pull(), rank=2), pull(), 1)
+def test_bytes_and_round_trips():
+    (traffic,) = play(make("powersgd", Pull(), rank=2), Pull(), 1)
     sides = (12 + 6) + (8 + 6) + (8 + 6) + (6 + 10)
     assert traffic.sent == traffic.received == {"sketch": 4 * 2 * sides, "dense": 4 * 6}
     assert traffic.round_trips == 2
 
 
-def test_what_would_be_longer_compressed_is_sent_whole(pull, make, play):
+def test_what_would_be_longer_compressed_is_sent_whole():
     # rank 4: 4 (12 + 6) equals 12 * 6, 4 (8 + 6) and 4 (6 + 10) are more than 8 * 6 and 6 * 10; rank 3 is always less
     for rank, sketch, dense in ((4, 0, 234), (3, 3 * (18 + 14 + 14 + 16), 6)):
-        (traffic,) = play(make("powersgd", pull(), rank=rank), pull(), 1)
+        (traffic,) = play(make("powersgd", Pull(), rank=rank), Pull(), 1)
         assert (traffic.sent.get("sketch", 0), traffic.sent["dense"]) == (4 * sketch, 4 * dense)
 
 
@@ -120,8 +120,8 @@ def test_zero_gradients_are_survived():
 
 
 @pytest.mark.parametrize("k_x", [1, 4])
-def test_a_peer_that_is_away_keeps_its_residual(k_x, pull, make, play):
-    problem = pull()
+def test_a_peer_that_is_away_keeps_its_residual(k_x):
+    problem = Pull()
     method = make("powersgd", problem, k_x=k_x, rank=1)
     play(method, problem, 1)
     kept = method.low_rank.feedback.residual[1].clone()

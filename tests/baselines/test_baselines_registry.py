@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.baselines.problem import Pull, make, play
 from tsr_swarm.baselines.powersgd import PowerSGDSettings
 from tsr_swarm.baselines.registry import METHODS, default_settings, make_method
 from tsr_swarm.baselines.settings import read_settings
@@ -30,8 +31,8 @@ VARIANTS = [
 each_variant = pytest.mark.parametrize(("name", "chosen"), VARIANTS, ids=lambda x: x if isinstance(x, str) else str(x))
 
 
-def worlds(period, periods):
-    """Who manages how many steps, period by period."""
+def work_of_periods(period, periods):
+    """How many steps each peer manages, period by period."""
     some = st.dictionaries(st.integers(0, 2), st.integers(0, period), max_size=3)
     return st.lists(some, min_size=periods, max_size=periods)
 
@@ -41,8 +42,8 @@ def weights_of(method):
 
 
 @each_variant
-def test_training_lowers_the_loss(name, chosen, pull, make, play):
-    problem = pull()
+def test_training_lowers_the_loss(name, chosen):
+    problem = Pull()
     method = make(name, problem, **chosen)
     before = problem.loss(method.weights)
     periods = 60 // method.period
@@ -52,10 +53,10 @@ def test_training_lowers_the_loss(name, chosen, pull, make, play):
 
 
 @each_variant
-def test_the_same_calls_give_the_same_bits(name, chosen, pull, make, play):
+def test_the_same_calls_give_the_same_bits(name, chosen):
     results = []
     for _ in range(2):
-        method, problem = make(name, pull(), **chosen), pull()
+        method, problem = make(name, Pull(), **chosen), Pull()
         traffic = play(method, problem, 2)
         results.append((weights_of(method), traffic))
     (first, sent), (second, again) = results
@@ -64,8 +65,8 @@ def test_the_same_calls_give_the_same_bits(name, chosen, pull, make, play):
 
 
 @each_variant
-def test_a_peer_that_is_always_away_changes_nothing(name, chosen, pull, make, play):
-    problem = pull()
+def test_a_peer_that_is_always_away_changes_nothing(name, chosen):
+    problem = Pull()
     with_idle, alone = make(name, problem, peers=3, **chosen), make(name, problem, peers=2, **chosen)
     work = [{0: with_idle.period, 1: with_idle.period}] * 3
     traffic = [play(method, problem, 3, work=work) for method in (with_idle, alone)]
@@ -75,13 +76,13 @@ def test_a_peer_that_is_always_away_changes_nothing(name, chosen, pull, make, pl
 
 
 @each_variant
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(data=st.data())
-def test_stragglers_and_absence_are_survived(name, chosen, pull, make, play, data):
-    problem = pull()
+def test_stragglers_and_absence_are_survived(name, chosen, data):
+    problem = Pull()
     k_x = {} if "k_x" in chosen or default_settings(name)["k_x"] == 1 else {"k_x": 4}
     method = make(name, problem, **chosen, **k_x)
-    work = data.draw(worlds(method.period, 3))
+    work = data.draw(work_of_periods(method.period, 3))
     traffic = play(method, problem, 3, work=work)
     expected = [
         (peer, i * method.period + step)
@@ -95,17 +96,17 @@ def test_stragglers_and_absence_are_survived(name, chosen, pull, make, play, dat
 
 
 @each_variant
-def test_without_anybody_nothing_happens(name, chosen, pull, make, play):
-    method = make(name, pull(), **chosen)
+def test_without_anybody_nothing_happens(name, chosen):
+    method = make(name, Pull(), **chosen)
     before = weights_of(method)
-    (traffic,) = play(method, pull(), 1, work=[{1: 0}])
+    (traffic,) = play(method, Pull(), 1, work=[{1: 0}])
     assert (dict(traffic.sent), dict(traffic.received)) == ({}, {})
     assert all(torch.equal(before[key], weight) for key, weight in method.weights.items())
 
 
 @each_variant
-def test_a_method_has_weights_of_its_own(name, chosen, pull, make, play):
-    problem = pull()
+def test_a_method_has_weights_of_its_own(name, chosen):
+    problem = Pull()
     kept = {key: weight.clone() for key, weight in problem.start.items()}
     method = make(name, problem, **chosen)
     assert all(torch.equal(kept[key], weight) for key, weight in method.weights.items())
@@ -115,23 +116,23 @@ def test_a_method_has_weights_of_its_own(name, chosen, pull, make, play):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_that_diverged_says_so(name, pull, make, play):
-    problem = pull()
+def test_a_run_that_diverged_says_so(name):
+    problem = Pull()
     problem.target = {key: target * float("nan") for key, target in problem.target.items()}
     with pytest.raises(RunError, match="lower the rate"):
         play(make(name, problem), problem, 1)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_defaults_survive_json(name, pull):
+def test_defaults_survive_json(name):
     settings = json.loads(json.dumps(default_settings(name)))
-    assert make_method(name, pull().start, 2, settings).period == settings["k_x"]
+    assert make_method(name, Pull().start, 2, settings).period == settings["k_x"]
 
 
 @pytest.mark.parametrize("work", [{3: 1}, {0: 21}, {0: -1}])
-def test_work_that_cannot_be_is_a_bug(work, pull, make, play):
+def test_work_that_cannot_be_is_a_bug(work):
     with pytest.raises(ValueError, match="do not fit 3 peers and 20 steps"):
-        play(make("diloco", pull()), pull(), 1, work=[work])
+        play(make("diloco", Pull()), Pull(), 1, work=[work])
 
 
 REFUSED = [
@@ -154,9 +155,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "chosen", "sentence"), REFUSED)
-def test_bad_settings_are_refused_in_one_sentence(name, chosen, sentence, pull):
+def test_bad_settings_are_refused_in_one_sentence(name, chosen, sentence):
     with pytest.raises(ConfigError) as caught:
-        make_method(name, pull().start, 2, chosen)
+        make_method(name, Pull().start, 2, chosen)
     assert str(caught.value).startswith(sentence)
     assert str(caught.value).endswith((".", "?"))
 
@@ -173,6 +174,6 @@ def test_numbers_of_numpy_are_settings_too():
     assert [type(getattr(taken, key)) for key in chosen] == [int, tuple, float, bool]
 
 
-def test_peers_are_counted_from_one(pull):
+def test_peers_are_counted_from_one():
     with pytest.raises(ConfigError, match="peers = 0 is out of range"):
-        make_method("ddp", pull().start, 0, {})
+        make_method("ddp", Pull().start, 0, {})

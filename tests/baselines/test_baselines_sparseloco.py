@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsr_swarm.baselines.flat_parameters import FlatParameters
+from tests.baselines.problem import Pull, make, play
+from tsr_swarm.baselines.method import FlatParameters
 from tsr_swarm.baselines.sparseloco import SparseLoCoSettings, payload_bytes, sparsify
 
 FLAT = FlatParameters({"long": (5, 7), "short": (3,)})
@@ -49,8 +50,8 @@ def test_two_bits_are_at_most_four_numbers_a_chunk():
 
 
 @pytest.mark.parametrize("average", ["all", "senders"])
-def test_all_entries_at_full_width_are_plain_averaging(average, pull, make, play):
-    problem = pull()
+def test_all_entries_at_full_width_are_plain_averaging(average):
+    problem = Pull()
     dense = make("diloco", problem, k_x=3, outer="average")
     sparse = make("sparseloco", problem, k_x=3, density=1, value_bits=32, average=average)
     for method in (dense, sparse):
@@ -71,9 +72,9 @@ def watch(method):
     return seen
 
 
-def test_rounds_equal_a_loop_over_peers(pull, make, play):
+def test_rounds_equal_a_loop_over_peers():
     """Algorithm 1 for the consensus, from the displacements the method itself saw."""
-    problem = pull()
+    problem = Pull()
     method = make("sparseloco", problem, k_x=2, density=0.2, chunk=16)
     seen = watch(method)
     consensus = method.consensus.double().clone()
@@ -92,8 +93,8 @@ def test_rounds_equal_a_loop_over_peers(pull, make, play):
     torch.testing.assert_close(method.feedback.residual.double(), torch.stack(memory), rtol=1e-4, atol=1e-5)
 
 
-def test_senders_divides_by_those_who_sent(pull, make):
-    problem = pull()
+def test_senders_divides_by_those_who_sent():
+    problem = Pull()
     method = make(
         "sparseloco", problem, k_x=1, density=1e-9, value_bits=32, average="senders", eps=0.9, betas=(0.0, 0.0)
     )
@@ -110,10 +111,10 @@ def test_senders_divides_by_those_who_sent(pull, make):
     torch.testing.assert_close(moved, torch.tensor([step, 0, 0, 0, 0, step]))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), decay=st.floats(0, 1))
-def test_sent_and_residual_are_the_old_residual_and_the_displacement(seed, decay, pull, make, play):
-    problem = pull(seed)
+def test_sent_and_residual_are_the_old_residual_and_the_displacement(seed, decay):
+    problem = Pull(seed)
     method = make("sparseloco", problem, k_x=1, density=0.1, decay=decay)
     seen = watch(method)
     for step in range(3):
@@ -138,8 +139,8 @@ def test_bytes_of_the_published_operating_point():
     )
 
 
-def test_everybody_downloads_the_payloads_of_all_others(pull, make, play):
-    problem = pull()
+def test_each_peer_downloads_the_payloads_of_all_others():
+    problem = Pull()
     method = make("sparseloco", problem, k_x=1)
     payload = payload_bytes(method.flat, SparseLoCoSettings())
     traffic = play(method, problem, 3, work=[{0: 1, 1: 1, 2: 1}, {0: 1, 2: 1}, {1: 1}])

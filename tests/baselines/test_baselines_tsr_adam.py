@@ -2,9 +2,10 @@
 
 import torch
 
+from tests.baselines.problem import Pull, make, play
+from tests.optim.reference import AdamOptions, reference_tsr_adam
 from tsr_swarm.baselines.registry import default_settings
 from tsr_swarm.baselines.tsr_adam import published_refresh
-from tsr_swarm.optim.reference import AdamOptions, reference_tsr_adam
 
 NAME = "c.weight"  # (6, 10)
 
@@ -32,12 +33,12 @@ def own_gradients(problem, step, weight):
     return [problem(peer, step, seen)[NAME].double() for peer in range(3)]
 
 
-def test_the_published_algorithm_equals_a_loop_over_workers(pull, make):
-    problem = pull(noise=0.1)
+def test_the_published_algorithm_equals_a_loop_over_workers():
+    problem = Pull(noise=0.1)
     chosen = {"rank": 2, "oversampling": 2, "k_r": 3, "scale": 0.5, "weight_decay": 0.1}
     method = make("tsr-adam", problem, **chosen)
     generator = torch.Generator()
-    generator.set_state(method.cores[NAME]._generator.get_state())
+    generator.set_state(method.cores[NAME].generator.get_state())
     eps = default_settings("tsr-adam")["eps"]
     weight, m, v = problem.start[NAME].double(), 0.0, 0.0
     for t in range(1, 8):
@@ -65,10 +66,10 @@ def test_averaged_factors_are_orthonormal_only_where_all_agree():
     assert float(torch.linalg.svdvals(noisy)[-1]) < 0.95
 
 
-def test_the_linear_refresh_is_our_own_tsr_adam_on_the_mean_gradient(pull, make):
-    problem = pull()
+def test_the_linear_refresh_is_our_own_tsr_adam_on_the_mean_gradient():
+    problem = Pull()
     method = make("tsr-adam", problem, refresh="linear", rank=2, k_r=3, weight_decay=0.1)
-    basis = method.cores[NAME]._basis
+    basis = method.cores[NAME].basis
     options = AdamOptions(lr=0.02, betas=(0.9, 0.99), scale=0.75, weight_decay=0.1)
     means = []
     for step in range(7):
@@ -78,7 +79,7 @@ def test_the_linear_refresh_is_our_own_tsr_adam_on_the_mean_gradient(pull, make)
     torch.testing.assert_close(method.weights[NAME].double(), expected, rtol=1e-3, atol=1e-4)
 
 
-def traffic_of(make, play, problem, **chosen):
+def traffic_of(problem, **chosen):
     chosen = {"rank": 2, "embedding_rank": 1, "oversampling": 3, "k_r": 3, "k_r_embedding": 2, **chosen}
     method = make("tsr-adam", problem, **chosen)
     traffic = play(method, problem, 4)
@@ -86,9 +87,9 @@ def traffic_of(make, play, problem, **chosen):
     return [({kind: size / 4 for kind, size in t.sent.items()}, t.round_trips) for t in traffic]
 
 
-def test_bytes_as_published(pull, make, play):
+def test_bytes_as_published():
     core, matrices, embedding = 3 * 2**2 + 1, 5 * (14 + 14 + 16), 4 * 18
-    assert traffic_of(make, play, pull()) == [
+    assert traffic_of(Pull()) == [
         ({"core": core, "sketch": matrices + embedding, "dense": 6}, 2),
         ({"core": core, "dense": 6}, 1),
         ({"core": core, "sketch": embedding, "dense": 6}, 2),
@@ -96,9 +97,9 @@ def test_bytes_as_published(pull, make, play):
     ]
 
 
-def test_bytes_of_the_linear_refresh(pull, make, play):
+def test_bytes_of_the_linear_refresh():
     matrices, embedding = 2 * (14 + 14 + 16), 18
-    assert traffic_of(make, play, pull(), refresh="linear") == [
+    assert traffic_of(Pull(), refresh="linear") == [
         ({"sketch": matrices + embedding, "dense": 6}, 2),
         ({"core": 13, "dense": 6}, 1),
         ({"core": 12, "sketch": embedding, "dense": 6}, 2),
@@ -106,8 +107,8 @@ def test_bytes_of_the_linear_refresh(pull, make, play):
     ]
 
 
-def test_at_full_rank_all_is_data_parallel(pull, make, play):
-    problem = pull()
+def test_at_full_rank_all_is_data_parallel():
+    problem = Pull()
     method, dense = make("tsr-adam", problem, rank="d", embedding_rank="d"), make("ddp", problem)
     sent, expected = play(method, problem, 3), play(dense, problem, 3)
     assert [t.sent["dense"] for t in sent] == [t.sent["gradient"] for t in expected]

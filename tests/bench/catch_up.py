@@ -2,8 +2,9 @@
 
     python -m tests.bench.catch_up    writes examples/results/catch-up.md
 
-The shapes are those of the 60M preset. Nothing is trained: contributions are random cores, averaged by the reducer,
-published, kept in delta logs and applied by the code of real runs; downloads are real gRPC on loopback.
+The shapes are those of the 60M preset unless --model says otherwise. Nothing is trained: contributions are random
+cores, averaged, published, kept in round logs and applied by the code of real runs; downloads are real gRPC on
+loopback.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import asyncio
 import copy
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,40 +20,38 @@ from typing import Any
 
 import torch
 
-from tests.bench.tables import RESULTS, header
+from tests.bench.tables import MODELS, RESULTS, table, write_page
 from tests.node_context import make_context
 from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
-from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
+from tsr_swarm.config.run import ModelConfig, OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
 from tsr_swarm.errors import RunError
-from tsr_swarm.exchange.contribution import pack
-from tsr_swarm.exchange.reduction import Published, Reduction
+from tsr_swarm.exchange.reduction import Published, WeightedPayload, open_published
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.round_cache import Headers
 from tsr_swarm.node.service import DonorService
-from tsr_swarm.node.sync.catch_up import Fetcher
 from tsr_swarm.node.sync.donors import Donors
+from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.plan.presets import PRESETS
 from tsr_swarm.rounds.raft_state import RoundRecord
+from tsr_swarm.simulate.payloads import reduce_round
 from tsr_swarm.storage.run_folder import RunFolder, fresh_consensus, record_of
 from tsr_swarm.storage.state_store import STATE_ROUNDS, StateStore, is_agreed
 from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.telemetry.events import CatchingUp, Event
 from tsr_swarm.train.llama import parameter_shapes
-from tsr_swarm.train.trainer import RoundWork
 from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.gate import shard_slots
 from tsr_swarm.wire.messages import published_to_proto
 
-PRESET, RANK, BITS = "60M", "d/8", 4
-MISSED, K_X, K_R = 20, 20, 200  # rounds; local steps a round and between two refreshes
+RANK, BITS = "d/8", 4
+K_X, K_R = 20, 200  # local steps a round and between two refreshes
 PEERS = 2
 DONORS = 3
 NODES = [f"{number:032x}" for number in range(1, DONORS + 1)]  # the leader first
@@ -64,8 +63,7 @@ AIMS = {
 }
 
 
-def manifest_of(aim: str) -> Manifest:
-    model = PRESETS[PRESET].model
+def manifest_of(aim: str, model: ModelConfig) -> Manifest:
     config = RunConfig(
         model=model,
         optimizer=OptimizerConfig(aim=aim, rank=RANK, embedding_rank=RANK),
@@ -77,19 +75,18 @@ def manifest_of(aim: str) -> Manifest:
 
 
 def published_round(manifest: Manifest, consensus: Consensus, round: int, parent: str) -> Published:
-    """What the reducer makes of random contributions."""
+    """The average of random contributions, as the reducer publishes it."""
     plan = plan_round(manifest.config, manifest.blocks, round, parent)
-    reduction = Reduction(manifest, plan, manifest.shard_blocks)
+    contributions: list[dict[str, WeightedPayload]] = [{} for _ in manifest.shard_blocks]
     for number in range(1, PEERS + 1):
         slots = upload_slots(manifest.blocks, plan.due, manifest.config.wire)
         numbers = {slot: 1e-3 * torch.randn(slot.rows, slot.cols) for slot in slots}
         grids = {slot: quantise_slot(x, slot) for slot, x in numbers.items()}
-        work = RoundWork(plan, plan.steps, 1000, 1.0, grids)
-        for shard, blocks in enumerate(manifest.shard_blocks):
-            contribution, _ = pack(manifest, f"{number:032x}", work, shard, blocks)
-            reduction.offer(contribution, number, {slot: grids[slot] for slot in shard_slots(slots, blocks)})
-    reduction.close()
-    return reduction.result(consensus.bases, 1)
+        for shard, blocks in zip(contributions, manifest.shard_blocks, strict=True):
+            of_shard = {slot: grids[slot] for slot in shard_slots(slots, blocks)}
+            shard[f"{number:032x}"] = WeightedPayload(number, 1000, of_shard)
+    header, data, _ = reduce_round(manifest, plan, contributions, consensus.bases, {})
+    return open_published(manifest, published_to_proto(header), data, parent)
 
 
 @dataclass(frozen=True)
@@ -104,24 +101,26 @@ class History:
     seconds_to_keep: float  # a state, beside training
 
 
-async def make_history(manifest: Manifest, folder: Path) -> History:
+async def make_history(manifest: Manifest, missed: int, folder: Path) -> History:
     torch.manual_seed(0)
     consensus = fresh_consensus(manifest)
     before = copy.copy(consensus)
     donors = []
     for index in range(DONORS):
         place = folder / f"donor-{index}"
-        donor = StateStore(manifest, place / "states", RunFolder(place).delta_log(manifest))
+        donor = StateStore(manifest, place / "states", RunFolder(place).round_log(manifest))
         donor.open()
-        donor.delta_log.open()
+        donor.round_log.open()
         donors.append(donor)
     records, refreshes, keeping = [RoundRecord()], 0, 0.0
-    for round in range(1, MISSED + 1):
+    for round in range(1, missed + 1):
         published = published_round(manifest, consensus, round, records[-1].chain)
         refreshes += bool(consensus.apply(published.header.plan, published.grids, published.void))
         records.append(record_of(published.header))
         for donor in donors:
-            await donor.keep_round(published_to_proto(published.header), published.data)
+            donor.round_log.store(published_to_proto(published.header), published.data)
+            donor.round_log.commit(round, published.header.chain)
+            donor.round_log.checkpointed(round)
             if is_agreed(round):
                 started = time.perf_counter()
                 await donor.keep_state(consensus, round, published.header.chain)
@@ -130,74 +129,58 @@ async def make_history(manifest: Manifest, folder: Path) -> History:
 
 
 @dataclass(frozen=True)
-class Downloader:
-    """A node that can only dial out, and what it received and was told."""
+class DownloadingNode:
+    """A node that can only dial out, with its bytes and events."""
 
-    fetcher: Fetcher
-    ledger: ByteCounter
+    fetcher: Downloader
+    counter: ByteCounter
     events: list[Event]
 
     @property
     def received(self) -> int:
-        return sum(self.ledger.totals(Direction.RECEIVED).values())
+        return sum(self.counter.totals(Direction.RECEIVED).values())
 
     async def round(self, history: History, round: int, newest: int) -> Published:
-        """Raises RunError where it would rather have a state."""
+        """Fetch a round. Raises RunError where the node would fetch a state instead."""
         records = history.records
         fetched = await self.fetcher.round(round, records[newest], records[round - 1].chain, (), NODES)
         if fetched is None:
-            raise RunError(f"Round {round} was not to be had; a state was to be fetched instead.")
+            raise RunError(f"Round {round} was not available; a state was to be fetched instead.")
         return fetched[2]
 
 
 @asynccontextmanager
-async def downloader(manifest: Manifest, history: History, folder: Path) -> AsyncIterator[Downloader]:
-    """It knows the leader and the other donors, which listen on ports of their own."""
+async def downloader(manifest: Manifest, history: History, folder: Path) -> AsyncIterator[DownloadingNode]:
+    """A downloader that knows the leader and the other donors, which listen on ports of their own."""
 
     async with AsyncExitStack() as stack:
-        book, ledger, events = AddressBook(PEER), ByteCounter(), list[Event]()
+        book, counter, events = AddressBook(PEER), ByteCounter(), list[Event]()
         for node, donor in zip(NODES, history.donors, strict=True):
             weights = WeightsThread(PlainWeights(history.after), node, history.records[-1])
             stack.callback(weights.close)
-            store, context = ContributionStore(manifest, {}), make_context(node, manifest)
-            service: Any = DonorService(context, donor, store, Headers(), weights)
+            contributions, context = ContributionStore(manifest, {}), make_context(node, manifest)
+            service: Any = DonorService(context, donor, contributions, Headers(), weights)
             port = await stack.enter_async_context(serve(service, "127.0.0.1:0", ByteCounter()))
             book.update(node, f"127.0.0.1:{port}")
-        lines = await stack.enter_async_context(ClientPool(book, ledger, KernelBytes([])))
-        sources = Donors(lines, events.append)
+        clients = await stack.enter_async_context(ClientPool(book, counter, KernelBytes([])))
+        sources = Donors(clients, events.append)
         states = StateDownload(sources, manifest, folder)
-        fetcher = Fetcher(manifest, me=PEER, first=NODES[0], sources=sources, states=states, log=None)
-        yield Downloader(fetcher, ledger, events)
+        fetcher = Downloader(manifest, me=PEER, first=NODES[0], sources=sources, states=states, log=None)
+        yield DownloadingNode(fetcher, counter, events)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Bytes as received, control included."""
-
-    refreshes: int
-    present: int
-    catch_up: int
-    state: int
-    state_raw: int
-    takes_state: bool
-    seconds_fetched: float
-    seconds_applied: float
-    seconds_state: float
-    seconds_to_keep: float
-    is_equal: bool
-
-
-async def measure(aim: str, folder: Path) -> Measured:
-    manifest = manifest_of(aim)
-    history = await make_history(manifest, folder)
-    rounds = range(1, MISSED + 1)
+async def measure(aim: str, model: ModelConfig, missed: int, folder: Path) -> dict[str, str]:
+    """Return the cells of one column by the names of their rows. Bytes are as received, control included."""
+    manifest = manifest_of(aim, model)
+    history = await make_history(manifest, missed, folder)
+    rounds = range(1, missed + 1)
     async with downloader(manifest, history, folder / "present") as node:
         for round in rounds:
             await node.round(history, round, newest=round)
         present = node.received
     async with downloader(manifest, history, folder / "away") as node:
         started = time.perf_counter()
-        fetched = [await node.round(history, round, newest=MISSED) for round in rounds]
+        fetched = [await node.round(history, round, newest=missed) for round in rounds]
         seconds_fetched, catch_up = time.perf_counter() - started, node.received
         (choice,) = [event for event in node.events if isinstance(event, CatchingUp)]
     consensus = copy.copy(history.before)
@@ -211,68 +194,47 @@ async def measure(aim: str, folder: Path) -> Measured:
         assembly, _, _ = await node.fetcher.state(NODES, lambda: False)
         seconds_state, state = time.perf_counter() - started, node.received
         is_equal = digest == history.after.digest() == assembly.consensus(manifest).digest()
-    return Measured(
-        refreshes=history.refreshes,
-        present=present,
-        catch_up=catch_up,
-        state=state,
-        state_raw=assembly.description.total_bytes,
-        takes_state=choice.takes_state,
-        seconds_fetched=seconds_fetched,
-        seconds_applied=seconds_applied,
-        seconds_state=seconds_state,
-        seconds_to_keep=history.seconds_to_keep,
-        is_equal=is_equal,
-    )
-
-
-def table(results: dict[str, Measured]) -> Iterator[str]:
-    found = list(results.values())
-    rows = {
-        "refreshes among the missed rounds": [f"{m.refreshes}" for m in found],
-        "MB that a present peer downloaded in them": [f"{m.present / 1e6:.2f}" for m in found],
-        "MB of the catch-up": [f"**{m.catch_up / 1e6:.2f}**" for m in found],
-        "catch-up / present": [f"**{m.catch_up / m.present:.4f}**" for m in found],
-        "MB of the state (in the file, before zstd)": [f"{m.state / 1e6:.1f} ({m.state_raw / 1e6:.1f})" for m in found],
-        "state / catch-up": [f"**{m.state / m.catch_up:.1f}**" for m in found],
-        "what the peer chooses": ["the state" if m.takes_state else "the rounds" for m in found],
-        "seconds to fetch, check and open the rounds, from three donors": [f"{m.seconds_fetched:.1f}" for m in found],
-        "seconds to apply and hash them": [f"{m.seconds_applied:.1f}" for m in found],
-        "seconds to fetch the state, from two donors": [f"{m.seconds_state:.1f}" for m in found],
-        "seconds for a donor to keep a state, beside its training": [f"{m.seconds_to_keep:.1f}" for m in found],
-        "weights after both ways equal those of who was there": ["yes" if m.is_equal else "NO" for m in found],
+    return {
+        "refreshes among the missed rounds": f"{history.refreshes}",
+        "MB that a present peer downloaded in them": f"{present / 1e6:.2f}",
+        "MB of the catch-up": f"**{catch_up / 1e6:.2f}**",
+        "catch-up / present": f"**{catch_up / present:.4f}**",
+        "MB of the state (in the file, before zstd)": (
+            f"{state / 1e6:.1f} ({assembly.description.total_bytes / 1e6:.1f})"
+        ),
+        "state / catch-up": f"**{state / catch_up:.1f}**",
+        "what the peer chooses": "the state" if choice.takes_state else "the rounds",
+        "seconds to fetch, check and open the rounds, from three donors": f"{seconds_fetched:.1f}",
+        "seconds to apply and hash them": f"{seconds_applied:.1f}",
+        "seconds to fetch the state, from two donors": f"{seconds_state:.1f}",
+        "seconds for a donor to keep a state, beside its training": f"{history.seconds_to_keep:.1f}",
+        "weights after both ways equal those of a peer that was there": "yes" if is_equal else "NO",
     }
-    yield "| bases | " + " | ".join(AIMS[aim] for aim in results) + " |"
-    yield "|---" * (1 + len(results)) + "|"
-    for name, cells in rows.items():
-        yield f"| {name} | " + " | ".join(cells) + " |"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--aims", nargs="+", choices=list(AIMS), default=list(AIMS))
-    chosen = parser.parse_args()
+    parser.add_argument("--model", choices=list(MODELS), default="60M")
+    parser.add_argument("--missed", type=int, default=20, help="rounds")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    results: dict[str, Measured] = {}
-    for aim in chosen.aims:
+    columns = []
+    for aim in options.aims:
         with tempfile.TemporaryDirectory() as folder:
-            results[aim] = asyncio.run(measure(aim, Path(folder)))
-    text = [
-        f"# Catching up after {MISSED} missed rounds",
-        "",
-        header("python -m tests.bench.catch_up"),
-        "",
-        f"Shapes of the {PRESET} preset at rank {RANK}, {BITS} bits up and down, sketches of 8, {K_X} steps a round, a "
-        f"refresh every {K_R // K_X} rounds. Nothing was trained: {PEERS} contributions of random cores a round went "
-        "through the real reducer, codec, delta log and consensus, so bytes are those of cores with no structure. "
-        "Bytes are what a peer received over real gRPC on loopback, control messages included. A donor keeps states of "
-        f"every {STATE_ROUNDS}th round. Torch has one thread.",
-        "",
-        *table(results),
-    ]
-    target = RESULTS / "catch-up.md"
-    target.write_text("\n".join(text) + "\n")
-    print(target.read_text())
+            columns.append(asyncio.run(measure(aim, MODELS[options.model], options.missed, Path(folder))))
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    text = (
+        f"Shapes of the {options.model} preset at rank {RANK}, {BITS} bits up and down, sketches of 8, {K_X} steps a "
+        f"round, a refresh every {K_R // K_X} rounds. Nothing was trained: {PEERS} contributions of random cores a "
+        "round went through the real reducer, codec, round log and consensus, so bytes are those of cores with no "
+        "structure. Bytes are what a peer received over real gRPC on loopback, control messages included. A donor "
+        f"keeps states of every {STATE_ROUNDS}th round. Torch has one thread."
+    )
+    title = f"Catching up after {options.missed} missed rounds"
+    table_text = "\n".join(table(["bases", *(AIMS[aim] for aim in options.aims)], rows))
+    write_page(options.out / "catch-up.md", title, "python -m tests.bench.catch_up", text, table_text)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Measure the lab of `tsr-swarm local`: what its lines were asked to do, and what they do to real connections.
+"""Measure the lab of `tsr-swarm local`: what its links were asked to do, and what they do to real connections.
 
-    python -m tests.bench.lab                 both kinds of lab, three repeats
-    python -m tests.bench.lab --repeats 1 --modes proxy
+    python -m tests.bench.lab                              both kinds of lab, three repeats
+    python -m tests.bench.lab --repeats 1 --modes proxy --only rtt
 
-A server and an asker run where a coordinator and a peer would, and talk over TCP, and over UDP where packets can be
+A server and a client run where a coordinator and a peer would, and talk over TCP, and over UDP where packets can be
 lost. The table goes to examples/results/lab.md.
 """
 
@@ -16,10 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
-from tests.bench.tables import RESULTS
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import LocalPlan
 from tsr_swarm.local.network import netns_lab, proxy
@@ -28,8 +28,7 @@ from tsr_swarm.local.network.link import HomeLine
 from tsr_swarm.local.network.open import open_place
 from tsr_swarm.process.supervisor import Child, ProcessGroup
 
-TARGET = RESULTS / "lab.md"
-SERVER, ASKER = 0, 1
+SERVER, CLIENT = 0, 1
 RTTS, RATES, LOSSES = (0.01, 0.04, 0.08, 0.2), (1e6, 5e6, 20e6, 100e6), (0.01, 0.02, 0.05)
 PINGS, PACKETS, SECONDS = 25, 4000, 2.0
 CUT_SECONDS = 3.0
@@ -37,11 +36,11 @@ CHUNK = bytes(1 << 16)
 BUFFER = 1 << 18  # of a connection in the kernel: what is left in it at the end has to be waited for
 
 
-# --- what runs in the lab ---------------------------------------------------------------------------------------------
+# --- processes in the lab ---------------------------------------------------------------------------------------------
 
 
 def serve(address: str) -> None:
-    """Answer on TCP, as the first byte of a connection says, and count UDP packets, where the lab says to listen."""
+    """Answer on TCP, as the first byte of a connection says, and count UDP packets, at ``address``."""
     host, _, port = address.rpartition(":")
     packets = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     packets.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
@@ -77,7 +76,7 @@ def serve(address: str) -> None:
 
 
 def sink(connection: socket.socket) -> float:
-    """Bits a second that come, to the end."""
+    """Bits a second that come, until the connection is closed."""
     connection.recv(1)
     begun, total = time.monotonic(), 0
     while data := connection.recv(1 << 20):
@@ -144,82 +143,81 @@ def beat(address: str, via: str) -> list[float]:
         time.sleep(0.01)
 
 
-ASK: dict[str, Callable[[str, str], list[float]]] = {"rtt": rtt, "up": up, "down": down, "lost": lost, "beat": beat}
+FIGURES: dict[str, Callable[[str, str], list[float]]] = {"rtt": rtt, "up": up, "down": down, "lost": lost, "beat": beat}
 
 
-# --- what measures it -------------------------------------------------------------------------------------------------
+# --- measuring -----------------------------------------------------------------------------------------------------
 
 
 class Lab:
     """A lab with a server in it."""
 
-    def __init__(self, place: LocalNetwork, family: ProcessGroup, address: str, via: str) -> None:
-        self.place, self._family, self._address, self._via = place, family, address, via
+    def __init__(self, network: LocalNetwork, group: ProcessGroup, address: str, via: str) -> None:
+        self.network, self._group, self._address, self._via = network, group, address, via
 
     async def start(self, what: str) -> Child:
-        return await start(self.place, self._family, ASKER, "ask", what, self._address, self._via)
+        return await start(self.network, self._group, CLIENT, "client", what, self._address, self._via)
 
-    async def ask(self, what: str) -> list[float]:
-        """The figures that an asker prints."""
+    async def figures(self, what: str) -> list[float]:
+        """The figures that a client prints."""
         return [float(line) async for line in (await self.start(what)).lines()]
 
 
-async def start(place: LocalNetwork, family: ProcessGroup, who: int, *arguments: str) -> Child:
-    command = place.command(who, [sys.executable, "-m", "tests.bench.lab", *arguments])
-    return await family.start("it", command, environment=os.environ, stdout=subprocess.PIPE)
+async def start(network: LocalNetwork, group: ProcessGroup, number: int, *arguments: str) -> Child:
+    command = network.command(number, [sys.executable, "-m", "tests.bench.lab", *arguments])
+    return await group.start("it", command, environment=os.environ, stdout=subprocess.PIPE)
 
 
 @asynccontextmanager
-async def lab(mode: str, asker: HomeLine, seed: int) -> AsyncIterator[Lab]:
-    plan = LocalPlan(peers=1, environment={}, lines={ASKER: asker})
+async def lab(mode: str, link: HomeLine, seed: int) -> AsyncIterator[Lab]:
+    plan = LocalPlan(peers=1, environment={}, lines={CLIENT: link})
     async with (
-        ProcessGroup() as family,
+        ProcessGroup() as group,
         open_place(
-            plan, mode, family, seed=seed, environment=os.environ, use_dht=False, emit=lambda event: None
-        ) as place,
+            plan, mode, group, seed=seed, environment=os.environ, use_dht=False, emit=lambda event: None
+        ) as network,
     ):
-        told = place.coordinator_arguments()
-        listen = told[told.index("--listen") + 1]
-        address = await anext((await start(place, family, SERVER, "serve", listen)).lines())
-        joined = place.peer_arguments(ASKER, address)
-        via = joined[joined.index("--proxy") + 1] if "--proxy" in joined else ""
-        yield Lab(place, family, address, via)
+        arguments = network.coordinator_arguments()
+        listen = arguments[arguments.index("--listen") + 1]
+        address = await anext((await start(network, group, SERVER, "serve", listen)).lines())
+        arguments = network.peer_arguments(CLIENT, address)
+        via = arguments[arguments.index("--proxy") + 1] if "--proxy" in arguments else ""
+        yield Lab(network, group, address, via)
 
 
-async def repeated(mode: str, line: HomeLine, what: str, repeats: int) -> list[float]:
+async def repeated(mode: str, link: HomeLine, what: str, repeats: int) -> list[float]:
     """The median figure of each of some labs."""
     medians = []
     for seed in range(repeats):
-        async with lab(mode, line, seed) as made:
-            medians.append(statistics.median(await made.ask(what)))
+        async with lab(mode, link, seed) as made:
+            medians.append(statistics.median(await made.figures(what)))
     return medians
 
 
-def row(what: str, asked: str, found: list[float], unit: str, scale: float) -> str:
-    shown = [f"{scale * figure:.3g}" for figure in (statistics.median(found), min(found), max(found))]
-    return f"| {what} | {asked} | {shown[0]} {unit} | {shown[1]} to {shown[2]} |"
+def row(what: str, asked: str, found: list[float], unit: str, scale: float) -> list[str]:
+    median, low, high = (f"{scale * figure:.3g}" for figure in (statistics.median(found), min(found), max(found)))
+    return [what, asked, f"{median} {unit}", f"{low} to {high}"]
 
 
-async def lines_of(mode: str, repeats: int) -> list[str]:
-    table = [f"## {mode}", "", "| | asked | measured, median | range |", "|---|---|---|---|"]
-    for asked in RTTS:
+async def round_trips(mode: str, repeats: int) -> list[list[str]]:
+    rows = []
+    for asked in (*RTTS, 0.0):
         found = await repeated(mode, HomeLine(rtt=asked), "rtt", repeats)
-        table.append(row("round trip", f"{1e3 * asked:.0f} ms", found, "ms", 1e3))
+        rows.append(row("round trip", f"{1e3 * asked:.0f} ms" if asked else "nothing", found, "ms", 1e3))
+    return rows
+
+
+async def rates(mode: str, repeats: int) -> list[list[str]]:
+    rows = []
     for way in ("up", "down"):
         for asked in RATES:
             found = await repeated(mode, HomeLine(up=asked) if way == "up" else HomeLine(down=asked), way, repeats)
-            table.append(row(way, f"{asked / 1e6:.0f} mbit", found, "mbit", 1e-6))
-    found = await repeated(mode, HomeLine(), "up", repeats)
-    table.append(row("up", "no limit", found, "mbit", 1e-6))
-    found = await repeated(mode, HomeLine(), "rtt", repeats)
-    table.append(row("round trip", "nothing", found, "ms", 1e3))
-    table += await losses(mode, repeats)
-    heals = [await healing(mode) for _ in range(repeats)]
-    table.append(row(f"first answer after a partition of {CUT_SECONDS:.0f} s", "soon", heals, "s", 1.0))
-    return table
+            rows.append(row(way, f"{asked / 1e6:.0f} mbit", found, "mbit", 1e-6))
+    rows.append(row("up", "no limit", await repeated(mode, HomeLine(), "up", repeats), "mbit", 1e-6))
+    return rows
 
 
-async def losses(mode: str, repeats: int) -> list[str]:
+async def losses(mode: str, repeats: int) -> list[list[str]]:
     rows = []
     for asked in LOSSES:
         if mode == netns_lab.MODE:
@@ -232,10 +230,15 @@ async def losses(mode: str, repeats: int) -> list[str]:
 
 
 async def late(loss: float, seed: int) -> float:
-    """The share of round trips through a proxy that a loss makes late; ten askers, since one has few."""
+    """The share of round trips through a proxy that a loss makes late; ten clients, since one has few."""
     async with lab(proxy.MODE, HomeLine(loss=loss), seed) as made:
-        taken = [one for figures in await asyncio.gather(*(made.ask("rtt") for _ in range(10))) for one in figures]
+        taken = [one for figures in await asyncio.gather(*(made.figures("rtt") for _ in range(10))) for one in figures]
     return sum(one >= proxy.RETRANSMIT_SECONDS for one in taken) / len(taken)
+
+
+async def partitions(mode: str, repeats: int) -> list[list[str]]:
+    found = [await healing(mode) for _ in range(repeats)]
+    return [row(f"first answer after a partition of {CUT_SECONDS:.0f} s", "soon", found, "s", 1.0)]
 
 
 async def healing(mode: str) -> float:
@@ -243,10 +246,10 @@ async def healing(mode: str) -> float:
     async with lab(mode, HomeLine(rtt=0.02), 0) as made:
         beats = (await made.start("beat")).lines()
         await anext(beats)
-        made.place.cut([frozenset((SERVER, ASKER))])
+        made.network.cut([frozenset((SERVER, CLIENT))])
         cut_at = time.monotonic()
         await asyncio.sleep(CUT_SECONDS)
-        made.place.cut([])
+        made.network.cut([])
         healed_at = time.monotonic()
         while (answered := float(await anext(beats))) < healed_at:
             if answered > cut_at + 0.1:
@@ -254,38 +257,46 @@ async def healing(mode: str) -> float:
         return answered - healed_at
 
 
-async def measure(modes: list[str], repeats: int, command: str) -> str:
-    from tests.bench.tables import header
-
-    parts = [
-        "# The lab of `tsr-swarm local`: asked and measured",
-        header(command),
-        f"Real connections between two processes, medians of {repeats} labs each. Rates are of a TCP stream's bytes, "
-        "without the headers: 3.5% of every full packet in namespaces. What of a rate is lost on top is TCP's. Other "
-        "programs ran on the same cores.",
-    ]
-    for mode in modes:
-        try:
-            parts.append("\n".join(await lines_of(mode, repeats)))
-        except SwarmError as error:
-            parts.append(f"## {mode}\n\nNot here: {error}")
-    return "\n\n".join(parts) + "\n"
+PARTS = {"rtt": round_trips, "rates": rates, "losses": losses, "partitions": partitions}
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["serve"]:
-        serve(sys.argv[2])
-    if sys.argv[1:2] == ["ask"]:
-        what, address, via = sys.argv[2:]
-        print("\n".join(map(str, ASK[what](address, via))), flush=True)
-        return
+async def measure(mode: str, parts: Sequence[str], repeats: int) -> str:
+    """The section of one kind of lab."""
+    from tests.bench.tables import table
+
+    try:
+        rows = [row for part in parts for row in await PARTS[part](mode, repeats)]
+    except SwarmError as error:
+        return f"## {mode}\n\nNot here: {error}"
+    return "\n".join([f"## {mode}", "", *table(["", "asked", "measured, median", "range"], rows)])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    from tests.bench.tables import RESULTS, write_page  # not at the top: it loads torch, which the clients do without
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--modes", nargs="+", default=[netns_lab.MODE, proxy.MODE])
-    chosen = parser.parse_args()
-    TARGET.write_text(asyncio.run(measure(chosen.modes, chosen.repeats, "python -m tests.bench.lab")))
-    print(TARGET.read_text())
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
+    options = parser.parse_args(arguments)
+    sections = [asyncio.run(measure(mode, options.only, options.repeats)) for mode in options.modes]
+    write_page(
+        options.out / "lab.md",
+        "The lab of `tsr-swarm local`: asked and measured",
+        "python -m tests.bench.lab",
+        f"Real connections between two processes, medians of {options.repeats} labs each. Rates are of a TCP stream's "
+        "bytes, without the headers: 3.5% of every full packet in namespaces. What of a rate is lost on top is TCP's. "
+        "Other programs ran on the same cores.",
+        *sections,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    match sys.argv[1:]:
+        case ["serve", address]:
+            serve(address)
+        case ["client", what, address, via]:
+            print("\n".join(map(str, FIGURES[what](address, via))), flush=True)
+        case _:
+            main()

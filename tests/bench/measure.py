@@ -1,4 +1,4 @@
-"""Measure what the README claims, on real swarms of processes on this machine, and write a table for each.
+"""Measure figures of the README on real swarms of processes on this machine, and write a table for each.
 
     python -m tests.bench.measure quickstart    three seeds of the quick start: loss, bytes by kind, memory
     python -m tests.bench.measure exactness     unlike machines: digests under the exact lift and under plain floats
@@ -13,18 +13,22 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from tests.bench.tables import EXAMPLES, RESULTS, header
+from tests.bench.tables import EXAMPLES, RESULTS, table, write_page
 
 RUN_FILE = EXAMPLES / "quickstart.toml"
+HEAD = (
+    "seed", "first loss", "last loss", "rounds", "wire MB", "dense MB", "factor", "digests equal", "seconds a round",
+)  # fmt: skip
 Event = dict[str, Any]
 
 
 def run_local(*arguments: str) -> tuple[list[Event], dict[str, float]]:
-    """Events of one local swarm, and the largest resident memory of each kind of process in MB."""
+    """Return the events of a local swarm, and the largest resident memory of each kind of process in MB."""
     command = [sys.executable, "-m", "tsr_swarm", "local", str(RUN_FILE), "--json", *arguments]
     events: list[Event] = []
     memory: dict[str, float] = defaultdict(float)
@@ -53,16 +57,16 @@ def resident(root: int) -> Iterator[tuple[str, float]]:
                 break
 
 
-def of(events: Sequence[Event], name: str) -> list[Event]:
+def named(events: Sequence[Event], name: str) -> list[Event]:
     return [event for event in events if event["event"] == name]
 
 
 def digests(events: Sequence[Event]) -> dict[int, dict[str, str]]:
-    """By round: who reported which digest."""
+    """The digests that nodes reported, by round and name."""
     seen: dict[int, dict[str, str]] = defaultdict(dict)
-    for event in of(events, "digest_reported"):
+    for event in named(events, "digest_reported"):
         seen[event["round"]][event["name"]] = event["digest"]
-    for event in of(events, "round_closed"):
+    for event in named(events, "round_closed"):
         seen[event["round"]]["coordinator"] = event["digest"]
     return seen
 
@@ -77,84 +81,86 @@ def traffic(rounds: Sequence[Event]) -> dict[str, dict[str, float]]:
     return sums
 
 
-def quickstart(seeds: Sequence[int]) -> str:
-    lines = [
-        "| seed | first loss | last loss | rounds | wire MB | dense MB | factor | digests equal | seconds a round |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
-    kinds: list[dict[str, dict[str, float]]] = []
+def quickstart(seeds: Sequence[int], options: Sequence[str]) -> str:
+    rows, kinds, losses = [], [], []
     memory: dict[str, float] = defaultdict(float)
-    losses = []
     for seed in seeds:
-        events, used = run_local("--peers", "3", "--set", f"run.seed={seed}")
-        finished, rounds = of(events, "run_finished")[0], of(events, "round_closed")
+        events, used = run_local("--peers", "3", "--set", f"run.seed={seed}", *options)
+        finished, rounds = named(events, "run_finished")[0], named(events, "round_closed")
         equal = all(len(set(found.values())) == 1 and len(found) == 4 for found in digests(events).values())
-        seconds = statistics.median(event["seconds"] for event in rounds)
         losses.append(finished["last_loss"])
-        lines.append(
-            f"| {seed} | {finished['first_loss']:.3f} | {finished['last_loss']:.3f} | {finished['rounds']} "
-            f"| {finished['wire_bytes'] / 1e6:.1f} | {finished['dense_bytes'] / 1e6:.0f} "
-            f"| {finished['dense_bytes'] / finished['wire_bytes']:.0f} | {'yes' if equal else 'NO'} | {seconds:.1f} |"
+        rows.append(
+            [
+                str(seed),
+                f"{finished['first_loss']:.3f}",
+                f"{finished['last_loss']:.3f}",
+                str(finished["rounds"]),
+                f"{finished['wire_bytes'] / 1e6:.1f}",
+                f"{finished['dense_bytes'] / 1e6:.0f}",
+                f"{finished['dense_bytes'] / finished['wire_bytes']:.0f}",
+                "yes" if equal else "NO",
+                f"{statistics.median(event['seconds'] for event in rounds):.1f}",
+            ]
         )
         kinds.append(traffic(rounds))
         memory = {kind: max(memory.get(kind, 0), size) for kind, size in used.items()}
-    lines += [
+    kind_rows = []
+    for kind in sorted({kind for found in kinds for counts in found.values() for kind in counts}):
+        cells = [statistics.mean(found[way].get(kind, 0.0) for found in kinds) for way in ("sent", "received")]
+        kind_rows.append([kind, *(f"{cell:.1f}" for cell in cells)])
+    lines = [
+        *table(HEAD, rows),
         "",
         f"Last loss: median {statistics.median(losses):.3f}, range {min(losses):.3f} to {max(losses):.3f}.",
         "",
+        "kB a peer and round (mean; the state is what each peer downloads once, spread over all rounds):",
+        "",
+        *table(["kind", "sent", "received"], kind_rows),
+        "",
+        "Resident memory, the largest seen of each kind of process:",
+        "",
+        *table(["process", "MB"], [[kind, f"{size:.0f}"] for kind, size in sorted(memory.items())]),
     ]
-    lines += ["kB a peer and round (mean; the state is what each peer downloads once, spread over all rounds):", ""]
-    lines += ["| kind | sent | received |", "|---|---|---|"]
-    for kind in sorted({kind for table in kinds for counts in table.values() for kind in counts}):
-        cells = [statistics.mean(table[way].get(kind, 0.0) for table in kinds) for way in ("sent", "received")]
-        lines.append(f"| {kind} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
-    lines += ["", "Resident memory, the largest seen of each kind of process:", "", "| process | MB |", "|---|---|"]
-    lines += [f"| {kind} | {size:.0f} |" for kind, size in sorted(memory.items())]
     return "\n".join(lines)
 
 
-def exactness() -> str:
+def exactness(options: Sequence[str]) -> str:
     unlike = ["--env", "1:OMP_NUM_THREADS=2", "--env", "2:ATEN_CPU_CAPABILITY=default"]
     unlike += ["--env", "2:MKL_ENABLE_INSTRUCTIONS=SSE4_2"]
     bases = {
         "drawn": ["optimizer.aim=seed"],
         "aimed": ["optimizer.aim=gradient", "optimizer.rank=d/2", "periods.k_r=80", "periods.k_r_embedding=80"],
     }
+    nodes, rows = ("coordinator", "peer-1", "peer-2", "peer-3"), []
+    for lift, kind in (("exact", "drawn"), ("exact", "drawn"), ("exact", "aimed"), ("float32", "drawn")):
+        settings = [part for key in (f"optimizer.lift={lift}", *bases[kind]) for part in ("--set", key)]
+        events, _ = run_local("--peers", "3", "--rounds", "5", *unlike, *settings, *options)
+        refreshes = {event["round"]: event["refresh"] for event in named(events, "round_opened")}
+        for round, seen in sorted(digests(events).items()):
+            equal = "yes" if len(set(seen.values())) == 1 else "no"
+            cells = [seen.get(node, "-")[:10] for node in nodes]
+            rows.append([lift, kind, str(round), f"{refreshes[round]} blocks", *cells, equal])
     lines = [
         "peer-1 runs with two threads, peer-2 with SSE4.2 only, peer-3 and the coordinator as they are.",
         "Bases are drawn anew every round, or aimed by gradients: orthonormalised by the coordinator for all.",
         "",
-        "| lift | bases | round | refresh | coordinator | peer-1 | peer-2 | peer-3 | equal |",
-        "|---|---|---|---|---|---|---|---|---|",
+        *table(["lift", "bases", "round", "refresh", *nodes, "equal"], rows),
     ]
-    for lift, kind in (("exact", "drawn"), ("exact", "drawn"), ("exact", "aimed"), ("float32", "drawn")):
-        settings = [part for key in (f"optimizer.lift={lift}", *bases[kind]) for part in ("--set", key)]
-        events, _ = run_local("--peers", "3", "--rounds", "5", *unlike, *settings)
-        refreshes = {event["round"]: event["refresh"] for event in of(events, "round_opened")}
-        for round, seen in sorted(digests(events).items()):
-            cells = [seen.get(who, "-")[:10] for who in ("coordinator", "peer-1", "peer-2", "peer-3")]
-            equal = "yes" if len(set(seen.values())) == 1 else "no"
-            lines.append(
-                f"| {lift} | {kind} | {round} | {refreshes[round]} blocks | " + " | ".join(cells) + f" | {equal} |"
-            )
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["quickstart", "exactness"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    chosen = parser.parse_args()
-    titles = {
-        "quickstart": "The quick start: coordinator and three peers",
-        "exactness": "Unlike machines: who agrees on the weights",
-    }
-    command = f"python -m tests.bench.measure {chosen.what}"
-    top = f"# {titles[chosen.what]}\n\n{header(command)}\n\n"
-    table = {"quickstart": lambda: quickstart(chosen.seeds), "exactness": exactness}[chosen.what]()
-    target = RESULTS / f"{chosen.what}.md"
-    target.write_text(top + table + "\n")
-    print(target.read_text())
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
+    options, local_options = parser.parse_known_args(arguments)  # the others go to 'tsr-swarm local'
+    command = " ".join(["python -m tests.bench.measure", options.what, *local_options])
+    if options.what == "quickstart":
+        title, text = "The quick start: coordinator and three peers", quickstart(options.seeds, local_options)
+    else:
+        title, text = "Unlike machines: which nodes agree on the weights", exactness(local_options)
+    write_page(options.out / f"{options.what}.md", title, command, text)
 
 
 if __name__ == "__main__":

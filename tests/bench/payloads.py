@@ -1,14 +1,17 @@
 """Measure how few bytes coarse cores travel in: layouts and zstd levels against the entropy of the symbols.
 
-    python -m tests.bench.payloads    writes examples/results/payloads.md
+    python -m tests.bench.payloads    writes examples/results/payloads.md, in a minute
 
 Numbers are drawn from a normal and a Laplace distribution, or taken from what a peer of a small run really sends, its
 residual included.
 """
 
+import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Distribution, Laplace, Normal
 
-from tests.bench.tables import EXAMPLES, RESULTS, header
+from tests.bench.tables import EXAMPLES, RESULTS, table, write_page
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Part, Slot, levels, published_slots, runs_bytes, upload_slots
 from tsr_swarm.config.load import load_run_config
@@ -61,19 +64,19 @@ def drawn(distribution: Distribution) -> Source:
 
 
 def trained(wire: WireConfig) -> Cores:
-    """What one peer has to send in the last of a few rounds, what it could not send before included."""
+    """The cores of one peer in the last of a few rounds, with what it could not send before."""
     keys = [f"wire.core_bits={wire.core_bits}", f"wire.core_density={wire.core_density}"]
     config = load_run_config(EXAMPLES / "quickstart.toml", [*SMALL, *keys], {})
     manifest = make_manifest("payloads", config, parameter_shapes(config.model))
-    workshop = Workspace(manifest, "core", torch.device("cpu"), (), None)
-    workshop.take_number(1)
-    workshop.replace(fresh_consensus(manifest))
-    trainer = workshop.trainer
+    workspace = Workspace(manifest, "core", torch.device("cpu"), (), None)
+    workspace.take_number(1)
+    workspace.replace(fresh_consensus(manifest))
+    trainer = workspace.trainer
     names = {index: block.name for index, block in enumerate(manifest.blocks)}
     for round in range(1, ROUNDS + 1):
         plan = plan_round(config, manifest.blocks, round, "")
         work = trainer.train(plan, lambda: False, lambda _: None)
-        assert work is not None, "nothing stops it"
+        assert work is not None, "it is not interrupted"
         state = trainer.space.state_dict()
         slots = published_slots(manifest.blocks, plan.due, config.wire)
         mean = {slot: grid.numbers() for slot, grid in work.grids.items()}
@@ -116,38 +119,37 @@ def layouts(symbols: Symbols, bits: int) -> Iterator[tuple[str, Sequence[bytes]]
     yield "runs, levels", pack_runs(symbols, bits, runs_bytes(symbols.size, bits))
 
 
-def layout_table() -> Iterator[str]:
+def layout_table(sources: Sequence[str], bits: Sequence[int]) -> str:
+    """Bytes of each layout over the entropy: compressed as one, and with each part in blocks of its own."""
+    rows = []
+    for name, bit, density in itertools.product(sources, bits, DENSITIES):
+        cores = SOURCES[name](WireConfig(core_bits=bit, core_density=density))
+        grids = quantised(cores)
+        symbols = symbols_of(grids)
+        entropy = entropy_bytes(symbols)
+        cells = [
+            " / ".join(f"{len(frame) / entropy:.2f}" for frame in (compress(b"".join(parts), 3), apart(parts)))
+            for _, parts in layouts(symbols, bit)
+        ]
+        each = (f"{kept(cores, grids):.3f}", f"{8 * entropy / symbols.size:.3f}")
+        rows.append([name, str(bit), str(density), *each, *cells])
     names = [name for name, _ in layouts(np.array([1], dtype=np.int32), 2)]
-    yield "| numbers | bits | density | energy kept | entropy, bits a number | " + " | ".join(names) + " |"
-    yield "|---|---|---|---|---|" + "---|" * len(names)
-    for name, source in SOURCES.items():
-        for bits in BITS:
-            for density in DENSITIES:
-                wire = WireConfig(core_bits=bits, core_density=density)
-                cores = source(wire)
-                grids = quantised(cores)
-                symbols = symbols_of(grids)
-                entropy = entropy_bytes(symbols)
-                cells = [
-                    " / ".join(f"{len(frame) / entropy:.2f}" for frame in (compress(b"".join(parts), 3), apart(parts)))
-                    for _, parts in layouts(symbols, bits)
-                ]
-                each = f"{kept(cores, grids):.3f} | {8 * entropy / symbols.size:.3f}"
-                yield f"| {name} | {bits} | {density} | {each} | " + " | ".join(cells) + " |"
+    head = ["numbers", "bits", "density", "energy kept", "entropy, bits a number", *names]
+    return "\n".join(table(head, rows))
 
 
 def apart(parts: Sequence[bytes]) -> bytes:
     return compress_digits([part for part in parts if part])
 
 
-def level_table() -> Iterator[str]:
-    yield "| payload | raw kB | " + " | ".join(f"level {level}" for level in LEVELS) + " | without matches |"
-    yield "|---|---|" + "---|" * (len(LEVELS) + 1)
+def level_table() -> str:
+    rows = []
     for title, parts in payloads():
         raw = b"".join(parts)
         frames = [*(timed(compress, raw, level) for level in LEVELS), timed(apart, parts)]
         cells = [f"{len(frame) / 1e3:.1f} kB, {len(raw) / seconds / 1e6:.0f} MB/s" for frame, seconds in frames]
-        yield f"| {title} | {len(raw) / 1e3:.0f} | " + " | ".join(cells) + " |"
+        rows.append([title, f"{len(raw) / 1e3:.0f}", *cells])
+    return "\n".join(table(["payload", "raw kB", *(f"level {level}" for level in LEVELS), "without matches"], rows))
 
 
 def payloads() -> Iterator[tuple[str, Sequence[bytes]]]:
@@ -165,9 +167,8 @@ def payloads() -> Iterator[tuple[str, Sequence[bytes]]]:
         yield f"{bits} bits, {density} left, in runs", pack_runs(symbols, bits, runs_bytes(symbols.size, bits))
 
 
-def speed_table() -> Iterator[str]:
-    yield "| wire | numbers | wire kB | rounding | encoding | decoding |"
-    yield "|---|---|---|---|---|---|"
+def speed_table() -> str:
+    rows = []
     blocks = [Block(name=str(index), rows=512, cols=512, rank=256, role=BlockRole.MATRIX) for index in range(8)]
     for bits, density in ((16, 1.0), (8, 1.0), (4, 1.0), (2, 1.0), (4, 0.1), (2, 0.1)):
         slots = upload_slots(blocks, Due(), WireConfig(core_bits=bits, core_density=density))
@@ -176,8 +177,9 @@ def speed_table() -> Iterator[str]:
         (sections, data), encoding = timed(encode, slots, grids, 3)
         _, decoding = timed(decode, slots, sections, data)
         count = sum(slot.size for slot in slots)
-        cells = " | ".join(f"{count / seconds / 1e6:.0f} M/s" for seconds in (rounding, encoding, decoding))
-        yield f"| {bits} bits, {density} left | {count} | {len(data) / 1e3:.0f} | {cells} |"
+        speeds = [f"{count / seconds / 1e6:.0f} M/s" for seconds in (rounding, encoding, decoding)]
+        rows.append([f"{bits} bits, {density} left", str(count), f"{len(data) / 1e3:.0f}", *speeds])
+    return "\n".join(table(["wire", "numbers", "wire kB", "rounding", "encoding", "decoding"], rows))
 
 
 def timed(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
@@ -190,29 +192,27 @@ def timed(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, f
     return result, statistics.median(seconds)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sources", nargs="+", choices=list(SOURCES), default=list(SOURCES))
+    parser.add_argument("--bits", type=int, nargs="+", default=BITS)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    text = [
-        "# Payloads: layouts and zstd levels against the entropy",
-        header("python -m tests.bench.payloads"),
-        "One thread. Cores behind a dead zone: wire bytes by layout as multiples of the entropy of the numbers one by",
-        "one, at zstd level 3 / with each part in blocks of its own and without short matches. The latter is in use,",
+    write_page(
+        options.out / "payloads.md",
+        "Payloads: layouts and zstd levels against the entropy",
+        "python -m tests.bench.payloads",
+        "One thread. Cores behind a dead zone: wire bytes by layout as multiples of the entropy of the numbers one by\n"
+        "one, at zstd level 3 / with each part in blocks of its own and without short matches. The latter is in use,\n"
         "with runs below a density of 0.5 and digits from there on. Energy kept: of a core with its residual.",
-        "",
-        *layout_table(),
-        "",
-        "zstd levels, a quarter of a million normal numbers. The last column is in use for all that has mantissas, the",
-        "levels (`wire.zstd_level`) for all else.",
-        "",
-        *level_table(),
-        "",
-        "Numbers a second of whole payloads, 8 cores of rank 256, zstd level 3 where it has a say:",
-        "",
-        *speed_table(),
-    ]
-    target = RESULTS / "payloads.md"
-    target.write_text("\n".join([text[0], "", text[1], "", *text[2:]]) + "\n")
-    print(target.read_text())
+        layout_table(options.sources, options.bits),
+        "zstd levels, a quarter of a million normal numbers. The last column is in use for all that has mantissas,\n"
+        "the levels (`wire.zstd_level`) for all else.",
+        level_table(),
+        "Numbers a second of whole payloads, 8 cores of rank 256, zstd level 3 where it is used:",
+        speed_table(),
+    )
 
 
 if __name__ == "__main__":

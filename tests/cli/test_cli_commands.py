@@ -12,6 +12,7 @@ from typing import NoReturn
 import pytest
 import typer
 
+from tests.fixtures import run_started
 from tsr_swarm import __version__
 from tsr_swarm.cli.coordinate import invitation
 from tsr_swarm.cli.join import name_from
@@ -19,7 +20,7 @@ from tsr_swarm.cli.main import run
 from tsr_swarm.cli.output import Mode, choose_mode
 from tsr_swarm.config.load import load_run_config
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.telemetry.events import RoundClosed, RunFinished, RunStarted, encode
+from tsr_swarm.telemetry.events import RoundClosed, RunFinished, encode
 
 COMMANDS = ("init", "plan", "coordinate", "join", "local", "simulate", "monitor", "status", "sample", "replay")
 
@@ -47,10 +48,7 @@ def recorded() -> list[str]:
     """A whole run, as --json prints it."""
     traffic = {"sent": {"core": 600}, "received": {"core": 400}}
     events = [
-        RunStarted(
-            run="chat", run_id="1", address="127.0.0.1:1", rounds=1, min_peers=1, parameters=9, k_x=2,
-            local_space="core", rank="d/2", voters=1, version="0",
-        ),
+        run_started(rounds=1),
         RoundClosed(
             round=1, peers=1, included=1, late=0, loss=2.5, local_loss=2.6, tokens=7, seconds=1.0,
             wire_bytes=traffic, per_peer={}, raw_bytes={"sent": 1, "received": 1}, dense_bytes=100_000, digest="abc",

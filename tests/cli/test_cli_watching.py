@@ -3,16 +3,14 @@
 import asyncio
 import itertools
 
+from tests.fixtures import run_started
 from tsr_swarm.cli.watch import follow
 from tsr_swarm.errors import UnreachableError
 from tsr_swarm.monitor.sources import WatchSource
-from tsr_swarm.telemetry.events import Event, PeerJoined, RunFinished, RunStarted, Warned
+from tsr_swarm.telemetry.events import Event, PeerJoined, RunFinished, Warned
 from tsr_swarm.telemetry.log import EventLog, Watch
 
-STARTED = RunStarted(
-    run="chat", run_id="1", address="127.0.0.1:1", rounds=1, min_peers=1, parameters=9, k_x=2,
-    local_space="core", rank="d/2", voters=1, version="0",
-)  # fmt: skip
+STARTED = run_started(rounds=1)
 END = RunFinished(rounds=1, first_loss=5.5, last_loss=2.5, wire_bytes=1, dense_bytes=2, digest="ab", reason="done")
 PEER = PeerJoined(peer="1", name="otter", number=1, address="peer", device="cpu", local_space="core")
 

@@ -1,4 +1,4 @@
-"""A run file that is written is read back as it was."""
+"""A run file that is written is read back as it was, and differences of two configurations in words."""
 
 import dataclasses
 import tomllib
@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.config.load import run_config_from_mapping
-from tsr_swarm.config.render import HEADER, render
-from tsr_swarm.config.run import SECTIONS, CheckpointConfig, DataConfig, OptimizerConfig, RunConfig
+from tsr_swarm.config.render import HEADER, differences, render
+from tsr_swarm.config.run import SECTIONS, CheckpointConfig, DataConfig, OptimizerConfig, RunConfig, RunSection
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
 
@@ -42,3 +42,22 @@ def test_every_key_is_in_the_file_with_its_comment() -> None:
     assert "rounds = 0  # 0: until stopped" in text
     assert 'dir = "runs/<name>"  # <name>: that of the run' in text
     assert text.startswith("# ")
+
+
+def test_each_key_that_differs_is_named_with_both_values() -> None:
+    begun = RunConfig()
+    given = replace(begun, run=RunSection(name="chat"), optimizer=OptimizerConfig(lr=0.5))
+    assert differences(begun, given) == "run.name = 'my-run' (now 'chat'), optimizer.lr = 0.03 (now 0.5)"
+    assert differences(begun, begun) == ""
+
+
+def test_of_many_keys_the_first_are_named_and_the_rest_counted() -> None:
+    given = replace(
+        RunConfig(),
+        run=RunSection(name="chat", seed=1, rounds=2),
+        data=DataConfig(parts=3, batch_size=4, sequence_length=5, source="x" * 1000),
+    )
+    text = differences(RunConfig(), given)
+    assert text.count("(now ") == 5
+    assert text.endswith(", and 2 more")
+    assert len(text) < 400

@@ -35,8 +35,8 @@ def test_what_is_no_time_is_one_sentence(text: str) -> None:
         parse_seconds(text)
 
 
-@pytest.mark.parametrize("parse", [parse_rate, parse_seconds])
-def test_what_cannot_be_is_out_of_range(parse: object) -> None:
-    text = "0mbit" if parse is parse_rate else "9" * 20 + "h"
+def test_a_rate_of_nothing_and_a_time_of_ages_are_out_of_range() -> None:
     with pytest.raises(ConfigError, match="out of range"):
-        parse(text)  # type: ignore[operator]
+        parse_rate("0mbit")
+    with pytest.raises(ConfigError, match="out of range"):
+        parse_seconds("9" * 20 + "h")

@@ -43,7 +43,8 @@ async def start() -> AsyncIterator[Start]:
             directory = await DhtDirectory.start(
                 identity=new_identity(), clock=clock, initial_peers=known, timeout=DEADLINE, **options
             )
-            return await exits.enter_async_context(directory)
+            exits.push_async_callback(directory.close)
+            return directory
 
         yield start
 
@@ -64,8 +65,8 @@ def record_of(identity: Identity, **changes: Any) -> PeerRecord:
 
 async def put(attacker: DhtDirectory, value: object, subkey: object, expires: float, run_id: str = RUN) -> bool:
     """Have a node that keeps no rules ask every other node to store something; True if one did."""
-    attacker._node.protocol.record_validator = None
-    stored: bool = await attacker._node.store(f"tsr/v1/{run_id}", value, expires, subkey=subkey, exclude_self=True)
+    attacker.node.protocol.record_validator = None
+    stored: bool = await attacker.node.store(f"tsr/v1/{run_id}", value, expires, subkey=subkey, exclude_self=True)
     return stored
 
 
@@ -81,9 +82,9 @@ def folders_of(pid: int) -> list[Path]:
 async def test_peers_find_each_other_and_a_client_only_peer_takes_part(start: Start) -> None:
     first = await start()
     second = await start(first)
-    third = await start(first, client_only=True)
+    third = await start(first, host_maddrs=())
     for number, directory in enumerate((first, second, third)):
-        await directory.announce(record_of(directory._identity, name=f"peer-{number}"))
+        await directory.announce(record_of(directory.identity, name=f"peer-{number}"))
     for directory in (first, second, third):
         found = await directory.records(RUN)
         assert {record.name for record in found} == {"peer-0", "peer-1", "peer-2"}
@@ -96,9 +97,9 @@ async def test_peers_find_each_other_and_a_client_only_peer_takes_part(start: St
 async def test_a_newer_record_takes_the_place_of_the_older(start: Start) -> None:
     first = await start()
     second = await start(first)
-    old = record_of(second._identity, address="")
+    old = record_of(second.identity, address="")
     await second.announce(old)
-    await second.announce(record_of(second._identity, expires=old.expires + 1))
+    await second.announce(record_of(second.identity, expires=old.expires + 1))
     assert [record.address for record in await first.records(RUN)] == ["127.0.0.1:7700"]
 
 
@@ -106,15 +107,16 @@ async def test_a_restarted_peer_keeps_its_place_in_the_dht() -> None:
     identity = new_identity()
     ids = set()
     for _ in range(2):
-        async with await DhtDirectory.start(identity=identity, clock=time.time) as directory:
-            ids |= {multiaddr.rpartition("/p2p/")[2] for multiaddr in await directory.visible_maddrs()}
+        directory = await DhtDirectory.start(identity=identity)
+        ids |= {multiaddr.rpartition("/p2p/")[2] for multiaddr in await directory.visible_maddrs()}
+        await directory.close()
     assert len(ids) == 1
 
 
 async def test_a_node_stores_nothing_but_authentic_records_in_their_place(start: Start) -> None:
     first = await start()
     attacker = await start(first)
-    me, victim = attacker._identity, new_identity()
+    me, victim = attacker.identity, new_identity()
     good = record_of(me)
     data = encode_record(good, me)
     late = time.time() + 2400
@@ -141,8 +143,8 @@ async def test_a_node_stores_nothing_but_authentic_records_in_their_place(start:
 async def test_a_reader_checks_again_what_careless_nodes_stored(start: Start) -> None:
     first = await start()
     attacker = await start(first)
-    first._node.protocol.record_validator = None
-    good = record_of(attacker._identity)
+    first.node.protocol.record_validator = None
+    good = record_of(attacker.identity)
     await attacker.announce(good)
     victim = new_identity()
     data = encode_record(record_of(victim), victim)
@@ -154,7 +156,7 @@ async def test_a_reader_checks_again_what_careless_nodes_stored(start: Start) ->
 async def test_a_reader_leaves_out_what_has_expired_by_its_own_clock(start: Start) -> None:
     first = await start()
     second = await start(first, clock=lambda: time.time() + 1200)
-    await first.announce(record_of(first._identity))
+    await first.announce(record_of(first.identity))
     assert len(await first.records(RUN)) == 1
     assert await second.records(RUN) == ()
 
@@ -170,7 +172,7 @@ async def test_an_announcement_that_nobody_took_is_said(start: Start) -> None:
     second = await start(first)
     await first.close()
     with pytest.raises(UnreachableError, match="record"):
-        await second.announce(record_of(second._identity))
+        await second.announce(record_of(second.identity))
     assert not second.healthy()
 
 
@@ -181,7 +183,7 @@ async def test_a_dead_bootstrap_is_a_quick_sentence_and_leaves_nothing(host: str
     peer = f"/ip4/{host}/tcp/{port}/p2p/12D3KooWKwqXvCntmy4fDwmcrt8M2PytogE9EMQbDw1Ec5ZGZwtN"
     started = time.monotonic()
     with pytest.raises(UnreachableError, match=r"^The DHT cannot be used: .*\.$"):
-        await DhtDirectory.start(identity=new_identity(), clock=time.time, initial_peers=[peer])
+        await DhtDirectory.start(identity=new_identity(), initial_peers=[peer])
     assert time.monotonic() - started < DEADLINE / 2
     assert not folders_of(os.getpid())
     assert not helpers()
@@ -189,7 +191,7 @@ async def test_a_dead_bootstrap_is_a_quick_sentence_and_leaves_nothing(host: str
 
 async def test_a_start_that_takes_too_long_is_given_up() -> None:
     with pytest.raises(UnreachableError, match="p2pd did not start"):
-        await DhtDirectory.start(identity=new_identity(), clock=time.time, timeout=0.001)
+        await DhtDirectory.start(identity=new_identity(), timeout=0.001)
     assert not folders_of(os.getpid())
     assert not helpers()
 
@@ -197,8 +199,12 @@ async def test_a_start_that_takes_too_long_is_given_up() -> None:
 @pytest.mark.parametrize("patience", [0.01, 0.05, 0.1])
 async def test_a_start_that_is_cancelled_leaves_nothing(patience: float) -> None:
     with suppress(TimeoutError):
-        async with asyncio.timeout(patience), await DhtDirectory.start(identity=new_identity(), clock=time.time):
-            await asyncio.Event().wait()
+        async with asyncio.timeout(patience):
+            directory = await DhtDirectory.start(identity=new_identity())
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await directory.close()
     assert not folders_of(os.getpid())
     assert not helpers()
 
@@ -213,7 +219,7 @@ async def test_without_hivemind_there_is_a_sentence(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(builtins, "__import__", no_hivemind)
     with pytest.raises(UnreachableError, match=r"No module named 'hivemind'.*may help\.$"):
-        await DhtDirectory.start(identity=new_identity(), clock=time.time)
+        await DhtDirectory.start(identity=new_identity())
 
 
 NO_LOCKS = """
@@ -227,14 +233,14 @@ class NoRoom:
 
 _multiprocessing.SemLock = NoRoom  # what a read-only or full /dev/shm makes of it
 
-from tsr_swarm.discovery.announcer import Discovery
+from tsr_swarm.discovery.announcer import Announcer
 from tsr_swarm.discovery.identity import new_identity
 
 async def main():
-    discovery = Discovery(new_identity(), "run", lambda event: print(event.message))
-    await discovery.start(listen=None, announce=None, initial_peers=())
-    await discovery.keep_announcing("ann", "", None)
-    await discovery.close()
+    announcer = Announcer(new_identity(), "run", lambda event: print(event.message))
+    await announcer.start(listen=None, announce=None, initial_peers=())
+    await announcer.keep_announcing("ann", "", None)
+    await announcer.close()
 
 asyncio.run(main())
 """
@@ -274,7 +280,7 @@ async def test_a_daemon_that_cannot_start_is_a_sentence_and_leaves_nothing(
         P2P, "_make_process_args", lambda *args, **options: [str(program), *make_arguments(*args, **options)[1:]]
     )
     with pytest.raises(UnreachableError, match=f"^The DHT cannot be used: {says}"):
-        await DhtDirectory.start(identity=new_identity(), clock=time.time, timeout=1.0)
+        await DhtDirectory.start(identity=new_identity(), timeout=1.0)
     assert not folders_of(os.getpid())
     assert not helpers()
 
@@ -285,13 +291,13 @@ async def test_without_a_temporary_folder_there_is_a_sentence(monkeypatch: pytes
 
     monkeypatch.setattr(tempfile, "gettempdir", no_folder)
     with pytest.raises(UnreachableError, match="No usable temporary directory"):
-        await DhtDirectory.start(identity=new_identity(), clock=time.time)
+        await DhtDirectory.start(identity=new_identity())
 
 
 async def test_closing_leaves_no_process_and_no_file(start: Start) -> None:
     first = await start()
     second = await start(first)
-    await second.announce(record_of(second._identity))
+    await second.announce(record_of(second.identity))
     assert (len(folders_of(os.getpid())), sorted(helpers())) == (2, ["p2pd", "p2pd", "sh", "sh"])
     for directory in (first, second):
         await asyncio.wait_for(directory.close(), DEADLINE)
@@ -304,8 +310,8 @@ async def test_closing_leaves_no_process_and_no_file(start: Start) -> None:
 async def test_a_killed_daemon_is_noticed_and_can_be_closed(start: Start) -> None:
     first = await start()
     second = await start(first)
-    os.kill(second._p2p._child.pid, signal.SIGKILL)
-    await asyncio.wait_for(second._p2p._child.wait(), DEADLINE)
+    os.kill(second.p2p._child.pid, signal.SIGKILL)
+    await asyncio.wait_for(second.p2p._child.wait(), DEADLINE)
     assert not second.healthy()
     assert await second.visible_maddrs() == ()
     await asyncio.wait_for(second.close(), DEADLINE)
@@ -315,9 +321,9 @@ async def test_a_killed_daemon_is_noticed_and_can_be_closed(start: Start) -> Non
 async def test_a_daemon_that_hangs_does_not_hold_up_closing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tsr_swarm.discovery.dht.CLOSE_SECONDS", 0.2)
     directory = await start()
-    os.kill(directory._p2p._child.pid, signal.SIGSTOP)
+    os.kill(directory.p2p._child.pid, signal.SIGSTOP)
     await asyncio.wait_for(directory.close(), DEADLINE)
-    assert directory._p2p._child.returncode is not None
+    assert directory.p2p._child.returncode is not None
     assert not folders_of(os.getpid())
     assert not helpers()
 
@@ -336,7 +342,7 @@ from tsr_swarm.discovery.dht import DhtDirectory
 from tsr_swarm.discovery.identity import new_identity
 
 async def main():
-    directory = await DhtDirectory.start(identity=new_identity(), clock=time.time)
+    directory = await DhtDirectory.start(identity=new_identity())
     print("up", flush=True)
     await asyncio.Event().wait()
 

@@ -1,39 +1,19 @@
 """Real swarms over shaped lines: what happens to them, and what must be left of a lab when they are done."""
 
 import json
-import os
 import signal
-import subprocess
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from processes import COMMAND, TINY, namespaces
+
+from tests.processes import TINY, Event, digests, events_of, start
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 RUN = "[round]\nfloor_seconds = 0.5\n" + TINY
-Event = dict[str, Any]
-LOCAL = [*COMMAND, "local", "tiny.toml", "--peers", "3", "--rounds", "100000", "--json"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a run file. In the end no process, namespace or temporary file is left."""
-    (tmp_path / "tiny.toml").write_text(RUN)
-    (tmp_path / "tmp").mkdir()
-    before, names = namespaces(), list(Path("/run").glob("netns/*"))
-    yield tmp_path
-    commands = [(process, " ".join(process.info["cmdline"] or [])) for process in psutil.process_iter(["cmdline"])]
-    ours = [process for process, command in commands if str(tmp_path) in command or "lab.router" in command]
-    _, alive = psutil.wait_procs(ours, timeout=30)  # the janitor ends last
-    assert not alive
-    assert not list((tmp_path / "tmp").iterdir())
-    assert namespaces() <= before
-    assert list(Path("/run").glob("netns/*")) == names
+LOCAL = ["local", "tiny.toml", "--peers", "3", "--rounds", "100000", "--json"]
 
 
 class Run:
@@ -41,15 +21,7 @@ class Run:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.events: list[Event] = []
-        environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "TERM": "dumb"}
-        self.process = subprocess.Popen(
-            [*LOCAL, *arguments],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        self.process = start(folder, *LOCAL, *arguments)
 
     def __enter__(self) -> "Run":
         return self
@@ -64,26 +36,22 @@ class Run:
     def until(self, is_it: Callable[[Event], bool]) -> list[Event]:
         """Read on until an event is what is waited for; all that came on the way."""
         assert self.process.stdout is not None
-        on_the_way = []
-        for line in self.process.stdout:
-            on_the_way.append(json.loads(line))
-            self.events.append(on_the_way[-1])
-            if is_it(on_the_way[-1]):
-                return on_the_way
+        before = len(self.events)
+        for event in map(json.loads, self.process.stdout):
+            self.events.append(event)
+            if is_it(event):
+                return self.events[before:]
         raise AssertionError(f"the run ended after {self.events[-3:]}")
 
     def finish(self) -> None:
         """Ask it to end, and see that the weights were the same everywhere after every round."""
         assert self.process.stdout is not None
         self.process.send_signal(signal.SIGINT)
-        self.events += [json.loads(line) for line in self.process.stdout]
+        self.events += events_of(self.process.stdout)
         assert self.process.wait(60) == 130
-        digests = defaultdict(set)
-        for event in self.events:
-            if event["event"] in ("digest_reported", "round_closed"):
-                digests[event["round"]].add(event["digest"])
-        assert digests
-        assert all(len(found) == 1 for found in digests.values())
+        found = digests(self.events, "digest_reported", "round_closed")
+        assert found
+        assert all(len(of_round) == 1 for of_round in found.values())
         assert not [event for event in self.events if event["event"] == "digest_mismatch"]
 
     def kill(self) -> None:

@@ -7,42 +7,30 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import COMMAND, ENVIRONMENT, TINY
+
+from tests.processes import TINY, digests, events_of, start, tsr_swarm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 RUN = "[run]\nrounds = 5\nseed = 7\n[round]\nfloor_seconds = 60.0\n" + TINY
 
 
-def test_simulate_exact_and_local_end_every_round_with_the_same_digest(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(RUN)
-
-    def tsr_swarm(*arguments: str) -> str:
-        done = subprocess.run(
-            [*COMMAND, *arguments], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    real = [json.loads(line) for line in tsr_swarm("local", "tiny.toml", "--peers", "3", "--json").splitlines()]
+def test_simulate_exact_and_local_end_every_round_with_the_same_digest(folder: Path) -> None:
+    real = events_of(tsr_swarm(folder, "local", "tiny.toml", "--peers", "3", "--json").stdout)
     tsr_swarm(
-        "simulate", "tiny.toml", "--methods", "tsr", "--peers", "3", "--steps", "25", "--schedule", "constant",
+        folder, "simulate", "tiny.toml", "--methods", "tsr", "--peers", "3", "--steps", "25", "--schedule", "constant",
         "--exact", "--no-plots", "--out", "simulated",
     )  # fmt: skip
-    [result] = json.loads((tmp_path / "simulated" / "results.json").read_text())["runs"]
-    digests = [event["digest"] for event in real if event["event"] == "round_closed"]
-    assert len(digests) == 5
-    assert result["digests"] == digests
+    [result] = json.loads((folder / "simulated" / "results.json").read_text())["runs"]
+    assert [{digest} for digest in result["digests"]] == list(digests(real, "round_closed").values())
+    assert len(result["digests"]) == 5
     assert result["final_loss"] == real[-1]["last_loss"]
 
 
-def test_an_interrupt_ends_every_process_and_keeps_what_is_finished(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(RUN)
+def test_an_interrupt_ends_every_process_and_keeps_what_is_finished(folder: Path) -> None:
     arguments = ["simulate", "tiny.toml", "--methods", "tsr", "--peers", "1", "--out", "out", "--json"]
     many = [*arguments, "--steps", "20", "--jobs", "2", "--seeds", ",".join(map(str, range(40)))]
-    with subprocess.Popen(
-        [*COMMAND, *many], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with start(folder, *many, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         events = map(json.loads, process.stdout)
@@ -57,7 +45,7 @@ def test_an_interrupt_ends_every_process_and_keeps_what_is_finished(tmp_path: Pa
     assert "the same command goes on" in said
     assert "Traceback" not in said
     assert not psutil.wait_procs(children, timeout=30)[1]
-    kept = {path.stem for path in (tmp_path / "out" / "runs").iterdir()}
+    kept = {path.stem for path in (folder / "out" / "runs").iterdir()}
     assert first["name"] in kept
     assert len(kept) < 40
-    assert all(json.loads(path.read_text()) for path in (tmp_path / "out" / "runs").iterdir())
+    assert all(json.loads(path.read_text()) for path in (folder / "out" / "runs").iterdir())

@@ -3,13 +3,15 @@
 import json
 import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
-from processes import COMMAND, ENVIRONMENT, TINY
+
+from tests.processes import TINY, start, tsr_swarm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+RUN = "[run]\nrounds = 5\n" + TINY
 
 
 def fill(pipe: int) -> int:
@@ -24,11 +26,6 @@ def fill(pipe: int) -> int:
         return count
 
 
-def tsr_swarm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, *arguments]
-    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=True)
-
-
 @pytest.mark.parametrize(
     ("how", "closed", "end"),
     [
@@ -36,23 +33,20 @@ def tsr_swarm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
         ("--json", r'"event": "round_closed"', '"event": "run_finished"'),
     ],
 )
-def test_rounds_do_not_wait_for_who_reads_the_coordinators_output(
-    how: str, closed: str, end: str, tmp_path: Path
+def test_rounds_do_not_wait_for_a_reader_of_the_coordinators_output(
+    how: str, closed: str, end: str, folder: Path
 ) -> None:
-    (tmp_path / "tiny.toml").write_text("[run]\nrounds = 5\n" + TINY)
-    os.mkfifo(tmp_path / "fifo")
-    recorded = os.fdopen(os.open(tmp_path / "fifo", os.O_RDWR), "rb")
+    os.mkfifo(folder / "fifo")
+    recorded = os.fdopen(os.open(folder / "fifo", os.O_RDWR), "rb")
     output, theirs = os.pipe()
     filling = fill(theirs)
     listen = ["--listen", "127.0.0.1:0", "--no-dht", "--record", "fifo"]
-    with subprocess.Popen(
-        [*COMMAND, "coordinate", "tiny.toml", how, *listen], cwd=tmp_path, env=ENVIRONMENT, stdout=theirs, stderr=theirs
-    ) as coordinator:
+    with start(folder, "coordinate", "tiny.toml", how, *listen, stdout=theirs, stderr=theirs) as coordinator:
         os.close(theirs)
         try:
             address = json.loads(recorded.readline())["address"]
-            assert "my-run" in tsr_swarm(tmp_path, "status", "--coordinator", address, "--plain").stdout
-            tsr_swarm(tmp_path, "join", "--coordinator", address, "--no-dht", "--plain")
+            assert "my-run" in tsr_swarm(folder, "status", "--coordinator", address, "--plain").stdout
+            tsr_swarm(folder, "join", "--coordinator", address, "--no-dht", "--plain")
             with os.fdopen(output, "rb") as stream:
                 printed = stream.read()[filling:].decode()
             assert coordinator.wait(60) == 0

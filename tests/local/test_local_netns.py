@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from processes import namespaces
 
+from tests.processes import namespaces
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import LocalPlan
 from tsr_swarm.local.network.base import LocalNetwork

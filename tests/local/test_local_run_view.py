@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fixtures import run_started
 from tsr_swarm.local.faults import COORDINATOR, ActingRole, name_of, who_of
 from tsr_swarm.local.run_view import RunView
 from tsr_swarm.telemetry.events import (
@@ -15,7 +16,6 @@ from tsr_swarm.telemetry.events import (
     PhaseChanged,
     RoundOpened,
     RunFinished,
-    RunStarted,
     Warned,
 )
 
@@ -51,19 +51,7 @@ def finished() -> Event:
 
 
 def started(address: str) -> Event:
-    return RunStarted(
-        run="r",
-        run_id="1",
-        address=address,
-        rounds=3,
-        min_peers=3,
-        parameters=1,
-        k_x=1,
-        local_space="core",
-        rank="d/2",
-        voters=1,
-        version="0",
-    )
+    return run_started(address=address, rounds=3, min_peers=3)
 
 
 def heard(*told: tuple[int, Event], running: frozenset[int] = ALL) -> tuple[RunView, list[bool]]:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.lowrank.drawing import draw_matrix, seeds, shapes
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.coarse import DEAD_ZONE, quantise_coarse, quantise_dead_zone
@@ -19,15 +20,6 @@ GOLDEN = [[-3, -2, -2, -2], [-3, -1, 0, 2], [1, 2, 2, 3]]
 few = st.sampled_from((2, 3, 4))
 up_to_eight = st.sampled_from((2, 3, 4, 8))
 densities = st.sampled_from((0.01, 0.1, 0.3, 0.5, 0.9))
-shapes = st.tuples(st.integers(1, 12), st.integers(1, 12))
-seeds = st.integers(0, 2**31)
-
-
-def draw_matrix(shape: tuple[int, int], seed: int, spread: int = 0) -> Tensor:
-    """Normal numbers whose rows differ in size by up to 2**spread."""
-    generator = torch.Generator().manual_seed(seed)
-    scale = torch.randint(-spread, spread + 1, (shape[0], 1), generator=generator)
-    return torch.randn(shape, generator=generator, dtype=torch.float64) * 2.0**scale
 
 
 def steps_of(grid: Grid) -> Tensor:
@@ -47,43 +39,26 @@ def slow_dead_zone(x: list[float], density: float, bits: int) -> tuple[list[int]
     return q, sum(v * k for v, k in zip(x, q, strict=True)) / sum(k * k for k in q)
 
 
-@settings(deadline=None)
 @given(few, shapes, seeds, st.integers(0, 30), st.booleans())
-def test_a_coarse_grid_errs_by_at_most_half_a_step(
+def test_a_coarse_grid_errs_by_at_most_half_a_step_that_is_as_small_as_levels_and_mantissa_allow(
     bits: int, shape: tuple[int, int], seed: int, spread: int, shared: bool
 ) -> None:
     x = draw_matrix(shape, seed, spread)
-
     grid = quantise_coarse(x, bits, 1 if shared else shape[0])
-
     assert grid.exponents.numel() == (1 if shared else shape[0])
     assert bool(((grid.numbers() - x).abs() <= steps_of(grid) / 2).all())
-
-
-@settings(deadline=None)
-@given(few, shapes, seeds, st.integers(0, 30), st.booleans())
-def test_a_step_is_as_small_as_levels_and_mantissa_allow(
-    bits: int, shape: tuple[int, int], seed: int, spread: int, shared: bool
-) -> None:
-    x = draw_matrix(shape, seed, spread)
-
-    grid = quantise_coarse(x, bits, 1 if shared else shape[0])
-
     smallest = x.abs().amax(dim=1, keepdim=True) / integer_limit(bits)
     coarsest = smallest.max() if shared else smallest
     assert bool((steps_of(grid) >= smallest * (1 - 1e-12)).all())  # nothing is clamped
     assert bool((steps_of(grid) <= smallest + coarsest / 127).all())
 
 
-@settings(deadline=None)
 @given(up_to_eight, densities, shapes, seeds, st.booleans())
 def test_values_are_few_multiples_and_fit_an_exact_sum(
     bits: int, density: float, shape: tuple[int, int], seed: int, dead: bool
 ) -> None:
     x = draw_matrix(shape, seed, 3)
-
     grid = quantise_dead_zone(x, density, bits) if dead else quantise_coarse(x, bits, 1)
-
     multiples = grid.values / grid.mantissas[:, None]
     assert bool((multiples == multiples.round()).all())
     assert float(multiples.abs().max()) <= integer_limit(bits)
@@ -91,41 +66,19 @@ def test_values_are_few_multiples_and_fit_an_exact_sum(
     exact_integers(grid.values, PUBLISHED_BITS)
 
 
-@settings(deadline=None)
 @given(up_to_eight, densities, shapes, seeds)
-def test_a_dead_zone_is_what_it_says_number_by_number(
+def test_a_dead_zone_keeps_the_share_it_was_asked_for_of_the_largest_numbers(
     bits: int, density: float, shape: tuple[int, int], seed: int
 ) -> None:
     x = draw_matrix(shape, seed)
-
     grid = quantise_dead_zone(x, density, bits)
-
     q, step = slow_dead_zone(x.flatten().tolist(), density, bits)
     assert (grid.values // grid.mantissas).flatten().tolist() == q
     assert float(steps_of(grid)) == pytest.approx(step, rel=1 / 256)
-
-
-@settings(deadline=None)
-@given(up_to_eight, densities, shapes, seeds)
-def test_a_dead_zone_keeps_the_share_it_was_asked_for_the_largest_numbers(
-    bits: int, density: float, shape: tuple[int, int], seed: int
-) -> None:
-    x = draw_matrix(shape, seed)
-
-    kept = quantise_dead_zone(x, density, bits).values != 0
-
+    kept = grid.values != 0
     assert int(kept.sum()) == max(1, round(density * x.numel()))
     assert bool(kept.all()) or float(x.abs()[kept].min()) >= float(x.abs()[~kept].max())
-
-
-@settings(deadline=None)
-@given(up_to_eight, densities, shapes, seeds)
-def test_what_is_dropped_is_less_than_there_was(bits: int, density: float, shape: tuple[int, int], seed: int) -> None:
-    x = draw_matrix(shape, seed)
-
-    rest = x - quantise_dead_zone(x, density, bits).numbers()
-
-    assert float(rest.norm()) < float(x.norm())
+    assert float((x - grid.numbers()).norm()) < float(x.norm()), "less is dropped than there was"
 
 
 def test_a_residual_gives_back_all_that_was_dropped() -> None:
@@ -137,13 +90,11 @@ def test_a_residual_gives_back_all_that_was_dropped() -> None:
     assert float((sent - x).abs().max()) < 0.05 * float(x.abs().max())
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(few, seeds, st.booleans())
 def test_stochastic_rounding_takes_a_neighbour_and_is_unbiased(bits: int, seed: int, shared: bool) -> None:
     x, draws = draw_matrix((3, 4), seed, 2), 400
-
     grids = [quantise_coarse(x, bits, 1 if shared else 3, seed=number) for number in range(draws)]
-
     step = steps_of(grids[0])
     assert all(bool(((grid.numbers() - x).abs() < step).all()) for grid in grids)
     mean = sum((grid.numbers() for grid in grids), torch.zeros(())) / draws
@@ -154,9 +105,7 @@ def test_stochastic_rounding_is_the_same_on_every_machine() -> None:
     """Golden: whoever rounds again, somewhere else, must get the same bytes."""
     x = torch.arange(-6, 6, dtype=torch.float64).reshape(3, 4) / 7
     drawn = [quantise_coarse(x, 3, 3, seed=seed) for seed in (0, 0, 1)]
-
     multiples = [(grid.values // grid.mantissas[:, None]).tolist() for grid in drawn]
-
     assert multiples[0] == multiples[1] == GOLDEN
     assert multiples[2] != GOLDEN
 
@@ -182,14 +131,12 @@ def test_zeros_stay_zeros(bits: int) -> None:
 
 def test_a_zero_row_stands_beside_a_large_one() -> None:
     grid = quantise_coarse(torch.tensor([[0.0, 0.0], [1.0, -2.0]]), 3, 2)
-
     assert grid.values.tolist() == [[0, 0], [171, -3 * 171]]
     assert (grid.exponents.tolist(), grid.mantissas.tolist()) == ([EXPONENT_MIN, -8], [1, 171])
 
 
 def test_a_row_a_thousand_times_weaker_shares_the_exponent_and_is_lost() -> None:
     grid = quantise_coarse(torch.tensor([[0.001, 0.0], [1.0, -1.0]]), 2, 1)
-
     assert grid.values.tolist() == [[0, 0], [128, -128]]
     assert grid.mantissas.tolist() == [1, 128]
 
@@ -197,25 +144,20 @@ def test_a_row_a_thousand_times_weaker_shares_the_exponent_and_is_lost() -> None
 def test_where_little_is_left_nothing_of_it_is_dropped() -> None:
     x = torch.zeros(10, 10)
     x[0, 0], x[3, 7] = 3.0, -1.0
-
     grid = quantise_dead_zone(x, 0.1, 3)
-
     assert torch.equal(grid.numbers(), x.double())
 
 
 def test_one_number_far_above_the_rest_does_not_hide_them() -> None:
     x = torch.full((4, 4), 0.1)
     x[0, 0] = 100.0
-
     values = quantise_dead_zone(x, 0.5, 2).values
-
     assert bool((values != 0).all())  # ties all go, and the clamped one keeps its rest for later
 
 
 @pytest.mark.parametrize("value", [1e-300, 1e-40])
 def test_numbers_below_the_grid_are_dropped(value: float) -> None:
     x = torch.tensor([[value, -value]], dtype=torch.float64)
-
     assert not quantise_dead_zone(x, 0.5, 4).values.any()
     assert float((quantise_coarse(x, 4, 1).numbers() - x).abs().max()) <= math.ldexp(0.5, EXPONENT_MIN)
 
@@ -236,12 +178,10 @@ def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
             make()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(up_to_eight, densities, seeds)
 def test_the_exact_lift_takes_a_coarse_core_as_it_is(bits: int, density: float, seed: int) -> None:
     basis, core = random_basis(12, 9, 4, seed, 0), quantise_dead_zone(draw_matrix((4, 4), seed), density, bits)
-
     lifted = lift(basis, core)
-
     wanted = basis.left_float(torch.float64) @ core.numbers() @ basis.right_float(torch.float64).mT
     assert torch.allclose(lifted.double(), wanted, rtol=1e-6, atol=1e-9)

@@ -39,6 +39,5 @@ def test_the_digest_of_a_fixed_history_does_not_change() -> None:
 )
 def test_all_machines_end_with_the_same_digest(environment: dict[str, str], shows: tuple[str, str | int]) -> None:
     found = digests(**environment)
-
     assert found[shows[0]] == shows[1]  # the setting was taken
     assert found["exact"] == DIGEST

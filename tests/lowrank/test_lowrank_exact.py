@@ -83,12 +83,11 @@ def slow_lift_tangent(basis: Basis, left: Grid, right: Grid) -> Tensor:
     return torch.from_numpy(sums)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sizes, sizes, st.integers(1, 20), exponents, seeds)
 def test_the_lift_is_integer_arithmetic(rows: int, cols: int, rank: int, exponent: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     basis, core = draw_basis(rows, cols, rank, generator), draw_grid(rank, rank, exponent, generator)
-
     assert torch.equal(lift(basis, core), slow_lift(basis, core))
 
 
@@ -96,7 +95,6 @@ def test_the_lift_is_integer_arithmetic(rows: int, cols: int, rank: int, exponen
 def test_the_lift_is_integer_arithmetic_where_it_begins_to_shift(rank: int) -> None:
     generator = torch.Generator().manual_seed(rank)
     basis, core = draw_basis(2, 3, rank, generator), draw_grid(rank, rank, -20, generator)
-
     assert torch.equal(lift(basis, core), slow_lift(basis, core))
 
 
@@ -107,9 +105,7 @@ def test_the_lift_is_exact_with_every_integer_at_its_bound_and_the_highest_rank(
     odd[:, 1] -= 1
     core = Grid(torch.full((rank, rank), 32767, dtype=torch.int32), torch.tensor([0]))
     core.values[:, 0] -= 1
-
     lifted = lift(Basis(ones, odd), core)
-
     inner = [(2047 * (32767 - (j == 0)) * rank) for j in range(rank)]
     inner = [round(Fraction(x, 2**8)) for x in inner]
     total = sum(x * (2047 - (j == 1)) for j, x in enumerate(inner))
@@ -117,7 +113,7 @@ def test_the_lift_is_exact_with_every_integer_at_its_bound_and_the_highest_rank(
     assert lifted.tolist() == [[float(np.float32(math.ldexp(total, 8 - 22)))]]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sizes, sizes, st.integers(1, 8), exponents, exponents, seeds)
 def test_the_tangent_lift_is_integer_arithmetic(
     rows: int, cols: int, rank: int, left_exponent: int, right_exponent: int, seed: int
@@ -125,11 +121,10 @@ def test_the_tangent_lift_is_integer_arithmetic(
     generator = torch.Generator().manual_seed(seed)
     basis = draw_basis(rows, cols, rank, generator)
     left, right = draw_grid(rows, rank, left_exponent, generator), draw_grid(cols, rank, right_exponent, generator)
-
     assert torch.equal(lift_tangent(basis, left, right), slow_lift_tangent(basis, left, right))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 30), seeds)
 def test_the_order_of_the_directions_does_not_change_a_bit(rows: int, cols: int, rank: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -137,15 +132,13 @@ def test_the_order_of_the_directions_does_not_change_a_bit(rows: int, cols: int,
     left, right = draw_grid(rows, rank, -20, generator), draw_grid(cols, rank, -21, generator)
     a, b = (torch.randperm(rank, generator=generator) for _ in range(2))
     mixed = Basis(basis.left[:, a], basis.right[:, b])
-
     mixed_core = Grid(core.values[a][:, b], core.exponents)
     mixed_tangent = Grid(left.values[:, b], left.exponents), Grid(right.values[:, a], right.exponents)
-
     assert torch.equal(lift(mixed, mixed_core), lift(basis, core))
     assert torch.equal(lift_tangent(mixed, *mixed_tangent), lift_tangent(basis, left, right))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(4, 60), st.integers(4, 60), st.data(), seeds)
 def test_both_lifts_agree_with_float_arithmetic(rows: int, cols: int, data: st.DataObject, seed: int) -> None:
     rank = data.draw(st.integers(1, 4))
@@ -154,11 +147,9 @@ def test_both_lifts_agree_with_float_arithmetic(rows: int, cols: int, data: st.D
     left, right = draw_grid(rows, rank, -20, generator), draw_grid(cols, rank, -20, generator)
     u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
     y, z = left.numbers(), right.numbers()
-
     wanted = u @ core.numbers() @ v.mT
     wanted_tangent = u @ z.mT + y @ v.mT - u @ (u.mT @ y) @ v.mT
     scale = wanted_tangent.norm() + (u @ (u.mT @ y) @ v.mT).norm()  # u is not orthonormal here: its square counts
-
     for found in (lift(basis, core), lift_float32(basis, core)):
         assert float((found - wanted).norm()) <= FLOAT32_TOLERANCE * float(wanted.norm())
     for found in (lift_tangent(basis, left, right), lift_tangent_float32(basis, left, right)):
@@ -169,7 +160,6 @@ def test_zeros_lift_to_zeros() -> None:
     generator = torch.Generator().manual_seed(0)
     basis = draw_basis(5, 4, 3, generator)
     zero = [Grid(torch.zeros(rows, 3, dtype=torch.int32), torch.tensor([-126])) for rows in (3, 5, 4)]
-
     assert not lift(basis, zero[0]).any()
     assert not lift_tangent(basis, zero[1], zero[2]).any()
 

@@ -11,7 +11,6 @@ from tsr_swarm.lowrank.packed import BUCKET, Packed, packed_bytes
 def test_no_number_moves_by_more_than_half_a_step(rows: int, cols: int, seed: int, size: float, bits: int) -> None:
     x = torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed)) * size
     packed = Packed.of(x, bits)
-
     assert packed.bits == bits
     assert packed.numbers().shape == x.shape
     for start in range(0, x.numel(), BUCKET):

@@ -17,72 +17,60 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 def draw(shape: tuple[int, int, int], seed: int) -> tuple[Basis, Tensor, Tensor, Tensor]:
-    """A basis, the projections on its spans, and a matrix."""
+    """A basis, its two sides in float64, and a matrix."""
     rows, cols, rank = shape
     generator = torch.Generator().manual_seed(seed)
     basis = random_basis(rows, cols, rank, seed, 0)
     a = torch.randn(rows, cols, generator=generator, dtype=torch.float64)
-    sides = [torch.linalg.qr(x.double())[0] for x in (basis.left, basis.right)]
-    return basis, sides[0] @ sides[0].mT, sides[1] @ sides[1].mT, a
+    return basis, basis.left_float(torch.float64), basis.right_float(torch.float64), a
 
 
-@settings(deadline=None, max_examples=50)
+def projections(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The projections on the spans of both sides."""
+    p, q = (torch.linalg.qr(side)[0] for side in (u, v))
+    return p @ p.mT, q @ q.mT
+
+
+def is_near(update: Tensor, wanted: Tensor) -> bool:
+    return float((update - wanted).norm()) <= TWELVE_BITS * float(wanted.norm())
+
+
+@settings(max_examples=50)
 @given(shapes, seeds)
-def test_the_tangent_update_is_the_projection_on_the_tangent_space(shape: tuple[int, int, int], seed: int) -> None:
-    basis, p, q, a = draw(shape, seed)
-    left, right = tangent_of(a, basis.left_float(torch.float64), basis.right_float(torch.float64))
-
-    update = lift_tangent(basis, quantise_block(left, 16), quantise_block(right, 16)).double()
-
-    wanted = p @ a + a @ q - p @ a @ q
-    assert float((update - wanted).norm()) <= TWELVE_BITS * float(wanted.norm())
-
-
-@settings(deadline=None, max_examples=50)
-@given(shapes, seeds)
-def test_the_core_update_is_the_projection_on_both_bases(shape: tuple[int, int, int], seed: int) -> None:
-    basis, p, q, a = draw(shape, seed)
-    core = core_of(a, basis.left_float(torch.float64), basis.right_float(torch.float64))
-
-    update = lift(basis, quantise_block(core, 16)).double()
-
-    wanted = p @ a @ q
-    assert float((update - wanted).norm()) <= TWELVE_BITS * float(wanted.norm())
+def test_updates_are_projections_on_the_tangent_space_and_on_both_bases(shape: tuple[int, int, int], seed: int) -> None:
+    basis, u, v, a = draw(shape, seed)
+    p, q = projections(u, v)
+    left, right = tangent_of(a, u, v)
+    tangent = lift_tangent(basis, quantise_block(left, 16), quantise_block(right, 16)).double()
+    assert is_near(tangent, p @ a + a @ q - p @ a @ q)
+    assert is_near(lift(basis, quantise_block(core_of(a, u, v), 16)).double(), p @ a @ q)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(shapes, seeds)
 def test_a_core_sent_as_a_tangent_sketch_makes_the_same_update(shape: tuple[int, int, int], seed: int) -> None:
-    basis, _, _, a = draw(shape, seed)
-    u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
+    basis, u, v, a = draw(shape, seed)
     core = core_of(a, u, v)
-
     update = lift_tangent(basis, quantise_block(u @ core, 16), quantise_block(v @ core.mT, 16)).double()
-
-    wanted = expand(core, u, v)
-    assert float((update - wanted).norm()) <= TWELVE_BITS * float(wanted.norm())
+    assert is_near(update, expand(core, u, v))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(shapes, seeds)
 def test_sketches_are_linear(shape: tuple[int, int, int], seed: int) -> None:
-    basis, _, _, a = draw(shape, seed)
-    u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
+    _, u, v, a = draw(shape, seed)
     b = a.flip(0)
-
     mixed = (core_of(a + 3 * b, u, v), *tangent_of(a + 3 * b, u, v))
-
     parts = zip((core_of(a, u, v), *tangent_of(a, u, v)), (core_of(b, u, v), *tangent_of(b, u, v)), strict=True)
     for found, (of_a, of_b) in zip(mixed, parts, strict=True):
         torch.testing.assert_close(found, of_a + 3 * of_b)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(shapes, seeds)
 def test_captured_energy_is_a_share(shape: tuple[int, int, int], seed: int) -> None:
-    basis, p, q, a = draw(shape, seed)
-    u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
-
+    _, u, v, a = draw(shape, seed)
+    p, q = projections(u, v)
     assert 0 <= captured_energy(a, u, v) <= 1 + TWELVE_BITS
     assert abs(captured_energy(p @ a @ q, u, v) - 1) <= TWELVE_BITS
 

@@ -1,13 +1,10 @@
 """A short recorded run: three peers, one of which leaves, three rounds, the fourth in exchange."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from tsr_swarm.telemetry import events as e
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 NAMES = ("otter", "heron", "lynx")
 START = 1_000_000.0

@@ -1,8 +1,8 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from on_screen import NARROW, SILENT, SMALL, WIDE, ListSource, column, rows, screen, settle
 
+from tests.monitor.on_screen import NARROW, SILENT, SMALL, WIDE, ListSource, column, rows, screen, settle
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.monitor.app import QUIT_NOTE, SwarmMonitor
 from tsr_swarm.telemetry.events import (

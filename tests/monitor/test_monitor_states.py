@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from on_screen import NARROW, SILENT, SMALL, WIDE, ListSource, column, rows, screen, settle
 
+from tests.monitor.on_screen import NARROW, SILENT, SMALL, WIDE, ListSource, column, rows, screen, settle
 from tsr_swarm.cli.screen import closing_lines
 from tsr_swarm.monitor.app import QUIT_NOTE, SwarmMonitor
 from tsr_swarm.monitor.invitation import Invitation

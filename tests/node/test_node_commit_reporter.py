@@ -1,7 +1,7 @@
-"""Rounds that stand are told once each, in order, with their digests, whoever led them."""
+"""Committed rounds are reported once each, in order, with their digests, whichever node led them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,48 +21,52 @@ from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.wire.messages import PublishedHeader, published_to_proto
 
+ME, OTHER = "a" * 32, "b" * 32
+
 
 @dataclass
 class Leader:
-    """A leadership that takes down what it is to tell."""
+    """A leadership that notes what it is to report."""
 
-    told: list[tuple[int, str]] = field(default_factory=list)
+    applied: list[tuple[int, str]] = field(default_factory=list)  # rounds and digests
     committed_rounds: list[int] = field(default_factory=list)
 
     @property
     def round_reporter(self) -> Any:
         return SimpleNamespace(
-            applied=lambda round, digest, loss: self.told.append((round, digest)), committed=self.committed
+            applied=lambda round, digest, loss: self.applied.append((round, digest)), committed=self.committed
         )
 
-    def committed(self, header: PublishedHeader, reduced: Sequence[ReducedShard | None], members: int) -> None:
+    def committed(self, header: PublishedHeader, shards: Sequence[ReducedShard | None], members: int) -> None:
         self.committed_rounds.append(header.plan.round)
 
 
-class Log(RunLog):
-    """Asks nobody; ``asked`` lets the other voters answer, ``known`` is the newest round that was told."""
+class AskingLog(RunLog):
+    """The other voters answer once ``answered`` is set."""
 
     def __init__(self) -> None:
         super().__init__(EventLog(lambda: 0.0), lambda event: None)
-        self.asked = asyncio.Event()
+        self.answered = asyncio.Event()
 
     async def ask(self, others: object, round: int, clients: object) -> None:
-        await self.asked.wait()
+        await self.answered.wait()
 
 
 class Rig:
-    """A node that has just begun to lead when round ``base`` stands."""
+    """A node that leads, whose log has two rounds."""
 
     def __init__(self, history: History, log: RoundLog) -> None:
         self.history, self.leader, self.round_cache = history, Leader(), RoundCache()
-        self.context = make_context("a" * 32, history.manifest)
-        self.context.run_log = self.run_log = Log()
-        self.context.leader = self.leader  # type: ignore[assignment]
-        contributions = ContributionStore(history.manifest, {})
-        self.reporter = CommitReporter(self.context, self.round_cache, contributions, log)
+        self.context = make_context(ME, history.manifest)
+        self.context.run_log = self.run_log = AskingLog()
+        self.leads(True)
+        self.reporter = CommitReporter(self.context, self.round_cache, ContributionStore(history.manifest, {}), log)
+
+    def leads(self, leads: bool) -> None:
+        self.context.leader = self.leader if leads else None  # type: ignore[assignment]
 
     def record(self, round: int) -> RoundRecord:
-        return replace(self.history.record(round), voters=("a" * 32, "b" * 32))
+        return replace(self.history.record(round), voters=(ME, OTHER))
 
     async def apply(self, round: int) -> None:
         applied = AppliedRound(consensus=None, digest=f"digest-{round}", refreshed={})  # type: ignore[arg-type]
@@ -72,6 +76,10 @@ class Rig:
         self.reporter.begin_to_lead(self.leader, self.record(base))  # type: ignore[arg-type]
         await asyncio.sleep(0)  # it begins
 
+    async def finish(self) -> None:
+        self.run_log.answered.set()
+        await self.reporter.finish()
+
 
 @pytest.fixture(scope="module")
 def history() -> History:
@@ -79,78 +87,64 @@ def history() -> History:
 
 
 @pytest.fixture
-async def rig(history: History, tmp_path: Path) -> Any:
+async def rig(history: History, tmp_path: Path) -> AsyncIterator[Rig]:
     log = RoundLog(tmp_path / "rounds", 1 << 20)
     log.open()
     for round in (1, 2):
         log.store(published_to_proto(history.at(round).header), history.at(round).data)
         log.commit(round, history.at(round).header.chain)
-    made = Rig(history, log)
-    yield made
-    await made.context.background.close()
+    rig = Rig(history, log)
+    yield rig
+    await rig.context.background.close()
 
 
-async def test_the_round_before_is_told_first_however_quick_the_next_one_is(rig: Rig, history: History) -> None:
-    """Once the next round was told while voters were asked: the one before was told without its digest, or never."""
+async def test_the_round_before_is_reported_first_however_quick_the_next_one_is(rig: Rig) -> None:
     await rig.apply(1)
     await rig.begin(1)
-    rig.round_cache.add_sealed(history.at(2).header, ())
+    rig.round_cache.add_sealed(rig.history.at(2).header, ())
     rig.reporter.commit(rig.record(2))
     later = asyncio.create_task(rig.apply(2))
-    rig.run_log.asked.set()
+    rig.run_log.answered.set()
     await later
-    assert rig.leader.told[-2:] == [(1, "digest-1"), (2, "digest-2")]
+    assert rig.leader.applied[-2:] == [(1, "digest-1"), (2, "digest-2")]
     assert sorted(rig.leader.committed_rounds) == [1, 2]
 
 
-async def test_all_rounds_that_the_leader_before_did_not_live_to_tell_are_told(rig: Rig) -> None:
-    """Once only the newest was."""
-    rig.context.leader = None
+async def test_all_rounds_that_a_dead_leader_left_unreported_are_reported(rig: Rig) -> None:
+    rig.leads(False)
     await rig.apply(1)
     await rig.apply(2)
-    rig.context.leader = rig.leader
-    rig.run_log.asked.set()
+    rig.leads(True)
     await rig.begin(2)
-    await rig.reporter.told_all()
-    assert rig.leader.told == [(1, "digest-1"), (2, "digest-2")]
+    await rig.finish()
+    assert rig.leader.applied == [(1, "digest-1"), (2, "digest-2")]
     assert rig.leader.committed_rounds == [1, 2]
 
 
-async def test_a_round_that_was_applied_before_this_process_began_is_told_without_a_digest(rig: Rig) -> None:
+async def test_a_round_that_was_applied_before_this_process_began_is_reported_without_a_digest(rig: Rig) -> None:
     rig.reporter.begin(2)
-    rig.run_log.asked.set()
     await rig.begin(2)
-    await rig.reporter.told_all()
-    assert rig.leader.told == [(1, ""), (2, "")]
+    await rig.finish()
+    assert rig.leader.applied == [(1, ""), (2, "")]
     assert rig.leader.committed_rounds == [1, 2]
 
 
-async def test_a_round_that_is_applied_only_after_the_election_is_told_once_it_is(rig: Rig) -> None:
-    rig.run_log.asked.set()
+async def test_a_round_that_is_applied_only_after_the_election_is_reported_then(rig: Rig) -> None:
     await rig.begin(1)
-    await rig.reporter.told_all()
-    assert rig.leader.told == []
+    await rig.finish()
+    assert rig.leader.applied == []
     await rig.apply(1)
-    assert rig.leader.told == [(1, "digest-1")]
+    assert rig.leader.applied == [(1, "digest-1")]
     assert rig.leader.committed_rounds == [1]
 
 
-async def test_what_others_know_to_be_told_is_not_told_again(rig: Rig) -> None:
+@pytest.mark.parametrize("why", ["others have reported it", "it does not lead any more"])
+async def test_a_node_reports_nothing_if(rig: Rig, why: str) -> None:
+    rig.leads(why == "others have reported it")
     await rig.apply(1)
-    told = list(rig.leader.told)
+    before = list(rig.leader.applied)
     await rig.begin(1)
-    rig.run_log.log.closed_round = 1
-    rig.run_log.asked.set()
-    await rig.reporter.told_all()
-    assert rig.leader.told == told
-    assert rig.leader.committed_rounds == []
-
-
-async def test_who_does_not_lead_any_more_tells_nothing(rig: Rig) -> None:
-    rig.context.leader = None
-    await rig.apply(1)
-    await rig.begin(1)
-    rig.run_log.asked.set()
-    await rig.reporter.told_all()
-    assert rig.leader.told == []
+    rig.run_log.log.closed_round = int(rig.context.leader is not None)
+    await rig.finish()
+    assert rig.leader.applied == before
     assert rig.leader.committed_rounds == []

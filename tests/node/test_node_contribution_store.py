@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.published_rounds import publish, random_grids
 from tests.steady import steady, wide
 from tsr_swarm.config.layout import Part, upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
@@ -17,7 +18,7 @@ from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import ModelConfig, PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.exchange.contribution import pack
-from tsr_swarm.exchange.reduction import Published, Reduction, seal
+from tsr_swarm.exchange.reduction import Published, WeightedPayload, seal
 from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.node import contribution_store
@@ -25,7 +26,6 @@ from tsr_swarm.node.contribution_store import ContributionStore, ShardAverage
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.train.trainer import RoundWork
@@ -76,10 +76,7 @@ def work_of(peer: str, round: int, parent: str) -> RoundWork:
     plan = plan_of(round, parent)
     number = NUMBERS[peer]
     generator = torch.Generator().manual_seed(100 * round + number)
-    grids = {}
-    for slot in upload_slots(MANIFEST.blocks, plan.due, MANIFEST.config.wire):
-        numbers = torch.randn(slot.rows, slot.cols, generator=generator) / 100
-        grids[slot] = dense_grid(numbers) if slot.part is Part.DENSE else quantise_slot(numbers, slot)
+    grids = random_grids(upload_slots(MANIFEST.blocks, plan.due, MANIFEST.config.wire), generator, 0.01)
     captured = {
         index: Captured(number / 8, float(index)) for index, block in enumerate(MANIFEST.blocks) if block.is_low_rank
     }
@@ -109,16 +106,18 @@ def average(store: ContributionStore, plan: RoundPlan, shard: int, peers: Sequen
     return done
 
 
-def reduced(plan: RoundPlan, here: Mapping[int, Sequence[str]], at: Consensus, outer: OuterState) -> Published:
+def reduced(
+    plan: RoundPlan, here: Mapping[int, Sequence[str]], at: Consensus, outer: OuterState
+) -> tuple[Published, OuterState]:
     """The same round by one reducer of everything. ``here``: by shard, whose contributions arrived."""
-    reduction = Reduction(MANIFEST, plan, SHARD_BLOCKS)
-    for shard, peers in here.items():
-        for peer in peers:
-            work = work_of(peer, plan.round, plan.parent)
-            header, _ = pack(MANIFEST, peer, work, shard, SHARD_BLOCKS[shard])
-            reduction.offer(header, NUMBERS[peer], work.grids)
-    reduction.close()
-    return reduction.result(at.bases, 1, outer)
+    contributions = [
+        {
+            peer: WeightedPayload(NUMBERS[peer], NUMBERS[peer], work_of(peer, plan.round, plan.parent).grids)
+            for peer in here.get(shard, ())
+        }
+        for shard in range(SHARDS)
+    ]
+    return publish(MANIFEST, plan, contributions, at.bases, outer)
 
 
 def packed(outer: OuterState) -> dict[str, bytes]:
@@ -154,7 +153,7 @@ class Network:
         results = [ShardResult(void=True) if done is None else done.reduced.result for done in made]
         header = seal(plan, SHARD_BLOCKS, results)
         here = {shard: PEERS[:2] for shard, done in enumerate(made) if done is not None}
-        grids = reduced(plan, here, self.consensus, self.outer()).grids
+        grids = reduced(plan, here, self.consensus, self.outer())[0].grids
         refreshed = self.consensus.apply(plan, grids, Published(header, b"", grids).void)
         for store in self.stores:
             store.advance(header, refreshed)
@@ -189,7 +188,7 @@ def test_two_stores_with_a_share_of_the_shards_publish_the_bytes_of_one_reductio
 
     made = [average(stores[owners[shard]], plan, shard, here[shard], start()) for shard in range(SHARDS)]
 
-    wanted = reduced(plan, {shard: sorted(peers) for shard, peers in here.items()}, start(), {})
+    wanted, _ = reduced(plan, {shard: sorted(peers) for shard, peers in here.items()}, start(), {})
     assert seal(plan, SHARD_BLOCKS, [done.reduced.result for done in made]) == wanted.header
     assert b"".join(done.frames for done in made) == wanted.data
 
@@ -204,7 +203,7 @@ def test_an_average_is_over_the_peers_that_are_asked_for(peers: set[str]) -> Non
     made = average(store, plan, 0, sorted(peers), start()).reduced
 
     order = sorted(peers, key=NUMBERS.__getitem__)
-    assert made.result == reduced(plan, {0: order}, start(), {}).header.shards[0]
+    assert made.result == reduced(plan, {0: order}, start(), {})[0].header.shards[0]
     assert made.result.included == tuple(sorted(peers))
     tokens = sum(NUMBERS[peer] for peer in peers)
     assert made.local_loss == pytest.approx(sum(NUMBERS[peer] ** 2 for peer in peers) / tokens)
@@ -287,8 +286,8 @@ def test_momentum_of_reducers_that_keep_their_shards_is_that_of_one_reduction(re
     outer: OuterState = {}
     for round in range(1, 5):
         plan = plan_of(round, chain)
-        wanted = reduced(plan, dict.fromkeys(range(SHARDS), PEERS[:2]), consensus, outer)
-        outer = rotate_outer(wanted.outer, consensus.apply(plan, wanted.grids, wanted.void), MANIFEST.config.optimizer)
+        wanted, after = reduced(plan, dict.fromkeys(range(SHARDS), PEERS[:2]), consensus, outer)
+        outer = rotate_outer(after, consensus.apply(plan, wanted.grids, wanted.void), MANIFEST.config.optimizer)
         chain = wanted.header.chain.hex()
 
         assert network.run(reducers) == wanted.header

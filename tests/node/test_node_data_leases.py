@@ -15,8 +15,8 @@ from tsr_swarm.errors import ConfigError
 from tsr_swarm.node import data_leases, workspace
 from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.telemetry import events as ev
+from tsr_swarm.train.corpus import Warn
 from tsr_swarm.train.trainer import Trainer
-from tsr_swarm.train.unread import Warn
 
 
 def small_config(folder: Path, parts: int, rounds: int, min_peers: int = 3, **changes: dict[str, object]) -> RunConfig:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.swarm_rig import Member, Swarm, run_swarm, tiny_config
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, decode_manifest
@@ -14,6 +16,7 @@ from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.node.peer import JoinOptions, run_peer
 from tsr_swarm.node.service import NodeService
+from tsr_swarm.node.sync.donors import REDUCER_SECONDS, ShardDonors
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.storage import state_file
 from tsr_swarm.storage.state_file import StateAssembly
@@ -22,6 +25,7 @@ from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.transport.limits import STALL_SECONDS
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 LISTEN = "127.0.0.1:0"
@@ -140,42 +144,6 @@ async def test_donors_and_coordinator_go_on_while_a_state_is_fetched(
     assert agrees(swarm)
 
 
-async def test_a_joiner_that_is_restarted_in_the_middle_fetches_only_the_rest(
-    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its first process ends with ten chunks; meanwhile a newer state is served, and the begun one is still kept."""
-    taken: list[tuple[StateAssembly, int]] = []
-    swarms: list[Swarm] = []
-    take = StateAssembly.take
-
-    def count(self: StateAssembly, index: int) -> None:
-        take(self, index)
-        if "peer-4" in str(self.path):
-            taken.append((self, index))
-            if len(taken) == 10:
-                swarms[0].peers[4].stop.demand()
-
-    def watch(swarm: Swarm, event: ev.Event) -> None:
-        swarms[:] = [swarm]
-        if opens(event, 8):
-            swarm.start_peer(4)
-        is_gone = len(taken) >= 10 and swarm.peers[4].task.done() and not swarm.former
-        if is_gone and isinstance(event, ev.RoundOpened) and event.round >= 12:
-            swarm.start_peer(4)
-        end_when_applied(swarm, event, "peer-4")
-
-    monkeypatch.setattr(StateAssembly, "take", count)
-    swarm = await with_donors(tmp_path, restless(tmp_path), watch)
-    received = state_of(swarm.peers[4])
-    assert received.round == 5
-    assert received.found_bytes >= 9 * 4096
-    total, found = (-(-count // 4096) for count in (received.bytes, received.found_bytes))
-    before, after = ({index for assembly, index in taken if assembly is taken[which][0]} for which in (0, -1))
-    assert len(after) == total - found
-    assert not before & after
-    assert agrees(swarm)
-
-
 async def run_with_an_absence(folder: Path, config: RunConfig, calls: list[Any], seen: OnEvent | None = None) -> Swarm:
     """peer-3 leaves in round 3 and comes back, with its own checkpoint, in round 8; ends when it is up to date."""
     back = [0]
@@ -280,17 +248,54 @@ async def test_a_peer_refuses_what_only_the_leader_does_and_says_who_leads(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("listen", "announce", "says"), [("192.0.2.7:1", None, "add --insecure"), ("0.0.0.0:1", None, "add --insecure")]
+    ("listen", "insecure", "says"),
+    [
+        ("192.0.2.7:1", False, "add --insecure"),
+        ("0.0.0.0:1", False, "add --insecure"),
+        ("0.0.0.0:1", True, "--announce"),
+    ],
 )
-async def test_a_peer_too_listens_to_the_world_only_with_a_word_of_consent(
-    listen: str, announce: str | None, says: str
+async def test_a_peer_listens_to_the_world_only_with_consent_and_says_where(
+    listen: str, insecure: bool, says: str
 ) -> None:
-    options = JoinOptions(coordinator="127.0.0.1:9", listen=listen, announce=announce, use_dht=False)
+    options = JoinOptions(coordinator="127.0.0.1:9", listen=listen, insecure=insecure, use_dht=False)
     with pytest.raises(ConfigError, match=says):
         await run_peer(options, lambda event: None, Shutdown())
 
 
-async def test_a_peer_that_listens_everywhere_has_to_say_where_it_is_found() -> None:
-    options = JoinOptions(coordinator="127.0.0.1:9", listen="0.0.0.0:1", insecure=True, use_dht=False)
-    with pytest.raises(ConfigError, match="--announce"):
-        await run_peer(options, lambda event: None, Shutdown())
+# --- which donor is asked for a shard -------------------------------------------------------------------------------
+
+CLIENTS = [SwarmClient(f"127.0.0.1:{port}", ByteCounter()) for port in range(1, 6)]
+clients = st.sampled_from(CLIENTS)
+
+
+@given(
+    reducers=st.lists(st.none() | clients, max_size=6),
+    donors=st.lists(clients, max_size=3, unique=True),
+    failed=st.lists(clients, max_size=3),
+    shard=st.integers(0, 7),
+)
+def test_each_client_is_asked_once_and_a_reducer_that_failed_only_as_a_donor(
+    reducers: list[SwarmClient | None], donors: list[SwarmClient], failed: list[SwarmClient], shard: int
+) -> None:
+    shard_donors = ShardDonors(reducers, donors)
+    for client in failed:
+        shard_donors.mark_failed(client)
+    asked = shard_donors.of(shard)
+    reducer = reducers[shard] if shard < len(reducers) else None
+    assert len(set(asked)) == len(asked)
+    assert set(asked) - {reducer} == set(donors) - {reducer}
+    if reducer is not None and reducer not in failed:
+        assert asked[0] is reducer
+    else:
+        assert asked == donors
+
+
+@pytest.mark.parametrize("mebibytes", [0.0, 0.5, 64.0])
+def test_only_a_reducer_has_little_time_and_only_while_the_run_waits(mebibytes: float) -> None:
+    reducer, donor, *_ = CLIENTS
+    awaited = ShardDonors([reducer, donor], [donor], is_awaited=True)
+    assert awaited.seconds(reducer, mebibytes, 3600.0) == (REDUCER_SECONDS * (1 + mebibytes), REDUCER_SECONDS)
+    assert awaited.seconds(reducer, mebibytes, 0.1) == (0.1, REDUCER_SECONDS)
+    assert awaited.seconds(donor, mebibytes, 3600.0) == (3600.0, STALL_SECONDS), "it has all bytes"
+    assert ShardDonors([reducer], [donor]).seconds(reducer, mebibytes, 3600.0) == (3600.0, STALL_SECONDS)

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
-from tsr_swarm.node.events.log_relay import Copy, LogRelay
-from tsr_swarm.node.events.readers import READING_SECONDS, LogSubscribers
+from tsr_swarm.node.events.log_relay import READING_SECONDS, Copy, LogRelay, LogSubscribers
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.log import NEWEST, EventLog
 
@@ -20,9 +19,9 @@ class Network:
     def __init__(self, log: EventLog, votes: bool = True) -> None:
         self.now = 0.0
         self.seen: list[ev.Stamped] = []
-        self.readers = LogSubscribers(False, lambda: self.now)
-        self.readers.votes(votes)
-        self.relay = LogRelay(log, self.seen.append, self.readers, self._sleep)
+        self.subscribers = LogSubscribers(False, lambda: self.now)
+        self.subscribers.set_voter(votes)
+        self.relay = LogRelay(log, self.seen.append, self.subscribers, self._sleep)
         self.left = 0
 
     async def _sleep(self, seconds: float) -> None:
@@ -196,7 +195,7 @@ def test_whoever_reads_sees_what_the_leader_told_and_nobody_else_costs_anything(
             pause.clear()
             await pause.wait()
 
-        network.relay = LogRelay(own, network.seen.append, network.readers, sleep)
+        network.relay = LogRelay(own, network.seen.append, network.subscribers, sleep)
         task = asyncio.create_task(network.relay.follow(leader.copy))
 
         async def settle() -> None:
@@ -210,20 +209,20 @@ def test_whoever_reads_sees_what_the_leader_told_and_nobody_else_costs_anything(
                 case "p" | "q":
                     leader.log.append(progress(step, count))
                 case "a monitor calls":
-                    network.readers.called()
+                    network.subscribers.add_monitor()
                 case "time passes":
                     network.now += READING_SECONDS
                 case "votes" | "votes no more":
                     votes = step == "votes"
-                    network.readers.votes(votes)
+                    network.subscribers.set_voter(votes)
                 case _:
                     before = len(leader.asked)
                     pause.set()
                     await settle()
                     asked = leader.asked[before:]
-                    assert bool(asked) <= (votes or network.readers.are_people)
-                    assert all(with_progress == network.readers.are_people for _, with_progress in asked)
-        network.readers.called()
+                    assert bool(asked) <= (votes or network.subscribers.are_people)
+                    assert all(with_progress == network.subscribers.are_people for _, with_progress in asked)
+        network.subscribers.add_monitor()
         for _ in range(2 + len(steps)):  # a line at a time
             pause.set()
             await settle()
@@ -247,7 +246,7 @@ async def test_a_voter_copies_without_progress_and_a_monitor_gets_it_when_it_com
     await network.follow(leader.copy)
     assert told(own.since(0)[0]) == [numbered(1), numbered(2)]
     assert not network.relay.is_current
-    network.readers.called()
+    network.subscribers.add_monitor()
     await network.follow(leader.copy)
     assert set(told(own.since(0)[0])) == {numbered(1), numbered(2), progress("p", 3), progress("q", 20)}
     assert network.relay.is_current
@@ -258,7 +257,7 @@ async def test_the_log_of_a_leader_that_was_started_anew_is_taken_from_its_begin
     for number in range(5):
         leader.log.append(numbered(number))
     network = Network(own)
-    network.readers.called()
+    network.subscribers.add_monitor()
 
     async def copy(after: int, with_progress: bool) -> tuple[list[str], int]:
         if leader.asked:
@@ -281,18 +280,18 @@ async def test_a_long_history_comes_without_a_pause() -> None:
 
 async def test_readers_come_and_go() -> None:
     now = 0.0
-    readers = LogSubscribers(False, lambda: now)
-    assert not readers.are_any
-    waiting = asyncio.create_task(readers.come())
+    subscribers = LogSubscribers(False, lambda: now)
+    assert not subscribers.are_any
+    waiting = asyncio.create_task(subscribers.wait())
     await asyncio.sleep(0)
-    readers.votes(False)
-    readers.votes(True)
+    subscribers.set_voter(False)
+    subscribers.set_voter(True)
     await waiting
-    assert (readers.are_any, readers.are_people) == (True, False)
-    readers.votes(False)
-    readers.called()
+    assert (subscribers.are_any, subscribers.are_people) == (True, False)
+    subscribers.set_voter(False)
+    subscribers.add_monitor()
     now = READING_SECONDS - 1
-    assert readers.are_people
+    assert subscribers.are_people
     now = READING_SECONDS
-    assert not readers.are_any
+    assert not subscribers.are_any
     assert LogSubscribers(True, lambda: now).are_people

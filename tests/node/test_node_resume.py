@@ -20,7 +20,7 @@ from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage import checkpoint
 from tsr_swarm.storage.journal import NAMES, Journal
-from tsr_swarm.storage.sampling import sample_checkpoint
+from tsr_swarm.storage.run_folder import sample_checkpoint
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.fold import fold_all

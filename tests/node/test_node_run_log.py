@@ -1,4 +1,4 @@
-"""The run's log at one node, and those of others over loopback: what a monitor waits for, what a new leader asks."""
+"""The run's log at one node, and those of others over loopback: what a monitor waits for, what a new leader copies."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -47,11 +47,11 @@ def closed(round: int) -> ev.RoundClosed:
 
 
 class Other:
-    """A node as far as its log goes."""
+    """The log of another node."""
 
-    def __init__(self, *told: ev.Event) -> None:
+    def __init__(self, *events: ev.Event) -> None:
         self.log, self.asked = EventLog(lambda: 1.0), list[pb.WatchRequest]()
-        for event in told:
+        for event in events:
             self.log.append(event)
 
     async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
@@ -61,8 +61,8 @@ class Other:
 
 
 @asynccontextmanager
-async def lines_to(others: Sequence[Other]) -> AsyncIterator[tuple[ClientPool, list[str]]]:
-    """Connections, and the peer_ids of ``others``; DEAD is one where nobody answers."""
+async def clients_to(others: Sequence[Other]) -> AsyncIterator[tuple[ClientPool, list[str]]]:
+    """Clients, and the peer_ids of ``others``; nobody answers at DEAD."""
     async with AsyncExitStack() as stack:
         book, ids = AddressBook(ME), [f"{number:032x}" for number in range(1, len(others) + 1)]
         book.update(DEAD, "127.0.0.1:1")
@@ -72,11 +72,18 @@ async def lines_to(others: Sequence[Other]) -> AsyncIterator[tuple[ClientPool, l
         yield await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([]))), ids
 
 
+def run_log_of(*events: ev.Event) -> RunLog:
+    log = RunLog(EventLog(lambda: 2.0), lambda event: None)
+    for event in events:
+        log.emit(event)
+    return log
+
+
 def events_of(log: EventLog) -> list[ev.Event | None]:
     return [ev.decode(line) for line in log.since(0)[0]]
 
 
-async def test_a_new_leader_learns_from_others_which_rounds_were_told_and_nothing_else() -> None:
+async def test_a_new_leader_copies_the_events_of_closed_rounds_from_others_and_nothing_else() -> None:
     void = ev.RoundVoid(round=5, reason="nobody")
     changed = ev.LeaderChanged(peer=ME, name="x", term=1, voters=3, is_safe=True)
     one = Other(closed(2), closed(3), changed, closed(4), ev.Warned(message="hot"), void, closed(5))
@@ -84,33 +91,32 @@ async def test_a_new_leader_learns_from_others_which_rounds_were_told_and_nothin
     seen: list[ev.Event] = []
     mine = RunLog(EventLog(lambda: 2.0), seen.append)
     mine.emit(closed(3))
-    async with lines_to([one, other]) as (lines, ids):
-        await mine.ask([DEAD, *ids, "e" * 32], 9, lines)
+    async with clients_to([one, other]) as (pool, ids):
+        await mine.ask([DEAD, *ids, "e" * 32], 9, pool)
     assert mine.log.closed_round == 5
     assert void in events_of(mine.log)
     assert [event.round for event in seen if isinstance(event, ev.RoundClosed)] == [3, 4, 5]
     assert len(seen) == len(events_of(mine.log)) == 4
 
 
-async def test_rounds_that_only_progress_has_followed_are_learned_too() -> None:
+async def test_rounds_that_only_progress_follows_are_copied_too() -> None:
     progress = [
         ev.PeerProgress(peer=ME, name="x", round=3, step=step, steps=300, tokens_per_second=1.0) for step in range(300)
     ]
     other = Other(closed(1), closed(2), *progress)
-    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
-    mine.emit(closed(1))
-    async with lines_to([other]) as (lines, ids):
-        await mine.ask(ids, 9, lines)
+    mine = run_log_of(closed(1))
+    async with clients_to([other]) as (pool, ids):
+        await mine.ask(ids, 9, pool)
     assert mine.log.closed_round == 2
 
 
-async def test_a_log_that_comes_in_parts_is_asked_for_to_its_end() -> None:
+async def test_a_log_that_comes_in_parts_is_copied_to_its_end() -> None:
     other = Other(*(closed(round) for round in range(1, 8)))
     since = other.log.since
     other.log.since = lambda number, limit=0, with_progress=True: since(number, 1, with_progress)  # type: ignore[method-assign]
-    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
-    async with lines_to([other]) as (lines, ids):
-        await mine.ask(ids, 9, lines)
+    mine = run_log_of()
+    async with clients_to([other]) as (pool, ids):
+        await mine.ask(ids, 9, pool)
     assert mine.log.closed_round == 7
 
 
@@ -120,47 +126,40 @@ class Silent(Other):
         raise AssertionError("it never comes")
 
 
-async def test_nobody_is_waited_for_once_the_newest_round_is_known_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_log, "OTHERS_SECONDS", 3600.0)
-    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
-    async with lines_to([Silent(), Other(closed(6), closed(7))]) as (lines, ids):
-        await mine.ask(ids, 7, lines)
+@pytest.mark.parametrize("round", [7, 9])
+async def test_a_silent_node_is_waited_for_briefly_and_not_once_the_newest_round_is_here(
+    monkeypatch: pytest.MonkeyPatch, round: int
+) -> None:
+    monkeypatch.setattr(run_log, "OTHERS_SECONDS", 3600.0 if round == 7 else 0.2)
+    mine = run_log_of()
+    async with clients_to([Silent(), Other(closed(6), closed(7))]) as (pool, ids):
+        await mine.ask(ids, round, pool)
     assert mine.log.closed_round == 7
-
-
-async def test_who_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_log, "OTHERS_SECONDS", 0.05)
-
-    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
-    async with lines_to([Silent()]) as (lines, ids):
-        await mine.ask(ids, 9, lines)
-    assert mine.log.last == 0
 
 
 async def test_a_monitor_waits_until_the_log_has_come_and_a_node_that_nobody_reads_asks_for_nothing() -> None:
     progress = ev.PeerProgress(peer=ME, name="x", round=1, step=1, steps=2, tokens_per_second=1.0)
     leader = Other(closed(1), progress, ev.Warned(message="hot"))
-    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
-    await mine.read()  # no leader is known: there is nothing to wait for
-    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
-    async with lines_to([leader]) as (lines, (peer_id,)):
-        mine.follow(peer_id, lines)
+    await run_log_of().read()  # no leader is known: there is nothing to wait for
+    mine = run_log_of()
+    async with clients_to([leader]) as (pool, (peer_id,)):
+        mine.follow(peer_id, pool)
         await asyncio.sleep(0)
         assert leader.asked == []
         await mine.read()
         assert events_of(mine.log) == events_of(leader.log)
         assert not any(request.without_progress for request in leader.asked)
-        mine.follow("", lines)
+        mine.follow("", pool)
         await mine.read()
 
 
 async def test_a_leader_that_is_away_does_not_keep_a_monitor_waiting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_log, "COPY_SECONDS", 0.05)
-    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
-    async with lines_to([]) as (lines, _):
-        mine.follow(DEAD, lines)
+    mine = run_log_of()
+    async with clients_to([]) as (pool, _):
+        mine.follow(DEAD, pool)
         await mine.read()
-        mine.follow("", lines)
+        mine.follow("", pool)
 
 
 async def test_a_monitor_at_a_node_that_neither_leads_nor_votes_sees_the_whole_run_once(
@@ -168,8 +167,7 @@ async def test_a_monitor_at_a_node_that_neither_leads_nor_votes_sees_the_whole_r
 ) -> None:
     monkeypatch.setattr(log_relay, "PACE_SECONDS", 0.2)
     config = tiny_config(tmp_path, run={"rounds": 6, "min_peers": 6}, round={"floor_seconds": 30.0, "shards": 3})
-    watching: list[asyncio.Task[list[str]]] = []
-    before: list[int] = []
+    watching, before = list[asyncio.Task[list[str]]](), list[int]()
 
     async def watch(address: str) -> list[str]:
         """As a monitor does, from round 3 on."""
@@ -218,7 +216,7 @@ def test_the_totals_of_a_run_that_goes_on_are_those_of_the_whole_run() -> None:
     first, second, third = (replace(closed(n), wire_bytes=traffic, dense_bytes=100) for n in (1, 2, 3))
     before = [ev.Evaluated(round=0, loss=5.0), first, second]
     after = [ev.Evaluated(round=2, loss=3.0), replace(second, digest="b" * 64), third, ev.Evaluated(round=3, loss=2.0)]
-    mine = RunLog(EventLog(lambda: 9.0), lambda event: None)
+    mine = run_log_of()
     mine.restore(ev.Stamped(time=float(number), event=event) for number, event in enumerate(before))
     for event in after:
         mine.emit(event)
@@ -236,7 +234,7 @@ def test_the_totals_of_a_run_that_goes_on_are_those_of_the_whole_run() -> None:
     assert (whole.first_loss, whole.wire_bytes, whole.dense_bytes) == (5.0, 28, 300)
 
 
-def test_a_node_that_is_stopped_says_to_its_own_people_that_the_run_is_not_over() -> None:
+def test_a_node_that_is_stopped_shows_its_own_people_that_the_run_is_not_over() -> None:
     seen: list[ev.Event] = []
     mine = RunLog(EventLog(lambda: 9.0), seen.append)
     mine.emit(closed(1))
@@ -246,24 +244,17 @@ def test_a_node_that_is_stopped_says_to_its_own_people_that_the_run_is_not_over(
 
 
 def test_an_end_in_the_recording_of_a_run_that_goes_on_is_not_its_end() -> None:
-    end = RunLog(EventLog(lambda: 1.0), lambda event: None).finished("the run has finished")
-    mine = RunLog(EventLog(lambda: 2.0), lambda event: None)
+    end, mine = run_log_of().finished("the run has finished"), run_log_of()
     mine.restore([ev.Stamped(time=1.0, event=end)])
     mine.emit(closed(1))
     assert mine.finished("").rounds == 1
 
 
-def test_totals_of_rounds_that_another_node_keeps_no_more_count_once() -> None:
+def test_totals_of_rounds_that_another_node_no_longer_keeps_count_once() -> None:
     traffic: ev.Traffic = {"sent": {"core": 3}, "received": {"core": 4}}
-    sums = ev.EarlierRounds(
-        round=5,
-        rounds=5,
-        wire_bytes=traffic,
-        per_peer={},
-        raw_bytes={"sent": 1, "received": 1},
-        dense_bytes=500,
-    )
-    mine = RunLog(EventLog(lambda: 9.0), lambda event: None)
+    raw = {"sent": 1, "received": 1}
+    sums = ev.EarlierRounds(round=5, rounds=5, wire_bytes=traffic, per_peer={}, raw_bytes=raw, dense_bytes=500)
+    mine = run_log_of()
     told = [closed(1), sums, replace(closed(6), wire_bytes=traffic, dense_bytes=100), sums]
     mine.restore(ev.Stamped(time=float(number), event=event) for number, event in enumerate(told))
     end = mine.finished("done")

@@ -13,7 +13,7 @@ from tsr_swarm.node.workspace import Workspace, absolute_source, advise_organise
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import parameter_shapes
-from tsr_swarm.train.trainer import DAWDLE_SECONDS, RoundWork, StepProgress
+from tsr_swarm.train.trainer import STOP_CHECK_SECONDS, RoundWork, StepProgress
 
 
 class Clock:
@@ -51,7 +51,7 @@ def test_each_step_takes_the_factor_times_as_long_and_the_work_is_the_same(tmp_p
     clock, idle = Clock(), Clock()
     slow, plain = train(tmp_path, 4.0, clock), train(tmp_path, 1.0, idle)
     assert sum(clock.slept) == pytest.approx(3 * 3.0), "a step took a second, and three more are waited"
-    assert max(clock.slept) <= DAWDLE_SECONDS
+    assert max(clock.slept) <= STOP_CHECK_SECONDS
     assert idle.slept == []
     assert (slow.tokens, slow.local_loss) == (plain.tokens, plain.local_loss)
 

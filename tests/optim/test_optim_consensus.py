@@ -8,11 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steady import wide
 from torch import Tensor
 
+from tests.fixtures import round_plan
+from tests.optim.swarms import BLOCKS, DUES, LOW_RANK, SEEDS, draw_mean
+from tests.steady import wide
 from tsr_swarm.config.blocks import Block, BlockRole
-from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
+from tsr_swarm.config.layout import Part, Slot, published_slots
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis, apply_factor, random_basis
@@ -22,17 +24,7 @@ from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.publish import publish
 
-BLOCKS = (
-    Block(name="embed_tokens.weight", rows=20, cols=8, rank=4, role=BlockRole.EMBEDDING),
-    Block(name="up.weight", rows=12, cols=9, rank=3, role=BlockRole.MATRIX),
-    Block(name="norm.weight", rows=1, cols=9, rank=0, role=BlockRole.DENSE),
-)
-WIRE = wide()
-LOW_RANK = frozenset({0, 1})
-
-dues = st.builds(Due, tangent=st.frozensets(st.sampled_from((0, 1))), aim=st.frozensets(st.sampled_from((0, 1))))
-voids = st.frozensets(st.sampled_from((0, 1, 2)))
-seeds = st.integers(0, 2**31)
+VOIDS = st.frozensets(st.sampled_from((0, 1, 2)))
 
 
 def draw_consensus(seed: int = 0, lift: str = "exact") -> Consensus:
@@ -44,18 +36,14 @@ def draw_consensus(seed: int = 0, lift: str = "exact") -> Consensus:
 
 
 def make_plan(due: Due, decay: float = 1.0) -> RoundPlan:
-    return RoundPlan(round=1, first_step=0, steps=1, lr_first=0.1, lr_last=0.1, decay=decay, due=due, parent="")
+    return round_plan(decay=decay, due=due)
 
 
 def draw_published(
     consensus: Consensus, due: Due, void: frozenset[int] = frozenset(), seed: int = 1
 ) -> dict[Slot, Grid]:
-    generator = torch.Generator().manual_seed(seed)
-    mean = {
-        slot: torch.randn(slot.rows, slot.cols, generator=generator, dtype=torch.float64) / 100
-        for slot in upload_slots(BLOCKS, due, WIRE)
-    }
-    return publish(mean, published_slots(BLOCKS, due, WIRE, void), BLOCKS, consensus.bases)
+    mean = {slot: numbers / 100 for slot, numbers in draw_mean(due, seed).items()}
+    return publish(mean, published_slots(BLOCKS, due, wide(), void), BLOCKS, consensus.bases)
 
 
 def by_part(published: dict[Slot, Grid]) -> dict[tuple[int, Part], Grid]:
@@ -66,8 +54,8 @@ def equal(a: Basis, b: Basis) -> bool:
     return torch.equal(a.left, b.left) and torch.equal(a.right, b.right)
 
 
-@settings(deadline=None, max_examples=40)
-@given(dues, voids, seeds)
+@settings(max_examples=40)
+@given(DUES, VOIDS, SEEDS)
 def test_a_round_decays_then_subtracts_what_is_lifted_in_the_old_basis(
     due: Due, void: frozenset[int], seed: int
 ) -> None:
@@ -91,8 +79,8 @@ def test_a_round_decays_then_subtracts_what_is_lifted_in_the_old_basis(
             assert torch.equal(new, old * torch.tensor(0.9) - lift(bases[index], grids[index, Part.CORE]))
 
 
-@settings(deadline=None, max_examples=40)
-@given(dues, voids, seeds)
+@settings(max_examples=40)
+@given(DUES, VOIDS, SEEDS)
 def test_a_refresh_changes_the_bases_that_were_due_and_reports_them(due: Due, void: frozenset[int], seed: int) -> None:
     consensus = draw_consensus()
     before = dict(consensus.bases)
@@ -118,8 +106,8 @@ def test_a_refresh_changes_the_bases_that_were_due_and_reports_them(due: Due, vo
             assert torch.equal(now.right, made)
 
 
-@settings(deadline=None, max_examples=20)
-@given(dues, voids, seeds)
+@settings(max_examples=20)
+@given(DUES, VOIDS, SEEDS)
 def test_two_peers_that_apply_the_same_rounds_have_the_same_digest(due: Due, void: frozenset[int], seed: int) -> None:
     one = draw_consensus(seed)
     other = Consensus.from_tensors(BLOCKS, one.tensors())
@@ -131,9 +119,9 @@ def test_two_peers_that_apply_the_same_rounds_have_the_same_digest(due: Due, voi
     assert one.digest() == other.digest()
 
 
-@settings(deadline=None, max_examples=10)
-@given(st.integers(0, 30), seeds)
-def test_drawn_bases_are_the_same_for_everybody_and_cost_nothing(number: int, seed: int) -> None:
+@settings(max_examples=10)
+@given(st.integers(0, 30), SEEDS)
+def test_drawn_bases_are_the_same_for_all_peers_and_are_not_sent(number: int, seed: int) -> None:
     due = Due(draw=((0, number), (1, number + 1)))
     one = draw_consensus(seed)
     other = Consensus.from_tensors(BLOCKS, one.tensors())
@@ -167,7 +155,7 @@ def test_a_side_that_could_not_be_aimed_keeps_its_basis() -> None:
     assert not torch.equal(old.right, new.right)
 
 
-def test_what_was_handed_out_before_a_round_stays_as_it_was() -> None:
+def test_tensors_taken_before_a_round_do_not_change() -> None:
     consensus = draw_consensus()
     state = consensus.tensors()
     copies = {name: tensor.clone() for name, tensor in state.items()}
@@ -225,7 +213,7 @@ def test_the_float32_control_is_close_to_the_exact_lift() -> None:
         torch.testing.assert_close(control.weights[name], weight, rtol=1e-4, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_changed_number_changes_the_digest(data: st.DataObject) -> None:
     consensus = draw_consensus()
@@ -247,14 +235,14 @@ def test_a_changed_name_or_shape_changes_the_digest() -> None:
     assert len({named.digest(), renamed.digest(), reshaped.digest()}) == 3
 
 
-def test_minus_zero_is_told_from_zero() -> None:
+def test_minus_zero_and_zero_have_different_digests() -> None:
     block = (Block(name="a", rows=1, cols=1, rank=0, role=BlockRole.DENSE),)
     plus, minus = (Consensus(block, {"a": torch.tensor([x])}, {}) for x in (0.0, -0.0))
 
     assert plus.digest() != minus.digest()
 
 
-def test_the_state_comes_back_whole() -> None:
+def test_a_state_survives_the_round_trip() -> None:
     consensus = draw_consensus()
 
     again = Consensus.from_tensors(BLOCKS, consensus.tensors())
@@ -297,7 +285,7 @@ def with_first(value: float) -> Callable[[Tensor], Tensor]:
         (spoil("right/up.weight", with_first(-32768)), "beyond 2047"),
     ],
 )
-def test_a_state_out_of_place_is_refused(change: Callable[[dict[str, Tensor]], object], says: str) -> None:
+def test_an_invalid_state_is_refused(change: Callable[[dict[str, Tensor]], object], says: str) -> None:
     state = draw_consensus().tensors()
     change(state)
 

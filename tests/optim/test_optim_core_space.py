@@ -1,26 +1,23 @@
 """CoreSpace: W_i = Wbar + U S V^T at all times, and no work lost or counted twice, whoever was included."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load, save
-from steady import steady, wide
 from torch import Tensor
 
+from tests.optim.reference import AdamOptions, reference_core_round
+from tests.optim.swarms import Swarm, noise
+from tests.steady import steady, wide
 from tsr_swarm.config.blocks import plan_blocks
-from tsr_swarm.config.layout import Part, upload_slots
+from tsr_swarm.config.layout import Part
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.rotate import rotate_core, rotate_moments
+from tsr_swarm.optim.block_state import UnsentWork
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_space import CoreSpace
-from tsr_swarm.optim.local_space import LocalSpace
-from tsr_swarm.optim.reference import AdamOptions, reference_core_round
-from tsr_swarm.optim.waiting_work import Waiting
 
 FLOAT32 = 1e-5  # weights near 1, a few roundings each
 PUBLISHED = 2**-14  # of the largest number: one exponent a block at 16 bits
@@ -36,7 +33,7 @@ def lifted(swarm: object, peer: int, name: str) -> Tensor:
     return basis.left_float(torch.float64) @ core @ basis.right_float(torch.float64).mT
 
 
-def waiting(swarm: object, peer: int, name: str) -> Tensor:
+def outside(swarm: object, peer: int, name: str) -> Tensor:
     """What of a core peer's unsent work its basis does not hold, float64."""
     state = swarm.spaces[peer].state_dict()
     if f"residual/codes/{name}" not in state:
@@ -44,34 +41,34 @@ def waiting(swarm: object, peer: int, name: str) -> Tensor:
     block = next(block for block in swarm.blocks if block.name == name)
     packed = Packed(*(state[f"residual/{part}/{name}"] for part in ("codes", "scales")), (block.rows, block.cols))
     basis = swarm.consensus[peer].bases[swarm.blocks.index(block)]
-    return Waiting(packed, state[f"residual/share/{name}"]).outside(basis).double()
+    return UnsentWork(packed, state[f"residual/share/{name}"]).outside(basis).double()
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     rank=st.integers(1, 4),
     shapes=st.lists(st.tuples(st.integers(4, 8), st.integers(4, 8)), min_size=1, max_size=4),
     seed=st.integers(0, 2**16),
 )
 def test_parameters_are_wbar_plus_the_lifted_core_after_every_step(
-    swarm: type, noise: Callable, rank: int, shapes: list[tuple[int, int]], seed: int
+    rank: int, shapes: list[tuple[int, int]], seed: int
 ) -> None:
     named = {f"{number}.weight": shape for number, shape in enumerate(shapes)}
     optimizer = steady(rank=rank, lr=0.05, warmup_steps=0)
-    run = swarm(["core"], noise(seed), optimizer=optimizer, shapes=named, seed=seed)
+    run = Swarm(["core"], noise(seed), optimizer=optimizer, shapes=named, seed=seed)
     for _ in range(3):
         for _ in range(2):
             run.step(0.05)
             for name in named:
-                expected = run.consensus[0].weights[name] - lifted(run, 0, name) - waiting(run, 0, name)
+                expected = run.consensus[0].weights[name] - lifted(run, 0, name) - outside(run, 0, name)
                 torch.testing.assert_close(run.parameters[0][name].double(), expected, rtol=0, atol=FLOAT32)
         run.upload()
         run.close()
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(rank=st.integers(1, 4), peers=st.integers(1, 3), seed=st.integers(0, 2**16))
-def test_a_round_equals_the_oracle(swarm: type, rank: int, peers: int, seed: int) -> None:
+def test_a_round_equals_the_reference(rank: int, peers: int, seed: int) -> None:
     rows, cols, steps, tokens = 7, 6, 3, [1.0, 2.0, 5.0][:peers]
     generator = torch.Generator().manual_seed(seed)
     gradients = torch.randn(peers, steps + 1, rows, cols, generator=generator)
@@ -82,7 +79,7 @@ def test_a_round_equals_the_oracle(swarm: type, rank: int, peers: int, seed: int
         return gradients[peer, turn[peer] - 1]
 
     optimizer = steady(rank=rank, lr=0.02, warmup_steps=0)
-    run = swarm(
+    run = Swarm(
         ["core"] * peers,
         gradient,
         optimizer=optimizer,
@@ -106,18 +103,16 @@ def test_a_round_equals_the_oracle(swarm: type, rank: int, peers: int, seed: int
     )
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(
     drops=st.lists(st.sets(st.integers(0, 2), max_size=2), min_size=3, max_size=5),
     bits=st.sampled_from([8, 16]),
     seed=st.integers(0, 2**16),
 )
-def test_what_was_averaged_and_what_is_left_is_the_work_done(
-    swarm: type, noise: Callable, drops: list[set[int]], bits: int, seed: int
-) -> None:
+def test_what_was_averaged_and_what_is_left_is_the_work_done(drops: list[set[int]], bits: int, seed: int) -> None:
     tokens = [1.0, 2.0, 4.0]
     wire = wide(core_bits=bits)
-    run = swarm(["core"] * 3, noise(seed), wire=wire, tokens=tokens, k_r=3 * NEVER, seed=seed)
+    run = Swarm(["core"] * 3, noise(seed), wire=wire, tokens=tokens, k_r=3 * NEVER, seed=seed)
     run.play()  # the only refresh
     for dropped in drops:
         included = [peer for peer in range(3) if peer not in dropped]
@@ -146,9 +141,9 @@ def test_what_was_averaged_and_what_is_left_is_the_work_done(
             torch.testing.assert_close(applied, mean, rtol=0, atol=slack)
 
 
-def test_the_error_of_quantisation_comes_back_and_does_not_grow(swarm: type, noise: Callable) -> None:
+def test_the_error_of_quantisation_comes_back_and_does_not_grow() -> None:
     rounds = 40
-    run = swarm(["core"], noise(3), wire=wide(core_bits=8), k_r=3 * NEVER)
+    run = Swarm(["core"], noise(3), wire=wide(core_bits=8), k_r=3 * NEVER)
     run.play()
     sent = work = torch.zeros(4, 4, dtype=torch.float64)
     errors = []
@@ -167,9 +162,9 @@ def test_the_error_of_quantisation_comes_back_and_does_not_grow(swarm: type, noi
     assert float((sent - work).abs().max()) / rounds < 0.1 * largest_step
 
 
-def test_a_refresh_turns_cores_and_moments_and_keeps_the_step_count(swarm: type, noise: Callable) -> None:
+def test_a_refresh_turns_cores_and_moments_and_keeps_the_step_count() -> None:
     optimizer = steady(rank=4, lr=0.01, warmup_steps=0, residual_bits=0)
-    run = swarm(["core", "core"], noise(4), optimizer=optimizer, k_x=3, k_r=6)
+    run = Swarm(["core", "core"], noise(4), optimizer=optimizer, k_x=3, k_r=6)
     run.play()
     run.play()  # the next round refreshes again
     run.train()
@@ -187,8 +182,8 @@ def test_a_refresh_turns_cores_and_moments_and_keeps_the_step_count(swarm: type,
     assert after["steps"].tolist() == [9, 9, 9, 9]
 
 
-def test_work_of_a_missed_round_goes_out_with_the_next(swarm: type, noise: Callable) -> None:
-    run = swarm(["core", "core"], noise(5), k_r=3 * NEVER)
+def test_work_of_a_missed_round_is_sent_with_the_next() -> None:
+    run = Swarm(["core", "core"], noise(5), k_r=3 * NEVER)
     run.play()
     run.play(included=[0])
     left = lifted(run, 1, "a.weight")
@@ -198,53 +193,8 @@ def test_work_of_a_missed_round_goes_out_with_the_next(swarm: type, noise: Calla
     assert lifted(run, 1, "a.weight").norm() < 0.02 * left.norm()
 
 
-def test_a_peer_that_is_never_included_does_not_run_away(swarm: type) -> None:
-    run = swarm(["core", "core"], lambda peer, name, weight: torch.ones(weight.shape), k_r=3 * NEVER)
-    run.play()
-    run.train()
-    usual = run.displacement(1, "norm").norm()  # the work of one round, the same in every one
-    run.upload()
-    run.close()
-    norms = []
-    for _ in range(30):
-        run.play(included=[0])
-        norms.append(float(run.displacement(1, "norm").norm() / usual))
-    assert norms[2] > 2.5  # nothing is lost at first
-    assert max(norms) < 6
-
-
-@pytest.mark.parametrize("moment", ["after steps", "after upload", "after close"])
-def test_a_restarted_peer_continues_bit_for_bit(swarm: type, noise: Callable, moment: str) -> None:
-    straight, restarted = (swarm(["core", "core"], noise(6), seed=6) for _ in range(2))
-    for run in (straight, restarted):
-        run.play()
-        run.play(included=[1])  # peer 0 carries a residual
-        run.train()
-        if moment != "after steps":
-            run.upload()
-        if moment == "after close":
-            run.close()
-    saved, tensors = save(restarted.spaces[0].state_dict()), restarted.consensus[0].tensors()
-    space: LocalSpace = CoreSpace(restarted.parameters[0], restarted.blocks, restarted.config.optimizer)
-    space.load_state_dict(load(saved))
-    restarted.consensus[0] = Consensus.from_tensors(restarted.blocks, tensors)
-    restarted.spaces[0] = space
-    for parameter in restarted.parameters[0].values():
-        parameter.data.zero_()
-    space.begin(restarted.consensus[0])
-    for run in (straight, restarted):
-        if moment == "after steps":
-            run.upload()
-        if moment != "after close":
-            run.close()
-        run.play()
-    for name in straight.parameters[0]:
-        assert torch.equal(straight.parameters[0][name], restarted.parameters[0][name])
-    assert straight.consensus[0].digest() == restarted.consensus[0].digest()
-
-
-def test_a_saved_state_that_does_not_fit_is_refused_before_any_change(swarm: type, noise: Callable) -> None:
-    run = swarm(["core"], noise(7))
+def test_a_saved_state_that_does_not_fit_is_refused_before_any_change() -> None:
+    run = Swarm(["core"], noise(7))
     run.play()
     good = run.spaces[0].state_dict()
     lacking = {key: value for key, value in good.items() if key != "first/a.weight"}
@@ -256,14 +206,14 @@ def test_a_saved_state_that_does_not_fit_is_refused_before_any_change(swarm: typ
     assert all(torch.equal(value, run.spaces[0].state_dict()[key]) for key, value in good.items())
 
 
-def test_a_core_of_another_basis_is_not_begun_with(swarm: type, noise: Callable) -> None:
-    run, other = swarm(["core"], noise(8), seed=8), swarm(["core"], noise(8), seed=9)
+def test_a_core_of_another_basis_is_refused() -> None:
+    run, other = Swarm(["core"], noise(8), seed=8), Swarm(["core"], noise(8), seed=9)
     with pytest.raises(RunError, match=r"another basis"):
         run.spaces[0].begin(other.consensus[0])
 
 
-def test_a_replaced_consensus_keeps_work_where_the_basis_is_the_same(swarm: type, noise: Callable) -> None:
-    run = swarm(["core"], noise(9))
+def test_a_replaced_consensus_keeps_work_where_the_basis_is_the_same() -> None:
+    run = Swarm(["core"], noise(9))
     run.play()
     run.train()
     before = run.spaces[0].state_dict()
@@ -279,16 +229,14 @@ def test_a_replaced_consensus_keeps_work_where_the_basis_is_the_same(swarm: type
     for key in ("first/b.weight", "second/b.weight"):
         assert not after[key].any()
     assert after["steps"].tolist() == [6, 0, 6, 6]
-    # its unsent work goes on in the new basis, and what that does not hold waits
+    # its unsent work is carried to the new basis, and what that does not hold is kept
     run.consensus[0] = replaced
-    expected = replaced.weights["b.weight"].double() - lifted(run, 0, "b.weight") - waiting(run, 0, "b.weight")
+    expected = replaced.weights["b.weight"].double() - lifted(run, 0, "b.weight") - outside(run, 0, "b.weight")
     torch.testing.assert_close(run.parameters[0]["b.weight"].detach().double(), expected, rtol=0, atol=FLOAT32)
 
 
-def test_an_upload_of_unknown_fate_counts_as_averaged_when_the_consensus_is_replaced(
-    swarm: type, noise: Callable
-) -> None:
-    run = swarm(["core"], noise(10), k_r=3 * NEVER)
+def test_an_unsettled_upload_counts_as_averaged_when_the_consensus_is_replaced() -> None:
+    run = Swarm(["core"], noise(10), k_r=3 * NEVER)
     run.play()
     run.train()
     work = run.displacement(0, "a.weight")
@@ -298,8 +246,8 @@ def test_an_upload_of_unknown_fate_counts_as_averaged_when_the_consensus_is_repl
     assert not run.displacement(0, "norm").any()
 
 
-def test_steps_taken_between_upload_and_settle_are_kept(swarm: type, noise: Callable) -> None:
-    run = swarm(["core"], noise(11), k_r=3 * NEVER)
+def test_steps_taken_between_upload_and_settle_are_kept() -> None:
+    run = Swarm(["core"], noise(11), k_r=3 * NEVER)
     run.play()
     run.train()
     run.upload()
@@ -324,9 +272,9 @@ def test_parameters_without_a_gradient_and_of_half_precision_are_moved_too() -> 
     assert torch.equal(parameters["b.weight"].float(), weights["b.weight"])
 
 
-def test_in_a_flush_the_core_stands_in_for_the_displacement(swarm: type, noise: Callable) -> None:
+def test_a_core_is_sent_as_a_tangent_sketch_of_its_lift() -> None:
     optimizer = steady(rank=4, lr=0.01, warmup_steps=0, local_space="mixed")
-    run = swarm(["core"], noise(12), optimizer=optimizer, wire=wide(sketch_bits=16))
+    run = Swarm(["core"], noise(12), optimizer=optimizer, wire=wide(sketch_bits=16))
     run.train()  # round 1 of a mixed run sends tangents
     work, old = lifted(run, 0, "a.weight"), run.consensus[0].weights["a.weight"].double()
     run.upload()
@@ -342,29 +290,8 @@ def test_in_a_flush_the_core_stands_in_for_the_displacement(swarm: type, noise: 
     assert lifted(run, 0, "a.weight").norm() < 2e-3 * work.norm()
 
 
-def test_a_displacement_that_is_not_finite_is_refused_at_upload(swarm: type) -> None:
-    run = swarm(["core"], lambda peer, name, weight: torch.full(weight.shape, float("nan")), k_r=3 * NEVER)
+def test_a_displacement_that_is_not_finite_is_refused_at_upload() -> None:
+    run = Swarm(["core"], lambda peer, name, weight: torch.full(weight.shape, float("nan")), k_r=3 * NEVER)
     run.train()
     with pytest.raises(RunError, match="not finite"):
         run.upload()
-
-
-def test_slots_come_in_the_layouts_order(swarm: type, noise: Callable) -> None:
-    run = swarm(["core"], noise(13))
-    run.train()
-    run.upload()
-    slots = upload_slots(run.blocks, run.plan.due, run.config.wire)
-    assert tuple(run.sent[0]) == slots
-    for slot, grid in run.sent[0].items():
-        assert (tuple(grid.values.shape), grid.exponents.numel()) == ((slot.rows, slot.cols), slot.exponents)
-
-
-def test_two_core_peers_lower_a_least_squares_loss_and_stay_bit_identical(swarm: type, least_squares: type) -> None:
-    problem = least_squares(2, 1)
-    optimizer = steady(rank=6, lr=0.02, warmup_steps=5, weight_decay=1e-3)
-    run = swarm(["core", "core"], problem.gradient, optimizer=optimizer, k_x=5, k_r=10, tokens=[3.0, 5.0])
-    first = problem.loss(run.consensus[0].weights)
-    for round_number in range(40):
-        run.play(included=[1] if round_number % 5 == 4 else None)
-        assert run.consensus[0].digest() == run.consensus[1].digest()
-    assert problem.loss(run.consensus[0].weights) < 0.2 * first

@@ -1,15 +1,15 @@
 """CoreStack's products: the formulas, for every shape, without a copy of anything of full size."""
 
 import gc
-from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steady import steady
 from torch import Tensor, nn
 
+from tests.optim.swarms import Swarm, noise
+from tests.steady import steady
 from tsr_swarm.config.blocks import plan_blocks
 from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.lowrank.basis import random_basis
@@ -30,7 +30,7 @@ def draw(count: int, rows: int, cols: int, p: int, q: int, seed: int) -> tuple[l
     return whole, left, right, core
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shape=SHAPES, missing=st.integers(0, 3), half=st.booleans(), seed=st.integers(0, 2**16))
 def test_a_projection_is_u_t_g_v_and_a_missing_gradient_is_zero(
     shape: Shape, missing: int, half: bool, seed: int
@@ -45,7 +45,7 @@ def test_a_projection_is_u_t_g_v_and_a_missing_gradient_is_zero(
         torch.testing.assert_close(found[place].double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shape=SHAPES, seed=st.integers(0, 2**16))
 def test_a_lift_subtracts_u_c_v_t_in_place(shape: Shape, seed: int) -> None:
     whole, left, right, core = draw(*shape, seed)
@@ -79,10 +79,10 @@ def test_nothing_of_full_size_is_kept_between_steps(inner: str) -> None:
     space.step(0.01)
     gc.collect()
     kept = [found for found in gc.get_objects() if id(found) not in before and type(found) is Tensor]
-    theirs = {t.untyped_storage().data_ptr() for t in consensus.tensors().values()}
-    theirs |= {p.grad.untyped_storage().data_ptr() for p in parameters.values() if p.grad is not None}
+    shared = {t.untyped_storage().data_ptr() for t in consensus.tensors().values()}
+    shared |= {p.grad.untyped_storage().data_ptr() for p in parameters.values() if p.grad is not None}
     own = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
-    numbers = sum(size for address, size in own.items() if address not in theirs) / 4
+    numbers = sum(size for address, size in own.items() if address not in shared) / 4
     assert numbers == 3 * 4 * (64 + 48) + 3 * 4 * 4 * (3 if inner == "adam" else 2)
 
 
@@ -102,8 +102,8 @@ def test_small_steps_arrive_in_half_precision_parameters_too() -> None:
     torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=2**-8)
 
 
-def test_many_steps_added_up_end_where_the_cores_say(swarm: type, noise: Callable) -> None:
-    run = swarm(["core"], noise(1), k_r=3000)
+def test_many_small_steps_add_up_to_the_lifted_core() -> None:
+    run = Swarm(["core"], noise(1), k_r=3000)
     for _ in range(300):
         run.step(0.01)
     walked = {name: parameter.detach().clone() for name, parameter in run.parameters[0].items()}

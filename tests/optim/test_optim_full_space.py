@@ -6,18 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load, save
-from steady import steady, wide
 from torch import Tensor, nn
 
-from tsr_swarm.config.layout import Part, upload_slots
+from tests.optim.swarms import Swarm, noise
+from tests.steady import steady, wide
+from tsr_swarm.config.layout import Part
 from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.exact import lift, lift_tangent
 from tsr_swarm.lowrank.grid import quantise_block
-from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.full_space import FullSpace
-from tsr_swarm.optim.local_space import LocalSpace
 
 FLOAT32 = 1e-5
 PUBLISHED = 2**-14  # of the largest number: one exponent a block at 16 bits
@@ -39,22 +36,22 @@ def own_part(sent: dict, index: int, basis: Basis) -> Tensor:
     return lift_tangent(basis, fine[Part.TANGENT_LEFT], fine[Part.TANGENT_RIGHT]).double()
 
 
-def test_steps_are_torchs_adam(swarm: type, noise: Callable) -> None:
-    ours, theirs = noise(1), noise(1)
-    run = swarm(["full"], ours, optimizer=full())
-    rivals = {name: nn.Parameter(weight.clone()) for name, weight in run.consensus[0].weights.items()}
-    adam = torch.optim.Adam(rivals.values(), betas=(0.9, 0.99))
+def test_steps_are_torchs_adam() -> None:
+    own, again = noise(1), noise(1)
+    run = Swarm(["full"], own, optimizer=full())
+    plain = {name: nn.Parameter(weight.clone()) for name, weight in run.consensus[0].weights.items()}
+    adam = torch.optim.Adam(plain.values(), betas=(0.9, 0.99))
     adam.param_groups[0]["lr"] = 0.01
     for _ in range(5):
         run.step(0.01)
-        for name, rival in rivals.items():
-            rival.grad = theirs(0, name, rival)
+        for name, parameter in plain.items():
+            parameter.grad = again(0, name, parameter)
         adam.step()
-    for name, rival in rivals.items():
-        torch.testing.assert_close(run.parameters[0][name], rival, rtol=FLOAT32, atol=FLOAT32)
+    for name, parameter in plain.items():
+        torch.testing.assert_close(run.parameters[0][name], parameter, rtol=FLOAT32, atol=FLOAT32)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(
     drops=st.lists(st.sets(st.integers(0, 2), max_size=2), min_size=2, max_size=4),
     aim=st.sampled_from(["gradient", "displacement"]),
@@ -63,11 +60,11 @@ def test_steps_are_torchs_adam(swarm: type, noise: Callable) -> None:
     seed=st.integers(0, 2**16),
 )
 def test_what_was_averaged_and_what_is_left_is_the_work_done(
-    swarm: type, noise: Callable, drops: list[set[int]], aim: str, bits: int, k_r: int, seed: int
+    drops: list[set[int]], aim: str, bits: int, k_r: int, seed: int
 ) -> None:
     tokens = [1.0, 2.0, 4.0]
     wire = wide(core_bits=bits, sketch_bits=bits)
-    run = swarm(["full"] * 3, noise(seed), optimizer=full(aim), wire=wire, tokens=tokens, k_r=k_r, seed=seed)
+    run = Swarm(["full"] * 3, noise(seed), optimizer=full(aim), wire=wire, tokens=tokens, k_r=k_r, seed=seed)
     for dropped in drops:
         included = [peer for peer in range(3) if peer not in dropped]
         total = sum(tokens[peer] for peer in included)
@@ -89,8 +86,8 @@ def test_what_was_averaged_and_what_is_left_is_the_work_done(
             torch.testing.assert_close(applied, mean, rtol=0, atol=slack)
 
 
-def test_the_next_round_starts_at_wbar_less_gamma_of_the_residual(swarm: type, noise: Callable) -> None:
-    whole, part = (swarm(["full", "full"], noise(2), optimizer=full(gamma=gamma)) for gamma in (1.0, 0.9))
+def test_the_next_round_starts_at_wbar_less_gamma_of_the_residual() -> None:
+    whole, part = (Swarm(["full", "full"], noise(2), optimizer=full(gamma=gamma)) for gamma in (1.0, 0.9))
     for run in (whole, part):
         run.play(included=[0])
     for name in LOW_RANK:
@@ -103,10 +100,10 @@ def test_the_next_round_starts_at_wbar_less_gamma_of_the_residual(swarm: type, n
     assert part.displacement(1, "norm").any()
 
 
-def test_a_tangent_round_takes_more_of_the_work_than_a_core_round(swarm: type, noise: Callable) -> None:
+def test_a_tangent_round_takes_more_of_the_work_than_a_core_round() -> None:
     shares = []
     for k_r in (3, 3 * NEVER):
-        run = swarm(["full"], noise(3), optimizer=full("displacement"), k_r=k_r)
+        run = Swarm(["full"], noise(3), optimizer=full("displacement"), k_r=k_r)
         run.play()
         run.train()
         work = run.displacement(0, "a.weight")
@@ -116,10 +113,10 @@ def test_a_tangent_round_takes_more_of_the_work_than_a_core_round(swarm: type, n
     assert shares[0] < 0.8 * shares[1]
 
 
-def test_work_in_the_span_that_the_basis_was_aimed_at_is_flushed_whole(swarm: type) -> None:
+def test_work_in_the_span_that_the_basis_was_aimed_at_is_flushed_whole() -> None:
     generator = torch.Generator().manual_seed(4)
     sign = torch.sign(torch.randn(12, 1, generator=generator)) @ torch.sign(torch.randn(1, 9, generator=generator))
-    run = swarm(["full"], lambda *_: sign, optimizer=full(), k_r=3, shapes={"a.weight": (12, 9)})
+    run = Swarm(["full"], lambda *_: sign, optimizer=full(), k_r=3, shapes={"a.weight": (12, 9)})
     run.play()
     residual = run.displacement(0, "a.weight")
     run.train()  # Adam of a constant gradient moves along its sign: new work of rank 1, in the span of the gradient
@@ -130,53 +127,8 @@ def test_work_in_the_span_that_the_basis_was_aimed_at_is_flushed_whole(swarm: ty
     assert run.displacement(0, "a.weight").norm() < residual.norm() + 0.02 * work.norm()
 
 
-def test_a_peer_that_is_never_included_does_not_run_away(swarm: type) -> None:
-    run = swarm(["full", "full"], lambda peer, name, weight: torch.ones(weight.shape), optimizer=full())
-    run.train()
-    usual = run.displacement(1, "a.weight").norm()
-    run.upload()
-    run.close()
-    norms = []
-    for _ in range(30):
-        run.play(included=[0])
-        norms.append(float(run.displacement(1, "a.weight").norm() / usual))
-    assert norms[2] > 2.5
-    assert max(norms) < 6
-
-
-@pytest.mark.parametrize("moment", ["after steps", "after upload", "after close"])
-@pytest.mark.parametrize("k_r", [3, 3 * NEVER])
-def test_a_restarted_peer_continues_bit_for_bit(swarm: type, noise: Callable, moment: str, k_r: int) -> None:
-    straight, restarted = (swarm(["full", "full"], noise(6), optimizer=full(), k_r=k_r) for _ in range(2))
-    for run in (straight, restarted):
-        run.play()
-        run.play(included=[1])
-        run.train()
-        if moment != "after steps":
-            run.upload()
-        if moment == "after close":
-            run.close()
-    saved, tensors = save(restarted.spaces[0].state_dict()), restarted.consensus[0].tensors()
-    space: LocalSpace = FullSpace(restarted.parameters[0], restarted.blocks, restarted.config.optimizer)
-    space.load_state_dict(load(saved))
-    restarted.consensus[0] = Consensus.from_tensors(restarted.blocks, tensors)
-    restarted.spaces[0] = space
-    for parameter in restarted.parameters[0].values():
-        parameter.data.zero_()
-    space.begin(restarted.consensus[0])
-    for run in (straight, restarted):
-        if moment == "after steps":
-            run.upload()
-        if moment != "after close":
-            run.close()
-        run.play()
-    for name in straight.parameters[0]:
-        assert torch.equal(straight.parameters[0][name], restarted.parameters[0][name])
-    assert straight.consensus[0].digest() == restarted.consensus[0].digest()
-
-
-def test_a_replaced_consensus_keeps_the_residual_but_no_work_of_unknown_fate(swarm: type, noise: Callable) -> None:
-    run = swarm(["full"], noise(7), optimizer=full())
+def test_a_replaced_consensus_keeps_the_residual_but_no_work_of_unknown_fate() -> None:
+    run = Swarm(["full"], noise(7), optimizer=full())
     run.play()
     run.train()
     work = run.spaces[0].state_dict()
@@ -190,45 +142,7 @@ def test_a_replaced_consensus_keeps_the_residual_but_no_work_of_unknown_fate(swa
     assert torch.equal(after["first/a.weight"], work["first/a.weight"])
 
 
-def test_core_and_full_peers_of_a_mixed_run_send_the_same_slots(swarm: type, noise: Callable) -> None:
-    optimizer = steady(rank=4, lr=0.01, warmup_steps=0, local_space="mixed")
-    run = swarm(["core", "full"], noise(8), optimizer=optimizer)
-    for _ in range(4):  # tangent and core rounds
-        run.train()
-        run.upload()
-        core, whole = run.sent
-        assert tuple(core) == tuple(whole) == upload_slots(run.blocks, run.plan.due, run.config.wire)
-        for slot in core:
-            assert core[slot].values.shape == whole[slot].values.shape
-            assert core[slot].exponents.shape == whole[slot].exponents.shape
-        run.close()
-        assert run.consensus[0].digest() == run.consensus[1].digest()
-
-
-@pytest.mark.parametrize(
-    ("spaces", "local_space", "aim"),
-    [
-        (["full", "full"], "full", "gradient"),
-        (["full", "full"], "full", "displacement"),
-        (["core", "full"], "mixed", "gradient"),
-    ],
-)
-def test_two_peers_lower_a_least_squares_loss_and_stay_bit_identical(
-    swarm: type, least_squares: type, spaces: list[str], local_space: str, aim: str
-) -> None:
-    problem = least_squares(2, 1)
-    optimizer = steady(rank=4, lr=0.02, warmup_steps=5, local_space=local_space, aim=aim, weight_decay=1e-3)
-    run = swarm(spaces, problem.gradient, optimizer=optimizer, k_x=5, k_r=10, tokens=[3.0, 5.0])
-    first = problem.loss(run.consensus[0].weights)
-    for round_number in range(40):
-        run.play(included=[1] if round_number % 5 == 4 else None)
-        assert run.consensus[0].digest() == run.consensus[1].digest()
-    assert problem.loss(run.consensus[0].weights) < 0.2 * first
-
-
-def test_what_the_bases_hold_of_a_displacement_is_measured_before_anything_is_rounded(
-    swarm: type, noise: Callable
-) -> None:
+def test_what_the_bases_hold_of_a_displacement_is_measured_before_anything_is_rounded() -> None:
     """Beside projections written out in float64, also after a refresh and for a block that never moved."""
 
     def gradient(peer: int, name: str, weight: Tensor) -> Tensor:
@@ -236,7 +150,7 @@ def test_what_the_bases_hold_of_a_displacement_is_measured_before_anything_is_ro
         return torch.zeros_like(weight) if name == "b.weight" else drawn
 
     noise_of = noise(5)
-    run = swarm(["full"], gradient, optimizer=full("displacement", gamma=0.9))
+    run = Swarm(["full"], gradient, optimizer=full("displacement", gamma=0.9))
     for _ in range(3):
         run.train()
         captured = run.spaces[0].captured(run.consensus[0])
@@ -260,7 +174,7 @@ def factors(basis: Basis) -> tuple[Callable, Callable]:
 
 
 @pytest.mark.parametrize("aim", ["gradient", "seed", "dct"])
-def test_nothing_is_measured_where_nobody_could_choose_by_it(swarm: type, noise: Callable, aim: str) -> None:
-    run = swarm(["full"], noise(1), optimizer=full(aim))
+def test_nothing_is_measured_where_the_leader_does_not_choose(aim: str) -> None:
+    run = Swarm(["full"], noise(1), optimizer=full(aim))
     run.train()
     assert run.spaces[0].captured(run.consensus[0]) == {}

@@ -1,15 +1,15 @@
 """DES-LOC inside the cores: moments of core peers are averaged at periods of their own."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from steady import steady, wide
 from torch import Tensor
 
+from tests.optim.swarms import Swarm, noise
+from tests.steady import steady, wide
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import MOMENT_BITS, Part, PayloadKind, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
@@ -19,10 +19,10 @@ from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.optim.adam import Adam
 from tsr_swarm.optim.block_state import zero_state
-from tsr_swarm.optim.inner_optimizer import InnerOptimizer
-from tsr_swarm.optim.moments import moment_grid, take_moment
+from tsr_swarm.optim.local_space import InnerOptimizer
 from tsr_swarm.optim.muon import Muon
 from tsr_swarm.optim.publish import publish
+from tsr_swarm.optim.quantise import moment_grid, take_moment
 from tsr_swarm.wire.codec import decode, encode
 
 LOW_RANK = ("a.weight", "b.weight", "c.weight")
@@ -43,8 +43,8 @@ def moment(run: Any, peer: int, order: str, name: str) -> Tensor:
 
 def difference(run: Any, order: str, name: str, peer: int = 1) -> float:
     """Between two peers, of the largest number of one."""
-    mine, other = moment(run, 0, order, name), moment(run, peer, order, name)
-    return float((mine - other).abs().max() / mine.abs().max())
+    one, other = moment(run, 0, order, name), moment(run, peer, order, name)
+    return float((one - other).abs().max() / one.abs().max())
 
 
 # against DES-LOC itself
@@ -80,11 +80,11 @@ def slow_des_loc(start: Tensor, gradient: Pull, peers: int, steps: int, periods:
 
 
 @pytest.mark.parametrize(("k_u", "k_v"), [(3, 3), (3, 9), (9, 6), (0, 6), (6, 0)])
-def test_core_peers_with_a_basis_of_full_rank_are_des_loc(swarm: Any, k_u: int, k_v: int) -> None:
+def test_core_peers_with_a_basis_of_full_rank_are_des_loc(k_u: int, k_v: int) -> None:
     size, peers, rounds, nearly_one = 5, 3, 9, 2047 / 2048
     identity = (torch.eye(size) * 2047).to(torch.int16)
     gradient = Pull(peers, size)
-    run = swarm(
+    run = Swarm(
         ["core"] * peers,
         gradient,
         # U and V are 2047/2048 times the identity, so gradients are that squared, and so are steps: undone
@@ -125,7 +125,7 @@ def sent_and_taken(state: Any, inner: InnerOptimizer, slot: Slot, into: Any) -> 
 
 
 @given(seed=st.integers(0, 10**6), scale=st.integers(-20, 3), steps=st.integers(1, 2000))
-def test_moments_come_back_to_sixteen_bits_of_their_rows(seed: int, scale: int, steps: int) -> None:
+def test_moments_survive_the_wire_to_sixteen_bits_of_their_rows(seed: int, scale: int, steps: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     first = torch.randn(4, 3, generator=generator) * 10.0**scale
     state, inner = state_of(first, first.square() / 4, steps), Adam(BETAS, 1e-8)
@@ -182,7 +182,7 @@ def test_a_peer_without_any_steps_sends_zeros_and_takes_nothing() -> None:
     assert not fresh.second.any()
 
 
-def test_what_is_averaged_is_bias_corrected_and_each_peer_puts_its_own_back() -> None:
+def test_averages_are_bias_corrected_and_each_peer_applies_its_own_correction() -> None:
     one = torch.ones(4, 3)
     adam, muon = Adam(BETAS, 1e-8), Muon()
     for inner, betas in ((adam, BETAS), (muon, (0.95,))):
@@ -197,11 +197,9 @@ def test_what_is_averaged_is_bias_corrected_and_each_peer_puts_its_own_back() ->
 @pytest.mark.parametrize(
     ("k_u", "k_v", "averaged"), [(3, 0, {"first"}), (0, 3, {"second"}), (3, 3, {"first", "second"})]
 )
-def test_after_the_round_all_core_peers_have_the_same_moments(
-    swarm: Any, noise: Callable[[int], Any], k_u: int, k_v: int, averaged: set[str]
-) -> None:
+def test_after_the_round_all_core_peers_have_the_same_moments(k_u: int, k_v: int, averaged: set[str]) -> None:
     """In the bases of before in a round without a refresh, in the new ones in a round with one."""
-    run = swarm(["core"] * 3, noise(1), k_u=k_u, k_v=k_v)
+    run = Swarm(["core"] * 3, noise(1), k_u=k_u, k_v=k_v)
     for _ in range(4):
         run.play()
         for order in ("first", "second"):
@@ -214,8 +212,8 @@ def test_after_the_round_all_core_peers_have_the_same_moments(
         assert difference(run, "first", "norm") > 0.05, "dense blocks keep their own"
 
 
-def test_a_moment_is_averaged_by_tokens_and_in_its_rounds_only(swarm: Any, noise: Callable[[int], Any]) -> None:
-    run = swarm(["core", "core"], noise(2), optimizer=STILL, k_r=300, k_u=6, tokens=[3.0, 1.0])
+def test_a_moment_is_averaged_by_tokens_and_in_its_rounds_only() -> None:
+    run = Swarm(["core", "core"], noise(2), optimizer=STILL, k_r=300, k_u=6, tokens=[3.0, 1.0])
     run.play()
     assert difference(run, "first", "a.weight") > 0.05
     run.train()
@@ -226,8 +224,8 @@ def test_a_moment_is_averaged_by_tokens_and_in_its_rounds_only(swarm: Any, noise
         torch.testing.assert_close(moment(run, peer, "first", "a.weight"), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_peer_whose_work_was_left_out_goes_on_with_the_average_too(swarm: Any, noise: Callable[[int], Any]) -> None:
-    run = swarm(["core"] * 3, noise(3), optimizer=STILL, k_r=300, k_u=3)
+def test_a_peer_that_was_not_included_takes_the_average_too() -> None:
+    run = Swarm(["core"] * 3, noise(3), optimizer=STILL, k_r=300, k_u=3)
     run.train()
     alone = moment(run, 0, "first", "a.weight")
     run.upload()
@@ -236,8 +234,8 @@ def test_a_peer_whose_work_was_left_out_goes_on_with_the_average_too(swarm: Any,
     torch.testing.assert_close(moment(run, 2, "first", "a.weight"), alone, rtol=1e-3, atol=1e-4)
 
 
-def test_a_void_round_leaves_everybody_its_own_moments(swarm: Any, noise: Callable[[int], Any]) -> None:
-    run = swarm(["core", "core"], noise(4), optimizer=STILL, k_r=300, k_u=3, k_v=3)
+def test_a_void_round_leaves_each_peer_its_own_moments() -> None:
+    run = Swarm(["core", "core"], noise(4), optimizer=STILL, k_r=300, k_u=3, k_v=3)
     run.train()
     before = [moment(run, peer, "first", "a.weight") for peer in (0, 1)]
     run.upload()
@@ -245,18 +243,18 @@ def test_a_void_round_leaves_everybody_its_own_moments(swarm: Any, noise: Callab
     assert all(torch.equal(moment(run, peer, "first", "a.weight"), before[peer]) for peer in (0, 1))
 
 
-def test_the_momentum_of_muon_is_averaged(swarm: Any, noise: Callable[[int], Any]) -> None:
+def test_the_momentum_of_muon_is_averaged() -> None:
     optimizer = steady(inner="muon", rank=4, lr=0.01, warmup_steps=0)
-    run = swarm(["core", "core"], noise(5), k_u=3, optimizer=optimizer)
+    run = Swarm(["core", "core"], noise(5), k_u=3, optimizer=optimizer)
     run.play()
     one, other = (run.spaces[peer].state_dict() for peer in (0, 1))
     assert all(torch.allclose(one[f"first/{name}"], other[f"first/{name}"], rtol=1e-6) for name in LOW_RANK)
     assert one["first/a.weight"].any()
 
 
-def test_moments_are_no_part_of_the_consensus_but_of_a_whole_round(swarm: Any, noise: Callable[[int], Any]) -> None:
+def test_moments_are_no_part_of_the_consensus_but_of_a_whole_round() -> None:
     """Weights and bases move alike whatever moments are published with them, but not without any."""
-    run = swarm(["core", "core"], noise(6), optimizer=STILL, k_r=300, k_u=3)
+    run = Swarm(["core", "core"], noise(6), optimizer=STILL, k_r=300, k_u=3)
     run.train()
     run.upload()
     slots = published_slots(run.blocks, run.plan.due, run.config.wire)

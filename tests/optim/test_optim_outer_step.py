@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
-from steady import steady, wide
 from torch import Tensor
 
+from tests.steady import steady, wide
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
@@ -95,7 +95,7 @@ def coarsest_step(grid: Grid) -> float:
 # --- averages
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(linear_wires, seeds, st.integers(1, 6))
 def test_what_was_published_follows_what_was_averaged_to_half_a_step(wire: WireConfig, seed: int, rounds: int) -> None:
     means = draw_means(rounds, seed)
@@ -110,7 +110,7 @@ def test_what_was_published_follows_what_was_averaged_to_half_a_step(wire: WireC
         assert torch.allclose(residual.double(), missing, rtol=0, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(sparse_wires, seeds)
 def test_what_a_dead_zone_dropped_is_kept_whole(wire: WireConfig, seed: int) -> None:
     means = draw_means(8, seed)
@@ -123,7 +123,7 @@ def test_what_a_dead_zone_dropped_is_kept_whole(wire: WireConfig, seed: int) -> 
         assert torch.allclose(sent + residual, total(means_of(means, block)), rtol=0, atol=1e-5)
 
 
-def test_a_mean_below_the_step_gets_through_in_the_end() -> None:
+def test_a_mean_below_the_grids_step_is_published_in_time() -> None:
     slot = next(slot for slot in upload_slots(BLOCKS, Due(), wide()) if slot.block == CORE)
     mean = draw_means(1, 0)[0]
     mean[slot] = torch.full((3, 3), 0.02, dtype=torch.float64)
@@ -205,7 +205,7 @@ def test_nesterov_is_the_optimizer_that_diloco_uses() -> None:
     assert torch.allclose(found, torch.stack(walked), rtol=0, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seeds, st.integers(-20, 10))
 def test_an_adam_step_is_bounded_and_scales_with_the_averages(seed: int, power: int) -> None:
     optimizer = steady(outer="adam", outer_lr=0.5)
@@ -235,9 +235,9 @@ def test_a_mean_of_zeros_publishes_zeros(outer: str) -> None:
 # --- the state
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(optimizers, st.one_of(linear_wires, sparse_wires), seeds)
-def test_a_state_that_was_saved_goes_on_bit_for_bit(optimizer: OptimizerConfig, wire: WireConfig, seed: int) -> None:
+def test_a_saved_state_continues_bit_for_bit(optimizer: OptimizerConfig, wire: WireConfig, seed: int) -> None:
     means = draw_means(5, seed)
     through, _ = play(means, optimizer, wire)
 
@@ -252,7 +252,7 @@ def test_a_state_that_was_saved_goes_on_bit_for_bit(optimizer: OptimizerConfig, 
 
 
 @given(optimizers)
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 def test_a_step_leaves_the_old_state_and_other_blocks_alone(optimizer: OptimizerConfig) -> None:
     means = draw_means(3, 4)
     _, kept = play(means[:2], optimizer, wide(published_bits=4))
@@ -280,7 +280,7 @@ def test_a_gradient_sketch_in_the_same_round_changes_nothing() -> None:
 
 
 @given(optimizers, seeds)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_in_a_basis_of_the_same_span_the_state_is_the_same_matrix(optimizer: OptimizerConfig, seed: int) -> None:
     """Columns change places and signs: what a refresh does when the span stays, without any rounding."""
     _, kept = play(draw_means(3, seed), optimizer, wide(published_bits=4))
@@ -374,6 +374,6 @@ def test_steps_of_cores_need_core_peers(space: str, outer: str) -> None:
         ({"outer_lr": 0.5}, 'outer_lr = 0.5 has no effect with optimizer.outer = "average"'),
     ],
 )
-def test_a_step_that_cannot_be_is_one_sentence(changes: dict[str, float | str], sentence: str) -> None:
+def test_an_invalid_outer_step_is_refused_in_one_sentence(changes: dict[str, float | str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         replace(steady(), **changes)

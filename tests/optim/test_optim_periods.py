@@ -8,15 +8,21 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steady import steady
 
+from tests.steady import steady
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
-from tsr_swarm.optim.moment_periods import half_life, moment_periods, own_moment_periods
 from tsr_swarm.optim.muon import MOMENTUM
-from tsr_swarm.optim.periods import follows_manifest, learning_rate, plan_round
+from tsr_swarm.optim.periods import (
+    follows_manifest,
+    half_life,
+    learning_rate,
+    moment_periods,
+    own_moment_periods,
+    plan_round,
+)
 
 BLOCKS = (
     Block(name="embed_tokens.weight", rows=8, cols=4, rank=2, role=BlockRole.EMBEDDING),
@@ -135,7 +141,7 @@ def test_moments_are_due_in_the_round_that_ends_their_period(first: int, second:
         assert plan.due.second == (after.first_step % (5 * second) == 0)
 
 
-def test_moments_stay_where_they_are_by_default() -> None:
+def test_moments_are_not_averaged_by_default() -> None:
     assert not any(plan_round(config(), BLOCKS, round, "").due.first for round in range(1, 40))
     assert not any(plan_round(config(), BLOCKS, round, "").due.second for round in range(1, 40))
 
@@ -179,7 +185,7 @@ def test_elsewhere_sketches_follow_their_periods(round: int, tangent: frozenset[
         {"decay": 0.5},
     ],
 )
-def test_nothing_else_is_the_leaders_to_choose(change: dict[str, Any]) -> None:
+def test_a_leader_may_choose_nothing_else(change: dict[str, Any]) -> None:
     run = config(local_space="full", aim="displacement")
     plan = plan_round(run, BLOCKS, 1, "")
     assert follows_manifest(plan, Manifest("run", run, BLOCKS))

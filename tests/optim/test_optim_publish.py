@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steady import wide
 from torch import Tensor
 
-from tsr_swarm.config.blocks import Block, BlockRole
-from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
+from tests.optim.swarms import BLOCKS, DUES, LOW_RANK, SEEDS, draw_mean
+from tests.steady import wide
+from tsr_swarm.config.layout import Part, Slot, published_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.errors import RunError
@@ -18,25 +18,9 @@ from tsr_swarm.lowrank.basis import Basis, apply_factor, orthonormal12, random_b
 from tsr_swarm.lowrank.grid import Grid, quantise_block
 from tsr_swarm.optim.publish import publish
 
-BLOCKS = (
-    Block(name="embed_tokens.weight", rows=20, cols=8, rank=4, role=BlockRole.EMBEDDING),
-    Block(name="up.weight", rows=12, cols=9, rank=3, role=BlockRole.MATRIX),
-    Block(name="norm.weight", rows=1, cols=9, rank=0, role=BlockRole.DENSE),
-)
 BASES = {i: random_basis(b.rows, b.cols, b.rank, 7, i) for i, b in enumerate(BLOCKS) if b.is_low_rank}
-LOW_RANK = frozenset(BASES)
 
-dues = st.builds(Due, tangent=st.frozensets(st.sampled_from((0, 1))), aim=st.frozensets(st.sampled_from((0, 1))))
 wires = st.builds(WireConfig, published_bits=st.sampled_from((8, 16)))
-seeds = st.integers(0, 2**31)
-
-
-def draw_mean(due: Due, seed: int = 0) -> dict[Slot, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        slot: torch.randn(slot.rows, slot.cols, generator=generator, dtype=torch.float64)
-        for slot in upload_slots(BLOCKS, due, wide())
-    }
 
 
 def publish_all(mean: dict[Slot, Tensor], due: Due) -> dict[tuple[int, Part], Grid]:
@@ -48,8 +32,8 @@ def zero(mean: dict[Slot, Tensor], block: int, part: Part) -> dict[Slot, Tensor]
     return {slot: x * 0 if (slot.block, slot.part) == (block, part) else x for slot, x in mean.items()}
 
 
-@settings(deadline=None, max_examples=40)
-@given(dues, wires, seeds)
+@settings(max_examples=40)
+@given(DUES, wires, SEEDS)
 def test_every_slot_is_filled_as_the_layout_says(due: Due, wire: WireConfig, seed: int) -> None:
     slots = published_slots(BLOCKS, due, wire)
 
@@ -66,8 +50,8 @@ def test_every_slot_is_filled_as_the_layout_says(due: Due, wire: WireConfig, see
             assert int(grid.values.abs().max()) < 2 ** (slot.bits - 1)
 
 
-@settings(deadline=None, max_examples=40)
-@given(dues, seeds)
+@settings(max_examples=40)
+@given(DUES, SEEDS)
 def test_the_mean_is_published_to_half_a_step(due: Due, seed: int) -> None:
     mean = draw_mean(due, seed)
 

@@ -1,12 +1,12 @@
 """Each slot on its grid, and what the grid drops kept by who sent it."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from steady import steady, wide
 
+from tests.optim.swarms import Swarm, noise
+from tests.steady import steady, wide
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import FEW_BITS, Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
@@ -63,7 +63,7 @@ def test_what_is_published_has_one_exponent_and_sketches_keep_their_bits(wire: W
         assert bool(slot.mantissas) == (slot.bits <= FEW_BITS or slot.density < 1)
 
 
-def test_more_than_four_bits_of_full_density_are_powers_of_two_as_ever() -> None:
+def test_more_than_four_bits_of_full_density_have_steps_of_powers_of_two() -> None:
     upload, published = Slot(0, Part.CORE, 4, 4, 8, 4), Slot(0, Part.CORE, 4, 4, 16, 1)
     x = numbers_for(upload)
 
@@ -87,9 +87,9 @@ def test_stochastic_rounding_differs_by_peer_and_block_and_repeats_itself() -> N
 
 @pytest.mark.parametrize("space", ["core", "full"])
 @pytest.mark.parametrize("wire", WIRES[:3])
-def test_what_rounding_drops_stays_with_the_peer(swarm: Any, noise: Any, space: str, wire: WireConfig) -> None:
+def test_a_peer_keeps_what_rounding_drops(space: str, wire: WireConfig) -> None:
     optimizer = steady(rank=4, lr=0.01, warmup_steps=0, gamma=1.0)
-    one = swarm([space], noise(3), optimizer=optimizer, wire=wire, k_r=600)
+    one = Swarm([space], noise(3), optimizer=optimizer, wire=wire, k_r=600)
     one.play()  # the first round refreshes, and a rotation would come between
     one.train()
     before = one.displacement(0, "a.weight")

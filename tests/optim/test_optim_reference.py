@@ -1,16 +1,16 @@
-"""The oracles themselves, against cases that can be worked out by hand."""
+"""The slow references themselves, in cases that can be worked out by hand."""
 
 import torch
 
-from tsr_swarm.lowrank.basis import Basis, random_basis
-from tsr_swarm.lowrank.rotate import rotate_moments
-from tsr_swarm.optim.reference import (
+from tests.optim.reference import (
     AdamOptions,
     reference_adam_direction,
     reference_core_round,
     reference_rotation,
     reference_tsr_adam,
 )
+from tsr_swarm.lowrank.basis import Basis, random_basis
+from tsr_swarm.lowrank.rotate import rotate_moments
 
 SIGN = AdamOptions(lr=0.5, eps=0.0)
 

@@ -8,13 +8,13 @@ from itertools import chain, combinations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steady import steady
 
+from tests.steady import steady
 from tsr_swarm.config.blocks import Block, BlockRole
-from tsr_swarm.config.budget import KB, core_upload, sketch_costs
 from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig, WireConfig
+from tsr_swarm.config.sizes import KB, core_upload, sketch_costs
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.periods import due_blocks, plan_round
 from tsr_swarm.optim.sketch_budget import (
@@ -87,9 +87,9 @@ def test_the_best_set_gains_less_than_the_first_block_passed_over_more(found: li
     gains = {index: gain for index, (_, gain) in enumerate(found)}
     order = sorted(costs, key=lambda index: (Fraction(-gains[index], costs[index]), index))
     chosen = choose_tangents(order, costs, room)
-    best, mine = (sum(map(gains.__getitem__, s)) for s in (best_of(costs, gains, room), chosen))
+    best, chosen_gain = (sum(map(gains.__getitem__, s)) for s in (best_of(costs, gains, room), chosen))
     passed_over = [gains[index] for index in order if index not in chosen]
-    assert mine == best if not passed_over else best - mine < passed_over[0]
+    assert chosen_gain == best if not passed_over else best - chosen_gain < passed_over[0]
 
 
 @given(items, st.integers(1, 20), st.integers(0, 60))
@@ -103,7 +103,7 @@ def best_of(costs: Mapping[int, int], gains: Mapping[int, int], room: int) -> fr
     return max(affordable(costs, room), key=lambda chosen: sum(map(gains.__getitem__, chosen)))
 
 
-def test_what_is_due_goes_first_then_what_gains_most_a_byte_and_last_what_was_just_aimed() -> None:
+def test_due_blocks_come_first_then_those_of_most_gain_a_byte_and_last_those_just_refreshed() -> None:
     seen = {
         0: Captured(0.0, 1e9),  # re-aimed a round ago: measured before
         1: Captured(0.9, 100.0),  # gains 10 for 10 bytes
@@ -159,7 +159,7 @@ def test_where_nothing_is_measured_bases_are_refreshed_by_their_periods(begin: i
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(LOW_RANK), captured), min_size=25, max_size=25))
-def test_no_block_waits_for_ever(seen: list[dict[int, Captured]]) -> None:
+def test_every_block_is_refreshed_within_a_bounded_time(seen: list[dict[int, Captured]]) -> None:
     """Whatever is measured, and with the least budget: one more round for each block that may be before it."""
     run = config(LEAST)
     known, waited = begin_refresh_state(run, BLOCKS, 1), dict.fromkeys(LOW_RANK, 0)

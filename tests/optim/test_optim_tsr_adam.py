@@ -1,7 +1,4 @@
-"""TSRAdam: against the oracle, against torch's own Adam, and as a citizen of torch's ecosystem."""
-
-import copy
-import io
+"""TSRAdam: against the slow reference, against torch's own Adam, and in torch's ecosystem."""
 
 import pytest
 import torch
@@ -9,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.optim.reference import AdamOptions, reference_adam_direction, reference_tsr_adam
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.optim.adam import adam_direction, bias_corrections
-from tsr_swarm.optim.reference import AdamOptions, reference_adam_direction, reference_tsr_adam
 from tsr_swarm.optim.tsr_adam import TSRAdam, aim, tsr_adam_update
 
 EXACT = 1e-9  # float64 against float64: only the order of sums differs
@@ -29,7 +26,7 @@ def run(optimizer: TSRAdam | torch.optim.Optimizer, parameter: nn.Parameter, gra
         optimizer.step()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     rank=st.integers(1, 5),
     rows=st.integers(1, 6),
@@ -39,7 +36,7 @@ def run(optimizer: TSRAdam | torch.optim.Optimizer, parameter: nn.Parameter, gra
     decay=st.sampled_from([0.0, 0.1]),
     seed=st.integers(0, 2**16),
 )
-def test_it_equals_the_oracle(
+def test_it_equals_the_reference(
     rank: int, rows: int, cols: int, refresh_every: int, scale: float, decay: float, seed: int
 ) -> None:
     rows, cols = rank + rows, rank + cols
@@ -56,7 +53,7 @@ def test_it_equals_the_oracle(
 
 
 @pytest.mark.parametrize("refresh_every", [1, 3])
-def test_error_feedback_equals_the_oracle_to_the_bits_it_is_kept_in(refresh_every: int) -> None:
+def test_error_feedback_equals_the_reference_to_the_bits_it_is_kept_in(refresh_every: int) -> None:
     weight, *gradients = draw(5, 8, 7, count=5)
     basis, options = random_basis(8, 7, 3, 2, 0), AdamOptions(lr=0.01, scale=1.0)
     exact = reference_tsr_adam(weight, gradients, basis, refresh_every, options, feedback=True)
@@ -86,9 +83,9 @@ def test_with_feedback_no_direction_of_a_gradient_is_left_out_for_ever() -> None
     assert moved[8] > 3 * moved[0]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(rows=st.integers(1, 5), cols=st.integers(1, 5), seed=st.integers(0, 2**16))
-def test_adams_direction_equals_the_oracle(rows: int, cols: int, seed: int) -> None:
+def test_adams_direction_equals_the_reference(rows: int, cols: int, seed: int) -> None:
     options = AdamOptions(lr=1.0, betas=(0.8, 0.95))
     first, second = torch.zeros(2, rows, cols, dtype=torch.float64)
     slow_first, slow_second = first.clone(), second.clone()
@@ -132,43 +129,16 @@ def test_a_gradient_that_cannot_aim_keeps_the_basis(gradient: Tensor) -> None:
     assert aim(gradient, old) is old
 
 
-@pytest.mark.parametrize(("weight_decay", "rival"), [(0.0, torch.optim.Adam), (0.1, torch.optim.AdamW)])
+@pytest.mark.parametrize(("weight_decay", "optimizer_type"), [(0.0, torch.optim.Adam), (0.1, torch.optim.AdamW)])
 @pytest.mark.parametrize(("rank", "shape"), [(None, (6, 5)), (5, (6, 5)), (2, (7,)), (1, (2, 3, 4))])
 def test_without_a_rank_it_is_torchs_adam(
-    weight_decay: float, rival: type[torch.optim.Optimizer], rank: int | None, shape: tuple[int, ...]
+    weight_decay: float, optimizer_type: type[torch.optim.Optimizer], rank: int | None, shape: tuple[int, ...]
 ) -> None:
     weight, *gradients = draw(5, *shape, count=6)
-    ours, theirs = nn.Parameter(weight.float()), nn.Parameter(weight.float())
-    run(TSRAdam([ours], lr=0.1, rank=rank, weight_decay=weight_decay), ours, gradients)
-    run(rival([theirs], lr=0.1, weight_decay=weight_decay), theirs, gradients)  # type: ignore[call-arg]
-    torch.testing.assert_close(ours, theirs, rtol=FLOAT32, atol=FLOAT32)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_saved_state_continues_bit_for_bit(dtype: torch.dtype) -> None:
-    weight, *gradients = draw(6, 9, 8, count=10)
-    straight, stopped = (nn.Parameter(weight.to(dtype, copy=True)) for _ in range(2))
-    run(TSRAdam([straight], rank=3, refresh_every=4), straight, gradients)
-    first = TSRAdam([stopped], rank=3, refresh_every=4)
-    run(first, stopped, gradients[:5])
-    buffer = io.BytesIO()
-    torch.save(first.state_dict(), buffer)
-    buffer.seek(0)
-    resumed = nn.Parameter(stopped.detach().clone())
-    second = TSRAdam([resumed], rank=3, refresh_every=4)
-    second.load_state_dict(torch.load(buffer, weights_only=True))
-    run(second, resumed, gradients[5:])
-    assert torch.equal(straight, resumed)
-    assert second.state[resumed]["exp_avg"].dtype == torch.promote_types(dtype, torch.float32)
-
-
-def test_a_deep_copy_is_independent() -> None:
-    parameter = nn.Parameter(torch.randn(6, 5))
-    optimizer = TSRAdam([parameter], rank=2)
-    run(optimizer, parameter, draw(7, 6, 5))
-    before = copy.deepcopy(optimizer.state_dict())
-    run(optimizer, parameter, draw(8, 6, 5))
-    assert not torch.equal(before["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+    own, plain = nn.Parameter(weight.float()), nn.Parameter(weight.float())
+    run(TSRAdam([own], lr=0.1, rank=rank, weight_decay=weight_decay), own, gradients)
+    run(optimizer_type([plain], lr=0.1, weight_decay=weight_decay), plain, gradients)  # type: ignore[call-arg]
+    torch.testing.assert_close(own, plain, rtol=FLOAT32, atol=FLOAT32)
 
 
 def test_groups_have_their_own_options_and_can_be_added() -> None:
@@ -241,45 +211,11 @@ def test_parameters_without_a_gradient_are_left_alone() -> None:
     assert unused not in optimizer.state
 
 
-def test_sparse_gradients_are_refused() -> None:
-    embedding = nn.Embedding(10, 4, sparse=True)
-    embedding(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises(RuntimeError, match="sparse gradients"):
-        TSRAdam(embedding.parameters(), rank=2).step()
-
-
 def test_complex_parameters_are_refused() -> None:
     parameter = nn.Parameter(torch.ones(4, 4, dtype=torch.complex64))
     parameter.grad = torch.ones_like(parameter)
     with pytest.raises(RuntimeError, match="complex"):
         TSRAdam([parameter], rank=2).step()
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("lr", -1.0, "Invalid learning rate: -1.0; it must be at least 0"),
-        ("lr", float("nan"), "Invalid learning rate: nan"),
-        ("betas", (0.9, 1.0), "Invalid beta parameter at index 1: 1.0; it must be at least 0 and below 1"),
-        ("betas", (-0.1, 0.9), "Invalid beta parameter at index 0"),
-        ("betas", (0.9,), "Invalid betas"),
-        ("eps", -1e-8, "Invalid epsilon value"),
-        ("weight_decay", -0.1, "Invalid weight_decay value"),
-        ("rank", 0, "Invalid rank: 0; it must be a whole number of at least 1, or None"),
-        ("rank", 2.5, "Invalid rank"),
-        ("refresh_every", 0, "Invalid refresh_every"),
-        ("scale", -1.0, "Invalid scale"),
-        ("seed", 0.5, "Invalid seed"),
-    ],
-)
-def test_an_option_out_of_range_is_refused_for_the_optimizer_and_for_a_group(
-    option: str, value: object, message: str
-) -> None:
-    parameter = nn.Parameter(torch.ones(4, 4))
-    with pytest.raises(ValueError, match=message):
-        TSRAdam([parameter], **{option: value})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=message):
-        TSRAdam([{"params": [parameter], option: value}])
 
 
 def test_the_loss_of_a_small_regression_falls() -> None:

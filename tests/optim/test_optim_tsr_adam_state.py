@@ -1,4 +1,4 @@
-"""What TSRAdam saves and reads back: its own states of any age and place, and nobody else's."""
+"""What TSRAdam saves and reads back: its own states, also older ones and from other devices, and no others."""
 
 import copy
 import io
@@ -58,13 +58,18 @@ def test_a_copy_of_the_optimizer_goes_on_alike(duplicate: Callable[[TSRAdam], TS
     assert_goes_on_alike(optimizer, duplicate(optimizer))
 
 
-@pytest.mark.parametrize("bits", [0, 4, 8])
-def test_a_state_goes_through_a_file_that_holds_nothing_but_data(bits: int) -> None:
-    optimizer, file = trained(feedback_bits=bits), io.BytesIO()
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [(torch.float32, 0), (torch.float32, 4), (torch.float32, 8), (torch.bfloat16, 0), (torch.float64, 0)],
+)
+def test_a_state_goes_through_a_file_that_holds_nothing_but_data(dtype: torch.dtype, bits: int) -> None:
+    optimizer, file = TSRAdam(parameters(dtype), rank=3, refresh_every=2, feedback_bits=bits), io.BytesIO()
+    train(optimizer, 3)
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
-    other = TSRAdam(parameters(), rank=3)
+    other = TSRAdam(parameters(dtype), rank=3)
     other.load_state_dict(torch.load(file, weights_only=True))
+    assert {state["exp_avg"].dtype for state in other.state.values()} == {torch.promote_types(dtype, torch.float32)}
     assert_goes_on_alike(optimizer, other)
 
 
@@ -103,12 +108,12 @@ def test_a_state_is_read_for_parameters_on_another_device() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 3])
-@pytest.mark.parametrize("rival", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
+@pytest.mark.parametrize("optimizer_type", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
 @pytest.mark.parametrize("rank", [3, None])
 def test_a_state_of_another_optimizer_is_refused(
-    rival: Callable[..., torch.optim.Optimizer], steps: int, rank: int | None
+    optimizer_type: Callable[..., torch.optim.Optimizer], steps: int, rank: int | None
 ) -> None:
-    other = rival(parameters(), lr=0.1)
+    other = optimizer_type(parameters(), lr=0.1)
     train(other, steps)
     optimizer = trained(rank=rank)
     before = str(optimizer.state_dict())
@@ -148,14 +153,14 @@ def test_an_optimizer_that_was_pickled_before_an_option_existed_goes_on() -> Non
     assert_goes_on_alike(optimizer, again)
 
 
-def test_options_come_with_the_state_as_everywhere_in_torch() -> None:
+def test_options_are_read_with_the_state() -> None:
     optimizer, other = trained(rank=3, lr=0.25), TSRAdam(parameters(), rank=2, lr=0.5)
     other.load_state_dict(optimizer.state_dict())
     assert (other.param_groups[0]["rank"], other.param_groups[0]["lr"]) == (3, 0.25)
     assert_goes_on_alike(optimizer, other)
 
 
-def test_what_others_keep_in_a_group_comes_with_it() -> None:
+def test_other_keys_of_a_group_are_kept() -> None:
     optimizer = trained()
     torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
     other = TSRAdam(parameters(), rank=3)
@@ -209,7 +214,7 @@ def test_a_damaged_state_is_refused_and_changes_nothing(damage: Damage, message:
 
 
 @pytest.mark.parametrize("state", [None, [], "state.pt", torch.zeros(3)])
-def test_what_is_no_dict_is_refused(state: Any) -> None:
+def test_a_state_that_is_no_dict_is_refused(state: Any) -> None:
     with pytest.raises(ValueError, match=r"not an optimizer's state; load what TSRAdam.state_dict\(\) returned"):
         trained().load_state_dict(state)
 

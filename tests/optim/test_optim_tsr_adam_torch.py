@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -29,72 +29,49 @@ def give_gradients(parameters: list[nn.Parameter], seed: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-def train(context: AbstractContextManager[Any], steps: int = 5, **options: Any) -> list[Tensor]:
-    """The weights after some steps inside ``context``."""
+def train(make_context: Callable[[], AbstractContextManager[Any]], steps: int = 5, **options: Any) -> list[Tensor]:
+    """Return the weights after some steps, each in a context of its own."""
     parameters = list(model().parameters())
-    with context:
+    with make_context():
         optimizer = TSRAdam(parameters, **{"rank": 3, "refresh_every": 2, "feedback_bits": 8, **options})
     for step in range(steps):
         give_gradients(parameters, step)
-        with context:
+        with make_context():
             optimizer.step()
     state = copy.deepcopy(optimizer.state_dict())
-    with context:
+    with make_context():
         optimizer.load_state_dict(state)
     give_gradients(parameters, steps)
-    with context:
+    with make_context():
         optimizer.step()
     return [parameter.detach() for parameter in parameters]
 
 
 @contextmanager
-def default_device(device: str) -> Iterator[None]:
-    before = torch.get_default_device()
-    torch.set_default_device(device)
+def default(what: str, value: object) -> Iterator[None]:
+    """Change torch's default device or dtype."""
+    before = getattr(torch, f"get_default_{what}")()
+    getattr(torch, f"set_default_{what}")(value)
     try:
         yield
     finally:
-        torch.set_default_device(before)
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-class Reusable:
-    """A context that can be entered again."""
-
-    def __init__(self, make: Any) -> None:
-        self._make = make
-
-    def __enter__(self) -> None:
-        self._open = self._make()
-        self._open.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
+        getattr(torch, f"set_default_{what}")(before)
 
 
 @pytest.mark.parametrize(
-    "make",
+    "make_context",
     [
         lambda: torch.device("meta"),
-        lambda: default_device("meta"),
-        lambda: default_dtype(torch.float64),
+        lambda: default("device", "meta"),
+        lambda: default("dtype", torch.float64),
         lambda: torch.autocast("cpu", dtype=torch.bfloat16),
         torch.enable_grad,
         torch.no_grad,
     ],
     ids=["device", "default_device", "default_dtype", "autocast", "enable_grad", "no_grad"],
 )
-def test_a_step_is_the_same_whatever_context_it_is_in(make: Any) -> None:
-    assert all(map(torch.equal, train(Reusable(make)), train(nullcontext())))
+def test_a_step_is_the_same_whatever_context_it_is_in(make_context: Any) -> None:
+    assert all(map(torch.equal, train(make_context), train(nullcontext)))
 
 
 def test_autocast_holds_in_the_closure() -> None:
@@ -185,7 +162,7 @@ def test_parameters_of_any_shape_step(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("rank", [3, None])
-def test_how_a_parameter_lies_in_memory_does_not_matter(rank: int | None) -> None:
+def test_the_memory_layout_of_a_parameter_does_not_matter(rank: int | None) -> None:
     start, gradients = torch.randn(9, 8), torch.randn(4, 9, 8)
     weights = []
     for lay in (torch.Tensor.contiguous, lambda x: x.mT.contiguous().mT, lambda x: torch.stack((x, x), 2)[:, :, 0]):
@@ -282,8 +259,8 @@ def test_shards_of_fsdp2_take_plain_adam_steps_where_that_is_asked_for() -> None
         optimizer.load_state_dict(optimizer.state_dict())
         optimizer.step()
         weights.append([parameter.full_tensor().detach() for parameter in made.parameters()])
-    for ours, theirs in zip(*weights, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for own, plain in zip(*weights, strict=True):
+        torch.testing.assert_close(own, plain)
 
 
 @pytest.mark.usefixtures("group")
@@ -308,7 +285,7 @@ def test_shards_of_flat_parameters_are_refused(options: dict[str, bool], message
 
 
 @pytest.mark.usefixtures("group")
-def test_fsdp_that_keeps_matrices_whole_is_taken() -> None:
+def test_fsdp_that_keeps_matrices_whole_is_accepted() -> None:
     made = sharded(flat=True, use_orig_params=True, sharding_strategy=ShardingStrategy.NO_SHARD)
     optimizer = TSRAdam(made.parameters(), rank=3)
     made(torch.ones(2, 12)).sum().backward()

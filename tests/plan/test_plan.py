@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steady import OPTIMIZER, WIRE
 
+from tests.steady import OPTIMIZER, WIRE
 from tsr_swarm.config.blocks import Block, plan_blocks
 from tsr_swarm.config.layout import published_slots, upload_slots
+from tsr_swarm.config.link import Link
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
@@ -21,16 +22,20 @@ from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.sketch import tangent_of
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.publish import publish
-from tsr_swarm.plan.baseline_costs import is_head, rivals
-from tsr_swarm.plan.compression_ratio import wire_shares
-from tsr_swarm.plan.costs import MethodCost, summed
-from tsr_swarm.plan.link import Link, default_step_seconds, line_share
-from tsr_swarm.plan.own_costs import MOST_ROUNDS, our_exchange, our_memory, raw_bytes, state_bytes
-from tsr_swarm.plan.paper_counts import paper_counts
+from tsr_swarm.plan.baseline_costs import baselines, is_head, paper_counts
+from tsr_swarm.plan.costs import MethodCost, averaged, default_step_seconds
+from tsr_swarm.plan.own_costs import (
+    MOST_ROUNDS,
+    mean_bytes,
+    own_exchange,
+    own_memory,
+    raw_bytes,
+    state_bytes,
+    wire_shares,
+)
 from tsr_swarm.plan.presets import PRESETS, low_ranks
-from tsr_swarm.plan.report import make_report
-from tsr_swarm.plan.scene import Scene
-from tsr_swarm.plan.search import GOOD_STEPS, LONGEST_STEPS, Fit, Goal, find_fit, run_lines
+from tsr_swarm.plan.report import Scene, make_report
+from tsr_swarm.plan.search import GOOD_STEPS, LONGEST_STEPS, Fit, find_fit, run_lines
 from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import build_model, parameter_shapes
 from tsr_swarm.train.trainer import make_space
@@ -66,7 +71,7 @@ RUNS: list[dict[str, dict[str, Any]]] = [
     {"wire": {"core_bits": 16, "sketch_bits": 16, "published_bits": 8}},
     {"periods": {"k_u": 5, "k_v": 15}, "optimizer": {"inner": "adam"}},
 ]
-HOME = Link(20e6, 100e6)
+HOME = Link(up=20e6, down=100e6)
 
 
 def tiny(**changes: dict[str, Any]) -> RunConfig:
@@ -84,7 +89,7 @@ def preset_blocks(name: str) -> tuple[Block, ...]:
 
 
 @pytest.mark.parametrize("changes", RUNS)
-def test_our_bytes_are_those_of_what_a_peer_encodes(changes: dict[str, dict[str, Any]]) -> None:
+def test_own_bytes_are_those_that_a_peer_encodes(changes: dict[str, dict[str, Any]]) -> None:
     config = tiny(**changes)
     manifest = make_manifest("0" * 32, config, parameter_shapes(config.model))
     blocks, consensus = manifest.blocks, fresh_consensus(manifest)
@@ -117,24 +122,24 @@ def test_our_bytes_are_those_of_what_a_peer_encodes(changes: dict[str, dict[str,
             for section in encode(walk, payload, 3)[0]:
                 counts[section.kind] += section.raw_bytes
     for counts, predicted in (
-        (sent, raw_bytes(config, blocks, upload_slots)),
-        (received, raw_bytes(config, blocks, published_slots)),
+        (sent, mean_bytes(raw_bytes(config, blocks, upload_slots))),
+        (received, mean_bytes(raw_bytes(config, blocks, published_slots))),
     ):
-        assert predicted.mean == pytest.approx({kind: count / window for kind, count in counts.items()})
+        assert predicted == pytest.approx({kind: count / window for kind, count in counts.items()})
 
 
 @pytest.mark.parametrize("space", ["core", "full"])
 @pytest.mark.parametrize("inner", ["adam", "muon"])
 @pytest.mark.parametrize("residual_bits", [0, 4, 8])
-def test_our_memory_is_what_a_peer_keeps(space: str, inner: str, residual_bits: int) -> None:
+def test_own_memory_is_what_a_peer_keeps(space: str, inner: str, residual_bits: int) -> None:
     config = tiny(optimizer={"local_space": space, "inner": inner, "residual_bits": residual_bits})
     manifest = make_manifest("0" * 32, config, parameter_shapes(config.model))
     consensus = fresh_consensus(manifest)
     kept = make_space(space, build_model(config.model, consensus.weights), manifest).state_dict()
-    predicted = our_memory(config, manifest.blocks)
+    predicted = own_memory(config, manifest.blocks)
     low_rank = [torch.zeros(b.rows, b.cols) for b in manifest.blocks if b.is_low_rank]
-    waiting = [Packed.of(block, residual_bits or 4).bytes for block in low_rank]
-    packed = sum(waiting) if space == "core" and residual_bits else 0
+    unsent_work = [Packed.of(block, residual_bits or 4).bytes for block in low_rank]
+    packed = sum(unsent_work) if space == "core" and residual_bits else 0
 
     def size(tensors: Mapping[str, torch.Tensor], *heads: str) -> int:
         return sum(t.numel() * t.element_size() for name, t in tensors.items() if name.startswith(heads))
@@ -151,7 +156,7 @@ def test_our_memory_is_what_a_peer_keeps(space: str, inner: str, residual_bits: 
 def test_a_mean_is_less_than_the_largest_and_refreshes_are_in_both() -> None:
     config = tiny()
     shares = wire_shares(config, peers=3)
-    exchange = our_exchange(config, blocks_of(config), shares)
+    exchange = own_exchange(config, blocks_of(config), shares)
     assert exchange.every == 5
     assert 0 < exchange.sent["gradient"] < exchange.up < exchange.largest_sent
     assert 0 < exchange.received["basis"] < exchange.down < exchange.largest_received
@@ -159,8 +164,9 @@ def test_a_mean_is_less_than_the_largest_and_refreshes_are_in_both() -> None:
 
 def test_refresh_periods_without_a_common_multiple_still_end() -> None:
     config = tiny(periods={"k_x": 1, "k_r": 10_007, "k_r_embedding": 10_009})
-    mean = raw_bytes(config, blocks_of(config), upload_slots).mean
-    once = raw_bytes(tiny(periods={"k_x": 1, "k_r": 1, "k_r_embedding": 1}), blocks_of(config), upload_slots).mean
+    mean = mean_bytes(raw_bytes(config, blocks_of(config), upload_slots))
+    often = tiny(periods={"k_x": 1, "k_r": 1, "k_r_embedding": 1})
+    once = mean_bytes(raw_bytes(often, blocks_of(config), upload_slots))
     assert mean["gradient"] == pytest.approx(once["gradient"] / MOST_ROUNDS)
 
 
@@ -218,7 +224,7 @@ RANKS = low_ranks(12)  # 6, 1 and 3
 
 
 def method(name: str, peers: int = 4) -> MethodCost:
-    return next(m for m in rivals(BLOCKS, RANKS, 12, peers) if m.name == name)
+    return next(m for m in baselines(BLOCKS, RANKS, 12, peers) if m.name == name)
 
 
 def all_numbers() -> int:
@@ -261,7 +267,7 @@ def lordo_step(t: int) -> float:
         ("diloco bf16", lambda t: 2 * all_numbers() * (t % 500 == 0), 500),
     ],
 )
-def test_a_rivals_formula_is_the_sum_over_its_steps(name: str, step: Any, period: int) -> None:
+def test_a_baselines_formula_is_the_sum_over_its_steps(name: str, step: Any, period: int) -> None:
     exchange = method(name).exchange
     steps = [step(t) for t in range(1, period + 1)]
     assert exchange.up / exchange.every == pytest.approx(sum(steps) / period)
@@ -283,21 +289,21 @@ def sparse_reference(size: int) -> int:
 @given(st.lists(st.integers(1, 20_000), min_size=1, max_size=4), st.integers(1, 9))
 def test_sparse_payloads_are_received_from_every_other_peer(sizes: list[int], peers: int) -> None:
     blocks = plan_blocks({f"v{i}": (size,) for i, size in enumerate(sizes)}, OptimizerConfig(), 8)
-    [sparse] = [m for m in rivals(blocks, RANKS, 8, peers) if m.name == "sparseloco"]
+    [sparse] = [m for m in baselines(blocks, RANKS, 8, peers) if m.name == "sparseloco"]
     assert sparse.exchange.up == sum(sparse_reference(size) for size in sizes)
     assert sparse.exchange.down == (peers - 1) * sparse.exchange.up
 
 
 def test_sparse_payloads_of_a_preset_are_what_the_paper_says() -> None:
     blocks = preset_blocks("60M")
-    exchange = next(m for m in rivals(blocks, PRESETS["60M"].ranks, 512, 8) if m.name == "sparseloco").exchange
+    exchange = next(m for m in baselines(blocks, PRESETS["60M"].ranks, 512, 8) if m.name == "sparseloco").exchange
     entries = sum(b.size for b in blocks) * 64 / 4096
     assert exchange.up == pytest.approx(entries * 14 / 8 * (1 + 8 / 112), rel=2e-3)
 
 
-def test_memory_of_rivals_in_units_of_the_weights() -> None:
+def test_memory_of_baselines_in_units_of_the_weights() -> None:
     size = 4 * all_numbers()
-    memory = {m.name: m.memory for m in rivals(BLOCKS, RANKS, 12, 4)}
+    memory = {m.name: m.memory for m in baselines(BLOCKS, RANKS, 12, 4)}
     assert memory["ddp"].total == memory["des-loc"].total == 3 * size
     assert memory["diloco"].total == memory["sparseloco"].total == 5 * size
     assert memory["galore"].bases == 4 * 3 * (12 + 12)
@@ -312,12 +318,13 @@ def test_memory_of_rivals_in_units_of_the_weights() -> None:
 
 @given(st.floats(1, 1e9), st.floats(1, 1e9), st.floats(1e-3, 1e3), st.integers(1, 1000))
 def test_the_lines_share_of_a_round(up: float, down: float, step: float, every: int) -> None:
-    exchange = replace(summed(every, {"x": up}, up), received={"x": down})
-    share = line_share(HOME, exchange, step)
+    exchange = replace(averaged(every, {"x": up}, up), received={"x": down})
+    link = replace(HOME, step_seconds=step)
+    share = exchange.busy_share(link)
     busy = up * 8 / 20e6 + down * 8 / 100e6
     assert share == pytest.approx(busy / (busy + every * step))
     assert 0 < share < 1
-    assert line_share(HOME, replace(exchange, every=every + 1), step) < share
+    assert replace(exchange, every=every + 1).busy_share(link) < share
 
 
 def test_a_step_takes_six_operations_a_parameter_and_token() -> None:
@@ -329,31 +336,32 @@ def test_a_step_takes_six_operations_a_parameter_and_token() -> None:
 
 def fitted(rate: float, step_seconds: float, share: float = 0.2, **changes: dict[str, Any]) -> Fit:
     config = tiny(**changes)
-    goal = Goal(link=Link(rate, 100e6), step_seconds=step_seconds, share=share)
-    return find_fit(config, parameter_shapes(config.model), SHARES, goal)
+    link = Link(up=rate, down=100e6, step_seconds=step_seconds)
+    return find_fit(config, parameter_shapes(config.model), SHARES, link, share)
 
 
 SHARES = wire_shares(tiny(), peers=4)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.floats(4, 8), st.floats(-4, 2), st.floats(0.02, 0.9))
 def test_every_candidate_keeps_the_share_by_its_real_layout(log_rate: float, log_step: float, share: float) -> None:
-    link, step = Link(10**log_rate, 100e6), 10**log_step
+    step = 10**log_step
+    link = Link(up=10**log_rate, down=100e6, step_seconds=step)
     config = tiny()
-    fit = find_fit(config, parameter_shapes(config.model), SHARES, Goal(link=link, step_seconds=step, share=share))
+    fit = find_fit(config, parameter_shapes(config.model), SHARES, link, share)
     for candidate in fit.candidates:
         assert candidate.line_share <= share + 1e-9
         assert candidate.k_x >= config.periods.k_x
         if candidate.k_x > max(10, config.periods.k_x):
             shorter = replace(candidate.exchange, every=candidate.k_x - 10)
-            assert line_share(link, shorter, step) > share - 1e-9
+            assert shorter.busy_share(link) > share - 1e-9
     if fit.chosen is None:
         assert min(candidate.k_x for candidate in fit.candidates) > LONGEST_STEPS or step * LONGEST_STEPS > 86_400 / 2
         return
     # the proposed lines, read back as a run file, give the exchange that was promised
     proposed = rewritten(config, run_lines(fit.chosen))
-    again = our_exchange(proposed, blocks_of(proposed), SHARES)
+    again = own_exchange(proposed, blocks_of(proposed), SHARES)
     assert again == fit.chosen.exchange
     assert proposed.round.ceiling_seconds >= proposed.periods.k_x * step
 
@@ -403,13 +411,13 @@ def test_ranks_that_are_shares_of_the_sides_halve_as_shares() -> None:
 @pytest.mark.parametrize("rate", [1e9, 1e5, 2e4])
 def test_periods_of_moments_keep_their_rounds_or_find_their_own(rate: float) -> None:
     config = tiny(periods={"k_u": 15, "k_v": "auto"})
-    shares, goal = wire_shares(config, peers=4), Goal(link=Link(rate, 1e8), step_seconds=0.1, share=0.2)
-    chosen = find_fit(config, parameter_shapes(config.model), shares, goal).chosen
+    shares, link = wire_shares(config, peers=4), Link(up=rate, down=1e8, step_seconds=0.1)
+    chosen = find_fit(config, parameter_shapes(config.model), shares, link, 0.2).chosen
     assert chosen is not None
     assert (chosen.k_u, chosen.k_v) == (3 * chosen.k_x, "auto")
     proposed = rewritten(config, run_lines(chosen))
     assert (proposed.periods.k_u, proposed.periods.k_v) == (chosen.k_u, "auto")
-    real = our_exchange(proposed, blocks_of(proposed), shares)
+    real = own_exchange(proposed, blocks_of(proposed), shares)
     assert real.sent["core"] == chosen.exchange.sent["core"]
     assert chosen.exchange.sent["moment"] / 4 <= real.sent["moment"] <= chosen.exchange.sent["moment"]
 
@@ -443,13 +451,13 @@ def test_every_preset_is_planned_without_allocating_it(name: str) -> None:
     assert {"ddp", "galore", "tsr-adam", "des-loc", "lordo", "diloco", "sparseloco"} <= set(names)
     assert report.parameters == {"60M": 58_073_600, "130M": 134_105_856, "350M": 367_969_280, "1B": 1_339_082_752}[name]
     assert sum(is_head(block) for block in blocks_of(config)) == 1
-    ours, dense = report.methods[0].exchange, report.methods[1].exchange
-    assert ours.up / ours.every < dense.up / 100
+    own, dense = report.methods[0].exchange, report.methods[1].exchange
+    assert own.up / own.every < dense.up / 100
 
 
 def test_periods_of_a_plan_follow_the_configuration() -> None:
-    rare = our_exchange(tiny(periods={"k_r": 100, "k_r_embedding": 150}), blocks_of(tiny()), SHARES)
-    often = our_exchange(tiny(), blocks_of(tiny()), SHARES)
+    rare = own_exchange(tiny(periods={"k_r": 100, "k_r_embedding": 150}), blocks_of(tiny()), SHARES)
+    often = own_exchange(tiny(), blocks_of(tiny()), SHARES)
     assert rare.sent["core"] == often.sent["core"]
     assert rare.sent["gradient"] < often.sent["gradient"]
     assert PeriodsConfig(k_x=5, k_r=100, k_r_embedding=150) == tiny(periods={"k_r": 100, "k_r_embedding": 150}).periods

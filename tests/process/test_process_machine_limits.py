@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from swarm_rig import tiny_config
 
+from tests.swarm_rig import tiny_config
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.errors import ConfigError, RunError
 from tsr_swarm.node import workspace

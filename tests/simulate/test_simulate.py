@@ -1,4 +1,4 @@
-"""Simulated runs: the same as real ones, the same again, and what a world does to them."""
+"""Simulated runs: the same as real ones, the same again, and under churn and stragglers."""
 
 import math
 from collections.abc import Mapping
@@ -9,25 +9,25 @@ from typing import Any
 
 import pytest
 import torch
-from swarm_rig import run_swarm, tiny_config
 
+from tests.swarm_rig import run_swarm, tiny_config
+from tsr_swarm.baselines.method import ExchangeBytes
 from tsr_swarm.baselines.registry import METHODS, default_settings
 from tsr_swarm.errors import ConfigError, RunError
 from tsr_swarm.simulate.engine import SimulatedRun, is_due, run_one
 from tsr_swarm.simulate.heterogeneity import Heterogeneity
-from tsr_swarm.simulate.protocols import ExchangeResult
-from tsr_swarm.simulate.result import RunResult
+from tsr_swarm.simulate.result import ExchangeResult, RunResult
 from tsr_swarm.simulate.run_spec import RunSpec
 
 
-def ours(folder: Path, **changes: Any) -> RunSpec:
-    """A run of ours: 3 peers, 4 rounds of 3 steps, bases refreshed in rounds 1 and 3."""
+def own_spec(folder: Path, **changes: Any) -> RunSpec:
+    """Our own method: 3 peers, 4 rounds of 3 steps, bases refreshed in rounds 1 and 3."""
     sections = {name: changes.pop(name) for name in ("optimizer", "wire", "periods") if name in changes}
     return RunSpec(**{"method": "tsr", "config": tiny_config(folder, **sections), "peers": 3, "steps": 12, **changes})
 
 
-def theirs(folder: Path, method: str, **settings: Any) -> RunSpec:
-    spec = ours(folder)
+def baseline_spec(folder: Path, method: str, **settings: Any) -> RunSpec:
+    spec = own_spec(folder)
     k_x = {"k_x": 3} if default_settings(method)["k_x"] != 1 else {}
     return replace(spec, method=method, settings={**default_settings(method), **k_x, **settings})
 
@@ -70,8 +70,8 @@ async def test_a_simulated_run_is_the_real_one_to_the_bit(
 def test_the_same_run_again_gives_the_same_bits_and_a_shared_consensus_gives_those_of_unshared_ones(
     tmp_path: Path,
 ) -> None:
-    world = Heterogeneity(churn=0.3, straggler_share=0.4, straggler_factor=2.0, away_steps=3)
-    spec = ours(tmp_path, world=world, periods={"k_u": 3, "k_v": 6})
+    conditions = Heterogeneity(churn=0.3, straggler_share=0.4, straggler_factor=2.0, away_steps=3)
+    spec = own_spec(tmp_path, heterogeneity=conditions, periods={"k_u": 3, "k_v": 6})
     first, again, exact = run_one(spec), run_one(spec), run_one(replace(spec, exact=True))
     assert outcome(first) == outcome(again)
     assert (first.curve, first.digests) == (exact.curve, exact.digests)
@@ -81,7 +81,7 @@ def test_the_same_run_again_gives_the_same_bits_and_a_shared_consensus_gives_tho
 
 def test_averaged_moments_change_what_peers_do_next_and_cost_bytes_in_their_rounds(tmp_path: Path) -> None:
     """K_u is every round of 3 steps, K_v every second one."""
-    own, averaged = ours(tmp_path, eval_every=3), ours(tmp_path, eval_every=3, periods={"k_u": 3, "k_v": 6})
+    own, averaged = own_spec(tmp_path, eval_every=3), own_spec(tmp_path, eval_every=3, periods={"k_u": 3, "k_v": 6})
     alone, together = run_one(own), run_one(averaged)
     assert alone.digests[0] == together.digests[0]
     assert all(one != other for one, other in zip(alone.digests[1:], together.digests[1:], strict=True))
@@ -92,7 +92,7 @@ def test_averaged_moments_change_what_peers_do_next_and_cost_bytes_in_their_roun
 
 
 def test_a_result_survives_being_kept_as_json(tmp_path: Path) -> None:
-    result = run_one(ours(tmp_path, steps=3))
+    result = run_one(own_spec(tmp_path, steps=3))
     assert RunResult.from_json(result.to_json()) == result
     assert result.about["wall_seconds"] > 0
 
@@ -100,7 +100,7 @@ def test_a_result_survives_being_kept_as_json(tmp_path: Path) -> None:
 def test_a_straggler_contributes_once_it_has_a_whole_round_of_steps(tmp_path: Path) -> None:
     """One of three peers manages one of three steps a round: it is in every third average."""
     slow = Heterogeneity(straggler_share=1 / 3, straggler_factor=3.0)
-    result = run_one(ours(tmp_path, steps=9, world=slow, eval_every=3))
+    result = run_one(own_spec(tmp_path, steps=9, heterogeneity=slow, eval_every=3))
     tokens = [point.tokens for point in result.curve]
     by_round = [after - before for before, after in pairwise(tokens)]
     a_peer = 3 * 4 * 16
@@ -109,7 +109,7 @@ def test_a_straggler_contributes_once_it_has_a_whole_round_of_steps(tmp_path: Pa
 
 
 def test_the_time_of_a_gradient_sketch_is_counted(tmp_path: Path) -> None:
-    curve = run_one(ours(tmp_path, steps=6, eval_every=3)).curve
+    curve = run_one(own_spec(tmp_path, steps=6, eval_every=3)).curve
     assert [point.step_times for point in curve] == [0, 3 + 8, 6 + 8]  # 8 micro-batches in round 1
     assert [point.round_trips for point in curve] == [0, 2, 4]
 
@@ -127,23 +127,23 @@ class Broken:
         if first_step and self._error:
             raise RunError(self._error)
         self.weights = {"w": torch.full((2,), math.nan if first_step else 1.0)}
-        return ExchangeResult(sent={"dense": 8.0}, received={"dense": 8.0}, round_trips=1, tokens=5, losses=(1.0,))
+        return ExchangeResult(traffic=ExchangeBytes({"dense": 8.0}, {"dense": 8.0}), tokens=5, losses=(1.0,))
 
 
 @pytest.mark.parametrize("error", ["", "Block 0 has moved by NaN."])
 def test_weights_that_stop_being_numbers_end_a_run_and_are_a_result(tmp_path: Path, error: str) -> None:
-    course = SimulatedRun(ours(tmp_path, eval_every=3), Broken(error), lambda weights: float(weights["w"].sum()))
+    run = SimulatedRun(own_spec(tmp_path, eval_every=3), Broken(error), lambda weights: float(weights["w"].sum()))
     steps: list[int] = []
-    ended = course.run(steps.append)
+    ended = run.run(steps.append)
     assert ended == (error or "The held-out loss after 6 steps is not a number.")
-    assert [point.loss for point in course.curve] == ([0.0, 2.0] if error else [0.0, 2.0, None])
+    assert [point.loss for point in run.curve] == ([0.0, 2.0] if error else [0.0, 2.0, None])
     assert steps == [3]
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_rival_learns_in_a_rough_world_and_repeats_to_the_bit(tmp_path: Path, method: str) -> None:
+def test_every_baseline_learns_under_churn_and_stragglers_and_repeats_to_the_bit(tmp_path: Path, method: str) -> None:
     rough = Heterogeneity(churn=0.2, straggler_share=0.4, straggler_factor=3.0, heterogeneous=True, away_steps=3)
-    spec = replace(theirs(tmp_path, method), world=rough)
+    spec = replace(baseline_spec(tmp_path, method), heterogeneity=rough)
     result = run_one(spec)
     losses = [point.loss for point in result.curve if point.loss is not None]
     assert losses[-1] < losses[0] - 0.05, losses
@@ -152,14 +152,14 @@ def test_every_rival_learns_in_a_rough_world_and_repeats_to_the_bit(tmp_path: Pa
     assert outcome(run_one(spec)) == outcome(result)
 
 
-def test_a_rivals_name_does_not_hang_on_what_only_ours_reads(tmp_path: Path) -> None:
-    spec = theirs(tmp_path, "ddp")
+def test_a_baselines_name_does_not_depend_on_settings_of_our_own_method(tmp_path: Path) -> None:
+    spec = baseline_spec(tmp_path, "ddp")
     other = replace(spec, config=tiny_config(tmp_path, wire={"core_bits": 16}, optimizer={"lr": 0.01, "rank": 3}))
-    mine = ours(tmp_path)
+    own = own_spec(tmp_path)
     assert spec.config.optimizer.warmup_steps == 4
     warm = replace(other, config=replace(other.config, optimizer=replace(other.config.optimizer, warmup_steps=4)))
     assert warm.name == spec.name
-    assert replace(mine, config=warm.config).name != mine.name
+    assert replace(own, config=warm.config).name != own.name
 
 
 @pytest.mark.parametrize(
@@ -169,12 +169,12 @@ def test_a_rivals_name_does_not_hang_on_what_only_ours_reads(tmp_path: Path) -> 
         {"steps": 15},
         {"schedule": "constant"},
         {"eval_every": 4},
-        {"world": Heterogeneity(heterogeneous=True)},
+        {"heterogeneity": Heterogeneity(heterogeneous=True)},
         {"exact": True},
     ],
 )
 def test_a_name_says_everything_that_determines_a_result(tmp_path: Path, change: dict[str, Any]) -> None:
-    assert ours(tmp_path, **change).name != ours(tmp_path).name
+    assert own_spec(tmp_path, **change).name != own_spec(tmp_path).name
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,9 @@ def test_a_name_says_everything_that_determines_a_result(tmp_path: Path, change:
         ({"eval_every": 13}, "eval_every = 13"),
     ],
 )
-def test_what_cannot_be_run_is_one_sentence(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_an_impossible_run_is_refused_in_one_sentence(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        run_one(ours(tmp_path, **change))
+        run_one(own_spec(tmp_path, **change))
 
 
 def test_curves_have_points_at_the_start_the_end_regular_steps_and_powers_of_two() -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from swarm_rig import TEXT, tiny_config
 from torch import Tensor
 
+from tests.swarm_rig import TEXT, tiny_config
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.simulate.bpe import encode, in_tokens, learn
 from tsr_swarm.simulate.engine import run_one
@@ -28,7 +28,7 @@ def tokens_of(text: bytes) -> Tensor:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
-def bpe_spec(folder: Path, method: str = "tsr", world: Heterogeneity | None = None) -> RunSpec:
+def bpe_spec(folder: Path, method: str = "tsr", heterogeneity: Heterogeneity | None = None) -> RunSpec:
     config = tiny_config(folder, model={"vocab_size": SIZE})
     settings = {"k_x": 3} if method != "tsr" else {}
     return RunSpec(
@@ -37,7 +37,7 @@ def bpe_spec(folder: Path, method: str = "tsr", world: Heterogeneity | None = No
         settings=settings,
         peers=3,
         steps=12,
-        world=world or Heterogeneity(vocabulary=SIZE),
+        heterogeneity=heterogeneity or Heterogeneity(vocabulary=SIZE),
     )
 
 
@@ -72,9 +72,9 @@ def test_the_same_text_gives_the_same_tokens_and_fewer_than_bytes() -> None:
 
 
 def test_nothing_is_learned_from_what_is_held_out() -> None:
-    mine, other = tokens_of(LEARNED), tokens_of(b"never seen in training " * 100)
-    _, (first,) = in_tokens(mine, [mine], SIZE, 17)
-    held, (second,) = in_tokens(other, [mine], SIZE, 17)
+    text, other = tokens_of(LEARNED), tokens_of(b"never seen in training " * 100)
+    _, (first,) = in_tokens(text, [text], SIZE, 17)
+    held, (second,) = in_tokens(other, [text], SIZE, 17)
     assert torch.equal(first, second)
     assert torch.equal(first, encode(VOCABULARY, LEARNED))
     assert torch.equal(held, encode(VOCABULARY, b"never seen in training " * 100))
@@ -91,24 +91,26 @@ def test_a_run_reads_tokens_from_its_first_loss_to_its_last(tmp_path: Path, meth
 
 
 def test_all_methods_read_the_same_tokens_and_other_ones_than_bytes(tmp_path: Path) -> None:
-    ours, theirs = (run_one(replace(bpe_spec(tmp_path, method), steps=3)) for method in ("tsr", "diloco"))
-    unlike = run_one(replace(bpe_spec(tmp_path), steps=3, world=Heterogeneity(heterogeneous=True, vocabulary=SIZE)))
-    as_bytes = run_one(replace(bpe_spec(tmp_path), steps=3, world=Heterogeneity()))
-    assert ours.text == theirs.text
-    assert ours.text != as_bytes.text
-    assert len({run.name for run in (ours, theirs, unlike, as_bytes)}) == 4
+    own, baseline = (run_one(replace(bpe_spec(tmp_path, method), steps=3)) for method in ("tsr", "diloco"))
+    unlike = run_one(
+        replace(bpe_spec(tmp_path), steps=3, heterogeneity=Heterogeneity(heterogeneous=True, vocabulary=SIZE))
+    )
+    as_bytes = run_one(replace(bpe_spec(tmp_path), steps=3, heterogeneity=Heterogeneity()))
+    assert own.text == baseline.text
+    assert own.text != as_bytes.text
+    assert len({run.name for run in (own, baseline, unlike, as_bytes)}) == 4
 
 
 def test_a_run_on_bytes_has_the_name_it_had_before_there_was_any_other_text(tmp_path: Path) -> None:
     spec = bpe_spec(tmp_path)
     assert spec.identity()["world"]["vocabulary"] == SIZE
     known = {"churn", "away_steps", "straggler_share", "straggler_factor", "heterogeneous"}
-    assert set(replace(spec, world=Heterogeneity()).identity()["world"]) == known
+    assert set(replace(spec, heterogeneity=Heterogeneity()).identity()["world"]) == known
 
 
 def test_a_model_of_another_vocabulary_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model.vocab_size = 256 .* 300 BPE tokens; set model.vocab_size = 300"):
-        RunSpec(method="tsr", config=tiny_config(tmp_path), world=Heterogeneity(vocabulary=SIZE))
+        RunSpec(method="tsr", config=tiny_config(tmp_path), heterogeneity=Heterogeneity(vocabulary=SIZE))
 
 
 @pytest.mark.parametrize("size", [-1, 1, 256, 2**20 + 1])
@@ -118,15 +120,15 @@ def test_a_vocabulary_that_cannot_be_is_refused(size: int) -> None:
 
 
 def test_too_little_text_is_one_sentence() -> None:
-    mine, short = tokens_of(LEARNED), tokens_of(b"def f1(x):\n    return x")
+    text, short = tokens_of(LEARNED), tokens_of(b"def f1(x):\n    return x")
     with pytest.raises(ConfigError, match=r"peer 2's text has \d+, fewer than the 17 of one sequence; add text"):
-        in_tokens(mine, [mine, short], SIZE, 17)
+        in_tokens(text, [text, short], SIZE, 17)
     with pytest.raises(ConfigError, match=r"the held-out text has \d+, fewer"):
-        in_tokens(short, [mine], SIZE, 17)
+        in_tokens(short, [text], SIZE, 17)
     with pytest.raises(
         ConfigError, match=r"pieces for \d+ BPE tokens, fewer than vocabulary = 5000; add text or lower"
     ):
-        in_tokens(mine, [mine], 5000, 17)
+        in_tokens(text, [text], 5000, 17)
 
 
 def test_without_the_library_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

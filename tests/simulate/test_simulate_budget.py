@@ -7,12 +7,12 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from swarm_rig import Swarm, run_swarm, tiny_config
 
+from tests.swarm_rig import Swarm, run_swarm, tiny_config
 from tsr_swarm.config.blocks import Block
-from tsr_swarm.config.budget import KB, core_upload, sketch_costs
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.config.sizes import KB, core_upload, sketch_costs
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.node import leader
 from tsr_swarm.optim.sketch_budget import RefreshState, within_budget
@@ -103,7 +103,7 @@ async def test_blocks_whose_bases_capture_little_are_sketched_within_the_budget_
     }
 
 
-def test_the_choice_hangs_on_the_budget_and_not_on_shards(tmp_path: Path) -> None:
+def test_the_choice_depends_on_the_budget_and_not_on_shards(tmp_path: Path) -> None:
     by_period, within, sharded = (
         run_one(simulation(budget_config(tmp_path, *choice))) for choice in ((0, 1), (BUDGET, 1), (BUDGET, 3))
     )
@@ -111,7 +111,7 @@ def test_the_choice_hangs_on_the_budget_and_not_on_shards(tmp_path: Path) -> Non
     assert within.digests[0] != by_period.digests[0]
 
 
-async def test_a_leader_that_comes_back_has_measured_nothing_and_begins_by_periods(
+async def test_a_restarted_leader_begins_with_periods(
     tmp_path: Path, choices: list[tuple[RoundPlan, RefreshState]]
 ) -> None:
     def stop_gently(swarm: Swarm, event: ev.Event) -> None:

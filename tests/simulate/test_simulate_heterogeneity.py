@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from swarm_rig import tiny_config
 
+from tests.swarm_rig import tiny_config
 from tsr_swarm.config.link import Link, link_for
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.simulate.heterogeneity import Heterogeneity, peer_texts, step_times
@@ -16,37 +16,37 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 
 @given(seed=SEEDS, peers=st.integers(1, 20), churn=st.floats(0, 0.999), step=st.integers(0, 10**6))
-def test_somebody_is_always_there_and_the_same_seed_gives_the_same_people(
+def test_some_peer_is_always_active_and_the_same_seed_gives_the_same_peers(
     seed: int, peers: int, churn: float, step: int
 ) -> None:
-    world = Heterogeneity(churn=churn, away_steps=7)
-    here = world.present(seed, peers, step)
-    assert here
-    assert set(here) <= set(range(peers))
-    assert here == world.present(seed, peers, step)
-    assert here == world.present(seed, peers, step // 7 * 7), "an absence lasts for its whole span"
+    conditions = Heterogeneity(churn=churn, away_steps=7)
+    active = conditions.active_peers(seed, peers, step)
+    assert active
+    assert set(active) <= set(range(peers))
+    assert active == conditions.active_peers(seed, peers, step)
+    assert active == conditions.active_peers(seed, peers, step // 7 * 7), "an absence lasts for its whole span"
 
 
 def test_absences_are_as_frequent_as_was_asked_for() -> None:
-    world = Heterogeneity(churn=0.25, away_steps=1)
-    there = sum(len(world.present(0, 8, step)) for step in range(1000))
-    assert there / 8000 == pytest.approx(0.75, abs=0.02)
-    assert Heterogeneity().present(0, 8, 5) == tuple(range(8))
+    conditions = Heterogeneity(churn=0.25, away_steps=1)
+    active = sum(len(conditions.active_peers(0, 8, step)) for step in range(1000))
+    assert active / 8000 == pytest.approx(0.75, abs=0.02)
+    assert Heterogeneity().active_peers(0, 8, 5) == tuple(range(8))
 
 
 @given(seed=SEEDS, peers=st.integers(1, 20), share=st.floats(0, 1), factor=st.floats(1, 50), period=st.integers(1, 60))
-def test_stragglers_do_fewer_steps_and_are_never_waited_for_longer_than_one_of_theirs(
+def test_stragglers_do_fewer_steps_and_delay_a_round_by_one_of_their_steps_at_most(
     seed: int, peers: int, share: float, factor: float, period: int
 ) -> None:
-    world = Heterogeneity(straggler_share=share, straggler_factor=factor)
-    slowness, work = world.slowness(seed, peers), world.work(seed, peers, 0, period)
+    conditions = Heterogeneity(straggler_share=share, straggler_factor=factor)
+    slowness, work = conditions.slowness(seed, peers), conditions.work(seed, peers, 0, period)
     assert sum(slow > 1 for slow in slowness) == (round(share * peers) if factor > 1 else 0)
     assert all(work[peer] == period for peer in work if slowness[peer] == 1)
     assert all(1 <= steps <= period for steps in work.values())
     assert step_times(work, slowness) <= max(period, factor) * (1 + 1e-9)
 
 
-def test_a_kind_of_text_each_is_all_the_training_text_in_the_order_of_its_paths(tmp_path: Path) -> None:
+def test_heterogeneous_texts_are_ranges_of_all_the_training_text_by_path(tmp_path: Path) -> None:
     data = tiny_config(tmp_path).data
     alike, unlike = peer_texts(data, False), peer_texts(data, True)
     assert [text.tolist() for text in alike] == [training_tokens(data, part).tolist() for part in range(data.parts)]
@@ -59,7 +59,7 @@ def test_a_kind_of_text_each_is_all_the_training_text_in_the_order_of_its_paths(
     assert whole == b"".join(text for text in documents if text in whole)
 
 
-def test_a_corpus_too_small_for_a_kind_each_is_one_sentence(tmp_path: Path) -> None:
+def test_a_corpus_too_small_for_heterogeneous_texts_is_refused(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, data={"source": str(tmp_path / "text"), "parts": 10**5, "sequence_length": 16})
     with pytest.raises(ConfigError, match="lower --peers"):
         peer_texts(config.data, True)
@@ -82,7 +82,7 @@ def test_time_is_additive(parts: list[tuple[float, float, float, float]]) -> Non
 
 
 @pytest.mark.parametrize("values", [{"up": 0.0}, {"down": -1.0}, {"rtt": -0.1}, {"step_seconds": 0.0}])
-def test_a_line_that_cannot_be_is_refused(values: dict[str, float]) -> None:
+def test_an_impossible_link_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="out of range"):
         Link(**values)
 
@@ -90,6 +90,6 @@ def test_a_line_that_cannot_be_is_refused(values: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     "values", [{"churn": 1.0}, {"straggler_share": 1.5}, {"straggler_factor": 0.5}, {"away_steps": 0}]
 )
-def test_a_world_that_cannot_be_is_refused(values: dict[str, float]) -> None:
+def test_impossible_conditions_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="out of range"):
         Heterogeneity(**values)  # type: ignore[arg-type]

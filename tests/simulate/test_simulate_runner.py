@@ -12,19 +12,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from swarm_rig import tiny_config
 
+from tests.swarm_rig import tiny_config
 from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import OptimizerConfig, RunConfig, RunSection, WireConfig
 from tsr_swarm.errors import ConfigError, RunError
 from tsr_swarm.simulate.compare import entries, loss_after
 from tsr_swarm.simulate.engine import run_one
-from tsr_swarm.simulate.options import StudyOptions, specs_of
 from tsr_swarm.simulate.plots import spread, write_plots
 from tsr_swarm.simulate.report import document, equal_seconds, markdown, settings_text
-from tsr_swarm.simulate.result import Point, RunResult
-from tsr_swarm.simulate.result_store import ResultStore
-from tsr_swarm.simulate.run_spec import RunSpec
+from tsr_swarm.simulate.result import Point, ResultStore, RunResult
+from tsr_swarm.simulate.run_spec import RunSpec, StudyOptions, specs_of
 from tsr_swarm.simulate.runner import Estimate, Progress, run_all
 
 LINK = Link(up=1e6, down=2e6, rtt=0.1, step_seconds=0.5)
@@ -65,10 +63,10 @@ def made_up(method: str, lr: float, seed: int, losses: Sequence[float | None], s
 
 def test_what_is_on_disk_is_not_run_again_and_side_by_side_is_the_same_as_one_after_the_other(tmp_path: Path) -> None:
     specs = specs_of(options(tmp_path))
-    news: list[Progress] = []
-    results = run_all([*specs, specs[0]], ResultStore(tmp_path / "out"), 1, news.append)
+    progress: list[Progress] = []
+    results = run_all([*specs, specs[0]], ResultStore(tmp_path / "out"), 1, progress.append)
     assert [result.name for result in results] == [*(spec.name for spec in specs), specs[0].name]
-    finished = [entry for entry in news if entry.finished is not None]
+    finished = [entry for entry in progress if entry.finished is not None]
     assert [entry.done for entry in finished] == [1, 2, 3, 4]
     assert finished[-1].seconds_left == 0
 
@@ -85,25 +83,25 @@ def test_what_is_on_disk_is_not_run_again_and_side_by_side_is_the_same_as_one_af
 def test_an_interrupt_keeps_the_finished_runs_and_the_same_call_goes_on(tmp_path: Path) -> None:
     specs, store = specs_of(options(tmp_path, methods=["tsr"], seeds=[0, 1, 2])), ResultStore(tmp_path / "out")
 
-    def interrupt(news: Progress) -> None:
-        if news.done == 1 and news.finished is None:
+    def interrupt(progress: Progress) -> None:
+        if progress.done == 1 and progress.finished is None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_all(specs, store, 1, interrupt)
     assert [store.load(spec) is not None for spec in specs] == [True, False, False]
-    news: list[Progress] = []
-    run_all(specs, store, 1, news.append)
-    assert [entry.name for entry in news if entry.finished is not None] == [spec.name for spec in specs[1:]]
+    progress: list[Progress] = []
+    run_all(specs, store, 1, progress.append)
+    assert [entry.name for entry in progress if entry.finished is not None] == [spec.name for spec in specs[1:]]
     assert not list((tmp_path / "out").rglob("*.part"))
 
 
 def test_a_run_that_cannot_be_run_is_refused_before_any_other_is(tmp_path: Path) -> None:
     good, bad = specs_of(options(tmp_path, methods=["tsr"])), specs_of(options(tmp_path, methods=["tsr"], steps=7))
-    news: list[Progress] = []
+    progress: list[Progress] = []
     with pytest.raises(ConfigError, match="multiple of the 3 steps"):
-        run_all([*good, *bad], ResultStore(tmp_path / "out"), 1, news.append)
-    assert not news
+        run_all([*good, *bad], ResultStore(tmp_path / "out"), 1, progress.append)
+    assert not progress
 
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
@@ -115,11 +113,11 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
             store.load(spec)
 
 
-def test_the_estimate_goes_by_the_steps_of_all_peers(tmp_path: Path) -> None:
+def test_the_estimate_follows_from_the_steps_of_all_peers(tmp_path: Path) -> None:
     specs = specs_of(options(tmp_path, methods=["tsr"], seeds=[0, 1]))
     estimate = Estimate(specs, now=100.0)
     assert estimate.seconds_left(105.0) is None
-    estimate.saw(specs[0].name, 3)
+    estimate.update(specs[0].name, 3)
     assert estimate.seconds_left(106.0) == pytest.approx(18.0)  # a quarter took 6 seconds
 
 
@@ -133,10 +131,10 @@ def test_flags_become_runs(tmp_path: Path) -> None:
     assert [(spec.method, spec.lr, spec.seed) for spec in specs] == [
         (method, lr, 3) for method in ("tsr", "diloco", "powersgd", "ddp") for lr in (0.1, 0.2)
     ]
-    mine, diloco, powersgd, ddp = specs[::2]
-    assert mine.config.optimizer.rank == mine.config.optimizer.embedding_rank == "d/4"
-    assert (mine.config.periods.k_x, mine.config.wire.core_bits, mine.exact) == (6, 16, True)
-    assert mine.config.checkpoint == config.checkpoint
+    own, diloco, powersgd, ddp = specs[::2]
+    assert own.config.optimizer.rank == own.config.optimizer.embedding_rank == "d/4"
+    assert (own.config.periods.k_x, own.config.wire.core_bits, own.exact) == (6, 16, True)
+    assert own.config.checkpoint == config.checkpoint
     assert (diloco.settings["k_x"], diloco.settings["bits"], diloco.exact) == (6, 8, False)
     assert (powersgd.settings["rank"], ddp.settings["k_x"]) == ("d/4", 1)
     assert specs_of(options(tmp_path, seeds=()))[0].seed == config.run.seed
@@ -156,7 +154,7 @@ def test_flags_become_runs(tmp_path: Path) -> None:
         ({"methods": ["diloco"], "method_sets": ["diloco.bit=8"]}, "did you mean 'diloco.bits'"),
     ],
 )
-def test_flags_that_mean_nothing_are_one_sentence(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_invalid_flags_are_refused_in_one_sentence(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         run_one(specs_of(options(tmp_path, **change))[0])
 
@@ -227,7 +225,7 @@ def test_the_report_names_each_method_its_bytes_and_its_loss_at_the_same_time(tm
     assert saved["runs"][0]["curve"][1]["seconds"] == results[0].curve[1].seconds(LINK)
 
 
-def test_a_rival_is_not_run_at_a_rate_made_for_another_inner_optimizer(tmp_path: Path) -> None:
+def test_a_baseline_is_not_run_at_a_rate_made_for_another_inner_optimizer(tmp_path: Path) -> None:
     """Story: the defaults' rate is Muon's, and every rival diverged at it."""
     chosen = options(tmp_path, seeds=[0], methods=["tsr", "ddp", "diloco"], method_sets=["diloco.inner=muon"])
     config = replace(chosen.config, optimizer=OptimizerConfig(inner="muon", lr=0.02))
@@ -240,8 +238,8 @@ def test_a_rival_is_not_run_at_a_rate_made_for_another_inner_optimizer(tmp_path:
 def test_settings_are_shown_where_they_are_not_the_defaults(tmp_path: Path) -> None:
     config = replace(tiny_config(tmp_path), optimizer=OptimizerConfig(), wire=WireConfig())
     changed = ["tsr.wire.core_bits=16", "ddp.weight_decay=0.1"]
-    mine, ddp = specs_of(options(tmp_path, config=config, seeds=[0], method_sets=changed))
-    assert settings_text(mine.identity()) == "k_x 3, k_r 6, k_r_embedding 6, core_bits 16"
+    own, ddp = specs_of(options(tmp_path, config=config, seeds=[0], method_sets=changed))
+    assert settings_text(own.identity()) == "k_x 3, k_r 6, k_r_embedding 6, core_bits 16"
     assert settings_text(ddp.identity()) == "k_x 1, weight_decay 0.1"
 
 

@@ -1,10 +1,9 @@
 """A checkpoint is whole or not there, whatever happens to the process, the disk or the bytes."""
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from tsr_swarm.errors import CheckpointError
 from tsr_swarm.storage.checkpoint import load_latest, save, saved_rounds
-from tsr_swarm.storage.digested_json import encode_sealed
+from tsr_swarm.storage.files import decode_digested, encode_digested
 
 
 def some_files(seed: int) -> dict[str, dict[str, Tensor]]:
@@ -118,27 +117,27 @@ def two_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FILES = ["checkpoint.json", "model.safetensors", "peer.safetensors"]
 
 
-@given(st.sampled_from(FILES), st.integers(0, 10**6), st.integers(0, 7))
-def test_a_flipped_bit_anywhere_falls_back_to_the_round_before(
-    two_rounds: Path, name: str, offset: int, bit: int
-) -> None:
-    path = two_rounds / "round-000002" / name
-    data = bytearray(intact := path.read_bytes())
-    data[offset % len(data)] ^= 1 << bit
-    path.write_bytes(data)
-    try:
-        assert_is_round(two_rounds, 1, warnings=1)
-    finally:
-        path.write_bytes(intact)
+def flip(data: bytes, place: int, bit: int) -> bytes:
+    place %= len(data)
+    return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
 
 
-@given(st.sampled_from(FILES), st.integers(0, 10**6), st.binary(max_size=3))
-def test_a_cut_or_lengthened_file_falls_back_to_the_round_before(
-    two_rounds: Path, name: str, length: int, extra: bytes
+def cut(data: bytes, place: int, bit: int) -> bytes:
+    return data[: place % len(data)]
+
+
+def lengthen(data: bytes, place: int, bit: int) -> bytes:
+    return data + bytes(bit) + b"\n"
+
+
+@pytest.mark.parametrize("damage", [flip, cut, lengthen])
+@given(name=st.sampled_from(FILES), place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_damage_anywhere_falls_back_to_the_round_before(
+    two_rounds: Path, damage: Callable[[bytes, int, int], bytes], name: str, place: int, bit: int
 ) -> None:
     path = two_rounds / "round-000002" / name
     intact = path.read_bytes()
-    path.write_bytes(intact + extra + b"\n" if length % 2 else intact[: length % len(intact)])
+    path.write_bytes(damage(intact, place, bit))
     try:
         assert_is_round(two_rounds, 1, warnings=1)
     finally:
@@ -158,16 +157,14 @@ def test_a_missing_or_empty_file_falls_back_and_says_so(tmp_path: Path, name: st
     assert name in checkpoint.warnings[0]
 
 
-def test_a_checkpoint_of_another_format_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{"format": 2}, {"files": None}])
+def test_a_checkpoint_of_another_format_is_passed_over_whatever_its_digest(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
     save_round(tmp_path, 1)
     path = save_round(tmp_path, 2) / "checkpoint.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    assert_is_round(tmp_path, 1, warnings=1)
-
-
-def test_a_sealed_file_that_is_no_checkpoints_is_passed_over(tmp_path: Path) -> None:
-    save_round(tmp_path, 1)
-    (save_round(tmp_path, 2) / "checkpoint.json").write_bytes(encode_sealed({"format": 1}))
+    body = decode_digested(path.read_bytes()) | changes
+    path.write_bytes(encode_digested({name: value for name, value in body.items() if value is not None}))
     assert_is_round(tmp_path, 1, warnings=1)
 
 

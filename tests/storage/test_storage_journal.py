@@ -1,4 +1,4 @@
-"""A voter's journal: what was promised outlives crashes, and nothing that is not its own is believed."""
+"""A voter's journal: the hard state outlives crashes, and a journal of another voter or run is refused."""
 
 import json
 import os
@@ -14,19 +14,20 @@ from hypothesis import strategies as st
 
 from tsr_swarm.errors import RunError
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.storage.digested_json import encode_sealed
+from tsr_swarm.storage.files import encode_digested
 from tsr_swarm.storage.journal import NAMES, Journal, knows_rounds
 from tsr_swarm.wire.fields import MAX_ROUND, MAX_TERM
 
 ME, OTHER, RUN = "a" * 32, "b" * 32, "1" * 64
+MANY = [f"{index:032x}" for index in range(6)]  # more voters than there can be
 GENESIS = RoundRecord(voters=(ME,))
 hashes = st.binary(min_size=32, max_size=32).map(bytes.hex)
 voters = st.sets(st.sampled_from(["a" * 32, "b" * 32, "c" * 32]), min_size=1).map(sorted).map(tuple)
 
 
 @st.composite
-def ledgers(draw: st.DrawFn) -> HardState:
-    """Any that a node can have come to."""
+def hard_states(draw: st.DrawFn) -> HardState:
+    """Any that a node can reach."""
     round = draw(st.integers(0, MAX_ROUND - 1))
     chain = draw(hashes) if round else ""
     base = RoundRecord(round, chain, draw(hashes) if round > 1 else "", draw(voters))
@@ -46,14 +47,14 @@ def journal_in(folder: Path) -> Journal:
 
 
 @settings(deadline=None)  # of a disk that syncs
-@given(written=st.lists(ledgers(), max_size=3))
+@given(written=st.lists(hard_states(), max_size=3))
 def test_a_journal_gives_back_what_was_written_last(written: list[HardState]) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "new"
-        for ledger in written:
+        for hard_state in written:
             journal = journal_in(path)
             journal.load(refuse)
-            journal.write(ledger)
+            journal.write(hard_state)
         assert journal_in(path).load(refuse) == (written[-1] if written else None)
         assert knows_rounds(path) == bool(written and (written[-1].base.round or written[-1].tail))
 
@@ -64,10 +65,10 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("operation", ["fsync", "replace"])
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_journal_that_is_killed_while_it_writes_holds_the_old_ledger_or_the_new(
+def test_a_process_killed_while_it_writes_leaves_the_old_hard_state_or_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, at: int
 ) -> None:
-    """Nobody was told of the new one yet, so either will do; once ``write`` returns it is the new one in both."""
+    """Nothing was sent of the new one yet, so either will do; once ``write`` returns it is the new one in both."""
     before, after = (HardState(GENESIS, term=term, voted_for=ME) for term in (1, 2))
     journal = journal_in(tmp_path)
     journal.write(before)
@@ -99,16 +100,16 @@ def test_a_journal_that_is_killed_while_it_writes_holds_the_old_ledger_or_the_ne
 @pytest.mark.parametrize("name", NAMES)
 @settings(deadline=None)  # of a disk that syncs
 @given(data=st.data())
-def test_any_changed_byte_of_one_copy_is_told_and_the_other_is_used(name: str, data: st.DataObject) -> None:
-    ledger = HardState(RoundRecord(9, "2" * 64, "3" * 64, (ME,)), term=4, voted_for=OTHER)
+def test_any_changed_byte_of_one_copy_is_warned_of_and_the_other_is_used(name: str, data: st.DataObject) -> None:
+    hard_state = HardState(RoundRecord(9, "2" * 64, "3" * 64, (ME,)), term=4, voted_for=OTHER)
     with TemporaryDirectory() as folder:
-        journal_in(Path(folder)).write(ledger)
+        journal_in(Path(folder)).write(hard_state)
         path = Path(folder) / name
         content = bytearray(path.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
         path.write_bytes(content)
         warnings: list[str] = []
-        assert journal_in(Path(folder)).load(warnings.append) == ledger
+        assert journal_in(Path(folder)).load(warnings.append) == hard_state
         (warning,) = warnings
         assert f"{name} cannot be used" in warning
 
@@ -124,11 +125,11 @@ def test_a_copy_that_a_crash_left_behind_is_not_taken_for_the_newest(tmp_path: P
 
 
 def body(**changes: object) -> dict[str, Any]:
-    """A legal journal's content, with changes to the ledger."""
-    ledger = asdict(
+    """A legal journal's content, with changes to the hard_state."""
+    hard_state = asdict(
         HardState(RoundRecord(2, "2" * 64, "1" * 64, (ME, OTHER)), 5, ME, RoundRecord(3, "3" * 64, "2" * 64, (ME,)), 5)
     )
-    return {"format": 1, "me": ME, "run": RUN, "writes": 3, "ledger": ledger | changes}
+    return {"format": 1, "me": ME, "run": RUN, "writes": 3, "ledger": hard_state | changes}
 
 
 def record(**changes: object) -> dict[str, object]:
@@ -136,53 +137,34 @@ def record(**changes: object) -> dict[str, object]:
 
 
 def test_the_journal_that_is_changed_below_is_sound(tmp_path: Path) -> None:
-    (tmp_path / NAMES[0]).write_bytes(encode_sealed(body()))
+    (tmp_path / NAMES[0]).write_bytes(encode_digested(body()))
     assert journal_in(tmp_path).load(lambda warning: None) is not None
 
 
 @pytest.mark.parametrize(
     "document",
     [
-        body(term=MAX_TERM + 1),
-        body(term=-1),
-        body(term=True),
-        body(term=5.0),
-        body(term="5"),
+        *(body(term=term) for term in (MAX_TERM + 1, -1, True, 5.0, "5")),
         body(tail_term=6),
-        body(voted_for="nobody"),
-        body(voted_for=["a" * 32]),
-        body(base=None),
-        body(base=[]),
-        body(base=record(round=MAX_ROUND + 1)),
-        body(base=record(round=-2)),
-        body(base=record(round=True)),
-        body(base=record(round=0)),
-        body(base=record(chain="")),
-        body(base=record(chain="2" * 62)),
-        body(base=record(chain="xyz")),
+        *(body(voted_for=voter) for voter in ("nobody", ["a" * 32])),
+        *(body(base=base) for base in (None, [])),
+        *(body(base=record(round=round)) for round in (MAX_ROUND + 1, -2, True, 0)),
+        *(body(base=record(chain=chain)) for chain in ("", "2" * 62, "xyz")),
         body(base=record(parent="")),
-        body(base=record(voters=[])),
-        body(base=record(voters=[OTHER, ME])),
-        body(base=record(voters=[ME, ME])),
-        body(base=record(voters=[f"{index:032x}" for index in range(6)])),
-        body(base=record(voters=["me"])),
-        body(base=record(voters=[1])),
-        body(base=record(voters=5)),
+        *(body(base=record(voters=voters)) for voters in ([], [OTHER, ME], [ME, ME], MANY, ["me"], [1], 5)),
         body(tail=record(round=4, parent="2" * 64)),
         body(tail=record(round=3, parent="4" * 64)),
-        {**body(), "format": 2},
-        {**body(), "writes": -1},
-        {**body(), "writes": "3"},
-        {**body(), "me": OTHER},
-        {**body(), "me": 5},
-        {**body(), "run": "2" * 64},
+        *(body() | change for change in ({"format": 2}, {"writes": -1}, {"writes": "3"}, {"run": "2" * 64})),
+        *(body() | {"me": me} for me in (OTHER, 5)),
         {key: value for key, value in body().items() if key != "ledger"},
         {"format": 1},
     ],
 )
-def test_a_sealed_journal_of_impossible_content_is_refused(tmp_path: Path, document: dict[str, Any]) -> None:
+def test_a_journal_of_impossible_content_is_refused_whatever_its_digest(
+    tmp_path: Path, document: dict[str, Any]
+) -> None:
     for name in NAMES:
-        (tmp_path / name).write_bytes(encode_sealed(document))
+        (tmp_path / name).write_bytes(encode_digested(document))
     with pytest.raises(RunError, match=r"The journal of this node is lost: .* Restore one of the two from a copy"):
         journal_in(tmp_path).load(refuse)
 
@@ -200,7 +182,7 @@ def test_a_sealed_journal_of_impossible_content_is_refused(tmp_path: Path, docum
         json.dumps(asdict(HardState(GENESIS))).encode(),  # of the version before there were digests
     ],
 )
-def test_what_is_no_journal_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_journal_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / NAMES[0]).write_bytes(content)
     assert knows_rounds(tmp_path)
     with pytest.raises(RunError, match=r"The journal of this node is lost"):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from published_rounds import FIRST, VOTERS, History, make_history
-from steady import steady
 
+from tests.published_rounds import FIRST, VOTERS, History, make_history
+from tests.steady import steady
 from tsr_swarm.config.run import CheckpointConfig, ModelConfig, PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, RunError
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
@@ -20,6 +20,7 @@ from tsr_swarm.storage.run_folder import (
     RunFolder,
     RunState,
     StartingPoint,
+    folder_lock,
     holds_work,
     load_run,
     resume_run,
@@ -45,13 +46,13 @@ class Begun:
 
     def stand(self, last: int) -> None:
         """Rounds up to ``last`` stand: their bytes first, then the journal."""
-        for round in range(self.start.delta_log.committed + 1, last + 1):
+        for round in range(self.start.round_log.committed + 1, last + 1):
             self.store(round)
             self.start.journal.write(HardState(self.history.record(round), term=1, voted_for=FIRST))
-            self.start.delta_log.commit(round, self.history.at(round).header.chain)
+            self.start.round_log.commit(round, self.history.at(round).header.chain)
 
     def store(self, round: int) -> None:
-        self.start.delta_log.store(self.history.message(round), self.history.at(round).data)
+        self.start.round_log.store(self.history.message(round), self.history.at(round).data)
 
     def save(self, round: int) -> None:
         state = self.history.states[round]
@@ -62,7 +63,7 @@ class Begun:
         return resume_run(self.folder, self.config, FIRST, has_contacts, warn)
 
     def file_of(self, round: int) -> Path:
-        (file,) = self.start.delta_log.folder.glob(f"round-{round:09d}-*")
+        (file,) = self.start.round_log.folder.glob(f"round-{round:09d}-*")
         return file
 
 
@@ -88,8 +89,8 @@ def begun(tmp_path: Path) -> Begun:
 
 
 def test_a_run_begins_with_one_voter(begun: Begun) -> None:
-    assert (begun.start.record, begun.start.ledger) == (GENESIS, HardState(GENESIS))
-    assert begun.resume().ledger == HardState(GENESIS)
+    assert (begun.start.record, begun.start.hard_state) == (GENESIS, HardState(GENESIS))
+    assert begun.resume().hard_state == HardState(GENESIS)
     assert begun.resume().record == GENESIS
 
 
@@ -97,7 +98,7 @@ def test_a_start_that_went_no_further_is_no_run_and_what_it_promised_is_forgotte
     begun.start.journal.write(HardState(GENESIS, term=7, voted_for=FIRST))
     again = start_run(begun.folder, begun.config, "e" * 32)
     assert again.manifest.run_id != begun.start.manifest.run_id
-    assert again.ledger == again.journal.load(no_warning) == HardState(RoundRecord(voters=("e" * 32,)))
+    assert again.hard_state == again.journal.load(no_warning) == HardState(RoundRecord(voters=("e" * 32,)))
 
 
 @pytest.mark.parametrize("what", ["round", "promise"])
@@ -125,6 +126,13 @@ def test_a_run_of_which_only_rounds_are_left_is_neither_overwritten_nor_called_n
     assert list((begun.folder.path / ROUNDS).iterdir()) == left != []
 
 
+def test_a_folder_has_one_user_at_a_time(tmp_path: Path) -> None:
+    with folder_lock(tmp_path / "run"), pytest.raises(RunError, match="Another process"), folder_lock(tmp_path / "run"):
+        pass
+    with folder_lock(tmp_path / "run"):
+        pass
+
+
 def test_a_folder_holds_work_once_a_run_of_it_has_begun(tmp_path: Path) -> None:
     (tmp_path / "run-notes").mkdir()
     assert not holds_work(tmp_path)
@@ -144,10 +152,10 @@ def test_a_resumed_run_is_at_the_newest_round_that_stands(begun: Begun, saved: i
     at = max(saved, 3)  # the checkpoint may be newer than the journal: a state was downloaded
     assert again.record == begun.history.record(at)
     assert again.consensus.digest() == begun.history.states[at].digest()
-    assert (again.ledger.base, again.ledger.tail) == (begun.history.record(3), tail)
-    assert (again.delta_log.get(4) is not None) == (at == 4), "a proposal does not stand"
-    assert again.delta_log.get(4, begun.history.at(4).header.chain) is not None
-    assert again.delta_log.keeps_since(0)
+    assert (again.hard_state.base, again.hard_state.tail) == (begun.history.record(3), tail)
+    assert (again.round_log.get(4) is not None) == (at == 4), "a proposal does not stand"
+    assert again.round_log.get(4, begun.history.at(4).header.chain) is not None
+    assert again.round_log.keeps_since(0)
 
 
 @pytest.mark.parametrize("damage", ["none", "missing", "wrong bytes"])
@@ -218,7 +226,7 @@ def test_a_resumed_run_goes_on_with_the_copy_of_a_damaged_journal(begun: Begun) 
     path = begun.folder.path / NAMES[0]
     path.write_bytes(path.read_bytes().replace(b"f" * 32, b"e" * 32))
     warnings: list[str] = []
-    assert begun.resume(warn=warnings.append).ledger.base == begun.history.record(2)
+    assert begun.resume(warn=warnings.append).hard_state.base == begun.history.record(2)
     assert ["journal.json cannot be used" in warning for warning in warnings] == [True]
 
 

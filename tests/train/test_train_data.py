@@ -14,10 +14,17 @@ from hypothesis import strategies as st
 
 from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.train.corpus import Document, find_documents, read_documents
-from tsr_swarm.train.data import TokenStream, heldout_tokens, private_tokens, training_tokens
-from tsr_swarm.train.split import heldout_documents, heldout_tail, part_documents, part_of, part_range
-from tsr_swarm.train.unread import Warn, once
+from tsr_swarm.train.corpus import Document, Warn, find_documents, once, read_documents
+from tsr_swarm.train.data import (
+    TokenStream,
+    heldout_documents,
+    heldout_tokens,
+    part_documents,
+    part_of,
+    part_range,
+    private_tokens,
+    training_tokens,
+)
 
 MINIMUM = 9  # bytes of one sequence in these tests
 
@@ -57,7 +64,7 @@ def test_held_out_documents_are_enough_and_at_most_a_fifth(found: tuple[Document
 
 
 @given(documents)
-def test_what_is_held_out_does_not_depend_on_the_order_of_listing(found: tuple[Document, ...]) -> None:
+def test_the_held_out_documents_do_not_depend_on_the_order_of_listing(found: tuple[Document, ...]) -> None:
     assert heldout_documents(found[::-1], MINIMUM) == heldout_documents(found, MINIMUM)
 
 
@@ -67,11 +74,11 @@ def test_about_a_twentieth_of_many_documents_is_held_out() -> None:
 
 
 @given(documents, st.integers(1, 12))
-def test_dealt_parts_are_disjoint_complete_and_fair(found: tuple[Document, ...], parts: int) -> None:
-    dealt = part_documents(found, parts, MINIMUM)
-    if dealt is not None:
-        assert Counter(document for part in dealt for document in part) == Counter(found)
-        assert all(size(part) >= max(MINIMUM, size(found) / parts / 4) for part in dealt)
+def test_parts_are_disjoint_complete_and_fair(found: tuple[Document, ...], parts: int) -> None:
+    by_part = part_documents(found, parts, MINIMUM)
+    if by_part is not None:
+        assert Counter(document for part in by_part for document in part) == Counter(found)
+        assert all(size(part) >= max(MINIMUM, size(found) / parts / 4) for part in by_part)
 
 
 @given(st.integers(0, 10**12), st.integers(1, 1000))
@@ -83,11 +90,6 @@ def test_ranges_cover_the_text_once(length: int, parts: int) -> None:
     assert all(abs(end - start - length / parts) < 1 for start, end in ranges)
 
 
-@given(st.integers(0, 10**12))
-def test_the_tail_is_a_twentieth_but_never_less_than_a_sequence(length: int) -> None:
-    assert heldout_tail(length, MINIMUM) == max(length * 5 // 100, MINIMUM)
-
-
 def test_peers_take_the_parts_in_turn() -> None:
     assert [part_of(number, 3) for number in (1, 2, 3, 4)] == [0, 1, 2, 0]
 
@@ -95,7 +97,7 @@ def test_peers_take_the_parts_in_turn() -> None:
 # -- text from disk
 
 
-def test_many_files_are_dealt_whole_and_the_held_out_ones_are_in_no_part(tmp_path: Path) -> None:
+def test_many_files_stay_whole_and_the_held_out_ones_are_in_no_part(tmp_path: Path) -> None:
     texts = write_files(tmp_path, count=200, length=200)
     data = data_of(tmp_path)
     heldout = bytes(heldout_tokens(data).tolist())
@@ -115,13 +117,13 @@ def test_few_files_are_cut_into_ranges_that_cover_the_text_once(tmp_path: Path, 
     assert len(pieces[-1]) <= len(whole) / 5
 
 
-def test_a_single_file_holds_out_its_last_twentieth(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("length", "heldout_length"), [(2000, 100), (100, 9)])  # never less than a sequence
+def test_a_single_file_holds_out_its_last_twentieth(tmp_path: Path, length: int, heldout_length: int) -> None:
     path = tmp_path / "book.txt"
-    path.write_bytes(bytes(range(1, 201)) * 10)  # not UTF-8: each wrong byte becomes three
-    path.write_text("".join(chr(33 + index % 90) for index in range(2000)))
+    path.write_text("".join(chr(33 + index % 90) for index in range(length)))
     data = data_of(path, parts=1)
     training, heldout = training_tokens(data, 0), heldout_tokens(data)
-    assert len(heldout) == 100
+    assert len(heldout) == heldout_length
     assert bytes([*training.tolist(), *heldout.tolist()]) == path.read_bytes() + b"\0"
 
 
@@ -171,23 +173,16 @@ def test_json_lines_give_their_text_fields(tmp_path: Path) -> None:
     assert bytes(read_documents(find_documents(str(path)), b"")) == "one\ntwo\nnäive".encode()
 
 
-def test_wrong_utf8_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("grün ".encode() * 9 + b"\xff!")
-    assert bytes(read_documents(find_documents(str(tmp_path)), b"")).decode().endswith("grün �!")
-
-
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_a_byte_order_mark_names_the_encoding_and_is_no_text(tmp_path: Path, encoding: str, name: str) -> None:
     text = "grün, 緑"
     (tmp_path / name).write_bytes((text if name == "a.txt" else f'{{"text": "{text}"}}\n').encode(encoding))
-    heard: list[str] = []
-    found = find_documents(str(tmp_path), heard.append)
-    assert bytes(read_documents(found, b"", heard.append)).decode() == text
-    assert heard == []
+    found = find_documents(str(tmp_path), pytest.fail)
+    assert bytes(read_documents(found, b"", pytest.fail)).decode() == text
 
 
-def test_what_of_a_folder_is_not_read_is_told_by_reason_with_an_example(tmp_path: Path) -> None:
+def test_unread_files_are_warned_of_by_reason_with_an_example(tmp_path: Path) -> None:
     (tmp_path / "good.txt").write_text("x" * 50)
     for name in ("b.parquet", "a.parquet"):
         (tmp_path / name).write_bytes(b"PAR1\x15\x04")
@@ -198,9 +193,9 @@ def test_what_of_a_folder_is_not_read_is_told_by_reason_with_an_example(tmp_path
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "empty.txt").touch()
     (tmp_path / ".hidden").write_bytes(b"\0")
-    heard: list[str] = []
-    assert [document.name for document in find_documents(str(tmp_path), heard.append)] == ["good.txt"]
-    assert heard == [
+    warnings: list[str] = []
+    assert [document.name for document in find_documents(str(tmp_path), warnings.append)] == ["good.txt"]
+    assert warnings == [
         f"Of the data '{tmp_path}', 1 file of 50 B can be read; left out: "
         "2 Parquet (such as a.parquet; write its text to a .jsonl file), 1 binary (picture.png), 1 broken link (gone), "
         "1 link to a folder (sub; name that folder as well), 1 no regular file (pipe), 1 not UTF-8 (latin1.txt; "
@@ -208,25 +203,20 @@ def test_what_of_a_folder_is_not_read_is_told_by_reason_with_an_example(tmp_path
     ]
 
 
-def test_a_folder_of_which_nothing_can_be_read_is_refused_with_the_reasons(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"PAR1\x15\x04")
-    with pytest.raises(ConfigError, match=r"holds 0 bytes of text, but 1 Parquet \(a\.parquet; "):
-        find_documents(str(tmp_path))
-
-
-def test_what_of_a_file_is_not_read_is_told(tmp_path: Path) -> None:
+def test_unread_parts_of_files_are_warned_of(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"x" * 500 + b"\xff!" + "\ufffd".encode())
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"body": 1}\n\n[]\n')
-    heard: list[str] = []
-    read_documents(find_documents(str(tmp_path), heard.append), b"", heard.append)
-    assert heard == [
+    warnings: list[str] = []
+    text = read_documents(find_documents(str(tmp_path), warnings.append), b"", warnings.append)
+    assert bytes(text) == b"x" * 500 + "\ufffd!\ufffdone".encode()
+    assert warnings == [
         f"1 character in {tmp_path}/a.txt cannot be decoded, read as U+FFFD; convert what is Latin-1 with 'iconv -f "
         "LATIN1 -t UTF-8'.",
         f'2 of 3 lines in {tmp_path}/b.jsonl have no "text" and are left out.',
     ]
 
 
-def test_every_way_to_the_data_tells_what_is_not_read(tmp_path: Path) -> None:
+def test_every_way_to_the_data_warns_of_unread_files(tmp_path: Path) -> None:
     write_files(tmp_path, count=3, length=1000)
     (tmp_path / "a.parquet").write_bytes(b"PAR1\x15\x04")
     data = data_of(tmp_path)
@@ -236,28 +226,32 @@ def test_every_way_to_the_data_tells_what_is_not_read(tmp_path: Path) -> None:
         lambda warn: private_tokens(str(tmp_path), data, warn),
     ]
     for way in ways:
-        heard: list[str] = []
-        way(heard.append)
-        assert ["a.parquet" in sentence for sentence in heard] == [True]
+        warnings: list[str] = []
+        way(warnings.append)
+        assert ["a.parquet" in sentence for sentence in warnings] == [True]
 
 
-def test_what_is_told_again_is_told_once() -> None:
-    heard: list[str] = []
-    warn = once(heard.append)
+def test_a_repeated_warning_is_passed_on_once() -> None:
+    warnings: list[str] = []
+    warn = once(warnings.append)
     for sentence in ("a", "b", "a"):
         warn(sentence)
-    assert heard == ["a", "b"]
+    assert warnings == ["a", "b"]
 
 
-def test_a_pipe_is_no_data_file(tmp_path: Path) -> None:
+def test_paths_that_can_hold_no_text_are_refused_in_one_sentence(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="neither a file nor a folder"):
-        find_documents(str(tmp_path / "pipe"))
-
-
-def test_the_home_folder_of_nobody_is_a_sentence() -> None:
-    with pytest.raises(ConfigError, match="~no-such-user/text names no home folder"):
-        find_documents("~no-such-user/text")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "parquet").mkdir()
+    (tmp_path / "parquet" / "a.parquet").write_bytes(b"PAR1\x15\x04")
+    for source, message in {
+        f"{tmp_path}/pipe": "neither a file nor a folder",
+        "~no-such-user/text": "~no-such-user/text names no home folder",
+        f"{tmp_path}/empty": f"'{tmp_path}/empty' holds 0 bytes of text",
+        f"{tmp_path}/parquet": r"holds 0 bytes of text, but 1 Parquet \(a\.parquet; ",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            find_documents(source)
 
 
 @pytest.mark.parametrize(
@@ -285,17 +279,12 @@ def test_unusable_data_is_refused_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_text_of_ones_own_that_is_too_short_is_named_by_its_paths(tmp_path: Path) -> None:
+def test_own_text_that_is_too_short_is_named_by_its_paths(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("hi")
     paths = (str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
     with pytest.raises(ConfigError, match=f"The data '{paths[0]}', '{paths[1]}' has 6 bytes, fewer than"):
         private_tokens(paths, data_of(tmp_path))
-
-
-def test_an_empty_folder_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"'{tmp_path}' holds 0 bytes of text"):
-        heldout_tokens(data_of(tmp_path))
 
 
 # -- batches
@@ -330,7 +319,7 @@ def test_windows_are_pieces_of_the_text(length: int, step: int) -> None:
         assert start + 17 <= length
 
 
-def test_every_place_of_the_text_is_drawn_about_equally_often() -> None:
+def test_every_position_of_the_text_is_drawn_about_equally_often() -> None:
     small = stream(17 + 9, batch_size=5000)
     counts = Counter(small.batch(0)[:, 0].tolist())
     assert sorted(counts) == list(range(10))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import pytest
-from hypothesis import settings
 
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import PeerError, RefusedError, RunError
@@ -21,9 +20,6 @@ from tsr_swarm.wire.compression import compress
 from tsr_swarm.wire.gate import CheckedContribution
 from tsr_swarm.wire.messages import ContributionHeader, open_envelope
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
-
-settings.register_profile("no-deadline", deadline=None)
-settings.load_profile("no-deadline")
 
 
 @dataclass

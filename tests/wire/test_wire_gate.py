@@ -2,12 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from steady import steady, wide
 
+from tests.fixtures import round_plan
+from tests.steady import steady, wide
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
-from tsr_swarm.config.round_plan import Due, RoundPlan
+from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.basis import BASIS_EXPONENT
@@ -39,16 +40,7 @@ BLOCKS = (
 )
 MANIFEST = Manifest("run1", RunConfig(optimizer=steady(), wire=wide(), round=RoundConfig(shards=2)), BLOCKS)
 PARENT = b"\xab" * 32
-PLAN = RoundPlan(
-    round=7,
-    first_step=120,
-    steps=20,
-    lr_first=1e-3,
-    lr_last=1e-3,
-    decay=1.0,
-    due=Due(tangent=frozenset({0}), aim=frozenset({2})),
-    parent=PARENT.hex(),
-)
+PLAN = round_plan(7, steps=20, due=Due(tangent=frozenset({0}), aim=frozenset({2})), parent=PARENT.hex())
 SHARD_BLOCKS = MANIFEST.shard_blocks
 PEER = "0123456789abcdef" * 2
 VOTERS = (PEER, "f" * 32)

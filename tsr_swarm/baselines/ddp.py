@@ -1,4 +1,4 @@
-"""Data-parallel training: the mean gradient of all peers at every step, and one optimizer. What all others save on.
+"""Data-parallel training: the mean gradient of all peers at every step, and one optimizer.
 
 Li et al., PyTorch Distributed (arXiv 2006.15704); the gradient travels whole, as float32.
 """
@@ -9,17 +9,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import ActivePeers
-from tsr_swarm.baselines.base import GradientMethod
-from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES
 from tsr_swarm.baselines.inner_optimizer import StackedOptimizer
-from tsr_swarm.baselines.method import ExchangeBytes, both_ways
+from tsr_swarm.baselines.method import ActivePeers, ExchangeBytes, GradientMethod, averaged_floats
 from tsr_swarm.baselines.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DDPSettings(Settings):
-    """Nothing but the optimizer."""
+    """The settings of data-parallel training: the optimizer."""
 
     method: ClassVar[str] = "ddp"
     k_x: int = 1
@@ -36,8 +33,8 @@ class DDP(GradientMethod):
         super().__init__(weights, peers)
         self._inner = StackedOptimizer(self.flat, 1, settings)
 
-    def update(self, present: ActivePeers, lr: float) -> ExchangeBytes:
-        """W <- W - lr AdamW(mean gradient)."""
-        mean = present.mean(self.gradients[present.rows])
+    def update(self, active: ActivePeers, lr: float) -> ExchangeBytes:
+        """Step along the mean gradient: W <- W - lr AdamW(g)."""
+        mean = active.mean(self.gradients[active.rows])
         self._inner.step(0, self.weights, self.flat.views(mean), lr)
-        return both_ways({"gradient": FLOAT_BYTES * self.flat.size})
+        return averaged_floats({"gradient": self.flat.size})

@@ -1,24 +1,21 @@
 """DES-LOC: weights, first and second moments are averaged at periods of their own.
 
 Iacob et al., arXiv 2505.22549, Algorithm 1 (Adam form), with the identity as outer step, which is the proven case.
-There a state is averaged before a local step t with t mod K = 0, here after the step before it: the same sequence.
+There a state is averaged before a local step t with t mod K = 0, here after step t - 1: the same sequence.
 Departures: Adam's bias correction and eps outside of the root, decoupled weight decay, a mean weighted by steps. A peer
-that was away keeps its own moments until their next average.
+that was absent keeps its own moments until their next average.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import ActivePeers
-from tsr_swarm.baselines.base import LocalMethod
-from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES
 from tsr_swarm.baselines.inner_optimizer import StackedOptimizer, numbers_of
-from tsr_swarm.baselines.method import ExchangeBytes, both_ways
+from tsr_swarm.baselines.method import ActivePeers, ExchangeBytes, LocalMethod, averaged_floats
 from tsr_swarm.baselines.settings import Settings
-from tsr_swarm.optim.moment_periods import moment_periods
+from tsr_swarm.optim.periods import moment_periods
 
 AUTO = "auto"
 
@@ -39,13 +36,13 @@ class MomentPeriods(Settings):
 
     @property
     def periods(self) -> tuple[int, int]:
-        """K_u and K_v in steps."""
+        """Return K_u and K_v in steps."""
         return moment_periods(self.k_u, self.k_v, self.k_x, self.inner, self.betas)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesLocSettings(MomentPeriods):
-    """Nothing but the optimizer and the periods."""
+    """The settings of DES-LOC: the optimizer and the periods."""
 
     method: ClassVar[str] = "des-loc"
 
@@ -56,16 +53,26 @@ class DesLoc(LocalMethod):
     def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: DesLocSettings) -> None:
         super().__init__(weights, peers, settings.k_x)
         self.inner: StackedOptimizer = StackedOptimizer(self.flat, peers, settings)
-        self._k_u, self._k_v = settings.periods
+        self._periods = settings.periods
 
-    def exchange(self, present: ActivePeers, step: int) -> ExchangeBytes:
-        """Average the weights, and what moments are due after ``step`` steps."""
-        self.consensus.copy_(present.mean(self.local[present.rows]))
-        numbers = {"weights": self.flat.size}
-        moments = {"first_moment": (self.inner.first, self._k_u), "second_moment": (self.inner.second, self._k_v)}
-        for kind, (states, period) in moments.items():
-            if step % period == 0:
-                for state in states:
-                    state[present.rows] = present.mean(state[present.rows])
-                numbers[kind] = numbers_of(states)
-        return both_ways({kind: FLOAT_BYTES * count for kind, count in numbers.items()})
+    def exchange(self, active: ActivePeers, step: int) -> ExchangeBytes:
+        """Average the weights, and the moments that are due after ``step`` steps."""
+        self.consensus.copy_(active.mean(self.local[active.rows]))
+        moments = average_moments(active, step, self._periods, self.inner.first, self.inner.second)
+        return averaged_floats({"weights": self.flat.size, **moments})
+
+
+def average_moments(
+    active: ActivePeers, step: int, periods: tuple[int, int], first: Sequence[Tensor], second: Sequence[Tensor]
+) -> dict[str, int]:
+    """Average what of the ``first`` and ``second`` moments (N, numbers) is due after ``step`` steps, in place.
+
+    Returns how many numbers of each are sent.
+    """
+    numbers = {}
+    for kind, states, period in zip(("first_moment", "second_moment"), (first, second), periods, strict=True):
+        if step % period == 0:
+            for state in states:
+                state[active.rows] = active.mean(state[active.rows])
+            numbers[kind] = numbers_of(states)
+    return numbers

@@ -1,23 +1,14 @@
 """The optimizer of a peer's own steps: AdamW, or Muon for the matrices of layers. States of all peers in stacks."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from tsr_swarm.baselines.flat_parameters import FlatParameters, is_matrix
+from tsr_swarm.baselines.method import FlatParameters, is_matrix
 from tsr_swarm.baselines.settings import Settings
 from tsr_swarm.optim.muon import muon_direction
-
-
-class Inner(Protocol):
-    """One optimizer for every peer. Weights and gradients come by parameter name; it may hold only some of them."""
-
-    def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
-        """One step of ``peer`` on ``weights``, in place."""
-        ...
 
 
 class StackedAdamW:
@@ -36,7 +27,7 @@ class StackedAdamW:
         self._states = [[*(list(flat.views(x).values()) for x in (m, v)), list(t.unbind())] for m, v, t in rows]
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
-        """One step of ``peer`` on ``weights``, in place."""
+        """Take one step of ``peer`` on ``weights``, in place."""
         if not self._names:
             return
         first, second, counts = self._states[peer]
@@ -74,7 +65,7 @@ class StackedMuon:
         return [momentum.flatten(1) for momentum in self._momenta.values()]
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
-        """One step of ``peer`` on ``weights``, in place."""
+        """Take one step of ``peer`` on ``weights``, in place."""
         for shape, names in self._names.items():
             stacked = torch.stack([gradient[name] for name in names])
             directions = muon_direction(stacked, self._momenta[shape][peer])
@@ -103,7 +94,7 @@ class StackedOptimizer:
         return [self._adam.second]
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
-        """One step of ``peer`` on ``weights``, in place."""
+        """Take one step of ``peer`` on ``weights``, in place."""
         self._adam.step(peer, weights, gradient, lr)
         self._muon.step(peer, weights, gradient, lr)
 

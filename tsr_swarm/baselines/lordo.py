@@ -7,8 +7,8 @@ W (p, q), p <= q (else its transpose), with basis Q (p, r):
     W <- W - lr [(1 - omega) G / (mu (sqrt(v) + eps)) + omega Q (u / (sqrt(v) + eps))]
 
 every k_x steps the weights are averaged and Q <- the r leading directions of the mean displacement; u and v are
-averaged every k_u and k_v steps, as in DES-LOC. Weights travel whole; Q is not sent, everybody has what it follows
-from. Departures and readings, as the paper's text was not at hand but its equations were: v (r, q) divides the
+averaged every k_u and k_v steps, as in DES-LOC. Weights travel whole; Q is not sent: all peers compute it
+from the mean. Departures and readings (of the equations; the paper's text was not at hand): v (r, q) divides the
 full-rank G as the root of its mean over r, one number a column; moments are bias-corrected and turn with a new Q by
 LDAdam's rule (arXiv 2410.16103, R = Q_new^T Q_old); the first Q of "global" is random. "local": each peer takes Q from
 its own first gradient of a round, and keeps its low-rank moments, whose coordinates mean nothing to others. Embedding,
@@ -19,16 +19,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import ActivePeers
-from tsr_swarm.baselines.base import LocalMethod
-from tsr_swarm.baselines.des_loc import MomentPeriods
-from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES, FlatParameters, is_matrix
-from tsr_swarm.baselines.inner_optimizer import StackedAdamW, numbers_of
-from tsr_swarm.baselines.low_rank_adam import LowRankAdam
-from tsr_swarm.baselines.method import ExchangeBytes, both_ways
+from tsr_swarm.baselines.des_loc import MomentPeriods, average_moments
+from tsr_swarm.baselines.inner_optimizer import StackedAdamW
+from tsr_swarm.baselines.method import (
+    ActivePeers,
+    ExchangeBytes,
+    FlatParameters,
+    LocalMethod,
+    averaged_floats,
+    is_matrix,
+)
 from tsr_swarm.baselines.settings import rank_of
+from tsr_swarm.optim.adam import bias_corrections
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +56,34 @@ class LoRDOSettings(MomentPeriods):
         self.require(self.projection in ("global", "local"), "projection", '"global" or "local"')
 
 
+class LoRDO(LocalMethod):
+    """Local low-rank AdamW with a shared or a private projection."""
+
+    def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: LoRDOSettings) -> None:
+        super().__init__(weights, peers, settings.k_x)
+        self.inner: LoRDOInner = LoRDOInner(self.flat, peers, settings)
+        self._is_global = settings.projection == "global"
+        self._periods = settings.periods
+
+    def exchange(self, active: ActivePeers, step: int) -> ExchangeBytes:
+        """Average weights and the moments that are due, in the old basis, and then choose the new one."""
+        mean = active.mean(self.local[active.rows])
+        displacement = self.flat.views(self.consensus - mean)
+        self.consensus.copy_(mean)
+        low, dense = self.inner.low_rank, self.inner.dense
+        first, second = [dense.first], [dense.second]
+        if self._is_global:
+            first, second = [*low.first, *first], [*low.second, *second]
+        moments = average_moments(active, step, self._periods, first, second)
+        if self._is_global:
+            low.aim_all(displacement)
+        else:
+            low.aim_at_next_gradient()
+        return averaged_floats({"weights": self.flat.size, **moments})
+
+
 class LoRDOInner:
-    """Low-rank steps for the matrices of layers, dense ones for the rest."""
+    """The inner optimizers: low-rank steps for the matrices of layers, dense ones for the rest."""
 
     def __init__(self, flat: FlatParameters, peers: int, settings: LoRDOSettings) -> None:
         ranks = {n: rank_of(settings.rank, s) for n, s in flat.shapes.items() if is_matrix(n, s)}
@@ -63,37 +94,109 @@ class LoRDOInner:
         )
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
-        """One step of ``peer`` on ``weights``, in place."""
+        """Take one step of ``peer`` on ``weights``, in place."""
         self.low_rank.step(peer, weights, gradient, lr)
         self.dense.step(peer, weights, gradient, lr)
 
 
-class LoRDO(LocalMethod):
-    """Local low-rank AdamW with a shared or a private projection."""
+class LowRankAdam:
+    """Adam in an r-dimensional basis of a matrix' shorter side, with a share of the full gradient.
 
-    def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: LoRDOSettings) -> None:
-        super().__init__(weights, peers, settings.k_x)
-        self.inner: LoRDOInner = LoRDOInner(self.flat, peers, settings)
-        self._is_global = settings.projection == "global"
-        self._k_u, self._k_v = settings.periods
+    States of all peers in stacks by name: bases (N, p, r), moments (N, r * q), errors (N, p, q).
+    """
 
-    def exchange(self, present: ActivePeers, step: int) -> ExchangeBytes:
-        """Average weights and what moments are due, in the old basis, and then aim the new one."""
-        mean = present.mean(self.local[present.rows])
-        displacement = self.flat.views(self.consensus - mean)
-        self.consensus.copy_(mean)
-        low, dense = self.inner.low_rank, self.inner.dense
-        first, second = [dense.first], [dense.second]
-        if self._is_global:
-            first, second = [*low.first, *first], [*low.second, *second]
-        numbers = {"weights": self.flat.size}
-        for kind, states, period in (("first_moment", first, self._k_u), ("second_moment", second, self._k_v)):
-            if step % period == 0:
-                for state in states:
-                    state[present.rows] = present.mean(state[present.rows])
-                numbers[kind] = numbers_of(states)
-        if self._is_global:
-            low.aim_all(displacement)
-        else:
-            low.aim_at_next_gradient()
-        return both_ways({kind: FLOAT_BYTES * count for kind, count in numbers.items()})
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int], peers: int, options: LoRDOSettings
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        sides = {name: sorted(shape) for name, shape in shapes.items()}
+        drawn = {n: torch.linalg.qr(torch.randn(p, ranks[n], generator=generator)).Q for n, (p, _) in sides.items()}
+        self.bases = {name: basis.repeat(peers, 1, 1) for name, basis in drawn.items()}
+        self._first = {n: torch.zeros(peers, ranks[n] * q) for n, (_, q) in sides.items()}
+        self._second = {n: torch.zeros_like(first) for n, first in self._first.items()}
+        self.errors = {n: torch.zeros(peers, p, q) for n, (p, q) in sides.items()}
+        self.counts = [0] * peers
+        self._options = options
+        self._aims = [options.projection == "local"] * peers
+
+    @property
+    def first(self) -> list[Tensor]:
+        """First moments of all peers, each (N, r * q)."""
+        return list(self._first.values())
+
+    @property
+    def second(self) -> list[Tensor]:
+        """Second moments of all peers, each (N, r * q)."""
+        return list(self._second.values())
+
+    def moments(self, name: str, peer: int) -> tuple[Tensor, Tensor]:
+        """Return u and v of a peer's matrix, (r, q), as views."""
+        rank = self.bases[name].shape[-1]
+        return self._first[name][peer].view(rank, -1), self._second[name][peer].view(rank, -1)
+
+    def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
+        """Take one step of ``peer`` on ``weights``, in place."""
+        for name in self.bases:
+            given, error = _wide(gradient[name]), self.errors[name][peer]
+            with_error = error.add_(given) if self._options.error_feedback else given
+            if self._aims[peer]:
+                self._turn(name, peer, _leading(with_error, self.bases[name].shape[-1]))
+            low = self.bases[name][peer].mT @ with_error  # g = Q^T (G + E)
+            if self._options.error_feedback:
+                error.addmm_(self.bases[name][peer], low, alpha=-1)  # E = G + E - Q g
+            self._move(name, peer, _wide(weights[name]), given, low, lr)
+        self._aims[peer] = False
+        self.counts[peer] += 1
+
+    def _move(self, name: str, peer: int, weight: Tensor, gradient: Tensor, low: Tensor, lr: float) -> None:
+        options = self._options
+        beta1, beta2 = options.betas
+        first, second = self.moments(name, peer)
+        first.lerp_(low, 1 - beta1)
+        second.mul_(beta2).addcmul_(low, low, value=1 - beta2)
+        one, two = bias_corrections(options.betas, self.counts[peer] + 1)
+        direction = (first / one).div_((second / two).sqrt_().add_(options.eps))
+        column = (second.mean(dim=0, keepdim=True) / two).sqrt_().add_(options.eps)
+        weight.mul_(1 - lr * options.weight_decay)
+        weight.addcdiv_(gradient, column, value=-lr * (1 - options.omega) / options.mu)
+        weight.addmm_(self.bases[name][peer], direction, alpha=-lr * options.omega)
+
+    def aim_all(self, displacement: Mapping[str, Tensor]) -> None:
+        """Take every peer's bases from the mean displacement, by name: LoRDO's global projection."""
+        for name, bases in self.bases.items():
+            basis = _leading(_wide(displacement[name]), bases.shape[-1])
+            for peer in range(len(bases)):
+                self._turn(name, peer, basis)
+
+    def aim_at_next_gradient(self) -> None:
+        """Take every peer's bases from its own next gradient: LoRDO's local projection."""
+        self._aims = [True] * len(self._aims)
+
+    def _turn(self, name: str, peer: int, basis: Tensor | None) -> None:
+        """Carry a peer's moments to a new basis: u' = R u, v' = |R^2 (v - u^2) + u'^2| of bias-corrected values."""
+        if basis is None:
+            return
+        count, old = self.counts[peer], self.bases[name][peer]
+        if count:
+            one, two = bias_corrections(self._options.betas, count)
+            first, second = self.moments(name, peer)
+            turn = basis.mT @ old
+            mean, square = first / one, second / two
+            turned = turn @ mean
+            second.copy_((turn.square() @ (square - mean.square()) + turned.square()).abs_().mul_(two))
+            first.copy_(turned.mul_(one))
+        old.copy_(basis)
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    """Return the matrix, or its transpose where it is tall: (p, q), p <= q, as a view."""
+    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+
+
+def _leading(matrix: Tensor, rank: int) -> Tensor | None:
+    """Return the ``rank`` leading left singular vectors (p, rank) of a matrix (p, q), p <= q; None for a zero one."""
+    wide = matrix.to(torch.float64)
+    if not wide.any():
+        return None
+    vectors: Tensor = torch.linalg.eigh(wide @ wide.mT).eigenvectors
+    return vectors[:, -rank:].flip(1).to(torch.float32)

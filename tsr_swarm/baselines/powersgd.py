@@ -13,18 +13,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import ActivePeers
-from tsr_swarm.baselines.base import GradientMethod, LocalMethod
-from tsr_swarm.baselines.error_feedback import ErrorFeedback
-from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES, FlatParameters
 from tsr_swarm.baselines.inner_optimizer import StackedOptimizer
-from tsr_swarm.baselines.method import ExchangeBytes, Method, both_ways
+from tsr_swarm.baselines.method import (
+    ActivePeers,
+    ErrorFeedback,
+    ExchangeBytes,
+    FlatParameters,
+    GradientMethod,
+    LocalMethod,
+    Method,
+    averaged_floats,
+)
 from tsr_swarm.baselines.settings import Settings, rank_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerSGDSettings(Settings):
-    """The rank, and the two ideas of the paper that can be switched off."""
+    """The rank, and two parts of the algorithm that can be switched off."""
 
     method: ClassVar[str] = "powersgd"
     k_x: int = 1
@@ -38,7 +43,7 @@ class PowerSGDSettings(Settings):
 
 
 class LowRankMean:
-    """The compressed mean of one vector a peer, and what each peer keeps back."""
+    """The compressed mean of one vector a peer, and what each peer keeps back. ``right``: Q (cols, r) by name."""
 
     def __init__(self, flat: FlatParameters, peers: int, settings: PowerSGDSettings) -> None:
         self._flat = flat
@@ -49,40 +54,40 @@ class LowRankMean:
         self._ranks = {
             n: r for n, r in ranks.items() if r * sum(flat.shapes[n]) < flat.shapes[n][0] * flat.shapes[n][1]
         }
-        self._right = {n: self._gaussian(n) for n in self._ranks}
+        self.right = {n: self._gaussian(n) for n in self._ranks}
 
-    def mean(self, vectors: Tensor, present: ActivePeers) -> Tensor:
-        """The compressed mean (P,) of ``vectors`` (len(present.peers), P), which may be overwritten."""
+    def mean(self, vectors: Tensor, active: ActivePeers) -> Tensor:
+        """Return the compressed mean (P,) of ``vectors`` (len(active.peers), P), which may be overwritten."""
         with_feedback = self._settings.error_feedback
-        pending = self.feedback.pending(vectors, present.rows) if with_feedback else vectors
-        mean = present.mean(pending)
+        pending = self.feedback.pending(vectors, active.rows) if with_feedback else vectors
+        mean = active.mean(pending)
         own, means = self._flat.views(pending), self._flat.views(mean)
         for name, matrix in means.items():
             if name not in self._ranks:
                 own[name].zero_()  # sent whole
                 continue
-            left, right = power_iteration(matrix, self._right[name])
+            left, right = power_iteration(matrix, self.right[name])
             if with_feedback:
                 own[name].sub_(left @ (left.mT @ own[name]))
             torch.mm(left, right.mT, out=matrix)
-            self._right[name] = right if self._settings.warm_start else self._gaussian(name)
+            self.right[name] = right if self._settings.warm_start else self._gaussian(name)
         if with_feedback:
-            self.feedback.keep(pending, present.rows)
+            self.feedback.keep(pending, active.rows)
         return mean
 
     def traffic(self) -> ExchangeBytes:
-        """Bytes of one exchange; P must be back before Q can be formed."""
+        """Return the bytes of one exchange, of two round trips: P is needed before Q can be formed."""
         sketch = sum(rank * sum(self._flat.shapes[name]) for name, rank in self._ranks.items())
         low_rank = sum(self._flat.shapes[name][0] * self._flat.shapes[name][1] for name in self._ranks)
         dense = self._flat.size - low_rank
-        return both_ways({"sketch": FLOAT_BYTES * sketch, "dense": FLOAT_BYTES * dense}, 2 if sketch else 1)
+        return averaged_floats({"sketch": sketch, "dense": dense}, 2 if sketch else 1)
 
     def _gaussian(self, name: str) -> Tensor:
         return torch.randn(self._flat.shapes[name][1], self._ranks[name], generator=self._generator)
 
 
 def power_iteration(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """P = orth(M Q) (rows, r) and Q = M^T P (cols, r), of M (rows, cols) and the Q before."""
+    """Return P = orth(M Q) (rows, r) and Q = M^T P (cols, r), of M (rows, cols) and the previous Q."""
     left = torch.linalg.qr(matrix @ right).Q
     return left, matrix.mT @ left
 
@@ -95,9 +100,9 @@ class GradientPowerSGD(GradientMethod):
         self._inner = StackedOptimizer(self.flat, 1, settings)
         self.low_rank = LowRankMean(self.flat, peers, settings)
 
-    def update(self, present: ActivePeers, lr: float) -> ExchangeBytes:
-        """One step along the compressed mean gradient."""
-        mean = self.low_rank.mean(self.gradients[present.rows], present)
+    def update(self, active: ActivePeers, lr: float) -> ExchangeBytes:
+        """Take one step along the compressed mean gradient."""
+        mean = self.low_rank.mean(self.gradients[active.rows], active)
         self._inner.step(0, self.weights, self.flat.views(mean), lr)
         return self.low_rank.traffic()
 
@@ -110,13 +115,13 @@ class LocalPowerSGD(LocalMethod):
         self.inner: StackedOptimizer = StackedOptimizer(self.flat, peers, settings)
         self.low_rank = LowRankMean(self.flat, peers, settings)
 
-    def exchange(self, present: ActivePeers, step: int) -> ExchangeBytes:
+    def exchange(self, active: ActivePeers, step: int) -> ExchangeBytes:
         """Move by the compressed mean displacement."""
-        self.consensus.sub_(self.low_rank.mean(self.displacements(present), present))
+        self.consensus.sub_(self.low_rank.mean(self.displacements(active), active))
         return self.low_rank.traffic()
 
 
 def make_powersgd(weights: Mapping[str, Tensor], peers: int, settings: PowerSGDSettings) -> Method:
-    """On gradients for k_x = 1, on displacements for more."""
-    made = GradientPowerSGD if settings.k_x == 1 else LocalPowerSGD
-    return made(weights, peers, settings)
+    """Make PowerSGD on gradients for k_x = 1, on displacements for more."""
+    method = GradientPowerSGD if settings.k_x == 1 else LocalPowerSGD
+    return method(weights, peers, settings)

@@ -1,4 +1,4 @@
-"""Every rival by its name, and how one is made from settings."""
+"""Every baseline by its name, and how one is made from settings."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,13 +16,13 @@ from tsr_swarm.baselines.powersgd import PowerSGDSettings, make_powersgd
 from tsr_swarm.baselines.settings import Settings, nearest, read_settings
 from tsr_swarm.baselines.sparseloco import SparseLoCo, SparseLoCoSettings
 from tsr_swarm.baselines.tsr_adam import TSRAdamMethod, TSRAdamSettings
-from tsr_swarm.config.run import require
+from tsr_swarm.config.coerce import require
 from tsr_swarm.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """How a method is set and made."""
+    """A method to compare with: the class of its settings, and what makes it."""
 
     settings: type[Settings]
     make: Callable[[Mapping[str, Tensor], int, Any], Method]
@@ -41,21 +41,21 @@ METHODS: Mapping[str, Baseline] = {
 
 
 def make_method(name: str, weights: Mapping[str, Tensor], peers: int, settings: Mapping[str, object]) -> Method:
-    """``peers`` simulated peers that start from a copy of ``weights``; defaults for what ``settings`` does not name.
+    """Make ``peers`` simulated peers that start from a copy of ``weights``. ``settings`` may be partial.
 
     Raises ConfigError for an unknown method or setting, naming the nearest one, and for a value out of range.
     """
     require(peers >= 1, "peers", peers, "1 or more")
-    rival = _rival(name)
-    return rival.make(weights, peers, read_settings(rival.settings, settings))
+    baseline = _baseline(name)
+    return baseline.make(weights, peers, read_settings(baseline.settings, settings))
 
 
 def default_settings(name: str) -> Mapping[str, object]:
-    """All settings of a method at their defaults. Raises ConfigError for an unknown method."""
-    return asdict(_rival(name).settings())
+    """Return all settings of a method at their defaults. Raises ConfigError for an unknown method."""
+    return asdict(_baseline(name).settings())
 
 
-def _rival(name: str) -> Baseline:
+def _baseline(name: str) -> Baseline:
     if name not in METHODS:
         raise ConfigError(f"'{name}' is not a known method; did you mean '{nearest(name, METHODS)}'?")
     return METHODS[name]

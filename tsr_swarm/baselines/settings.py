@@ -1,14 +1,13 @@
-"""What all rivals have in common to set, and how settings are read: each method adds a frozen dataclass of its own."""
+"""The settings that all baselines share, and how settings are read. Each method has a dataclass of its own."""
 
 import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from tsr_swarm.config.blocks import parse_rank
-from tsr_swarm.config.coerce import coerce_fields
-from tsr_swarm.config.run import require
+from tsr_swarm.config.coerce import coerce_fields, require
 from tsr_swarm.errors import ConfigError
 
 S = TypeVar("S", bound="Settings")
@@ -53,22 +52,20 @@ class Settings:
 
 
 def rank_of(rank: int | str, shape: tuple[int, ...]) -> int:
-    """The rank of a matrix; d of ``"d/2"`` is the matrix' shorter side."""
+    """Return the rank of a matrix; d of ``"d/2"`` is the matrix' shorter side."""
     return parse_rank("rank", rank, min(shape))
 
 
 def read_settings(cls: type[S], mapping: Mapping[str, object]) -> S:
-    """Settings from parsed TOML or JSON, defaults for what is not named. Raises ConfigError."""
+    """Read settings from parsed TOML or JSON, with defaults for what is not named. Raises ConfigError."""
     known = [field.name for field in fields(cls)]
     for key in mapping:
         if key not in known:
             near = nearest(key, known)
             raise ConfigError(f"'{cls.method}.{key}' is not a known key; did you mean '{cls.method}.{near}'?")
-    settings: Any = cls
-    made: S = settings(**mapping)
-    return made
+    return cls(**mapping)  # type: ignore[arg-type]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like a wrong one."""
+    """Return the known name that is most like a wrong one."""
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]

@@ -2,11 +2,11 @@
 
 Sarfi et al., arXiv 2508.15706, Algorithm 1: m <- beta m + displacement; send Q(top-k(m)); m <- m - sent; the consensus
 moves by the mean with outer rate 1 and no outer momentum. Chunks of 4096, top 64, beta 0.95.
-Departures, all in its favour or of no account: two bits are a sign and one of two magnitudes, which are the means of
+Departures, in its favour or without effect: two bits are a sign and one of two magnitudes, which are the means of
 the chunk's kept magnitudes below and above their mean (its code shares four levels in a whole tensor); a chunk is 4096
-numbers in a row of a tensor, not 64 x 64, and a tensor's last chunk is shorter; positions cost 12 bits a kept entry,
+consecutive numbers of a tensor, not 64 x 64, and a tensor's last chunk is shorter; positions cost 12 bits a kept entry,
 or a bit an entry where that is less. ``average = "senders"`` divides each entry by the weight of the peers that sent
-it, as the first released code did (CCLoco), where the paper divides by all. Payloads cannot be summed, so everybody
+it, as the first released code did (CCLoco), where the paper divides by all. Payloads cannot be summed, so each peer
 downloads those of all others.
 """
 
@@ -17,12 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import ActivePeers
-from tsr_swarm.baselines.base import LocalMethod
-from tsr_swarm.baselines.error_feedback import ErrorFeedback
-from tsr_swarm.baselines.flat_parameters import FlatParameters
 from tsr_swarm.baselines.inner_optimizer import StackedOptimizer
-from tsr_swarm.baselines.method import ExchangeBytes
+from tsr_swarm.baselines.method import ActivePeers, ErrorFeedback, ExchangeBytes, FlatParameters, LocalMethod
 from tsr_swarm.baselines.settings import Settings
 
 SCALE_BITS = 2 * 32  # two float32 magnitudes a chunk
@@ -60,21 +56,21 @@ class SparseLoCo(LocalMethod):
         self._settings = settings
         self._payload = payload_bytes(self.flat, settings)
 
-    def exchange(self, present: ActivePeers, step: int) -> ExchangeBytes:
-        """Everybody reads what everybody sent, and applies the mean."""
-        pending = self.feedback.pending(self.displacements(present), present.rows)
+    def exchange(self, active: ActivePeers, step: int) -> ExchangeBytes:
+        """Send sparse displacements to all peers, and apply their mean."""
+        pending = self.feedback.pending(self.displacements(active), active.rows)
         sent = sparsify(self.flat, pending, self._settings)
-        self.feedback.keep(pending.sub_(sent), present.rows)
-        mean = present.mean(sent)
+        self.feedback.keep(pending.sub_(sent), active.rows)
+        mean = active.mean(sent)
         if self._settings.average == "senders":
-            mean /= present.mean((sent != 0).to(torch.float32)).clamp_min_(1e-12)
+            mean /= active.mean((sent != 0).to(torch.float32)).clamp_min_(1e-12)
         self.consensus.sub_(mean, alpha=self._settings.outer_lr)
-        others = len(present.peers) - 1
+        others = len(active.peers) - 1
         return ExchangeBytes({"sparse": self._payload}, {"sparse": others * self._payload} if others else {})
 
 
 def sparsify(flat: FlatParameters, vectors: Tensor, settings: SparseLoCoSettings) -> Tensor:
-    """Q(top-k) of ``vectors`` (S, P), chunk by chunk: what arrives, zero where nothing was sent, (S, P)."""
+    """Return Q(top-k) of ``vectors`` (S, P), chunk by chunk: what arrives, (S, P), zero where nothing was sent."""
     sent = torch.zeros_like(vectors)
     for given, out in zip(flat.parts(vectors), flat.parts(sent), strict=True):
         for start, count, size in _chunks(given.shape[-1], settings.chunk):
@@ -86,7 +82,7 @@ def sparsify(flat: FlatParameters, vectors: Tensor, settings: SparseLoCoSettings
 
 
 def payload_bytes(flat: FlatParameters, settings: SparseLoCoSettings) -> float:
-    """Wire bytes of one peer's payload: positions, values and, for two bits, the magnitudes of each chunk."""
+    """Return wire bytes of one peer's payload: positions, values and, for two bits, the magnitudes of each chunk."""
     bits = 0
     for part in flat.parts(torch.empty(flat.size, device="meta")):
         for _, count, size in _chunks(part.numel(), settings.chunk):
@@ -97,7 +93,7 @@ def payload_bytes(flat: FlatParameters, settings: SparseLoCoSettings) -> float:
 
 
 def _chunks(numbers: int, chunk: int) -> Iterator[tuple[int, int, int]]:
-    """(start, count, size) of the whole chunks of a tensor, and of the shorter one at its end."""
+    """Yield (start, count, size) of the whole chunks of a tensor, and of the shorter one at its end."""
     whole = numbers // chunk
     if whole:
         yield 0, whole, chunk
@@ -110,7 +106,7 @@ def _kept(density: float, size: int) -> int:
 
 
 def _two_bits(values: Tensor) -> Tensor:
-    """Each value (..., kept) as its sign times the mean of the larger or of the smaller magnitudes of its chunk."""
+    """Replace each value (..., kept) by its sign times the mean of the larger or smaller magnitudes of its chunk."""
     magnitudes = values.abs()
     is_large = magnitudes > magnitudes.mean(dim=-1, keepdim=True)
     large = _mean_where(magnitudes, is_large)

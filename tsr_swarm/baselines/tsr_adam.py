@@ -16,11 +16,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.active_peers import ActivePeers
-from tsr_swarm.baselines.base import GradientMethod
-from tsr_swarm.baselines.flat_parameters import FLOAT_BYTES, FlatParameters, is_embedding
 from tsr_swarm.baselines.inner_optimizer import StackedAdamW
-from tsr_swarm.baselines.method import ExchangeBytes, both_ways
+from tsr_swarm.baselines.method import (
+    ActivePeers,
+    ExchangeBytes,
+    FlatParameters,
+    GradientMethod,
+    averaged_floats,
+    is_embedding,
+)
 from tsr_swarm.baselines.settings import Settings, rank_of
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.rotate import rotate_moments
@@ -67,22 +71,22 @@ class TSRAdamMethod(GradientMethod):
         self._dense, self._inner = dense.size, StackedAdamW(dense, 1, settings)
         self._count = 0
 
-    def update(self, present: ActivePeers, lr: float) -> ExchangeBytes:
+    def update(self, active: ActivePeers, lr: float) -> ExchangeBytes:
         """Refresh what is due, then W <- W - lr (scale U D V^T + weight_decay W)."""
-        stack = self.gradients[present.rows]
-        own, means = self.flat.views(stack), self.flat.views(present.mean(stack))
+        stack = self.gradients[active.rows]
+        own, means = self.flat.views(stack), self.flat.views(active.mean(stack))
         numbers = {"core": 0, "sketch": 0, "dense": self._dense}
         for name, core in self.cores.items():
             is_due = self._count % core.period == 0
             if is_due:
-                core.refresh(own[name], means[name], present.shares, self._count)
+                core.refresh(own[name], means[name], active.shares, self._count)
                 numbers["sketch"] += core.sketch_numbers
             if not (is_due and core.is_linear):
                 numbers["core"] += core.numbers
             core.step(self.weights[name], means[name], lr, self._count + 1)
         self._inner.step(0, self.weights, means, lr)
         self._count += 1
-        return both_ways({k: FLOAT_BYTES * n for k, n in numbers.items()}, 2 if numbers["sketch"] else 1)
+        return averaged_floats(numbers, 2 if numbers["sketch"] else 1)
 
 
 def _is_low_rank(name: str, shape: tuple[int, ...], settings: TSRAdamSettings) -> bool:
@@ -109,11 +113,11 @@ class _Core:
         self._rank, self._width, self._settings = rank, width, settings
         self._scale = settings.scale or math.sqrt(rows * cols) / rank
         seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little")
-        self._generator = torch.Generator().manual_seed(seed)  # shared: test matrices are not sent
-        self._basis = random_basis(rows, cols, rank, seed, 0) if self.is_linear else None
+        self.generator = torch.Generator().manual_seed(seed)  # shared: test matrices are not sent
+        self.basis = random_basis(rows, cols, rank, seed, 0) if self.is_linear else None
 
     def step(self, weight: Tensor, gradient: Tensor, lr: float, count: int) -> None:
-        """One step of ``weight`` (M, N), in place, along the core of the mean ``gradient``; ``count`` from 1."""
+        """Take one step of ``weight`` (M, N), in place, along the core of the mean ``gradient``; ``count`` from 1."""
         settings = self._settings
         corrections = bias_corrections(settings.betas, count)
         moments = self.first, self.second
@@ -121,21 +125,21 @@ class _Core:
         weight.mul_(1 - lr * settings.weight_decay).sub_(update, alpha=lr * self._scale)
 
     def refresh(self, own: Tensor, mean: Tensor, shares: Tensor, count: int) -> None:
-        """New bases from every peer's gradient ``own`` (peers, M, N) and their ``mean``, after ``count`` steps."""
-        if self._basis is None:
-            omega = torch.randn(mean.shape[1], self._width, generator=self._generator)
+        """Take new bases from every peer's gradient ``own`` (peers, M, N) and their ``mean``, after ``count`` steps."""
+        if self.basis is None:
+            omega = torch.randn(mean.shape[1], self._width, generator=self.generator)
             self.left, self.right = published_refresh(own, shares, omega, self._rank)
             return
-        old, self._basis = self._basis, aim(mean, self._basis)
+        old, self.basis = self.basis, aim(mean, self.basis)
         powers = (beta**count for beta in self._settings.betas)
-        self.first, self.second = rotate_moments(self.first, self.second, old, self._basis, *powers)
-        self.left, self.right = self._basis.left_float(), self._basis.right_float()
+        self.first, self.second = rotate_moments(self.first, self.second, old, self.basis, *powers)
+        self.left, self.right = self.basis.left_float(), self.basis.right_float()
 
 
 def published_refresh(own: Tensor, shares: Tensor, omega: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """U (M, R) and V (N, R) of Algorithm 1 from gradients (peers, M, N), weights (peers,) and Omega (N, R + p).
+    """Return U (M, R) and V (N, R) of Algorithm 1 from gradients (peers, M, N), weights (peers,) and Omega (N, R + p).
 
-    U is NOT orthonormal where the peers' gradients differ: that is the algorithm as printed.
+    U is not orthonormal where the peers' gradients differ: that is the algorithm as printed.
     """
     q = torch.linalg.qr(own @ omega).Q  # Q_i = orth(G_i Omega)
     q = torch.linalg.qr(own @ torch.linalg.qr(own.mT @ q).Q).Q  # one power iteration

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from tsr_swarm.cli.options import Json, Set, UsageError
+from tsr_swarm.config.link import Link
 from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.config.units import parse_rate
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.plan.link import Link
 from tsr_swarm.plan.presets import PRESETS, Preset, low_ranks
-from tsr_swarm.plan.scene import Scene
+from tsr_swarm.plan.report import Scene
 
 PEERS, UP, DOWN, SHARE = 8, "20mbit", "100mbit", 0.2
 
@@ -70,7 +70,7 @@ def plan(
     config = _config(run_file, preset, overrides or [])
     name = config.run.name if model is None else model.upper()
     ranks = preset.ranks if preset else low_ranks(config.model.hidden_size)
-    link = Link(_rate("--fit", fit) if fit else _rate("--up", up), _rate("--down", down))
+    link = Link(up=_rate("--fit", fit) if fit else _rate("--up", up), down=_rate("--down", down))
     tokens = tokens_per_step or (preset.tokens_per_step if preset else peers * _batch_tokens(config))
     if tokens_per_second is not None:
         step_seconds = tokens / peers / tokens_per_second

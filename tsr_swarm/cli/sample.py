@@ -18,6 +18,6 @@ def sample(
     """Let a run's model write. It is read from the newest checkpoint."""
     require_process_room()
     from tsr_swarm.local.folder import run_folder_in
-    from tsr_swarm.storage.sampling import sample_checkpoint
+    from tsr_swarm.storage.run_folder import sample_checkpoint
 
     print(sample_checkpoint(run_folder_in(folder), prompt, length=length, temperature=temperature, seed=seed))

@@ -100,7 +100,7 @@ def simulate(
     from tsr_swarm.config.link import link_for
     from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
     from tsr_swarm.simulate.heterogeneity import Heterogeneity
-    from tsr_swarm.simulate.options import StudyOptions, specs_of
+    from tsr_swarm.simulate.run_spec import StudyOptions, specs_of
     from tsr_swarm.train.llama import parameter_count
 
     mapping = read_toml(run_file) if run_file else {}
@@ -120,7 +120,7 @@ def simulate(
         method_sets=method_sets or (),
         schedule=schedule,
         eval_every=eval_every,
-        world=Heterogeneity(
+        heterogeneity=Heterogeneity(
             churn=churn,
             away_steps=away_steps,
             straggler_share=share,

@@ -32,7 +32,7 @@ def run_and_report(
     """Simulate, then write results.json, results.md and the plots into ``out``. Exit code 130 when interrupted."""
     from tsr_swarm.simulate.compare import entries
     from tsr_swarm.simulate.report import document, markdown
-    from tsr_swarm.simulate.result_store import ResultStore, write_json, write_text
+    from tsr_swarm.simulate.result import ResultStore, write_json, write_text
     from tsr_swarm.simulate.runner import run_all
 
     say = _say_json if json else _say_line

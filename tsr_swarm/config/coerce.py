@@ -1,25 +1,79 @@
-"""Values of settings as the plain Python values that their fields declare, whether they come from TOML or from code."""
+"""Check values of settings and make them what their fields declare, whether they come from a file, text or code."""
 
+import difflib
+import tomllib
 import types
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from tsr_swarm.errors import ConfigError
 
 _SHOWN = 100  # characters of a value
 
 
-def coerce_fields(section: Any, prefix: str) -> None:
-    """Replace every field of a frozen dataclass by what it declares: numbers of numpy become
-    Python's, lists and arrays tuples.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigSection:
+    """A frozen dataclass of settings, whose values are coerced and checked when it is made.
 
-    ``prefix`` goes before a field's name in messages. Raises ConfigError for a value of another kind.
+    Numbers of numpy become Python's, lists and arrays tuples. A value of another kind, or out of range, is a
+    ConfigError.
     """
+
+    section: ClassVar[str] = ""  # what messages call it
+
+    def __post_init__(self) -> None:
+        coerce_fields(self, self.full_key(""))
+        self.check()
+
+    @classmethod
+    def read(cls, mapping: Mapping[str, Any]) -> Self:
+        """Make a section of parsed TOML or JSON; keys that are left out have their defaults. Raises ConfigError."""
+        refuse_unknown(mapping, (field.name for field in fields(cls)), cls.full_key(""))
+        return cls(**mapping)
+
+    @classmethod
+    def full_key(cls, key: str) -> str:
+        """A key as messages write it, such as ``optimizer.lr``."""
+        return f"{cls.section}.{key}" if cls.section else key
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of range, or one that contradicts another."""
+
+    def require(self, is_legal: bool, key: str, limit: str) -> None:
+        """Raise a ConfigError that names the key, its value and its limit unless ``is_legal``."""
+        require(is_legal, self.full_key(key), getattr(self, key), limit)
+
+
+def coerce_fields(section: Any, prefix: str) -> None:
+    """Replace every field of a frozen dataclass by what it declares; ``prefix`` goes before its name in messages."""
     cls: Any = type(section)
     for key, hint in _hints(cls).items():
         object.__setattr__(section, key, _coerce(f"{prefix}{key}", getattr(section, key), hint))
+
+
+def require(is_legal: bool, key: str, value: object, limit: str) -> None:
+    """Raise a ConfigError of one sentence unless ``is_legal``."""
+    if not is_legal:
+        raise ConfigError(f"{key} = {shown(value)} is out of range; it must be {limit}.")
+
+
+def refuse_unknown(keys: Iterable[str], known: Iterable[str], prefix: str = "") -> None:
+    """Raise a ConfigError that suggests the nearest known key unless all ``keys`` are known."""
+    known = list(known)
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+            raise ConfigError(f"'{prefix}{key}' is not a known key; did you mean '{prefix}{near[0]}'?")
+
+
+def parse_text(text: str) -> Any:
+    """Read a value from a command line or the environment: TOML, or else a plain string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
 
 
 def shown(value: object) -> str:

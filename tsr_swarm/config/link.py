@@ -5,7 +5,7 @@ Nothing is trained differently for it: bytes, round trips and local steps of a r
 
 from dataclasses import dataclass, replace
 
-from tsr_swarm.config.run import require
+from tsr_swarm.config.coerce import require
 
 MBIT = 1e6
 DENSE_STEPS = 200  # by default, one dense fp32 exchange takes as long as this many local steps

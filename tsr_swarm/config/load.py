@@ -1,13 +1,12 @@
 """Read a run's configuration: flags over environment over file over defaults. Unknown keys are errors."""
 
-import difflib
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from tsr_swarm.config.coerce import parse_text, refuse_unknown
 from tsr_swarm.config.run import SECTIONS, RunConfig
 from tsr_swarm.errors import ConfigError
 
@@ -69,34 +68,16 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
         target = result.setdefault(section, {})
         if not isinstance(target, dict):
             raise ConfigError(f"'{section}' is not a section; write it as [{section}].")
-        target[key] = _parse_value(value.strip())
+        target[key] = parse_text(value.strip())
     return result
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
 
 
 def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
     """Build a RunConfig from parsed TOML or JSON. Types and ranges are checked; raises ConfigError."""
-    _refuse_unknown(mapping, SECTIONS, "")
-    return RunConfig(**{name: _section(name, value) for name, value in mapping.items()})
-
-
-def _section(name: str, value: Any) -> Any:
-    cls = SECTIONS[name]
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"'{name}' must be a section of keys, not {value!r}; write it as [{name}].")
-    _refuse_unknown(value, [f.name for f in fields(cls)], f"{name}.")
-    return cls(**value)
-
-
-def _refuse_unknown(mapping: Mapping[str, Any], known: Iterable[str], prefix: str) -> None:
-    known = list(known)
-    for key in mapping:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-            raise ConfigError(f"'{prefix}{key}' is not a known key; did you mean '{prefix}{near[0]}'?")
+    refuse_unknown(mapping, SECTIONS)
+    sections: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"'{name}' must be a section of keys, not {value!r}; write it as [{name}].")
+        sections[name] = SECTIONS[name].read(value)
+    return RunConfig(**sections)

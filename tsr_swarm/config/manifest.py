@@ -8,10 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from tsr_swarm.config.blocks import MAX_RANK, Block, BlockRole, plan_blocks
-from tsr_swarm.config.budget import check_budget
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import CheckpointConfig, RoundConfig, RunConfig
-from tsr_swarm.config.sharding import block_bytes, split_blocks
+from tsr_swarm.config.sizes import block_bytes, check_budget, split_blocks
 from tsr_swarm.errors import ConfigError, RefusedError
 
 PROTOCOL_VERSION = 4

@@ -1,4 +1,4 @@
-"""Write a ``run.toml``: every key with its value and the comment it has in ``config/run.py``."""
+"""Show a configuration: as a ``run.toml`` with the comments of ``config/run.py``, or by what differs from another."""
 
 import ast
 import inspect
@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from tsr_swarm.config import run
+from tsr_swarm.config.coerce import shown
 from tsr_swarm.config.run import RunConfig
 
 HEADER = """\
@@ -17,12 +18,27 @@ HEADER = """\
 # Any of them can be set for one start: --set optimizer.lr=0.001, or TSR_SWARM_OPTIMIZER__LR=0.001.
 """
 
+_MOST = 5  # differences that are named; more are counted
+
 
 def render(config: RunConfig, header: str = "") -> str:
     """The whole of ``config`` as TOML. Reading it back gives an equal configuration."""
     parts = [header] if header else []
     parts += [_section(f.name, getattr(config, f.name)) for f in fields(config)]
     return "\n".join(parts)
+
+
+def differences(begun: RunConfig, given: RunConfig) -> str:
+    """``optimizer.lr = 0.01 (now 0.5), run.seed = 0 (now 1)``: the keys whose values differ; "" when none does."""
+    found = [
+        f"{section.name}.{key.name} = {shown(before)} (now {shown(now)})"
+        for section in fields(begun)
+        for key in fields(getattr(begun, section.name))
+        if (before := getattr(getattr(begun, section.name), key.name))
+        != (now := getattr(getattr(given, section.name), key.name))
+    ]
+    more = [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
+    return ", ".join(found[:_MOST] + more)
 
 
 def _section(name: str, section: Any) -> str:

@@ -2,16 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import ClassVar
 
-from tsr_swarm.config.coerce import coerce_fields, shown
+from tsr_swarm.config.coerce import ConfigSection, require
 from tsr_swarm.errors import ConfigError
-
-
-def require(condition: bool, key: str, value: object, limit: str) -> None:
-    """Raise a ConfigError of one sentence unless ``condition`` holds."""
-    if not condition:
-        raise ConfigError(f"{key} = {shown(value)} is out of range; it must be {limit}.")
 
 
 def is_utf8(text: str) -> bool:
@@ -28,27 +22,28 @@ def is_share_of_sides(rank: int | str) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunSection:
+class RunSection(ConfigSection):
     """The run itself."""
 
+    section: ClassVar[str] = "run"
     name: str = "my-run"
     seed: int = 0
     rounds: int = 0  # 0: until stopped
     min_peers: int = 1  # the first round waits for this many
 
-    def __post_init__(self) -> None:
-        coerce_fields(self, "run.")
+    def check(self) -> None:
         ok = 0 < len(self.name) <= 64 and all((c.isalnum() and c.isascii()) or c in "-_" for c in self.name)
-        require(ok, "run.name", self.name, "1 to 64 ASCII letters, digits, '-' or '_'")
-        require(0 <= self.seed < 2**31, "run.seed", self.seed, "0 to 2147483647")
-        require(0 <= self.rounds <= 10**9, "run.rounds", self.rounds, "0 (no end) to 1000000000")
-        require(1 <= self.min_peers <= 10**5, "run.min_peers", self.min_peers, "1 to 100000")
+        self.require(ok, "name", "1 to 64 ASCII letters, digits, '-' or '_'")
+        self.require(0 <= self.seed < 2**31, "seed", "0 to 2147483647")
+        self.require(0 <= self.rounds <= 10**9, "rounds", "0 (no end) to 1000000000")
+        self.require(1 <= self.min_peers <= 10**5, "min_peers", "1 to 100000")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(ConfigSection):
     """A LLaMA-style decoder; the names are those of transformers' LlamaConfig."""
 
+    section: ClassVar[str] = "model"
     vocab_size: int = 256
     hidden_size: int = 128
     intermediate_size: int = 344
@@ -61,62 +56,46 @@ class ModelConfig:
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
 
-    def __post_init__(self) -> None:
-        coerce_fields(self, "model.")
+    def check(self) -> None:
         for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"):
-            value = getattr(self, key)
-            require(1 <= value <= 2**20, f"model.{key}", value, "1 to 1048576")
-        require(256 <= self.vocab_size <= 2**20, "model.vocab_size", self.vocab_size, "256 (bytes) to 1048576")
+            self.require(1 <= getattr(self, key) <= 2**20, key, "1 to 1048576")
+        self.require(256 <= self.vocab_size <= 2**20, "vocab_size", "256 (bytes) to 1048576")
         heads, kv = self.num_attention_heads, self.num_key_value_heads
-        require(heads >= 1, "model.num_attention_heads", heads, "1 or more")
+        self.require(heads >= 1, "num_attention_heads", "1 or more")
         even = self.hidden_size % heads == 0 and (self.hidden_size // heads) % 2 == 0
-        require(
-            even,
-            "model.num_attention_heads",
-            heads,
-            f"a divisor of hidden_size {self.hidden_size}, heads even",
-        )
-        require(kv >= 1 and heads % kv == 0, "model.num_key_value_heads", kv, f"a divisor of {heads} heads")
-        require(0 < self.rms_norm_eps < 1, "model.rms_norm_eps", self.rms_norm_eps, "between 0 and 1")
-        require(1 < self.rope_theta <= 1e12, "model.rope_theta", self.rope_theta, "above 1, at most 1e12")
-        require(
-            0 < self.initializer_range < 1,
-            "model.initializer_range",
-            self.initializer_range,
-            "between 0 and 1",
-        )
+        self.require(even, "num_attention_heads", f"a divisor of hidden_size {self.hidden_size}, heads even")
+        self.require(kv >= 1 and heads % kv == 0, "num_key_value_heads", f"a divisor of {heads} heads")
+        self.require(0 < self.rms_norm_eps < 1, "rms_norm_eps", "between 0 and 1")
+        self.require(1 < self.rope_theta <= 1e12, "rope_theta", "above 1, at most 1e12")
+        self.require(0 < self.initializer_range < 1, "initializer_range", "between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig:
+class DataConfig(ConfigSection):
     """What to train on. ``source`` is "stdlib" (the Python standard library's own source) or files and folders."""
 
+    section: ClassVar[str] = "data"
     source: str | tuple[str, ...] = "stdlib"
     parts: int = 8  # shared data is split into this many; a peer begins with the one of its number
     sequence_length: int = 128
     batch_size: int = 16
     heldout_sequences: int = 48  # scored by the coordinator after every round
 
-    def __post_init__(self) -> None:
-        coerce_fields(self, "data.")
+    def check(self) -> None:
         paths = (self.source,) if isinstance(self.source, str) else self.source
         ok = all(paths) and len(paths) > 0 and all(map(is_utf8, paths))
-        require(ok, "data.source", self.source, '"stdlib", a path or a list of paths, in UTF-8')
-        require(1 <= self.parts <= 10**6, "data.parts", self.parts, "1 to 1000000")
-        require(2 <= self.sequence_length <= 2**17, "data.sequence_length", self.sequence_length, "2 to 131072")
-        require(1 <= self.batch_size <= 2**16, "data.batch_size", self.batch_size, "1 to 65536")
-        require(
-            1 <= self.heldout_sequences <= 10**5,
-            "data.heldout_sequences",
-            self.heldout_sequences,
-            "1 to 100000",
-        )
+        self.require(ok, "source", '"stdlib", a path or a list of paths, in UTF-8')
+        self.require(1 <= self.parts <= 10**6, "parts", "1 to 1000000")
+        self.require(2 <= self.sequence_length <= 2**17, "sequence_length", "2 to 131072")
+        self.require(1 <= self.batch_size <= 2**16, "batch_size", "1 to 65536")
+        self.require(1 <= self.heldout_sequences <= 10**5, "heldout_sequences", "1 to 100000")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(ConfigSection):
     """How a peer steps, and in which bases."""
 
+    section: ClassVar[str] = "optimizer"
     local_space: str = "core"  # core | full | mixed: what a peer moves between rounds
     aim: str = "seed"  # seed | gradient | displacement | dct: what the next basis is made from
     rank: int | str = "d/2"  # a number, a share of the hidden size "d/2", or of each side "1/2"
@@ -138,20 +117,10 @@ class OptimizerConfig:
     residual_bits: int = 8  # 8 or 4 a number of unsent work that the next basis does not hold, and waits; 0: it is lost
     lift: str = "exact"  # exact | float32; float32 is a control that is known to drift apart
 
-    def __post_init__(self) -> None:
-        coerce_fields(self, "optimizer.")
-        require(
-            self.local_space in ("core", "full", "mixed"),
-            "optimizer.local_space",
-            self.local_space,
-            '"core", "full" or "mixed"',
-        )
-        require(
-            self.aim in ("gradient", "displacement", "seed", "dct"),
-            "optimizer.aim",
-            self.aim,
-            '"gradient", "displacement", "seed" or "dct"',
-        )
+    def check(self) -> None:
+        self.require(self.local_space in ("core", "full", "mixed"), "local_space", '"core", "full" or "mixed"')
+        aims = ("gradient", "displacement", "seed", "dct")
+        self.require(self.aim in aims, "aim", '"gradient", "displacement", "seed" or "dct"')
         if self.aim == "displacement" and self.local_space != "full":
             raise ConfigError(
                 f'optimizer.aim = "displacement" needs optimizer.local_space = "full", not "{self.local_space}": '
@@ -164,35 +133,25 @@ class OptimizerConfig:
                 f'"{self.aim}": a sketch of one side has as many columns as the other side has directions; '
                 'write "d/2" or a number.'
             )
-        require(self.inner in ("adam", "muon"), "optimizer.inner", self.inner, '"adam" or "muon"')
-        require(0 < self.lr <= 1, "optimizer.lr", self.lr, "above 0, at most 1")
-        require(
-            0 <= self.update_scale <= 1e4,
-            "optimizer.update_scale",
-            self.update_scale,
-            "0 (automatic) to 10000",
-        )
-        require(
-            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
-            "optimizer.betas",
-            self.betas,
-            "two numbers, each from 0 to below 1",
-        )
-        require(0 < self.eps < 1, "optimizer.eps", self.eps, "between 0 and 1")
-        require(0 <= self.weight_decay <= 1, "optimizer.weight_decay", self.weight_decay, "0 to 1")
-        require(0 < self.clip <= 1e6, "optimizer.clip", self.clip, "above 0, at most 1000000")
-        require(0 <= self.warmup_steps <= 10**9, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
-        require(0 <= self.decay_steps <= 10**12, "optimizer.decay_steps", self.decay_steps, "0 (constant) or more")
-        require(0 <= self.gamma <= 1, "optimizer.gamma", self.gamma, "0 to 1")
+        self.require(self.inner in ("adam", "muon"), "inner", '"adam" or "muon"')
+        self.require(0 < self.lr <= 1, "lr", "above 0, at most 1")
+        self.require(0 <= self.update_scale <= 1e4, "update_scale", "0 (automatic) to 10000")
+        self.require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers, each from 0 to below 1")
+        self.require(0 < self.eps < 1, "eps", "between 0 and 1")
+        self.require(0 <= self.weight_decay <= 1, "weight_decay", "0 to 1")
+        self.require(0 < self.clip <= 1e6, "clip", "above 0, at most 1000000")
+        self.require(0 <= self.warmup_steps <= 10**9, "warmup_steps", "0 or more")
+        self.require(0 <= self.decay_steps <= 10**12, "decay_steps", "0 (constant) or more")
+        self.require(0 <= self.gamma <= 1, "gamma", "0 to 1")
         self._check_outer()
-        require(self.residual_bits in (0, 4, 8), "optimizer.residual_bits", self.residual_bits, "8, 4, or 0 for none")
-        require(self.lift in ("exact", "float32"), "optimizer.lift", self.lift, '"exact" or "float32"')
+        self.require(self.residual_bits in (0, 4, 8), "residual_bits", "8, 4, or 0 for none")
+        self.require(self.lift in ("exact", "float32"), "lift", '"exact" or "float32"')
 
     def _check_outer(self) -> None:
         names = ("average", "nesterov", "adam")
-        require(self.outer in names, "optimizer.outer", self.outer, '"average", "nesterov" or "adam"')
-        require(0 < self.outer_lr <= 100, "optimizer.outer_lr", self.outer_lr, "above 0, at most 100")
-        require(0 <= self.outer_momentum < 1, "optimizer.outer_momentum", self.outer_momentum, "0 to below 1")
+        self.require(self.outer in names, "outer", '"average", "nesterov" or "adam"')
+        self.require(0 < self.outer_lr <= 100, "outer_lr", "above 0, at most 100")
+        self.require(0 <= self.outer_momentum < 1, "outer_momentum", "0 to below 1")
         if self.outer != "average" and self.local_space != "core":
             raise ConfigError(
                 f'optimizer.outer = "{self.outer}" needs optimizer.local_space = "core", not "{self.local_space}": '
@@ -211,9 +170,10 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PeriodsConfig:
+class PeriodsConfig(ConfigSection):
     """Sync periods in local steps. Refresh periods are multiples of k_x and counted as round * k_x."""
 
+    section: ClassVar[str] = "periods"
     k_x: int = 20  # weights: local steps a round
     k_u: int | str = 0  # first moments of core peers: averaged every k_u steps; 0: never, "auto": their half-life
     k_v: int | str = 0  # second moments, likewise
@@ -221,24 +181,16 @@ class PeriodsConfig:
     k_r_embedding: int = 0  # refresh of the bases of embedding and head; 0: every round
     micro_batches: int = 8  # gradient sketch: the mean of this many clipped micro-batches
 
-    def __post_init__(self) -> None:
-        coerce_fields(self, "periods.")
-        require(1 <= self.k_x <= 10**6, "periods.k_x", self.k_x, "1 to 1000000")
+    def check(self) -> None:
+        self.require(1 <= self.k_x <= 10**6, "k_x", "1 to 1000000")
         for key in ("k_r", "k_r_embedding"):
-            value = getattr(self, key)
-            require(
-                value >= 0 and value % self.k_x == 0,
-                f"periods.{key}",
-                value,
-                f"a multiple of k_x = {self.k_x}, or 0 for every round",
-            )
+            is_period = getattr(self, key) >= 0 and getattr(self, key) % self.k_x == 0
+            self.require(is_period, key, f"a multiple of k_x = {self.k_x}, or 0 for every round")
         for key in ("k_u", "k_v"):
             value = getattr(self, key)
             is_period = isinstance(value, int) and value >= 0 and value % self.k_x == 0
-            require(
-                is_period or value == "auto", f"periods.{key}", value, f'a multiple of k_x = {self.k_x}, 0 or "auto"'
-            )
-        require(8 <= self.micro_batches <= 10**4, "periods.micro_batches", self.micro_batches, "8 to 10000")
+            self.require(is_period or value == "auto", key, f'a multiple of k_x = {self.k_x}, 0 or "auto"')
+        self.require(8 <= self.micro_batches <= 10**4, "micro_batches", "8 to 10000")
 
     @property
     def refresh_rounds(self) -> int:
@@ -251,29 +203,30 @@ class PeriodsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundConfig:
+class RoundConfig(ConfigSection):
     """When a round closes, and what it may cost. Between floor and ceiling the deadline follows the arrivals."""
 
+    section: ClassVar[str] = "round"
     quorum: int = 1  # payloads needed to close a round at its deadline
     floor_seconds: float = 10.0
     ceiling_seconds: float = 600.0
     shards: int = 8  # the blocks are split into this many at most, each reduced on its own; best one a dialable node
     budget_kb: int = 0  # full space: an upload's kB before compression, for sketches where cores miss most; 0: by k_r
 
-    def __post_init__(self) -> None:
-        coerce_fields(self, "round.")
-        require(1 <= self.quorum <= 10**5, "round.quorum", self.quorum, "1 to 100000")
-        require(0 < self.floor_seconds <= 3600, "round.floor_seconds", self.floor_seconds, "above 0, at most 3600")
+    def check(self) -> None:
+        self.require(1 <= self.quorum <= 10**5, "quorum", "1 to 100000")
+        self.require(0 < self.floor_seconds <= 3600, "floor_seconds", "above 0, at most 3600")
         ok = self.floor_seconds <= self.ceiling_seconds <= 86400
-        require(ok, "round.ceiling_seconds", self.ceiling_seconds, "from round.floor_seconds to 86400")
-        require(1 <= self.shards <= 1024, "round.shards", self.shards, "1 to 1024")
-        require(0 <= self.budget_kb <= 10**9, "round.budget_kb", self.budget_kb, "0 (no budget) to 1000000000")
+        self.require(ok, "ceiling_seconds", "from round.floor_seconds to 86400")
+        self.require(1 <= self.shards <= 1024, "shards", "1 to 1024")
+        self.require(0 <= self.budget_kb <= 10**9, "budget_kb", "0 (no budget) to 1000000000")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WireConfig:
+class WireConfig(ConfigSection):
     """Bits a number, and how many numbers. A core peer forgets what rounding drops, unless optimizer.feedback."""
 
+    section: ClassVar[str] = "wire"
     core_bits: int = 3  # 2, 3, 4, 8 or 16
     core_density: float = 1.0  # share of a core's numbers that is sent, the largest ones; 1: all of them
     sketch_bits: int = 8  # 4, 8 or 16
@@ -282,25 +235,24 @@ class WireConfig:
     rounding: str = "nearest"  # nearest | stochastic: unbiased, for up to 4 bits where the density is 1
     zstd_level: int = 3  # of payloads of more than 4 bits; those of fewer have a setting of their own
 
-    def __post_init__(self) -> None:
-        coerce_fields(self, "wire.")
-        require(self.sketch_bits in (4, 8, 16), "wire.sketch_bits", self.sketch_bits, "4, 8 or 16")
+    def check(self) -> None:
+        self.require(self.sketch_bits in (4, 8, 16), "sketch_bits", "4, 8 or 16")
         for kind in ("core", "published"):
             bits, density = getattr(self, f"{kind}_bits"), getattr(self, f"{kind}_density")
-            require(bits in (2, 3, 4, 8, 16), f"wire.{kind}_bits", bits, "2, 3, 4, 8 or 16")
-            require(0 < density <= 1, f"wire.{kind}_density", density, "above 0, at most 1")
+            self.require(bits in (2, 3, 4, 8, 16), f"{kind}_bits", "2, 3, 4, 8 or 16")
+            self.require(0 < density <= 1, f"{kind}_density", "above 0, at most 1")
             if density < 1 and bits > 8:
                 raise ConfigError(
                     f"wire.{kind}_density = {density} is for up to 8 bits, but wire.{kind}_bits = {bits}; "
                     f"set wire.{kind}_bits to 2, 3, 4 or 8, or wire.{kind}_density to 1."
                 )
-        require(self.rounding in ("nearest", "stochastic"), "wire.rounding", self.rounding, '"nearest" or "stochastic"')
+        self.require(self.rounding in ("nearest", "stochastic"), "rounding", '"nearest" or "stochastic"')
         if self.rounding == "stochastic" and not self._has_few_linear_bits():
             raise ConfigError(
                 'wire.rounding = "stochastic" has nothing to round: it is for 2 to 4 bits where the density is 1; '
                 'lower wire.core_bits, wire.sketch_bits or wire.published_bits, or set wire.rounding to "nearest".'
             )
-        require(1 <= self.zstd_level <= 19, "wire.zstd_level", self.zstd_level, "1 to 19")
+        self.require(1 <= self.zstd_level <= 19, "zstd_level", "1 to 19")
 
     def _has_few_linear_bits(self) -> bool:
         core = self.core_bits <= 4 and self.core_density == 1
@@ -309,22 +261,22 @@ class WireConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointConfig:
+class CheckpointConfig(ConfigSection):
     """Where a run keeps its state. Local to a machine: not part of the manifest."""
 
+    section: ClassVar[str] = "checkpoint"
     dir: str = "runs/<name>"  # <name>: that of the run
     every: int = 1  # rounds between checkpoints
     keep: int = 3
 
-    def __post_init__(self) -> None:
-        coerce_fields(self, "checkpoint.")
-        require(bool(self.dir) and is_utf8(self.dir), "checkpoint.dir", self.dir, "a folder whose name is UTF-8")
-        require(1 <= self.every <= 10**6, "checkpoint.every", self.every, "1 to 1000000")
-        require(1 <= self.keep <= 10**4, "checkpoint.keep", self.keep, "1 to 10000")
+    def check(self) -> None:
+        self.require(bool(self.dir) and is_utf8(self.dir), "dir", "a folder whose name is UTF-8")
+        self.require(1 <= self.every <= 10**6, "every", "1 to 1000000")
+        self.require(1 <= self.keep <= 10**4, "keep", "1 to 10000")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunConfig:
+class RunConfig(ConfigSection):
     """A whole ``run.toml``."""
 
     run: RunSection = field(default_factory=RunSection)
@@ -341,15 +293,9 @@ class RunConfig:
         """Where this run keeps its state."""
         return self.checkpoint.dir.replace("<name>", self.run.name)
 
-    def __post_init__(self) -> None:
-        coerce_fields(self, "")
+    def check(self) -> None:
         length, limit = self.data.sequence_length, self.model.max_position_embeddings
-        require(
-            length <= limit,
-            "data.sequence_length",
-            length,
-            f"at most model.max_position_embeddings = {limit}",
-        )
+        require(length <= limit, "data.sequence_length", length, f"at most model.max_position_embeddings = {limit}")
         self._check_moment_periods()
         self._check_what_draws_forget()
         self._check_budget()
@@ -395,4 +341,4 @@ class RunConfig:
             )
 
 
-SECTIONS: Mapping[str, type[Any]] = {f.name: f.default_factory for f in fields(RunConfig)}  # type: ignore[misc]
+SECTIONS: Mapping[str, type[ConfigSection]] = {f.name: f.default_factory for f in fields(RunConfig)}  # type: ignore[misc]

@@ -1,4 +1,6 @@
-"""Which addresses to hand to whom. Pure: text in, text out, nothing is looked up.
+"""Addresses: where a process listens, where others find it, and which address each caller is given.
+
+Pure: text in, text out, nothing is looked up.
 
 An address is ``host:port`` (IPv6 in brackets); a multiaddr is libp2p's way of writing one, ``/ip4/192.0.2.7/tcp/4001``.
 A caller from elsewhere is never told to dial its own loopback.
@@ -16,12 +18,14 @@ MAX_MULTIADDRS = 16
 MAX_MULTIADDR_CHARS = 256
 CLOCK_LIMIT_SECONDS = 3.0  # what the DHT tolerates between two nodes
 
+HostPort = tuple[str, int]  # a bare host, without brackets, and a port
+
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _MULTIADDR = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([A-Za-z0-9.:_-]+)/tcp/([0-9]{1,5})/p2p/([A-Za-z0-9]{32,64})")
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Split ``host:port`` into a bare host (no brackets) and a port, 0 to 65535. Raises ConfigError."""
+def split_address(address: str) -> HostPort:
+    """Split ``host:port`` into a bare host and a port, 0 to 65535. Raises ConfigError."""
     parsed = parse_address(address)
     return parsed.host, parsed.port
 
@@ -45,6 +49,41 @@ def is_unspecified(host: str) -> bool:
     return ip is not None and ip.is_unspecified
 
 
+def require_consent(listen: str, announce: str | None, insecure: bool, lets: str) -> None:
+    """Raise ConfigError for listening beyond this machine without ``insecure``, or where nobody can dial.
+
+    ``lets`` says what anybody who reaches the port can do.
+    """
+    host, _ = split_address(listen)
+    if not is_loopback(host) and not insecure:
+        raise ConfigError(
+            f"Listening on {listen} lets anybody who reaches that port {lets}, "
+            "unencrypted; add --insecure if you mean it, or listen on 127.0.0.1."
+        )
+    if is_unspecified(host) and announce is None:
+        raise ConfigError(f"Nobody can dial {listen}; add --announce HOST, the name that others reach you by.")
+
+
+def announced_address(text: str, port: int) -> HostPort:
+    """Host and port of ``HOST`` or ``HOST:PORT``; ``port`` where none is written."""
+    is_bare_ipv6 = text.count(":") > 1 and not text.startswith("[")
+    if is_bare_ipv6 or text.endswith("]") or ":" not in text:
+        return text.strip("[]"), port
+    return split_address(text)
+
+
+def shown_address(listen: str, announce: str | None, port: int) -> str:
+    """Give the address that others type, once the ``port`` that is listened on is known."""
+    host, _ = split_address(listen)
+    return join_address(*announced_address(announce, port)) if announce else join_address(host, port)
+
+
+def dht_addresses(listen: str, announce: str | None, dht_port: int) -> tuple[HostPort, HostPort | None]:
+    """Give where the DHT node listens, and where others find it if that is elsewhere."""
+    host, _ = split_address(listen)
+    return (host, dht_port), (announced_address(announce, 0)[0], dht_port) if announce and dht_port else None
+
+
 def address_for(caller: str, address: str, announce: str = "") -> str:
     """Give the ``host:port`` at which a caller from host ``caller`` can dial ``address``, or "" if there is none.
 
@@ -59,7 +98,7 @@ def address_for(caller: str, address: str, announce: str = "") -> str:
 
 
 def dialable_address(caller: str, address: str) -> str:
-    """``address`` as a caller from host ``caller`` gave it for itself, or "" if nobody else can dial that.
+    """Give the ``address`` that a caller from host ``caller`` gave for itself, or "" if nobody else can dial it.
 
     Only a caller on this machine may say that it is found on loopback.
     """
@@ -102,14 +141,14 @@ def host_of(multiaddr: str) -> str:
     return parts[2] if len(parts) > 2 else ""
 
 
-def clock_warning(coordinator_time: float, local_time: float, limit: float = CLOCK_LIMIT_SECONDS) -> str | None:
-    """Say, in one sentence, by how much this clock is off the coordinator's, if by more than ``limit`` seconds."""
+def clock_warning(coordinator_time: float, local_time: float) -> str | None:
+    """Say, in one sentence, by how much this clock is off the coordinator's, if the DHT does not tolerate that."""
     ahead = local_time - coordinator_time
-    if abs(ahead) <= limit:
+    if abs(ahead) <= CLOCK_LIMIT_SECONDS:
         return None
     way = "ahead of" if ahead > 0 else "behind"
     return (
-        f"This machine's clock is {abs(ahead):.0f} s {way} the coordinator's, more than {limit:.0f} s; "
+        f"This machine's clock is {abs(ahead):.0f} s {way} the coordinator's, more than {CLOCK_LIMIT_SECONDS:.0f} s; "
         "training goes on, but peers may not find this one in the DHT until the clock is set."
     )
 
@@ -129,7 +168,7 @@ def _with_host(multiaddr: str, host: str) -> str:
     return "/".join([host_multiaddr(host, int(port)), *rest])
 
 
-@lru_cache(4096)  # a leader says to each caller again where hundreds of others are
+@lru_cache(4096)  # a leader tells each caller where hundreds of others are
 def _unmapped(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """As ``_ip``; but a dual-stack socket shows an IPv4 caller as ::ffff:a.b.c.d, and it is that IPv4 host."""
     ip = _ip(host)

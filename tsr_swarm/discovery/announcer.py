@@ -1,10 +1,11 @@
-"""A process's place in the DHT: a node, a record kept fresh, and whom it found. Training never depends on it."""
+"""Keep a process announced in the DHT for as long as it runs. Training never depends on it."""
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from tsr_swarm.discovery.addresses import host_multiaddr
+from tsr_swarm.discovery.addresses import HostPort, host_multiaddr
 from tsr_swarm.discovery.dht import DhtDirectory
 from tsr_swarm.discovery.identity import Identity
 from tsr_swarm.discovery.records import PeerRecord, PeerRole
@@ -15,11 +16,12 @@ LOOK_SECONDS = 3.0  # between looks at first; doubled while nothing changes ...
 MAX_LOOK_SECONDS = 60.0  # ... up to this
 LIFETIME_SECONDS = 180.0  # of a record; renewed at every look
 
-Place = tuple[str, int]  # host and port
 
+class Announcer:
+    """Runs a DHT node for this process, keeps a record of the process in it, and tells whom else it finds there.
 
-class Discovery:
-    """One DHT node and its record."""
+    A DHT that fails is a warning.
+    """
 
     def __init__(self, identity: Identity, run_id: str, emit: Callable[[Event], None]) -> None:
         self._identity = identity
@@ -27,40 +29,39 @@ class Discovery:
         self._emit = emit
         self._directory: DhtDirectory | None = None
         self._has_warned = False
-        self._arguments: tuple[Place | None, Place | None, Sequence[str]] = (None, None, ())
         self.multiaddrs: tuple[str, ...] = ()
 
-    async def start(self, *, listen: Place | None, announce: Place | None, initial_peers: Sequence[str]) -> None:
-        """Start the node; without ``listen`` it only dials out. A DHT that fails is a warning."""
-        self._arguments = (listen, announce, initial_peers)
+    async def start(self, *, listen: HostPort | None, announce: HostPort | None, initial_peers: Sequence[str]) -> None:
+        """Start the node; without ``listen`` it only dials out."""
+        self._restart = partial(self.start, listen=listen, announce=announce, initial_peers=initial_peers)
         try:
             self._directory = await DhtDirectory.start(
                 identity=self._identity,
-                clock=time.time,
                 host_maddrs=[host_multiaddr(*listen)] if listen else [],
                 announce_maddrs=[host_multiaddr(*announce)] if announce else [],
                 initial_peers=initial_peers,
-                client_only=listen is None,
             )
             self.multiaddrs = await self._directory.visible_maddrs()
         except SwarmError as error:
             self._warn(error)
 
     async def keep_announcing(self, name: str, address: str, role: PeerRole) -> None:
-        """Renew this process's record for as long as it runs, and tell when the records found change."""
+        """Renew this process's record for as long as it runs, and emit an event when the records found change."""
         seen: list[str] = []
         pause = LOOK_SECONDS
         while self._directory is not None:
-            if not self._directory.healthy():
-                await self._start_again()
-            names = await self._meet(self._directory, name, address, role) if self._directory.healthy() else None
-            pause = LOOK_SECONDS if names not in (None, seen) else min(MAX_LOOK_SECONDS, 2 * pause)
-            if names not in (None, seen):
-                seen = names or []
+            if not self._directory.healthy():  # its daemon has died, or every node that it knew
+                await self.close()
+                await self._restart()
+            names = await self._announce(self._directory, name, address, role) if self._directory.healthy() else None
+            has_changed = names is not None and names != seen
+            pause = LOOK_SECONDS if has_changed else min(MAX_LOOK_SECONDS, 2 * pause)
+            if names is not None and has_changed:
+                seen = names
                 self._emit(DhtFound(records=len(seen), names=", ".join(seen)[:400]))
             await asyncio.sleep(pause)
 
-    async def _meet(self, directory: DhtDirectory, name: str, address: str, role: PeerRole) -> list[str] | None:
+    async def _announce(self, directory: DhtDirectory, name: str, address: str, role: PeerRole) -> list[str] | None:
         """Store this process's record and return the names in all that are there; None if that failed."""
         now = time.time()
         record = PeerRecord(
@@ -81,14 +82,8 @@ class Discovery:
         self._has_warned = False
         return names
 
-    async def _start_again(self) -> None:
-        """The daemon died, or every node it knew did."""
-        await self.close()
-        listen, announce, initial_peers = self._arguments
-        await self.start(listen=listen, announce=announce, initial_peers=initial_peers)
-
     def _warn(self, error: SwarmError) -> None:
-        """Once, until it works again."""
+        """Emit a warning, but only the first until the DHT works again."""
         if not self._has_warned:
             self._emit(Warned(message=f"{error} Training goes on without the DHT."))
         self._has_warned = True

@@ -6,9 +6,11 @@ Discovery is a convenience: whoever cannot start it still joins through the coor
 
 import asyncio
 import logging
+import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,43 +37,35 @@ MAX_RECORDS = 4096  # a reader checks this many signatures at most
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DhtDirectory:
-    """Who is in a run, as the DHT tells it. Made by ``start``; ``close`` it, or leave it with ``async with``."""
+    """A DHT node: stores this peer's record and finds those of others. Made by ``start``, ended by ``close``."""
 
-    def __init__(
-        self,
-        *,
-        identity: Identity,
-        clock: Callable[[], float],
-        p2p: Any,
-        node: Any,
-        joined: bool,
-        exits: AsyncExitStack,
-    ) -> None:
-        self._identity = identity
-        self._clock = clock
-        self._p2p = p2p
-        self._node = node
-        self._joined = joined
-        self._exits = exits
+    identity: Identity
+    clock: Callable[[], float]  # gives Unix time
+    p2p: Any
+    node: Any  # hivemind's DHTNode
+    has_joined: bool  # others, rather than begun a DHT of its own
+    exits: AsyncExitStack
 
     @classmethod
     async def start(
         cls,
         *,
         identity: Identity,
-        clock: Callable[[], float],
+        clock: Callable[[], float] = time.time,
         host_maddrs: Sequence[str] = (LOOPBACK,),
         initial_peers: Sequence[str] = (),
         announce_maddrs: Sequence[str] = (),
-        client_only: bool = False,
         timeout: float = START_SECONDS,
     ) -> "DhtDirectory":
         """Start a node and, given ``initial_peers`` (multiaddrs with ``/p2p/``), join the DHT they are in.
 
-        ``clock`` gives Unix time. A ``client_only`` node dials out and holds nothing for others. Raises
-        UnreachableError when hivemind is missing, the daemon cannot start, or nobody answers in ``timeout`` seconds.
+        Without ``host_maddrs``, which it listens on, the node dials out and holds nothing
+        for others. Raises UnreachableError when hivemind is missing, the daemon cannot start, or nobody answers in
+        ``timeout`` seconds.
         """
+        client_only = not host_maddrs
         await asyncio.to_thread(_import_hivemind)
         peers = dialable(initial_peers)
         if initial_peers and not peers:
@@ -101,12 +95,14 @@ class DhtDirectory:
                 where = f"nobody answered at {host_of(peers[0])}" if peers else "p2pd did not start"
                 why = f"waited {timeout:.0f} s" if isinstance(error, TimeoutError) else reason_text(error)
                 raise _unusable(f"{where}: {why}") from error
-            return cls(identity=identity, clock=clock, p2p=p2p, node=node, joined=bool(peers), exits=exits.pop_all())
+            return cls(
+                identity=identity, clock=clock, p2p=p2p, node=node, has_joined=bool(peers), exits=exits.pop_all()
+            )
 
     async def visible_maddrs(self) -> tuple[str, ...]:
         """Give the multiaddrs, ending in ``/p2p/<id>``, at which others may reach this node; none if client-only."""
         try:
-            found = await _within(CALL_SECONDS, self._p2p.get_visible_maddrs(latest=True))
+            found = await _within(CALL_SECONDS, self.p2p.get_visible_maddrs(latest=True))
         except UnreachableError:  # it listens nowhere, or is gone
             return ()
         return tuple(str(multiaddr) for multiaddr in found)
@@ -116,12 +112,12 @@ class DhtDirectory:
 
         Raises UnreachableError when no other node took it; before others have joined, this node's own copy counts.
         """
-        data = encode_record(record, self._identity)
+        data = encode_record(record, self.identity)
         stored = await _within(
             CALL_SECONDS,
             # A node's own copy proves nothing about the network, so one that joined others does not count itself.
-            self._node.store(
-                _key(record.run_id), data, float(record.expires), subkey=record.peer_id, exclude_self=self._joined
+            self.node.store(
+                _key(record.run_id), data, float(record.expires), subkey=record.peer_id, exclude_self=self.has_joined
             ),
         )
         if not stored:
@@ -129,10 +125,10 @@ class DhtDirectory:
 
     async def records(self, run_id: str) -> tuple[PeerRecord, ...]:
         """Give the valid records of a run, this peer's own among them, by peer id. Bad ones are silently left out."""
-        found = await _within(CALL_SECONDS, self._node.get(_key(run_id), latest=True))
+        found = await _within(CALL_SECONDS, self.node.get(_key(run_id), latest=True))
         if found is None or not isinstance(found.value, dict):
             return ()
-        now = self._clock()
+        now = self.clock()
         records: dict[str, PeerRecord] = {}
         for entry in list(found.value.values())[:MAX_RECORDS]:
             if isinstance(entry.value, bytes):
@@ -143,18 +139,12 @@ class DhtDirectory:
 
     def healthy(self) -> bool:
         """Say whether the daemon runs and, if this node joined others, it still knows one."""
-        is_alive = self._node.is_alive and self._p2p.is_alive and self._p2p._child.returncode is None
-        return bool(is_alive and (not self._joined or self._node.protocol.routing_table.uid_to_peer_id))
+        is_alive = self.node.is_alive and self.p2p.is_alive and self.p2p._child.returncode is None
+        return bool(is_alive and (not self.has_joined or self.node.protocol.routing_table.uid_to_peer_id))
 
     async def close(self) -> None:
         """Stop node and daemon and remove the sockets' folder, whatever state they are in. May be repeated."""
-        await self._exits.aclose()
-
-    async def __aenter__(self) -> "DhtDirectory":
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.close()
+        await self.exits.aclose()
 
 
 def _import_hivemind() -> None:

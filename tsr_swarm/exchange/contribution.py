@@ -1,4 +1,4 @@
-"""A peer's work as it is sent: a header and the bytes of one shard, the same over the wire and in a simulation."""
+"""A peer's work on one shard as it is sent: a header and bytes, the same over the wire and in a simulation."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from tsr_swarm.wire.messages import ContributionHeader
 def pack(
     manifest: Manifest, peer_id: str, work: RoundWork, shard: int, blocks: Sequence[int], term: int = 0
 ) -> tuple[ContributionHeader, bytes]:
-    """The contribution of ``peer_id`` to a shard of ``blocks``. Heavy: it compresses.
+    """Encode the contribution of ``peer_id`` to shard number ``shard``, which has ``blocks``. Heavy: it compresses.
 
-    term: of the plan that was followed; 0 where nobody was elected.
+    term: of the leader whose plan was followed; 0 where nobody was elected.
     """
     plan, wire = work.plan, manifest.config.wire
     slots = shard_slots(upload_slots(manifest.blocks, plan.due, wire), blocks)
@@ -42,7 +42,7 @@ def pack(
 
 
 def captured_of(header: ContributionHeader, manifest: Manifest, blocks: Sequence[int]) -> dict[int, Captured]:
-    """What a header that passed the gate says of a shard of ``blocks``; empty where its peer did not measure."""
+    """Read what a header that passed the gate says of its shard's ``blocks``; empty if its peer did not measure."""
     if not header.kappas:
         return {}
     low_rank = [index for index in sorted(blocks) if manifest.blocks[index].is_low_rank]

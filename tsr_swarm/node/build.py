@@ -20,8 +20,8 @@ from tsr_swarm.node.reducer import Reducer
 from tsr_swarm.node.roster_cache import RosterCache
 from tsr_swarm.node.round_cache import Headers, RoundCache
 from tsr_swarm.node.service import InitialPeers, NodeService, StartingService
-from tsr_swarm.node.sync.catch_up import Fetcher
 from tsr_swarm.node.sync.donors import Donors
+from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.node.trainer_task import TrainerTask
 from tsr_swarm.node.weights import Weights, WeightsThread
@@ -62,7 +62,7 @@ async def build(
 ) -> AsyncIterator[SwarmNode]:
     """Make a node, and end on the way out what it has begun. ``service``: None for a node that nobody can dial."""
     context.driver = Driver(_first_state(context, saved), saved.journal, context.warn)
-    log = saved.store.delta_log if saved.store is not None else None
+    log = saved.store.round_log if saved.store is not None else None
     workspace = saved.workspace
     headers, round_cache, roster_cache = Headers(), RoundCache(), RosterCache(context)
     weights = WeightsThread(saved.weights, context.me, saved.record)
@@ -75,7 +75,7 @@ async def build(
     if saved.record is not None:
         commit_reporter.begin(saved.record.round)
     donors = Donors(context.clients, context.emit)
-    fetcher = Fetcher(
+    downloader = Downloader(
         context.manifest,
         me=context.me,
         first=context.first,
@@ -85,7 +85,7 @@ async def build(
         own=contributions.frames,
         headers=headers,
     )
-    follower = Follower(context, fetcher, weights, contributions, trainer_task, commit_reporter, saved.store)
+    follower = Follower(context, downloader, weights, contributions, trainer_task, commit_reporter, saved.store)
     leader_client = LeaderClient(context, round_cache, data_leases, trainer_task)
     poll_replies = PollReplies(context, round_cache, data_leases)
     messenger = Messenger(context, round_cache, roster_cache, leader_client, poll_replies)

@@ -10,9 +10,8 @@ from tsr_swarm.config.layout import Slot, upload_slots
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError, RunError
-from tsr_swarm.exchange import aggregate
 from tsr_swarm.exchange.contribution import captured_of
-from tsr_swarm.exchange.reduction import publish_shard
+from tsr_swarm.exchange.reduction import WeightedPayload, publish_shard
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.node.peer_registry import MAX_PEERS
@@ -59,12 +58,11 @@ class ShardJob:
     def run(self, bases: Mapping[int, Basis]) -> ShardAverage:
         """Average and publish. Heavy. ``bases`` are those that the round starts from."""
         contributions = {
-            held.header.peer_id: aggregate.WeightedPayload(number, held.header.tokens, held.grids)
-            for number, held in self.held
+            held.header.peer_id: WeightedPayload(number, held.header.tokens, held.grids) for number, held in self.held
         }
-        part = publish_shard(self.manifest, self.plan, self.blocks, contributions, bases, self.outer)
-        reduced = ReducedShard(part.result) if part.result.void else self._describe(part.result)
-        return ShardAverage(self.plan, self.shard, reduced, part.data, part.outer)
+        result, data, outer = publish_shard(self.manifest, self.plan, self.blocks, contributions, bases, self.outer)
+        reduced = ReducedShard(result) if result.void else self._describe(result)
+        return ShardAverage(self.plan, self.shard, reduced, data, outer)
 
     def _describe(self, result: ShardResult) -> ReducedShard:
         headers = [held.header for _, held in self.held]

@@ -14,10 +14,15 @@ from typing import cast
 
 from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.discovery.addresses import multiaddrs_for
-from tsr_swarm.discovery.announcer import Discovery
+from tsr_swarm.discovery.addresses import (
+    announced_address,
+    dht_addresses,
+    multiaddrs_for,
+    require_consent,
+    shown_address,
+)
+from tsr_swarm.discovery.announcer import Announcer
 from tsr_swarm.discovery.identity import load_identity
-from tsr_swarm.discovery.listening import announced, dht_places, require_consent, shown_address
 from tsr_swarm.discovery.records import PeerRole
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
@@ -52,8 +57,8 @@ from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.history import EVENTS_FILE
 from tsr_swarm.telemetry.log import EventLog, read_recording, recording
 from tsr_swarm.telemetry.text import reason_text
+from tsr_swarm.train.evaluate import make_evaluate
 from tsr_swarm.train.llama import parameter_count
-from tsr_swarm.train.scoring import make_evaluate
 from tsr_swarm.transport.base import Caller, SwarmHandler
 from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
@@ -133,7 +138,7 @@ class CoordinatorProcess:
         self._book.load()
         self._begun: StartingPoint  # set by begin, as what follows
         self._store: StateStore
-        self._discovery: Discovery
+        self._announcer: Announcer
         self._node: SwarmNode  # set by run
 
     def begin(self) -> None:
@@ -144,8 +149,8 @@ class CoordinatorProcess:
         else:
             self._begun = start_run(folder, options.config, me)
         manifest = self._begun.manifest
-        self._store = StateStore(manifest, folder.path / STATES, self._begun.delta_log)
-        self._discovery = Discovery(self._identity, manifest.run_id, self._run_log.emit)
+        self._store = StateStore(manifest, folder.path / STATES, self._begun.round_log)
+        self._announcer = Announcer(self._identity, manifest.run_id, self._run_log.emit)
 
     async def run(self, stop_gently: asyncio.Event, unread: Sequence[str]) -> None:
         """Take part to the end. ``unread`` says what of the data could not be read."""
@@ -157,16 +162,16 @@ class CoordinatorProcess:
             address = shown_address(options.listen, options.announce, port)
             clients = await stack.enter_async_context(ClientPool(self._book, counter, KernelBytes([]), options.proxy))
             if options.use_dht:
-                stack.push_async_callback(self._discovery.close)
-                listen, announce = dht_places(options.listen, options.announce, options.dht_port)
-                await self._discovery.start(listen=listen, announce=announce, initial_peers=())
+                stack.push_async_callback(self._announcer.close)
+                listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
+                await self._announcer.start(listen=listen, announce=announce, initial_peers=())
             context = self._context(address, clients)
             self._node = await stack.enter_async_context(build(context, self._saved(), service, self._initial_peers))
             self._run_log.emit(_started(options, begun, address))
             advice = advise_organiser(options.config.data, options.listen)
             for sentence in (*unread, *([] if advice is None else [advice])):
                 self._warn(sentence)
-            announcing = asyncio.create_task(self._discovery.keep_announcing(NAME, address, PeerRole.COORDINATOR))
+            announcing = asyncio.create_task(self._announcer.keep_announcing(NAME, address, PeerRole.COORDINATOR))
             stack.callback(announcing.cancel)
             await self.score(begun.record.round, begun.consensus)
             reason = await self._node.run(stop_gently)
@@ -178,7 +183,7 @@ class CoordinatorProcess:
         if context.leader is not None:
             await context.leader.round_reporter.finish()
         elif context.is_over:
-            await run_log.last_words(context.base.round)
+            await run_log.wait_for_round(context.base.round)
         if context.is_over:
             run_log.emit(run_log.finished(reason))
             is_asked_by_others = context.leader is not None and len(context.voters) > 1
@@ -216,7 +221,7 @@ class CoordinatorProcess:
     def _saved(self) -> SavedState:
         begun = self._begun
         return SavedState(
-            hard_state=begun.ledger,
+            hard_state=begun.hard_state,
             weights=PlainWeights(begun.consensus),
             record=begun.record,
             folder=self._store.folder,
@@ -231,8 +236,8 @@ class CoordinatorProcess:
         self._run_log.emit(events.Warned(message=message))
 
     def _initial_peers(self, caller: Caller) -> list[str]:
-        announce = announced(self._options.announce, 0)[0] if self._options.announce else ""
-        return list(multiaddrs_for(caller.address, self._discovery.multiaddrs, announce))
+        announce = announced_address(self._options.announce, 0)[0] if self._options.announce else ""
+        return list(multiaddrs_for(caller.address, self._announcer.multiaddrs, announce))
 
     # --- context.Host -----------------------------------------------------------------------------------------------
 
@@ -274,7 +279,7 @@ class CoordinatorProcess:
         except CheckpointError as error:
             self._warn(f"{error} Training goes on; the next round tries again.")
             return
-        self._store.delta_log.checkpointed(self._folder.oldest_checkpoint)
+        self._store.round_log.checkpointed(self._folder.oldest_checkpoint)
         self._run_log.emit(events.CheckpointSaved(round=record.round, path=path))
 
 
@@ -290,6 +295,6 @@ def _started(options: CoordinateOptions, begun: StartingPoint, address: str) -> 
         k_x=config.periods.k_x,
         local_space=config.optimizer.local_space,
         rank=str(config.optimizer.rank),
-        voters=len(begun.ledger.base.voters),
+        voters=len(begun.hard_state.base.voters),
         version=__version__,
     )

@@ -7,7 +7,7 @@ from tsr_swarm.errors import PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.events.commit_reporter import CommitReporter
-from tsr_swarm.node.sync.catch_up import Fetcher
+from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.trainer_task import TrainerTask
 from tsr_swarm.node.weights import AppliedRound, WeightsThread
 from tsr_swarm.rounds import protocol as pt
@@ -23,7 +23,7 @@ class Follower:
     def __init__(
         self,
         context: NodeContext,
-        fetcher: Fetcher,
+        downloader: Downloader,
         weights: WeightsThread,
         contributions: ContributionStore,
         trainer_task: TrainerTask,
@@ -31,7 +31,7 @@ class Follower:
         store: StateStore | None,
     ) -> None:
         """``store``: None for a node that gives nothing to others."""
-        self._context, self._fetcher, self._weights, self._store = context, fetcher, weights, store
+        self._context, self._downloader, self._weights, self._store = context, downloader, weights, store
         self._contributions, self._trainer_task = contributions, trainer_task
         self._commit_reporter = commit_reporter
         self._warning = ""  # the newest
@@ -46,7 +46,7 @@ class Follower:
             return
         self._storing.add(order.record.chain)
         try:
-            await self._fetcher.proposal(order.record, order.sources, order.donors)
+            await self._downloader.proposal(order.record, order.sources, order.donors)
         except UnreachableError:
             return  # asked for again with the next beat
         except (RefusedError, RunError) as error:
@@ -65,7 +65,7 @@ class Follower:
         try:
             if order.round > newest.round:
                 raise UnreachableError(f"Nobody has said yet what round {order.round} came to.")
-            fetched = await self._fetcher.round(order.round, newest, parent, order.sources, order.donors)
+            fetched = await self._downloader.round(order.round, newest, parent, order.sources, order.donors)
         except UnreachableError:
             context.put(pt.FetchFailed(is_gone=False))
             return
@@ -86,7 +86,7 @@ class Follower:
         """Have the round on disk before it is known to stand here, so that a restart finds what the journal names."""
         if self._store is not None:
             try:
-                await asyncio.to_thread(self._store.delta_log.store, message, data)
+                await asyncio.to_thread(self._store.round_log.store, message, data)
                 self._has_warned_of_the_disk = False
             except RunError as error:
                 self._warn_of_the_disk(error)
@@ -103,7 +103,7 @@ class Follower:
         """Download a recent state, going on after a break where it stopped."""
         context, started = self._context, time.monotonic()
         try:
-            state, givers, record = await self._fetcher.state(order.donors, lambda: context.is_stopping)
+            state, givers, record = await self._downloader.state(order.donors, lambda: context.is_stopping)
             consensus = await self._weights.run(state.consensus, context.manifest)
         except (UnreachableError, PeerError, RunError) as error:
             if not context.is_stopping:

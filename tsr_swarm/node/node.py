@@ -69,7 +69,7 @@ class SwarmNode:
         except Exception:
             await self._withdraw()
             raise
-        await self.commit_reporter.told_all()
+        await self.commit_reporter.finish()
         if self._left:
             await self.leader_client.say_goodbye(self._left)
         return context.reason

@@ -16,10 +16,9 @@ from typing import cast
 import torch
 
 from tsr_swarm.config.manifest import Manifest, decode_manifest
-from tsr_swarm.discovery.addresses import clock_warning, is_loopback
-from tsr_swarm.discovery.announcer import Discovery
+from tsr_swarm.discovery.addresses import clock_warning, dht_addresses, is_loopback, require_consent, shown_address
+from tsr_swarm.discovery.announcer import Announcer
 from tsr_swarm.discovery.identity import load_identity
-from tsr_swarm.discovery.listening import dht_places, require_consent, shown_address
 from tsr_swarm.discovery.records import PeerRole
 from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
@@ -56,7 +55,7 @@ from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.corpus import find_documents
-from tsr_swarm.train.scoring import make_evaluate
+from tsr_swarm.train.evaluate import make_evaluate
 from tsr_swarm.transport.base import SwarmHandler
 from tsr_swarm.transport.retry import retry_while_unreachable
 from tsr_swarm.transport.server import serve
@@ -173,9 +172,9 @@ class PeerProcess:
             run_log=self._run_log,
         )
         if options.use_dht:
-            discovery = Discovery(identity, manifest.run_id, self._emit)
-            stack.push_async_callback(discovery.close)
-            joining = asyncio.create_task(self._join_dht(discovery))
+            announcer = Announcer(identity, manifest.run_id, self._emit)
+            stack.push_async_callback(announcer.close)
+            joining = asyncio.create_task(self._join_dht(announcer))
             stack.callback(joining.cancel)
         return True
 
@@ -194,7 +193,7 @@ class PeerProcess:
                     run_log.emit(run_log.finished(reason))
                     await asyncio.sleep(LINGER_SECONDS)
             elif context.is_over:
-                await run_log.pass_on_the_end(reason)
+                await run_log.finish_for_monitors(reason)
             return reason
 
     async def _listen(self, stack: AsyncExitStack, counter: ByteCounter, kernel: KernelBytes) -> str:
@@ -217,18 +216,18 @@ class PeerProcess:
         await asyncio.to_thread(workspace.require_data)
         return workspace
 
-    async def _join_dht(self, discovery: Discovery) -> None:
+    async def _join_dht(self, announcer: Announcer) -> None:
         """Join the DHT beside the training: on this machine's own loopback if the run is there, or where told to."""
         options, handshake = self._options, self._handshake
         listen: tuple[str, int] | None = None
         announce: tuple[str, int] | None = None
         if options.listen is not None:
-            listen, announce = dht_places(options.listen, options.announce, options.dht_port)
+            listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
         elif is_loopback(handshake.host) and not options.outbound_only:
             listen = ("127.0.0.1", options.dht_port)
         initial_peers = list(handshake.hello.initial_peers)
-        await discovery.start(listen=listen, announce=announce, initial_peers=initial_peers)
-        await discovery.keep_announcing(options.name, self._context.info.address, PeerRole.PEER)
+        await announcer.start(listen=listen, announce=announce, initial_peers=initial_peers)
+        await announcer.keep_announcing(options.name, self._context.info.address, PeerRole.PEER)
 
     def _load_saved(self) -> SavedState:
         """Read what this peer promised and has. Raises RunError."""
@@ -248,7 +247,7 @@ class PeerProcess:
         if self._service is not None:
             journal = self._folder.journal(manifest, self._context.me)
             hard_state = self._promised(journal, genesis)
-            log = self._folder.delta_log(manifest)
+            log = self._folder.round_log(manifest)
             newest = record if record is not None and record.round > hard_state.base.round else hard_state.base
             log.open(newest.round, bytes.fromhex(newest.chain))
             lost = find_lost_proposal(manifest, hard_state, log, self._warn)

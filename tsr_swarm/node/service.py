@@ -91,7 +91,7 @@ class DonorService:
         return self._store.chunks(request)
 
     def _is_recent(self, state: pb.StateDescription, is_begun: bool = False) -> bool:
-        log = self._store.delta_log
+        log = self._store.round_log
         return (is_begun or state.round >= log.committed - STATE_ROUNDS) and log.keeps_since(state.round)
 
     async def _make_state(self) -> pb.StateDescription:
@@ -104,7 +104,7 @@ class DonorService:
         """What a peer whose weights are at round ``applied`` has to know to choose its way."""
         checks.check_catch_up(request)
         self.context.require_run(request.manifest_digest)
-        log, state = self._store.delta_log, self._store.describe()
+        log, state = self._store.round_log, self._store.describe()
         consensus, record = self._weights.freeze()
         if not self._state_bytes:
             self._state_bytes = state_length(shipped_tensors(self.context.manifest, consensus))
@@ -144,7 +144,7 @@ class DonorService:
         return bool(request.chain) and self.context.me in givers
 
     async def _from_disk(self, request: pb.FetchPublishedRequest) -> tuple[pb.PublishedHeader, bytes] | None:
-        log = self._store.delta_log
+        log = self._store.round_log
         try:
             if not request.header_only:
                 return await asyncio.to_thread(log.get, request.round, request.chain)
@@ -157,7 +157,7 @@ class DonorService:
     async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[pb.Section], bytes]:
         """A shard that was reduced here, or is in a round that is kept here."""
         checks.check_fetch_shard(request)
-        log, round, shard = self._store.delta_log, request.round, request.shard
+        log, round, shard = self._store.round_log, request.round, request.shard
         found = self._contributions.frames(round, shard, request.hashes)
         if found is None:
             try:

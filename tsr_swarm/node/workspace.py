@@ -20,12 +20,10 @@ from tsr_swarm.storage.run_folder import CONSENSUS
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.text import reason_text
-from tsr_swarm.train.corpus import missing_paths, source_paths, source_text
-from tsr_swarm.train.data import TokenStream, private_tokens, training_tokens
+from tsr_swarm.train.corpus import Warn, ignore, missing_paths, once, source_paths, source_text
+from tsr_swarm.train.data import TokenStream, part_of, private_tokens, training_tokens
 from tsr_swarm.train.llama import build_model, parameter_shapes
-from tsr_swarm.train.split import part_of
 from tsr_swarm.train.trainer import Trainer, make_space
-from tsr_swarm.train.unread import Warn, ignore, once
 
 SPACE = "space"  # the checkpoint's file of moments and residual
 KEEP = 2  # checkpoints

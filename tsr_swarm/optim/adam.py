@@ -14,7 +14,7 @@ Correction = float | Tensor  # 1 - beta**t; a tensor where stacked blocks have d
 
 
 class Adam:
-    """The inner optimizer of cores, and of full-size blocks of any shape. It keeps both moments."""
+    """The inner optimizer of cores, and of full-size blocks of any shape, with two moments."""
 
     moments = 2
 
@@ -22,17 +22,17 @@ class Adam:
         self._betas, self._eps = betas, eps
 
     def direction(self, gradient: Tensor, first: Tensor, second: Tensor | None, steps: Sequence[int]) -> Tensor:
-        """Adam's direction, bias-corrected by each block's own step count. See InnerOptimizer."""
+        """Return Adam's direction, bias-corrected by each block's own step count. See InnerOptimizer."""
         assert second is not None, "a state made for Adam has two moments"
         corrections = stacked_corrections(self._betas, steps, gradient.device)
         return adam_direction(gradient, first, second, corrections, self._betas, self._eps)
 
     def corrections(self, steps: int) -> tuple[float, float]:
-        """Of both moments."""
+        """Return those of both moments."""
         return bias_corrections(self._betas, steps)
 
     def rotate(self, state: BlockState, old: Basis, new: Basis) -> None:
-        """Both moments to new bases, by LDAdam's rule."""
+        """Carry both moments to new bases, by LDAdam's rule."""
         assert state.second is not None, "a state made for Adam has two moments"
         beta1_t, beta2_t = (beta**state.steps for beta in self._betas)
         first, second = rotate_moments(state.first, state.second, old, new, beta1_t, beta2_t)
@@ -48,7 +48,7 @@ def adam_direction(
     betas: tuple[float, float],
     eps: float,
 ) -> Tensor:
-    """Fold ``gradient`` into both moments, in place, and return the direction to subtract.
+    """Update both moments by ``gradient``, in place, and return the direction to subtract.
 
     All tensors have one shape, ``(..., rows, cols)``, and one dtype. ``corrections`` are 1 - beta1**t and 1 - beta2**t
     for the t that counts this step.
@@ -61,14 +61,14 @@ def adam_direction(
 
 
 def bias_corrections(betas: tuple[float, float], steps: int) -> tuple[float, float]:
-    """1 - beta**t for both moments after t = ``steps`` steps."""
+    """Return 1 - beta**t of both moments after t = ``steps`` steps."""
     return 1 - betas[0] ** steps, 1 - betas[1] ** steps
 
 
 def stacked_corrections(
     betas: tuple[float, float], steps: Sequence[int], device: torch.device
 ) -> tuple[Correction, Correction]:
-    """The same for a stack of blocks, shape ``(blocks, 1, 1)`` float32; plain numbers where all have the same t."""
+    """Return the same for a stack of blocks, ``(blocks, 1, 1)`` float32; plain numbers where all have the same t."""
     if len(set(steps)) == 1:
         return bias_corrections(betas, steps[0])
     # float64 until the difference is taken: 1 - 0.999 in float32 has lost four digits
@@ -78,5 +78,5 @@ def stacked_corrections(
 
 
 def core_update_scale(rows: int, cols: int, left_rank: int, right_rank: int) -> float:
-    """sqrt(M N / P Q): Adam's directions have entries near 1, so a core step is then as long as a dense Adam step."""
+    """Return sqrt(M N / P Q): entries of Adam's directions are near 1, so a core step is as long as a dense one."""
     return math.sqrt(rows * cols / (left_rank * right_rank))

@@ -1,5 +1,6 @@
-"""What a peer keeps of one block between rounds, and the one rule for what becomes of work that was not averaged."""
+"""What a peer keeps of one block between rounds, and what becomes of work that was not averaged."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,34 +10,37 @@ from torch import Tensor
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.layout import Part
 from tsr_swarm.errors import CheckpointError
+from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.lowrank.packed import BUCKET, Packed
+from tsr_swarm.lowrank.sketch import core_of, expand
 
 CAP = 4.0  # a residual longer than this many usual displacements ...
-CAPPED_SHARE = 0.5  # ... goes on by half
+CAPPED_SHARE = 0.5  # ... is halved
 _USUAL_MEMORY = 0.9
+_ROUNDING = 1e-4  # of a squared norm: less than this is left by rounding alone
+RESIDUAL = "residual/"  # of the keys of a saved state
 
 
 @dataclass(slots=True, eq=False)
 class BlockState:
-    """One block: float32, in core coordinates (r x r) or full size, on the device of its parameter.
+    """The displacement and the moments of one block, float32, in core coordinates (r x r) or full size.
 
-    ``displacement`` is ``Wbar - W_i``: all work of this peer that is not in the consensus weights. What an average did
-    not take stays there, so a residual needs no tensor of its own. ``sent`` is what the open upload said, dequantised.
-    ``usual`` is the running norm of the displacements that were averaged.
+    All tensors are on the device of the block's parameter.
     """
 
-    displacement: Tensor
+    displacement: Tensor  # Wbar - W_i: all work of this peer that no average has taken, residuals included
     first: Tensor
     second: Tensor | None  # of inner optimizers that keep one
     steps: int = 0  # Adam's t; never reset by a round or a refresh
-    usual: float = 0.0
-    sent: dict[Part, Tensor] = field(default_factory=dict)
+    usual: float = 0.0  # running norm of the displacements that were averaged
+    sent: dict[Part, Tensor] = field(default_factory=dict)  # the open upload, dequantised
 
     def settle(self, averaged: Tensor | None, gamma: float) -> None:
         """Take ``averaged`` out of the displacement (None: nothing was) and close the upload.
 
-        What is left goes on whole, or as ``gamma`` of it where something was averaged. Past CAP usual displacements
-        it goes on by half: a peer that misses many rounds keeps its work, but its distance stays below about
-        CAP + 1 displacements instead of growing for ever. (What waits of other bases is bounded in residual.py.)
+        What is left stays whole, or ``gamma`` of it where something was averaged. Beyond CAP usual displacements it is
+        halved: a peer that misses many rounds keeps its work, but its distance stays below about
+        CAP + 1 displacements instead of growing for ever. (UnsentWork is bounded in change_basis.)
         """
         if averaged is not None or self.usual == 0:
             self.usual = self._running_norm()
@@ -51,14 +55,14 @@ class BlockState:
         self.sent = {}
 
     def restart_moments(self) -> None:
-        """Forget which way the steps went."""
+        """Set the moments and the step count to zero."""
         for moment in (self.first, self.second):
             if moment is not None:
                 moment.zero_()
         self.steps = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, by name; what the inner optimizer does not keep is left out."""
+        """Return what a checkpoint keeps, by name, without moments that the inner optimizer does not have."""
         kept = {"displacement": self.displacement, "first": self.first, "second": self.second}
         return {name: tensor for name, tensor in kept.items() if tensor is not None}
 
@@ -68,7 +72,7 @@ class BlockState:
 
 
 def zero_state(like: Tensor, moments: int) -> BlockState:
-    """A fresh state of ``like``'s shape and device with one or two moments."""
+    """Return a fresh state of ``like``'s shape and device with one or two moments."""
     displacement, first = (torch.zeros(like.shape, device=like.device) for _ in range(2))
     return BlockState(displacement, first, torch.zeros_like(first) if moments == 2 else None)
 
@@ -110,7 +114,7 @@ def unpack_states(blocks: Sequence[Block], states: Mapping[int, BlockState], pac
 
 
 def check_tensors(packed: Mapping[str, Tensor], expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
-    """Hold a peer's saved state against what this run expects. Raises CheckpointError."""
+    """Check a peer's saved state against what this run expects. Raises CheckpointError."""
     for key, (shape, dtype) in expected.items():
         if key not in packed:
             raise CheckpointError(f"the peer's saved state lacks '{key}'; it is of another run, start without it.")
@@ -148,3 +152,88 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnsentWork:
+    """Work in other bases than the present one: a core's unsent work when its basis changes.
+
+    All of it is kept at full size, in few bits a number, and is sent when bases that hold it come. Letters: U (M, P),
+    V (N, Q) bases, C (P, Q) the core's displacement, E (M, N) this work, S0 = U^T E V its share in the present basis.
+    The core begins with S0, so all unsent work is A = E + U (C - S0) V^T, and a peer's weights are Wbar - A. E is
+    written anew only when something was averaged or done, never by a change of basis alone: rounding it again and
+    again would count work twice.
+    """
+
+    work: Packed  # E
+    share: Tensor  # S0, float32
+
+    def outside(self, basis: Basis) -> Tensor:
+        """Return what of E the core did not begin with: E - U S0 V^T, float32 (M, N)."""
+        return self.work.numbers() - expand(self.share, *float_factors(basis, self.share))
+
+    def after_average(self, basis: Basis) -> "UnsentWork | None":
+        """Return what is left after a round that took the core: E without its share. None when nothing is."""
+        before = float(self.work.numbers().square().sum())
+        rest = self.outside(basis)
+        if float(rest.square().sum()) <= _ROUNDING * before:
+            return None
+        return UnsentWork(Packed.of(rest, self.work.bits), torch.zeros_like(self.share))
+
+
+def change_basis(
+    core: Tensor, unsent: UnsentWork | None, old: Basis, new: Basis, usual: float, bits: int
+) -> tuple[Tensor, UnsentWork | None]:
+    """Return the core to begin with in the ``new`` basis, and the unsent work.
+
+    ``usual``: norm of a usual displacement of the core. ``bits``: 4 or 8 a number of unsent work. Work that stays
+    longer than a whole cycle of bases takes is halved: see BlockState.settle.
+    """
+    since = core if unsent is None else core - unsent.share
+    if since.any():
+        work = expand(since, *float_factors(old, core))
+        packed = Packed.of(work if unsent is None else work + unsent.work.numbers(), bits)
+    elif unsent is None:
+        return torch.zeros_like(core), None
+    else:
+        packed = unsent.work
+    rows, cols = packed.shape
+    limit = CAP * usual * math.sqrt(rows * cols / core.numel())
+    if usual and packed.norm() > limit:
+        packed = packed.times(CAPPED_SHARE)
+    share = core_of(packed.numbers(), *float_factors(new, core))
+    return share.clone(), UnsentWork(packed, share)
+
+
+def pack_unsent(unsent: Mapping[str, UnsentWork]) -> dict[str, Tensor]:
+    """Return unsent work, by the names of blocks, as flat CPU tensors."""
+    return {
+        f"{RESIDUAL}{part}/{name}": tensor.cpu().contiguous()
+        for name, kept in unsent.items()
+        for part, tensor in (("codes", kept.work.codes), ("scales", kept.work.scales), ("share", kept.share))
+    }
+
+
+def unpack_unsent(block: Block, bits: int, device: torch.device, saved: Mapping[str, Tensor]) -> UnsentWork | None:
+    """Return the unsent work of ``block`` from ``pack_unsent``'s tensors, if there is any. Raises CheckpointError."""
+    keys = [f"{RESIDUAL}{part}/{block.name}" for part in ("codes", "scales", "share")]
+    if not saved.keys() & set(keys):
+        return None
+    buckets = -(-block.size // BUCKET)
+    width = BUCKET // 2 if bits == 4 else BUCKET
+    kinds = ((buckets, width), torch.uint8), ((buckets, 1), torch.float32), (block.ranks, torch.float32)
+    check_tensors({key: saved[key] for key in keys if key in saved}, dict(zip(keys, kinds, strict=True)))
+    codes, scales, share = (saved[key].to(device, copy=True) for key in keys)
+    return UnsentWork(Packed(codes, scales, (block.rows, block.cols)), share)
+
+
+def float_factors(basis: Basis, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return U (M, P) and V (N, Q), float32, on the device of ``like``."""
+    return basis.left_float().to(like.device), basis.right_float().to(like.device)
+
+
+def core_as_sketch(core: Tensor, part: Part, basis: Basis) -> Tensor:
+    """Return a core (P, Q) as one side of the tangent sketch of A = U C V^T: U C = A V, or V C^T = A^T U."""
+    if part is Part.TANGENT_LEFT:
+        return basis.left_float(core.dtype) @ core
+    return basis.right_float(core.dtype) @ core.mT

@@ -1,4 +1,4 @@
-"""The state that every peer holds bit for bit alike: weights and bases, and how a published round changes them.
+"""The state that is the same for every peer, bit for bit: weights and bases, and how a published round changes them.
 
 Only plain mul and sub touch a weight, as separate operations: their results do not depend on the machine.
 """
@@ -26,7 +26,7 @@ _Grids = Mapping[tuple[int, Part], Grid]
 class Consensus:
     """Weights (float32, the model's shapes) and bases (by block, low-rank blocks only) of a run. On the CPU.
 
-    Tensors are replaced, never written to: what was handed out, such as a state that is being sent, stays what it was.
+    Tensors are replaced, never written to, so that a state that is being sent stays as it is.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class Consensus:
         """Apply one round. Returns (old, new) bases of the blocks whose basis changed.
 
         Each block not ``void``: decay (low-rank blocks), subtract the published displacement lifted in the OLD basis,
-        then change the basis. A void block keeps weight and basis, but for a drawn one, which follows from the number
-        of the round alone. Moments that are due must be there, but are the peers' own and change nothing here. Nothing
-        changes when RunError is raised.
+        then change the basis. A void block keeps its weight, and its basis unless that is drawn, which depends on the
+        round alone. Moments that are due must be there, but are the peers' own and change nothing here. Nothing changes
+        when RunError is raised.
         """
         grids: dict[tuple[int, Part], Grid] = {(slot.block, slot.part): grid for slot, grid in published.items()}
         self._require_complete(plan.due, grids, void)
@@ -73,7 +73,7 @@ class Consensus:
         return refreshed
 
     def _displacement(self, index: int, due: Due, grids: _Grids) -> Tensor:
-        """What a block moves by, float32 (rows, cols)."""
+        """Return what a block moves by, float32 (rows, cols)."""
         if not self.blocks[index].is_low_rank:
             return grids[index, Part.DENSE].values
         basis = self.bases[index]
@@ -82,7 +82,7 @@ class Consensus:
         return self._lift(basis, grids[index, Part.CORE])
 
     def _next_basis(self, index: int, plan: RoundPlan, grids: _Grids) -> Basis:
-        """The basis as drawn, as published, or as the published factor makes it; a side that has no aim stays."""
+        """Return the basis as drawn, as published, or from the published factor; a side with a zero factor stays."""
         old, block = self.bases[index], self.blocks[index]
         if (number := dict(plan.due.draw).get(index)) is not None:
             return drawn_basis(block.rows, block.cols, block.ranks, seed=plan.seed, block=index, number=number)
@@ -108,7 +108,7 @@ class Consensus:
                 )
 
     def digest(self) -> bytes:
-        """BLAKE2b-256 of all names, shapes, dtypes and little-endian bytes, in the manifest's order, weights first."""
+        """Hash names, shapes, dtypes and little-endian bytes by BLAKE2b-256, in the manifest's order, weights first."""
         hasher = hashlib.blake2b(digest_size=32)
         for name, tensor in self.tensors().items():
             header = f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}".encode()
@@ -117,7 +117,7 @@ class Consensus:
         return hasher.digest()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All state by name, as it is stored and sent: "weight/<name>", then "left/<name>" and "right/<name>"."""
+        """Return all state as it is stored and sent: "weight/<name>", then "left/<name>" and "right/<name>"."""
         state = self.weight_tensors()
         for index, basis in self.bases.items():
             state[f"left/{self.blocks[index].name}"] = basis.left
@@ -125,7 +125,7 @@ class Consensus:
         return state
 
     def weight_tensors(self) -> dict[str, Tensor]:
-        """The weights alone, named as in ``tensors()``."""
+        """Return the weights alone, named as in ``tensors()``."""
         return {f"weight/{block.name}": self.weights[block.name] for block in self.blocks}
 
     @classmethod
@@ -136,9 +136,9 @@ class Consensus:
         lift: str = "exact",
         bases: Mapping[int, Basis] | None = None,
     ) -> "Consensus":
-        """Build from what ``tensors()`` gave, here or at another peer. Raises RunError for anything out of place.
+        """Build from what ``tensors()`` gave, here or at another peer. Raises RunError for invalid tensors.
 
-        Where ``bases`` are known otherwise, from what ``weight_tensors()`` gave.
+        ``bases``: those of the state, if ``tensors`` are from ``weight_tensors()``.
         """
         checks = {name: check for block in blocks for name, check in _checks(block, with_bases=bases is None)}
         if unknown := sorted(tensors.keys() ^ checks.keys()):
@@ -167,13 +167,13 @@ def _own(weight: Tensor) -> Tensor:
 
 
 def little_endian(tensor: Tensor) -> memoryview:
-    """The numbers of a tensor, row by row, as bytes that are the same on every machine."""
+    """Return the numbers of a tensor, row by row, as bytes that are the same on every machine."""
     array = tensor.contiguous().numpy().reshape(-1)
     return (array if sys.byteorder == "little" else array.byteswap()).data
 
 
 def _columns(flags: Tensor, rank: int, block: Block) -> Tensor:
-    """Indices of the columns that are flagged. Raises RunError unless they are ``rank``."""
+    """Return the indices of the flagged columns. Raises RunError unless they are ``rank``."""
     chosen = flags.flatten().nonzero().flatten()
     if len(chosen) != rank or int(flags.min()) < 0:
         raise RunError(
@@ -183,7 +183,7 @@ def _columns(flags: Tensor, rank: int, block: Block) -> Tensor:
 
 
 def _checks(block: Block, with_bases: bool) -> Iterator[tuple[str, Callable[[Tensor], str]]]:
-    """For each of a block's tensors: its name, and what says what is wrong with it ("" if nothing)."""
+    """Yield the name of each tensor of a block, and a function that says what is wrong with it, "" if nothing."""
     yield f"weight/{block.name}", lambda tensor: _weight_problem(tensor, block)
     if with_bases and block.is_low_rank:
         yield f"left/{block.name}", lambda tensor: _factor_problem(tensor, (block.rows, block.ranks[0]))

@@ -1,7 +1,7 @@
-"""TSR-Adam in the core: between rounds a peer moves only an r x r matrix per block, so nothing it keeps is full size.
+"""TSR-Adam in the core: between rounds a peer moves only an r x r matrix per block and keeps nothing of full size.
 
 Letters: U (M, R), V (N, R) the shared bases, S (R, R) the core with W_i = Wbar + U S V^T. What is stored is the
-displacement C = -S, which is also what goes on the wire. TSR-Adam: Dang et al., arXiv 2602.08007, Algorithm 1.
+displacement C = -S, which is also what is sent. TSR-Adam: Dang et al., arXiv 2602.08007, Algorithm 1.
 Dense blocks (norms, biases) are moved by plain Adam. With ``inner = "muon"`` the core takes Muon's steps instead.
 """
 
@@ -20,15 +20,22 @@ from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid, dense_grid
 from tsr_swarm.lowrank.rotate import rotate_core
 from tsr_swarm.lowrank.sketch import Captured
-from tsr_swarm.optim.block_state import check_tensors, pack_states, unpack_states
+from tsr_swarm.optim.block_state import (
+    RESIDUAL,
+    UnsentWork,
+    change_basis,
+    check_tensors,
+    core_as_sketch,
+    pack_states,
+    pack_unsent,
+    unpack_states,
+    unpack_unsent,
+)
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_stack import stacks
-from tsr_swarm.optim.full_block import FullBlock
-from tsr_swarm.optim.inner_optimizer import inner_optimizer
-from tsr_swarm.optim.local_space import gradient_grid
-from tsr_swarm.optim.moments import moment_grid, take_moment
-from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.optim.waiting_work import RESIDUAL, Waiting, averaged, pack_waiting, turned, unpack_waiting
+from tsr_swarm.optim.full_space import FullBlock
+from tsr_swarm.optim.local_space import inner_optimizer
+from tsr_swarm.optim.quantise import gradient_grid, moment_grid, quantise_slot, take_moment
 
 _MARK_BYTES = 16
 
@@ -51,15 +58,15 @@ class CoreSpace:
             self._states |= stack.states
         self._inner = {index: stack.inner for stack in self._stacks for index in stack.states}
         self._low_rank = [index for index, block in enumerate(self._blocks) if block.is_low_rank]
-        self._bases: dict[int, Basis] = {}  # those that the cores are written in ...
+        self._bases: dict[int, Basis] = {}  # those of the cores ...
         self._marks: dict[int, bytes] = {}  # ... and their hashes, which a checkpoint keeps
-        self._waiting: dict[int, Waiting] = {}  # unsent work of other bases
-        self._waiting_bits = optimizer.residual_bits
+        self._unsent: dict[int, UnsentWork] = {}  # in other bases
+        self._unsent_bits = optimizer.residual_bits
         self._feedback = optimizer.feedback
 
     @torch.no_grad()
     def begin(self, consensus: Consensus) -> None:
-        """Write Wbar + U S V^T. Raises RunError where a core is of another basis than the consensus has."""
+        """Write Wbar + U S V^T. Raises RunError where a core is in another basis than the consensus has."""
         for index in self._low_rank:
             basis = consensus.bases[index]
             if not self._is_of(index, basis):
@@ -69,7 +76,7 @@ class CoreSpace:
                 )
             self._adopt(index, basis)
         for stack in self._stacks:
-            stack.begin(consensus, self._waiting)
+            stack.begin(consensus, self._unsent)
         for full in self._dense.values():
             full.begin(consensus)
 
@@ -82,7 +89,7 @@ class CoreSpace:
             full.step(lr)
 
     def captured(self, consensus: Consensus) -> Mapping[int, Captured]:
-        """Nothing to measure: a core lies in its bases whole."""
+        """Return nothing: all of a core is in its bases."""
         return {}
 
     @torch.no_grad()
@@ -93,7 +100,7 @@ class CoreSpace:
         wire: WireConfig,
         gradients: Mapping[int, tuple[Tensor, Tensor]],
     ) -> dict[Slot, Grid]:
-        """Cores (C = -S), their moments, dense displacements, and the gradient sketches that were passed in."""
+        """Return cores (C = -S), their moments, dense displacements, and the gradient sketches that were passed in."""
         grids: dict[Slot, Grid] = {}
         for slot in upload_slots(self._blocks, plan.due, wire):
             state = self._states[slot.block]
@@ -105,24 +112,18 @@ class CoreSpace:
                 grids[slot] = dense_grid(state.displacement)
                 state.sent = {Part.DENSE: state.displacement.clone()}
             else:
-                grids[slot] = grid = quantise_slot(self._stand_in(slot), slot)
+                core = state.displacement.cpu()
+                is_core = slot.part is Part.CORE
+                sent = core if is_core else core_as_sketch(core, slot.part, self._bases[slot.block])
+                grids[slot] = grid = quantise_slot(sent, slot)
                 self._remember(slot, grid)
         return grids
 
-    def _stand_in(self, slot: Slot) -> Tensor:
-        """The core, or what stands in for it in a flush: Y = U C = A V and Z = V C^T = A^T U for A = U C V^T."""
-        core, basis = self._states[slot.block].displacement.cpu(), self._bases[slot.block]
-        if slot.part is Part.TANGENT_LEFT:
-            return basis.left_float() @ core
-        if slot.part is Part.TANGENT_RIGHT:
-            return basis.right_float() @ core.mT
-        return core
-
     def _remember(self, slot: Slot, grid: Grid) -> None:
-        """Note what ``grid`` takes out of the core if it is averaged: itself, or without feedback the whole core.
+        """Remember what ``grid`` takes out of the core if it is averaged: itself, or without feedback the whole core.
 
-        The tangent update U Z^T + (I - U U^T) Y V^T, seen in the old basis, is U^T (..) V = Z^T V: what Y says of the
-        inside of the basis, Z says too, and of the outside a core knows nothing.
+        The tangent update U Z^T + (I - U U^T) Y V^T, seen in the old basis, is U^T (..) V = Z^T V: Z has all of
+        Y's part inside the basis, and a core has none outside.
         """
         state = self._states[slot.block]
         if slot.part is Part.TANGENT_LEFT:
@@ -137,25 +138,25 @@ class CoreSpace:
 
     @torch.no_grad()
     def settle(self, consensus: Consensus, included: frozenset[int]) -> None:
-        """S += what was sent, for included blocks: the error of its quantisation stays and goes out next round."""
+        """Add what was sent to S of included blocks. The error of its quantisation stays and is sent next round."""
         for index, state in self._states.items():
             sent = next(iter(state.sent.values()), None) if index in included else None
             state.settle(sent, gamma=1.0)
-            if sent is not None and (waiting := self._waiting.pop(index, None)) is not None:
-                self._keep(index, averaged(waiting, self._bases[index]))
+            if sent is not None:
+                self._settle_unsent(index)
 
     @torch.no_grad()
     def take_moments(self, published: Mapping[Slot, Grid]) -> None:
-        """Go on with the averages of moments, those of a round that this peer is not part of too."""
+        """Replace moments by their averages, also where this peer was not part of the round."""
         for slot, grid in published.items():
             if slot.part.kind is PayloadKind.MOMENT:
                 take_moment(slot, grid, self._states[slot.block], self._inner[slot.block])
 
     @torch.no_grad()
     def rotate(self, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
-        """Cores and moments to the new bases. What of unsent work leaves the basis waits.
+        """Carry cores and moments to the new bases. Unsent work that leaves the basis is kept for later ones.
 
-        That is the work itself where it was not averaged, and with feedback the rounding where it was.
+        That is the work itself where it was not and with feedback the rounding where it was.
         """
         for index, (old, new) in refreshed.items():
             self._turn(index, old, new)
@@ -164,48 +165,50 @@ class CoreSpace:
 
     def _turn(self, index: int, old: Basis, new: Basis) -> None:
         state = self._states[index]
-        if self._waiting_bits:
-            before = self._waiting.pop(index, None)
-            core, waiting = turned(state.displacement, before, old, new, state.usual, self._waiting_bits)
-            self._keep(index, waiting)
+        if self._unsent_bits:
+            before = self._unsent.pop(index, None)
+            core, unsent = change_basis(state.displacement, before, old, new, state.usual, self._unsent_bits)
+            if unsent is not None:
+                self._unsent[index] = unsent
         else:
             core = rotate_core(state.displacement, old, new)
         state.displacement.copy_(core)
 
-    def _keep(self, index: int, waiting: Waiting | None) -> None:
-        if waiting is not None:
-            self._waiting[index] = waiting
+    def _settle_unsent(self, index: int) -> None:
+        """Take what an average took of the core out of the unsent work, too. Without its basis all is dropped."""
+        unsent = self._unsent.pop(index, None)
+        if unsent is not None and index in self._bases and (left := unsent.after_average(self._bases[index])):
+            self._unsent[index] = left
 
     @torch.no_grad()
     def rebase(self, consensus: Consensus) -> None:
-        """Keep unsent work, and the moments of blocks whose bases are bit for bit the same; others start from nothing.
+        """Keep unsent work, and the moments of blocks whose bases are bit for bit the same; other moments restart.
 
-        After a restart the old basis may be gone; then what the core did in it is too.
+        After a restart the old basis may be lost, and the work in it too.
         """
         for index, state in self._states.items():
             if state.sent:
                 state.settle(next(iter(state.sent.values())), gamma=1.0)
-                if (waiting := self._waiting.pop(index, None)) is not None and index in self._bases:
-                    self._keep(index, averaged(waiting, self._bases[index]))
+                self._settle_unsent(index)
         for index in self._low_rank:
             new, old = consensus.bases[index], self._bases.get(index)
             if not self._is_of(index, new):
                 state = self._states[index]
-                if old is None:  # nobody knows what the core was written in
-                    waiting = self._waiting.get(index)
-                    state.displacement.copy_(torch.zeros_like(state.displacement) if waiting is None else waiting.share)
+                if old is None:  # the basis of the core is not known
+                    unsent = self._unsent.get(index)
+                    state.displacement.copy_(torch.zeros_like(state.displacement) if unsent is None else unsent.share)
                 self._turn(index, old or new, new)
                 state.restart_moments()
             self._adopt(index, new)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Displacements, moments, step counts, what was sent, and the hash of the bases that all this is written in."""
+        """Return displacements, moments, step counts, what was sent, and the hash of the bases of all this."""
         marks = {
             self._mark_key(index): torch.frombuffer(bytearray(mark), dtype=torch.uint8)
             for index, mark in self._marks.items()
         }
-        waiting = {self._blocks[index].name: kept for index, kept in self._waiting.items()}
-        return pack_states(self._blocks, self._states) | marks | pack_waiting(waiting)
+        unsent = {self._blocks[index].name: kept for index, kept in self._unsent.items()}
+        return pack_states(self._blocks, self._states) | marks | pack_unsent(unsent)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -213,21 +216,21 @@ class CoreSpace:
         keys = {self._mark_key(index): index for index in self._low_rank}
         saved = {key: value for key, value in state.items() if key in keys}
         check_tensors(saved, dict.fromkeys(saved, ((_MARK_BYTES,), torch.uint8)))
-        waiting = {}
+        unsent = {}
         for index in self._low_rank:
             device = self._states[index].displacement.device
-            if kept := unpack_waiting(self._blocks[index], self._waiting_bits, device, state):
-                waiting[index] = kept
+            if kept := unpack_unsent(self._blocks[index], self._unsent_bits, device, state):
+                unsent[index] = kept
         rest = {key: value for key, value in state.items() if key not in keys and not key.startswith(RESIDUAL)}
         unpack_states(self._blocks, self._states, rest)
-        self._waiting = waiting
+        self._unsent = unsent
         self._marks, self._bases = {keys[key]: bytes(value.tolist()) for key, value in saved.items()}, {}
 
     def _mark_key(self, index: int) -> str:
         return f"basis/{self._blocks[index].name}"
 
     def _is_of(self, index: int, basis: Basis) -> bool:
-        """Whether this block's core is written in ``basis``, or in none yet."""
+        """Return whether this block's core is in ``basis``, or in none yet."""
         if self._bases.get(index) is basis or index not in self._marks:
             return True
         return self._marks[index] == _mark(basis)

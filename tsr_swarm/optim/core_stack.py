@@ -1,8 +1,8 @@
-"""The cores of low-rank blocks of one shape, stacked, and the products that take gradients in and write steps out.
+"""The cores of low-rank blocks of one shape, stacked, and the products that project gradients and lift steps.
 
 Letters: W (M, N) a parameter, G its gradient, U (M, P), V (N, Q) its bases, C (P, Q) the displacement in core
-coordinates: W = Wbar - U C V^T. The two products with a whole matrix are one a block, straight from the gradient and
-into the parameter: copied into a stack first, both cost more than half as much again. All else is one a stack.
+coordinates: W = Wbar - U C V^T. The two products with a whole matrix are done block by block, without copies: a copy
+into a stack makes both more than half as expensive again. All else is one operation a stack.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +13,15 @@ from torch import Tensor, nn
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.optim.adam import core_update_scale
-from tsr_swarm.optim.block_state import BlockState
+from tsr_swarm.optim.block_state import BlockState, UnsentWork
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.inner_optimizer import inner_optimizer
-from tsr_swarm.optim.waiting_work import Waiting
+from tsr_swarm.optim.local_space import inner_optimizer
 
 _STACK_NUMBERS = 1 << 24  # most numbers of a stack's largest product, 64 MiB; beyond, stacking saves nothing
 
 
 class CoreStack:
-    """What it keeps: cores and moments, and the bases in float32. Of full size it keeps nothing."""
+    """Cores (B, P, Q), their moments, and the bases in float32, of B blocks. It keeps nothing of full size."""
 
     def __init__(
         self, indices: Sequence[int], block: Block, parameters: Sequence[nn.Parameter], optimizer: OptimizerConfig
@@ -30,9 +29,9 @@ class CoreStack:
         self.inner = inner_optimizer(optimizer, is_matrix=True)
         self._scale = optimizer.update_scale or core_update_scale(block.rows, block.cols, *block.ranks)
         self._parameters = parameters
-        # what is added to a float32 parameter stays; a shorter type would lose small steps, so it is written anew
+        # steps are added to a float32 parameter; a shorter type would lose small ones, so it is written anew
         self._adds = all(parameter.dtype == torch.float32 for parameter in parameters)
-        self._base: list[Tensor] = []  # the consensus weights, for that only
+        self._base: list[Tensor] = []  # the consensus weights, for writing anew only
         device, count = parameters[0].device, len(indices)
         p, q = block.ranks
         self._left = torch.zeros(count, block.rows, p, device=device)
@@ -47,8 +46,8 @@ class CoreStack:
             for place, index in enumerate(indices)
         }
 
-    def begin(self, consensus: Consensus, waiting: Mapping[int, Waiting]) -> None:
-        """Take the bases and write W = Wbar - U C V^T, less what waits of other bases."""
+    def begin(self, consensus: Consensus, unsent: Mapping[int, UnsentWork]) -> None:
+        """Take the bases and write W = Wbar - U C V^T, less unsent work in other bases."""
         for place, index in enumerate(self.states):
             basis = consensus.bases[index]
             self._left[place].copy_(basis.left_float())
@@ -56,14 +55,14 @@ class CoreStack:
         weights = [consensus.weights[consensus.blocks[index].name] for index in self.states]
         on_device = [weight.to(p.device) for weight, p in zip(weights, self._parameters, strict=True)]
         for place, index in enumerate(self.states):
-            if (kept := waiting.get(index)) is not None:
+            if (kept := unsent.get(index)) is not None:
                 on_device[place] = on_device[place] - kept.outside(consensus.bases[index])
         self._write(on_device)
         # on the CPU these are the consensus' own tensors, which are replaced by the next ones, never written to
         self._base = [] if self._adds else on_device
 
     def step(self, lr: float) -> None:
-        """One step of the inner optimizer on every core, and of the parameters with it."""
+        """Take one step of the inner optimizer on every core, and move the parameters with it."""
         gradient = project([p.grad for p in self._parameters], self._left, self._right)
         for state in self.states.values():
             state.steps += 1
@@ -76,7 +75,7 @@ class CoreStack:
             self._write(self._base)
 
     def _write(self, weights: Sequence[Tensor]) -> None:
-        """Wbar - U C V^T, from Wbar, one copy of a block at a time."""
+        """Write Wbar - U C V^T from ``weights``, Wbar, with one copy of a block at a time."""
         for place, (parameter, weight) in enumerate(zip(self._parameters, weights, strict=True)):
             written = weight.clone()
             at = slice(place, place + 1)
@@ -87,7 +86,7 @@ class CoreStack:
 def stacks(
     blocks: Sequence[Block], parameters: Mapping[str, nn.Parameter], optimizer: OptimizerConfig
 ) -> Iterator[CoreStack]:
-    """All low-rank blocks, those of one shape, rank, device and type together."""
+    """Stack all low-rank blocks, those of one shape, rank, device and type together."""
     alike: dict[tuple[int, int, tuple[int, int], torch.device, torch.dtype], list[int]] = {}
     for index, block in enumerate(blocks):
         if block.is_low_rank:
@@ -103,7 +102,7 @@ def stacks(
 
 
 def project(gradients: Sequence[Tensor | None], left: Tensor, right: Tensor) -> Tensor:
-    """C = U^T G V of every block, float32 (B, P, Q); a missing gradient (M, N) counts as one of zero."""
+    """Return C = U^T G V of every block, float32 (B, P, Q); a missing gradient (M, N) counts as zero."""
     rows_first = _rows_first(left, right)
     first, second = (left, right) if rows_first else (right, left)
     half = left.new_empty(len(gradients), first.shape[2], second.shape[1])  # U^T G, or (G V)^T
@@ -118,7 +117,7 @@ def project(gradients: Sequence[Tensor | None], left: Tensor, right: Tensor) -> 
 
 
 def subtract_lifted(weights: Sequence[Tensor], core: Tensor, left: Tensor, right: Tensor) -> None:
-    """W -= U C V^T for every block, in place; all float32. ``core`` is (B, P, Q)."""
+    """Subtract U C V^T from W of every block, in place; all float32. ``core`` is (B, P, Q)."""
     if _rows_first(left, right):
         right = right @ core.mT  # U (C V^T)
     else:
@@ -128,6 +127,6 @@ def subtract_lifted(weights: Sequence[Tensor], core: Tensor, left: Tensor, right
 
 
 def _rows_first(left: Tensor, right: Tensor) -> bool:
-    """Whether (U^T G) V and U (C V^T) take fewer multiplications than U^T (G V) and (U C) V^T: N P (M + Q) of them."""
+    """Return whether (U^T G) V and U (C V^T) take fewer multiplications, N P (M + Q), than U^T (G V) and (U C) V^T."""
     (rows, p), (cols, q) = left.shape[1:], right.shape[1:]
     return cols * p * (rows + q) <= rows * q * (cols + p)

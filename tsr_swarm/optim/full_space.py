@@ -16,12 +16,10 @@ from tsr_swarm.config.run import OptimizerConfig, WireConfig
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid, dense_grid
 from tsr_swarm.lowrank.sketch import Captured, core_of, expand, measure_captured
-from tsr_swarm.optim.block_state import pack_states, unpack_states
+from tsr_swarm.optim.block_state import float_factors, pack_states, unpack_states, zero_state
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.full_block import FullBlock
-from tsr_swarm.optim.inner_optimizer import inner_optimizer
-from tsr_swarm.optim.local_space import gradient_grid
-from tsr_swarm.optim.quantise import quantise_slot
+from tsr_swarm.optim.local_space import InnerOptimizer, inner_optimizer
+from tsr_swarm.optim.quantise import gradient_grid, quantise_slot
 
 
 class FullSpace:
@@ -37,11 +35,10 @@ class FullSpace:
             for block in self._blocks
         ]
         self._states = {index: full.state for index, full in enumerate(self._full)}
-        # drawn bases hold a direction only once in a cycle: what shrank every round until then would hardly arrive
+        # drawn bases hold a direction once in a cycle: a residual that shrank every round until then would be lost
         self._gamma = 1.0 if optimizer.aim == "seed" else optimizer.gamma
-        self._may_choose = (
-            optimizer.aim == "displacement"
-        )  # the leader, by what is captured: see optim/sketch_budget.py
+        # the leader then chooses whose sketches are sent: see sketch_budget.py
+        self._measures_captured = optimizer.aim == "displacement"
 
     @torch.no_grad()
     def begin(self, consensus: Consensus) -> None:
@@ -57,11 +54,14 @@ class FullSpace:
 
     @torch.no_grad()
     def captured(self, consensus: Consensus) -> Mapping[int, Captured]:
-        """kappa = |U^T A V|^2 / |A|^2 and |A|^2 of every low-rank block, where the bases follow displacements."""
-        if not self._may_choose:
+        """Measure kappa = |U^T A V|^2 / |A|^2 and |A|^2 of low-rank blocks, where the bases follow displacements."""
+        if not self._measures_captured:
             return {}
-        displacements = {index: self._states[index].displacement for index in consensus.bases}
-        return {index: measure_captured(a, *_factors(consensus.bases[index], a)) for index, a in displacements.items()}
+        measured = {}
+        for index, basis in consensus.bases.items():
+            displacement = self._states[index].displacement
+            measured[index] = measure_captured(displacement, *float_factors(basis, displacement))
+        return measured
 
     @torch.no_grad()
     def upload(
@@ -71,7 +71,7 @@ class FullSpace:
         wire: WireConfig,
         gradients: Mapping[int, tuple[Tensor, Tensor]],
     ) -> dict[Slot, Grid]:
-        """Cores U^T A V, tangent sketches A V and A^T U, dense displacements, and the gradient sketches passed in."""
+        """Return cores U^T A V, tangent sketches A V and A^T U, dense displacements, and given gradient sketches."""
         grids: dict[Slot, Grid] = {}
         for state in self._states.values():
             state.sent = {}
@@ -87,7 +87,7 @@ class FullSpace:
 
     @torch.no_grad()
     def settle(self, consensus: Consensus, included: frozenset[int]) -> None:
-        """E = A - its part of the average for included blocks, of which gamma goes on; others keep A whole."""
+        """Keep gamma of E = A - its part of the average for included blocks; others keep A whole."""
         for index, state in self._states.items():
             averaged = None
             if index in included and state.sent:
@@ -96,16 +96,16 @@ class FullSpace:
             state.settle(averaged, self._gamma if self._blocks[index].is_low_rank else 1.0)
 
     def take_moments(self, published: Mapping[Slot, Grid]) -> None:
-        """Nothing to do: a core of a moment is not the moment of a core, so only core peers average theirs."""
+        """Do nothing: a core of a moment is not the moment of a core, so only core peers average theirs."""
 
     def rotate(self, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
-        """Nothing to do: all that is kept is full size, and no basis is written into it."""
+        """Do nothing: all that is kept is full size and independent of bases."""
 
     @torch.no_grad()
     def rebase(self, consensus: Consensus) -> None:
         """Keep moments and displacements, but not the displacement of a block whose upload was never settled.
 
-        Which part of it went out cannot be told without the bases of that time.
+        Which part of it was sent is unknown without the bases of that time.
         """
         for index, state in self._states.items():
             if state.sent and self._blocks[index].is_low_rank:
@@ -115,7 +115,7 @@ class FullSpace:
                 state.settle(state.sent[Part.DENSE], gamma=1.0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Displacements, moments, step counts, and what was sent."""
+        """Return displacements, moments, step counts, and what was sent."""
         return pack_states(self._blocks, self._states)
 
     @torch.no_grad()
@@ -125,10 +125,10 @@ class FullSpace:
 
 
 def _measure(slot: Slot, displacement: Tensor, basis: Basis | None) -> Grid:
-    """The slot's share of a displacement, on its grid. A dense block has no basis and goes out whole."""
+    """Return the slot's share of a displacement, on its grid. A dense block has no basis and is sent whole."""
     if basis is None:
         return dense_grid(displacement)
-    u, v = _factors(basis, displacement)
+    u, v = float_factors(basis, displacement)
     if slot.part is Part.TANGENT_LEFT:
         return quantise_slot(displacement @ v, slot)
     if slot.part is Part.TANGENT_RIGHT:
@@ -137,15 +137,49 @@ def _measure(slot: Slot, displacement: Tensor, basis: Basis | None) -> Grid:
 
 
 def _part(sent: Mapping[Part, Tensor], basis: Basis | None) -> Tensor:
-    """What an average takes of this peer's displacement: the lift of what it sent. Local, so plain float32 will do."""
+    """Return what an average takes of this peer's displacement: the lift of what it sent, in plain float32."""
     if basis is None:
         return sent[Part.DENSE]
-    u, v = _factors(basis, next(iter(sent.values())))
+    u, v = float_factors(basis, next(iter(sent.values())))
     if Part.CORE in sent:
         return expand(sent[Part.CORE], u, v)
     y, z = sent[Part.TANGENT_LEFT], sent[Part.TANGENT_RIGHT]
     return u @ z.mT + (y - u @ (u.mT @ y)) @ v.mT  # U Z^T + (I - U U^T) Y V^T
 
 
-def _factors(basis: Basis, like: Tensor) -> tuple[Tensor, Tensor]:
-    return basis.left_float().to(like.device), basis.right_float().to(like.device)
+class FullBlock:
+    """One parameter moved at full size: W_i = Wbar - A, with A the displacement in ``state``.
+
+    Every block of a full-space peer, the dense ones of a core peer. Weight decay is applied to the consensus only.
+    """
+
+    def __init__(self, name: str, parameter: nn.Parameter, inner: InnerOptimizer) -> None:
+        self.state = zero_state(parameter, inner.moments)
+        self._name = name
+        self._parameter = parameter
+        self._inner = inner
+        self._base = torch.zeros(0, device=parameter.device)
+
+    def begin(self, consensus: Consensus) -> None:
+        """Write Wbar - A into the parameter."""
+        # on the CPU this is the consensus' own tensor, which is replaced by the next one, never written to
+        self._base = consensus.weights[self._name].to(self._parameter.device)
+        self._write()
+
+    def step(self, lr: float) -> None:
+        """Take one step from ``parameter.grad``; no gradient counts as zero."""
+        state = self.state
+        state.steps += 1
+        direction = self._inner.direction(self._gradient(), state.first, state.second, [state.steps])
+        state.displacement.add_(direction, alpha=lr)  # A += lr D
+        self._write()
+
+    def _gradient(self) -> Tensor:
+        gradient = self._parameter.grad
+        return torch.zeros_like(self.state.first) if gradient is None else gradient.float()
+
+    def _write(self) -> None:
+        if self._parameter.dtype == torch.float32:
+            torch.sub(self._base, self.state.displacement, out=self._parameter)  # without a copy of full size
+        else:
+            self._parameter.copy_(self._base - self.state.displacement)

@@ -24,27 +24,27 @@ _TINY = 1e-30  # a zero matrix stays zero; its square would not be
 
 
 class Muon:
-    """The inner optimizer of matrices. It keeps one moment."""
+    """The inner optimizer of matrices, with one moment."""
 
     moments = 1
 
     def direction(self, gradient: Tensor, first: Tensor, second: Tensor | None, steps: Sequence[int]) -> Tensor:
-        """Fold ``gradient`` (..., M, N) into the momentum ``first``, in place; return the direction to subtract."""
+        """Update the momentum ``first`` by ``gradient`` (..., M, N), in place; return the direction to subtract."""
         return muon_direction(gradient, first)
 
     def corrections(self, steps: int) -> tuple[float]:
-        """Of the momentum. Its length counts where it is averaged with those of other peers."""
+        """Return that of the momentum. Its length matters where it is averaged with those of other peers."""
         return (1 - MOMENTUM**steps,)
 
     def rotate(self, state: BlockState, old: Basis, new: Basis) -> None:
-        """The momentum of a core to new bases: a mean, and never bias-corrected, as its length does not count."""
+        """Carry the momentum of a core to new bases, without bias correction: its length does not matter."""
         state.first.copy_(rotate_core(state.first, old, new))
 
 
 def muon_direction(gradient: Tensor, first: Tensor) -> Tensor:
-    """0.2 sqrt(max(M, N)) NewtonSchulz(Nesterov momentum), for (..., M, N); ``first`` is updated in place.
+    """Return 0.2 sqrt(max(M, N)) NewtonSchulz(Nesterov momentum), for (..., M, N); ``first`` is updated in place.
 
-    The momentum is a mean, m = 0.95 m + 0.05 g; theirs is a sum, which is 20 times that: scale does not count here.
+    The momentum is a mean, m = 0.95 m + 0.05 g; theirs is a sum, which is 20 times that: its scale does not matter.
     """
     first.lerp_(gradient, 1 - MOMENTUM)  # m = mu m + (1 - mu) g
     ahead = gradient.lerp(first, MOMENTUM)  # Nesterov: (1 - mu) g + mu m
@@ -52,7 +52,7 @@ def muon_direction(gradient: Tensor, first: Tensor) -> Tensor:
 
 
 def newton_schulz(m: Tensor) -> Tensor:
-    """About U V^T of m = U S V^T, for (..., M, N): X <- a X + (b A + c A^2) X with A = X X^T, from m / |m|_F.
+    """Return about U V^T of m = U S V^T, for (..., M, N): X <- a X + (b A + c A^2) X with A = X X^T, from m / |m|_F.
 
     Singular values that are not far below the largest end within about 0.7 to 1.2; very small ones stay smaller.
     """

@@ -1,8 +1,8 @@
-"""The outer step: what the reducer makes of a mean before it is published, and what it keeps for the next one.
+"""The outer step: what the reducer computes from a mean before it is published, and what it keeps for the next one.
 
 Letters: D the mean displacement of a block, in core coordinates (P, Q) or, of a dense block, whole (1, N): the outer
-gradient of DiLoCo. What a step returns is subtracted from the weights, as D itself would be. Nobody but the reducer
-needs this state: others apply the published bytes, whatever they were made from.
+gradient of DiLoCo. What a step returns is subtracted from the weights, as D itself would be. Only the reducer needs
+this state: other peers apply the published bytes.
 """
 
 import math
@@ -19,6 +19,7 @@ from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.lowrank.rotate import rotate_core, rotate_moments
+from tsr_swarm.optim.block_state import core_as_sketch
 
 BETA2 = 0.99  # of outer Adam's second moment, as in FedAdam
 ADAPTIVITY = 0.1  # FedAdam's tau, as a share of the RMS of the block's averages
@@ -40,10 +41,10 @@ OuterState = Mapping[int, BlockOuter]  # by block; a block that is not in it kee
 def outer_step(
     mean: Mapping[Slot, Tensor], state: OuterState, optimizer: OptimizerConfig, bases: Mapping[int, Basis]
 ) -> tuple[dict[Slot, Tensor], dict[int, BlockOuter]]:
-    """What to publish for ``mean`` (float64, by upload slot), residuals included, and the state after it.
+    """Return what to publish for ``mean`` (float64, by upload slot), residuals included, and the state after it.
 
-    The residuals in that state have gone out; ``keep_dropped`` says what is left. A tangent sketch takes its block's
-    residual C with it as Y + U C and Z + V C^T, whole, because a refresh loses what leaves the basis. Blocks without
+    The old residuals are in the result; ``keep_dropped`` adds the new ones. A tangent sketch takes its block's residual
+    C with it as Y + U C and Z + V C^T, whole, because a refresh loses what leaves the basis. Blocks without
     a mean keep what they have.
     """
     wanted, after = dict(mean), dict(state)
@@ -54,13 +55,13 @@ def outer_step(
             wanted[slot] = update if kept.residual is None else update + kept.residual
             after[slot.block] = replace(kept, residual=None)
         elif slot.part in (Part.TANGENT_LEFT, Part.TANGENT_RIGHT) and kept.residual is not None:
-            wanted[slot] = numbers + _stand_in(kept.residual, slot.part, bases[slot.block])
+            wanted[slot] = numbers + core_as_sketch(kept.residual.double(), slot.part, bases[slot.block])
             after[slot.block] = replace(kept, residual=None)
     return wanted, after
 
 
 def keep_dropped(state: OuterState, wanted: Mapping[Slot, Tensor], published: Mapping[Slot, Grid]) -> OuterState:
-    """``state`` with what the grids of ``published`` cores dropped of what was ``wanted``, by upload slot."""
+    """Return ``state`` with what the grids of ``published`` cores dropped of what was ``wanted``, by upload slot."""
     cores = {slot.block: numbers for slot, numbers in wanted.items() if slot.part is Part.CORE}
     after = dict(state)
     for slot, grid in published.items():
@@ -73,7 +74,7 @@ def keep_dropped(state: OuterState, wanted: Mapping[Slot, Tensor], published: Ma
 def rotate_outer(
     state: OuterState, refreshed: Mapping[int, tuple[Basis, Basis]], optimizer: OptimizerConfig
 ) -> OuterState:
-    """The same state in the bases that ``Consensus.apply`` made: (old, new) of each block that it ``refreshed``."""
+    """Return the state in the bases that ``Consensus.apply`` made: (old, new) of each block that it ``refreshed``."""
     turned = {
         index: _rotate(state[index], old, new, optimizer) for index, (old, new) in refreshed.items() if index in state
     }
@@ -81,7 +82,7 @@ def rotate_outer(
 
 
 def pack_outer(state: OuterState, blocks: Sequence[Block]) -> dict[str, Tensor]:
-    """The state as flat tensors, fit for safetensors: "residual/<name>" and so on, where there is one."""
+    """Return the state as flat tensors, fit for safetensors: "residual/<name>" and so on, where there is one."""
     return {
         f"{key}/{blocks[index].name}": tensor
         for index, kept in state.items()
@@ -110,12 +111,12 @@ def unpack_outer(packed: Mapping[str, Tensor], blocks: Sequence[Block]) -> Outer
 
 
 def without_residuals(state: OuterState, but: frozenset[int]) -> OuterState:
-    """The state after a round whose means are unknown: what was kept of roundings went out, save for blocks ``but``."""
+    """Return the state after a round whose means are unknown: residuals were sent, save those of blocks ``but``."""
     return {index: kept if index in but else replace(kept, residual=None) for index, kept in state.items()}
 
 
 def require_finite(state: OuterState) -> None:
-    """Raise RunError if a number of the state is not finite: it would be in every later step."""
+    """Raise RunError if a number of the state is not finite: it would spoil every later step."""
     for kept in state.values():
         for tensor in _tensors(kept).values():
             if tensor is not None and not torch.isfinite(tensor).all():
@@ -123,7 +124,7 @@ def require_finite(state: OuterState) -> None:
 
 
 def nesterov(mean: Tensor, first: Tensor, lr: float, momentum: float) -> tuple[Tensor, Tensor]:
-    """DiLoCo's outer step (arXiv 2311.08105, Algorithm 1, OuterOpt): the step, and the momentum b after it."""
+    """DiLoCo's outer step (arXiv 2311.08105, Algorithm 1, OuterOpt). Returns the step, and the momentum b after it."""
     first = momentum * first + mean  # b = mu b + D
     return lr * (mean + momentum * first), first  # lr (D + mu b)
 
@@ -131,7 +132,7 @@ def nesterov(mean: Tensor, first: Tensor, lr: float, momentum: float) -> tuple[T
 def adam(
     mean: Tensor, first: Tensor, second: Tensor, steps: int, lr: float, momentum: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """FedAdam (arXiv 2003.00295, Algorithm 2): the step number ``steps`` (from 1), and both moments after it.
+    """FedAdam's step number ``steps``, from 1 (arXiv 2003.00295, Algorithm 2). Returns it, and both moments after it.
 
     m_hat is divided by sqrt(v_hat) + ADAPTIVITY s, the ratio is bounded to [-1, 1] and the step is lr s of it, with
     s = sqrt(mean(v_hat)): no entry moves further than lr times the RMS of the block's averages. Departures: the unit s,
@@ -147,7 +148,7 @@ def adam(
 
 
 def _step(mean: Tensor, kept: BlockOuter, optimizer: OptimizerConfig) -> tuple[Tensor, BlockOuter]:
-    """The step for one ``mean``, float64, and the moments after it."""
+    """Return the step for one ``mean``, float64, and the state after it."""
     if optimizer.outer == "average":
         return mean, kept
     lr, momentum = optimizer.outer_lr, optimizer.outer_momentum
@@ -162,14 +163,6 @@ def _step(mean: Tensor, kept: BlockOuter, optimizer: OptimizerConfig) -> tuple[T
 
 def _numbers(kept: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if kept is None else kept.to(like.dtype)
-
-
-def _stand_in(core: Tensor, part: Part, basis: Basis) -> Tensor:
-    """A core as one side of a tangent sketch, float64: U C, or V C^T."""
-    numbers = core.to(torch.float64)
-    if part is Part.TANGENT_LEFT:
-        return basis.left_float(torch.float64) @ numbers
-    return basis.right_float(torch.float64) @ numbers.mT
 
 
 def _rotate(kept: BlockOuter, old: Basis, new: Basis, optimizer: OptimizerConfig) -> BlockOuter:

@@ -1,23 +1,27 @@
-"""What each round asks of everybody: rates, weight decay, which blocks refresh their bases, and whether moments are
-averaged. Pure arithmetic.
+"""What each round asks of all peers: rates, weight decay, which bases are refreshed, whether moments are averaged.
+
+Moments have DES-LOC's periods K_u and K_v (Iacob et al., arXiv 2505.22549, section 2). Bases of a run with
+``optimizer.aim = "seed"`` follow from the seed and the round, and are never sent. Pure.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
-from tsr_swarm.optim.moment_periods import own_moment_periods
+from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.lowrank.dct import drawn_basis
+from tsr_swarm.optim.muon import MOMENTUM
 
 
 def plan_round(config: RunConfig, blocks: Sequence[Block], round: int, parent: str) -> RoundPlan:
-    """The announcement of ``round`` (from 1); ``parent`` is the chain hash (hex) of the round before.
+    """Return the announcement of ``round`` (from 1); ``parent`` is the chain hash (hex) of the round before.
 
-    Steps are counted as round * K_x, whatever a peer managed to do. The leader announces the numbers, so that peers
-    need not agree on a cosine's last bit.
+    Steps are counted as round * K_x, however many a peer has done. The leader announces the numbers, because two
+    machines may differ in a cosine's last bit.
     """
     steps = config.periods.k_x
     first_step = (round - 1) * steps
@@ -37,9 +41,9 @@ def plan_round(config: RunConfig, blocks: Sequence[Block], round: int, parent: s
 
 
 def follows_manifest(plan: RoundPlan, manifest: Manifest) -> bool:
-    """Whether an announced plan is one that the manifest allows. Rates may differ in their last bits.
+    """Return whether the manifest allows an announced plan. Rates may differ in their last bits.
 
-    Where bases follow displacements the leader may choose whose sketches it asks for, see exchange.py; nothing else.
+    Where bases follow displacements the leader may choose whose sketches it asks for (see sketch_budget.py), no more.
     """
     legal = plan_round(manifest.config, manifest.blocks, plan.round, plan.parent)
     low_rank = {index for index, block in enumerate(manifest.blocks) if block.is_low_rank}
@@ -51,7 +55,7 @@ def follows_manifest(plan: RoundPlan, manifest: Manifest) -> bool:
 
 
 def learning_rate(optimizer: OptimizerConfig, step: int) -> float:
-    """Rate of the global ``step`` (from 0): linear warm-up, then constant, or a cosine down to a tenth of lr."""
+    """Return the rate of global ``step``, from 0: linear warm-up, then constant, or a cosine down to a tenth of lr."""
     after = step - optimizer.warmup_steps
     if after < 0:
         return optimizer.lr * (step + 1) / optimizer.warmup_steps
@@ -62,13 +66,13 @@ def learning_rate(optimizer: OptimizerConfig, step: int) -> float:
 
 
 def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
-    """Which blocks send a tangent sketch, a gradient sketch or both in ``round``, or draw their next basis.
+    """Return which blocks send a sketch or draw their next basis in ``round``, and which moments are averaged.
 
-    Moments are averaged in the rounds whose last step is a multiple of their period.
+    Moments are averaged in rounds whose last step is a multiple of their period.
 
-    A block's first refresh by what peers send is in round 1, where its basis is still a random one; a drawn one would
-    be no better, and the first draw is a period later. Core peers have nothing outside their bases to flush, so they
-    go without tangents as long as all peers are core; and drawn bases flush all directions in their turn.
+    A block's first refresh by what peers send is in round 1, because its first basis is random. A drawn basis would be
+    no better, so the first draw is a period later. Tangent sketches are for work outside the bases: runs of core peers
+    alone have none, and drawn bases go through all directions in time.
     """
     aim, none = config.optimizer.aim, frozenset[int]()
     counted = round if aim == "seed" else round - 1
@@ -92,10 +96,46 @@ def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
 
 
 def refresh_rounds(periods: PeriodsConfig, block: Block) -> int:
-    """Rounds between two refreshes of a low-rank block."""
+    """Return the rounds between two refreshes of a low-rank block."""
     return periods.refresh_rounds_embedding if block.role is BlockRole.EMBEDDING else periods.refresh_rounds
 
 
 def basis_number(periods: PeriodsConfig, block: Block, round: int) -> int:
-    """Which of its drawn bases a low-rank block has after ``round`` rounds; the first is number 0."""
+    """Return the number of the drawn basis that a low-rank block has after ``round`` rounds, from 0."""
     return round // refresh_rounds(periods, block)
+
+
+def own_moment_periods(config: RunConfig) -> tuple[int, int]:
+    """Return K_u and K_v of a run's cores in steps; 0: never."""
+    periods, optimizer = config.periods, config.optimizer
+    return moment_periods(periods.k_u, periods.k_v, periods.k_x, optimizer.inner, optimizer.betas)
+
+
+def moment_periods(k_u: int | str, k_v: int | str, k_x: int, inner: str, betas: tuple[float, float]) -> tuple[int, int]:
+    """Return K_u and K_v in steps as they are set, or for "auto" the half-life of the moment that ``inner`` keeps."""
+    beta1 = MOMENTUM if inner == "muon" else betas[0]
+    first = half_life(beta1, k_x) if isinstance(k_u, str) else k_u
+    second = half_life(betas[1], k_x) if isinstance(k_v, str) else k_v
+    return first, second
+
+
+def half_life(beta: float, k_x: int) -> int:
+    """Return the half-life of a moment, ln 2 / -ln(beta) steps, in whole periods k_x, at least one."""
+    steps = math.log(2) / -math.log(beta) if beta else 0.0
+    return max(1, round(steps / k_x)) * k_x
+
+
+def are_drawn(manifest: Manifest) -> bool:
+    """Return whether the bases of this run are drawn."""
+    return manifest.config.optimizer.aim == "seed"
+
+
+def drawn_bases(manifest: Manifest, round: int) -> Mapping[int, Basis]:
+    """Draw the bases of all low-rank blocks after ``round`` rounds."""
+    bases = {}
+    for index, block in enumerate(manifest.blocks):
+        if block.is_low_rank:
+            number = basis_number(manifest.config.periods, block, round)
+            seed = manifest.config.run.seed
+            bases[index] = drawn_basis(block.rows, block.cols, block.ranks, seed=seed, block=index, number=number)
+    return bases

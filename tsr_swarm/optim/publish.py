@@ -1,6 +1,6 @@
 """What a reducer publishes: the mean on its grid, and the bases that follow from it.
 
-What is published is what everybody applies, its sender included, so nothing here has to be computed twice alike.
+All peers apply what is published, the reducer included, so nothing here has to be reproducible elsewhere.
 """
 
 from collections.abc import Mapping, Sequence

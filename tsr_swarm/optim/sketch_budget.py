@@ -1,4 +1,4 @@
-"""Which blocks of a full-space run send a tangent sketch, within a byte budget: by what their cores would miss.
+"""Which blocks of a full-space run send a tangent sketch within a byte budget: those whose cores would miss most.
 
 A core U^T A V takes kappa = |U^T A V|^2 / |A|^2 of a displacement's energy; a tangent sketch takes more and re-aims the
 basis, but has more bytes. Peers measure kappa and |A|^2, the leader announces who sends what (``round.budget_kb``).
@@ -10,23 +10,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tsr_swarm.config.blocks import Block
-from tsr_swarm.config.budget import KB, core_upload, sketch_costs
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.config.sizes import KB, core_upload, sketch_costs
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.periods import refresh_rounds
 
 
 @dataclass(frozen=True, slots=True)
 class RefreshState:
-    """What the leader knows of each low-rank block. Lost with it: a new one begins by periods and is told again."""
+    """What the leader knows of each low-rank block. A new leader begins with periods, and is told the rest again."""
 
     refreshed: Mapping[int, int]  # the round that made its basis
     captured: Mapping[int, Captured] = field(default_factory=dict)  # the newest mean over peers
 
 
 def begin_refresh_state(config: RunConfig, blocks: Sequence[Block], round: int) -> RefreshState:
-    """What is taken for known before ``round``: nothing is measured, and every block was refreshed by its period."""
+    """Return a leader's state before ``round``: nothing measured, all blocks refreshed by their periods."""
     refreshed = {}
     for index, block in enumerate(blocks):
         if block.is_low_rank:
@@ -38,15 +38,15 @@ def begin_refresh_state(config: RunConfig, blocks: Sequence[Block], round: int) 
 def after_round(
     known: RefreshState, plan: RoundPlan, void: frozenset[int], measured: Mapping[int, Captured]
 ) -> RefreshState:
-    """What is known once ``plan``'s round is committed. Blocks in ``void`` have kept their bases."""
+    """Return the state after ``plan``'s round is committed. Blocks in ``void`` have kept their bases."""
     refreshed = dict.fromkeys(plan.due.tangent - void, plan.round)
     return RefreshState({**known.refreshed, **refreshed}, {**known.captured, **measured})
 
 
 def within_budget(plan: RoundPlan, config: RunConfig, blocks: Sequence[Block], known: RefreshState) -> RoundPlan:
-    """``plan`` with the sketches that a budget allows in place of those that periods ask for; as it is without one.
+    """Return ``plan`` with the sketches that a budget allows instead of those of the periods; unchanged without one.
 
-    The upload stays within the budget, if it does so without any sketch: see config/budget.py.
+    The upload stays within the budget, if it does so without any sketch: see config/sizes.py.
     """
     if not config.round.budget_kb:
         return plan
@@ -60,11 +60,11 @@ def within_budget(plan: RoundPlan, config: RunConfig, blocks: Sequence[Block], k
 def preference(
     known: RefreshState, periods: Mapping[int, int], costs: Mapping[int, int], round: int
 ) -> tuple[int, ...]:
-    """Blocks that should send a sketch in ``round``, the first one first.
+    """Return the blocks that should send a sketch in ``round``, the most important first.
 
     Those whose period (in rounds) is over, the oldest basis first; then the others, by the energy that their cores
-    would miss for each further byte, (1 - kappa) |A|^2 / cost. Blocks re-aimed a round ago come last: what is known of
-    them was measured in their old bases, before work was flushed. A block of no gain is left out.
+    would miss for each further byte, (1 - kappa) |A|^2 / cost. Blocks re-aimed in the last round come last: they were
+    measured in their old bases, before work was flushed. A block of no gain is left out.
     """
     due = {index for index, period in periods.items() if round - known.refreshed[index] >= period}
     gains = {index: (1 - seen.kappa) * seen.energy for index, seen in known.captured.items() if index not in due}
@@ -80,7 +80,7 @@ def preference(
 
 
 def choose_tangents(order: Iterable[int], costs: Mapping[int, int], room: int) -> frozenset[int]:
-    """Blocks taken in ``order`` as long as their ``costs`` fit what is left of ``room`` bytes; others are passed over.
+    """Choose blocks in ``order`` as long as their ``costs`` fit what is left of ``room`` bytes; others are passed over.
 
     For costs of 0 and more: a set that fits and has a block that this one lacks, lacks one that comes before it in
     ``order``. Where that is by gain a byte, this set's gain falls short of the best one's by less than the gain of the
@@ -95,7 +95,7 @@ def choose_tangents(order: Iterable[int], costs: Mapping[int, int], room: int) -
 
 
 def mean_captured(parts: Iterable[tuple[int, Mapping[int, Captured]]]) -> dict[int, Captured]:
-    """Means by tokens over pairs (tokens, what a peer measured), for each block over the peers that measured it."""
+    """Average over pairs (tokens, what a peer measured), weighted by tokens, by block over peers that measured it."""
     sums: dict[int, tuple[int, float, float]] = {}
     for tokens, captured in parts:
         for index, seen in captured.items():

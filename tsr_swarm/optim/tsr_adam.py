@@ -23,8 +23,16 @@ from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.rotate import rotate_moments
 from tsr_swarm.lowrank.sketch import core_of, expand
 from tsr_swarm.optim.adam import Correction, adam_direction, bias_corrections, core_update_scale
-from tsr_swarm.optim.tsr_adam_options import LATER_OPTIONS, checked_options, require_whole_parameters
-from tsr_swarm.optim.tsr_adam_state import NO_STATE, fresh_state, moments_shape, read_state, require_saved_groups
+from tsr_swarm.optim.tsr_adam_state import (
+    LATER_OPTIONS,
+    NO_STATE,
+    checked_options,
+    fresh_state,
+    moments_shape,
+    read_state,
+    require_saved_groups,
+    require_whole_parameters,
+)
 
 _MOST = 0.3  # a gradient's entries are at most this power of the largest number: 4e11 in float32
 
@@ -178,7 +186,7 @@ class TSRAdam(Optimizer):
         else:
             moments = state["exp_avg"], state["exp_avg_sq"]
             corrections = bias_corrections(group["betas"], state["step"])
-            gradient = _bounded(gradient, gradient.abs())
+            gradient = bounded(gradient, gradient.abs())
             direction = adam_direction(gradient, *moments, corrections, group["betas"], group["eps"])
         # W = W - lr (direction + weight_decay W)
         lr = float(group["lr"])
@@ -193,7 +201,7 @@ class TSRAdam(Optimizer):
         """
         if not isinstance(state_dict, dict):
             raise ValueError(NO_STATE)
-        handle = self.register_load_state_dict_pre_hook(_read)  # the last one, which sees what the others made of it
+        handle = self.register_load_state_dict_pre_hook(_read)  # runs last, after the caller's own hooks
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -212,17 +220,17 @@ class TSRAdam(Optimizer):
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A parameter's state as it was read; torch hands on whole what it does not know, and casts tensors."""
+    """A parameter's state as it was read, wrapped: torch would cast bare tensors to the parameter's dtype."""
 
     state: dict[str, Any]
 
 
 def _read(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
-    """``state_dict`` checked and made this optimizer's own. Raises ValueError."""
+    """Check ``state_dict`` and convert it to this optimizer's types. Raises ValueError."""
     require_saved_groups(state_dict)
     groups, saved_groups = optimizer.param_groups, state_dict["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
-        return None  # torch has a sentence for it
+        return None  # torch raises its own error
     read_groups, read_states = [], {}
     for group, saved in zip(groups, saved_groups, strict=True):
         options = {option: group[option] for option in optimizer.defaults if option in group}
@@ -234,15 +242,15 @@ def _read(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | 
 
 
 def _own_precision(device_type: str) -> AbstractContextManager[None]:
-    """A step inside ``torch.autocast`` is computed as one outside of it, as torch's optimizers compute theirs."""
+    """Disable ``torch.autocast`` in a step, as torch's optimizers do."""
     is_possible = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if is_possible else nullcontext()
 
 
-def _bounded(gradient: Tensor, size: Tensor) -> Tensor:
-    """``gradient``, made smaller where its ``size``, its own or each entry's, is one whose square could overflow.
+def bounded(gradient: Tensor, size: Tensor) -> Tensor:
+    """Make ``gradient`` smaller where the square of its ``size``, one number or each entry's, could overflow.
 
-    No other gradient changes by a bit, and no device is waited for. What is not finite becomes NaN.
+    No other gradient changes by a bit, and no device is synchronized. What is not finite becomes NaN.
     """
     most = torch.finfo(gradient.dtype).max ** _MOST
     bounded: Tensor = gradient * (most / size).clamp_(max=1)
@@ -250,11 +258,11 @@ def _bounded(gradient: Tensor, size: Tensor) -> Tensor:
 
 
 def _low_rank_direction(state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor:
-    """The scaled direction (M, N) to subtract. Moments, bases and what feedback keeps change in place."""
+    """Return the scaled direction (M, N) to subtract. Moments, bases and error feedback change in place."""
     betas, bits = group["betas"], group["feedback_bits"]
     if bits:
-        gradient = gradient + _owed(state, gradient)  # a = g + e
-    gradient = _bounded(gradient, torch.linalg.vector_norm(gradient, float("inf")))
+        gradient = gradient + _error_feedback(state, gradient)  # a = g + e
+    gradient = bounded(gradient, torch.linalg.vector_norm(gradient, float("inf")))
     lost: Tensor | float = 0.0
     if (state["step"] - 1) % group["refresh_every"] == 0:
         before = _momentum(state) if bits else 0.0
@@ -275,18 +283,18 @@ def _low_rank_direction(state: dict[str, Any], gradient: Tensor, group: dict[str
 
 
 def _factors(state: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """U and V in the moments' dtype."""
+    """Return U and V in the moments' dtype."""
     basis = Basis(state["left"], state["right"])
     return basis.left_float(state["exp_avg"].dtype), basis.right_float(state["exp_avg"].dtype)
 
 
 def _momentum(state: dict[str, Any]) -> Tensor:
-    """U m V^T, full size."""
+    """Return U m V^T, full size."""
     return expand(state["exp_avg"], *_factors(state))
 
 
-def _owed(state: dict[str, Any], like: Tensor) -> Tensor | float:
-    """e, full size; zero before there is any."""
+def _error_feedback(state: dict[str, Any], like: Tensor) -> Tensor | float:
+    """Return the error feedback e, full size; zero before there is any."""
     if "codes" not in state:
         return 0.0
     return Packed(state["codes"], state["scales"], tuple(like.shape)).numbers().to(like.dtype)

@@ -1,40 +1,43 @@
-"""What TSRAdam keeps of one parameter: made at its first step, or read back from a saved state, which may be any.
+"""What TSRAdam keeps of one parameter, made at its first step or read back from any saved state; and its options.
 
 ``step``: int. ``exp_avg``, ``exp_avg_sq``: moments, at least float32, (R, R) or the parameter's shape. Of low-rank ones
 ``left`` (M, R) and ``right`` (N, R) int16, and with feedback ``codes`` uint8 and ``scales`` float32, see Packed.
 """
 
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.packed import BUCKET
 
+LATER_OPTIONS = {"feedback_bits": 0, "maximize": False}  # missing in older saved optimizers, which stepped like this
 NO_STATE = "This is not an optimizer's state; load what TSRAdam.state_dict() returned."
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_OWN_OPTIONS = ("rank", "refresh_every")  # in every state that TSRAdam ever saved, and together in nobody else's
+_OWN_OPTIONS = ("rank", "refresh_every")  # in every state that TSRAdam ever saved, and together in no other optimizer's
 
 
-def is_low_rank(parameter: Tensor, rank: int | None) -> bool:
-    """Whether the moments of a parameter are those of its core."""
-    return rank is not None and parameter.dim() == 2 and min(parameter.shape) > rank
+def core_rank(parameter: Tensor, rank: int | None) -> int | None:
+    """Return the rank of a parameter's core, None if its moments are full size."""
+    return rank if rank is not None and parameter.dim() == 2 and min(parameter.shape) > rank else None
 
 
 def moments_shape(parameter: Tensor, rank: int | None) -> tuple[int, ...]:
-    """Of both moments: the core's, or the parameter's own."""
-    return (rank, rank) if rank is not None and is_low_rank(parameter, rank) else tuple(parameter.shape)
+    """Return the shape of both moments: the core's, or the parameter's own."""
+    rank = core_rank(parameter, rank)
+    return tuple(parameter.shape) if rank is None else (rank, rank)
 
 
 def fresh_state(parameter: Tensor, rank: int | None, seed: int, number: int) -> dict[str, Any]:
-    """The state before the first step. ``number`` counts the optimizer's parameters and sets this one's first bases."""
+    """Return the state before the first step. The first bases depend on ``number``, its place in the optimizer."""
     state: dict[str, Any] = {"step": 0}
-    like = parameter
-    if rank is not None and is_low_rank(parameter, rank):
+    like, rank = parameter, core_rank(parameter, rank)
+    if rank is not None:
         rows, cols = parameter.shape
         basis = random_basis(rows, cols, rank, seed, number)
         state |= {"left": basis.left.to(parameter.device), "right": basis.right.to(parameter.device)}
@@ -73,7 +76,7 @@ def _has_form(state_dict: Mapping[str, Any]) -> bool:
 
 
 def read_state(saved: object, parameter: Tensor, rank: int | None, number: int) -> dict[str, Any]:
-    """A copy of ``saved``, what the state of ``parameter`` was, on its device and in the dtypes that it needs.
+    """Return a copy of ``saved``, the state of ``parameter``, on its device and in the dtypes that it needs.
 
     Empty for a parameter that had not taken a step. Raises ValueError for what TSRAdam cannot have saved of it.
     """
@@ -104,10 +107,11 @@ def read_state(saved: object, parameter: Tensor, rank: int | None, number: int) 
 def _shapes(
     saved: Mapping[str, Any], parameter: Tensor, rank: int | None
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of every tensor of a state; whether one has feedback is for the saved one to say."""
+    """Return shape and dtype of every tensor of a state, with error feedback if ``saved`` has it."""
     dtype = _moments_dtype(parameter)
     shapes = {key: (moments_shape(parameter, rank), dtype) for key in _MOMENTS}
-    if rank is not None and is_low_rank(parameter, rank):
+    rank = core_rank(parameter, rank)
+    if rank is not None:
         for key, size in zip(("left", "right"), parameter.shape, strict=True):
             shapes[key] = (size, rank), torch.int16
         if "codes" in saved or "scales" in saved:
@@ -137,3 +141,95 @@ def _damaged(number: int, what: str) -> ValueError:
         f"The saved state of parameter {number} {what}; it is of another model or optimizer, or damaged: load what "
         "TSRAdam.state_dict() returned for this model, or start without a state."
     )
+
+
+def checked_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of ``group`` as Python's own numbers, so that they can be saved with it.
+
+    A learning rate that is a tensor stays one. Raises ValueError for an option out of range; NaN is out of every range.
+    """
+    lr, rank, bits, maximize = group["lr"], group["rank"], group["feedback_bits"], group["maximize"]
+    rate = _real("learning rate", lr)
+    _require(rank is None or _is_count(rank), "rank", rank, "a whole number of at least 1, or None")
+    _require(_is_count(group["refresh_every"]), "refresh_every", group["refresh_every"], "a whole number, at least 1")
+    _require(_is_whole(group["seed"]), "seed", group["seed"], "a whole number")
+    _require(_is_whole(bits) and bits in (0, 4, 8), "feedback_bits", bits, "0, 4 or 8")
+    _require(isinstance(maximize, bool | np.bool_), "maximize", maximize, "True or False")
+    return {
+        "lr": lr if isinstance(lr, Tensor) else rate,
+        "betas": _betas(group["betas"]),
+        "eps": _real("epsilon value", group["eps"]),
+        "weight_decay": _real("weight_decay value", group["weight_decay"]),
+        "rank": None if rank is None else int(rank),
+        "refresh_every": int(group["refresh_every"]),
+        "scale": _real("scale", group["scale"], "at least 0 (0: automatic) and finite"),
+        "seed": int(group["seed"]),
+        "feedback_bits": int(bits),
+        "maximize": bool(maximize),
+    }
+
+
+def require_whole_parameters(group: Mapping[str, Any]) -> None:
+    """Raise ValueError where a rank is asked for of parameters of which each process holds only a part.
+
+    Distributed classes are recognized by name or attribute, so that nothing has to be imported and any torch will do.
+    """
+    if group["rank"] is None:
+        return
+    for parameter in group["params"]:
+        if any(cls.__name__ == "DTensor" for cls in type(parameter).__mro__):
+            raise ValueError(_refusal("a DTensor (of FSDP2's fully_shard or of tensor parallelism)"))
+        if getattr(parameter, "_is_flat_param", False):
+            raise ValueError(_refusal("the flat parameter of FullyShardedDataParallel"))
+    # With use_orig_params a sharded parameter is a one-dimensional piece of the flat one, but a whole bias is too.
+    pieces = [parameter for parameter in group["params"] if getattr(parameter, "_fsdp_flattened", False)]
+    if pieces and all(parameter.dim() < 2 for parameter in pieces):
+        raise ValueError(_refusal("a one-dimensional piece of FullyShardedDataParallel's flat parameter"))
+
+
+def _refusal(what: str) -> str:
+    return (
+        f"TSRAdam takes cores of whole matrices, but a parameter is {what}; use DistributedDataParallel, or "
+        "FullyShardedDataParallel with use_orig_params=True and ShardingStrategy.NO_SHARD, or torch.optim.AdamW, or "
+        "rank=None in that group for plain Adam."
+    )
+
+
+def _real(name: str, value: object, limit: str = "at least 0 and finite", end: float = float("inf")) -> float:
+    number = _as_float(value)
+    _require(number is not None and 0 <= number < end, name, value, limit)
+    assert number is not None, "required above"
+    return number
+
+
+def _betas(value: Any) -> tuple[float, ...]:
+    try:
+        betas = tuple(value)
+    except TypeError:
+        betas = ()
+    _require(len(betas) == 2, "betas", value, "two numbers")
+    limit = "at least 0 and below 1"
+    return tuple(_real(f"beta parameter at index {index}", beta, limit, 1.0) for index, beta in enumerate(betas))
+
+
+def _as_float(value: object) -> float | None:
+    """A number of any kind, torch's and numpy's too, but no bool; None for anything else."""
+    if isinstance(value, Tensor):
+        return float(value) if value.numel() == 1 and not (value.is_complex() or value.is_meta) else None
+    try:
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return float("inf")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_whole(value) and value >= 1
+
+
+def _require(is_legal: bool, name: str, value: object, limit: str) -> None:
+    if not is_legal:
+        raise ValueError(f"Invalid {name}: {value}; it must be {limit}.")

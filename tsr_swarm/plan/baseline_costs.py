@@ -1,4 +1,4 @@
-"""What the published rivals would send and keep, by the formulas of their papers.
+"""What the published baselines would send and keep, by the formulas of their papers.
 
 Letters: P all parameters, M x N one matrix, r a rank, b bytes a number. Every block is counted, head and norms
 included; averages travel once up and once down, as they do here (a ring moves 2 (n-1)/n of P each way instead).
@@ -6,9 +6,10 @@ included; averages travel once up and once down, as they do here (a ring moves 2
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from tsr_swarm.config.blocks import Block, BlockRole
-from tsr_swarm.plan.costs import ExchangeCost, Memory, MethodCost, summed
+from tsr_swarm.plan.costs import ExchangeCost, Memory, MethodCost, averaged
 from tsr_swarm.plan.presets import LowRanks
 
 FLOAT = 4  # bytes of the numbers that stay in memory, and on the wire where nothing else is said
@@ -22,8 +23,8 @@ SPARSE_STEPS, SPARSE_CHUNK, SPARSE_KEPT = 30, 4096, 64
 SPARSE_BITS, SPARSE_SCALES = 12 + 2, 8  # index within the chunk and value; two fp32 scales a chunk
 
 
-def rivals(blocks: Sequence[Block], ranks: LowRanks, hidden: int, peers: int) -> list[MethodCost]:
-    """All of them, dense training first. Ranks of ``blocks`` do not matter, only names, shapes and roles."""
+def baselines(blocks: Sequence[Block], ranks: LowRanks, hidden: int, peers: int) -> list[MethodCost]:
+    """Return the cost of each, dense training first. Of ``blocks`` only names, shapes and roles matter."""
     return [
         adamw_ddp(blocks, FLOAT),
         adamw_ddp(blocks, BFLOAT),
@@ -44,7 +45,7 @@ def adamw_ddp(blocks: Sequence[Block], number: int) -> MethodCost:
         name="ddp" if number == FLOAT else "ddp bf16",
         settings=f"the whole gradient every step, {_type(number)}",
         source="data-parallel AdamW",
-        exchange=summed(1, {"gradient": size * number}, size * number),
+        exchange=averaged(1, {"gradient": size * number}, size * number),
         memory=Memory(weights=size * FLOAT, optimizer=2 * size * FLOAT),
     )
 
@@ -52,8 +53,7 @@ def adamw_ddp(blocks: Sequence[Block], number: int) -> MethodCost:
 def galore(blocks: Sequence[Block], rank: int) -> MethodCost:
     """One-sided cores, b sum r max(M, N), and every K-th step the whole gradient for the SVD; no low-rank embedding."""
     low = [block for block in blocks if block.role is BlockRole.MATRIX]
-    core = sum(min(rank, block.rows, block.cols) * max(block.rows, block.cols) for block in low)
-    basis = sum(min(rank, block.rows, block.cols) * min(block.rows, block.cols) for block in low)
+    core, basis = _one_sided(low, rank)
     rest = numbers(blocks) - numbers(low)
     sent = {
         "core": core * (1 - 1 / GALORE_REFRESH) * FLOAT,
@@ -63,7 +63,7 @@ def galore(blocks: Sequence[Block], rank: int) -> MethodCost:
         name="galore",
         settings=f"rank {rank}, refresh every {GALORE_REFRESH}, embedding and head dense, every step, fp32",
         source="arXiv 2403.03507",
-        exchange=summed(1, sent, numbers(blocks) * FLOAT),
+        exchange=averaged(1, sent, numbers(blocks) * FLOAT),
         memory=Memory(weights=numbers(blocks) * FLOAT, optimizer=2 * (core + rest) * FLOAT, bases=basis * FLOAT),
     )
 
@@ -92,7 +92,7 @@ def tsr_adam(blocks: Sequence[Block], rank: int, embedding_rank: int) -> MethodC
         settings=f"rank {rank} (embedding {embedding_rank}), refresh every {TSR_REFRESH} "
         f"({TSR_REFRESH_EMBEDDING}), head dense, every step, fp32",
         source="arXiv 2602.08007, algorithm 1",
-        exchange=summed(1, sent, (core + sum(sketches) + rest) * FLOAT),
+        exchange=averaged(1, sent, (core + sum(sketches) + rest) * FLOAT),
         memory=Memory(
             weights=numbers(blocks) * FLOAT,
             optimizer=2 * (core + rest) * FLOAT,
@@ -108,7 +108,7 @@ def des_loc(blocks: Sequence[Block]) -> MethodCost:
         name="des-loc",
         settings=f"weights every {K_X}, first moment every {K_U}, second every {K_V}, fp32",
         source="arXiv 2505.22549",
-        exchange=summed(K_X, {"weights": size, "moments": size * (K_X / K_U + K_X / K_V)}, 3 * size),
+        exchange=averaged(K_X, {"weights": size, "moments": size * (K_X / K_U + K_X / K_V)}, 3 * size),
         memory=Memory(weights=size, optimizer=2 * size),
     )
 
@@ -116,24 +116,24 @@ def des_loc(blocks: Sequence[Block]) -> MethodCost:
 def lordo(blocks: Sequence[Block], rank: int) -> MethodCost:
     """b [P + (K_x / K_u + K_x / K_v) sum r max(M, N)] every K_x steps: only the moments are low rank.
 
-    The projection follows from the averaged displacement, which everybody has, and does not travel. A peer keeps the
+    The projection follows from the averaged displacement, which all peers have, and is not sent. A peer keeps the
     weights of the last exchange to form it, and the error feedback of its projection.
     """
     low = [block for block in blocks if block.role is BlockRole.MATRIX]
-    rest = numbers(blocks) - numbers(low)
-    moment = rest + sum(min(rank, block.rows, block.cols) * max(block.rows, block.cols) for block in low)
+    core, basis = _one_sided(low, rank)
+    moment = numbers(blocks) - numbers(low) + core
     size = numbers(blocks) * FLOAT
     return MethodCost(
         name="lordo",
         settings=f"rank {rank}, weights every {K_X}, moments every {K_U} and {K_V}, fp32",
         source="arXiv 2602.04396",
-        exchange=summed(
+        exchange=averaged(
             K_X, {"weights": size, "moments": moment * FLOAT * (K_X / K_U + K_X / K_V)}, size + 2 * moment * FLOAT
         ),
         memory=Memory(
             weights=2 * size,
             optimizer=2 * moment * FLOAT,
-            bases=sum(min(rank, block.rows, block.cols) * min(block.rows, block.cols) for block in low) * FLOAT,
+            bases=basis * FLOAT,
             residual=numbers(low) * FLOAT,
         ),
     )
@@ -146,7 +146,7 @@ def diloco(blocks: Sequence[Block], number: int) -> MethodCost:
         name="diloco" if number == FLOAT else "diloco bf16",
         settings=f"the displacement every {DILOCO_STEPS}, outer Nesterov, {_type(number)}",
         source="arXiv 2311.08105",
-        exchange=summed(DILOCO_STEPS, {"displacement": size * number}, size * number),
+        exchange=averaged(DILOCO_STEPS, {"displacement": size * number}, size * number),
         memory=Memory(weights=2 * size * FLOAT, optimizer=3 * size * FLOAT),
     )
 
@@ -177,11 +177,20 @@ def sparseloco(blocks: Sequence[Block], peers: int) -> MethodCost:
 
 
 def numbers(blocks: Iterable[Block]) -> int:
+    """Return how many parameters ``blocks`` have."""
     return sum(block.size for block in blocks)
 
 
 def is_head(block: Block) -> bool:
+    """Return whether a block is the head, by the name that transformers gives it."""
     return block.name.endswith("lm_head.weight")
+
+
+def _one_sided(low: Sequence[Block], rank: int) -> tuple[int, int]:
+    """Return the numbers of all cores, sum r max(M, N), and of their bases, sum r min(M, N)."""
+    ranks = [(block, min(rank, block.rows, block.cols)) for block in low]
+    core = sum(r * max(block.rows, block.cols) for block, r in ranks)
+    return core, sum(r * min(block.rows, block.cols) for block, r in ranks)
 
 
 def _sketch(low: Sequence[tuple[Block, int]]) -> float:
@@ -189,7 +198,7 @@ def _sketch(low: Sequence[tuple[Block, int]]) -> float:
 
 
 def _sparse_bytes(size: int) -> int:
-    """A tensor is cut into chunks; a last one that is shorter keeps the same share, at least one entry."""
+    """Return a tensor's wire bytes. A shorter last chunk keeps the same share, at least one entry."""
     whole, rest = divmod(size, SPARSE_CHUNK)
     kept = whole * SPARSE_KEPT + math.ceil(rest * SPARSE_KEPT / SPARSE_CHUNK)
     return math.ceil(kept * SPARSE_BITS / 8) + (whole + (rest > 0)) * SPARSE_SCALES
@@ -197,3 +206,31 @@ def _sparse_bytes(size: int) -> int:
 
 def _type(number: int) -> str:
     return "fp32" if number == FLOAT else "bf16"
+
+
+@dataclass(frozen=True, slots=True)
+class PaperCount:
+    """Mean bytes of one step, one worker and one direction, counted as in the TSR paper and with the head.
+
+    Dang et al., arXiv 2602.08007, table 3, counts matrices without the head, 4 bytes a number. The head has to travel
+    too.
+    """
+
+    method: str
+    settings: str
+    bytes_per_step: float
+    with_head: float
+
+
+def paper_counts(blocks: Sequence[Block], ranks: LowRanks) -> list[PaperCount]:
+    """Count AdamW, GaLore and TSR-Adam, as table 3 does. Norms are in neither count, as in the paper."""
+    with_head = [block for block in blocks if block.role is not BlockRole.DENSE]
+    counted = [block for block in with_head if not is_head(block)]
+    return [
+        PaperCount(paper.name, whole.settings, bytes_per_step=paper.exchange.up, with_head=whole.exchange.up)
+        for paper, whole in zip(_methods(counted, ranks), _methods(with_head, ranks), strict=True)
+    ]
+
+
+def _methods(blocks: Sequence[Block], ranks: LowRanks) -> list[MethodCost]:
+    return [adamw_ddp(blocks, FLOAT), galore(blocks, ranks.galore), tsr_adam(blocks, ranks.tsr, ranks.tsr_embedding)]

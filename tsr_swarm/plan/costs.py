@@ -1,7 +1,12 @@
-"""What one way of training costs one peer: the bytes of an exchange and the memory that stays in use."""
+"""What one way of training costs one peer: bytes of an exchange, memory that stays in use, and time on a link."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from tsr_swarm.config.link import Link
+
+OPERATIONS_PER_SECOND = 1e13  # what a consumer GPU sustains in training: a third of about 30 TFLOP/s
+_OPERATIONS_PER_WEIGHT = 6  # a token's forward and backward pass: Kaplan et al., arXiv 2001.08361, section 2.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +26,15 @@ class ExchangeCost:
     @property
     def down(self) -> float:
         return sum(self.received.values())
+
+    def seconds(self, link: Link) -> float:
+        """Return the time of a mean exchange on ``link``."""
+        return link.line_seconds(self.up, self.down)
+
+    def busy_share(self, link: Link) -> float:
+        """Return the share of a round's time, 0 to 1, that its exchange takes: no peer trains meanwhile."""
+        busy = self.seconds(link)
+        return busy / (busy + self.every * link.step_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +62,12 @@ class MethodCost:
     memory: Memory
 
 
-def summed(every: int, sent: Mapping[str, float], largest: float) -> ExchangeCost:
-    """An exchange whose payloads are averaged on the way: a peer receives one average, as long as what it sent."""
+def averaged(every: int, sent: Mapping[str, float], largest: float) -> ExchangeCost:
+    """Return an exchange of payloads that are averaged: a peer receives one average, as long as what it sent."""
     kept = {kind: count for kind, count in sent.items() if count}
     return ExchangeCost(every=every, sent=kept, received=kept, largest_sent=largest, largest_received=largest)
+
+
+def default_step_seconds(parameters: int, tokens: float) -> float:
+    """Return the time of a local step of ``tokens`` tokens: 6 operations a parameter and token at 10 TFLOP/s."""
+    return _OPERATIONS_PER_WEIGHT * parameters * tokens / OPERATIONS_PER_SECOND

@@ -1,38 +1,48 @@
-"""What this run's own peers send and keep: its real slots, walked over its real schedule of refreshes."""
+"""What this run's own peers send and keep: its real slots over its real schedule of refreshes, compressed as measured.
+
+What compression leaves of a payload is found by sending one: rounded, averaged, published and encoded. The numbers are
+drawn from a normal distribution, and those of a run are spread otherwise. The quick start kept 0.89 of the raw bytes of
+its 8-bit cores and 0.61 of those of its 16-bit means of three; this says 0.88 and 0.54.
+"""
 
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from tsr_swarm.config.blocks import Block, BlockRole
-from tsr_swarm.config.layout import Slot, published_slots, upload_slots
+from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
+from tsr_swarm.lowrank.basis import random_basis
+from tsr_swarm.lowrank.grid import Grid, dense_grid
 from tsr_swarm.lowrank.packed import packed_bytes
-from tsr_swarm.optim.inner_optimizer import inner_optimizer
-from tsr_swarm.optim.moment_periods import own_moment_periods
-from tsr_swarm.optim.periods import due_blocks, refresh_rounds
+from tsr_swarm.optim.local_space import inner_optimizer
+from tsr_swarm.optim.periods import due_blocks, own_moment_periods, refresh_rounds
+from tsr_swarm.optim.publish import publish
+from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.plan.baseline_costs import FLOAT, numbers
-from tsr_swarm.plan.compression_ratio import Shares
 from tsr_swarm.plan.costs import ExchangeCost, Memory, MethodCost
+from tsr_swarm.wire.codec import encode
 
 MOST_ROUNDS = 2_000  # periods without a common multiple up to here are averaged over the first so many rounds
 _BASIS = 2  # bytes of the int16 that a basis is kept in
 
-_Walk = Callable[[Sequence[Block], Due, WireConfig], Sequence[Slot]]
+_SlotsOf = Callable[[Sequence[Block], Due, WireConfig], Sequence[Slot]]
 
 
 @dataclass(frozen=True, slots=True)
-class RawPayload:
-    """Of one exchange and direction, before compression: the mean by payload kind, and each round's by kind."""
+class Shares:
+    """Wire bytes for each raw byte, by payload kind."""
 
-    mean: Mapping[str, float]
-    rounds: Sequence[Mapping[str, int]]  # the unlike ones
+    sent: Mapping[str, float]
+    received: Mapping[str, float]
 
 
-def our_method(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> MethodCost:
-    """The run of ``config``, compressed as ``shares`` say."""
+def own_method(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> MethodCost:
+    """Return the cost of a run with ``config``, compressed as ``shares`` say."""
     optimizer, periods, wire = config.optimizer, config.periods, config.wire
     return MethodCost(
         name="tsr",
@@ -41,42 +51,51 @@ def our_method(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> Me
         f"{periods.refresh_rounds * periods.k_x} ({periods.refresh_rounds_embedding * periods.k_x})",
         source=f"its own layout; bits of core, sketch and mean {wire.core_bits}/{wire.sketch_bits}/"
         f"{wire.published_bits}, density {wire.core_density:g}/{wire.published_density:g}",
-        exchange=our_exchange(config, blocks, shares),
-        memory=our_memory(config, blocks),
+        exchange=own_exchange(config, blocks, shares),
+        memory=own_memory(config, blocks),
     )
 
 
-def our_exchange(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> ExchangeCost:
-    """Wire bytes of one peer: raw bytes of every slot times the share that compression leaves of its kind."""
+def own_exchange(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> ExchangeCost:
+    """Return wire bytes of one peer: raw bytes of every slot times the share that compression leaves of its kind."""
     sent, received = raw_bytes(config, blocks, upload_slots), raw_bytes(config, blocks, published_slots)
     return ExchangeCost(
         every=config.periods.k_x,
-        sent=_scaled(sent.mean, shares.sent),
-        received=_scaled(received.mean, shares.received),
-        largest_sent=max(sum(_scaled(kinds, shares.sent).values()) for kinds in sent.rounds),
-        largest_received=max(sum(_scaled(kinds, shares.received).values()) for kinds in received.rounds),
+        sent=_scaled(mean_bytes(sent), shares.sent),
+        received=_scaled(mean_bytes(received), shares.received),
+        largest_sent=max(sum(_scaled(kinds, shares.sent).values()) for kinds in sent),
+        largest_received=max(sum(_scaled(kinds, shares.received).values()) for kinds in received),
     )
 
 
-def raw_bytes(config: RunConfig, blocks: Sequence[Block], walk: _Walk) -> RawPayload:
-    """``walk`` is upload_slots or published_slots. Means are over one common period of refreshes and moments."""
-    totals: dict[str, float] = defaultdict(float)
+def raw_bytes(config: RunConfig, blocks: Sequence[Block], slots_of: _SlotsOf) -> list[Mapping[str, int]]:
+    """Return the bytes of each round by payload kind, before compression.
+
+    The rounds are those of one common period of refreshes and moments. ``slots_of``: upload_slots or published_slots.
+    """
     by_due: dict[Due, Mapping[str, int]] = {}
-    window = _window(config, blocks)
-    for round in range(1, window + 1):
+    rounds = []
+    for round in range(1, _window(config, blocks) + 1):
         due = due_blocks(config, blocks, round)
         if due not in by_due:
-            by_due[due] = _by_kind(walk(blocks, due, config.wire))
-        for kind, count in by_due[due].items():
-            totals[kind] += count
-    return RawPayload({kind: total / window for kind, total in totals.items()}, list(by_due.values()))
+            by_due[due] = _by_kind(slots_of(blocks, due, config.wire))
+        rounds.append(by_due[due])
+    return rounds
 
 
-def our_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
-    """Consensus and model weights, moments, bases as they are shared and as a core is trained in them, unsent work.
+def mean_bytes(rounds: Sequence[Mapping[str, int]]) -> dict[str, float]:
+    """Return the mean of a round by payload kind."""
+    totals = Counter[str]()
+    for kinds in rounds:
+        totals.update(kinds)
+    return {kind: total / len(rounds) for kind, total in totals.items()}
 
-    Where both kinds of peer may join, that of a full one, which needs more. A core peer's residual is counted as it is
-    after the first refresh.
+
+def own_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
+    """Return the bytes of weights (consensus and model), moments, bases (int16, for cores float32 too) and unsent work.
+
+    Where both kinds of peer may join it is that of a full one, which needs more. A core peer's residual is counted as
+    it is after the first refresh.
     """
     is_core = config.optimizer.local_space == "core"
     moments = displacement = residual = 0
@@ -97,7 +116,7 @@ def our_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
 
 
 def state_bytes(config: RunConfig, blocks: Sequence[Block]) -> int:
-    """What a peer downloads once when it joins: weights, and bases that it cannot draw, before compression."""
+    """Return what a peer downloads when it joins: weights, and bases that it cannot draw, before compression."""
     bases = 0 if config.optimizer.aim == "seed" else _basis_numbers(blocks)
     return numbers(blocks) * FLOAT + bases * _BASIS
 
@@ -112,12 +131,52 @@ def _window(config: RunConfig, blocks: Sequence[Block]) -> int:
     return min(MOST_ROUNDS, math.lcm(*periods)) if periods else 1
 
 
-def _by_kind(slots: Sequence[Slot]) -> dict[str, int]:
-    counts: dict[str, int] = defaultdict(int)
+def _by_kind(slots: Sequence[Slot]) -> Mapping[str, int]:
+    counts = Counter[str]()
     for slot in slots:
         counts[slot.part.kind.value] += slot.raw_bytes
-    return dict(counts)
+    return counts
 
 
 def _scaled(kinds: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
     return {kind: count * shares[kind] for kind, count in kinds.items()}
+
+
+_SAMPLE = (
+    Block(name="sample.weight", rows=512, cols=512, rank=128, role=BlockRole.MATRIX),
+    Block(name="sample.norm.weight", rows=1, cols=4096, rank=0, role=BlockRole.DENSE),
+)
+_MOST_PEERS = 8  # a mean of more looks no different
+
+
+def wire_shares(config: RunConfig, peers: int) -> Shares:
+    """Measure the share of every payload kind that a run sends, in a round where all is due and in one without."""
+    generator = torch.Generator().manual_seed(0)
+    sent: dict[str, float] = {}
+    received: dict[str, float] = {}
+    periods = config.periods
+    all_due = replace(due_blocks(config, _SAMPLE, 1), first=periods.k_u != 0, second=periods.k_v != 0)
+    for due in dict.fromkeys((all_due, Due())):
+        uploads = upload_slots(_SAMPLE, due, config.wire)
+        peer_grids = [_draw(uploads, generator) for _ in range(min(peers, _MOST_PEERS))]
+        mean = {slot: torch.stack([grids[slot].numbers() for grids in peer_grids]).mean(0) for slot in uploads}
+        slots = published_slots(_SAMPLE, due, config.wire)
+        bases = {0: random_basis(_SAMPLE[0].rows, _SAMPLE[0].cols, _SAMPLE[0].rank, 0, 0)}
+        sent |= _shares(uploads, peer_grids[0], config.wire)
+        received |= _shares(slots, publish(mean, slots, _SAMPLE, bases), config.wire)
+    return Shares(sent, received)
+
+
+def _draw(slots: Sequence[Slot], generator: torch.Generator) -> dict[Slot, Grid]:
+    grids = {}
+    for slot in slots:
+        numbers = torch.randn(slot.rows, slot.cols, generator=generator)
+        if slot.part is Part.MOMENT_SECOND:
+            numbers = numbers.square()
+        grids[slot] = dense_grid(numbers) if slot.part is Part.DENSE else quantise_slot(numbers, slot)
+    return grids
+
+
+def _shares(slots: Sequence[Slot], grids: Mapping[Slot, Grid], wire: WireConfig) -> dict[str, float]:
+    sections, _ = encode(slots, grids, wire.zstd_level)
+    return {section.kind: section.wire_bytes / section.raw_bytes for section in sections}

@@ -11,7 +11,7 @@ from tsr_swarm.config.run import ModelConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowRanks:
-    """Ranks of the low-rank rivals: TSR-Adam's for matrices and for the embedding, GaLore's for matrices."""
+    """Ranks of the low-rank baselines: TSR-Adam's for matrices and for the embedding, GaLore's for matrices."""
 
     tsr: int
     tsr_embedding: int
@@ -28,12 +28,12 @@ class Preset:
 
 
 def low_ranks(hidden: int) -> LowRanks:
-    """For a model that is in no table: d/2, d/8 and d/4, as the paper has them for its smallest."""
+    """Return the ranks of a model in no table: d/2, d/8 and d/4, as the paper has them for its smallest."""
     return LowRanks(tsr=max(1, hidden // 2), tsr_embedding=max(1, hidden // 8), galore=max(1, hidden // 4))
 
 
-def _llama(hidden: int, intermediate: int, layers: int, heads: int) -> ModelConfig:
-    return ModelConfig(
+def _preset(hidden: int, intermediate: int, layers: int, heads: int, tokens_per_step: int, **ranks: int) -> Preset:
+    model = ModelConfig(
         vocab_size=32000,
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -43,27 +43,12 @@ def _llama(hidden: int, intermediate: int, layers: int, heads: int) -> ModelConf
         max_position_embeddings=256,
         tie_word_embeddings=False,
     )
+    return Preset(model=model, ranks=LowRanks(**ranks), tokens_per_step=tokens_per_step)
 
 
 PRESETS: Mapping[str, Preset] = {
-    "60M": Preset(
-        model=_llama(512, 1376, 8, 8),
-        ranks=LowRanks(tsr=256, tsr_embedding=64, galore=128),
-        tokens_per_step=262_144,
-    ),
-    "130M": Preset(
-        model=_llama(768, 2048, 12, 12),
-        ranks=LowRanks(tsr=384, tsr_embedding=96, galore=256),
-        tokens_per_step=262_144,
-    ),
-    "350M": Preset(
-        model=_llama(1024, 2736, 24, 16),
-        ranks=LowRanks(tsr=384, tsr_embedding=128, galore=256),
-        tokens_per_step=131_072,
-    ),
-    "1B": Preset(
-        model=_llama(2048, 5461, 24, 32),
-        ranks=LowRanks(tsr=512, tsr_embedding=256, galore=512),
-        tokens_per_step=131_072,
-    ),
+    "60M": _preset(512, 1376, 8, 8, 262_144, tsr=256, tsr_embedding=64, galore=128),
+    "130M": _preset(768, 2048, 12, 12, 262_144, tsr=384, tsr_embedding=96, galore=256),
+    "350M": _preset(1024, 2736, 24, 16, 131_072, tsr=384, tsr_embedding=128, galore=256),
+    "1B": _preset(2048, 5461, 24, 32, 131_072, tsr=512, tsr_embedding=256, galore=512),
 }

@@ -1,79 +1,90 @@
-"""Everything that ``tsr-swarm plan`` shows, computed; as a flat object for programs."""
+"""Everything that ``tsr-swarm plan`` shows, and the same as a flat object for programs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tsr_swarm.config.blocks import Block, plan_blocks
 from tsr_swarm.config.layout import published_slots, upload_slots
+from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.plan.baseline_costs import numbers, rivals
-from tsr_swarm.plan.compression_ratio import wire_shares
-from tsr_swarm.plan.costs import MethodCost
-from tsr_swarm.plan.link import default_step_seconds, line_seconds, line_share
-from tsr_swarm.plan.own_costs import our_method, raw_bytes, state_bytes
-from tsr_swarm.plan.paper_counts import PaperCount, paper_counts
+from tsr_swarm.plan.baseline_costs import PaperCount, baselines, numbers, paper_counts
+from tsr_swarm.plan.costs import MethodCost, default_step_seconds
+from tsr_swarm.plan.own_costs import mean_bytes, own_method, raw_bytes, state_bytes, wire_shares
 from tsr_swarm.plan.presets import LowRanks
-from tsr_swarm.plan.scene import Scene
-from tsr_swarm.plan.search import Fit, Goal, find_fit, run_lines
+from tsr_swarm.plan.search import Fit, find_fit, run_lines
 from tsr_swarm.train.llama import parameter_shapes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """Who trains together, on what link, and how fast."""
+
+    model: str
+    peers: int
+    link: Link  # without the time of a step
+    tokens: int  # of one step of all peers together
+    step_seconds: float | None = None  # None: default_step_seconds
+
+    @property
+    def peer_tokens(self) -> float:
+        """Tokens of one step of one peer."""
+        return self.tokens / self.peers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Ours first, then the rivals. ``raw_sent`` and ``raw_received`` are ours before compression, mean of a round."""
+    """The cost of our own method and of the baselines, and what fits the link."""
 
     scene: Scene
+    link: Link  # with the time of a step
     parameters: int
-    step_seconds: float
-    methods: Sequence[MethodCost]
-    raw_sent: Mapping[str, float]
+    methods: Sequence[MethodCost]  # our own first
+    raw_sent: Mapping[str, float]  # our own before compression, mean of a round
     raw_received: Mapping[str, float]
     state_bytes: int
     fit: Fit | None
 
 
 def make_report(config: RunConfig, ranks: LowRanks, scene: Scene, share: float | None) -> Report:
-    """Bytes and memory of every method, and what fits the line for at most ``share`` of the time if that is given.
+    """Compute the cost of every method, and what keeps the link busy for at most ``share`` of the time if it is given.
 
     The model is not allocated. Raises ConfigError where a rank does not fit a block.
     """
     blocks = _blocks(config)
     parameters = numbers(blocks)
     step_seconds = scene.step_seconds or default_step_seconds(parameters, scene.peer_tokens)
+    link = replace(scene.link, step_seconds=step_seconds)
     shares = wire_shares(config, scene.peers)
-    fit = None
-    if share is not None:
-        goal = Goal(link=scene.link, step_seconds=step_seconds, share=share)
-        fit = find_fit(config, parameter_shapes(config.model), shares, goal)
+    fit = None if share is None else find_fit(config, parameter_shapes(config.model), shares, link, share)
     return Report(
         scene=scene,
+        link=link,
         parameters=parameters,
-        step_seconds=step_seconds,
         methods=[
-            our_method(config, blocks, shares),
-            *rivals(blocks, ranks, config.model.hidden_size, scene.peers),
+            own_method(config, blocks, shares),
+            *baselines(blocks, ranks, config.model.hidden_size, scene.peers),
         ],
-        raw_sent=raw_bytes(config, blocks, upload_slots).mean,
-        raw_received=raw_bytes(config, blocks, published_slots).mean,
+        raw_sent=mean_bytes(raw_bytes(config, blocks, upload_slots)),
+        raw_received=mean_bytes(raw_bytes(config, blocks, published_slots)),
         state_bytes=state_bytes(config, blocks),
         fit=fit,
     )
 
 
 def make_paper_report(config: RunConfig, ranks: LowRanks) -> list[PaperCount]:
-    """The TSR paper's own count for the configured model. Raises ConfigError."""
+    """Count as the TSR paper does, for the configured model. Raises ConfigError."""
     return paper_counts(_blocks(config), ranks)
 
 
 def bytes_per_token(method: MethodCost, scene: Scene) -> tuple[float, float]:
-    """Sent and received by one peer for each token that it trains on."""
+    """Return bytes sent and received by one peer for each token that it trains on."""
     tokens = scene.peer_tokens * method.exchange.every
     return method.exchange.up / tokens, method.exchange.down / tokens
 
 
 def report_object(report: Report) -> dict[str, Any]:
-    """All of it, in bytes, seconds and bits a second."""
+    """Return all of it, in bytes, seconds and bits a second."""
     scene = report.scene
     return {
         "event": "plan",
@@ -84,7 +95,7 @@ def report_object(report: Report) -> dict[str, Any]:
         "up": scene.link.up,
         "down": scene.link.down,
         "tokens_per_step": scene.tokens,
-        "step_seconds": report.step_seconds,
+        "step_seconds": report.link.step_seconds,
         "methods": [_method_object(method, report) for method in report.methods],
         "raw_bytes": {"sent": report.raw_sent, "received": report.raw_received},
         "state_bytes": report.state_bytes,
@@ -93,7 +104,7 @@ def report_object(report: Report) -> dict[str, Any]:
 
 
 def paper_object(model: str, counts: Sequence[PaperCount]) -> dict[str, Any]:
-    """The TSR paper's count, bytes a step."""
+    """Return the TSR paper's count, bytes a step."""
     return {"event": "plan", "count": "paper", "model": model, "methods": [asdict(count) for count in counts]}
 
 
@@ -102,8 +113,8 @@ def _method_object(method: MethodCost, report: Report) -> dict[str, Any]:
     return {
         **asdict(method),
         "bytes_per_token": {"sent": sent, "received": received},
-        "line_seconds": line_seconds(report.scene.link, method.exchange),
-        "line_share": line_share(report.scene.link, method.exchange, report.step_seconds),
+        "line_seconds": method.exchange.seconds(report.link),
+        "line_share": method.exchange.busy_share(report.link),
     }
 
 

@@ -1,7 +1,7 @@
-"""Rank and periods for which a line is busy for at most a given share of the time, by search over the real layout.
+"""Rank and periods that keep a link busy for at most a given share of the time, by search over the real layout.
 
 Ranks halve from the run's own downwards. At each rank the bases are refreshed as often as the run says, or half, a
-quarter, an eighth as often where that spares local steps, because a basis that is sent outweighs many cores.
+quarter, an eighth as often where that saves local steps, because a basis has the bytes of many cores.
 The weights' period is then the shortest that keeps the share, never shorter than the run's own. Moments are averaged
 after as many rounds as the run says; where it says "auto" they are counted as in every round, which is the most.
 """
@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tsr_swarm.config.blocks import embedding_rank, parse_rank, plan_blocks
+from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import RunConfig, is_share_of_sides
-from tsr_swarm.plan.compression_ratio import Shares
 from tsr_swarm.plan.costs import ExchangeCost
-from tsr_swarm.plan.link import Link, line_seconds, line_share
-from tsr_swarm.plan.own_costs import our_exchange
+from tsr_swarm.plan.own_costs import Shares, own_exchange
 
 GOOD_STEPS = 100  # a k_x up to which sparse local training lost nothing: SparseLoCo, arXiv 2508.15706, 15 to 100
 LONGEST_STEPS = 500  # the longest k_x with a published result: DiLoCo, arXiv 2311.08105
@@ -43,36 +42,27 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
-    """What to stay within."""
-
-    link: Link
-    step_seconds: float
-    share: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """The best of each rank, largest first, and the one to use: None where nothing fits."""
+    """The best candidate of each rank, largest rank first, and the one to use: None where nothing fits."""
 
     share: float
     candidates: Sequence[Candidate]
     chosen: Candidate | None
 
 
-def find_fit(config: RunConfig, shapes: Mapping[str, tuple[int, ...]], shares: Shares, goal: Goal) -> Fit:
+def find_fit(config: RunConfig, shapes: Mapping[str, tuple[int, ...]], shares: Shares, link: Link, share: float) -> Fit:
     """Choose the largest rank with a period known to be good; else the shortest period of all."""
     pairs = dict.fromkeys(
         (_halved(config, "rank", times), _halved(config, "embedding_rank", times)) for times in range(RANKS)
     )
-    candidates = [_preferred(config, list(_at_rank(config, shapes, shares, goal, *pair))) for pair in pairs]
+    candidates = [_preferred(config, list(_at_rank(config, shapes, shares, link, share, *pair))) for pair in pairs]
     chosen = _preferred(config, candidates)
     fits = chosen.k_x <= _limits(config)[1] and chosen.ceiling_seconds <= LONGEST_CEILING
-    return Fit(share=goal.share, candidates=candidates, chosen=chosen if fits else None)
+    return Fit(share=share, candidates=candidates, chosen=chosen if fits else None)
 
 
 def run_lines(candidate: Candidate) -> list[str]:
-    """What to write into the run file. A JSON string or number is one of TOML too."""
+    """Return what to write into the run file. A JSON string or number is valid TOML too."""
     return [
         "[optimizer]",
         f"rank = {json.dumps(candidate.rank)}",
@@ -91,7 +81,8 @@ def _at_rank(
     config: RunConfig,
     shapes: Mapping[str, tuple[int, ...]],
     shares: Shares,
-    goal: Goal,
+    link: Link,
+    share: float,
     rank: int | str,
     embedding_rank: int | str,
 ) -> Iterator[Candidate]:
@@ -108,8 +99,8 @@ def _at_rank(
             k_u=own.k_x if isinstance(own.k_u, str) else own.k_u,
             k_v=own.k_x if isinstance(own.k_v, str) else own.k_v,
         )
-        exchange = our_exchange(replace(config, optimizer=optimizer, periods=periods), blocks, shares)
-        k_x = max(own.k_x, _steps_needed(line_seconds(goal.link, exchange), goal))
+        exchange = own_exchange(replace(config, optimizer=optimizer, periods=periods), blocks, shares)
+        k_x = max(own.k_x, _steps_needed(exchange.seconds(link), link.step_seconds, share))
         exchange = replace(exchange, every=k_x)
         yield Candidate(
             rank=rank,
@@ -119,20 +110,20 @@ def _at_rank(
             k_r_embedding=rounds_embedding * k_x,
             k_u=_stretched(own.k_u, own.k_x, k_x),
             k_v=_stretched(own.k_v, own.k_x, k_x),
-            ceiling_seconds=_ceiling(config, k_x * goal.step_seconds, exchange, goal.link),
+            ceiling_seconds=_ceiling(config, k_x * link.step_seconds, exchange, link),
             exchange=exchange,
-            line_seconds=line_seconds(goal.link, exchange),
-            line_share=line_share(goal.link, exchange, goal.step_seconds),
+            line_seconds=exchange.seconds(link),
+            line_share=exchange.busy_share(link),
         )
 
 
 def _stretched(period: int | str, old: int, new: int) -> int | str:
-    """A period of moments in as many rounds of ``new`` steps as it had of ``old`` ones; "auto" finds its own."""
+    """Return a period of moments with as many rounds of ``new`` steps as it had of ``old`` ones; "auto" stays."""
     return period if isinstance(period, str) else period // old * new
 
 
 def _halved(config: RunConfig, key: str, times: int) -> int | str:
-    """A rank of the run, halved so often: a number, or a share of a block's sides."""
+    """Return a rank of the run, halved ``times`` times: a number, or a share of a block's sides."""
     optimizer, model = config.optimizer, config.model
     value = optimizer.rank if key == "rank" else embedding_rank(optimizer, max(model.vocab_size, model.hidden_size))
     if isinstance(value, str) and is_share_of_sides(value):
@@ -142,24 +133,24 @@ def _halved(config: RunConfig, key: str, times: int) -> int | str:
 
 
 def _preferred(config: RunConfig, candidates: Sequence[Candidate]) -> Candidate:
-    """The first with a period known to be good, else that with the shortest."""
+    """Return the first candidate with a period known to be good, else the one with the shortest."""
     good, _ = _limits(config)
     shortest = min(candidates, key=lambda candidate: candidate.k_x)
     return next((candidate for candidate in candidates if candidate.k_x <= good), shortest)
 
 
 def _limits(config: RunConfig) -> tuple[int, int]:
-    """A run that has chosen a longer period itself knows why."""
+    """Return the good and the longest k_x. The run's own is never too long."""
     return max(GOOD_STEPS, config.periods.k_x), max(LONGEST_STEPS, config.periods.k_x)
 
 
-def _steps_needed(busy: float, goal: Goal) -> int:
-    """busy / (busy + k_x step) <= share, solved for k_x and rounded up to a multiple of ten."""
-    needed = busy * (1 - goal.share) / (goal.share * goal.step_seconds)
+def _steps_needed(busy: float, step_seconds: float, share: float) -> int:
+    """Solve busy / (busy + k_x step_seconds) <= share for k_x, rounded up to a multiple of ten."""
+    needed = busy * (1 - share) / (share * step_seconds)
     return math.ceil(needed) if needed <= 10 else 10 * math.ceil(needed / 10)
 
 
 def _ceiling(config: RunConfig, training: float, exchange: ExchangeCost, link: Link) -> float:
-    """A round may take twice what its training and its largest upload need; the run's own limit if that is higher."""
-    needed = training + link.seconds(exchange.largest_sent, 0)
+    """Return twice what training and the largest upload need, or the run's own limit if that is higher."""
+    needed = training + link.line_seconds(exchange.largest_sent, 0)
     return max(config.round.ceiling_seconds, 60.0 * math.ceil(2 * needed / 60))

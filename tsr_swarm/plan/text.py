@@ -1,17 +1,16 @@
-"""The tables of ``tsr-swarm plan``, as lines of at most 100 columns. Pure."""
+"""The tables of ``tsr-swarm plan``, of at most 100 columns. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from tsr_swarm.plan.baseline_costs import PaperCount
 from tsr_swarm.plan.costs import MethodCost
-from tsr_swarm.plan.link import line_seconds, line_share
-from tsr_swarm.plan.paper_counts import PaperCount
 from tsr_swarm.plan.report import Report, bytes_per_token
 from tsr_swarm.plan.search import GOOD_STEPS, LONGEST_STEPS, Candidate, Fit, run_lines
 from tsr_swarm.telemetry.text import bytes_text, count_text, plural, seconds_text
 
 
 def report_lines(report: Report) -> Iterator[str]:
-    """Who trains, the line, bytes by kind, memory, and what was counted."""
+    """Yield who trains, on what link, bytes by kind, memory, and what was counted."""
     yield from _scene_lines(report)
     yield ""
     yield f"{'':<14}{'every':>6}{'mean exchange of a peer':>35}{'line':>20}{'bytes a token':>22}"
@@ -42,24 +41,24 @@ def _scene_lines(report: Report) -> Iterator[str]:
     )
     yield f"Line: {_rate_text(scene.link.up)} up, {_rate_text(scene.link.down)} down"
     rule = " (6 operations a parameter and token at 10 TFLOP/s; --step-seconds)" if scene.step_seconds is None else ""
-    yield f"A step of training takes {_short_seconds(report.step_seconds)}{rule}"
+    yield f"A step of training takes {_short_seconds(report.link.step_seconds)}{rule}"
 
 
 def _line_row(method: MethodCost, report: Report) -> str:
-    exchange, scene = method.exchange, report.scene
-    sent, received = bytes_per_token(method, scene)
+    exchange = method.exchange
+    sent, received = bytes_per_token(method, report.scene)
     return (
         f"  {method.name:<12}{exchange.every:>6}{bytes_text(exchange.up):>10}{bytes_text(exchange.down):>11}"
-        f"{bytes_text(exchange.largest_sent):>14}{_short_seconds(line_seconds(scene.link, exchange)):>14}"
-        f"{_share_text(line_share(scene.link, exchange, report.step_seconds)):>6}"
+        f"{bytes_text(exchange.largest_sent):>14}{_short_seconds(exchange.seconds(report.link)):>14}"
+        f"{_share_text(exchange.busy_share(report.link)):>6}"
         f"{_fine_bytes(sent):>11}{_fine_bytes(received):>11}"
     )
 
 
 def _kind_rows(report: Report) -> Iterator[str]:
-    for place, method in enumerate(report.methods):
+    for index, method in enumerate(report.methods):
         sent, received = method.exchange.sent, method.exchange.received
-        raw_sent, raw_received = (report.raw_sent, report.raw_received) if place == 0 else (sent, received)
+        raw_sent, raw_received = (report.raw_sent, report.raw_received) if index == 0 else (sent, received)
         tokens = report.scene.peer_tokens * method.exchange.every
         for kind in dict.fromkeys([*sent, *received]):
             counts = (sent, received, raw_sent, raw_received)
@@ -80,9 +79,9 @@ def _memory_row(method: MethodCost) -> str:
 
 
 def _notes(report: Report) -> Iterator[str]:
-    peers, ours = report.scene.peers, report.methods[0].exchange
+    peers, own = report.scene.peers, report.methods[0].exchange
     yield (
-        f"The coordinator of tsr receives {bytes_text(peers * ours.up)} and sends {bytes_text(peers * ours.down)} "
+        f"The coordinator of tsr receives {bytes_text(peers * own.up)} and sends {bytes_text(peers * own.down)} "
         "a round;"
     )
     yield f"a peer that joins fetches {bytes_text(report.state_bytes)} once."
@@ -122,7 +121,7 @@ def _candidate_row(c: Candidate) -> str:
 
 
 def paper_lines(model: str, counts: Sequence[PaperCount]) -> Iterator[str]:
-    """The TSR paper's figures, and the same with the head."""
+    """Yield the TSR paper's figures, and the same with the head."""
     yield f"{model}, counted as arXiv 2602.08007 does: one worker, one direction, mean of a step, 4 bytes a number"
     yield ""
     yield f"{'':<13}{'as published':>16}{'below ddp':>12}{'head counted':>16}{'below ddp':>12}"

@@ -1,4 +1,4 @@
-"""The rivals, simulated: a method of tsr_swarm/rivals, and the gradients it asks for."""
+"""The baselines, simulated: a method of tsr_swarm/baselines, and the gradients it asks for."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,17 @@ from tsr_swarm.baselines.registry import make_method
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.optim.periods import learning_rate
 from tsr_swarm.simulate.own_method import Stream, Task, decoder_task
-from tsr_swarm.simulate.protocols import ExchangeResult
+from tsr_swarm.simulate.result import ExchangeResult
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.train.llama import initial_weights
 
 
 class GradientSource:
-    """Gradients of any peer at any weights, on the batches and with the clipping of our own peers."""
+    """Gradients of any peer at any weights, on the batches and with the clipping of the peers of our own method."""
 
     def __init__(self, model: nn.Module, streams: Sequence[Stream], clip: float) -> None:
-        self._model = model
+        self._model, self._streams, self._clip = model, streams, clip
         self._parameters = dict(model.named_parameters())
-        self._clip = clip
-        self._streams = streams
         self._losses: list[float] = []
         self._tokens = 0
 
@@ -39,51 +37,41 @@ class GradientSource:
         self._tokens += batch.shape[0] * (batch.shape[1] - 1)
         self._losses.append(float(loss.detach()))
         is_finite = bool(torch.isfinite(norm))
-        return {name: _gradient(parameter, is_finite) for name, parameter in self._parameters.items()}
+        return {
+            name: parameter.grad if is_finite and parameter.grad is not None else torch.zeros_like(parameter)
+            for name, parameter in self._parameters.items()
+        }
 
-    def take(self) -> tuple[int, tuple[float, ...]]:
-        """Tokens and finite losses since the last call."""
-        taken = self._tokens, tuple(loss for loss in self._losses if math.isfinite(loss))
+    def take_counts(self) -> tuple[int, tuple[float, ...]]:
+        """Return tokens and finite losses since the last call."""
+        counts = self._tokens, tuple(loss for loss in self._losses if math.isfinite(loss))
         self._tokens, self._losses = 0, []
-        return taken
-
-
-def _gradient(parameter: nn.Parameter, is_finite: bool) -> Tensor:
-    return parameter.grad if is_finite and parameter.grad is not None else torch.zeros_like(parameter)
+        return counts
 
 
 class BaselineSwarm:
-    """A rival with our data, our first weights and our schedule. ``task`` is a decoder_task if none is given."""
+    """The peers of a baseline, with our data, first weights and schedule. Without a ``task``: decoder_task."""
 
     def __init__(self, spec: RunSpec, config: RunConfig, streams: Sequence[Stream], task: Task | None = None) -> None:
         task = decoder_task(config) if task is None else task
         self._method = make_method(spec.method, task.weights, spec.peers, spec.settings)
-        self._oracle = GradientSource(task.make_model(), streams, config.optimizer.clip)
+        self._gradients = GradientSource(task.make_model(), streams, config.optimizer.clip)
         self._optimizer = config.optimizer
-
-    @property
-    def period(self) -> int:
-        return self._method.period
+        self.period = self._method.period
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
         return self._method.weights
 
     def advance(self, first_step: int, work: Mapping[int, int]) -> ExchangeResult:
-        """One period of the method."""
+        """Train one period of the method and exchange."""
         rates = [learning_rate(self._optimizer, first_step + step) for step in range(self.period)]
-        traffic = self._method.advance(first_step, rates, self._oracle, work)
-        tokens, losses = self._oracle.take()
-        return ExchangeResult(
-            sent=dict(sorted(traffic.sent.items())),
-            received=dict(sorted(traffic.received.items())),
-            round_trips=traffic.round_trips,
-            tokens=tokens,
-            losses=losses,
-        )
+        traffic = self._method.advance(first_step, rates, self._gradients, work)
+        tokens, losses = self._gradients.take_counts()
+        return ExchangeResult(traffic=traffic, tokens=tokens, losses=losses)
 
 
 def period_of(spec: RunSpec) -> int:
-    """Local steps between two exchanges of a rival. Raises ConfigError for settings it cannot have."""
+    """Local steps between two exchanges of a baseline. Raises ConfigError for settings it cannot have."""
     config = spec.fitted()
     return make_method(spec.method, initial_weights(config.model, 0), 1, spec.settings).period

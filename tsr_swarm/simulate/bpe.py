@@ -1,6 +1,6 @@
-"""Byte-level BPE: a vocabulary learned from a run's training text, and texts written in it. No chance is in it.
+"""Byte-level BPE: a vocabulary learned from a run's training text, and texts written in it. Deterministic.
 
-Needs the library ``tokenizers``, which is no dependency: only a simulation that asks for BPE text does.
+Needs the library ``tokenizers``, which is no dependency of the package: only BPE text requires it.
 """
 
 import os
@@ -17,15 +17,15 @@ from tsr_swarm.train.data import END_OF_DOCUMENT
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-LEARNED_BYTES = 4 << 20  # at most; with half of it a text of 1,024 kinds of token is 1 % longer
+LEARNED_BYTES = 4 << 20  # at most; half of it makes a text in 1,024 tokens 1 % longer
 END = bytes([END_OF_DOCUMENT])
 
 
 def in_tokens(heldout: Tensor, training: Sequence[Tensor], size: int, minimum: int) -> tuple[Tensor, list[Tensor]]:
-    """The texts, uint8, as tokens, int32, of a vocabulary of ``size`` that is learned from ``training`` alone.
+    """Return the texts (uint8) as tokens (int32) of a vocabulary of ``size`` that is learned from ``training`` alone.
 
-    Every text is to have ``minimum`` tokens. The texts last asked for are kept: the next run mostly reads the same.
-    Raises ConfigError without the library, or when there is too little text.
+    The newest texts are cached, because the next run mostly reads the same. Raises ConfigError without the library, or
+    when a text has fewer than ``minimum`` tokens.
     """
     held, trained = _in_tokens(bytes(heldout.numpy()), tuple(bytes(text.numpy()) for text in training), size)
     for what, text in (("the held-out text", held), *((f"peer {n}'s text", t) for n, t in enumerate(trained, start=1))):
@@ -44,9 +44,9 @@ def _in_tokens(heldout: bytes, training: tuple[bytes, ...], size: int) -> tuple[
 
 
 def learn(texts: Sequence[bytes], size: int) -> "Tokenizer":
-    """A vocabulary of ``size`` tokens, all bytes among them. No token has parts of two documents.
+    """Learn a vocabulary of ``size`` tokens, all single bytes among them. No token spans two documents.
 
-    Raises ConfigError without the library, or when the texts do not have so many different pieces.
+    Raises ConfigError without the library, or when the texts have too few different pieces.
     """
     try:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -72,15 +72,15 @@ def learn(texts: Sequence[bytes], size: int) -> "Tokenizer":
 
 
 def encode(tokenizer: "Tokenizer", text: bytes) -> Tensor:
-    """The tokens of ``text``, int32. Between two documents stands the token of the byte that ends one."""
+    """Return the tokens of ``text``, int32, with the token of END between two documents."""
     (end,) = tokenizer.encode(END.decode()).ids
     ids: list[int] = []
     for encoding in tokenizer.encode_batch_fast(_documents(text)):
         ids += encoding.ids
         ids.append(end)
-    return torch.tensor(ids[:-1], dtype=torch.int32)  # the text's own last end is followed by an empty document
+    return torch.tensor(ids[:-1], dtype=torch.int32)  # after its last END a text has an empty document
 
 
 def _documents(text: bytes) -> list[str]:
-    """A text that was cut within a character has U+FFFD at that end."""
+    """Split a text. Where it was cut within a character it has U+FFFD."""
     return [document.decode("utf-8", "replace") for document in text.split(END)]

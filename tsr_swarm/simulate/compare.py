@@ -17,7 +17,7 @@ class Entry:
     """A method with one choice of settings, at the best of the rates it was run at."""
 
     method: str
-    settings: str  # what tells it from other entries of its method, "" for the only one
+    settings: str  # what distinguishes it from other entries of its method, "" for the only one
     lr: float
     rates: int  # how many rates were tried
     runs: tuple[RunResult, ...]  # one a seed, by seed
@@ -38,7 +38,7 @@ class Entry:
 
     @property
     def dense_bytes(self) -> float:
-        """What data-parallel training of the same steps would have moved for one peer, fp32, up and down."""
+        """Bytes of one peer, up and down, of fp32 data-parallel training of the same steps."""
         run = self.runs[0]
         return 2 * 4 * run.parameters * run.curve[-1].step
 
@@ -65,24 +65,25 @@ class Entry:
 
 
 def entries(results: Sequence[RunResult]) -> list[Entry]:
-    """One entry for each method and settings, the best rate of each, ordered by loss.
+    """Return an entry for each method and settings, ordered by loss, each at its best rate.
 
-    A rate is as good as the median of its final losses over the seeds.
+    That is the rate with the lowest median of final losses over the seeds.
     """
     variants: dict[str, dict[float, list[RunResult]]] = defaultdict(lambda: defaultdict(list))
     for result in {result.name: result for result in results}.values():
-        variants[_variant(result)][result.lr].append(result)
-    texts = _setting_texts([next(iter(rates.values()))[0] for rates in variants.values()])
+        variants[repr(sorted(_variant(result).items()))][result.lr].append(result)
+    specs = [_variant(next(iter(rates.values()))[0]) for rates in variants.values()]
+    texts = [_setting_text(spec, specs) for spec in specs]
     found = [_best(rates, text) for rates, text in zip(variants.values(), texts, strict=True)]
     return sorted(found, key=lambda entry: (entry.loss, entry.label))
 
 
 def loss_after(curve: Sequence[Point], seconds: float, link: Link) -> float | None:
-    """Loss after ``seconds`` on ``link``, linear in the logarithm of time between two points; None past the end."""
+    """Return the loss after ``seconds`` on ``link``, linear in log time between two points; None past the end."""
     for before, after in pairwise(curve):
         start, end = before.seconds(link), after.seconds(link)
         if start <= seconds <= end * (1 + 1e-12) and before.loss is not None and after.loss is not None:
-            # the first stretch starts at 0, which has no logarithm
+            # the first point is at 0, which has no logarithm
             share = seconds / end if start <= 0 else math.log(seconds / start) / math.log(end / start)
             return before.loss + min(1.0, share) * (after.loss - before.loss)
     return None
@@ -96,31 +97,20 @@ def _best(rates: Mapping[float, list[RunResult]], settings: str) -> Entry:
     return min(tried, key=lambda entry: (entry.loss, entry.lr))
 
 
-def _variant(result: RunResult) -> str:
-    """All of a spec but rate and seed."""
-    return repr(
-        sorted((key, value) for key, value in _flat(result.spec).items() if key not in ("optimizer.lr", "seed"))
-    )
+def _variant(result: RunResult) -> dict[str, Any]:
+    """Return all of a spec but rate and seed, each value by its dotted key."""
+    return {key: value for key, value in _flat(result.spec).items() if key not in ("optimizer.lr", "seed")}
 
 
-def _setting_texts(results: Sequence[RunResult]) -> list[str]:
-    """Where a method has several entries, what tells each from the others of its method; else nothing."""
-    by_method: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for result in results:
-        by_method[result.method].append(_flat(result.spec))
-    return [_setting_text(_flat(result.spec), by_method[result.method]) for result in results]
+def _setting_text(spec: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> str:
+    """Return what distinguishes a variant from the others of its method, "" if nothing does."""
+    others = [other for other in variants if other["method"] == spec["method"]]
+    differing = [key for key in spec if any(other.get(key) != spec[key] for other in others)]
+    return ", ".join(f"{key.rpartition('.')[2]} {value_text(spec[key])}" for key in differing)
 
 
-def _setting_text(spec: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    differing = [
-        key
-        for key in spec
-        if key not in ("optimizer.lr", "seed") and any(other.get(key) != spec[key] for other in others)
-    ]
-    return ", ".join(f"{key.rpartition('.')[2]} {_short(spec[key])}" for key in differing)
-
-
-def _short(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Return a setting as it is shown."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,13 +19,12 @@ from tsr_swarm.simulate.baseline_method import BaselineSwarm, period_of
 from tsr_swarm.simulate.bpe import in_tokens
 from tsr_swarm.simulate.heterogeneity import peer_texts, step_times
 from tsr_swarm.simulate.own_method import OwnSwarm, manifest_of
-from tsr_swarm.simulate.protocols import ExchangeResult, SimulatedSwarm
-from tsr_swarm.simulate.result import Point, RunResult, this_machine
+from tsr_swarm.simulate.result import ExchangeResult, Point, RunResult, this_machine
 from tsr_swarm.simulate.run_spec import RunSpec
+from tsr_swarm.train.corpus import Warn, ignore
 from tsr_swarm.train.data import TokenStream, heldout_tokens
 from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
 from tsr_swarm.train.llama import Llama, parameter_count
-from tsr_swarm.train.unread import Warn, ignore
 
 OnStep = Callable[[int], None]
 Evaluate = Callable[[Mapping[str, Tensor]], float]
@@ -32,9 +32,9 @@ Evaluate = Callable[[Mapping[str, Tensor]], float]
 
 @memory_errors()
 def run_one(spec: RunSpec, on_step: OnStep = lambda step: None, warn: Warn = ignore) -> RunResult:
-    """Simulate ``spec`` to its end. ``on_step`` hears the steps done, once a period, ``warn`` what of the text could
-    not be read. One torch thread.
+    """Simulate ``spec`` to its end, in one torch thread.
 
+    ``on_step`` gets the number of steps done, once a period, ``warn`` sentences about text that could not be read.
     Raises ConfigError when it cannot be run. Weights that stop being numbers end a run early, which is a result.
     """
     started = time.perf_counter()
@@ -43,17 +43,17 @@ def run_one(spec: RunSpec, on_step: OnStep = lambda step: None, warn: Warn = ign
         config = spec.fitted()
         heldout, texts = _texts(spec, config, warn)
         streams = _streams(config, texts)
-        swarm = OwnSwarm(config, streams, spec.exact) if spec.is_ours else BaselineSwarm(spec, config, streams)
-        course = SimulatedRun(spec, swarm, _evaluator(config, heldout))
-        ended = course.run(on_step)
+        swarm = OwnSwarm(config, streams, spec.exact) if spec.is_own else BaselineSwarm(spec, config, streams)
+        run = SimulatedRun(spec, swarm, _evaluator(config, heldout))
+        ended = run.run(on_step)
     return RunResult(
         name=spec.name,
         spec=spec.identity(),
         parameters=sum(weight.numel() for weight in swarm.weights.values()),
         period=swarm.period,
         text=_text_hash([heldout, *(stream.tokens for stream in streams)]),
-        curve=tuple(course.curve),
-        digests=tuple(course.digests),
+        curve=tuple(run.curve),
+        digests=tuple(run.digests),
         ended=ended,
         about={
             "wall_seconds": round(time.perf_counter() - started, 3),
@@ -66,9 +66,9 @@ def run_one(spec: RunSpec, on_step: OnStep = lambda step: None, warn: Warn = ign
 
 def check(spec: RunSpec) -> None:
     """Refuse what could not be run, before anything is trained. Raises ConfigError."""
-    models = 3 + (spec.peers if spec.is_ours else 0)  # consensus, averages, the model that is scored; and each peer's
+    models = 3 + (spec.peers if spec.is_own else 0)  # consensus, averages, the model that is scored; and each peer's
     require_memory(4 * models * parameter_count(spec.config.model), memory_room())
-    if spec.is_ours:
+    if spec.is_own:
         manifest_of(spec.fitted())
         period = spec.config.periods.k_x
     else:
@@ -80,12 +80,27 @@ def check(spec: RunSpec) -> None:
         )
 
 
+class SimulatedSwarm(Protocol):
+    """All peers of one run, in one process. Deterministic: the same calls, the same bits."""
+
+    @property
+    def period(self) -> int:
+        """Local steps between two exchanges."""
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """What is evaluated: the consensus, by parameter name."""
+
+    def advance(self, first_step: int, work: Mapping[int, int]) -> ExchangeResult:
+        """Train one period from global step ``first_step`` and exchange. ``work``: steps by peer that takes part."""
+
+
 class SimulatedRun:
-    """Drives a swarm and keeps its curve."""
+    """Drives a swarm through all steps of a run and keeps its curve and its digests."""
 
     def __init__(self, spec: RunSpec, swarm: SimulatedSwarm, evaluate: Evaluate) -> None:
         self._spec, self._swarm, self._evaluate = spec, swarm, evaluate
-        self._slowness = spec.world.slowness(spec.seed, spec.peers)
+        self._slowness = spec.heterogeneity.slowness(spec.seed, spec.peers)
         self._sent: dict[str, float] = {}
         self._received: dict[str, float] = {}
         self._tokens, self._round_trips, self._step_times = 0, 0, 0.0
@@ -94,14 +109,14 @@ class SimulatedRun:
         self.digests: list[str] = []
 
     def run(self, on_step: OnStep) -> str:
-        """To the last step. Returns why it ended before, "" if it did not."""
+        """Run to the last step. Returns why it ended before, "" if it did not."""
         spec, swarm = self._spec, self._swarm
         self._mark(0)
         for first in range(0, spec.steps, swarm.period):
-            work = spec.world.work(spec.seed, spec.peers, first, swarm.period)
+            work = spec.heterogeneity.work(spec.seed, spec.peers, first, swarm.period)
             try:
                 exchange = swarm.advance(first, work)
-            except RunError as error:  # numbers that are none cannot be sent
+            except RunError as error:  # numbers that are not finite cannot be sent
                 return str(error)
             self._count(exchange, work)
             step = first + swarm.period
@@ -113,10 +128,10 @@ class SimulatedRun:
         return ""
 
     def _count(self, exchange: ExchangeResult, work: Mapping[int, int]) -> None:
-        self._sent = _sum(self._sent, exchange.sent)
-        self._received = _sum(self._received, exchange.received)
+        self._sent = _sum(self._sent, exchange.traffic.sent)
+        self._received = _sum(self._received, exchange.traffic.received)
         self._tokens += exchange.tokens
-        self._round_trips += exchange.round_trips
+        self._round_trips += exchange.traffic.round_trips
         self._step_times += step_times(work, self._slowness) + exchange.extra_steps
         self._losses.extend(exchange.losses)
         if exchange.digest:
@@ -153,16 +168,14 @@ def _sum(totals: Mapping[str, float], more: Mapping[str, float]) -> dict[str, fl
 
 
 def _texts(spec: RunSpec, config: RunConfig, warn: Warn) -> tuple[Tensor, list[Tensor]]:
-    """The held-out text and each peer's, as bytes or in the tokens of the world."""
-    data, world = config.data, spec.world
-    heldout, training = heldout_tokens(data, warn), peer_texts(data, world.heterogeneous, warn)
-    if not world.vocabulary:
-        return heldout, training
-    return in_tokens(heldout, training, world.vocabulary, data.sequence_length + 1)
+    """Return the held-out text and each peer's, as bytes or as BPE tokens."""
+    data, vocabulary = config.data, spec.heterogeneity.vocabulary
+    heldout, training = heldout_tokens(data, warn), peer_texts(data, spec.heterogeneity.heterogeneous, warn)
+    return in_tokens(heldout, training, vocabulary, data.sequence_length + 1) if vocabulary else (heldout, training)
 
 
 def _streams(config: RunConfig, texts: Sequence[Tensor]) -> list[TokenStream]:
-    """Each peer's data, numbered from 1 and dealt as real peers are."""
+    """Return each peer's data; peers are numbered from 1, as real ones are."""
     data = config.data
     return [
         TokenStream(
@@ -195,7 +208,7 @@ def _text_hash(texts: Sequence[Tensor]) -> str:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums in one order on every run: torch's depend on how many threads share them."""
+    """Use one torch thread, so that sums have the same order on every machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""What happens to simulated peers: who is away, who is slow, and whose text is of which kind. Seeded, no clock."""
+"""What differs between simulated peers: who is away, who is slow, and which text each has. Seeded, without a clock."""
 
 import hashlib
 from collections.abc import Mapping
@@ -7,17 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tsr_swarm.config.run import DataConfig, require
+from tsr_swarm.config.coerce import require
+from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.train.corpus import find_documents, read_documents
-from tsr_swarm.train.data import END_OF_DOCUMENT, training_tokens
-from tsr_swarm.train.split import heldout_documents, part_range
-from tsr_swarm.train.unread import Warn, ignore
+from tsr_swarm.train.corpus import Warn, find_documents, ignore, read_documents
+from tsr_swarm.train.data import END_OF_DOCUMENT, heldout_documents, part_range, training_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heterogeneity:
-    """The conditions of a run. The default is a quiet one: everybody is there, equally fast, with text alike."""
+    """The conditions of a run. By default all peers are active, equally fast, and have text of the same kind."""
 
     churn: float = 0.0  # chance that a peer is away ...
     away_steps: int = 20  # ... for this many steps, drawn anew for each such span
@@ -35,33 +34,33 @@ class Heterogeneity:
         require(is_vocabulary, "vocabulary", self.vocabulary, "0 (bytes), or 257 to 1048576 BPE tokens")
 
     def slowness(self, seed: int, peers: int) -> tuple[float, ...]:
-        """By peer, how many times as long as others it takes for a step. The same peers are slow all through."""
+        """Return how many times as long as usual each peer takes for a step, the same in the whole run."""
         count = round(self.straggler_share * peers)
         slow = sorted(range(peers), key=lambda peer: _draw(seed, "slow", peer))[:count]
         return tuple(self.straggler_factor if peer in slow else 1.0 for peer in range(peers))
 
-    def present(self, seed: int, peers: int, step: int) -> tuple[int, ...]:
-        """Peers that take part in the exchange whose first local step is ``step``; never nobody."""
+    def active_peers(self, seed: int, peers: int, step: int) -> tuple[int, ...]:
+        """Return the peers, at least one, that take part in the exchange whose first local step is ``step``."""
         draws = {peer: _draw(seed, f"away/{step // self.away_steps}", peer) for peer in range(peers)}
-        here = tuple(peer for peer, draw in draws.items() if draw >= self.churn)
-        return here or (max(draws, key=lambda peer: draws[peer]),)
+        active = tuple(peer for peer, draw in draws.items() if draw >= self.churn)
+        return active or (max(draws, key=lambda peer: draws[peer]),)
 
     def work(self, seed: int, peers: int, first_step: int, period: int) -> dict[int, int]:
-        """By peer that takes part, the local steps it manages while a peer of ordinary speed takes ``period``."""
+        """Return, by active peer, the local steps it manages while a peer of ordinary speed takes ``period``."""
         slowness = self.slowness(seed, peers)
-        return {peer: max(1, int(period / slowness[peer])) for peer in self.present(seed, peers, first_step)}
+        return {peer: max(1, int(period / slowness[peer])) for peer in self.active_peers(seed, peers, first_step)}
 
 
 def step_times(work: Mapping[int, int], slowness: tuple[float, ...]) -> float:
-    """How long the local steps of one period take, in times of one ordinary step: the slowest peer decides."""
+    """Return how long the local steps of one period take, in times of one ordinary step: the slowest peer decides."""
     return max(steps * slowness[peer] for peer, steps in work.items())
 
 
 def peer_texts(data: DataConfig, heterogeneous: bool, warn: Warn = ignore) -> list[Tensor]:
-    """The training text of each of ``data.parts`` peers, uint8. Raises ConfigError when the source is too small.
+    """Return the training text of each of ``data.parts`` peers, uint8. Raises ConfigError for too small a source.
 
     Heterogeneous: the documents in the order of their paths are cut into ranges of equal length, so that a peer has
-    whole folders; else they are dealt as real peers have them.
+    whole folders. Otherwise each peer has the part that a real one would have.
     """
     if not heterogeneous:
         return [training_tokens(data, part, warn) for part in range(data.parts)]
@@ -79,6 +78,6 @@ def peer_texts(data: DataConfig, heterogeneous: bool, warn: Warn = ignore) -> li
 
 
 def _draw(seed: int, purpose: str, peer: int) -> float:
-    """A number in [0, 1) that follows from its arguments alone."""
+    """Return a number in [0, 1) that depends on the arguments alone."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{peer}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) / 2**53

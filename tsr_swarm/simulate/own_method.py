@@ -1,4 +1,4 @@
-"""Our own method, simulated: the real trainers, reduction, codec and gate of N peers, without sockets.
+"""Our own method, simulated: the real trainers, reduction, codec and checks of N peers, without sockets.
 
 Nothing is batched over peers: on a CPU that was not faster (8 peers, d = 64: 163 ms a step stacked by vmap, 153 ms one
 after the other). What is shared is the consensus, since every peer's is the same to the bit: a published round is
@@ -12,21 +12,25 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from tsr_swarm.baselines.method import ExchangeBytes
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError
-from tsr_swarm.exchange.reduction import Published, Reduction, open_published
+from tsr_swarm.exchange.contribution import captured_of
+from tsr_swarm.exchange.reduction import WeightedPayload, open_published
+from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, rotate_outer
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.optim.sketch_budget import after_round, begin_refresh_state, within_budget
-from tsr_swarm.simulate.payloads import published_bytes, send
-from tsr_swarm.simulate.protocols import ExchangeResult
+from tsr_swarm.optim.sketch_budget import after_round, begin_refresh_state, mean_captured, within_budget
+from tsr_swarm.simulate.payloads import published_bytes, reduce_round, send
+from tsr_swarm.simulate.result import ExchangeResult
 from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import build_model, initial_weights, parameter_shapes
 from tsr_swarm.train.trainer import RoundWork, StepProgress, Trainer, make_space
-from tsr_swarm.wire.messages import published_to_proto
+from tsr_swarm.wire.gate import void_blocks
+from tsr_swarm.wire.messages import PublishedHeader, published_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 RUN_ID = "simulated"
@@ -71,12 +75,11 @@ class OwnSwarm:
         task = decoder_task(config) if task is None else task
         self._manifest = task.manifest
         self._consensus = fresh_consensus(self._manifest, task.weights)
-        self._shard_blocks = self._manifest.shard_blocks
         self._trainers = [self._trainer(stream, task.make_model()) for stream in streams]
         self._numbers = {_peer_id(stream.number): stream.number for stream in streams}
         self._ids = tuple(self._numbers)
         self._outer: OuterState = {}  # what the reducer keeps
-        self._known = begin_refresh_state(config, self._manifest.blocks, 1)  # what sketches are chosen by
+        self._known = begin_refresh_state(config, self._manifest.blocks, 1)  # by which sketches are chosen
         self._round, self._chain = 0, ""
 
     @property
@@ -96,27 +99,39 @@ class OwnSwarm:
         plan = plan_round(self._config, blocks, self._round + 1, self._chain)
         plan = within_budget(plan, self._config, blocks, self._known)
         assert plan.first_step == first_step, "rounds are counted as steps are"
-        reduction = Reduction(self._manifest, plan, self._shard_blocks)
         done = {peer: _train(self._trainers[peer], plan, steps) for peer, steps in sorted(work.items())}
         contributions = {peer: contribution for peer, contribution in done.items() if contribution is not None}
-        sent: Counter[str] = Counter()
-        for peer, contribution in contributions.items():
-            sent += send(self._manifest, reduction, self._ids[peer], self._numbers, contribution)
-        reduction.close()
-        published = reduction.result(self._consensus.bases, self._config.round.quorum, self._outer)
-        received = published_bytes(published)
-        self._known = after_round(self._known, plan, published.void, reduction.captured())
-        digest = self._apply(published)
-        self._round, self._chain = plan.round, published.header.chain.hex()
+        shards, captured, sent = self._send(contributions)
+        is_quorum = len(contributions) >= self._config.round.quorum
+        counted = shards if is_quorum else [{} for _ in shards]
+        header, data, outer = reduce_round(self._manifest, plan, counted, self._consensus.bases, self._outer)
+        received = published_bytes(header)
+        self._known = after_round(self._known, plan, void_blocks(header), captured)
+        digest = self._apply(header, data, outer)
+        self._round, self._chain = plan.round, header.chain.hex()
         return ExchangeResult(
-            sent={kind: count / len(work) for kind, count in sorted(sent.items())},
-            received=dict(sorted(received.items())),
-            round_trips=ROUND_TRIPS,
+            traffic=ExchangeBytes({kind: count / len(work) for kind, count in sent.items()}, received, ROUND_TRIPS),
             extra_steps=self._config.periods.micro_batches if plan.due.aim or plan.due.choose else 0,
             tokens=sum(contribution.tokens for contribution in contributions.values()),
             losses=tuple(c.local_loss for c in contributions.values() if c.local_loss == c.local_loss),
             digest=digest,
         )
+
+    def _send(
+        self, contributions: Mapping[int, RoundWork]
+    ) -> tuple[list[dict[str, WeightedPayload]], dict[int, Captured], Counter[str]]:
+        """Pass contributions through codec and gate. Returns them by shard and peer, what they measured, and bytes."""
+        shard_blocks, sent = self._manifest.shard_blocks, Counter[str]()
+        shards: list[dict[str, WeightedPayload]] = [{} for _ in shard_blocks]
+        measured = []
+        for peer, work in contributions.items():
+            peer_id = self._ids[peer]
+            parts = send(self._manifest, peer_id, self._numbers, work)
+            for (header, payload, wire_bytes), blocks, shard in zip(parts, shard_blocks, shards, strict=True):
+                shard[peer_id] = payload
+                measured.append((header.tokens, captured_of(header, self._manifest, blocks)))
+                sent += wire_bytes
+        return shards, mean_captured(measured), sent
 
     def _trainer(self, stream: Stream, model: nn.Module) -> Trainer:
         config = self._config
@@ -126,18 +141,18 @@ class OwnSwarm:
             consensus = Consensus.from_tensors(self._manifest.blocks, consensus.tensors(), config.optimizer.lift)
         return Trainer(self._manifest, model, make_space(kind, model, self._manifest), stream.batch, consensus)
 
-    def _apply(self, published: Published) -> str:
+    def _apply(self, header: PublishedHeader, data: bytes, outer: OuterState) -> str:
         """Open the round as it travels and apply it for everybody. Returns the digest of the consensus."""
-        message = published_to_proto(published.header)
-        opened = open_published(self._manifest, message, published.data, self._chain)
+        message = published_to_proto(header)
+        opened = open_published(self._manifest, message, data, self._chain)
         if not self._exact:
             for trainer, peer_id in zip(self._trainers, self._ids, strict=True):
                 trainer.settle(opened.header.plan, opened.grids, opened.included_blocks(peer_id))
         refreshed = self._consensus.apply(opened.header.plan, opened.grids, opened.void)
-        self._outer = rotate_outer(published.outer, refreshed, self._config.optimizer)
+        self._outer = rotate_outer(outer, refreshed, self._config.optimizer)
         digest = self._consensus.digest()
         if self._exact:
-            self._apply_by_each(message, published.data, digest)
+            self._apply_by_each(message, data, digest)
         else:
             for trainer in self._trainers:
                 trainer.space.rotate(refreshed)

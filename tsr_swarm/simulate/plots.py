@@ -11,21 +11,21 @@ from tsr_swarm.config.link import Link
 from tsr_swarm.errors import RunError
 from tsr_swarm.simulate.compare import Entry
 from tsr_swarm.simulate.result import Point
-from tsr_swarm.simulate.run_spec import OURS
+from tsr_swarm.simulate.run_spec import OWN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BYTES, TIME = "loss-by-bytes.png", "loss-by-time.png"
-BLACK = "#000000"  # ours
-# Okabe and Ito (2008), which colour-blind people can tell apart; a method has the same one in all pictures.
+BLACK = "#000000"  # our own method
+# Okabe and Ito (2008): colour-blind people can distinguish them. A method has the same colour in all pictures.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B8000", "#666666")
 DASHES = ("-", "--", "-.", ":")
 LEADER = {"linewidth": 0.5, "alpha": 0.4}
 LABEL_GAP = 0.042  # between two labels, as a share of the axis
 UNITS = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
-TOP_SHARE = 0.75  # of the first loss: what a few steps learn anywhere need not be seen
+TOP_SHARE = 0.75  # of the range of losses: the first steps, alike for all methods, are cut off
 
 
 class _Line(NamedTuple):
@@ -39,7 +39,7 @@ class _Line(NamedTuple):
 
 
 def write_plots(found: Sequence[Entry], link: Link, folder: Path) -> list[Path]:
-    """Write both pictures and return their paths. Raises RunError without matplotlib, or where nothing can be put."""
+    """Write both pictures and return their paths. Raises RunError, as without matplotlib."""
     try:
         import matplotlib.figure  # noqa: F401
     except ModuleNotFoundError:
@@ -63,18 +63,18 @@ def write_plots(found: Sequence[Entry], link: Link, folder: Path) -> list[Path]:
 
 
 def _unit(longest: float) -> tuple[str, float]:
-    """The largest unit of which the ``longest`` time has three or more."""
+    """Return the largest unit, and its seconds, of which the ``longest`` time has three or more."""
     return next(((unit, size) for unit, size in UNITS if longest >= 3 * size), UNITS[-1])
 
 
 def _lines(found: Sequence[Entry], x_of: Callable[[Point], float]) -> list[_Line]:
-    """Median over the seeds at each point that all of them have, with the range."""
+    """Return each entry's median and range over its seeds, at the points that all of them have."""
     lines = []
     seen: Counter[str] = Counter()
     for entry in sorted(found, key=lambda entry: entry.label):
-        place = list(METHODS).index(entry.method) if entry.method != OURS else -1
+        place = list(METHODS).index(entry.method) if entry.method != OWN else -1
         colour = COLOURS[place % len(COLOURS)] if place >= 0 else BLACK
-        dashes = DASHES[seen[entry.method] % len(DASHES)]  # tells the variants of a method apart
+        dashes = DASHES[seen[entry.method] % len(DASHES)]  # different for each variant of a method
         seen[entry.method] += 1
         points = zip(*(run.curve for run in entry.runs), strict=False)
         x, y, low, high = [], [], [], []
@@ -148,7 +148,7 @@ def _frame(axes: "Axes", lines: Sequence[_Line]) -> None:
 
 
 def _crossings(line: _Line, height: float) -> Iterator[float]:
-    """Where a line comes down through ``height``: straight on an axis that is logarithmic in x."""
+    """Yield the x at which a line falls below ``height``: it is straight on an axis that is logarithmic in x."""
     for (x0, y0), (x1, y1) in pairwise(zip(line.x, line.y, strict=True)):
         if y0 > height >= y1:
             yield x0 * float((x1 / x0) ** ((y0 - height) / (y0 - y1)))

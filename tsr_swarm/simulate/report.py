@@ -1,4 +1,4 @@
-"""What simulated runs came to, for people: a Markdown table and the figures it stands on."""
+"""The results of simulated runs as a Markdown page for people and as JSON."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,10 +8,10 @@ from typing import Any
 from tsr_swarm.baselines.registry import default_settings
 from tsr_swarm.config.link import MBIT, Link
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.simulate.compare import Entry
+from tsr_swarm.simulate.compare import Entry, value_text
 from tsr_swarm.simulate.result import RunResult
-from tsr_swarm.simulate.run_spec import OURS
-from tsr_swarm.telemetry.text import plural, seconds_text
+from tsr_swarm.simulate.run_spec import OWN
+from tsr_swarm.telemetry.text import factor_text, plural, seconds_text
 
 HEAD = (
     "method", "settings", "rate", "final loss", "sent MB", "received MB", "total MB",
@@ -20,7 +20,7 @@ HEAD = (
 
 
 def markdown(found: Sequence[Entry], link: Link, command: str) -> str:
-    """The whole page: what was run, the table, and how to read it."""
+    """Return the whole page: what was run, the table, and how to read it."""
     equal = equal_seconds(found, link)
     head = (*HEAD, f"loss after {seconds_text(equal)}")
     rows = [_row(entry, link, equal) for entry in found]
@@ -30,22 +30,22 @@ def markdown(found: Sequence[Entry], link: Link, command: str) -> str:
 
 
 def document(results: Sequence[RunResult], link: Link, command: str) -> dict[str, Any]:
-    """All runs as JSON: each with the simulated seconds of its points on ``link``."""
-    return {
-        "command": command,
-        "link": asdict(link),
-        "runs": [_with_seconds(result, link) for result in results],
-    }
+    """Return all runs as JSON, the points of each with their simulated seconds on ``link``."""
+    runs = [result.to_json() for result in results]
+    for result, run in zip(results, runs, strict=True):
+        for point, shown in zip(result.curve, run["curve"], strict=True):
+            shown["seconds"] = point.seconds(link)
+    return {"command": command, "link": asdict(link), "runs": runs}
 
 
 def equal_seconds(found: Sequence[Entry], link: Link) -> float:
-    """The time at which losses are compared: when the first entry has done all its steps."""
+    """Return the time at which losses are compared: when the first entry has done all its steps."""
     return min(entry.seconds(link) for entry in found)
 
 
 def settings_text(spec: Mapping[str, Any]) -> str:
-    """The period, and whatever is not at its default."""
-    if spec["method"] == OURS:
+    """Return the period, and every setting that is not at its default."""
+    if spec["method"] == OWN:
         defaults = asdict(RunConfig())
         sections = ("periods", "optimizer", "wire")
         pairs = {(s, key): (value, defaults[s][key]) for s in sections for key, value in spec[s].items()}
@@ -59,11 +59,11 @@ def settings_text(spec: Mapping[str, Any]) -> str:
         if key == "k_x" or value != (list(default) if isinstance(default, tuple) else default)
     }
     ordered = sorted(shown, key=lambda key: key != "k_x")
-    return ", ".join(f"{key} {_short(shown[key])}" for key in ordered) or "defaults"
+    return ", ".join(f"{key} {value_text(shown[key])}" for key in ordered) or "defaults"
 
 
 def loss_range(entry: Entry) -> str:
-    """Median, and the range where there is more than one seed."""
+    """Return the median loss, and the range where there is more than one seed."""
     low, *_, high = (*entry.losses, entry.losses[-1])
     middle = _loss(entry.loss)
     return middle if len(entry.runs) == 1 else f"{middle} ({_loss(low)} to {_loss(high)})"
@@ -80,8 +80,8 @@ def _row(entry: Entry, link: Link, equal: float) -> tuple[str, ...]:
         _megabytes(entry.sent),
         _megabytes(entry.received),
         _megabytes(total),
-        _factor(entry.dense_bytes, total),
-        _factor(entry.dense_bytes / entry.period, total),
+        factor_text(entry.dense_bytes, total),
+        factor_text(entry.dense_bytes / entry.period, total),
         seconds_text(entry.seconds(link)),
         "-" if after is None else _loss(after),
     )
@@ -102,7 +102,7 @@ def _setting(found: Sequence[Entry], link: Link, command: str) -> Iterator[str]:
         f"Line: {link.up / MBIT:g} Mbit/s up, {link.down / MBIT:g} down, {1e3 * link.rtt:g} ms a round trip, "
         f"{link.step_seconds:.3g} s a local step."
     )
-    for text in sorted({world_text(run.spec["world"]) for run in runs} - {""}):
+    for text in sorted({heterogeneity_text(run.spec["world"]) for run in runs} - {""}):
         yield f"World: {text}."
     if len({run.text for run in runs}) > 1:
         yield "**These runs did not all read the same text** (another corpus, or another number of peers)."
@@ -122,25 +122,19 @@ def _reading(found: Sequence[Entry]) -> Iterator[str]:
         yield "Diverged: a run whose weights stopped being numbers."
 
 
-def world_text(world: Mapping[str, Any]) -> str:
-    """What is not as in a quiet world, "" if nothing is."""
+def heterogeneity_text(conditions: Mapping[str, Any]) -> str:
+    """Return how the peers of a run differ, "" if they do not."""
     said = []
-    if world["churn"]:
-        said.append(f"a peer is away for {world['away_steps']} steps with chance {world['churn']:g}")
-    if world["straggler_share"]:
-        said.append(f"{world['straggler_share']:.0%} of the peers are {world['straggler_factor']:g} times as slow")
-    if world["heterogeneous"]:
+    if conditions["churn"]:
+        said.append(f"a peer is away for {conditions['away_steps']} steps with chance {conditions['churn']:g}")
+    if conditions["straggler_share"]:
+        share, factor = conditions["straggler_share"], conditions["straggler_factor"]
+        said.append(f"{share:.0%} of the peers are {factor:g} times as slow")
+    if conditions["heterogeneous"]:
         said.append("each peer has a different kind of text")
-    if world.get("vocabulary"):
-        said.append(f"the text is in {world['vocabulary']} BPE tokens, learned from its training part")
+    if conditions.get("vocabulary"):
+        said.append(f"the text is in {conditions['vocabulary']} BPE tokens, learned from its training part")
     return "; ".join(said)
-
-
-def _with_seconds(result: RunResult, link: Link) -> dict[str, Any]:
-    document = result.to_json()
-    for point, shown in zip(result.curve, document["curve"], strict=True):
-        shown["seconds"] = point.seconds(link)
-    return document
 
 
 def _list(values: Sequence[Any]) -> str:
@@ -154,14 +148,3 @@ def _loss(loss: float) -> str:
 def _megabytes(count: float) -> str:
     megabytes = count / 1e6
     return f"{megabytes:.0f}" if megabytes >= 99.5 else f"{megabytes:.3g}"
-
-
-def _factor(dense: float, total: float) -> str:
-    if total <= 0:
-        return "-"
-    factor = dense / total
-    return f"{factor:.0f}x" if factor >= 9.95 else f"{factor:.1f}x"
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,11 +1,28 @@
-"""What came out of one simulated run."""
+"""What came out of a period and of a run, and the results of finished runs on disk, one JSON file each."""
 
+import json
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from tsr_swarm.baselines.method import ExchangeBytes
 from tsr_swarm.config.link import Link
+from tsr_swarm.errors import RunError
+from tsr_swarm.simulate.run_spec import RunSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeResult:
+    """What one period and the exchange after it came to."""
+
+    traffic: ExchangeBytes
+    extra_steps: int = 0  # what a peer computes beside its local steps, in times of one step
+    tokens: int  # of all peers
+    losses: tuple[float, ...]  # of local steps, nats a token; only finite ones
+    digest: str = ""  # of the consensus after it, where there is one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +65,7 @@ class RunResult:
     period: int  # local steps between two exchanges
     text: str  # hash of all text that was read, so that runs on different texts are not compared
     curve: tuple[Point, ...]
-    digests: tuple[str, ...]  # ours: of the consensus after each round
+    digests: tuple[str, ...]  # own method: of the consensus after each round
     ended: str = ""  # why it ended before its last step, such as weights that are no numbers any more
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -89,3 +106,52 @@ def this_machine() -> str:
     except OSError:
         names = []
     return f"{names[0] if names else platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+
+
+@dataclass(frozen=True, slots=True)
+class ResultStore:
+    """The results under one folder. What is there is not run again."""
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        """The file of the run with this name."""
+        return self.folder / "runs" / f"{name}.json"
+
+    def load(self, spec: RunSpec) -> RunResult | None:
+        """The result of ``spec``, if it has been run. Raises RunError for a file that cannot be read."""
+        path = self.path(spec.name)
+        try:
+            text = path.read_text("utf-8")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+        try:
+            return RunResult.from_json(json.loads(text))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path} is not the result of a run ({error}); remove it, and it is run again.") from error
+
+    def save(self, result: RunResult) -> Path:
+        """Keep a result. Raises RunError."""
+        return write_json(self.path(result.name), result.to_json())
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> Path:
+    """Write ``document`` to ``path`` in one step. Raises RunError."""
+    return write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write ``text`` to ``path`` in one step: a reader finds the old file or the new one. Raises RunError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}); name another folder.") from error
+    return path

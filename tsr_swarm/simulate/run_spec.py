@@ -1,41 +1,48 @@
-"""What one simulated run is: everything that determines its result, and the name that follows from it."""
+"""What one simulated run is, and which runs answer what a command line or a script asks for. Pure."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from tsr_swarm.baselines.registry import default_settings
-from tsr_swarm.config.run import RunConfig, require
+from tsr_swarm.baselines.registry import METHODS, default_settings
+from tsr_swarm.baselines.settings import nearest
+from tsr_swarm.config.coerce import require
+from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
+from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.simulate.heterogeneity import Heterogeneity
 
-OURS = "tsr"
+OWN = "tsr"  # the method of this package
 SCHEDULES = ("cosine", "constant")
 POINTS = 10  # of a curve, unless something else is asked for
+USUAL_RATES = {"adam": 3e-3, "muon": 3e-2}  # by inner optimizer: no method is run at a rate made for another optimizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
-    """One method with one seed. The rate is ``config.optimizer.lr``, the seed is ``config.run.seed``."""
+    """One method with one seed: everything that determines a result, and the name that follows from it.
 
-    method: str  # "tsr" is ours, the others are in tsr_swarm/rivals
-    config: RunConfig  # a rival takes its model, data, rate, warm-up, clip and seed
-    settings: Mapping[str, Any] = field(default_factory=dict)  # a rival's; its defaults for what is not named
+    The rate is ``config.optimizer.lr``, the seed is ``config.run.seed``.
+    """
+
+    method: str  # OWN, or a name in baselines/registry.py
+    config: RunConfig  # a baseline takes its model, data, rate, warm-up, clip and seed
+    settings: Mapping[str, Any] = field(default_factory=dict)  # a baseline's; its defaults for what is not named
     peers: int = 4
     steps: int = 200
     schedule: str = "cosine"  # down to a tenth of the rate over the whole run, or constant; both after the warm-up
     eval_every: int = 0  # steps; 0: ten times a run
-    world: Heterogeneity = field(default_factory=Heterogeneity)
-    exact: bool = False  # ours: every peer keeps its own consensus and opens every round itself
+    heterogeneity: Heterogeneity = field(default_factory=Heterogeneity)
+    exact: bool = False  # own method: every peer keeps its own consensus and opens every round itself
 
     def __post_init__(self) -> None:
         require(1 <= self.peers <= 1000, "peers", self.peers, "1 to 1000")
         require(1 <= self.steps <= 10**7, "steps", self.steps, "1 to 10000000")
         require(self.schedule in SCHEDULES, "schedule", self.schedule, " or ".join(SCHEDULES))
         require(0 <= self.eval_every <= self.steps, "eval_every", self.eval_every, "0 (ten times a run) to steps")
-        of_model, of_text = self.config.model.vocab_size, self.world.vocabulary
+        of_model, of_text = self.config.model.vocab_size, self.heterogeneity.vocabulary
         if of_text not in (0, of_model):
             raise ConfigError(
                 f"model.vocab_size = {of_model} is not the vocabulary of the text, {of_text} BPE tokens; set "
@@ -43,8 +50,8 @@ class RunSpec:
             )
 
     @property
-    def is_ours(self) -> bool:
-        return self.method == OURS
+    def is_own(self) -> bool:
+        return self.method == OWN
 
     @property
     def seed(self) -> int:
@@ -60,7 +67,7 @@ class RunSpec:
         return self.eval_every or max(1, self.steps // POINTS)
 
     def fitted(self) -> RunConfig:
-        """The configuration that is run: a part of the data for each peer, and the schedule."""
+        """Return the configuration that is run: a part of the data for each peer, and the schedule."""
         optimizer = self.config.optimizer
         decay_steps = max(1, self.steps - optimizer.warmup_steps) if self.schedule == "cosine" else 0
         return replace(
@@ -70,28 +77,36 @@ class RunSpec:
         )
 
     def identity(self) -> dict[str, Any]:
-        """All that the result depends on, as JSON has it. A rival's does not name what only ours reads."""
+        """Return all that the result depends on, as JSON has it; of a baseline nothing that only our own method reads.
+
+        Settings that came later are left out where they are off, so that older results keep their names.
+        """
         config = asdict(self.fitted())
-        shared: dict[str, Any] = {
+        conditions = asdict(self.heterogeneity)
+        if not conditions["vocabulary"]:
+            del conditions["vocabulary"]
+        document: dict[str, Any] = {
             "method": self.method,
             "peers": self.peers,
             "steps": self.steps,
             "eval_steps": self.eval_steps,
             "seed": self.seed,
-            "world": _world(self.world),
+            "world": conditions,
             "model": config["model"],
             "data": config["data"],
         }
-        if self.is_ours:
-            sections = {name: config[name] for name in ("optimizer", "periods", "wire")}
-            round = {key: config["round"][key] for key in ("quorum", "shards")}
-            if config["round"]["budget_kb"]:  # runs without one keep the names they had before there was any
-                round["budget_kb"] = config["round"]["budget_kb"]
-            return _as_json({**shared, **sections, "round": round, "exact": self.exact})
-        optimizer = {key: config["optimizer"][key] for key in ("lr", "warmup_steps", "decay_steps", "clip")}
-        return _as_json(
-            {**shared, "optimizer": optimizer, "settings": {**default_settings(self.method), **self.settings}}
-        )
+        if self.is_own:
+            document |= {name: config[name] for name in ("optimizer", "periods", "wire")}
+            document["round"] = {key: config["round"][key] for key in ("quorum", "shards")}
+            if config["round"]["budget_kb"]:
+                document["round"]["budget_kb"] = config["round"]["budget_kb"]
+            document["exact"] = self.exact
+        else:
+            optimizer = config["optimizer"]
+            document["optimizer"] = {key: optimizer[key] for key in ("lr", "warmup_steps", "decay_steps", "clip")}
+            document["settings"] = {**default_settings(self.method), **self.settings}
+        as_json: dict[str, Any] = json.loads(json.dumps(document))
+        return as_json
 
     @property
     def name(self) -> str:
@@ -100,11 +115,86 @@ class RunSpec:
         return f"{self.method}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
-def _world(world: Heterogeneity) -> dict[str, Any]:
-    """Runs on bytes keep the names they had before there was any other text."""
-    return {key: value for key, value in asdict(world).items() if key != "vocabulary" or value}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyOptions:
+    """Every method at every rate with every seed."""
+
+    config: RunConfig
+    methods: Sequence[str]
+    lrs: Sequence[float] = ()  # none: the configuration's, or what suits another inner optimizer as well
+    seeds: Sequence[int] = ()  # none: the configuration's
+    peers: int = 4
+    steps: int = 200
+    k_x: int | None = None  # None: the configuration's; baselines that exchange every step go on doing so
+    rank: str | None = None  # None: the configuration's for our own method, each baseline's own default
+    method_sets: Sequence[str] = ()  # METHOD.key=value; for our own method tsr.section.key=value
+    schedule: str = "cosine"
+    eval_every: int = 0
+    heterogeneity: Heterogeneity = field(default_factory=Heterogeneity)
+    exact: bool = False
 
 
-def _as_json(document: dict[str, Any]) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(json.dumps(document))
-    return loaded
+def specs_of(options: StudyOptions) -> list[RunSpec]:
+    """Return the runs, all methods of a seed together. Raises ConfigError for an unknown method or setting."""
+    _require_known(options.methods)
+    sets = apply_overrides({}, options.method_sets)
+    _require_known(sets)
+    config = _with_keys(options.config, {"periods.k_x": options.k_x})
+    variants = [(method, *_variant(method, config, options, sets.get(method, {}))) for method in options.methods]
+    return [
+        RunSpec(
+            method=method,
+            config=_with_keys(own_config, {"optimizer.lr": lr, "run.seed": seed}),
+            settings=settings,
+            peers=options.peers,
+            steps=options.steps,
+            schedule=options.schedule,
+            eval_every=options.eval_every,
+            heterogeneity=options.heterogeneity,
+            exact=options.exact and method == OWN,
+        )
+        for seed in options.seeds or (config.run.seed,)
+        for method, own_config, settings in variants
+        for lr in options.lrs or (None,)
+    ]
+
+
+def _require_known(methods: Iterable[str]) -> None:
+    known = [OWN, *METHODS]
+    for method in methods:
+        if method not in known:
+            raise ConfigError(
+                f"'{method}' is not a method; did you mean '{nearest(method, known)}'? There are {', '.join(known)}."
+            )
+
+
+def _variant(
+    method: str, config: RunConfig, options: StudyOptions, sets: Mapping[str, Any]
+) -> tuple[RunConfig, dict[str, Any]]:
+    """Return the configuration and the settings of a method. Flags that all methods share come before its own."""
+    rank = int(options.rank) if options.rank is not None and options.rank.isdigit() else options.rank
+    if method == OWN:
+        return _with_keys(config, {"optimizer.rank": rank, "optimizer.embedding_rank": rank, **sets}), {}
+    settings: dict[str, Any] = dict(default_settings(method))
+    if settings.get("k_x", 1) != 1:
+        settings["k_x"] = config.periods.k_x
+    if rank is not None and "rank" in settings:
+        settings["rank"] = rank
+    settings |= sets
+    usual = USUAL_RATES.get(config.optimizer.inner, 1.0)
+    lr = config.optimizer.lr * USUAL_RATES.get(settings.get("inner", "adam"), usual) / usual
+    return _with_keys(config, {"optimizer.lr": min(1.0, lr)}), settings
+
+
+def _with_keys(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """Return ``config`` with each ``section.key`` that has a value set, checked as if it stood in a run file."""
+    values = {path: value for path, value in values.items() if value is not None}
+    if not values:
+        return config
+    mapping = asdict(config)
+    for path, value in values.items():
+        section, dot, key = path.partition(".")
+        if not dot:
+            raise ConfigError(f"'{OWN}.{path}' is not a setting of ours; write {OWN}.section.key=value.")
+        mapping.setdefault(section, {})[key] = value
+    return replace(run_config_from_mapping(mapping), checkpoint=config.checkpoint)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written aside, forced to disk, renamed; verified when read.
+"""Checkpoints that are whole or not there: written to a temporary folder, forced to disk, renamed; verified when read.
 
 A checkpoint is a folder ``round-000012`` of safetensors files and ``checkpoint.json``, which names each file's size
 and BLAKE2b-256 and closes with its own. One writer a folder at a time; readers need no lock.
@@ -21,12 +21,12 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from tsr_swarm.errors import CheckpointError
-from tsr_swarm.storage.digested_json import decode_sealed, encode_sealed
+from tsr_swarm.storage.files import decode_digested, encode_digested, fsync
 from tsr_swarm.telemetry.text import reason_text
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
-_ASIDE = ".saving-"  # a folder that is being written; the next writer removes what a dead one left
+_TEMPORARY = ".saving-"  # a folder that is being written; the next writer removes what a dead one left
 _REPLACED = ".replaced"  # a checkpoint whose successor of the same round is about to take its name
 _NAME = re.compile(r"round-(\d{6,})(\.replaced)?")
 _STEM = re.compile(r"[a-z0-9_-]{1,64}")
@@ -34,7 +34,10 @@ _STEM = re.compile(r"[a-z0-9_-]{1,64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Checkpoint:
-    """What ``save`` was given, and a sentence about each newer checkpoint that was passed over as damaged."""
+    """What ``save`` was given, read back and verified.
+
+    warnings: a sentence about each newer checkpoint that was passed over as damaged.
+    """
 
     round: int
     path: Path
@@ -55,10 +58,13 @@ def save(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            _remove_left_overs(folder)
-            with _aside(folder) as aside:
-                _write(aside, round, files, document)
-                _take_name(aside, final)
+            _remove_leftovers(folder)
+            temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
+            try:
+                _write(temporary, round, files, document)
+                _take_name(temporary, final)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)  # gone already if it was renamed
             _prune(folder, round, keep)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(_cannot_write(final, files, error)) from error
@@ -71,7 +77,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
     A damaged one is passed over with a warning. Raises CheckpointError when every one is damaged.
     """
     damages: list[str] = []
-    for path in reversed(_checkpoints(folder)):
+    for _, path in reversed(_checkpoints(folder)):
         try:
             return _read(path, tuple(f"{damage}; the one before it is used." for damage in damages))
         except (OSError, ValueError, SafetensorError) as error:
@@ -87,7 +93,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
 
 def saved_rounds(folder: Path) -> tuple[int, ...]:
     """The rounds that ``folder`` has checkpoints of, oldest first, damaged ones included."""
-    return tuple(sorted({_order(path)[0] for path in _checkpoints(folder)}))
+    return tuple(sorted({round for round, _ in _checkpoints(folder)}))
 
 
 # -- writing
@@ -95,7 +101,7 @@ def saved_rounds(folder: Path) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other writers out of ``folder``: with the lock held, every folder aside belongs to a dead one."""
+    """Keep other writers out of ``folder``: with the lock held, every temporary folder belongs to a dead one."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems lock no folders; then one writer is the rule
@@ -105,35 +111,20 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """A new folder beside the checkpoints, gone at the end unless it was renamed."""
-    path = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _write(aside: Path, round: int, files: Mapping[str, Mapping[str, Tensor]], document: Mapping[str, Any]) -> None:
+def _write(temporary: Path, round: int, files: Mapping[str, Mapping[str, Tensor]], document: Mapping[str, Any]) -> None:
     entries = {}
     for stem, tensors in files.items():
         if not _STEM.fullmatch(stem):
             raise ValueError(f"file stem {stem!r}")
-        path = aside / f"{stem}.safetensors"
-        write_tensors(path, tensors)
+        path = temporary / f"{stem}.safetensors"
+        save_file(_unshared(tensors), path, metadata={"format": "pt"})
+        fsync(path)
         entries[path.name] = {"bytes": path.stat().st_size, "blake2b": _file_digest(path)}
     body = {"format": FORMAT, "round": round, "files": entries, "document": document}
-    manifest = aside / MANIFEST
-    manifest.write_bytes(encode_sealed(body))
-    sync(manifest)
-    sync(aside)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one safetensors file as transformers reads it, and force it to disk. Raises OSError, SafetensorError."""
-    save_file(_unshared(tensors), path, metadata={"format": "pt"})
-    sync(path)
+    manifest = temporary / MANIFEST
+    manifest.write_bytes(encode_digested(body))
+    fsync(manifest)
+    fsync(temporary)
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,35 +139,26 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-def sync(path: Path) -> None:
-    """Force a file, or a folder's list of names, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _take_name(aside: Path, final: Path) -> None:
-    """Rename ``aside`` to ``final``. At every instant a whole checkpoint of the round has one of its two names."""
+def _take_name(temporary: Path, final: Path) -> None:
+    """Rename ``temporary`` to ``final``. At every instant a whole checkpoint of the round has one of its two names."""
     replaced = final.with_name(final.name + _REPLACED)
     if final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         final.rename(replaced)
-    aside.rename(final)
-    sync(final.parent)
+    temporary.rename(final)
+    fsync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _remove_left_overs(folder: Path) -> None:
+def _remove_leftovers(folder: Path) -> None:
     replaced = [path for path in folder.glob(f"*{_REPLACED}") if path.with_suffix("").exists()]
-    for path in [*folder.glob(f"{_ASIDE}*"), *replaced]:
+    for path in [*folder.glob(f"{_TEMPORARY}*"), *replaced]:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _prune(folder: Path, round: int, keep: int) -> None:
     # Later rounds are not counted: after going back to an older state they would push out the one just saved.
-    past = [path for path in _checkpoints(folder) if _order(path)[0] <= round]
+    past = [path for saved, path in _checkpoints(folder) if saved <= round]
     for path in past[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -199,22 +181,18 @@ def _megabytes(count: int) -> str:
 # -- reading
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Round and folder of each checkpoint, oldest first; one that was replaced comes before its successor."""
     paths = folder.iterdir() if folder.is_dir() else iter(())
-    return sorted((path for path in paths if _NAME.fullmatch(path.name)), key=_order)
-
-
-def _order(path: Path) -> tuple[int, bool]:
-    match = _NAME.fullmatch(path.name)
-    assert match
-    return int(match[1]), match[2] is None
+    found = [(match, path) for path in paths if (match := _NAME.fullmatch(path.name))]
+    found.sort(key=lambda item: (int(item[0][1]), item[0][2] is None))
+    return [(int(match[1]), path) for match, path in found]
 
 
 def _read(path: Path, warnings: tuple[str, ...]) -> Checkpoint:
     """Verify and read one checkpoint. Raises OSError, ValueError or SafetensorError when it is damaged."""
     try:
-        body = decode_sealed((path / MANIFEST).read_bytes())
+        body = decode_digested((path / MANIFEST).read_bytes())
     except ValueError as error:
         raise ValueError(f"{MANIFEST} cannot be used: {error}") from error
     if not {"format", "round", "files", "document"} <= body.keys():

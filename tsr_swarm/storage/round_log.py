@@ -1,9 +1,9 @@
 """Published rounds, kept on disk and served to peers that missed some: kilobytes a round instead of the whole state.
 
-A round is stored before it is voted on, so that what a majority has accepted a majority can serve. Until it stands it
-is a proposal, of which a round may have several, each under its chain hash; whoever asks for a round without naming
-its hash gets the one that stands. Which ones do is not kept here: the voter's journal names the newest, each file's
-name the hash of the round before it, and so on backwards.
+A round is stored before it is voted on, so that what a majority has accepted a majority can serve. Until it is
+committed it is a proposal, of which a round may have several, each under its chain hash; a request without a chain
+hash gets the committed one. Which rounds are committed is not kept here: the voter's journal names the newest, each
+file's name the chain hash of the round before it, and so on backwards.
 """
 
 import os
@@ -11,6 +11,7 @@ import re
 import struct
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -18,14 +19,14 @@ from typing import BinaryIO, TypeVar
 from google.protobuf.message import DecodeError
 
 from tsr_swarm.errors import PeerError, RunError
-from tsr_swarm.storage.checkpoint import sync
+from tsr_swarm.storage.files import fsync, replace_file
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.messages import sections_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 _NAME = re.compile(r"round-(\d{9})-([0-9a-f]{64})(?:-([0-9a-f]{64}))?\.bin")
-_ASIDE = ".tmp"  # the ending of a file that is being written
+_TEMPORARY = ".tmp"  # the ending of a file that is being written
 _LENGTH = struct.Struct("<Q")
 
 _Key = tuple[int, bytes]  # a round and its chain hash
@@ -34,37 +35,34 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _StoredRound:
     path: Path
     parent: bytes  # chain hash of the round before; empty in round 1
     size: int
 
 
 class RoundLog:
-    """The newest rounds in ``folder``: at most ``max_bytes``, but never fewer than since the last checkpoint.
-
-    Its methods may be called from any thread.
-    """
+    """The newest rounds in ``folder``: ``max_bytes`` at most, but all since the oldest checkpoint. Thread-safe."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
         self._max_bytes = max_bytes
-        self._kept: dict[_Key, _Kept] = {}
-        self._standing: dict[int, bytes] = {}  # chain hash by round
+        self._rounds: dict[_Key, _StoredRound] = {}
+        self._chains: dict[int, bytes] = {}  # by round, the chain hash of the committed one
         self._committed = 0
         self._checkpoint = 0
         self._lock = threading.Lock()  # of the above; never held while a round is read or written
 
     @property
     def committed(self) -> int:
-        """The newest round that stands, as far as was said here."""
+        """The newest committed round that this log knows of."""
         return self._committed
 
     def open(self, committed: int = 0, chain: bytes = b"") -> None:
-        """Find what an earlier process left, of which round ``committed`` with hash ``chain`` stands. Raises RunError.
+        """Find the rounds that an earlier process stored. Raises RunError.
 
-        Proposals of the round after it are kept: this node may have promised to keep one. Later ones are removed, and
-        files of others left alone.
+        committed, chain: the newest committed round and its chain hash. Proposals of the round after it are kept: this
+        node may have accepted one. Later ones are removed; files that are no rounds are left alone.
         """
         with self._lock:
             try:
@@ -75,16 +73,16 @@ class RoundLog:
                 raise RunError(
                     f"The rounds in {self.folder} cannot be read ({reason_text(error)}); check that folder."
                 ) from error
-            self._stand(committed, chain)
+            self._follow_chain(committed, chain)
 
     def rebase(self, committed: int, chain: bytes) -> None:
-        """A state of round ``committed`` was taken in: what stood may be another history.
+        """Begin anew from a downloaded state of round ``committed``: the rounds here may be of another history.
 
-        What leads to that round stands. Later rounds stay as proposals: this node may have promised to keep one.
+        The rounds that lead to it are committed. Later ones stay as proposals: this node may have accepted one.
         """
         with self._lock:
-            self._standing.clear()
-            self._stand(committed, chain)
+            self._chains.clear()
+            self._follow_chain(committed, chain)
             self._checkpoint = min(self._checkpoint, committed)
             self._clean()
 
@@ -95,163 +93,160 @@ class RoundLog:
             return
         name = f"round-{plan.round:09d}-{chain.hex()}" + (f"-{plan.parent.hex()}" if plan.parent else "")
         path = self.folder / f"{name}.bin"
-        temporary = path.with_suffix(f".{threading.get_ident()}{_ASIDE}")  # the same round may come in two ways at once
+        temporary = path.with_suffix(f".{threading.get_ident()}{_TEMPORARY}")  # two threads may store the same round
         encoded = header.SerializeToString()
+        content = _LENGTH.pack(len(encoded)) + encoded + data
         try:
-            with temporary.open("wb") as file:
-                file.write(_LENGTH.pack(len(encoded)) + encoded + data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync(self.folder)
+            replace_file(path, temporary, content)
+            fsync(self.folder)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise RunError(
                 f"Round {plan.round} cannot be kept in {self.folder} ({reason_text(error)}); free space."
             ) from error
         with self._lock:
-            self._kept[plan.round, chain] = _Kept(path, plan.parent, _LENGTH.size + len(encoded) + len(data))
+            self._rounds[plan.round, chain] = _StoredRound(path, plan.parent, len(content))
 
     def commit(self, round: int, chain: bytes) -> None:
-        """From now on this one is the round that is handed out.
+        """Mark a round as committed: ``get`` returns it from now on.
 
-        What did not come to stand, of this round and before, is removed, and the oldest rounds make room. To be called
-        once a restart would know of it: until then, another proposal of the round may be what was promised.
+        Other proposals, of this round and before, are removed, and the oldest rounds make room. To be called once the
+        journal says so: until then, another proposal of the round may be the one that this node accepted.
         """
         with self._lock:
-            self._standing[round] = chain
+            self._chains[round] = chain
             self._committed = max(self._committed, round)
-            for key in [key for key in self._kept if key[0] <= round and self._standing.get(key[0]) != key[1]]:
+            for key in [key for key in self._rounds if key[0] <= round and self._chains.get(key[0]) != key[1]]:
                 self._drop(key)
             self._clean()
 
     def checkpointed(self, round: int) -> None:
-        """Rounds up to ``round`` are in a checkpoint and may be dropped when there are too many."""
+        """Allow rounds up to ``round`` to be dropped when there are too many: they are in a checkpoint."""
         with self._lock:
             self._checkpoint = round
             self._clean()
 
     def get(self, round: int, chain: bytes = b"") -> tuple[pb.PublishedHeader, bytes] | None:
-        """The round that stands, or with ``chain`` the one of that hash, be it a proposal; None if it is not kept.
+        """Read the committed round, or with ``chain`` the one of that hash, also a proposal; None if it is not kept.
 
-        Raises RunError for a file that cannot be read: once, from then on it is not kept.
+        Raises RunError for a file that cannot be read: once, from then on the round is not kept.
         """
         return self._read(round, chain, lambda file, key: (_read_header(file, key), file.read()))
 
     def header(self, round: int, chain: bytes = b"") -> pb.PublishedHeader | None:
-        """That of the round which ``get`` finds, without reading its data. Raises RunError as ``get`` does."""
+        """Read the header of the round that ``get`` finds, without its data. Raises RunError as ``get`` does."""
         return self._read(round, chain, _read_header)
 
     def _read(self, round: int, chain: bytes, read: Callable[[BinaryIO, _Key], T]) -> T | None:
         with self._lock:
-            key = round, chain or self._standing.get(round, b"")
-            kept = self._kept.get(key)
-        if kept is None:
+            key = self._key(round, chain)
+            stored = self._rounds.get(key)
+        if stored is None:
             return None
         try:
-            with kept.path.open("rb") as file:
+            with stored.path.open("rb") as file:
                 return read(file, key)
         except (OSError, struct.error, DecodeError) as error:
-            self._lost(key, error)
+            self._forget_unreadable(key, error)
             return None
 
     def shard(self, round: int, shard: int, hashes: Sequence[bytes]) -> tuple[tuple[Section, ...], bytes] | None:
-        """The sections of these ``hashes`` and their frames, joined, if a round of this number has them in ``shard``.
+        """Read the sections of these ``hashes`` and their frames, joined, if any proposal of ``round`` has them.
 
         Raises RunError as ``get`` does.
         """
         with self._lock:
-            candidates = [(key, kept) for key, kept in self._kept.items() if key[0] == round]
-        for key, kept in candidates:
+            candidates = [(key, stored) for key, stored in self._rounds.items() if key[0] == round]
+        for key, stored in candidates:
             try:
-                with kept.path.open("rb") as file:
+                with stored.path.open("rb") as file:
                     found = _read_shard(file, key, shard, list(hashes))
             except (OSError, struct.error, DecodeError, PeerError) as error:
-                self._lost(key, error)
+                self._forget_unreadable(key, error)
                 continue
             if found is not None:
                 return found
         return None
 
     def forget(self, round: int, chain: bytes = b"") -> None:
-        """The bytes of this round, or with no ``chain`` of the one that stands, turned out to be damaged."""
+        """Stop serving this round, or without ``chain`` the committed one: its bytes turned out to be damaged."""
         with self._lock:
-            self._kept.pop((round, chain or self._standing.get(round, b"")), None)
+            self._rounds.pop(self._key(round, chain), None)
 
     def keeps(self, round: int, chain: bytes) -> bool:
-        """Whether this round is here, be it a proposal."""
+        """Whether this round is here, also as a proposal."""
         with self._lock:
-            return (round, chain) in self._kept
+            return (round, chain) in self._rounds
 
     def keeps_since(self, round: int) -> bool:
-        """Whether every round after ``round`` that stands is kept."""
+        """Whether every committed round after ``round`` is kept."""
         with self._lock:
             return self._since(round) is not None
 
     def bytes_since(self, round: int) -> int:
-        """Bytes of all rounds after ``round`` that stand; 0 where there are none or not all are kept."""
+        """Bytes of all committed rounds after ``round``; 0 if there are none or not all are kept."""
         with self._lock:
-            return sum(kept.size for kept in self._since(round) or [])
+            return sum(stored.size for stored in self._since(round) or [])
 
     # --- with the lock held -------------------------------------------------------------------------------------
+
+    def _key(self, round: int, chain: bytes) -> _Key:
+        return round, chain or self._chains.get(round, b"")
 
     def _find(self, path: Path, committed: int) -> None:
         match = _NAME.fullmatch(path.name)
         if match is None:
-            if path.suffix == _ASIDE:  # of a process that was killed
+            if path.suffix == _TEMPORARY:  # of a process that was killed
                 path.unlink()
             return
         if int(match[1]) > committed + 1:
             path.unlink()
             return
         key = int(match[1]), bytes.fromhex(match[2])
-        self._kept[key] = _Kept(path, bytes.fromhex(match[3] or ""), path.stat().st_size)
+        self._rounds[key] = _StoredRound(path, bytes.fromhex(match[3] or ""), path.stat().st_size)
 
-    def _stand(self, committed: int, chain: bytes) -> None:
-        """Follow the chain backwards. Where a file is missing, what is before it waits for people to restore it."""
+    def _follow_chain(self, committed: int, chain: bytes) -> None:
+        """Mark rounds as committed, backwards. If a file is missing, those before it wait for people to restore it."""
         self._committed = committed
         for round in range(committed, 0, -1):
-            kept = self._kept.get((round, chain))
-            if kept is None:
+            stored = self._rounds.get((round, chain))
+            if stored is None:
                 return
-            self._standing[round] = chain
-            chain = kept.parent
+            self._chains[round] = chain
+            chain = stored.parent
 
-    def _since(self, round: int) -> list[_Kept] | None:
-        """None: not all of them are kept."""
-        if self._committed - round > len(self._kept):
+    def _since(self, round: int) -> list[_StoredRound] | None:
+        """Committed rounds after ``round``; None if not all of them are kept."""
+        if self._committed - round > len(self._rounds):
             return None
-        keys = [(later, self._standing.get(later, b"")) for later in range(round + 1, self._committed + 1)]
-        found = [self._kept[key] for key in keys if key in self._kept]
+        keys = [self._key(later, b"") for later in range(round + 1, self._committed + 1)]
+        found = [self._rounds[key] for key in keys if key in self._rounds]
         return found if len(found) == len(keys) else None
 
     def _clean(self) -> None:
-        total = sum(kept.size for kept in self._kept.values())
-        for key in sorted(self._kept):
+        total = sum(stored.size for stored in self._rounds.values())
+        for key in sorted(self._rounds):
             if key[0] >= self._checkpoint or total <= self._max_bytes:
                 return
-            total -= self._kept[key].size
+            total -= self._rounds[key].size
             self._drop(key)
 
     def _drop(self, key: _Key) -> None:
-        kept = self._kept.pop(key)
-        try:
-            kept.path.unlink(missing_ok=True)
-        except OSError:
-            return  # it costs room, and goes with the next start
+        with suppress(OSError):  # it costs room, and goes with the next start
+            self._rounds.pop(key).path.unlink(missing_ok=True)
 
     # --- without it ---------------------------------------------------------------------------------------------
 
-    def _lost(self, key: _Key, error: Exception) -> None:
-        """A file cannot be read. Raises RunError, unless it has just been dropped to make room."""
+    def _forget_unreadable(self, key: _Key, error: Exception) -> None:
+        """Stop serving a round whose file cannot be read. Raises RunError, unless it was dropped just now for room."""
         with self._lock:
-            was_kept = self._kept.pop(key, None) is not None
+            was_kept = self._rounds.pop(key, None) is not None
         if was_kept:
             raise RunError(f"Round {key[0]} in {self.folder} cannot be read ({reason_text(error)}).") from error
 
 
 def _read_header(file: BinaryIO, key: _Key) -> pb.PublishedHeader:
-    """Leaves ``file`` where the data begin. Raises OSError, struct.error or DecodeError."""
+    """Read the header, up to where the data begin. Raises OSError, struct.error or DecodeError."""
     (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
     if length > os.fstat(file.fileno()).st_size - file.tell():
         raise DecodeError("it was cut short")

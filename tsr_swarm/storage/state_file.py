@@ -1,6 +1,6 @@
-"""The consensus state as a file of hashed chunks: how a donor writes it, and how a joining peer puts it together.
+"""The consensus state as a file of hashed chunks: how a donor writes it, and how a joining peer assembles it.
 
-It is written here and not by the safetensors library, so that every donor's file is the same to the byte whatever
+The file is written here and not by the safetensors library, so that every donor's file has the same bytes whatever
 version it has; and piece by piece, so that no second copy of the state is in memory.
 """
 
@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.optim.consensus import Consensus, little_endian
-from tsr_swarm.optim.drawn_basis import are_drawn, drawn_bases
+from tsr_swarm.optim.periods import are_drawn, drawn_bases
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.wire.checks import check_state_description
 from tsr_swarm.wire.codec import HASH_BYTES, hash_bytes
@@ -32,17 +33,14 @@ _DTYPES = {torch.float32: "F32", torch.int16: "I16"}  # in the order of the file
 
 
 def write_state(path: Path, manifest: Manifest, consensus: Consensus, round: int, chain: bytes) -> pb.StateDescription:
-    """Write the consensus after ``round`` and describe it. Bases that everybody can draw are left out.
+    """Write the consensus after ``round`` and describe it. Bases that every peer can draw are left out. Heavy.
 
-    Heavy, and safe beside training: a consensus that nobody applies rounds to never changes. Raises RunError.
+    No round may be applied to ``consensus`` meanwhile. Raises RunError.
     """
-    hashes, total = _Hashes(CHUNK_BYTES), 0
+    tensors = shipped_tensors(manifest, consensus)
     try:
         with path.open("wb") as file:
-            for piece in _pieces(shipped_tensors(manifest, consensus)):
-                file.write(piece)
-                hashes.update(piece)
-                total += len(piece)
+            hashes = _write_hashed(file, tensors)
     except OSError as error:
         path.unlink(missing_ok=True)
         raise RunError(
@@ -52,24 +50,24 @@ def write_state(path: Path, manifest: Manifest, consensus: Consensus, round: int
         round=round,
         digest=consensus.digest(),
         chain=chain,
-        total_bytes=total,
+        total_bytes=state_length(tensors),
         chunk_bytes=CHUNK_BYTES,
-        chunk_hashes=hashes.finished(),
+        chunk_hashes=hashes,
     )
 
 
 def shipped_tensors(manifest: Manifest, consensus: Consensus) -> Mapping[str, Tensor]:
-    """What of the consensus is in its state."""
+    """The tensors of the consensus that are in its state file."""
     return consensus.weight_tensors() if are_drawn(manifest) else consensus.tensors()
 
 
 def state_length(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the file of ``tensors``."""
+    """Bytes of the state file of ``tensors``."""
     return len(_header(tensors)) + sum(tensor.nbytes for tensor in tensors.values())
 
 
 def read_chunks(path: Path, description: pb.StateDescription, first: int, count: int) -> Iterator[pb.StateChunk]:
-    """``count`` chunk messages from number ``first`` on, 0: all; read and compressed one at a time."""
+    """Read and compress ``count`` chunks from number ``first`` on, one at a time. count 0: all."""
     size, end = description.chunk_bytes, len(description.chunk_hashes)
     with path.open("rb") as file:
         file.seek(first * size)
@@ -77,14 +75,29 @@ def read_chunks(path: Path, description: pb.StateDescription, first: int, count:
             yield pb.StateChunk(index=index, data=compress(file.read(size), ZSTD_LEVEL))
 
 
-def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    yield _header(tensors)
+def _write_hashed(file: BinaryIO, tensors: Mapping[str, Tensor]) -> list[bytes]:
+    """Write the state file of ``tensors``. Returns the hash of each of its chunks."""
+    hashes, hasher, room = [], hashlib.blake2b(digest_size=HASH_BYTES), CHUNK_BYTES
+    for piece in _pieces(tensors):
+        file.write(piece)
+        while len(piece):
+            hasher.update(piece[:room])
+            taken = min(room, len(piece))
+            room, piece = room - taken, piece[taken:]
+            if not room:
+                hashes.append(hasher.digest())
+                hasher, room = hashlib.blake2b(digest_size=HASH_BYTES), CHUNK_BYTES
+    return hashes if room == CHUNK_BYTES else [*hashes, hasher.digest()]
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    yield memoryview(_header(tensors))
     for name in _in_order(tensors):
         yield little_endian(tensors[name]).cast("B")
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    """As safetensors writes it: the length, then names, types, shapes and places in compact JSON, padded to 8 bytes."""
+    """The header of a safetensors file: length, then names, types, shapes and offsets in JSON, padded to 8 bytes."""
     entries, end = {}, 0
     for name in _in_order(tensors):
         tensor, start = tensors[name], end
@@ -100,47 +113,21 @@ def _in_order(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(tensors, key=lambda name: (types.index(tensors[name].dtype), name))
 
 
-class _Hashes:
-    """The hash of each ``size`` bytes of what goes by."""
-
-    def __init__(self, size: int) -> None:
-        self._size, self._room = size, size
-        self._hasher = hashlib.blake2b(digest_size=HASH_BYTES)
-        self._done: list[bytes] = []
-
-    def update(self, piece: bytes | memoryview) -> None:
-        view = memoryview(piece)
-        while len(view):
-            self._hasher.update(view[: self._room])
-            taken = min(self._room, len(view))
-            self._room, view = self._room - taken, view[taken:]
-            if not self._room:
-                self._close()
-
-    def finished(self) -> list[bytes]:
-        if self._room < self._size:
-            self._close()
-        return self._done
-
-    def _close(self) -> None:
-        self._done.append(self._hasher.digest())
-        self._hasher, self._room = hashlib.blake2b(digest_size=HASH_BYTES), self._size
-
-
-def legal_state_bytes(manifest: Manifest) -> int:
-    """The most a state of this run can have: float32 weights, int16 bases, and safetensors' header of names."""
+def _max_state_bytes(manifest: Manifest) -> int:
+    """The most bytes that a state of this run can have: float32 weights, int16 bases, and the header of names."""
     numbers = sum(4 * b.size + (2 * b.basis_size if b.is_low_rank else 0) for b in manifest.blocks)
     return numbers + sum(3 * (len(block.name) + 256) for block in manifest.blocks) + 4096
 
 
 class StateAssembly:
-    """Chunks of one description as they arrive, in any order, in a file. A chunk that is not what its hash says is
-    refused. What an earlier process left of the same state in ``folder`` is found again by its hashes.
+    """A file that is filled with the chunks of one state as they arrive, in any order.
+
+    A chunk with a wrong hash is refused. Chunks that an earlier process left in ``folder`` are found by their hashes.
     """
 
     def __init__(self, description: pb.StateDescription, manifest: Manifest, folder: Path) -> None:
-        """Reads and hashes what is there already. Raises PeerError for an illegal description, and RunError."""
-        limit, total = legal_state_bytes(manifest), description.total_bytes
+        """Read and hash what is there already. Raises PeerError for an illegal description, and RunError."""
+        limit, total = _max_state_bytes(manifest), description.total_bytes
         if total > limit:
             raise PeerError(
                 "state", f"The state offered has {total} bytes, more than the {limit} of this run; refused."
@@ -155,17 +142,18 @@ class StateAssembly:
                 if other != self.path or other.stat().st_size != total:
                     other.unlink()
             with self.path.open("a+b") as file:
-                self._find_again(file.fileno())
+                self._find_chunks(file.fileno())
         except OSError as error:
-            raise self._no_room(error) from error
-        self.found_bytes = sum(self._length(index) for index in self._present())
+            raise self._disk_error(error) from error
+        found = set(range(len(description.chunk_hashes))) - self.missing
+        self.found_bytes = sum(self._length(index) for index in found)
 
     @property
     def is_complete(self) -> bool:
         return not self.missing
 
     def check(self, chunk: pb.StateChunk) -> None:
-        """Write a chunk to its place; raises PeerError and RunError. On any thread; tell ``take`` when it is done."""
+        """Verify a chunk and write it to its place, on any thread; then call ``take``. Raises PeerError, RunError."""
         index = chunk.index
         if index >= len(self.description.chunk_hashes):
             raise PeerError("state", f"State chunk {index} came, but there are {len(self.description.chunk_hashes)}.")
@@ -177,14 +165,14 @@ class StateAssembly:
                 file.seek(index * self.description.chunk_bytes)
                 file.write(data)
         except OSError as error:
-            raise self._no_room(error) from error
+            raise self._disk_error(error) from error
 
     def take(self, index: int) -> None:
-        """The chunk is in its place."""
+        """Count a chunk as present, on the thread that reads ``missing``."""
         self.missing.discard(index)
 
     def consensus(self, manifest: Manifest) -> Consensus:
-        """The whole state; raises PeerError if it is not a state of this run or not what its digest says."""
+        """Read the complete state. Raises PeerError if it is not a state of this run or has another digest."""
         try:
             return self._read(manifest)
         except PeerError:
@@ -192,7 +180,7 @@ class StateAssembly:
             raise
 
     def remove(self) -> None:
-        """What has arrived is not wanted any more."""
+        """Delete the file."""
         self.path.unlink(missing_ok=True)
 
     def _read(self, manifest: Manifest) -> Consensus:
@@ -207,7 +195,7 @@ class StateAssembly:
             raise PeerError("state", "The state offered does not match its digest; it is refused.")
         return consensus
 
-    def _find_again(self, descriptor: int) -> None:
+    def _find_chunks(self, descriptor: int) -> None:
         if os.fstat(descriptor).st_size == 0:
             os.truncate(descriptor, self.description.total_bytes)
             return
@@ -216,20 +204,17 @@ class StateAssembly:
             if hash_bytes(data) == expected:
                 self.missing.discard(index)
 
-    def _present(self) -> Iterator[int]:
-        return (index for index in range(len(self.description.chunk_hashes)) if index not in self.missing)
-
     def _length(self, index: int) -> int:
         size = self.description.chunk_bytes
         return min(size, self.description.total_bytes - index * size)
 
-    def _no_room(self, error: OSError) -> RunError:
+    def _disk_error(self, error: OSError) -> RunError:
         return RunError(
             f"The state cannot be kept in {self.path.parent} ({reason_text(error)}); free space, or use another --dir."
         )
 
 
 def begun_round(folder: Path) -> int:
-    """The state of which an earlier process left chunks in ``folder``; 0: none."""
+    """The round of the state of which an earlier process left chunks in ``folder``; 0: none."""
     rounds = [path.stem.removeprefix("state-") for path in folder.glob(f"state-*.{PART}")]
     return max((int(round) for round in rounds if round.isdecimal()), default=0)

@@ -1,9 +1,8 @@
-"""What coordinator and peers give to others: states of agreed rounds, and published rounds.
+"""States that a node keeps on disk to serve them to others.
 
-Several donors can give chunks of one state only if they have the very same state, so states are kept of the rounds that
-are divisible by STATE_ROUNDS. Each is a file: a reference to the tensors would cost a state's memory for as long as it
-is served, a file costs its disk, and memory only while it is written. It is written on a thread from tensors that are
-replaced and never written to, so nobody waits for it.
+Several donors can serve chunks of one state only if they have the very same state, so states are kept of the rounds
+that are divisible by STATE_ROUNDS. Each is a file: a reference to the tensors would hold a state's memory as long as it
+is served. It is written on a thread, from tensors that are replaced and never written to, so nothing waits for it.
 """
 
 import asyncio
@@ -23,9 +22,9 @@ from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 STATE_ROUNDS = 5  # between two states that every donor keeps; replaying up to this many rounds is cheap
-KEPT_STATES = 2  # a download that began just before a new state has a whole period left ...
-LEASE_SECONDS = 1800.0  # ... and one that takes longer, or is broken off and goes on, is not in vain ...
-MAX_STATES = 4  # ... unless that would take too much disk
+KEPT_STATES = 2  # so a download that began just before a new state has a whole period left
+LEASE_SECONDS = 1800.0  # an older state stays this long after its last request ...
+MAX_STATES = 4  # ... unless there are more than so many
 
 
 def is_agreed(round: int) -> bool:
@@ -34,25 +33,25 @@ def is_agreed(round: int) -> bool:
 
 
 @dataclass(slots=True)
-class _Kept:
+class _StoredState:
     description: pb.StateDescription
     path: Path
-    asked: float = float("-inf")  # when somebody last asked for it
+    requested_at: float = float("-inf")
 
 
 class StateStore:
-    """One process's states, in ``folder``, and its delta log. Its event loop owns it."""
+    """The states of one node, in ``folder``, and its round log. To be called from one event loop."""
 
     def __init__(
-        self, manifest: Manifest, folder: Path, delta_log: RoundLog, clock: Callable[[], float] = time.monotonic
+        self, manifest: Manifest, folder: Path, round_log: RoundLog, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.manifest, self.delta_log, self.folder = manifest, delta_log, folder
+        self.manifest, self.round_log, self.folder = manifest, round_log, folder
         self._clock = clock
-        self._states: dict[int, _Kept] = {}
+        self._states: dict[int, _StoredState] = {}
         self._writes = asyncio.Lock()
 
     def open(self) -> None:
-        """Remove the states that an earlier process left, but for a download that may go on. Raises RunError."""
+        """Remove the states that an earlier process left, except an unfinished download. Raises RunError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in [*self.folder.glob("state-*.bin"), *self.folder.glob("state-*.new")]:
@@ -62,75 +61,61 @@ class StateStore:
                 f"{self.folder} cannot be used ({reason_text(error)}); choose a folder you can write to."
             ) from error
 
-    # --- states -------------------------------------------------------------------------------------------------
-
     def describe(self, round: int = 0) -> pb.StateDescription | None:
-        """The state of ``round`` if it is kept, else the newest one; None if there is none."""
+        """Describe the state of ``round`` if it is kept, else the newest one; None if there is none."""
         wanted = round if round in self._states and round else max(self._states, default=-1)
-        kept = self._states.get(wanted)
-        return None if kept is None else kept.description
+        stored = self._states.get(wanted)
+        return None if stored is None else stored.description
 
     def lease(self, round: int) -> None:
-        """Somebody has asked for this state, or some of it."""
-        if (kept := self._states.get(round)) is not None:
-            kept.asked = self._clock()
+        """Keep this state longer: it was requested just now."""
+        if (stored := self._states.get(round)) is not None:
+            stored.requested_at = self._clock()
 
     async def keep_state(self, consensus: Consensus, round: int, chain: bytes) -> pb.StateDescription:
-        """Write the state of ``round`` beside everything else. Raises RunError.
+        """Write the state of ``round`` on a thread. Raises RunError.
 
-        Takes what ``consensus`` is now; it may go on to later rounds meanwhile.
+        ``consensus`` is taken as it is now; later rounds may be applied to it meanwhile.
         """
         frozen = copy.copy(consensus)
         async with self._writes:
-            if (kept := self._states.get(round)) is not None and kept.description.chain == chain:
-                return kept.description
+            if (stored := self._states.get(round)) is not None and stored.description.chain == chain:
+                return stored.description
             path = self.folder / f"state-{round:09d}.new"
             description = await asyncio.to_thread(write_state, path, self.manifest, frozen, round, chain)
-            self._take_in(path, description)
+            self._add(path, description)
             return description
 
     async def start_anew(self, path: Path, description: pb.StateDescription) -> None:
-        """Keep a state that was downloaded, and no other: those that were kept may be of another history.
-
-        Raises RunError.
-        """
+        """Keep only a state that was downloaded: the others may be of another history. Raises RunError."""
         async with self._writes:
             for round in list(self._states):
                 self._remove(round)
-            self.delta_log.rebase(description.round, description.chain)
-            self._take_in(path, description)
+            self.round_log.rebase(description.round, description.chain)
+            self._add(path, description)
 
     def chunks(self, request: pb.FetchStateRequest) -> Iterator[pb.StateChunk]:
-        """Chunks of a state that is kept. Raises RefusedError."""
-        kept = self._states.get(request.round)
-        if kept is None:
+        """Read chunks of a state that is kept. Raises RefusedError."""
+        stored = self._states.get(request.round)
+        if stored is None:
             newest = max(self._states, default=-1)
             instead = "no state is" if newest < 0 else f"the newest is that of round {newest}"
             raise RefusedError(f"The state of round {request.round} is not kept here; {instead}.")
         self.lease(request.round)
-        return read_chunks(kept.path, kept.description, request.first_chunk, request.chunks)
+        return read_chunks(stored.path, stored.description, request.first_chunk, request.chunks)
 
-    def _take_in(self, path: Path, description: pb.StateDescription) -> None:
+    def _add(self, path: Path, description: pb.StateDescription) -> None:
         final = self.folder / f"state-{description.round:09d}.bin"
         try:
             path.replace(final)
         except OSError as error:
             raise RunError(f"The state cannot be kept in {self.folder} ({reason_text(error)}); free space.") from error
-        self._states[description.round] = _Kept(description, final)
+        self._states[description.round] = _StoredState(description, final)
         old, now = sorted(self._states, reverse=True)[KEPT_STATES:], self._clock()
-        for place, round in enumerate(old, start=KEPT_STATES):
-            if place >= MAX_STATES or self._states[round].asked < now - LEASE_SECONDS:
+        for count, round in enumerate(old, start=KEPT_STATES):
+            if count >= MAX_STATES or self._states[round].requested_at < now - LEASE_SECONDS:
                 self._remove(round)
 
     def _remove(self, round: int) -> None:
-        with contextlib.suppress(OSError):  # who reads it still has it open
+        with contextlib.suppress(OSError):  # a reader still has it open
             self._states.pop(round).path.unlink(missing_ok=True)
-
-    # --- rounds -------------------------------------------------------------------------------------------------
-
-    async def keep_round(self, header: pb.PublishedHeader, data: bytes) -> None:
-        """Keep a round that stands and that this peer has applied. Raises RunError."""
-        async with self._writes:  # in order
-            await asyncio.to_thread(self.delta_log.store, header, data)
-            self.delta_log.commit(header.plan.round, header.chain)
-            self.delta_log.checkpointed(header.plan.round)  # a peer can always fetch the state: any round may go

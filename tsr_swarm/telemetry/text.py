@@ -61,7 +61,7 @@ def loss_text(loss: float | None) -> str:
     return "-" if loss is None else f"{loss:.3f}"
 
 
-def factor_text(dense_bytes: int, wire_bytes: int) -> str:
+def factor_text(dense_bytes: float, wire_bytes: float) -> str:
     """How many times fewer bytes than dense training: ``174x``; a dash before there is anything to compare."""
     if dense_bytes <= 0 or wire_bytes <= 0:
         return "-"

@@ -1,6 +1,8 @@
 """Byte-level tokens: the held-out text, a peer's part of the training text, and batches drawn from it.
 
-Each ``warn`` hears, a sentence at a time, what of the text could not be read.
+Which documents are held out, and which part each of the others is in, follows from a hash of its name, so peers whose
+folders differ by a few files still agree on the others. Each ``warn`` is called with one sentence at a time about text
+that cannot be read.
 """
 
 import hashlib
@@ -12,15 +14,16 @@ from torch import Tensor
 
 from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.train.corpus import Document, find_documents, read_documents, source_text
-from tsr_swarm.train.split import heldout_documents, heldout_tail, part_documents, part_range
-from tsr_swarm.train.unread import Warn, ignore
+from tsr_swarm.train.corpus import Document, Warn, find_documents, ignore, read_documents, source_text
 
 END_OF_DOCUMENT = 0  # a byte that text does not use
+HELDOUT_SHARE = 0.05
+_HELDOUT_LIMIT = 0.2  # a document that would hold out more than this share of the text stays in training
+_SMALLEST_SHARE = 0.25  # of an even split; below this the text is cut into ranges instead
 
 
 def heldout_tokens(data: DataConfig, warn: Warn = ignore) -> Tensor:
-    """The text nobody trains on, uint8. Raises ConfigError when the source is too small for a sequence."""
+    """Read the text nobody trains on, uint8. Raises ConfigError when the source is too small for a sequence."""
     documents = find_documents(data.source, warn)
     heldout = heldout_documents(documents, data.sequence_length + 1)
     text = _read(heldout, warn) if heldout else _cut_tail(documents, data, warn)[1]
@@ -28,7 +31,7 @@ def heldout_tokens(data: DataConfig, warn: Warn = ignore) -> Tensor:
 
 
 def training_tokens(data: DataConfig, part: int, warn: Warn = ignore) -> Tensor:
-    """Part ``part`` (from 0) of the training text, uint8. The parts are disjoint and none is empty.
+    """Read part ``part`` (from 0) of the training text, uint8. The parts are disjoint and none is empty.
 
     Raises ConfigError when the source cannot give every part a sequence.
     """
@@ -39,14 +42,14 @@ def training_tokens(data: DataConfig, part: int, warn: Warn = ignore) -> Tensor:
         return _range(_cut_tail(documents, data, warn)[0], data, part)
     held = set(heldout)
     training = [document for document in documents if document not in held]
-    dealt = part_documents(training, data.parts, minimum)
-    if dealt is None:
+    by_part = part_documents(training, data.parts, minimum)
+    if by_part is None:
         return _range(_read(training, warn), data, part)
-    return _part_tokens(_read(dealt[part], warn), data, part)
+    return _part_tokens(_read(by_part[part], warn), data, part)
 
 
 def private_tokens(source: str | tuple[str, ...], data: DataConfig, warn: Warn = ignore) -> Tensor:
-    """All text of a peer's own files and folders, uint8. Raises ConfigError when there is less than a sequence."""
+    """Read all text of a peer's own files and folders, uint8. Raises ConfigError when there is less than a sequence."""
     return _tokens(_read(find_documents(source, warn), warn), data, f"the data {source_text(source)}", "add text")
 
 
@@ -61,13 +64,50 @@ class TokenStream:
     sequence_length: int
 
     def batch(self, step: int, micro: int = 0) -> Tensor:
-        """Windows (B, T+1) int64 at random places. ``step`` is global; ``micro`` separates draws within a step."""
+        """Windows (B, T+1) int64 at random positions. ``step`` is global; ``micro`` separates draws within a step."""
         key = f"{self.seed}/{self.number}/{step}/{micro}".encode()
         draws = hashlib.shake_256(key).digest(8 * self.batch_size)
-        places = self.tokens.numel() - self.sequence_length
+        positions = self.tokens.numel() - self.sequence_length
         # 63 bits: the remainder's bias is below one in 2^30 for any text that fits in memory.
-        starts = (torch.frombuffer(bytearray(draws), dtype=torch.int64) & (2**63 - 1)) % places
+        starts = (torch.frombuffer(bytearray(draws), dtype=torch.int64) & (2**63 - 1)) % positions
         return self.tokens[starts[:, None] + torch.arange(self.sequence_length + 1)].long()
+
+
+def heldout_documents(documents: Sequence[Document], minimum: int) -> tuple[Document, ...]:
+    """Choose the documents nobody trains on: those whose hash is below 5 %, and more until there are ``minimum`` bytes.
+
+    Empty when there is no such choice within 20 % of the text: then its last 5 % are held out.
+    """
+    limit = _HELDOUT_LIMIT * sum(document.size for document in documents)
+    chosen, held = [], 0
+    for document in sorted(documents, key=lambda document: (_draw("heldout", document), document.name)):
+        if _draw("heldout", document) >= HELDOUT_SHARE and held >= minimum:
+            break
+        if held + document.size <= limit:
+            chosen.append(document)
+            held += document.size
+    return tuple(sorted(chosen, key=lambda document: document.name)) if held >= minimum else ()
+
+
+def part_documents(documents: Sequence[Document], parts: int, minimum: int) -> tuple[tuple[Document, ...], ...] | None:
+    """Split ``documents`` into ``parts``; None when too few to give each ``minimum`` bytes and a fair share."""
+    chosen: list[list[Document]] = [[] for _ in range(parts)]
+    for document in documents:
+        chosen[int(_draw("part", document) * parts)].append(document)
+    sizes = [sum(document.size for document in part) for part in chosen]
+    if min(sizes) < max(minimum, _SMALLEST_SHARE * sum(sizes) / parts):
+        return None
+    return tuple(tuple(part) for part in chosen)
+
+
+def part_range(length: int, parts: int, part: int) -> tuple[int, int]:
+    """Start and end of one of ``parts`` ranges that cover ``length`` bytes evenly."""
+    return length * part // parts, length * (part + 1) // parts
+
+
+def part_of(number: int, parts: int) -> int:
+    """The part of the peer with ``number``, counted from 1."""
+    return (number - 1) % parts
 
 
 def _read(documents: Sequence[Document], warn: Warn) -> bytearray:
@@ -75,7 +115,7 @@ def _read(documents: Sequence[Document], warn: Warn) -> bytearray:
 
 
 def _cut_tail(documents: Sequence[Document], data: DataConfig, warn: Warn) -> tuple[bytearray, bytearray]:
-    """Training and held-out text where no whole document could be held out."""
+    """Read training and held-out text if no whole document can be held out."""
     text = _read(documents, warn)
     minimum = data.sequence_length + 1
     if len(text) < 2 * minimum:
@@ -83,7 +123,7 @@ def _cut_tail(documents: Sequence[Document], data: DataConfig, warn: Warn) -> tu
             f"The data source {source_text(data.source)} has {len(text)} bytes, fewer than the {2 * minimum} of a "
             f"training and a held-out sequence; add text or lower data.sequence_length = {data.sequence_length}."
         )
-    cut = len(text) - heldout_tail(len(text), minimum)
+    cut = len(text) - max(int(len(text) * HELDOUT_SHARE), minimum)
     return text[:cut], text[cut:]
 
 
@@ -103,3 +143,10 @@ def _tokens(text: bytearray, data: DataConfig, what: str, remedy: str) -> Tensor
         has = f"{what[0].upper()}{what[1:]} has {len(text)} bytes"
         raise ConfigError(f"{has}, fewer than the {needed} of one sequence; {remedy}.")
     return torch.frombuffer(text, dtype=torch.uint8)
+
+
+def _draw(purpose: str, document: Document) -> float:
+    """A number in [0, 1) that follows from the document's name alone; 53 bits, so that it is exact."""
+    name = document.name.encode("utf-8", "surrogateescape")
+    digest = hashlib.blake2b(name, digest_size=8, person=purpose.encode()).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53

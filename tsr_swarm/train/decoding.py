@@ -1,4 +1,4 @@
-"""What the bytes of a file are, and their text as UTF-8. Pure."""
+"""Decode the bytes of a file into text as UTF-8, or say what else they are. Pure."""
 
 import codecs
 import json
@@ -24,19 +24,19 @@ _FORMATS = {
 }
 _TEXT_CONTROLS = "\t\n\v\f\r\b\x1a\x1b"
 _WRONG = "\ufffd"
-_FEW = 100  # one wrong character in so many is damage; more of them are another encoding
+_DAMAGED = 100  # one wrong character in so many is damage; more of them are another encoding
 
 
 def why_no_text(head: bytes) -> str | None:
-    """What a file that begins with ``head`` is instead of text, such as "Parquet"; None where it is text."""
+    """What a file that begins with ``head`` is instead of text, such as "Parquet"; None if it is text."""
     for magic, name in _FORMATS.items():
         if head.startswith(magic):
             return name
     text, wrong = _decode(head)
-    few = len(text) // _FEW + 1  # also because the last character of the head may be cut
-    if "\0" in text or sum(character < " " and character not in _TEXT_CONTROLS for character in text) > few:
+    limit = len(text) // _DAMAGED + 1  # at least one: the last character of the head may be cut
+    if "\0" in text or sum(character < " " and character not in _TEXT_CONTROLS for character in text) > limit:
         return "binary"
-    return NOT_UTF8 if wrong > few else None
+    return NOT_UTF8 if wrong > limit else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ class Decoded:
 
 
 def decode(raw: bytes) -> Decoded:
-    """The text of a file: UTF-8, or what its byte-order mark says."""
+    """Decode a file: UTF-8, or the encoding of its byte-order mark."""
     text, wrong = _decode(raw)
     return Decoded(text.encode(), wrong)
 
 
 def decode_json_lines(raw: bytes) -> Decoded:
-    """The "text" fields of JSON lines, one after the other. Raises ValueError that names a line which is no JSON."""
+    """Join the "text" fields of JSON lines. Raises ValueError that names a line which is no JSON."""
     decoded = decode(raw)
     texts, lines = [], 0
     for number, line in enumerate(decoded.text.splitlines(), start=1):  # of bytes: U+2028 ends no line of JSON
@@ -74,7 +74,7 @@ def decode_json_lines(raw: bytes) -> Decoded:
 
 
 def _decode(raw: bytes) -> tuple[str, int]:
-    """The text, and in how many places U+FFFD stands for what was wrong, and not for itself."""
+    """Return the text, and how many U+FFFD in it stand for something wrong, and not for themselves."""
     encoding = next((encoding for mark, encoding in _MARKS.items() if raw.startswith(mark)), "utf-8")
     text = raw.decode(encoding, "replace")
     wrong = text.count(_WRONG) - raw.decode(encoding, "ignore").count(_WRONG) if _WRONG in text else 0

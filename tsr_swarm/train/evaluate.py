@@ -1,16 +1,20 @@
 """Held-out loss on a fixed set of windows, so that the number is comparable over rounds and runs."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from tsr_swarm.config.run import DataConfig
+from tsr_swarm.config.run import DataConfig, RunConfig
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.train.corpus import Warn
+from tsr_swarm.train.data import heldout_tokens
+from tsr_swarm.train.llama import Llama
 
 
 class LossModel(Protocol):
-    """What is scored: any module with a mean loss in nats a token for ``tokens`` (B, T+1)."""
+    """Any module with a mean loss in nats a token for ``tokens`` (B, T+1)."""
 
     training: bool
 
@@ -19,17 +23,17 @@ class LossModel(Protocol):
 
 
 def heldout_batches(tokens: Tensor, data: DataConfig) -> tuple[Tensor, ...]:
-    """``heldout_sequences`` windows evenly spaced over ``tokens``, fewer if they would overlap much, in batches."""
+    """Batch ``heldout_sequences`` windows, evenly spaced over ``tokens``; fewer if they would overlap much."""
     length = data.sequence_length
-    places = tokens.numel() - length  # a window has one token more than it predicts
-    count = min(data.heldout_sequences, max(1, places // length))
-    starts = torch.tensor([(places - 1) * index // max(1, count - 1) for index in range(count)])
+    positions = tokens.numel() - length  # a window has one token more than it predicts
+    count = min(data.heldout_sequences, max(1, positions // length))
+    starts = torch.tensor([(positions - 1) * index // max(1, count - 1) for index in range(count)])
     windows = tokens[starts[:, None] + torch.arange(length + 1)].long()
     return torch.split(windows, data.batch_size)
 
 
 def held_out_loss(model: LossModel, batches: Iterable[Tensor]) -> float:
-    """Mean loss in nats a token over ``batches``, on the batches' device. Leaves the model's mode as it was."""
+    """Mean loss in nats a token over ``batches``, on their device. The model's mode stays as it was."""
     was_training = model.training
     model.train(False)
     nats, tokens = 0.0, 0
@@ -40,3 +44,18 @@ def held_out_loss(model: LossModel, batches: Iterable[Tensor]) -> float:
             tokens += predicted
     model.train(was_training)
     return nats / tokens
+
+
+def make_evaluate(config: RunConfig, warn: Warn) -> Callable[[Consensus], float]:
+    """Make a function that gives the held-out loss of a consensus in nats a token. Reads the data now.
+
+    ``warn`` is called with sentences about text that cannot be read. Raises ConfigError if there is none.
+    """
+    batches = heldout_batches(heldout_tokens(config.data, warn), config.data)
+    model = Llama(config.model)
+
+    def evaluate(consensus: Consensus) -> float:
+        model.load_state_dict(dict(consensus.weights))
+        return held_out_loss(model, batches)
+
+    return evaluate

@@ -1,7 +1,6 @@
-"""One peer's training: local steps between two rounds, and the published average applied between two trainings.
+"""The training of one peer: local steps between rounds, and published rounds applied to its weights.
 
-Holds the model, the consensus and the local space together; knows nothing of sockets. Not safe to use from two
-threads at once: its owner runs it on one worker thread.
+Not thread-safe: its owner runs it on one worker thread.
 """
 
 import time
@@ -24,20 +23,19 @@ from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.full_space import FullSpace
 from tsr_swarm.optim.local_space import LocalSpace
 
-DAWDLE_SECONDS = 0.25  # how soon a peer that plays a slower machine hears that it should stop
+STOP_CHECK_SECONDS = 0.25  # how often a peer that simulates a slower machine looks whether it should stop
 
 
 class Batches(Protocol):
-    """Training data as a pure function, so that a resumed peer needs no generator state."""
+    """Batches as a pure function of the step, so that a resumed peer needs no generator state."""
 
     def __call__(self, step: int, micro: int) -> Tensor:
         """Tokens (B, T + 1) of one micro-batch of a global step."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class RoundWork:
-    """What a peer has to send after its local steps."""
+    """The result of a peer's local steps, from which its contribution is made."""
 
     plan: RoundPlan  # the round it was finished for
     steps: int
@@ -49,20 +47,20 @@ class RoundWork:
 
 @dataclass(frozen=True, slots=True)
 class StepProgress:
-    """For the screen."""
+    """How far a round's local steps are, for the screen."""
 
     step: int
     tokens_per_second: float
 
 
 def make_space(kind: str, model: nn.Module, manifest: Manifest) -> LocalSpace:
-    """The local space named ``kind`` over a model's parameters."""
+    """Make the local space named ``kind`` ("core", "full") over a model's parameters."""
     space = CoreSpace if kind == "core" else FullSpace
     return space(dict(model.named_parameters()), manifest.blocks, manifest.config.optimizer)
 
 
 class Trainer:
-    """Local steps and consensus of one peer."""
+    """Holds model, local space and consensus of one peer, takes local steps and applies published rounds."""
 
     def __init__(
         self,
@@ -73,7 +71,7 @@ class Trainer:
         consensus: Consensus,
         slowdown: float = 1.0,
     ) -> None:
-        """``slowdown``: how many times longer a step takes than it has to, to play a slower machine."""
+        """slowdown: how many times longer a step takes than it has to, to simulate a slower machine."""
         self.manifest = manifest
         self.model = model
         self.space = space
@@ -94,7 +92,7 @@ class Trainer:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> RoundWork | None:
-        """Take the plan's local steps. None if ``should_stop`` said so first.
+        """Take the plan's local steps. None if ``should_stop`` was true before they were done.
 
         Steps taken until then stay in the residual, and the next round starts with them done: a slow peer needs
         several rounds for one contribution, but it contributes.
@@ -103,7 +101,7 @@ class Trainer:
         begun = clock()
         gradients = self._gradient_sketches(plan, should_stop)
         if gradients:
-            self._dawdle(clock() - begun, should_stop, sleep)
+            self._slow_down(clock() - begun, should_stop, sleep)
         self.space.begin(self.consensus)
         losses, tokens, started = self._carried_losses, self._carried_tokens, clock()
         for step in range(min(len(losses), plan.steps), plan.steps):
@@ -117,7 +115,7 @@ class Trainer:
             if loss is not None:
                 self.space.step(plan.lr(step))
             losses = [*losses, loss]
-            self._dawdle(clock() - begun, should_stop, sleep)
+            self._slow_down(clock() - begun, should_stop, sleep)
             on_step(StepProgress(step + 1, (tokens - self._carried_tokens) / max(clock() - started, 1e-9)))
         self._carried_losses, self._carried_tokens = [], 0
         finite = [loss for loss in losses if loss is not None]
@@ -136,32 +134,32 @@ class Trainer:
         return self.consensus.digest()
 
     def settle(self, plan: RoundPlan, published: Mapping[Slot, Grid], included: frozenset[int]) -> None:
-        """The part of ``apply`` that comes before the consensus moves on: residuals and averaged moments."""
+        """Settle residuals and averaged moments: the part of ``apply`` that comes before the consensus changes."""
         # A peer that was restarted no longer knows what it sent; only what it does know is taken out of its residual.
         if self.sent_round == plan.round:
             self.space.settle(self.consensus, included)
         self.space.take_moments(published)
 
     def load(self, space: Mapping[str, Tensor], sent_round: int) -> None:
-        """Go on from a checkpoint of ``space.state_dict()``. Raises CheckpointError."""
+        """Continue from a checkpoint of ``space.state_dict()``. Raises CheckpointError."""
         self.space.load_state_dict(space)
         self.sent_round = sent_round
 
     def replace_consensus(self, consensus: Consensus) -> None:
-        """Go on from a downloaded state."""
+        """Continue from a downloaded state."""
         self.consensus = consensus
         self.space.rebase(consensus)
         self._carried_losses, self._carried_tokens = [], 0  # their work may be gone: claim too little, never too much
 
-    def _dawdle(self, worked: float, should_stop: Callable[[], bool], sleep: Callable[[float], None]) -> None:
-        """Have what took ``worked`` seconds take as long as on the machine that is played."""
+    def _slow_down(self, worked: float, should_stop: Callable[[], bool], sleep: Callable[[float], None]) -> None:
+        """Wait until work of ``worked`` seconds has taken as long as on the slower machine."""
         left = (self._slowdown - 1) * worked
         while left > 0 and not should_stop():
-            sleep(min(left, DAWDLE_SECONDS))
-            left -= DAWDLE_SECONDS
+            sleep(min(left, STOP_CHECK_SECONDS))
+            left -= STOP_CHECK_SECONDS
 
     def _backward(self, batch: Tensor) -> float | None:
-        """Gradients of one batch, clipped to the run's global norm. None, and nothing to step on, if not finite."""
+        """Compute gradients of one batch, clipped to the run's global norm. Returns its loss; None if not finite."""
         self.model.zero_grad(set_to_none=True)
         loss = self.model.loss(batch)  # type: ignore[operator]
         loss.backward()
@@ -170,7 +168,7 @@ class Trainer:
         return float(loss.detach()) if bool(torch.isfinite(norm)) else None
 
     def _gradient_sketches(self, plan: RoundPlan, should_stop: Callable[[], bool]) -> dict[int, tuple[Tensor, Tensor]]:
-        """What blocks that are aimed or chosen send of gradients: means over clipped micro-batches at the consensus.
+        """Measure gradients for blocks that are aimed or chosen: means over clipped micro-batches at the consensus.
 
         ``(G V, G^T U)`` of aimed blocks, the energies of the gradient's columns of chosen ones. Each micro-batch is
         measured as it comes, and G itself is never kept.
@@ -214,7 +212,7 @@ class Trainer:
 
 
 def _nothing(block: Block, basis: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """What a peer sends of a gradient that it could not take."""
+    """Zeros of the shape of a measured gradient, if no batch gave a finite one."""
     if basis is None:
         return torch.zeros(1, block.rows), torch.zeros(1, block.cols)
     u, v = basis

@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.bench.finetune.sentences import Sentence, by_length
+from tests.bench.finetune.dataset import Sentence, by_length
 
 PAD = 0  # the token's number in BERT's vocabulary
 EVAL_BATCH = 64
@@ -45,21 +45,12 @@ def load(folder: Path, seed: int) -> Classifier:
     transformers.logging.set_verbosity_error()  # else it reports that the head is new, which is meant
     transformers.logging.disable_progress_bar()
     bert = transformers.AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        num_labels=2,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        local_files_only=True,
+        folder, num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, local_files_only=True
     )
     generator = torch.Generator().manual_seed(seed)
     nn.init.normal_(bert.classifier.weight, std=bert.config.initializer_range, generator=generator)
     nn.init.zeros_(bert.classifier.bias)
     return Classifier(bert)
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the parameters by name."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 @torch.no_grad()

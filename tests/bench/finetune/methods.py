@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from tests.bench.finetune.sentences import Share
+from tests.bench.finetune.dataset import Share
 from tsr_swarm.config.layout import BASIS_BITS
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.optim.drawn_basis import are_drawn
+from tsr_swarm.optim.periods import are_drawn
 from tsr_swarm.simulate.baseline_method import BaselineSwarm
+from tsr_swarm.simulate.engine import SimulatedSwarm
 from tsr_swarm.simulate.own_method import RUN_ID, OwnSwarm, Stream, Task
-from tsr_swarm.simulate.protocols import SimulatedSwarm
-from tsr_swarm.simulate.run_spec import OURS, RunSpec
+from tsr_swarm.simulate.run_spec import OWN, RunSpec
 
 METHODS = ("ours", "dense", "single")
 SMALL = 8  # a matrix with fewer rows or columns, such as the head, is exchanged whole
@@ -38,15 +38,15 @@ class Trained:
 
 
 def spec_of(method: str, config: RunConfig, lr: float) -> RunSpec:
-    """What is simulated for ``method``; ``config`` has the peers (data.parts), rounds and seed.
+    """Return what is simulated for ``method``; ``config`` has the peers (data.parts), rounds and seed.
 
-    dense: local AdamW, all weights averaged in fp32 after each k_x steps, moments private; what cores stand in for.
+    dense: local AdamW, all weights averaged in fp32 after each k_x steps, moments private.
     single: AdamW on the batches of all peers as one.
     """
     optimizer, steps = config.optimizer, config.run.rounds * config.periods.k_x
     config = replace(config, optimizer=replace(optimizer, lr=lr))
     if method == "ours":
-        return RunSpec(method=OURS, config=config, peers=config.data.parts, steps=steps)
+        return RunSpec(method=OWN, config=config, peers=config.data.parts, steps=steps)
     adamw = {"betas": optimizer.betas, "eps": optimizer.eps, "weight_decay": optimizer.weight_decay}
     if method == "dense":
         settings = {**adamw, "k_x": config.periods.k_x, "outer": "average", "bits": 32}
@@ -59,32 +59,32 @@ def train(spec: RunSpec, start: nn.Module, shares: Sequence[Share], on_steps: On
     config = spec.fitted()
     weights = {name: parameter.detach().clone() for name, parameter in start.named_parameters()}
     task = Task(manifest=manifest_of(config, start), weights=weights, make_model=lambda: copy.deepcopy(start))
-    streams: Sequence[Stream] = shares if spec.peers > 1 else [Together(shares)]
+    streams: Sequence[Stream] = shares if spec.peers > 1 else [JointBatches(shares)]
     swarm: SimulatedSwarm = (
-        OwnSwarm(config, streams, task=task) if spec.is_ours else BaselineSwarm(spec, config, streams, task)
+        OwnSwarm(config, streams, task=task) if spec.is_own else BaselineSwarm(spec, config, streams, task)
     )
     sent, received = Counter[str](), Counter[str]()
     losses: list[float] = []
     for first in range(0, spec.steps, swarm.period):
         exchange = swarm.advance(first, dict.fromkeys(range(spec.peers), swarm.period))
         if spec.peers > 1:  # alone, there is nobody to send to
-            sent.update(exchange.sent)  # type: ignore[arg-type]
-            received.update(exchange.received)  # type: ignore[arg-type]
+            sent.update(exchange.traffic.sent)  # type: ignore[arg-type]
+            received.update(exchange.traffic.received)  # type: ignore[arg-type]
         losses.extend(exchange.losses)
         if (first + swarm.period) % config.periods.k_x == 0:
             on_steps(first + swarm.period, sum(losses) / max(1, len(losses)))
             losses = []
-    return Trained(swarm.weights, sent, received, first_bases(task.manifest) if spec.is_ours else 0.0)
+    return Trained(swarm.weights, sent, received, first_bases(task.manifest) if spec.is_own else 0.0)
 
 
 def first_bases(manifest: Manifest) -> float:
-    """Bytes of the first bases, as who joins fetches them; none where everybody draws them from the seed."""
+    """Bytes of the first bases that a joining peer fetches; none where every peer draws them from the seed."""
     if are_drawn(manifest):
         return 0.0
     return sum(block.basis_size for block in manifest.blocks if block.is_low_rank) * BASIS_BITS / 8
 
 
-class Together:
+class JointBatches:
     """All peers' batches of a step as one, for the machine that has all data."""
 
     number = 1
@@ -97,10 +97,11 @@ class Together:
 
 
 def manifest_of(config: RunConfig, model: nn.Module) -> Manifest:
-    """The blocks of any model: matrices at low rank, small ones and vectors dense. Raises ConfigError."""
-    true = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    small = {name: shape for name, shape in true.items() if len(shape) == 2 and min(shape) < SMALL}
-    planned = make_manifest(RUN_ID, config, true | {name: (rows * cols,) for name, (rows, cols) in small.items()})
+    """Plan the blocks of any model: matrices at low rank, small ones and vectors dense. Raises ConfigError."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    small = {name: shape for name, shape in shapes.items() if len(shape) == 2 and min(shape) < SMALL}
+    flat = {name: (rows * cols,) for name, (rows, cols) in small.items()}
+    planned = make_manifest(RUN_ID, config, shapes | flat)
     blocks = (
         replace(block, rows=small[block.name][0], cols=small[block.name][1]) if block.name in small else block
         for block in planned.blocks

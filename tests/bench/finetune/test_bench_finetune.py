@@ -1,60 +1,45 @@
-"""The parts of the fine-tuning example that need no download: sentences, shares, intervals, tables, and tiny runs."""
+"""The fine-tuning bench without its download: sentences, shares, intervals, tables, and tiny runs of each method."""
 
-import hashlib
-import io
 import itertools
 import math
 import statistics
-import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.bench.finetune import table
-from tests.bench.finetune.archives import Archive, fetch, member
-from tests.bench.finetune.interval import MAX_SEEDS, of_accuracy, over_seeds, over_sentences
-from tests.bench.finetune.methods import METHODS, Together, Trained, first_bases, manifest_of, spec_of, train
-from tests.bench.finetune.sentences import Sentence, by_length, deal, pack_bits, read, split, unpack_bits
+from tests.bench.finetune.classifier import Classifier, correct
+from tests.bench.finetune.dataset import Sentence, by_length, deal, pack_bits, read_ratings, split, unpack_bits
+from tests.bench.finetune.methods import METHODS, JointBatches, Trained, first_bases, manifest_of, spec_of, train
+from tests.bench.finetune.table import MAX_SEEDS, collect, of_accuracy, over_seeds, over_sentences, report
 from tsr_swarm.config.blocks import BlockRole
-from tsr_swarm.config.run import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PeriodsConfig,
-    RunConfig,
-    RunSection,
-    WireConfig,
-)
+from tsr_swarm.config.load import run_config_from_mapping
+from tsr_swarm.config.run import RunConfig
 
-# Sentences
+# --- sentences --------------------------------------------------------------------------------------------------------
 
 
-def test_the_label_is_the_sign_of_the_rating() -> None:
-    ratings = "1\t2.5\tA joy.\r\n2\t-0.1\tA bore.\r\n3\t0.0\tA film.\r\n"
-    assert read(ratings) == [Sentence("A joy.", 1), Sentence("A bore.", 0)]
-
-
-def test_a_sentence_that_comes_twice_counts_once() -> None:
-    assert read("1\t1.0\tFine.\n2\t-1.0\tFINE. \n") == [Sentence("Fine.", 1)]
+def test_the_label_is_the_sign_of_the_rating_and_a_repeated_sentence_counts_once() -> None:
+    ratings = "1\t2.5\tA joy.\r\n2\t-0.1\tA bore.\r\n3\t0.0\tA film.\r\n4\t-1.0\tA JOY. \n"
+    assert read_ratings(ratings) == [Sentence("A joy.", 1), Sentence("A bore.", 0)]
 
 
 @pytest.mark.parametrize("line", ["1\t2.0", "1\t5.0\ttoo high", "1\tgood\ttext", "1\t1.0\t ", "1\tnan\ttext"])
-def test_anything_but_ratings_is_refused(line: str) -> None:
+def test_lines_that_are_no_ratings_are_refused(line: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        read(line)
+        read_ratings(line)
 
 
 @settings(max_examples=25)
 @given(st.lists(st.text(min_size=1, max_size=9), unique=True, min_size=2, max_size=30), st.randoms(), st.data())
-def test_what_is_held_out_depends_on_the_sentences_alone(texts: list[str], random: Any, data: st.DataObject) -> None:
+def test_the_held_out_sentences_depend_on_the_sentences_alone(texts: list[str], random: Any, data: Any) -> None:
     sentences = [Sentence(text, len(text) % 2) for text in texts]
     heldout = data.draw(st.integers(1, len(sentences) - 1))
     training, held = split(sentences, heldout)
@@ -64,13 +49,12 @@ def test_what_is_held_out_depends_on_the_sentences_alone(texts: list[str], rando
     assert split(sentences, heldout) == (training, held)
 
 
-@pytest.mark.parametrize("heldout", [0, 3, 4])
-def test_a_split_without_training_or_heldout_is_refused(heldout: int) -> None:
-    with pytest.raises(ValueError, match="held out"):
-        split([Sentence(text, 0) for text in "abc"], heldout)
-
-
-# Shares
+def test_a_split_or_a_share_without_enough_sentences_is_refused() -> None:
+    for heldout in (0, 3, 4):
+        with pytest.raises(ValueError, match="held out"):
+            split([Sentence(text, 0) for text in "abc"], heldout)
+    with pytest.raises(ValueError, match="7 sentences"):
+        deal(numbered(7), 4, 2, seed=0)
 
 
 @given(st.integers(8, 60), st.integers(1, 4), st.integers(1, 2), st.integers(0, 9))
@@ -89,22 +73,13 @@ def test_batches_go_through_a_share_and_begin_again() -> None:
     share = deal(numbered(9), 1, 2, seed=0)[0]
     seen = torch.cat([share.batch(step) for step in range(9)])
     assert torch.equal(seen, torch.cat((share.rows, share.rows)))
-
-
-def test_micro_batches_are_those_of_the_steps_that_follow() -> None:
-    share = deal(numbered(50), 2, 3, seed=0)[1]
     assert all(torch.equal(share.batch(4, micro), share.batch(4 + micro - 1)) for micro in (1, 2, 8))
 
 
 def test_one_machine_takes_the_batches_of_all_peers() -> None:
     shares = deal(numbered(40), 4, 2, seed=3)
-    batch = Together(shares).batch(5)
+    batch = JointBatches(shares).batch(5)
     assert sorted(batch[:, 0].tolist()) == sorted(row for share in shares for row in share.batch(5)[:, 0].tolist())
-
-
-def test_too_few_sentences_are_refused() -> None:
-    with pytest.raises(ValueError, match="7 sentences"):
-        deal(numbered(7), 4, 2, seed=0)
 
 
 def test_batches_by_length_hold_every_row_once_and_little_padding() -> None:
@@ -118,13 +93,13 @@ def test_batches_by_length_hold_every_row_once_and_little_padding() -> None:
 
 
 @given(st.lists(st.booleans(), max_size=40))
-def test_bits_come_back(bits: list[bool]) -> None:
+def test_packed_bits_are_unpacked(bits: list[bool]) -> None:
     digits = pack_bits(bits)
     assert len(digits) == math.ceil(len(bits) / 4)
     assert unpack_bits(digits, len(bits)) == bits
 
 
-# Intervals
+# --- intervals --------------------------------------------------------------------------------------------------------
 
 
 def probability_within(half: float, freedom: int, steps: int = 20000) -> float:
@@ -157,13 +132,10 @@ def test_the_interval_over_sentences_is_that_of_paired_differences() -> None:
     assert over_sentences(ours, theirs) == pytest.approx(expected)
     assert over_sentences(ours * 3, theirs * 3) == pytest.approx(expected)  # a sentence's mean over the seeds
     assert over_sentences(ours, ours) == 0
-
-
-def test_one_accuracy_of_3000_sentences_is_known_to_about_a_point() -> None:
     assert 100 * of_accuracy(0.84, 3000) == pytest.approx(1.31, abs=0.01)
 
 
-# Tables
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def document(method: str, seed: int, correct: Sequence[bool], sent: float) -> dict[str, Any]:
@@ -178,52 +150,14 @@ def test_the_report_compares_what_has_been_run() -> None:
     right = [True] * 6 + [False] * 2
     wrong = [True] * 5 + [False] * 3
     runs = [document("ours", 0, right, 10), document("ours", 1, wrong, 10), document("dense", 0, wrong, 2000)]
-    text = table.report(table.collect(runs, METHODS))
+    text = report(collect(runs, METHODS))
     assert "| ours: cores | 68.75 (62.50 to 75.00) | +12.50 (one seed; ± 24.50) | 0.0 | 0.0 | 200 | 9 |" in text
     assert "| 1 | 62.50 | pending |" in text
     assert "one machine, AdamW" not in text
     assert f"the factor is {4000 / 120:.0f}." in text
 
 
-def test_methods_keep_their_order_and_seeds_theirs() -> None:
-    runs = [document("single", 3, [True], 0), document("dense", 2, [True], 1), document("dense", 1, [True], 1)]
-    collected = table.collect(runs, METHODS)
-    assert list(collected) == ["dense", "single"]
-    assert list(collected["dense"]) == [1, 2]
-    assert table.factor(collected, "single") == "-"
-
-
-# Archives
-
-
-def test_an_archive_in_the_cache_is_not_fetched_again(tmp_path: Path) -> None:
-    inner = tar({"data/ratings.txt": b"1\t2\tfine"})
-    data = tar({"package/inner.tar.gz": inner, "package/other": b""})
-    (tmp_path / "package.tar.gz").write_bytes(data)
-    archive = Archive(requirement="none==0", file="package.tar.gz", sha256=hashlib.sha256(data).hexdigest())
-    assert fetch(archive, tmp_path) == data
-    assert member(member(data, "inner.tar.gz"), "ratings.txt") == b"1\t2\tfine"
-
-
-def test_a_member_must_be_there_once() -> None:
-    data = tar({"a/x": b"1", "b/x": b"2"})
-    with pytest.raises(RuntimeError, match="2 files x"):
-        member(data, "x")
-    with pytest.raises(RuntimeError, match="0 files y"):
-        member(data, "y")
-
-
-def tar(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-# Runs
+# --- runs -------------------------------------------------------------------------------------------------------------
 
 
 class Tiny(nn.Module):
@@ -243,16 +177,15 @@ class Tiny(nn.Module):
         return F.cross_entropy(self.head(hidden), batch[:, -1])
 
 
-def tiny_config(**wire: Any) -> RunConfig:
-    return RunConfig(
-        run=RunSection(rounds=3),
-        model=ModelConfig(
-            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
-        ),
-        data=DataConfig(parts=2, batch_size=4, sequence_length=6),
-        optimizer=OptimizerConfig(aim="seed", inner="adam", rank="d/2", embedding_rank=4, warmup_steps=1),
-        periods=PeriodsConfig(k_x=4, k_r=4, k_r_embedding=12),
-        wire=WireConfig(**wire),
+def tiny_config() -> RunConfig:
+    return run_config_from_mapping(
+        {
+            "run": {"rounds": 3},
+            "model": {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2},
+            "data": {"parts": 2, "batch_size": 4, "sequence_length": 6},
+            "optimizer": {"aim": "seed", "inner": "adam", "rank": "d/2", "embedding_rank": 4, "warmup_steps": 1},
+            "periods": {"k_x": 4, "k_r": 4, "k_r_embedding": 12},
+        }
     )
 
 
@@ -298,14 +231,10 @@ def test_bytes_are_those_of_the_exchange() -> None:
     assert {"core", "dense"} <= ours.sent.keys()
     assert 0 < sum(ours.sent.values()) < sum(dense.sent.values())
     assert ours.bases == 0, "they are drawn from the seed"
+    aimed = replace(tiny_config(), optimizer=replace(tiny_config().optimizer, aim="gradient"))
+    assert first_bases(manifest_of(aimed, Tiny())) == 1.5 * ((20 + 16) * 4 + (16 + 16) * 8)
     assert not single.sent
     assert not single.received
-
-
-def test_first_bases_count_where_they_are_shipped() -> None:
-    config = tiny_config()
-    aimed = replace(config, optimizer=replace(config.optimizer, aim="gradient"))
-    assert first_bases(manifest_of(aimed, Tiny())) == 1.5 * ((20 + 16) * 4 + (16 + 16) * 8)
 
 
 def test_one_machine_is_torch_adamw_on_the_joint_batches() -> None:
@@ -323,15 +252,16 @@ def test_one_machine_is_torch_adamw_on_the_joint_batches() -> None:
         torch.testing.assert_close(found[name], parameter.detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_classifier_does_not_see_padding() -> None:
-    transformers = pytest.importorskip("transformers")
-    from tests.bench.finetune.classifier import Classifier, correct
-
+def tiny_bert(vocabulary: int) -> Any:
     config = transformers.BertConfig(
-        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=2,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        vocab_size=vocabulary, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    model = Classifier(transformers.BertForSequenceClassification(config))
+    return transformers.BertForSequenceClassification(config)
+
+
+def test_the_classifier_ignores_padding() -> None:
+    model = Classifier(tiny_bert(20))
     assert next(name for name, _ in model.named_parameters()) == "embed_tokens.weight"
     rows = torch.tensor([[2, 5, 7, 3, 0, 0, 1], [2, 6, 3, 0, 0, 0, 0]])
     alone = torch.cat([model.logits(rows[:1, :4]), model.logits(rows[1:, :3])])

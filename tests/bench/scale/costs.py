@@ -1,22 +1,21 @@
-"""What rounds of a swarm cost, as figures."""
+"""What the rounds of a rehearsed swarm cost, as figures."""
 
 import itertools
 import statistics
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 
-from tests.bench.scale.cargo import Cargo, cargo
-from tests.bench.scale.letters import Letter
-from tests.bench.scale.swarm import APPLY_SECONDS, AVERAGE_SECONDS, TRAIN_SECONDS, HomeSwarm
-from tests.bench.scale.tally import Traffic, by_field, by_kind, control, payload
+from tests.bench.scale.messages import SizedMessage, Traffic, control_bytes, payload_bytes
+from tests.bench.scale.payloads import RoundPayloads, round_payloads
+from tests.bench.scale.swarm import APPLY_SECONDS, AVERAGE_SECONDS, TRAIN_SECONDS, HomeSwarm, RoundCost
 from tests.rehearsal.machine import Pace
 from tests.rehearsal.swarm import Member
 
 DIALABLE = 4  # one peer in so many
 FIRST, LAST = 2, 4  # rounds that are counted: with the first, voters are chosen
+ROUNDS = LAST - FIRST + 1
 
 
 @dataclass(frozen=True)
@@ -31,122 +30,133 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), max(values))
 
 
+def amount(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def amounts(spread: Spread) -> str:
+    """Median and worst."""
+    return f"{amount(spread.median)} / {amount(spread.worst)}"
+
+
+def percents(spread: Spread) -> str:
+    """Median and worst."""
+    return f"**{100 * spread.median:.2f}** / {100 * spread.worst:.1f}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """A round's cost. Bytes are of one node; ``dialable`` and ``others`` are peers."""
+    """What rounds cost. ``cells``: a column of the table, by the names of its rows. Counts are of one round."""
 
     peers: int
-    shards: int
-    sent: Mapping[str, Spread]  # payload, by "dialable" and "others"
-    received: Mapping[str, Spread]
-    control: Mapping[str, Spread]  # both directions
-    share: Mapping[str, Spread]  # of control in a peer's payload
+    cells: Mapping[str, str]
+    messages: Mapping[str, tuple[float, float]]  # how many, and the mean bytes of control of one, by kind
+    fields: Mapping[str, float]  # bytes of control that all nodes sent, by kind and field
     included: float  # share of the peers whose work is in a round
-    leader_sent: float  # control
-    leader_received: float
-    leader_payload: float  # both directions
     overhead: float  # seconds, the median round
-    phases: tuple[float, float, float, float]  # until the last contribution is heard of, sealed, stands, next is open
-    kinds: Mapping[str, float]  # control of all nodes, sent
-    fields: Mapping[str, float]
-    letters: Mapping[str, tuple[float, float]]  # by kind: how many a round, and the mean bytes of one
-    leader_cpu: float  # seconds a round that the leader's decisions take here
-    seconds: float  # that it took to simulate
     complaints: tuple[str, ...]
-    traffic: Mapping[str, Traffic] = field(repr=False)  # by node, over all rounds that were counted
-    groups: Mapping[str, Sequence[str]] = field(repr=False)
+    traffic: Mapping[str, Traffic]  # by node, over all rounds that were counted
+    groups: Mapping[str, Sequence[str]]  # peers by "who can be dialled" and "others"
 
 
 def members(peers: int, shards: int) -> tuple[Member, ...]:
     """A coordinator, and peers of which one in four can be dialled."""
     chance = Random(peers)
     names = [f"{chance.getrandbits(128):032x}" for _ in range(peers + 1)]
-    pace = Pace(train=TRAIN_SECONDS, apply=APPLY_SECONDS)
-    first = Member(name=names[0], trains=False, pace=_own(pace, peers, shards))
+
+    def pace() -> Pace:
+        return Pace(train=TRAIN_SECONDS, apply=APPLY_SECONDS, average=AVERAGE_SECONDS * reducers(peers) / shards)
+
+    first = Member(name=names[0], trains=False, pace=pace())
     others = (
-        Member(
-            name=name,
-            is_dialable=number % DIALABLE == 0,
-            pace=_own(pace, peers, shards),
-            joins_at=1.0 + chance.random(),
-        )
+        Member(name=name, is_dialable=number % DIALABLE == 0, pace=pace(), joins_at=1.0 + chance.random())
         for number, name in enumerate(names[1:])
     )
     return first, *others
 
 
-def _own(pace: Pace, peers: int, shards: int) -> Pace:
-    return Pace(train=pace.train, apply=pace.apply, average=AVERAGE_SECONDS * reducers(peers) / shards)
-
-
 def reducers(peers: int) -> int:
-    """How many there are: the coordinator can be dialled too."""
+    """How many nodes reduce: the coordinator can be dialled too."""
     return -(-peers // DIALABLE) + 1
 
 
 def shards_for(peers: int) -> int:
-    """Enough that every reducer has one."""
+    """Enough shards that every reducer has one."""
     return max(8, reducers(peers))
 
 
-def simulate(peers: int, goods: Cargo | None = None, seed: int = 0) -> Cost:
-    """Rounds ``FIRST`` to ``LAST`` of a swarm."""
-    goods = goods or cargo(peers, shards_for(peers))
-    started = time.perf_counter()
-    swarm = HomeSwarm(members(peers, goods.shards), goods, Random(seed))
+def simulate(peers: int, payloads: RoundPayloads | None = None, seed: int = 0) -> Cost:
+    """Simulate a swarm and return the cost of its rounds ``FIRST`` to ``LAST``."""
+    payloads = payloads or round_payloads(peers, shards_for(peers))
+    swarm = HomeSwarm(members(peers, payloads.shards), payloads, Random(seed))
     swarm.measure(FIRST, LAST)
-    return _cost(swarm, goods, time.perf_counter() - started)
-
-
-def _cost(swarm: HomeSwarm, goods: Cargo, seconds: float) -> Cost:
-    rounds, nodes = LAST - FIRST + 1, swarm.tally.nodes
-    leader = swarm.layout.first
-    names = {
-        "dialable": [name for name in swarm.peers if swarm.machines[name].is_dialable],
-        "others": [name for name in swarm.peers if not swarm.machines[name].is_dialable],
-    }
-    groups = {group: [nodes[name] for name in names[group]] for group in names}
-    sent: Counter[Letter] = Counter()
-    for traffic in nodes.values():
-        sent.update(traffic.sent)
     costs = [swarm.rounds[round] for round in range(FIRST, LAST + 2)]
-    numbers: Counter[str] = Counter()
-    for letter, count in sent.items():
-        numbers[letter.kind] += count
-    kinds = by_kind(sent)
-    middle = statistics.median
-    pairs = list(itertools.pairwise(costs))
+    included = statistics.fmean(len(cost.counted) / peers for cost in costs[:-1])
+    overhead = statistics.median(cost.overhead(after.opened) for cost, after in itertools.pairwise(costs))
+    groups: dict[str, list[str]] = {"who can be dialled": [], "others": []}
+    for name in swarm.peers:
+        groups["who can be dialled" if swarm.machines[name].is_dialable else "others"].append(name)
+    numbers, control, fields = _sums([traffic.sent for traffic in swarm.traffic.values()])
     return Cost(
-        peers=len(swarm.peers),
-        shards=goods.shards,
-        sent={name: spread([payload(t.sent) / rounds for t in group]) for name, group in groups.items()},
-        received={name: spread([payload(t.received) / rounds for t in group]) for name, group in groups.items()},
-        control={name: spread([_control(t) / rounds for t in group]) for name, group in groups.items()},
-        share={
-            name: spread([_control(t) / (payload(t.sent) + payload(t.received)) for t in group])
-            for name, group in groups.items()
+        peers=peers,
+        cells={
+            "shards": str(payloads.shards),
+            **_traffic_cells(swarm, groups),
+            "overhead of a round, s": f"**{overhead:.2f}**",
+            **_phase_cells(costs[:-1]),
+            "the leader's decisions, s of a core a round": f"{swarm.leader_seconds / ROUNDS:.2f}",
+            "work that was counted": f"{100 * included:.0f} %",
+            "what must not happen": str(len(swarm.judge.violations)),
         },
-        included=statistics.fmean(len(cost.counted) / len(swarm.peers) for cost in costs[:-1]),
-        leader_sent=control(nodes[leader].sent) / rounds,
-        leader_received=control(nodes[leader].received) / rounds,
-        leader_payload=(payload(nodes[leader].sent) + payload(nodes[leader].received)) / rounds,
-        overhead=middle(cost.overhead(after.opened) for cost, after in pairs),
-        phases=(
-            middle(cost.arrived - cost.opened for cost in costs[:-1]),
-            middle(cost.sealed - cost.arrived for cost in costs[:-1]),
-            middle(cost.stands - cost.sealed for cost in costs[:-1]),
-            middle(after.opened - cost.stands for cost, after in pairs),
-        ),
-        kinds={kind: count / rounds for kind, count in kinds.items()},
-        fields={name: count / rounds for name, count in by_field(sent).items()},
-        letters={kind: (count / rounds, kinds[kind] / count) for kind, count in numbers.items()},
-        leader_cpu=swarm.leader_seconds / rounds,
-        seconds=seconds,
+        messages={kind: (count / ROUNDS, control[kind] / count) for kind, count in numbers.items()},
+        fields={name: count / ROUNDS for name, count in fields.items()},
+        included=included,
+        overhead=overhead,
         complaints=tuple(swarm.judge.violations),
-        traffic=nodes,
-        groups=names,
+        traffic=swarm.traffic,
+        groups=groups,
     )
 
 
-def _control(traffic: Traffic) -> int:
-    return control(traffic.sent) + control(traffic.received)
+def _traffic_cells(swarm: HomeSwarm, groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    cells = {}
+    figures: dict[str, Callable[[Traffic], float]] = {
+        "payload sent": lambda traffic: payload_bytes(traffic.sent) / ROUNDS,
+        "payload received": lambda traffic: payload_bytes(traffic.received) / ROUNDS,
+        "control": lambda traffic: traffic.control / ROUNDS,
+        "control in % of payload": lambda traffic: traffic.control / traffic.payload,
+    }
+    for title, figure in figures.items():
+        for group, names in groups.items():
+            text = percents if "%" in title else amounts
+            cells[f"{title}, {group}"] = text(spread([figure(swarm.traffic[name]) for name in names]))
+    leader = swarm.traffic[swarm.leading]
+    cells["control that the leader sends"] = amount(control_bytes(leader.sent) / ROUNDS)
+    cells["control that the leader receives"] = amount(control_bytes(leader.received) / ROUNDS)
+    cells["payload of the leader, both ways"] = amount(leader.payload / ROUNDS)
+    return cells
+
+
+def _phase_cells(costs: Sequence[RoundCost]) -> dict[str, str]:
+    """Seconds of the phases of the median round."""
+    median = statistics.median
+    return {
+        "until the last contribution, s": f"{median(cost.arrived - cost.opened for cost in costs):.1f}",
+        "from there until all is averaged, s": f"{median(cost.sealed - cost.arrived for cost in costs):.2f}",
+        "from there until it is committed, s": f"{median(cost.committed - cost.sealed for cost in costs):.2f}",
+    }
+
+
+def _sums(sent: Iterable[Counter[SizedMessage]]) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Messages by kind, bytes of control by kind, and bytes of control by kind and field."""
+    numbers, kinds, fields = Counter[str](), Counter[str](), Counter[str]()
+    for messages in sent:
+        for message, count in messages.items():
+            numbers[message.kind] += count
+            kinds[message.kind] += message.control * count
+            for name, size in message.fields.items():
+                fields[f"{message.kind}.{name}"] += size * count
+    return numbers, kinds, fields

@@ -1,4 +1,4 @@
-"""How a rehearsed node comes by a round, as node/sync/catch_up.py does: the header, and shards from their makers."""
+"""How a rehearsed node fetches a round, as node/sync/catch_up.py does: the header, and shards from their reducers."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Answer = Callable[[Published | None], None]
 
 
 class Headers:
-    """Headers that are here, and who waits for one: what node/service.py does. One node's."""
+    """The headers that one node has, and the nodes that wait for one, as in node/donor.py."""
 
     def __init__(self, node: "HomeNode") -> None:
         self._node = node
@@ -27,17 +27,17 @@ class Headers:
         self._waiting: dict[str, list[Answer]] = {}
 
     def keep(self, published: Published) -> None:
-        """It is here: whoever waits for it gets it."""
+        """Keep a header, and send it to the nodes that wait for it."""
         self._kept[published.record.chain] = published
         for answer in self._waiting.pop(published.record.chain, []):
             answer(published)
 
     def give(self, record: RoundRecord, asker: str, answer: Answer) -> None:
-        """Answer with it, at once or when it is here; with None where it is not and need not come."""
+        """Answer with a header, at once or when it is here; with None if it is not here and need not come."""
         node = self._node
         found = self._kept.get(record.chain) or node.disk.find(record.round, record.chain)
-        makers = () if node.node is None else sources(node.node, record.round)
-        if found is not None or node.name not in header_givers(asker, record.chain, makers):
+        reducers = () if node.node is None else sources(node.node, record.round)
+        if found is not None or node.name not in header_givers(asker, record.chain, reducers):
             answer(found)
             return
         self._waiting.setdefault(record.chain, []).append(answer)
@@ -50,23 +50,25 @@ class Headers:
 
 
 class Download:
-    """A round, some shards at a time. ``makers``: by shard. ``donors``: who is asked for the header, one by one."""
+    """The download of a round, some shards at a time.
+
+    reducers: by shard. donors: nodes that are asked for the header, one by one.
+    """
 
     def __init__(
         self,
         node: "HomeNode",
         record: RoundRecord,
-        makers: Sequence[str],
+        reducers: Sequence[str],
         donors: Sequence[str],
         then: Callable[[Published], None],
     ) -> None:
         self._node, self._swarm, self._record = node, node.swarm, record
-        self._makers, self._donors, self._then = makers, tuple(dict.fromkeys(donors)), then
+        self._reducers, self._donors, self._then = reducers, tuple(dict.fromkeys(donors)), then
         self._left: deque[int] = deque()
         self._under_way = 0
 
     def begin(self) -> None:
-        """Fetch all of it."""
         self._ask(self._donors)
 
     def _ask(self, left: Sequence[str]) -> None:
@@ -74,17 +76,17 @@ class Download:
             self._swarm.clock.after(RETRY_SECONDS, self.begin)
             return
         donor, me = left[0], self._node.name
-        request = self._swarm.office.header_request(self._record.round, me)
+        request = self._swarm.sizer.header_request(self._record.round, me)
         answer = partial(self._answered, left)
         give = partial(self._swarm.nodes[donor].headers.give, self._record, me, answer)
         self._swarm.carry(me, donor, request, give)
 
     def _answered(self, left: Sequence[str], published: Published | None) -> None:
         if published is None:
-            self._swarm.clock.after(self._swarm.lines.latency, partial(self._ask, left[1:]))
+            self._swarm.clock.after(self._swarm.links.latency, partial(self._ask, left[1:]))
             return
-        letter = self._swarm.office.header(self._record, published.results)
-        self._swarm.carry(left[0], self._node.name, letter, partial(self._headed, published))
+        message = self._swarm.sizer.header(self._record, published.results)
+        self._swarm.carry(left[0], self._node.name, message, partial(self._headed, published))
 
     def _headed(self, published: Published) -> None:
         self._node.headers.keep(published)
@@ -107,8 +109,8 @@ class Download:
         self._go_on(published)
 
     def _source(self, shard: int) -> str:
-        """Who made it, else who has all of the round."""
-        if self._makers:
-            return self._makers[shard]
+        """The shard's reducer, else a donor that has the whole round."""
+        if self._reducers:
+            return self._reducers[shard]
         nodes, record = self._swarm.nodes, self._record
         return next(donor for donor in self._donors if nodes[donor].disk.find(record.round, record.chain) is not None)

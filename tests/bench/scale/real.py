@@ -4,25 +4,17 @@ import asyncio
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench.scale.costs import DIALABLE, Spread, spread
+from tests.bench.scale.costs import DIALABLE, amounts, spread
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
 from tsr_swarm.node.peer import JoinOptions, run_peer
 from tsr_swarm.process.shutdown import Shutdown
-from tsr_swarm.telemetry.events import (
-    Event,
-    PayloadReceived,
-    RoundApplied,
-    RoundClosed,
-    RoundOpened,
-    RunStarted,
-)
+from tsr_swarm.telemetry.events import Event, PayloadReceived, RoundApplied, RoundClosed, RoundOpened, RunStarted
 from tsr_swarm.train.llama import parameter_shapes
 
 UNCOUNTED, COUNTED = 3, 4  # rounds
@@ -31,11 +23,7 @@ TEXT = "".join(f"def f{i}(x):\n    return x + {i} if x > {i % 7} else f{i // 2}(
 
 
 def config(folder: Path, peers: int) -> RunConfig:
-    """Of a run of ``peers`` whose steps take milliseconds."""
-    text = folder / "text"
-    text.mkdir(parents=True)
-    for part in range(8):
-        (text / f"part{part}.py").write_text(TEXT[part * 2000 :][:9000])
+    """The configuration of a run of ``peers`` whose steps take milliseconds."""
     return run_config_from_mapping(
         {
             "run": {"name": "scale", "rounds": UNCOUNTED + COUNTED, "min_peers": peers},
@@ -48,7 +36,7 @@ def config(folder: Path, peers: int) -> RunConfig:
                 "max_position_embeddings": 32,
             },
             "data": {
-                "source": str(text),
+                "source": str(folder / "text"),
                 "parts": peers,
                 "sequence_length": 8,
                 "batch_size": 1,
@@ -63,8 +51,8 @@ def config(folder: Path, peers: int) -> RunConfig:
 
 
 @dataclass
-class Watched:
-    """What the coordinator and the peers told, and when."""
+class Recorder:
+    """Records the events of the coordinator and of the peers, and when they came."""
 
     address: asyncio.Future[str]
     opened: dict[int, float] = field(default_factory=dict)
@@ -72,7 +60,7 @@ class Watched:
     closed: dict[int, RoundClosed] = field(default_factory=dict)
     applied: dict[int, list[RoundApplied]] = field(default_factory=dict)  # by peer
 
-    def see(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
         now = time.monotonic()
         match event:
             case RunStarted():
@@ -84,36 +72,29 @@ class Watched:
             case RoundClosed():
                 self.closed[event.round] = event
 
-    def see_peer(self, number: int, event: Event) -> None:
+    def record_peer(self, number: int, event: Event) -> None:
         if isinstance(event, RoundApplied):
             self.applied.setdefault(number, []).append(event)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RealCost:
-    """Of a round. Bytes are of a peer, both directions, from its ledger."""
+def measure(folder: Path, peers: int) -> dict[str, str]:
+    """Run some rounds of ``peers`` and return what one costs, as the cells of a table by the names of their rows.
 
-    peers: int
-    shards: int
-    gap: Spread  # seconds from the last contribution to the next round
-    round: Spread  # seconds from one round to the next
-    payload: Mapping[str, Spread]  # by "dialable" and "others"
-    control: Mapping[str, Spread]
-    included: float  # share of the peers
-
-
-def measure(folder: Path, peers: int) -> RealCost:
-    """Have them do some rounds."""
+    Median and worst round or peer. Bytes are of a peer, both directions, as it counted them.
+    """
     return asyncio.run(_measure(folder, peers))
 
 
-async def _measure(folder: Path, peers: int) -> RealCost:
+async def _measure(folder: Path, peers: int) -> dict[str, str]:
+    (folder / "text").mkdir()
+    for part in range(8):
+        (folder / "text" / f"part{part}.py").write_text(TEXT[part * 2000 :][:9000])
     settings = config(folder, peers)
-    watched = Watched(asyncio.get_running_loop().create_future())
+    recorder = Recorder(asyncio.get_running_loop().create_future())
     options = CoordinateOptions(config=settings, listen="127.0.0.1:0", use_dht=False)
     async with asyncio.timeout(LIMIT_SECONDS), asyncio.TaskGroup() as group:
-        group.create_task(run_coordinator(options, watched.see, Shutdown()))
-        address = await watched.address
+        group.create_task(run_coordinator(options, recorder.record, Shutdown()))
+        address = await recorder.address
         for number in range(peers):
             join = JoinOptions(
                 coordinator=address,
@@ -124,34 +105,39 @@ async def _measure(folder: Path, peers: int) -> RealCost:
                 listen="127.0.0.1:0" if number % DIALABLE == 0 else None,
             )
 
-            def see(event: Event, number: int = number) -> None:
-                watched.see_peer(number, event)
+            def record(event: Event, number: int = number) -> None:
+                recorder.record_peer(number, event)
 
-            group.create_task(run_peer(join, see, Shutdown()))
-    blocks = make_manifest("scale", settings, parameter_shapes(settings.model)).blocks
-    return _cost(watched, peers, len(blocks))
+            group.create_task(run_peer(join, record, Shutdown()))
+    return _costs(recorder, peers)
 
 
-def _cost(watched: Watched, peers: int, shards: int) -> RealCost:
-    last = UNCOUNTED + COUNTED
-    rounds = range(UNCOUNTED + 1, last)  # nothing opens after the last one
-    payload: dict[str, list[float]] = {"dialable": [], "others": []}
-    control: dict[str, list[float]] = {"dialable": [], "others": []}
-    for number, applied in watched.applied.items():
+def shard_count() -> int:
+    """How many shards of whole blocks the model has."""
+    settings = config(Path(), 8)
+    return len(make_manifest("scale", settings, parameter_shapes(settings.model)).blocks)
+
+
+def _costs(recorder: Recorder, peers: int) -> dict[str, str]:
+    rounds = range(UNCOUNTED + 1, UNCOUNTED + COUNTED)  # no round opens after the last one
+    payload: dict[str, list[float]] = {"who can be dialled": [], "others": []}
+    control: dict[str, list[float]] = {"who can be dialled": [], "others": []}
+    for number, applied in recorder.applied.items():
         counts: Counter[str] = Counter()
         for event in applied:
             if event.round in rounds:
                 for kinds in (event.wire_bytes["sent"], event.wire_bytes["received"]):
                     counts.update(kinds)
-        group = "dialable" if number % DIALABLE == 0 else "others"
+        group = "who can be dialled" if number % DIALABLE == 0 else "others"
         control[group].append(counts.pop("control", 0) / len(rounds))
         payload[group].append(counts.total() / len(rounds))
-    return RealCost(
-        peers=peers,
-        shards=shards,
-        gap=spread([watched.opened[round + 1] - watched.arrived[round] for round in rounds]),
-        round=spread([watched.opened[round + 1] - watched.opened[round] for round in rounds]),
-        payload={name: spread(values) for name, values in payload.items()},
-        control={name: spread(values) for name, values in control.items()},
-        included=statistics.fmean(watched.closed[round].included / peers for round in rounds),
-    )
+    gap = spread([recorder.opened[round + 1] - recorder.arrived[round] for round in rounds])
+    length = spread([recorder.opened[round + 1] - recorder.opened[round] for round in rounds])
+    included = statistics.fmean(recorder.closed[round].included / peers for round in rounds)
+    return {
+        "seconds from the last contribution to the next round": f"**{gap.median:.2f}** / {gap.worst:.2f}",
+        "seconds a round": f"{length.median:.1f} / {length.worst:.1f}",
+        "work that was counted": f"{100 * included:.0f} %",
+        **{f"payload both ways, {group}": amounts(spread(values)) for group, values in payload.items()},
+        **{f"control both ways, {group}": amounts(spread(values)) for group, values in control.items()},
+    }

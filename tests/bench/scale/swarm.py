@@ -1,4 +1,4 @@
-"""A rehearsed swarm on home lines: the real decisions, every message encoded and carried, nothing going wrong."""
+"""A rehearsed swarm on home links: the real decisions, every message encoded and carried, without faults."""
 
 import time
 from collections.abc import Callable
@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
-from tests.bench.scale.cargo import Cargo
 from tests.bench.scale.download import Download, Headers
-from tests.bench.scale.letters import Letter, Office
-from tests.bench.scale.lines import Lines
-from tests.bench.scale.log import RunLog
-from tests.bench.scale.tally import Tally
+from tests.bench.scale.messages import MessageSizer, SizedMessage, Traffic
+from tests.bench.scale.network import HomeNetwork, Links
+from tests.bench.scale.payloads import RoundPayloads
+from tests.bench.scale.run_log import RunLog
 from tests.rehearsal.disk import Published
 from tests.rehearsal.machine import Delivery, Machine, new_disk
-from tests.rehearsal.network import Host, Network, Weather
+from tests.rehearsal.network import Weather
 from tests.rehearsal.swarm import Layout, Member, Swarm
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
@@ -26,20 +25,20 @@ from tsr_swarm.rounds.step import step
 
 UP, DOWN, LATENCY = 20e6, 100e6, 0.02  # bits a second; seconds one way
 TRAIN_SECONDS, APPLY_SECONDS, AVERAGE_SECONDS = 30.0, 0.3, 0.2
-PACK_SECONDS = 0.1  # in which a node's shards are packed, in any order
+PACK_SECONDS = 0.1  # within which a node packs all its shards, in any order
 MOST_CALLS = 10**9
 
 
 @dataclass
 class RoundCost:
-    """Of one round, by virtual time."""
+    """The times of one round, in virtual seconds."""
 
     opened: float
     trained: dict[str, float] = field(default_factory=dict)  # by peer: seconds that it trained
     counted: frozenset[str] = frozenset()
     arrived: float = 0.0  # when the leader heard of the last contribution
     sealed: float = 0.0
-    stands: float = 0.0
+    committed: float = 0.0
 
     def overhead(self, next_opened: float) -> float:
         """Seconds of the round beyond the training of the slowest peer whose work is in it."""
@@ -47,13 +46,13 @@ class RoundCost:
 
 
 class HomeNode(Machine):
-    """A machine on a home line."""
+    """A machine on a home link."""
 
     swarm: "HomeSwarm"
     headers: Headers
 
     def put(self, event: pt.Event) -> None:
-        """Take a step and do what follows. Nothing goes wrong here, so nothing is traced either."""
+        """Take a step and carry out its actions. Without faults there is nothing to trace."""
         before = self.node
         if before is None:
             return
@@ -72,18 +71,18 @@ class HomeNode(Machine):
             self._trained(self._training_token, False)
         self.swarm.log.stepped(before, after)
         if after.plan is not None and after.plan is not before.plan and after.plan != before.plan:
-            self._hear_plan(after.plan)
+            self._on_plan(after.plan)
         self._wake()
 
-    def _hear_plan(self, plan: pt.OpenRound) -> None:
-        """Who reduces asks who is here."""
-        assert self.node is not None, "it hears"
+    def _on_plan(self, plan: pt.OpenRound) -> None:
+        """Have a reducer ask the leader for the list of peers."""
+        assert self.node is not None, "it is up"
         if self.node.leading is None and any(place.node == self.name for place in plan.places):
             swarm, leader = self.swarm, self.node.guide.leader
-            has_list = self.name in swarm.listed  # nobody comes or goes
+            has_list = self.name in swarm.listed  # no peer joins or leaves
             swarm.listed.add(self.name)
-            answer = partial(swarm.carry, leader, self.name, swarm.office.peers(has_list), lambda: None)
-            swarm.carry(self.name, leader, swarm.office.peers_request(has_list), answer)
+            answer = partial(swarm.carry, leader, self.name, swarm.sizer.peers_reply(has_list), lambda: None)
+            swarm.carry(self.name, leader, swarm.sizer.peers_request(has_list), answer)
 
     def _carry_out(self, action: pt.Action) -> None:
         swarm = self.swarm
@@ -123,7 +122,7 @@ class HomeNode(Machine):
 
     @property
     def step(self) -> int:
-        """How far its training is, of 20 steps."""
+        """Steps of its training that are done, of 20."""
         if self._training is None:
             return 20
         return min(20, int(20 * (self.swarm.clock.now - self._begun) / TRAIN_SECONDS))
@@ -133,29 +132,29 @@ class HomeNode(Machine):
     def _upload(self, upload: pt.Upload) -> None:
         self._tokens += 1
         self._sending[upload.round, upload.shard] = self._tokens
-        parcel = Delivery(self, self.life, self._tokens, upload.term, self.work.carried[upload.shard], upload.place)
-        self._after(PACK_SECONDS * self.swarm.chance.random(), partial(self._submit, upload, parcel))
+        delivery = Delivery(self, self.life, self._tokens, upload.term, self.work.carried[upload.shard], upload.place)
+        self._after(PACK_SECONDS * self.swarm.chance.random(), partial(self._submit, upload, delivery))
 
-    def _submit(self, upload: pt.Upload, parcel: Delivery) -> None:
-        to, arrive = upload.place.node, partial(self._arrive, upload, parcel)
+    def _submit(self, upload: pt.Upload, delivery: Delivery) -> None:
+        to, arrive = upload.place.node, partial(self._arrive, upload, delivery)
         if to == self.name:
             arrive()
         else:
-            letter = self.swarm.office.submission(upload.term, upload.round, upload.shard, self.name)
-            self.swarm.carry(self.name, to, letter, arrive)
+            message = self.swarm.sizer.submission(upload.term, upload.round, upload.shard, self.name)
+            self.swarm.carry(self.name, to, message, arrive)
 
     def _reply(self, reply: pt.Reply) -> None:
-        parcel = self._arriving.pop((reply.peer, reply.round, reply.shard))
+        delivery = self._arriving.pop((reply.peer, reply.round, reply.shard))
         if reply.verdict.is_new:
             if any(round < reply.round for round, _, _ in list(self.held)[:1]):
                 self.held.clear()
-            self.held[reply.round, reply.peer, reply.shard] = parcel.units
-        told = partial(parcel.sender._uploaded, parcel, reply)
+            self.held[reply.round, reply.peer, reply.shard] = delivery.units
+        answer = partial(delivery.sender._uploaded, delivery, reply)
         if reply.peer == self.name:
-            self._after(0.0, told)
+            self._after(0.0, answer)
         else:
-            letter = self.swarm.office.receipt(reply.verdict.counted, reply.verdict.reason)
-            self.swarm.carry(self.name, reply.peer, letter, told)
+            message = self.swarm.sizer.submit_reply(reply.verdict.counted, reply.verdict.reason)
+            self.swarm.carry(self.name, reply.peer, message, answer)
 
     # --- rounds -------------------------------------------------------------------------------------------------------
 
@@ -182,7 +181,7 @@ class HomeNode(Machine):
             Download(self, record, sources, self._header_order(record, sources, donors), self._downloaded).begin()
 
     def _header_order(self, record: RoundRecord, sources: tuple[str, ...], donors: tuple[str, ...]) -> list[str]:
-        """As Fetcher._newest has it."""
+        """The order in which nodes are asked for a header, as Fetcher._newest has it."""
         turn = int(self.name, 16) % len(donors)
         order = [*donors[turn:], *donors[:turn]]
         if self.name in sources:
@@ -198,8 +197,8 @@ class HomeNode(Machine):
         if self.node is None or self.node.leading is not None:
             return
         leader, round = self.node.guide.leader, published.record.round
-        letter = self.swarm.office.report(round, self.name)
-        self.swarm.carry(self.name, leader, letter, partial(self.swarm.log.reported, round, self.name))
+        message = self.swarm.sizer.report(round, self.name)
+        self.swarm.carry(self.name, leader, message, partial(self.swarm.log.reported, round, self.name))
 
     def _save_sealed(self, published: Published) -> None:
         self.swarm.records[published.record.chain] = published.record
@@ -209,47 +208,10 @@ class HomeNode(Machine):
         super()._save_sealed(published)
 
 
-class HomeNetwork(Network):
-    """Messages take their time on the lines of both ends."""
-
-    def __init__(self, swarm: "HomeSwarm", chance: Random) -> None:
-        super().__init__(swarm.clock, chance, swarm.machines, Weather(latency=LATENCY), swarm.judge.complain)
-        self._swarm = swarm
-        self._gathering: set[tuple[int, int, int]] = set()
-
-    def send(self, sender: Host, to: str, message: pt.Message) -> None:
-        swarm, target = self._swarm, self._swarm.nodes[to]
-        deliver = partial(self._deliver, sender, sender.life, target, message)
-        match message:
-            case pt.Poll():
-                step = swarm.nodes[sender.name].step if message.trains else 0
-                swarm.carry(sender.name, to, swarm.office.poll(message, step), deliver)
-            case pt.RoundUpdate() | pt.Redirect():
-                _, poll = self._polls.get((to, sender.name), (0, None))
-                if self._answers(sender.name, target):
-                    assert poll is not None, "it is answered"
-                    swarm.carry(sender.name, to, swarm.office.answer(message, to, poll), deliver)
-            case pt.Goodbye():
-                deliver()
-            case _:
-                swarm.carry(sender.name, to, swarm.office.told(message, sender.name), deliver)
-
-    def _deliver(self, sender: Host, life: int, target: Host, message: pt.Message) -> None:
-        """A shard that is done is fetched before it counts."""
-        if not isinstance(message, pt.ShardDone) or message.result.is_void:
-            super()._deliver(sender, life, target, message)
-            return
-        key = message.term, message.round, message.shard
-        if key not in self._gathering:
-            self._gathering.add(key)
-            deliver = partial(super()._deliver, sender, life, target, message)
-            self._swarm.fetch(target.name, sender.name, message.round, message.shard, deliver)
-
-
 class HomeSwarm(Swarm):
-    """Runs until ``rounds`` rounds stand and the next is open."""
+    """A swarm of home nodes, and the cost of each of its rounds."""
 
-    def __init__(self, members: tuple[Member, ...], cargo: Cargo, chance: Random) -> None:
+    def __init__(self, members: tuple[Member, ...], payloads: RoundPayloads, chance: Random) -> None:
         deadlines = DeadlinePolicy(quorum=1, floor_seconds=10.0, ceiling_seconds=600.0)
         peers = [member.name for member in members if member.trains]
         policy = LeaderPolicy(deadlines, len(peers), 0)
@@ -259,29 +221,34 @@ class HomeSwarm(Swarm):
         addresses = {m.name: f"203.0.{100 + n // 100}.{100 + n % 100}:{30000 + n}" for n, m in enumerate(members)}
         dialable = {member.name for member in members if member.is_dialable}
         numbers = {peer: number for number, peer in enumerate(peers, 1)}
-        self.office = Office(cargo, {name: at for name, at in addresses.items() if name in dialable}, numbers)
-        self.tally = Tally()
+        self.sizer = MessageSizer(payloads, {name: at for name, at in addresses.items() if name in dialable}, numbers)
+        self.traffic: dict[str, Traffic] = {}  # by node
+        self.is_counting = False
         self.rounds: dict[int, RoundCost] = {}
         self.records: dict[str, RoundRecord] = {}
         self.made: dict[str, set[tuple[int, int]]] = {}
-        self.listed: set[str] = set()  # who has the list of all that take part
+        self.listed: set[str] = set()  # nodes that have the list of peers
         self.leader_seconds = 0.0
         self.nodes: dict[str, HomeNode] = {}
         self.log = RunLog(self)
         layout = Layout(
-            first=members[0].name, members=members, sizes=cargo.sizes, policy=policy, weather=Weather(latency=LATENCY)
+            first=members[0].name,
+            members=members,
+            sizes=payloads.sizes,
+            policy=policy,
+            weather=Weather(latency=LATENCY),
         )
         super().__init__(layout, chance)
-        self.lines = Lines(self.clock, UP, DOWN, LATENCY)
-        self.network = HomeNetwork(self, chance)
+        self.links = Links(self.clock, UP, DOWN, LATENCY)
+        self.network = HomeNetwork(self, chance, Weather(latency=LATENCY))
 
     @property
     def leading(self) -> str:
-        """Who leads: nothing goes wrong, so it is the first."""
+        """The leader: without faults, the first."""
         return self.layout.first
 
     def add(self, member: Member) -> Machine:
-        """One more node, which starts when it joins."""
+        """Add a node, which starts when it joins."""
         disk = new_disk(self.layout.keeps, self.layout.first, member.is_new)
         node = HomeNode(self, member.name, member.trains, member.is_dialable, disk, member.pace)
         node.headers = Headers(node)
@@ -290,15 +257,14 @@ class HomeSwarm(Swarm):
         return node
 
     def measure(self, first: int, last: int) -> None:
-        """Run until round ``last`` is over; count from the opening of round ``first`` on."""
+        """Run until round ``last`` is over; count messages from the opening of round ``first`` on."""
         self._first, self._last = first, last
         self.clock.run(lambda: self.is_over, MOST_CALLS)
 
     def opened(self, round: int, leader: "HomeNode") -> None:
-        """A round opens."""
         self.rounds[round] = RoundCost(self.clock.now)
         if round == self._first:
-            self.tally.is_counting, self.leader_seconds = True, 0.0
+            self.is_counting, self.leader_seconds = True, 0.0
         if round > self._last:
             self.stop()
             return
@@ -307,22 +273,23 @@ class HomeSwarm(Swarm):
         self.log.opened(round, [place.node for place in plan.places] if plan is not None else [])
 
     def committed(self, record: RoundRecord) -> None:
-        """A round stands."""
-        self.rounds[record.round].stands = self.clock.now
+        self.rounds[record.round].committed = self.clock.now
         self.log.committed(record)
 
     def note(self, who: str, what: str) -> None:
-        """No trace is kept of so much."""
+        """Keep no trace: it would be too long."""
 
-    def carry(self, source: str, to: str, letter: Letter, then: Callable[[], None]) -> None:
-        """Have a letter brought."""
-        self.tally.count(source, to, letter)
-        self.lines.carry(source, to, letter.size, then)
+    def carry(self, source: str, to: str, message: SizedMessage, then: Callable[[], None]) -> None:
+        """Count a message, and call ``then`` when it has come to ``to``."""
+        if self.is_counting:
+            self.traffic.setdefault(source, Traffic()).sent[message] += 1
+            self.traffic.setdefault(to, Traffic()).received[message] += 1
+        self.links.carry(source, to, message.size, then)
 
     def fetch(self, to: str, source: str, round: int, shard: int, then: Callable[[], None]) -> None:
-        """A shard's bytes, asked for by ``to``."""
+        """Have ``to`` fetch a shard's average from ``source``."""
         if source == to:
             self.clock.after(0.0, then)
             return
-        answer = partial(self.carry, source, to, self.office.shard(shard), then)
-        self.carry(to, source, self.office.shard_request(round, shard), answer)
+        answer = partial(self.carry, source, to, self.sizer.shard(shard), then)
+        self.carry(to, source, self.sizer.shard_request(round, shard), answer)

@@ -1,7 +1,7 @@
-"""What the study compares: our own method in its variants, and its rivals, each with the rates it is tuned over."""
+"""What the study compares: our own method in its variants, and its baselines, each at the rates it is tuned over."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 ADAM_RATES = (1.5e-3, 3e-3, 6e-3)
@@ -10,7 +10,7 @@ MUON_RATES = (1e-2, 3e-2, 6e-2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One method with one choice of settings: ``overrides`` are ours, keys of the run file; ``settings`` a rival's."""
+    """One method with one choice of settings: ``overrides`` are keys of the run file, ``settings`` a baseline's."""
 
     name: str
     rates: tuple[float, ...]
@@ -24,7 +24,7 @@ def ours(name: str, *overrides: str, rates: tuple[float, ...] = (3e-2,), final: 
     return Candidate(name=name, overrides=overrides, rates=rates, is_finalist=final)
 
 
-def rival(
+def baseline(
     name: str, method: str, rates: tuple[float, ...] = ADAM_RATES, final: bool = False, **settings: Any
 ) -> Candidate:
     return Candidate(name=name, method=method, rates=rates, settings=settings, is_finalist=final)
@@ -40,25 +40,25 @@ AIMED = ('optimizer.aim="gradient"', *ranks("d/2", "d/2"), "periods.k_r=100", "p
 WIDE = ("wire.core_bits=8", "wire.published_bits=16", "optimizer.feedback=true")
 HELD = ("periods.k_r=100", "periods.k_r_embedding=100")
 NESTEROV = ('optimizer.outer="nesterov"', "optimizer.outer_lr=0.7", "optimizer.outer_momentum=0.5")
-DENSE = "dense averaging, AdamW"
 OURS = "ours"
+DENSE, DENSE_MUON = "dense averaging, AdamW", "dense averaging, Muon"
 
 CORE = (
     ours(OURS, rates=(*MUON_RATES, 1e-1), final=True),
-    rival(DENSE, "diloco", outer="average", final=True),
-    rival("dense averaging, Muon", "diloco", MUON_RATES, outer="average", inner="muon", final=True),
+    baseline(DENSE, "diloco", outer="average", final=True),
+    baseline(DENSE_MUON, "diloco", MUON_RATES, outer="average", inner="muon", final=True),
     ours("ours, rank d/4", *ranks("d/4", "1/4"), rates=(3e-2, 6e-2), final=True),
     ours("ours, all directions", *ranks("1", "1"), rates=(3e-2, 6e-2), final=True),
-    rival("SparseLoCo 1/64", "sparseloco"),
-    rival("SparseLoCo 1/64, mean of senders", "sparseloco", average="senders", final=True),
-    rival("SparseLoCo 1/64, Muon", "sparseloco", (3e-3, *MUON_RATES), inner="muon", average="senders", final=True),
-    rival("DiLoCo (Nesterov)", "diloco", final=True),
-    rival("DiLoCo int8", "diloco", outer="average", bits=8, final=True),
-    rival("DiLoCo int4", "diloco", outer="average", bits=4, final=True),
-    rival("DiLoCo int4, Muon", "diloco", MUON_RATES, outer="average", bits=4, inner="muon", final=True),
-    rival("PowerSGD rank 4, every step", "powersgd", rank=4, final=True),
-    rival("PowerSGD rank 8, every 20th step", "powersgd", rank=8, k_x=20, final=True),
-    rival("data-parallel AdamW", "ddp", final=True),
+    baseline("SparseLoCo 1/64", "sparseloco"),
+    baseline("SparseLoCo 1/64, mean of senders", "sparseloco", average="senders", final=True),
+    baseline("SparseLoCo 1/64, Muon", "sparseloco", (3e-3, *MUON_RATES), inner="muon", average="senders", final=True),
+    baseline("DiLoCo (Nesterov)", "diloco", final=True),
+    baseline("DiLoCo int8", "diloco", outer="average", bits=8, final=True),
+    baseline("DiLoCo int4", "diloco", outer="average", bits=4, final=True),
+    baseline("DiLoCo int4, Muon", "diloco", MUON_RATES, outer="average", bits=4, inner="muon", final=True),
+    baseline("PowerSGD rank 4, every step", "powersgd", rank=4, final=True),
+    baseline("PowerSGD rank 8, every 20th step", "powersgd", rank=8, k_x=20, final=True),
+    baseline("data-parallel AdamW", "ddp", final=True),
     ours("ours, 2 bits", "wire.core_bits=2", "wire.published_bits=2"),
     ours("ours, 4 bits", "wire.core_bits=4", "wire.published_bits=4"),
     ours("ours, rank 3/4 d", *ranks("48", "1/2")),
@@ -77,10 +77,34 @@ CORE = (
     ours("ours, refresh every 5th round, Nesterov outer step", *HELD, *NESTEROV),
     ours("ours, K_x = 10", "periods.k_x=10"),
     ours("ours, K_x = 40", "periods.k_x=40"),
-    rival("SparseLoCo 1/16, mean of senders", "sparseloco", density=1 / 16, average="senders", final=True),
-    rival("SparseLoCo 1/256, mean of senders", "sparseloco", density=1 / 256, average="senders"),
-    rival("LoRDO rank d/4", "lordo"),
-    rival("DES-LOC", "des-loc"),
-    rival("Local Adam", "local-adam"),
-    rival("TSR-Adam, every step", "tsr-adam", (3e-3, 1e-2), rank="d/2", embedding_rank="d/4"),
+    baseline("SparseLoCo 1/16, mean of senders", "sparseloco", density=1 / 16, average="senders", final=True),
+    baseline("SparseLoCo 1/256, mean of senders", "sparseloco", density=1 / 256, average="senders"),
+    baseline("LoRDO rank d/4", "lordo"),
+    baseline("DES-LOC", "des-loc"),
+    baseline("Local Adam", "local-adam"),
+    baseline("TSR-Adam, every step", "tsr-adam", (3e-3, 1e-2), rank="d/2", embedding_rank="d/4"),
 )
+
+# The second stage: all go on to the long runs, those that say most first. Rates: one below and one above the best of
+# the first stage, twice as high; for ours one more above them.
+_FULL = (
+    ours(OURS, rates=(2e-2, 4e-2, 8e-2)),
+    baseline(DENSE, "diloco", (2e-3, 4e-3), outer="average"),
+    baseline("DiLoCo int4", "diloco", (2e-3, 4e-3), outer="average", bits=4),
+    baseline("SparseLoCo 1/64, mean of senders", "sparseloco", (2e-3, 4e-3), average="senders"),
+    ours("ours, rank d/4", *ranks("d/4", "1/4"), rates=(2e-2, 4e-2)),
+    ours("ours, all directions", *ranks("1", "1"), rates=(2e-2, 4e-2)),
+    baseline("DiLoCo int4, Muon", "diloco", (2e-2, 4e-2), outer="average", bits=4, inner="muon"),
+    baseline(DENSE_MUON, "diloco", (2e-2, 4e-2), outer="average", inner="muon"),
+    baseline("data-parallel AdamW", "ddp", (4e-3, 8e-3)),
+    baseline("DES-LOC", "des-loc", (2e-3, 4e-3)),
+    baseline("LoRDO rank d/4", "lordo", (4e-3, 8e-3)),
+    baseline("SparseLoCo 1/16, mean of senders", "sparseloco", (1e-3, 2e-3), density=1 / 16, average="senders"),
+    baseline("SparseLoCo 1/64, Muon", "sparseloco", (2e-3, 4e-3), inner="muon", average="senders"),
+    baseline("DiLoCo int8", "diloco", (2e-3, 4e-3), outer="average", bits=8),
+    baseline("PowerSGD rank 4, every step", "powersgd", (2e-3, 4e-3), rank=4),
+    baseline("PowerSGD rank 8, every 20th step", "powersgd", (2e-3, 4e-3), rank=8, k_x=20),
+    baseline("Local Adam", "local-adam", (2e-3, 4e-3)),
+    baseline("TSR-Adam, every step", "tsr-adam", (8e-3, 1.6e-2), rank="d/2", embedding_rank="d/4"),
+)
+FULL = tuple(replace(candidate, is_finalist=True) for candidate in _FULL)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.bench.study.candidates import OURS
-from tests.bench.study.clock import DOWN, UP, home_link
-from tests.bench.study.finals import REFERENCES
-from tests.bench.study.rows import Row
+from tests.bench.study.comparison import DOWN, UP, Row, home_link
+from tests.bench.study.tables import REFERENCES
 from tsr_swarm.baselines.registry import METHODS
 from tsr_swarm.config.link import MBIT
 from tsr_swarm.errors import RunError

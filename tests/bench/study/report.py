@@ -1,53 +1,19 @@
 """What a stage of the study came to, as one page and two plots."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.bench.study.candidates import Candidate
-from tests.bench.study.clock import equal_time
-from tests.bench.study.finals import finalists, operating_points
+from tests.bench.study.comparison import Row
 from tests.bench.study.plots import pictures, write_plots
-from tests.bench.study.rows import Row
-from tests.bench.study.search import ablation, search
-from tests.bench.study.stage import Stage
-from tests.bench.tables import header
-from tsr_swarm.simulate.report import world_text
-from tsr_swarm.simulate.result import RunResult
-from tsr_swarm.simulate.result_store import write_text
+from tests.bench.study.stages import RunStore, Stage
+from tests.bench.study.tables import ablation, equal_time, finalists, operating_points, search
+from tests.bench.tables import RESULTS, header
+from tsr_swarm.simulate.report import heterogeneity_text
+from tsr_swarm.simulate.result import RunResult, write_text
 from tsr_swarm.telemetry.text import seconds_text
 
 HERE = Path(__file__).parent
-Done = Mapping[str, tuple[Candidate, Sequence[RunResult]]]  # by name: which of a candidate's runs there are
-
-
-def write_report(stage: Stage, searched: Done, finals: Done, folder: Path) -> Path:
-    """Write the page of ``stage`` and its plots into ``folder``, where its runs are, and return the page's path.
-
-    Runs that are not done are shown as pending. Raises RunError where nothing can be written, or without matplotlib.
-    """
-    search_rows = [_row(candidate, runs, len(candidate.rates)) for candidate, runs in searched.values()]
-    final_rows = [_row(candidate, runs, len(stage.seeds)) for candidate, runs in finals.values()]
-    page = write_text(folder / f"{stage.name}.md", "\n".join(_page(stage, search_rows, final_rows)) + "\n")
-    write_plots(final_rows, folder, stage.name)
-    return page
-
-
-def _row(candidate: Candidate, runs: Sequence[RunResult], wanted: int) -> Row:
-    return Row(candidate=candidate, runs=tuple(runs), wanted=wanted)
-
-
-def _page(stage: Stage, searched: Sequence[Row], finals: Sequence[Row]) -> Iterator[str]:
-    seeds, k_x = len(stage.seeds), stage.config().periods.k_x  # to dense averaging as often as this, bytes are compared
-    yield from (f"# {stage.title}", "", header(stage.command), "")
-    yield from (*_setting(stage.name, [run for row in (*searched, *finals) for run in row.runs], k_x), "")
-    yield from (f"## {stage.notes_title}", "", _notes(stage.notes), "")
-    yield from (f"## Finalists: {_steps(finals)}, {seeds} seeds", "", *finalists(finals, k_x), "", FINALISTS, "")
-    yield from (*(f"![{text}]({name})" for name, text in _pictures(stage.name, finals)), "")
-    yield from ("## Ours at each rival's operating point", "", OPERATING_POINTS, "", *operating_points(finals), "")
-    yield from ("## The same time on a home line", "", *equal_time(finals), "")
-    yield from (f"## The search: {_steps(searched)}, one seed", "", SEARCH, "", *search(searched, k_x))
-    if any(row.is_ours and not row.candidate.is_finalist for row in searched):
-        yield from ("", "## Ours, one change at a time", "", ABLATION, "", *ablation(searched))
 
 
 FINALISTS = """\
@@ -67,7 +33,33 @@ From the search, one seed. Below zero: the change lowers the loss. At the varian
 rate, where both step the same way and ours was run at it; and the best rate of each."""
 
 
-def _setting(study: str, runs: Sequence[RunResult], k_x: int) -> Iterator[str]:
+def write_report(stage: Stage, store: RunStore, folder: Path) -> Path:
+    """Write the page of ``stage`` and its plots into ``folder``; return the page's path.
+
+    Runs that are not done are shown as pending. Raises RunError where nothing can be written, or without matplotlib.
+    """
+    searched = [Row(candidate=c, runs=stage.searched(store, c), wanted=len(c.rates)) for c in stage.candidates]
+    finals = [Row(candidate=c, runs=stage.finished(store, c), wanted=len(stage.seeds)) for c in stage.finalists]
+    page = write_text(folder / f"{stage.name}.md", "\n".join(_page(stage, searched, finals)) + "\n")
+    write_plots(finals, folder, stage.name)
+    return page
+
+
+def _page(stage: Stage, searched: Sequence[Row], finals: Sequence[Row]) -> Iterator[str]:
+    seeds, k_x = len(stage.seeds), stage.config().periods.k_x  # to dense averaging as often as this, bytes are compared
+    yield from (f"# {stage.title}", "", header(stage.command), "")
+    yield from (*_setting(stage.runs, [run for row in (*searched, *finals) for run in row.runs], k_x), "")
+    yield from (f"## {stage.notes_title}", "", _notes(stage.notes), "")
+    yield from (f"## Finalists: {_steps(finals)}, {seeds} seeds", "", *finalists(finals, k_x), "", FINALISTS, "")
+    yield from (*(f"![{text}]({name})" for name, text in _pictures(stage.name, finals)), "")
+    yield from ("## Ours at each rival's operating point", "", OPERATING_POINTS, "", *operating_points(finals), "")
+    yield from ("## The same time on a home line", "", *equal_time(finals), "")
+    yield from (f"## The search: {_steps(searched)}, one seed", "", SEARCH, "", *search(searched, k_x))
+    if any(row.is_ours and not row.candidate.is_finalist for row in searched):
+        yield from ("", "## Ours, one change at a time", "", ABLATION, "", *ablation(searched))
+
+
+def _setting(name: str, runs: Sequence[RunResult], k_x: int) -> Iterator[str]:
     if not runs:
         yield "No run is done yet."
         return
@@ -82,9 +74,10 @@ def _setting(study: str, runs: Sequence[RunResult], k_x: int) -> Iterator[str]:
         f"step from the source `{data['source']}` (`stdlib` is the Python standard library's own), and "
         f"{data['heldout_sequences']} sequences held out. All methods read the same tokens in the same order, from the "
         f"same first weights, with {optimizer['warmup_steps']} steps of warm-up, a cosine down to a tenth of the rate, "
-        f"and gradients clipped at {optimizer['clip']:g}. Every finished run is a file in [{study}/runs]({study}/runs)."
+        f"and gradients clipped at {optimizer['clip']:g}. Every finished run is a line of "
+        f"[{name}]({os.path.relpath(HERE / name, RESULTS)})."
     )
-    world = world_text(spec["world"])
+    world = heterogeneity_text(spec["world"])
     if world:
         yield ""
         yield f"World: {world}."
@@ -111,4 +104,6 @@ def _pictures(study: str, finals: Sequence[Row]) -> Iterator[tuple[str, str]]:
 def _notes(name: str) -> str:
     """Written by hand; the tables around them are not."""
     path = HERE / name
-    return path.read_text("utf-8").strip() if path.exists() else f"Not yet written: they go to `examples/{name}`."
+    return (
+        path.read_text("utf-8").strip() if path.exists() else f"Not yet written: they go to `tests/bench/study/{name}`."
+    )

@@ -1,4 +1,4 @@
-"""Rounds that stand, as people are told of them: each once, in order, by whoever leads then."""
+"""Commits, for a leader's events: each committed round is reported once, in order, by whichever node leads then."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,16 +13,18 @@ from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.wire.messages import PublishedHeader, published_from_proto
 
-MOST_UNTOLD = 8  # rounds that a leader may have died before it told: it waits for reports of one after the other
+MAX_UNREPORTED = 8  # rounds that a leader may not have reported when it died: it waits for peers' reports in order
 
 
 class CommitReporter:
-    """Tells the program around this node of applied rounds, and people of rounds that stand while this node leads."""
+    """Reports committed rounds to the leadership of this node, in order, with digest and loss.
+
+    log: where this node keeps rounds; None if it cannot be dialled, and never leads. To be called from one event loop.
+    """
 
     def __init__(
         self, context: NodeContext, round_cache: RoundCache, contributions: ContributionStore, log: RoundLog | None
     ) -> None:
-        """``log``: None for a node that nobody can dial, which never leads."""
         self._context, self._round_cache, self._contributions, self._log = context, round_cache, contributions, log
         self._commits: dict[int, asyncio.Task[None]] = {}
         self._in_order = asyncio.Lock()
@@ -31,30 +33,30 @@ class CommitReporter:
         self._began = 0  # the round of the state that this node's weights began with
 
     def begin(self, round: int) -> None:
-        """This node's weights are a state, of after this round: rounds up to it will not be applied here."""
+        """Begin with the state after ``round``: rounds up to it will not be applied here."""
         self._began = round
 
     def begin_to_lead(self, leader: Leader, base: RoundRecord) -> None:
-        """What stands has to be told, if the leader before did not live to."""
+        """Report the committed rounds that the leader before did not report before it died."""
         self._commits.clear()
         if base.round > self._context.run_log.log.closed_round:
-            self._context.background.start(self._tell_rest(leader, base))
+            self._context.background.start(self._report_rest(leader, base))
 
     def commit(self, record: RoundRecord) -> None:
-        """Tell people of a round; one that an earlier leader put together is read from disk first."""
+        """Report a committed round; one that an earlier leader sealed is read from disk first."""
         sealed = self._round_cache.sealed(record.chain)
         if sealed is None:
             self._commits[record.round] = self._context.background.start(self._read_commit(record))
         else:
-            self._tell_commit(*sealed)
+            self._report_commit(*sealed)
 
     async def _read_commit(self, record: RoundRecord) -> None:
         header = await self._read(record.round, bytes.fromhex(record.chain))
         if header is not None:
-            self._tell_commit(header, [None] * len(header.shards))
+            self._report_commit(header, [None] * len(header.shards))
 
     async def _read(self, round: int, chain: bytes = b"") -> PublishedHeader | None:
-        assert self._log is not None, "who leads keeps rounds"
+        assert self._log is not None, "a leader keeps rounds"
         try:
             header = await asyncio.to_thread(self._log.header, round, chain)
             return None if header is None else published_from_proto(header, self._context.manifest)
@@ -62,10 +64,10 @@ class CommitReporter:
             self._context.warn(f"{error} The round stands all the same.")
             return None
 
-    def _tell_commit(self, header: PublishedHeader, made: Sequence[ReducedShard | None]) -> None:
+    def _report_commit(self, header: PublishedHeader, shards: Sequence[ReducedShard | None]) -> None:
         leader = self._context.leader
         if leader is not None:
-            leader.committed(header, made, self._members(header))
+            leader.committed(header, shards, self._members(header))
 
     def _members(self, header: PublishedHeader) -> int:
         leading = self._context.state.leading
@@ -73,23 +75,23 @@ class CommitReporter:
         return len(members | header.contributors)
 
     async def applied(self, header: PublishedHeader, applied: AppliedRound, seconds: float) -> None:
-        """This node's weights have moved."""
+        """Report a round that was applied to this node's weights, in ``seconds``."""
         round, outer = header.plan.round, self._contributions.outer
         async with self._in_order:  # fair: rounds take it in the order in which they were applied
             self._last = round, applied
             self._digests = {**self._digests, round: applied.digest}
-            self._digests.pop(round - MOST_UNTOLD, None)
+            self._digests.pop(round - MAX_UNREPORTED, None)
             await self._context.host.applied(header, applied, outer, seconds)
-            await self._tell_applied(round, applied)
+            await self._report_applied(round, applied)
 
-    async def _tell_applied(self, round: int, applied: AppliedRound) -> None:
-        """Score a round, where this node is to, and tell people of it while it leads."""
+    async def _report_applied(self, round: int, applied: AppliedRound) -> None:
+        """Compute the held-out loss, if this node is to, and report the round while it leads."""
         loss = None
         if self._context.leader is not None or not self._context.info.trains:
             loss = await self._context.host.score(round, applied.consensus)
-        await self._tell(round, applied.digest, loss)
+        await self._report(round, applied.digest, loss)
 
-    async def _tell(self, round: int, digest: str, loss: float | None) -> None:
+    async def _report(self, round: int, digest: str, loss: float | None) -> None:
         commit = self._commits.pop(round, None)
         if commit is not None:
             await commit
@@ -97,15 +99,12 @@ class CommitReporter:
         if leader is not None:
             leader.round_reporter.applied(round, digest, loss)
 
-    async def _tell_rest(self, leader: Leader, base: RoundRecord) -> None:
-        """The leader before died before it told people of the newest rounds, as far as voters know.
-
-        Rounds that come to stand meanwhile are told after them: they wait.
-        """
+    async def _report_rest(self, leader: Leader, base: RoundRecord) -> None:
+        """Report rounds up to ``base`` that no voter has in its log. Rounds that are committed meanwhile wait."""
         context, run_log = self._context, self._context.run_log
         async with self._in_order:
             await run_log.ask([voter for voter in base.voters if voter != context.me], base.round, context.clients)
-            for round in range(max(run_log.log.closed_round, base.round - MOST_UNTOLD) + 1, base.round):
+            for round in range(max(run_log.log.closed_round, base.round - MAX_UNREPORTED) + 1, base.round):
                 header = await self._read(round)
                 if header is not None and context.leader is leader:
                     leader.round_reporter.committed(header, [None] * len(header.shards), self._members(header))
@@ -114,11 +113,11 @@ class CommitReporter:
                 return
             self.commit(base)
             if self._last is not None and self._last[0] == base.round:
-                await self._tell_applied(*self._last)
+                await self._report_applied(*self._last)
             elif base.round <= self._began:
-                await self._tell(base.round, "", None)
+                await self._report(base.round, "", None)
 
-    async def told_all(self) -> None:
-        """Wait until the newest round is scored, kept and told."""
+    async def finish(self) -> None:
+        """Wait until the newest round is scored, saved and reported."""
         async with self._in_order:
             pass

@@ -1,26 +1,70 @@
-"""The run's log at a node that does not lead, while it is wanted there: a leader, or a monitor, can go on with it."""
+"""Copy the run's log from its leader while it is read here: by own people, a monitor, or the next leader."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from tsr_swarm.errors import SwarmError
-from tsr_swarm.node.events.readers import LogSubscribers
+from tsr_swarm.process.tasks import Signal
 from tsr_swarm.telemetry.events import Stamped
 from tsr_swarm.telemetry.log import NEWEST, EventLog
 
-PACE_SECONDS = 5.0  # between two calls: of all that peers say of their progress, the newest is enough
+READING_SECONDS = 30.0  # after a monitor's last call: it may be held for 20 s, and the next one comes at once
+WAIT_SECONDS = 3600.0  # every wait ends after so long, and looks again
+PACE_SECONDS = 5.0  # between two calls: of each peer's progress, only the newest is needed
 OVERLAP = 250  # events of another leader's log, among which one is looked for that is here
-WIDER = 4  # times as many, if there is none: of what many peers tell, most is progress, which voters do not copy
+WIDER = 4  # times as many, if there is none: most events are progress of many peers, which voters do not copy
 
-# (after, whether with progress) -> lines and the newest number, of a log elsewhere
+# (after, whether with progress) -> lines and the number of the newest one, of a log elsewhere
 Copy = Callable[[int, bool], Awaitable[tuple[list[str], int]]]
 
 
-async def where_it_goes_on(copy: Copy, log: EventLog, newest: int, with_progress: bool) -> tuple[list[str], int]:
-    """The end of another log, whose newest event is ``newest``, from before a line that ``log`` has; else all of it.
+class LogSubscribers:
+    """Whether anybody reads the log at this node. A voter does: it may have to continue the log as the next leader."""
 
-    Returns lines and the number of the newest one, as ``copy`` does. What is here is all that was told before it.
+    def __init__(self, has_people: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        """has_people: somebody looks at this very process."""
+        self._has_people, self._clock = has_people, clock
+        self._is_voter = False
+        self._monitor_until = float("-inf")
+        self.changed = Signal()
+
+    def set_voter(self, is_voter: bool) -> None:
+        """Say whether this node is a voter."""
+        self._is_voter = is_voter
+        self.changed.notify()
+
+    def add_monitor(self) -> None:
+        """Note that a monitor has called just now."""
+        self._monitor_until = self._clock() + READING_SECONDS
+        self.changed.notify()
+
+    @property
+    def has_monitor(self) -> bool:
+        """Whether a monitor has called lately."""
+        return self._clock() < self._monitor_until
+
+    @property
+    def are_people(self) -> bool:
+        """Whether people read, who want other peers' progress too."""
+        return self._has_people or self.has_monitor
+
+    @property
+    def are_any(self) -> bool:
+        """Whether anybody reads."""
+        return self._is_voter or self.are_people
+
+    async def wait(self) -> None:
+        """Return once anybody reads."""
+        while not await self.changed.wait_for(lambda: self.are_any, WAIT_SECONDS):
+            pass
+
+
+async def copy_from_overlap(copy: Copy, log: EventLog, newest: int, with_progress: bool) -> tuple[list[str], int]:
+    """Copy the end of another log, whose newest event is ``newest``, from a line on that ``log`` has; else all of it.
+
+    Returns lines and the number of the newest one, as ``copy`` does. All lines before them are here.
     """
     span = OVERLAP
     while True:
@@ -32,74 +76,75 @@ async def where_it_goes_on(copy: Copy, log: EventLog, newest: int, with_progress
 
 
 class LogRelay:
-    """Copies what whoever leads tells into this node's ``log``, and hands each event that was not there to ``see``."""
+    """Copies the leader's log into this node's ``log``, and calls ``see`` with each event that was not there."""
 
     def __init__(
         self,
         log: EventLog,
         see: Callable[[Stamped], None],
-        readers: LogSubscribers,
+        subscribers: LogSubscribers,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._log, self._see, self._readers, self._sleep = log, see, readers, sleep
-        self._has_history = False  # all that a leader kept has been taken once
-        self._begin_anew()
+        self._log, self._see, self._subscribers, self._sleep = log, see, subscribers, sleep
+        self._has_history = False  # the whole log of a leader has been copied once
+        self._reset()
 
-    def _begin_anew(self) -> None:
+    def _reset(self) -> None:
         self._has_begun = False
-        self._newest = self._complete = 0  # up to these numbers of its log all is here, without and with progress
-        self._goal = 0  # the newest number of its log as this node last had to catch up
+        self._newest = self._complete = 0  # up to these numbers the leader's log is here, without and with progress
+        self._goal = 0  # the newest number of its log when this node last had to catch up
         self.is_current = False  # people who read here see what they would see at the leader
 
     async def follow(self, copy: Copy) -> None:
-        """Relay from the leader that ``copy`` asks, until cancelled; with the next leader, call it anew.
+        """Copy from a leader until cancelled; call it anew for the next leader.
 
-        One that is away or refuses is asked again: what it says is for people, and nothing waits for it.
+        A leader that is away or refuses is asked again: its log is for people, and nothing waits for it.
         """
-        self._begin_anew()
+        self._reset()
         while True:
-            self.is_current = self.is_current and self._readers.are_people
-            await self._readers.come()
+            self.is_current = self.is_current and self._subscribers.are_people
+            await self._subscribers.wait()
             has_more = False
             with suppress(SwarmError):
-                has_more = await self._copy(copy, self._readers.are_people)
+                has_more = await self._copy(copy, self._subscribers.are_people)
             if not has_more:
                 await self._sleep(PACE_SECONDS)
 
-    async def _copy(self, copy: Copy, is_for_people: bool) -> bool:
-        """Whether more is there already."""
-        if not self._has_begun or (is_for_people and not self.is_current):
-            _, self._goal = await copy(NEWEST, is_for_people)
+    async def _copy(self, copy: Copy, with_progress: bool) -> bool:
+        """Copy once. Returns whether there is more already."""
+        if not self._has_begun or (with_progress and not self.is_current):
+            _, self._goal = await copy(NEWEST, with_progress)
         if self._has_begun:
-            has_advanced = await self._go_on(copy, self._complete if is_for_people else self._newest, is_for_people)
+            has_advanced = await self._continue(copy, with_progress)
         else:
-            has_advanced = await self._begin(copy, is_for_people)
+            has_advanced = await self._begin(copy, with_progress)
         self._has_history = self._has_history or self._newest >= self._goal
-        is_behind = (self._complete if is_for_people else self._newest) < self._goal
-        if is_for_people and not is_behind:
+        is_behind = (self._complete if with_progress else self._newest) < self._goal
+        if with_progress and not is_behind:
             self.is_current = True
-            self._readers.changed.notify()
+            self._subscribers.changed.notify()
         return is_behind and has_advanced
 
-    async def _begin(self, copy: Copy, is_for_people: bool) -> bool:
-        """Find where its log, which has numbers of its own, goes on from this one. All of it can be megabytes."""
+    async def _begin(self, copy: Copy, with_progress: bool) -> bool:
+        """Find where the leader's log, which has other numbers, continues this one. All of it can be megabytes."""
         goal = self._goal if self._has_history else 0
-        lines, newest = await where_it_goes_on(copy, self._log, goal, is_for_people)
+        lines, newest = await copy_from_overlap(copy, self._log, goal, with_progress)
         self._has_begun = True
-        self._take(lines, newest, is_for_people)
+        self._take(lines, newest, with_progress)
         return bool(lines)
 
-    async def _go_on(self, copy: Copy, after: int, is_for_people: bool) -> bool:
-        lines, newest = await copy(after, is_for_people)
-        if newest < after:  # it was started anew, and told everything
+    async def _continue(self, copy: Copy, with_progress: bool) -> bool:
+        after = self._complete if with_progress else self._newest
+        lines, newest = await copy(after, with_progress)
+        if newest < after:  # the leader was restarted, and sent everything
             self._newest = self._complete = 0
-        self._take(lines, newest, is_for_people)
+        self._take(lines, newest, with_progress)
         return newest > after
 
-    def _take(self, lines: list[str], newest: int, is_for_people: bool) -> None:
-        """Append what is new, and show it."""
+    def _take(self, lines: list[str], newest: int, with_progress: bool) -> None:
+        """Append new lines and show their events."""
         self._newest = max(self._newest, newest)
-        self._complete = newest if is_for_people else self._complete
+        self._complete = newest if with_progress else self._complete
         for line in lines:
             stamped = self._log.take(line)
             if stamped is not None:

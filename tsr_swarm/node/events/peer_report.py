@@ -1,4 +1,4 @@
-"""What a peer tells after a round: the digest of its weights, and the bytes that it counted since it told last."""
+"""What a peer reports after a round: the digest of its weights, and the bytes that it counted since its last report."""
 
 import time
 from collections import Counter
@@ -8,33 +8,33 @@ from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-SAMPLE_SECONDS = 5.0  # between two looks at all connections, of which a reducer has hundreds
+SAMPLE_SECONDS = 5.0  # between two samples of all connections, of which a reducer has hundreds
 
 
 class PeerReporter:
-    """Counts each byte in one report only."""
+    """Makes a peer's reports. Each byte is in one report only."""
 
     def __init__(
         self,
-        ledger: ByteCounter,
+        counter: ByteCounter,
         kernel: KernelBytes,
         peer_id: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ledger, self._kernel, self._peer_id, self._clock = ledger, kernel, peer_id, clock
+        self._counter, self._kernel, self._peer_id, self._clock = counter, kernel, peer_id, clock
         self._sample_at = float("-inf")
         self._reported = {direction: Counter[str]() for direction in Direction}
         self._overhead = 0
 
     def sample(self) -> None:
-        """Look at the kernel's totals now and then, so that a connection that closes keeps what was seen of it last."""
+        """Sample the kernel's totals now and then: of a connection that closes, the last sample counts."""
         now = self._clock()
         if now >= self._sample_at:
             self._sample_at = now + SAMPLE_SECONDS
             self._kernel.sample()
 
     def prepare(self, round: int, digest: bytes) -> pb.ReportRequest:
-        """The report of a round that has just been applied, with all bytes since the one before."""
+        """Make the report of a round that was applied just now, with all bytes since the last report."""
         sent, received = (self._take_unreported(direction) for direction in (Direction.SENT, Direction.RECEIVED))
         return pb.ReportRequest(
             peer_id=self._peer_id,
@@ -46,14 +46,14 @@ class PeerReporter:
         )
 
     def _take_unreported(self, direction: Direction) -> Counter[str]:
-        new = Counter(self._ledger.totals(direction)) - self._reported[direction]
+        new = Counter(self._counter.totals(direction)) - self._reported[direction]
         self._reported[direction] += new
         return new
 
     def _take_overhead(self) -> int:
-        """What the kernel moved beyond what was counted here: framing, headers, retransmissions. Between transfers."""
+        """Bytes that the kernel moved beyond those counted here: framing, headers, retransmissions. Call when idle."""
         totals = self._kernel.sample()
-        counted = sum(sum(self._ledger.totals(direction).values()) for direction in Direction)
+        counted = sum(sum(self._counter.totals(direction).values()) for direction in Direction)
         total = totals.sent + totals.received - counted if totals is not None else 0
         new = max(0, total - self._overhead)
         self._overhead += new

@@ -1,13 +1,13 @@
-"""What a leader tells people of its rounds, and what the peers report of them."""
+"""A leader's events about its rounds, made of its decisions and of what its peers report."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError
-from tsr_swarm.node.events.round_summary import RoundSummary, closed_event, outcome_of
 from tsr_swarm.node.peer_registry import Peer, Roster
 from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.process.tasks import Signal
@@ -22,22 +22,14 @@ from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 REPORT_SECONDS = 5.0  # how long a closed round waits for its peers' reports before it is shown
-DIGEST_SECONDS = 60.0  # the leader's own apply may be slower than a peer's
+DIGEST_SECONDS = 60.0  # the leader may apply a round later than a peer
 PROGRESS_SECONDS = 1.0  # at most one event of a kind and peer in this time: peers must not flood the log
 KEPT_ROUNDS = 100  # a peer reports within a round or two
 
 
 @dataclass(slots=True)
-class Totals:
-    """Of the rounds that were shown."""
-
-    wire_bytes: int = 0  # both directions, summed over peers
-    dense_bytes: int = 0
-
-
-@dataclass(slots=True)
-class _Open:
-    """A round that was opened and has not been taken down as committed."""
+class _OpenRound:
+    """A round that was opened and is not known to be committed."""
 
     plan: RoundPlan
     expected: set[str]
@@ -45,19 +37,35 @@ class _Open:
     arrived: set[str] = field(default_factory=set)
 
 
-@dataclass(slots=True)
-class _Round:
-    """A round that stands. ``outcome``: still to be told; None where it was told, or is not this leader's to tell."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Summary:
+    """The figures of a committed round. Small: the payloads themselves are not kept."""
 
-    outcome: RoundSummary | None = None
-    due: float = 0.0  # when it is told at the latest, by the clock
-    digest: str | None = None  # of the weights after it; None: not applied here yet, "" never will be
+    round: int
+    steps: int
+    included: frozenset[str]
+    expected: frozenset[str]  # peers that were asked to take part and were here when it closed
+    members: int
+    tokens: int
+    local_loss: float | None
+    raw_sent: int
+    raw_received: int
+    seconds: float  # from its opening to its commit
+
+
+@dataclass(slots=True)
+class _CommittedRound:
+    """A committed round. ``summary``: what is still to be reported of it; None if that is done, or not to be done."""
+
+    summary: _Summary | None = None
+    due: float = 0.0  # when it is reported at the latest, by the clock
+    digest: str | None = None  # of the weights after it; None: not applied here yet, "": never will be
 
 
 class RoundReporter:
-    """One leadership's rounds, told to people through ``emit``, and compared with what its peers report.
+    """Emits the events of the rounds of one leadership, and compares digests with those that its peers report.
 
-    The event loop's. ``base`` is what stood as it began: of that round and those before, this node may know no digest.
+    To be called from one event loop. base: the committed round it began with; digests up to it may be unknown here.
     """
 
     def __init__(
@@ -68,16 +76,15 @@ class RoundReporter:
         clock: Callable[[], float],
         base: RoundRecord,
     ) -> None:
-        self.totals = Totals()
         self._manifest, self._roster, self._emit, self._clock = manifest, roster, emit, clock
         self._began = clock()
-        self._opened: dict[int, _Open] = {}  # two at most: the next may open before one that stands is read from disk
-        self._rounds: dict[int, _Round] = {}
+        self._opened: dict[int, _OpenRound] = {}  # two at most: a round may open before the last is read from disk
+        self._committed: dict[int, _CommittedRound] = {}
         self._newest = base.round
-        self._leaving: dict[str, str] = {}  # what peers said as they left
-        self._changed = Signal()  # a report has come, or a round was applied, or a peer has left
+        self._leaving: dict[str, str] = {}  # why peers say that they leave
+        self._changed = Signal()  # a report has come, a round was applied, or a peer has left
         self._in_order = asyncio.Lock()
-        self._telling: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._comparing = 0  # reports
 
     # --- what the leader decides --------------------------------------------------------------------------------
@@ -85,7 +92,7 @@ class RoundReporter:
     def opened(self, plan: RoundPlan, expected: frozenset[str], members: int, reducers: Sequence[str] = ()) -> None:
         """A round opens for ``members`` peers, of whom ``expected`` can be in it; ``reducers`` are names."""
         self._opened = {round: other for round, other in self._opened.items() if round == plan.round - 1}
-        self._opened[plan.round] = _Open(plan, set(expected), self._clock())
+        self._opened[plan.round] = _OpenRound(plan, set(expected), self._clock())
         refresh = len(plan.due.refresh)
         self._emit(
             events.RoundOpened(
@@ -99,9 +106,9 @@ class RoundReporter:
         )
         self._explain(plan.round, Phase.TRAIN.value, None, "peers take their local steps")
 
-    def explained(self, said: protocol.Explain) -> None:
+    def explained(self, explain: protocol.Explain) -> None:
         """The phase, its deadline or the reason has changed."""
-        self._explain(said.round, said.phase, said.deadline, said.reason)
+        self._explain(explain.round, explain.phase, explain.deadline, explain.reason)
 
     def dropped(self, drop: protocol.Drop) -> None:
         """A peer is no member any more."""
@@ -113,76 +120,72 @@ class RoundReporter:
             self._emit(events.PeerLeft(peer=peer.peer_id, name=peer.name, reason=reason))
         self._changed.notify()
 
-    def committed(self, header: PublishedHeader, made: Sequence[ReducedShard | None], members: int) -> None:
-        """A round stands; it is told once it is applied.
+    def committed(self, header: PublishedHeader, shards: Sequence[ReducedShard | None], members: int) -> None:
+        """A round is committed; it is reported once it is applied.
 
-        made: by shard, what its reducer told this leader; None where it told another, and of a shard that is void.
+        shards: what the reducer of each sent this leader; None if it sent it to another, and of a void shard.
         """
         round, now = header.plan.round, self._clock()
-        opened = self._opened.pop(round, None) or _Open(header.plan, set(), self._began)
-        outcome = outcome_of(header, made, frozenset(opened.expected), members, now - opened.opened_at)
-        self._rounds[round] = _Round(outcome, now + REPORT_SECONDS)
+        opened = self._opened.pop(round, None) or _OpenRound(header.plan, set(), self._began)
+        summary = _summarize(header, shards, frozenset(opened.expected), members, now - opened.opened_at)
+        self._committed[round] = _CommittedRound(summary, now + REPORT_SECONDS)
         self._newest = max(self._newest, round)
-        for old in sorted(self._rounds)[:-KEPT_ROUNDS]:
-            del self._rounds[old]
+        for old in sorted(self._committed)[:-KEPT_ROUNDS]:
+            del self._committed[old]
         if not self._opened:
             self._explain(round, "apply", None, "committed: fetch, apply, report")
 
     def applied(self, round: int, digest: str, loss: float | None) -> None:
         """This node's own weights after ``round`` have this digest and held-out loss.
 
-        The round is told once its peers have reported, or REPORT_SECONDS after it was committed. Rounds before it that
-        were committed and not applied, because a state was downloaded, are told without digest and loss.
+        The round is reported once its peers have reported, at the latest REPORT_SECONDS after it was committed. Earlier
+        rounds that were not applied, because a state was downloaded, are reported without digest and loss.
         """
-        for earlier in [known for known in sorted(self._rounds) if known < round]:
-            if self._rounds[earlier].digest is None:
+        for earlier in [known for known in sorted(self._committed) if known < round]:
+            if self._committed[earlier].digest is None:
                 self._settle(earlier, "", None)
         self._settle(round, digest, loss)
 
     def _settle(self, number: int, digest: str, loss: float | None) -> None:
-        round = self._rounds.setdefault(number, _Round())
-        outcome, round.outcome, round.digest = round.outcome, None, digest
+        round = self._committed.setdefault(number, _CommittedRound())
+        summary, round.summary, round.digest = round.summary, None, digest
         self._changed.notify()
-        if outcome is not None:
-            task = asyncio.create_task(self._tell(outcome, round.due, digest, loss))
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
+        if summary is not None:
+            task = asyncio.create_task(self._report_closed(summary, round.due, digest, loss))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def finish(self) -> None:
-        """Return when all rounds that were applied have been told, and what came of them has been compared."""
-        await asyncio.gather(*self._telling)
+        """Return when all rounds that were applied are reported, and all peers' digests of them compared."""
+        await asyncio.gather(*self._tasks)
         await self._changed.wait_for(lambda: not self._comparing, REPORT_SECONDS)
 
-    async def _tell(self, outcome: RoundSummary, due: float, digest: str, loss: float | None) -> None:
+    async def _report_closed(self, summary: _Summary, due: float, digest: str, loss: float | None) -> None:
         async with self._in_order:  # fair: rounds take it in the order in which they were applied
-            await self._changed.wait_for(lambda: self._has_reports(outcome), due - self._clock())
-            if not outcome.included:
+            await self._changed.wait_for(lambda: self._has_reports(summary), due - self._clock())
+            if not summary.included:
                 reason = "no shard reached its quorum; the work stays with its peers"
-                self._emit(events.RoundVoid(round=outcome.round, reason=reason))
-            closed = closed_event(outcome, self._roster.everyone(), self._manifest.parameters, loss, digest)
-            sent, received = closed.wire_bytes["sent"], closed.wire_bytes["received"]
-            self.totals.wire_bytes += sum(sent.values()) + sum(received.values())
-            self.totals.dense_bytes += closed.dense_bytes
-            self._emit(closed)
+                self._emit(events.RoundVoid(round=summary.round, reason=reason))
+            self._emit(_closed_event(summary, self._roster.everyone(), self._manifest.parameters, loss, digest))
 
-    def _has_reports(self, outcome: RoundSummary) -> bool:
-        """A round's bytes are known once its peers have reported them; a busy peer's are counted with the next."""
-        peers = (self._roster.get(peer_id) for peer_id in outcome.included)
-        return all(peer is None or not peer.is_here or outcome.round in peer.reported for peer in peers)
+    def _has_reports(self, summary: _Summary) -> bool:
+        """Whether all peers in a round have reported its bytes. A slow peer's are counted with the next round."""
+        peers = (self._roster.get(peer_id) for peer_id in summary.included)
+        return all(peer is None or not peer.is_here or summary.round in peer.reported for peer in peers)
 
     def _explain(self, round: int, phase: str, deadline: float | None, reason: str) -> None:
         self._emit(events.PhaseChanged(round=round, phase=phase, deadline=deadline, reason=reason))
 
-    # --- what is heard of peers ---------------------------------------------------------------------------------
+    # --- what peers send ----------------------------------------------------------------------------------------
 
     def leaving(self, peer_id: str, reason: str) -> None:
-        """A peer says why it goes; it is told once it is dropped."""
+        """A peer says why it leaves; that is reported once it is dropped."""
         peer = self._roster.get(peer_id)
         if reason and peer is not None and peer.is_here:
             self._leaving[peer_id] = reason
 
     def progressed(self, peer_id: str, progress: pb.Progress) -> None:
-        """How far a peer says that it is in the open round."""
+        """A peer says how far it is in the open round."""
         peer, now = self._roster.get(peer_id), self._clock()
         opened = self._opened.get(progress.round)
         if peer is not None:
@@ -202,20 +205,20 @@ class RoundReporter:
         )
 
     def arrived(self, number: int, peer_id: str, seconds: float) -> None:
-        """A peer's whole contribution to round ``number`` is with its reducers, ``seconds`` after it was opened."""
+        """A peer's whole contribution to round ``number`` is with its reducers, ``seconds`` after the opening."""
         peer, opened = self._roster.get(peer_id), self._opened.get(number)
         if peer is None or opened is None or peer_id in opened.arrived:
             return
         opened.arrived.add(peer_id)
-        said = peer.progress if peer.progress.round == number else pb.Progress()
+        progress = peer.progress if peer.progress.round == number else pb.Progress()
         self._emit(
             events.PayloadReceived(
                 round=number,
                 peer=peer_id,
                 name=peer.name,
                 seconds=round(max(0.0, seconds), 3),
-                wire_bytes=said.wire_bytes,
-                local_loss=said.local_loss if said.local_loss else None,
+                wire_bytes=progress.wire_bytes,
+                local_loss=progress.local_loss if progress.local_loss else None,
             )
         )
 
@@ -226,7 +229,7 @@ class RoundReporter:
             self._emit(events.PayloadLate(round=round, peer=peer_id, name=peer.name, reason=reason))
 
     def refused(self, header: ContributionHeader, error: PeerError) -> None:
-        """Show a refusal, if it says that it is of a peer we know; a stranger's are not worth a line each."""
+        """A contribution was refused; reported only if it names a peer of this run, and not too often."""
         peer, now = self._roster.get(header.peer_id), self._clock()
         if peer is None or now - peer.refusal_shown < PROGRESS_SECONDS:
             return
@@ -241,7 +244,7 @@ class RoundReporter:
         )
 
     async def report(self, request: pb.ReportRequest) -> pb.ReportReply:
-        """Compare a peer's digest with this node's own. A difference names round and peer and sends the peer back.
+        """Compare a peer's digest with this node's own. On a difference the peer is sent back to download a state.
 
         Bytes count whatever the round; a second copy of a report changes nothing. Raises PeerError.
         """
@@ -250,7 +253,9 @@ class RoundReporter:
         if peer is None or round in peer.reported:
             return pb.ReportReply(resync=False)
         peer.reported.append(round)
-        _count(peer, request)
+        for direction, counts in ((Direction.SENT, request.sent), (Direction.RECEIVED, request.received)):
+            peer.traffic[direction].update(dict(counts))
+        peer.overhead += request.overhead_bytes
         self._changed.notify()
         self._comparing += 1
         try:
@@ -260,13 +265,13 @@ class RoundReporter:
             self._changed.notify()
 
     async def _is_same(self, peer: Peer, request: pb.ReportRequest) -> bool:
-        """Whether the digest is this node's own, as far as can be told."""
+        """Whether the digest is this node's own, if that is known."""
         round = request.round
-        if round <= self._newest + 1:  # a quick peer may be ahead of this node by the round that was decided just now
+        if round <= self._newest + 1:  # a quick peer may be ahead of this node by one round
             await self._changed.wait_for(lambda: self._digest(round) is not None, DIGEST_SECONDS)
         expected = self._digest(round)
         if not expected:
-            return True  # not known here, or not yet; the next round's digest will tell
+            return True  # not known here, or not yet; the next round's digest covers this one
         is_same = request.digest.hex() == expected
         if is_same:
             peer.applied = max(peer.applied, round)
@@ -274,8 +279,8 @@ class RoundReporter:
         return is_same
 
     def _digest(self, round: int) -> str | None:
-        """After a round; None: not applied here yet. "": an earlier leader's, or too old to be kept."""
-        known = self._rounds.get(round)
+        """The digest after a round. None: not applied here yet. "": of an earlier leader's round, or an old one."""
+        known = self._committed.get(round)
         if known is None:
             return None if round > self._newest else ""
         return known.digest
@@ -292,7 +297,70 @@ class RoundReporter:
             )
 
 
-def _count(peer: Peer, request: pb.ReportRequest) -> None:
-    for direction, counts in ((Direction.SENT, request.sent), (Direction.RECEIVED, request.received)):
-        peer.traffic[direction].update(dict(counts))
-    peer.overhead += request.overhead_bytes
+def _summarize(
+    header: PublishedHeader,
+    shards: Sequence[ReducedShard | None],
+    expected: frozenset[str],
+    members: int,
+    seconds: float,
+) -> _Summary:
+    """The figures of a round as it is committed. Of shards that are None, losses and sent bytes are not known."""
+    known = [shard for shard in shards if shard is not None and not shard.result.void]
+    tokens = sum(shard.result.tokens for shard in known)
+    losses = sum(shard.local_loss * shard.result.tokens for shard in known)
+    return _Summary(
+        round=header.plan.round,
+        steps=header.plan.steps,
+        included=header.contributors,
+        expected=expected,
+        members=members,
+        tokens=max((result.tokens for result in header.shards), default=0),  # each counts its peers' whole payloads
+        local_loss=losses / tokens if tokens else None,
+        raw_sent=sum(shard.raw_sent for shard in shards if shard is not None),
+        raw_received=members * sum(section.raw_bytes for result in header.shards for section in result.sections),
+        seconds=seconds,
+    )
+
+
+def _closed_event(
+    summary: _Summary, everyone: Iterable[Peer], parameters: int, loss: float | None, digest: str
+) -> events.RoundClosed:
+    """The event that closes a round. Takes the peers' reported traffic, so that each byte is in one round's event.
+
+    Nodes that do not train are left out: what they send and receive is counted by the peers.
+    """
+    per_peer: dict[str, events.PeerTraffic] = {}
+    totals: dict[Direction, Counter[str]] = {direction: Counter() for direction in Direction}
+    for peer in everyone:
+        if not peer.trains:
+            continue
+        for direction in Direction:
+            totals[direction].update(peer.traffic[direction])
+        if any(peer.traffic.values()):
+            # Two peers that had one name, one after the other, stay apart.
+            name = peer.name if peer.name not in per_peer else f"{peer.name}/{peer.peer_id[:6]}"
+            per_peer[name] = _take_traffic(peer)
+    return events.RoundClosed(
+        round=summary.round,
+        peers=summary.members,
+        included=len(summary.included),
+        late=len(summary.expected - summary.included),
+        loss=loss,
+        local_loss=summary.local_loss,
+        tokens=summary.tokens,
+        seconds=round(summary.seconds, 3),
+        wire_bytes={"sent": dict(totals[Direction.SENT]), "received": dict(totals[Direction.RECEIVED])},
+        per_peer=per_peer,
+        raw_bytes={"sent": summary.raw_sent, "received": summary.raw_received},
+        # Data-parallel training moves every gradient up and every mean down, in fp32, at every step.
+        dense_bytes=summary.steps * len(summary.included) * 2 * 4 * parameters,
+        digest=digest,
+    )
+
+
+def _take_traffic(peer: Peer) -> events.PeerTraffic:
+    overhead, peer.overhead = peer.overhead, 0
+    sent, received = (dict(peer.traffic[direction]) for direction in (Direction.SENT, Direction.RECEIVED))
+    for counts in peer.traffic.values():
+        counts.clear()
+    return {"sent": sent, "received": received, "overhead": overhead}

@@ -1,4 +1,4 @@
-"""The run's events at one node: told by itself while it leads, relayed from whoever leads else; and their totals."""
+"""The log of the run at one node: its own events while it leads, copied from the leader otherwise; and their totals."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.node.address_book import ClientPool
-from tsr_swarm.node.events.log_relay import Copy, LogRelay, where_it_goes_on
-from tsr_swarm.node.events.readers import LogSubscribers
+from tsr_swarm.node.events.log_relay import Copy, LogRelay, LogSubscribers, copy_from_overlap
 from tsr_swarm.telemetry.events import (
     EarlierRounds,
     Evaluated,
@@ -19,10 +18,11 @@ from tsr_swarm.telemetry.events import (
     RoundVoid,
     RunFinished,
     Stamped,
-    Traffic,
     decode_stamped,
 )
+from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.log import NEWEST, EventLog
+from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.wire.log_lines import lines_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -30,33 +30,31 @@ WATCH_MS = 2000
 LAST_SECONDS = 8.0  # for the end of a run: its leader waits for reports of the last round
 LAST_PACE_SECONDS = 0.05
 COPY_SECONDS = 8.0  # how long a monitor waits for the log to come; its call may take two more
-OTHERS_SECONDS = 8.0  # for what other voters know, as a new leader begins: a process that has just started is slow
+OTHERS_SECONDS = 8.0  # for the other voters' logs, as a new leader begins: a process that has just started is slow
 LINGER_SECONDS = 1.0  # after the last event: others keep it too, and one call may be on its way
 
 
 class RunLog:
-    """``see`` hears every event once that comes here, whoever told it. Nothing comes after run_finished.
+    """The log of the run at one node. ``see`` is called once with every event, whichever node it is of.
 
-    What others tell comes here while somebody reads it: monitors, voters, and this process's own people.
+    Events of other leaders come here only while somebody reads them here: monitors, voters, or this process's people.
+    Nothing comes after run_finished.
     """
 
     def __init__(self, log: EventLog, see: Callable[[Event], None], has_people: bool = False) -> None:
-        """``has_people``: they look at this process to see the run."""
+        """has_people: somebody looks at this very process to see the run."""
         self.log, self._see = log, see
         self.has_ended = False
-        self._first_loss: float | None = None
-        self._last_loss: float | None = None
-        self._wire_bytes = self._dense_bytes = self._round = 0
-        self._digest = ""
-        self.peers: dict[str, PeerJoined] = {}  # who takes part, as far as was told
-        self._readers = LogSubscribers(has_people)
-        self._relay = LogRelay(log, self._relayed, self._readers, self._pause)
-        self._changed = self._readers.changed
+        self.peers: dict[str, PeerJoined] = {}  # those that take part, by the events seen here
+        self._totals = SwarmSnapshot()  # of evaluations and closed rounds alone
+        self._subscribers = LogSubscribers(has_people)
+        self._relay = LogRelay(log, self._relayed, self._subscribers, self._pause)
+        self._changed = self._subscribers.changed
         self._is_last = False
         self._following: asyncio.Task[None] | None = None
 
     def restore(self, recording: Iterable[Stamped]) -> None:
-        """Go on after an earlier recording of this run: readers get its lines, and the totals count its rounds."""
+        """Continue an earlier recording of this run: readers get its lines, and the totals count its rounds."""
         self.log.restore(self._counted(recording))
 
     def _counted(self, recording: Iterable[Stamped]) -> Iterator[Stamped]:
@@ -65,44 +63,44 @@ class RunLog:
             yield stamped
 
     def emit(self, event: Event) -> None:
-        """This node tells it."""
+        """Add an event of this node."""
         if self.has_ended:
             return  # peers may still be leaving
         self.log.append(event)
         self._take_in(event)
 
     def follow(self, leader: str, lines: ClientPool) -> None:
-        """Relay from ``leader`` from now on; "": from nobody."""
+        """Copy the log of ``leader`` from now on; "": of nobody."""
         if self._following is not None:
             self._following.cancel()
             self._following = None
         if leader:
-            self._following = asyncio.create_task(self._relay.follow(copy_of(leader, lines)))
+            self._following = asyncio.create_task(self._relay.follow(_copy_of(leader, lines)))
         self._changed.notify()
 
     def votes(self, votes: bool) -> None:
-        """Whether this node is a voter, and may have to go on with what the leader tells."""
-        self._readers.votes(votes)
+        """Say whether this node is a voter, which may have to continue the leader's log."""
+        self._subscribers.set_voter(votes)
 
     async def read(self) -> None:
-        """A monitor reads here: return once all is here that the leader has told, or if that takes long."""
-        self._readers.called()
+        """Begin a monitor's call: return once the leader's whole log is here, or if that takes long."""
+        self._subscribers.add_monitor()
         await self._changed.wait_for(lambda: self._following is None or self._relay.is_current, COPY_SECONDS)
 
     @property
     def is_watched(self) -> bool:
         """Whether a monitor has read here just now."""
-        return self._readers.are_monitors
+        return self._subscribers.has_monitor
 
     async def ask(self, others: Iterable[str], round: int, lines: ClientPool) -> None:
-        """Take in which rounds up to ``round`` others know to be told, as far as they answer soon."""
-        asked = [asyncio.create_task(self._ask(copy_of(other, lines))) for other in others]
+        """Copy events of rounds up to ``round`` from the logs of ``others``, as far as they answer soon."""
+        asked = [asyncio.create_task(self._ask(_copy_of(other, lines))) for other in others]
         try:
             async with asyncio.timeout(OTHERS_SECONDS):
                 for answer in asyncio.as_completed(asked):
                     await answer
                     if self.log.closed_round >= round:
-                        break  # nobody else has to answer: one may be gone without its line being closed
+                        break  # no other answer is needed: a node may have died without closing its connection
         except TimeoutError:
             pass
         finally:
@@ -110,46 +108,46 @@ class RunLog:
                 task.cancel()
 
     def ends(self) -> None:
-        """The run is over: whoever leads tells the rest in a moment, and goes."""
+        """Expect the end of the run: the leader adds its last events in a moment, and leaves."""
         self._is_last = True
         self._changed.notify()
 
-    async def last_words(self, round: int) -> None:
-        """Take in what the leader tells of the rounds up to ``round``, the run's last, if it does so soon."""
+    async def wait_for_round(self, round: int) -> None:
+        """Wait a while for the leader's events of ``round``, the run's last."""
         await self._changed.wait_for(lambda: self.has_ended or self.log.closed_round >= round, LAST_SECONDS)
 
-    async def pass_on_the_end(self, reason: str) -> None:
-        """The run is over, and another node led it: monitors that read here hear its leader's last word, or ours."""
+    async def finish_for_monitors(self, reason: str) -> None:
+        """Give monitors that read here the end of a run that another node led: its last event, or one of our own."""
         if self.is_watched:
             await self._changed.wait_for(lambda: self.has_ended, LAST_SECONDS)
             self.emit(self.finished(reason))
             await asyncio.sleep(LINGER_SECONDS)
 
     def stopped(self, reason: str) -> None:
-        """This node goes, and the run is not over: only who looks at this very process hears that it ends here."""
+        """Say that this node stops, and the run does not: only to people who look at this very process."""
         self.has_ended = True
         self._see(replace(self.finished(reason), is_stopped=True))
 
     def finished(self, reason: str) -> RunFinished:
-        """The end, with the totals of what was told here."""
+        """The last event of the run, with the totals of all events here."""
         return RunFinished(
-            rounds=self._round,
-            first_loss=self._first_loss,
-            last_loss=self._last_loss,
-            wire_bytes=self._wire_bytes,
-            dense_bytes=self._dense_bytes,
-            digest=self._digest,
+            rounds=self._totals.closed_round,
+            first_loss=self._totals.first_loss,
+            last_loss=self._totals.loss,
+            wire_bytes=self._totals.wire_bytes,
+            dense_bytes=self._totals.dense_bytes,
+            digest=self._totals.digest,
             reason=reason,
         )
 
     async def _ask(self, copy: Copy) -> None:
         with suppress(SwarmError):
             _, newest = await copy(NEWEST, False)
-            told, last = await where_it_goes_on(copy, self.log, newest, False)
-            self._take_rounds(told)
-            while told and last < newest:
-                told, last = await copy(last, False)
-                self._take_rounds(told)
+            lines, last = await copy_from_overlap(copy, self.log, newest, False)
+            self._take_rounds(lines)
+            while lines and last < newest:
+                lines, last = await copy(last, False)
+                self._take_rounds(lines)
 
     def _take_rounds(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -160,8 +158,10 @@ class RunLog:
                 self._relayed(taken)
 
     async def _pause(self, seconds: float) -> None:
-        had_people = self._readers.are_people
-        await self._changed.wait_for(lambda: self._is_last or (self._readers.are_people and not had_people), seconds)
+        had_people = self._subscribers.are_people
+        await self._changed.wait_for(
+            lambda: self._is_last or (self._subscribers.are_people and not had_people), seconds
+        )
         if self._is_last:
             await asyncio.sleep(LAST_PACE_SECONDS)
 
@@ -182,28 +182,12 @@ class RunLog:
         self._see(event)
 
     def _count(self, event: Event) -> None:
-        """Add to the totals, as ``fold`` does for a screen."""
-        match event:
-            case Evaluated(loss=loss):
-                self._last_loss = loss
-                if self._first_loss is None:
-                    self._first_loss = loss
-            case EarlierRounds() if event.round > self._round:
-                self._round, self._dense_bytes = event.round, event.dense_bytes
-                self._wire_bytes = _both_ways(event.wire_bytes)
-            case RoundClosed():
-                self._wire_bytes += _both_ways(event.wire_bytes)
-                if event.round > self._round:  # else two leaders tell of it, each what it was reported
-                    self._dense_bytes += event.dense_bytes
-                    self._round, self._digest = event.round, event.digest
+        if isinstance(event, Evaluated | EarlierRounds | RoundClosed):
+            self._totals = fold(self._totals, 0.0, event)
 
 
-def _both_ways(traffic: Traffic) -> int:
-    return sum(traffic["sent"].values()) + sum(traffic["received"].values())
-
-
-def copy_of(peer_id: str, lines: ClientPool) -> Copy:
-    """The log of another node."""
+def _copy_of(peer_id: str, lines: ClientPool) -> Copy:
+    """Copy from the log of another node."""
 
     async def copy(after: int, with_progress: bool) -> tuple[list[str], int]:
         request = pb.WatchRequest(after=after, wait_ms=WATCH_MS, without_progress=not with_progress)

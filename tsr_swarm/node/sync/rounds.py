@@ -1,22 +1,21 @@
-"""Fetching rounds as they were published: the newest shard by shard, those that were missed one after the other.
+"""Download published rounds: the newest shard by shard, those that were missed one after the other.
 
-A chain hash says what a round is and, through the rounds before it, what all of them are; but anybody can compute one.
-So rounds are fetched from the newest, whose chain hash a leader told, backwards: each names the hash of the one
-before. What does not have the hash it should is not the run's, whoever gave it.
+A chain hash covers a round and, through its parent, all rounds before it; but anybody can compute one. So rounds are
+fetched backwards from the newest, whose chain hash a leader sent: each names the hash of the one before. A round with
+another hash is not of this run, whoever sent it.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 from tsr_swarm.config.layout import Slot, published_slots
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.exchange.reduction import Published, open_published
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.node.sync.donors import Donors
-from tsr_swarm.node.sync.shard_givers import ShardGivers
+from tsr_swarm.node.sync.donors import Donors, ShardDonors
 from tsr_swarm.optim.periods import follows_manifest
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.transport.client import SwarmClient
@@ -27,18 +26,17 @@ from tsr_swarm.wire.messages import PublishedHeader, sections_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 SHARDS_AT_A_TIME = 8
-SECONDS_A_MEBIBYTE = 30.0  # of the round: who is slower is left for somebody else, if there is one; it might mean to
+SECONDS_A_MEBIBYTE = 30.0  # of the round: a slower donor is left for another, if there is one; it may do so on purpose
 
 FetchedRound = tuple[pb.PublishedHeader, bytes]
-OnDisk = Callable[[int, bytes], Awaitable[FetchedRound | None]]  # by round and chain hash
-Frames = Callable[
-    [int, int, Sequence[bytes]], tuple[object, bytes] | None
-]  # by round, shard and hashes; as Bench.frames
+Stored = Callable[[int, bytes], Awaitable[FetchedRound | None]]  # by round and chain hash
+# By round, shard and hashes: see ContributionStore.frames.
+Frames = Callable[[int, int, Sequence[bytes]], tuple[object, bytes] | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """The header of a round that is to be fetched, checked: its chain hash says that it is the run's."""
+    """The checked header of a round that is to be fetched: its chain hash says that it is of this run."""
 
     message: pb.PublishedHeader
     header: PublishedHeader
@@ -46,31 +44,32 @@ class Announced:
 
     @property
     def mebibytes(self) -> float:
-        """Of all shards, as they travel."""
+        """The size of all shards as they travel."""
         return sum(wire_bytes(result.sections) for result in self.header.shards) / 2**20
 
     @property
     def seconds(self) -> float:
-        """How long somebody may take for a part of the round, while there are others to ask."""
+        """How long a donor may take for a part of the round while there are others to ask."""
         return CONTROL_SECONDS + SECONDS_A_MEBIBYTE * self.mebibytes
 
 
-@dataclass(slots=True)
+@dataclass
 class RoundDownload:
-    """Rounds as they were published, checked and not yet applied. ``me`` is this node's peer_id."""
+    """Downloads rounds and checks them; they are applied elsewhere. ``me`` is this node's peer_id."""
 
-    sources: Donors
+    donors: Donors
     manifest: Manifest
     me: str
-    max_bytes: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.max_bytes = max_published_bytes(self.manifest)
+    @cached_property
+    def max_bytes(self) -> int:
+        """The most bytes that a round of this run can have."""
+        return max_published_bytes(self.manifest)
 
     async def header(self, round: int, chain: bytes, donors: list[SwarmClient]) -> tuple[Announced, SwarmClient]:
-        """The header of the round of this chain hash, and who gave it. Who fails is taken out of ``donors``.
+        """Fetch the header of the round of this chain hash. Returns its donor too; failed ones leave ``donors``.
 
-        Raises RefusedError where somebody answered, but nobody has it; else UnreachableError.
+        Raises RefusedError if somebody answered, but nobody has it; else UnreachableError.
         """
         request = pb.FetchPublishedRequest(peer_id=self.me, round=round, chain=chain, header_only=True)
 
@@ -78,19 +77,19 @@ class RoundDownload:
             message, _ = await donor.fetch_published(request, self.max_bytes, min(seconds, HELLO_SECONDS))
             return await asyncio.to_thread(self._checked, message, round, chain)  # of many peers it takes seconds
 
-        return await self.sources.ask(donors, ask, f"Round {round}", CONTROL_SECONDS)
+        return await self.donors.ask(donors, ask, f"Round {round}", CONTROL_SECONDS)
 
-    async def by_shards(self, announced: Announced, givers: ShardGivers, own: Frames) -> Published:
-        """The round, each shard from ``own``, or else from ``givers``.
+    async def by_shards(self, announced: Announced, donors: ShardDonors, own: Frames) -> Published:
+        """Fetch the round, each shard from ``own``, or else from ``donors``.
 
-        Raises RefusedError where somebody answered, but nobody has a shard; else UnreachableError.
+        Raises RefusedError if somebody answered, but nobody has a shard; else UnreachableError.
         """
-        room = asyncio.Semaphore(SHARDS_AT_A_TIME)
+        semaphore = asyncio.Semaphore(SHARDS_AT_A_TIME)
         header = announced.header
 
         async def fetch(shard: int) -> tuple[bytes, dict[Slot, Grid]]:
-            async with room:
-                return await self._shard(announced, shard, givers, own)
+            async with semaphore:
+                return await self._shard(announced, shard, donors, own)
 
         due = [shard for shard, result in enumerate(header.shards) if not result.void]
         tasks = [asyncio.create_task(fetch(shard)) for shard in due]
@@ -104,24 +103,25 @@ class RoundDownload:
         return Published(header, b"".join(data for data, _ in parts), grids)
 
     async def missed(
-        self, first: int, newest: RoundRecord, donors: Sequence[SwarmClient], on_disk: OnDisk
+        self, first: int, newest: RoundRecord, donors: Sequence[SwarmClient], stored: Stored
     ) -> dict[int, FetchedRound]:
-        """Rounds from ``first`` to ``newest``, from disk or else from donors, each round another one first.
+        """Fetch rounds ``first`` to ``newest``, from disk or else from donors, beginning with another one each round.
 
-        In memory: a peer takes this way when they are fewer bytes than a state, for which it has the room.
-        Raises RefusedError where somebody answered, but nobody keeps one of them; else UnreachableError.
+        They are held in memory: this is done when they are fewer bytes than a state, for which there is room.
+        donors: the leader first; it is asked last, since it has enough to do.
+        Raises RefusedError if somebody answered, but nobody keeps one of them; else UnreachableError.
         """
         fetched: dict[int, FetchedRound] = {}
         chain, leader = bytes.fromhex(newest.chain), donors[:1]
-        left = [*donors[1:], *leader]
+        order = [*donors[1:], *leader]
         for round in range(newest.round, first - 1, -1):
-            found = await on_disk(round, chain)
+            found = await stored(round, chain)
             if found is None:
                 call = partial(self._whole, round, chain)
-                answer: tuple[FetchedRound, SwarmClient] = await self.sources.ask(left, call, f"Round {round}")
+                answer: tuple[FetchedRound, SwarmClient] = await self.donors.ask(order, call, f"Round {round}")
                 found, _ = answer
             fetched[round], chain = found, found[0].plan.parent
-            left = sorted([*left[1:], *left[:1]], key=leader.count)  # stable: who leads has enough to do
+            order = sorted([*order[1:], *order[:1]], key=leader.count)  # stable
         return fetched
 
     async def _whole(self, round: int, chain: bytes, donor: SwarmClient, seconds: float) -> FetchedRound:
@@ -132,7 +132,7 @@ class RoundDownload:
         return message, data
 
     def _checked(self, message: pb.PublishedHeader, round: int, chain: bytes) -> Announced:
-        """Everything that can be known of a round without its bytes. Raises PeerError."""
+        """Check all of a round that can be checked without its shards. Raises PeerError."""
         _require_round(message, round, chain)
         manifest = self.manifest
         header = check_published(message, manifest=manifest, parent=message.plan.parent)
@@ -142,27 +142,27 @@ class RoundDownload:
         return Announced(message, header, tuple(shard_slots(slots, blocks) for blocks in header.shard_blocks))
 
     async def _shard(
-        self, announced: Announced, shard: int, givers: ShardGivers, own: Frames
+        self, announced: Announced, shard: int, donors: ShardDonors, own: Frames
     ) -> tuple[bytes, dict[Slot, Grid]]:
         result, slots = announced.header.shards[shard], announced.slots[shard]
         round, hashes = announced.header.plan.round, [section.hash for section in result.sections]
-        made_here = own(round, shard, hashes)
-        if made_here is not None:
-            return made_here[1], await asyncio.to_thread(decode, slots, result.sections, made_here[1])
+        if (reduced_here := own(round, shard, hashes)) is not None:
+            _, data = reduced_here
+            return data, await asyncio.to_thread(decode, slots, result.sections, data)
         request = pb.FetchShardRequest(round=round, shard=shard, hashes=hashes)
         sections = sections_to_proto(result.sections)
 
         async def ask(client: SwarmClient, seconds: float) -> tuple[bytes, dict[Slot, Grid]]:
-            seconds, silence = givers.seconds(client, announced.mebibytes, seconds)
+            seconds, silence = donors.seconds(client, announced.mebibytes, seconds)
             try:
                 data = await client.fetch_shard(request, sections, seconds, silence)
                 return data, await asyncio.to_thread(decode, slots, result.sections, data)
             except (UnreachableError, PeerError):
-                givers.fails(client)
+                donors.mark_failed(client)
                 raise
 
         what = f"Shard {shard} of round {round}"
-        found, _ = await self.sources.ask(givers.of(shard), ask, what, announced.seconds)
+        found, _ = await self.donors.ask(donors.of(shard), ask, what, announced.seconds)
         return found
 
 

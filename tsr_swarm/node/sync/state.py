@@ -1,8 +1,8 @@
-"""Fetching the consensus state from several donors at once: each chunk against the hash that one of them named.
+"""Download the consensus state from several donors at once. One describes it; each chunk is checked by its hash there.
 
-That one is asked for chunks only where there are few others: it is the leader, who has enough to do. A donor that gives
-a wrong chunk, or has not got the state, is left out of this download; one that stalls or dies loses what it was asked
-for to the others. Chunks wait in a file, so that neither a break nor a restart costs them.
+The describing donor is asked for chunks only if there are few others: it is the leader, which has enough to do. A donor
+that sends a wrong chunk, or does not have the state, is left out of this download; the chunks of one that stalls or
+dies are asked of the others. Chunks are kept in a file, so that neither a break nor a restart loses them.
 """
 
 import asyncio
@@ -22,30 +22,25 @@ from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import DESCRIBE_SECONDS, TRANSFER_SECONDS
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-FEW_DONORS = 2  # with fewer than this many others, who described the state gives chunks too
-CHUNK_SECONDS = 30.0  # a donor that takes longer for one, on average, is left out: it might mean to
-WAIT_SECONDS = 60.0  # nothing is waited for without looking again
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """The state that is to be fetched, and who described it."""
-
-    description: pb.StateDescription
-    source: SwarmClient
+FEW_DONORS = 2  # with fewer than this many others, the describing donor sends chunks too
+CHUNK_SECONDS = 30.0  # a donor that takes longer for one, on average, is left out: it may do so on purpose
+WAIT_SECONDS = 60.0  # every wait ends after so long, and looks again
 
 
 @dataclass(slots=True)
 class StateDownload:
-    """What has arrived so far, in ``folder``, of the state that was described last."""
+    """Downloads states into ``folder``, and keeps what has arrived so far of the state that was described last."""
 
-    sources: Donors
+    donors: Donors
     manifest: Manifest
     folder: Path
     assembly: StateAssembly | None = None
 
-    async def find(self, clients: Sequence[SwarmClient]) -> Offer:
-        """What the first of ``clients`` that has a state says of it. Raises UnreachableError, or RunError."""
+    async def find(self, clients: Sequence[SwarmClient]) -> tuple[pb.StateDescription, SwarmClient]:
+        """Return the description of a state by the first of ``clients`` that has one, and that client, its source.
+
+        Raises UnreachableError, or RunError.
+        """
         begun = await asyncio.to_thread(begun_round, self.folder)
         digest = bytes.fromhex(self.manifest.digest)
         request = pb.DescribeStateRequest(manifest_digest=digest, round=begun)
@@ -57,39 +52,41 @@ class StateDownload:
             return description
 
         try:
-            return Offer(*await self.sources.ask(list(clients), ask, "A state"))
-        except RefusedError as error:  # whoever has none now will have one
+            return await self.donors.ask(list(clients), ask, "A state")
+        except RefusedError as error:  # a node that has none now will have one
             raise UnreachableError(f"{error} The state will be fetched again.") from error
 
     async def fetch(
-        self, offer: Offer, clients: Sequence[SwarmClient], should_stop: Callable[[], bool]
+        self, source: SwarmClient, clients: Sequence[SwarmClient], should_stop: Callable[[], bool]
     ) -> tuple[StateAssembly, int]:
-        """Return the complete state and how many gave of it. Raises UnreachableError for a break: call again."""
+        """Return the complete state that was found last, and the number of its donors.
+
+        Raises UnreachableError if it breaks off: call again.
+        """
         assembly = self.assembly
-        assert assembly is not None, "an offer was found"
-        assert assembly.description == offer.description, "it is the newest one"
-        donors = [client for client in clients if client is not offer.source]
-        transfer = _Transfer(assembly, self.sources, donors, offer.source, should_stop)
+        assert assembly is not None, "a state was found"
+        others = [client for client in clients if client is not source]
+        transfer = _Transfer(assembly, self.donors, others, source, should_stop)
         await transfer.run()
         if not assembly.is_complete:
-            done = len(offer.description.chunk_hashes) - len(assembly.missing)
-            raise UnreachableError(transfer.trouble or f"The state's download stopped after {done} chunks.")
+            done = len(assembly.description.chunk_hashes) - len(assembly.missing)
+            raise UnreachableError(transfer.failure or f"The state's download stopped after {done} chunks.")
         self.assembly = None
-        return assembly, len(transfer.givers)
+        return assembly, len(transfer.used)
 
 
 @dataclass(slots=True)
 class _Transfer:
-    """One attempt: a task for each donor, until all is here or nobody is left."""
+    """One attempt to download a state: a task for each donor, until all chunks are here or no donor is left."""
 
     assembly: StateAssembly
-    sources: Donors
-    donors: Sequence[SwarmClient]
-    source: SwarmClient  # who described it
+    donors: Donors
+    others: Sequence[SwarmClient]  # all donors but the source
+    source: SwarmClient  # the donor that described it
     should_stop: Callable[[], bool]
     sharing: Sharing = field(init=False)
-    givers: set[str] = field(default_factory=set)
-    trouble: str = ""  # of the source
+    used: set[str] = field(default_factory=set)  # addresses of donors that sent a chunk
+    failure: str = ""  # of the source
     _changed: Signal = field(default_factory=Signal)
     _over: asyncio.Event = field(default_factory=asyncio.Event)
     _background: Background = field(default_factory=Background)
@@ -97,9 +94,9 @@ class _Transfer:
 
     async def run(self) -> None:
         self.sharing = Sharing(frozenset(self.assembly.missing))
-        for donor in self.donors:
-            self._start(donor)
-        self._tell(self.sharing)
+        for client in self.others:
+            self._start(client)
+        self._update(self.sharing)
         try:
             await self._background.until(self._over)
         finally:
@@ -109,8 +106,8 @@ class _Transfer:
         self.sharing = chunk_schedule.with_donor(self.sharing, client.address)
         self._background.start(self._work(client))
 
-    def _tell(self, sharing: Sharing) -> None:
-        """Go on with what is known now: with the source too, if few others are left."""
+    def _update(self, sharing: Sharing) -> None:
+        """Wake the donors' tasks, and start one for the source too if few others are left."""
         self.sharing = sharing
         is_over = sharing.is_complete or self.should_stop()
         if not is_over and len(sharing.donors) < FEW_DONORS and not self._has_source:
@@ -126,23 +123,23 @@ class _Transfer:
             while not self.sharing.is_complete:
                 self.sharing, wanted = chunk_schedule.ask(self.sharing, donor)
                 if wanted is None:
-                    await self._changed.wait_for(self._is_news(), WAIT_SECONDS)
+                    await self._wait_for_change()
                     continue
                 await self._take(client, wanted)
-                self._tell(chunk_schedule.answered(self.sharing, donor))
+                self._update(chunk_schedule.answered(self.sharing, donor))
         except (UnreachableError, RefusedError, PeerError) as error:
             if client is self.source:
-                self.trouble = f"{error} The state will be fetched again."
+                self.failure = f"{error} The state will be fetched again."
             if isinstance(error, PeerError):
-                self.sources.accuse(client, error)
-            self._tell(chunk_schedule.failed(self.sharing, donor))
+                self.donors.accuse(client, error)
+            self._update(chunk_schedule.failed(self.sharing, donor))
 
-    def _is_news(self) -> Callable[[], bool]:
+    async def _wait_for_change(self) -> None:
         before = self.sharing
-        return lambda: self.sharing is not before
+        await self._changed.wait_for(lambda: self.sharing is not before, WAIT_SECONDS)
 
     async def _take(self, client: SwarmClient, wanted: range) -> None:
-        """One request. Raises what is wrong with it, or a PeerError if less came than was asked for."""
+        """Send one request. Raises what is wrong with its answer, a PeerError if it is incomplete."""
         request = pb.FetchStateRequest(
             round=self.assembly.description.round, first_chunk=wanted.start, chunks=len(wanted)
         )
@@ -156,9 +153,9 @@ class _Transfer:
                 if chunk.index in self.assembly.missing:
                     await asyncio.to_thread(self.assembly.check, chunk)
                     self.assembly.take(chunk.index)
-                    self.givers.add(client.address)
-                    self._tell(chunk_schedule.arrived(self.sharing, chunk.index))
+                    self.used.add(client.address)
+                    self._update(chunk_schedule.arrived(self.sharing, chunk.index))
                 if self.should_stop() or not self.sharing.due_from(client.address):
-                    return  # the rest came from others
+                    return  # others sent the rest
         if self.sharing.due_from(client.address):
             raise PeerError("state", f"Chunks {wanted.start} to {wanted.stop - 1} of the state were not all given.")

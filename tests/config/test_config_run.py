@@ -1,0 +1,136 @@
+"""Which settings a run may have, and the sentence that says why it may not have others."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.steady import OPTIMIZER
+from tsr_swarm.config.load import run_config_from_mapping
+from tsr_swarm.config.run import RunConfig, RunSection
+from tsr_swarm.errors import ConfigError
+
+DRAWN_ANEW = " has no effect that lasts where bases are drawn anew every round"
+
+
+def refusal(**sections: dict[str, Any]) -> str:
+    """What is said of a run of these settings."""
+    with pytest.raises(ConfigError) as error:
+        run_config_from_mapping(sections)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("space", ["full", "mixed"])
+@pytest.mark.parametrize(("key", "value"), [("k_u", 40), ("k_u", "auto"), ("k_v", 20)])
+def test_only_core_peers_average_moments(space: str, key: str, value: int | str) -> None:
+    optimizer = {"local_space": space, "inner": "adam", "aim": "gradient", "rank": "d/2"}
+    assert refusal(optimizer=optimizer, periods={"k_r": 20, key: value}) == (
+        f'periods.{key} = {value!r} needs optimizer.local_space = "core", not "{space}": '
+        "a core of a moment is not the moment of a core; set it to 0."
+    )
+
+
+def test_muon_has_no_second_moment_to_average() -> None:
+    assert refusal(optimizer={"inner": "muon", "aim": "gradient", "rank": 4}, periods={"k_v": "auto"}) == (
+        "periods.k_v = 'auto' has nothing to average with optimizer.inner = \"muon\", which keeps no second moment; "
+        "set it to 0."
+    )
+
+
+@pytest.mark.parametrize(("inner", "periods"), [("muon", {"k_u": 60}), ("adam", {"k_u": "auto", "k_v": 200})])
+def test_cores_may_average_what_they_keep(inner: str, periods: dict[str, Any]) -> None:
+    gradient = {"inner": inner, "aim": "gradient", "rank": "d/2"}
+    run_config_from_mapping({"optimizer": gradient, "periods": {"k_r": 20} | periods})
+    run_config_from_mapping({"optimizer": {"inner": inner}, "periods": {"k_r": 40} | periods})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "periods", "key"),
+    [
+        ({"outer": "nesterov"}, {}, "optimizer.outer = 'nesterov'"),
+        ({}, {"k_r": 20, "k_u": 40}, "periods.k_u = 40"),
+        ({}, {"k_r": 0, "k_u": 20}, "periods.k_u = 20"),
+    ],
+)
+def test_averages_that_a_drawn_basis_would_forget_are_refused(
+    optimizer: dict[str, Any], periods: dict[str, Any], key: str
+) -> None:
+    """Averages of moments were once paid for and thrown away in the same round, without a word."""
+    assert refusal(optimizer=optimizer, periods=periods).startswith(key + DRAWN_ANEW)
+
+
+@pytest.mark.parametrize("value", [30, -20, "half"])
+def test_a_period_is_a_multiple_of_that_of_the_weights(value: int | str) -> None:
+    sentence = f'periods.k_u = {value!r} is out of range; it must be a multiple of k_x = 20, 0 or "auto".'
+    assert refusal(periods={"k_u": value}) == sentence
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"local_space": "core"},
+        {"local_space": "full"},
+        {"local_space": "mixed"},
+        {"local_space": "full", "aim": "seed"},
+    ],
+)
+def test_only_full_peers_whose_bases_follow_displacements_have_a_budget(optimizer: dict[str, Any]) -> None:
+    space, aim = optimizer["local_space"], optimizer.get("aim", "gradient")
+    assert refusal(optimizer=OPTIMIZER | optimizer, round={"budget_kb": 500}) == (
+        'round.budget_kb = 500 needs optimizer.local_space = "full" and optimizer.aim = "displacement", not '
+        f'"{space}" and "{aim}": only there does a block choose between a core and a sketch; set it to 0.'
+    )
+    run_config_from_mapping({"optimizer": OPTIMIZER | optimizer, "round": {"budget_kb": 0}})
+
+
+@pytest.mark.parametrize("budget", [-1, 10**9 + 1])
+def test_a_budget_is_a_number_of_kilobytes(budget: int) -> None:
+    assert refusal(round={"budget_kb": budget}).startswith(f"round.budget_kb = {budget} is out of range")
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"core_bits": 5}, "wire.core_bits = 5 is out of range; it must be 2, 3, 4, 8 or 16."),
+        ({"published_bits": 1}, "wire.published_bits = 1 is out of range; it must be 2, 3, 4, 8 or 16."),
+        ({"sketch_bits": 3}, "wire.sketch_bits = 3 is out of range; it must be 4, 8 or 16."),
+        ({"core_density": 0.0}, "wire.core_density = 0.0 is out of range; it must be above 0, at most 1."),
+        ({"published_density": 1.5}, "wire.published_density = 1.5 is out of range; it must be above 0, at most 1."),
+        (
+            {"core_bits": 16, "core_density": 0.1},
+            "wire.core_density = 0.1 is for up to 8 bits, but wire.core_bits = 16; set wire.core_bits",
+        ),
+        (
+            {"published_density": 0.1, "published_bits": 16},
+            "wire.published_density = 0.1 is for up to 8 bits, but wire.published_bits = 16; set wire.published_bits",
+        ),
+        ({"rounding": "up"}, 'wire.rounding = \'up\' is out of range; it must be "nearest" or "stochastic".'),
+        (
+            {"rounding": "stochastic", "core_bits": 8, "published_bits": 16},
+            'wire.rounding = "stochastic" has nothing to round: ',
+        ),
+        (
+            {"rounding": "stochastic", "core_bits": 3, "core_density": 0.1, "published_bits": 8},
+            'wire.rounding = "stochastic" has nothing to round: ',
+        ),
+    ],
+)
+def test_bits_and_densities_that_make_no_sense_are_refused(keys: dict[str, object], sentence: str) -> None:
+    assert refusal(wire=keys).startswith(sentence)
+
+
+STOCHASTIC = {"core_bits": 8, "published_bits": 16, "rounding": "stochastic"}
+FEW = [STOCHASTIC | few for few in ({"core_bits": 4}, {"sketch_bits": 4}, {"published_bits": 2})]
+
+
+@pytest.mark.parametrize("keys", [*({"core_bits": bits, "published_bits": bits} for bits in (2, 3, 4, 8, 16)), *FEW])
+def test_cores_take_few_bits_or_many_and_few_may_be_rounded_by_chance(keys: dict[str, object]) -> None:
+    run_config_from_mapping({"wire": keys})
+
+
+def test_a_run_is_kept_under_its_name_unless_a_folder_is_named() -> None:
+    config = replace(RunConfig(), run=RunSection(name="chat"))
+    assert config.folder == "runs/chat"
+    assert replace(config, checkpoint=replace(config.checkpoint, dir="mine/<name>-1")).folder == "mine/chat-1"
+    assert replace(config, checkpoint=replace(config.checkpoint, dir="runs/my-run")).folder == "runs/my-run"

@@ -1,0 +1,32 @@
+"""Builders of what tests of several folders need: each gives something small and legal, with changes on request."""
+
+from typing import Any
+
+from tsr_swarm.config.round_plan import Due, RoundPlan
+from tsr_swarm.config.run import ModelConfig
+from tsr_swarm.telemetry.events import RunStarted
+
+TINY_MODEL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}  # a step takes milliseconds
+
+
+def tiny_model(**changes: Any) -> ModelConfig:
+    return ModelConfig(**TINY_MODEL | {"max_position_embeddings": 128} | changes)
+
+
+def round_plan(round: int = 1, **changes: Any) -> RoundPlan:
+    """A round of one step that asks for nothing but cores."""
+    plan: dict[str, Any] = {"first_step": 0, "steps": 1, "lr_first": 0.1, "lr_last": 0.1, "decay": 1.0}
+    return RoundPlan(round=round, **plan | {"due": Due(), "parent": ""} | changes)
+
+
+def run_started(**changes: Any) -> RunStarted:
+    """The first event of a run called chat."""
+    numbers = {"rounds": 10, "min_peers": 1, "parameters": 1000, "k_x": 20, "voters": 1}
+    texts = {"run": "chat", "run_id": "r1", "address": "192.0.2.1:7700", "local_space": "core", "rank": "d/2"}
+    return RunStarted(**numbers | texts | {"version": "0.1.0"} | changes)  # type: ignore[arg-type]

@@ -1,0 +1,185 @@
+"""A swarm in one process without any wire: local spaces, the weighted mean, publish, and one Consensus per peer."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.steady import steady, wide
+from tsr_swarm.config.blocks import Block, BlockRole, plan_blocks
+from tsr_swarm.config.layout import Slot, published_slots, upload_slots
+from tsr_swarm.config.round_plan import Due, RoundPlan
+from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
+from tsr_swarm.lowrank.basis import Basis, random_basis
+from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.lowrank.sketch import tangent_of
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.core_space import CoreSpace
+from tsr_swarm.optim.full_space import FullSpace
+from tsr_swarm.optim.local_space import LocalSpace
+from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.optim.publish import publish
+
+Gradient = Callable[[int, str, Tensor], Tensor]  # of (peer, parameter's name, weight)
+
+SHAPES: Mapping[str, tuple[int, ...]] = {"a.weight": (12, 9), "b.weight": (12, 9), "c.weight": (7, 10), "norm": (9,)}
+SPACES: Mapping[str, type[CoreSpace] | type[FullSpace]] = {"core": CoreSpace, "full": FullSpace}
+
+
+BLOCKS = (
+    Block(name="embed_tokens.weight", rows=20, cols=8, rank=4, role=BlockRole.EMBEDDING),
+    Block(name="up.weight", rows=12, cols=9, rank=3, role=BlockRole.MATRIX),
+    Block(name="norm.weight", rows=1, cols=9, rank=0, role=BlockRole.DENSE),
+)
+LOW_RANK = frozenset({0, 1})  # of BLOCKS
+DUES = st.builds(Due, tangent=st.frozensets(st.sampled_from((0, 1))), aim=st.frozensets(st.sampled_from((0, 1))))
+SEEDS = st.integers(0, 2**31)
+
+
+def draw_mean(due: Due, seed: int = 0) -> dict[Slot, Tensor]:
+    """A mean of normal numbers for every upload slot of BLOCKS, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        slot: torch.randn(slot.rows, slot.cols, generator=generator, dtype=torch.float64)
+        for slot in upload_slots(BLOCKS, due, wide())
+    }
+
+
+class Swarm:
+    """Peers in step. ``round`` counts closed rounds; ``sent`` and ``applied`` are of the newest one."""
+
+    def __init__(
+        self,
+        spaces: Sequence[str],
+        gradient: Gradient,
+        *,
+        optimizer: OptimizerConfig | None = None,
+        wire: WireConfig | None = None,
+        tokens: Sequence[float] | None = None,
+        k_x: int = 3,
+        k_r: int = 6,
+        k_u: int | str = 0,
+        k_v: int | str = 0,
+        bases: Mapping[int, Basis] | None = None,
+        seed: int = 0,
+        shapes: Mapping[str, tuple[int, ...]] = SHAPES,
+    ) -> None:
+        optimizer = optimizer or steady(rank=4, lr=0.01, warmup_steps=0)
+        periods = PeriodsConfig(k_x=k_x, k_r=k_r, k_r_embedding=k_r, k_u=k_u, k_v=k_v)
+        self.config = RunConfig(optimizer=optimizer, periods=periods, wire=wire or wide())
+        self.blocks = plan_blocks(shapes, optimizer, 8)
+        self.gradient = gradient
+        self.tokens = list(tokens or [1.0] * len(spaces))
+        self.round = 0
+        self.sent: list[dict[Slot, Grid]] = []
+        generator = torch.Generator().manual_seed(seed)
+        weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        bases = bases or {
+            i: random_basis(b.rows, b.cols, b.ranks, seed, i) for i, b in enumerate(self.blocks) if b.is_low_rank
+        }
+        self.consensus = [Consensus(self.blocks, weights, bases) for _ in spaces]
+        self.parameters = [{name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()} for _ in spaces]
+        self.spaces: list[LocalSpace] = [
+            SPACES[space](parameters, self.blocks, optimizer)
+            for space, parameters in zip(spaces, self.parameters, strict=True)
+        ]
+        self.begin()
+
+    @property
+    def plan(self) -> RoundPlan:
+        return plan_round(self.config, self.blocks, self.round + 1, "")
+
+    def begin(self) -> None:
+        for space, consensus in zip(self.spaces, self.consensus, strict=True):
+            space.begin(consensus)
+
+    def train(self) -> None:
+        """The open round's local steps."""
+        for step in range(self.plan.steps):
+            self.step(self.plan.lr(step))
+
+    def step(self, lr: float) -> None:
+        for peer, (space, parameters) in enumerate(zip(self.spaces, self.parameters, strict=True)):
+            for name, parameter in parameters.items():
+                parameter.grad = self.gradient(peer, name, parameter.detach())
+            space.step(lr)
+
+    def upload(self) -> None:
+        self.sent = [
+            space.upload(consensus, self.plan, self.config.wire, self._sketches(peer))
+            for peer, (space, consensus) in enumerate(zip(self.spaces, self.consensus, strict=True))
+        ]
+
+    def close(self, included: Iterable[int] | None = None) -> None:
+        """Average what the ``included`` peers sent (None: all), publish it, and take everybody into the next round."""
+        chosen = range(len(self.spaces)) if included is None else list(included)
+        plan, wire, every = self.plan, self.config.wire, frozenset(range(len(self.blocks)))
+        published: dict[Slot, Grid] = {}
+        if chosen:
+            total = sum(self.tokens[i] for i in chosen)
+            mean = {
+                slot: sum(
+                    (self.sent[i][slot].numbers() * self.tokens[i] for i in chosen), torch.zeros((), device="cpu")
+                )
+                / total
+                for slot in upload_slots(self.blocks, plan.due, wire)
+            }
+            slots = published_slots(self.blocks, plan.due, wire)
+            published = publish(mean, slots, self.blocks, self.consensus[0].bases)
+        void = frozenset() if chosen else every
+        for peer, (space, consensus) in enumerate(zip(self.spaces, self.consensus, strict=True)):
+            space.settle(consensus, every if peer in chosen else frozenset())
+            space.take_moments(published)
+            space.rotate(consensus.apply(plan, published, void))
+            space.begin(consensus)
+        self.round += 1
+
+    def play(self, included: Iterable[int] | None = None) -> None:
+        """One whole round."""
+        self.train()
+        self.upload()
+        self.close(included)
+
+    def displacement(self, peer: int, name: str) -> Tensor:
+        """A peer's displacement of one block, in float64: core coordinates for a core peer's low-rank block."""
+        return self.spaces[peer].state_dict()[f"displacement/{name}"].double()
+
+    def _sketches(self, peer: int) -> dict[int, tuple[Tensor, Tensor]]:
+        consensus, sketches = self.consensus[peer], {}
+        for index in self.plan.due.aim:
+            name, basis = self.blocks[index].name, consensus.bases[index]
+            gradient = self.gradient(peer, name, consensus.weights[name])
+            sketches[index] = tangent_of(gradient, basis.left_float(), basis.right_float())
+        return sketches
+
+
+def noise(seed: int) -> Gradient:
+    """Gradients that do not depend on the weights: a fresh draw at each call, the same sequence for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda peer, name, weight: torch.randn(weight.shape, generator=generator)
+
+
+class LeastSquares:
+    """Each peer sees the distance to one target through its own data: loss_i = |X_i (W - T)|^2 / 2 per block."""
+
+    def __init__(self, peers: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.targets = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+        self.data = [
+            {name: torch.randn(24, shape[0], generator=generator) / 24**0.5 for name, shape in SHAPES.items()}
+            for _ in range(peers)
+        ]
+
+    def gradient(self, peer: int, name: str, weight: Tensor) -> Tensor:
+        x = self.data[peer][name]
+        return x.mT @ (x @ (weight - self.targets[name]))
+
+    def loss(self, weights: Mapping[str, Tensor]) -> float:
+        """Mean over peers, summed over blocks."""
+        losses = [
+            float((x @ (weights[name] - self.targets[name])).square().sum()) / 2
+            for data in self.data
+            for name, x in data.items()
+        ]
+        return sum(losses) / len(self.data)

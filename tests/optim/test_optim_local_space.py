@@ -1,0 +1,139 @@
+"""What both local spaces promise, with both inner optimizers."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from tests.optim.swarms import SPACES, LeastSquares, Swarm, noise
+from tests.steady import steady, wide
+from tsr_swarm.config.layout import upload_slots
+from tsr_swarm.config.run import OptimizerConfig
+from tsr_swarm.optim.consensus import Consensus
+
+NEVER = 3000  # a refresh period that these tests do not reach again after round 1
+
+
+def optimizer(space: str, **changes: Any) -> OptimizerConfig:
+    return steady(**{"rank": 4, "lr": 0.01, "warmup_steps": 0, "local_space": space, **changes})
+
+
+@pytest.mark.parametrize("moment", ["after steps", "after upload", "after close"])
+@pytest.mark.parametrize("inner", ["adam", "muon"])
+@pytest.mark.parametrize(("space", "k_r"), [("core", 6), ("full", 3), ("full", NEVER)])
+def test_a_restarted_peer_continues_bit_for_bit(space: str, k_r: int, inner: str, moment: str) -> None:
+    chosen = optimizer(space, inner=inner)
+    straight, restarted = (Swarm([space, space], noise(6), optimizer=chosen, k_r=k_r) for _ in range(2))
+    for run in (straight, restarted):
+        run.play()
+        run.play(included=[1])  # peer 0 carries a residual
+        run.train()
+        if moment != "after steps":
+            run.upload()
+        if moment == "after close":
+            run.close()
+    saved, tensors = save(restarted.spaces[0].state_dict()), restarted.consensus[0].tensors()
+    restarted.spaces[0] = SPACES[space](restarted.parameters[0], restarted.blocks, chosen)
+    restarted.spaces[0].load_state_dict(load(saved))
+    restarted.consensus[0] = Consensus.from_tensors(restarted.blocks, tensors)
+    for parameter in restarted.parameters[0].values():
+        parameter.data.zero_()
+    restarted.spaces[0].begin(restarted.consensus[0])
+    for run in (straight, restarted):
+        if moment == "after steps":
+            run.upload()
+        if moment != "after close":
+            run.close()
+        run.play()
+    for name in straight.parameters[0]:
+        assert torch.equal(straight.parameters[0][name], restarted.parameters[0][name])
+    assert straight.consensus[0].digest() == restarted.consensus[0].digest()
+
+
+@pytest.mark.parametrize(
+    ("spaces", "changes"),
+    [
+        (["core", "core"], {"rank": 6, "weight_decay": 1e-3}),
+        (["full", "full"], {"weight_decay": 1e-3}),
+        (["full", "full"], {"weight_decay": 1e-3, "aim": "displacement"}),
+        (["core", "full"], {"weight_decay": 1e-3, "local_space": "mixed"}),
+        (["core", "core"], {"rank": 6, "lr": 0.1, "inner": "muon"}),
+        (["full", "full"], {"rank": 6, "lr": 0.1, "inner": "muon"}),
+    ],
+)
+def test_two_peers_lower_a_least_squares_loss_and_stay_bit_identical(
+    spaces: list[str], changes: dict[str, Any]
+) -> None:
+    problem = LeastSquares(2, 1)
+    chosen = optimizer(spaces[0], **{"lr": 0.02, "warmup_steps": 5, **changes})
+    run = Swarm(spaces, problem.gradient, optimizer=chosen, k_x=5, k_r=10, tokens=[3.0, 5.0])
+    first = problem.loss(run.consensus[0].weights)
+    for round_number in range(40):
+        run.play(included=[1] if round_number % 5 == 4 else None)
+        assert run.consensus[0].digest() == run.consensus[1].digest()
+    assert problem.loss(run.consensus[0].weights) < 0.2 * first
+
+
+@pytest.mark.parametrize(("space", "k_r", "name"), [("core", NEVER, "norm"), ("full", 6, "a.weight")])
+def test_a_peer_that_is_never_included_does_not_run_away(space: str, k_r: int, name: str) -> None:
+    ones = lambda peer, name, weight: torch.ones(weight.shape)  # noqa: E731
+    run = Swarm([space, space], ones, optimizer=optimizer(space), k_r=k_r)
+    if space == "core":
+        run.play()
+    run.train()
+    usual = run.displacement(1, name).norm()  # the work of one round, the same in every one
+    run.upload()
+    run.close()
+    norms = []
+    for _ in range(30):
+        run.play(included=[0])
+        norms.append(float(run.displacement(1, name).norm() / usual))
+    assert norms[2] > 2.5  # nothing is lost at first
+    assert max(norms) < 6
+
+
+def test_core_and_full_peers_of_a_mixed_run_send_the_same_slots_in_the_layouts_order() -> None:
+    run = Swarm(["core", "full"], noise(8), optimizer=optimizer("mixed"))
+    for _ in range(4):  # tangent and core rounds
+        run.train()
+        run.upload()
+        core, full = run.sent
+        assert tuple(core) == tuple(full) == upload_slots(run.blocks, run.plan.due, run.config.wire)
+        for slot in core:
+            assert core[slot].values.shape == full[slot].values.shape == (slot.rows, slot.cols)
+            assert core[slot].exponents.numel() == full[slot].exponents.numel() == slot.exponents
+        run.close()
+        assert run.consensus[0].digest() == run.consensus[1].digest()
+
+
+DEVICE_CASES: dict[str, tuple[list[str], dict[str, Any], dict[str, Any]]] = {
+    "adam": (["core", "core"], {}, {}),
+    "muon": (["core", "core"], {"inner": "muon"}, {}),
+    "full": (["full", "core"], {"local_space": "mixed"}, {}),
+    "drawn": (["core", "core"], {"aim": "seed"}, {}),
+    "few bits": (["core", "core"], {}, {"core_bits": 2, "published_bits": 3}),
+    "few numbers": (["core", "core"], {}, {"core_density": 0.5, "published_density": 0.5, "published_bits": 8}),
+}
+
+
+@pytest.mark.parametrize("case", DEVICE_CASES)
+def test_a_default_device_changes_nothing(case: str) -> None:
+    """Rounds inside ``with torch.device(...)``, one of which a peer missed."""
+    spaces, changes, wire = DEVICE_CASES[case]
+
+    def train(context: Any) -> dict[str, Tensor]:
+        chosen = optimizer("core", **changes)
+        run = Swarm(spaces, LeastSquares(2, seed=1).gradient, optimizer=chosen, wire=wide(**wire))
+        with context:
+            for included in (None, [1], None):
+                run.play(included)
+            saved = run.spaces[0].state_dict()
+            run.spaces[0].load_state_dict(saved)
+        return saved | run.consensus[0].weights
+
+    plain, inside = train(nullcontext()), train(torch.device("meta"))
+    assert plain.keys() == inside.keys()
+    assert all(torch.equal(plain[name], inside[name]) for name in plain)
