@@ -30,6 +30,7 @@ from tsr_swarm.telemetry.events import (
 
 TEXT = "".join(f"def f{i}(x):\n    return x + {i} if x > {i % 7} else f{i // 2}(x - 1)\n\n" for i in range(600))
 DEADLINE_SECONDS = 60
+LISTEN = "127.0.0.1:0"
 Kind = TypeVar("Kind")
 
 
@@ -74,7 +75,7 @@ class Swarm:
     on_peer_event: Callable[["Swarm", int, Event], None] = lambda swarm, number, event: None
     events: list[Event] = field(default_factory=list)
     address: str = ""
-    coordinator: Member | None = None
+    coordinator: Member = None  # type: ignore[assignment]  # until it is started
     peers: dict[int, Member] = field(default_factory=dict)
     former: list[Member] = field(default_factory=list)  # processes of peers that were started anew
     started: asyncio.Event = field(default_factory=asyncio.Event)
@@ -131,9 +132,25 @@ class Swarm:
         self.peers[number] = Member(stop, asyncio.create_task(run_peer(options, see, stop)), events)
         return self.peers[number]
 
+    async def start(self, peers: int, listening: int = 0, resume: bool = False) -> "Swarm":
+        """Start the coordinator and so many peers, of which the first ``listening`` can be dialled."""
+        await self.start_coordinator(resume)
+        for number in range(1, peers + 1):
+            self.start_peer(number, resume, listen=LISTEN if number <= listening else None)
+        return self
+
+    async def resume_coordinator(self) -> None:
+        """Start it anew, where it was, without faults from now on."""
+        self.on_event = lambda swarm, event: None
+        await self.start_coordinator(resume=True, listen=self.address)
+
+    async def end(self) -> None:
+        """Stop everybody at once."""
+        stop_all(self)
+        await self.finish()
+
     async def finish(self) -> None:
         """Wait for the coordinator and every peer; raises what the first of them raised."""
-        assert self.coordinator is not None
         async with asyncio.timeout(DEADLINE_SECONDS):
             await asyncio.gather(*(member.task for member in self.members))
 
@@ -172,7 +189,7 @@ class Swarm:
     @property
     def members(self) -> list[Member]:
         """The newest process of each node."""
-        return [*([self.coordinator] if self.coordinator is not None else []), *self.peers.values()]
+        return [*([self.coordinator] if self.coordinator else []), *self.peers.values()]
 
     def digests(self) -> dict[int, set[str]]:
         """Every digest that was seen of a round: the leaders', what peers reported, and what each peer had itself."""
@@ -183,6 +200,10 @@ class Swarm:
                 if isinstance(event, RoundClosed | DigestReported | RoundApplied) and event.digest:
                     seen.setdefault(event.round, set()).add(event.digest)
         return seen
+
+    def agrees(self) -> bool:
+        """Whether everybody had the same weights after every round."""
+        return all(len(digests) == 1 for digests in self.digests().values())
 
     def peer_id(self, number: int) -> str:
         return load_identity(self.folder / f"peer-{number}" / "identity.key").peer_id
@@ -205,8 +226,32 @@ async def run_swarm(
 ) -> Swarm:
     """Run a coordinator and peers, of which the first ``listening`` can be dialled, to the run's last round."""
     swarm = Swarm(folder, replace(config, run=replace(config.run, min_peers=peers)), on_event)
-    await swarm.start_coordinator()
-    for number in range(1, peers + 1):
-        swarm.start_peer(number, listen="127.0.0.1:0" if number <= listening else None)
+    await swarm.start(peers, listening)
     await swarm.finish()
     return swarm
+
+
+def when(kind: type[Event], round: int, act: Callable[[Swarm], object]) -> Callable[[Swarm, Event], None]:
+    """A fault: what to do with every event of this kind and round."""
+
+    def on_event(swarm: Swarm, event: Event) -> None:
+        if isinstance(event, kind) and event.round == round:  # type: ignore[attr-defined]
+            act(swarm)
+
+    return on_event
+
+
+def kill_coordinator(swarm: Swarm) -> None:
+    """It ends at once, without a goodbye."""
+    swarm.coordinator.stop.terminate()
+
+
+def stop_coordinator(swarm: Swarm) -> None:
+    """It is asked to go after its round."""
+    swarm.coordinator.stop.request()
+
+
+def stop_all(swarm: Swarm) -> None:
+    """Everybody ends at once."""
+    for member in swarm.members:
+        member.stop.terminate()

@@ -12,7 +12,7 @@ import asyncio
 import copy
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from tests.bench.tables import MODELS, RESULTS, table, write_page
+from tests.node_context import make_context
 from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import ModelConfig, OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
@@ -28,11 +29,12 @@ from tsr_swarm.errors import RunError
 from tsr_swarm.exchange.reduction import Published, WeightedPayload, open_published
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.contribution_store import ContributionStore
-from tsr_swarm.node.donor import DonorService
-from tsr_swarm.node.headers import Headers
+from tsr_swarm.node.round_cache import Headers
+from tsr_swarm.node.service import DonorService
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.sync.state import StateDownload
+from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
@@ -43,12 +45,10 @@ from tsr_swarm.storage.state_store import STATE_ROUNDS, StateStore, is_agreed
 from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.telemetry.events import CatchingUp, Event
 from tsr_swarm.train.llama import parameter_shapes
-from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.gate import shard_slots
 from tsr_swarm.wire.messages import published_to_proto
-from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 RANK, BITS = "d/8", 4
 K_X, K_R = 20, 200  # local steps a round and between two refreshes
@@ -61,30 +61,6 @@ AIMS = {
     "dct": "chosen by energies",
     "gradient": "aimed by gradients, and published",
 }
-
-
-@dataclass(frozen=True)
-class Service:
-    """The calls of a node that can be dialled which downloads need."""
-
-    donor: DonorService
-
-    async def describe_state(self, request: pb.DescribeStateRequest, caller: Caller) -> pb.StateDescription:
-        return await self.donor.describe_state(request)
-
-    async def fetch_state(self, request: pb.FetchStateRequest, caller: Caller) -> Iterator[pb.StateChunk]:
-        return self.donor.fetch_state(request)
-
-    async def fetch_published(
-        self, request: pb.FetchPublishedRequest, caller: Caller
-    ) -> tuple[pb.PublishedHeader, bytes]:
-        return await self.donor.fetch_published(request)
-
-    async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[pb.Section], bytes]:
-        return await self.donor.fetch_shard(request)
-
-    async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
-        return await self.donor.catch_up(request)
 
 
 def manifest_of(aim: str, model: ModelConfig) -> Manifest:
@@ -177,16 +153,15 @@ class DownloadingNode:
 async def downloader(manifest: Manifest, history: History, folder: Path) -> AsyncIterator[DownloadingNode]:
     """A downloader that knows the leader and the other donors, which listen on ports of their own."""
 
-    def freeze() -> tuple[Consensus, RoundRecord]:
-        return history.after, history.records[-1]
-
     async with AsyncExitStack() as stack:
         book, counter, events = AddressBook(PEER), ByteCounter(), list[Event]()
         for node, donor in zip(NODES, history.donors, strict=True):
-            contributions = ContributionStore(manifest, {})
-            service: Any = Service(DonorService(node, donor, contributions, Headers(), lambda round: (), freeze, print))
+            weights = WeightsThread(PlainWeights(history.after), node, history.records[-1])
+            stack.callback(weights.close)
+            contributions, context = ContributionStore(manifest, {}), make_context(node, manifest)
+            service: Any = DonorService(context, donor, contributions, Headers(), weights)
             port = await stack.enter_async_context(serve(service, "127.0.0.1:0", ByteCounter()))
-            book.hear(node, f"127.0.0.1:{port}")
+            book.update(node, f"127.0.0.1:{port}")
         clients = await stack.enter_async_context(ClientPool(book, counter, KernelBytes([])))
         sources = Donors(clients, events.append)
         states = StateDownload(sources, manifest, folder)

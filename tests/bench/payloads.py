@@ -68,7 +68,8 @@ def trained(wire: WireConfig) -> Cores:
     manifest = make_manifest("payloads", config, parameter_shapes(config.model))
     workspace = Workspace(manifest, "core", torch.device("cpu"), (), None)
     workspace.take_number(1)
-    trainer = workspace.trainer(fresh_consensus(manifest))
+    workspace.replace(fresh_consensus(manifest))
+    trainer = workspace.trainer
     names = {index: block.name for index, block in enumerate(manifest.blocks)}
     for round in range(1, ROUNDS + 1):
         plan = plan_round(config, manifest.blocks, round, "")

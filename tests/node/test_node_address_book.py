@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.node_context import serving
 from tsr_swarm.discovery.addresses import is_loopback, is_unspecified, split_address
 from tsr_swarm.errors import ConfigError, PeerError, UnreachableError
 from tsr_swarm.node import address_book as module
 from tsr_swarm.node.address_book import MOST_CONTACTS, MOST_KEPT, AddressBook, ClientPool
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -38,7 +39,7 @@ def test_only_what_can_be_dialled_is_kept_and_told(story: list[tuple[str, list[t
     book = AddressBook(ME)
     for host, contacts in story:
         try:
-            book.hear_from(host, [pb.Contact(peer_id=name, address=address) for name, address in contacts])
+            book.update_from(host, [pb.Contact(peer_id=name, address=address) for name, address in contacts])
         except PeerError:
             continue
     everybody = [ME, *(f"{number:032x}" for number in range(6))]
@@ -55,25 +56,25 @@ def test_only_what_can_be_dialled_is_kept_and_told(story: list[tuple[str, list[t
 @given(spoken=st.sampled_from(CALLERS), port=st.integers(1, 65535))
 def test_only_a_neighbour_can_say_that_somebody_is_on_loopback(spoken: str, port: int) -> None:
     book = AddressBook(ME)
-    book.hear_from(spoken, [pb.Contact(peer_id="a" * 32, address=f"127.0.0.1:{port}")])
+    book.update_from(spoken, [pb.Contact(peer_id="a" * 32, address=f"127.0.0.1:{port}")])
     assert bool(book.address("a" * 32)) == is_loopback(spoken)
 
 
-def test_whoever_moves_is_found_at_the_new_place() -> None:
+def test_the_newest_address_of_a_node_counts() -> None:
     book = AddressBook(ME)
     for address in ("192.0.2.1:1", "192.0.2.2:2", ""):
-        book.hear("a" * 32, address)
+        book.update("a" * 32, address)
     assert book.address("a" * 32) == "192.0.2.2:2", '"" says nothing'
     assert book.addresses == ["192.0.2.2:2"]
 
 
-def test_the_book_is_full_at_some_time_and_then_forgets_who_was_silent_longest() -> None:
+def test_a_full_book_forgets_the_address_that_was_updated_longest_ago() -> None:
     book = AddressBook(ME)
-    book.hear("a" * 32, "192.0.2.1:1")
+    book.update("a" * 32, "192.0.2.1:1")
     for number in range(3 * MOST_CONTACTS):
-        book.hear(f"{number:032x}", "192.0.2.2:2")
+        book.update(f"{number:032x}", "192.0.2.2:2")
         if number % 500 == 0:
-            book.hear("a" * 32, "192.0.2.1:1")
+            book.update("a" * 32, "192.0.2.1:1")
     assert len(book.addresses) == MOST_CONTACTS
     assert book.address("a" * 32) == "192.0.2.1:1"
     assert book.address(f"{0:032x}") == ""
@@ -82,10 +83,10 @@ def test_the_book_is_full_at_some_time_and_then_forgets_who_was_silent_longest()
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_restart_finds_whom_it_kept(tmp_path: Path) -> None:
+def test_a_restart_finds_the_addresses_that_were_kept(tmp_path: Path) -> None:
     before = AddressBook(ME, tmp_path / "contacts.json")
     for number in range(2 * MOST_KEPT):
-        before.hear(f"{number:032x}", f"192.0.2.1:{number + 1}")
+        before.update(f"{number:032x}", f"192.0.2.1:{number + 1}")
     before.keep([f"{number:032x}" for number in range(2 * MOST_KEPT)])
     after = AddressBook(ME, tmp_path / "contacts.json")
     after.load()
@@ -99,22 +100,22 @@ def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
     book = AddressBook(ME, path)
     book.keep(["a" * 32])
     assert not path.exists(), "nobody is known"
-    book.hear("a" * 32, "192.0.2.1:1")
+    book.update("a" * 32, "192.0.2.1:1")
     book.keep(["a" * 32, "b" * 32])
     first = os.stat(path).st_ino
-    book.hear("c" * 32, "192.0.2.3:1")
+    book.update("c" * 32, "192.0.2.3:1")
     book.keep(["b" * 32, "a" * 32])
     assert os.stat(path).st_ino == first
-    book.hear("a" * 32, "192.0.2.1:2")
+    book.update("a" * 32, "192.0.2.1:2")
     book.keep(["a" * 32])
     assert json.loads(path.read_text())["contacts"] == {"a" * 32: "192.0.2.1:2"}
 
 
-def test_what_was_kept_of_a_run_that_was_met_elsewhere_is_left(tmp_path: Path) -> None:
+def test_contacts_kept_of_a_run_with_another_coordinator_are_ignored(tmp_path: Path) -> None:
     """Else a peer could join its former run while the coordinator that was named is away."""
     before = AddressBook(ME, tmp_path / "contacts.json")
     before.load("192.0.2.7:7700")
-    before.hear("a" * 32, "192.0.2.1:1")
+    before.update("a" * 32, "192.0.2.1:1")
     before.keep(["a" * 32])
     for met, found in (("192.0.2.7:7700", ["192.0.2.1:1"]), ("192.0.2.8:7700", [])):
         after = AddressBook(ME, tmp_path / "contacts.json")
@@ -137,7 +138,7 @@ def test_what_was_kept_of_a_run_that_was_met_elsewhere_is_left(tmp_path: Path) -
     ],
 )
 @pytest.mark.parametrize("around", [b"%b", b'{"met": ""}%b', b'{"met": "", "contacts": %b}', b"\xff\xfe%b", b""])
-def test_a_damaged_file_is_as_good_as_none(contacts: bytes, around: bytes, tmp_path: Path) -> None:
+def test_a_damaged_file_is_ignored(contacts: bytes, around: bytes, tmp_path: Path) -> None:
     (tmp_path / "contacts.json").write_bytes(around % contacts if around else b"")
     book = AddressBook(ME, tmp_path / "contacts.json")
     book.load()
@@ -145,16 +146,16 @@ def test_a_damaged_file_is_as_good_as_none(contacts: bytes, around: bytes, tmp_p
     assert book.seen_by("192.0.2.9", ["a" * 32]) == {}
 
 
-def test_a_disk_that_refuses_costs_a_hint_and_nothing_else(tmp_path: Path) -> None:
+def test_a_disk_that_cannot_be_written_changes_nothing_in_memory(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     book = AddressBook(ME, tmp_path / "file" / "contacts.json")
     book.load()
-    book.hear("a" * 32, "192.0.2.1:1")
+    book.update("a" * 32, "192.0.2.1:1")
     book.keep(["a" * 32])
     assert book.address("a" * 32)
 
 
-# --- lines ------------------------------------------------------------------------------------------------------------
+# --- clients ----------------------------------------------------------------------------------------------------------
 
 
 class Listed:
@@ -166,39 +167,53 @@ class Listed:
 
 @asynccontextmanager
 async def listening() -> AsyncIterator[tuple[AddressBook, ClientPool, str]]:
-    handler = Listed()
     book = AddressBook(ME)
     async with (
-        ClientPool(book, ByteCounter(), KernelBytes([])) as lines,
-        serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1) as port,  # type: ignore[arg-type]
+        ClientPool(book, ByteCounter(), KernelBytes([])) as clients,
+        serving(Listed()) as address,
     ):
-        yield book, lines, f"127.0.0.1:{port}"
+        yield book, clients, address
 
 
-async def test_a_line_is_kept_and_follows_its_node_to_another_address() -> None:
-    async with listening() as (book, lines, address):
+async def test_a_client_is_kept_until_its_node_has_another_address() -> None:
+    async with listening() as (book, clients, address):
         with pytest.raises(UnreachableError, match="Nobody has said where peer aaaaaaaa can be dialled"):
-            await lines.to("a" * 32)
-        book.hear("a" * 32, "127.0.0.1:1")
-        elsewhere = await lines.to("a" * 32)
-        book.hear("a" * 32, address)
-        line = await lines.to("a" * 32)
+            await clients.to("a" * 32)
+        book.update("a" * 32, "127.0.0.1:1")
+        elsewhere = await clients.to("a" * 32)
+        book.update("a" * 32, address)
+        line = await clients.to("a" * 32)
         assert line is not elsewhere
-        assert await lines.to("a" * 32) is line
+        assert await clients.to("a" * 32) is line
         await line.list_peers(pb.ListPeersRequest())
         with pytest.raises(ConfigError, match="not an address"):
-            await lines.at("nowhere")
+            await clients.at("nowhere")
 
 
-async def test_lines_to_places_that_nobody_calls_any_more_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_client_that_was_unused_longest_is_closed_when_there_are_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Somebody who says every minute that it has moved would cost a connection each time."""
-    monkeypatch.setattr(module, "MOST_LINES", 2)
-    async with listening() as (_, lines, address):
-        first = await lines.at(address)
-        second = await lines.at("127.0.0.1:1")
-        assert await lines.at(address) is first
-        await lines.at("127.0.0.1:2")
+    monkeypatch.setattr(module, "MOST_CLIENTS", 2)
+    async with listening() as (_, clients, address):
+        first = await clients.at(address)
+        second = await clients.at("127.0.0.1:1")
+        assert await clients.at(address) is first
+        await clients.at("127.0.0.1:2")
         await first.list_peers(pb.ListPeersRequest())
         with pytest.raises(UnreachableError, match="closed"):
             await second.list_peers(pb.ListPeersRequest())
-        assert await lines.at("127.0.0.1:1") is not second
+        assert await clients.at("127.0.0.1:1") is not second
+
+
+def test_without_a_file_that_could_be_opened_the_kernels_bytes_are_unknown() -> None:
+    kernel = KernelBytes([])
+    assert kernel.sample() is not None
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    try:
+        assert kernel.sample() is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

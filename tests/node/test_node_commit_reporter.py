@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 
+from tests.node_context import make_context
 from tests.published_rounds import History, small_history
-from tsr_swarm.node.events.commit_reporter import CommitReporter, Sealed, Seams
-from tsr_swarm.node.made import ReducedShard
+from tsr_swarm.node.contribution_store import ContributionStore
+from tsr_swarm.node.events.commit_reporter import CommitReporter
+from tsr_swarm.node.events.run_log import RunLog
+from tsr_swarm.node.round_cache import ReducedShard, RoundCache
 from tsr_swarm.node.weights import AppliedRound
-from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.round_log import RoundLog
+from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.wire.messages import PublishedHeader, published_to_proto
+
+ME, OTHER = "a" * 32, "b" * 32
 
 
 @dataclass
@@ -27,7 +32,7 @@ class Leader:
     committed_rounds: list[int] = field(default_factory=list)
 
     @property
-    def chronicle(self) -> Any:
+    def round_reporter(self) -> Any:
         return SimpleNamespace(
             applied=lambda round, digest, loss: self.applied.append((round, digest)), committed=self.committed
         )
@@ -36,43 +41,32 @@ class Leader:
         self.committed_rounds.append(header.plan.round)
 
 
-@dataclass
+class AskingLog(RunLog):
+    """The other voters answer once ``answered`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(EventLog(lambda: 0.0), lambda event: None)
+        self.answered = asyncio.Event()
+
+    async def ask(self, others: object, round: int, clients: object) -> None:
+        await self.answered.wait()
+
+
 class Rig:
-    """A node that leads, whose log has two rounds. The other voters answer once ``answered`` is set."""
+    """A node that leads, whose log has two rounds."""
 
-    history: History
-    log: RoundLog
-    leader: Leader = field(default_factory=Leader)
-    leads: bool = True
-    reported: int = 0  # the newest round that voters know to be reported
-    sealed: dict[str, Sealed] = field(default_factory=dict)
-    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(self, history: History, log: RoundLog) -> None:
+        self.history, self.leader, self.round_cache = history, Leader(), RoundCache()
+        self.context = make_context(ME, history.manifest)
+        self.context.run_log = self.run_log = AskingLog()
+        self.leads(True)
+        self.reporter = CommitReporter(self.context, self.round_cache, ContributionStore(history.manifest, {}), log)
 
-    def __post_init__(self) -> None:
-        self.background = Background()
-        self.reporter = CommitReporter("me", True, self.history.manifest, self.log, self._seams(), self.background)
-
-    def _seams(self) -> Seams:
-        async def ask(others: Sequence[str], round: int) -> None:
-            await self.answered.wait()
-
-        async def nothing(*arguments: object) -> None:
-            pass
-
-        return Seams(
-            warn=lambda text: pytest.fail(text),
-            leading=lambda: self.leader if self.leads else None,  # type: ignore[arg-type, return-value]
-            members=frozenset,
-            sealed=lambda: self.sealed,
-            outer=dict,
-            applied=nothing,
-            score=nothing,
-            told=lambda: self.reported,
-            ask=ask,
-        )
+    def leads(self, leads: bool) -> None:
+        self.context.leader = self.leader if leads else None  # type: ignore[assignment]
 
     def record(self, round: int) -> RoundRecord:
-        return replace(self.history.record(round), voters=("me", "other"))
+        return replace(self.history.record(round), voters=(ME, OTHER))
 
     async def apply(self, round: int) -> None:
         applied = AppliedRound(consensus=None, digest=f"digest-{round}", refreshed={})  # type: ignore[arg-type]
@@ -83,12 +77,8 @@ class Rig:
         await asyncio.sleep(0)  # it begins
 
     async def finish(self) -> None:
-        self.answered.set()
+        self.run_log.answered.set()
         await self.reporter.finish()
-
-    def seal(self, round: int) -> None:
-        header = self.history.at(round).header
-        self.sealed[header.chain.hex()] = header, ()
 
 
 @pytest.fixture(scope="module")
@@ -105,26 +95,26 @@ async def rig(history: History, tmp_path: Path) -> AsyncIterator[Rig]:
         log.commit(round, history.at(round).header.chain)
     rig = Rig(history, log)
     yield rig
-    await rig.background.close()
+    await rig.context.background.close()
 
 
 async def test_the_round_before_is_reported_first_however_quick_the_next_one_is(rig: Rig) -> None:
     await rig.apply(1)
     await rig.begin(1)
-    rig.seal(2)
+    rig.round_cache.add_sealed(rig.history.at(2).header, ())
     rig.reporter.commit(rig.record(2))
     later = asyncio.create_task(rig.apply(2))
-    rig.answered.set()
+    rig.run_log.answered.set()
     await later
     assert rig.leader.applied[-2:] == [(1, "digest-1"), (2, "digest-2")]
     assert sorted(rig.leader.committed_rounds) == [1, 2]
 
 
 async def test_all_rounds_that_a_dead_leader_left_unreported_are_reported(rig: Rig) -> None:
-    rig.leads = False
+    rig.leads(False)
     await rig.apply(1)
     await rig.apply(2)
-    rig.leads = True
+    rig.leads(True)
     await rig.begin(2)
     await rig.finish()
     assert rig.leader.applied == [(1, "digest-1"), (2, "digest-2")]
@@ -150,11 +140,11 @@ async def test_a_round_that_is_applied_only_after_the_election_is_reported_then(
 
 @pytest.mark.parametrize("why", ["others have reported it", "it does not lead any more"])
 async def test_a_node_reports_nothing_if(rig: Rig, why: str) -> None:
-    rig.leads = why == "others have reported it"
+    rig.leads(why == "others have reported it")
     await rig.apply(1)
     before = list(rig.leader.applied)
     await rig.begin(1)
-    rig.reported = int(rig.leads)
+    rig.run_log.log.closed_round = int(rig.context.leader is not None)
     await rig.finish()
     assert rig.leader.applied == before
     assert rig.leader.committed_rounds == []

@@ -1,4 +1,4 @@
-"""A reducer's bench: its averages are the bytes that anybody would make, and it forgets what is not needed any more."""
+"""A reducer's store: its averages are the bytes that anybody would make, and it forgets what is not needed any more."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ from tsr_swarm.exchange.contribution import pack
 from tsr_swarm.exchange.reduction import Published, WeightedPayload, seal
 from tsr_swarm.lowrank.grid import dense_grid
 from tsr_swarm.lowrank.sketch import Captured
+from tsr_swarm.node import contribution_store
 from tsr_swarm.node.contribution_store import ContributionStore, ShardAverage
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer
@@ -28,9 +29,7 @@ from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.train.trainer import RoundWork
-from tsr_swarm.wire import messages
-from tsr_swarm.wire.messages import PublishedHeader, ShardResult
-from tsr_swarm.wire.v1 import swarm_pb2 as pb
+from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult
 
 SHARDS = 3
 NUMBERS = {letter * 32: number for number, letter in enumerate("cabd", 1)}  # not in the order of the ids
@@ -54,7 +53,7 @@ def tiny_manifest() -> Manifest:
         periods=PeriodsConfig(k_x=3, k_r=6, k_r_embedding=6),
         round=RoundConfig(shards=SHARDS),
     )
-    return make_manifest("bench", config, parameter_shapes(model))
+    return make_manifest("store", config, parameter_shapes(model))
 
 
 MANIFEST = tiny_manifest()
@@ -71,10 +70,6 @@ def plan_of(round: int, parent: str) -> RoundPlan:
     return plan_round(MANIFEST.config, MANIFEST.blocks, round, parent)
 
 
-def first_plan() -> RoundPlan:
-    return plan_of(1, "")
-
-
 @cache
 def work_of(peer: str, round: int, parent: str) -> RoundWork:
     """Seeded noise, of as many tokens as the peer's number says."""
@@ -88,16 +83,26 @@ def work_of(peer: str, round: int, parent: str) -> RoundWork:
     return RoundWork(plan, plan.steps, number, float(number), grids, captured)
 
 
-def upload(bench: ContributionStore, peer: str, shard: int, plan: RoundPlan) -> None:
+def opened() -> tuple[ContributionStore, RoundPlan]:
+    """A store that holds nothing yet of round 1, which is open."""
+    store, plan = ContributionStore(MANIFEST, {}), plan_of(1, "")
+    store.open_round(plan)
+    return store, plan
+
+
+def hashes_of(done: ShardAverage) -> list[bytes]:
+    return [section.hash for section in done.reduced.result.sections]
+
+
+def upload(store: ContributionStore, peer: str, shard: int, plan: RoundPlan) -> None:
     """Send a contribution through the gate."""
     header, data = pack(MANIFEST, peer, work_of(peer, plan.round, plan.parent), shard, SHARD_BLOCKS[shard])
-    contribution = bench.expect(messages.seal(header))
-    bench.take(contribution.header, contribution.decode(data))
+    store.add(header, store.check(header).decode(data))
 
 
-def average(bench: ContributionStore, plan: RoundPlan, shard: int, peers: Sequence[str], at: Consensus) -> ShardAverage:
-    done = bench.job(plan.round, shard, frozenset(peers), NUMBERS).run(at.bases)
-    bench.keep(done)
+def average(store: ContributionStore, plan: RoundPlan, shard: int, peers: Sequence[str], at: Consensus) -> ShardAverage:
+    done = store.job(plan.round, shard, frozenset(peers), NUMBERS).run(at.bases)
+    store.keep(done)
     return done
 
 
@@ -128,7 +133,7 @@ class Network:
     """Benches that average the shards that they are given, round after round, from the same consensus."""
 
     def __init__(self, count: int) -> None:
-        self.benches = [ContributionStore(MANIFEST, {}) for _ in range(count)]
+        self.stores = [ContributionStore(MANIFEST, {}) for _ in range(count)]
         self.consensus = fresh_consensus(MANIFEST)
         self.round, self.chain = 0, ""
 
@@ -136,28 +141,28 @@ class Network:
         """One round in which shard i is averaged by reducers[i]; None: by nobody."""
         plan = plan_of(self.round + 1, self.chain)
         made: list[ShardAverage | None] = []
-        for bench in self.benches:
-            bench.hear(plan)
+        for store in self.stores:
+            store.open_round(plan)
         for shard, reducer in enumerate(reducers):
             if reducer is None:
                 made.append(None)
                 continue
             for peer in PEERS[:2]:
-                upload(self.benches[reducer], peer, shard, plan)
-            made.append(average(self.benches[reducer], plan, shard, PEERS[:2], self.consensus))
-        results = [ShardResult(void=True) if done is None else done.made.result for done in made]
+                upload(self.stores[reducer], peer, shard, plan)
+            made.append(average(self.stores[reducer], plan, shard, PEERS[:2], self.consensus))
+        results = [ShardResult(void=True) if done is None else done.reduced.result for done in made]
         header = seal(plan, SHARD_BLOCKS, results)
         here = {shard: PEERS[:2] for shard, done in enumerate(made) if done is not None}
         grids = reduced(plan, here, self.consensus, self.outer())[0].grids
         refreshed = self.consensus.apply(plan, grids, Published(header, b"", grids).void)
-        for bench in self.benches:
-            bench.settle(header, refreshed)
+        for store in self.stores:
+            store.advance(header, refreshed)
         self.round, self.chain = plan.round, header.chain.hex()
         return header
 
     def outer(self) -> OuterState:
         """What all of them keep together."""
-        return {block: kept for bench in self.benches for block, kept in bench.outer.items()}
+        return {block: kept for store in self.stores for block, kept in store.outer.items()}
 
 
 # --- a shard's bytes --------------------------------------------------------------------------------------------------
@@ -169,34 +174,33 @@ class Network:
     absent=st.sets(st.tuples(st.sampled_from(PEERS), st.integers(0, SHARDS - 1)), max_size=8),
     owners=st.lists(st.integers(0, 1), min_size=SHARDS, max_size=SHARDS),
 )
-def test_disjoint_benches_make_the_bytes_of_one_reduction_in_whatever_order_work_comes(
+def test_two_stores_with_a_share_of_the_shards_publish_the_bytes_of_one_reduction(
     order: list[tuple[str, int]], absent: set[tuple[str, int]], owners: list[int]
 ) -> None:
-    plan, benches = first_plan(), [ContributionStore(MANIFEST, {}) for _ in range(2)]
+    plan, stores = plan_of(1, ""), [ContributionStore(MANIFEST, {}) for _ in range(2)]
     here: dict[int, list[str]] = {shard: [] for shard in range(SHARDS)}
-    for bench in benches:
-        bench.hear(plan)
+    for store in stores:
+        store.open_round(plan)
     for peer, shard in order:
         if (peer, shard) not in absent:
-            upload(benches[owners[shard]], peer, shard, plan)
+            upload(stores[owners[shard]], peer, shard, plan)
             here[shard].append(peer)
 
-    made = [average(benches[owners[shard]], plan, shard, here[shard], start()) for shard in range(SHARDS)]
+    made = [average(stores[owners[shard]], plan, shard, here[shard], start()) for shard in range(SHARDS)]
 
     wanted, _ = reduced(plan, {shard: sorted(peers) for shard, peers in here.items()}, start(), {})
-    assert seal(plan, SHARD_BLOCKS, [done.made.result for done in made]) == wanted.header
+    assert seal(plan, SHARD_BLOCKS, [done.reduced.result for done in made]) == wanted.header
     assert b"".join(done.frames for done in made) == wanted.data
 
 
 @given(peers=st.sets(st.sampled_from(PEERS), min_size=1))
 @settings(max_examples=15, deadline=None)
-def test_only_those_who_are_asked_for_are_in_the_average(peers: set[str]) -> None:
-    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
-    bench.hear(plan)
+def test_an_average_is_over_the_peers_that_are_asked_for(peers: set[str]) -> None:
+    store, plan = opened()
     for peer in PEERS:
-        upload(bench, peer, 0, plan)
+        upload(store, peer, 0, plan)
 
-    made = average(bench, plan, 0, sorted(peers), start()).made
+    made = average(store, plan, 0, sorted(peers), start()).reduced
 
     order = sorted(peers, key=NUMBERS.__getitem__)
     assert made.result == reduced(plan, {0: order}, start(), {})[0].header.shards[0]
@@ -212,54 +216,47 @@ def test_only_those_who_are_asked_for_are_in_the_average(peers: set[str]) -> Non
 
 
 def test_numbers_give_the_order_of_sums() -> None:
-    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
-    bench.hear(plan)
+    store, plan = opened()
     for peer in PEERS:
-        upload(bench, peer, 0, plan)
+        upload(store, peer, 0, plan)
     backwards = {PEERS[0]: 3, PEERS[1]: 2, PEERS[2]: 1}
-
-    job = bench.job(1, 0, frozenset(PEERS[:3]), backwards)
-
+    job = store.job(1, 0, frozenset(PEERS[:3]), backwards)
     assert [(number, held.header.peer_id) for number, held in job.held] == [
         (1, PEERS[2]),
         (2, PEERS[1]),
         (3, PEERS[0]),
     ]
-    assert job.run(start().bases).made.result.included == tuple(sorted(PEERS[:3]))
+    assert job.run(start().bases).reduced.result.included == tuple(sorted(PEERS[:3]))
 
 
 def test_a_job_is_a_snapshot() -> None:
-    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
-    bench.hear(plan)
-    upload(bench, PEERS[0], 0, plan)
-    job = bench.job(1, 0, frozenset(PEERS[:1]), NUMBERS)
+    store, plan = opened()
+    upload(store, PEERS[0], 0, plan)
+    job = store.job(1, 0, frozenset(PEERS[:1]), NUMBERS)
 
-    upload(bench, PEERS[1], 0, plan)
-    bench.hear(replace(plan, round=2, parent="ab" * 32))
-
-    assert job.run(start().bases).made.result.included == (PEERS[0],)
+    upload(store, PEERS[1], 0, plan)
+    store.open_round(replace(plan, round=2, parent="ab" * 32))
+    assert job.run(start().bases).reduced.result.included == (PEERS[0],)
 
 
 def test_a_shard_is_void_where_work_that_was_counted_is_not_held() -> None:
     """Whether the rest is a quorum is for others to say."""
-    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
-    bench.hear(plan)
-    upload(bench, PEERS[0], 0, plan)
-    upload(bench, PEERS[1], 1, plan)
-
-    assert average(bench, plan, 0, PEERS[:2], start()).made.result == ShardResult(void=True)
-    upload(bench, PEERS[1], 0, plan)
-    assert average(bench, plan, 0, PEERS[:2], start()).made.result.included == tuple(sorted(PEERS[:2]))
-    assert bench.job(1, 0, frozenset(PEERS[:2]), {PEERS[0]: 1}).run(start().bases).made.result.void
+    store, plan = opened()
+    upload(store, PEERS[0], 0, plan)
+    upload(store, PEERS[1], 1, plan)
+    assert average(store, plan, 0, PEERS[:2], start()).reduced.result == ShardResult(void=True)
+    upload(store, PEERS[1], 0, plan)
+    assert average(store, plan, 0, PEERS[:2], start()).reduced.result.included == tuple(sorted(PEERS[:2]))
+    assert store.job(1, 0, frozenset(PEERS[:2]), {PEERS[0]: 1}).run(start().bases).reduced.result.void
 
 
-def test_a_step_that_is_not_finite_makes_its_shard_void_and_keeps_what_was_kept() -> None:
+def test_a_step_that_is_not_finite_makes_its_shard_void_and_keeps_its_momentum() -> None:
     """Each number is a legal float32; the momentum takes them beyond."""
     network = Network(1)
     network.run([0] * SHARDS)
-    bench, before = network.benches[0], packed(network.outer())
+    store, before = network.stores[0], packed(network.outer())
     plan = plan_of(2, network.chain)
-    bench.hear(plan)
+    store.open_round(plan)
     shard = next(
         shard
         for shard, blocks in enumerate(SHARD_BLOCKS)
@@ -271,22 +268,20 @@ def test_a_step_that_is_not_finite_makes_its_shard_void_and_keeps_what_was_kept(
         for slot, grid in work.grids.items()
     }
     header, data = pack(MANIFEST, PEERS[0], replace(work, grids=absurd), shard, SHARD_BLOCKS[shard])
-    contribution = bench.expect(messages.seal(header))
-    bench.take(header, contribution.decode(data))
+    store.add(header, store.check(header).decode(data))
 
-    done = average(bench, plan, shard, PEERS[:1], network.consensus)
-
-    assert done.made.result == ShardResult(void=True)
+    done = average(store, plan, shard, PEERS[:1], network.consensus)
+    assert done.reduced.result == ShardResult(void=True)
     assert done.frames == b""
-    bench.settle(seal(plan, SHARD_BLOCKS, [done.made.result] * SHARDS), {})
-    assert packed(bench.outer) == before
+    store.advance(seal(plan, SHARD_BLOCKS, [done.reduced.result] * SHARDS), {})
+    assert packed(store.outer) == before
 
 
 # --- what is kept between rounds --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reducers", [[0, 0, 0], [0, 1, 0], [2, 1, 0]])
-def test_where_reducers_stay_what_they_keep_goes_on_as_with_one_reduction(reducers: list[int]) -> None:
+def test_momentum_of_reducers_that_keep_their_shards_is_that_of_one_reduction(reducers: list[int]) -> None:
     network, consensus, chain = Network(3), fresh_consensus(MANIFEST), ""
     outer: OuterState = {}
     for round in range(1, 5):
@@ -297,250 +292,225 @@ def test_where_reducers_stay_what_they_keep_goes_on_as_with_one_reduction(reduce
 
         assert network.run(reducers) == wanted.header
         assert packed(network.outer()) == packed(outer)
-    for index, bench in enumerate(network.benches):
+    for index, store in enumerate(network.stores):
         mine = [shard for shard, reducer in enumerate(reducers) if reducer == index]
-        assert packed(bench.outer) == packed(of_shards(outer, mine))
+        assert packed(store.outer) == packed(of_shards(outer, mine))
 
 
-def test_what_is_kept_of_a_shard_is_dropped_once_somebody_else_makes_it() -> None:
+def test_momentum_of_a_shard_is_dropped_once_another_node_reduces_it() -> None:
     network = Network(2)
     network.run([0, 0, 0])
-    assert of_shards(network.benches[0].outer, [1])
-
+    assert of_shards(network.stores[0].outer, [1])
     network.run([0, 1, 0])
 
-    first, second = network.benches
+    first, second = network.stores
     assert not of_shards(first.outer, [1])
     assert of_shards(first.outer, [0])
     assert packed(second.outer) == packed(of_shards(second.outer, [1])) != {}
 
 
-def test_what_is_kept_of_a_void_shard_stays_and_is_turned_with_the_bases_of_others() -> None:
+def test_momentum_of_a_void_shard_stays() -> None:
     network = Network(1)
     network.run([0, 0, 0])
     network.run([0, 0, 0])
-    before = network.benches[0].outer
-
+    before = network.stores[0].outer
     network.run([0, None, 0])
 
-    after = network.benches[0].outer
+    after = network.stores[0].outer
     assert all(after[block] is before[block] for block in of_shards(before, [1]))
     assert packed(of_shards(after, [0])) != packed(of_shards(before, [0]))
 
 
-def test_what_was_averaged_but_not_published_leaves_what_is_kept() -> None:
+def test_an_average_that_was_not_published_changes_no_momentum() -> None:
     """The leader gave this reducer up: the shard is void, and its work stays with its peers."""
     network = Network(1)
     network.run([0, 0, 0])
-    bench, before = network.benches[0], network.benches[0].outer
+    store, before = network.stores[0], network.stores[0].outer
     plan = plan_of(2, network.chain)
-    bench.hear(plan)
-    upload(bench, PEERS[0], 0, plan)
-    assert not average(bench, plan, 0, PEERS[:1], network.consensus).made.result.void
-
-    bench.settle(seal(plan, SHARD_BLOCKS, [ShardResult(void=True)] * SHARDS), {})
-
-    assert all(bench.outer[block] is before[block] for block in before)
+    store.open_round(plan)
+    upload(store, PEERS[0], 0, plan)
+    assert not average(store, plan, 0, PEERS[:1], network.consensus).reduced.result.void
+    store.advance(seal(plan, SHARD_BLOCKS, [ShardResult(void=True)] * SHARDS), {})
+    assert all(store.outer[block] is before[block] for block in before)
 
 
-def test_of_two_averages_of_a_shard_the_published_one_goes_on() -> None:
+def test_of_two_averages_of_a_shard_the_momentum_of_the_published_one_is_kept() -> None:
     """A second leader asked for it over more peers, and the proposal of the first one won."""
-    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
-    bench.hear(plan)
-    upload(bench, PEERS[0], 0, plan)
-    first = average(bench, plan, 0, PEERS[:1], start())
-    upload(bench, PEERS[1], 0, plan)
-    average(bench, plan, 0, PEERS[:2], start())
-    second = average(bench, plan, 0, PEERS[:2], start())
-    assert first.made.result != second.made.result
+    store, plan = opened()
+    upload(store, PEERS[0], 0, plan)
+    first = average(store, plan, 0, PEERS[:1], start())
+    upload(store, PEERS[1], 0, plan)
+    average(store, plan, 0, PEERS[:2], start())
+    second = average(store, plan, 0, PEERS[:2], start())
+    assert first.reduced.result != second.reduced.result
     for done in (first, second):
-        hashes = [section.hash for section in done.made.result.sections]
-        assert bench.frames(1, 0, hashes) == (done.made.result.sections, done.frames)
+        assert store.frames(1, 0, hashes_of(done)) == (done.reduced.result.sections, done.frames)
 
-    bench.settle(seal(plan, SHARD_BLOCKS, [first.made.result, *[ShardResult(void=True)] * (SHARDS - 1)]), {})
-
-    assert packed(bench.outer) == packed(first.outer) != packed(second.outer)
+    store.advance(seal(plan, SHARD_BLOCKS, [first.reduced.result, *[ShardResult(void=True)] * (SHARDS - 1)]), {})
+    assert packed(store.outer) == packed(first.outer) != packed(second.outer)
 
 
 def test_a_round_is_averaged_only_on_the_weights_that_it_starts_from() -> None:
     network = Network(1)
     header = network.run([0, 0, 0])
-    bench = network.benches[0]
-    bench.hear(plan_of(2, "ab" * 32))
+    store = network.stores[0]
+    store.open_round(plan_of(2, "ab" * 32))
     with pytest.raises(RunError, match="other weights"):
-        bench.job(2, 0, frozenset(PEERS), NUMBERS)
+        store.job(2, 0, frozenset(PEERS), NUMBERS)
     with pytest.raises(RunError, match="round 2 is the newest"):
-        bench.job(3, 0, frozenset(PEERS), NUMBERS)
+        store.job(3, 0, frozenset(PEERS), NUMBERS)
 
-    bench.hear(plan_of(2, header.chain.hex()))
+    store.open_round(plan_of(2, header.chain.hex()))
+    store.job(2, 0, frozenset(PEERS), NUMBERS)
 
-    bench.job(2, 0, frozenset(PEERS), NUMBERS)
 
-
-def test_a_downloaded_state_leaves_nothing_of_what_was_kept() -> None:
+def test_a_downloaded_state_drops_all_momentum() -> None:
     network = Network(1)
     network.run([0, 0, 0])
-    bench = network.benches[0]
-
-    bench.restore("ab" * 32)
-
-    assert bench.outer == {}
-    bench.hear(plan_of(9, "ab" * 32))
-    assert bench.job(9, 0, frozenset(PEERS), NUMBERS).outer == {}
+    store = network.stores[0]
+    store.restore("ab" * 32)
+    assert store.outer == {}
+    store.open_round(plan_of(9, "ab" * 32))
+    assert store.job(9, 0, frozenset(PEERS), NUMBERS).outer == {}
 
 
 # --- announcements ----------------------------------------------------------------------------------------------------
 
 
-def made_and_held(bench: ContributionStore, plan: RoundPlan) -> ShardAverage:
+def average_and_contribution(store: ContributionStore, plan: RoundPlan) -> ShardAverage:
     """Both an average of shard 0 and a contribution to shard 1."""
-    bench.hear(plan)
-    upload(bench, PEERS[0], 0, plan)
-    upload(bench, PEERS[0], 1, plan)
-    return average(bench, plan, 0, PEERS[:1], start())
+    store.open_round(plan)
+    upload(store, PEERS[0], 0, plan)
+    upload(store, PEERS[0], 1, plan)
+    return average(store, plan, 0, PEERS[:1], start())
 
 
 @pytest.mark.parametrize("rate", [1.0, 1.0 + 1e-15])
 def test_a_round_announced_again_keeps_what_is_held(rate: float) -> None:
     """Two leaders' cosines may differ in the last bit: what was sent counts for both."""
-    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
-    done = made_and_held(bench, plan)
+    store, plan = ContributionStore(MANIFEST, {}), plan_of(1, "")
+    done = average_and_contribution(store, plan)
     again = replace(plan, lr_first=plan.lr_first * rate)
-
-    bench.hear(again)
-
-    assert bench.plan(1) == again
-    assert bench.frames(1, 0, [section.hash for section in done.made.result.sections]) is not None
-    assert average(bench, again, 1, PEERS[:1], start()).made.result.included == PEERS[:1]
+    store.open_round(again)
+    assert store.frames(1, 0, hashes_of(done)) is not None
+    assert average(store, again, 1, PEERS[:1], start()).reduced.result.included == PEERS[:1]
 
 
 @pytest.mark.parametrize("change", ["parent", "due"])
 def test_a_round_announced_otherwise_drops_what_was_held(change: str) -> None:
-    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
-    done = made_and_held(bench, plan)
+    store, plan = ContributionStore(MANIFEST, {}), plan_of(1, "")
+    done = average_and_contribution(store, plan)
     late, data = pack(MANIFEST, PEERS[1], work_of(PEERS[1], 1, ""), 1, SHARD_BLOCKS[1])
-    grids = bench.expect(messages.seal(late)).decode(data)
-    under_way = bench.job(1, 1, frozenset(PEERS[:1]), NUMBERS)
+    grids = store.check(late).decode(data)
+    under_way = store.job(1, 1, frozenset(PEERS[:1]), NUMBERS)
     due = replace(plan.due, aim=frozenset(), tangent=frozenset())
     other = replace(plan, parent="ab" * 32) if change == "parent" else replace(plan, due=due)
-
-    bench.hear(other)
-    bench.take(late, grids)  # it was announced otherwise while its bytes came
-    made = bench.keep(under_way.run(start().bases))
-
-    assert bench.plan(1) == other
+    store.open_round(other)
+    store.add(late, grids)  # it was announced otherwise while its bytes came
+    made = store.keep(under_way.run(start().bases))
     assert made.result.included == PEERS[:1]
-    for shard, result in ((0, done.made.result), (1, made.result)):
-        assert bench.frames(1, shard, [section.hash for section in result.sections]) is None
+    for shard, result in ((0, done.reduced.result), (1, made.result)):
+        assert store.frames(1, shard, [section.hash for section in result.sections]) is None
     if change == "parent":
-        bench.restore("ab" * 32)
+        store.restore("ab" * 32)
     for peer in PEERS[:2]:
-        assert average(bench, other, 1, [peer], start()).made.result.void
-    bench.settle(seal(plan, SHARD_BLOCKS, [done.made.result] * SHARDS), {})
-    assert bench.outer == {}
+        assert average(store, other, 1, [peer], start()).reduced.result.void
+    store.advance(seal(plan, SHARD_BLOCKS, [done.reduced.result] * SHARDS), {})
+    assert store.outer == {}
 
 
 def test_an_older_announcement_changes_nothing() -> None:
-    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
+    store, plan = ContributionStore(MANIFEST, {}), plan_of(1, "")
     newer = plan_of(2, "ab" * 32)
-    bench.hear(plan)
-    bench.hear(newer)
-    upload(bench, PEERS[0], 0, newer)
+    store.open_round(plan)
+    store.open_round(newer)
+    upload(store, PEERS[0], 0, newer)
+    store.open_round(replace(plan, steps=1))
 
-    bench.hear(replace(plan, steps=1))
-
-    assert (bench.plan(1), bench.plan(2)) == (plan, newer)
-    bench.restore("ab" * 32)
-    assert average(bench, newer, 0, PEERS[:1], start()).made.result.included == PEERS[:1]
+    store.restore("ab" * 32)
+    assert average(store, newer, 0, PEERS[:1], start()).reduced.result.included == PEERS[:1]
 
 
 # --- what is refused, and what is forgotten ---------------------------------------------------------------------------
 
 
-def envelope(plan: RoundPlan, shard: int = 0, **changes: object) -> pb.Envelope:
+def contribution(plan: RoundPlan, shard: int = 0, **changes: object) -> ContributionHeader:
     header, _ = pack(MANIFEST, PEERS[0], work_of(PEERS[0], plan.round, plan.parent), 0, SHARD_BLOCKS[0])
-    return messages.seal(replace(header, shard=shard, **changes))  # type: ignore[arg-type]
+    return replace(header, shard=shard, **changes)  # type: ignore[arg-type]
 
 
 def test_contributions_that_do_not_belong_to_the_open_round_are_refused() -> None:
-    bench, parent = ContributionStore(MANIFEST, {}), "ab" * 32
+    store, parent = ContributionStore(MANIFEST, {}), "ab" * 32
     plans = [plan_of(round, parent if round > 1 else "") for round in range(1, 5)]
     with pytest.raises(PeerError, match="no round is open here"):
-        bench.expect(envelope(plans[0]))
-    bench.hear(plans[1])
-    bench.hear(plans[2])
+        store.check(contribution(plans[0]))
+    store.open_round(plans[1])
+    store.open_round(plans[2])
     refused = {
-        "round": [envelope(plan) for plan in (plans[0], plans[1], plans[3])],
-        "parent": [envelope(plans[2], parent=b"\xcd" * 32)],
-        "shard": [envelope(plans[2], shard=SHARDS)],
-        "manifest": [envelope(plans[2], manifest_digest=b"\xcd" * 32)],
-        "steps": [envelope(plans[2], steps=plans[2].steps + 1)],
-        "sections": [envelope(plans[2], sections=())],
+        "round": [contribution(plan) for plan in (plans[0], plans[1], plans[3])],
+        "parent": [contribution(plans[2], parent=b"\xcd" * 32)],
+        "shard": [contribution(plans[2], shard=SHARDS)],
+        "manifest": [contribution(plans[2], manifest_digest=b"\xcd" * 32)],
+        "steps": [contribution(plans[2], steps=plans[2].steps + 1)],
+        "sections": [contribution(plans[2], sections=())],
     }
-    for reason, envelopes in refused.items():
-        for one in envelopes:
+    for reason, headers in refused.items():
+        for one in headers:
             with pytest.raises(PeerError) as caught:
-                bench.expect(one)
+                store.check(one)
             assert caught.value.reason == reason
-    bench.expect(envelope(plans[2]))
+    store.check(contribution(plans[2]))
 
 
 def test_contributions_are_forgotten_with_the_next_round_and_averages_with_the_one_after_it() -> None:
     network = Network(1)
-    bench, known, averages = network.benches[0], list[list[weakref.ref[torch.Tensor]]](), list[ShardAverage]()
+    store, known, averages = network.stores[0], list[list[weakref.ref[torch.Tensor]]](), list[ShardAverage]()
     for round in range(1, 6):
-        plan = plan_of(round, bench.chain)
-        bench.hear(plan)
+        plan = plan_of(round, store.chain)
+        store.open_round(plan)
         assert not any(tensor() is not None for tensors in known for tensor in tensors)
-        assert [bench.plan(old) is not None for old in range(1, round + 1)] == [
-            old >= round - 1 for old in range(1, round + 1)
-        ]
-        header, data = pack(MANIFEST, PEERS[0], work_of(PEERS[0], round, bench.chain), 0, SHARD_BLOCKS[0])
-        grids = bench.expect(messages.seal(header)).decode(data)
+        header, data = pack(MANIFEST, PEERS[0], work_of(PEERS[0], round, store.chain), 0, SHARD_BLOCKS[0])
+        grids = store.check(header).decode(data)
         known.append([weakref.ref(grid.values) for grid in grids.values()])
-        bench.take(header, grids)
+        store.add(header, grids)
         del grids
         assert all(tensor() is not None for tensor in known[-1])
-        averages.append(average(bench, plan, 0, PEERS[:1], network.consensus))
+        averages.append(average(store, plan, 0, PEERS[:1], network.consensus))
         for old, done in enumerate(averages, 1):
-            found = bench.frames(old, 0, [section.hash for section in done.made.result.sections])
+            found = store.frames(old, 0, hashes_of(done))
             assert (found is not None) == (old >= round - 1)
-        bench.restore(seal(plan, SHARD_BLOCKS, [done.made.result] * SHARDS).chain.hex())
+        store.restore(seal(plan, SHARD_BLOCKS, [done.reduced.result] * SHARDS).chain.hex())
 
 
-def test_no_more_peers_contribute_than_can_take_part() -> None:
-    bench, plan = ContributionStore(MANIFEST, {}, most_peers=2), first_plan()
-    bench.hear(plan)
-    upload(bench, PEERS[0], 0, plan)
-    upload(bench, PEERS[1], 0, plan)
+def test_no_more_peers_contribute_than_can_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contribution_store, "MAX_PEERS", 2)
+    store, plan = opened()
+    upload(store, PEERS[0], 0, plan)
+    upload(store, PEERS[1], 0, plan)
 
     with pytest.raises(PeerError, match="2 peers contribute") as caught:
-        upload(bench, PEERS[2], 0, plan)
-
+        upload(store, PEERS[2], 0, plan)
     assert caught.value.reason == "peer"
-    upload(bench, PEERS[1], 1, plan)
+    upload(store, PEERS[1], 1, plan)
 
 
 def test_no_more_than_two_averages_of_a_shard_are_kept() -> None:
-    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
-    bench.hear(plan)
+    store, plan = opened()
     averages = []
     for count, peer in enumerate(PEERS[:3], 1):
-        upload(bench, peer, 0, plan)
-        averages.append(average(bench, plan, 0, PEERS[:count], start()))
+        upload(store, peer, 0, plan)
+        averages.append(average(store, plan, 0, PEERS[:count], start()))
 
-    found = [bench.frames(1, 0, [section.hash for section in done.made.result.sections]) for done in averages]
-
+    found = [store.frames(1, 0, hashes_of(done)) for done in averages]
     assert [frames is not None for frames in found] == [False, True, True]
 
 
-def test_nobody_fetches_what_was_not_made() -> None:
-    bench, plan = ContributionStore(MANIFEST, {}), first_plan()
-    done = made_and_held(bench, plan)
-    hashes = [section.hash for section in done.made.result.sections]
-    assert average(bench, plan, 2, PEERS[:1], start()).made.result.void
-
-    assert bench.frames(1, 0, hashes) == (done.made.result.sections, done.frames)
+def test_only_averages_that_were_computed_here_are_given() -> None:
+    store, plan = ContributionStore(MANIFEST, {}), plan_of(1, "")
+    done = average_and_contribution(store, plan)
+    hashes = hashes_of(done)
+    assert average(store, plan, 2, PEERS[:1], start()).reduced.result.void
+    assert store.frames(1, 0, hashes) == (done.reduced.result.sections, done.frames)
     for round, shard, asked in (
         (1, 0, []),
         (1, 2, []),
@@ -549,4 +519,4 @@ def test_nobody_fetches_what_was_not_made() -> None:
         (2, 0, hashes),
         (1, 0, [b"0" * 32]),
     ):
-        assert bench.frames(round, shard, asked) is None
+        assert store.frames(round, shard, asked) is None

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -12,11 +13,10 @@ from tests.swarm_rig import TEXT, Swarm, run_swarm, tiny_config
 from tsr_swarm.config.run import DataConfig, RunConfig
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.node import data_leases, workspace
+from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.train.corpus import Warn
 from tsr_swarm.train.trainer import Trainer
-
-LISTEN = "127.0.0.1:0"
 
 
 def small_config(folder: Path, parts: int, rounds: int, min_peers: int = 3, **changes: dict[str, object]) -> RunConfig:
@@ -42,13 +42,20 @@ def assert_never_falls(events: list[ev.DataCovered]) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     """The parts that each peer trained on, by the name of its folder, in order."""
     seen: dict[str, list[int]] = {}
-    train = Trainer.train
+    workspaces: list[tuple[Workspace, str]] = []
+    init, train = Workspace.__init__, Trainer.train
+
+    def remember(self: Workspace, *of: Any) -> None:
+        init(self, *of)
+        workspaces.append((self, of[4].name))
 
     def watch(self: Trainer, plan, should_stop, on_step):  # type: ignore[no-untyped-def]
-        owner = self._batches.__self__  # type: ignore[attr-defined]
-        seen.setdefault(owner._folder.name, []).append(owner._part)
+        for each, name in workspaces:
+            if each.consensus is self.consensus:
+                seen.setdefault(name, []).append(each.part)
         return train(self, plan, should_stop, on_step)
 
+    monkeypatch.setattr(Workspace, "__init__", remember)
     monkeypatch.setattr(Trainer, "train", watch)
     return seen
 
@@ -109,14 +116,12 @@ async def test_a_lost_peers_part_passes_on(tmp_path: Path, reads: dict[str, list
 
 async def test_the_next_leader_knows_what_is_done_and_who_has_what(tmp_path: Path, reads: dict[str, list[int]]) -> None:
     def kill(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.DataCovered) and event.done >= 2 and swarm.coordinator is not None:
+        if isinstance(event, ev.DataCovered) and event.done >= 2:
             asyncio.get_running_loop().call_later(0.5, swarm.coordinator.stop.terminate)
             swarm.on_event = lambda swarm, event: None
 
     swarm = Swarm(tmp_path, small_config(tmp_path, parts=8, rounds=20), on_event=kill)
-    await swarm.start_coordinator()
-    for number in (1, 2, 3):
-        swarm.start_peer(number, listen=LISTEN)
+    await swarm.start(3, listening=3)
     await swarm.finish()
     before = covered(swarm.events)
     after = [event for member in swarm.peers.values() for event in covered(member.events)]
@@ -142,7 +147,7 @@ async def test_a_resumed_run_goes_on_with_what_was_done(tmp_path: Path) -> None:
     assert any((event.epoch, event.done) == (1, 8) for event in covered(swarm.events))
 
 
-async def test_who_has_data_of_its_own_borrows_none(tmp_path: Path, reads: dict[str, list[int]]) -> None:
+async def test_a_peer_with_data_of_its_own_borrows_none(tmp_path: Path, reads: dict[str, list[int]]) -> None:
     """Its number's part is left to the others."""
     swarm = Swarm(tmp_path, small_config(tmp_path, parts=2, rounds=14, min_peers=2))
     await swarm.start_coordinator()

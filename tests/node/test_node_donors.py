@@ -41,7 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[pb.FetchStateRequest | pb.Fet
         original = getattr(NodeService, name)
 
         async def answer(self: NodeService, request: Any, caller: Caller, original: Any = original) -> Any:
-            if self._at.node.me == self._at.node.first:
+            if self.context.me == self.context.first:
                 seen.append(request)
             return await original(self, request, caller)
 

@@ -204,7 +204,7 @@ class Network:
                     addresses.append(f"127.0.0.1:{await alive.enter_async_context(server)}")
                     if node is not None:
                         stack.push_async_exit(alive.pop_all())
-                book.hear(peer_id, addresses[-1])
+                book.update(peer_id, addresses[-1])
             pool = await stack.enter_async_context(ClientPool(book, ledger, KernelBytes([])))
             sources = Donors(pool, events.append)
             log = RoundLog(mine / "published", 1 << 24)
@@ -776,7 +776,7 @@ async def test_one_address_under_two_names_is_asked_once_and_an_invalid_one_neve
         book = AddressBook(ME)
         host, port = rig.addresses[0].split(":")
         for number, address in enumerate([f"{host}:{port}", f"{host}:0{port}", "192.0.2.1:0", "[::2]:1"], 1):
-            book.hear(f"{number:032x}", address)
+            book.update(f"{number:032x}", address)
         async with ClientPool(book, ByteCounter(), KernelBytes([])) as pool:
             sources = Donors(pool, rig.events.append)
             clients = await sources.clients([f"{number:032x}" for number in range(6)])

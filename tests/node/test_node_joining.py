@@ -1,16 +1,13 @@
 """Before a peer is known to anybody: whom it waits for, and what it finds out about itself."""
 
 import asyncio
-import os
 import socket
 from pathlib import Path
 
 import pytest
 
 from tests.swarm_rig import DEADLINE_SECONDS, Member, Swarm, tiny_config
-from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError, RefusedError, RunError, SwarmError
-from tsr_swarm.node.shared_data import absolute_source, advise_organiser
 from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.telemetry.events import Left, PeerJoined, PeerLeft, StateReceived, Warned
 
@@ -53,7 +50,7 @@ async def test_a_peer_that_waits_can_be_asked_to_leave(tmp_path: Path) -> None:
 async def test_a_coordinator_that_refuses_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     await swarm.start_coordinator()
-    monkeypatch.setattr("tsr_swarm.node.handshake.PROTOCOL_VERSION", 999)
+    monkeypatch.setattr("tsr_swarm.node.calls.PROTOCOL_VERSION", 999)
     peer = swarm.start_peer(1, wait=1e6)
     assert isinstance(await failure_of(peer), RefusedError)
     assert not peer.events
@@ -61,7 +58,6 @@ async def test_a_coordinator_that_refuses_is_not_asked_again(tmp_path: Path, mon
 
 
 async def end(swarm: Swarm) -> None:
-    assert swarm.coordinator is not None
     swarm.coordinator.stop.terminate()
     await asyncio.wait_for(swarm.coordinator.task, DEADLINE_SECONDS)
 
@@ -94,7 +90,7 @@ async def test_text_of_its_own_that_is_too_short_is_refused_before_it_joins(tmp_
     assert "fewer than the 17 of one sequence" in failure
 
 
-async def test_an_organisers_path_that_is_not_here_is_said_before_it_joins(tmp_path: Path) -> None:
+async def test_an_organisers_path_that_does_not_exist_here_is_refused_before_it_joins(tmp_path: Path) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     await swarm.start_coordinator()
     (tmp_path / "text").rename(tmp_path / "elsewhere")
@@ -123,7 +119,7 @@ async def test_a_checkpoint_of_another_run_is_refused_before_it_joins(tmp_path: 
     assert "is of another run" in await refused(second, second.start_peer(1, resume=True))
 
 
-async def test_a_port_that_is_taken_is_said_before_anybody_is_called(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_refused_before_anybody_is_called(tmp_path: Path) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken = f"127.0.0.1:{server.getsockname()[1]}"
@@ -134,10 +130,10 @@ async def test_a_port_that_is_taken_is_said_before_anybody_is_called(tmp_path: P
 async def test_a_peer_that_fails_after_it_has_joined_says_goodbye(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(workshop: Workspace, consensus: object) -> None:
+    def fail(workspace: Workspace, consensus: object) -> None:
         raise RunError("There is no room for the model.")
 
-    monkeypatch.setattr(Workspace, "trainer", fail)
+    monkeypatch.setattr(Workspace, "replace", fail)
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     await swarm.start_coordinator()
     peer = swarm.start_peer(1)
@@ -150,27 +146,6 @@ async def test_a_peer_that_fails_after_it_has_joined_says_goodbye(
     assert not [event for event in peer.events if isinstance(event, StateReceived)]
 
 
-@pytest.mark.parametrize(
-    ("source", "listen", "says"),
-    [
-        ("stdlib", "0.0.0.0:1", None),
-        ("/srv/text", "127.0.0.1:1", None),
-        ("text", "127.0.0.1:1", "data.source = 'text' is relative"),
-        ("/srv/text", "0.0.0.0:1", "data.source = '/srv/text' is a path and no text is sent"),
-        (("/srv/a", "b"), "[::1]:1", "data.source = '/srv/a', 'b' is relative"),
-        (("/srv/a", "/srv/b"), "swarm.example.org:1", "'/srv/a', '/srv/b' is a path"),
-    ],
-)
-def test_an_organiser_is_told_where_volunteers_will_not_find_the_data(
-    source: str | tuple[str, ...], listen: str, says: str | None
-) -> None:
-    advice = advise_organiser(DataConfig(source=source), listen)
-    assert (advice is None) == (says is None)
-    if advice is not None and says is not None:
-        assert says in advice
-        assert "--data PATH" in advice
-
-
 async def test_a_coordinator_whose_data_others_may_not_find_says_so_at_its_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,11 +155,3 @@ async def test_a_coordinator_whose_data_others_may_not_find_says_so_at_its_start
     await swarm.start_coordinator()
     await swarm.until(lambda: any("data.source = 'text'" in event.message for event in swarm.of(Warned)))
     await end(swarm)
-
-
-def test_a_source_is_made_absolute_unless_it_is_no_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/ann")
-    assert absolute_source("stdlib") == "stdlib"
-    assert absolute_source("text") == os.path.join(tmp_path, "text")
-    assert absolute_source(("~/text", "/b")) == ("/home/ann/text", "/b")

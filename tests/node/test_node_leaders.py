@@ -1,19 +1,17 @@
 """Whole swarms whose leader goes: the rounds go on, or the run waits and says so, and all weights stay the same."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.swarm_rig import Kind, Member, Swarm, tiny_config
-from tsr_swarm.config.run import RunConfig
-from tsr_swarm.node import coordinator, volunteer
+from tests.swarm_rig import LISTEN, Kind, Member, Swarm, kill_coordinator, stop_all, tiny_config
+from tsr_swarm.node import coordinator, peer
 from tsr_swarm.node.events import log_relay
 from tsr_swarm.rounds import follower, leader, raft
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.recording import read_recording
-
-LISTEN = "127.0.0.1:0"
 
 
 @pytest.fixture(autouse=True)
@@ -26,24 +24,19 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (leader, "SETTLE_SECONDS"),
         (log_relay, "PACE_SECONDS"),
         (coordinator, "LINGER_SECONDS"),
-        (volunteer, "LINGER_SECONDS"),
+        (peer, "LINGER_SECONDS"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name) / 4)
 
 
-def sharded(folder: Path, rounds: int, min_peers: int) -> RunConfig:
-    """A round waits for everybody: nobody's work is left out because a machine was busy."""
-    return tiny_config(
-        folder, run={"rounds": rounds, "min_peers": min_peers}, round={"floor_seconds": 30.0, "shards": 3}
-    )
+async def started(folder: Path, rounds: int, dialable: int, client_only: int, *faults: Callable[..., None]) -> Swarm:
+    """Peers are numbered from 1: those that can be dialled, then those that cannot.
 
-
-async def started(swarm: Swarm, dialable: int, client_only: int) -> Swarm:
-    """Numbered from 1: those that can be dialled, then those that cannot."""
-    await swarm.start_coordinator()
-    for number in range(1, dialable + client_only + 1):
-        swarm.start_peer(number, listen=LISTEN if number <= dialable else None)
-    return swarm
+    A round waits for everybody: nobody's work is left out because a machine was busy.
+    """
+    peers = dialable + client_only
+    run, limits = {"rounds": rounds, "min_peers": peers}, {"floor_seconds": 30.0, "shards": 3}
+    return await Swarm(folder, tiny_config(folder, run=run, round=limits), *faults).start(peers, listening=dialable)
 
 
 async def ended(swarm: Swarm, *gone: Member) -> None:
@@ -85,20 +78,19 @@ def check(swarm: Swarm, rounds: int, *whole: int, void: int = 0) -> None:
         assert sum(not event.included for event in mine) <= void
 
 
-def in_phase(event: ev.Event, round: int, phase: str) -> bool:
+def is_in(event: ev.Event, round: int, phase: str) -> bool:
     return isinstance(event, ev.PhaseChanged) and (event.round, event.phase) == (round, phase)
+
+
+def in_phase(round: int, phase: str, act: Callable[[Swarm], object]) -> Callable[[Swarm, ev.Event], None]:
+    """A fault: what to do when the leader says that a round is in this phase."""
+    return lambda swarm, event: act(swarm) if is_in(event, round, phase) else None
 
 
 @pytest.mark.parametrize("phase", ["train", "exchange", "commit", "apply"])
 async def test_the_coordinator_dies_in_any_phase_and_a_volunteer_leads_on(tmp_path: Path, phase: str) -> None:
     """Nobody has to do anything, and no more than the open round is lost."""
-
-    def die(swarm: Swarm, event: ev.Event) -> None:
-        if in_phase(event, 3, phase) and swarm.coordinator is not None:
-            swarm.coordinator.stop.terminate()
-
-    swarm = await started(Swarm(tmp_path, sharded(tmp_path, rounds=6, min_peers=4), die), dialable=3, client_only=1)
-    assert swarm.coordinator is not None
+    swarm = await started(tmp_path, 6, 3, 1, in_phase(3, phase, kill_coordinator))
     await ended(swarm, swarm.coordinator)
     assert max(event.round for event in swarm.closed()) <= 3
     check(swarm, 6, 1, 2, 3, 4, void=1)
@@ -111,13 +103,7 @@ async def test_the_coordinator_dies_in_any_phase_and_a_volunteer_leads_on(tmp_pa
 
 async def test_with_too_few_voters_the_run_says_that_it_waits_and_goes_on_with_its_coordinator(tmp_path: Path) -> None:
     """One that can be dialled makes no majority of its own: it might be cut off, and others lead."""
-
-    def die(swarm: Swarm, event: ev.Event) -> None:
-        if in_phase(event, 3, "train") and swarm.coordinator is not None:
-            swarm.coordinator.stop.terminate()
-
-    swarm = await started(Swarm(tmp_path, sharded(tmp_path, rounds=5, min_peers=3), die), dialable=1, client_only=2)
-    assert swarm.coordinator is not None
+    swarm = await started(tmp_path, 5, 1, 2, in_phase(3, "train", kill_coordinator))
     safe = [event.is_safe for event in swarm.events if isinstance(event, ev.LeaderChanged)]
     await asyncio.wait({swarm.coordinator.task})
 
@@ -127,8 +113,7 @@ async def test_with_too_few_voters_the_run_says_that_it_waits_and_goes_on_with_i
     await swarm.until(all_say_so)
     assert not any(safe), "people were told beforehand"
     assert not any(applied(member)[-1].round > 3 for member in swarm.peers.values())
-    swarm.on_event = lambda swarm, event: None
-    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.resume_coordinator()
     await swarm.finish()
     assert leaders_after(swarm, Member(swarm.coordinator.stop, swarm.coordinator.task, [])) == {"coordinator"}
     check(swarm, 5, 1, 2, 3)
@@ -138,31 +123,21 @@ async def test_a_coordinator_that_comes_back_follows_and_tells_of_the_rounds_tha
     """It dies in round 3 of a run without end, and comes back, elsewhere, when round 5 has closed under a volunteer."""
     back: list[asyncio.Task[None]] = []
 
-    def die(swarm: Swarm, event: ev.Event) -> None:
-        if in_phase(event, 3, "train") and swarm.coordinator is not None:
-            swarm.coordinator.stop.terminate()
-
     def come_back(swarm: Swarm, number: int, event: ev.Event) -> None:
         if isinstance(event, ev.RoundClosed) and event.round == 5 and not back:
             swarm.on_event = lambda swarm, event: None
             back.append(asyncio.create_task(swarm.start_coordinator(resume=True)))
 
-    swarm = Swarm(tmp_path, sharded(tmp_path, rounds=0, min_peers=4), die, come_back)
-    await started(swarm, dialable=3, client_only=1)
+    swarm = await started(tmp_path, 0, 3, 1, in_phase(3, "train", kill_coordinator), come_back)
     first = swarm.coordinator
-    assert first is not None
     await swarm.until(lambda: bool(back) and back[0].done())
-    second = swarm.coordinator
-    assert second is not None
-    assert second is not first
+    assert swarm.coordinator is not first
 
     def is_up_to_date() -> bool:
         return any(isinstance(event, ev.RoundClosed) and event.round > 6 for event in swarm.events)
 
     await swarm.until(is_up_to_date)
-    for member in swarm.members:
-        member.stop.terminate()
-    await swarm.finish()
+    await swarm.end()
     digests = swarm.digests()
     assert sorted(digests) == list(range(1, max(digests) + 1))
     assert all(len(seen) == 1 for seen in digests.values())
@@ -177,18 +152,12 @@ async def test_a_volunteer_that_leads_dies_too(tmp_path: Path) -> None:
     """The coordinator in round 3, then the leader after it in round 5."""
     dead: list[Member] = []
 
-    def die(swarm: Swarm, event: ev.Event) -> None:
-        if in_phase(event, 3, "exchange") and swarm.coordinator is not None:
-            swarm.coordinator.stop.terminate()
-
     def die_too(swarm: Swarm, number: int, event: ev.Event) -> None:
-        if in_phase(event, 5, "exchange") and not dead:
+        if is_in(event, 5, "exchange") and not dead:
             dead.append(swarm.peers.pop(number))
             dead[0].stop.terminate()
 
-    swarm = Swarm(tmp_path, sharded(tmp_path, rounds=7, min_peers=6), die, die_too)
-    await started(swarm, dialable=5, client_only=1)
-    assert swarm.coordinator is not None
+    swarm = await started(tmp_path, 7, 5, 1, in_phase(3, "exchange", kill_coordinator), die_too)
     await swarm.until(lambda: bool(dead))
     await ended(swarm, swarm.coordinator, *dead)
     check(swarm, 7, *swarm.peers, void=2)
@@ -200,18 +169,12 @@ async def test_a_volunteer_that_leads_and_is_asked_to_stop_finishes_its_round(tm
     """Nobody is sent home, and no round is void for it."""
     asked: list[Member] = []
 
-    def die(swarm: Swarm, event: ev.Event) -> None:
-        if in_phase(event, 3, "train") and swarm.coordinator is not None:
-            swarm.coordinator.stop.terminate()
-
     def leave(swarm: Swarm, number: int, event: ev.Event) -> None:
-        if in_phase(event, 5, "train") and not asked:
+        if is_in(event, 5, "train") and not asked:
             asked.append(swarm.peers.pop(number))
             asked[0].stop.request()
 
-    swarm = Swarm(tmp_path, sharded(tmp_path, rounds=7, min_peers=5), die, leave)
-    await started(swarm, dialable=4, client_only=1)
-    assert swarm.coordinator is not None
+    swarm = await started(tmp_path, 7, 4, 1, in_phase(3, "train", kill_coordinator), leave)
     await swarm.until(lambda: bool(asked))
     await ended(swarm, swarm.coordinator, *asked)
     assert applied(asked[0])[-1].round == 5
@@ -221,17 +184,10 @@ async def test_a_volunteer_that_leads_and_is_asked_to_stop_finishes_its_round(tm
     assert leaders_after(swarm, asked[0])
 
 
-async def test_a_swarm_of_which_every_process_was_stopped_goes_on_with_its_history(tmp_path: Path) -> None:
+async def test_a_swarm_whose_processes_were_all_stopped_goes_on_with_its_history(tmp_path: Path) -> None:
     """At once, in the middle of round 3; all come back elsewhere."""
 
-    def stop_all(swarm: Swarm, event: ev.Event) -> None:
-        if in_phase(event, 3, "exchange"):
-            for member in swarm.members:
-                member.stop.terminate()
-
-    before = await started(
-        Swarm(tmp_path, sharded(tmp_path, rounds=6, min_peers=4), stop_all), dialable=3, client_only=1
-    )
+    before = await started(tmp_path, 6, 3, 1, in_phase(3, "exchange", stop_all))
     await before.finish()
     history = before.digests()
     assert max(history) in (2, 3)
@@ -251,17 +207,11 @@ async def test_a_swarm_of_which_every_process_was_stopped_goes_on_with_its_histo
 async def test_a_new_peer_joins_through_a_volunteer_while_the_coordinator_is_gone(tmp_path: Path) -> None:
     """It has been told of nobody but one volunteer, which need not lead."""
 
-    def die(swarm: Swarm, event: ev.Event) -> None:
-        if in_phase(event, 3, "train") and swarm.coordinator is not None:
-            swarm.coordinator.stop.terminate()
-
     def come(swarm: Swarm, number: int, event: ev.Event) -> None:
         if isinstance(event, ev.RoundOpened) and event.round == 5 and 5 not in swarm.peers:
             swarm.start_peer(5, at=address_of(swarm, 1))
 
-    swarm = Swarm(tmp_path, sharded(tmp_path, rounds=12, min_peers=4), die, come)
-    await started(swarm, dialable=3, client_only=1)
-    assert swarm.coordinator is not None
+    swarm = await started(tmp_path, 12, 3, 1, in_phase(3, "train", kill_coordinator), come)
     await ended(swarm, swarm.coordinator)
     check(swarm, 12, 1, 2, 3, 4, void=1)
     newcomer = swarm.peers[5]

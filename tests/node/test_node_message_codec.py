@@ -15,7 +15,6 @@ from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.sketch import Captured
-from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.message_codec import (
     DecodedMessage,
     Rosters,
@@ -31,12 +30,11 @@ from tsr_swarm.node.message_codec import (
     news_to_proto,
     poll_from_proto,
     poll_to_proto,
-    record_from_proto,
-    record_to_proto,
     redirect_from_proto,
     redirect_to_proto,
     tell_to_proto,
 )
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.leases import Coverage, Lease
@@ -187,14 +185,8 @@ def refusal_of(call: Any, *arguments: Any) -> str:
 
 
 @settings(deadline=None)
-@given(record=records())
-def test_a_record_comes_back_as_it_was(record: RoundRecord) -> None:
-    assert record_from_proto(record_to_proto(record)) == record
-
-
-@settings(deadline=None)
 @given(message=votes | replies | beats | answers | goodbyes)
-def test_what_voters_tell_each_other_comes_back_as_it_was(message: Any) -> None:
+def test_messages_between_voters_come_back_as_they_were(message: Any) -> None:
     assert decode_message(sent(tell_to_proto(message)), MANIFEST, known(ALONE)) == DecodedMessage(message)
 
 
@@ -212,13 +204,13 @@ def test_a_close_comes_back_with_all_whom_it_admits(close: tuple[pt.Close, Membe
 def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, ReducedShard, Members | None]) -> None:
     message, made, members = done
     request = sent(done_to_proto(message, made, members))
-    assert decode_message(request, MANIFEST, known(members)) == DecodedMessage(message, made=made)
+    assert decode_message(request, MANIFEST, known(members)) == DecodedMessage(message, reduced=made)
     assert len(request.shard_done.result.absent) <= 3, "a bit a peer"
 
 
 @settings(deadline=None)
 @given(close=closes(), done=shards_done())
-def test_of_whom_it_is_said_must_be_known(
+def test_a_message_with_an_unknown_list_of_peers_names_its_hash(
     close: tuple[pt.Close, Members], done: tuple[pt.ShardDone, ReducedShard, Members | None]
 ) -> None:
     for request, members in ((close_to_proto(*close), close[1]), (done_to_proto(*done), done[2])):
@@ -253,7 +245,7 @@ def test_a_redirect_comes_back_as_it_was(redirect: pt.Redirect) -> None:
 # --- what is left out -------------------------------------------------------------------------------------------------
 
 
-def test_a_reason_of_any_length_arrives() -> None:
+def test_a_long_reason_is_cut() -> None:
     reply = cl.VoteReply(3, 2, False, False, "x" * 1000)
     assert decode_message(sent(tell_to_proto(reply)), MANIFEST, known(ALONE)).message == cl.VoteReply(
         3, 2, False, False, "x" * 160
@@ -304,7 +296,7 @@ def with_sections(*sections: pb.Section) -> pb.ShardResult:
     ],
 )
 def test_a_shard_out_of_bounds_is_refused_by_field(reason: str, changes: dict[str, Any]) -> None:
-    assert decode_message(done(), MANIFEST, known(ALONE)).made is not None
+    assert decode_message(done(), MANIFEST, known(ALONE)).reduced is not None
     assert refusal_of(decode_message, done(**changes), MANIFEST, known(ALONE)) == reason
 
 
@@ -322,7 +314,7 @@ def test_a_close_out_of_bounds_is_refused_by_field(reason: str, close: pb.Close)
     assert refusal_of(decode_message, sent(pb.TellRequest(close=close)), MANIFEST, known(ALONE)) == reason
 
 
-def test_who_tells_must_say_who_it_is() -> None:
+def test_a_message_without_a_sender_is_refused() -> None:
     request = pb.TellRequest(manifest_digest=DIGEST, goodbye=pb.Goodbye())
     assert refusal_of(decode_message, request, MANIFEST, known(ALONE)) == "sender"
 
@@ -357,9 +349,8 @@ def test_an_announcement_that_contradicts_its_plan_is_refused() -> None:
         assert refusal_of(news_from_proto, message, BLOCKS, 2) == reason
 
 
-def test_who_reduces_is_named_once_however_many_shards_it_has() -> None:
+def test_a_reducer_of_many_shards_is_named_once() -> None:
     reducers = [pt.ReducerSlot(f"{number:032x}", number) for number in range(4)]
-    assert NEWS.plan is not None
 
     def size(count: int) -> int:
         plan = replace(NEWS.plan, reducers=tuple(reducers[shard % 4] for shard in range(count)))
@@ -373,15 +364,13 @@ def test_hostile_polls_news_and_redirects_are_refused_where_they_are_read() -> N
     assert refusal_of(poll_from_proto, pb.PollRequest()) == "manifest_digest"
     assert refusal_of(news_from_proto, pb.News(), BLOCKS, 2) == "term"
     assert refusal_of(redirect_from_proto, pb.Redirect()) == "base.voters"
-    six = [f"{number:032x}" for number in range(6)]
-    assert refusal_of(record_from_proto, pb.Record(voters=six)) == "record.voters"
 
 
 parts = st.sets(st.integers(0, 8191)).map(frozenset)
 
 
 @given(coverage=st.builds(Coverage, st.integers(1, ROUNDS), parts, parts))
-def test_what_is_covered_comes_back_in_a_bit_a_part(coverage: Coverage) -> None:
+def test_coverage_comes_back_and_takes_one_bit_for_each_part(coverage: Coverage) -> None:
     message = coverage_to_proto(coverage)
     assert coverage_from_proto(message, 8192) == coverage
     assert len(message.done) <= 1024
@@ -390,13 +379,13 @@ def test_what_is_covered_comes_back_in_a_bit_a_part(coverage: Coverage) -> None:
 
 
 @given(lease=st.none() | st.builds(Lease, st.integers(1, ROUNDS), st.integers(0, 8191)))
-def test_a_lease_comes_back_unless_its_part_is_none_of_the_data(lease: Lease | None) -> None:
+def test_a_lease_comes_back_unless_the_data_has_no_such_part(lease: Lease | None) -> None:
     message = lease_to_proto(lease, 5, 7)
     assert lease_from_proto(message, 8192) == lease
     assert refusal_of(lease_from_proto, message, message.part) == "lease.part"
 
 
-def test_coverage_has_an_epoch() -> None:
+def test_coverage_without_an_epoch_is_refused() -> None:
     assert refusal_of(coverage_from_proto, pb.Coverage(), 8) == "coverage.epoch"
 
 

@@ -3,26 +3,29 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from tests.node_context import E, open_context, serving
 from tests.steady import steady
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
-from tsr_swarm.node import message_codec
-from tsr_swarm.node import messenger as module
-from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node import message_codec, poll_replies
+from tsr_swarm.node.calls import LeaderClient
+from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.data_leases import DataLeases
-from tsr_swarm.node.made import ReducedShard
-from tsr_swarm.node.messenger import Desk, Messenger, NodeInfo
+from tsr_swarm.node.leader import ShardCollector
+from tsr_swarm.node.messenger import Messenger
+from tsr_swarm.node.poll_replies import PollReplies
 from tsr_swarm.node.roster_cache import MOST_QUESTIONS, RosterCache
-from tsr_swarm.node.round_cache import RoundCache
-from tsr_swarm.node.shard_collector import ShardCollector
+from tsr_swarm.node.round_cache import ReducedShard, RoundCache
+from tsr_swarm.node.service import StartingService
+from tsr_swarm.node.trainer_task import TrainerTask
+from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.gather import ShardDigest
@@ -43,8 +46,6 @@ from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.transport.server import serve
-from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.messages import ShardResult as Published
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -58,131 +59,96 @@ DIGEST = bytes.fromhex(MANIFEST.digest)
 SHARD_BLOCKS = MANIFEST.shard_blocks
 PLAN = plan_round(MANIFEST.config, MANIFEST.blocks, 1, "")
 BASE = RoundRecord(voters=(B,))
+STANDS = RoundRecord(1, "1" * 64, "", (B,))
 OPEN = OpenRound(1, "", 1, 1, (ReducerSlot(A, 1), ReducerSlot(B, 2)))
 ASKED = Poll(A, 1, 0, True, False, (0, 0, 0), 0, number=1)
 TOLD = RoundUpdate(1, B, 1, BASE, (), None, (), False, number=1)
 
-E = TypeVar("E", bound=pt.Event)
+
+class SmallLeader:
+    """Whom a node that leads has admitted."""
+
+    def __init__(self) -> None:
+        self.is_admitting = True
+        self.numbers: Mapping[str, int] = {}
+
+    def is_admitted(self, peer: str) -> bool:
+        return self.is_admitting
 
 
-@dataclass
+class SmallWorkspace:
+    """Takes a number, and trains nothing."""
+
+    def take_number(self, number: int) -> None:
+        pass
+
+
 class Small:
-    """A node that decides nothing: what its post puts is for the test to see."""
+    """A node that decides nothing: what its messenger puts to the decisions is for the test to see."""
 
-    me: str
-    book: AddressBook
-    notes: RoundCache
-    background: Background
-    post: Messenger
-    membership: RosterCache
-    address: str = ""
-    is_admitting: bool = True
-    refusal: RefusedError | None = None
-    events: list[pt.Event] = field(default_factory=list)
-    failures: list[Exception] = field(default_factory=list)
-    heard: list[RoundRecord] = field(default_factory=list)
-    rules: list[str] = field(default_factory=list)
-    joined: list[str] = field(default_factory=list)
-    listed: list[pb.ListPeersRequest] = field(default_factory=list)
-    numbers: Mapping[str, int] = field(default_factory=dict)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(self, context: NodeContext) -> None:
+        self.context, self.book, self.driver = context, context.book, context.driver
+        self.round_cache, self.roster_cache = RoundCache(), RosterCache(context)
+        data_leases, weights = DataLeases(context, Coverage(), None), WeightsThread(PlainWeights(None), context.me)
+        trainer_task = TrainerTask(context, self.round_cache, weights, SmallWorkspace(), data_leases, None)  # type: ignore[arg-type]
+        leader_client = LeaderClient(context, self.round_cache, data_leases, trainer_task)
+        self.replies = PollReplies(context, self.round_cache, data_leases)
+        self.messenger = Messenger(context, self.round_cache, self.roster_cache, leader_client, self.replies)
+        self.send = self.messenger.send
+        self.leader = SmallLeader()
+        self.refusal: RefusedError | None = None
+        self.listed: list[pb.ListPeersRequest] = []
 
-    def put(self, event: pt.Event) -> None:
-        self.events.append(event)
-        self.changed.set()
+    @property
+    def events(self) -> list[pt.Event]:
+        return self.driver.events
 
     async def seen(self, kind: type[E], count: int = 1) -> list[E]:
-        """So many events of this kind have come."""
-        async with asyncio.timeout(10):
-            while True:
-                found: list[E] = [event for event in self.events if isinstance(event, kind)]
-                if len(found) >= count:
-                    return found
-                self.changed.clear()
-                await self.changed.wait()
-
-    async def admitted(self, client: SwarmClient, reply: pb.JoinReply) -> None:
-        self.joined.append(reply.name)
+        return await self.driver.seen(kind, count)
 
     # --- as a server ----------------------------------------------------------------------------------------------
 
     async def poll(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
-        return await self.post.poll(request, caller)
+        return await self.replies.poll(request, caller)
 
     async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
-        return await self.post.tell(request, caller)
+        return await self.messenger.tell(request, caller)
 
     async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
         self.listed.append(request)
-        return self.membership.answer(request, self.numbers)
+        return self.roster_cache.answer(request, self.leader.numbers)
 
     async def join(self, request: pb.JoinRequest, caller: Caller) -> pb.JoinReply:
         if self.refusal is not None:
             raise self.refusal
-        self.is_admitting = True
+        self.leader.is_admitting = True
         return pb.JoinReply(number=1, name=request.name)
 
 
-def make_small(me: str, lines: ClientPool, book: AddressBook, address: str) -> Small:
-    notes, background = RoundCache(), Background()
-    gathering = ShardCollector(MANIFEST, lines, notes, lambda reducer, done: None, lambda message: None)
-    desk = Desk(
-        put=lambda event: small.put(event),
-        fail=lambda error: small.failures.append(error),
-        config=lambda: MANIFEST.config,
-        hear_rules=lambda leader, rules: small.rules.append(leader),
-        hear=lambda record: small.heard.append(record),
-        numbers=lambda: small.numbers,
-        is_admitted=lambda peer: small.is_admitting,
-        number=lambda: 0,
-        admitted=lambda client, reply: small.admitted(client, reply),
-        progress=pb.Progress,
-        reached=lambda: None,
-    )
-    who = NodeInfo(peer_id=me, name="peer", address=address, local_space="core", device="cpu")
-    lending, membership = DataLeases(me, 1, Coverage(), None), RosterCache(DIGEST, lines, background)
-    post = Messenger(who, MANIFEST, book, lines, notes, gathering, membership, lending, desk, background)
-    small = Small(me, book, notes, background, post, membership, address)
-    return small
-
-
-class Late:
-    """A handler that is known once its port is."""
-
-    def __init__(self) -> None:
-        self.small: Small | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.small, name)
+@asynccontextmanager
+async def small(me: str, is_dialable: bool, leads: bool) -> AsyncIterator[Small]:
+    async with AsyncExitStack() as stack:
+        service, address = StartingService(), ""
+        if is_dialable:
+            address = await stack.enter_async_context(serving(service))
+        context = await stack.enter_async_context(open_context(me, MANIFEST, address=address, first=B))
+        service.node_service = node = Small(context)  # type: ignore[assignment]
+        context.leader = node.leader if leads else None  # type: ignore[assignment]
+        yield node
 
 
 @asynccontextmanager
-async def pair() -> AsyncIterator[tuple[Small, Small]]:
-    """A cannot be dialled, B can."""
-    async with AsyncExitStack() as stack:
-        smalls = []
-        handler = Late()
-        port = await stack.enter_async_context(serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1))
-        for me, address in ((A, ""), (B, f"127.0.0.1:{port}")):
-            book = AddressBook(me)
-            lines = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
-            smalls.append(make_small(me, lines, book, address))
-            stack.push_async_callback(smalls[-1].background.close)
-        a, b = smalls
-        handler.small = b
-        a.book.hear(B, b.address)
+async def pair(is_dialable: bool = False) -> AsyncIterator[tuple[Small, Small]]:
+    """A, which B cannot dial unless it ``is_dialable``, and B, which leads."""
+    async with small(A, is_dialable, False) as a, small(B, True, True) as b:
+        a.book.update(B, b.context.info.address)
         yield a, b
 
 
 async def polled(a: Small, b: Small, poll: Poll = ASKED) -> None:
     """A's poll is held at B."""
-    before = len(b.events)
-    a.post.send(B, poll)
-    async with asyncio.timeout(10):
-        while len(b.events) == before:
-            b.changed.clear()
-            await b.changed.wait()
-    assert b.events[-1] == Received(A, poll)
+    a.send(B, poll)
+    assert (await b.seen(pt.Event, len(b.events) + 1))[-1] == Received(A, poll)
 
 
 # --- polls ------------------------------------------------------------------------------------------------------------
@@ -190,88 +156,89 @@ async def polled(a: Small, b: Small, poll: Poll = ASKED) -> None:
 
 async def test_a_poll_is_held_until_there_is_news() -> None:
     async with pair() as (a, b):
-        b.notes.hear_plan(PLAN)
-        b.book.hear(C, "127.0.0.1:7")
+        b.round_cache.add_plan(PLAN)
+        b.book.update(C, "127.0.0.1:7")
+        b.context.config = replace(CONFIG, run=replace(CONFIG.run, rounds=77))
         await polled(a, b)
         news = replace(TOLD, plan=OPEN, nodes=(C,))
-        b.post.send(A, news)
+        b.send(A, news)
         assert await a.seen(Received) == [Received(B, news)]
-        assert a.notes.plan(1, "") == PLAN, "what to train comes with it"
-        assert a.heard == [BASE]
+        assert a.round_cache.plan(1, "") == PLAN, "what to train comes with it"
         assert a.book.address(C) == "127.0.0.1:7"
-        assert a.rules == [B]
+        assert a.context.config.run.rounds == 77, "and the rules"
 
 
-async def test_who_waits_in_vain_hears_its_last_news_again() -> None:
+async def test_a_poll_without_news_is_answered_with_the_last_news_again() -> None:
     async with pair() as (a, b):
-        b.notes.hear_plan(PLAN)
-        b.book.hear(C, "127.0.0.1:7")
+        b.round_cache.add_plan(PLAN)
+        b.book.update(C, "127.0.0.1:7")
         news = replace(TOLD, plan=OPEN, nodes=(C,))
         await polled(a, b)
-        b.post.send(A, news)
+        b.send(A, news)
         await a.seen(Received)
         again = replace(ASKED, known=1, number=2)
-        a.book.hear(C, "127.0.0.1:8")  # as anybody may say
+        a.book.update(C, "127.0.0.1:8")  # as anybody may say
         await polled(a, b, again)
-        b.post.send(A, replace(news, number=2))
+        b.send(A, replace(news, number=2))
         assert (await a.seen(Received, 2))[-1] == Received(B, replace(news, number=2))
         assert [event.message for event in await b.seen(Received)] == [ASKED, again]
-        assert a.rules == [B], "it was told once"
         assert a.book.address(C) == "127.0.0.1:7", "the leader's word counts on"
-        b.post.forget(A)
+        b.replies.forget(A)
         await polled(a, b, replace(again, number=3))
-        b.post.send(A, replace(news, number=3))
+        b.send(A, replace(news, number=3))
         assert (await a.seen(Received, 3))[-1] == Received(B, replace(news, number=3))
-        assert a.rules == [B, B]
 
 
-@pytest.mark.parametrize("change", [{"term": 2}, {"version": 2}, {"leader": C}])
-async def test_who_has_not_the_news_that_did_not_change_asks_for_all_of_it(change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("change", [{"term": 2}, {"version": 2}])
+async def test_a_node_that_lacks_the_unchanged_news_asks_for_all_of_it(change: dict[str, Any]) -> None:
     async with pair() as (a, b):
         await polled(a, b)
-        b.post.send(A, TOLD)
+        b.send(A, TOLD)
         await a.seen(Received)
-        assert a.post._news == TOLD
-        a.post._news = replace(TOLD, **change)
-        await polled(a, b, replace(ASKED, known=1, number=2))
-        b.changed.clear()
-        b.post.send(A, replace(TOLD, number=2))
-        (_, _, whole) = await b.seen(Received, 3)
+        answer, other = b.poll, {"term": 1, "version": 1, **change}
+
+        async def unchanged(request: pb.PollRequest, caller: Caller) -> pb.PollReply:
+            b.poll = answer  # type: ignore[method-assign]
+            return pb.PollReply(unchanged=pb.Unchanged(number=request.number, **other))
+
+        b.poll = unchanged  # type: ignore[method-assign]
+        a.send(B, replace(ASKED, known=1, number=2))
+        (_, whole) = await b.seen(Received, 2)
         assert whole == Received(A, replace(ASKED, known=0, number=2))
-        b.post.send(A, replace(TOLD, number=2))
+        b.send(A, replace(TOLD, number=2))
         assert (await a.seen(Received, 2))[-1] == Received(B, replace(TOLD, number=2))
 
 
-async def test_a_leader_that_only_ever_says_that_nothing_has_changed_is_no_leader() -> None:
+async def test_a_leader_that_always_answers_unchanged_counts_as_unreachable() -> None:
     async with pair() as (a, b):
 
         async def unchanged(request: pb.PollRequest, caller: Caller) -> pb.PollReply:
             return pb.PollReply(unchanged=pb.Unchanged(term=1, version=1, number=request.number))
 
         b.poll = unchanged  # type: ignore[method-assign]
-        a.post.send(B, ASKED)
+        a.send(B, ASKED)
         assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
 
 
 async def test_news_that_answers_another_poll_is_not_given() -> None:
     async with pair() as (a, b):
         await polled(a, b)
-        b.post.send(A, replace(TOLD, number=7))
-        b.post.send(C, TOLD)
-        b.post.send(A, TOLD)
-        b.post.send(A, replace(TOLD, version=2))
+        b.send(A, replace(TOLD, number=7))
+        b.send(C, TOLD)
+        b.send(A, TOLD)
+        b.send(A, replace(TOLD, version=2))
         assert await a.seen(Received) == [Received(B, TOLD)]
 
 
-async def test_whoever_leads_no_more_says_so_to_all_that_wait() -> None:
+async def test_a_redirect_answers_a_held_poll() -> None:
     async with pair() as (a, b):
-        b.book.hear(C, "127.0.0.1:7")
+        b.book.update(C, "127.0.0.1:7")
         await polled(a, b)
-        redirect = Redirect(2, C, BASE)
-        b.post.send(A, redirect)
+        redirect = Redirect(2, C, STANDS)
+        b.send(A, redirect)
         assert await a.seen(Received) == [Received(B, redirect)]
         assert a.book.address(C) == "127.0.0.1:7"
-        assert a.heard == [BASE]
+        assert a.context.newest == STANDS
 
 
 async def test_a_newer_poll_takes_the_place_of_an_older_one() -> None:
@@ -280,37 +247,37 @@ async def test_a_newer_poll_takes_the_place_of_an_older_one() -> None:
         await polled(a, b)
         await polled(a, b, replace(ASKED, number=2))
         news = replace(TOLD, number=2)
-        b.post.send(A, news)
+        b.send(A, news)
         assert await a.seen(Received) == [Received(B, news)]
-        await a.background.close()
+        await a.context.background.close()
         assert [type(event) for event in a.events] == [Received]
         assert [type(event) for event in b.events] == [Received, Received]
 
 
-async def test_a_poll_whose_place_is_taken_ends_at_once() -> None:
+async def test_a_poll_that_was_replaced_ends_at_once() -> None:
     async with pair() as (a, b):
         older = asyncio.create_task(call(b, asking(number=1)))
         async with asyncio.timeout(10):
-            await b.changed.wait()
+            await b.driver.changed.wait()
         await polled(a, b, replace(ASKED, number=2))
         with pytest.raises(UnreachableError, match="Another poll of this peer came after this one"):
             await older
 
 
-async def test_a_peer_that_hangs_up_is_missed_at_once() -> None:
+async def test_a_poll_that_breaks_is_told_to_the_decisions_at_once() -> None:
     """Its line broke while it was listening. Without that, its leader waits for it until it is taken for silent."""
     async with pair() as (a, b):
         await polled(a, b)
-        await a.background.close()
+        await a.context.background.close()
         assert await b.seen(PollBroken) == [PollBroken(A)]
-        b.post.send(A, TOLD)  # to nobody
+        b.send(A, TOLD)  # to nobody
         await polled(a, b, replace(ASKED, number=2))
-        b.post.send(A, replace(TOLD, number=2))
+        b.send(A, replace(TOLD, number=2))
         await a.seen(Received)
 
 
 async def test_a_poll_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HOLD_SECONDS", 0.05)
+    monkeypatch.setattr(poll_replies, "HOLD_SECONDS", 0.05)
     async with pair() as (a, b):
         await polled(a, b)
         assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
@@ -319,67 +286,62 @@ async def test_a_poll_that_nobody_answers_is_given_up(monkeypatch: pytest.Monkey
 
 async def test_a_peer_that_is_not_known_joins_and_polls_again() -> None:
     async with pair() as (a, b):
-        b.is_admitting = False
+        b.leader.is_admitting = False
         await polled(a, b)
-        assert a.joined == ["peer"]
-        b.post.send(A, TOLD)
+        (joined,) = a.context.host.events
+        assert (joined.name, joined.number, a.context.number) == ("peer", 1, 1)
+        b.send(A, TOLD)
         assert await a.seen(Received) == [Received(B, TOLD)]
 
 
 async def test_a_peer_that_is_turned_away_ends_with_the_reason() -> None:
     async with pair() as (a, b):
-        b.is_admitting, b.refusal = False, RefusedError("The run is full.")
-        a.post.send(B, ASKED)
+        b.leader.is_admitting, b.refusal = False, RefusedError("The run is full.")
+        a.send(B, ASKED)
         await a.seen(Unreachable)
-        assert [str(error) for error in a.failures] == ["The run is full."]
+        assert [str(a.context.failure)] == ["The run is full."]
 
 
-async def test_whoever_answers_is_where_it_was_called() -> None:
+async def test_a_node_that_answers_is_kept_under_the_address_that_was_called() -> None:
     """A leader may call itself by a name that is of no use here, as one behind a router does."""
     async with pair() as (a, b):
-        liar = replace(b.post._who, address="192.0.2.7:1")
-        b.post._who = liar
+        reached_at = b.context.info.address
+        b.context.info = replace(b.context.info, address="192.0.2.7:1")
         await polled(a, b)
-        b.post.send(A, TOLD)
+        b.send(A, TOLD)
         await a.seen(Received)
-        assert a.book.address(B) == b.address
+        assert a.book.address(B) == reached_at
 
 
-async def test_nobody_speaks_for_another_leader() -> None:
-    """Rules count as the coordinator's word: they must not come from a node that only says that it is."""
+@pytest.mark.parametrize(
+    "change",
+    [{"leader": C, "plan": OPEN}, {"plan": replace(OPEN, reducers=(ReducerSlot(A, 1),) * 3)}],
+    ids=["another leader's", "a shard too many"],
+)
+async def test_news_that_its_sender_may_not_tell_changes_nothing(change: dict[str, Any]) -> None:
+    """Rules count only if the coordinator tells them, and a node has no more shards than the run."""
     async with pair() as (a, b):
-        b.notes.hear_plan(PLAN)
+        b.round_cache.add_plan(PLAN)
+        b.context.config = replace(CONFIG, run=replace(CONFIG.run, rounds=77))
         await polled(a, b)
-        b.post.send(A, replace(TOLD, leader=C, plan=OPEN))
+        b.send(A, replace(TOLD, **change))
         assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
-        assert (a.rules, a.heard, a.notes.plan(1, "")) == ([], [], None)
+        assert (a.context.config, a.round_cache.plan(1, "")) == (CONFIG, None)
 
 
 @pytest.mark.parametrize("change", [{"steps": 10**6}, {"lr_last": 0.5}, {"seed": 7}])
 async def test_a_plan_that_the_manifest_does_not_allow_is_not_trained_for(change: dict[str, Any]) -> None:
     async with pair() as (a, b):
-        b.notes.hear_plan(replace(PLAN, **change))
+        b.round_cache.add_plan(replace(PLAN, **change))
         await polled(a, b)
-        b.post.send(A, replace(TOLD, plan=OPEN))
+        b.send(A, replace(TOLD, plan=OPEN))
         await a.seen(Received)
-        assert [str(error) for error in a.failures] == [
-            "The plan of round 1 is not what this run's manifest says; leaving."
-        ]
-        assert a.notes.plan(1, "") is None
-
-
-async def test_shards_are_the_run_s_own() -> None:
-    """A plan with more shards than the run has would have this node send what there is not."""
-    async with pair() as (a, b):
-        b.notes.hear_plan(PLAN)
-        await polled(a, b)
-        b.post.send(A, replace(TOLD, plan=replace(OPEN, reducers=(ReducerSlot(A, 1),) * 3)))
-        assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
-        assert a.notes.plan(1, "") is None
+        assert [str(a.context.failure)] == ["The plan of round 1 is not what this run's manifest says; leaving."]
+        assert a.round_cache.plan(1, "") is None
 
 
 async def call(b: Small, request: pb.PollRequest) -> pb.PollReply:
-    async with SwarmClient(b.address, ByteCounter()) as client:
+    async with SwarmClient(b.context.info.address, ByteCounter()) as client:
         return await client.poll(request)
 
 
@@ -403,7 +365,7 @@ def asking(**changes: Any) -> pb.PollRequest:
         (asking(incarnation=2**63), PeerError),
     ],
 )
-async def test_a_poll_that_makes_no_sense_is_refused(request_: pb.PollRequest, error: type[Exception]) -> None:
+async def test_a_malformed_poll_is_refused(request_: pb.PollRequest, error: type[Exception]) -> None:
     async with pair() as (_, b):
         with pytest.raises(error):
             await call(b, request_)
@@ -411,10 +373,10 @@ async def test_a_poll_that_makes_no_sense_is_refused(request_: pb.PollRequest, e
         assert b.book.addresses == []
 
 
-async def test_a_stranger_does_not_get_into_the_book() -> None:
+async def test_a_poll_of_an_unknown_peer_leaves_no_address() -> None:
     """Else whoever calls under ever new names would push out those whom this node needs."""
     async with pair() as (_, b):
-        b.is_admitting = False
+        b.leader.is_admitting = False
         reply = await call(b, asking(peer_id=C, address="192.0.2.7:7700"))
         assert reply.unknown
         assert b.book.addresses == []
@@ -425,7 +387,7 @@ async def test_a_stranger_does_not_get_into_the_book() -> None:
 SAID: Sequence[pt.Message] = (
     cl.VoteRequest(3, A, (1, 2), True),
     cl.VoteReply(3, 2, True, False, "granted"),
-    cl.Heartbeat(3, RoundRecord(1, "1" * 64, "", (B,)), RoundRecord(2, "2" * 64, "1" * 64, (A, B))),
+    cl.Heartbeat(3, STANDS, RoundRecord(2, "2" * 64, "1" * 64, (A, B))),
     cl.HeartbeatReply(3, 1, "2" * 64, "accepted"),
     pt.Goodbye(A),
     ShardDone(3, 1, 1, ShardDigest()),
@@ -433,32 +395,21 @@ SAID: Sequence[pt.Message] = (
 
 
 @pytest.mark.parametrize("message", SAID, ids=lambda message: type(message).__name__)
-async def test_what_is_told_arrives_as_it_was_said(message: pt.Message) -> None:
+async def test_a_message_arrives_as_it_was_sent(message: pt.Message) -> None:
     async with pair() as (a, b):
-        a.post.send(B, message)
+        a.send(B, message)
         assert await b.seen(Received) == [Received(A, message)]
-        assert b.heard == ([message.base] if isinstance(message, cl.Heartbeat) else [])
+        assert b.context.newest == (message.base if isinstance(message, cl.Heartbeat) else BASE)
 
 
 @asynccontextmanager
 async def leader_and_reducer() -> AsyncIterator[tuple[Small, Small]]:
-    """B leads, of which A has heard; A, which is told, can ask it who takes part."""
-    async with AsyncExitStack() as stack:
-        smalls = []
-        for me in (A, B):
-            handler, book = Late(), AddressBook(me)
-            port = await stack.enter_async_context(serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1))
-            lines = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
-            handler.small = make_small(me, lines, book, f"127.0.0.1:{port}")
-            smalls.append(handler.small)
-            stack.push_async_callback(handler.small.background.close)
-        reducer, leader = smalls
-        leader.book.hear(A, reducer.address)
-        reducer.notes.hear_plan(PLAN)
-        reducer.book.hear(B, leader.address)
-        reducer.post.send(B, ASKED)
-        await leader.seen(Received)
-        leader.post.send(A, TOLD)
+    """B leads, of which A has read news; A, which is told, can ask it who takes part."""
+    async with pair(is_dialable=True) as (reducer, leader):
+        leader.book.update(A, reducer.context.info.address)
+        reducer.round_cache.add_plan(PLAN)
+        await polled(reducer, leader, replace(ASKED, is_dialable=True))
+        leader.send(A, TOLD)
         await reducer.seen(Received)
         leader.events.clear()
         reducer.events.clear()
@@ -468,27 +419,27 @@ async def leader_and_reducer() -> AsyncIterator[tuple[Small, Small]]:
 ALL = Close(3, 1, "", (0, 1), frozenset({A, B, C}))
 
 
-async def test_a_close_names_those_who_counted_when_it_was_decided_and_the_list_is_fetched_once() -> None:
+async def test_a_close_names_the_members_at_its_decision_and_their_list_is_fetched_once() -> None:
     async with leader_and_reducer() as (leader, reducer):
-        leader.numbers = {A: 2, C: 1}
-        leader.post.send(A, ALL)
-        leader.numbers = {A: 2, C: 1, B: 3}
+        leader.leader.numbers = {A: 2, C: 1}
+        leader.send(A, ALL)
+        leader.leader.numbers = {A: 2, C: 1, B: 3}
         (received,) = await reducer.seen(Received)
         assert received == Received(B, replace(ALL, admitted=frozenset({A, C}))), "who does not train has no work"
-        assert reducer.notes.numbers(1, 3) == {A: 2, C: 1}
-        leader.numbers = {A: 2, C: 1}
-        leader.post.send(A, replace(ALL, shards=(1,)))
+        assert reducer.round_cache.numbers(1, 3) == {A: 2, C: 1}
+        leader.leader.numbers = {A: 2, C: 1}
+        leader.send(A, replace(ALL, shards=(1,)))
         await reducer.seen(Received, 2)
         assert len(leader.listed) == 1
-        leader.numbers = {A: 2, C: 1, B: 3}
-        leader.post.send(A, ALL)
+        leader.leader.numbers = {A: 2, C: 1, B: 3}
+        leader.send(A, ALL)
         await reducer.seen(Received, 3)
         assert len(leader.listed) == 2
 
 
-async def test_a_close_whose_list_cannot_be_had_is_as_if_lost() -> None:
+async def test_a_close_whose_list_cannot_be_fetched_is_dropped() -> None:
     async with leader_and_reducer() as (leader, reducer):
-        leader.numbers = {A: 2}
+        leader.leader.numbers = {A: 2}
         asked = asyncio.Event()
 
         async def refuse(request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
@@ -496,14 +447,14 @@ async def test_a_close_whose_list_cannot_be_had_is_as_if_lost() -> None:
             raise UnreachableError("Not now.")
 
         leader.list_peers = refuse  # type: ignore[method-assign]
-        leader.post.send(A, ALL)
+        leader.send(A, ALL)
         await asked.wait()
-        leader.post.send(A, pt.Goodbye(B))
+        leader.send(A, pt.Goodbye(B))
         assert await reducer.seen(Received) == [Received(B, pt.Goodbye(B))]
-        assert reducer.notes.numbers(1, 3) == {}
+        assert reducer.round_cache.numbers(1, 3) == {}
 
 
-async def test_strangers_that_hang_keep_nobody_from_its_leader() -> None:
+async def test_unknown_senders_that_do_not_answer_do_not_keep_a_node_from_its_leader() -> None:
     hangs = asyncio.Event()
     asked: list[pb.ListPeersRequest] = []
 
@@ -515,69 +466,72 @@ async def test_strangers_that_hang_keep_nobody_from_its_leader() -> None:
 
     async with (
         leader_and_reducer() as (leader, reducer),
-        SwarmClient(reducer.address, ByteCounter()) as client,
-        serve(Stranger(), "127.0.0.1:0", ByteCounter(), stop_seconds=0.1) as port,  # type: ignore[arg-type]
+        SwarmClient(reducer.context.info.address, ByteCounter()) as client,
+        serving(Stranger()) as address,
     ):
         for number in range(MOST_QUESTIONS):
             request = closing(term=9, roster=bytes([number]) * 32)
-            request.sender, request.address = f"{number:032x}", f"127.0.0.1:{port}"
+            request.sender, request.address = f"{number:032x}", address
             await client.tell(request)
-        leader.numbers = {A: 2, C: 1}
-        leader.post.send(A, ALL)
+        leader.leader.numbers = {A: 2, C: 1}
+        leader.send(A, ALL)
         assert await reducer.seen(Received) == [Received(B, replace(ALL, admitted=frozenset({A, C})))]
         assert asked == []
         hangs.set()
 
 
 @pytest.mark.parametrize("what", ["", "an older term", "this node leads"])
-async def test_a_close_of_who_leads_no_more_is_as_if_lost(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+async def test_a_close_of_a_former_leader_is_dropped(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     wanted: list[str] = []
 
-    async def have(membership: RosterCache, leader: str, digest: bytes) -> None:
+    async def fetch(roster_cache: RosterCache, leader: str, digest: bytes) -> None:
         wanted.append(leader)
 
-    monkeypatch.setattr(RosterCache, "have", have)
-    async with leader_and_reducer() as (leader, reducer), SwarmClient(reducer.address, ByteCounter()) as client:
+    monkeypatch.setattr(RosterCache, "fetch", fetch)
+    async with (
+        leader_and_reducer() as (leader, reducer),
+        SwarmClient(reducer.context.info.address, ByteCounter()) as client,
+    ):
         if what == "an older term":
-            reducer.post.send(B, replace(ASKED, number=2))
+            reducer.send(B, replace(ASKED, number=2))
             await leader.seen(Received)
-            leader.post.send(A, replace(TOLD, term=4, number=2))
+            leader.send(A, replace(TOLD, term=4, number=2))
             await reducer.seen(Received)
         elif what == "this node leads":
-            reducer.post.send(C, replace(TOLD, leader=A, term=2))
+            reducer.send(C, replace(TOLD, leader=A, term=2))
         close, goodbye = closing(term=3), telling(pt.Goodbye(B))
         for request in (close, goodbye):
-            request.sender, request.address = B, leader.address
+            request.sender, request.address = B, leader.context.info.address
             await client.tell(request)
         assert wanted == ([] if what else [B])
         assert (await reducer.seen(Received))[-1] == Received(B, pt.Goodbye(B))
 
 
-async def test_a_shard_is_told_of_by_who_of_the_close_is_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[tuple[str, ShardDone, ReducedShard]] = []
+async def test_a_shard_done_names_its_peers_by_the_list_of_the_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[tuple[str, ShardDone, ReducedShard]] = []
     async with leader_and_reducer() as (leader, reducer):
 
-        async def fetch(sender: str, done: ShardDone, made: ReducedShard) -> ShardDigest:
-            heard.append((sender, done, made))
+        async def fetch(sender: str, done: ShardDone, reduced: ReducedShard) -> ShardDigest:
+            fetched.append((sender, done, reduced))
             return done.result
 
         monkeypatch.setattr(ShardCollector, "fetch", lambda _, *what: fetch(*what))
-        leader.numbers = {A: 2, B: 3, C: 1}
-        leader.post.send(A, ALL)
+        leader.leader.numbers = {A: 2, B: 3, C: 1}
+        leader.send(A, ALL)
         await reducer.seen(Received)
-        made = ReducedShard(Published(included=(A, C), tokens=5))
-        reducer.notes.keep(1, 0, made, b"bytes")
-        done = ShardDone(3, 1, 0, made.decided)
-        reducer.post.send(B, done)
+        reduced = ReducedShard(Published(included=(A, C), tokens=5))
+        reducer.round_cache.add_reduced_shard(1, 0, reduced, b"bytes")
+        done = ShardDone(3, 1, 0, reduced.decided)
+        reducer.send(B, done)
         assert await leader.seen(Received) == [Received(A, done)]
-        assert heard == [(A, done, made)]
-        reducer.post.send(B, replace(done, term=2))  # of which nothing was heard here
-        reducer.post.send(B, pt.Goodbye(A))
+        assert fetched == [(A, done, reduced)]
+        reducer.send(B, replace(done, term=2))  # of which nothing was heard here
+        reducer.send(B, pt.Goodbye(A))
         assert (await leader.seen(Received, 2))[-1] == Received(A, pt.Goodbye(A))
 
 
-async def test_a_shard_of_a_list_that_was_never_named_is_refused() -> None:
-    async with leader_and_reducer() as (leader, _), SwarmClient(leader.address, ByteCounter()) as client:
+async def test_a_shard_done_with_an_unknown_list_is_refused() -> None:
+    async with leader_and_reducer() as (leader, _), SwarmClient(leader.context.info.address, ByteCounter()) as client:
         request = telling(pt.Goodbye(A))
         request.shard_done.CopyFrom(pb.ShardDone(term=1, round=1, result=pb.ShardResult(tokens=1), roster=bytes(32)))
         with pytest.raises(PeerError, match="is not known here"):
@@ -585,20 +539,20 @@ async def test_a_shard_of_a_list_that_was_never_named_is_refused() -> None:
         assert leader.events == []
 
 
-async def test_what_cannot_be_delivered_is_told_to_the_decisions() -> None:
+async def test_a_message_that_cannot_be_delivered_is_told_to_the_decisions() -> None:
     async with pair() as (a, b):
-        a.book.hear(C, "127.0.0.1:1")
+        a.book.update(C, "127.0.0.1:1")
         beat = cl.Heartbeat(3, BASE, None)
-        a.post.send(C, beat)
+        a.send(C, beat)
         assert await a.seen(Unreachable) == [Unreachable(C, beat)]
-        b.post.send(A, beat)  # which nobody can dial
+        b.send(A, beat)  # which nobody can dial
         assert await b.seen(Unreachable) == [Unreachable(A, beat)]
 
 
-async def test_a_shard_whose_bytes_are_not_here_any_more_is_not_told_of() -> None:
+async def test_a_shard_whose_bytes_are_gone_is_not_announced() -> None:
     async with pair() as (a, b):
-        a.post.send(B, ShardDone(3, 1, 0, ShardDigest(frozenset({A}), "0" * 32)))
-        a.post.send(B, pt.Goodbye(A))
+        a.send(B, ShardDone(3, 1, 0, ShardDigest(frozenset({A}), "0" * 32)))
+        a.send(B, pt.Goodbye(A))
         assert await b.seen(Received) == [Received(A, pt.Goodbye(A))]
 
 
@@ -649,18 +603,18 @@ BEAT = cl.Heartbeat(3, BASE, None)
         (shard_of_nobody(2**31), PeerError),
     ],
 )
-async def test_what_makes_no_sense_is_refused_and_changes_nothing(
+async def test_a_malformed_message_is_refused_and_changes_nothing(
     request_: pb.TellRequest, error: type[Exception]
 ) -> None:
     async with pair() as (_, b):
-        async with SwarmClient(b.address, ByteCounter()) as client:
+        async with SwarmClient(b.context.info.address, ByteCounter()) as client:
             with pytest.raises(error):
                 await client.tell(request_)
-        assert (b.events, b.heard, b.book.addresses) == ([], [], [])
+        assert (b.events, b.context.newest, b.book.addresses) == ([], BASE, [])
 
 
-async def test_an_address_is_believed_as_far_as_its_sender_can_know() -> None:
-    async with pair() as (_, b), SwarmClient(b.address, ByteCounter()) as client:
+async def test_an_address_that_nobody_can_dial_does_not_replace_a_known_one() -> None:
+    async with pair() as (_, b), SwarmClient(b.context.info.address, ByteCounter()) as client:
         await client.tell(telling(BEAT))
         assert b.book.address(A) == "192.0.2.7:7700"
         await client.tell(telling(BEAT, address="0.0.0.0:7700"))

@@ -1,20 +1,23 @@
 """What polls are answered: whoever hears all answers knows what who asks for everything knows, in far fewer bytes."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.node_context import make_context
 from tests.steady import steady
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node import poll_replies as module
+from tsr_swarm.node.calls import KnownContacts
+from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.message_codec import news_from_proto
-from tsr_swarm.node.poll_replies import KnownContacts, PollReplies
+from tsr_swarm.node.poll_replies import PollReplies
 from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.protocol import OpenRound, Redirect, ReducerSlot, RoundUpdate
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.transport.base import Caller
@@ -24,36 +27,32 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4))
 MANIFEST = make_manifest("run", CONFIG, {"a.weight": (40, 30), "b.weight": (48, 24)})
 PLAN = plan_round(MANIFEST.config, MANIFEST.blocks, 1, "")
-LEADER, PEER = "f" * 32, "a" * 32
+ME, LEADER, PEER = "0" * 32, "f" * 32, "a" * 32
 NODES = tuple(letter * 32 for letter in "bcde")
 CALLER = Caller("192.0.2.1", False)
 NEWS = RoundUpdate(2, LEADER, 5, RoundRecord(voters=(LEADER,)), (), None, (), False)
 OPEN = OpenRound(1, "", 2, 1, (ReducerSlot(NODES[0], 1), ReducerSlot(NODES[1], 2)))
 
 
-@dataclass
 class Rig:
-    """A leader's answers; where others can be dialled is as the test says."""
+    """A leader's replies; where others can be dialled is as the test says."""
 
-    addresses: dict[str, str] = field(default_factory=dict)
-    config: RunConfig = CONFIG
-    notes: RoundCache = field(default_factory=RoundCache)
-    changes: int = 0
-
-    def __post_init__(self) -> None:
-        self.notes.hear_plan(PLAN)
-        self.answers = PollReplies(self.notes, lambda: self.config, self._seen, lambda: self.changes)
+    def __init__(self, addresses: dict[str, str] | None = None, address: str = "") -> None:
+        self.context = make_context(ME, MANIFEST, address=address)
+        round_cache = RoundCache()
+        round_cache.add_plan(PLAN)
+        self.replies = PollReplies(self.context, round_cache, DataLeases(self.context, Coverage(), None))
+        self.addresses: dict[str, str] = {}
+        for node, address in (addresses or {}).items():
+            self.move(node, address)
 
     def move(self, node: str, address: str) -> None:
-        self.changes += 1
         self.addresses[node] = address
-
-    def _seen(self, caller: Caller, peer_ids: Iterable[str]) -> dict[str, str]:
-        return {peer_id: self.addresses[peer_id] for peer_id in peer_ids if peer_id in self.addresses}
+        self.context.book.update(node, address)
 
     def ask(self, known: int, message: RoundUpdate | Redirect = NEWS, peer: str = PEER, life: int = 1) -> pb.PollReply:
         request = pb.PollRequest(peer_id=peer, incarnation=life, known=known)
-        reply = self.answers.reply(request, message, CALLER)
+        reply = self.replies.reply(request, message, CALLER)
         check_poll_reply(reply)
         return pb.PollReply.FromString(reply.SerializeToString())
 
@@ -62,19 +61,19 @@ def contacts(reply: pb.PollReply) -> dict[str, str]:
     return {contact.peer_id: contact.address for contact in reply.contacts}
 
 
-@pytest.mark.parametrize("count", [MAX_CONTACTS, MAX_CONTACTS + 1])
+@pytest.mark.parametrize("count", [MAX_CONTACTS - 1, MAX_CONTACTS])
 def test_an_answer_has_no_more_contacts_than_are_taken_in(count: int) -> None:
-    rig, nodes = Rig(), tuple(f"{number:032x}" for number in range(count))
+    rig, nodes = Rig(address="192.0.2.9:1"), tuple(f"{number:032x}" for number in range(1, count + 1))
     for node in nodes:
         rig.move(node, "192.0.2.9:7")
     news = replace(NEWS, nodes=nodes[:4], sources=nodes[4:])
-    assert list(contacts(rig.ask(0, news))) == list(nodes[:MAX_CONTACTS])
+    assert list(contacts(rig.ask(0, news))) == [*nodes, ME][:MAX_CONTACTS]
     assert rig.ask(NEWS.version, news).HasField("unchanged")
     rig.move(nodes[0], "192.0.2.9:8")
     assert contacts(rig.ask(NEWS.version, news)) == {nodes[0]: "192.0.2.9:8"}
 
 
-def test_who_has_the_news_hears_that_there_is_none() -> None:
+def test_a_caller_that_has_the_news_is_told_that_nothing_changed() -> None:
     rig = Rig()
     news = replace(NEWS, plan=OPEN, number=3)
     assert news_from_proto(rig.ask(0, news).news, MANIFEST.blocks, 2) == (news, PLAN)
@@ -94,7 +93,9 @@ def test_who_has_the_news_hears_that_there_is_none() -> None:
         ("the peer lost its leader for a while", 0, {}, 1),
     ],
 )
-def test_whoever_may_lack_news_or_contacts_gets_them(what: str, known: int, changes: dict[str, int], life: int) -> None:
+def test_a_caller_that_may_lack_news_or_contacts_gets_them(
+    what: str, known: int, changes: dict[str, int], life: int
+) -> None:
     rig = Rig({LEADER: "192.0.2.7:1"})
     rig.ask(0)
     reply = rig.ask(known, replace(NEWS, **changes), life=life)  # type: ignore[arg-type]
@@ -113,7 +114,7 @@ def test_contacts_are_told_once_and_again_where_they_have_moved() -> None:
     assert contacts(rig.ask(0, newer, peer="9" * 32)) == rig.addresses
 
 
-def test_whoever_moves_is_news_to_who_may_have_to_dial_it() -> None:
+def test_a_new_address_is_told_to_callers_that_may_dial_it() -> None:
     rig = Rig({LEADER: "192.0.2.7:1", NODES[0]: "192.0.2.7:2"})
     news = replace(NEWS, nodes=NODES[:1])
     rig.ask(0, news)
@@ -130,17 +131,17 @@ def contact(node: str, port: int) -> pb.Contact:
     return pb.Contact(peer_id=node, address=f"192.0.2.7:{port}")
 
 
-def test_what_a_leader_has_told_counts_until_it_says_otherwise_or_another_leads() -> None:
+def test_contacts_told_by_a_leader_count_until_it_replaces_them_or_another_leads() -> None:
     heard, news = KnownContacts(), replace(NEWS, nodes=NODES[:2])
     both = [contact(NODES[0], 1), contact(NODES[1], 2)]
-    assert heard.hear(LEADER, 0, news, both) == both
-    assert heard.hear(LEADER, 5) == both, "somebody else may have said otherwise meanwhile"
-    assert heard.hear(LEADER, 5, news, [contact(NODES[1], 3)]) == [both[0], contact(NODES[1], 3)]
-    assert heard.hear(LEADER, 5, replace(news, nodes=NODES[:1]), []) == both[:1]
-    assert heard.hear(LEADER, 5, news, []) == both[:1], "who is named again is told again"
-    assert heard.hear(LEADER, 5, news, [contact(NODES[2], 4)]) == both[:1], "of others it need not speak"
-    assert heard.hear(PEER, 5, news, [both[1]]) == [both[1]]
-    assert heard.hear(PEER, 0, news, []) == []
+    assert heard.update(LEADER, 0, news, both) == both
+    assert heard.update(LEADER, 5) == both, "somebody else may have said otherwise meanwhile"
+    assert heard.update(LEADER, 5, news, [contact(NODES[1], 3)]) == [both[0], contact(NODES[1], 3)]
+    assert heard.update(LEADER, 5, replace(news, nodes=NODES[:1]), []) == both[:1]
+    assert heard.update(LEADER, 5, news, []) == both[:1], "who is named again is told again"
+    assert heard.update(LEADER, 5, news, [contact(NODES[2], 4)]) == both[:1], "of others it need not speak"
+    assert heard.update(PEER, 5, news, [both[1]]) == [both[1]]
+    assert heard.update(PEER, 0, news, []) == []
 
 
 def test_a_redirect_comes_with_its_contacts_and_ends_what_was_remembered() -> None:
@@ -151,11 +152,11 @@ def test_a_redirect_comes_with_its_contacts_and_ends_what_was_remembered() -> No
     assert rig.ask(5).HasField("news")
 
 
-def test_who_has_gone_is_forgotten_and_so_is_who_was_answered_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callers_that_left_or_were_answered_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig()
     rig.ask(0)
-    rig.answers.forget(PEER)
-    rig.answers.forget(PEER)
+    rig.replies.forget(PEER)
+    rig.replies.forget(PEER)
     assert rig.ask(5).HasField("news")
     monkeypatch.setattr(module, "MOST_CALLERS", 2)
     for peer in NODES[:2]:
@@ -180,7 +181,7 @@ def test_news_are_built_once_until_they_or_the_rules_change(monkeypatch: pytest.
     rig.ask(5, replace(NEWS, version=6))
     rig.ask(5, replace(NEWS, version=6, is_finished=True))
     assert built == [5, 6, 6]
-    rig.config = replace(CONFIG, run=replace(CONFIG.run, rounds=77))
+    rig.context.config = replace(CONFIG, run=replace(CONFIG.run, rounds=77))
     assert rig.ask(0, replace(NEWS, version=6, is_finished=True)).news.rules.rounds == 77
 
 
@@ -194,7 +195,7 @@ steps = st.lists(
 
 
 @given(story=steps)
-def test_a_peer_that_polls_knows_what_it_would_if_it_were_told_all_each_time(story: list[tuple[str, int]]) -> None:
+def test_replies_of_differences_leave_a_caller_with_all_news_and_contacts(story: list[tuple[str, int]]) -> None:
     rig, news, heard, known, life = Rig(), NEWS, KnownContacts(), 0, 1
     held: RoundUpdate | None = None
     for place, (what, which) in enumerate(story):
@@ -212,12 +213,11 @@ def test_a_peer_that_polls_knows_what_it_would_if_it_were_told_all_each_time(sto
                 continue
             if reply.HasField("news"):
                 held, _ = news_from_proto(reply.news, MANIFEST.blocks, 2)
-                book = heard.hear(LEADER, known, held, reply.contacts)
+                book = heard.update(LEADER, known, held, reply.contacts)
             else:
-                assert held is not None
                 assert (reply.unchanged.term, reply.unchanged.version) == (held.term, held.version)
                 held = replace(held, number=reply.unchanged.number)
-                book = heard.hear(LEADER, known)
+                book = heard.update(LEADER, known)
             known = held.version
             assert held == replace(news, number=place)
             assert {said.peer_id: said.address for said in book} == {

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.swarm_rig import Swarm, run_swarm, tiny_config
+from tests.swarm_rig import LISTEN, Swarm, kill_coordinator, run_swarm, stop_all, stop_coordinator, tiny_config, when
 from tsr_swarm.config.manifest import decode_manifest, make_manifest
 from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.discovery.identity import load_identity
@@ -34,20 +35,12 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 async def test_a_coordinator_that_is_restarted_in_mid_round_goes_on_with_the_peers_it_had(tmp_path: Path) -> None:
     """Cut off when the first payload of round 3 is in; the peers offer the same work to its successor."""
 
-    def cut_off(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.PayloadReceived) and event.round == 3 and swarm.coordinator is not None:
-            swarm.coordinator.stop.terminate()
-
     config = tiny_config(tmp_path, run={"rounds": 5, "min_peers": 2})
-    swarm = Swarm(tmp_path, config, cut_off)
-    await swarm.start_coordinator()
-    swarm.start_peer(1)
-    swarm.start_peer(2)
-    assert swarm.coordinator is not None
+    swarm = Swarm(tmp_path, config, when(ev.PayloadReceived, 3, kill_coordinator))
+    await swarm.start(2)
     await swarm.coordinator.task
     before = [event.round for event in swarm.closed()]
-    swarm.on_event = lambda swarm, event: None
-    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.resume_coordinator()
     await swarm.finish()
     rounds = [event.round for event in swarm.closed()]
     assert before in ([1], [1, 2])
@@ -56,27 +49,34 @@ async def test_a_coordinator_that_is_restarted_in_mid_round_goes_on_with_the_pee
     # Round 2 stands, and its successor tells of it where the cut came first; round 3 may be on disk already.
     assert rounds[0] in (len(before) + 1, len(before) + 2)
     assert all(event.included == 2 for event in swarm.closed())
-    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert swarm.agrees()
+
+
+def backed_up_and_cut_off(folder: Path, round: int) -> Callable[[Swarm, ev.Event], None]:
+    """The coordinator's folder is copied when it has round 2, and it ends at once when ``round`` is closed."""
+
+    def on_event(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.CheckpointSaved) and event.round == 2 and not (folder / "backup").exists():
+            shutil.copytree(folder / "coordinator", folder / "backup")
+        if isinstance(event, ev.RoundClosed) and event.round == round:
+            swarm.coordinator.stop.terminate()
+
+    return on_event
+
+
+def set_back(folder: Path) -> None:
+    shutil.rmtree(folder / "coordinator")
+    shutil.move(folder / "backup", folder / "coordinator")
 
 
 async def test_peers_follow_a_coordinator_that_was_set_back_to_an_older_state(tmp_path: Path) -> None:
     """Its folder is replaced by a copy from before round 3, as after a restored backup."""
-    backup = tmp_path / "backup"
-
-    def back_up_and_cut_off(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.CheckpointSaved) and event.round == 2 and not backup.exists():
-            shutil.copytree(tmp_path / "coordinator", backup)
-        if isinstance(event, ev.RoundClosed) and event.round == 6 and swarm.coordinator is not None:
-            swarm.coordinator.stop.terminate()
-
-    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 8, "min_peers": 2}), back_up_and_cut_off)
-    await swarm.start_coordinator()
-    swarm.start_peer(1)
-    swarm.start_peer(2)
-    assert swarm.coordinator is not None
+    swarm = Swarm(
+        tmp_path, tiny_config(tmp_path, run={"rounds": 8, "min_peers": 2}), backed_up_and_cut_off(tmp_path, 6)
+    )
+    await swarm.start(2)
     await swarm.coordinator.task
-    shutil.rmtree(tmp_path / "coordinator")
-    shutil.move(backup, tmp_path / "coordinator")
+    set_back(tmp_path)
     swarm.on_event = lambda swarm, event: None
     for events in (swarm.events, *(member.events for member in swarm.peers.values())):
         events.clear()  # of rounds that are no more
@@ -86,7 +86,7 @@ async def test_peers_follow_a_coordinator_that_was_set_back_to_an_older_state(tm
     assert closed[0].round <= 5
     assert closed[-1].round == 8
     assert all(event.included == 2 for event in closed[-3:])
-    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert swarm.agrees()
 
 
 async def test_a_disk_that_takes_no_checkpoint_is_a_warning_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -110,14 +110,9 @@ async def test_a_disk_that_takes_no_checkpoint_is_a_warning_and_the_run_goes_on(
 async def test_a_peer_can_be_asked_to_leave_while_its_coordinator_is_gone(tmp_path: Path) -> None:
     """The coordinator goes when it has the peer's work of round 2, so the peer waits for a round that never closes."""
 
-    def cut_off(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.PayloadReceived) and event.round == 2 and swarm.coordinator is not None:
-            swarm.coordinator.stop.terminate()
-
-    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"min_peers": 2}), cut_off)
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"min_peers": 2}), when(ev.PayloadReceived, 2, kill_coordinator))
     await swarm.start_coordinator()
     members = [swarm.start_peer(1), swarm.start_peer(2)]
-    assert swarm.coordinator is not None
     await swarm.coordinator.task
     for member in members:
         member.stop.request()
@@ -127,24 +122,18 @@ async def test_a_peer_can_be_asked_to_leave_while_its_coordinator_is_gone(tmp_pa
         assert len([event for event in member.events if isinstance(event, ev.Warned)]) < 6
 
 
-async def test_a_coordinator_that_is_stopped_sends_nobody_home(tmp_path: Path) -> None:
+async def test_peers_wait_for_the_successor_of_a_coordinator_that_was_stopped(tmp_path: Path) -> None:
     """It ends after its round, without waiting for peers. Nobody else votes: they wait for its successor."""
 
-    def stop_gently(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.RoundOpened) and event.round == 2 and swarm.coordinator is not None:
-            swarm.coordinator.stop.request()
-
-    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 4, "min_peers": 2}), stop_gently)
-    await swarm.start_coordinator()
-    swarm.start_peer(1)
-    swarm.start_peer(2)
-    assert swarm.coordinator is not None
+    swarm = Swarm(
+        tmp_path, tiny_config(tmp_path, run={"rounds": 4, "min_peers": 2}), when(ev.RoundOpened, 2, stop_coordinator)
+    )
+    await swarm.start(2)
     await asyncio.wait_for(swarm.coordinator.task, 30)
     assert swarm.finished().reason == "it was asked to stop"
     assert any("the run waits until it is back" in event.message for event in swarm.of(ev.Warned))
     assert not any(member.task.done() for member in swarm.peers.values())
-    swarm.on_event = lambda swarm, event: None
-    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.resume_coordinator()
     await swarm.finish()
     assert [event.round for event in swarm.closed()] == [1, 2, 3, 4]
     assert all(event.included == 2 for event in swarm.closed())
@@ -153,14 +142,10 @@ async def test_a_coordinator_that_is_stopped_sends_nobody_home(tmp_path: Path) -
 async def test_a_coordinator_that_is_stopped_goes_like_a_volunteer_where_others_vote(tmp_path: Path) -> None:
     """It finishes its round, and the two that can be dialled go on without it: no round is void or missing."""
 
-    def stop_gently(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.RoundOpened) and event.round == 3 and swarm.coordinator is not None:
-            swarm.coordinator.stop.request()
-
-    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 5, "min_peers": 3}), stop_gently)
-    await swarm.start_coordinator()
-    for number in (1, 2, 3):
-        swarm.start_peer(number, listen="127.0.0.1:0" if number < 3 else None)
+    swarm = Swarm(
+        tmp_path, tiny_config(tmp_path, run={"rounds": 5, "min_peers": 3}), when(ev.RoundOpened, 3, stop_coordinator)
+    )
+    await swarm.start(3, listening=2)
     await swarm.finish()
     assert [event.round for event in swarm.closed()] == [1, 2, 3]
     assert swarm.finished().reason == "it was asked to stop"
@@ -179,31 +164,16 @@ async def test_a_coordinator_that_is_stopped_goes_like_a_volunteer_where_others_
 
 async def test_a_coordinator_that_was_set_back_takes_over_the_history_that_others_hold(tmp_path: Path) -> None:
     """Its folder is replaced by a copy from before round 3; two that vote know better than its backup."""
-    backup = tmp_path / "backup"
-
-    def back_up_and_cut_off(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.CheckpointSaved) and event.round == 2 and not backup.exists():
-            shutil.copytree(tmp_path / "coordinator", backup)
-        if isinstance(event, ev.RoundClosed) and event.round == 5 and swarm.coordinator is not None:
-            swarm.coordinator.stop.terminate()
-
     config = tiny_config(tmp_path, run={"rounds": 500, "min_peers": 2}, round={"floor_seconds": 30.0})
-    swarm = Swarm(tmp_path, config, back_up_and_cut_off)
-    await swarm.start_coordinator()
-    for number in (1, 2):
-        swarm.start_peer(number, listen="127.0.0.1:0")
-    assert swarm.coordinator is not None
+    swarm = Swarm(tmp_path, config, backed_up_and_cut_off(tmp_path, 5))
+    await swarm.start(2, listening=2)
     await swarm.coordinator.task
-    shutil.rmtree(tmp_path / "coordinator")
-    shutil.move(backup, tmp_path / "coordinator")
-    swarm.on_event = lambda swarm, event: None
+    set_back(tmp_path)
     before = len(swarm.events)
-    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.resume_coordinator()
     await swarm.until(lambda: any(isinstance(e, ev.Evaluated) and (e.round or 0) > 6 for e in swarm.events[before:]))
     await swarm.until(lambda: 7 in swarm.digests())  # its peers may be slower
-    for member in swarm.members:
-        member.stop.terminate()
-    await swarm.finish()
+    await swarm.end()
     digests = swarm.digests()
     assert {1, 2, 3, 4, 5, 6, 7} <= set(digests)
     assert all(len(seen) == 1 for seen in digests.values())
@@ -214,28 +184,19 @@ async def test_a_coordinator_that_was_set_back_takes_over_the_history_that_other
 
 async def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path) -> None:
     """Stopped at once in round 3, with a checkpoint only every 100 rounds: the rest is replayed from the journal."""
-
-    def stop_everything(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.PayloadReceived) and event.round == 3:
-            for member in [swarm.coordinator, *swarm.peers.values()]:
-                assert member is not None
-                member.stop.terminate()
-
     config = tiny_config(tmp_path, checkpoint={"every": 100}, run={"rounds": 5})
-    before = await run_swarm(tmp_path, config, on_event=stop_everything)
+    before = await run_swarm(tmp_path, config, on_event=when(ev.PayloadReceived, 3, stop_all))
     done = {event.round: event.digest for event in before.closed()}
     assert max(done) < 4
 
     swarm = Swarm(tmp_path, replace(config, run=replace(config.run, min_peers=3)))
-    await swarm.start_coordinator(resume=True)
-    for number in (1, 2, 3):
-        swarm.start_peer(number, resume=True)
+    await swarm.start(3, resume=True)
     await swarm.finish()
     rounds = [event.round for event in swarm.closed()]
     assert rounds[-1] == 5
     assert rounds == list(range(rounds[0], 6))
     assert rounds[0] in (max(done, default=0) + 1, max(done, default=0) + 2)
-    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert swarm.agrees()
     for member in swarm.peers.values():
         assert not [e for e in member.events if isinstance(e, ev.StateReceived)], "its own checkpoint was enough"
     kept = [stamped.event for stamped in read_recording(tmp_path / "coordinator" / "events.jsonl")]
@@ -266,12 +227,8 @@ async def test_a_monitor_hears_the_end_of_a_run_that_has_one_voter(tmp_path: Pat
 async def test_a_state_that_was_taken_is_a_checkpoint_that_outlives_a_kill(tmp_path: Path) -> None:
     """The coordinator is away while two others go on. It takes a state and is cut off: it comes back all the same."""
 
-    def cut_off_in_round_5(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.RoundOpened) and event.round == 5 and swarm.coordinator is not None:
-            swarm.coordinator.stop.terminate()
-
     def cut_off_with_a_state(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.StateReceived) and swarm.coordinator is not None:
+        if isinstance(event, ev.StateReceived):
             swarm.coordinator.stop.terminate()
 
     # Bases that are new in every round make a few rounds more bytes than a state; there are enough of them.
@@ -281,11 +238,8 @@ async def test_a_state_that_was_taken_is_a_checkpoint_that_outlives_a_kill(tmp_p
         periods={"k_r": 3, "k_r_embedding": 3},
         checkpoint={"every": 1000},
     )
-    swarm = Swarm(tmp_path, config, cut_off_in_round_5)
-    await swarm.start_coordinator()
-    for number in (1, 2, 3):
-        swarm.start_peer(number, listen="127.0.0.1:0" if number < 3 else None)
-    assert swarm.coordinator is not None
+    swarm = Swarm(tmp_path, config, when(ev.RoundOpened, 5, kill_coordinator))
+    await swarm.start(3, listening=2)
     await swarm.coordinator.task
     swarm.on_event = cut_off_with_a_state
     await swarm.until(lambda: max(swarm.digests(), default=0) >= 16)
@@ -294,19 +248,16 @@ async def test_a_state_that_was_taken_is_a_checkpoint_that_outlives_a_kill(tmp_p
     (taken,) = [event.round for event in swarm.of(ev.StateReceived)]
     assert taken > 5
 
-    swarm.on_event = lambda swarm, event: None
     before = len(swarm.events)
-    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.resume_coordinator()
 
     def scored() -> list[int]:
         return [event.round or 0 for event in swarm.events[before:] if isinstance(event, ev.Evaluated)]
 
     await swarm.until(lambda: max(scored(), default=0) > taken)
     assert scored()[0] == taken, "it went on from the state that it had taken; later ones are told by others, too"
-    for member in swarm.members:
-        member.stop.terminate()
-    await swarm.finish()
-    assert all(len(seen) == 1 for seen in swarm.digests().values())
+    await swarm.end()
+    assert swarm.agrees()
 
 
 async def test_a_proposal_that_only_one_voter_accepted_and_has_lost_does_not_stop_the_run(tmp_path: Path) -> None:
@@ -315,17 +266,9 @@ async def test_a_proposal_that_only_one_voter_accepted_and_has_lost_does_not_sto
     It asks for a leader where the others were before, and nobody answers there: they are done long before it tries
     another place, and wait for it.
     """
-
-    def stop_everybody(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.RoundOpened) and event.round == 4:
-            for member in swarm.members:
-                member.stop.terminate()
-
     config = tiny_config(tmp_path, run={"rounds": 8, "min_peers": 2})
-    swarm = Swarm(tmp_path, config, stop_everybody)
-    await swarm.start_coordinator()
-    for number in (1, 2):
-        swarm.start_peer(number, listen="127.0.0.1:0")
+    swarm = Swarm(tmp_path, config, when(ev.RoundOpened, 4, stop_all))
+    await swarm.start(2, listening=2)
     await asyncio.gather(*(member.task for member in swarm.members))
 
     folder = tmp_path / "coordinator"
@@ -333,7 +276,6 @@ async def test_a_proposal_that_only_one_voter_accepted_and_has_lost_does_not_sto
     me = load_identity(folder / "identity.key").peer_id
     journal = Journal(folder, me, manifest.digest)
     ledger = journal.load(print)
-    assert ledger is not None
     assert len(ledger.base.voters) == 3
     tail = RoundRecord(ledger.base.round + 1, "5" * 64, ledger.base.chain, ledger.base.voters)
     term = ledger.term + 1
@@ -346,7 +288,7 @@ async def test_a_proposal_that_only_one_voter_accepted_and_has_lost_does_not_sto
         await swarm.start_coordinator(resume=True, listen=swarm.address)
         assert any("does not lead until" in event.message for event in swarm.of(ev.Warned))
         for number in (1, 2):
-            swarm.start_peer(number, listen="127.0.0.1:0", resume=True)
+            swarm.start_peer(number, listen=LISTEN, resume=True)
         await swarm.finish()
     digests = swarm.digests()
     assert max(digests) == 8
@@ -379,7 +321,7 @@ async def test_a_peer_that_has_lost_its_key_or_journal_does_not_begin_afresh(tmp
     swarm = Swarm(tmp_path, config, spoil)
     await swarm.start_coordinator()
     for number in (1, 2):
-        swarm.start_peer(number, listen="127.0.0.1:0" if number == 1 else None)
+        swarm.start_peer(number, listen=LISTEN if number == 1 else None)
     await swarm.peers[1].task
     folder = tmp_path / "peer-1"
     journals = [path for name in NAMES for path in folder.rglob(name)]
@@ -387,12 +329,12 @@ async def test_a_peer_that_has_lost_its_key_or_journal_does_not_begin_afresh(tmp
     for path in journals:
         path.unlink()
     with pytest.raises(RunError, match=r"holds rounds but no journal"):
-        await swarm.start_peer(1, listen="127.0.0.1:0").task
+        await swarm.start_peer(1, listen=LISTEN).task
     for path in journals:
         path.write_bytes(kept[path])
     (folder / "identity.key").unlink()
     with pytest.raises(ConfigError, match=r"identity\.key is missing, but its folder holds what this node did"):
-        await swarm.start_peer(1, listen="127.0.0.1:0").task
+        await swarm.start_peer(1, listen=LISTEN).task
     for member in swarm.members:
         member.stop.terminate()
     await asyncio.gather(*(member.task for member in swarm.members), return_exceptions=True)
@@ -427,16 +369,15 @@ async def test_a_peers_checkpoint_of_another_run_or_kind_is_refused_by_what_it_i
     folder = tmp_path / "peer-1"
     shapes = parameter_shapes(first.model)
     begun = checkpoint.load_latest(tmp_path / "coordinator" / "checkpoints")
-    assert begun is not None
     same = decode_manifest(str(begun.document["manifest"]).encode())
     other = make_manifest("0ther", first, shapes)
     for manifest, kind, says in (
         (same, "full", 'is of local_space "core", not "full"; join without --resume'),
         (other, "core", rf"another run \({same.digest[:12]}\) than 'tiny' \({other.digest[:12]}\)"),
     ):
-        workshop = Workspace(manifest, kind, torch.device("cpu"), (), folder)
+        workspace = Workspace(manifest, kind, torch.device("cpu"), (), folder)
         with pytest.raises(RefusedError, match=says):
-            workshop.load(lambda event: None)
+            workspace.load(lambda event: None)
 
 
 async def test_a_peers_folder_has_no_model_to_sample(tmp_path: Path) -> None:

@@ -9,27 +9,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.node_context import FIRST, follow, make_context, open_context, serving
+from tsr_swarm.config.manifest import make_manifest
+from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import PeerError, UnreachableError
-from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.roster_cache import KEPT, MOST_QUESTIONS, RosterCache
-from tsr_swarm.process.tasks import Background
-from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.transport.server import serve
-from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.roster import Members, members_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-A, B, C, LEADER = (letter * 32 for letter in "abcf")
-RUN = b"r" * 32
+A, B, C, REDUCER = (letter * 32 for letter in "abcd")
+LEADER = FIRST
+MANIFEST = make_manifest("run", RunConfig(), {"norm.weight": (30,)})
+RUN = bytes.fromhex(MANIFEST.digest)
 
 
 @dataclass
 class Leader:
     """Answers as it is: ``numbers`` of all that take part."""
 
-    membership: RosterCache
-    numbers: dict[str, int] = field(default_factory=dict)
+    roster_cache: RosterCache
+    numbers: dict[str, int] = field(default_factory=lambda: {A: 1, B: 2})
     asked: list[pb.ListPeersRequest] = field(default_factory=list)
     lie: pb.ListPeersReply | None = None
     gate: asyncio.Event | None = None
@@ -40,45 +41,39 @@ class Leader:
         self.is_asked.set()
         if self.gate is not None:
             await self.gate.wait()
-        return self.lie or self.membership.answer(request, self.numbers)
+        return self.lie or self.roster_cache.answer(request, self.numbers)
 
 
 @dataclass
 class Rig:
     leader: Leader
+    context: NodeContext  # the reducer's
     reducer: RosterCache
-    background: Background
-
-    async def ask(self) -> None:
-        self.reducer.ask(LEADER)
-        assert self.reducer._asking is not None
-        await self.reducer._asking
 
 
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
     async with AsyncExitStack() as stack:
-        background, book = Background(), AddressBook(A)
-        lines = await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([])))
-        leader = Leader(RosterCache(RUN, lines, background), {A: 1, B: 2})
-        port = await stack.enter_async_context(serve(leader, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1))  # type: ignore[arg-type]
-        book.hear(LEADER, f"127.0.0.1:{port}")
-        stack.push_async_callback(background.close)
-        yield Rig(leader, RosterCache(RUN, lines, background), background)
+        leader = Leader(RosterCache(make_context(LEADER, MANIFEST)))
+        address = await stack.enter_async_context(serving(leader))
+        context = await stack.enter_async_context(open_context(REDUCER, MANIFEST))
+        context.book.update(LEADER, address)
+        follow(context, LEADER)
+        yield Rig(leader, context, RosterCache(context))
 
 
 async def test_the_list_comes_once_and_again_when_somebody_has_come(rig: Rig) -> None:
-    assert not rig.reducer.is_member(A)
-    await rig.ask()
+    assert not rig.reducer.is_member(A), "who is not known is asked for"
+    await rig.leader.is_asked.wait()
+    await rig.reducer.ask()
     assert rig.reducer.is_member(A)
-    assert not rig.reducer.is_member(C)
-    await rig.ask()
+    await rig.reducer.ask()
     known = rig.leader.asked[-1]
     assert known.known == Members.of({A: 1, B: 2}).digest
-    assert rig.leader.membership.answer(known, rig.leader.numbers) == pb.ListPeersReply(unchanged=True)
+    assert rig.leader.roster_cache.answer(known, rig.leader.numbers) == pb.ListPeersReply(unchanged=True)
     assert rig.reducer.is_member(B)
     rig.leader.numbers = {B: 2, C: 3}
-    await rig.ask()
+    await rig.reducer.ask()
     assert rig.reducer.is_member(C)
     assert not rig.reducer.is_member(A)
 
@@ -86,32 +81,32 @@ async def test_the_list_comes_once_and_again_when_somebody_has_come(rig: Rig) ->
 async def test_one_question_at_a_time(rig: Rig) -> None:
     rig.leader.gate = asyncio.Event()
     for _ in range(5):
-        rig.reducer.ask(LEADER)
+        rig.reducer.ask()
     await rig.leader.is_asked.wait()
     rig.leader.gate.set()
-    await rig.ask()
+    await rig.reducer.ask()
     assert rig.reducer.is_member(A)
     assert len(rig.leader.asked) == 1
 
 
-async def test_a_list_that_was_heard_is_not_asked_for_by_its_hash(rig: Rig) -> None:
-    await rig.ask()
-    named = rig.leader.membership.name({B: 2, A: 1})
-    assert await rig.reducer.have(LEADER, named.digest) == named
+async def test_a_known_list_is_not_asked_for_by_its_hash(rig: Rig) -> None:
+    await rig.reducer.ask()
+    named = rig.leader.roster_cache.name({B: 2, A: 1})
+    assert await rig.reducer.fetch(LEADER, named.digest) == named
     assert len(rig.leader.asked) == 1
 
 
 async def test_a_list_that_is_only_named_is_asked_for_once(rig: Rig) -> None:
-    named = rig.leader.membership.name({A: 1, C: 7, B: 0})
+    named = rig.leader.roster_cache.name({A: 1, C: 7, B: 0})
     for _ in range(2):
-        assert await rig.reducer.have(LEADER, named.digest) == Members.of({A: 1, C: 7})
+        assert await rig.reducer.fetch(LEADER, named.digest) == Members.of({A: 1, C: 7})
     assert rig.reducer.get(named.digest) == named
     assert [request.roster for request in rig.leader.asked] == [named.digest]
     assert not rig.reducer.is_member(C), "whoever names a list need not lead"
 
 
 async def test_a_list_of_another_hash_is_not_taken(rig: Rig) -> None:
-    wanted = rig.leader.membership.name({A: 1})
+    wanted = rig.leader.roster_cache.name({A: 1})
     for lie in (
         pb.ListPeersReply(members=members_to_proto(Members.of({A: 2}))),
         pb.ListPeersReply(members=[pb.Member(peer_id=b"short", number=1)]),
@@ -119,26 +114,28 @@ async def test_a_list_of_another_hash_is_not_taken(rig: Rig) -> None:
         pb.ListPeersReply(),
     ):
         rig.leader.lie = lie
-        assert await rig.reducer.have(LEADER, wanted.digest) is None
+        assert await rig.reducer.fetch(LEADER, wanted.digest) is None
     assert rig.reducer.get(wanted.digest) is None
     rig.leader.lie = None
-    assert await rig.reducer.have(LEADER, wanted.digest) == wanted
+    assert await rig.reducer.fetch(LEADER, wanted.digest) == wanted
 
 
-async def test_who_cannot_be_asked_is_asked_again_later(rig: Rig) -> None:
-    assert await rig.reducer.have(C, bytes(32)) is None
-    assert await rig.reducer.have(LEADER, bytes(32)) is None, "it does not keep that"
-    rig.reducer.ask(C)
-    await rig.ask()
+async def test_a_leader_that_cannot_be_reached_is_asked_again_later(rig: Rig) -> None:
+    assert await rig.reducer.fetch(C, bytes(32)) is None
+    assert await rig.reducer.fetch(LEADER, bytes(32)) is None, "it does not keep that"
+    follow(rig.context, C)
+    await rig.reducer.ask()
     assert not rig.reducer.is_member(A)
-    await rig.ask()
+    await rig.reducer.ask()  # what that has asked of C
+    follow(rig.context, LEADER)
+    await rig.reducer.ask()
     assert rig.reducer.is_member(A)
 
 
-async def test_whoever_names_lists_has_only_a_few_questions_asked(rig: Rig) -> None:
+async def test_only_a_few_lists_are_asked_for_at_a_time(rig: Rig) -> None:
     rig.leader.gate = asyncio.Event()
     asking = [
-        asyncio.create_task(rig.reducer.have(LEADER, bytes([number % 8] * 32))) for number in range(4 * MOST_QUESTIONS)
+        asyncio.create_task(rig.reducer.fetch(LEADER, bytes([number % 8] * 32))) for number in range(4 * MOST_QUESTIONS)
     ]
     await rig.leader.is_asked.wait()
     rig.leader.gate.set()
@@ -148,7 +145,7 @@ async def test_whoever_names_lists_has_only_a_few_questions_asked(rig: Rig) -> N
 
 @given(named=st.lists(st.dictionaries(st.sampled_from([A, B, C]), st.integers(1, 9), max_size=3), max_size=60))
 def test_a_leader_keeps_the_newest_lists_that_it_named(named: list[dict[str, int]]) -> None:
-    leader = RosterCache(RUN, ClientPool(AddressBook(LEADER), ByteCounter(), KernelBytes([])), Background())
+    leader = RosterCache(make_context(LEADER, MANIFEST))
     lists = [leader.name(numbers) for numbers in named]
     for numbers, members in zip(named, lists, strict=True):
         assert members == Members.of(numbers)
@@ -161,8 +158,8 @@ def test_a_leader_keeps_the_newest_lists_that_it_named(named: list[dict[str, int
             leader.answer(pb.ListPeersRequest(manifest_digest=RUN, roster=digest), {})
 
 
-def test_a_question_that_makes_no_sense_is_refused() -> None:
-    leader = RosterCache(RUN, ClientPool(AddressBook(LEADER), ByteCounter(), KernelBytes([])), Background())
+def test_a_malformed_request_is_refused() -> None:
+    leader = RosterCache(make_context(LEADER, MANIFEST))
     with pytest.raises(PeerError) as refusal:
         leader.answer(pb.ListPeersRequest(manifest_digest=RUN, roster=b"short"), {})
     assert refusal.value.reason == "roster"

@@ -14,14 +14,14 @@ from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
 from tsr_swarm.errors import PeerError
 from tsr_swarm.node.events.round_reporter import RoundReporter
-from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.peer_registry import Roster
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.protocol import Drop, Explain
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.wire.codec import Section
-from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult, seal
+from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 CONFIG = RunConfig(optimizer=steady(rank=8), wire=wide(), periods=PeriodsConfig(k_x=4, k_r=8, k_r_embedding=8))
@@ -63,8 +63,8 @@ class Rig:
 
     def __post_init__(self) -> None:
         for peer, name in PEERS.items():
-            self.roster.admit(peer, name, "", "cpu", "core")
-        self.roster.admit(COORDINATOR, "coordinator", "", "cpu", "core", trains=False)
+            self.roster.admit(peer, name)
+        self.roster.admit(COORDINATOR, "coordinator", trains=False)
         base = RoundRecord(self.base)
         self.reporter = RoundReporter(MANIFEST, self.roster, self.emitted.append, lambda: self.now, base)
 
@@ -309,27 +309,24 @@ async def test_a_peer_shows_its_progress_once_a_second() -> None:
 async def test_a_refusal_is_shown_of_a_peer_that_is_known_and_not_too_often() -> None:
     rig = Rig()
 
-    def envelope(peer: str) -> pb.Envelope:
-        return seal(
-            ContributionHeader(
-                protocol=PROTOCOL_VERSION,
-                manifest_digest=b"m" * 32,
-                round=2,
-                parent=b"p" * 32,
-                peer_id=peer,
-                shard=0,
-                tokens=1,
-                steps=1,
-                local_loss=0.0,
-                sections=(),
-            )
+    def header(peer: str) -> ContributionHeader:
+        return ContributionHeader(
+            protocol=PROTOCOL_VERSION,
+            manifest_digest=b"m" * 32,
+            round=2,
+            parent=b"p" * 32,
+            peer_id=peer,
+            shard=0,
+            tokens=1,
+            steps=1,
+            local_loss=0.0,
+            sections=(),
         )
 
-    rig.reporter.refused(envelope(OTTER), PeerError("length", "too long"))
-    rig.reporter.refused(envelope(OTTER), PeerError("length", "too long"))
-    rig.reporter.refused(envelope("e" * 32), PeerError("length", "too long"))
-    rig.reporter.refused(pb.Envelope(header=b"\xff"), PeerError("length", "too long"))
-    rig.reporter.refused(envelope(HERON), PeerError("round", "It came too late."))
+    rig.reporter.refused(header(OTTER), PeerError("length", "too long"))
+    rig.reporter.refused(header(OTTER), PeerError("length", "too long"))
+    rig.reporter.refused(header("e" * 32), PeerError("length", "too long"))
+    rig.reporter.refused(header(HERON), PeerError("round", "It came too late."))
     rig.reporter.late(2, LYNX, "closed")
     assert [(event.name, event.message) for event in rig.of(ev.PayloadRefused)] == [("otter", "too long")]
     late = [(event.round, event.name, event.reason) for event in rig.of(ev.PayloadLate)]

@@ -65,10 +65,10 @@ async def clients_to(others: Sequence[Other]) -> AsyncIterator[tuple[ClientPool,
     """Clients, and the peer_ids of ``others``; nobody answers at DEAD."""
     async with AsyncExitStack() as stack:
         book, ids = AddressBook(ME), [f"{number:032x}" for number in range(1, len(others) + 1)]
-        book.hear(DEAD, "127.0.0.1:1")
+        book.update(DEAD, "127.0.0.1:1")
         for peer_id, other in zip(ids, others, strict=True):
             server = serve(other, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1)  # type: ignore[arg-type]
-            book.hear(peer_id, f"127.0.0.1:{await stack.enter_async_context(server)}")
+            book.update(peer_id, f"127.0.0.1:{await stack.enter_async_context(server)}")
         yield await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([]))), ids
 
 

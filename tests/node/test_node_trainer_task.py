@@ -2,41 +2,40 @@
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.node_context import RecordingDriver, open_context
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node import trainer_task as module
-from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.round_cache import RoundCache
-from tsr_swarm.node.trainer_task import Seams, TrainerTask
+from tsr_swarm.node.trainer_task import TrainerTask
+from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.process.tasks import Background
+from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.protocol import Event, OpenRound, ReducerSlot, Upload, UploadFailed
-from tsr_swarm.telemetry.byte_counter import ByteCounter
+from tsr_swarm.rounds.state import Node
 from tsr_swarm.train.trainer import RoundWork
-from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ME, OTHER = "a" * 32, "b" * 32
 MANIFEST = make_manifest("run", RunConfig(), {"norm.weight": (30,)})
+PLAN = OpenRound(1, "", 1, 1, (ReducerSlot(OTHER, 1),))
 
 
-class Rig:
-    """Puts events as a shell does: each is followed by a look at what is still wanted."""
+class LookingDriver(RecordingDriver):
+    """Puts events as a driver does: each is followed by a look at what is still to be sent."""
 
-    def __init__(self) -> None:
-        self.events: list[Event] = []
+    trainer_task: TrainerTask
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
         self.queue: deque[Event] = deque()
         self.is_stepping = False
-        self.background = Background()
-        self.plan = OpenRound(1, "", 1, 1, (ReducerSlot(OTHER, 1),))
-        self.closed = 0
-        book = AddressBook(ME)
-        seams = Seams(put=self.put, warn=print, is_stale=bool, train=self.none, submit_here=self.never)
-        lines = ClientPool(book, ByteCounter(), KernelBytes([]))
-        self.training = TrainerTask(ME, MANIFEST, lines, RoundCache(), seams, self.background)
+        self.plan, self.closed = PLAN, 0
 
     def put(self, event: Event) -> None:
         self.queue.append(event)
@@ -44,50 +43,61 @@ class Rig:
             return
         self.is_stepping = True
         while self.queue:
-            self.events.append(self.queue.popleft())
+            super().put(self.queue.popleft())
             assert len(self.events) < 10, "each event brings another one about"
-            self.training.look_again(self.closed, self.plan)
+            self.trainer_task.cancel_uploads(self.closed, self.plan)
         self.is_stepping = False
 
-    async def never(self, *_: object) -> pb.SubmitReply:
-        await asyncio.get_running_loop().create_future()
-        return pb.SubmitReply()
 
-    async def none(self, *_: object) -> None:
-        return None
+class HangingReducer:
+    """Takes a contribution and never answers."""
+
+    def __init__(self) -> None:
+        self.is_asked, self.was_cancelled = asyncio.Event(), asyncio.Event()
+
+    def expect(self, envelope: pb.Envelope) -> None:
+        self.is_asked.set()
+
+    async def submit(self, contribution: None, data: bytes) -> pb.SubmitReply:
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self.was_cancelled.set()
+            raise
+        return pb.SubmitReply()
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> RoundWork:
-    plan = plan_round(MANIFEST.config, MANIFEST.blocks, 1, "")
+async def trainer_task(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TrainerTask]:
     monkeypatch.setattr(module, "pack", lambda *_: ({}, b""))
     monkeypatch.setattr(module, "seal", lambda _: pb.Envelope())
-    return RoundWork(plan, 1, 1, 0.0, {}, {})
+    async with open_context(ME, MANIFEST) as context:
+        context.driver = LookingDriver(context.driver.node)
+        weights, leases = WeightsThread(PlainWeights(None), ME), DataLeases(context, Coverage(), None)
+        made = TrainerTask(context, RoundCache(), weights, None, leases, HangingReducer())  # type: ignore[arg-type]
+        made.work = RoundWork(plan_round(MANIFEST.config, MANIFEST.blocks, 1, ""), 1, 1, 0.0, {}, {})
+        context.driver.trainer_task = made
+        yield made
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
-async def test_a_shard_that_has_moved_is_given_up_once(has_begun: bool, work: RoundWork) -> None:
+async def test_a_shard_that_has_moved_is_given_up_once(has_begun: bool, trainer_task: TrainerTask) -> None:
     """It was given up again with every step until its task had ended, which it could not while there was a step."""
-    rig = Rig()
-    rig.training.work = work
-    order = Upload(1, 1, 0, ReducerSlot(ME, 1))
-    rig.training.upload(order)
+    driver, order = trainer_task.context.driver, Upload(1, 1, 0, ReducerSlot(ME, 1))
+    trainer_task.upload(order)
     if has_begun:
-        await asyncio.to_thread(int)
-    rig.plan = OpenRound(1, "", 1, 2, (ReducerSlot(OTHER, 1),))
-    rig.put(UploadFailed(1, 7, ReducerSlot(OTHER, 1)))
-    rig.put(UploadFailed(1, 7, ReducerSlot(OTHER, 1)))
-    assert rig.events.count(UploadFailed(1, 0, order.reducer)) == 1
-    await rig.background.close()
+        await trainer_task.reducer.is_asked.wait()
+    driver.plan = OpenRound(1, "", 1, 2, (ReducerSlot(OTHER, 1),))
+    for _ in range(2):
+        driver.put(UploadFailed(1, 7, ReducerSlot(OTHER, 1)))
+    assert driver.events.count(UploadFailed(1, 0, order.reducer)) == 1
 
 
-async def test_a_round_that_stands_is_not_sent_any_more(work: RoundWork) -> None:
-    rig = Rig()
-    rig.training.work = work
-    rig.training.upload(Upload(1, 1, 0, ReducerSlot(OTHER, 1)))
-    (task,) = rig.background._tasks
-    rig.closed = 1
-    rig.put(UploadFailed(1, 7, ReducerSlot(OTHER, 1)))
-    await asyncio.gather(task, return_exceptions=True)
-    assert task.cancelled()
-    assert len(rig.events) == 1
+async def test_a_round_that_stands_is_not_sent_any_more(trainer_task: TrainerTask) -> None:
+    driver, order = trainer_task.context.driver, Upload(1, 1, 0, ReducerSlot(ME, 1))
+    trainer_task.upload(order)
+    await trainer_task.reducer.is_asked.wait()
+    driver.closed = 1
+    driver.put(UploadFailed(1, 7, ReducerSlot(OTHER, 1)))
+    await trainer_task.reducer.was_cancelled.wait()
+    assert len(driver.events) == 1, "nobody is told that it failed"

@@ -11,7 +11,7 @@ import torch
 from tests.swarm_rig import tiny_config
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.errors import ConfigError, RunError
-from tsr_swarm.node import peer
+from tsr_swarm.node import workspace
 from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
 from tsr_swarm.process.machine_limits import (
     Room,
@@ -166,9 +166,9 @@ def test_a_peer_compares_what_training_needs_with_what_there_is(
 ) -> None:
     config = tiny_config(tmp_path)
     manifest = make_manifest("0" * 32, config, parameter_shapes(config.model))
-    needed = peer.TRAINING_BYTES * manifest.parameters
-    monkeypatch.setattr(peer, "memory_room", lambda: Room(needed, "what is free"))
-    peer.require_its_memory(manifest, torch.device("cpu"))
-    monkeypatch.setattr(peer, "memory_room", lambda: Room(needed - 1, "what is free"))
+    needed = workspace.TRAINING_BYTES * manifest.parameters
+    monkeypatch.setattr(workspace, "memory_room", lambda: Room(needed, "what is free"))
+    workspace.require_its_memory(manifest, torch.device("cpu"))
+    monkeypatch.setattr(workspace, "memory_room", lambda: Room(needed - 1, "what is free"))
     with pytest.raises(ConfigError):
-        peer.require_its_memory(manifest, torch.device("cpu"))
+        workspace.require_its_memory(manifest, torch.device("cpu"))

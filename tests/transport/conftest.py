@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import PeerError, RefusedError, RunError
+from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.compression import compress
+from tsr_swarm.wire.gate import CheckedContribution
 from tsr_swarm.wire.messages import ContributionHeader, open_envelope
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -72,14 +75,14 @@ class SmallHandler:
     async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
         return pb.CatchUpReply(state_round=request.applied)
 
-    def expect(self, envelope: pb.Envelope, caller: Caller) -> int:
+    def expect(self, envelope: pb.Envelope, caller: Caller) -> CheckedContribution:
         header = open_envelope(envelope)
         if header.round != 7:
             raise PeerError("round", f"The payload is for round {header.round}, but round 7 is open.")
-        return sum(section.wire_bytes for section in header.sections)
+        return CheckedContribution(header, plan_round(RunConfig(), (), 7, ""), ())
 
-    async def submit(self, envelope: pb.Envelope, data: bytes, caller: Caller) -> pb.SubmitReply:
-        self.submitted.append((open_envelope(envelope), data, caller))
+    async def submit(self, contribution: CheckedContribution, data: bytes, caller: Caller) -> pb.SubmitReply:
+        self.submitted.append((contribution.header, data, caller))
         return pb.SubmitReply(counted=True)
 
     async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[pb.Section], bytes]:

@@ -9,8 +9,8 @@ from tsr_swarm.config.render import render
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.local.faults import COORDINATOR, LocalPlan, name_of
-from tsr_swarm.node.shared_data import absolute_source
 from tsr_swarm.telemetry.text import reason_text
+from tsr_swarm.train.corpus import absolute_source
 
 RUN_FILE = "run.toml"
 

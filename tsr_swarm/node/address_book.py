@@ -17,7 +17,7 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 MOST_CONTACTS = 1024
 MOST_KEPT = 64  # on disk: enough to find the swarm again
-MOST_LINES = 1024  # that are kept; whoever moves leaves one behind
+MOST_CLIENTS = 1024  # that are kept; whoever moves leaves one behind
 
 
 class AddressBook:
@@ -44,9 +44,9 @@ class AddressBook:
                 return  # another run, for all that is known
             for peer_id, address in kept["contacts"].items():
                 require_peer_id("contacts", peer_id)
-                self.hear(peer_id, dialable_address("127.0.0.1", address))
+                self.update(peer_id, dialable_address("127.0.0.1", address))
 
-    def hear(self, peer_id: str, address: str) -> None:
+    def update(self, peer_id: str, address: str) -> None:
         """``peer_id`` is at ``address``; "" says nothing."""
         if not address or peer_id == self._me:
             return
@@ -55,12 +55,12 @@ class AddressBook:
         if len(self._addresses) > MOST_CONTACTS:
             del self._addresses[next(iter(self._addresses))]
 
-    def hear_from(self, caller: str, contacts: Iterable[pb.Contact]) -> None:
+    def update_from(self, caller: str, contacts: Iterable[pb.Contact]) -> None:
         """Take in what somebody at host ``caller`` said, as far as it can be dialled from here. Raises PeerError."""
         for contact in contacts:
             require_peer_id("contacts", contact.peer_id)
             require_address("contacts", contact.address)
-            self.hear(contact.peer_id, dialable_address(caller, contact.address))
+            self.update(contact.peer_id, dialable_address(caller, contact.address))
 
     def address(self, peer_id: str) -> str:
         """Where it was last said to be; "" unknown."""
@@ -92,8 +92,8 @@ class AddressBook:
 class ClientPool:
     """Connections to other nodes, one an address: made with the first call, and kept."""
 
-    def __init__(self, book: AddressBook, ledger: ByteCounter, kernel: KernelBytes, proxy: str | None = None) -> None:
-        self._book, self._ledger, self._kernel, self._proxy = book, ledger, kernel, proxy
+    def __init__(self, book: AddressBook, counter: ByteCounter, kernel: KernelBytes, proxy: str | None = None) -> None:
+        self._book, self._counter, self._kernel, self._proxy = book, counter, kernel, proxy
         self._clients: dict[str, tuple[SwarmClient, AsyncExitStack]] = {}  # by address, the one used last at the end
 
     async def __aenter__(self) -> Self:
@@ -120,9 +120,9 @@ class ClientPool:
             _, port = split_address(address if self._proxy is None else self._proxy)
             self._kernel.watch(port)
             stack = AsyncExitStack()
-            known = await stack.enter_async_context(SwarmClient(address, self._ledger, self._proxy)), stack
+            known = await stack.enter_async_context(SwarmClient(address, self._counter, self._proxy)), stack
         self._clients[address] = known
-        if len(self._clients) > MOST_LINES:
+        if len(self._clients) > MOST_CLIENTS:
             await self._close(next(iter(self._clients)))
         return known[0]
 

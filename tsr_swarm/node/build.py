@@ -1,61 +1,131 @@
-"""What a node needs around it in its process: connections, a disk, and a server if others can dial it."""
+"""Puts a node together, here alone: each part is given the parts below it, and all are ended on the way out."""
 
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tsr_swarm.node.address_book import AddressBook, ClientPool
-from tsr_swarm.node.context import Seams, Start
-from tsr_swarm.node.donor import DonorService
-from tsr_swarm.node.events.run_log import RunLog
-from tsr_swarm.node.headers import Headers
+from tsr_swarm.node.calls import LeaderClient
+from tsr_swarm.node.context import NodeContext, policy_of
+from tsr_swarm.node.contribution_store import ContributionStore
+from tsr_swarm.node.data_leases import DataLeases
+from tsr_swarm.node.driver import Driver, awake_clock
+from tsr_swarm.node.events.commit_reporter import CommitReporter
+from tsr_swarm.node.follower import Follower
+from tsr_swarm.node.messenger import Messenger
 from tsr_swarm.node.node import SwarmNode
-from tsr_swarm.node.service import NodeService
+from tsr_swarm.node.poll_replies import PollReplies
+from tsr_swarm.node.reducer import Reducer
+from tsr_swarm.node.roster_cache import RosterCache
+from tsr_swarm.node.round_cache import Headers, RoundCache
+from tsr_swarm.node.service import InitialPeers, NodeService, StartingService
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.downloader import Downloader
-from tsr_swarm.node.sync.rounds import Frames
 from tsr_swarm.node.sync.state import StateDownload
-from tsr_swarm.transport.base import Caller
+from tsr_swarm.node.trainer_task import TrainerTask
+from tsr_swarm.node.weights import Weights, WeightsThread
+from tsr_swarm.node.workspace import Workspace
+from tsr_swarm.optim.outer_step import OuterState
+from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
+from tsr_swarm.rounds.peer import PeerState
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
+from tsr_swarm.rounds.state import Node, NodeIdentity
+from tsr_swarm.rounds.step import begin
+from tsr_swarm.storage.journal import Journal
+from tsr_swarm.storage.state_store import StateStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Around:
-    """What one process has for its node."""
+class SavedState:
+    """What a node begins with: what its disk has, and whom it knows."""
 
-    book: AddressBook
-    lines: ClientPool
-    states: Path  # where states are kept and downloaded to
-    service: NodeService | None = None  # None for a node that nobody can dial
-    run_log: RunLog | None = None  # likewise
-    initial_peers: Callable[[Caller], list[str]] = lambda caller: []
+    hard_state: HardState  # what it has promised
+    weights: Weights
+    record: RoundRecord | None  # of the round that ``weights`` are at; None: there is no state yet
+    folder: Path  # where states are downloaded to
+    journal: Journal | None = None  # None: nobody can dial this node, so it promises nothing
+    store: StateStore | None = None  # None: it gives nothing to others
+    workspace: Workspace | None = None  # None: it does not train
+    outer: OuterState = field(default_factory=dict)  # what it keeps as a reducer between rounds
+    coverage: Coverage = NOTHING_DONE  # of the shared data, as it was then
+    known: tuple[str, ...] = ()  # peer_ids of others that may know the leader
+    lost: str = ""  # chain hash of the proposal in the journal, if its bytes are on no disk here
 
 
 @asynccontextmanager
-async def hosted(start: Start, around: Around, seams: Seams) -> AsyncIterator[SwarmNode]:
-    """A node with all that it needs; whatever it has begun is ended on the way out."""
-    headers = Headers()
-
-    def fetcher(own: Frames) -> Downloader:
-        sources = Donors(around.lines, seams.emit)
-        return Downloader(
-            start.manifest,
-            me=start.who.peer_id,
-            first=start.first,
-            sources=sources,
-            states=StateDownload(sources, start.manifest, around.states),
-            log=start.donor.round_log if start.donor is not None else None,
-            own=own,
-            headers=headers,
-        )
-
+async def build(
+    context: NodeContext,
+    saved: SavedState,
+    service: StartingService | None = None,
+    initial_peers: InitialPeers = lambda caller: [],
+) -> AsyncIterator[SwarmNode]:
+    """Make a node, and end on the way out what it has begun. ``service``: None for a node that nobody can dial."""
+    context.driver = Driver(_first_state(context, saved), saved.journal, context.warn)
+    log = saved.store.round_log if saved.store is not None else None
+    workspace = saved.workspace
+    headers, round_cache, roster_cache = Headers(), RoundCache(), RosterCache(context)
+    weights = WeightsThread(saved.weights, context.me, saved.record)
+    contributions = ContributionStore(context.manifest, saved.outer, saved.record.chain if saved.record else "")
+    reads_shared_data = workspace is not None and workspace.is_on_shared_data
+    data_leases = DataLeases(context, saved.coverage, workspace if reads_shared_data else None)
+    reducer = Reducer(context, round_cache, roster_cache, weights, contributions, log)
+    trainer_task = TrainerTask(context, round_cache, weights, workspace, data_leases, reducer)
+    commit_reporter = CommitReporter(context, round_cache, contributions, log)
+    if saved.record is not None:
+        commit_reporter.begin(saved.record.round)
+    donors = Donors(context.clients, context.emit)
+    downloader = Downloader(
+        context.manifest,
+        me=context.me,
+        first=context.first,
+        sources=donors,
+        states=StateDownload(donors, context.manifest, saved.folder),
+        log=log,
+        own=contributions.frames,
+        headers=headers,
+    )
+    follower = Follower(context, downloader, weights, contributions, trainer_task, commit_reporter, saved.store)
+    leader_client = LeaderClient(context, round_cache, data_leases, trainer_task)
+    poll_replies = PollReplies(context, round_cache, data_leases)
+    messenger = Messenger(context, round_cache, roster_cache, leader_client, poll_replies)
+    node = context.driver.handler = SwarmNode(
+        context=context,
+        round_cache=round_cache,
+        roster_cache=roster_cache,
+        weights=weights,
+        contributions=contributions,
+        data_leases=data_leases,
+        reducer=reducer,
+        trainer_task=trainer_task,
+        commit_reporter=commit_reporter,
+        follower=follower,
+        leader_client=leader_client,
+        poll_replies=poll_replies,
+        messenger=messenger,
+        log=log,
+    )
     async with AsyncExitStack() as stack:
-        node = SwarmNode(start, around.book, around.lines, fetcher, seams)
         stack.push_async_callback(node.close)
-        if around.service is not None and around.run_log is not None and start.donor is not None:
-            stack.callback(around.run_log.follow, "", around.lines)
-            bench, freeze = node.reducing.bench, node.following.freeze
-            giving = DonorService(start.who.peer_id, start.donor, bench, headers, node.makers, freeze, node.warn)
-            stack.callback(giving.close)
-            around.service.open(node, giving, around.run_log, around.initial_peers)
+        stack.callback(context.run_log.follow, "", context.clients)
+        if service is not None and saved.store is not None:
+            service.node_service = NodeService(node, saved.store, headers, initial_peers)
+            stack.callback(service.node_service.close)
         yield node
+
+
+def _first_state(context: NodeContext, saved: SavedState) -> Node:
+    """What the decisions know as the node starts."""
+    identity = NodeIdentity(
+        me=context.me,
+        incarnation=time.time_ns() // 1_000_000,
+        trains=context.info.trains,
+        is_dialable=bool(context.info.address),
+        first=context.first,
+        known=saved.known,
+        sizes=context.manifest.shard_bytes,
+        policy=policy_of(context.config),
+    )
+    record = saved.record
+    state = PeerState() if record is None else PeerState(applied=record.round, chain=record.chain)
+    return begin(identity, saved.hard_state, state, awake_clock(), saved.lost)

@@ -1,87 +1,210 @@
-"""What a node begins with, and what it asks whoever runs it for."""
+"""What all parts of a node share: who it is, what it may ask of the program around it, and what its decisions know."""
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.node.driver import awake_clock
-from tsr_swarm.node.messenger import NodeInfo
-from tsr_swarm.node.weights import AppliedRound, Weights
+from tsr_swarm.discovery.addresses import address_for
+from tsr_swarm.errors import RefusedError
+from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node.driver import Driver
+from tsr_swarm.node.events.run_log import RunLog
+from tsr_swarm.node.weights import AppliedRound
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
-from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
-from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.rounds.raft_state import HardState, RoundRecord
+from tsr_swarm.process.tasks import Background
+from tsr_swarm.rounds.protocol import Event as DecisionEvent
+from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.round_phases import RoundPolicy
-from tsr_swarm.rounds.state import Node, NodeIdentity
-from tsr_swarm.rounds.step import begin
-from tsr_swarm.storage.journal import Journal
-from tsr_swarm.storage.state_store import StateStore
+from tsr_swarm.rounds.state import Node, known_nodes
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
-from tsr_swarm.train.trainer import Trainer
-from tsr_swarm.wire.messages import PublishedHeader
+from tsr_swarm.transport.base import Caller
+from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.wire.messages import PublishedHeader, with_rules
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+if TYPE_CHECKING:
+    from tsr_swarm.node.leader import Leader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """What a node begins with."""
+class NodeInfo:
+    """What a node says of itself."""
 
-    who: NodeInfo
+    peer_id: str
+    name: str
+    address: str  # host:port where it can be dialled; empty: client-only
+    local_space: str
+    device: str
+    trains: bool = True
+
+
+class Host(Protocol):
+    """What a node asks of the program that runs it: PeerProcess in peer.py, CoordinatorProcess in coordinator.py."""
+
+    def emit(self, event: Event) -> None:
+        """Tell this process's own people of this node."""
+
+    def sample_traffic(self) -> None:
+        """Look at the kernel's byte counts, before connections that close take theirs along."""
+
+    async def applied(self, header: PublishedHeader, applied: AppliedRound, outer: OuterState, seconds: float) -> None:
+        """A round is in the weights, ``seconds`` after its fetch began. Rounds come in order."""
+
+    async def restored(self, record: RoundRecord, consensus: Consensus) -> None:
+        """A state was downloaded: keep it, before its round is known to stand here."""
+
+    async def score(self, round: int, consensus: Consensus) -> float | None:
+        """The held-out loss after ``round``, nats a token; None where it cannot be had."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class NodeContext:
+    """One node's identity, connections and state, which its parts share. Used on one event loop."""
+
+    info: NodeInfo
     manifest: Manifest
-    config: RunConfig  # the manifest's, with the rules as they were told
+    config: RunConfig  # the manifest's, with the rules as they were told last
     first: str  # peer_id of the coordinator
-    known: tuple[str, ...]  # peer_ids of others that may know the leader
-    ledger: HardState
-    journal: Journal | None  # None: nobody can dial this node, so it promises nothing
-    record: RoundRecord | None  # of the state in ``weights``; None: there is none yet
-    weights: Weights
-    outer: OuterState
-    donor: StateStore | None  # None: it gives nothing
-    coverage: Coverage = NOTHING_DONE  # of the shared data, as it was then
-    lost: str = ""  # chain hash of the proposal in the journal, if its bytes are on no disk here
+    host: Host
+    book: AddressBook
+    clients: ClientPool
+    run_log: RunLog
+    driver: Driver = field(init=False)  # set by build.py
+    leader: "Leader | None" = None  # while this node leads
+    name: str = field(init=False)  # as a leader calls it
+    number: int = 0  # this peer's place in sums; 0: none yet
+    background: Background = field(default_factory=Background)
+    done: asyncio.Event = field(default_factory=asyncio.Event)  # this node has quit, or failed
+    reason: str = ""  # why it has quit
+    failure: Exception | None = None
+    reached_at: float = field(default_factory=time.monotonic)  # when another node answered last
+    last_leader: str = ""  # the newest that was known: it waits for reports of its last round as it goes
+    admitted_by: SwarmClient | None = None  # the newest leader that admitted this node
+    _newest: RoundRecord | None = None  # as others say
 
+    def __post_init__(self) -> None:
+        self.name = self.info.name
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seams:
-    """What a node asks whoever runs it for."""
+    # --- what the decisions know ------------------------------------------------------------------------------------
 
-    emit: Callable[[Event], None]  # of this node, for its own people
-    emit_run: Callable[[Event], None]  # of the run, while this node leads
-    trainer: Callable[[], Trainer]
-    take_number: Callable[[int], None]  # on the worker thread
-    read_part: Callable[[int], int] | None  # likewise, of the shared data; None: it trains on none of that
-    applied: Callable[[PublishedHeader, AppliedRound, OuterState, float], Awaitable[None]]  # rounds in order
-    restored: Callable[
-        [RoundRecord, Consensus], Awaitable[None]
-    ]  # a state was taken: keep it, before it is known to stand
-    score: Callable[[int, Consensus], Awaitable[float | None]]  # held-out loss after a round, where it can be known
-    told: Callable[[], int]  # the newest round that people were told of
-    peers: Callable[[], Mapping[str, events.PeerJoined]]  # who takes part, as people were told
-    sample: Callable[[], None]  # look at the kernel's byte counts
-    votes: Callable[[bool], None]  # whether this node is a voter from now on
-    ask: Callable[[Sequence[str], int], Awaitable[None]]  # these nodes, which rounds up to this one were told
-    follow: Callable[[str], None]  # this leader's account of the run from now on; "": nobody's, or this node leads
-    ends: Callable[[], None]  # the run is over, and a leader says so
+    @property
+    def me(self) -> str:
+        """This node's peer_id."""
+        return self.info.peer_id
 
+    @property
+    def state(self) -> Node:
+        """All that the decisions know."""
+        return self.driver.node
 
-def first_node(start: Start) -> Node:
-    """What the decisions know as it starts."""
-    identity = NodeIdentity(
-        me=start.who.peer_id,
-        incarnation=time.time_ns() // 1_000_000,
-        trains=start.who.trains,
-        is_dialable=bool(start.who.address),
-        first=start.first,
-        known=start.known,
-        sizes=start.manifest.shard_bytes,
-        policy=policy_of(start.config),
-    )
-    record = start.record
-    state = PeerState() if record is None else PeerState(applied=record.round, chain=record.chain)
-    return begin(identity, start.ledger, state, awake_clock(), start.lost)
+    @property
+    def base(self) -> RoundRecord:
+        """The newest round that stands as far as this node's journal knows."""
+        return self.state.voter.hard_state.base
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        """Who votes after that round."""
+        return self.state.voter.voters
+
+    @property
+    def newest(self) -> RoundRecord:
+        """The newest round that anybody said to stand."""
+        told = self._newest
+        return self.base if told is None or told.round < self.base.round else told
+
+    @property
+    def term(self) -> int:
+        """The newest term that a leader or a candidate told of."""
+        return max(self.state.tracking.term, self.state.voter.term)
+
+    @property
+    def known_leader(self) -> str:
+        """Whom this node follows; "": nobody, or itself."""
+        return self.state.tracking.leader
+
+    @property
+    def contacts(self) -> list[str]:
+        """peer_ids of nodes that may know the leader, or lead."""
+        return list(dict.fromkeys([self.known_leader or self.me, *known_nodes(self.state), self.me]))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has had its last round, as far as this node knows."""
+        return self.state.tracking.is_finished
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether this node goes after this round, or has gone."""
+        return self.state.is_leaving or self.done.is_set()
+
+    def put(self, event: DecisionEvent) -> None:
+        """Have the decisions take in ``event``."""
+        self.driver.put(event)
+
+    def note_committed(self, record: RoundRecord) -> None:
+        """This round stands, as another node says."""
+        if self._newest is None or record.round > self._newest.round:
+            self._newest = record
+
+    def set_back(self, record: RoundRecord) -> None:
+        """The run goes on after an older round than was told."""
+        self._newest = record
+
+    def update_rules(self, leader: str, rules: pb.Rules) -> None:
+        """Take over the rules that ``leader`` tells. Only the coordinator may set them, as long as it is another."""
+        if leader != self.first or self.me == self.first:
+            return
+        config = with_rules(self.config, rules)
+        if config != self.config:
+            self.config = config
+            policy = policy_of(config)
+            self.driver.change(lambda node: replace(node, identity=replace(node.identity, policy=policy)))
+
+    # --- for people -------------------------------------------------------------------------------------------------
+
+    def emit(self, event: Event) -> None:
+        """Tell this process's own people of this node."""
+        self.host.emit(event)
+
+    def warn(self, message: str) -> None:
+        """Tell people, of the run while this node leads."""
+        event = events.Warned(message=message)
+        (self.host.emit if self.leader is None else self.run_log.emit)(event)
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def quit(self, reason: str) -> None:
+        """This node goes, as was decided."""
+        self.reason = reason
+        self.done.set()
+
+    def fail(self, error: Exception) -> None:
+        """This node cannot go on."""
+        self.failure = self.failure or error
+        self.done.set()
+
+    # --- callers ----------------------------------------------------------------------------------------------------
+
+    def require_run(self, digest: bytes) -> None:
+        """Refuse a caller that was set up for another manifest. Raises RefusedError that says what to do about it."""
+        if digest.hex() != self.manifest.digest:
+            raise RefusedError(
+                f"You are set up for another run ({digest.hex()[:12]}) than '{self.manifest.config.run.name}' "
+                f"({self.manifest.digest[:12]}); join in a new folder, without --resume."
+            )
+
+    def seen_by(self, caller: Caller, peer_ids: Iterable[str]) -> dict[str, str]:
+        """Where a caller can dial those of ``peer_ids`` that it can dial, and this node."""
+        seen = self.book.seen_by(caller.address, peer_ids)
+        mine = address_for(caller.address, self.info.address) if self.info.address else ""
+        return {**seen, self.me: mine} if mine else seen
 
 
 def policy_of(config: RunConfig) -> RoundPolicy:

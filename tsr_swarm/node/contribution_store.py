@@ -1,4 +1,4 @@
-"""A reducer's bench: contributions to its shards come in, averages lie there to be fetched.
+"""What a reducer holds: contributions to its shards, and their averages, which others fetch.
 
 Which contributions count, and when shards are averaged, is decided in rounds/reducer.py.
 """
@@ -14,14 +14,13 @@ from tsr_swarm.exchange.contribution import captured_of
 from tsr_swarm.exchange.reduction import WeightedPayload, publish_shard
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.peer_registry import MAX_PEERS
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.optim.outer_step import OuterState, rotate_outer
 from tsr_swarm.optim.sketch_budget import mean_captured
 from tsr_swarm.wire.codec import Section
-from tsr_swarm.wire.gate import CheckedContribution, check_contribution, shard_slots, void_blocks
-from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult, open_envelope
-from tsr_swarm.wire.v1 import swarm_pb2 as pb
+from tsr_swarm.wire.gate import CheckedContribution, check_header, shard_slots, void_blocks
+from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult
 
 MOST_AVERAGES = 2  # of one shard: a second leader may ask for it over other peers
 
@@ -40,7 +39,7 @@ class ShardAverage:
 
     plan: RoundPlan
     shard: int
-    made: ReducedShard
+    reduced: ReducedShard
     frames: bytes
     outer: OuterState
 
@@ -62,8 +61,8 @@ class ShardJob:
             held.header.peer_id: WeightedPayload(number, held.header.tokens, held.grids) for number, held in self.held
         }
         result, data, outer = publish_shard(self.manifest, self.plan, self.blocks, contributions, bases, self.outer)
-        made = ReducedShard(result) if result.void else self._describe(result)
-        return ShardAverage(self.plan, self.shard, made, data, outer)
+        reduced = ReducedShard(result) if result.void else self._describe(result)
+        return ShardAverage(self.plan, self.shard, reduced, data, outer)
 
     def _describe(self, result: ShardResult) -> ReducedShard:
         headers = [held.header for _, held in self.held]
@@ -83,85 +82,72 @@ class _Round:
 
     plan: RoundPlan
     held: dict[str, dict[int, HeldContribution]] = field(default_factory=dict)  # by peer, then by shard
-    made: dict[int, list[ShardAverage]] = field(default_factory=dict)  # by shard, the newest last; none is void
+    averages: dict[int, list[ShardAverage]] = field(default_factory=dict)  # by shard, the newest last; none is void
 
 
 class ContributionStore:
-    """What one node holds as a reducer, of the newest round announced and the one before it. Its event loop owns it.
+    """What one node holds as a reducer, of the newest round announced and the one before it.
 
     ``outer`` is what it keeps between rounds, in the bases of the newest applied one, whose chain hash is ``chain``.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        outer: OuterState,
-        chain: str = "",
-        most_peers: int = MAX_PEERS,
-    ) -> None:
+    def __init__(self, manifest: Manifest, outer: OuterState, chain: str = "") -> None:
         self.outer, self.chain = outer, chain
-        self._manifest, self._most_peers = manifest, most_peers
+        self._manifest = manifest
         self._rounds: dict[int, _Round] = {}
-        self._newest = 0
+        self.newest = 0  # the newest round that was announced; 0: none
 
     # --- contributions --------------------------------------------------------------------------------------------
 
-    def hear(self, plan: RoundPlan) -> None:
+    def open_round(self, plan: RoundPlan) -> None:
         """This round is announced: contributions to it may come. Those to rounds before are not needed any more.
 
         A new leader announces a round again. What is held of it counts on as long as the new plan asks for the
         same, and is dropped otherwise. An older round than the newest changes nothing.
         """
-        if plan.round < self._newest:
+        if plan.round < self.newest:
             return
         known = self._rounds.get(plan.round)
         if known is not None and _is_alike(known.plan, plan):
             known.plan = plan
             return
-        self._newest = plan.round
+        self.newest = plan.round
         self._rounds = {round: kept for round, kept in self._rounds.items() if round == plan.round - 1}
         for kept in self._rounds.values():
             kept.held.clear()  # it stands, or the next one would not be open; averages of it are still fetched
         self._rounds[plan.round] = _Round(plan)
 
-    @property
-    def newest(self) -> int:
-        """The newest round that was announced; 0: none."""
-        return self._newest
+    def check(self, header: ContributionHeader, checked: CheckedContribution | None = None) -> CheckedContribution:
+        """Check a contribution before its payload is received, and again, in short, once it is here.
 
-    def plan(self, round: int) -> RoundPlan | None:
-        """As this round was announced; None if it was not, or is over."""
-        known = self._rounds.get(round)
-        return None if known is None else known.plan
-
-    def expect(self, envelope: pb.Envelope) -> CheckedContribution:
-        """Check a contribution before its payload is received; it may be refused as not new after that.
+        ``checked``: what the first check returned. The gate is passed a second time only where the round was announced
+        otherwise meanwhile.
 
         Raises PeerError: for reasons see wire/gate.py; "round" too where its round is not announced here or is over,
         and "peer" where too many others contribute.
         """
-        header = open_envelope(envelope)
         known = self._rounds.get(header.round)
-        if known is None or header.round < self._newest:
-            open_round = f"round {self._newest}" if self._newest else "no round"
+        if known is None or header.round < self.newest:
+            open_round = f"round {self.newest}" if self.newest else "no round"
             raise PeerError("round", f"The payload is for round {header.round}, but {open_round} is open here.")
-        contribution = check_contribution(
-            envelope,
-            manifest=self._manifest,
-            plan=known.plan,
-            is_known=lambda peer: True,  # only the leader knows who takes part: it says so when it closes the round
-        )
-        if header.peer_id not in known.held and len(known.held) >= self._most_peers:
-            raise PeerError("peer", f"{self._most_peers} peers contribute to round {header.round}; no more can.")
-        return contribution
+        if checked is None or checked.plan != known.plan:
+            checked = check_header(
+                header,
+                manifest=self._manifest,
+                plan=known.plan,
+                is_known=lambda peer: True,  # only the leader knows who takes part: it says so when it closes the round
+            )
+        if header.peer_id not in known.held and len(known.held) >= MAX_PEERS:
+            raise PeerError("peer", f"{MAX_PEERS} peers contribute to round {header.round}; no more can.")
+        return checked
 
-    def take(self, header: ContributionHeader, grids: Mapping[Slot, Grid]) -> None:
+    def add(self, header: ContributionHeader, grids: Mapping[Slot, Grid]) -> None:
         """Hold a contribution that has passed the gate and is new.
 
-        The round may have been announced otherwise since ``expect``: then it is of no use, and is not kept.
+        The round may have been announced otherwise since ``check``: then it is of no use, and is not kept.
         """
         known = self._rounds.get(header.round)
-        if known is None or header.round < self._newest or header.parent.hex() != known.plan.parent:
+        if known is None or header.round < self.newest or header.parent.hex() != known.plan.parent:
             return
         slots = upload_slots(self._manifest.blocks, known.plan.due, self._manifest.config.wire)
         if grids.keys() == set(shard_slots(slots, self._manifest.shard_blocks[header.shard])):
@@ -178,7 +164,7 @@ class ContributionStore:
         """
         known = self._rounds.get(round)
         if known is None:
-            raise RunError(f"Round {round} is to be averaged, but round {self._newest} is the newest announced here.")
+            raise RunError(f"Round {round} is to be averaged, but round {self.newest} is the newest announced here.")
         if known.plan.parent != self.chain:
             raise RunError(
                 f"Round {round} is to be averaged, but it starts from other weights than this node's; "
@@ -194,33 +180,33 @@ class ContributionStore:
     def keep(self, done: ShardAverage) -> ReducedShard:
         """Have the bytes at hand for whoever fetches them, unless their round is over or was announced otherwise."""
         known = self._rounds.get(done.plan.round)
-        if known is not None and _is_alike(known.plan, done.plan) and not done.made.result.void:
-            others = [made for made in known.made.get(done.shard, []) if made.made.result != done.made.result]
-            known.made[done.shard] = [*others, done][-MOST_AVERAGES:]
-        return done.made
+        if known is not None and _is_alike(known.plan, done.plan) and not done.reduced.result.void:
+            others = [each for each in known.averages.get(done.shard, []) if each.reduced.result != done.reduced.result]
+            known.averages[done.shard] = [*others, done][-MOST_AVERAGES:]
+        return done.reduced
 
     def frames(self, round: int, shard: int, hashes: Sequence[bytes]) -> tuple[tuple[Section, ...], bytes] | None:
-        """The sections of these ``hashes`` and their joined bytes, if they are of an average that was made here."""
+        """The sections of these ``hashes`` and their joined bytes, if they are of an average that was computed here."""
         known = self._rounds.get(round)
-        for done in known.made.get(shard, []) if known is not None else []:
-            sections = done.made.result.sections
+        for done in known.averages.get(shard, []) if known is not None else []:
+            sections = done.reduced.result.sections
             if [section.hash for section in sections] == list(hashes):
                 return sections, done.frames
         return None
 
     # --- between rounds -------------------------------------------------------------------------------------------
 
-    def settle(self, header: PublishedHeader, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
-        """A round was applied: what is kept goes on where this node made the shard, and stays where it is void.
+    def advance(self, header: PublishedHeader, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
+        """Go on after a round that was applied: momentum moves on where this node reduced the shard that stands.
 
-        It is dropped where others made it: theirs went on, and this node's is of work that has gone out meanwhile.
+        It stays where the shard is void, and is dropped where others reduced it: theirs has moved on.
         ``refreshed``: (old, new) bases as ``Consensus.apply`` returned them.
         """
         after = {block: self.outer[block] for block in void_blocks(header) if block in self.outer}
         known = self._rounds.get(header.plan.round)
-        made = known.made if known is not None else {}
+        averages = known.averages if known is not None else {}
         for shard, result in enumerate(header.shards):
-            after |= next((done.outer for done in made.get(shard, []) if done.made.result == result), {})
+            after |= next((done.outer for done in averages.get(shard, []) if done.reduced.result == result), {})
         self.outer = rotate_outer(after, refreshed, self._manifest.config.optimizer)
         self.chain = header.chain.hex()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
@@ -21,17 +22,17 @@ from tsr_swarm.discovery.addresses import (
     shown_address,
 )
 from tsr_swarm.discovery.announcer import Announcer
-from tsr_swarm.discovery.identity import Identity, load_identity
+from tsr_swarm.discovery.identity import load_identity
 from tsr_swarm.discovery.records import PeerRole
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
-from tsr_swarm.node.build import Around, hosted
-from tsr_swarm.node.context import Seams, Start
+from tsr_swarm.node.build import SavedState, build
+from tsr_swarm.node.context import NodeContext, NodeInfo
 from tsr_swarm.node.events.run_log import LINGER_SECONDS, RunLog
-from tsr_swarm.node.messenger import NodeInfo
-from tsr_swarm.node.service import NodeService
-from tsr_swarm.node.shared_data import advise_organiser
+from tsr_swarm.node.node import SwarmNode
+from tsr_swarm.node.service import StartingService
 from tsr_swarm.node.weights import AppliedRound, PlainWeights
+from tsr_swarm.node.workspace import advise_organiser
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.process.machine_limits import memory_errors, memory_room, require_memory
@@ -58,8 +59,7 @@ from tsr_swarm.telemetry.recording import EVENTS_FILE, read_recording, recording
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.evaluate import make_evaluate
 from tsr_swarm.train.llama import parameter_count
-from tsr_swarm.train.trainer import Trainer
-from tsr_swarm.transport.base import Caller
+from tsr_swarm.transport.base import Caller, SwarmHandler
 from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.messages import PublishedHeader
@@ -100,12 +100,10 @@ async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None],
         if options.resume:
             with suppress(OSError):  # people were warned as it was opened
                 run_log.restore(read_recording(folder.path / EVENTS_FILE))
-        identity = load_identity(folder.path / IDENTITY, is_new=not holds_work(folder.path))
-        book = AddressBook(identity.peer_id, folder.path / CONTACTS)
-        book.load()
+        process = CoordinatorProcess(options, folder, evaluate, run_log)
         with memory_errors():
-            begun = await asyncio.to_thread(_begin, options, folder, identity, bool(book.addresses), run_log.emit)
-        await _Coordinator(options, folder, identity, book, begun, evaluate, run_log).run(stop_gently, unread)
+            await asyncio.to_thread(process.begin)
+        await process.run(stop_gently, unread)
 
 
 @contextmanager
@@ -128,181 +126,161 @@ def open_log(path: Path, warn: Callable[[Event], None]) -> Iterator[EventLog]:
         yield log
 
 
-class _Coordinator:
+class CoordinatorProcess:
+    """A coordinator from its first event to its last. Implements context.Host."""
+
     def __init__(
-        self,
-        options: CoordinateOptions,
-        folder: RunFolder,
-        identity: Identity,
-        book: AddressBook,
-        begun: StartingPoint,
-        evaluate: Callable[[Consensus], float],
-        run_log: RunLog,
+        self, options: CoordinateOptions, folder: RunFolder, evaluate: Callable[[Consensus], float], run_log: RunLog
     ) -> None:
-        self._options, self._folder, self._begun, self._evaluate = options, folder, begun, evaluate
-        self._identity, self._book, self._run_log = identity, book, run_log
-        self._ledger, self._kernel = ByteCounter(), KernelBytes([])
-        self._donor = StateStore(begun.manifest, folder.path / STATES, begun.round_log)
-        self._discovery = Announcer(identity, begun.manifest.run_id, run_log.emit)
+        self._options, self._folder, self._evaluate, self._run_log = options, folder, evaluate, run_log
+        self._identity = load_identity(folder.path / IDENTITY, is_new=not holds_work(folder.path))
+        self._book = AddressBook(self._identity.peer_id, folder.path / CONTACTS)
+        self._book.load()
+        self._begun: StartingPoint  # set by begin, as what follows
+        self._store: StateStore
+        self._announcer: Announcer
+        self._node: SwarmNode  # set by run
+
+    def begin(self) -> None:
+        """Start a run, or go on with the one in the folder. Raises ConfigError or RunError."""
+        options, folder, me = self._options, self._folder, self._identity.peer_id
+        if options.resume:
+            self._begun = resume_run(folder, options.config, me, bool(self._book.addresses), self._warn)
+        else:
+            self._begun = start_run(folder, options.config, me)
+        manifest = self._begun.manifest
+        self._store = StateStore(manifest, folder.path / STATES, self._begun.round_log)
+        self._announcer = Announcer(self._identity, manifest.run_id, self._run_log.emit)
 
     async def run(self, stop_gently: asyncio.Event, unread: Sequence[str]) -> None:
         """Take part to the end. ``unread`` says what of the data could not be read."""
-        options, begun = self._options, self._begun
-        await asyncio.to_thread(self._donor.open)
-        service = NodeService()
+        options, begun, counter = self._options, self._begun, ByteCounter()
+        await asyncio.to_thread(self._store.open)
+        service = StartingService()
         async with AsyncExitStack() as stack:
-            port = await stack.enter_async_context(serve(service, options.listen, self._ledger))
+            port = await stack.enter_async_context(serve(cast(SwarmHandler, service), options.listen, counter))
             address = shown_address(options.listen, options.announce, port)
-            lines = await stack.enter_async_context(ClientPool(self._book, self._ledger, self._kernel, options.proxy))
+            clients = await stack.enter_async_context(ClientPool(self._book, counter, KernelBytes([]), options.proxy))
             if options.use_dht:
-                stack.push_async_callback(self._discovery.close)
+                stack.push_async_callback(self._announcer.close)
                 listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
-                await self._discovery.start(listen=listen, announce=announce, initial_peers=())
-            around = Around(
-                book=self._book,
-                lines=lines,
-                states=self._folder.path / STATES,
-                service=service,
-                run_log=self._run_log,
-                initial_peers=self._initial_peers,
-            )
-            self._node = node = await stack.enter_async_context(
-                hosted(self._start(address), around, self._seams(lines))
-            )
+                await self._announcer.start(listen=listen, announce=announce, initial_peers=())
+            context = self._context(address, clients)
+            self._node = await stack.enter_async_context(build(context, self._saved(), service, self._initial_peers))
             self._run_log.emit(_started(options, begun, address))
             advice = advise_organiser(options.config.data, options.listen)
             for sentence in (*unread, *([] if advice is None else [advice])):
-                self._run_log.emit(events.Warned(message=sentence))
-            announcing = asyncio.create_task(self._discovery.keep_announcing(NAME, address, PeerRole.COORDINATOR))
+                self._warn(sentence)
+            announcing = asyncio.create_task(self._announcer.keep_announcing(NAME, address, PeerRole.COORDINATOR))
             stack.callback(announcing.cancel)
-            await self._score(begun.record.round, begun.consensus)
-            reason = await node.run(stop_gently)
-            if node.leading is not None:
-                await node.leading.chronicle.finish()
-            elif node.is_over:
-                await self._run_log.wait_for_round(node.node.voter.hard_state.base.round)
-            if not node.is_over:
-                if node.node.voter.voters == (self._identity.peer_id,):
-                    await self._say_that_it_waits()
-                self._run_log.stopped(reason)
-                return
-            self._run_log.emit(self._run_log.finished(reason))
-            is_asked_by_others = node.leading is not None and len(node.node.voter.voters) > 1
-            if is_asked_by_others or self._run_log.is_watched:
+            await self.score(begun.record.round, begun.consensus)
+            reason = await self._node.run(stop_gently)
+            await self._end(context, reason)
+
+    async def _end(self, context: NodeContext, reason: str) -> None:
+        """Tell people how the run ended, or that this node goes before that, while others can still read it here."""
+        run_log = self._run_log
+        if context.leader is not None:
+            await context.leader.round_reporter.finish()
+        elif context.is_over:
+            await run_log.wait_for_round(context.base.round)
+        if context.is_over:
+            run_log.emit(run_log.finished(reason))
+            is_asked_by_others = context.leader is not None and len(context.voters) > 1
+            if is_asked_by_others or run_log.is_watched:
                 await asyncio.sleep(LINGER_SECONDS)
+            return
+        if context.voters == (context.me,):  # nobody else can lead: whoever watches is told why no round opens
+            sentence = "The coordinator was asked to stop; the run waits until it is back ('coordinate --resume')."
+            self._warn(sentence)
+            if run_log.is_watched:
+                await asyncio.sleep(LINGER_SECONDS)
+        run_log.stopped(reason)
 
-    async def _say_that_it_waits(self) -> None:
-        """Nobody else can lead: whoever watches hears why no round opens."""
-        sentence = "The coordinator was asked to stop; the run waits until it is back ('coordinate --resume')."
-        self._run_log.emit(events.Warned(message=sentence))
-        if self._run_log.is_watched:
-            await asyncio.sleep(LINGER_SECONDS)
-
-    def _start(self, address: str) -> Start:
-        begun = self._begun
-        who = NodeInfo(
+    def _context(self, address: str, clients: ClientPool) -> NodeContext:
+        manifest = self._begun.manifest
+        info = NodeInfo(
             peer_id=self._identity.peer_id,
             name=NAME,
             address=address,
-            local_space=begun.manifest.config.optimizer.local_space,
+            local_space=manifest.config.optimizer.local_space,
             device="cpu",
             trains=False,
         )
-        return Start(
-            who=who,
-            manifest=begun.manifest,
+        return NodeContext(
+            info=info,
+            manifest=manifest,
             config=self._options.config,
-            first=self._identity.peer_id,
-            known=(),
-            ledger=begun.hard_state,
-            journal=begun.journal,
-            record=begun.record,
+            first=info.peer_id,
+            host=self,
+            book=self._book,
+            clients=clients,
+            run_log=self._run_log,
+        )
+
+    def _saved(self) -> SavedState:
+        begun = self._begun
+        return SavedState(
+            hard_state=begun.hard_state,
             weights=PlainWeights(begun.consensus),
+            record=begun.record,
+            folder=self._store.folder,
+            journal=begun.journal,
+            store=self._store,
             outer=begun.outer,
-            donor=self._donor,
             coverage=begun.coverage,
             lost=begun.lost,
         )
 
-    def _seams(self, lines: ClientPool) -> Seams:
-        def train() -> Trainer:
-            raise AssertionError("a coordinator trains nothing")
-
-        return Seams(
-            emit=self._run_log.emit,
-            emit_run=self._run_log.emit,
-            trainer=train,
-            take_number=lambda number: None,
-            read_part=None,
-            applied=self._save,
-            restored=self._save_restored,
-            score=self._score,
-            told=lambda: self._run_log.log.closed_round,
-            peers=lambda: self._run_log.peers,
-            sample=lambda: None,
-            follow=lambda leader: self._run_log.follow(leader, lines),
-            votes=self._run_log.votes,
-            ask=lambda others, round: self._run_log.ask(others, round, lines),
-            ends=self._run_log.ends,
-        )
+    def _warn(self, message: str) -> None:
+        self._run_log.emit(events.Warned(message=message))
 
     def _initial_peers(self, caller: Caller) -> list[str]:
         announce = announced_address(self._options.announce, 0)[0] if self._options.announce else ""
-        return list(multiaddrs_for(caller.address, self._discovery.multiaddrs, announce))
+        return list(multiaddrs_for(caller.address, self._announcer.multiaddrs, announce))
 
-    # --- after a round --------------------------------------------------------------------------------------------
+    # --- context.Host -----------------------------------------------------------------------------------------------
 
-    async def _score(self, round: int, consensus: Consensus) -> float | None:
+    def emit(self, event: Event) -> None:
+        self._run_log.emit(event)
+
+    def sample_traffic(self) -> None:
+        """A coordinator reports no bytes: what it sends and receives is counted at the peers' ends."""
+
+    async def applied(self, header: PublishedHeader, applied: AppliedRound, outer: OuterState, seconds: float) -> None:
+        """Write a checkpoint if one is due. The rounds since the one before are on disk."""
+        state = self._node.context.state
+        is_ending = state.is_leaving or self._node.context.is_over
+        if header.plan.round % self._options.config.checkpoint.every and not is_ending:
+            return
+        await self._write(record_of(header), applied.consensus, outer, applied.digest)
+
+    async def restored(self, record: RoundRecord, consensus: Consensus) -> None:
+        """A state that was taken is a checkpoint: the rounds that lead to it are on no disk here."""
+        digest = await self._node.weights.run(consensus.digest)
+        await self._write(record, consensus, {}, digest.hex())
+
+    async def score(self, round: int, consensus: Consensus) -> float | None:
         try:
-            value = await self._node.following.on_worker(self._evaluate, consensus)
+            value = await self._node.weights.run(self._evaluate, consensus)
         except RunError as error:
-            self._run_log.emit(events.Warned(message=f"Round {round} is not scored: {error}"))
+            self._warn(f"Round {round} is not scored: {error}")
             value = math.nan
         loss = value if math.isfinite(value) else None
         self._run_log.emit(events.Evaluated(round=round, loss=loss))
         return loss
 
-    async def _save(self, header: PublishedHeader, applied: AppliedRound, outer: OuterState, seconds: float) -> None:
-        """Write a checkpoint if one is due. The rounds since the one before are on disk."""
-        round, config = header.plan.round, self._options.config
-        if round % config.checkpoint.every and not self._node.is_ending:
-            return
-        await self._write(record_of(header), applied.consensus, outer, applied.digest)
-
-    async def _save_restored(self, record: RoundRecord, consensus: Consensus) -> None:
-        """A state that was taken is a checkpoint: the rounds that lead to it are on no disk here."""
-        digest = await self._node.following.on_worker(consensus.digest)
-        await self._write(record, consensus, {}, digest.hex())
-
     async def _write(self, record: RoundRecord, consensus: Consensus, outer: OuterState, digest: str) -> None:
         """Write a checkpoint. One that cannot be written is a warning."""
-        coverage, keep = self._node.lending.coverage, self._options.config.checkpoint.keep
+        coverage, keep = self._node.data_leases.coverage, self._options.config.checkpoint.keep
         state = RunState(record=record, consensus=consensus, outer=outer, digest=digest, coverage=coverage)
         try:
-            path = await self._node.following.on_worker(self._folder.save, self._begun.manifest, state, keep)
+            path = await self._node.weights.run(self._folder.save, self._begun.manifest, state, keep)
         except CheckpointError as error:
-            self._run_log.emit(events.Warned(message=f"{error} Training goes on; the next round tries again."))
+            self._warn(f"{error} Training goes on; the next round tries again.")
             return
-        self._donor.round_log.checkpointed(self._folder.oldest_checkpoint)
+        self._store.round_log.checkpointed(self._folder.oldest_checkpoint)
         self._run_log.emit(events.CheckpointSaved(round=record.round, path=path))
-
-
-def _begin(
-    options: CoordinateOptions,
-    folder: RunFolder,
-    identity: Identity,
-    has_contacts: bool,
-    emit: Callable[[Event], None],
-) -> StartingPoint:
-    if options.resume:
-        return resume_run(
-            folder,
-            options.config,
-            identity.peer_id,
-            has_contacts,
-            lambda message: emit(events.Warned(message=message)),
-        )
-    return start_run(folder, options.config, identity.peer_id)
 
 
 def _started(options: CoordinateOptions, begun: StartingPoint, address: str) -> events.RunStarted:

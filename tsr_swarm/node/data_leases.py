@@ -1,33 +1,44 @@
-"""Leases of the shared data at a node: what it lends while it leads, what it borrows while it trains.
+"""Leases of the shared data at a node: what it lends while it leads, what it holds while it trains.
 
 Leases change hands between rounds only: what is done is seen when a round stands, and what is free is lent when the
-next one opens, in the order of numbers. So a run without faults is the same each time, whoever is heard first.
+next one opens, in the order of numbers. So a run without faults is the same each time, whatever the order of polls.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from tsr_swarm.node import message_codec
-from tsr_swarm.node.borrowing import Claim, LeaseHolder
+from tsr_swarm.node.context import NodeContext
+from tsr_swarm.node.driver import awake_clock
+from tsr_swarm.node.leader import Leader
+from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.rounds import leases as ls
 from tsr_swarm.rounds.leases import MAX_PARTS, Borrower, Coverage, Lease, Leases, merged
 from tsr_swarm.telemetry.events import DataCovered, Event
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 
-class LeaseIssuer:
-    """One leadership's. Its event loop owns it."""
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a peer says of its lease: how many ``tokens`` of it are in rounds that counted its work, of ``size``."""
 
-    def __init__(
-        self,
-        parts: int,
-        coverage: Coverage,
-        name_of: Callable[[str], str],
-        emit: Callable[[Event], None],
-        clock: Callable[[], float],
-    ) -> None:
+    lease: Lease | None
+    tokens: int = 0
+    size: int = 0  # 0: its holder has not begun
+
+    @property
+    def is_full(self) -> bool:
+        """Batches are random windows: a part is done when as many tokens as it has were trained on."""
+        return 0 < self.size <= self.tokens
+
+
+class LeaseIssuer:
+    """What one leader lends to whom, and what is done of the shared data."""
+
+    def __init__(self, leader: Leader, parts: int, coverage: Coverage, emit: Callable[[Event], None]) -> None:
+        self._leader, self._emit = leader, emit
         self._leases = Leases(parts, coverage)
-        self._name_of, self._emit, self._clock = name_of, emit, clock
-        self._heard: dict[str, tuple[Claim, float]] = {}  # by peer, and when
+        self._claims: dict[str, tuple[Claim, float]] = {}  # by peer, and when it came
         self._asked: frozenset[str] = frozenset()  # peers that have had their turn
         self._told: dict[str, Coverage] = {}  # by peer
         self._lost: dict[Lease, str] = {}  # what nobody took over yet, and whose it was
@@ -38,31 +49,39 @@ class LeaseIssuer:
         """What is done."""
         return self._leases.coverage
 
-    def hear(self, peer: str, claim: Claim | None) -> None:
-        """A peer says what it trains on; None: on data of its own."""
-        if claim is None:
-            self._heard.pop(peer, None)
-        else:
-            self._heard[peer] = claim, self._clock()
+    def take_claim(self, request: pb.PollRequest) -> None:
+        """A peer polls, and says what it trains on. Raises PeerError."""
+        claim = None
+        if request.HasField("lease"):
+            lease = message_codec.lease_from_proto(request.lease, self._leases.parts)
+            claim = Claim(lease, request.lease.tokens, request.lease.size)
+        self.update(request.peer_id, claim)
 
-    def stands(self) -> None:
+    def update(self, peer: str, claim: Claim | None) -> None:
+        """``peer`` trains on what it borrowed; None: on data of its own."""
+        if claim is None:
+            self._claims.pop(peer, None)
+        else:
+            self._claims[peer] = claim, awake_clock()
+
+    def commit(self) -> None:
         """A round stands: who has contributed as many tokens as its part has is done with it."""
         self._complete([peer for peer in self._leases.held if self._is_done(peer)])
 
     def open(self, numbers: Mapping[str, int]) -> None:
         """A round opens: lend what is free to those that have nothing."""
-        now, before = self._clock(), self._leases.held
-        leases = ls.renew(self._leases, {peer: (claim.lease, at) for peer, (claim, at) in self._heard.items()})
+        now, before = awake_clock(), self._leases.held
+        leases = ls.renew(self._leases, {peer: (claim.lease, at) for peer, (claim, at) in self._claims.items()})
         self._leases = ls.expire(leases, now)
         self._lost |= {held.lease: peer for peer, held in before.items() if peer not in self._leases.held}
-        here = sorted((number, peer) for peer, number in numbers.items() if number and peer in self._heard)
+        here = sorted((number, peer) for peer, number in numbers.items() if number and peer in self._claims)
         parts = self._leases.parts
-        borrowers = [Borrower(peer, (number - 1) % parts, self._heard[peer][0].lease) for number, peer in here]
+        borrowers = [Borrower(peer, (number - 1) % parts, self._claims[peer][0].lease) for number, peer in here]
         self._leases = ls.lend(self._leases, borrowers, now)
         self._asked = frozenset(peer for _, peer in here)
         for peer, held in self._leases.held.items():
             if (was := self._lost.pop(held.lease, peer)) != peer:
-                self._tell(part=held.lease.part + 1, was=self._name_of(was), now=self._name_of(peer))
+                self._tell(part=held.lease.part + 1, was=self._leader.name_of(was), now=self._leader.name_of(peer))
 
     def gone(self, peer: str) -> None:
         """A peer is dropped or has left: its part passes on, unless it was done."""
@@ -72,25 +91,29 @@ class LeaseIssuer:
         if held is not None:
             self._lost[held.lease] = peer
         self._leases = ls.release(self._leases, peer)
-        self._heard.pop(peer, None)
+        self._claims.pop(peer, None)
         self._told.pop(peer, None)
 
-    def answer(self, peer: str) -> pb.DataLease | None:
-        """What ``peer`` is told with the next news; None: nothing, as it has not had its turn."""
-        held = self._leases.held.get(peer)
-        if held is None and peer not in self._asked:
-            return None
-        return message_codec.lease_to_proto(None if held is None else held.lease)
+    def answer(self, request: pb.PollRequest, reply: pb.PollReply) -> None:
+        """Fill in what a peer is told with the news: its lease, and what is done unless it was told that already."""
+        peer = request.peer_id
+        if self.has_answer(peer):
+            reply.lease.CopyFrom(message_codec.lease_to_proto(self.lease(peer)))
+        if not request.known or self._told.get(peer) != self.coverage:
+            self._told[peer] = self.coverage
+            reply.coverage.CopyFrom(message_codec.coverage_to_proto(self.coverage))
 
-    def news(self, peer: str, *, has_none: bool) -> pb.Coverage | None:
-        """What is done, unless ``peer`` was told that already; it knows nothing if it ``has_none`` of the news."""
-        if not has_none and self._told.get(peer) == self.coverage:
-            return None
-        self._told[peer] = self.coverage
-        return message_codec.coverage_to_proto(self.coverage)
+    def has_answer(self, peer: str) -> bool:
+        """Whether this peer has a lease, or has had its turn and got none."""
+        return peer in self._leases.held or peer in self._asked
+
+    def lease(self, peer: str) -> Lease | None:
+        """What this peer has now."""
+        held = self._leases.held.get(peer)
+        return None if held is None else held.lease
 
     def _is_done(self, peer: str) -> bool:
-        held, (claim, _) = self._leases.held.get(peer), self._heard.get(peer, (Claim(None), 0.0))
+        held, (claim, _) = self._leases.held.get(peer), self._claims.get(peer, (Claim(None), 0.0))
         return held is not None and claim.lease == held.lease and claim.is_full
 
     def _complete(self, peers: list[str]) -> None:
@@ -118,99 +141,87 @@ class LeaseIssuer:
 
 
 class DataLeases:
-    """One node's. Its event loop owns it."""
+    """A node's account of the shared data: its ``issuer`` lends parts while it leads, and it borrows one as it trains.
 
-    def __init__(self, me: str, parts: int, coverage: Coverage, read_part: Callable[[int], int] | None) -> None:
-        """read_part: as in borrowing.Loan; None: this node trains on data of its own, or not at all."""
-        self._me, self._parts, self._heard = me, parts, coverage
-        self._keeps_account = parts <= MAX_PARTS
-        self._loan = LeaseHolder(read_part) if read_part is not None and self._keeps_account else None
-        self._lender: LeaseIssuer | None = None
+    ``begin`` is called on the training's thread, everything else on the event loop.
+    """
+
+    def __init__(self, context: NodeContext, coverage: Coverage, workspace: Workspace | None) -> None:
+        """``workspace``: of a peer that trains on the shared data; None for a node that does not."""
+        self._context, self._coverage, self._parts = context, coverage, context.manifest.config.data.parts
+        self._keeps_account = self._parts <= MAX_PARTS
+        self._workspace = workspace if self._keeps_account else None
+        self._lease: Lease | None = None  # as the leader said last
+        self._reading = Claim(None)  # as training began last
+        self.issuer: LeaseIssuer | None = None
 
     @property
     def coverage(self) -> Coverage:
         """What is done, as far as this node knows."""
-        return self._heard if self._lender is None else self._lender.coverage
+        return self._coverage if self.issuer is None else self.issuer.coverage
 
     # --- while it leads -----------------------------------------------------------------------------------------
 
-    def lead(self, name_of: Callable[[str], str], emit: Callable[[Event], None], clock: Callable[[], float]) -> None:
-        """This node was elected. Who had borrowed something says so."""
+    def lead(self, leader: Leader) -> None:
+        """This node was elected. Peers that have borrowed something say so."""
         if self._keeps_account:
-            self._lender = LeaseIssuer(self._parts, self._heard, name_of, emit, clock)
+            self.issuer = LeaseIssuer(leader, self._parts, self._coverage, self._context.run_log.emit)
 
     def follow(self) -> None:
         """This node leads no more."""
-        self._heard, self._lender = self.coverage, None
+        self._coverage, self.issuer = self.coverage, None
 
-    def asked(self, request: pb.PollRequest) -> None:
-        """A peer polls. Raises PeerError."""
-        if self._lender is not None:
-            self._lender.hear(request.peer_id, self._claim(request.lease) if request.HasField("lease") else None)
-
-    def answer(self, request: pb.PollRequest, reply: pb.PollReply) -> None:
-        """Fill in what a peer is told with the news."""
-        if self._lender is not None:
-            lease = self._lender.answer(request.peer_id)
-            coverage = self._lender.news(request.peer_id, has_none=not request.known)
-            if lease is not None:
-                reply.lease.CopyFrom(lease)
-            if coverage is not None:
-                reply.coverage.CopyFrom(coverage)
-
-    def stands(self) -> None:
+    def commit(self) -> None:
         """A round of this leader's stands."""
-        if self._lender is not None:
-            self._hear_myself(self._lender)
-            self._lender.stands()
+        if self.issuer is not None:
+            self.issuer.update(self._context.me, self._claim)
+            self.issuer.commit()
 
     def open(self, numbers: Mapping[str, int]) -> None:
         """This leader opens a round; numbers: of everybody that takes part."""
-        if self._lender is not None:
-            self._hear_myself(self._lender)
-            self._lender.open(numbers)
-            if self._loan is not None and (mine := self._lender.answer(self._me)) is not None:
-                self._loan.hear(message_codec.lease_from_proto(mine, self._parts))
-
-    def gone(self, peer: str) -> None:
-        """A peer does not take part any more."""
-        if self._lender is not None:
-            self._lender.gone(peer)
-
-    def _hear_myself(self, lender: LeaseIssuer) -> None:
-        lender.hear(self._me, None if self._loan is None else self._loan.claim)
-
-    def _claim(self, message: pb.DataLease) -> Claim:
-        return Claim(message_codec.lease_from_proto(message, self._parts), message.tokens, message.size)
+        if self.issuer is not None:
+            self.issuer.update(self._context.me, self._claim)
+            self.issuer.open(numbers)
+            if self.issuer.has_answer(self._context.me):
+                self._lease = self.issuer.lease(self._context.me)
 
     # --- while it trains ----------------------------------------------------------------------------------------
 
+    @property
+    def _claim(self) -> Claim | None:
+        """What a leader is told; None: this node borrows nothing."""
+        if self._workspace is None:
+            return None
+        return self._reading if self._reading.lease == self._lease else Claim(self._lease)
+
     def ask(self, request: pb.PollRequest) -> None:
         """Fill in what a leader is told."""
-        if self._loan is not None:
-            claim = self._loan.claim
+        if (claim := self._claim) is not None:
             request.lease.CopyFrom(message_codec.lease_to_proto(claim.lease, claim.tokens, claim.size))
 
-    def hear(self, reply: pb.PollReply) -> None:
+    def update(self, reply: pb.PollReply) -> None:
         """Take in a leader's answer. Raises PeerError."""
-        if not self._keeps_account:
-            return
-        if reply.HasField("coverage"):
-            heard = message_codec.coverage_from_proto(reply.coverage, self._parts)
-            self._heard = merged(self._heard, heard, self._parts)
-        if self._loan is not None and reply.HasField("lease"):
-            self._loan.hear(message_codec.lease_from_proto(reply.lease, self._parts))
+        if self._keeps_account and reply.HasField("coverage"):
+            told = message_codec.coverage_from_proto(reply.coverage, self._parts)
+            self._coverage = merged(self._coverage, told, self._parts)
+        if self._workspace is not None and reply.HasField("lease"):
+            self._lease = message_codec.lease_from_proto(reply.lease, self._parts)
 
     def begin(self, number: int) -> None:
-        """A round's training begins; on its thread. Raises ConfigError if the part is not there to be read."""
-        if self._loan is not None:
-            self._loan.begin((number - 1) % self._parts)
+        """A round's training begins: on the part that was borrowed, or on the home part of this peer's number.
+
+        Raises ConfigError if the part is not there to be read.
+        """
+        if self._workspace is not None:
+            lease = self._lease
+            size = self._workspace.take_part((number - 1) % self._parts if lease is None else lease.part)
+            if lease != self._reading.lease:
+                self._reading = Claim(lease, 0, size)
 
     def count(self, tokens: int) -> None:
-        """So many of this peer's are in a round that stands."""
-        if self._loan is not None:
-            self._loan.count(tokens)
+        """So many of this peer's tokens are in a round that stands; called between two trainings."""
+        self._reading = replace(self._reading, tokens=self._reading.tokens + tokens)
 
     def give_up(self) -> None:
         """A part could not be read: train on what there is, and borrow nothing more."""
-        self._loan = None
+        self._workspace = None

@@ -1,7 +1,9 @@
-"""The shell around rounds/step.py: events in one at a time, what was promised on disk, actions out, and a timer.
+"""Drives ``rounds/step.py``: takes in one event at a time, journals what it promised, and hands actions out.
 
 An event that changes what this node has promised is carried out only once the promise is in its journal. If the disk
-refuses it, the event has not happened: others' messages are said again, and this node's own are put again.
+refuses it, the event has not happened: other nodes repeat their messages, and this node's own events are put again.
+
+Nothing here needs an event loop where ``clock`` and ``call_later`` are given.
 """
 
 import asyncio
@@ -12,51 +14,68 @@ from typing import Protocol
 
 from tsr_swarm.errors import RunError
 from tsr_swarm.rounds.protocol import Action, Event, Received, Tick
+from tsr_swarm.rounds.raft_state import HardState
 from tsr_swarm.rounds.state import Node
 from tsr_swarm.rounds.step import step, wake_at
-from tsr_swarm.storage.journal import Journal
 
 AGAIN_SECONDS = 1.0  # until what the disk refused is tried again
 LATE_SECONDS = 0.001  # a timer that rings a little late finds that its time has come
 
 
 class ActionHandler(Protocol):
-    """What carries out decisions. Neither method may block: each is called on the event loop, between two events."""
+    """Carries out decisions. Neither method may block: each is called between two events."""
 
-    def stepped(self, before: Node, after: Node) -> None:
+    def on_step(self, before: Node, after: Node) -> None:
         """A step was taken, and what it promised is on disk."""
-        ...
 
     def carry_out(self, action: Action) -> None:
         """Begin what was decided."""
-        ...
+
+
+class PromiseLog(Protocol):
+    """Where promises are kept, such as storage/journal.py. ``write`` raises RunError where they are not on disk."""
+
+    def write(self, hard_state: HardState, /) -> None: ...
+
+
+class Timer(Protocol):
+    """A call that was ordered for later, and can be cancelled."""
+
+    def cancel(self) -> None: ...
 
 
 def awake_clock() -> float:
-    """Seconds of a clock that never runs backwards; it goes on while the machine sleeps, where there is such a one."""
+    """Seconds of a clock that never runs backwards, and also counts while the machine sleeps where the system can."""
     number = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if number is None else time.clock_gettime(number)
 
 
+def call_on_loop(seconds: float, call: Callable[[], None]) -> Timer:
+    """Make ``call`` on the running event loop after so many seconds."""
+    return asyncio.get_running_loop().call_later(seconds, call)
+
+
 class Driver:
-    """One node's decisions at work. One event loop owns it."""
+    """One node's decisions at work. Events are put from one thread; ``handler`` is set before the first one."""
+
+    handler: ActionHandler
 
     def __init__(
         self,
         node: Node,
-        hands: ActionHandler,
-        journal: Journal | None,
+        journal: PromiseLog | None,
         warn: Callable[[str], None],
         clock: Callable[[], float] = awake_clock,
+        call_later: Callable[[float, Callable[[], None]], Timer] = call_on_loop,
     ) -> None:
         """``journal``: None for a node that nobody can dial, and that therefore promises nothing."""
         self.node = node
-        self._hands, self._journal, self._warn, self._clock = hands, journal, warn, clock
+        self._journal, self._warn, self._clock, self._call_later = journal, warn, clock, call_later
         self._events: deque[Event] = deque()
         self._is_stepping = False
         self._has_warned = False
         self._not_before = float("-inf")  # what did not work is not tried at once
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._is_closed = False
 
     def put(self, event: Event) -> None:
@@ -75,11 +94,22 @@ class Driver:
             raise
         finally:
             self._is_stepping = False
-            self._set_timer()
+            self.reset_timer()
 
     def change(self, update: Callable[[Node], Node]) -> None:
         """Replace what the node knows of the run's rules or of itself; between events."""
         self.node = update(self.node)
+
+    def reset_timer(self) -> None:
+        """Have a Tick come when the next one is due, by the clock as it is now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = wake_at(self.node)
+        if due == float("inf") or self._is_closed:
+            return
+        wait = max(due, self._not_before) - self._clock() + LATE_SECONDS
+        self._timer = self._call_later(max(0.0, wait), lambda: self.put(Tick()))
 
     def close(self) -> None:
         """Take in nothing more."""
@@ -94,12 +124,12 @@ class Driver:
         if after.voter.hard_state != before.voter.hard_state and not self._promise(after):
             self._not_before = self._clock() + AGAIN_SECONDS
             if not isinstance(event, Received | Tick):
-                asyncio.get_running_loop().call_later(AGAIN_SECONDS, self.put, event)
+                self._call_later(AGAIN_SECONDS, lambda: self.put(event))
             return
         self.node = after
-        self._hands.stepped(before, after)
+        self.handler.on_step(before, after)
         for action in actions:
-            self._hands.carry_out(action)
+            self.handler.carry_out(action)
 
     def _promise(self, node: Node) -> bool:
         """Journal what ``node`` promises; False if the disk does not take it."""
@@ -114,13 +144,3 @@ class Driver:
             return False
         self._has_warned = False
         return True
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        due = wake_at(self.node)
-        if due == float("inf") or self._is_closed:
-            return
-        wait = max(due, self._not_before) - self._clock() + LATE_SECONDS
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, wait), self.put, Tick())

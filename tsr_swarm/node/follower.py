@@ -2,109 +2,51 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar, TypeVarTuple
 
-from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, RunError, UnreachableError
-from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.node.context import NodeContext
+from tsr_swarm.node.contribution_store import ContributionStore
+from tsr_swarm.node.events.commit_reporter import CommitReporter
 from tsr_swarm.node.sync.downloader import Downloader
-from tsr_swarm.node.weights import AppliedRound, Weights, apply_round, frozen
-from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.process.machine_limits import memory_errors
-from tsr_swarm.process.tasks import Background, Signal
+from tsr_swarm.node.trainer_task import TrainerTask
+from tsr_swarm.node.weights import AppliedRound, WeightsThread
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.run_folder import record_of
 from tsr_swarm.storage.state_store import StateStore, is_agreed
-from tsr_swarm.telemetry.events import Event, StateReceived, Warned
-from tsr_swarm.wire.messages import PublishedHeader
+from tsr_swarm.telemetry.events import StateReceived, Warned
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
-
-WAIT_SECONDS = 60.0  # nothing is waited for without looking again
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seams:
-    """What following asks the rest of the node for."""
-
-    put: Callable[[pt.Event], None]
-    emit: Callable[[Event], None]
-    newest: Callable[[], RoundRecord]  # the newest round that anybody told to stand
-    at: Callable[[], tuple[int, str]]  # the round and chain hash of this node's weights
-    should_stop: Callable[[], bool]
-    settle: Callable[[PublishedHeader, Mapping[int, tuple[Basis, Basis]]], None]  # what a reducer keeps, at once
-    restored: Callable[[RoundRecord], None]  # likewise
-    keep: Callable[[RoundRecord, Consensus], Awaitable[None]]  # a state that was taken, on disk
-    applied: Callable[[PublishedHeader, AppliedRound, float], Awaitable[None]]  # with the seconds that it took
 
 
 class Follower:
-    """One node's. Its event loop owns it; whatever touches weights is done on its one worker thread, in order."""
+    """Fetches and applies what the decisions ask for, and tells the parts that go on with it."""
 
     def __init__(
         self,
-        me: str,
-        manifest: Manifest,
-        weights: Weights,
-        fetcher: Downloader,
-        donor: StateStore | None,
-        seams: Seams,
-        background: Background,
+        context: NodeContext,
+        downloader: Downloader,
+        weights: WeightsThread,
+        contributions: ContributionStore,
+        trainer_task: TrainerTask,
+        commit_reporter: CommitReporter,
+        store: StateStore | None,
     ) -> None:
-        self._me, self._manifest, self._weights = me, manifest, weights
-        self._fetcher, self._donor, self._seams, self._background = fetcher, donor, seams, background
-        self._worker = ThreadPoolExecutor(1, "maths")
-        self._now: tuple[Consensus, RoundRecord] | None = None  # the newest weights, and of which round; None: none yet
+        """``store``: None for a node that gives nothing to others."""
+        self._context, self._downloader, self._weights, self._store = context, downloader, weights, store
+        self._contributions, self._trainer_task = contributions, trainer_task
+        self._commit_reporter = commit_reporter
         self._warning = ""  # the newest
         self._has_warned_of_the_disk = False
-        self._moved = Signal()
         self._storing: set[str] = set()  # chain hashes of proposals
-
-    def begin(self, record: RoundRecord) -> None:
-        """This node has a state: that of the round of ``record``."""
-        self._move(frozen(self._weights), record)
-
-    def freeze(self) -> tuple[Consensus, RoundRecord]:
-        """The newest weights, and of which round. Raises UnreachableError before the first state."""
-        if self._now is None:
-            raise UnreachableError("There is no state here yet; try again when it has been downloaded.")
-        return self._now
-
-    def _move(self, consensus: Consensus, record: RoundRecord) -> None:
-        self._now = consensus, record
-        self._moved.notify()
-
-    def close(self) -> None:
-        """End the worker when it has done what it does."""
-        self._worker.shutdown(wait=False, cancel_futures=True)
-
-    async def on_worker(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """Do heavy work after all that was asked for before. Raises RunError where memory does not suffice."""
-        with memory_errors():
-            return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
-
-    async def bases(self, round: int) -> Mapping[int, Basis] | None:
-        """The bases after ``round``, once they are here; None if that is past or does not come."""
-        await self._moved.wait_for(lambda: self._now is not None and self._now[1].round >= round, WAIT_SECONDS)
-        return self._now[0].bases if self._now is not None and self._now[1].round == round else None
 
     # --- proposals ----------------------------------------------------------------------------------------------
 
-    def store(self, order: pt.Store) -> None:
+    async def store(self, order: pt.Store) -> None:
         """Have a proposal's bytes on disk; the leader asks again every second, which changes nothing."""
-        if order.record.chain not in self._storing:
-            self._storing.add(order.record.chain)
-            self._background.start(self._store(order))
-
-    async def _store(self, order: pt.Store) -> None:
+        if order.record.chain in self._storing:
+            return
+        self._storing.add(order.record.chain)
         try:
-            await self._fetcher.proposal(order.record, order.sources, order.donors)
+            await self._downloader.proposal(order.record, order.sources, order.donors)
         except UnreachableError:
             return  # asked for again with the next beat
         except (RefusedError, RunError) as error:
@@ -112,74 +54,67 @@ class Follower:
             return
         finally:
             self._storing.discard(order.record.chain)
-        self._seams.put(pt.Stored(order.record))
+        self._context.put(pt.Stored(order.record))
 
     # --- rounds -------------------------------------------------------------------------------------------------
 
-    def fetch_round(self, order: pt.FetchRound) -> None:
+    async def fetch_round(self, order: pt.FetchRound) -> None:
         """Fetch the next round and apply it."""
-        self._background.start(self._fetch_round(order))
-
-    async def _fetch_round(self, order: pt.FetchRound) -> None:
-        started = time.monotonic()
-        newest, (_, parent) = self._seams.newest(), self._seams.at()
+        context, started = self._context, time.monotonic()
+        newest, parent = context.newest, context.state.peer.chain
         try:
             if order.round > newest.round:
                 raise UnreachableError(f"Nobody has said yet what round {order.round} came to.")
-            fetched = await self._fetcher.round(order.round, newest, parent, order.sources, order.donors)
+            fetched = await self._downloader.round(order.round, newest, parent, order.sources, order.donors)
         except UnreachableError:
-            self._seams.put(pt.FetchFailed(is_gone=False))
+            context.put(pt.FetchFailed(is_gone=False))
             return
         if fetched is None:
-            self._seams.put(pt.FetchFailed(is_gone=True))
+            context.put(pt.FetchFailed(is_gone=True))
             return
         message, data, published = fetched
-        await self._keep(message, data)
-        applied = await self.on_worker(apply_round, self._weights, published, self._me)
-        record = record_of(published.header)
-        self._move(applied.consensus, record)
-        self._seams.settle(published.header, applied.refreshed)
-        self._seams.put(pt.Applied(record, published.header.contributors))
-        if self._donor is not None and is_agreed(order.round):
-            self._background.start(self._keep_state(self._donor, applied, message))
-        await self._seams.applied(published.header, applied, time.monotonic() - started)
+        await self._keep_round(message, data)
+        applied = await self._weights.apply(published)
+        self._contributions.advance(published.header, applied.refreshed)
+        self._trainer_task.count_tokens(published.header)
+        context.put(pt.Applied(record_of(published.header), published.header.contributors))
+        if self._store is not None and is_agreed(order.round):
+            context.background.start(self._keep_state(self._store, applied, message))
+        await self._commit_reporter.applied(published.header, applied, time.monotonic() - started)
 
-    async def _keep(self, message: pb.PublishedHeader, data: bytes) -> None:
+    async def _keep_round(self, message: pb.PublishedHeader, data: bytes) -> None:
         """Have the round on disk before it is known to stand here, so that a restart finds what the journal names."""
-        if self._donor is not None:
+        if self._store is not None:
             try:
-                await asyncio.to_thread(self._donor.round_log.store, message, data)
+                await asyncio.to_thread(self._store.round_log.store, message, data)
                 self._has_warned_of_the_disk = False
             except RunError as error:
                 self._warn_of_the_disk(error)
 
-    async def _keep_state(self, donor: StateStore, applied: AppliedRound, message: pb.PublishedHeader) -> None:
+    async def _keep_state(self, store: StateStore, applied: AppliedRound, message: pb.PublishedHeader) -> None:
         try:
-            await donor.keep_state(applied.consensus, message.plan.round, message.chain)
+            await store.keep_state(applied.consensus, message.plan.round, message.chain)
         except RunError as error:
             self._warn_of_the_disk(error)
 
     # --- states -------------------------------------------------------------------------------------------------
 
-    def fetch_state(self, order: pt.FetchState) -> None:
+    async def fetch_state(self, order: pt.FetchState) -> None:
         """Download a recent state, going on after a break where it stopped."""
-        self._background.start(self._fetch_state(order))
-
-    async def _fetch_state(self, order: pt.FetchState) -> None:
-        started = time.monotonic()
+        context, started = self._context, time.monotonic()
         try:
-            state, givers, record = await self._fetcher.state(order.donors, self._seams.should_stop)
-            consensus = await self.on_worker(state.consensus, self._manifest)
+            state, givers, record = await self._downloader.state(order.donors, lambda: context.is_stopping)
+            consensus = await self._weights.run(state.consensus, context.manifest)
         except (UnreachableError, PeerError, RunError) as error:
-            if not self._seams.should_stop():
+            if not context.is_stopping:
                 self._warn(f"{error} This peer keeps trying.")
-            self._seams.put(pt.FetchFailed(is_gone=False))
+            context.put(pt.FetchFailed(is_gone=False))
             return
-        await self.on_worker(self._weights.replace, consensus)
-        self.begin(record)
-        self._seams.restored(record)
-        await self._seams.keep(record, consensus)  # before the journal knows of its round: a restart finds it
-        self._seams.emit(
+        await self._weights.replace(consensus, record)
+        self._contributions.restore(record.chain)
+        self._commit_reporter.begin(record.round)
+        await context.host.restored(record, consensus)  # before the journal knows of its round: a restart finds it
+        context.emit(
             StateReceived(
                 round=record.round,
                 bytes=state.description.total_bytes,
@@ -188,12 +123,12 @@ class Follower:
                 found_bytes=state.found_bytes,
             )
         )
-        self._seams.put(pt.Restored(record))
-        if self._donor is None:
+        context.put(pt.Restored(record))
+        if self._store is None:
             state.remove()
             return
         try:
-            await self._donor.start_anew(state.path, state.description)
+            await self._store.start_anew(state.path, state.description)
         except RunError as error:
             self._warn_of_the_disk(error)
 
@@ -206,5 +141,5 @@ class Follower:
     def _warn(self, message: str) -> None:
         """What fails is tried every second, and told once."""
         if message != self._warning:
-            self._seams.emit(Warned(message=message))
+            self._context.emit(Warned(message=message))
         self._warning = message

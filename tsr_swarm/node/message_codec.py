@@ -1,6 +1,6 @@
 """Messages between nodes: rounds/protocol.py to protobuf and back. Pure; what comes from the wire is checked.
 
-Who tells it, of which run and from where, is filled in by whoever sends it. What the shell adds for itself, such as a
+Who tells it, of which run and from where, is filled in by whoever sends it. What the node adds for itself, such as a
 shard's losses or a peer's number in sums, travels beside the message that it belongs to.
 """
 
@@ -12,7 +12,7 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.sketch import Captured
-from tsr_swarm.node.made import ReducedShard
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.leases import Coverage, Lease
 from tsr_swarm.rounds.protocol import (
@@ -27,7 +27,7 @@ from tsr_swarm.rounds.protocol import (
     ShardDone,
 )
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.wire.checks import check_news, check_poll, check_record, check_redirect, check_tell
+from tsr_swarm.wire.checks import check_news, check_poll, check_redirect, check_tell
 from tsr_swarm.wire.fields import MAX_REASON, require, require_ascending
 from tsr_swarm.wire.messages import plan_from_proto, plan_to_proto, result_from_proto, result_to_proto
 from tsr_swarm.wire.roster import Members, from_bits, to_bits
@@ -47,11 +47,11 @@ class UnknownRosterError(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class DecodedMessage:
-    """A message that came in, and what came with it for the shell."""
+    """A message that came in, and what came with it for other parts of the node."""
 
     message: Message
     members: Members | None = None  # of a Close: who is admitted
-    made: ReducedShard | None = None  # of a ShardDone
+    reduced: ReducedShard | None = None  # of a ShardDone
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -61,12 +61,6 @@ def record_to_proto(record: RoundRecord) -> pb.Record:
     """A round's result by its hashes, which are hexadecimal here and bytes there."""
     chain, parent = bytes.fromhex(record.chain), bytes.fromhex(record.parent)
     return pb.Record(round=record.round, chain=chain, parent=parent, voters=record.voters)
-
-
-def record_from_proto(message: pb.Record) -> RoundRecord:
-    """Raises PeerError."""
-    check_record(message)
-    return _record(message)
 
 
 def _record(message: pb.Record) -> RoundRecord:
@@ -113,17 +107,17 @@ def close_to_proto(message: Close, members: Members) -> pb.TellRequest:
     return pb.TellRequest(close=close)
 
 
-def done_to_proto(message: ShardDone, made: ReducedShard, members: Members | None = None) -> pb.TellRequest:
+def done_to_proto(message: ShardDone, reduced: ReducedShard, members: Members | None = None) -> pb.TellRequest:
     """A reducer's answer. members: of the Close; None for a void shard. Manifest, sender and address are left empty."""
-    captured = [made.captured[index] for index in sorted(made.captured)]
+    captured = [reduced.captured[index] for index in sorted(reduced.captured)]
     done = pb.ShardDone(
         term=message.term,
         round=message.round,
         shard=message.shard,
-        result=result_to_proto(made.result, () if members is None else members.peers),
+        result=result_to_proto(reduced.result, () if members is None else members.peers),
         roster=b"" if members is None else members.digest,
-        local_loss=made.local_loss,
-        raw_sent=made.raw_sent,
+        local_loss=reduced.local_loss,
+        raw_sent=reduced.raw_sent,
         kappas=[seen.kappa for seen in captured],
         energies=[seen.energy for seen in captured],
     )
@@ -179,13 +173,13 @@ def _done(message: pb.ShardDone, manifest: Manifest, known: Rosters) -> DecodedM
     seen = [Captured(kappa, energy) for kappa, energy in zip(message.kappas, message.energies, strict=True)]
     peers = () if message.result.void else _members(message.roster, known).peers
     result = result_from_proto(message.result, peers)
-    made = ReducedShard(
+    reduced = ReducedShard(
         replace(result, included=tuple(sorted(result.included))),
         message.local_loss,
         message.raw_sent,
         dict(zip(low_rank, seen, strict=False)),  # nobody may have measured
     )
-    return DecodedMessage(ShardDone(message.term, message.round, message.shard, made.decided), made=made)
+    return DecodedMessage(ShardDone(message.term, message.round, message.shard, reduced.decided), reduced=reduced)
 
 
 def _members(digest: bytes, known: Rosters) -> Members:
@@ -230,15 +224,15 @@ def news_to_proto(news: RoundUpdate, plan: RoundPlan | None) -> pb.News:
     """A leader's answer. plan: what to train in ``news.plan``; without that, it is not looked at."""
     places = () if news.plan is None else news.plan.reducers
     lives = {place.node: place for place in places}
-    made = [lives.get(node, ReducerSlot(node, 0)) for node in news.sources]
-    indices = {place: index for index, place in enumerate(dict.fromkeys((*places, *made)))}
+    sources = [lives.get(node, ReducerSlot(node, 0)) for node in news.sources]
+    indices = {place: index for index, place in enumerate(dict.fromkeys((*places, *sources)))}
     return pb.News(
         term=news.term,
         leader=news.leader,
         version=news.version,
         base=record_to_proto(news.base),
         reducers=[pb.Place(peer_id=bytes.fromhex(p.node), incarnation=p.incarnation) for p in indices],
-        sources=[indices[place] for place in made],
+        sources=[indices[place] for place in sources],
         plan=None if news.plan is None else _open_to_proto(news.plan, plan, indices),
         nodes=news.nodes,
         is_finished=news.is_finished,

@@ -1,46 +1,69 @@
-"""A volunteer peer: one process that joins a run, trains on its own machine and exchanges cores and sketches."""
+"""A volunteer peer: one process that joins a run, trains on its own machine and exchanges cores and sketches.
+
+It has what it needs to lead the run when it has to: a run log, and a score of its own.
+"""
 
 import asyncio
+import math
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
+from tsr_swarm.config.manifest import Manifest, decode_manifest
 from tsr_swarm.discovery.addresses import clock_warning, dht_addresses, is_loopback, require_consent, shown_address
 from tsr_swarm.discovery.announcer import Announcer
 from tsr_swarm.discovery.identity import load_identity
 from tsr_swarm.discovery.records import PeerRole
-from tsr_swarm.errors import ConfigError, RefusedError
+from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node.build import SavedState, build
+from tsr_swarm.node.calls import Handshake, say_hello
+from tsr_swarm.node.context import NodeContext, NodeInfo
 from tsr_swarm.node.events.peer_report import PeerReporter
-from tsr_swarm.node.handshake import meet
-from tsr_swarm.node.messenger import NodeInfo
-from tsr_swarm.node.service import NodeService
-from tsr_swarm.node.volunteer import PeerProcess
-from tsr_swarm.node.workspace import Workspace
-from tsr_swarm.process.machine_limits import Room, memory_room, require_memory
+from tsr_swarm.node.events.run_log import LINGER_SECONDS, RunLog
+from tsr_swarm.node.node import SwarmNode
+from tsr_swarm.node.service import StartingService
+from tsr_swarm.node.weights import AppliedRound
+from tsr_swarm.node.workspace import Workspace, choose_device, require_its_memory, require_its_model
+from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.outer_step import OuterState
+from tsr_swarm.process.machine_limits import memory_errors
 from tsr_swarm.process.shutdown import Shutdown, run_unless
-from tsr_swarm.storage.run_folder import CONTACTS, IDENTITY, folder_lock, holds_work
+from tsr_swarm.rounds.peer import PeerState
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
+from tsr_swarm.storage.journal import Journal
+from tsr_swarm.storage.run_folder import (
+    CONTACTS,
+    IDENTITY,
+    PEER_RUN,
+    STATES,
+    RunFolder,
+    find_lost_proposal,
+    folder_lock,
+    holds_work,
+)
+from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.events import Event
+from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.corpus import find_documents
-from tsr_swarm.train.llama import parameter_shapes
+from tsr_swarm.train.evaluate import make_evaluate
+from tsr_swarm.transport.base import SwarmHandler
 from tsr_swarm.transport.client import retry_while_unreachable
 from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
+from tsr_swarm.wire.messages import PublishedHeader, with_rules
 
 MAX_CALLS = 256  # at a time, of others to this peer
-# Of memory, a parameter:
-TRAINING_BYTES = 16  # weights of model and consensus, gradients, and a state that is being received
-CONSENSUS_BYTES = 8  # what of that stays with the processor where a GPU trains ...
-MODEL_BYTES = 4  # ... and what the GPU needs at the least
+SAVE_SECONDS = 60.0  # what is lost with a crash is replayed: disks need not turn every round for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,63 +99,261 @@ async def run_peer(options: JoinOptions, emit: Callable[[Event], None], stop: Sh
 
 async def _take_part(options: JoinOptions, emit: Callable[[Event], None], stop_gently: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
-        ready = await run_unless(stop_gently, _get_ready(options, emit, stack))
-        if ready is None:
-            return  # nobody has heard of this peer
-        process, reporter = ready
-        reason = await process.run(reporter, stop_gently)
+        process = PeerProcess(options, emit)
+        if await run_unless(stop_gently, process.prepare(stack)) is None:
+            return  # nobody has been told of this peer
+        reason = await process.run(stop_gently)
         emit(events.Left(reason=reason, rounds=process.rounds_included))
 
 
-async def _get_ready(
-    options: JoinOptions, emit: Callable[[Event], None], stack: AsyncExitStack
-) -> tuple[PeerProcess, PeerReporter]:
-    """All that can fail before the first call that makes this peer known. What is opened belongs to ``stack``."""
+class PeerProcess:
+    """One peer in one run, from its first call to its goodbye. Implements context.Host."""
 
-    loop = asyncio.get_running_loop()
+    def __init__(self, options: JoinOptions, emit: Callable[[Event], None]) -> None:
+        self._options, self._emit = options, emit
+        self._run_log = RunLog(EventLog(time.time), self._see_run)
+        self._service = StartingService() if options.listen is not None else None
+        self._context: NodeContext  # from here on: set by prepare
+        self._handshake: Handshake
+        self._folder: RunFolder
+        self._workspace: Workspace
+        self._restored: PeerState | None  # from this peer's own checkpoint
+        self._reporter: PeerReporter
+        self._node: SwarmNode
+        self._evaluate: Callable[[Consensus], float] | None = None
+        self._has_looked_for_data = False
+        self._saved_at = -math.inf
+        self.rounds_included = 0
 
-    def warn(message: str) -> None:
-        emit(events.Warned(message=message))
+    # --- life -----------------------------------------------------------------------------------------------------
 
-    def warn_from_thread(message: str) -> None:
-        loop.call_soon_threadsafe(warn, message)
+    async def prepare(self, stack: AsyncExitStack) -> bool:
+        """Do all that can fail before the first call that makes this peer known. What is opened belongs to ``stack``.
 
-    device = choose_device(options.device)
-    if options.data:
-        await asyncio.to_thread(find_documents, tuple(map(str, options.data)))
-    if options.folder is not None:
-        stack.enter_context(folder_lock(options.folder))
-    folder = options.folder or _temporary_folder(stack)
-    identity = load_identity(folder / IDENTITY, is_new=not holds_work(folder))
-    ledger, kernel = ByteCounter(), KernelBytes([])
-    book = AddressBook(identity.peer_id, folder / CONTACTS)
-    book.load(options.coordinator)
-    lines = await stack.enter_async_context(ClientPool(book, ledger, kernel, options.proxy))
-    service, address = None, ""
-    if options.listen is not None:
-        service = NodeService()
-        port = await stack.enter_async_context(serve(service, options.listen, ledger, max_concurrent_rpcs=MAX_CALLS))
+        Returns True.
+        """
+        options = self._options
+        device = choose_device(options.device)
+        if options.data:
+            await asyncio.to_thread(find_documents, tuple(map(str, options.data)))
+        if options.folder is not None:
+            stack.enter_context(folder_lock(options.folder))
+        folder = options.folder or _temporary_folder(stack)
+        identity = load_identity(folder / IDENTITY, is_new=not holds_work(folder))
+        counter, kernel = ByteCounter(), KernelBytes([])
+        book = AddressBook(identity.peer_id, folder / CONTACTS)
+        book.load(options.coordinator)
+        clients = await stack.enter_async_context(ClientPool(book, counter, kernel, options.proxy))
+        address = await self._listen(stack, counter, kernel)
+        met = await retry_while_unreachable(
+            lambda: say_hello(clients, book, options.coordinator), options.wait_seconds, self._warn
+        )
+        if (warning := clock_warning(met.hello.unix_time, time.time())) is not None:
+            self._warn(warning)
+        manifest = decode_manifest(met.hello.manifest)
+        require_its_model(manifest)
+        require_its_memory(manifest, device)
+        kind = _local_space(options, manifest)
+        self._workspace = await self._open_workspace(manifest, kind, device)
+        self._restored = await asyncio.to_thread(self._workspace.load, self._emit) if options.resume else None
+        self._handshake, self._reporter = met, PeerReporter(counter, kernel, identity.peer_id)
+        self._folder = RunFolder(folder / f"{PEER_RUN}{manifest.digest[:16]}")  # a key serves one run after the other
+        self._context = NodeContext(
+            info=NodeInfo(
+                peer_id=identity.peer_id, name=options.name, address=address, local_space=kind, device=str(device)
+            ),
+            manifest=manifest,
+            config=with_rules(manifest.config, met.hello.rules),
+            first=met.hello.first,
+            host=self,
+            book=book,
+            clients=clients,
+            run_log=self._run_log,
+        )
+        if options.use_dht:
+            announcer = Announcer(identity, manifest.run_id, self._emit)
+            stack.push_async_callback(announcer.close)
+            joining = asyncio.create_task(self._join_dht(announcer))
+            stack.callback(joining.cancel)
+        return True
+
+    async def run(self, stop_gently: asyncio.Event) -> str:
+        """Take part until the run ends, or ``stop_gently`` is set and the round is over. Returns the reason."""
+        context, run_log = self._context, self._run_log
+        saved = await asyncio.to_thread(self._load_saved)
+        async with build(context, saved, self._service) as node:
+            self._node = node
+            reason = await node.run(stop_gently)
+            await self._save()
+            await node.leader_client.wait_for_reports()  # the last one says whether all weights agree at the end
+            if context.leader is not None:
+                await context.leader.round_reporter.finish()
+                if context.is_over:
+                    run_log.emit(run_log.finished(reason))
+                    await asyncio.sleep(LINGER_SECONDS)
+            elif context.is_over:
+                await run_log.finish_for_monitors(reason)
+            return reason
+
+    async def _listen(self, stack: AsyncExitStack, counter: ByteCounter, kernel: KernelBytes) -> str:
+        """Answer calls, if others may dial this peer. Returns where they can; "": they cannot."""
+        options = self._options
+        if options.listen is None:
+            return ""
+        handler = cast(SwarmHandler, self._service)
+        port = await stack.enter_async_context(serve(handler, options.listen, counter, max_concurrent_rpcs=MAX_CALLS))
         kernel.watch(port)
-        address = shown_address(options.listen, options.announce, port)
-    met = await retry_while_unreachable(lambda: meet(lines, book, options.coordinator), options.wait_seconds, warn)
-    warning = clock_warning(met.hello.unix_time, time.time())
-    if warning is not None:
-        warn(warning)
-    manifest = decode_manifest(met.hello.manifest)
-    require_its_model(manifest)
-    require_its_memory(manifest, device)
-    kind = _local_space(options, manifest)
-    workshop = Workspace(manifest, kind, device, options.data, options.folder, options.slowdown, warn_from_thread)
-    await asyncio.to_thread(workshop.require_data)
-    restored = await asyncio.to_thread(workshop.load, emit) if options.resume else None
-    who = NodeInfo(peer_id=identity.peer_id, name=options.name, address=address, local_space=kind, device=str(device))
-    if options.use_dht:
-        discovery = Announcer(identity, manifest.run_id, emit)
-        stack.push_async_callback(discovery.close)
-        meeting = asyncio.create_task(_meet(discovery, options, met.host, address, list(met.hello.initial_peers)))
-        stack.callback(meeting.cancel)
-    process = PeerProcess(who, manifest, met, folder, book, lines, workshop, restored, service, emit)
-    return process, PeerReporter(ledger, kernel, identity.peer_id)
+        return shown_address(options.listen, options.announce, port)
+
+    async def _open_workspace(self, manifest: Manifest, kind: str, device: torch.device) -> Workspace:
+        options, loop = self._options, asyncio.get_running_loop()
+
+        def warn_from_thread(message: str) -> None:
+            loop.call_soon_threadsafe(self._warn, message)
+
+        workspace = Workspace(manifest, kind, device, options.data, options.folder, options.slowdown, warn_from_thread)
+        await asyncio.to_thread(workspace.require_data)
+        return workspace
+
+    async def _join_dht(self, announcer: Announcer) -> None:
+        """Join the DHT beside the training: on this machine's own loopback if the run is there, or where told to."""
+        options, handshake = self._options, self._handshake
+        listen: tuple[str, int] | None = None
+        announce: tuple[str, int] | None = None
+        if options.listen is not None:
+            listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
+        elif is_loopback(handshake.host) and not options.outbound_only:
+            listen = ("127.0.0.1", options.dht_port)
+        initial_peers = list(handshake.hello.initial_peers)
+        await announcer.start(listen=listen, announce=announce, initial_peers=initial_peers)
+        await announcer.keep_announcing(options.name, self._context.info.address, PeerRole.PEER)
+
+    def _load_saved(self) -> SavedState:
+        """Read what this peer promised and has. Raises RunError."""
+        manifest, first = self._context.manifest, self._context.first
+        genesis = RoundRecord(voters=(first,))
+        hard_state, journal, store, lost = HardState(genesis), None, None, ""
+        record = None
+        if self._restored is not None:
+            record = RoundRecord(self._restored.applied, self._restored.chain, voters=(first,))
+        try:
+            self._folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{self._folder.path} cannot be made ({reason_text(error)}); choose a folder you can write to."
+            ) from error
+        states = self._folder.path / STATES
+        if self._service is not None:
+            journal = self._folder.journal(manifest, self._context.me)
+            hard_state = self._promised(journal, genesis)
+            log = self._folder.round_log(manifest)
+            newest = record if record is not None and record.round > hard_state.base.round else hard_state.base
+            log.open(newest.round, bytes.fromhex(newest.chain))
+            lost = find_lost_proposal(manifest, hard_state, log, self._warn)
+            store = StateStore(manifest, states, log)
+            store.open()
+        return SavedState(
+            hard_state=hard_state,
+            weights=self._workspace,
+            record=record,
+            folder=states,
+            journal=journal,
+            store=store,
+            workspace=self._workspace,
+            known=self._handshake.known,
+            lost=lost,
+        )
+
+    def _promised(self, journal: Journal, genesis: RoundRecord) -> HardState:
+        """What this peer's journal says; a new one begins with ``genesis``, before anything else is kept."""
+        hard_state = journal.load(self._warn)
+        if hard_state is not None:
+            return hard_state
+        if self._folder.has_rounds:
+            raise RunError(
+                f"{self._folder.path} holds rounds but no journal; restore the journal from a copy, or join with "
+                "another --dir as a new node: without it this peer could break a promise that it gave to others."
+            )
+        journal.write(HardState(genesis))
+        return HardState(genesis)
+
+    def _warn(self, message: str) -> None:
+        self._emit(events.Warned(message=message))
+
+    def _see_run(self, event: Event) -> None:
+        """Show all of the run while this peer leads it; else only who does, and that nobody does."""
+        if self._context.leader is not None or isinstance(event, events.LeaderChanged | events.LeaderLost):
+            self._emit(event)
+
+    # --- context.Host ---------------------------------------------------------------------------------------------
+
+    def emit(self, event: Event) -> None:
+        self._emit(event)
+
+    def sample_traffic(self) -> None:
+        self._reporter.sample()
+
+    async def applied(self, header: PublishedHeader, applied: AppliedRound, outer: OuterState, seconds: float) -> None:
+        round, included = header.plan.round, self._context.me in header.contributors
+        self.rounds_included += included
+        report = self._reporter.prepare(round, bytes.fromhex(applied.digest))
+        work = self._node.trainer_task.work
+        mine = work if work is not None and work.plan.round == round else None
+        self._emit(
+            events.RoundApplied(
+                round=round,
+                included=included,
+                local_loss=mine.local_loss if mine is not None else None,
+                tokens=mine.tokens if mine is not None else 0,
+                seconds=seconds,
+                digest=applied.digest,
+                wire_bytes={"sent": dict(report.sent), "received": dict(report.received)},
+                overhead=report.overhead_bytes,
+            )
+        )
+        self._node.leader_client.report(report)
+        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            await self._save()
+
+    async def restored(self, record: RoundRecord, consensus: Consensus) -> None:
+        """A state that was taken is a checkpoint."""
+        await self._save_at(PeerState(applied=record.round, chain=record.chain))
+
+    async def score(self, round: int, consensus: Consensus) -> float | None:
+        """Held-out loss, if this machine has the run's data; beside the training, on the CPU."""
+        if not self._has_looked_for_data:
+            self._has_looked_for_data = True
+            try:
+                with memory_errors():
+                    config = self._context.manifest.config
+                    self._evaluate = await asyncio.to_thread(make_evaluate, config, self._workspace.warn)
+            except (ConfigError, RunError) as error:
+                self._warn(f"This peer leads without a held-out loss: {error}")
+        if self._evaluate is None:
+            return None
+        try:
+            with memory_errors():
+                value = await asyncio.to_thread(self._evaluate, consensus)
+        except RunError as error:
+            self._warn(f"Round {round} is not scored: {error}")
+            return None
+        loss = value if math.isfinite(value) else None
+        if self._context.leader is not None:
+            self._run_log.emit(events.Evaluated(round=round, loss=loss))
+        return loss
+
+    async def _save(self) -> None:
+        state = self._context.state.peer
+        if state.applied >= 0:
+            await self._save_at(state)
+
+    async def _save_at(self, state: PeerState) -> None:
+        """Write this peer's checkpoint. One that cannot be written is a warning."""
+        self._saved_at = time.monotonic()
+        try:
+            await self._node.weights.run(self._workspace.save, state)
+        except CheckpointError as error:
+            self._warn(f"{error} Training goes on.")
 
 
 def _temporary_folder(stack: AsyncExitStack) -> Path:
@@ -143,57 +364,6 @@ def _temporary_folder(stack: AsyncExitStack) -> Path:
         raise ConfigError(
             f"No temporary folder can be made ({reason_text(error)}); add --dir DIR, or set TMPDIR."
         ) from error
-
-
-async def _meet(discovery: Announcer, options: JoinOptions, host: str, address: str, initial_peers: list[str]) -> None:
-    """Join the DHT beside the training: on this machine's own loopback if the run is there, or where told to."""
-    listen: tuple[str, int] | None = None
-    announce: tuple[str, int] | None = None
-    if options.listen is not None:
-        listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
-    elif is_loopback(host) and not options.outbound_only:
-        listen = ("127.0.0.1", options.dht_port)
-    await discovery.start(listen=listen, announce=announce, initial_peers=initial_peers)
-    await discovery.keep_announcing(options.name, address, PeerRole.PEER)
-
-
-def require_its_model(manifest: Manifest) -> None:
-    """Refuse a manifest whose blocks are not its model's. Raises RefusedError."""
-    config = manifest.config
-    expected = make_manifest(manifest.run_id, config, parameter_shapes(config.model))
-    if expected.digest != manifest.digest:
-        raise RefusedError("The coordinator's manifest lists other blocks than its model has; ask its organiser.")
-
-
-def require_its_memory(manifest: Manifest, device: torch.device) -> None:
-    """Refuse a run that does not fit into this machine, or into the memory of its GPU. Raises ConfigError."""
-    if device.type == "cpu":
-        require_memory(TRAINING_BYTES * manifest.parameters, memory_room())
-        return
-    require_memory(CONSENSUS_BYTES * manifest.parameters, memory_room())
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        require_memory(MODEL_BYTES * manifest.parameters, Room(free, f"what is free on {device}"))
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` takes a GPU if there is one. Raises ConfigError for a device that is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next((kind for kind, is_there in there.items() if is_there), "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"Device '{name}' is not known; choose auto, cpu, cuda, cuda:1 or mps.") from None
-    if not there.get(device.type, True):
-        raise ConfigError(f"This machine has no '{device.type}' that torch can use; choose cpu, or leave --device out.")
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"Device '{name}' cannot be used ({reason_text(error)}); choose cpu, or leave --device out."
-        ) from error
-    return device
 
 
 def _local_space(options: JoinOptions, manifest: Manifest) -> str:

@@ -24,9 +24,6 @@ class Peer:
     peer_id: str
     name: str
     number: int
-    address: str
-    device: str
-    local_space: str
     is_here: bool = True
     traffic: dict[Direction, Counter[str]] = field(default_factory=lambda: {d: Counter() for d in Direction})
     overhead: int = 0  # bytes beyond the counted ones that it reported since the last round was closed
@@ -49,17 +46,7 @@ class Roster:
         self._peers: dict[str, Peer] = {}
         self._reserved = dict(reserved or {})
 
-    def admit(
-        self,
-        peer_id: str,
-        name: str,
-        address: str,
-        device: str,
-        local_space: str,
-        *,
-        trains: bool = True,
-        number: int = 0,
-    ) -> Peer:
+    def admit(self, peer_id: str, name: str, *, trains: bool = True, number: int = 0) -> Peer:
         """Admit or welcome back. Raises RefusedError when the roster is full of peers that are here.
 
         ``number``: the one that an earlier leader gave it, 0 for none. It keeps that if nobody else here has it.
@@ -70,7 +57,7 @@ class Roster:
         reserved = self._reserved.pop(peer_id, 0)
         wish = (known.number if known is not None else 0) or number or reserved or _number_in(name)
         number = self._free_number(wish) if trains else 0
-        peer = Peer(peer_id, self._free_name(name, number), number, address, device, local_space)
+        peer = Peer(peer_id, self._free_name(name, number), number)
         if known is not None:
             peer.traffic, peer.overhead = known.traffic, known.overhead  # reported, not yet shown
             peer.reported = known.reported

@@ -1,14 +1,19 @@
-"""What polls are answered, as far as the answer is not the same for everybody: news to who lacks it, contacts once.
+"""The answering end of polls: each is held until there is news, and told no more than its caller lacks.
 
-Contacts that were told once count on at the caller: see Heard.
+News goes to callers that lack it, contacts are told once: they count on at the caller, see KnownContacts in calls.py.
 """
 
+import asyncio
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.discovery.addresses import dialable_address
+from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.node import message_codec
+from tsr_swarm.node.context import NodeContext
+from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.transport.base import Caller
@@ -17,15 +22,17 @@ from tsr_swarm.wire.messages import rules_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 MOST_CALLERS = 10_000  # that are remembered
+HOLD_SECONDS = 4.5  # a poll that nobody answers by then is given up; a leader holds it for two
+GOING = "This node is leaving; ask another one."
 
-Contacts = Callable[[Caller, Iterable[str]], Mapping[str, str]]
+Answer = pt.RoundUpdate | pt.Redirect
 
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What was answered to a caller last. That it has arrived is known when it polls as who knows this version."""
+    """What was answered to a caller last. It has arrived if the caller then polls as one that knows this version."""
 
-    life: int
+    incarnation: int
     term: int
     version: int
     contacts: frozenset[tuple[str, str]]
@@ -33,106 +40,123 @@ class _Told:
 
 
 class PollReplies:
-    """One node's. Its event loop owns it."""
+    """Polls that this node holds, and their answers."""
 
-    def __init__(
-        self,
-        notes: RoundCache,
-        config: Callable[[], RunConfig],
-        contacts: Contacts,
-        changes: Callable[[], int],
-    ) -> None:
-        """config: with the rules that count now. contacts: where a caller can dial these nodes, by peer id.
-
-        changes: of any node's address, so far.
-        """
-        self._notes, self._config, self._contacts, self._changes = notes, config, contacts, changes
+    def __init__(self, context: NodeContext, round_cache: RoundCache, data_leases: DataLeases) -> None:
+        self._context, self._round_cache, self._data_leases = context, round_cache, data_leases
         self._told: dict[str, _Told] = {}  # by caller, the one answered last at the end
-        self._said: tuple[pt.RoundUpdate, RunConfig, pb.News] | None = None  # the newest, to anybody
-        self._listed: frozenset[tuple[str, str]] = frozenset()  # likewise: most callers are told the same
+        self._newest: tuple[pt.RoundUpdate, RunConfig, pb.News] | None = None  # that was told to anybody
+        self._contacts: frozenset[tuple[str, str]] = frozenset()  # likewise: most callers are told the same
+        self._held: dict[str, tuple[int, asyncio.Future[Answer]]] = {}  # by peer: number of the poll
+        self._has_hung_up = False
 
-    def reply(self, request: pb.PollRequest, message: pt.RoundUpdate | pt.Redirect, caller: Caller) -> pb.PollReply:
-        """The answer to a poll that was checked, but for its lease and the coverage."""
-        told = self._told.pop(request.peer_id, None)
-        if isinstance(message, pt.Redirect):
-            reply = pb.PollReply(redirect=message_codec.redirect_to_proto(message))
-            listed = self._seen(caller, [message.leader, *message.base.voters])
-            reply.contacts.extend(message_codec.contacts_to_proto(listed.items()))
+    # --- held polls -----------------------------------------------------------------------------------------------
+
+    async def poll(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
+        """Answer when there is news for this peer, or when a leader says so. Doubles as its heartbeat."""
+        context = self._context
+        context.require_run(request.manifest_digest)
+        message = message_codec.poll_from_proto(request)
+        peer, address = message.peer, dialable_address(caller.address, request.address)
+        if peer == context.me:
+            raise PeerError("peer_id", "A node does not poll itself.")
+        if self._has_hung_up:
+            raise UnreachableError(GOING)
+        if context.leader is not None and not context.leader.is_admitted(peer):
+            return pb.PollReply(unknown=True)
+        context.book.update(peer, address)
+        if self._data_leases.issuer is not None:
+            self._data_leases.issuer.take_claim(request)
+        if (older := self._held.pop(peer, None)) is not None and not older[1].done():
+            older[1].set_exception(UnreachableError("Another poll of this peer came after this one."))
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._held[peer] = message.number, answer
+        context.put(pt.Received(peer, replace(message, is_dialable=bool(address))))
+        try:
+            async with asyncio.timeout(HOLD_SECONDS):
+                reply = self.reply(request, await answer, caller)
+            if self._data_leases.issuer is not None and not reply.HasField("redirect"):
+                self._data_leases.issuer.answer(request, reply)
             return reply
-        if told is not None and (told.life, told.term, told.version) != (
-            request.incarnation,
-            message.term,
-            request.known,
-        ):
-            told = None  # its answer may have been lost
-        if told is not None and (told.version, told.changes) == (
-            message.version,
-            self._changes(),
-        ):
-            self._told[request.peer_id] = told
-            return pb.PollReply(unchanged=message_codec.unchanged_to_proto(message))
-        listed = self._seen(caller, named(message))
-        pairs = frozenset(listed.items())
-        self._remember(request, message, pairs)
-        if told is not None and told.version == message.version and told.contacts == pairs:
-            return pb.PollReply(unchanged=message_codec.unchanged_to_proto(message))
-        reply = pb.PollReply(news=self._news(message))
-        reply.news.number = message.number
-        new = (pair for pair in listed.items() if told is None or pair not in told.contacts)
-        reply.contacts.extend(message_codec.contacts_to_proto(new))
-        return reply
+        except TimeoutError:
+            raise UnreachableError("This node has no answer now; poll again.") from None
+        except asyncio.CancelledError:
+            if self._held.get(peer, (0, None))[1] is answer:
+                context.put(pt.PollBroken(peer))  # it hung up while it was listening: it died, or its line did
+            raise
+        finally:
+            if self._held.get(peer, (0, None))[1] is answer:
+                del self._held[peer]
 
-    def _seen(self, caller: Caller, peer_ids: Iterable[str]) -> dict[str, str]:
-        """Not more than one answer may have; who is asked comes last, which the caller has just dialled."""
-        return dict(itertools.islice(self._contacts(caller, peer_ids).items(), MAX_CONTACTS))
+    def answer(self, to: str, message: Answer) -> None:
+        """Answer the poll that is held of this peer, if it is the one that ``message`` answers."""
+        number, answer = self._held.get(to, (0, None))
+        is_its = isinstance(message, pt.Redirect) or message.number == number
+        if answer is not None and is_its and not answer.done():
+            answer.set_result(message)
+
+    def hang_up(self) -> None:
+        """This node goes: whoever polls it looks for another at once."""
+        self._has_hung_up = True
+        for _, answer in self._held.values():
+            if not answer.done():
+                answer.set_exception(UnreachableError(GOING))
 
     def forget(self, peer_id: str) -> None:
         """This caller has gone."""
         self._told.pop(peer_id, None)
 
+    # --- replies --------------------------------------------------------------------------------------------------
+
+    def reply(self, request: pb.PollRequest, message: Answer, caller: Caller) -> pb.PollReply:
+        """The reply to a poll that was checked, but for its lease and the coverage."""
+        told, changes = self._told.pop(request.peer_id, None), self._context.book.changes
+        if isinstance(message, pt.Redirect):
+            reply = pb.PollReply(redirect=message_codec.redirect_to_proto(message))
+            seen = self._seen(caller, [message.leader, *message.base.voters])
+            reply.contacts.extend(message_codec.contacts_to_proto(seen.items()))
+            return reply
+        told_key = None if told is None else (told.incarnation, told.term, told.version)
+        if told_key != (request.incarnation, message.term, request.known):
+            told = None  # its answer may have been lost
+        if told is not None and (told.version, told.changes) == (message.version, changes):
+            self._told[request.peer_id] = told
+            return pb.PollReply(unchanged=message_codec.unchanged_to_proto(message))
+        seen = self._seen(caller, nodes_named(message))
+        contacts = frozenset(seen.items())
+        self._remember(request, message, contacts)
+        if told is not None and told.version == message.version and told.contacts == contacts:
+            return pb.PollReply(unchanged=message_codec.unchanged_to_proto(message))
+        reply = pb.PollReply(news=self._news(message))
+        reply.news.number = message.number
+        new = (contact for contact in seen.items() if told is None or contact not in told.contacts)
+        reply.contacts.extend(message_codec.contacts_to_proto(new))
+        return reply
+
+    def _seen(self, caller: Caller, peer_ids: Iterable[str]) -> dict[str, str]:
+        """Not more than one answer may have; this node comes last, which the caller has just dialled."""
+        return dict(itertools.islice(self._context.seen_by(caller, peer_ids).items(), MAX_CONTACTS))
+
     def _news(self, message: pt.RoundUpdate) -> pb.News:
         """Built once: all but its number is the same for everybody."""
-        said, config = replace(message, number=0), self._config()
-        if self._said is None or self._said[:2] != (said, config):
-            plan = None if said.plan is None else self._notes.plan(said.plan.round, said.plan.parent)
-            news = message_codec.news_to_proto(said, plan)
+        update, config = replace(message, number=0), self._context.config
+        if self._newest is None or self._newest[:2] != (update, config):
+            plan = None if update.plan is None else self._round_cache.plan(update.plan.round, update.plan.parent)
+            news = message_codec.news_to_proto(update, plan)
             news.rules.CopyFrom(rules_to_proto(config))
-            self._said = said, config, news
-        return self._said[2]
+            self._newest = update, config, news
+        return self._newest[2]
 
-    def _remember(self, request: pb.PollRequest, message: pt.RoundUpdate, listed: frozenset[tuple[str, str]]) -> None:
-        self._listed = self._listed if listed == self._listed else listed  # kept once, however many were told
+    def _remember(self, request: pb.PollRequest, message: pt.RoundUpdate, contacts: frozenset[tuple[str, str]]) -> None:
+        self._contacts = self._contacts if contacts == self._contacts else contacts  # kept once, however many were told
         self._told[request.peer_id] = _Told(
-            request.incarnation, message.term, message.version, self._listed, self._changes()
+            request.incarnation, message.term, message.version, self._contacts, self._context.book.changes
         )
         if len(self._told) > MOST_CALLERS:
             del self._told[next(iter(self._told))]
 
 
-class KnownContacts:
-    """Where nodes can be dialled by the word of the leader that is polled. One node's; its event loop owns it."""
-
-    def __init__(self) -> None:
-        self._leader = ""
-        self._contacts: dict[str, pb.Contact] = {}
-
-    def hear(
-        self, leader: str, known: int, news: pt.RoundUpdate | None = None, new: Iterable[pb.Contact] = ()
-    ) -> Sequence[pb.Contact]:
-        """All that counts now, whatever others have said meanwhile.
-
-        known: the version that was polled with; 0: this leader tells all of them. news: None if they did not change;
-        else ``new`` came with them.
-        """
-        if not known or leader != self._leader:
-            self._leader, self._contacts = leader, {}
-        if news is not None:
-            contacts = {**self._contacts, **{contact.peer_id: contact for contact in new}}
-            self._contacts = {peer: contacts[peer] for peer in named(news) if peer in contacts}
-        return list(self._contacts.values())
-
-
-def named(message: pt.RoundUpdate) -> list[str]:
-    """Nodes that who hears it may have to dial."""
+def nodes_named(message: pt.RoundUpdate) -> list[str]:
+    """Nodes that whoever reads it may have to dial."""
     reducers = () if message.plan is None else message.plan.nodes
     return [message.leader, *message.base.voters, *message.nodes, *message.sources, *reducers]

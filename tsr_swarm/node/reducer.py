@@ -1,26 +1,25 @@
 """A node's shards at work: contributions are checked and held, averaged beside all else, and sealed in a round."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tsr_swarm.config.layout import Slot
-from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError, RunError, UnreachableError
 from tsr_swarm.exchange.reduction import seal
-from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.contribution_store import ContributionStore
-from tsr_swarm.node.made import VOID, ReducedShard
-from tsr_swarm.node.round_cache import RoundCache
-from tsr_swarm.process.tasks import Background
+from tsr_swarm.node.roster_cache import RosterCache
+from tsr_swarm.node.round_cache import VOID, ReducedShard, RoundCache
+from tsr_swarm.node.weights import WeightsThread
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.protocol import Verdict
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.wire.gate import CheckedContribution
-from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, open_envelope, published_to_proto
+from tsr_swarm.wire.messages import ContributionHeader, open_envelope, published_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 WRITE_AGAIN_SECONDS = 5.0
@@ -36,71 +35,55 @@ class _Offer:
     verdict: asyncio.Future[Verdict]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seams:
-    """What reducing asks the rest of the node for."""
-
-    put: Callable[[pt.Event], None]
-    warn: Callable[[str], None]
-    term: Callable[[], int]  # the newest that a leader has told of
-    is_member: Callable[[str], bool]  # whether this peer takes part, as far as this node knows
-    refused: Callable[[pb.Envelope, PeerError], None]  # for people
-    late: Callable[[int, str, str], None]  # for people: round, peer, reason
-    numbers: Callable[[int, int], Mapping[str, int]]  # by round and term: whose work counts, and its place in sums
-    bases: Callable[[int], Awaitable[Mapping[int, Basis] | None]]  # after this round; None: it is over
-
-
 class Reducer:
-    """One node's. Its event loop owns it."""
+    """Takes contributions to this node's shards, averages them, and puts a round together while this node leads."""
 
     def __init__(
         self,
-        manifest: Manifest,
-        bench: ContributionStore,
-        notes: RoundCache,
+        context: NodeContext,
+        round_cache: RoundCache,
+        roster_cache: RosterCache,
+        weights: WeightsThread,
+        contributions: ContributionStore,
         log: RoundLog | None,
-        seams: Seams,
-        background: Background,
     ) -> None:
-        self.bench = bench
-        self._manifest, self._notes, self._log = manifest, notes, log
-        self._seams, self._background = seams, background
+        """``log``: None for a node that nobody can dial, which never leads."""
+        self._context, self._round_cache, self._roster_cache = context, round_cache, roster_cache
+        self._weights, self._contributions, self._log = weights, contributions, log
         self._offers: dict[Key, _Offer] = {}
-        self.sealed: dict[
-            str, tuple[PublishedHeader, tuple[ReducedShard, ...]]
-        ] = {}  # by chain hash, of the newest round
 
     # --- contributions ------------------------------------------------------------------------------------------
 
-    def expect(self, envelope: pb.Envelope) -> int:
-        """Check an upload's envelope before any of its bytes are taken; the number of bytes that may follow."""
-        return self._check(envelope).wire_bytes
+    def expect(self, envelope: pb.Envelope) -> CheckedContribution:
+        """Check an upload's envelope before any of its bytes are taken."""
+        return self._check(open_envelope(envelope))
 
-    def _check(self, envelope: pb.Envelope) -> CheckedContribution:
+    def _check(self, header: ContributionHeader, checked: CheckedContribution | None = None) -> CheckedContribution:
         try:
-            contribution = self.bench.expect(envelope)
+            contribution = self._contributions.check(header, checked)
         except PeerError as error:
-            if error.reason == "round" and open_envelope(envelope).round > self.bench.newest:
+            if error.reason == "round" and header.round > self._contributions.newest:
                 raise UnreachableError("This reducer has not heard of that round yet; try again.") from error
-            self._seams.refused(envelope, error)
+            self._show_refused(header, error)
             raise
-        if contribution.header.term > self._seams.term():
+        if header.term > self._context.term:
             raise UnreachableError("This reducer has not heard of that leader yet; try again.")
-        if not self._seams.is_member(contribution.header.peer_id):
+        if not self._roster_cache.is_member(header.peer_id):
             raise UnreachableError("This reducer does not know that peer yet; try again.")
         return contribution
 
-    async def submit(self, envelope: pb.Envelope, data: bytes) -> pb.SubmitReply:
-        """Take a contribution. A late or refused one is answered with the reason; nothing of it is kept."""
-        contribution = self._check(envelope)
+    async def submit(self, contribution: CheckedContribution, data: bytes) -> pb.SubmitReply:
+        """Take what ``expect`` has checked. If it is late or refused, the answer is the reason; nothing is kept."""
+        contribution = self._check(contribution.header, contribution)
+        header = contribution.header
         try:
             grids = await asyncio.to_thread(contribution.decode, data)
         except PeerError as error:
-            self._seams.refused(envelope, error)
+            self._show_refused(header, error)
             raise
-        verdict = await self._offer(contribution.header, grids)
-        if not verdict.counted:
-            self._seams.late(contribution.header.round, contribution.header.peer_id, verdict.reason)
+        verdict = await self._offer(header, grids)
+        if not verdict.counted and self._context.leader is not None:
+            self._context.leader.round_reporter.late(header.round, header.peer_id, verdict.reason)
         return pb.SubmitReply(counted=verdict.counted, reason=verdict.reason)
 
     async def _offer(self, header: ContributionHeader, grids: Mapping[Slot, Grid]) -> Verdict:
@@ -110,7 +93,7 @@ class Reducer:
         verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         self._offers[key] = _Offer(header, grids, verdict)
         try:
-            self._seams.put(
+            self._context.put(
                 pt.Offered(
                     peer=header.peer_id,
                     term=header.term,
@@ -128,60 +111,66 @@ class Reducer:
             del self._offers[key]
 
     def reply(self, reply: pt.Reply) -> None:
-        """What became of an offer."""
+        """Pass on what was decided of an offer."""
         offer = self._offers.get((reply.peer, reply.round, reply.shard))
         if offer is None:
             return
         if reply.verdict.is_new:
-            self.bench.take(offer.header, offer.grids)
+            self._contributions.add(offer.header, offer.grids)
         if not offer.verdict.done():
             offer.verdict.set_result(reply.verdict)
+
+    def _show_refused(self, header: ContributionHeader, error: PeerError) -> None:
+        if self._context.leader is not None:
+            self._context.leader.round_reporter.refused(header, error)
 
     # --- averages -----------------------------------------------------------------------------------------------
 
     def average(self, average: pt.Average) -> None:
         """Average shards beside everything else, one after the other."""
-        numbers = self._seams.numbers(average.round, average.term)
-        self._background.start(self._average(average, numbers))
+        leader = self._context.leader
+        numbers = leader.numbers if leader is not None else self._round_cache.numbers(average.round, average.term)
+        self._context.background.start(self._average(average, numbers))
 
     async def _average(self, average: pt.Average, numbers: Mapping[str, int]) -> None:
-        bases = await self._seams.bases(average.round - 1)
+        bases = await self._weights.bases(average.round - 1)
         try:
             jobs = {
-                shard: self.bench.job(average.round, shard, peers, numbers) for shard, peers in average.included.items()
+                shard: self._contributions.job(average.round, shard, peers, numbers)
+                for shard, peers in average.included.items()
             }
         except RunError:
             bases = None
         if bases is None:  # the round is over, or the one before does not come: nobody need wait for these shards
             for shard in average.included:
-                self._seams.put(pt.Averaged(average.term, average.round, shard, VOID.decided))
+                self._context.put(pt.Averaged(average.term, average.round, shard, VOID.decided))
             return
         for shard, job in jobs.items():
             done = await asyncio.to_thread(job.run, bases)
-            made = self.bench.keep(done)
-            if not made.result.void:
-                self._notes.keep(average.round, shard, made, done.frames)
-            self._seams.put(pt.Averaged(average.term, average.round, shard, made.decided))
+            reduced = self._contributions.keep(done)
+            if not reduced.result.void:
+                self._round_cache.add_reduced_shard(average.round, shard, reduced, done.frames)
+            self._context.put(pt.Averaged(average.term, average.round, shard, reduced.decided))
 
     # --- rounds -------------------------------------------------------------------------------------------------
 
     def seal(self, order: pt.Seal) -> None:
-        """Put a round together of what its reducers made, and on disk: whoever restarts can apply what was accepted."""
-        plan = self._notes.plan(order.round, order.parent)
+        """Put a round together of its reduced shards, on disk: whoever restarts can apply what was accepted."""
+        plan = self._round_cache.plan(order.round, order.parent)
         assert plan is not None, "who leads has announced it"
-        made = []
+        shards = []
         for shard, result in enumerate(order.results):
-            found = self._notes.made(order.round, shard, result)
+            found = self._round_cache.reduced_shard(order.round, shard, result)
             assert found is not None or result.is_void, "a shard counts as done when its bytes are here"
-            made.append((VOID, b"") if result.is_void or found is None else found)
-        self._background.start(self._seal(order, plan, made))
+            shards.append((VOID, b"") if result.is_void or found is None else found)
+        self._context.background.start(self._seal(order, plan, shards))
 
-    async def _seal(self, order: pt.Seal, plan: RoundPlan, made: list[tuple[ReducedShard, bytes]]) -> None:
-        results = [shard.result for shard, _ in made]
-        header = seal(plan, self._manifest.shard_blocks, results, order.voters)
-        await self._store(published_to_proto(header), b"".join(frames for _, frames in made))
-        self.sealed = {header.chain.hex(): (header, tuple(shard for shard, _ in made))}
-        self._seams.put(pt.Sealed(RoundRecord(order.round, header.chain.hex(), order.parent, order.voters)))
+    async def _seal(self, order: pt.Seal, plan: RoundPlan, shards: list[tuple[ReducedShard, bytes]]) -> None:
+        results = [shard.result for shard, _ in shards]
+        header = seal(plan, self._context.manifest.shard_blocks, results, order.voters)
+        await self._store(published_to_proto(header), b"".join(frames for _, frames in shards))
+        self._round_cache.add_sealed(header, tuple(shard for shard, _ in shards))
+        self._context.put(pt.Sealed(RoundRecord(order.round, header.chain.hex(), order.parent, order.voters)))
 
     async def _store(self, header: pb.PublishedHeader, data: bytes) -> None:
         """A full disk makes the run wait, not end."""
@@ -192,6 +181,6 @@ class Reducer:
                 return await asyncio.to_thread(self._log.store, header, data)
             except RunError as error:
                 if not has_warned:
-                    self._seams.warn(f"{error} The run waits until it can be written.")
+                    self._context.warn(f"{error} The run waits until it can be written.")
                 has_warned = True
                 await asyncio.sleep(WRITE_AGAIN_SECONDS)

@@ -4,8 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
-from tsr_swarm.node.address_book import ClientPool
-from tsr_swarm.process.tasks import Background
+from tsr_swarm.node.context import NodeContext
 from tsr_swarm.wire.checks import check_list_peers, check_list_peers_reply
 from tsr_swarm.wire.roster import Members, members_from_proto, members_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -15,12 +14,13 @@ MOST_QUESTIONS = 4  # under way: in a leader's name, anybody may say that it clo
 
 
 class RosterCache:
-    """One node's. Its event loop owns it."""
+    """Lists of members by their hash: those that this node named as a leader, or received as a follower."""
 
-    def __init__(self, manifest_digest: bytes, lines: ClientPool, background: Background) -> None:
-        self._run, self._lines, self._background = manifest_digest, lines, background
-        self._kept: dict[bytes, Members] = {}  # by hash, the newest last: as a leader, what was named; else, was heard
-        self._newest = Members.of({})  # likewise
+    def __init__(self, context: NodeContext) -> None:
+        self._context = context
+        self._run = bytes.fromhex(context.manifest.digest)
+        self._kept: dict[bytes, Members] = {}  # by hash, the newest last
+        self._newest = Members.of({})
         self._asking: asyncio.Task[None] | None = None
         self._wanted: set[bytes] = set()  # asked for by hash
 
@@ -28,10 +28,19 @@ class RosterCache:
         """The list of this hash, if it is known here."""
         return self._kept.get(digest)
 
+    def is_member(self, peer_id: str) -> bool:
+        """Whether this peer takes part; where that is not known yet, the leader is asked."""
+        if self._context.leader is not None:
+            return self._context.leader.is_admitted(peer_id)
+        if peer_id == self._context.me or peer_id in self._newest.numbers:
+            return True
+        self.ask()
+        return False
+
     # --- while this node leads ----------------------------------------------------------------------------------
 
     def name(self, numbers: Mapping[str, int]) -> Members:
-        """These take part. Whoever hears only their hash may ask for them for a while."""
+        """These take part. Whoever is told only their hash may ask for them for a while."""
         return self._keep(self._members(numbers))
 
     def answer(self, request: pb.ListPeersRequest, numbers: Mapping[str, int]) -> pb.ListPeersReply:
@@ -53,14 +62,11 @@ class RosterCache:
 
     # --- while it follows ---------------------------------------------------------------------------------------
 
-    def is_member(self, peer_id: str) -> bool:
-        """Whether this peer took part when a leader was last asked."""
-        return peer_id in self._newest.numbers
-
-    def ask(self, leader: str) -> None:
-        """Hear who takes part now. One question at a time, however many strangers send something."""
+    def ask(self) -> asyncio.Task[None]:
+        """Ask the leader who takes part now. One question at a time, however many strangers send something."""
         if self._asking is None or self._asking.done():
-            self._asking = self._background.start(self._ask(leader))
+            self._asking = self._context.background.start(self._ask(self._context.known_leader))
+        return self._asking
 
     async def _ask(self, leader: str) -> None:
         request = pb.ListPeersRequest(manifest_digest=self._run, known=self._newest.digest)
@@ -68,7 +74,7 @@ class RosterCache:
         if reply is not None and not reply.unchanged:
             self._newest = self._keep(members_from_proto(reply.members))
 
-    async def have(self, leader: str, digest: bytes) -> Members | None:
+    async def fetch(self, leader: str, digest: bytes) -> Members | None:
         """The list of this hash, from ``leader`` unless it is known; None where it cannot be had now."""
         known = self._kept.get(digest)
         if known is not None or digest in self._wanted or len(self._wanted) >= MOST_QUESTIONS:
@@ -84,7 +90,7 @@ class RosterCache:
     async def _list(self, leader: str, request: pb.ListPeersRequest) -> pb.ListPeersReply | None:
         """Who does not answer, or answers with nonsense, is asked again when there is reason to."""
         try:
-            reply = await (await self._lines.to(leader)).list_peers(request)
+            reply = await (await self._context.clients.to(leader)).list_peers(request)
             check_list_peers_reply(reply)
         except (UnreachableError, PeerError, RefusedError, ConfigError):
             return None

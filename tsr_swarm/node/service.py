@@ -1,152 +1,249 @@
-"""A node's answers to calls: each put to the part of the node that knows. Decides nothing itself."""
+"""A node's answers to calls. Decides nothing itself: each call is put to the part of the node that knows."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from tsr_swarm import __version__
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
-from tsr_swarm.errors import UnreachableError
+from tsr_swarm.errors import RefusedError, RunError, UnreachableError
 from tsr_swarm.node import message_codec
-from tsr_swarm.node.donor import DonorService
-from tsr_swarm.node.events.run_log import RunLog
+from tsr_swarm.node.context import NodeContext
+from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.leader import Leader
 from tsr_swarm.node.node import SwarmNode
-from tsr_swarm.node.same_run import require_protocol, require_run
+from tsr_swarm.node.round_cache import Headers
+from tsr_swarm.node.weights import WeightsThread
+from tsr_swarm.rounds.catch_up import header_givers
+from tsr_swarm.rounds.follower import reducers_of
+from tsr_swarm.storage.state_file import shipped_tensors, state_length
+from tsr_swarm.storage.state_store import STATE_ROUNDS, StateStore
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire import checks
-from tsr_swarm.wire.messages import lines_to_proto, rules_to_proto
+from tsr_swarm.wire.gate import CheckedContribution
+from tsr_swarm.wire.messages import lines_to_proto, rules_to_proto, sections_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
+HEADER_SECONDS = 2.0  # who asks for a header has others to ask
 MAX_CONTACTS = 16
 
-
-@dataclass(frozen=True, slots=True)
-class _Open:
-    node: SwarmNode
-    giving: DonorService
-    run_log: RunLog
-    initial_peers: Callable[[Caller], list[str]]
+InitialPeers = Callable[[Caller], list[str]]  # multiaddrs of the DHT that a caller can dial
 
 
-class NodeService:
-    """Implements transport.base.SwarmHandler."""
+class StartingService:
+    """What the server calls: refuses everything until ``node_service`` is set, and then passes every call on to it."""
 
     def __init__(self) -> None:
-        self._open: _Open | None = None
+        self.node_service: NodeService | None = None
 
-    def open(
-        self, node: SwarmNode, giving: DonorService, run_log: RunLog, initial_peers: Callable[[Caller], list[str]]
+    def __getattr__(self, name: str) -> Any:
+        return _refuse if self.node_service is None else getattr(self.node_service, name)
+
+
+def _refuse(*_: object) -> None:
+    raise UnreachableError("This node is starting; try again in a moment.")
+
+
+class DonorService:
+    """What a node gives to others: states, rounds, shards, and what one that lags behind has to choose between."""
+
+    def __init__(
+        self,
+        context: NodeContext,
+        store: StateStore,
+        contributions: ContributionStore,
+        headers: Headers,
+        weights: WeightsThread,
     ) -> None:
-        """Answer from now on; before, callers are told to try again."""
-        self._open = _Open(node, giving, run_log, initial_peers)
+        """``headers``: of rounds that are being fetched."""
+        self.context, self._store, self._contributions = context, store, contributions
+        self._headers, self._weights = headers, weights
+        self._state_task: asyncio.Task[pb.StateDescription] | None = None  # that makes one now
+        self._state_bytes = 0  # of a state; the same in every round
 
-    @property
-    def _at(self) -> "_Open":
-        if self._open is None:
-            raise UnreachableError("This node is starting; try again in a moment.")
-        return self._open
+    def close(self) -> None:
+        """Make no state any more."""
+        if self._state_task is not None:
+            self._state_task.cancel()
 
-    # --- meeting ------------------------------------------------------------------------------------------------
-
-    async def hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:
-        """Tell what run this is; refuse another protocol."""
-        require_protocol(request)
-        node = self._at.node
-        return pb.HelloReply(
-            protocol=PROTOCOL_VERSION,
-            package_version=__version__,
-            manifest=node.manifest.encoded,
-            initial_peers=self._at.initial_peers(caller),
-            unix_time=time.time(),
-            peer_id=node.me,
-            first=node.first,
-            contacts=message_codec.contacts_to_proto(node.post.seen_by(caller, node.contacts).items())[:MAX_CONTACTS],
-            rules=rules_to_proto(node.config),
-        )
-
-    async def join(self, request: pb.JoinRequest, caller: Caller) -> pb.JoinReply:
-        """Admit a peer of this very run, if this node leads."""
-        return self._leading().admit(request, caller)
-
-    async def poll(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
-        """Answer when there is news for this peer."""
-        node = self._at.node
-        if node.leading is not None:
-            checks.check_poll(request)
-            node.leading.chronicle.progressed(request.peer_id, request.progress)
-        return await node.post.poll(request, caller)
-
-    async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
-        """Take in a message of another node."""
-        return await self._at.node.post.tell(request, caller)
-
-    async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
-        """Who takes part, if this node leads."""
-        node = self._at.node
-        require_run(node.manifest, request.manifest_digest)
-        self._leading()
-        return node.membership.answer(request, node.admitted)
-
-    # --- contributions ------------------------------------------------------------------------------------------
-
-    def expect(self, envelope: pb.Envelope, caller: Caller) -> int:
-        """Check an upload's envelope before any of its bytes are taken; the number of bytes that may follow."""
-        return self._at.node.reducing.expect(envelope)
-
-    async def submit(self, envelope: pb.Envelope, data: bytes, caller: Caller) -> pb.SubmitReply:
-        """Take a contribution's shard."""
-        return await self._at.node.reducing.submit(envelope, data)
-
-    async def report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:
-        """Take a peer's digest and bytes, if this node leads."""
-        checks.check_report(request)
-        return await self._leading().chronicle.report(request)
-
-    # --- giving -------------------------------------------------------------------------------------------------
+    # --- states -------------------------------------------------------------------------------------------------
 
     async def describe_state(self, request: pb.DescribeStateRequest, caller: Caller) -> pb.StateDescription:
-        """Name a recent state."""
-        return await self._at.giving.describe_state(request)
+        """The state to serve: the one that the caller has begun with if it is kept, else a recent one.
+
+        Made now if there is none; what came since is in the round log.
+        """
+        checks.check_describe_state(request)
+        self.context.require_run(request.manifest_digest)
+        begun = request.round
+        for description in (self._store.describe(begun), self._store.describe()):
+            if description is not None and self._is_recent(description, is_begun=description.round == begun > 0):
+                self._store.lease(description.round)
+                return description
+        if self._state_task is None or self._state_task.done():
+            self._state_task = asyncio.create_task(self._make_state())
+        return await asyncio.shield(self._state_task)
 
     async def fetch_state(self, request: pb.FetchStateRequest, caller: Caller) -> Iterator[pb.StateChunk]:
-        """Serve chunks of a state that is kept here."""
-        return self._at.giving.fetch_state(request)
+        return self._store.chunks(request)
+
+    def _is_recent(self, state: pb.StateDescription, is_begun: bool = False) -> bool:
+        log = self._store.round_log
+        return (is_begun or state.round >= log.committed - STATE_ROUNDS) and log.keeps_since(state.round)
+
+    async def _make_state(self) -> pb.StateDescription:
+        consensus, record = self._weights.freeze()
+        return await self._store.keep_state(consensus, record.round, bytes.fromhex(record.chain))
+
+    # --- rounds -------------------------------------------------------------------------------------------------
 
     async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
-        """What a laggard has to know."""
-        return await self._at.giving.catch_up(request)
+        """What a peer whose weights are at round ``applied`` has to know to choose its way."""
+        checks.check_catch_up(request)
+        self.context.require_run(request.manifest_digest)
+        log, state = self._store.round_log, self._store.describe()
+        consensus, record = self._weights.freeze()
+        if not self._state_bytes:
+            self._state_bytes = state_length(shipped_tensors(self.context.manifest, consensus))
+        state_round = state.round if state is not None and self._is_recent(state) else record.round
+        return pb.CatchUpReply(
+            round_bytes=log.bytes_since(request.applied),
+            state_round=state_round,
+            state_bytes=self._state_bytes,
+            rest_bytes=log.bytes_since(state_round),
+        )
 
     async def fetch_published(
         self, request: pb.FetchPublishedRequest, caller: Caller
     ) -> tuple[pb.PublishedHeader, bytes]:
-        """Serve a round."""
-        return await self._at.giving.fetch_published(request)
+        """A round that stands, or the proposal that the caller names by its chain hash.
+
+        The header alone is given as soon as it is here, if the caller is to have it from this node.
+        """
+        checks.check_fetch_published(request)
+        kept = await (self._header(request) if request.header_only else self._from_disk(request))
+        if kept is None:
+            raise RefusedError(f"Round {request.round} is not kept here; ask another node, or fetch the state instead.")
+        return kept
+
+    async def _header(self, request: pb.FetchPublishedRequest) -> tuple[pb.PublishedHeader, bytes] | None:
+        header = await self._headers.get(request.round, request.chain)
+        kept = (header, b"") if header is not None else await self._from_disk(request)
+        if kept is None and self._is_on_its_way(request):
+            header = await self._headers.get(request.round, request.chain, HEADER_SECONDS)
+            kept = (header, b"") if header is not None else await self._from_disk(request)  # it may have come whole
+        return kept
+
+    def _is_on_its_way(self, request: pb.FetchPublishedRequest) -> bool:
+        """No two wait for each other: the header goes from few to many, as in a tree."""
+        reducers = reducers_of(self.context.state, request.round)
+        givers = header_givers(request.peer_id, request.chain.hex(), reducers)
+        return bool(request.chain) and self.context.me in givers
+
+    async def _from_disk(self, request: pb.FetchPublishedRequest) -> tuple[pb.PublishedHeader, bytes] | None:
+        log = self._store.round_log
+        try:
+            if not request.header_only:
+                return await asyncio.to_thread(log.get, request.round, request.chain)
+            header = await asyncio.to_thread(log.header, request.round, request.chain)
+            return (header, b"") if header is not None else None
+        except RunError as error:
+            self.context.warn(str(error))
+            return None
 
     async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[pb.Section], bytes]:
-        """Serve a shard."""
-        return await self._at.giving.fetch_shard(request)
+        """A shard that was reduced here, or is in a round that is kept here."""
+        checks.check_fetch_shard(request)
+        log, round, shard = self._store.round_log, request.round, request.shard
+        found = self._contributions.frames(round, shard, request.hashes)
+        if found is None:
+            try:
+                found = await asyncio.to_thread(log.shard, round, shard, list(request.hashes))
+            except RunError as error:
+                self.context.warn(str(error))
+        if found is None:
+            raise RefusedError(f"Shard {shard} of round {round} is not kept here; ask another node.")
+        sections, data = found
+        return sections_to_proto(sections), data
+
+
+class NodeService(DonorService):
+    """All answers of a node. Implements transport.base.SwarmHandler, which says what each is."""
+
+    def __init__(self, node: SwarmNode, store: StateStore, headers: Headers, initial_peers: InitialPeers) -> None:
+        super().__init__(node.context, store, node.contributions, headers, node.weights)
+        self._node, self._initial_peers = node, initial_peers
+
+    # --- meeting ------------------------------------------------------------------------------------------------
+
+    async def hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:
+        checks.check_hello(request)
+        if request.protocol != PROTOCOL_VERSION:
+            raise RefusedError(
+                f"You speak protocol {request.protocol} (tsr-swarm {request.package_version}), this run speaks "
+                f"{PROTOCOL_VERSION} (tsr-swarm {__version__}); install tsr-swarm {__version__}."
+            )
+        context = self.context
+        contacts = context.seen_by(caller, context.contacts)
+        return pb.HelloReply(
+            protocol=PROTOCOL_VERSION,
+            package_version=__version__,
+            manifest=context.manifest.encoded,
+            initial_peers=self._initial_peers(caller),
+            unix_time=time.time(),
+            peer_id=context.me,
+            first=context.first,
+            contacts=message_codec.contacts_to_proto(contacts.items())[:MAX_CONTACTS],
+            rules=rules_to_proto(context.config),
+        )
+
+    async def join(self, request: pb.JoinRequest, caller: Caller) -> pb.JoinReply:
+        return self._require_leader().admit(request, caller)
+
+    async def poll(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
+        if self.context.leader is not None:
+            checks.check_poll(request)
+            self.context.leader.round_reporter.progressed(request.peer_id, request.progress)
+        return await self._node.poll_replies.poll(request, caller)
+
+    async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
+        return await self._node.messenger.tell(request, caller)
+
+    async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
+        self.context.require_run(request.manifest_digest)
+        return self._node.roster_cache.answer(request, self._require_leader().members)
+
+    async def leave(self, request: pb.LeaveRequest, caller: Caller) -> pb.LeaveReply:
+        checks.check_leave(request)
+        self._node.on_leave(request.peer_id, request.reason)
+        return pb.LeaveReply()
+
+    def _require_leader(self) -> Leader:
+        if self.context.leader is None:
+            raise UnreachableError("This node does not lead; ask it who does.")
+        return self.context.leader
+
+    # --- contributions ------------------------------------------------------------------------------------------
+
+    def expect(self, envelope: pb.Envelope, caller: Caller) -> CheckedContribution:
+        return self._node.reducer.expect(envelope)
+
+    async def submit(self, contribution: CheckedContribution, data: bytes, caller: Caller) -> pb.SubmitReply:
+        return await self._node.reducer.submit(contribution, data)
 
     # --- for people ---------------------------------------------------------------------------------------------
+
+    async def report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:
+        checks.check_report(request)
+        return await self._require_leader().round_reporter.report(request)
 
     async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
         """Serve the events after the ones that this monitor, or another node, has seen."""
         checks.check_watch(request)
-        run_log = self._at.run_log
+        run_log = self.context.run_log
         if not request.without_progress:
             await run_log.read()
         await run_log.log.wait(request.after, request.wait_ms / 1000)
         lines, last = run_log.log.since(request.after, with_progress=not request.without_progress)
         return lines_to_proto(lines, last)
-
-    async def leave(self, request: pb.LeaveRequest, caller: Caller) -> pb.LeaveReply:
-        """Let a peer go."""
-        checks.check_leave(request)
-        self._at.node.left(request.peer_id, request.reason)
-        return pb.LeaveReply()
-
-    def _leading(self) -> Leader:
-        leading = self._at.node.leading
-        if leading is None:
-            raise UnreachableError("This node does not lead; ask it who does.")
-        return leading

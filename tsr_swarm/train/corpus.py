@@ -91,6 +91,14 @@ def source_paths(source: str | tuple[str, ...]) -> tuple[str, ...]:
     return (source,) if isinstance(source, str) else source
 
 
+def absolute_source(source: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """``source`` as it is found from any folder of this machine."""
+    paths = tuple(os.path.abspath(os.path.expanduser(path)) for path in source_paths(source))
+    if not paths:
+        return source
+    return paths[0] if isinstance(source, str) else paths
+
+
 def source_text(source: str | tuple[str, ...]) -> str:
     """``'stdlib'``, or ``'a', 'b'``: a source for a sentence."""
     return ", ".join(map(repr, source_paths(source) or (STDLIB,)))

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+if TYPE_CHECKING:  # it loads torch, which commands that only look on do without
+    from tsr_swarm.wire.gate import CheckedContribution
 
 PIECE_BYTES = 256 << 10  # how payloads are cut for a stream
 
@@ -43,12 +46,12 @@ class SwarmHandler(Protocol):
 
     async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply: ...
 
-    def expect(self, envelope: pb.Envelope, caller: Caller) -> int:
-        """Say how many bytes may follow ``envelope``, or raise, before any of them is received."""
+    def expect(self, envelope: pb.Envelope, caller: Caller) -> "CheckedContribution":
+        """Check ``envelope``, or raise, before any of the bytes that may follow is received."""
         ...
 
-    async def submit(self, envelope: pb.Envelope, data: bytes, caller: Caller) -> pb.SubmitReply:
-        """Take a payload of exactly as many bytes as ``expect`` said."""
+    async def submit(self, contribution: "CheckedContribution", data: bytes, caller: Caller) -> pb.SubmitReply:
+        """Take the payload of what ``expect`` has checked: exactly as many bytes as its header says."""
         ...
 
     async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[pb.Section], bytes]:

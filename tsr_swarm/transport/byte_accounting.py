@@ -12,6 +12,7 @@ from tsr_swarm.config.layout import PayloadKind
 from tsr_swarm.errors import PeerError
 from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.transport.base import PIECE_BYTES
+from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 _KINDS = frozenset(kind.value for kind in PayloadKind)
@@ -31,7 +32,7 @@ def count_chunk(counter: ByteCounter, direction: Direction, chunk: pb.StateChunk
 class SectionTally:
     """Counts the pieces of a stream under the kinds of the sections that they were cut from."""
 
-    def __init__(self, counter: ByteCounter, direction: Direction, sections: Iterable[pb.Section]) -> None:
+    def __init__(self, counter: ByteCounter, direction: Direction, sections: Iterable[pb.Section | Section]) -> None:
         self._counter, self._direction = counter, direction
         self._left = deque((section.kind, section.wire_bytes) for section in sections)
 

@@ -26,7 +26,7 @@ from tsr_swarm.transport.limits import (
     TRANSFER_SECONDS,
 )
 from tsr_swarm.transport.status import status_of
-from tsr_swarm.wire.messages import MAX_HEADER_BYTES, parse
+from tsr_swarm.wire.gate import CheckedContribution
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 from tsr_swarm.wire.v1 import swarm_pb2_grpc
 
@@ -127,10 +127,9 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
         async with _boundary(context):
             caller = caller_of(context.peer())
             async with _deadline(TRANSFER_SECONDS):
-                envelope = await self._envelope(requests)
-                expected = self.handler.expect(envelope, caller)
-                data = await self._payload(requests, envelope, expected)
-            reply = await self.handler.submit(envelope, data, caller)
+                contribution = self.handler.expect(await self._envelope(requests), caller)
+                data = await self._payload(requests, contribution)
+            reply = await self.handler.submit(contribution, data, caller)
             count_message(self.counter, Direction.SENT, reply)
         return reply
 
@@ -177,10 +176,10 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
         count_message(self.counter, Direction.RECEIVED, first)
         return first.envelope
 
-    async def _payload(self, requests: Submission, envelope: pb.Envelope, expected: int) -> bytes:
-        """Collect exactly ``expected`` bytes."""
-        header = parse(pb.ContributionHeader, envelope.header, MAX_HEADER_BYTES)
-        collector = Collector(expected, SectionTally(self.counter, Direction.RECEIVED, header.sections))
+    async def _payload(self, requests: Submission, contribution: CheckedContribution) -> bytes:
+        """Collect exactly as many bytes as the header of ``contribution`` announces."""
+        tally = SectionTally(self.counter, Direction.RECEIVED, contribution.header.sections)
+        collector = Collector(contribution.wire_bytes, tally)
         while (request := await _read(requests)) is not None:
             collector.add(request, request.data)
         return collector.joined()

@@ -26,9 +26,10 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class CheckedContribution:
-    """A header that passed all checks, and the slots that its bytes will fill."""
+    """A header that passed the gate, the plan it was checked against, and the slots that its bytes will fill."""
 
     header: ContributionHeader
+    plan: RoundPlan
     slots: tuple[Slot, ...]
 
     @property
@@ -59,7 +60,13 @@ def check_contribution(
     Raises PeerError with the reason size, malformed, a field's name, protocol, manifest, round, parent, peer, shard,
     steps, kappas or sections.
     """
-    header = open_envelope(envelope)
+    return check_header(open_envelope(envelope), manifest=manifest, plan=plan, is_known=is_known)
+
+
+def check_header(
+    header: ContributionHeader, *, manifest: Manifest, plan: RoundPlan, is_known: Callable[[str], bool]
+) -> CheckedContribution:
+    """As ``check_contribution``, of an envelope that is open already."""
     if header.protocol != PROTOCOL_VERSION:
         raise PeerError("protocol", f"Protocol {header.protocol} was used, this run speaks {PROTOCOL_VERSION}.")
     if header.manifest_digest.hex() != manifest.digest:
@@ -84,7 +91,7 @@ def check_contribution(
         raise PeerError("kappas", f"{len(header.kappas)} blocks were measured, this shard has {low_rank} of low rank.")
     slots = shard_slots(upload_slots(manifest.blocks, plan.due, manifest.config.wire), members)
     check_sections(slots, header.sections)
-    return CheckedContribution(header, slots)
+    return CheckedContribution(header, plan, slots)
 
 
 def check_published(message: pb.PublishedHeader, *, manifest: Manifest, parent: bytes) -> PublishedHeader:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.rehearsal.disk import Published
-from tsr_swarm.node.donor import HEADER_SECONDS
+from tsr_swarm.node.service import HEADER_SECONDS
 from tsr_swarm.node.sync.rounds import SHARDS_AT_A_TIME
 from tsr_swarm.rounds.catch_up import header_givers
 from tsr_swarm.rounds.follower import RETRY_SECONDS, reducers_of

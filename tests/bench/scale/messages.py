@@ -15,7 +15,7 @@ from tests.bench.scale.payloads import RoundPayloads, wire_bytes
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.node import message_codec
 from tsr_swarm.node.events.run_log import WATCH_MS
-from tsr_swarm.node.made import VOID, ReducedShard
+from tsr_swarm.node.round_cache import VOID, ReducedShard
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.leases import Coverage, Lease
 from tsr_swarm.rounds.raft_state import RoundRecord

@@ -1,39 +1,19 @@
 """Commits, for a leader's events: each committed round is reported once, in order, by whichever node leads then."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RunError
+from tsr_swarm.node.context import NodeContext
+from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.leader import Leader
-from tsr_swarm.node.made import ReducedShard
+from tsr_swarm.node.round_cache import ReducedShard, RoundCache
 from tsr_swarm.node.weights import AppliedRound
-from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.outer_step import OuterState
-from tsr_swarm.process.tasks import Background
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.wire.messages import PublishedHeader, published_from_proto
 
 MAX_UNREPORTED = 8  # rounds that a leader may not have reported when it died: it waits for peers' reports in order
-
-Sealed = tuple[PublishedHeader, tuple[ReducedShard, ...]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seams:
-    """What this asks the rest of the node for."""
-
-    warn: Callable[[str], None]
-    leading: Callable[[], Leader | None]
-    members: Callable[[], frozenset[str]]  # who takes part, while this node leads
-    sealed: Callable[[], Mapping[str, Sealed]]  # by chain hash: put together here
-    outer: Callable[[], OuterState]  # of this node as a reducer, after the newest round
-    applied: Callable[[PublishedHeader, AppliedRound, OuterState, float], Awaitable[None]]  # rounds in order
-    score: Callable[[int, Consensus], Awaitable[float | None]]  # held-out loss after a round, where it can be known
-    told: Callable[[], int]  # the newest round that people were told of
-    ask: Callable[[Sequence[str], int], Awaitable[None]]  # these nodes, which rounds up to this one were told
 
 
 class CommitReporter:
@@ -43,10 +23,9 @@ class CommitReporter:
     """
 
     def __init__(
-        self, me: str, trains: bool, manifest: Manifest, log: RoundLog | None, seams: Seams, background: Background
+        self, context: NodeContext, round_cache: RoundCache, contributions: ContributionStore, log: RoundLog | None
     ) -> None:
-        self._me, self._trains, self._manifest, self._log = me, trains, manifest, log
-        self._seams, self._background = seams, background
+        self._context, self._round_cache, self._contributions, self._log = context, round_cache, contributions, log
         self._commits: dict[int, asyncio.Task[None]] = {}
         self._in_order = asyncio.Lock()
         self._last: tuple[int, AppliedRound] | None = None  # the newest round in this node's weights
@@ -57,17 +36,17 @@ class CommitReporter:
         """Begin with the state after ``round``: rounds up to it will not be applied here."""
         self._began = round
 
-    def begin_to_lead(self, leading: Leader, base: RoundRecord) -> None:
+    def begin_to_lead(self, leader: Leader, base: RoundRecord) -> None:
         """Report the committed rounds that the leader before did not report before it died."""
         self._commits.clear()
-        if base.round > self._seams.told():
-            self._background.start(self._report_rest(leading, base))
+        if base.round > self._context.run_log.log.closed_round:
+            self._context.background.start(self._report_rest(leader, base))
 
     def commit(self, record: RoundRecord) -> None:
         """Report a committed round; one that an earlier leader sealed is read from disk first."""
-        sealed = self._seams.sealed().get(record.chain)
+        sealed = self._round_cache.sealed(record.chain)
         if sealed is None:
-            self._commits[record.round] = self._background.start(self._read_commit(record))
+            self._commits[record.round] = self._context.background.start(self._read_commit(record))
         else:
             self._report_commit(*sealed)
 
@@ -80,54 +59,55 @@ class CommitReporter:
         assert self._log is not None, "a leader keeps rounds"
         try:
             header = await asyncio.to_thread(self._log.header, round, chain)
-            return None if header is None else published_from_proto(header, self._manifest)
+            return None if header is None else published_from_proto(header, self._context.manifest)
         except (RunError, PeerError) as error:
-            self._seams.warn(f"{error} The round stands all the same.")
+            self._context.warn(f"{error} The round stands all the same.")
             return None
 
     def _report_commit(self, header: PublishedHeader, shards: Sequence[ReducedShard | None]) -> None:
-        leading = self._seams.leading()
-        if leading is not None:
-            leading.committed(header, shards, self._members(header))
+        leader = self._context.leader
+        if leader is not None:
+            leader.committed(header, shards, self._members(header))
 
     def _members(self, header: PublishedHeader) -> int:
-        return len(self._seams.members() | header.contributors)
+        return len(self._context.state.members | header.contributors)
 
     async def applied(self, header: PublishedHeader, applied: AppliedRound, seconds: float) -> None:
         """Report a round that was applied to this node's weights, in ``seconds``."""
-        round, outer = header.plan.round, self._seams.outer()
+        round, outer = header.plan.round, self._contributions.outer
         async with self._in_order:  # fair: rounds take it in the order in which they were applied
             self._last = round, applied
             self._digests = {**self._digests, round: applied.digest}
             self._digests.pop(round - MAX_UNREPORTED, None)
-            await self._seams.applied(header, applied, outer, seconds)
+            await self._context.host.applied(header, applied, outer, seconds)
             await self._report_applied(round, applied)
 
     async def _report_applied(self, round: int, applied: AppliedRound) -> None:
         """Compute the held-out loss, if this node is to, and report the round while it leads."""
         loss = None
-        if self._seams.leading() is not None or not self._trains:
-            loss = await self._seams.score(round, applied.consensus)
+        if self._context.leader is not None or not self._context.info.trains:
+            loss = await self._context.host.score(round, applied.consensus)
         await self._report(round, applied.digest, loss)
 
     async def _report(self, round: int, digest: str, loss: float | None) -> None:
         commit = self._commits.pop(round, None)
         if commit is not None:
             await commit
-        leading = self._seams.leading()
-        if leading is not None:
-            leading.chronicle.applied(round, digest, loss)
+        leader = self._context.leader
+        if leader is not None:
+            leader.round_reporter.applied(round, digest, loss)
 
-    async def _report_rest(self, leading: Leader, base: RoundRecord) -> None:
+    async def _report_rest(self, leader: Leader, base: RoundRecord) -> None:
         """Report rounds up to ``base`` that no voter has in its log. Rounds that are committed meanwhile wait."""
+        context, run_log = self._context, self._context.run_log
         async with self._in_order:
-            await self._seams.ask([voter for voter in base.voters if voter != self._me], base.round)
-            for round in range(max(self._seams.told(), base.round - MAX_UNREPORTED) + 1, base.round):
+            await run_log.ask([voter for voter in base.voters if voter != context.me], base.round, context.clients)
+            for round in range(max(run_log.log.closed_round, base.round - MAX_UNREPORTED) + 1, base.round):
                 header = await self._read(round)
-                if header is not None and self._seams.leading() is leading:
-                    leading.chronicle.committed(header, [None] * len(header.shards), self._members(header))
-                    leading.chronicle.applied(round, self._digests.get(round, ""), None)
-            if self._seams.leading() is not leading or base.round <= self._seams.told():
+                if header is not None and context.leader is leader:
+                    leader.round_reporter.committed(header, [None] * len(header.shards), self._members(header))
+                    leader.round_reporter.applied(round, self._digests.get(round, ""), None)
+            if context.leader is not leader or base.round <= run_log.log.closed_round:
                 return
             self.commit(base)
             if self._last is not None and self._last[0] == base.round:

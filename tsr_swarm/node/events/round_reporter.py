@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError
-from tsr_swarm.node.made import ReducedShard
 from tsr_swarm.node.peer_registry import Peer, Roster
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.process.tasks import Signal
 from tsr_swarm.rounds import protocol
 from tsr_swarm.rounds.raft_state import RoundRecord
@@ -18,7 +18,7 @@ from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.byte_counter import Direction
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.wire import checks
-from tsr_swarm.wire.messages import PublishedHeader, open_envelope
+from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 REPORT_SECONDS = 5.0  # how long a closed round waits for its peers' reports before it is shown
@@ -228,12 +228,8 @@ class RoundReporter:
         if peer is not None:
             self._emit(events.PayloadLate(round=round, peer=peer_id, name=peer.name, reason=reason))
 
-    def refused(self, envelope: pb.Envelope, error: PeerError) -> None:
+    def refused(self, header: ContributionHeader, error: PeerError) -> None:
         """A contribution was refused; reported only if it names a peer of this run, and not too often."""
-        try:
-            header = open_envelope(envelope)
-        except PeerError:
-            return
         peer, now = self._roster.get(header.peer_id), self._clock()
         if peer is None or now - peer.refusal_shown < PROGRESS_SECONDS:
             return

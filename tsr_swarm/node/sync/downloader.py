@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.exchange.reduction import Published, open_published
-from tsr_swarm.node.headers import Headers
+from tsr_swarm.node.round_cache import Headers
 from tsr_swarm.node.sync.donors import Donors, ShardDonors
 from tsr_swarm.node.sync.rounds import FetchedRound, Frames, RoundDownload
 from tsr_swarm.node.sync.state import StateDownload

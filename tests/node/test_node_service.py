@@ -1,0 +1,176 @@
+"""Headers of rounds that are on their way, given as soon as they are here, and to whom."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.node_context import make_context
+from tests.published_rounds import History, make_history
+from tests.steady import steady
+from tsr_swarm.config.manifest import make_manifest
+from tsr_swarm.config.run import RunConfig
+from tsr_swarm.errors import RefusedError
+from tsr_swarm.node import service
+from tsr_swarm.node.contribution_store import ContributionStore
+from tsr_swarm.node.round_cache import KEPT_HEADERS, Headers
+from tsr_swarm.node.service import DonorService
+from tsr_swarm.node.weights import PlainWeights, WeightsThread
+from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
+from tsr_swarm.rounds.protocol import OpenRound, ReducerSlot
+from tsr_swarm.storage.round_log import RoundLog
+from tsr_swarm.storage.run_folder import fresh_consensus
+from tsr_swarm.storage.state_store import StateStore
+from tsr_swarm.transport.base import Caller
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+CALLER = Caller("127.0.0.1", True)
+ME, OTHER_MAKER, PEER = "1" * 32, "2" * 32, "3" * 32
+SHAPES = {"a.weight": (40, 30), "norm.weight": (30,)}
+
+
+@pytest.fixture(scope="module")
+def history() -> History:
+    manifest = make_manifest("run", RunConfig(optimizer=steady(rank=4, embedding_rank=4)), SHAPES)
+    torch.manual_seed(0)
+    return make_history(
+        manifest,
+        fresh_consensus(manifest, {name: torch.randn(shape) for name, shape in SHAPES.items()}),
+        KEPT_HEADERS + 2,
+    )
+
+
+class Donor:
+    """A node that gives, and has been told who makes the shards of round 1."""
+
+    def __init__(
+        self,
+        folder: Path,
+        history: History,
+        makers: Sequence[str] = (ME, OTHER_MAKER),
+        headers: Headers | None = None,
+    ) -> None:
+        self.log = RoundLog(folder / "published", 1 << 24)
+        self.log.open()
+        store = StateStore(history.manifest, folder / "states", self.log)
+        store.open()
+        self.history, self.headers = history, headers or Headers()
+        context = make_context(ME, history.manifest)
+        plan = OpenRound(1, "", 1, 1, tuple(ReducerSlot(maker, 1) for maker in makers))
+        context.driver.change(lambda node: replace(node, plan=plan))
+        weights = WeightsThread(PlainWeights(None), ME)
+        self._service = DonorService(context, store, ContributionStore(history.manifest, {}), self.headers, weights)
+
+    async def give(
+        self, peer: str, header_only: bool = True, has_chain: bool = True
+    ) -> tuple[pb.PublishedHeader, bytes]:
+        """Round 1 to ``peer``."""
+        chain = self.history.at(1).header.chain if has_chain else b""
+        request = pb.FetchPublishedRequest(peer_id=peer, round=1, chain=chain, header_only=header_only)
+        return await self._service.fetch_published(request, CALLER)
+
+
+async def test_a_header_is_given_as_soon_as_it_is_here_before_any_shard_is(tmp_path: Path, history: History) -> None:
+    donor = Donor(tmp_path, history)
+    asked = asyncio.create_task(donor.give(PEER))
+    another = asyncio.create_task(donor.give(PEER))
+    await asyncio.sleep(0)
+    donor.headers.keep(history.message(2))
+    donor.headers.keep(history.message(1))
+    for answer in await asyncio.gather(asked, another, donor.give(OTHER_MAKER)):
+        assert answer == (history.message(1), b"")
+
+
+async def test_reducers_wait_for_the_header_at_the_nodes_that_the_header_tree_names(
+    tmp_path: Path, history: History
+) -> None:
+    makers = [ME, *(f"{number:032x}" for number in range(BRANCHES * 3))]
+    donor = Donor(tmp_path, history, makers)
+    chain = history.at(1).header.chain.hex()
+    below = [maker for maker in makers if ME in header_givers(maker, chain, makers)]
+    for maker in makers:
+        asked = asyncio.create_task(donor.give(maker))
+        if maker in below:
+            continue
+        with pytest.raises(RefusedError, match="Round 1 is not kept here"):
+            await asked
+    waiting = [donor.give(maker) for maker in below]
+    donor.headers.keep(history.message(1))
+    assert await asyncio.gather(*waiting) == [(history.message(1), b"")] * len(below)
+
+
+async def test_a_header_that_does_not_come_in_time_is_refused(
+    tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "HEADER_SECONDS", 0.01)
+    donor = Donor(tmp_path, history)
+    with pytest.raises(RefusedError, match="Round 1 is not kept here"):
+        await donor.give(PEER)
+
+
+async def test_a_round_that_came_whole_while_its_header_was_awaited_is_given(
+    tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "HEADER_SECONDS", 0.01)
+
+    class Waits(Headers):
+        async def get(self, round: int, chain: bytes, seconds: float = 0.0) -> pb.PublishedHeader | None:
+            found = await super().get(round, chain, seconds)
+            if seconds:
+                donor.log.store(history.message(1), history.at(1).data)
+            return found
+
+    donor = Donor(tmp_path, history, headers=Waits())
+    assert await donor.give(PEER) == (history.message(1), b"")
+
+
+@pytest.mark.parametrize("what", ["makes shards too", "this node makes none", "all of it", "no hash"])
+async def test_other_requests_for_a_missing_round_are_refused_at_once(
+    tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(service, "HEADER_SECONDS", 1e6)
+    donor = Donor(tmp_path, history, [OTHER_MAKER] if what == "this node makes none" else [ME, OTHER_MAKER])
+    peer = OTHER_MAKER if what == "makes shards too" else PEER
+    with pytest.raises(RefusedError, match="Round 1 is not kept here"):
+        await donor.give(peer, header_only=what != "all of it", has_chain=what != "no hash")
+
+
+async def test_a_request_for_a_whole_round_is_not_answered_with_its_header(tmp_path: Path, history: History) -> None:
+    donor = Donor(tmp_path, history)
+    donor.headers.keep(history.message(1))
+    with pytest.raises(RefusedError):
+        await donor.give(PEER, header_only=False)
+    donor.log.store(history.message(1), history.at(1).data)
+    whole = await donor.give(PEER, header_only=False)
+    assert whole == (history.message(1), history.at(1).data)
+
+
+async def test_a_request_for_a_header_reads_no_more_of_a_round_on_disk(tmp_path: Path, history: History) -> None:
+    donor = Donor(tmp_path, history)
+    donor.log.store(history.message(1), history.at(1).data)
+    (file,) = donor.log.folder.iterdir()
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size - len(history.at(1).data))
+    assert await donor.give(PEER) == (history.message(1), b"")
+
+
+async def test_a_header_that_is_kept_again_is_the_newest(history: History) -> None:
+    headers = Headers()
+    for round in (1, *range(2, KEPT_HEADERS + 1), 1, KEPT_HEADERS + 1):
+        headers.keep(history.message(round))
+    chains = {round: history.at(round).header.chain for round in range(1, KEPT_HEADERS + 2)}
+    found = [round for round, chain in chains.items() if await headers.get(round, chain) is not None]
+    assert found == [1, *range(3, KEPT_HEADERS + 2)]
+
+
+async def test_only_the_newest_headers_are_kept_each_of_its_own_round(history: History) -> None:
+    headers = Headers()
+    for round in range(1, KEPT_HEADERS + 3):
+        headers.keep(history.message(round))
+    chains = {round: history.at(round).header.chain for round in range(1, KEPT_HEADERS + 3)}
+    found = [round for round, chain in chains.items() if await headers.get(round, chain) is not None]
+    assert found == list(range(3, KEPT_HEADERS + 3))
+    assert await headers.get(3, chains[4]) is None

@@ -1,0 +1,298 @@
+"""Calls to one other node: the first one, hello; and to whoever leads: polls, admission, reports and goodbye."""
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from tsr_swarm import __version__
+from tsr_swarm.config.manifest import PROTOCOL_VERSION
+from tsr_swarm.config.round_plan import RoundPlan
+from tsr_swarm.discovery.addresses import split_address
+from tsr_swarm.errors import ConfigError, PeerError, RefusedError, SwarmError, UnreachableError
+from tsr_swarm.node import message_codec
+from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node.context import NodeContext
+from tsr_swarm.node.data_leases import DataLeases
+from tsr_swarm.node.poll_replies import nodes_named
+from tsr_swarm.node.round_cache import RoundCache
+from tsr_swarm.node.trainer_task import TrainerTask
+from tsr_swarm.optim.periods import follows_manifest
+from tsr_swarm.process.tasks import Signal
+from tsr_swarm.rounds import protocol as pt
+from tsr_swarm.telemetry import events
+from tsr_swarm.transport.client import SwarmClient
+from tsr_swarm.wire import checks
+from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+OTHERS_SECONDS = 10.0  # for all that were seen before
+GOODBYE_SECONDS = 2.0
+LAST_REPORT_SECONDS = 5.0  # says whether all weights agree at the end
+REPORT_SECONDS = 90.0  # a leader may be slower than we are, and answers when it has applied the round
+
+
+# --- the first call ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What the node that was called first has answered, and from which host."""
+
+    hello: pb.HelloReply
+    host: str
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """peer_ids of nodes that may know the leader."""
+        return tuple(dict.fromkeys([self.hello.peer_id, *(contact.peer_id for contact in self.hello.contacts)]))
+
+
+async def say_hello(clients: ClientPool, book: AddressBook, address: str) -> Handshake:
+    """Say hello at ``address``, or else to a node that was seen before. Raises UnreachableError or RefusedError."""
+    try:
+        return await _say_hello(clients, book, address)
+    except UnreachableError as error:
+        until = time.monotonic() + OTHERS_SECONDS
+        for other in book.addresses:
+            if time.monotonic() < until and other != address:
+                try:
+                    return await _say_hello(clients, book, other)
+                except (UnreachableError, RefusedError, PeerError, ConfigError):
+                    continue
+        raise error
+
+
+async def _say_hello(clients: ClientPool, book: AddressBook, address: str) -> Handshake:
+    client = await clients.at(address)
+    hello = await client.hello(pb.HelloRequest(protocol=PROTOCOL_VERSION, package_version=__version__))
+    checks.check_hello_reply(hello)
+    host, _ = split_address(client.address)
+    book.update_from(host, hello.contacts)
+    book.update(hello.peer_id, client.address)  # whatever it calls itself, this is how it is reached from here
+    return Handshake(hello, host)
+
+
+# --- whoever leads ----------------------------------------------------------------------------------------------------
+
+
+class LeaderClient:
+    """Polls whoever leads or may know who does, has this node admitted, and sends reports and goodbye."""
+
+    def __init__(
+        self, context: NodeContext, round_cache: RoundCache, data_leases: DataLeases, trainer_task: TrainerTask
+    ) -> None:
+        self._context, self._round_cache = context, round_cache
+        self._data_leases, self._trainer_task = data_leases, trainer_task
+        self._contacts = KnownContacts()
+        self._newest_poll = 0  # its number
+        self._news: pt.RoundUpdate | None = None  # the newest that was read, since this node led
+        self._reporting = 0  # reports under way
+        self._reported = Signal()
+
+    # --- polls --------------------------------------------------------------------------------------------------
+
+    def poll(self, to: str, message: pt.Poll) -> None:
+        """Have the answer, or that there is none, put to the decisions."""
+        self._newest_poll = message.number
+        self._context.background.start(self._poll(to, message))
+
+    def follows(self, sender: str, term: int) -> bool:
+        """Whether this node does not lead, and read the newest news of ``sender``, of this term or before."""
+        return self._news is not None and self._news.leader == sender and self._news.term <= term
+
+    def forget_news(self) -> None:
+        """This node leads now, and follows nobody."""
+        self._news = None
+
+    async def _poll(self, to: str, message: pt.Poll) -> None:
+        context, known = self._context, message.known
+        try:
+            client = await context.clients.to(to)
+            reply = await client.poll(self._request(message))
+            if reply.WhichOneof("answer") == "unknown":
+                await self._join(client)
+                if message.number != self._newest_poll:
+                    return  # another one is held there by now
+                reply = await client.poll(self._request(message))
+            elif reply.WhichOneof("answer") == "news" and context.info.trains and not context.number:
+                await self._join(client)  # started anew before it was missed: it is known there, but has no number yet
+            elif reply.WhichOneof("answer") == "unchanged" and self._unchanged(to, reply.unchanged) is None:
+                if message.number != self._newest_poll:
+                    return
+                known = 0
+                reply = await client.poll(self._request(replace(message, known=known)))
+            checks.check_poll_reply(reply)
+            answer = self._read(to, reply)
+            host, _ = split_address(client.address)
+            context.book.update_from(host, self._told_contacts(to, known, reply))
+            context.book.update(to, client.address)  # whatever is said of it, this is how it is reached from here
+        except (UnreachableError, PeerError, RefusedError, ConfigError):
+            if message.number == self._newest_poll:  # else whoever holds it was told of the newer one
+                context.put(pt.Unreachable(to, message))
+            return
+        context.reached_at = time.monotonic()
+        context.note_committed(answer.base)
+        context.put(pt.Received(to, answer))
+
+    def _request(self, message: pt.Poll) -> pb.PollRequest:
+        context, request = self._context, message_codec.poll_to_proto(message)
+        request.manifest_digest, request.address = bytes.fromhex(context.manifest.digest), context.info.address
+        context.host.sample_traffic()
+        request.progress.CopyFrom(self._trainer_task.progress)
+        self._data_leases.ask(request)
+        return request
+
+    def _told_contacts(self, sender: str, known: int, reply: pb.PollReply) -> Iterable[pb.Contact]:
+        match reply.WhichOneof("answer"):
+            case "news":
+                return self._contacts.update(sender, known, self._news, reply.contacts)
+            case "unchanged":
+                return self._contacts.update(sender, known)
+            case _:
+                return reply.contacts
+
+    def _read(self, sender: str, reply: pb.PollReply) -> pt.RoundUpdate | pt.Redirect:
+        match reply.WhichOneof("answer"):
+            case "news":
+                manifest = self._context.manifest
+                news, plan = message_codec.news_from_proto(reply.news, manifest.blocks, len(manifest.shard_blocks))
+                if news.leader != sender:
+                    raise PeerError("leader", f"News of {news.leader[:8]} came from where {sender[:8]} was asked.")
+                if plan is not None:
+                    self._add_plan(plan)
+                if reply.news.HasField("rules"):
+                    self._context.update_rules(news.leader, reply.news.rules)
+                self._data_leases.update(reply)
+                self._news = news
+                return news
+            case "unchanged":
+                known = self._unchanged(sender, reply.unchanged)
+                if known is None:
+                    raise UnreachableError("It says that nothing has changed, of news that it has not told here.")
+                self._data_leases.update(reply)
+                return known
+            case "redirect":
+                return message_codec.redirect_from_proto(reply.redirect)
+            case _:
+                raise UnreachableError("It leads, and does not know this peer although it has just joined.")
+
+    def _unchanged(self, sender: str, message: pb.Unchanged) -> pt.RoundUpdate | None:
+        """The news that did not change, as an answer to the newer call; None where they are not here."""
+        news = self._news
+        if news is None or (news.leader, news.term, news.version) != (sender, message.term, message.version):
+            return None
+        return replace(news, number=message.number)
+
+    def _add_plan(self, plan: RoundPlan) -> None:
+        if follows_manifest(plan, self._context.manifest):
+            self._round_cache.add_plan(plan)
+            return
+        self._context.fail(
+            RefusedError(f"The plan of round {plan.round} is not what this run's manifest says; leaving.")
+        )
+
+    # --- admission ----------------------------------------------------------------------------------------------
+
+    def join_request(self) -> pb.JoinRequest:
+        """What this node says of itself to be admitted."""
+        context, info = self._context, self._context.info
+        return pb.JoinRequest(
+            manifest_digest=bytes.fromhex(context.manifest.digest),
+            peer_id=info.peer_id,
+            name=info.name,
+            address=info.address,
+            local_space=info.local_space,
+            device=info.device,
+            number=context.number,
+            trains=info.trains,
+        )
+
+    async def _join(self, client: SwarmClient) -> None:
+        """Have this node admitted. A refusal is the end: it names what has to change first."""
+        context = self._context
+        try:
+            reply = await client.join(self.join_request())
+        except RefusedError as error:
+            context.fail(error)
+            raise
+        checks.check_join_reply(reply)
+        context.admitted_by = client
+        if not context.info.trains:
+            return
+        context.name = reply.name
+        self._trainer_task.take_number(reply.number)  # the worker may be training: the leader is polled now
+        context.emit(
+            events.Joined(
+                run=context.config.run.name,
+                name=reply.name,
+                number=reply.number,
+                address=client.address,
+                round=max(0, context.state.peer.applied),
+            )
+        )
+
+    # --- reports and goodbye --------------------------------------------------------------------------------------
+
+    def report(self, report: pb.ReportRequest) -> None:
+        """Tell the leader the digest and the bytes, beside everything else.
+
+        A digest that differs sends this node back to the state. A report that is lost is not sent again: bytes told
+        once too seldom are better than bytes told twice.
+        """
+        self._reporting += 1
+        self._context.background.start(self._report(report))
+
+    async def _report(self, report: pb.ReportRequest) -> None:
+        context = self._context
+        try:
+            if context.leader is not None:
+                reply = await context.leader.round_reporter.report(report)
+            else:
+                reply = await (await context.clients.to(context.last_leader)).report(report, REPORT_SECONDS)
+        except SwarmError:
+            return
+        finally:
+            self._reporting -= 1
+            self._reported.notify()
+        if reply.resync:
+            context.driver.change(lambda node: replace(node, peer=replace(node.peer, needs_state=True)))
+            context.warn(f"This peer's weights differ after round {report.round}; it fetches the state again.")
+            context.put(pt.Tick())
+
+    async def wait_for_reports(self) -> None:
+        """Return once all reports are answered, or after a while."""
+        await self._reported.wait_for(lambda: not self._reporting, LAST_REPORT_SECONDS)
+
+    async def say_goodbye(self, leader: str) -> None:
+        """Leave, once reports are answered: a leader waits for no report of who has left."""
+        await self.wait_for_reports()
+        with suppress(UnreachableError, ConfigError):  # it will be missed
+            await self.leave(await self._context.clients.to(leader), self._context.reason or "it said goodbye")
+
+    async def leave(self, leader: SwarmClient, reason: str) -> None:
+        """Tell a leader that this node goes."""
+        with suppress(UnreachableError, PeerError, RefusedError):
+            await leader.leave(pb.LeaveRequest(peer_id=self._context.me, reason=reason), GOODBYE_SECONDS)
+
+
+class KnownContacts:
+    """Where nodes can be dialled, as told by the leader that is polled; see poll_replies.py, which tells each once."""
+
+    def __init__(self) -> None:
+        self._leader = ""
+        self._contacts: dict[str, pb.Contact] = {}
+
+    def update(
+        self, leader: str, known: int, news: pt.RoundUpdate | None = None, new: Iterable[pb.Contact] = ()
+    ) -> Sequence[pb.Contact]:
+        """All that counts now, whatever others have said meanwhile.
+
+        known: the version that was polled with; 0: this leader tells all of them. news: None if they did not change;
+        else ``new`` came with them.
+        """
+        if not known or leader != self._leader:
+            self._leader, self._contacts = leader, {}
+        if news is not None:
+            contacts = {**self._contacts, **{contact.peer_id: contact for contact in new}}
+            self._contacts = {peer: contacts[peer] for peer in nodes_named(news) if peer in contacts}
+        return list(self._contacts.values())
