@@ -76,20 +76,25 @@ def events_of(log: EventLog) -> list[ev.Event | None]:
     return [ev.decode(line) for line in log.since(0)[0]]
 
 
-async def test_a_new_leader_learns_from_others_which_rounds_were_told_and_nothing_else() -> None:
+@pytest.mark.parametrize(("has_people", "shown"), [(True, [3, 4, 5]), (False, [3])])
+async def test_a_new_leader_learns_from_others_which_rounds_were_told_and_nothing_else(
+    has_people: bool, shown: list[int]
+) -> None:
+    """A process that people read beside others does not tell once more what another has told."""
     void = ev.RoundVoid(round=5, reason="nobody")
     changed = ev.LeaderChanged(peer=ME, name="x", term=1, voters=3, is_safe=True)
     one = Other(closed(2), closed(3), changed, closed(4), ev.Warned(message="hot"), void, closed(5))
     other = Other(closed(4))
     seen: list[ev.Event] = []
-    mine = RunLog(EventLog(lambda: 2.0), seen.append)
+    mine = RunLog(EventLog(lambda: 2.0), seen.append, has_people)
     mine.emit(closed(3))
     async with lines_to([one, other]) as (lines, ids):
         await mine.ask([DEAD, *ids, "e" * 32], 9, lines)
     assert mine.log.closed_round == 5
     assert void in events_of(mine.log)
-    assert [event.round for event in seen if isinstance(event, ev.RoundClosed)] == [3, 4, 5]
-    assert len(seen) == len(events_of(mine.log)) == 4
+    assert [event.round for event in seen if isinstance(event, ev.RoundClosed)] == shown
+    assert len(events_of(mine.log)) == 4
+    assert mine.finished("").rounds == 5, "the totals count them"
 
 
 async def test_rounds_that_only_progress_has_followed_are_learned_too() -> None:

@@ -241,10 +241,9 @@ class Post:
 
     def _hear_plan(self, plan: RoundPlan) -> None:
         if not follows_manifest(plan, self._manifest):
-            self._desk.fail(
-                RefusedError(f"The plan of round {plan.round} is not what this run's manifest says; leaving.")
-            )
-            return
+            error = RefusedError(f"The plan of round {plan.round} is not what this run's manifest says; leaving.")
+            self._desk.fail(error)
+            raise error  # nothing of this answer counts: training would begin without a plan
         self._notes.hear_plan(plan)
 
     # --- in -----------------------------------------------------------------------------------------------------

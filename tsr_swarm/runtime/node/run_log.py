@@ -42,7 +42,7 @@ class RunLog:
 
     def __init__(self, log: EventLog, see: Callable[[Event], None], has_people: bool = False) -> None:
         """``has_people``: they look at this process to see the run."""
-        self.log, self._see = log, see
+        self.log, self._see, self._has_people = log, see, has_people
         self.has_ended = False
         self._first_loss: float | None = None
         self._last_loss: float | None = None
@@ -95,7 +95,10 @@ class RunLog:
         return self._readers.are_monitors
 
     async def ask(self, others: Iterable[str], round: int, lines: Lines) -> None:
-        """Take in which rounds up to ``round`` others know to be told, as far as they answer soon."""
+        """Take in which rounds up to ``round`` others know to be told, as far as they answer soon.
+
+        They are no news of this node's: only people who look at this very process to see the run are shown them.
+        """
         asked = [asyncio.create_task(self._ask(copy_of(other, lines))) for other in others]
         try:
             async with asyncio.timeout(OTHERS_SECONDS):
@@ -157,7 +160,10 @@ class RunLog:
             event = None if stamped is None else stamped.event
             is_of_a_round = isinstance(event, RoundVoid | RoundClosed) and event.round > self.log.closed_round
             if is_of_a_round and (taken := self.log.take(line)) is not None:
-                self._relayed(taken)
+                self._count(taken.event)
+                self._changed.notify()
+                if self._has_people:
+                    self._see(taken.event)
 
     async def _pause(self, seconds: float) -> None:
         had_people = self._readers.are_people
