@@ -83,20 +83,25 @@ def events_of(log: EventLog) -> list[ev.Event | None]:
     return [ev.decode(line) for line in log.since(0)[0]]
 
 
-async def test_a_new_leader_copies_the_events_of_closed_rounds_from_others_and_nothing_else() -> None:
+@pytest.mark.parametrize(("has_people", "shown"), [(True, [3, 4, 5]), (False, [3])])
+async def test_a_new_leader_copies_the_events_of_closed_rounds_from_others_and_nothing_else(
+    has_people: bool, shown: list[int]
+) -> None:
+    """A process that does not show the run to people of its own does not repeat what other leaders told."""
     void = ev.RoundVoid(round=5, reason="nobody")
     changed = ev.LeaderChanged(peer=ME, name="x", term=1, voters=3, is_safe=True)
     one = Other(closed(2), closed(3), changed, closed(4), ev.Warned(message="hot"), void, closed(5))
     other = Other(closed(4))
     seen: list[ev.Event] = []
-    mine = RunLog(EventLog(lambda: 2.0), seen.append)
+    mine = RunLog(EventLog(lambda: 2.0), seen.append, has_people)
     mine.emit(closed(3))
     async with clients_to([one, other]) as (pool, ids):
         await mine.ask([DEAD, *ids, "e" * 32], 9, pool)
     assert mine.log.closed_round == 5
     assert void in events_of(mine.log)
-    assert [event.round for event in seen if isinstance(event, ev.RoundClosed)] == [3, 4, 5]
-    assert len(seen) == len(events_of(mine.log)) == 4
+    assert [event.round for event in seen if isinstance(event, ev.RoundClosed)] == shown
+    assert len(events_of(mine.log)) == 4
+    assert mine.finished("").rounds == 5, "the totals count them"
 
 
 async def test_rounds_that_only_progress_follows_are_copied_too() -> None:

@@ -184,12 +184,11 @@ class LeaderClient:
         return replace(news, number=message.number)
 
     def _add_plan(self, plan: RoundPlan) -> None:
-        if follows_manifest(plan, self._context.manifest):
-            self._round_cache.add_plan(plan)
-            return
-        self._context.fail(
-            RefusedError(f"The plan of round {plan.round} is not what this run's manifest says; leaving.")
-        )
+        if not follows_manifest(plan, self._context.manifest):
+            error = RefusedError(f"The plan of round {plan.round} is not what this run's manifest says; leaving.")
+            self._context.fail(error)
+            raise error  # nothing of this answer counts: training would begin without a plan
+        self._round_cache.add_plan(plan)
 
     # --- admission ----------------------------------------------------------------------------------------------
 

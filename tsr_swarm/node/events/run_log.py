@@ -43,7 +43,7 @@ class RunLog:
 
     def __init__(self, log: EventLog, see: Callable[[Event], None], has_people: bool = False) -> None:
         """has_people: somebody looks at this very process to see the run."""
-        self.log, self._see = log, see
+        self.log, self._see, self._has_people = log, see, has_people
         self.has_ended = False
         self.peers: dict[str, PeerJoined] = {}  # those that take part, by the events seen here
         self._totals = SwarmSnapshot()  # of evaluations and closed rounds alone
@@ -93,7 +93,10 @@ class RunLog:
         return self._subscribers.has_monitor
 
     async def ask(self, others: Iterable[str], round: int, pool: ClientPool) -> None:
-        """Copy events of rounds up to ``round`` from the logs of ``others``, as far as they answer soon."""
+        """Copy events of rounds up to ``round`` from the logs of ``others``, as far as they answer soon.
+
+        Other leaders have told them already: only people who look at this very process to see the run are shown them.
+        """
         asked = [asyncio.create_task(self._ask(_copy_of(other, pool))) for other in others]
         try:
             async with asyncio.timeout(OTHERS_SECONDS):
@@ -155,7 +158,10 @@ class RunLog:
             event = None if stamped is None else stamped.event
             is_of_a_round = isinstance(event, RoundVoid | RoundClosed) and event.round > self.log.closed_round
             if is_of_a_round and (taken := self.log.take(line)) is not None:
-                self._relayed(taken)
+                self._count(taken.event)
+                self._changed.notify()
+                if self._has_people:
+                    self._see(taken.event)
 
     async def _pause(self, seconds: float) -> None:
         had_people = self._subscribers.are_people
