@@ -64,3 +64,9 @@ class Disk:
             if at == round:
                 return chain
         return ""
+
+
+def new_disk(keeps: int, first: str, is_new: bool) -> Disk:
+    """Make the disk of a machine that has the first state, or that ``is_new`` and has nothing."""
+    genesis = RoundRecord(voters=(first,))
+    return Disk(keeps=keeps, hard_state=HardState(genesis), record=None if is_new else genesis)
