@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tsr_swarm.rounds.gather import ShardDigest
+from tsr_swarm.rounds.protocol import ShardDigest
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 
 

@@ -16,8 +16,8 @@ from tests.rehearsal.work import Units
 from tsr_swarm.node.driver import AGAIN_SECONDS, Driver
 from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.peer import PeerState
+from tsr_swarm.rounds.protocol import ShardDigest
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.state import Node, NodeIdentity
 from tsr_swarm.rounds.step import begin

@@ -8,9 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.rounds import round_phases as phases
-from tsr_swarm.rounds.protocol import Commit, Drop, Explain, Open, Propose
+from tsr_swarm.rounds.protocol import Commit, Drop, Explain, Open, Propose, ShardDigest
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.round_phases import CloseRound, LeaderState, Phase, RoundPolicy, decide
+from tsr_swarm.rounds.round_phases import (
+    CloseRound,
+    Gather,
+    LeaderState,
+    Phase,
+    RoundPolicy,
+    decide,
+    missing_shards,
+    take_answer,
+)
 
 POLICY = RoundPolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=60.0, min_peers=1, last_round=0)
 PEERS = ["a", "b", "c", "d"]
@@ -285,3 +294,47 @@ def test_nobody_is_late_before_half_of_the_contributions_are_here() -> None:
 
 def test_a_peer_that_sent_and_then_left_still_counts() -> None:
     assert decide(5.0, ["b"], {"a": 1.0, "b": 2.0}, POLICY).reason == "all 2 payloads are here"
+
+
+# --- collecting the shards of a closed round --------------------------------------------------------------------------
+
+REDUCERS = ("a", "b", "b", "c")
+
+
+def digest(shard: int) -> ShardDigest:
+    return ShardDigest(frozenset({"p"}), f"digest-{shard}")
+
+
+def begun() -> Gather:
+    return Gather(7, REDUCERS, 100.0)
+
+
+def test_every_reducer_is_asked_for_all_its_shards_that_are_missing() -> None:
+    assert missing_shards(begun(), (), 100.0) == {"a": (0,), "b": (1, 2), "c": (3,)}
+    gather = take_answer(begun(), "b", 1, digest(1), 100.2)
+    assert missing_shards(gather, (), 100.5) == {"a": (0,), "b": (2,), "c": (3,)}
+
+
+def test_the_first_answer_of_the_right_reducer_counts() -> None:
+    gather = begun()
+    for sender, shard, result in (("a", 1, 9), ("b", 1, 1), ("b", 1, 2), ("b", 17, 2)):
+        gather = take_answer(gather, sender, shard, digest(result), 100.1)
+    assert gather.answers == {1: digest(1)}
+
+
+def test_the_shards_of_a_reducer_that_is_gone_are_void_at_once() -> None:
+    gather = begun()
+    for shard in (0, 3):
+        gather = take_answer(gather, REDUCERS[shard], shard, digest(shard), 100.5)
+    assert missing_shards(gather, ["b"], 100.6) == {}
+    assert gather.results == (digest(0), ShardDigest(), ShardDigest(), digest(3))
+
+
+@given(answered=st.sets(st.integers(0, 3)), seconds=st.floats(0.0, 3.0))
+def test_it_ends_in_time_whoever_is_silent(answered: set[int], seconds: float) -> None:
+    gather = begun()
+    for shard in sorted(answered):
+        gather = take_answer(gather, REDUCERS[shard], shard, digest(shard), 100.0 + seconds)
+    assert gather.deadline <= 100.0 + 2 * phases.PATIENCE_SECONDS + 3 * seconds
+    assert missing_shards(gather, (), gather.deadline) == {}
+    assert gather.results == tuple(digest(shard) if shard in answered else ShardDigest() for shard in range(4))

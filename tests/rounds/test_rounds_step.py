@@ -8,10 +8,9 @@ import pytest
 
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.follower import UNLED_SECONDS
-from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.leader import round_update
 from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.rounds.protocol import OpenRound, Poll, Received, Redirect, ReducerSlot, RoundUpdate
+from tsr_swarm.rounds.protocol import OpenRound, Poll, Received, Redirect, ReducerSlot, RoundUpdate, ShardDigest
 from tsr_swarm.rounds.raft_state import HardState, Heartbeat, HeartbeatReply, RoundRecord, VoteReply
 from tsr_swarm.rounds.round_phases import Phase, RoundPolicy
 from tsr_swarm.rounds.state import Node, NodeIdentity

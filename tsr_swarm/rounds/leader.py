@@ -2,22 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVarTuple
 
 from tsr_swarm.rounds import protocol
 from tsr_swarm.rounds import round_phases as phases
 from tsr_swarm.rounds.assignment import assign, next_voters
-from tsr_swarm.rounds.gather import AGAIN_SECONDS, Gather, missing_shards, take_answer
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.round_phases import CloseRound, LeaderState, Phase
-from tsr_swarm.rounds.state import HeldPoll, LeaderRole, MemberContact, Node, Result, then
+from tsr_swarm.rounds.round_phases import AGAIN_SECONDS, CloseRound, Gather, LeaderState, Phase
+from tsr_swarm.rounds.state import Arguments, HeldPoll, LeaderRole, MemberContact, Node, Result, then
 
 HOLD_SECONDS = 2.0  # a poll without an update is answered after this long
 SETTLE_SECONDS = 6.0  # a new leader opens no round before peers of the last one have found it, or this has passed
 FORGET_SECONDS = 30.0  # a voter that has not called for this long is replaced
 MOST_NODES = 8  # that everybody is told of, beside the voters
-
-Arguments = TypeVarTuple("Arguments")
 
 # --- beginning and end --------------------------------------------------------------------------------------------
 
@@ -203,7 +199,7 @@ def due_at(node: Node) -> float:
     # What is over was done, or waits for something else than time, as a round that has no peers to open.
     over = role.ticked_at
     times = [*(poll.until for poll in role.held_polls.values()), *role.state.members.values()]
-    if (deadline := phases.deadline_at(role.state)) is not None and deadline > over:
+    if (deadline := phases.deadline_at(role.state)) > over:
         times.append(deadline)
     if phases.is_open(role.state):
         times.append(role.state.opened_at + role.state.policy.ceiling_seconds)
@@ -246,7 +242,7 @@ def take_shard(node: Node, sender: str, message: protocol.ShardDone, now: float)
         return node, []
     if message.term != node.voter.term or message.round != role.gather.round:
         return node, []
-    gather = take_answer(role.gather, sender, message.shard, message.result, now)
+    gather = phases.take_answer(role.gather, sender, message.shard, message.result, now)
     return _gather(replace(node, leader_role=replace(role, gather=gather)), now)
 
 
@@ -297,7 +293,7 @@ def _gather(node: Node, now: float) -> Result:
     gather, plan = role.gather, role.plan
     assert plan is not None, "a round that is gathered was open"
     lost = {reducer for reducer in gather.reducers if not _is_here(node, reducer, now)}
-    missing = missing_shards(gather, lost, now)
+    missing = phases.missing_shards(gather, lost, now)
     if not missing:
         voters = next_voters(node.voter.voters, _longest_serving(node, now), node.identity.first)
         node = replace(node, leader_role=replace(role, gather=None))
