@@ -221,34 +221,26 @@ def test_a_full_disk_is_tried_every_second_until_it_is_not_full(tmp_path: Path) 
     assert not rig.loop.faults
 
 
-def test_a_fault_in_one_step_does_not_stop_the_clock(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
-
-    def fail(action: Action) -> None:
-        raise AssertionError("a fault of this program")
-
-    rig.meanwhile = fail
-    with pytest.raises(AssertionError, match="fault of this program"):
-        rig.driver.put(Tick())
-    rig.loop.run_until(20.0)
-    assert 1 <= len(rig.loop.faults) <= 22, "it is told, and not in a hurry"
-
-
-def test_a_fault_in_the_decisions_is_not_retried_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["decisions", "actions"])
+def test_a_fault_is_told_again_and_again_but_not_in_a_hurry(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A step that fails leaves the node as it was, and so what is due stays due."""
-    rig, times = Rig(tmp_path, voters=(ME,)), list[float]()
+    rig, times = Rig(tmp_path, voters=(ME,) if where == "decisions" else VOTERS), list[float]()
 
     def fail(*_: object) -> None:
         times.append(rig.loop.clock.now)
         assert len(times) < 100, "it does nothing else"
         raise ValueError("a fault of this program")
 
-    monkeypatch.setattr(module, "step", fail)
+    if where == "decisions":
+        monkeypatch.setattr(module, "step", fail)
+    rig.meanwhile = fail
     with pytest.raises(ValueError, match="fault of this program"):
         rig.driver.put(Tick())
     rig.loop.run_until(20.5)
     assert {type(fault) for fault in rig.loop.faults} == {ValueError}
-    assert 15 <= len(times) <= 22
+    assert (15 if where == "decisions" else 2) <= len(times) <= 22
 
 
 def test_the_timer_follows_what_changes_between_events(tmp_path: Path) -> None:
