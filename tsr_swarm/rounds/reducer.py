@@ -8,8 +8,6 @@ from tsr_swarm.rounds.state import Node, ReducerState, Result
 
 AHEAD = 2  # rounds: a contribution may arrive before the update that announces its round
 
-# --- contributions that are held ----------------------------------------------------------------------------------
-
 
 def offer(state: ReducerState, round: int, peer: str, shard: int, tokens: int) -> tuple[ReducerState, protocol.Verdict]:
     """Take a contribution that has passed the gate, or say why not. One that is late stays in the peer's residual."""
@@ -26,9 +24,6 @@ def choose_included(state: ReducerState, shard: int, quorum: int, admitted: Coll
     """Return the admitted peers whose contribution to ``shard`` is averaged; none below the quorum."""
     peers = frozenset(peer for peer, held_shard in state.held if held_shard == shard and peer in admitted)
     return peers if len(peers) >= quorum else frozenset()
-
-
-# --- events of a node ---------------------------------------------------------------------------------------------
 
 
 def take_offer(node: Node, event: protocol.Offered) -> Result:
