@@ -7,9 +7,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from tsr_swarm.config.link import parse_seconds
 from tsr_swarm.config.load import apply_overrides, environ_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.config.units import parse_seconds
 from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.errors import ConfigError, SwarmError
 
