@@ -8,7 +8,7 @@ from torch import Tensor
 from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.lowrank.exact import lift, lift_tangent
 from tsr_swarm.lowrank.grid import quantise_block
-from tsr_swarm.lowrank.sketch import captured_energy, core_of, expand, tangent_of
+from tsr_swarm.lowrank.sketch import Captured, core_of, expand, measure_captured, tangent_of
 
 TWELVE_BITS = 0.02  # how far 12-bit bases of these sizes are from orthonormal, with both sides and room
 
@@ -71,9 +71,9 @@ def test_sketches_are_linear(shape: tuple[int, int, int], seed: int) -> None:
 def test_captured_energy_is_a_share(shape: tuple[int, int, int], seed: int) -> None:
     _, u, v, a = draw(shape, seed)
     p, q = projections(u, v)
-    assert 0 <= captured_energy(a, u, v) <= 1 + TWELVE_BITS
-    assert abs(captured_energy(p @ a @ q, u, v) - 1) <= TWELVE_BITS
+    assert 0 <= measure_captured(a, u, v).kappa <= 1
+    assert abs(measure_captured(p @ a @ q, u, v).kappa - 1) <= TWELVE_BITS
 
 
 def test_a_zero_matrix_counts_as_captured() -> None:
-    assert captured_energy(torch.zeros(3, 3), torch.eye(3), torch.eye(3)) == 1
+    assert measure_captured(torch.zeros(3, 3), torch.eye(3), torch.eye(3)) == Captured(1.0, 0.0)

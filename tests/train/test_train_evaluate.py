@@ -11,9 +11,8 @@ from torch import Tensor
 
 from tsr_swarm.config.run import DataConfig, ModelConfig
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
+from tsr_swarm.train.evaluate import generate, held_out_loss, heldout_batches, printable
 from tsr_swarm.train.llama import Llama, build_model, initial_weights
-from tsr_swarm.train.sample import generate, printable
 
 MODEL = ModelConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, max_position_embeddings=16)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 class Captured:
     """How much of a matrix A the bases of its block hold."""
 
-    kappa: float  # |U^T A V|^2 / |A|^2, 0 to 1
+    kappa: float  # |U^T A V|^2 / |A|^2, 0 to 1; 1 for a zero matrix
     energy: float  # |A|^2
 
 
@@ -31,12 +31,7 @@ def expand(core: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return u @ core @ v.mT
 
 
-def captured_energy(a: Tensor, u: Tensor, v: Tensor) -> float:
-    """The share of A's energy that lies in the bases: |U^T A V|^2 / |A|^2, from 0 to 1; 1 for a zero matrix."""
-    total = float(a.square().sum())
-    return float(core_of(a, u, v).square().sum()) / total if total else 1.0
-
-
 def measure_captured(a: Tensor, u: Tensor, v: Tensor) -> Captured:
     """Both figures of A. Columns of 12 bits are not quite orthonormal and may seem to hold a little more than all."""
-    return Captured(min(captured_energy(a, u, v), 1.0), float(a.square().sum()))
+    energy = float(a.square().sum())
+    return Captured(min(float(core_of(a, u, v).square().sum()) / energy, 1.0) if energy else 1.0, energy)

@@ -20,8 +20,8 @@ from tsr_swarm.storage.files import fsync
 from tsr_swarm.storage.run_folder import RunFolder, consensus_of, load_run
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.data import END_OF_DOCUMENT
+from tsr_swarm.train.evaluate import generate, printable
 from tsr_swarm.train.llama import build_model, parameter_shapes
-from tsr_swarm.train.sample import generate, printable
 
 
 def sample_checkpoint(folder: Path, prompt: str, *, length: int, temperature: float, seed: int) -> str:

@@ -45,33 +45,17 @@ class Llama(nn.Module):
         return F.linear(hidden, head.weight)
 
 
-class _Linear(nn.Module):
-    # nn.Linear would draw weights from the global generator, only for them to be overwritten.
+class _Linear(nn.Linear):
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        super().__init__(inputs, outputs, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
-
-
-class _Embedding(nn.Module):
-    def __init__(self, count: int, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(count, size))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.weight)
+    def reset_parameters(self) -> None:
+        """Draw no weights from the global generator, only for them to be overwritten."""
 
 
-class _RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+class _Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        """As ``_Linear``."""
 
 
 class _Decoder(nn.Module):
@@ -82,7 +66,7 @@ class _Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = _Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         cos, sin = _rope_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -107,8 +91,8 @@ class _Layer(nn.Module):
         super().__init__()
         self.self_attn = _Attention(config)
         self.mlp = _SwiGLU(config)
-        self.input_layernorm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         attended, key_value = self.self_attn(self.input_layernorm(x), cos, sin, past)

@@ -6,7 +6,6 @@ Not thread-safe: its owner runs it on one worker thread.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +22,9 @@ from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.full_space import FullSpace
 from tsr_swarm.optim.local_space import LocalSpace
 
+# Tokens (B, T + 1) of a global step's micro-batch of this number: pure, so that resuming needs no generator state.
+Batches = Callable[[int, int], Tensor]
 STOP_CHECK_SECONDS = 0.25  # how often a peer that simulates a slower machine looks whether it should stop
-
-
-class Batches(Protocol):
-    """Batches as a pure function of the step, so that a resumed peer needs no generator state."""
-
-    def __call__(self, step: int, micro: int) -> Tensor:
-        """Tokens (B, T + 1) of one micro-batch of a global step."""
 
 
 @dataclass(frozen=True, slots=True)
