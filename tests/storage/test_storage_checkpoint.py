@@ -163,7 +163,7 @@ def test_a_checkpoint_of_another_format_is_passed_over_whatever_its_digest(
 ) -> None:
     save_round(tmp_path, 1)
     path = save_round(tmp_path, 2) / "checkpoint.json"
-    body = decode_digested(path.read_bytes()) | changes
+    body = decode_digested(path.read_bytes(), 1) | changes
     path.write_bytes(encode_digested({name: value for name, value in body.items() if value is not None}))
     assert_is_round(tmp_path, 1, warnings=1)
 

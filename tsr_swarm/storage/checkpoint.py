@@ -197,13 +197,11 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 def _read(path: Path, warnings: tuple[str, ...]) -> Checkpoint:
     """Verify and read one checkpoint. Raises OSError, ValueError or SafetensorError when it is damaged."""
     try:
-        body = decode_digested((path / MANIFEST).read_bytes())
+        body = decode_digested((path / MANIFEST).read_bytes(), FORMAT)
     except ValueError as error:
         raise ValueError(f"{MANIFEST} cannot be used: {error}") from error
-    if not {"format", "round", "files", "document"} <= body.keys():
+    if not {"round", "files", "document"} <= body.keys():
         raise ValueError(f"{MANIFEST} is of no checkpoint")
-    if body["format"] != FORMAT:
-        raise ValueError(f"its format is {body['format']}, this program reads {FORMAT}: use the version that wrote it")
     files = {name.removesuffix(".safetensors"): _read_file(path / name, entry) for name, entry in body["files"].items()}
     return Checkpoint(round=body["round"], path=path, files=files, document=body["document"], warnings=warnings)
 

@@ -9,16 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from tsr_swarm.config.run import ModelConfig
 from tsr_swarm.errors import CheckpointError
 from tsr_swarm.process.machine_limits import memory_errors
 from tsr_swarm.storage.checkpoint import write_tensors
-from tsr_swarm.storage.files import fsync
+from tsr_swarm.storage.files import disk_errors, fsync
 from tsr_swarm.storage.run_folder import RunFolder, consensus_of, load_run
-from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.data import END_OF_DOCUMENT
 from tsr_swarm.train.evaluate import generate, printable
 from tsr_swarm.train.llama import build_model, parameter_shapes
@@ -56,7 +54,7 @@ def export_hf(folder: Path, weights: Mapping[str, Tensor], config: ModelConfig) 
             "clean_up_tokenization_spaces": False,
         },
     }
-    try:
+    with disk_errors(f"{folder} cannot be written", "make room or choose another --out", CheckpointError):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".exporting-", dir=folder.parent))
         try:
@@ -69,10 +67,6 @@ def export_hf(folder: Path, weights: Mapping[str, Tensor], config: ModelConfig) 
             fsync(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder} cannot be written ({reason_text(error)}); make room or choose another --out."
-        ) from error
 
 
 def _llama_config(config: ModelConfig) -> dict[str, Any]:

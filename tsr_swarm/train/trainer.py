@@ -1,4 +1,4 @@
-"""The training of one peer: local steps between rounds, and published rounds applied to its weights.
+"""The training of one peer: the state it begins with, local steps between rounds, and published rounds applied to its weights.
 
 Not thread-safe: its owner runs it on one worker thread.
 """
@@ -14,6 +14,7 @@ from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.layout import Slot
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
+from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.dct import column_energies
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.lowrank.sketch import Captured, tangent_of
@@ -21,6 +22,8 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.full_space import FullSpace
 from tsr_swarm.optim.local_space import LocalSpace
+from tsr_swarm.optim.periods import are_drawn, drawn_bases
+from tsr_swarm.train.llama import initial_weights
 
 # Tokens (B, T + 1) of a global step's micro-batch of this number: pure, so that resuming needs no generator state.
 Batches = Callable[[int, int], Tensor]
@@ -45,6 +48,20 @@ class StepProgress:
 
     step: int
     tokens_per_second: float
+
+
+def fresh_consensus(manifest: Manifest, weights: Mapping[str, Tensor] | None = None) -> Consensus:
+    """The consensus of round 0: ``weights``, or else ones drawn from the run's seed, and the first bases.
+
+    Drawn once and shipped, since random numbers differ between machines; except bases whose draw is the same on all.
+    """
+    seed, lift = manifest.config.run.seed, manifest.config.optimizer.lift
+    weights = initial_weights(manifest.config.model, seed) if weights is None else weights
+    if are_drawn(manifest):
+        return Consensus(manifest.blocks, weights, drawn_bases(manifest, 0), lift)
+    low_rank = [(index, block) for index, block in enumerate(manifest.blocks) if block.is_low_rank]
+    bases = {index: random_basis(block.rows, block.cols, block.ranks, seed, index) for index, block in low_rank}
+    return Consensus(manifest.blocks, weights, bases, lift)
 
 
 def make_space(kind: str, model: nn.Module, manifest: Manifest) -> LocalSpace:
