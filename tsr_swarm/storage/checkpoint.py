@@ -174,13 +174,9 @@ def _cannot_write(final: Path, files: Mapping[str, Mapping[str, Tensor]], error:
     free = shutil.disk_usage(existing).free
     reason = reason_text(error).removeprefix("Error while serializing: ")
     return (
-        f"Checkpoint {final} cannot be written ({reason}): it needs {_megabytes(needed)} and {_megabytes(free)} "
+        f"Checkpoint {final} cannot be written ({reason}): it needs {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB "
         "is free; make room or choose another checkpoint.dir, the older checkpoints are untouched."
     )
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
 
 
 # -- reading

@@ -134,10 +134,9 @@ class RoundLog:
         Raises RunError as ``get`` does.
         """
         with self._lock:
-            candidates = [(key, stored) for key, stored in self._rounds.items() if key[0] == round]
-        found = (
-            self._read(*kept, lambda file, key: _read_shard(file, key, shard, list(hashes))) for kept in candidates
-        )
+            kept = [(key, stored) for key, stored in self._rounds.items() if key[0] == round]
+        wanted = list(hashes)
+        found = (self._read(*one, lambda file, key: _read_shard(file, key, shard, wanted)) for one in kept)
         return next((sections for sections in found if sections is not None), None)
 
     def forget(self, round: int, chain: bytes = b"") -> None:

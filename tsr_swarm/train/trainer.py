@@ -1,4 +1,4 @@
-"""The training of one peer: the state it begins with, local steps between rounds, and published rounds applied to its weights.
+"""The training of one peer: first weights and bases, local steps, and published rounds applied to its weights.
 
 Not thread-safe: its owner runs it on one worker thread.
 """
@@ -187,7 +187,9 @@ class Trainer:
         blocks = sorted(plan.due.aim | plan.due.choose)
         if not blocks:
             return {}
-        self._load(self.consensus.weights)
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(self.consensus.weights[name])
         bases = {index: self._device_basis(index) for index in plan.due.aim}
         sums: dict[int, tuple[Tensor, Tensor]] = {}
         count = 0
@@ -215,11 +217,6 @@ class Trainer:
     def _device_basis(self, index: int) -> tuple[Tensor, Tensor]:
         basis = self.consensus.bases[index]
         return basis.left_float().to(self._device), basis.right_float().to(self._device)
-
-    @torch.no_grad()
-    def _load(self, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.copy_(weights[name])
 
 
 def _nothing(block: Block, basis: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
