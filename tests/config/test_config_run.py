@@ -10,6 +10,7 @@ from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import RunConfig, RunSection
 from tsr_swarm.errors import ConfigError
 
+STOCHASTIC = {"core_bits": 8, "published_bits": 16, "rounding": "stochastic"}
 DRAWN_ANEW = " has no effect that lasts where bases are drawn anew every round"
 
 
@@ -68,12 +69,7 @@ def test_a_period_is_a_multiple_of_that_of_the_weights(value: int | str) -> None
 
 @pytest.mark.parametrize(
     "optimizer",
-    [
-        {"local_space": "core"},
-        {"local_space": "full"},
-        {"local_space": "mixed"},
-        {"local_space": "full", "aim": "seed"},
-    ],
+    [*({"local_space": space} for space in ("core", "full", "mixed")), {"local_space": "full", "aim": "seed"}],
 )
 def test_only_full_peers_whose_bases_follow_displacements_have_a_budget(optimizer: dict[str, Any]) -> None:
     space, aim = optimizer["local_space"], optimizer.get("aim", "gradient")
@@ -92,35 +88,29 @@ def test_a_budget_is_a_number_of_kilobytes(budget: int) -> None:
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ({"core_bits": 5}, "wire.core_bits = 5 is out of range; it must be 2, 3, 4, 8 or 16."),
-        ({"published_bits": 1}, "wire.published_bits = 1 is out of range; it must be 2, 3, 4, 8 or 16."),
-        ({"sketch_bits": 3}, "wire.sketch_bits = 3 is out of range; it must be 4, 8 or 16."),
-        ({"core_density": 0.0}, "wire.core_density = 0.0 is out of range; it must be above 0, at most 1."),
-        ({"published_density": 1.5}, "wire.published_density = 1.5 is out of range; it must be above 0, at most 1."),
-        (
-            {"core_bits": 16, "core_density": 0.1},
-            "wire.core_density = 0.1 is for up to 8 bits, but wire.core_bits = 16; set wire.core_bits",
+        ({"core_bits": 5}, "core_bits = 5 is out of range; it must be 2, 3, 4, 8 or 16."),
+        ({"published_bits": 1}, "published_bits = 1 is out of range; it must be 2, 3, 4, 8 or 16."),
+        ({"sketch_bits": 3}, "sketch_bits = 3 is out of range; it must be 4, 8 or 16."),
+        ({"core_density": 0.0}, "core_density = 0.0 is out of range; it must be above 0, at most 1."),
+        ({"published_density": 1.5}, "published_density = 1.5 is out of range; it must be above 0, at most 1."),
+        *(
+            (
+                {f"{kind}_bits": 16, f"{kind}_density": 0.1},
+                f"{kind}_density = 0.1 is for up to 8 bits, but wire.{kind}_bits = 16; set wire.{kind}_bits",
+            )
+            for kind in ("core", "published")
         ),
-        (
-            {"published_density": 0.1, "published_bits": 16},
-            "wire.published_density = 0.1 is for up to 8 bits, but wire.published_bits = 16; set wire.published_bits",
-        ),
-        ({"rounding": "up"}, 'wire.rounding = \'up\' is out of range; it must be "nearest" or "stochastic".'),
-        (
-            {"rounding": "stochastic", "core_bits": 8, "published_bits": 16},
-            'wire.rounding = "stochastic" has nothing to round: ',
-        ),
-        (
-            {"rounding": "stochastic", "core_bits": 3, "core_density": 0.1, "published_bits": 8},
-            'wire.rounding = "stochastic" has nothing to round: ',
+        ({"rounding": "up"}, 'rounding = \'up\' is out of range; it must be "nearest" or "stochastic".'),
+        *(
+            (STOCHASTIC | keys, 'rounding = "stochastic" has nothing to round: ')
+            for keys in ({}, {"core_bits": 3, "core_density": 0.1, "published_bits": 8})
         ),
     ],
 )
 def test_bits_and_densities_that_make_no_sense_are_refused(keys: dict[str, object], sentence: str) -> None:
-    assert refusal(wire=keys).startswith(sentence)
+    assert refusal(wire=keys).startswith(f"wire.{sentence}")
 
 
-STOCHASTIC = {"core_bits": 8, "published_bits": 16, "rounding": "stochastic"}
 FEW = [STOCHASTIC | few for few in ({"core_bits": 4}, {"sketch_bits": 4}, {"published_bits": 2})]
 
 

@@ -88,10 +88,6 @@ def test_the_mean_is_weighted_by_tokens_and_does_not_depend_on_the_order(seed: i
     assert torch.allclose(mean, expected, rtol=1e-12, atol=1e-12)
 
 
-def no_warning(message: str) -> None:
-    raise AssertionError(message)
-
-
 @pytest.mark.parametrize("outer", OUTERS)
 def test_a_resumed_reducer_publishes_the_bytes_of_one_that_never_stopped(tmp_path: Path, outer: str) -> None:
     config, folder = outer_config(tmp_path, outer), RunFolder(tmp_path / "coordinator")
@@ -100,7 +96,7 @@ def test_a_resumed_reducer_publishes_the_bytes_of_one_that_never_stopped(tmp_pat
         applied = reducer.apply(*reducer.reduce())
     folder.save(reducer.manifest, applied, keep=1)
 
-    again = Reducer(resume_run(folder, config, ME, False, no_warning))
+    again = Reducer(resume_run(folder, config, ME, False, pytest.fail))
 
     for _ in range(3):
         wanted, found = reducer.reduce(), again.reduce()
@@ -149,7 +145,7 @@ def test_replayed_rounds_rotate_the_outer_state_and_change_no_weight(tmp_path: P
         assert applied.record.round == round
         start.journal.write(HardState(replace(applied.record, voters=(ME,)), term=1, voted_for=ME))
 
-    again = resume_run(folder, config, ME, False, no_warning)
+    again = resume_run(folder, config, ME, False, pytest.fail)
 
     assert again.consensus.digest().hex() == applied.digest
     assert again.record == applied.record
@@ -179,7 +175,7 @@ async def test_a_stopped_coordinator_continues_as_if_it_had_not_stopped(tmp_path
     swarm.start_peer(2)
     assert swarm.coordinator is not None
     await asyncio.wait_for(swarm.coordinator.task, 30)
-    _, saved = load_run(RunFolder(folder / "coordinator"), no_warning)
+    _, saved = load_run(RunFolder(folder / "coordinator"), pytest.fail)
     assert saved.round == 2
     assert {name.partition("/")[0] for name in saved.files[OUTER]} == {"residual", "first"}
     swarm.on_event = lambda swarm, event: None
