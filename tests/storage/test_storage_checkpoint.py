@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tsr_swarm.errors import CheckpointError
-from tsr_swarm.storage.checkpoint import load_latest, save, saved_rounds
+from tsr_swarm.storage.checkpoint import Checkpoint, load_latest, save, saved_rounds
 from tsr_swarm.storage.files import decode_digested, encode_digested
 
 
@@ -27,9 +27,14 @@ def save_round(folder: Path, round: int, keep: int = 3) -> Path:
     return save(folder, round, some_files(round), {"round": round, "note": "naïve"}, keep)
 
 
-def assert_is_round(folder: Path, round: int, warnings: int) -> None:
+def latest(folder: Path) -> Checkpoint:
     checkpoint = load_latest(folder)
     assert checkpoint is not None
+    return checkpoint
+
+
+def assert_is_round(folder: Path, round: int, warnings: int) -> None:
+    checkpoint = latest(folder)
     assert checkpoint.round == round
     assert checkpoint.document == {"round": round, "note": "naïve"}
     assert_equal(checkpoint.files, some_files(round))
@@ -70,8 +75,7 @@ def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
     document = {"text": "naïve \u2028", "numbers": [1, 0.1, -1e300, None, True], "nested": {"b": 1, "a": {}}}
     path = save(tmp_path / "new" / "folder", 12, files, document, keep=1)
     assert path.name == "round-000012"
-    checkpoint = load_latest(tmp_path / "new" / "folder")
-    assert checkpoint is not None
+    checkpoint = latest(tmp_path / "new" / "folder")
     assert checkpoint.path == path
     assert checkpoint.document == document
     assert checkpoint.warnings == ()
@@ -94,8 +98,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 def test_a_round_saved_again_replaces_the_first(tmp_path: Path) -> None:
     save_round(tmp_path, 4)
     save(tmp_path, 4, some_files(9), {"again": True}, keep=1)
-    checkpoint = load_latest(tmp_path)
-    assert checkpoint is not None
+    checkpoint = latest(tmp_path)
     assert checkpoint.document == {"again": True}
     assert names(tmp_path) == ["round-000004"]
 
@@ -151,8 +154,7 @@ def test_a_missing_or_empty_file_falls_back_and_says_so(tmp_path: Path, name: st
     (tmp_path / "round-000003" / name).unlink()
     (tmp_path / "round-000002" / name).write_bytes(b"")
     assert_is_round(tmp_path, 1, warnings=2)
-    checkpoint = load_latest(tmp_path)
-    assert checkpoint is not None
+    checkpoint = latest(tmp_path)
     assert "round-000003 is damaged" in checkpoint.warnings[0]
     assert name in checkpoint.warnings[0]
 
@@ -208,7 +210,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from tsr_swarm.errors import CheckpointError
-from tsr_swarm.storage.checkpoint import load_latest, save
+from tsr_swarm.storage.checkpoint import Checkpoint, load_latest, save
 
 folder = Path(sys.argv[1])
 files = {"model": {"w": torch.ones(2000)}, "peer": {"w": torch.ones(20000)}}
@@ -245,7 +247,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from tsr_swarm.storage.checkpoint import load_latest, save
+from tsr_swarm.storage.checkpoint import Checkpoint, load_latest, save
 
 torch.set_num_threads(1)
 def save_round(folder, round):
