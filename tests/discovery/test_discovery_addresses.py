@@ -16,10 +16,9 @@ from tsr_swarm.discovery.addresses import (
     host_of,
     is_loopback,
     is_unspecified,
-    join_address,
     multiaddrs_for,
-    split_address,
 )
+from tsr_swarm.transport.address import Address, parse_address
 
 PEER = "12D3KooWKwqXvCntmy4fDwmcrt8M2PytogE9EMQbDw1Ec5ZGZwtN"
 HOSTS = st.one_of(
@@ -32,7 +31,7 @@ REMOTE = st.ip_addresses(v=4, network="203.0.113.0/24").map(str)
 
 @given(host=HOSTS, port=PORTS)
 def test_an_address_is_split_as_it_was_joined(host: str, port: int) -> None:
-    assert split_address(join_address(host, port)) == (host, port)
+    assert parse_address(str(Address(host, port))) == (host, port)
 
 
 @given(hosts=st.lists(HOSTS, max_size=30), port=PORTS, caller=REMOTE, announce=st.sampled_from(["", "example.org"]))
@@ -45,13 +44,13 @@ def test_a_remote_caller_is_never_told_to_dial_its_own_loopback(
     assert len(given_out) == len(set(given_out)) <= MAX_MULTIADDRS
     assert dialable(given_out) == given_out
     for host in hosts:
-        address = address_for(caller, join_address(host, port), announce)
-        assert not address or not is_loopback(split_address(address)[0])
+        address = address_for(caller, str(Address(host, port)), announce)
+        assert not address or not is_loopback(parse_address(address)[0])
 
 
 @given(host=HOSTS, port=PORTS, caller=REMOTE)
 def test_a_peer_elsewhere_is_never_found_on_loopback_whatever_it_says(host: str, port: int, caller: str) -> None:
-    address = join_address(host, port)
+    address = str(Address(host, port))
     expected = "" if is_loopback(host) or is_unspecified(host) else address
     assert dialable_address(caller, address) == expected
     assert dialable_address("127.0.0.1", address) == ("" if is_unspecified(host) else address)

@@ -237,7 +237,7 @@ class CoordinatorProcess:
         self._run_log.emit(events.Warned(message=message))
 
     def _initial_peers(self, caller: Caller) -> list[str]:
-        announce = announced_address(self._options.announce, 0)[0] if self._options.announce else ""
+        announce = announced_address(self._options.announce, 0).host if self._options.announce else ""
         return list(multiaddrs_for(caller.address, self._announcer.multiaddrs, announce))
 
     # --- context.Host -----------------------------------------------------------------------------------------------
