@@ -21,6 +21,7 @@ from tsr_swarm.lowrank.sketch import (
 TWELVE_BITS = 0.02  # how far 12-bit bases of these sizes are from orthonormal, with both sides and room
 BETA1_T, BETA2_T = 0.9**7, 0.99**7
 
+Shape = tuple[int, int, int]  # rows, columns, rank
 shapes = st.tuples(st.integers(4, 40), st.integers(4, 40), st.integers(1, 4))
 seeds = st.integers(0, 2**31 - 1)
 
@@ -30,12 +31,15 @@ def wide(basis: Basis) -> tuple[Tensor, Tensor]:
     return basis.left_float(torch.float64), basis.right_float(torch.float64)
 
 
-def draw(shape: tuple[int, int, int], seed: int) -> tuple[Basis, Tensor, Tensor, Tensor]:
+def draw_bases(shape: Shape, seed: int) -> tuple[Basis, Basis]:
+    """Two bases of different spans."""
+    return random_basis(*shape, seed, 0), random_basis(*shape, seed, 1)
+
+
+def draw(shape: Shape, seed: int) -> tuple[Basis, Tensor, Tensor, Tensor]:
     """A basis, its two sides in float64, and a matrix."""
-    rows, cols, rank = shape
-    generator = torch.Generator().manual_seed(seed)
-    basis = random_basis(rows, cols, rank, seed, 0)
-    a = torch.randn(rows, cols, generator=generator, dtype=torch.float64)
+    basis = random_basis(*shape, seed, 0)
+    a = torch.randn(shape[:2], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return basis, *wide(basis), a
 
 
@@ -51,7 +55,7 @@ def is_near(update: Tensor, wanted: Tensor) -> bool:
 
 @settings(max_examples=50)
 @given(shapes, seeds)
-def test_updates_are_projections_on_the_tangent_space_and_on_both_bases(shape: tuple[int, int, int], seed: int) -> None:
+def test_updates_are_projections_on_the_tangent_space_and_on_both_bases(shape: Shape, seed: int) -> None:
     basis, u, v, a = draw(shape, seed)
     p, q = projections(u, v)
     left, right = tangent_of(a, u, v)
@@ -62,7 +66,7 @@ def test_updates_are_projections_on_the_tangent_space_and_on_both_bases(shape: t
 
 @settings(max_examples=50)
 @given(shapes, seeds)
-def test_a_core_sent_as_a_tangent_sketch_makes_the_same_update(shape: tuple[int, int, int], seed: int) -> None:
+def test_a_core_sent_as_a_tangent_sketch_makes_the_same_update(shape: Shape, seed: int) -> None:
     basis, u, v, a = draw(shape, seed)
     core = core_of(a, u, v)
     update = lift_tangent(basis, quantise_block(u @ core, 16), quantise_block(v @ core.mT, 16)).double()
@@ -71,7 +75,7 @@ def test_a_core_sent_as_a_tangent_sketch_makes_the_same_update(shape: tuple[int,
 
 @settings(max_examples=30)
 @given(shapes, seeds)
-def test_sketches_are_linear(shape: tuple[int, int, int], seed: int) -> None:
+def test_sketches_are_linear(shape: Shape, seed: int) -> None:
     _, u, v, a = draw(shape, seed)
     b = a.flip(0)
     mixed = (core_of(a + 3 * b, u, v), *tangent_of(a + 3 * b, u, v))
@@ -82,7 +86,7 @@ def test_sketches_are_linear(shape: tuple[int, int, int], seed: int) -> None:
 
 @settings(max_examples=30)
 @given(shapes, seeds)
-def test_captured_energy_is_a_share(shape: tuple[int, int, int], seed: int) -> None:
+def test_captured_energy_is_a_share(shape: Shape, seed: int) -> None:
     _, u, v, a = draw(shape, seed)
     p, q = projections(u, v)
     assert 0 <= measure_captured(a, u, v).kappa <= 1
@@ -115,10 +119,9 @@ def same_span(basis: Basis, seed: int) -> Basis:
 
 @settings(max_examples=50)
 @given(shapes, seeds)
-def test_equal_bases_change_nothing(shape: tuple[int, int, int], seed: int) -> None:
-    rows, cols, rank = shape
-    old, new = (random_basis(rows, cols, rank, seed, 0) for _ in range(2))
-    m, v = draw_moments(rank, seed)
+def test_equal_bases_change_nothing(shape: Shape, seed: int) -> None:
+    old, new = (random_basis(*shape, seed, 0) for _ in range(2))
+    m, v = draw_moments(shape[2], seed)
     turned_m, turned_v = rotate_moments(m, v, old, new, BETA1_T, BETA2_T)
     torch.testing.assert_close(turned_m, m)
     torch.testing.assert_close(turned_v, v)
@@ -127,11 +130,10 @@ def test_equal_bases_change_nothing(shape: tuple[int, int, int], seed: int) -> N
 
 @settings(max_examples=50)
 @given(shapes, seeds)
-def test_the_same_span_keeps_the_matrix_and_its_norm(shape: tuple[int, int, int], seed: int) -> None:
-    rows, cols, rank = shape
-    old = random_basis(rows, cols, rank, seed, 0)
+def test_the_same_span_keeps_the_matrix_and_its_norm(shape: Shape, seed: int) -> None:
+    old = random_basis(*shape, seed, 0)
     new = same_span(old, seed)
-    m, v = draw_moments(rank, seed)
+    m, v = draw_moments(shape[2], seed)
     core = rotate_core(m, old, new)
     turned_m, _ = rotate_moments(m, v, old, new, BETA1_T, BETA2_T)
     torch.testing.assert_close(turned_m, core)
@@ -142,10 +144,9 @@ def test_the_same_span_keeps_the_matrix_and_its_norm(shape: tuple[int, int, int]
 
 @settings(max_examples=50)
 @given(shapes, seeds)
-def test_another_span_keeps_the_part_it_holds(shape: tuple[int, int, int], seed: int) -> None:
-    rows, cols, rank = shape
-    old, new = (random_basis(rows, cols, rank, seed, block) for block in (0, 1))
-    core, _ = draw_moments(rank, seed)
+def test_another_span_keeps_the_part_it_holds(shape: Shape, seed: int) -> None:
+    old, new = draw_bases(shape, seed)
+    core, _ = draw_moments(shape[2], seed)
     turned = rotate_core(core, old, new)
     u, v = wide(new)
     torch.testing.assert_close(turned, u.mT @ expand(core, *wide(old)) @ v)
@@ -154,12 +155,9 @@ def test_another_span_keeps_the_part_it_holds(shape: tuple[int, int, int], seed:
 
 @settings(max_examples=50)
 @given(shapes, seeds)
-def test_the_second_moment_stays_at_or_above_zero_and_above_the_mean_squared(
-    shape: tuple[int, int, int], seed: int
-) -> None:
-    rows, cols, rank = shape
-    old, new = (random_basis(rows, cols, rank, seed, block) for block in (0, 1))
-    first, second = draw_moments(rank, seed)
+def test_the_second_moment_stays_at_or_above_zero_and_above_the_mean_squared(shape: Shape, seed: int) -> None:
+    old, new = draw_bases(shape, seed)
+    first, second = draw_moments(shape[2], seed)
     m, v = rotate_moments(first, second, old, new, BETA1_T, BETA2_T)
     assert bool((v >= 0).all())
     corrected_m, corrected_v = m / (1 - BETA1_T), v / (1 - BETA2_T)
@@ -177,17 +175,9 @@ def test_directions_new_to_the_basis_start_at_the_mean_of_v() -> None:
     torch.testing.assert_close(turned_v, v.mean().expand(2, 2))
 
 
-def test_moments_of_no_step_stay_zero() -> None:
-    old, new = (random_basis(6, 5, 2, 0, block) for block in (0, 1))
-    zeros = torch.zeros(2, 2)
-    m, v = rotate_moments(zeros, zeros, old, new, 1.0, 1.0)
-    assert not m.any()
-    assert not v.any()
-
-
-def test_moments_keep_their_dtype() -> None:
-    old, new = (random_basis(6, 5, 2, 0, block) for block in (0, 1))
+def test_moments_of_no_step_stay_zero_and_others_keep_their_dtype() -> None:
+    old, new = draw_bases((6, 5, 2), 0)
+    assert not any(x.any() for x in rotate_moments(torch.zeros(2, 2), torch.zeros(2, 2), old, new, 1.0, 1.0))
     m, v = (x.float() for x in draw_moments(2, 0))
-    assert {x.dtype for x in (*rotate_moments(m, v, old, new, BETA1_T, BETA2_T), rotate_core(m, old, new))} == {
-        torch.float32
-    }
+    turned = (*rotate_moments(m, v, old, new, BETA1_T, BETA2_T), rotate_core(m, old, new))
+    assert {x.dtype for x in turned} == {torch.float32}

@@ -45,10 +45,9 @@ def assert_equal(found: Mapping[str, Mapping[str, Tensor]], expected: Mapping[st
     assert {stem: list(tensors) for stem, tensors in found.items()} == {
         stem: sorted(tensors) for stem, tensors in expected.items()
     }
-    for stem, tensors in expected.items():
-        for name, tensor in tensors.items():
-            assert found[stem][name].dtype == tensor.dtype
-            assert torch.equal(found[stem][name], tensor)
+    for stem, name, tensor in ((stem, *item) for stem, tensors in expected.items() for item in tensors.items()):
+        assert found[stem][name].dtype == tensor.dtype
+        assert torch.equal(found[stem][name], tensor)
 
 
 def names(folder: Path) -> list[str]:
@@ -88,11 +87,18 @@ def test_a_folder_without_checkpoints_is_not_an_error(tmp_path: Path) -> None:
     assert saved_rounds(tmp_path / "missing") == ()
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    for round in (1, 2, 10, 999_999, 1_000_000):
-        save_round(tmp_path, round, keep=3)
-    assert saved_rounds(tmp_path) == (10, 999_999, 1_000_000)
-    assert_is_round(tmp_path, 1_000_000, warnings=0)
+@pytest.mark.parametrize(
+    ("rounds", "keep", "kept"),
+    [((1, 2, 10, 999_999, 1_000_000), 3, (10, 999_999, 1_000_000)), ((7, 8, 9, 5, 6), 2, (5, 6, 8, 9))],
+    ids=["in order", "back to an older round"],
+)
+def test_only_the_newest_up_to_the_one_just_saved_are_counted(
+    tmp_path: Path, rounds: tuple[int, ...], keep: int, kept: tuple[int, ...]
+) -> None:
+    for round in rounds:
+        save_round(tmp_path, round, keep)
+    assert saved_rounds(tmp_path) == kept
+    assert_is_round(tmp_path, kept[-1], warnings=0)
 
 
 def test_a_round_saved_again_replaces_the_first(tmp_path: Path) -> None:
@@ -101,12 +107,6 @@ def test_a_round_saved_again_replaces_the_first(tmp_path: Path) -> None:
     checkpoint = latest(tmp_path)
     assert checkpoint.document == {"again": True}
     assert names(tmp_path) == ["round-000004"]
-
-
-def test_going_back_to_an_older_round_keeps_what_is_saved_then(tmp_path: Path) -> None:
-    for round in (7, 8, 9, 5, 6):
-        save_round(tmp_path, round, keep=2)
-    assert saved_rounds(tmp_path) == (5, 6, 8, 9)
 
 
 @pytest.fixture(scope="module")
@@ -193,13 +193,8 @@ def test_a_folder_that_cannot_be_made_is_an_error_in_one_sentence(tmp_path: Path
 
 
 def run_python(program: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    command, environment = [sys.executable, "-c", program, str(folder)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
