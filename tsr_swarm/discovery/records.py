@@ -58,7 +58,7 @@ def encode_record(record: PeerRecord, identity: Identity) -> bytes:
 
 
 def decode_record(data: bytes, *, run_id: str, now: float) -> PeerRecord:
-    """Read a record as if an enemy had written it: form, key, signature, run and time. Raises PeerError."""
+    """Read a record of unknown origin and check form, key, signature, run and time. Raises PeerError."""
     record = authentic_record(data)
     if record.run_id != run_id:
         raise PeerError("run", f"A record is of run '{record.run_id}', not '{run_id}'; it is left out.")

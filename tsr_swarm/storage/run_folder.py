@@ -50,7 +50,7 @@ class RunState:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The names of the files in which a coordinator keeps one run; a peer uses the same."""
+    """The folder in which a coordinator keeps one run; a peer uses the same names of files."""
 
     path: Path
 

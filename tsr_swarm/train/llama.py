@@ -33,16 +33,12 @@ class Llama(nn.Module):
         ``cache`` holds one entry a layer and is filled in place: pass an empty list with the first tokens, then
         the same list with ONE token at a time.
         """
-        return self._logits(self.model(tokens, cache))
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return F.linear(self.model(tokens, cache), head.weight)
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean negative log-likelihood in nats of tokens 1..T given those before, for ``tokens`` (B, T+1)."""
-        hidden = self.model(tokens[:, :-1], None)
-        return F.cross_entropy(self._logits(hidden).flatten(0, 1).float(), tokens[:, 1:].flatten())
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(hidden, head.weight)
+        return F.cross_entropy(self.forward(tokens[:, :-1]).flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
 class _Linear(nn.Linear):

@@ -191,7 +191,7 @@ class Trainer:
             for name, parameter in self._parameters.items():
                 parameter.copy_(self.consensus.weights[name])
         bases = {index: self._device_basis(index) for index in plan.due.aim}
-        sums: dict[int, tuple[Tensor, Tensor]] = {}
+        sums = {index: _zeros(self.manifest.blocks[index], bases.get(index)) for index in blocks}
         count = 0
         for micro in range(1, self.manifest.config.periods.micro_batches + 1):
             if should_stop():
@@ -201,9 +201,8 @@ class Trainer:
             count += 1
             for index in blocks:
                 left, right = self._measure(index, bases.get(index))
-                sums[index] = (sums[index][0] + left, sums[index][1] + right) if index in sums else (left, right)
-        if not count:
-            return {index: _nothing(self.manifest.blocks[index], bases.get(index)) for index in blocks}
+                sums[index] = sums[index][0] + left, sums[index][1] + right
+        count = max(count, 1)  # zeros if no batch gave a finite gradient
         return {index: (left / count, right / count) for index, (left, right) in sums.items()}
 
     def _measure(self, index: int, basis: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -219,8 +218,8 @@ class Trainer:
         return basis.left_float().to(self._device), basis.right_float().to(self._device)
 
 
-def _nothing(block: Block, basis: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Zeros of the shape of a measured gradient, if no batch gave a finite one."""
+def _zeros(block: Block, basis: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Zeros of the shape of a measured gradient."""
     if basis is None:
         return torch.zeros(1, block.rows), torch.zeros(1, block.cols)
     u, v = basis
