@@ -61,25 +61,20 @@ def test_text_that_is_not_an_address_cannot_be_dialled(address: str) -> None:
     assert dialable_address("127.0.0.1", address) == ""
 
 
-def test_a_caller_on_this_machine_gets_loopback_first() -> None:
-    visible = [f"/ip4/{host}/tcp/4001/p2p/{PEER}" for host in ("10.0.0.5", "127.0.0.1")]
-    assert [host_of(m) for m in multiaddrs_for("127.0.0.1", visible, "example.org")] == ["127.0.0.1", "10.0.0.5"]
-
-
 @pytest.mark.parametrize(
-    ("announce", "expected"),
+    ("caller", "announce", "hosts"),
     [
-        ("192.0.2.7", "/ip4/192.0.2.7/tcp/4001"),
-        ("2001:db8::7", "/ip6/2001:db8::7/tcp/4001"),
-        ("swarm.example.org", "/dns4/swarm.example.org/tcp/4001"),
+        ("127.0.0.1", "example.org", ["/ip4/127.0.0.1", "/ip4/10.0.0.5"]),
+        ("203.0.113.9", "192.0.2.7", ["/ip4/192.0.2.7", "/ip4/10.0.0.5"]),
+        ("203.0.113.9", "2001:db8::7", ["/ip6/2001:db8::7", "/ip4/10.0.0.5"]),
+        ("203.0.113.9", "swarm.example.org", ["/dns4/swarm.example.org", "/ip4/10.0.0.5"]),
     ],
 )
-def test_the_announced_host_comes_first_with_the_port_of_the_dht(announce: str, expected: str) -> None:
-    visible = [f"/ip4/{host}/tcp/4001/p2p/{PEER}" for host in ("127.0.0.1", "10.0.0.5")]
-    assert multiaddrs_for("203.0.113.9", visible, announce) == (
-        f"{expected}/p2p/{PEER}",
-        f"/ip4/10.0.0.5/tcp/4001/p2p/{PEER}",
-    )
+def test_a_caller_on_this_machine_gets_loopback_first_and_others_the_announced_host(
+    caller: str, announce: str, hosts: list[str]
+) -> None:
+    visible = [f"/ip4/{host}/tcp/4001/p2p/{PEER}" for host in ("10.0.0.5", "127.0.0.1")]
+    assert multiaddrs_for(caller, visible, announce) == tuple(f"{host}/tcp/4001/p2p/{PEER}" for host in hosts)
 
 
 @pytest.mark.parametrize(

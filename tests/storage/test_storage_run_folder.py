@@ -211,15 +211,6 @@ def test_a_run_whose_journal_is_lost_is_not_resumed(begun: Begun, is_newer: bool
         begun.resume()
 
 
-def test_a_resumed_run_goes_on_with_the_copy_of_a_damaged_journal(begun: Begun) -> None:
-    begun.commit(2)
-    path = begun.folder.path / NAMES[0]
-    path.write_bytes(path.read_bytes().replace(b"f" * 32, b"e" * 32))
-    warnings: list[str] = []
-    assert begun.resume(warn=warnings.append).hard_state.base == begun.history.record(2)
-    assert ["journal.json cannot be used" in warning for warning in warnings] == [True]
-
-
 def test_rounds_are_kept_since_the_oldest_checkpoint_in_case_the_newest_is_damaged(begun: Begun) -> None:
     begun.save(2)
     begun.save(4)

@@ -2,7 +2,7 @@
 
 import fcntl
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from tsr_swarm.storage import checkpoint
 from tsr_swarm.storage.files import disk_errors
 from tsr_swarm.storage.journal import NAMES, Journal, knows_rounds
 from tsr_swarm.storage.round_log import RoundLog
+from tsr_swarm.train.corpus import Warn
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.train.trainer import fresh_consensus
 from tsr_swarm.wire.messages import PublishedHeader
@@ -151,9 +152,7 @@ def start_run(folder: RunFolder, config: RunConfig, me: str) -> StartingPoint:
     return StartingPoint(manifest, consensus, {}, genesis, journal, hard_state, round_log)
 
 
-def resume_run(
-    folder: RunFolder, config: RunConfig, me: str, has_contacts: bool, warn: Callable[[str], None]
-) -> StartingPoint:
+def resume_run(folder: RunFolder, config: RunConfig, me: str, has_contacts: bool, warn: Warn) -> StartingPoint:
     """Resume from the newest sound checkpoint and the committed rounds since. Raises ConfigError or RunError.
 
     has_contacts: whether other nodes of the run are known, from which lost rounds can be fetched.
@@ -199,9 +198,7 @@ def resume_run(
     return StartingPoint(manifest, consensus, outer, record, journal, hard_state, round_log, coverage, lost)
 
 
-def find_lost_proposal(
-    manifest: Manifest, hard_state: HardState, round_log: RoundLog, warn: Callable[[str], None]
-) -> str:
+def find_lost_proposal(manifest: Manifest, hard_state: HardState, round_log: RoundLog, warn: Warn) -> str:
     """Return the chain hash of a proposal that this node accepted and cannot read, and ``warn`` of it; "": none."""
     tail = hard_state.tail
     if tail is None or tail.round <= round_log.committed:
@@ -301,7 +298,7 @@ def _says(saved: checkpoint.Checkpoint, what: str) -> Iterator[None]:
         ) from error
 
 
-def load_run(folder: RunFolder, warn: Callable[[str], None]) -> tuple[Manifest, checkpoint.Checkpoint]:
+def load_run(folder: RunFolder, warn: Warn) -> tuple[Manifest, checkpoint.Checkpoint]:
     """Read the run's manifest and newest sound checkpoint. Raises CheckpointError."""
     saved = checkpoint.load_latest(folder.checkpoints)
     if saved is None:
