@@ -71,6 +71,12 @@ def assert_nothing_is_left() -> None:
     assert (helpers(), folders_of(os.getpid())) == ([], [])
 
 
+async def assert_cannot_start(says: str, **options: Any) -> None:
+    with pytest.raises(UnreachableError, match=f"^The DHT cannot be used: {says}"):
+        await DhtDirectory.start(identity=new_identity(), **options)
+    assert_nothing_is_left()
+
+
 async def test_peers_find_each_other_and_a_client_only_peer_takes_part(start: Start) -> None:
     first = await start()
     second = await start(first)
@@ -174,16 +180,12 @@ async def test_a_dead_bootstrap_fails_quickly_and_leaves_no_process(host: str) -
         port = server.getsockname()[1]  # refuses from here on
     peer = f"/ip4/{host}/tcp/{port}/p2p/12D3KooWKwqXvCntmy4fDwmcrt8M2PytogE9EMQbDw1Ec5ZGZwtN"
     started = time.monotonic()
-    with pytest.raises(UnreachableError, match=r"^The DHT cannot be used: .*\.$"):
-        await DhtDirectory.start(identity=new_identity(), initial_peers=[peer])
+    await assert_cannot_start(r".*\.$", initial_peers=[peer])
     assert time.monotonic() - started < DEADLINE / 2
-    assert_nothing_is_left()
 
 
 async def test_a_start_that_takes_too_long_is_given_up() -> None:
-    with pytest.raises(UnreachableError, match="p2pd did not start"):
-        await DhtDirectory.start(identity=new_identity(), timeout=0.001)
-    assert_nothing_is_left()
+    await assert_cannot_start("p2pd did not start", timeout=0.001)
 
 
 @pytest.mark.parametrize("patience", [0.01, 0.05, 0.1])
@@ -207,8 +209,7 @@ async def test_a_missing_hivemind_is_an_error_that_says_how_to_install_it(monkey
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_hivemind)
-    with pytest.raises(UnreachableError, match=r"No module named 'hivemind'.*may help\.$"):
-        await DhtDirectory.start(identity=new_identity())
+    await assert_cannot_start(r".*No module named 'hivemind'.*may help\.$")
 
 
 NO_LOCKS = """
@@ -268,9 +269,7 @@ async def test_a_daemon_that_cannot_start_is_an_error_and_leaves_no_process(
     monkeypatch.setattr(
         P2P, "_make_process_args", lambda *args, **options: [str(program), *make_arguments(*args, **options)[1:]]
     )
-    with pytest.raises(UnreachableError, match=f"^The DHT cannot be used: {says}"):
-        await DhtDirectory.start(identity=new_identity(), timeout=1.0)
-    assert_nothing_is_left()
+    await assert_cannot_start(says, timeout=1.0)
 
 
 async def test_a_missing_temporary_folder_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
