@@ -70,30 +70,23 @@ def make_space(kind: str, model: nn.Module, manifest: Manifest) -> LocalSpace:
     return space(dict(model.named_parameters()), manifest.blocks, manifest.config.optimizer)
 
 
+@dataclass(eq=False)
 class Trainer:
     """Holds model, local space and consensus of one peer, takes local steps and applies published rounds."""
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        model: nn.Module,
-        space: LocalSpace,
-        batches: Batches,
-        consensus: Consensus,
-        slowdown: float = 1.0,
-    ) -> None:
-        """slowdown: how many times longer a step takes than it has to, to simulate a slower machine."""
-        self.manifest = manifest
-        self.model = model
-        self.space = space
-        self.consensus = consensus
-        self._batches = batches
-        self._slowdown = slowdown
+    manifest: Manifest
+    model: nn.Module
+    space: LocalSpace
+    batches: Batches
+    consensus: Consensus
+    slowdown: float = 1.0  # how many times longer a step takes than it has to, to simulate a slower machine
+    sent_round: int = field(default=0, init=False)  # of the contribution that the space has not settled yet
+
+    def __post_init__(self) -> None:
         self._carried_losses: list[float | None] = []  # of steps that no contribution has yet
         self._carried_tokens = 0
-        self.sent_round = 0  # the round of the contribution that the space has not settled yet
-        self._parameters = dict(model.named_parameters())
-        self._device = next(model.parameters()).device
+        self._parameters = dict(self.model.named_parameters())
+        self._device = next(self.model.parameters()).device
 
     def train(
         self,
@@ -120,7 +113,7 @@ class Trainer:
                 self._carried_losses, self._carried_tokens = losses, tokens
                 return None
             begun = clock()
-            batch = self._batches(plan.first_step + step, 0).to(self._device)
+            batch = self.batches(plan.first_step + step, 0).to(self._device)
             loss = self._backward(batch)
             tokens += batch.shape[0] * (batch.shape[1] - 1)
             if loss is not None:
@@ -164,7 +157,7 @@ class Trainer:
 
     def _slow_down(self, worked: float, should_stop: Callable[[], bool], sleep: Callable[[float], None]) -> None:
         """Wait until work of ``worked`` seconds has taken as long as on the slower machine."""
-        left = (self._slowdown - 1) * worked
+        left = (self.slowdown - 1) * worked
         while left > 0 and not should_stop():
             sleep(min(left, STOP_CHECK_SECONDS))
             left -= STOP_CHECK_SECONDS
@@ -196,7 +189,7 @@ class Trainer:
         for micro in range(1, self.manifest.config.periods.micro_batches + 1):
             if should_stop():
                 break
-            if self._backward(self._batches(plan.first_step, micro).to(self._device)) is None:
+            if self._backward(self.batches(plan.first_step, micro).to(self._device)) is None:
                 continue
             count += 1
             for index in blocks:
