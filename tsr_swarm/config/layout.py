@@ -194,7 +194,7 @@ def _published_block(index: int, block: Block, due: Due, wire: WireConfig) -> It
 
 
 def _moments(index: int, block: Block, due: Due) -> Iterator[Slot]:
-    """The same up and down. Dense blocks keep theirs: they are few numbers, and would be dear at 32 bits."""
+    """The same up and down. Dense blocks keep theirs: they are few numbers, and would cost much at 32 bits."""
     p, q = block.ranks
     for part, is_due in ((Part.MOMENT_FIRST, due.first), (Part.MOMENT_SECOND, due.second)):
         if is_due:
