@@ -10,7 +10,7 @@ from tests.optim.reference import (
     reference_tsr_adam,
 )
 from tsr_swarm.lowrank.basis import Basis, random_basis
-from tsr_swarm.lowrank.rotate import rotate_moments
+from tsr_swarm.lowrank.sketch import rotate_moments
 
 SIGN = AdamOptions(lr=0.5, eps=0.0)
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from tsr_swarm.config.link import parse_seconds
 from tsr_swarm.config.load import apply_overrides, environ_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.config.units import parse_seconds
-from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.errors import ConfigError, SwarmError
+from tsr_swarm.transport.address import parse_address
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ def check_address(value: str | None) -> str | None:
 
 def require_address(value: str) -> str:
     """A HOST:PORT, as a typer callback."""
-    usage(lambda: split_address(value))
+    usage(lambda: parse_address(value))
     return value
 
 

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from tsr_swarm.cli.options import Json, Set, UsageError, make_config
-from tsr_swarm.config.link import Link
+from tsr_swarm.config.link import Link, parse_rate
 from tsr_swarm.config.load import read_toml
-from tsr_swarm.config.units import parse_rate
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.plan.costs import Scene
 from tsr_swarm.plan.presets import PRESETS, Preset, low_ranks

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tsr_swarm.config.coerce import coerce_fields
+from tsr_swarm.config.link import parse_seconds
 from tsr_swarm.config.load import ENV_PREFIX, read_toml
-from tsr_swarm.config.units import parse_seconds
 from tsr_swarm.errors import ConfigError
 
 TABLE = "join"

@@ -11,9 +11,8 @@ import typer
 
 from tsr_swarm.cli.options import Json, Set, UsageError, make_config, usage
 from tsr_swarm.cli.output import print_aside
-from tsr_swarm.config.link import Link, link_for
+from tsr_swarm.config.link import Link, link_for, parse_rate, parse_seconds
 from tsr_swarm.config.load import read_toml
-from tsr_swarm.config.units import parse_rate, parse_seconds
 from tsr_swarm.errors import RunError
 from tsr_swarm.process.machine_limits import require_process_room
 from tsr_swarm.process.shutdown import INTERRUPTED

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tsr_swarm.config.units import parse_rate, parse_seconds
+from tsr_swarm.config.link import parse_rate, parse_seconds
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.local.faults import (
     COORDINATOR,

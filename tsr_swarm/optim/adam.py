@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tsr_swarm.lowrank.basis import Basis
-from tsr_swarm.lowrank.rotate import rotate_moments
+from tsr_swarm.lowrank.sketch import rotate_moments
 from tsr_swarm.optim.block_state import BlockState
 
 Correction = float | Tensor  # 1 - beta**t; a tensor where stacked blocks have different t

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tsr_swarm.lowrank.basis import Basis
-from tsr_swarm.lowrank.rotate import rotate_core
+from tsr_swarm.lowrank.sketch import rotate_core
 from tsr_swarm.optim.block_state import BlockState
 
 MOMENTUM = 0.95
