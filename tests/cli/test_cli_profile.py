@@ -66,7 +66,7 @@ def test_one_path_need_not_be_a_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[join]\ndevise = 'cpu'\n", "did you mean 'device'"),
+        ("[join]\ndevise = 'cpu'\n", "did you mean 'join.device'"),
         ("[join]\noutbound_only = 1\n", "true or false"),
         ("[join]\ndevice = 1\n", "text"),
         ("[join]\ndht_port = '1'\n", "a whole number"),
@@ -74,8 +74,8 @@ def test_one_path_need_not_be_a_list(tmp_path: Path) -> None:
         ("[join]\ndata = [1]\n", "join.data = 1 has the wrong type"),
         ("[join]\nwait = 'soon'\n", "join.wait: 'soon' is not a time"),
         ("[join]\nwait = true\n", "join.wait = True"),
-        ("[join]\nwait = -1\n", "wait = -1.0 is not possible"),
-        ("[join]\nwait = nan\n", "wait = nan is not possible"),
+        ("[join]\nwait = -1\n", "join.wait = -1.0 is out of range"),
+        ("[join]\nwait = nan\n", "join.wait = nan is out of range"),
         ("join = 1\n", r"\[join\] table"),
         ("device = 'cpu'\n", r"\[join\] table"),
         ("[join\n", "not valid TOML"),

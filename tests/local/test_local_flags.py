@@ -1,5 +1,6 @@
 """What people write to make things happen to a local swarm: good text, and one sentence for bad text."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,15 +20,15 @@ from tsr_swarm.local.faults import (
     Restart,
     Suspend,
 )
-from tsr_swarm.local.flags import LocalFlags, plan_local
+from tsr_swarm.local.flags import plan_local
 from tsr_swarm.local.network.link import HomeLine
 
 FLAGS = ("kill", "back", "stop", "partition", "env", "slow", "nat", "up", "down", "rtt", "loss")
 LEADER = ActingRole.LEADER
 
 
-def plan(rounds: int = 10, **texts: Any) -> LocalPlan:
-    return plan_local(LocalFlags(**texts), 3, rounds)
+def plan(rounds: int = 10, join_at: Sequence[int] = (), **texts: Any) -> LocalPlan:
+    return plan_local(texts, join_at, 3, rounds)
 
 
 def split(round: int, phase: str, seconds: float, one: set[int], other: set[int]) -> Partition:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ from tsr_swarm.config.load import read_toml, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError, SwarmError
 from tsr_swarm.local import supervise
-from tsr_swarm.local.flags import LocalFlags, plan_local
+from tsr_swarm.local.flags import plan_local
 from tsr_swarm.local.folder import RUN_FILE, coordinator_folder, fit_config
 from tsr_swarm.local.network.link import Pairs
 from tsr_swarm.local.network.local_network import LocalNetwork, Loopback
@@ -129,9 +129,11 @@ class ScriptedSwarm:
 
         monkeypatch.setattr(supervise, "own_command", command)
 
-    async def run(self, play: str, *, use_dht: bool = True, resume: bool = False, **flags: Any) -> None:
+    async def run(
+        self, play: str, *, use_dht: bool = True, resume: bool = False, join_at: Sequence[int] = (), **flags: Any
+    ) -> None:
         environment = [f"{who}:PLAY={play}" for who in ("coordinator", "1", "2")] + flags.pop("env", [])
-        plan = plan_local(LocalFlags(env=environment, **flags), 2, 3)
+        plan = plan_local({"env": environment, **flags}, join_at, 2, 3)
         options = LocalOptions(
             config=fit_config(RunConfig(), plan, self.folder),
             plan=plan,

@@ -19,7 +19,7 @@ from tsr_swarm.cli.process import run_training
 from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig, is_utf8
 from tsr_swarm.local.faults import COORDINATOR, name_of
-from tsr_swarm.local.flags import LocalFlags, plan_local
+from tsr_swarm.local.flags import plan_local
 from tsr_swarm.local.folder import RUN_FILE, coordinator_folder, fit_config, keep_config
 from tsr_swarm.local.network import namespaces
 from tsr_swarm.local.network.local_network import MODES
@@ -38,6 +38,9 @@ if TYPE_CHECKING:  # textual takes long to import
 PEERS, ROUNDS = 3, 30  # unless something says otherwise
 SAMPLE_LENGTH = 240
 LAST_CHECKPOINT = "the model of the coordinator's last checkpoint"
+
+
+Texts = list[str] | None
 
 
 def _many(metavar: str, text: str) -> Any:
@@ -61,29 +64,23 @@ def local(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.")] = False,
-    kill: Annotated[
-        list[str] | None, _many("WHO@ROUND[/PHASE]", "Kill peer WHO, or 'coordinator', 'leader', 'reducer'.")
-    ] = None,
+    kill: Annotated[Texts, _many("WHO@ROUND[/PHASE]", "Kill peer WHO, or 'coordinator', 'leader', 'reducer'.")] = None,
     back: Annotated[
-        list[str] | None,
-        _many("WHO@ROUND[/PHASE][:SECONDS]", "WHO, who was killed, comes back, or SECONDS after that."),
+        Texts, _many("WHO@ROUND[/PHASE][:SECONDS]", "WHO, who was killed, comes back, or SECONDS after that.")
     ] = None,
     join_at: Annotated[list[int] | None, _many("ROUND", "A further peer joins in ROUND.")] = None,
-    env: Annotated[list[str] | None, _many("WHO:KEY=VALUE", "Set KEY for one process only.")] = None,
-    stop: Annotated[list[str] | None, _many("WHO@ROUND[/PHASE][:SECONDS]", "Freeze WHO for SECONDS (20s).")] = None,
-    slow: Annotated[list[str] | None, _many("WHO:FACTOR", "Training takes peer WHO FACTOR times as long.")] = None,
-    nat: Annotated[list[str] | None, _many("WHO", "Nothing reaches peer WHO that it did not ask for.")] = None,
-    up: Annotated[list[str] | None, _many("WHO:RATE", "What WHO, or 'all', can send: 2:20mbit.")] = None,
-    down: Annotated[list[str] | None, _many("WHO:RATE", "What WHO, or 'all', can receive.")] = None,
-    rtt: Annotated[
-        list[str] | None, _many("WHO:TIME", "The share of WHO, or 'all', in every round trip: 2:80ms.")
-    ] = None,
+    env: Annotated[Texts, _many("WHO:KEY=VALUE", "Set KEY for one process only.")] = None,
+    stop: Annotated[Texts, _many("WHO@ROUND[/PHASE][:SECONDS]", "Freeze WHO for SECONDS (20s).")] = None,
+    slow: Annotated[Texts, _many("WHO:FACTOR", "Training takes peer WHO FACTOR times as long.")] = None,
+    nat: Annotated[Texts, _many("WHO", "Nothing reaches peer WHO that it did not ask for.")] = None,
+    up: Annotated[Texts, _many("WHO:RATE", "What WHO, or 'all', can send: 2:20mbit.")] = None,
+    down: Annotated[Texts, _many("WHO:RATE", "What WHO, or 'all', can receive.")] = None,
+    rtt: Annotated[Texts, _many("WHO:TIME", "The share of WHO, or 'all', in every round trip: 2:80ms.")] = None,
     loss: Annotated[
-        list[str] | None, _many("WHO:PERCENT", "Packets that the line of WHO, or 'all', loses each way: 2:1%.")
+        Texts, _many("WHO:PERCENT", "Packets that the line of WHO, or 'all', loses each way: 2:1%.")
     ] = None,
     partition: Annotated[
-        list[str] | None,
-        _many("WHO,...|WHO,...@ROUND[/PHASE][:SECONDS]", "Nothing passes between the sides for SECONDS (30s)."),
+        Texts, _many("WHO,...|WHO,...@ROUND[/PHASE][:SECONDS]", "Nothing passes between the sides for SECONDS (30s).")
     ] = None,
     lab: Annotated[
         str | None,
@@ -101,21 +98,9 @@ def local(
     _check_folder(folder, resume)
     config = _config(run_file, folder if resume else None, rounds, overrides or [])
     count = peers or (config.run.min_peers if resume else PEERS)
-    flags = LocalFlags(
-        kill=kill,
-        back=back,
-        stop=stop,
-        partition=partition,
-        join_at=join_at,
-        env=env,
-        slow=slow,
-        nat=nat,
-        up=up,
-        down=down,
-        rtt=rtt,
-        loss=loss,
-    )
-    plan = usage(lambda: plan_local(flags, count, config.run.rounds))
+    faults = {"kill": kill, "back": back, "stop": stop, "partition": partition}
+    lines = {"env": env, "slow": slow, "nat": nat, "up": up, "down": down, "rtt": rtt, "loss": loss}
+    plan = usage(lambda: plan_local({**faults, **lines}, join_at or (), count, config.run.rounds))
 
     async def work(shutdown: Shutdown) -> None:
         async with ProcessGroup() as group:

@@ -54,12 +54,12 @@ def check_announce(value: str | None) -> str | None:
     return value
 
 
-def usage(check: Callable[[], T]) -> T:
-    """The result of ``check``; what it refuses is a usage error here, not a bad configuration."""
+def usage(check: Callable[[], T], option: str = "") -> T:
+    """The result of ``check``; what it refuses, of ``option``, is a usage error here, not a bad configuration."""
     try:
         return check()
     except ConfigError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"{option}: {error}" if option else str(error)) from None
 
 
 def make_config(mapping: Mapping[str, Any], overrides: Iterable[str] | None) -> RunConfig:
@@ -69,10 +69,7 @@ def make_config(mapping: Mapping[str, Any], overrides: Iterable[str] | None) -> 
 
 def parse_wait(text: str | float) -> float:
     """Seconds of ``--wait``, as a typer parser; that is given its default too."""
-    try:
-        return parse_seconds(str(text))
-    except ConfigError as error:
-        raise UsageError(f"--wait: {error}") from None
+    return usage(lambda: parse_seconds(str(text)), "--wait")
 
 
 Wait = Annotated[
