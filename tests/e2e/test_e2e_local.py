@@ -174,22 +174,3 @@ def test_peers_meet_in_the_dht_and_nothing_is_left_however_a_swarm_ends(folder: 
         local.wait(60)
     assert not psutil.wait_procs(children, timeout=30)[1]
     assert local.returncode == (130 if end != signal.SIGKILL else -signal.SIGKILL)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["coordinate", "tiny.toml", "--set", "optimizer.rank=999"], 78, "is more than block"),
-        (["coordinate", "tiny.toml", "--set", "data.source=tmp"], 78, "0 bytes of text"),
-        (["coordinate", "tiny.toml", "--resume"], 1, "holds no run"),
-        (["join", "--coordinator", "127.0.0.1:9", "--wait", "0"], 69, "127.0.0.1:9"),
-        (["monitor", "--coordinator", "127.0.0.1:9", "--wait", "0", "--plain"], 69, "127.0.0.1:9"),
-        (["frobnicate"], 2, "frobnicate"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_the_documented_exit_code(
-    folder: Path, arguments: list[str], code: int, words: str
-) -> None:
-    done = tsr_swarm(folder, *arguments, code=code)
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout

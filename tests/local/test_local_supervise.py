@@ -115,6 +115,9 @@ while not (place / "over").exists(): time.sleep(0.01)
 """
 
 
+EVERYBODY = ["coordinator@2/commit", "1@2/commit", "2@2/commit"]
+
+
 class ScriptedSwarm:
     """Runs one local swarm of scripted processes and keeps what it emitted. ``on_event`` sees each event, too."""
 
@@ -261,28 +264,30 @@ async def test_with_too_few_voters_the_run_waits_for_those_that_come_back_and_fo
     kills = ["coordinator@2/commit", "1@2/commit"]
     with pytest.raises(RunError, match="choose a leader, 1 of 3, and none comes back"):
         await swarm.run("heir", kill=kills, back=["1@3"])
-    backs = ["1@2/commit:300ms"]
     swarm.events.clear()
-    await swarm.run("heir", kill=kills, back=backs)
+    await swarm.run("heir", kill=kills, back=["1@2/commit:300ms"])
     assert "1 of 3; the run waits until one comes back." in swarm.warnings()[0]
     assert swarm.names()[-1] == "run_finished"
 
 
 async def test_a_restart_that_is_due_later_does_not_delay_a_stop(swarm: ScriptedSwarm) -> None:
     swarm.stop_when(lambda event: isinstance(event, Warned) and "Too few voters" in event.message)
-    kills = ["coordinator@2/commit", "1@2/commit", "2@2/commit"]
-    await swarm.run("heir", kill=kills, back=["1@2/commit:1h", "2@2/commit:1h"])
+    await swarm.run("heir", kill=EVERYBODY, back=["1@2/commit:1h", "2@2/commit:1h"])
 
 
-@pytest.mark.parametrize(("joins", "says"), [([], "No peer is left"), ([3], "No process of the swarm is left")])
-async def test_with_nobody_left_the_run_ends_with_a_sentence(swarm: ScriptedSwarm, joins: list[int], says: str) -> None:
+@pytest.mark.parametrize(
+    ("play", "kills", "joins", "says"),
+    [
+        ("heir", EVERYBODY, [], "No peer is left"),
+        ("heir", EVERYBODY, [3], "No process of the swarm is left"),
+        ("kill", ["1@1", "2@2"], [], "No peer is left"),
+    ],
+)
+async def test_the_run_goes_on_without_one_of_its_peers_but_not_without_any(
+    play: str, kills: list[str], joins: list[int], says: str, swarm: ScriptedSwarm
+) -> None:
     with pytest.raises(RunError, match=says):
-        await swarm.run("heir", kill=["coordinator@2/commit", "1@2/commit", "2@2/commit"], join_at=joins)
-
-
-async def test_the_run_goes_on_without_a_killed_peer_but_not_without_any(swarm: ScriptedSwarm) -> None:
-    with pytest.raises(RunError, match="No peer is left"):
-        await swarm.run("kill", kill=["1@1", "2@2"])
+        await swarm.run(play, kill=kills, join_at=joins)
     assert swarm.rounds() == [1, 2]
 
 
