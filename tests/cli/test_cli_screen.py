@@ -60,11 +60,7 @@ class Show:
         self._monkeypatch = monkeypatch
 
     async def run(
-        self,
-        how: str,
-        steps: Steps,
-        folder: Path | None = None,
-        invite: Invite = lambda snapshot: None,
+        self, how: str, steps: Steps, folder: Path | None = None, invite: Invite = lambda snapshot: None
     ) -> SwarmSnapshot:
         self._prepare(how, steps)
         async with ProcessGroup() as group, asyncio.timeout(60):

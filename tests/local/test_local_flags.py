@@ -56,9 +56,7 @@ def test_a_fault_is_read_and_only_a_partition_needs_a_lab(flag: str, text: str, 
 
 
 @given(
-    who=st.integers(0, 3) | st.sampled_from(ActingRole),
-    round=st.integers(1, 10),
-    phase=st.sampled_from((*PHASES, "")),
+    who=st.integers(0, 3) | st.sampled_from(ActingRole), round=st.integers(1, 10), phase=st.sampled_from((*PHASES, ""))
 )
 def test_a_kill_is_read_as_it_is_written(who: int | ActingRole, round: int, phase: str) -> None:
     name = who.value if isinstance(who, ActingRole) else who or "coordinator"

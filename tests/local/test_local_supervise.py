@@ -228,9 +228,7 @@ async def test_the_run_goes_on_with_the_events_of_its_next_leader(swarm: Scripte
     assert '"joined"' in (swarm.folder / "logs" / "peer-1.jsonl").read_text()
 
 
-async def test_a_reducer_can_be_killed_by_role_and_a_role_that_nobody_has_is_a_warning(
-    swarm: ScriptedSwarm,
-) -> None:
+async def test_a_reducer_can_be_killed_by_role_and_a_role_that_nobody_has_is_a_warning(swarm: ScriptedSwarm) -> None:
     """A process that was killed but has not died yet has no role: once it was killed twice."""
     await swarm.run("heir", kill=["reducer@1/commit", "coordinator@2/commit", "reducer@3"])
     assert swarm.faults()[0] == ("--kill reducer@1/commit (peer-2)", False)

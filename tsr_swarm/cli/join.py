@@ -19,8 +19,7 @@ from tsr_swarm.process.shutdown import Shutdown
 def join(
     context: typer.Context,
     coordinator: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", callback=check_address, help="Where the coordinator listens."),
+        str | None, typer.Option(metavar="HOST:PORT", callback=check_address, help="Where the coordinator listens.")
     ] = None,
     data: Annotated[
         list[str] | None,

@@ -49,12 +49,7 @@ class Namespaces:
         """A namespace for everybody in ``lines``. Raises SwarmError with the router's sentence when it may not."""
         with child_log() as log:
             router = await group.start(
-                "router",
-                ROUTER,
-                environment=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
+                "router", ROUTER, environment=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
             )
             nodes = {who: asdict(line) for who, line in lines.items()}
             router.write_line(json.dumps({"seed": seed, "lines": nodes}))
