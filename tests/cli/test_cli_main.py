@@ -114,16 +114,16 @@ def test_the_failure_of_one_task_is_told_as_itself(
 
 
 @pytest.mark.parametrize(
-    ("folder", "says"), [("caf\udce9", "is not UTF-8"), ("file", "file cannot be used (Not a directory)")]
+    ("folder", "code", "says"),
+    [("caf\udce9", 2, "is not UTF-8"), ("file", 1, "file cannot be used (Not a directory)")],
 )
 def test_a_local_run_in_a_folder_that_cannot_be_is_a_sentence(
-    folder: str, says: str, capsys: pytest.CaptureFixture[str]
+    folder: str, code: int, says: str, refusal: Refusal
 ) -> None:
     Path("file").touch()
-    assert run(["local", "--dir", folder, "--plain"]) in (1, 2)
-    err = capsys.readouterr().err
-    assert says in err
-    assert err.count("\n") == 1
+    found, sentence = refusal("local", "--dir", folder, "--plain")
+    assert found == code
+    assert says in sentence
 
 
 @pytest.mark.parametrize(
@@ -142,36 +142,21 @@ def test_a_usage_error_points_to_the_help_or_is_the_help(
     assert says in capsys.readouterr().err
 
 
-def test_a_port_in_use_is_one_line() -> None:
-    Path("run.toml").write_text("[data]\nsequence_length = 16\n")
-    holder = "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
-    with subprocess.Popen(
-        [sys.executable, "-c", holder + "sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        port = process.stdout.readline().strip()
-        code, _, err = in_shell(f"$P coordinate run.toml --listen 127.0.0.1:{port} --no-dht --plain")
-        process.communicate("")
-    sentence = "the port is in use; stop the program that has it, or choose another port."
-    assert (code, err) == (1, f"tsr-swarm: Cannot listen on 127.0.0.1:{port}: {sentence}\n")
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([command, "--help"]) == 0
     assert f"Usage: tsr-swarm {command}" in capsys.readouterr().out
 
 
-def test_help_lists_the_commands_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_told_and_help_lists_the_commands_and_the_exit_codes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"tsr-swarm {__version__}\n"
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n  {command} " in shown for command in COMMANDS)
     assert all(code in shown for code in ("69", "76", "78", "130"))
-
-
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--version"]) == 0
-    assert capsys.readouterr().out == f"tsr-swarm {__version__}\n"
 
 
 def test_help_needs_neither_torch_nor_grpc_nor_textual_nor_rich() -> None:

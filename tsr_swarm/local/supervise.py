@@ -101,7 +101,6 @@ class _Ongoing:
     """A fault that lasts for a time, while it does."""
 
     who: int  # COORDINATOR where it concerns nobody in particular
-    text: str
     end: asyncio.Task[None]
 
 
@@ -300,7 +299,7 @@ class _Swarm:
         who = self._find(fault) if isinstance(fault, Suspend) else COORDINATOR
         if who is None:
             return
-        self._ongoing[fault] = _Ongoing(who, text_of(fault, who), self._background.start(end_later()))
+        self._ongoing[fault] = _Ongoing(who, self._background.start(end_later()))
         self._apply_ongoing(fault, who)
         self._emit(FaultPlaced(fault=text_of(fault, who), is_over=False))
 
@@ -308,7 +307,7 @@ class _Swarm:
         ended = self._ongoing.pop(fault)
         ended.end.cancel()  # or it is the caller, which does nothing after this
         self._apply_ongoing(fault, ended.who)
-        self._emit(FaultPlaced(fault=ended.text, is_over=True))
+        self._emit(FaultPlaced(fault=text_of(fault, ended.who), is_over=True))
 
     def _end_ongoing(self) -> None:
         """The run is over or was asked to stop: everybody gets the chance to leave, and nobody is restarted."""

@@ -288,7 +288,7 @@ def _is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
-        return True
+        pass  # it is another user's, or no process id at all
     return True
 
 

@@ -32,7 +32,7 @@ BATCH = 64  # packets from one node before the next one has its turn
 
 
 class Namespaces:
-    """The LocalNetwork of namespaces. Made by ``start``; its router ends with the process group."""
+    """A LocalNetwork of namespaces. Made by ``start``; its router ends with the process group."""
 
     def __init__(self, router: Child, paths: Mapping[int, str], lines: Mapping[int, HomeLine], use_dht: bool) -> None:
         self._router, self._paths, self._lines, self._use_dht = router, paths, lines, use_dht
