@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from tests.processes import argument
 from tsr_swarm.config.load import read_toml, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError, SwarmError
@@ -172,9 +173,7 @@ class ScriptedSwarm:
         return written
 
     def argument(self, peer: str, flag: str) -> str:
-        """What peer was given after ``flag``; "" where it was not given."""
-        arguments = self.peer(peer)["arguments"]
-        return arguments[arguments.index(flag) + 1] if flag in arguments else ""
+        return argument(self.peer(peer)["arguments"], flag)
 
 
 @pytest.fixture
@@ -182,14 +181,10 @@ def swarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedSwarm:
     return ScriptedSwarm(tmp_path, monkeypatch)
 
 
-async def test_the_coordinators_events_are_passed_on_and_the_run_ends_with_it(swarm: ScriptedSwarm) -> None:
-    await swarm.run("plain")
-    assert isinstance(swarm.events[-1], RunFinished)
-    assert {event.name for event in swarm.events if isinstance(event, PeerJoined)} == {"peer-1", "peer-2"}
-
-
-async def test_peers_are_told_where_the_coordinator_is_and_use_one_thread_each(swarm: ScriptedSwarm) -> None:
+async def test_peers_are_told_where_the_coordinator_is_and_its_events_are_passed_on(swarm: ScriptedSwarm) -> None:
     await swarm.run("plain", use_dht=False, slow=["2:4"])
+    assert {event.name for event in swarm.events if isinstance(event, PeerJoined)} == {"peer-1", "peer-2"}
+    assert isinstance(swarm.events[-1], RunFinished)
     assert swarm.argument("peer-2", "--coordinator") == "127.0.0.1:9"
     assert swarm.argument("peer-2", "--dir") == str(swarm.folder / "peer-2")
     assert swarm.argument("peer-2", "--listen") == "127.0.0.1:0", "others can dial it: it can lead and average"
@@ -243,7 +238,7 @@ async def test_a_coordinator_that_comes_back_listens_where_it_was_and_its_relaye
     assert swarm.rounds() == [1, 2, 2, 3]
     assert swarm.names().count("run_started") == 1
     arguments = json.loads((swarm.folder / "arguments").read_text())
-    assert arguments[arguments.index("--listen") + 1] == "127.0.0.1:9"
+    assert argument(arguments, "--listen") == "127.0.0.1:9"
     assert "--resume" in arguments
 
 
@@ -308,12 +303,6 @@ async def test_a_process_that_fails_before_the_first_round_ends_the_run_with_its
     with pytest.raises(ChildError, match=says) as caught:
         await swarm.run(play)
     assert caught.value.exit_code == 1
-
-
-async def test_a_request_to_stop_is_passed_to_the_coordinator_which_ends_the_run(swarm: ScriptedSwarm) -> None:
-    swarm.stop_when(lambda event: isinstance(event, RoundOpened) and event.round == 3)
-    await swarm.run("endless")
-    assert swarm.names()[-1] == "run_finished"
 
 
 async def test_a_fault_that_never_became_due_is_a_warning(swarm: ScriptedSwarm) -> None:

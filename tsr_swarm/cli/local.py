@@ -104,17 +104,17 @@ def local(
 
     async def work(shutdown: Shutdown) -> None:
         async with ProcessGroup() as group:
-            place = folder or group.temporary_folder()
+            run_folder = folder or group.temporary_folder()
             if mode is Mode.SCREEN:
                 command, *rest = context.obj
-                arguments = [command, *([] if folder else ["--dir", str(place)]), *rest]
-                snapshot = await _run_behind_screen(group, arguments, place, resume, config.run.name, shutdown)
+                arguments = [command, *([] if folder else ["--dir", str(run_folder)]), *rest]
+                snapshot = await _run_behind_screen(group, arguments, run_folder, resume, config.run.name, shutdown)
             else:
                 keeps = resume and run_file is None
                 options = LocalOptions(
-                    config=keep_config(config, place) if keeps else fit_config(config, plan, place),
+                    config=keep_config(config, run_folder) if keeps else fit_config(config, plan, run_folder),
                     plan=plan,
-                    folder=place,
+                    folder=run_folder,
                     resume=resume,
                     use_dht=not no_dht,
                     lab=lab,
@@ -123,7 +123,7 @@ def local(
             if mode is not Mode.JSON:
                 print("\n".join(summary(snapshot)), flush=True)
                 if snapshot.rounds_counted and not shutdown.graceful.is_set():
-                    await run_unless(shutdown.graceful, _print_sample(group, place, snapshot.leader))
+                    await run_unless(shutdown.graceful, _print_sample(group, run_folder, snapshot.leader))
 
     run_training(mode, work)
 
@@ -144,12 +144,12 @@ async def _run(
 
 
 async def _run_behind_screen(
-    group: ProcessGroup, arguments: Sequence[str], place: Path, resume: bool, title: str, shutdown: Shutdown
+    group: ProcessGroup, arguments: Sequence[str], run_folder: Path, resume: bool, title: str, shutdown: Shutdown
 ) -> SwarmSnapshot:
     """The same command without a screen runs behind it. The folder is ours, so that the sample can be drawn from it."""
     from tsr_swarm.cli.screen import show_stream
 
-    history = coordinator_folder(place) if resume else None
+    history = coordinator_folder(run_folder) if resume else None
     return await show_stream(group, "local swarm", arguments, title, shutdown, history, _invite)
 
 
@@ -160,9 +160,9 @@ def _invite(snapshot: SwarmSnapshot) -> "Invitation | None":
     return invitation(snapshot.address, snapshot.address, 0)
 
 
-async def _print_sample(group: ProcessGroup, place: Path, leader: str) -> None:
+async def _print_sample(group: ProcessGroup, run_folder: Path, leader: str) -> None:
     """From the coordinator's newest checkpoint, which is not the run's last one if another node led the last rounds."""
-    text = await sample_text(group, place, SAMPLE_LENGTH)
+    text = await sample_text(group, run_folder, SAMPLE_LENGTH)
     if text:
         is_last = leader in ("", name_of(COORDINATOR))
         print(f"What {'the model' if is_last else LAST_CHECKPOINT} writes by itself:\n\n{text}", flush=True)

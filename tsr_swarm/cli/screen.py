@@ -222,7 +222,7 @@ async def show_source(source: Source, title: str, quit_note: str, stop: Shutdown
 
 
 def closing_lines(view: View, quit_note: str) -> list[str]:
-    """What a screen that only looked on leaves behind: ``quit_note`` while the run goes on, else how it ended."""
+    """The lines printed once a screen over a run elsewhere is closed: ``quit_note``, or how the run ended."""
     if view.snapshot.is_over:
         return run_lines(view.snapshot)
     if view.outage is None or view.outage.seconds is None:
