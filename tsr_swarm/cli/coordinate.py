@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tsr_swarm.cli.options import Json, NoDht, Plain, Proxy, Record, Rounds, Set, check_address, check_announce
+from tsr_swarm.cli.options import Json, NoDht, Plain, Proxy, Record, Rounds, Set, check_announce, host_port
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.config.load import load_run_config
@@ -23,19 +23,14 @@ if TYPE_CHECKING:  # textual takes long to import
 def coordinate(
     context: typer.Context,
     run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file; see 'tsr-swarm init'.")],
-    listen: Annotated[
-        str,
-        typer.Option(
-            metavar="HOST:PORT", envvar="TSR_SWARM_LISTEN", callback=check_address, help="Where to listen; port 0: any."
-        ),
-    ] = "127.0.0.1:7700",
+    listen: Annotated[str, host_port("Where to listen; port 0: any.", envvar="TSR_SWARM_LISTEN")] = "127.0.0.1:7700",
     announce: Annotated[
         str | None,
-        typer.Option(
+        host_port(
+            "Where peers reach this machine, when that is not where it listens.",
+            check_announce,
             metavar="HOST[:PORT]",
             envvar="TSR_SWARM_ANNOUNCE",
-            callback=check_announce,
-            help="Where peers reach this machine, when that is not where it listens.",
         ),
     ] = None,
     dht_port: Annotated[

@@ -181,10 +181,15 @@ def _run_and_report(
     from tsr_swarm.simulate.result import ResultStore, write_json, write_text
     from tsr_swarm.simulate.runner import run_all
 
-    say = _say_json if json else _say_line
+    def say(event: dict[str, Any], line: str) -> None:
+        print(json_format.dumps(event) if json else line, flush=True)
+
+    def warn(sentence: str) -> None:
+        say({"event": "warning", "message": sentence}, f"warning: {sentence}")
+
     store, progress = ResultStore(out), _Progress(specs, link, say)
     try:
-        results = run_all(specs, store, jobs, progress.show, lambda sentence: _warn(say, sentence))
+        results = run_all(specs, store, jobs, progress.show, warn)
     except KeyboardInterrupt:
         done = plural(sum(store.path(spec.name).exists() for spec in specs), "finished run")
         print_aside(f"Stopped with {done} in {out}; the same command goes on from there.")
@@ -267,15 +272,3 @@ def _table(found: "Sequence[Entry]", link: Link) -> list[str]:
         for entry in found
     ]
     return [head, *rows]
-
-
-def _warn(say: Say, sentence: str) -> None:
-    say({"event": "warning", "message": sentence}, f"warning: {sentence}")
-
-
-def _say_json(event: dict[str, Any], line: str) -> None:
-    print(json_format.dumps(event), flush=True)
-
-
-def _say_line(event: dict[str, Any], line: str) -> None:
-    print(line, flush=True)
