@@ -17,7 +17,7 @@ from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.wire.codec import Section, encode
 from tsr_swarm.wire.gate import (
     CheckedContribution,
-    check_contribution,
+    check_header,
     check_published,
     decode_published,
     max_published_bytes,
@@ -29,6 +29,7 @@ from tsr_swarm.wire.messages import (
     PublishedHeader,
     ShardResult,
     chain_hash,
+    open_envelope,
     published_to_proto,
     seal,
 )
@@ -75,7 +76,8 @@ HEADER = ContributionHeader(
 
 
 def check(envelope: pb.Envelope) -> CheckedContribution:
-    return check_contribution(envelope, manifest=MANIFEST, plan=PLAN, is_known=lambda peer: peer == PEER)
+    header = open_envelope(envelope)
+    return check_header(header, manifest=MANIFEST, plan=PLAN, is_known=lambda peer: peer == PEER)
 
 
 def test_a_good_contribution_passes_and_opens() -> None:
