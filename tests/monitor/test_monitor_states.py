@@ -10,7 +10,6 @@ from tests.monitor.on_screen import NARROW, SILENT, SMALL, WIDE, ListSource, col
 from tests.telemetry.examples import FINISHED, LOST
 from tsr_swarm.cli.screen import closing_lines
 from tsr_swarm.monitor.app import QUIT_NOTE, SwarmMonitor
-from tsr_swarm.monitor.help import Invitation
 from tsr_swarm.monitor.sources import ReplaySource
 from tsr_swarm.telemetry.events import (
     CatchingUp,
@@ -21,6 +20,7 @@ from tsr_swarm.telemetry.events import (
     Warned,
     encode,
 )
+from tsr_swarm.telemetry.plain import Invitation
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 OVER = replace(FINISHED, rounds=3, reason="the run has finished")

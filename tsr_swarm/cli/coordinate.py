@@ -1,7 +1,7 @@
 """``tsr-swarm coordinate``: lead a run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,10 +13,8 @@ from tsr_swarm.discovery.addresses import is_loopback, split_address
 from tsr_swarm.process.machine_limits import require_process_room
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.telemetry.events import Event, RunStarted
+from tsr_swarm.telemetry.plain import Invitation
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
-
-if TYPE_CHECKING:  # textual takes long to import
-    from tsr_swarm.monitor.help import Invitation
 
 
 def coordinate(
@@ -60,7 +58,7 @@ def coordinate(
     if mode is Mode.SCREEN:
         from tsr_swarm.cli.screen import show_coordinator
 
-        def invite(snapshot: SwarmSnapshot) -> "Invitation | None":
+        def invite(snapshot: SwarmSnapshot) -> Invitation | None:
             return invitation(snapshot.address, listen, dht_port) if snapshot.address else None
 
         folder = Path(config.folder) if resume else None
@@ -92,10 +90,8 @@ def coordinate(
     run_training(mode, work)
 
 
-def invitation(address: str, listen: str, dht_port: int) -> "Invitation":
+def invitation(address: str, listen: str, dht_port: int) -> Invitation:
     """What others type to join the coordinator at ``address``, and what to forward so that they can."""
-    from tsr_swarm.monitor.help import Invitation
-
     command = f"tsr-swarm join --coordinator {address}"
     _, port = split_address(address)
     inside, inside_port = split_address(listen)

@@ -26,11 +26,6 @@ class CheckedContribution:
     plan: RoundPlan
     slots: tuple[Slot, ...]
 
-    @property
-    def wire_bytes(self) -> int:
-        """How many bytes must follow."""
-        return wire_bytes(self.header.sections)
-
     def decode(self, data: bytes) -> dict[Slot, Grid]:
         """Open the bytes that followed. Raises PeerError."""
         return decode(self.slots, self.header.sections, data)
