@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.refusals import refusal_of
+from tests.wire.examples import but, refusal_of
 from tsr_swarm.errors import PeerError
 from tsr_swarm.wire.checks import check
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -93,14 +93,6 @@ TOLD: dict[str, Any] = {
     "close": pb.Close,
     "shard_done": pb.ShardDone,
 }
-
-
-def but(message: Message, **changes: Any) -> Any:
-    """A copy of ``message`` with some of its fields set otherwise, and alternatives of those removed."""
-    oneofs = [{field.name for field in oneof.fields} for oneof in message.DESCRIPTOR.oneofs]
-    replaced = set().union(*(names for names in oneofs if names & changes.keys()))
-    kept = {field.name: value for field, value in message.ListFields() if field.name not in replaced}
-    return type(message)(**{**kept, **changes})
 
 
 @pytest.mark.parametrize(

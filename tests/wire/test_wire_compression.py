@@ -7,7 +7,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.refusals import refusal_of
+from tests.wire.examples import refusal_of
 from tsr_swarm.errors import PeerError
 from tsr_swarm.wire.compression import MAX_WINDOW_BYTES, compress, decompress, max_wire_bytes
 

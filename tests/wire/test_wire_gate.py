@@ -5,7 +5,7 @@ import torch
 
 from tests.fixtures import round_plan
 from tests.steady import steady, wide
-from tests.wire.refusals import refusal_of
+from tests.wire.examples import refusal_of
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
@@ -99,7 +99,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("reason", "change"), WRONG)
+@pytest.mark.parametrize(("reason", "change"), [*WRONG, ("sections", {"shard": 1})])
 def test_each_check_refuses_with_its_own_reason(reason: str, change: dict[str, object]) -> None:
     assert refusal_of(check, seal(replace(HEADER, **change))) == reason
 
@@ -116,10 +116,6 @@ def test_the_cheapest_failed_check_is_the_one_reported() -> None:
 def test_a_contribution_may_carry_a_measure_of_each_low_rank_block() -> None:
     measured = replace(HEADER, kappas=(0.5,), energies=(1.0,))
     assert check(seal(measured)).header == measured
-
-
-def test_sections_of_another_shard_are_refused() -> None:
-    assert refusal_of(check, seal(replace(HEADER, shard=1))) == "sections"
 
 
 def published(void: frozenset[int]) -> tuple[PublishedHeader, bytes]:
@@ -140,7 +136,9 @@ def published(void: frozenset[int]) -> tuple[PublishedHeader, bytes]:
 @pytest.mark.parametrize("void", [frozenset(), frozenset({0}), frozenset({1}), frozenset({0, 1})])
 def test_a_published_round_passes_and_opens_without_its_void_shards(void: frozenset[int]) -> None:
     header, data = published(void)
-    assert check_published(published_to_proto(header), manifest=MANIFEST, parent=PARENT) == header
+    without_voters = replace(header, chain=chain_hash(PARENT, PLAN, SHARD_BLOCKS, header.shards), voters=())
+    for good in (header, without_voters):
+        assert check_published(published_to_proto(good), manifest=MANIFEST, parent=PARENT) == good
     blocks = void_blocks(header)
     assert blocks == frozenset(index for shard in void for index in SHARD_BLOCKS[shard])
     slots = published_slots(BLOCKS, PLAN.due, MANIFEST.config.wire, blocks)
@@ -171,13 +169,6 @@ def test_published_sections_must_be_the_legal_ones() -> None:
     shards = (replace(first, sections=second.sections), second)
     wrong = replace(header, shards=shards, chain=chain_hash(PARENT, PLAN, SHARD_BLOCKS, shards, VOTERS))
     assert refusal_of(check_published, published_to_proto(wrong), manifest=MANIFEST, parent=PARENT) == "sections"
-
-
-def test_a_round_without_voters_passes() -> None:
-    header, _ = published(frozenset())
-    chain = chain_hash(PARENT, PLAN, SHARD_BLOCKS, header.shards)
-    alone = replace(header, chain=chain, voters=())
-    assert check_published(published_to_proto(alone), manifest=MANIFEST, parent=PARENT) == alone
 
 
 def test_no_round_is_larger_than_the_bound() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.wire.refusals import refusal_of
+from tests.wire.examples import refusal_of
 from tsr_swarm.config.layout import digits_per_byte, packed_bytes, runs_bytes
 from tsr_swarm.errors import PeerError
 from tsr_swarm.wire.packing import (
