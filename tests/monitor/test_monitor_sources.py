@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.monitor.on_screen import RUN_LINES
 from tests.telemetry.examples import joined, leads
 from tsr_swarm.errors import ConfigError, RefusedError, RunError, UnreachableError
 from tsr_swarm.monitor.sources import (
@@ -80,10 +81,10 @@ async def test_between_two_events_the_time_of_a_replay_runs_on_but_not_past_the_
     assert seen == [5.0, 10.0]
 
 
-async def test_a_replay_at_once_does_not_wait(recorded: Path, run_lines: list[str]) -> None:
+async def test_a_replay_at_once_does_not_wait(recorded: Path) -> None:
     time = ManualTime()
     source = ReplaySource(recorded, math.inf, time, time.sleep)
-    assert await drain(source) == run_lines
+    assert await drain(source) == RUN_LINES
     assert set(time.slept) == {0.0}
     assert source.outage == RECORD_ENDS
 
