@@ -35,7 +35,7 @@ def _closed(round: int) -> e.RoundClosed:
     )
 
 
-RUN: list[e.Event] = [  # three peers, one of which leaves, three rounds, the fourth in exchange
+RUN: list[e.Event] = [  # ten seconds apart: three peers, one of which leaves, three rounds, the fourth in exchange
     STARTED,
     e.Evaluated(round=0, loss=5.5),
     *(joined(name, number) for number, name in enumerate(NAMES, 1)),
@@ -48,9 +48,7 @@ RUN: list[e.Event] = [  # three peers, one of which leaves, three rounds, the fo
     e.PayloadReceived(round=4, peer="id-otter", name="otter", seconds=9.0, wire_bytes=9, local_loss=1.75),
     e.PhaseChanged(round=4, phase="exchange", deadline=12.0, reason="median + 3 MAD"),
 ]
-RUN_LINES = [
-    e.encode(event, START + 10 * index) for index, event in enumerate(RUN)
-]  # ten seconds from each to the next
+RUN_LINES = [e.encode(event, START + 10 * index) for index, event in enumerate(RUN)]
 
 
 class ListSource:
