@@ -14,6 +14,7 @@ from tsr_swarm.monitor.sources import (
     MOST_ADDRESSES,
     RECORD_ENDS,
     SILENT_SECONDS,
+    Dial,
     KnownAddresses,
     Outage,
     PipeSource,
@@ -45,6 +46,21 @@ class ManualTime:
 
 def line(text: str, time: float) -> str:
     return encode(Warned(message=text), time)
+
+
+def answering(*answers: tuple[list[str], int] | Exception, asked: list[int] | None = None) -> Dial:
+    """Dial a node that gives these answers in turn, whatever its address; ``asked`` gets what it was asked for."""
+    left = list(answers)
+
+    async def watch(after: int) -> tuple[list[str], int]:
+        if asked is not None:
+            asked.append(after)
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return lambda address: watch
 
 
 async def drain(source: Source) -> list[str]:
@@ -130,20 +146,9 @@ async def test_the_runs_clock_is_learned_from_the_quickest_line() -> None:
 async def test_a_watcher_goes_on_after_the_newest_line_when_its_node_answers_again() -> None:
     time, asked = ManualTime(), list[int]()
     outages: list[Outage | None] = []
-    answers: list[tuple[list[str], int] | Exception] = [
-        (["one", "two"], 2),
-        UnreachableError("192.0.2.1:7700 did not answer."),
-        UnreachableError("192.0.2.1:7700 did not answer."),
-        (["three"], 3),
-        RefusedError("The run is over."),
-    ]
-
-    async def watch(after: int) -> tuple[list[str], int]:
-        asked.append(after)
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    away = UnreachableError("192.0.2.1:7700 did not answer.")
+    over = RefusedError("The run is over.")
+    dial = answering((["one", "two"], 2), away, away, (["three"], 3), over, asked=asked)
 
     def notice(seconds: float) -> None:
         time.now += seconds
@@ -152,7 +157,7 @@ async def test_a_watcher_goes_on_after_the_newest_line_when_its_node_answers_aga
 
     time.while_asleep = notice
     sentences: list[str] = []
-    source = WatchSource(lambda address: watch, ["192.0.2.1:7700"], time, time.sleep, sentences.append)
+    source = WatchSource(dial, ["192.0.2.1:7700"], time, time.sleep, sentences.append)
     seen: list[tuple[str, Outage | None]] = []
 
     async def follow() -> None:
@@ -249,15 +254,6 @@ class Nodes:
         return watch
 
 
-async def read(source: WatchSource, count: int) -> list[str]:
-    lines, found = source.lines(), list[str]()
-    async for text in lines:
-        found.append(text)
-        if len(found) == count:
-            break
-    return found
-
-
 async def test_a_watcher_goes_on_with_a_peer_when_its_node_dies_and_shows_no_line_twice() -> None:
     nodes = Nodes("first", "peer")
     for event in (at("x", "peer"), Warned(message="a")):
@@ -314,17 +310,10 @@ async def test_an_address_of_a_peer_that_belongs_to_another_run_is_skipped() -> 
 
 
 async def test_another_leader_has_another_clock() -> None:
-    nodes = Nodes("first")
-    nodes.time.now = 50.0
+    time = ManualTime()
+    time.now = 50.0
     lines = [line("a", 1050.0), encode(leads("x"), 2049.0), line("b", 2050.0)]
-    given_lines = iter([lines])
-
-    async def watch(after: int) -> tuple[list[str], int]:
-        try:
-            return next(given_lines), 3
-        except StopIteration:
-            raise RefusedError("over") from None
-
-    source = WatchSource(lambda address: watch, ["first"], nodes.time, nodes.time.sleep)
-    assert len(await read(source, 3)) == 3
+    source = WatchSource(answering((lines, 3)), ["first"], time, time.sleep)
+    reader = source.lines()
+    assert [await anext(reader) for _ in lines] == lines
     assert source.now() == 2050.0
