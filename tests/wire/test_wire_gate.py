@@ -5,7 +5,8 @@ import torch
 
 from tests.fixtures import round_plan
 from tests.steady import steady, wide
-from tests.wire.examples import refusal_of
+from tests.wire import examples
+from tests.wire.examples import PEER, refusal_of
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest
@@ -25,7 +26,6 @@ from tsr_swarm.wire.gate import (
     void_blocks,
 )
 from tsr_swarm.wire.messages import (
-    ContributionHeader,
     PublishedHeader,
     ShardResult,
     chain_hash,
@@ -44,7 +44,6 @@ MANIFEST = Manifest("run1", RunConfig(optimizer=steady(), wire=wide(), round=Rou
 PARENT = b"\xab" * 32
 PLAN = round_plan(7, steps=20, due=Due(tangent=frozenset({0}), aim=frozenset({2})), parent=PARENT.hex())
 SHARD_BLOCKS = MANIFEST.shard_blocks
-PEER = "0123456789abcdef" * 2
 VOTERS = (PEER, "f" * 32)
 
 
@@ -61,16 +60,12 @@ def payload(slots: tuple[Slot, ...]) -> tuple[tuple[Section, ...], bytes]:
 
 UPLOAD = shard_slots(upload_slots(BLOCKS, PLAN.due, MANIFEST.config.wire), SHARD_BLOCKS[0])
 SECTIONS, DATA = payload(UPLOAD)
-HEADER = ContributionHeader(
+HEADER = replace(
+    examples.HEADER,
     protocol=PROTOCOL_VERSION,
     manifest_digest=bytes.fromhex(MANIFEST.digest),
-    round=7,
-    parent=PARENT,
-    peer_id=PEER,
     shard=0,
     tokens=1000,
-    steps=20,
-    local_loss=2.0,
     sections=SECTIONS,
 )
 

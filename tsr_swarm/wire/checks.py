@@ -131,6 +131,9 @@ _TERM, _KNOWN_TERM = _between(0, MAX_TERM), _between(1, MAX_TERM)
 _COUNT, _NUMBER, _EPOCH = _between(0, MAX_COUNT), _between(0, MAX_NUMBER), _between(0, MAX_EPOCH)
 _SHARD, _REASON = _between(0, MAX_SHARDS - 1), _text(MAX_REASON)
 
+_ANSWERS = ("news", "redirect", "unchanged")
+_TOLD = ("vote_request", "vote_reply", "beat", "beat_reply", "close", "shard_done")
+
 _FIELDS: Mapping[type[Message], Mapping[str, Check]] = {
     pb.HelloRequest: {"package_version": _text(32)},
     pb.HelloReply: {
@@ -180,9 +183,7 @@ _FIELDS: Mapping[type[Message], Mapping[str, Check]] = {
     },
     pb.DataLease: {"epoch": _EPOCH, "part": _between(0, MAX_PARTS - 1), "tokens": _COUNT, "size": _COUNT},
     pb.PollReply: {
-        "news": _check_alternative,
-        "redirect": _check_alternative,
-        "unchanged": _check_alternative,
+        **dict.fromkeys(_ANSWERS, _check_alternative),
         "contacts": _each(_check_contact, MAX_CONTACTS),
         "lease": _check_inside,
         "coverage": _check_inside,
@@ -206,12 +207,7 @@ _FIELDS: Mapping[type[Message], Mapping[str, Check]] = {
         "manifest_digest": require_digest,
         "sender": require_peer_id,
         "address": require_address,
-        "vote_request": _check_alternative,
-        "vote_reply": _check_alternative,
-        "beat": _check_alternative,
-        "beat_reply": _check_alternative,
-        "close": _check_alternative,
-        "shard_done": _check_alternative,
+        **dict.fromkeys(_TOLD, _check_alternative),
     },
     pb.VoteRequest: {"term": _KNOWN_TERM, "round": _ROUND, "tail_term": _TERM},
     pb.VoteReply: {"term": _KNOWN_TERM, "voter_term": _TERM, "reason": _REASON},
@@ -297,12 +293,9 @@ def _relate_members(_: str, message: pb.ListPeersReply) -> None:
     require(not (message.unchanged and message.members), "unchanged", len(message.members), "without members")
 
 
-def _require_known(oneof: str, kinds: Sequence[str]) -> Check:
-    def check_kind(_: str, message: Message) -> None:
-        kind = message.WhichOneof(oneof)
-        require(kind in kinds, oneof, kind, "one that this version knows")
-
-    return check_kind
+def _require_known(_: str, message: Message, oneof: str, kinds: Sequence[str]) -> None:
+    kind = message.WhichOneof(oneof)
+    require(kind in kinds, oneof, kind, "one that this version knows")
 
 
 _RELATIONS: Mapping[type[Message], Check] = {
@@ -312,6 +305,6 @@ _RELATIONS: Mapping[type[Message], Check] = {
     pb.Close: lambda _, message: require_chain("parent", message.parent, message.round - 1),
     pb.ShardDone: _relate_shard_done,
     pb.ListPeersReply: _relate_members,
-    pb.PollReply: _require_known("answer", (*_FIELDS[pb.PollReply], "unknown")),
-    pb.TellRequest: _require_known("message", (*_FIELDS[pb.TellRequest], "goodbye")),
+    pb.PollReply: partial(_require_known, oneof="answer", kinds=(*_ANSWERS, "unknown")),
+    pb.TellRequest: partial(_require_known, oneof="message", kinds=(*_TOLD, "goodbye")),
 }
