@@ -114,7 +114,7 @@ async def test_a_file_that_is_no_recording_is_an_error_with_its_name(tmp_path: P
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, math.nan])
-def test_a_speed_that_is_not_above_nothing_is_refused(speed: float) -> None:
+def test_a_speed_that_is_not_above_zero_is_refused(speed: float) -> None:
     with pytest.raises(ConfigError, match="speed"):
         ReplaySource(Path("run.jsonl"), speed, ManualTime())
 

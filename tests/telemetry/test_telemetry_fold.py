@@ -122,10 +122,6 @@ def test_the_state_of_the_run_is_in_words(happened: tuple[e.Event, ...], state: 
     assert after(*happened).state == state
 
 
-def test_a_run_that_is_about_to_finish_needs_no_more_peers() -> None:
-    assert after(*LAST).missing_peers == 0
-
-
 def test_a_peer_that_did_not_finish_the_last_round_lags() -> None:
     snapshot = after(STARTED, joined("otter"), joined("lynx", 2), opened(1), received("otter", 1), received("lynx", 1))
     snapshot = fold_all(snapshot, (e.Stamped(time=9.0, event=event) for event in (APPLIED_IT, opened(2))))
@@ -199,6 +195,7 @@ def test_a_finished_run_has_peers_that_are_done_and_a_stopped_one_says_so_in_the
     over = after(STARTED, joined("otter"), opened(1), progress("otter", 1, 3), FINISHED)
     assert [(peer.state, peer.tokens_per_second) for peer in over.table] == [("done", 0.0)]
     assert (over.missing_peers, over.is_over) == (0, True)
+    assert after(*LAST).missing_peers == 0, "a run that is about to finish needs no more peers"
     assert "run stopped after 10 rounds (it was asked to stop)" in after(STARTED, STOPPED).log[-1].text
     unbegun = after(STARTED, replace(STOPPED, rounds=0))
     assert unbegun.log[-1].text == "run stopped before its first round closed (it was asked to stop)"

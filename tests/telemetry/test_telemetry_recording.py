@@ -84,7 +84,7 @@ def test_a_late_monitor_sees_the_totals_of_rounds_that_are_no_longer_kept(
 
 
 @given(closed=st.lists(ROUNDS, max_size=30), looks=st.sets(st.integers(0, 30), max_size=3), keep=st.integers(1, 6))
-def test_so_does_a_monitor_that_reads_seldom_and_one_at_a_node_that_copied_the_log(
+def test_a_monitor_that_reads_seldom_or_at_a_node_that_copied_the_log_sees_the_same_totals(
     closed: list[e.RoundClosed], looks: set[int], keep: int
 ) -> None:
     events = [replace(event, round=number) for number, event in enumerate(closed, 1)]

@@ -74,7 +74,7 @@ async def test_the_handler_is_cancelled_when_a_caller_ends_its_poll(pair: Any) -
         await pair.handler.has_hung_up.wait()
 
 
-async def test_a_poll_that_is_held_too_long_ends_on_both_sides(pair: Any) -> None:
+async def test_a_poll_that_is_held_too_long_ends_at_its_deadline_on_both_sides(pair: Any) -> None:
     with pytest.raises(UnreachableError, match=r"did not answer Poll within 0\.3 s"):
         await pair.client.poll(pb.PollRequest(known=1), seconds=0.3)
     async with asyncio.timeout(10):
