@@ -16,11 +16,11 @@ from tsr_swarm.cli.coordinate import invitation
 from tsr_swarm.cli.local import summary
 from tsr_swarm.cli.status import status_lines, status_object
 from tsr_swarm.monitor.app import Invite, SwarmMonitor
-from tsr_swarm.monitor.help import Invitation
 from tsr_swarm.monitor.sources import PipeSource, Source
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.process.supervisor import ChildError, ProcessGroup
 from tsr_swarm.telemetry.events import Evaluated, RoundClosed, RoundOpened, encode
+from tsr_swarm.telemetry.plain import Invitation
 from tsr_swarm.telemetry.recording import EVENTS_FILE
 from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
 

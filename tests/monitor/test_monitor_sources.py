@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.monitor.on_screen import RUN_LINES
 from tests.telemetry.examples import joined, leads
 from tsr_swarm.errors import ConfigError, RefusedError, RunError, UnreachableError
 from tsr_swarm.monitor.sources import (
     MOST_ADDRESSES,
     RECORD_ENDS,
     SILENT_SECONDS,
+    Dial,
     KnownAddresses,
     Outage,
     PipeSource,
@@ -44,6 +46,21 @@ class ManualTime:
 
 def line(text: str, time: float) -> str:
     return encode(Warned(message=text), time)
+
+
+def answering(*answers: tuple[list[str], int] | Exception, asked: list[int] | None = None) -> Dial:
+    """Dial a node that gives these answers in turn, whatever its address; ``asked`` gets what it was asked for."""
+    left = list(answers)
+
+    async def watch(after: int) -> tuple[list[str], int]:
+        if asked is not None:
+            asked.append(after)
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return lambda address: watch
 
 
 async def drain(source: Source) -> list[str]:
@@ -80,10 +97,10 @@ async def test_between_two_events_the_time_of_a_replay_runs_on_but_not_past_the_
     assert seen == [5.0, 10.0]
 
 
-async def test_a_replay_at_once_does_not_wait(recorded: Path, run_lines: list[str]) -> None:
+async def test_a_replay_at_once_does_not_wait(recorded: Path) -> None:
     time = ManualTime()
     source = ReplaySource(recorded, math.inf, time, time.sleep)
-    assert await drain(source) == run_lines
+    assert await drain(source) == RUN_LINES
     assert set(time.slept) == {0.0}
     assert source.outage == RECORD_ENDS
 
@@ -97,7 +114,7 @@ async def test_a_file_that_is_no_recording_is_an_error_with_its_name(tmp_path: P
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, math.nan])
-def test_a_speed_that_is_not_above_nothing_is_refused(speed: float) -> None:
+def test_a_speed_that_is_not_above_zero_is_refused(speed: float) -> None:
     with pytest.raises(ConfigError, match="speed"):
         ReplaySource(Path("run.jsonl"), speed, ManualTime())
 
@@ -129,20 +146,9 @@ async def test_the_runs_clock_is_learned_from_the_quickest_line() -> None:
 async def test_a_watcher_goes_on_after_the_newest_line_when_its_node_answers_again() -> None:
     time, asked = ManualTime(), list[int]()
     outages: list[Outage | None] = []
-    answers: list[tuple[list[str], int] | Exception] = [
-        (["one", "two"], 2),
-        UnreachableError("192.0.2.1:7700 did not answer."),
-        UnreachableError("192.0.2.1:7700 did not answer."),
-        (["three"], 3),
-        RefusedError("The run is over."),
-    ]
-
-    async def watch(after: int) -> tuple[list[str], int]:
-        asked.append(after)
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    away = UnreachableError("192.0.2.1:7700 did not answer.")
+    over = RefusedError("The run is over.")
+    dial = answering((["one", "two"], 2), away, away, (["three"], 3), over, asked=asked)
 
     def notice(seconds: float) -> None:
         time.now += seconds
@@ -151,7 +157,7 @@ async def test_a_watcher_goes_on_after_the_newest_line_when_its_node_answers_aga
 
     time.while_asleep = notice
     sentences: list[str] = []
-    source = WatchSource(lambda address: watch, ["192.0.2.1:7700"], time, time.sleep, sentences.append)
+    source = WatchSource(dial, ["192.0.2.1:7700"], time, time.sleep, sentences.append)
     seen: list[tuple[str, Outage | None]] = []
 
     async def follow() -> None:
@@ -248,15 +254,6 @@ class Nodes:
         return watch
 
 
-async def read(source: WatchSource, count: int) -> list[str]:
-    lines, found = source.lines(), list[str]()
-    async for text in lines:
-        found.append(text)
-        if len(found) == count:
-            break
-    return found
-
-
 async def test_a_watcher_goes_on_with_a_peer_when_its_node_dies_and_shows_no_line_twice() -> None:
     nodes = Nodes("first", "peer")
     for event in (at("x", "peer"), Warned(message="a")):
@@ -313,17 +310,10 @@ async def test_an_address_of_a_peer_that_belongs_to_another_run_is_skipped() -> 
 
 
 async def test_another_leader_has_another_clock() -> None:
-    nodes = Nodes("first")
-    nodes.time.now = 50.0
+    time = ManualTime()
+    time.now = 50.0
     lines = [line("a", 1050.0), encode(leads("x"), 2049.0), line("b", 2050.0)]
-    given_lines = iter([lines])
-
-    async def watch(after: int) -> tuple[list[str], int]:
-        try:
-            return next(given_lines), 3
-        except StopIteration:
-            raise RefusedError("over") from None
-
-    source = WatchSource(lambda address: watch, ["first"], nodes.time, nodes.time.sleep)
-    assert len(await read(source, 3)) == 3
+    source = WatchSource(answering((lines, 3)), ["first"], time, time.sleep)
+    reader = source.lines()
+    assert [await anext(reader) for _ in lines] == lines
     assert source.now() == 2050.0

@@ -307,7 +307,7 @@ def test_a_shard_out_of_bounds_is_refused_by_field(reason: str, changes: dict[st
         ("shards", pb.Close(term=1, round=1, shards=[2], roster=HASH)),
         ("roster", pb.Close(term=1, round=1)),
         ("roster", pb.Close(term=1, round=1, roster=HASH)),
-        ("parent", pb.Close(term=1, round=2)),
+        ("parent", pb.Close(term=1, round=2, roster=HASH)),
     ],
 )
 def test_a_close_out_of_bounds_is_refused_by_field(reason: str, close: pb.Close) -> None:

@@ -21,7 +21,7 @@ from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.protocol import OpenRound, Redirect, ReducerSlot, RoundUpdate
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.wire.checks import MAX_CONTACTS, check_poll_reply
+from tsr_swarm.wire.checks import MAX_CONTACTS, check
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4))
@@ -53,7 +53,7 @@ class Rig:
     def ask(self, known: int, message: RoundUpdate | Redirect = NEWS, peer: str = PEER, life: int = 1) -> pb.PollReply:
         request = pb.PollRequest(peer_id=peer, incarnation=life, known=known)
         reply = self.replies.reply(request, message, CALLER)
-        check_poll_reply(reply)
+        check(reply)
         return pb.PollReply.FromString(reply.SerializeToString())
 
 

@@ -6,20 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.telemetry.examples import ANY_EVENT
-from tsr_swarm.telemetry.events import (
-    EVENT_TYPES,
-    MAX_LINE,
-    Evaluated,
-    Event,
-    PayloadReceived,
-    PeerProgress,
-    Warned,
-    decode,
-    decode_stamped,
-    encode,
-    event_name,
-    to_dict,
-)
+from tsr_swarm.telemetry import events as e
+from tsr_swarm.telemetry.events import EVENT_TYPES, MAX_LINE, decode, decode_stamped, encode, event_name, to_dict
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -29,7 +17,7 @@ JSON = st.recursive(
 
 
 @given(event=ANY_EVENT, time=st.floats(0, 4e9))
-def test_decoding_inverts_encoding(event: Event, time: float) -> None:
+def test_decoding_inverts_encoding(event: e.Event, time: float) -> None:
     line = encode(event, time)
     stamped = decode_stamped(line)
     assert "\n" not in line
@@ -41,11 +29,11 @@ def test_decoding_inverts_encoding(event: Event, time: float) -> None:
 
 @given(text=st.text(max_size=200))
 def test_any_text_is_read_without_an_error(text: str) -> None:
-    assert decode(text) is None or isinstance(decode(text), Event)
+    assert decode(text) is None or isinstance(decode(text), e.Event)
 
 
 @given(event=ANY_EVENT, value=JSON, data=st.data())
-def test_a_field_of_the_wrong_type_is_never_accepted(event: Event, value: object, data: st.DataObject) -> None:
+def test_a_field_of_the_wrong_type_is_never_accepted(event: e.Event, value: object, data: st.DataObject) -> None:
     document = to_dict(event, 1.0)
     field = data.draw(st.sampled_from(list(document)))
     read = decode(json.dumps({**document, field: value}))
@@ -55,8 +43,8 @@ def test_a_field_of_the_wrong_type_is_never_accepted(event: Event, value: object
 
 
 def test_name_and_time_come_first() -> None:
-    assert list(to_dict(Warned(message="disk is full"), 2.0)) == ["event", "time", "message"]
-    assert event_name(Warned(message="")) == "warning"
+    assert list(to_dict(e.Warned(message="disk is full"), 2.0)) == ["event", "time", "message"]
+    assert event_name(e.Warned(message="")) == "warning"
 
 
 def test_each_event_has_a_name_of_its_own() -> None:
@@ -65,8 +53,8 @@ def test_each_event_has_a_name_of_its_own() -> None:
 
 
 def test_unknown_fields_are_left_out_and_those_with_a_default_may_be_missing() -> None:
-    assert decode('{"event": "warning", "time": 1, "message": "x", "since": 3}') == Warned(message="x")
-    event = PayloadReceived(round=1, peer="ab", name="otter", seconds=2.0, wire_bytes=3)
+    assert decode('{"event": "warning", "time": 1, "message": "x", "since": 3}') == e.Warned(message="x")
+    event = e.PayloadReceived(round=1, peer="ab", name="otter", seconds=2.0, wire_bytes=3)
     document = to_dict(event, 1.0)
     del document["local_loss"]
     assert decode(json.dumps(document)) == event
@@ -74,9 +62,9 @@ def test_unknown_fields_are_left_out_and_those_with_a_default_may_be_missing() -
 
 def test_a_loss_that_is_no_number_is_written_as_null() -> None:
     for loss in (math.nan, math.inf, -1e300):
-        line = encode(Evaluated(round=1, loss=loss), 1.0)
+        line = encode(e.Evaluated(round=1, loss=loss), 1.0)
         assert json.loads(line)["loss"] is None
-        assert decode(line) == Evaluated(round=1, loss=None)
+        assert decode(line) == e.Evaluated(round=1, loss=None)
 
 
 @pytest.mark.parametrize(
@@ -108,5 +96,5 @@ def test_hostile_lines_are_no_events(line: str) -> None:
 def test_a_whole_number_may_stand_for_a_float() -> None:
     line = '{"event":"peer_progress","time":1,"peer":"a","name":"n","round":1,"step":2,"steps":3,"tokens_per_second":7}'
     event = decode(line)
-    assert isinstance(event, PeerProgress)
+    assert isinstance(event, e.PeerProgress)
     assert event.tokens_per_second == 7.0

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +26,10 @@ from tsr_swarm.telemetry.typed_json import MAX_NUMBER
 def received(name: str, round: int) -> e.PayloadReceived:
     loss = 2.5 + round
     return e.PayloadReceived(round=round, peer=f"id-{name}", name=name, seconds=1.0, wire_bytes=5, local_loss=loss)
+
+
+def phase(name: str, deadline: float | None = None, reason: str = "") -> e.PhaseChanged:
+    return e.PhaseChanged(round=1, phase=name, deadline=deadline, reason=reason)
 
 
 def after(*happened: e.Event) -> SwarmSnapshot:
@@ -56,7 +61,7 @@ def test_folding_does_not_change_the_snapshot_before(happened: list[e.Event], ev
 
 @given(phases=st.lists(st.sampled_from(["waiting", "train", "exchange", "commit", "apply"]), min_size=1))
 def test_the_last_phase_wins(phases: list[str]) -> None:
-    snapshot = after(*(e.PhaseChanged(round=1, phase=p, deadline=None, reason="") for p in phases))
+    snapshot = after(*map(phase, phases))
     assert snapshot.phase == phases[-1]
 
 
@@ -83,31 +88,43 @@ def test_an_unknown_kind_is_counted_as_other() -> None:
 
 
 def test_a_deadline_is_kept_as_a_moment() -> None:
-    snapshot = fold(SwarmSnapshot(), 100.0, e.PhaseChanged(round=1, phase="exchange", deadline=12.0, reason="x"))
-    assert snapshot.deadline == 112.0
-    assert after(e.PhaseChanged(round=1, phase="exchange", deadline=12.0, reason="x"), opened(2)).deadline is None
+    exchange = phase("exchange", 12.0, "x")
+    assert fold(SwarmSnapshot(), 100.0, exchange).deadline == 112.0
+    assert after(exchange, opened(2)).deadline is None
 
 
-def test_the_state_says_how_many_peers_are_missing() -> None:
-    waiting = e.PhaseChanged(round=1, phase="waiting", deadline=None, reason="")
-    assert after(STARTED).state == "waiting for 2 more peers"
-    assert after(STARTED, joined("otter"), waiting).state == "waiting for 1 more peer"
+TRAINING = (STARTED, joined("otter"), joined("lynx", 2), opened(1))
+LEFT = e.PeerLeft(peer="id-otter", name="otter", reason="no sign of life for 30 s")
+APPLIED_IT = e.DigestReported(round=1, peer="id-otter", name="otter", digest="ab")
+STOPPED = replace(FINISHED, reason="it was asked to stop", is_stopped=True)
+LAST = (STARTED, joined("otter"), closed(10), phase("finished", reason="all 10 rounds are done"), LEFT)
+STATES = [
+    ((STARTED,), "waiting for 2 more peers"),
+    ((STARTED, joined("otter"), phase("waiting")), "waiting for 1 more peer"),
+    (TRAINING, "round 1: 2 peers training"),
+    ((*TRAINING, received("otter", 1), phase("exchange", 5.0)), "round 1: 1 of 2 payloads arrived"),
+    ((*TRAINING, phase("apply"), APPLIED_IT), "round 1: 1 of 2 peers applied it"),
+    ((STARTED, joined("otter"), opened(3), LEFT), "round 3: no peer is here"),
+    (LAST, "all 10 rounds are done"),
+    ((STARTED, FINISHED), "finished: 10 rounds done"),
+    ((STARTED, opened(1), LOST, FINISHED), "finished: 10 rounds done"),
+    ((STARTED, STOPPED), "stopped: it was asked to stop"),
+    ((*TRAINING, leads("otter")), "round 1: 2 peers training"),
+    ((*TRAINING, leads("otter"), LOST), "otter is lost: another is elected"),
+    ((*TRAINING, leads("otter", 1), LOST), "otter is lost: the run waits for it"),
+    ((*TRAINING, LOST), "the leader is lost: the run waits for it"),
+    ((*TRAINING, joined("heron", 3), leads("otter"), LOST, leads("lynx")), "lynx leads now"),
+]
 
 
-def test_the_state_counts_payloads_and_applied_rounds() -> None:
-    peers = (STARTED, joined("otter"), joined("lynx", 2), opened(1))
-    exchange = e.PhaseChanged(round=1, phase="exchange", deadline=5.0, reason="")
-    assert after(*peers).state == "round 1: 2 peers training"
-    assert after(*peers, received("otter", 1), exchange).state == "round 1: 1 of 2 payloads arrived"
-    applied = e.DigestReported(round=1, peer="id-otter", name="otter", digest="ab")
-    phase = e.PhaseChanged(round=1, phase="apply", deadline=None, reason="")
-    assert after(*peers, phase, applied).state == "round 1: 1 of 2 peers applied it"
+@pytest.mark.parametrize(("happened", "state"), STATES)
+def test_the_state_of_the_run_is_in_words(happened: tuple[e.Event, ...], state: str) -> None:
+    assert after(*happened).state == state
 
 
 def test_a_peer_that_did_not_finish_the_last_round_lags() -> None:
     snapshot = after(STARTED, joined("otter"), joined("lynx", 2), opened(1), received("otter", 1), received("lynx", 1))
-    done = e.DigestReported(round=1, peer="id-otter", name="otter", digest="ab")
-    snapshot = fold_all(snapshot, (e.Stamped(time=9.0, event=event) for event in (done, opened(2))))
+    snapshot = fold_all(snapshot, (e.Stamped(time=9.0, event=event) for event in (APPLIED_IT, opened(2))))
     assert [snapshot.lag(peer) for peer in snapshot.table] == [0, 1]
 
 
@@ -118,8 +135,7 @@ def test_old_progress_does_not_undo_a_payload() -> None:
 
 
 def test_a_peer_that_left_counts_no_more_but_stays_in_the_table() -> None:
-    left = e.PeerLeft(peer="id-otter", name="otter", reason="no sign of life for 30 s")
-    snapshot = after(STARTED, joined("otter"), joined("lynx", 2), progress("otter", 1, 3), progress("lynx", 1, 3), left)
+    snapshot = after(STARTED, joined("otter"), joined("lynx", 2), progress("otter", 1, 3), progress("lynx", 1, 3), LEFT)
     assert len(snapshot.alive) == 1
     assert snapshot.tokens_per_second == 100.0
     assert [(p.name, p.state, p.reason) for p in snapshot.table] == [
@@ -175,16 +191,13 @@ def test_a_peers_own_stream_shows_that_it_helps() -> None:
     assert snapshot.state == "otter: after round 6, its work was in 1 of 2 rounds"
 
 
-def test_a_finished_run_says_why() -> None:
-    assert after(STARTED, FINISHED).state == "finished: 10 rounds done"
-    assert after(STARTED, FINISHED).missing_peers == 0
+def test_a_finished_run_has_peers_that_are_done_and_a_stopped_one_says_so_in_the_log() -> None:
     over = after(STARTED, joined("otter"), opened(1), progress("otter", 1, 3), FINISHED)
     assert [(peer.state, peer.tokens_per_second) for peer in over.table] == [("done", 0.0)]
-    assert after(STARTED, opened(1), LOST, FINISHED).state == "finished: 10 rounds done"
-    stopped = after(STARTED, replace(FINISHED, reason="it was asked to stop", is_stopped=True))
-    assert (stopped.state, stopped.is_over) == ("stopped: it was asked to stop", True)
-    assert "run stopped after 10 rounds (it was asked to stop)" in stopped.log[-1].text
-    unbegun = after(STARTED, replace(FINISHED, rounds=0, reason="it was asked to stop", is_stopped=True))
+    assert (over.missing_peers, over.is_over) == (0, True)
+    assert after(*LAST).missing_peers == 0, "a run that is about to finish needs no more peers"
+    assert "run stopped after 10 rounds (it was asked to stop)" in after(STARTED, STOPPED).log[-1].text
+    unbegun = after(STARTED, replace(STOPPED, rounds=0))
     assert unbegun.log[-1].text == "run stopped before its first round closed (it was asked to stop)"
 
 
@@ -195,22 +208,10 @@ def test_a_run_that_is_over_is_at_the_last_round_that_closed() -> None:
     assert after(STARTED, opened(1), closed(1), opened(2), replace(end, is_stopped=True)).phase == "stopped"
 
 
-def test_a_round_without_peers_is_not_shown_as_training() -> None:
-    left = e.PeerLeft(peer="id-otter", name="otter", reason="it was asked to stop")
-    assert after(STARTED, joined("otter"), opened(3), left).state == "round 3: no peer is here"
-
-
 @given(events=st.lists(ANY_EVENT, min_size=1, max_size=5))
 def test_after_any_event_the_state_is_not_waiting_for_the_first_one(events: list[e.Event]) -> None:
     """A record may begin anywhere, and the phase "finished" comes before the end."""
     assert after(*events).state != "waiting for the first event"
-
-
-def test_a_run_that_is_about_to_finish_needs_no_more_peers() -> None:
-    last = e.PhaseChanged(round=10, phase="finished", deadline=None, reason="all 10 rounds are done")
-    left = e.PeerLeft(peer="id-otter", name="otter", reason="the run has finished")
-    snapshot = after(STARTED, joined("otter"), closed(10), last, left)
-    assert (snapshot.state, snapshot.missing_peers) == ("all 10 rounds are done", 0)
 
 
 def test_a_lab_that_was_ready_before_the_run_began_is_known_in_it() -> None:
@@ -226,22 +227,15 @@ def test_without_a_leader_the_speed_is_zero() -> None:
 
 
 def test_the_leader_is_known_until_it_is_lost_and_then_the_next_one() -> None:
-    peers = (STARTED, joined("otter"), joined("lynx", 2))
-    led = after(*peers, leads("otter"), opened(1))
-    assert (led.leader, led.is_safe, led.voters, led.state) == ("otter", True, 3, "round 1: 2 peers training")
+    led = after(*TRAINING, leads("otter"))
+    assert (led.leader, led.is_safe, led.voters) == ("otter", True, 3)
     assert [led.leads(peer) for peer in led.table] == [True, False]
-    lost = after(*peers, leads("otter"), opened(1), LOST)
-    assert (lost.state, lost.deadline) == ("otter is lost: another is elected", None)
+    lost = after(*TRAINING, leads("otter"), LOST)
+    assert lost.deadline is None
     assert not any(lost.leads(peer) for peer in lost.table)
-    assert after(*peers, leads("otter", 1), LOST).state == "otter is lost: the run waits for it"
-    assert after(*peers, LOST).state == "the leader is lost: the run waits for it"
-    found = after(*peers, joined("heron", 3), leads("otter"), opened(1), LOST, leads("lynx"))
-    assert found.state == "lynx leads now"
-    assert [(peer.name, peer.state) for peer in found.table] == [
-        ("lynx", "joining"),
-        ("heron", "joining"),
-        ("otter", "left"),
-    ]
+    found = after(*TRAINING, joined("heron", 3), leads("otter"), LOST, leads("lynx"))
+    states = [(peer.name, peer.state) for peer in found.table]
+    assert states == [("lynx", "joining"), ("heron", "joining"), ("otter", "left")]
 
 
 def test_a_leader_that_reports_again_is_not_lost() -> None:
@@ -276,20 +270,7 @@ def test_the_coverage_is_that_of_the_newest_report() -> None:
 JOINED = e.Joined(run="chat", name="otter", number=1, address="192.0.2.1:7700", round=4)
 LED = leads("coordinator", voters=1)
 OPENED = opened(5)
-FIGURES = [
-    "history",
-    "sent",
-    "received",
-    "raw_bytes",
-    "dense_bytes",
-    "overhead",
-    "rounds_counted",
-    "digest",
-    "table",
-    "run",
-    "round",
-    "finished",
-]
+FIGURES = "history sent received raw_bytes dense_bytes overhead rounds_counted digest table run round finished"
 
 
 def own(snapshot: SwarmSnapshot, *events: e.Event) -> SwarmSnapshot:
@@ -302,7 +283,7 @@ def own(snapshot: SwarmSnapshot, *events: e.Event) -> SwarmSnapshot:
 def test_events_of_one_peer_change_no_number_of_the_swarm(of_run: list[e.Event], of_peer: list[e.Event]) -> None:
     before = after(*of_run)
     changed = own(before, *of_peer)
-    for name in FIGURES:
+    for name in FIGURES.split():
         assert getattr(changed, name) == getattr(before, name)
     assert isinstance(changed.own_text, str)
 

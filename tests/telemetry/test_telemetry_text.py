@@ -5,17 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.telemetry.text import (
-    bytes_text,
-    clean,
-    count_text,
-    factor_text,
-    loss_text,
-    reason_text,
-    seconds_text,
-)
+from tsr_swarm.telemetry.text import bytes_text, clean, count_text, factor_text, loss_text, reason_text, seconds_text
 
-SHARP = "\x1b]0;owned\x07 \x1b[2J\u202eevil\u2066 [red]x[/red]\r\n\x00\x9b1m\u200b"
+HOSTILE = "\x1b]0;owned\x07 \x1b[2J\u202eevil\u2066 [red]x[/red]\r\n\x00\x9b1m\u200b"
 
 
 @given(text=st.text(max_size=300), limit=st.integers(2, 60))
@@ -26,11 +18,8 @@ def test_cleaned_text_is_one_short_line_without_hidden_characters(text: str, lim
     assert clean(cleaned, limit) == cleaned
 
 
-def test_escape_codes_and_direction_overrides_are_taken_out() -> None:
-    assert clean(SHARP) == "]0;owned [2Jevil [red]x[/red] 1m"
-
-
-def test_a_name_of_a_megabyte_is_cut_quickly() -> None:
+def test_hidden_characters_are_taken_out_and_long_text_is_cut() -> None:
+    assert clean(HOSTILE) == "]0;owned [2Jevil [red]x[/red] 1m"
     assert clean("x" * 1_000_000, 8) == "xxxxxxx…"
 
 

@@ -50,6 +50,14 @@ def gap(count: int) -> bytes:
     return b"%d dropped\n" % count
 
 
+def filled(pipe: Pipe) -> BackgroundWriter:
+    """A writer of more than the pipe holds."""
+    writer = BackgroundWriter(pipe.writes, gap)
+    for _ in range(1000):
+        writer.put(PIECE)
+    return writer
+
+
 def test_a_reader_gets_everything_in_order(pipe: Pipe) -> None:
     writer = BackgroundWriter(pipe.writes, gap)
     lines = [b"line %d\n" % number for number in range(5000)]
@@ -94,9 +102,7 @@ def test_a_closed_reader_ends_the_writing_and_is_reported_once(pipe: Pipe) -> No
 
 
 def test_closing_gives_up_on_a_reader_that_takes_nothing_and_says_how_much_is_lost(pipe: Pipe) -> None:
-    writer = BackgroundWriter(pipe.writes, gap)
-    for _ in range(1000):
-        writer.put(PIECE)
+    writer = filled(pipe)
     writer.put(b"end\n")
     assert 0 < writer.close(0.1) <= 1001
     assert pipe.read_until(b"end\n").endswith(PIECE + b"end\n"), "should it read after all"
@@ -110,27 +116,17 @@ def test_a_piece_that_failed_counts_as_lost() -> None:
     os.close(full)
 
 
-async def test_a_caller_can_wait_for_the_reader(pipe: Pipe) -> None:
-    writer = BackgroundWriter(pipe.writes, gap)
-    for _ in range(1000):
-        writer.put(PIECE)
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_a_caller_can_wait_until_all_is_read_or_the_reader_has_gone(pipe: Pipe, is_read: bool) -> None:
+    writer = filled(pipe)
     waiting = asyncio.create_task(writer.catch_up(0))
     await asyncio.sleep(0)
     assert not waiting.done()
-    writer.put(b"end\n")
-    seen = await asyncio.to_thread(pipe.read_until, b"end\n")
-    assert seen == 1000 * PIECE + b"end\n"
-    async with asyncio.timeout(BOUND):
-        await waiting
-
-
-async def test_waiting_for_a_reader_ends_when_it_has_gone(pipe: Pipe) -> None:
-    writer = BackgroundWriter(pipe.writes, gap)
-    for _ in range(1000):
-        writer.put(PIECE)
-    waiting = asyncio.create_task(writer.catch_up(0))
-    await asyncio.sleep(0)
-    pipe.close_reader()
+    if is_read:
+        writer.put(b"end\n")
+        assert await asyncio.to_thread(pipe.read_until, b"end\n") == 1000 * PIECE + b"end\n"
+    else:
+        pipe.close_reader()
     async with asyncio.timeout(BOUND):
         await waiting
 

@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from tests.transport.examples import CORE_BYTES, DATA, DENSE_BYTES, PEER, envelope, pb_sections, published_header
+from tests.transport.examples import CORE_BYTES, DATA, DENSE_BYTES, envelope, pb_sections, published_header
+from tests.wire.examples import PEER
 from tsr_swarm.errors import PeerError, RefusedError
 from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.transport.client import SwarmClient

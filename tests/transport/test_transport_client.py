@@ -8,15 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.transport.examples import (
-    CORE_BYTES,
-    DATA,
-    PEER,
-    SECTIONS,
-    envelope,
-    pb_sections,
-    published_header,
-)
+from tests.transport.examples import CORE_BYTES, DATA, SECTIONS, envelope, pb_sections, published_header
+from tests.wire.examples import PEER
 from tsr_swarm.errors import PeerError, RefusedError, RunError, SwarmError, UnreachableError
 from tsr_swarm.rounds import follower, leader
 from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
@@ -47,7 +40,9 @@ async def test_a_message_arrives_unchanged(pair: Any) -> None:
     assert pair.handler.received == [vote, pb.TellRequest(goodbye=pb.Goodbye())]
 
 
-async def test_ten_thousand_peers_fit_in_one_list_and_in_one_message(pair: Any) -> None:
+async def test_the_largest_manifest_and_lists_of_ten_thousand_peers_fit_in_one_message(pair: Any) -> None:
+    pair.handler.manifest = os.urandom(4 << 20)
+    assert (await pair.client.hello(pb.HelloRequest())).manifest == pair.handler.manifest
     members = [pb.Member(peer_id=os.urandom(16), number=10**6 - 10_000 + number) for number in range(10_000)]
     pair.handler.members = members
     assert (await pair.client.list_peers(pb.ListPeersRequest())).members == members
@@ -79,16 +74,11 @@ async def test_the_handler_is_cancelled_when_a_caller_ends_its_poll(pair: Any) -
         await pair.handler.has_hung_up.wait()
 
 
-async def test_a_poll_that_is_held_too_long_ends_on_both_sides(pair: Any) -> None:
+async def test_a_poll_that_is_held_too_long_ends_at_its_deadline_on_both_sides(pair: Any) -> None:
     with pytest.raises(UnreachableError, match=r"did not answer Poll within 0\.3 s"):
         await pair.client.poll(pb.PollRequest(known=1), seconds=0.3)
     async with asyncio.timeout(10):
         await pair.handler.has_hung_up.wait()
-
-
-async def test_the_largest_manifest_fits(pair: Any) -> None:
-    pair.handler.manifest = os.urandom(4 << 20)
-    assert (await pair.client.hello(pb.HelloRequest())).manifest == pair.handler.manifest
 
 
 async def test_an_upload_a_round_and_a_shard_arrive_whole(pair: Any) -> None:
@@ -192,6 +182,7 @@ async def test_a_refusal_before_a_stream_arrives(pair: Any) -> None:
 @pytest.mark.parametrize(
     ("raised", "arrives"),
     [
+        (RefusedError("é" * 5000), RefusedError),
         (RefusedError("Protocol 2 is not spoken; install version 1."), RefusedError),
         (PeerError("name", "name = '\x1b[2J' is out of range."), PeerError),
         (RunError("The disk is full; free some space."), UnreachableError),
@@ -202,15 +193,9 @@ async def test_a_refusal_arrives_as_its_class_and_sentence(pair: Any, raised: Ex
     pair.handler.error = raised
     with pytest.raises(arrives) as refusal:
         await pair.client.hello(pb.HelloRequest())
-    sentence = str(raised).replace("\x1b", " ")
+    sentence = str(raised).replace("\x1b", " ")[:100]
     assert sentence in str(refusal.value)
     assert getattr(raised, "reason", None) == getattr(refusal.value, "reason", None)
-
-
-async def test_a_sentence_of_any_length_and_script_arrives(pair: Any) -> None:
-    pair.handler.error = RefusedError("é" * 5000)
-    with pytest.raises(RefusedError, match="é" * 100):
-        await pair.client.hello(pb.HelloRequest())
 
 
 async def test_a_port_without_a_listener_fails_at_once() -> None:
@@ -233,18 +218,13 @@ async def test_a_port_without_a_listener_fails_at_once() -> None:
             assert counter.totals(Direction.SENT) == {}
 
 
-async def test_a_hostile_name_is_a_host_and_not_a_socket_on_this_machine() -> None:
+@pytest.mark.parametrize("address", ["no-such-host.invalid:1", "unix:1"])
+async def test_a_name_that_does_not_resolve_is_named_and_is_no_socket_on_this_machine(address: str) -> None:
     """gRPC takes unix:1 for a socket in the working folder."""
-    async with SwarmClient("unix:1", ByteCounter()) as client:
-        with pytest.raises(UnreachableError) as failure:
+    async with SwarmClient(address, ByteCounter()) as client:
+        with pytest.raises(UnreachableError, match=re.escape(address)) as failure:
             await client.hello(pb.HelloRequest(), seconds=5)
         assert "No such file" not in str(failure.value)
-
-
-async def test_a_name_that_does_not_resolve_is_named() -> None:
-    async with SwarmClient("no-such-host.invalid:1", ByteCounter()) as client:
-        with pytest.raises(UnreachableError, match=r"no-such-host\.invalid:1"):
-            await client.hello(pb.HelloRequest(), seconds=5)
 
 
 class Node:

@@ -1,7 +1,9 @@
-"""A plan, a contribution, a published round and their manifest, for tests of messages."""
+"""A plan, a contribution, a published round and their manifest, for tests of messages, and why one is refused."""
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 from google.protobuf.message import Message
 from hypothesis import strategies as st
 
@@ -9,6 +11,7 @@ from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import RoundConfig, RunConfig
+from tsr_swarm.errors import PeerError
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.fields import MAX_ROUND, MAX_SEED, MAX_STEPS, MAX_TERM, MAX_TOKENS
 from tsr_swarm.wire.messages import MAX_LOSS, ContributionHeader, PublishedHeader, ShardResult
@@ -138,15 +141,18 @@ def published_headers(draw: st.DrawFn) -> tuple[Manifest, PublishedHeader]:
     return manifest, PublishedHeader(draw(plans()), manifest.shard_blocks, shards, draw(hashes), draw(voters))
 
 
-def changed(message: Message, field: str, value: object) -> Any:
-    """A copy of ``message`` with one field set, repeated ones replaced."""
-    copy = type(message).FromString(message.SerializeToString())
-    copy.ClearField(field)
-    current: Any = getattr(copy, field)
-    if isinstance(value, list):
-        current.extend(value)
-    elif isinstance(value, Message):
-        current.CopyFrom(value)
-    else:
-        setattr(copy, field, value)
-    return copy
+def but(message: Message, **changes: Any) -> Any:
+    """A copy of ``message`` with some of its fields set otherwise, and alternatives of those removed."""
+    oneofs = [{field.name for field in oneof.fields} for oneof in message.DESCRIPTOR.oneofs]
+    replaced = set().union(*(names for names in oneofs if names & changes.keys()))
+    kept = {field.name: value for field, value in message.ListFields() if field.name not in replaced}
+    return type(message)(**{**kept, **changes})
+
+
+def refusal_of(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> str:
+    """The reason of the PeerError that a call raises, with one short sentence."""
+    with pytest.raises(PeerError) as refusal:
+        call(*arguments, **keywords)
+    assert str(refusal.value).endswith(".")
+    assert len(str(refusal.value)) < 300
+    return refusal.value.reason

@@ -1,7 +1,6 @@
 """Each message has a good example, and a table of what is changed in it and the field that the refusal names."""
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -10,9 +9,9 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.refusals import refusal_of
+from tests.wire.examples import but, refusal_of
 from tsr_swarm.errors import PeerError
-from tsr_swarm.wire import checks
+from tsr_swarm.wire.checks import check
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 PEER, OTHER = "0123456789abcdef" * 2, "f" * 32
@@ -34,19 +33,16 @@ NEWS = pb.News(
     nodes=[OTHER] * 8,
     plan=pb.OpenPlan(key=KEY, places=[0, 2] * 512),
 )
-SHARD_DONE = pb.ShardDone(
-    term=1, round=5, shard=3, local_loss=2.5, raw_sent=10**9, kappas=[0.5], energies=[2.0], roster=DIGEST
-)
-GOOD: dict[Callable[[Any], None], Any] = {
-    checks.check_hello: pb.HelloRequest(protocol=1, package_version="0.1.0"),
-    checks.check_hello_reply: pb.HelloReply(
+EXAMPLES: list[Any] = [
+    pb.HelloRequest(protocol=1, package_version="0.1.0"),
+    pb.HelloReply(
         initial_peers=["/ip4/192.0.2.7/tcp/1/p2p/Q"],
         unix_time=1.7e9,
         peer_id=OTHER,
         first=PEER,
         contacts=[CONTACT] * 16,
     ),
-    checks.check_join: pb.JoinRequest(
+    pb.JoinRequest(
         manifest_digest=DIGEST,
         peer_id=PEER,
         name="ann-2",
@@ -54,11 +50,9 @@ GOOD: dict[Callable[[Any], None], Any] = {
         local_space="core",
         device="cpu, 2 cores",
     ),
-    checks.check_join_reply: pb.JoinReply(number=0, name="ann-2"),
-    checks.check_state_description: pb.StateDescription(
-        round=3, digest=DIGEST, chain=DIGEST, total_bytes=10, chunk_bytes=4, chunk_hashes=[DIGEST] * 3
-    ),
-    checks.check_poll: pb.PollRequest(
+    pb.JoinReply(number=0, name="ann-2"),
+    pb.StateDescription(round=3, digest=DIGEST, chain=DIGEST, total_bytes=10, chunk_bytes=4, chunk_hashes=[DIGEST] * 3),
+    pb.PollRequest(
         manifest_digest=DIGEST,
         peer_id=PEER,
         address="192.0.2.7:7700",
@@ -68,85 +62,77 @@ GOOD: dict[Callable[[Any], None], Any] = {
         progress=pb.Progress(step=3),
         lease=LEASE,
     ),
-    checks.check_poll_reply: pb.PollReply(news=NEWS, lease=pb.DataLease(epoch=1, part=3)),
-    checks.check_news: NEWS,
-    checks.check_redirect: pb.Redirect(base=RECORD),
-    checks.check_record: RECORD,
-    checks.check_list_peers: pb.ListPeersRequest(manifest_digest=DIGEST, roster=DIGEST, known=DIGEST),
-    checks.check_list_peers_reply: pb.ListPeersReply(members=[MEMBER]),
-    checks.check_fetch_shard: pb.FetchShardRequest(round=1, shard=1023, hashes=[DIGEST] * 16),
-    checks.check_fetch_published: pb.FetchPublishedRequest(round=1),
-    checks.check_report: pb.ReportRequest(peer_id=PEER, round=1, digest=DIGEST, sent={"core": 5}),
-    checks.check_describe_state: pb.DescribeStateRequest(manifest_digest=DIGEST, round=5),
-    checks.check_catch_up: pb.CatchUpRequest(manifest_digest=DIGEST, applied=0),
-    checks.check_catch_up_reply: pb.CatchUpReply(round_bytes=1, state_bytes=10**9),
-    checks.check_leave: pb.LeaveRequest(peer_id=PEER, reason="Ctrl-C"),
-    checks.check_watch: pb.WatchRequest(after=5, wait_ms=0),
-    checks.check_tell: pb.TellRequest(manifest_digest=DIGEST, sender=PEER, goodbye=pb.Goodbye()),
+    pb.PollReply(news=NEWS, lease=pb.DataLease(epoch=1, part=3)),
+    NEWS,
+    pb.Redirect(base=RECORD),
+    RECORD,
+    pb.ListPeersRequest(manifest_digest=DIGEST, roster=DIGEST, known=DIGEST),
+    pb.ListPeersReply(members=[MEMBER]),
+    pb.FetchShardRequest(round=1, shard=1023, hashes=[DIGEST] * 16),
+    pb.FetchPublishedRequest(round=1),
+    pb.ReportRequest(peer_id=PEER, round=1, digest=DIGEST, sent={"core": 5}),
+    pb.DescribeStateRequest(manifest_digest=DIGEST, round=5),
+    pb.CatchUpRequest(manifest_digest=DIGEST, applied=0),
+    pb.CatchUpReply(round_bytes=1, state_bytes=10**9),
+    pb.LeaveRequest(peer_id=PEER, reason="Ctrl-C"),
+    pb.WatchRequest(after=5, wait_ms=0),
+    pb.TellRequest(manifest_digest=DIGEST, sender=PEER, goodbye=pb.Goodbye()),
+    pb.VoteRequest(term=1),
+    pb.VoteReply(term=1, reason="granted"),
+    pb.Beat(term=1, base=RECORD, proposal=RECORD),
+    pb.BeatReply(term=1, accepted=DIGEST, reason="accepted"),
+    pb.Close(term=1, round=5, parent=DIGEST, shards=[0, 2], roster=DIGEST),
+    pb.ShardDone(term=1, round=5, shard=3, local_loss=2.5, raw_sent=10**9, kappas=[0.5], energies=[2.0], roster=DIGEST),
+]
+GOOD: dict[type[Message], Any] = {type(message): message for message in EXAMPLES}
+TOLD: dict[str, Any] = {
+    "vote_request": pb.VoteRequest,
+    "vote_reply": pb.VoteReply,
+    "beat": pb.Beat,
+    "beat_reply": pb.BeatReply,
+    "close": pb.Close,
+    "shard_done": pb.ShardDone,
 }
-SENT: dict[str, Any] = {
-    "vote_request": pb.VoteRequest(term=1),
-    "vote_reply": pb.VoteReply(term=1, reason="granted"),
-    "beat": pb.Beat(term=1, base=RECORD, proposal=RECORD),
-    "beat_reply": pb.BeatReply(term=1, accepted=DIGEST, reason="accepted"),
-    "close": pb.Close(term=1, round=5, parent=DIGEST, shards=[0, 2], roster=DIGEST),
-    "shard_done": SHARD_DONE,
-}
-
-
-def but(message: Message, **changes: Any) -> Any:
-    """A copy of ``message`` with some of its fields set otherwise, and alternatives of those removed."""
-    oneofs = [{field.name for field in oneof.fields} for oneof in message.DESCRIPTOR.oneofs]
-    replaced = set().union(*(names for names in oneofs if names & changes.keys()))
-    kept = {field.name: value for field, value in message.ListFields() if field.name not in replaced}
-    return type(message)(**{**kept, **changes})
-
-
-def sent(kind: str, **changes: Any) -> Any:
-    return but(GOOD[checks.check_tell], **{kind: but(SENT[kind], **changes)})
-
-
-EXAMPLES = [*GOOD.items(), *((checks.check_tell, sent(kind)) for kind in SENT)]
 
 
 @pytest.mark.parametrize(
-    ("check", "message"),
+    "message",
     [
         *EXAMPLES,
-        (checks.check_poll_reply, pb.PollReply(unknown=True)),
-        (checks.check_poll_reply, pb.PollReply(redirect=pb.Redirect(base=RECORD))),
-        (checks.check_tell, sent("beat", base=pb.Record(voters=PEERS[:1]), proposal=None)),
-        (checks.check_tell, sent("beat_reply", accepted=b"")),
-        (checks.check_tell, sent("close", round=1, parent=b"")),
-        (checks.check_tell, sent("shard_done", roster=b"", result=pb.ShardResult(void=True))),
-        (checks.check_tell, sent("shard_done", kappas=[], energies=[])),
+        pb.PollReply(unknown=True),
+        pb.PollReply(redirect=pb.Redirect(base=RECORD)),
+        *(but(GOOD[pb.TellRequest], **{name: GOOD[kind]}) for name, kind in TOLD.items()),
+        but(GOOD[pb.Beat], base=pb.Record(voters=PEERS[:1]), proposal=None),
+        but(GOOD[pb.BeatReply], accepted=b""),
+        but(GOOD[pb.Close], round=1, parent=b""),
+        but(GOOD[pb.ShardDone], roster=b"", result=pb.ShardResult(void=True)),
+        but(GOOD[pb.ShardDone], kappas=[], energies=[]),
     ],
 )
-def test_a_message_within_bounds_passes(check: Callable[[Any], None], message: Any) -> None:
+def test_a_message_within_bounds_passes(message: Any) -> None:
     check(message)
 
 
 @given(data=st.binary(max_size=200))
 def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
-    for check, example in GOOD.items():
+    for kind in GOOD:
         with suppress(PeerError, DecodeError):
-            check(type(example).FromString(data))
+            check(kind.FromString(data))
 
 
 @given(data=st.data(), example=st.sampled_from(EXAMPLES))
-def test_flipped_bits_raise_only_peer_errors(data: st.DataObject, example: tuple[Callable[[Any], None], Any]) -> None:
-    check, message = example
-    flipped = bytearray(message.SerializeToString())
+def test_flipped_bits_raise_only_peer_errors(data: st.DataObject, example: Message) -> None:
+    flipped = bytearray(example.SerializeToString())
     bit = data.draw(st.integers(0, max(0, 8 * len(flipped) - 1)))
     flipped[bit // 8] ^= 1 << bit % 8
     with suppress(PeerError, DecodeError):
-        check(type(message).FromString(bytes(flipped)))
+        check(type(example).FromString(bytes(flipped)))
 
 
-# By check: the field that the refusal names, and its wrong value, or all that is changed.
-WRONG: dict[Callable[[Any], None], list[tuple[str, Any]]] = {
-    checks.check_hello: [("package_version", "x" * 33)],
-    checks.check_hello_reply: [
+# By kind of message: the field that the refusal names, and its wrong value, or all that is changed.
+WRONG: dict[type[Message], list[tuple[str, Any]]] = {
+    pb.HelloRequest: [("package_version", "x" * 33)],
+    pb.HelloReply: [
         ("initial_peers", ["x"] * 17),
         ("initial_peers", ["x" * 257]),
         ("unix_time", math.nan),
@@ -155,7 +141,7 @@ WRONG: dict[Callable[[Any], None], list[tuple[str, Any]]] = {
         ("contacts", [CONTACT] * 17),
         ("contacts", [pb.Contact()]),
     ],
-    checks.check_join: [
+    pb.JoinRequest: [
         ("manifest_digest", b""),
         ("peer_id", PEER[:-1]),
         *(("name", name) for name in ("", "x" * 33, "ann 2", "ann\n", "änn")),
@@ -165,8 +151,8 @@ WRONG: dict[Callable[[Any], None], list[tuple[str, Any]]] = {
         ("device", "\x1b[2J"),
         ("number", 10**6 + 1),
     ],
-    checks.check_join_reply: [("number", 10**6 + 1), ("name", "ann" * 17)],
-    checks.check_state_description: [
+    pb.JoinReply: [("number", 10**6 + 1), ("name", "ann" * 17)],
+    pb.StateDescription: [
         ("digest", SHORT),
         ("chain", b""),
         ("total_bytes", 0),
@@ -177,13 +163,13 @@ WRONG: dict[Callable[[Any], None], list[tuple[str, Any]]] = {
         ("chunk_hashes", [DIGEST] * 2),
         ("chunk_hashes", [DIGEST, DIGEST, b""]),
     ],
-    checks.check_describe_state: [("manifest_digest", SHORT), ("round", 2**50)],
-    checks.check_catch_up: [("manifest_digest", SHORT), ("applied", 2**50)],
-    checks.check_catch_up_reply: [
+    pb.DescribeStateRequest: [("manifest_digest", SHORT), ("round", 2**50)],
+    pb.CatchUpRequest: [("manifest_digest", SHORT), ("applied", 2**50)],
+    pb.CatchUpReply: [
         ("state_round", 2**41),
         *((field, 2**60) for field in ("state_bytes", "round_bytes", "rest_bytes")),
     ],
-    checks.check_poll: [
+    pb.PollRequest: [
         ("manifest_digest", b""),
         ("peer_id", ""),
         ("address", "no address"),
@@ -202,7 +188,7 @@ WRONG: dict[Callable[[Any], None], list[tuple[str, Any]]] = {
         ("lease.tokens", pb.DataLease(tokens=2**51)),
         ("lease.size", pb.DataLease(size=2**51)),
     ],
-    checks.check_news: [
+    pb.News: [
         ("term", 0),
         ("term", 2**40 + 1),
         ("leader", ""),
@@ -223,7 +209,7 @@ WRONG: dict[Callable[[Any], None], list[tuple[str, Any]]] = {
         ("places", {"plan": pb.OpenPlan(key=KEY, places=[0] * 1025)}),
         ("places", {"plan": pb.OpenPlan(key=KEY, places=[3])}),
     ],
-    checks.check_poll_reply: [
+    pb.PollReply: [
         ("answer", {"news": None}),
         ("version", {"news": but(NEWS, version=2**60)}),
         ("lease.epoch", pb.DataLease(epoch=2**41)),
@@ -241,36 +227,36 @@ WRONG: dict[Callable[[Any], None], list[tuple[str, Any]]] = {
         ("version", {"unchanged": pb.Unchanged(term=1, version=2**60)}),
         ("number", {"unchanged": pb.Unchanged(term=1, number=2**60)}),
     ],
-    checks.check_tell: [
+    pb.TellRequest: [
         ("manifest_digest", b""),
         ("sender", ""),
         ("address", "\n\n\n"),
         ("message", {"goodbye": None}),
-        *(("term", {kind: but(good, term=term)}) for kind, good in SENT.items() for term in (0, 2**40 + 1)),
-        ("round", {"vote_request": pb.VoteRequest(term=1, round=2**41)}),
-        ("tail_term", {"vote_request": pb.VoteRequest(term=1, tail_term=2**41)}),
-        ("voter_term", {"vote_reply": pb.VoteReply(term=1, voter_term=2**41)}),
-        ("reason", {"vote_reply": pb.VoteReply(term=1, reason="x" * 161)}),
-        ("reason", {"vote_reply": pb.VoteReply(term=1, reason="\x1b[2J")}),
-        ("base.voters", {"beat": pb.Beat(term=1)}),
-        ("proposal.parent", {"beat": pb.Beat(term=1, base=RECORD, proposal=but(RECORD, parent=b""))}),
-        ("round", {"beat_reply": pb.BeatReply(term=1, round=2**41)}),
-        ("accepted", {"beat_reply": pb.BeatReply(term=1, accepted=SHORT)}),
-        ("reason", {"beat_reply": pb.BeatReply(term=1, reason="a\nb")}),
-        ("round", {"close": but(SENT["close"], round=0, parent=b"")}),
-        ("parent", {"close": but(SENT["close"], parent=b"")}),
-        ("parent", {"close": but(SENT["close"], round=1)}),
-        *(("shards", {"close": but(SENT["close"], shards=shards)}) for shards in ([1024], [2, 0], [1, 1])),
-        *(("roster", {"close": but(SENT["close"], roster=roster)}) for roster in (b"", DIGEST + b"x")),
-        ("round", {"shard_done": but(SHARD_DONE, round=0)}),
-        ("shard", {"shard_done": but(SHARD_DONE, shard=1024)}),
-        *(("local_loss", {"shard_done": but(SHARD_DONE, local_loss=loss)}) for loss in (math.nan, -1e7)),
-        ("raw_sent", {"shard_done": but(SHARD_DONE, raw_sent=2**60)}),
-        *(("kappas", {"shard_done": but(SHARD_DONE, kappas=[kappa])}) for kappa in (1.5, math.nan)),
-        *(("energies", {"shard_done": but(SHARD_DONE, energies=values)}) for values in ([-1.0], [math.inf], [])),
-        *(("roster", {"shard_done": but(SHARD_DONE, roster=roster)}) for roster in (b"", SHORT)),
+        *(("term", {name: kind()}) for name, kind in TOLD.items()),
     ],
-    checks.check_record: [
+    pb.VoteRequest: [("term", 0), ("term", 2**40 + 1), ("round", 2**41), ("tail_term", 2**41)],
+    pb.VoteReply: [("term", 2**40 + 1), ("voter_term", 2**41), ("reason", "x" * 161), ("reason", "\x1b[2J")],
+    pb.Beat: [("term", 2**40 + 1), ("base.voters", {"base": None}), ("proposal.parent", but(RECORD, parent=b""))],
+    pb.BeatReply: [("term", 2**40 + 1), ("round", 2**41), ("accepted", SHORT), ("reason", "a\nb")],
+    pb.Close: [
+        ("term", 2**40 + 1),
+        ("round", {"round": 0, "parent": b""}),
+        ("parent", b""),
+        ("parent", {"round": 1}),
+        *(("shards", shards) for shards in ([1024], [2, 0], [1, 1])),
+        *(("roster", roster) for roster in (b"", DIGEST + b"x")),
+    ],
+    pb.ShardDone: [
+        ("term", 2**40 + 1),
+        ("round", 0),
+        ("shard", 1024),
+        *(("local_loss", loss) for loss in (math.nan, -1e7)),
+        ("raw_sent", 2**60),
+        *(("kappas", [kappa]) for kappa in (1.5, math.nan)),
+        *(("energies", values) for values in ([-1.0], [math.inf], [])),
+        *(("roster", roster) for roster in (b"", SHORT)),
+    ],
+    pb.Record: [
         ("round", 2**41),
         ("chain", b""),
         ("chain", DIGEST + b"x"),
@@ -280,21 +266,21 @@ WRONG: dict[Callable[[Any], None], list[tuple[str, Any]]] = {
         ("parent", {"round": 0, "chain": b""}),
         *(("voters", ids) for ids in ([], PEERS, [PEERS[1], PEERS[0]], [PEERS[0], PEERS[0]], ["no id"])),
     ],
-    checks.check_list_peers: [("manifest_digest", b""), ("roster", SHORT), ("known", DIGEST + b"x")],
-    checks.check_list_peers_reply: [("unchanged", True), ("members", [pb.Member(peer_id=bytes(16))])],
-    checks.check_fetch_shard: [
+    pb.ListPeersRequest: [("manifest_digest", b""), ("roster", SHORT), ("known", DIGEST + b"x")],
+    pb.ListPeersReply: [("unchanged", True), ("members", [pb.Member(peer_id=bytes(16))])],
+    pb.FetchShardRequest: [
         ("round", 0),
         ("shard", 1024),
         *(("hashes", hashes) for hashes in ([], [DIGEST] * 17, [b""])),
     ],
-    checks.check_fetch_published: [("round", 0), ("chain", bytes(1000))],
-    checks.check_report: [("sent", {"sent": {"gold": 5}}), ("received", {"received": {"core": 2**60}}), ("round", 0)],
-    checks.check_leave: [("reason", "x" * 129), ("reason", "a\x07b")],
-    checks.check_watch: [("wait_ms", 2**31)],
+    pb.FetchPublishedRequest: [("round", 0), ("chain", bytes(1000))],
+    pb.ReportRequest: [("sent", {"sent": {"gold": 5}}), ("received", {"received": {"core": 2**60}}), ("round", 0)],
+    pb.LeaveRequest: [("reason", "x" * 129), ("reason", "a\x07b")],
+    pb.WatchRequest: [("wait_ms", 2**31)],
 }
 
 
-@pytest.mark.parametrize(("check", "field", "change"), [(c, *row) for c, rows in WRONG.items() for row in rows])
-def test_out_of_bounds_is_refused_by_field(check: Callable[[Any], None], field: str, change: Any) -> None:
+@pytest.mark.parametrize(("kind", "field", "change"), [(kind, *row) for kind, rows in WRONG.items() for row in rows])
+def test_out_of_bounds_is_refused_by_field(kind: type[Message], field: str, change: Any) -> None:
     changes = change if isinstance(change, dict) else {field.partition(".")[0]: change}
-    assert refusal_of(check, but(GOOD[check], **changes)).removeprefix("record.") == field
+    assert refusal_of(check, but(GOOD[kind], **changes)) == field

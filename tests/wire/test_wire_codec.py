@@ -3,6 +3,7 @@ import math
 import struct
 import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.wire.refusals import refusal_of
+from tests.wire.examples import refusal_of
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import DENSE_BITS, Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
@@ -191,33 +192,23 @@ def test_sections_must_be_the_legal_ones_in_the_legal_order() -> None:
     assert refusal_of(decode, (), SECTIONS, DATA) == "sections"
 
 
-@pytest.mark.parametrize("raw_bytes", [0, 1, SECTIONS[0].raw_bytes + 1, 2**63])
-def test_raw_bytes_must_be_exactly_legal(raw_bytes: int) -> None:
-    wrong = (replace(SECTIONS[0], raw_bytes=raw_bytes), *SECTIONS[1:])
-    assert refusal_of(decode, SLOTS, wrong, DATA) == "raw_bytes"
-
-
-@pytest.mark.parametrize("count", [0, 10**6, 2**63])
-def test_wire_bytes_are_bounded(count: int) -> None:
-    wrong = (replace(SECTIONS[0], wire_bytes=count), *SECTIONS[1:])
-    assert refusal_of(decode, SLOTS, wrong, DATA) == "wire_bytes"
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        *(("raw_bytes", {"raw_bytes": count}) for count in (0, 1, SECTIONS[0].raw_bytes + 1, 2**63)),
+        *(("wire_bytes", {"wire_bytes": count}) for count in (0, 10**6, 2**63)),
+        *(("hash", {"hash": value}) for value in (bytes(32), b"")),
+    ],
+)
+def test_a_section_of_another_size_or_hash_is_refused(reason: str, change: dict[str, Any]) -> None:
+    assert refusal_of(decode, SLOTS, (replace(SECTIONS[0], **change), *SECTIONS[1:]), DATA) == reason
 
 
 def test_wire_bytes_must_cut_the_frames_where_they_end() -> None:
     first, second, third = SECTIONS
-    moved = (
-        replace(first, wire_bytes=first.wire_bytes + 1),
-        replace(second, wire_bytes=second.wire_bytes - 1),
-        third,
-    )
+    longer, shorter = first.wire_bytes + 1, second.wire_bytes - 1
+    moved = (replace(first, wire_bytes=longer), replace(second, wire_bytes=shorter), third)
     assert refusal_of(decode, SLOTS, moved, DATA) == "frame"
-
-
-def test_the_hash_must_fit_the_content() -> None:
-    wrong = (replace(SECTIONS[0], hash=bytes(32)), *SECTIONS[1:])
-    assert refusal_of(decode, SLOTS, wrong, DATA) == "hash"
-    short = (replace(SECTIONS[0], hash=b""), *SECTIONS[1:])
-    assert refusal_of(decode, SLOTS, short, DATA) == "hash"
 
 
 def test_a_payload_of_nothing_is_legal() -> None:
@@ -225,30 +216,40 @@ def test_a_payload_of_nothing_is_legal() -> None:
     assert decode((), (), b"") == {}
 
 
-@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_floats_that_are_not_finite_are_refused_on_both_ends(number: float) -> None:
-    section, frame = framed("dense", struct.pack("<4f", 0, 1, number, 2))
-    assert refusal_of(decode, (DENSE,), (section,), frame) == "not_finite"
-    grid = Grid(torch.tensor([[0.0, 1.0, number, 2.0]]), torch.empty(0, dtype=torch.int32))
-    with pytest.raises(RunError, match=r"NaN or Inf"):
-        encode((DENSE,), {DENSE: grid}, 3)
+NOTHING = torch.empty(0, dtype=torch.int32)
+ILLEGAL: list[tuple[Slot, bytes, str, Grid, str]] = [  # as it is received and refused, and as it is not sent
+    *(
+        (DENSE, struct.pack("<4f", 0, 1, x, 2), "not_finite", Grid(torch.tensor([[0.0, 1.0, x, 2.0]]), NOTHING), "NaN")
+        for x in (math.nan, math.inf, -math.inf)
+    ),
+    *(
+        (
+            CORE,
+            struct.pack("<8b", 0, x, *[1] * 6),
+            "exponent",
+            Grid(torch.ones(2, 3).int(), torch.tensor([0, x])),
+            "expo",
+        )
+        for x in (-128, EXPONENT_MIN - 1, EXPONENT_MAX + 1, 127)
+    ),
+    (
+        CORE,
+        struct.pack("<8b", 0, 0, 1, -128, 0, 0, 0, 0),
+        "range",  # the most negative value
+        Grid(torch.full((2, 3), -128, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)),
+        "does not fit",
+    ),
+]
 
 
-@pytest.mark.parametrize("exponent", [-128, EXPONENT_MIN - 1, EXPONENT_MAX + 1, 127])
-def test_exponents_out_of_range_are_refused_on_both_ends(exponent: int) -> None:
-    section, frame = framed("core", struct.pack("<2b6b", 0, exponent, *[1] * 6))
-    assert refusal_of(decode, (CORE,), (section,), frame) == "exponent"
-    grid = Grid(torch.ones(2, 3, dtype=torch.int32), torch.tensor([0, exponent], dtype=torch.int32))
-    with pytest.raises(RunError, match="exponents"):
-        encode((CORE,), {CORE: grid}, 3)
-
-
-def test_the_most_negative_value_is_refused_on_both_ends() -> None:
-    section, frame = framed("core", struct.pack("<2b6b", 0, 0, 1, -128, 0, 0, 0, 0))
-    assert refusal_of(decode, (CORE,), (section,), frame) == "range"
-    grid = Grid(torch.full((2, 3), -128, dtype=torch.int32), torch.zeros(2, dtype=torch.int32))
-    with pytest.raises(RunError, match="does not fit"):
-        encode((CORE,), {CORE: grid}, 3)
+@pytest.mark.parametrize(("slot", "raw", "reason", "grid", "sentence"), ILLEGAL)
+def test_illegal_numbers_are_refused_on_both_ends(
+    slot: Slot, raw: bytes, reason: str, grid: Grid, sentence: str
+) -> None:
+    section, frame = framed(slot.part.kind, raw)
+    assert refusal_of(decode, (slot,), (section,), frame) == reason
+    with pytest.raises(RunError, match=sentence):
+        encode((slot,), {slot: grid}, 3)
 
 
 @pytest.mark.parametrize("slots", COARSE, ids=["few", "sparse"])

@@ -7,7 +7,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.refusals import refusal_of
+from tests.wire.examples import refusal_of
 from tsr_swarm.errors import PeerError
 from tsr_swarm.wire.compression import MAX_WINDOW_BYTES, compress, decompress, max_wire_bytes
 
@@ -60,28 +60,26 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(bit: int) -> None:
         assert decompress(bytes(flipped), len(RAW)) == RAW
 
 
-@pytest.mark.parametrize("missing", [1, 3, 4, 5, 20, len(FRAME) - 4, len(FRAME) - 1, len(FRAME)])
-def test_a_truncated_frame_is_refused(missing: int) -> None:
-    refusal_of(decompress, FRAME[: len(FRAME) - missing], len(RAW))
+TRUNCATED = [FRAME[: len(FRAME) - missing] for missing in (1, 3, 4, 5, 20, len(FRAME) - 4, len(FRAME) - 1, len(FRAME))]
+CONTINUED = [FRAME + extra for extra in (b"\x00", FRAME, SKIPPABLE, compress(b"", 3))]
 
 
-@pytest.mark.parametrize("extra", [b"\x00", FRAME, SKIPPABLE, compress(b"", 3)])
-def test_nothing_may_follow_the_frame(extra: bytes) -> None:
-    refusal_of(decompress, FRAME + extra, len(RAW))
+@pytest.mark.parametrize("frame", [*TRUNCATED, *CONTINUED])
+def test_a_frame_must_end_where_its_bytes_end(frame: bytes) -> None:
+    refusal_of(decompress, frame, len(RAW))
 
 
-def test_a_skippable_frame_may_not_come_first() -> None:
-    assert refusal_of(decompress, SKIPPABLE + FRAME, len(RAW)) == "frame"
-
-
-def test_a_frame_must_state_its_size() -> None:
-    frame = zstandard.ZstdCompressor(write_checksum=True, write_content_size=False).compress(RAW)
-    assert refusal_of(decompress, frame, len(RAW)) == "content_size"
-
-
-def test_a_frame_must_carry_a_checksum() -> None:
-    frame = zstandard.ZstdCompressor(write_checksum=False).compress(RAW)
-    assert refusal_of(decompress, frame, len(RAW)) == "frame"
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (SKIPPABLE + FRAME, "frame"),
+        (zstandard.ZstdCompressor(write_checksum=True, write_content_size=False).compress(RAW), "content_size"),
+        (zstandard.ZstdCompressor(write_checksum=False).compress(RAW), "frame"),
+    ],
+    ids=["skippable frame first", "no size", "no checksum"],
+)
+def test_a_frame_must_come_first_and_state_its_size_and_a_checksum(frame: bytes, reason: str) -> None:
+    assert refusal_of(decompress, frame, len(RAW)) == reason
 
 
 @pytest.mark.parametrize("exact", [0, len(RAW) - 1, len(RAW) + 1])

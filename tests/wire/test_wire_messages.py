@@ -1,6 +1,7 @@
 import math
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,17 +9,24 @@ from hypothesis import strategies as st
 
 from tests.wire.examples import (
     BLOCKS,
+    CROWD,
     HEADER,
     MANIFEST,
+    OTHER,
     PEER,
     PLAN,
     PUBLISHED,
-    changed,
+    RESULTS,
+    SECTION,
+    but,
     headers,
     plans,
+    published_headers,
+    refusal_of,
+    results,
     texts,
 )
-from tests.wire.refusals import refusal_of
+from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError
 from tsr_swarm.telemetry import events as ev
@@ -28,6 +36,9 @@ from tsr_swarm.wire.messages import (
     MAX_HEADER_BYTES,
     MAX_LINES_BYTES,
     ContributionHeader,
+    PublishedHeader,
+    ShardResult,
+    chain_hash,
     lines_from_proto,
     lines_to_proto,
     open_envelope,
@@ -36,7 +47,10 @@ from tsr_swarm.wire.messages import (
     plan_to_proto,
     published_from_proto,
     published_to_proto,
+    result_from_proto,
+    result_to_proto,
     seal,
+    sections_to_proto,
 )
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -96,7 +110,7 @@ def test_the_first_round_has_no_parent() -> None:
 def test_contribution_fields_out_of_bounds_are_refused(field: str, value: object) -> None:
     measured = replace(HEADER, kappas=(0.25, 0.5), energies=(1.0, 2.0))
     message = pb.ContributionHeader.FromString(seal(measured).header)
-    envelope = pb.Envelope(header=changed(message, field, value).SerializeToString())
+    envelope = pb.Envelope(header=but(message, **{field: value}).SerializeToString())
     reason = refusal_of(open_envelope, envelope)
     assert reason == field or field == "sections"
 
@@ -136,7 +150,7 @@ def test_oversized_envelopes_are_refused_before_they_are_parsed() -> None:
     ],
 )
 def test_plan_fields_out_of_bounds_are_refused(field: str, value: object) -> None:
-    message = changed(plan_to_proto(PLAN), field, value)
+    message = but(plan_to_proto(PLAN), **{field: value})
     assert refusal_of(plan_from_proto, message, BLOCKS) == field
 
 
@@ -190,14 +204,122 @@ def test_damaged_lines_are_refused(frame: bytes, size: int) -> None:
         lines_from_proto(message)
 
 
-@pytest.mark.parametrize("raw", [b"\xff\xfe", bytes(MAX_LINES_BYTES + 1)])
-def test_lines_that_are_no_text_or_too_long_are_refused(raw: bytes) -> None:
-    with pytest.raises(PeerError, match=r"[Ll]ines"):
-        lines_from_proto(pb.WatchReply(lines=compress(raw, 1), lines_bytes=len(raw)))
-
-
-def test_lines_of_another_length_than_announced_are_refused() -> None:
-    message = lines_to_proto(["a" * 100, "b"], 2)
-    message.lines_bytes -= 1
+@pytest.mark.parametrize(
+    ("raw", "size"), [(b"\xff\xfe", 2), (bytes(2 * MAX_LINES_BYTES), 2 * MAX_LINES_BYTES), (b"ab", 1)]
+)
+def test_lines_that_are_no_text_or_too_long_or_of_another_length_are_refused(raw: bytes, size: int) -> None:
     with pytest.raises(PeerError):
-        lines_from_proto(message)
+        lines_from_proto(pb.WatchReply(lines=compress(raw, 1), lines_bytes=size))
+
+
+@given(result=results())
+def test_a_shard_result_is_read_as_it_was_written(result: ShardResult) -> None:
+    peers = tuple(sorted({*CROWD, *result.included}))
+    assert result_from_proto(result_to_proto(result, peers), peers) == result
+
+
+@given(published=published_headers())
+def test_a_published_round_is_read_as_it_was_written(published: tuple[Manifest, PublishedHeader]) -> None:
+    manifest, header = published
+    assert published_from_proto(published_to_proto(header), manifest) == header
+
+
+@pytest.mark.parametrize(
+    ("field", "result"),
+    [
+        ("void", pb.ShardResult(void=True, tokens=1)),
+        ("void", pb.ShardResult(void=True, absent=b"\1")),
+        ("void", pb.ShardResult(void=True, sections=sections_to_proto([SECTION]))),
+        ("absent", pb.ShardResult(absent=b"\3", tokens=5)),
+        ("absent", pb.ShardResult(absent=b"\4", tokens=5)),
+        ("absent", pb.ShardResult(absent=b"\1\1", tokens=5)),
+        ("absent", pb.ShardResult(absent=b"\1\0", tokens=5)),
+        ("absent", pb.ShardResult(absent=b"\0", tokens=5)),
+        ("tokens", pb.ShardResult(absent=b"\1", tokens=0)),
+        ("tokens", pb.ShardResult(tokens=1)),
+        ("tokens", pb.ShardResult(absent=b"\2", tokens=MAX_TOKENS + 1)),
+        ("sections", pb.ShardResult(absent=b"\1", tokens=5, sections=sections_to_proto([SECTION] * 17))),
+    ],
+)
+def test_shard_results_that_contradict_themselves_are_refused(field: str, result: pb.ShardResult) -> None:
+    assert refusal_of(result_from_proto, result, (PEER, OTHER)) == field
+    good = published_to_proto(PUBLISHED)
+    assert refusal_of(published_from_proto, but(good, shards=[good.shards[0], result]), MANIFEST) == field
+    assert refusal_of(published_from_proto, but(good, shards=[good.shards[0]]), MANIFEST) == "shards"
+
+
+@pytest.mark.parametrize(
+    "included", [[OTHER, PEER], [PEER, PEER, OTHER], ["00" * 16, PEER, OTHER], [PEER, OTHER, OTHER[:30]]]
+)
+def test_a_round_names_each_peer_that_is_in_a_shard_once_and_in_order(included: list[str]) -> None:
+    good = published_to_proto(PUBLISHED)
+    if len(included) > 2:
+        good.shards[0].absent = b"\1"
+    message = but(good, included=[bytes.fromhex(peer) for peer in included])
+    assert refusal_of(published_from_proto, message, MANIFEST) == "included"
+
+
+def test_a_round_without_contributors_names_no_peer() -> None:
+    void = replace(PUBLISHED, shards=(ShardResult(void=True),) * 2)
+    message = published_to_proto(void)
+    assert published_from_proto(message, MANIFEST) == void
+    assert refusal_of(published_from_proto, but(message, included=[bytes(16)]), MANIFEST) == "included"
+
+
+def test_a_peer_costs_18_bytes_a_round_however_many_shards_it_is_in() -> None:
+    alone = replace(RESULTS[0], included=CROWD[:1], tokens=2**30)
+    many = replace(alone, included=CROWD)
+    one, all_ = (published_to_proto(replace(PUBLISHED, shards=(result, result))).ByteSize() for result in (alone, many))
+    assert all_ - one == 18 * (len(CROWD) - 1)
+
+
+@pytest.mark.parametrize("voters", [[OTHER, PEER], [PEER, PEER], [PEER, "a name"], [PEER.upper()], list(CROWD[:6])])
+def test_illegal_voters_are_refused(voters: list[str]) -> None:
+    assert refusal_of(published_from_proto, but(published_to_proto(PUBLISHED), voters=voters), MANIFEST) == "voters"
+
+
+def chain(plan: RoundPlan = PLAN, parent: bytes = b"\xab" * 32, **changes: Any) -> bytes:
+    shard_blocks = changes.get("shard_blocks", ((0, 1), (2, 3)))
+    results, voters = changes.get("results", RESULTS), changes.get("voters", (PEER, OTHER))
+    return chain_hash(parent, plan, shard_blocks, results, voters)
+
+
+def test_the_chain_hash_is_stable() -> None:
+    """Golden: peers of different versions must agree on it. Change it only together with the protocol's version."""
+    assert chain().hex() == "896b1c3efca3dd8f3b23c62d982bcd10ed955fbe91ddaa2b62c1a15c3eff3431"
+
+
+def test_the_chain_hash_covers_every_field() -> None:
+    first, second = RESULTS
+    third = "f" * 31 + "e"
+    plans = {"round": 8, "first_step": 0, "steps": 21, "lr_first": 2e-3, "lr_last": 2e-3, "decay": 1.0, "seed": 6}
+    dues = [
+        {"tangent": frozenset({0})},
+        {"aim": frozenset()},
+        {"choose": frozenset()},
+        {"draw": ()},
+        {"draw": ((3, 8),)},
+    ]
+    moments = [{"first": False}, {"second": True}, {"first": False, "second": True}]
+    sections = [{"kind": "dense"}, {"raw_bytes": 101}, {"wire_bytes": 91}, {"hash": b"i" * 32}]
+    of_first = [
+        {"tokens": 1},
+        *({"included": included} for included in ((OTHER,), (PEER,), (PEER, OTHER, third))),
+        {"sections": ()},
+        *({"sections": (replace(SECTION, **change),)} for change in sections),
+    ]
+    hashes = [
+        chain(),
+        chain(parent=b""),
+        chain(replace(PLAN, parent="cd" * 32)),
+        *(chain(replace(PLAN, **{field: value})) for field, value in plans.items()),
+        *(chain(replace(PLAN, due=replace(PLAN.due, **change))) for change in [*dues, *moments]),
+        chain(shard_blocks=((0,), (1, 2, 3))),
+        *(chain(voters=voters) for voters in ((), (PEER,), (OTHER,), (PEER, OTHER, third))),
+        *(chain(results=results) for results in ((second, first), (first,), (first, first))),
+        chain(results=(first, replace(first, included=(PEER,)))),
+        chain(results=(replace(first, included=(PEER,)), first)),
+        *(chain(results=(replace(first, **change), second)) for change in of_first),
+    ]
+    assert len(set(hashes)) == len(hashes)
+    assert {len(value) for value in hashes} == {32}

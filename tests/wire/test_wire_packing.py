@@ -1,14 +1,24 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from numpy.typing import NDArray
 
-from tests.wire.refusals import refusal_of
+from tests.wire.examples import refusal_of
 from tsr_swarm.config.layout import digits_per_byte, packed_bytes, runs_bytes
 from tsr_swarm.errors import PeerError
-from tsr_swarm.wire.packing import PACKED_BITS, pack, pack_digits, pack_runs, unpack, unpack_digits, unpack_runs
+from tsr_swarm.wire.packing import (
+    PACKED_BITS,
+    Integers,
+    pack,
+    pack_digits,
+    pack_runs,
+    unpack,
+    unpack_digits,
+    unpack_runs,
+)
 
 widths = st.sampled_from(PACKED_BITS)
 few_bits = st.sampled_from((2, 3, 4, 8))
@@ -28,16 +38,20 @@ def test_unpack_inverts_pack(bits: int, data: st.DataObject) -> None:
     assert np.array_equal(unpack(memoryview(packed), values.size, bits), values)
 
 
-@given(bits=widths, data=st.data())
-def test_any_bytes_of_the_right_length_unpack_in_range_or_are_refused(bits: int, data: st.DataObject) -> None:
-    count = data.draw(st.integers(0, 20))
-    raw = data.draw(st.binary(min_size=packed_bytes(count, bits), max_size=packed_bytes(count, bits)))
+def assert_one_form(read: Callable[[memoryview], Integers], write: Callable[[Integers], bytes], raw: bytes) -> None:
+    """Assert that ``raw`` is refused, or is what would be written for the values that are read from it."""
     try:
-        values = unpack(memoryview(raw), count, bits)
+        values = read(memoryview(raw))
     except PeerError as error:
-        assert error.reason in ("range", "padding")  # noqa: PT017
+        assert error.reason in ("runs", "range", "padding", "length")  # noqa: PT017
     else:
-        assert pack(values, bits) == raw  # one legal form for every payload
+        assert write(values) == raw
+
+
+@given(bits=widths, count=st.integers(0, 20), data=st.data())
+def test_numbers_have_one_legal_form(bits: int, count: int, data: st.DataObject) -> None:
+    raw = data.draw(st.binary(min_size=packed_bytes(count, bits), max_size=packed_bytes(count, bits)))
+    assert_one_form(lambda data: unpack(data, count, bits), lambda values: pack(values, bits), raw)
 
 
 @pytest.mark.parametrize("bits", PACKED_BITS)
@@ -45,21 +59,6 @@ def test_any_bytes_of_the_right_length_unpack_in_range_or_are_refused(bits: int,
 def test_pack_refuses_what_does_not_fit(bits: int, sign: int) -> None:
     with pytest.raises(ValueError, match="does not fit"):
         pack(np.array([0, sign * (limit(bits) + 1)], dtype=np.int32), bits)
-
-
-@pytest.mark.parametrize(
-    ("raw", "count", "bits", "reason"),
-    [
-        (b"\x80", 1, 8, "range"),  # the most negative value
-        (b"\x00\x08", 1, 12, "range"),
-        (b"\x00\x80", 1, 16, "range"),
-        (b"\x00\x00\x80", 1, 24, "range"),
-        (b"\x01\x10", 1, 12, "padding"),
-        *((bytes(length), 2, 12, "length") for length in (0, 2, 4)),
-    ],
-)
-def test_each_fault_of_planes_has_its_reason(raw: bytes, count: int, bits: int, reason: str) -> None:
-    assert refusal_of(unpack, memoryview(raw), count, bits) == reason
 
 
 def test_planes_of_twelve_bits_are_low_bytes_then_nibbles() -> None:
@@ -101,20 +100,7 @@ def test_packing_writes_the_digits_of_one_number_a_byte(base: int, data: st.Data
 def test_digits_have_one_legal_form(base: int, count: int, data: st.DataObject) -> None:
     length = -(-count // digits_per_byte(base))
     raw = data.draw(st.binary(min_size=length, max_size=length))
-    try:
-        digits = unpack_digits(memoryview(raw), count, base)
-    except PeerError as error:
-        assert error.reason in ("range", "padding")  # noqa: PT017
-    else:
-        assert pack_digits(digits, base) == raw
-
-
-@pytest.mark.parametrize(
-    ("raw", "count", "reason"),
-    [(b"\xf3", 5, "range"), (b"\x03", 1, "padding"), (b"", 1, "length"), (b"00", 1, "length")],
-)
-def test_each_fault_of_digits_has_its_reason(raw: bytes, count: int, reason: str) -> None:
-    assert refusal_of(unpack_digits, memoryview(raw), count, 3) == reason
+    assert_one_form(lambda data: unpack_digits(data, count, base), lambda digits: pack_digits(digits, base), raw)
 
 
 def slow_runs(values: list[int]) -> list[int]:
@@ -133,12 +119,12 @@ def slow_runs(values: list[int]) -> list[int]:
 
 
 @st.composite
-def sparse(draw: st.DrawFn, bits: int) -> NDArray[np.int32]:
+def sparse(draw: st.DrawFn, bits: int) -> Integers:
     stretches = st.lists(st.tuples(st.integers(0, 800), st.integers(-limit(bits), limit(bits))), min_size=1, max_size=8)
     return np.array([v for zeros, end in draw(stretches) for v in [*[0] * zeros, end]], dtype=np.int32)
 
 
-def joined(values: NDArray[np.int32], bits: int) -> bytes:
+def joined(values: Integers, bits: int) -> bytes:
     return b"".join(pack_runs(values, bits, runs_bytes(values.size, bits)))
 
 
@@ -176,27 +162,32 @@ def test_runs_have_one_legal_form(bits: int, count: int, data: st.DataObject) ->
     length = runs_bytes(count, bits)
     byte = st.sampled_from((0, 1, 2, 3, 9, 254, 255)) | st.integers(0, 255)
     raw = bytes(data.draw(st.lists(byte, min_size=length, max_size=length)))
-    try:
-        values = unpack_runs(memoryview(raw), count, bits)
-    except PeerError as error:
-        assert error.reason in ("runs", "range", "padding", "length")  # noqa: PT017
-    else:
-        assert joined(values, bits) == raw
+    assert_one_form(lambda data: unpack_runs(data, count, bits), lambda values: joined(values, bits), raw)
 
 
-@pytest.mark.parametrize(
-    ("raw", "reason"),
-    [
-        (b"\x01\x01\x01\x01\x01", "runs"),  # no end
-        (b"\x02\x02\x02\x00\x00", "runs"),  # beyond the three numbers there are
-        (b"\xff\x00\x00\x00\x00", "runs"),  # zeros that lead nowhere
-        (b"\x01\x00\x02\x00\x00", "padding"),  # two levels for one number
-        (b"\x01\x00\x00\x00\x01", "padding"),
-    ],
-)
-def test_each_fault_of_runs_has_its_reason(raw: bytes, reason: str) -> None:
-    assert len(raw) == runs_bytes(3, 2)
-    assert refusal_of(unpack_runs, memoryview(raw), 3, 2) == reason
+FAULTS: list[tuple[Callable[..., Integers], tuple[int, int], str, list[bytes]]] = [
+    (unpack, (1, 8), "range", [b"\x80"]),  # the most negative value
+    (unpack, (1, 12), "range", [b"\x00\x08"]),
+    (unpack, (1, 16), "range", [b"\x00\x80"]),
+    (unpack, (1, 24), "range", [b"\x00\x00\x80"]),
+    (unpack, (1, 12), "padding", [b"\x01\x10"]),
+    (unpack, (2, 12), "length", [b"", bytes(2), bytes(4)]),
+    (unpack_digits, (5, 3), "range", [b"\xf3"]),
+    (unpack_digits, (1, 3), "padding", [b"\x03"]),
+    (unpack_digits, (1, 3), "length", [b"", b"00"]),
+    (unpack_runs, (3, 2), "runs", [b"\x01\x01\x01\x01\x01"]),  # no end
+    (unpack_runs, (3, 2), "runs", [b"\x02\x02\x02\x00\x00"]),  # beyond the three numbers there are
+    (unpack_runs, (3, 2), "runs", [b"\xff\x00\x00\x00\x00"]),  # zeros that lead nowhere
+    (unpack_runs, (3, 2), "padding", [b"\x01\x00\x02\x00\x00", b"\x01\x00\x00\x00\x01"]),
+]
+
+
+@pytest.mark.parametrize(("read", "size", "reason", "wrong"), FAULTS)
+def test_each_fault_has_its_reason(
+    read: Callable[..., Integers], size: tuple[int, int], reason: str, wrong: list[bytes]
+) -> None:
+    for raw in wrong:
+        assert refusal_of(read, memoryview(raw), *size) == reason
 
 
 @pytest.mark.parametrize("value", [2, -2])

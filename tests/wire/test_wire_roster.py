@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.refusals import refusal_of
+from tests.wire.examples import refusal_of
 from tsr_swarm.errors import PeerError
 from tsr_swarm.wire.roster import (
     MAX_INCLUDED,

@@ -1,7 +1,7 @@
 """``tsr-swarm coordinate``: lead a run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,11 +13,9 @@ from tsr_swarm.discovery.addresses import is_loopback
 from tsr_swarm.process.machine_limits import require_process_room
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.telemetry.events import Event, RunStarted
+from tsr_swarm.telemetry.plain import Invitation
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.transport.address import parse_address
-
-if TYPE_CHECKING:  # textual takes long to import
-    from tsr_swarm.monitor.help import Invitation
 
 
 def coordinate(
@@ -56,7 +54,7 @@ def coordinate(
     if mode is Mode.SCREEN:
         from tsr_swarm.cli.screen import show_coordinator
 
-        def invite(snapshot: SwarmSnapshot) -> "Invitation | None":
+        def invite(snapshot: SwarmSnapshot) -> Invitation | None:
             return invitation(snapshot.address, listen, dht_port) if snapshot.address else None
 
         folder = Path(config.folder) if resume else None
@@ -88,10 +86,8 @@ def coordinate(
     run_training(mode, work)
 
 
-def invitation(address: str, listen: str, dht_port: int) -> "Invitation":
+def invitation(address: str, listen: str, dht_port: int) -> Invitation:
     """What others type to join the coordinator at ``address``, and what to forward so that they can."""
-    from tsr_swarm.monitor.help import Invitation
-
     command = f"tsr-swarm join --coordinator {address}"
     _, port = parse_address(address)
     inside, inside_port = parse_address(listen)

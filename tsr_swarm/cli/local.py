@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -28,12 +28,10 @@ from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.process.supervisor import ProcessGroup
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.fold import fold
+from tsr_swarm.telemetry.plain import Invitation
 from tsr_swarm.telemetry.recording import read_history
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.telemetry.text import bytes_text, factor_text, loss_text, plural
-
-if TYPE_CHECKING:  # textual takes long to import
-    from tsr_swarm.monitor.help import Invitation
 
 PEERS, ROUNDS = 3, 30  # unless something says otherwise
 SAMPLE_LENGTH = 240
@@ -153,7 +151,7 @@ async def _run_behind_screen(
     return await show_stream(group, "local swarm", arguments, title, shutdown, history, _invite)
 
 
-def _invite(snapshot: SwarmSnapshot) -> "Invitation | None":
+def _invite(snapshot: SwarmSnapshot) -> Invitation | None:
     """Further peers can join by hand, unless the swarm is in network namespaces of its own."""
     if not snapshot.address or snapshot.lab == namespaces.MODE:
         return None

@@ -12,17 +12,16 @@ from textual.containers import Container
 from textual.widgets import Footer
 
 from tsr_swarm.errors import SwarmError
-from tsr_swarm.monitor.bytes_pane import BytesPane
 from tsr_swarm.monitor.chart import LossChart
-from tsr_swarm.monitor.help import HelpScreen, Invitation, InvitationLine
-from tsr_swarm.monitor.log_pane import LogPane
-from tsr_swarm.monitor.peers_pane import PeersPane
+from tsr_swarm.monitor.help import HelpScreen, InvitationLine
+from tsr_swarm.monitor.panes import BytesPane, LogPane, PeersPane
 from tsr_swarm.monitor.sources import Source
 from tsr_swarm.monitor.summary import Headline, Tiles
 from tsr_swarm.monitor.terminal import TerminalDriver, private_screen
 from tsr_swarm.monitor.view import View
 from tsr_swarm.telemetry.events import Event, decode_stamped
 from tsr_swarm.telemetry.fold import fold, fold_own
+from tsr_swarm.telemetry.plain import Invitation
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
 REFRESH_SECONDS = 0.25

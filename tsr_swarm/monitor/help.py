@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -13,6 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from tsr_swarm.monitor.view import MUTED, STRONG, TextPane, View, join_rows
+from tsr_swarm.telemetry.plain import Invitation
 
 _KEYS = (
     ("c p b l", "only loss, peers, bytes or log; again or Esc: all"),
@@ -31,20 +31,6 @@ _WORDS = (
     ("no failover", "fewer than 3 voters: who leads is a single point of failure"),
 )
 _LABEL = 15  # cells
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Invitation:
-    """``command`` is the line to paste, ``label`` says who can, ``note`` what has to be done before."""
-
-    label: str
-    command: str
-    note: str = ""
-
-    @property
-    def lines(self) -> list[str]:
-        """The invitation as it is printed."""
-        return [f"{self.label}  {self.command}", *([self.note] if self.note else [])]
 
 
 class InvitationLine(Static):
@@ -76,10 +62,10 @@ class HelpScreen(ModalScreen[None]):
     def __init__(self, quit_note: str, invitation: Sequence[str] = ()) -> None:
         """``invitation``: what others type to join, and what has to be done before; a sentence or command each."""
         super().__init__()
-        self._quit_note, self._invitation = quit_note, invitation
+        self._text = _HelpText(quit_note, invitation)
 
     def compose(self) -> ComposeResult:
-        yield _HelpText(self._quit_note, self._invitation)
+        yield self._text
 
 
 class _HelpText(TextPane):

@@ -1,4 +1,4 @@
-"""The terminal while a screen is on it: it may stand still, close, or be lent to others in between."""
+"""Take the terminal for a screen: it may stop taking output, close, or be used by other programs in between."""
 
 import contextlib
 import os

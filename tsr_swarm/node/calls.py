@@ -65,7 +65,7 @@ async def say_hello(clients: ClientPool, book: AddressBook, address: str) -> Han
 async def _say_hello(clients: ClientPool, book: AddressBook, address: str) -> Handshake:
     client = await clients.at(address)
     hello = await client.hello(pb.HelloRequest(protocol=PROTOCOL_VERSION, package_version=__version__))
-    checks.check_hello_reply(hello)
+    checks.check(hello)
     host, _ = parse_address(client.address)
     book.update_from(host, hello.contacts)
     book.update(hello.peer_id, client.address)  # whatever it calls itself, this is how it is reached from here
@@ -121,7 +121,7 @@ class LeaderClient:
                     return
                 known = 0
                 reply = await client.poll(self._request(replace(message, known=known)))
-            checks.check_poll_reply(reply)
+            checks.check(reply)
             answer = self._read(to, reply)
             host, _ = parse_address(client.address)
             context.book.update_from(host, self._told_contacts(to, known, reply))
@@ -214,7 +214,7 @@ class LeaderClient:
         except RefusedError as error:
             context.fail(error)
             raise
-        checks.check_join_reply(reply)
+        checks.check(reply)
         context.admitted_by = client
         if not context.info.trains:
             return

@@ -49,7 +49,7 @@ class Leader:
 
     def admit(self, request: pb.JoinRequest, caller: Caller | None = None) -> pb.JoinReply:
         """Admit a node of this very run; ``caller`` None: this node itself. Raises RefusedError or PeerError."""
-        checks.check_join(request)
+        checks.check(request)
         self._context.require_run(request.manifest_digest)
         allowed = self._context.manifest.config.optimizer.local_space
         if request.trains and allowed not in ("mixed", request.local_space):

@@ -27,7 +27,7 @@ from tsr_swarm.rounds.protocol import (
     ShardDone,
 )
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.wire.checks import check_news, check_poll, check_redirect, check_tell
+from tsr_swarm.wire.checks import check
 from tsr_swarm.wire.fields import MAX_REASON, require, require_ascending
 from tsr_swarm.wire.messages import plan_from_proto, plan_to_proto, result_from_proto, result_to_proto
 from tsr_swarm.wire.roster import Members, from_bits, to_bits
@@ -129,7 +129,7 @@ def decode_message(request: pb.TellRequest, manifest: Manifest, known: Rosters) 
 
     known: finds lists of members by their hash. UnknownRosterError where it does not: nothing else is wrong then.
     """
-    check_tell(request)
+    check(request)
     match request.WhichOneof("message"):
         case "vote_request":
             vote = request.vote_request
@@ -207,7 +207,7 @@ def poll_to_proto(poll: Poll) -> pb.PollRequest:
 
 def poll_from_proto(request: pb.PollRequest) -> Poll:
     """Raises PeerError."""
-    check_poll(request)
+    check(request)
     return Poll(
         peer=request.peer_id,
         incarnation=request.incarnation,
@@ -242,7 +242,7 @@ def news_to_proto(news: RoundUpdate, plan: RoundPlan | None) -> pb.News:
 
 def news_from_proto(message: pb.News, blocks: Sequence[Block], shards: int) -> tuple[RoundUpdate, RoundPlan | None]:
     """The news, and what to train in the round that is open, which has so many shards. Raises PeerError."""
-    check_news(message)
+    check(message)
     reducers = [ReducerSlot(place.peer_id.hex(), place.incarnation) for place in message.reducers]
     announced: OpenRound | None = None
     plan: RoundPlan | None = None
@@ -280,7 +280,7 @@ def redirect_to_proto(redirect: Redirect) -> pb.Redirect:
 
 def redirect_from_proto(message: pb.Redirect) -> Redirect:
     """Raises PeerError."""
-    check_redirect(message)
+    check(message)
     return Redirect(message.term, message.leader, _record(message.base))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
 from tsr_swarm.node.context import NodeContext
-from tsr_swarm.wire.checks import check_list_peers, check_list_peers_reply
+from tsr_swarm.wire.checks import check
 from tsr_swarm.wire.roster import Members, members_from_proto, members_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -45,7 +45,7 @@ class RosterCache:
 
     def answer(self, request: pb.ListPeersRequest, numbers: Mapping[str, int]) -> pb.ListPeersReply:
         """``numbers``: of all that take part now. Raises PeerError, or UnreachableError where a list is not kept."""
-        check_list_peers(request)
+        check(request)
         members = self._kept.get(request.roster) if request.roster else self._members(numbers)
         if members is None:
             raise UnreachableError("That list of peers is not known here; ask for the newest one.")
@@ -91,7 +91,7 @@ class RosterCache:
         """Who does not answer, or answers with nonsense, is asked again when there is reason to."""
         try:
             reply = await (await self._context.clients.to(leader)).list_peers(request)
-            check_list_peers_reply(reply)
+            check(reply)
         except (UnreachableError, PeerError, RefusedError, ConfigError):
             return None
         return reply

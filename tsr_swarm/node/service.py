@@ -74,7 +74,7 @@ class DonorService:
 
         Made now if there is none; what came since is in the round log.
         """
-        checks.check_describe_state(request)
+        checks.check(request)
         self.context.require_run(request.manifest_digest)
         begun = request.round
         for description in (self._store.describe(begun), self._store.describe()):
@@ -100,7 +100,7 @@ class DonorService:
 
     async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
         """What a peer whose weights are at round ``applied`` has to know to choose its way."""
-        checks.check_catch_up(request)
+        checks.check(request)
         self.context.require_run(request.manifest_digest)
         log, state = self._store.round_log, self._store.describe()
         consensus, record = self._weights.freeze()
@@ -121,7 +121,7 @@ class DonorService:
 
         The header alone is given as soon as it is here, if the caller is to have it from this node.
         """
-        checks.check_fetch_published(request)
+        checks.check(request)
         kept = await (self._header(request) if request.header_only else self._from_disk(request))
         if kept is None:
             raise RefusedError(f"Round {request.round} is not kept here; ask another node, or fetch the state instead.")
@@ -154,7 +154,7 @@ class DonorService:
 
     async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[pb.Section], bytes]:
         """A shard that was reduced here, or is in a round that is kept here."""
-        checks.check_fetch_shard(request)
+        checks.check(request)
         log, round, shard = self._store.round_log, request.round, request.shard
         found = self._contributions.frames(round, shard, request.hashes)
         if found is None:
@@ -178,7 +178,7 @@ class NodeService(DonorService):
     # --- meeting ------------------------------------------------------------------------------------------------
 
     async def hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:
-        checks.check_hello(request)
+        checks.check(request)
         if request.protocol != PROTOCOL_VERSION:
             raise RefusedError(
                 f"You speak protocol {request.protocol} (tsr-swarm {request.package_version}), this run speaks "
@@ -203,7 +203,7 @@ class NodeService(DonorService):
 
     async def poll(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
         if self.context.leader is not None:
-            checks.check_poll(request)
+            checks.check(request)
             self.context.leader.round_reporter.progressed(request.peer_id, request.progress)
         return await self._node.poll_replies.poll(request, caller)
 
@@ -215,7 +215,7 @@ class NodeService(DonorService):
         return self._node.roster_cache.answer(request, self._require_leader().members)
 
     async def leave(self, request: pb.LeaveRequest, caller: Caller) -> pb.LeaveReply:
-        checks.check_leave(request)
+        checks.check(request)
         self._node.on_leave(request.peer_id, request.reason)
         return pb.LeaveReply()
 
@@ -235,12 +235,12 @@ class NodeService(DonorService):
     # --- for people ---------------------------------------------------------------------------------------------
 
     async def report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:
-        checks.check_report(request)
+        checks.check(request)
         return await self._require_leader().round_reporter.report(request)
 
     async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
         """Serve the events after the ones that this monitor, or another node, has seen."""
-        checks.check_watch(request)
+        checks.check(request)
         run_log = self.context.run_log
         if not request.without_progress:
             await run_log.read()

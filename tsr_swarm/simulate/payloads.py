@@ -13,7 +13,7 @@ from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.train.trainer import RoundWork
 from tsr_swarm.wire import messages
 from tsr_swarm.wire.codec import Section
-from tsr_swarm.wire.gate import check_contribution
+from tsr_swarm.wire.gate import check_header
 from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, published_to_proto
 
 
@@ -27,7 +27,8 @@ def send(
     for shard, blocks in enumerate(manifest.shard_blocks):
         header, data = pack(manifest, peer_id, work, shard, blocks)
         envelope = messages.seal(header)
-        contribution = check_contribution(envelope, manifest=manifest, plan=work.plan, is_known=numbers.__contains__)
+        received = messages.open_envelope(envelope)
+        contribution = check_header(received, manifest=manifest, plan=work.plan, is_known=numbers.__contains__)
         payload = WeightedPayload(numbers[peer_id], header.tokens, contribution.decode(data))
         yield contribution.header, payload, _by_kind(header.sections, envelope.ByteSize())
 

@@ -22,7 +22,7 @@ from tsr_swarm.errors import PeerError
 from tsr_swarm.optim.consensus import Consensus, little_endian
 from tsr_swarm.optim.periods import are_drawn, drawn_bases
 from tsr_swarm.storage.files import disk_errors
-from tsr_swarm.wire.checks import check_state_description
+from tsr_swarm.wire.checks import check
 from tsr_swarm.wire.codec import HASH_BYTES, hash_bytes
 from tsr_swarm.wire.compression import compress, decompress
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -132,7 +132,7 @@ class StateAssembly:
             raise PeerError(
                 "state", f"The state offered has {total} bytes, more than the {limit} of this run; refused."
             )
-        check_state_description(description)
+        check(description)
         self.description = description
         self.path = folder / f"state-{description.round:09d}.{PART}"
         self.missing = set(range(len(description.chunk_hashes)))

@@ -160,10 +160,9 @@ def _apply_peer(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:
             seen = replace(_peer(s, event.peer, event.name), state="sent", reason="", round=event.round)
             loss = seen.local_loss if event.local_loss is None else event.local_loss
             seen = replace(seen, step=seen.steps, local_loss=loss)
-        case e.PayloadLate():
-            seen = replace(_peer(s, event.peer, event.name), state="late", reason=clean(event.reason))
-        case e.PayloadRefused():
-            seen = replace(_peer(s, event.peer, event.name), state="refused", reason=clean(event.reason))
+        case e.PayloadLate() | e.PayloadRefused():
+            state = "late" if isinstance(event, e.PayloadLate) else "refused"
+            seen = replace(_peer(s, event.peer, event.name), state=state, reason=clean(event.reason))
         case e.DigestReported():
             peer = _peer(s, event.peer, event.name)
             seen = replace(peer, state="applied", reason="", round=max(peer.round, event.round + 1))
@@ -330,8 +329,7 @@ def _apply_own_state(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:
         case e.CatchingUp():
             return replace(s, own_state="catches up")
         case e.LeaderLost():
-            lost = replace(s, is_leaderless=True, phase="waiting", phase_reason="", deadline=None)
-            return replace(lost, own_state=_WAITS)
+            return replace(_apply(s, s.time, event), own_state=_WAITS)
         case e.Left():
             return replace(s, own_end=clean(event.reason))
     return s

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Protocol
 
 from tsr_swarm.telemetry.events import (
     EarlierRounds,
@@ -29,6 +28,7 @@ from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.telemetry.typed_json import MAX_COUNT
 
 Numbered = tuple[int, str]
+Sink = Callable[[str], None]  # takes lines as they happen; an OSError ends this sink, never the run
 Watch = Callable[[int], Awaitable[tuple[list[str], int]]]  # (after) -> lines and the newest number, of a log elsewhere
 MOST_EVENTS_A_SECOND = 1000  # on average, over a process's life
 NEWEST = MAX_COUNT  # asks for no line, and the number of the newest one
@@ -42,12 +42,6 @@ NO_ROUNDS = EarlierRounds(
     raw_bytes={"sent": 0, "received": 0},
     dense_bytes=0,
 )
-
-
-class Sink(Protocol):
-    """Takes lines as they happen. An OSError ends this sink, never the run."""
-
-    def __call__(self, line: str) -> None: ...
 
 
 class EventLog:

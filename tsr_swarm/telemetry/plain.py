@@ -1,4 +1,6 @@
-"""One readable line for each event worth one: ``--plain``, logs, and the screen's event log."""
+"""Readable lines: one for each event worth one, for ``--plain``, logs and the screen, and those of an invitation."""
+
+from dataclasses import dataclass
 
 from tsr_swarm.telemetry import events as e
 from tsr_swarm.telemetry.text import (
@@ -15,6 +17,20 @@ from tsr_swarm.telemetry.text import (
 
 FRAGILE = "a single point of failure: if it goes, the run waits for it"
 _DIGITS = 12  # of a digest: enough to compare by eye
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invitation:
+    """What others paste to join a run, ``command``; ``label`` says who can, ``note`` what has to be done before."""
+
+    label: str
+    command: str
+    note: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        """The invitation as it is printed."""
+        return [f"{self.label}  {self.command}", *([self.note] if self.note else [])]
 
 
 def describe(event: e.Event) -> str | None:

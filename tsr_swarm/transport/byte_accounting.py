@@ -51,10 +51,11 @@ class SectionTally:
 
 
 class Collector:
-    """Puts the pieces of a stream together, and counts them: exactly ``expected`` bytes, never one more."""
+    """Puts the received pieces of a stream together, and counts them: as many bytes as ``sections`` say, no more."""
 
-    def __init__(self, expected: int, tally: SectionTally) -> None:
-        self._expected, self._tally = expected, tally
+    def __init__(self, counter: ByteCounter, sections: Sequence[pb.Section | Section]) -> None:
+        self._expected = sum(section.wire_bytes for section in sections)
+        self._tally = SectionTally(counter, Direction.RECEIVED, sections)
         self._pieces, self._size = list[bytes](), 0
 
     def add(self, message: Message, piece: bytes) -> None:

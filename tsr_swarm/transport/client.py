@@ -122,8 +122,7 @@ class SwarmClient:
         ``sections`` must have been bounded: that many bytes are taken in. ``silence``: after so many seconds in which
         nothing came, it is given up. Raises PeerError when more or fewer bytes come.
         """
-        tally = SectionTally(self._counter, Direction.RECEIVED, sections)
-        collector = Collector(sum(section.wire_bytes for section in sections), tally)
+        collector = Collector(self._counter, sections)
         async with aclosing(self._stream("FetchShard", request, seconds, silence)) as parts:
             async for part in parts:
                 collector.add(part, part.data)
@@ -146,8 +145,7 @@ class SwarmClient:
             expected = sum(section.wire_bytes for section in sections)
             if expected > max_bytes:
                 raise PeerError("length", f"The round has {expected} bytes, more than {max_bytes}; it is refused.")
-            tally = SectionTally(self._counter, Direction.RECEIVED, sections)
-            collector = Collector(0 if request.header_only else expected, tally)
+            collector = Collector(self._counter, [] if request.header_only else sections)
             async for part in parts:
                 collector.add(part, part.data)
         return first.header, collector.joined()

@@ -178,8 +178,7 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
 
     async def _payload(self, requests: Submission, contribution: CheckedContribution) -> bytes:
         """Collect exactly as many bytes as the header of ``contribution`` announces."""
-        tally = SectionTally(self.counter, Direction.RECEIVED, contribution.header.sections)
-        collector = Collector(contribution.wire_bytes, tally)
+        collector = Collector(self.counter, contribution.header.sections)
         while (request := await _read(requests)) is not None:
             collector.add(request, request.data)
         return collector.joined()

@@ -1,10 +1,15 @@
-"""Bounds of the control messages, checked where they come in. Each function raises PeerError, which names the field.
+"""Bounds of the control messages, checked where they come in; a refusal is a PeerError that names the field.
 
-They bound the form only: whether a peer is known, votes or leads, or a round is open, is for the caller to say.
+``_FIELDS`` holds the bound of each field by kind of message, ``_RELATIONS`` what must hold between fields. They bound
+the form only: whether a peer is known, votes or leads, or a round is open, is for the caller to say.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from google.protobuf.message import Message
 
 from tsr_swarm.config.layout import PayloadKind
 from tsr_swarm.wire.fields import (
@@ -41,307 +46,265 @@ MAX_PARTS = 8192  # of the shared data: as many as can be tracked
 MAX_NODES = 8  # listed in news, beside the voters
 _KINDS = frozenset(kind.value for kind in PayloadKind)
 
-
-def check_join(message: pb.JoinRequest) -> None:
-    """Check the request of a node that wants to take part."""
-    require_digest("manifest_digest", message.manifest_digest)
-    require_peer_id("peer_id", message.peer_id)
-    require_name("name", message.name)
-    require_address("address", message.address)
-    require(message.local_space in ("core", "full"), "local_space", message.local_space, '"core" or "full"')
-    require_text("device", message.device, 64)
-    require_between("number", message.number, 0, MAX_NUMBER)
+Check = Callable[[str, Any], None]  # of a field's name and its value
 
 
-def check_join_reply(message: pb.JoinReply) -> None:
-    """Check the admitted name and the number, which is 0 for a node that does not train."""
-    require_between("number", message.number, 0, MAX_NUMBER)
-    require_text("name", message.name, 48)
+def check(message: Message, prefix: str = "") -> None:
+    """Check all fields of ``message``; ``prefix`` stands before their names. Raises PeerError.
+
+    The plan, the rules, the results and the manifest inside are checked by what reads them.
+    """
+    for name, check_value in _FIELDS[type(message)].items():
+        if check_value not in (_check_set, _check_alternative) or message.HasField(name):
+            check_value(prefix + name, getattr(message, name))
+    if type(message) in _RELATIONS:
+        _RELATIONS[type(message)](prefix, message)
 
 
-def check_hello(message: pb.HelloRequest) -> None:
-    """Check the first call of a peer or a monitor."""
-    require_text("package_version", message.package_version, 32)
+def _check_inside(field: str, message: Message) -> None:
+    check(message, f"{field}.")
 
 
-def check_hello_reply(message: pb.HelloReply) -> None:
-    """Check all but the manifest, which ``decode_manifest`` checks."""
-    require_text("package_version", message.package_version, 32)
-    require(len(message.initial_peers) <= 16, "initial_peers", len(message.initial_peers), "at most 16")
-    for address in message.initial_peers:
-        require_text("initial_peers", address, 256)
-    require_real("unix_time", message.unix_time, 0.0, 2.0**40)
-    require_peer_id("peer_id", message.peer_id)
-    require_peer_id("first", message.first)
-    _require_contacts(message.contacts, MAX_HELLO_CONTACTS)
+def _check_set(field: str, message: Message) -> None:
+    """As ``_check_inside``, only where it is set."""
+    check(message, f"{field}.")
 
 
-def check_describe_state(message: pb.DescribeStateRequest) -> None:
-    """Check which state is asked for."""
-    require_digest("manifest_digest", message.manifest_digest)
-    require_between("round", message.round, 0, MAX_ROUND)
+def _check_alternative(_: str, message: Message) -> None:
+    """One of several kinds of message, only where it is set; its fields have names of their own."""
+    check(message)
 
 
-def check_state_description(message: pb.StateDescription) -> None:
-    """Check that there are as many hashes as chunks, and that the sizes are possible."""
-    require_between("round", message.round, 0, MAX_ROUND)
-    require_digest("digest", message.digest)
+def _between(low: int, high: int) -> Check:
+    return partial(require_between, low=low, high=high)
+
+
+def _text(limit: int) -> Check:
+    return partial(require_text, limit=limit)
+
+
+def _unless_empty(check_value: Check) -> Check:
+    return lambda field, value: check_value(field, value) if value else None
+
+
+def _each(check_value: Check, most: int, least: int = 0) -> Check:
+    def check_values(field: str, values: Sequence[Any]) -> None:
+        legal = f"{least} to {most}" if least else f"at most {most}"
+        require(least <= len(values) <= most, field, len(values), legal)
+        for value in values:
+            check_value(field, value)
+
+    return check_values
+
+
+def _check_local_space(field: str, value: str) -> None:
+    require(value in ("core", "full"), field, value, '"core" or "full"')
+
+
+def _check_contact(field: str, contact: pb.Contact) -> None:
+    require_peer_id(field, contact.peer_id)
+    require_address(field, contact.address)
+
+
+def _check_reducers(field: str, reducers: Sequence[pb.Place]) -> None:
+    most = 2 * MAX_SHARDS
+    require(len(reducers) <= most, field, len(reducers), f"at most {most}")
+    for reducer in reducers:
+        require_peer_bytes(field, reducer.peer_id)
+        require_between(field, reducer.incarnation, 0, MAX_INCARNATION)
+    different = len({(reducer.peer_id, reducer.incarnation) for reducer in reducers})
+    require(different == len(reducers), field, different, f"{len(reducers)} different ones")
+
+
+def _check_bits(field: str, parts: bytes) -> None:
+    require(len(parts) <= MAX_PARTS // 8, field, len(parts), f"at most {MAX_PARTS // 8} bytes")
+
+
+def _check_counts(field: str, counts: Mapping[str, int]) -> None:
+    require(set(counts) <= _KINDS, field, sorted(counts)[:4], f"bytes by payload kind ({', '.join(sorted(_KINDS))})")
+    for value in counts.values():
+        require_between(field, value, 0, MAX_COUNT)
+
+
+_ROUND, _OPEN_ROUND = _between(0, MAX_ROUND), _between(1, MAX_ROUND)
+_TERM, _KNOWN_TERM = _between(0, MAX_TERM), _between(1, MAX_TERM)
+_COUNT, _NUMBER, _EPOCH = _between(0, MAX_COUNT), _between(0, MAX_NUMBER), _between(0, MAX_EPOCH)
+_SHARD, _REASON = _between(0, MAX_SHARDS - 1), _text(MAX_REASON)
+
+_ANSWERS = ("news", "redirect", "unchanged")
+_TOLD = ("vote_request", "vote_reply", "beat", "beat_reply", "close", "shard_done")
+
+_FIELDS: Mapping[type[Message], Mapping[str, Check]] = {
+    pb.HelloRequest: {"package_version": _text(32)},
+    pb.HelloReply: {
+        "package_version": _text(32),
+        "initial_peers": _each(_text(256), 16),
+        "unix_time": partial(require_real, low=0.0, high=2.0**40),
+        "peer_id": require_peer_id,
+        "first": require_peer_id,
+        "contacts": _each(_check_contact, MAX_HELLO_CONTACTS),
+    },
+    pb.JoinRequest: {
+        "manifest_digest": require_digest,
+        "peer_id": require_peer_id,
+        "name": require_name,
+        "address": require_address,
+        "local_space": _check_local_space,
+        "device": _text(64),
+        "number": _NUMBER,
+    },
+    pb.JoinReply: {"number": _NUMBER, "name": _text(48)},
+    pb.DescribeStateRequest: {"manifest_digest": require_digest, "round": _ROUND},
+    pb.StateDescription: {
+        "round": _ROUND,
+        "digest": require_digest,
+        "total_bytes": _between(1, MAX_STATE_BYTES),
+        "chunk_bytes": _between(1, MAX_CHUNK_BYTES),
+    },
+    pb.PollRequest: {
+        "manifest_digest": require_digest,
+        "peer_id": require_peer_id,
+        "address": require_address,
+        "incarnation": _between(0, MAX_INCARNATION),
+        "applied": _between(0, MAX_ROUND + 1),
+        "sent": _check_set,
+        "known": _COUNT,
+        "number": _COUNT,
+        "progress": _check_inside,
+        "lease": _check_inside,
+    },
+    pb.PlanKey: {"round": _OPEN_ROUND, "term": _KNOWN_TERM, "version": _between(1, MAX_COUNT)},
+    pb.Progress: {
+        "round": _ROUND,
+        "step": _between(0, MAX_STEPS),
+        "tokens_per_second": partial(require_real, low=0.0, high=1e12),
+        "local_loss": partial(require_real, low=-1e6, high=1e6),
+        "wire_bytes": _COUNT,
+    },
+    pb.DataLease: {"epoch": _EPOCH, "part": _between(0, MAX_PARTS - 1), "tokens": _COUNT, "size": _COUNT},
+    pb.PollReply: {
+        **dict.fromkeys(_ANSWERS, _check_alternative),
+        "contacts": _each(_check_contact, MAX_CONTACTS),
+        "lease": _check_inside,
+        "coverage": _check_inside,
+    },
+    pb.News: {
+        "term": _KNOWN_TERM,
+        "leader": require_peer_id,
+        "version": _COUNT,
+        "base": _check_inside,
+        "reducers": _check_reducers,
+        "nodes": _each(require_peer_id, MAX_NODES),
+        "number": _COUNT,
+        "plan": _check_alternative,
+    },
+    pb.OpenPlan: {"key": _check_inside},
+    pb.Redirect: {"term": _TERM, "leader": _unless_empty(require_peer_id), "base": _check_inside},
+    pb.Unchanged: {"term": _KNOWN_TERM, "version": _COUNT, "number": _COUNT},
+    pb.Coverage: {"epoch": _EPOCH, "done": _check_bits, "ahead": _check_bits},
+    pb.Record: {"round": _ROUND, "voters": partial(require_voters, least=1)},
+    pb.TellRequest: {
+        "manifest_digest": require_digest,
+        "sender": require_peer_id,
+        "address": require_address,
+        **dict.fromkeys(_TOLD, _check_alternative),
+    },
+    pb.VoteRequest: {"term": _KNOWN_TERM, "round": _ROUND, "tail_term": _TERM},
+    pb.VoteReply: {"term": _KNOWN_TERM, "voter_term": _TERM, "reason": _REASON},
+    pb.Beat: {"term": _KNOWN_TERM, "base": _check_inside, "proposal": _check_set},
+    pb.BeatReply: {
+        "term": _KNOWN_TERM,
+        "round": _ROUND,
+        "accepted": _unless_empty(require_digest),
+        "reason": _REASON,
+    },
+    pb.Close: {
+        "term": _KNOWN_TERM,
+        "round": _OPEN_ROUND,
+        "shards": partial(require_ascending, end=MAX_SHARDS),
+        "roster": require_digest,
+    },
+    pb.ShardDone: {
+        "term": _KNOWN_TERM,
+        "round": _OPEN_ROUND,
+        "shard": _SHARD,
+        "local_loss": partial(require_real, low=-MAX_LOSS, high=MAX_LOSS),
+        "raw_sent": _COUNT,
+    },
+    pb.ListPeersRequest: {
+        "manifest_digest": require_digest,
+        "roster": _unless_empty(require_digest),
+        "known": _unless_empty(require_digest),
+    },
+    pb.ListPeersReply: {"members": require_members},
+    pb.FetchShardRequest: {
+        "round": _OPEN_ROUND,
+        "shard": _SHARD,
+        "hashes": _each(require_digest, MAX_SECTIONS, least=1),
+    },
+    pb.FetchPublishedRequest: {"round": _OPEN_ROUND, "chain": _unless_empty(require_digest)},
+    pb.CatchUpRequest: {"manifest_digest": require_digest, "applied": _ROUND},
+    pb.CatchUpReply: {
+        "round_bytes": _COUNT,
+        "state_round": _ROUND,
+        "state_bytes": _between(0, MAX_STATE_BYTES),
+        "rest_bytes": _COUNT,
+    },
+    pb.ReportRequest: {
+        "peer_id": require_peer_id,
+        "round": _OPEN_ROUND,
+        "digest": require_digest,
+        "overhead_bytes": _COUNT,
+        "sent": _check_counts,
+        "received": _check_counts,
+    },
+    pb.LeaveRequest: {"peer_id": require_peer_id, "reason": _text(128)},
+    pb.WatchRequest: {"wait_ms": _between(0, MAX_WAIT_MS)},
+}
+
+
+def _relate_state(_: str, message: pb.StateDescription) -> None:
     require_chain("chain", message.chain, message.round)
-    require_between("total_bytes", message.total_bytes, 1, MAX_STATE_BYTES)
-    require_between("chunk_bytes", message.chunk_bytes, 1, MAX_CHUNK_BYTES)
     count = math.ceil(message.total_bytes / message.chunk_bytes)
     require(len(message.chunk_hashes) == count, "chunk_hashes", len(message.chunk_hashes), f"one for each of {count}")
     for value in message.chunk_hashes:
         require_digest("chunk_hashes", value)
 
 
-def check_poll(message: pb.PollRequest) -> None:
-    """Check a heartbeat: what the caller has and has sent, and its progress."""
-    require_digest("manifest_digest", message.manifest_digest)
-    require_peer_id("peer_id", message.peer_id)
-    require_address("address", message.address)
-    require_between("incarnation", message.incarnation, 0, MAX_INCARNATION)
-    require_between("applied", message.applied, 0, MAX_ROUND + 1)
-    if message.HasField("sent"):
-        _check_key(message.sent, "sent")
-    require_between("known", message.known, 0, MAX_COUNT)
-    require_between("number", message.number, 0, MAX_COUNT)
-    progress = message.progress
-    require_between("progress.round", progress.round, 0, MAX_ROUND)
-    require_between("progress.step", progress.step, 0, MAX_STEPS)
-    require_real("progress.tokens_per_second", progress.tokens_per_second, 0.0, 1e12)
-    require_real("progress.local_loss", progress.local_loss, -1e6, 1e6)
-    require_between("progress.wire_bytes", progress.wire_bytes, 0, MAX_COUNT)
-    _check_lease(message.lease)
+def _relate_record(prefix: str, message: pb.Record) -> None:
+    require_chain(f"{prefix}chain", message.chain, message.round)
+    require_chain(f"{prefix}parent", message.parent, message.round - 1)
 
 
-def check_poll_reply(message: pb.PollReply) -> None:
-    """Check an answer and its contacts; whether these can be dialled is for the caller to say."""
-    match message.WhichOneof("answer"):
-        case "news":
-            check_news(message.news)
-        case "redirect":
-            check_redirect(message.redirect)
-        case "unchanged":
-            require_between("term", message.unchanged.term, 1, MAX_TERM)
-            require_between("version", message.unchanged.version, 0, MAX_COUNT)
-            require_between("number", message.unchanged.number, 0, MAX_COUNT)
-        case kind:
-            require(kind == "unknown", "answer", kind, "one that this version knows")
-    _require_contacts(message.contacts, MAX_CONTACTS)
-    _check_lease(message.lease)
-    _check_coverage(message.coverage)
+def _relate_news(_: str, message: pb.News) -> None:
+    for field, indices in (("sources", message.sources), ("places", message.plan.places)):
+        require(len(indices) <= MAX_SHARDS, field, len(indices), f"at most {MAX_SHARDS}")
+        end = len(message.reducers)
+        require(all(index < end for index in indices), field, list(indices[:8]), f"indices below {end}")
 
 
-def check_news(message: pb.News) -> None:
-    """Check a leader's news, but for the plan and the rules: see ``messages.plan_from_proto`` and ``with_rules``."""
-    require_between("term", message.term, 1, MAX_TERM)
-    require_peer_id("leader", message.leader)
-    require_between("version", message.version, 0, MAX_COUNT)
-    check_record(message.base, "base")
-    _check_reducers(message.reducers)
-    _check_indices("sources", message.sources, len(message.reducers))
-    require(len(message.nodes) <= MAX_NODES, "nodes", len(message.nodes), f"at most {MAX_NODES}")
-    for node in message.nodes:
-        require_peer_id("nodes", node)
-    require_between("number", message.number, 0, MAX_COUNT)
-    if message.HasField("plan"):
-        _check_key(message.plan.key, "key")
-        _check_indices("places", message.plan.places, len(message.reducers))
-
-
-def check_redirect(message: pb.Redirect) -> None:
-    """Check who leads instead, as far as known."""
-    require_between("term", message.term, 0, MAX_TERM)
-    if message.leader:
-        require_peer_id("leader", message.leader)
-    check_record(message.base, "base")
-
-
-def check_tell(message: pb.TellRequest) -> None:
-    """Check the sender and the message of a node; a ShardDone's result is bounded by ``messages.result_from_proto``."""
-    require_digest("manifest_digest", message.manifest_digest)
-    require_peer_id("sender", message.sender)
-    require_address("address", message.address)
-    match message.WhichOneof("message"):
-        case "vote_request":
-            _check_vote_request(message.vote_request)
-        case "vote_reply":
-            _check_vote_reply(message.vote_reply)
-        case "beat":
-            _check_beat(message.beat)
-        case "beat_reply":
-            _check_beat_reply(message.beat_reply)
-        case "close":
-            _check_close(message.close)
-        case "shard_done":
-            _check_shard_done(message.shard_done)
-        case kind:
-            require(kind == "goodbye", "message", kind, "one that this version knows")
-
-
-def check_record(message: pb.Record, field: str = "record") -> None:
-    """Check a round's hashes and the voters on what follows. ``field``: what the refusal calls it."""
-    require_between(f"{field}.round", message.round, 0, MAX_ROUND)
-    require_chain(f"{field}.chain", message.chain, message.round)
-    require_chain(f"{field}.parent", message.parent, message.round - 1)
-    require_voters(f"{field}.voters", message.voters, 1)
-
-
-def check_list_peers(message: pb.ListPeersRequest) -> None:
-    """Check which run is meant, and which list."""
-    require_digest("manifest_digest", message.manifest_digest)
-    for field, value in (("roster", message.roster), ("known", message.known)):
-        if value:
-            require_digest(field, value)
-
-
-def check_list_peers_reply(message: pb.ListPeersReply) -> None:
-    """Check a list of members, which is empty if the caller has it already."""
-    require(not (message.unchanged and message.members), "unchanged", len(message.members), "without members")
-    require_members("members", message.members)
-
-
-def check_fetch_shard(message: pb.FetchShardRequest) -> None:
-    """Check which bytes are asked for."""
-    require_between("round", message.round, 1, MAX_ROUND)
-    require_between("shard", message.shard, 0, MAX_SHARDS - 1)
-    count = len(message.hashes)
-    require(1 <= count <= MAX_SECTIONS, "hashes", count, f"1 to {MAX_SECTIONS}")
-    for value in message.hashes:
-        require_digest("hashes", value)
-
-
-def check_fetch_published(message: pb.FetchPublishedRequest) -> None:
-    """Check which round is asked for, and which of its results."""
-    require_between("round", message.round, 1, MAX_ROUND)
-    if message.chain:
-        require_digest("chain", message.chain)
-
-
-def check_catch_up(message: pb.CatchUpRequest) -> None:
-    """Check which run is meant, and which round the caller is at."""
-    require_digest("manifest_digest", message.manifest_digest)
-    require_between("applied", message.applied, 0, MAX_ROUND)
-
-
-def check_catch_up_reply(message: pb.CatchUpReply) -> None:
-    """Check that the numbers of bytes are possible."""
-    require_between("round_bytes", message.round_bytes, 0, MAX_COUNT)
-    require_between("state_round", message.state_round, 0, MAX_ROUND)
-    require_between("state_bytes", message.state_bytes, 0, MAX_STATE_BYTES)
-    require_between("rest_bytes", message.rest_bytes, 0, MAX_COUNT)
-
-
-def check_report(message: pb.ReportRequest) -> None:
-    """Check a digest, and bytes by payload kinds that exist."""
-    require_peer_id("peer_id", message.peer_id)
-    require_between("round", message.round, 1, MAX_ROUND)
-    require_digest("digest", message.digest)
-    require_between("overhead_bytes", message.overhead_bytes, 0, MAX_COUNT)
-    for field, counts in (("sent", message.sent), ("received", message.received)):
-        _require_counts(field, counts)
-
-
-def check_leave(message: pb.LeaveRequest) -> None:
-    """Check that the reason can be shown."""
-    require_peer_id("peer_id", message.peer_id)
-    require_text("reason", message.reason, 128)
-
-
-def check_watch(message: pb.WatchRequest) -> None:
-    """Check how long a monitor waits."""
-    require_between("wait_ms", message.wait_ms, 0, MAX_WAIT_MS)
-
-
-def _check_vote_request(message: pb.VoteRequest) -> None:
-    require_between("term", message.term, 1, MAX_TERM)
-    require_between("round", message.round, 0, MAX_ROUND)
-    require_between("tail_term", message.tail_term, 0, MAX_TERM)
-
-
-def _check_vote_reply(message: pb.VoteReply) -> None:
-    require_between("term", message.term, 1, MAX_TERM)
-    require_between("voter_term", message.voter_term, 0, MAX_TERM)
-    require_text("reason", message.reason, MAX_REASON)
-
-
-def _check_beat(message: pb.Beat) -> None:
-    require_between("term", message.term, 1, MAX_TERM)
-    check_record(message.base, "base")
-    if message.HasField("proposal"):
-        check_record(message.proposal, "proposal")
-
-
-def _check_beat_reply(message: pb.BeatReply) -> None:
-    require_between("term", message.term, 1, MAX_TERM)
-    require_between("round", message.round, 0, MAX_ROUND)
-    if message.accepted:
-        require_digest("accepted", message.accepted)
-    require_text("reason", message.reason, MAX_REASON)
-
-
-def _check_close(message: pb.Close) -> None:
-    require_between("term", message.term, 1, MAX_TERM)
-    require_between("round", message.round, 1, MAX_ROUND)
-    require_chain("parent", message.parent, message.round - 1)
-    require_ascending("shards", message.shards, MAX_SHARDS)
-    require_digest("roster", message.roster)
-
-
-def _check_shard_done(message: pb.ShardDone) -> None:
-    require_between("term", message.term, 1, MAX_TERM)
-    require_between("round", message.round, 1, MAX_ROUND)
-    require_between("shard", message.shard, 0, MAX_SHARDS - 1)
-    require_real("local_loss", message.local_loss, -MAX_LOSS, MAX_LOSS)
-    require_between("raw_sent", message.raw_sent, 0, MAX_COUNT)
+def _relate_shard_done(_: str, message: pb.ShardDone) -> None:
     require_measured(message.kappas, message.energies)
     if not message.result.void:
         require_digest("roster", message.roster)
 
 
-def _check_reducers(reducers: Sequence[pb.Place]) -> None:
-    most = 2 * MAX_SHARDS
-    require(len(reducers) <= most, "reducers", len(reducers), f"at most {most}")
-    for reducer in reducers:
-        require_peer_bytes("reducers", reducer.peer_id)
-        require_between("reducers", reducer.incarnation, 0, MAX_INCARNATION)
-    different = len({(reducer.peer_id, reducer.incarnation) for reducer in reducers})
-    require(different == len(reducers), "reducers", different, f"{len(reducers)} different ones")
+def _relate_members(_: str, message: pb.ListPeersReply) -> None:
+    require(not (message.unchanged and message.members), "unchanged", len(message.members), "without members")
 
 
-def _check_indices(field: str, indices: Sequence[int], end: int) -> None:
-    require(len(indices) <= MAX_SHARDS, field, len(indices), f"at most {MAX_SHARDS}")
-    require(all(index < end for index in indices), field, list(indices[:8]), f"indices below {end}")
+def _require_known(_: str, message: Message, oneof: str, kinds: Sequence[str]) -> None:
+    kind = message.WhichOneof(oneof)
+    require(kind in kinds, oneof, kind, "one that this version knows")
 
 
-def _check_lease(message: pb.DataLease) -> None:
-    require_between("lease.epoch", message.epoch, 0, MAX_EPOCH)
-    require_between("lease.part", message.part, 0, MAX_PARTS - 1)
-    require_between("lease.tokens", message.tokens, 0, MAX_COUNT)
-    require_between("lease.size", message.size, 0, MAX_COUNT)
-
-
-def _check_coverage(message: pb.Coverage) -> None:
-    require_between("coverage.epoch", message.epoch, 0, MAX_EPOCH)
-    for field, parts in (("coverage.done", message.done), ("coverage.ahead", message.ahead)):
-        require(len(parts) <= MAX_PARTS // 8, field, len(parts), f"at most {MAX_PARTS // 8} bytes")
-
-
-def _check_key(message: pb.PlanKey, field: str) -> None:
-    require_between(f"{field}.round", message.round, 1, MAX_ROUND)
-    require_between(f"{field}.term", message.term, 1, MAX_TERM)
-    require_between(f"{field}.version", message.version, 1, MAX_COUNT)
-
-
-def _require_contacts(contacts: Sequence[pb.Contact], most: int) -> None:
-    require(len(contacts) <= most, "contacts", len(contacts), f"at most {most}")
-    for contact in contacts:
-        require_peer_id("contacts", contact.peer_id)
-        require_address("contacts", contact.address)
-
-
-def _require_counts(field: str, counts: Mapping[str, int]) -> None:
-    require(set(counts) <= _KINDS, field, sorted(counts)[:4], f"bytes by payload kind ({', '.join(sorted(_KINDS))})")
-    for value in counts.values():
-        require_between(field, value, 0, MAX_COUNT)
+_RELATIONS: Mapping[type[Message], Check] = {
+    pb.StateDescription: _relate_state,
+    pb.Record: _relate_record,
+    pb.News: _relate_news,
+    pb.Close: lambda _, message: require_chain("parent", message.parent, message.round - 1),
+    pb.ShardDone: _relate_shard_done,
+    pb.ListPeersReply: _relate_members,
+    pb.PollReply: partial(_require_known, oneof="answer", kinds=(*_ANSWERS, "unknown")),
+    pb.TellRequest: partial(_require_known, oneof="message", kinds=(*_TOLD, "goodbye")),
+}

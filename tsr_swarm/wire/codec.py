@@ -78,19 +78,14 @@ def check_sections(slots: Sequence[Slot], sections: Sequence[Section]) -> None:
         kinds = [section.kind[:16] for section in sections[:8]]
         raise PeerError("sections", f"The sections are {kinds}, this round's are {list(legal)}; they are refused.")
     for section in sections:
-        exact = legal[section.kind]
+        has, exact = f"Section '{section.kind}' has", legal[section.kind]
         if section.raw_bytes != exact:
-            raise PeerError(
-                "raw_bytes", f"Section '{section.kind}' has {section.raw_bytes} raw bytes, not {exact}; it is refused."
-            )
-        if not 0 < section.wire_bytes <= max_wire_bytes(exact):
-            raise PeerError(
-                "wire_bytes",
-                f"Section '{section.kind}' has {section.wire_bytes} wire bytes, not 1 to {max_wire_bytes(exact)}; "
-                "it is refused.",
-            )
+            raise PeerError("raw_bytes", f"{has} {section.raw_bytes} raw bytes, not {exact}; it is refused.")
+        most = max_wire_bytes(exact)
+        if not 0 < section.wire_bytes <= most:
+            raise PeerError("wire_bytes", f"{has} {section.wire_bytes} wire bytes, not 1 to {most}; it is refused.")
         if len(section.hash) != HASH_BYTES:
-            raise PeerError("hash", f"Section '{section.kind}' has a hash of {len(section.hash)} bytes, not 32.")
+            raise PeerError("hash", f"{has} a hash of {len(section.hash)} bytes, not 32.")
 
 
 def wire_bytes(sections: Sequence[Section]) -> int:
@@ -236,11 +231,8 @@ def _decode_exponents(slot: Slot, raw: memoryview) -> Tensor:
     if slot.exponents == 0:
         exponents = np.array([BASIS_EXPONENT], dtype=np.int32)
     elif exponents.min() < EXPONENT_MIN or exponents.max() > EXPONENT_MAX:
-        raise PeerError(
-            "exponent",
-            f"{slot.part} of block {slot.block} has exponents from {exponents.min()} to {exponents.max()}, "
-            f"outside {EXPONENT_MIN} to {EXPONENT_MAX}; the payload is refused.",
-        )
+        found = f"{slot.part} of block {slot.block} has exponents from {exponents.min()} to {exponents.max()}"
+        raise PeerError("exponent", f"{found}, outside {EXPONENT_MIN} to {EXPONENT_MAX}; the payload is refused.")
     return torch.from_numpy(exponents)
 
 

@@ -14,13 +14,7 @@ from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.wire.codec import check_sections, decode, wire_bytes
 from tsr_swarm.wire.compression import max_wire_bytes
-from tsr_swarm.wire.messages import (
-    ContributionHeader,
-    PublishedHeader,
-    chain_hash,
-    open_envelope,
-    published_from_proto,
-)
+from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, chain_hash, published_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 
@@ -31,11 +25,6 @@ class CheckedContribution:
     header: ContributionHeader
     plan: RoundPlan
     slots: tuple[Slot, ...]
-
-    @property
-    def wire_bytes(self) -> int:
-        """How many bytes must follow."""
-        return wire_bytes(self.header.sections)
 
     def decode(self, data: bytes) -> dict[Slot, Grid]:
         """Open the bytes that followed. Raises PeerError."""
@@ -48,25 +37,13 @@ def shard_slots(slots: Sequence[Slot], blocks: Iterable[int]) -> tuple[Slot, ...
     return tuple(slot for slot in slots if slot.block in chosen)
 
 
-def check_contribution(
-    envelope: pb.Envelope,
-    *,
-    manifest: Manifest,
-    plan: RoundPlan,
-    is_known: Callable[[str], bool],
-) -> CheckedContribution:
-    """Check an envelope against the open round, before any of its payload is received.
-
-    Raises PeerError with the reason size, malformed, a field's name, protocol, manifest, round, parent, peer, shard,
-    steps, kappas or sections.
-    """
-    return check_header(open_envelope(envelope), manifest=manifest, plan=plan, is_known=is_known)
-
-
 def check_header(
     header: ContributionHeader, *, manifest: Manifest, plan: RoundPlan, is_known: Callable[[str], bool]
 ) -> CheckedContribution:
-    """As ``check_contribution``, of an envelope that is open already."""
+    """Check a header from ``messages.open_envelope`` against the open round, before its payload is received.
+
+    Raises PeerError with the reason protocol, manifest, round, parent, peer, shard, tokens, steps, kappas or sections.
+    """
     if header.protocol != PROTOCOL_VERSION:
         raise PeerError("protocol", f"Protocol {header.protocol} was used, this run speaks {PROTOCOL_VERSION}.")
     if header.manifest_digest.hex() != manifest.digest:
@@ -103,7 +80,7 @@ def check_published(message: pb.PublishedHeader, *, manifest: Manifest, parent: 
     chain = chain_hash(parent, header.plan, header.shard_blocks, header.shards, header.voters)
     if header.plan.parent != parent.hex() or header.chain != chain:
         raise PeerError("chain", f"Round {header.plan.round} does not continue the chain; fetch the state again.")
-    for slots, result in zip(_published_by_shard(header, manifest), header.shards, strict=True):
+    for slots, result in zip(published_by_shard(header, manifest), header.shards, strict=True):
         check_sections(slots, result.sections)
     return header
 
@@ -112,7 +89,7 @@ def decode_published(header: PublishedHeader, data: bytes, *, manifest: Manifest
     """Open the bytes of every shard that is not void. Raises PeerError."""
     grids: dict[Slot, Grid] = {}
     start = 0
-    for slots, result in zip(_published_by_shard(header, manifest), header.shards, strict=True):
+    for slots, result in zip(published_by_shard(header, manifest), header.shards, strict=True):
         end = start + wire_bytes(result.sections)
         grids |= decode(slots, result.sections, data[start:end])
         start = end
@@ -141,6 +118,7 @@ def max_published_bytes(manifest: Manifest) -> int:
     return worst.total()
 
 
-def _published_by_shard(header: PublishedHeader, manifest: Manifest) -> list[tuple[Slot, ...]]:
+def published_by_shard(header: PublishedHeader, manifest: Manifest) -> list[tuple[Slot, ...]]:
+    """The slots that each shard of a round has published; none of a void one."""
     slots = published_slots(manifest.blocks, header.plan.due, manifest.config.wire, void_blocks(header))
     return [shard_slots(slots, blocks) for blocks in header.shard_blocks]

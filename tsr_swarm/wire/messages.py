@@ -5,9 +5,9 @@ gate.py checks what needs the state of a run: whether this is the open round, or
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -47,6 +47,7 @@ MAX_LINES_BYTES = 8 << 20  # a line has 4 MiB at most, and lines after the first
 _MAX_SECTION_BYTES = 2**40
 _LINES_LEVEL = 3  # of zstd: lines of a log are similar, and become a tenth of their length
 _ROUND_RULES = "quorum", "floor_seconds", "ceiling_seconds", "budget_kb"
+_PLAN_FIELDS = "round", "first_step", "steps", "lr_first", "lr_last", "decay", "seed"
 
 _M = TypeVar("_M", bound=Message)
 
@@ -72,6 +73,9 @@ class ContributionHeader:
     kappas: tuple[float, ...] = ()
     energies: tuple[float, ...] = ()
     term: int = 0
+
+
+_HEADER_FIELDS = tuple(field.name for field in fields(ContributionHeader))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +117,14 @@ def parse(kind: type[_M], data: bytes, limit: int) -> _M:
         raise PeerError("malformed", f"A {kind.__name__} cannot be parsed; it is refused.") from error
 
 
+def _values(source: object, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}
+
+
 def seal(header: ContributionHeader) -> pb.Envelope:
     """Serialise ``header``; a signature will cover exactly these bytes."""
-    values = {field.name: getattr(header, field.name) for field in fields(header)}
-    message = pb.ContributionHeader(**{**values, "sections": sections_to_proto(header.sections)})
+    values = {**_values(header, _HEADER_FIELDS), "sections": sections_to_proto(header.sections)}
+    message = pb.ContributionHeader(**values)
     return pb.Envelope(header=message.SerializeToString())
 
 
@@ -135,8 +143,8 @@ def open_envelope(envelope: pb.Envelope) -> ContributionHeader:
     require_between("term", message.term, 0, MAX_TERM)
     require_real("local_loss", message.local_loss, -MAX_LOSS, MAX_LOSS)
     require_measured(message.kappas, message.energies)
-    values = {field.name: getattr(message, field.name) for field in fields(ContributionHeader)}
     lists = {"kappas": tuple(message.kappas), "energies": tuple(message.energies)}
+    values = _values(message, _HEADER_FIELDS)
     return ContributionHeader(**{**values, **lists, "sections": sections_from_proto(message.sections)})
 
 
@@ -167,12 +175,7 @@ def sections_from_proto(messages: Sequence[pb.Section]) -> tuple[Section, ...]:
 def plan_to_proto(plan: RoundPlan) -> pb.RoundPlan:
     """The announcement of ``plan``."""
     return pb.RoundPlan(
-        round=plan.round,
-        first_step=plan.first_step,
-        steps=plan.steps,
-        lr_first=plan.lr_first,
-        lr_last=plan.lr_last,
-        decay=plan.decay,
+        **_values(plan, _PLAN_FIELDS),
         tangent=sorted(plan.due.tangent),
         aim=sorted(plan.due.aim),
         parent=bytes.fromhex(plan.parent),
@@ -181,7 +184,6 @@ def plan_to_proto(plan: RoundPlan) -> pb.RoundPlan:
         draw_numbers=[number for _, number in plan.due.draw],
         first=plan.due.first,
         second=plan.due.second,
-        seed=plan.seed,
     )
 
 
@@ -190,9 +192,8 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> RoundPlan
     require_between("round", message.round, 1, MAX_ROUND)
     require_between("first_step", message.first_step, 0, MAX_ROUND * MAX_STEPS)
     require_between("steps", message.steps, 1, MAX_STEPS)
-    require_real("lr_first", message.lr_first, 0.0, 1.0)
-    require_real("lr_last", message.lr_last, 0.0, 1.0)
-    require_real("decay", message.decay, 0.0, 1.0)
+    for field in ("lr_first", "lr_last", "decay"):
+        require_real(field, getattr(message, field), 0.0, 1.0)
     require(message.decay > 0, "decay", message.decay, "above 0")
     require_chain("parent", message.parent, message.round - 1)
     require_between("seed", message.seed, 0, MAX_SEED)
@@ -206,17 +207,7 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> RoundPlan
     )
     both = sorted(due.aim & due.choose)
     require(not both, "choose", both[:8], "none of the blocks in aim")
-    return RoundPlan(
-        round=message.round,
-        first_step=message.first_step,
-        steps=message.steps,
-        lr_first=message.lr_first,
-        lr_last=message.lr_last,
-        decay=message.decay,
-        due=due,
-        parent=message.parent.hex(),
-        seed=message.seed,
-    )
+    return RoundPlan(**_values(message, _PLAN_FIELDS), due=due, parent=message.parent.hex())
 
 
 def result_to_proto(result: ShardResult, peers: Sequence[str]) -> pb.ShardResult:
@@ -267,15 +258,14 @@ def published_from_proto(message: pb.PublishedHeader, manifest: Manifest) -> Pub
 
 def rules_to_proto(config: RunConfig) -> pb.Rules:
     """The rules in ``config``: what a leader needs of it beside the manifest."""
-    of_rounds = {name: getattr(config.round, name) for name in _ROUND_RULES}
-    return pb.Rules(rounds=config.run.rounds, min_peers=config.run.min_peers, **of_rounds)
+    return pb.Rules(rounds=config.run.rounds, min_peers=config.run.min_peers, **_values(config.round, _ROUND_RULES))
 
 
 def with_rules(config: RunConfig, rules: pb.Rules) -> RunConfig:
     """``config`` under ``rules``, each checked as if a user had typed it. Raises PeerError."""
     try:
         run = replace(config.run, rounds=rules.rounds, min_peers=rules.min_peers)
-        return replace(config, run=run, round=replace(config.round, **{n: getattr(rules, n) for n in _ROUND_RULES}))
+        return replace(config, run=run, round=replace(config.round, **_values(rules, _ROUND_RULES)))
     except ConfigError as error:
         raise PeerError("rules", f"The run's rules are not legal ({error}); ask its organiser.") from error
 
@@ -311,43 +301,30 @@ def chain_hash(
     the bytes through their hashes. voters: those on the next round. Each field is hashed with its length before it;
     protobuf bytes are never hashed, because a message has more than one serialised form.
     """
+    peers, due = everyone(result.included for result in results), plan.due
+    hashed = [
+        parent,
+        _numbers([plan.round, plan.first_step, plan.steps]),
+        struct.pack("<ddd", plan.lr_first, plan.lr_last, plan.decay),
+        *(_numbers(sorted(blocks)) for blocks in (due.tangent, due.aim, due.choose)),
+        _numbers([due.first, due.second]),
+        _numbers([plan.seed, *(value for pair in due.draw for value in pair)]),
+        bytes.fromhex(plan.parent),
+        _numbers([len(shard_blocks), len(results), len(voters)]),
+        *(_numbers(blocks) for blocks in shard_blocks),
+        *(voter.encode() for voter in voters),
+        bytes.fromhex("".join(peers)),
+    ]
+    for result in results:
+        hashed.append(_numbers([result.void, result.tokens, len(result.sections)]))
+        hashed.append(b"" if result.void else absent(peers, result.included))
+        for section in result.sections:
+            hashed += [section.kind.encode(), _numbers([section.raw_bytes, section.wire_bytes]), section.hash]
     hasher = hashlib.blake2b(digest_size=32, person=b"tsr/v1/chain")
-    for field in _chain_fields(parent, plan, shard_blocks, results, voters):
+    for field in hashed:
         hasher.update(struct.pack("<Q", len(field)))
         hasher.update(field)
     return hasher.digest()
-
-
-def _chain_fields(
-    parent: bytes,
-    plan: RoundPlan,
-    shard_blocks: Sequence[Sequence[int]],
-    results: Sequence[ShardResult],
-    voters: Sequence[str],
-) -> Iterator[bytes]:
-    yield parent
-    yield _numbers([plan.round, plan.first_step, plan.steps])
-    yield struct.pack("<ddd", plan.lr_first, plan.lr_last, plan.decay)
-    yield _numbers(sorted(plan.due.tangent))
-    yield _numbers(sorted(plan.due.aim))
-    yield _numbers(sorted(plan.due.choose))
-    yield _numbers([plan.due.first, plan.due.second])
-    yield _numbers([plan.seed, *(value for pair in plan.due.draw for value in pair)])
-    yield bytes.fromhex(plan.parent)
-    yield _numbers([len(shard_blocks), len(results), len(voters)])
-    for blocks in shard_blocks:
-        yield _numbers(blocks)
-    for voter in voters:
-        yield voter.encode()
-    peers = everyone(result.included for result in results)
-    yield bytes.fromhex("".join(peers))
-    for result in results:
-        yield _numbers([result.void, result.tokens, len(result.sections)])
-        yield b"" if result.void else absent(peers, result.included)
-        for section in result.sections:
-            yield section.kind.encode()
-            yield _numbers([section.raw_bytes, section.wire_bytes])
-            yield section.hash
 
 
 def _numbers(values: Sequence[int]) -> bytes:

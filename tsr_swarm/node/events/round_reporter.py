@@ -248,7 +248,7 @@ class RoundReporter:
 
         Bytes count whatever the round; a second copy of a report changes nothing. Raises PeerError.
         """
-        checks.check_report(request)
+        checks.check(request)
         peer, round = self._roster.get(request.peer_id), request.round
         if peer is None or round in peer.reported:
             return pb.ReportReply(resync=False)

@@ -18,7 +18,7 @@ from tsr_swarm.storage.run_folder import record_of
 from tsr_swarm.storage.state_file import StateAssembly
 from tsr_swarm.telemetry.events import CatchingUp, Warned
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.wire.checks import check_catch_up_reply
+from tsr_swarm.wire.checks import check
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 Fetched = tuple[pb.PublishedHeader, bytes, Published]
@@ -192,7 +192,7 @@ class Downloader:
         digest = bytes.fromhex(self._manifest.digest)
         try:
             reply = await client.catch_up(pb.CatchUpRequest(manifest_digest=digest, applied=round - 1))
-            check_catch_up_reply(reply)
+            check(reply)
         except (UnreachableError, RefusedError, PeerError):
             return None
         return reply

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from tsr_swarm.config.layout import Slot, published_slots
+from tsr_swarm.config.layout import Slot
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.exchange.reduction import Published, open_published
@@ -21,7 +21,7 @@ from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import CONTROL_SECONDS, HELLO_SECONDS
 from tsr_swarm.wire.codec import decode, wire_bytes
-from tsr_swarm.wire.gate import check_published, max_published_bytes, shard_slots, void_blocks
+from tsr_swarm.wire.gate import check_published, max_published_bytes, published_by_shard
 from tsr_swarm.wire.messages import PublishedHeader, sections_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -138,8 +138,7 @@ class RoundDownload:
         header = check_published(message, manifest=manifest, parent=message.plan.parent)
         if not follows_manifest(header.plan, manifest):
             raise PeerError("plan", f"Round {round} was not planned as the run's manifest says; it is refused.")
-        slots = published_slots(manifest.blocks, header.plan.due, manifest.config.wire, void_blocks(header))
-        return Announced(message, header, tuple(shard_slots(slots, blocks) for blocks in header.shard_blocks))
+        return Announced(message, header, tuple(published_by_shard(header, manifest)))
 
     async def _shard(
         self, announced: Announced, shard: int, donors: ShardDonors, own: Frames
