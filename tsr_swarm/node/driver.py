@@ -14,9 +14,9 @@ from typing import Protocol
 
 from tsr_swarm.errors import RunError
 from tsr_swarm.rounds.protocol import Action, Event, Received, Tick
-from tsr_swarm.rounds.raft_state import HardState
 from tsr_swarm.rounds.state import Node
 from tsr_swarm.rounds.step import step, wake_at
+from tsr_swarm.storage.journal import Journal
 
 AGAIN_SECONDS = 1.0  # until what the disk refused is tried again
 LATE_SECONDS = 0.001  # a timer that rings a little late finds that its time has come
@@ -30,12 +30,6 @@ class ActionHandler(Protocol):
 
     def carry_out(self, action: Action) -> None:
         """Begin what was decided."""
-
-
-class PromiseLog(Protocol):
-    """Where promises are kept, such as storage/journal.py. ``write`` raises RunError where they are not on disk."""
-
-    def write(self, hard_state: HardState, /) -> None: ...
 
 
 class Timer(Protocol):
@@ -63,7 +57,7 @@ class Driver:
     def __init__(
         self,
         node: Node,
-        journal: PromiseLog | None,
+        journal: Journal | None,
         warn: Callable[[str], None],
         clock: Callable[[], float] = awake_clock,
         call_later: Callable[[float, Callable[[], None]], Timer] = call_on_loop,

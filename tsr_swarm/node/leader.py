@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from tsr_swarm.config.layout import Slot, published_slots
+from tsr_swarm.config.layout import published_slots
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.discovery.addresses import dialable_address
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
@@ -198,15 +198,16 @@ class ShardCollector:
         if self._round_cache.reduced_shard(done.round, done.shard, done.result) is not None:
             return done.result
         self._under_way.add(key)
+        manifest, sections = self._context.manifest, reduced.result.sections
+        published = published_slots(manifest.blocks, plan.due, manifest.config.wire)
+        slots = shard_slots(published, manifest.shard_blocks[done.shard])
+        hashes = [section.hash for section in sections]
         try:
             client = await self._context.clients.to(reducer)
-            sections = sections_to_proto(reduced.result.sections)
-            check_sections(self._slots(plan, done.shard), reduced.result.sections)
-            request = pb.FetchShardRequest(
-                round=done.round, shard=done.shard, hashes=[section.hash for section in sections]
-            )
-            data = await client.fetch_shard(request, sections, FETCH_SECONDS)
-            await asyncio.to_thread(decode, self._slots(plan, done.shard), reduced.result.sections, data)
+            check_sections(slots, sections)
+            request = pb.FetchShardRequest(round=done.round, shard=done.shard, hashes=hashes)
+            data = await client.fetch_shard(request, sections_to_proto(sections), FETCH_SECONDS)
+            await asyncio.to_thread(decode, slots, sections, data)
         except (UnreachableError, RefusedError, ConfigError):
             return None
         except PeerError as error:
@@ -216,8 +217,3 @@ class ShardCollector:
             self._under_way.discard(key)
         self._round_cache.add_reduced_shard(done.round, done.shard, reduced, data)
         return done.result
-
-    def _slots(self, plan: RoundPlan, shard: int) -> Sequence[Slot]:
-        manifest = self._context.manifest
-        slots = published_slots(manifest.blocks, plan.due, manifest.config.wire)
-        return shard_slots(slots, manifest.shard_blocks[shard])

@@ -58,7 +58,7 @@ class SwarmNode:
         Raises RefusedError when a leader turns this node away, UnreachableError when nobody answers for half an hour.
         """
         context = self.context
-        context.run_log.votes(context.me in context.voters)
+        context.run_log.subscribers.set_voter(context.me in context.voters)
         context.background.start(self._stop_when(stop_gently))
         context.background.start(self._watchdog())
         context.put(pt.Tick())
@@ -113,7 +113,7 @@ class SwarmNode:
             if base.round < before.voter.hard_state.base.round:
                 context.set_back(base)
             context.note_committed(base)
-            context.run_log.votes(context.me in base.voters)
+            context.run_log.subscribers.set_voter(context.me in base.voters)
             if self.log is not None:
                 self.log.commit(base.round, bytes.fromhex(base.chain))
                 if context.info.trains:  # it can always fetch the state, so any round may go

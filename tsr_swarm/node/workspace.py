@@ -71,8 +71,9 @@ class Workspace:
         if self._stream is not None and self._stream.number == number:
             return
         config = self._manifest.config
-        if not self._data:
-            tokens = self._read(number)
+        if self.is_on_shared_data:
+            self.part = part_of(number, config.data.parts)
+            tokens = training_tokens(config.data, self.part, self.warn)
         elif self._stream is not None:
             tokens = self._stream.tokens
         else:
@@ -84,13 +85,6 @@ class Workspace:
             batch_size=config.data.batch_size,
             sequence_length=config.data.sequence_length,
         )
-
-    def _read(self, number: int) -> torch.Tensor:
-        """The part of the run's data that goes with a peer's number."""
-        data = self._manifest.config.data
-        part = part_of(number, data.parts)
-        tokens, self.part = training_tokens(data, part, self.warn), part
-        return tokens
 
     @property
     def is_on_shared_data(self) -> bool:

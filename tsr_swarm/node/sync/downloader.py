@@ -231,7 +231,4 @@ class Downloader:
 
     def _lock(self, chain: str) -> asyncio.Lock:
         """One for each round, so that one that is proposed and committed at the same time is fetched once."""
-        lock = self._locks.get(chain)
-        if lock is None:
-            lock = self._locks[chain] = asyncio.Lock()
-        return lock
+        return self._locks.setdefault(chain, asyncio.Lock())
