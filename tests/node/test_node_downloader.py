@@ -18,6 +18,7 @@ from tsr_swarm.node.sync import donors as donors_module
 from tsr_swarm.node.sync import rounds as round_download
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.downloader import Downloader
+from tsr_swarm.node.sync.rounds import RoundDownload
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
 from tsr_swarm.rounds.raft_state import RoundRecord
@@ -212,7 +213,8 @@ class Network:
             manifest = self.history.manifest
             states = StateDownload(sources, manifest, mine / "states")
             more = {} if own is None else {"own": own}
-            fetcher = Downloader(manifest, me=me, first=FIRST, sources=sources, states=states, log=log, **more)
+            rounds = RoundDownload(sources, manifest, me)
+            fetcher = Downloader(first=FIRST, donors=sources, rounds=rounds, states=states, log=log, **more)
             alive_nodes = [node for node in nodes if node is not None]
             yield Rig(fetcher, ids, alive_nodes, events, ledger, log, addresses, self.history)
 

@@ -1,7 +1,7 @@
 """Two small nodes and real calls between them: a poll is held, answered once, and never answered for somebody else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -30,18 +30,7 @@ from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.leases import Coverage
-from tsr_swarm.rounds.protocol import (
-    Close,
-    OpenRound,
-    Poll,
-    PollBroken,
-    Received,
-    Redirect,
-    ReducerSlot,
-    RoundUpdate,
-    ShardDone,
-    Unreachable,
-)
+from tsr_swarm.rounds.protocol import Close, OpenRound, Poll, Received, ReducerSlot, RoundUpdate, ShardDone, Unreachable
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
@@ -93,7 +82,8 @@ class Small:
         trainer_task = TrainerTask(context, self.round_cache, weights, SmallWorkspace(), data_leases, None)  # type: ignore[arg-type]
         leader_client = LeaderClient(context, self.round_cache, data_leases, trainer_task)
         self.replies = PollReplies(context, self.round_cache, data_leases)
-        self.messenger = Messenger(context, self.round_cache, self.roster_cache, leader_client, self.replies)
+        collector = ShardCollector(context, self.round_cache)
+        self.messenger = Messenger(context, self.round_cache, self.roster_cache, collector, leader_client, self.replies)
         self.send = self.messenger.send
         self.leader = SmallLeader()
         self.refusal: RefusedError | None = None
@@ -210,11 +200,10 @@ async def test_a_node_that_lacks_the_unchanged_news_asks_for_all_of_it(change: d
 
 
 async def test_a_leader_that_always_answers_unchanged_counts_as_unreachable() -> None:
+    async def unchanged(request: pb.PollRequest, caller: Caller) -> pb.PollReply:
+        return pb.PollReply(unchanged=pb.Unchanged(term=1, version=1, number=request.number))
+
     async with pair() as (a, b):
-
-        async def unchanged(request: pb.PollRequest, caller: Caller) -> pb.PollReply:
-            return pb.PollReply(unchanged=pb.Unchanged(term=1, version=1, number=request.number))
-
         b.poll = unchanged  # type: ignore[method-assign]
         a.send(B, ASKED)
         assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
@@ -234,15 +223,14 @@ async def test_a_redirect_answers_a_held_poll() -> None:
     async with pair() as (a, b):
         b.book.update(C, "127.0.0.1:7")
         await polled(a, b)
-        redirect = Redirect(2, C, STANDS)
+        redirect = pt.Redirect(2, C, STANDS)
         b.send(A, redirect)
         assert await a.seen(Received) == [Received(B, redirect)]
         assert a.book.address(C) == "127.0.0.1:7"
         assert a.context.newest == STANDS
 
 
-async def test_a_newer_poll_takes_the_place_of_an_older_one() -> None:
-    """The older one's end is neither a loss of the leader nor of the peer."""
+async def test_a_newer_poll_takes_the_place_of_an_older_one_which_counts_as_no_loss() -> None:
     async with pair() as (a, b):
         await polled(a, b)
         await polled(a, b, replace(ASKED, number=2))
@@ -265,11 +253,11 @@ async def test_a_poll_that_was_replaced_ends_at_once() -> None:
 
 
 async def test_a_poll_that_breaks_is_told_to_the_decisions_at_once() -> None:
-    """Its line broke while it was listening. Without that, its leader waits for it until it is taken for silent."""
+    """Else its leader waits for the peer until it counts as silent."""
     async with pair() as (a, b):
         await polled(a, b)
         await a.context.background.close()
-        assert await b.seen(PollBroken) == [PollBroken(A)]
+        assert await b.seen(pt.PollBroken) == [pt.PollBroken(A)]
         b.send(A, TOLD)  # to nobody
         await polled(a, b, replace(ASKED, number=2))
         b.send(A, replace(TOLD, number=2))
@@ -281,7 +269,7 @@ async def test_a_poll_that_nobody_answers_is_given_up(monkeypatch: pytest.Monkey
     async with pair() as (a, b):
         await polled(a, b)
         assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
-        assert not [event for event in b.events if isinstance(event, PollBroken)]
+        assert not [event for event in b.events if isinstance(event, pt.PollBroken)]
 
 
 async def test_a_peer_that_is_not_known_joins_and_polls_again() -> None:
@@ -358,11 +346,8 @@ def asking(**changes: Any) -> pb.PollRequest:
     [
         (asking(manifest_digest=bytes(32)), RefusedError),
         (asking(manifest_digest=b""), RefusedError),
-        (asking(peer_id="A" * 32), PeerError),
         (asking(peer_id=B), PeerError),
         (asking(address="no address at all"), PeerError),
-        (asking(number=2**60), PeerError),
-        (asking(incarnation=2**63), PeerError),
     ],
 )
 async def test_a_malformed_poll_is_refused(request_: pb.PollRequest, error: type[Exception]) -> None:
@@ -532,10 +517,8 @@ async def test_a_shard_done_names_its_peers_by_the_list_of_the_close(monkeypatch
 
 async def test_a_shard_done_with_an_unknown_list_is_refused() -> None:
     async with leader_and_reducer() as (leader, _), SwarmClient(leader.context.info.address, ByteCounter()) as client:
-        request = telling(pt.Goodbye(A))
-        request.shard_done.CopyFrom(pb.ShardDone(term=1, round=1, result=pb.ShardResult(tokens=1), roster=bytes(32)))
         with pytest.raises(PeerError, match="is not known here"):
-            await client.tell(request)
+            await client.tell(shard_done(result=pb.ShardResult(tokens=1), roster=bytes(32)))
         assert leader.events == []
 
 
@@ -564,15 +547,9 @@ def telling(message: pt.Message, **changes: Any) -> pb.TellRequest:
     return request
 
 
-def shard_of_nobody(shard: int) -> pb.TellRequest:
+def shard_done(**changes: Any) -> pb.TellRequest:
     request = telling(pt.Goodbye(A))
-    request.shard_done.CopyFrom(pb.ShardDone(term=1, round=1, shard=shard, result=pb.ShardResult(void=True)))
-    return request
-
-
-def spoiled(change: Callable[[pb.TellRequest], object], message: pt.Message) -> pb.TellRequest:
-    request = telling(message)
-    change(request)
+    request.shard_done.CopyFrom(pb.ShardDone(term=1, round=1, **changes))
     return request
 
 
@@ -591,16 +568,11 @@ BEAT = cl.Heartbeat(3, BASE, None)
     [
         (telling(BEAT, manifest_digest=bytes(32)), RefusedError),
         (telling(BEAT, sender="../../journal"), PeerError),
-        (telling(BEAT, sender=""), PeerError),
         (telling(BEAT, sender=B), PeerError),
         (telling(BEAT, address="a b"), PeerError),
         (pb.TellRequest(manifest_digest=DIGEST, sender=A), PeerError),
-        (spoiled(lambda told: told.beat.base.voters.append("x"), BEAT), PeerError),
-        (spoiled(lambda told: told.beat.base.ClearField("voters"), BEAT), PeerError),
         (closing(shards=[2]), PeerError),
-        (closing(roster=b"short"), PeerError),
-        (shard_of_nobody(2), PeerError),
-        (shard_of_nobody(2**31), PeerError),
+        (shard_done(shard=2, result=pb.ShardResult(void=True)), PeerError),
     ],
 )
 async def test_a_malformed_message_is_refused_and_changes_nothing(

@@ -18,7 +18,6 @@ from tsr_swarm.node.peer_registry import Roster
 from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.protocol import Drop, Explain
-from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult
@@ -65,8 +64,7 @@ class Rig:
         for peer, name in PEERS.items():
             self.roster.admit(peer, name)
         self.roster.admit(COORDINATOR, "coordinator", trains=False)
-        base = RoundRecord(self.base)
-        self.reporter = RoundReporter(MANIFEST, self.roster, self.emitted.append, lambda: self.now, base)
+        self.reporter = RoundReporter(MANIFEST, self.roster, self.emitted.append, lambda: self.now, self.base)
 
     def of(self, kind: type[E]) -> list[E]:
         return [event for event in self.emitted if isinstance(event, kind)]

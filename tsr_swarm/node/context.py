@@ -95,7 +95,6 @@ class NodeContext:
 
     @property
     def me(self) -> str:
-        """This node's peer_id."""
         return self.info.peer_id
 
     @property
@@ -145,17 +144,12 @@ class NodeContext:
         return self.state.is_leaving or self.done.is_set()
 
     def put(self, event: DecisionEvent) -> None:
-        """Have the decisions take in ``event``."""
         self.driver.put(event)
 
-    def note_committed(self, record: RoundRecord) -> None:
-        """This round stands, as another node says."""
-        if self._newest is None or record.round > self._newest.round:
+    def note_committed(self, record: RoundRecord, is_set_back: bool = False) -> None:
+        """This round stands, as another node says. ``is_set_back``: the run goes on after an older round than told."""
+        if self._newest is None or record.round > self._newest.round or is_set_back:
             self._newest = record
-
-    def set_back(self, record: RoundRecord) -> None:
-        """The run goes on after an older round than was told."""
-        self._newest = record
 
     def update_rules(self, leader: str, rules: pb.Rules) -> None:
         """Take over the rules that ``leader`` tells. Only the coordinator may set them, as long as it is another."""
@@ -170,7 +164,6 @@ class NodeContext:
     # --- for people -------------------------------------------------------------------------------------------------
 
     def emit(self, event: Event) -> None:
-        """Tell this process's own people of this node."""
         self.host.emit(event)
 
     def warn(self, message: str) -> None:

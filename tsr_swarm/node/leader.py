@@ -16,8 +16,8 @@ from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.sketch_budget import RefreshState, after_round, begin_refresh_state, within_budget
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.gather import ShardDigest
-from tsr_swarm.rounds.raft_state import RoundRecord, is_majority
-from tsr_swarm.rounds.state import Node
+from tsr_swarm.rounds.raft_state import RoundRecord, Voter, is_majority
+from tsr_swarm.rounds.state import MemberContact, Node
 from tsr_swarm.telemetry.events import LeaderChanged, PeerJoined
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire import checks
@@ -39,7 +39,8 @@ class Leader:
         """``base`` stands as it begins; ``numbers``: of those who took part under the leader before."""
         self._context, self._round_cache = context, round_cache
         self.roster = Roster(numbers)
-        self.round_reporter = RoundReporter(context.manifest, self.roster, context.run_log.emit, awake_clock, base)
+        emit = context.run_log.emit
+        self.round_reporter = RoundReporter(context.manifest, self.roster, emit, awake_clock, base.round)
         self._refreshes: RefreshState = begin_refresh_state(context.config, context.manifest.blocks, base.round + 1)
         self._told: LeaderChanged | None = None  # the newest
         self._voters: tuple[str, ...] = ()
@@ -147,27 +148,25 @@ class Leader:
         """Tell people whether others can take over, and whose contributions have arrived."""
         if after.leader_role is None:
             return
-        self._show_failover(after)
+        if after.voter.leads:
+            self._show_failover(after.voter, after.leader_role.contacts)
         known = before.leader_role.state.arrivals if before.leader_role is not None else {}
         state = after.leader_role.state
         for peer, seconds in state.arrivals.items():
             if peer not in known:
                 self.round_reporter.arrived(state.round, peer, seconds)
 
-    def _show_failover(self, node: Node) -> None:
-        if node.leader_role is None or not node.voter.leads:
-            return
-        voter, contacts = node.voter, node.leader_role.contacts
+    def _show_failover(self, voter: Voter, contacts: Mapping[str, MemberContact]) -> None:
         if voter.voters != self._voters:
             self._voters, self._since = voter.voters, voter.hard_state.base.round
         # The others go on without this leader if most voters are among them, and have the round that made them voters.
         others = {peer for peer in voter.voters if peer in contacts and contacts[peer].applied >= self._since}
         changed = LeaderChanged(
-            peer=node.me,
+            peer=self._context.me,
             name=self._context.name,
             term=voter.term,
             voters=len(voter.voters),
-            is_safe=len(voter.voters) >= SAFE_VOTERS and is_majority(others - {node.me}, voter.voters),
+            is_safe=len(voter.voters) >= SAFE_VOTERS and is_majority(others - {self._context.me}, voter.voters),
             voter_ids=",".join(voter.voters),
         )
         if changed != self._told:

@@ -110,9 +110,7 @@ class SwarmNode:
         """Take note of what a step has changed."""
         context, base = self.context, after.voter.hard_state.base
         if base != before.voter.hard_state.base:
-            if base.round < before.voter.hard_state.base.round:
-                context.set_back(base)
-            context.note_committed(base)
+            context.note_committed(base, is_set_back=base.round < before.voter.hard_state.base.round)
             context.run_log.subscribers.set_voter(context.me in base.voters)
             if self.log is not None:
                 self.log.commit(base.round, bytes.fromhex(base.chain))

@@ -13,7 +13,6 @@ from tsr_swarm.node.peer_registry import Peer, Roster
 from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.process.tasks import Signal
 from tsr_swarm.rounds import protocol
-from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.round_phases import Phase
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.byte_counter import Direction
@@ -55,18 +54,13 @@ class RoundReporter:
     """
 
     def __init__(
-        self,
-        manifest: Manifest,
-        roster: Roster,
-        emit: Callable[[Event], None],
-        clock: Callable[[], float],
-        base: RoundRecord,
+        self, manifest: Manifest, roster: Roster, emit: Callable[[Event], None], clock: Callable[[], float], base: int
     ) -> None:
         self._manifest, self._roster, self._emit, self._clock = manifest, roster, emit, clock
         self._began = clock()
         self._opened: dict[int, _OpenRound] = {}  # two at most: a round may open before the last is read from disk
         self._committed: dict[int, _CommittedRound] = {}
-        self._newest = base.round
+        self._newest = base
         self._leaving: dict[str, str] = {}  # why peers say that they leave
         self._changed = Signal()  # a report has come, a round was applied, or a peer has left
         self._in_order = asyncio.Lock()
