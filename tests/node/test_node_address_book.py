@@ -168,10 +168,7 @@ class Listed:
 @asynccontextmanager
 async def listening() -> AsyncIterator[tuple[AddressBook, ClientPool, str]]:
     book = AddressBook(ME)
-    async with (
-        ClientPool(book, ByteCounter(), KernelBytes([])) as clients,
-        serving(Listed()) as address,
-    ):
+    async with ClientPool(book, ByteCounter(), KernelBytes([])) as clients, serving(Listed()) as address:
         yield book, clients, address
 
 
@@ -182,17 +179,15 @@ async def test_a_client_is_kept_until_its_node_has_another_address() -> None:
         book.update("a" * 32, "127.0.0.1:1")
         elsewhere = await clients.to("a" * 32)
         book.update("a" * 32, address)
-        line = await clients.to("a" * 32)
-        assert line is not elsewhere
-        assert await clients.to("a" * 32) is line
-        await line.list_peers(pb.ListPeersRequest())
+        client = await clients.to("a" * 32)
+        assert client is not elsewhere
+        assert await clients.to("a" * 32) is client
+        await client.list_peers(pb.ListPeersRequest())
         with pytest.raises(ConfigError, match="not an address"):
             await clients.at("nowhere")
 
 
-async def test_the_client_that_was_unused_longest_is_closed_when_there_are_too_many(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_of_too_many_clients_the_one_unused_longest_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody who says every minute that it has moved would cost a connection each time."""
     monkeypatch.setattr(module, "MOST_CLIENTS", 2)
     async with listening() as (_, clients, address):

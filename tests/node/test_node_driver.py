@@ -16,20 +16,10 @@ from hypothesis import strategies as st
 
 from tsr_swarm.node import driver as module
 from tsr_swarm.node.driver import AGAIN_SECONDS, Driver
+from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.rounds.protocol import (
-    Action,
-    Applied,
-    Event,
-    Poll,
-    Received,
-    Redirect,
-    RoundUpdate,
-    Send,
-    Tick,
-    Unreachable,
-)
+from tsr_swarm.rounds.protocol import Action, Applied, Event, Poll, Received, Send, Tick
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.round_phases import RoundPolicy
 from tsr_swarm.rounds.state import Node, NodeIdentity
@@ -79,7 +69,7 @@ class Rig:
     def __init__(self, folder: Path, voters: tuple[str, ...] = VOTERS) -> None:
         self.clock, self.warnings = VirtualClock(), list[str]()
         self.actions: list[Action] = []
-        self.ledgers: list[tuple[HardState, HardState]] = []  # the node's, and the one on disk
+        self.promises: list[tuple[HardState, HardState]] = []  # the node's, and the one on disk
         self.steps = 0
         self.meanwhile: Callable[[Action], None] = lambda action: None
         self.writes: list[float] = []
@@ -98,9 +88,9 @@ class Rig:
         self.driver = Driver(node, self, self.warnings.append, lambda: self.clock.now, self.clock.call_later)
         self.driver.handler = self
 
-    def write(self, ledger: HardState) -> None:
+    def write(self, hard_state: HardState) -> None:
         self.writes.append(self.clock.now)
-        self.journal.write(ledger)
+        self.journal.write(hard_state)
 
     def on_step(self, before: Node, after: Node) -> None:
         self.steps += 1
@@ -114,7 +104,7 @@ class Rig:
 
     def look(self) -> None:
         on_disk = self.genesis if self.folder.is_file() else self.journal.load(print) or self.genesis
-        self.ledgers.append((self.driver.node.voter.hard_state, on_disk))
+        self.promises.append((self.driver.node.voter.hard_state, on_disk))
 
     def sent(self, kind: type[Any]) -> list[Any]:
         sent = [action.message for action in self.actions if isinstance(action, Send)]
@@ -140,13 +130,13 @@ messages = (
     | st.builds(cl.VoteReply, terms, terms, st.booleans(), st.booleans(), st.just(""))
     | st.builds(cl.Heartbeat, terms, st.just(RoundRecord(voters=VOTERS)) | records, st.none() | records)
     | st.builds(cl.HeartbeatReply, terms, st.integers(0, 2), st.sampled_from(["", "1" * 64]), st.just(""))
-    | st.builds(Redirect, terms, st.sampled_from(["", *VOTERS]), records)
+    | st.builds(pt.Redirect, terms, st.sampled_from(["", *VOTERS]), records)
 )
 events: st.SearchStrategy[Event] = (
     st.builds(Received, st.sampled_from(VOTERS[1:]), messages)
     | st.builds(Applied, records)
     | st.just(Tick())
-    | st.builds(Unreachable, st.sampled_from(VOTERS[1:]), st.just(Poll(ME, 1, 0, False, True, (0, 0, 0), 0)))
+    | st.builds(pt.Unreachable, st.sampled_from(VOTERS[1:]), st.just(Poll(ME, 1, 0, False, True, (0, 0, 0), 0)))
 )
 
 
@@ -160,7 +150,7 @@ def test_actions_begin_only_after_their_promise_is_in_the_journal(story: list[tu
             if waits:
                 rig.clock.run_until(rig.clock.now + 2.0)
         assert rig.steps >= len(story)
-        assert all(promised == on_disk for promised, on_disk in rig.ledgers)
+        assert all(promised == on_disk for promised, on_disk in rig.promises)
         assert not rig.clock.faults
 
 
@@ -271,13 +261,7 @@ def test_the_timer_follows_what_changes_between_events(tmp_path: Path) -> None:
     rig.driver.put(Tick())
     (poll,) = rig.sent(Poll)
     asked = rig.driver.node.tracking.asked
-    rig.driver.put(
-        Received(asked, RoundUpdate(1, asked, 1, RoundRecord(voters=VOTERS), (), None, (), False, poll.number))
-    )
+    update = pt.RoundUpdate(1, asked, 1, RoundRecord(voters=VOTERS), (), None, (), False, poll.number)
+    rig.driver.put(Received(asked, update))
     rig.clock.run_until(0.1)
     assert [sent.number for sent in rig.sent(Poll)] == [poll.number, poll.number + 1]
-
-
-def test_the_clock_does_not_run_backwards() -> None:
-    first = module.awake_clock()
-    assert module.awake_clock() >= first

@@ -52,28 +52,23 @@ async def test_a_coordinator_that_refuses_is_not_asked_again(tmp_path: Path, mon
     await swarm.start_coordinator()
     monkeypatch.setattr("tsr_swarm.node.calls.PROTOCOL_VERSION", 999)
     peer = swarm.start_peer(1, wait_seconds=1e6)
-    assert isinstance(await failure_of(peer), RefusedError)
+    assert isinstance(await failure_of(swarm.peers.pop(1)), RefusedError)
     assert not peer.events
-    await end(swarm)
-
-
-async def end(swarm: Swarm) -> None:
-    swarm.coordinator.stop.terminate()
-    await asyncio.wait_for(swarm.coordinator.task, DEADLINE_SECONDS)
+    await swarm.end()
 
 
 async def refused(swarm: Swarm, member: Member) -> str:
-    """Why a peer gave up, once it is sure that nobody has heard of it."""
+    """Why a peer gave up, once it is sure that it has not joined."""
     failure = await failure_of(member)
-    await end(swarm)
+    swarm.peers.clear()
+    await swarm.end()
     assert not swarm.of(PeerJoined)
     return f"{failure.exit_code} {failure}"
 
 
 async def test_text_of_its_own_is_looked_at_before_anybody_is_called(tmp_path: Path) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
-    empty = tmp_path / "empty"
-    empty.mkdir()
+    (empty := tmp_path / "empty").mkdir()
     for data, says in ((tmp_path / "nowhere", "does not exist"), (empty, "holds 0 bytes of text")):
         failure = await failure_of(swarm.start_peer(1, at="127.0.0.1:1", data=(data,)))
         assert isinstance(failure, ConfigError)
@@ -134,7 +129,7 @@ async def test_a_peer_that_fails_after_it_has_joined_says_goodbye(
     assert str(await failure_of(peer)) == "There is no room for the model."
     del swarm.peers[1]  # its failure has been seen
     await swarm.until(lambda: bool(swarm.of(PeerLeft)))
-    await end(swarm)
+    await swarm.end()
     [joined], [left] = swarm.of(PeerJoined), swarm.of(PeerLeft)
     assert (left.peer, left.reason) == (joined.peer, "it failed")
     assert not peer.of(StateReceived)
@@ -148,4 +143,4 @@ async def test_a_coordinator_whose_data_others_may_not_find_says_so_at_its_start
     swarm = Swarm(tmp_path, tiny_config(tmp_path, data={"source": "text"}))
     await swarm.start_coordinator()
     await swarm.until(lambda: any("data.source = 'text'" in message for message in swarm.warnings()))
-    await end(swarm)
+    await swarm.end()

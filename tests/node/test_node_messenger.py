@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -54,12 +54,12 @@ ASKED = Poll(A, 1, 0, True, False, (0, 0, 0), 0, number=1)
 TOLD = RoundUpdate(1, B, 1, BASE, (), None, (), False, number=1)
 
 
+@dataclass
 class SmallLeader:
     """Whom a node that leads has admitted."""
 
-    def __init__(self) -> None:
-        self.is_admitting = True
-        self.numbers: Mapping[str, int] = {}
+    is_admitting: bool = True
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
     def is_admitted(self, peer: str) -> bool:
         return self.is_admitting

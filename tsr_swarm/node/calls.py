@@ -262,7 +262,6 @@ class LeaderClient:
             await self.leave(await self._context.clients.to(leader), self._context.reason or "it said goodbye")
 
     async def leave(self, leader: SwarmClient, reason: str) -> None:
-        """Tell a leader that this node goes."""
         with suppress(UnreachableError, PeerError, RefusedError):
             await leader.leave(pb.LeaveRequest(peer_id=self._context.me, reason=reason), GOODBYE_SECONDS)
 

@@ -174,12 +174,10 @@ class NodeContext:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def quit(self, reason: str) -> None:
-        """This node goes, as was decided."""
         self.reason = reason
         self.done.set()
 
     def fail(self, error: Exception) -> None:
-        """This node cannot go on."""
         self.failure = self.failure or error
         self.done.set()
 
@@ -201,7 +199,6 @@ class NodeContext:
 
 
 def policy_of(config: RunConfig) -> RoundPolicy:
-    """What the configuration says about rounds."""
     limits = config.round
     return RoundPolicy(
         quorum=limits.quorum,

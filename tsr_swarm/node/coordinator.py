@@ -117,11 +117,8 @@ def open_log(path: Path, warn: Callable[[Event], None]) -> Iterator[EventLog]:
             write = stack.enter_context(recording(path))
             log = EventLog(time.time, [lambda line: None if PROGRESS in line[:40] else write(line)])
         except OSError as error:
-            warn(
-                events.Warned(
-                    message=f"{path} cannot be used ({reason_text(error)}); the run goes on without a record of it."
-                )
-            )
+            sentence = f"{path} cannot be used ({reason_text(error)}); the run goes on without a record of it."
+            warn(events.Warned(message=sentence))
             log = EventLog(time.time)
         yield log
 
@@ -209,20 +206,13 @@ class CoordinatorProcess:
         run_log.stopped(reason)
 
     def _context(self, address: str, clients: ClientPool) -> NodeContext:
-        manifest = self._begun.manifest
-        info = NodeInfo(
-            peer_id=self._identity.peer_id,
-            name=NAME,
-            address=address,
-            local_space=manifest.config.optimizer.local_space,
-            device="cpu",
-            trains=False,
-        )
+        manifest, me = self._begun.manifest, self._identity.peer_id
+        kind = manifest.config.optimizer.local_space
         return NodeContext(
-            info=info,
+            info=NodeInfo(peer_id=me, name=NAME, address=address, local_space=kind, device="cpu", trains=False),
             manifest=manifest,
             config=self._options.config,
-            first=info.peer_id,
+            first=me,
             host=self,
             book=self._book,
             clients=clients,

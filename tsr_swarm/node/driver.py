@@ -45,7 +45,6 @@ def awake_clock() -> float:
 
 
 def call_on_loop(seconds: float, call: Callable[[], None]) -> Timer:
-    """Make ``call`` on the running event loop after so many seconds."""
     return asyncio.get_running_loop().call_later(seconds, call)
 
 
@@ -106,7 +105,6 @@ class Driver:
         self._timer = self._call_later(max(0.0, wait), lambda: self.put(Tick()))
 
     def close(self) -> None:
-        """Take in nothing more."""
         self._is_closed = True
         self._events.clear()
         if self._timer is not None:

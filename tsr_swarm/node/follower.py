@@ -54,7 +54,6 @@ class Follower:
     # --- rounds -------------------------------------------------------------------------------------------------
 
     async def fetch_round(self, order: pt.FetchRound) -> None:
-        """Fetch the next round and apply it."""
         context, started = self.context, time.monotonic()
         newest, parent = context.newest, context.state.peer.chain
         try:

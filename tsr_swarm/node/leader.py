@@ -87,7 +87,6 @@ class Leader:
         return peer is not None and peer.trains
 
     def name_of(self, peer_id: str) -> str:
-        """What people call it."""
         peer = self.roster.get(peer_id)
         return peer_id[:8] if peer is None else peer.name
 
@@ -125,7 +124,6 @@ class Leader:
         return plan
 
     def committed(self, header: PublishedHeader, reduced: Sequence[ReducedShard | None], members: int) -> None:
-        """The round stands."""
         captured = {block: seen for shard in reduced if shard is not None for block, seen in shard.captured.items()}
         self._refreshes = after_round(self._refreshes, header.plan, void_blocks(header), captured)
         self.round_reporter.committed(header, reduced, members)

@@ -267,7 +267,6 @@ def unchanged_to_proto(news: RoundUpdate) -> pb.Unchanged:
 
 
 def contacts_to_proto(contacts: Iterable[tuple[str, str]]) -> list[pb.Contact]:
-    """Peer ids and addresses."""
     return [pb.Contact(peer_id=peer_id, address=address) for peer_id, address in contacts]
 
 
@@ -323,7 +322,6 @@ def lease_from_proto(message: pb.DataLease, parts: int) -> Lease | None:
 
 
 def coverage_to_proto(coverage: Coverage) -> pb.Coverage:
-    """Sets of parts as bits."""
     return pb.Coverage(epoch=coverage.epoch, done=to_bits(coverage.done), ahead=to_bits(coverage.ahead))
 
 

@@ -86,7 +86,6 @@ class Messenger:
     # --- in -----------------------------------------------------------------------------------------------------
 
     async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
-        """Take in a message of another node."""
         context, sender = self.context, request.sender
         context.require_run(request.manifest_digest)
         if sender == context.me:

@@ -75,7 +75,6 @@ class SwarmNode:
         return context.reason
 
     async def close(self) -> None:
-        """End what is still running."""
         self.context.done.set()  # a training thread ends at its next step
         self.poll_replies.hang_up()
         self.context.driver.close()
@@ -107,7 +106,6 @@ class SwarmNode:
     # --- driver.ActionHandler -------------------------------------------------------------------------------------
 
     def on_step(self, before: Node, after: Node) -> None:
-        """Take note of what a step has changed."""
         context, base = self.context, after.voter.hard_state.base
         if base != before.voter.hard_state.base:
             context.note_committed(base, is_set_back=base.round < before.voter.hard_state.base.round)
@@ -122,7 +120,6 @@ class SwarmNode:
         self._notice_leader(before, after)
 
     def carry_out(self, action: pt.Action) -> None:
-        """Begin what was decided."""
         start = self.context.background.start
         match action:
             case pt.Send(to, pt.Goodbye()):

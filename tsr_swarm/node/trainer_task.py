@@ -46,7 +46,6 @@ class TrainerTask:
     # --- local steps --------------------------------------------------------------------------------------------
 
     async def train(self, plan: RoundPlan) -> None:
-        """Take the local steps of this round."""
         missing: list[ConfigError] = []
 
         def on_step(step: StepProgress) -> None:

@@ -112,11 +112,9 @@ class Workspace:
 
     @property
     def consensus(self) -> Consensus | None:
-        """As it is now; None before the first state."""
         return None if self._trainer is None else self._trainer.consensus
 
     def apply(self, published: Published, included: frozenset[int]) -> bytes:
-        """Apply a round; ``included``: blocks in whose average this peer's work is. Returns the digest."""
         return self.trainer.apply(published.header.plan, published.grids, published.void, included)
 
     def replace(self, consensus: Consensus) -> None:

@@ -32,7 +32,6 @@ class LogSubscribers:
         self.changed = Signal()
 
     def set_voter(self, is_voter: bool) -> None:
-        """Say whether this node is a voter."""
         self._is_voter = is_voter
         self.changed.notify()
 
@@ -53,11 +52,9 @@ class LogSubscribers:
 
     @property
     def are_any(self) -> bool:
-        """Whether anybody reads."""
         return self._is_voter or self.are_people
 
     async def wait(self) -> None:
-        """Return once anybody reads."""
         while not await self.changed.wait_for(lambda: self.are_any, WAIT_SECONDS):
             pass
 
@@ -111,35 +108,25 @@ class LogRelay:
         """Copy once. Returns whether there is more already."""
         if not self._has_begun or (with_progress and not self.is_current):
             _, self._goal = await copy(NEWEST, with_progress)
-        has_advanced = await (self._continue if self._has_begun else self._begin)(copy, with_progress)
-        self._has_history = self._has_history or self._newest >= self._goal
-        is_behind = (self._complete if with_progress else self._newest) < self._goal
-        if with_progress and not is_behind:
-            self.is_current = True
-            self.subscribers.changed.notify()
-        return is_behind and has_advanced
-
-    async def _begin(self, copy: Copy, with_progress: bool) -> bool:
-        """Find where the leader's log, which has other numbers, continues this one. All of it can be megabytes."""
-        goal = self._goal if self._has_history else 0
-        lines, newest = await copy_from_overlap(copy, self.log, goal, with_progress)
-        self._has_begun = True
-        self._take(lines, newest, with_progress)
-        return bool(lines)
-
-    async def _continue(self, copy: Copy, with_progress: bool) -> bool:
         after = self._complete if with_progress else self._newest
-        lines, newest = await copy(after, with_progress)
-        if newest < after:  # the leader was restarted, and sent everything
-            self._newest = self._complete = 0
-        self._take(lines, newest, with_progress)
-        return newest > after
-
-    def _take(self, lines: list[str], newest: int, with_progress: bool) -> None:
-        """Append new lines and show their events."""
+        if self._has_begun:
+            lines, newest = await copy(after, with_progress)
+            has_advanced = newest > after
+            if newest < after:  # the leader was restarted, and sent everything
+                self._newest = self._complete = 0
+        else:  # find where the leader's log, which has other numbers, continues this one: all of it can be megabytes
+            goal = self._goal if self._has_history else 0
+            lines, newest = await copy_from_overlap(copy, self.log, goal, with_progress)
+            has_advanced, self._has_begun = bool(lines), True
         self._newest = max(self._newest, newest)
         self._complete = newest if with_progress else self._complete
         for line in lines:
             stamped = self.log.take(line)
             if stamped is not None:
                 self.see(stamped)
+        self._has_history = self._has_history or self._newest >= self._goal
+        is_behind = (self._complete if with_progress else self._newest) < self._goal
+        if with_progress and not is_behind:
+            self.is_current = True
+            self.subscribers.changed.notify()
+        return is_behind and has_advanced

@@ -63,7 +63,6 @@ class RunLog:
             yield stamped
 
     def emit(self, event: Event) -> None:
-        """Add an event of this node."""
         if self.has_ended:
             return  # peers may still be leaving
         self.log.append(event)
@@ -182,8 +181,6 @@ class RunLog:
 
 
 def _copy_of(peer_id: str, pool: ClientPool) -> Copy:
-    """Copy from the log of another node."""
-
     async def copy(after: int, with_progress: bool) -> tuple[list[str], int]:
         request = pb.WatchRequest(after=after, wait_ms=WATCH_MS, without_progress=not with_progress)
         reply = await (await pool.to(peer_id)).watch(request)
