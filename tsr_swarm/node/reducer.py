@@ -5,13 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from tsr_swarm.config.layout import Slot
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError, RunError, UnreachableError
 from tsr_swarm.exchange.reduction import seal
-from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.node.context import NodeContext
-from tsr_swarm.node.contribution_store import ContributionStore
+from tsr_swarm.node.contribution_store import ContributionStore, HeldContribution
 from tsr_swarm.node.roster_cache import RosterCache
 from tsr_swarm.node.round_cache import VOID, ReducedShard, RoundCache
 from tsr_swarm.node.weights import WeightsThread
@@ -29,13 +27,6 @@ ANSWER_SECONDS = 10.0  # what was offered is answered at once; this is for a nod
 Key = tuple[str, int, int]  # peer, round, shard
 
 
-@dataclass(frozen=True, slots=True)
-class _Offer:
-    header: ContributionHeader
-    grids: Mapping[Slot, Grid]
-    verdict: asyncio.Future[Verdict]
-
-
 @dataclass(slots=True, eq=False)
 class Reducer:
     """Takes contributions to this node's shards, averages them, and puts a round together while this node leads."""
@@ -46,7 +37,7 @@ class Reducer:
     weights: WeightsThread
     contributions: ContributionStore
     log: RoundLog | None  # None for a node that nobody can dial, which never leads
-    _offers: dict[Key, _Offer] = field(default_factory=dict)
+    _offers: dict[Key, tuple[HeldContribution, asyncio.Future[Verdict]]] = field(default_factory=dict)
 
     # --- contributions ------------------------------------------------------------------------------------------
 
@@ -77,17 +68,18 @@ class Reducer:
         except PeerError as error:
             self._show_refused(header, error)
             raise
-        verdict = await self._offer(header, grids)
+        verdict = await self._offer(HeldContribution(header, grids))
         if not verdict.counted and self.context.leader is not None:
             self.context.leader.round_reporter.late(header.round, header.peer_id, verdict.reason)
         return pb.SubmitReply(counted=verdict.counted, reason=verdict.reason)
 
-    async def _offer(self, header: ContributionHeader, grids: Mapping[Slot, Grid]) -> Verdict:
+    async def _offer(self, offered: HeldContribution) -> Verdict:
+        header = offered.header
         key = header.peer_id, header.round, header.shard
         if key in self._offers:
             raise UnreachableError("The same shard of this contribution is being taken in; try again.")
         verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self._offers[key] = _Offer(header, grids, verdict)
+        self._offers[key] = offered, verdict
         try:
             self.context.put(
                 pt.Offered(
@@ -111,10 +103,11 @@ class Reducer:
         offer = self._offers.get((reply.peer, reply.round, reply.shard))
         if offer is None:
             return
+        offered, verdict = offer
         if reply.verdict.is_new:
-            self.contributions.add(offer.header, offer.grids)
-        if not offer.verdict.done():
-            offer.verdict.set_result(reply.verdict)
+            self.contributions.add(offered.header, offered.grids)
+        if not verdict.done():
+            verdict.set_result(reply.verdict)
 
     def _show_refused(self, header: ContributionHeader, error: PeerError) -> None:
         if self.context.leader is not None:
