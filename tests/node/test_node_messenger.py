@@ -141,6 +141,13 @@ async def polled(a: Small, b: Small, poll: Poll = ASKED) -> None:
     assert (await b.seen(pt.Event, len(b.events) + 1))[-1] == Received(A, poll)
 
 
+async def answered(a: Small, b: Small, answer: pt.RoundUpdate | pt.Redirect = TOLD, poll: Poll = ASKED) -> pt.Event:
+    """A's poll is held at B, which answers it: returns what A takes in."""
+    await polled(a, b, poll)
+    b.send(A, answer)
+    return (await a.seen(pt.Event, len(a.events) + 1))[-1]
+
+
 # --- polls ------------------------------------------------------------------------------------------------------------
 
 
@@ -149,10 +156,8 @@ async def test_a_poll_is_held_until_there_is_news() -> None:
         b.round_cache.add_plan(PLAN)
         b.book.update(C, "127.0.0.1:7")
         b.context.config = replace(CONFIG, run=replace(CONFIG.run, rounds=77))
-        await polled(a, b)
         news = replace(TOLD, plan=OPEN, nodes=(C,))
-        b.send(A, news)
-        assert await a.seen(Received) == [Received(B, news)]
+        assert await answered(a, b, news) == Received(B, news)
         assert a.round_cache.plan(1, "") == PLAN, "what to train comes with it"
         assert a.book.address(C) == "127.0.0.1:7"
         assert a.context.config.run.rounds == 77, "and the rules"
@@ -162,29 +167,21 @@ async def test_a_poll_without_news_is_answered_with_the_last_news_again() -> Non
     async with pair() as (a, b):
         b.round_cache.add_plan(PLAN)
         b.book.update(C, "127.0.0.1:7")
-        news = replace(TOLD, plan=OPEN, nodes=(C,))
-        await polled(a, b)
-        b.send(A, news)
-        await a.seen(Received)
-        again = replace(ASKED, known=1, number=2)
+        news, again = replace(TOLD, plan=OPEN, nodes=(C,)), replace(ASKED, known=1, number=2)
+        await answered(a, b, news)
         a.book.update(C, "127.0.0.1:8")  # as anybody may say
-        await polled(a, b, again)
-        b.send(A, replace(news, number=2))
-        assert (await a.seen(Received, 2))[-1] == Received(B, replace(news, number=2))
+        assert await answered(a, b, replace(news, number=2), again) == Received(B, replace(news, number=2))
         assert [event.message for event in await b.seen(Received)] == [ASKED, again]
-        assert a.book.address(C) == "127.0.0.1:7", "the leader's word counts on"
+        assert a.book.address(C) == "127.0.0.1:7", "what the leader said still counts"
         b.replies.forget(A)
-        await polled(a, b, replace(again, number=3))
-        b.send(A, replace(news, number=3))
-        assert (await a.seen(Received, 3))[-1] == Received(B, replace(news, number=3))
+        third = replace(news, number=3)
+        assert await answered(a, b, third, replace(again, number=3)) == Received(B, third)
 
 
 @pytest.mark.parametrize("change", [{"term": 2}, {"version": 2}])
 async def test_a_node_that_lacks_the_unchanged_news_asks_for_all_of_it(change: dict[str, Any]) -> None:
     async with pair() as (a, b):
-        await polled(a, b)
-        b.send(A, TOLD)
-        await a.seen(Received)
+        await answered(a, b)
         answer, other = b.poll, {"term": 1, "version": 1, **change}
 
         async def unchanged(request: pb.PollRequest, caller: Caller) -> pb.PollReply:
@@ -222,10 +219,8 @@ async def test_news_that_answers_another_poll_is_not_given() -> None:
 async def test_a_redirect_answers_a_held_poll() -> None:
     async with pair() as (a, b):
         b.book.update(C, "127.0.0.1:7")
-        await polled(a, b)
         redirect = pt.Redirect(2, C, STANDS)
-        b.send(A, redirect)
-        assert await a.seen(Received) == [Received(B, redirect)]
+        assert await answered(a, b, redirect) == Received(B, redirect)
         assert a.book.address(C) == "127.0.0.1:7"
         assert a.context.newest == STANDS
 
@@ -233,10 +228,8 @@ async def test_a_redirect_answers_a_held_poll() -> None:
 async def test_a_newer_poll_takes_the_place_of_an_older_one_which_counts_as_no_loss() -> None:
     async with pair() as (a, b):
         await polled(a, b)
-        await polled(a, b, replace(ASKED, number=2))
         news = replace(TOLD, number=2)
-        b.send(A, news)
-        assert await a.seen(Received) == [Received(B, news)]
+        assert await answered(a, b, news, replace(ASKED, number=2)) == Received(B, news)
         await a.context.background.close()
         assert [type(event) for event in a.events] == [Received]
         assert [type(event) for event in b.events] == [Received, Received]
@@ -259,9 +252,7 @@ async def test_a_poll_that_breaks_is_told_to_the_decisions_at_once() -> None:
         await a.context.background.close()
         assert await b.seen(pt.PollBroken) == [pt.PollBroken(A)]
         b.send(A, TOLD)  # to nobody
-        await polled(a, b, replace(ASKED, number=2))
-        b.send(A, replace(TOLD, number=2))
-        await a.seen(Received)
+        await answered(a, b, replace(TOLD, number=2), replace(ASKED, number=2))
 
 
 async def test_a_poll_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,9 +286,7 @@ async def test_a_node_that_answers_is_kept_under_the_address_that_was_called() -
     async with pair() as (a, b):
         reached_at = b.context.info.address
         b.context.info = replace(b.context.info, address="192.0.2.7:1")
-        await polled(a, b)
-        b.send(A, TOLD)
-        await a.seen(Received)
+        await answered(a, b)
         assert a.book.address(B) == reached_at
 
 
@@ -311,9 +300,7 @@ async def test_news_that_its_sender_may_not_tell_changes_nothing(change: dict[st
     async with pair() as (a, b):
         b.round_cache.add_plan(PLAN)
         b.context.config = replace(CONFIG, run=replace(CONFIG.run, rounds=77))
-        await polled(a, b)
-        b.send(A, replace(TOLD, **change))
-        assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
+        assert await answered(a, b, replace(TOLD, **change)) == Unreachable(B, ASKED)
         assert (a.context.config, a.round_cache.plan(1, "")) == (CONFIG, None)
 
 
@@ -321,9 +308,8 @@ async def test_news_that_its_sender_may_not_tell_changes_nothing(change: dict[st
 async def test_a_plan_that_the_manifest_does_not_allow_is_not_trained_for(change: dict[str, Any]) -> None:
     async with pair() as (a, b):
         b.round_cache.add_plan(replace(PLAN, **change))
-        await polled(a, b)
-        b.send(A, replace(TOLD, plan=OPEN))
-        assert await a.seen(Unreachable) == a.events, "training for it would begin with the answer"
+        answer = await answered(a, b, replace(TOLD, plan=OPEN))
+        assert answer == Unreachable(B, ASKED), "training for it would begin with the answer"
         assert [str(a.context.failure)] == ["The plan of round 1 is not what this run's manifest says; leaving."]
         assert a.round_cache.plan(1, "") is None
 
@@ -393,9 +379,7 @@ async def leader_and_reducer() -> AsyncIterator[tuple[Small, Small]]:
     async with pair(is_dialable=True) as (reducer, leader):
         leader.book.update(A, reducer.context.info.address)
         reducer.round_cache.add_plan(PLAN)
-        await polled(reducer, leader, replace(ASKED, is_dialable=True))
-        leader.send(A, TOLD)
-        await reducer.seen(Received)
+        await answered(reducer, leader, poll=replace(ASKED, is_dialable=True))
         leader.events.clear()
         reducer.events.clear()
         yield leader, reducer

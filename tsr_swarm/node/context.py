@@ -65,7 +65,7 @@ class Host(Protocol):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class NodeContext:
-    """One node's identity, connections and state, which its parts share. Used on one event loop."""
+    """Identity, connections and state of one node, which its parts share. Used on one event loop."""
 
     info: NodeInfo
     manifest: Manifest

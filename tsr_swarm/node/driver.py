@@ -49,7 +49,7 @@ def call_on_loop(seconds: float, call: Callable[[], None]) -> Timer:
 
 
 class Driver:
-    """One node's decisions at work. Events are put from one thread; ``handler`` is set before the first one."""
+    """Runs the decisions of one node. Events are put from one thread; ``handler`` is set before the first one."""
 
     handler: ActionHandler
 

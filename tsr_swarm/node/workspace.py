@@ -35,7 +35,7 @@ MODEL_BYTES = 4  # ... and what the GPU needs at the least
 
 @dataclass(slots=True, eq=False)
 class Workspace:
-    """One peer's trainer, data and checkpoints. Implements weights.Weights: its trainer moves with the consensus."""
+    """Trainer, data and checkpoints of one peer. Implements weights.Weights: its trainer moves with the consensus."""
 
     manifest: Manifest
     kind: str  # of its local space
