@@ -163,7 +163,7 @@ class Network:
 # --- a shard's bytes --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     order=st.permutations([(peer, shard) for peer in PEERS for shard in range(SHARDS)]),
     absent=st.sets(st.tuples(st.sampled_from(PEERS), st.integers(0, SHARDS - 1)), max_size=8),
@@ -187,7 +187,7 @@ def test_two_stores_with_a_share_of_the_shards_publish_the_bytes_of_one_reductio
 
 
 @given(peers=st.sets(st.sampled_from(PEERS), min_size=1))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_an_average_is_over_the_peers_that_are_asked_for(peers: set[str]) -> None:
     store, plan = opened()
     for peer in PEERS:

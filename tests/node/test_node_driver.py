@@ -141,7 +141,7 @@ events: st.SearchStrategy[Event] = (
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(story=st.lists(st.tuples(events, st.booleans()), max_size=25))
 def test_actions_begin_only_after_their_promise_is_in_the_journal(story: list[tuple[Event, bool]]) -> None:
     with TemporaryDirectory() as folder:
@@ -155,7 +155,7 @@ def test_actions_begin_only_after_their_promise_is_in_the_journal(story: list[tu
         assert not rig.clock.faults
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(story=st.lists(events, max_size=25))
 def test_an_event_whose_promise_cannot_be_written_has_not_happened(story: list[Event]) -> None:
     with TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fixtures import round_plan
@@ -171,20 +171,17 @@ def sent(request: pb.TellRequest) -> pb.TellRequest:
 # --- there and back ---------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(message=votes | replies | beats | answers | goodbyes)
 def test_messages_between_voters_come_back_as_they_were(message: Any) -> None:
     assert decode_message(sent(tell_to_proto(message)), MANIFEST, known(ALONE)) == DecodedMessage(message)
 
 
-@settings(deadline=None)
 @given(close=closes())
 def test_a_close_comes_back_with_all_whom_it_admits(close: tuple[pt.Close, Members]) -> None:
     request = sent(close_to_proto(*close))
     assert decode_message(request, MANIFEST, known(close[1])) == DecodedMessage(*close)
 
 
-@settings(deadline=None)
 @given(done=shards_done())
 def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, ReducedShard, Members | None]) -> None:
     message, made, members = done
@@ -193,7 +190,6 @@ def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, Red
     assert len(request.shard_done.result.absent) <= 3, "a bit a peer"
 
 
-@settings(deadline=None)
 @given(close=closes(), done=shards_done())
 def test_a_message_with_an_unknown_list_of_peers_names_its_hash(
     close: tuple[pt.Close, Members], done: tuple[pt.ShardDone, ReducedShard, Members | None]
@@ -205,7 +201,6 @@ def test_a_message_with_an_unknown_list_of_peers_names_its_hash(
             assert unknown.value.digest == members.digest
 
 
-@settings(deadline=None)
 @given(poll=polls)
 def test_a_poll_comes_back_as_it_was(poll: pt.Poll) -> None:
     request = poll_to_proto(poll)
@@ -213,7 +208,6 @@ def test_a_poll_comes_back_as_it_was(poll: pt.Poll) -> None:
     assert poll_from_proto(pb.PollRequest.FromString(request.SerializeToString())) == poll
 
 
-@settings(deadline=None)
 @given(pair=news_and_plans())
 def test_news_come_back_as_they_were(pair: tuple[pt.RoundUpdate, RoundPlan | None]) -> None:
     news, plan = pair
@@ -221,7 +215,6 @@ def test_news_come_back_as_they_were(pair: tuple[pt.RoundUpdate, RoundPlan | Non
     assert news_from_proto(message, BLOCKS, 2) == (news, plan)
 
 
-@settings(deadline=None)
 @given(redirect=st.builds(pt.Redirect, st.integers(0, 2**40), st.just("") | peer_ids, records()))
 def test_a_redirect_comes_back_as_it_was(redirect: pt.Redirect) -> None:
     assert redirect_from_proto(redirect_to_proto(redirect)) == redirect
@@ -350,7 +343,6 @@ def test_coverage_without_an_epoch_is_refused() -> None:
     assert refusal_of(coverage_from_proto, pb.Coverage(), 8) == "coverage.epoch"
 
 
-@settings(deadline=None)
 @given(data=st.data(), sample=shards_done())
 def test_flipped_bits_raise_only_peer_errors(
     data: st.DataObject, sample: tuple[pt.ShardDone, ReducedShard, Members | None]

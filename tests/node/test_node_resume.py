@@ -35,8 +35,7 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 async def test_a_coordinator_that_is_restarted_in_mid_round_goes_on_with_the_peers_it_had(tmp_path: Path) -> None:
     """Cut off when the first payload of round 3 is in; the peers offer the same work to its successor."""
     config = tiny_config(tmp_path, run={"rounds": 5, "min_peers": 2})
-    swarm = Swarm(tmp_path, config, when(ev.PayloadReceived, 3, kill_coordinator))
-    await swarm.start(2)
+    swarm = await Swarm(tmp_path, config, when(ev.PayloadReceived, 3, kill_coordinator)).start(2)
     await swarm.coordinator.task
     before = swarm.rounds()
     await swarm.resume_coordinator()
@@ -70,10 +69,8 @@ def set_back(folder: Path) -> None:
 
 async def test_peers_follow_a_coordinator_that_was_set_back_to_an_older_state(tmp_path: Path) -> None:
     """Its folder is replaced by a copy from before round 3, as after a restored backup."""
-    swarm = Swarm(
-        tmp_path, tiny_config(tmp_path, run={"rounds": 8, "min_peers": 2}), backed_up_and_cut_off(tmp_path, 6)
-    )
-    await swarm.start(2)
+    config = tiny_config(tmp_path, run={"rounds": 8, "min_peers": 2})
+    swarm = await Swarm(tmp_path, config, backed_up_and_cut_off(tmp_path, 6)).start(2)
     await swarm.coordinator.task
     set_back(tmp_path)
     for member in swarm.members:
@@ -105,9 +102,10 @@ async def test_a_disk_that_takes_no_checkpoint_is_a_warning_and_the_run_goes_on(
 
 
 async def test_a_peer_can_be_asked_to_leave_while_its_coordinator_is_gone(tmp_path: Path) -> None:
-    """The coordinator goes when it has the peer's work of round 2, so the peer waits for a round that never closes."""
-    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"min_peers": 2}), when(ev.PayloadReceived, 2, kill_coordinator))
-    await swarm.start(2)
+    """It goes when it has the work of round 2, so its peers wait for a round that never closes."""
+    swarm = await Swarm(
+        tmp_path, tiny_config(tmp_path, run={"min_peers": 2}), when(ev.PayloadReceived, 2, kill_coordinator)
+    ).start(2)
     await swarm.coordinator.task
     for member in swarm.peers.values():
         member.stop.request()
@@ -119,10 +117,8 @@ async def test_a_peer_can_be_asked_to_leave_while_its_coordinator_is_gone(tmp_pa
 
 async def test_peers_wait_for_the_successor_of_a_coordinator_that_was_stopped(tmp_path: Path) -> None:
     """It ends after its round, without waiting for peers. Nobody else votes: they wait for its successor."""
-    swarm = Swarm(
-        tmp_path, tiny_config(tmp_path, run={"rounds": 4, "min_peers": 2}), when(ev.RoundOpened, 2, stop_coordinator)
-    )
-    await swarm.start(2)
+    config = tiny_config(tmp_path, run={"rounds": 4, "min_peers": 2})
+    swarm = await Swarm(tmp_path, config, when(ev.RoundOpened, 2, stop_coordinator)).start(2)
     await asyncio.wait_for(swarm.coordinator.task, 30)
     assert swarm.finished().reason == "it was asked to stop"
     assert any("the run waits until it is back" in message for message in swarm.warnings())
@@ -135,11 +131,9 @@ async def test_peers_wait_for_the_successor_of_a_coordinator_that_was_stopped(tm
 
 async def test_a_coordinator_that_is_stopped_goes_like_a_volunteer_where_others_vote(tmp_path: Path) -> None:
     """It finishes its round, and the two that can be dialled go on without it: no round is void or missing."""
-    swarm = Swarm(
-        tmp_path, tiny_config(tmp_path, run={"rounds": 5, "min_peers": 3}), when(ev.RoundOpened, 3, stop_coordinator)
+    swarm = await run_swarm(
+        tmp_path, tiny_config(tmp_path, run={"rounds": 5}), 3, when(ev.RoundOpened, 3, stop_coordinator), listening=2
     )
-    await swarm.start(3, listening=2)
-    await swarm.finish()
     assert swarm.rounds() == [1, 2, 3]
     assert swarm.finished().reason == "it was asked to stop"
     assert not any("waits until it is back" in message for message in swarm.warnings()), "others go on"
@@ -155,8 +149,7 @@ async def test_a_coordinator_that_is_stopped_goes_like_a_volunteer_where_others_
 async def test_a_coordinator_that_was_set_back_takes_over_the_history_that_others_hold(tmp_path: Path) -> None:
     """Its folder is replaced by a copy from before round 3; two that vote know better than its backup."""
     config = tiny_config(tmp_path, run={"rounds": 500, "min_peers": 2}, round={"floor_seconds": 30.0})
-    swarm = Swarm(tmp_path, config, backed_up_and_cut_off(tmp_path, 5))
-    await swarm.start(2, listening=2)
+    swarm = await Swarm(tmp_path, config, backed_up_and_cut_off(tmp_path, 5)).start(2, listening=2)
     await swarm.coordinator.task
     set_back(tmp_path)
     before = len(swarm.of(ev.Evaluated))
@@ -178,8 +171,7 @@ async def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path) ->
     done = {event.round: event.digest for event in before.closed()}
     assert max(done) < 4
 
-    swarm = Swarm(tmp_path, replace(config, run=replace(config.run, min_peers=3)))
-    await swarm.start(3, resume=True)
+    swarm = await Swarm(tmp_path, replace(config, run=replace(config.run, min_peers=3))).start(3, resume=True)
     await swarm.finish()
     rounds = swarm.rounds()
     assert rounds[-1] == 5
@@ -226,8 +218,7 @@ async def test_a_state_that_was_taken_is_a_checkpoint_that_outlives_a_kill(tmp_p
         periods={"k_r": 3, "k_r_embedding": 3},
         checkpoint={"every": 1000},
     )
-    swarm = Swarm(tmp_path, config, when(ev.RoundOpened, 5, kill_coordinator))
-    await swarm.start(3, listening=2)
+    swarm = await Swarm(tmp_path, config, when(ev.RoundOpened, 5, kill_coordinator)).start(3, listening=2)
     await swarm.coordinator.task
     swarm.on_event = cut_off_with_a_state
     await swarm.until(lambda: max(swarm.digests(), default=0) >= 16)
@@ -251,8 +242,7 @@ async def test_a_proposal_that_only_one_voter_accepted_and_has_lost_does_not_sto
     another place, and wait for it.
     """
     config = tiny_config(tmp_path, run={"rounds": 8, "min_peers": 2})
-    swarm = Swarm(tmp_path, config, when(ev.RoundOpened, 4, stop_all))
-    await swarm.start(2, listening=2)
+    swarm = await Swarm(tmp_path, config, when(ev.RoundOpened, 4, stop_all)).start(2, listening=2)
     await asyncio.gather(*(member.task for member in swarm.members))
 
     folder = tmp_path / "coordinator"
