@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tests.fixtures import TINY_MODEL
 from tests.steady import OPTIMIZER, WIRE
@@ -22,10 +22,12 @@ from tsr_swarm.telemetry.events import (
     DigestReported,
     Event,
     LeaderChanged,
+    PeerJoined,
     RoundApplied,
     RoundClosed,
     RunFinished,
     RunStarted,
+    Warned,
 )
 
 TEXT = "".join(f"def f{i}(x):\n    return x + {i} if x > {i % 7} else f{i // 2}(x - 1)\n\n" for i in range(600))
@@ -58,11 +60,17 @@ def tiny_config(folder: Path, **changes: dict[str, object]) -> RunConfig:
 
 @dataclass
 class Member:
-    """One process's worth of the rig."""
+    """One process of the swarm, as a task."""
 
     stop: Shutdown
     task: asyncio.Task[None]
     events: list[Event]
+
+    def of(self, kind: type[Kind]) -> list[Kind]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def warnings(self) -> list[str]:
+        return [event.message for event in self.of(Warned)]
 
 
 @dataclass
@@ -81,7 +89,7 @@ class Swarm:
     started: asyncio.Event = field(default_factory=asyncio.Event)
     _told: asyncio.Event = field(default_factory=asyncio.Event)  # something; a new one each time
 
-    async def start_coordinator(self, resume: bool = False, listen: str = "127.0.0.1:0") -> None:
+    async def start_coordinator(self, resume: bool = False, listen: str = LISTEN) -> None:
         """Start it and wait for its address."""
         self.started.clear()
         options = CoordinateOptions(config=self.config, listen=listen, use_dht=False, resume=resume)
@@ -94,32 +102,14 @@ class Swarm:
         if task.done():
             task.result()
 
-    def start_peer(
-        self,
-        number: int,
-        resume: bool = False,
-        local_space: str = "",
-        listen: str | None = None,
-        at: str = "",
-        data: tuple[Path, ...] = (),
-        wait: float = 0.0,
-    ) -> Member:
+    def start_peer(self, number: int, at: str = "", **said: Any) -> Member:
         """Start a peer; it keeps its state in a folder of its own. ``at``: whom it calls first, if not the coordinator.
 
-        With ``listen``, an address, others can dial it: it may vote and lead. ``data``: text of its own.
+        ``said``: more JoinOptions. With ``listen``, an address, others can dial it: it may vote and lead.
         """
-        options = JoinOptions(
-            coordinator=at or self.address,
-            data=data,
-            device="cpu",
-            name=f"peer-{number}",
-            use_dht=False,
-            folder=self.folder / f"peer-{number}",
-            resume=resume,
-            local_space=local_space,
-            listen=listen,
-            wait_seconds=wait,
-        )
+        folder, name = self.folder / f"peer-{number}", f"peer-{number}"
+        common = {"device": "cpu", "use_dht": False, "name": name, "folder": folder}
+        options = JoinOptions(coordinator=at or self.address, **common, **said)
         stop, events = Shutdown(), list[Event]()
 
         def see(event: Event) -> None:
@@ -136,7 +126,7 @@ class Swarm:
         """Start the coordinator and so many peers, of which the first ``listening`` can be dialled."""
         await self.start_coordinator(resume)
         for number in range(1, peers + 1):
-            self.start_peer(number, resume, listen=LISTEN if number <= listening else None)
+            self.start_peer(number, resume=resume, listen=LISTEN if number <= listening else None)
         return self
 
     async def resume_coordinator(self) -> None:
@@ -180,11 +170,21 @@ class Swarm:
 
     # --- what tests look at ---------------------------------------------------------------------------------------
 
+    def of(self, kind: type[Kind]) -> list[Kind]:
+        return [event for event in self.events if isinstance(event, kind)]
+
     def closed(self) -> list[RoundClosed]:
-        return [event for event in self.events if isinstance(event, RoundClosed)]
+        return self.of(RoundClosed)
+
+    def rounds(self) -> list[int]:
+        """The rounds that the coordinator told to be closed."""
+        return [event.round for event in self.closed()]
 
     def finished(self) -> RunFinished:
-        return next(event for event in self.events if isinstance(event, RunFinished))
+        return self.of(RunFinished)[0]
+
+    def warnings(self) -> list[str]:
+        return [event.message for event in self.of(Warned)]
 
     @property
     def members(self) -> list[Member]:
@@ -208,13 +208,14 @@ class Swarm:
     def peer_id(self, number: int) -> str:
         return load_identity(self.folder / f"peer-{number}" / "identity.key").peer_id
 
+    def address_of(self, number: int) -> str:
+        """Where a peer can be dialled."""
+        return next(event.address for event in self.of(PeerJoined) if event.peer == self.peer_id(number))
+
     def leader(self) -> str:
         """The name of the node that was last said to lead, by the newest term that anybody told."""
-        told = [event for member in self.members for event in member.events if isinstance(event, LeaderChanged)]
+        told = [event for member in self.members for event in member.of(LeaderChanged)]
         return max(told, key=lambda event: event.term).name
-
-    def of(self, kind: type[Kind]) -> list[Kind]:
-        return [event for event in self.events if isinstance(event, kind)]
 
 
 async def run_swarm(

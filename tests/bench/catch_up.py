@@ -33,6 +33,7 @@ from tsr_swarm.node.round_cache import Headers
 from tsr_swarm.node.service import DonorService
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.downloader import Downloader
+from tsr_swarm.node.sync.rounds import RoundDownload
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.optim.consensus import Consensus
@@ -166,7 +167,8 @@ async def downloader(manifest: Manifest, history: History, folder: Path) -> Asyn
         clients = await stack.enter_async_context(ClientPool(book, counter, KernelBytes([])))
         sources = Donors(clients, events.append)
         states = StateDownload(sources, manifest, folder)
-        fetcher = Downloader(manifest, me=PEER, first=NODES[0], sources=sources, states=states, log=None)
+        rounds = RoundDownload(sources, manifest, PEER)
+        fetcher = Downloader(first=NODES[0], donors=sources, rounds=rounds, states=states, log=None)
         yield DownloadingNode(fetcher, counter, events)
 
 

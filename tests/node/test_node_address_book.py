@@ -124,20 +124,13 @@ def test_contacts_kept_of_a_run_with_another_coordinator_are_ignored(tmp_path: P
         assert after.addresses == found
 
 
-@pytest.mark.parametrize(
-    "contacts",
-    [
-        b"[]",
-        b"7",
-        b'{"not a name": "192.0.2.1:1"}',
-        b'{"' + b"a" * 32 + b'": 7}',
-        b'{"' + b"a" * 32 + b'": null}',
-        b'{"' + b"a" * 32 + b'": "nowhere"}',
-        b'{"' + b"a" * 32 + b'": "0.0.0.0:7700"}',
-        b'{"' + b"a" * 32 + b'": {"host": "192.0.2.1"}}',
-        b"[" * 100_000,
-    ],
-)
+OF_A = [
+    b'{"%b": %b}' % (b"a" * 32, host)
+    for host in (b"7", b"null", b'"nowhere"', b'"0.0.0.0:7700"', b'{"host": "192.0.2.1"}')
+]
+
+
+@pytest.mark.parametrize("contacts", [b"[]", b"7", b'{"not a name": "192.0.2.1:1"}', *OF_A, b"[" * 100_000])
 @pytest.mark.parametrize("around", [b"%b", b'{"met": ""}%b', b'{"met": "", "contacts": %b}', b"\xff\xfe%b", b""])
 def test_a_damaged_file_is_ignored(contacts: bytes, around: bytes, tmp_path: Path) -> None:
     (tmp_path / "contacts.json").write_bytes(around % contacts if around else b"")
@@ -169,10 +162,7 @@ class Listed:
 @asynccontextmanager
 async def listening() -> AsyncIterator[tuple[AddressBook, ClientPool, str]]:
     book = AddressBook(ME)
-    async with (
-        ClientPool(book, ByteCounter(), KernelBytes([])) as clients,
-        serving(Listed()) as address,
-    ):
+    async with ClientPool(book, ByteCounter(), KernelBytes([])) as clients, serving(Listed()) as address:
         yield book, clients, address
 
 
@@ -183,17 +173,15 @@ async def test_a_client_is_kept_until_its_node_has_another_address() -> None:
         book.update("a" * 32, "127.0.0.1:1")
         elsewhere = await clients.to("a" * 32)
         book.update("a" * 32, address)
-        line = await clients.to("a" * 32)
-        assert line is not elsewhere
-        assert await clients.to("a" * 32) is line
-        await line.list_peers(pb.ListPeersRequest())
+        client = await clients.to("a" * 32)
+        assert client is not elsewhere
+        assert await clients.to("a" * 32) is client
+        await client.list_peers(pb.ListPeersRequest())
         with pytest.raises(ConfigError, match="not an address"):
             await clients.at("nowhere")
 
 
-async def test_the_client_that_was_unused_longest_is_closed_when_there_are_too_many(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_of_too_many_clients_the_one_unused_longest_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody who says every minute that it has moved would cost a connection each time."""
     monkeypatch.setattr(module, "MOST_CLIENTS", 2)
     async with listening() as (_, clients, address):

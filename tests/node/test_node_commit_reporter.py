@@ -122,7 +122,7 @@ async def test_all_rounds_that_a_dead_leader_left_unreported_are_reported(rig: R
 
 
 async def test_a_round_that_was_applied_before_this_process_began_is_reported_without_a_digest(rig: Rig) -> None:
-    rig.reporter.begin(2)
+    rig.reporter.began = 2
     await rig.begin(2)
     await rig.finish()
     assert rig.leader.applied == [(1, ""), (2, "")]

@@ -10,14 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.swarm_rig import Member, Swarm, run_swarm, tiny_config
+from tests.swarm_rig import Member, Swarm, run_swarm, stop_all, tiny_config
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, decode_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
-from tsr_swarm.node.peer import JoinOptions, run_peer
 from tsr_swarm.node.service import NodeService
 from tsr_swarm.node.sync.donors import REDUCER_SECONDS, ShardDonors
-from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.storage import state_file
 from tsr_swarm.storage.state_file import StateAssembly
 from tsr_swarm.storage.state_store import KEPT_STATES
@@ -28,7 +26,6 @@ from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import STALL_SECONDS
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-LISTEN = "127.0.0.1:0"
 OnEvent = Callable[[Swarm, ev.Event], None]
 
 
@@ -59,43 +56,21 @@ def restless(folder: Path, **changes: dict[str, object]) -> RunConfig:
     return tiny_config(folder, **{**sections, **changes})
 
 
-async def with_donors(folder: Path, config: RunConfig, on_event: OnEvent) -> Swarm:
-    """A coordinator and three peers that can be dialled, until ``end`` is called."""
-    swarm = Swarm(folder, config, on_event)
-    await swarm.start_coordinator()
-    for number in (1, 2, 3):
-        swarm.start_peer(number, listen=LISTEN)
+async def with_peers(folder: Path, config: RunConfig, on_event: OnEvent, listening: int = 3) -> Swarm:
+    """A coordinator and three peers, of which the first ``listening`` can be dialled, until they are stopped."""
+    swarm = await Swarm(folder, config, on_event).start(3, listening)
     await swarm.finish()
     return swarm
 
 
-def end(swarm: Swarm) -> None:
-    for member in swarm.members:
-        member.stop.terminate()
-
-
 def end_when_applied(swarm: Swarm, event: ev.Event, name: str, after: int = 0) -> None:
     if isinstance(event, ev.DigestReported) and event.name == name and event.round > after:
-        end(swarm)
+        stop_all(swarm)
 
 
 def state_of(member: Member) -> ev.StateReceived:
-    (received,) = [event for event in member.events if isinstance(event, ev.StateReceived)]
+    (received,) = member.of(ev.StateReceived)
     return received
-
-
-def warnings_of(member: Member) -> list[str]:
-    return [event.message for event in member.events if isinstance(event, ev.Warned)]
-
-
-def address_of(swarm: Swarm, name: str) -> str:
-    (joined,) = [event for event in swarm.of(ev.PeerJoined) if event.name == name]
-    assert isinstance(joined, ev.PeerJoined)
-    return joined.address
-
-
-def agrees(swarm: Swarm) -> bool:
-    return all(len(digests) == 1 for digests in swarm.digests().values())
 
 
 async def test_a_joiner_gets_state_and_rounds_from_three_donors_and_none_from_the_coordinator(
@@ -107,14 +82,14 @@ async def test_a_joiner_gets_state_and_rounds_from_three_donors_and_none_from_th
             swarm.start_peer(4)
         end_when_applied(swarm, event, "peer-4")
 
-    swarm = await with_donors(tmp_path, restless(tmp_path), watch)
+    swarm = await with_peers(tmp_path, restless(tmp_path), watch)
     received = state_of(swarm.peers[4])
     assert received.round % 5 == 0
     assert received.round >= 5
     assert received.donors == 3
-    assert agrees(swarm)
+    assert swarm.agrees()
     assert not [call for call in calls if isinstance(call, pb.FetchStateRequest)]
-    assert warnings_of(swarm.peers[4]) == []
+    assert swarm.peers[4].warnings() == []
 
 
 async def test_donors_and_coordinator_go_on_while_a_state_is_fetched(
@@ -139,18 +114,16 @@ async def test_donors_and_coordinator_go_on_while_a_state_is_fetched(
         end_when_applied(swarm, event, "peer-4")
 
     monkeypatch.setattr(StateAssembly, "check", hold)
-    swarm = await with_donors(tmp_path, restless(tmp_path), watch)
+    swarm = await with_peers(tmp_path, restless(tmp_path), watch)
     assert state_of(swarm.peers[4]).donors >= 1
-    assert agrees(swarm)
+    assert swarm.agrees()
 
 
-async def run_with_an_absence(folder: Path, config: RunConfig, calls: list[Any], seen: OnEvent | None = None) -> Swarm:
-    """peer-3 leaves in round 3 and comes back, with its own checkpoint, in round 8; ends when it is up to date."""
+async def test_a_peer_that_missed_rounds_replays_them_from_donors(tmp_path: Path, calls: list[Any]) -> None:
+    """peer-3 leaves in round 3 and comes back, with its own checkpoint, in round 8; all end when it is up to date."""
     back = [0]
 
     def watch(swarm: Swarm, event: ev.Event) -> None:
-        if seen is not None:
-            seen(swarm, event)
         if opens(event, 3):
             swarm.peers[3].stop.request()
         if isinstance(event, ev.RoundOpened) and event.round >= 8 and not back[0]:
@@ -160,27 +133,19 @@ async def run_with_an_absence(folder: Path, config: RunConfig, calls: list[Any],
             swarm.start_peer(3, resume=True)
         end_when_applied(swarm, event, "peer-3", after=back[0] or 10**9)
 
-    return await with_donors(folder, config, watch)
-
-
-def rounds_asked_of_the_coordinator(calls: list[Any], swarm: Swarm, name: str) -> list[int]:
-    (peer,) = {event.peer for event in swarm.of(ev.PeerJoined) if event.name == name}
-    return [call.round for call in calls if isinstance(call, pb.FetchPublishedRequest) and call.peer_id == peer]
-
-
-async def test_a_peer_that_missed_rounds_replays_them_from_donors(tmp_path: Path, calls: list[Any]) -> None:
-    swarm = await run_with_an_absence(tmp_path, restless(tmp_path, run={"rounds": 500, "min_peers": 2}), calls)
+    swarm = await with_peers(tmp_path, restless(tmp_path, run={"rounds": 500, "min_peers": 2}), watch)
     member = swarm.peers[3]
-    assert not [event for event in member.events if isinstance(event, ev.StateReceived)]
-    choice = next(event for event in member.events if isinstance(event, ev.CatchingUp))
+    assert not member.of(ev.StateReceived)
+    choice = member.of(ev.CatchingUp)[0]
     assert not choice.takes_state
     assert choice.missed >= 4
     assert "instead of" in choice.reason
-    assert agrees(swarm)
+    assert swarm.agrees()
     applied = [event.round for event in member.events if isinstance(event, ev.RoundApplied)]
     assert applied == list(range(applied[0], applied[-1] + 1))
-    asked = rounds_asked_of_the_coordinator(calls, swarm, "peer-3")
-    assert not set(asked) & set(applied[:4]), "what it missed came from donors"
+    rounds = [call for call in calls if isinstance(call, pb.FetchPublishedRequest)]
+    asked = {call.round for call in rounds if call.peer_id == swarm.peer_id(3)}
+    assert not asked & set(applied[:4]), "what it missed came from donors"
 
 
 async def test_without_donors_a_late_joiner_gets_all_from_the_coordinator(tmp_path: Path, calls: list[Any]) -> None:
@@ -189,16 +154,12 @@ async def test_without_donors_a_late_joiner_gets_all_from_the_coordinator(tmp_pa
             swarm.start_peer(4)
         end_when_applied(swarm, event, "peer-4")
 
-    swarm = Swarm(tmp_path, restless(tmp_path), watch)
-    await swarm.start_coordinator()
-    for number in (1, 2, 3):
-        swarm.start_peer(number)
-    await swarm.finish()
+    swarm = await with_peers(tmp_path, restless(tmp_path), watch, listening=0)
     assert state_of(swarm.peers[4]).donors == 1
-    assert agrees(swarm)
+    assert swarm.agrees()
     assert len(list((tmp_path / "coordinator" / "states").iterdir())) <= KEPT_STATES
     assert list((tmp_path / "peer-1").glob("run-*/states/*")) == []
-    assert not [event for event in swarm.peers[4].events if isinstance(event, ev.CatchingUp)]
+    assert not swarm.peers[4].of(ev.CatchingUp)
 
 
 # --- one donor by itself --------------------------------------------------------------------------------------------
@@ -209,7 +170,7 @@ async def test_a_peer_refuses_calls_that_only_the_leader_answers_and_names_the_l
     asked: list[asyncio.Task[None]] = []
 
     async def ask(swarm: Swarm) -> None:
-        async with SwarmClient(address_of(swarm, "peer-1"), ByteCounter()) as client:
+        async with SwarmClient(swarm.address_of(1), ByteCounter()) as client:
             hello = await client.hello(pb.HelloRequest(protocol=PROTOCOL_VERSION))
             assert hello.peer_id == swarm.peer_id(1)
             assert hello.first != hello.peer_id
@@ -247,20 +208,11 @@ async def test_a_peer_refuses_calls_that_only_the_leader_answers_and_names_the_l
     assert [event.included for event in swarm.closed()] == [3, 3, 3, 3]
 
 
-@pytest.mark.parametrize(
-    ("listen", "insecure", "says"),
-    [
-        ("192.0.2.7:1", False, "add --insecure"),
-        ("0.0.0.0:1", False, "add --insecure"),
-        ("0.0.0.0:1", True, "--announce"),
-    ],
-)
-async def test_a_peer_listens_to_the_world_only_with_consent_and_says_where(
-    listen: str, insecure: bool, says: str
-) -> None:
-    options = JoinOptions(coordinator="127.0.0.1:9", listen=listen, insecure=insecure, use_dht=False)
-    with pytest.raises(ConfigError, match=says):
-        await run_peer(options, lambda event: None, Shutdown())
+async def test_a_peer_listens_to_the_world_only_with_consent_and_says_where(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    for said, says in (({}, "add --insecure"), ({"insecure": True}, "--announce")):
+        with pytest.raises(ConfigError, match=says):
+            await swarm.start_peer(1, at="127.0.0.1:9", listen="0.0.0.0:1", **said).task
 
 
 # --- which donor is asked for a shard -------------------------------------------------------------------------------

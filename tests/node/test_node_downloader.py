@@ -4,7 +4,8 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from tsr_swarm.node.sync import donors as donors_module
 from tsr_swarm.node.sync import rounds as round_download
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.downloader import Downloader
+from tsr_swarm.node.sync.rounds import RoundDownload
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
-from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage import state_file
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.state_file import StateAssembly
@@ -47,9 +48,7 @@ def history() -> History:
 class Node:
     """A real donor at a port of its own. A test can put a function in ``twist`` that changes every answer."""
 
-    def __init__(
-        self, folder: Path, history: History, rounds: Sequence[int] = (), proposals: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, folder: Path, history: History, rounds: Sequence[int], proposals: Sequence[int]) -> None:
         self.history, self.asked = history, list[Any]()
         log = RoundLog(folder / "published", 1 << 24)
         log.open()
@@ -57,16 +56,24 @@ class Node:
         self.donor.open()
         self.twist: Callable[[Any], Any] = lambda answer: answer
         self.state_round = max(rounds, default=0)
-        for round in sorted({*rounds, *proposals}):
+        for round in rounds:
+            self.commit(round)
+        for round in proposals:
             log.store(history.message(round), history.at(round).data)
-            if round in rounds:
-                log.commit(round, history.at(round).header.chain)
+
+    def commit(self, round: int) -> None:
+        """Have this round, which stands."""
+        self.donor.round_log.store(self.history.message(round), self.history.at(round).data)
+        self.donor.round_log.commit(round, self.history.at(round).header.chain)
 
     def names(self) -> list[str]:
         return [type(request).__name__.removesuffix("Request") for request in self.asked]
 
     def count(self, name: str) -> int:
         return self.names().count(name)
+
+    def shards_asked(self) -> list[int]:
+        return [request.shard for request in self.asked if isinstance(request, pb.FetchShardRequest)]
 
     def reply_to_catch_up(self, **reply: int) -> None:
         """Say this whenever a node asks how to catch up."""
@@ -121,7 +128,7 @@ class Rig:
     ids: list[str]
     nodes: list[Node]
     events: list[Event]
-    ledger: ByteCounter
+    counter: ByteCounter
     log: RoundLog
     addresses: list[str]
     history: History
@@ -139,7 +146,7 @@ class Rig:
 
     def payload(self) -> int:
         """Bytes of rounds that were received."""
-        counts = self.ledger.totals(Direction.RECEIVED)
+        counts = self.counter.totals(Direction.RECEIVED)
         return sum(count for kind, count in counts.items() if kind != "control")
 
     async def newest(self, round: int, sources: Sequence[str] = ()) -> Published | None:
@@ -195,7 +202,7 @@ class Network:
         """``nodes``: None is one that is dead."""
         mine = self.folder / folder
         async with AsyncExitStack() as stack:
-            book, ledger, events = AddressBook(me), ByteCounter(), list[Event]()
+            book, counter, events = AddressBook(me), ByteCounter(), list[Event]()
             ids, addresses = [f"{number:032x}" for number in range(1, len(nodes) + 1)], []
             for peer_id, node in zip(ids, nodes, strict=True):
                 async with AsyncExitStack() as alive:
@@ -205,20 +212,22 @@ class Network:
                     if node is not None:
                         stack.push_async_exit(alive.pop_all())
                 book.update(peer_id, addresses[-1])
-            pool = await stack.enter_async_context(ClientPool(book, ledger, KernelBytes([])))
+            pool = await stack.enter_async_context(ClientPool(book, counter, KernelBytes([])))
             sources = Donors(pool, events.append)
             log = RoundLog(mine / "published", 1 << 24)
             log.open()
             manifest = self.history.manifest
             states = StateDownload(sources, manifest, mine / "states")
             more = {} if own is None else {"own": own}
-            fetcher = Downloader(manifest, me=me, first=FIRST, sources=sources, states=states, log=log, **more)
+            rounds = RoundDownload(sources, manifest, me)
+            fetcher = Downloader(first=FIRST, donors=sources, rounds=rounds, states=states, log=log, **more)
             alive_nodes = [node for node in nodes if node is not None]
-            yield Rig(fetcher, ids, alive_nodes, events, ledger, log, addresses, self.history)
+            yield Rig(fetcher, ids, alive_nodes, events, counter, log, addresses, self.history)
 
 
 @pytest.fixture
-def net(tmp_path: Path, history: History) -> Network:
+def net(tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch) -> Network:
+    monkeypatch.setattr(state_file, "CHUNK_BYTES", 512)  # a small state has many
     return Network(tmp_path, history)
 
 
@@ -255,8 +264,7 @@ async def test_each_shard_comes_from_its_reducer_and_every_byte_once(net: Networ
     nodes = net.nodes(3, [1])
     async with net.rig(nodes) as rig:
         assert await rig.newest(1, sources=rig.ids) is not None
-    assert [node.count("FetchShard") for node in nodes] == [1, 1, 1]
-    assert [node.asked[-1].shard for node in nodes] == [0, 1, 2]
+    assert [node.shards_asked() for node in nodes] == [[0], [1], [2]]
     assert sum(node.count("FetchPublished") for node in nodes) == 1
     assert rig.payload() == len(history.at(1).data)
     assert rig.warnings() == []
@@ -288,7 +296,7 @@ async def test_a_shard_that_its_reducer_does_not_send_comes_from_a_donor(
         sources = [donor, "e" * 32 if fault == "nowhere" else other, donor]
         rig.ids.pop()
         assert await rig.newest(1, sources) is not None
-        assert sorted(request.shard for request in good.asked if isinstance(request, pb.FetchShardRequest)) == [0, 1, 2]
+        assert sorted(good.shards_asked()) == [0, 1, 2]
         assert [rig.addresses[1] in message for message in rig.warnings()] == [True] * (fault in ("lies", "too short"))
 
 
@@ -309,15 +317,10 @@ async def test_a_donor_that_sends_wrong_bytes_is_warned_of_once_and_asked_last_f
 
 async def test_nodes_begin_with_different_donors(net: Network) -> None:
     nodes = net.nodes(3, [1])
-    first = set()
     for number in range(3):
         async with net.rig(nodes, me=f"a{number:031x}", folder=f"{number}") as rig:
-            for node in nodes:
-                node.asked.clear()
             assert await rig.newest(1, sources=[FIRST] * 3) is not None
-        (asked,) = [index for index, node in enumerate(nodes) if node.asked]
-        first.add(asked)
-    assert first == {0, 1, 2}
+    assert [node.names() for node in nodes] == [["FetchPublished", *["FetchShard"] * 3]] * 3
 
 
 async def test_headers_are_checked_on_another_thread(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +372,7 @@ async def test_a_reducer_gets_the_header_from_another_reducer_or_else_from_a_vot
     if fault:
         nodes[other] = net.node("lacking") if fault == "lacks" else None
     async with net.rig(list(nodes.values()), me=me) as rig:
-        record = RoundRecord(record.round, record.chain, record.parent, (voter,))
+        record = replace(record, voters=(voter,))
         assert await rig.fetcher.round(1, record, "", reducers, [donor, voter]) is not None
     asked = {name: node.count("FetchPublished") for name, node in nodes.items() if node is not None}
     assert asked.get(other, 0) == (fault != "dead")
@@ -380,10 +383,8 @@ async def test_the_first_reducers_ask_voters_for_the_header(net: Network, histor
     """Other reducers wait for them to have it."""
     nodes = net.nodes(4, [1])
     async with net.rig(nodes) as rig:
-        record = history.record(1)
-        record = RoundRecord(record.round, record.chain, record.parent, (rig.ids[2],))
-        found = await rig.fetcher.round(1, record, "", [ME, rig.ids[0], rig.ids[1]], rig.ids)
-        assert found is not None
+        record = replace(history.record(1), voters=(rig.ids[2],))
+        assert await rig.fetcher.round(1, record, "", [ME, rig.ids[0], rig.ids[1]], rig.ids) is not None
     assert [node.count("FetchPublished") for node in nodes] == [0, 0, 1, 0]
 
 
@@ -508,10 +509,8 @@ async def test_no_donor_can_make_a_voter_store_another_round(net: Network, histo
         "round": lambda answer: (history.message(2), answer[1]),
         "bytes": flipped,
     }
-    is_of_header = what != "bytes"
-    bad.twist = lambda answer: (
-        twists[what](answer) if isinstance(answer[0], pb.PublishedHeader) == is_of_header else answer
-    )
+    is_changed = {True: what != "bytes", False: what == "bytes"}  # by whether it is a header
+    bad.twist = lambda answer: twists[what](answer) if is_changed[isinstance(answer[0], pb.PublishedHeader)] else answer
     async with net.rig([bad]) as rig:
         with pytest.raises(UnreachableError):
             await rig.fetcher.proposal(history.record(1), (), rig.ids)
@@ -526,14 +525,10 @@ async def test_no_donor_can_make_a_voter_store_another_round(net: Network, histo
 async def test_a_record_that_differs_from_its_bytes_is_not_stored(net: Network, history: History) -> None:
     """A leader that names other voters than the chain hash covers would let them decide about the next round."""
     (leader,) = net.nodes(1, [1, 2])
-    true = history.record(2)
     async with net.rig([leader]) as rig:
-        for false in (
-            RoundRecord(true.round, true.chain, true.parent, ("d" * 32,)),
-            RoundRecord(true.round, true.chain, "9" * 64, true.voters),
-        ):
+        for change in ({"voters": ("d" * 32,)}, {"parent": "9" * 64}):
             with pytest.raises(RefusedError, match="another parent or voters"):
-                await rig.fetcher.proposal(false, (), rig.ids)
+                await rig.fetcher.proposal(replace(history.record(2), **change), (), rig.ids)
         assert list(rig.log.folder.iterdir()) == []
 
 
@@ -545,11 +540,11 @@ async def test_twenty_missed_rounds_cost_the_bytes_that_a_present_peer_downloade
 ) -> None:
     nodes = net.nodes(3, range(1, ROUNDS + 1))
     async with net.rig(nodes) as rig:
-        async with SwarmClient(rig.addresses[0], ledger := ByteCounter()) as client:
+        async with SwarmClient(rig.addresses[0], counter := ByteCounter()) as client:
             for round in range(1, ROUNDS + 1):
                 await client.fetch_published(pb.FetchPublishedRequest(peer_id=ME, round=round), 1 << 24)
         assert await rig.replay(1, ROUNDS) is None
-        wanted, found = (counted.totals(Direction.RECEIVED) for counted in (ledger, rig.ledger))
+        wanted, found = (counted.totals(Direction.RECEIVED) for counted in (counter, rig.counter))
         (choice,) = rig.choices()
         assert (choice.takes_state, choice.missed) == (False, ROUNDS)
         assert "instead of" in choice.reason
@@ -601,8 +596,7 @@ async def test_missed_rounds_on_disk_are_not_downloaded(net: Network, history: H
 
 async def test_a_state_is_fetched_if_it_is_fewer_bytes_or_the_rounds_are_gone(net: Network, history: History) -> None:
     cheap, forgetful = net.nodes(2, range(3, 7))
-    cheap.donor.round_log.store(history.message(2), history.at(2).data)
-    cheap.donor.round_log.commit(2, history.at(2).header.chain)
+    cheap.commit(2)
     cheap.reply_to_catch_up(round_bytes=10**6, state_round=6, state_bytes=1)
     for node in (cheap, forgetful):
         async with net.rig([node], folder=node.donor.folder.parent.name) as rig:
@@ -631,24 +625,14 @@ async def test_rounds_that_are_dropped_while_they_are_fetched_mean_a_state(net: 
 # --- states ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_file, "CHUNK_BYTES", 512)
-
-
-def never_stop() -> bool:
-    return False
-
-
 async def check_state(rig: Rig, donors: int | None = None, round: int = 5) -> None:
-    state, count, record = await rig.fetcher.state(rig.ids, never_stop)
+    state, count, record = await rig.fetcher.state(rig.ids, lambda: False)
     consensus = await asyncio.to_thread(state.consensus, rig.history.manifest)
     assert consensus.digest() == rig.history.states[round].digest()
     assert record == rig.history.record(round)
     assert donors is None or count == donors
 
 
-@pytest.mark.usefixtures("small_chunks")
 async def test_a_state_comes_from_all_donors_but_the_leader_and_with_its_voters(net: Network) -> None:
     nodes = await net.state_donors(4)
     async with net.rig(nodes) as rig:
@@ -658,14 +642,12 @@ async def test_a_state_comes_from_all_donors_but_the_leader_and_with_its_voters(
     assert [node.count("DescribeState") for node in nodes] == [1, 0, 0, 0]
 
 
-@pytest.mark.usefixtures("small_chunks")
 async def test_with_few_others_the_leader_sends_chunks_too_and_the_first_voter_is_the_coordinator(net: Network) -> None:
     nodes = await net.state_donors(1, round=0)
     async with net.rig(nodes) as rig:
         await check_state(rig, donors=1, round=0)
 
 
-@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("fault", ["dead", "has no state", "describes nonsense"])
 async def test_without_the_leader_another_describes_the_state(net: Network, fault: str) -> None:
     leader, *others = await net.state_donors(3)
@@ -680,7 +662,6 @@ async def test_without_the_leader_another_describes_the_state(net: Network, faul
         assert len(rig.warnings()) == (fault == "describes nonsense")
 
 
-@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("fault", ["lies", "dies", "stalls", "lacks"])
 async def test_chunks_that_a_bad_donor_does_not_send_come_from_the_others(
     net: Network, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -710,60 +691,43 @@ async def test_chunks_that_a_bad_donor_does_not_send_come_from_the_others(
         assert [rig.addresses[1] in message for message in rig.warnings()] == [True] * (fault == "lies")
 
 
-@pytest.mark.usefixtures("small_chunks")
 async def test_a_state_s_download_that_broke_off_continues_where_it_was(net: Network) -> None:
     nodes = await net.state_donors(3)
-    taken: list[int] = []
+    description, taken = nodes[0].donor.describe(), set[int]()
     async with net.rig(nodes) as rig:
         with pytest.raises(UnreachableError, match="stopped after"):
             await rig.fetcher.state(rig.ids, lambda: len(nodes[1].asked) + len(nodes[2].asked) > 2)
-        assert 0 < (before := _chunks_here(net, nodes[0])) < len(_description(nodes[0]).chunk_hashes)
+    missing = set(StateAssembly(description, net.history.manifest, net.folder / "mine" / "states").missing)
+    assert 0 < len(missing) < len(description.chunk_hashes)
+
+    def note(answer: Any) -> Any:
+        if isinstance(answer, pb.StateChunk):
+            taken.add(answer.index)
+        return answer
+
     for node in nodes:
-        node.asked.clear()
-
-        def note(answer: Any) -> Any:
-            if isinstance(answer, pb.StateChunk):
-                taken.append(answer.index)
-            return answer
-
         node.twist = note
     async with net.rig(nodes) as rig:  # another process
         await check_state(rig, donors=2)
-    assert len(set(taken)) == len(_description(nodes[0]).chunk_hashes) - before
+    assert taken == missing
 
 
-def _description(node: Node) -> pb.StateDescription:
-    description = node.donor.describe()
-    assert description is not None
-    return description
-
-
-def _chunks_here(net: Network, node: Node) -> int:
-    description = _description(node)
-    assembly = StateAssembly(description, node.history.manifest, net.folder / "mine" / "states")
-    return len(description.chunk_hashes) - len(assembly.missing)
-
-
-@pytest.mark.usefixtures("small_chunks")
 async def test_a_state_whose_voters_are_unknown_is_not_downloaded(net: Network) -> None:
     nodes = await net.state_donors(2)
     for node in nodes:
         node.donor.round_log.forget(5)
     async with net.rig(nodes) as rig:
         with pytest.raises(UnreachableError, match="Another state will be fetched"):
-            await rig.fetcher.state(rig.ids, never_stop)
-        assert not [name for node in nodes for name in node.names() if name == "FetchState"]
+            await rig.fetcher.state(rig.ids, lambda: False)
+        assert [node.count("FetchState") for node in nodes] == [0, 0]
 
 
-@pytest.mark.usefixtures("small_chunks")
 async def test_after_a_state_the_rounds_since_are_replayed_without_another_choice(
     net: Network, history: History
 ) -> None:
     nodes = await net.state_donors(2)
-    for node in nodes:
-        for round in range(6, 10):
-            node.donor.round_log.store(history.message(round), history.at(round).data)
-            node.donor.round_log.commit(round, history.at(round).header.chain)
+    for node, round in product(nodes, range(6, 10)):
+        node.commit(round)
     async with net.rig(nodes) as rig:
         await check_state(rig, donors=2)
         assert await rig.replay(6, 9) is None

@@ -1,9 +1,10 @@
-"""A leader's copy of what reducers made: right bytes or nothing; and round_cache that do not grow, whoever is heard."""
+"""A leader: its copies of reduced shards have the right bytes or count as void, and no two peers have one number."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -82,10 +83,8 @@ class Rig:
     def reduced(self, shard: int) -> ReducedShard:
         return ReducedShard(self.history.at(1).header.shards[shard])
 
-    async def fetch(
-        self, shard: int = 0, reduced: ReducedShard | None = None, sender: str = REDUCER
-    ) -> ShardDigest | None:
-        reduced = reduced if reduced is not None else self.reduced(shard)
+    async def fetch(self, shard: int = 0, reduced: Any = None, sender: str = REDUCER) -> ShardDigest | None:
+        reduced = reduced or self.reduced(shard)
         return await self.collector.fetch(sender, ShardDone(3, 1, shard, reduced.decided), reduced)
 
 
@@ -115,12 +114,15 @@ async def test_a_shard_counts_once_its_bytes_are_here(rig: Rig) -> None:
     assert rig.context.host.warnings == []
 
 
-def other_number(data: bytes) -> bytes:
-    return data[:-1] + bytes([data[-1] ^ 1])
+def raising(error: Exception) -> Twist:
+    def twist(data: bytes) -> bytes:
+        raise error
+
+    return twist
 
 
 WRONG: dict[str, Twist] = {
-    "changed": other_number,
+    "changed": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
     "cut": lambda data: data[:-1],
     "longer": lambda data: data + b"x",
     "nothing": lambda data: b"",
@@ -154,9 +156,8 @@ async def test_sections_that_the_round_does_not_have_are_refused_before_their_by
 
 async def test_bytes_of_the_right_hash_that_cannot_be_decoded_are_refused(rig: Rig) -> None:
     """Everybody would have to open them: a round with them in it could not be applied by anybody."""
-    low_rank = next(index for index, block in enumerate(rig.history.manifest.blocks) if block.is_low_rank)
-    shard_blocks = rig.history.at(1).header.shard_blocks
-    shard = next(index for index, blocks in enumerate(shard_blocks) if low_rank in blocks)
+    blocks, shard_blocks = rig.history.manifest.blocks, rig.history.at(1).header.shard_blocks
+    shard = next(shard for shard, of in enumerate(shard_blocks) if any(blocks[index].is_low_rank for index in of))
     result = rig.reduced(shard).result
     raw = [b"\x7f" * section.raw_bytes for section in result.sections]
     frames = [compress(data, 1) for data in raw]
@@ -180,21 +181,15 @@ async def test_a_reducer_that_stalls_is_asked_again_later(rig: Rig, monkeypatch:
 
 
 async def test_a_reducer_that_has_gone_or_refuses_is_asked_again_later(rig: Rig) -> None:
-    async def refuse() -> bytes:
-        raise RefusedError("It is not kept here.")
-
-    rig.reducer.twist = lambda data: refuse()
+    rig.reducer.twist = raising(RefusedError("It is not kept here."))
     assert await rig.fetch() is None
     rig.context.book.update(REDUCER, "127.0.0.1:1")
     assert await rig.fetch() is None
     assert rig.context.host.warnings == []
 
 
-async def test_a_shard_whose_reducer_refuses_the_request_counts_as_void(rig: Rig) -> None:
-    async def complain() -> bytes:
-        raise PeerError("hashes", "There are too many.")
-
-    rig.reducer.twist = lambda data: complain()
+async def test_a_shard_whose_reducer_finds_fault_with_the_request_counts_as_void(rig: Rig) -> None:
+    rig.reducer.twist = raising(PeerError("hashes", "There are too many."))
     assert await rig.fetch() == ShardDigest()
 
 

@@ -189,10 +189,8 @@ def test_subscribers_get_the_leader_s_log_and_without_them_it_is_not_asked_for(s
 
         for number, step in enumerate(steps):
             match step:
-                case "event":
-                    leader.log.append(numbered(number))
-                case "p" | "q":
-                    leader.log.append(progress(step, number))
+                case "event" | "p" | "q":
+                    leader.log.append(numbered(number) if step == "event" else progress(step, number))
                 case "a monitor calls":
                     rig.subscribers.add_monitor()
                 case "time passes":

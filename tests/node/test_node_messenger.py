@@ -1,9 +1,9 @@
 """Two small nodes and real calls between them: a poll is held, answered once, and never answered for somebody else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -33,9 +33,7 @@ from tsr_swarm.rounds.protocol import (
     Close,
     OpenRound,
     Poll,
-    PollBroken,
     Received,
-    Redirect,
     ReducerSlot,
     RoundUpdate,
     ShardDigest,
@@ -65,12 +63,12 @@ ASKED = Poll(A, 1, 0, True, False, (0, 0, 0), 0, number=1)
 TOLD = RoundUpdate(1, B, 1, BASE, (), None, (), False, number=1)
 
 
+@dataclass
 class SmallLeader:
     """Whom a node that leads has admitted."""
 
-    def __init__(self) -> None:
-        self.is_admitting = True
-        self.numbers: Mapping[str, int] = {}
+    is_admitting: bool = True
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
     def is_admitted(self, peer: str) -> bool:
         return self.is_admitting
@@ -93,7 +91,8 @@ class Small:
         trainer_task = TrainerTask(context, self.round_cache, weights, SmallWorkspace(), data_leases, None)  # type: ignore[arg-type]
         leader_client = LeaderClient(context, self.round_cache, data_leases, trainer_task)
         self.replies = PollReplies(context, self.round_cache, data_leases)
-        self.messenger = Messenger(context, self.round_cache, self.roster_cache, leader_client, self.replies)
+        collector = ShardCollector(context, self.round_cache)
+        self.messenger = Messenger(context, self.round_cache, self.roster_cache, collector, leader_client, self.replies)
         self.send = self.messenger.send
         self.leader = SmallLeader()
         self.refusal: RefusedError | None = None
@@ -151,6 +150,13 @@ async def polled(a: Small, b: Small, poll: Poll = ASKED) -> None:
     assert (await b.seen(pt.Event, len(b.events) + 1))[-1] == Received(A, poll)
 
 
+async def answered(a: Small, b: Small, answer: pt.RoundUpdate | pt.Redirect = TOLD, poll: Poll = ASKED) -> pt.Event:
+    """A's poll is held at B, which answers it: returns what A takes in."""
+    await polled(a, b, poll)
+    b.send(A, answer)
+    return (await a.seen(pt.Event, len(a.events) + 1))[-1]
+
+
 # --- polls ------------------------------------------------------------------------------------------------------------
 
 
@@ -159,10 +165,8 @@ async def test_a_poll_is_held_until_there_is_news() -> None:
         b.round_cache.add_plan(PLAN)
         b.book.update(C, "127.0.0.1:7")
         b.context.config = replace(CONFIG, run=replace(CONFIG.run, rounds=77))
-        await polled(a, b)
         news = replace(TOLD, plan=OPEN, nodes=(C,))
-        b.send(A, news)
-        assert await a.seen(Received) == [Received(B, news)]
+        assert await answered(a, b, news) == Received(B, news)
         assert a.round_cache.plan(1, "") == PLAN, "what to train comes with it"
         assert a.book.address(C) == "127.0.0.1:7"
         assert a.context.config.run.rounds == 77, "and the rules"
@@ -172,29 +176,21 @@ async def test_a_poll_without_news_is_answered_with_the_last_news_again() -> Non
     async with pair() as (a, b):
         b.round_cache.add_plan(PLAN)
         b.book.update(C, "127.0.0.1:7")
-        news = replace(TOLD, plan=OPEN, nodes=(C,))
-        await polled(a, b)
-        b.send(A, news)
-        await a.seen(Received)
-        again = replace(ASKED, known=1, number=2)
+        news, again = replace(TOLD, plan=OPEN, nodes=(C,)), replace(ASKED, known=1, number=2)
+        await answered(a, b, news)
         a.book.update(C, "127.0.0.1:8")  # as anybody may say
-        await polled(a, b, again)
-        b.send(A, replace(news, number=2))
-        assert (await a.seen(Received, 2))[-1] == Received(B, replace(news, number=2))
+        assert await answered(a, b, replace(news, number=2), again) == Received(B, replace(news, number=2))
         assert [event.message for event in await b.seen(Received)] == [ASKED, again]
-        assert a.book.address(C) == "127.0.0.1:7", "the leader's word counts on"
+        assert a.book.address(C) == "127.0.0.1:7", "what the leader said still counts"
         b.replies.forget(A)
-        await polled(a, b, replace(again, number=3))
-        b.send(A, replace(news, number=3))
-        assert (await a.seen(Received, 3))[-1] == Received(B, replace(news, number=3))
+        third = replace(news, number=3)
+        assert await answered(a, b, third, replace(again, number=3)) == Received(B, third)
 
 
 @pytest.mark.parametrize("change", [{"term": 2}, {"version": 2}])
 async def test_a_node_that_lacks_the_unchanged_news_asks_for_all_of_it(change: dict[str, Any]) -> None:
     async with pair() as (a, b):
-        await polled(a, b)
-        b.send(A, TOLD)
-        await a.seen(Received)
+        await answered(a, b)
         answer, other = b.poll, {"term": 1, "version": 1, **change}
 
         async def unchanged(request: pb.PollRequest, caller: Caller) -> pb.PollReply:
@@ -210,11 +206,10 @@ async def test_a_node_that_lacks_the_unchanged_news_asks_for_all_of_it(change: d
 
 
 async def test_a_leader_that_always_answers_unchanged_counts_as_unreachable() -> None:
+    async def unchanged(request: pb.PollRequest, caller: Caller) -> pb.PollReply:
+        return pb.PollReply(unchanged=pb.Unchanged(term=1, version=1, number=request.number))
+
     async with pair() as (a, b):
-
-        async def unchanged(request: pb.PollRequest, caller: Caller) -> pb.PollReply:
-            return pb.PollReply(unchanged=pb.Unchanged(term=1, version=1, number=request.number))
-
         b.poll = unchanged  # type: ignore[method-assign]
         a.send(B, ASKED)
         assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
@@ -233,22 +228,17 @@ async def test_news_that_answers_another_poll_is_not_given() -> None:
 async def test_a_redirect_answers_a_held_poll() -> None:
     async with pair() as (a, b):
         b.book.update(C, "127.0.0.1:7")
-        await polled(a, b)
-        redirect = Redirect(2, C, STANDS)
-        b.send(A, redirect)
-        assert await a.seen(Received) == [Received(B, redirect)]
+        redirect = pt.Redirect(2, C, STANDS)
+        assert await answered(a, b, redirect) == Received(B, redirect)
         assert a.book.address(C) == "127.0.0.1:7"
         assert a.context.newest == STANDS
 
 
-async def test_a_newer_poll_takes_the_place_of_an_older_one() -> None:
-    """The older one's end is neither a loss of the leader nor of the peer."""
+async def test_a_newer_poll_takes_the_place_of_an_older_one_which_counts_as_no_loss() -> None:
     async with pair() as (a, b):
         await polled(a, b)
-        await polled(a, b, replace(ASKED, number=2))
         news = replace(TOLD, number=2)
-        b.send(A, news)
-        assert await a.seen(Received) == [Received(B, news)]
+        assert await answered(a, b, news, replace(ASKED, number=2)) == Received(B, news)
         await a.context.background.close()
         assert [type(event) for event in a.events] == [Received]
         assert [type(event) for event in b.events] == [Received, Received]
@@ -265,15 +255,13 @@ async def test_a_poll_that_was_replaced_ends_at_once() -> None:
 
 
 async def test_a_poll_that_breaks_is_told_to_the_decisions_at_once() -> None:
-    """Its line broke while it was listening. Without that, its leader waits for it until it is taken for silent."""
+    """Else its leader waits for the peer until it counts as silent."""
     async with pair() as (a, b):
         await polled(a, b)
         await a.context.background.close()
-        assert await b.seen(PollBroken) == [PollBroken(A)]
+        assert await b.seen(pt.PollBroken) == [pt.PollBroken(A)]
         b.send(A, TOLD)  # to nobody
-        await polled(a, b, replace(ASKED, number=2))
-        b.send(A, replace(TOLD, number=2))
-        await a.seen(Received)
+        await answered(a, b, replace(TOLD, number=2), replace(ASKED, number=2))
 
 
 async def test_a_poll_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +269,7 @@ async def test_a_poll_that_nobody_answers_is_given_up(monkeypatch: pytest.Monkey
     async with pair() as (a, b):
         await polled(a, b)
         assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
-        assert not [event for event in b.events if isinstance(event, PollBroken)]
+        assert not [event for event in b.events if isinstance(event, pt.PollBroken)]
 
 
 async def test_a_peer_that_is_not_known_joins_and_polls_again() -> None:
@@ -307,9 +295,7 @@ async def test_a_node_that_answers_is_kept_under_the_address_that_was_called() -
     async with pair() as (a, b):
         reached_at = b.context.info.address
         b.context.info = replace(b.context.info, address="192.0.2.7:1")
-        await polled(a, b)
-        b.send(A, TOLD)
-        await a.seen(Received)
+        await answered(a, b)
         assert a.book.address(B) == reached_at
 
 
@@ -323,9 +309,7 @@ async def test_news_that_its_sender_may_not_tell_changes_nothing(change: dict[st
     async with pair() as (a, b):
         b.round_cache.add_plan(PLAN)
         b.context.config = replace(CONFIG, run=replace(CONFIG.run, rounds=77))
-        await polled(a, b)
-        b.send(A, replace(TOLD, **change))
-        assert await a.seen(Unreachable) == [Unreachable(B, ASKED)]
+        assert await answered(a, b, replace(TOLD, **change)) == Unreachable(B, ASKED)
         assert (a.context.config, a.round_cache.plan(1, "")) == (CONFIG, None)
 
 
@@ -333,9 +317,8 @@ async def test_news_that_its_sender_may_not_tell_changes_nothing(change: dict[st
 async def test_a_plan_that_the_manifest_does_not_allow_is_not_trained_for(change: dict[str, Any]) -> None:
     async with pair() as (a, b):
         b.round_cache.add_plan(replace(PLAN, **change))
-        await polled(a, b)
-        b.send(A, replace(TOLD, plan=OPEN))
-        assert await a.seen(Unreachable) == a.events, "training for it would begin with the answer"
+        answer = await answered(a, b, replace(TOLD, plan=OPEN))
+        assert answer == Unreachable(B, ASKED), "training for it would begin with the answer"
         assert [str(a.context.failure)] == ["The plan of round 1 is not what this run's manifest says; leaving."]
         assert a.round_cache.plan(1, "") is None
 
@@ -358,11 +341,8 @@ def asking(**changes: Any) -> pb.PollRequest:
     [
         (asking(manifest_digest=bytes(32)), RefusedError),
         (asking(manifest_digest=b""), RefusedError),
-        (asking(peer_id="A" * 32), PeerError),
         (asking(peer_id=B), PeerError),
         (asking(address="no address at all"), PeerError),
-        (asking(number=2**60), PeerError),
-        (asking(incarnation=2**63), PeerError),
     ],
 )
 async def test_a_malformed_poll_is_refused(request_: pb.PollRequest, error: type[Exception]) -> None:
@@ -408,9 +388,7 @@ async def leader_and_reducer() -> AsyncIterator[tuple[Small, Small]]:
     async with pair(is_dialable=True) as (reducer, leader):
         leader.book.update(A, reducer.context.info.address)
         reducer.round_cache.add_plan(PLAN)
-        await polled(reducer, leader, replace(ASKED, is_dialable=True))
-        leader.send(A, TOLD)
-        await reducer.seen(Received)
+        await answered(reducer, leader, poll=replace(ASKED, is_dialable=True))
         leader.events.clear()
         reducer.events.clear()
         yield leader, reducer
@@ -532,10 +510,8 @@ async def test_a_shard_done_names_its_peers_by_the_list_of_the_close(monkeypatch
 
 async def test_a_shard_done_with_an_unknown_list_is_refused() -> None:
     async with leader_and_reducer() as (leader, _), SwarmClient(leader.context.info.address, ByteCounter()) as client:
-        request = telling(pt.Goodbye(A))
-        request.shard_done.CopyFrom(pb.ShardDone(term=1, round=1, result=pb.ShardResult(tokens=1), roster=bytes(32)))
         with pytest.raises(PeerError, match="is not known here"):
-            await client.tell(request)
+            await client.tell(shard_done(result=pb.ShardResult(tokens=1), roster=bytes(32)))
         assert leader.events == []
 
 
@@ -564,15 +540,9 @@ def telling(message: pt.Message, **changes: Any) -> pb.TellRequest:
     return request
 
 
-def shard_of_nobody(shard: int) -> pb.TellRequest:
+def shard_done(**changes: Any) -> pb.TellRequest:
     request = telling(pt.Goodbye(A))
-    request.shard_done.CopyFrom(pb.ShardDone(term=1, round=1, shard=shard, result=pb.ShardResult(void=True)))
-    return request
-
-
-def spoiled(change: Callable[[pb.TellRequest], object], message: pt.Message) -> pb.TellRequest:
-    request = telling(message)
-    change(request)
+    request.shard_done.CopyFrom(pb.ShardDone(term=1, round=1, **changes))
     return request
 
 
@@ -591,16 +561,11 @@ BEAT = cl.Heartbeat(3, BASE, None)
     [
         (telling(BEAT, manifest_digest=bytes(32)), RefusedError),
         (telling(BEAT, sender="../../journal"), PeerError),
-        (telling(BEAT, sender=""), PeerError),
         (telling(BEAT, sender=B), PeerError),
         (telling(BEAT, address="a b"), PeerError),
         (pb.TellRequest(manifest_digest=DIGEST, sender=A), PeerError),
-        (spoiled(lambda told: told.beat.base.voters.append("x"), BEAT), PeerError),
-        (spoiled(lambda told: told.beat.base.ClearField("voters"), BEAT), PeerError),
         (closing(shards=[2]), PeerError),
-        (closing(roster=b"short"), PeerError),
-        (shard_of_nobody(2), PeerError),
-        (shard_of_nobody(2**31), PeerError),
+        (shard_done(shard=2, result=pb.ShardResult(void=True)), PeerError),
     ],
 )
 async def test_a_malformed_message_is_refused_and_changes_nothing(

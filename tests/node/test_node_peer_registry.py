@@ -29,9 +29,7 @@ def test_a_peer_gets_the_number_its_name_ends_in_and_keeps_it_over_an_absence() 
 
 
 @given(wishes=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.booleans()), max_size=12))
-def test_nodes_that_train_have_numbers_of_their_own_and_others_have_none(
-    wishes: list[tuple[int, int, bool]],
-) -> None:
+def test_nodes_that_train_have_their_own_numbers_and_others_have_none(wishes: list[tuple[int, int, bool]]) -> None:
     roster = Roster()
     for who, number, trains in wishes:
         peer = roster.admit(f"{who:032x}", "otter", trains=trains, number=number)

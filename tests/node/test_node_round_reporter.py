@@ -1,15 +1,16 @@
 """A leader's events of its rounds: each byte once, rounds in order, and no waiting for a peer that left."""
 
 import asyncio
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.steady import steady, wide
-from tsr_swarm.config.manifest import PROTOCOL_VERSION, make_manifest
+from tests.wire.examples import HEADER
+from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
 from tsr_swarm.errors import PeerError
@@ -18,10 +19,9 @@ from tsr_swarm.node.peer_registry import Roster
 from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.protocol import Drop, Explain
-from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.wire.codec import Section
-from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult
+from tsr_swarm.wire.messages import PublishedHeader, ShardResult
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 CONFIG = RunConfig(optimizer=steady(rank=8), wire=wide(), periods=PeriodsConfig(k_x=4, k_r=8, k_r_embedding=8))
@@ -65,8 +65,7 @@ class Rig:
         for peer, name in PEERS.items():
             self.roster.admit(peer, name)
         self.roster.admit(COORDINATOR, "coordinator", trains=False)
-        base = RoundRecord(self.base)
-        self.reporter = RoundReporter(MANIFEST, self.roster, self.emitted.append, lambda: self.now, base)
+        self.reporter = RoundReporter(MANIFEST, self.roster, self.emitted.append, lambda: self.now, self.base)
 
     def of(self, kind: type[E]) -> list[E]:
         return [event for event in self.emitted if isinstance(event, kind)]
@@ -102,7 +101,7 @@ STEPS = st.lists(
 
 
 @given(steps=STEPS)
-def test_each_reported_byte_is_in_one_round_and_rounds_close_in_order(steps: list[tuple[object, ...]]) -> None:
+def test_each_reported_byte_is_in_one_round_and_rounds_close_in_order(steps: list[tuple[Any, ...]]) -> None:
     async def go() -> None:
         rig, first, applied = Rig(), dict[tuple[str, int], int](), 0
         for round in range(1, 4):
@@ -115,9 +114,6 @@ def test_each_reported_byte_is_in_one_round_and_rounds_close_in_order(steps: lis
                 rig.reporter.applied(applied, RIGHT, 1.0)
             else:
                 _, peer, round, sent = step
-                assert isinstance(peer, str)
-                assert isinstance(round, int)
-                assert isinstance(sent, int)
                 first.setdefault((peer, round), sent)
                 calls.append(rig.report(peer, round, sent=sent))
             await turns()
@@ -220,11 +216,8 @@ async def test_rounds_that_a_downloaded_state_skipped_close_without_digest_and_l
     await turns()
     assert not early.done()
     await rig.apply_late(3)
-    assert [(c.round, c.digest, c.loss) for c in rig.of(ev.RoundClosed)] == [
-        (1, "", None),
-        (2, "", None),
-        (3, RIGHT, 2.5),
-    ]
+    told = [(closed.round, closed.digest, closed.loss) for closed in rig.of(ev.RoundClosed)]
+    assert told == [(1, "", None), (2, "", None), (3, RIGHT, 2.5)]
     assert not (await early).resync
     assert rig.of(ev.DigestMismatch) == []
 
@@ -309,24 +302,9 @@ async def test_a_peer_shows_its_progress_once_a_second() -> None:
 async def test_a_refusal_is_shown_of_a_peer_that_is_known_and_not_too_often() -> None:
     rig = Rig()
 
-    def header(peer: str) -> ContributionHeader:
-        return ContributionHeader(
-            protocol=PROTOCOL_VERSION,
-            manifest_digest=b"m" * 32,
-            round=2,
-            parent=b"p" * 32,
-            peer_id=peer,
-            shard=0,
-            tokens=1,
-            steps=1,
-            local_loss=0.0,
-            sections=(),
-        )
-
-    rig.reporter.refused(header(OTTER), PeerError("length", "too long"))
-    rig.reporter.refused(header(OTTER), PeerError("length", "too long"))
-    rig.reporter.refused(header("e" * 32), PeerError("length", "too long"))
-    rig.reporter.refused(header(HERON), PeerError("round", "It came too late."))
+    for peer in (OTTER, OTTER, "e" * 32):
+        rig.reporter.refused(replace(HEADER, round=2, peer_id=peer), PeerError("length", "too long"))
+    rig.reporter.refused(replace(HEADER, round=2, peer_id=HERON), PeerError("round", "It came too late."))
     rig.reporter.late(2, LYNX, "closed")
     assert [(event.name, event.message) for event in rig.of(ev.PayloadRefused)] == [("otter", "too long")]
     late = [(event.round, event.name, event.reason) for event in rig.of(ev.PayloadLate)]

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.swarm_rig import Swarm, tiny_config
+from tests.telemetry.examples import CLOSED
 from tsr_swarm.errors import UnreachableError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.events import log_relay, run_log
 from tsr_swarm.node.events.run_log import RunLog
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.byte_counter import ByteCounter
-from tsr_swarm.telemetry.fold import fold_all
 from tsr_swarm.telemetry.log import EventLog
-from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.server import serve
@@ -26,24 +25,12 @@ from tsr_swarm.wire.messages import lines_from_proto, lines_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ME, DEAD = "0" * 32, "d" * 32
+TRAFFIC: ev.Traffic = {"sent": {"core": 3}, "received": {"core": 4}}
 
 
 def closed(round: int) -> ev.RoundClosed:
-    return ev.RoundClosed(
-        round=round,
-        peers=1,
-        included=1,
-        late=0,
-        loss=None,
-        local_loss=None,
-        tokens=1,
-        seconds=1.0,
-        wire_bytes={"sent": {}, "received": {}},
-        per_peer={},
-        raw_bytes={"sent": 0, "received": 0},
-        dense_bytes=0,
-        digest=f"{round:064x}",
-    )
+    nothing: ev.Traffic = {"sent": {}, "received": {}}
+    return replace(CLOSED, round=round, loss=None, wire_bytes=nothing, dense_bytes=0, digest=f"{round:064x}")
 
 
 class Other:
@@ -105,10 +92,8 @@ async def test_a_new_leader_copies_the_events_of_closed_rounds_from_others_and_n
 
 
 async def test_rounds_that_only_progress_follows_are_copied_too() -> None:
-    progress = [
-        ev.PeerProgress(peer=ME, name="x", round=3, step=step, steps=300, tokens_per_second=1.0) for step in range(300)
-    ]
-    other = Other(closed(1), closed(2), *progress)
+    progress = ev.PeerProgress(peer=ME, name="x", round=3, step=1, steps=300, tokens_per_second=1.0)
+    other = Other(closed(1), closed(2), *[progress] * 300)
     mine = run_log_of(closed(1))
     async with clients_to([other]) as (pool, ids):
         await mine.ask(ids, 9, pool)
@@ -191,19 +176,15 @@ async def test_a_monitor_at_a_node_that_neither_leads_nor_votes_sees_the_whole_r
 
     def on_event(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.RoundClosed) and event.round == 3:
-            led = [told for told in swarm.events if isinstance(told, ev.LeaderChanged)][-1]
-            here = {told.peer: told.address for told in swarm.events if isinstance(told, ev.PeerJoined)}
-            others = sorted(here.keys() - set(led.voter_ids.split(",")))
+            voters = swarm.of(ev.LeaderChanged)[-1].voter_ids.split(",")
+            here = {told.peer: told.address for told in swarm.of(ev.PeerJoined)}
+            others = sorted(here.keys() - set(voters))
             assert others, "six and the coordinator are more than the voters"
             watching.append(asyncio.create_task(watch(here[others[0]])))
 
-    swarm = Swarm(tmp_path, config, on_event)
-    await swarm.start_coordinator()
-    for number in range(1, 7):
-        swarm.start_peer(number, listen="127.0.0.1:0")
+    swarm = await Swarm(tmp_path, config, on_event).start(6, listening=6)
     await swarm.finish()
-    (monitor,) = watching
-    seen = await monitor
+    seen = await watching[0]
     assert before == [0], "nobody read there"
     assert len(set(seen)) == len(seen)
     told = [event for line in seen if (event := ev.decode(line)) is not None]
@@ -217,8 +198,7 @@ async def test_a_monitor_at_a_node_that_neither_leads_nor_votes_sees_the_whole_r
 
 def test_the_totals_of_a_run_that_goes_on_are_those_of_the_whole_run() -> None:
     """Killed after round 2: no end was told. Round 2 is told once more, as another leader would."""
-    traffic: ev.Traffic = {"sent": {"core": 3}, "received": {"core": 4}}
-    first, second, third = (replace(closed(n), wire_bytes=traffic, dense_bytes=100) for n in (1, 2, 3))
+    first, second, third = (replace(closed(n), wire_bytes=TRAFFIC, dense_bytes=100) for n in (1, 2, 3))
     before = [ev.Evaluated(round=0, loss=5.0), first, second]
     after = [ev.Evaluated(round=2, loss=3.0), replace(second, digest="b" * 64), third, ev.Evaluated(round=3, loss=2.0)]
     mine = run_log_of()
@@ -226,17 +206,9 @@ def test_the_totals_of_a_run_that_goes_on_are_those_of_the_whole_run() -> None:
     for event in after:
         mine.emit(event)
     assert events_of(mine.log) == [*before, *after]
-    whole = fold_all(SwarmSnapshot(), (ev.Stamped(time=1.0, event=event) for event in [*before, *after]))
     assert mine.finished("done") == ev.RunFinished(
-        rounds=3,
-        first_loss=whole.first_loss,
-        last_loss=whole.loss,
-        wire_bytes=whole.wire_bytes,
-        dense_bytes=whole.dense_bytes,
-        digest=whole.digest,
-        reason="done",
+        rounds=3, first_loss=5.0, last_loss=2.0, wire_bytes=28, dense_bytes=300, digest=third.digest, reason="done"
     )
-    assert (whole.first_loss, whole.wire_bytes, whole.dense_bytes) == (5.0, 28, 300)
 
 
 def test_a_node_that_is_stopped_shows_its_own_people_that_the_run_is_not_over() -> None:
@@ -256,11 +228,10 @@ def test_an_end_in_the_recording_of_a_run_that_goes_on_is_not_its_end() -> None:
 
 
 def test_totals_of_rounds_that_another_node_no_longer_keeps_count_once() -> None:
-    traffic: ev.Traffic = {"sent": {"core": 3}, "received": {"core": 4}}
     raw = {"sent": 1, "received": 1}
-    sums = ev.EarlierRounds(round=5, rounds=5, wire_bytes=traffic, per_peer={}, raw_bytes=raw, dense_bytes=500)
+    sums = ev.EarlierRounds(round=5, rounds=5, wire_bytes=TRAFFIC, per_peer={}, raw_bytes=raw, dense_bytes=500)
     mine = run_log_of()
-    told = [closed(1), sums, replace(closed(6), wire_bytes=traffic, dense_bytes=100), sums]
+    told = [closed(1), sums, replace(closed(6), wire_bytes=TRAFFIC, dense_bytes=100), sums]
     mine.restore(ev.Stamped(time=float(number), event=event) for number, event in enumerate(told))
     end = mine.finished("done")
     assert (end.rounds, end.wire_bytes, end.dense_bytes) == (6, 14, 600)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,8 @@ from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 CALLER = Caller("127.0.0.1", True)
-ME, OTHER_MAKER, PEER = "1" * 32, "2" * 32, "3" * 32
+MAKERS = ME, OTHER_MAKER = "1" * 32, "2" * 32
+PEER = "3" * 32
 SHAPES = {"a.weight": (40, 30), "norm.weight": (30,)}
 
 
@@ -46,13 +48,7 @@ def history() -> History:
 class Donor:
     """A node that gives, and has been told who makes the shards of round 1."""
 
-    def __init__(
-        self,
-        folder: Path,
-        history: History,
-        makers: Sequence[str] = (ME, OTHER_MAKER),
-        headers: Headers | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, history: History, makers: Sequence[str] = MAKERS, headers: Any = None) -> None:
         self.log = RoundLog(folder / "published", 1 << 24)
         self.log.open()
         store = StateStore(history.manifest, folder / "states", self.log)
@@ -64,10 +60,8 @@ class Donor:
         weights = WeightsThread(PlainWeights(None), ME)
         self._service = DonorService(context, store, ContributionStore(history.manifest, {}), self.headers, weights)
 
-    async def give(
-        self, peer: str, header_only: bool = True, has_chain: bool = True
-    ) -> tuple[pb.PublishedHeader, bytes]:
-        """Round 1 to ``peer``."""
+    async def give(self, peer: str, header_only: bool = True, has_chain: bool = True) -> Any:
+        """Round 1 to ``peer``: its header and its bytes."""
         chain = self.history.at(1).header.chain if has_chain else b""
         request = pb.FetchPublishedRequest(peer_id=peer, round=1, chain=chain, header_only=header_only)
         return await self._service.fetch_published(request, CALLER)
@@ -132,7 +126,7 @@ async def test_other_requests_for_a_missing_round_are_refused_at_once(
     tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(service, "HEADER_SECONDS", 1e6)
-    donor = Donor(tmp_path, history, [OTHER_MAKER] if what == "this node makes none" else [ME, OTHER_MAKER])
+    donor = Donor(tmp_path, history, [OTHER_MAKER] if what == "this node makes none" else MAKERS)
     peer = OTHER_MAKER if what == "makes shards too" else PEER
     with pytest.raises(RefusedError, match="Round 1 is not kept here"):
         await donor.give(peer, header_only=what != "all of it", has_chain=what != "no hash")
@@ -144,8 +138,7 @@ async def test_a_request_for_a_whole_round_is_not_answered_with_its_header(tmp_p
     with pytest.raises(RefusedError):
         await donor.give(PEER, header_only=False)
     donor.log.store(history.message(1), history.at(1).data)
-    whole = await donor.give(PEER, header_only=False)
-    assert whole == (history.message(1), history.at(1).data)
+    assert await donor.give(PEER, header_only=False) == (history.message(1), history.at(1).data)
 
 
 async def test_a_request_for_a_header_reads_no_more_of_a_round_on_disk(tmp_path: Path, history: History) -> None:
@@ -157,20 +150,14 @@ async def test_a_request_for_a_header_reads_no_more_of_a_round_on_disk(tmp_path:
     assert await donor.give(PEER) == (history.message(1), b"")
 
 
-async def test_a_header_that_is_kept_again_is_the_newest(history: History) -> None:
+@pytest.mark.parametrize("again", [[], [1]])
+async def test_only_the_headers_that_were_kept_last_stay_each_of_its_own_round(
+    history: History, again: list[int]
+) -> None:
     headers = Headers()
-    for round in (1, *range(2, KEPT_HEADERS + 1), 1, KEPT_HEADERS + 1):
-        headers.keep(history.message(round))
-    chains = {round: history.at(round).header.chain for round in range(1, KEPT_HEADERS + 2)}
-    found = [round for round, chain in chains.items() if await headers.get(round, chain) is not None]
-    assert found == [1, *range(3, KEPT_HEADERS + 2)]
-
-
-async def test_only_the_newest_headers_are_kept_each_of_its_own_round(history: History) -> None:
-    headers = Headers()
-    for round in range(1, KEPT_HEADERS + 3):
+    for round in (*range(1, KEPT_HEADERS + 1), *again, *range(KEPT_HEADERS + 1, KEPT_HEADERS + 3)):
         headers.keep(history.message(round))
     chains = {round: history.at(round).header.chain for round in range(1, KEPT_HEADERS + 3)}
     found = [round for round, chain in chains.items() if await headers.get(round, chain) is not None]
-    assert found == list(range(3, KEPT_HEADERS + 3))
-    assert await headers.get(3, chains[4]) is None
+    assert found == [*again, *range(3 + len(again), KEPT_HEADERS + 3)]
+    assert await headers.get(KEPT_HEADERS + 1, chains[KEPT_HEADERS + 2]) is None

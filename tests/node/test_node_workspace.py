@@ -13,7 +13,7 @@ from tsr_swarm.node.workspace import Workspace, advise_organiser
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.train.corpus import absolute_source
 from tsr_swarm.train.llama import parameter_shapes
-from tsr_swarm.train.trainer import STOP_CHECK_SECONDS, RoundWork, StepProgress, fresh_consensus
+from tsr_swarm.train.trainer import STOP_CHECK_SECONDS, RoundWork, fresh_consensus
 
 
 class Clock:
@@ -41,10 +41,10 @@ def train(folder: Path, slowdown: float, clock: Clock, stop_after: float = float
     workspace.replace(fresh_consensus(manifest))
     plan = plan_round(config, manifest.blocks, 1, "")
 
-    def on_step(progress: StepProgress) -> None:
-        pass
+    def should_stop() -> bool:
+        return sum(clock.slept) >= stop_after
 
-    return workspace.trainer.train(plan, lambda: sum(clock.slept) >= stop_after, on_step, clock.look, clock.sleep)
+    return workspace.trainer.train(plan, should_stop, lambda progress: None, clock.look, clock.sleep)
 
 
 def test_each_step_takes_the_factor_times_as_long_and_the_work_is_the_same(tmp_path: Path) -> None:

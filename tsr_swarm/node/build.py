@@ -13,6 +13,7 @@ from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.driver import Driver, awake_clock
 from tsr_swarm.node.events.commit_reporter import CommitReporter
 from tsr_swarm.node.follower import Follower
+from tsr_swarm.node.leader import ShardCollector
 from tsr_swarm.node.messenger import Messenger
 from tsr_swarm.node.node import SwarmNode
 from tsr_swarm.node.poll_replies import PollReplies
@@ -22,6 +23,7 @@ from tsr_swarm.node.round_cache import Headers, RoundCache
 from tsr_swarm.node.service import InitialPeers, NodeService, StartingService
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.downloader import Downloader
+from tsr_swarm.node.sync.rounds import RoundDownload
 from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.node.trainer_task import TrainerTask
 from tsr_swarm.node.weights import Weights, WeightsThread
@@ -71,15 +73,13 @@ async def build(
     data_leases = DataLeases(context, saved.coverage, workspace if reads_shared_data else None)
     reducer = Reducer(context, round_cache, roster_cache, weights, contributions, log)
     trainer_task = TrainerTask(context, round_cache, weights, workspace, data_leases, reducer)
-    commit_reporter = CommitReporter(context, round_cache, contributions, log)
-    if saved.record is not None:
-        commit_reporter.begin(saved.record.round)
+    began = 0 if saved.record is None else saved.record.round
+    commit_reporter = CommitReporter(context, round_cache, contributions, log, began)
     donors = Donors(context.clients, context.emit)
     downloader = Downloader(
-        context.manifest,
-        me=context.me,
         first=context.first,
-        sources=donors,
+        donors=donors,
+        rounds=RoundDownload(donors, context.manifest, context.me),
         states=StateDownload(donors, context.manifest, saved.folder),
         log=log,
         own=contributions.frames,
@@ -88,7 +88,8 @@ async def build(
     follower = Follower(context, downloader, weights, contributions, trainer_task, commit_reporter, saved.store)
     leader_client = LeaderClient(context, round_cache, data_leases, trainer_task)
     poll_replies = PollReplies(context, round_cache, data_leases)
-    messenger = Messenger(context, round_cache, roster_cache, leader_client, poll_replies)
+    shard_collector = ShardCollector(context, round_cache)
+    messenger = Messenger(context, round_cache, roster_cache, shard_collector, leader_client, poll_replies)
     node = context.driver.handler = SwarmNode(
         context=context,
         round_cache=round_cache,

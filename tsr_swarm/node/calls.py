@@ -109,22 +109,24 @@ class LeaderClient:
         try:
             client = await context.clients.to(to)
             reply = await client.poll(self._request(message))
-            if reply.WhichOneof("answer") == "unknown":
+            is_unknown, kind = reply.HasField("unknown"), reply.WhichOneof("answer")
+            lacks_news = kind == "unchanged" and self._unchanged(to, reply.unchanged) is None
+            # A node that was started anew before it was missed is known there, but has no number yet.
+            if is_unknown or (kind == "news" and context.info.trains and not context.number):
                 await self._join(client)
+            if is_unknown or lacks_news:
                 if message.number != self._newest_poll:
                     return  # another one is held there by now
-                reply = await client.poll(self._request(message))
-            elif reply.WhichOneof("answer") == "news" and context.info.trains and not context.number:
-                await self._join(client)  # started anew before it was missed: it is known there, but has no number yet
-            elif reply.WhichOneof("answer") == "unchanged" and self._unchanged(to, reply.unchanged) is None:
-                if message.number != self._newest_poll:
-                    return
-                known = 0
+                known = 0 if lacks_news else known
                 reply = await client.poll(self._request(replace(message, known=known)))
             checks.check(reply)
             answer = self._read(to, reply)
+            contacts: Iterable[pb.Contact] = reply.contacts
+            if isinstance(answer, pt.RoundUpdate):
+                news = answer if reply.HasField("news") else None
+                contacts = self._contacts.update(to, known, news, reply.contacts)
             host, _ = parse_address(client.address)
-            context.book.update_from(host, self._told_contacts(to, known, reply))
+            context.book.update_from(host, contacts)
             context.book.update(to, client.address)  # whatever is said of it, this is how it is reached from here
         except (UnreachableError, PeerError, RefusedError, ConfigError):
             if message.number == self._newest_poll:  # else whoever holds it was told of the newer one
@@ -141,15 +143,6 @@ class LeaderClient:
         request.progress.CopyFrom(self._trainer_task.progress)
         self._data_leases.ask(request)
         return request
-
-    def _told_contacts(self, sender: str, known: int, reply: pb.PollReply) -> Iterable[pb.Contact]:
-        match reply.WhichOneof("answer"):
-            case "news":
-                return self._contacts.update(sender, known, self._news, reply.contacts)
-            case "unchanged":
-                return self._contacts.update(sender, known)
-            case _:
-                return reply.contacts
 
     def _read(self, sender: str, reply: pb.PollReply) -> pt.RoundUpdate | pt.Redirect:
         match reply.WhichOneof("answer"):
@@ -269,7 +262,6 @@ class LeaderClient:
             await self.leave(await self._context.clients.to(leader), self._context.reason or "it said goodbye")
 
     async def leave(self, leader: SwarmClient, reason: str) -> None:
-        """Tell a leader that this node goes."""
         with suppress(UnreachableError, PeerError, RefusedError):
             await leader.leave(pb.LeaveRequest(peer_id=self._context.me, reason=reason), GOODBYE_SECONDS)
 

@@ -65,7 +65,7 @@ class Host(Protocol):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class NodeContext:
-    """One node's identity, connections and state, which its parts share. Used on one event loop."""
+    """Identity, connections and state of one node, which its parts share. Used on one event loop."""
 
     info: NodeInfo
     manifest: Manifest
@@ -95,7 +95,6 @@ class NodeContext:
 
     @property
     def me(self) -> str:
-        """This node's peer_id."""
         return self.info.peer_id
 
     @property
@@ -145,17 +144,12 @@ class NodeContext:
         return self.state.is_leaving or self.done.is_set()
 
     def put(self, event: DecisionEvent) -> None:
-        """Have the decisions take in ``event``."""
         self.driver.put(event)
 
-    def note_committed(self, record: RoundRecord) -> None:
-        """This round stands, as another node says."""
-        if self._newest is None or record.round > self._newest.round:
+    def note_committed(self, record: RoundRecord, is_set_back: bool = False) -> None:
+        """This round stands, as another node says. ``is_set_back``: the run goes on after an older round than told."""
+        if self._newest is None or record.round > self._newest.round or is_set_back:
             self._newest = record
-
-    def set_back(self, record: RoundRecord) -> None:
-        """The run goes on after an older round than was told."""
-        self._newest = record
 
     def update_rules(self, leader: str, rules: pb.Rules) -> None:
         """Take over the rules that ``leader`` tells. Only the coordinator may set them, as long as it is another."""
@@ -170,7 +164,6 @@ class NodeContext:
     # --- for people -------------------------------------------------------------------------------------------------
 
     def emit(self, event: Event) -> None:
-        """Tell this process's own people of this node."""
         self.host.emit(event)
 
     def warn(self, message: str) -> None:
@@ -181,12 +174,10 @@ class NodeContext:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def quit(self, reason: str) -> None:
-        """This node goes, as was decided."""
         self.reason = reason
         self.done.set()
 
     def fail(self, error: Exception) -> None:
-        """This node cannot go on."""
         self.failure = self.failure or error
         self.done.set()
 
@@ -208,7 +199,6 @@ class NodeContext:
 
 
 def policy_of(config: RunConfig) -> RoundPolicy:
-    """What the configuration says about rounds."""
     limits = config.round
     return RoundPolicy(
         quorum=limits.quorum,

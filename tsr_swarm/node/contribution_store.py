@@ -20,7 +20,7 @@ from tsr_swarm.optim.outer_step import OuterState, rotate_outer
 from tsr_swarm.optim.sketch_budget import mean_captured
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.gate import CheckedContribution, check_header, shard_slots, void_blocks
-from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult
+from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader
 
 MOST_AVERAGES = 2  # of one shard: a second leader may ask for it over other peers
 
@@ -61,19 +61,16 @@ class ShardJob:
             held.header.peer_id: WeightedPayload(number, held.header.tokens, held.grids) for number, held in self.held
         }
         result, data, outer = publish_shard(self.manifest, self.plan, self.blocks, contributions, bases, self.outer)
-        reduced = ReducedShard(result) if result.void else self._describe(result)
+        reduced, headers = ReducedShard(result), [held.header for _, held in self.held]
+        if not result.void:
+            measured = ((each.tokens, captured_of(each, self.manifest, self.blocks)) for each in headers)
+            reduced = ReducedShard(
+                result,
+                local_loss=sum(header.local_loss * header.tokens for header in headers) / result.tokens,
+                raw_sent=sum(section.raw_bytes for header in headers for section in header.sections),
+                captured=mean_captured(measured),
+            )
         return ShardAverage(self.plan, self.shard, reduced, data, outer)
-
-    def _describe(self, result: ShardResult) -> ReducedShard:
-        headers = [held.header for _, held in self.held]
-        return ReducedShard(
-            result,
-            local_loss=sum(header.local_loss * header.tokens for header in headers) / result.tokens,
-            raw_sent=sum(section.raw_bytes for header in headers for section in header.sections),
-            captured=mean_captured(
-                (header.tokens, captured_of(header, self.manifest, self.blocks)) for header in headers
-            ),
-        )
 
 
 @dataclass(slots=True)

@@ -118,11 +118,8 @@ def open_log(path: Path, warn: Callable[[Event], None]) -> Iterator[EventLog]:
             write = stack.enter_context(recording(path))
             log = EventLog(time.time, [lambda line: None if PROGRESS in line[:40] else write(line)])
         except OSError as error:
-            warn(
-                events.Warned(
-                    message=f"{path} cannot be used ({reason_text(error)}); the run goes on without a record of it."
-                )
-            )
+            sentence = f"{path} cannot be used ({reason_text(error)}); the run goes on without a record of it."
+            warn(events.Warned(message=sentence))
             log = EventLog(time.time)
         yield log
 
@@ -167,7 +164,18 @@ class CoordinatorProcess:
                 listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
                 await self._announcer.start(listen=listen, announce=announce, initial_peers=())
             context = self._context(address, clients)
-            self._node = await stack.enter_async_context(build(context, self._saved(), service, self._initial_peers))
+            saved = SavedState(
+                hard_state=begun.hard_state,
+                weights=PlainWeights(begun.consensus),
+                record=begun.record,
+                folder=self._store.folder,
+                journal=begun.journal,
+                store=self._store,
+                outer=begun.outer,
+                coverage=begun.coverage,
+                lost=begun.lost,
+            )
+            self._node = await stack.enter_async_context(build(context, saved, service, self._initial_peers))
             self._run_log.emit(_started(options, begun, address))
             advice = advise_organiser(options.config.data, options.listen)
             for sentence in (*unread, *([] if advice is None else [advice])):
@@ -188,49 +196,28 @@ class CoordinatorProcess:
         if context.is_over:
             run_log.emit(run_log.finished(reason))
             is_asked_by_others = context.leader is not None and len(context.voters) > 1
-            if is_asked_by_others or run_log.is_watched:
+            if is_asked_by_others or run_log.subscribers.has_monitor:
                 await asyncio.sleep(LINGER_SECONDS)
             return
         if context.voters == (context.me,):  # nobody else can lead: whoever watches is told why no round opens
             sentence = "The coordinator was asked to stop; the run waits until it is back ('coordinate --resume')."
             self._warn(sentence)
-            if run_log.is_watched:
+            if run_log.subscribers.has_monitor:
                 await asyncio.sleep(LINGER_SECONDS)
         run_log.stopped(reason)
 
     def _context(self, address: str, clients: ClientPool) -> NodeContext:
-        manifest = self._begun.manifest
-        info = NodeInfo(
-            peer_id=self._identity.peer_id,
-            name=NAME,
-            address=address,
-            local_space=manifest.config.optimizer.local_space,
-            device="cpu",
-            trains=False,
-        )
+        manifest, me = self._begun.manifest, self._identity.peer_id
+        kind = manifest.config.optimizer.local_space
         return NodeContext(
-            info=info,
+            info=NodeInfo(peer_id=me, name=NAME, address=address, local_space=kind, device="cpu", trains=False),
             manifest=manifest,
             config=self._options.config,
-            first=info.peer_id,
+            first=me,
             host=self,
             book=self._book,
             clients=clients,
             run_log=self._run_log,
-        )
-
-    def _saved(self) -> SavedState:
-        begun = self._begun
-        return SavedState(
-            hard_state=begun.hard_state,
-            weights=PlainWeights(begun.consensus),
-            record=begun.record,
-            folder=self._store.folder,
-            journal=begun.journal,
-            store=self._store,
-            outer=begun.outer,
-            coverage=begun.coverage,
-            lost=begun.lost,
         )
 
     def _warn(self, message: str) -> None:

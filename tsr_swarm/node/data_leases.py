@@ -46,7 +46,6 @@ class LeaseIssuer:
 
     @property
     def coverage(self) -> Coverage:
-        """What is done."""
         return self._leases.coverage
 
     def take_claim(self, request: pb.PollRequest) -> None:
@@ -108,7 +107,6 @@ class LeaseIssuer:
         return peer in self._leases.held or peer in self._asked
 
     def lease(self, peer: str) -> Lease | None:
-        """What this peer has now."""
         held = self._leases.held.get(peer)
         return None if held is None else held.lease
 
@@ -168,11 +166,9 @@ class DataLeases:
             self.issuer = LeaseIssuer(leader, self._parts, self._coverage, self._context.run_log.emit)
 
     def follow(self) -> None:
-        """This node leads no more."""
         self._coverage, self.issuer = self.coverage, None
 
     def commit(self) -> None:
-        """A round of this leader's stands."""
         if self.issuer is not None:
             self.issuer.update(self._context.me, self._claim)
             self.issuer.commit()

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from tsr_swarm.config.layout import Slot, published_slots
+from tsr_swarm.config.layout import published_slots
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.discovery.addresses import dialable_address
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
@@ -16,8 +16,8 @@ from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.sketch_budget import RefreshState, after_round, begin_refresh_state, within_budget
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.protocol import ShardDigest
-from tsr_swarm.rounds.raft_state import RoundRecord, is_majority
-from tsr_swarm.rounds.state import Node
+from tsr_swarm.rounds.raft_state import RoundRecord, Voter, is_majority
+from tsr_swarm.rounds.state import MemberContact, Node
 from tsr_swarm.telemetry.events import LeaderChanged, PeerJoined
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire import checks
@@ -39,7 +39,8 @@ class Leader:
         """``base`` stands as it begins; ``numbers``: of those who took part under the leader before."""
         self._context, self._round_cache = context, round_cache
         self.roster = Roster(numbers)
-        self.round_reporter = RoundReporter(context.manifest, self.roster, context.run_log.emit, awake_clock, base)
+        emit = context.run_log.emit
+        self.round_reporter = RoundReporter(context.manifest, self.roster, emit, awake_clock, base.round)
         self._refreshes: RefreshState = begin_refresh_state(context.config, context.manifest.blocks, base.round + 1)
         self._told: LeaderChanged | None = None  # the newest
         self._voters: tuple[str, ...] = ()
@@ -86,7 +87,6 @@ class Leader:
         return peer is not None and peer.trains
 
     def name_of(self, peer_id: str) -> str:
-        """What people call it."""
         peer = self.roster.get(peer_id)
         return peer_id[:8] if peer is None else peer.name
 
@@ -124,7 +124,6 @@ class Leader:
         return plan
 
     def committed(self, header: PublishedHeader, reduced: Sequence[ReducedShard | None], members: int) -> None:
-        """The round stands."""
         captured = {block: seen for shard in reduced if shard is not None for block, seen in shard.captured.items()}
         self._refreshes = after_round(self._refreshes, header.plan, void_blocks(header), captured)
         self.round_reporter.committed(header, reduced, members)
@@ -147,27 +146,25 @@ class Leader:
         """Tell people whether others can take over, and whose contributions have arrived."""
         if after.leader_role is None:
             return
-        self._show_failover(after)
+        if after.voter.leads:
+            self._show_failover(after.voter, after.leader_role.contacts)
         known = before.leader_role.state.arrivals if before.leader_role is not None else {}
         state = after.leader_role.state
         for peer, seconds in state.arrivals.items():
             if peer not in known:
                 self.round_reporter.arrived(state.round, peer, seconds)
 
-    def _show_failover(self, node: Node) -> None:
-        if node.leader_role is None or not node.voter.leads:
-            return
-        voter, contacts = node.voter, node.leader_role.contacts
+    def _show_failover(self, voter: Voter, contacts: Mapping[str, MemberContact]) -> None:
         if voter.voters != self._voters:
             self._voters, self._since = voter.voters, voter.hard_state.base.round
         # The others go on without this leader if most voters are among them, and have the round that made them voters.
         others = {peer for peer in voter.voters if peer in contacts and contacts[peer].applied >= self._since}
         changed = LeaderChanged(
-            peer=node.me,
+            peer=self._context.me,
             name=self._context.name,
             term=voter.term,
             voters=len(voter.voters),
-            is_safe=len(voter.voters) >= SAFE_VOTERS and is_majority(others - {node.me}, voter.voters),
+            is_safe=len(voter.voters) >= SAFE_VOTERS and is_majority(others - {self._context.me}, voter.voters),
             voter_ids=",".join(voter.voters),
         )
         if changed != self._told:
@@ -198,15 +195,16 @@ class ShardCollector:
         if self._round_cache.reduced_shard(done.round, done.shard, done.result) is not None:
             return done.result
         self._under_way.add(key)
+        manifest, sections = self._context.manifest, reduced.result.sections
+        published = published_slots(manifest.blocks, plan.due, manifest.config.wire)
+        slots = shard_slots(published, manifest.shard_blocks[done.shard])
+        hashes = [section.hash for section in sections]
         try:
             client = await self._context.clients.to(reducer)
-            sections = sections_to_proto(reduced.result.sections)
-            check_sections(self._slots(plan, done.shard), reduced.result.sections)
-            request = pb.FetchShardRequest(
-                round=done.round, shard=done.shard, hashes=[section.hash for section in sections]
-            )
-            data = await client.fetch_shard(request, sections, FETCH_SECONDS)
-            await asyncio.to_thread(decode, self._slots(plan, done.shard), reduced.result.sections, data)
+            check_sections(slots, sections)
+            request = pb.FetchShardRequest(round=done.round, shard=done.shard, hashes=hashes)
+            data = await client.fetch_shard(request, sections_to_proto(sections), FETCH_SECONDS)
+            await asyncio.to_thread(decode, slots, sections, data)
         except (UnreachableError, RefusedError, ConfigError):
             return None
         except PeerError as error:
@@ -216,8 +214,3 @@ class ShardCollector:
             self._under_way.discard(key)
         self._round_cache.add_reduced_shard(done.round, done.shard, reduced, data)
         return done.result
-
-    def _slots(self, plan: RoundPlan, shard: int) -> Sequence[Slot]:
-        manifest = self._context.manifest
-        slots = published_slots(manifest.blocks, plan.due, manifest.config.wire)
-        return shard_slots(slots, manifest.shard_blocks[shard])

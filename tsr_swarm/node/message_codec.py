@@ -130,30 +130,28 @@ def decode_message(request: pb.TellRequest, manifest: Manifest, known: Rosters) 
     known: finds lists of members by their hash. UnknownRosterError where it does not: nothing else is wrong then.
     """
     check(request)
+    message: cl.RaftMessage | Goodbye
     match request.WhichOneof("message"):
         case "vote_request":
             vote = request.vote_request
-            return DecodedMessage(
-                cl.VoteRequest(vote.term, request.sender, (vote.round, vote.tail_term), vote.is_trial)
-            )
+            message = cl.VoteRequest(vote.term, request.sender, (vote.round, vote.tail_term), vote.is_trial)
         case "vote_reply":
             reply = request.vote_reply
-            return DecodedMessage(
-                cl.VoteReply(reply.term, reply.voter_term, reply.granted, reply.is_trial, reply.reason)
-            )
+            message = cl.VoteReply(reply.term, reply.voter_term, reply.granted, reply.is_trial, reply.reason)
         case "beat":
             beat = request.beat
             proposal = _record(beat.proposal) if beat.HasField("proposal") else None
-            return DecodedMessage(cl.Heartbeat(beat.term, _record(beat.base), proposal))
+            message = cl.Heartbeat(beat.term, _record(beat.base), proposal)
         case "beat_reply":
             answer = request.beat_reply
-            return DecodedMessage(cl.HeartbeatReply(answer.term, answer.round, answer.accepted.hex(), answer.reason))
+            message = cl.HeartbeatReply(answer.term, answer.round, answer.accepted.hex(), answer.reason)
         case "close":
             return _close(request.close, len(manifest.shard_blocks), known)
         case "shard_done":
             return _done(request.shard_done, manifest, known)
         case _:
-            return DecodedMessage(Goodbye(request.sender))
+            message = Goodbye(request.sender)
+    return DecodedMessage(message)
 
 
 def _close(message: pb.Close, shards: int, known: Rosters) -> DecodedMessage:
@@ -269,7 +267,6 @@ def unchanged_to_proto(news: RoundUpdate) -> pb.Unchanged:
 
 
 def contacts_to_proto(contacts: Iterable[tuple[str, str]]) -> list[pb.Contact]:
-    """Peer ids and addresses."""
     return [pb.Contact(peer_id=peer_id, address=address) for peer_id, address in contacts]
 
 
@@ -325,7 +322,6 @@ def lease_from_proto(message: pb.DataLease, parts: int) -> Lease | None:
 
 
 def coverage_to_proto(coverage: Coverage) -> pb.Coverage:
-    """Sets of parts as bits."""
     return pb.Coverage(epoch=coverage.epoch, done=to_bits(coverage.done), ahead=to_bits(coverage.ahead))
 
 

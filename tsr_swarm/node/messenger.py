@@ -7,7 +7,7 @@ A poll is a call whose answer is held by whoever leads; everything else is told 
 dialled.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tsr_swarm.discovery.addresses import dialable_address
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
@@ -26,20 +26,16 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 TELL_SECONDS = 3.0  # whatever matters is said again every second or two
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Messenger:
     """Sends what the decisions send, and puts to them what other nodes tell."""
 
-    def __init__(
-        self,
-        context: NodeContext,
-        round_cache: RoundCache,
-        roster_cache: RosterCache,
-        leader_client: LeaderClient,
-        poll_replies: PollReplies,
-    ) -> None:
-        self._context, self._round_cache, self._roster_cache = context, round_cache, roster_cache
-        self._leader_client, self._poll_replies = leader_client, poll_replies
-        self._shard_collector = ShardCollector(context, round_cache)
+    context: NodeContext
+    round_cache: RoundCache
+    roster_cache: RosterCache
+    shard_collector: ShardCollector
+    leader_client: LeaderClient
+    poll_replies: PollReplies
 
     # --- out ----------------------------------------------------------------------------------------------------
 
@@ -47,40 +43,40 @@ class Messenger:
         """Have ``message`` delivered, or its loss told. Returns at once."""
         match message:
             case pt.Poll():
-                self._leader_client.poll(to, message)
+                self.leader_client.poll(to, message)
             case pt.RoundUpdate():
-                self._leader_client.forget_news()
-                self._poll_replies.answer(to, message)
+                self.leader_client.forget_news()
+                self.poll_replies.answer(to, message)
             case pt.Redirect():
-                self._poll_replies.answer(to, message)
+                self.poll_replies.answer(to, message)
             case _:
                 request = self._encode(message)  # now: what it says may be over in a moment
                 if request is not None:
-                    self._context.background.start(self._tell(to, message, request))
+                    self.context.background.start(self._tell(to, message, request))
 
     async def _tell(self, to: str, message: pt.Message, request: pb.TellRequest) -> None:
-        info = self._context.info
-        request.manifest_digest = bytes.fromhex(self._context.manifest.digest)
+        info = self.context.info
+        request.manifest_digest = bytes.fromhex(self.context.manifest.digest)
         request.sender, request.address = info.peer_id, info.address
         try:
-            await (await self._context.clients.to(to)).tell(request, TELL_SECONDS)
+            await (await self.context.clients.to(to)).tell(request, TELL_SECONDS)
         except (UnreachableError, PeerError, RefusedError, ConfigError):
-            self._context.put(pt.Unreachable(to, message))
+            self.context.put(pt.Unreachable(to, message))
 
     def _encode(self, message: pt.Message) -> pb.TellRequest | None:
         match message:
             case pt.ShardDone(term, round, shard, result):
                 if result.is_void:
                     return message_codec.done_to_proto(message, VOID)
-                found = self._round_cache.reduced_shard(round, shard, result)
-                members = self._round_cache.members(round, term, result.included)
+                found = self.round_cache.reduced_shard(round, shard, result)
+                members = self.round_cache.members(round, term, result.included)
                 if found is None or members is None:
                     return None
                 return message_codec.done_to_proto(message, found[0], members)
             case pt.Close(admitted=admitted):
-                leader = self._context.leader
+                leader = self.context.leader
                 numbers = leader.numbers if leader is not None else {}
-                members = self._roster_cache.name({peer: numbers[peer] for peer in admitted & numbers.keys()})
+                members = self.roster_cache.name({peer: numbers[peer] for peer in admitted & numbers.keys()})
                 return message_codec.close_to_proto(message, members)
             case pt.Poll() | pt.RoundUpdate() | pt.Redirect():
                 raise AssertionError("not told one way")
@@ -90,18 +86,17 @@ class Messenger:
     # --- in -----------------------------------------------------------------------------------------------------
 
     async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
-        """Take in a message of another node."""
-        context, sender = self._context, request.sender
+        context, sender = self.context, request.sender
         context.require_run(request.manifest_digest)
         if sender == context.me:
             raise PeerError("sender", "A node tells itself nothing.")
         try:
-            decoded = message_codec.decode_message(request, context.manifest, self._roster_cache.get)
+            decoded = message_codec.decode_message(request, context.manifest, self.roster_cache.get)
         except message_codec.UnknownRosterError as unknown:
             if not request.HasField("close"):
                 raise
             # Only the leader is asked who takes part: a few strangers that do not answer would keep this node from it.
-            if self._leader_client.follows(sender, request.close.term):
+            if self.leader_client.follows(sender, request.close.term):
                 context.background.start(self._close_once_known(request, unknown.digest))
             decoded = None
         context.book.update(sender, dialable_address(caller.address, request.address))
@@ -111,26 +106,26 @@ class Messenger:
 
     async def _close_once_known(self, request: pb.TellRequest, digest: bytes) -> None:
         """Ask whoever closes a round whose work counts; without an answer, it is as if it had said nothing."""
-        members = await self._roster_cache.fetch(request.sender, digest)
+        members = await self.roster_cache.fetch(request.sender, digest)
         if members is not None:
-            decoded = message_codec.decode_message(request, self._context.manifest, lambda _: members)
+            decoded = message_codec.decode_message(request, self.context.manifest, lambda _: members)
             self._take_in(request.sender, decoded)
 
     def _take_in(self, sender: str, decoded: message_codec.DecodedMessage) -> None:
         match decoded.message:
             case Heartbeat(base=base):
-                self._context.note_committed(base)
+                self.context.note_committed(base)
             case pt.Close(term, round):
                 assert decoded.members is not None, "they come with a Close"
-                self._round_cache.add_close(round, term, decoded.members)
+                self.round_cache.add_close(round, term, decoded.members)
             case pt.ShardDone() as done if not done.result.is_void:
                 assert decoded.reduced is not None, "it comes with a shard"
-                self._context.background.start(self._collect(sender, done, decoded.reduced))
+                self.context.background.start(self._collect(sender, done, decoded.reduced))
                 return
-        self._context.put(pt.Received(sender, decoded.message))
+        self.context.put(pt.Received(sender, decoded.message))
 
     async def _collect(self, sender: str, done: pt.ShardDone, reduced: ReducedShard) -> None:
         """A shard counts as done when its bytes are here; what is not there is asked for again."""
-        result = await self._shard_collector.fetch(sender, done, reduced)
+        result = await self.shard_collector.fetch(sender, done, reduced)
         if result is not None:
-            self._context.put(pt.Received(sender, replace(done, result=result)))
+            self.context.put(pt.Received(sender, replace(done, result=result)))

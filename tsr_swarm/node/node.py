@@ -58,7 +58,7 @@ class SwarmNode:
         Raises RefusedError when a leader turns this node away, UnreachableError when nobody answers for half an hour.
         """
         context = self.context
-        context.run_log.votes(context.me in context.voters)
+        context.run_log.subscribers.set_voter(context.me in context.voters)
         context.background.start(self._stop_when(stop_gently))
         context.background.start(self._watchdog())
         context.put(pt.Tick())
@@ -75,7 +75,6 @@ class SwarmNode:
         return context.reason
 
     async def close(self) -> None:
-        """End what is still running."""
         self.context.done.set()  # a training thread ends at its next step
         self.poll_replies.hang_up()
         self.context.driver.close()
@@ -107,13 +106,10 @@ class SwarmNode:
     # --- driver.ActionHandler -------------------------------------------------------------------------------------
 
     def on_step(self, before: Node, after: Node) -> None:
-        """Take note of what a step has changed."""
         context, base = self.context, after.voter.hard_state.base
         if base != before.voter.hard_state.base:
-            if base.round < before.voter.hard_state.base.round:
-                context.set_back(base)
-            context.note_committed(base)
-            context.run_log.votes(context.me in base.voters)
+            context.note_committed(base, is_set_back=base.round < before.voter.hard_state.base.round)
+            context.run_log.subscribers.set_voter(context.me in base.voters)
             if self.log is not None:
                 self.log.commit(base.round, bytes.fromhex(base.chain))
                 if context.info.trains:  # it can always fetch the state, so any round may go
@@ -124,7 +120,6 @@ class SwarmNode:
         self._notice_leader(before, after)
 
     def carry_out(self, action: pt.Action) -> None:
-        """Begin what was decided."""
         start = self.context.background.start
         match action:
             case pt.Send(to, pt.Goodbye()):

@@ -185,7 +185,7 @@ class PeerProcess:
         async with build(context, saved, self._service) as node:
             self._node = node
             reason = await node.run(stop_gently)
-            await self._save()
+            await self._save(context.state.peer)
             await node.leader_client.wait_for_reports()  # the last one says whether all weights agree at the end
             if context.leader is not None:
                 await context.leader.round_reporter.finish()
@@ -314,11 +314,10 @@ class PeerProcess:
         )
         self._node.leader_client.report(report)
         if time.monotonic() - self._saved_at >= SAVE_SECONDS:
-            await self._save()
+            await self._save(self._context.state.peer)
 
     async def restored(self, record: RoundRecord, consensus: Consensus) -> None:
-        """A state that was taken is a checkpoint."""
-        await self._save_at(PeerState(applied=record.round, chain=record.chain))
+        await self._save(PeerState(applied=record.round, chain=record.chain))
 
     async def score(self, round: int, consensus: Consensus) -> float | None:
         """Held-out loss, if this machine has the run's data; beside the training, on the CPU."""
@@ -343,13 +342,10 @@ class PeerProcess:
             self._run_log.emit(events.Evaluated(round=round, loss=loss))
         return loss
 
-    async def _save(self) -> None:
-        state = self._context.state.peer
-        if state.applied >= 0:
-            await self._save_at(state)
-
-    async def _save_at(self, state: PeerState) -> None:
-        """Write this peer's checkpoint. One that cannot be written is a warning."""
+    async def _save(self, state: PeerState) -> None:
+        """Write this peer's checkpoint, if there is a state. One that cannot be written is a warning."""
+        if state.applied < 0:
+            return
         self._saved_at = time.monotonic()
         try:
             await self._node.weights.run(self._workspace.save, state)

@@ -55,7 +55,8 @@ class Roster:
         if known is None and len(self._peers) >= MAX_PEERS:
             self._forget_one()
         reserved = self._reserved.pop(peer_id, 0)
-        wish = (known.number if known is not None else 0) or number or reserved or _number_in(name)
+        numbered = _NUMBERED.search(name)  # as "peer-3"
+        wish = (known.number if known is not None else 0) or number or reserved or int(numbered[1] if numbered else 0)
         number = self._free_number(wish) if trains else 0
         peer = Peer(peer_id, self._free_name(name, number), number)
         if known is not None:
@@ -79,10 +80,10 @@ class Roster:
         """Peers of the whole run, by number."""
         return sorted(self._peers.values(), key=lambda peer: peer.number)
 
-    def _free_number(self, wish: int | None) -> int:
-        """The number wished for, or else the lowest; never one that somebody here has."""
+    def _free_number(self, wish: int) -> int:
+        """The number wished for, 0 for none, or else the lowest; never one that somebody here has."""
         taken = {peer.number for peer in self._peers.values() if peer.is_here} | set(self._reserved.values())
-        if wish is not None and wish not in taken:
+        if wish and wish not in taken:
             return wish
         return next(number for number in range(1, len(taken) + 2) if number not in taken)
 
@@ -95,9 +96,3 @@ class Roster:
         if gone is None:
             raise RefusedError(f"The run is full: {MAX_PEERS} peers are taking part; try again when some have left.")
         del self._peers[gone]
-
-
-def _number_in(name: str) -> int | None:
-    """The number a name ends in, as "peer-3" does."""
-    match = _NUMBERED.search(name)
-    return int(match[1]) if match else None

@@ -56,7 +56,6 @@ class RoundCache:
     _sealed: Sealed | None = None  # the newest
 
     def add_plan(self, plan: RoundPlan) -> None:
-        """A leader announced this round."""
         self._plans[plan.round, plan.parent] = plan
         self._forget(plan.round - KEPT_ROUNDS)
 

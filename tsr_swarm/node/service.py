@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 from tsr_swarm import __version__
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
@@ -28,6 +28,8 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 HEADER_SECONDS = 2.0  # who asks for a header has others to ask
 MAX_CONTACTS = 16
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 InitialPeers = Callable[[Caller], list[str]]  # multiaddrs of the DHT that a caller can dial
 
 
@@ -143,11 +145,15 @@ class DonorService:
 
     async def _from_disk(self, request: pb.FetchPublishedRequest) -> tuple[pb.PublishedHeader, bytes] | None:
         log = self._store.round_log
+        if not request.header_only:
+            return await self._read(log.get, request.round, request.chain)
+        header = await self._read(log.header, request.round, request.chain)
+        return (header, b"") if header is not None else None
+
+    async def _read(self, read: Callable[[*Ts], T | None], *arguments: *Ts) -> T | None:
+        """What the disk has; None, and a warning, where it cannot be read."""
         try:
-            if not request.header_only:
-                return await asyncio.to_thread(log.get, request.round, request.chain)
-            header = await asyncio.to_thread(log.header, request.round, request.chain)
-            return (header, b"") if header is not None else None
+            return await asyncio.to_thread(read, *arguments)
         except RunError as error:
             self.context.warn(str(error))
             return None
@@ -155,13 +161,9 @@ class DonorService:
     async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[pb.Section], bytes]:
         """A shard that was reduced here, or is in a round that is kept here."""
         checks.check(request)
-        log, round, shard = self._store.round_log, request.round, request.shard
+        round, shard = request.round, request.shard
         found = self._contributions.frames(round, shard, request.hashes)
-        if found is None:
-            try:
-                found = await asyncio.to_thread(log.shard, round, shard, list(request.hashes))
-            except RunError as error:
-                self.context.warn(str(error))
+        found = found or await self._read(self._store.round_log.shard, round, shard, list(request.hashes))
         if found is None:
             raise RefusedError(f"Shard {shard} of round {round} is not kept here; ask another node.")
         sections, data = found

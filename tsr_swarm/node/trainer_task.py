@@ -46,13 +46,10 @@ class TrainerTask:
     # --- local steps --------------------------------------------------------------------------------------------
 
     async def train(self, plan: RoundPlan) -> None:
-        """Take the local steps of this round."""
         missing: list[ConfigError] = []
 
-        def on_step(progress: StepProgress) -> None:
-            self.progress = pb.Progress(
-                round=plan.round, step=progress.step, tokens_per_second=progress.tokens_per_second
-            )
+        def on_step(step: StepProgress) -> None:
+            self.progress = pb.Progress(round=plan.round, step=step.step, tokens_per_second=step.tokens_per_second)
 
         def take_steps() -> RoundWork | None:
             assert self.workspace is not None, "it trains"

@@ -81,7 +81,6 @@ class WeightsThread:
             return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
     async def apply(self, published: Published) -> AppliedRound:
-        """Apply a round."""
         applied = await self.run(self._apply, published)
         self._move(applied.consensus, record_of(published.header))
         return applied

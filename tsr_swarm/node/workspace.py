@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,29 +34,23 @@ CONSENSUS_BYTES = 8  # what of that stays with the processor where a GPU trains 
 MODEL_BYTES = 4  # ... and what the GPU needs at the least
 
 
+@dataclass(slots=True, eq=False)
 class Workspace:
-    """One peer's trainer, data and checkpoints. Implements weights.Weights: its trainer moves with the consensus."""
+    """Trainer, data and checkpoints of one peer. Implements weights.Weights: its trainer moves with the consensus."""
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        kind: str,
-        device: torch.device,
-        data: tuple[Path, ...],
-        folder: Path | None,
-        slowdown: float = 1.0,
-        warn: Warn = ignore,
-    ) -> None:
-        """``data``: this peer's own text, or none for its part of the run's. ``folder``: None keeps no checkpoint.
+    manifest: Manifest
+    kind: str  # of its local space
+    device: torch.device
+    data: tuple[Path, ...]  # text of its own, or none for its part of the run's
+    folder: Path | None  # None keeps no checkpoint
+    slowdown: float = 1.0
+    warn: Warn = ignore  # is told what of the data could not be read; called on the thread that reads
+    part: int = -1  # of the run's data that this peer trains on; -1: none, it is text of its own
+    _trainer: Trainer | None = None
+    _stream: TokenStream | None = None  # of this peer's newest number
 
-        ``warn`` is told what of the data could not be read; called on the thread that reads.
-        """
-        self._manifest, self._kind, self._device = manifest, kind, device
-        self._data, self._folder, self._slowdown = data, folder, slowdown
-        self.warn = once(warn)
-        self._trainer: Trainer | None = None
-        self._stream: TokenStream | None = None  # of this peer's newest number
-        self.part = -1  # of the run's data that this peer trains on; -1: none, it is text of its own
+    def __post_init__(self) -> None:
+        self.warn = once(self.warn)
 
     def require_data(self) -> None:
         """Read the data that this peer would train on. Raises ConfigError; call it before anybody is told of the peer.
@@ -64,20 +58,21 @@ class Workspace:
         Of the run's data that is the first part, which is as small as any: whichever it gets, it can be read as well.
         """
         if self.is_on_shared_data:
-            require_run_data(self._manifest.config.data)
+            require_run_data(self.manifest.config.data)
         self.take_number(1)
 
     def take_number(self, number: int) -> None:
         """Draw batches as the peer of this number, from its part of the run's data. Raises ConfigError."""
         if self._stream is not None and self._stream.number == number:
             return
-        config = self._manifest.config
-        if not self._data:
-            tokens = self._read(number)
+        config = self.manifest.config
+        if self.is_on_shared_data:
+            self.part = part_of(number, config.data.parts)
+            tokens = training_tokens(config.data, self.part, self.warn)
         elif self._stream is not None:
             tokens = self._stream.tokens
         else:
-            tokens = private_tokens(tuple(map(str, self._data)), config.data, self.warn)
+            tokens = private_tokens(tuple(map(str, self.data)), config.data, self.warn)
         self._stream = TokenStream(
             tokens=tokens,
             seed=config.run.seed,
@@ -86,17 +81,10 @@ class Workspace:
             sequence_length=config.data.sequence_length,
         )
 
-    def _read(self, number: int) -> torch.Tensor:
-        """The part of the run's data that goes with a peer's number."""
-        data = self._manifest.config.data
-        part = part_of(number, data.parts)
-        tokens, self.part = training_tokens(data, part, self.warn), part
-        return tokens
-
     @property
     def is_on_shared_data(self) -> bool:
         """Whether this peer trains on the run's data, and not on text of its own."""
-        return not self._data
+        return not self.data
 
     def take_part(self, part: int) -> int:
         """Train on this part of the run's data from now on; returns its tokens.
@@ -105,7 +93,7 @@ class Workspace:
         """
         assert self._stream is not None, "a peer that trains has joined and has its number"
         if part != self.part:
-            tokens = training_tokens(self._manifest.config.data, part, self.warn)
+            tokens = training_tokens(self.manifest.config.data, part, self.warn)
             self._stream, self.part = replace(self._stream, tokens=tokens), part
         return self._stream.tokens.numel()
 
@@ -119,19 +107,17 @@ class Workspace:
 
     @property
     def consensus(self) -> Consensus | None:
-        """As it is now; None before the first state."""
         return None if self._trainer is None else self._trainer.consensus
 
     def apply(self, published: Published, included: frozenset[int]) -> bytes:
-        """Apply a round; ``included``: blocks in whose average this peer's work is. Returns the digest."""
         return self.trainer.apply(published.header.plan, published.grids, published.void, included)
 
     def replace(self, consensus: Consensus) -> None:
         """Go on from this state: with a new trainer if it is the first one."""
         if self._trainer is None:
-            model = build_model(self._manifest.config.model, consensus.weights).to(self._device)
-            space = make_space(self._kind, model, self._manifest)
-            self._trainer = Trainer(self._manifest, model, space, self._batch, consensus, self._slowdown)
+            model = build_model(self.manifest.config.model, consensus.weights).to(self.device)
+            space = make_space(self.kind, model, self.manifest)
+            self._trainer = Trainer(self.manifest, model, space, self._batch, consensus, self.slowdown)
         else:
             self._trainer.replace_consensus(consensus)
 
@@ -143,39 +129,39 @@ class Workspace:
 
     def save(self, state: PeerState) -> None:
         """Write moments, residual and consensus, so that this peer can go on where it is. Raises CheckpointError."""
-        if self._folder is None or self._trainer is None:
+        if self.folder is None or self._trainer is None:
             return
         trainer = self._trainer
         files = {SPACE: trainer.space.state_dict(), CONSENSUS: trainer.consensus.tensors()}
         document = {
-            "manifest": self._manifest.digest,
-            "local_space": self._kind,
+            "manifest": self.manifest.digest,
+            "local_space": self.kind,
             "chain": state.chain,
             "sent_round": trainer.sent_round,
         }
-        checkpoint.save(self._folder / "checkpoints", state.applied, files, document, KEEP)
+        checkpoint.save(self.folder / "checkpoints", state.applied, files, document, KEEP)
 
     def load(self, emit: Callable[[Event], None]) -> PeerState | None:
         """Go on from this peer's newest checkpoint, if it has one of this run. Returns the round that it is at."""
-        if self._folder is None:
+        if self.folder is None:
             return None
-        saved = checkpoint.load_latest(self._folder / "checkpoints")
+        saved = checkpoint.load_latest(self.folder / "checkpoints")
         if saved is None:
             return None
         for warning in saved.warnings:
             emit(events.Warned(message=warning))
         document = saved.document
         of_run, kind = document.get("manifest"), document.get("local_space")
-        if (of_run, kind) != (self._manifest.digest, self._kind):
+        if (of_run, kind) != (self.manifest.digest, self.kind):
             what = (
-                f'local_space "{kind}", not "{self._kind}"'
-                if of_run == self._manifest.digest
-                else f"another run ({str(of_run)[:12]}) than '{self._manifest.config.run.name}' "
-                f"({self._manifest.digest[:12]})"
+                f'local_space "{kind}", not "{self.kind}"'
+                if of_run == self.manifest.digest
+                else f"another run ({str(of_run)[:12]}) than '{self.manifest.config.run.name}' "
+                f"({self.manifest.digest[:12]})"
             )
             raise RefusedError(f"{saved.path} is of {what}; join without --resume, or with another --dir.")
-        lift = self._manifest.config.optimizer.lift
-        consensus = Consensus.from_tensors(self._manifest.blocks, dict(saved.files[CONSENSUS]), lift)
+        lift = self.manifest.config.optimizer.lift
+        consensus = Consensus.from_tensors(self.manifest.blocks, dict(saved.files[CONSENSUS]), lift)
         self.replace(consensus)
         try:
             self.trainer.load(saved.files[SPACE], int(document["sent_round"]))

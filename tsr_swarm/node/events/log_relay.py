@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.process.tasks import Signal
@@ -31,7 +32,6 @@ class LogSubscribers:
         self.changed = Signal()
 
     def set_voter(self, is_voter: bool) -> None:
-        """Say whether this node is a voter."""
         self._is_voter = is_voter
         self.changed.notify()
 
@@ -52,11 +52,9 @@ class LogSubscribers:
 
     @property
     def are_any(self) -> bool:
-        """Whether anybody reads."""
         return self._is_voter or self.are_people
 
     async def wait(self) -> None:
-        """Return once anybody reads."""
         while not await self.changed.wait_for(lambda: self.are_any, WAIT_SECONDS):
             pass
 
@@ -75,77 +73,60 @@ async def copy_from_overlap(copy: Copy, log: EventLog, newest: int, with_progres
         span *= WIDER
 
 
+@dataclass(slots=True, eq=False)
 class LogRelay:
     """Copies the leader's log into this node's ``log``, and calls ``see`` with each event that was not there."""
 
-    def __init__(
-        self,
-        log: EventLog,
-        see: Callable[[Stamped], None],
-        subscribers: LogSubscribers,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._log, self._see, self._subscribers, self._sleep = log, see, subscribers, sleep
-        self._has_history = False  # the whole log of a leader has been copied once
-        self._reset()
-
-    def _reset(self) -> None:
-        self._has_begun = False
-        self._newest = self._complete = 0  # up to these numbers the leader's log is here, without and with progress
-        self._goal = 0  # the newest number of its log when this node last had to catch up
-        self.is_current = False  # people who read here see what they would see at the leader
+    log: EventLog
+    see: Callable[[Stamped], None]
+    subscribers: LogSubscribers
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _has_history: bool = False  # the whole log of a leader has been copied once
+    _has_begun: bool = False
+    _newest: int = 0  # up to this number the leader's log is here, without progress
+    _complete: int = 0  # and with progress
+    _goal: int = 0  # the newest number of its log when this node last had to catch up
+    is_current: bool = False  # people who read here see what they would see at the leader
 
     async def follow(self, copy: Copy) -> None:
         """Copy from a leader until cancelled; call it anew for the next leader.
 
         A leader that is away or refuses is asked again: its log is for people, and nothing waits for it.
         """
-        self._reset()
+        self._has_begun = self.is_current = False
+        self._newest = self._complete = self._goal = 0
         while True:
-            self.is_current = self.is_current and self._subscribers.are_people
-            await self._subscribers.wait()
+            self.is_current = self.is_current and self.subscribers.are_people
+            await self.subscribers.wait()
             has_more = False
             with suppress(SwarmError):
-                has_more = await self._copy(copy, self._subscribers.are_people)
+                has_more = await self._copy(copy, self.subscribers.are_people)
             if not has_more:
-                await self._sleep(PACE_SECONDS)
+                await self.sleep(PACE_SECONDS)
 
     async def _copy(self, copy: Copy, with_progress: bool) -> bool:
         """Copy once. Returns whether there is more already."""
         if not self._has_begun or (with_progress and not self.is_current):
             _, self._goal = await copy(NEWEST, with_progress)
+        after = self._complete if with_progress else self._newest
         if self._has_begun:
-            has_advanced = await self._continue(copy, with_progress)
-        else:
-            has_advanced = await self._begin(copy, with_progress)
+            lines, newest = await copy(after, with_progress)
+            has_advanced = newest > after
+            if newest < after:  # the leader was restarted, and sent everything
+                self._newest = self._complete = 0
+        else:  # find where the leader's log, which has other numbers, continues this one: all of it can be megabytes
+            goal = self._goal if self._has_history else 0
+            lines, newest = await copy_from_overlap(copy, self.log, goal, with_progress)
+            has_advanced, self._has_begun = bool(lines), True
+        self._newest = max(self._newest, newest)
+        self._complete = newest if with_progress else self._complete
+        for line in lines:
+            stamped = self.log.take(line)
+            if stamped is not None:
+                self.see(stamped)
         self._has_history = self._has_history or self._newest >= self._goal
         is_behind = (self._complete if with_progress else self._newest) < self._goal
         if with_progress and not is_behind:
             self.is_current = True
-            self._subscribers.changed.notify()
+            self.subscribers.changed.notify()
         return is_behind and has_advanced
-
-    async def _begin(self, copy: Copy, with_progress: bool) -> bool:
-        """Find where the leader's log, which has other numbers, continues this one. All of it can be megabytes."""
-        goal = self._goal if self._has_history else 0
-        lines, newest = await copy_from_overlap(copy, self._log, goal, with_progress)
-        self._has_begun = True
-        self._take(lines, newest, with_progress)
-        return bool(lines)
-
-    async def _continue(self, copy: Copy, with_progress: bool) -> bool:
-        after = self._complete if with_progress else self._newest
-        lines, newest = await copy(after, with_progress)
-        if newest < after:  # the leader was restarted, and sent everything
-            self._newest = self._complete = 0
-        self._take(lines, newest, with_progress)
-        return newest > after
-
-    def _take(self, lines: list[str], newest: int, with_progress: bool) -> None:
-        """Append new lines and show their events."""
-        self._newest = max(self._newest, newest)
-        self._complete = newest if with_progress else self._complete
-        for line in lines:
-            stamped = self._log.take(line)
-            if stamped is not None:
-                self._see(stamped)

@@ -3,7 +3,8 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
@@ -12,7 +13,6 @@ from tsr_swarm.node.peer_registry import Peer, Roster
 from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.process.tasks import Signal
 from tsr_swarm.rounds import protocol
-from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.round_phases import Phase
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.byte_counter import Direction
@@ -37,27 +37,12 @@ class _OpenRound:
     arrived: set[str] = field(default_factory=set)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Summary:
-    """The figures of a committed round. Small: the payloads themselves are not kept."""
-
-    round: int
-    steps: int
-    included: frozenset[str]
-    expected: frozenset[str]  # peers that were asked to take part and were here when it closed
-    members: int
-    tokens: int
-    local_loss: float | None
-    raw_sent: int
-    raw_received: int
-    seconds: float  # from its opening to its commit
-
-
 @dataclass(slots=True)
 class _CommittedRound:
-    """A committed round. ``summary``: what is still to be reported of it; None if that is done, or not to be done."""
+    """A committed round. ``closed``: its event, without loss, digest and traffic; None if it is not to be emitted."""
 
-    summary: _Summary | None = None
+    closed: events.RoundClosed | None = None
+    included: frozenset[str] = frozenset()
     due: float = 0.0  # when it is reported at the latest, by the clock
     digest: str | None = None  # of the weights after it; None: not applied here yet, "": never will be
 
@@ -69,18 +54,13 @@ class RoundReporter:
     """
 
     def __init__(
-        self,
-        manifest: Manifest,
-        roster: Roster,
-        emit: Callable[[Event], None],
-        clock: Callable[[], float],
-        base: RoundRecord,
+        self, manifest: Manifest, roster: Roster, emit: Callable[[Event], None], clock: Callable[[], float], base: int
     ) -> None:
         self._manifest, self._roster, self._emit, self._clock = manifest, roster, emit, clock
         self._began = clock()
         self._opened: dict[int, _OpenRound] = {}  # two at most: a round may open before the last is read from disk
         self._committed: dict[int, _CommittedRound] = {}
-        self._newest = base.round
+        self._newest = base
         self._leaving: dict[str, str] = {}  # why peers say that they leave
         self._changed = Signal()  # a report has come, a round was applied, or a peer has left
         self._in_order = asyncio.Lock()
@@ -127,8 +107,24 @@ class RoundReporter:
         """
         round, now = header.plan.round, self._clock()
         opened = self._opened.pop(round, None) or _OpenRound(header.plan, set(), self._began)
-        summary = _summarize(header, shards, frozenset(opened.expected), members, now - opened.opened_at)
-        self._committed[round] = _CommittedRound(summary, now + REPORT_SECONDS)
+        included = header.contributors
+        closed = events.RoundClosed(
+            round=round,
+            peers=members,
+            included=len(included),
+            late=len(opened.expected - included),
+            loss=None,
+            local_loss=_local_loss(shards),
+            tokens=max((result.tokens for result in header.shards), default=0),  # each counts its peers' whole payloads
+            seconds=now - opened.opened_at,
+            wire_bytes={"sent": {}, "received": {}},
+            per_peer={},
+            raw_bytes=_raw_bytes(header, shards, members),
+            # Data-parallel training moves every gradient up and every mean down, in fp32, at every step.
+            dense_bytes=header.plan.steps * len(included) * 2 * 4 * self._manifest.parameters,
+            digest="",
+        )
+        self._committed[round] = _CommittedRound(closed, included, now + REPORT_SECONDS)
         self._newest = max(self._newest, round)
         for old in sorted(self._committed)[:-KEPT_ROUNDS]:
             del self._committed[old]
@@ -148,10 +144,10 @@ class RoundReporter:
 
     def _settle(self, number: int, digest: str, loss: float | None) -> None:
         round = self._committed.setdefault(number, _CommittedRound())
-        summary, round.summary, round.digest = round.summary, None, digest
+        closed, round.closed, round.digest = round.closed, None, digest
         self._changed.notify()
-        if summary is not None:
-            task = asyncio.create_task(self._report_closed(summary, round.due, digest, loss))
+        if closed is not None:
+            task = asyncio.create_task(self._report_closed(round, replace(closed, digest=digest, loss=loss)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -160,18 +156,19 @@ class RoundReporter:
         await asyncio.gather(*self._tasks)
         await self._changed.wait_for(lambda: not self._comparing, REPORT_SECONDS)
 
-    async def _report_closed(self, summary: _Summary, due: float, digest: str, loss: float | None) -> None:
+    async def _report_closed(self, round: _CommittedRound, closed: events.RoundClosed) -> None:
         async with self._in_order:  # fair: rounds take it in the order in which they were applied
-            await self._changed.wait_for(lambda: self._has_reports(summary), due - self._clock())
-            if not summary.included:
+            has_reports = partial(self._has_reports, closed.round, round.included)
+            await self._changed.wait_for(has_reports, round.due - self._clock())
+            if not round.included:
                 reason = "no shard reached its quorum; the work stays with its peers"
-                self._emit(events.RoundVoid(round=summary.round, reason=reason))
-            self._emit(_closed_event(summary, self._roster.everyone(), self._manifest.parameters, loss, digest))
+                self._emit(events.RoundVoid(round=closed.round, reason=reason))
+            self._emit(_with_traffic(closed, self._roster.everyone()))
 
-    def _has_reports(self, summary: _Summary) -> bool:
+    def _has_reports(self, round: int, included: frozenset[str]) -> bool:
         """Whether all peers in a round have reported its bytes. A slow peer's are counted with the next round."""
-        peers = (self._roster.get(peer_id) for peer_id in summary.included)
-        return all(peer is None or not peer.is_here or summary.round in peer.reported for peer in peers)
+        peers = (self._roster.get(peer_id) for peer_id in included)
+        return all(peer is None or not peer.is_here or round in peer.reported for peer in peers)
 
     def _explain(self, round: int, phase: str, deadline: float | None, reason: str) -> None:
         self._emit(events.PhaseChanged(round=round, phase=phase, deadline=deadline, reason=reason))
@@ -297,35 +294,21 @@ class RoundReporter:
             )
 
 
-def _summarize(
-    header: PublishedHeader,
-    shards: Sequence[ReducedShard | None],
-    expected: frozenset[str],
-    members: int,
-    seconds: float,
-) -> _Summary:
-    """The figures of a round as it is committed. Of shards that are None, losses and sent bytes are not known."""
+def _local_loss(shards: Sequence[ReducedShard | None]) -> float | None:
+    """The mean over the tokens of all shards that are known, nats a token."""
     known = [shard for shard in shards if shard is not None and not shard.result.void]
     tokens = sum(shard.result.tokens for shard in known)
-    losses = sum(shard.local_loss * shard.result.tokens for shard in known)
-    return _Summary(
-        round=header.plan.round,
-        steps=header.plan.steps,
-        included=header.contributors,
-        expected=expected,
-        members=members,
-        tokens=max((result.tokens for result in header.shards), default=0),  # each counts its peers' whole payloads
-        local_loss=losses / tokens if tokens else None,
-        raw_sent=sum(shard.raw_sent for shard in shards if shard is not None),
-        raw_received=members * sum(section.raw_bytes for result in header.shards for section in result.sections),
-        seconds=seconds,
-    )
+    return sum(shard.local_loss * shard.result.tokens for shard in known) / tokens if tokens else None
 
 
-def _closed_event(
-    summary: _Summary, everyone: Iterable[Peer], parameters: int, loss: float | None, digest: str
-) -> events.RoundClosed:
-    """The event that closes a round. Takes the peers' reported traffic, so that each byte is in one round's event.
+def _raw_bytes(header: PublishedHeader, shards: Sequence[ReducedShard | None], members: int) -> events.RawBytes:
+    """Bytes before compression: sent, of the shards that are known, and received by so many members."""
+    published = sum(section.raw_bytes for result in header.shards for section in result.sections)
+    return {"sent": sum(shard.raw_sent for shard in shards if shard is not None), "received": members * published}
+
+
+def _with_traffic(closed: events.RoundClosed, everyone: Iterable[Peer]) -> events.RoundClosed:
+    """The event with the peers' reported traffic, which is taken from them: each byte is in one round's event.
 
     Nodes that do not train are left out: what they send and receive is counted by the peers.
     """
@@ -340,22 +323,8 @@ def _closed_event(
             # Two peers that had one name, one after the other, stay apart.
             name = peer.name if peer.name not in per_peer else f"{peer.name}/{peer.peer_id[:6]}"
             per_peer[name] = _take_traffic(peer)
-    return events.RoundClosed(
-        round=summary.round,
-        peers=summary.members,
-        included=len(summary.included),
-        late=len(summary.expected - summary.included),
-        loss=loss,
-        local_loss=summary.local_loss,
-        tokens=summary.tokens,
-        seconds=round(summary.seconds, 3),
-        wire_bytes={"sent": dict(totals[Direction.SENT]), "received": dict(totals[Direction.RECEIVED])},
-        per_peer=per_peer,
-        raw_bytes={"sent": summary.raw_sent, "received": summary.raw_received},
-        # Data-parallel training moves every gradient up and every mean down, in fp32, at every step.
-        dense_bytes=summary.steps * len(summary.included) * 2 * 4 * parameters,
-        digest=digest,
-    )
+    wire_bytes: events.Traffic = {"sent": dict(totals[Direction.SENT]), "received": dict(totals[Direction.RECEIVED])}
+    return replace(closed, seconds=round(closed.seconds, 3), wire_bytes=wire_bytes, per_peer=per_peer)
 
 
 def _take_traffic(peer: Peer) -> events.PeerTraffic:

@@ -47,9 +47,9 @@ class RunLog:
         self.has_ended = False
         self.peers: dict[str, PeerJoined] = {}  # those that take part, by the events seen here
         self._totals = SwarmSnapshot()  # of evaluations and closed rounds alone
-        self._subscribers = LogSubscribers(has_people)
-        self._relay = LogRelay(log, self._relayed, self._subscribers, self._pause)
-        self._changed = self._subscribers.changed
+        self.subscribers = LogSubscribers(has_people)
+        self._relay = LogRelay(log, self._relayed, self.subscribers, self._pause)
+        self._changed = self.subscribers.changed
         self._is_last = False
         self._following: asyncio.Task[None] | None = None
 
@@ -63,7 +63,6 @@ class RunLog:
             yield stamped
 
     def emit(self, event: Event) -> None:
-        """Add an event of this node."""
         if self.has_ended:
             return  # peers may still be leaving
         self.log.append(event)
@@ -78,19 +77,10 @@ class RunLog:
             self._following = asyncio.create_task(self._relay.follow(_copy_of(leader, pool)))
         self._changed.notify()
 
-    def votes(self, votes: bool) -> None:
-        """Say whether this node is a voter, which may have to continue the leader's log."""
-        self._subscribers.set_voter(votes)
-
     async def read(self) -> None:
         """Begin a monitor's call: return once the leader's whole log is here, or if that takes long."""
-        self._subscribers.add_monitor()
+        self.subscribers.add_monitor()
         await self._changed.wait_for(lambda: self._following is None or self._relay.is_current, COPY_SECONDS)
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether a monitor has read here just now."""
-        return self._subscribers.has_monitor
 
     async def ask(self, others: Iterable[str], round: int, pool: ClientPool) -> None:
         """Copy events of rounds up to ``round`` from the logs of ``others``, as far as they answer soon.
@@ -121,7 +111,7 @@ class RunLog:
 
     async def finish_for_monitors(self, reason: str) -> None:
         """Give monitors that read here the end of a run that another node led: its last event, or one of our own."""
-        if self.is_watched:
+        if self.subscribers.has_monitor:
             await self._changed.wait_for(lambda: self.has_ended, LAST_SECONDS)
             self.emit(self.finished(reason))
             await asyncio.sleep(LINGER_SECONDS)
@@ -164,10 +154,8 @@ class RunLog:
                     self._see(taken.event)
 
     async def _pause(self, seconds: float) -> None:
-        had_people = self._subscribers.are_people
-        await self._changed.wait_for(
-            lambda: self._is_last or (self._subscribers.are_people and not had_people), seconds
-        )
+        had_people = self.subscribers.are_people
+        await self._changed.wait_for(lambda: self._is_last or (self.subscribers.are_people and not had_people), seconds)
         if self._is_last:
             await asyncio.sleep(LAST_PACE_SECONDS)
 
@@ -193,8 +181,6 @@ class RunLog:
 
 
 def _copy_of(peer_id: str, pool: ClientPool) -> Copy:
-    """Copy from the log of another node."""
-
     async def copy(after: int, with_progress: bool) -> tuple[list[str], int]:
         request = pb.WatchRequest(after=after, wait_ms=WATCH_MS, without_progress=not with_progress)
         reply = await (await pool.to(peer_id)).watch(request)

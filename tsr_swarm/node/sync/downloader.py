@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
-from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, RunError, UnreachableError
-from tsr_swarm.exchange.reduction import Published, open_published
+from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.node.round_cache import Headers
 from tsr_swarm.node.sync.donors import Donors, ShardDonors
 from tsr_swarm.node.sync.rounds import FetchedRound, Frames, RoundDownload
@@ -24,36 +24,20 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 Fetched = tuple[pb.PublishedHeader, bytes, Published]
 
 
-def no_frames(round: int, shard: int, hashes: Sequence[bytes]) -> None:
-    """The frames of a node that reduces nothing."""
-
-
+@dataclass(slots=True, kw_only=True, eq=False)
 class Downloader:
-    """The downloads of one node. Donors and sources are given as peer_ids, the likeliest to have the data first.
+    """The downloads of one node. Donors and sources are given as peer_ids, the likeliest to have the data first."""
 
-    first: the coordinator. sources: the donors. log: where the node keeps rounds; None for one that cannot be dialled.
-    own: frames that this node reduced itself. headers: of rounds whose shards it is still fetching, for others.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        *,
-        me: str,
-        first: str,
-        sources: Donors,
-        states: StateDownload,
-        log: RoundLog | None,
-        own: Frames = no_frames,
-        headers: Headers | None = None,
-    ) -> None:
-        self._manifest, self._me, self._first = manifest, me, first
-        self._donors, self._states, self._log, self._own = sources, states, log, own
-        self._headers = Headers() if headers is None else headers
-        self._rounds = RoundDownload(sources, manifest, me)
-        self._missed: dict[int, FetchedRound] = {}
-        self._is_catching_up = False  # rounds or a state have been chosen, and there is more to fetch
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by chain hash
+    first: str  # the coordinator
+    donors: Donors
+    rounds: RoundDownload
+    states: StateDownload
+    log: RoundLog | None  # where the node keeps rounds; None for one that cannot be dialled
+    own: Frames = lambda round, shard, hashes: None  # that this node reduced itself
+    headers: Headers = field(default_factory=Headers)  # of rounds whose shards it is still fetching, for others
+    _missed: dict[int, FetchedRound] = field(default_factory=dict)
+    _is_catching_up: bool = False  # rounds or a state have been chosen, and there is more to fetch
+    _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)  # by chain hash
 
     async def proposal(self, record: RoundRecord, sources: Sequence[str], donors: Sequence[str]) -> None:
         """Store the proposal of ``record``, checked, unless it is on disk. ``sources`` reduced its shards.
@@ -63,12 +47,12 @@ class Downloader:
         Raises UnreachableError if nobody sends it, RefusedError if it is not what ``record`` says, and RunError if it
         cannot be stored.
         """
-        assert self._log is not None, "a voter can be dialled"
+        assert self.log is not None, "a voter can be dialled"
         async with self._lock(record.chain):
             stored = await self._from_disk(record.round, record.chain)
             if stored is None:
                 try:
-                    clients = await self._donors.clients(donors)
+                    clients = await self.donors.clients(donors)
                     stored = await self._by_shards(record, sources, (), clients, is_awaited=True)
                 except RefusedError as error:
                     raise UnreachableError(f"{error} It may come.") from error
@@ -77,7 +61,7 @@ class Downloader:
                 raise RefusedError(
                     f"Round {record.round} was proposed with another parent or voters than it has; refused."
                 )
-            await asyncio.to_thread(self._log.store, message, data)
+            await asyncio.to_thread(self.log.store, message, data)
 
     async def round(
         self, round: int, newest: RoundRecord, parent: str, sources: Sequence[str], donors: Sequence[str]
@@ -89,7 +73,7 @@ class Downloader:
         assert round <= newest.round, "it is committed"
         fetched = await self._from_disk(round, newest.chain if round == newest.round else "")
         if fetched is None:
-            clients = await self._donors.clients(donors)
+            clients = await self.donors.clients(donors)
             try:
                 if round < newest.round or round in self._missed:
                     fetched = await self._one_of_many(round, newest, clients)
@@ -110,10 +94,10 @@ class Downloader:
 
         Raises UnreachableError if it breaks off: call again, it continues where it was.
         """
-        clients = await self._donors.clients(donors)
-        description, source = await self._states.find(clients)
+        clients = await self.donors.clients(donors)
+        description, source = await self.states.find(clients)
         record = await self._record(description, clients)
-        assembly, donor_count = await self._states.fetch(source, clients, should_stop)
+        assembly, donor_count = await self.states.fetch(source, clients, should_stop)
         self._missed.clear()
         self._is_catching_up = True  # the rounds since are replayed, whatever they cost
         return assembly, donor_count, record
@@ -121,11 +105,11 @@ class Downloader:
     # --- the newest round -----------------------------------------------------------------------------------------
 
     async def _newest(self, newest: RoundRecord, sources: Sequence[str], donors: Sequence[str]) -> Fetched:
-        turn = int(self._me, 16) % len(donors) if donors else 0  # every node begins with another donor
-        donors, header_donors = [*donors[turn:], *donors[:turn]], header_givers(self._me, newest.chain, sources)
-        if self._me in sources:  # others wait for its header, so it asks the voters, which have it first
+        turn = int(self.rounds.me, 16) % len(donors) if donors else 0  # every node begins with another donor
+        donors, header_donors = [*donors[turn:], *donors[:turn]], header_givers(self.rounds.me, newest.chain, sources)
+        if self.rounds.me in sources:  # others wait for its header, so it asks the voters, which have it first
             donors.sort(key=lambda donor: donor not in newest.voters)  # stable
-        clients = await self._donors.clients(donors)
+        clients = await self.donors.clients(donors)
         async with self._lock(newest.chain):
             stored = await self._from_disk(newest.round, newest.chain)  # it may have come as a proposal meanwhile
             return stored or await self._by_shards(newest, sources, header_donors, clients)
@@ -143,14 +127,14 @@ class Downloader:
 
         Raises RefusedError if somebody answered, but nobody has it; else UnreachableError.
         """
-        asked = list(dict.fromkeys([*await self._donors.clients(header_donors), *donors]))
-        announced, donor = await self._rounds.header(record.round, bytes.fromhex(record.chain), asked)
-        self._headers.keep(announced.message)
+        asked = list(dict.fromkeys([*await self.donors.clients(header_donors), *donors]))
+        announced, donor = await self.rounds.header(record.round, bytes.fromhex(record.chain), asked)
+        self.headers.keep(announced.message)
         donors = [client for client in donors if client in asked]  # one that failed is not asked again
         donors.sort(key=lambda client: client is not donor)  # stable: it has the round
-        reducers = [next(iter(await self._donors.clients([source])), None) for source in sources]
+        reducers = [next(iter(await self.donors.clients([source])), None) for source in sources]
         shard_donors = ShardDonors(reducers, donors, is_awaited)
-        published = await self._rounds.by_shards(announced, shard_donors, self._own)
+        published = await self.rounds.by_shards(announced, shard_donors, self.own)
         return announced.message, published.data, published
 
     # --- several ----------------------------------------------------------------------------------------------------
@@ -160,10 +144,9 @@ class Downloader:
             if not self._is_catching_up and await self._is_state_cheaper(round, newest, clients):
                 return None
             self._is_catching_up = True
-            self._missed = await self._rounds.missed(round, newest, clients, self._stored)
+            self._missed = await self.rounds.missed(round, newest, clients, self._stored)
         message, data = self._missed[round]
-        published = await asyncio.to_thread(open_published, self._manifest, message, data, message.plan.parent.hex())
-        return message, data, published
+        return message, data, await self.rounds.open(message, data)
 
     async def _is_state_cheaper(self, round: int, newest: RoundRecord, clients: Sequence[SwarmClient]) -> bool:
         """Choose between rounds and a state, once for each time that this node has missed several rounds."""
@@ -179,7 +162,7 @@ class Downloader:
                 rest_bytes=reply.rest_bytes,
             )
             missed = newest.round - round + 1
-            self._donors.emit(CatchingUp(missed=missed, takes_state=way.takes_state, reason=way.reason))
+            self.donors.emit(CatchingUp(missed=missed, takes_state=way.takes_state, reason=way.reason))
             return way.takes_state
         return False
 
@@ -189,7 +172,7 @@ class Downloader:
         return any(reply is not None and reply.state_round >= round for reply in replies)
 
     async def _catch_up(self, client: SwarmClient, round: int) -> pb.CatchUpReply | None:
-        digest = bytes.fromhex(self._manifest.digest)
+        digest = bytes.fromhex(self.rounds.manifest.digest)
         try:
             reply = await client.catch_up(pb.CatchUpRequest(manifest_digest=digest, applied=round - 1))
             check(reply)
@@ -202,26 +185,26 @@ class Downloader:
     async def _record(self, description: pb.StateDescription, clients: list[SwarmClient]) -> RoundRecord:
         """Fetch the record of a state's round: its header says who votes after it."""
         if not description.round:
-            return RoundRecord(voters=(self._first,))
+            return RoundRecord(voters=(self.first,))
         try:
-            announced, _ = await self._rounds.header(description.round, description.chain, list(clients))
+            announced, _ = await self.rounds.header(description.round, description.chain, list(clients))
         except RefusedError as error:
             raise UnreachableError(f"{error} Another state will be fetched.") from error
         return record_of(announced.header)
 
     async def _from_disk(self, round: int, chain: str) -> Fetched | None:
         """Read a stored round, "" for the committed one. A damaged one is warned of, and None."""
-        if self._log is None:
+        if self.log is None:
             return None
         try:
-            stored = await asyncio.to_thread(self._log.get, round, bytes.fromhex(chain))
+            stored = await asyncio.to_thread(self.log.get, round, bytes.fromhex(chain))
             if stored is None:
                 return None
             message, data = stored
-            published = await asyncio.to_thread(open_published, self._manifest, *stored, message.plan.parent.hex())
+            published = await self.rounds.open(message, data)
         except (RunError, PeerError) as error:
-            self._log.forget(round, bytes.fromhex(chain))
-            self._donors.emit(Warned(message=f"Round {round} on disk is damaged, it is fetched from others: {error}"))
+            self.log.forget(round, bytes.fromhex(chain))
+            self.donors.emit(Warned(message=f"Round {round} on disk is damaged, it is fetched from others: {error}"))
             return None
         return message, data, published
 
@@ -231,7 +214,4 @@ class Downloader:
 
     def _lock(self, chain: str) -> asyncio.Lock:
         """One for each round, so that one that is proposed and committed at the same time is fetched once."""
-        lock = self._locks.get(chain)
-        if lock is None:
-            lock = self._locks[chain] = asyncio.Lock()
-        return lock
+        return self._locks.setdefault(chain, asyncio.Lock())

@@ -128,8 +128,12 @@ class RoundDownload:
         request = pb.FetchPublishedRequest(peer_id=self.me, round=round, chain=chain)
         message, data = await donor.fetch_published(request, self.max_bytes, seconds)
         _require_round(message, round, chain)
-        await asyncio.to_thread(open_published, self.manifest, message, data, message.plan.parent.hex())
+        await self.open(message, data)
         return message, data
+
+    async def open(self, message: pb.PublishedHeader, data: bytes) -> Published:
+        """Check and decode a whole round, on another thread. Raises PeerError."""
+        return await asyncio.to_thread(open_published, self.manifest, message, data, message.plan.parent.hex())
 
     def _checked(self, message: pb.PublishedHeader, round: int, chain: bytes) -> Announced:
         """Check all of a round that can be checked without its shards. Raises PeerError."""
