@@ -17,10 +17,8 @@ from tsr_swarm.config.run import WireConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.optim.adam import Adam
 from tsr_swarm.optim.block_state import zero_state
-from tsr_swarm.optim.local_space import InnerOptimizer
-from tsr_swarm.optim.muon import Muon
+from tsr_swarm.optim.inner_optimizer import Adam, InnerOptimizer, Muon
 from tsr_swarm.optim.publish import publish
 from tsr_swarm.optim.quantise import moment_grid, take_moment
 from tsr_swarm.wire.codec import decode, encode

@@ -14,11 +14,10 @@ from tests.steady import steady
 from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.errors import CheckpointError, ConfigError
 from tsr_swarm.lowrank.basis import Basis, random_basis
-from tsr_swarm.optim.adam import core_update_scale
 from tsr_swarm.optim.block_state import zero_state
 from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.full_space import FullSpace
-from tsr_swarm.optim.muon import Muon, muon_direction, newton_schulz
+from tsr_swarm.optim.inner_optimizer import Muon, core_update_scale, muon_direction, newton_schulz
 
 SPACES = {"core": CoreSpace, "full": FullSpace}
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))

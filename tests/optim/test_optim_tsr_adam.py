@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.optim.reference import AdamOptions, reference_adam_direction, reference_tsr_adam
 from tsr_swarm.lowrank.basis import random_basis
-from tsr_swarm.optim.adam import adam_direction, bias_corrections
+from tsr_swarm.optim.inner_optimizer import adam_direction, bias_corrections
 from tsr_swarm.optim.tsr_adam import TSRAdam, aim, tsr_adam_update
 
 EXACT = 1e-9  # float64 against float64: only the order of sums differs

@@ -8,7 +8,7 @@ from torch.optim.adamw import adamw
 
 from tsr_swarm.baselines.method import FlatParameters, is_matrix
 from tsr_swarm.baselines.settings import Settings
-from tsr_swarm.optim.muon import muon_direction
+from tsr_swarm.optim.inner_optimizer import muon_direction
 
 
 class StackedAdamW:
