@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
+from tests.optim.swarms import update_of
 from tests.steady import steady, wide
 from tsr_swarm.config.blocks import Block, BlockRole
-from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
+from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import OptimizerConfig, WireConfig
 from tsr_swarm.errors import CheckpointError, ConfigError
@@ -324,20 +325,12 @@ def test_a_tangent_sketch_takes_the_residual_with_it() -> None:
     found, after = publish_step(mean, slots, BLOCKS, BASES, optimizer, kept)
 
     for index, basis in BASES.items():
-        update = [_tangent_update(grids, index, basis) for grids in (without, found)]
+        update = [update_of(grids, index, basis) for grids in (without, found)]
         residual = kept[index].residual
         assert residual is not None
         assert float(residual.abs().max()) > 0.05
         assert torch.allclose(update[1] - update[0], lifted(residual, basis), rtol=0, atol=0.01)
         assert after[index].residual is None
-
-
-def _tangent_update(grids: Mapping[Slot, Grid], block: int, basis: Basis) -> Tensor:
-    """U Z^T + (I - U U^T) Y V^T."""
-    sides = {slot.part: grid.numbers() for slot, grid in grids.items() if slot.block == block}
-    u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
-    y, z = sides[Part.TANGENT_LEFT], sides[Part.TANGENT_RIGHT]
-    return u @ z.mT + (y - u @ (u.mT @ y)) @ v.mT
 
 
 @pytest.mark.parametrize(
