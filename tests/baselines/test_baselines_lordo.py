@@ -129,11 +129,3 @@ def test_bytes():
     ]
     assert local[1].sent == {"weights": 4 * 234, "first_moment": 4 * dense, "second_moment": 4 * dense}
     assert all(t.sent == t.received for t in (*global_, *local))
-
-
-def test_at_full_rank_all_is_plain_des_loc():
-    problem = Pull()
-    chosen = {"k_x": 2, "k_u": 4, "k_v": 4}
-    lordo, des_loc = make("lordo", problem, rank="d", **chosen), make("des-loc", problem, **chosen)
-    assert play(lordo, problem, 3) == play(des_loc, problem, 3)
-    assert all(torch.equal(weight, des_loc.weights[name]) for name, weight in lordo.weights.items())

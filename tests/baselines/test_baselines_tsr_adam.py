@@ -105,11 +105,3 @@ def test_bytes_of_the_linear_refresh():
         ({"core": 12, "sketch": embedding, "dense": 6}, 2),
         ({"core": 1, "sketch": matrices, "dense": 6}, 2),
     ]
-
-
-def test_at_full_rank_all_is_data_parallel():
-    problem = Pull()
-    method, dense = make("tsr-adam", problem, rank="d", embedding_rank="d"), make("ddp", problem)
-    sent, expected = play(method, problem, 3), play(dense, problem, 3)
-    assert [t.sent["dense"] for t in sent] == [t.sent["gradient"] for t in expected]
-    assert all(torch.equal(weight, dense.weights[name]) for name, weight in method.weights.items())
