@@ -9,7 +9,6 @@ from torch import Tensor
 from tests.optim.reference import AdamOptions, reference_core_round
 from tests.optim.swarms import Swarm, noise
 from tests.steady import steady, wide
-from tsr_swarm.config.blocks import plan_blocks
 from tsr_swarm.config.layout import Part
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.lowrank.basis import random_basis
@@ -17,7 +16,6 @@ from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.rotate import rotate_core, rotate_moments
 from tsr_swarm.optim.block_state import UnsentWork
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.core_space import CoreSpace
 
 FLOAT32 = 1e-5  # weights near 1, a few roundings each
 PUBLISHED = 2**-14  # of the largest number: one exponent a block at 16 bits
@@ -209,20 +207,6 @@ def test_steps_taken_between_upload_and_settle_are_kept() -> None:
     now = run.displacement(0, "a.weight")
     run.close()
     torch.testing.assert_close(run.displacement(0, "a.weight"), now - sent, rtol=0, atol=FLOAT32)
-
-
-def test_parameters_without_a_gradient_and_of_half_precision_are_moved_too() -> None:
-    optimizer = steady(rank=2, lr=0.01)
-    blocks = plan_blocks({"a.weight": (6, 5), "b.weight": (6, 5)}, optimizer, 8)
-    weights = {name: torch.ones(6, 5) for name in ("a.weight", "b.weight")}
-    consensus = Consensus(blocks, weights, {i: random_basis(6, 5, 2, 0, i) for i in range(2)})
-    parameters = {name: torch.nn.Parameter(torch.zeros(6, 5, dtype=torch.bfloat16)) for name in weights}
-    space = CoreSpace(parameters, blocks, optimizer)
-    space.begin(consensus)
-    parameters["a.weight"].grad = torch.randn(6, 5).to(torch.bfloat16)
-    space.step(0.01)
-    assert not torch.equal(parameters["a.weight"].float(), weights["a.weight"])
-    assert torch.equal(parameters["b.weight"].float(), weights["b.weight"])
 
 
 def test_a_core_is_sent_as_a_tangent_sketch_of_its_lift() -> None:

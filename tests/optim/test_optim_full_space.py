@@ -1,7 +1,5 @@
 """FullSpace: full-size work through the same slots as a core peer's; the residual stays with its peer."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +7,6 @@ from torch import Tensor, nn
 from tests.optim.swarms import Swarm, noise
 from tests.steady import steady
 from tsr_swarm.config.run import OptimizerConfig
-from tsr_swarm.lowrank.basis import Basis
 
 FLOAT32 = 1e-5
 NEVER = 1000
@@ -106,7 +103,8 @@ def test_what_the_bases_hold_of_a_displacement_is_measured_before_anything_is_ro
         assert [run.blocks[index].name for index in sorted(captured)] == list(LOW_RANK)
         for index, seen in captured.items():
             a = run.displacement(0, run.blocks[index].name)
-            u, v = (factor(torch.float64) for factor in factors(run.consensus[0].bases[index]))
+            basis = run.consensus[0].bases[index]
+            u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
             energy = float((a * a).sum())
             inside = u @ (u.mT @ a @ v) @ v.mT
             wanted = float((inside * inside).sum()) / energy if energy else 1.0
@@ -116,10 +114,6 @@ def test_what_the_bases_hold_of_a_displacement_is_measured_before_anything_is_ro
             assert 0 <= seen.kappa <= 1
         run.upload()
         run.close()
-
-
-def factors(basis: Basis) -> tuple[Callable, Callable]:
-    return basis.left_float, basis.right_float
 
 
 @pytest.mark.parametrize("aim", ["gradient", "seed", "dct"])

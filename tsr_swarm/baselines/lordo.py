@@ -114,20 +114,11 @@ class LowRankAdam:
         self.bases = {name: basis.repeat(peers, 1, 1) for name, basis in drawn.items()}
         self._first = {n: torch.zeros(peers, ranks[n] * q) for n, (_, q) in sides.items()}
         self._second = {n: torch.zeros_like(first) for n, first in self._first.items()}
+        self.first, self.second = list(self._first.values()), list(self._second.values())
         self.errors = {n: torch.zeros(peers, p, q) for n, (p, q) in sides.items()}
         self.counts = [0] * peers
         self._options = options
         self._aims = [options.projection == "local"] * peers
-
-    @property
-    def first(self) -> list[Tensor]:
-        """First moments of all peers, each (N, r * q)."""
-        return list(self._first.values())
-
-    @property
-    def second(self) -> list[Tensor]:
-        """Second moments of all peers, each (N, r * q)."""
-        return list(self._second.values())
 
     def moments(self, name: str, peer: int) -> tuple[Tensor, Tensor]:
         """Return u and v of a peer's matrix, (r, q), as views."""
