@@ -10,7 +10,7 @@ from tests.optim.reference import AdamOptions, reference_adam_direction, referen
 from tests.optim.swarms import Swarm, noise
 from tests.steady import steady
 from tsr_swarm.config.run import OptimizerConfig
-from tsr_swarm.errors import CheckpointError, ConfigError
+from tsr_swarm.errors import CheckpointError
 from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.optim.block_state import zero_state
 from tsr_swarm.optim.inner_optimizer import Muon, core_update_scale, muon_direction, newton_schulz
@@ -151,8 +151,3 @@ def test_a_new_basis_of_unknown_history_starts_from_nothing() -> None:
     run.train()
     run.spaces[0].rebase(other.consensus[0])
     assert not any(run.spaces[0].state_dict()[f"first/{name}.weight"].any() for name in "abc")
-
-
-def test_another_inner_optimizer_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"optimizer\.inner = 'sgd'"):
-        steady(inner="sgd")

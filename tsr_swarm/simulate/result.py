@@ -12,6 +12,7 @@ from tsr_swarm.baselines.method import ExchangeBytes
 from tsr_swarm.config.link import Link
 from tsr_swarm.errors import RunError
 from tsr_swarm.simulate.run_spec import RunSpec
+from tsr_swarm.storage.files import replace_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,12 +147,7 @@ def write_text(path: Path, text: str) -> Path:
     """Write ``text`` to ``path`` in one step: a reader finds the old file or the new one. Raises RunError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        replace_file(path, path.with_name(f"{path.name}.{os.getpid()}.part"), text.encode())
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror}); name another folder.") from error
     return path
