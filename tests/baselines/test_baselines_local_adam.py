@@ -87,7 +87,7 @@ def test_moments_travel_when_they_are_due():
     assert traffic[5].sent["second_moment"] == 4 * (NUMBERS - MUON_NUMBERS), "muon has no second moment"
 
 
-def test_who_was_away_comes_back_with_moments_of_its_own():
+def test_an_absent_peer_of_des_loc_keeps_its_own_moments():
     problem = Pull()
     method = make("des-loc", problem, k_x=2, k_u=2, k_v=2)
     play(method, problem, 1)
@@ -110,7 +110,7 @@ def test_local_adam_has_no_state_of_its_own():
     assert torch.equal(*results)
 
 
-def test_automatic_periods():
+def test_automatic_periods_average_second_moments_less_often():
     traffic = play(make("des-loc", Pull(), k_x=20, betas=(0.9, 0.99)), Pull(), 3)
     assert [sorted(t.sent) for t in traffic] == [["first_moment", "weights"]] * 2 + [
         ["first_moment", "second_moment", "weights"]

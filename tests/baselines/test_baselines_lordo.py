@@ -117,7 +117,7 @@ def test_a_global_basis_is_the_same_for_all_peers():
         torch.testing.assert_close(bases[0].mT @ bases[0], torch.eye(3), rtol=0, atol=1e-5)
 
 
-def test_bytes():
+def test_weights_travel_whole_and_moments_of_matrices_at_their_rank_unless_a_basis_is_private():
     global_, local = (
         play(make("lordo", Pull(), k_x=2, k_u=2, k_v=4, rank=2, projection=projection), Pull(), 2)
         for projection in ("global", "local")

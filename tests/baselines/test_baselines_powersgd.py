@@ -85,7 +85,7 @@ def test_a_warm_start_finds_the_best_basis_of_a_gradient_that_stays():
     torch.testing.assert_close(mean, (u[:, :2] * s[:2]) @ vt[:2], rtol=1e-3, atol=1e-3)
 
 
-def test_bytes_and_round_trips():
+def test_an_exchange_sends_both_sketches_in_two_round_trips():
     (traffic,) = play(make("powersgd", Pull(), rank=2), Pull(), 1)
     sides = (12 + 6) + (8 + 6) + (8 + 6) + (6 + 10)
     assert traffic.sent == traffic.received == {"sketch": 4 * 2 * sides, "dense": 4 * 6}

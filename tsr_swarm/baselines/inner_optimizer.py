@@ -98,5 +98,5 @@ class StackedOptimizer:
 
 
 def numbers_of(states: Sequence[Tensor]) -> int:
-    """How many numbers a peer holds in stacks (N, numbers)."""
+    """Return how many numbers a peer holds in stacks (N, numbers)."""
     return sum(state.shape[1] for state in states)

@@ -71,7 +71,7 @@ class Adam:
         return adam_direction(gradient, first, second, corrections, self._betas, self._eps)
 
     def corrections(self, steps: int) -> tuple[float, float]:
-        """Return those of both moments."""
+        """Return 1 - beta**steps of both moments."""
         return bias_corrections(self._betas, steps)
 
     def rotate(self, state: BlockState, old: Basis, new: Basis) -> None:
@@ -93,7 +93,7 @@ class Muon:
         return muon_direction(gradient, first)
 
     def corrections(self, steps: int) -> tuple[float]:
-        """Return that of the momentum. Its length matters where it is averaged with those of other peers."""
+        """Return 1 - beta**steps of the momentum. Its length matters where it is averaged with those of other peers."""
         return (1 - MOMENTUM**steps,)
 
     def rotate(self, state: BlockState, old: Basis, new: Basis) -> None:
@@ -129,7 +129,7 @@ def bias_corrections(betas: tuple[float, float], steps: int) -> tuple[float, flo
 def stacked_corrections(
     betas: tuple[float, float], steps: Sequence[int], device: torch.device
 ) -> tuple[Correction, Correction]:
-    """Return the same for a stack of blocks, ``(blocks, 1, 1)`` float32; plain numbers where all have the same t."""
+    """Return them for a stack of blocks, ``(blocks, 1, 1)`` float32, or as plain numbers where all have the same t."""
     if len(set(steps)) == 1:
         return bias_corrections(betas, steps[0])
     # float64 until the difference is taken: 1 - 0.999 in float32 has lost four digits

@@ -59,7 +59,7 @@ def tsr_adam_update(
 
 
 def aim(gradient: Tensor, old: Basis) -> Basis:
-    """Bases for ``gradient``, warm-started from ``old``: U = orth(G V_old), then V = orth(G^T U).
+    """Return bases for ``gradient``, warm-started from ``old``: U = orth(G V_old), then V = orth(G^T U).
 
     One power iteration of a randomized SVD. A gradient of lower rank keeps directions of ``old``; one that is zero or
     not finite keeps it whole.

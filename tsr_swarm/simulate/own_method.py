@@ -165,7 +165,7 @@ class OwnSwarm:
         return digest.hex()
 
     def _apply_by_each(self, message: pb.PublishedHeader, data: bytes, digest: bytes) -> None:
-        """Every peer opens and applies the round itself, as a real one does. Raises RunError if one ends elsewhere."""
+        """Open and apply the round at every peer, as real ones do. Raises RunError if one ends with other weights."""
         for trainer, peer_id in zip(self._trainers, self._ids, strict=True):
             own = open_published(self._manifest, message, data, self._chain)
             plan, included = own.header.plan, own.included_blocks(peer_id)
@@ -174,7 +174,7 @@ class OwnSwarm:
 
 
 def manifest_of(config: RunConfig) -> Manifest:
-    """The blocks of a run. Raises ConfigError when its ranks do not fit its model."""
+    """Plan the blocks of a run. Raises ConfigError when its ranks do not fit its model."""
     return make_manifest(RUN_ID, config, parameter_shapes(config.model))
 
 

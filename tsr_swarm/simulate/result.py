@@ -52,7 +52,7 @@ class Point:
         return self.bytes_sent + self.bytes_received
 
     def seconds(self, link: Link) -> float:
-        """Simulated wall time of a peer on ``link``."""
+        """Return the simulated wall time of a peer on ``link``."""
         return link.seconds(self.step_times, self.bytes_sent, self.bytes_received, self.round_trips)
 
 
@@ -88,7 +88,7 @@ class RunResult:
         return str(self.spec["method"])
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept. ``from_json`` reads it back."""
+        """Return the result as it is kept. ``from_json`` reads it back."""
         return {**asdict(self), "final_loss": self.loss}
 
     @classmethod
@@ -100,7 +100,7 @@ class RunResult:
 
 
 def this_machine() -> str:
-    """Processor and system, as far as they are known."""
+    """Return processor and system, as far as they are known."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
@@ -116,11 +116,11 @@ class ResultStore:
     folder: Path
 
     def path(self, name: str) -> Path:
-        """The file of the run with this name."""
+        """Return the file of the run with this name."""
         return self.folder / "runs" / f"{name}.json"
 
     def load(self, spec: RunSpec) -> RunResult | None:
-        """The result of ``spec``, if it has been run. Raises RunError for a file that cannot be read."""
+        """Return the result of ``spec``, if it has been run. Raises RunError for a file that cannot be read."""
         path = self.path(spec.name)
         try:
             text = path.read_text("utf-8")
