@@ -1,9 +1,12 @@
 """Builders of what tests of several folders need: each gives something small and legal, with changes on request."""
 
+import time
 from typing import Any
 
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import ModelConfig
+from tsr_swarm.discovery.identity import Identity
+from tsr_swarm.discovery.records import PeerRecord, PeerRole
 from tsr_swarm.telemetry.events import RunStarted
 
 TINY_MODEL: dict[str, Any] = {
@@ -30,3 +33,11 @@ def run_started(**changes: Any) -> RunStarted:
     numbers = {"rounds": 10, "min_peers": 1, "parameters": 1000, "k_x": 20, "voters": 1}
     texts = {"run": "chat", "run_id": "r1", "address": "192.0.2.1:7700", "local_space": "core", "rank": "d/2"}
     return RunStarted(**numbers | texts | {"version": "0.1.0"} | changes)  # type: ignore[arg-type]
+
+
+def peer_record(identity: Identity, now: float | None = None, **changes: Any) -> PeerRecord:
+    """Of a peer called alice in run1, for the ten minutes from ``now``."""
+    issued = time.time() if now is None else now
+    texts = {"run_id": "run1", "peer_id": identity.peer_id, "name": "alice", "address": "192.0.2.7:7700"}
+    record: dict[str, Any] = texts | {"role": PeerRole.PEER, "issued": issued, "expires": issued + 600}
+    return PeerRecord(**record | changes)

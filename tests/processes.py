@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,17 @@ def tsr_swarm(folder: Path, *arguments: str, code: int = 0) -> subprocess.Comple
     return subprocess.CompletedProcess(process.args, code, stdout, stderr)
 
 
+def argument(arguments: Sequence[str], flag: str) -> str:
+    """What a command is given after ``flag``; "" where it is not given."""
+    return arguments[arguments.index(flag) + 1] if flag in arguments else ""
+
+
 def events_of(lines: str | Iterable[str]) -> list[Event]:
     return [json.loads(line) for line in (lines.splitlines() if isinstance(lines, str) else lines)]
+
+
+def of_kind(events: Iterable[Event], kind: str) -> list[Event]:
+    return [event for event in events if event["event"] == kind]
 
 
 def digests(events: Iterable[Event], *kinds: str) -> dict[int, set[str]]:

@@ -18,7 +18,8 @@ from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.storage.run_folder import fresh_consensus, record_of
+from tsr_swarm.storage.run_folder import record_of
+from tsr_swarm.train.trainer import fresh_consensus
 from tsr_swarm.wire.gate import shard_slots
 from tsr_swarm.wire.messages import published_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb

@@ -62,7 +62,7 @@ def main() -> None:
     sent = 0.0
     for round in range(ROUNDS):
         exchange = swarm.advance(round * swarm.period, dict.fromkeys(range(PEERS), swarm.period))
-        sent += sum(exchange.sent.values())
+        sent += sum(exchange.traffic.sent.values())
         model.load_state_dict(swarm.weights)
         loss = model.loss(heldout).item()
         print(f"round {round + 1}: held-out loss {loss:.4f}, {sent / 1e3:.1f} kB sent by each peer")

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tests.baselines.problem import Pull, assert_close, make, play
 from tsr_swarm.baselines.powersgd import PowerSGDSettings
 from tsr_swarm.baselines.registry import METHODS, default_settings, make_method
-from tsr_swarm.baselines.settings import read_settings
 from tsr_swarm.errors import ConfigError, RunError
 
 VARIANTS = [
@@ -197,7 +196,7 @@ def test_numbers_of_numpy_are_settings_too():
         "eps": np.float32(0.5),
         "warm_start": np.bool_(False),
     }
-    taken = read_settings(PowerSGDSettings, chosen)
+    taken = PowerSGDSettings.read(chosen)
     assert taken == PowerSGDSettings(rank=3, betas=(0.5, 0.75), eps=0.5, warm_start=False)
     assert [type(getattr(taken, key)) for key in chosen] == [int, tuple, float, bool]
 

@@ -40,11 +40,12 @@ from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.simulate.own_method import reduce_round
-from tsr_swarm.storage.run_folder import RunFolder, fresh_consensus, record_of
+from tsr_swarm.storage.run_folder import RunFolder, record_of
 from tsr_swarm.storage.state_store import STATE_ROUNDS, StateStore, is_agreed
 from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.telemetry.events import CatchingUp, Event
 from tsr_swarm.train.llama import parameter_shapes
+from tsr_swarm.train.trainer import fresh_consensus
 from tsr_swarm.transport.server import serve
 from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.gate import shard_slots

@@ -33,8 +33,8 @@ from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.publish import publish
 from tsr_swarm.optim.quantise import quantise_slot
-from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import parameter_shapes
+from tsr_swarm.train.trainer import fresh_consensus
 from tsr_swarm.wire.codec import decode, encode
 from tsr_swarm.wire.compression import compress, compress_digits
 from tsr_swarm.wire.packing import pack, pack_digits, pack_runs

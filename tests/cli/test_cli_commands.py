@@ -1,11 +1,10 @@
 """What a person types, and the one sentence and exit code that comes back when it cannot be."""
 
 import io
-import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import typer
@@ -48,20 +47,6 @@ def recorded() -> list[str]:
         (["local", "--peers", "many"], "--peers"),
         (["local", "--plain", "--json"], "exclude each other"),
         (["local", "--kill", "9@3"], "this swarm has peers 1 to 3; write WHO@ROUND[/PHASE]"),
-        (
-            ["local", "--kill", "2@3", "--back", "1@5"],
-            "--back peer-1@5/train needs somebody who was killed before; add --",
-        ),
-        (["local", "--join-at", "31"], "1 to 30"),
-        (["local", "--env", "2"], "write WHO:KEY=VALUE"),
-        (["local", "--stop", "2"], "--stop 2 cannot be read; write WHO@ROUND[/PHASE][:SECONDS], such as 2@3:20s."),
-        (["local", "--slow", "9:2"], "--slow 9:2 is for peer 9, but this swarm has peers 1 to 3; write WHO:FACTOR"),
-        (["local", "--nat", "coordinator"], "--nat coordinator cannot be: nobody could reach the coordinator"),
-        (["local", "--up", "2:fast"], "'fast' is not a rate; write a number and one of bit, kbit, mbit, gbit"),
-        (["local", "--down", "20mbit"], "write WHO:RATE, such as 2:20mbit or all:50mbit."),
-        (["local", "--rtt", "2:2h"], "a round trip is at most 60 s."),
-        (["local", "--loss", "all:2"], "write a number and %, such as 2%."),
-        (["local", "--partition", "1|2@31"], "the rounds of this run are 1 to 30."),
         (["local", "--lab", "cellar"], "--lab cellar is no kind of lab; it is one of auto, namespaces, proxy."),
         (["local", "--resume"], "--dir"),
         (["local", "--resume", "--dir", "nowhere"], "leave --resume out"),
@@ -72,9 +57,6 @@ def recorded() -> list[str]:
         (["join"], "--coordinator HOST:PORT"),
         (["join", "--coordinator", "swarm.example.org"], "host:port"),
         (["join", "--coordinator", "h:1", "--name", "not a name"], "ASCII letters, digits"),
-        (["join", "--coordinator", "h:1", "--local-space", "half"], '"core" or "full"'),
-        (["join", "--coordinator", "h:1", "--listen", "h:2", "--outbound-only"], "exclude each other"),
-        (["join", "--coordinator", "h:1", "--announce", "h"], "for a peer that listens"),
         (["join", "--coordinator", "h:1", "--listen", "h:2", "--announce", "not a host"], "host:port"),
         (["join", "--coordinator", "h:1", "--listen", "h:2", "--dht-port", "70000"], "--dht-port"),
         (["join", "--coordinator", "h:1", "--wait", "soon"], "--wait: 'soon' is not a time"),
@@ -96,15 +78,14 @@ def test_what_cannot_be_meant_is_a_usage_error(arguments: list[str], says: str, 
     ("arguments", "code", "says"),
     [
         (["coordinate", "missing.toml"], 78, "tsr-swarm init"),
+        (["coordinate", "empty.toml", "--set", "optimizer.rank=999"], 78, "is more than block"),
+        (["coordinate", "empty.toml", "--set", "data.source=texts"], 78, "0 bytes of text"),
+        (["coordinate", "empty.toml", "--resume"], 1, "holds no run"),
         (["local", "missing.toml"], 78, "tsr-swarm init"),
         (["local", "--set", "optimizer.lrr=1"], 78, "did you mean 'optimizer.lr'"),
         (["local", "--set", "nonsense"], 78, "section.key=value"),
         (["local", "--set", "optimizer.lr=9"], 78, "optimizer.lr = 9"),
-        (
-            ["join", "--coordinator", "h:1", "--profile", "missing.toml"],
-            78,
-            "missing.toml does not exist; check the path",
-        ),
+        (["join", "--coordinator", "h:1", "--profile", "missing.toml"], 78, "missing.toml does not exist; check the"),
         (["join", "--coordinator", "h:1", "--device", "mps"], 78, "no 'mps' that torch can use; choose cpu"),
         (["join", "--coordinator", "h:1", "--device", "abacus"], 78, "'abacus' is not known; choose auto, cpu"),
         (["init", "no/such/folder/run.toml"], 78, "cannot be written"),
@@ -119,6 +100,8 @@ def test_what_cannot_be_meant_is_a_usage_error(arguments: list[str], says: str, 
 def test_what_fails_is_one_sentence_and_its_exit_code(
     arguments: list[str], code: int, says: str, refusal: Refusal
 ) -> None:
+    Path("empty.toml").touch()
+    Path("texts").mkdir()
     found, sentence = refusal(*arguments)
     assert found == code
     assert says in sentence
@@ -145,6 +128,7 @@ def test_init_writes_a_file_that_says_what_the_defaults_say(capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("content", "says"),
     [
+        (b"\xff\xfe", "run.toml is not UTF-8 in line 1"),
         (b"[run]\n# caf\xe9\n", "is not UTF-8 in line 2"),
         ("[run]\n".encode("utf-16"), "is not UTF-8 in line 1"),
         (b"a = " + b"[" * 5000, "nested too deeply"),
@@ -153,10 +137,7 @@ def test_init_writes_a_file_that_says_what_the_defaults_say(capsys: pytest.Captu
         (b"[model]\nrope_theta = inf\n", "rope_theta = inf is out of range"),
         (b"[optimizer]\nlr = nan\n", "lr = nan is out of range"),
         (b'[checkpoint]\ndir = "a\\u0000b"\n', "checkpoint.dir = 'a\\x00b' is out of range"),
-        (
-            b'[run]\nname = "' + b"a" * 5000 + b'"\n',
-            "aaa\N{HORIZONTAL ELLIPSIS} is out of range; it must be 1 to 64 ASCII letters",
-        ),
+        (b'[run]\nname = "' + b"a" * 5000 + b'"\n', "aaa\N{HORIZONTAL ELLIPSIS} is out of range; it must be 1 to 64"),
         (b"#" * (1 << 21), "has more than the 1048576 bytes of a configuration"),
     ],
 )
@@ -172,18 +153,14 @@ def test_a_run_file_may_begin_with_a_byte_order_mark() -> None:
     assert load_run_config(Path("run.toml"), environ={}).run.name == "chat"
 
 
-def test_init_overwrites_nothing(refusal: Refusal) -> None:
-    Path("mine.toml").write_text("mine")
-    code, sentence = refusal("init", "mine.toml")
-    assert (code, Path("mine.toml").read_text()) == (2, "mine")
-    assert "mine.toml" in sentence
-
-
-def test_a_folder_with_a_run_in_it_is_not_started_over(refusal: Refusal) -> None:
-    Path("run.toml").write_text("")
-    code, sentence = refusal("local", "--dir", ".")
-    assert code == 2
-    assert "--resume" in sentence
+@pytest.mark.parametrize(
+    ("command", "says"), [(["init", "run.toml"], "run.toml"), (["local", "--dir", "."], "--resume")]
+)
+def test_a_run_file_that_is_there_is_not_written_over(command: list[str], says: str, refusal: Refusal) -> None:
+    Path("run.toml").write_text("mine")
+    code, sentence = refusal(*command)
+    assert (code, Path("run.toml").read_text()) == (2, "mine")
+    assert says in sentence
 
 
 def test_a_recording_is_replayed_as_lines_or_as_it_was_recorded(capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,29 +201,22 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("stream", "keyboard", "environ", "flags", "mode"),
+    ("changes", "mode"),
     [
-        (Terminal(), Terminal(), {"TERM": "xterm"}, {}, Mode.SCREEN),
-        (Terminal(), Terminal(), {"TERM": "dumb"}, {}, Mode.PLAIN),
-        (Terminal(), Terminal(), {}, {}, Mode.PLAIN),
-        (Terminal(), Terminal(), {"TERM": "xterm", "CI": "true"}, {}, Mode.PLAIN),
-        (Terminal(), Terminal(), {"TERM": "xterm"}, {"plain": True}, Mode.PLAIN),
-        (Terminal(), Terminal(), {"TERM": "xterm"}, {"json": True}, Mode.JSON),
-        (io.StringIO(), Terminal(), {"TERM": "xterm"}, {}, Mode.PLAIN),
-        (Terminal(), io.StringIO(), {"TERM": "xterm"}, {}, Mode.PLAIN),
-        (None, None, {"TERM": "xterm"}, {}, Mode.PLAIN),
+        ({}, Mode.SCREEN),
+        ({"environ": {"TERM": "dumb"}}, Mode.PLAIN),
+        ({"environ": {}}, Mode.PLAIN),
+        ({"environ": {"TERM": "xterm", "CI": "true"}}, Mode.PLAIN),
+        ({"plain": True}, Mode.PLAIN),
+        ({"json": True}, Mode.JSON),
+        ({"stream": io.StringIO()}, Mode.PLAIN),
+        ({"keyboard": io.StringIO()}, Mode.PLAIN),
+        ({"stream": None, "keyboard": None}, Mode.PLAIN),
     ],
 )
-def test_the_screen_opens_only_on_a_terminal_with_a_keyboard_that_shows_it(
-    stream: io.StringIO | None,
-    keyboard: io.StringIO | None,
-    environ: dict[str, str],
-    flags: dict[str, bool],
-    mode: Mode,
-) -> None:
-    plain, as_json = flags.get("plain", False), flags.get("json", False)
-    chosen = choose_mode(plain=plain, json=as_json, stream=stream, keyboard=keyboard, environ=environ)
-    assert chosen is mode
+def test_the_screen_opens_only_on_a_terminal_with_a_keyboard_that_shows_it(changes: dict[str, Any], mode: Mode) -> None:
+    usual: dict[str, Any] = {"stream": Terminal(), "keyboard": Terminal(), "environ": {"TERM": "xterm"}}
+    assert choose_mode(**{"plain": False, "json": False} | usual | changes) is mode
 
 
 def test_the_screen_of_a_run_that_goes_on_reads_its_history_where_the_run_is_kept(
@@ -268,12 +238,7 @@ def test_the_screen_of_a_run_that_goes_on_reads_its_history_where_the_run_is_kep
 @pytest.mark.parametrize(
     ("address", "listen", "dht_port", "says"),
     [
-        (
-            "a.example.org:7700",
-            "0.0.0.0:7700",
-            31337,
-            ["--coordinator a.example.org:7700\n", "port 7700 ", "port 31337 "],
-        ),
+        ("a.org:7700", "0.0.0.0:7700", 31337, ["--coordinator a.org:7700\n", "port 7700 ", "port 31337 "]),
         ("a.org:443", "0.0.0.0:7700", 0, ["TCP port 443 to 7700"]),
         ("127.0.0.1:7700", "127.0.0.1:7700", 0, ["join --coordinator 127.0.0.1:7700"]),
     ],
@@ -292,11 +257,3 @@ def test_an_invitation_is_one_line_to_paste_and_the_ports_to_forward(
 )
 def test_a_peer_is_called_like_its_machine(machine: str, name: str) -> None:
     assert name_from(machine) == name
-
-
-def test_a_run_file_that_cannot_be_read_is_a_sentence(refusal: Refusal) -> None:
-    Path("run.toml").write_bytes(b"\xff\xfe")
-    Path("run.toml").chmod(stat.S_IRUSR)
-    code, sentence = refusal("coordinate", "run.toml")
-    assert code == 78
-    assert "run.toml" in sentence

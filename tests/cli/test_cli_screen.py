@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from textual.pilot import Pilot
 
+from tests.fixtures import run_started
 from tsr_swarm.cli import screen
 from tsr_swarm.cli.coordinate import invitation
 from tsr_swarm.cli.local import summary
@@ -19,11 +20,12 @@ from tsr_swarm.monitor.help import Invitation
 from tsr_swarm.monitor.sources import PipeSource, Source
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.process.supervisor import ChildError, ProcessGroup
-from tsr_swarm.telemetry.events import Evaluated, RoundClosed, RoundOpened, RunStarted, encode
+from tsr_swarm.telemetry.events import Evaluated, RoundClosed, RoundOpened, encode
 from tsr_swarm.telemetry.recording import EVENTS_FILE
 from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
 
-# Plays ``coordinate --json``: one round, and, told to "wait", another once it is asked to stop.
+# Plays ``coordinate --json``: one round, and, told to "wait", another once it is asked to stop; as one that is
+# told to "start" it cannot handle signals yet.
 COMMAND = """
 import json, signal, sys
 def say(event, **fields):
@@ -36,7 +38,7 @@ def finish(*_):
     close(2, 2.0)
     say("run_finished", rounds=2, first_loss=3.0, last_loss=2.0, wire_bytes=400, dense_bytes=4000, digest="", reason="it was asked to stop")
     sys.exit(130)
-signal.signal(signal.SIGINT, finish)
+signal.signal(signal.SIGINT, signal.SIG_DFL if HOW == "start" else finish)
 assert sys.argv[1:] == ["coordinate", "--json", "run.toml"], sys.argv
 print("noise", file=sys.stderr)
 say("run_started", run="chat", run_id="1", address="127.0.0.1:9", rounds=0, min_peers=1, parameters=9, k_x=2,
@@ -45,7 +47,7 @@ close(1, 3.0)
 say("warning", message="It is hot.")
 if HOW == "fail":
     sys.exit("tsr-swarm: It is full; make room.")
-while HOW == "wait": signal.pause()
+while HOW in ("wait", "start"): signal.pause()
 """  # noqa: E501
 Steps = Callable[[Pilot[None]], Awaitable[None]]
 
@@ -58,11 +60,7 @@ class Show:
         self._monkeypatch = monkeypatch
 
     async def run(
-        self,
-        how: str,
-        steps: Steps,
-        folder: Path | None = None,
-        invite: Invite = lambda snapshot: None,
+        self, how: str, steps: Steps, folder: Path | None = None, invite: Invite = lambda snapshot: None
     ) -> SwarmSnapshot:
         self._prepare(how, steps)
         async with ProcessGroup() as group, asyncio.timeout(60):
@@ -123,40 +121,37 @@ async def test_a_closed_screen_leaves_the_command_running_in_plain_lines_and_the
     assert "round 2 closed" in capsys.readouterr().out
 
 
-async def test_ctrl_c_on_the_screen_asks_the_command_to_finish_its_round(
-    show: Show, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("how", "rounds"),
+    [
+        pytest.param("wait", 2, id="which finishes its round"),
+        pytest.param("start", 1, id="which cannot handle it yet and ends by the signal"),
+    ],
+)
+async def test_ctrl_c_on_the_screen_asks_the_command_to_leave(
+    how: str, rounds: int, show: Show, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def interrupt(pilot: Pilot[None]) -> None:
         await until(pilot, lambda s: s.round == 1)
         await pilot.press("ctrl+c")
 
-    snapshot = await show.run("wait", interrupt)
+    snapshot = await show.run(how, interrupt)
     assert show.stop.graceful.is_set()
     assert not show.stop.immediate.is_set()
-    assert snapshot.rounds_counted == 2
-    assert "run finished after 2 rounds (it was asked to stop)" in capsys.readouterr().out
-
-
-async def test_a_command_that_fails_closes_the_screen_and_is_quoted(show: Show) -> None:
-    async def look(pilot: Pilot[None]) -> None:
-        await until(pilot, lambda s: not pilot.app.is_running)
-
-    with pytest.raises(ChildError, match=r"^It is full; make room\.$"):
-        await show.run("fail", look)
+    assert snapshot.rounds_counted == rounds
+    shown = capsys.readouterr().out
+    assert ("run finished after 2 rounds (it was asked to stop)" in shown) == (how == "wait")
 
 
 async def test_a_screen_of_a_run_that_goes_on_counts_from_its_beginning(show: Show, tmp_path: Path) -> None:
-    started = RunStarted(
-        run="chat", run_id="1", address="127.0.0.1:8", rounds=0, min_peers=1, parameters=9, k_x=2,
-        local_space="core", rank="d/2", voters=1, version="0",
-    )  # fmt: skip
     first = Evaluated(round=0, loss=5.5)
     before = RoundClosed(
         round=0, peers=1, included=1, late=0, loss=None, local_loss=None, tokens=1, seconds=1.0,
         wire_bytes={"sent": {"core": 7}, "received": {}}, per_peer={}, raw_bytes={"sent": 1, "received": 1},
         dense_bytes=300, digest="ab",
     )  # fmt: skip
-    lines = [encode(event, float(number)) for number, event in enumerate((started, first, before))]
+    events = (run_started(run_id="1", address="127.0.0.1:8"), first, before)
+    lines = [encode(event, float(number)) for number, event in enumerate(events)]
     (tmp_path / EVENTS_FILE).write_text("\n".join(lines))
     shown: list[SwarmSnapshot] = []
 
@@ -202,153 +197,67 @@ def test_a_status_names_its_round_once() -> None:
     assert status_lines(waiting)[0] == "chat: waiting (round 7 of 9)"
 
 
-# --- a command behind any screen --------------------------------------------------------------------------------------
-
-# Prints a line, then does as told; writes to stderr, which must not reach anybody.
-PLAIN_COMMAND = """
-import signal, sys
-def leave(*_):
-    print("left", flush=True)
-    sys.exit(130)
-signal.signal(signal.SIGINT, leave)
-print("noise", file=sys.stderr)
-print("first", flush=True)
-if sys.argv[1] == "fail":
-    sys.exit("tsr-swarm: It is full; make room.")
-if sys.argv[1] == "start":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    print("second", flush=True)
-if sys.argv[1] in ("wait", "start"):
-    while True: signal.pause()
-if sys.argv[1] == "go on":
-    import os, time
-    while not os.path.exists(sys.argv[2]): time.sleep(0.01)
-print("last", flush=True)
-"""
+# --- how a command and its screen end ---------------------------------------------------------------------------------
 
 
-class FakeScreen:
-    """Stays up until it is told to close, as Textual does."""
-
-    def __init__(self) -> None:
-        self.closing = asyncio.Event()
-        self.was_closed = False
-
-    async def take_terminal(self) -> None:
-        await self.closing.wait()
-        self.was_closed = True
-
-    def exit(self) -> None:
-        self.closing.set()
+async def until_ended(pilot: Pilot[None]) -> None:
+    """Wait until the screen shows that the command has ended."""
+    app = pilot.app
+    assert isinstance(app, SwarmMonitor)
+    while app.view().outage is None:
+        await pilot.pause(0.01)
 
 
-class RunBehind(screen.CommandOutput):
-    """Runs one command behind a fake screen and keeps what came of it."""
+async def test_a_command_that_has_ended_well_stays_on_screen_until_it_is_closed(
+    show: Show, capsys: pytest.CaptureFixture[str]
+) -> None:
+    was_shown = []
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.screen, self.stop = FakeScreen(), Shutdown()
-        self.lines: list[str] = []
-        self.closed_at: int | None = None
-        self.has_printed, self.has_ended, self.has_closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    async def look(pilot: Pilot[None]) -> None:
+        await until_ended(pilot)
+        was_shown.append(pilot.app.is_running)
+        await pilot.press("q")
 
-    async def run(self, *how: str) -> None:
-        command = [sys.executable, "-c", PLAIN_COMMAND, *how]
-        async with ProcessGroup() as group, asyncio.timeout(60):
-            await screen.run_behind(self.screen, group, "command", command, self, self.stop)
-
-    def take(self, line: bytes) -> None:
-        self.lines.append(line.decode().strip())
-        (self.has_printed if line else self.has_ended).set()
-
-    def screen_closed(self) -> None:
-        self.closed_at = len(self.lines)
-        self.has_closed.set()
+    await show.run("end", look)
+    assert was_shown == [True]
+    assert "training goes on" not in capsys.readouterr().out
 
 
-async def test_a_command_that_has_ended_well_stays_on_screen_until_it_is_closed() -> None:
-    behind = RunBehind()
-    running = asyncio.create_task(behind.run("end"))
-    await behind.has_ended.wait()
-    assert not running.done()
-    behind.screen.exit()
-    await running
-    assert behind.lines == ["first", "last", ""]
-    assert behind.closed_at is None, "nothing goes on behind it"
-
-
-async def test_a_closed_terminal_ends_a_screen_whose_command_is_over() -> None:
+async def test_a_closed_terminal_ends_a_screen_whose_command_is_over(show: Show) -> None:
     """Once the screen of a finished run stayed up for ever after its terminal was gone."""
-    behind = RunBehind()
-    running = asyncio.create_task(behind.run("end"))
-    await behind.has_ended.wait()
-    behind.stop.request()
-    await running
-    assert behind.screen.was_closed
 
+    async def close(pilot: Pilot[None]) -> None:
+        await until_ended(pilot)
+        show.stop.hang_up()
 
-async def test_a_closed_screen_leaves_the_command_running(tmp_path: Path) -> None:
-    behind = RunBehind()
-    running = asyncio.create_task(behind.run("go on", str(tmp_path / "flag")))
-    await behind.has_printed.wait()
-    behind.screen.exit()
-    await behind.has_closed.wait()
-    (tmp_path / "flag").touch()
-    await running
-    assert behind.closed_at == 1
-    assert behind.lines == ["first", "last", ""]
+    await show.run("end", close)
 
 
 @pytest.mark.parametrize("has_temporary_folder", [True, False])
-async def test_a_command_that_fails_closes_the_screen_and_says_why(
-    has_temporary_folder: bool, monkeypatch: pytest.MonkeyPatch
+async def test_a_command_that_fails_closes_the_screen_and_is_quoted(
+    has_temporary_folder: bool, show: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def look(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda s: not pilot.app.is_running)
+
     if not has_temporary_folder:
         monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
         monkeypatch.setattr(tempfile, "tempdir", None)
-    behind = RunBehind()
     with pytest.raises(ChildError, match=r"^It is full; make room\.$"):
-        await behind.run("fail")
-    assert behind.screen.was_closed
-
-
-@pytest.mark.parametrize(
-    ("how", "lines"),
-    [
-        pytest.param("wait", ["first", "left", ""], id="which leaves by itself"),
-        pytest.param("start", ["first", "second", ""], id="which cannot handle it yet and ends by the signal"),
-    ],
-)
-async def test_a_stop_is_passed_to_the_command_and_closes_the_screen_when_that_has_left(
-    how: str, lines: list[str]
-) -> None:
-    behind = RunBehind()
-    running = asyncio.create_task(behind.run(how))
-    while len(behind.lines) < len(lines) - 1 - ("left" in lines):
-        await behind.has_printed.wait()
-        behind.has_printed.clear()
-    behind.stop.request()
-    await running
-    assert behind.lines == lines
-    assert behind.screen.was_closed
+        await show.run("fail", look)
 
 
 async def test_a_stop_before_the_command_s_own_code_begins_is_no_failure(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    show: Show, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Python that is interrupted while it loads its site ends with 1, as a command that has failed does."""
-    (tmp_path / "sitecustomize.py").write_text('import signal\nprint("first", flush=True)\nsignal.pause()\n')
+    line = encode(run_started(), 1.0)
+    (tmp_path / "sitecustomize.py").write_text(f"import signal\nprint({line!r}, flush=True)\nsignal.pause()\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    behind = RunBehind()
-    running = asyncio.create_task(behind.run("wait"))
-    await behind.has_printed.wait()
-    behind.stop.request()
-    await running
-    assert behind.lines == ["first", ""]
 
+    async def interrupt(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda s: s.run == "chat")
+        await pilot.press("ctrl+c")
 
-async def test_a_feed_gives_lines_in_order_and_then_its_end_for_ever() -> None:
-    feed = screen.Feed()
-    for line in (b"one\n", b"two\n", b""):
-        feed.put(line)
-    assert [await feed.readline() for _ in range(4)] == [b"one\n", b"two\n", b"", b""]
+    snapshot = await show.run("wait", interrupt)
+    assert snapshot.rounds_counted == 0

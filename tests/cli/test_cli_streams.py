@@ -97,12 +97,18 @@ def dropped(lines: list[str]) -> int:
     return sum(int(count) for line in lines for count in re.findall(r"(\d+) lines? (?:was|were) dropped", line))
 
 
-def test_work_goes_on_while_nobody_reads_and_the_missing_lines_are_counted() -> None:
-    with command("PLAIN") as running:
+def stopped(mode: str) -> list[str]:
+    """All that the command writes when it is only read once it was asked to stop."""
+    with command(mode) as running:
         running.wait_until_all_is_printed()
         running.process.send_signal(signal.SIGTERM)
         lines = running.read()
         assert running.process.wait(BOUND) == 130
+    return lines
+
+
+def test_work_goes_on_while_nobody_reads_and_the_missing_lines_are_counted() -> None:
+    lines = stopped("PLAIN")
     assert dropped(lines) > 0
     assert dropped(lines) + printed(lines) == 4000
     assert any("dropped: nobody read them." in line for line in lines)
@@ -110,11 +116,7 @@ def test_work_goes_on_while_nobody_reads_and_the_missing_lines_are_counted() -> 
 
 
 def test_beside_json_lines_an_event_tells_of_those_that_are_missing() -> None:
-    with command("JSON") as running:
-        running.wait_until_all_is_printed()
-        running.process.send_signal(signal.SIGTERM)
-        events = [json.loads(line) for line in running.read() if line.startswith("{")]
-        assert running.process.wait(BOUND) == 130
+    events = [json.loads(line) for line in stopped("JSON") if line.startswith("{")]
     told = [event for event in events if "dropped" in event["message"]]
     assert told
     assert {event["event"] for event in told} == {"warning"}

@@ -125,18 +125,6 @@ def terminal(how: str, place: Path, owns_terminal: bool = True) -> Iterator[Term
             shown.let_go()
 
 
-def only_start(shown: Terminal) -> None:
-    pass
-
-
-def wait_until_taken(shown: Terminal) -> None:
-    shown.read_until(TAKEN)
-
-
-def wait_until_painted(shown: Terminal) -> None:
-    shown.read_until(PAINTED)
-
-
 def close_the_screen(shown: Terminal) -> None:
     """Once Textual took the terminal again at the SIGCONT that follows SIGHUP, and read its end for ever."""
     shown.read_until(PAINTED)
@@ -161,25 +149,29 @@ def stop_and_continue(shown: Terminal) -> None:
 @pytest.mark.parametrize(
     ("how", "before", "owns_terminal"),
     [
-        pytest.param("wait", wait_until_painted, True, id="while the screen is shown"),
-        pytest.param("wait", wait_until_painted, False, id="without SIGHUP"),
+        pytest.param("wait", PAINTED, True, id="while the screen is shown"),
+        pytest.param("wait", PAINTED, False, id="without SIGHUP"),
         pytest.param("wait", close_the_screen, True, id="after the screen"),
         pytest.param("end", see_the_end_of_the_run, True, id="when the run is over"),
-        pytest.param("wait", only_start, True, id="before the imports"),
-        pytest.param("wait", wait_until_taken, True, id="before the first paint"),
+        pytest.param("wait", b"", True, id="before the imports"),
+        pytest.param("wait", TAKEN, True, id="before the first paint"),
         pytest.param("wait", stop_and_continue, True, id="after the screen was stopped and took the terminal again"),
-        pytest.param("replay", wait_until_painted, True, id="of a replay"),
-        pytest.param("replay", wait_until_painted, False, id="of a replay without SIGHUP"),
+        pytest.param("replay", PAINTED, True, id="of a replay"),
+        pytest.param("replay", PAINTED, False, id="of a replay without SIGHUP"),
     ],
 )
 def test_a_terminal_that_closes_ends_the_command(
-    how: str, before: Callable[[Terminal], None], owns_terminal: bool, tmp_path: Path
+    how: str, before: bytes | Callable[[Terminal], None], owns_terminal: bool, tmp_path: Path
 ) -> None:
+    """``before``: what is read before it closes, or what else happens."""
     with terminal(how, tmp_path, owns_terminal) as shown:
-        before(shown)
+        if isinstance(before, bytes):
+            shown.read_until(before)
+        else:
+            before(shown)
         shown.close()
         code = shown.wait_for_the_end()
-        assert code == 130 or (code == -signal.SIGHUP and before in (only_start, wait_until_taken))
+        assert code == 130 or (code == -signal.SIGHUP and before in (b"", TAKEN))
 
 
 def test_a_killed_screen_takes_its_command_along(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import RunConfig, RunSection
 from tsr_swarm.errors import ConfigError
 
+STOCHASTIC = {"core_bits": 8, "published_bits": 16, "rounding": "stochastic"}
 DRAWN_ANEW = " has no effect that lasts where bases are drawn anew every round"
 
 
@@ -60,20 +61,30 @@ def test_averages_that_a_drawn_basis_would_forget_are_refused(
     assert refusal(optimizer=optimizer, periods=periods).startswith(key + DRAWN_ANEW)
 
 
-@pytest.mark.parametrize("value", [30, -20, "half"])
-def test_a_period_is_a_multiple_of_that_of_the_weights(value: int | str) -> None:
-    sentence = f'periods.k_u = {value!r} is out of range; it must be a multiple of k_x = 20, 0 or "auto".'
-    assert refusal(periods={"k_u": value}) == sentence
+@pytest.mark.parametrize(
+    ("section", "key", "values", "limit"),
+    [
+        ("periods", "k_u", (30, -20, "half"), 'a multiple of k_x = 20, 0 or "auto"'),
+        ("round", "budget_kb", (-1, 10**9 + 1), "0 (no budget) to 1000000000"),
+        ("wire", "core_bits", (5,), "2, 3, 4, 8 or 16"),
+        ("wire", "published_bits", (1,), "2, 3, 4, 8 or 16"),
+        ("wire", "sketch_bits", (3,), "4, 8 or 16"),
+        ("wire", "core_density", (0.0,), "above 0, at most 1"),
+        ("wire", "published_density", (1.5,), "above 0, at most 1"),
+        ("wire", "rounding", ("up",), '"nearest" or "stochastic"'),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_limit(
+    section: str, key: str, values: tuple[Any, ...], limit: str
+) -> None:
+    for value in values:
+        said = refusal(**{section: {key: value}})
+        assert said == f"{section}.{key} = {value!r} is out of range; it must be {limit}."
 
 
 @pytest.mark.parametrize(
     "optimizer",
-    [
-        {"local_space": "core"},
-        {"local_space": "full"},
-        {"local_space": "mixed"},
-        {"local_space": "full", "aim": "seed"},
-    ],
+    [*({"local_space": space} for space in ("core", "full", "mixed")), {"local_space": "full", "aim": "seed"}],
 )
 def test_only_full_peers_whose_bases_follow_displacements_have_a_budget(optimizer: dict[str, Any]) -> None:
     space, aim = optimizer["local_space"], optimizer.get("aim", "gradient")
@@ -84,43 +95,17 @@ def test_only_full_peers_whose_bases_follow_displacements_have_a_budget(optimize
     run_config_from_mapping({"optimizer": OPTIMIZER | optimizer, "round": {"budget_kb": 0}})
 
 
-@pytest.mark.parametrize("budget", [-1, 10**9 + 1])
-def test_a_budget_is_a_number_of_kilobytes(budget: int) -> None:
-    assert refusal(round={"budget_kb": budget}).startswith(f"round.budget_kb = {budget} is out of range")
+@pytest.mark.parametrize("kind", ["core", "published"])
+def test_a_share_of_the_numbers_is_sent_with_up_to_8_bits(kind: str) -> None:
+    said = refusal(wire={f"{kind}_bits": 16, f"{kind}_density": 0.1})
+    assert said.startswith(f"wire.{kind}_density = 0.1 is for up to 8 bits, but wire.{kind}_bits = 16; set wire.{kind}")
 
 
-@pytest.mark.parametrize(
-    ("keys", "sentence"),
-    [
-        ({"core_bits": 5}, "wire.core_bits = 5 is out of range; it must be 2, 3, 4, 8 or 16."),
-        ({"published_bits": 1}, "wire.published_bits = 1 is out of range; it must be 2, 3, 4, 8 or 16."),
-        ({"sketch_bits": 3}, "wire.sketch_bits = 3 is out of range; it must be 4, 8 or 16."),
-        ({"core_density": 0.0}, "wire.core_density = 0.0 is out of range; it must be above 0, at most 1."),
-        ({"published_density": 1.5}, "wire.published_density = 1.5 is out of range; it must be above 0, at most 1."),
-        (
-            {"core_bits": 16, "core_density": 0.1},
-            "wire.core_density = 0.1 is for up to 8 bits, but wire.core_bits = 16; set wire.core_bits",
-        ),
-        (
-            {"published_density": 0.1, "published_bits": 16},
-            "wire.published_density = 0.1 is for up to 8 bits, but wire.published_bits = 16; set wire.published_bits",
-        ),
-        ({"rounding": "up"}, 'wire.rounding = \'up\' is out of range; it must be "nearest" or "stochastic".'),
-        (
-            {"rounding": "stochastic", "core_bits": 8, "published_bits": 16},
-            'wire.rounding = "stochastic" has nothing to round: ',
-        ),
-        (
-            {"rounding": "stochastic", "core_bits": 3, "core_density": 0.1, "published_bits": 8},
-            'wire.rounding = "stochastic" has nothing to round: ',
-        ),
-    ],
-)
-def test_bits_and_densities_that_make_no_sense_are_refused(keys: dict[str, object], sentence: str) -> None:
-    assert refusal(wire=keys).startswith(sentence)
+@pytest.mark.parametrize("keys", [{}, {"core_bits": 3, "core_density": 0.1, "published_bits": 8}])
+def test_rounding_by_chance_is_for_few_bits_of_all_numbers(keys: dict[str, object]) -> None:
+    assert refusal(wire=STOCHASTIC | keys).startswith('wire.rounding = "stochastic" has nothing to round: ')
 
 
-STOCHASTIC = {"core_bits": 8, "published_bits": 16, "rounding": "stochastic"}
 FEW = [STOCHASTIC | few for few in ({"core_bits": 4}, {"sketch_bits": 4}, {"published_bits": 2})]
 
 

@@ -18,9 +18,10 @@ from typing import Any, Protocol
 import psutil
 import pytest
 
+from tests.fixtures import peer_record
 from tsr_swarm.discovery.dht import DhtDirectory
-from tsr_swarm.discovery.identity import Identity, new_identity
-from tsr_swarm.discovery.records import PeerRecord, PeerRole, encode_record
+from tsr_swarm.discovery.identity import new_identity
+from tsr_swarm.discovery.records import encode_record
 from tsr_swarm.errors import UnreachableError
 
 RUN = "run1"
@@ -49,20 +50,6 @@ async def start() -> AsyncIterator[Start]:
         yield start
 
 
-def record_of(identity: Identity, **changes: Any) -> PeerRecord:
-    now = time.time()
-    fields: dict[str, Any] = {
-        "run_id": RUN,
-        "peer_id": identity.peer_id,
-        "name": "peer",
-        "address": "127.0.0.1:7700",
-        "role": PeerRole.PEER,
-        "issued": now,
-        "expires": now + 600,
-    }
-    return PeerRecord(**{**fields, **changes})
-
-
 async def put(attacker: DhtDirectory, value: object, subkey: object, expires: float, run_id: str = RUN) -> bool:
     """Have a node that keeps no rules ask every other node to store something; True if one did."""
     attacker.node.protocol.record_validator = None
@@ -80,12 +67,22 @@ def folders_of(pid: int) -> list[Path]:
     return list(Path(tempfile.gettempdir()).glob(f"tsr-swarm-{pid}-*"))
 
 
+def assert_nothing_is_left() -> None:
+    assert (helpers(), folders_of(os.getpid())) == ([], [])
+
+
+async def assert_cannot_start(says: str, **options: Any) -> None:
+    with pytest.raises(UnreachableError, match=f"^The DHT cannot be used: {says}"):
+        await DhtDirectory.start(identity=new_identity(), **options)
+    assert_nothing_is_left()
+
+
 async def test_peers_find_each_other_and_a_client_only_peer_takes_part(start: Start) -> None:
     first = await start()
     second = await start(first)
     third = await start(first, host_maddrs=())
     for number, directory in enumerate((first, second, third)):
-        await directory.announce(record_of(directory.identity, name=f"peer-{number}"))
+        await directory.announce(peer_record(directory.identity, name=f"peer-{number}"))
     for directory in (first, second, third):
         found = await directory.records(RUN)
         assert {record.name for record in found} == {"peer-0", "peer-1", "peer-2"}
@@ -98,10 +95,10 @@ async def test_peers_find_each_other_and_a_client_only_peer_takes_part(start: St
 async def test_a_newer_record_takes_the_place_of_the_older(start: Start) -> None:
     first = await start()
     second = await start(first)
-    old = record_of(second.identity, address="")
+    old = peer_record(second.identity, address="")
     await second.announce(old)
-    await second.announce(record_of(second.identity, expires=old.expires + 1))
-    assert [record.address for record in await first.records(RUN)] == ["127.0.0.1:7700"]
+    await second.announce(peer_record(second.identity, expires=old.expires + 1))
+    assert [record.address for record in await first.records(RUN)] == ["192.0.2.7:7700"]
 
 
 async def test_a_restarted_peer_keeps_its_place_in_the_dht() -> None:
@@ -118,11 +115,11 @@ async def test_a_node_stores_nothing_but_authentic_records_in_their_place(start:
     first = await start()
     attacker = await start(first)
     me, victim = attacker.identity, new_identity()
-    good = record_of(me)
+    good = peer_record(me)
     data = encode_record(good, me)
     late = time.time() + 2400
-    far = record_of(me, issued=late - 600, expires=late)
-    forged = me.public_key + data[32:96] + encode_record(record_of(victim), victim)[96:]
+    far = peer_record(me, issued=late - 600, expires=late)
+    forged = me.public_key + data[32:96] + encode_record(peer_record(victim), victim)[96:]
     attempts: list[tuple[object, object, float, str]] = [
         (b"noise", me.peer_id, good.expires, RUN),
         (forged, victim.peer_id, good.expires, RUN),
@@ -145,10 +142,10 @@ async def test_a_reader_checks_again_what_careless_nodes_stored(start: Start) ->
     first = await start()
     attacker = await start(first)
     first.node.protocol.record_validator = None
-    good = record_of(attacker.identity)
+    good = peer_record(attacker.identity)
     await attacker.announce(good)
     victim = new_identity()
-    data = encode_record(record_of(victim), victim)
+    data = encode_record(peer_record(victim), victim)
     for subkey, value in enumerate([b"noise", 7, ["a"], data[:-1], data[:40] + b"x" + data[41:], data + b" " * 9000]):
         assert await put(attacker, value, subkey, time.time() + 600)
     assert await first.records(RUN) == (good,)
@@ -157,7 +154,7 @@ async def test_a_reader_checks_again_what_careless_nodes_stored(start: Start) ->
 async def test_a_reader_leaves_out_what_has_expired_by_its_own_clock(start: Start) -> None:
     first = await start()
     second = await start(first, clock=lambda: time.time() + 1200)
-    await first.announce(record_of(first.identity))
+    await first.announce(peer_record(first.identity))
     assert len(await first.records(RUN)) == 1
     assert await second.records(RUN) == ()
 
@@ -165,7 +162,7 @@ async def test_a_reader_leaves_out_what_has_expired_by_its_own_clock(start: Star
 async def test_a_peer_cannot_announce_in_anothers_name(start: Start) -> None:
     directory = await start()
     with pytest.raises(ValueError, match="peer_id"):
-        await directory.announce(record_of(new_identity()))
+        await directory.announce(peer_record(new_identity()))
 
 
 async def test_an_announcement_that_no_node_stores_is_an_error(start: Start) -> None:
@@ -173,7 +170,7 @@ async def test_an_announcement_that_no_node_stores_is_an_error(start: Start) -> 
     second = await start(first)
     await first.close()
     with pytest.raises(UnreachableError, match="record"):
-        await second.announce(record_of(second.identity))
+        await second.announce(peer_record(second.identity))
     assert not second.healthy()
 
 
@@ -183,18 +180,12 @@ async def test_a_dead_bootstrap_fails_quickly_and_leaves_no_process(host: str) -
         port = server.getsockname()[1]  # refuses from here on
     peer = f"/ip4/{host}/tcp/{port}/p2p/12D3KooWKwqXvCntmy4fDwmcrt8M2PytogE9EMQbDw1Ec5ZGZwtN"
     started = time.monotonic()
-    with pytest.raises(UnreachableError, match=r"^The DHT cannot be used: .*\.$"):
-        await DhtDirectory.start(identity=new_identity(), initial_peers=[peer])
+    await assert_cannot_start(r".*\.$", initial_peers=[peer])
     assert time.monotonic() - started < DEADLINE / 2
-    assert not folders_of(os.getpid())
-    assert not helpers()
 
 
 async def test_a_start_that_takes_too_long_is_given_up() -> None:
-    with pytest.raises(UnreachableError, match="p2pd did not start"):
-        await DhtDirectory.start(identity=new_identity(), timeout=0.001)
-    assert not folders_of(os.getpid())
-    assert not helpers()
+    await assert_cannot_start("p2pd did not start", timeout=0.001)
 
 
 @pytest.mark.parametrize("patience", [0.01, 0.05, 0.1])
@@ -206,8 +197,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(patience: float) -> None
                 await asyncio.Event().wait()
             finally:
                 await directory.close()
-    assert not folders_of(os.getpid())
-    assert not helpers()
+    assert_nothing_is_left()
 
 
 async def test_a_missing_hivemind_is_an_error_that_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,8 +209,7 @@ async def test_a_missing_hivemind_is_an_error_that_says_how_to_install_it(monkey
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_hivemind)
-    with pytest.raises(UnreachableError, match=r"No module named 'hivemind'.*may help\.$"):
-        await DhtDirectory.start(identity=new_identity())
+    await assert_cannot_start(r".*No module named 'hivemind'.*may help\.$")
 
 
 NO_LOCKS = """
@@ -280,10 +269,7 @@ async def test_a_daemon_that_cannot_start_is_an_error_and_leaves_no_process(
     monkeypatch.setattr(
         P2P, "_make_process_args", lambda *args, **options: [str(program), *make_arguments(*args, **options)[1:]]
     )
-    with pytest.raises(UnreachableError, match=f"^The DHT cannot be used: {says}"):
-        await DhtDirectory.start(identity=new_identity(), timeout=1.0)
-    assert not folders_of(os.getpid())
-    assert not helpers()
+    await assert_cannot_start(says, timeout=1.0)
 
 
 async def test_a_missing_temporary_folder_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,14 +284,13 @@ async def test_a_missing_temporary_folder_is_an_error(monkeypatch: pytest.Monkey
 async def test_closing_leaves_no_process_and_no_file(start: Start) -> None:
     first = await start()
     second = await start(first)
-    await second.announce(record_of(second.identity))
+    await second.announce(peer_record(second.identity))
     assert (len(folders_of(os.getpid())), sorted(helpers())) == (2, ["p2pd", "p2pd", "reaper.py", "reaper.py"])
     for directory in (first, second):
         await asyncio.wait_for(directory.close(), DEADLINE)
         await directory.close()
         assert not directory.healthy()
-    assert not helpers()
-    assert not folders_of(os.getpid())
+    assert_nothing_is_left()
 
 
 async def test_a_killed_daemon_is_noticed_and_can_be_closed(start: Start) -> None:
@@ -325,8 +310,7 @@ async def test_a_daemon_that_hangs_does_not_hold_up_closing(start: Start, monkey
     os.kill(directory.p2p._child.pid, signal.SIGSTOP)
     await asyncio.wait_for(directory.close(), DEADLINE)
     assert directory.p2p._child.returncode is not None
-    assert not folders_of(os.getpid())
-    assert not helpers()
+    assert_nothing_is_left()
 
 
 async def test_hivemind_logs_through_our_loggers_and_only_warnings(start: Start) -> None:
@@ -338,7 +322,7 @@ async def test_hivemind_logs_through_our_loggers_and_only_warnings(start: Start)
 
 
 OWNER = """
-import asyncio, time
+import asyncio
 from tsr_swarm.discovery.dht import DhtDirectory
 from tsr_swarm.discovery.identity import new_identity
 

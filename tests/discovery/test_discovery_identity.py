@@ -73,12 +73,8 @@ def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
         load_identity(path)
 
 
-def test_a_folder_in_place_of_the_key_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
-        load_identity(tmp_path)
-
-
-def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["", "file/peer.key"])
+def test_a_path_that_can_be_no_key_file_is_refused(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"cannot be (read|written)"):
-        load_identity(tmp_path / "file" / "peer.key")
+        load_identity(tmp_path / path)

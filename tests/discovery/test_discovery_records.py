@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fixtures import peer_record
 from tsr_swarm.discovery.identity import Identity, new_identity
 from tsr_swarm.discovery.records import (
     MAX_LIFETIME_SECONDS,
     MAX_RECORD_BYTES,
-    PeerRecord,
     PeerRole,
     authentic_record,
     decode_record,
@@ -23,19 +23,6 @@ from tsr_swarm.errors import PeerError
 NOW = 1_700_000_000.0
 RUN = "run1"
 ALICE, MALLORY = new_identity(), new_identity()
-
-
-def record_of(identity: Identity, **changes: Any) -> PeerRecord:
-    fields: dict[str, Any] = {
-        "run_id": RUN,
-        "peer_id": identity.peer_id,
-        "name": "alice",
-        "address": "192.0.2.7:7700",
-        "role": PeerRole.PEER,
-        "issued": NOW,
-        "expires": NOW + 600,
-    }
-    return PeerRecord(**{**fields, **changes})
 
 
 def signed(identity: Identity, fields: object) -> bytes:
@@ -60,7 +47,7 @@ def reason_of(data: bytes, run_id: str = RUN, now: float = NOW) -> str:
 def test_a_record_is_read_as_it_was_written(
     name: str, run_id: str, address: str, role: PeerRole, lifetime: float
 ) -> None:
-    record = record_of(ALICE, name=name, run_id=run_id, address=address, role=role, issued=0.0, expires=lifetime)
+    record = peer_record(ALICE, NOW, name=name, run_id=run_id, address=address, role=role, issued=0.0, expires=lifetime)
     data = encode_record(record, ALICE)
     assert len(data) < MAX_RECORD_BYTES
     assert decode_record(data, run_id=run_id, now=0.0) == record
@@ -68,7 +55,7 @@ def test_a_record_is_read_as_it_was_written(
 
 @given(position=st.integers(0, 10**6), flip=st.integers(1, 255))
 def test_every_flipped_byte_is_noticed(position: int, flip: int) -> None:
-    data = bytearray(encode_record(record_of(ALICE), ALICE))
+    data = bytearray(encode_record(peer_record(ALICE, NOW), ALICE))
     data[position % len(data)] ^= flip
     assert reason_of(bytes(data)) in {"form", "signature"}
 
@@ -80,29 +67,29 @@ def test_noise_is_refused_and_nothing_else_happens(data: bytes) -> None:
 
 @given(cut=st.integers(0, 200))
 def test_a_truncated_record_is_refused(cut: int) -> None:
-    data = encode_record(record_of(ALICE), ALICE)
+    data = encode_record(peer_record(ALICE, NOW), ALICE)
     assert reason_of(data[: min(cut, len(data) - 1)]) in {"form", "signature"}
 
 
 def test_nobody_can_speak_for_another_peer() -> None:
-    record = record_of(ALICE)
+    record = peer_record(ALICE, NOW)
     assert reason_of(signed(MALLORY, asdict(record))) == "signature"
     with pytest.raises(ValueError, match="peer_id"):
         encode_record(record, MALLORY)
 
 
 def test_a_record_of_another_run_is_refused() -> None:
-    assert reason_of(encode_record(record_of(ALICE), ALICE), run_id="run2") == "run"
+    assert reason_of(encode_record(peer_record(ALICE, NOW), ALICE), run_id="run2") == "run"
 
 
 def test_a_record_expires_at_its_time() -> None:
-    data = encode_record(record_of(ALICE), ALICE)
+    data = encode_record(peer_record(ALICE, NOW), ALICE)
     assert decode_record(data, run_id=RUN, now=NOW + 599.9)
     assert reason_of(data, now=NOW + 600) == "expired"
 
 
 def test_a_record_from_the_future_is_refused_by_readers_but_is_authentic() -> None:
-    data = encode_record(record_of(ALICE, expires=NOW + MAX_LIFETIME_SECONDS), ALICE)
+    data = encode_record(peer_record(ALICE, NOW, expires=NOW + MAX_LIFETIME_SECONDS), ALICE)
     assert decode_record(data, run_id=RUN, now=NOW)
     assert reason_of(data, now=NOW - 1) == "lifetime"
     assert authentic_record(data).name == "alice"
@@ -116,46 +103,33 @@ def test_an_oversized_record_is_refused_before_it_is_read() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"run_id": ""},
-        {"run_id": "a" * 65},
-        {"run_id": "../x"},
-        {"peer_id": "0" * 31},
-        {"peer_id": "G" * 32},
-        {"name": ""},
-        {"name": "a" * 33},
-        {"name": "a b"},
-        {"name": "\x1b[31m"},
-        {"address": "host"},
-        {"address": "host:0"},
+        *({"run_id": run_id} for run_id in ("", "a" * 65, "../x")),
+        *({"peer_id": peer_id} for peer_id in ("0" * 31, "G" * 32)),
+        *({"name": name} for name in ("", "a" * 33, "a b", "\x1b[31m")),
+        *({"address": address} for address in ("host", "host:0")),
         {"issued": float("nan")},
-        {"expires": float("inf")},
-        {"expires": NOW},
-        {"expires": NOW + MAX_LIFETIME_SECONDS + 1},
+        *({"expires": expires} for expires in (float("inf"), NOW, NOW + MAX_LIFETIME_SECONDS + 1)),
     ],
 )
 def test_a_field_out_of_bounds_can_neither_be_written_nor_read(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="out of bounds"):
-        replace(record_of(ALICE), **changes)
-    assert reason_of(signed(ALICE, asdict(record_of(ALICE)) | changes)) == "form"
+        replace(peer_record(ALICE, NOW), **changes)
+    assert reason_of(signed(ALICE, asdict(peer_record(ALICE, NOW)) | changes)) == "form"
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"role": "leader"},
-        {"role": ["peer"]},
-        {"issued": int(NOW)},
-        {"issued": True},
+        *({"role": role} for role in ("leader", ["peer"])),
+        *({"issued": issued} for issued in (int(NOW), True)),
         {"expires": 10**400},
         {"name": None},
-        {"address": 7},
-        {"address": 0},
-        {"address": None},
+        *({"address": address} for address in (7, 0, None)),
         {"extra": 1},
     ],
 )
 def test_a_field_of_the_wrong_kind_is_refused(changes: dict[str, Any]) -> None:
-    assert reason_of(signed(ALICE, asdict(record_of(ALICE)) | changes)) == "form"
+    assert reason_of(signed(ALICE, asdict(peer_record(ALICE, NOW)) | changes)) == "form"
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"7", b"[" * 3900, b'{"role":"peer"}', b"{}", b"\xff", b""])
@@ -164,5 +138,5 @@ def test_a_body_that_is_no_record_is_refused(body: bytes) -> None:
 
 
 def test_a_record_has_one_legal_form() -> None:
-    body = json.dumps(asdict(record_of(ALICE)), indent=1).encode()
+    body = json.dumps(asdict(peer_record(ALICE, NOW)), indent=1).encode()
     assert reason_of(signed(ALICE, body)) == "form"

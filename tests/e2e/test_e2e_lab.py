@@ -17,7 +17,7 @@ LOCAL = ["local", "tiny.toml", "--peers", "3", "--rounds", "100000", "--json"]
 
 
 class Run:
-    """One swarm under way, and what it has said so far."""
+    """A running swarm, and its events so far."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.events: list[Event] = []

@@ -1,6 +1,7 @@
 """The mean of contributions, and the outer state between rounds: it counts once a round is applied, and is resumed."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.published_rounds import publish, random_grids
-from tests.swarm_rig import Swarm, run_swarm, tiny_config
+from tests.swarm_rig import Swarm, run_swarm, stop_coordinator, tiny_config, when
 from tsr_swarm.config.layout import Part, Slot, upload_slots
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.exchange.reduction import Published, WeightedPayload, weighted_mean
@@ -34,6 +36,11 @@ from tsr_swarm.wire.messages import published_to_proto
 
 ME = "c" * 32  # the coordinator
 OUTERS = ("average", "nesterov", "adam")
+
+
+def assert_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
 def outer_config(folder: Path, outer: str) -> RunConfig:
@@ -88,10 +95,6 @@ def test_the_mean_is_weighted_by_tokens_and_does_not_depend_on_the_order(seed: i
     assert torch.allclose(mean, expected, rtol=1e-12, atol=1e-12)
 
 
-def no_warning(message: str) -> None:
-    raise AssertionError(message)
-
-
 @pytest.mark.parametrize("outer", OUTERS)
 def test_a_resumed_reducer_publishes_the_bytes_of_one_that_never_stopped(tmp_path: Path, outer: str) -> None:
     config, folder = outer_config(tmp_path, outer), RunFolder(tmp_path / "coordinator")
@@ -100,7 +103,7 @@ def test_a_resumed_reducer_publishes_the_bytes_of_one_that_never_stopped(tmp_pat
         applied = reducer.apply(*reducer.reduce())
     folder.save(reducer.manifest, applied, keep=1)
 
-    again = Reducer(resume_run(folder, config, ME, False, no_warning))
+    again = Reducer(resume_run(folder, config, ME, False, pytest.fail))
 
     for _ in range(3):
         wanted, found = reducer.reduce(), again.reduce()
@@ -118,8 +121,7 @@ def test_a_round_that_is_not_applied_leaves_the_outer_state(tmp_path: Path, oute
     (first, _), (second, _) = reducer.reduce(), reducer.reduce()
 
     assert first.data == second.data
-    after = pack_outer(reducer.outer, reducer.manifest.blocks)
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert_same(pack_outer(reducer.outer, reducer.manifest.blocks), before)
 
 
 @pytest.mark.parametrize("outer", OUTERS)
@@ -149,18 +151,14 @@ def test_replayed_rounds_rotate_the_outer_state_and_change_no_weight(tmp_path: P
         assert applied.record.round == round
         start.journal.write(HardState(replace(applied.record, voters=(ME,)), term=1, voted_for=ME))
 
-    again = resume_run(folder, config, ME, False, no_warning)
+    again = resume_run(folder, config, ME, False, pytest.fail)
 
     assert again.consensus.digest().hex() == applied.digest
     assert again.record == applied.record
     bases = {index: (basis, again.consensus.bases[index]) for index, basis in old.items()}
     # the residual of the checkpoint went out with the rounds that are replayed
-    wanted = pack_outer(
-        rotate_outer(without_residuals(kept, frozenset()), bases, config.optimizer), again.manifest.blocks
-    )
-    found = pack_outer(again.outer, again.manifest.blocks)
-    assert wanted.keys() == found.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    rotated = rotate_outer(without_residuals(kept, frozenset()), bases, config.optimizer)
+    assert_same(pack_outer(again.outer, again.manifest.blocks), pack_outer(rotated, again.manifest.blocks))
 
 
 async def test_a_stopped_coordinator_continues_as_if_it_had_not_stopped(tmp_path: Path) -> None:
@@ -168,23 +166,15 @@ async def test_a_stopped_coordinator_continues_as_if_it_had_not_stopped(tmp_path
     config = outer_config(tmp_path / "whole", "nesterov")
     whole = await run_swarm(tmp_path / "whole", config, peers=2)
 
-    def stop_gently(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.RoundOpened) and event.round == 2 and swarm.coordinator is not None:
-            swarm.coordinator.stop.request()
-
     folder = tmp_path / "stopped"
-    swarm = Swarm(folder, outer_config(folder, "nesterov"), stop_gently)
-    await swarm.start_coordinator()
-    swarm.start_peer(1)
-    swarm.start_peer(2)
-    assert swarm.coordinator is not None
+    swarm = Swarm(folder, outer_config(folder, "nesterov"), when(ev.RoundOpened, 2, stop_coordinator))
+    await swarm.start(peers=2)
     await asyncio.wait_for(swarm.coordinator.task, 30)
-    _, saved = load_run(RunFolder(folder / "coordinator"), no_warning)
+    _, saved = load_run(RunFolder(folder / "coordinator"), pytest.fail)
     assert saved.round == 2
     assert {name.partition("/")[0] for name in saved.files[OUTER]} == {"residual", "first"}
-    swarm.on_event = lambda swarm, event: None
-    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.resume_coordinator()
     await swarm.finish()
 
     assert [event.digest for event in swarm.closed()] == [event.digest for event in whole.closed()]
-    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert swarm.agrees()

@@ -1,5 +1,6 @@
 """What people write to make things happen to a local swarm: good text, and one sentence for bad text."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,15 +20,15 @@ from tsr_swarm.local.faults import (
     Restart,
     Suspend,
 )
-from tsr_swarm.local.flags import LocalFlags, plan_local
+from tsr_swarm.local.flags import plan_local
 from tsr_swarm.local.network.link import HomeLine
 
 FLAGS = ("kill", "back", "stop", "partition", "env", "slow", "nat", "up", "down", "rtt", "loss")
 LEADER = ActingRole.LEADER
 
 
-def plan(rounds: int = 10, **texts: Any) -> LocalPlan:
-    return plan_local(LocalFlags(**texts), 3, rounds)
+def plan(rounds: int = 10, join_at: Sequence[int] = (), **texts: Any) -> LocalPlan:
+    return plan_local(texts, join_at, 3, rounds)
 
 
 def split(round: int, phase: str, seconds: float, one: set[int], other: set[int]) -> Partition:
@@ -55,9 +56,7 @@ def test_a_fault_is_read_and_only_a_partition_needs_a_lab(flag: str, text: str, 
 
 
 @given(
-    who=st.integers(0, 3) | st.sampled_from(ActingRole),
-    round=st.integers(1, 10),
-    phase=st.sampled_from((*PHASES, "")),
+    who=st.integers(0, 3) | st.sampled_from(ActingRole), round=st.integers(1, 10), phase=st.sampled_from((*PHASES, ""))
 )
 def test_a_kill_is_read_as_it_is_written(who: int | ActingRole, round: int, phase: str) -> None:
     name = who.value if isinstance(who, ActingRole) else who or "coordinator"
@@ -70,16 +69,19 @@ def test_who_was_killed_can_come_back() -> None:
     backs = (Restart(who=2, round=5), Restart(who=LEADER, round=4, phase="commit", seconds=20.0))
     assert plan(kill=["2@3", "leader@4/commit"], back=["2@5", "leader@4/commit:20s"]).faults == kills + backs
     assert [str(fault) for fault in backs] == ["--back peer-2@5/train", "--back leader@4/commit:20s"]
-    assert len(plan(kill=["2@3", "2@7"], back=["2@5", "2@9"]).faults) == 4
 
 
-def test_a_role_may_be_killed_more_than_once() -> None:
-    assert len(plan(kill=["leader@3/commit", "leader@5", "reducer@5"]).faults) == 3
-
-
-def test_a_stop_before_the_kill_or_after_the_restart_is_possible() -> None:
-    assert plan(stop=["2@3"], kill=["2@3/commit"]).faults
-    assert plan(stop=["2@5"], kill=["2@3"], back=["2@4"]).faults
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pytest.param({"kill": ["leader@3/commit", "leader@5", "reducer@5"]}, id="a role is killed more than once"),
+        pytest.param({"stop": ["2@3"], "kill": ["2@3/commit"]}, id="a stop before the kill"),
+        pytest.param({"stop": ["2@5"], "kill": ["2@3"], "back": ["2@4"]}, id="a stop after the restart"),
+        pytest.param({"kill": ["2@3", "2@7"], "back": ["2@5", "2@9"]}, id="two kills and two restarts"),
+    ],
+)
+def test_faults_that_fit_together_are_taken(texts: dict[str, list[str]]) -> None:
+    assert len(plan(**texts).faults) == sum(map(len, texts.values()))
 
 
 def test_peers_that_join_late_get_the_next_numbers_in_the_order_of_their_rounds() -> None:
@@ -119,7 +121,6 @@ def test_flags_about_one_link_add_up_and_a_late_peer_has_one_too() -> None:
     ("flag", "texts", "says"),
     [
         ("kill", ["4@2"], "this swarm has peers 1 to 3; write WHO@ROUND[/PHASE], such as 2@3"),
-        ("kill", ["0@2"], "write WHO@ROUND[/PHASE]"),
         ("kill", ["2@0"], "write WHO@ROUND[/PHASE]"),
         ("kill", ["2@11"], "the rounds of this run are 1 to 10"),
         ("kill", ["2@3/lunch"], "train, exchange, commit, apply, state"),
@@ -130,23 +131,16 @@ def test_flags_about_one_link_add_up_and_a_late_peer_has_one_too() -> None:
         ("env", ["2:OMP"], "write WHO:KEY=VALUE"),
         ("env", ["9:A=1"], "this swarm has peers 1 to 3"),
         ("stop", ["2"], "write WHO@ROUND[/PHASE][:SECONDS], such as 2@3:20s."),
-        ("stop", ["4@2"], "this swarm has peers 1 to 3"),
-        ("stop", ["2@11"], "the rounds of this run are 1 to 10"),
         ("stop", ["2@3/lunch"], "train, exchange, commit, apply"),
         ("stop", ["2@3:soon"], "'soon' is not a time; write a number and one of"),
         ("stop", ["2@3:0s"], "write a time above 0 and of at most 86400 s"),
-        ("stop", ["2@3:90000s"], "write a time above 0 and of at most 86400 s"),
         ("stop", ["2@3", "2@3/train:20s"], "is there twice; say it once."),
         ("partition", ["1|2"], "write WHO,...|WHO,...@ROUND[/PHASE][:SECONDS]"),
         ("partition", ["1,2@3"], "such as coordinator,1|2,3@4:30s."),
-        ("partition", ["1|2|3@3"], "such as coordinator,1|2,3@4:30s."),
         ("partition", ["1,2|2,3@3"], "names somebody on both sides"),
         ("partition", ["1|4@3"], "this swarm has peers 1 to 3"),
         ("partition", ["1|2@3/tea"], "train, exchange, commit, apply"),
-        ("partition", ["1|2@30"], "the rounds of this run are 1 to 10"),
-        ("partition", ["1|2@3:-1s"], "is not a time"),
         ("slow", ["2"], "write WHO:FACTOR, such as 2:4."),
-        ("slow", ["2:-1"], "write WHO:FACTOR, such as 2:4."),
         ("slow", ["2:0.5"], "the factor is from 1 to 1000"),
         ("slow", ["2:1001"], "the factor is from 1 to 1000"),
         ("slow", ["coordinator:2"], "the coordinator does not train; name a peer, 1 to 3."),
@@ -182,7 +176,6 @@ def test_what_cannot_be_is_one_sentence_with_the_legal_form(flag: str, texts: li
     [
         ({"kill": ["2@3", "2@4"]}, "kill each once"),
         ({"kill": ["4@3"], "join_at": [5]}, "before that peer joins in round 5"),
-        ({"stop": ["4@4"], "join_at": [5]}, "before that peer joins in round 5"),
         ({"stop": ["2@4"], "kill": ["2@3"]}, "comes after the same one was killed; name an earlier moment"),
         ({"join_at": [11]}, "the rounds of this run are 1 to 10"),
         ({"join_at": [0]}, "the rounds of this run are 1 to 10"),
@@ -191,9 +184,6 @@ def test_what_cannot_be_is_one_sentence_with_the_legal_form(flag: str, texts: li
         ({"kill": ["1@2"], "back": ["coordinator@3"]}, "add --kill coordinator@ROUND."),
         ({"kill": ["coordinator@2"], "back": ["leader@3"]}, "add --kill leader@ROUND."),
         ({"kill": ["2@2"], "back": ["2"]}, "write WHO@ROUND[/PHASE][:SECONDS], such as 2@5 or leader@3/commit:20s."),
-        ({"kill": ["2@2"], "back": ["4@3"]}, "this swarm has peers 1 to 3"),
-        ({"kill": ["2@2"], "back": ["2@3:soon"]}, "'soon' is not a time"),
-        ({"kill": ["2@2"], "back": ["2@30"]}, "the rounds of this run are 1 to 10"),
     ],
 )
 def test_faults_that_do_not_fit_together_are_refused(texts: dict[str, Any], says: str) -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 
+from tests.processes import argument
 from tests.processes import namespaces as all_namespaces
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import COORDINATOR, LocalPlan
@@ -54,7 +55,7 @@ LABS = KINDS[1:]
 
 
 class Net:
-    """One opened network and processes on it."""
+    """An opened network, and processes on it."""
 
     def __init__(self, network: LocalNetwork, group: ProcessGroup, events: list[Event]) -> None:
         self.network, self.group, self.events = network, group, events
@@ -74,10 +75,6 @@ class Net:
         via = argument(self.network.peer_arguments(who, address), "--proxy")
         answer = await anext((await self.start(who, ASK, address, via, str(patience))).lines())
         return None if answer == "nothing" else float(answer)
-
-
-def argument(arguments: list[str], flag: str) -> str:
-    return arguments[arguments.index(flag) + 1] if flag in arguments else ""
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 
+from tests.processes import argument
 from tsr_swarm.local.network.link import HomeLine
 from tsr_swarm.local.network.proxy import RETRANSMIT_SECONDS, Proxies
 
@@ -38,22 +39,20 @@ async def lab(**lines: HomeLine) -> AsyncIterator[tuple[Proxies, str]]:
         exits.push_async_callback(echoes_end)
         shaped = {who: lines.get(name, HomeLine()) for who, name in enumerate(("coordinator", "peer", "other"))}
         proxies = await Proxies.open(exits, shaped, seed=0)
-        addresses = [listens(proxies.coordinator_arguments()), listens(proxies.peer_arguments(OTHER, ""))]
+        addresses = [
+            argument(proxies.coordinator_arguments(), "--listen"),
+            argument(proxies.peer_arguments(OTHER, ""), "--listen"),
+        ]
         for address in filter(None, addresses):
             server = await asyncio.start_server(echo, *address.split(":"))
             exits.callback(server.close)
         yield proxies, addresses[0]
 
 
-def listens(arguments: list[str]) -> str:
-    """Where somebody is told to listen; "" nowhere."""
-    return arguments[arguments.index("--listen") + 1] if "--listen" in arguments else ""
-
-
 async def dial(proxies: Proxies, address: str, who: int = PEER) -> tuple[bytes, Ends]:
     """The answer of one's proxy to CONNECT, and the connection."""
     arguments = proxies.peer_arguments(who, "") if who else proxies.coordinator_arguments()
-    host, _, port = arguments[arguments.index("--proxy") + 1].rpartition(":")
+    host, _, port = argument(arguments, "--proxy").rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"CONNECT {address} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     return await reader.readuntil(b"\r\n\r\n"), (reader, writer)
@@ -122,7 +121,7 @@ async def test_every_node_reaches_every_other_over_both_links() -> None:
         proxies,
         address,
     ):
-        theirs = listens(proxies.peer_arguments(OTHER, ""))
+        theirs = argument(proxies.peer_arguments(OTHER, ""), "--listen")
         for who, target, share in ((PEER, address, 0.08), (PEER, theirs, 0.06), (COORDINATOR, theirs, 0.1)):
             answer, ends = await dial(proxies, target, who)
             assert b" 200 " in answer
@@ -132,8 +131,8 @@ async def test_every_node_reaches_every_other_over_both_links() -> None:
 
 async def test_only_nodes_that_can_be_dialled_are_connected_to() -> None:
     async with lab(other=HomeLine(nat=True)) as (proxies, _):
-        assert listens(proxies.peer_arguments(OTHER, "")) == "", "nobody reaches it"
-        own = listens(proxies.peer_arguments(PEER, ""))
+        assert argument(proxies.peer_arguments(OTHER, ""), "--listen") == "", "nobody reaches it"
+        own = argument(proxies.peer_arguments(PEER, ""), "--listen")
         for target in ("127.0.0.1:1", own):
             answer, (_, writer) = await dial(proxies, target)
             assert b" 403 " in answer

@@ -1,6 +1,5 @@
 """Which events of the processes of a local swarm are news of the run."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +12,6 @@ from tsr_swarm.telemetry.events import (
     LeaderChanged,
     LeaderLost,
     PeerJoined,
-    PhaseChanged,
     RoundOpened,
     RunFinished,
     Warned,
@@ -141,8 +139,3 @@ def test_a_majority_of_the_voters_has_to_be_left() -> None:
 def test_an_unknown_voter_may_be_alive() -> None:
     view, _ = after((0, leads(0, 1, 0, 1, 2)))
     assert view.voters_left({0}) == (3, 3)
-
-
-@pytest.mark.parametrize("event", [Warned(message="x"), PhaseChanged(round=1, phase="train", deadline=None, reason="")])
-def test_the_coordinator_leads_until_a_leader_is_announced(event: Event) -> None:
-    assert after((0, event), (1, event))[1] == [True, False]

@@ -3,18 +3,19 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from tests.processes import argument
 from tsr_swarm.config.load import read_toml, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError, SwarmError
 from tsr_swarm.local import supervise
-from tsr_swarm.local.flags import LocalFlags, plan_local
+from tsr_swarm.local.flags import plan_local
 from tsr_swarm.local.folder import RUN_FILE, coordinator_folder, fit_config
 from tsr_swarm.local.network.link import Pairs
 from tsr_swarm.local.network.local_network import LocalNetwork, Loopback
@@ -115,6 +116,9 @@ while not (place / "over").exists(): time.sleep(0.01)
 """
 
 
+EVERYBODY = ["coordinator@2/commit", "1@2/commit", "2@2/commit"]
+
+
 class ScriptedSwarm:
     """Runs one local swarm of scripted processes and keeps what it emitted. ``on_event`` sees each event, too."""
 
@@ -129,9 +133,11 @@ class ScriptedSwarm:
 
         monkeypatch.setattr(supervise, "own_command", command)
 
-    async def run(self, play: str, *, use_dht: bool = True, resume: bool = False, **flags: Any) -> None:
+    async def run(
+        self, play: str, *, use_dht: bool = True, resume: bool = False, join_at: Sequence[int] = (), **flags: Any
+    ) -> None:
         environment = [f"{who}:PLAY={play}" for who in ("coordinator", "1", "2")] + flags.pop("env", [])
-        plan = plan_local(LocalFlags(env=environment, **flags), 2, 3)
+        plan = plan_local({"env": environment, **flags}, join_at, 2, 3)
         options = LocalOptions(
             config=fit_config(RunConfig(), plan, self.folder),
             plan=plan,
@@ -167,9 +173,7 @@ class ScriptedSwarm:
         return written
 
     def argument(self, peer: str, flag: str) -> str:
-        """What peer was given after ``flag``; "" where it was not given."""
-        arguments = self.peer(peer)["arguments"]
-        return arguments[arguments.index(flag) + 1] if flag in arguments else ""
+        return argument(self.peer(peer)["arguments"], flag)
 
 
 @pytest.fixture
@@ -177,14 +181,10 @@ def swarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedSwarm:
     return ScriptedSwarm(tmp_path, monkeypatch)
 
 
-async def test_the_coordinators_events_are_passed_on_and_the_run_ends_with_it(swarm: ScriptedSwarm) -> None:
-    await swarm.run("plain")
-    assert isinstance(swarm.events[-1], RunFinished)
-    assert {event.name for event in swarm.events if isinstance(event, PeerJoined)} == {"peer-1", "peer-2"}
-
-
-async def test_peers_are_told_where_the_coordinator_is_and_use_one_thread_each(swarm: ScriptedSwarm) -> None:
+async def test_peers_are_told_where_the_coordinator_is_and_its_events_are_passed_on(swarm: ScriptedSwarm) -> None:
     await swarm.run("plain", use_dht=False, slow=["2:4"])
+    assert {event.name for event in swarm.events if isinstance(event, PeerJoined)} == {"peer-1", "peer-2"}
+    assert isinstance(swarm.events[-1], RunFinished)
     assert swarm.argument("peer-2", "--coordinator") == "127.0.0.1:9"
     assert swarm.argument("peer-2", "--dir") == str(swarm.folder / "peer-2")
     assert swarm.argument("peer-2", "--listen") == "127.0.0.1:0", "others can dial it: it can lead and average"
@@ -223,9 +223,7 @@ async def test_the_run_goes_on_with_the_events_of_its_next_leader(swarm: Scripte
     assert '"joined"' in (swarm.folder / "logs" / "peer-1.jsonl").read_text()
 
 
-async def test_a_reducer_can_be_killed_by_role_and_a_role_that_nobody_has_is_a_warning(
-    swarm: ScriptedSwarm,
-) -> None:
+async def test_a_reducer_can_be_killed_by_role_and_a_role_that_nobody_has_is_a_warning(swarm: ScriptedSwarm) -> None:
     """A process that was killed but has not died yet has no role: once it was killed twice."""
     await swarm.run("heir", kill=["reducer@1/commit", "coordinator@2/commit", "reducer@3"])
     assert swarm.faults()[0] == ("--kill reducer@1/commit (peer-2)", False)
@@ -240,7 +238,7 @@ async def test_a_coordinator_that_comes_back_listens_where_it_was_and_its_relaye
     assert swarm.rounds() == [1, 2, 2, 3]
     assert swarm.names().count("run_started") == 1
     arguments = json.loads((swarm.folder / "arguments").read_text())
-    assert arguments[arguments.index("--listen") + 1] == "127.0.0.1:9"
+    assert argument(arguments, "--listen") == "127.0.0.1:9"
     assert "--resume" in arguments
 
 
@@ -259,28 +257,30 @@ async def test_with_too_few_voters_the_run_waits_for_those_that_come_back_and_fo
     kills = ["coordinator@2/commit", "1@2/commit"]
     with pytest.raises(RunError, match="choose a leader, 1 of 3, and none comes back"):
         await swarm.run("heir", kill=kills, back=["1@3"])
-    backs = ["1@2/commit:300ms"]
     swarm.events.clear()
-    await swarm.run("heir", kill=kills, back=backs)
+    await swarm.run("heir", kill=kills, back=["1@2/commit:300ms"])
     assert "1 of 3; the run waits until one comes back." in swarm.warnings()[0]
     assert swarm.names()[-1] == "run_finished"
 
 
 async def test_a_restart_that_is_due_later_does_not_delay_a_stop(swarm: ScriptedSwarm) -> None:
     swarm.stop_when(lambda event: isinstance(event, Warned) and "Too few voters" in event.message)
-    kills = ["coordinator@2/commit", "1@2/commit", "2@2/commit"]
-    await swarm.run("heir", kill=kills, back=["1@2/commit:1h", "2@2/commit:1h"])
+    await swarm.run("heir", kill=EVERYBODY, back=["1@2/commit:1h", "2@2/commit:1h"])
 
 
-@pytest.mark.parametrize(("joins", "says"), [([], "No peer is left"), ([3], "No process of the swarm is left")])
-async def test_with_nobody_left_the_run_ends_with_a_sentence(swarm: ScriptedSwarm, joins: list[int], says: str) -> None:
+@pytest.mark.parametrize(
+    ("play", "kills", "joins", "says"),
+    [
+        ("heir", EVERYBODY, [], "No peer is left"),
+        ("heir", EVERYBODY, [3], "No process of the swarm is left"),
+        ("kill", ["1@1", "2@2"], [], "No peer is left"),
+    ],
+)
+async def test_the_run_goes_on_without_one_of_its_peers_but_not_without_any(
+    play: str, kills: list[str], joins: list[int], says: str, swarm: ScriptedSwarm
+) -> None:
     with pytest.raises(RunError, match=says):
-        await swarm.run("heir", kill=["coordinator@2/commit", "1@2/commit", "2@2/commit"], join_at=joins)
-
-
-async def test_the_run_goes_on_without_a_killed_peer_but_not_without_any(swarm: ScriptedSwarm) -> None:
-    with pytest.raises(RunError, match="No peer is left"):
-        await swarm.run("kill", kill=["1@1", "2@2"])
+        await swarm.run(play, kill=kills, join_at=joins)
     assert swarm.rounds() == [1, 2]
 
 
@@ -303,12 +303,6 @@ async def test_a_process_that_fails_before_the_first_round_ends_the_run_with_its
     with pytest.raises(ChildError, match=says) as caught:
         await swarm.run(play)
     assert caught.value.exit_code == 1
-
-
-async def test_a_request_to_stop_is_passed_to_the_coordinator_which_ends_the_run(swarm: ScriptedSwarm) -> None:
-    swarm.stop_when(lambda event: isinstance(event, RoundOpened) and event.round == 3)
-    await swarm.run("endless")
-    assert swarm.names()[-1] == "run_finished"
 
 
 async def test_a_fault_that_never_became_due_is_a_warning(swarm: ScriptedSwarm) -> None:

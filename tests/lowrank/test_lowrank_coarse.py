@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.lowrank.drawing import draw_matrix, seeds, shapes
-from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.coarse import DEAD_ZONE, quantise_coarse, quantise_dead_zone
 from tsr_swarm.lowrank.exact import PUBLISHED_BITS, lift
@@ -119,11 +118,8 @@ def test_levels_already_on_the_grid_stay_whatever_the_noise() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_zeros_stay_zeros(bits: int) -> None:
     zeros = torch.zeros(3, 2)
-    for grid in (
-        quantise_coarse(zeros, bits, 3),
-        quantise_coarse(zeros, bits, 1),
-        quantise_dead_zone(zeros, 0.5, bits),
-    ):
+    coarse = (quantise_coarse(zeros, bits, exponents) for exponents in (3, 1))
+    for grid in (*coarse, quantise_dead_zone(zeros, 0.5, bits)):
         assert not grid.values.any()
         assert set(grid.exponents.tolist()) == {EXPONENT_MIN}
         assert set(grid.mantissas.tolist()) == {1}
@@ -168,14 +164,6 @@ def test_numbers_beyond_the_grid_are_clamped_to_it() -> None:
         assert grid.exponents.tolist() == [EXPONENT_MAX]
         assert grid.values.sign().tolist() == [[1, -1]]
         assert int(grid.values.abs().max()) <= 7 * 255
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
-    x = torch.tensor([[1.0, value]])
-    for make in (lambda: quantise_coarse(x, 4, 1), lambda: quantise_dead_zone(x, 0.5, 4)):
-        with pytest.raises(RunError, match="1 of 2 numbers"):
-            make()
 
 
 @settings(max_examples=20)

@@ -63,14 +63,12 @@ def test_every_direction_gets_its_turn_before_any_gets_a_second(rows: int, cols:
 
 
 def test_basis_numbers_repeat_and_blocks_seeds_and_sides_differ() -> None:
-    first = drawn_basis(32, 32, (16, 16), seed=0, block=0, number=0)
-    assert torch.equal(first.left, drawn_basis(32, 32, (16, 16), seed=0, block=0, number=4).left)
-    assert not torch.equal(first.left, first.right)
-    for other in (
-        drawn_basis(32, 32, (16, 16), seed=1, block=0, number=0),
-        drawn_basis(32, 32, (16, 16), seed=0, block=1, number=0),
-    ):
-        assert not torch.equal(first.left, other.left)
+    drawn = [(0, 0, 0), (0, 0, 4), (1, 0, 0), (0, 1, 0)]
+    first, again, *others = (
+        drawn_basis(32, 32, (16, 16), seed=seed, block=block, number=number) for seed, block, number in drawn
+    )
+    assert torch.equal(first.left, again.left)
+    assert not any(torch.equal(first.left, other) for other in (first.right, *(basis.left for basis in others)))
 
 
 def test_a_known_basis_has_known_bits() -> None:

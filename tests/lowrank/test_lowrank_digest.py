@@ -1,31 +1,110 @@
-"""The heart of a run: machines that differ in threads and instruction sets end with the same bits."""
+"""Machines that differ in threads and instruction sets end with the same bits.
+
+Run as a program, this applies several rounds to a state drawn from integers and prints the digests as JSON: {"threads",
+"capability", "exact", "float32"}. "exact" is the same on every machine, "float32" is a control that need not be.
+Nothing here is made by an operation whose bits depend on the machine: randint, and powers of two.
+"""
 
 import json
+import math
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-SCRIPT = Path(__file__).with_name("lift_digest.py")
+from tests.fixtures import round_plan
+from tsr_swarm.config.blocks import Block, BlockRole
+from tsr_swarm.config.layout import Part, Slot, published_slots
+from tsr_swarm.config.round_plan import Due
+from tsr_swarm.config.run import WireConfig
+from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.optim.consensus import Consensus
+
+ROOT = Path(__file__).parents[2]
 # Of several rounds with every kind of refresh. It may change only together with the wire's version: peers of one run
 # would drift apart.
 DIGEST = "45a8186e8298b6825b0c8c7aa845236fe3adc6d62275f2c9fbf01ec3a33d8ea3"
+BLOCKS = (
+    Block(name="embed_tokens.weight", rows=1000, cols=96, rank=48, role=BlockRole.EMBEDDING),
+    Block(name="up.weight", rows=257, cols=129, rank=97, role=BlockRole.MATRIX),
+    Block(name="wide.weight", rows=300, cols=290, rank=280, role=BlockRole.MATRIX),  # high enough a rank to shift
+    Block(name="norm.weight", rows=1, cols=129, rank=0, role=BlockRole.DENSE),
+)
+# a core round, an aimed round, a flush with a factor, a flush that is aimed, and cores in the bases that came of it
+DUES = (
+    Due(),
+    Due(aim=frozenset({0, 1, 2})),
+    Due(tangent=frozenset({0, 1, 2})),
+    Due(tangent=frozenset({1, 2}), aim=frozenset({1})),
+    Due(),
+)
+
+
+def draw(shape: tuple[int, int], limit: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(-limit, limit + 1, shape, generator=generator)
+
+
+def draw_consensus(generator: torch.Generator, lift: str) -> Consensus:
+    weights = {b.name: draw((b.rows, b.cols), 2**23, generator).float() * 2.0**-27 for b in BLOCKS}
+    bases = {i: _draw_basis(b, generator) for i, b in enumerate(BLOCKS) if b.is_low_rank}
+    return Consensus(BLOCKS, weights, bases, lift)
+
+
+def _draw_basis(block: Block, generator: torch.Generator) -> Basis:
+    left, right = (draw((size, block.rank), 400, generator).to(torch.int16) for size in (block.rows, block.cols))
+    return Basis(left, right)
+
+
+def draw_grid(slot: Slot, generator: torch.Generator) -> Grid:
+    shape = (slot.rows, slot.cols)
+    if slot.part is Part.DENSE:
+        return Grid(draw(shape, 2**23, generator).float() * 2.0**-30, torch.empty(0, dtype=torch.int32))
+    if slot.part.value.startswith("basis"):
+        return Grid(draw(shape, 400, generator).int(), torch.empty(0, dtype=torch.int32))
+    if slot.part.value.startswith("factor"):
+        # a 16-bit sketch of exponent -30 times this, summed over the rank, fills about 12 bits of 2**-11
+        exponent = -10 - round(math.log2(slot.rows) / 2)
+        return Grid(draw(shape, 2**23 - 1, generator).int(), torch.tensor([exponent], dtype=torch.int32))
+    return Grid(draw(shape, 32767, generator).int(), torch.tensor([-30], dtype=torch.int32))
+
+
+def apply_rounds(lift: str) -> str:
+    """The digest after all rounds, in hexadecimal."""
+    generator = torch.Generator().manual_seed(20)
+    consensus = draw_consensus(generator, lift)
+    for number, due in enumerate(DUES, start=1):
+        plan = round_plan(number, decay=0.9997, due=due)
+        slots = published_slots(BLOCKS, due, WireConfig(core_bits=8, published_bits=16))
+        consensus.apply(plan, {slot: draw_grid(slot, generator) for slot in slots})
+    return consensus.digest().hex()
+
+
+def report() -> dict[str, str | int]:
+    return {
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "exact": apply_rounds("exact"),
+        "float32": apply_rounds("float32"),
+    }
 
 
 def digests(**environment: str) -> dict[str, str | int]:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT)], env={**os.environ, **environment}, capture_output=True, text=True, timeout=100
-    )
+    command = [sys.executable, "-m", "tests.lowrank.test_lowrank_digest"]
+    options: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 100}
+    done = subprocess.run(command, env={**os.environ, **environment}, **options)
     assert done.returncode == 0, done.stderr
     found: dict[str, str | int] = json.loads(done.stdout)
     return found
 
 
 def test_the_digest_of_a_fixed_history_does_not_change() -> None:
-    assert runpy.run_path(str(SCRIPT))["apply_rounds"]("exact") == DIGEST
+    assert apply_rounds("exact") == DIGEST
 
 
 @pytest.mark.parametrize(
@@ -41,3 +120,7 @@ def test_all_machines_end_with_the_same_digest(environment: dict[str, str], show
     found = digests(**environment)
     assert found[shows[0]] == shows[1]  # the setting was taken
     assert found["exact"] == DIGEST
+
+
+if __name__ == "__main__":
+    print(json.dumps(report()))

@@ -1,6 +1,7 @@
 """Integer grids: what rounding may cost, and what must cost nothing."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.lowrank.drawing import draw_matrix, seeds, shapes
 from tsr_swarm.errors import RunError
+from tsr_swarm.lowrank.coarse import quantise_coarse, quantise_dead_zone
 from tsr_swarm.lowrank.grid import (
     EXPONENT_MAX,
     EXPONENT_MIN,
@@ -88,9 +90,10 @@ def test_exponents_stay_within_what_the_wire_carries() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
     x = torch.tensor([[1.0, value]])
-    for make in (lambda: quantise_rows(x, 8), lambda: quantise_block(x, 8), lambda: dense_grid(x)):
+    few = (partial(quantise_coarse, bits=4, exponents=1), partial(quantise_dead_zone, density=0.5, bits=4))
+    for make in (partial(quantise_rows, bits=8), partial(quantise_block, bits=8), dense_grid, *few):
         with pytest.raises(RunError, match="1 of 2 numbers"):
-            make()
+            make(x)
 
 
 def test_a_dense_grid_keeps_float32_and_is_a_copy() -> None:

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.node_context import serving
-from tsr_swarm.discovery.addresses import is_loopback, is_unspecified, split_address
+from tsr_swarm.discovery.addresses import is_loopback, is_unspecified
 from tsr_swarm.errors import ConfigError, PeerError, UnreachableError
 from tsr_swarm.node import address_book as module
 from tsr_swarm.node.address_book import MOST_CONTACTS, MOST_KEPT, AddressBook, ClientPool
 from tsr_swarm.telemetry.byte_counter import ByteCounter
+from tsr_swarm.transport.address import parse_address
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -45,11 +46,11 @@ def test_only_what_can_be_dialled_is_kept_and_told(story: list[tuple[str, list[t
     everybody = [ME, *(f"{number:032x}" for number in range(6))]
     assert book.address(ME) == "", "a node does not dial itself"
     for address in book.addresses:
-        host, port = split_address(address)
+        host, port = parse_address(address)
         assert port
         assert not is_unspecified(host)
     for address in book.seen_by(caller, everybody * 2).values():
-        host, _ = split_address(address)
+        host, _ = parse_address(address)
         assert is_loopback(caller) or not is_loopback(host), "nobody is told to dial its own loopback"
 
 

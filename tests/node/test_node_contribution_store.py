@@ -26,9 +26,8 @@ from tsr_swarm.node.contribution_store import ContributionStore, ShardAverage
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import parameter_shapes
-from tsr_swarm.train.trainer import RoundWork
+from tsr_swarm.train.trainer import RoundWork, fresh_consensus
 from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult
 
 SHARDS = 3

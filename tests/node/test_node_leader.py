@@ -17,8 +17,7 @@ from tsr_swarm.node import leader as module
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.leader import Leader, ShardCollector
 from tsr_swarm.node.round_cache import KEPT_ROUNDS, ReducedShard, RoundCache
-from tsr_swarm.rounds.gather import ShardDigest
-from tsr_swarm.rounds.protocol import ShardDone
+from tsr_swarm.rounds.protocol import ShardDigest, ShardDone
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.codec import hash_bytes

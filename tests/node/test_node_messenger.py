@@ -28,7 +28,6 @@ from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
-from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.protocol import (
     Close,
@@ -39,6 +38,7 @@ from tsr_swarm.rounds.protocol import (
     Redirect,
     ReducerSlot,
     RoundUpdate,
+    ShardDigest,
     ShardDone,
     Unreachable,
 )

@@ -13,7 +13,6 @@ import torch
 
 from tests.swarm_rig import LISTEN, Swarm, kill_coordinator, run_swarm, stop_all, stop_coordinator, tiny_config, when
 from tsr_swarm.config.manifest import decode_manifest, make_manifest
-from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.discovery.identity import load_identity
 from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunError, SwarmError
 from tsr_swarm.node.workspace import Workspace
@@ -27,6 +26,7 @@ from tsr_swarm.telemetry.fold import fold_all
 from tsr_swarm.telemetry.recording import read_recording
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.train.llama import parameter_shapes
+from tsr_swarm.transport.address import parse_address
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire.messages import lines_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -284,7 +284,7 @@ async def test_a_proposal_that_only_one_voter_accepted_and_has_lost_does_not_sto
     swarm.on_event = lambda swarm, event: None
     with ExitStack() as stack:
         for address in {event.address for event in swarm.of(ev.PeerJoined)}:
-            stack.enter_context(socket.create_server(split_address(address)))
+            stack.enter_context(socket.create_server(parse_address(address)))
         await swarm.start_coordinator(resume=True, listen=swarm.address)
         assert any("does not lead until" in event.message for event in swarm.of(ev.Warned))
         for number in (1, 2):

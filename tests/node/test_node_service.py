@@ -22,8 +22,8 @@ from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
 from tsr_swarm.rounds.protocol import OpenRound, ReducerSlot
 from tsr_swarm.storage.round_log import RoundLog
-from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.storage.state_store import StateStore
+from tsr_swarm.train.trainer import fresh_consensus
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 

@@ -11,10 +11,9 @@ from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import DataConfig
 from tsr_swarm.node.workspace import Workspace, advise_organiser
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.corpus import absolute_source
 from tsr_swarm.train.llama import parameter_shapes
-from tsr_swarm.train.trainer import STOP_CHECK_SECONDS, RoundWork, StepProgress
+from tsr_swarm.train.trainer import STOP_CHECK_SECONDS, RoundWork, StepProgress, fresh_consensus
 
 
 class Clock:

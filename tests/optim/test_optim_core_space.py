@@ -13,7 +13,7 @@ from tsr_swarm.config.layout import Part
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.packed import Packed
-from tsr_swarm.lowrank.rotate import rotate_core, rotate_moments
+from tsr_swarm.lowrank.sketch import rotate_core, rotate_moments
 from tsr_swarm.optim.block_state import UnsentWork
 from tsr_swarm.optim.consensus import Consensus
 

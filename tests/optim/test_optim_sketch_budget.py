@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from tests.steady import steady
 from tsr_swarm.config.blocks import Block, BlockRole
-from tsr_swarm.config.layout import upload_slots
+from tsr_swarm.config.layout import KB, core_upload, sketch_costs, upload_slots
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig, WireConfig
-from tsr_swarm.config.sizes import KB, core_upload, sketch_costs
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.periods import due_blocks, plan_round
 from tsr_swarm.optim.sketch_budget import (

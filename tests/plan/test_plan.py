@@ -37,9 +37,8 @@ from tsr_swarm.plan.own_costs import (
 from tsr_swarm.plan.presets import PRESETS, low_ranks
 from tsr_swarm.plan.report import make_report
 from tsr_swarm.plan.search import GOOD_STEPS, LONGEST_STEPS, Fit, find_fit, run_lines
-from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import build_model, parameter_shapes
-from tsr_swarm.train.trainer import make_space
+from tsr_swarm.train.trainer import fresh_consensus, make_space
 from tsr_swarm.wire.codec import encode
 
 TINY: dict[str, dict[str, Any]] = {

@@ -10,12 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tsr_swarm.process.shutdown import (
-    PARENT_VARIABLE,
-    Shutdown,
-    run_unless,
-    tie_to_parent,
-)
+from tsr_swarm.process.shutdown import PARENT_VARIABLE, Shutdown, run_unless, tie_to_parent
 
 # A process under ``run_until_stopped``: prints what it is asked; told to "hang", its loop never answers again.
 CHILD = """
@@ -118,30 +113,22 @@ async def test_a_terminal_that_has_gone_asks_once_however_often_it_is_noticed() 
     assert stop.immediate.is_set()
 
 
-async def test_a_stop_cancels_the_work_that_it_was_given_for() -> None:
+@pytest.mark.parametrize(("awaited", "event"), [("graceful", "cancelled"), ("immediate", "finished")])
+async def test_a_graceful_stop_cancels_work_unless_that_waits_for_the_immediate_one(awaited: str, event: str) -> None:
     stop, events = Shutdown(), []
 
     async def work() -> None:
         try:
             stop.request()
-            await asyncio.Event().wait()
-        finally:
-            events.append("cleaned up")
+            for _ in range(10):
+                await asyncio.sleep(0)
+            events.append("finished")
+        except asyncio.CancelledError:
+            events.append("cancelled")
+            raise
 
-    await run_unless(stop.graceful, work())
-    assert events == ["cleaned up"]
-
-
-async def test_a_graceful_stop_does_not_cancel_work_that_waits_for_the_immediate_one() -> None:
-    stop, events = Shutdown(), []
-
-    async def work() -> None:
-        stop.request()
-        await asyncio.sleep(0)
-        events.append("finished")
-
-    await run_unless(stop.immediate, work())
-    assert events == ["finished"]
+    await run_unless(getattr(stop, awaited), work())
+    assert events == [event]
 
 
 async def test_errors_of_the_work_pass_through() -> None:

@@ -76,11 +76,18 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-async def test_leaving_the_group_ends_its_children_and_theirs() -> None:
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_a_child_that_ends_takes_what_it_started_along(is_killed: bool) -> None:
     async with ProcessGroup() as group:
         child = await start(group, POLITE)
         [grandchild] = psutil.Process(child.pid).children()
-    assert child.exit_code not in (None, -signal.SIGKILL), "it was asked, and that was enough"
+        if is_killed:
+            child.kill()
+            await child.wait()
+            await asyncio.to_thread(psutil.wait_procs, [grandchild], 5)
+            assert has_ended(grandchild.pid)
+    assert child.exit_code is not None
+    assert (child.exit_code == -signal.SIGKILL) == is_killed, "to be asked was enough"
     assert has_ended(grandchild.pid)
 
 
@@ -91,13 +98,6 @@ async def test_a_child_that_will_not_end_is_killed(monkeypatch: pytest.MonkeyPat
     assert child.exit_code == -signal.SIGKILL
 
 
-async def test_a_temporary_folder_is_removed_with_its_group() -> None:
-    async with ProcessGroup() as group:
-        folder = group.temporary_folder()
-        (folder / "deep").mkdir()
-    assert not folder.exists()
-
-
 async def test_a_temporary_folder_that_cannot_be_made_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -106,16 +106,6 @@ async def test_a_temporary_folder_that_cannot_be_made_is_a_sentence(monkeypatch:
             ConfigError, match=r"^No temporary folder can be made \((?!.*Errno).*\); add --dir DIR, or set TMPDIR\.$"
         ):
             group.temporary_folder()
-
-
-async def test_a_child_that_is_killed_takes_what_it_started_along() -> None:
-    async with ProcessGroup() as group:
-        child = await start(group, POLITE)
-        [grandchild] = psutil.Process(child.pid).children()
-        child.kill()
-        assert await child.wait() == -signal.SIGKILL
-        await asyncio.to_thread(psutil.wait_procs, [grandchild], 5)
-        assert has_ended(grandchild.pid)
 
 
 # Its own child leads a session of its own, as the DHT's daemon does.
@@ -248,23 +238,17 @@ def dead_pid() -> int:
     return process.pid
 
 
-async def test_closing_a_guard_kills_the_helper_and_removes_the_folder() -> None:
+async def test_closing_a_guard_kills_the_helper_which_no_terminal_reaches_and_removes_the_folder() -> None:
     guard = await Guard.start()
     assert guard.folder.stat().st_mode & 0o777 == 0o700
     assert f"-{os.getpid()}-" in guard.folder.name
     with helper(guard.launch_command([sys.executable, "-c", HELPER, f"{guard.folder}/socket"])) as process:
+        assert os.getsid(process.pid) == process.pid != os.getsid(0)
         (guard.folder / "socket").touch()
         await guard.close()
         assert process.wait(DEADLINE) == -signal.SIGKILL
     assert not list(guard.folder.parent.glob(f"{guard.folder.name}*"))
     await guard.close()
-
-
-async def test_a_helper_gets_no_signals_from_its_owners_terminal() -> None:
-    guard = await Guard.start()
-    with helper(guard.launch_command([sys.executable, "-c", HELPER, f"{guard.folder}/socket"])) as process:
-        assert os.getsid(process.pid) == process.pid != os.getsid(0)
-        await guard.close()
 
 
 async def test_a_helper_that_is_launched_after_its_guard_has_closed_does_not_start() -> None:

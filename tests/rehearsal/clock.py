@@ -1,9 +1,18 @@
 """Virtual time: a queue of calls."""
 
 import heapq
+import itertools
 from collections.abc import Callable
 
-Call = Callable[[], None]
+
+class Timer:
+    """A call that was ordered for later, and can be cancelled."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        self.call = None
 
 
 class Clock:
@@ -11,23 +20,26 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._queue: list[tuple[float, int, Call]] = []
-        self._count = 0
+        self._queue: list[tuple[float, int, Timer]] = []
+        self._numbers = itertools.count()
 
-    def at(self, time: float, call: Call) -> None:
+    def at(self, time: float, call: Callable[[], None]) -> Timer:
         """Make ``call`` at ``time``, or now if that is over."""
-        self._count += 1
-        heapq.heappush(self._queue, (max(time, self.now), self._count, call))
+        timer = Timer(call)
+        heapq.heappush(self._queue, (max(time, self.now), next(self._numbers), timer))
+        return timer
 
-    def after(self, seconds: float, call: Call) -> None:
+    def after(self, seconds: float, call: Callable[[], None]) -> Timer:
         """Make ``call`` in ``seconds``."""
-        self.at(self.now + seconds, call)
+        return self.at(self.now + seconds, call)
 
     def run(self, is_over: Callable[[], bool], most: int) -> int:
         """Make calls until ``is_over``, none is left or ``most`` are made. Returns how many were made."""
         count = 0
         while self._queue and count < most and not is_over():
-            self.now, _, call = heapq.heappop(self._queue)
-            call()
-            count += 1
+            time, _, timer = heapq.heappop(self._queue)
+            if timer.call is not None:
+                self.now = time
+                timer.call()
+                count += 1
         return count

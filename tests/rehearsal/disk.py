@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tsr_swarm.rounds.gather import ShardDigest
+from tsr_swarm.rounds.protocol import ShardDigest
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 
 
@@ -64,3 +64,9 @@ class Disk:
             if at == round:
                 return chain
         return ""
+
+
+def new_disk(keeps: int, first: str, is_new: bool) -> Disk:
+    """Make the disk of a machine that has the first state, or that ``is_new`` and has nothing."""
+    genesis = RoundRecord(voters=(first,))
+    return Disk(keeps=keeps, hard_state=HardState(genesis), record=None if is_new else genesis)

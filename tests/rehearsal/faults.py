@@ -234,25 +234,16 @@ def _fail_journal_then_kill(swarm: Swarm, fault: Fault) -> float:
     return 5.0
 
 
-def _set_rate(machine: Machine, rate: float) -> None:
-    """Let the machine's clock go on from where it is, faster or slower."""
-    clock = machine.clock
-    clock.ahead += machine.swarm.clock.now * (clock.rate - rate)
-    clock.rate = rate
-    machine.reset_timer()
-
-
 def _skew(machines: Sequence[Machine], rate: float, seconds: float) -> float:
     for machine in machines:
-        _set_rate(machine, rate)
-        machine.swarm.clock.after(seconds, partial(_set_rate, machine, 1.0))
+        machine.set_clock(rate)
+        machine.swarm.clock.after(seconds, partial(machine.set_clock, 1.0))
     return seconds
 
 
 def _jump_clock(swarm: Swarm, fault: Fault) -> float:
     for machine in _machine(swarm, fault):
-        machine.clock.ahead += 3 * fault.seconds
-        machine.reset_timer()
+        machine.set_clock(machine.clock.rate, ahead=3 * fault.seconds)
     return 0.0
 
 

@@ -187,9 +187,9 @@ class InvariantChecker:
     # --- at the end ---------------------------------------------------------------------------------------------------
 
     def check_memory(self, machine: "Machine", names: int, shards: int) -> None:
-        node = machine.node
-        if node is None:
+        if machine.process is None:
             return
+        node = machine.process.node
         sizes = {"sent": (len(node.progress.sent), shards), "sending": (len(node.progress.sending), shards)}
         if node.leader_role is not None:
             sizes["contacts"] = (len(node.leader_role.contacts), names)
@@ -199,7 +199,7 @@ class InvariantChecker:
         if node.reducer is not None:
             sizes["held"] = (len(node.reducer.held), names * shards)
             sizes["done"] = (len(node.reducer.done), shards)
-        sizes["contributions"] = (len(machine.held), names * shards)
+        sizes["contributions"] = (len(machine.process.held), names * shards)
         sizes["answers"] = (len(node.voter.answered_at), names)
         for what, (size, most) in sizes.items():
             if size > most:

@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from random import Random
 
 from tests.rehearsal.clock import Clock
+from tests.rehearsal.disk import new_disk
 from tests.rehearsal.invariants import InvariantChecker
-from tests.rehearsal.machine import Machine, Pace, new_disk
+from tests.rehearsal.machine import Machine, Pace
 from tests.rehearsal.network import Network, Weather
 from tests.rehearsal.trace import Trace
 from tests.rehearsal.work import Units
@@ -75,7 +77,7 @@ class Swarm:
         self.is_over = False
         self.quiet_round: int | None = None  # the newest when the last fault was over
         self._quiet_at = 0.0
-        self._waiting: dict[tuple[int, str], list[Callable[[], None]]] = {}
+        self._waiting: dict[tuple[int, str], list[Callable[[], object]]] = {}
         self._seen: set[tuple[int, str]] = set()
         for member in layout.members:
             self.add(member)
@@ -125,7 +127,7 @@ class Swarm:
 
     def when(self, round: int, phase: str, delay: float, begin: Callable[[], None]) -> None:
         """Call ``begin`` ``delay`` seconds after the swarm reaches this phase of this round."""
-        self._waiting.setdefault((round, phase), []).append(lambda: self.clock.after(delay, begin))
+        self._waiting.setdefault((round, phase), []).append(partial(self.clock.after, delay, begin))
 
     def begin_fault(self, kind: str, seconds: float) -> None:
         """Note that a fault begins now and is over in ``seconds``."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tsr_swarm.rounds.gather import ShardDigest
+from tsr_swarm.rounds.protocol import ShardDigest
 
 Units = tuple[int, ...]
 

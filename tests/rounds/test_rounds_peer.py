@@ -26,44 +26,33 @@ def at(round: int) -> PeerState:
     return PeerState(applied=round, chain=f"d{round}", is_member=True)
 
 
-def test_a_newcomer_waits_for_an_update_then_fetches_the_state_then_trains() -> None:
-    assert next_activity(PeerState()) is Activity.WAIT
-    assert next_activity(told(PeerState(), 4)) is Activity.FETCH_STATE
-    assert next_activity(told(applied(PeerState(), 4), 4)) is Activity.TRAIN
+LATE = replace(at(4), trained=5, unsent=5)  # a peer whose contribution to round 5 is not sent
 
 
-def test_a_peer_that_was_away_replays_the_rounds_it_lacks_before_it_trains() -> None:
-    state = told(at(2), 4)
-    assert next_activity(state) is Activity.FETCH_ROUND
-    assert next_activity(applied(state, 3)) is Activity.FETCH_ROUND
-    assert next_activity(applied(applied(state, 3), 4)) is Activity.TRAIN
+NEXT = {
+    "a newcomer waits for an update": (PeerState(), Activity.WAIT),
+    "then it fetches the state": (told(PeerState(), 4), Activity.FETCH_STATE),
+    "then it trains": (told(applied(PeerState(), 4), 4), Activity.TRAIN),
+    "a peer that was away fetches what it lacks": (told(at(2), 4), Activity.FETCH_ROUND),
+    "each of these rounds": (applied(told(at(2), 4), 3), Activity.FETCH_ROUND),
+    "before it trains": (applied(applied(told(at(2), 4), 3), 4), Activity.TRAIN),
+    "the last round is applied": (apply_update(at(4), 5, None, True), Activity.FETCH_ROUND),
+    "before a peer quits": (applied(apply_update(at(4), 5, None, True), 5), Activity.QUIT),
+    "a contribution that came too late is not sent": (told(LATE, 5), Activity.FETCH_ROUND),
+    "the next one is trained for": (applied(told(LATE, 5), 5), Activity.TRAIN),
+    "another history": (told(replace(at(4), chain="fork"), 4), Activity.FETCH_STATE),
+    "a digest that differed": (replace(told(at(4), 5), needs_state=True), Activity.FETCH_STATE),
+}
 
 
-def test_training_stops_early_once_its_round_has_closed_without_it() -> None:
+@pytest.mark.parametrize(("state", "activity"), NEXT.values(), ids=NEXT)
+def test_what_is_most_urgent_is_done_next(state: PeerState, activity: Activity) -> None:
+    assert next_activity(state) is activity
+
+
+def test_training_stops_once_its_round_has_closed_without_this_peer_or_its_weights_are_wrong() -> None:
     state = told(at(4), 4)
     assert not is_stale(state, 5)
     assert is_stale(told(state, 5), 5)
-
-
-def test_a_contribution_that_came_too_late_is_not_sent() -> None:
-    state = told(replace(at(4), trained=5, unsent=5), 5)
-    assert next_activity(state) is Activity.FETCH_ROUND
-    state = applied(state, 5)
-    assert state.unsent == 0
-    assert next_activity(state) is Activity.TRAIN
-
-
-@pytest.mark.parametrize(
-    "state",
-    [told(replace(at(4), chain="fork"), 4), replace(told(at(4), 5), needs_state=True)],
-    ids=["it has another history", "its digest differed"],
-)
-def test_a_peer_with_wrong_weights_fetches_the_state_before_anything_else(state: PeerState) -> None:
-    assert next_activity(state) is Activity.FETCH_STATE
-    assert is_stale(state, 6) is state.needs_state
-
-
-def test_the_last_published_round_is_applied_before_a_peer_quits() -> None:
-    state = apply_update(at(4), 5, None, is_finished=True)
-    assert next_activity(state) is Activity.FETCH_ROUND
-    assert next_activity(applied(state, 5)) is Activity.QUIT
+    assert is_stale(replace(state, needs_state=True), 5)
+    assert applied(told(LATE, 5), 5).unsent == 0, "what was too late is not sent later either"

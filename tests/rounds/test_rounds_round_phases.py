@@ -4,13 +4,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.rounds import round_phases as phases
-from tsr_swarm.rounds.protocol import Commit, Drop, Explain, Open, Propose
+from tsr_swarm.rounds.protocol import Commit, Drop, Explain, Open, Propose, ShardDigest
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.round_phases import CloseRound, LeaderState, Phase, RoundPolicy, decide
+from tsr_swarm.rounds.round_phases import (
+    CloseRound,
+    Gather,
+    LeaderState,
+    Phase,
+    RoundPolicy,
+    decide,
+    missing_shards,
+    take_answer,
+)
 
 POLICY = RoundPolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=60.0, min_peers=1, last_round=0)
 PEERS = ["a", "b", "c", "d"]
@@ -92,18 +102,17 @@ def test_after_shards_have_moved_every_peer_has_to_send_again() -> None:
     assert committed(drive(state, (6.5, arrive, "a", 1))[1]) == [1]
 
 
-def test_a_new_leader_gives_its_peers_time_to_find_it() -> None:
-    state, seen = drive(led(4, open_after=6.0), (1.0, join, "a"), (5.9, tick))
+def test_a_new_leader_gives_the_peers_of_the_last_round_time_to_find_it_and_waits_for_nobody_else() -> None:
+    state, seen = drive(
+        led(4, open_after=6.0, awaited=frozenset("ab")), (1.0, join, "a"), (1.1, join, "c"), (5.9, tick)
+    )
     assert opened(seen) == []
     assert opened(drive(state, (6.0, tick))[1]) == [5]
-
-
-def test_a_new_leader_waits_no_longer_than_for_the_peers_of_the_last_round() -> None:
-    state, seen = drive(led(4, open_after=6.0, awaited=frozenset("ab")), (1.0, join, "a"), (1.1, join, "c"))
-    assert opened(seen) == []
-    state, seen = drive(state, (1.5, join, "b"))
+    state, seen = drive(state, (5.9, join, "b"))
     assert opened(seen) == [5]
     assert state.expected == frozenset("abc")
+    state, seen = drive(led(4, open_after=6.0), (1.0, join, "a"))
+    assert opened(seen) == [], "it does not know whom to wait for"
 
 
 def test_a_killed_peer_is_dropped_soon_and_costs_no_round() -> None:
@@ -126,9 +135,10 @@ def test_below_the_quorum_the_ceiling_closes_the_round() -> None:
     assert committed(drive(state, (60.0, tick))[1]) == [1]
 
 
-def test_stop_finishes_the_open_round_and_opens_no_other() -> None:
-    state, seen = drive(fresh(min_peers=1), (0.0, join, "a"), (1.0, stop), (2.0, arrive, "a", 1))
-    assert committed(seen) == [1]
+@pytest.mark.parametrize(("ends", "last_round"), [([(1.5, stop)], 0), ([], 1)], ids=["stopped", "the last"])
+def test_after_a_stop_or_the_last_round_no_other_opens(ends: list[Call], last_round: int) -> None:
+    state, seen = drive(fresh(1, last_round), (0.0, join, "a"), *ends, (2.0, arrive, "a", 1), (3.0, arrive, "a", 2))
+    assert committed(seen) == opened(seen) == [1]
     assert state.phase is Phase.FINISHED
 
 
@@ -136,13 +146,6 @@ def test_stop_does_not_wait_for_peers_that_are_all_gone() -> None:
     state, _ = drive(fresh(min_peers=1), (0.0, join, "a"), (1.0, leave, "a", "bye"))
     assert state.phase is Phase.TRAIN
     assert drive(state, (2.0, stop))[1] == [Explain(1, "finished", None, "it was asked to stop")]
-
-
-def test_no_round_opens_after_the_last_one() -> None:
-    calls = (0.0, join, "a"), (1.0, arrive, "a", 1), (2.0, arrive, "a", 2)
-    state, seen = drive(fresh(min_peers=1, last_round=2), *calls)
-    assert committed(seen) == [1, 2]
-    assert state.phase is Phase.FINISHED
 
 
 peers = st.sampled_from(["a", "b", "c"])
@@ -240,33 +243,24 @@ def test_a_peer_that_came_after_a_round_was_opened_was_not_late_for_it() -> None
 
 # --- deadlines ----------------------------------------------------------------------------------------------------
 
-offsets = st.floats(0, 59, allow_nan=False)
-arrivals = st.dictionaries(st.sampled_from(PEERS), offsets, max_size=4)
+arrivals = st.dictionaries(st.sampled_from(PEERS), st.floats(0, 59, allow_nan=False), max_size=4)
 
 
 @given(arrivals=arrivals, elapsed=st.floats(0, 120), quorum=st.integers(1, 5))
-def test_a_round_never_outlives_its_ceiling_and_never_closes_early_below_its_quorum(
+def test_a_round_closes_at_its_ceiling_or_with_everybody_never_below_its_quorum_and_for_good(
     arrivals: dict[str, float], elapsed: float, quorum: int
 ) -> None:
-    decision = decide(elapsed, PEERS, arrivals, replace(POLICY, quorum=quorum))
+    policy = replace(POLICY, quorum=quorum)
+    decision = decide(elapsed, PEERS, arrivals, policy)
     assert decision.deadline <= POLICY.ceiling_seconds or decision.close
     if elapsed >= POLICY.ceiling_seconds:
         assert decision.close
     elif len(arrivals) < quorum:
         assert not decision.close
-
-
-@given(arrivals=arrivals, elapsed=st.floats(0, 59))
-def test_a_round_that_closes_does_not_open_again_later(arrivals: dict[str, float], elapsed: float) -> None:
-    if decide(elapsed, PEERS, arrivals, POLICY).close:
-        assert decide(elapsed + 1, PEERS, arrivals, POLICY).close
-
-
-@given(elapsed=st.floats(0, 59), offsets=st.lists(offsets, min_size=4, max_size=4))
-def test_a_round_closes_at_once_when_everybody_is_here(elapsed: float, offsets: list[float]) -> None:
-    decision = decide(elapsed, PEERS, dict(zip(PEERS, offsets, strict=True)), POLICY)
-    assert decision.close
-    assert decision.reason in ("all 4 payloads are here", "the ceiling was reached with 4 here")
+    elif len(arrivals) == len(PEERS):
+        assert (decision.close, decision.reason) == (True, "all 4 payloads are here")
+    if decision.close:
+        assert decide(elapsed + 1, PEERS, arrivals, policy).close
 
 
 def test_a_late_peer_is_waited_for_as_long_as_the_others_suggest_and_no_longer() -> None:
@@ -279,9 +273,48 @@ def test_a_late_peer_is_waited_for_as_long_as_the_others_suggest_and_no_longer()
     assert "1 of 4 missed the deadline" in late.reason
 
 
-def test_nobody_is_late_before_half_of_the_contributions_are_here() -> None:
+def test_nobody_is_late_before_half_of_the_contributions_are_here_and_of_a_peer_that_left_they_count() -> None:
     assert not decide(59.0, PEERS, {"a": 1.0}, POLICY).close
-
-
-def test_a_peer_that_sent_and_then_left_still_counts() -> None:
     assert decide(5.0, ["b"], {"a": 1.0, "b": 2.0}, POLICY).reason == "all 2 payloads are here"
+
+
+# --- collecting the shards of a closed round --------------------------------------------------------------------------
+
+REDUCERS = ("a", "b", "b", "c")
+
+
+def digest(shard: int) -> ShardDigest:
+    return ShardDigest(frozenset({"p"}), f"digest-{shard}")
+
+
+def begun() -> Gather:
+    return Gather(7, REDUCERS, 100.0)
+
+
+def test_every_reducer_is_asked_for_all_its_shards_that_are_missing() -> None:
+    assert missing_shards(begun(), (), 100.0) == {"a": (0,), "b": (1, 2), "c": (3,)}
+    gather = take_answer(begun(), "b", 1, digest(1), 100.2)
+    assert missing_shards(gather, (), 100.5) == {"a": (0,), "b": (2,), "c": (3,)}
+
+
+def test_the_first_answer_of_the_right_reducer_counts() -> None:
+    gather = begun()
+    for sender, shard, result in (("a", 1, 9), ("b", 1, 1), ("b", 1, 2), ("b", 17, 2)):
+        gather = take_answer(gather, sender, shard, digest(result), 100.1)
+    assert gather.answers == {1: digest(1)}
+
+
+def test_the_shards_of_a_reducer_that_is_gone_are_void_at_once() -> None:
+    gather = take_answer(take_answer(begun(), "a", 0, digest(0), 100.5), "c", 3, digest(3), 100.5)
+    assert missing_shards(gather, ["b"], 100.6) == {}
+    assert gather.results == (digest(0), ShardDigest(), ShardDigest(), digest(3))
+
+
+@given(answered=st.sets(st.integers(0, 3)), seconds=st.floats(0.0, 3.0))
+def test_it_ends_in_time_whoever_is_silent(answered: set[int], seconds: float) -> None:
+    gather = begun()
+    for shard in sorted(answered):
+        gather = take_answer(gather, REDUCERS[shard], shard, digest(shard), 100.0 + seconds)
+    assert gather.deadline <= 100.0 + 2 * phases.PATIENCE_SECONDS + 3 * seconds
+    assert missing_shards(gather, (), gather.deadline) == {}
+    assert gather.results == tuple(digest(shard) if shard in answered else ShardDigest() for shard in range(4))

@@ -8,10 +8,9 @@ import pytest
 
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.follower import UNLED_SECONDS
-from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.leader import round_update
 from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.rounds.protocol import OpenRound, Poll, Received, Redirect, ReducerSlot, RoundUpdate
+from tsr_swarm.rounds.protocol import OpenRound, Poll, Received, Redirect, ReducerSlot, RoundUpdate, ShardDigest
 from tsr_swarm.rounds.raft_state import HardState, Heartbeat, HeartbeatReply, RoundRecord, VoteReply
 from tsr_swarm.rounds.round_phases import Phase, RoundPolicy
 from tsr_swarm.rounds.state import Node, NodeIdentity
@@ -99,12 +98,6 @@ def test_a_timer_that_went_off_is_not_due_at_once_again(make: Callable[[], Node]
         now = max(now, wake_at(state))
         state, _ = step(state, pt.Tick(), now)
         assert wake_at(state) > now
-
-
-def test_a_node_that_has_quit_has_no_timer() -> None:
-    state, actions = drive(node("p"), (pt.Tick(), 0.0), (pt.Stop(), 1.0))
-    assert only(actions, pt.Quit)
-    assert wake_at(state) == float("inf")
 
 
 # --- a new leader for the same round ------------------------------------------------------------------------------
@@ -228,10 +221,11 @@ def test_a_leader_that_is_asked_to_stop_ends_its_round_and_leaves_without_ending
     assert not round_update(state).is_finished
 
 
-def test_a_peer_that_is_asked_to_stop_and_knows_no_leader_leaves_at_once() -> None:
+def test_a_peer_that_is_asked_to_stop_and_knows_no_leader_leaves_at_once_and_has_no_timer() -> None:
     state, _ = step(working(), pt.Unreachable("c", poll("p").message), 4.1)
-    state = replace(state, tracking=replace(state.tracking, leader=""))
-    assert only(step(state, pt.Stop(), 4.2)[1], pt.Quit)
+    state, actions = step(replace(state, tracking=replace(state.tracking, leader="")), pt.Stop(), 4.2)
+    assert only(actions, pt.Quit)
+    assert wake_at(state) == float("inf")
 
 
 def test_a_peer_that_has_the_last_round_tells_the_leader_at_once() -> None:
@@ -241,24 +235,30 @@ def test_a_peer_that_has_the_last_round_tells_the_leader_at_once() -> None:
     assert [message.applied for message in sent(actions, Poll)] == [1] or sent(actions, pt.Goodbye)
 
 
+def tick_until_it_quits(state: Node, seconds: float, lives: bool) -> tuple[Node, float]:
+    """The node when it quits or after ``seconds``, and how long it took. Of the others q alone may answer."""
+    began = now = state.stepped_at
+    while now < began + seconds:
+        now = max(wake_at(state), now + 0.01)
+        state, actions = step(state, pt.Tick(), now)
+        if only(actions, pt.Quit):
+            break
+        events = [pt.Unreachable(action.to, action.message) for action in only(actions, pt.Send)]
+        if lives:
+            events = [Received("q", HeartbeatReply(state.voter.term, 2, "", "following"))]
+        state, _ = drive(state, *((event, now) for event in events))
+    return state, now - began
+
+
 @pytest.mark.parametrize("applied", [2, 3])
 def test_a_voter_that_is_started_after_the_last_round_ends_where_nobody_leads(applied: int) -> None:
     """The other voters left with the end of the run: it would wait for them for ever."""
     base = RoundRecord(applied, "2" * 64, "1" * 64, ("c", "p", "q"))
     state = node("c", trains=False, base=base, last_round=3, known=("p", "q"))
-    quits: list[float] = []
-    now = 0.0
-    while now < 3 * UNLED_SECONDS and not quits:
-        now = max(wake_at(state), now + 0.01)
-        state, actions = step(state, pt.Tick(), now)
-        quits += [now for _ in only(actions, pt.Quit)]
-        for action in only(actions, pt.Send):
-            state, _ = step(state, pt.Unreachable(action.to, action.message), now)
-    if applied == 3:
-        assert state.tracking.is_finished
-        assert UNLED_SECONDS <= quits[0] < UNLED_SECONDS + 10.0
-    else:
-        assert not quits, "the run goes on when the others are back"
+    state, seconds = tick_until_it_quits(state, 3 * UNLED_SECONDS, lives=False)
+    assert state.has_quit is state.tracking.is_finished is (applied == 3), "else it goes on when the others are back"
+    if state.has_quit:
+        assert UNLED_SECONDS <= seconds < UNLED_SECONDS + 10.0
 
 
 @pytest.mark.parametrize("lives", [True, False])
@@ -270,16 +270,10 @@ def test_a_leader_does_not_leave_a_voter_without_the_last_round_that_still_asks_
         vote = VoteReply(1, state.voter.term, True, is_pre_vote, "granted")
         state, _ = step(state, Received("q", vote), state.stepped_at)
     assert state.voter.leads
-    now = began = state.stepped_at
-    has_quit = False
-    while now < began + 30.0 and not has_quit:
-        now = max(wake_at(state), now + 0.01)
-        state, actions = step(state, pt.Tick(), now)
-        has_quit = bool(only(actions, pt.Quit))
-        if lives and not has_quit:
-            state, _ = step(state, Received("q", HeartbeatReply(state.voter.term, 2, "", "following")), now)
-    assert has_quit is not lives
+    state, _ = tick_until_it_quits(state, 30.0, lives)
+    assert state.has_quit is not lives
     if lives:
+        now = state.stepped_at
         late, done = (poll("q", applied=round, trains=False, is_dialable=True) for round in (2, 3))
         assert only(drive(state, (late, now), (done, now + 0.1))[1], pt.Quit)
 

@@ -10,9 +10,9 @@ import pytest
 
 from tests.swarm_rig import Swarm, run_swarm, tiny_config
 from tsr_swarm.config.blocks import Block
+from tsr_swarm.config.layout import KB, core_upload, sketch_costs
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.config.sizes import KB, core_upload, sketch_costs
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.node import leader
 from tsr_swarm.optim.sketch_budget import RefreshState, within_budget

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tsr_swarm.simulate.plots import spread, write_plots
 from tsr_swarm.simulate.report import document, equal_seconds, markdown, settings_text
 from tsr_swarm.simulate.result import Point, ResultStore, RunResult
 from tsr_swarm.simulate.run_spec import RunSpec, StudyOptions, specs_of
-from tsr_swarm.simulate.runner import Progress, run_all, seconds_left
+from tsr_swarm.simulate.runner import Progress, run_all, seconds_left, work
 
 LINK = Link(up=1e6, down=2e6, rtt=0.1, step_seconds=0.5)
 
@@ -94,6 +95,14 @@ def test_an_interrupt_keeps_the_finished_runs_and_the_same_call_goes_on(tmp_path
     run_all(specs, store, 1, progress.append)
     assert [entry.name for entry in progress if entry.finished is not None] == [spec.name for spec in specs[1:]]
     assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_a_worker_whose_messages_are_not_read_any_more_ends_without_an_error() -> None:
+    """A command that was interrupted closes the pipe with messages in it, which resets the connection."""
+    ours, theirs = Pipe()
+    theirs.send(1)
+    ours.close()
+    work(theirs)
 
 
 def test_a_run_that_cannot_be_run_is_refused_before_any_other_is(tmp_path: Path) -> None:

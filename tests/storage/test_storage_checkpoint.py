@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tsr_swarm.errors import CheckpointError
-from tsr_swarm.storage.checkpoint import load_latest, save, saved_rounds
+from tsr_swarm.storage.checkpoint import Checkpoint, load_latest, save, saved_rounds
 from tsr_swarm.storage.files import decode_digested, encode_digested
 
 
@@ -27,9 +27,14 @@ def save_round(folder: Path, round: int, keep: int = 3) -> Path:
     return save(folder, round, some_files(round), {"round": round, "note": "naïve"}, keep)
 
 
-def assert_is_round(folder: Path, round: int, warnings: int) -> None:
+def latest(folder: Path) -> Checkpoint:
     checkpoint = load_latest(folder)
     assert checkpoint is not None
+    return checkpoint
+
+
+def assert_is_round(folder: Path, round: int, warnings: int) -> None:
+    checkpoint = latest(folder)
     assert checkpoint.round == round
     assert checkpoint.document == {"round": round, "note": "naïve"}
     assert_equal(checkpoint.files, some_files(round))
@@ -40,10 +45,9 @@ def assert_equal(found: Mapping[str, Mapping[str, Tensor]], expected: Mapping[st
     assert {stem: list(tensors) for stem, tensors in found.items()} == {
         stem: sorted(tensors) for stem, tensors in expected.items()
     }
-    for stem, tensors in expected.items():
-        for name, tensor in tensors.items():
-            assert found[stem][name].dtype == tensor.dtype
-            assert torch.equal(found[stem][name], tensor)
+    for stem, name, tensor in ((stem, *item) for stem, tensors in expected.items() for item in tensors.items()):
+        assert found[stem][name].dtype == tensor.dtype
+        assert torch.equal(found[stem][name], tensor)
 
 
 def names(folder: Path) -> list[str]:
@@ -70,8 +74,7 @@ def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
     document = {"text": "naïve \u2028", "numbers": [1, 0.1, -1e300, None, True], "nested": {"b": 1, "a": {}}}
     path = save(tmp_path / "new" / "folder", 12, files, document, keep=1)
     assert path.name == "round-000012"
-    checkpoint = load_latest(tmp_path / "new" / "folder")
-    assert checkpoint is not None
+    checkpoint = latest(tmp_path / "new" / "folder")
     assert checkpoint.path == path
     assert checkpoint.document == document
     assert checkpoint.warnings == ()
@@ -84,26 +87,26 @@ def test_a_folder_without_checkpoints_is_not_an_error(tmp_path: Path) -> None:
     assert saved_rounds(tmp_path / "missing") == ()
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    for round in (1, 2, 10, 999_999, 1_000_000):
-        save_round(tmp_path, round, keep=3)
-    assert saved_rounds(tmp_path) == (10, 999_999, 1_000_000)
-    assert_is_round(tmp_path, 1_000_000, warnings=0)
+@pytest.mark.parametrize(
+    ("rounds", "keep", "kept"),
+    [((1, 2, 10, 999_999, 1_000_000), 3, (10, 999_999, 1_000_000)), ((7, 8, 9, 5, 6), 2, (5, 6, 8, 9))],
+    ids=["in order", "back to an older round"],
+)
+def test_only_the_newest_up_to_the_one_just_saved_are_counted(
+    tmp_path: Path, rounds: tuple[int, ...], keep: int, kept: tuple[int, ...]
+) -> None:
+    for round in rounds:
+        save_round(tmp_path, round, keep)
+    assert saved_rounds(tmp_path) == kept
+    assert_is_round(tmp_path, kept[-1], warnings=0)
 
 
 def test_a_round_saved_again_replaces_the_first(tmp_path: Path) -> None:
     save_round(tmp_path, 4)
     save(tmp_path, 4, some_files(9), {"again": True}, keep=1)
-    checkpoint = load_latest(tmp_path)
-    assert checkpoint is not None
+    checkpoint = latest(tmp_path)
     assert checkpoint.document == {"again": True}
     assert names(tmp_path) == ["round-000004"]
-
-
-def test_going_back_to_an_older_round_keeps_what_is_saved_then(tmp_path: Path) -> None:
-    for round in (7, 8, 9, 5, 6):
-        save_round(tmp_path, round, keep=2)
-    assert saved_rounds(tmp_path) == (5, 6, 8, 9)
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +154,7 @@ def test_a_missing_or_empty_file_falls_back_and_says_so(tmp_path: Path, name: st
     (tmp_path / "round-000003" / name).unlink()
     (tmp_path / "round-000002" / name).write_bytes(b"")
     assert_is_round(tmp_path, 1, warnings=2)
-    checkpoint = load_latest(tmp_path)
-    assert checkpoint is not None
+    checkpoint = latest(tmp_path)
     assert "round-000003 is damaged" in checkpoint.warnings[0]
     assert name in checkpoint.warnings[0]
 
@@ -163,7 +165,7 @@ def test_a_checkpoint_of_another_format_is_passed_over_whatever_its_digest(
 ) -> None:
     save_round(tmp_path, 1)
     path = save_round(tmp_path, 2) / "checkpoint.json"
-    body = decode_digested(path.read_bytes()) | changes
+    body = decode_digested(path.read_bytes(), 1) | changes
     path.write_bytes(encode_digested({name: value for name, value in body.items() if value is not None}))
     assert_is_round(tmp_path, 1, warnings=1)
 
@@ -191,13 +193,8 @@ def test_a_folder_that_cannot_be_made_is_an_error_in_one_sentence(tmp_path: Path
 
 
 def run_python(program: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    command, environment = [sys.executable, "-c", program, str(folder)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -208,7 +205,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from tsr_swarm.errors import CheckpointError
-from tsr_swarm.storage.checkpoint import load_latest, save
+from tsr_swarm.storage.checkpoint import Checkpoint, load_latest, save
 
 folder = Path(sys.argv[1])
 files = {"model": {"w": torch.ones(2000)}, "peer": {"w": torch.ones(20000)}}
@@ -245,7 +242,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from tsr_swarm.storage.checkpoint import load_latest, save
+from tsr_swarm.storage.checkpoint import Checkpoint, load_latest, save
 
 torch.set_num_threads(1)
 def save_round(folder, round):

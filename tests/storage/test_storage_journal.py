@@ -38,10 +38,6 @@ def hard_states(draw: st.DrawFn) -> HardState:
     return HardState(base, term, draw(st.sampled_from(["", ME, OTHER])), tail, tail_term)
 
 
-def refuse(message: str) -> None:
-    raise AssertionError(message)
-
-
 def journal_in(folder: Path) -> Journal:
     return Journal(folder, ME, RUN)
 
@@ -53,9 +49,9 @@ def test_a_journal_gives_back_what_was_written_last(written: list[HardState]) ->
         path = Path(folder) / "new"
         for hard_state in written:
             journal = journal_in(path)
-            journal.load(refuse)
+            journal.load(pytest.fail)
             journal.write(hard_state)
-        assert journal_in(path).load(refuse) == (written[-1] if written else None)
+        assert journal_in(path).load(pytest.fail) == (written[-1] if written else None)
         assert knows_rounds(path) == bool(written and (written[-1].base.round or written[-1].tail))
 
 
@@ -87,9 +83,9 @@ def test_a_process_killed_while_it_writes_leaves_the_old_hard_state_or_the_new(
         try:
             journal.write(after)
         except Killed:
-            assert journal_in(tmp_path).load(refuse) in (before, after)
+            assert journal_in(tmp_path).load(pytest.fail) in (before, after)
     again = journal_in(tmp_path)
-    again.load(refuse)
+    again.load(pytest.fail)
     again.write(after)
     for name in NAMES:
         (tmp_path / name).unlink()
@@ -121,7 +117,7 @@ def test_a_copy_that_a_crash_left_behind_is_not_taken_for_the_newest(tmp_path: P
     kept = (tmp_path / NAMES[1]).read_bytes()
     journal.write(new)
     (tmp_path / NAMES[1]).write_bytes(kept)
-    assert journal_in(tmp_path).load(refuse) == new
+    assert journal_in(tmp_path).load(pytest.fail) == new
 
 
 def body(**changes: object) -> dict[str, Any]:
@@ -166,7 +162,7 @@ def test_a_journal_of_impossible_content_is_refused_whatever_its_digest(
     for name in NAMES:
         (tmp_path / name).write_bytes(encode_digested(document))
     with pytest.raises(RunError, match=r"The journal of this node is lost: .* Restore one of the two from a copy"):
-        journal_in(tmp_path).load(refuse)
+        journal_in(tmp_path).load(pytest.fail)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +182,7 @@ def test_a_file_that_is_no_journal_is_one_sentence(tmp_path: Path, content: byte
     (tmp_path / NAMES[0]).write_bytes(content)
     assert knows_rounds(tmp_path)
     with pytest.raises(RunError, match=r"The journal of this node is lost"):
-        journal_in(tmp_path).load(refuse)
+        journal_in(tmp_path).load(pytest.fail)
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"no"), lambda path: path.mkdir()])
@@ -204,7 +200,7 @@ def test_a_copy_that_is_lost_is_written_again(tmp_path: Path, spoil: Callable[[P
             journal.write(HardState(GENESIS, term=4))
         (tmp_path / NAMES[0]).rmdir()
     journal.write(HardState(GENESIS, term=4))
-    assert journal_in(tmp_path).load(refuse) == HardState(GENESIS, term=4)
+    assert journal_in(tmp_path).load(pytest.fail) == HardState(GENESIS, term=4)
 
 
 def test_a_journal_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

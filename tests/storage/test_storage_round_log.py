@@ -167,15 +167,8 @@ def test_a_shard_is_found_by_its_hashes_in_every_proposal(tmp_path: Path) -> Non
         found = log.shard(1, 1, [section.hash for section in sections(which)])
         assert found == (sections_from_proto(sections(which)), data[which])
     first = [section.hash for section in sections(0)]
-    for round, shard, wanted in (
-        (1, 0, []),
-        (1, 0, first),
-        (1, 1, first[:1]),
-        (1, 2, first),
-        (2, 1, first),
-        (1, 1, []),
-    ):
-        assert log.shard(round, shard, wanted) is None
+    misses = [(1, 0, []), (1, 0, first), (1, 1, first[:1]), (1, 2, first), (2, 1, first), (1, 1, [])]
+    assert [log.shard(*miss) for miss in misses] == len(misses) * [None]
     (file,) = tmp_path.glob(f"*{chain_of(1).hex()}*")
     os.truncate(file, file.stat().st_size - 1)
     with pytest.raises(RunError, match="cannot be read"):

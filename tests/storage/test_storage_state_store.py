@@ -18,9 +18,9 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.storage import state_file
 from tsr_swarm.storage.round_log import RoundLog
-from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.storage.state_file import StateAssembly, begun_round, read_chunks, state_length, write_state
 from tsr_swarm.storage.state_store import LEASE_SECONDS, MAX_STATES, StateStore
+from tsr_swarm.train.trainer import fresh_consensus
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 

@@ -57,15 +57,11 @@ def all_parts(data: DataConfig) -> list[bytes]:
 
 
 @given(documents)
-def test_held_out_documents_are_enough_and_at_most_a_fifth(found: tuple[Document, ...]) -> None:
+def test_held_out_documents_are_enough_at_most_a_fifth_and_the_same_in_any_order(found: tuple[Document, ...]) -> None:
     heldout = heldout_documents(found, MINIMUM)
     assert set(heldout) <= set(found)
     assert not heldout or MINIMUM <= size(heldout) <= 0.2 * size(found)
-
-
-@given(documents)
-def test_the_held_out_documents_do_not_depend_on_the_order_of_listing(found: tuple[Document, ...]) -> None:
-    assert heldout_documents(found[::-1], MINIMUM) == heldout_documents(found, MINIMUM)
+    assert heldout_documents(found[::-1], MINIMUM) == heldout
 
 
 def test_about_a_twentieth_of_many_documents_is_held_out() -> None:
@@ -84,8 +80,7 @@ def test_parts_are_disjoint_complete_and_fair(found: tuple[Document, ...], parts
 @given(st.integers(0, 10**12), st.integers(1, 1000))
 def test_ranges_cover_the_text_once(length: int, parts: int) -> None:
     ranges = [part_range(length, parts, part) for part in range(parts)]
-    assert ranges[0][0] == 0
-    assert ranges[-1][1] == length
+    assert (ranges[0][0], ranges[-1][1]) == (0, length)
     assert all(before[1] == after[0] for before, after in pairwise(ranges))
     assert all(abs(end - start - length / parts) < 1 for start, end in ranges)
 
@@ -298,17 +293,15 @@ def stream(length: int = 1000, **changes: int) -> TokenStream:
 
 @given(st.integers(0, 2**31 - 1), st.integers(1, 10**5), st.integers(0, 10**12), st.integers(0, 100))
 def test_a_batch_follows_from_seed_peer_step_and_micro_batch(seed: int, number: int, step: int, micro: int) -> None:
-    batch = stream(seed=seed, number=number).batch(step, micro)
-    assert batch.shape == (4, 17)
-    assert batch.dtype is torch.int64
-    assert torch.equal(stream(seed=seed, number=number).batch(step, micro), batch)
-    others = (
-        stream(seed=seed + 1, number=number).batch(step, micro),
-        stream(seed=seed, number=number + 1).batch(step, micro),
-        stream(seed=seed, number=number).batch(step + 1, micro),
-        stream(seed=seed, number=number).batch(step, micro + 1),
-    )
-    assert not any(torch.equal(other, batch) for other in others)
+    def draw(seed: int, number: int, step: int, micro: int) -> torch.Tensor:
+        return stream(seed=seed, number=number).batch(step, micro)
+
+    given = (seed, number, step, micro)
+    batch = draw(*given)
+    assert (batch.shape, batch.dtype) == ((4, 17), torch.int64)
+    assert torch.equal(draw(*given), batch)
+    for changed in range(4):
+        assert not torch.equal(draw(*(value + (place == changed) for place, value in enumerate(given))), batch)
 
 
 @given(st.integers(17, 60), st.integers(0, 10**6))

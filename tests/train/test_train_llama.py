@@ -17,19 +17,12 @@ from tsr_swarm.storage.export import export_hf
 from tsr_swarm.train.llama import KeyValue, Llama, build_model, initial_weights, parameter_shapes
 
 LOGIT_TOLERANCE = 1e-5  # float32, the same operations in another order
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+LARGER = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "vocab_size": 300}
 CONFIGS = {
-    "tied": ModelConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2),
-    "untied": ModelConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, tie_word_embeddings=False),
-    "grouped": ModelConfig(
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        rope_theta=500.0,
-        rms_norm_eps=1e-4,
-        vocab_size=300,
-    ),
+    "tied": ModelConfig(**SMALL),
+    "untied": ModelConfig(**SMALL, tie_word_embeddings=False),
+    "grouped": ModelConfig(**LARGER, num_attention_heads=6, num_key_value_heads=2, rope_theta=500.0, rms_norm_eps=1e-4),
 }
 
 

@@ -12,10 +12,10 @@ from tsr_swarm.baselines.diloco import DiLoCo, DiLoCoSettings
 from tsr_swarm.baselines.lordo import LoRDO, LoRDOSettings
 from tsr_swarm.baselines.method import Method
 from tsr_swarm.baselines.powersgd import PowerSGDSettings, make_powersgd
-from tsr_swarm.baselines.settings import Settings, nearest, read_settings
+from tsr_swarm.baselines.settings import Settings
 from tsr_swarm.baselines.sparseloco import SparseLoCo, SparseLoCoSettings
 from tsr_swarm.baselines.tsr_adam import TSRAdamMethod, TSRAdamSettings
-from tsr_swarm.config.coerce import require
+from tsr_swarm.config.coerce import nearest, require
 from tsr_swarm.errors import ConfigError
 
 
@@ -46,7 +46,7 @@ def make_method(name: str, weights: Mapping[str, Tensor], peers: int, settings: 
     """
     require(peers >= 1, "peers", peers, "1 or more")
     baseline = _baseline(name)
-    return baseline.make(weights, peers, read_settings(baseline.settings, settings))
+    return baseline.make(weights, peers, baseline.settings.read(settings))
 
 
 def default_settings(name: str) -> Mapping[str, object]:

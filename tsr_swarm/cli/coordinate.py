@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tsr_swarm.cli.options import Json, NoDht, Plain, Proxy, Record, Rounds, Set, check_address, check_announce
+from tsr_swarm.cli.options import Json, NoDht, Plain, Proxy, Record, Rounds, Set, check_announce, host_port
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.config.load import load_run_config
-from tsr_swarm.discovery.addresses import is_loopback, split_address
+from tsr_swarm.discovery.addresses import is_loopback
 from tsr_swarm.process.machine_limits import require_process_room
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.telemetry.events import Event, RunStarted
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
+from tsr_swarm.transport.address import parse_address
 
 if TYPE_CHECKING:  # textual takes long to import
     from tsr_swarm.monitor.help import Invitation
@@ -22,19 +23,14 @@ if TYPE_CHECKING:  # textual takes long to import
 def coordinate(
     context: typer.Context,
     run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file; see 'tsr-swarm init'.")],
-    listen: Annotated[
-        str,
-        typer.Option(
-            metavar="HOST:PORT", envvar="TSR_SWARM_LISTEN", callback=check_address, help="Where to listen; port 0: any."
-        ),
-    ] = "127.0.0.1:7700",
+    listen: Annotated[str, host_port("Where to listen; port 0: any.", envvar="TSR_SWARM_LISTEN")] = "127.0.0.1:7700",
     announce: Annotated[
         str | None,
-        typer.Option(
+        host_port(
+            "Where peers reach this machine, when that is not where it listens.",
+            check_announce,
             metavar="HOST[:PORT]",
             envvar="TSR_SWARM_ANNOUNCE",
-            callback=check_announce,
-            help="Where peers reach this machine, when that is not where it listens.",
         ),
     ] = None,
     dht_port: Annotated[
@@ -97,8 +93,8 @@ def invitation(address: str, listen: str, dht_port: int) -> "Invitation":
     from tsr_swarm.monitor.help import Invitation
 
     command = f"tsr-swarm join --coordinator {address}"
-    _, port = split_address(address)
-    inside, inside_port = split_address(listen)
+    _, port = parse_address(address)
+    inside, inside_port = parse_address(listen)
     if is_loopback(inside):
         return Invitation(label="Join from this machine with:", command=command)
     forward = f"TCP port {port}" + (f" to {inside_port}" if inside_port not in (0, port) else "")

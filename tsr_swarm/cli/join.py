@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tsr_swarm.cli.options import Json, Plain, Proxy, UsageError, check_address, check_announce, parse_wait, usage
+from tsr_swarm.cli.options import Json, Plain, Proxy, UsageError, check_announce, host_port, usage, waiting
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.profile import JoinProfile, merge_profile
@@ -18,10 +18,7 @@ from tsr_swarm.process.shutdown import Shutdown
 
 def join(
     context: typer.Context,
-    coordinator: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", callback=check_address, help="Where the coordinator listens."),
-    ] = None,
+    coordinator: Annotated[str | None, host_port("Where the coordinator listens.")] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -30,18 +27,11 @@ def join(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default="auto")] = None,
     name: Annotated[str | None, typer.Option(help="What people see.", show_default="this machine's name")] = None,
-    listen: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT", callback=check_address, help="Be dialled: average, give, vote, lead; port 0: any."
-        ),
-    ] = None,
+    listen: Annotated[str | None, host_port("Be dialled: average, give, vote, lead; port 0: any.")] = None,
     announce: Annotated[
         str | None,
-        typer.Option(
-            metavar="HOST[:PORT]",
-            callback=check_announce,
-            help="Where others reach this machine, when that is not where it listens.",
+        host_port(
+            "Where others reach this machine, when that is not where it listens.", check_announce, metavar="HOST[:PORT]"
         ),
     ] = None,
     dht_port: Annotated[
@@ -62,15 +52,7 @@ def join(
     local_space: Annotated[
         str | None, typer.Option(metavar="core|full", help="What moves between rounds, if the run leaves a choice.")
     ] = None,
-    wait: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            parser=parse_wait,
-            help="How long to try again while nobody answers: 90, 5min; 0: not at all.",
-            show_default="60",
-        ),
-    ] = None,
+    wait: Annotated[float | None, waiting(show_default="60")] = None,
     profile: Annotated[Path | None, typer.Option(metavar="FILE", help="A peer.toml with these settings.")] = None,
     slowdown: Annotated[
         float, typer.Option(min=1, metavar="FACTOR", hidden=True, help="Play a machine that is FACTOR times slower.")

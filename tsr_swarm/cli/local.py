@@ -19,7 +19,7 @@ from tsr_swarm.cli.process import run_training
 from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig, is_utf8
 from tsr_swarm.local.faults import COORDINATOR, name_of
-from tsr_swarm.local.flags import LocalFlags, plan_local
+from tsr_swarm.local.flags import plan_local
 from tsr_swarm.local.folder import RUN_FILE, coordinator_folder, fit_config, keep_config
 from tsr_swarm.local.network import namespaces
 from tsr_swarm.local.network.local_network import MODES
@@ -38,6 +38,9 @@ if TYPE_CHECKING:  # textual takes long to import
 PEERS, ROUNDS = 3, 30  # unless something says otherwise
 SAMPLE_LENGTH = 240
 LAST_CHECKPOINT = "the model of the coordinator's last checkpoint"
+
+
+Texts = list[str] | None
 
 
 def _many(metavar: str, text: str) -> Any:
@@ -61,29 +64,23 @@ def local(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.")] = False,
-    kill: Annotated[
-        list[str] | None, _many("WHO@ROUND[/PHASE]", "Kill peer WHO, or 'coordinator', 'leader', 'reducer'.")
-    ] = None,
+    kill: Annotated[Texts, _many("WHO@ROUND[/PHASE]", "Kill peer WHO, or 'coordinator', 'leader', 'reducer'.")] = None,
     back: Annotated[
-        list[str] | None,
-        _many("WHO@ROUND[/PHASE][:SECONDS]", "WHO, who was killed, comes back, or SECONDS after that."),
+        Texts, _many("WHO@ROUND[/PHASE][:SECONDS]", "WHO, who was killed, comes back, or SECONDS after that.")
     ] = None,
     join_at: Annotated[list[int] | None, _many("ROUND", "A further peer joins in ROUND.")] = None,
-    env: Annotated[list[str] | None, _many("WHO:KEY=VALUE", "Set KEY for one process only.")] = None,
-    stop: Annotated[list[str] | None, _many("WHO@ROUND[/PHASE][:SECONDS]", "Freeze WHO for SECONDS (20s).")] = None,
-    slow: Annotated[list[str] | None, _many("WHO:FACTOR", "Training takes peer WHO FACTOR times as long.")] = None,
-    nat: Annotated[list[str] | None, _many("WHO", "Nothing reaches peer WHO that it did not ask for.")] = None,
-    up: Annotated[list[str] | None, _many("WHO:RATE", "What WHO, or 'all', can send: 2:20mbit.")] = None,
-    down: Annotated[list[str] | None, _many("WHO:RATE", "What WHO, or 'all', can receive.")] = None,
-    rtt: Annotated[
-        list[str] | None, _many("WHO:TIME", "The share of WHO, or 'all', in every round trip: 2:80ms.")
-    ] = None,
+    env: Annotated[Texts, _many("WHO:KEY=VALUE", "Set KEY for one process only.")] = None,
+    stop: Annotated[Texts, _many("WHO@ROUND[/PHASE][:SECONDS]", "Freeze WHO for SECONDS (20s).")] = None,
+    slow: Annotated[Texts, _many("WHO:FACTOR", "Training takes peer WHO FACTOR times as long.")] = None,
+    nat: Annotated[Texts, _many("WHO", "Nothing reaches peer WHO that it did not ask for.")] = None,
+    up: Annotated[Texts, _many("WHO:RATE", "What WHO, or 'all', can send: 2:20mbit.")] = None,
+    down: Annotated[Texts, _many("WHO:RATE", "What WHO, or 'all', can receive.")] = None,
+    rtt: Annotated[Texts, _many("WHO:TIME", "The share of WHO, or 'all', in every round trip: 2:80ms.")] = None,
     loss: Annotated[
-        list[str] | None, _many("WHO:PERCENT", "Packets that the line of WHO, or 'all', loses each way: 2:1%.")
+        Texts, _many("WHO:PERCENT", "Packets that the line of WHO, or 'all', loses each way: 2:1%.")
     ] = None,
     partition: Annotated[
-        list[str] | None,
-        _many("WHO,...|WHO,...@ROUND[/PHASE][:SECONDS]", "Nothing passes between the sides for SECONDS (30s)."),
+        Texts, _many("WHO,...|WHO,...@ROUND[/PHASE][:SECONDS]", "Nothing passes between the sides for SECONDS (30s).")
     ] = None,
     lab: Annotated[
         str | None,
@@ -101,35 +98,23 @@ def local(
     _check_folder(folder, resume)
     config = _config(run_file, folder if resume else None, rounds, overrides or [])
     count = peers or (config.run.min_peers if resume else PEERS)
-    flags = LocalFlags(
-        kill=kill,
-        back=back,
-        stop=stop,
-        partition=partition,
-        join_at=join_at,
-        env=env,
-        slow=slow,
-        nat=nat,
-        up=up,
-        down=down,
-        rtt=rtt,
-        loss=loss,
-    )
-    plan = usage(lambda: plan_local(flags, count, config.run.rounds))
+    faults = {"kill": kill, "back": back, "stop": stop, "partition": partition}
+    lines = {"env": env, "slow": slow, "nat": nat, "up": up, "down": down, "rtt": rtt, "loss": loss}
+    plan = usage(lambda: plan_local({**faults, **lines}, join_at or (), count, config.run.rounds))
 
     async def work(shutdown: Shutdown) -> None:
         async with ProcessGroup() as group:
-            place = folder or group.temporary_folder()
+            run_folder = folder or group.temporary_folder()
             if mode is Mode.SCREEN:
                 command, *rest = context.obj
-                arguments = [command, *([] if folder else ["--dir", str(place)]), *rest]
-                snapshot = await _run_behind_screen(group, arguments, place, resume, config.run.name, shutdown)
+                arguments = [command, *([] if folder else ["--dir", str(run_folder)]), *rest]
+                snapshot = await _run_behind_screen(group, arguments, run_folder, resume, config.run.name, shutdown)
             else:
                 keeps = resume and run_file is None
                 options = LocalOptions(
-                    config=keep_config(config, place) if keeps else fit_config(config, plan, place),
+                    config=keep_config(config, run_folder) if keeps else fit_config(config, plan, run_folder),
                     plan=plan,
-                    folder=place,
+                    folder=run_folder,
                     resume=resume,
                     use_dht=not no_dht,
                     lab=lab,
@@ -138,7 +123,7 @@ def local(
             if mode is not Mode.JSON:
                 print("\n".join(summary(snapshot)), flush=True)
                 if snapshot.rounds_counted and not shutdown.graceful.is_set():
-                    await run_unless(shutdown.graceful, _print_sample(group, place, snapshot.leader))
+                    await run_unless(shutdown.graceful, _print_sample(group, run_folder, snapshot.leader))
 
     run_training(mode, work)
 
@@ -159,12 +144,12 @@ async def _run(
 
 
 async def _run_behind_screen(
-    group: ProcessGroup, arguments: Sequence[str], place: Path, resume: bool, title: str, shutdown: Shutdown
+    group: ProcessGroup, arguments: Sequence[str], run_folder: Path, resume: bool, title: str, shutdown: Shutdown
 ) -> SwarmSnapshot:
     """The same command without a screen runs behind it. The folder is ours, so that the sample can be drawn from it."""
     from tsr_swarm.cli.screen import show_stream
 
-    history = coordinator_folder(place) if resume else None
+    history = coordinator_folder(run_folder) if resume else None
     return await show_stream(group, "local swarm", arguments, title, shutdown, history, _invite)
 
 
@@ -175,9 +160,9 @@ def _invite(snapshot: SwarmSnapshot) -> "Invitation | None":
     return invitation(snapshot.address, snapshot.address, 0)
 
 
-async def _print_sample(group: ProcessGroup, place: Path, leader: str) -> None:
+async def _print_sample(group: ProcessGroup, run_folder: Path, leader: str) -> None:
     """From the coordinator's newest checkpoint, which is not the run's last one if another node led the last rounds."""
-    text = await sample_text(group, place, SAMPLE_LENGTH)
+    text = await sample_text(group, run_folder, SAMPLE_LENGTH)
     if text:
         is_last = leader in ("", name_of(COORDINATOR))
         print(f"What {'the model' if is_last else LAST_CHECKPOINT} writes by itself:\n\n{text}", flush=True)

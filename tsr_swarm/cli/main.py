@@ -25,7 +25,7 @@ from tsr_swarm.telemetry.text import reason_text
 PROGRAM = "tsr-swarm"
 COMMANDS = {  # each is the function of its name in the module of its name
     "init": "Write a run file to start from, with every key and its default.",
-    "plan": "Say what a run would send and keep on a home line, beside its rivals, and propose settings for it.",
+    "plan": "Say what a run would send and keep on a home line, beside other methods, and propose settings for it.",
     "local": "Train with a whole swarm on this machine: a coordinator and N peers, each its own process.",
     "coordinate": "Lead a run. Serves its manifest and state, opens rounds and averages what peers send.",
     "join": "Join a run and train with it. Options can also come from TSR_SWARM_DEVICE=cpu and the like, or a profile.",

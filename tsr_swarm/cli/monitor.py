@@ -27,11 +27,11 @@ WAIT_MS = int(1000 * WAIT_SECONDS)
 def monitor(coordinator: Coordinator, wait: Wait = 60.0, plain: Plain = False, json: Json = False) -> None:
     mode = choose_mode(plain=plain, json=json)
     require_process_room()
+    from tsr_swarm.transport.client import retry_while_unreachable
 
     async def work(stop: Shutdown) -> None:
-        await run_unless(
-            stop.graceful, reach(coordinator, wait)
-        )  # whatever happens while waiting is no part of the run
+        async with calling(coordinator) as watch:  # what happens before a node answers is no part of the run
+            await run_unless(stop.graceful, retry_while_unreachable(lambda: watch(NEWEST), wait, print_aside))
         if stop.graceful.is_set():
             return
         async with watching(coordinator, lambda error: print_aside(f"{error} Trying again.")) as source:
@@ -59,14 +59,6 @@ async def calling(coordinator: str) -> AsyncIterator[Watch]:
             return lines_from_proto(await client.watch(pb.WatchRequest(after=after)))
 
         yield watch
-
-
-async def reach(coordinator: str, wait: float) -> None:
-    """Return once a node answers there, tried for ``wait`` seconds. Raises SwarmError."""
-    from tsr_swarm.transport.client import retry_while_unreachable
-
-    async with calling(coordinator) as watch:
-        await retry_while_unreachable(lambda: watch(NEWEST), wait, print_aside)
 
 
 @contextlib.asynccontextmanager
@@ -98,8 +90,7 @@ async def watching(
     def dial(address: str) -> Watch:
         async def watch(after: int) -> tuple[list[str], int]:
             client = await greet(address)
-            reply = await client.watch(pb.WatchRequest(after=after, wait_ms=WAIT_MS))
-            return lines_from_proto(reply)
+            return lines_from_proto(await client.watch(pb.WatchRequest(after=after, wait_ms=WAIT_MS)))
 
         return watch
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from tsr_swarm.config.link import parse_seconds
 from tsr_swarm.config.load import apply_overrides, environ_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.config.units import parse_seconds
-from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.errors import ConfigError, SwarmError
+from tsr_swarm.transport.address import parse_address
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ def check_address(value: str | None) -> str | None:
 
 def require_address(value: str) -> str:
     """A HOST:PORT, as a typer callback."""
-    usage(lambda: split_address(value))
+    usage(lambda: parse_address(value))
     return value
 
 
@@ -54,12 +54,12 @@ def check_announce(value: str | None) -> str | None:
     return value
 
 
-def usage(check: Callable[[], T]) -> T:
-    """The result of ``check``; what it refuses is a usage error here, not a bad configuration."""
+def usage(check: Callable[[], T], option: str = "") -> T:
+    """The result of ``check``; what it refuses, of ``option``, is a usage error here, not a bad configuration."""
     try:
         return check()
     except ConfigError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"{option}: {error}" if option else str(error)) from None
 
 
 def make_config(mapping: Mapping[str, Any], overrides: Iterable[str] | None) -> RunConfig:
@@ -69,33 +69,24 @@ def make_config(mapping: Mapping[str, Any], overrides: Iterable[str] | None) -> 
 
 def parse_wait(text: str | float) -> float:
     """Seconds of ``--wait``, as a typer parser; that is given its default too."""
-    try:
-        return parse_seconds(str(text))
-    except ConfigError as error:
-        raise UsageError(f"--wait: {error}") from None
+    return usage(lambda: parse_seconds(str(text)), "--wait")
 
 
-Wait = Annotated[
-    float,
-    typer.Option(
-        metavar="SECONDS",
-        envvar="TSR_SWARM_WAIT",
-        parser=parse_wait,
-        help="How long to try again while nobody answers: 90, 5min; 0: not at all.",
-    ),
-]
+def host_port(
+    help: str, check: Callable[..., str | None] = check_address, *, metavar: str = "HOST:PORT", **more: Any
+) -> Any:
+    """An option whose value is an address. ``more`` goes to typer."""
+    return typer.Option(metavar=metavar, callback=check, help=help, **more)
 
+
+def waiting(**more: Any) -> Any:
+    """The option ``--wait``. ``more`` goes to typer."""
+    text = "How long to try again while nobody answers: 90, 5min; 0: not at all."
+    return typer.Option(metavar="SECONDS", parser=parse_wait, help=text, **more)
+
+
+Wait = Annotated[float, waiting(envvar="TSR_SWARM_WAIT")]
 Coordinator = Annotated[
-    str,
-    typer.Option(
-        metavar="HOST:PORT",
-        envvar="TSR_SWARM_COORDINATOR",
-        callback=require_address,
-        help="Where the coordinator listens.",
-    ),
+    str, host_port("Where the coordinator listens.", require_address, envvar="TSR_SWARM_COORDINATOR")
 ]
-
-Proxy = Annotated[
-    str | None,
-    typer.Option(metavar="HOST:PORT", hidden=True, callback=check_address, help="Call through this HTTP proxy."),
-]
+Proxy = Annotated[str | None, host_port("Call through this HTTP proxy.", hidden=True)]

@@ -83,11 +83,8 @@ def emitter(mode: Mode, record: Path | None = None) -> Iterator[Emit]:
                     keep(line)
                 except OSError as error:
                     keep = None
-                    emit(
-                        Warned(
-                            message=f"{record} cannot be written ({reason_text(error)}); the run goes on without it."
-                        )
-                    )
+                    failure = f"{record} cannot be written ({reason_text(error)})"
+                    emit(Warned(message=f"{failure}; the run goes on without it."))
             _print(mode, event, now, line)
 
         yield emit
@@ -106,21 +103,18 @@ def print_line(mode: Mode, line: str) -> None:
 
 
 def _print(mode: Mode, event: Event, when: float, line: str) -> None:
-    text = line if mode is Mode.JSON else plain_line(event, when)
-    if text is not None:
-        print(text, flush=True)
+    """Print an event as its line, or with the local time of day; plain output leaves some events out."""
+    text = describe(event)
+    if mode is Mode.JSON:
+        print(line, flush=True)
+    elif text is not None:
+        print(f"{time.strftime('%H:%M:%S', time.localtime(when))}  {text}", flush=True)
 
 
 def gap_line(mode: Mode, count: int) -> str:
     """The line on stdout in place of ``count`` dropped lines: an event among JSON lines."""
     sentence = gap_sentence(count)
     return encode(Warned(message=sentence), time.time()) if mode is Mode.JSON else sentence
-
-
-def plain_line(event: Event, when: float) -> str | None:
-    """``event`` as a plain line with the local time of day; None for an event that plain output leaves out."""
-    text = describe(event)
-    return text and f"{time.strftime('%H:%M:%S', time.localtime(when))}  {text}"
 
 
 def _opened(path: Path) -> contextlib.AbstractContextManager[Sink]:

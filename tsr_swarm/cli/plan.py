@@ -8,11 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tsr_swarm.cli.options import Json, Set, UsageError, make_config
-from tsr_swarm.config.link import Link
+from tsr_swarm.cli.options import Json, Set, UsageError, make_config, usage
+from tsr_swarm.config.link import Link, parse_rate
 from tsr_swarm.config.load import read_toml
-from tsr_swarm.config.units import parse_rate
-from tsr_swarm.errors import ConfigError
 from tsr_swarm.plan.costs import Scene
 from tsr_swarm.plan.presets import PRESETS, Preset, low_ranks
 
@@ -111,10 +109,7 @@ def _preset(model: str | None) -> Preset | None:
 
 
 def _rate(option: str, text: str) -> float:
-    try:
-        return parse_rate(text)
-    except ConfigError as error:
-        raise UsageError(f"{option}: {error}") from None
+    return usage(lambda: parse_rate(text), option)
 
 
 def _print(shown: Mapping[str, Any] | Iterable[str]) -> None:

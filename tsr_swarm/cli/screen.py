@@ -8,12 +8,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from tsr_swarm.cli.monitor import watching
-from tsr_swarm.cli.output import Mode, plain_line
+from tsr_swarm.cli.output import Mode, print_line
 from tsr_swarm.cli.process import LEAVING, run_process
 from tsr_swarm.cli.status import run_lines
 from tsr_swarm.monitor.app import Invite, SwarmMonitor
@@ -29,7 +29,7 @@ from tsr_swarm.process.supervisor import (
     own_command,
     was_interrupted,
 )
-from tsr_swarm.telemetry.events import Event, Left, RunFinished, RunStarted, decode_stamped
+from tsr_swarm.telemetry.events import MAX_LINE, Event, Left, RunFinished, RunStarted, decode_stamped
 from tsr_swarm.telemetry.fold import fold
 from tsr_swarm.telemetry.recording import read_history
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
@@ -88,67 +88,33 @@ async def show_stream(
     return output.snapshot
 
 
-async def _show(
-    group: ProcessGroup,
-    name: str,
-    arguments: Sequence[str],
-    output: "CommandOutput",
-    screen: SwarmMonitor,
-    stop: Shutdown,
-) -> None:
-    def interrupt() -> str:
-        stop.request()
-        return "Leaving at once." if stop.immediate.is_set() else LEAVING
-
-    screen.on_interrupt = interrupt
-    command, *rest = arguments
-    notice = asyncio.create_task(output.say_leaving(stop))
-    try:
-        await run_behind(screen, group, name, own_command(command, "--json", *rest), output, stop)
-    finally:
-        notice.cancel()
-        output.print_end()
-
-
-class Feed:
-    """Lines that are put in on one side and read on the other, as from a StreamReader; b"" is the end."""
-
-    def __init__(self) -> None:
-        self._lines: asyncio.Queue[bytes] = asyncio.Queue()
-
-    def put(self, line: bytes) -> None:
-        self._lines.put_nowait(line)
-
-    async def readline(self) -> bytes:
-        line = await self._lines.get()
-        if not line:
-            self.put(line)  # the end stays the end
-        return line
-
-
 class CommandOutput:
     """The events of a command behind a screen: sums them up, feeds the screen, and prints them once it is closed."""
 
     def __init__(self, history: SwarmSnapshot | None = None, invite: Invite = lambda snapshot: None) -> None:
         self.snapshot = history or SwarmSnapshot()
-        self.feed, self._invite = Feed(), invite
+        self.feed, self._invite = asyncio.StreamReader(limit=2 * MAX_LINE), invite
         self._is_printing = False
-        self._end: tuple[float, Event] | None = None
+        self._end = ""  # the line that tells of it, unless it was printed
 
-    def take(self, line: bytes) -> None:
-        """Take a line that the command has printed; b"" is the end."""
-        if not self._is_printing:
-            self.feed.put(line)
-        stamped = decode_stamped(line.decode("utf-8", "replace"))
-        if stamped is None:
-            return
-        self.snapshot = fold(self.snapshot, stamped.time, stamped.event)
+    async def read(self, child: Child) -> None:
+        """Take the lines that the command prints, to their end."""
+        async for line in child.lines():
+            if not self._is_printing:
+                self.feed.feed_data(line.encode() + b"\n")
+            stamped = decode_stamped(line)
+            if stamped is not None:
+                self.snapshot = fold(self.snapshot, stamped.time, stamped.event)
+                self._print_or_keep(line, stamped.event)
+        self.feed.feed_eof()
+
+    def _print_or_keep(self, line: str, event: Event) -> None:
         if self._is_printing:
-            _print(stamped.time, stamped.event)
-            if isinstance(stamped.event, RunStarted):
+            print_line(Mode.PLAIN, line)
+            if isinstance(event, RunStarted):
                 self._print_invitation()
-        elif isinstance(stamped.event, RunFinished | Left):
-            self._end = stamped.time, stamped.event
+        elif isinstance(event, RunFinished | Left):
+            self._end = line
 
     def screen_closed(self) -> None:
         """The screen has been closed and the command still runs."""
@@ -161,57 +127,51 @@ class CommandOutput:
         if invitation is not None:
             print("", *invitation.lines, "", sep="\n", flush=True)
 
-    async def say_leaving(self, stop: Shutdown) -> None:
+    def say_leaving(self) -> None:
         """Answer Ctrl-C where the screen no longer does."""
-        await stop.graceful.wait()
         if self._is_printing:
             print(LEAVING, flush=True)
 
     def print_end(self) -> None:
         """Print the last event, which vanished with the screen."""
-        if self._end is not None:
-            _print(*self._end)
-
-
-def _print(when: float, event: Event) -> None:
-    text = plain_line(event, when)
-    if text is not None:
-        print(text, flush=True)
+        print_line(Mode.PLAIN, self._end)
 
 
 # --- a command behind a screen ----------------------------------------------------------------------------------------
 
 
-class Screen(Protocol):
-    """What is shown while the command runs: a Textual app."""
-
-    def take_terminal(self) -> Awaitable[object]:
-        """Show it until it is closed."""
-        ...
-
-    def exit(self) -> None:
-        """Close it."""
-        ...
-
-
-async def run_behind(
-    screen: Screen, group: ProcessGroup, name: str, command: Sequence[str], output: CommandOutput, stop: Shutdown
+async def _show(
+    group: ProcessGroup,
+    name: str,
+    arguments: Sequence[str],
+    output: CommandOutput,
+    screen: SwarmMonitor,
+    stop: Shutdown,
 ) -> None:
-    """Run ``command``, whose lines go to ``output``, and show ``screen``; return when both are done.
+    """Run a command, whose lines go to ``output``, and show ``screen``; return when both are done.
 
     Raises ChildError, with the command's own sentence, when it failed.
     """
+
+    def interrupt() -> str:
+        stop.request()
+        return "Leaving at once." if stop.immediate.is_set() else LEAVING
+
+    screen.on_interrupt = interrupt
+    command, *rest = arguments
+    line = own_command(command, "--json", *rest)
     with child_log() as log:
-        child = await group.start(name, command, environment=os.environ, stdout=subprocess.PIPE, stderr=log)
-        stopping = asyncio.create_task(_forward_stop(stop, child))
+        child = await group.start(name, line, environment=os.environ, stdout=subprocess.PIPE, stderr=log)
+        stopping = asyncio.create_task(_forward_stop(stop, child, output))
         try:
             async with asyncio.TaskGroup() as tasks:
-                reading = tasks.create_task(_read(child, output))
+                reading = tasks.create_task(output.read(child))
                 showing = tasks.create_task(_show_until_closed(screen, reading, output))
                 closing = tasks.create_task(_close_when_over(screen, child, stop))
                 showing.add_done_callback(lambda _: closing.cancel())
         finally:
             stopping.cancel()
+            output.print_end()
         code = await child.wait()
         if was_interrupted(child, log):
             if not stop.graceful.is_set():
@@ -220,27 +180,22 @@ async def run_behind(
             raise failure_of(child, log)
 
 
-async def _read(child: Child, output: CommandOutput) -> None:
-    while line := await child.output.readline():
-        output.take(line)
-    output.take(b"")
-
-
-async def _show_until_closed(screen: Screen, reading: asyncio.Task[None], output: CommandOutput) -> None:
+async def _show_until_closed(screen: SwarmMonitor, reading: asyncio.Task[None], output: CommandOutput) -> None:
     await screen.take_terminal()
     if not reading.done():
         output.screen_closed()
 
 
-async def _close_when_over(screen: Screen, child: Child, stop: Shutdown) -> None:
+async def _close_when_over(screen: SwarmMonitor, child: Child, stop: Shutdown) -> None:
     """A run that finished by itself stays on screen until it has been read, or the terminal is closed."""
     if await child.wait() == 0:
         await stop.graceful.wait()
     screen.exit()
 
 
-async def _forward_stop(stop: Shutdown, child: Child) -> None:
+async def _forward_stop(stop: Shutdown, child: Child, output: CommandOutput) -> None:
     await stop.graceful.wait()
+    output.say_leaving()
     child.interrupt()
     await stop.immediate.wait()
     child.terminate()
@@ -267,7 +222,7 @@ async def show_source(source: Source, title: str, quit_note: str, stop: Shutdown
 
 
 def closing_lines(view: View, quit_note: str) -> list[str]:
-    """What a screen that only looked on leaves behind: ``quit_note`` while the run goes on, else how it ended."""
+    """The lines printed once a screen over a run elsewhere is closed: ``quit_note``, or how the run ended."""
     if view.snapshot.is_over:
         return run_lines(view.snapshot)
     if view.outage is None or view.outage.seconds is None:

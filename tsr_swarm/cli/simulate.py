@@ -11,9 +11,8 @@ import typer
 
 from tsr_swarm.cli.options import Json, Set, UsageError, make_config, usage
 from tsr_swarm.cli.output import print_aside
-from tsr_swarm.config.link import Link, link_for
+from tsr_swarm.config.link import Link, link_for, parse_rate, parse_seconds
 from tsr_swarm.config.load import read_toml
-from tsr_swarm.config.units import parse_rate, parse_seconds
 from tsr_swarm.errors import RunError
 from tsr_swarm.process.machine_limits import require_process_room
 from tsr_swarm.process.shutdown import INTERRUPTED
@@ -182,10 +181,15 @@ def _run_and_report(
     from tsr_swarm.simulate.result import ResultStore, write_json, write_text
     from tsr_swarm.simulate.runner import run_all
 
-    say = _say_json if json else _say_line
+    def say(event: dict[str, Any], line: str) -> None:
+        print(json_format.dumps(event) if json else line, flush=True)
+
+    def warn(sentence: str) -> None:
+        say({"event": "warning", "message": sentence}, f"warning: {sentence}")
+
     store, progress = ResultStore(out), _Progress(specs, link, say)
     try:
-        results = run_all(specs, store, jobs, progress.show, lambda sentence: _warn(say, sentence))
+        results = run_all(specs, store, jobs, progress.show, warn)
     except KeyboardInterrupt:
         done = plural(sum(store.path(spec.name).exists() for spec in specs), "finished run")
         print_aside(f"Stopped with {done} in {out}; the same command goes on from there.")
@@ -268,15 +272,3 @@ def _table(found: "Sequence[Entry]", link: Link) -> list[str]:
         for entry in found
     ]
     return [head, *rows]
-
-
-def _warn(say: Say, sentence: str) -> None:
-    say({"event": "warning", "message": sentence}, f"warning: {sentence}")
-
-
-def _say_json(event: dict[str, Any], line: str) -> None:
-    print(json_format.dumps(event), flush=True)
-
-
-def _say_line(event: dict[str, Any], line: str) -> None:
-    print(line, flush=True)

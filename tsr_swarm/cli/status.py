@@ -17,9 +17,8 @@ from tsr_swarm.telemetry.text import bytes_text, count_text, factor_text, loss_t
 
 
 def status(coordinator: Coordinator, wait: Wait = 0.0, plain: Plain = False, json: Json = False) -> None:
-    from tsr_swarm.transport.client import retry_while_unreachable
-
     require_process_room()
+    from tsr_swarm.transport.client import retry_while_unreachable
 
     async def print_status(watch: Watch) -> None:
         snapshot = await retry_while_unreachable(lambda: read_all(watch), wait, print_aside)

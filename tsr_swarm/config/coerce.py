@@ -64,8 +64,12 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str], prefix: str = "") 
     known = list(known)
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-            raise ConfigError(f"'{prefix}{key}' is not a known key; did you mean '{prefix}{near[0]}'?")
+            raise ConfigError(f"'{prefix}{key}' is not a known key; did you mean '{prefix}{nearest(key, known)}'?")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that is most like a wrong one."""
+    return difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.0)[0]
 
 
 def parse_text(text: str) -> Any:

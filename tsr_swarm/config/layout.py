@@ -1,17 +1,20 @@
-"""The one legal content of an upload and of a publication, slot by slot.
+"""The one legal content of an upload and of a publication, slot by slot, and its bytes before compression.
 
 The manifest and the plan of the round fix every slot's shape and bits, so a payload has exactly one legal length.
 Optimizer, wire and reducer all go through these lists in this order.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.round_plan import Due
-from tsr_swarm.config.run import WireConfig
+from tsr_swarm.config.run import RunConfig, WireConfig
+from tsr_swarm.errors import ConfigError
 
+KB = 1000
 BASIS_BITS = 12
 FACTOR_BITS = 24
 ENERGY_BITS = 16
@@ -20,6 +23,7 @@ MOMENT_BITS = 16  # a second moment spans twice the orders of magnitude that its
 DENSE_BITS = 32  # not an integer grid: little-endian float32
 FEW_BITS = 4  # up to here a power-of-two step would waste too much of the range: a mantissa refines it
 RUNS_BELOW = 0.5  # density: from here on run lengths cost more than they save
+_NO_REFRESH = Due()
 
 
 class PayloadKind(StrEnum):
@@ -190,7 +194,7 @@ def _published_block(index: int, block: Block, due: Due, wire: WireConfig) -> It
 
 
 def _moments(index: int, block: Block, due: Due) -> Iterator[Slot]:
-    """The same up and down. Dense blocks keep theirs: they are few numbers, and would be dear at 32 bits."""
+    """The same up and down. Dense blocks keep theirs: they are few numbers, and would cost much at 32 bits."""
     p, q = block.ranks
     for part, is_due in ((Part.MOMENT_FIRST, due.first), (Part.MOMENT_SECOND, due.second)):
         if is_due:
@@ -208,3 +212,51 @@ def _linear(slot: Slot, wire: WireConfig) -> Slot:
     if slot.bits > FEW_BITS:
         return slot
     return replace(slot, mantissas=slot.rows, stochastic=wire.rounding == "stochastic")
+
+
+def block_bytes(blocks: Sequence[Block], wire: WireConfig, due: Due = _NO_REFRESH) -> tuple[int, ...]:
+    """Bytes of each block in an upload, by default to a round without refreshes."""
+    sizes = [0] * len(blocks)
+    for slot in upload_slots(blocks, due, wire):
+        sizes[slot.block] += slot.raw_bytes
+    return tuple(sizes)
+
+
+def split_blocks(sizes: Sequence[int], shards: int) -> tuple[tuple[int, ...], ...]:
+    """Deal whole blocks into at most ``shards`` sets of about equal size; every block is in exactly one."""
+    bins: list[tuple[int, list[int]]] = [(0, []) for _ in range(min(shards, len(sizes)))]
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        lightest = min(range(len(bins)), key=lambda b: (bins[b][0], b))
+        load, members = bins[lightest]
+        bins[lightest] = (load + sizes[index], [*members, index])
+    return tuple(tuple(sorted(members)) for _, members in bins)
+
+
+def core_upload(blocks: Sequence[Block], wire: WireConfig) -> int:
+    """Bytes of an upload without any sketch."""
+    return sum(block_bytes(blocks, wire))
+
+
+def sketch_costs(blocks: Sequence[Block], wire: WireConfig) -> dict[int, int]:
+    """Bytes that a tangent sketch has more than a core, for each low-rank block.
+
+    Below 0 where few bits of a sketch meet many of a core at nearly full rank.
+    """
+    low_rank = [index for index, block in enumerate(blocks) if block.is_low_rank]
+    cores, sketches = block_bytes(blocks, wire), block_bytes(blocks, wire, Due(tangent=frozenset(low_rank)))
+    return {index: sketches[index] - cores[index] for index in low_rank}
+
+
+def check_budget(config: RunConfig, blocks: Sequence[Block]) -> None:
+    """Raise ConfigError unless any one block, at least, can send a sketch in a round: else its basis would stay."""
+    budget = config.round.budget_kb
+    if not budget:
+        return
+    cores, costs = core_upload(blocks, config.wire), sketch_costs(blocks, config.wire)
+    dearest = max(costs.values(), default=0)
+    if budget * KB < cores + max(0, dearest):
+        raise ConfigError(
+            f"round.budget_kb = {budget} is too little: cores and dense blocks take {cores / KB:.1f} kB of an upload "
+            f"and the largest sketch {dearest / KB:.1f} kB more; set it to {math.ceil((cores + dearest) / KB)} or "
+            "more, or to 0."
+        )

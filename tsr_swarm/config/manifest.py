@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from tsr_swarm.config.blocks import MAX_RANK, Block, BlockRole, plan_blocks
+from tsr_swarm.config.layout import block_bytes, check_budget, split_blocks
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import CheckpointConfig, RoundConfig, RunConfig
-from tsr_swarm.config.sizes import block_bytes, check_budget, split_blocks
 from tsr_swarm.errors import ConfigError, RefusedError
 
 PROTOCOL_VERSION = 4
@@ -99,11 +99,10 @@ def decode_manifest(data: bytes) -> Manifest:
 
 def _decode_block(entry: Any) -> Block:
     name, rows, cols, rank, role, is_proportional = entry
-    numbers_ok = all(type(v) is int and v >= 0 for v in (rows, cols, rank))
-    if not (isinstance(name, str) and 0 < len(name) <= 256 and numbers_ok and 0 < rows * cols < _MAX_BLOCK_SIZE):
+    has_name = isinstance(name, str) and 0 < len(name) <= 256
+    has_numbers = all(type(v) is int and v >= 0 for v in (rows, cols, rank)) and 0 < rows * cols < _MAX_BLOCK_SIZE
+    if not (has_name and has_numbers and type(is_proportional) is bool):
         raise ValueError(f"block {str(name)[:80]!r}")
-    if type(is_proportional) is not bool:
-        raise ValueError(f"block {name[:80]!r}")
     block = Block(name=name, rows=rows, cols=cols, rank=rank, role=BlockRole(role), is_proportional=is_proportional)
     if block.is_low_rank != (0 < rank <= min(rows, cols)) or max(block.ranks) > MAX_RANK:
         raise ValueError(f"rank {rank} of block {name[:80]!r}")

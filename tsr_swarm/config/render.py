@@ -44,12 +44,8 @@ def differences(begun: RunConfig, given: RunConfig) -> str:
 def _section(name: str, section: Any) -> str:
     comments = _comments(type(section).__name__)
     about = [f"# {line}".rstrip() for line in inspect.cleandoc(type(section).__doc__ or "").splitlines()]
-    keys = [_line(f.name, getattr(section, f.name), comments.get(f.name, "")) for f in fields(section)]
+    keys = [f"{f.name} = {_toml(getattr(section, f.name))}{comments.get(f.name, '')}" for f in fields(section)]
     return "\n".join([*about, f"[{name}]", *keys, ""])
-
-
-def _line(key: str, value: object, comment: str) -> str:
-    return f"{key} = {_toml(value)}" + (f"  # {comment}" if comment else "")
 
 
 def _toml(value: object) -> str:
@@ -65,10 +61,10 @@ def _toml(value: object) -> str:
 
 @cache
 def _comments(section: str) -> dict[str, str]:
-    """The comment at the end of each field's line in the source."""
+    """The comment at the end of each field's line in the source, as it ends a line of TOML."""
     source = inspect.getsource(run)
     by_line = {
-        token.start[0]: token.string.lstrip("# ")
+        token.start[0]: f"  # {token.string.lstrip('# ')}"
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }

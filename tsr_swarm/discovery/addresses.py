@@ -18,21 +18,8 @@ MAX_MULTIADDRS = 16
 MAX_MULTIADDR_CHARS = 256
 CLOCK_LIMIT_SECONDS = 3.0  # what the DHT tolerates between two nodes
 
-HostPort = tuple[str, int]  # a bare host, without brackets, and a port
-
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _MULTIADDR = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([A-Za-z0-9.:_-]+)/tcp/([0-9]{1,5})/p2p/([A-Za-z0-9]{32,64})")
-
-
-def split_address(address: str) -> HostPort:
-    """Split ``host:port`` into a bare host and a port, 0 to 65535. Raises ConfigError."""
-    parsed = parse_address(address)
-    return parsed.host, parsed.port
-
-
-def join_address(host: str, port: int) -> str:
-    """Write a bare host and a port as ``host:port``."""
-    return str(Address(host, port))
 
 
 def is_loopback(host: str) -> bool:
@@ -54,7 +41,7 @@ def require_consent(listen: str, announce: str | None, insecure: bool, lets: str
 
     ``lets`` says what anybody who reaches the port can do.
     """
-    host, _ = split_address(listen)
+    host, _ = parse_address(listen)
     if not is_loopback(host) and not insecure:
         raise ConfigError(
             f"Listening on {listen} lets anybody who reaches that port {lets}, "
@@ -64,24 +51,25 @@ def require_consent(listen: str, announce: str | None, insecure: bool, lets: str
         raise ConfigError(f"Nobody can dial {listen}; add --announce HOST, the name that others reach you by.")
 
 
-def announced_address(text: str, port: int) -> HostPort:
+def announced_address(text: str, port: int) -> Address:
     """Host and port of ``HOST`` or ``HOST:PORT``; ``port`` where none is written."""
     is_bare_ipv6 = text.count(":") > 1 and not text.startswith("[")
     if is_bare_ipv6 or text.endswith("]") or ":" not in text:
-        return text.strip("[]"), port
-    return split_address(text)
+        return Address(text.strip("[]"), port)
+    return parse_address(text)
 
 
 def shown_address(listen: str, announce: str | None, port: int) -> str:
     """Give the address that others type, once the ``port`` that is listened on is known."""
-    host, _ = split_address(listen)
-    return join_address(*announced_address(announce, port)) if announce else join_address(host, port)
+    host, _ = parse_address(listen)
+    return str(announced_address(announce, port) if announce else Address(host, port))
 
 
-def dht_addresses(listen: str, announce: str | None, dht_port: int) -> tuple[HostPort, HostPort | None]:
+def dht_addresses(listen: str, announce: str | None, dht_port: int) -> tuple[Address, Address | None]:
     """Give where the DHT node listens, and where others find it if that is elsewhere."""
-    host, _ = split_address(listen)
-    return (host, dht_port), (announced_address(announce, 0)[0], dht_port) if announce and dht_port else None
+    host, _ = parse_address(listen)
+    announced = Address(announced_address(announce, 0).host, dht_port) if announce and dht_port else None
+    return Address(host, dht_port), announced
 
 
 def address_for(caller: str, address: str, announce: str = "") -> str:
@@ -89,11 +77,11 @@ def address_for(caller: str, address: str, announce: str = "") -> str:
 
     ``announce`` is the host under which others reach this machine; a caller on this machine does not need it.
     """
-    host, port = split_address(address)
+    host, port = parse_address(address)
     if is_loopback(caller):
-        return join_address("127.0.0.1", port) if is_unspecified(host) else address
+        return str(Address("127.0.0.1", port)) if is_unspecified(host) else address
     if announce:
-        return join_address(announce, port)
+        return str(Address(announce, port))
     return "" if is_loopback(host) or is_unspecified(host) else address
 
 
@@ -103,7 +91,7 @@ def dialable_address(caller: str, address: str) -> str:
     Only a caller on this machine may say that it is found on loopback.
     """
     try:
-        host, port = split_address(address)
+        host, port = parse_address(address)
     except ConfigError:
         return ""
     is_elsewhere = not is_loopback(host) or is_loopback(caller)

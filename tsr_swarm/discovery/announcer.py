@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from tsr_swarm.discovery.addresses import HostPort, host_multiaddr
+from tsr_swarm.discovery.addresses import host_multiaddr
 from tsr_swarm.discovery.dht import DhtDirectory
 from tsr_swarm.discovery.identity import Identity
 from tsr_swarm.discovery.records import PeerRecord, PeerRole
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.telemetry.events import DhtFound, Event, Warned
+from tsr_swarm.transport.address import Address
 
 LOOK_SECONDS = 3.0  # between looks at first; doubled while nothing changes ...
 MAX_LOOK_SECONDS = 60.0  # ... up to this
@@ -31,7 +32,7 @@ class Announcer:
         self._has_warned = False
         self.multiaddrs: tuple[str, ...] = ()
 
-    async def start(self, *, listen: HostPort | None, announce: HostPort | None, initial_peers: Sequence[str]) -> None:
+    async def start(self, *, listen: Address | None, announce: Address | None, initial_peers: Sequence[str]) -> None:
         """Start the node; without ``listen`` it only dials out."""
         self._restart = partial(self.start, listen=listen, announce=announce, initial_peers=initial_peers)
         try:

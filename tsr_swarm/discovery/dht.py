@@ -188,7 +188,7 @@ def _guarded_p2p(guard: Guard, exits: AsyncExitStack) -> Any:
 
 @contextmanager
 def _libp2p_key_file(folder: Path, identity: Identity) -> Iterator[Path]:
-    """Lend the daemon our own key, so that its peer id survives a restart. The folder is for this user alone.
+    """Give the daemon our own key, so that its peer id survives a restart. The folder is for this user alone.
 
     libp2p's PrivateKey message: type (1: Ed25519), data (64 bytes: the private key, then the public one).
     """

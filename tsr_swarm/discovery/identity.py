@@ -42,9 +42,17 @@ class Identity:
         """Sign ``data`` for one purpose: a signature of one ``kind`` is worth nothing as another."""
         return self._key.sign(_domain(kind) + data)
 
+    def write_to(self, path: Path) -> None:
+        """Write the key to a new file that its owner alone may read. Raises OSError."""
+        pem, kind = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(self._key.private_bytes(pem, kind, serialization.NoEncryption()))
+            file.flush()
+            os.fsync(file.fileno())
+
 
 def new_identity() -> Identity:
-    """Draw a key that lives in memory only."""
+    """Draw a key."""
     return Identity(Ed25519PrivateKey.generate())
 
 
@@ -60,17 +68,17 @@ def load_identity(path: Path, *, is_new: bool = True) -> Identity:
         raise ConfigError(
             f"The key file {path} is missing, but its folder holds what this node did under that key; {_RESTORE}."
         )
-    key = Ed25519PrivateKey.generate()
+    identity = new_identity()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write_new(path, key)
+        identity.write_to(path)
     except FileExistsError:  # another process was first: its key is this installation's
         return _read(path, is_new)
     except OSError as error:
         raise ConfigError(
             f"The key file {path} cannot be written ({error.strerror}); choose a folder you can write to."
         ) from error
-    return Identity(key)
+    return identity
 
 
 def peer_id_of(public_key: bytes) -> str:
@@ -114,13 +122,3 @@ def _read(path: Path, is_new: bool) -> Identity:
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"{path} holds a {type(key).__name__}, not an Ed25519 key; {remedy}.")
     return Identity(key)
-
-
-def _write_new(path: Path, key: Ed25519PrivateKey) -> None:
-    data = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

@@ -10,9 +10,9 @@ import re
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.discovery.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, is_signed_by, peer_id_of
 from tsr_swarm.errors import ConfigError, PeerError
+from tsr_swarm.transport.address import parse_address
 
 MAX_RECORD_BYTES = 4096
 MAX_LIFETIME_SECONDS = 15 * 60.0
@@ -58,7 +58,7 @@ def encode_record(record: PeerRecord, identity: Identity) -> bytes:
 
 
 def decode_record(data: bytes, *, run_id: str, now: float) -> PeerRecord:
-    """Read a record as if an enemy had written it: form, key, signature, run and time. Raises PeerError."""
+    """Read a record of unknown origin and check form, key, signature, run and time. Raises PeerError."""
     record = authentic_record(data)
     if record.run_id != run_id:
         raise PeerError("run", f"A record is of run '{record.run_id}', not '{run_id}'; it is left out.")
@@ -108,7 +108,7 @@ def _canonical(record: PeerRecord) -> bytes:
 
 def _is_address(address: str) -> bool:
     try:
-        return split_address(address)[1] > 0
+        return parse_address(address)[1] > 0
     except ConfigError:
         return False
 

@@ -147,33 +147,27 @@ def moment_of(event: Event) -> Moment | None:
     return None
 
 
-def due(
-    faults: Sequence[Fault], event: Event, before: Moment | None = None
-) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
-    """Split ``faults`` into those that are due with ``event``, of the leader, and those still to come.
+def due(faults: Sequence[Fault], event: Event, before: Moment | None = None) -> list[Fault]:
+    """Those of ``faults`` that are due with ``event``, of the leader.
 
     Also due are those between ``before``, the newest moment that was announced, and this one: a leader that died may
     have announced none of them.
     """
     now = moment_of(event)
     if now is None:
-        return (), tuple(faults)
-    fired = tuple(fault for fault in faults if not _awaits_state(fault) and _is_due(_moment(fault), before, now))
-    return fired, tuple(fault for fault in faults if fault not in fired)
+        return []
+    placed = [(_moment(fault), fault) for fault in faults if not _awaits_state(fault)]
+    return [fault for moment, fault in placed if moment == now or (before is not None and before < moment < now)]
 
 
-def due_with_state(faults: Sequence[Fault], who: int, now: Moment) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
-    """Split ``faults`` into those that are due because ``who`` has received a state, and those still to come."""
-    fired = tuple(f for f in faults if isinstance(f, Kill) and _awaits_state(f) and f.who == who and f.round <= now[0])
-    return fired, tuple(fault for fault in faults if fault not in fired)
+def due_with_state(faults: Sequence[Fault], who: int, now: Moment) -> list[Fault]:
+    """Those of ``faults`` that are due because ``who`` has received a state."""
+    kills = [fault for fault in faults if isinstance(fault, Kill) and _awaits_state(fault)]
+    return [kill for kill in kills if kill.who == who and kill.round <= now[0]]
 
 
 def _awaits_state(fault: Fault) -> bool:
     return isinstance(fault, Kill) and fault.phase == STATE
-
-
-def _is_due(moment: Moment, before: Moment | None, now: Moment) -> bool:
-    return moment == now or (before is not None and before < moment < now)
 
 
 def _moment(fault: Fault) -> Moment:

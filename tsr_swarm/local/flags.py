@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tsr_swarm.config.units import parse_rate, parse_seconds
+from tsr_swarm.config.link import parse_rate, parse_seconds
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.local.faults import (
     COORDINATOR,
@@ -40,36 +40,22 @@ _MOMENT = r"@([1-9][0-9]{0,8})(?:/([a-z]+))?(?::(.+))?"
 _NODE = f"({_ROLE}){_MOMENT}"
 _LINK_VALUE = rf"(all|{_WHO}):(.+)"
 
-Texts = Sequence[str] | None
+Flags = Mapping[str, Sequence[str] | None]  # what was written after each flag
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalFlags:
-    """What was written after the flags of the same names."""
+def plan_local(flags: Flags, join_at: Sequence[int], peers: int, rounds: int) -> LocalPlan:
+    """Read what happens in one run of ``rounds`` rounds (0: endless). Raises ConfigError for what cannot happen.
 
-    kill: Texts = None
-    back: Texts = None
-    stop: Texts = None
-    partition: Texts = None
-    join_at: Sequence[int] | None = None
-    env: Texts = None
-    slow: Texts = None
-    nat: Texts = None
-    up: Texts = None
-    down: Texts = None
-    rtt: Texts = None
-    loss: Texts = None
-
-
-def plan_local(flags: LocalFlags, peers: int, rounds: int) -> LocalPlan:
-    """Read what happens in one run of ``rounds`` rounds (0: endless). Raises ConfigError for what cannot happen."""
-    joins = [LateJoin(who=peers + n, round=r) for n, r in enumerate(sorted(flags.join_at or ()), start=1)]
+    ``join_at``: in which rounds a further peer joins.
+    """
+    assert flags.keys() <= {*_FAULTS, *_LINK_VALUES, "env", "slow", "nat"}
+    joins = [LateJoin(who=peers + n, round=r) for n, r in enumerate(sorted(join_at), start=1)]
     last = peers + len(joins)
     for join in joins:
         _check_round(str(join), join.round, rounds)
     faults: list[NodeFault | Partition] = []
     for name, (pattern, form, read) in _FAULTS.items():
-        for text in getattr(flags, name) or ():
+        for text in flags.get(name) or ():
             flag = _Flag(name, text, form, last)
             fault = read(flag, *flag.match(pattern))
             _check_round(str(flag), fault.round, rounds)
@@ -81,8 +67,8 @@ def plan_local(flags: LocalFlags, peers: int, rounds: int) -> LocalPlan:
         peers=peers,
         faults=(*joins, *faults),
         lines=_read_links(flags, last),
-        environment=_read_environment(flags.env or (), last),
-        slowness=_read_slowness(flags.slow or (), last),
+        environment=_read_environment(flags.get("env") or (), last),
+        slowness=_read_slowness(flags.get("slow") or (), last),
     )
 
 
@@ -173,11 +159,7 @@ def _read_partition(flag: _Flag, one: str, other: str, round: str, phase: str, s
 # By flag: the pattern of its text, the form that a refusal shows, and what reads the pattern's groups.
 _FAULTS: Mapping[str, tuple[str, str, Callable[..., NodeFault | Partition]]] = {
     "kill": (_NODE, "WHO@ROUND[/PHASE], such as 2@3 or leader@3/commit", _read_kill),
-    "back": (
-        _NODE,
-        "WHO@ROUND[/PHASE][:SECONDS], such as 2@5 or leader@3/commit:20s",
-        _read_timed(Restart, 0.0),
-    ),
+    "back": (_NODE, "WHO@ROUND[/PHASE][:SECONDS], such as 2@5 or leader@3/commit:20s", _read_timed(Restart, 0.0)),
     "stop": (_NODE, "WHO@ROUND[/PHASE][:SECONDS], such as 2@3:20s", _read_timed(Suspend, STOP_SECONDS)),
     "partition": (
         rf"({_SIDE})\|({_SIDE}){_MOMENT}",
@@ -247,12 +229,12 @@ def _read_slowness(texts: Sequence[str], last: int) -> Mapping[int, float]:
     return factors
 
 
-def _read_links(flags: LocalFlags, last: int) -> Mapping[int, HomeLine]:
+def _read_links(flags: Flags, last: int) -> Mapping[int, HomeLine]:
     """The links of those nodes that have one."""
     values: dict[int, dict[str, float]] = {}
     for key, (parse, form) in _LINK_VALUES.items():
         said: dict[str, float] = {}
-        for text in getattr(flags, key) or ():
+        for text in flags.get(key) or ():
             flag = _Flag(key, text, form, last)
             name, value = flag.match(_LINK_VALUE)
             if name != ALL:
@@ -264,7 +246,7 @@ def _read_links(flags: LocalFlags, last: int) -> Mapping[int, HomeLine]:
             name = str(who) if who else name_of(COORDINATOR)
             if name in said or ALL in said:
                 values.setdefault(who, {})[key] = said.get(name, said.get(ALL, 0.0))
-    behind_nat = {_read_nat(text, last) for text in flags.nat or ()}
+    behind_nat = {_read_nat(text, last) for text in flags.get("nat") or ()}
     return {who: HomeLine(**values.get(who, {}), nat=who in behind_nat) for who in values.keys() | behind_nat}
 
 

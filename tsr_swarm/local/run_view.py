@@ -1,4 +1,4 @@
-"""One story of a run out of what each process of a local swarm prints: the leader's events are its news. Pure.
+"""The events of a run, each once, out of what every process of a local swarm prints: those of the leader. Pure.
 
 Other processes print what concerns themselves, and the coordinator also relays later what a leader has printed already.
 """

@@ -7,7 +7,7 @@ leader prints of the run, and injects each fault when the leader announces its m
 import asyncio
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -56,6 +56,9 @@ PROMPT = "def "
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
+Emit = Callable[[Event], None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalOptions:
     """What to run, who takes part, and the folder that keeps all of it."""
@@ -68,7 +71,7 @@ class LocalOptions:
     lab: str | None = None  # which kind of lab; None: the best one there is, if the plan asks for any
 
 
-async def run_local(options: LocalOptions, group: ProcessGroup, emit: Callable[[Event], None], stop: Shutdown) -> None:
+async def run_local(options: LocalOptions, group: ProcessGroup, emit: Emit, stop: Shutdown) -> None:
     """Run the swarm to its end. Every process belongs to ``group``, which ends those that are left.
 
     Raises the error of the process that failed when the run cannot go on without it.
@@ -98,7 +101,6 @@ class _Ongoing:
     """A fault that lasts for a time, while it does."""
 
     who: int  # COORDINATOR where it concerns nobody in particular
-    text: str
     end: asyncio.Task[None]
 
 
@@ -106,19 +108,10 @@ class _Swarm:
     """The processes of one local run: starts them, reads their events, injects the faults, and ends with the run."""
 
     def __init__(
-        self,
-        options: LocalOptions,
-        network: LocalNetwork,
-        group: ProcessGroup,
-        emit: Callable[[Event], None],
-        stop: Shutdown,
+        self, options: LocalOptions, network: LocalNetwork, group: ProcessGroup, emit: Emit, stop: Shutdown
     ) -> None:
-        self._options = options
-        self._network = network
-        self._group = group
-        self._emit = emit
-        self._stop = stop
-        self._faults: tuple[Fault, ...] = options.plan.faults
+        self._options, self._network, self._group, self._emit, self._stop = options, network, group, emit, stop
+        self._faults: Sequence[Fault] = options.plan.faults  # those still to come
         self._view = RunView()
         self._moment: Moment | None = None  # the newest that was announced; from the first on, a peer may be missing
         self._children: dict[int, Child] = {}
@@ -177,9 +170,7 @@ class _Swarm:
 
     async def _handle(self, who: int, event: Event) -> None:
         if isinstance(event, StateReceived) and self._moment is not None:
-            fired, self._faults = due_with_state(self._faults, who, self._moment)
-            for fault in fired:
-                await self._inject(fault)
+            await self._inject(due_with_state(self._faults, who, self._moment))
         self._view, is_news = self._view.update(who, event, self._running)
         if not is_news:
             return
@@ -193,12 +184,10 @@ class _Swarm:
                 self._end_ongoing()
         if isinstance(event, RunFinished):
             self._over.set()
-        fired, self._faults = due(self._faults, event, self._moment)
-        moment = moment_of(event)
+        faults, moment = due(self._faults, event, self._moment), moment_of(event)
         if moment is not None:
             self._moment = moment if self._moment is None else max(moment, self._moment)
-        for fault in fired:
-            await self._inject(fault)
+        await self._inject(faults)
 
     def _handle_exit(self, who: int, child: Child) -> None:
         """A process has ended: a fault killed it, or it failed, or its part is over. Raises what ends the run."""
@@ -252,16 +241,18 @@ class _Swarm:
 
     # --- faults -------------------------------------------------------------------------------------------------------
 
-    async def _inject(self, fault: Fault) -> None:
-        match fault:
-            case LateJoin(who=who):
-                await self._start_peer(who)
-            case Kill():
-                self._kill(fault)
-            case Restart() if not self._is_ending:
-                self._restart_later(fault)
-            case Suspend() | Partition() if not self._is_ending:
-                self._begin(fault)
+    async def _inject(self, faults: Sequence[Fault]) -> None:
+        self._faults = [fault for fault in self._faults if fault not in faults]
+        for fault in faults:
+            match fault:
+                case LateJoin(who=who):
+                    await self._start_peer(who)
+                case Kill():
+                    self._kill(fault)
+                case Restart() if not self._is_ending:
+                    self._restart_later(fault)
+                case Suspend() | Partition() if not self._is_ending:
+                    self._begin(fault)
 
     def _kill(self, fault: Kill) -> None:
         who = self._find(fault)
@@ -308,7 +299,7 @@ class _Swarm:
         who = self._find(fault) if isinstance(fault, Suspend) else COORDINATOR
         if who is None:
             return
-        self._ongoing[fault] = _Ongoing(who, text_of(fault, who), self._background.start(end_later()))
+        self._ongoing[fault] = _Ongoing(who, self._background.start(end_later()))
         self._apply_ongoing(fault, who)
         self._emit(FaultPlaced(fault=text_of(fault, who), is_over=False))
 
@@ -316,7 +307,7 @@ class _Swarm:
         ended = self._ongoing.pop(fault)
         ended.end.cancel()  # or it is the caller, which does nothing after this
         self._apply_ongoing(fault, ended.who)
-        self._emit(FaultPlaced(fault=ended.text, is_over=True))
+        self._emit(FaultPlaced(fault=text_of(fault, ended.who), is_over=True))
 
     def _end_ongoing(self) -> None:
         """The run is over or was asked to stop: everybody gets the chance to leave, and nobody is restarted."""

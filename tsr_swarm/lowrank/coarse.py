@@ -69,12 +69,8 @@ def quantise_dead_zone(x: Tensor, density: float, bits: int) -> Grid:
     levels = levels.clamp_(1, limit) * (magnitudes >= threshold)
     step = float((magnitudes * levels).sum() / levels.square().sum())
     exponent = _exponent(step)
-    mantissa = (
-        torch.tensor([step * math.ldexp(1.0, -exponent)], dtype=torch.float64, device="cpu")
-        .round_()
-        .clamp_(1, MANTISSA_MAX)
-    )
-    return _grid(levels * x.sign(), mantissa, [exponent])
+    mantissa = min(max(round(math.ldexp(step, -exponent)), 1), MANTISSA_MAX)
+    return _grid(levels * x.sign(), torch.tensor([mantissa], dtype=torch.float64, device="cpu"), [exponent])
 
 
 def _exponent(step: float) -> int:

@@ -19,6 +19,7 @@ from tsr_swarm.lowrank.basis import BASIS_EXPONENT, BASIS_LIMIT, Basis
 
 _COLUMNS = 512
 _FIXED = 192  # bits after the point of the cosines' fixed-point numbers
+_PI = 0x3243F6A8885A308D313198A2E03707344A4093822299F31D0  # rounded down to them
 
 
 def drawn_basis(rows: int, cols: int, ranks: tuple[int, int], *, seed: int, block: int, number: int) -> Basis:
@@ -103,7 +104,7 @@ def _wave(size: int) -> NDArray[np.int16]:
 
 def _cosine(size: int) -> int:
     """cos(pi / 2 n) in fixed point, by its series."""
-    angle = _pi() // (2 * size)
+    angle = _PI // (2 * size)
     square = angle * angle >> _FIXED
     total = term = 1 << _FIXED
     k = 0
@@ -111,23 +112,6 @@ def _cosine(size: int) -> int:
         k += 2
         term = (term * square >> _FIXED) // (k * (k - 1))
         total += term if k % 4 == 0 else -term
-    return total
-
-
-@lru_cache(maxsize=1)
-def _pi() -> int:
-    """Pi in fixed point (Machin: 16 atan(1/5) - 4 atan(1/239))."""
-    guarded = _FIXED + 16
-    return (16 * _atan_of_inverse(5, guarded) - 4 * _atan_of_inverse(239, guarded)) >> 16
-
-
-def _atan_of_inverse(x: int, bits: int) -> int:
-    power = (1 << bits) // x
-    total, k = 0, 1
-    while power:
-        total += power // k if k % 4 == 1 else -(power // k)
-        power //= x * x
-        k += 2
     return total
 
 

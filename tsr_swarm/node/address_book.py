@@ -7,9 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tsr_swarm.discovery.addresses import address_for, dialable_address, split_address
+from tsr_swarm.discovery.addresses import address_for, dialable_address
 from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.telemetry.byte_counter import ByteCounter
+from tsr_swarm.transport.address import parse_address
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.fields import require_address, require_peer_id
@@ -117,7 +118,7 @@ class ClientPool:
         """The connection to an address. Raises ConfigError where it cannot be dialled."""
         known = self._clients.pop(address, None)
         if known is None:
-            _, port = split_address(address if self._proxy is None else self._proxy)
+            _, port = parse_address(address if self._proxy is None else self._proxy)
             self._kernel.watch(port)
             stack = AsyncExitStack()
             known = await stack.enter_async_context(SwarmClient(address, self._counter, self._proxy)), stack

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from tsr_swarm import __version__
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.config.round_plan import RoundPlan
-from tsr_swarm.discovery.addresses import split_address
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, SwarmError, UnreachableError
 from tsr_swarm.node import message_codec
 from tsr_swarm.node.address_book import AddressBook, ClientPool
@@ -21,6 +20,7 @@ from tsr_swarm.optim.periods import follows_manifest
 from tsr_swarm.process.tasks import Signal
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.telemetry import events
+from tsr_swarm.transport.address import parse_address
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire import checks
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -66,7 +66,7 @@ async def _say_hello(clients: ClientPool, book: AddressBook, address: str) -> Ha
     client = await clients.at(address)
     hello = await client.hello(pb.HelloRequest(protocol=PROTOCOL_VERSION, package_version=__version__))
     checks.check_hello_reply(hello)
-    host, _ = split_address(client.address)
+    host, _ = parse_address(client.address)
     book.update_from(host, hello.contacts)
     book.update(hello.peer_id, client.address)  # whatever it calls itself, this is how it is reached from here
     return Handshake(hello, host)
@@ -123,7 +123,7 @@ class LeaderClient:
                 reply = await client.poll(self._request(replace(message, known=known)))
             checks.check_poll_reply(reply)
             answer = self._read(to, reply)
-            host, _ = split_address(client.address)
+            host, _ = parse_address(client.address)
             context.book.update_from(host, self._told_contacts(to, known, reply))
             context.book.update(to, client.address)  # whatever is said of it, this is how it is reached from here
         except (UnreachableError, PeerError, RefusedError, ConfigError):

@@ -45,6 +45,7 @@ from tsr_swarm.storage.run_folder import (
     RunFolder,
     RunState,
     StartingPoint,
+    folder_lock,
     holds_work,
     record_of,
     resume_run,
@@ -95,7 +96,7 @@ async def _coordinate(options: CoordinateOptions, sink: Callable[[Event], None],
     unread: list[str] = []
     # First: it finds a data source that is not there.
     evaluate = await asyncio.to_thread(make_evaluate, config, unread.append)
-    with folder.locked(), open_log(folder.path / EVENTS_FILE, sink) as log:
+    with folder_lock(folder.path), open_log(folder.path / EVENTS_FILE, sink) as log:
         run_log = RunLog(log, sink, has_people=True)
         if options.resume:
             with suppress(OSError):  # people were warned as it was opened
@@ -236,7 +237,7 @@ class CoordinatorProcess:
         self._run_log.emit(events.Warned(message=message))
 
     def _initial_peers(self, caller: Caller) -> list[str]:
-        announce = announced_address(self._options.announce, 0)[0] if self._options.announce else ""
+        announce = announced_address(self._options.announce, 0).host if self._options.announce else ""
         return list(multiaddrs_for(caller.address, self._announcer.multiaddrs, announce))
 
     # --- context.Host -----------------------------------------------------------------------------------------------

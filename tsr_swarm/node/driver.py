@@ -3,7 +3,7 @@
 An event that changes what this node has promised is carried out only once the promise is in its journal. If the disk
 refuses it, the event has not happened: other nodes repeat their messages, and this node's own events are put again.
 
-Nothing here needs an event loop where ``clock`` and ``call_later`` are given.
+Nothing here needs an event loop where ``clock`` and ``call_at`` are given: tests/rehearsal runs nodes in virtual time.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from tsr_swarm.rounds.state import Node
 from tsr_swarm.rounds.step import step, wake_at
 
 AGAIN_SECONDS = 1.0  # until what the disk refused is tried again
-LATE_SECONDS = 0.001  # a timer that rings a little late finds that its time has come
+LATE_SECONDS = 0.001  # an event loop may call a little too early, by a clock of its own
 
 
 class ActionHandler(Protocol):
@@ -50,9 +50,9 @@ def awake_clock() -> float:
     return time.monotonic() if number is None else time.clock_gettime(number)
 
 
-def call_on_loop(seconds: float, call: Callable[[], None]) -> Timer:
-    """Make ``call`` on the running event loop after so many seconds."""
-    return asyncio.get_running_loop().call_later(seconds, call)
+def call_on_loop(when: float, call: Callable[[], None]) -> Timer:
+    """Make ``call`` on the running event loop once ``awake_clock`` says ``when``."""
+    return asyncio.get_running_loop().call_later(when - awake_clock() + LATE_SECONDS, call)
 
 
 class Driver:
@@ -66,11 +66,15 @@ class Driver:
         journal: PromiseLog | None,
         warn: Callable[[str], None],
         clock: Callable[[], float] = awake_clock,
-        call_later: Callable[[float, Callable[[], None]], Timer] = call_on_loop,
+        call_at: Callable[[float, Callable[[], None]], Timer] = call_on_loop,
     ) -> None:
-        """``journal``: None for a node that nobody can dial, and that therefore promises nothing."""
+        """Make the driver of ``node``.
+
+        journal: None for a node that nobody can dial, and that therefore promises nothing. call_at: makes a call when
+        ``clock`` has reached a time, or soon if it has; never at once.
+        """
         self.node = node
-        self._journal, self._warn, self._clock, self._call_later = journal, warn, clock, call_later
+        self._journal, self._warn, self._clock, self._call_at = journal, warn, clock, call_at
         self._events: deque[Event] = deque()
         self._is_stepping = False
         self._has_warned = False
@@ -108,8 +112,7 @@ class Driver:
         due = wake_at(self.node)
         if due == float("inf") or self._is_closed:
             return
-        wait = max(due, self._not_before) - self._clock() + LATE_SECONDS
-        self._timer = self._call_later(max(0.0, wait), lambda: self.put(Tick()))
+        self._timer = self._call_at(max(due, self._not_before), lambda: self.put(Tick()))
 
     def close(self) -> None:
         """Take in nothing more."""
@@ -124,7 +127,7 @@ class Driver:
         if after.voter.hard_state != before.voter.hard_state and not self._promise(after):
             self._not_before = self._clock() + AGAIN_SECONDS
             if not isinstance(event, Received | Tick):
-                self._call_later(AGAIN_SECONDS, lambda: self.put(event))
+                self._call_at(self._not_before, lambda: self.put(event))
             return
         self.node = after
         self.handler.on_step(before, after)

@@ -15,7 +15,7 @@ from tsr_swarm.node.round_cache import ReducedShard, RoundCache
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.sketch_budget import RefreshState, after_round, begin_refresh_state, within_budget
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.gather import ShardDigest
+from tsr_swarm.rounds.protocol import ShardDigest
 from tsr_swarm.rounds.raft_state import RoundRecord, is_majority
 from tsr_swarm.rounds.state import Node
 from tsr_swarm.telemetry.events import LeaderChanged, PeerJoined

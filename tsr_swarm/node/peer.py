@@ -56,6 +56,7 @@ from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.corpus import find_documents
 from tsr_swarm.train.evaluate import make_evaluate
+from tsr_swarm.transport.address import Address
 from tsr_swarm.transport.base import SwarmHandler
 from tsr_swarm.transport.client import retry_while_unreachable
 from tsr_swarm.transport.server import serve
@@ -218,12 +219,12 @@ class PeerProcess:
     async def _join_dht(self, announcer: Announcer) -> None:
         """Join the DHT beside the training: on this machine's own loopback if the run is there, or where told to."""
         options, handshake = self._options, self._handshake
-        listen: tuple[str, int] | None = None
-        announce: tuple[str, int] | None = None
+        listen: Address | None = None
+        announce: Address | None = None
         if options.listen is not None:
             listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
         elif is_loopback(handshake.host) and not options.outbound_only:
-            listen = ("127.0.0.1", options.dht_port)
+            listen = Address("127.0.0.1", options.dht_port)
         initial_peers = list(handshake.hello.initial_peers)
         await announcer.start(listen=listen, announce=announce, initial_peers=initial_peers)
         await announcer.keep_announcing(options.name, self._context.info.address, PeerRole.PEER)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.process.tasks import Signal
-from tsr_swarm.rounds.gather import ShardDigest
+from tsr_swarm.rounds.protocol import ShardDigest
 from tsr_swarm.wire.messages import PublishedHeader, ShardResult
 from tsr_swarm.wire.roster import Members
 from tsr_swarm.wire.v1 import swarm_pb2 as pb

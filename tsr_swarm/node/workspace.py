@@ -9,7 +9,7 @@ import torch
 
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import DataConfig
-from tsr_swarm.discovery.addresses import is_loopback, split_address
+from tsr_swarm.discovery.addresses import is_loopback
 from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError
 from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.optim.consensus import Consensus
@@ -24,6 +24,7 @@ from tsr_swarm.train.corpus import Warn, ignore, missing_paths, once, source_pat
 from tsr_swarm.train.data import TokenStream, part_of, private_tokens, training_tokens
 from tsr_swarm.train.llama import build_model, parameter_shapes
 from tsr_swarm.train.trainer import Trainer, make_space
+from tsr_swarm.transport.address import parse_address
 
 SPACE = "space"  # the checkpoint's file of moments and residual
 KEEP = 2  # checkpoints
@@ -192,7 +193,7 @@ def advise_organiser(data: DataConfig, listen: str) -> str | None:
     paths = source_paths(data.source)
     if not paths:
         return None
-    host, _ = split_address(listen)
+    host, _ = parse_address(listen)
     if not is_loopback(host):
         return (
             f"data.source = {source_text(paths)} is a path and no text is sent: volunteers need the same files at that "

@@ -18,7 +18,7 @@ from tsr_swarm.config.run import OptimizerConfig, WireConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid, dense_grid
-from tsr_swarm.lowrank.rotate import rotate_core
+from tsr_swarm.lowrank.sketch import rotate_core
 from tsr_swarm.optim.block_state import (
     RESIDUAL,
     UnsentWork,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.lowrank.basis import Basis
-from tsr_swarm.lowrank.rotate import rotate_core, rotate_moments
+from tsr_swarm.lowrank.sketch import rotate_core, rotate_moments
 from tsr_swarm.optim.block_state import BlockState
 
 Correction = float | Tensor  # 1 - beta**t; a tensor where stacked blocks have different t

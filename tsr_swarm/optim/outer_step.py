@@ -18,7 +18,7 @@ from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.lowrank.rotate import rotate_core, rotate_moments
+from tsr_swarm.lowrank.sketch import rotate_core, rotate_moments
 from tsr_swarm.optim.block_state import core_as_sketch
 
 BETA2 = 0.99  # of outer Adam's second moment, as in FedAdam

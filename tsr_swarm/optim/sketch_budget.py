@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tsr_swarm.config.blocks import Block
+from tsr_swarm.config.layout import KB, core_upload, sketch_costs
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.config.sizes import KB, core_upload, sketch_costs
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.periods import refresh_rounds
 

@@ -20,8 +20,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from tsr_swarm.lowrank.basis import Basis, orthonormal12
 from tsr_swarm.lowrank.packed import Packed
-from tsr_swarm.lowrank.rotate import rotate_moments
-from tsr_swarm.lowrank.sketch import core_of, expand
+from tsr_swarm.lowrank.sketch import core_of, expand, rotate_moments
 from tsr_swarm.optim.inner_optimizer import Correction, adam_direction, bias_corrections, core_update_scale
 from tsr_swarm.optim.tsr_adam_state import (
     LATER_OPTIONS,

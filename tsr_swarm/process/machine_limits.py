@@ -41,7 +41,7 @@ def require_process_room() -> None:
         raise ConfigError(
             f"This process may open {files} files at a time, and needs {FILES}; raise the limit ('ulimit -n {FILES}')."
         )
-    threads = threads_needed(_cores())
+    threads = threads_needed()
     needed = PROGRAM_BYTES + threads * (THREAD_BYTES + _stack_bytes())
     left = _left_of(resource.RLIMIT_AS, "VmSize")
     if needed > left:
@@ -99,8 +99,9 @@ def is_about_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError)
 
 
-def threads_needed(cores: int) -> int:
-    """As many as gRPC, torch and this package start on a machine with ``cores``, and some to spare."""
+def threads_needed() -> int:
+    """As many as gRPC, torch and this package start on the cores that this process may use, and some to spare."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 16 + 2 * cores
 
 
@@ -160,11 +161,6 @@ def _left_of(limit: int, used: str) -> float:
     if soft == resource.RLIM_INFINITY:
         return float("inf")
     return max(0.0, soft - _kilobytes(Path("/proc/self/status")).get(used, 0.0))
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stack_bytes() -> int:

@@ -43,18 +43,12 @@ class ChildError(SwarmError):
 
 
 class Child:
-    """One running process and the group it leads."""
+    """A process that was started, and the process group that it leads."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         self.name = name
         self.pid = process.pid
         self._process = process
-
-    @property
-    def output(self) -> asyncio.StreamReader:
-        """Its stdout, if it was started with ``stdout=PIPE``."""
-        assert self._process.stdout is not None, "started without a pipe"
-        return self._process.stdout
 
     @property
     def exit_code(self) -> int | None:
@@ -73,7 +67,8 @@ class Child:
 
     async def lines(self) -> AsyncIterator[str]:
         """What it prints on stdout, line by line, to its end. Needs ``stdout=PIPE``."""
-        while line := await self.output.readline():
+        assert self._process.stdout is not None, "started without a pipe"
+        while line := await self._process.stdout.readline():
             yield line.decode("utf-8", "replace").rstrip("\n")
 
     def write_line(self, line: str) -> None:
@@ -293,7 +288,7 @@ def _is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
-        return True
+        pass  # it is another user's, or no process id at all
     return True
 
 

@@ -111,8 +111,8 @@ class ChunkSchedule:
 
     def _far_half(self) -> range | None:
         """Return the far half of what is left to the donor with the most that nobody else was asked for."""
-        alone = {donor: self._asked_of_nobody_else(donor) for donor in sorted(self.asked)}
-        left = max(alone.values(), key=len, default=frozenset())
+        alone = (self._asked_of_nobody_else(donor) for donor in sorted(self.asked))
+        left = max(alone, key=len, default=frozenset())
         if not left:
             return None
         end = first = max(left)

@@ -2,22 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVarTuple
 
 from tsr_swarm.rounds import protocol
 from tsr_swarm.rounds import round_phases as phases
 from tsr_swarm.rounds.assignment import assign, next_voters
-from tsr_swarm.rounds.gather import AGAIN_SECONDS, Gather, missing_shards, take_answer
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.round_phases import CloseRound, LeaderState, Phase
-from tsr_swarm.rounds.state import HeldPoll, LeaderRole, MemberContact, Node, Result, then
+from tsr_swarm.rounds.round_phases import AGAIN_SECONDS, CloseRound, Gather, LeaderState, Phase
+from tsr_swarm.rounds.state import Arguments, HeldPoll, LeaderRole, MemberContact, Node, Result, then
 
 HOLD_SECONDS = 2.0  # a poll without an update is answered after this long
 SETTLE_SECONDS = 6.0  # a new leader opens no round before peers of the last one have found it, or this has passed
 FORGET_SECONDS = 30.0  # a voter that has not called for this long is replaced
 MOST_NODES = 8  # that everybody is told of, beside the voters
-
-Arguments = TypeVarTuple("Arguments")
 
 # --- beginning and end --------------------------------------------------------------------------------------------
 
@@ -50,11 +46,13 @@ def take_over(node: Node, now: float) -> Result:
 
 def give_up(node: Node) -> Result:
     """Stop leading: whoever waits for an update must look for another leader."""
-    assert node.leader_role is not None, "checked"
     redirect = protocol.Redirect(node.voter.term, node.voter.leader, node.voter.hard_state.base)
-    return replace(node, leader_role=None), [
-        protocol.Send(peer, redirect) for peer in sorted(node.leader_role.held_polls)
-    ]
+    return replace(node, leader_role=None), [protocol.Send(peer, redirect) for peer in sorted(_role(node).held_polls)]
+
+
+def _role(node: Node) -> LeaderRole:
+    assert node.leader_role is not None, "this node leads"
+    return node.leader_role
 
 
 # --- polls --------------------------------------------------------------------------------------------------------
@@ -96,8 +94,7 @@ def _answer(node: Node, poll: protocol.Poll, now: float) -> Result:
 
 
 def _hold(node: Node, poll: protocol.Poll, now: float) -> Node:
-    role = node.leader_role
-    assert role is not None, "only a leader holds polls"
+    role = _role(node)
     held = HeldPoll(now + HOLD_SECONDS, poll.number)
     return replace(node, leader_role=replace(role, held_polls={**role.held_polls, poll.peer: held}))
 
@@ -138,8 +135,7 @@ def take_goodbye(node: Node, peer: str, now: float) -> Result:
 
 def round_update(node: Node) -> protocol.RoundUpdate:
     """Make what this leader tells everybody."""
-    role = node.leader_role
-    assert role is not None, "only a leader has an update"
+    role = _role(node)
     last_round = role.state.policy.last_round
     # Peers may go after the last round. A leader that was only asked to stop has a successor.
     is_finished = role.state.phase is Phase.FINISHED and 0 < last_round <= role.state.round
@@ -157,8 +153,7 @@ def round_update(node: Node) -> protocol.RoundUpdate:
 
 def announce(node: Node) -> Node:
     """Begin a new version of the update; ``flush`` answers held polls with it."""
-    role = node.leader_role
-    assert role is not None, "only a leader has an update"
+    role = _role(node)
     return replace(node, leader_role=replace(role, version=role.version + 1))
 
 
@@ -203,7 +198,7 @@ def due_at(node: Node) -> float:
     # What is over was done, or waits for something else than time, as a round that has no peers to open.
     over = role.ticked_at
     times = [*(poll.until for poll in role.held_polls.values()), *role.state.members.values()]
-    if (deadline := phases.deadline_at(role.state)) is not None and deadline > over:
+    if (deadline := phases.deadline_at(role.state)) > over:
         times.append(deadline)
     if phases.is_open(role.state):
         times.append(role.state.opened_at + role.state.policy.ceiling_seconds)
@@ -225,8 +220,7 @@ def end_round(node: Node, record: RoundRecord, now: float) -> Result:
 
 def _clear_round(node: Node) -> Node:
     """Forget the round that is over, but for its reducers, which may be asked for its shards."""
-    role = node.leader_role
-    assert role is not None, "only a leader ends rounds"
+    role = _role(node)
     sources = role.plan.nodes if role.plan is not None else ()
     return announce(replace(node, leader_role=replace(role, plan=None, gather=None, sources=sources)))
 
@@ -246,7 +240,7 @@ def take_shard(node: Node, sender: str, message: protocol.ShardDone, now: float)
         return node, []
     if message.term != node.voter.term or message.round != role.gather.round:
         return node, []
-    gather = take_answer(role.gather, sender, message.shard, message.result, now)
+    gather = phases.take_answer(role.gather, sender, message.shard, message.result, now)
     return _gather(replace(node, leader_role=replace(role, gather=gather)), now)
 
 
@@ -270,8 +264,7 @@ def _advance(
 
 
 def _carry_out(node: Node, decision: phases.PhaseAction, now: float) -> Result:
-    role = node.leader_role
-    assert role is not None, "only a leader decides"
+    role = _role(node)
     match decision:
         case protocol.Open(round):
             reducers = _assign_shards(node, round, {}, now)
@@ -297,7 +290,7 @@ def _gather(node: Node, now: float) -> Result:
     gather, plan = role.gather, role.plan
     assert plan is not None, "a round that is gathered was open"
     lost = {reducer for reducer in gather.reducers if not _is_here(node, reducer, now)}
-    missing = missing_shards(gather, lost, now)
+    missing = phases.missing_shards(gather, lost, now)
     if not missing:
         voters = next_voters(node.voter.voters, _longest_serving(node, now), node.identity.first)
         node = replace(node, leader_role=replace(role, gather=None))
@@ -324,8 +317,7 @@ def _add_itself(node: Node, now: float) -> Node:
 
 
 def _with_contact(node: Node, contact: MemberContact, name: str) -> Node:
-    role = node.leader_role
-    assert role is not None, "only a leader has contacts"
+    role = _role(node)
     contacts = {**role.contacts, name: contact}
     # Which nodes can be dialled seldom changes, and is asked for with every poll.
     nodes = role.nodes if name in role.contacts else _dialable(contacts)
@@ -345,8 +337,7 @@ def _is_here(node: Node, name: str, now: float) -> bool:
 
 def _assign_shards(node: Node, round: int, kept: dict[int, str], now: float) -> tuple[protocol.ReducerSlot, ...]:
     """Assign the shards to nodes that can be dialled and lack no more than the round that was committed just now."""
-    role, identity = node.leader_role, node.identity
-    assert role is not None, "only a leader assigns shards"
+    role, identity = _role(node), node.identity
     incarnations = {
         name: contact.incarnation
         for name, contact in role.contacts.items()
@@ -380,8 +371,7 @@ def _move_shards(node: Node, now: float) -> Result:
 
 def _longest_serving(node: Node, now: float) -> Sequence[str]:
     """Return the nodes that can be voters from the next round on, the longest-serving first."""
-    role = node.leader_role
-    assert role is not None, "only a leader proposes voters"
+    role = _role(node)
     base = node.voter.hard_state.base.round
     here = {
         name: contact.since

@@ -6,7 +6,6 @@ Messages may be lost, late, doubled and in any order. Those between voters are i
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tsr_swarm.rounds.gather import ShardDigest
 from tsr_swarm.rounds.raft_state import RaftMessage, RoundRecord
 
 # --- messages -----------------------------------------------------------------------------------------------------
@@ -72,14 +71,23 @@ class RoundUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """The answer to a Poll of a node that does not lead. ``base`` tells future voters that they are, without a leader.
-
-    ``leader``: who does, as far as known; "" unknown.
-    """
+    """The answer to a Poll of a node that does not lead."""
 
     term: int
-    leader: str
-    base: RoundRecord
+    leader: str  # who does, as far as known; "" unknown
+    base: RoundRecord  # which tells its voters that they are, also without a leader
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDigest:
+    """What is published of a shard: whose contributions are in it, and the hash of its bytes. Void: nothing."""
+
+    included: frozenset[str] = frozenset()
+    digest: str = ""
+
+    @property
+    def is_void(self) -> bool:
+        return not self.included
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +247,8 @@ class Tick:
     """Time has passed."""
 
 
-MessageEvent = Received | Unreachable | PollBroken
 WorkEvent = Offered | Averaged | Sealed | Stored | Trained | Uploaded | UploadFailed | Applied | Restored | FetchFailed
-Event = MessageEvent | WorkEvent | Resumed | Stop | Tick
+Event = Received | Unreachable | PollBroken | WorkEvent | Resumed | Stop | Tick
 
 # --- actions ------------------------------------------------------------------------------------------------------
 
@@ -389,5 +396,4 @@ class Quit:
 
 
 WorkAction = Train | Upload | Reply | Average | Seal | Store | FetchRound | FetchState
-ReportAction = Open | Commit | Explain | Drop | Notify
-Action = Send | Propose | WorkAction | ReportAction | Quit
+Action = Send | Propose | WorkAction | Open | Commit | Explain | Drop | Notify | Quit

@@ -100,9 +100,8 @@ def give_up_leader(voter: Voter, node: str, now: float) -> Voter:
     """Stop waiting for a leader that cannot be reached. Voters that still reach it refuse the pre-vote."""
     if voter.leads or voter.leader != node:
         return voter
-    return replace(
-        voter, leader="", election_at=min(voter.election_at, now + SILENCE_SECONDS * _random_fraction(voter))
-    )
+    soon = now + SILENCE_SECONDS * _random_fraction(voter)
+    return replace(voter, leader="", election_at=min(voter.election_at, soon))
 
 
 def _ask_for_pre_votes(voter: Voter, now: float) -> RaftResult:
@@ -274,14 +273,13 @@ def _take_proposal(voter: Voter, sender: str, term: int, record: RoundRecord) ->
     base, tail = voter.hard_state.base, voter.hard_state.tail
     if record.round <= base.round:  # it is committed already
         is_same = record.round < base.round or record.chain == base.chain
-        chain, reason = (record.chain, "it stands") if is_same else ("", "another result of this round stands")
-        return voter, [Send(sender, _reply(voter, chain, reason))]
+        answer = (record.chain, "it stands") if is_same else ("", "another result of this round stands")
+        return voter, [Send(sender, _reply(voter, *answer))]
     if not _is_next(voter, record):
         return voter, [CatchUp(record.round, sender), Send(sender, _reply(voter, "", "rounds are missing here"))]
     if tail is not None and voter.hard_state.tail_term == term:
-        is_same = tail == record
-        chain, reason = (record.chain, "accepted") if is_same else ("", "another result was accepted in this term")
-        return voter, [Send(sender, _reply(voter, chain, reason))]
+        answer = (record.chain, "accepted") if tail == record else ("", "another result was accepted in this term")
+        return voter, [Send(sender, _reply(voter, *answer))]
     # Its bytes come first: what a majority has accepted, a majority can serve.
     fetching = Send(sender, _reply(voter, "", "fetching it"))
     return replace(voter, pending=(term, record)), [Store(record, (), (sender,)), fetching]

@@ -3,24 +3,21 @@
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from tsr_swarm.rounds.gather import ShardDigest
-from tsr_swarm.rounds.protocol import Average, Averaged, Close, Offered, OpenRound, Reply, Send, ShardDone, Verdict
+from tsr_swarm.rounds import protocol
 from tsr_swarm.rounds.state import Node, ReducerState, Result
 
 AHEAD = 2  # rounds: a contribution may arrive before the update that announces its round
 
-# --- contributions that are held ----------------------------------------------------------------------------------
 
-
-def offer(state: ReducerState, round: int, peer: str, shard: int, tokens: int) -> tuple[ReducerState, Verdict]:
+def offer(state: ReducerState, round: int, peer: str, shard: int, tokens: int) -> tuple[ReducerState, protocol.Verdict]:
     """Take a contribution that has passed the gate, or say why not. One that is late stays in the peer's residual."""
     if round != state.round:
-        return state, Verdict(False, False, f"round {round} is not open; round {state.round} is")
+        return state, protocol.Verdict(False, False, f"round {round} is not open; round {state.round} is")
     if (peer, shard) in state.held:
-        return state, Verdict(True, False, "already here")
+        return state, protocol.Verdict(True, False, "already here")
     if not state.is_open:
-        return state, Verdict(False, False, f"round {round} has closed; the work stays in your residual")
-    return replace(state, held={**state.held, (peer, shard): tokens}), Verdict(True, True, "in time")
+        return state, protocol.Verdict(False, False, f"round {round} has closed; the work stays in your residual")
+    return replace(state, held={**state.held, (peer, shard): tokens}), protocol.Verdict(True, True, "in time")
 
 
 def choose_included(state: ReducerState, shard: int, quorum: int, admitted: Collection[str]) -> frozenset[str]:
@@ -29,24 +26,21 @@ def choose_included(state: ReducerState, shard: int, quorum: int, admitted: Coll
     return peers if len(peers) >= quorum else frozenset()
 
 
-# --- events of a node ---------------------------------------------------------------------------------------------
-
-
-def take_offer(node: Node, event: Offered) -> Result:
+def take_offer(node: Node, event: protocol.Offered) -> Result:
     """Take a contribution, or say why not."""
     state = node.reducer or ReducerState(0)
     committed = max(node.peer.committed, node.voter.hard_state.base.round)
     if state.round < event.round <= committed + AHEAD:
         state = ReducerState(event.round, term=event.term)
     if event.round <= committed:
-        verdict = Verdict(False, False, f"round {event.round} has closed; the work stays in your residual")
+        verdict = protocol.Verdict(False, False, f"round {event.round} has closed; the work stays in your residual")
     else:
         state = _follow_term(state, event.round, event.term)
         state, verdict = offer(state, event.round, event.peer, event.shard, event.tokens)
-    return replace(node, reducer=state), [Reply(event.peer, event.round, event.shard, verdict)]
+    return replace(node, reducer=state), [protocol.Reply(event.peer, event.round, event.shard, verdict)]
 
 
-def reopen(node: Node, plan: OpenRound) -> Node:
+def reopen(node: Node, plan: protocol.OpenRound) -> Node:
     """Follow a new leader's announcement of the same round: what is held still counts, and more may come."""
     if node.reducer is None:
         return node
@@ -59,7 +53,7 @@ def _follow_term(state: ReducerState, round: int, term: int) -> ReducerState:
     return ReducerState(round, held=state.held, term=term)
 
 
-def close_shards(node: Node, sender: str, message: Close) -> Result:
+def close_shards(node: Node, sender: str, message: protocol.Close) -> Result:
     """Close shards and have them averaged; one that has too few contributions is void at once."""
     state = node.reducer or ReducerState(message.round)
     if (message.round, message.term) < (state.round, state.term):
@@ -76,14 +70,14 @@ def close_shards(node: Node, sender: str, message: Close) -> Result:
         if peers:
             wanted[shard] = peers
         else:
-            done[shard] = ShardDigest()
+            done[shard] = protocol.ShardDigest()
     state = replace(state, is_open=False, leader=sender, done=done, averaging=state.averaging | wanted.keys())
-    average = [Average(message.term, message.round, wanted)] if wanted else []
+    average = [protocol.Average(message.term, message.round, wanted)] if wanted else []
     answers = _answers(state, {shard: done[shard] for shard in message.shards if shard in done})
     return replace(node, reducer=state), [*average, *answers]
 
 
-def answer_average(node: Node, event: Averaged) -> Result:
+def answer_average(node: Node, event: protocol.Averaged) -> Result:
     """Tell the leader that a shard is averaged, unless the round has moved on."""
     state = node.reducer
     if state is None or (event.round, event.term) != (state.round, state.term) or event.shard not in state.averaging:
@@ -93,6 +87,9 @@ def answer_average(node: Node, event: Averaged) -> Result:
     return replace(node, reducer=state), list(_answers(state, {event.shard: event.result}))
 
 
-def _answers(state: ReducerState, results: Mapping[int, ShardDigest]) -> list[Send]:
+def _answers(state: ReducerState, results: Mapping[int, protocol.ShardDigest]) -> list[protocol.Send]:
     round, term = state.round, state.term
-    return [Send(state.leader, ShardDone(term, round, shard, result)) for shard, result in sorted(results.items())]
+    return [
+        protocol.Send(state.leader, protocol.ShardDone(term, round, shard, result))
+        for shard, result in sorted(results.items())
+    ]

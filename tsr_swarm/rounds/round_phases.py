@@ -8,6 +8,9 @@ whether it is committed). ``now`` is any clock that never runs backwards, in sec
 The deadline of a round follows the arrivals: once half of the expected contributions are here, the rest have as long
 again as the arrivals suggest. Nobody waits for a peer that is far slower than the others; its work is not lost, since
 it stays in that peer's residual.
+
+The leader then tells every reducer to close its shards, and collects the average of each. The shards of a reducer that
+does not answer in time are void: the work in them stays in the residuals of the peers.
 """
 
 from collections.abc import Collection, Mapping
@@ -15,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from statistics import median
 
-from tsr_swarm.rounds.protocol import Commit, Drop, Explain, Open, Propose
+from tsr_swarm.rounds.protocol import Commit, Drop, Explain, Open, Propose, ShardDigest
 from tsr_swarm.rounds.raft_state import RoundRecord
 
 SILENCE_SECONDS = 12.0  # a peer that has not called for this long is taken for gone; it calls every two seconds
@@ -23,6 +26,8 @@ RETURN_SECONDS = 3.0  # a peer whose connection broke has this long to call agai
 MOST_DOUBLINGS = 4  # a peer that is late round after round is waited for in every 16th at last
 SPREAD = 5.0  # grace in median absolute deviations of the arrivals ...
 SHARE = 0.5  # ... or as a share of the median arrival, whichever is longer
+AGAIN_SECONDS = 1.0  # a reducer that has not answered is asked again
+PATIENCE_SECONDS = 5.0  # for a reducer, beyond three times what the quickest half needed
 
 
 class Phase(StrEnum):
@@ -164,10 +169,10 @@ def is_open(state: LeaderState) -> bool:
     return state.phase in (Phase.TRAIN, Phase.EXCHANGE)
 
 
-def deadline_at(state: LeaderState) -> float | None:
-    """Return when the open round closes at the latest, as known now."""
+def deadline_at(state: LeaderState) -> float:
+    """Return when the open round closes at the latest, as known now; infinity if none is open."""
     if state.decision is None or not is_open(state):
-        return None
+        return float("inf")
     return state.opened_at + state.decision.deadline
 
 
@@ -273,3 +278,49 @@ def _explain(state: LeaderState, decision: Decision, remaining: float | None) ->
         return state, []
     explanation = Explain(state.round, state.phase.value, remaining, decision.reason)
     return replace(state, decision=decision), [explanation]
+
+
+# --- collecting the shards of a closed round ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """The shards of one closed round, as far as they were answered."""
+
+    round: int
+    reducers: tuple[str, ...]  # by shard
+    closed_at: float
+    asked_at: float = float("-inf")
+    answers: Mapping[int, ShardDigest] = field(default_factory=dict)  # by shard
+    delays: tuple[float, ...] = ()  # seconds from closing to each answer
+
+    @property
+    def deadline(self) -> float:
+        """When shards without an answer are given up."""
+        if 2 * len(self.delays) < len(self.reducers):
+            return self.closed_at + 2 * PATIENCE_SECONDS
+        middle = sorted(self.delays)[(len(self.delays) - 1) // 2]
+        return self.closed_at + PATIENCE_SECONDS + 3 * middle
+
+    @property
+    def results(self) -> tuple[ShardDigest, ...]:
+        """By shard; void where there is no answer."""
+        return tuple(self.answers.get(shard, ShardDigest()) for shard in range(len(self.reducers)))
+
+
+def take_answer(gather: Gather, sender: str, shard: int, result: ShardDigest, now: float) -> Gather:
+    """Take in a reducer's answer; one of another reducer, or a second one, changes nothing."""
+    is_asked = 0 <= shard < len(gather.reducers) and gather.reducers[shard] == sender
+    if not is_asked or shard in gather.answers:
+        return gather
+    return replace(gather, answers={**gather.answers, shard: result}, delays=(*gather.delays, now - gather.closed_at))
+
+
+def missing_shards(gather: Gather, lost: Collection[str], now: float) -> dict[str, tuple[int, ...]]:
+    """Return the shards that are still waited for, by reducer. ``lost``: reducers that are known to be gone."""
+    missing: dict[str, tuple[int, ...]] = {}
+    if now < gather.deadline:
+        for shard, reducer in enumerate(gather.reducers):
+            if shard not in gather.answers and reducer not in lost:
+                missing[reducer] = (*missing.get(reducer, ()), shard)
+    return dict(sorted(missing.items()))

@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVarTuple
 
-from tsr_swarm.rounds.gather import Gather, ShardDigest
 from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.rounds.protocol import Action, OpenRound, ReducerSlot
+from tsr_swarm.rounds.protocol import Action, OpenRound, ReducerSlot, ShardDigest
 from tsr_swarm.rounds.raft_state import Voter
-from tsr_swarm.rounds.round_phases import LeaderState, RoundPolicy
+from tsr_swarm.rounds.round_phases import Gather, LeaderState, RoundPolicy
 
 Arguments = TypeVarTuple("Arguments")
 

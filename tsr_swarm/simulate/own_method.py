@@ -27,9 +27,8 @@ from tsr_swarm.optim.outer_step import OuterState, rotate_outer
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.sketch_budget import after_round, begin_refresh_state, mean_captured, within_budget
 from tsr_swarm.simulate.result import ExchangeResult
-from tsr_swarm.storage.run_folder import fresh_consensus
 from tsr_swarm.train.llama import build_model, initial_weights, parameter_shapes
-from tsr_swarm.train.trainer import RoundWork, StepProgress, Trainer, make_space
+from tsr_swarm.train.trainer import RoundWork, StepProgress, Trainer, fresh_consensus, make_space
 from tsr_swarm.wire import messages
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.gate import check_contribution, void_blocks

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tsr_swarm.baselines.registry import METHODS, default_settings
-from tsr_swarm.baselines.settings import nearest
-from tsr_swarm.config.coerce import require
+from tsr_swarm.config.coerce import nearest, require
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError

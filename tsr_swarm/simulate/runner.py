@@ -5,7 +5,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -83,7 +83,8 @@ def run_side_by_side(specs: Sequence[RunSpec], jobs: int, on_step: OnStep, warn:
         return
     waiting = list(reversed(specs))
     with ExitStack() as stack:
-        idle = [stack.enter_context(_Worker()) for _ in range(min(jobs, len(specs)))]
+        with _interrupts_blocked():
+            idle = [stack.enter_context(_Worker()) for _ in range(min(jobs, len(specs)))]
         busy: dict[Connection, _Worker] = {}
         while waiting or busy:
             while waiting and idle:
@@ -102,30 +103,38 @@ def run_side_by_side(specs: Sequence[RunSpec], jobs: int, on_step: OnStep, warn:
                     yield message
 
 
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT in processes that are started here, for good, and in this one until the block is left.
+
+    Ctrl-C reaches the whole process group, and the parent ends its workers: so it has to know them all.
+    """
+    resource_tracker.ensure_running()  # or starting a process does it, and unblocks SIGINT again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Worker:
     """A process that simulates one run at a time, and this end of the pipe over which it reports."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork of a process that has used torch may hang
         self.pipe, self._other = context.Pipe()
-        self._process = context.Process(target=_work, args=(self._other,), daemon=True)
+        self._process = context.Process(target=work, args=(self._other,), daemon=True)
         self.name = ""
 
     def __enter__(self) -> "_Worker":
-        # Ctrl-C reaches the whole process group. The parent ends its workers, so they start with the signal blocked.
-        resource_tracker.ensure_running()  # or start() does it, and unblocks SIGINT again
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._process.start()
         self._other.close()
         return self
 
     def __exit__(self, *unused: object) -> None:
-        self.pipe.close()
         self._process.terminate()
         self._process.join()
+        self.pipe.close()
 
     def start(self, spec: RunSpec) -> None:
         self.name = spec.name
@@ -146,19 +155,17 @@ class _Worker:
         return message
 
 
-def _work(pipe: Connection) -> None:
-    """Simulate what comes over ``pipe`` until the other end is closed."""
-    while True:
-        try:
+def work(pipe: Connection) -> None:
+    """Simulate what comes over ``pipe`` until the other end is closed, whether it has read the answers or not."""
+    with suppress(EOFError, ConnectionError):
+        while True:
             spec: RunSpec = pipe.recv()
-        except EOFError:
-            return
-        try:
-            pipe.send(run_one(spec, pipe.send, pipe.send))
-        except PeerError as error:  # takes two arguments, so it cannot be pickled through the pipe
-            pipe.send(RunError(str(error)))
-        except BrokenPipeError:
-            return  # the parent has stopped
-        except Exception as error:
-            error.add_note(traceback.format_exc())  # a traceback is lost in the pipe, a note is not
-            pipe.send(error)
+            try:
+                pipe.send(run_one(spec, pipe.send, pipe.send))
+            except ConnectionError:
+                return
+            except PeerError as error:  # takes two arguments, so it cannot be pickled through the pipe
+                pipe.send(RunError(str(error)))
+            except Exception as error:
+                error.add_note(traceback.format_exc())  # a traceback is lost in the pipe, a note is not
+                pipe.send(error)

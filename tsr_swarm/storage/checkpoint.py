@@ -29,6 +29,7 @@ MANIFEST = "checkpoint.json"
 _TEMPORARY = ".saving-"  # a folder that is being written; the next writer removes what a dead one left
 _REPLACED = ".replaced"  # a checkpoint whose successor of the same round is about to take its name
 _NAME = re.compile(r"round-(\d{6,})(\.replaced)?")
+TensorFiles = Mapping[str, Mapping[str, Tensor]]  # by file stem, then by tensor name
 _STEM = re.compile(r"[a-z0-9_-]{1,64}")
 
 
@@ -46,9 +47,7 @@ class Checkpoint:
     warnings: tuple[str, ...]
 
 
-def save(
-    folder: Path, round: int, files: Mapping[str, Mapping[str, Tensor]], document: Mapping[str, Any], keep: int
-) -> Path:
+def save(folder: Path, round: int, files: TensorFiles, document: Mapping[str, Any], keep: int) -> Path:
     """Write the checkpoint of ``round`` and remove all but it and the ``keep`` - 1 before it. Returns its folder.
 
     It is on disk when this returns; if this raises, the folder is as it was. ``document`` is JSON. A checkpoint of
@@ -111,14 +110,16 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _write(temporary: Path, round: int, files: Mapping[str, Mapping[str, Tensor]], document: Mapping[str, Any]) -> None:
+def _write(temporary: Path, round: int, files: TensorFiles, document: Mapping[str, Any]) -> None:
     entries = {}
     for stem, tensors in files.items():
         if not _STEM.fullmatch(stem):
             raise ValueError(f"file stem {stem!r}")
         path = temporary / f"{stem}.safetensors"
         write_tensors(path, tensors)
-        entries[path.name] = {"bytes": path.stat().st_size, "blake2b": _file_digest(path)}
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+        entries[path.name] = {"bytes": path.stat().st_size, "blake2b": digest}
     body = {"format": FORMAT, "round": round, "files": entries, "document": document}
     manifest = temporary / MANIFEST
     manifest.write_bytes(encode_digested(body))
@@ -168,19 +169,15 @@ def _prune(folder: Path, round: int, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _cannot_write(final: Path, files: Mapping[str, Mapping[str, Tensor]], error: Exception) -> str:
+def _cannot_write(final: Path, files: TensorFiles, error: Exception) -> str:
     needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
     existing = next(path for path in (final, *final.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     reason = reason_text(error).removeprefix("Error while serializing: ")
     return (
-        f"Checkpoint {final} cannot be written ({reason}): it needs {_megabytes(needed)} and {_megabytes(free)} "
+        f"Checkpoint {final} cannot be written ({reason}): it needs {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB "
         "is free; make room or choose another checkpoint.dir, the older checkpoints are untouched."
     )
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
 
 
 # -- reading
@@ -197,13 +194,11 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 def _read(path: Path, warnings: tuple[str, ...]) -> Checkpoint:
     """Verify and read one checkpoint. Raises OSError, ValueError or SafetensorError when it is damaged."""
     try:
-        body = decode_digested((path / MANIFEST).read_bytes())
+        body = decode_digested((path / MANIFEST).read_bytes(), FORMAT)
     except ValueError as error:
         raise ValueError(f"{MANIFEST} cannot be used: {error}") from error
-    if not {"format", "round", "files", "document"} <= body.keys():
+    if not {"round", "files", "document"} <= body.keys():
         raise ValueError(f"{MANIFEST} is of no checkpoint")
-    if body["format"] != FORMAT:
-        raise ValueError(f"its format is {body['format']}, this program reads {FORMAT}: use the version that wrote it")
     files = {name.removesuffix(".safetensors"): _read_file(path / name, entry) for name, entry in body["files"].items()}
     return Checkpoint(round=body["round"], path=path, files=files, document=body["document"], warnings=warnings)
 
@@ -215,8 +210,3 @@ def _read_file(path: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     if hashlib.blake2b(data, digest_size=32).hexdigest() != entry["blake2b"]:
         raise ValueError(f"{path.name} does not have its digest")
     return dict(sorted(load(data).items()))  # load's own order is a hash table's
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()

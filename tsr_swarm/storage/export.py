@@ -6,22 +6,21 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from tsr_swarm.config.run import ModelConfig
 from tsr_swarm.errors import CheckpointError
 from tsr_swarm.process.machine_limits import memory_errors
 from tsr_swarm.storage.checkpoint import write_tensors
-from tsr_swarm.storage.files import fsync
+from tsr_swarm.storage.files import disk_errors, fsync
 from tsr_swarm.storage.run_folder import RunFolder, consensus_of, load_run
-from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.data import END_OF_DOCUMENT
+from tsr_swarm.train.evaluate import generate, printable
 from tsr_swarm.train.llama import build_model, parameter_shapes
-from tsr_swarm.train.sample import generate, printable
 
 
 def sample_checkpoint(folder: Path, prompt: str, *, length: int, temperature: float, seed: int) -> str:
@@ -56,7 +55,7 @@ def export_hf(folder: Path, weights: Mapping[str, Tensor], config: ModelConfig) 
             "clean_up_tokenization_spaces": False,
         },
     }
-    try:
+    with disk_errors(f"{folder} cannot be written", "make room or choose another --out", CheckpointError):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".exporting-", dir=folder.parent))
         try:
@@ -69,29 +68,15 @@ def export_hf(folder: Path, weights: Mapping[str, Tensor], config: ModelConfig) 
             fsync(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder} cannot be written ({reason_text(error)}); make room or choose another --out."
-        ) from error
 
 
 def _llama_config(config: ModelConfig) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
+        **asdict(config),  # whose names are LlamaConfig's; rope_theta is read by transformers 4, rope_parameters by 5
         "head_dim": config.hidden_size // config.num_attention_heads,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,  # read by transformers 4, the next by 5
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "initializer_range": config.initializer_range,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,

@@ -1,16 +1,31 @@
 """Files that survive a crash, and JSON documents that close with the digest of all before it.
 
-With the digest any flipped bit is found when a document is read.
+With the digest any flipped bit is found when a document is read. What a disk refuses is one sentence of one form.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from tsr_swarm.errors import RunError, SwarmError
+from tsr_swarm.telemetry.text import reason_text
+
 _DIGEST = "blake2b"
+
+
+@contextmanager
+def disk_errors(what: str, remedy: str, kind: type[SwarmError] = RunError) -> Iterator[None]:
+    """Turn an error of the disk into a ``kind`` that says what cannot be done, why, and what helps."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise kind(f"{what} ({reason_text(error)}); {remedy}.") from error
 
 
 def fsync(path: Path) -> None:
@@ -23,12 +38,19 @@ def fsync(path: Path) -> None:
 
 
 def replace_file(path: Path, temporary: Path, data: bytes) -> None:
-    """Write ``data`` to ``temporary``, force it to disk and rename it to ``path``; the name is forced by ``fsync``."""
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write ``data`` to ``temporary``, force it to disk and rename it to ``path``; the name is forced by ``fsync``.
+
+    If the disk refuses, nothing is left behind.
+    """
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def encode_digested(body: Mapping[str, Any]) -> bytes:
@@ -38,13 +60,16 @@ def encode_digested(body: Mapping[str, Any]) -> bytes:
     return f'{text},\n "{_DIGEST}": "{digest}"\n}}\n'.encode()
 
 
-def decode_digested(encoded: bytes) -> dict[str, Any]:
-    """The body that ``encode_digested`` was given. Raises ValueError for anything else."""
+def decode_digested(encoded: bytes, format: int) -> dict[str, Any]:
+    """The body that ``encode_digested`` was given. Raises ValueError for anything else, and for another "format"."""
     try:
         body: dict[str, Any] = json.loads(encoded)
         del body[_DIGEST]
-        if encode_digested(body) == encoded:
-            return body
+        is_whole = encode_digested(body) == encoded
     except (ValueError, KeyError, TypeError, RecursionError):
-        pass  # not what encode_digested writes, which is all there is to say
-    raise ValueError("it does not have its digest")
+        is_whole = False
+    if not is_whole:
+        raise ValueError("it does not have its digest")
+    if (found := body.get("format")) != format:
+        raise ValueError(f"its format is {found}, this program reads {format}: use the version that wrote it")
+    return body

@@ -11,7 +11,7 @@ from typing import Any
 
 from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.storage.files import decode_digested, encode_digested, fsync, replace_file
+from tsr_swarm.storage.files import decode_digested, disk_errors, encode_digested, fsync, replace_file
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.wire.fields import (
     MAX_COUNT,
@@ -67,16 +67,11 @@ class Journal:
         """Replace both copies and fsync. Raises RunError, as on a full disk; then nothing may be sent that needs it."""
         body = {"format": FORMAT, "me": self._me, "run": self._run, "writes": self._writes + 1}
         encoded = encode_digested({**body, "ledger": asdict(hard_state)})
-        try:
+        with disk_errors(f"The journal {self._folder / NAMES[0]} cannot be written", "free some space there"):
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in (self._folder / name for name in NAMES):
                 replace_file(path, path.with_suffix(".tmp"), encoded)
             fsync(self._folder)
-        except OSError as error:
-            path = self._folder / NAMES[0]
-            raise RunError(
-                f"The journal {path} cannot be written ({reason_text(error)}); free some space there."
-            ) from error
         self._writes += 1
 
     def _read(self, path: Path) -> tuple[int, HardState]:
@@ -110,10 +105,7 @@ def _read_body(path: Path) -> dict[str, Any]:
         data = file.read(MAX_BYTES)
     if b'"format"' not in data:
         raise ValueError("an earlier version of this program wrote it, or it is damaged")
-    body = decode_digested(data)
-    if body["format"] != FORMAT:
-        raise ValueError(f"its format is {body['format']}, this program reads {FORMAT}")
-    return body
+    return decode_digested(data, FORMAT)
 
 
 def _hard_state(document: dict[str, Any]) -> HardState:

@@ -19,7 +19,7 @@ from typing import BinaryIO, TypeVar
 from google.protobuf.message import DecodeError
 
 from tsr_swarm.errors import PeerError, RunError
-from tsr_swarm.storage.files import fsync, replace_file
+from tsr_swarm.storage.files import disk_errors, fsync, replace_file
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.messages import sections_from_proto
@@ -65,14 +65,10 @@ class RoundLog:
         node may have accepted one. Later ones are removed; files that are no rounds are left alone.
         """
         with self._lock:
-            try:
+            with disk_errors(f"The rounds in {self.folder} cannot be read", "check that folder"):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for path in self.folder.iterdir():
                     self._find(path, committed)
-            except OSError as error:
-                raise RunError(
-                    f"The rounds in {self.folder} cannot be read ({reason_text(error)}); check that folder."
-                ) from error
             self._follow_chain(committed, chain)
 
     def rebase(self, committed: int, chain: bytes) -> None:
@@ -96,14 +92,9 @@ class RoundLog:
         temporary = path.with_suffix(f".{threading.get_ident()}{_TEMPORARY}")  # two threads may store the same round
         encoded = header.SerializeToString()
         content = _LENGTH.pack(len(encoded)) + encoded + data
-        try:
+        with disk_errors(f"Round {plan.round} cannot be kept in {self.folder}", "free space"):
             replace_file(path, temporary, content)
             fsync(self.folder)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise RunError(
-                f"Round {plan.round} cannot be kept in {self.folder} ({reason_text(error)}); free space."
-            ) from error
         with self._lock:
             self._rounds[plan.round, chain] = _StoredRound(path, plan.parent, len(content))
 
@@ -131,24 +122,11 @@ class RoundLog:
 
         Raises RunError for a file that cannot be read: once, from then on the round is not kept.
         """
-        return self._read(round, chain, lambda file, key: (_read_header(file, key), file.read()))
+        return self._read_round(round, chain, lambda file, key: (_read_header(file, key), file.read()))
 
     def header(self, round: int, chain: bytes = b"") -> pb.PublishedHeader | None:
         """Read the header of the round that ``get`` finds, without its data. Raises RunError as ``get`` does."""
-        return self._read(round, chain, _read_header)
-
-    def _read(self, round: int, chain: bytes, read: Callable[[BinaryIO, _Key], T]) -> T | None:
-        with self._lock:
-            key = self._key(round, chain)
-            stored = self._rounds.get(key)
-        if stored is None:
-            return None
-        try:
-            with stored.path.open("rb") as file:
-                return read(file, key)
-        except (OSError, struct.error, DecodeError) as error:
-            self._forget_unreadable(key, error)
-            return None
+        return self._read_round(round, chain, _read_header)
 
     def shard(self, round: int, shard: int, hashes: Sequence[bytes]) -> tuple[tuple[Section, ...], bytes] | None:
         """Read the sections of these ``hashes`` and their frames, joined, if any proposal of ``round`` has them.
@@ -156,17 +134,10 @@ class RoundLog:
         Raises RunError as ``get`` does.
         """
         with self._lock:
-            candidates = [(key, stored) for key, stored in self._rounds.items() if key[0] == round]
-        for key, stored in candidates:
-            try:
-                with stored.path.open("rb") as file:
-                    found = _read_shard(file, key, shard, list(hashes))
-            except (OSError, struct.error, DecodeError, PeerError) as error:
-                self._forget_unreadable(key, error)
-                continue
-            if found is not None:
-                return found
-        return None
+            kept = [(key, stored) for key, stored in self._rounds.items() if key[0] == round]
+        wanted = list(hashes)
+        found = (self._read(*one, lambda file, key: _read_shard(file, key, shard, wanted)) for one in kept)
+        return next((sections for sections in found if sections is not None), None)
 
     def forget(self, round: int, chain: bytes = b"") -> None:
         """Stop serving this round, or without ``chain`` the committed one: its bytes turned out to be damaged."""
@@ -237,12 +208,26 @@ class RoundLog:
 
     # --- without it ---------------------------------------------------------------------------------------------
 
-    def _forget_unreadable(self, key: _Key, error: Exception) -> None:
-        """Stop serving a round whose file cannot be read. Raises RunError, unless it was dropped just now for room."""
+    def _read_round(self, round: int, chain: bytes, read: Callable[[BinaryIO, _Key], T]) -> T | None:
         with self._lock:
-            was_kept = self._rounds.pop(key, None) is not None
-        if was_kept:
-            raise RunError(f"Round {key[0]} in {self.folder} cannot be read ({reason_text(error)}).") from error
+            key = self._key(round, chain)
+            stored = self._rounds.get(key)
+        return None if stored is None else self._read(key, stored, read)
+
+    def _read(self, key: _Key, stored: _StoredRound, read: Callable[[BinaryIO, _Key], T]) -> T | None:
+        """Read from a round's file; one that cannot be read is served no more.
+
+        Raises RunError then, unless the file was dropped just now for room.
+        """
+        try:
+            with stored.path.open("rb") as file:
+                return read(file, key)
+        except (OSError, struct.error, DecodeError, PeerError) as error:
+            with self._lock:
+                was_kept = self._rounds.pop(key, None) is not None
+            if was_kept:
+                raise RunError(f"Round {key[0]} in {self.folder} cannot be read ({reason_text(error)}).") from error
+            return None
 
 
 def _read_header(file: BinaryIO, key: _Key) -> pb.PublishedHeader:

@@ -2,7 +2,7 @@
 
 import fcntl
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +14,17 @@ from tsr_swarm.config.render import differences
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedError, RunError
 from tsr_swarm.exchange.reduction import Published, open_published
-from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer, unpack_outer, without_residuals
-from tsr_swarm.optim.periods import are_drawn, drawn_bases
 from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.storage import checkpoint
+from tsr_swarm.storage.files import disk_errors
 from tsr_swarm.storage.journal import NAMES, Journal, knows_rounds
 from tsr_swarm.storage.round_log import RoundLog
-from tsr_swarm.telemetry.text import reason_text
-from tsr_swarm.train.llama import initial_weights, parameter_shapes
+from tsr_swarm.train.corpus import Warn
+from tsr_swarm.train.llama import parameter_shapes
+from tsr_swarm.train.trainer import fresh_consensus
 from tsr_swarm.wire.messages import PublishedHeader
 
 CONSENSUS = "consensus"  # the checkpoint's file of weights and bases
@@ -51,7 +51,7 @@ class RunState:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The names of the files in which a coordinator keeps one run; a peer uses the same."""
+    """The folder in which a coordinator keeps one run; a peer uses the same names of files."""
 
     path: Path
 
@@ -67,12 +67,6 @@ class RunFolder:
     def journal(self, manifest: Manifest, me: str) -> Journal:
         """The journal of the node ``me`` in this run."""
         return Journal(self.path, me, manifest.digest)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder. Raises RunError if one is in it."""
-        with folder_lock(self.path):
-            yield
 
     @property
     def has_rounds(self) -> bool:
@@ -117,16 +111,13 @@ def holds_work(folder: Path) -> bool:
 def folder_lock(folder: Path) -> Iterator[None]:
     """Lock ``folder`` for this process; the kernel unlocks it however the process ends. Raises RunError if taken."""
     with ExitStack() as stack:
-        try:
+        with disk_errors(f"{folder} cannot be used", "choose a folder you can write to"):
             folder.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context((folder / "lock").open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"Another process is using {folder}; stop it, or choose another folder.") from None
-        except OSError as error:
-            raise RunError(
-                f"{folder} cannot be used ({reason_text(error)}); choose a folder you can write to."
-            ) from error
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"Another process is using {folder}; stop it, or choose another folder.") from None
         yield
 
 
@@ -161,9 +152,7 @@ def start_run(folder: RunFolder, config: RunConfig, me: str) -> StartingPoint:
     return StartingPoint(manifest, consensus, {}, genesis, journal, hard_state, round_log)
 
 
-def resume_run(
-    folder: RunFolder, config: RunConfig, me: str, has_contacts: bool, warn: Callable[[str], None]
-) -> StartingPoint:
+def resume_run(folder: RunFolder, config: RunConfig, me: str, has_contacts: bool, warn: Warn) -> StartingPoint:
     """Resume from the newest sound checkpoint and the committed rounds since. Raises ConfigError or RunError.
 
     has_contacts: whether other nodes of the run are known, from which lost rounds can be fetched.
@@ -209,9 +198,7 @@ def resume_run(
     return StartingPoint(manifest, consensus, outer, record, journal, hard_state, round_log, coverage, lost)
 
 
-def find_lost_proposal(
-    manifest: Manifest, hard_state: HardState, round_log: RoundLog, warn: Callable[[str], None]
-) -> str:
+def find_lost_proposal(manifest: Manifest, hard_state: HardState, round_log: RoundLog, warn: Warn) -> str:
     """Return the chain hash of a proposal that this node accepted and cannot read, and ``warn`` of it; "": none."""
     tail = hard_state.tail
     if tail is None or tail.round <= round_log.committed:
@@ -287,31 +274,31 @@ def record_of(header: PublishedHeader) -> RoundRecord:
 
 def saved_record(saved: checkpoint.Checkpoint) -> RoundRecord:
     """Read the record of a checkpoint's round. Raises CheckpointError if the checkpoint has none."""
-    try:
-        chain, parent, voters = (saved.document[name] for name in ("chain", "parent", "voters"))
-        return RoundRecord(
-            saved.round, bytes.fromhex(chain).hex(), bytes.fromhex(parent).hex(), tuple(map(str, voters))
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{saved.path} does not say who voted ({error}); finish its run with the version that wrote it."
-        ) from error
+    with _says(saved, "who voted"):
+        chain, parent = (bytes.fromhex(saved.document[name]).hex() for name in ("chain", "parent"))
+        return RoundRecord(saved.round, chain, parent, tuple(map(str, saved.document["voters"])))
 
 
 def saved_coverage(saved: checkpoint.Checkpoint) -> Coverage:
     """Read how much of the shared data had been trained on. Raises CheckpointError if the checkpoint does not say."""
-    try:
+    with _says(saved, "which data was trained on"):
         coverage = saved.document["coverage"]
         done, ahead = (frozenset(map(int, coverage[name])) for name in ("done", "ahead"))
         return Coverage(int(coverage["epoch"]), done, ahead)
+
+
+@contextmanager
+def _says(saved: checkpoint.Checkpoint, what: str) -> Iterator[None]:
+    """Raise CheckpointError where what is read of the checkpoint's document is missing or illegible."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{saved.path} does not say which data was trained on ({error}); finish its run with the version that "
-            "wrote it."
+            f"{saved.path} does not say {what} ({error}); finish its run with the version that wrote it."
         ) from error
 
 
-def load_run(folder: RunFolder, warn: Callable[[str], None]) -> tuple[Manifest, checkpoint.Checkpoint]:
+def load_run(folder: RunFolder, warn: Warn) -> tuple[Manifest, checkpoint.Checkpoint]:
     """Read the run's manifest and newest sound checkpoint. Raises CheckpointError."""
     saved = checkpoint.load_latest(folder.checkpoints)
     if saved is None:
@@ -334,22 +321,3 @@ def consensus_of(manifest: Manifest, saved: checkpoint.Checkpoint) -> Consensus:
     if consensus.digest().hex() != saved.document["digest"]:
         raise CheckpointError(f"{saved.path} does not match its digest; remove it, the one before it will be used.")
     return consensus
-
-
-def fresh_consensus(manifest: Manifest, weights: Mapping[str, Tensor] | None = None) -> Consensus:
-    """The consensus of round 0: ``weights``, or else ones drawn from the run's seed, and the first bases.
-
-    Drawn once and shipped, since random numbers differ between machines; except bases whose draw is the same on all.
-    """
-    seed = manifest.config.run.seed
-    weights = initial_weights(manifest.config.model, seed) if weights is None else weights
-    bases: Mapping[int, Basis]
-    if are_drawn(manifest):
-        bases = drawn_bases(manifest, 0)
-    else:
-        bases = {
-            index: random_basis(block.rows, block.cols, block.ranks, seed, index)
-            for index, block in enumerate(manifest.blocks)
-            if block.is_low_rank
-        }
-    return Consensus(manifest.blocks, weights, bases, manifest.config.optimizer.lift)

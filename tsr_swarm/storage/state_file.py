@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor
 
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.errors import PeerError, RunError
+from tsr_swarm.errors import PeerError
 from tsr_swarm.optim.consensus import Consensus, little_endian
 from tsr_swarm.optim.periods import are_drawn, drawn_bases
-from tsr_swarm.telemetry.text import reason_text
+from tsr_swarm.storage.files import disk_errors
 from tsr_swarm.wire.checks import check_state_description
 from tsr_swarm.wire.codec import HASH_BYTES, hash_bytes
 from tsr_swarm.wire.compression import compress, decompress
@@ -38,14 +39,13 @@ def write_state(path: Path, manifest: Manifest, consensus: Consensus, round: int
     No round may be applied to ``consensus`` meanwhile. Raises RunError.
     """
     tensors = shipped_tensors(manifest, consensus)
-    try:
-        with path.open("wb") as file:
-            hashes = _write_hashed(file, tensors)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise RunError(
-            f"The state of round {round} cannot be kept in {path.parent} ({reason_text(error)}); free space."
-        ) from error
+    with disk_errors(f"The state of round {round} cannot be kept in {path.parent}", "free space"):
+        try:
+            with path.open("wb") as file:
+                hashes = _write_hashed(file, tensors)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
     return pb.StateDescription(
         round=round,
         digest=consensus.digest(),
@@ -136,15 +136,13 @@ class StateAssembly:
         self.description = description
         self.path = folder / f"state-{description.round:09d}.{PART}"
         self.missing = set(range(len(description.chunk_hashes)))
-        try:
+        with self._disk_errors():
             folder.mkdir(parents=True, exist_ok=True)
             for other in folder.glob(f"state-*.{PART}"):
                 if other != self.path or other.stat().st_size != total:
                     other.unlink()
             with self.path.open("a+b") as file:
                 self._find_chunks(file.fileno())
-        except OSError as error:
-            raise self._disk_error(error) from error
         found = set(range(len(description.chunk_hashes))) - self.missing
         self.found_bytes = sum(self._length(index) for index in found)
 
@@ -160,12 +158,9 @@ class StateAssembly:
         data = decompress(chunk.data, self._length(index))
         if hash_bytes(data) != self.description.chunk_hashes[index]:
             raise PeerError("state", f"State chunk {index} does not match its hash.")
-        try:
-            with self.path.open("r+b") as file:
-                file.seek(index * self.description.chunk_bytes)
-                file.write(data)
-        except OSError as error:
-            raise self._disk_error(error) from error
+        with self._disk_errors(), self.path.open("r+b") as file:
+            file.seek(index * self.description.chunk_bytes)
+            file.write(data)
 
     def take(self, index: int) -> None:
         """Count a chunk as present, on the thread that reads ``missing``."""
@@ -208,10 +203,8 @@ class StateAssembly:
         size = self.description.chunk_bytes
         return min(size, self.description.total_bytes - index * size)
 
-    def _disk_error(self, error: OSError) -> RunError:
-        return RunError(
-            f"The state cannot be kept in {self.path.parent} ({reason_text(error)}); free space, or use another --dir."
-        )
+    def _disk_errors(self) -> AbstractContextManager[None]:
+        return disk_errors(f"The state cannot be kept in {self.path.parent}", "free space, or use another --dir")
 
 
 def begun_round(folder: Path) -> int:

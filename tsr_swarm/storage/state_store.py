@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.errors import RefusedError, RunError
+from tsr_swarm.errors import RefusedError
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.storage.files import disk_errors
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.state_file import read_chunks, write_state
-from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 STATE_ROUNDS = 5  # between two states that every donor keeps; replaying up to this many rounds is cheap
@@ -52,14 +52,10 @@ class StateStore:
 
     def open(self) -> None:
         """Remove the states that an earlier process left, except an unfinished download. Raises RunError."""
-        try:
+        with disk_errors(f"{self.folder} cannot be used", "choose a folder you can write to"):
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in [*self.folder.glob("state-*.bin"), *self.folder.glob("state-*.new")]:
                 path.unlink()
-        except OSError as error:
-            raise RunError(
-                f"{self.folder} cannot be used ({reason_text(error)}); choose a folder you can write to."
-            ) from error
 
     def describe(self, round: int = 0) -> pb.StateDescription | None:
         """Describe the state of ``round`` if it is kept, else the newest one; None if there is none."""
@@ -106,10 +102,8 @@ class StateStore:
 
     def _add(self, path: Path, description: pb.StateDescription) -> None:
         final = self.folder / f"state-{description.round:09d}.bin"
-        try:
+        with disk_errors(f"The state cannot be kept in {self.folder}", "free space"):
             path.replace(final)
-        except OSError as error:
-            raise RunError(f"The state cannot be kept in {self.folder} ({reason_text(error)}); free space.") from error
         self._states[description.round] = _StoredState(description, final)
         old, now = sorted(self._states, reverse=True)[KEPT_STATES:], self._clock()
         for count, round in enumerate(old, start=KEPT_STATES):

@@ -64,7 +64,8 @@ def find_documents(source: str | tuple[str, ...], warn: Warn = ignore) -> tuple[
     """
     left_out: _LeftOut = {}
     try:
-        documents = _distinct(_stdlib_files() if source == STDLIB else _named_files(source, left_out))
+        files = (pair for path in source_paths(source) for pair in _text_files(path, left_out))
+        documents = _distinct(_stdlib_files() if source == STDLIB else files)
     except OSError as error:
         raise _unreadable(error) from error
     if not documents:
@@ -131,18 +132,11 @@ def _stdlib_files() -> Iterator[tuple[str, Path]]:
     return ((name, path) for name, path in _walk(root, _SKIPPED_STDLIB_FOLDERS, {}) if path.suffix == ".py")
 
 
-def _named_files(source: str | tuple[str, ...], left_out: _LeftOut) -> Iterator[tuple[str, Path]]:
-    return (pair for path in source_paths(source) for pair in _text_files(_expanded(path), left_out))
-
-
-def _expanded(path: str) -> Path:
+def _text_files(given: str, left_out: _LeftOut) -> Iterator[tuple[str, Path]]:
     try:
-        return Path(path).expanduser()
+        path = Path(given).expanduser()
     except RuntimeError as error:
-        raise ConfigError(f"The data path {path} names no home folder that is known; write the whole path.") from error
-
-
-def _text_files(path: Path, left_out: _LeftOut) -> Iterator[tuple[str, Path]]:
+        raise ConfigError(f"The data path {given} names no home folder that is known; write the whole path.") from error
     if path.is_file():
         if reason := _why_no_text(path):
             remedy = _REMEDIES.get(reason, "name a text file")

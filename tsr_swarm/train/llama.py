@@ -33,45 +33,25 @@ class Llama(nn.Module):
         ``cache`` holds one entry a layer and is filled in place: pass an empty list with the first tokens, then
         the same list with ONE token at a time.
         """
-        return self._logits(self.model(tokens, cache))
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return F.linear(self.model(tokens, cache), head.weight)
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean negative log-likelihood in nats of tokens 1..T given those before, for ``tokens`` (B, T+1)."""
-        hidden = self.model(tokens[:, :-1], None)
-        return F.cross_entropy(self._logits(hidden).flatten(0, 1).float(), tokens[:, 1:].flatten())
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(hidden, head.weight)
+        return F.cross_entropy(self.forward(tokens[:, :-1]).flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
-class _Linear(nn.Module):
-    # nn.Linear would draw weights from the global generator, only for them to be overwritten.
+class _Linear(nn.Linear):
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        super().__init__(inputs, outputs, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
-
-
-class _Embedding(nn.Module):
-    def __init__(self, count: int, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(count, size))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.weight)
+    def reset_parameters(self) -> None:
+        """Draw no weights from the global generator, only for them to be overwritten."""
 
 
-class _RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+class _Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        """As ``_Linear``."""
 
 
 class _Decoder(nn.Module):
@@ -82,7 +62,7 @@ class _Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = _Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         cos, sin = _rope_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -107,8 +87,8 @@ class _Layer(nn.Module):
         super().__init__()
         self.self_attn = _Attention(config)
         self.mlp = _SwiGLU(config)
-        self.input_layernorm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         attended, key_value = self.self_attn(self.input_layernorm(x), cos, sin, past)

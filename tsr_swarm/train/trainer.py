@@ -1,4 +1,4 @@
-"""The training of one peer: local steps between rounds, and published rounds applied to its weights.
+"""The training of one peer: first weights and bases, local steps, and published rounds applied to its weights.
 
 Not thread-safe: its owner runs it on one worker thread.
 """
@@ -6,7 +6,6 @@ Not thread-safe: its owner runs it on one worker thread.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.layout import Slot
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
+from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.dct import column_energies
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.lowrank.sketch import Captured, tangent_of
@@ -22,15 +22,12 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.full_space import FullSpace
 from tsr_swarm.optim.local_space import LocalSpace
+from tsr_swarm.optim.periods import are_drawn, drawn_bases
+from tsr_swarm.train.llama import initial_weights
 
+# Tokens (B, T + 1) of a global step's micro-batch of this number: pure, so that resuming needs no generator state.
+Batches = Callable[[int, int], Tensor]
 STOP_CHECK_SECONDS = 0.25  # how often a peer that simulates a slower machine looks whether it should stop
-
-
-class Batches(Protocol):
-    """Batches as a pure function of the step, so that a resumed peer needs no generator state."""
-
-    def __call__(self, step: int, micro: int) -> Tensor:
-        """Tokens (B, T + 1) of one micro-batch of a global step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,36 +50,43 @@ class StepProgress:
     tokens_per_second: float
 
 
+def fresh_consensus(manifest: Manifest, weights: Mapping[str, Tensor] | None = None) -> Consensus:
+    """The consensus of round 0: ``weights``, or else ones drawn from the run's seed, and the first bases.
+
+    Drawn once and shipped, since random numbers differ between machines; except bases whose draw is the same on all.
+    """
+    seed, lift = manifest.config.run.seed, manifest.config.optimizer.lift
+    weights = initial_weights(manifest.config.model, seed) if weights is None else weights
+    if are_drawn(manifest):
+        return Consensus(manifest.blocks, weights, drawn_bases(manifest, 0), lift)
+    low_rank = [(index, block) for index, block in enumerate(manifest.blocks) if block.is_low_rank]
+    bases = {index: random_basis(block.rows, block.cols, block.ranks, seed, index) for index, block in low_rank}
+    return Consensus(manifest.blocks, weights, bases, lift)
+
+
 def make_space(kind: str, model: nn.Module, manifest: Manifest) -> LocalSpace:
     """Make the local space named ``kind`` ("core", "full") over a model's parameters."""
     space = CoreSpace if kind == "core" else FullSpace
     return space(dict(model.named_parameters()), manifest.blocks, manifest.config.optimizer)
 
 
+@dataclass(eq=False)
 class Trainer:
     """Holds model, local space and consensus of one peer, takes local steps and applies published rounds."""
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        model: nn.Module,
-        space: LocalSpace,
-        batches: Batches,
-        consensus: Consensus,
-        slowdown: float = 1.0,
-    ) -> None:
-        """slowdown: how many times longer a step takes than it has to, to simulate a slower machine."""
-        self.manifest = manifest
-        self.model = model
-        self.space = space
-        self.consensus = consensus
-        self._batches = batches
-        self._slowdown = slowdown
+    manifest: Manifest
+    model: nn.Module
+    space: LocalSpace
+    batches: Batches
+    consensus: Consensus
+    slowdown: float = 1.0  # how many times longer a step takes than it has to, to simulate a slower machine
+    sent_round: int = field(default=0, init=False)  # of the contribution that the space has not settled yet
+
+    def __post_init__(self) -> None:
         self._carried_losses: list[float | None] = []  # of steps that no contribution has yet
         self._carried_tokens = 0
-        self.sent_round = 0  # the round of the contribution that the space has not settled yet
-        self._parameters = dict(model.named_parameters())
-        self._device = next(model.parameters()).device
+        self._parameters = dict(self.model.named_parameters())
+        self._device = next(self.model.parameters()).device
 
     def train(
         self,
@@ -109,7 +113,7 @@ class Trainer:
                 self._carried_losses, self._carried_tokens = losses, tokens
                 return None
             begun = clock()
-            batch = self._batches(plan.first_step + step, 0).to(self._device)
+            batch = self.batches(plan.first_step + step, 0).to(self._device)
             loss = self._backward(batch)
             tokens += batch.shape[0] * (batch.shape[1] - 1)
             if loss is not None:
@@ -153,7 +157,7 @@ class Trainer:
 
     def _slow_down(self, worked: float, should_stop: Callable[[], bool], sleep: Callable[[float], None]) -> None:
         """Wait until work of ``worked`` seconds has taken as long as on the slower machine."""
-        left = (self._slowdown - 1) * worked
+        left = (self.slowdown - 1) * worked
         while left > 0 and not should_stop():
             sleep(min(left, STOP_CHECK_SECONDS))
             left -= STOP_CHECK_SECONDS
@@ -176,21 +180,22 @@ class Trainer:
         blocks = sorted(plan.due.aim | plan.due.choose)
         if not blocks:
             return {}
-        self._load(self.consensus.weights)
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(self.consensus.weights[name])
         bases = {index: self._device_basis(index) for index in plan.due.aim}
-        sums: dict[int, tuple[Tensor, Tensor]] = {}
+        sums = {index: _zeros(self.manifest.blocks[index], bases.get(index)) for index in blocks}
         count = 0
         for micro in range(1, self.manifest.config.periods.micro_batches + 1):
             if should_stop():
                 break
-            if self._backward(self._batches(plan.first_step, micro).to(self._device)) is None:
+            if self._backward(self.batches(plan.first_step, micro).to(self._device)) is None:
                 continue
             count += 1
             for index in blocks:
                 left, right = self._measure(index, bases.get(index))
-                sums[index] = (sums[index][0] + left, sums[index][1] + right) if index in sums else (left, right)
-        if not count:
-            return {index: _nothing(self.manifest.blocks[index], bases.get(index)) for index in blocks}
+                sums[index] = sums[index][0] + left, sums[index][1] + right
+        count = max(count, 1)  # zeros if no batch gave a finite gradient
         return {index: (left / count, right / count) for index, (left, right) in sums.items()}
 
     def _measure(self, index: int, basis: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -205,14 +210,9 @@ class Trainer:
         basis = self.consensus.bases[index]
         return basis.left_float().to(self._device), basis.right_float().to(self._device)
 
-    @torch.no_grad()
-    def _load(self, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.copy_(weights[name])
 
-
-def _nothing(block: Block, basis: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Zeros of the shape of a measured gradient, if no batch gave a finite one."""
+def _zeros(block: Block, basis: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Zeros of the shape of a measured gradient."""
     if basis is None:
         return torch.zeros(1, block.rows), torch.zeros(1, block.cols)
     u, v = basis

@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from tsr_swarm.errors import ConfigError
@@ -11,8 +11,7 @@ from tsr_swarm.transport.base import Caller
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """A host name or IP address, without brackets, and a port; port 0 asks for any free one."""
 
     host: str

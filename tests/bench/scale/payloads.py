@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from tsr_swarm.config.layout import Slot, published_slots, upload_slots
+from tsr_swarm.config.layout import Slot, block_bytes, published_slots, split_blocks, upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.config.sizes import block_bytes, split_blocks
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.plan.own_costs import wire_shares
 from tsr_swarm.plan.presets import PRESETS

@@ -11,16 +11,16 @@ from tests.bench.scale.messages import MessageSizer, SizedMessage, Traffic
 from tests.bench.scale.network import HomeNetwork, Links
 from tests.bench.scale.payloads import RoundPayloads
 from tests.bench.scale.run_log import RunLog
-from tests.rehearsal.disk import Published
-from tests.rehearsal.machine import Delivery, Machine, new_disk
+from tests.rehearsal.disk import Published, new_disk
+from tests.rehearsal.machine import Machine
 from tests.rehearsal.network import Weather
+from tests.rehearsal.process import Delivery, Process
 from tests.rehearsal.swarm import Layout, Member, Swarm
-from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.catch_up import header_givers
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.round_phases import RoundPolicy
-from tsr_swarm.rounds.step import step
+from tsr_swarm.rounds.state import Node
 
 UP, DOWN, LATENCY = 20e6, 100e6, 0.02  # bits a second; seconds one way
 TRAIN_SECONDS, APPLY_SECONDS, AVERAGE_SECONDS = 30.0, 0.3, 0.2
@@ -49,33 +49,38 @@ class HomeNode(Machine):
 
     swarm: "HomeSwarm"
     headers: Headers
+    step_began: float = 0.0  # by the clock of this computer
 
-    def put(self, event: pt.Event) -> None:
-        """Take a step and carry out its actions. Without faults there is nothing to trace."""
-        before = self.node
-        if before is None:
-            return
-        started = time.perf_counter()
-        after, actions = step(before, event, self.local())
+    def new_process(self) -> Process:
+        return HomeProcess(self)
+
+    def local(self) -> float:
+        """Return the time; the driver asks for it just before it takes a step."""
+        self.step_began = time.perf_counter()
+        return super().local()
+
+    @property
+    def step(self) -> int:
+        """Steps of its training that are done, of 20."""
+        return self.process.step if isinstance(self.process, HomeProcess) else 20
+
+
+class HomeProcess(Process):
+    """What runs on a machine on a home link."""
+
+    machine: HomeNode
+    swarm: "HomeSwarm"
+
+    def on_step(self, before: Node, after: Node) -> None:
         if after.leader_role is not None:
-            self.swarm.leader_seconds += time.perf_counter() - started
-        if after.voter.hard_state is not before.voter.hard_state:
-            self.disk.save_hard_state(after.voter.hard_state)
-        self.node = after
-        self.swarm.checker.stepped(self, before, after)
-        self._settle(event, before, after)
-        for action in actions:
-            self._carry_out(action)
-        if self._training is not None and pr.is_stale(after.peer, self._training.round):
-            self._trained(self._training_token, False)
+            self.swarm.leader_seconds += time.perf_counter() - self.machine.step_began
+        super().on_step(before, after)
         self.swarm.log.stepped(before, after)
         if after.plan is not None and after.plan is not before.plan and after.plan != before.plan:
             self._on_plan(after.plan)
-        self._wake()
 
     def _on_plan(self, plan: pt.OpenRound) -> None:
         """Have a reducer ask the leader for the list of peers."""
-        assert self.node is not None, "it is up"
         if self.node.leader_role is None and self.name in plan.nodes:
             swarm, leader = self.swarm, self.node.tracking.leader
             has_list = self.name in swarm.listed  # no peer joins or leaves
@@ -83,12 +88,12 @@ class HomeNode(Machine):
             answer = partial(swarm.carry, leader, self.name, swarm.sizer.peers_reply(has_list), lambda: None)
             swarm.carry(self.name, leader, swarm.sizer.peers_request(has_list), answer)
 
-    def _carry_out(self, action: pt.Action) -> None:
+    def carry_out(self, action: pt.Action) -> None:
         swarm = self.swarm
         match action:
             case pt.Send(to, message):
-                swarm.checker.sent(self, to, message)
-                swarm.network.send(self, to, message)
+                swarm.checker.sent(self.machine, to, message)
+                swarm.network.send(self.machine, to, message)
             case pt.Upload():
                 self._upload(action)
             case pt.Reply():
@@ -98,26 +103,25 @@ class HomeNode(Machine):
             case pt.FetchRound(round, sources, donors):
                 self._download(round, sources, donors)
             case pt.Open(round):
-                swarm.opened(round, self)
+                swarm.opened(round, self.machine)
             case pt.Explain(round, phase, deadline, reason):
                 swarm.log.explained(round, phase, deadline, reason)
             case pt.Commit(record):
                 swarm.committed(record)
             case pt.Average(round=round, included=included):
                 swarm.made.setdefault(self.name, set()).update((round, shard) for shard in included)
-                super()._carry_out(action)
+                super().carry_out(action)
             case _:
-                super()._carry_out(action)
+                super().carry_out(action)
 
     def _train(self, plan: pt.OpenRound) -> None:
         begun = self.swarm.clock.now
         super()._train(plan)
         self._begun = begun
 
-    def _trained(self, token: int, is_whole: bool) -> None:
-        if self._training is not None and token == self._training_token:
-            self.swarm.rounds[self._training.round].trained[self.name] = self.swarm.clock.now - self._begun
-        super()._trained(token, is_whole)
+    def _end_training(self, plan: pt.OpenRound, is_whole: bool) -> None:
+        self.swarm.rounds[plan.round].trained[self.name] = self.swarm.clock.now - self._begun
+        super()._end_training(plan, is_whole)
 
     @property
     def step(self) -> int:
@@ -129,18 +133,17 @@ class HomeNode(Machine):
     # --- contributions ------------------------------------------------------------------------------------------------
 
     def _upload(self, upload: pt.Upload) -> None:
-        self._tokens += 1
-        self._sending[upload.round, upload.shard] = self._tokens
-        delivery = Delivery(self, self.life, self._tokens, upload.term, self.work.carried[upload.shard], upload.reducer)
-        self._after(PACK_SECONDS * self.swarm.chance.random(), partial(self._submit, upload, delivery))
+        delivery = Delivery(self, upload, self.work.carried[upload.shard])
+        self._sending[upload.round, upload.shard] = delivery
+        self._after(PACK_SECONDS * self.swarm.chance.random(), self._submit, delivery)
 
-    def _submit(self, upload: pt.Upload, delivery: Delivery) -> None:
-        to, arrive = upload.reducer.node, partial(self._arrive, upload, delivery)
-        if to == self.name:
+    def _submit(self, delivery: Delivery) -> None:
+        upload, arrive = delivery.upload, partial(self._arrive, delivery)
+        if upload.reducer.node == self.name:
             arrive()
         else:
             message = self.swarm.sizer.submission(upload.term, upload.round, upload.shard, self.name)
-            self.swarm.carry(self.name, to, message, arrive)
+            self.swarm.carry(self.name, upload.reducer.node, message, arrive)
 
     def _reply(self, reply: pt.Reply) -> None:
         delivery = self._arriving.pop((reply.peer, reply.round, reply.shard))
@@ -148,9 +151,9 @@ class HomeNode(Machine):
             if any(round < reply.round for round, _, _ in list(self.held)[:1]):
                 self.held.clear()
             self.held[reply.round, reply.peer, reply.shard] = delivery.units
-        answer = partial(delivery.sender._uploaded, delivery, reply)
+        answer = partial(delivery.sender._uploaded, delivery, reply.verdict.counted)
         if reply.peer == self.name:
-            self._after(0.0, answer)
+            self.swarm.clock.after(0.0, answer)
         else:
             message = self.swarm.sizer.submit_reply(reply.verdict.counted, reply.verdict.reason)
             self.swarm.carry(self.name, reply.peer, message, answer)
@@ -162,9 +165,9 @@ class HomeNode(Machine):
             return
         self._storing.add(record.chain)
         if self.disk.find(record.round, record.chain) is not None:
-            self._after(0.0, partial(self._stored, record, ()))
+            self._after(0.0, self._stored, record, ())
         else:
-            Download(self, record, sources, donors, self._fetched_proposal).begin()
+            Download(self.machine, record, sources, donors, self._fetched_proposal).begin()
 
     def _fetched_proposal(self, published: Published) -> None:
         self.disk.save_round(published)
@@ -173,11 +176,13 @@ class HomeNode(Machine):
     def _download(self, round: int, sources: tuple[str, ...], donors: tuple[str, ...]) -> None:
         record = self.swarm.records[self.swarm.checker.committed[round]]
         if record.chain in self._storing:  # it comes as a proposal
-            self._after(0.02, partial(self._download, round, sources, donors))
+            self._after(0.02, self._download, round, sources, donors)
         elif (published := self.disk.find(round, record.chain)) is not None:
             self._apply(published)
         else:
-            Download(self, record, sources, self._header_order(record, sources, donors), self._downloaded).begin()
+            Download(
+                self.machine, record, sources, self._header_order(record, sources, donors), self._downloaded
+            ).begin()
 
     def _header_order(self, record: RoundRecord, sources: tuple[str, ...], donors: tuple[str, ...]) -> list[str]:
         """The order in which nodes are asked for a header, as Fetcher._newest has it."""
@@ -193,7 +198,7 @@ class HomeNode(Machine):
 
     def _applied(self, published: Published) -> None:
         super()._applied(published)
-        if self.node is None or self.node.leader_role is not None:
+        if self.node.leader_role is not None:
             return
         leader, round = self.node.tracking.leader, published.record.round
         message = self.swarm.sizer.report(round, self.name)

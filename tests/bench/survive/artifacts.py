@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tsr_swarm.storage.files import decode_digested
+from tsr_swarm.storage.journal import FORMAT
 from tsr_swarm.telemetry.events import Stamped, decode_stamped
 from tsr_swarm.wire.roster import without
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -67,7 +68,7 @@ def _tracebacks(path: Path) -> list[str]:
 
 def _committed(journal: Path) -> dict[int, CommittedRound]:
     """Follow the chain back from the newest round that the journal has as committed."""
-    base = decode_digested(journal.read_bytes())["ledger"]["base"]
+    base = decode_digested(journal.read_bytes(), FORMAT)["ledger"]["base"]
     files = {}
     for path in (journal.parent / "published").glob("round-*.bin"):
         match = _ROUND.fullmatch(path.name)

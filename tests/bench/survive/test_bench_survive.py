@@ -19,7 +19,7 @@ from tests.bench.survive.table import Row, report
 from tests.bench.tables import RESULTS
 from tsr_swarm.config.load import load_run_config
 from tsr_swarm.local.faults import ActingRole, Fault, Kill, Partition, Restart, Suspend, name_of
-from tsr_swarm.local.flags import LocalFlags, plan_local
+from tsr_swarm.local.flags import plan_local
 from tsr_swarm.telemetry import events as ev
 
 NODES = ("coordinator", "peer-1", "peer-2", "peer-3", "peer-4")
@@ -248,7 +248,7 @@ def require_valid(scenario: Scenario, flags: Flags) -> None:
         given.setdefault(flag.removeprefix("--"), []).append(value)
     load_run_config(RUN_FILE, given.pop("set", []), environ={})
     joins = [int(text) for text in given.pop("join-at", ())]
-    plan_local(LocalFlags(join_at=joins, **given), scenario.peers, scenario.rounds)
+    plan_local(given, joins, scenario.peers, scenario.rounds)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Protocol
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import LocalPlan
@@ -16,50 +15,34 @@ AUTO = "auto"
 MODES = (AUTO, namespaces.MODE, proxy.MODE)
 
 
-class LocalNetwork(Protocol):
-    """A network for the nodes of one local swarm: arguments for their commands, and partitions between them."""
-
-    def coordinator_arguments(self, address: str = "") -> list[str]:
-        """Arguments of ``coordinate``: where it listens. ``address``: where it was, if it has been here before."""
-        ...
-
-    def peer_arguments(self, who: int, address: str) -> list[str]:
-        """Arguments of ``join`` for peer ``who``: a node's ``address`` to ask, and where to listen if it can."""
-        ...
-
-    def command(self, who: int, command: Sequence[str]) -> list[str]:
-        """``command`` as ``who`` has to be started."""
-        ...
-
-    def cut(self, pairs: Pairs) -> None:
-        """From now on nothing passes within any of ``pairs``, and everything else does."""
-        ...
-
-    async def failure(self) -> SwarmError:
-        """Wait until this network no longer works, and say why."""
-        ...
-
-
 class Loopback:
-    """Nothing between the processes but this machine's loopback."""
+    """The network of a local swarm without a lab: nothing between the processes but this machine's loopback."""
 
     def __init__(self, use_dht: bool) -> None:
         self._options = [] if use_dht else ["--no-dht"]
 
     def coordinator_arguments(self, address: str = "") -> list[str]:
+        """Arguments of ``coordinate``: where it listens. ``address``: where it was, if it has been here before."""
         return ["--listen", address or "127.0.0.1:0", *self._options]
 
     def peer_arguments(self, who: int, address: str) -> list[str]:
+        """Arguments of ``join`` for peer ``who``: a node's ``address`` to ask, and where to listen if it can."""
         return ["--coordinator", address, "--listen", "127.0.0.1:0", *self._options]
 
     def command(self, who: int, command: Sequence[str]) -> list[str]:
+        """``command`` as ``who`` has to be started."""
         return list(command)
 
     def cut(self, pairs: Pairs) -> None:
+        """From now on nothing passes within any of ``pairs``, and everything else does."""
         raise AssertionError("partitions need a lab")
 
     async def failure(self) -> SwarmError:
+        """Wait until this network no longer works, and say why."""
         return await asyncio.Future()
+
+
+LocalNetwork = Loopback | namespaces.Namespaces | proxy.Proxies  # all have the methods of Loopback
 
 
 @asynccontextmanager

@@ -32,7 +32,7 @@ BATCH = 64  # packets from one node before the next one has its turn
 
 
 class Namespaces:
-    """The LocalNetwork of namespaces. Made by ``start``; its router ends with the process group."""
+    """A LocalNetwork of namespaces. Made by ``start``; its router ends with the process group."""
 
     def __init__(self, router: Child, paths: Mapping[int, str], lines: Mapping[int, HomeLine], use_dht: bool) -> None:
         self._router, self._paths, self._lines, self._use_dht = router, paths, lines, use_dht
@@ -49,12 +49,7 @@ class Namespaces:
         """A namespace for everybody in ``lines``. Raises SwarmError with the router's sentence when it may not."""
         with child_log() as log:
             router = await group.start(
-                "router",
-                ROUTER,
-                environment=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
+                "router", ROUTER, environment=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
             )
             nodes = {who: asdict(line) for who, line in lines.items()}
             router.write_line(json.dumps({"seed": seed, "lines": nodes}))

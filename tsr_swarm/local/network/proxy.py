@@ -31,7 +31,7 @@ _Piece = tuple[float, bytes]  # when it leaves its pipe; b"" is the end of the s
 
 
 class Proxies:
-    """The LocalNetwork of proxies. Made by ``open``; closed when its ``exits`` are."""
+    """A LocalNetwork of proxies. Made by ``open``; closed when its ``exits`` are."""
 
     def __init__(self, lines: Mapping[int, HomeLine], seed: int) -> None:
         self._lines = lines

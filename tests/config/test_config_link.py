@@ -2,7 +2,7 @@
 
 import pytest
 
-from tsr_swarm.config.units import parse_rate, parse_seconds
+from tsr_swarm.config.link import parse_rate, parse_seconds
 from tsr_swarm.errors import ConfigError
 
 

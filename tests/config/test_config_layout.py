@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 
 from tests.steady import OPTIMIZER
 from tsr_swarm.config.blocks import Block, BlockRole
-from tsr_swarm.config.layout import upload_slots
+from tsr_swarm.config.layout import block_bytes, check_budget, core_upload, sketch_costs, split_blocks, upload_slots
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import ModelConfig, RoundConfig, RunConfig, WireConfig
-from tsr_swarm.config.sizes import block_bytes, check_budget, core_upload, sketch_costs, split_blocks
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.rounds.assignment import SLACK, assign
 from tsr_swarm.train.llama import parameter_shapes
