@@ -35,7 +35,7 @@ class Data:
     def __init__(self, number: int, rows: int, batch_size: int = 32) -> None:
         truth = torch.randn(32, 32, generator=torch.Generator().manual_seed(0)) / 32**0.5  # what there is to learn
         inputs = torch.randn(rows, 32, generator=torch.Generator().manual_seed(number))
-        self.number, self.batch_size = number, batch_size  # numbers start at 1
+        self.batch_size = batch_size
         self.rows = torch.cat([inputs, torch.tanh(inputs @ truth)], dim=1)
 
     def batch(self, step: int, micro: int = 0) -> Tensor:

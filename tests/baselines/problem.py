@@ -72,3 +72,8 @@ def play(
 def make(name: str, problem: Pull, peers: int = 3, **settings: object) -> Method:
     """A method of three peers (or ``peers``) at the start of a problem."""
     return make_method(name, problem.start, peers, settings)
+
+
+def assert_close(one: Method, other: Method, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    for name, weight in one.weights.items():
+        torch.testing.assert_close(weight, other.weights[name], rtol=rtol, atol=atol)

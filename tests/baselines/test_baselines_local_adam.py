@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.baselines.problem import Pull, SlowAdam, make, play
+from tests.baselines.problem import Pull, SlowAdam, assert_close, make, play
 from tsr_swarm.baselines.registry import default_settings
 
 NAME = "a.weight"
@@ -34,47 +34,20 @@ def slow_local_adam(problem, options, work, k_u, k_v, lr=0.05):
     return mean
 
 
-@pytest.mark.parametrize(("k_u", "k_v"), [(4, 4), (4, 8), (12, 8), (400, 400)])
-def test_des_loc_equals_the_reference(k_u, k_v):
+@pytest.mark.parametrize(
+    ("name", "k_u", "k_v"), [("local-adam", 4, 4), *(("des-loc", *k) for k in ((4, 4), (4, 8), (12, 8), (400, 400)))]
+)
+def test_averages_equal_the_reference(name, k_u, k_v):
     problem = Pull()
-    method = make("des-loc", problem, k_x=4, k_u=k_u, k_v=k_v, weight_decay=0.1)
-    options = {**default_settings("des-loc"), "k_x": 4, "weight_decay": 0.1}
-    work = [{0: 4, 1: 4, 2: 4}, {0: 4, 1: 2}, {1: 4, 2: 4}, {0: 1, 2: 4}]
-    play(method, problem, 4, work=work)
+    options = {**default_settings(name), "k_x": 4, "weight_decay": 0.1}
+    work = [{0: 4, 1: 4, 2: 4}] * 3
+    if name == "des-loc":
+        options |= {"k_u": k_u, "k_v": k_v}
+        work = [work[0], {0: 4, 1: 2}, {1: 4, 2: 4}, {0: 1, 2: 4}]
+    method = make(name, problem, **options)
+    play(method, problem, len(work), work=work)
     expected = slow_local_adam(problem, options, work, k_u, k_v)
     torch.testing.assert_close(method.weights[NAME].double(), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_local_adam_equals_the_reference():
-    problem = Pull()
-    method = make("local-adam", problem, k_x=4)
-    options = {**default_settings("local-adam"), "k_x": 4}
-    work = [{0: 4, 1: 4, 2: 4}] * 3
-    traffic = play(method, problem, 3)
-    expected = slow_local_adam(problem, options, work, 4, 4)
-    torch.testing.assert_close(method.weights[NAME].double(), expected, rtol=1e-5, atol=1e-5)
-    each = 4.0 * NUMBERS
-    assert traffic[0].sent == traffic[0].received == dict.fromkeys(("weights", "first_moment", "second_moment"), each)
-
-
-@pytest.mark.parametrize("inner", ["adam", "muon"])
-def test_des_loc_that_always_averages_all_is_local_adam(inner):
-    problem = Pull()
-    des_loc = make("des-loc", problem, k_x=3, k_u=3, k_v=3, inner=inner)
-    local_adam = make("local-adam", problem, k_x=3, inner=inner)
-    assert play(des_loc, problem, 3) == play(local_adam, problem, 3)
-    assert all(torch.equal(weight, local_adam.weights[name]) for name, weight in des_loc.weights.items())
-
-
-@pytest.mark.parametrize("inner", ["adam", "muon"])
-def test_des_loc_that_never_averages_moments_is_plain_averaging(inner):
-    problem = Pull()
-    des_loc = make("des-loc", problem, k_x=3, k_u=300, k_v=300, inner=inner)
-    plain = make("diloco", problem, k_x=3, outer="average", inner=inner)
-    for method in (des_loc, plain):
-        play(method, problem, 3)
-    for name, weight in des_loc.weights.items():
-        torch.testing.assert_close(weight, plain.weights[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["local-adam", "des-loc", "diloco"])
@@ -102,8 +75,7 @@ def test_peers_that_see_the_same_are_as_one(name):
     same = lambda peer, step, weights: problem(0, step, weights)  # noqa: E731
     play(many, same, 3)
     play(one, same, 3, work=[{0: 5}] * 3)
-    for key, weight in many.weights.items():
-        torch.testing.assert_close(weight, one.weights[key], rtol=1e-5, atol=1e-5)
+    assert_close(many, one, atol=1e-5)
 
 
 def test_moments_travel_when_they_are_due():
@@ -111,11 +83,11 @@ def test_moments_travel_when_they_are_due():
     kinds = [{kind.partition("_")[0] for kind in t.sent} for t in traffic]
     first, second = {"weights", "first"}, {"weights", "second"}
     assert kinds == [{"weights"}, first, second, first, {"weights"}, first | second]
-    assert traffic[5].sent["first_moment"] == 4 * NUMBERS
+    assert traffic[5].sent["weights"] == traffic[5].sent["first_moment"] == 4 * NUMBERS
     assert traffic[5].sent["second_moment"] == 4 * (NUMBERS - MUON_NUMBERS), "muon has no second moment"
 
 
-def test_who_was_away_comes_back_with_moments_of_its_own():
+def test_an_absent_peer_of_des_loc_keeps_its_own_moments():
     problem = Pull()
     method = make("des-loc", problem, k_x=2, k_u=2, k_v=2)
     play(method, problem, 1)
@@ -138,7 +110,7 @@ def test_local_adam_has_no_state_of_its_own():
     assert torch.equal(*results)
 
 
-def test_automatic_periods():
+def test_automatic_periods_average_second_moments_less_often():
     traffic = play(make("des-loc", Pull(), k_x=20, betas=(0.9, 0.99)), Pull(), 3)
     assert [sorted(t.sent) for t in traffic] == [["first_moment", "weights"]] * 2 + [
         ["first_moment", "second_moment", "weights"]

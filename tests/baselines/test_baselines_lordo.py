@@ -117,7 +117,7 @@ def test_a_global_basis_is_the_same_for_all_peers():
         torch.testing.assert_close(bases[0].mT @ bases[0], torch.eye(3), rtol=0, atol=1e-5)
 
 
-def test_bytes():
+def test_weights_travel_whole_and_moments_of_matrices_at_their_rank_unless_a_basis_is_private():
     global_, local = (
         play(make("lordo", Pull(), k_x=2, k_u=2, k_v=4, rank=2, projection=projection), Pull(), 2)
         for projection in ("global", "local")
@@ -129,11 +129,3 @@ def test_bytes():
     ]
     assert local[1].sent == {"weights": 4 * 234, "first_moment": 4 * dense, "second_moment": 4 * dense}
     assert all(t.sent == t.received for t in (*global_, *local))
-
-
-def test_at_full_rank_all_is_plain_des_loc():
-    problem = Pull()
-    chosen = {"k_x": 2, "k_u": 4, "k_v": 4}
-    lordo, des_loc = make("lordo", problem, rank="d", **chosen), make("des-loc", problem, **chosen)
-    assert play(lordo, problem, 3) == play(des_loc, problem, 3)
-    assert all(torch.equal(weight, des_loc.weights[name]) for name, weight in lordo.weights.items())

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.baselines.problem import Pull, make, play
+from tests.baselines.problem import Pull, assert_close, make, play
 from tsr_swarm.baselines.powersgd import PowerSGDSettings
 from tsr_swarm.baselines.registry import METHODS, default_settings, make_method
 from tsr_swarm.errors import ConfigError, RunError
@@ -70,8 +70,7 @@ def test_a_peer_that_is_always_away_changes_nothing(name, chosen):
     work = [{0: with_idle.period, 1: with_idle.period}] * 3
     traffic = [play(method, problem, 3, work=work) for method in (with_idle, alone)]
     assert traffic[0] == traffic[1]
-    for key, weight in with_idle.weights.items():
-        torch.testing.assert_close(weight, alone.weights[key], rtol=1e-5, atol=1e-6)
+    assert_close(with_idle, alone)
 
 
 @each_variant
@@ -112,6 +111,35 @@ def test_a_method_has_weights_of_its_own(name, chosen):
     play(method, problem, 1)
     assert all(torch.equal(kept[key], weight) for key, weight in problem.start.items())
     assert {key: weight.shape for key, weight in method.weights.items()} == {k: w.shape for k, w in kept.items()}
+
+
+BOTH = ({"inner": "adam"}, {"inner": "muon"})
+PLAIN = {"k_x": 3, "outer": "average"}
+SAME = [
+    *(("des-loc", {"k_x": 3, "k_u": 3, "k_v": 3, **x}, "local-adam", {"k_x": 3, **x}) for x in BOTH),
+    *(("des-loc", {"k_x": 3, "k_u": 300, "k_v": 300, **x}, "diloco", {**PLAIN, **x}) for x in BOTH),
+    ("powersgd", {"rank": "d"}, "ddp", {}),
+    ("powersgd", {"rank": "d", "k_x": 3}, "diloco", PLAIN),
+    ("sparseloco", {"k_x": 3, "density": 1, "value_bits": 32}, "diloco", PLAIN),
+    ("sparseloco", {"k_x": 3, "density": 1, "value_bits": 32, "average": "senders"}, "diloco", PLAIN),
+    ("lordo", {"rank": "d", "k_x": 2, "k_u": 4, "k_v": 4}, "des-loc", {"k_x": 2, "k_u": 4, "k_v": 4}),
+    ("tsr-adam", {"rank": "d", "embedding_rank": "d"}, "ddp", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "chosen", "plainer", "settings"), SAME)
+def test_a_method_that_leaves_nothing_out_is_a_plainer_one(name, chosen, plainer, settings):
+    """To the bit where it computes the same; with the same bytes, but for the positions that SparseLoCo sends."""
+    problem = Pull()
+    method, plain = make(name, problem, **chosen), make(plainer, problem, **settings)
+    traffic, expected = play(method, problem, 3), play(plain, problem, 3)
+    is_exact = (name, plainer) in (("des-loc", "local-adam"), ("lordo", "des-loc"), ("tsr-adam", "ddp"))
+    assert_close(method, plain, **({"rtol": 0, "atol": 0} if is_exact else {}))
+    assert {t.round_trips for t in traffic} == {1}
+    if name in ("des-loc", "lordo") and is_exact:
+        assert traffic == expected
+    elif name != "sparseloco":
+        assert [[*t.sent.values()] for t in traffic] == [[*t.sent.values()] for t in expected]
 
 
 @pytest.mark.parametrize("name", METHODS)

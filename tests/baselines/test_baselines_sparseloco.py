@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,17 +46,6 @@ def test_two_bits_are_at_most_four_numbers_a_chunk():
     for chunk in sent.view(2, 4096):
         assert int((chunk != 0).sum()) == 256
         assert len(chunk[chunk != 0].unique()) == 4
-
-
-@pytest.mark.parametrize("average", ["all", "senders"])
-def test_all_entries_at_full_width_are_plain_averaging(average):
-    problem = Pull()
-    dense = make("diloco", problem, k_x=3, outer="average")
-    sparse = make("sparseloco", problem, k_x=3, density=1, value_bits=32, average=average)
-    for method in (dense, sparse):
-        play(method, problem, 4)
-    for name, weight in sparse.weights.items():
-        torch.testing.assert_close(weight, dense.weights[name], rtol=1e-5, atol=1e-6)
 
 
 def watch(method):

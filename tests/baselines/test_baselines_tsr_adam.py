@@ -87,7 +87,7 @@ def traffic_of(problem, **chosen):
     return [({kind: size / 4 for kind, size in t.sent.items()}, t.round_trips) for t in traffic]
 
 
-def test_bytes_as_published():
+def test_the_published_refresh_sends_cores_at_every_step_and_sketches_when_due():
     core, matrices, embedding = 3 * 2**2 + 1, 5 * (14 + 14 + 16), 4 * 18
     assert traffic_of(Pull()) == [
         ({"core": core, "sketch": matrices + embedding, "dense": 6}, 2),
@@ -97,7 +97,7 @@ def test_bytes_as_published():
     ]
 
 
-def test_bytes_of_the_linear_refresh():
+def test_the_linear_refresh_sends_no_core_where_it_sends_a_sketch():
     matrices, embedding = 2 * (14 + 14 + 16), 18
     assert traffic_of(Pull(), refresh="linear") == [
         ({"sketch": matrices + embedding, "dense": 6}, 2),
@@ -105,11 +105,3 @@ def test_bytes_of_the_linear_refresh():
         ({"core": 12, "sketch": embedding, "dense": 6}, 2),
         ({"core": 1, "sketch": matrices, "dense": 6}, 2),
     ]
-
-
-def test_at_full_rank_all_is_data_parallel():
-    problem = Pull()
-    method, dense = make("tsr-adam", problem, rank="d", embedding_rank="d"), make("ddp", problem)
-    sent, expected = play(method, problem, 3), play(dense, problem, 3)
-    assert [t.sent["dense"] for t in sent] == [t.sent["gradient"] for t in expected]
-    assert all(torch.equal(weight, dense.weights[name]) for name, weight in method.weights.items())

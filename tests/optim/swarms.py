@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.steady import steady, wide
 from tsr_swarm.config.blocks import Block, BlockRole, plan_blocks
-from tsr_swarm.config.layout import Slot, published_slots, upload_slots
+from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
 from tsr_swarm.lowrank.basis import Basis, random_basis
@@ -35,6 +35,14 @@ BLOCKS = (
 LOW_RANK = frozenset({0, 1})  # of BLOCKS
 DUES = st.builds(Due, tangent=st.frozensets(st.sampled_from((0, 1))), aim=st.frozensets(st.sampled_from((0, 1))))
 SEEDS = st.integers(0, 2**31)
+WIRES = [
+    wide(core_bits=2, core_density=0.1, published_bits=3, published_density=0.2),
+    wide(core_bits=3, core_density=0.5, sketch_bits=4, published_bits=8, published_density=0.5),
+    wide(core_bits=4, sketch_bits=4, published_bits=4, rounding="stochastic"),
+    wide(core_bits=2, sketch_bits=16, published_bits=2),
+    wide(core_bits=16, sketch_bits=8, published_bits=8),
+    wide(),
+]
 
 
 def draw_mean(due: Due, seed: int = 0) -> dict[Slot, Tensor]:
@@ -145,6 +153,14 @@ class Swarm:
         """A peer's displacement of one block, in float64: core coordinates for a core peer's low-rank block."""
         return self.spaces[peer].state_dict()[f"displacement/{name}"].double()
 
+    def lifted(self, peer: int, name: str) -> Tensor:
+        """A peer's displacement of one block at full size, float64: U C V^T of a core, without other unsent work."""
+        index = [block.name for block in self.blocks].index(name)
+        kept, basis = self.displacement(peer, name), self.consensus[peer].bases.get(index)
+        if basis is None or isinstance(self.spaces[peer], FullSpace):
+            return kept
+        return basis.left_float(torch.float64) @ kept @ basis.right_float(torch.float64).mT
+
     def _sketches(self, peer: int) -> dict[int, tuple[Tensor, Tensor]]:
         consensus, sketches = self.consensus[peer], {}
         for index in self.plan.due.aim:
@@ -152,6 +168,18 @@ class Swarm:
             gradient = self.gradient(peer, name, consensus.weights[name])
             sketches[index] = tangent_of(gradient, basis.left_float(), basis.right_float())
         return sketches
+
+
+def update_of(grids: Mapping[Slot, Grid], block: int, basis: Basis | None) -> Tensor:
+    """What the grids of one block lift to, float64: U C V^T, U Z^T + (I - U U^T) Y V^T, or dense numbers (1, N)."""
+    parts = {slot.part: grid.numbers() for slot, grid in grids.items() if slot.block == block}
+    if basis is None:
+        return parts[Part.DENSE]
+    u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
+    if Part.CORE in parts:
+        return u @ parts[Part.CORE] @ v.mT
+    y, z = parts[Part.TANGENT_LEFT], parts[Part.TANGENT_RIGHT]
+    return u @ z.mT + (y - u @ (u.mT @ y)) @ v.mT
 
 
 def noise(seed: int) -> Gradient:

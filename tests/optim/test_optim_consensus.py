@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from tests.optim.swarms import BLOCKS, DUES, LOW_RANK, SEEDS, draw_mean
 from tests.steady import wide
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Part, Slot, published_slots
-from tsr_swarm.config.round_plan import Due, RoundPlan
+from tsr_swarm.config.round_plan import Due
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis, apply_factor, random_basis
 from tsr_swarm.lowrank.dct import drawn_basis
@@ -35,10 +34,6 @@ def draw_consensus(seed: int = 0, lift: str = "exact") -> Consensus:
     return Consensus(BLOCKS, weights, bases, lift)
 
 
-def make_plan(due: Due, decay: float = 1.0) -> RoundPlan:
-    return round_plan(decay=decay, due=due)
-
-
 def draw_published(
     consensus: Consensus, due: Due, void: frozenset[int] = frozenset(), seed: int = 1
 ) -> dict[Slot, Grid]:
@@ -46,25 +41,21 @@ def draw_published(
     return publish(mean, published_slots(BLOCKS, due, wide(), void), BLOCKS, consensus.bases)
 
 
-def by_part(published: dict[Slot, Grid]) -> dict[tuple[int, Part], Grid]:
-    return {(slot.block, slot.part): grid for slot, grid in published.items()}
-
-
 def equal(a: Basis, b: Basis) -> bool:
     return torch.equal(a.left, b.left) and torch.equal(a.right, b.right)
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(DUES, VOIDS, SEEDS)
-def test_a_round_decays_then_subtracts_what_is_lifted_in_the_old_basis(
+def test_a_round_decays_subtracts_what_is_lifted_in_the_old_basis_and_reports_the_bases_that_it_changes(
     due: Due, void: frozenset[int], seed: int
 ) -> None:
     consensus = draw_consensus(seed)
     before, bases = dict(consensus.weights), dict(consensus.bases)
     published = draw_published(consensus, due, void, seed)
-    grids = by_part(published)
+    grids = {(slot.block, slot.part): grid for slot, grid in published.items()}
 
-    consensus.apply(make_plan(due, decay=0.9), published, void)
+    refreshed = consensus.apply(round_plan(due=due, decay=0.9), published, void)
 
     for index, block in enumerate(BLOCKS):
         old, new = before[block.name], consensus.weights[block.name]
@@ -77,25 +68,13 @@ def test_a_round_decays_then_subtracts_what_is_lifted_in_the_old_basis(
             assert torch.equal(new, old * torch.tensor(0.9) - lift_tangent(bases[index], *sketch))
         else:
             assert torch.equal(new, old * torch.tensor(0.9) - lift(bases[index], grids[index, Part.CORE]))
-
-
-@settings(max_examples=40)
-@given(DUES, VOIDS, SEEDS)
-def test_a_refresh_changes_the_bases_that_were_due_and_reports_them(due: Due, void: frozenset[int], seed: int) -> None:
-    consensus = draw_consensus()
-    before = dict(consensus.bases)
-    published = draw_published(consensus, due, void, seed)
-    grids = by_part(published)
-
-    refreshed = consensus.apply(make_plan(due), published, void)
-
     assert refreshed.keys() == due.refresh - void
-    for index, old in before.items():
+    for index, basis in bases.items():
         now = consensus.bases[index]
         if index not in refreshed:
-            assert equal(now, old)
+            assert equal(now, basis)
             continue
-        assert equal(refreshed[index][0], old)
+        assert equal(refreshed[index][0], basis)
         assert equal(refreshed[index][1], now)
         if index in due.aim:
             assert torch.equal(now.left.int(), grids[index, Part.BASIS_LEFT].values)
@@ -113,8 +92,8 @@ def test_two_peers_that_apply_the_same_rounds_have_the_same_digest(due: Due, voi
     other = Consensus.from_tensors(BLOCKS, one.tensors())
     for number, round_due in enumerate((Due(), due, Due())):
         published = draw_published(one, round_due, void, seed + number)
-        one.apply(make_plan(round_due, 0.99), published, void)
-        other.apply(make_plan(round_due, 0.99), dict(reversed(published.items())), void)
+        one.apply(round_plan(due=round_due, decay=0.99), published, void)
+        other.apply(round_plan(due=round_due, decay=0.99), dict(reversed(published.items())), void)
 
     assert one.digest() == other.digest()
 
@@ -125,7 +104,7 @@ def test_drawn_bases_are_the_same_for_all_peers_and_are_not_sent(number: int, se
     due = Due(draw=((0, number), (1, number + 1)))
     one = draw_consensus(seed)
     other = Consensus.from_tensors(BLOCKS, one.tensors())
-    plan, published = replace(make_plan(due), seed=seed), draw_published(one, due)
+    plan, published = round_plan(due=due, seed=seed), draw_published(one, due)
     weight = one.weights["up.weight"].clone()
 
     refreshed = one.apply(plan, published, frozenset({1}))
@@ -147,7 +126,7 @@ def test_a_side_that_could_not_be_aimed_keeps_its_basis() -> None:
         if (slot.block, slot.part) == (0, Part.FACTOR_LEFT) or (slot.block, slot.part.kind.value) == (1, "basis"):
             grid.values.zero_()
 
-    refreshed = consensus.apply(make_plan(due), published)
+    refreshed = consensus.apply(round_plan(due=due), published)
 
     assert refreshed.keys() == {0}  # block 1 kept both sides: nothing to rotate
     old, new = refreshed[0]
@@ -161,7 +140,7 @@ def test_tensors_taken_before_a_round_do_not_change() -> None:
     copies = {name: tensor.clone() for name, tensor in state.items()}
     due = Due(aim=LOW_RANK)
 
-    consensus.apply(make_plan(due, 0.9), draw_published(consensus, due))
+    consensus.apply(round_plan(due=due, decay=0.9), draw_published(consensus, due))
 
     assert all(torch.equal(state[name], copies[name]) for name in copies)
 
@@ -177,27 +156,26 @@ def test_weights_given_are_copied() -> None:
     assert consensus.digest() == before
 
 
-def test_a_round_that_lacks_a_part_changes_nothing() -> None:
-    consensus = draw_consensus()
-    before = consensus.digest()
-    published = draw_published(consensus, Due())
-    published.pop(next(slot for slot in published if slot.part is Part.DENSE))
-
-    with pytest.raises(RunError, match=r"publishes nothing as 'dense' of block 'norm.weight', not 1 x 9"):
-        consensus.apply(make_plan(Due()), published)
-
-    assert consensus.digest() == before
-
-
-def test_a_basis_out_of_range_changes_nothing() -> None:
+@pytest.mark.parametrize(
+    ("spoiled", "says"),
+    [
+        (Part.DENSE, r"publishes nothing as 'dense' of block 'norm.weight', not 1 x 9"),
+        (Part.BASIS_RIGHT, "65536"),
+    ],
+)
+def test_a_round_that_lacks_a_part_or_has_a_basis_out_of_range_changes_nothing(spoiled: Part, says: str) -> None:
     consensus = draw_consensus()
     before = consensus.digest()
     due = Due(aim=LOW_RANK)
     published = draw_published(consensus, due)
-    next(grid for slot, grid in published.items() if slot.part is Part.BASIS_RIGHT).values[0, 0] = 65536
+    slot = next(slot for slot in published if slot.part is spoiled)
+    if spoiled is Part.DENSE:
+        del published[slot]
+    else:
+        published[slot].values[0, 0] = 65536
 
-    with pytest.raises(RunError, match="65536"):
-        consensus.apply(make_plan(due), published)
+    with pytest.raises(RunError, match=says):
+        consensus.apply(round_plan(due=due), published)
 
     assert consensus.digest() == before
 
@@ -206,8 +184,8 @@ def test_the_float32_control_is_close_to_the_exact_lift() -> None:
     exact, control = draw_consensus(), draw_consensus(lift="float32")
     for due in (Due(), Due(tangent=LOW_RANK)):
         published = draw_published(exact, due)
-        exact.apply(make_plan(due), published)
-        control.apply(make_plan(due), published)
+        exact.apply(round_plan(due=due), published)
+        control.apply(round_plan(due=due), published)
 
     for name, weight in exact.weights.items():
         torch.testing.assert_close(control.weights[name], weight, rtol=1e-4, atol=1e-4)

@@ -9,7 +9,6 @@ from torch import Tensor
 from tests.optim.reference import AdamOptions, reference_core_round
 from tests.optim.swarms import Swarm, noise
 from tests.steady import steady, wide
-from tsr_swarm.config.blocks import plan_blocks
 from tsr_swarm.config.layout import Part
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.lowrank.basis import random_basis
@@ -17,20 +16,10 @@ from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.sketch import rotate_core, rotate_moments
 from tsr_swarm.optim.block_state import UnsentWork
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.core_space import CoreSpace
 
 FLOAT32 = 1e-5  # weights near 1, a few roundings each
 PUBLISHED = 2**-14  # of the largest number: one exponent a block at 16 bits
-LOW_RANK = ("a.weight", "b.weight", "c.weight")
 NEVER = 1000  # a refresh period that these tests do not reach again after round 1
-
-
-def lifted(swarm: object, peer: int, name: str) -> Tensor:
-    """A core peer's displacement of a low-rank block as a weight, float64: U C V^T."""
-    consensus = swarm.consensus[peer]
-    basis = consensus.bases[[b.name for b in swarm.blocks].index(name)]
-    core = swarm.displacement(peer, name)
-    return basis.left_float(torch.float64) @ core @ basis.right_float(torch.float64).mT
 
 
 def outside(swarm: object, peer: int, name: str) -> Tensor:
@@ -60,7 +49,7 @@ def test_parameters_are_wbar_plus_the_lifted_core_after_every_step(
         for _ in range(2):
             run.step(0.05)
             for name in named:
-                expected = run.consensus[0].weights[name] - lifted(run, 0, name) - outside(run, 0, name)
+                expected = run.consensus[0].weights[name] - run.lifted(0, name) - outside(run, 0, name)
                 torch.testing.assert_close(run.parameters[0][name].double(), expected, rtol=0, atol=FLOAT32)
         run.upload()
         run.close()
@@ -101,44 +90,6 @@ def test_a_round_equals_the_reference(rank: int, peers: int, seed: int) -> None:
     torch.testing.assert_close(
         run.consensus[0].weights["a.weight"].double(), expected, rtol=0, atol=1e-4 + 2 * rank * PUBLISHED * moved
     )
-
-
-@settings(max_examples=10)
-@given(
-    drops=st.lists(st.sets(st.integers(0, 2), max_size=2), min_size=3, max_size=5),
-    bits=st.sampled_from([8, 16]),
-    seed=st.integers(0, 2**16),
-)
-def test_what_was_averaged_and_what_is_left_is_the_work_done(drops: list[set[int]], bits: int, seed: int) -> None:
-    tokens = [1.0, 2.0, 4.0]
-    wire = wide(core_bits=bits)
-    run = Swarm(["core"] * 3, noise(seed), wire=wire, tokens=tokens, k_r=3 * NEVER, seed=seed)
-    run.play()  # the only refresh
-    for dropped in drops:
-        included = [peer for peer in range(3) if peer not in dropped]
-        run.train()
-        names = (*LOW_RANK, "norm")
-        work = {(peer, name): run.displacement(peer, name) for peer in range(3) for name in names}
-        old = {name: run.consensus[0].weights[name].double() for name in names}
-        basis = run.consensus[0].bases
-        run.upload()
-        taken = {
-            (peer, name): run.sent[peer][slot].numbers().reshape(work[peer, name].shape)
-            for peer in included
-            for slot, name in zip(run.sent[peer], names, strict=True)
-        }
-        run.close(included)
-        total = sum(tokens[peer] for peer in included)
-        for index, name in enumerate(names):
-            for peer in range(3):
-                left = work[peer, name] - taken.get((peer, name), 0)
-                torch.testing.assert_close(run.displacement(peer, name), left, rtol=0, atol=FLOAT32)
-            mean = sum((taken[peer, name] * tokens[peer] for peer in included), torch.zeros(())) / total
-            if index in basis:
-                mean = basis[index].left_float(torch.float64) @ mean @ basis[index].right_float(torch.float64).mT
-            applied = old[name] - run.consensus[0].weights[name].double()
-            slack = FLOAT32 + 16 * PUBLISHED * float(mean.abs().max())
-            torch.testing.assert_close(applied, mean, rtol=0, atol=slack)
 
 
 def test_the_error_of_quantisation_comes_back_and_does_not_grow() -> None:
@@ -186,11 +137,11 @@ def test_work_of_a_missed_round_is_sent_with_the_next() -> None:
     run = Swarm(["core", "core"], noise(5), k_r=3 * NEVER)
     run.play()
     run.play(included=[0])
-    left = lifted(run, 1, "a.weight")
+    left = run.lifted(1, "a.weight")
     run.upload()
     run.close(included=[1])  # no steps in between: only the residual is left to send
     assert left.norm() > 0.01
-    assert lifted(run, 1, "a.weight").norm() < 0.02 * left.norm()
+    assert run.lifted(1, "a.weight").norm() < 0.02 * left.norm()
 
 
 def test_a_saved_state_that_does_not_fit_is_refused_before_any_change() -> None:
@@ -231,7 +182,7 @@ def test_a_replaced_consensus_keeps_work_where_the_basis_is_the_same() -> None:
     assert after["steps"].tolist() == [6, 0, 6, 6]
     # its unsent work is carried to the new basis, and what that does not hold is kept
     run.consensus[0] = replaced
-    expected = replaced.weights["b.weight"].double() - lifted(run, 0, "b.weight") - outside(run, 0, "b.weight")
+    expected = replaced.weights["b.weight"].double() - run.lifted(0, "b.weight") - outside(run, 0, "b.weight")
     torch.testing.assert_close(run.parameters[0]["b.weight"].detach().double(), expected, rtol=0, atol=FLOAT32)
 
 
@@ -258,25 +209,11 @@ def test_steps_taken_between_upload_and_settle_are_kept() -> None:
     torch.testing.assert_close(run.displacement(0, "a.weight"), now - sent, rtol=0, atol=FLOAT32)
 
 
-def test_parameters_without_a_gradient_and_of_half_precision_are_moved_too() -> None:
-    optimizer = steady(rank=2, lr=0.01)
-    blocks = plan_blocks({"a.weight": (6, 5), "b.weight": (6, 5)}, optimizer, 8)
-    weights = {name: torch.ones(6, 5) for name in ("a.weight", "b.weight")}
-    consensus = Consensus(blocks, weights, {i: random_basis(6, 5, 2, 0, i) for i in range(2)})
-    parameters = {name: torch.nn.Parameter(torch.zeros(6, 5, dtype=torch.bfloat16)) for name in weights}
-    space = CoreSpace(parameters, blocks, optimizer)
-    space.begin(consensus)
-    parameters["a.weight"].grad = torch.randn(6, 5).to(torch.bfloat16)
-    space.step(0.01)
-    assert not torch.equal(parameters["a.weight"].float(), weights["a.weight"])
-    assert torch.equal(parameters["b.weight"].float(), weights["b.weight"])
-
-
 def test_a_core_is_sent_as_a_tangent_sketch_of_its_lift() -> None:
     optimizer = steady(rank=4, lr=0.01, warmup_steps=0, local_space="mixed")
     run = Swarm(["core"], noise(12), optimizer=optimizer, wire=wide(sketch_bits=16))
     run.train()  # round 1 of a mixed run sends tangents
-    work, old = lifted(run, 0, "a.weight"), run.consensus[0].weights["a.weight"].double()
+    work, old = run.lifted(0, "a.weight"), run.consensus[0].weights["a.weight"].double()
     run.upload()
     assert {slot.part for slot in run.sent[0] if slot.block == 0} == {
         Part.TANGENT_LEFT,
@@ -287,7 +224,7 @@ def test_a_core_is_sent_as_a_tangent_sketch_of_its_lift() -> None:
     run.close()
     applied = old - run.consensus[0].weights["a.weight"].double()
     assert (applied - work).norm() < 1e-3 * work.norm()
-    assert lifted(run, 0, "a.weight").norm() < 2e-3 * work.norm()
+    assert run.lifted(0, "a.weight").norm() < 2e-3 * work.norm()
 
 
 def test_a_displacement_that_is_not_finite_is_refused_at_upload() -> None:

@@ -5,15 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tests.optim.swarms import SPACES, LeastSquares, Swarm, noise
+from tests.optim.swarms import SPACES, WIRES, LeastSquares, Swarm, noise, update_of
 from tests.steady import steady, wide
 from tsr_swarm.config.layout import upload_slots
-from tsr_swarm.config.run import OptimizerConfig
+from tsr_swarm.config.run import OptimizerConfig, WireConfig
 from tsr_swarm.optim.consensus import Consensus
 
+FLOAT32 = 1e-5  # weights near 1, a few roundings each
+PUBLISHED = 2**-14  # of the largest number: one exponent a block at 16 bits
 NEVER = 3000  # a refresh period that these tests do not reach again after round 1
 
 
@@ -75,6 +79,45 @@ def test_two_peers_lower_a_least_squares_loss_and_stay_bit_identical(
         run.play(included=[1] if round_number % 5 == 4 else None)
         assert run.consensus[0].digest() == run.consensus[1].digest()
     assert problem.loss(run.consensus[0].weights) < 0.2 * first
+
+
+@settings(max_examples=30)
+@given(
+    case=st.sampled_from([("core", True), ("core", False), ("full", True)]),
+    aim=st.sampled_from(["gradient", "displacement"]),
+    k_r=st.sampled_from([3, 6, NEVER]),
+    wire=st.sampled_from(WIRES),
+    drops=st.lists(st.sets(st.integers(0, 2), max_size=2), min_size=2, max_size=4),
+    seed=st.integers(0, 2**16),
+)
+def test_what_was_averaged_and_what_is_left_is_the_work_done(
+    case: tuple[str, bool], aim: str, k_r: int, wire: WireConfig, drops: list[set[int]], seed: int
+) -> None:
+    """Without feedback an included core peer forgets what rounding dropped."""
+    (space, feedback), tokens = case, [1.0, 2.0, 4.0]
+    if space == "core":
+        aim, k_r = "gradient", NEVER  # a refresh would turn what is left
+    chosen = optimizer(space, aim=aim, gamma=1.0, feedback=feedback)
+    run = Swarm([space] * 3, noise(seed), optimizer=chosen, wire=wire, tokens=tokens, k_r=k_r, seed=seed)
+    run.play()
+    for dropped in drops:
+        included = [peer for peer in range(3) if peer not in dropped]
+        run.train()
+        work = {(peer, block.name): run.lifted(peer, block.name) for peer in range(3) for block in run.blocks}
+        old, bases = dict(run.consensus[0].weights), dict(run.consensus[0].bases)
+        assert not any(torch.equal(kept, torch.zeros_like(kept)) for kept in work.values())
+        run.upload()
+        run.close(included)
+        for index, (name, weight) in enumerate(old.items()):
+            sent = {p: update_of(run.sent[p], index, bases.get(index)).reshape(weight.shape) for p in included}
+            for peer in range(3):
+                left = work[peer, name] - sent.get(peer, 0) if feedback or peer in dropped else weight.double() * 0
+                torch.testing.assert_close(run.lifted(peer, name), left, rtol=0, atol=FLOAT32)
+            if wire.published_bits == 16:
+                mean = sum((sent[p] * tokens[p] for p in included), torch.zeros(())) / sum(tokens[p] for p in included)
+                applied = weight.double() - run.consensus[0].weights[name].double()
+                slack = FLOAT32 + 32 * PUBLISHED * max(float(update.abs().max()) for update in sent.values())
+                torch.testing.assert_close(applied, mean, rtol=0, atol=slack)
 
 
 @pytest.mark.parametrize(("space", "k_r", "name"), [("core", NEVER, "norm"), ("full", 6, "a.weight")])

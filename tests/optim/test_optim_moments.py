@@ -17,10 +17,8 @@ from tsr_swarm.config.run import WireConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.optim.adam import Adam
 from tsr_swarm.optim.block_state import zero_state
-from tsr_swarm.optim.local_space import InnerOptimizer
-from tsr_swarm.optim.muon import Muon
+from tsr_swarm.optim.inner_optimizer import Adam, InnerOptimizer, Muon
 from tsr_swarm.optim.publish import publish
 from tsr_swarm.optim.quantise import moment_grid, take_moment
 from tsr_swarm.wire.codec import decode, encode
@@ -212,40 +210,33 @@ def test_after_the_round_all_core_peers_have_the_same_moments(k_u: int, k_v: int
         assert difference(run, "first", "norm") > 0.05, "dense blocks keep their own"
 
 
-def test_a_moment_is_averaged_by_tokens_and_in_its_rounds_only() -> None:
-    run = Swarm(["core", "core"], noise(2), optimizer=STILL, k_r=300, k_u=6, tokens=[3.0, 1.0])
+def test_a_moment_is_averaged_in_its_rounds_only() -> None:
+    run = Swarm(["core", "core"], noise(2), optimizer=STILL, k_r=300, k_u=6)
     run.play()
     assert difference(run, "first", "a.weight") > 0.05
+    run.play()
+    assert difference(run, "first", "a.weight") < 1e-6
+
+
+@pytest.mark.parametrize(("included", "shares"), [([0, 1], (0.75, 0.25)), ([0], (1, 0)), ([], None)])
+def test_all_peers_take_the_average_of_the_included_by_tokens_and_of_a_void_round_nothing(
+    included: list[int], shares: tuple[float, float] | None
+) -> None:
+    run = Swarm(["core"] * 3, noise(2), optimizer=STILL, k_r=300, k_u=3, k_v=3, tokens=[3.0, 1.0, 1.0])
     run.train()
-    expected = 0.75 * moment(run, 0, "first", "a.weight") + 0.25 * moment(run, 1, "first", "a.weight")
+    before = [moment(run, peer, "first", "a.weight") for peer in range(3)]
     run.upload()
-    run.close()
-    for peer in (0, 1):
-        torch.testing.assert_close(moment(run, peer, "first", "a.weight"), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_a_peer_that_was_not_included_takes_the_average_too() -> None:
-    run = Swarm(["core"] * 3, noise(3), optimizer=STILL, k_r=300, k_u=3)
-    run.train()
-    alone = moment(run, 0, "first", "a.weight")
-    run.upload()
-    run.close(included=[0])
-    assert all(difference(run, "first", name, peer) < 1e-6 for name in LOW_RANK for peer in (1, 2))
-    torch.testing.assert_close(moment(run, 2, "first", "a.weight"), alone, rtol=1e-3, atol=1e-4)
-
-
-def test_a_void_round_leaves_each_peer_its_own_moments() -> None:
-    run = Swarm(["core", "core"], noise(4), optimizer=STILL, k_r=300, k_u=3, k_v=3)
-    run.train()
-    before = [moment(run, peer, "first", "a.weight") for peer in (0, 1)]
-    run.upload()
-    run.close(included=[])
-    assert all(torch.equal(moment(run, peer, "first", "a.weight"), before[peer]) for peer in (0, 1))
+    run.close(included=included)
+    for peer, own in enumerate(before):
+        found = moment(run, peer, "first", "a.weight")
+        if shares is None:
+            assert torch.equal(found, own)
+        else:
+            torch.testing.assert_close(found, shares[0] * before[0] + shares[1] * before[1], rtol=1e-3, atol=1e-4)
 
 
 def test_the_momentum_of_muon_is_averaged() -> None:
-    optimizer = steady(inner="muon", rank=4, lr=0.01, warmup_steps=0)
-    run = Swarm(["core", "core"], noise(5), k_u=3, optimizer=optimizer)
+    run = Swarm(["core", "core"], noise(5), k_u=3, optimizer=steady(inner="muon", rank=4, lr=0.01, warmup_steps=0))
     run.play()
     one, other = (run.spaces[peer].state_dict() for peer in (0, 1))
     assert all(torch.allclose(one[f"first/{name}"], other[f"first/{name}"], rtol=1e-6) for name in LOW_RANK)

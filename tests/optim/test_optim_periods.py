@@ -14,7 +14,7 @@ from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
-from tsr_swarm.optim.muon import MOMENTUM
+from tsr_swarm.optim.inner_optimizer import MOMENTUM
 from tsr_swarm.optim.periods import (
     follows_manifest,
     half_life,

@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.optim.reference import AdamOptions, reference_adam_direction, reference_tsr_adam
+from tests.optim.reference import AdamOptions, reference_tsr_adam
 from tsr_swarm.lowrank.basis import random_basis
-from tsr_swarm.optim.adam import adam_direction, bias_corrections
-from tsr_swarm.optim.tsr_adam import TSRAdam, aim, tsr_adam_update
+from tsr_swarm.optim.tsr_adam import TSRAdam, aim
 
 EXACT = 1e-9  # float64 against float64: only the order of sums differs
 FLOAT32 = 1e-5  # per step of size lr: a few rounding errors of moments and weight
@@ -81,29 +80,6 @@ def test_with_feedback_no_direction_of_a_gradient_is_left_out_for_ever() -> None
         run(optimizer, parameter, [gradient] * 200)
         moved[bits] = -float(torch.diagonal(parameter.detach())[2:].min())
     assert moved[8] > 3 * moved[0]
-
-
-@settings(max_examples=20)
-@given(rows=st.integers(1, 5), cols=st.integers(1, 5), seed=st.integers(0, 2**16))
-def test_adams_direction_equals_the_reference(rows: int, cols: int, seed: int) -> None:
-    options = AdamOptions(lr=1.0, betas=(0.8, 0.95))
-    first, second = torch.zeros(2, rows, cols, dtype=torch.float64)
-    slow_first, slow_second = first.clone(), second.clone()
-    for t, gradient in enumerate(draw(seed, rows, cols, count=4), start=1):
-        fast = adam_direction(gradient, first, second, bias_corrections(options.betas, t), options.betas, options.eps)
-        slow, slow_first, slow_second = reference_adam_direction(gradient, slow_first, slow_second, t, options)
-        torch.testing.assert_close(fast, slow, rtol=EXACT, atol=EXACT)
-
-
-def test_square_identity_bases_give_plain_adam() -> None:
-    eye = torch.eye(6, dtype=torch.float64)
-    first, second, plain_first, plain_second = torch.zeros(4, 6, 6, dtype=torch.float64)
-    betas = (0.9, 0.999)
-    for t, gradient in enumerate(draw(1, 6, 6, count=4), start=1):
-        corrections = bias_corrections(betas, t)
-        update = tsr_adam_update(gradient, eye, eye, first, second, corrections, betas, 1e-8)
-        plain = adam_direction(gradient, plain_first, plain_second, corrections, betas, 1e-8)
-        torch.testing.assert_close(update, plain, rtol=0, atol=0)
 
 
 def test_a_basis_of_full_rank_loses_nothing_of_a_gradient() -> None:

@@ -1,7 +1,8 @@
 """TSRAdam and numbers of all sizes and kinds: gradients near the ends of floating point, options of other libraries."""
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,18 +119,7 @@ NUMPY = {
     "feedback_bits": np.int64(4),
     "maximize": np.bool_(True),
 }
-PLAIN = {
-    "lr": 0.5,
-    "betas": (0.5, 0.75),
-    "eps": 1e-6,
-    "weight_decay": 0.25,
-    "rank": 3,
-    "refresh_every": 4,
-    "scale": 0.5,
-    "seed": 7,
-    "feedback_bits": 4,
-    "maximize": True,
-}
+PLAIN = {key: tuple(map(float, value)) if key == "betas" else value.item() for key, value in NUMPY.items()}
 
 
 def test_numbers_of_numpy_become_pythons() -> None:
@@ -155,57 +145,46 @@ def test_numbers_of_torch_are_taken_too_and_a_rate_stays_a_tensor() -> None:
     assert isinstance(optimizer.param_groups[0]["eps"], float)
 
 
+META, PAIR = torch.tensor(0.1, device="meta"), torch.tensor([0.1, 0.2])
+REFUSED: Mapping[str, tuple[str, Sequence[object], str]] = {
+    "lr": (
+        "learning rate",
+        [-1.0, NAN, INF, "0.1", 10**400, True, None, META, PAIR, torch.tensor(-0.1)],
+        "at least 0 and finite",
+    ),
+    "betas": ("betas", [(0.9,), 0.9, torch.tensor(0.9)], "two numbers"),
+    "eps": ("epsilon value", [-1e-8, "small", NAN], "at least 0 and finite"),
+    "weight_decay": ("weight_decay value", [-0.1, INF], "at least 0 and finite"),
+    "rank": (
+        "rank",
+        [0, 2.5, True, np.bool_(True), np.float64(64.0), "64", np.int64(0)],
+        "a whole number of at least 1, or None",
+    ),
+    "refresh_every": ("refresh_every", [0, None, False], "a whole number, at least 1"),
+    "scale": ("scale", [-1.0, None, INF], "at least 0 (0: automatic) and finite"),
+    "seed": ("seed", [0.5, None, True], "a whole number"),
+    "feedback_bits": ("feedback_bits", [5, 4.0, None], "0, 4 or 8"),
+    "maximize": ("maximize", [1], "True or False"),
+}
+BETAS = {(0.9, 1.0): (1, 1.0), (-0.1, 0.9): (0, -0.1), "90": (0, "9"), ("0.9", 0.99): (0, "0.9"), (0.9, NAN): (1, NAN)}
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("lr", -1.0, "Invalid learning rate: -1.0; it must be at least 0"),
-        ("lr", NAN, "Invalid learning rate: nan"),
-        ("betas", (0.9, 1.0), "Invalid beta parameter at index 1: 1.0; it must be at least 0 and below 1"),
-        ("betas", (-0.1, 0.9), "Invalid beta parameter at index 0"),
-        ("betas", (0.9,), "Invalid betas"),
-        ("eps", -1e-8, "Invalid epsilon value"),
-        ("weight_decay", -0.1, "Invalid weight_decay value"),
-        ("rank", 0, "Invalid rank: 0; it must be a whole number of at least 1, or None"),
-        ("rank", 2.5, "Invalid rank"),
-        ("refresh_every", 0, "Invalid refresh_every"),
-        ("scale", -1.0, "Invalid scale"),
-        ("seed", 0.5, "Invalid seed"),
-        ("lr", "0.1", "Invalid learning rate: 0.1; it must be at least 0 and finite"),
-        ("lr", INF, "Invalid learning rate: inf"),
-        ("lr", 10**400, "Invalid learning rate: 1000"),
-        ("lr", torch.tensor(0.1, device="meta"), "Invalid learning rate"),
-        ("lr", True, "Invalid learning rate: True"),
-        ("lr", None, "Invalid learning rate: None"),
-        ("lr", torch.tensor([0.1, 0.2]), "Invalid learning rate"),
-        ("lr", torch.tensor(-0.1), "Invalid learning rate"),
-        ("betas", 0.9, "Invalid betas: 0.9; it must be two numbers"),
-        ("betas", "90", "Invalid beta parameter at index 0: 9"),
-        ("betas", torch.tensor(0.9), "Invalid betas"),
-        ("betas", ("0.9", 0.99), "Invalid beta parameter at index 0: 0.9"),
-        ("betas", (0.9, NAN), "Invalid beta parameter at index 1: nan"),
-        ("eps", "small", "Invalid epsilon value: small"),
-        ("eps", NAN, "Invalid epsilon value: nan"),
-        ("weight_decay", INF, "Invalid weight_decay value: inf"),
-        ("rank", True, "Invalid rank: True"),
-        ("rank", np.bool_(True), "Invalid rank"),
-        ("rank", np.float64(64.0), "Invalid rank: 64.0"),
-        ("rank", "64", "Invalid rank: 64"),
-        ("rank", np.int64(0), "Invalid rank: 0"),
-        ("refresh_every", None, "Invalid refresh_every: None"),
-        ("refresh_every", False, "Invalid refresh_every: False"),
-        ("scale", None, "Invalid scale: None"),
-        ("scale", INF, "Invalid scale: inf"),
-        ("seed", None, "Invalid seed: None"),
-        ("seed", True, "Invalid seed: True"),
-        ("feedback_bits", 5, "Invalid feedback_bits: 5; it must be 0, 4 or 8"),
-        ("feedback_bits", 4.0, "Invalid feedback_bits: 4.0"),
-        ("feedback_bits", None, "Invalid feedback_bits: None"),
-        ("maximize", 1, "Invalid maximize: 1"),
+        *(
+            (option, value, f"Invalid {name}: {value}; it must be {limit}.")
+            for option, (name, values, limit) in REFUSED.items()
+            for value in values
+        ),
+        *(
+            ("betas", value, f"Invalid beta parameter at index {index}: {beta}; it must be at least 0 and below 1.")
+            for value, (index, beta) in BETAS.items()
+        ),
     ],
 )
 def test_an_option_out_of_range_is_refused_in_one_sentence(option: str, value: object, message: str) -> None:
-    parameter = nn.Parameter(torch.ones(4, 4))
-    with pytest.raises(ValueError, match=message):
-        TSRAdam([parameter], **{option: value})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=message):
-        TSRAdam([{"params": [parameter], option: value}])
+    for params in ([nn.Parameter(torch.ones(4, 4))], [{"params": [nn.Parameter(torch.ones(4, 4))], option: value}]):
+        chosen = {option: value} if isinstance(params[0], nn.Parameter) else {}
+        with pytest.raises(ValueError, match=re.escape(message)):
+            TSRAdam(params, **chosen)  # type: ignore[arg-type]

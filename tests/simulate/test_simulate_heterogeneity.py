@@ -88,8 +88,15 @@ def test_an_impossible_link_is_refused(values: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"churn": 1.0}, {"straggler_share": 1.5}, {"straggler_factor": 0.5}, {"away_steps": 0}]
+    ("key", "value", "name"),
+    [
+        ("churn", 1.0, "churn"),
+        ("straggler_share", 1.5, "stragglers' share"),
+        ("straggler_factor", 0.5, "stragglers' factor"),
+        ("away_steps", 0, "away_steps"),
+        *(("vocabulary", size, "vocabulary") for size in (-1, 1, 256, 2**20 + 1)),
+    ],
 )
-def test_impossible_conditions_are_refused(values: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="out of range"):
-        Heterogeneity(**values)  # type: ignore[arg-type]
+def test_impossible_conditions_are_refused(key: str, value: float, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} = {value} is out of range"):
+        Heterogeneity(**{key: value})  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from tsr_swarm.simulate.plots import spread, write_plots
 from tsr_swarm.simulate.report import document, equal_seconds, markdown, settings_text
 from tsr_swarm.simulate.result import Point, ResultStore, RunResult
 from tsr_swarm.simulate.run_spec import RunSpec, StudyOptions, specs_of
-from tsr_swarm.simulate.runner import Estimate, Progress, run_all, work
+from tsr_swarm.simulate.runner import Progress, run_all, seconds_left, work
 
 LINK = Link(up=1e6, down=2e6, rtt=0.1, step_seconds=0.5)
 
@@ -124,10 +124,8 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
 
 def test_the_estimate_follows_from_the_steps_of_all_peers(tmp_path: Path) -> None:
     specs = specs_of(options(tmp_path, methods=["tsr"], seeds=[0, 1]))
-    estimate = Estimate(specs, now=100.0)
-    assert estimate.seconds_left(105.0) is None
-    estimate.update(specs[0].name, 3)
-    assert estimate.seconds_left(106.0) == pytest.approx(18.0)  # a quarter took 6 seconds
+    assert seconds_left(specs, {}, 5.0) is None
+    assert seconds_left(specs, {specs[0].name: 3}, 6.0) == pytest.approx(18.0)  # a quarter took 6 seconds
 
 
 def test_flags_become_runs(tmp_path: Path) -> None:
@@ -235,7 +233,7 @@ def test_the_report_names_each_method_its_bytes_and_its_loss_at_the_same_time(tm
 
 
 def test_a_baseline_is_not_run_at_a_rate_made_for_another_inner_optimizer(tmp_path: Path) -> None:
-    """Story: the defaults' rate is Muon's, and every rival diverged at it."""
+    """Story: the defaults' rate is Muon's, and every baseline diverged at it."""
     chosen = options(tmp_path, seeds=[0], methods=["tsr", "ddp", "diloco"], method_sets=["diloco.inner=muon"])
     config = replace(chosen.config, optimizer=OptimizerConfig(inner="muon", lr=0.02))
     tsr, ddp, diloco = specs_of(replace(chosen, config=config, lrs=()))

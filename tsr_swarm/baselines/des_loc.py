@@ -1,9 +1,10 @@
-"""DES-LOC: weights, first and second moments are averaged at periods of their own.
+"""Local Adam, which averages weights and moments together, and DES-LOC, which does so at periods of their own.
 
-Iacob et al., arXiv 2505.22549, Algorithm 1 (Adam form), with the identity as outer step, which is the proven case.
-There a state is averaged before a local step t with t mod K = 0, here after step t - 1: the same sequence.
-Departures: Adam's bias correction and eps outside of the root, decoupled weight decay, a mean weighted by steps. A peer
-that was absent keeps its own moments until their next average.
+Local Adam: Cheng and Glasgow, arXiv 2409.13155, Algorithm 1. All state is shared: a peer that was absent goes on from
+the averaged moments, too. DES-LOC: Iacob et al., arXiv 2505.22549, Algorithm 1 (Adam form), with the identity as outer
+step, which is the proven case. There a state is averaged before a local step t with t mod K = 0, here after step t - 1:
+the same sequence. A peer that was absent keeps its own moments until their next average. Departures of both: Adam's
+bias correction and eps outside of the root, decoupled weight decay, a mean weighted by steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,34 @@ from tsr_swarm.baselines.settings import Settings
 from tsr_swarm.optim.periods import moment_periods
 
 AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalAdamSettings(Settings):
+    """The settings of Local Adam: the optimizer and the period."""
+
+    method: ClassVar[str] = "local-adam"
+
+
+class LocalAdam(LocalMethod):
+    """Local AdamW or Muon, all state averaged."""
+
+    def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: LocalAdamSettings) -> None:
+        super().__init__(weights, peers, settings.k_x)
+        self.inner: StackedOptimizer = StackedOptimizer(self.flat, peers, settings)
+
+    def exchange(self, active: ActivePeers, step: int) -> ExchangeBytes:
+        """Replace each state by its mean."""
+        self.consensus.copy_(active.mean(self.local[active.rows]))
+        for state in (*self.inner.first, *self.inner.second):
+            state.copy_(active.mean(state[active.rows]))
+        self.inner.share_counts()
+        numbers = {
+            "weights": self.flat.size,
+            "first_moment": numbers_of(self.inner.first),
+            "second_moment": numbers_of(self.inner.second),
+        }
+        return averaged_floats(numbers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

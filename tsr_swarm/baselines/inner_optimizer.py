@@ -8,7 +8,7 @@ from torch.optim.adamw import adamw
 
 from tsr_swarm.baselines.method import FlatParameters, is_matrix
 from tsr_swarm.baselines.settings import Settings
-from tsr_swarm.optim.muon import muon_direction
+from tsr_swarm.optim.inner_optimizer import muon_direction
 
 
 class StackedAdamW:
@@ -50,7 +50,10 @@ class StackedAdamW:
 
 
 class StackedMuon:
-    """Muon with decoupled weight decay (Liu et al., arXiv 2502.16982, section 2.2); matrices of a shape are a stack."""
+    """Muon with decoupled weight decay (Liu et al., arXiv 2502.16982, section 2.2); matrices of a shape are a stack.
+
+    first: the momenta of all peers, one (N, numbers) a shape.
+    """
 
     def __init__(self, flat: FlatParameters, peers: int, settings: Settings) -> None:
         self._weight_decay = settings.weight_decay
@@ -58,11 +61,7 @@ class StackedMuon:
         for name, shape in flat.shapes.items():
             self._names.setdefault(shape, []).append(name)
         self._momenta = {shape: torch.zeros(peers, len(names), *shape) for shape, names in self._names.items()}
-
-    @property
-    def first(self) -> list[Tensor]:
-        """The momenta of all peers, each (N, numbers)."""
-        return [momentum.flatten(1) for momentum in self._momenta.values()]
+        self.first = [momentum.view(peers, -1) for momentum in self._momenta.values()]
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
         """Take one step of ``peer`` on ``weights``, in place."""
@@ -74,7 +73,10 @@ class StackedMuon:
 
 
 class StackedOptimizer:
-    """What ``settings.inner`` names, for all parameters: Muon leaves embedding, head and vectors to AdamW."""
+    """What ``settings.inner`` names, for all parameters: Muon leaves embedding, head and vectors to AdamW.
+
+    first, second: moments of all peers, stacks (N, numbers) that together cover every parameter. Muon has no second.
+    """
 
     def __init__(self, flat: FlatParameters, peers: int, settings: Settings) -> None:
         by_muon = {n: s for n, s in flat.shapes.items() if settings.inner == "muon" and is_matrix(n, s)}
@@ -82,16 +84,8 @@ class StackedOptimizer:
         self._adam = StackedAdamW(
             FlatParameters({n: s for n, s in flat.shapes.items() if n not in by_muon}), peers, settings
         )
-
-    @property
-    def first(self) -> list[Tensor]:
-        """First moments of all peers: stacks (N, numbers) that together cover every parameter."""
-        return [self._adam.first, *self._muon.first]
-
-    @property
-    def second(self) -> list[Tensor]:
-        """Second moments of all peers (N, numbers). Muon has none."""
-        return [self._adam.second]
+        self.first = [self._adam.first, *self._muon.first]
+        self.second = [self._adam.second]
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
         """Take one step of ``peer`` on ``weights``, in place."""
@@ -104,5 +98,5 @@ class StackedOptimizer:
 
 
 def numbers_of(states: Sequence[Tensor]) -> int:
-    """How many numbers a peer holds in stacks (N, numbers)."""
+    """Return how many numbers a peer holds in stacks (N, numbers)."""
     return sum(state.shape[1] for state in states)

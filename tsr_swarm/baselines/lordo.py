@@ -33,7 +33,7 @@ from tsr_swarm.baselines.method import (
     is_matrix,
 )
 from tsr_swarm.baselines.settings import rank_of
-from tsr_swarm.optim.adam import bias_corrections
+from tsr_swarm.optim.inner_optimizer import adam_direction, bias_corrections
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,20 +114,11 @@ class LowRankAdam:
         self.bases = {name: basis.repeat(peers, 1, 1) for name, basis in drawn.items()}
         self._first = {n: torch.zeros(peers, ranks[n] * q) for n, (_, q) in sides.items()}
         self._second = {n: torch.zeros_like(first) for n, first in self._first.items()}
+        self.first, self.second = list(self._first.values()), list(self._second.values())
         self.errors = {n: torch.zeros(peers, p, q) for n, (p, q) in sides.items()}
         self.counts = [0] * peers
         self._options = options
         self._aims = [options.projection == "local"] * peers
-
-    @property
-    def first(self) -> list[Tensor]:
-        """First moments of all peers, each (N, r * q)."""
-        return list(self._first.values())
-
-    @property
-    def second(self) -> list[Tensor]:
-        """Second moments of all peers, each (N, r * q)."""
-        return list(self._second.values())
 
     def moments(self, name: str, peer: int) -> tuple[Tensor, Tensor]:
         """Return u and v of a peer's matrix, (r, q), as views."""
@@ -150,13 +141,10 @@ class LowRankAdam:
 
     def _move(self, name: str, peer: int, weight: Tensor, gradient: Tensor, low: Tensor, lr: float) -> None:
         options = self._options
-        beta1, beta2 = options.betas
         first, second = self.moments(name, peer)
-        first.lerp_(low, 1 - beta1)
-        second.mul_(beta2).addcmul_(low, low, value=1 - beta2)
-        one, two = bias_corrections(options.betas, self.counts[peer] + 1)
-        direction = (first / one).div_((second / two).sqrt_().add_(options.eps))
-        column = (second.mean(dim=0, keepdim=True) / two).sqrt_().add_(options.eps)
+        corrections = bias_corrections(options.betas, self.counts[peer] + 1)
+        direction = adam_direction(low, first, second, corrections, options.betas, options.eps)
+        column = (second.mean(dim=0, keepdim=True) / corrections[1]).sqrt_().add_(options.eps)
         weight.mul_(1 - lr * options.weight_decay)
         weight.addcdiv_(gradient, column, value=-lr * (1 - options.omega) / options.mu)
         weight.addmm_(self.bases[name][peer], direction, alpha=-lr * options.omega)

@@ -43,29 +43,6 @@ def averaged_floats(numbers: Mapping[str, int], round_trips: int = 1) -> Exchang
     return ExchangeBytes(payloads, payloads, round_trips)
 
 
-class Method(Protocol):
-    """Simulated peers that train by one rule. Deterministic: the same calls, the same bits."""
-
-    @property
-    def period(self) -> int:
-        """Local steps between two exchanges; 1 for a method that exchanges at every step."""
-
-    @property
-    def weights(self) -> Mapping[str, Tensor]:
-        """The consensus, which is evaluated, by parameter name. Views: the next ``advance`` changes them."""
-
-    def advance(
-        self, first_step: int, rates: Sequence[float], gradient: Gradient, work: Mapping[int, int]
-    ) -> ExchangeBytes:
-        """Train ``period`` steps from the global ``first_step``, one of ``rates`` each, and exchange.
-
-        ``work``: by peer, from 0, how many of the steps it manages: the first ones. A peer that is not in it, or
-        manages none, is absent: it returns later with the consensus weights and its old private state. A peer's weight
-        in a mean is the number of its steps. Without active peers nothing happens and nothing is sent. Raises RunError
-        when training has diverged.
-        """
-
-
 class FlatParameters:
     """Where each parameter lies in a vector of ``size`` numbers (P), in the order of ``shapes``."""
 
@@ -89,11 +66,6 @@ class FlatParameters:
     def vector(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return a new vector (P,), float32, of a tensor for every parameter."""
         return torch.cat([tensors[name].detach().reshape(-1).to(torch.float32) for name in self.shapes])
-
-
-def flat_of(weights: Mapping[str, Tensor]) -> FlatParameters:
-    """Return the layout of a model's weights."""
-    return FlatParameters({name: tuple(weight.shape) for name, weight in weights.items()})
 
 
 def is_embedding(name: str) -> bool:
@@ -161,20 +133,44 @@ class PeerOptimizer(Protocol):
         """Take one step of ``peer`` on ``weights``, in place."""
 
 
-class LocalMethod(ABC):
+class Method(ABC):
+    """Simulated peers that train by one rule. Deterministic: the same calls, the same bits.
+
+    consensus: (P,), which is evaluated. weights: views of it by parameter name; the next ``advance`` changes them.
+    """
+
+    period = 1  # local steps between two exchanges
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self.flat = FlatParameters({name: tuple(weight.shape) for name, weight in weights.items()})
+        self.consensus = self.flat.vector(weights)
+        self.weights: Mapping[str, Tensor] = self.flat.views(self.consensus)
+
+    @abstractmethod
+    def advance(
+        self, first_step: int, rates: Sequence[float], gradient: Gradient, work: Mapping[int, int]
+    ) -> ExchangeBytes:
+        """Train ``period`` steps from the global ``first_step``, one of ``rates`` each, and exchange.
+
+        ``work``: by peer, from 0, how many of the steps it manages: the first ones. A peer that is not in it, or
+        manages none, is absent: it returns later with the consensus weights and its old private state. A peer's weight
+        in a mean is the number of its steps. Without active peers nothing happens and nothing is sent. Raises RunError
+        when training has diverged.
+        """
+
+
+class LocalMethod(Method):
     """Peers that take ``period`` steps on their own, exchange, and all go on from the new consensus.
 
-    consensus: (P,). local: every peer's weights (N, P); between two calls each row is the consensus.
+    local: every peer's weights (N, P); between two calls each row is the consensus.
     """
 
     inner: PeerOptimizer
 
     def __init__(self, weights: Mapping[str, Tensor], peers: int, period: int) -> None:
-        self.flat = flat_of(weights)
+        super().__init__(weights)
         self.period = period
-        self.consensus = self.flat.vector(weights)
         self.local = self.consensus.repeat(peers, 1)
-        self.weights: Mapping[str, Tensor] = self.flat.views(self.consensus)
         self._views = [self.flat.views(row) for row in self.local]
 
     @abstractmethod
@@ -202,19 +198,15 @@ class LocalMethod(ABC):
         return traffic
 
 
-class GradientMethod(ABC):
+class GradientMethod(Method):
     """Peers that all hold the same weights and exchange something of their gradients at every step.
 
-    consensus: (P,). gradients: (N, P), rows of absent peers are stale.
+    gradients: (N, P), rows of absent peers are stale.
     """
 
-    period = 1
-
     def __init__(self, weights: Mapping[str, Tensor], peers: int) -> None:
-        self.flat = flat_of(weights)
-        self.consensus = self.flat.vector(weights)
+        super().__init__(weights)
         self.gradients = torch.zeros(peers, self.flat.size)
-        self.weights: Mapping[str, Tensor] = self.flat.views(self.consensus)
         self._views = [self.flat.views(row) for row in self.gradients]
 
     @abstractmethod

@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from tsr_swarm.baselines.ddp import DDP, DDPSettings
-from tsr_swarm.baselines.des_loc import DesLoc, DesLocSettings
+from tsr_swarm.baselines.des_loc import DesLoc, DesLocSettings, LocalAdam, LocalAdamSettings
 from tsr_swarm.baselines.diloco import DiLoCo, DiLoCoSettings
-from tsr_swarm.baselines.local_adam import LocalAdam, LocalAdamSettings
 from tsr_swarm.baselines.lordo import LoRDO, LoRDOSettings
 from tsr_swarm.baselines.method import Method
 from tsr_swarm.baselines.powersgd import PowerSGDSettings, make_powersgd

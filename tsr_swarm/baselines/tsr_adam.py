@@ -28,7 +28,7 @@ from tsr_swarm.baselines.method import (
 from tsr_swarm.baselines.settings import Settings, rank_of
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.sketch import rotate_moments
-from tsr_swarm.optim.adam import bias_corrections
+from tsr_swarm.optim.inner_optimizer import bias_corrections
 from tsr_swarm.optim.tsr_adam import aim, tsr_adam_update
 
 

@@ -18,7 +18,7 @@ from tsr_swarm.config.run import OptimizerConfig, WireConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid, dense_grid
-from tsr_swarm.lowrank.sketch import Captured, rotate_core
+from tsr_swarm.lowrank.sketch import rotate_core
 from tsr_swarm.optim.block_state import (
     RESIDUAL,
     UnsentWork,
@@ -33,13 +33,14 @@ from tsr_swarm.optim.block_state import (
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_stack import stacks
 from tsr_swarm.optim.full_space import FullBlock
-from tsr_swarm.optim.local_space import inner_optimizer
+from tsr_swarm.optim.inner_optimizer import inner_optimizer
+from tsr_swarm.optim.local_space import LocalSpace
 from tsr_swarm.optim.quantise import gradient_grid, moment_grid, quantise_slot, take_moment
 
 _MARK_BYTES = 16
 
 
-class CoreSpace:
+class CoreSpace(LocalSpace):
     """The local space ``core``. See LocalSpace for what each method is for."""
 
     def __init__(
@@ -86,10 +87,6 @@ class CoreSpace:
             stack.step(lr)
         for full in self._dense.values():
             full.step(lr)
-
-    def captured(self, consensus: Consensus) -> Mapping[int, Captured]:
-        """Return nothing: all of a core is in its bases."""
-        return {}
 
     @torch.no_grad()
     def upload(

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.run import OptimizerConfig
-from tsr_swarm.optim.adam import core_update_scale
 from tsr_swarm.optim.block_state import BlockState, UnsentWork
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.local_space import inner_optimizer
+from tsr_swarm.optim.inner_optimizer import core_update_scale, inner_optimizer
 
 _STACK_NUMBERS = 1 << 24  # most numbers of a stack's largest product, 64 MiB; beyond, stacking saves nothing
 

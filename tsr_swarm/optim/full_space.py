@@ -18,11 +18,12 @@ from tsr_swarm.lowrank.grid import Grid, dense_grid
 from tsr_swarm.lowrank.sketch import Captured, core_of, expand, measure_captured
 from tsr_swarm.optim.block_state import float_factors, pack_states, unpack_states, zero_state
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.local_space import InnerOptimizer, inner_optimizer
+from tsr_swarm.optim.inner_optimizer import InnerOptimizer, inner_optimizer
+from tsr_swarm.optim.local_space import LocalSpace
 from tsr_swarm.optim.quantise import gradient_grid, quantise_slot
 
 
-class FullSpace:
+class FullSpace(LocalSpace):
     """The local space ``full``. See LocalSpace for what each method is for."""
 
     def __init__(
@@ -94,12 +95,6 @@ class FullSpace:
                 averaged = _part(state.sent, consensus.bases.get(index))
             # what a dense block sent was exact: anything left of it is work done since
             state.settle(averaged, self._gamma if self._blocks[index].is_low_rank else 1.0)
-
-    def take_moments(self, published: Mapping[Slot, Grid]) -> None:
-        """Do nothing: a core of a moment is not the moment of a core, so only core peers average theirs."""
-
-    def rotate(self, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
-        """Do nothing: all that is kept is full size and independent of bases."""
 
     @torch.no_grad()
     def rebase(self, consensus: Consensus) -> None:

@@ -1,24 +1,21 @@
-"""Two interfaces: what a peer moves between two exchanges (LocalSpace), and how it steps (InnerOptimizer).
+"""The interface of what a peer moves between two exchanges.
 
 A round, in order: ``begin``, many ``step``, ``upload``; when the round is committed ``settle`` and ``take_moments``,
 then ``Consensus.apply``, then ``rotate``, and ``begin`` again. Steps taken between ``upload`` and ``settle`` are kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor
 
 from tsr_swarm.config.layout import Slot
 from tsr_swarm.config.round_plan import RoundPlan
-from tsr_swarm.config.run import OptimizerConfig, WireConfig
+from tsr_swarm.config.run import WireConfig
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.lowrank.sketch import Captured
-from tsr_swarm.optim.adam import Adam
-from tsr_swarm.optim.block_state import BlockState
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.optim.muon import Muon
 
 
 class LocalSpace(Protocol):
@@ -36,8 +33,9 @@ class LocalSpace(Protocol):
     def captured(self, consensus: Consensus) -> Mapping[int, Captured]:
         """Measure how much of each low-rank block's displacement its bases hold, before ``upload``.
 
-        Empty where the leader does not use it.
+        Empty where the leader does not use it, and for cores, all of which is in their bases.
         """
+        return {}
 
     def upload(
         self,
@@ -61,11 +59,14 @@ class LocalSpace(Protocol):
     def take_moments(self, published: Mapping[Slot, Grid]) -> None:
         """Replace moments by those in ``published``, if there are any; before ``Consensus.apply``.
 
-        Every peer does so, also one that the round did not include. They are in the old bases.
+        Every peer does so, also one that the round did not include. They are in the old bases. Moments of full size
+        stay with their peers: a core of a moment is not the moment of a core.
         """
+        return
 
     def rotate(self, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
-        """Carry all that is in core coordinates to the new bases; after ``Consensus.apply``."""
+        """Carry all that is in core coordinates, if anything is, to the new bases; after ``Consensus.apply``."""
+        return
 
     def rebase(self, consensus: Consensus) -> None:
         """Keep what is still valid after the consensus was replaced by a downloaded one.
@@ -78,30 +79,3 @@ class LocalSpace(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Read ``state_dict`` back; ``begin`` must follow. Raises CheckpointError, before any change."""
-
-
-class InnerOptimizer(Protocol):
-    """Turns gradients into steps. It has settings only: its moments are in a block's state."""
-
-    @property
-    def moments(self) -> int:
-        """The number of moments: 1, or 2 with a second one."""
-
-    def direction(self, gradient: Tensor, first: Tensor, second: Tensor | None, steps: Sequence[int]) -> Tensor:
-        """Update the moments by ``gradient``, in place; return what, times the rate, is to be subtracted.
-
-        All tensors are float32 of one shape: one block (any shape), or a stack of blocks (B, R, R). ``steps`` counts
-        each block's steps, this one included. The root mean square of a direction's entries is that of a usual Adam
-        step, 1 or some tenths, whatever the size of the gradient.
-        """
-
-    def corrections(self, steps: int) -> tuple[float, ...]:
-        """Return 1 - beta**steps of each moment; divided by it a moment is a mean of gradients or their squares."""
-
-    def rotate(self, state: BlockState, old: Basis, new: Basis) -> None:
-        """Carry the moments of a core from ``old`` to ``new`` bases, in place."""
-
-
-def inner_optimizer(optimizer: OptimizerConfig, is_matrix: bool) -> InnerOptimizer:
-    """Make the one that ``optimizer.inner`` names, for matrices and cores; anything else takes Adam's steps."""
-    return Muon() if is_matrix and optimizer.inner == "muon" else Adam(optimizer.betas, optimizer.eps)

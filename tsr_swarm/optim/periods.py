@@ -14,7 +14,7 @@ from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.dct import drawn_basis
-from tsr_swarm.optim.muon import MOMENTUM
+from tsr_swarm.optim.inner_optimizer import MOMENTUM
 
 
 def plan_round(config: RunConfig, blocks: Sequence[Block], round: int, parent: str) -> RoundPlan:

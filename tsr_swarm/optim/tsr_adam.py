@@ -21,7 +21,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from tsr_swarm.lowrank.basis import Basis, orthonormal12
 from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.sketch import core_of, expand, rotate_moments
-from tsr_swarm.optim.adam import Correction, adam_direction, bias_corrections, core_update_scale
+from tsr_swarm.optim.inner_optimizer import Correction, adam_direction, bias_corrections, core_update_scale
 from tsr_swarm.optim.tsr_adam_state import (
     LATER_OPTIONS,
     NO_STATE,
@@ -58,7 +58,7 @@ def tsr_adam_update(
 
 
 def aim(gradient: Tensor, old: Basis) -> Basis:
-    """Bases for ``gradient``, warm-started from ``old``: U = orth(G V_old), then V = orth(G^T U).
+    """Return bases for ``gradient``, warm-started from ``old``: U = orth(G V_old), then V = orth(G^T U).
 
     One power iteration of a randomized SVD. A gradient of lower rank keeps directions of ``old``; one that is zero or
     not finite keeps it whole.

@@ -213,7 +213,7 @@ def _betas(value: Any) -> tuple[float, ...]:
 
 
 def _as_float(value: object) -> float | None:
-    """A number of any kind, torch's and numpy's too, but no bool; None for anything else."""
+    """Return a number of any kind, torch's and numpy's too, but no bool; None for anything else."""
     if isinstance(value, Tensor):
         return float(value) if value.numel() == 1 and not (value.is_complex() or value.is_meta) else None
     try:

@@ -39,7 +39,7 @@ def baselines(blocks: Sequence[Block], ranks: LowRanks, hidden: int, peers: int)
 
 
 def adamw_ddp(blocks: Sequence[Block], number: int) -> MethodCost:
-    """The gradient of every parameter, every step: P b."""
+    """Count the gradient of every parameter, every step: P b."""
     size = numbers(blocks)
     return MethodCost(
         name="ddp" if number == FLOAT else "ddp bf16",

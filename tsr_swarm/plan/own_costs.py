@@ -19,7 +19,7 @@ from tsr_swarm.config.run import RunConfig, WireConfig
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.grid import Grid, dense_grid
 from tsr_swarm.lowrank.packed import packed_bytes
-from tsr_swarm.optim.local_space import inner_optimizer
+from tsr_swarm.optim.inner_optimizer import inner_optimizer
 from tsr_swarm.optim.periods import due_blocks, own_moment_periods, refresh_rounds
 from tsr_swarm.optim.publish import publish
 from tsr_swarm.optim.quantise import quantise_slot

@@ -55,7 +55,10 @@ def find_fit(config: RunConfig, shapes: Mapping[str, tuple[int, ...]], shares: S
     pairs = dict.fromkeys(
         (_halved(config, "rank", times), _halved(config, "embedding_rank", times)) for times in range(RANKS)
     )
-    candidates = [_preferred(config, list(_at_rank(config, shapes, shares, link, share, *pair))) for pair in pairs]
+    candidates = []
+    for rank, embedding in pairs:
+        ranked = replace(config, optimizer=replace(config.optimizer, rank=rank, embedding_rank=embedding))
+        candidates.append(_preferred(config, list(_at_rank(ranked, shapes, shares, link, share))))
     chosen = _preferred(config, candidates)
     fits = chosen.k_x <= _limits(config)[1] and chosen.ceiling_seconds <= LONGEST_CEILING
     return Fit(share=share, candidates=candidates, chosen=chosen if fits else None)
@@ -78,16 +81,9 @@ def run_lines(candidate: Candidate) -> list[str]:
 
 
 def _at_rank(
-    config: RunConfig,
-    shapes: Mapping[str, tuple[int, ...]],
-    shares: Shares,
-    link: Link,
-    share: float,
-    rank: int | str,
-    embedding_rank: int | str,
+    config: RunConfig, shapes: Mapping[str, tuple[int, ...]], shares: Shares, link: Link, share: float
 ) -> Iterator[Candidate]:
-    optimizer = replace(config.optimizer, rank=rank, embedding_rank=embedding_rank)
-    blocks = plan_blocks(shapes, optimizer, config.model.hidden_size)
+    blocks = plan_blocks(shapes, config.optimizer, config.model.hidden_size)
     own = config.periods
     for factor in REFRESH_FACTORS:
         rounds, rounds_embedding = own.refresh_rounds * factor, own.refresh_rounds_embedding * factor
@@ -99,12 +95,12 @@ def _at_rank(
             k_u=own.k_x if isinstance(own.k_u, str) else own.k_u,
             k_v=own.k_x if isinstance(own.k_v, str) else own.k_v,
         )
-        exchange = own_exchange(replace(config, optimizer=optimizer, periods=periods), blocks, shares)
+        exchange = own_exchange(replace(config, periods=periods), blocks, shares)
         k_x = max(own.k_x, _steps_needed(exchange.seconds(link), link.step_seconds, share))
         exchange = replace(exchange, every=k_x)
         yield Candidate(
-            rank=rank,
-            embedding_rank=embedding_rank,
+            rank=config.optimizer.rank,
+            embedding_rank=config.optimizer.embedding_rank,
             k_x=k_x,
             k_r=rounds * k_x,
             k_r_embedding=rounds_embedding * k_x,

@@ -15,48 +15,15 @@ from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.train.llama import initial_weights
 
 
-class GradientSource:
-    """Gradients of any peer at any weights, on the batches and with the clipping of the peers of our own method."""
-
-    def __init__(self, model: nn.Module, streams: Sequence[Stream], clip: float) -> None:
-        self._model, self._streams, self._clip = model, streams, clip
-        self._parameters = dict(model.named_parameters())
-        self._losses: list[float] = []
-        self._tokens = 0
-
-    def __call__(self, peer: int, step: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Gradient of ``peer``'s batch of global ``step``, float32 by name. One that is not finite counts as zero."""
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(weights[name])
-        batch = self._streams[peer].batch(step)
-        self._model.zero_grad(set_to_none=True)
-        loss = self._model.loss(batch)  # type: ignore[operator]
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
-        self._tokens += batch.shape[0] * (batch.shape[1] - 1)
-        self._losses.append(float(loss.detach()))
-        is_finite = bool(torch.isfinite(norm))
-        return {
-            name: parameter.grad if is_finite and parameter.grad is not None else torch.zeros_like(parameter)
-            for name, parameter in self._parameters.items()
-        }
-
-    def take_counts(self) -> tuple[int, tuple[float, ...]]:
-        """Return tokens and finite losses since the last call."""
-        counts = self._tokens, tuple(loss for loss in self._losses if math.isfinite(loss))
-        self._tokens, self._losses = 0, []
-        return counts
-
-
 class BaselineSwarm:
-    """The peers of a baseline, with our data, first weights and schedule. Without a ``task``: decoder_task."""
+    """The peers of a baseline, with our data, first weights, clipping and schedule. By default of a decoder_task."""
 
     def __init__(self, spec: RunSpec, config: RunConfig, streams: Sequence[Stream], task: Task | None = None) -> None:
         task = decoder_task(config) if task is None else task
         self._method = make_method(spec.method, task.weights, spec.peers, spec.settings)
-        self._gradients = GradientSource(task.make_model(), streams, config.optimizer.clip)
-        self._optimizer = config.optimizer
+        self._model, self._streams, self._optimizer = task.make_model(), streams, config.optimizer
+        self._parameters = dict(self._model.named_parameters())
+        self._tokens, self._losses = 0, list[float]()  # of the present period
         self.period = self._method.period
 
     @property
@@ -66,9 +33,27 @@ class BaselineSwarm:
     def advance(self, first_step: int, work: Mapping[int, int]) -> ExchangeResult:
         """Train one period of the method and exchange."""
         rates = [learning_rate(self._optimizer, first_step + step) for step in range(self.period)]
-        traffic = self._method.advance(first_step, rates, self._gradients, work)
-        tokens, losses = self._gradients.take_counts()
-        return ExchangeResult(traffic=traffic, tokens=tokens, losses=losses)
+        self._tokens, self._losses = 0, []
+        traffic = self._method.advance(first_step, rates, self._gradient, work)
+        return ExchangeResult(traffic=traffic, tokens=self._tokens, losses=tuple(filter(math.isfinite, self._losses)))
+
+    def _gradient(self, peer: int, step: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the gradient of ``peer``'s batch of global ``step``, by name; zero if it is not finite."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(weights[name])
+        batch = self._streams[peer].batch(step)
+        self._model.zero_grad(set_to_none=True)
+        loss = self._model.loss(batch)  # type: ignore[operator]
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._optimizer.clip)
+        self._tokens += batch.shape[0] * (batch.shape[1] - 1)
+        self._losses.append(float(loss.detach()))
+        is_finite = bool(torch.isfinite(norm))
+        return {
+            name: parameter.grad if is_finite and parameter.grad is not None else torch.zeros_like(parameter)
+            for name, parameter in self._parameters.items()
+        }
 
 
 def period_of(spec: RunSpec) -> int:

@@ -155,7 +155,7 @@ class SimulatedRun:
 
 
 def is_due(step: int, period: int, every: int, last: int) -> bool:
-    """Whether to evaluate after ``step``, the end of a period.
+    """Return whether to evaluate after ``step``, the end of a period.
 
     Every ``every`` steps, at the end, and at 1, 2, 4, ... periods: bytes and time are looked at on a logarithmic axis.
     """

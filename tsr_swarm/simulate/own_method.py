@@ -6,29 +6,32 @@ opened and applied once. ``exact`` shares nothing, and checks that.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from tsr_swarm.baselines.method import ExchangeBytes
+from tsr_swarm.config.layout import PayloadKind
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError
-from tsr_swarm.exchange.contribution import captured_of
-from tsr_swarm.exchange.reduction import WeightedPayload, open_published
+from tsr_swarm.exchange.contribution import captured_of, pack
+from tsr_swarm.exchange.reduction import WeightedPayload, open_published, publish_shard, seal
+from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, rotate_outer
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.sketch_budget import after_round, begin_refresh_state, mean_captured, within_budget
-from tsr_swarm.simulate.payloads import published_bytes, reduce_round, send
 from tsr_swarm.simulate.result import ExchangeResult
 from tsr_swarm.train.llama import build_model, initial_weights, parameter_shapes
 from tsr_swarm.train.trainer import RoundWork, StepProgress, Trainer, fresh_consensus, make_space
-from tsr_swarm.wire.gate import void_blocks
+from tsr_swarm.wire import messages
+from tsr_swarm.wire.codec import Section
+from tsr_swarm.wire.gate import check_header, void_blocks
 from tsr_swarm.wire.messages import PublishedHeader, published_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -38,11 +41,6 @@ ROUND_TRIPS = 2  # the upload and its reply; the request for the average and its
 
 class Stream(Protocol):
     """The training data of one peer."""
-
-    @property
-    def number(self) -> int:
-        """The peer's, from 1."""
-        ...
 
     def batch(self, step: int, micro: int = 0) -> Tensor:
         """See ``train.trainer.Batches``."""
@@ -75,8 +73,7 @@ class OwnSwarm:
         self._manifest = task.manifest
         self._consensus = fresh_consensus(self._manifest, task.weights)
         self._trainers = [self._trainer(stream, task.make_model()) for stream in streams]
-        self._numbers = {_peer_id(stream.number): stream.number for stream in streams}
-        self._ids = tuple(self._numbers)
+        self._ids = tuple(f"{number:032x}" for number in range(1, len(streams) + 1))
         self._outer: OuterState = {}  # what the reducer keeps
         self._known = begin_refresh_state(config, self._manifest.blocks, 1)  # by which sketches are chosen
         self._round, self._chain = 0, ""
@@ -104,7 +101,8 @@ class OwnSwarm:
         is_quorum = len(contributions) >= self._config.round.quorum
         counted = shards if is_quorum else [{} for _ in shards]
         header, data, outer = reduce_round(self._manifest, plan, counted, self._consensus.bases, self._outer)
-        received = published_bytes(header)
+        sections = [section for shard in header.shards for section in shard.sections]
+        received = _wire_bytes(sections, published_to_proto(header).ByteSize())
         self._known = after_round(self._known, plan, void_blocks(header), captured)
         digest = self._apply(header, data, outer)
         self._round, self._chain = plan.round, header.chain.hex()
@@ -119,17 +117,24 @@ class OwnSwarm:
     def _send(
         self, contributions: Mapping[int, RoundWork]
     ) -> tuple[list[dict[str, WeightedPayload]], dict[int, Captured], Counter[str]]:
-        """Pass contributions through codec and gate. Returns them by shard and peer, what they measured, and bytes."""
-        shard_blocks, sent = self._manifest.shard_blocks, Counter[str]()
-        shards: list[dict[str, WeightedPayload]] = [{} for _ in shard_blocks]
+        """Encode contributions, pass them through the gate and decode them.
+
+        Returns them by shard and peer, what they measured, and wire bytes by payload kind. Raises PeerError or RunError
+        for what cannot be sent.
+        """
+        manifest, sent = self._manifest, Counter[str]()
+        shards: list[dict[str, WeightedPayload]] = [{} for _ in manifest.shard_blocks]
         measured = []
         for peer, work in contributions.items():
             peer_id = self._ids[peer]
-            parts = send(self._manifest, peer_id, self._numbers, work)
-            for (header, payload, wire_bytes), blocks, shard in zip(parts, shard_blocks, shards, strict=True):
-                shard[peer_id] = payload
-                measured.append((header.tokens, captured_of(header, self._manifest, blocks)))
-                sent += wire_bytes
+            for shard, blocks in enumerate(manifest.shard_blocks):
+                header, data = pack(manifest, peer_id, work, shard, blocks)
+                envelope = messages.seal(header)
+                received = messages.open_envelope(envelope)
+                checked = check_header(received, manifest=manifest, plan=work.plan, is_known=self._ids.__contains__)
+                shards[shard][peer_id] = WeightedPayload(peer + 1, header.tokens, checked.decode(data))
+                measured.append((header.tokens, captured_of(checked.header, manifest, blocks)))
+                sent += _wire_bytes(header.sections, envelope.ByteSize())
         return shards, mean_captured(measured), sent
 
     def _trainer(self, stream: Stream, model: nn.Module) -> Trainer:
@@ -158,7 +163,7 @@ class OwnSwarm:
         return digest.hex()
 
     def _apply_by_each(self, message: pb.PublishedHeader, data: bytes, digest: bytes) -> None:
-        """Every peer opens and applies the round itself, as a real one does. Raises RunError if one ends elsewhere."""
+        """Open and apply the round at every peer, as real ones do. Raises RunError if one ends with other weights."""
         for trainer, peer_id in zip(self._trainers, self._ids, strict=True):
             own = open_published(self._manifest, message, data, self._chain)
             plan, included = own.header.plan, own.included_blocks(peer_id)
@@ -167,25 +172,39 @@ class OwnSwarm:
 
 
 def manifest_of(config: RunConfig) -> Manifest:
-    """The blocks of a run. Raises ConfigError when its ranks do not fit its model."""
+    """Plan the blocks of a run. Raises ConfigError when its ranks do not fit its model."""
     return make_manifest(RUN_ID, config, parameter_shapes(config.model))
 
 
+def reduce_round(
+    manifest: Manifest,
+    plan: RoundPlan,
+    contributions: Sequence[Mapping[str, WeightedPayload]],
+    bases: Mapping[int, Basis],
+    outer: OuterState,
+) -> tuple[PublishedHeader, bytes, OuterState]:
+    """Average and publish every shard, and seal the round. ``contributions``: by shard, then by peer.
+
+    Returns the round and the outer state after it, in the bases of before it. Blocks of a void shard keep theirs.
+    """
+    results, data, after = [], b"", dict(outer)
+    for blocks, of_shard in zip(manifest.shard_blocks, contributions, strict=True):
+        result, frames, kept = publish_shard(manifest, plan, blocks, of_shard, bases, outer)
+        results.append(result)
+        data += frames
+        after |= kept
+    return seal(plan, manifest.shard_blocks, results), data, after
+
+
 def _train(trainer: Trainer, plan: RoundPlan, steps: int) -> RoundWork | None:
-    """At most ``steps`` local steps; None while the round's are not all done."""
-    should_stop, on_step = _after(steps)
-    return trainer.train(plan, should_stop, on_step)
+    """Take at most ``steps`` local steps. Returns None while the round's are not all done."""
+    taken: list[StepProgress] = []
+    return trainer.train(plan, lambda: len(taken) >= steps, taken.append)
 
 
-def _after(steps: int) -> tuple[Callable[[], bool], Callable[[StepProgress], None]]:
-    taken = 0
-
-    def on_step(progress: StepProgress) -> None:
-        nonlocal taken
-        taken += 1
-
-    return lambda: taken >= steps, on_step
-
-
-def _peer_id(number: int) -> str:
-    return f"{number:032x}"
+def _wire_bytes(sections: Iterable[Section], control: int) -> Counter[str]:
+    """Return wire bytes by payload kind; ``control``: those of the message around the sections."""
+    counts = Counter({PayloadKind.CONTROL.value: control})
+    for section in sections:
+        counts[section.kind] += section.wire_bytes
+    return counts

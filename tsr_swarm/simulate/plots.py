@@ -107,7 +107,7 @@ def _write(path: Path, lines: Sequence[_Line], x_label: str, note: str) -> Path:
 
 
 def dress(axes: "Axes", x_label: str, note: str, marks: tuple[float, ...] = (1.0,)) -> None:
-    """Loss upwards, a logarithmic axis with ``marks`` in each decade, a light grid, and a note above."""
+    """Draw loss upwards, a logarithmic axis with ``marks`` in each decade, a light grid, and a note above."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -165,7 +165,7 @@ class End(NamedTuple):
 
 
 def label_ends(axes: "Axes", ends: Sequence[End], gap: float = LABEL_GAP) -> None:
-    """Each label at the right edge, at the height of its line's end, in its colour, with a thin leader to it."""
+    """Write each label at the right edge, at the height of its line's end, in its colour, with a thin leader to it."""
     bottom, top = axes.get_ylim()
     wanted = sorted(ends, key=lambda end: end.y)
     heights = spread([(end.y - bottom) / (top - bottom) for end in wanted], gap)

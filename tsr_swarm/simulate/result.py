@@ -12,6 +12,7 @@ from tsr_swarm.baselines.method import ExchangeBytes
 from tsr_swarm.config.link import Link
 from tsr_swarm.errors import RunError
 from tsr_swarm.simulate.run_spec import RunSpec
+from tsr_swarm.storage.files import replace_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ class Point:
         return self.bytes_sent + self.bytes_received
 
     def seconds(self, link: Link) -> float:
-        """Simulated wall time of a peer on ``link``."""
+        """Return the simulated wall time of a peer on ``link``."""
         return link.seconds(self.step_times, self.bytes_sent, self.bytes_received, self.round_trips)
 
 
@@ -87,7 +88,7 @@ class RunResult:
         return str(self.spec["method"])
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept. ``from_json`` reads it back."""
+        """Return the result as it is kept. ``from_json`` reads it back."""
         return {**asdict(self), "final_loss": self.loss}
 
     @classmethod
@@ -99,7 +100,7 @@ class RunResult:
 
 
 def this_machine() -> str:
-    """Processor and system, as far as they are known."""
+    """Return processor and system, as far as they are known."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
@@ -115,11 +116,11 @@ class ResultStore:
     folder: Path
 
     def path(self, name: str) -> Path:
-        """The file of the run with this name."""
+        """Return the file of the run with this name."""
         return self.folder / "runs" / f"{name}.json"
 
     def load(self, spec: RunSpec) -> RunResult | None:
-        """The result of ``spec``, if it has been run. Raises RunError for a file that cannot be read."""
+        """Return the result of ``spec``, if it has been run. Raises RunError for a file that cannot be read."""
         path = self.path(spec.name)
         try:
             text = path.read_text("utf-8")
@@ -146,12 +147,7 @@ def write_text(path: Path, text: str) -> Path:
     """Write ``text`` to ``path`` in one step: a reader finds the old file or the new one. Raises RunError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        replace_file(path, path.with_name(f"{path.name}.{os.getpid()}.part"), text.encode())
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror}); name another folder.") from error
     return path

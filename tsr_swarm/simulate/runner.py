@@ -4,7 +4,7 @@ import multiprocessing
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -50,11 +50,11 @@ def run_all(
     missing = [spec for name, spec in wanted.items() if name not in results]
     for spec in missing:
         check(spec)
-    estimate = Estimate(missing, time.monotonic())
+    started, steps = time.monotonic(), dict[str, int]()
 
     def report(name: str, step: int, finished: RunResult | None = None) -> None:
-        estimate.update(name, step)
-        left = estimate.seconds_left(time.monotonic())
+        steps[name] = step
+        left = seconds_left(missing, steps, time.monotonic() - started)
         done, total = len(results), len(wanted)
         on_progress(Progress(name=name, step=step, finished=finished, done=done, total=total, seconds_left=left))
 
@@ -65,22 +65,11 @@ def run_all(
     return [results[spec.name] for spec in specs]
 
 
-class Estimate:
-    """Time left, from the share of all local steps of all peers that is done."""
-
-    def __init__(self, specs: Sequence[RunSpec], now: float) -> None:
-        self._peers = {spec.name: spec.peers for spec in specs}
-        self._steps = dict.fromkeys(self._peers, 0)
-        self._total = sum(spec.peers * spec.steps for spec in specs)
-        self._started = now
-
-    def update(self, name: str, step: int) -> None:
-        """Note that the run ``name`` has done ``step`` steps."""
-        self._steps[name] = step
-
-    def seconds_left(self, now: float) -> float | None:
-        done = sum(self._peers[name] * step for name, step in self._steps.items())
-        return (now - self._started) * (self._total - done) / done if done else None
+def seconds_left(specs: Sequence[RunSpec], steps: Mapping[str, int], elapsed: float) -> float | None:
+    """Estimate the time left from the share of all local steps of all peers that is done: ``steps`` by run's name."""
+    total = sum(spec.peers * spec.steps for spec in specs)
+    done = sum(spec.peers * steps.get(spec.name, 0) for spec in specs)
+    return elapsed * (total - done) / done if done else None
 
 
 def run_side_by_side(specs: Sequence[RunSpec], jobs: int, on_step: OnStep, warn: Warn = ignore) -> Iterator[RunResult]:

@@ -148,7 +148,6 @@ class Share:
     """One peer's part of the training sentences, in its own order. A batch is a pure function of the step."""
 
     rows: Tensor  # int64 (sentences, length + 1): tokens, then the label
-    number: int  # the peer's, from 1
     batch_size: int
 
     def batch(self, step: int, micro: int = 0) -> Tensor:
@@ -165,7 +164,7 @@ def deal(rows: Tensor, peers: int, batch_size: int, seed: int) -> list[Share]:
     if len(rows) < peers * batch_size:
         raise ValueError(f"{len(rows)} sentences are fewer than one batch of {batch_size} for each of {peers} peers.")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    return [Share(rows=rows[order[peer::peers]], number=peer + 1, batch_size=batch_size) for peer in range(peers)]
+    return [Share(rows=rows[order[peer::peers]], batch_size=batch_size) for peer in range(peers)]
 
 
 def by_length(rows: Tensor, batch_size: int, pad: int) -> list[Tensor]:

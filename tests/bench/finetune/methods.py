@@ -87,8 +87,6 @@ def first_bases(manifest: Manifest) -> float:
 class JointBatches:
     """All peers' batches of a step as one, for the machine that has all data."""
 
-    number = 1
-
     def __init__(self, shares: Sequence[Share]) -> None:
         self._shares = shares
 

@@ -63,7 +63,7 @@ def test_sentences_are_dealt_once_each(rows: int, peers: int, batch_size: int, s
     dealt = [row for share in shares for row in share.rows[:, 0].tolist()]
     assert sorted(dealt) == list(range(rows))
     assert {len(share.rows) for share in shares} <= {rows // peers, rows // peers + 1}
-    assert [share.number for share in shares] == list(range(1, peers + 1))
+    assert len(shares) == peers
     assert all(
         torch.equal(a.rows, b.rows) for a, b in zip(shares, deal(numbered(rows), peers, batch_size, seed), strict=True)
     )
