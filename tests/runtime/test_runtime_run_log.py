@@ -94,7 +94,17 @@ async def test_a_new_leader_learns_from_others_which_rounds_were_told_and_nothin
     assert void in events_of(mine.log)
     assert [event.round for event in seen if isinstance(event, ev.RoundClosed)] == shown
     assert len(events_of(mine.log)) == 4
+    assert len(seen) == (4 if has_people else 1)
     assert mine.finished("").rounds == 5, "the totals count them"
+
+
+async def test_what_others_tell_after_the_end_is_not_shown() -> None:
+    seen: list[ev.Event] = []
+    mine = RunLog(EventLog(lambda: 2.0), seen.append, has_people=True)
+    mine.stopped("it was asked to stop")
+    async with lines_to([Other(closed(1))]) as (lines, ids):
+        await mine.ask(ids, 9, lines)
+    assert [type(event) for event in seen] == [ev.RunFinished]
 
 
 async def test_rounds_that_only_progress_has_followed_are_learned_too() -> None:

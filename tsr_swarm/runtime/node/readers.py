@@ -14,7 +14,7 @@ class Readers:
 
     def __init__(self, has_people: bool, clock: Callable[[], float] = time.monotonic) -> None:
         """``has_people``: somebody looks at this very process."""
-        self._has_people, self._clock = has_people, clock
+        self.has_people, self._clock = has_people, clock
         self._votes = False
         self._until = float("-inf")
         self.changed = Signal()
@@ -32,7 +32,7 @@ class Readers:
     @property
     def are_people(self) -> bool:
         """Whether everything is wanted, other peers' progress too."""
-        return self._has_people or self.are_monitors
+        return self.has_people or self.are_monitors
 
     @property
     def are_monitors(self) -> bool:

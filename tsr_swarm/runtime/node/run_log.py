@@ -35,14 +35,15 @@ LINGER_SECONDS = 1.0  # after the last event: others keep it too, and one call m
 
 
 class RunLog:
-    """``see`` hears every event once that comes here, whoever told it. Nothing comes after run_finished.
+    """``see`` hears every event once that comes here, whoever told it; of what ``ask`` learns, see there. Nothing comes
+    after run_finished.
 
     What others tell comes here while somebody reads it: monitors, voters, and this process's own people.
     """
 
     def __init__(self, log: EventLog, see: Callable[[Event], None], has_people: bool = False) -> None:
         """``has_people``: they look at this process to see the run."""
-        self.log, self._see, self._has_people = log, see, has_people
+        self.log, self._see = log, see
         self.has_ended = False
         self._first_loss: float | None = None
         self._last_loss: float | None = None
@@ -160,10 +161,7 @@ class RunLog:
             event = None if stamped is None else stamped.event
             is_of_a_round = isinstance(event, RoundVoid | RoundClosed) and event.round > self.log.closed_round
             if is_of_a_round and (taken := self.log.take(line)) is not None:
-                self._count(taken.event)
-                self._changed.notify()
-                if self._has_people:
-                    self._see(taken.event)
+                self._relayed(taken, is_shown=self._readers.has_people)
 
     async def _pause(self, seconds: float) -> None:
         had_people = self._readers.are_people
@@ -171,11 +169,11 @@ class RunLog:
         if self._is_last:
             await asyncio.sleep(LAST_PACE_SECONDS)
 
-    def _relayed(self, stamped: Stamped) -> None:
+    def _relayed(self, stamped: Stamped, is_shown: bool = True) -> None:
         if not self.has_ended:
-            self._take_in(stamped.event)
+            self._take_in(stamped.event, is_shown)
 
-    def _take_in(self, event: Event) -> None:
+    def _take_in(self, event: Event, is_shown: bool = True) -> None:
         self._count(event)
         match event:
             case PeerJoined():
@@ -185,7 +183,8 @@ class RunLog:
             case RunFinished():
                 self.has_ended = True
         self._changed.notify()
-        self._see(event)
+        if is_shown:
+            self._see(event)
 
     def _count(self, event: Event) -> None:
         """Add to the totals, as ``fold`` does for a screen."""
