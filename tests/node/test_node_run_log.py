@@ -88,7 +88,17 @@ async def test_a_new_leader_copies_the_events_of_closed_rounds_from_others_and_n
     assert void in events_of(mine.log)
     assert [event.round for event in seen if isinstance(event, ev.RoundClosed)] == shown
     assert len(events_of(mine.log)) == 4
+    assert len(seen) == (4 if has_people else 1)
     assert mine.finished("").rounds == 5, "the totals count them"
+
+
+async def test_what_others_tell_after_the_end_is_not_shown() -> None:
+    seen: list[ev.Event] = []
+    mine = RunLog(EventLog(lambda: 2.0), seen.append, has_people=True)
+    mine.stopped("it was asked to stop")
+    async with clients_to([Other(closed(1))]) as (pool, ids):
+        await mine.ask(ids, 9, pool)
+    assert [type(event) for event in seen] == [ev.RunFinished]
 
 
 async def test_rounds_that_only_progress_follows_are_copied_too() -> None:

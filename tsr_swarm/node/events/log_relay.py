@@ -26,7 +26,7 @@ class LogSubscribers:
 
     def __init__(self, has_people: bool, clock: Callable[[], float] = time.monotonic) -> None:
         """has_people: somebody looks at this very process."""
-        self._has_people, self._clock = has_people, clock
+        self.has_people, self._clock = has_people, clock
         self._is_voter = False
         self._monitor_until = float("-inf")
         self.changed = Signal()
@@ -48,7 +48,7 @@ class LogSubscribers:
     @property
     def are_people(self) -> bool:
         """Whether people read, who want other peers' progress too."""
-        return self._has_people or self.has_monitor
+        return self.has_people or self.has_monitor
 
     @property
     def are_any(self) -> bool:

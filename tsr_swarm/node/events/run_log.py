@@ -35,7 +35,7 @@ LINGER_SECONDS = 1.0  # after the last event: others keep it too, and one call m
 
 
 class RunLog:
-    """The log of the run at one node. ``see`` is called once with every event, whichever node it is of.
+    """The log of the run at one node. ``see`` is called once with every event, whichever node it is of, but see ``ask``.
 
     Events of other leaders come here only while somebody reads them here: monitors, voters, or this process's people.
     Nothing comes after run_finished.
@@ -43,7 +43,7 @@ class RunLog:
 
     def __init__(self, log: EventLog, see: Callable[[Event], None], has_people: bool = False) -> None:
         """has_people: somebody looks at this very process to see the run."""
-        self.log, self._see, self._has_people = log, see, has_people
+        self.log, self._see = log, see
         self.has_ended = False
         self.peers: dict[str, PeerJoined] = {}  # those that take part, by the events seen here
         self._totals = SwarmSnapshot()  # of evaluations and closed rounds alone
@@ -148,10 +148,7 @@ class RunLog:
             event = None if stamped is None else stamped.event
             is_of_a_round = isinstance(event, RoundVoid | RoundClosed) and event.round > self.log.closed_round
             if is_of_a_round and (taken := self.log.take(line)) is not None:
-                self._count(taken.event)
-                self._changed.notify()
-                if self._has_people:
-                    self._see(taken.event)
+                self._relayed(taken, is_shown=self.subscribers.has_people)
 
     async def _pause(self, seconds: float) -> None:
         had_people = self.subscribers.are_people
@@ -159,11 +156,11 @@ class RunLog:
         if self._is_last:
             await asyncio.sleep(LAST_PACE_SECONDS)
 
-    def _relayed(self, stamped: Stamped) -> None:
+    def _relayed(self, stamped: Stamped, is_shown: bool = True) -> None:
         if not self.has_ended:
-            self._take_in(stamped.event)
+            self._take_in(stamped.event, is_shown)
 
-    def _take_in(self, event: Event) -> None:
+    def _take_in(self, event: Event, is_shown: bool = True) -> None:
         self._count(event)
         match event:
             case PeerJoined():
@@ -173,7 +170,8 @@ class RunLog:
             case RunFinished():
                 self.has_ended = True
         self._changed.notify()
-        self._see(event)
+        if is_shown:
+            self._see(event)
 
     def _count(self, event: Event) -> None:
         if isinstance(event, Evaluated | EarlierRounds | RoundClosed):
