@@ -30,7 +30,7 @@ MANIFEST = make_manifest("run", CONFIG, {"a.weight": (40, 30), "b.weight": (48, 
 PLAN = plan_round(MANIFEST.config, MANIFEST.blocks, 1, "")
 ME, LEADER, PEER = "0" * 32, "f" * 32, "a" * 32
 NODES = tuple(letter * 32 for letter in "bcde")
-CALLER = Caller("192.0.2.1", False)
+CALLER = Caller("192.0.2.1")
 NEWS = RoundUpdate(2, LEADER, 5, RoundRecord(voters=(LEADER,)), (), None, (), False)
 OPEN = OpenRound(1, "", 2, 1, (ReducerSlot(NODES[0], 1), ReducerSlot(NODES[1], 2)))
 

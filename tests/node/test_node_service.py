@@ -28,7 +28,7 @@ from tsr_swarm.train.trainer import fresh_consensus
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-CALLER = Caller("127.0.0.1", True)
+CALLER = Caller("127.0.0.1")
 MAKERS = ME, OTHER_MAKER = "1" * 32, "2" * 32
 PEER = "3" * 32
 SHAPES = {"a.weight": (40, 30), "norm.weight": (30,)}

@@ -24,7 +24,9 @@ class ConfigSection:
     section: ClassVar[str] = ""  # what messages call it
 
     def __post_init__(self) -> None:
-        coerce_fields(self, self.full_key(""))
+        cls: Any = type(self)
+        for key, hint in _hints(cls).items():
+            object.__setattr__(self, key, _coerce(self.full_key(key), getattr(self, key), hint))
         self.check()
 
     @classmethod
@@ -44,13 +46,6 @@ class ConfigSection:
     def require(self, is_legal: bool, key: str, limit: str) -> None:
         """Raise a ConfigError that names the key, its value and its limit unless ``is_legal``."""
         require(is_legal, self.full_key(key), getattr(self, key), limit)
-
-
-def coerce_fields(section: Any, prefix: str) -> None:
-    """Replace every field of a frozen dataclass by what it declares; ``prefix`` goes before its name in messages."""
-    cls: Any = type(section)
-    for key, hint in _hints(cls).items():
-        object.__setattr__(section, key, _coerce(f"{prefix}{key}", getattr(section, key), hint))
 
 
 def require(is_legal: bool, key: str, value: object, limit: str) -> None:
@@ -109,17 +104,13 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
                 items = [item_hints[0]] * len(value) if item_hints[-1] is Ellipsis else item_hints
                 return tuple(_coerce(key, item, item_hint) for item, item_hint in zip(value, items, strict=True))
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return _float(key, value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{key} is a whole number with more digits than a float can hold; write fewer.") from None
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{key} = {shown(value)} has the wrong type; it must be {_describe(hint)}.")
-
-
-def _float(key: str, value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        raise ConfigError(f"{key} is a whole number with more digits than a float can hold; write fewer.") from None
 
 
 def _describe(hint: Any) -> str:

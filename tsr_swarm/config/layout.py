@@ -90,12 +90,11 @@ class Slot:
 
     @property
     def size(self) -> int:
-        """How many numbers."""
         return self.rows * self.cols
 
     @property
     def has_runs(self) -> bool:
-        """Whether zeros travel as run lengths, see wire/runs.py."""
+        """Whether zeros travel as run lengths, see wire/packing.py."""
         return self.density < RUNS_BELOW
 
     @property
@@ -113,7 +112,7 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def runs_bytes(count: int, bits: int) -> int:
-    """Length set aside for ``count`` values as runs and levels, see wire/runs.py: enough for any number of zeros."""
+    """Length set aside for ``count`` values as runs and levels, see wire/packing.py: enough for any number of zeros."""
     return count + 1 + -(-count // digits_per_byte(levels(bits) - 1))
 
 

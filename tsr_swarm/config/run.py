@@ -143,13 +143,7 @@ class OptimizerConfig(ConfigSection):
         self.require(0 <= self.warmup_steps <= 10**9, "warmup_steps", "0 or more")
         self.require(0 <= self.decay_steps <= 10**12, "decay_steps", "0 (constant) or more")
         self.require(0 <= self.gamma <= 1, "gamma", "0 to 1")
-        self._check_outer()
-        self.require(self.residual_bits in (0, 4, 8), "residual_bits", "8, 4, or 0 for none")
-        self.require(self.lift in ("exact", "float32"), "lift", '"exact" or "float32"')
-
-    def _check_outer(self) -> None:
-        names = ("average", "nesterov", "adam")
-        self.require(self.outer in names, "outer", '"average", "nesterov" or "adam"')
+        self.require(self.outer in ("average", "nesterov", "adam"), "outer", '"average", "nesterov" or "adam"')
         self.require(0 < self.outer_lr <= 100, "outer_lr", "above 0, at most 100")
         self.require(0 <= self.outer_momentum < 1, "outer_momentum", "0 to below 1")
         if self.outer != "average" and self.local_space != "core":
@@ -162,6 +156,8 @@ class OptimizerConfig(ConfigSection):
                 f'optimizer.outer_lr = {self.outer_lr} has no effect with optimizer.outer = "average"; for a plain '
                 'step of that rate set optimizer.outer to "nesterov" and optimizer.outer_momentum to 0.'
             )
+        self.require(self.residual_bits in (0, 4, 8), "residual_bits", "8, 4, or 0 for none")
+        self.require(self.lift in ("exact", "float32"), "lift", '"exact" or "float32"')
 
     @property
     def has_free_shapes(self) -> bool:
@@ -237,6 +233,7 @@ class WireConfig(ConfigSection):
 
     def check(self) -> None:
         self.require(self.sketch_bits in (4, 8, 16), "sketch_bits", "4, 8 or 16")
+        has_few_linear_bits = self.sketch_bits <= 4
         for kind in ("core", "published"):
             bits, density = getattr(self, f"{kind}_bits"), getattr(self, f"{kind}_density")
             self.require(bits in (2, 3, 4, 8, 16), f"{kind}_bits", "2, 3, 4, 8 or 16")
@@ -246,18 +243,14 @@ class WireConfig(ConfigSection):
                     f"wire.{kind}_density = {density} is for up to 8 bits, but wire.{kind}_bits = {bits}; "
                     f"set wire.{kind}_bits to 2, 3, 4 or 8, or wire.{kind}_density to 1."
                 )
+            has_few_linear_bits |= bits <= 4 and density == 1
         self.require(self.rounding in ("nearest", "stochastic"), "rounding", '"nearest" or "stochastic"')
-        if self.rounding == "stochastic" and not self._has_few_linear_bits():
+        if self.rounding == "stochastic" and not has_few_linear_bits:
             raise ConfigError(
                 'wire.rounding = "stochastic" has nothing to round: it is for 2 to 4 bits where the density is 1; '
                 'lower wire.core_bits, wire.sketch_bits or wire.published_bits, or set wire.rounding to "nearest".'
             )
         self.require(1 <= self.zstd_level <= 19, "zstd_level", "1 to 19")
-
-    def _has_few_linear_bits(self) -> bool:
-        core = self.core_bits <= 4 and self.core_density == 1
-        published = self.published_bits <= 4 and self.published_density == 1
-        return core or published or self.sketch_bits <= 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,9 +25,7 @@ _MULTIADDR = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([A-Za-z0-9.:_-]+)/tcp/([0-9]
 def is_loopback(host: str) -> bool:
     """Say whether ``host`` means the machine that dials it."""
     ip = _unmapped(host)
-    if ip is None:
-        return host.lower().rstrip(".") == "localhost" or host.lower().rstrip(".").endswith(".localhost")
-    return ip.is_loopback
+    return f".{host}".lower().rstrip(".").endswith(".localhost") if ip is None else ip.is_loopback
 
 
 def is_unspecified(host: str) -> bool:
@@ -72,16 +70,11 @@ def dht_addresses(listen: str, announce: str | None, dht_port: int) -> tuple[Add
     return Address(host, dht_port), announced
 
 
-def address_for(caller: str, address: str, announce: str = "") -> str:
-    """Give the ``host:port`` at which a caller from host ``caller`` can dial ``address``, or "" if there is none.
-
-    ``announce`` is the host under which others reach this machine; a caller on this machine does not need it.
-    """
+def address_for(caller: str, address: str) -> str:
+    """Give the ``host:port`` at which a caller from host ``caller`` can dial ``address``, or "" if there is none."""
     host, port = parse_address(address)
     if is_loopback(caller):
         return str(Address("127.0.0.1", port)) if is_unspecified(host) else address
-    if announce:
-        return str(Address(announce, port))
     return "" if is_loopback(host) or is_unspecified(host) else address
 
 

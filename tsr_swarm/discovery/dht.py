@@ -42,7 +42,6 @@ class DhtDirectory:
     """A DHT node: stores this peer's record and finds those of others. Made by ``start``, ended by ``close``."""
 
     identity: Identity
-    clock: Callable[[], float]  # gives Unix time
     p2p: Any
     node: Any  # hivemind's DHTNode
     has_joined: bool  # others, rather than begun a DHT of its own
@@ -53,7 +52,6 @@ class DhtDirectory:
         cls,
         *,
         identity: Identity,
-        clock: Callable[[], float] = time.time,
         host_maddrs: Sequence[str] = (LOOPBACK,),
         initial_peers: Sequence[str] = (),
         announce_maddrs: Sequence[str] = (),
@@ -61,9 +59,8 @@ class DhtDirectory:
     ) -> "DhtDirectory":
         """Start a node and, given ``initial_peers`` (multiaddrs with ``/p2p/``), join the DHT they are in.
 
-        Without ``host_maddrs``, which it listens on, the node dials out and holds nothing
-        for others. Raises UnreachableError when hivemind is missing, the daemon cannot start, or nobody answers in
-        ``timeout`` seconds.
+        Without ``host_maddrs``, which it listens on, the node dials out and holds nothing for others. Raises
+        UnreachableError when hivemind is missing, the daemon cannot start, or nobody answers in ``timeout`` seconds.
         """
         client_only = not host_maddrs
         await asyncio.to_thread(_import_hivemind)
@@ -89,15 +86,13 @@ class DhtDirectory:
                             use_relay=False,
                             startup_timeout=timeout,
                         )
-                    node = await _start_node(p2p, peers, clock, client_only)
+                    node = await _start_node(p2p, peers, client_only)
                 exits.push_async_callback(_stop_node, node)
             except Exception as error:  # of whatever kind hivemind, its daemon or this machine may raise
                 where = f"nobody answered at {host_of(peers[0])}" if peers else "p2pd did not start"
                 why = f"waited {timeout:.0f} s" if isinstance(error, TimeoutError) else reason_text(error)
                 raise _unusable(f"{where}: {why}") from error
-            return cls(
-                identity=identity, clock=clock, p2p=p2p, node=node, has_joined=bool(peers), exits=exits.pop_all()
-            )
+            return cls(identity=identity, p2p=p2p, node=node, has_joined=bool(peers), exits=exits.pop_all())
 
     async def visible_maddrs(self) -> tuple[str, ...]:
         """Give the multiaddrs, ending in ``/p2p/<id>``, at which others may reach this node; none if client-only."""
@@ -128,7 +123,7 @@ class DhtDirectory:
         found = await _within(CALL_SECONDS, self.node.get(_key(run_id), latest=True))
         if found is None or not isinstance(found.value, dict):
             return ()
-        now = self.clock()
+        now = time.time()
         records: dict[str, PeerRecord] = {}
         for entry in list(found.value.values())[:MAX_RECORDS]:
             if isinstance(entry.value, bytes):
@@ -157,12 +152,9 @@ def _import_hivemind() -> None:
             warnings.simplefilter("ignore")  # of its own use of torch and protobuf
             import hivemind.dht.node  # noqa: F401
             from hivemind.utils.logging import use_hivemind_log_handler
-    except ImportError as error:
-        raise _unusable(
-            f"hivemind cannot be imported ({reason_text(error)}); 'pip install tsr-swarm[dht]' may help"
-        ) from error
     except Exception as error:
-        raise _unusable(f"hivemind cannot be imported ({reason_text(error)})") from error
+        remedy = "; 'pip install tsr-swarm[dht]' may help" if isinstance(error, ImportError) else ""
+        raise _unusable(f"hivemind cannot be imported ({reason_text(error)}){remedy}") from error
     use_hivemind_log_handler("nowhere")
     logging.getLogger("hivemind").setLevel(logging.WARNING)
     logging.addLevelName(logging.WARNING, "WARNING")  # hivemind renames it for the whole process
@@ -201,14 +193,14 @@ def _libp2p_key_file(folder: Path, identity: Identity) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-async def _start_node(p2p: Any, initial_peers: Sequence[str], clock: Callable[[], float], client_only: bool) -> Any:
+async def _start_node(p2p: Any, initial_peers: Sequence[str], client_only: bool) -> Any:
     from hivemind.dht.node import DHTNode
 
     return await DHTNode.create(
         p2p=p2p,
         initial_peers=initial_peers or None,
         client_mode=client_only,
-        record_validator=_record_gate(clock),
+        record_validator=_record_gate(),
         strict=False,  # clocks that differ are a warning
         # Records are few, small and signed: caches would only hold on to old ones.
         cache_locally=False,
@@ -218,7 +210,7 @@ async def _start_node(p2p: Any, initial_peers: Sequence[str], clock: Callable[[]
     )
 
 
-def _record_gate(clock: Callable[[], float]) -> Any:
+def _record_gate() -> Any:
     """What this node agrees to hold for others: authentic records, under their peer's id, in their run's place.
 
     Looser in time than ``decode_record``: a reader drops a whole answer when its gate refuses one record of it, and a
@@ -244,7 +236,7 @@ def _record_gate(clock: Callable[[], float]) -> Any:
                 stored.key == DHTID.generate(source=_key(record.run_id)).to_bytes()
                 and stored.subkey == pack(record.peer_id)
                 and stored.expiration_time == record.expires
-                and record.expires <= clock() + 2 * MAX_LIFETIME_SECONDS
+                and record.expires <= time.time() + 2 * MAX_LIFETIME_SECONDS
             )
 
     return RecordGate()

@@ -7,8 +7,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
 from tsr_swarm.config.render import differences
 from tsr_swarm.config.run import RunConfig
@@ -316,8 +314,7 @@ def load_run(folder: RunFolder, warn: Warn) -> tuple[Manifest, checkpoint.Checkp
 
 def consensus_of(manifest: Manifest, saved: checkpoint.Checkpoint) -> Consensus:
     """Read the consensus of a checkpoint. Raises CheckpointError if its digest is wrong."""
-    tensors: dict[str, Tensor] = dict(saved.files[CONSENSUS])
-    consensus = Consensus.from_tensors(manifest.blocks, tensors, manifest.config.optimizer.lift)
+    consensus = Consensus.from_tensors(manifest.blocks, dict(saved.files[CONSENSUS]), manifest.config.optimizer.lift)
     if consensus.digest().hex() != saved.document["digest"]:
         raise CheckpointError(f"{saved.path} does not match its digest; remove it, the one before it will be used.")
     return consensus

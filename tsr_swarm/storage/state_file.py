@@ -143,8 +143,7 @@ class StateAssembly:
                     other.unlink()
             with self.path.open("a+b") as file:
                 self._find_chunks(file.fileno())
-        found = set(range(len(description.chunk_hashes))) - self.missing
-        self.found_bytes = sum(self._length(index) for index in found)
+        self.found_bytes = total - sum(self._length(index) for index in self.missing)
 
     @property
     def is_complete(self) -> bool:
@@ -175,7 +174,6 @@ class StateAssembly:
             raise
 
     def remove(self) -> None:
-        """Delete the file."""
         self.path.unlink(missing_ok=True)
 
     def _read(self, manifest: Manifest) -> Consensus:

@@ -39,10 +39,9 @@ def caller_of(peer: str) -> Caller:
     try:
         ip = ipaddress.ip_address(host)
     except ValueError:
-        return Caller(host or peer, False)
+        return Caller(host or peer)
     # An IPv4 caller of a socket that listens on both looks like ::ffff:192.0.2.7.
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    return Caller(str(ip), ip.is_loopback)
+    return Caller(str(getattr(ip, "ipv4_mapped", None) or ip))
 
 
 def _is_host(host: str) -> bool:

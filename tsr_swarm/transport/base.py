@@ -17,7 +17,6 @@ class Caller:
     """The IP address that a call came from, without its port."""
 
     address: str
-    is_loopback: bool
 
 
 class SwarmHandler(Protocol):

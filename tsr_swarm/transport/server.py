@@ -26,7 +26,6 @@ from tsr_swarm.transport.limits import (
     TRANSFER_SECONDS,
 )
 from tsr_swarm.transport.status import status_of
-from tsr_swarm.wire.gate import CheckedContribution
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 from tsr_swarm.wire.v1 import swarm_pb2_grpc
 
@@ -61,19 +60,16 @@ async def serve(
         if port == 0:
             raise RuntimeError("no port")
     except (OSError, RuntimeError) as error:
-        raise RunError(f"Cannot listen on {address}: {_why_not(error)}.") from error
+        # The system's reason, which gRPC does not give, and what to do about it.
+        why = "the port is in use; stop the program that has it, or choose another port"
+        if isinstance(error, OSError) and error.errno != errno.EADDRINUSE:
+            why = f"{reason_text(error)}; choose another address of this machine, or another port"
+        raise RunError(f"Cannot listen on {address}: {why}.") from error
     await server.start()
     try:
         yield port
     finally:
         await server.stop(stop_seconds)
-
-
-def _why_not(error: Exception) -> str:
-    """The system's reason why the address cannot be used, which gRPC does not give, and what to do about it."""
-    if isinstance(error, OSError) and error.errno != errno.EADDRINUSE:
-        return f"{reason_text(error)}; choose another address of this machine, or another port"
-    return "the port is in use; stop the program that has it, or choose another port"
 
 
 def _try_to_bind(address: Address) -> None:
@@ -127,9 +123,15 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
         async with _boundary(context):
             caller = caller_of(context.peer())
             async with _deadline(TRANSFER_SECONDS):
-                contribution = self.handler.expect(await self._envelope(requests), caller)
-                data = await self._payload(requests, contribution)
-            reply = await self.handler.submit(contribution, data, caller)
+                first = await _read(requests)
+                if first is None or first.WhichOneof("part") != "envelope":
+                    raise PeerError("order", "A submission must start with its envelope; it is refused.")
+                count_message(self.counter, Direction.RECEIVED, first)
+                contribution = self.handler.expect(first.envelope, caller)
+                collector = Collector(self.counter, contribution.header.sections)
+                while (request := await _read(requests)) is not None:
+                    collector.add(request, request.data)
+            reply = await self.handler.submit(contribution, collector.joined(), caller)
             count_message(self.counter, Direction.SENT, reply)
         return reply
 
@@ -168,20 +170,6 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
         if size > MAX_CONTROL_BYTES:
             raise PeerError("size", f"The request has {size} bytes, more than {MAX_CONTROL_BYTES}; it is refused.")
         count_message(self.counter, Direction.RECEIVED, request)
-
-    async def _envelope(self, requests: Submission) -> pb.Envelope:
-        first = await _read(requests)
-        if first is None or first.WhichOneof("part") != "envelope":
-            raise PeerError("order", "A submission must start with its envelope; it is refused.")
-        count_message(self.counter, Direction.RECEIVED, first)
-        return first.envelope
-
-    async def _payload(self, requests: Submission, contribution: CheckedContribution) -> bytes:
-        """Collect exactly as many bytes as the header of ``contribution`` announces."""
-        collector = Collector(self.counter, contribution.header.sections)
-        while (request := await _read(requests)) is not None:
-            collector.add(request, request.data)
-        return collector.joined()
 
 
 async def _read(requests: Submission) -> pb.SubmitRequest | None:

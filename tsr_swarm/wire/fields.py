@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tsr_swarm.errors import PeerError
 
-DIGEST_BYTES = 32
+DIGEST_BYTES = 32  # of a BLAKE2b-256
 PEER_ID_BYTES = 16
 MAX_ROUND = 2**40
 MAX_TERM = 2**40
@@ -32,7 +32,6 @@ def require(condition: bool, field: str, value: object, limit: str) -> None:
 
 
 def require_between(field: str, value: int, low: int, high: int) -> None:
-    """Require an integer from ``low`` to ``high``."""
     require(low <= value <= high, field, value, f"{low} to {high}")
 
 
@@ -42,7 +41,6 @@ def require_real(field: str, value: float, low: float, high: float) -> None:
 
 
 def require_digest(field: str, value: bytes) -> None:
-    """Require as many bytes as a BLAKE2b-256 has."""
     require(len(value) == DIGEST_BYTES, field, value, f"{DIGEST_BYTES} bytes")
 
 
@@ -52,12 +50,10 @@ def require_chain(field: str, value: bytes, round: int) -> None:
 
 
 def require_peer_id(field: str, value: str) -> None:
-    """Require a peer id."""
     require(_PEER_ID.fullmatch(value) is not None, field, value, "32 lower-case hexadecimal digits")
 
 
 def require_peer_bytes(field: str, value: bytes) -> None:
-    """Require a peer id as bytes."""
     require(len(value) == PEER_ID_BYTES, field, value, f"{PEER_ID_BYTES} bytes a peer")
 
 

@@ -157,7 +157,6 @@ def require_measured(kappas: Sequence[float], energies: Sequence[float]) -> None
 
 
 def sections_to_proto(sections: Sequence[Section]) -> list[pb.Section]:
-    """Sections for a header."""
     return [pb.Section(kind=s.kind, raw_bytes=s.raw_bytes, wire_bytes=s.wire_bytes, hash=s.hash) for s in sections]
 
 
@@ -173,7 +172,6 @@ def sections_from_proto(messages: Sequence[pb.Section]) -> tuple[Section, ...]:
 
 
 def plan_to_proto(plan: RoundPlan) -> pb.RoundPlan:
-    """The announcement of ``plan``."""
     return pb.RoundPlan(
         **_values(plan, _PLAN_FIELDS),
         tangent=sorted(plan.due.tangent),
@@ -211,7 +209,7 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> RoundPlan
 
 
 def result_to_proto(result: ShardResult, peers: Sequence[str]) -> pb.ShardResult:
-    """A shard's result; all its included peers are among ``peers``."""
+    """``peers``: all of the round, those included here among them."""
     return pb.ShardResult(
         void=result.void,
         absent=b"" if result.void else absent(peers, result.included),
