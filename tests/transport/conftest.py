@@ -2,14 +2,14 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
+from google.protobuf.message import Message
 
-from tsr_swarm.config.run import RunConfig
-from tsr_swarm.errors import PeerError, RefusedError, RunError
-from tsr_swarm.optim.periods import plan_round
+from tests.fixtures import round_plan
+from tsr_swarm.errors import PeerError, RefusedError
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
@@ -19,35 +19,58 @@ from tsr_swarm.wire.gate import CheckedContribution
 from tsr_swarm.wire.messages import ContributionHeader, open_envelope
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
+REPLIES: dict[str, Message] = {
+    "hello": pb.HelloReply(protocol=3),
+    "join": pb.JoinReply(number=1, name="ann"),
+    "describe_state": pb.StateDescription(round=5),
+    "poll": pb.PollReply(news=pb.News(version=1)),
+    "tell": pb.TellReply(),
+    "list_peers": pb.ListPeersReply(unchanged=True),
+    "catch_up": pb.CatchUpReply(state_round=4),
+    "report": pb.ReportReply(),
+    "leave": pb.LeaveReply(),
+    "watch": pb.WatchReply(last=1),
+}
+
 
 @dataclass
 class SmallHandler:
-    """Answers every call; the test sets what it answers."""
+    """Answers every call with what the test has set; the calls of one message each way with ``replies``."""
 
-    manifest: bytes = b"{}"
+    replies: dict[str, Message] = field(default_factory=REPLIES.copy)
     chunks: Sequence[bytes] = ()
     shard: tuple[Sequence[pb.Section], bytes] = ((), b"")
-    received: list[pb.TellRequest] = field(default_factory=list)
-    members: list[pb.Member] = field(default_factory=lambda: [pb.Member(peer_id=bytes(16), number=3)])
     published: tuple[pb.PublishedHeader, bytes | Sequence[bytes]] = (pb.PublishedHeader(), b"")
     error: Exception | None = None
-    submitted: list[tuple[ContributionHeader, bytes, Caller]] = field(default_factory=list)
-    callers: list[Caller] = field(default_factory=list)
+    received: list[Message] = field(default_factory=list)
+    callers: set[Caller] = field(default_factory=set)
+    submitted: list[tuple[ContributionHeader, bytes]] = field(default_factory=list)
     is_waiting: asyncio.Event = field(default_factory=asyncio.Event)
     has_hung_up: asyncio.Event = field(default_factory=asyncio.Event)
-    never: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:
-        self.callers.append(caller)
-        if self.error is not None:
-            raise self.error
-        return pb.HelloReply(protocol=request.protocol, manifest=self.manifest)
+    def __getattr__(self, name: str) -> Callable[[Message, Caller], Awaitable[Message]]:
+        """The method for a call of one message each way."""
+        if name not in REPLIES:
+            raise AttributeError(name)
 
-    async def join(self, request: pb.JoinRequest, caller: Caller) -> pb.JoinReply:
-        return pb.JoinReply(number=1, name=request.name)
+        async def answer(request: Message, caller: Caller) -> Message:
+            self.received.append(request)
+            self.callers.add(caller)
+            if self.error is not None:
+                raise self.error
+            if isinstance(request, pb.PollRequest) and request.known:
+                await self.wait()
+            return self.replies[name]
 
-    async def describe_state(self, request: pb.DescribeStateRequest, caller: Caller) -> pb.StateDescription:
-        return pb.StateDescription(round=5, chunk_hashes=[bytes(32)] * len(self.chunks))
+        return answer
+
+    async def wait(self) -> None:
+        self.is_waiting.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.has_hung_up.set()
+            raise
 
     async def fetch_state(self, request: pb.FetchStateRequest, caller: Caller) -> Iterator[pb.StateChunk]:
         if request.round != 5:
@@ -55,34 +78,14 @@ class SmallHandler:
         numbers = range(request.first_chunk, len(self.chunks))
         return (pb.StateChunk(index=index, data=compress(self.chunks[index], 1)) for index in numbers)
 
-    async def poll(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
-        if request.known:
-            self.is_waiting.set()
-            try:
-                await self.never.wait()
-            except asyncio.CancelledError:
-                self.has_hung_up.set()
-                raise
-        return pb.PollReply(news=pb.News(version=1, number=request.number))
-
-    async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
-        self.received.append(request)
-        return pb.TellReply()
-
-    async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
-        return pb.ListPeersReply(members=self.members)
-
-    async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
-        return pb.CatchUpReply(state_round=request.applied)
-
     def expect(self, envelope: pb.Envelope, caller: Caller) -> CheckedContribution:
         header = open_envelope(envelope)
         if header.round != 7:
             raise PeerError("round", f"The payload is for round {header.round}, but round 7 is open.")
-        return CheckedContribution(header, plan_round(RunConfig(), (), 7, ""), ())
+        return CheckedContribution(header, round_plan(7), ())
 
     async def submit(self, contribution: CheckedContribution, data: bytes, caller: Caller) -> pb.SubmitReply:
-        self.submitted.append((contribution.header, data, caller))
+        self.submitted.append((contribution.header, data))
         return pb.SubmitReply(counted=True)
 
     async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[pb.Section], bytes]:
@@ -94,15 +97,6 @@ class SmallHandler:
         self, request: pb.FetchPublishedRequest, caller: Caller
     ) -> tuple[pb.PublishedHeader, bytes | Sequence[bytes]]:
         return self.published
-
-    async def report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:
-        raise RunError("The disk is full; free some space.")
-
-    async def leave(self, request: pb.LeaveRequest, caller: Caller) -> pb.LeaveReply:
-        return pb.LeaveReply()
-
-    async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
-        return pb.WatchReply(last=1)
 
 
 @dataclass
