@@ -3,15 +3,20 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from google.protobuf.message import Message
 from hypothesis import strategies as st
 
 from tsr_swarm.config.blocks import Block, BlockRole
+from tsr_swarm.config.layout import DENSE_BITS, Slot
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError
+from tsr_swarm.lowrank.basis import BASIS_EXPONENT
+from tsr_swarm.lowrank.grid import EXPONENT_MAX, EXPONENT_MIN, MANTISSA_MAX, Grid
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.fields import MAX_ROUND, MAX_SEED, MAX_STEPS, MAX_TERM, MAX_TOKENS
 from tsr_swarm.wire.messages import MAX_LOSS, ContributionHeader, PublishedHeader, ShardResult
@@ -156,3 +161,21 @@ def refusal_of(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> st
     assert str(refusal.value).endswith(".")
     assert len(str(refusal.value)) < 300
     return refusal.value.reason
+
+
+def random_grid(slot: Slot, rng: np.random.Generator) -> Grid:
+    """Any legal numbers."""
+    shape = (slot.rows, slot.cols)
+    if slot.bits == DENSE_BITS:
+        values = rng.standard_normal(shape).astype(np.float32)
+        return Grid(torch.from_numpy(values), torch.empty(0, dtype=torch.int32))
+    limit = 2 ** (slot.bits - 1) - 1
+    integers = rng.integers(-limit, limit, shape, dtype=np.int32, endpoint=True)
+    exponents = rng.integers(EXPONENT_MIN, EXPONENT_MAX, slot.exponents, dtype=np.int32, endpoint=True)
+    if slot.exponents == 0:
+        exponents = np.array([BASIS_EXPONENT], dtype=np.int32)
+    if not slot.mantissas:
+        return Grid(torch.from_numpy(integers), torch.from_numpy(exponents))
+    integers *= rng.random(shape) < slot.density
+    mantissas = rng.integers(1, MANTISSA_MAX, slot.mantissas, dtype=np.int32, endpoint=True)
+    return Grid(*map(torch.from_numpy, (integers * mantissas[:, None], exponents, mantissas)))
