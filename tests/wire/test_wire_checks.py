@@ -17,10 +17,11 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 PEER, OTHER = "0123456789abcdef" * 2, "f" * 32
 PEERS = tuple(f"{number:032x}" for number in range(6))
 DIGEST, SHORT = b"d" * 32, b"d" * 31
+ADDRESS = "192.0.2.7:7700"
 RECORD = pb.Record(round=4, chain=DIGEST, parent=DIGEST, voters=[PEER, OTHER])
 KEY = pb.PlanKey(round=5, term=2, version=1)
 PLACE = pb.Place(peer_id=bytes.fromhex(PEER), incarnation=2**63 - 1)
-CONTACT = pb.Contact(peer_id=PEER, address="192.0.2.7:7700")
+CONTACT = pb.Contact(peer_id=PEER, address=ADDRESS)
 LEASE = pb.DataLease(epoch=2**40, part=8191, tokens=2**50, size=2**50)
 MEMBER = pb.Member(peer_id=bytes(16), number=1)
 NEWS = pb.News(
@@ -36,27 +37,17 @@ NEWS = pb.News(
 EXAMPLES: list[Any] = [
     pb.HelloRequest(protocol=1, package_version="0.1.0"),
     pb.HelloReply(
-        initial_peers=["/ip4/192.0.2.7/tcp/1/p2p/Q"],
-        unix_time=1.7e9,
-        peer_id=OTHER,
-        first=PEER,
-        contacts=[CONTACT] * 16,
+        initial_peers=["/ip4/1.2.3.4/tcp/1/p2p/Q"], unix_time=1.7e9, peer_id=OTHER, first=PEER, contacts=[CONTACT] * 16
     ),
     pb.JoinRequest(
-        manifest_digest=DIGEST,
-        peer_id=PEER,
-        name="ann-2",
-        address="192.0.2.7:7700",
-        local_space="core",
-        device="cpu, 2 cores",
+        manifest_digest=DIGEST, peer_id=PEER, name="ann-2", address=ADDRESS, local_space="core", device="cpu, 2 cores"
     ),
     pb.JoinReply(number=0, name="ann-2"),
     pb.StateDescription(round=3, digest=DIGEST, chain=DIGEST, total_bytes=10, chunk_bytes=4, chunk_hashes=[DIGEST] * 3),
     pb.PollRequest(
         manifest_digest=DIGEST,
         peer_id=PEER,
-        address="192.0.2.7:7700",
-        incarnation=1700000000,
+        address=ADDRESS,
         applied=5,
         sent=KEY,
         progress=pb.Progress(step=3),
@@ -86,12 +77,9 @@ EXAMPLES: list[Any] = [
 ]
 GOOD: dict[type[Message], Any] = {type(message): message for message in EXAMPLES}
 TOLD: dict[str, Any] = {
-    "vote_request": pb.VoteRequest,
-    "vote_reply": pb.VoteReply,
-    "beat": pb.Beat,
-    "beat_reply": pb.BeatReply,
-    "close": pb.Close,
-    "shard_done": pb.ShardDone,
+    field.name: getattr(pb, field.message_type.name)
+    for field in pb.TellRequest.DESCRIPTOR.oneofs_by_name["message"].fields
+    if field.name != "goodbye"
 }
 
 
