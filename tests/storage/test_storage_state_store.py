@@ -1,7 +1,6 @@
 """States on disk: the same bytes at every donor, assembled again from chunks in any order, and kept long enough."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -24,18 +23,13 @@ from tsr_swarm.train.trainer import fresh_consensus
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 
-@dataclass
-class Written:
-    """A state in a file, and all of its chunks."""
-
-    description: pb.StateDescription
-    chunks: list[pb.StateChunk]
-
-
-def written(manifest: Manifest, consensus: Consensus, folder: Path, round: int = 3) -> Written:
+def written(
+    manifest: Manifest, consensus: Consensus, folder: Path, round: int = 3
+) -> tuple[pb.StateDescription, list[pb.StateChunk]]:
+    """Write a state to a file; returns all of its chunks too."""
     path = folder / "state.bin"
     description = write_state(path, manifest, consensus, round, b"c" * 32)
-    return Written(description, list(read_chunks(path, description, 0, 0)))
+    return description, list(read_chunks(path, description, 0, 0))
 
 
 def fill(assembly: StateAssembly, *chunks: pb.StateChunk) -> StateAssembly:
@@ -56,24 +50,23 @@ def large_consensus() -> tuple[Manifest, Consensus]:
 
 def test_a_state_is_assembled_from_chunks_and_a_false_chunk_is_refused(tmp_path: Path) -> None:
     manifest, consensus = large_consensus()
-    state = written(manifest, consensus, tmp_path)
-    first, second = state.chunks
-    whole = fill(StateAssembly(state.description, manifest, tmp_path / "whole"), second, first)
+    description, (first, second) = written(manifest, consensus, tmp_path)
+    whole = fill(StateAssembly(description, manifest, tmp_path / "whole"), second, first)
     assert whole.is_complete
     assert whole.consensus(manifest).digest() == consensus.digest()
 
-    torn = fill(StateAssembly(state.description, manifest, tmp_path / "torn"), second)
+    torn = fill(StateAssembly(description, manifest, tmp_path / "torn"), second)
     for false in (pb.StateChunk(index=0, data=second.data), pb.StateChunk(index=2, data=first.data)):
         with pytest.raises(PeerError):
             torn.check(false)
-    again = StateAssembly(state.description, manifest, tmp_path / "torn")
+    again = StateAssembly(description, manifest, tmp_path / "torn")
     assert again.missing == {0}, "it goes on where it was, in another process too"
     assert begun_round(tmp_path / "torn") == 3
     assert fill(again, first).consensus(manifest).digest() == consensus.digest()
 
-    state.description.total_bytes = 2**39
+    description.total_bytes = 2**39
     with pytest.raises(PeerError, match="more than"):
-        StateAssembly(state.description, manifest, tmp_path)
+        StateAssembly(description, manifest, tmp_path)
 
 
 def test_a_state_is_what_the_safetensors_library_writes(tmp_path: Path) -> None:
@@ -87,7 +80,7 @@ def test_a_state_is_what_the_safetensors_library_writes(tmp_path: Path) -> None:
 def test_a_newer_download_replaces_what_is_left_of_an_older_one(tmp_path: Path) -> None:
     manifest, consensus = large_consensus()
     for round in (3, 8):
-        StateAssembly(written(manifest, consensus, tmp_path, round).description, manifest, tmp_path / "parts")
+        StateAssembly(written(manifest, consensus, tmp_path, round)[0], manifest, tmp_path / "parts")
     assert begun_round(tmp_path / "parts") == 8
     assert len(list((tmp_path / "parts").iterdir())) == 1
 
@@ -100,11 +93,9 @@ def test_bases_that_every_peer_can_draw_are_not_shipped(tmp_path: Path) -> None:
     for round in range(1, 6):
         plan = plan_round(manifest.config, manifest.blocks, round, "")
         consensus.apply(plan, {}, frozenset({0, 1}))
-
-    state = written(manifest, consensus, tmp_path, 5)
-
-    assert state.description.total_bytes < 4 * (40 * 30 + 30) + 500
-    whole = fill(StateAssembly(state.description, manifest, tmp_path / "whole"), *state.chunks)
+    description, chunks = written(manifest, consensus, tmp_path, 5)
+    assert description.total_bytes < 4 * (40 * 30 + 30) + 500
+    whole = fill(StateAssembly(description, manifest, tmp_path / "whole"), *chunks)
     assert whole.consensus(manifest).digest() == consensus.digest()
 
 
@@ -177,9 +168,9 @@ async def test_a_downloaded_state_is_kept_alone_with_the_rounds_that_lead_to_it(
         store.round_log.store(pb.PublishedHeader(plan=plan, chain=chains[round]), b"x")
         store.round_log.commit(round, chains[round])
     await store.keep_state(consensus, 3, chains[3])
-    state = written(manifest, consensus, tmp_path, 2)
-    state.description.chain = chains[2]
-    await store.start_anew(tmp_path / "state.bin", state.description)
+    description, _ = written(manifest, consensus, tmp_path, 2)
+    description.chain = chains[2]
+    await store.start_anew(tmp_path / "state.bin", description)
     assert [path.name for path in store.folder.iterdir()] == ["state-000000002.bin"]
     assert [store.round_log.get(round) is not None for round in (1, 2, 3)] == [True, True, False]
     assert store.round_log.keeps_since(0)
