@@ -1,42 +1,33 @@
 """Rates and times as people write them."""
 
+from collections.abc import Callable
+
 import pytest
 
 from tsr_swarm.config.link import parse_rate, parse_seconds
 from tsr_swarm.errors import ConfigError
 
-
-@pytest.mark.parametrize(
-    ("text", "bits"),
-    [("20mbit", 20e6), ("2.5mbit", 2.5e6), ("1gbit", 1e9), ("56 kbit", 56e3), ("8bit", 8.0), (" 20Mbit ", 20e6)],
-)
-def test_a_rate_is_bits_a_second(text: str, bits: float) -> None:
-    assert parse_rate(text) == pytest.approx(bits)
+RATES = {"20mbit": 20e6, "2.5mbit": 2.5e6, "1gbit": 1e9, "56 kbit": 56e3, "8bit": 8.0, " 20Mbit ": 20e6}
+TIMES = {"50ms": 0.05, "2s": 2.0, "1.5min": 90.0, "1h": 3600.0, "0ms": 0.0, "0.6": 0.6}
+NO_RATE = "is not a rate; write a number and one of bit, kbit, mbit, gbit"
+NO_TIME = "is not a time; write a number and one of us, ms, s, min, h"
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("50ms", 0.05), ("2s", 2.0), ("1.5min", 90.0), ("1h", 3600.0), ("0ms", 0.0), ("0.6", 0.6)]
-)
-def test_a_time_is_seconds(text: str, seconds: float) -> None:
-    assert parse_seconds(text) == pytest.approx(seconds)
+def test_a_rate_is_bits_a_second_and_a_time_seconds() -> None:
+    assert {text: parse_rate(text) for text in RATES} == pytest.approx(RATES)
+    assert {text: parse_seconds(text) for text in TIMES} == pytest.approx(TIMES)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fast", "20", "20mb", "-1mbit", "1e3mbit", "20mbit/s", "mbit", "1,5mbit", "٣mbit"]
+    ("parse", "says", "texts"),
+    [
+        (parse_rate, NO_RATE, ["", "fast", "20", "20mb", "-1mbit", "1e3mbit", "20mbit/s", "mbit", "1,5mbit", "٣mbit"]),
+        (parse_seconds, NO_TIME, ["", "soon", "-1s", "5 m", "20mbit", "nan"]),
+        (parse_rate, "out of range", ["0mbit"]),
+        (parse_seconds, "out of range", ["9" * 20 + "h"]),
+    ],
 )
-def test_text_that_is_not_a_rate_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not a rate; write a number and one of bit, kbit, mbit, gbit"):
-        parse_rate(text)
-
-
-@pytest.mark.parametrize("text", ["", "soon", "-1s", "5 m", "20mbit", "nan"])
-def test_text_that_is_not_a_time_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not a time; write a number and one of us, ms, s, min, h"):
-        parse_seconds(text)
-
-
-def test_rates_and_times_out_of_range_are_refused() -> None:
-    with pytest.raises(ConfigError, match="out of range"):
-        parse_rate("0mbit")
-    with pytest.raises(ConfigError, match="out of range"):
-        parse_seconds("9" * 20 + "h")
+def test_other_text_is_refused(parse: Callable[[str], float], says: str, texts: list[str]) -> None:
+    for text in texts:
+        with pytest.raises(ConfigError, match=says):
+            parse(text)

@@ -121,20 +121,17 @@ async def test_a_refused_envelope_ends_the_upload_with_its_sentence(pair: Any) -
     assert pair.server_counter.totals(Direction.RECEIVED).get("core", 0) == 0
 
 
-async def test_a_published_round_beyond_the_bound_is_refused_before_it_is_received(pair: Any) -> None:
-    pair.handler.published = (published_header(), DATA)
-    with pytest.raises(PeerError, match="more than"):
-        await pair.client.fetch_published(pb.FetchPublishedRequest(), max_bytes=len(DATA) - 1)
-    assert "core" not in pair.client_counter.totals(Direction.RECEIVED)
-
-
-async def test_a_header_alone_comes_without_its_bytes(pair: Any) -> None:
-    pair.handler.published = (published_header(), DATA)
-    request = pb.FetchPublishedRequest(header_only=True)
-    assert await pair.client.fetch_published(request, max_bytes=len(DATA)) == (published_header(), b"")
-    assert "core" not in pair.client_counter.totals(Direction.RECEIVED)
+@pytest.mark.parametrize("header_only", [False, True])
+async def test_a_published_round_beyond_the_bound_is_refused_before_it_is_received(
+    pair: Any, header_only: bool
+) -> None:
+    pair.handler.published, request = (published_header(), DATA), pb.FetchPublishedRequest(header_only=header_only)
     with pytest.raises(PeerError, match="more than"):
         await pair.client.fetch_published(request, max_bytes=len(DATA) - 1)
+    assert "core" not in pair.client_counter.totals(Direction.RECEIVED)
+    received = await pair.client.fetch_published(request, max_bytes=len(DATA))
+    assert received == (published_header(), b"" if header_only else DATA)
+    assert ("core" in pair.client_counter.totals(Direction.RECEIVED)) != header_only
 
 
 async def test_no_more_of_a_shard_is_received_than_was_announced(pair: Any) -> None:

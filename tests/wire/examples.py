@@ -84,9 +84,7 @@ def parents(round: int) -> st.SearchStrategy[bytes]:
 @st.composite
 def headers(draw: st.DrawFn) -> ContributionHeader:
     round = draw(st.integers(1, MAX_ROUND))
-    blocks = draw(st.integers(0, 5))
-    shares = st.lists(st.floats(0, 1, width=32), min_size=blocks, max_size=blocks).map(tuple)
-    norms = st.lists(st.floats(0, 2.0**127, width=32), min_size=blocks, max_size=blocks).map(tuple)
+    measured = draw(st.lists(st.tuples(st.floats(0, 1, width=32), st.floats(0, 2.0**127, width=32)), max_size=5))
     return ContributionHeader(
         protocol=draw(st.integers(0, 2**32 - 1)),
         manifest_digest=draw(hashes),
@@ -98,8 +96,8 @@ def headers(draw: st.DrawFn) -> ContributionHeader:
         steps=draw(st.integers(0, MAX_STEPS)),
         local_loss=draw(st.floats(-MAX_LOSS, MAX_LOSS, width=32)),
         sections=draw(sections),
-        kappas=draw(shares),
-        energies=draw(norms),
+        kappas=tuple(kappa for kappa, _ in measured),
+        energies=tuple(energy for _, energy in measured),
         term=draw(st.integers(0, MAX_TERM)),
     )
 
@@ -152,6 +150,13 @@ def but(message: Message, **changes: Any) -> Any:
     replaced = set().union(*(names for names in oneofs if names & changes.keys()))
     kept = {field.name: value for field, value in message.ListFields() if field.name not in replaced}
     return type(message)(**{**kept, **changes})
+
+
+def flip(data: bytes, bit: int) -> bytes:
+    """``data`` with one bit changed, counted around."""
+    flipped = bytearray(data)
+    flipped[bit // 8 % len(data)] ^= 1 << bit % 8
+    return bytes(flipped)
 
 
 def refusal_of(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> str:

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.examples import but, refusal_of
+from tests.wire.examples import but, flip, refusal_of
 from tsr_swarm.errors import PeerError
 from tsr_swarm.wire.checks import check
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -108,13 +108,10 @@ def test_random_bytes_raise_only_peer_errors(data: bytes) -> None:
             check(kind.FromString(data))
 
 
-@given(data=st.data(), example=st.sampled_from(EXAMPLES))
-def test_flipped_bits_raise_only_peer_errors(data: st.DataObject, example: Message) -> None:
-    flipped = bytearray(example.SerializeToString())
-    bit = data.draw(st.integers(0, max(0, 8 * len(flipped) - 1)))
-    flipped[bit // 8] ^= 1 << bit % 8
+@given(bit=st.integers(0, 10**5), example=st.sampled_from(EXAMPLES))
+def test_flipped_bits_raise_only_peer_errors(bit: int, example: Message) -> None:
     with suppress(PeerError, DecodeError):
-        check(type(example).FromString(bytes(flipped)))
+        check(type(example).FromString(flip(example.SerializeToString(), bit)))
 
 
 # By kind of message: the field that the refusal names, and its wrong value, or all that is changed.
