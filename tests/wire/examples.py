@@ -159,6 +159,11 @@ def flip(data: bytes, bit: int) -> bytes:
     return bytes(flipped)
 
 
+def each(faults: dict[str, list[Any]]) -> list[tuple[str, Any]]:
+    """Each field with each of its wrong values."""
+    return [(field, value) for field, values in faults.items() for value in values]
+
+
 def refusal_of(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> str:
     """The reason of the PeerError that a call raises, with one short sentence."""
     with pytest.raises(PeerError) as refusal:

@@ -20,6 +20,7 @@ from tests.wire.examples import (
     RESULTS,
     SECTION,
     but,
+    each,
     flip,
     headers,
     plans,
@@ -84,10 +85,6 @@ HEADER_FAULTS: dict[str, list[Any]] = {
     "energies": [[], [1.0], [1.0, 1.0, 1.0], [1.0, math.nan], [math.inf, 1.0], [1.0, -1e-30]],
     "sections": [*([pb.Section(**GOOD | fault)] for fault in SECTION_FAULTS), [pb.Section(**GOOD)] * 17],
 }
-
-
-def each(faults: dict[str, list[Any]]) -> list[tuple[str, Any]]:
-    return [(field, value) for field, values in faults.items() for value in values]
 
 
 @pytest.mark.parametrize(("field", "value"), each(HEADER_FAULTS))
