@@ -49,14 +49,9 @@ class RoundLog:
         self._max_bytes = max_bytes
         self._rounds: dict[_Key, _StoredRound] = {}
         self._chains: dict[int, bytes] = {}  # by round, the chain hash of the committed one
-        self._committed = 0
+        self.committed = 0  # the newest committed round that this log knows of
         self._checkpoint = 0
         self._lock = threading.Lock()  # of the above; never held while a round is read or written
-
-    @property
-    def committed(self) -> int:
-        """The newest committed round that this log knows of."""
-        return self._committed
 
     def open(self, committed: int = 0, chain: bytes = b"") -> None:
         """Find the rounds that an earlier process stored. Raises RunError.
@@ -106,7 +101,7 @@ class RoundLog:
         """
         with self._lock:
             self._chains[round] = chain
-            self._committed = max(self._committed, round)
+            self.committed = max(self.committed, round)
             for key in [key for key in self._rounds if key[0] <= round and self._chains.get(key[0]) != key[1]]:
                 self._drop(key)
             self._clean()
@@ -178,7 +173,7 @@ class RoundLog:
 
     def _follow_chain(self, committed: int, chain: bytes) -> None:
         """Mark rounds as committed, backwards. If a file is missing, those before it wait for people to restore it."""
-        self._committed = committed
+        self.committed = committed
         for round in range(committed, 0, -1):
             stored = self._rounds.get((round, chain))
             if stored is None:
@@ -188,9 +183,9 @@ class RoundLog:
 
     def _since(self, round: int) -> list[_StoredRound] | None:
         """Committed rounds after ``round``; None if not all of them are kept."""
-        if self._committed - round > len(self._rounds):
+        if self.committed - round > len(self._rounds):
             return None
-        keys = [self._key(later, b"") for later in range(round + 1, self._committed + 1)]
+        keys = [self._key(later, b"") for later in range(round + 1, self.committed + 1)]
         found = [self._rounds[key] for key in keys if key in self._rounds]
         return found if len(found) == len(keys) else None
 

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -61,9 +60,7 @@ class SwarmClient:
         self._stub: Any = swarm_pb2_grpc.SwarmStub(self._channel)  # type: ignore[no-untyped-call]
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await self._channel.close(None)
 
     async def hello(self, request: pb.HelloRequest, seconds: float = HELLO_SECONDS) -> pb.HelloReply:

@@ -84,9 +84,8 @@ def _unary(answer: Callable[[SwarmHandler], Callable[[_Q, Caller], Awaitable[_R]
     """A method of the servicer that takes one message and returns one."""
 
     async def method(self: "_Servicer", request: _Q, context: Context) -> _R:
-        async with _boundary(context):
-            self.received(request)
-            reply = await answer(self.handler)(request, caller_of(context.peer()))
+        async with self.call(context, request) as caller:
+            reply = await answer(self.handler)(request, caller)
             count_message(self.counter, Direction.SENT, reply)
         return reply
 
@@ -112,16 +111,14 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
     Watch = _unary(lambda handler: handler.watch)
 
     async def FetchState(self, request: pb.FetchStateRequest, context: Context) -> None:
-        async with _boundary(context):
-            self.received(request)
-            chunks = await self.handler.fetch_state(request, caller_of(context.peer()))
+        async with self.call(context, request) as caller:
+            chunks = await self.handler.fetch_state(request, caller)
             while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
                 await _write(context, chunk)
                 count_chunk(self.counter, Direction.SENT, chunk)
 
     async def Submit(self, requests: Submission, context: Context) -> pb.SubmitReply:
-        async with _boundary(context):
-            caller = caller_of(context.peer())
+        async with self.call(context) as caller:
             async with _deadline(TRANSFER_SECONDS):
                 first = await _read(requests)
                 if first is None or first.WhichOneof("part") != "envelope":
@@ -136,15 +133,13 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
         return reply
 
     async def FetchShard(self, request: pb.FetchShardRequest, context: Context) -> None:
-        async with _boundary(context):
-            self.received(request)
-            sections, data = await self.handler.fetch_shard(request, caller_of(context.peer()))
+        async with self.call(context, request) as caller:
+            sections, data = await self.handler.fetch_shard(request, caller)
             await self._send(context, pb.ShardPart, sections, data)
 
     async def FetchPublished(self, request: pb.FetchPublishedRequest, context: Context) -> None:
-        async with _boundary(context):
-            self.received(request)
-            header, data = await self.handler.fetch_published(request, caller_of(context.peer()))
+        async with self.call(context, request) as caller:
+            header, data = await self.handler.fetch_published(request, caller)
             first = pb.PublishedPart(header=header)
             await _write(context, first)
             count_message(self.counter, Direction.SENT, first)
@@ -165,11 +160,24 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
             await _write(context, part)
             tally.add(part, piece)
 
-    def received(self, request: Message) -> None:
-        size = request.ByteSize()
-        if size > MAX_CONTROL_BYTES:
-            raise PeerError("size", f"The request has {size} bytes, more than {MAX_CONTROL_BYTES}; it is refused.")
-        count_message(self.counter, Direction.RECEIVED, request)
+    @asynccontextmanager
+    async def call(self, context: Context, request: Message | None = None) -> AsyncIterator[Caller]:
+        """Count the ``request`` and turn every error into a status and one sentence, never a traceback."""
+        caller = caller_of(context.peer())
+        try:
+            if request is not None:
+                size = request.ByteSize()
+                if size > MAX_CONTROL_BYTES:
+                    raise PeerError(
+                        "size", f"The request has {size} bytes, more than {MAX_CONTROL_BYTES}; it is refused."
+                    )
+                count_message(self.counter, Direction.RECEIVED, request)
+            yield caller
+        except SwarmError as error:
+            await context.abort(*status_of(error))
+        except Exception:
+            log.exception("A call of %s failed", caller.address)
+            await context.abort(grpc.StatusCode.INTERNAL, "The other side failed unexpectedly; its log says why.")
 
 
 async def _read(requests: Submission) -> pb.SubmitRequest | None:
@@ -190,15 +198,3 @@ async def _deadline(seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise PeerError("stalled", f"The stream was not done within {seconds:g} s; it is ended, try again.") from error
-
-
-@asynccontextmanager
-async def _boundary(context: Context) -> AsyncIterator[None]:
-    """Turn every error into a status and one sentence; the other side never sees a traceback."""
-    try:
-        yield
-    except SwarmError as error:
-        await context.abort(*status_of(error))
-    except Exception:
-        log.exception("A call of %s failed", caller_of(context.peer()).address)
-        await context.abort(grpc.StatusCode.INTERNAL, "The other side failed unexpectedly; its log says why.")

@@ -5,6 +5,7 @@ import socket
 import struct
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,24 +71,16 @@ def _connection(fd: int, ports: frozenset[int]) -> tuple[_Key, KernelTotals] | N
     except OSError:
         return None
     try:
-        return _totals(copy, ports)
-    except OSError:  # no socket, listening, not yet connected, or not TCP
-        return None
-    finally:
+        connection = socket.socket(fileno=copy)
+    except OSError:  # no socket
         os.close(copy)
-
-
-def _totals(fd: int, ports: frozenset[int]) -> tuple[_Key, KernelTotals] | None:
-    connection = socket.socket(fileno=fd)
-    try:
-        if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
-            return None
-        here, there = connection.getsockname(), connection.getpeername()
-        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-        if ports.isdisjoint((here[1], there[1])) or len(info) < _BYTES_SENT + 8:
-            return None
-        (received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
-        (sent,) = struct.unpack_from("=Q", info, _BYTES_SENT)
-        return (os.fstat(fd).st_ino, here, there), KernelTotals(sent, received)
-    finally:
-        connection.detach()
+        return None
+    with connection, suppress(OSError):  # listening, not yet connected, or not TCP
+        if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.type == socket.SOCK_STREAM:
+            here, there = connection.getsockname(), connection.getpeername()
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+            if not ports.isdisjoint((here[1], there[1])) and len(info) >= _BYTES_SENT + 8:
+                (received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
+                (sent,) = struct.unpack_from("=Q", info, _BYTES_SENT)
+                return (os.fstat(copy).st_ino, here, there), KernelTotals(sent, received)
+    return None
