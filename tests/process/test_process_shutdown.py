@@ -91,14 +91,11 @@ def test_work_that_ends_by_itself_is_a_success_and_its_errors_pass_through() -> 
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-def test_a_process_that_another_program_started_has_no_parent_to_watch() -> None:
+def test_only_a_process_that_one_of_ours_started_ends_with_its_parent() -> None:
     assert tie_to_parent({}) is None
     assert tie_to_parent({PARENT_VARIABLE: "nonsense"}) is None
-
-
-def test_a_process_whose_parent_died_before_it_looked_ends_at_once() -> None:
     with pytest.raises(SystemExit) as caught:
-        tie_to_parent({PARENT_VARIABLE: "1" if os.getppid() != 1 else "2"})
+        tie_to_parent({PARENT_VARIABLE: "1" if os.getppid() != 1 else "2"})  # it died before we looked
     assert caught.value.code == 130
 
 

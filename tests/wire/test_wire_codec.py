@@ -205,32 +205,32 @@ def test_illegal_numbers_are_refused_on_both_ends(
 
 
 @pytest.mark.parametrize("slots", COARSE, ids=["few", "sparse"])
-def test_a_mantissa_of_zero_is_refused_on_both_ends(slots: tuple[Slot, ...]) -> None:
-    grids, (section,), frame = COARSE[slots]
+def test_a_mantissa_of_zero_is_refused(slots: tuple[Slot, ...]) -> None:
+    _, (section,), frame = COARSE[slots]
     raw = bytearray(decompress(frame, section.raw_bytes))
     raw[sum(slot.exponents for slot in slots)] = 0
     forged, forged_frame = framed("core", bytes(raw))
     assert refusal_of(decode, slots, (forged,), forged_frame) == "mantissa"
-    first = grids[slots[0]]
-    zero = Grid(torch.zeros_like(first.values), first.exponents, torch.zeros_like(first.mantissas))
-    with pytest.raises(RunError, match="mantissas"):
-        encode(slots, {**grids, slots[0]: zero}, 3)
 
 
-def test_values_between_the_steps_are_not_sent() -> None:
-    grids = COARSE[FEW][0]
-    off = Grid(torch.ones(2, 3, dtype=torch.int32), grids[FEW[0]].exponents, torch.tensor([2, 1]))
-    with pytest.raises(RunError, match="between its steps"):
-        encode(FEW, {**grids, FEW[0]: off}, 3)
-
-
-def test_more_levels_than_there_are_bits_for_are_not_sent() -> None:
-    for slots, level in ((FEW, 8), (SPARSE, 4)):
-        first = slots[0]
-        ones = torch.ones(first.mantissas, dtype=torch.int32)
-        wide = Grid(torch.full((first.rows, first.cols), level, dtype=torch.int32), ones[: first.exponents], ones)
-        with pytest.raises(RunError, match="does not fit"):
-            encode(slots, {**COARSE[slots][0], first: wide}, 3)
+@pytest.mark.parametrize(
+    ("slots", "value", "mantissas", "sentence"),
+    [
+        (FEW, 0, [0, 0], "mantissas"),
+        (SPARSE, 0, [0], "mantissas"),
+        (FEW, 1, [2, 1], "between its steps"),
+        (FEW, 8, [1, 1], "does not fit"),
+        (SPARSE, 4, [1], "does not fit"),
+    ],
+)
+def test_values_that_the_steps_or_bits_do_not_allow_are_not_sent(
+    slots: tuple[Slot, ...], value: int, mantissas: list[int], sentence: str
+) -> None:
+    grids, first = COARSE[slots][0], slots[0]
+    values = torch.full((first.rows, first.cols), value, dtype=torch.int32)
+    wrong = Grid(values, grids[first].exponents, torch.tensor(mantissas, dtype=torch.int32))
+    with pytest.raises(RunError, match=sentence):
+        encode(slots, {**grids, first: wrong}, 3)
 
 
 def test_a_section_is_scales_first_then_what_they_scale() -> None:
