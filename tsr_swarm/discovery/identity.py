@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from tsr_swarm.errors import ConfigError
+from tsr_swarm.process.machine_limits import disk_errors
 
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
@@ -69,15 +70,12 @@ def load_identity(path: Path, *, is_new: bool = True) -> Identity:
             f"The key file {path} is missing, but its folder holds what this node did under that key; {_RESTORE}."
         )
     identity = new_identity()
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        identity.write_to(path)
-    except FileExistsError:  # another process was first: its key is this installation's
-        return _read(path, is_new)
-    except OSError as error:
-        raise ConfigError(
-            f"The key file {path} cannot be written ({error.strerror}); choose a folder you can write to."
-        ) from error
+    with disk_errors(f"The key file {path} cannot be written", "choose a folder you can write to", ConfigError):
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            identity.write_to(path)
+        except FileExistsError:  # another process was first: its key is this installation's
+            return _read(path, is_new)
     return identity
 
 

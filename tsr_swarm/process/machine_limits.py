@@ -1,4 +1,4 @@
-"""What this machine lets a process have: memory, threads, open files. Checked before libraries run out of them.
+"""What this machine lets a process have: memory, threads, open files, and the sentences that say what it refused.
 
 Libraries abort where they cannot have a thread, and fail in the middle of a round where memory ends: so commands ask
 first. Loads neither torch nor gRPC.
@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tsr_swarm.errors import ConfigError, RunError
+from tsr_swarm.errors import ConfigError, RunError, SwarmError
+from tsr_swarm.telemetry.text import reason_text
 
 FILES = 64  # open at a time; a peer alone has twenty
 PROGRAM_BYTES = 700 << 20  # of address space, for Python and the libraries ...
@@ -90,6 +91,15 @@ def memory_errors() -> Iterator[None]:
         if not is_about_memory(error):
             raise
         raise RunError("This machine has run out of memory; close other programs, or take a larger machine.") from error
+
+
+@contextmanager
+def disk_errors(what: str, remedy: str, kind: type[SwarmError] = RunError) -> Iterator[None]:
+    """Turn an error of the disk, or of starting a process, into a ``kind``: what cannot be done, why, what helps."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what} ({reason_text(error)}); {remedy}.") from error
 
 
 def is_about_memory(error: BaseException) -> bool:

@@ -18,11 +18,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Literal, Self
 
-from tsr_swarm.errors import ConfigError, RunError, SwarmError
+from tsr_swarm.errors import ConfigError, SwarmError
 from tsr_swarm.process import reaper
+from tsr_swarm.process.machine_limits import disk_errors
 from tsr_swarm.process.shutdown import INTERRUPTED, PARENT_VARIABLE, SENTENCE_PREFIX
 from tsr_swarm.telemetry.events import MAX_LINE
-from tsr_swarm.telemetry.text import reason_text
 
 STOP_SECONDS = 4.0  # between asking the children to leave at once and killing them
 REAPER_SECONDS = 8.0  # between our death and the reaper's killing those that have not noticed it
@@ -149,12 +149,8 @@ class ProcessGroup:
 
     def temporary_folder(self) -> Path:
         """A new folder that is removed when this group ends, also if this process is killed. Raises ConfigError."""
-        try:
+        with disk_errors("No temporary folder can be made", "add --dir DIR, or set TMPDIR", ConfigError):
             folder = Path(tempfile.mkdtemp(prefix="tsr-swarm-local-"))
-        except OSError as error:
-            raise ConfigError(
-                f"No temporary folder can be made ({reason_text(error)}); add --dir DIR, or set TMPDIR."
-            ) from error
         self._reaper.add("folder", folder)
         return folder
 
@@ -250,19 +246,14 @@ class Guard:
         if len(os.fsencode(base)) > _MAX_BASE_BYTES:
             base = Path("/tmp")
         await asyncio.to_thread(remove_leftovers, base)
-        try:
+        with disk_errors(f"No temporary folder can be made in {base}", "set TMPDIR to one that can"):
             folder = Path(tempfile.mkdtemp(prefix=f"{_HELPER_PREFIX}{os.getpid()}-", dir=base))
-        except OSError as error:
-            raise RunError(
-                f"No temporary folder can be made in {base} ({reason_text(error)}); set TMPDIR to one that can."
-            ) from error
-        try:
-            return cls(folder)
-        except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise RunError(
-                f"{sys.executable} cannot be started ({reason_text(error)}); the guard of {folder} needs it."
-            ) from error
+        with disk_errors(f"{sys.executable} cannot be started", f"the guard of {folder} needs it"):
+            try:
+                return cls(folder)
+            except OSError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
 
     def launch_command(self, command: Sequence[str]) -> list[str]:
         """Wrap the helper's command, which must name something inside ``folder``: by that its reaper knows it."""

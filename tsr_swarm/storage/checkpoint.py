@@ -65,7 +65,7 @@ def save(folder: Path, round: int, files: TensorFiles, document: Mapping[str, An
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)  # gone already if it was renamed
             _prune(folder, round, keep)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(_cannot_write(final, files, error)) from error
     return final
 
@@ -128,8 +128,11 @@ def _write(temporary: Path, round: int, files: TensorFiles, document: Mapping[st
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one safetensors file as transformers reads it, and force it to disk. Raises OSError, SafetensorError."""
-    save_file(_unshared(tensors), path, metadata={"format": "pt"})
+    """Write one safetensors file as transformers reads it, and force it to disk. Raises OSError."""
+    try:
+        save_file(_unshared(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     fsync(path)
 
 

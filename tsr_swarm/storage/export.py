@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tsr_swarm.config.run import ModelConfig
 from tsr_swarm.errors import CheckpointError
-from tsr_swarm.process.machine_limits import memory_errors
+from tsr_swarm.process.machine_limits import disk_errors, memory_errors
 from tsr_swarm.storage.checkpoint import write_tensors
-from tsr_swarm.storage.files import disk_errors, fsync
+from tsr_swarm.storage.files import fsync
 from tsr_swarm.storage.run_folder import RunFolder, consensus_of, load_run
 from tsr_swarm.train.data import END_OF_DOCUMENT
 from tsr_swarm.train.evaluate import generate, printable

@@ -1,31 +1,16 @@
 """Files that survive a crash, and JSON documents that close with the digest of all before it.
 
-With the digest any flipped bit is found when a document is read. What a disk refuses is one sentence of one form.
+With the digest any flipped bit is found when a document is read.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from tsr_swarm.errors import RunError, SwarmError
-from tsr_swarm.telemetry.text import reason_text
-
 _DIGEST = "blake2b"
-
-
-@contextmanager
-def disk_errors(what: str, remedy: str, kind: type[SwarmError] = RunError) -> Iterator[None]:
-    """Turn an error of the disk into a ``kind`` that says what cannot be done, why, and what helps."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise kind(f"{what} ({reason_text(error)}); {remedy}.") from error
 
 
 def fsync(path: Path) -> None:

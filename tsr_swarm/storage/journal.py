@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tsr_swarm.errors import PeerError, RunError
+from tsr_swarm.process.machine_limits import disk_errors
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.storage.files import decode_digested, disk_errors, encode_digested, fsync, replace_file
+from tsr_swarm.storage.files import decode_digested, encode_digested, fsync, replace_file
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.wire.fields import (
     MAX_COUNT,

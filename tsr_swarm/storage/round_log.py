@@ -19,7 +19,8 @@ from typing import BinaryIO, TypeVar
 from google.protobuf.message import DecodeError
 
 from tsr_swarm.errors import PeerError, RunError
-from tsr_swarm.storage.files import disk_errors, fsync, replace_file
+from tsr_swarm.process.machine_limits import disk_errors
+from tsr_swarm.storage.files import fsync, replace_file
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.messages import sections_from_proto

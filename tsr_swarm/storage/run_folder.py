@@ -14,10 +14,10 @@ from tsr_swarm.errors import CheckpointError, ConfigError, PeerError, RefusedErr
 from tsr_swarm.exchange.reduction import Published, open_published
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer, unpack_outer, without_residuals
+from tsr_swarm.process.machine_limits import disk_errors
 from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.storage import checkpoint
-from tsr_swarm.storage.files import disk_errors
 from tsr_swarm.storage.journal import NAMES, Journal, knows_rounds
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.train.corpus import Warn
@@ -183,15 +183,15 @@ def resume_run(folder: RunFolder, config: RunConfig, me: str, has_contacts: bool
     round_log.open(newest.round, bytes.fromhex(newest.chain))
     lost = find_lost_proposal(manifest, hard_state, round_log, warn)
     outer = unpack_outer(saved.files.get(OUTER, {}), manifest.blocks)
-    try:
-        record, outer = _replay(manifest, consensus, outer, record, round_log, newest)
-    except MissingRoundError as missing:
+    record, outer, fault = _replay(manifest, consensus, outer, record, round_log, newest)
+    if fault:
         # A voter that committed a round alone may be the only node that has it.
         if newest.voters == (me,) and not has_contacts:
-            raise
-        warn(f"{missing.fault} It stands, and is fetched from the other nodes of the run.")
-        round_log.forget(missing.after.round + 1)
-        record, outer = missing.after, missing.outer
+            raise RunError(
+                f"{fault} It stands, and no other node of the run is known; restore that folder from a copy."
+            )
+        warn(f"{fault} It stands, and is fetched from the other nodes of the run.")
+        round_log.forget(record.round + 1)
     coverage = saved_coverage(saved)
     return StartingPoint(manifest, consensus, outer, record, journal, hard_state, round_log, coverage, lost)
 
@@ -213,14 +213,6 @@ def find_lost_proposal(manifest: Manifest, hard_state: HardState, round_log: Rou
     return tail.chain
 
 
-class MissingRoundError(RunError):
-    """A committed round cannot be read from disk: the checkpoint was brought up to the round ``after``."""
-
-    def __init__(self, fault: str, after: RoundRecord, outer: OuterState) -> None:
-        super().__init__(f"{fault} It stands, and no other node of the run is known; restore that folder from a copy.")
-        self.fault, self.after, self.outer = fault, after, outer
-
-
 def _replay(
     manifest: Manifest,
     consensus: Consensus,
@@ -228,21 +220,21 @@ def _replay(
     record: RoundRecord,
     round_log: RoundLog,
     newest: RoundRecord,
-) -> tuple[RoundRecord, OuterState]:
+) -> tuple[RoundRecord, OuterState, str]:
     """Bring a checkpoint of ``record`` up to ``newest``, which is committed, from the rounds on disk.
 
     The outer state stays as it was in the checkpoint, rotated to the bases of each round: the means that would bring
     it up to date are gone. No weights differ, because they follow from published bytes alone; the next round is only
     made with a momentum that is some rounds old. Residuals are dropped: they were published with the rounds.
 
-    Raises MissingRoundError at the first round that is not on disk, and RunError if the checkpoint is of another
-    history than ``newest``.
+    Returns the record and outer state that were reached, and why the next committed round cannot be read; "": all
+    could. Raises RunError if the checkpoint is of another history than ``newest``.
     """
     while record.round < newest.round:
         try:
             published = _next_round(manifest, round_log, record)
         except RunError as error:
-            raise MissingRoundError(str(error), record, outer) from error
+            return record, outer, str(error)
         refreshed = consensus.apply(published.header.plan, published.grids, published.void)
         outer = rotate_outer(without_residuals(outer, published.void), refreshed, manifest.config.optimizer)
         record = record_of(published.header)
@@ -250,7 +242,7 @@ def _replay(
         raise RunError(
             f"Round {newest.round} of the checkpoint is not the one that stands; restore {round_log.folder.parent}."
         )
-    return record, outer
+    return record, outer, ""
 
 
 def _next_round(manifest: Manifest, round_log: RoundLog, record: RoundRecord) -> Published:

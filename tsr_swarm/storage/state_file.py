@@ -21,7 +21,7 @@ from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError
 from tsr_swarm.optim.consensus import Consensus, little_endian
 from tsr_swarm.optim.periods import are_drawn, drawn_bases
-from tsr_swarm.storage.files import disk_errors
+from tsr_swarm.process.machine_limits import disk_errors
 from tsr_swarm.wire.checks import check
 from tsr_swarm.wire.codec import HASH_BYTES, hash_bytes
 from tsr_swarm.wire.compression import compress, decompress

@@ -16,7 +16,7 @@ from pathlib import Path
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.optim.consensus import Consensus
-from tsr_swarm.storage.files import disk_errors
+from tsr_swarm.process.machine_limits import disk_errors
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.state_file import read_chunks, write_state
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
