@@ -4,6 +4,8 @@ import stat
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,28 +51,21 @@ def test_a_key_file_that_others_can_use_is_refused(tmp_path: Path, mode: int) ->
         load_identity(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a key", b"-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n"])
-def test_a_damaged_key_file_is_refused(tmp_path: Path, content: bytes) -> None:
+PEM, NO_KEY = b"-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n", r"peer\.key is damaged or holds no key"
+OTHER_KIND = ec.generate_private_key(ec.SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"", NO_KEY), (b"not a key", NO_KEY), (PEM, NO_KEY), (OTHER_KIND, "not an Ed25519 key")]
+)
+def test_a_damaged_key_file_or_one_of_another_kind_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
     path = tmp_path / "peer.key"
     path.write_bytes(content)
     path.chmod(0o600)
-    with pytest.raises(ConfigError, match=r"peer\.key is damaged or holds no key; delete it"):
+    with pytest.raises(ConfigError, match=f"{says}; delete it"):
         load_identity(path)
-    with pytest.raises(ConfigError, match="holds no key; restore it from a copy"):
+    with pytest.raises(ConfigError, match=f"{says}; restore it from a copy"):
         load_identity(path, is_new=False)
-
-
-def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    path = tmp_path / "peer.key"
-    key = ec.generate_private_key(ec.SECP256R1())
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.write_bytes(pem)
-    path.chmod(0o600)
-    with pytest.raises(ConfigError, match="not an Ed25519 key"):
-        load_identity(path)
 
 
 @pytest.mark.parametrize("path", ["", "file/peer.key"])

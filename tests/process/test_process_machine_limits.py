@@ -96,43 +96,40 @@ def test_memory_that_the_program_itself_does_not_fit_into_is_one_sentence(monkey
         require_process_room()
 
 
-def test_memory_is_what_is_free_with_swap(tmp_path: Path) -> None:
-    room = memory_room(machine(tmp_path, {}))
-    assert room == Room(9_000_000 * 1024, "what is free on this machine")
+def group(path: str, most: str, used: str, stat: str = "") -> dict[str, str]:
+    """The files of a cgroup of version 2."""
+    values = {"memory.max": most, "memory.current": used, "memory.stat": stat}
+    return {f"sys/fs/cgroup/{path}{name}": f"{value}\n" for name, value in values.items()}
+
+
+CGROUP = "proc/self/cgroup"
+FREE = Room(9_000_000 * 1024, "what is free on this machine")  # with swap
+CONTAINER = Room(2_000_000.0, "what is left to its container (cgroup)")
+AROUND = group("box/", "3000000", "1500000", "anon 1\ninactive_file 500000") | group("box/inner/", "max", "1")
+VERSION_1 = {
+    CGROUP: "5:devices:/\n4:cpu,memory:/docker/abc\n0::/\n",
+    "sys/fs/cgroup/memory/memory.limit_in_bytes": "3000000\n",
+    "sys/fs/cgroup/memory/memory.usage_in_bytes": "2000000\n",
+    "sys/fs/cgroup/memory/memory.stat": "total_inactive_file 1000000\n",
+}
 
 
 @pytest.mark.parametrize(
-    "files",
+    ("files", "room"),
     [
-        {
-            "proc/self/cgroup": "0::/box/inner\n",
-            "sys/fs/cgroup/box/memory.max": "3000000\n",
-            "sys/fs/cgroup/box/memory.current": "1500000\n",
-            "sys/fs/cgroup/box/memory.stat": "anon 1\ninactive_file 500000\n",
-            "sys/fs/cgroup/box/inner/memory.max": "max\n",
-            "sys/fs/cgroup/box/inner/memory.current": "1\n",
-        },
-        {  # as a container sees its own
-            "proc/self/cgroup": "0::/\n",
-            "sys/fs/cgroup/memory.max": "3000000\n",
-            "sys/fs/cgroup/memory.current": "1000000\n",
-        },
-        {
-            "proc/self/cgroup": "5:devices:/\n4:cpu,memory:/docker/abc\n0::/\n",
-            "sys/fs/cgroup/memory/memory.limit_in_bytes": "3000000\n",
-            "sys/fs/cgroup/memory/memory.usage_in_bytes": "2000000\n",
-            "sys/fs/cgroup/memory/memory.stat": "total_inactive_file 1000000\n",
-        },
+        pytest.param({}, FREE, id="no group"),
+        pytest.param({CGROUP: "0::/\n", **group("", "max", "1")}, FREE, id="no limit"),
+        pytest.param({CGROUP: "0::/box/inner\n", **AROUND}, CONTAINER, id="a group around it"),
+        pytest.param(
+            {CGROUP: "0::/\n", **group("", "3000000", "1000000")}, CONTAINER, id="as a container sees its own"
+        ),
+        pytest.param(VERSION_1, CONTAINER, id="version 1"),
     ],
-    ids=["a group around it", "its own group", "version 1"],
 )
-def test_a_containers_limit_counts(files: dict[str, str], tmp_path: Path) -> None:
-    assert memory_room(machine(tmp_path, files)) == Room(2_000_000.0, "what is left to its container (cgroup)")
-
-
-def test_what_is_not_limited_or_cannot_be_read_limits_nothing(tmp_path: Path) -> None:
-    files = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "1\n"}
-    assert memory_room(machine(tmp_path, files)).limit == "what is free on this machine"
+def test_memory_is_what_is_free_with_swap_or_left_to_a_container(
+    files: dict[str, str], room: Room, tmp_path: Path
+) -> None:
+    assert memory_room(machine(tmp_path, files)) == room
     assert memory_room(tmp_path / "nowhere").bytes > 0
 
 

@@ -134,14 +134,6 @@ async def test_a_published_round_beyond_the_bound_is_refused_before_it_is_receiv
     assert ("core" in pair.client_counter.totals(Direction.RECEIVED)) != header_only
 
 
-async def test_no_more_of_a_shard_is_received_than_was_announced(pair: Any) -> None:
-    """Who serves it may say that it is longer: what the header said counts."""
-    pair.handler.shard = (pb_sections(), DATA)
-    with pytest.raises(PeerError):
-        await pair.client.fetch_shard(pb.FetchShardRequest(round=7), pb_sections()[1:])
-    assert "dense" not in pair.client_counter.totals(Direction.RECEIVED)
-
-
 async def test_a_shard_is_given_up_after_a_silence(pair: Any) -> None:
     async def fetch_shard(request: pb.FetchShardRequest, caller: Caller) -> None:
         await asyncio.Event().wait()

@@ -64,23 +64,22 @@ async def test_an_unexpected_failure_is_logged_and_not_sent(pair: Any, caplog: p
 async def test_an_address_that_cannot_be_used_is_one_sentence_with_the_reason_and_the_next_step(
     pair: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for address, why in (
-        ("no-such-host.invalid:1", "(not known|resolution).*; choose"),
-        ("192.0.2.1:7700", "Cannot assign.*; choose"),
-        (f"127.0.0.1:{pair.port}", "the port is in use; stop .* or choose another port"),
+    for address, kind, sentence in (
+        ("no-such-host.invalid:1", RunError, "Cannot listen on {}: .*(not known|resolution).*; choose"),
+        ("192.0.2.1:7700", RunError, "Cannot listen on {}: .*Cannot assign.*; choose"),
+        (
+            f"127.0.0.1:{pair.port}",
+            RunError,
+            "Cannot listen on {}: .*the port is in use; stop .* or choose another port",
+        ),
+        ("31337", ConfigError, "'{}' is not an address"),
     ):
-        with pytest.raises(RunError, match=rf"^Cannot listen on {re.escape(address)}: .*{why}"):
+        with pytest.raises(kind, match=f"^{sentence.format(re.escape(address))}"):
             async with serve(pair.handler, address, ByteCounter()):
                 pass
-    assert capfd.readouterr().err == ""  # gRPC is not asked, and writes nothing
-
-
-async def test_a_bad_address_is_refused_before_anything_is_started(handler: Any) -> None:
-    with pytest.raises(ConfigError):
-        async with serve(handler, "31337", ByteCounter()):
-            pass
     with pytest.raises(ConfigError, match="port 0"):
         SwarmClient("127.0.0.1:0", ByteCounter())
+    assert capfd.readouterr().err == ""  # gRPC is not asked, and writes nothing
 
 
 async def test_a_restarted_server_is_found_again_and_a_closed_client_says_so(handler: Any) -> None:
