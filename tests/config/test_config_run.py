@@ -32,13 +32,6 @@ def test_only_core_peers_average_moments(space: str, key: str, value: int | str)
     )
 
 
-def test_muon_has_no_second_moment_to_average() -> None:
-    assert refusal(optimizer={"inner": "muon", "aim": "gradient", "rank": 4}, periods={"k_v": "auto"}) == (
-        "periods.k_v = 'auto' has nothing to average with optimizer.inner = \"muon\", which keeps no second moment; "
-        "set it to 0."
-    )
-
-
 @pytest.mark.parametrize(("inner", "periods"), [("muon", {"k_u": 60}), ("adam", {"k_u": "auto", "k_v": 200})])
 def test_cores_may_average_what_they_keep(inner: str, periods: dict[str, Any]) -> None:
     gradient = {"inner": inner, "aim": "gradient", "rank": "d/2"}
@@ -46,19 +39,30 @@ def test_cores_may_average_what_they_keep(inner: str, periods: dict[str, Any]) -
     run_config_from_mapping({"optimizer": {"inner": inner}, "periods": {"k_r": 40} | periods})
 
 
+ADAM_ONLY = (
+    "periods.k_v = 'auto' has nothing to average with optimizer.inner = \"muon\", which keeps no second moment; set "
+    "it to 0."
+)
+DENSITY = "wire.{0}_density = 0.1 is for up to 8 bits, but wire.{0}_bits = 16; set wire.{0}"
+STOCHASTIC_REFUSED = 'wire.rounding = "stochastic" has nothing to round: '
+
+
 @pytest.mark.parametrize(
-    ("optimizer", "periods", "key"),
+    ("sections", "says"),
     [
-        ({"outer": "nesterov"}, {}, "optimizer.outer = 'nesterov'"),
-        ({}, {"k_r": 20, "k_u": 40}, "periods.k_u = 40"),
-        ({}, {"k_r": 0, "k_u": 20}, "periods.k_u = 20"),
+        ({"optimizer": {"inner": "muon", "aim": "gradient", "rank": 4}, "periods": {"k_v": "auto"}}, ADAM_ONLY),
+        # Averages of moments were once paid for and thrown away in the same round, without a word.
+        ({"optimizer": {"outer": "nesterov"}}, "optimizer.outer = 'nesterov'" + DRAWN_ANEW),
+        ({"periods": {"k_r": 20, "k_u": 40}}, "periods.k_u = 40" + DRAWN_ANEW),
+        ({"periods": {"k_r": 0, "k_u": 20}}, "periods.k_u = 20" + DRAWN_ANEW),
+        ({"wire": {"core_bits": 16, "core_density": 0.1}}, DENSITY.format("core")),
+        ({"wire": {"published_bits": 16, "published_density": 0.1}}, DENSITY.format("published")),
+        ({"wire": STOCHASTIC}, STOCHASTIC_REFUSED),
+        ({"wire": STOCHASTIC | {"core_bits": 3, "core_density": 0.1, "published_bits": 8}}, STOCHASTIC_REFUSED),
     ],
 )
-def test_averages_that_a_drawn_basis_would_forget_are_refused(
-    optimizer: dict[str, Any], periods: dict[str, Any], key: str
-) -> None:
-    """Averages of moments were once paid for and thrown away in the same round, without a word."""
-    assert refusal(optimizer=optimizer, periods=periods).startswith(key + DRAWN_ANEW)
+def test_settings_that_have_no_effect_together_are_refused(sections: dict[str, Any], says: str) -> None:
+    assert refusal(**sections).startswith(says)
 
 
 @pytest.mark.parametrize(
@@ -93,17 +97,6 @@ def test_only_full_peers_whose_bases_follow_displacements_have_a_budget(optimize
         f'"{space}" and "{aim}": only there does a block choose between a core and a sketch; set it to 0.'
     )
     run_config_from_mapping({"optimizer": OPTIMIZER | optimizer, "round": {"budget_kb": 0}})
-
-
-@pytest.mark.parametrize("kind", ["core", "published"])
-def test_a_share_of_the_numbers_is_sent_with_up_to_8_bits(kind: str) -> None:
-    said = refusal(wire={f"{kind}_bits": 16, f"{kind}_density": 0.1})
-    assert said.startswith(f"wire.{kind}_density = 0.1 is for up to 8 bits, but wire.{kind}_bits = 16; set wire.{kind}")
-
-
-@pytest.mark.parametrize("keys", [{}, {"core_bits": 3, "core_density": 0.1, "published_bits": 8}])
-def test_rounding_by_chance_is_for_few_bits_of_all_numbers(keys: dict[str, object]) -> None:
-    assert refusal(wire=STOCHASTIC | keys).startswith('wire.rounding = "stochastic" has nothing to round: ')
 
 
 FEW = [STOCHASTIC | few for few in ({"core_bits": 4}, {"sketch_bits": 4}, {"published_bits": 2})]

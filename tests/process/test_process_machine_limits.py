@@ -120,9 +120,7 @@ VERSION_1 = {
         pytest.param({}, FREE, id="no group"),
         pytest.param({CGROUP: "0::/\n", **group("", "max", "1")}, FREE, id="no limit"),
         pytest.param({CGROUP: "0::/box/inner\n", **AROUND}, CONTAINER, id="a group around it"),
-        pytest.param(
-            {CGROUP: "0::/\n", **group("", "3000000", "1000000")}, CONTAINER, id="as a container sees its own"
-        ),
+        pytest.param({CGROUP: "0::/\n", **group("", "3000000", "1000000")}, CONTAINER, id="its own group"),
         pytest.param(VERSION_1, CONTAINER, id="version 1"),
     ],
 )

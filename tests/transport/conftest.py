@@ -1,4 +1,4 @@
-"""A small real handler, its server and clients. Run as a script, it serves one until its standard input closes."""
+"""A small real handler, its server and clients. Run as a module, it serves one until its standard input closes."""
 
 import asyncio
 import sys
