@@ -90,6 +90,5 @@ class Announcer:
         self._has_warned = True
 
     async def close(self) -> None:
-        """Stop the node."""
         if self._directory is not None:
             await self._directory.close()

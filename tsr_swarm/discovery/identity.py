@@ -53,7 +53,6 @@ class Identity:
 
 
 def new_identity() -> Identity:
-    """Draw a key."""
     return Identity(Ed25519PrivateKey.generate())
 
 

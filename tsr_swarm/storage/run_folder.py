@@ -63,7 +63,6 @@ class RunFolder:
         return min(checkpoint.saved_rounds(self.checkpoints), default=0)
 
     def journal(self, manifest: Manifest, me: str) -> Journal:
-        """The journal of the node ``me`` in this run."""
         return Journal(self.path, me, manifest.digest)
 
     @property

@@ -37,7 +37,6 @@ class Members:
 
 
 def members_to_proto(members: Members) -> list[pb.Member]:
-    """The members, ascending by number."""
     return [pb.Member(peer_id=bytes.fromhex(peer), number=members.numbers[peer]) for peer in members.peers]
 
 
