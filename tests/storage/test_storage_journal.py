@@ -67,8 +67,8 @@ def test_a_process_killed_while_it_writes_leaves_the_old_hard_state_or_the_new(
     before, after = (HardState(GENESIS, term=term, voted_for=ME) for term in (1, 2))
     journal = journal_in(tmp_path)
     journal.write(before)
-    place: Any = os if operation == "fsync" else Path
-    calls, real = 0, getattr(place, operation)
+    owner: Any = os if operation == "fsync" else Path
+    calls, real = 0, getattr(owner, operation)
 
     def die(*arguments: object) -> object:
         nonlocal calls
@@ -78,7 +78,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_hard_state_or_the_new(
         return real(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(place, operation, die)
+        patched.setattr(owner, operation, die)
         try:
             journal.write(after)
         except Killed:

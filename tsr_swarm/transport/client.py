@@ -66,8 +66,8 @@ class SwarmClient:
     async def hello(self, request: pb.HelloRequest, seconds: float = HELLO_SECONDS) -> pb.HelloReply:
         return await self._unary("Hello", request, pb.HelloReply, seconds)
 
-    async def join(self, request: pb.JoinRequest, seconds: float = CONTROL_SECONDS) -> pb.JoinReply:
-        return await self._unary("Join", request, pb.JoinReply, seconds)
+    async def join(self, request: pb.JoinRequest) -> pb.JoinReply:
+        return await self._unary("Join", request, pb.JoinReply)
 
     async def describe_state(
         self, request: pb.DescribeStateRequest, seconds: float = DESCRIBE_SECONDS
@@ -82,11 +82,11 @@ class SwarmClient:
         """Send a message; returns once the other side has it."""
         await self._unary("Tell", request, pb.TellReply, seconds)
 
-    async def list_peers(self, request: pb.ListPeersRequest, seconds: float = CONTROL_SECONDS) -> pb.ListPeersReply:
-        return await self._unary("ListPeers", request, pb.ListPeersReply, seconds)
+    async def list_peers(self, request: pb.ListPeersRequest) -> pb.ListPeersReply:
+        return await self._unary("ListPeers", request, pb.ListPeersReply)
 
-    async def catch_up(self, request: pb.CatchUpRequest, seconds: float = CONTROL_SECONDS) -> pb.CatchUpReply:
-        return await self._unary("CatchUp", request, pb.CatchUpReply, seconds)
+    async def catch_up(self, request: pb.CatchUpRequest) -> pb.CatchUpReply:
+        return await self._unary("CatchUp", request, pb.CatchUpReply)
 
     async def report(self, request: pb.ReportRequest, seconds: float = CONTROL_SECONDS) -> pb.ReportReply:
         return await self._unary("Report", request, pb.ReportReply, seconds)
@@ -94,9 +94,9 @@ class SwarmClient:
     async def leave(self, request: pb.LeaveRequest, seconds: float = CONTROL_SECONDS) -> pb.LeaveReply:
         return await self._unary("Leave", request, pb.LeaveReply, seconds)
 
-    async def watch(self, request: pb.WatchRequest, seconds: float = CONTROL_SECONDS) -> pb.WatchReply:
-        """Ask for lines of the log; ``seconds`` are added to the request's own wait_ms."""
-        return await self._unary("Watch", request, pb.WatchReply, request.wait_ms / 1000 + seconds)
+    async def watch(self, request: pb.WatchRequest) -> pb.WatchReply:
+        """Ask for lines of the log; the other side holds the call for the request's wait_ms at most."""
+        return await self._unary("Watch", request, pb.WatchReply, request.wait_ms / 1000 + CONTROL_SECONDS)
 
     async def submit(self, envelope: pb.Envelope, data: bytes, seconds: float = TRANSFER_SECONDS) -> pb.SubmitReply:
         """Send an envelope and the sections' joined frames; a refusal ends the upload at once."""
@@ -156,7 +156,7 @@ class SwarmClient:
                 count_chunk(self._counter, Direction.RECEIVED, chunk)
                 yield chunk
 
-    async def _unary(self, method: str, request: Message, kind: type[_M], seconds: float) -> _M:
+    async def _unary(self, method: str, request: Message, kind: type[_M], seconds: float = CONTROL_SECONDS) -> _M:
         """Make a call whose reply is one message of this ``kind``."""
         with self._counted(request):
             async with self._deadline(method, seconds):
