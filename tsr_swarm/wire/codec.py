@@ -114,7 +114,9 @@ def _encode_section(slots: Sequence[Slot], grids: Mapping[Slot, Grid]) -> list[b
     parts.append(b"".join(_encode_mantissas(slot, grids[slot]) for slot in fine))
     parts.append(b"".join(_pack(slot, _multiples(slot, grids[slot])) for slot in coarse))
     if sparse:
-        parts += _pack_sparse(sparse, [_multiples(slot, grids[slot]) for slot in sparse])
+        values = np.concatenate([_multiples(slot, grids[slot]) for slot in sparse])
+        with _named(sparse[0]):
+            parts += pack_runs(values, sparse[0].bits, sum(runs_bytes(slot.size, slot.bits) for slot in sparse))
     return [part for part in parts if part]
 
 
@@ -172,12 +174,6 @@ def _multiples(slot: Slot, grid: Grid) -> Integers:
 def _pack(slot: Slot, values: Integers) -> bytes:
     with _named(slot):
         return pack(values, slot.bits)
-
-
-def _pack_sparse(slots: Sequence[Slot], values: Sequence[Integers]) -> tuple[bytes, bytes, bytes]:
-    with _named(slots[0]):
-        length = sum(runs_bytes(slot.size, slot.bits) for slot in slots)
-        return pack_runs(np.concatenate(values), slots[0].bits, length)
 
 
 @contextmanager
