@@ -17,12 +17,12 @@ RAW = bytes(range(256)) * 16
 FRAME = compress(RAW, 3)
 
 
-def zeros(count: int) -> bytes:
+def zeros(count: int, **options: int) -> bytes:
     """A frame of ``count`` zero bytes that states its size, without holding them."""
-    compressor = zstandard.ZstdCompressor(level=3, write_checksum=True).compressobj(size=count)
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, write_checksum=True, **options)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=count)
     block = bytes(1 << 20)
-    frame = b"".join(compressor.compress(block) for _ in range(count >> 20))
-    return frame + compressor.flush()
+    return b"".join(compressor.compress(block) for _ in range(count >> 20)) + compressor.flush()
 
 
 def restated(frame: bytes, count: int) -> bytes:
@@ -68,31 +68,24 @@ def test_a_frame_must_end_where_its_bytes_end(frame: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("frame", "reason"),
+    ("frame", "exact", "reason"),
     [
-        (SKIPPABLE + FRAME, "frame"),
-        (zstandard.ZstdCompressor(write_checksum=True, write_content_size=False).compress(RAW), "content_size"),
-        (zstandard.ZstdCompressor(write_checksum=False).compress(RAW), "frame"),
+        (SKIPPABLE + FRAME, len(RAW), "frame"),
+        (
+            zstandard.ZstdCompressor(write_checksum=True, write_content_size=False).compress(RAW),
+            len(RAW),
+            "content_size",
+        ),
+        (zstandard.ZstdCompressor(write_checksum=False).compress(RAW), len(RAW), "frame"),
+        *((FRAME, exact, "content_size") for exact in (0, len(RAW) - 1, len(RAW) + 1)),
+        (zeros(200 << 20, window_log=27), 200 << 20, "window"),
     ],
-    ids=["skippable frame first", "no size", "no checksum"],
+    ids=["skippable frame first", "no size", "no checksum", "empty", "shorter", "longer", "huge window"],
 )
-def test_a_frame_must_come_first_and_state_its_size_and_a_checksum(frame: bytes, reason: str) -> None:
-    assert refusal_of(decompress, frame, len(RAW)) == reason
-
-
-@pytest.mark.parametrize("exact", [0, len(RAW) - 1, len(RAW) + 1])
-def test_another_size_than_the_legal_one_is_refused(exact: int) -> None:
-    assert refusal_of(decompress, FRAME, exact) == "content_size"
-
-
-def test_a_huge_window_is_refused() -> None:
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        3, window_log=27, write_checksum=True, write_content_size=True
-    )
-    exact = 200 << 20
-    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=exact)
-    frame = b"".join(compressor.compress(bytes(1 << 20)) for _ in range(200)) + compressor.flush()
-    assert refusal_of(decompress, frame, exact) == "window"
+def test_a_frame_must_come_first_and_state_the_legal_size_a_checksum_and_a_small_window(
+    frame: bytes, exact: int, reason: str
+) -> None:
+    assert refusal_of(decompress, frame, exact) == reason
 
 
 def test_a_bomb_is_stopped_by_its_stated_size_and_by_what_comes_out() -> None:
