@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from google.protobuf.message import Message
+from hypothesis import strategies as st
 
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import DENSE_BITS, Slot
@@ -17,7 +18,8 @@ from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.basis import BASIS_EXPONENT
 from tsr_swarm.lowrank.grid import EXPONENT_MAX, EXPONENT_MIN, MANTISSA_MAX, Grid
 from tsr_swarm.wire.codec import Section
-from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult
+from tsr_swarm.wire.fields import MAX_ROUND, MAX_SEED, MAX_STEPS, MAX_TERM, MAX_TOKENS
+from tsr_swarm.wire.messages import MAX_LOSS, ContributionHeader, PublishedHeader, ShardResult
 
 BLOCKS = (
     Block(name="embed", rows=8, cols=4, rank=2, role=BlockRole.EMBEDDING),
@@ -38,7 +40,8 @@ PLAN = RoundPlan(
     parent="ab" * 32,
     seed=5,
 )
-MANIFEST = Manifest("run1", RunConfig(round=RoundConfig(shards=2)), BLOCKS)
+MANIFESTS = [Manifest("run1", RunConfig(round=RoundConfig(shards=shards)), BLOCKS) for shards in range(1, 5)]
+MANIFEST = MANIFESTS[1]
 SHARDS = MANIFEST.shard_blocks
 SECTION = Section("core", 100, 90, b"h" * 32)
 HEADER = ContributionHeader(
@@ -58,6 +61,87 @@ RESULTS = (ShardResult(False, (PEER, OTHER), 81920, (SECTION,)), ShardResult(voi
 PUBLISHED = PublishedHeader(PLAN, SHARDS, RESULTS, b"c" * 32, (PEER, OTHER))
 LOW_RANK = (0, 2, 3)
 CROWD = tuple(f"{number:032x}" for number in range(12))
+peer_ids = st.text("0123456789abcdef", min_size=32, max_size=32)
+hashes = st.binary(min_size=32, max_size=32)
+sections = st.lists(
+    st.builds(
+        Section,
+        kind=st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=16),
+        raw_bytes=st.integers(1, 2**40),
+        wire_bytes=st.integers(1, 2**41),
+        hash=hashes,
+    ),
+    max_size=16,
+).map(tuple)
+texts = st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"])))
+voters = st.sets(peer_ids, max_size=5).map(lambda ids: tuple(sorted(ids)))
+
+
+def parents(round: int) -> st.SearchStrategy[bytes]:
+    return hashes if round > 1 else st.just(b"")
+
+
+@st.composite
+def headers(draw: st.DrawFn) -> ContributionHeader:
+    round = draw(st.integers(1, MAX_ROUND))
+    measured = draw(st.lists(st.tuples(st.floats(0, 1, width=32), st.floats(0, 2.0**127, width=32)), max_size=5))
+    return ContributionHeader(
+        protocol=draw(st.integers(0, 2**32 - 1)),
+        manifest_digest=draw(hashes),
+        round=round,
+        parent=draw(parents(round)),
+        peer_id=draw(peer_ids),
+        shard=draw(st.integers(0, 1023)),
+        tokens=draw(st.integers(1, MAX_TOKENS)),
+        steps=draw(st.integers(0, MAX_STEPS)),
+        local_loss=draw(st.floats(-MAX_LOSS, MAX_LOSS, width=32)),
+        sections=draw(sections),
+        kappas=tuple(kappa for kappa, _ in measured),
+        energies=tuple(energy for _, energy in measured),
+        term=draw(st.integers(0, MAX_TERM)),
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> RoundPlan:
+    round = draw(st.integers(1, MAX_ROUND))
+    drawn = draw(st.sets(st.sampled_from(LOW_RANK)))
+    rest = st.sets(st.sampled_from(LOW_RANK)).map(lambda picked: frozenset(picked - drawn))
+    aim = draw(rest)
+    due = Due(
+        tangent=draw(rest),
+        aim=aim,
+        choose=draw(rest) - aim,
+        draw=tuple((block, draw(st.integers(0, 2**32 - 1))) for block in sorted(drawn)),
+        first=draw(st.booleans()),
+        second=draw(st.booleans()),
+    )
+    return RoundPlan(
+        round=round,
+        first_step=draw(st.integers(0, MAX_ROUND)),
+        steps=draw(st.integers(1, MAX_STEPS)),
+        lr_first=draw(st.floats(0, 1)),
+        lr_last=draw(st.floats(0, 1)),
+        decay=draw(st.floats(0, 1, exclude_min=True)),
+        due=due,
+        parent=draw(parents(round)).hex(),
+        seed=draw(st.integers(0, MAX_SEED)),
+    )
+
+
+@st.composite
+def results(draw: st.DrawFn) -> ShardResult:
+    included = tuple(sorted(draw(st.sets(st.sampled_from(CROWD) | peer_ids, max_size=8))))
+    if not included:
+        return ShardResult(void=True)
+    return ShardResult(False, included, draw(st.integers(len(included), MAX_TOKENS)), draw(sections))
+
+
+@st.composite
+def published_headers(draw: st.DrawFn) -> tuple[Manifest, PublishedHeader]:
+    manifest = draw(st.sampled_from(MANIFESTS))
+    shards = tuple(draw(results()) for _ in manifest.shard_blocks)
+    return manifest, PublishedHeader(draw(plans()), manifest.shard_blocks, shards, draw(hashes), draw(voters))
 
 
 def but(message: Message, **changes: Any) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.wire.examples import (
@@ -22,20 +22,22 @@ from tests.wire.examples import (
     but,
     each,
     flip,
+    headers,
+    plans,
+    published_headers,
     refusal_of,
+    results,
+    texts,
 )
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.round_plan import Due, RoundPlan
-from tsr_swarm.config.run import RoundConfig, RunConfig
+from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError
 from tsr_swarm.telemetry import events as ev
-from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.compression import compress
-from tsr_swarm.wire.fields import MAX_ROUND, MAX_SEED, MAX_STEPS, MAX_TERM, MAX_TOKENS
+from tsr_swarm.wire.fields import MAX_TERM, MAX_TOKENS
 from tsr_swarm.wire.messages import (
     MAX_HEADER_BYTES,
     MAX_LINES_BYTES,
-    MAX_LOSS,
     ContributionHeader,
     PublishedHeader,
     ShardResult,
@@ -49,53 +51,22 @@ from tsr_swarm.wire.messages import (
     published_from_proto,
     published_to_proto,
     result_from_proto,
+    result_to_proto,
     seal,
     sections_to_proto,
 )
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-HASH = b"h" * 32
-LARGEST = (Section("x" * 16, 2**40, 2**41, HASH),) * 16
-EARLIEST = {"protocol": 0, "round": 1, "parent": b"", "shard": 0, "tokens": 1, "steps": 0, "term": 0, "sections": ()}
-LATEST = {"round": MAX_ROUND, "shard": 1023, "tokens": MAX_TOKENS, "steps": MAX_STEPS, "term": MAX_TERM}
-MEASURED = {"kappas": (0.0, 1.0, 0.5), "energies": (0.0, 2.0**127, 1.5)}
-ALL_DRAWN = Due(draw=((0, 0), (2, 7), (3, 2**32 - 1)), second=True)
-ALL_SENT = Due(tangent=frozenset({0, 2, 3}), aim=frozenset({0, 3}), choose=frozenset({2}), first=True, second=True)
-RATES = "lr_first", "lr_last", "decay"
-PLANS = [
-    PLAN,
-    replace(
-        PLAN, round=1, parent="", first_step=0, steps=1, lr_first=0.0, lr_last=0.0, decay=5e-324, due=Due(), seed=0
-    ),
-    replace(PLAN, round=MAX_ROUND, first_step=MAX_ROUND, steps=MAX_STEPS, **dict.fromkeys(RATES, 1.0), due=ALL_DRAWN),
-    replace(PLAN, seed=MAX_SEED, due=ALL_SENT),
-]
 
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        replace(HEADER, **EARLIEST, local_loss=-MAX_LOSS),
-        replace(HEADER, **LATEST, **MEASURED, protocol=2**32 - 1, sections=LARGEST, local_loss=MAX_LOSS),
-    ],
-)
-def test_a_contribution_at_its_bounds_is_read_as_it_was_written(header: ContributionHeader) -> None:
+@given(header=headers())
+def test_a_contribution_is_read_as_it_was_written(header: ContributionHeader) -> None:
     assert open_envelope(seal(header)) == header
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_a_plan_at_its_bounds_is_read_as_it_was_written(plan: RoundPlan) -> None:
+@given(plan=plans())
+@example(plan=replace(PLAN, round=1, parent=""))
+def test_a_plan_is_read_as_it_was_written(plan: RoundPlan) -> None:
     assert plan_from_proto(plan_to_proto(plan), BLOCKS) == plan
-
-
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("shards", range(1, 5))
-def test_a_published_round_is_read_as_it_was_written(plan: RoundPlan, shards: int) -> None:
-    manifest = Manifest("run1", RunConfig(round=RoundConfig(shards=shards)), BLOCKS)
-    some = ShardResult(False, CROWD[::2], 6, LARGEST), ShardResult(False, CROWD[1:9], MAX_TOKENS, ())
-    results = (*some, ShardResult(void=True), RESULTS[0])[:shards]
-    header = PublishedHeader(plan, manifest.shard_blocks, results, HASH, CROWD[1 : shards + 1])
-    assert published_from_proto(published_to_proto(header), manifest) == header
 
 
 GOOD = {"kind": "core", "raw_bytes": 9, "wire_bytes": 9, "hash": b"h" * 32}
@@ -176,10 +147,7 @@ def test_random_bytes_and_flipped_bits_raise_only_peer_errors(kind: str, data: b
             read(received)
 
 
-@given(
-    lines=st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]))),
-    last=st.integers(0, 2**53),
-)
+@given(lines=texts, last=st.integers(0, 2**53))
 def test_lines_are_read_as_they_were_written(lines: list[str], last: int) -> None:
     assert lines_from_proto(lines_to_proto(lines, last)) == (lines, last)
 
@@ -209,6 +177,18 @@ def test_damaged_lines_are_refused(frame: bytes, size: int) -> None:
 def test_lines_that_are_no_text_or_too_long_or_of_another_length_are_refused(raw: bytes, size: int) -> None:
     with pytest.raises(PeerError):
         lines_from_proto(pb.WatchReply(lines=compress(raw, 1), lines_bytes=size))
+
+
+@given(result=results())
+def test_a_shard_result_is_read_as_it_was_written(result: ShardResult) -> None:
+    peers = tuple(sorted({*CROWD, *result.included}))
+    assert result_from_proto(result_to_proto(result, peers), peers) == result
+
+
+@given(published=published_headers())
+def test_a_published_round_is_read_as_it_was_written(published: tuple[Manifest, PublishedHeader]) -> None:
+    manifest, header = published
+    assert published_from_proto(published_to_proto(header), manifest) == header
 
 
 RESULT_FAULTS = {
