@@ -10,9 +10,18 @@ from torch import Tensor
 
 from tests.lowrank.drawing import draw_matrix, seeds, shapes
 from tsr_swarm.lowrank.basis import random_basis
-from tsr_swarm.lowrank.coarse import DEAD_ZONE, quantise_coarse, quantise_dead_zone
 from tsr_swarm.lowrank.exact import PUBLISHED_BITS, lift
-from tsr_swarm.lowrank.grid import EXPONENT_MAX, EXPONENT_MIN, Grid, exact_integers, integer_limit, powers_of_two
+from tsr_swarm.lowrank.grid import (
+    DEAD_ZONE,
+    EXPONENT_MAX,
+    EXPONENT_MIN,
+    Grid,
+    exact_integers,
+    integer_limit,
+    powers_of_two,
+    quantise_coarse,
+    quantise_dead_zone,
+)
 
 GOLDEN = [[-3, -2, -2, -2], [-3, -1, 0, 2], [1, 2, 2, 3]]
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from tests.lowrank.drawing import draw_matrix, seeds, shapes
 from tsr_swarm.errors import RunError
-from tsr_swarm.lowrank.coarse import quantise_coarse, quantise_dead_zone
 from tsr_swarm.lowrank.grid import (
     EXPONENT_MAX,
     EXPONENT_MIN,
@@ -21,6 +20,8 @@ from tsr_swarm.lowrank.grid import (
     integer_limit,
     powers_of_two,
     quantise_block,
+    quantise_coarse,
+    quantise_dead_zone,
     quantise_rows,
 )
 

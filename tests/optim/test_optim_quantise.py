@@ -10,8 +10,7 @@ from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import FEW_BITS, Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
-from tsr_swarm.lowrank.coarse import quantise_coarse
-from tsr_swarm.lowrank.grid import quantise_block, quantise_rows
+from tsr_swarm.lowrank.grid import quantise_block, quantise_coarse, quantise_rows
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.wire.codec import decode, encode
 

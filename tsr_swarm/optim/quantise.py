@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 
 from tsr_swarm.config.layout import Part, Slot
-from tsr_swarm.lowrank.coarse import quantise_coarse, quantise_dead_zone
-from tsr_swarm.lowrank.grid import Grid, powers_of_two, quantise_block, quantise_rows
+from tsr_swarm.lowrank.grid import (
+    Grid,
+    powers_of_two,
+    quantise_block,
+    quantise_coarse,
+    quantise_dead_zone,
+    quantise_rows,
+)
 from tsr_swarm.optim.block_state import BlockState
 from tsr_swarm.optim.inner_optimizer import InnerOptimizer
 
