@@ -82,7 +82,6 @@ class CoreSpace(LocalSpace):
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One step of the inner optimizer on every core, one Adam step on every dense block."""
         for stack in self._stacks:
             stack.step(lr)
         for full in self._dense.values():
@@ -143,7 +142,6 @@ class CoreSpace(LocalSpace):
 
     @torch.no_grad()
     def take_moments(self, published: Mapping[Slot, Grid]) -> None:
-        """Replace moments by their averages, also where this peer was not part of the round."""
         for slot, grid in published.items():
             if slot.part.kind is PayloadKind.MOMENT:
                 take_moment(slot, grid, self._states[slot.block], self._inner[slot.block])
@@ -208,7 +206,6 @@ class CoreSpace(LocalSpace):
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Read ``state_dict`` back. Raises CheckpointError, before any change."""
         keys = {self._mark_key(index): index for index in self._low_rank}
         saved = {key: value for key, value in state.items() if key in keys}
         check_tensors(saved, dict.fromkeys(saved, ((_MARK_BYTES,), torch.uint8)))

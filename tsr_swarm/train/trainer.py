@@ -183,7 +183,8 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(self.consensus.weights[name])
-        bases = {index: self._device_basis(index) for index in plan.due.aim}
+        like = torch.empty(0, dtype=torch.float32, device=self._device)
+        bases = {index: self.consensus.bases[index].factors(like) for index in plan.due.aim}
         sums = {index: _zeros(self.manifest.blocks[index], bases.get(index)) for index in blocks}
         count = 0
         for micro in range(1, self.manifest.config.periods.micro_batches + 1):
@@ -205,10 +206,6 @@ class Trainer:
             return tangent_of(gradient, *basis)
         left, right = column_energies(gradient)
         return left[None], right[None]
-
-    def _device_basis(self, index: int) -> tuple[Tensor, Tensor]:
-        basis = self.consensus.bases[index]
-        return basis.left_float().to(self._device), basis.right_float().to(self._device)
 
 
 def _zeros(block: Block, basis: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
