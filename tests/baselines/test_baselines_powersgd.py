@@ -56,16 +56,6 @@ def test_an_iteration_of_full_rank_loses_nothing(rows, cols, seed):
     torch.testing.assert_close(left @ right.mT, matrix, rtol=1e-3, atol=1e-4)
 
 
-@given(seed=st.integers(0, 1000))
-def test_sent_and_residual_are_the_old_residual_and_the_vector(seed):
-    low_rank = LowRankMean(FLAT, 3, PowerSGDSettings(rank=2))
-    for x in drawn(seed, 4):
-        old = low_rank.feedback.residual.clone()
-        mean = low_rank.mean(x.clone(), ALL)
-        kept = ALL.mean(low_rank.feedback.residual)
-        torch.testing.assert_close(mean + kept, ALL.mean(old + x), rtol=1e-4, atol=1e-4)
-
-
 def test_a_peer_keeps_only_what_the_basis_cannot_hold():
     low_rank = LowRankMean(FLAT, 3, PowerSGDSettings(rank=2))
     (x,) = drawn(0)
