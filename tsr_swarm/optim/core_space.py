@@ -35,7 +35,7 @@ from tsr_swarm.optim.core_stack import stacks
 from tsr_swarm.optim.full_space import FullBlock
 from tsr_swarm.optim.inner_optimizer import inner_optimizer
 from tsr_swarm.optim.local_space import LocalSpace
-from tsr_swarm.optim.quantise import gradient_grid, moment_grid, quantise_slot, take_moment
+from tsr_swarm.optim.quantise import GradientSketches, gradient_grid, moment_grid, quantise_slot, take_moment
 
 _MARK_BYTES = 16
 
@@ -89,11 +89,7 @@ class CoreSpace(LocalSpace):
 
     @torch.no_grad()
     def upload(
-        self,
-        consensus: Consensus,
-        plan: RoundPlan,
-        wire: WireConfig,
-        gradients: Mapping[int, tuple[Tensor, Tensor]],
+        self, consensus: Consensus, plan: RoundPlan, wire: WireConfig, gradients: GradientSketches
     ) -> dict[Slot, Grid]:
         """Return cores (C = -S), their moments, dense displacements, and the gradient sketches that were passed in."""
         grids: dict[Slot, Grid] = {}

@@ -20,7 +20,7 @@ from tsr_swarm.optim.block_state import pack_states, unpack_states, zero_state
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.inner_optimizer import InnerOptimizer, inner_optimizer
 from tsr_swarm.optim.local_space import LocalSpace
-from tsr_swarm.optim.quantise import gradient_grid, quantise_slot
+from tsr_swarm.optim.quantise import GradientSketches, gradient_grid, quantise_slot
 
 
 class FullSpace(LocalSpace):
@@ -64,11 +64,7 @@ class FullSpace(LocalSpace):
 
     @torch.no_grad()
     def upload(
-        self,
-        consensus: Consensus,
-        plan: RoundPlan,
-        wire: WireConfig,
-        gradients: Mapping[int, tuple[Tensor, Tensor]],
+        self, consensus: Consensus, plan: RoundPlan, wire: WireConfig, gradients: GradientSketches
     ) -> dict[Slot, Grid]:
         """Return cores U^T A V, tangent sketches A V and A^T U, dense displacements, and given gradient sketches."""
         grids: dict[Slot, Grid] = {}

@@ -25,6 +25,8 @@ from tsr_swarm.lowrank.grid import (
 from tsr_swarm.optim.block_state import BlockState
 from tsr_swarm.optim.inner_optimizer import InnerOptimizer
 
+GradientSketches = Mapping[int, tuple[Tensor, Tensor]]  # both sides by block: (G V, G^T U), or energies of columns
+
 
 def quantise_slot(x: Tensor, slot: Slot) -> Grid:
     """Round ``x`` (rows, cols) as ``slot`` travels; what is dropped is ``x - grid.numbers()``.
@@ -50,7 +52,7 @@ def _noise_seed(x: Tensor, slot: Slot) -> int:
     return int.from_bytes(name.digest(), "little")
 
 
-def gradient_grid(slot: Slot, gradients: Mapping[int, tuple[Tensor, Tensor]]) -> Grid:
+def gradient_grid(slot: Slot, gradients: GradientSketches) -> Grid:
     """Round one side of a gradient sketch. It only aims a basis, so no residual is kept."""
     left, right = gradients[slot.block]
     return quantise_slot(left if slot.part in (Part.GRADIENT_LEFT, Part.ENERGY_LEFT) else right, slot)

@@ -23,6 +23,7 @@ from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.full_space import FullSpace
 from tsr_swarm.optim.local_space import LocalSpace
 from tsr_swarm.optim.periods import are_drawn, drawn_bases
+from tsr_swarm.optim.quantise import GradientSketches
 from tsr_swarm.train.llama import initial_weights
 
 # Tokens (B, T + 1) of a global step's micro-batch of this number: pure, so that resuming needs no generator state.
@@ -171,7 +172,7 @@ class Trainer:
         # A non-finite gradient must never enter the moments, where it would stay for ever.
         return float(loss.detach()) if bool(torch.isfinite(norm)) else None
 
-    def _gradient_sketches(self, plan: RoundPlan, should_stop: Callable[[], bool]) -> dict[int, tuple[Tensor, Tensor]]:
+    def _gradient_sketches(self, plan: RoundPlan, should_stop: Callable[[], bool]) -> GradientSketches:
         """Measure gradients for blocks that are aimed or chosen: means over clipped micro-batches at the consensus.
 
         ``(G V, G^T U)`` of aimed blocks, the energies of the gradient's columns of chosen ones. Each micro-batch is
