@@ -7,19 +7,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.optim.reference import AdamOptions, reference_adam_direction, reference_muon_direction
-from tests.optim.swarms import Swarm, noise
+from tests.optim.swarms import Swarm, noise, optimizer_of
 from tests.steady import steady
-from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.errors import CheckpointError
 from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.optim.block_state import zero_state
 from tsr_swarm.optim.inner_optimizer import Muon, muon_direction, newton_schulz
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))
-
-
-def muon(space: str = "core", **more: object) -> OptimizerConfig:
-    return steady(rank=4, lr=0.01, warmup_steps=0, inner="muon", local_space=space, **more)  # type: ignore[arg-type]
 
 
 def orthogonal(size: int, generator: torch.Generator) -> Tensor:
@@ -91,7 +86,7 @@ def test_zero_stays_zero_and_length_does_not_count() -> None:
 
 @pytest.mark.parametrize("space", ["core", "full"])
 def test_a_step_moves_a_weight_as_far_as_muons_whole_matrix_would(space: str) -> None:
-    run = Swarm([space], noise(4), optimizer=muon(space), shapes={"a.weight": (40, 30)})
+    run = Swarm([space], noise(4), optimizer=optimizer_of(space, inner="muon"), shapes={"a.weight": (40, 30)})
     before = run.parameters[0]["a.weight"].detach().clone()
     run.step(0.01)
     moved = float((run.parameters[0]["a.weight"].detach() - before).square().mean().sqrt())
@@ -102,7 +97,7 @@ def test_a_step_moves_a_weight_as_far_as_muons_whole_matrix_would(space: str) ->
 @pytest.mark.parametrize("inner", ["adam", "muon"])
 def test_a_core_takes_its_inner_optimizers_steps_and_a_dense_block_adams(inner: str, rank: int) -> None:
     own, again = noise(5), noise(5)
-    run = Swarm(["core"], own, optimizer=steady(inner=inner, rank=rank, lr=0.01, warmup_steps=0))
+    run = Swarm(["core"], own, optimizer=optimizer_of(inner=inner, rank=rank))
     options = AdamOptions(lr=0.01, betas=(0.9, 0.99))
     kept: dict[str, list[Tensor]] = {}  # the displacement and the moments by block
     for t in range(1, 4):
@@ -139,7 +134,7 @@ def test_in_the_full_space_embedding_head_and_vectors_take_adams_steps() -> None
 
 @pytest.mark.parametrize("space", ["core", "full"])
 def test_no_second_moment_is_kept_of_what_muon_moves(space: str) -> None:
-    run = Swarm([space], noise(7), optimizer=muon(space))
+    run = Swarm([space], noise(7), optimizer=optimizer_of(space, inner="muon"))
     run.play()
     saved = run.spaces[0].state_dict()
     assert [key for key in saved if key.startswith("second/")] == ["second/norm"]
@@ -150,7 +145,7 @@ def test_no_second_moment_is_kept_of_what_muon_moves(space: str) -> None:
 
 
 def test_a_new_basis_of_unknown_history_starts_from_nothing() -> None:
-    run, other = (Swarm(["core"], noise(9), optimizer=muon(), seed=seed) for seed in (0, 1))
+    run, other = (Swarm(["core"], noise(9), optimizer=optimizer_of(inner="muon"), seed=seed) for seed in (0, 1))
     run.train()
     run.spaces[0].rebase(other.consensus[0])
     assert not any(run.spaces[0].state_dict()[f"first/{name}.weight"].any() for name in "abc")

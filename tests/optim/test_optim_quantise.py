@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.optim.swarms import WIRES, Swarm, noise
+from tests.optim.swarms import WIRES, Swarm, noise, optimizer_of
 from tests.steady import steady, wide
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import FEW_BITS, MOMENT_BITS, Part, PayloadKind, Slot, published_slots, upload_slots
@@ -34,7 +34,7 @@ LOW_RANK = ("a.weight", "b.weight", "c.weight")
 BETAS = (0.9, 0.99)
 FIRST, SECOND = (Slot(0, part, 4, 3, MOMENT_BITS, 4) for part in (Part.MOMENT_FIRST, Part.MOMENT_SECOND))
 NEVER = 10**6
-STILL = steady(aim="seed", rank=4, lr=0.01, warmup_steps=0)  # no new basis before k_r
+STILL = optimizer_of(aim="seed")  # no new basis before k_r
 
 
 def numbers_for(slot: Slot, seed: int = 0) -> torch.Tensor:
@@ -288,7 +288,7 @@ def test_all_peers_take_the_average_of_the_included_by_tokens_and_of_a_void_roun
 
 
 def test_the_momentum_of_muon_is_averaged() -> None:
-    run = Swarm(["core", "core"], noise(5), k_u=3, optimizer=steady(inner="muon", rank=4, lr=0.01, warmup_steps=0))
+    run = Swarm(["core", "core"], noise(5), k_u=3, optimizer=optimizer_of(inner="muon"))
     run.play()
     one, other = (run.spaces[peer].state_dict() for peer in (0, 1))
     assert all(torch.allclose(one[f"first/{name}"], other[f"first/{name}"], rtol=1e-6) for name in LOW_RANK)

@@ -85,21 +85,15 @@ def test_with_feedback_no_direction_of_a_gradient_is_left_out_for_ever() -> None
     assert moved[8] > 3 * moved[0]
 
 
-def test_a_basis_of_full_rank_loses_nothing_of_a_gradient() -> None:
-    gradient = draw(2, 7, 7)[0]
-    basis = aim(gradient, random_basis(7, 7, 7, 0, 0))
-    u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
-    lifted = u @ (u.mT @ gradient @ v) @ v.mT
-    torch.testing.assert_close(lifted, gradient, rtol=0, atol=1e-2)  # the bases have 12 bits
-
-
-def test_aiming_finds_the_span_of_a_low_rank_gradient_and_keeps_the_rest_of_the_old_basis() -> None:
-    left, right = draw(3, 20, 2)[0], draw(4, 15, 2)[0]
+@pytest.mark.parametrize(("rows", "cols", "rank", "of_gradient"), [(7, 7, 7, 7), (20, 15, 5, 2)])
+def test_aiming_finds_the_span_of_a_gradient_and_keeps_the_rest_of_the_old_basis(
+    rows: int, cols: int, rank: int, of_gradient: int
+) -> None:
+    (left,), (right,) = draw(3, rows, of_gradient), draw(4, cols, of_gradient)
     gradient = left @ right.mT
-    basis = aim(gradient, random_basis(20, 15, 5, 0, 0))
-    u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
-    assert (gradient - u @ (u.mT @ gradient @ v) @ v.mT).norm() < 1e-2 * gradient.norm()
-    torch.testing.assert_close(u.mT @ u, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-2)
+    u, v = aim(gradient, random_basis(rows, cols, rank, 0, 0)).factors(gradient)
+    assert (gradient - u @ (u.mT @ gradient @ v) @ v.mT).norm() < 1e-2 * gradient.norm()  # the bases have 12 bits
+    torch.testing.assert_close(u.mT @ u, torch.eye(rank, dtype=torch.float64), rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("gradient", [torch.zeros(8, 6), torch.full((8, 6), float("nan"))])
