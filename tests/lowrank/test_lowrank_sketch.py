@@ -91,9 +91,9 @@ def same_span(basis: Basis, seed: int) -> Basis:
     turned = []
     for side in (basis.left, basis.right):
         mix, _ = torch.linalg.qr(torch.randn(side.shape[1], side.shape[1], generator=generator, dtype=torch.float64))
-        made = orthonormal12(side.double() @ mix @ torch.diag(torch.arange(1.0, side.shape[1] + 1).double()))
-        assert made is not None
-        turned.append(made)
+        factor = orthonormal12(side.double() @ mix @ torch.diag(torch.arange(1.0, side.shape[1] + 1).double()))
+        assert factor is not None
+        turned.append(factor)
     return Basis(*turned)
 
 

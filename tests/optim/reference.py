@@ -120,5 +120,5 @@ def reference_tsr_adam(
 
 
 def _orthonormal(sketch: Tensor, spare: Tensor) -> Tensor:
-    made = orthonormal12(sketch, spare)
-    return spare if made is None else made.to(torch.float64) / 2048
+    basis = orthonormal12(sketch, spare)
+    return spare if basis is None else basis.to(torch.float64) / 2048

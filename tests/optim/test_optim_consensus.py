@@ -81,9 +81,9 @@ def test_a_round_decays_subtracts_what_is_lifted_in_the_old_basis_and_reports_th
             assert torch.equal(now.left.int(), grids[index, Part.BASIS_LEFT].values)
             assert torch.equal(now.right.int(), grids[index, Part.BASIS_RIGHT].values)
         else:
-            made = apply_factor(grids[index, Part.TANGENT_RIGHT], grids[index, Part.FACTOR_RIGHT])
-            assert made is not None
-            assert torch.equal(now.right, made)
+            aimed = apply_factor(grids[index, Part.TANGENT_RIGHT], grids[index, Part.FACTOR_RIGHT])
+            assert aimed is not None
+            assert torch.equal(now.right, aimed)
 
 
 @settings(max_examples=20)
@@ -198,8 +198,10 @@ def test_any_changed_number_changes_the_digest(data: st.DataObject) -> None:
     consensus = draw_consensus()
     state = {name: tensor.clone() for name, tensor in consensus.tensors().items()}
     flat = state[data.draw(st.sampled_from(sorted(state)))].view(-1)
-    place = data.draw(st.integers(0, flat.numel() - 1))
-    flat[place] = torch.nextafter(flat[place], flat[place] * 2 + 1) if flat.is_floating_point() else flat[place] ^ 1
+    position = data.draw(st.integers(0, flat.numel() - 1))
+    flat[position] = (
+        torch.nextafter(flat[position], flat[position] * 2 + 1) if flat.is_floating_point() else flat[position] ^ 1
+    )
 
     assert Consensus.from_tensors(BLOCKS, state).digest() != consensus.digest()
 

@@ -29,10 +29,10 @@ def test_a_direction_equals_the_reference(shape: tuple[int, int, int], steps: in
     for _ in range(steps):
         gradient = torch.randn(shape, generator=generator) * scale
         fast = muon_direction(gradient, first)
-        for place in range(shape[0]):
-            expected, slow[place] = reference_muon_direction(gradient[place], slow[place])
-            torch.testing.assert_close(fast[place].double(), expected, rtol=0, atol=2e-3)
-            torch.testing.assert_close(first[place].double(), slow[place], rtol=1e-4, atol=1e-6 * scale)
+        for position in range(shape[0]):
+            expected, slow[position] = reference_muon_direction(gradient[position], slow[position])
+            torch.testing.assert_close(fast[position].double(), expected, rtol=0, atol=2e-3)
+            torch.testing.assert_close(first[position].double(), slow[position], rtol=1e-4, atol=1e-6 * scale)
 
 
 @settings(max_examples=40)

@@ -118,8 +118,8 @@ def refresh_factor(sketch: Grid) -> Grid:
     energy, vectors = torch.linalg.eigh((y / scale).mT @ (y / scale))
     if energy[0] > RANK_TOLERANCE**2 * energy[-1]:
         factor = quantise_block((vectors / energy.sqrt()).flip(1) / scale, FACTOR_BITS)
-        made = apply_factor(sketch, factor)
-        if made is not None and _is_orthonormal(made):
+        basis = apply_factor(sketch, factor)
+        if basis is not None and _is_orthonormal(basis):
             return factor
     return quantise_block(torch.zeros_like(vectors), FACTOR_BITS)
 
