@@ -27,8 +27,7 @@ from tsr_swarm.config.load import load_run_config
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
-from tsr_swarm.lowrank.coarse import quantise_coarse, quantise_dead_zone
-from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.lowrank.grid import Grid, quantise_coarse, quantise_dead_zone
 from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.publish import publish

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.lowrank.drawing import seeds
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import (
     BASIS_LIMIT,
@@ -27,6 +26,7 @@ from tsr_swarm.lowrank.grid import Grid, quantise_block
 SPAN_TOLERANCE = 0.02
 
 sizes = st.integers(1, 60)
+seeds = st.integers(0, 2**31)
 
 
 def numbers(factor: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ def reference_cosines(size: int) -> torch.Tensor:
 
 @given(st.integers(1, 70))
 def test_columns_are_those_of_the_transform_to_12_bits(size: int) -> None:
-    made = cosines(size, np.arange(size)).to(torch.float64) / 2048
+    columns = cosines(size, np.arange(size)).to(torch.float64) / 2048
     limit = BASIS_LIMIT / 2048
-    assert (made - reference_cosines(size).clamp(-limit, limit)).abs().max() <= 0.5 / 2048 + 1e-12
+    assert (columns - reference_cosines(size).clamp(-limit, limit)).abs().max() <= 0.5 / 2048 + 1e-12
 
 
 @given(st.integers(2, 60), st.integers(2, 60), st.data())

@@ -119,33 +119,6 @@ def reference_tsr_adam(
     return weight
 
 
-def reference_core_round(
-    weight: Tensor,
-    gradients: Sequence[Sequence[Tensor]],
-    tokens: Sequence[float],
-    basis: Basis,
-    options: AdamOptions,
-) -> tuple[Tensor, list[Tensor]]:
-    """One round of fresh core peers, with no rounding of what they exchange.
-
-    ``gradients``: for each peer, one gradient (M, N) a local step. ``tokens``: each peer's weight in the mean.
-    Returns the new consensus weight and every peer's own weight W_i before the exchange, float64.
-    """
-    weight = weight.to(torch.float64)
-    u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
-    mean = torch.zeros(u.shape[1], v.shape[1], dtype=torch.float64)
-    own = []
-    for peer_gradients, count in zip(gradients, tokens, strict=True):
-        core = first = second = torch.zeros_like(mean)
-        for t, gradient in enumerate(peer_gradients, start=1):
-            projected = u.mT @ gradient.to(torch.float64) @ v
-            direction, first, second = reference_adam_direction(projected, first, second, t, options)
-            core = core - options.lr * options.scale * direction  # S -= lr scale D
-        own.append(weight + u @ core @ v.mT)
-        mean = mean - core * count / sum(tokens)  # what travels is U^T (Wbar - W_i) V = -S
-    return weight - u @ mean @ v.mT, own
-
-
 def _orthonormal(sketch: Tensor, spare: Tensor) -> Tensor:
-    made = orthonormal12(sketch, spare)
-    return spare if made is None else made.to(torch.float64) / 2048
+    basis = orthonormal12(sketch, spare)
+    return spare if basis is None else basis.to(torch.float64) / 2048

@@ -1,6 +1,7 @@
 """A swarm in one process without any wire: local spaces, the weighted mean, publish, and one Consensus per peer."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -24,6 +25,8 @@ from tsr_swarm.optim.publish import publish
 Gradient = Callable[[int, str, Tensor], Tensor]  # of (peer, parameter's name, weight)
 
 SHAPES: Mapping[str, tuple[int, ...]] = {"a.weight": (12, 9), "b.weight": (12, 9), "c.weight": (7, 10), "norm": (9,)}
+FLOAT32 = 1e-5  # weights near 1, a few roundings each
+NEVER = 3000  # a refresh period that no test reaches again after round 1
 SPACES: Mapping[str, type[CoreSpace] | type[FullSpace]] = {"core": CoreSpace, "full": FullSpace}
 
 
@@ -43,6 +46,11 @@ WIRES = [
     wide(core_bits=16, sketch_bits=8, published_bits=8),
     wide(),
 ]
+
+
+def optimizer_of(space: str = "core", **changes: Any) -> OptimizerConfig:
+    """Steady steps of 0.01 from the first on, in bases of rank 4."""
+    return steady(**{"rank": 4, "lr": 0.01, "warmup_steps": 0, "local_space": space, **changes})
 
 
 def draw_mean(due: Due, seed: int = 0) -> dict[Slot, Tensor]:
@@ -73,7 +81,7 @@ class Swarm:
         seed: int = 0,
         shapes: Mapping[str, tuple[int, ...]] = SHAPES,
     ) -> None:
-        optimizer = optimizer or steady(rank=4, lr=0.01, warmup_steps=0)
+        optimizer = optimizer or optimizer_of()
         periods = PeriodsConfig(k_x=k_x, k_r=k_r, k_r_embedding=k_r, k_u=k_u, k_v=k_v)
         self.config = RunConfig(optimizer=optimizer, periods=periods, wire=wire or wide())
         self.blocks = plan_blocks(shapes, optimizer, 8)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -80,9 +81,9 @@ def test_a_round_decays_subtracts_what_is_lifted_in_the_old_basis_and_reports_th
             assert torch.equal(now.left.int(), grids[index, Part.BASIS_LEFT].values)
             assert torch.equal(now.right.int(), grids[index, Part.BASIS_RIGHT].values)
         else:
-            made = apply_factor(grids[index, Part.TANGENT_RIGHT], grids[index, Part.FACTOR_RIGHT])
-            assert made is not None
-            assert torch.equal(now.right, made)
+            aimed = apply_factor(grids[index, Part.TANGENT_RIGHT], grids[index, Part.FACTOR_RIGHT])
+            assert aimed is not None
+            assert torch.equal(now.right, aimed)
 
 
 @settings(max_examples=20)
@@ -197,8 +198,10 @@ def test_any_changed_number_changes_the_digest(data: st.DataObject) -> None:
     consensus = draw_consensus()
     state = {name: tensor.clone() for name, tensor in consensus.tensors().items()}
     flat = state[data.draw(st.sampled_from(sorted(state)))].view(-1)
-    place = data.draw(st.integers(0, flat.numel() - 1))
-    flat[place] = torch.nextafter(flat[place], flat[place] * 2 + 1) if flat.is_floating_point() else flat[place] ^ 1
+    position = data.draw(st.integers(0, flat.numel() - 1))
+    flat[position] = (
+        torch.nextafter(flat[position], flat[position] * 2 + 1) if flat.is_floating_point() else flat[position] ^ 1
+    )
 
     assert Consensus.from_tensors(BLOCKS, state).digest() != consensus.digest()
 
@@ -220,52 +223,31 @@ def test_minus_zero_and_zero_have_different_digests() -> None:
     assert plus.digest() != minus.digest()
 
 
-def test_a_state_survives_the_round_trip() -> None:
-    consensus = draw_consensus()
-
-    again = Consensus.from_tensors(BLOCKS, consensus.tensors())
-
-    assert again.digest() == consensus.digest()
-    assert again.weights["norm.weight"].shape == (9,)
-    assert all(equal(again.bases[index], basis) for index, basis in consensus.bases.items())
-
-
-def spoil(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], None]:
-    def apply(state: dict[str, Tensor]) -> None:
-        state[name] = change(state[name])
-
-    return apply
-
-
-def with_first(value: float) -> Callable[[Tensor], Tensor]:
-    def change(tensor: Tensor) -> Tensor:
-        changed = tensor.clone()
-        changed.view(-1)[0] = value
-        return changed
-
-    return change
+def first_row(value: float) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor.index_fill(0, torch.tensor([0]), value)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("name", "change", "says"),
     [
-        (lambda state: state.pop("weight/up.weight"), r"differ in 1 names, the first is 'weight/up.weight'"),
-        (lambda state: state.update({"left/norm.weight": torch.zeros(1)}), "left/norm.weight"),
-        (spoil("weight/up.weight", lambda x: x.mT), r"shape \(9, 12\), the manifest says 12 x 9"),
-        (spoil("weight/norm.weight", lambda x: x[:-1]), "shape"),
-        (spoil("weight/up.weight", lambda x: x.double()), "float64, not float32"),
-        (spoil("weight/up.weight", with_first(math.nan)), "not finite"),
-        (spoil("weight/norm.weight", with_first(math.inf)), "not finite"),
-        (spoil("left/up.weight", lambda x: x.int()), "int32, not int16"),
-        (spoil("left/up.weight", lambda x: x[:, :2]), "12 x 3"),
-        (spoil("right/up.weight", with_first(2048)), "beyond 2047"),
-        (spoil("right/up.weight", with_first(-2048)), "beyond 2047"),
-        (spoil("right/up.weight", with_first(-32768)), "beyond 2047"),
+        ("weight/up.weight", lambda _: None, r"differ in 1 names, the first is 'weight/up.weight'"),
+        ("left/norm.weight", lambda _: torch.zeros(1), "left/norm.weight"),
+        ("weight/up.weight", lambda x: x.mT, r"shape \(9, 12\), the manifest says 12 x 9"),
+        ("weight/norm.weight", lambda x: x[:-1], "shape"),
+        ("weight/up.weight", lambda x: x.double(), "float64, not float32"),
+        ("weight/up.weight", first_row(math.nan), "not finite"),
+        ("weight/norm.weight", first_row(math.inf), "not finite"),
+        ("left/up.weight", lambda x: x.int(), "int32, not int16"),
+        ("left/up.weight", lambda x: x[:, :2], "12 x 3"),
+        ("right/up.weight", first_row(2048), "beyond 2047"),
+        ("right/up.weight", first_row(-2048), "beyond 2047"),
+        ("right/up.weight", first_row(-32768), "beyond 2047"),
     ],
 )
-def test_an_invalid_state_is_refused(change: Callable[[dict[str, Tensor]], object], says: str) -> None:
+def test_an_invalid_state_is_refused(name: str, change: Callable[[Any], Tensor | None], says: str) -> None:
     state = draw_consensus().tensors()
-    change(state)
+    if (changed := change(state.pop(name, None))) is not None:
+        state[name] = changed
 
     with pytest.raises(RunError, match=says):
         Consensus.from_tensors(BLOCKS, state)

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.optim.reference import AdamOptions, reference_core_round
-from tests.optim.swarms import Swarm, noise
-from tests.steady import steady, wide
+from tests.optim.swarms import FLOAT32, NEVER, Swarm, noise, optimizer_of
+from tests.steady import wide
 from tsr_swarm.config.layout import Part
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.lowrank.basis import random_basis
@@ -17,12 +16,8 @@ from tsr_swarm.lowrank.sketch import rotate_core, rotate_moments
 from tsr_swarm.optim.block_state import UnsentWork
 from tsr_swarm.optim.consensus import Consensus
 
-FLOAT32 = 1e-5  # weights near 1, a few roundings each
-PUBLISHED = 2**-14  # of the largest number: one exponent a block at 16 bits
-NEVER = 1000  # a refresh period that these tests do not reach again after round 1
 
-
-def outside(swarm: object, peer: int, name: str) -> Tensor:
+def outside(swarm: Swarm, peer: int, name: str) -> Tensor:
     """What of a core peer's unsent work its basis does not hold, float64."""
     state = swarm.spaces[peer].state_dict()
     if f"residual/codes/{name}" not in state:
@@ -43,7 +38,7 @@ def test_parameters_are_wbar_plus_the_lifted_core_after_every_step(
     rank: int, shapes: list[tuple[int, int]], seed: int
 ) -> None:
     named = {f"{number}.weight": shape for number, shape in enumerate(shapes)}
-    optimizer = steady(rank=rank, lr=0.05, warmup_steps=0)
+    optimizer = optimizer_of(rank=rank, lr=0.05)
     run = Swarm(["core"], noise(seed), optimizer=optimizer, shapes=named, seed=seed)
     for _ in range(3):
         for _ in range(2):
@@ -55,67 +50,8 @@ def test_parameters_are_wbar_plus_the_lifted_core_after_every_step(
         run.close()
 
 
-@settings(max_examples=10)
-@given(rank=st.integers(1, 4), peers=st.integers(1, 3), seed=st.integers(0, 2**16))
-def test_a_round_equals_the_reference(rank: int, peers: int, seed: int) -> None:
-    rows, cols, steps, tokens = 7, 6, 3, [1.0, 2.0, 5.0][:peers]
-    generator = torch.Generator().manual_seed(seed)
-    gradients = torch.randn(peers, steps + 1, rows, cols, generator=generator)
-    turn = [0] * peers
-
-    def gradient(peer: int, name: str, weight: Tensor) -> Tensor:
-        turn[peer] += 1
-        return gradients[peer, turn[peer] - 1]
-
-    optimizer = steady(rank=rank, lr=0.02, warmup_steps=0)
-    run = Swarm(
-        ["core"] * peers,
-        gradient,
-        optimizer=optimizer,
-        wire=wide(core_bits=16),
-        tokens=tokens,
-        k_x=steps,
-        shapes={"a.weight": (rows, cols)},
-        seed=seed,
-    )
-    weight, basis = run.consensus[0].weights["a.weight"], run.consensus[0].bases[0]
-    options = AdamOptions(lr=0.02, betas=optimizer.betas, scale=(rows * cols) ** 0.5 / rank)
-    expected, own = reference_core_round(weight, gradients[:, :steps], tokens, basis, options)
-    run.train()
-    for peer in range(peers):
-        torch.testing.assert_close(run.parameters[peer]["a.weight"].double(), own[peer], rtol=0, atol=1e-4)
-    run.upload()
-    run.close()
-    moved = float((expected - weight).abs().max())
-    torch.testing.assert_close(
-        run.consensus[0].weights["a.weight"].double(), expected, rtol=0, atol=1e-4 + 2 * rank * PUBLISHED * moved
-    )
-
-
-def test_the_error_of_quantisation_comes_back_and_does_not_grow() -> None:
-    rounds = 40
-    run = Swarm(["core"], noise(3), wire=wide(core_bits=8), k_r=3 * NEVER)
-    run.play()
-    sent = work = torch.zeros(4, 4, dtype=torch.float64)
-    errors = []
-    for _ in range(rounds):
-        before = run.displacement(0, "a.weight")
-        run.train()
-        work = work + run.displacement(0, "a.weight") - before
-        run.upload()
-        grid = next(grid for slot, grid in run.sent[0].items() if slot.block == 0)
-        sent = sent + grid.numbers()
-        largest_step = 2.0 ** int(grid.exponents.max())
-        run.close()
-        # the sums differ by no more than the residuals of the first and the last round: half a step each
-        errors.append(float((sent - work).abs().max()) / largest_step)
-    assert max(errors) <= 4.0
-    assert float((sent - work).abs().max()) / rounds < 0.1 * largest_step
-
-
 def test_a_refresh_turns_cores_and_moments_and_keeps_the_step_count() -> None:
-    optimizer = steady(rank=4, lr=0.01, warmup_steps=0, residual_bits=0)
-    run = Swarm(["core", "core"], noise(4), optimizer=optimizer, k_x=3, k_r=6)
+    run = Swarm(["core", "core"], noise(4), optimizer=optimizer_of(residual_bits=0), k_x=3, k_r=6)
     run.play()
     run.play()  # the next round refreshes again
     run.train()
@@ -134,7 +70,7 @@ def test_a_refresh_turns_cores_and_moments_and_keeps_the_step_count() -> None:
 
 
 def test_work_of_a_missed_round_is_sent_with_the_next() -> None:
-    run = Swarm(["core", "core"], noise(5), k_r=3 * NEVER)
+    run = Swarm(["core", "core"], noise(5), k_r=NEVER)
     run.play()
     run.play(included=[0])
     left = run.lifted(1, "a.weight")
@@ -187,7 +123,7 @@ def test_a_replaced_consensus_keeps_work_where_the_basis_is_the_same() -> None:
 
 
 def test_an_unsettled_upload_counts_as_averaged_when_the_consensus_is_replaced() -> None:
-    run = Swarm(["core"], noise(10), k_r=3 * NEVER)
+    run = Swarm(["core"], noise(10), k_r=NEVER)
     run.play()
     run.train()
     work = run.displacement(0, "a.weight")
@@ -198,7 +134,7 @@ def test_an_unsettled_upload_counts_as_averaged_when_the_consensus_is_replaced()
 
 
 def test_steps_taken_between_upload_and_settle_are_kept() -> None:
-    run = Swarm(["core"], noise(11), k_r=3 * NEVER)
+    run = Swarm(["core"], noise(11), k_r=NEVER)
     run.play()
     run.train()
     run.upload()
@@ -210,8 +146,7 @@ def test_steps_taken_between_upload_and_settle_are_kept() -> None:
 
 
 def test_a_core_is_sent_as_a_tangent_sketch_of_its_lift() -> None:
-    optimizer = steady(rank=4, lr=0.01, warmup_steps=0, local_space="mixed")
-    run = Swarm(["core"], noise(12), optimizer=optimizer, wire=wide(sketch_bits=16))
+    run = Swarm(["core"], noise(12), optimizer=optimizer_of("mixed"), wire=wide(sketch_bits=16))
     run.train()  # round 1 of a mixed run sends tangents
     work, old = run.lifted(0, "a.weight"), run.consensus[0].weights["a.weight"].double()
     run.upload()
@@ -225,10 +160,3 @@ def test_a_core_is_sent_as_a_tangent_sketch_of_its_lift() -> None:
     applied = old - run.consensus[0].weights["a.weight"].double()
     assert (applied - work).norm() < 1e-3 * work.norm()
     assert run.lifted(0, "a.weight").norm() < 2e-3 * work.norm()
-
-
-def test_a_displacement_that_is_not_finite_is_refused_at_upload() -> None:
-    run = Swarm(["core"], lambda peer, name, weight: torch.full(weight.shape, float("nan")), k_r=3 * NEVER)
-    run.train()
-    with pytest.raises(RunError, match="not finite"):
-        run.upload()

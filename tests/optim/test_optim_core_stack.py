@@ -37,12 +37,12 @@ def test_a_projection_is_u_t_g_v_and_a_missing_gradient_is_zero(
 ) -> None:
     whole, left, right, _ = draw(*shape, seed)
     given_in = [g.to(torch.bfloat16) if half else g for g in whole]
-    gradients = [None if place == missing else gradient for place, gradient in enumerate(given_in)]
+    gradients = [None if position == missing else gradient for position, gradient in enumerate(given_in)]
     found = project(gradients, left, right)
-    for place, gradient in enumerate(given_in):
-        g = torch.zeros(gradient.shape) if place == missing else gradient
-        expected = left[place].double().mT @ g.double() @ right[place].double()
-        torch.testing.assert_close(found[place].double(), expected, rtol=1e-4, atol=1e-4)
+    for position, gradient in enumerate(given_in):
+        g = torch.zeros(gradient.shape) if position == missing else gradient
+        expected = left[position].double().mT @ g.double() @ right[position].double()
+        torch.testing.assert_close(found[position].double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=40)
@@ -115,5 +115,5 @@ def test_many_small_steps_add_up_to_the_lifted_core() -> None:
 def test_a_stack_is_split_before_its_products_grow_large() -> None:
     blocks = plan_blocks({f"{n}.weight": (2048, 2048) for n in range(9)}, steady(rank=2048), 8)
     parameters = {block.name: nn.Parameter(torch.empty(2048, 2048, device="meta")) for block in blocks}
-    made = list(stacks(blocks, parameters, steady(rank=2048)))
-    assert [len(stack.states) for stack in made] == [4, 4, 1]
+    parts = list(stacks(blocks, parameters, steady(rank=2048)))
+    assert [len(stack.states) for stack in parts] == [4, 4, 1]

@@ -4,17 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.optim.swarms import Swarm, noise
-from tests.steady import steady
+from tests.optim.swarms import FLOAT32, NEVER, Swarm, noise, optimizer_of
 from tsr_swarm.config.run import OptimizerConfig
 
-FLOAT32 = 1e-5
-NEVER = 1000
 LOW_RANK = ("a.weight", "b.weight", "c.weight")
 
 
-def full(aim: str = "gradient", gamma: float = 1.0, **more: object) -> OptimizerConfig:
-    return steady(rank=4, lr=0.01, warmup_steps=0, local_space="full", aim=aim, gamma=gamma, **more)  # type: ignore[arg-type]
+def full(aim: str = "gradient", gamma: float = 1.0) -> OptimizerConfig:
+    return optimizer_of("full", aim=aim, gamma=gamma)
 
 
 def test_steps_are_torchs_adam() -> None:
@@ -48,7 +45,7 @@ def test_the_next_round_starts_at_wbar_less_gamma_of_the_residual() -> None:
 
 def test_a_tangent_round_takes_more_of_the_work_than_a_core_round() -> None:
     shares = []
-    for k_r in (3, 3 * NEVER):
+    for k_r in (3, NEVER):
         run = Swarm(["full"], noise(3), optimizer=full("displacement"), k_r=k_r)
         run.play()
         run.train()

@@ -10,26 +10,20 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tests.optim.swarms import SPACES, WIRES, LeastSquares, Swarm, noise, update_of
-from tests.steady import steady, wide
+from tests.optim.swarms import FLOAT32, NEVER, SPACES, WIRES, LeastSquares, Swarm, noise, optimizer_of, update_of
+from tests.steady import wide
 from tsr_swarm.config.layout import upload_slots
-from tsr_swarm.config.run import OptimizerConfig, WireConfig
+from tsr_swarm.config.run import WireConfig
 from tsr_swarm.optim.consensus import Consensus
 
-FLOAT32 = 1e-5  # weights near 1, a few roundings each
 PUBLISHED = 2**-14  # of the largest number: one exponent a block at 16 bits
-NEVER = 3000  # a refresh period that these tests do not reach again after round 1
-
-
-def optimizer(space: str, **changes: Any) -> OptimizerConfig:
-    return steady(**{"rank": 4, "lr": 0.01, "warmup_steps": 0, "local_space": space, **changes})
 
 
 @pytest.mark.parametrize("moment", ["after steps", "after upload", "after close"])
 @pytest.mark.parametrize("inner", ["adam", "muon"])
 @pytest.mark.parametrize(("space", "k_r"), [("core", 6), ("full", 3), ("full", NEVER)])
 def test_a_restarted_peer_continues_bit_for_bit(space: str, k_r: int, inner: str, moment: str) -> None:
-    chosen = optimizer(space, inner=inner)
+    chosen = optimizer_of(space, inner=inner)
     straight, restarted = (Swarm([space, space], noise(6), optimizer=chosen, k_r=k_r) for _ in range(2))
     for run in (straight, restarted):
         run.play()
@@ -72,7 +66,7 @@ def test_two_peers_lower_a_least_squares_loss_and_stay_bit_identical(
     spaces: list[str], changes: dict[str, Any]
 ) -> None:
     problem = LeastSquares(2, 1)
-    chosen = optimizer(spaces[0], **{"lr": 0.02, "warmup_steps": 5, **changes})
+    chosen = optimizer_of(spaces[0], **{"lr": 0.02, "warmup_steps": 5, **changes})
     run = Swarm(spaces, problem.gradient, optimizer=chosen, k_x=5, k_r=10, tokens=[3.0, 5.0])
     first = problem.loss(run.consensus[0].weights)
     for round_number in range(40):
@@ -97,7 +91,7 @@ def test_what_was_averaged_and_what_is_left_is_the_work_done(
     (space, feedback), tokens = case, [1.0, 2.0, 4.0]
     if space == "core":
         aim, k_r = "gradient", NEVER  # a refresh would turn what is left
-    chosen = optimizer(space, aim=aim, gamma=1.0, feedback=feedback)
+    chosen = optimizer_of(space, aim=aim, gamma=1.0, feedback=feedback)
     run = Swarm([space] * 3, noise(seed), optimizer=chosen, wire=wire, tokens=tokens, k_r=k_r, seed=seed)
     run.play()
     for dropped in drops:
@@ -123,7 +117,7 @@ def test_what_was_averaged_and_what_is_left_is_the_work_done(
 @pytest.mark.parametrize(("space", "k_r", "name"), [("core", NEVER, "norm"), ("full", 6, "a.weight")])
 def test_a_peer_that_is_never_included_does_not_run_away(space: str, k_r: int, name: str) -> None:
     ones = lambda peer, name, weight: torch.ones(weight.shape)  # noqa: E731
-    run = Swarm([space, space], ones, optimizer=optimizer(space), k_r=k_r)
+    run = Swarm([space, space], ones, optimizer=optimizer_of(space), k_r=k_r)
     if space == "core":
         run.play()
     run.train()
@@ -139,7 +133,7 @@ def test_a_peer_that_is_never_included_does_not_run_away(space: str, k_r: int, n
 
 
 def test_core_and_full_peers_of_a_mixed_run_send_the_same_slots_in_the_layouts_order() -> None:
-    run = Swarm(["core", "full"], noise(8), optimizer=optimizer("mixed"))
+    run = Swarm(["core", "full"], noise(8), optimizer=optimizer_of("mixed"))
     for _ in range(4):  # tangent and core rounds
         run.train()
         run.upload()
@@ -168,7 +162,7 @@ def test_a_default_device_changes_nothing(case: str) -> None:
     spaces, changes, wire = DEVICE_CASES[case]
 
     def train(context: Any) -> dict[str, Tensor]:
-        chosen = optimizer("core", **changes)
+        chosen = optimizer_of("core", **changes)
         run = Swarm(spaces, LeastSquares(2, seed=1).gradient, optimizer=chosen, wire=wide(**wire))
         with context:
             for included in (None, [1], None):

@@ -23,7 +23,6 @@ from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.optim.outer_step import (
     ADAPTIVITY,
     BETA2,
-    BlockOuter,
     OuterState,
     pack_outer,
     rotate_outer,
@@ -97,45 +96,22 @@ def coarsest_step(grid: Grid) -> float:
 # --- averages
 
 
-@settings(max_examples=30)
-@given(linear_wires, seeds, st.integers(1, 6))
-def test_what_was_published_follows_what_was_averaged_to_half_a_step(wire: WireConfig, seed: int, rounds: int) -> None:
+@settings(max_examples=40)
+@given(st.one_of(linear_wires, sparse_wires), seeds, st.integers(1, 8))
+def test_what_was_dropped_is_kept_and_at_full_density_is_at_most_half_a_step(
+    wire: WireConfig, seed: int, rounds: int
+) -> None:
     means = draw_means(rounds, seed)
 
     published, kept = play(means, steady(), wire)
 
     for block in (CORE, WIDE):
         missing = total(means_of(means, block)) - total([grids[block].numbers() for grids in published])
-        assert float(missing.abs().max()) <= 0.5 * coarsest_step(published[-1][block]) * (1 + 1e-6)
+        if wire.published_density == 1:
+            assert float(missing.abs().max()) <= 0.5 * coarsest_step(published[-1][block]) * (1 + 1e-6)
         residual = kept[block].residual
         assert residual is not None
-        assert torch.allclose(residual.double(), missing, rtol=0, atol=1e-6)
-
-
-@settings(max_examples=20)
-@given(sparse_wires, seeds)
-def test_what_a_dead_zone_dropped_is_kept_whole(wire: WireConfig, seed: int) -> None:
-    means = draw_means(8, seed)
-
-    published, kept = play(means, steady(), wire)
-
-    for block in (CORE, WIDE):
-        sent, residual = total([grids[block].numbers() for grids in published]), kept[block].residual
-        assert residual is not None
-        assert torch.allclose(sent + residual, total(means_of(means, block)), rtol=0, atol=1e-5)
-
-
-def test_a_mean_below_the_grids_step_is_published_in_time() -> None:
-    slot = next(slot for slot in upload_slots(BLOCKS, Due(), wide()) if slot.block == CORE)
-    mean = draw_means(1, 0)[0]
-    mean[slot] = torch.full((3, 3), 0.02, dtype=torch.float64)
-    mean[slot][:, 0] = 1.0  # 4 bits: a step is a seventh
-
-    published, _ = play([mean] * 50, steady(), wide(published_bits=4))
-
-    sent = total([grids[CORE].numbers() for grids in published])
-    assert torch.equal(published[0][CORE].numbers()[:, 1:], torch.zeros(3, 2, dtype=torch.float64))
-    assert float((sent[:, 1:] - 1.0).abs().max()) < 0.08
+        assert torch.allclose(residual.double(), missing, rtol=0, atol=1e-5)
 
 
 def test_dense_blocks_are_averaged_as_they_are_and_leave_nothing() -> None:
@@ -292,20 +268,6 @@ def test_in_a_basis_of_the_same_span_the_state_is_the_same_matrix(optimizer: Opt
         if second is not None and variance is not None:
             assert torch.allclose(variance, second.flip(0), rtol=0.02, atol=0.02 * float(second.mean()))
     assert turned[DENSE] is kept[DENSE]
-
-
-def test_in_an_orthogonal_basis_nothing_is_left_of_means() -> None:
-    optimizer = steady(outer="nesterov")
-    both = random_basis(12, 9, 6, 1, 0)
-    old, new = Basis(both.left[:, :3], both.right[:, :3]), Basis(both.left[:, 3:], both.right[:, :3])
-    state = {CORE: BlockOuter(residual=torch.ones(3, 3), first=torch.ones(3, 3))}
-
-    turned = rotate_outer(state, {CORE: (old, new)}, optimizer)[CORE]
-
-    assert turned.residual is not None
-    assert turned.first is not None
-    assert float(turned.residual.abs().max()) < 0.01
-    assert float(turned.first.abs().max()) < 0.01
 
 
 def test_a_tangent_sketch_takes_the_residual_with_it() -> None:

@@ -73,9 +73,9 @@ def test_an_aimed_basis_is_the_orthonormal_range_of_the_mean_gradient() -> None:
 
     for slot, x in mean.items():
         if slot.part is Part.GRADIENT_RIGHT:
-            made = orthonormal12(x)
-            assert made is not None
-            assert torch.equal(found[slot.block, Part.BASIS_RIGHT].values, made.int())
+            aimed = orthonormal12(x)
+            assert aimed is not None
+            assert torch.equal(found[slot.block, Part.BASIS_RIGHT].values, aimed.int())
 
 
 def test_a_factor_turns_the_published_sketch_into_a_basis_of_its_range() -> None:

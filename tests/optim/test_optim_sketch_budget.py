@@ -74,10 +74,10 @@ def test_no_other_set_that_fits_comes_first_in_order(found: list[tuple[int, int]
     order = list(costs)
     random.shuffle(order)  # type: ignore[attr-defined]
 
-    def place(chosen: frozenset[int]) -> Sequence[bool]:
+    def membership(chosen: frozenset[int]) -> Sequence[bool]:
         return [index in chosen for index in order]
 
-    assert choose_tangents(order, costs, room) == max(affordable(costs, room), key=place)
+    assert choose_tangents(order, costs, room) == max(affordable(costs, room), key=membership)
 
 
 @given(items, st.integers(0, 60))

@@ -1,4 +1,7 @@
-"""TSRAdam: against the slow reference, against torch's own Adam, and in torch's ecosystem."""
+"""TSRAdam: against the slow reference, against torch's own Adam, and with gradients near the ends of floating point."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.optim.reference import AdamOptions, reference_tsr_adam
 from tsr_swarm.lowrank.basis import random_basis
-from tsr_swarm.optim.tsr_adam import TSRAdam, aim
+from tsr_swarm.optim.tsr_adam import TSRAdam, aim, bounded
 
 EXACT = 1e-9  # float64 against float64: only the order of sums differs
 FLOAT32 = 1e-5  # per step of size lr: a few rounding errors of moments and weight
@@ -82,21 +85,15 @@ def test_with_feedback_no_direction_of_a_gradient_is_left_out_for_ever() -> None
     assert moved[8] > 3 * moved[0]
 
 
-def test_a_basis_of_full_rank_loses_nothing_of_a_gradient() -> None:
-    gradient = draw(2, 7, 7)[0]
-    basis = aim(gradient, random_basis(7, 7, 7, 0, 0))
-    u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
-    lifted = u @ (u.mT @ gradient @ v) @ v.mT
-    torch.testing.assert_close(lifted, gradient, rtol=0, atol=1e-2)  # the bases have 12 bits
-
-
-def test_aiming_finds_the_span_of_a_low_rank_gradient_and_keeps_the_rest_of_the_old_basis() -> None:
-    left, right = draw(3, 20, 2)[0], draw(4, 15, 2)[0]
+@pytest.mark.parametrize(("rows", "cols", "rank", "of_gradient"), [(7, 7, 7, 7), (20, 15, 5, 2)])
+def test_aiming_finds_the_span_of_a_gradient_and_keeps_the_rest_of_the_old_basis(
+    rows: int, cols: int, rank: int, of_gradient: int
+) -> None:
+    (left,), (right,) = draw(3, rows, of_gradient), draw(4, cols, of_gradient)
     gradient = left @ right.mT
-    basis = aim(gradient, random_basis(20, 15, 5, 0, 0))
-    u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
-    assert (gradient - u @ (u.mT @ gradient @ v) @ v.mT).norm() < 1e-2 * gradient.norm()
-    torch.testing.assert_close(u.mT @ u, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-2)
+    u, v = aim(gradient, random_basis(rows, cols, rank, 0, 0)).factors(gradient)
+    assert (gradient - u @ (u.mT @ gradient @ v) @ v.mT).norm() < 1e-2 * gradient.norm()  # the bases have 12 bits
+    torch.testing.assert_close(u.mT @ u, torch.eye(rank, dtype=torch.float64), rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("gradient", [torch.zeros(8, 6), torch.full((8, 6), float("nan"))])
@@ -141,14 +138,6 @@ def test_a_schedule_sets_the_length_of_steps() -> None:
         lengths.append(float((parameter.detach() - before).norm()))
     assert lengths[1] == pytest.approx(lengths[0] / 2, rel=1e-3)
     assert lengths[2] == pytest.approx(lengths[0] / 4, rel=1e-3)
-
-
-def test_the_automatic_scale_makes_low_rank_steps_as_long_as_dense_ones() -> None:
-    low, dense = nn.Parameter(torch.zeros(30, 20)), nn.Parameter(torch.zeros(30, 20))
-    gradients = draw(9, 30, 20)
-    run(TSRAdam([low], lr=0.1, rank=4), low, gradients)
-    run(TSRAdam([dense], lr=0.1, rank=None), dense, gradients)
-    assert float(low.detach().norm()) == pytest.approx(float(dense.detach().norm()), rel=1e-2)
 
 
 def test_a_closure_is_called_with_gradients_on_and_its_loss_returned() -> None:
@@ -209,3 +198,105 @@ def test_the_loss_of_a_small_regression_falls() -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.2 * losses[0]
+
+
+# gradients of all sizes
+
+
+OPTIONS: Sequence[dict[str, Any]] = (
+    {"rank": 3, "refresh_every": 2},
+    {"rank": 3, "refresh_every": 2, "feedback_bits": 8},
+    {"rank": None},
+)
+INF, NAN = float("inf"), float("nan")
+
+
+def gradients_of(count: int) -> list[Tensor]:
+    return [gradient.float() for gradient in draw(0, 9, 8, count=count)]
+
+
+def weights_after(gradients: Sequence[Tensor], dtype: torch.dtype = torch.float32, **options: Any) -> list[Tensor]:
+    """The weights after each step, from ones."""
+    parameter = nn.Parameter(torch.ones(9, 8, dtype=dtype))
+    optimizer, weights = TSRAdam([parameter], lr=0.1, **options), []
+    for gradient in gradients:
+        run(optimizer, parameter, [gradient])
+        weights.append(parameter.detach().clone())
+    return weights
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("size", [1e13, 1e20, 1e30, 3e38])
+def test_one_huge_gradient_moves_weights_by_no_more_than_a_few_steps(
+    size: float, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
+    gradients = gradients_of(9)
+    gradients[3] = gradients[3] / gradients[3].abs().max() * size
+    before, *after = weights_after(gradients, dtype, **options)[2:]
+    for weights in after:
+        assert weights.isfinite().all()
+        assert float((weights - before).abs().max()) < 10  # a hundred times the rate
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_largest_gradients_still_move_weights_in_their_direction(options: dict[str, Any], sign: int) -> None:
+    largest = torch.finfo(torch.float32).max
+    weights = weights_after([torch.full((9, 8), sign * largest)] * 3, **options)[-1]
+    assert weights.isfinite().all()
+    assert sign * float((weights - 1).mean()) < -0.05
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_huge_gradient_counts_as_a_smaller_one_of_its_direction(options: dict[str, Any]) -> None:
+    weights = [
+        weights_after([gradient * size for gradient in gradients_of(1)], **options)[0]
+        for size in (1.0, 1e6, 1e20, 1e37)
+    ]
+    for other in weights[2:]:
+        if options["rank"] is not None:
+            torch.testing.assert_close(other, weights[1], rtol=1e-4, atol=1e-4)
+        assert torch.equal((other - 1).sign(), (weights[0] - 1).sign())
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-30, 1e-20])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_tiny_gradients_leave_weights_finite(options: dict[str, Any], size: float) -> None:
+    assert all(weights.isfinite().all() for weights in weights_after([g * size for g in gradients_of(6)], **options))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e4, 1e10])
+def test_no_bit_of_an_ordinary_gradient_changes(size: float) -> None:
+    for gradient in gradients_of(8):
+        gradient *= size
+        for bound_by in (gradient.abs(), gradient.abs().max()):
+            assert torch.equal(bounded(gradient, bound_by), gradient)
+
+
+@pytest.mark.parametrize("number", [INF, -INF, NAN])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_what_is_not_finite_becomes_nan_as_with_adamw(options: dict[str, Any], number: float) -> None:
+    gradient = gradients_of(1)[0]
+    gradient[0, 0] = number
+    plain = nn.Parameter(torch.ones(9, 8))
+    plain.grad = gradient
+    torch.optim.AdamW([plain]).step()
+    assert plain[0, 0].isnan()
+    assert weights_after([gradient], **options)[0][0, 0].isnan()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_huge_entry_leaves_the_users_gradient_as_it_was(options: dict[str, Any]) -> None:
+    gradient = torch.full((9, 8), 1e30)
+    weights_after([gradient], **options)
+    assert torch.equal(gradient, torch.full((9, 8), 1e30))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_maximize_negates_the_gradient(options: dict[str, Any]) -> None:
+    up, down = (
+        weights_after(gradients_of(5), maximize=True, **options),
+        weights_after([-gradient for gradient in gradients_of(5)], **options),
+    )
+    assert all(map(torch.equal, up, down))

@@ -1,12 +1,13 @@
-"""What TSRAdam saves and reads back: its own states, also older ones and from other devices, and no others."""
+"""TSRAdam's options, and what it saves and reads back: its own states, older ones and from other devices too."""
 
 import copy
 import io
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -153,19 +154,12 @@ def test_an_optimizer_that_was_pickled_before_an_option_existed_goes_on() -> Non
     assert_goes_on_alike(optimizer, again)
 
 
-def test_options_are_read_with_the_state() -> None:
+def test_options_and_other_keys_of_a_group_are_read_with_the_state() -> None:
     optimizer, other = trained(rank=3, lr=0.25), TSRAdam(parameters(), rank=2, lr=0.5)
-    other.load_state_dict(optimizer.state_dict())
-    assert (other.param_groups[0]["rank"], other.param_groups[0]["lr"]) == (3, 0.25)
-    assert_goes_on_alike(optimizer, other)
-
-
-def test_other_keys_of_a_group_are_kept() -> None:
-    optimizer = trained()
     torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
-    other = TSRAdam(parameters(), rank=3)
     other.load_state_dict(optimizer.state_dict())
-    assert other.param_groups[0]["initial_lr"] == optimizer.param_groups[0]["initial_lr"]
+    assert [other.param_groups[0][key] for key in ("rank", "lr", "initial_lr")] == [3, 0.25, 0.25]
+    assert_goes_on_alike(optimizer, other)
 
 
 Damage = Callable[[StateDict], object]
@@ -267,3 +261,96 @@ def test_feedback_can_be_turned_on_and_off_between_steps(before: int, after: int
     other = TSRAdam(parameters(), rank=3)
     other.load_state_dict(optimizer.state_dict())
     assert_goes_on_alike(optimizer, other)
+
+
+# options
+
+
+INF, NAN = float("inf"), float("nan")
+NUMPY = {
+    "lr": np.float32(0.5),
+    "betas": (np.float64(0.5), np.float32(0.75)),
+    "eps": np.float64(1e-6),
+    "weight_decay": np.float32(0.25),
+    "rank": np.int64(3),
+    "refresh_every": np.int32(4),
+    "scale": np.float16(0.5),
+    "seed": np.uint8(7),
+    "feedback_bits": np.int64(4),
+    "maximize": np.bool_(True),
+}
+PLAIN = {key: tuple(map(float, value)) if key == "betas" else value.item() for key, value in NUMPY.items()}
+
+
+def test_numbers_of_numpy_become_pythons() -> None:
+    for optimizer in (
+        TSRAdam([nn.Parameter(torch.ones(9, 8))], **NUMPY),
+        TSRAdam([{"params": [nn.Parameter(torch.ones(9, 8))], **NUMPY}]),
+    ):
+        group = {key: optimizer.param_groups[0][key] for key in PLAIN}
+        assert group == PLAIN
+        assert {key: type(value) for key, value in group.items()} == {key: type(value) for key, value in PLAIN.items()}
+        file = io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        file.seek(0)
+        optimizer.load_state_dict(torch.load(file, weights_only=True))
+
+
+def test_numbers_of_torch_are_taken_too_and_a_rate_stays_a_tensor() -> None:
+    rate = torch.tensor(0.5)
+    tensors = {key: torch.tensor(value) for key, value in PLAIN.items() if isinstance(value, float)}
+    optimizer = TSRAdam([nn.Parameter(torch.ones(9, 8))], **{**tensors, "lr": rate, "betas": torch.tensor([0.5, 0.75])})
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.75)
+    assert isinstance(optimizer.param_groups[0]["eps"], float)
+
+
+META, PAIR = torch.tensor(0.1, device="meta"), torch.tensor([0.1, 0.2])
+REFUSED: Mapping[str, tuple[str, Sequence[object], str]] = {
+    "lr": (
+        "learning rate",
+        [-1.0, NAN, INF, "0.1", 10**400, True, None, META, PAIR, torch.tensor(-0.1)],
+        "at least 0 and finite",
+    ),
+    "betas": ("betas", [(0.9,), 0.9, torch.tensor(0.9)], "two numbers"),
+    "eps": ("epsilon value", [-1e-8, "small", NAN], "at least 0 and finite"),
+    "weight_decay": ("weight_decay value", [-0.1, INF], "at least 0 and finite"),
+    "rank": (
+        "rank",
+        [0, 2.5, True, np.bool_(True), np.float64(64.0), "64", np.int64(0)],
+        "a whole number of at least 1, or None",
+    ),
+    "refresh_every": ("refresh_every", [0, None, False], "a whole number, at least 1"),
+    "scale": ("scale", [-1.0, None, INF], "at least 0 (0: automatic) and finite"),
+    "seed": ("seed", [0.5, None, True], "a whole number"),
+    "feedback_bits": ("feedback_bits", [5, 4.0, None], "0, 4 or 8"),
+    "maximize": ("maximize", [1], "True or False"),
+}
+BETAS = {
+    (0.9, 1.0): (1, 1.0),
+    (-0.1, 0.9): (0, -0.1),
+    "90": (0, "9"),
+    ("0.9", 0.99): (0, "0.9"),
+    (0.9, NAN): (1, NAN),
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        *(
+            (option, value, f"Invalid {name}: {value}; it must be {limit}.")
+            for option, (name, values, limit) in REFUSED.items()
+            for value in values
+        ),
+        *(
+            ("betas", value, f"Invalid beta parameter at index {index}: {beta}; it must be at least 0 and below 1.")
+            for value, (index, beta) in BETAS.items()
+        ),
+    ],
+)
+def test_an_option_out_of_range_is_refused_in_one_sentence(option: str, value: object, message: str) -> None:
+    for params in ([nn.Parameter(torch.ones(4, 4))], [{"params": [nn.Parameter(torch.ones(4, 4))], option: value}]):
+        chosen = {option: value} if isinstance(params[0], nn.Parameter) else {}
+        with pytest.raises(ValueError, match=re.escape(message)):
+            TSRAdam(params, **chosen)  # type: ignore[arg-type]

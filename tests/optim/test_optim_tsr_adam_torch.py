@@ -219,9 +219,9 @@ def half_a_group() -> Iterator[None]:
 def sharded(*, flat: bool = False, **options: Any) -> nn.Module:
     """FSDP2's model, or that of its forerunner."""
     if not flat:
-        made = model()
-        fully_shard(made, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
-        return made
+        wrapped = model()
+        fully_shard(wrapped, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+        return wrapped
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return FullyShardedDataParallel(model(), device_id=torch.device("cpu"), **options)
@@ -251,14 +251,14 @@ def test_shards_of_fsdp2_are_refused() -> None:
 def test_shards_of_fsdp2_take_plain_adam_steps_where_that_is_asked_for() -> None:
     weights = []
     for make in (lambda p: TSRAdam(p, lr=0.1, rank=None), lambda p: torch.optim.Adam(p, lr=0.1)):
-        made = sharded()
-        optimizer = make(made.parameters())
+        wrapped = sharded()
+        optimizer = make(wrapped.parameters())
         for _ in range(2):
-            made(torch.ones(2, 12)).sum().backward()
+            wrapped(torch.ones(2, 12)).sum().backward()
             optimizer.step()
         optimizer.load_state_dict(optimizer.state_dict())
         optimizer.step()
-        weights.append([parameter.full_tensor().detach() for parameter in made.parameters()])
+        weights.append([parameter.full_tensor().detach() for parameter in wrapped.parameters()])
     for own, plain in zip(*weights, strict=True):
         torch.testing.assert_close(own, plain)
 
@@ -286,8 +286,8 @@ def test_shards_of_flat_parameters_are_refused(options: dict[str, bool], message
 
 @pytest.mark.usefixtures("group")
 def test_fsdp_that_keeps_matrices_whole_is_accepted() -> None:
-    made = sharded(flat=True, use_orig_params=True, sharding_strategy=ShardingStrategy.NO_SHARD)
-    optimizer = TSRAdam(made.parameters(), rank=3)
-    made(torch.ones(2, 12)).sum().backward()
+    wrapped = sharded(flat=True, use_orig_params=True, sharding_strategy=ShardingStrategy.NO_SHARD)
+    optimizer = TSRAdam(wrapped.parameters(), rank=3)
+    wrapped(torch.ones(2, 12)).sum().backward()
     optimizer.step()
     assert [tuple(state["exp_avg"].shape) for state in optimizer.state.values()] == [(3, 3), (10,), (3, 3), (8,)]

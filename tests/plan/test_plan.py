@@ -129,8 +129,8 @@ def test_own_memory_is_what_a_peer_keeps(space: str, inner: str, residual_bits: 
     kept = make_space(space, build_model(config.model, consensus.weights), manifest).state_dict()
     predicted = own_memory(config, manifest.blocks)
     low_rank = [torch.zeros(b.rows, b.cols) for b in manifest.blocks if b.is_low_rank]
-    unsent_work = [Packed.of(block, residual_bits or 4).bytes for block in low_rank]
-    packed = sum(unsent_work) if space == "core" and residual_bits else 0
+    unsent = [Packed.of(block, residual_bits or 4) for block in low_rank]
+    packed = sum(kept.codes.nbytes + kept.scales.nbytes for kept in unsent) if space == "core" and residual_bits else 0
 
     def size(tensors: Mapping[str, torch.Tensor], *heads: str) -> int:
         return sum(t.numel() * t.element_size() for name, t in tensors.items() if name.startswith(heads))

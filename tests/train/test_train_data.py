@@ -301,7 +301,7 @@ def test_a_batch_follows_from_seed_peer_step_and_micro_batch(seed: int, number: 
     assert (batch.shape, batch.dtype) == ((4, 17), torch.int64)
     assert torch.equal(draw(*given), batch)
     for changed in range(4):
-        assert not torch.equal(draw(*(value + (place == changed) for place, value in enumerate(given))), batch)
+        assert not torch.equal(draw(*(value + (position == changed) for position, value in enumerate(given))), batch)
 
 
 @given(st.integers(17, 60), st.integers(0, 10**6))
@@ -321,4 +321,4 @@ def test_every_position_of_the_text_is_drawn_about_equally_often() -> None:
 
 def test_batches_never_change_between_versions_and_machines() -> None:
     # shake_256(b"0/1/7/0"), eight bytes a window, little-endian, 63 bits, modulo 984; the text repeats after 251
-    assert stream().batch(7)[:, 0].tolist() == [place % 251 for place in (187, 849, 765, 173)]
+    assert stream().batch(7)[:, 0].tolist() == [position % 251 for position in (187, 849, 765, 173)]

@@ -14,8 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tsr_swarm.baselines.inner_optimizer import StackedOptimizer, numbers_of
-from tsr_swarm.baselines.method import ActivePeers, ExchangeBytes, LocalMethod, averaged_floats
-from tsr_swarm.baselines.settings import Settings
+from tsr_swarm.baselines.method import ActivePeers, ExchangeBytes, LocalMethod, Settings, averaged_floats
 from tsr_swarm.optim.periods import moment_periods
 
 AUTO = "auto"

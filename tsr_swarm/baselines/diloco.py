@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from tsr_swarm.baselines.inner_optimizer import StackedOptimizer
-from tsr_swarm.baselines.method import ActivePeers, ErrorFeedback, ExchangeBytes, FlatParameters, LocalMethod
-from tsr_swarm.baselines.settings import Settings
+from tsr_swarm.baselines.method import ActivePeers, ErrorFeedback, ExchangeBytes, FlatParameters, LocalMethod, Settings
 from tsr_swarm.wire.compression import compress
 from tsr_swarm.wire.packing import pack
 

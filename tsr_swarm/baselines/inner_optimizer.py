@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from tsr_swarm.baselines.method import FlatParameters, is_matrix
-from tsr_swarm.baselines.settings import Settings
+from tsr_swarm.baselines.method import FlatParameters, Settings, is_matrix
 from tsr_swarm.optim.inner_optimizer import muon_direction
 
 
@@ -27,7 +26,6 @@ class StackedAdamW:
         self._states = [[*(list(flat.views(x).values()) for x in (m, v)), list(t.unbind())] for m, v, t in rows]
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
-        """Take one step of ``peer`` on ``weights``, in place."""
         if not self._names:
             return
         first, second, counts = self._states[peer]
@@ -64,7 +62,6 @@ class StackedMuon:
         self.first = [momentum.view(peers, -1) for momentum in self._momenta.values()]
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
-        """Take one step of ``peer`` on ``weights``, in place."""
         for shape, names in self._names.items():
             stacked = torch.stack([gradient[name] for name in names])
             directions = muon_direction(stacked, self._momenta[shape][peer])
@@ -88,7 +85,6 @@ class StackedOptimizer:
         self.second = [self._adam.second]
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
-        """Take one step of ``peer`` on ``weights``, in place."""
         self._adam.step(peer, weights, gradient, lr)
         self._muon.step(peer, weights, gradient, lr)
 

@@ -31,8 +31,8 @@ from tsr_swarm.baselines.method import (
     LocalMethod,
     averaged_floats,
     is_matrix,
+    rank_of,
 )
-from tsr_swarm.baselines.settings import rank_of
 from tsr_swarm.optim.inner_optimizer import adam_direction, bias_corrections
 
 
@@ -94,7 +94,6 @@ class LoRDOInner:
         )
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
-        """Take one step of ``peer`` on ``weights``, in place."""
         self.low_rank.step(peer, weights, gradient, lr)
         self.dense.step(peer, weights, gradient, lr)
 
@@ -126,7 +125,6 @@ class LowRankAdam:
         return self._first[name][peer].view(rank, -1), self._second[name][peer].view(rank, -1)
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
-        """Take one step of ``peer`` on ``weights``, in place."""
         for name in self.bases:
             given, error = _wide(gradient[name]), self.errors[name][peer]
             with_error = error.add_(given) if self._options.error_feedback else given

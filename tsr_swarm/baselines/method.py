@@ -1,21 +1,67 @@
-"""What a method to compare with is: gradients in, consensus weights and wire bytes out.
+"""What a method to compare with is: its settings, gradients in, consensus weights and wire bytes out.
 
 All parameters of a model lie in one vector, so that an exchange is a few operations on all of them at once. Two
 skeletons: LocalMethod exchanges after some local steps, GradientMethod exchanges gradients at every step.
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from tsr_swarm.config.blocks import parse_rank
+from tsr_swarm.config.coerce import ConfigSection
 from tsr_swarm.errors import RunError
 
 FLOAT_BYTES = 4  # of a number that is sent as it is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(ConfigSection):
+    """The settings that all methods share: the inner optimizer and the period. Each method has a class of its own."""
+
+    method: ClassVar[str] = ""
+    inner: str = "adam"  # adam | muon; muon for the matrices of layers, adam for everything else
+    betas: tuple[float, float] = (0.9, 0.99)  # adam's
+    eps: float = 1e-8  # adam's
+    weight_decay: float = 0.0  # decoupled
+    k_x: int = 20  # local steps between two exchanges of weights
+
+    @classmethod
+    def full_key(cls, key: str) -> str:
+        """A key as messages write it, such as ``diloco.k_x``."""
+        return f"{cls.method}.{key}"
+
+    def check(self) -> None:
+        self.require(self.inner in ("adam", "muon"), "inner", '"adam" or "muon"')
+        self.require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers, each from 0 to below 1")
+        self.require(0 < self.eps < 1, "eps", "between 0 and 1")
+        self.require(0 <= self.weight_decay <= 1, "weight_decay", "0 to 1")
+        self.require(1 <= self.k_x <= 10**6, "k_x", "1 to 1000000")
+
+    def require_rank(self, key: str) -> None:
+        """Raise a ConfigError unless the key is a rank: a number, or a share such as "d/2"."""
+        value = getattr(self, key)
+        is_rank = value >= 1 if isinstance(value, int) else re.fullmatch(r"d(/[1-9]\d*)?", value) is not None
+        self.require(is_rank, key, 'a number of at least 1, or a share of a matrix\' shorter side such as "d/2"')
+
+    def require_every_step(self) -> None:
+        """Raise a ConfigError unless the period is 1, the only one of this method."""
+        self.require(self.k_x == 1, "k_x", "1: this method exchanges at every step")
+
+    def require_adam(self, why: str) -> None:
+        """Raise a ConfigError unless the inner optimizer is Adam."""
+        self.require(self.inner == "adam", "inner", f'"adam": {why}')
+
+
+def rank_of(rank: int | str, shape: tuple[int, ...]) -> int:
+    """Return the rank of a matrix; d of ``"d/2"`` is the matrix' shorter side."""
+    return parse_rank("rank", rank, min(shape))
 
 
 class Gradient(Protocol):
@@ -184,7 +230,6 @@ class LocalMethod(Method):
     def advance(
         self, first_step: int, rates: Sequence[float], gradient: Gradient, work: Mapping[int, int]
     ) -> ExchangeBytes:
-        """Train one period and exchange: see Method."""
         active = active_peers(work, len(self.local), rates, self.period)
         if not active.peers:
             return ExchangeBytes({}, {})
@@ -216,7 +261,6 @@ class GradientMethod(Method):
     def advance(
         self, first_step: int, rates: Sequence[float], gradient: Gradient, work: Mapping[int, int]
     ) -> ExchangeBytes:
-        """Take one step: see Method."""
         active = active_peers(work, len(self.gradients), rates, 1)
         if not active.peers:
             return ExchangeBytes({}, {})

@@ -1,9 +1,11 @@
-"""PowerSGD: rank-r means by one power iteration, warm-started, with error feedback.
+"""Data-parallel training, where the mean gradient travels whole, and PowerSGD, where means have rank r.
 
-Vogels et al., arXiv 1905.13727, Algorithms 1 and 2: P = orth(mean(M) Q), Q = mean(M)^T P, the mean is P Q^T, and a peer
-keeps M - P P^T M, that is M less what it sent itself. k_x = 1 compresses gradients, as published; k_x > 1 displacements
-of k_x local steps, which then are averaged. Departures: AdamW or Muon in place of SGD with momentum; Householder QR in
-place of Gram-Schmidt. All two-dimensional parameters for which it is shorter are compressed, everything else is dense.
+Data-parallel: Li et al., PyTorch Distributed (arXiv 2006.15704), at every step, as float32. PowerSGD: Vogels et al.,
+arXiv 1905.13727, Algorithms 1 and 2, one power iteration, warm-started, with error feedback:
+P = orth(mean(M) Q), Q = mean(M)^T P, the mean is P Q^T, and a peer keeps M - P P^T M, that is M less what it sent
+itself. k_x = 1 compresses gradients, as published; k_x > 1 displacements of k_x local steps, which then are averaged.
+Departures: AdamW or Muon in place of SGD with momentum; Householder QR in place of Gram-Schmidt. All two-dimensional
+parameters for which it is shorter are compressed, everything else is dense.
 """
 
 from collections.abc import Mapping
@@ -22,9 +24,36 @@ from tsr_swarm.baselines.method import (
     GradientMethod,
     LocalMethod,
     Method,
+    Settings,
     averaged_floats,
+    rank_of,
 )
-from tsr_swarm.baselines.settings import Settings, rank_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DDPSettings(Settings):
+    """The settings of data-parallel training: the optimizer."""
+
+    method: ClassVar[str] = "ddp"
+    k_x: int = 1
+
+    def __post_init__(self) -> None:
+        Settings.__post_init__(self)
+        self.require_every_step()
+
+
+class DDP(GradientMethod):
+    """Data-parallel AdamW or Muon."""
+
+    def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: DDPSettings) -> None:
+        super().__init__(weights, peers)
+        self._inner = StackedOptimizer(self.flat, 1, settings)
+
+    def update(self, active: ActivePeers, lr: float) -> ExchangeBytes:
+        """Step along the mean gradient: W <- W - lr AdamW(g)."""
+        mean = active.mean(self.gradients[active.rows])
+        self._inner.step(0, self.weights, self.flat.views(mean), lr)
+        return averaged_floats({"gradient": self.flat.size})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from tsr_swarm.baselines.inner_optimizer import StackedOptimizer
-from tsr_swarm.baselines.method import ActivePeers, ErrorFeedback, ExchangeBytes, FlatParameters, LocalMethod
-from tsr_swarm.baselines.settings import Settings
+from tsr_swarm.baselines.method import ActivePeers, ErrorFeedback, ExchangeBytes, FlatParameters, LocalMethod, Settings
 
 SCALE_BITS = 2 * 32  # two float32 magnitudes a chunk
 

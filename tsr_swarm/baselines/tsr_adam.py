@@ -22,10 +22,11 @@ from tsr_swarm.baselines.method import (
     ExchangeBytes,
     FlatParameters,
     GradientMethod,
+    Settings,
     averaged_floats,
     is_embedding,
+    rank_of,
 )
-from tsr_swarm.baselines.settings import Settings, rank_of
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.sketch import rotate_moments
 from tsr_swarm.optim.inner_optimizer import bias_corrections
@@ -65,7 +66,8 @@ class TSRAdamMethod(GradientMethod):
     def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: TSRAdamSettings) -> None:
         super().__init__(weights, peers)
         self._settings = settings
-        low = {name: shape for name, shape in self.flat.shapes.items() if _is_low_rank(name, shape, settings)}
+        matrices = {name: shape for name, shape in self.flat.shapes.items() if len(shape) == 2}
+        low = {name: shape for name, shape in matrices.items() if _rank(name, shape, settings) < min(shape)}
         self.cores = {name: _Core(name, shape, settings) for name, shape in low.items()}
         dense = FlatParameters({name: shape for name, shape in self.flat.shapes.items() if name not in low})
         self._dense, self._inner = dense.size, StackedAdamW(dense, 1, settings)
@@ -87,10 +89,6 @@ class TSRAdamMethod(GradientMethod):
         self._inner.step(0, self.weights, means, lr)
         self._count += 1
         return averaged_floats(numbers, 2 if numbers["sketch"] else 1)
-
-
-def _is_low_rank(name: str, shape: tuple[int, ...], settings: TSRAdamSettings) -> bool:
-    return len(shape) == 2 and _rank(name, shape, settings) < min(shape)
 
 
 def _rank(name: str, shape: tuple[int, ...], settings: TSRAdamSettings) -> int:

@@ -43,6 +43,10 @@ class Basis:
         """V (N, R) as numbers; exact in float32 and wider."""
         return self.right.to(dtype) * math.ldexp(1.0, BASIS_EXPONENT)
 
+    def factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """U and V as numbers of the dtype of ``like``, on its device."""
+        return self.left_float(like.dtype).to(like.device), self.right_float(like.dtype).to(like.device)
+
 
 def random_basis(rows: int, cols: int, rank: int | tuple[int, int], seed: int, block: int) -> Basis:
     """A basis to start from, before there is any gradient. Made once, by the coordinator, and shipped."""
@@ -114,8 +118,8 @@ def refresh_factor(sketch: Grid) -> Grid:
     energy, vectors = torch.linalg.eigh((y / scale).mT @ (y / scale))
     if energy[0] > RANK_TOLERANCE**2 * energy[-1]:
         factor = quantise_block((vectors / energy.sqrt()).flip(1) / scale, FACTOR_BITS)
-        made = apply_factor(sketch, factor)
-        if made is not None and _is_orthonormal(made):
+        basis = apply_factor(sketch, factor)
+        if basis is not None and _is_orthonormal(basis):
             return factor
     return quantise_block(torch.zeros_like(vectors), FACTOR_BITS)
 

@@ -66,9 +66,9 @@ def strongest(energies: Tensor, rank: int) -> Tensor:
 
 def flags(columns: Tensor, size: int) -> Tensor:
     """int32 (1, size): 1 at the indices ``columns``, else 0."""
-    made = torch.zeros(1, size, dtype=torch.int32, device="cpu")
-    made[0, columns.long()] = 1
-    return made
+    flagged = torch.zeros(1, size, dtype=torch.int32, device="cpu")
+    flagged[0, columns.long()] = 1
+    return flagged
 
 
 def cosines(size: int, columns: NDArray[np.int64]) -> Tensor:

@@ -56,10 +56,6 @@ class Packed:
         """All numbers times ``factor``, without rounding them again."""
         return replace(self, scales=self.scales * factor)
 
-    @property
-    def bytes(self) -> int:
-        return self.codes.numel() + 4 * self.scales.numel()
-
 
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes of ``count`` packed numbers."""

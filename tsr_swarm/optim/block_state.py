@@ -61,11 +61,6 @@ class BlockState:
                 moment.zero_()
         self.steps = 0
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint keeps, by name, without moments that the inner optimizer does not have."""
-        kept = {"displacement": self.displacement, "first": self.first, "second": self.second}
-        return {name: tensor for name, tensor in kept.items() if tensor is not None}
-
     def _running_norm(self) -> float:
         norm = _norm(self.displacement)
         return _USUAL_MEMORY * self.usual + (1 - _USUAL_MEMORY) * norm if self.usual else norm
@@ -94,15 +89,20 @@ def pack_states(blocks: Sequence[Block], states: Mapping[int, BlockState]) -> di
 
 def unpack_states(blocks: Sequence[Block], states: Mapping[int, BlockState], packed: Mapping[str, Tensor]) -> None:
     """Read ``pack_states``' dict back, in place. Raises CheckpointError, before any change, where it does not fit."""
-    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-        "steps": ((len(blocks),), torch.int64),
-        "usual": ((len(blocks),), torch.float64),
-    }
+    shapes: dict[str, tuple[int, ...]] = {}
     for index, block in enumerate(blocks):
         state = states[index]
-        like = [*_tensors(block, state).items(), *_sent_like(block, state, packed).items()]
-        expected |= {key: (tuple(tensor.shape), torch.float32) for key, tensor in like}
-    check_tensors(packed, expected)
+        shapes |= {key: tuple(tensor.shape) for key, tensor in _tensors(block, state).items()}
+        sent = {
+            Part.CORE: block.ranks,
+            Part.TANGENT_LEFT: (block.rows, block.ranks[1]),
+            Part.TANGENT_RIGHT: (block.cols, block.ranks[0]),
+            Part.DENSE: tuple(state.displacement.shape),
+        }
+        shapes |= {key: shape for part, shape in sent.items() if (key := _sent_key(block, part)) in packed}
+    expected = {key: (shape, torch.float32) for key, shape in shapes.items()}
+    counts = {"steps": ((len(blocks),), torch.int64), "usual": ((len(blocks),), torch.float64)}
+    check_tensors(packed, counts | expected)
     for index, block in enumerate(blocks):
         state = states[index]
         for key, tensor in _tensors(block, state).items():
@@ -129,21 +129,13 @@ def check_tensors(packed: Mapping[str, Tensor], expected: Mapping[str, tuple[tup
 
 
 def _tensors(block: Block, state: BlockState) -> dict[str, Tensor]:
-    return {f"{key}/{block.name}": tensor for key, tensor in state.tensors().items()}
+    """Return what a checkpoint keeps, by name, without a moment that the inner optimizer does not have."""
+    kept = {"displacement": state.displacement, "first": state.first, "second": state.second}
+    return {f"{key}/{block.name}": tensor for key, tensor in kept.items() if tensor is not None}
 
 
 def _sent_key(block: Block, part: Part) -> str:
     return f"sent/{part.value}/{block.name}"
-
-
-def _sent_like(block: Block, state: BlockState, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    shapes = {
-        Part.CORE: torch.empty(*block.ranks, device="meta"),
-        Part.TANGENT_LEFT: torch.empty(block.rows, block.ranks[1], device="meta"),
-        Part.TANGENT_RIGHT: torch.empty(block.cols, block.ranks[0], device="meta"),
-        Part.DENSE: state.displacement,
-    }
-    return {key: like for part, like in shapes.items() if (key := _sent_key(block, part)) in packed}
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -170,7 +162,7 @@ class UnsentWork:
 
     def outside(self, basis: Basis) -> Tensor:
         """Return what of E the core did not begin with: E - U S0 V^T, float32 (M, N)."""
-        return self.work.numbers() - expand(self.share, *float_factors(basis, self.share))
+        return self.work.numbers() - expand(self.share, *basis.factors(self.share))
 
     def after_average(self, basis: Basis) -> "UnsentWork | None":
         """Return what is left after a round that took the core: E without its share. None when nothing is."""
@@ -191,7 +183,7 @@ def change_basis(
     """
     since = core if unsent is None else core - unsent.share
     if since.any():
-        work = expand(since, *float_factors(old, core))
+        work = expand(since, *old.factors(core))
         packed = Packed.of(work if unsent is None else work + unsent.work.numbers(), bits)
     elif unsent is None:
         return torch.zeros_like(core), None
@@ -201,7 +193,7 @@ def change_basis(
     limit = CAP * usual * math.sqrt(rows * cols / core.numel())
     if usual and packed.norm() > limit:
         packed = packed.times(CAPPED_SHARE)
-    share = core_of(packed.numbers(), *float_factors(new, core))
+    share = core_of(packed.numbers(), *new.factors(core))
     return share.clone(), UnsentWork(packed, share)
 
 
@@ -227,13 +219,7 @@ def unpack_unsent(block: Block, bits: int, device: torch.device, saved: Mapping[
     return UnsentWork(Packed(codes, scales, (block.rows, block.cols)), share)
 
 
-def float_factors(basis: Basis, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return U (M, P) and V (N, Q), float32, on the device of ``like``."""
-    return basis.left_float().to(like.device), basis.right_float().to(like.device)
-
-
 def core_as_sketch(core: Tensor, part: Part, basis: Basis) -> Tensor:
     """Return a core (P, Q) as one side of the tangent sketch of A = U C V^T: U C = A V, or V C^T = A^T U."""
-    if part is Part.TANGENT_LEFT:
-        return basis.left_float(core.dtype) @ core
-    return basis.right_float(core.dtype) @ core.mT
+    left, right = basis.factors(core)
+    return left @ core if part is Part.TANGENT_LEFT else right @ core.mT

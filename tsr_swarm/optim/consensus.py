@@ -38,7 +38,8 @@ class Consensus:
     ) -> None:
         """Take copies of ``weights`` by name. ``lift`` is "exact", or "float32" for the control that drifts apart."""
         self.blocks = tuple(blocks)
-        self.weights = {b.name: _own(weights[b.name]) for b in self.blocks}
+        copies = {b.name: weights[b.name].detach().to("cpu", torch.float32, copy=True) for b in self.blocks}
+        self.weights = {name: weight.contiguous() for name, weight in copies.items()}
         self.bases = {i: bases[i] for i, b in enumerate(self.blocks) if b.is_low_rank}
         self.lift = lift
         self._lift, self._lift_tangent = _LIFTS[lift]
@@ -160,10 +161,6 @@ class Consensus:
 
 
 _LIFTS = {"exact": (lift, lift_tangent), "float32": (lift_float32, lift_tangent_float32)}
-
-
-def _own(weight: Tensor) -> Tensor:
-    return weight.detach().to("cpu", torch.float32, copy=True).contiguous()
 
 
 def little_endian(tensor: Tensor) -> memoryview:

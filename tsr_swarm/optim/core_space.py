@@ -35,7 +35,7 @@ from tsr_swarm.optim.core_stack import stacks
 from tsr_swarm.optim.full_space import FullBlock
 from tsr_swarm.optim.inner_optimizer import inner_optimizer
 from tsr_swarm.optim.local_space import LocalSpace
-from tsr_swarm.optim.quantise import gradient_grid, moment_grid, quantise_slot, take_moment
+from tsr_swarm.optim.quantise import GradientSketches, gradient_grid, moment_grid, quantise_slot, take_moment
 
 _MARK_BYTES = 16
 
@@ -82,7 +82,6 @@ class CoreSpace(LocalSpace):
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One step of the inner optimizer on every core, one Adam step on every dense block."""
         for stack in self._stacks:
             stack.step(lr)
         for full in self._dense.values():
@@ -90,11 +89,7 @@ class CoreSpace(LocalSpace):
 
     @torch.no_grad()
     def upload(
-        self,
-        consensus: Consensus,
-        plan: RoundPlan,
-        wire: WireConfig,
-        gradients: Mapping[int, tuple[Tensor, Tensor]],
+        self, consensus: Consensus, plan: RoundPlan, wire: WireConfig, gradients: GradientSketches
     ) -> dict[Slot, Grid]:
         """Return cores (C = -S), their moments, dense displacements, and the gradient sketches that were passed in."""
         grids: dict[Slot, Grid] = {}
@@ -143,7 +138,6 @@ class CoreSpace(LocalSpace):
 
     @torch.no_grad()
     def take_moments(self, published: Mapping[Slot, Grid]) -> None:
-        """Replace moments by their averages, also where this peer was not part of the round."""
         for slot, grid in published.items():
             if slot.part.kind is PayloadKind.MOMENT:
                 take_moment(slot, grid, self._states[slot.block], self._inner[slot.block])
@@ -208,7 +202,6 @@ class CoreSpace(LocalSpace):
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Read ``state_dict`` back. Raises CheckpointError, before any change."""
         keys = {self._mark_key(index): index for index in self._low_rank}
         saved = {key: value for key, value in state.items() if key in keys}
         check_tensors(saved, dict.fromkeys(saved, ((_MARK_BYTES,), torch.uint8)))

@@ -37,25 +37,21 @@ class CoreStack:
         self._right = torch.zeros(count, block.cols, q, device=device)
         self._core, self._first = (torch.zeros(count, p, q, device=device) for _ in range(2))
         self._second = torch.zeros_like(self._first) if self.inner.moments == 2 else None
-        # a block's state is a view of the stacks
-        self.states = {
-            index: BlockState(
-                self._core[place], self._first[place], None if self._second is None else self._second[place]
-            )
-            for place, index in enumerate(indices)
-        }
+        seconds = [None] * count if self._second is None else self._second
+        views = zip(indices, self._core, self._first, seconds, strict=True)  # a block's state is a view of the stacks
+        self.states = {index: BlockState(core, first, second) for index, core, first, second in views}
 
     def begin(self, consensus: Consensus, unsent: Mapping[int, UnsentWork]) -> None:
         """Take the bases and write W = Wbar - U C V^T, less unsent work in other bases."""
-        for place, index in enumerate(self.states):
+        for position, index in enumerate(self.states):
             basis = consensus.bases[index]
-            self._left[place].copy_(basis.left_float())
-            self._right[place].copy_(basis.right_float())
+            self._left[position].copy_(basis.left_float())
+            self._right[position].copy_(basis.right_float())
         weights = [consensus.weights[consensus.blocks[index].name] for index in self.states]
         on_device = [weight.to(p.device) for weight, p in zip(weights, self._parameters, strict=True)]
-        for place, index in enumerate(self.states):
+        for position, index in enumerate(self.states):
             if (kept := unsent.get(index)) is not None:
-                on_device[place] = on_device[place] - kept.outside(consensus.bases[index])
+                on_device[position] = on_device[position] - kept.outside(consensus.bases[index])
         self._write(on_device)
         # on the CPU these are the consensus' own tensors, which are replaced by the next ones, never written to
         self._base = [] if self._adds else on_device
@@ -75,9 +71,9 @@ class CoreStack:
 
     def _write(self, weights: Sequence[Tensor]) -> None:
         """Write Wbar - U C V^T from ``weights``, Wbar, with one copy of a block at a time."""
-        for place, (parameter, weight) in enumerate(zip(self._parameters, weights, strict=True)):
+        for position, (parameter, weight) in enumerate(zip(self._parameters, weights, strict=True)):
             written = weight.clone()
-            at = slice(place, place + 1)
+            at = slice(position, position + 1)
             subtract_lifted([written], self._core[at], self._left[at], self._right[at])
             parameter.copy_(written)
 

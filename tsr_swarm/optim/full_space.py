@@ -16,11 +16,11 @@ from tsr_swarm.config.run import OptimizerConfig, WireConfig
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid, dense_grid
 from tsr_swarm.lowrank.sketch import Captured, core_of, expand, measure_captured
-from tsr_swarm.optim.block_state import float_factors, pack_states, unpack_states, zero_state
+from tsr_swarm.optim.block_state import pack_states, unpack_states, zero_state
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.inner_optimizer import InnerOptimizer, inner_optimizer
 from tsr_swarm.optim.local_space import LocalSpace
-from tsr_swarm.optim.quantise import gradient_grid, quantise_slot
+from tsr_swarm.optim.quantise import GradientSketches, gradient_grid, quantise_slot
 
 
 class FullSpace(LocalSpace):
@@ -43,13 +43,11 @@ class FullSpace(LocalSpace):
 
     @torch.no_grad()
     def begin(self, consensus: Consensus) -> None:
-        """Write Wbar - A into every parameter."""
         for full in self._full:
             full.begin(consensus)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One step of the inner optimizer on every parameter."""
         for full in self._full:
             full.step(lr)
 
@@ -61,16 +59,12 @@ class FullSpace(LocalSpace):
         measured = {}
         for index, basis in consensus.bases.items():
             displacement = self._states[index].displacement
-            measured[index] = measure_captured(displacement, *float_factors(basis, displacement))
+            measured[index] = measure_captured(displacement, *basis.factors(displacement))
         return measured
 
     @torch.no_grad()
     def upload(
-        self,
-        consensus: Consensus,
-        plan: RoundPlan,
-        wire: WireConfig,
-        gradients: Mapping[int, tuple[Tensor, Tensor]],
+        self, consensus: Consensus, plan: RoundPlan, wire: WireConfig, gradients: GradientSketches
     ) -> dict[Slot, Grid]:
         """Return cores U^T A V, tangent sketches A V and A^T U, dense displacements, and given gradient sketches."""
         grids: dict[Slot, Grid] = {}
@@ -110,12 +104,10 @@ class FullSpace(LocalSpace):
                 state.settle(state.sent[Part.DENSE], gamma=1.0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return displacements, moments, step counts, and what was sent."""
         return pack_states(self._blocks, self._states)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Read ``state_dict`` back. Raises CheckpointError, before any change."""
         unpack_states(self._blocks, self._states, state)
 
 
@@ -123,7 +115,7 @@ def _measure(slot: Slot, displacement: Tensor, basis: Basis | None) -> Grid:
     """Return the slot's share of a displacement, on its grid. A dense block has no basis and is sent whole."""
     if basis is None:
         return dense_grid(displacement)
-    u, v = float_factors(basis, displacement)
+    u, v = basis.factors(displacement)
     if slot.part is Part.TANGENT_LEFT:
         return quantise_slot(displacement @ v, slot)
     if slot.part is Part.TANGENT_RIGHT:
@@ -135,7 +127,7 @@ def _part(sent: Mapping[Part, Tensor], basis: Basis | None) -> Tensor:
     """Return what an average takes of this peer's displacement: the lift of what it sent, in plain float32."""
     if basis is None:
         return sent[Part.DENSE]
-    u, v = float_factors(basis, next(iter(sent.values())))
+    u, v = basis.factors(next(iter(sent.values())))
     if Part.CORE in sent:
         return expand(sent[Part.CORE], u, v)
     y, z = sent[Part.TANGENT_LEFT], sent[Part.TANGENT_RIGHT]
@@ -163,15 +155,12 @@ class FullBlock:
 
     def step(self, lr: float) -> None:
         """Take one step from ``parameter.grad``; no gradient counts as zero."""
-        state = self.state
+        state, gradient = self.state, self._parameter.grad
+        gradient = torch.zeros_like(state.first) if gradient is None else gradient.float()
         state.steps += 1
-        direction = self._inner.direction(self._gradient(), state.first, state.second, [state.steps])
+        direction = self._inner.direction(gradient, state.first, state.second, [state.steps])
         state.displacement.add_(direction, alpha=lr)  # A += lr D
         self._write()
-
-    def _gradient(self) -> Tensor:
-        gradient = self._parameter.grad
-        return torch.zeros_like(self.state.first) if gradient is None else gradient.float()
 
     def _write(self) -> None:
         if self._parameter.dtype == torch.float32:

@@ -65,13 +65,11 @@ class Adam:
         self._betas, self._eps = betas, eps
 
     def direction(self, gradient: Tensor, first: Tensor, second: Tensor | None, steps: Sequence[int]) -> Tensor:
-        """Return Adam's direction, bias-corrected by each block's own step count. See InnerOptimizer."""
         assert second is not None, "a state made for Adam has two moments"
         corrections = stacked_corrections(self._betas, steps, gradient.device)
         return adam_direction(gradient, first, second, corrections, self._betas, self._eps)
 
     def corrections(self, steps: int) -> tuple[float, float]:
-        """Return 1 - beta**steps of both moments."""
         return bias_corrections(self._betas, steps)
 
     def rotate(self, state: BlockState, old: Basis, new: Basis) -> None:
@@ -89,7 +87,6 @@ class Muon:
     moments = 1
 
     def direction(self, gradient: Tensor, first: Tensor, second: Tensor | None, steps: Sequence[int]) -> Tensor:
-        """Update the momentum ``first`` by ``gradient`` (..., M, N), in place; return the direction to subtract."""
         return muon_direction(gradient, first)
 
     def corrections(self, steps: int) -> tuple[float]:

@@ -16,6 +16,7 @@ from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.optim.quantise import GradientSketches
 
 
 class LocalSpace(Protocol):
@@ -38,16 +39,12 @@ class LocalSpace(Protocol):
         return {}
 
     def upload(
-        self,
-        consensus: Consensus,
-        plan: RoundPlan,
-        wire: WireConfig,
-        gradients: Mapping[int, tuple[Tensor, Tensor]],
+        self, consensus: Consensus, plan: RoundPlan, wire: WireConfig, gradients: GradientSketches
     ) -> dict[Slot, Grid]:
         """Return what this peer sends, in slot order, and remember it until ``settle``.
 
-        ``gradients`` holds (G V, G^T U) for each block of ``plan.due.aim``, energies for those of ``choose``. Raises
-        RunError on a displacement that is not finite.
+        ``gradients`` holds (G V, G^T U) for each block of ``plan.due.aim``, energies for those of ``choose``.
+        Raises RunError on a displacement that is not finite.
         """
 
     def settle(self, consensus: Consensus, included: frozenset[int]) -> None:

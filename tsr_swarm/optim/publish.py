@@ -86,5 +86,5 @@ def _aim(sketch: Tensor, part: Part, old: Basis) -> Grid:
     is_left = part is Part.BASIS_LEFT
     in_use = old.left if is_left else old.right
     spare = old.left_float() if is_left else old.right_float()
-    made = orthonormal12(sketch, spare)
-    return unscaled_grid(in_use if made is None else made)
+    aimed = orthonormal12(sketch, spare)
+    return unscaled_grid(in_use if aimed is None else aimed)

@@ -14,10 +14,18 @@ import torch
 from torch import Tensor
 
 from tsr_swarm.config.layout import Part, Slot
-from tsr_swarm.lowrank.coarse import quantise_coarse, quantise_dead_zone
-from tsr_swarm.lowrank.grid import Grid, powers_of_two, quantise_block, quantise_rows
+from tsr_swarm.lowrank.grid import (
+    Grid,
+    powers_of_two,
+    quantise_block,
+    quantise_coarse,
+    quantise_dead_zone,
+    quantise_rows,
+)
 from tsr_swarm.optim.block_state import BlockState
 from tsr_swarm.optim.inner_optimizer import InnerOptimizer
+
+GradientSketches = Mapping[int, tuple[Tensor, Tensor]]  # both sides by block: (G V, G^T U), or energies of columns
 
 
 def quantise_slot(x: Tensor, slot: Slot) -> Grid:
@@ -44,7 +52,7 @@ def _noise_seed(x: Tensor, slot: Slot) -> int:
     return int.from_bytes(name.digest(), "little")
 
 
-def gradient_grid(slot: Slot, gradients: Mapping[int, tuple[Tensor, Tensor]]) -> Grid:
+def gradient_grid(slot: Slot, gradients: GradientSketches) -> Grid:
     """Round one side of a gradient sketch. It only aims a basis, so no residual is kept."""
     left, right = gradients[slot.block]
     return quantise_slot(left if slot.part in (Part.GRADIENT_LEFT, Part.ENERGY_LEFT) else right, slot)

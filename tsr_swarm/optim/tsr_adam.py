@@ -264,9 +264,9 @@ def _low_rank_direction(state: dict[str, Any], gradient: Tensor, group: dict[str
     gradient = bounded(gradient, torch.linalg.vector_norm(gradient, float("inf")))
     lost: Tensor | float = 0.0
     if (state["step"] - 1) % group["refresh_every"] == 0:
-        before = _momentum(state) if bits else 0.0
+        before = expand(state["exp_avg"], *_factors(state)) if bits else 0.0
         _refresh(state, gradient, betas)
-        lost = before - _momentum(state) if bits else 0.0
+        lost = before - expand(state["exp_avg"], *_factors(state)) if bits else 0.0
     factors = _factors(state)
     for key in ("codes", "scales"):
         state.pop(key, None)
@@ -282,14 +282,7 @@ def _low_rank_direction(state: dict[str, Any], gradient: Tensor, group: dict[str
 
 
 def _factors(state: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return U and V in the moments' dtype."""
-    basis = Basis(state["left"], state["right"])
-    return basis.left_float(state["exp_avg"].dtype), basis.right_float(state["exp_avg"].dtype)
-
-
-def _momentum(state: dict[str, Any]) -> Tensor:
-    """Return U m V^T, full size."""
-    return expand(state["exp_avg"], *_factors(state))
+    return Basis(state["left"], state["right"]).factors(state["exp_avg"])
 
 
 def _error_feedback(state: dict[str, Any], like: Tensor) -> Tensor | float:

@@ -23,6 +23,7 @@ from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.full_space import FullSpace
 from tsr_swarm.optim.local_space import LocalSpace
 from tsr_swarm.optim.periods import are_drawn, drawn_bases
+from tsr_swarm.optim.quantise import GradientSketches
 from tsr_swarm.train.llama import initial_weights
 
 # Tokens (B, T + 1) of a global step's micro-batch of this number: pure, so that resuming needs no generator state.
@@ -171,7 +172,7 @@ class Trainer:
         # A non-finite gradient must never enter the moments, where it would stay for ever.
         return float(loss.detach()) if bool(torch.isfinite(norm)) else None
 
-    def _gradient_sketches(self, plan: RoundPlan, should_stop: Callable[[], bool]) -> dict[int, tuple[Tensor, Tensor]]:
+    def _gradient_sketches(self, plan: RoundPlan, should_stop: Callable[[], bool]) -> GradientSketches:
         """Measure gradients for blocks that are aimed or chosen: means over clipped micro-batches at the consensus.
 
         ``(G V, G^T U)`` of aimed blocks, the energies of the gradient's columns of chosen ones. Each micro-batch is
@@ -183,7 +184,8 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(self.consensus.weights[name])
-        bases = {index: self._device_basis(index) for index in plan.due.aim}
+        like = torch.empty(0, dtype=torch.float32, device=self._device)
+        bases = {index: self.consensus.bases[index].factors(like) for index in plan.due.aim}
         sums = {index: _zeros(self.manifest.blocks[index], bases.get(index)) for index in blocks}
         count = 0
         for micro in range(1, self.manifest.config.periods.micro_batches + 1):
@@ -205,10 +207,6 @@ class Trainer:
             return tangent_of(gradient, *basis)
         left, right = column_energies(gradient)
         return left[None], right[None]
-
-    def _device_basis(self, index: int) -> tuple[Tensor, Tensor]:
-        basis = self.consensus.bases[index]
-        return basis.left_float().to(self._device), basis.right_float().to(self._device)
 
 
 def _zeros(block: Block, basis: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:

@@ -7,19 +7,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.optim.reference import AdamOptions, reference_adam_direction, reference_muon_direction
-from tests.optim.swarms import Swarm, noise
+from tests.optim.swarms import Swarm, noise, optimizer_of
 from tests.steady import steady
-from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.errors import CheckpointError
 from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.optim.block_state import zero_state
-from tsr_swarm.optim.inner_optimizer import Muon, core_update_scale, muon_direction, newton_schulz
+from tsr_swarm.optim.inner_optimizer import Muon, muon_direction, newton_schulz
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))
-
-
-def muon(space: str = "core", **more: object) -> OptimizerConfig:
-    return steady(rank=4, lr=0.01, warmup_steps=0, inner="muon", local_space=space, **more)  # type: ignore[arg-type]
 
 
 def orthogonal(size: int, generator: torch.Generator) -> Tensor:
@@ -34,10 +29,10 @@ def test_a_direction_equals_the_reference(shape: tuple[int, int, int], steps: in
     for _ in range(steps):
         gradient = torch.randn(shape, generator=generator) * scale
         fast = muon_direction(gradient, first)
-        for place in range(shape[0]):
-            expected, slow[place] = reference_muon_direction(gradient[place], slow[place])
-            torch.testing.assert_close(fast[place].double(), expected, rtol=0, atol=2e-3)
-            torch.testing.assert_close(first[place].double(), slow[place], rtol=1e-4, atol=1e-6 * scale)
+        for position in range(shape[0]):
+            expected, slow[position] = reference_muon_direction(gradient[position], slow[position])
+            torch.testing.assert_close(fast[position].double(), expected, rtol=0, atol=2e-3)
+            torch.testing.assert_close(first[position].double(), slow[position], rtol=1e-4, atol=1e-6 * scale)
 
 
 @settings(max_examples=40)
@@ -91,33 +86,36 @@ def test_zero_stays_zero_and_length_does_not_count() -> None:
 
 @pytest.mark.parametrize("space", ["core", "full"])
 def test_a_step_moves_a_weight_as_far_as_muons_whole_matrix_would(space: str) -> None:
-    run = Swarm([space], noise(4), optimizer=muon(space), shapes={"a.weight": (40, 30)})
+    run = Swarm([space], noise(4), optimizer=optimizer_of(space, inner="muon"), shapes={"a.weight": (40, 30)})
     before = run.parameters[0]["a.weight"].detach().clone()
     run.step(0.01)
     moved = float((run.parameters[0]["a.weight"].detach() - before).square().mean().sqrt())
     assert 0.8 * 0.2 * 0.01 < moved < 1.2 * 0.2 * 0.01
 
 
-def test_a_core_takes_muons_steps_and_a_dense_block_adams() -> None:
+@pytest.mark.parametrize("rank", [1, 3, 4])
+@pytest.mark.parametrize("inner", ["adam", "muon"])
+def test_a_core_takes_its_inner_optimizers_steps_and_a_dense_block_adams(inner: str, rank: int) -> None:
     own, again = noise(5), noise(5)
-    run = Swarm(["core"], own, optimizer=muon())
-    kept = {name: (torch.zeros(4, 4), torch.zeros(4, 4)) for name in ("a.weight", "b.weight", "c.weight")}
-    dense, options = [torch.zeros(1, 9)] * 3, AdamOptions(lr=0.01, betas=(0.9, 0.99))
+    run = Swarm(["core"], own, optimizer=optimizer_of(inner=inner, rank=rank))
+    options = AdamOptions(lr=0.01, betas=(0.9, 0.99))
+    kept: dict[str, list[Tensor]] = {}  # the displacement and the moments by block
     for t in range(1, 4):
         run.step(0.01)
         for index, block in enumerate(run.blocks):
-            gradient = again(0, block.name, run.parameters[0][block.name]).double()
-            if block.name == "norm":
-                direction, *moments = reference_adam_direction(gradient.reshape(1, 9), *dense[1:], t, options)
-                dense = [dense[0] + 0.01 * direction, *moments]
-                torch.testing.assert_close(run.displacement(0, "norm"), dense[0][0], rtol=0, atol=1e-5)
-                continue
-            basis, (core, momentum) = run.consensus[0].bases[index], kept[block.name]
-            projected = basis.left_float(torch.float64).mT @ gradient @ basis.right_float(torch.float64)
-            direction, momentum = reference_muon_direction(projected, momentum)
-            core = core + 0.01 * core_update_scale(block.rows, block.cols, 4, 4) * direction
-            kept[block.name] = core, momentum
-            torch.testing.assert_close(run.displacement(0, block.name), core, rtol=0, atol=1e-4)
+            gradient, scale = again(0, block.name, run.parameters[0][block.name]).double(), 1.0
+            if block.is_low_rank:
+                left, right = run.consensus[0].bases[index].factors(gradient)
+                gradient, scale = left.mT @ gradient @ right, (block.rows * block.cols) ** 0.5 / rank
+            gradient = gradient.reshape(-1, gradient.shape[-1])
+            displacement, first, second = kept.get(block.name, [torch.zeros_like(gradient)] * 3)
+            if block.is_low_rank and inner == "muon":
+                direction, first = reference_muon_direction(gradient, first)
+            else:
+                direction, first, second = reference_adam_direction(gradient, first, second, t, options)
+            kept[block.name] = [displacement + 0.01 * scale * direction, first, second]
+            found = run.displacement(0, block.name).reshape_as(gradient)
+            torch.testing.assert_close(found, kept[block.name][0], rtol=0, atol=1e-4)
 
 
 def test_in_the_full_space_embedding_head_and_vectors_take_adams_steps() -> None:
@@ -136,7 +134,7 @@ def test_in_the_full_space_embedding_head_and_vectors_take_adams_steps() -> None
 
 @pytest.mark.parametrize("space", ["core", "full"])
 def test_no_second_moment_is_kept_of_what_muon_moves(space: str) -> None:
-    run = Swarm([space], noise(7), optimizer=muon(space))
+    run = Swarm([space], noise(7), optimizer=optimizer_of(space, inner="muon"))
     run.play()
     saved = run.spaces[0].state_dict()
     assert [key for key in saved if key.startswith("second/")] == ["second/norm"]
@@ -147,7 +145,7 @@ def test_no_second_moment_is_kept_of_what_muon_moves(space: str) -> None:
 
 
 def test_a_new_basis_of_unknown_history_starts_from_nothing() -> None:
-    run, other = (Swarm(["core"], noise(9), optimizer=muon(), seed=seed) for seed in (0, 1))
+    run, other = (Swarm(["core"], noise(9), optimizer=optimizer_of(inner="muon"), seed=seed) for seed in (0, 1))
     run.train()
     run.spaces[0].rebase(other.consensus[0])
     assert not any(run.spaces[0].state_dict()[f"first/{name}.weight"].any() for name in "abc")

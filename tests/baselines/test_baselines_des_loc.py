@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.baselines.problem import Pull, SlowAdam, assert_close, make, play
+from tests.baselines.problem import Pull, SlowAdam, make, play
 from tsr_swarm.baselines.registry import default_settings
 
 NAME = "a.weight"
@@ -48,34 +48,6 @@ def test_averages_equal_the_reference(name, k_u, k_v):
     play(method, problem, len(work), work=work)
     expected = slow_local_adam(problem, options, work, k_u, k_v)
     torch.testing.assert_close(method.weights[NAME].double(), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["local-adam", "des-loc", "diloco"])
-def test_averaging_after_one_stateless_step_is_data_parallel(name):
-    # with betas 0 and an eps far above any gradient, Adam's direction is the gradient over eps: linear, no state
-    problem = Pull()
-    stateless = {"betas": (0.0, 0.0), "eps": 0.9}
-    chosen = {"outer": "average"} if name == "diloco" else {}
-    local, parallel = make(name, problem, k_x=1, **stateless, **chosen), make("ddp", problem, **stateless)
-    small = {key: target * 1e-4 for key, target in problem.target.items()}
-    gradient = lambda peer, step, weights: {key: small[key] * (1 + peer + step) for key in small}  # noqa: E731
-    for method in (local, parallel):
-        play(method, gradient, 4, lr=100.0)
-    for key, weight in local.weights.items():
-        assert not torch.equal(weight, problem.start[key])
-        moved = parallel.weights[key] - problem.start[key]
-        torch.testing.assert_close(weight - problem.start[key], moved, rtol=5e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["local-adam", "des-loc", "diloco"])
-def test_peers_that_see_the_same_are_as_one(name):
-    problem = Pull()
-    chosen = {"outer": "average"} if name == "diloco" else {}
-    many, one = make(name, problem, k_x=5, **chosen), make(name, problem, peers=1, k_x=5, **chosen)
-    same = lambda peer, step, weights: problem(0, step, weights)  # noqa: E731
-    play(many, same, 3)
-    play(one, same, 3, work=[{0: 5}] * 3)
-    assert_close(many, one, atol=1e-5)
 
 
 def test_moments_travel_when_they_are_due():
