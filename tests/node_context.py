@@ -8,19 +8,17 @@ from typing import Any, TypeVar
 
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.node.address_book import AddressBook, ClientPool
-from tsr_swarm.node.context import NodeContext, NodeInfo, policy_of
+from tsr_swarm.node.context import NodeContext, NodeInfo
 from tsr_swarm.node.events.run_log import RunLog
+from tsr_swarm.node.node import first_state
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.rounds.state import Node, NodeIdentity
-from tsr_swarm.rounds.step import begin
+from tsr_swarm.rounds.state import Node
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.events import Event, Warned
 from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.transport.server import serve
-from tsr_swarm.transport.tcp_info import KernelBytes
 
 FIRST = "f" * 32  # the coordinator
 E = TypeVar("E", bound=pt.Event)
@@ -64,9 +62,6 @@ class RecordingHost:
     def emit(self, event: Event) -> None:
         self.events.append(event)
 
-    def sample_traffic(self) -> None:
-        pass
-
     async def applied(self, *of: object) -> None:
         pass
 
@@ -89,19 +84,10 @@ def make_context(me: str, manifest: Manifest, clients: ClientPool | None = None,
         first=first,
         host=host,
         book=book,
-        clients=clients or ClientPool(book, ByteCounter(), KernelBytes([])),
+        clients=clients or ClientPool(book),
         run_log=RunLog(EventLog(lambda: 0.0), host.run_events.append),
     )
-    identity = NodeIdentity(
-        me=me,
-        incarnation=1,
-        trains=context.info.trains,
-        is_dialable=bool(context.info.address),
-        first=first,
-        sizes=manifest.shard_bytes,
-        policy=policy_of(manifest.config),
-    )
-    context.driver = RecordingDriver(begin(identity, HardState(RoundRecord(voters=(first,))), PeerState(), 0.0))
+    context.driver = RecordingDriver(first_state(context, HardState(RoundRecord(voters=(first,)))))
     return context
 
 

@@ -14,7 +14,7 @@ from tests.published_rounds import History, small_history
 from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.events.commit_reporter import CommitReporter
 from tsr_swarm.node.events.run_log import RunLog
-from tsr_swarm.node.round_cache import ReducedShard, RoundCache
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.node.weights import AppliedRound
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.round_log import RoundLog
@@ -56,11 +56,11 @@ class Rig:
     """A node that leads, whose log has two rounds."""
 
     def __init__(self, history: History, log: RoundLog) -> None:
-        self.history, self.leader, self.round_cache = history, Leader(), RoundCache()
+        self.history, self.leader = history, Leader()
         self.context = make_context(ME, history.manifest)
         self.context.run_log = self.run_log = AskingLog()
         self.leads(True)
-        self.reporter = CommitReporter(self.context, self.round_cache, ContributionStore(history.manifest, {}), log)
+        self.reporter = CommitReporter(self.context, ContributionStore(history.manifest, {}), log)
 
     def leads(self, leads: bool) -> None:
         self.context.leader = self.leader if leads else None  # type: ignore[assignment]
@@ -101,7 +101,7 @@ async def rig(history: History, tmp_path: Path) -> AsyncIterator[Rig]:
 async def test_the_round_before_is_reported_first_however_quick_the_next_one_is(rig: Rig) -> None:
     await rig.apply(1)
     await rig.begin(1)
-    rig.round_cache.add_sealed(rig.history.at(2).header, ())
+    rig.context.round_cache.add_sealed(rig.history.at(2).header, ())
     rig.reporter.commit(rig.record(2))
     later = asyncio.create_task(rig.apply(2))
     rig.run_log.answered.set()

@@ -19,8 +19,7 @@ from tsr_swarm.node.sync import donors as donors_module
 from tsr_swarm.node.sync import rounds as round_download
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.downloader import Downloader
-from tsr_swarm.node.sync.rounds import RoundDownload
-from tsr_swarm.node.sync.state import StateDownload
+from tsr_swarm.node.sync.rounds import Frames
 from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
 from tsr_swarm.storage import state_file
 from tsr_swarm.storage.round_log import RoundLog
@@ -31,7 +30,6 @@ from tsr_swarm.telemetry.events import CatchingUp, Event, Warned
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.server import serve
-from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.compression import compress, decompress
 from tsr_swarm.wire.messages import PublishedHeader, chain_hash, published_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -197,12 +195,12 @@ class Network:
 
     @asynccontextmanager
     async def rig(
-        self, nodes: Sequence[Node | None], own: Any = None, me: str = ME, folder: str = "mine"
+        self, nodes: Sequence[Node | None], own: Frames = lambda *_: None, me: str = ME, folder: str = "mine"
     ) -> AsyncIterator[Rig]:
         """``nodes``: None is one that is dead."""
         mine = self.folder / folder
         async with AsyncExitStack() as stack:
-            book, counter, events = AddressBook(me), ByteCounter(), list[Event]()
+            book, events = AddressBook(me), list[Event]()
             ids, addresses = [f"{number:032x}" for number in range(1, len(nodes) + 1)], []
             for peer_id, node in zip(ids, nodes, strict=True):
                 async with AsyncExitStack() as alive:
@@ -212,17 +210,20 @@ class Network:
                     if node is not None:
                         stack.push_async_exit(alive.pop_all())
                 book.update(peer_id, addresses[-1])
-            pool = await stack.enter_async_context(ClientPool(book, counter, KernelBytes([])))
-            sources = Donors(pool, events.append)
+            pool = await stack.enter_async_context(ClientPool(book))
             log = RoundLog(mine / "published", 1 << 24)
             log.open()
-            manifest = self.history.manifest
-            states = StateDownload(sources, manifest, mine / "states")
-            more = {} if own is None else {"own": own}
-            rounds = RoundDownload(sources, manifest, me)
-            fetcher = Downloader(first=FIRST, donors=sources, rounds=rounds, states=states, log=log, **more)
+            fetcher = Downloader(
+                donors=Donors(pool, events.append),
+                manifest=self.history.manifest,
+                me=me,
+                first=FIRST,
+                folder=mine / "states",
+                log=log,
+                own=own,
+            )
             alive_nodes = [node for node in nodes if node is not None]
-            yield Rig(fetcher, ids, alive_nodes, events, counter, log, addresses, self.history)
+            yield Rig(fetcher, ids, alive_nodes, events, pool.counter, log, addresses, self.history)
 
 
 @pytest.fixture
@@ -741,7 +742,7 @@ async def test_one_address_under_two_names_is_asked_once_and_an_invalid_one_neve
         host, port = rig.addresses[0].split(":")
         for number, address in enumerate([f"{host}:{port}", f"{host}:0{port}", "192.0.2.1:0", "[::2]:1"], 1):
             book.update(f"{number:032x}", address)
-        async with ClientPool(book, ByteCounter(), KernelBytes([])) as pool:
+        async with ClientPool(book) as pool:
             sources = Donors(pool, rig.events.append)
             clients = await sources.clients([f"{number:032x}" for number in range(6)])
             assert [client.address for client in clients] == [rig.addresses[0], "[::2]:1"]

@@ -21,7 +21,7 @@ from tsr_swarm.node.leader import ShardCollector
 from tsr_swarm.node.messenger import Messenger
 from tsr_swarm.node.poll_replies import PollReplies
 from tsr_swarm.node.roster_cache import MOST_QUESTIONS, RosterCache
-from tsr_swarm.node.round_cache import ReducedShard, RoundCache
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.node.service import StartingService
 from tsr_swarm.node.trainer_task import TrainerTask
 from tsr_swarm.node.weights import PlainWeights, WeightsThread
@@ -86,13 +86,13 @@ class Small:
 
     def __init__(self, context: NodeContext) -> None:
         self.context, self.book, self.driver = context, context.book, context.driver
-        self.round_cache, self.roster_cache = RoundCache(), RosterCache(context)
+        self.round_cache, self.roster_cache = context.round_cache, RosterCache(context)
         data_leases, weights = DataLeases(context, Coverage(), None), WeightsThread(PlainWeights(None), context.me)
-        trainer_task = TrainerTask(context, self.round_cache, weights, SmallWorkspace(), data_leases, None)  # type: ignore[arg-type]
-        leader_client = LeaderClient(context, self.round_cache, data_leases, trainer_task)
-        self.replies = PollReplies(context, self.round_cache, data_leases)
-        collector = ShardCollector(context, self.round_cache)
-        self.messenger = Messenger(context, self.round_cache, self.roster_cache, collector, leader_client, self.replies)
+        trainer_task = TrainerTask(context, weights, SmallWorkspace(), data_leases, None)  # type: ignore[arg-type]
+        leader_client = LeaderClient(context, data_leases, trainer_task)
+        self.replies = PollReplies(context, data_leases)
+        collector = ShardCollector(context)
+        self.messenger = Messenger(context, self.roster_cache, collector, leader_client, self.replies)
         self.send = self.messenger.send
         self.leader = SmallLeader()
         self.refusal: RefusedError | None = None

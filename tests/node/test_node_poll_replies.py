@@ -16,7 +16,6 @@ from tsr_swarm.node.calls import KnownContacts
 from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.message_codec import news_from_proto
 from tsr_swarm.node.poll_replies import PollReplies
-from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.protocol import OpenRound, Redirect, ReducerSlot, RoundUpdate
@@ -40,9 +39,8 @@ class Rig:
 
     def __init__(self, addresses: dict[str, str] | None = None, address: str = "") -> None:
         self.context = make_context(ME, MANIFEST, address=address)
-        round_cache = RoundCache()
-        round_cache.add_plan(PLAN)
-        self.replies = PollReplies(self.context, round_cache, DataLeases(self.context, Coverage(), None))
+        self.context.round_cache.add_plan(PLAN)
+        self.replies = PollReplies(self.context, DataLeases(self.context, Coverage(), None))
         self.addresses: dict[str, str] = {}
         for node, address in (addresses or {}).items():
             self.move(node, address)

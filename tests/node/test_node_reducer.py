@@ -15,7 +15,6 @@ from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.reducer import Reducer
 from tsr_swarm.node.roster_cache import RosterCache
-from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.protocol import Verdict
@@ -58,7 +57,7 @@ async def rig() -> AsyncIterator[Rig]:
         context.leader = leader = Leader()  # type: ignore[assignment]
         store, weights = ContributionStore(MANIFEST, {}), WeightsThread(PlainWeights(None), context.me)
         store.open_round(PLAN)
-        yield Rig(context, leader, store, Reducer(context, RoundCache(), RosterCache(context), weights, store, None))
+        yield Rig(context, leader, store, Reducer(context, RosterCache(context), weights, store, None))
 
 
 async def test_the_gate_is_passed_once_for_each_payload(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

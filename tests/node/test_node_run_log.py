@@ -20,7 +20,6 @@ from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.server import serve
-from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.messages import lines_from_proto, lines_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -56,7 +55,7 @@ async def clients_to(others: Sequence[Other]) -> AsyncIterator[tuple[ClientPool,
         for peer_id, other in zip(ids, others, strict=True):
             server = serve(other, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1)  # type: ignore[arg-type]
             book.update(peer_id, f"127.0.0.1:{await stack.enter_async_context(server)}")
-        yield await stack.enter_async_context(ClientPool(book, ByteCounter(), KernelBytes([]))), ids
+        yield await stack.enter_async_context(ClientPool(book)), ids
 
 
 def run_log_of(*events: ev.Event) -> RunLog:

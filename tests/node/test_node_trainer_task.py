@@ -11,7 +11,6 @@ from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node import trainer_task as module
 from tsr_swarm.node.data_leases import DataLeases
-from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.node.trainer_task import TrainerTask
 from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.optim.periods import plan_round
@@ -74,7 +73,7 @@ async def trainer_task(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Trainer
     async with open_context(ME, MANIFEST) as context:
         context.driver = LookingDriver(context.driver.node)
         weights, leases = WeightsThread(PlainWeights(None), ME), DataLeases(context, Coverage(), None)
-        made = TrainerTask(context, RoundCache(), weights, None, leases, HangingReducer())  # type: ignore[arg-type]
+        made = TrainerTask(context, weights, None, leases, HangingReducer())  # type: ignore[arg-type]
         made.work = RoundWork(plan_round(MANIFEST.config, MANIFEST.blocks, 1, ""), 1, 1, 0.0, {}, {})
         context.driver.trainer_task = made
         yield made

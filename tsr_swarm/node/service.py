@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from tsr_swarm import __version__
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
@@ -12,7 +12,6 @@ from tsr_swarm.node import message_codec
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.leader import Leader
-from tsr_swarm.node.node import SwarmNode
 from tsr_swarm.node.round_cache import Headers
 from tsr_swarm.node.weights import WeightsThread
 from tsr_swarm.rounds.catch_up import header_givers
@@ -24,6 +23,9 @@ from tsr_swarm.wire import checks
 from tsr_swarm.wire.gate import CheckedContribution
 from tsr_swarm.wire.messages import lines_to_proto, rules_to_proto, sections_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+if TYPE_CHECKING:
+    from tsr_swarm.node.node import SwarmNode
 
 HEADER_SECONDS = 2.0  # who asks for a header has others to ask
 MAX_CONTACTS = 16
@@ -173,8 +175,8 @@ class DonorService:
 class NodeService(DonorService):
     """All answers of a node. Implements transport.base.SwarmHandler, which says what each is."""
 
-    def __init__(self, node: SwarmNode, store: StateStore, headers: Headers, initial_peers: InitialPeers) -> None:
-        super().__init__(node.context, store, node.contributions, headers, node.weights)
+    def __init__(self, node: "SwarmNode", store: StateStore, initial_peers: InitialPeers) -> None:
+        super().__init__(node.context, store, node.contributions, node.headers, node.weights)
         self._node, self._initial_peers = node, initial_peers
 
     # --- meeting ------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from tsr_swarm.exchange.contribution import pack
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.reducer import Reducer
-from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.node.weights import WeightsThread
 from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.rounds import peer as pr
@@ -26,7 +25,6 @@ class TrainerTask:
     """Trains for a round and sends what came of it. ``workspace``: None for a node that does not train."""
 
     context: NodeContext
-    round_cache: RoundCache
     weights: WeightsThread
     workspace: Workspace | None
     data_leases: DataLeases

@@ -35,7 +35,7 @@ LINGER_SECONDS = 1.0  # after the last event: others keep it too, and one call m
 
 
 class RunLog:
-    """The log of the run at one node. ``see`` is called once with every event, whichever node it is of, but see ``ask``.
+    """The log of the run at one node. ``see`` is called once with every event, whatever node it is of, but see ``ask``.
 
     Events of other leaders come here only while somebody reads them here: monitors, voters, or this process's people.
     Nothing comes after run_finished.
