@@ -8,7 +8,7 @@ import pytest
 
 from tests.swarm_rig import LISTEN, Kind, Member, Swarm, kill_coordinator, stop_all, tiny_config
 from tsr_swarm.node import coordinator, peer
-from tsr_swarm.node.events import log_relay
+from tsr_swarm.node.events import run_log
 from tsr_swarm.rounds import follower, leader, raft
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.recording import read_recording
@@ -22,7 +22,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (raft, "BEAT_SECONDS"),
         (follower, "RETRY_SECONDS"),
         (leader, "SETTLE_SECONDS"),
-        (log_relay, "PACE_SECONDS"),
+        (run_log, "PACE_SECONDS"),
         (coordinator, "LINGER_SECONDS"),
         (peer, "LINGER_SECONDS"),
     ):

@@ -90,8 +90,6 @@ class NodeContext:
     def __post_init__(self) -> None:
         self.name = self.info.name
 
-    # --- what the decisions know ------------------------------------------------------------------------------------
-
     @property
     def me(self) -> str:
         return self.info.peer_id
@@ -160,8 +158,6 @@ class NodeContext:
             policy = policy_of(config)
             self.driver.change(lambda node: replace(node, identity=replace(node.identity, policy=policy)))
 
-    # --- for people -------------------------------------------------------------------------------------------------
-
     def emit(self, event: Event) -> None:
         self.host.emit(event)
 
@@ -170,8 +166,6 @@ class NodeContext:
         event = events.Warned(message=message)
         (self.host.emit if self.leader is None else self.run_log.emit)(event)
 
-    # --- the end ----------------------------------------------------------------------------------------------------
-
     def quit(self, reason: str) -> None:
         self.reason = reason
         self.done.set()
@@ -179,8 +173,6 @@ class NodeContext:
     def fail(self, error: Exception) -> None:
         self.failure = self.failure or error
         self.done.set()
-
-    # --- callers ----------------------------------------------------------------------------------------------------
 
     def require_run(self, digest: bytes) -> None:
         """Refuse a caller that was set up for another manifest. Raises RefusedError that says what to do about it."""

@@ -224,8 +224,6 @@ class CoordinatorProcess:
         announce = announced_address(self._options.announce, 0).host if self._options.announce else ""
         return list(multiaddrs_for(caller.address, self._announcer.multiaddrs, announce))
 
-    # --- context.Host -----------------------------------------------------------------------------------------------
-
     def emit(self, event: Event) -> None:
         self._run_log.emit(event)
 

@@ -33,8 +33,6 @@ class Follower:
     _has_warned_of_the_disk: bool = False
     _storing: set[str] = field(default_factory=set)  # chain hashes of proposals
 
-    # --- proposals ----------------------------------------------------------------------------------------------
-
     async def store(self, order: pt.Store) -> None:
         """Have a proposal's bytes on disk; the leader asks again every second, which changes nothing."""
         if order.record.chain in self._storing:
@@ -50,8 +48,6 @@ class Follower:
         finally:
             self._storing.discard(order.record.chain)
         self.context.put(pt.Stored(order.record))
-
-    # --- rounds -------------------------------------------------------------------------------------------------
 
     async def fetch_round(self, order: pt.FetchRound) -> None:
         context, started = self.context, time.monotonic()
@@ -90,8 +86,6 @@ class Follower:
             await store.keep_state(applied.consensus, message.plan.round, message.chain)
         except RunError as error:
             self._warn_of_the_disk(error)
-
-    # --- states -------------------------------------------------------------------------------------------------
 
     async def fetch_state(self, order: pt.FetchState) -> None:
         """Download a recent state, going on after a break where it stopped."""

@@ -44,8 +44,6 @@ class Leader:
         self._voters: tuple[str, ...] = ()
         self._since = 0  # the round that made them voters, or that stood when this leader began
 
-    # --- who takes part -----------------------------------------------------------------------------------------
-
     def admit(self, request: pb.JoinRequest, caller: Caller | None = None) -> pb.JoinReply:
         """Admit a node of this very run; ``caller`` None: this node itself. Raises RefusedError or PeerError."""
         checks.check(request)
@@ -103,8 +101,6 @@ class Leader:
         contacts = role.contacts if role is not None else {}
         return {peer: number for peer, number in self.numbers.items() if peer in contacts}
 
-    # --- rounds -------------------------------------------------------------------------------------------------
-
     def open(self, order: pt.Open) -> RoundPlan:
         """Say what the round is: as an earlier leader did, if it opened this very round already."""
         context, role = self._context, self._context.state.leader_role
@@ -137,8 +133,6 @@ class Leader:
         is_its = role.gather.reducers[done.shard] == reducer
         are_members = all(self.has_trained(peer) for peer in done.result.included)
         return role.plan.parent if is_asked and is_its and are_members else None
-
-    # --- for people -----------------------------------------------------------------------------------------------
 
     def on_step(self, before: Node, after: Node) -> None:
         """Tell people whether others can take over, and whose contributions have arrived."""

@@ -36,8 +36,6 @@ class Messenger:
     leader_client: LeaderClient
     poll_replies: PollReplies
 
-    # --- out ----------------------------------------------------------------------------------------------------
-
     def send(self, to: str, message: pt.Message) -> None:
         """Have ``message`` delivered, or its loss told. Returns at once."""
         match message:
@@ -81,8 +79,6 @@ class Messenger:
                 raise AssertionError("not told one way")
             case _:
                 return message_codec.tell_to_proto(message)
-
-    # --- in -----------------------------------------------------------------------------------------------------
 
     async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
         context, sender = self.context, request.sender

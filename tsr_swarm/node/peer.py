@@ -121,8 +121,6 @@ class PeerProcess:
         self._saved_at = -math.inf
         self.rounds_included = 0
 
-    # --- life -----------------------------------------------------------------------------------------------------
-
     async def prepare(self, stack: AsyncExitStack) -> bool:
         """Do all that can fail before the first call that makes this peer known. What is opened belongs to ``stack``.
 
@@ -281,8 +279,6 @@ class PeerProcess:
         """Show all of the run while this peer leads it; else only who does, and that nobody does."""
         if self._context.leader is not None or isinstance(event, events.LeaderChanged | events.LeaderLost):
             self._emit(event)
-
-    # --- context.Host ---------------------------------------------------------------------------------------------
 
     def emit(self, event: Event) -> None:
         self._emit(event)

@@ -49,8 +49,6 @@ class PollReplies:
         self._held: dict[str, tuple[int, asyncio.Future[Answer]]] = {}  # by peer: number of the poll
         self._has_hung_up = False
 
-    # --- held polls -----------------------------------------------------------------------------------------------
-
     async def poll(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
         """Answer when there is news for this peer, or when a leader says so. Doubles as its heartbeat."""
         context = self._context
@@ -104,8 +102,6 @@ class PollReplies:
     def forget(self, peer_id: str) -> None:
         """This caller has gone."""
         self._told.pop(peer_id, None)
-
-    # --- replies --------------------------------------------------------------------------------------------------
 
     def reply(self, request: pb.PollRequest, message: Answer, caller: Caller) -> pb.PollReply:
         """The reply to a poll that was checked, but for its lease and the coverage."""

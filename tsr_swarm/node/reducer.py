@@ -38,8 +38,6 @@ class Reducer:
     log: RoundLog | None  # None for a node that nobody can dial, which never leads
     _offers: dict[Key, tuple[HeldContribution, asyncio.Future[Verdict]]] = field(default_factory=dict)
 
-    # --- contributions ------------------------------------------------------------------------------------------
-
     def expect(self, envelope: pb.Envelope) -> CheckedContribution:
         """Check an upload's envelope before any of its bytes are taken."""
         return self._check(open_envelope(envelope))
@@ -112,8 +110,6 @@ class Reducer:
         if self.context.leader is not None:
             self.context.leader.round_reporter.refused(header, error)
 
-    # --- averages -----------------------------------------------------------------------------------------------
-
     def average(self, average: pt.Average) -> None:
         """Average shards beside everything else, one after the other."""
         leader = self.context.leader
@@ -139,8 +135,6 @@ class Reducer:
             if not reduced.result.void:
                 self.context.round_cache.add_reduced_shard(average.round, shard, reduced, done.frames)
             self.context.put(pt.Averaged(average.term, average.round, shard, reduced.decided))
-
-    # --- rounds -------------------------------------------------------------------------------------------------
 
     def seal(self, order: pt.Seal) -> None:
         """Put a round together of its reduced shards, on disk: whoever restarts can apply what was accepted."""

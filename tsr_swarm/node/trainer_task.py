@@ -41,8 +41,6 @@ class TrainerTask:
         self.context.number = number
         self.context.background.start(self.weights.run(self.workspace.take_number, number))
 
-    # --- local steps --------------------------------------------------------------------------------------------
-
     async def train(self, plan: RoundPlan) -> None:
         missing: list[ConfigError] = []
 
@@ -80,8 +78,6 @@ class TrainerTask:
         work = self.work
         if self.context.me in header.contributors and work is not None and work.plan.round == header.plan.round:
             self.data_leases.count(work.tokens)
-
-    # --- uploads ------------------------------------------------------------------------------------------------
 
     def upload(self, order: pt.Upload) -> None:
         """Send one shard, unless its round closes first. What is not counted stays here, in the residual."""

@@ -111,8 +111,6 @@ class Downloader:
         self._is_catching_up = True  # the rounds since are replayed, whatever they cost
         return assembly, donor_count, record
 
-    # --- the newest round -----------------------------------------------------------------------------------------
-
     async def _newest(self, newest: RoundRecord, sources: Sequence[str], donors: Sequence[str]) -> Fetched:
         turn = int(self.me, 16) % len(donors) if donors else 0  # every node begins with another donor
         donors, header_donors = [*donors[turn:], *donors[:turn]], header_givers(self.me, newest.chain, sources)
@@ -145,8 +143,6 @@ class Downloader:
         shard_donors = ShardDonors(reducers, donors, is_awaited)
         published = await self.rounds.by_shards(announced, shard_donors, self.own)
         return announced.message, published.data, published
-
-    # --- several ----------------------------------------------------------------------------------------------------
 
     async def _one_of_many(self, round: int, newest: RoundRecord, clients: list[SwarmClient]) -> Fetched | None:
         if round not in self._missed:
@@ -188,8 +184,6 @@ class Downloader:
         except (UnreachableError, RefusedError, PeerError):
             return None
         return reply
-
-    # --- what is here -----------------------------------------------------------------------------------------------
 
     async def _record(self, description: pb.StateDescription, clients: list[SwarmClient]) -> RoundRecord:
         """Fetch the record of a state's round: its header says who votes after it."""
