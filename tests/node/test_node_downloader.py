@@ -11,15 +11,20 @@ from typing import Any
 
 import pytest
 
+from tests.node_context import make_context, serving
 from tests.published_rounds import FIRST, History, small_history
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.node.address_book import AddressBook, ClientPool
+from tsr_swarm.node.contribution_store import ContributionStore
+from tsr_swarm.node.round_cache import Headers
+from tsr_swarm.node.service import DonorService
 from tsr_swarm.node.sync import donors as donors_module
 from tsr_swarm.node.sync import rounds as round_download
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.sync.rounds import Frames
+from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
 from tsr_swarm.storage import state_file
 from tsr_swarm.storage.round_log import RoundLog
@@ -29,7 +34,6 @@ from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.telemetry.events import CatchingUp, Event, Warned
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.compression import compress, decompress
 from tsr_swarm.wire.messages import PublishedHeader, chain_hash, published_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -48,21 +52,24 @@ class Node:
 
     def __init__(self, folder: Path, history: History, rounds: Sequence[int], proposals: Sequence[int]) -> None:
         self.history, self.asked = history, list[Any]()
-        log = RoundLog(folder / "published", 1 << 24)
-        log.open()
-        self.donor = StateStore(history.manifest, folder / "states", log)
-        self.donor.open()
+        self.log = RoundLog(folder / "published", 1 << 24)
+        self.log.open()
+        self.store = StateStore(history.manifest, folder / "states", self.log)
+        self.store.open()
+        context, contributions = make_context(FIRST, history.manifest), ContributionStore(history.manifest, {})
+        weights = WeightsThread(PlainWeights(None), FIRST)
+        self.service = DonorService(context, self.store, contributions, Headers(), weights)
         self.twist: Callable[[Any], Any] = lambda answer: answer
         self.state_round = max(rounds, default=0)
         for round in rounds:
             self.commit(round)
         for round in proposals:
-            log.store(history.message(round), history.at(round).data)
+            self.log.store(history.message(round), history.at(round).data)
 
     def commit(self, round: int) -> None:
         """Have this round, which stands."""
-        self.donor.round_log.store(self.history.message(round), self.history.at(round).data)
-        self.donor.round_log.commit(round, self.history.at(round).header.chain)
+        self.log.store(self.history.message(round), self.history.at(round).data)
+        self.log.commit(round, self.history.at(round).header.chain)
 
     def names(self) -> list[str]:
         return [type(request).__name__.removesuffix("Request") for request in self.asked]
@@ -77,45 +84,29 @@ class Node:
         """Say this whenever a node asks how to catch up."""
         self.twist = lambda answer: pb.CatchUpReply(**reply) if isinstance(answer, pb.CatchUpReply) else answer
 
-    async def describe_state(self, request: pb.DescribeStateRequest, caller: Caller) -> pb.StateDescription:
-        self.asked.append(request)
-        description = self.donor.describe(request.round)
-        if description is None:
-            raise RefusedError("No state is kept here yet.")
-        return self.twist(description)
+    def __getattr__(self, name: str) -> Any:
+        """Answer a call as the service does, but for the twist."""
 
-    async def fetch_state(self, request: pb.FetchStateRequest, caller: Caller) -> Iterator[pb.StateChunk]:
-        self.asked.append(request)
-        return (self.twist(chunk) for chunk in self.donor.chunks(request))
+        async def answer(request: Any, caller: Caller) -> Any:
+            self.asked.append(request)
+            reply = await getattr(self.service, name)(request, caller)
+            if isinstance(reply, Iterator):
+                return (self.twist(chunk) for chunk in reply)
+            reply = self.twist(reply)
+            return await reply if asyncio.iscoroutine(reply) else reply
 
-    async def fetch_published(
-        self, request: pb.FetchPublishedRequest, caller: Caller
-    ) -> tuple[pb.PublishedHeader, bytes]:
-        self.asked.append(request)
-        return await self.twisted(self.donor.round_log.get(request.round, request.chain), f"Round {request.round}")
-
-    async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[Any], bytes]:
-        self.asked.append(request)
-        kept = self.donor.round_log.shard(request.round, request.shard, list(request.hashes))
-        return await self.twisted(kept, f"Shard {request.shard} of round {request.round}")
+        return answer
 
     async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
         self.asked.append(request)
-        log = self.donor.round_log
         return self.twist(
             pb.CatchUpReply(
-                round_bytes=log.bytes_since(request.applied),
+                round_bytes=self.log.bytes_since(request.applied),
                 state_round=self.state_round,
                 state_bytes=10**9,  # as in a run of some size
-                rest_bytes=log.bytes_since(self.state_round),
+                rest_bytes=self.log.bytes_since(self.state_round),
             )
         )
-
-    async def twisted(self, answer: Any, what: str) -> Any:
-        if answer is None:
-            raise RefusedError(f"{what} is not kept here.")
-        answer = self.twist(answer)
-        return await answer if asyncio.iscoroutine(answer) else answer
 
 
 @dataclass
@@ -124,7 +115,6 @@ class Rig:
 
     fetcher: Downloader
     ids: list[str]
-    nodes: list[Node]
     events: list[Event]
     counter: ByteCounter
     log: RoundLog
@@ -190,7 +180,7 @@ class Network:
         nodes = self.nodes(count, range(1, round + 1))
         for node in nodes:
             chain = bytes.fromhex(self.history.record(round).chain)
-            await node.donor.keep_state(self.history.states[round], round, chain)
+            await node.store.keep_state(self.history.states[round], round, chain)
         return nodes
 
     @asynccontextmanager
@@ -204,9 +194,7 @@ class Network:
             ids, addresses = [f"{number:032x}" for number in range(1, len(nodes) + 1)], []
             for peer_id, node in zip(ids, nodes, strict=True):
                 async with AsyncExitStack() as alive:
-                    handler: Any = node or self.node("dead")
-                    server = serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1)
-                    addresses.append(f"127.0.0.1:{await alive.enter_async_context(server)}")
+                    addresses.append(await alive.enter_async_context(serving(node)))
                     if node is not None:
                         stack.push_async_exit(alive.pop_all())
                 book.update(peer_id, addresses[-1])
@@ -222,8 +210,7 @@ class Network:
                 log=log,
                 own=own,
             )
-            alive_nodes = [node for node in nodes if node is not None]
-            yield Rig(fetcher, ids, alive_nodes, events, pool.counter, log, addresses, self.history)
+            yield Rig(fetcher, ids, events, pool.counter, log, addresses, self.history)
 
 
 @pytest.fixture
@@ -234,7 +221,7 @@ def net(tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch) -> Ne
 
 def flipped(answer: tuple[Any, bytes]) -> tuple[Any, bytes]:
     """As many bytes, of which one is wrong."""
-    return answer[0], bytes([*answer[1][:-1], answer[1][-1] ^ 1])
+    return answer[0], answer[1][:-1] + bytes(byte ^ 1 for byte in answer[1][-1:])
 
 
 async def never(answer: Any) -> Any:
@@ -306,7 +293,7 @@ async def test_a_donor_that_sends_wrong_bytes_is_warned_of_once_and_asked_last_f
     net: Network, me: str
 ) -> None:
     bad, good = net.nodes(2, [1, 2, 3])
-    bad.twist = lambda answer: flipped(answer) if isinstance(answer[0], tuple) else answer
+    bad.twist = lambda answer: flipped(answer) if not isinstance(answer[0], pb.PublishedHeader) else answer
     order = [bad, good] if int(me, 16) % 2 == 0 else [good, bad]  # it is this node's first choice
     async with net.rig(order, me=me) as rig:
         for round in (1, 2, 3):
@@ -574,14 +561,14 @@ async def test_missed_rounds_come_from_the_donors_that_have_them(net: Network, h
 
 async def test_a_replay_that_broke_off_continues_without_another_choice(net: Network, history: History) -> None:
     (node,) = net.nodes(1, range(1, 7))
-    node.donor.round_log.forget(3)
+    node.log.forget(3)
     node.state_round = 0
     async with net.rig([node]) as rig:
         node.reply_to_catch_up(round_bytes=1)  # it does not know of the damage yet, and has no state
         for _ in range(2):
             with pytest.raises(UnreachableError, match="Round 3 is not kept"):
                 await rig.replay(2, 6)
-        node.donor.round_log.store(history.message(3), history.at(3).data)
+        node.log.store(history.message(3), history.at(3).data)
         assert await rig.replay(2, 6) is None
         assert len(rig.choices()) == 1
 
@@ -600,7 +587,7 @@ async def test_a_state_is_fetched_if_it_is_fewer_bytes_or_the_rounds_are_gone(ne
     cheap.commit(2)
     cheap.reply_to_catch_up(round_bytes=10**6, state_round=6, state_bytes=1)
     for node in (cheap, forgetful):
-        async with net.rig([node], folder=node.donor.folder.parent.name) as rig:
+        async with net.rig([node], folder=node.store.folder.parent.name) as rig:
             assert await rig.replay(2, 6) == 2
             (choice,) = rig.choices()
             assert choice.takes_state
@@ -618,7 +605,7 @@ async def test_a_donor_that_is_behind_too_does_not_decide_between_rounds_and_sta
 async def test_rounds_that_are_dropped_while_they_are_fetched_mean_a_state(net: Network) -> None:
     node = net.node("node", range(1, 7))
     async with net.rig([node]) as rig:
-        node.donor.round_log.forget(3)
+        node.log.forget(3)
         node.reply_to_catch_up(round_bytes=100, state_round=6, state_bytes=10**9)
         assert await rig.replay(2, 6) == 2
 
@@ -694,7 +681,7 @@ async def test_chunks_that_a_bad_donor_does_not_send_come_from_the_others(
 
 async def test_a_state_s_download_that_broke_off_continues_where_it_was(net: Network) -> None:
     nodes = await net.state_donors(3)
-    description, taken = nodes[0].donor.describe(), set[int]()
+    description, taken = nodes[0].store.describe(), set[int]()
     async with net.rig(nodes) as rig:
         with pytest.raises(UnreachableError, match="stopped after"):
             await rig.fetcher.state(rig.ids, lambda: len(nodes[1].asked) + len(nodes[2].asked) > 2)
@@ -716,7 +703,7 @@ async def test_a_state_s_download_that_broke_off_continues_where_it_was(net: Net
 async def test_a_state_whose_voters_are_unknown_is_not_downloaded(net: Network) -> None:
     nodes = await net.state_donors(2)
     for node in nodes:
-        node.donor.round_log.forget(5)
+        node.log.forget(5)
     async with net.rig(nodes) as rig:
         with pytest.raises(UnreachableError, match="Another state will be fetched"):
             await rig.fetcher.state(rig.ids, lambda: False)
