@@ -168,8 +168,6 @@ class Swarm:
         self._told.set()
         self._told = asyncio.Event()
 
-    # --- what tests look at ---------------------------------------------------------------------------------------
-
     def of(self, kind: type[Kind]) -> list[Kind]:
         return [event for event in self.events if isinstance(event, kind)]
 

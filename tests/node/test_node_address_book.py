@@ -82,9 +82,6 @@ def test_a_full_book_forgets_the_address_that_was_updated_longest_ago() -> None:
     assert book.address(f"{0:032x}") == ""
 
 
-# --- on disk ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_restart_finds_the_addresses_that_were_kept(tmp_path: Path) -> None:
     before = AddressBook(ME, tmp_path / "contacts.json")
     for number in range(2 * MOST_KEPT):
@@ -148,9 +145,6 @@ def test_a_disk_that_cannot_be_written_changes_nothing_in_memory(tmp_path: Path)
     book.update("a" * 32, "192.0.2.1:1")
     book.keep(["a" * 32])
     assert book.address("a" * 32)
-
-
-# --- clients ----------------------------------------------------------------------------------------------------------
 
 
 class Listed:

@@ -159,9 +159,6 @@ class Network:
         return {block: kept for store in self.stores for block, kept in store.outer.items()}
 
 
-# --- a shard's bytes --------------------------------------------------------------------------------------------------
-
-
 @settings(max_examples=25)
 @given(
     order=st.permutations([(peer, shard) for peer in PEERS for shard in range(SHARDS)]),
@@ -262,9 +259,6 @@ def test_a_step_that_is_not_finite_makes_its_shard_void_and_keeps_its_momentum()
     assert packed(store.outer) == before
 
 
-# --- what is kept between rounds --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("reducers", [[0, 0, 0], [0, 1, 0], [2, 1, 0]])
 def test_momentum_of_reducers_that_keep_their_shards_is_that_of_one_reduction(reducers: list[int]) -> None:
     network, consensus, chain = Network(3), fresh_consensus(MANIFEST), ""
@@ -353,9 +347,6 @@ def test_a_downloaded_state_drops_all_momentum() -> None:
     assert store.job(9, 0, frozenset(PEERS), NUMBERS).outer == {}
 
 
-# --- announcements ----------------------------------------------------------------------------------------------------
-
-
 def with_average_and_contribution() -> tuple[ContributionStore, RoundPlan, ShardAverage]:
     """A store with an average of shard 0 and a contribution to shard 1, both of round 1."""
     store, plan = opened()
@@ -404,9 +395,6 @@ def test_an_older_announcement_changes_nothing() -> None:
 
     store.restore("ab" * 32)
     assert average(store, newer, 0, PEERS[:1], start()).reduced.result.included == PEERS[:1]
-
-
-# --- what is refused, and what is forgotten ---------------------------------------------------------------------------
 
 
 def contribution(plan: RoundPlan, shard: int = 0, **changes: object) -> ContributionHeader:

@@ -162,9 +162,6 @@ async def test_without_donors_a_late_joiner_gets_all_from_the_coordinator(tmp_pa
     assert not swarm.peers[4].of(ev.CatchingUp)
 
 
-# --- one donor by itself --------------------------------------------------------------------------------------------
-
-
 async def test_a_peer_refuses_calls_that_only_the_leader_answers_and_names_the_leader(tmp_path: Path) -> None:
     """peer-1 can be dialled, and the coordinator leads."""
     asked: list[asyncio.Task[None]] = []
@@ -214,8 +211,6 @@ async def test_a_peer_listens_to_the_world_only_with_consent_and_says_where(tmp_
         with pytest.raises(ConfigError, match=says):
             await swarm.start_peer(1, at="127.0.0.1:9", listen="0.0.0.0:1", **said).task
 
-
-# --- which donor is asked for a shard -------------------------------------------------------------------------------
 
 CLIENTS = [SwarmClient(f"127.0.0.1:{port}", ByteCounter()) for port in range(1, 6)]
 clients = st.sampled_from(CLIENTS)

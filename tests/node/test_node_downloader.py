@@ -245,9 +245,6 @@ def forged(history: History, **changes: Any) -> Callable[[tuple[pb.PublishedHead
     return forge
 
 
-# --- the newest round -----------------------------------------------------------------------------------------------
-
-
 async def test_each_shard_comes_from_its_reducer_and_every_byte_once(net: Network, history: History) -> None:
     nodes = net.nodes(3, [1])
     async with net.rig(nodes) as rig:
@@ -428,9 +425,6 @@ async def test_a_committed_round_can_be_fetched_from_a_voter_that_has_it_as_a_pr
         assert await rig.newest(2, sources=[rig.ids[0]] * 3) is not None
 
 
-# --- proposals ------------------------------------------------------------------------------------------------------
-
-
 async def test_a_proposal_is_on_disk_afterwards_and_not_committed(net: Network, history: History) -> None:
     (leader,) = net.nodes(1, [1])
     async with net.rig([None, leader]) as rig:
@@ -520,9 +514,6 @@ async def test_a_record_that_differs_from_its_bytes_is_not_stored(net: Network, 
         assert list(rig.log.folder.iterdir()) == []
 
 
-# --- several rounds -------------------------------------------------------------------------------------------------
-
-
 async def test_twenty_missed_rounds_cost_the_bytes_that_a_present_peer_downloaded(
     net: Network, history: History
 ) -> None:
@@ -608,9 +599,6 @@ async def test_rounds_that_are_dropped_while_they_are_fetched_mean_a_state(net: 
         node.log.forget(3)
         node.reply_to_catch_up(round_bytes=100, state_round=6, state_bytes=10**9)
         assert await rig.replay(2, 6) == 2
-
-
-# --- states ---------------------------------------------------------------------------------------------------------
 
 
 async def check_state(rig: Rig, donors: int | None = None, round: int = 5) -> None:

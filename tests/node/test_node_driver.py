@@ -103,8 +103,6 @@ class Rig:
         self.folder.unlink()
 
 
-# --- promises ---------------------------------------------------------------------------------------------------------
-
 terms = st.integers(0, 6)
 hashes = st.sampled_from(["1" * 64, "2" * 64])
 records = st.builds(RoundRecord, st.just(1), hashes, st.just(""), st.just(VOTERS)) | st.builds(
@@ -175,9 +173,6 @@ def test_an_event_that_comes_of_another_waits_for_its_end(tmp_path: Path) -> Non
     rig.meanwhile = lambda action: rig.driver.put(put.pop()) if put else None
     rig.driver.put(pt.Received(THIRD, cl.VoteRequest(1, THIRD, (0, 0), False)))
     assert [reply.term for reply in rig.sent(cl.VoteReply)] == [1, 2]
-
-
-# --- timers -----------------------------------------------------------------------------------------------------------
 
 
 def test_timers_ring_when_they_are_due_and_no_more_often(tmp_path: Path) -> None:

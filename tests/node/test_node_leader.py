@@ -9,10 +9,7 @@ from typing import Any
 import pytest
 
 from tests.node_context import make_context, open_context, serving
-from tests.published_rounds import History, small_history
-from tests.steady import steady
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import RunConfig
+from tests.published_rounds import History, small_history, small_manifest
 from tsr_swarm.errors import PeerError, RefusedError
 from tsr_swarm.node import leader as module
 from tsr_swarm.node.context import NodeContext
@@ -98,9 +95,6 @@ async def rig(history: History) -> AsyncIterator[Rig]:
             context.book.update(name, address)
         context.round_cache.add_plan(history.at(1).header.plan)
         yield Rig(history, reducer, context, ShardCollector(context), leader)
-
-
-# --- right bytes or nothing -------------------------------------------------------------------------------------------
 
 
 async def test_a_shard_counts_once_its_bytes_are_here(rig: Rig) -> None:
@@ -225,20 +219,14 @@ async def test_a_shard_is_fetched_once_at_a_time(rig: Rig) -> None:
     assert len(rig.reducer.asked) == 1
 
 
-# --- who takes part ---------------------------------------------------------------------------------------------------
-
-CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4))
-MANIFEST = make_manifest("run", CONFIG, {"a.weight": (40, 30)})
-
-
 def joining(letter: str, name: str) -> pb.JoinRequest:
-    digest = bytes.fromhex(MANIFEST.digest)
+    digest = bytes.fromhex(small_manifest().digest)
     return pb.JoinRequest(manifest_digest=digest, peer_id=letter * 32, name=name, local_space="core", trains=True)
 
 
 def test_no_two_peers_have_the_same_number_even_when_one_of_them_has_left() -> None:
     """A list of members with one number twice would be refused by every reducer."""
-    leader = Leader(make_context("f" * 32, MANIFEST), RoundRecord(voters=("f" * 32,)), {})
+    leader = Leader(make_context("f" * 32, small_manifest()), RoundRecord(voters=("f" * 32,)), {})
     for letter in "cb":
         leader.admit(joining(letter, letter))
     assert leader.numbers == {"c" * 32: 1, "b" * 32: 2}

@@ -150,9 +150,6 @@ def sent(request: pb.TellRequest) -> pb.TellRequest:
     return pb.TellRequest.FromString(request.SerializeToString())
 
 
-# --- there and back ---------------------------------------------------------------------------------------------------
-
-
 @given(message=votes | replies | beats | answers | goodbyes)
 def test_messages_between_voters_come_back_as_they_were(message: Any) -> None:
     assert mc.decode_message(sent(mc.tell_to_proto(message)), MANIFEST, known(ALONE)) == mc.DecodedMessage(message)
@@ -202,9 +199,6 @@ def test_a_redirect_comes_back_as_it_was(redirect: pt.Redirect) -> None:
     assert mc.redirect_from_proto(mc.redirect_to_proto(redirect)) == redirect
 
 
-# --- what is left out -------------------------------------------------------------------------------------------------
-
-
 def test_a_long_reason_is_cut() -> None:
     reply = cl.VoteReply(3, 2, False, False, "x" * 1000)
     decoded = mc.decode_message(sent(mc.tell_to_proto(reply)), MANIFEST, known(ALONE))
@@ -214,9 +208,6 @@ def test_a_long_reason_is_cut() -> None:
 def test_a_plan_that_is_no_longer_announced_is_not_sent() -> None:
     news = pt.RoundUpdate(1, SENDER, 1, RoundRecord(voters=(SENDER,)), (), None, (), False)
     assert not mc.news_to_proto(news, round_plan()).HasField("plan")
-
-
-# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def done(**changes: Any) -> pb.TellRequest:

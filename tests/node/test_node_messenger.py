@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from tests.node_context import E, open_context, serving
-from tests.steady import steady
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
+from tests.published_rounds import plan_of, small_manifest
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.node import message_codec, poll_replies
 from tsr_swarm.node.calls import LeaderClient
@@ -25,7 +23,6 @@ from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.node.service import StartingService
 from tsr_swarm.node.trainer_task import TrainerTask
 from tsr_swarm.node.weights import PlainWeights, WeightsThread
-from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.leases import Coverage
@@ -37,14 +34,9 @@ from tsr_swarm.wire.messages import ShardResult as Published
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 A, B, C = (letter * 32 for letter in "abc")
-SHAPES = {"a.weight": (40, 30), "b.weight": (48, 24), "norm.weight": (30,)}
-CONFIG = RunConfig(
-    optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50), round=RoundConfig(shards=2)
-)
-MANIFEST = make_manifest("run", CONFIG, SHAPES)
-DIGEST = bytes.fromhex(MANIFEST.digest)
-SHARD_BLOCKS = MANIFEST.shard_blocks
-PLAN = plan_round(MANIFEST.config, MANIFEST.blocks, 1, "")
+MANIFEST = small_manifest(shards=2)
+CONFIG, DIGEST = MANIFEST.config, bytes.fromhex(MANIFEST.digest)
+PLAN = plan_of(MANIFEST)
 BASE = RoundRecord(voters=(B,))
 STANDS = RoundRecord(1, "1" * 64, "", (B,))
 OPEN = pt.OpenRound(1, "", 1, 1, (pt.ReducerSlot(A, 1), pt.ReducerSlot(B, 2)))
@@ -94,8 +86,6 @@ class Small:
     async def seen(self, kind: type[E], count: int = 1) -> list[E]:
         return await self.driver.seen(kind, count)
 
-    # --- as a server ----------------------------------------------------------------------------------------------
-
     async def poll(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
         return await self.replies.poll(request, caller)
 
@@ -144,9 +134,6 @@ async def answered(a: Small, b: Small, answer: pt.RoundUpdate | pt.Redirect = TO
     await polled(a, b, poll)
     b.send(A, answer)
     return (await a.seen(pt.Event, len(a.events) + 1))[-1]
-
-
-# --- polls ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_poll_is_held_until_there_is_news() -> None:
@@ -350,8 +337,6 @@ async def test_a_poll_of_an_unknown_peer_leaves_no_address() -> None:
         assert reply.unknown
         assert b.book.addresses == []
 
-
-# --- told one way -----------------------------------------------------------------------------------------------------
 
 SAID: Sequence[pt.Message] = (
     cl.VoteRequest(3, A, (1, 2), True),

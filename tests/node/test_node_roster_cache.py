@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.node_context import FIRST, follow, make_context, open_context, serving
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import RunConfig
+from tests.published_rounds import small_manifest
 from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.roster_cache import KEPT, MOST_QUESTIONS, RosterCache
@@ -21,7 +20,7 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 A, B, C, REDUCER = (letter * 32 for letter in "abcd")
 LEADER = FIRST
-MANIFEST = make_manifest("run", RunConfig(), {"norm.weight": (30,)})
+MANIFEST = small_manifest()
 RUN = bytes.fromhex(MANIFEST.digest)
 
 

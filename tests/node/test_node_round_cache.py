@@ -3,17 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.published_rounds import small_history
-from tests.steady import steady
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import PeriodsConfig, RunConfig
+from tests.published_rounds import plan_of, small_history, small_manifest
 from tsr_swarm.node.round_cache import KEPT_ROSTERS, KEPT_ROUNDS, ReducedShard, RoundCache
-from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.wire.roster import Members
 
 REDUCER, STRANGER = "b" * 32, "c" * 32
-CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50))
-MANIFEST = make_manifest("run", CONFIG, {"a.weight": (40, 30)})
+MANIFEST = small_manifest()
 ROUNDS = range(1, 12)
 TERMS = range(1, 5)
 
@@ -29,7 +24,7 @@ def test_only_the_newest_rounds_are_kept(story: list[tuple[str, int, int]]) -> N
     round_cache, newest, announced = RoundCache(), 0, set[int]()
     for kind, round, term in story:
         if kind == "plan":
-            round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, round, parent(round)))
+            round_cache.add_plan(plan_of(MANIFEST, round, parent(round)))
             newest = round
             announced.add(round)
         else:
@@ -44,7 +39,7 @@ def test_only_the_newest_rounds_are_kept(story: list[tuple[str, int, int]]) -> N
 
 def test_numbers_of_an_older_term_do_not_replace_newer_ones() -> None:
     round_cache = RoundCache()
-    round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, 1, ""))
+    round_cache.add_plan(plan_of(MANIFEST))
     round_cache.add_close(1, 2, Members.of({REDUCER: 2}))
     round_cache.add_close(1, 1, Members.of({REDUCER: 1}))
     assert round_cache.numbers(1, 2) == {REDUCER: 2}
@@ -56,7 +51,7 @@ def test_numbers_of_an_older_term_do_not_replace_newer_ones() -> None:
 def test_members_are_found_that_include_all_peers_of_a_shard() -> None:
     """Somebody may have gone since the shard was closed first."""
     round_cache = RoundCache()
-    round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, 1, ""))
+    round_cache.add_plan(plan_of(MANIFEST))
     both, one = Members.of({REDUCER: 1, STRANGER: 2}), Members.of({STRANGER: 2})
     for members in (both, one, both, one):
         round_cache.add_close(1, 3, members)
@@ -77,6 +72,6 @@ def test_bytes_of_shards_go_with_their_round() -> None:
     round_cache.add_reduced_shard(1, 0, made, b"bytes")
     for round in range(1, KEPT_ROUNDS + 1):
         assert round_cache.reduced_shard(1, 0, made.decided) is not None
-        round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, round, parent(round)))
-    round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, KEPT_ROUNDS + 1, parent(KEPT_ROUNDS + 1)))
+        round_cache.add_plan(plan_of(MANIFEST, round, parent(round)))
+    round_cache.add_plan(plan_of(MANIFEST, KEPT_ROUNDS + 1, parent(KEPT_ROUNDS + 1)))
     assert round_cache.reduced_shard(1, 0, made.decided) is None

@@ -249,9 +249,6 @@ def test_totals_of_rounds_that_another_node_no_longer_keeps_count_once() -> None
     assert (end.rounds, end.wire_bytes, end.dense_bytes) == (6, 14, 600)
 
 
-# --- the relay --------------------------------------------------------------------------------------------------------
-
-
 def log_of(*events: ev.Event, keep: int = 4000) -> EventLog:
     """A log whose clock ticks with every event, so that no two lines are equal."""
     times = count()
@@ -393,9 +390,6 @@ async def test_lines_that_are_no_events_of_the_run_are_not_relayed() -> None:
     await rig.follow(copy)
     assert events_of(rig.log) == [numbered(4)]
     assert len(rig.seen) == 1
-
-
-# --- subscribers ----------------------------------------------------------------------------------------------------
 
 
 @given(

@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.node_context import make_context
-from tests.published_rounds import History, make_history
-from tests.steady import steady
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import RunConfig
+from tests.published_rounds import History, small_history
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.node import service
 from tsr_swarm.node.contribution_store import ContributionStore
@@ -24,25 +20,17 @@ from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
 from tsr_swarm.rounds.protocol import OpenRound, ReducerSlot
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.state_store import StateStore
-from tsr_swarm.train.trainer import fresh_consensus
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 CALLER = Caller("127.0.0.1", True)
 MAKERS = ME, OTHER_MAKER = "1" * 32, "2" * 32
 PEER = "3" * 32
-SHAPES = {"a.weight": (40, 30), "norm.weight": (30,)}
 
 
 @pytest.fixture(scope="module")
 def history() -> History:
-    manifest = make_manifest("run", RunConfig(optimizer=steady(rank=4, embedding_rank=4)), SHAPES)
-    torch.manual_seed(0)
-    return make_history(
-        manifest,
-        fresh_consensus(manifest, {name: torch.randn(shape) for name, shape in SHAPES.items()}),
-        KEPT_HEADERS + 2,
-    )
+    return small_history(KEPT_HEADERS + 2)
 
 
 class Donor:

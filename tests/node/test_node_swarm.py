@@ -317,9 +317,6 @@ async def test_bytes_are_counted_once_by_kind_and_direction(tmp_path: Path) -> N
     assert payload == sum(event.wire_bytes for event in received)
 
 
-# --- what a run can do without ----------------------------------------------------------------------------------------
-
-
 async def test_a_record_that_cannot_be_written_is_a_warning_and_the_run_goes_on(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, run={"rounds": 1})
     record = Path(config.checkpoint.dir) / EVENTS_FILE

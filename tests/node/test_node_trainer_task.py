@@ -7,13 +7,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.node_context import RecordingDriver, open_context
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import RunConfig
+from tests.published_rounds import plan_of, small_manifest
 from tsr_swarm.node import trainer_task as module
 from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.trainer_task import TrainerTask
 from tsr_swarm.node.weights import PlainWeights, WeightsThread
-from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.protocol import Event, OpenRound, ReducerSlot, Upload, UploadFailed
 from tsr_swarm.rounds.state import Node
@@ -21,7 +19,7 @@ from tsr_swarm.train.trainer import RoundWork
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ME, OTHER = "a" * 32, "b" * 32
-MANIFEST = make_manifest("run", RunConfig(), {"norm.weight": (30,)})
+MANIFEST = small_manifest(shards=1)
 PLAN = OpenRound(1, "", 1, 1, (ReducerSlot(OTHER, 1),))
 
 
@@ -74,7 +72,7 @@ async def trainer_task(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Trainer
         context.driver = LookingDriver(context.driver.node)
         weights, leases = WeightsThread(PlainWeights(None), ME), DataLeases(context, Coverage(), None)
         made = TrainerTask(context, weights, None, leases, HangingReducer())  # type: ignore[arg-type]
-        made.work = RoundWork(plan_round(MANIFEST.config, MANIFEST.blocks, 1, ""), 1, 1, 0.0, {}, {})
+        made.work = RoundWork(plan_of(MANIFEST), 1, 1, 0.0, {}, {})
         context.driver.trainer_task = made
         yield made
 
