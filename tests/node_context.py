@@ -11,7 +11,6 @@ from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.context import NodeContext, NodeInfo
 from tsr_swarm.node.events.run_log import RunLog
 from tsr_swarm.node.node import first_state
-from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.state import Node
@@ -62,14 +61,10 @@ class RecordingHost:
     def emit(self, event: Event) -> None:
         self.events.append(event)
 
-    async def applied(self, *of: object) -> None:
+    async def score(self, *of: object) -> None:
         pass
 
-    async def restored(self, *of: object) -> None:
-        pass
-
-    async def score(self, round: int, consensus: Consensus) -> float | None:
-        return None
+    applied = restored = score
 
 
 def make_context(me: str, manifest: Manifest, clients: ClientPool | None = None, **info: Any) -> NodeContext:

@@ -29,6 +29,7 @@ from tsr_swarm.telemetry.events import (
     RunStarted,
     Warned,
 )
+from tsr_swarm.telemetry.recording import EVENTS_FILE, read_recording
 
 TEXT = "".join(f"def f{i}(x):\n    return x + {i} if x > {i % 7} else f{i // 2}(x - 1)\n\n" for i in range(600))
 DEADLINE_SECONDS = 60
@@ -58,12 +59,9 @@ def tiny_config(folder: Path, **changes: dict[str, object]) -> RunConfig:
     return run_config_from_mapping(sections)
 
 
-@dataclass
-class Member:
-    """One process of the swarm, as a task."""
+class Told:
+    """What a process or a swarm told."""
 
-    stop: Shutdown
-    task: asyncio.Task[None]
     events: list[Event]
 
     def of(self, kind: type[Kind]) -> list[Kind]:
@@ -74,7 +72,16 @@ class Member:
 
 
 @dataclass
-class Swarm:
+class Member(Told):
+    """One process of the swarm, as a task."""
+
+    stop: Shutdown
+    task: asyncio.Task[None]
+    events: list[Event]
+
+
+@dataclass
+class Swarm(Told):
     """What happened, and the handles to make more happen."""
 
     folder: Path
@@ -168,9 +175,6 @@ class Swarm:
         self._told.set()
         self._told = asyncio.Event()
 
-    def of(self, kind: type[Kind]) -> list[Kind]:
-        return [event for event in self.events if isinstance(event, kind)]
-
     def closed(self) -> list[RoundClosed]:
         return self.of(RoundClosed)
 
@@ -181,8 +185,9 @@ class Swarm:
     def finished(self) -> RunFinished:
         return self.of(RunFinished)[0]
 
-    def warnings(self) -> list[str]:
-        return [event.message for event in self.of(Warned)]
+    def recorded(self) -> list[Event]:
+        """What the coordinator has kept on disk."""
+        return [stamped.event for stamped in read_recording(self.folder / "coordinator" / EVENTS_FILE)]
 
     @property
     def members(self) -> list[Member]:

@@ -11,7 +11,6 @@ from tsr_swarm.node import coordinator, peer
 from tsr_swarm.node.events import run_log
 from tsr_swarm.rounds import follower, leader, raft
 from tsr_swarm.telemetry import events as ev
-from tsr_swarm.telemetry.recording import read_recording
 
 
 @pytest.fixture(autouse=True)
@@ -123,8 +122,7 @@ async def test_a_coordinator_that_comes_back_follows_and_tells_of_the_rounds_tha
     digests = swarm.digests()
     assert sorted(digests) == list(range(1, max(digests) + 1))
     assert swarm.agrees()
-    kept = [stamped.event for stamped in read_recording(tmp_path / "coordinator" / "events.jsonl")]
-    shown = [event.round for event in kept if isinstance(event, ev.RoundClosed)]
+    shown = [event.round for event in swarm.recorded() if isinstance(event, ev.RoundClosed)]
     assert max(shown) > 6
     assert list(dict.fromkeys(shown)) == list(range(1, max(shown) + 1))  # a leader tells again what was not heard told
     assert "coordinator" not in leaders_after(swarm, first)

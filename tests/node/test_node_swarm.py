@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.swarm_rig import Swarm, run_swarm, tiny_config
+from tests.swarm_rig import Swarm, run_swarm, tiny_config, when
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, WireConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError
@@ -277,11 +277,8 @@ async def test_strangers_and_garbage_do_not_disturb_a_run(tmp_path: Path) -> Non
         await writer.drain()
         writer.close()
 
-    def attack_in_round_2(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.RoundOpened) and event.round == 2:
-            attacks.append(asyncio.create_task(attack(swarm.address)))
-
-    swarm = await run_swarm(tmp_path, tiny_config(tmp_path), on_event=attack_in_round_2)
+    begin = when(ev.RoundOpened, 2, lambda swarm: attacks.append(asyncio.create_task(attack(swarm.address))))
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path), on_event=begin)
     await asyncio.gather(*attacks)
     assert [event.included for event in swarm.closed()] == [3, 3, 3, 3]
 
