@@ -4,16 +4,22 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.context import NodeContext, NodeInfo
 from tsr_swarm.node.events.run_log import RunLog
-from tsr_swarm.node.node import first_state
+from tsr_swarm.node.node import SavedState, SwarmNode
+from tsr_swarm.node.round_cache import Headers
+from tsr_swarm.node.service import NodeService
+from tsr_swarm.node.weights import PlainWeights
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.state import Node
+from tsr_swarm.storage.round_log import RoundLog
+from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.events import Event, Warned
 from tsr_swarm.telemetry.log import EventLog
@@ -67,8 +73,11 @@ class RecordingHost:
     applied = restored = score
 
 
-def make_context(me: str, manifest: Manifest, clients: ClientPool | None = None, **info: Any) -> NodeContext:
-    """A node that has just started. ``info``: what it says of itself, else than usual; ``first`` is the coordinator."""
+def make_node(me: str, manifest: Manifest, workspace: Any = None, **info: Any) -> SwarmNode:
+    """The real parts of a node that has just started, without weights.
+
+    ``info``: what it says of itself, else than usual; ``first`` is the coordinator.
+    """
     first, book = info.pop("first", FIRST), AddressBook(me)
     said = {"name": "peer", "address": "", "local_space": "core", "device": "cpu", **info}
     host = RecordingHost()
@@ -79,11 +88,33 @@ def make_context(me: str, manifest: Manifest, clients: ClientPool | None = None,
         first=first,
         host=host,
         book=book,
-        clients=clients or ClientPool(book),
+        clients=ClientPool(book),
         run_log=RunLog(EventLog(lambda: 0.0), host.run_events.append),
     )
-    context.driver = RecordingDriver(first_state(context, HardState(RoundRecord(voters=(first,)))))
-    return context
+    hard_state = HardState(RoundRecord(voters=(first,)))
+    saved = SavedState(
+        hard_state=hard_state, weights=PlainWeights(None), record=None, folder=Path(), workspace=workspace
+    )
+    node = SwarmNode(context, saved)
+    context.driver = RecordingDriver(context.state)
+    return node
+
+
+def make_context(me: str, manifest: Manifest) -> NodeContext:
+    return make_node(me, manifest).context
+
+
+def make_donor(
+    me: str, manifest: Manifest, folder: Path, headers: Headers | None = None
+) -> tuple[NodeService, StateStore]:
+    """A node that gives what is in ``folder``, and has just started."""
+    log = RoundLog(folder / "published", 1 << 24)
+    log.open()
+    store = StateStore(manifest, folder / "states", log)
+    store.open()
+    node = make_node(me, manifest)
+    node.headers = headers or node.headers
+    return NodeService(node, store, lambda caller: []), store
 
 
 def follow(context: NodeContext, leader: str) -> None:
@@ -92,14 +123,14 @@ def follow(context: NodeContext, leader: str) -> None:
 
 
 @asynccontextmanager
-async def open_context(me: str, manifest: Manifest, **info: Any) -> AsyncIterator[NodeContext]:
-    """As make_context; connections and background tasks are ended on the way out."""
-    context = make_context(me, manifest, **info)
-    async with context.clients:
+async def open_node(me: str, manifest: Manifest, *more: Any, **info: Any) -> AsyncIterator[SwarmNode]:
+    """As make_node; connections and background tasks are ended on the way out."""
+    node = make_node(me, manifest, *more, **info)
+    async with node.context.clients:
         try:
-            yield context
+            yield node
         finally:
-            await context.background.close()
+            await node.context.background.close()
 
 
 @asynccontextmanager

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.node_context import make_context
+from tests.node_context import make_node
 from tests.published_rounds import History, small_history
-from tsr_swarm.node.contribution_store import ContributionStore
-from tsr_swarm.node.events.commit_reporter import CommitReporter
 from tsr_swarm.node.events.run_log import RunLog
 from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.node.weights import AppliedRound
@@ -57,10 +55,11 @@ class Rig:
 
     def __init__(self, history: History, log: RoundLog) -> None:
         self.history, self.leader = history, Leader()
-        self.context = make_context(ME, history.manifest)
+        node = make_node(ME, history.manifest)
+        self.context, self.reporter = node.context, node.commit_reporter
+        self.reporter.log = log
         self.context.run_log = self.run_log = AskingLog()
         self.leads(True)
-        self.reporter = CommitReporter(self.context, ContributionStore(history.manifest, {}), log)
 
     def leads(self, leads: bool) -> None:
         self.context.leader = self.leader if leads else None  # type: ignore[assignment]

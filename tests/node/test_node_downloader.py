@@ -11,25 +11,20 @@ from typing import Any
 
 import pytest
 
-from tests.node_context import make_context, serving
+from tests.node_context import make_donor, serving
 from tests.published_rounds import FIRST, History, small_history
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.node.address_book import AddressBook, ClientPool
-from tsr_swarm.node.contribution_store import ContributionStore
-from tsr_swarm.node.round_cache import Headers
-from tsr_swarm.node.service import DonorService
 from tsr_swarm.node.sync import donors as donors_module
 from tsr_swarm.node.sync import rounds as round_download
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.sync.rounds import Frames
-from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
 from tsr_swarm.storage import state_file
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.state_file import StateAssembly
-from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.telemetry.events import CatchingUp, Event, Warned
 from tsr_swarm.transport.base import Caller
@@ -52,13 +47,8 @@ class Node:
 
     def __init__(self, folder: Path, history: History, rounds: Sequence[int], proposals: Sequence[int]) -> None:
         self.history, self.asked = history, list[Any]()
-        self.log = RoundLog(folder / "published", 1 << 24)
-        self.log.open()
-        self.store = StateStore(history.manifest, folder / "states", self.log)
-        self.store.open()
-        context, contributions = make_context(FIRST, history.manifest), ContributionStore(history.manifest, {})
-        weights = WeightsThread(PlainWeights(None), FIRST)
-        self.service = DonorService(context, self.store, contributions, Headers(), weights)
+        self.service, self.store = make_donor(FIRST, history.manifest, folder)
+        self.log = self.store.round_log
         self.twist: Callable[[Any], Any] = lambda answer: answer
         self.state_round = max(rounds, default=0)
         for round in rounds:

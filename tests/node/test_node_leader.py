@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.node_context import make_context, open_context, serving
+from tests.node_context import make_context, open_node, serving
 from tests.published_rounds import History, small_history, small_manifest
 from tsr_swarm.errors import PeerError, RefusedError
 from tsr_swarm.node import leader as module
@@ -89,12 +89,13 @@ async def rig(history: History) -> AsyncIterator[Rig]:
     reducer = Reducer(history)
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(serving(reducer))
-        context = await stack.enter_async_context(open_context("a" * 32, history.manifest))
+        node = await stack.enter_async_context(open_node("a" * 32, history.manifest))
+        context = node.context
         context.leader = leader = AskingLeader()
         for name in (REDUCER, STRANGER):
             context.book.update(name, address)
         context.round_cache.add_plan(history.at(1).header.plan)
-        yield Rig(history, reducer, context, ShardCollector(context), leader)
+        yield Rig(history, reducer, context, node.messenger.shard_collector, leader)
 
 
 async def test_a_shard_counts_once_its_bytes_are_here(rig: Rig) -> None:

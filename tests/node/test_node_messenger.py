@@ -8,24 +8,17 @@ from typing import Any
 
 import pytest
 
-from tests.node_context import E, open_context, serving
+from tests.node_context import E, open_node, serving
 from tests.published_rounds import plan_of, small_manifest
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.node import message_codec, poll_replies
-from tsr_swarm.node.calls import LeaderClient
-from tsr_swarm.node.context import NodeContext
-from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.leader import ShardCollector
-from tsr_swarm.node.messenger import Messenger
-from tsr_swarm.node.poll_replies import PollReplies
+from tsr_swarm.node.node import SwarmNode
 from tsr_swarm.node.roster_cache import MOST_QUESTIONS, RosterCache
 from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.node.service import StartingService
-from tsr_swarm.node.trainer_task import TrainerTask
-from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
-from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
@@ -58,6 +51,8 @@ class SmallLeader:
 class SmallWorkspace:
     """Takes a number, and trains nothing."""
 
+    is_on_shared_data, consensus = False, None
+
     def take_number(self, number: int) -> None:
         pass
 
@@ -65,16 +60,10 @@ class SmallWorkspace:
 class Small:
     """A node that decides nothing: what its messenger puts to the decisions is for the test to see."""
 
-    def __init__(self, context: NodeContext) -> None:
-        self.context, self.book, self.driver = context, context.book, context.driver
-        self.round_cache, self.roster_cache = context.round_cache, RosterCache(context)
-        data_leases, weights = DataLeases(context, Coverage(), None), WeightsThread(PlainWeights(None), context.me)
-        trainer_task = TrainerTask(context, weights, SmallWorkspace(), data_leases, None)  # type: ignore[arg-type]
-        leader_client = LeaderClient(context, data_leases, trainer_task)
-        self.replies = PollReplies(context, data_leases)
-        collector = ShardCollector(context)
-        self.messenger = Messenger(context, self.roster_cache, collector, leader_client, self.replies)
-        self.send = self.messenger.send
+    def __init__(self, node: SwarmNode) -> None:
+        self.context, self.book, self.driver = node.context, node.context.book, node.context.driver
+        self.round_cache, self.roster_cache = node.context.round_cache, node.roster_cache
+        self.replies, self.tell, self.send = node.poll_replies, node.messenger.tell, node.messenger.send
         self.leader = SmallLeader()
         self.refusal: RefusedError | None = None
         self.listed: list[pb.ListPeersRequest] = []
@@ -88,9 +77,6 @@ class Small:
 
     async def poll(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
         return await self.replies.poll(request, caller)
-
-    async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
-        return await self.messenger.tell(request, caller)
 
     async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
         self.listed.append(request)
@@ -109,9 +95,9 @@ async def small(me: str, is_dialable: bool, leads: bool) -> AsyncIterator[Small]
         service, address = StartingService(), ""
         if is_dialable:
             address = await stack.enter_async_context(serving(service))
-        context = await stack.enter_async_context(open_context(me, MANIFEST, address=address, first=B))
-        service.node_service = node = Small(context)  # type: ignore[assignment]
-        context.leader = node.leader if leads else None  # type: ignore[assignment]
+        parts = await stack.enter_async_context(open_node(me, MANIFEST, SmallWorkspace(), address=address, first=B))
+        service.node_service = node = Small(parts)  # type: ignore[assignment]
+        parts.context.leader = node.leader if leads else None  # type: ignore[assignment]
         yield node
 
 

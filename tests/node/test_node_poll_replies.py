@@ -7,14 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.node_context import make_context
+from tests.node_context import make_node
 from tests.published_rounds import plan_of, small_manifest
 from tsr_swarm.node import poll_replies as module
 from tsr_swarm.node.calls import KnownContacts
-from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.message_codec import news_from_proto
-from tsr_swarm.node.poll_replies import PollReplies
-from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.protocol import OpenRound, Redirect, ReducerSlot, RoundUpdate
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.transport.base import Caller
@@ -34,9 +31,9 @@ class Rig:
     """A leader's replies; where others can be dialled is as the test says."""
 
     def __init__(self, addresses: dict[str, str] | None = None, address: str = "") -> None:
-        self.context = make_context(ME, MANIFEST, address=address)
+        node = make_node(ME, MANIFEST, address=address)
+        self.context, self.replies = node.context, node.poll_replies
         self.context.round_cache.add_plan(PLAN)
-        self.replies = PollReplies(self.context, DataLeases(self.context, Coverage(), None))
         self.addresses: dict[str, str] = {}
         for node, address in (addresses or {}).items():
             self.move(node, address)

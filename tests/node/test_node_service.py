@@ -8,18 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.node_context import make_context
+from tests.node_context import make_donor
 from tests.published_rounds import History, small_history
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.node import service
-from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.round_cache import KEPT_HEADERS, Headers
-from tsr_swarm.node.service import DonorService
-from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
 from tsr_swarm.rounds.protocol import OpenRound, ReducerSlot
-from tsr_swarm.storage.round_log import RoundLog
-from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -36,17 +31,14 @@ def history() -> History:
 class Donor:
     """A node that gives, and has been told who makes the shards of round 1."""
 
-    def __init__(self, folder: Path, history: History, makers: Sequence[str] = MAKERS, headers: Any = None) -> None:
-        self.log = RoundLog(folder / "published", 1 << 24)
-        self.log.open()
-        store = StateStore(history.manifest, folder / "states", self.log)
-        store.open()
-        self.history, self.headers = history, headers or Headers()
-        context = make_context(ME, history.manifest)
+    def __init__(
+        self, folder: Path, history: History, makers: Sequence[str] = MAKERS, headers: Headers | None = None
+    ) -> None:
+        headers = headers or Headers()
+        self._service, store = make_donor(ME, history.manifest, folder, headers)
+        self.history, self.log, self.headers = history, store.round_log, headers
         plan = OpenRound(1, "", 1, 1, tuple(ReducerSlot(maker, 1) for maker in makers))
-        context.driver.change(lambda node: replace(node, plan=plan))
-        weights = WeightsThread(PlainWeights(None), ME)
-        self._service = DonorService(context, store, ContributionStore(history.manifest, {}), self.headers, weights)
+        self._service.context.driver.change(lambda node: replace(node, plan=plan))
 
     async def give(self, peer: str, header_only: bool = True, has_chain: bool = True) -> Any:
         """Round 1 to ``peer``: its header and its bytes."""

@@ -6,13 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.node_context import RecordingDriver, open_context
+from tests.node_context import RecordingDriver, open_node
 from tests.published_rounds import plan_of, small_manifest
 from tsr_swarm.node import trainer_task as module
-from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.trainer_task import TrainerTask
-from tsr_swarm.node.weights import PlainWeights, WeightsThread
-from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.protocol import Event, OpenRound, ReducerSlot, Upload, UploadFailed
 from tsr_swarm.rounds.state import Node
 from tsr_swarm.train.trainer import RoundWork
@@ -68,10 +65,10 @@ class HangingReducer:
 async def trainer_task(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TrainerTask]:
     monkeypatch.setattr(module, "pack", lambda *_: ({}, b""))
     monkeypatch.setattr(module, "seal", lambda _: pb.Envelope())
-    async with open_context(ME, MANIFEST) as context:
+    async with open_node(ME, MANIFEST) as node:
+        context, made = node.context, node.trainer_task
         context.driver = LookingDriver(context.driver.node)
-        weights, leases = WeightsThread(PlainWeights(None), ME), DataLeases(context, Coverage(), None)
-        made = TrainerTask(context, weights, None, leases, HangingReducer())  # type: ignore[arg-type]
+        made.reducer = HangingReducer()  # type: ignore[assignment]
         made.work = RoundWork(plan_of(MANIFEST), 1, 1, 0.0, {}, {})
         context.driver.trainer_task = made
         yield made
