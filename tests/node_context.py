@@ -54,8 +54,6 @@ class RecordingDriver:
 
 
 class RecordingHost:
-    """A program around the node that keeps what it is told."""
-
     def __init__(self) -> None:
         self.events: list[Event] = []  # of the node
         self.run_events: list[Event] = []  # of the run
@@ -118,7 +116,6 @@ def make_donor(
 
 
 def follow(context: NodeContext, leader: str) -> None:
-    """Have ``context``'s node follow this leader."""
     context.driver.change(lambda node: replace(node, tracking=replace(node.tracking, leader=leader)))
 
 

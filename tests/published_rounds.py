@@ -30,7 +30,6 @@ SHAPES = {"a.weight": (40, 30), "b.weight": (48, 24), "c.weight": (36, 20), "nor
 
 
 def random_grids(slots: Sequence[Slot], generator: torch.Generator, scale: float = 1e-3) -> dict[Slot, Grid]:
-    """A contribution of normal numbers."""
     numbers = {slot: scale * torch.randn(slot.rows, slot.cols, generator=generator) for slot in slots}
     return {slot: dense_grid(x) if slot.part is Part.DENSE else quantise_slot(x, slot) for slot, x in numbers.items()}
 
@@ -80,7 +79,6 @@ class History:
 
 
 def make_history(manifest: Manifest, consensus: Consensus, rounds: int, voters: tuple[str, ...] = VOTERS) -> History:
-    """What reducers make of contributions of random numbers."""
     generator = torch.Generator().manual_seed(0)
     config, history = manifest.config, History(manifest)
     history.states.append(consensus)

@@ -60,8 +60,6 @@ def tiny_config(folder: Path, **changes: dict[str, object]) -> RunConfig:
 
 
 class Told:
-    """What a process or a swarm told."""
-
     events: list[Event]
 
     def of(self, kind: type[Kind]) -> list[Kind]:
@@ -97,7 +95,6 @@ class Swarm(Told):
     _told: asyncio.Event = field(default_factory=asyncio.Event)  # something; a new one each time
 
     async def start_coordinator(self, resume: bool = False, listen: str = LISTEN) -> None:
-        """Start it and wait for its address."""
         self.started.clear()
         options = CoordinateOptions(config=self.config, listen=listen, use_dht=False, resume=resume)
         stop = Shutdown()
@@ -142,7 +139,6 @@ class Swarm(Told):
         await self.start_coordinator(resume=True, listen=self.address)
 
     async def end(self) -> None:
-        """Stop everybody at once."""
         stop_all(self)
         await self.finish()
 
@@ -186,12 +182,10 @@ class Swarm(Told):
         return self.of(RunFinished)[0]
 
     def recorded(self) -> list[Event]:
-        """What the coordinator has kept on disk."""
         return [stamped.event for stamped in read_recording(self.folder / "coordinator" / EVENTS_FILE)]
 
     @property
     def members(self) -> list[Member]:
-        """The newest process of each node."""
         return [*([self.coordinator] if self.coordinator else []), *self.peers.values()]
 
     def digests(self) -> dict[int, set[str]]:
@@ -205,14 +199,12 @@ class Swarm(Told):
         return seen
 
     def agrees(self) -> bool:
-        """Whether everybody had the same weights after every round."""
         return all(len(digests) == 1 for digests in self.digests().values())
 
     def peer_id(self, number: int) -> str:
         return load_identity(self.folder / f"peer-{number}" / "identity.key").peer_id
 
     def address_of(self, number: int) -> str:
-        """Where a peer can be dialled."""
         return next(event.address for event in self.of(PeerJoined) if event.peer == self.peer_id(number))
 
     def leader(self) -> str:
@@ -256,6 +248,5 @@ def stop_coordinator(swarm: Swarm) -> None:
 
 
 def stop_all(swarm: Swarm) -> None:
-    """Everybody ends at once."""
     for member in swarm.members:
         member.stop.terminate()

@@ -204,8 +204,6 @@ def test_without_a_file_that_could_be_opened_the_kernels_bytes_are_unknown() -> 
 
 
 class CountedKernel(KernelBytes):
-    """Counts its samples."""
-
     samples = 0
 
     def sample(self) -> KernelTotals | None:

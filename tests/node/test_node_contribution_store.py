@@ -89,7 +89,6 @@ def hashes_of(done: ShardAverage) -> list[bytes]:
 
 
 def upload(store: ContributionStore, peer: str, shard: int, plan: RoundPlan) -> None:
-    """Send a contribution through the gate."""
     header, data = pack(MANIFEST, peer, work_of(peer, plan.round, plan.parent), shard, SHARD_BLOCKS[shard])
     store.add(header, store.check(header).decode(data))
 
@@ -115,7 +114,6 @@ def reduced(
 
 
 def packed(outer: OuterState) -> dict[str, bytes]:
-    """By name, what is kept."""
     return {name: tensor.numpy().tobytes() for name, tensor in pack_outer(outer, MANIFEST.blocks).items()}
 
 
@@ -155,7 +153,6 @@ class Network:
         return header
 
     def outer(self) -> OuterState:
-        """What all of them keep together."""
         return {block: kept for store in self.stores for block, kept in store.outer.items()}
 
 

@@ -51,7 +51,6 @@ def opens(event: ev.Event, round: int) -> bool:
 
 
 def restless(folder: Path, **changes: dict[str, object]) -> RunConfig:
-    """A run that goes on with few peers, until a test ends it."""
     sections: dict[str, dict[str, object]] = {"run": {"rounds": 500, "min_peers": 3}, "round": {"floor_seconds": 0.4}}
     return tiny_config(folder, **{**sections, **changes})
 

@@ -57,7 +57,6 @@ class Node:
             self.log.store(history.message(round), history.at(round).data)
 
     def commit(self, round: int) -> None:
-        """Have this round, which stands."""
         self.log.store(self.history.message(round), self.history.at(round).data)
         self.log.commit(round, self.history.at(round).header.chain)
 
@@ -71,7 +70,6 @@ class Node:
         return [request.shard for request in self.asked if isinstance(request, pb.FetchShardRequest)]
 
     def reply_to_catch_up(self, **reply: int) -> None:
-        """Say this whenever a node asks how to catch up."""
         self.twist = lambda answer: pb.CatchUpReply(**reply) if isinstance(answer, pb.CatchUpReply) else answer
 
     def __getattr__(self, name: str) -> Any:
@@ -123,12 +121,10 @@ class Rig:
         return self.log.get(round, published.header.chain) == (self.history.message(round), published.data)
 
     def payload(self) -> int:
-        """Bytes of rounds that were received."""
         counts = self.counter.totals(Direction.RECEIVED)
         return sum(count for kind, count in counts.items() if kind != "control")
 
     async def newest(self, round: int, sources: Sequence[str] = ()) -> Published | None:
-        """Fetch the round that was committed just now."""
         history = self.history
         parent = history.record(round - 1).chain
         found = await self.fetcher.round(round, history.record(round), parent, sources, self.ids)
@@ -154,8 +150,6 @@ class Rig:
 
 @dataclass
 class Network:
-    """Makes donors, and nodes that download from them."""
-
     folder: Path
     history: History
 

@@ -72,7 +72,6 @@ def is_in(event: ev.Event, round: int, phase: str) -> bool:
 
 
 def in_phase(round: int, phase: str, act: Callable[[Swarm], object]) -> Callable[[Swarm, ev.Event], None]:
-    """A fault: what to do when the leader says that a round is in this phase."""
     return lambda swarm, event: act(swarm) if is_in(event, round, phase) else None
 
 

@@ -69,7 +69,6 @@ goodbyes = st.just(pt.Goodbye(SENDER))
 
 @st.composite
 def closes(draw: st.DrawFn) -> tuple[pt.Close, Members]:
-    """A Close, and all whom it admits."""
     round = draw(st.integers(1, ROUNDS))
     numbers = draw(st.dictionaries(st.integers(1, 10**6), peer_ids, max_size=6))
     by_peer = {peer: number for number, peer in numbers.items()}
@@ -137,7 +136,6 @@ def news_and_plans(draw: st.DrawFn) -> tuple[pt.RoundUpdate, RoundPlan | None]:
 
 
 def known(members: Members | None) -> mc.Rosters:
-    """These are known, and no others."""
     return lambda digest: members if members is not None and digest == members.digest else None
 
 

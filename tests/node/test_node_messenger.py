@@ -39,8 +39,6 @@ TOLD = pt.RoundUpdate(1, B, 1, BASE, (), None, (), False, number=1)
 
 @dataclass
 class SmallLeader:
-    """Whom a node that leads has admitted."""
-
     is_admitting: bool = True
     numbers: Mapping[str, int] = field(default_factory=dict)
 

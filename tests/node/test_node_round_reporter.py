@@ -63,7 +63,6 @@ class Rig:
         return [event for event in self.emitted if isinstance(event, kind)]
 
     def commit(self, round: int, *included: str) -> None:
-        """Open a round for all peers, and commit it with these."""
         self.reporter.opened(plan_of(MANIFEST, round, "aa" * 32), frozenset(PEERS), 3)
         self.now += 2.0
         self.reporter.committed(header_of(round, result_of(*included)), [None], 3)
@@ -80,7 +79,6 @@ class Rig:
 
 
 async def turns() -> None:
-    """Let every task run that can."""
     for _ in range(10):
         await asyncio.sleep(0)
 

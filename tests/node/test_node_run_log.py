@@ -36,8 +36,6 @@ def closed(round: int) -> ev.RoundClosed:
 
 
 class Other:
-    """The log of another node."""
-
     def __init__(self, *events: ev.Event) -> None:
         self.log, self.asked = EventLog(lambda: 1.0), list[pb.WatchRequest]()
         for event in events:

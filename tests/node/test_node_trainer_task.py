@@ -44,8 +44,6 @@ class LookingDriver(RecordingDriver):
 
 
 class HangingReducer:
-    """Takes a contribution and never answers."""
-
     def __init__(self) -> None:
         self.is_asked, self.was_cancelled = asyncio.Event(), asyncio.Event()
 
