@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -26,14 +24,15 @@ ME, OTHER = "a" * 32, "b" * 32
 class Leader:
     """A leadership that notes what it is to report."""
 
-    applied: list[tuple[int, str]] = field(default_factory=list)  # rounds and digests
+    applied_rounds: list[tuple[int, str]] = field(default_factory=list)  # rounds and digests
     committed_rounds: list[int] = field(default_factory=list)
 
     @property
-    def round_reporter(self) -> Any:
-        return SimpleNamespace(
-            applied=lambda round, digest, loss: self.applied.append((round, digest)), committed=self.committed
-        )
+    def round_reporter(self) -> "Leader":
+        return self
+
+    def applied(self, round: int, digest: str, loss: float | None) -> None:
+        self.applied_rounds.append((round, digest))
 
     def committed(self, header: PublishedHeader, shards: Sequence[ReducedShard | None], members: int) -> None:
         self.committed_rounds.append(header.plan.round)
@@ -105,7 +104,7 @@ async def test_the_round_before_is_reported_first_however_quick_the_next_one_is(
     later = asyncio.create_task(rig.apply(2))
     rig.run_log.answered.set()
     await later
-    assert rig.leader.applied[-2:] == [(1, "digest-1"), (2, "digest-2")]
+    assert rig.leader.applied_rounds[-2:] == [(1, "digest-1"), (2, "digest-2")]
     assert sorted(rig.leader.committed_rounds) == [1, 2]
 
 
@@ -116,7 +115,7 @@ async def test_all_rounds_that_a_dead_leader_left_unreported_are_reported(rig: R
     rig.leads(True)
     await rig.begin(2)
     await rig.finish()
-    assert rig.leader.applied == [(1, "digest-1"), (2, "digest-2")]
+    assert rig.leader.applied_rounds == [(1, "digest-1"), (2, "digest-2")]
     assert rig.leader.committed_rounds == [1, 2]
 
 
@@ -124,16 +123,16 @@ async def test_a_round_that_was_applied_before_this_process_began_is_reported_wi
     rig.reporter.began = 2
     await rig.begin(2)
     await rig.finish()
-    assert rig.leader.applied == [(1, ""), (2, "")]
+    assert rig.leader.applied_rounds == [(1, ""), (2, "")]
     assert rig.leader.committed_rounds == [1, 2]
 
 
 async def test_a_round_that_is_applied_only_after_the_election_is_reported_then(rig: Rig) -> None:
     await rig.begin(1)
     await rig.finish()
-    assert rig.leader.applied == []
+    assert rig.leader.applied_rounds == []
     await rig.apply(1)
-    assert rig.leader.applied == [(1, "digest-1")]
+    assert rig.leader.applied_rounds == [(1, "digest-1")]
     assert rig.leader.committed_rounds == [1]
 
 
@@ -141,9 +140,9 @@ async def test_a_round_that_is_applied_only_after_the_election_is_reported_then(
 async def test_a_node_reports_nothing_if(rig: Rig, why: str) -> None:
     rig.leads(why == "others have reported it")
     await rig.apply(1)
-    before = list(rig.leader.applied)
+    before = list(rig.leader.applied_rounds)
     await rig.begin(1)
     rig.run_log.log.closed_round = int(rig.context.leader is not None)
     await rig.finish()
-    assert rig.leader.applied == before
+    assert rig.leader.applied_rounds == before
     assert rig.leader.committed_rounds == []

@@ -229,25 +229,25 @@ def forged(history: History, **changes: Any) -> Callable[[tuple[pb.PublishedHead
     return forge
 
 
-async def test_each_shard_comes_from_its_reducer_and_every_byte_once(net: Network, history: History) -> None:
+async def test_each_shard_comes_from_its_reducer_and_every_byte_once(net: Network) -> None:
     nodes = net.nodes(3, [1])
     async with net.rig(nodes) as rig:
         assert await rig.newest(1, sources=rig.ids) is not None
     assert [node.shards_asked() for node in nodes] == [[0], [1], [2]]
     assert sum(node.count("FetchPublished") for node in nodes) == 1
-    assert rig.payload() == len(history.at(1).data)
+    assert rig.payload() == len(net.history.at(1).data)
     assert rig.warnings() == []
 
 
-async def test_shards_that_a_node_reduced_itself_are_not_downloaded(net: Network, history: History) -> None:
+async def test_shards_that_a_node_reduced_itself_are_not_downloaded(net: Network) -> None:
     def own(round: int, shard: int, hashes: Sequence[bytes]) -> tuple[object, bytes] | None:
-        known, data = history.shard(round, shard)
+        known, data = net.history.shard(round, shard)
         return ((), data) if shard == 1 and known == list(hashes) else None
 
     nodes = net.nodes(2, [1])
     async with net.rig(nodes, own) as rig:
         assert await rig.newest(1, sources=[rig.ids[0], ME, rig.ids[1]]) is not None
-        assert rig.payload() == len(history.at(1).data) - len(history.shard(1, 1)[1])
+        assert rig.payload() == len(net.history.at(1).data) - len(net.history.shard(1, 1)[1])
 
 
 @pytest.mark.parametrize("fault", ["dead", "lacks", "lies", "stalls", "too short", "nowhere"])
@@ -308,12 +308,12 @@ async def test_headers_are_checked_on_another_thread(net: Network, monkeypatch: 
 
 
 @pytest.mark.parametrize("fault", ["", "dead", "lacks", "lies"])
-async def test_a_header_comes_from_a_reducer_or_else_from_a_donor(net: Network, history: History, fault: str) -> None:
+async def test_a_header_comes_from_a_reducer_or_else_from_a_donor(net: Network, fault: str) -> None:
     good, reducer = net.nodes(2, [1])
     if fault == "lacks":
         reducer = net.node("lacking")
     if fault == "lies":
-        reducer.twist = forged(history)
+        reducer.twist = forged(net.history)
     async with net.rig([good, None if fault == "dead" else reducer]) as rig:
         donor, other = rig.ids
         rig.ids = [donor]
@@ -323,10 +323,8 @@ async def test_a_header_comes_from_a_reducer_or_else_from_a_donor(net: Network, 
 
 
 @pytest.mark.parametrize("fault", ["", "dead", "lacks"])
-async def test_a_reducer_gets_the_header_from_another_reducer_or_else_from_a_voter(
-    net: Network, history: History, fault: str
-) -> None:
-    record, ids = history.record(1), [f"{number:032x}" for number in range(1, 4)]
+async def test_a_reducer_gets_the_header_from_another_reducer_or_else_from_a_voter(net: Network, fault: str) -> None:
+    record, ids = net.history.record(1), [f"{number:032x}" for number in range(1, 4)]
     away = [f"{number:032x}" for number in range(100, 400)]  # of unknown address
     me, other, reducers = next(
         (node, other, nodes)
@@ -348,23 +346,21 @@ async def test_a_reducer_gets_the_header_from_another_reducer_or_else_from_a_vot
     assert (asked[donor], asked[voter]) == (0, bool(fault))
 
 
-async def test_the_first_reducers_ask_voters_for_the_header(net: Network, history: History) -> None:
+async def test_the_first_reducers_ask_voters_for_the_header(net: Network) -> None:
     """Other reducers wait for them to have it."""
     nodes = net.nodes(4, [1])
     async with net.rig(nodes) as rig:
-        record = replace(history.record(1), voters=(rig.ids[2],))
+        record = replace(net.history.record(1), voters=(rig.ids[2],))
         assert await rig.fetcher.round(1, record, "", [ME, rig.ids[0], rig.ids[1]], rig.ids) is not None
     assert [node.count("FetchPublished") for node in nodes] == [0, 0, 1, 0]
 
 
-async def test_a_round_on_disk_is_not_downloaded_and_a_damaged_one_is_downloaded_anew(
-    net: Network, history: History
-) -> None:
+async def test_a_round_on_disk_is_not_downloaded_and_a_damaged_one_is_downloaded_anew(net: Network) -> None:
     (node,) = net.nodes(1, [1, 2])
     async with net.rig([node]) as rig:
         for round in (1, 2):
-            rig.log.store(history.message(round), history.at(round).data)
-        rig.log.commit(1, history.at(1).header.chain)
+            rig.log.store(net.history.message(round), net.history.at(round).data)
+        rig.log.commit(1, net.history.at(1).header.chain)
         assert await rig.replay(1, 2) is None
         assert node.asked == []
         (file,) = rig.log.folder.glob("round-000000002-*")
@@ -373,18 +369,18 @@ async def test_a_round_on_disk_is_not_downloaded_and_a_damaged_one_is_downloaded
         file.write_bytes(content)
         assert await rig.newest(2) is not None
         assert "Round 2 on disk is damaged" in rig.warnings()[0]
-        rig.log.store(history.message(2), history.at(2).data)
+        rig.log.store(net.history.message(2), net.history.at(2).data)
         node.asked.clear()
         assert await rig.newest(2) is not None
         assert node.asked == []
 
 
-async def test_a_round_that_does_not_follow_this_node_s_weights_means_a_state(net: Network, history: History) -> None:
+async def test_a_round_that_does_not_follow_this_node_s_weights_means_a_state(net: Network) -> None:
     (node,) = net.nodes(1, [1, 2, 3])
     async with net.rig([node]) as rig:
         elsewhere = "9" * 64
-        assert await rig.fetcher.round(3, history.record(3), elsewhere, (), rig.ids) is None
-        assert await rig.fetcher.round(2, history.record(3), elsewhere, (), rig.ids) is None
+        assert await rig.fetcher.round(3, net.history.record(3), elsewhere, (), rig.ids) is None
+        assert await rig.fetcher.round(2, net.history.record(3), elsewhere, (), rig.ids) is None
 
 
 async def test_a_round_that_no_donor_has_yet_may_come_and_one_that_is_gone_means_a_state(net: Network) -> None:
@@ -409,35 +405,33 @@ async def test_a_committed_round_can_be_fetched_from_a_voter_that_has_it_as_a_pr
         assert await rig.newest(2, sources=[rig.ids[0]] * 3) is not None
 
 
-async def test_a_proposal_is_on_disk_afterwards_and_not_committed(net: Network, history: History) -> None:
+async def test_a_proposal_is_on_disk_afterwards_and_not_committed(net: Network) -> None:
     (leader,) = net.nodes(1, [1])
     async with net.rig([None, leader]) as rig:
-        await rig.fetcher.proposal(history.record(1), (), rig.ids)
+        await rig.fetcher.proposal(net.history.record(1), (), rig.ids)
         assert rig.log.get(1) is None
         assert rig.has_stored(1)
         seen = len(leader.asked)
-        await rig.fetcher.proposal(history.record(1), (), rig.ids)
+        await rig.fetcher.proposal(net.history.record(1), (), rig.ids)
         assert await rig.newest(1) is not None
         assert len(leader.asked) == seen
 
 
-async def test_a_proposal_s_shards_come_from_their_reducers_and_its_header_from_the_leader(
-    net: Network, history: History
-) -> None:
+async def test_a_proposal_s_shards_come_from_their_reducers_and_its_header_from_the_leader(net: Network) -> None:
     leader, *reducers = net.nodes(3, [1])
     lacking = net.node("lacking")
     async with net.rig([leader, *reducers, lacking]) as rig:
         sources = [rig.ids[1], rig.ids[2], rig.ids[3]]
-        await rig.fetcher.proposal(history.record(1), sources, rig.ids[:1])
+        await rig.fetcher.proposal(net.history.record(1), sources, rig.ids[:1])
         assert rig.has_stored(1)
-        assert rig.payload() == len(history.at(1).data)
+        assert rig.payload() == len(net.history.at(1).data)
     assert leader.names() == ["FetchPublished", "FetchShard"], "what its reducer does not send"
     assert [node.names() for node in (*reducers, lacking)] == [["FetchShard"]] * 3
 
 
 @pytest.mark.parametrize("at_a_time", [1, 8])
 async def test_a_reducer_that_stalls_does_not_hold_up_a_voter_and_is_asked_for_nothing_more(
-    net: Network, history: History, monkeypatch: pytest.MonkeyPatch, at_a_time: int
+    net: Network, monkeypatch: pytest.MonkeyPatch, at_a_time: int
 ) -> None:
     """It died after it said that its shards are done."""
     monkeypatch.setattr(donors_module, "REDUCER_SECONDS", 0.2)
@@ -447,7 +441,7 @@ async def test_a_reducer_that_stalls_does_not_hold_up_a_voter_and_is_asked_for_n
     reducer.twist = never
     async with net.rig([leader, reducer, other]) as rig:
         ids = [rig.ids[0], rig.ids[2]]
-        await rig.fetcher.proposal(history.record(1), [rig.ids[1]] * 3, ids)
+        await rig.fetcher.proposal(net.history.record(1), [rig.ids[1]] * 3, ids)
         assert rig.has_stored(1)
         assert rig.warnings() == []
     assert leader.names() == ["FetchPublished", "FetchShard", "FetchShard", "FetchShard"]
@@ -455,52 +449,50 @@ async def test_a_reducer_that_stalls_does_not_hold_up_a_voter_and_is_asked_for_n
     assert other.asked == []
 
 
-async def test_a_proposal_that_is_committed_while_it_is_fetched_is_fetched_once(net: Network, history: History) -> None:
+async def test_a_proposal_that_is_committed_while_it_is_fetched_is_fetched_once(net: Network) -> None:
     (leader,) = net.nodes(1, [1])
     async with net.rig([leader]) as rig:
         await asyncio.gather(
-            rig.fetcher.proposal(history.record(1), (), rig.ids),
+            rig.fetcher.proposal(net.history.record(1), (), rig.ids),
             rig.newest(1),
-            rig.fetcher.proposal(history.record(1), (), rig.ids),
+            rig.fetcher.proposal(net.history.record(1), (), rig.ids),
         )
-        assert rig.payload() == len(history.at(1).data)
+        assert rig.payload() == len(net.history.at(1).data)
 
 
 @pytest.mark.parametrize("what", ["voters", "tokens", "round", "bytes"])
-async def test_no_donor_can_make_a_voter_store_another_round(net: Network, history: History, what: str) -> None:
+async def test_no_donor_can_make_a_voter_store_another_round(net: Network, what: str) -> None:
     bad, good = net.nodes(2, [1, 2])
     twists: dict[str, Callable[[Any], Any]] = {
-        "voters": forged(history, voters=["d" * 32]),
-        "tokens": forged(history),
-        "round": lambda answer: (history.message(2), answer[1]),
+        "voters": forged(net.history, voters=["d" * 32]),
+        "tokens": forged(net.history),
+        "round": lambda answer: (net.history.message(2), answer[1]),
         "bytes": flipped,
     }
     is_changed = {True: what != "bytes", False: what == "bytes"}  # by whether it is a header
     bad.twist = lambda answer: twists[what](answer) if is_changed[isinstance(answer[0], pb.PublishedHeader)] else answer
     async with net.rig([bad]) as rig:
         with pytest.raises(UnreachableError):
-            await rig.fetcher.proposal(history.record(1), (), rig.ids)
+            await rig.fetcher.proposal(net.history.record(1), (), rig.ids)
         assert list(rig.log.folder.iterdir()) == []
     async with net.rig([bad, good]) as rig:
-        await rig.fetcher.proposal(history.record(1), (), rig.ids)
+        await rig.fetcher.proposal(net.history.record(1), (), rig.ids)
         (warning,) = rig.warnings()
         assert rig.addresses[0] in warning
         assert rig.has_stored(1)
 
 
-async def test_a_record_that_differs_from_its_bytes_is_not_stored(net: Network, history: History) -> None:
+async def test_a_record_that_differs_from_its_bytes_is_not_stored(net: Network) -> None:
     """A leader that names other voters than the chain hash covers would let them decide about the next round."""
     (leader,) = net.nodes(1, [1, 2])
     async with net.rig([leader]) as rig:
         for change in ({"voters": ("d" * 32,)}, {"parent": "9" * 64}):
             with pytest.raises(RefusedError, match="another parent or voters"):
-                await rig.fetcher.proposal(replace(history.record(2), **change), (), rig.ids)
+                await rig.fetcher.proposal(replace(net.history.record(2), **change), (), rig.ids)
         assert list(rig.log.folder.iterdir()) == []
 
 
-async def test_twenty_missed_rounds_cost_the_bytes_that_a_present_peer_downloaded(
-    net: Network, history: History
-) -> None:
+async def test_twenty_missed_rounds_cost_the_bytes_that_a_present_peer_downloaded(net: Network) -> None:
     nodes = net.nodes(3, range(1, ROUNDS + 1))
     async with net.rig(nodes) as rig:
         async with SwarmClient(rig.addresses[0], counter := ByteCounter()) as client:
@@ -513,17 +505,17 @@ async def test_twenty_missed_rounds_cost_the_bytes_that_a_present_peer_downloade
         assert "instead of" in choice.reason
     assert 0 <= found.pop("control") - wanted.pop("control") < 100, "headers, and how to catch up"
     assert found == wanted
-    assert sum(found.values()) == sum(len(published.data) for published in history.rounds)
+    assert sum(found.values()) == sum(len(published.data) for published in net.history.rounds)
     given = [sum(isinstance(asked, pb.FetchPublishedRequest) and bool(asked.chain) for asked in n.asked) for n in nodes]
     assert given == [0, 10, 10], "load is spread, and the leader has enough to do"
 
 
 @pytest.mark.parametrize("fault", ["dead", "lies", "voters", "lacks"])
-async def test_missed_rounds_come_from_the_donors_that_have_them(net: Network, history: History, fault: str) -> None:
+async def test_missed_rounds_come_from_the_donors_that_have_them(net: Network, fault: str) -> None:
     good, bad = net.nodes(2, range(1, 7))
     if fault == "lacks":
         bad = net.node("lacking", [1, 2, 6])
-    forge = {"lies": forged(history), "voters": forged(history, voters=["d" * 32])}.get(fault)
+    forge = {"lies": forged(net.history), "voters": forged(net.history, voters=["d" * 32])}.get(fault)
     if forge is not None:
         bad.twist = lambda answer: forge(answer) if isinstance(answer, tuple) else answer
     async with net.rig([good, None if fault == "dead" else bad]) as rig:
@@ -534,7 +526,7 @@ async def test_missed_rounds_come_from_the_donors_that_have_them(net: Network, h
         assert len(rig.choices()) == 1
 
 
-async def test_a_replay_that_broke_off_continues_without_another_choice(net: Network, history: History) -> None:
+async def test_a_replay_that_broke_off_continues_without_another_choice(net: Network) -> None:
     (node,) = net.nodes(1, range(1, 7))
     node.log.forget(3)
     node.state_round = 0
@@ -543,21 +535,21 @@ async def test_a_replay_that_broke_off_continues_without_another_choice(net: Net
         for _ in range(2):
             with pytest.raises(UnreachableError, match="Round 3 is not kept"):
                 await rig.replay(2, 6)
-        node.log.store(history.message(3), history.at(3).data)
+        node.log.store(net.history.message(3), net.history.at(3).data)
         assert await rig.replay(2, 6) is None
         assert len(rig.choices()) == 1
 
 
-async def test_missed_rounds_on_disk_are_not_downloaded(net: Network, history: History) -> None:
+async def test_missed_rounds_on_disk_are_not_downloaded(net: Network) -> None:
     (node,) = net.nodes(1, range(1, 7))
     async with net.rig([node]) as rig:
-        rig.log.store(history.message(4), history.at(4).data)  # a proposal that it voted for
+        rig.log.store(net.history.message(4), net.history.at(4).data)  # a proposal that it voted for
         assert await rig.replay(3, 6) is None
         asked = [request.round for request in node.asked if isinstance(request, pb.FetchPublishedRequest)]
         assert sorted(asked) == [3, 5, 6]
 
 
-async def test_a_state_is_fetched_if_it_is_fewer_bytes_or_the_rounds_are_gone(net: Network, history: History) -> None:
+async def test_a_state_is_fetched_if_it_is_fewer_bytes_or_the_rounds_are_gone(net: Network) -> None:
     cheap, forgetful = net.nodes(2, range(3, 7))
     cheap.commit(2)
     cheap.reply_to_catch_up(round_bytes=10**6, state_round=6, state_bytes=1)
@@ -682,9 +674,7 @@ async def test_a_state_whose_voters_are_unknown_is_not_downloaded(net: Network) 
         assert [node.count("FetchState") for node in nodes] == [0, 0]
 
 
-async def test_after_a_state_the_rounds_since_are_replayed_without_another_choice(
-    net: Network, history: History
-) -> None:
+async def test_after_a_state_the_rounds_since_are_replayed_without_another_choice(net: Network) -> None:
     nodes = await net.state_donors(2)
     for node, round in product(nodes, range(6, 10)):
         node.commit(round)

@@ -522,8 +522,6 @@ BEAT = cl.Heartbeat(3, BASE, None)
         (telling(BEAT, sender=B), PeerError),
         (telling(BEAT, address="a b"), PeerError),
         (pb.TellRequest(manifest_digest=DIGEST, sender=A), PeerError),
-        (closing(shards=[2]), PeerError),
-        (shard_done(shard=2, result=pb.ShardResult(void=True)), PeerError),
     ],
 )
 async def test_a_malformed_message_is_refused_and_changes_nothing(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.node_context import serving
 from tests.swarm_rig import Swarm, tiny_config
 from tests.telemetry.examples import CLOSED
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
@@ -22,7 +23,6 @@ from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.log import NEWEST, EventLog
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.messages import lines_from_proto, lines_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -54,8 +54,7 @@ async def clients_to(others: Sequence[Other]) -> AsyncIterator[tuple[ClientPool,
         book, ids = AddressBook(ME), [f"{number:032x}" for number in range(1, len(others) + 1)]
         book.update(DEAD, "127.0.0.1:1")
         for peer_id, other in zip(ids, others, strict=True):
-            server = serve(other, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1)  # type: ignore[arg-type]
-            book.update(peer_id, f"127.0.0.1:{await stack.enter_async_context(server)}")
+            book.update(peer_id, await stack.enter_async_context(serving(other)))
         yield await stack.enter_async_context(ClientPool(book)), ids
 
 

@@ -76,15 +76,6 @@ async def test_reducers_wait_for_the_header_at_the_nodes_that_the_header_tree_na
     assert await asyncio.gather(*waiting) == [(history.message(1), b"")] * len(below)
 
 
-async def test_a_header_that_does_not_come_in_time_is_refused(
-    tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "HEADER_SECONDS", 0.01)
-    donor = Donor(tmp_path, history)
-    with pytest.raises(RefusedError, match="Round 1 is not kept here"):
-        await donor.give(PEER)
-
-
 async def test_a_round_that_came_whole_while_its_header_was_awaited_is_given(
     tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,11 +92,11 @@ async def test_a_round_that_came_whole_while_its_header_was_awaited_is_given(
     assert await donor.give(PEER) == (history.message(1), b"")
 
 
-@pytest.mark.parametrize("what", ["makes shards too", "this node makes none", "all of it", "no hash"])
-async def test_other_requests_for_a_missing_round_are_refused_at_once(
+@pytest.mark.parametrize("what", ["not in time", "makes shards too", "this node makes none", "all of it", "no hash"])
+async def test_a_missing_round_is_refused_at_once_unless_its_header_is_awaited(
     tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr(service, "HEADER_SECONDS", 1e6)
+    monkeypatch.setattr(service, "HEADER_SECONDS", 0.01 if what == "not in time" else 1e6)
     donor = Donor(tmp_path, history, [OTHER_MAKER] if what == "this node makes none" else MAKERS)
     peer = OTHER_MAKER if what == "makes shards too" else PEER
     with pytest.raises(RefusedError, match="Round 1 is not kept here"):
