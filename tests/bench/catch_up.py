@@ -21,16 +21,14 @@ from typing import Any
 import torch
 
 from tests.bench.tables import MODELS, RESULTS, table, write_page
-from tests.node_context import make_context
+from tests.node_context import make_node
 from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import ModelConfig, OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.exchange.reduction import Published, WeightedPayload, open_published
 from tsr_swarm.node.address_book import AddressBook, ClientPool
-from tsr_swarm.node.contribution_store import ContributionStore
-from tsr_swarm.node.round_cache import Headers
-from tsr_swarm.node.service import DonorService
+from tsr_swarm.node.service import NodeService
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.weights import PlainWeights, WeightsThread
@@ -155,10 +153,10 @@ async def downloader(manifest: Manifest, history: History, folder: Path) -> Asyn
     async with AsyncExitStack() as stack:
         book, events = AddressBook(PEER), list[Event]()
         for node, donor in zip(NODES, history.donors, strict=True):
-            weights = WeightsThread(PlainWeights(history.after), node, history.records[-1])
-            stack.callback(weights.close)
-            contributions, context = ContributionStore(manifest, {}), make_context(node, manifest)
-            service: Any = DonorService(context, donor, contributions, Headers(), weights)
+            parts = make_node(node, manifest)
+            parts.weights = WeightsThread(PlainWeights(history.after), node, history.records[-1])
+            stack.callback(parts.weights.close)
+            service: Any = NodeService(parts, donor, lambda caller: [])
             port = await stack.enter_async_context(serve(service, "127.0.0.1:0", ByteCounter()))
             book.update(node, f"127.0.0.1:{port}")
         clients = await stack.enter_async_context(ClientPool(book))

@@ -202,11 +202,13 @@ async def test_a_peer_refuses_calls_that_only_the_leader_answers_and_names_the_l
     assert [event.included for event in swarm.closed()] == [3, 3, 3, 3]
 
 
-async def test_a_peer_listens_to_the_world_only_with_consent_and_says_where(tmp_path: Path) -> None:
+async def test_nodes_listen_to_the_world_only_with_consent_and_a_peer_says_where(tmp_path: Path) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     for said, says in (({}, "add --insecure"), ({"insecure": True}, "--announce")):
         with pytest.raises(ConfigError, match=says):
             await swarm.start_peer(1, at="127.0.0.1:9", listen="0.0.0.0:1", **said).task
+    with pytest.raises(ConfigError, match="add --insecure"):
+        await swarm.start_coordinator(listen="0.0.0.0:0")
 
 
 CLIENTS = [SwarmClient(f"127.0.0.1:{port}", ByteCounter()) for port in range(1, 6)]

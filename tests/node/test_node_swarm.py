@@ -13,10 +13,9 @@ from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, WireConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.node import leader
-from tsr_swarm.node.coordinator import EVENTS_FILE, CoordinateOptions, run_coordinator
+from tsr_swarm.node.coordinator import EVENTS_FILE
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.train.trainer import StepProgress, Trainer
@@ -240,12 +239,6 @@ async def test_a_port_or_folder_in_use_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="Another process is using"):
         await Swarm(tmp_path, swarm.config).start_coordinator(resume=True)
     await swarm.end()
-
-
-async def test_listening_beyond_loopback_needs_consent(tmp_path: Path) -> None:
-    options = CoordinateOptions(config=tiny_config(tmp_path), listen="0.0.0.0:0", use_dht=False)
-    with pytest.raises(ConfigError, match="add --insecure"):
-        await run_coordinator(options, lambda event: None, Shutdown())
 
 
 async def test_a_coordinator_that_is_not_there_is_reported_at_once(tmp_path: Path) -> None:

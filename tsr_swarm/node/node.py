@@ -64,9 +64,7 @@ class SwarmNode:
     """The parts of one node, each with references to the parts below it. Implements driver.ActionHandler."""
 
     def __init__(self, context: NodeContext, saved: SavedState) -> None:
-        context.driver = Driver(
-            first_state(context, saved.hard_state, saved.record, saved.known, saved.lost), saved.journal, context.warn
-        )
+        context.driver = Driver(_first_state(context, saved), saved.journal, context.warn)
         context.driver.handler = self
         record, workspace = saved.record, saved.workspace
         self.context = context
@@ -299,13 +297,7 @@ async def open_node(
         yield node
 
 
-def first_state(
-    context: NodeContext,
-    hard_state: HardState,
-    record: RoundRecord | None = None,
-    known: tuple[str, ...] = (),
-    lost: str = "",
-) -> Node:
+def _first_state(context: NodeContext, saved: SavedState) -> Node:
     """What the decisions know as the node starts."""
     identity = NodeIdentity(
         me=context.me,
@@ -313,9 +305,10 @@ def first_state(
         trains=context.info.trains,
         is_dialable=bool(context.info.address),
         first=context.first,
-        known=known,
+        known=saved.known,
         sizes=context.manifest.shard_bytes,
         policy=policy_of(context.config),
     )
+    record = saved.record
     state = PeerState() if record is None else PeerState(applied=record.round, chain=record.chain)
-    return begin(identity, hard_state, state, awake_clock(), lost)
+    return begin(identity, saved.hard_state, state, awake_clock(), saved.lost)
