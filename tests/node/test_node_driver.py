@@ -54,7 +54,7 @@ class Rig:
     def __init__(self, folder: Path, voters: tuple[str, ...] = VOTERS) -> None:
         self.loop, self.warnings = VirtualLoop(), list[str]()
         self.actions: list[pt.Action] = []
-        self.ledgers: list[tuple[HardState, HardState]] = []  # the node's, and the one on disk
+        self.hard_states: list[tuple[HardState, HardState]] = []  # the node's, and the one on disk
         self.steps = 0
         self.meanwhile: Callable[[pt.Action], None] = lambda action: None
         self.writes: list[float] = []
@@ -73,9 +73,9 @@ class Rig:
         self.driver = Driver(node, self, self.warnings.append, lambda: self.loop.clock.now, self.loop.call_at)
         self.driver.handler = self
 
-    def write(self, ledger: HardState) -> None:
+    def write(self, hard_state: HardState) -> None:
         self.writes.append(self.loop.clock.now)
-        self.journal.write(ledger)
+        self.journal.write(hard_state)
 
     def on_step(self, before: Node, after: Node) -> None:
         self.steps += 1
@@ -89,7 +89,7 @@ class Rig:
 
     def look(self) -> None:
         on_disk = self.genesis if self.folder.is_file() else self.journal.load(print) or self.genesis
-        self.ledgers.append((self.driver.node.voter.hard_state, on_disk))
+        self.hard_states.append((self.driver.node.voter.hard_state, on_disk))
 
     def sent(self, kind: type[Any]) -> list[Any]:
         sent = [action.message for action in self.actions if isinstance(action, pt.Send)]
@@ -133,7 +133,7 @@ def test_actions_begin_only_after_their_promise_is_in_the_journal(story: list[tu
             if waits:
                 rig.loop.run_until(rig.loop.clock.now + 2.0)
         assert rig.steps >= len(story)
-        assert all(promised == on_disk for promised, on_disk in rig.ledgers)
+        assert all(promised == on_disk for promised, on_disk in rig.hard_states)
         assert not rig.loop.faults
 
 

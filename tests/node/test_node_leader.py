@@ -144,8 +144,8 @@ async def test_sections_that_the_round_does_not_have_are_refused_before_their_by
         replace(sections[0], kind="norm"),
     ]
     for section in wrong:
-        made = ReducedShard(replace(rig.reduced(0).result, sections=(section, *sections[1:])))
-        assert await rig.fetch(reduced=made) == ShardDigest()
+        reduced = ReducedShard(replace(rig.reduced(0).result, sections=(section, *sections[1:])))
+        assert await rig.fetch(reduced=reduced) == ShardDigest()
     assert await rig.fetch(reduced=ReducedShard(replace(rig.reduced(0).result, sections=()))) == ShardDigest()
     assert await rig.fetch(0, rig.reduced(1)) == ShardDigest(), "those of another shard"
     assert rig.reducer.asked == []

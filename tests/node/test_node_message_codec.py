@@ -91,9 +91,9 @@ def shards_done(draw: st.DrawFn) -> tuple[pt.ShardDone, ReducedShard, Members | 
     seen = st.builds(Captured, st.floats(0, 1, width=32), st.floats(0, 2.0**127, width=32))
     low_rank = {0: 0, 1: 2}[shard]
     captured = draw(st.just({}) | seen.map(lambda captured: {low_rank: captured}))
-    made = ReducedShard(result, draw(st.floats(-1e6, 1e6, width=32)), draw(counts), captured)
-    done = pt.ShardDone(draw(terms), draw(st.integers(1, ROUNDS)), shard, made.decided)
-    return done, made, members if included else None
+    reduced = ReducedShard(result, draw(st.floats(-1e6, 1e6, width=32)), draw(counts), captured)
+    done = pt.ShardDone(draw(terms), draw(st.integers(1, ROUNDS)), shard, reduced.decided)
+    return done, reduced, members if included else None
 
 
 keys = st.tuples(st.integers(1, ROUNDS), terms, st.integers(1, 2**50))
@@ -161,9 +161,9 @@ def test_a_close_comes_back_with_all_whom_it_admits(close: tuple[pt.Close, Membe
 
 @given(done=shards_done())
 def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, ReducedShard, Members | None]) -> None:
-    message, made, members = done
-    request = sent(mc.done_to_proto(message, made, members))
-    assert mc.decode_message(request, MANIFEST, known(members)) == mc.DecodedMessage(message, reduced=made)
+    message, reduced, members = done
+    request = sent(mc.done_to_proto(message, reduced, members))
+    assert mc.decode_message(request, MANIFEST, known(members)) == mc.DecodedMessage(message, reduced=reduced)
     assert len(request.shard_done.result.absent) <= 3, "a bit a peer"
 
 

@@ -60,10 +60,10 @@ def test_members_are_found_that_include_all_peers_of_a_shard() -> None:
 
 
 def test_bytes_of_shards_go_with_their_round() -> None:
-    round_cache, made = RoundCache(), ReducedShard(small_history(1).at(1).header.shards[0])
-    round_cache.add_reduced_shard(1, 0, made, b"bytes")
+    round_cache, reduced = RoundCache(), ReducedShard(small_history(1).at(1).header.shards[0])
+    round_cache.add_reduced_shard(1, 0, reduced, b"bytes")
     for round in range(1, KEPT_ROUNDS + 1):
-        assert round_cache.reduced_shard(1, 0, made.decided) is not None
+        assert round_cache.reduced_shard(1, 0, reduced.decided) is not None
         round_cache.add_plan(plan_of(MANIFEST, round, parent(round)))
     round_cache.add_plan(plan_of(MANIFEST, KEPT_ROUNDS + 1, parent(KEPT_ROUNDS + 1)))
-    assert round_cache.reduced_shard(1, 0, made.decided) is None
+    assert round_cache.reduced_shard(1, 0, reduced.decided) is None

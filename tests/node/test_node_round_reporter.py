@@ -171,8 +171,8 @@ async def test_a_round_s_figures_come_from_its_header_and_the_shards_that_are_kn
     both, one = result_of(OTTER, HERON, tokens=300), result_of(HERON, tokens=200)
     rig.reporter.opened(plan_of(MANIFEST), frozenset({OTTER, HERON, LYNX}), 3)
     rig.reporter.dropped(Drop(LYNX, "gone"))
-    made = [ReducedShard(both, local_loss=2.0, raw_sent=900), ReducedShard(one, local_loss=4.5, raw_sent=80)]
-    rig.reporter.committed(header_of(1, both, one), made, 2)
+    shards = [ReducedShard(both, local_loss=2.0, raw_sent=900), ReducedShard(one, local_loss=4.5, raw_sent=80)]
+    rig.reporter.committed(header_of(1, both, one), shards, 2)
     await rig.apply_late(1)
     (closed,) = rig.of(ev.RoundClosed)
     assert (closed.included, closed.late, closed.tokens) == (2, 0, 300)

@@ -64,12 +64,12 @@ async def trainer_task(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Trainer
     monkeypatch.setattr(module, "pack", lambda *_: ({}, b""))
     monkeypatch.setattr(module, "seal", lambda _: pb.Envelope())
     async with open_node(ME, MANIFEST) as node:
-        context, made = node.context, node.trainer_task
+        context, task = node.context, node.trainer_task
         context.driver = LookingDriver(context.driver.node)
-        made.reducer = HangingReducer()  # type: ignore[assignment]
-        made.work = RoundWork(plan_of(MANIFEST), 1, 1, 0.0, {}, {})
-        context.driver.trainer_task = made
-        yield made
+        task.reducer = HangingReducer()  # type: ignore[assignment]
+        task.work = RoundWork(plan_of(MANIFEST), 1, 1, 0.0, {}, {})
+        context.driver.trainer_task = task
+        yield task
 
 
 @pytest.mark.parametrize("has_begun", [False, True])

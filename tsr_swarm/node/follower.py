@@ -91,7 +91,7 @@ class Follower:
         """Download a recent state, going on after a break where it stopped."""
         context, started = self.context, time.monotonic()
         try:
-            state, givers, record = await self.downloader.state(order.donors, lambda: context.is_stopping)
+            state, donor_count, record = await self.downloader.state(order.donors, lambda: context.is_stopping)
             consensus = await self.weights.run(state.consensus, context.manifest)
         except (UnreachableError, PeerError, RunError) as error:
             if not context.is_stopping:
@@ -107,7 +107,7 @@ class Follower:
                 round=record.round,
                 bytes=state.description.total_bytes,
                 seconds=round(time.monotonic() - started, 3),
-                donors=givers,
+                donors=donor_count,
                 found_bytes=state.found_bytes,
             )
         )
