@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.node_context import make_node
-from tests.published_rounds import History, small_history
+from tests.published_rounds import History
 from tsr_swarm.node.events.run_log import RunLog
 from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.node.weights import AppliedRound
@@ -77,11 +77,6 @@ class Rig:
     async def finish(self) -> None:
         self.run_log.answered.set()
         await self.reporter.finish()
-
-
-@pytest.fixture(scope="module")
-def history() -> History:
-    return small_history(2)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.node_context import make_donor, serving
-from tests.published_rounds import FIRST, History, small_history
+from tests.published_rounds import FIRST, History
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.node.address_book import AddressBook, ClientPool
@@ -35,11 +35,6 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ROUNDS = 20
 ME = "0" * 32
-
-
-@pytest.fixture(scope="module")
-def history() -> History:
-    return small_history(ROUNDS)
 
 
 class Node:

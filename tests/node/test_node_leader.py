@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.node_context import make_context, open_node, serving
-from tests.published_rounds import History, small_history, small_manifest
+from tests.published_rounds import History, small_manifest
 from tsr_swarm.errors import PeerError, RefusedError
 from tsr_swarm.node import leader as module
 from tsr_swarm.node.context import NodeContext
@@ -25,11 +25,6 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 REDUCER, STRANGER = "b" * 32, "c" * 32
 Twist = Callable[[bytes], bytes | Awaitable[bytes]]
-
-
-@pytest.fixture(scope="module")
-def history() -> History:
-    return small_history(1)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.published_rounds import plan_of, small_history, small_manifest
+from tests.published_rounds import History, plan_of, small_manifest
 from tsr_swarm.node.round_cache import KEPT_ROSTERS, KEPT_ROUNDS, ReducedShard, RoundCache
 from tsr_swarm.wire.roster import Members
 
@@ -59,8 +59,8 @@ def test_members_are_found_that_include_all_peers_of_a_shard() -> None:
     assert round_cache.members(1, 4, {REDUCER}) is None, "that was of an older term"
 
 
-def test_bytes_of_shards_go_with_their_round() -> None:
-    round_cache, reduced = RoundCache(), ReducedShard(small_history(1).at(1).header.shards[0])
+def test_bytes_of_shards_go_with_their_round(history: History) -> None:
+    round_cache, reduced = RoundCache(), ReducedShard(history.at(1).header.shards[0])
     round_cache.add_reduced_shard(1, 0, reduced, b"bytes")
     for round in range(1, KEPT_ROUNDS + 1):
         assert round_cache.reduced_shard(1, 0, reduced.decided) is not None

@@ -101,8 +101,7 @@ async def test_what_others_tell_after_the_end_is_not_shown() -> None:
 
 
 async def test_rounds_that_only_progress_follows_are_copied_too() -> None:
-    progress = ev.PeerProgress(peer=ME, name="x", round=3, step=1, steps=300, tokens_per_second=1.0)
-    other = Other(closed(1), closed(2), *[progress] * 300)
+    other = Other(closed(1), closed(2), *[progress(ME, 1)] * 300)
     mine = run_log_of(closed(1))
     async with clients_to([other]) as (pool, ids):
         await mine.ask(ids, 9, pool)
@@ -137,8 +136,7 @@ async def test_a_silent_node_is_waited_for_briefly_and_not_once_the_newest_round
 
 
 async def test_a_monitor_waits_until_the_log_has_come_and_a_node_that_nobody_reads_asks_for_nothing() -> None:
-    progress = ev.PeerProgress(peer=ME, name="x", round=1, step=1, steps=2, tokens_per_second=1.0)
-    leader = Other(closed(1), progress, ev.Warned(message="hot"))
+    leader = Other(closed(1), progress(ME, 1), ev.Warned(message="hot"))
     await run_log_of().read()  # no leader is known: there is nothing to wait for
     mine = run_log_of()
     async with clients_to([leader]) as (pool, (peer_id,)):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.node_context import make_donor
-from tests.published_rounds import History, small_history
+from tests.published_rounds import History
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.node import service
 from tsr_swarm.node.round_cache import KEPT_HEADERS, Headers
@@ -21,11 +21,6 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 CALLER = Caller("127.0.0.1", True)
 REDUCERS = ME, OTHER_REDUCER = "1" * 32, "2" * 32
 PEER = "3" * 32
-
-
-@pytest.fixture(scope="module")
-def history() -> History:
-    return small_history(KEPT_HEADERS + 2)
 
 
 class Donor:
