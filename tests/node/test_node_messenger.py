@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.node_context import E, open_node, serving
+from tests.node_context import open_node, serving
 from tests.published_rounds import plan_of, small_manifest
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.node import message_codec, poll_replies
@@ -61,20 +61,12 @@ class Small:
     def __init__(self, node: SwarmNode) -> None:
         self.context, self.book, self.driver = node.context, node.context.book, node.context.driver
         self.round_cache, self.roster_cache = node.context.round_cache, node.roster_cache
-        self.replies, self.tell, self.send = node.poll_replies, node.messenger.tell, node.messenger.send
+        self.replies, self.poll = node.poll_replies, node.poll_replies.poll
+        self.tell, self.send = node.messenger.tell, node.messenger.send
+        self.events, self.seen = self.driver.events, self.driver.seen
         self.leader = SmallLeader()
         self.refusal: RefusedError | None = None
         self.listed: list[pb.ListPeersRequest] = []
-
-    @property
-    def events(self) -> list[pt.Event]:
-        return self.driver.events
-
-    async def seen(self, kind: type[E], count: int = 1) -> list[E]:
-        return await self.driver.seen(kind, count)
-
-    async def poll(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
-        return await self.replies.poll(request, caller)
 
     async def list_peers(self, request: pb.ListPeersRequest, caller: Caller) -> pb.ListPeersReply:
         self.listed.append(request)
@@ -154,10 +146,10 @@ async def test_a_node_that_lacks_the_unchanged_news_asks_for_all_of_it(change: d
         answer, other = b.poll, {"term": 1, "version": 1, **change}
 
         async def unchanged(request: pb.PollRequest, caller: Caller) -> pb.PollReply:
-            b.poll = answer  # type: ignore[method-assign]
+            b.poll = answer
             return pb.PollReply(unchanged=pb.Unchanged(number=request.number, **other))
 
-        b.poll = unchanged  # type: ignore[method-assign]
+        b.poll = unchanged
         a.send(B, replace(ASKED, known=1, number=2))
         (_, whole) = await b.seen(pt.Received, 2)
         assert whole == pt.Received(A, replace(ASKED, known=0, number=2))
@@ -170,7 +162,7 @@ async def test_a_leader_that_always_answers_unchanged_counts_as_unreachable() ->
         return pb.PollReply(unchanged=pb.Unchanged(term=1, version=1, number=request.number))
 
     async with pair() as (a, b):
-        b.poll = unchanged  # type: ignore[method-assign]
+        b.poll = unchanged
         a.send(B, ASKED)
         assert await a.seen(pt.Unreachable) == [pt.Unreachable(B, ASKED)]
 
