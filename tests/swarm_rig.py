@@ -227,11 +227,13 @@ async def run_swarm(
     return swarm
 
 
-def when(kind: type[Event], round: int, act: Callable[[Swarm], object]) -> Callable[[Swarm, Event], None]:
-    """A fault: what to do with every event of this kind and round."""
+def when(
+    kind: type[Event], round: int, act: Callable[[Swarm], object], phase: str = ""
+) -> Callable[[Swarm, Event], None]:
+    """A fault: what to do with every event of this kind and round, and of this ``phase`` of it if one is named."""
 
     def on_event(swarm: Swarm, event: Event) -> None:
-        if isinstance(event, kind) and event.round == round:  # type: ignore[attr-defined]
+        if isinstance(event, kind) and (event.round, getattr(event, "phase", "")) == (round, phase):  # type: ignore[attr-defined]
             act(swarm)
 
     return on_event

@@ -125,13 +125,10 @@ async def test_late_work_is_not_merged_and_goes_out_with_a_later_round(
         assert sum(float(state[key].abs().sum()) for key in state if "displacement" in key) > 0, "it keeps its work"
         return work
 
-    def watch(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.PhaseChanged) and (event.round, event.phase) == (2, "apply"):
-            closed.set()
-
     monkeypatch.setattr(Trainer, "train", hold)
     config = tiny_config(tmp_path, round={"floor_seconds": 2.0}, run={"rounds": 4})
-    swarm = await run_swarm(tmp_path, config, on_event=watch)
+    tell = when(ev.PhaseChanged, 2, lambda swarm: closed.set(), "apply")
+    swarm = await run_swarm(tmp_path, config, on_event=tell)
     assert held.is_set()
     by_round = {event.round: event for event in swarm.closed()}
     assert (by_round[2].included, by_round[2].late) == (2, 1)
