@@ -4,23 +4,26 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.node.address_book import AddressBook, ClientPool
-from tsr_swarm.node.context import NodeContext, NodeInfo, policy_of
+from tsr_swarm.node.context import NodeContext, NodeInfo
 from tsr_swarm.node.events.run_log import RunLog
-from tsr_swarm.optim.consensus import Consensus
+from tsr_swarm.node.node import SavedState, SwarmNode
+from tsr_swarm.node.round_cache import Headers
+from tsr_swarm.node.service import NodeService
+from tsr_swarm.node.weights import PlainWeights
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.rounds.state import Node, NodeIdentity
-from tsr_swarm.rounds.step import begin
+from tsr_swarm.rounds.state import Node
+from tsr_swarm.storage.round_log import RoundLog
+from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.events import Event, Warned
 from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.transport.server import serve
-from tsr_swarm.transport.tcp_info import KernelBytes
 
 FIRST = "f" * 32  # the coordinator
 E = TypeVar("E", bound=pt.Event)
@@ -51,8 +54,6 @@ class RecordingDriver:
 
 
 class RecordingHost:
-    """A program around the node that keeps what it is told."""
-
     def __init__(self) -> None:
         self.events: list[Event] = []  # of the node
         self.run_events: list[Event] = []  # of the run
@@ -64,21 +65,17 @@ class RecordingHost:
     def emit(self, event: Event) -> None:
         self.events.append(event)
 
-    def sample_traffic(self) -> None:
+    async def score(self, *of: object) -> None:
         pass
 
-    async def applied(self, *of: object) -> None:
-        pass
-
-    async def restored(self, *of: object) -> None:
-        pass
-
-    async def score(self, round: int, consensus: Consensus) -> float | None:
-        return None
+    applied = restored = score
 
 
-def make_context(me: str, manifest: Manifest, clients: ClientPool | None = None, **info: Any) -> NodeContext:
-    """A node that has just started. ``info``: what it says of itself, else than usual; ``first`` is the coordinator."""
+def make_node(me: str, manifest: Manifest, workspace: Any = None, **info: Any) -> SwarmNode:
+    """The real parts of a node that has just started, without weights.
+
+    ``info``: what it says of itself, else than usual; ``first`` is the coordinator.
+    """
     first, book = info.pop("first", FIRST), AddressBook(me)
     said = {"name": "peer", "address": "", "local_space": "core", "device": "cpu", **info}
     host = RecordingHost()
@@ -89,36 +86,48 @@ def make_context(me: str, manifest: Manifest, clients: ClientPool | None = None,
         first=first,
         host=host,
         book=book,
-        clients=clients or ClientPool(book, ByteCounter(), KernelBytes([])),
+        clients=ClientPool(book),
         run_log=RunLog(EventLog(lambda: 0.0), host.run_events.append),
     )
-    identity = NodeIdentity(
-        me=me,
-        incarnation=1,
-        trains=context.info.trains,
-        is_dialable=bool(context.info.address),
-        first=first,
-        sizes=manifest.shard_bytes,
-        policy=policy_of(manifest.config),
+    hard_state = HardState(RoundRecord(voters=(first,)))
+    saved = SavedState(
+        hard_state=hard_state, weights=PlainWeights(None), record=None, folder=Path(), workspace=workspace
     )
-    context.driver = RecordingDriver(begin(identity, HardState(RoundRecord(voters=(first,))), PeerState(), 0.0))
-    return context
+    node = SwarmNode(context, saved)
+    context.driver = RecordingDriver(context.state)
+    return node
+
+
+def make_context(me: str, manifest: Manifest) -> NodeContext:
+    return make_node(me, manifest).context
+
+
+def make_donor(
+    me: str, manifest: Manifest, folder: Path, headers: Headers | None = None
+) -> tuple[NodeService, StateStore]:
+    """A node that gives what is in ``folder``, and has just started."""
+    log = RoundLog(folder / "published", 1 << 24)
+    log.open()
+    store = StateStore(manifest, folder / "states", log)
+    store.open()
+    node = make_node(me, manifest)
+    node.headers = headers or node.headers
+    return NodeService(node, store, lambda caller: []), store
 
 
 def follow(context: NodeContext, leader: str) -> None:
-    """Have ``context``'s node follow this leader."""
     context.driver.change(lambda node: replace(node, tracking=replace(node.tracking, leader=leader)))
 
 
 @asynccontextmanager
-async def open_context(me: str, manifest: Manifest, **info: Any) -> AsyncIterator[NodeContext]:
-    """As make_context; connections and background tasks are ended on the way out."""
-    context = make_context(me, manifest, **info)
-    async with context.clients:
+async def open_node(me: str, manifest: Manifest, *more: Any, **info: Any) -> AsyncIterator[SwarmNode]:
+    """As make_node; connections and background tasks are ended on the way out."""
+    node = make_node(me, manifest, *more, **info)
+    async with node.context.clients:
         try:
-            yield context
+            yield node
         finally:
-            await context.background.close()
+            await node.context.background.close()
 
 
 @asynccontextmanager

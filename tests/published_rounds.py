@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tests.steady import steady
+from tests.steady import steady, wide
 from tsr_swarm.config.layout import Part, Slot, upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
@@ -30,7 +30,6 @@ SHAPES = {"a.weight": (40, 30), "b.weight": (48, 24), "c.weight": (36, 20), "nor
 
 
 def random_grids(slots: Sequence[Slot], generator: torch.Generator, scale: float = 1e-3) -> dict[Slot, Grid]:
-    """A contribution of normal numbers."""
     numbers = {slot: scale * torch.randn(slot.rows, slot.cols, generator=generator) for slot in slots}
     return {slot: dense_grid(x) if slot.part is Part.DENSE else quantise_slot(x, slot) for slot, x in numbers.items()}
 
@@ -80,12 +79,11 @@ class History:
 
 
 def make_history(manifest: Manifest, consensus: Consensus, rounds: int, voters: tuple[str, ...] = VOTERS) -> History:
-    """What reducers make of contributions of random numbers."""
     generator = torch.Generator().manual_seed(0)
     config, history = manifest.config, History(manifest)
     history.states.append(consensus)
     for round in range(1, rounds + 1):
-        plan = plan_round(config, manifest.blocks, round, history.record(round - 1).chain)
+        plan = plan_of(manifest, round, history.record(round - 1).chain)
         slots = upload_slots(manifest.blocks, plan.due, config.wire)
         contributions = [
             {
@@ -102,12 +100,19 @@ def make_history(manifest: Manifest, consensus: Consensus, rounds: int, voters: 
     return history
 
 
+def small_manifest(shards: int = 3) -> Manifest:
+    """Of three low-rank blocks and a dense one."""
+    optimizer, periods = steady(rank=4, embedding_rank=4), PeriodsConfig(k_x=5, k_r=50)
+    config = RunConfig(optimizer=optimizer, wire=wide(), periods=periods, round=RoundConfig(shards=shards))
+    return make_manifest("run", config, SHAPES)
+
+
+def plan_of(manifest: Manifest, round: int = 1, parent: str = "") -> RoundPlan:
+    return plan_round(manifest.config, manifest.blocks, round, parent)
+
+
 def small_history(rounds: int) -> History:
-    """Of three low-rank blocks and a dense one, in three shards."""
-    config = RunConfig(
-        optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50), round=RoundConfig(shards=3)
-    )
-    manifest = make_manifest("run", config, SHAPES)
+    manifest = small_manifest()
     torch.manual_seed(0)
     weights = {name: torch.randn(shape) for name, shape in SHAPES.items()}
     return make_history(manifest, fresh_consensus(manifest, weights), rounds)

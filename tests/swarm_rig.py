@@ -29,6 +29,7 @@ from tsr_swarm.telemetry.events import (
     RunStarted,
     Warned,
 )
+from tsr_swarm.telemetry.recording import EVENTS_FILE, read_recording
 
 TEXT = "".join(f"def f{i}(x):\n    return x + {i} if x > {i % 7} else f{i // 2}(x - 1)\n\n" for i in range(600))
 DEADLINE_SECONDS = 60
@@ -58,12 +59,7 @@ def tiny_config(folder: Path, **changes: dict[str, object]) -> RunConfig:
     return run_config_from_mapping(sections)
 
 
-@dataclass
-class Member:
-    """One process of the swarm, as a task."""
-
-    stop: Shutdown
-    task: asyncio.Task[None]
+class Told:
     events: list[Event]
 
     def of(self, kind: type[Kind]) -> list[Kind]:
@@ -74,7 +70,16 @@ class Member:
 
 
 @dataclass
-class Swarm:
+class Member(Told):
+    """One process of the swarm, as a task."""
+
+    stop: Shutdown
+    task: asyncio.Task[None]
+    events: list[Event]
+
+
+@dataclass
+class Swarm(Told):
     """What happened, and the handles to make more happen."""
 
     folder: Path
@@ -90,7 +95,6 @@ class Swarm:
     _told: asyncio.Event = field(default_factory=asyncio.Event)  # something; a new one each time
 
     async def start_coordinator(self, resume: bool = False, listen: str = LISTEN) -> None:
-        """Start it and wait for its address."""
         self.started.clear()
         options = CoordinateOptions(config=self.config, listen=listen, use_dht=False, resume=resume)
         stop = Shutdown()
@@ -135,7 +139,6 @@ class Swarm:
         await self.start_coordinator(resume=True, listen=self.address)
 
     async def end(self) -> None:
-        """Stop everybody at once."""
         stop_all(self)
         await self.finish()
 
@@ -168,11 +171,6 @@ class Swarm:
         self._told.set()
         self._told = asyncio.Event()
 
-    # --- what tests look at ---------------------------------------------------------------------------------------
-
-    def of(self, kind: type[Kind]) -> list[Kind]:
-        return [event for event in self.events if isinstance(event, kind)]
-
     def closed(self) -> list[RoundClosed]:
         return self.of(RoundClosed)
 
@@ -183,12 +181,11 @@ class Swarm:
     def finished(self) -> RunFinished:
         return self.of(RunFinished)[0]
 
-    def warnings(self) -> list[str]:
-        return [event.message for event in self.of(Warned)]
+    def recorded(self) -> list[Event]:
+        return [stamped.event for stamped in read_recording(self.folder / "coordinator" / EVENTS_FILE)]
 
     @property
     def members(self) -> list[Member]:
-        """The newest process of each node."""
         return [*([self.coordinator] if self.coordinator else []), *self.peers.values()]
 
     def digests(self) -> dict[int, set[str]]:
@@ -202,14 +199,12 @@ class Swarm:
         return seen
 
     def agrees(self) -> bool:
-        """Whether everybody had the same weights after every round."""
         return all(len(digests) == 1 for digests in self.digests().values())
 
     def peer_id(self, number: int) -> str:
         return load_identity(self.folder / f"peer-{number}" / "identity.key").peer_id
 
     def address_of(self, number: int) -> str:
-        """Where a peer can be dialled."""
         return next(event.address for event in self.of(PeerJoined) if event.peer == self.peer_id(number))
 
     def leader(self) -> str:
@@ -232,11 +227,13 @@ async def run_swarm(
     return swarm
 
 
-def when(kind: type[Event], round: int, act: Callable[[Swarm], object]) -> Callable[[Swarm, Event], None]:
-    """A fault: what to do with every event of this kind and round."""
+def when(
+    kind: type[Event], round: int, act: Callable[[Swarm], object], phase: str = ""
+) -> Callable[[Swarm, Event], None]:
+    """A fault: what to do with every event of this kind and round, and of this ``phase`` of it if one is named."""
 
     def on_event(swarm: Swarm, event: Event) -> None:
-        if isinstance(event, kind) and event.round == round:  # type: ignore[attr-defined]
+        if isinstance(event, kind) and (event.round, getattr(event, "phase", "")) == (round, phase):  # type: ignore[attr-defined]
             act(swarm)
 
     return on_event
@@ -253,6 +250,5 @@ def stop_coordinator(swarm: Swarm) -> None:
 
 
 def stop_all(swarm: Swarm) -> None:
-    """Everybody ends at once."""
     for member in swarm.members:
         member.stop.terminate()

@@ -21,20 +21,16 @@ from typing import Any
 import torch
 
 from tests.bench.tables import MODELS, RESULTS, table, write_page
-from tests.node_context import make_context
+from tests.node_context import make_node
 from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import ModelConfig, OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.exchange.reduction import Published, WeightedPayload, open_published
 from tsr_swarm.node.address_book import AddressBook, ClientPool
-from tsr_swarm.node.contribution_store import ContributionStore
-from tsr_swarm.node.round_cache import Headers
-from tsr_swarm.node.service import DonorService
+from tsr_swarm.node.service import NodeService
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.downloader import Downloader
-from tsr_swarm.node.sync.rounds import RoundDownload
-from tsr_swarm.node.sync.state import StateDownload
 from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
@@ -48,7 +44,6 @@ from tsr_swarm.telemetry.events import CatchingUp, Event
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.train.trainer import fresh_consensus
 from tsr_swarm.transport.server import serve
-from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.gate import shard_slots
 from tsr_swarm.wire.messages import published_to_proto
 
@@ -156,20 +151,18 @@ async def downloader(manifest: Manifest, history: History, folder: Path) -> Asyn
     """A downloader that knows the leader and the other donors, which listen on ports of their own."""
 
     async with AsyncExitStack() as stack:
-        book, counter, events = AddressBook(PEER), ByteCounter(), list[Event]()
+        book, events = AddressBook(PEER), list[Event]()
         for node, donor in zip(NODES, history.donors, strict=True):
-            weights = WeightsThread(PlainWeights(history.after), node, history.records[-1])
-            stack.callback(weights.close)
-            contributions, context = ContributionStore(manifest, {}), make_context(node, manifest)
-            service: Any = DonorService(context, donor, contributions, Headers(), weights)
+            parts = make_node(node, manifest)
+            parts.weights = WeightsThread(PlainWeights(history.after), node, history.records[-1])
+            stack.callback(parts.weights.close)
+            service: Any = NodeService(parts, donor, lambda caller: [])
             port = await stack.enter_async_context(serve(service, "127.0.0.1:0", ByteCounter()))
             book.update(node, f"127.0.0.1:{port}")
-        clients = await stack.enter_async_context(ClientPool(book, counter, KernelBytes([])))
+        clients = await stack.enter_async_context(ClientPool(book))
         sources = Donors(clients, events.append)
-        states = StateDownload(sources, manifest, folder)
-        rounds = RoundDownload(sources, manifest, PEER)
-        fetcher = Downloader(first=NODES[0], donors=sources, rounds=rounds, states=states, log=None)
-        yield DownloadingNode(fetcher, counter, events)
+        fetcher = Downloader(donors=sources, manifest=manifest, me=PEER, first=NODES[0], folder=folder, log=None)
+        yield DownloadingNode(fetcher, clients.counter, events)
 
 
 async def measure(aim: str, model: ModelConfig, missed: int, folder: Path) -> dict[str, str]:

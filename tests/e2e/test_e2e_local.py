@@ -75,7 +75,6 @@ def test_a_killed_peer_and_a_newcomer_cost_no_round(folder: Path) -> None:
 
 
 def led_by(events: list[Event]) -> list[object]:
-    """Who led, one after the other."""
     names = [event["name"] for event in of_kind(events, "leader_changed")]
     return [name for name, before in zip(names, [None, *names], strict=False) if name != before]
 

@@ -3,8 +3,9 @@
 import json
 import os
 import resource
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,11 @@ from tests.node_context import serving
 from tsr_swarm.discovery.addresses import is_loopback, is_unspecified
 from tsr_swarm.errors import ConfigError, PeerError, UnreachableError
 from tsr_swarm.node import address_book as module
-from tsr_swarm.node.address_book import MOST_CONTACTS, MOST_KEPT, AddressBook, ClientPool
-from tsr_swarm.telemetry.byte_counter import ByteCounter
+from tsr_swarm.node.address_book import MOST_CONTACTS, MOST_KEPT, SAMPLE_SECONDS, AddressBook, ClientPool
+from tsr_swarm.node.calls import PeerReporter
 from tsr_swarm.transport.address import parse_address
 from tsr_swarm.transport.base import Caller
-from tsr_swarm.transport.tcp_info import KernelBytes
+from tsr_swarm.transport.tcp_info import KernelBytes, KernelTotals, is_supported
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ME = "f" * 32
@@ -79,9 +80,6 @@ def test_a_full_book_forgets_the_address_that_was_updated_longest_ago() -> None:
     assert len(book.addresses) == MOST_CONTACTS
     assert book.address("a" * 32) == "192.0.2.1:1"
     assert book.address(f"{0:032x}") == ""
-
-
-# --- on disk ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_restart_finds_the_addresses_that_were_kept(tmp_path: Path) -> None:
@@ -149,9 +147,6 @@ def test_a_disk_that_cannot_be_written_changes_nothing_in_memory(tmp_path: Path)
     assert book.address("a" * 32)
 
 
-# --- clients ----------------------------------------------------------------------------------------------------------
-
-
 class Listed:
     """Says who takes part; no more is asked of it."""
 
@@ -162,7 +157,7 @@ class Listed:
 @asynccontextmanager
 async def listening() -> AsyncIterator[tuple[AddressBook, ClientPool, str]]:
     book = AddressBook(ME)
-    async with ClientPool(book, ByteCounter(), KernelBytes([])) as clients, serving(Listed()) as address:
+    async with ClientPool(book) as clients, serving(Listed()) as address:
         yield book, clients, address
 
 
@@ -206,3 +201,53 @@ def test_without_a_file_that_could_be_opened_the_kernels_bytes_are_unknown() -> 
         assert kernel.sample() is None
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+class CountedKernel(KernelBytes):
+    samples = 0
+
+    def sample(self) -> KernelTotals | None:
+        self.samples += 1
+        return super().sample()
+
+
+@given(waits=st.lists(st.floats(0, 4 * SAMPLE_SECONDS), max_size=40))
+def test_connections_are_sampled_every_few_seconds_however_often_a_node_polls(waits: list[float]) -> None:
+    now, clients = 0.0, ClientPool(AddressBook(ME), clock=lambda: now)
+    clients.kernel = kernel = CountedKernel([])
+    clients.sample()
+    for wait in waits:
+        now += wait
+        before = kernel.samples
+        clients.sample()
+        assert kernel.samples - before <= 1
+    assert kernel.samples <= 1 + (now + 1e-6) / SAMPLE_SECONDS
+    assert kernel.samples >= 1 + sum(wait >= SAMPLE_SECONDS for wait in waits)
+
+
+@pytest.fixture
+def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        there = socket.create_connection(server.getsockname())
+        here, _ = server.accept()
+        with closing(there), closing(here):
+            yield here, there
+
+
+def test_a_report_has_all_bytes_though_the_last_sample_was_a_moment_ago(
+    connection: tuple[socket.socket, socket.socket],
+) -> None:
+    here, there = connection
+    clients = ClientPool(AddressBook(ME))
+    clients.kernel = kernel = CountedKernel([here.getsockname()[1]])
+    reporter = PeerReporter(clients, ME)
+    clients.sample()
+    for size in (1000, 2345):
+        here.sendall(bytes(size))
+        while size:
+            size -= len(there.recv(size))
+        clients.sample()
+    assert kernel.samples == 1
+    both_ends = 2 * (1000 + 2345) if is_supported() else 0
+    assert reporter.prepare(1, bytes(32)).overhead_bytes == both_ends
+    assert reporter.prepare(2, bytes(32)).overhead_bytes == 0

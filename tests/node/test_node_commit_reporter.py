@@ -4,17 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from tests.node_context import make_context
-from tests.published_rounds import History, small_history
-from tsr_swarm.node.contribution_store import ContributionStore
-from tsr_swarm.node.events.commit_reporter import CommitReporter
+from tests.node_context import make_node
+from tests.published_rounds import History
 from tsr_swarm.node.events.run_log import RunLog
-from tsr_swarm.node.round_cache import ReducedShard, RoundCache
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.node.weights import AppliedRound
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.round_log import RoundLog
@@ -28,14 +24,15 @@ ME, OTHER = "a" * 32, "b" * 32
 class Leader:
     """A leadership that notes what it is to report."""
 
-    applied: list[tuple[int, str]] = field(default_factory=list)  # rounds and digests
+    applied_rounds: list[tuple[int, str]] = field(default_factory=list)  # rounds and digests
     committed_rounds: list[int] = field(default_factory=list)
 
     @property
-    def round_reporter(self) -> Any:
-        return SimpleNamespace(
-            applied=lambda round, digest, loss: self.applied.append((round, digest)), committed=self.committed
-        )
+    def round_reporter(self) -> "Leader":
+        return self
+
+    def applied(self, round: int, digest: str, loss: float | None) -> None:
+        self.applied_rounds.append((round, digest))
 
     def committed(self, header: PublishedHeader, shards: Sequence[ReducedShard | None], members: int) -> None:
         self.committed_rounds.append(header.plan.round)
@@ -56,11 +53,12 @@ class Rig:
     """A node that leads, whose log has two rounds."""
 
     def __init__(self, history: History, log: RoundLog) -> None:
-        self.history, self.leader, self.round_cache = history, Leader(), RoundCache()
-        self.context = make_context(ME, history.manifest)
+        self.history, self.leader = history, Leader()
+        node = make_node(ME, history.manifest)
+        self.context, self.reporter = node.context, node.commit_reporter
+        self.reporter.log = log
         self.context.run_log = self.run_log = AskingLog()
         self.leads(True)
-        self.reporter = CommitReporter(self.context, self.round_cache, ContributionStore(history.manifest, {}), log)
 
     def leads(self, leads: bool) -> None:
         self.context.leader = self.leader if leads else None  # type: ignore[assignment]
@@ -81,11 +79,6 @@ class Rig:
         await self.reporter.finish()
 
 
-@pytest.fixture(scope="module")
-def history() -> History:
-    return small_history(2)
-
-
 @pytest.fixture
 async def rig(history: History, tmp_path: Path) -> AsyncIterator[Rig]:
     log = RoundLog(tmp_path / "rounds", 1 << 20)
@@ -101,12 +94,12 @@ async def rig(history: History, tmp_path: Path) -> AsyncIterator[Rig]:
 async def test_the_round_before_is_reported_first_however_quick_the_next_one_is(rig: Rig) -> None:
     await rig.apply(1)
     await rig.begin(1)
-    rig.round_cache.add_sealed(rig.history.at(2).header, ())
+    rig.context.round_cache.add_sealed(rig.history.at(2).header, ())
     rig.reporter.commit(rig.record(2))
     later = asyncio.create_task(rig.apply(2))
     rig.run_log.answered.set()
     await later
-    assert rig.leader.applied[-2:] == [(1, "digest-1"), (2, "digest-2")]
+    assert rig.leader.applied_rounds[-2:] == [(1, "digest-1"), (2, "digest-2")]
     assert sorted(rig.leader.committed_rounds) == [1, 2]
 
 
@@ -117,7 +110,7 @@ async def test_all_rounds_that_a_dead_leader_left_unreported_are_reported(rig: R
     rig.leads(True)
     await rig.begin(2)
     await rig.finish()
-    assert rig.leader.applied == [(1, "digest-1"), (2, "digest-2")]
+    assert rig.leader.applied_rounds == [(1, "digest-1"), (2, "digest-2")]
     assert rig.leader.committed_rounds == [1, 2]
 
 
@@ -125,16 +118,16 @@ async def test_a_round_that_was_applied_before_this_process_began_is_reported_wi
     rig.reporter.began = 2
     await rig.begin(2)
     await rig.finish()
-    assert rig.leader.applied == [(1, ""), (2, "")]
+    assert rig.leader.applied_rounds == [(1, ""), (2, "")]
     assert rig.leader.committed_rounds == [1, 2]
 
 
 async def test_a_round_that_is_applied_only_after_the_election_is_reported_then(rig: Rig) -> None:
     await rig.begin(1)
     await rig.finish()
-    assert rig.leader.applied == []
+    assert rig.leader.applied_rounds == []
     await rig.apply(1)
-    assert rig.leader.applied == [(1, "digest-1")]
+    assert rig.leader.applied_rounds == [(1, "digest-1")]
     assert rig.leader.committed_rounds == [1]
 
 
@@ -142,9 +135,9 @@ async def test_a_round_that_is_applied_only_after_the_election_is_reported_then(
 async def test_a_node_reports_nothing_if(rig: Rig, why: str) -> None:
     rig.leads(why == "others have reported it")
     await rig.apply(1)
-    before = list(rig.leader.applied)
+    before = list(rig.leader.applied_rounds)
     await rig.begin(1)
     rig.run_log.log.closed_round = int(rig.context.leader is not None)
     await rig.finish()
-    assert rig.leader.applied == before
+    assert rig.leader.applied_rounds == before
     assert rig.leader.committed_rounds == []

@@ -89,7 +89,6 @@ def hashes_of(done: ShardAverage) -> list[bytes]:
 
 
 def upload(store: ContributionStore, peer: str, shard: int, plan: RoundPlan) -> None:
-    """Send a contribution through the gate."""
     header, data = pack(MANIFEST, peer, work_of(peer, plan.round, plan.parent), shard, SHARD_BLOCKS[shard])
     store.add(header, store.check(header).decode(data))
 
@@ -115,7 +114,6 @@ def reduced(
 
 
 def packed(outer: OuterState) -> dict[str, bytes]:
-    """By name, what is kept."""
     return {name: tensor.numpy().tobytes() for name, tensor in pack_outer(outer, MANIFEST.blocks).items()}
 
 
@@ -134,19 +132,19 @@ class Network:
     def run(self, reducers: Sequence[int | None]) -> PublishedHeader:
         """One round in which shard i is averaged by reducers[i]; None: by nobody."""
         plan = plan_of(self.round + 1, self.chain)
-        made: list[ShardAverage | None] = []
+        averages: list[ShardAverage | None] = []
         for store in self.stores:
             store.open_round(plan)
         for shard, reducer in enumerate(reducers):
             if reducer is None:
-                made.append(None)
+                averages.append(None)
                 continue
             for peer in PEERS[:2]:
                 upload(self.stores[reducer], peer, shard, plan)
-            made.append(average(self.stores[reducer], plan, shard, PEERS[:2], self.consensus))
-        results = [ShardResult(void=True) if done is None else done.reduced.result for done in made]
+            averages.append(average(self.stores[reducer], plan, shard, PEERS[:2], self.consensus))
+        results = [ShardResult(void=True) if done is None else done.reduced.result for done in averages]
         header = seal(plan, SHARD_BLOCKS, results)
-        here = {shard: PEERS[:2] for shard, done in enumerate(made) if done is not None}
+        here = {shard: PEERS[:2] for shard, done in enumerate(averages) if done is not None}
         grids = reduced(plan, here, self.consensus, self.outer())[0].grids
         refreshed = self.consensus.apply(plan, grids, Published(header, b"", grids).void)
         for store in self.stores:
@@ -155,11 +153,7 @@ class Network:
         return header
 
     def outer(self) -> OuterState:
-        """What all of them keep together."""
         return {block: kept for store in self.stores for block, kept in store.outer.items()}
-
-
-# --- a shard's bytes --------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=25)
@@ -178,11 +172,11 @@ def test_two_stores_with_a_share_of_the_shards_publish_the_bytes_of_one_reductio
             upload(stores[owners[shard]], peer, shard, plan)
             here[shard].append(peer)
 
-    made = [average(stores[owners[shard]], plan, shard, here[shard], start()) for shard in range(SHARDS)]
+    averages = [average(stores[owners[shard]], plan, shard, here[shard], start()) for shard in range(SHARDS)]
 
     wanted, _ = reduced(plan, {shard: sorted(peers) for shard, peers in here.items()}, start(), {})
-    assert seal(plan, SHARD_BLOCKS, [done.reduced.result for done in made]) == wanted.header
-    assert b"".join(done.frames for done in made) == wanted.data
+    assert seal(plan, SHARD_BLOCKS, [done.reduced.result for done in averages]) == wanted.header
+    assert b"".join(done.frames for done in averages) == wanted.data
 
 
 @given(peers=st.sets(st.sampled_from(PEERS), min_size=1))
@@ -192,19 +186,19 @@ def test_an_average_is_over_the_peers_that_are_asked_for(peers: set[str]) -> Non
     for peer in PEERS:
         upload(store, peer, 0, plan)
 
-    made = average(store, plan, 0, sorted(peers), start()).reduced
+    averaged = average(store, plan, 0, sorted(peers), start()).reduced
 
     order = sorted(peers, key=NUMBERS.__getitem__)
-    assert made.result == reduced(plan, {0: order}, start(), {})[0].header.shards[0]
-    assert made.result.included == tuple(sorted(peers))
+    assert averaged.result == reduced(plan, {0: order}, start(), {})[0].header.shards[0]
+    assert averaged.result.included == tuple(sorted(peers))
     tokens = sum(NUMBERS[peer] for peer in peers)
-    assert made.local_loss == pytest.approx(sum(NUMBERS[peer] ** 2 for peer in peers) / tokens)
+    assert averaged.local_loss == pytest.approx(sum(NUMBERS[peer] ** 2 for peer in peers) / tokens)
     sent = [pack(MANIFEST, peer, work_of(peer, 1, ""), 0, SHARD_BLOCKS[0])[0].sections for peer in peers]
-    assert made.raw_sent == sum(section.raw_bytes for sections in sent for section in sections)
+    assert averaged.raw_sent == sum(section.raw_bytes for sections in sent for section in sections)
     low_rank = [index for index in SHARD_BLOCKS[0] if MANIFEST.blocks[index].is_low_rank]
-    assert sorted(made.captured) == low_rank
+    assert sorted(averaged.captured) == low_rank
     kappa = sum(NUMBERS[peer] ** 2 / 8 for peer in peers) / tokens
-    assert all(made.captured[index].kappa == pytest.approx(kappa) for index in low_rank)
+    assert all(averaged.captured[index].kappa == pytest.approx(kappa) for index in low_rank)
 
 
 def test_numbers_give_the_order_of_sums() -> None:
@@ -260,9 +254,6 @@ def test_a_step_that_is_not_finite_makes_its_shard_void_and_keeps_its_momentum()
     assert done.frames == b""
     store.advance(seal(plan, SHARD_BLOCKS, [done.reduced.result] * SHARDS), {})
     assert packed(store.outer) == before
-
-
-# --- what is kept between rounds --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reducers", [[0, 0, 0], [0, 1, 0], [2, 1, 0]])
@@ -353,9 +344,6 @@ def test_a_downloaded_state_drops_all_momentum() -> None:
     assert store.job(9, 0, frozenset(PEERS), NUMBERS).outer == {}
 
 
-# --- announcements ----------------------------------------------------------------------------------------------------
-
-
 def with_average_and_contribution() -> tuple[ContributionStore, RoundPlan, ShardAverage]:
     """A store with an average of shard 0 and a contribution to shard 1, both of round 1."""
     store, plan = opened()
@@ -384,9 +372,9 @@ def test_a_round_announced_otherwise_drops_what_was_held(change: str) -> None:
     other = replace(plan, parent="ab" * 32) if change == "parent" else replace(plan, due=due)
     store.open_round(other)
     store.add(late, grids)  # it was announced otherwise while its bytes came
-    made = store.keep(under_way.run(start().bases))
-    assert made.result.included == PEERS[:1]
-    for shard, result in ((0, done.reduced.result), (1, made.result)):
+    averaged = store.keep(under_way.run(start().bases))
+    assert averaged.result.included == PEERS[:1]
+    for shard, result in ((0, done.reduced.result), (1, averaged.result)):
         assert store.frames(1, shard, [section.hash for section in result.sections]) is None
     if change == "parent":
         store.restore("ab" * 32)
@@ -404,9 +392,6 @@ def test_an_older_announcement_changes_nothing() -> None:
 
     store.restore("ab" * 32)
     assert average(store, newer, 0, PEERS[:1], start()).reduced.result.included == PEERS[:1]
-
-
-# --- what is refused, and what is forgotten ---------------------------------------------------------------------------
 
 
 def contribution(plan: RoundPlan, shard: int = 0, **changes: object) -> ContributionHeader:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.swarm_rig import Member, Swarm, run_swarm, stop_all, tiny_config
+from tests.swarm_rig import Member, Swarm, run_swarm, stop_all, tiny_config, when
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, decode_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
@@ -51,7 +51,6 @@ def opens(event: ev.Event, round: int) -> bool:
 
 
 def restless(folder: Path, **changes: dict[str, object]) -> RunConfig:
-    """A run that goes on with few peers, until a test ends it."""
     sections: dict[str, dict[str, object]] = {"run": {"rounds": 500, "min_peers": 3}, "round": {"floor_seconds": 0.4}}
     return tiny_config(folder, **{**sections, **changes})
 
@@ -68,6 +67,18 @@ def end_when_applied(swarm: Swarm, event: ev.Event, name: str, after: int = 0) -
         stop_all(swarm)
 
 
+def joining(round: int, calls: list[Any]) -> OnEvent:
+    """peer-4 joins in this round, from which on ``calls`` are noted; all end once it has applied one."""
+
+    def on_event(swarm: Swarm, event: ev.Event) -> None:
+        if opens(event, round):
+            calls.clear()
+            swarm.start_peer(4)
+        end_when_applied(swarm, event, "peer-4")
+
+    return on_event
+
+
 def state_of(member: Member) -> ev.StateReceived:
     (received,) = member.of(ev.StateReceived)
     return received
@@ -76,13 +87,7 @@ def state_of(member: Member) -> ev.StateReceived:
 async def test_a_joiner_gets_state_and_rounds_from_three_donors_and_none_from_the_coordinator(
     tmp_path: Path, calls: list[Any]
 ) -> None:
-    def watch(swarm: Swarm, event: ev.Event) -> None:
-        if opens(event, 8):
-            calls.clear()
-            swarm.start_peer(4)
-        end_when_applied(swarm, event, "peer-4")
-
-    swarm = await with_peers(tmp_path, restless(tmp_path), watch)
+    swarm = await with_peers(tmp_path, restless(tmp_path), joining(8, calls))
     received = state_of(swarm.peers[4])
     assert received.round % 5 == 0
     assert received.round >= 5
@@ -149,20 +154,12 @@ async def test_a_peer_that_missed_rounds_replays_them_from_donors(tmp_path: Path
 
 
 async def test_without_donors_a_late_joiner_gets_all_from_the_coordinator(tmp_path: Path, calls: list[Any]) -> None:
-    def watch(swarm: Swarm, event: ev.Event) -> None:
-        if opens(event, 7):
-            swarm.start_peer(4)
-        end_when_applied(swarm, event, "peer-4")
-
-    swarm = await with_peers(tmp_path, restless(tmp_path), watch, listening=0)
+    swarm = await with_peers(tmp_path, restless(tmp_path), joining(7, calls), listening=0)
     assert state_of(swarm.peers[4]).donors == 1
     assert swarm.agrees()
     assert len(list((tmp_path / "coordinator" / "states").iterdir())) <= KEPT_STATES
     assert list((tmp_path / "peer-1").glob("run-*/states/*")) == []
     assert not swarm.peers[4].of(ev.CatchingUp)
-
-
-# --- one donor by itself --------------------------------------------------------------------------------------------
 
 
 async def test_a_peer_refuses_calls_that_only_the_leader_answers_and_names_the_leader(tmp_path: Path) -> None:
@@ -198,24 +195,21 @@ async def test_a_peer_refuses_calls_that_only_the_leader_answers_and_names_the_l
             with pytest.raises(RefusedError, match="Round 500 is not kept here"):
                 await client.fetch_published(pb.FetchPublishedRequest(round=500), 10)
 
-    def watch(swarm: Swarm, event: ev.Event) -> None:
-        if opens(event, 2):
-            asked.append(asyncio.create_task(ask(swarm)))
-
-    swarm = await run_swarm(tmp_path, tiny_config(tmp_path), peers=3, on_event=watch, listening=1)
+    begin = when(ev.RoundOpened, 2, lambda swarm: asked.append(asyncio.create_task(ask(swarm))))
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path), on_event=begin, listening=1)
     await asyncio.gather(*asked)
     assert len(asked) == 1
     assert [event.included for event in swarm.closed()] == [3, 3, 3, 3]
 
 
-async def test_a_peer_listens_to_the_world_only_with_consent_and_says_where(tmp_path: Path) -> None:
+async def test_nodes_listen_to_the_world_only_with_consent_and_a_peer_says_where(tmp_path: Path) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     for said, says in (({}, "add --insecure"), ({"insecure": True}, "--announce")):
         with pytest.raises(ConfigError, match=says):
             await swarm.start_peer(1, at="127.0.0.1:9", listen="0.0.0.0:1", **said).task
+    with pytest.raises(ConfigError, match="add --insecure"):
+        await swarm.start_coordinator(listen="0.0.0.0:0")
 
-
-# --- which donor is asked for a shard -------------------------------------------------------------------------------
 
 CLIENTS = [SwarmClient(f"127.0.0.1:{port}", ByteCounter()) for port in range(1, 6)]
 clients = st.sampled_from(CLIENTS)

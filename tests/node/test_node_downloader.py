@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.published_rounds import FIRST, History, small_history
+from tests.node_context import make_donor, serving
+from tests.published_rounds import FIRST, History
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.node.address_book import AddressBook, ClientPool
@@ -19,19 +20,15 @@ from tsr_swarm.node.sync import donors as donors_module
 from tsr_swarm.node.sync import rounds as round_download
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.downloader import Downloader
-from tsr_swarm.node.sync.rounds import RoundDownload
-from tsr_swarm.node.sync.state import StateDownload
+from tsr_swarm.node.sync.rounds import Frames
 from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
 from tsr_swarm.storage import state_file
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.state_file import StateAssembly
-from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
 from tsr_swarm.telemetry.events import CatchingUp, Event, Warned
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
-from tsr_swarm.transport.server import serve
-from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.compression import compress, decompress
 from tsr_swarm.wire.messages import PublishedHeader, chain_hash, published_from_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -40,31 +37,23 @@ ROUNDS = 20
 ME = "0" * 32
 
 
-@pytest.fixture(scope="module")
-def history() -> History:
-    return small_history(ROUNDS)
-
-
 class Node:
     """A real donor at a port of its own. A test can put a function in ``twist`` that changes every answer."""
 
     def __init__(self, folder: Path, history: History, rounds: Sequence[int], proposals: Sequence[int]) -> None:
         self.history, self.asked = history, list[Any]()
-        log = RoundLog(folder / "published", 1 << 24)
-        log.open()
-        self.donor = StateStore(history.manifest, folder / "states", log)
-        self.donor.open()
+        self.service, self.store = make_donor(FIRST, history.manifest, folder)
+        self.log = self.store.round_log
         self.twist: Callable[[Any], Any] = lambda answer: answer
         self.state_round = max(rounds, default=0)
         for round in rounds:
             self.commit(round)
         for round in proposals:
-            log.store(history.message(round), history.at(round).data)
+            self.log.store(history.message(round), history.at(round).data)
 
     def commit(self, round: int) -> None:
-        """Have this round, which stands."""
-        self.donor.round_log.store(self.history.message(round), self.history.at(round).data)
-        self.donor.round_log.commit(round, self.history.at(round).header.chain)
+        self.log.store(self.history.message(round), self.history.at(round).data)
+        self.log.commit(round, self.history.at(round).header.chain)
 
     def names(self) -> list[str]:
         return [type(request).__name__.removesuffix("Request") for request in self.asked]
@@ -76,48 +65,31 @@ class Node:
         return [request.shard for request in self.asked if isinstance(request, pb.FetchShardRequest)]
 
     def reply_to_catch_up(self, **reply: int) -> None:
-        """Say this whenever a node asks how to catch up."""
         self.twist = lambda answer: pb.CatchUpReply(**reply) if isinstance(answer, pb.CatchUpReply) else answer
 
-    async def describe_state(self, request: pb.DescribeStateRequest, caller: Caller) -> pb.StateDescription:
-        self.asked.append(request)
-        description = self.donor.describe(request.round)
-        if description is None:
-            raise RefusedError("No state is kept here yet.")
-        return self.twist(description)
+    def __getattr__(self, name: str) -> Any:
+        """Answer a call as the service does, but for the twist."""
 
-    async def fetch_state(self, request: pb.FetchStateRequest, caller: Caller) -> Iterator[pb.StateChunk]:
-        self.asked.append(request)
-        return (self.twist(chunk) for chunk in self.donor.chunks(request))
+        async def answer(request: Any, caller: Caller) -> Any:
+            self.asked.append(request)
+            reply = await getattr(self.service, name)(request, caller)
+            if isinstance(reply, Iterator):
+                return (self.twist(chunk) for chunk in reply)
+            reply = self.twist(reply)
+            return await reply if asyncio.iscoroutine(reply) else reply
 
-    async def fetch_published(
-        self, request: pb.FetchPublishedRequest, caller: Caller
-    ) -> tuple[pb.PublishedHeader, bytes]:
-        self.asked.append(request)
-        return await self.twisted(self.donor.round_log.get(request.round, request.chain), f"Round {request.round}")
-
-    async def fetch_shard(self, request: pb.FetchShardRequest, caller: Caller) -> tuple[Sequence[Any], bytes]:
-        self.asked.append(request)
-        kept = self.donor.round_log.shard(request.round, request.shard, list(request.hashes))
-        return await self.twisted(kept, f"Shard {request.shard} of round {request.round}")
+        return answer
 
     async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
         self.asked.append(request)
-        log = self.donor.round_log
         return self.twist(
             pb.CatchUpReply(
-                round_bytes=log.bytes_since(request.applied),
+                round_bytes=self.log.bytes_since(request.applied),
                 state_round=self.state_round,
                 state_bytes=10**9,  # as in a run of some size
-                rest_bytes=log.bytes_since(self.state_round),
+                rest_bytes=self.log.bytes_since(self.state_round),
             )
         )
-
-    async def twisted(self, answer: Any, what: str) -> Any:
-        if answer is None:
-            raise RefusedError(f"{what} is not kept here.")
-        answer = self.twist(answer)
-        return await answer if asyncio.iscoroutine(answer) else answer
 
 
 @dataclass
@@ -126,7 +98,6 @@ class Rig:
 
     fetcher: Downloader
     ids: list[str]
-    nodes: list[Node]
     events: list[Event]
     counter: ByteCounter
     log: RoundLog
@@ -145,12 +116,10 @@ class Rig:
         return self.log.get(round, published.header.chain) == (self.history.message(round), published.data)
 
     def payload(self) -> int:
-        """Bytes of rounds that were received."""
         counts = self.counter.totals(Direction.RECEIVED)
         return sum(count for kind, count in counts.items() if kind != "control")
 
     async def newest(self, round: int, sources: Sequence[str] = ()) -> Published | None:
-        """Fetch the round that was committed just now."""
         history = self.history
         parent = history.record(round - 1).chain
         found = await self.fetcher.round(round, history.record(round), parent, sources, self.ids)
@@ -176,8 +145,6 @@ class Rig:
 
 @dataclass
 class Network:
-    """Makes donors, and nodes that download from them."""
-
     folder: Path
     history: History
 
@@ -192,37 +159,37 @@ class Network:
         nodes = self.nodes(count, range(1, round + 1))
         for node in nodes:
             chain = bytes.fromhex(self.history.record(round).chain)
-            await node.donor.keep_state(self.history.states[round], round, chain)
+            await node.store.keep_state(self.history.states[round], round, chain)
         return nodes
 
     @asynccontextmanager
     async def rig(
-        self, nodes: Sequence[Node | None], own: Any = None, me: str = ME, folder: str = "mine"
+        self, nodes: Sequence[Node | None], own: Frames = lambda *_: None, me: str = ME, folder: str = "mine"
     ) -> AsyncIterator[Rig]:
         """``nodes``: None is one that is dead."""
         mine = self.folder / folder
         async with AsyncExitStack() as stack:
-            book, counter, events = AddressBook(me), ByteCounter(), list[Event]()
+            book, events = AddressBook(me), list[Event]()
             ids, addresses = [f"{number:032x}" for number in range(1, len(nodes) + 1)], []
             for peer_id, node in zip(ids, nodes, strict=True):
                 async with AsyncExitStack() as alive:
-                    handler: Any = node or self.node("dead")
-                    server = serve(handler, "127.0.0.1:0", ByteCounter(), stop_seconds=0.1)
-                    addresses.append(f"127.0.0.1:{await alive.enter_async_context(server)}")
+                    addresses.append(await alive.enter_async_context(serving(node)))
                     if node is not None:
                         stack.push_async_exit(alive.pop_all())
                 book.update(peer_id, addresses[-1])
-            pool = await stack.enter_async_context(ClientPool(book, counter, KernelBytes([])))
-            sources = Donors(pool, events.append)
+            pool = await stack.enter_async_context(ClientPool(book))
             log = RoundLog(mine / "published", 1 << 24)
             log.open()
-            manifest = self.history.manifest
-            states = StateDownload(sources, manifest, mine / "states")
-            more = {} if own is None else {"own": own}
-            rounds = RoundDownload(sources, manifest, me)
-            fetcher = Downloader(first=FIRST, donors=sources, rounds=rounds, states=states, log=log, **more)
-            alive_nodes = [node for node in nodes if node is not None]
-            yield Rig(fetcher, ids, alive_nodes, events, counter, log, addresses, self.history)
+            fetcher = Downloader(
+                donors=Donors(pool, events.append),
+                manifest=self.history.manifest,
+                me=me,
+                first=FIRST,
+                folder=mine / "states",
+                log=log,
+                own=own,
+            )
+            yield Rig(fetcher, ids, events, pool.counter, log, addresses, self.history)
 
 
 @pytest.fixture
@@ -233,7 +200,7 @@ def net(tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch) -> Ne
 
 def flipped(answer: tuple[Any, bytes]) -> tuple[Any, bytes]:
     """As many bytes, of which one is wrong."""
-    return answer[0], bytes([*answer[1][:-1], answer[1][-1] ^ 1])
+    return answer[0], answer[1][:-1] + bytes(byte ^ 1 for byte in answer[1][-1:])
 
 
 async def never(answer: Any) -> Any:
@@ -257,28 +224,25 @@ def forged(history: History, **changes: Any) -> Callable[[tuple[pb.PublishedHead
     return forge
 
 
-# --- the newest round -----------------------------------------------------------------------------------------------
-
-
-async def test_each_shard_comes_from_its_reducer_and_every_byte_once(net: Network, history: History) -> None:
+async def test_each_shard_comes_from_its_reducer_and_every_byte_once(net: Network) -> None:
     nodes = net.nodes(3, [1])
     async with net.rig(nodes) as rig:
         assert await rig.newest(1, sources=rig.ids) is not None
     assert [node.shards_asked() for node in nodes] == [[0], [1], [2]]
     assert sum(node.count("FetchPublished") for node in nodes) == 1
-    assert rig.payload() == len(history.at(1).data)
+    assert rig.payload() == len(net.history.at(1).data)
     assert rig.warnings() == []
 
 
-async def test_shards_that_a_node_reduced_itself_are_not_downloaded(net: Network, history: History) -> None:
+async def test_shards_that_a_node_reduced_itself_are_not_downloaded(net: Network) -> None:
     def own(round: int, shard: int, hashes: Sequence[bytes]) -> tuple[object, bytes] | None:
-        known, data = history.shard(round, shard)
+        known, data = net.history.shard(round, shard)
         return ((), data) if shard == 1 and known == list(hashes) else None
 
     nodes = net.nodes(2, [1])
     async with net.rig(nodes, own) as rig:
         assert await rig.newest(1, sources=[rig.ids[0], ME, rig.ids[1]]) is not None
-        assert rig.payload() == len(history.at(1).data) - len(history.shard(1, 1)[1])
+        assert rig.payload() == len(net.history.at(1).data) - len(net.history.shard(1, 1)[1])
 
 
 @pytest.mark.parametrize("fault", ["dead", "lacks", "lies", "stalls", "too short", "nowhere"])
@@ -305,7 +269,7 @@ async def test_a_donor_that_sends_wrong_bytes_is_warned_of_once_and_asked_last_f
     net: Network, me: str
 ) -> None:
     bad, good = net.nodes(2, [1, 2, 3])
-    bad.twist = lambda answer: flipped(answer) if isinstance(answer[0], tuple) else answer
+    bad.twist = lambda answer: flipped(answer) if not isinstance(answer[0], pb.PublishedHeader) else answer
     order = [bad, good] if int(me, 16) % 2 == 0 else [good, bad]  # it is this node's first choice
     async with net.rig(order, me=me) as rig:
         for round in (1, 2, 3):
@@ -339,12 +303,12 @@ async def test_headers_are_checked_on_another_thread(net: Network, monkeypatch: 
 
 
 @pytest.mark.parametrize("fault", ["", "dead", "lacks", "lies"])
-async def test_a_header_comes_from_a_reducer_or_else_from_a_donor(net: Network, history: History, fault: str) -> None:
+async def test_a_header_comes_from_a_reducer_or_else_from_a_donor(net: Network, fault: str) -> None:
     good, reducer = net.nodes(2, [1])
     if fault == "lacks":
         reducer = net.node("lacking")
     if fault == "lies":
-        reducer.twist = forged(history)
+        reducer.twist = forged(net.history)
     async with net.rig([good, None if fault == "dead" else reducer]) as rig:
         donor, other = rig.ids
         rig.ids = [donor]
@@ -354,10 +318,8 @@ async def test_a_header_comes_from_a_reducer_or_else_from_a_donor(net: Network, 
 
 
 @pytest.mark.parametrize("fault", ["", "dead", "lacks"])
-async def test_a_reducer_gets_the_header_from_another_reducer_or_else_from_a_voter(
-    net: Network, history: History, fault: str
-) -> None:
-    record, ids = history.record(1), [f"{number:032x}" for number in range(1, 4)]
+async def test_a_reducer_gets_the_header_from_another_reducer_or_else_from_a_voter(net: Network, fault: str) -> None:
+    record, ids = net.history.record(1), [f"{number:032x}" for number in range(1, 4)]
     away = [f"{number:032x}" for number in range(100, 400)]  # of unknown address
     me, other, reducers = next(
         (node, other, nodes)
@@ -379,23 +341,21 @@ async def test_a_reducer_gets_the_header_from_another_reducer_or_else_from_a_vot
     assert (asked[donor], asked[voter]) == (0, bool(fault))
 
 
-async def test_the_first_reducers_ask_voters_for_the_header(net: Network, history: History) -> None:
+async def test_the_first_reducers_ask_voters_for_the_header(net: Network) -> None:
     """Other reducers wait for them to have it."""
     nodes = net.nodes(4, [1])
     async with net.rig(nodes) as rig:
-        record = replace(history.record(1), voters=(rig.ids[2],))
+        record = replace(net.history.record(1), voters=(rig.ids[2],))
         assert await rig.fetcher.round(1, record, "", [ME, rig.ids[0], rig.ids[1]], rig.ids) is not None
     assert [node.count("FetchPublished") for node in nodes] == [0, 0, 1, 0]
 
 
-async def test_a_round_on_disk_is_not_downloaded_and_a_damaged_one_is_downloaded_anew(
-    net: Network, history: History
-) -> None:
+async def test_a_round_on_disk_is_not_downloaded_and_a_damaged_one_is_downloaded_anew(net: Network) -> None:
     (node,) = net.nodes(1, [1, 2])
     async with net.rig([node]) as rig:
         for round in (1, 2):
-            rig.log.store(history.message(round), history.at(round).data)
-        rig.log.commit(1, history.at(1).header.chain)
+            rig.log.store(net.history.message(round), net.history.at(round).data)
+        rig.log.commit(1, net.history.at(1).header.chain)
         assert await rig.replay(1, 2) is None
         assert node.asked == []
         (file,) = rig.log.folder.glob("round-000000002-*")
@@ -404,18 +364,18 @@ async def test_a_round_on_disk_is_not_downloaded_and_a_damaged_one_is_downloaded
         file.write_bytes(content)
         assert await rig.newest(2) is not None
         assert "Round 2 on disk is damaged" in rig.warnings()[0]
-        rig.log.store(history.message(2), history.at(2).data)
+        rig.log.store(net.history.message(2), net.history.at(2).data)
         node.asked.clear()
         assert await rig.newest(2) is not None
         assert node.asked == []
 
 
-async def test_a_round_that_does_not_follow_this_node_s_weights_means_a_state(net: Network, history: History) -> None:
+async def test_a_round_that_does_not_follow_this_node_s_weights_means_a_state(net: Network) -> None:
     (node,) = net.nodes(1, [1, 2, 3])
     async with net.rig([node]) as rig:
         elsewhere = "9" * 64
-        assert await rig.fetcher.round(3, history.record(3), elsewhere, (), rig.ids) is None
-        assert await rig.fetcher.round(2, history.record(3), elsewhere, (), rig.ids) is None
+        assert await rig.fetcher.round(3, net.history.record(3), elsewhere, (), rig.ids) is None
+        assert await rig.fetcher.round(2, net.history.record(3), elsewhere, (), rig.ids) is None
 
 
 async def test_a_round_that_no_donor_has_yet_may_come_and_one_that_is_gone_means_a_state(net: Network) -> None:
@@ -440,38 +400,33 @@ async def test_a_committed_round_can_be_fetched_from_a_voter_that_has_it_as_a_pr
         assert await rig.newest(2, sources=[rig.ids[0]] * 3) is not None
 
 
-# --- proposals ------------------------------------------------------------------------------------------------------
-
-
-async def test_a_proposal_is_on_disk_afterwards_and_not_committed(net: Network, history: History) -> None:
+async def test_a_proposal_is_on_disk_afterwards_and_not_committed(net: Network) -> None:
     (leader,) = net.nodes(1, [1])
     async with net.rig([None, leader]) as rig:
-        await rig.fetcher.proposal(history.record(1), (), rig.ids)
+        await rig.fetcher.proposal(net.history.record(1), (), rig.ids)
         assert rig.log.get(1) is None
         assert rig.has_stored(1)
         seen = len(leader.asked)
-        await rig.fetcher.proposal(history.record(1), (), rig.ids)
+        await rig.fetcher.proposal(net.history.record(1), (), rig.ids)
         assert await rig.newest(1) is not None
         assert len(leader.asked) == seen
 
 
-async def test_a_proposal_s_shards_come_from_their_reducers_and_its_header_from_the_leader(
-    net: Network, history: History
-) -> None:
+async def test_a_proposal_s_shards_come_from_their_reducers_and_its_header_from_the_leader(net: Network) -> None:
     leader, *reducers = net.nodes(3, [1])
     lacking = net.node("lacking")
     async with net.rig([leader, *reducers, lacking]) as rig:
         sources = [rig.ids[1], rig.ids[2], rig.ids[3]]
-        await rig.fetcher.proposal(history.record(1), sources, rig.ids[:1])
+        await rig.fetcher.proposal(net.history.record(1), sources, rig.ids[:1])
         assert rig.has_stored(1)
-        assert rig.payload() == len(history.at(1).data)
+        assert rig.payload() == len(net.history.at(1).data)
     assert leader.names() == ["FetchPublished", "FetchShard"], "what its reducer does not send"
     assert [node.names() for node in (*reducers, lacking)] == [["FetchShard"]] * 3
 
 
 @pytest.mark.parametrize("at_a_time", [1, 8])
 async def test_a_reducer_that_stalls_does_not_hold_up_a_voter_and_is_asked_for_nothing_more(
-    net: Network, history: History, monkeypatch: pytest.MonkeyPatch, at_a_time: int
+    net: Network, monkeypatch: pytest.MonkeyPatch, at_a_time: int
 ) -> None:
     """It died after it said that its shards are done."""
     monkeypatch.setattr(donors_module, "REDUCER_SECONDS", 0.2)
@@ -481,7 +436,7 @@ async def test_a_reducer_that_stalls_does_not_hold_up_a_voter_and_is_asked_for_n
     reducer.twist = never
     async with net.rig([leader, reducer, other]) as rig:
         ids = [rig.ids[0], rig.ids[2]]
-        await rig.fetcher.proposal(history.record(1), [rig.ids[1]] * 3, ids)
+        await rig.fetcher.proposal(net.history.record(1), [rig.ids[1]] * 3, ids)
         assert rig.has_stored(1)
         assert rig.warnings() == []
     assert leader.names() == ["FetchPublished", "FetchShard", "FetchShard", "FetchShard"]
@@ -489,55 +444,50 @@ async def test_a_reducer_that_stalls_does_not_hold_up_a_voter_and_is_asked_for_n
     assert other.asked == []
 
 
-async def test_a_proposal_that_is_committed_while_it_is_fetched_is_fetched_once(net: Network, history: History) -> None:
+async def test_a_proposal_that_is_committed_while_it_is_fetched_is_fetched_once(net: Network) -> None:
     (leader,) = net.nodes(1, [1])
     async with net.rig([leader]) as rig:
         await asyncio.gather(
-            rig.fetcher.proposal(history.record(1), (), rig.ids),
+            rig.fetcher.proposal(net.history.record(1), (), rig.ids),
             rig.newest(1),
-            rig.fetcher.proposal(history.record(1), (), rig.ids),
+            rig.fetcher.proposal(net.history.record(1), (), rig.ids),
         )
-        assert rig.payload() == len(history.at(1).data)
+        assert rig.payload() == len(net.history.at(1).data)
 
 
 @pytest.mark.parametrize("what", ["voters", "tokens", "round", "bytes"])
-async def test_no_donor_can_make_a_voter_store_another_round(net: Network, history: History, what: str) -> None:
+async def test_no_donor_can_make_a_voter_store_another_round(net: Network, what: str) -> None:
     bad, good = net.nodes(2, [1, 2])
     twists: dict[str, Callable[[Any], Any]] = {
-        "voters": forged(history, voters=["d" * 32]),
-        "tokens": forged(history),
-        "round": lambda answer: (history.message(2), answer[1]),
+        "voters": forged(net.history, voters=["d" * 32]),
+        "tokens": forged(net.history),
+        "round": lambda answer: (net.history.message(2), answer[1]),
         "bytes": flipped,
     }
     is_changed = {True: what != "bytes", False: what == "bytes"}  # by whether it is a header
     bad.twist = lambda answer: twists[what](answer) if is_changed[isinstance(answer[0], pb.PublishedHeader)] else answer
     async with net.rig([bad]) as rig:
         with pytest.raises(UnreachableError):
-            await rig.fetcher.proposal(history.record(1), (), rig.ids)
+            await rig.fetcher.proposal(net.history.record(1), (), rig.ids)
         assert list(rig.log.folder.iterdir()) == []
     async with net.rig([bad, good]) as rig:
-        await rig.fetcher.proposal(history.record(1), (), rig.ids)
+        await rig.fetcher.proposal(net.history.record(1), (), rig.ids)
         (warning,) = rig.warnings()
         assert rig.addresses[0] in warning
         assert rig.has_stored(1)
 
 
-async def test_a_record_that_differs_from_its_bytes_is_not_stored(net: Network, history: History) -> None:
+async def test_a_record_that_differs_from_its_bytes_is_not_stored(net: Network) -> None:
     """A leader that names other voters than the chain hash covers would let them decide about the next round."""
     (leader,) = net.nodes(1, [1, 2])
     async with net.rig([leader]) as rig:
         for change in ({"voters": ("d" * 32,)}, {"parent": "9" * 64}):
             with pytest.raises(RefusedError, match="another parent or voters"):
-                await rig.fetcher.proposal(replace(history.record(2), **change), (), rig.ids)
+                await rig.fetcher.proposal(replace(net.history.record(2), **change), (), rig.ids)
         assert list(rig.log.folder.iterdir()) == []
 
 
-# --- several rounds -------------------------------------------------------------------------------------------------
-
-
-async def test_twenty_missed_rounds_cost_the_bytes_that_a_present_peer_downloaded(
-    net: Network, history: History
-) -> None:
+async def test_twenty_missed_rounds_cost_the_bytes_that_a_present_peer_downloaded(net: Network) -> None:
     nodes = net.nodes(3, range(1, ROUNDS + 1))
     async with net.rig(nodes) as rig:
         async with SwarmClient(rig.addresses[0], counter := ByteCounter()) as client:
@@ -550,17 +500,17 @@ async def test_twenty_missed_rounds_cost_the_bytes_that_a_present_peer_downloade
         assert "instead of" in choice.reason
     assert 0 <= found.pop("control") - wanted.pop("control") < 100, "headers, and how to catch up"
     assert found == wanted
-    assert sum(found.values()) == sum(len(published.data) for published in history.rounds)
+    assert sum(found.values()) == sum(len(published.data) for published in net.history.rounds)
     given = [sum(isinstance(asked, pb.FetchPublishedRequest) and bool(asked.chain) for asked in n.asked) for n in nodes]
     assert given == [0, 10, 10], "load is spread, and the leader has enough to do"
 
 
 @pytest.mark.parametrize("fault", ["dead", "lies", "voters", "lacks"])
-async def test_missed_rounds_come_from_the_donors_that_have_them(net: Network, history: History, fault: str) -> None:
+async def test_missed_rounds_come_from_the_donors_that_have_them(net: Network, fault: str) -> None:
     good, bad = net.nodes(2, range(1, 7))
     if fault == "lacks":
         bad = net.node("lacking", [1, 2, 6])
-    forge = {"lies": forged(history), "voters": forged(history, voters=["d" * 32])}.get(fault)
+    forge = {"lies": forged(net.history), "voters": forged(net.history, voters=["d" * 32])}.get(fault)
     if forge is not None:
         bad.twist = lambda answer: forge(answer) if isinstance(answer, tuple) else answer
     async with net.rig([good, None if fault == "dead" else bad]) as rig:
@@ -571,35 +521,35 @@ async def test_missed_rounds_come_from_the_donors_that_have_them(net: Network, h
         assert len(rig.choices()) == 1
 
 
-async def test_a_replay_that_broke_off_continues_without_another_choice(net: Network, history: History) -> None:
+async def test_a_replay_that_broke_off_continues_without_another_choice(net: Network) -> None:
     (node,) = net.nodes(1, range(1, 7))
-    node.donor.round_log.forget(3)
+    node.log.forget(3)
     node.state_round = 0
     async with net.rig([node]) as rig:
         node.reply_to_catch_up(round_bytes=1)  # it does not know of the damage yet, and has no state
         for _ in range(2):
             with pytest.raises(UnreachableError, match="Round 3 is not kept"):
                 await rig.replay(2, 6)
-        node.donor.round_log.store(history.message(3), history.at(3).data)
+        node.log.store(net.history.message(3), net.history.at(3).data)
         assert await rig.replay(2, 6) is None
         assert len(rig.choices()) == 1
 
 
-async def test_missed_rounds_on_disk_are_not_downloaded(net: Network, history: History) -> None:
+async def test_missed_rounds_on_disk_are_not_downloaded(net: Network) -> None:
     (node,) = net.nodes(1, range(1, 7))
     async with net.rig([node]) as rig:
-        rig.log.store(history.message(4), history.at(4).data)  # a proposal that it voted for
+        rig.log.store(net.history.message(4), net.history.at(4).data)  # a proposal that it voted for
         assert await rig.replay(3, 6) is None
         asked = [request.round for request in node.asked if isinstance(request, pb.FetchPublishedRequest)]
         assert sorted(asked) == [3, 5, 6]
 
 
-async def test_a_state_is_fetched_if_it_is_fewer_bytes_or_the_rounds_are_gone(net: Network, history: History) -> None:
+async def test_a_state_is_fetched_if_it_is_fewer_bytes_or_the_rounds_are_gone(net: Network) -> None:
     cheap, forgetful = net.nodes(2, range(3, 7))
     cheap.commit(2)
     cheap.reply_to_catch_up(round_bytes=10**6, state_round=6, state_bytes=1)
     for node in (cheap, forgetful):
-        async with net.rig([node], folder=node.donor.folder.parent.name) as rig:
+        async with net.rig([node], folder=node.store.folder.parent.name) as rig:
             assert await rig.replay(2, 6) == 2
             (choice,) = rig.choices()
             assert choice.takes_state
@@ -617,12 +567,9 @@ async def test_a_donor_that_is_behind_too_does_not_decide_between_rounds_and_sta
 async def test_rounds_that_are_dropped_while_they_are_fetched_mean_a_state(net: Network) -> None:
     node = net.node("node", range(1, 7))
     async with net.rig([node]) as rig:
-        node.donor.round_log.forget(3)
+        node.log.forget(3)
         node.reply_to_catch_up(round_bytes=100, state_round=6, state_bytes=10**9)
         assert await rig.replay(2, 6) == 2
-
-
-# --- states ---------------------------------------------------------------------------------------------------------
 
 
 async def check_state(rig: Rig, donors: int | None = None, round: int = 5) -> None:
@@ -693,7 +640,7 @@ async def test_chunks_that_a_bad_donor_does_not_send_come_from_the_others(
 
 async def test_a_state_s_download_that_broke_off_continues_where_it_was(net: Network) -> None:
     nodes = await net.state_donors(3)
-    description, taken = nodes[0].donor.describe(), set[int]()
+    description, taken = nodes[0].store.describe(), set[int]()
     async with net.rig(nodes) as rig:
         with pytest.raises(UnreachableError, match="stopped after"):
             await rig.fetcher.state(rig.ids, lambda: len(nodes[1].asked) + len(nodes[2].asked) > 2)
@@ -715,16 +662,14 @@ async def test_a_state_s_download_that_broke_off_continues_where_it_was(net: Net
 async def test_a_state_whose_voters_are_unknown_is_not_downloaded(net: Network) -> None:
     nodes = await net.state_donors(2)
     for node in nodes:
-        node.donor.round_log.forget(5)
+        node.log.forget(5)
     async with net.rig(nodes) as rig:
         with pytest.raises(UnreachableError, match="Another state will be fetched"):
             await rig.fetcher.state(rig.ids, lambda: False)
         assert [node.count("FetchState") for node in nodes] == [0, 0]
 
 
-async def test_after_a_state_the_rounds_since_are_replayed_without_another_choice(
-    net: Network, history: History
-) -> None:
+async def test_after_a_state_the_rounds_since_are_replayed_without_another_choice(net: Network) -> None:
     nodes = await net.state_donors(2)
     for node, round in product(nodes, range(6, 10)):
         node.commit(round)
@@ -741,7 +686,7 @@ async def test_one_address_under_two_names_is_asked_once_and_an_invalid_one_neve
         host, port = rig.addresses[0].split(":")
         for number, address in enumerate([f"{host}:{port}", f"{host}:0{port}", "192.0.2.1:0", "[::2]:1"], 1):
             book.update(f"{number:032x}", address)
-        async with ClientPool(book, ByteCounter(), KernelBytes([])) as pool:
+        async with ClientPool(book) as pool:
             sources = Donors(pool, rig.events.append)
             clients = await sources.clients([f"{number:032x}" for number in range(6)])
             assert [client.address for client in clients] == [rig.addresses[0], "[::2]:1"]

@@ -15,20 +15,9 @@ from hypothesis import strategies as st
 from tests.rehearsal.clock import Clock, Timer
 from tsr_swarm.node import driver as module
 from tsr_swarm.node.driver import AGAIN_SECONDS, Driver
+from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.peer import PeerState
-from tsr_swarm.rounds.protocol import (
-    Action,
-    Applied,
-    Event,
-    Poll,
-    Received,
-    Redirect,
-    RoundUpdate,
-    Send,
-    Tick,
-    Unreachable,
-)
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.round_phases import RoundPolicy
 from tsr_swarm.rounds.state import Node, NodeIdentity
@@ -64,10 +53,10 @@ class Rig:
 
     def __init__(self, folder: Path, voters: tuple[str, ...] = VOTERS) -> None:
         self.loop, self.warnings = VirtualLoop(), list[str]()
-        self.actions: list[Action] = []
-        self.ledgers: list[tuple[HardState, HardState]] = []  # the node's, and the one on disk
+        self.actions: list[pt.Action] = []
+        self.hard_states: list[tuple[HardState, HardState]] = []  # the node's, and the one on disk
         self.steps = 0
-        self.meanwhile: Callable[[Action], None] = lambda action: None
+        self.meanwhile: Callable[[pt.Action], None] = lambda action: None
         self.writes: list[float] = []
         self.folder, self.genesis = folder / "run", HardState(RoundRecord(voters=voters))
         self.journal = Journal(self.folder, ME, "1" * 64)
@@ -84,26 +73,26 @@ class Rig:
         self.driver = Driver(node, self, self.warnings.append, lambda: self.loop.clock.now, self.loop.call_at)
         self.driver.handler = self
 
-    def write(self, ledger: HardState) -> None:
+    def write(self, hard_state: HardState) -> None:
         self.writes.append(self.loop.clock.now)
-        self.journal.write(ledger)
+        self.journal.write(hard_state)
 
     def on_step(self, before: Node, after: Node) -> None:
         self.steps += 1
         assert self.driver.node is after
         self.look()
 
-    def carry_out(self, action: Action) -> None:
+    def carry_out(self, action: pt.Action) -> None:
         self.look()
         self.actions.append(action)
         self.meanwhile(action)
 
     def look(self) -> None:
         on_disk = self.genesis if self.folder.is_file() else self.journal.load(print) or self.genesis
-        self.ledgers.append((self.driver.node.voter.hard_state, on_disk))
+        self.hard_states.append((self.driver.node.voter.hard_state, on_disk))
 
     def sent(self, kind: type[Any]) -> list[Any]:
-        sent = [action.message for action in self.actions if isinstance(action, Send)]
+        sent = [action.message for action in self.actions if isinstance(action, pt.Send)]
         return [message for message in sent if isinstance(message, kind)]
 
     def fill_the_disk(self) -> None:
@@ -113,8 +102,6 @@ class Rig:
     def free_the_disk(self) -> None:
         self.folder.unlink()
 
-
-# --- promises ---------------------------------------------------------------------------------------------------------
 
 terms = st.integers(0, 6)
 hashes = st.sampled_from(["1" * 64, "2" * 64])
@@ -126,19 +113,19 @@ messages = (
     | st.builds(cl.VoteReply, terms, terms, st.booleans(), st.booleans(), st.just(""))
     | st.builds(cl.Heartbeat, terms, st.just(RoundRecord(voters=VOTERS)) | records, st.none() | records)
     | st.builds(cl.HeartbeatReply, terms, st.integers(0, 2), st.sampled_from(["", "1" * 64]), st.just(""))
-    | st.builds(Redirect, terms, st.sampled_from(["", *VOTERS]), records)
+    | st.builds(pt.Redirect, terms, st.sampled_from(["", *VOTERS]), records)
 )
-events: st.SearchStrategy[Event] = (
-    st.builds(Received, st.sampled_from(VOTERS[1:]), messages)
-    | st.builds(Applied, records)
-    | st.just(Tick())
-    | st.builds(Unreachable, st.sampled_from(VOTERS[1:]), st.just(Poll(ME, 1, 0, False, True, (0, 0, 0), 0)))
+events: st.SearchStrategy[pt.Event] = (
+    st.builds(pt.Received, st.sampled_from(VOTERS[1:]), messages)
+    | st.builds(pt.Applied, records)
+    | st.just(pt.Tick())
+    | st.builds(pt.Unreachable, st.sampled_from(VOTERS[1:]), st.just(pt.Poll(ME, 1, 0, False, True, (0, 0, 0), 0)))
 )
 
 
 @settings(max_examples=40, deadline=None)
 @given(story=st.lists(st.tuples(events, st.booleans()), max_size=25))
-def test_actions_begin_only_after_their_promise_is_in_the_journal(story: list[tuple[Event, bool]]) -> None:
+def test_actions_begin_only_after_their_promise_is_in_the_journal(story: list[tuple[pt.Event, bool]]) -> None:
     with TemporaryDirectory() as folder:
         rig = Rig(Path(folder))
         for event, waits in story:
@@ -146,13 +133,13 @@ def test_actions_begin_only_after_their_promise_is_in_the_journal(story: list[tu
             if waits:
                 rig.loop.run_until(rig.loop.clock.now + 2.0)
         assert rig.steps >= len(story)
-        assert all(promised == on_disk for promised, on_disk in rig.ledgers)
+        assert all(promised == on_disk for promised, on_disk in rig.hard_states)
         assert not rig.loop.faults
 
 
 @settings(max_examples=40, deadline=None)
 @given(story=st.lists(events, max_size=25))
-def test_an_event_whose_promise_cannot_be_written_has_not_happened(story: list[Event]) -> None:
+def test_an_event_whose_promise_cannot_be_written_has_not_happened(story: list[pt.Event]) -> None:
     with TemporaryDirectory() as folder:
         rig = Rig(Path(folder))
         rig.fill_the_disk()
@@ -168,8 +155,8 @@ def test_an_event_whose_promise_cannot_be_written_has_not_happened(story: list[E
 def test_an_own_event_is_put_again_and_a_message_is_not(tmp_path: Path) -> None:
     record, rig = RoundRecord(1, "1" * 64, "", VOTERS), Rig(tmp_path)
     rig.fill_the_disk()
-    rig.driver.put(Received(OTHER, cl.Heartbeat(7, RoundRecord(voters=VOTERS), None)))
-    rig.driver.put(Applied(record))
+    rig.driver.put(pt.Received(OTHER, cl.Heartbeat(7, RoundRecord(voters=VOTERS), None)))
+    rig.driver.put(pt.Applied(record))
     assert rig.driver.node.voter.hard_state.base.round == 0
     rig.loop.run_until(3.5 * AGAIN_SECONDS)
     assert len(rig.warnings) == 1, "once, however often it is tried"
@@ -182,22 +169,19 @@ def test_an_own_event_is_put_again_and_a_message_is_not(tmp_path: Path) -> None:
 
 
 def test_an_event_that_comes_of_another_waits_for_its_end(tmp_path: Path) -> None:
-    rig, put = Rig(tmp_path), [Received(OTHER, cl.VoteRequest(2, OTHER, (0, 0), False))]
+    rig, put = Rig(tmp_path), [pt.Received(OTHER, cl.VoteRequest(2, OTHER, (0, 0), False))]
     rig.meanwhile = lambda action: rig.driver.put(put.pop()) if put else None
-    rig.driver.put(Received(THIRD, cl.VoteRequest(1, THIRD, (0, 0), False)))
+    rig.driver.put(pt.Received(THIRD, cl.VoteRequest(1, THIRD, (0, 0), False)))
     assert [reply.term for reply in rig.sent(cl.VoteReply)] == [1, 2]
-
-
-# --- timers -----------------------------------------------------------------------------------------------------------
 
 
 def test_timers_ring_when_they_are_due_and_no_more_often(tmp_path: Path) -> None:
     """Nobody answers this voter: it stands for election again and again, and polls whoever may lead."""
     rig = Rig(tmp_path)
-    rig.driver.put(Tick())
+    rig.driver.put(pt.Tick())
     rig.loop.run_until(60.0)
     assert len(rig.sent(cl.VoteRequest)) > 2 * 60 / 8
-    assert len(rig.sent(Poll)) >= 60 / 7
+    assert len(rig.sent(pt.Poll)) >= 60 / 7
     assert rig.steps < 60
     assert wake_at(rig.driver.node) > rig.loop.clock.now
     assert not rig.loop.faults
@@ -211,7 +195,7 @@ def test_a_full_disk_is_tried_every_second_until_it_is_not_full(tmp_path: Path) 
     """It wants to lead at once, being alone; a timer that is due all the time must not take the whole machine."""
     rig = Rig(tmp_path, voters=(ME,))
     rig.fill_the_disk()
-    rig.driver.put(Tick())
+    rig.driver.put(pt.Tick())
     rig.loop.run_until(30.5)
     assert 25 <= len(rig.writes) <= 32
     assert not rig.driver.node.voter.leads
@@ -237,7 +221,7 @@ def test_a_fault_is_told_again_and_again_but_not_in_a_hurry(
         monkeypatch.setattr(module, "step", fail)
     rig.meanwhile = fail
     with pytest.raises(ValueError, match="fault of this program"):
-        rig.driver.put(Tick())
+        rig.driver.put(pt.Tick())
     rig.loop.run_until(20.5)
     assert {type(fault) for fault in rig.loop.faults} == {ValueError}
     assert (15 if where == "decisions" else 2) <= len(times) <= 22
@@ -246,14 +230,14 @@ def test_a_fault_is_told_again_and_again_but_not_in_a_hurry(
 def test_the_timer_follows_what_changes_between_events(tmp_path: Path) -> None:
     """A poll that is answered brings the next one forward."""
     rig = Rig(tmp_path)
-    rig.driver.put(Tick())
-    (poll,) = rig.sent(Poll)
+    rig.driver.put(pt.Tick())
+    (poll,) = rig.sent(pt.Poll)
     asked = rig.driver.node.tracking.asked
     rig.driver.put(
-        Received(asked, RoundUpdate(1, asked, 1, RoundRecord(voters=VOTERS), (), None, (), False, poll.number))
+        pt.Received(asked, pt.RoundUpdate(1, asked, 1, RoundRecord(voters=VOTERS), (), None, (), False, poll.number))
     )
     rig.loop.run_until(0.1)
-    assert [sent.number for sent in rig.sent(Poll)] == [poll.number, poll.number + 1]
+    assert [sent.number for sent in rig.sent(pt.Poll)] == [poll.number, poll.number + 1]
 
 
 def test_the_clock_does_not_run_backwards() -> None:

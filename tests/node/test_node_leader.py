@@ -8,16 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.node_context import make_context, open_context, serving
-from tests.published_rounds import History, small_history
-from tests.steady import steady
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import RunConfig
+from tests.node_context import make_context, open_node, serving
+from tests.published_rounds import History, small_manifest
 from tsr_swarm.errors import PeerError, RefusedError
 from tsr_swarm.node import leader as module
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.leader import Leader, ShardCollector
-from tsr_swarm.node.round_cache import KEPT_ROUNDS, ReducedShard, RoundCache
+from tsr_swarm.node.round_cache import KEPT_ROUNDS, ReducedShard
 from tsr_swarm.rounds.protocol import ShardDigest, ShardDone
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.transport.base import Caller
@@ -28,11 +25,6 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 REDUCER, STRANGER = "b" * 32, "c" * 32
 Twist = Callable[[bytes], bytes | Awaitable[bytes]]
-
-
-@pytest.fixture(scope="module")
-def history() -> History:
-    return small_history(1)
 
 
 @dataclass
@@ -77,7 +69,6 @@ class Rig:
     reducer: Reducer
     context: NodeContext
     collector: ShardCollector
-    round_cache: RoundCache
     leader: AskingLeader
 
     def reduced(self, shard: int) -> ReducedShard:
@@ -90,25 +81,26 @@ class Rig:
 
 @pytest.fixture
 async def rig(history: History) -> AsyncIterator[Rig]:
-    reducer, round_cache = Reducer(history), RoundCache()
+    reducer = Reducer(history)
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(serving(reducer))
-        context = await stack.enter_async_context(open_context("a" * 32, history.manifest))
+        node = await stack.enter_async_context(open_node("a" * 32, history.manifest))
+        context = node.context
         context.leader = leader = AskingLeader()
         for name in (REDUCER, STRANGER):
             context.book.update(name, address)
-        round_cache.add_plan(history.at(1).header.plan)
-        yield Rig(history, reducer, context, ShardCollector(context, round_cache), round_cache, leader)
-
-
-# --- right bytes or nothing -------------------------------------------------------------------------------------------
+        context.round_cache.add_plan(history.at(1).header.plan)
+        yield Rig(history, reducer, context, node.messenger.shard_collector, leader)
 
 
 async def test_a_shard_counts_once_its_bytes_are_here(rig: Rig) -> None:
     for shard in range(3):
         done = rig.reduced(shard).decided
         assert await rig.fetch(shard) == done
-        assert rig.round_cache.reduced_shard(1, shard, done) == (rig.reduced(shard), rig.history.shard(1, shard)[1])
+        assert rig.context.round_cache.reduced_shard(1, shard, done) == (
+            rig.reduced(shard),
+            rig.history.shard(1, shard)[1],
+        )
     assert await rig.fetch(1) == rig.reduced(1).decided
     assert len(rig.reducer.asked) == 3, "what is here is not fetched again"
     assert rig.context.host.warnings == []
@@ -134,7 +126,7 @@ WRONG: dict[str, Twist] = {
 async def test_a_shard_with_wrong_bytes_counts_as_void(twist: Twist, rig: Rig) -> None:
     rig.reducer.twist = twist
     assert await rig.fetch() == ShardDigest()
-    assert rig.round_cache.reduced_shard(1, 0, rig.reduced(0).decided) is None
+    assert rig.context.round_cache.reduced_shard(1, 0, rig.reduced(0).decided) is None
     assert len(rig.context.host.warnings) == 1
     assert rig.context.host.warnings[0].startswith("Shard 0 of round 1 by bbbbbbbb counts for nothing: ")
 
@@ -147,8 +139,8 @@ async def test_sections_that_the_round_does_not_have_are_refused_before_their_by
         replace(sections[0], kind="norm"),
     ]
     for section in wrong:
-        made = ReducedShard(replace(rig.reduced(0).result, sections=(section, *sections[1:])))
-        assert await rig.fetch(reduced=made) == ShardDigest()
+        reduced = ReducedShard(replace(rig.reduced(0).result, sections=(section, *sections[1:])))
+        assert await rig.fetch(reduced=reduced) == ShardDigest()
     assert await rig.fetch(reduced=ReducedShard(replace(rig.reduced(0).result, sections=()))) == ShardDigest()
     assert await rig.fetch(0, rig.reduced(1)) == ShardDigest(), "those of another shard"
     assert rig.reducer.asked == []
@@ -199,7 +191,7 @@ async def test_nothing_is_fetched_from_a_node_that_was_asked_for_nothing(rig: Ri
     rig.leader.is_asking = False
     assert await rig.fetch() is None
     rig.leader.is_asking = True
-    rig.round_cache.add_plan(replace(rig.history.at(1).header.plan, round=1 + KEPT_ROUNDS, parent="1" * 64))
+    rig.context.round_cache.add_plan(replace(rig.history.at(1).header.plan, round=1 + KEPT_ROUNDS, parent="1" * 64))
     assert await rig.fetch() is None, "the round is over"
     assert rig.reducer.asked == []
 
@@ -223,20 +215,14 @@ async def test_a_shard_is_fetched_once_at_a_time(rig: Rig) -> None:
     assert len(rig.reducer.asked) == 1
 
 
-# --- who takes part ---------------------------------------------------------------------------------------------------
-
-CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4))
-MANIFEST = make_manifest("run", CONFIG, {"a.weight": (40, 30)})
-
-
 def joining(letter: str, name: str) -> pb.JoinRequest:
-    digest = bytes.fromhex(MANIFEST.digest)
+    digest = bytes.fromhex(small_manifest().digest)
     return pb.JoinRequest(manifest_digest=digest, peer_id=letter * 32, name=name, local_space="core", trains=True)
 
 
 def test_no_two_peers_have_the_same_number_even_when_one_of_them_has_left() -> None:
     """A list of members with one number twice would be refused by every reducer."""
-    leader = Leader(make_context("f" * 32, MANIFEST), RoundCache(), RoundRecord(voters=("f" * 32,)), {})
+    leader = Leader(make_context("f" * 32, small_manifest()), RoundRecord(voters=("f" * 32,)), {})
     for letter in "cb":
         leader.admit(joining(letter, letter))
     assert leader.numbers == {"c" * 32: 1, "b" * 32: 2}

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.swarm_rig import LISTEN, Kind, Member, Swarm, kill_coordinator, stop_all, tiny_config
+from tests.swarm_rig import LISTEN, Kind, Member, Swarm, kill_coordinator, stop_all, tiny_config, when
 from tsr_swarm.node import coordinator, peer
-from tsr_swarm.node.events import log_relay
+from tsr_swarm.node.events import run_log
 from tsr_swarm.rounds import follower, leader, raft
 from tsr_swarm.telemetry import events as ev
-from tsr_swarm.telemetry.recording import read_recording
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +21,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (raft, "BEAT_SECONDS"),
         (follower, "RETRY_SECONDS"),
         (leader, "SETTLE_SECONDS"),
-        (log_relay, "PACE_SECONDS"),
+        (run_log, "PACE_SECONDS"),
         (coordinator, "LINGER_SECONDS"),
         (peer, "LINGER_SECONDS"),
     ):
@@ -68,19 +67,10 @@ def check(swarm: Swarm, rounds: int, *whole: int, void: int = 0) -> None:
         assert sum(not event.included for event in mine) <= void
 
 
-def is_in(event: ev.Event, round: int, phase: str) -> bool:
-    return isinstance(event, ev.PhaseChanged) and (event.round, event.phase) == (round, phase)
-
-
-def in_phase(round: int, phase: str, act: Callable[[Swarm], object]) -> Callable[[Swarm, ev.Event], None]:
-    """A fault: what to do when the leader says that a round is in this phase."""
-    return lambda swarm, event: act(swarm) if is_in(event, round, phase) else None
-
-
 @pytest.mark.parametrize("phase", ["train", "exchange", "commit", "apply"])
 async def test_the_coordinator_dies_in_any_phase_and_a_volunteer_leads_on(tmp_path: Path, phase: str) -> None:
     """Nobody has to do anything, and no more than the open round is lost."""
-    swarm = await started(tmp_path, 6, 3, 1, in_phase(3, phase, kill_coordinator))
+    swarm = await started(tmp_path, 6, 3, 1, when(ev.PhaseChanged, 3, kill_coordinator, phase))
     await ended(swarm, swarm.coordinator)
     assert max(event.round for event in swarm.closed()) <= 3
     check(swarm, 6, 1, 2, 3, 4, void=1)
@@ -92,7 +82,7 @@ async def test_the_coordinator_dies_in_any_phase_and_a_volunteer_leads_on(tmp_pa
 
 async def test_with_too_few_voters_the_run_says_that_it_waits_and_goes_on_with_its_coordinator(tmp_path: Path) -> None:
     """One that can be dialled makes no majority of its own: it might be cut off, and others lead."""
-    swarm = await started(tmp_path, 5, 1, 2, in_phase(3, "train", kill_coordinator))
+    swarm = await started(tmp_path, 5, 1, 2, when(ev.PhaseChanged, 3, kill_coordinator, "train"))
     safe = [event.is_safe for event in swarm.events if isinstance(event, ev.LeaderChanged)]
     await asyncio.wait({swarm.coordinator.task})
 
@@ -114,7 +104,7 @@ async def test_a_coordinator_that_comes_back_follows_and_tells_of_the_rounds_tha
             swarm.on_event = lambda swarm, event: None
             back.append(asyncio.create_task(swarm.start_coordinator(resume=True)))
 
-    swarm = await started(tmp_path, 0, 3, 1, in_phase(3, "train", kill_coordinator), come_back)
+    swarm = await started(tmp_path, 0, 3, 1, when(ev.PhaseChanged, 3, kill_coordinator, "train"), come_back)
     first = swarm.coordinator
     await swarm.until(lambda: bool(back) and back[0].done())
     assert swarm.coordinator is not first
@@ -123,8 +113,7 @@ async def test_a_coordinator_that_comes_back_follows_and_tells_of_the_rounds_tha
     digests = swarm.digests()
     assert sorted(digests) == list(range(1, max(digests) + 1))
     assert swarm.agrees()
-    kept = [stamped.event for stamped in read_recording(tmp_path / "coordinator" / "events.jsonl")]
-    shown = [event.round for event in kept if isinstance(event, ev.RoundClosed)]
+    shown = [event.round for event in swarm.recorded() if isinstance(event, ev.RoundClosed)]
     assert max(shown) > 6
     assert list(dict.fromkeys(shown)) == list(range(1, max(shown) + 1))  # a leader tells again what was not heard told
     assert "coordinator" not in leaders_after(swarm, first)
@@ -135,11 +124,11 @@ async def without_two_leaders(folder: Path, dialable: int, phase: str, stop: Cal
     gone: list[Member] = []
 
     def act(swarm: Swarm, number: int, event: ev.Event) -> None:
-        if is_in(event, 5, phase) and not gone:
+        if isinstance(event, ev.PhaseChanged) and (event.round, event.phase) == (5, phase) and not gone:
             gone.append(swarm.peers.pop(number))
             stop(gone[0])
 
-    swarm = await started(folder, 7, dialable, 1, in_phase(3, phase, kill_coordinator), act)
+    swarm = await started(folder, 7, dialable, 1, when(ev.PhaseChanged, 3, kill_coordinator, phase), act)
     await swarm.until(lambda: bool(gone))
     await ended(swarm, swarm.coordinator, *gone)
     check(swarm, 7, *swarm.peers, void=1 if phase == "train" else 2)
@@ -162,7 +151,7 @@ async def test_a_volunteer_that_leads_and_is_asked_to_stop_finishes_its_round(tm
 async def test_a_swarm_whose_processes_were_all_stopped_goes_on_with_its_history(tmp_path: Path) -> None:
     """At once, in the middle of round 3; all come back elsewhere."""
 
-    before = await started(tmp_path, 6, 3, 1, in_phase(3, "exchange", stop_all))
+    before = await started(tmp_path, 6, 3, 1, when(ev.PhaseChanged, 3, stop_all, "exchange"))
     await before.finish()
     history = before.digests()
     assert max(history) in (2, 3)
@@ -188,7 +177,7 @@ async def test_a_new_peer_joins_through_a_volunteer_while_the_coordinator_is_gon
         if isinstance(event, ev.RoundOpened) and event.round == 5 and 5 not in swarm.peers:
             swarm.start_peer(5, at=swarm.address_of(1))
 
-    swarm = await started(tmp_path, 12, 3, 1, in_phase(3, "train", kill_coordinator), come)
+    swarm = await started(tmp_path, 12, 3, 1, when(ev.PhaseChanged, 3, kill_coordinator, "train"), come)
     await ended(swarm, swarm.coordinator)
     check(swarm, 12, 1, 2, 3, 4, void=1)
     newcomer = swarm.peers[5]

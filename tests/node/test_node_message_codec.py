@@ -17,25 +17,7 @@ from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.sketch import Captured
-from tsr_swarm.node.message_codec import (
-    DecodedMessage,
-    Rosters,
-    UnknownRosterError,
-    close_to_proto,
-    coverage_from_proto,
-    coverage_to_proto,
-    decode_message,
-    done_to_proto,
-    lease_from_proto,
-    lease_to_proto,
-    news_from_proto,
-    news_to_proto,
-    poll_from_proto,
-    poll_to_proto,
-    redirect_from_proto,
-    redirect_to_proto,
-    tell_to_proto,
-)
+from tsr_swarm.node import message_codec as mc
 from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
@@ -87,7 +69,6 @@ goodbyes = st.just(pt.Goodbye(SENDER))
 
 @st.composite
 def closes(draw: st.DrawFn) -> tuple[pt.Close, Members]:
-    """A Close, and all whom it admits."""
     round = draw(st.integers(1, ROUNDS))
     numbers = draw(st.dictionaries(st.integers(1, 10**6), peer_ids, max_size=6))
     by_peer = {peer: number for number, peer in numbers.items()}
@@ -110,9 +91,9 @@ def shards_done(draw: st.DrawFn) -> tuple[pt.ShardDone, ReducedShard, Members | 
     seen = st.builds(Captured, st.floats(0, 1, width=32), st.floats(0, 2.0**127, width=32))
     low_rank = {0: 0, 1: 2}[shard]
     captured = draw(st.just({}) | seen.map(lambda captured: {low_rank: captured}))
-    made = ReducedShard(result, draw(st.floats(-1e6, 1e6, width=32)), draw(counts), captured)
-    done = pt.ShardDone(draw(terms), draw(st.integers(1, ROUNDS)), shard, made.decided)
-    return done, made, members if included else None
+    reduced = ReducedShard(result, draw(st.floats(-1e6, 1e6, width=32)), draw(counts), captured)
+    done = pt.ShardDone(draw(terms), draw(st.integers(1, ROUNDS)), shard, reduced.decided)
+    return done, reduced, members if included else None
 
 
 keys = st.tuples(st.integers(1, ROUNDS), terms, st.integers(1, 2**50))
@@ -154,8 +135,7 @@ def news_and_plans(draw: st.DrawFn) -> tuple[pt.RoundUpdate, RoundPlan | None]:
     return news, plan
 
 
-def known(members: Members | None) -> Rosters:
-    """These are known, and no others."""
+def known(members: Members | None) -> mc.Rosters:
     return lambda digest: members if members is not None and digest == members.digest else None
 
 
@@ -168,25 +148,22 @@ def sent(request: pb.TellRequest) -> pb.TellRequest:
     return pb.TellRequest.FromString(request.SerializeToString())
 
 
-# --- there and back ---------------------------------------------------------------------------------------------------
-
-
 @given(message=votes | replies | beats | answers | goodbyes)
 def test_messages_between_voters_come_back_as_they_were(message: Any) -> None:
-    assert decode_message(sent(tell_to_proto(message)), MANIFEST, known(ALONE)) == DecodedMessage(message)
+    assert mc.decode_message(sent(mc.tell_to_proto(message)), MANIFEST, known(ALONE)) == mc.DecodedMessage(message)
 
 
 @given(close=closes())
 def test_a_close_comes_back_with_all_whom_it_admits(close: tuple[pt.Close, Members]) -> None:
-    request = sent(close_to_proto(*close))
-    assert decode_message(request, MANIFEST, known(close[1])) == DecodedMessage(*close)
+    request = sent(mc.close_to_proto(*close))
+    assert mc.decode_message(request, MANIFEST, known(close[1])) == mc.DecodedMessage(*close)
 
 
 @given(done=shards_done())
 def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, ReducedShard, Members | None]) -> None:
-    message, made, members = done
-    request = sent(done_to_proto(message, made, members))
-    assert decode_message(request, MANIFEST, known(members)) == DecodedMessage(message, reduced=made)
+    message, reduced, members = done
+    request = sent(mc.done_to_proto(message, reduced, members))
+    assert mc.decode_message(request, MANIFEST, known(members)) == mc.DecodedMessage(message, reduced=reduced)
     assert len(request.shard_done.result.absent) <= 3, "a bit a peer"
 
 
@@ -194,47 +171,41 @@ def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, Red
 def test_a_message_with_an_unknown_list_of_peers_names_its_hash(
     close: tuple[pt.Close, Members], done: tuple[pt.ShardDone, ReducedShard, Members | None]
 ) -> None:
-    for request, members in ((close_to_proto(*close), close[1]), (done_to_proto(*done), done[2])):
+    for request, members in ((mc.close_to_proto(*close), close[1]), (mc.done_to_proto(*done), done[2])):
         if members is not None:
-            with pytest.raises(UnknownRosterError) as unknown:
-                decode_message(sent(request), MANIFEST, known(None))
+            with pytest.raises(mc.UnknownRosterError) as unknown:
+                mc.decode_message(sent(request), MANIFEST, known(None))
             assert unknown.value.digest == members.digest
 
 
 @given(poll=polls)
 def test_a_poll_comes_back_as_it_was(poll: pt.Poll) -> None:
-    request = poll_to_proto(poll)
+    request = mc.poll_to_proto(poll)
     request.manifest_digest, request.address = DIGEST, "192.0.2.7:7700" if poll.is_dialable else ""
-    assert poll_from_proto(pb.PollRequest.FromString(request.SerializeToString())) == poll
+    assert mc.poll_from_proto(pb.PollRequest.FromString(request.SerializeToString())) == poll
 
 
 @given(pair=news_and_plans())
 def test_news_come_back_as_they_were(pair: tuple[pt.RoundUpdate, RoundPlan | None]) -> None:
     news, plan = pair
-    message = pb.News.FromString(news_to_proto(news, plan).SerializeToString())
-    assert news_from_proto(message, BLOCKS, 2) == (news, plan)
+    message = pb.News.FromString(mc.news_to_proto(news, plan).SerializeToString())
+    assert mc.news_from_proto(message, BLOCKS, 2) == (news, plan)
 
 
 @given(redirect=st.builds(pt.Redirect, st.integers(0, 2**40), st.just("") | peer_ids, records()))
 def test_a_redirect_comes_back_as_it_was(redirect: pt.Redirect) -> None:
-    assert redirect_from_proto(redirect_to_proto(redirect)) == redirect
-
-
-# --- what is left out -------------------------------------------------------------------------------------------------
+    assert mc.redirect_from_proto(mc.redirect_to_proto(redirect)) == redirect
 
 
 def test_a_long_reason_is_cut() -> None:
     reply = cl.VoteReply(3, 2, False, False, "x" * 1000)
-    decoded = decode_message(sent(tell_to_proto(reply)), MANIFEST, known(ALONE))
+    decoded = mc.decode_message(sent(mc.tell_to_proto(reply)), MANIFEST, known(ALONE))
     assert decoded.message == replace(reply, reason="x" * 160)
 
 
 def test_a_plan_that_is_no_longer_announced_is_not_sent() -> None:
     news = pt.RoundUpdate(1, SENDER, 1, RoundRecord(voters=(SENDER,)), (), None, (), False)
-    assert not news_to_proto(news, round_plan()).HasField("plan")
-
-
-# --- what is refused --------------------------------------------------------------------------------------------------
+    assert not mc.news_to_proto(news, round_plan()).HasField("plan")
 
 
 def done(**changes: Any) -> pb.TellRequest:
@@ -245,33 +216,28 @@ def done(**changes: Any) -> pb.TellRequest:
     return sent(pb.TellRequest(shard_done=pb.ShardDone(**{**good, **changes})))
 
 
-@pytest.mark.parametrize(
-    ("reason", "changes"),
-    [
-        ("shard", {"shard": 2}),
-        ("tokens", {"result": pb.ShardResult()}),
-        ("absent", {"result": pb.ShardResult(tokens=5, absent=b"\1")}),
-        ("kappas", {"kappas": [0.5, 0.5], "energies": [1.0, 1.0]}),  # the shard's other block is dense
-        ("local_loss", {"local_loss": float("nan")}),
-        ("roster", {"roster": HASH}),
-    ],
-)
-def test_a_shard_out_of_bounds_is_refused_by_field(reason: str, changes: dict[str, Any]) -> None:
-    assert decode_message(done(), MANIFEST, known(ALONE)).reduced is not None
-    assert refusal_of(decode_message, done(**changes), MANIFEST, known(ALONE)) == reason
+def closing(**changes: Any) -> pb.TellRequest:
+    return sent(pb.TellRequest(close=pb.Close(**{"term": 1, "round": 1, "roster": HASH, **changes})))
 
 
 @pytest.mark.parametrize(
-    ("reason", "close"),
+    ("reason", "request_"),
     [
-        ("shards", pb.Close(term=1, round=1, shards=[1, 0], roster=HASH)),
-        ("shards", pb.Close(term=1, round=1, shards=[2], roster=HASH)),
-        ("roster", pb.Close(term=1, round=1, roster=HASH)),
-        ("parent", pb.Close(term=1, round=2, roster=HASH)),
+        ("shard", done(shard=2)),
+        ("tokens", done(result=pb.ShardResult())),
+        ("absent", done(result=pb.ShardResult(tokens=5, absent=b"\1"))),
+        ("kappas", done(kappas=[0.5, 0.5], energies=[1.0, 1.0])),  # the shard's other block is dense
+        ("local_loss", done(local_loss=float("nan"))),
+        ("roster", done(roster=HASH)),
+        ("shards", closing(shards=[1, 0])),
+        ("shards", closing(shards=[2])),
+        ("roster", closing()),
+        ("parent", closing(round=2)),
     ],
 )
-def test_a_close_out_of_bounds_is_refused_by_field(reason: str, close: pb.Close) -> None:
-    assert refusal_of(decode_message, sent(pb.TellRequest(close=close)), MANIFEST, known(ALONE)) == reason
+def test_a_message_out_of_bounds_is_refused_by_field(reason: str, request_: pb.TellRequest) -> None:
+    assert mc.decode_message(done(), MANIFEST, known(ALONE)).reduced is not None
+    assert refusal_of(mc.decode_message, request_, MANIFEST, known(ALONE)) == reason
 
 
 NEWS = pt.RoundUpdate(
@@ -288,8 +254,8 @@ PLAN = round_plan(7, parent="ab" * 32)
 
 
 def test_an_announcement_that_contradicts_its_plan_is_refused() -> None:
-    good = news_to_proto(NEWS, PLAN)
-    assert news_from_proto(good, BLOCKS, 2) == (NEWS, PLAN)
+    good = mc.news_to_proto(NEWS, PLAN)
+    assert mc.news_from_proto(good, BLOCKS, 2) == (NEWS, PLAN)
     for reason, spoil in (
         ("key.round", lambda plan: plan.key.MergeFrom(pb.PlanKey(round=8))),
         ("key.round", lambda plan: plan.ClearField("key")),
@@ -301,7 +267,7 @@ def test_an_announcement_that_contradicts_its_plan_is_refused() -> None:
     ):
         message = pb.News.FromString(good.SerializeToString())
         spoil(message.plan)
-        assert refusal_of(news_from_proto, message, BLOCKS, 2) == reason
+        assert refusal_of(mc.news_from_proto, message, BLOCKS, 2) == reason
 
 
 def test_a_reducer_of_many_shards_is_named_once() -> None:
@@ -310,15 +276,15 @@ def test_a_reducer_of_many_shards_is_named_once() -> None:
     def size(count: int) -> int:
         plan = replace(NEWS.plan, reducers=tuple(reducers[shard % 4] for shard in range(count)))
         news = replace(NEWS, plan=plan, sources=plan.nodes)
-        return news_to_proto(news, PLAN).ByteSize()
+        return mc.news_to_proto(news, PLAN).ByteSize()
 
     assert size(100) - size(60) == 2 * 40, "a byte for each, in the plan and of the round before"
 
 
 def test_hostile_polls_news_and_redirects_are_refused_where_they_are_read() -> None:
-    assert refusal_of(poll_from_proto, pb.PollRequest()) == "manifest_digest"
-    assert refusal_of(news_from_proto, pb.News(), BLOCKS, 2) == "term"
-    assert refusal_of(redirect_from_proto, pb.Redirect()) == "base.voters"
+    assert refusal_of(mc.poll_from_proto, pb.PollRequest()) == "manifest_digest"
+    assert refusal_of(mc.news_from_proto, pb.News(), BLOCKS, 2) == "term"
+    assert refusal_of(mc.redirect_from_proto, pb.Redirect()) == "base.voters"
 
 
 parts = st.sets(st.integers(0, 8191)).map(frozenset)
@@ -326,34 +292,34 @@ parts = st.sets(st.integers(0, 8191)).map(frozenset)
 
 @given(coverage=st.builds(Coverage, st.integers(1, ROUNDS), parts, parts))
 def test_coverage_comes_back_and_takes_one_bit_for_each_part(coverage: Coverage) -> None:
-    message = coverage_to_proto(coverage)
-    assert coverage_from_proto(message, 8192) == coverage
+    message = mc.coverage_to_proto(coverage)
+    assert mc.coverage_from_proto(message, 8192) == coverage
     assert len(message.done) <= 1024
     last = max(coverage.done | coverage.ahead, default=0)
-    assert refusal_of(coverage_from_proto, message, last) == "coverage"
+    assert refusal_of(mc.coverage_from_proto, message, last) == "coverage"
 
 
 @given(lease=st.none() | st.builds(Lease, st.integers(1, ROUNDS), st.integers(0, 8191)))
 def test_a_lease_comes_back_unless_the_data_has_no_such_part(lease: Lease | None) -> None:
-    message = lease_to_proto(lease, 5, 7)
-    assert lease_from_proto(message, 8192) == lease
-    assert refusal_of(lease_from_proto, message, message.part) == "lease.part"
+    message = mc.lease_to_proto(lease, 5, 7)
+    assert mc.lease_from_proto(message, 8192) == lease
+    assert refusal_of(mc.lease_from_proto, message, message.part) == "lease.part"
 
 
 def test_coverage_without_an_epoch_is_refused() -> None:
-    assert refusal_of(coverage_from_proto, pb.Coverage(), 8) == "coverage.epoch"
+    assert refusal_of(mc.coverage_from_proto, pb.Coverage(), 8) == "coverage.epoch"
 
 
 @given(data=st.data(), sample=shards_done())
 def test_flipped_bits_raise_only_peer_errors(
     data: st.DataObject, sample: tuple[pt.ShardDone, ReducedShard, Members | None]
 ) -> None:
-    news = news_to_proto(NEWS, PLAN).SerializeToString()
-    for good in (sent(done_to_proto(*sample)).SerializeToString(), news):
+    news = mc.news_to_proto(NEWS, PLAN).SerializeToString()
+    for good in (sent(mc.done_to_proto(*sample)).SerializeToString(), news):
         bit = data.draw(st.integers(0, 8 * len(good) - 1))
         flipped = bytearray(good)
         flipped[bit // 8] ^= 1 << bit % 8
         with suppress(PeerError, DecodeError):
-            decode_message(pb.TellRequest.FromString(bytes(flipped)), MANIFEST, known(sample[2]))
+            mc.decode_message(pb.TellRequest.FromString(bytes(flipped)), MANIFEST, known(sample[2]))
         with suppress(PeerError, DecodeError):
-            news_from_proto(pb.News.FromString(bytes(flipped)), BLOCKS, 2)
+            mc.news_from_proto(pb.News.FromString(bytes(flipped)), BLOCKS, 2)

@@ -7,27 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.node_context import make_context
-from tests.steady import steady
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import RunConfig
+from tests.node_context import make_node
+from tests.published_rounds import plan_of, small_manifest
 from tsr_swarm.node import poll_replies as module
 from tsr_swarm.node.calls import KnownContacts
-from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.message_codec import news_from_proto
-from tsr_swarm.node.poll_replies import PollReplies
-from tsr_swarm.node.round_cache import RoundCache
-from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.protocol import OpenRound, Redirect, ReducerSlot, RoundUpdate
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.checks import MAX_CONTACTS, check
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4))
-MANIFEST = make_manifest("run", CONFIG, {"a.weight": (40, 30), "b.weight": (48, 24)})
-PLAN = plan_round(MANIFEST.config, MANIFEST.blocks, 1, "")
+MANIFEST = small_manifest()
+PLAN = plan_of(MANIFEST)
 ME, LEADER, PEER = "0" * 32, "f" * 32, "a" * 32
 NODES = tuple(letter * 32 for letter in "bcde")
 CALLER = Caller("192.0.2.1")
@@ -39,10 +31,9 @@ class Rig:
     """A leader's replies; where others can be dialled is as the test says."""
 
     def __init__(self, addresses: dict[str, str] | None = None, address: str = "") -> None:
-        self.context = make_context(ME, MANIFEST, address=address)
-        round_cache = RoundCache()
-        round_cache.add_plan(PLAN)
-        self.replies = PollReplies(self.context, round_cache, DataLeases(self.context, Coverage(), None))
+        node = make_node(ME, MANIFEST, address=address)
+        self.context, self.replies = node.context, node.poll_replies
+        self.context.round_cache.add_plan(PLAN)
         self.addresses: dict[str, str] = {}
         for node, address in (addresses or {}).items():
             self.move(node, address)
@@ -181,7 +172,7 @@ def test_news_are_built_once_until_they_or_the_rules_change(monkeypatch: pytest.
     rig.ask(5, replace(NEWS, version=6))
     rig.ask(5, replace(NEWS, version=6, is_finished=True))
     assert built == [5, 6, 6]
-    rig.context.config = replace(CONFIG, run=replace(CONFIG.run, rounds=77))
+    rig.context.config = replace(MANIFEST.config, run=replace(MANIFEST.config.run, rounds=77))
     assert rig.ask(0, replace(NEWS, version=6, is_finished=True)).news.rules.rounds == 77
 
 

@@ -7,16 +7,13 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from tests.node.test_node_contribution_store import MANIFEST, PEERS, SHARD_BLOCKS, plan_of, work_of
-from tests.node_context import open_context
+from tests.node_context import open_node
 from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.exchange.contribution import pack
 from tsr_swarm.node import contribution_store
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.reducer import Reducer
-from tsr_swarm.node.roster_cache import RosterCache
-from tsr_swarm.node.round_cache import RoundCache
-from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.protocol import Verdict
 from tsr_swarm.wire.messages import ContributionHeader, seal
@@ -54,11 +51,10 @@ class Rig:
 
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
-    async with open_context("e" * 32, MANIFEST) as context:
-        context.leader = leader = Leader()  # type: ignore[assignment]
-        store, weights = ContributionStore(MANIFEST, {}), WeightsThread(PlainWeights(None), context.me)
-        store.open_round(PLAN)
-        yield Rig(context, leader, store, Reducer(context, RoundCache(), RosterCache(context), weights, store, None))
+    async with open_node("e" * 32, MANIFEST) as node:
+        node.context.leader = leader = Leader()  # type: ignore[assignment]
+        node.contributions.open_round(PLAN)
+        yield Rig(node.context, leader, node.contributions, node.reducer)
 
 
 async def test_the_gate_is_passed_once_for_each_payload(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ async def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path) ->
     assert swarm.agrees()
     for member in swarm.peers.values():
         assert not member.of(ev.StateReceived), "its own checkpoint was enough"
-    kept = [stamped.event for stamped in read_recording(tmp_path / "coordinator" / "events.jsonl")]
+    kept = swarm.recorded()
     shown = [event.round for event in kept if isinstance(event, ev.RoundClosed)]
     assert shown == [*done, *rounds], "what a monitor is told goes on after the restart"
     whole = fold_all(SwarmSnapshot(), read_recording(tmp_path / "coordinator" / "events.jsonl"))
@@ -278,12 +278,9 @@ async def test_a_coordinator_of_a_begun_run_that_has_lost_its_key_does_not_begin
 
 
 async def test_a_peer_that_has_lost_its_key_or_journal_does_not_begin_afresh(tmp_path: Path) -> None:
-    def spoil(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.RoundClosed) and event.round == 1:
-            swarm.peers[1].stop.terminate()
-
     config = tiny_config(tmp_path, run={"rounds": 3, "min_peers": 2})
-    swarm = await Swarm(tmp_path, config, spoil).start(2, listening=1)
+    kill = when(ev.RoundClosed, 1, lambda swarm: swarm.peers[1].stop.terminate())
+    swarm = await Swarm(tmp_path, config, kill).start(2, listening=1)
     await swarm.peers[1].task
     folder = tmp_path / "peer-1"
     journals = [path for name in NAMES for path in folder.rglob(name)]

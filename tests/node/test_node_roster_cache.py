@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.node_context import FIRST, follow, make_context, open_context, serving
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import RunConfig
+from tests.node_context import FIRST, follow, make_node, open_node, serving
+from tests.published_rounds import small_manifest
 from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.roster_cache import KEPT, MOST_QUESTIONS, RosterCache
@@ -21,7 +20,7 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 A, B, C, REDUCER = (letter * 32 for letter in "abcd")
 LEADER = FIRST
-MANIFEST = make_manifest("run", RunConfig(), {"norm.weight": (30,)})
+MANIFEST = small_manifest()
 RUN = bytes.fromhex(MANIFEST.digest)
 
 
@@ -54,12 +53,12 @@ class Rig:
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
     async with AsyncExitStack() as stack:
-        leader = Leader(RosterCache(make_context(LEADER, MANIFEST)))
+        leader = Leader(make_node(LEADER, MANIFEST).roster_cache)
         address = await stack.enter_async_context(serving(leader))
-        context = await stack.enter_async_context(open_context(REDUCER, MANIFEST))
-        context.book.update(LEADER, address)
-        follow(context, LEADER)
-        yield Rig(leader, context, RosterCache(context))
+        node = await stack.enter_async_context(open_node(REDUCER, MANIFEST))
+        node.context.book.update(LEADER, address)
+        follow(node.context, LEADER)
+        yield Rig(leader, node.context, node.roster_cache)
 
 
 async def test_the_list_comes_once_and_again_when_somebody_has_come(rig: Rig) -> None:
@@ -145,7 +144,7 @@ async def test_only_a_few_lists_are_asked_for_at_a_time(rig: Rig) -> None:
 
 @given(named=st.lists(st.dictionaries(st.sampled_from([A, B, C]), st.integers(1, 9), max_size=3), max_size=60))
 def test_a_leader_keeps_the_newest_lists_that_it_named(named: list[dict[str, int]]) -> None:
-    leader = RosterCache(make_context(LEADER, MANIFEST))
+    leader = make_node(LEADER, MANIFEST).roster_cache
     lists = [leader.name(numbers) for numbers in named]
     for numbers, members in zip(named, lists, strict=True):
         assert members == Members.of(numbers)
@@ -159,7 +158,7 @@ def test_a_leader_keeps_the_newest_lists_that_it_named(named: list[dict[str, int
 
 
 def test_a_malformed_request_is_refused() -> None:
-    leader = RosterCache(make_context(LEADER, MANIFEST))
+    leader = make_node(LEADER, MANIFEST).roster_cache
     with pytest.raises(PeerError) as refusal:
         leader.answer(pb.ListPeersRequest(manifest_digest=RUN, roster=b"short"), {})
     assert refusal.value.reason == "roster"

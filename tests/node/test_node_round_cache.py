@@ -1,19 +1,16 @@
 """A node's cache of rounds does not grow, whatever it is told, and newer terms take the place of older ones."""
 
+from itertools import product
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.published_rounds import small_history
-from tests.steady import steady
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import PeriodsConfig, RunConfig
+from tests.published_rounds import History, plan_of, small_manifest
 from tsr_swarm.node.round_cache import KEPT_ROSTERS, KEPT_ROUNDS, ReducedShard, RoundCache
-from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.wire.roster import Members
 
 REDUCER, STRANGER = "b" * 32, "c" * 32
-CONFIG = RunConfig(optimizer=steady(rank=4, embedding_rank=4), periods=PeriodsConfig(k_x=5, k_r=50))
-MANIFEST = make_manifest("run", CONFIG, {"a.weight": (40, 30)})
+MANIFEST = small_manifest()
 ROUNDS = range(1, 12)
 TERMS = range(1, 5)
 
@@ -25,38 +22,28 @@ def parent(round: int) -> str:
 
 
 @given(story=st.lists(told, max_size=40))
-def test_only_the_newest_rounds_are_kept(story: list[tuple[str, int, int]]) -> None:
-    round_cache, newest, announced = RoundCache(), 0, set[int]()
+def test_only_the_newest_rounds_and_terms_are_kept(story: list[tuple[str, int, int]]) -> None:
+    round_cache, newest, terms = RoundCache(), 0, dict[int, int]()
     for kind, round, term in story:
         if kind == "plan":
-            round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, round, parent(round)))
+            round_cache.add_plan(plan_of(MANIFEST, round, parent(round)))
             newest = round
-            announced.add(round)
-        else:
+        elif round_cache.plan(round, parent(round)) is not None:  # anybody can name rounds that nobody announced
+            terms[round] = max(term, terms.get(round, 0))
+        if kind == "close":
             round_cache.add_close(round, term, Members.of({REDUCER: term}))
+        terms = {round: term for round, term in terms.items() if round > newest - KEPT_ROUNDS}
     known = [round for round in ROUNDS if round_cache.plan(round, parent(round)) is not None]
     assert all(round > newest - KEPT_ROUNDS for round in known)
     assert newest in known or not newest
-    numbered = [(round, term) for round in ROUNDS for term in TERMS if round_cache.numbers(round, term)]
-    assert {round for round, _ in numbered} <= announced, "anybody can name rounds that nobody announced"
-    assert len({round for round, _ in numbered}) == len(numbered), "of the newest term alone"
-
-
-def test_numbers_of_an_older_term_do_not_replace_newer_ones() -> None:
-    round_cache = RoundCache()
-    round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, 1, ""))
-    round_cache.add_close(1, 2, Members.of({REDUCER: 2}))
-    round_cache.add_close(1, 1, Members.of({REDUCER: 1}))
-    assert round_cache.numbers(1, 2) == {REDUCER: 2}
-    assert round_cache.numbers(1, 1) == {}
-    round_cache.add_close(2**40, 1, Members.of({REDUCER: 1}))
-    assert round_cache.numbers(2**40, 1) == {}
+    for round, term in product(ROUNDS, TERMS):
+        assert round_cache.numbers(round, term) == ({REDUCER: term} if terms.get(round) == term else {})
 
 
 def test_members_are_found_that_include_all_peers_of_a_shard() -> None:
     """Somebody may have gone since the shard was closed first."""
     round_cache = RoundCache()
-    round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, 1, ""))
+    round_cache.add_plan(plan_of(MANIFEST))
     both, one = Members.of({REDUCER: 1, STRANGER: 2}), Members.of({STRANGER: 2})
     for members in (both, one, both, one):
         round_cache.add_close(1, 3, members)
@@ -72,11 +59,11 @@ def test_members_are_found_that_include_all_peers_of_a_shard() -> None:
     assert round_cache.members(1, 4, {REDUCER}) is None, "that was of an older term"
 
 
-def test_bytes_of_shards_go_with_their_round() -> None:
-    round_cache, made = RoundCache(), ReducedShard(small_history(1).at(1).header.shards[0])
-    round_cache.add_reduced_shard(1, 0, made, b"bytes")
+def test_bytes_of_shards_go_with_their_round(history: History) -> None:
+    round_cache, reduced = RoundCache(), ReducedShard(history.at(1).header.shards[0])
+    round_cache.add_reduced_shard(1, 0, reduced, b"bytes")
     for round in range(1, KEPT_ROUNDS + 1):
-        assert round_cache.reduced_shard(1, 0, made.decided) is not None
-        round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, round, parent(round)))
-    round_cache.add_plan(plan_round(CONFIG, MANIFEST.blocks, KEPT_ROUNDS + 1, parent(KEPT_ROUNDS + 1)))
-    assert round_cache.reduced_shard(1, 0, made.decided) is None
+        assert round_cache.reduced_shard(1, 0, reduced.decided) is not None
+        round_cache.add_plan(plan_of(MANIFEST, round, parent(round)))
+    round_cache.add_plan(plan_of(MANIFEST, KEPT_ROUNDS + 1, parent(KEPT_ROUNDS + 1)))
+    assert round_cache.reduced_shard(1, 0, reduced.decided) is None

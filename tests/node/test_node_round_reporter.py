@@ -8,32 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.steady import steady, wide
+from tests.published_rounds import plan_of, small_manifest
 from tests.wire.examples import HEADER
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.round_plan import RoundPlan
-from tsr_swarm.config.run import PeriodsConfig, RunConfig
 from tsr_swarm.errors import PeerError
 from tsr_swarm.node.events.round_reporter import RoundReporter
 from tsr_swarm.node.peer_registry import Roster
 from tsr_swarm.node.round_cache import ReducedShard
-from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.protocol import Drop, Explain
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.messages import PublishedHeader, ShardResult
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-CONFIG = RunConfig(optimizer=steady(rank=8), wire=wide(), periods=PeriodsConfig(k_x=4, k_r=8, k_r_embedding=8))
-MANIFEST = make_manifest("reports", CONFIG, {"a.weight": (40, 30), "norm.weight": (30,)})
+MANIFEST = small_manifest()
+PLAN_STEPS = 5
 OTTER, HERON, LYNX, COORDINATOR = (letter * 32 for letter in "abcd")
 PEERS = {OTTER: "otter", HERON: "heron", LYNX: "lynx"}
 RIGHT, WRONG = "11" * 32, "22" * 32
 E = TypeVar("E", bound=ev.Event)
-
-
-def plan_of(round: int) -> RoundPlan:
-    return plan_round(CONFIG, MANIFEST.blocks, round, "" if round == 1 else "aa" * 32)
 
 
 def result_of(*included: str, tokens: int = 100) -> ShardResult:
@@ -43,7 +35,7 @@ def result_of(*included: str, tokens: int = 100) -> ShardResult:
 
 
 def header_of(round: int, *results: ShardResult) -> PublishedHeader:
-    return PublishedHeader(plan_of(round), ((0,), (1,))[: len(results)], results, b"c" * 32)
+    return PublishedHeader(plan_of(MANIFEST, round, "aa" * 32), ((0,), (1,))[: len(results)], results, b"c" * 32)
 
 
 def report_of(peer: str, round: int, digest: str = RIGHT, sent: int = 7) -> pb.ReportRequest:
@@ -71,8 +63,7 @@ class Rig:
         return [event for event in self.emitted if isinstance(event, kind)]
 
     def commit(self, round: int, *included: str) -> None:
-        """Open a round for all peers, and commit it with these."""
-        self.reporter.opened(plan_of(round), frozenset(PEERS), 3)
+        self.reporter.opened(plan_of(MANIFEST, round, "aa" * 32), frozenset(PEERS), 3)
         self.now += 2.0
         self.reporter.committed(header_of(round, result_of(*included)), [None], 3)
 
@@ -88,7 +79,6 @@ class Rig:
 
 
 async def turns() -> None:
-    """Let every task run that can."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -145,7 +135,7 @@ async def test_a_round_closes_as_soon_as_all_peers_in_it_have_reported() -> None
     (closed,) = rig.of(ev.RoundClosed)
     assert (closed.peers, closed.included, closed.late, closed.loss, closed.seconds) == (3, 2, 1, 2.5, 2.0)
     assert closed.wire_bytes == {"sent": {"core": 10}, "received": {"control": 2}}
-    assert closed.dense_bytes == 4 * 2 * 2 * 4 * MANIFEST.parameters
+    assert closed.dense_bytes == PLAN_STEPS * 2 * 2 * 4 * MANIFEST.parameters
 
 
 async def test_a_round_whose_reports_are_all_here_waits_for_the_one_before_it() -> None:
@@ -179,10 +169,10 @@ async def test_the_report_of_a_peer_that_left_is_not_waited_for() -> None:
 async def test_a_round_s_figures_come_from_its_header_and_the_shards_that_are_known() -> None:
     rig = Rig()
     both, one = result_of(OTTER, HERON, tokens=300), result_of(HERON, tokens=200)
-    rig.reporter.opened(plan_of(1), frozenset({OTTER, HERON, LYNX}), 3)
+    rig.reporter.opened(plan_of(MANIFEST), frozenset({OTTER, HERON, LYNX}), 3)
     rig.reporter.dropped(Drop(LYNX, "gone"))
-    made = [ReducedShard(both, local_loss=2.0, raw_sent=900), ReducedShard(one, local_loss=4.5, raw_sent=80)]
-    rig.reporter.committed(header_of(1, both, one), made, 2)
+    shards = [ReducedShard(both, local_loss=2.0, raw_sent=900), ReducedShard(one, local_loss=4.5, raw_sent=80)]
+    rig.reporter.committed(header_of(1, both, one), shards, 2)
     await rig.apply_late(1)
     (closed,) = rig.of(ev.RoundClosed)
     assert (closed.included, closed.late, closed.tokens) == (2, 0, 300)
@@ -225,9 +215,9 @@ async def test_rounds_that_a_downloaded_state_skipped_close_without_digest_and_l
 async def test_a_next_round_that_is_open_already_stays_on_the_screen() -> None:
     """The bytes of a committed round are read from disk, and the next one opens meanwhile."""
     rig = Rig()
-    rig.reporter.opened(plan_of(1), frozenset(PEERS), 3)
+    rig.reporter.opened(plan_of(MANIFEST), frozenset(PEERS), 3)
     rig.now += 5.0
-    rig.reporter.opened(plan_of(2), frozenset(PEERS), 3)
+    rig.reporter.opened(plan_of(MANIFEST, 2, "aa" * 32), frozenset(PEERS), 3)
     rig.reporter.committed(header_of(1, result_of(OTTER)), [None], 3)
     assert [event.phase for event in rig.of(ev.PhaseChanged)] == ["train", "train"]
     rig.reporter.arrived(2, OTTER, 1.25)
@@ -291,12 +281,12 @@ async def test_bytes_of_the_coordinator_are_counted_by_its_peers_and_its_digest_
 
 async def test_a_peer_shows_its_progress_once_a_second() -> None:
     rig = Rig()
-    rig.reporter.opened(plan_of(1), frozenset(PEERS), 3)
+    rig.reporter.opened(plan_of(MANIFEST), frozenset(PEERS), 3)
     for now, round, step in ((0.0, 1, 1), (0.5, 1, 2), (1.0, 1, 3), (2.0, 2, 4), (3.0, 1, 0)):
         rig.now = 200.0 + now
         rig.reporter.progressed(OTTER, pb.Progress(round=round, step=step, tokens_per_second=2.0))
     rig.reporter.progressed("e" * 32, pb.Progress(round=1, step=1))
-    assert [(event.step, event.steps) for event in rig.of(ev.PeerProgress)] == [(1, 4), (3, 4)]
+    assert [(event.step, event.steps) for event in rig.of(ev.PeerProgress)] == [(1, PLAN_STEPS), (3, PLAN_STEPS)]
 
 
 async def test_a_refusal_is_shown_of_a_peer_that_is_known_and_not_too_often() -> None:

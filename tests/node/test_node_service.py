@@ -7,58 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.node_context import make_context
-from tests.published_rounds import History, make_history
-from tests.steady import steady
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import RunConfig
+from tests.node_context import make_donor
+from tests.published_rounds import History
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.node import service
-from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.round_cache import KEPT_HEADERS, Headers
-from tsr_swarm.node.service import DonorService
-from tsr_swarm.node.weights import PlainWeights, WeightsThread
 from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
 from tsr_swarm.rounds.protocol import OpenRound, ReducerSlot
-from tsr_swarm.storage.round_log import RoundLog
-from tsr_swarm.storage.state_store import StateStore
-from tsr_swarm.train.trainer import fresh_consensus
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 CALLER = Caller("127.0.0.1")
-MAKERS = ME, OTHER_MAKER = "1" * 32, "2" * 32
+REDUCERS = ME, OTHER_REDUCER = "1" * 32, "2" * 32
 PEER = "3" * 32
-SHAPES = {"a.weight": (40, 30), "norm.weight": (30,)}
-
-
-@pytest.fixture(scope="module")
-def history() -> History:
-    manifest = make_manifest("run", RunConfig(optimizer=steady(rank=4, embedding_rank=4)), SHAPES)
-    torch.manual_seed(0)
-    return make_history(
-        manifest,
-        fresh_consensus(manifest, {name: torch.randn(shape) for name, shape in SHAPES.items()}),
-        KEPT_HEADERS + 2,
-    )
 
 
 class Donor:
-    """A node that gives, and has been told who makes the shards of round 1."""
+    """A node that gives, and has been told who reduces the shards of round 1."""
 
-    def __init__(self, folder: Path, history: History, makers: Sequence[str] = MAKERS, headers: Any = None) -> None:
-        self.log = RoundLog(folder / "published", 1 << 24)
-        self.log.open()
-        store = StateStore(history.manifest, folder / "states", self.log)
-        store.open()
-        self.history, self.headers = history, headers or Headers()
-        context = make_context(ME, history.manifest)
-        plan = OpenRound(1, "", 1, 1, tuple(ReducerSlot(maker, 1) for maker in makers))
-        context.driver.change(lambda node: replace(node, plan=plan))
-        weights = WeightsThread(PlainWeights(None), ME)
-        self._service = DonorService(context, store, ContributionStore(history.manifest, {}), self.headers, weights)
+    def __init__(
+        self, folder: Path, history: History, reducers: Sequence[str] = REDUCERS, headers: Headers | None = None
+    ) -> None:
+        headers = headers or Headers()
+        self._service, store = make_donor(ME, history.manifest, folder, headers)
+        self.history, self.log, self.headers = history, store.round_log, headers
+        plan = OpenRound(1, "", 1, 1, tuple(ReducerSlot(reducer, 1) for reducer in reducers))
+        self._service.context.driver.change(lambda node: replace(node, plan=plan))
 
     async def give(self, peer: str, header_only: bool = True, has_chain: bool = True) -> Any:
         """Round 1 to ``peer``: its header and its bytes."""
@@ -74,35 +49,26 @@ async def test_a_header_is_given_as_soon_as_it_is_here_before_any_shard_is(tmp_p
     await asyncio.sleep(0)
     donor.headers.keep(history.message(2))
     donor.headers.keep(history.message(1))
-    for answer in await asyncio.gather(asked, another, donor.give(OTHER_MAKER)):
+    for answer in await asyncio.gather(asked, another, donor.give(OTHER_REDUCER)):
         assert answer == (history.message(1), b"")
 
 
 async def test_reducers_wait_for_the_header_at_the_nodes_that_the_header_tree_names(
     tmp_path: Path, history: History
 ) -> None:
-    makers = [ME, *(f"{number:032x}" for number in range(BRANCHES * 3))]
-    donor = Donor(tmp_path, history, makers)
+    reducers = [ME, *(f"{number:032x}" for number in range(BRANCHES * 3))]
+    donor = Donor(tmp_path, history, reducers)
     chain = history.at(1).header.chain.hex()
-    below = [maker for maker in makers if ME in header_givers(maker, chain, makers)]
-    for maker in makers:
-        asked = asyncio.create_task(donor.give(maker))
-        if maker in below:
+    below = [reducer for reducer in reducers if ME in header_givers(reducer, chain, reducers)]
+    for reducer in reducers:
+        asked = asyncio.create_task(donor.give(reducer))
+        if reducer in below:
             continue
         with pytest.raises(RefusedError, match="Round 1 is not kept here"):
             await asked
-    waiting = [donor.give(maker) for maker in below]
+    waiting = [donor.give(reducer) for reducer in below]
     donor.headers.keep(history.message(1))
     assert await asyncio.gather(*waiting) == [(history.message(1), b"")] * len(below)
-
-
-async def test_a_header_that_does_not_come_in_time_is_refused(
-    tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "HEADER_SECONDS", 0.01)
-    donor = Donor(tmp_path, history)
-    with pytest.raises(RefusedError, match="Round 1 is not kept here"):
-        await donor.give(PEER)
 
 
 async def test_a_round_that_came_whole_while_its_header_was_awaited_is_given(
@@ -121,13 +87,15 @@ async def test_a_round_that_came_whole_while_its_header_was_awaited_is_given(
     assert await donor.give(PEER) == (history.message(1), b"")
 
 
-@pytest.mark.parametrize("what", ["makes shards too", "this node makes none", "all of it", "no hash"])
-async def test_other_requests_for_a_missing_round_are_refused_at_once(
+@pytest.mark.parametrize(
+    "what", ["not in time", "reduces shards too", "this node reduces none", "all of it", "no hash"]
+)
+async def test_a_missing_round_is_refused_at_once_unless_its_header_is_awaited(
     tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr(service, "HEADER_SECONDS", 1e6)
-    donor = Donor(tmp_path, history, [OTHER_MAKER] if what == "this node makes none" else MAKERS)
-    peer = OTHER_MAKER if what == "makes shards too" else PEER
+    monkeypatch.setattr(service, "HEADER_SECONDS", 0.01 if what == "not in time" else 1e6)
+    donor = Donor(tmp_path, history, [OTHER_REDUCER] if what == "this node reduces none" else REDUCERS)
+    peer = OTHER_REDUCER if what == "reduces shards too" else PEER
     with pytest.raises(RefusedError, match="Round 1 is not kept here"):
         await donor.give(peer, header_only=what != "all of it", has_chain=what != "no hash")
 

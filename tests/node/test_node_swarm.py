@@ -1,6 +1,8 @@
 """Whole swarms in one event loop: what every run promises, and what single faults may cost."""
 
 import asyncio
+import re
+import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -8,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from tests.swarm_rig import Swarm, run_swarm, tiny_config
+from tests.swarm_rig import DEADLINE_SECONDS, Member, Swarm, run_swarm, tiny_config, when
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, WireConfig
-from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, UnreachableError
+from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, SwarmError, UnreachableError
 from tsr_swarm.node import leader
-from tsr_swarm.node.coordinator import EVENTS_FILE, CoordinateOptions, run_coordinator
+from tsr_swarm.node.coordinator import EVENTS_FILE
+from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.train.trainer import StepProgress, Trainer
@@ -123,13 +125,10 @@ async def test_late_work_is_not_merged_and_goes_out_with_a_later_round(
         assert sum(float(state[key].abs().sum()) for key in state if "displacement" in key) > 0, "it keeps its work"
         return work
 
-    def watch(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.PhaseChanged) and (event.round, event.phase) == (2, "apply"):
-            closed.set()
-
     monkeypatch.setattr(Trainer, "train", hold)
     config = tiny_config(tmp_path, round={"floor_seconds": 2.0}, run={"rounds": 4})
-    swarm = await run_swarm(tmp_path, config, on_event=watch)
+    tell = when(ev.PhaseChanged, 2, lambda swarm: closed.set(), "apply")
+    swarm = await run_swarm(tmp_path, config, on_event=tell)
     assert held.is_set()
     by_round = {event.round: event for event in swarm.closed()}
     assert (by_round[2].included, by_round[2].late) == (2, 1)
@@ -242,12 +241,6 @@ async def test_a_port_or_folder_in_use_is_one_sentence(tmp_path: Path) -> None:
     await swarm.end()
 
 
-async def test_listening_beyond_loopback_needs_consent(tmp_path: Path) -> None:
-    options = CoordinateOptions(config=tiny_config(tmp_path), listen="0.0.0.0:0", use_dht=False)
-    with pytest.raises(ConfigError, match="add --insecure"):
-        await run_coordinator(options, lambda event: None, Shutdown())
-
-
 async def test_a_coordinator_that_is_not_there_is_reported_at_once(tmp_path: Path) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path), address="127.0.0.1:9")
     with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9"):
@@ -277,11 +270,8 @@ async def test_strangers_and_garbage_do_not_disturb_a_run(tmp_path: Path) -> Non
         await writer.drain()
         writer.close()
 
-    def attack_in_round_2(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.RoundOpened) and event.round == 2:
-            attacks.append(asyncio.create_task(attack(swarm.address)))
-
-    swarm = await run_swarm(tmp_path, tiny_config(tmp_path), on_event=attack_in_round_2)
+    begin = when(ev.RoundOpened, 2, lambda swarm: attacks.append(asyncio.create_task(attack(swarm.address))))
+    swarm = await run_swarm(tmp_path, tiny_config(tmp_path), on_event=begin)
     await asyncio.gather(*attacks)
     assert [event.included for event in swarm.closed()] == [3, 3, 3, 3]
 
@@ -317,9 +307,6 @@ async def test_bytes_are_counted_once_by_kind_and_direction(tmp_path: Path) -> N
     assert payload == sum(event.wire_bytes for event in received)
 
 
-# --- what a run can do without ----------------------------------------------------------------------------------------
-
-
 async def test_a_record_that_cannot_be_written_is_a_warning_and_the_run_goes_on(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, run={"rounds": 1})
     record = Path(config.checkpoint.dir) / EVENTS_FILE
@@ -342,3 +329,138 @@ async def test_a_score_that_memory_does_not_suffice_for_is_a_warning_and_the_run
     assert (swarm.finished().rounds, swarm.finished().last_loss) == (1, None)
     told = [message.partition(":")[0] for message in swarm.warnings()]
     assert told == ["Round 0 is not scored", "Round 1 is not scored"]
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+async def failure_of(member: Member) -> SwarmError:
+    with pytest.raises(SwarmError) as caught:
+        await asyncio.wait_for(member.task, DEADLINE_SECONDS)
+    return caught.value
+
+
+def is_waiting(member: Member) -> bool:
+    return any("Trying again for" in message for message in member.warnings())
+
+
+async def test_a_peer_that_comes_first_waits_for_its_coordinator(tmp_path: Path) -> None:
+    address = free_address()
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1, "min_peers": 1}))
+    peer = swarm.start_peer(1, at=address, wait_seconds=DEADLINE_SECONDS)
+    await swarm.until(lambda: is_waiting(peer))
+    await swarm.start_coordinator(listen=address)
+    await swarm.finish()
+    assert swarm.finished().rounds == 1
+    assert isinstance(peer.events[-1], ev.Left)
+
+
+async def test_a_peer_that_waits_can_be_asked_to_leave(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    peer = swarm.start_peer(1, at=free_address(), wait_seconds=1e6)
+    await swarm.until(lambda: is_waiting(peer))
+    peer.stop.request()
+    await asyncio.wait_for(peer.task, DEADLINE_SECONDS)
+    assert len(peer.events) == 1
+
+
+async def test_a_coordinator_that_refuses_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    await swarm.start_coordinator()
+    monkeypatch.setattr("tsr_swarm.node.calls.PROTOCOL_VERSION", 999)
+    peer = swarm.start_peer(1, wait_seconds=1e6)
+    assert isinstance(await failure_of(swarm.peers.pop(1)), RefusedError)
+    assert not peer.events
+    await swarm.end()
+
+
+async def refusal(swarm: Swarm, member: Member) -> str:
+    """Why a peer gave up, once it is sure that it has not joined."""
+    failure = await failure_of(member)
+    swarm.peers.clear()
+    await swarm.end()
+    assert not swarm.of(ev.PeerJoined)
+    return f"{failure.exit_code} {failure}"
+
+
+async def test_text_of_its_own_is_looked_at_before_anybody_is_called(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    (empty := tmp_path / "empty").mkdir()
+    for data, says in ((tmp_path / "nowhere", "does not exist"), (empty, "holds 0 bytes of text")):
+        failure = await failure_of(swarm.start_peer(1, at="127.0.0.1:1", data=(data,)))
+        assert isinstance(failure, ConfigError)
+        assert says in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (["short.txt"], "78 .* fewer than the 17 of one sequence"),
+        ([], "78 This run trains on text that its organiser names by path, and there is no '.*/text' here; add --data"),
+    ],
+)
+async def test_a_peer_that_cannot_read_enough_text_is_refused_before_it_joins(
+    tmp_path: Path, data: list[str], says: str
+) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    await swarm.start_coordinator()
+    (tmp_path / "short.txt").write_text("short")
+    (tmp_path / "text").rename(tmp_path / "elsewhere")
+    peer = swarm.start_peer(1, data=tuple(tmp_path / name for name in data))
+    assert re.match(says, await refusal(swarm, peer))
+
+
+async def test_a_peer_with_text_of_its_own_needs_none_of_the_organisers(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1, "min_peers": 1}))
+    await swarm.start_coordinator()
+    (tmp_path / "text").rename(tmp_path / "own")
+    swarm.start_peer(1, data=(tmp_path / "own",))
+    await swarm.finish()
+    assert swarm.finished().rounds == 1
+
+
+async def test_a_checkpoint_of_another_run_is_refused_before_it_joins(tmp_path: Path) -> None:
+    await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1}), peers=1)
+    second = Swarm(tmp_path, tiny_config(tmp_path, checkpoint={"dir": str(tmp_path / "second")}))
+    await second.start_coordinator()
+    assert "is of another run" in await refusal(second, second.start_peer(1, resume=True))
+
+
+async def test_a_port_in_use_is_refused_before_anybody_is_called(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = f"127.0.0.1:{server.getsockname()[1]}"
+        failure = await failure_of(swarm.start_peer(1, at="127.0.0.1:1", wait_seconds=1e6, listen=taken))
+    assert "the port is in use" in str(failure)
+
+
+async def test_a_peer_that_fails_after_it_has_joined_says_goodbye(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(workspace: Workspace, consensus: object) -> None:
+        raise RunError("There is no room for the model.")
+
+    monkeypatch.setattr(Workspace, "replace", fail)
+    swarm = Swarm(tmp_path, tiny_config(tmp_path))
+    await swarm.start_coordinator()
+    peer = swarm.start_peer(1)
+    assert str(await failure_of(peer)) == "There is no room for the model."
+    del swarm.peers[1]  # its failure has been seen
+    await swarm.until(lambda: bool(swarm.of(ev.PeerLeft)))
+    await swarm.end()
+    [joined], [left] = swarm.of(ev.PeerJoined), swarm.of(ev.PeerLeft)
+    assert (left.peer, left.reason) == (joined.peer, "it failed")
+    assert not peer.of(ev.StateReceived)
+
+
+async def test_a_coordinator_whose_data_others_may_not_find_says_so_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_config(tmp_path)  # writes the text
+    monkeypatch.chdir(tmp_path)
+    swarm = Swarm(tmp_path, tiny_config(tmp_path, data={"source": "text"}))
+    await swarm.start_coordinator()
+    await swarm.until(lambda: any("data.source = 'text'" in message for message in swarm.warnings()))
+    await swarm.end()

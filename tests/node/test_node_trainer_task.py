@@ -6,23 +6,17 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.node_context import RecordingDriver, open_context
-from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import RunConfig
+from tests.node_context import RecordingDriver, open_node
+from tests.published_rounds import plan_of, small_manifest
 from tsr_swarm.node import trainer_task as module
-from tsr_swarm.node.data_leases import DataLeases
-from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.node.trainer_task import TrainerTask
-from tsr_swarm.node.weights import PlainWeights, WeightsThread
-from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.rounds.leases import Coverage
 from tsr_swarm.rounds.protocol import Event, OpenRound, ReducerSlot, Upload, UploadFailed
 from tsr_swarm.rounds.state import Node
 from tsr_swarm.train.trainer import RoundWork
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ME, OTHER = "a" * 32, "b" * 32
-MANIFEST = make_manifest("run", RunConfig(), {"norm.weight": (30,)})
+MANIFEST = small_manifest(shards=1)
 PLAN = OpenRound(1, "", 1, 1, (ReducerSlot(OTHER, 1),))
 
 
@@ -50,8 +44,6 @@ class LookingDriver(RecordingDriver):
 
 
 class HangingReducer:
-    """Takes a contribution and never answers."""
-
     def __init__(self) -> None:
         self.is_asked, self.was_cancelled = asyncio.Event(), asyncio.Event()
 
@@ -71,13 +63,13 @@ class HangingReducer:
 async def trainer_task(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TrainerTask]:
     monkeypatch.setattr(module, "pack", lambda *_: ({}, b""))
     monkeypatch.setattr(module, "seal", lambda _: pb.Envelope())
-    async with open_context(ME, MANIFEST) as context:
+    async with open_node(ME, MANIFEST) as node:
+        context, task = node.context, node.trainer_task
         context.driver = LookingDriver(context.driver.node)
-        weights, leases = WeightsThread(PlainWeights(None), ME), DataLeases(context, Coverage(), None)
-        made = TrainerTask(context, RoundCache(), weights, None, leases, HangingReducer())  # type: ignore[arg-type]
-        made.work = RoundWork(plan_round(MANIFEST.config, MANIFEST.blocks, 1, ""), 1, 1, 0.0, {}, {})
-        context.driver.trainer_task = made
-        yield made
+        task.reducer = HangingReducer()  # type: ignore[assignment]
+        task.work = RoundWork(plan_of(MANIFEST), 1, 1, 0.0, {}, {})
+        context.driver.trainer_task = task
+        yield task
 
 
 @pytest.mark.parametrize("has_begun", [False, True])

@@ -1,7 +1,8 @@
 """Where other nodes can be dialled: what they said of themselves or others said of them, and connections to them."""
 
 import json
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 MOST_CONTACTS = 1024
 MOST_KEPT = 64  # on disk: enough to find the swarm again
 MOST_CLIENTS = 1024  # that are kept; whoever moves leaves one behind
+SAMPLE_SECONDS = 5.0  # between two samples of all connections, of which a reducer has hundreds
 
 
 class AddressBook:
@@ -91,10 +93,17 @@ class AddressBook:
 
 
 class ClientPool:
-    """Connections to other nodes, one an address: made with the first call, and kept."""
+    """Connections to other nodes, one an address: made with the first call, and kept.
 
-    def __init__(self, book: AddressBook, counter: ByteCounter, kernel: KernelBytes, proxy: str | None = None) -> None:
-        self._book, self._counter, self._kernel, self._proxy = book, counter, kernel, proxy
+    ``counter`` and ``kernel`` count this process's bytes.
+    """
+
+    def __init__(
+        self, book: AddressBook, proxy: str | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.counter, self.kernel = ByteCounter(), KernelBytes([])
+        self._book, self._proxy, self._clock = book, proxy, clock
+        self._sample_at = float("-inf")
         self._clients: dict[str, tuple[SwarmClient, AsyncExitStack]] = {}  # by address, the one used last at the end
 
     async def __aenter__(self) -> Self:
@@ -103,7 +112,7 @@ class ClientPool:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._kernel.sample()  # before the connections are gone
+        self.kernel.sample()  # before the connections are gone
         while self._clients:
             await self._close(next(iter(self._clients)))
 
@@ -119,13 +128,20 @@ class ClientPool:
         known = self._clients.pop(address, None)
         if known is None:
             _, port = parse_address(address if self._proxy is None else self._proxy)
-            self._kernel.watch(port)
+            self.kernel.watch(port)
             stack = AsyncExitStack()
-            known = await stack.enter_async_context(SwarmClient(address, self._counter, self._proxy)), stack
+            known = await stack.enter_async_context(SwarmClient(address, self.counter, self._proxy)), stack
         self._clients[address] = known
         if len(self._clients) > MOST_CLIENTS:
             await self._close(next(iter(self._clients)))
         return known[0]
+
+    def sample(self) -> None:
+        """Sample the kernel's totals now and then: of a connection that closes, the last sample counts."""
+        now = self._clock()
+        if now >= self._sample_at:
+            self._sample_at = now + SAMPLE_SECONDS
+            self.kernel.sample()
 
     async def _close(self, address: str) -> None:
         _, stack = self._clients.pop(address)

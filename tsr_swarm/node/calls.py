@@ -1,6 +1,7 @@
 """Calls to one other node: the first one, hello; and to whoever leads: polls, admission, reports and goodbye."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,12 +15,12 @@ from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.poll_replies import nodes_named
-from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.node.trainer_task import TrainerTask
 from tsr_swarm.optim.periods import follows_manifest
 from tsr_swarm.process.tasks import Signal
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.telemetry import events
+from tsr_swarm.telemetry.byte_counter import Direction
 from tsr_swarm.transport.address import parse_address
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire import checks
@@ -78,12 +79,9 @@ async def _say_hello(clients: ClientPool, book: AddressBook, address: str) -> Ha
 class LeaderClient:
     """Polls whoever leads or may know who does, has this node admitted, and sends reports and goodbye."""
 
-    def __init__(
-        self, context: NodeContext, round_cache: RoundCache, data_leases: DataLeases, trainer_task: TrainerTask
-    ) -> None:
-        self._context, self._round_cache = context, round_cache
-        self._data_leases, self._trainer_task = data_leases, trainer_task
-        self._contacts = KnownContacts()
+    def __init__(self, context: NodeContext, data_leases: DataLeases, trainer_task: TrainerTask) -> None:
+        self._context, self._data_leases, self._trainer_task = context, data_leases, trainer_task
+        self._contacts, self._reporter = KnownContacts(), PeerReporter(context.clients, context.me)
         self._newest_poll = 0  # its number
         self._news: pt.RoundUpdate | None = None  # the newest that was read, since this node led
         self._reporting = 0  # reports under way
@@ -139,7 +137,7 @@ class LeaderClient:
     def _request(self, message: pt.Poll) -> pb.PollRequest:
         context, request = self._context, message_codec.poll_to_proto(message)
         request.manifest_digest, request.address = bytes.fromhex(context.manifest.digest), context.info.address
-        context.host.sample_traffic()
+        context.clients.sample()
         request.progress.CopyFrom(self._trainer_task.progress)
         self._data_leases.ask(request)
         return request
@@ -181,7 +179,7 @@ class LeaderClient:
             error = RefusedError(f"The plan of round {plan.round} is not what this run's manifest says; leaving.")
             self._context.fail(error)
             raise error  # nothing of this answer counts: training would begin without a plan
-        self._round_cache.add_plan(plan)
+        self._context.round_cache.add_plan(plan)
 
     # --- admission ----------------------------------------------------------------------------------------------
 
@@ -225,14 +223,16 @@ class LeaderClient:
 
     # --- reports and goodbye --------------------------------------------------------------------------------------
 
-    def report(self, report: pb.ReportRequest) -> None:
-        """Tell the leader the digest and the bytes, beside everything else.
+    def report(self, round: int, digest: bytes) -> pb.ReportRequest:
+        """Tell the leader of a round that was applied just now, beside everything else. Returns what it is told.
 
         A digest that differs sends this node back to the state. A report that is lost is not sent again: bytes told
         once too seldom are better than bytes told twice.
         """
+        report = self._reporter.prepare(round, digest)
         self._reporting += 1
         self._context.background.start(self._report(report))
+        return report
 
     async def _report(self, report: pb.ReportRequest) -> None:
         context = self._context
@@ -287,3 +287,38 @@ class KnownContacts:
             contacts = {**self._contacts, **{contact.peer_id: contact for contact in new}}
             self._contacts = {peer: contacts[peer] for peer in nodes_named(news) if peer in contacts}
         return list(self._contacts.values())
+
+
+class PeerReporter:
+    """Makes a peer's reports: the digest of its weights, and its bytes, each of which is in one report only."""
+
+    def __init__(self, clients: ClientPool, peer_id: str) -> None:
+        self._clients, self._peer_id = clients, peer_id
+        self._reported: dict[Direction, Counter[str]] = {direction: Counter() for direction in Direction}
+        self._overhead = 0
+
+    def prepare(self, round: int, digest: bytes) -> pb.ReportRequest:
+        """Make the report of a round that was applied just now, with all bytes since the last report."""
+        sent, received = (self._take_unreported(direction) for direction in (Direction.SENT, Direction.RECEIVED))
+        return pb.ReportRequest(
+            peer_id=self._peer_id,
+            round=round,
+            digest=digest,
+            sent=sent,
+            received=received,
+            overhead_bytes=self._take_overhead(),
+        )
+
+    def _take_unreported(self, direction: Direction) -> Counter[str]:
+        new = Counter(self._clients.counter.totals(direction)) - self._reported[direction]
+        self._reported[direction] += new
+        return new
+
+    def _take_overhead(self) -> int:
+        """Bytes that the kernel moved beyond those counted here: framing, headers, retransmissions. Call when idle."""
+        totals = self._clients.kernel.sample()
+        counted = sum(sum(self._clients.counter.totals(direction).values()) for direction in Direction)
+        total = totals.sent + totals.received - counted if totals is not None else 0
+        new = max(0, total - self._overhead)
+        self._overhead += new
+        return new

@@ -13,6 +13,7 @@ from tsr_swarm.errors import RefusedError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.driver import Driver
 from tsr_swarm.node.events.run_log import RunLog
+from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.node.weights import AppliedRound
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
@@ -50,9 +51,6 @@ class Host(Protocol):
     def emit(self, event: Event) -> None:
         """Tell this process's own people of this node."""
 
-    def sample_traffic(self) -> None:
-        """Look at the kernel's byte counts, before connections that close take theirs along."""
-
     async def applied(self, header: PublishedHeader, applied: AppliedRound, outer: OuterState, seconds: float) -> None:
         """A round is in the weights, ``seconds`` after its fetch began. Rounds come in order."""
 
@@ -75,7 +73,8 @@ class NodeContext:
     book: AddressBook
     clients: ClientPool
     run_log: RunLog
-    driver: Driver = field(init=False)  # set by build.py
+    round_cache: RoundCache = field(default_factory=RoundCache)
+    driver: Driver = field(init=False)  # set by node.py
     leader: "Leader | None" = None  # while this node leads
     name: str = field(init=False)  # as a leader calls it
     number: int = 0  # this peer's place in sums; 0: none yet
@@ -90,8 +89,6 @@ class NodeContext:
 
     def __post_init__(self) -> None:
         self.name = self.info.name
-
-    # --- what the decisions know ------------------------------------------------------------------------------------
 
     @property
     def me(self) -> str:
@@ -161,8 +158,6 @@ class NodeContext:
             policy = policy_of(config)
             self.driver.change(lambda node: replace(node, identity=replace(node.identity, policy=policy)))
 
-    # --- for people -------------------------------------------------------------------------------------------------
-
     def emit(self, event: Event) -> None:
         self.host.emit(event)
 
@@ -171,8 +166,6 @@ class NodeContext:
         event = events.Warned(message=message)
         (self.host.emit if self.leader is None else self.run_log.emit)(event)
 
-    # --- the end ----------------------------------------------------------------------------------------------------
-
     def quit(self, reason: str) -> None:
         self.reason = reason
         self.done.set()
@@ -180,8 +173,6 @@ class NodeContext:
     def fail(self, error: Exception) -> None:
         self.failure = self.failure or error
         self.done.set()
-
-    # --- callers ----------------------------------------------------------------------------------------------------
 
     def require_run(self, digest: bytes) -> None:
         """Refuse a caller that was set up for another manifest. Raises RefusedError that says what to do about it."""

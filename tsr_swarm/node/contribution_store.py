@@ -94,8 +94,6 @@ class ContributionStore:
         self._rounds: dict[int, _Round] = {}
         self.newest = 0  # the newest round that was announced; 0: none
 
-    # --- contributions --------------------------------------------------------------------------------------------
-
     def open_round(self, plan: RoundPlan) -> None:
         """This round is announced: contributions to it may come. Those to rounds before are not needed any more.
 
@@ -150,8 +148,6 @@ class ContributionStore:
         if grids.keys() == set(shard_slots(slots, self._manifest.shard_blocks[header.shard])):
             known.held.setdefault(header.peer_id, {})[header.shard] = HeldContribution(header, grids)
 
-    # --- averages -------------------------------------------------------------------------------------------------
-
     def job(self, round: int, shard: int, peers: frozenset[str], numbers: Mapping[str, int]) -> ShardJob:
         """Average this shard over ``peers``, all of them; ``numbers`` order the sums.
 
@@ -190,8 +186,6 @@ class ContributionStore:
             if [section.hash for section in sections] == list(hashes):
                 return sections, done.frames
         return None
-
-    # --- between rounds -------------------------------------------------------------------------------------------
 
     def advance(self, header: PublishedHeader, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
         """Go on after a round that was applied: momentum moves on where this node reduced the shard that stands.

@@ -26,10 +26,9 @@ from tsr_swarm.discovery.identity import load_identity
 from tsr_swarm.discovery.records import PeerRole
 from tsr_swarm.errors import CheckpointError, RunError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
-from tsr_swarm.node.build import SavedState, build
 from tsr_swarm.node.context import NodeContext, NodeInfo
 from tsr_swarm.node.events.run_log import LINGER_SECONDS, RunLog
-from tsr_swarm.node.node import SwarmNode
+from tsr_swarm.node.node import SavedState, SwarmNode, open_node
 from tsr_swarm.node.service import StartingService
 from tsr_swarm.node.weights import AppliedRound, PlainWeights
 from tsr_swarm.node.workspace import advise_organiser
@@ -53,7 +52,6 @@ from tsr_swarm.storage.run_folder import (
 )
 from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.telemetry import events
-from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.telemetry.recording import EVENTS_FILE, read_recording, recording
@@ -62,7 +60,6 @@ from tsr_swarm.train.evaluate import make_evaluate
 from tsr_swarm.train.llama import parameter_count
 from tsr_swarm.transport.base import Caller, SwarmHandler
 from tsr_swarm.transport.server import serve
-from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.messages import PublishedHeader
 
 NAME = "coordinator"
@@ -152,13 +149,13 @@ class CoordinatorProcess:
 
     async def run(self, stop_gently: asyncio.Event, unread: Sequence[str]) -> None:
         """Take part to the end. ``unread`` says what of the data could not be read."""
-        options, begun, counter = self._options, self._begun, ByteCounter()
+        options, begun, clients = self._options, self._begun, ClientPool(self._book, self._options.proxy)
         await asyncio.to_thread(self._store.open)
         service = StartingService()
         async with AsyncExitStack() as stack:
-            port = await stack.enter_async_context(serve(cast(SwarmHandler, service), options.listen, counter))
+            port = await stack.enter_async_context(serve(cast(SwarmHandler, service), options.listen, clients.counter))
             address = shown_address(options.listen, options.announce, port)
-            clients = await stack.enter_async_context(ClientPool(self._book, counter, KernelBytes([]), options.proxy))
+            await stack.enter_async_context(clients)
             if options.use_dht:
                 stack.push_async_callback(self._announcer.close)
                 listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
@@ -175,7 +172,7 @@ class CoordinatorProcess:
                 coverage=begun.coverage,
                 lost=begun.lost,
             )
-            self._node = await stack.enter_async_context(build(context, saved, service, self._initial_peers))
+            self._node = await stack.enter_async_context(open_node(context, saved, service, self._initial_peers))
             self._run_log.emit(_started(options, begun, address))
             advice = advise_organiser(options.config.data, options.listen)
             for sentence in (*unread, *([] if advice is None else [advice])):
@@ -227,13 +224,8 @@ class CoordinatorProcess:
         announce = announced_address(self._options.announce, 0).host if self._options.announce else ""
         return list(multiaddrs_for(caller.address, self._announcer.multiaddrs, announce))
 
-    # --- context.Host -----------------------------------------------------------------------------------------------
-
     def emit(self, event: Event) -> None:
         self._run_log.emit(event)
-
-    def sample_traffic(self) -> None:
-        """A coordinator reports no bytes: what it sends and receives is counted at the peers' ends."""
 
     async def applied(self, header: PublishedHeader, applied: AppliedRound, outer: OuterState, seconds: float) -> None:
         """Write a checkpoint if one is due. The rounds since the one before are on disk."""

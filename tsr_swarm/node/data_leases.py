@@ -145,10 +145,11 @@ class DataLeases:
     """
 
     def __init__(self, context: NodeContext, coverage: Coverage, workspace: Workspace | None) -> None:
-        """``workspace``: of a peer that trains on the shared data; None for a node that does not."""
+        """``workspace``: None for a node that does not train."""
         self._context, self._coverage, self._parts = context, coverage, context.manifest.config.data.parts
         self._keeps_account = self._parts <= MAX_PARTS
-        self._workspace = workspace if self._keeps_account else None
+        is_on_shared_data = workspace is not None and workspace.is_on_shared_data
+        self._workspace = workspace if self._keeps_account and is_on_shared_data else None
         self._lease: Lease | None = None  # as the leader said last
         self._reading = Claim(None)  # as training began last
         self.issuer: LeaseIssuer | None = None

@@ -33,8 +33,6 @@ class Follower:
     _has_warned_of_the_disk: bool = False
     _storing: set[str] = field(default_factory=set)  # chain hashes of proposals
 
-    # --- proposals ----------------------------------------------------------------------------------------------
-
     async def store(self, order: pt.Store) -> None:
         """Have a proposal's bytes on disk; the leader asks again every second, which changes nothing."""
         if order.record.chain in self._storing:
@@ -50,8 +48,6 @@ class Follower:
         finally:
             self._storing.discard(order.record.chain)
         self.context.put(pt.Stored(order.record))
-
-    # --- rounds -------------------------------------------------------------------------------------------------
 
     async def fetch_round(self, order: pt.FetchRound) -> None:
         context, started = self.context, time.monotonic()
@@ -91,13 +87,11 @@ class Follower:
         except RunError as error:
             self._warn_of_the_disk(error)
 
-    # --- states -------------------------------------------------------------------------------------------------
-
     async def fetch_state(self, order: pt.FetchState) -> None:
         """Download a recent state, going on after a break where it stopped."""
         context, started = self.context, time.monotonic()
         try:
-            state, givers, record = await self.downloader.state(order.donors, lambda: context.is_stopping)
+            state, donor_count, record = await self.downloader.state(order.donors, lambda: context.is_stopping)
             consensus = await self.weights.run(state.consensus, context.manifest)
         except (UnreachableError, PeerError, RunError) as error:
             if not context.is_stopping:
@@ -113,7 +107,7 @@ class Follower:
                 round=record.round,
                 bytes=state.description.total_bytes,
                 seconds=round(time.monotonic() - started, 3),
-                donors=givers,
+                donors=donor_count,
                 found_bytes=state.found_bytes,
             )
         )

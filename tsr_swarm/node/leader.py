@@ -11,7 +11,7 @@ from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.driver import awake_clock
 from tsr_swarm.node.events.round_reporter import RoundReporter
 from tsr_swarm.node.peer_registry import Roster
-from tsr_swarm.node.round_cache import ReducedShard, RoundCache
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.sketch_budget import RefreshState, after_round, begin_refresh_state, within_budget
 from tsr_swarm.rounds import protocol as pt
@@ -33,11 +33,9 @@ FETCH_SECONDS = 30.0  # longer than a round waits for a reducer
 class Leader:
     """One leadership of this node: from its election to the loss of it."""
 
-    def __init__(
-        self, context: NodeContext, round_cache: RoundCache, base: RoundRecord, numbers: Mapping[str, int]
-    ) -> None:
+    def __init__(self, context: NodeContext, base: RoundRecord, numbers: Mapping[str, int]) -> None:
         """``base`` stands as it begins; ``numbers``: of those who took part under the leader before."""
-        self._context, self._round_cache = context, round_cache
+        self._context = context
         self.roster = Roster(numbers)
         emit = context.run_log.emit
         self.round_reporter = RoundReporter(context.manifest, self.roster, emit, awake_clock, base.round)
@@ -45,8 +43,6 @@ class Leader:
         self._told: LeaderChanged | None = None  # the newest
         self._voters: tuple[str, ...] = ()
         self._since = 0  # the round that made them voters, or that stood when this leader began
-
-    # --- who takes part -----------------------------------------------------------------------------------------
 
     def admit(self, request: pb.JoinRequest, caller: Caller | None = None) -> pb.JoinReply:
         """Admit a node of this very run; ``caller`` None: this node itself. Raises RefusedError or PeerError."""
@@ -105,18 +101,16 @@ class Leader:
         contacts = role.contacts if role is not None else {}
         return {peer: number for peer, number in self.numbers.items() if peer in contacts}
 
-    # --- rounds -------------------------------------------------------------------------------------------------
-
     def open(self, order: pt.Open) -> RoundPlan:
         """Say what the round is: as an earlier leader did, if it opened this very round already."""
         context, role = self._context, self._context.state.leader_role
         assert role is not None, "who opens a round leads"
         parent, blocks = context.base.chain, context.manifest.blocks
-        plan = self._round_cache.plan(order.round, parent)
+        plan = self._context.round_cache.plan(order.round, parent)
         if plan is None:
             planned = plan_round(context.config, blocks, order.round, parent)
             plan = within_budget(planned, context.config, blocks, self._refreshes)
-            self._round_cache.add_plan(plan)
+            self._context.round_cache.add_plan(plan)
         reducers = role.plan.nodes if role.plan is not None else ()
         others = (self.roster.get(node) for node in dict.fromkeys(reducers) if node != context.me)
         names = [peer.name for peer in others if peer is not None]
@@ -139,8 +133,6 @@ class Leader:
         is_its = role.gather.reducers[done.shard] == reducer
         are_members = all(self.has_trained(peer) for peer in done.result.included)
         return role.plan.parent if is_asked and is_its and are_members else None
-
-    # --- for people -----------------------------------------------------------------------------------------------
 
     def on_step(self, before: Node, after: Node) -> None:
         """Tell people whether others can take over, and whose contributions have arrived."""
@@ -178,8 +170,8 @@ class ShardCollector:
     What everybody is to apply must be what everybody can open: a reducer that gives anything else has made nothing.
     """
 
-    def __init__(self, context: NodeContext, round_cache: RoundCache) -> None:
-        self._context, self._round_cache = context, round_cache
+    def __init__(self, context: NodeContext) -> None:
+        self._context = context
         self._under_way: set[tuple[int, int, int]] = set()  # term, round, shard: one is fetched at a time
 
     async def fetch(self, reducer: str, done: pt.ShardDone, reduced: ReducedShard) -> ShardDigest | None:
@@ -189,10 +181,10 @@ class ShardCollector:
         """
         leader, key = self._context.leader, (done.term, done.round, done.shard)
         parent = None if leader is None else leader.parent_asked(reducer, done)
-        plan = None if parent is None else self._round_cache.plan(done.round, parent)
+        plan = None if parent is None else self._context.round_cache.plan(done.round, parent)
         if plan is None or key in self._under_way:
             return None
-        if self._round_cache.reduced_shard(done.round, done.shard, done.result) is not None:
+        if self._context.round_cache.reduced_shard(done.round, done.shard, done.result) is not None:
             return done.result
         self._under_way.add(key)
         manifest, sections = self._context.manifest, reduced.result.sections
@@ -212,5 +204,5 @@ class ShardCollector:
             return ShardDigest()
         finally:
             self._under_way.discard(key)
-        self._round_cache.add_reduced_shard(done.round, done.shard, reduced, data)
+        self._context.round_cache.add_reduced_shard(done.round, done.shard, reduced, data)
         return done.result

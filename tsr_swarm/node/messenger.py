@@ -17,7 +17,7 @@ from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.leader import ShardCollector
 from tsr_swarm.node.poll_replies import PollReplies
 from tsr_swarm.node.roster_cache import RosterCache
-from tsr_swarm.node.round_cache import VOID, ReducedShard, RoundCache
+from tsr_swarm.node.round_cache import VOID, ReducedShard
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.raft_state import Heartbeat
 from tsr_swarm.transport.base import Caller
@@ -31,13 +31,10 @@ class Messenger:
     """Sends what the decisions send, and puts to them what other nodes tell."""
 
     context: NodeContext
-    round_cache: RoundCache
     roster_cache: RosterCache
     shard_collector: ShardCollector
     leader_client: LeaderClient
     poll_replies: PollReplies
-
-    # --- out ----------------------------------------------------------------------------------------------------
 
     def send(self, to: str, message: pt.Message) -> None:
         """Have ``message`` delivered, or its loss told. Returns at once."""
@@ -68,8 +65,8 @@ class Messenger:
             case pt.ShardDone(term, round, shard, result):
                 if result.is_void:
                     return message_codec.done_to_proto(message, VOID)
-                found = self.round_cache.reduced_shard(round, shard, result)
-                members = self.round_cache.members(round, term, result.included)
+                found = self.context.round_cache.reduced_shard(round, shard, result)
+                members = self.context.round_cache.members(round, term, result.included)
                 if found is None or members is None:
                     return None
                 return message_codec.done_to_proto(message, found[0], members)
@@ -82,8 +79,6 @@ class Messenger:
                 raise AssertionError("not told one way")
             case _:
                 return message_codec.tell_to_proto(message)
-
-    # --- in -----------------------------------------------------------------------------------------------------
 
     async def tell(self, request: pb.TellRequest, caller: Caller) -> pb.TellReply:
         context, sender = self.context, request.sender
@@ -117,7 +112,7 @@ class Messenger:
                 self.context.note_committed(base)
             case pt.Close(term, round):
                 assert decoded.members is not None, "they come with a Close"
-                self.round_cache.add_close(round, term, decoded.members)
+                self.context.round_cache.add_close(round, term, decoded.members)
             case pt.ShardDone() as done if not done.result.is_void:
                 assert decoded.reduced is not None, "it comes with a shard"
                 self.context.background.start(self._collect(sender, done, decoded.reduced))

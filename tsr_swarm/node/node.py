@@ -2,27 +2,40 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.node.calls import LeaderClient
-from tsr_swarm.node.context import NodeContext
+from tsr_swarm.node.context import NodeContext, policy_of
 from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.data_leases import DataLeases
+from tsr_swarm.node.driver import Driver, awake_clock
 from tsr_swarm.node.events.commit_reporter import CommitReporter
 from tsr_swarm.node.follower import Follower
-from tsr_swarm.node.leader import Leader
+from tsr_swarm.node.leader import Leader, ShardCollector
 from tsr_swarm.node.messenger import Messenger
 from tsr_swarm.node.poll_replies import PollReplies
 from tsr_swarm.node.reducer import Reducer
 from tsr_swarm.node.roster_cache import RosterCache
-from tsr_swarm.node.round_cache import RoundCache
+from tsr_swarm.node.round_cache import Headers
+from tsr_swarm.node.service import InitialPeers, NodeService, StartingService
+from tsr_swarm.node.sync.donors import Donors
+from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.trainer_task import TrainerTask
-from tsr_swarm.node.weights import WeightsThread
+from tsr_swarm.node.weights import Weights, WeightsThread
+from tsr_swarm.node.workspace import Workspace
+from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.state import Node, known_nodes
-from tsr_swarm.storage.round_log import RoundLog
+from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
+from tsr_swarm.rounds.peer import PeerState
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
+from tsr_swarm.rounds.state import Node, NodeIdentity, known_nodes
+from tsr_swarm.rounds.step import begin
+from tsr_swarm.storage.journal import Journal
+from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.telemetry import events
 
 GIVE_UP_SECONDS = 1800.0  # without an answer from anybody
@@ -30,25 +43,58 @@ FORGET_SECONDS = 30.0  # a peer that has not come to a new leader by then is gon
 LOOK_SECONDS = 2.0  # how often that is looked at, and a leader's own progress shown
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class SwarmNode:
-    """The parts of one node, which build.py puts together. Implements driver.ActionHandler."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedState:
+    """What a node begins with: what its disk has, and whom it knows."""
 
-    context: NodeContext
-    round_cache: RoundCache
-    roster_cache: RosterCache
-    weights: WeightsThread
-    contributions: ContributionStore
-    data_leases: DataLeases
-    reducer: Reducer
-    trainer_task: TrainerTask
-    commit_reporter: CommitReporter
-    follower: Follower
-    leader_client: LeaderClient
-    poll_replies: PollReplies
-    messenger: Messenger
-    log: RoundLog | None  # None: nobody can dial this node, and it keeps no rounds for others
-    _left: str = ""  # the leader that is told goodbye in the end
+    hard_state: HardState  # what it has promised
+    weights: Weights
+    record: RoundRecord | None  # of the round that ``weights`` are at; None: there is no state yet
+    folder: Path  # where states are downloaded to
+    journal: Journal | None = None  # None: nobody can dial this node, so it promises nothing
+    store: StateStore | None = None  # None: it gives nothing to others
+    workspace: Workspace | None = None  # None: it does not train
+    outer: OuterState = field(default_factory=dict)  # what it keeps as a reducer between rounds
+    coverage: Coverage = NOTHING_DONE  # of the shared data, as it was then
+    known: tuple[str, ...] = ()  # peer_ids of others that may know the leader
+    lost: str = ""  # chain hash of the proposal in the journal, if its bytes are on no disk here
+
+
+class SwarmNode:
+    """The parts of one node, each with references to the parts below it. Implements driver.ActionHandler."""
+
+    def __init__(self, context: NodeContext, saved: SavedState) -> None:
+        context.driver = Driver(_first_state(context, saved), saved.journal, context.warn)
+        context.driver.handler = self
+        record, workspace = saved.record, saved.workspace
+        self.context = context
+        self.log = None if saved.store is None else saved.store.round_log  # None: it keeps no rounds for others
+        self.headers, self.roster_cache = Headers(), RosterCache(context)
+        self.weights = WeightsThread(saved.weights, context.me, record)
+        self.contributions = ContributionStore(context.manifest, saved.outer, "" if record is None else record.chain)
+        self.data_leases = DataLeases(context, saved.coverage, workspace)
+        self.reducer = Reducer(context, self.roster_cache, self.weights, self.contributions, self.log)
+        self.trainer_task = TrainerTask(context, self.weights, workspace, self.data_leases, self.reducer)
+        began = 0 if record is None else record.round
+        self.commit_reporter = CommitReporter(context, self.contributions, self.log, began)
+        downloader = Downloader(
+            donors=Donors(context.clients, context.emit),
+            manifest=context.manifest,
+            me=context.me,
+            first=context.first,
+            folder=saved.folder,
+            log=self.log,
+            own=self.contributions.frames,
+            headers=self.headers,
+        )
+        self.follower = Follower(
+            context, downloader, self.weights, self.contributions, self.trainer_task, self.commit_reporter, saved.store
+        )
+        self.leader_client = LeaderClient(context, self.data_leases, self.trainer_task)
+        self.poll_replies = PollReplies(context, self.data_leases)
+        collector = ShardCollector(context)
+        self.messenger = Messenger(context, self.roster_cache, collector, self.leader_client, self.poll_replies)
+        self._left = ""  # the leader that is told goodbye in the end
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -127,7 +173,7 @@ class SwarmNode:
             case pt.Send(to, message):
                 self.messenger.send(to, message)
             case pt.Train(plan):
-                announced = self.round_cache.plan(plan.round, plan.parent)
+                announced = self.context.round_cache.plan(plan.round, plan.parent)
                 assert announced is not None, "it came with the news"
                 start(self.trainer_task.train(announced))
             case pt.Upload():
@@ -172,7 +218,7 @@ class SwarmNode:
                 leader.round_reporter.dropped(action)
 
     def _open_round(self, plan: pt.OpenRound) -> None:
-        announced = self.round_cache.plan(plan.round, plan.parent)
+        announced = self.context.round_cache.plan(plan.round, plan.parent)
         if announced is None:
             return  # this node leads, and says in a moment what the round is
         self.contributions.open_round(announced)
@@ -213,7 +259,7 @@ class SwarmNode:
         context, base = self.context, node.voter.hard_state.base
         members = dict(context.run_log.peers)
         numbers = {peer: joined.number for peer, joined in members.items()}
-        leader = context.leader = Leader(context, self.round_cache, base, numbers)
+        leader = context.leader = Leader(context, base, numbers)
         self.data_leases.lead(leader)
         if context.info.trains:
             self.trainer_task.take_number(leader.admit(self.leader_client.join_request()).number)
@@ -231,3 +277,38 @@ class SwarmNode:
             if not leader.is_admitted(peer) and peer in run_log.peers:
                 reason = "it did not come to the new leader"
                 run_log.emit(events.PeerLeft(peer=peer, name=joined.name, reason=reason))
+
+
+@asynccontextmanager
+async def open_node(
+    context: NodeContext,
+    saved: SavedState,
+    service: StartingService | None = None,
+    initial_peers: InitialPeers = lambda caller: [],
+) -> AsyncIterator[SwarmNode]:
+    """Make a node, and end on the way out what it has begun. ``service``: None for a node that nobody can dial."""
+    node = SwarmNode(context, saved)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(node.close)
+        stack.callback(context.run_log.follow, "", context.clients)
+        if service is not None and saved.store is not None:
+            service.node_service = NodeService(node, saved.store, initial_peers)
+            stack.callback(service.node_service.close)
+        yield node
+
+
+def _first_state(context: NodeContext, saved: SavedState) -> Node:
+    """What the decisions know as the node starts."""
+    identity = NodeIdentity(
+        me=context.me,
+        incarnation=time.time_ns() // 1_000_000,
+        trains=context.info.trains,
+        is_dialable=bool(context.info.address),
+        first=context.first,
+        known=saved.known,
+        sizes=context.manifest.shard_bytes,
+        policy=policy_of(context.config),
+    )
+    record = saved.record
+    state = PeerState() if record is None else PeerState(applied=record.round, chain=record.chain)
+    return begin(identity, saved.hard_state, state, awake_clock(), saved.lost)

@@ -22,12 +22,10 @@ from tsr_swarm.discovery.identity import load_identity
 from tsr_swarm.discovery.records import PeerRole
 from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
-from tsr_swarm.node.build import SavedState, build
 from tsr_swarm.node.calls import Handshake, say_hello
 from tsr_swarm.node.context import NodeContext, NodeInfo
-from tsr_swarm.node.events.peer_report import PeerReporter
 from tsr_swarm.node.events.run_log import LINGER_SECONDS, RunLog
-from tsr_swarm.node.node import SwarmNode
+from tsr_swarm.node.node import SavedState, SwarmNode, open_node
 from tsr_swarm.node.service import StartingService
 from tsr_swarm.node.weights import AppliedRound
 from tsr_swarm.node.workspace import Workspace, choose_device, require_its_memory, require_its_model
@@ -50,7 +48,6 @@ from tsr_swarm.storage.run_folder import (
 )
 from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.telemetry import events
-from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.telemetry.text import reason_text
@@ -60,7 +57,6 @@ from tsr_swarm.transport.address import Address
 from tsr_swarm.transport.base import SwarmHandler
 from tsr_swarm.transport.client import retry_while_unreachable
 from tsr_swarm.transport.server import serve
-from tsr_swarm.transport.tcp_info import KernelBytes
 from tsr_swarm.wire.messages import PublishedHeader, with_rules
 
 MAX_CALLS = 256  # at a time, of others to this peer
@@ -119,14 +115,11 @@ class PeerProcess:
         self._folder: RunFolder
         self._workspace: Workspace
         self._restored: PeerState | None  # from this peer's own checkpoint
-        self._reporter: PeerReporter
         self._node: SwarmNode
         self._evaluate: Callable[[Consensus], float] | None = None
         self._has_looked_for_data = False
         self._saved_at = -math.inf
         self.rounds_included = 0
-
-    # --- life -----------------------------------------------------------------------------------------------------
 
     async def prepare(self, stack: AsyncExitStack) -> bool:
         """Do all that can fail before the first call that makes this peer known. What is opened belongs to ``stack``.
@@ -141,11 +134,10 @@ class PeerProcess:
             stack.enter_context(folder_lock(options.folder))
         folder = options.folder or _temporary_folder(stack)
         identity = load_identity(folder / IDENTITY, is_new=not holds_work(folder))
-        counter, kernel = ByteCounter(), KernelBytes([])
         book = AddressBook(identity.peer_id, folder / CONTACTS)
         book.load(options.coordinator)
-        clients = await stack.enter_async_context(ClientPool(book, counter, kernel, options.proxy))
-        address = await self._listen(stack, counter, kernel)
+        clients = await stack.enter_async_context(ClientPool(book, options.proxy))
+        address = await self._listen(stack, clients)
         met = await retry_while_unreachable(
             lambda: say_hello(clients, book, options.coordinator), options.wait_seconds, self._warn
         )
@@ -157,7 +149,7 @@ class PeerProcess:
         kind = _local_space(options, manifest)
         self._workspace = await self._open_workspace(manifest, kind, device)
         self._restored = await asyncio.to_thread(self._workspace.load, self._emit) if options.resume else None
-        self._handshake, self._reporter = met, PeerReporter(counter, kernel, identity.peer_id)
+        self._handshake = met
         self._folder = RunFolder(folder / f"{PEER_RUN}{manifest.digest[:16]}")  # a key serves one run after the other
         self._context = NodeContext(
             info=NodeInfo(
@@ -182,7 +174,7 @@ class PeerProcess:
         """Take part until the run ends, or ``stop_gently`` is set and the round is over. Returns the reason."""
         context, run_log = self._context, self._run_log
         saved = await asyncio.to_thread(self._load_saved)
-        async with build(context, saved, self._service) as node:
+        async with open_node(context, saved, self._service) as node:
             self._node = node
             reason = await node.run(stop_gently)
             await self._save(context.state.peer)
@@ -196,14 +188,16 @@ class PeerProcess:
                 await run_log.finish_for_monitors(reason)
             return reason
 
-    async def _listen(self, stack: AsyncExitStack, counter: ByteCounter, kernel: KernelBytes) -> str:
+    async def _listen(self, stack: AsyncExitStack, clients: ClientPool) -> str:
         """Answer calls, if others may dial this peer. Returns where they can; "": they cannot."""
         options = self._options
         if options.listen is None:
             return ""
-        handler = cast(SwarmHandler, self._service)
-        port = await stack.enter_async_context(serve(handler, options.listen, counter, max_concurrent_rpcs=MAX_CALLS))
-        kernel.watch(port)
+        server = serve(
+            cast(SwarmHandler, self._service), options.listen, clients.counter, max_concurrent_rpcs=MAX_CALLS
+        )
+        port = await stack.enter_async_context(server)
+        clients.kernel.watch(port)
         return shown_address(options.listen, options.announce, port)
 
     async def _open_workspace(self, manifest: Manifest, kind: str, device: torch.device) -> Workspace:
@@ -286,18 +280,13 @@ class PeerProcess:
         if self._context.leader is not None or isinstance(event, events.LeaderChanged | events.LeaderLost):
             self._emit(event)
 
-    # --- context.Host ---------------------------------------------------------------------------------------------
-
     def emit(self, event: Event) -> None:
         self._emit(event)
-
-    def sample_traffic(self) -> None:
-        self._reporter.sample()
 
     async def applied(self, header: PublishedHeader, applied: AppliedRound, outer: OuterState, seconds: float) -> None:
         round, included = header.plan.round, self._context.me in header.contributors
         self.rounds_included += included
-        report = self._reporter.prepare(round, bytes.fromhex(applied.digest))
+        report = self._node.leader_client.report(round, bytes.fromhex(applied.digest))
         work = self._node.trainer_task.work
         mine = work if work is not None and work.plan.round == round else None
         self._emit(
@@ -312,7 +301,6 @@ class PeerProcess:
                 overhead=report.overhead_bytes,
             )
         )
-        self._node.leader_client.report(report)
         if time.monotonic() - self._saved_at >= SAVE_SECONDS:
             await self._save(self._context.state.peer)
 

@@ -14,7 +14,6 @@ from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.node import message_codec
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.data_leases import DataLeases
-from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.checks import MAX_CONTACTS
@@ -42,15 +41,13 @@ class _Told:
 class PollReplies:
     """Polls that this node holds, and their answers."""
 
-    def __init__(self, context: NodeContext, round_cache: RoundCache, data_leases: DataLeases) -> None:
-        self._context, self._round_cache, self._data_leases = context, round_cache, data_leases
+    def __init__(self, context: NodeContext, data_leases: DataLeases) -> None:
+        self._context, self._data_leases = context, data_leases
         self._told: dict[str, _Told] = {}  # by caller, the one answered last at the end
         self._newest: tuple[pt.RoundUpdate, RunConfig, pb.News] | None = None  # that was told to anybody
         self._contacts: frozenset[tuple[str, str]] = frozenset()  # likewise: most callers are told the same
         self._held: dict[str, tuple[int, asyncio.Future[Answer]]] = {}  # by peer: number of the poll
         self._has_hung_up = False
-
-    # --- held polls -----------------------------------------------------------------------------------------------
 
     async def poll(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
         """Answer when there is news for this peer, or when a leader says so. Doubles as its heartbeat."""
@@ -106,8 +103,6 @@ class PollReplies:
         """This caller has gone."""
         self._told.pop(peer_id, None)
 
-    # --- replies --------------------------------------------------------------------------------------------------
-
     def reply(self, request: pb.PollRequest, message: Answer, caller: Caller) -> pb.PollReply:
         """The reply to a poll that was checked, but for its lease and the coverage."""
         told, changes = self._told.pop(request.peer_id, None), self._context.book.changes
@@ -141,7 +136,9 @@ class PollReplies:
         """Built once: all but its number is the same for everybody."""
         update, config = replace(message, number=0), self._context.config
         if self._newest is None or self._newest[:2] != (update, config):
-            plan = None if update.plan is None else self._round_cache.plan(update.plan.round, update.plan.parent)
+            plan = (
+                None if update.plan is None else self._context.round_cache.plan(update.plan.round, update.plan.parent)
+            )
             news = message_codec.news_to_proto(update, plan)
             news.rules.CopyFrom(rules_to_proto(config))
             self._newest = update, config, news

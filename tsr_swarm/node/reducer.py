@@ -11,7 +11,7 @@ from tsr_swarm.exchange.reduction import seal
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.contribution_store import ContributionStore, HeldContribution
 from tsr_swarm.node.roster_cache import RosterCache
-from tsr_swarm.node.round_cache import VOID, ReducedShard, RoundCache
+from tsr_swarm.node.round_cache import VOID, ReducedShard
 from tsr_swarm.node.weights import WeightsThread
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.protocol import Verdict
@@ -32,14 +32,11 @@ class Reducer:
     """Takes contributions to this node's shards, averages them, and puts a round together while this node leads."""
 
     context: NodeContext
-    round_cache: RoundCache
     roster_cache: RosterCache
     weights: WeightsThread
     contributions: ContributionStore
     log: RoundLog | None  # None for a node that nobody can dial, which never leads
     _offers: dict[Key, tuple[HeldContribution, asyncio.Future[Verdict]]] = field(default_factory=dict)
-
-    # --- contributions ------------------------------------------------------------------------------------------
 
     def expect(self, envelope: pb.Envelope) -> CheckedContribution:
         """Check an upload's envelope before any of its bytes are taken."""
@@ -113,12 +110,12 @@ class Reducer:
         if self.context.leader is not None:
             self.context.leader.round_reporter.refused(header, error)
 
-    # --- averages -----------------------------------------------------------------------------------------------
-
     def average(self, average: pt.Average) -> None:
         """Average shards beside everything else, one after the other."""
         leader = self.context.leader
-        numbers = leader.numbers if leader is not None else self.round_cache.numbers(average.round, average.term)
+        numbers = (
+            leader.numbers if leader is not None else self.context.round_cache.numbers(average.round, average.term)
+        )
         self.context.background.start(self._average(average, numbers))
 
     async def _average(self, average: pt.Average, numbers: Mapping[str, int]) -> None:
@@ -136,18 +133,16 @@ class Reducer:
             done = await asyncio.to_thread(shard_job.run, bases)
             reduced = self.contributions.keep(done)
             if not reduced.result.void:
-                self.round_cache.add_reduced_shard(average.round, shard, reduced, done.frames)
+                self.context.round_cache.add_reduced_shard(average.round, shard, reduced, done.frames)
             self.context.put(pt.Averaged(average.term, average.round, shard, reduced.decided))
-
-    # --- rounds -------------------------------------------------------------------------------------------------
 
     def seal(self, order: pt.Seal) -> None:
         """Put a round together of its reduced shards, on disk: whoever restarts can apply what was accepted."""
-        plan = self.round_cache.plan(order.round, order.parent)
+        plan = self.context.round_cache.plan(order.round, order.parent)
         assert plan is not None, "who leads has announced it"
         shards = []
         for shard, result in enumerate(order.results):
-            found = self.round_cache.reduced_shard(order.round, shard, result)
+            found = self.context.round_cache.reduced_shard(order.round, shard, result)
             assert found is not None or result.is_void, "a shard counts as done when its bytes are here"
             shards.append((VOID, b"") if result.is_void or found is None else found)
         self.context.background.start(self._seal(order, plan, shards))
@@ -156,7 +151,7 @@ class Reducer:
         results = [shard.result for shard, _ in shards]
         header = seal(plan, self.context.manifest.shard_blocks, results, order.voters)
         await self._store(published_to_proto(header), b"".join(frames for _, frames in shards))
-        self.round_cache.add_sealed(header, tuple(shard for shard, _ in shards))
+        self.context.round_cache.add_sealed(header, tuple(shard for shard, _ in shards))
         self.context.put(pt.Sealed(RoundRecord(order.round, header.chain.hex(), order.parent, order.voters)))
 
     async def _store(self, header: pb.PublishedHeader, data: bytes) -> None:

@@ -3,18 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from tsr_swarm import __version__
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.errors import RefusedError, RunError, UnreachableError
 from tsr_swarm.node import message_codec
-from tsr_swarm.node.context import NodeContext
-from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.leader import Leader
-from tsr_swarm.node.node import SwarmNode
-from tsr_swarm.node.round_cache import Headers
-from tsr_swarm.node.weights import WeightsThread
 from tsr_swarm.rounds.catch_up import header_givers
 from tsr_swarm.rounds.follower import reducers_of
 from tsr_swarm.storage.state_file import shipped_tensors, state_length
@@ -24,6 +19,9 @@ from tsr_swarm.wire import checks
 from tsr_swarm.wire.gate import CheckedContribution
 from tsr_swarm.wire.messages import lines_to_proto, rules_to_proto, sections_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
+
+if TYPE_CHECKING:
+    from tsr_swarm.node.node import SwarmNode
 
 HEADER_SECONDS = 2.0  # who asks for a header has others to ask
 MAX_CONTACTS = 16
@@ -47,20 +45,11 @@ def _refuse(*_: object) -> None:
     raise UnreachableError("This node is starting; try again in a moment.")
 
 
-class DonorService:
-    """What a node gives to others: states, rounds, shards, and what one that lags behind has to choose between."""
+class NodeService:
+    """All answers of a node. Implements transport.base.SwarmHandler, which says what each is."""
 
-    def __init__(
-        self,
-        context: NodeContext,
-        store: StateStore,
-        contributions: ContributionStore,
-        headers: Headers,
-        weights: WeightsThread,
-    ) -> None:
-        """``headers``: of rounds that are being fetched."""
-        self.context, self._store, self._contributions = context, store, contributions
-        self._headers, self._weights = headers, weights
+    def __init__(self, node: "SwarmNode", store: StateStore, initial_peers: InitialPeers) -> None:
+        self.context, self._node, self._store, self._initial_peers = node.context, node, store, initial_peers
         self._state_task: asyncio.Task[pb.StateDescription] | None = None  # that makes one now
         self._state_bytes = 0  # of a state; the same in every round
 
@@ -95,7 +84,7 @@ class DonorService:
         return (is_begun or state.round >= log.committed - STATE_ROUNDS) and log.keeps_since(state.round)
 
     async def _make_state(self) -> pb.StateDescription:
-        consensus, record = self._weights.freeze()
+        consensus, record = self._node.weights.freeze()
         return await self._store.keep_state(consensus, record.round, bytes.fromhex(record.chain))
 
     # --- rounds -------------------------------------------------------------------------------------------------
@@ -105,7 +94,7 @@ class DonorService:
         checks.check(request)
         self.context.require_run(request.manifest_digest)
         log, state = self._store.round_log, self._store.describe()
-        consensus, record = self._weights.freeze()
+        consensus, record = self._node.weights.freeze()
         if not self._state_bytes:
             self._state_bytes = state_length(shipped_tensors(self.context.manifest, consensus))
         state_round = state.round if state is not None and self._is_recent(state) else record.round
@@ -130,10 +119,10 @@ class DonorService:
         return kept
 
     async def _header(self, request: pb.FetchPublishedRequest) -> tuple[pb.PublishedHeader, bytes] | None:
-        header = await self._headers.get(request.round, request.chain)
+        header = await self._node.headers.get(request.round, request.chain)
         kept = (header, b"") if header is not None else await self._from_disk(request)
         if kept is None and self._is_on_its_way(request):
-            header = await self._headers.get(request.round, request.chain, HEADER_SECONDS)
+            header = await self._node.headers.get(request.round, request.chain, HEADER_SECONDS)
             kept = (header, b"") if header is not None else await self._from_disk(request)  # it may have come whole
         return kept
 
@@ -162,20 +151,12 @@ class DonorService:
         """A shard that was reduced here, or is in a round that is kept here."""
         checks.check(request)
         round, shard = request.round, request.shard
-        found = self._contributions.frames(round, shard, request.hashes)
+        found = self._node.contributions.frames(round, shard, request.hashes)
         found = found or await self._read(self._store.round_log.shard, round, shard, list(request.hashes))
         if found is None:
             raise RefusedError(f"Shard {shard} of round {round} is not kept here; ask another node.")
         sections, data = found
         return sections_to_proto(sections), data
-
-
-class NodeService(DonorService):
-    """All answers of a node. Implements transport.base.SwarmHandler, which says what each is."""
-
-    def __init__(self, node: SwarmNode, store: StateStore, headers: Headers, initial_peers: InitialPeers) -> None:
-        super().__init__(node.context, store, node.contributions, headers, node.weights)
-        self._node, self._initial_peers = node, initial_peers
 
     # --- meeting ------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from tsr_swarm.exchange.contribution import pack
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.reducer import Reducer
-from tsr_swarm.node.round_cache import RoundCache
 from tsr_swarm.node.weights import WeightsThread
 from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.rounds import peer as pr
@@ -26,7 +25,6 @@ class TrainerTask:
     """Trains for a round and sends what came of it. ``workspace``: None for a node that does not train."""
 
     context: NodeContext
-    round_cache: RoundCache
     weights: WeightsThread
     workspace: Workspace | None
     data_leases: DataLeases
@@ -42,8 +40,6 @@ class TrainerTask:
         assert self.workspace is not None, "it trains"
         self.context.number = number
         self.context.background.start(self.weights.run(self.workspace.take_number, number))
-
-    # --- local steps --------------------------------------------------------------------------------------------
 
     async def train(self, plan: RoundPlan) -> None:
         missing: list[ConfigError] = []
@@ -82,8 +78,6 @@ class TrainerTask:
         work = self.work
         if self.context.me in header.contributors and work is not None and work.plan.round == header.plan.round:
             self.data_leases.count(work.tokens)
-
-    # --- uploads ------------------------------------------------------------------------------------------------
 
     def upload(self, order: pt.Upload) -> None:
         """Send one shard, unless its round closes first. What is not counted stays here, in the residual."""

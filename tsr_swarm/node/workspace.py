@@ -97,8 +97,6 @@ class Workspace:
             self._stream, self.part = replace(self._stream, tokens=tokens), part
         return self._stream.tokens.numel()
 
-    # --- trainer and weights --------------------------------------------------------------------------------------
-
     @property
     def trainer(self) -> Trainer:
         """The trainer of the whole session, once there is a state."""
@@ -124,8 +122,6 @@ class Workspace:
     def _batch(self, step: int, micro: int) -> torch.Tensor:
         assert self._stream is not None, "a peer that trains has joined and has its number"
         return self._stream.batch(step, micro)
-
-    # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def save(self, state: PeerState) -> None:
         """Write moments, residual and consensus, so that this peer can go on where it is. Raises CheckpointError."""
@@ -201,9 +197,6 @@ def require_run_data(data: DataConfig) -> None:
             f"This run trains on text that its organiser names by path, and there is no {missing[0]!r} here; "
             "add --data PATH to train on text of your own, or put the run's text at that path."
         )
-
-
-# --- what a machine has to have ---------------------------------------------------------------------------------------
 
 
 def require_its_model(manifest: Manifest) -> None:

@@ -1,10 +1,10 @@
-"""The log of a rehearsed leader, and the voters that copy it, as node/events/log_relay.py does."""
+"""The log of a rehearsed leader, and the voters that copy it, as node/events/run_log.py does."""
 
 import hashlib
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tsr_swarm.node.events.log_relay import PACE_SECONDS
+from tsr_swarm.node.events.run_log import PACE_SECONDS
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.state import Node
 from tsr_swarm.telemetry import events

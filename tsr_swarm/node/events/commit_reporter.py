@@ -8,7 +8,7 @@ from tsr_swarm.errors import PeerError, RunError
 from tsr_swarm.node.context import NodeContext
 from tsr_swarm.node.contribution_store import ContributionStore
 from tsr_swarm.node.leader import Leader
-from tsr_swarm.node.round_cache import ReducedShard, RoundCache
+from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.node.weights import AppliedRound
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.round_log import RoundLog
@@ -25,7 +25,6 @@ class CommitReporter:
     """
 
     context: NodeContext
-    round_cache: RoundCache
     contributions: ContributionStore
     log: RoundLog | None
     began: int = 0  # the round of the state that this node's weights began with: none up to it will be applied here
@@ -42,7 +41,7 @@ class CommitReporter:
 
     def commit(self, record: RoundRecord) -> None:
         """Report a committed round; one that an earlier leader sealed is read from disk first."""
-        sealed = self.round_cache.sealed(record.chain)
+        sealed = self.context.round_cache.sealed(record.chain)
         if sealed is None:
             self._commits[record.round] = self.context.background.start(self._read_commit(record))
         else:

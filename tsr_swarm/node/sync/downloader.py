@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from weakref import WeakValueDictionary
 
+from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.errors import PeerError, RefusedError, RunError, UnreachableError
 from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.node.round_cache import Headers
@@ -28,16 +30,23 @@ Fetched = tuple[pb.PublishedHeader, bytes, Published]
 class Downloader:
     """The downloads of one node. Donors and sources are given as peer_ids, the likeliest to have the data first."""
 
-    first: str  # the coordinator
     donors: Donors
-    rounds: RoundDownload
-    states: StateDownload
+    manifest: Manifest
+    me: str
+    first: str  # the coordinator
+    folder: Path  # where states are downloaded to
     log: RoundLog | None  # where the node keeps rounds; None for one that cannot be dialled
     own: Frames = lambda round, shard, hashes: None  # that this node reduced itself
     headers: Headers = field(default_factory=Headers)  # of rounds whose shards it is still fetching, for others
+    rounds: RoundDownload = field(init=False)
+    states: StateDownload = field(init=False)
     _missed: dict[int, FetchedRound] = field(default_factory=dict)
     _is_catching_up: bool = False  # rounds or a state have been chosen, and there is more to fetch
     _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)  # by chain hash
+
+    def __post_init__(self) -> None:
+        self.rounds = RoundDownload(self.donors, self.manifest, self.me)
+        self.states = StateDownload(self.donors, self.manifest, self.folder)
 
     async def proposal(self, record: RoundRecord, sources: Sequence[str], donors: Sequence[str]) -> None:
         """Store the proposal of ``record``, checked, unless it is on disk. ``sources`` reduced its shards.
@@ -102,12 +111,10 @@ class Downloader:
         self._is_catching_up = True  # the rounds since are replayed, whatever they cost
         return assembly, donor_count, record
 
-    # --- the newest round -----------------------------------------------------------------------------------------
-
     async def _newest(self, newest: RoundRecord, sources: Sequence[str], donors: Sequence[str]) -> Fetched:
-        turn = int(self.rounds.me, 16) % len(donors) if donors else 0  # every node begins with another donor
-        donors, header_donors = [*donors[turn:], *donors[:turn]], header_givers(self.rounds.me, newest.chain, sources)
-        if self.rounds.me in sources:  # others wait for its header, so it asks the voters, which have it first
+        turn = int(self.me, 16) % len(donors) if donors else 0  # every node begins with another donor
+        donors, header_donors = [*donors[turn:], *donors[:turn]], header_givers(self.me, newest.chain, sources)
+        if self.me in sources:  # others wait for its header, so it asks the voters, which have it first
             donors.sort(key=lambda donor: donor not in newest.voters)  # stable
         clients = await self.donors.clients(donors)
         async with self._lock(newest.chain):
@@ -136,8 +143,6 @@ class Downloader:
         shard_donors = ShardDonors(reducers, donors, is_awaited)
         published = await self.rounds.by_shards(announced, shard_donors, self.own)
         return announced.message, published.data, published
-
-    # --- several ----------------------------------------------------------------------------------------------------
 
     async def _one_of_many(self, round: int, newest: RoundRecord, clients: list[SwarmClient]) -> Fetched | None:
         if round not in self._missed:
@@ -172,15 +177,13 @@ class Downloader:
         return any(reply is not None and reply.state_round >= round for reply in replies)
 
     async def _catch_up(self, client: SwarmClient, round: int) -> pb.CatchUpReply | None:
-        digest = bytes.fromhex(self.rounds.manifest.digest)
+        digest = bytes.fromhex(self.manifest.digest)
         try:
             reply = await client.catch_up(pb.CatchUpRequest(manifest_digest=digest, applied=round - 1))
             check(reply)
         except (UnreachableError, RefusedError, PeerError):
             return None
         return reply
-
-    # --- what is here -----------------------------------------------------------------------------------------------
 
     async def _record(self, description: pb.StateDescription, clients: list[SwarmClient]) -> RoundRecord:
         """Fetch the record of a state's round: its header says who votes after it."""
