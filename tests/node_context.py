@@ -12,9 +12,8 @@ from tsr_swarm.node.context import NodeContext, NodeInfo, policy_of
 from tsr_swarm.node.events.run_log import RunLog
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.rounds.state import Node, NodeIdentity
+from tsr_swarm.rounds.state import Node, NodeIdentity, PeerState
 from tsr_swarm.rounds.step import begin
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.events import Event, Warned

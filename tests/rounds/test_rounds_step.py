@@ -9,11 +9,10 @@ import pytest
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.follower import UNLED_SECONDS
 from tsr_swarm.rounds.leader import round_update
-from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import OpenRound, Poll, Received, Redirect, ReducerSlot, RoundUpdate, ShardDigest
 from tsr_swarm.rounds.raft_state import HardState, Heartbeat, HeartbeatReply, RoundRecord, VoteReply
 from tsr_swarm.rounds.round_phases import Phase, RoundPolicy
-from tsr_swarm.rounds.state import Node, NodeIdentity
+from tsr_swarm.rounds.state import Node, NodeIdentity, PeerState
 from tsr_swarm.rounds.step import ASLEEP_SECONDS, begin, step, wake_at
 
 POLICY = RoundPolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=30.0, min_peers=1, last_round=0)

@@ -30,9 +30,8 @@ from tsr_swarm.node.weights import Weights, WeightsThread
 from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
-from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.rounds.state import Node, NodeIdentity
+from tsr_swarm.rounds.state import Node, NodeIdentity, PeerState
 from tsr_swarm.rounds.step import begin
 from tsr_swarm.storage.journal import Journal
 from tsr_swarm.storage.state_store import StateStore

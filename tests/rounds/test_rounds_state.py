@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from tsr_swarm.rounds.peer import Activity, PeerState, apply_round, apply_update, is_stale, next_activity
 from tsr_swarm.rounds.protocol import OpenRound
 from tsr_swarm.rounds.raft_state import RoundRecord
+from tsr_swarm.rounds.state import Activity, PeerState, apply_round, apply_update, is_stale, next_activity
 
 
 def announced(round: int) -> OpenRound:
