@@ -14,7 +14,7 @@ from tsr_swarm.config.manifest import Manifest, decode_manifest, make_manifest
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import ModelConfig, RoundConfig, RunConfig, WireConfig
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.rounds.assignment import SLACK, assign
+from tsr_swarm.rounds.reducer import SLACK, assign
 from tsr_swarm.train.llama import parameter_shapes
 
 BLOCKS = (

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fixtures import round_policy
 from tsr_swarm.rounds import round_phases as phases
 from tsr_swarm.rounds.protocol import Commit, Drop, Explain, Open, Propose, ShardDigest
 from tsr_swarm.rounds.raft_state import RoundRecord
@@ -16,13 +17,12 @@ from tsr_swarm.rounds.round_phases import (
     Gather,
     LeaderState,
     Phase,
-    RoundPolicy,
     decide,
     missing_shards,
     take_answer,
 )
 
-POLICY = RoundPolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=60.0, min_peers=1, last_round=0)
+POLICY = round_policy()
 PEERS = ["a", "b", "c", "d"]
 Call = tuple[Any, ...]  # the time, a function that changes the state, and its arguments
 
@@ -31,7 +31,7 @@ disconnect, tick, stop = phases.disconnect, phases.tick, phases.stop
 
 
 def fresh(min_peers: int = 2, last_round: int = 0, quorum: int = 1) -> LeaderState:
-    return LeaderState(replace(POLICY, quorum=quorum, min_peers=min_peers, last_round=last_round), round=0)
+    return LeaderState(round_policy(quorum=quorum, min_peers=min_peers, last_round=last_round), round=0)
 
 
 def led(round: int, **settings: Any) -> LeaderState:

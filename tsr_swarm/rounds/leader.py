@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from tsr_swarm.rounds import protocol
 from tsr_swarm.rounds import round_phases as phases
-from tsr_swarm.rounds.assignment import assign, next_voters
-from tsr_swarm.rounds.raft_state import RoundRecord
+from tsr_swarm.rounds.raft_state import RoundRecord, next_voters
+from tsr_swarm.rounds.reducer import assign
 from tsr_swarm.rounds.round_phases import AGAIN_SECONDS, CloseRound, Gather, LeaderState, Phase
 from tsr_swarm.rounds.state import Arguments, HeldPoll, LeaderRole, MemberContact, Node, Result, then
 

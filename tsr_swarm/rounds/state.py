@@ -142,7 +142,7 @@ class Node:
     plan: OpenRound | None = None  # the open round
     progress: LocalProgress = LocalProgress()
     leader_role: LeaderRole | None = None
-    reducer: ReducerState | None = None
+    reducer: ReducerState = ReducerState(0)
     contributors: frozenset[str] = frozenset()  # to the newest round in its weights
     stepped_at: float = 0.0
     is_leaving: bool = False
