@@ -26,7 +26,7 @@ POLICY = round_policy()
 PEERS = ["a", "b", "c", "d"]
 Call = tuple[Any, ...]  # the time, a function that changes the state, and its arguments
 
-join, call, arrive, leave = phases.add_member, phases.keep_member, phases.add_arrival, phases.remove_member
+call, arrive, leave = phases.add_member, phases.add_arrival, phases.remove_member
 disconnect, tick, stop = phases.disconnect, phases.tick, phases.stop
 
 
@@ -70,23 +70,23 @@ def opened(actions: list[phases.PhaseAction]) -> list[int]:
 
 def both_joined(*calls: Call, **settings: int) -> LeaderState:
     """The state with peers a and b in round 1, after ``calls``."""
-    return drive(fresh(**settings), (0.0, join, "a"), (0.0, join, "b"), *calls)[0]
+    return drive(fresh(**settings), (0.0, call, "a"), (0.0, call, "b"), *calls)[0]
 
 
 # --- opening and closing ------------------------------------------------------------------------------------------
 
 
 def test_the_first_round_waits_for_enough_peers_and_later_ones_do_not() -> None:
-    state, seen = drive(fresh(min_peers=2), (1.0, join, "a"))
+    state, seen = drive(fresh(min_peers=2), (1.0, call, "a"))
     assert state.phase is Phase.WAITING
     assert seen == [Explain(0, "waiting", None, "1 of 2 peers are here")]
-    state, seen = drive(state, (2.0, join, "b"), (3.0, arrive, "a", 1), (3.5, leave, "b", "bye"))
+    state, seen = drive(state, (2.0, call, "b"), (3.0, arrive, "a", 1), (3.5, leave, "b", "bye"))
     assert committed(seen) == [1]
     assert state.round == 2
 
 
 def test_a_round_is_committed_only_once_the_voters_have_decided_on_this_very_result() -> None:
-    state, seen = drive(fresh(min_peers=1), (0.0, join, "a"), (1.0, arrive, "a", 1), commits=False)
+    state, seen = drive(fresh(min_peers=1), (0.0, call, "a"), (1.0, arrive, "a", 1), commits=False)
     assert state.phase is Phase.COMMIT
     assert Propose(result_of(1)) in seen
     others = RoundRecord(1, "another"), RoundRecord(2, "chain-1")
@@ -104,14 +104,14 @@ def test_after_shards_have_moved_every_peer_has_to_send_again() -> None:
 
 def test_a_new_leader_gives_the_peers_of_the_last_round_time_to_find_it_and_waits_for_nobody_else() -> None:
     state, seen = drive(
-        led(4, open_after=6.0, awaited=frozenset("ab")), (1.0, join, "a"), (1.1, join, "c"), (5.9, tick)
+        led(4, open_after=6.0, awaited=frozenset("ab")), (1.0, call, "a"), (1.1, call, "c"), (5.9, tick)
     )
     assert opened(seen) == []
     assert opened(drive(state, (6.0, tick))[1]) == [5]
-    state, seen = drive(state, (5.9, join, "b"))
+    state, seen = drive(state, (5.9, call, "b"))
     assert opened(seen) == [5]
     assert state.expected == frozenset("abc")
-    state, seen = drive(led(4, open_after=6.0), (1.0, join, "a"))
+    state, seen = drive(led(4, open_after=6.0), (1.0, call, "a"))
     assert opened(seen) == [], "it does not know whom to wait for"
 
 
@@ -137,20 +137,20 @@ def test_below_the_quorum_the_ceiling_closes_the_round() -> None:
 
 @pytest.mark.parametrize(("ends", "last_round"), [([(1.5, stop)], 0), ([], 1)], ids=["stopped", "the last"])
 def test_after_a_stop_or_the_last_round_no_other_opens(ends: list[Call], last_round: int) -> None:
-    state, seen = drive(fresh(1, last_round), (0.0, join, "a"), *ends, (2.0, arrive, "a", 1), (3.0, arrive, "a", 2))
+    state, seen = drive(fresh(1, last_round), (0.0, call, "a"), *ends, (2.0, arrive, "a", 1), (3.0, arrive, "a", 2))
     assert committed(seen) == opened(seen) == [1]
     assert state.phase is Phase.FINISHED
 
 
 def test_stop_does_not_wait_for_peers_that_are_all_gone() -> None:
-    state, _ = drive(fresh(min_peers=1), (0.0, join, "a"), (1.0, leave, "a", "bye"))
+    state, _ = drive(fresh(min_peers=1), (0.0, call, "a"), (1.0, leave, "a", "bye"))
     assert state.phase is Phase.TRAIN
     assert drive(state, (2.0, stop))[1] == [Explain(1, "finished", None, "it was asked to stop")]
 
 
 peers = st.sampled_from(["a", "b", "c"])
 changes = st.one_of(
-    st.tuples(st.sampled_from([join, call, disconnect]), peers),
+    st.tuples(st.sampled_from([call, disconnect]), peers),
     st.tuples(st.just(leave), peers, st.just("bye")),
     st.tuples(st.just(arrive), peers, st.integers(1, 6)),
     st.tuples(st.just(tick)),
@@ -181,7 +181,7 @@ def rounds_with_paces(paces: dict[str, float], rounds: int) -> tuple[list[float]
     """How long each round took, and in how many each peer was; a peer that is too late starts the next round."""
     state = fresh(min_peers=len(paces))
     for peer in paces:
-        state, _ = drive(state, (0.0, join, peer))
+        state, _ = drive(state, (0.0, call, peer))
     took, counted = [], dict.fromkeys(paces, 0)
     now = 0.0
     while len(took) < rounds:
@@ -236,7 +236,7 @@ def test_a_peer_that_was_late_once_is_waited_for_in_an_odd_round_and_all_are_whe
 
 
 def test_a_peer_that_came_after_a_round_was_opened_was_not_late_for_it() -> None:
-    state, _ = drive(fresh(min_peers=1), (0.0, join, "a"), (1.0, join, "b"), (2.0, arrive, "a", 1))
+    state, _ = drive(fresh(min_peers=1), (0.0, call, "a"), (1.0, call, "b"), (2.0, arrive, "a", 1))
     assert state.round == 2
     assert state.late_rounds == {}
 
