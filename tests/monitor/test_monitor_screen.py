@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.bench.screenshot import draw
-from tests.monitor.on_screen import NARROW, SILENT, SMALL, WIDE, ListSource, monitor
+from tests.monitor.on_screen import NARROW, SMALL, WIDE, ListSource, monitor
 from tests.telemetry.examples import LOST, joined, leads, opened
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.monitor.app import QUIT_NOTE, SwarmMonitor
-from tsr_swarm.telemetry.events import DataCovered, Event, Joined, PayloadRefused
+from tsr_swarm.telemetry.events import DataCovered, Event, PayloadRefused
 
 
 class RefusedSource(ListSource):
@@ -155,19 +155,6 @@ async def test_a_refusal_closes_the_monitor_and_is_kept() -> None:
     assert isinstance(app.failure, RefusedError)
 
 
-async def test_a_lost_connection_is_named_at_the_top() -> None:
-    async with monitor(NARROW, outage=SILENT) as screen:
-        assert screen.rows[0].strip() == "No answer from 192.0.2.1:7700 for 23 s"
-
-
-async def test_before_the_first_event_every_pane_says_what_is_missing() -> None:
-    async with monitor(WIDE, lines=[]) as screen:
-        assert "waiting for the first event" in screen.rows[0]
-        assert "The line starts with the first evaluation." in screen.text
-        assert "Counted from the first closed round on." in screen.text
-        assert "No peer is known yet." in screen.text
-
-
 LED = [  # what happens, and the headline's end, narrow and wide
     ([leads("otter", 3)], "otter leads, 3 voters", "otter leads, 3 voters: the run survives its loss"),
     ([leads("otter", 2)], "otter leads, no failover", "otter leads, a single point of failure"),
@@ -204,13 +191,6 @@ async def test_names_and_reasons_from_peers_cannot_control_the_screen() -> None:
         assert "[2J[bold red]evi" in screen.text
         assert "1 in trouble" in screen.text
         assert "! " in screen.text
-
-
-async def test_a_peers_own_stream_shows_the_peer() -> None:
-    start = Joined(run="shakespeare", name="otter", number=3, address="", round=4)
-    async with monitor(NARROW, start, lines=[]) as screen:
-        assert "otter: after round 4" in screen.rows[0]
-        assert "3 otter" in screen.text
 
 
 @pytest.mark.parametrize("size", [(20, 5), (40, 12), (79, 19), NARROW, (100, 24), (110, 31), WIDE, (240, 70)])

@@ -12,15 +12,7 @@ from tests.fixtures import round_policy
 from tsr_swarm.rounds import round_phases as phases
 from tsr_swarm.rounds.protocol import Commit, Drop, Explain, Open, Propose, ShardDigest
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.round_phases import (
-    CloseRound,
-    Gather,
-    LeaderState,
-    Phase,
-    decide,
-    missing_shards,
-    take_answer,
-)
+from tsr_swarm.rounds.round_phases import CloseRound, Gather, LeaderState, Phase, decide, missing_shards, take_answer
 
 POLICY = round_policy()
 PEERS = ["a", "b", "c", "d"]
