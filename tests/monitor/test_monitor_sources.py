@@ -32,16 +32,15 @@ class ManualTime:
     def __init__(self) -> None:
         self.now = 0.0
         self.slept: list[float] = []
-        self.while_asleep: Callable[[float], None] | None = None
+        self.at_waking: Callable[[float], None] = lambda seconds: None
 
     def __call__(self) -> float:
         return self.now
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
-        if self.while_asleep is not None:
-            self.while_asleep(seconds)
         self.now += seconds
+        self.at_waking(seconds)
 
 
 def line(text: str, time: float) -> str:
@@ -87,12 +86,12 @@ async def test_between_two_events_the_time_of_a_replay_runs_on_but_not_past_the_
     seen: list[float] = []
 
     def watching(seconds: float) -> None:
-        time.now += 0.5 * seconds
+        time.now -= 0.5 * seconds
         seen.append(source.now() - start)
         time.now += 100.0
         seen.append(source.now() - start)
 
-    time.while_asleep = watching
+    time.at_waking = watching
     await anext(lines)
     assert seen == [5.0, 10.0]
 
@@ -150,23 +149,13 @@ async def test_a_watcher_goes_on_after_the_newest_line_when_its_node_answers_aga
     over = RefusedError("The run is over.")
     dial = answering((["one", "two"], 2), away, away, (["three"], 3), over, asked=asked)
 
-    def notice(seconds: float) -> None:
-        time.now += seconds
-        outages.append(source.outage)
-        time.now -= seconds
-
-    time.while_asleep = notice
+    time.at_waking = lambda seconds: outages.append(source.outage)
     sentences: list[str] = []
     source = WatchSource(dial, ["192.0.2.1:7700"], time, time.sleep, sentences.append)
-    seen: list[tuple[str, Outage | None]] = []
-
-    async def follow() -> None:
-        async for text in source.lines():
-            seen.append((text, source.outage))
-
+    lines = source.lines()
+    assert [(await anext(lines), source.outage) for _ in range(3)] == [("one", None), ("two", None), ("three", None)]
     with pytest.raises(RefusedError, match="over"):
-        await follow()
-    assert seen == [("one", None), ("two", None), ("three", None)]
+        await anext(lines)
     assert asked == [0, 2, 2, 2, 3]
     assert time.slept == [1.0, 2.0]
     assert outages == [Outage("No answer from 192.0.2.1:7700", "No answer", seconds) for seconds in (1.0, 3.0)]
@@ -276,12 +265,11 @@ async def test_a_watcher_goes_on_with_a_peer_when_its_node_dies_and_shows_no_lin
     nodes.dead.add("peer")
 
     def both_are_gone(seconds: float) -> None:
-        nodes.time.now += seconds
         outages.append(source.outage)
         nodes.dead.clear()
         nodes.logs["first"].append(Warned(message="it is back"))
 
-    nodes.time.while_asleep = both_are_gone
+    nodes.time.at_waking = both_are_gone
     assert "it is back" in await anext(lines)
     assert outages == [Outage("No answer from any of 2 nodes", "No answer", 1.0)]
 
@@ -299,10 +287,7 @@ async def test_an_address_of_a_peer_that_belongs_to_another_run_is_skipped() -> 
     nodes.dead.add("second")
     nodes.logs["first"].append(Warned(message="c"))
 
-    def first_is_back(seconds: float) -> None:
-        nodes.dead.clear()
-
-    nodes.time.while_asleep = first_is_back
+    nodes.time.at_waking = lambda seconds: nodes.dead.clear()
     assert "c" in await anext(lines)
     circle = ["second", "other run", "first"]
     assert nodes.asked == ["first", "first", "second", *circle, "second", *circle]

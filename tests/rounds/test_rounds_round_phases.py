@@ -208,7 +208,6 @@ def test_a_peer_that_is_a_little_slower_is_in_every_round() -> None:
 def test_a_peer_that_was_late_once_is_waited_for_again() -> None:
     state = both_joined((10.0, arrive, "a", 1))
     deadline = phases.deadline_at(state)
-    assert deadline is not None
     state, seen = drive(state, (deadline, call, "b"), (deadline, call, "a"))
     assert committed(seen) == [1]
     assert state.late_rounds == {"b": 1}
@@ -220,8 +219,8 @@ def test_a_peer_that_was_late_once_is_waited_for_again() -> None:
 
 
 def test_a_peer_that_was_late_once_is_waited_for_in_an_odd_round_and_all_are_where_all_were_late() -> None:
+    members = {"a": 100.0, "b": 100.0}
     for late_rounds in ({"b": 1}, {"a": 3, "b": 2}):
-        members = {"a": 100.0, "b": 100.0}
         state, seen = drive(led(6, late_rounds=late_rounds, members=members), (1.0, tick))
         assert opened(seen) == [7]
         assert state.expected == frozenset("ab")
@@ -273,38 +272,35 @@ def test_nobody_is_late_before_half_of_the_contributions_are_here_and_of_a_peer_
 # --- collecting the shards of a closed round --------------------------------------------------------------------------
 
 REDUCERS = ("a", "b", "b", "c")
+BEGUN = Gather(7, REDUCERS, 100.0)
 
 
 def digest(shard: int) -> ShardDigest:
     return ShardDigest(frozenset({"p"}), f"digest-{shard}")
 
 
-def begun() -> Gather:
-    return Gather(7, REDUCERS, 100.0)
-
-
 def test_every_reducer_is_asked_for_all_its_shards_that_are_missing() -> None:
-    assert missing_shards(begun(), (), 100.0) == {"a": (0,), "b": (1, 2), "c": (3,)}
-    gather = take_answer(begun(), "b", 1, digest(1), 100.2)
+    assert missing_shards(BEGUN, (), 100.0) == {"a": (0,), "b": (1, 2), "c": (3,)}
+    gather = take_answer(BEGUN, "b", 1, digest(1), 100.2)
     assert missing_shards(gather, (), 100.5) == {"a": (0,), "b": (2,), "c": (3,)}
 
 
 def test_the_first_answer_of_the_right_reducer_counts() -> None:
-    gather = begun()
+    gather = BEGUN
     for sender, shard, result in (("a", 1, 9), ("b", 1, 1), ("b", 1, 2), ("b", 17, 2)):
         gather = take_answer(gather, sender, shard, digest(result), 100.1)
     assert gather.answers == {1: digest(1)}
 
 
 def test_the_shards_of_a_reducer_that_is_gone_are_void_at_once() -> None:
-    gather = take_answer(take_answer(begun(), "a", 0, digest(0), 100.5), "c", 3, digest(3), 100.5)
+    gather = take_answer(take_answer(BEGUN, "a", 0, digest(0), 100.5), "c", 3, digest(3), 100.5)
     assert missing_shards(gather, ["b"], 100.6) == {}
     assert gather.results == (digest(0), ShardDigest(), ShardDigest(), digest(3))
 
 
 @given(answered=st.sets(st.integers(0, 3)), seconds=st.floats(0.0, 3.0))
 def test_it_ends_in_time_whoever_is_silent(answered: set[int], seconds: float) -> None:
-    gather = begun()
+    gather = BEGUN
     for shard in sorted(answered):
         gather = take_answer(gather, REDUCERS[shard], shard, digest(shard), 100.0 + seconds)
     assert gather.deadline <= 100.0 + 2 * phases.PATIENCE_SECONDS + 3 * seconds
