@@ -139,13 +139,7 @@ def _round(view: View) -> Reading:
     until = seconds_text(left) if left > 0 else "due"
     why = f" ({snapshot.phase_reason})" if snapshot.phase_reason else ""
     closes = f"{phase}, closes in {until}" if left > 0 else f"{phase}, closing"
-    return value, (
-        closes + why,
-        closes,
-        f"{phase}, {until} left",
-        f"{phase} {until}",
-        phase,
-    )
+    return value, (closes + why, closes, f"{phase}, {until} left", f"{phase} {until}", phase)
 
 
 def _loss(view: View) -> Reading:

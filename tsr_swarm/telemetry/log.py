@@ -36,12 +36,7 @@ class EventLog:
     """
 
     def __init__(
-        self,
-        clock: Callable[[], float],
-        sinks: Iterable[Sink] = (),
-        *,
-        keep: int = 4000,
-        keep_rounds: int = 2000,
+        self, clock: Callable[[], float], sinks: Iterable[Sink] = (), *, keep: int = 4000, keep_rounds: int = 2000
     ) -> None:
         self._clock = clock
         self._sinks = list(sinks)
