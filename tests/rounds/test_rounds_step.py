@@ -246,7 +246,7 @@ def test_a_voter_that_is_started_after_the_last_round_ends_where_nobody_leads(ap
     base = RoundRecord(applied, "2" * 64, "1" * 64, ("c", "p", "q"))
     state = started_node("c", trains=False, base=base, last_round=3, known=("p", "q"))
     state, seconds = tick_until_it_quits(state, 3 * UNLED_SECONDS, lives=False)
-    assert state.has_quit is state.tracking.is_finished is (applied == 3), "else it goes on when the others are back"
+    assert state.has_quit is state.peer.is_finished is (applied == 3), "else it goes on when the others are back"
     if state.has_quit:
         assert UNLED_SECONDS <= seconds < UNLED_SECONDS + 10.0
 

@@ -40,8 +40,6 @@ class PeerState:
     is_member: bool = False  # of a run that somebody has told it about
     needs_state: bool = False
     committed: int = 0  # the newest round that may be fetched
-    open_round: int = 0  # the round announced, 0: none
-    open_parent: str = ""
     trained: int = 0  # the newest round this peer has a contribution of
     unsent: int = 0  # round of a contribution that is not uploaded yet, 0: none
     is_finished: bool = False
@@ -64,7 +62,6 @@ class LeaderTracking:
     hops: int = 0  # redirects since the last update
     nodes: tuple[str, ...] = ()  # that may know the leader, as far as others said
     sources: tuple[str, ...] = ()  # by shard, who reduced it in the newest committed round
-    is_finished: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,30 +190,24 @@ class Activity(Enum):
     QUIT = auto()  # the run is over and everything published has been applied
 
 
-def next_activity(state: PeerState) -> Activity:
-    """Return what is most urgent. Applying what is published comes before sending, and sending before training."""
+def next_activity(state: PeerState, plan: OpenRound | None) -> Activity:
+    """Return what is most urgent. Applying what is published comes before sending, and sending before training.
+
+    plan: the newest announcement. If it follows another history than this peer's, as after a coordinator lost its disk,
+    the peer takes the state.
+    """
     if not state.is_member:
         return Activity.WAIT
-    if state.applied < 0 or state.needs_state or _is_forked(state):
+    is_next = plan is not None and plan.round == state.applied + 1
+    if state.applied < 0 or state.needs_state or (plan is not None and is_next and plan.parent != state.chain):
         return Activity.FETCH_STATE
     if state.committed > state.applied:
         return Activity.FETCH_ROUND
-    if state.unsent and state.unsent == state.open_round:
+    if plan is not None and plan.round > state.applied and state.unsent == plan.round:
         return Activity.UPLOAD
     if state.is_finished:
         return Activity.QUIT
-    if state.open_round == state.applied + 1 and state.trained < state.open_round:
-        return Activity.TRAIN
-    return Activity.WAIT
-
-
-def _is_forked(state: PeerState) -> bool:
-    """Return whether the open round has another history than this peer, as after a coordinator lost its disk."""
-    if not state.open_round:
-        return False
-    return state.open_round <= state.applied or (
-        state.open_round == state.applied + 1 and state.open_parent != state.chain
-    )
+    return Activity.TRAIN if is_next and state.trained <= state.applied else Activity.WAIT
 
 
 def is_stale(state: PeerState, training_round: int) -> bool:
@@ -227,16 +218,9 @@ def is_stale(state: PeerState, training_round: int) -> bool:
     return state.committed >= training_round or state.needs_state or not state.is_member
 
 
-def apply_update(state: PeerState, committed: int, plan: OpenRound | None, is_finished: bool) -> PeerState:
+def apply_update(state: PeerState, committed: int, is_finished: bool) -> PeerState:
     """Take in what the leader says. It may be older than what is already known."""
-    return replace(
-        state,
-        is_member=True,
-        committed=max(state.committed, committed),
-        open_round=plan.round if plan is not None else 0,
-        open_parent=plan.parent if plan is not None else "",
-        is_finished=is_finished,
-    )
+    return replace(state, is_member=True, committed=max(state.committed, committed), is_finished=is_finished)
 
 
 def apply_round(state: PeerState, record: RoundRecord) -> PeerState:
@@ -246,7 +230,6 @@ def apply_round(state: PeerState, record: RoundRecord) -> PeerState:
         applied=record.round,
         chain=record.chain,
         committed=max(state.committed, record.round),
-        open_round=0 if state.open_round <= record.round else state.open_round,  # until the next update
         unsent=0 if state.unsent <= record.round else state.unsent,
     )
 
@@ -259,7 +242,6 @@ def restore_state(state: PeerState, record: RoundRecord) -> PeerState:
         chain=record.chain,
         needs_state=False,
         committed=record.round,
-        open_round=0,  # until the next update
         trained=min(state.trained, record.round),
         unsent=0,
     )
