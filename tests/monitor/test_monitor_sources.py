@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.monitor.on_screen import RUN_LINES
 from tests.telemetry.examples import joined, leads
 from tsr_swarm.errors import ConfigError, RefusedError, RunError, UnreachableError
 from tsr_swarm.monitor.sources import (
@@ -75,6 +74,7 @@ async def test_a_replay_keeps_the_recorded_pace_at_its_speed(tmp_path: Path) -> 
     assert await drain(source) == [text for text in lines if text != "damage"]
     assert time.slept == [0.0, 3.0, 0.0, 0.1]
     assert source.now() == 131.0
+    assert source.outage == RECORD_ENDS
 
 
 async def test_between_two_events_the_time_of_a_replay_runs_on_but_not_past_the_next(recorded: Path) -> None:
@@ -94,14 +94,6 @@ async def test_between_two_events_the_time_of_a_replay_runs_on_but_not_past_the_
     time.at_waking = watching
     await anext(lines)
     assert seen == [5.0, 10.0]
-
-
-async def test_a_replay_at_once_does_not_wait(recorded: Path) -> None:
-    time = ManualTime()
-    source = ReplaySource(recorded, math.inf, time, time.sleep)
-    assert await drain(source) == RUN_LINES
-    assert set(time.slept) == {0.0}
-    assert source.outage == RECORD_ENDS
 
 
 async def test_a_file_that_is_no_recording_is_an_error_with_its_name(tmp_path: Path) -> None:
