@@ -45,9 +45,7 @@ def read_until(terminal: int, end: bytes) -> bytes:
     return seen
 
 
-def test_nothing_but_the_monitor_reaches_the_terminal_which_others_have_again_after_it(
-    recorded: Path, tmp_path: Path
-) -> None:
+def test_nothing_but_the_monitor_reaches_the_terminal_until_it_is_closed(recorded: Path, tmp_path: Path) -> None:
     log = tmp_path / "other.log"
     terminal, inside = pty.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))

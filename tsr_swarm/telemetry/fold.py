@@ -189,9 +189,9 @@ def _apply_own(s: SwarmSnapshot, event: e.Joined | e.RoundApplied | e.Left) -> S
             return _with_peer(joined, replace(own, state="joining", round=event.round))
         case e.RoundApplied():
             applied = replace(s, round=event.round, last_seconds=event.seconds, digest=clean(event.digest))
-            applied = replace(applied, is_leaderless=False)  # so it had a leader
+            included = (s.rounds_included or 0) + int(event.included)
+            applied = replace(applied, rounds_included=included, is_leaderless=False)  # the round had a leader
             applied = _add_point(applied, RoundPoint(round=event.round, local_loss=event.local_loss))
-            applied = replace(applied, rounds_included=(s.rounds_included or 0) + int(event.included))
             traffic: e.PeerTraffic = {**event.wire_bytes, "overhead": event.overhead}
             applied = _count_bytes(applied, event.wire_bytes, {s.own_name: traffic})
             return _set_own(applied, "applied", event.local_loss)
