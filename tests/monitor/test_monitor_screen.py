@@ -7,10 +7,10 @@ import pytest
 
 from tests.bench.screenshot import draw
 from tests.monitor.on_screen import NARROW, SMALL, WIDE, ListSource, monitor
-from tests.telemetry.examples import LOST, joined, leads, opened
+from tests.telemetry.examples import APPLIED, LOST, joined, leads, opened
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.monitor.app import QUIT_NOTE, SwarmMonitor
-from tsr_swarm.telemetry.events import DataCovered, Event, PayloadRefused
+from tsr_swarm.telemetry.events import DataCovered, Event, Joined, PayloadRefused
 
 
 class RefusedSource(ListSource):
@@ -183,6 +183,17 @@ async def test_names_and_reasons_from_peers_cannot_control_the_screen() -> None:
         assert "[2J[bold red]evi" in screen.text
         assert "1 in trouble" in screen.text
         assert "! " in screen.text
+
+
+async def test_a_peers_own_stream_shows_the_peer() -> None:
+    start = Joined(run="shakespeare", name="otter", number=3, address="", round=4)
+    async with monitor(NARROW, start, lines=[]) as screen:
+        assert screen.tile("SPEED", 15)[2] == "all peers"
+    async with monitor(NARROW, start, APPLIED, lines=[]) as screen:
+        assert "otter: after round 5, its work was in 1 of 1 round" in screen.rows[0]
+        assert "3 otter" in screen.text
+        assert screen.tile("HELD-OUT LOSS", 15)[1] == "local 2.500"
+        assert screen.tile("ON THE WIRE", 15)[1:] == ["80 B", "both ways"]
 
 
 @pytest.mark.parametrize("size", [(20, 5), (40, 12), (79, 19), NARROW, (100, 24), (110, 31), WIDE, (240, 70)])
