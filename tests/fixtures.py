@@ -7,6 +7,10 @@ from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import ModelConfig
 from tsr_swarm.discovery.identity import Identity
 from tsr_swarm.discovery.records import PeerRecord, PeerRole
+from tsr_swarm.rounds.raft_state import HardState, RoundRecord
+from tsr_swarm.rounds.round_phases import RoundPolicy
+from tsr_swarm.rounds.state import Node, NodeIdentity, PeerState
+from tsr_swarm.rounds.step import begin
 from tsr_swarm.telemetry.events import RunStarted
 
 TINY_MODEL: dict[str, Any] = {
@@ -16,6 +20,7 @@ TINY_MODEL: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }  # a step takes milliseconds
+GENESIS = RoundRecord(voters=("c",))  # of a run whose coordinator is c
 
 
 def tiny_model(**changes: Any) -> ModelConfig:
@@ -26,6 +31,33 @@ def round_plan(round: int = 1, **changes: Any) -> RoundPlan:
     """A round of one step that asks for nothing but cores."""
     plan: dict[str, Any] = {"first_step": 0, "steps": 1, "lr_first": 0.1, "lr_last": 0.1, "decay": 1.0}
     return RoundPlan(round=round, **plan | {"due": Due(), "parent": ""} | changes)
+
+
+def round_policy(**changes: Any) -> RoundPolicy:
+    """For an endless run of at least one peer."""
+    policy: dict[str, Any] = {"quorum": 1, "floor_seconds": 2.0, "ceiling_seconds": 60.0}
+    return RoundPolicy(**policy | {"min_peers": 1, "last_round": 0} | changes)
+
+
+def started_node(
+    me: str,
+    trains: bool = True,
+    base: RoundRecord = GENESIS,
+    known: tuple[str, ...] = (),
+    **policy: Any,
+) -> Node:
+    """A node that starts at ``base`` in a run of two shards; c is the coordinator."""
+    identity = NodeIdentity(
+        me=me,
+        incarnation=1,
+        trains=trains,
+        is_dialable=True,
+        first="c",
+        known=known,
+        sizes=(1, 1),
+        policy=round_policy(**policy),
+    )
+    return begin(identity, HardState(base), PeerState(applied=base.round, chain=base.chain), 0.0)
 
 
 def run_started(**changes: Any) -> RunStarted:

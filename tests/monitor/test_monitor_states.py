@@ -26,6 +26,8 @@ async def test_a_stale_screen_shows_its_age_and_no_countdown(size: tuple[int, in
         screen.source.outage = SILENT
         screen.source.time += 1000
         await screen.redraw()
+        if size == NARROW:
+            assert screen.rows[0].strip() == "No answer from 192.0.2.1:7700 for 23 s"
         for head in ("PEERS", "ROUND", "SPEED"):
             assert "23 s ago" in screen.tile(head, 22)[2]
         assert "closing" not in screen.text
@@ -91,7 +93,9 @@ async def test_a_stopped_run_shows_its_last_closed_round_and_is_not_called_finis
 
 
 @pytest.mark.parametrize("size", [SMALL, NARROW, WIDE])
-async def test_before_the_first_event_no_number_is_shown(size: tuple[int, int]) -> None:
+async def test_before_the_first_event_no_number_is_shown_and_every_pane_says_what_is_missing(
+    size: tuple[int, int],
+) -> None:
     for outage in (None, SILENT):
         async with monitor(size, lines=[], own=[Warned(message="No node answers.")], outage=outage) as screen:
             for head in ("PEERS", "ROUND", "SPEED"):
@@ -99,6 +103,9 @@ async def test_before_the_first_event_no_number_is_shown(size: tuple[int, int]) 
             for unknown in ("alive", "Nobody has joined", " ago", "as last known"):
                 assert unknown not in screen.text
             assert "warning: No node answers." in screen.text
+            if size == WIDE:
+                missing = ("The line starts with the first evaluation.", "Counted from the first closed round on.")
+                assert all(text in screen.text for text in (*missing, "No peer is known yet."))
 
 
 async def test_a_closed_monitor_says_that_training_goes_on_only_where_that_is_known() -> None:

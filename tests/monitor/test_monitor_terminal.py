@@ -29,7 +29,8 @@ class Noisy(ReplaySource):
 source = Noisy(Path(sys.argv[1]), math.inf, clock=lambda: 0.0)
 app = SwarmMonitor(source, "shakespeare")
 asyncio.run(app.take_terminal(Path(sys.argv[2])))
-print(app.quit_note)
+print("The screen is closed.", flush=True)
+print(app.quit_note, file=sys.stderr)
 """
 
 
@@ -44,20 +45,7 @@ def read_until(terminal: int, end: bytes) -> bytes:
     return seen
 
 
-def test_what_others_write_goes_to_the_log_and_the_terminal_comes_back(tmp_path: Path) -> None:
-    log = tmp_path / "other.log"
-    script = (
-        "import os, sys; from pathlib import Path; from tsr_swarm.monitor.terminal import private_screen\n"
-        "with private_screen(Path(sys.argv[1])):\n"
-        "    os.write(2, b'noise\\n'); sys.__stderr__.write('screen\\n'); sys.__stderr__.flush()\n"
-        "sys.stderr.write('after\\n')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(log)], capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stderr) == (0, "screen\nafter\n")
-    assert log.read_text() == "noise\n"
-
-
-def test_nothing_but_the_monitor_reaches_the_terminal_and_one_line_is_left(recorded: Path, tmp_path: Path) -> None:
+def test_nothing_but_the_monitor_reaches_the_terminal_until_it_is_closed(recorded: Path, tmp_path: Path) -> None:
     log = tmp_path / "other.log"
     terminal, inside = pty.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
@@ -75,7 +63,8 @@ def test_nothing_but_the_monitor_reaches_the_terminal_and_one_line_is_left(recor
         process.wait()
         os.close(terminal)
     left = shown.rpartition(b"\x1b[?1049l")[2]  # what is written after the screen was given back
-    assert re.sub(rb"\x1b\[[^a-zA-Z]*[a-zA-Z]|\s+", b" ", left).split() == QUIT_NOTE.encode().split()
+    said = f"The screen is closed. {QUIT_NOTE}".encode()
+    assert re.sub(rb"\x1b\[[^a-zA-Z]*[a-zA-Z]|\s+", b" ", left).split() == said.split()
     assert b"NOISE" not in shown
     assert b"NOISE on standard error" in log.read_bytes()
 

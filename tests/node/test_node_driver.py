@@ -17,10 +17,9 @@ from tsr_swarm.node import driver as module
 from tsr_swarm.node.driver import AGAIN_SECONDS, Driver
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
-from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.round_phases import RoundPolicy
-from tsr_swarm.rounds.state import Node, NodeIdentity
+from tsr_swarm.rounds.state import Node, NodeIdentity, PeerState
 from tsr_swarm.rounds.step import begin, wake_at
 from tsr_swarm.storage.journal import Journal
 

@@ -196,9 +196,8 @@ class InvariantChecker:
             sizes["held polls"] = (len(node.leader_role.held_polls), names)
             sizes["members"] = (len(node.leader_role.state.members), names)
             sizes["arrivals"] = (len(node.leader_role.state.arrivals), names)
-        if node.reducer is not None:
-            sizes["held"] = (len(node.reducer.held), names * shards)
-            sizes["done"] = (len(node.reducer.done), shards)
+        sizes["held"] = (len(node.reducer.held), names * shards)
+        sizes["done"] = (len(node.reducer.done), shards)
         sizes["contributions"] = (len(machine.process.held), names * shards)
         sizes["answers"] = (len(node.voter.answered_at), names)
         for what, (size, most) in sizes.items():

@@ -14,12 +14,10 @@ from tests.rehearsal.network import TIMEOUT_SECONDS
 from tests.rehearsal.trace import brief
 from tests.rehearsal.work import Units
 from tsr_swarm.node.driver import AGAIN_SECONDS, Driver
-from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import ShardDigest
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.state import Node, NodeIdentity
+from tsr_swarm.rounds.state import Node, NodeIdentity, PeerState, is_stale
 from tsr_swarm.rounds.step import begin
 
 if TYPE_CHECKING:
@@ -87,7 +85,7 @@ class Process:
         self._count_burst()
         self.swarm.checker.stepped(self.machine, before, after)
         self._settle(before, after)
-        if self._training is not None and pr.is_stale(after.peer, self._training.round):
+        if self._training is not None and is_stale(after.peer, self._training.round):
             self._end_training(self._training, False)
 
     def _count_burst(self) -> None:

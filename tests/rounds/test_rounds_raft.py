@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -11,6 +11,7 @@ from tsr_swarm.rounds import raft
 from tsr_swarm.rounds.protocol import Send, Store
 from tsr_swarm.rounds.raft import RaftResult
 from tsr_swarm.rounds.raft_state import (
+    MOST_VOTERS,
     CatchUp,
     HardState,
     Heartbeat,
@@ -22,6 +23,7 @@ from tsr_swarm.rounds.raft_state import (
     Voter,
     VoteReply,
     VoteRequest,
+    next_voters,
 )
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -338,3 +340,31 @@ def test_a_voter_need_not_fetch_a_committed_round_that_it_had_accepted() -> None
     state, actions = raft.receive(new_voter("b", tail_term=1, term=1), "a", Heartbeat(1, FIRST, None), 1.0)
     assert state.hard_state.base == FIRST
     assert RoundCommitted(FIRST) in actions
+
+
+# --- who votes ----------------------------------------------------------------------------------------------------
+
+voter_names = st.sampled_from("abcdefgh")
+
+
+@given(voters=st.sets(voter_names, min_size=1, max_size=5), serving=st.lists(voter_names, unique=True, max_size=8))
+def test_voters_are_an_odd_number_of_serving_nodes_and_change_seldom(voters: set[str], serving: list[str]) -> None:
+    chosen = next_voters(voters, serving, "a")
+    assert chosen == tuple(sorted(chosen))
+    assert next_voters(chosen, serving, "a") == chosen
+    if not serving:
+        assert set(chosen) == voters
+        return
+    assert len(chosen) % 2 == 1
+    assert len(chosen) <= MOST_VOTERS
+    assert set(chosen) <= set(serving)
+    assert "a" in chosen or "a" not in serving, "the coordinator votes wherever it serves"
+    if set(chosen) - voters - {"a"}:
+        assert voters & set(serving) <= set(chosen), "only the coordinator, or fewer voters, replace one that serves"
+
+
+def test_one_two_and_three_nodes() -> None:
+    assert next_voters(["a"], ["a"], "a") == ("a",)
+    assert next_voters(["a"], ["a", "b"], "a") == ("a",)
+    assert next_voters(["a"], ["a", "b", "c"], "a") == ("a", "b", "c")
+    assert next_voters(["a", "b", "c"], ["b", "c"], "a") == ("b",)

@@ -8,30 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fixtures import round_policy
 from tsr_swarm.rounds import round_phases as phases
 from tsr_swarm.rounds.protocol import Commit, Drop, Explain, Open, Propose, ShardDigest
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.rounds.round_phases import (
-    CloseRound,
-    Gather,
-    LeaderState,
-    Phase,
-    RoundPolicy,
-    decide,
-    missing_shards,
-    take_answer,
-)
+from tsr_swarm.rounds.round_phases import CloseRound, Gather, LeaderState, Phase, decide, missing_shards, take_answer
 
-POLICY = RoundPolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=60.0, min_peers=1, last_round=0)
+POLICY = round_policy()
 PEERS = ["a", "b", "c", "d"]
 Call = tuple[Any, ...]  # the time, a function that changes the state, and its arguments
 
-join, call, arrive, leave = phases.add_member, phases.keep_member, phases.add_arrival, phases.remove_member
+call, arrive, leave = phases.add_member, phases.add_arrival, phases.remove_member
 disconnect, tick, stop = phases.disconnect, phases.tick, phases.stop
 
 
 def fresh(min_peers: int = 2, last_round: int = 0, quorum: int = 1) -> LeaderState:
-    return LeaderState(replace(POLICY, quorum=quorum, min_peers=min_peers, last_round=last_round), round=0)
+    return LeaderState(round_policy(quorum=quorum, min_peers=min_peers, last_round=last_round), round=0)
 
 
 def led(round: int, **settings: Any) -> LeaderState:
@@ -70,23 +62,23 @@ def opened(actions: list[phases.PhaseAction]) -> list[int]:
 
 def both_joined(*calls: Call, **settings: int) -> LeaderState:
     """The state with peers a and b in round 1, after ``calls``."""
-    return drive(fresh(**settings), (0.0, join, "a"), (0.0, join, "b"), *calls)[0]
+    return drive(fresh(**settings), (0.0, call, "a"), (0.0, call, "b"), *calls)[0]
 
 
 # --- opening and closing ------------------------------------------------------------------------------------------
 
 
 def test_the_first_round_waits_for_enough_peers_and_later_ones_do_not() -> None:
-    state, seen = drive(fresh(min_peers=2), (1.0, join, "a"))
+    state, seen = drive(fresh(min_peers=2), (1.0, call, "a"))
     assert state.phase is Phase.WAITING
     assert seen == [Explain(0, "waiting", None, "1 of 2 peers are here")]
-    state, seen = drive(state, (2.0, join, "b"), (3.0, arrive, "a", 1), (3.5, leave, "b", "bye"))
+    state, seen = drive(state, (2.0, call, "b"), (3.0, arrive, "a", 1), (3.5, leave, "b", "bye"))
     assert committed(seen) == [1]
     assert state.round == 2
 
 
 def test_a_round_is_committed_only_once_the_voters_have_decided_on_this_very_result() -> None:
-    state, seen = drive(fresh(min_peers=1), (0.0, join, "a"), (1.0, arrive, "a", 1), commits=False)
+    state, seen = drive(fresh(min_peers=1), (0.0, call, "a"), (1.0, arrive, "a", 1), commits=False)
     assert state.phase is Phase.COMMIT
     assert Propose(result_of(1)) in seen
     others = RoundRecord(1, "another"), RoundRecord(2, "chain-1")
@@ -104,14 +96,14 @@ def test_after_shards_have_moved_every_peer_has_to_send_again() -> None:
 
 def test_a_new_leader_gives_the_peers_of_the_last_round_time_to_find_it_and_waits_for_nobody_else() -> None:
     state, seen = drive(
-        led(4, open_after=6.0, awaited=frozenset("ab")), (1.0, join, "a"), (1.1, join, "c"), (5.9, tick)
+        led(4, open_after=6.0, awaited=frozenset("ab")), (1.0, call, "a"), (1.1, call, "c"), (5.9, tick)
     )
     assert opened(seen) == []
     assert opened(drive(state, (6.0, tick))[1]) == [5]
-    state, seen = drive(state, (5.9, join, "b"))
+    state, seen = drive(state, (5.9, call, "b"))
     assert opened(seen) == [5]
     assert state.expected == frozenset("abc")
-    state, seen = drive(led(4, open_after=6.0), (1.0, join, "a"))
+    state, seen = drive(led(4, open_after=6.0), (1.0, call, "a"))
     assert opened(seen) == [], "it does not know whom to wait for"
 
 
@@ -137,20 +129,20 @@ def test_below_the_quorum_the_ceiling_closes_the_round() -> None:
 
 @pytest.mark.parametrize(("ends", "last_round"), [([(1.5, stop)], 0), ([], 1)], ids=["stopped", "the last"])
 def test_after_a_stop_or_the_last_round_no_other_opens(ends: list[Call], last_round: int) -> None:
-    state, seen = drive(fresh(1, last_round), (0.0, join, "a"), *ends, (2.0, arrive, "a", 1), (3.0, arrive, "a", 2))
+    state, seen = drive(fresh(1, last_round), (0.0, call, "a"), *ends, (2.0, arrive, "a", 1), (3.0, arrive, "a", 2))
     assert committed(seen) == opened(seen) == [1]
     assert state.phase is Phase.FINISHED
 
 
 def test_stop_does_not_wait_for_peers_that_are_all_gone() -> None:
-    state, _ = drive(fresh(min_peers=1), (0.0, join, "a"), (1.0, leave, "a", "bye"))
+    state, _ = drive(fresh(min_peers=1), (0.0, call, "a"), (1.0, leave, "a", "bye"))
     assert state.phase is Phase.TRAIN
     assert drive(state, (2.0, stop))[1] == [Explain(1, "finished", None, "it was asked to stop")]
 
 
 peers = st.sampled_from(["a", "b", "c"])
 changes = st.one_of(
-    st.tuples(st.sampled_from([join, call, disconnect]), peers),
+    st.tuples(st.sampled_from([call, disconnect]), peers),
     st.tuples(st.just(leave), peers, st.just("bye")),
     st.tuples(st.just(arrive), peers, st.integers(1, 6)),
     st.tuples(st.just(tick)),
@@ -181,7 +173,7 @@ def rounds_with_paces(paces: dict[str, float], rounds: int) -> tuple[list[float]
     """How long each round took, and in how many each peer was; a peer that is too late starts the next round."""
     state = fresh(min_peers=len(paces))
     for peer in paces:
-        state, _ = drive(state, (0.0, join, peer))
+        state, _ = drive(state, (0.0, call, peer))
     took, counted = [], dict.fromkeys(paces, 0)
     now = 0.0
     while len(took) < rounds:
@@ -216,7 +208,6 @@ def test_a_peer_that_is_a_little_slower_is_in_every_round() -> None:
 def test_a_peer_that_was_late_once_is_waited_for_again() -> None:
     state = both_joined((10.0, arrive, "a", 1))
     deadline = phases.deadline_at(state)
-    assert deadline is not None
     state, seen = drive(state, (deadline, call, "b"), (deadline, call, "a"))
     assert committed(seen) == [1]
     assert state.late_rounds == {"b": 1}
@@ -228,15 +219,15 @@ def test_a_peer_that_was_late_once_is_waited_for_again() -> None:
 
 
 def test_a_peer_that_was_late_once_is_waited_for_in_an_odd_round_and_all_are_where_all_were_late() -> None:
+    members = {"a": 100.0, "b": 100.0}
     for late_rounds in ({"b": 1}, {"a": 3, "b": 2}):
-        members = {"a": 100.0, "b": 100.0}
         state, seen = drive(led(6, late_rounds=late_rounds, members=members), (1.0, tick))
         assert opened(seen) == [7]
         assert state.expected == frozenset("ab")
 
 
 def test_a_peer_that_came_after_a_round_was_opened_was_not_late_for_it() -> None:
-    state, _ = drive(fresh(min_peers=1), (0.0, join, "a"), (1.0, join, "b"), (2.0, arrive, "a", 1))
+    state, _ = drive(fresh(min_peers=1), (0.0, call, "a"), (1.0, call, "b"), (2.0, arrive, "a", 1))
     assert state.round == 2
     assert state.late_rounds == {}
 
@@ -281,38 +272,35 @@ def test_nobody_is_late_before_half_of_the_contributions_are_here_and_of_a_peer_
 # --- collecting the shards of a closed round --------------------------------------------------------------------------
 
 REDUCERS = ("a", "b", "b", "c")
+BEGUN = Gather(7, REDUCERS, 100.0)
 
 
 def digest(shard: int) -> ShardDigest:
     return ShardDigest(frozenset({"p"}), f"digest-{shard}")
 
 
-def begun() -> Gather:
-    return Gather(7, REDUCERS, 100.0)
-
-
 def test_every_reducer_is_asked_for_all_its_shards_that_are_missing() -> None:
-    assert missing_shards(begun(), (), 100.0) == {"a": (0,), "b": (1, 2), "c": (3,)}
-    gather = take_answer(begun(), "b", 1, digest(1), 100.2)
+    assert missing_shards(BEGUN, (), 100.0) == {"a": (0,), "b": (1, 2), "c": (3,)}
+    gather = take_answer(BEGUN, "b", 1, digest(1), 100.2)
     assert missing_shards(gather, (), 100.5) == {"a": (0,), "b": (2,), "c": (3,)}
 
 
 def test_the_first_answer_of_the_right_reducer_counts() -> None:
-    gather = begun()
+    gather = BEGUN
     for sender, shard, result in (("a", 1, 9), ("b", 1, 1), ("b", 1, 2), ("b", 17, 2)):
         gather = take_answer(gather, sender, shard, digest(result), 100.1)
     assert gather.answers == {1: digest(1)}
 
 
 def test_the_shards_of_a_reducer_that_is_gone_are_void_at_once() -> None:
-    gather = take_answer(take_answer(begun(), "a", 0, digest(0), 100.5), "c", 3, digest(3), 100.5)
+    gather = take_answer(take_answer(BEGUN, "a", 0, digest(0), 100.5), "c", 3, digest(3), 100.5)
     assert missing_shards(gather, ["b"], 100.6) == {}
     assert gather.results == (digest(0), ShardDigest(), ShardDigest(), digest(3))
 
 
 @given(answered=st.sets(st.integers(0, 3)), seconds=st.floats(0.0, 3.0))
 def test_it_ends_in_time_whoever_is_silent(answered: set[int], seconds: float) -> None:
-    gather = begun()
+    gather = BEGUN
     for shard in sorted(answered):
         gather = take_answer(gather, REDUCERS[shard], shard, digest(shard), 100.0 + seconds)
     assert gather.deadline <= 100.0 + 2 * phases.PATIENCE_SECONDS + 3 * seconds

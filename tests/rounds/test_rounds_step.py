@@ -6,28 +6,18 @@ from typing import Any
 
 import pytest
 
+from tests.fixtures import GENESIS, started_node
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.follower import UNLED_SECONDS
 from tsr_swarm.rounds.leader import round_update
-from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import OpenRound, Poll, Received, Redirect, ReducerSlot, RoundUpdate, ShardDigest
-from tsr_swarm.rounds.raft_state import HardState, Heartbeat, HeartbeatReply, RoundRecord, VoteReply
-from tsr_swarm.rounds.round_phases import Phase, RoundPolicy
-from tsr_swarm.rounds.state import Node, NodeIdentity
-from tsr_swarm.rounds.step import ASLEEP_SECONDS, begin, step, wake_at
+from tsr_swarm.rounds.raft_state import Heartbeat, HeartbeatReply, RoundRecord, VoteReply
+from tsr_swarm.rounds.round_phases import Phase
+from tsr_swarm.rounds.state import Node
+from tsr_swarm.rounds.step import ASLEEP_SECONDS, step, wake_at
 
-POLICY = RoundPolicy(quorum=1, floor_seconds=2.0, ceiling_seconds=30.0, min_peers=1, last_round=0)
-GENESIS, FIRST = RoundRecord(voters=("c",)), RoundRecord(1, "x1", "", ("c",))
+FIRST = RoundRecord(1, "x1", "", ("c",))
 SLOTS = (ReducerSlot("c", 1), ReducerSlot("c", 1))
-
-
-def node(me: str, trains: bool = True, base: RoundRecord = GENESIS, last_round: int = 0, **settings: Any) -> Node:
-    """A node that starts at ``base``; c is the coordinator."""
-    policy = replace(POLICY, last_round=last_round)
-    identity = NodeIdentity(
-        me=me, incarnation=1, trains=trains, is_dialable=True, first="c", sizes=(1, 1), policy=policy, **settings
-    )
-    return begin(identity, HardState(base), PeerState(applied=base.round, chain=base.chain), 0.0)
 
 
 def drive(state: Node, *events: tuple[pt.Event, float]) -> tuple[Node, list[pt.Action]]:
@@ -67,7 +57,7 @@ def plan(term: int = 1, version: int = 1) -> OpenRound:
 
 
 def new_leader() -> Node:
-    state, _ = step(node("c", trains=False), pt.Tick(), 0.0)
+    state, _ = step(started_node("c", trains=False), pt.Tick(), 0.0)
     assert state.voter.leads
     return state
 
@@ -75,7 +65,7 @@ def new_leader() -> Node:
 def working() -> Node:
     """A peer that has trained for round 1 and begun to send it."""
     events = (pt.Tick(), 0.0), (update(plan=plan()), 0.1), (pt.Trained(1, True), 4.0)
-    state, actions = drive(node("p"), *events)
+    state, actions = drive(started_node("p"), *events)
     assert uploads(actions)
     return state
 
@@ -108,7 +98,7 @@ def test_the_shards_of_a_proposal_are_fetched_from_their_reducers_as_far_as_thes
         return only(step(state, Received("c", Heartbeat(term, GENESIS, proposal)), 1.0)[1], pt.Store)
 
     proposal = RoundRecord(1, "chain", "", ("c",))
-    state, _ = step(node("p"), pt.Tick(), 0.0)
+    state, _ = step(started_node("p"), pt.Tick(), 0.0)
     assert stores(state) == [pt.Store(proposal, (), ("c",))]
     slots = (ReducerSlot("r", 1), ReducerSlot("c", 1))
     state, _ = step(state, update(plan=OpenRound(1, "", 1, 1, slots)), 0.5)
@@ -142,7 +132,7 @@ def test_a_reducer_that_closed_for_one_leader_takes_more_for_the_next() -> None:
         return [action.verdict.counted for action in only(actions, pt.Reply)]
 
     close = pt.Close(1, 1, "", (0,), frozenset({"p"}))
-    state, actions = drive(node("r"), (pt.Offered("p", 1, 1, "", 0, 10), 1.0), (Received("c", close), 2.0))
+    state, actions = drive(started_node("r"), (pt.Offered("p", 1, 1, "", 0, 10), 1.0), (Received("c", close), 2.0))
     assert pt.Average(1, 1, {0: frozenset({"p"})}) in actions
     assert counted(step(state, pt.Offered("q", 1, 1, "", 0, 10), 2.1)[1]) == [False]
     state, actions = step(state, pt.Offered("q", 2, 1, "", 0, 10), 2.2)
@@ -155,7 +145,7 @@ def test_a_reducer_that_closed_for_one_leader_takes_more_for_the_next() -> None:
 def test_an_update_of_a_later_round_is_newer_even_in_a_lower_term() -> None:
     """New voters may never have heard of the old ones' terms."""
     later = update(term=2, base=RoundRecord(3, "x3", "x2", ("d", "e", "f"))).message
-    state, _ = drive(node("p"), (pt.Tick(), 0.0), (update(term=7), 0.1))
+    state, _ = drive(started_node("p"), (pt.Tick(), 0.0), (update(term=7), 0.1))
     for event in (Received("d", replace(later, leader="d")), update(term=7, version=9)):
         state, _ = step(state, event, 0.2)
         assert state.tracking.leader == "d"
@@ -165,7 +155,7 @@ def test_an_update_of_a_later_round_is_newer_even_in_a_lower_term() -> None:
 
 
 def test_two_nodes_that_redirect_to_each_other_are_not_asked_without_a_pause() -> None:
-    state, _ = step(node("p"), pt.Tick(), 0.0)
+    state, _ = step(started_node("p"), pt.Tick(), 0.0)
     polls = 0
     for turn in range(20):
         sender, hint = ("c", "d") if state.tracking.asked == "c" else ("d", "c")
@@ -175,7 +165,7 @@ def test_two_nodes_that_redirect_to_each_other_are_not_asked_without_a_pause() -
 
 
 def test_a_redirect_to_a_dead_node_does_not_keep_a_node_from_asking_the_others() -> None:
-    state, now, asked = node("p", known=("d", "e")), 0.0, set[str]()
+    state, now, asked = started_node("p", known=("d", "e")), 0.0, set[str]()
     for _ in range(12):
         now = max(now, wake_at(state))
         state, actions = step(state, pt.Tick(), now)
@@ -190,7 +180,7 @@ def test_a_redirect_to_a_dead_node_does_not_keep_a_node_from_asking_the_others()
 
 def test_a_committed_round_is_learned_from_a_node_that_does_not_lead_too() -> None:
     record = RoundRecord(1, "x1", "", ("p", "q", "r"))
-    _, actions = drive(node("p"), (pt.Tick(), 0.0), (Received("c", Redirect(3, "", record)), 0.1))
+    _, actions = drive(started_node("p"), (pt.Tick(), 0.0), (Received("c", Redirect(3, "", record)), 0.1))
     assert [action.round for action in only(actions, pt.FetchRound)] == [1]
 
 
@@ -199,7 +189,7 @@ def test_a_committed_round_is_learned_from_a_node_that_does_not_lead_too() -> No
 
 @pytest.mark.parametrize("is_told", [True, False])
 def test_after_a_sleep_nothing_is_sent_before_a_new_update(is_told: bool) -> None:
-    state, _ = drive(node("p"), (pt.Tick(), 0.0), (update(plan=plan()), 0.1), (pt.Tick(), 3.0))
+    state, _ = drive(started_node("p"), (pt.Tick(), 0.0), (update(plan=plan()), 0.1), (pt.Tick(), 3.0))
     now = 3.0 + ASLEEP_SECONDS + 60
     if is_told:
         state, _ = step(state, pt.Resumed(), now)
@@ -230,7 +220,7 @@ def test_a_peer_that_is_asked_to_stop_and_knows_no_leader_leaves_at_once_and_has
 
 def test_a_peer_that_has_the_last_round_tells_the_leader_at_once() -> None:
     over = replace(update(base=FIRST, number=2).message, is_finished=True)
-    state, _ = drive(node("p"), (pt.Tick(), 0.0), (update(), 0.1), (Received("c", over), 1.0))
+    state, _ = drive(started_node("p"), (pt.Tick(), 0.0), (update(), 0.1), (Received("c", over), 1.0))
     _, actions = step(state, pt.Applied(FIRST), 1.5)
     assert [message.applied for message in sent(actions, Poll)] == [1] or sent(actions, pt.Goodbye)
 
@@ -254,9 +244,9 @@ def tick_until_it_quits(state: Node, seconds: float, lives: bool) -> tuple[Node,
 def test_a_voter_that_is_started_after_the_last_round_ends_where_nobody_leads(applied: int) -> None:
     """The other voters left with the end of the run: it would wait for them for ever."""
     base = RoundRecord(applied, "2" * 64, "1" * 64, ("c", "p", "q"))
-    state = node("c", trains=False, base=base, last_round=3, known=("p", "q"))
+    state = started_node("c", trains=False, base=base, last_round=3, known=("p", "q"))
     state, seconds = tick_until_it_quits(state, 3 * UNLED_SECONDS, lives=False)
-    assert state.has_quit is state.tracking.is_finished is (applied == 3), "else it goes on when the others are back"
+    assert state.has_quit is state.peer.is_finished is (applied == 3), "else it goes on when the others are back"
     if state.has_quit:
         assert UNLED_SECONDS <= seconds < UNLED_SECONDS + 10.0
 
@@ -264,7 +254,7 @@ def test_a_voter_that_is_started_after_the_last_round_ends_where_nobody_leads(ap
 @pytest.mark.parametrize("lives", [True, False])
 def test_a_leader_does_not_leave_a_voter_without_the_last_round_that_still_asks_others(lives: bool) -> None:
     """It asked where nobody answers; meanwhile the run ended, everybody left, and it waited for ever."""
-    state = node("c", base=RoundRecord(3, "3" * 64, "2" * 64, ("c", "p", "q")), last_round=3)
+    state = started_node("c", base=RoundRecord(3, "3" * 64, "2" * 64, ("c", "p", "q")), last_round=3)
     state, _ = step(state, pt.Tick(), state.voter.election_at)
     for is_pre_vote in (True, False):
         vote = VoteReply(1, state.voter.term, True, is_pre_vote, "granted")
@@ -293,7 +283,7 @@ def test_shards_go_to_nodes_that_lack_no_more_than_the_round_that_was_committed_
 
 
 def test_a_leader_that_trains_counts_its_own_work_as_soon_as_it_is_there() -> None:
-    state, _ = drive(node("c"), (pt.Tick(), 0.0), (pt.Trained(1, True), 4.0))
+    state, _ = drive(started_node("c"), (pt.Tick(), 0.0), (pt.Trained(1, True), 4.0))
     for shard in (0, 1):
         state, _ = step(state, pt.Offered("c", state.voter.term, 1, "", shard, 10), 4.1)
         state, actions = step(state, pt.Uploaded(state.voter.term, 1, shard, SLOTS[shard], True), 4.1)
@@ -307,7 +297,7 @@ def ahead() -> Node:
     """A peer that has applied three rounds of a run whose only voter is the coordinator."""
     records = [RoundRecord(round, f"x{round}", f"x{round - 1}" if round > 1 else "", ("c",)) for round in (1, 2, 3)]
     told = update(term=2, base=records[-1]), 0.1
-    state, _ = drive(node("p"), (pt.Tick(), 0.0), told, *((pt.Applied(record), 0.2) for record in records))
+    state, _ = drive(started_node("p"), (pt.Tick(), 0.0), told, *((pt.Applied(record), 0.2) for record in records))
     assert state.peer.applied == 3
     return state
 

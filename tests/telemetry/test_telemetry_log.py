@@ -1,5 +1,4 @@
 import asyncio
-import json
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +15,13 @@ def clock() -> float:
 
 def warned(text: str) -> e.Warned:
     return e.Warned(message=text)
+
+
+def filled(*events: e.Event, **limits: int) -> EventLog:
+    log = EventLog(clock, **limits)
+    for event in events:
+        log.append(event)
+    return log
 
 
 def events_of(lines: list[str]) -> list[e.Event | None]:
@@ -37,9 +43,7 @@ def test_a_follower_gets_every_event_once_and_in_order(count: int, after: int, l
 
 @given(sent=st.lists(ANY_EVENT, max_size=12), keep=st.integers(1, 5))
 def test_lines_are_returned_in_order_beside_the_totals_of_earlier_rounds(sent: list[e.Event], keep: int) -> None:
-    log = EventLog(clock, keep=keep, keep_rounds=2)
-    for event in sent:
-        log.append(event)
+    log = filled(*sent, keep=keep, keep_rounds=2)
     lines, newest = log.since(0, limit=10**9)
     remaining = iter(encode(event, clock()) for event in sent)
     assert newest == len(sent)
@@ -47,61 +51,40 @@ def test_lines_are_returned_in_order_beside_the_totals_of_earlier_rounds(sent: l
 
 
 def test_progress_is_left_out_where_it_is_not_wanted() -> None:
-    log = EventLog(clock)
-    for event in (warned("1"), progress("otter", 1, 4), warned("2"), progress("otter", 1, 5)):
-        log.append(event)
+    log = filled(warned("1"), progress("otter", 1, 4), warned("2"), progress("otter", 1, 5))
     assert (events_of(log.since(0, with_progress=False)[0]), log.last) == ([warned("1"), warned("2")], 4)
     assert log.since(3, with_progress=False) == ([], 4)
     assert events_of(log.since(3)[0]) == [progress("otter", 1, 5)]
 
 
-def test_old_events_go_but_peers_that_are_here_and_the_first_loss_stay() -> None:
-    log = EventLog(clock, keep=2)
-    kept, gone = joined("otter"), joined("lynx")
-    first = e.Evaluated(round=0, loss=5.0)
+def test_old_events_go_but_peers_that_are_here_the_newest_leader_and_the_first_loss_stay() -> None:
+    first, kept, gone = e.Evaluated(round=0, loss=5.0), joined("otter"), joined("lynx")
     leave = e.PeerLeft(peer="id-lynx", name="lynx", reason="asked to")
-    for event in (first, kept, gone, leave, warned("1"), warned("2")):
-        log.append(event)
-    lines, _ = log.since(0)
-    assert events_of(lines) == [first, kept, warned("1"), warned("2")]
+    log = filled(first, kept, gone, leave, leads("otter"), leads("lynx"), warned("1"), warned("2"), keep=2)
+    assert events_of(log.since(0)[0]) == [first, kept, leads("lynx"), warned("1"), warned("2")]
 
 
 def test_only_the_newest_progress_of_a_peer_is_kept() -> None:
-    log = EventLog(clock)
-    log.append(joined("otter"))
-    for step in range(5):
-        log.append(progress("otter", 1, step))
+    log = filled(joined("otter"), *(progress("otter", 1, step) for step in range(5)))
     assert events_of(log.since(0)[0]) == [joined("otter"), progress("otter", 1, 4)]
     assert log.since(6) == ([], 6)
 
 
-def test_a_follower_from_before_a_restart_gets_everything() -> None:
-    log = EventLog(clock)
-    log.append(warned("again"))
+def test_a_follower_from_before_a_restart_gets_everything_and_one_may_ask_for_the_newest_number_alone() -> None:
+    log = filled(warned("again"))
     assert events_of(log.since(5000)[0]) == [warned("again")]
+    assert log.since(NEWEST) == ([], 1)
 
 
-async def test_waiting_ends_with_the_next_event() -> None:
+async def test_waiting_ends_with_the_next_event_at_once_for_an_older_one_and_else_after_its_time() -> None:
     log = EventLog(clock)
+    await log.wait(0, seconds=0.0)
     waiting = asyncio.create_task(log.wait(0, seconds=60))
     await asyncio.sleep(0)
     assert not waiting.done()
     log.append(warned("news"))
     await waiting
-
-
-async def test_waiting_ends_at_once_for_an_older_event_and_otherwise_after_its_time() -> None:
-    log = EventLog(clock)
-    await log.wait(0, seconds=0.0)
-    log.append(warned("news"))
     await log.wait(0, seconds=60)
-
-
-def test_each_event_is_a_line_of_json_at_once() -> None:
-    lines: list[str] = []
-    EventLog(clock, [lines.append]).append(warned("a\nb"))
-    assert "\n" not in lines[0]
-    assert json.loads(lines[0]) == {"event": "warning", "time": 10.0, "message": "a\nb"}
 
 
 def test_a_sink_that_fails_is_given_up_with_a_warning() -> None:
@@ -134,8 +117,7 @@ def test_a_line_is_taken_as_it_is_and_only_once(events: list[e.Event]) -> None:
 
 
 def test_a_line_that_a_node_wrote_or_restored_is_not_taken_from_another() -> None:
-    log, other = EventLog(clock), EventLog(clock)
-    log.append(warned("one"))
+    log, other = filled(warned("one")), EventLog(clock)
     other.restore(read for line in log.since(0)[0] if (read := decode_stamped(line)))
     other.append(warned("two"))
     assert [log.take(line) is not None for line in other.since(0)[0]] == [False, True]
@@ -149,10 +131,8 @@ def test_peers_of_a_run_that_started_again_are_new_and_damaged_lines_never_are()
     assert log.take(line) is None
     log.append(STARTED)
     assert log.take(line) is not None
-    assert [
-        log.take(text)
-        for text in ("", "damage", encode(e.Joined(run="x", name="otter", number=1, address="", round=1), 1.0))
-    ] == [None, None, None]
+    of_a_peer = encode(e.Joined(run="x", name="otter", number=1, address="", round=1), 1.0)
+    assert [log.take(text) for text in ("", "damage", of_a_peer)] == [None, None, None]
 
 
 def test_many_lines_of_one_kind_push_out_none_of_another() -> None:
@@ -166,20 +146,6 @@ def test_many_lines_of_one_kind_push_out_none_of_another() -> None:
     assert not seen.has("3", progress("otter", 1, 3))
 
 
-def test_the_newest_leader_is_kept_and_earlier_ones_are_not() -> None:
-    log = EventLog(clock, keep=1)
-    for name in ("otter", "lynx"):
-        log.append(leads(name))
-    log.append(warned("1"))
-    assert [type(event) for event in events_of(log.since(0)[0])] == [e.LeaderChanged, e.Warned]
-
-
-def test_a_caller_can_ask_for_the_newest_number_alone() -> None:
-    log = EventLog(clock)
-    log.append(warned("one"))
-    assert log.since(NEWEST) == ([], 1)
-
-
 def test_the_newest_closed_round_is_known_from_any_node() -> None:
     log = EventLog(clock)
     assert log.closed_round == 0
@@ -191,9 +157,7 @@ def test_the_newest_closed_round_is_known_from_any_node() -> None:
 def test_a_reader_misses_nothing_after_a_restart_though_progress_is_not_recorded() -> None:
     """The earlier process counted its progress too: its newest number is far above that of what was recorded."""
     kept = [closed(1), closed(2)]
-    before = EventLog(clock)
-    for event in [*kept, *(progress("otter", 1, step) for step in range(50))]:
-        before.append(event)
+    before = filled(*kept, *(progress("otter", 1, step) for step in range(50)))
     after = EventLog(clock)
     after.restore(e.Stamped(time=10.0, event=event) for event in kept)
     for event in (STARTED, closed(3), *(progress("otter", 1, step) for step in range(200))):

@@ -80,14 +80,6 @@ def test_a_slow_reader_delays_nobody_and_dropped_pieces_are_counted_in_their_pla
     assert seen.endswith(PIECE + b"end\n"), "the newest are kept"
 
 
-async def test_an_event_loop_goes_on_without_a_reader(pipe: Pipe) -> None:
-    writer = BackgroundWriter(pipe.writes, gap, limit=1000)
-    for _ in range(1000):
-        writer.put(PIECE)
-        await asyncio.sleep(0)
-    assert b" dropped\n" in await asyncio.to_thread(pipe.read_until, b" dropped\n")
-
-
 def test_a_closed_reader_ends_the_writing_and_is_reported_once(pipe: Pipe) -> None:
     errors: list[OSError] = []
     has_failed = threading.Event()

@@ -35,10 +35,10 @@ class SwarmMonitor(App[None]):
     """Shows a run by the events of ``source``, until it is closed; ``failure`` is then the error that closed it.
 
     quit_note: says what quitting leaves running.
-    on_interrupt: called at Ctrl-C; returns what to show. Without it, Ctrl-C quits like ``q``.
     own: events of the peer whose screen this is.
     history: the state of the run before the first event of ``source``.
     invite: makes of the state of the run what others type to join, if they can.
+    Attribute ``on_interrupt``: called at Ctrl-C; returns what to show. Without it, Ctrl-C quits like ``q``.
     """
 
     CSS_PATH = "monitor.tcss"
@@ -62,7 +62,6 @@ class SwarmMonitor(App[None]):
         source: Source,
         title: str = "",
         quit_note: str = QUIT_NOTE,
-        on_interrupt: Callable[[], str] | None = None,
         own: Source | None = None,
         history: SwarmSnapshot | None = None,
         invite: Invite = lambda snapshot: None,
@@ -76,7 +75,7 @@ class SwarmMonitor(App[None]):
         self.failure: SwarmError | None = None
         self._source, self._own = source, own
         self._invite = invite
-        self.on_interrupt = on_interrupt
+        self.on_interrupt: Callable[[], str] | None = None
         self._is_frozen = False
         self._headline, self._tiles = Headline(title), Tiles()
         self._invitation = InvitationLine(id="invitation")
@@ -125,10 +124,10 @@ class SwarmMonitor(App[None]):
         if not self._is_frozen:
             self._draw(self.view())
 
-    def view(self, is_frozen: bool = False) -> View:
+    def view(self) -> View:
         """What is known at this moment."""
         source = self._source
-        return View(snapshot=self.snapshot, now=source.now(), outage=source.outage, is_frozen=is_frozen)
+        return View(snapshot=self.snapshot, now=source.now(), outage=source.outage, is_frozen=self._is_frozen)
 
     def _draw(self, view: View) -> None:
         for part in (self._tiles, self._body):
@@ -149,7 +148,7 @@ class SwarmMonitor(App[None]):
 
     def action_freeze(self) -> None:
         self._is_frozen = not self._is_frozen
-        self._draw(self.view(self._is_frozen))
+        self._draw(self.view())
 
     def action_toggle_dark(self) -> None:
         self.theme = "textual-light" if self.current_theme.dark else "textual-dark"

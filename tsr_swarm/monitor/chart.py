@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from tsr_swarm.monitor.view import MUTED, View, join_rows
+from tsr_swarm.monitor.view import MUTED, NEWLINE, View
 
 DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # by column, then row, within a cell
 _BLANK = 0x2800
@@ -91,7 +92,7 @@ def draw_chart(lines: Sequence[Series], width: int, height: int) -> Content:
     bottom = " " * (margin - 1) + "└" + "─" * (width - margin)
     result.append(Content.styled(bottom, MUTED))
     result.append(Content.styled(" " * margin + _x_labels(frame, width - margin), MUTED))
-    return join_rows(result)
+    return NEWLINE.join(result)
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
@@ -169,12 +170,6 @@ def _columns(points: Points, frame: Frame) -> list[tuple[int, int]]:
 
 def _row(cells: dict[tuple[int, int], tuple[int, str]], row: int, width: int) -> list[tuple[str, str]]:
     """One row as (text, style) runs."""
-    runs: list[tuple[str, str]] = []
-    for column in range(width):
-        dots, style = cells.get((column, row), (0, ""))
-        character = chr(_BLANK + dots) if dots else " "
-        if runs and runs[-1][1] == style:
-            runs[-1] = (runs[-1][0] + character, style)
-        else:
-            runs.append((character, style))
-    return runs
+    drawn = [cells.get((column, row), (0, "")) for column in range(width)]
+    runs = itertools.groupby(drawn, key=operator.itemgetter(1))
+    return [("".join(chr(_BLANK + dots) if dots else " " for dots, _ in run), style) for style, run in runs]

@@ -11,7 +11,7 @@ from textual.reactive import reactive
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from tsr_swarm.monitor.view import MUTED, STRONG, TextPane, View, join_rows
+from tsr_swarm.monitor.view import MUTED, NEWLINE, STRONG, TextPane, View
 from tsr_swarm.telemetry.plain import Invitation
 
 _KEYS = (
@@ -79,7 +79,7 @@ class _HelpText(TextPane):
     def content(self, view: View, width: int) -> Content:
         invited = [*map(Content, self._invitation), Content("")] if self._invitation else []
         labelled = (("q", f"quit. {self._quit_note}"), *_KEYS, ("", ""), *_WORDS)
-        return join_rows([*invited, *(_row(label, text, width) for label, text in labelled)])
+        return NEWLINE.join([*invited, *(_row(label, text, width) for label, text in labelled)])
 
 
 def _row(label: str, text: str, width: int) -> Content:

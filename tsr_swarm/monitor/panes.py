@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from textual.content import Content
 
-from tsr_swarm.monitor.view import ALERT, MUTED, STRONG, TextPane, View, bar, cut, join_rows, progress
+from tsr_swarm.monitor.view import ALERT, MUTED, NEWLINE, STRONG, TextPane, View, bar, cut, progress
 from tsr_swarm.telemetry.fold import KINDS, OTHER_KIND
 from tsr_swarm.telemetry.snapshot import LogLine, PeerView, SwarmSnapshot
 from tsr_swarm.telemetry.text import bytes_text, count_text, factor_text, loss_text
@@ -40,7 +40,7 @@ class BytesPane(TextPane):
         total = _byte_row("total", sum(snapshot.sent.values()), sum(snapshot.received.values()))
         raw = f"{bytes_text(snapshot.raw_bytes)} uncompressed, " if snapshot.raw_bytes else ""
         details = f"{raw}{bytes_text(snapshot.overhead)} overhead"
-        return join_rows([*rows, Content.styled(total, STRONG), Content.styled(details, MUTED)])
+        return NEWLINE.join([*rows, Content.styled(total, STRONG), Content.styled(details, MUTED)])
 
 
 def _byte_row(label: str, sent: int, received: int) -> str:
@@ -100,12 +100,12 @@ class PeersPane(TextPane):
         head = Content.styled(_line([column.head for column in columns], columns, width), MUTED)
         if not snapshot.peers:
             empty = "Nobody has joined yet." if view.is_known else "No peer is known yet."
-            return join_rows([head, Content.styled(empty, MUTED)])
+            return NEWLINE.join([head, Content.styled(empty, MUTED)])
         rows = [
             Content.styled(_line([c.text(snapshot, peer) for c in columns], columns, width), _style(snapshot, peer))
             for peer in snapshot.table
         ]
-        return join_rows([head, *rows])
+        return NEWLINE.join([head, *rows])
 
 
 def _title(view: View) -> str:
@@ -134,13 +134,11 @@ def _style(snapshot: SwarmSnapshot, peer: PeerView) -> str:
 
 def _line(texts: list[str], columns: list[Column], width: int) -> str:
     rest = max(0, width - sum(column.width for column in columns) - len(columns) + 1)
-    cells = [_cell(text, column.width or rest, column) for text, column in zip(texts, columns, strict=True)]
+    cells = [
+        f"{cut(text, column.width or rest):{'>' if column.is_right else '<'}{column.width or rest}}"
+        for text, column in zip(texts, columns, strict=True)
+    ]
     return " ".join(cells).rstrip()
-
-
-def _cell(text: str, width: int, column: Column) -> str:
-    text = cut(text, width)
-    return text.rjust(width) if column.is_right else text.ljust(width)
 
 
 def _is_stepping(peer: PeerView) -> bool:
@@ -169,7 +167,7 @@ class LogPane(TextPane):
         if not view.snapshot.log:
             return Content.styled("Nothing has happened yet.", MUTED)
         start = view.snapshot.started or 0.0
-        return join_rows([row for line in view.snapshot.log for row in _log_rows(line, start, width)])
+        return NEWLINE.join([row for line in view.snapshot.log for row in _log_rows(line, start, width)])
 
 
 def _log_rows(line: LogLine, start: float, width: int) -> list[Content]:

@@ -109,16 +109,10 @@ class ReplaySource:
         return min(self._next, self._time + passed * self._speed) if passed > 0 else self._time
 
 
-class LineReader(Protocol):
-    """Reads as asyncio.StreamReader: a line with its newline, b"" at the end, ValueError for one over its limit."""
-
-    async def readline(self) -> bytes: ...
-
-
 class PipeSource:
     """Reads the lines that a child process prints. Open its pipe with ``limit=MAX_LINE``: some are long."""
 
-    def __init__(self, reader: LineReader, clock: Clock) -> None:
+    def __init__(self, reader: asyncio.StreamReader, clock: Clock) -> None:
         self._reader, self._clock = reader, RunClock(clock)
         self.outage: Outage | None = None
 
@@ -126,7 +120,7 @@ class PipeSource:
         while True:
             try:
                 data = await self._reader.readline()
-            except ValueError:  # the reader has thrown the long line away
+            except ValueError:  # the line was over the reader's limit, which has thrown it away
                 continue
             if not data:
                 self.outage = Outage("The run's process has ended", "The process has ended")

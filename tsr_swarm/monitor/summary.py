@@ -10,15 +10,7 @@ from textual.widget import Widget
 
 from tsr_swarm.monitor.view import ALERT, MUTED, STRONG, View, cut, first_fitting
 from tsr_swarm.telemetry.plain import FRAGILE
-from tsr_swarm.telemetry.text import (
-    bytes_text,
-    count_text,
-    coverage_text,
-    factor_text,
-    loss_text,
-    plural,
-    seconds_text,
-)
+from tsr_swarm.telemetry.text import bytes_text, count_text, coverage_text, factor_text, loss_text, plural, seconds_text
 
 Variants = tuple[str, ...]  # of one text, longest first
 Reading = tuple[Variants, Variants]  # a value, and the line under it
@@ -147,13 +139,7 @@ def _round(view: View) -> Reading:
     until = seconds_text(left) if left > 0 else "due"
     why = f" ({snapshot.phase_reason})" if snapshot.phase_reason else ""
     closes = f"{phase}, closes in {until}" if left > 0 else f"{phase}, closing"
-    return value, (
-        closes + why,
-        closes,
-        f"{phase}, {until} left",
-        f"{phase} {until}",
-        phase,
-    )
+    return value, (closes + why, closes, f"{phase}, {until} left", f"{phase} {until}", phase)
 
 
 def _loss(view: View) -> Reading:

@@ -1,6 +1,5 @@
 """What every part of the screen is given four times a second, and what the parts share to lay text out."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from textual.app import ComposeResult
@@ -14,6 +13,7 @@ from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 from tsr_swarm.telemetry.text import seconds_text
 
 MUTED, STRONG, ALERT = "$foreground 65%", "bold $foreground", "bold $text-error"
+NEWLINE = Content("\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +97,3 @@ def progress(share: float, width: int) -> str:
     """A line of ``width`` cells, thick over ``share`` of it."""
     thick = round(min(1.0, max(0.0, share)) * width)
     return "━" * thick + "─" * (width - thick)
-
-
-def join_rows(rows: Sequence[Content]) -> Content:
-    """Put lines under each other."""
-    return Content("\n").join(rows)

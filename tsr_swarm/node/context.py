@@ -133,7 +133,7 @@ class NodeContext:
     @property
     def is_over(self) -> bool:
         """Whether the run has had its last round, as far as this node knows."""
-        return self.state.tracking.is_finished
+        return self.state.peer.is_finished
 
     @property
     def is_stopping(self) -> bool:

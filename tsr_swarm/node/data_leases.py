@@ -13,7 +13,7 @@ from tsr_swarm.node.driver import awake_clock
 from tsr_swarm.node.leader import Leader
 from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.rounds import leases as ls
-from tsr_swarm.rounds.leases import MAX_PARTS, Borrower, Coverage, Lease, Leases, merged
+from tsr_swarm.rounds.leases import MAX_PARTS, Coverage, Lease, LeaseRequest, Leases, merged
 from tsr_swarm.telemetry.events import DataCovered, Event
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -75,8 +75,8 @@ class LeaseIssuer:
         self._lost |= {held.lease: peer for peer, held in before.items() if peer not in self._leases.held}
         here = sorted((number, peer) for peer, number in numbers.items() if number and peer in self._claims)
         parts = self._leases.parts
-        borrowers = [Borrower(peer, (number - 1) % parts, self._claims[peer][0].lease) for number, peer in here]
-        self._leases = ls.lend(self._leases, borrowers, now)
+        requests = [LeaseRequest(peer, (number - 1) % parts, self._claims[peer][0].lease) for number, peer in here]
+        self._leases = ls.grant(self._leases, requests, now)
         self._asked = frozenset(peer for _, peer in here)
         for peer, held in self._leases.held.items():
             if (was := self._lost.pop(held.lease, peer)) != peer:

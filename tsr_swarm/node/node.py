@@ -30,9 +30,8 @@ from tsr_swarm.node.workspace import Workspace
 from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.leases import NOTHING_DONE, Coverage
-from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.rounds.state import Node, NodeIdentity, known_nodes
+from tsr_swarm.rounds.state import Node, NodeIdentity, PeerState, known_nodes
 from tsr_swarm.rounds.step import begin
 from tsr_swarm.storage.journal import Journal
 from tsr_swarm.storage.state_store import StateStore
@@ -246,10 +245,10 @@ class SwarmNode:
         if context.leader is not None:
             context.leader.on_step(before, after)
         leader_before, leader = (node.leader for node in (before, after))
-        if after.tracking.is_finished and not before.tracking.is_finished:
+        if after.peer.is_finished and not before.peer.is_finished:
             run_log.ends()
         context.last_leader = leader or context.last_leader
-        if leader != leader_before and (leader or not after.tracking.is_finished):  # at the end, its last words are due
+        if leader != leader_before and (leader or not after.peer.is_finished):  # at the end, its last words are due
             run_log.follow(leader if leader != context.me else "", context.clients)
             if not leader and not after.has_quit:
                 run_log.emit(events.LeaderLost(reason="it does not answer"))

@@ -33,8 +33,8 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
 from tsr_swarm.process.machine_limits import memory_errors
 from tsr_swarm.process.shutdown import Shutdown, run_unless
-from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
+from tsr_swarm.rounds.state import PeerState
 from tsr_swarm.storage.journal import Journal
 from tsr_swarm.storage.run_folder import (
     CONTACTS,

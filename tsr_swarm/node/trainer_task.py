@@ -12,8 +12,8 @@ from tsr_swarm.node.data_leases import DataLeases
 from tsr_swarm.node.reducer import Reducer
 from tsr_swarm.node.weights import WeightsThread
 from tsr_swarm.node.workspace import Workspace
-from tsr_swarm.rounds import peer as pr
 from tsr_swarm.rounds import protocol as pt
+from tsr_swarm.rounds.state import is_stale
 from tsr_swarm.train.trainer import RoundWork, StepProgress
 from tsr_swarm.transport.status import printable
 from tsr_swarm.wire.messages import PublishedHeader, seal
@@ -71,7 +71,7 @@ class TrainerTask:
 
     def _is_stale(self, round: int) -> bool:
         """Whether to stop training for this round early; asked on the weights' thread."""
-        return self.context.done.is_set() or pr.is_stale(self.context.state.peer, round)
+        return self.context.done.is_set() or is_stale(self.context.state.peer, round)
 
     def count_tokens(self, header: PublishedHeader) -> None:
         """A round stands: what this peer trained for it, if it is in it, counts for its part of the shared data."""

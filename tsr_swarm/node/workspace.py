@@ -14,7 +14,7 @@ from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError
 from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.process.machine_limits import Room, memory_room, require_memory
-from tsr_swarm.rounds.peer import PeerState
+from tsr_swarm.rounds.state import PeerState
 from tsr_swarm.storage import checkpoint
 from tsr_swarm.storage.run_folder import CONSENSUS
 from tsr_swarm.telemetry import events

@@ -111,18 +111,16 @@ class ChunkSchedule:
 
     def _far_half(self) -> range | None:
         """Return the far half of what is left to the donor with the most that nobody else was asked for."""
-        alone = (self._asked_of_nobody_else(donor) for donor in sorted(self.asked))
-        left = max(alone, key=len, default=frozenset())
+        left: frozenset[int] = frozenset()
+        for donor in sorted(self.asked):
+            others = [wanted for other, wanted in self.asked.items() if other != donor]
+            left = max(left, self.due_from(donor).difference(*others), key=len)
         if not left:
             return None
         end = first = max(left)
         while first - 1 in left and end - first + 1 < (len(left) + 1) // 2:
             first -= 1
         return range(first, end + 1)
-
-    def _asked_of_nobody_else(self, donor: str) -> frozenset[int]:
-        others = [wanted for other, wanted in self.asked.items() if other != donor]
-        return self.due_from(donor).difference(*others)
 
 
 def _first_range(free: Collection[int], donors: int) -> range:

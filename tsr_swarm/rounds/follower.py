@@ -1,12 +1,11 @@
-"""A node as a follower: it finds the leader, takes in its updates, and does what rounds/peer.py finds most urgent."""
+"""A node as a follower: it finds the leader, takes in its updates, and does what rounds/state.py finds most urgent."""
 
 from dataclasses import replace
 
-from tsr_swarm.rounds import protocol, raft, reducer
-from tsr_swarm.rounds.peer import Activity, apply_round, apply_update, next_activity, restore_state
+from tsr_swarm.rounds import protocol, raft, reducer, state
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.round_phases import Phase
-from tsr_swarm.rounds.state import LocalProgress, Node, Result, known_nodes
+from tsr_swarm.rounds.state import Activity, LocalProgress, Node, Result, known_nodes
 
 POLL_SECONDS = 5.0  # a poll that is not answered by then is taken for lost; a leader holds it for two
 RETRY_SECONDS = 1.0  # between two tries of whatever did not work
@@ -116,7 +115,7 @@ def _was_set_back(node: Node, sender: str, update: protocol.RoundUpdate) -> bool
 
 def _set_back(node: Node, base: RoundRecord, now: float) -> Node:
     needs_state = node.peer.needs_state or node.peer.applied > base.round
-    peer = replace(node.peer, committed=base.round, open_round=0, unsent=0, needs_state=needs_state)
+    peer = replace(node.peer, committed=base.round, unsent=0, needs_state=needs_state)
     return replace(node, voter=raft.begin(node.me, HardState(base), now), plan=None, peer=peer)
 
 
@@ -140,12 +139,11 @@ def _follow(node: Node, update: protocol.RoundUpdate, asked: str, now: float) ->
         hops=0,
         nodes=(*update.base.voters, *update.nodes),
         sources=update.sources,
-        is_finished=update.is_finished,
     )
     # The open round may be over: this node may have read elsewhere that it is committed.
     newest = max(node.peer.applied, node.voter.hard_state.base.round)
     plan = update.plan if update.plan is not None and update.plan.round > newest else None
-    peer = apply_update(node.peer, update.base.round, plan, update.is_finished)
+    peer = state.apply_update(node.peer, update.base.round, update.is_finished)
     node = replace(node, tracking=tracking, plan=plan, peer=peer)
     if plan is None:
         return node
@@ -165,7 +163,7 @@ def expire_updates(node: Node, now: float) -> Node:
     """Wait for a new update before anything is done: the machine slept, and what it knew may be out of date."""
     oldest = node.tracking.number + 1
     tracking = replace(node.tracking, asked="", version=0, next_at=now, oldest=oldest)
-    return replace(node, tracking=tracking, plan=None, peer=replace(node.peer, open_round=0, unsent=0))
+    return replace(node, tracking=tracking, plan=None, peer=replace(node.peer, unsent=0))
 
 
 # --- what a peer does ---------------------------------------------------------------------------------------------
@@ -177,9 +175,9 @@ def act(node: Node, now: float) -> Result:
         return node, []
     committed = max(node.peer.committed, node.voter.hard_state.base.round)
     node = replace(node, peer=replace(node.peer, committed=committed)) if committed != node.peer.committed else node
-    activity = next_activity(node.peer)
+    activity = state.next_activity(node.peer, node.plan)
     if _is_left_behind(node, activity, now):
-        return _quit(replace(node, tracking=replace(node.tracking, is_finished=True)), "the run has finished")
+        return _quit(replace(node, peer=replace(node.peer, is_finished=True)), "the run has finished")
     ends_a_round = activity in (Activity.FETCH_ROUND, Activity.UPLOAD) or _has_a_round_open(node)
     if node.is_leaving and (_is_unled(node) or not ends_a_round):
         return _quit(node, "it was asked to stop")
@@ -218,7 +216,7 @@ def _has_a_round_open(node: Node) -> bool:
     role = node.leader_role
     if role is not None and node.voter.leads and role.state.phase not in (Phase.WAITING, Phase.FINISHED):
         return True
-    return node.peer.trained > node.peer.applied and node.peer.trained == node.peer.open_round
+    return node.plan is not None and node.peer.trained == node.plan.round > node.peer.applied
 
 
 def _is_needed(node: Node, now: float) -> bool:
@@ -324,16 +322,16 @@ def end_apply(node: Node, event: protocol.Applied, now: float) -> Node:
     node = replace(node, progress=replace(node.progress, is_fetching=False))
     if event.record.round != node.peer.applied + 1:
         return node
-    voter, peer = raft.learn(node.voter, event.record, now), apply_round(node.peer, event.record)
+    voter, peer = raft.learn(node.voter, event.record, now), state.apply_round(node.peer, event.record)
     node = replace(node, voter=voter, peer=peer, contributors=event.contributors)
     # A leader stays until everybody has the last round.
-    return _poll_at_once(node, now) if node.tracking.is_finished else node
+    return _poll_at_once(node, now) if node.peer.is_finished else node
 
 
 def end_restore(node: Node, event: protocol.Restored, now: float) -> Node:
     """Note that a state was downloaded. What was trained before is void: the next update says what to do."""
     progress = LocalProgress(is_training=node.progress.is_training)
-    voter, peer = raft.learn(node.voter, event.record, now), restore_state(node.peer, event.record)
+    voter, peer = raft.learn(node.voter, event.record, now), state.restore_state(node.peer, event.record)
     node = replace(node, progress=progress, voter=voter, plan=None, contributors=frozenset(), peer=peer)
     return replace(node, tracking=replace(node.tracking, asked="", version=0, next_at=now))
 

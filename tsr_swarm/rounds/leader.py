@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from tsr_swarm.rounds import protocol
 from tsr_swarm.rounds import round_phases as phases
-from tsr_swarm.rounds.assignment import assign, next_voters
-from tsr_swarm.rounds.raft_state import RoundRecord
+from tsr_swarm.rounds.raft_state import RoundRecord, next_voters
+from tsr_swarm.rounds.reducer import assign
 from tsr_swarm.rounds.round_phases import AGAIN_SECONDS, CloseRound, Gather, LeaderState, Phase
 from tsr_swarm.rounds.state import Arguments, HeldPoll, LeaderRole, MemberContact, Node, Result, then
 
@@ -73,8 +73,7 @@ def take_poll(node: Node, poll: protocol.Poll, now: float) -> Result:
     if known is not None and known.incarnation != poll.incarnation:
         result = then(result, _move_shards, now)
     if poll.trains:
-        change = phases.keep_member if poll.peer in role.state.members else phases.add_member
-        result = then(result, _advance, now, change, poll.peer)
+        result = then(result, _advance, now, phases.add_member, poll.peer)
     result = then(result, _count_arrival, poll, now)
     return then(result, _answer, poll, now)
 
@@ -184,7 +183,7 @@ def tick(node: Node, now: float) -> Result:
         return node, []
     node = replace(node, leader_role=replace(role, ticked_at=now))
     if node.identity.trains:
-        result = _advance(_add_itself(node, now), now, phases.keep_member, node.me)
+        result = _advance(_add_itself(node, now), now, phases.add_member, node.me)
     else:
         result = _advance(node, now, phases.tick)
     return then(then(result, _move_shards, now), _gather, now)
@@ -310,7 +309,7 @@ def _gather(node: Node, now: float) -> Result:
 
 def _add_itself(node: Node, now: float) -> Node:
     """Count this leader, which trains, among its contacts."""
-    known = node.leader_role.contacts.get(node.me) if node.leader_role is not None else None
+    known = _role(node).contacts.get(node.me)
     since, identity = known.since if known is not None else now, node.identity
     contact = MemberContact(since, float("inf"), now, identity.incarnation, node.peer.applied, identity.trains, True)
     return _with_contact(node, contact, node.me)
@@ -331,7 +330,7 @@ def _dialable(contacts: Mapping[str, MemberContact]) -> tuple[str, ...]:
 
 
 def _is_here(node: Node, name: str, now: float) -> bool:
-    contact = node.leader_role.contacts.get(name) if node.leader_role is not None else None
+    contact = _role(node).contacts.get(name)
     return name == node.me or (contact is not None and contact.due > now)
 
 

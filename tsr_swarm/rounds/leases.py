@@ -59,45 +59,45 @@ class Leases:
 
 
 @dataclass(frozen=True, slots=True)
-class Borrower:
-    """A peer that trains on shared data. ``wish``: the lease that it reports, which may be of an earlier leader."""
+class LeaseRequest:
+    """Of a peer that trains on shared data. ``wish``: the lease that it reports, which may be of an earlier leader."""
 
     peer: str
     home: int
     wish: Lease | None = None
 
 
-def lend(leases: Leases, borrowers: Sequence[Borrower], now: float) -> Leases:
-    """Give each of ``borrowers`` that has no lease one, as far as there are any; the first of them choose first.
+def grant(leases: Leases, requests: Sequence[LeaseRequest], now: float) -> Leases:
+    """Grant a lease to each of ``requests`` whose peer has none, as far as there are any; the first choose first.
 
-    ``borrowers`` are all peers that are here. A peer keeps the lease that it reports, if nobody else has it.
+    ``requests`` are those of all peers that are here. A peer keeps the lease that it reports, if nobody else has it.
     """
     coverage, held = leases.coverage, dict(leases.held)
     taken = {one.lease for one in held.values()}
-    homes = {borrower.home for borrower in borrowers}
+    homes = {request.home for request in requests}
     epochs = (coverage.epoch, coverage.epoch + 1)
 
     def is_free(lease: Lease) -> bool:
         is_open = lease.epoch in epochs and 0 <= lease.part < leases.parts and not coverage.has(lease)
         return is_open and lease not in taken
 
-    def give(peer: str, lease: Lease) -> None:
+    def hold(peer: str, lease: Lease) -> None:
         held[peer] = HeldLease(lease, now + LEASE_SECONDS)
         taken.add(lease)
 
-    for borrower in borrowers:
-        if borrower.peer not in held and borrower.wish is not None and is_free(borrower.wish):
-            give(borrower.peer, borrower.wish)
+    for request in requests:
+        if request.peer not in held and request.wish is not None and is_free(request.wish):
+            hold(request.peer, request.wish)
     homeless = [part for part in range(leases.parts) if part not in homes]
     pools = {epoch: iter([free for part in homeless if is_free(free := Lease(epoch, part))]) for epoch in epochs}
-    for borrower in borrowers:
-        if borrower.peer in held:
+    for request in requests:
+        if request.peer in held:
             continue
         for epoch in epochs:
-            home = Lease(epoch, borrower.home)
+            home = Lease(epoch, request.home)
             lease = home if is_free(home) else next(pools[epoch], None)
             if lease is not None:
-                give(borrower.peer, lease)
+                hold(request.peer, lease)
                 break
     return replace(leases, held=held)
 

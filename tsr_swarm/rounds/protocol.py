@@ -263,7 +263,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Take the local steps of this round, and answer with Trained; end early when rounds/peer.py calls it stale."""
+    """Take the local steps of this round, and answer with Trained; end early when rounds/state.py calls it stale."""
 
     plan: OpenRound
 

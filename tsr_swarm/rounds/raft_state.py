@@ -1,8 +1,10 @@
-"""What a Raft voter knows and has promised, and the messages that voters exchange. The rules are in rounds/raft.py."""
+"""Who votes, what a Raft voter knows and has promised, and the messages that voters exchange. Rules: rounds/raft.py."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+MOST_VOTERS = 5
 
 
 class RaftRole(StrEnum):
@@ -151,3 +153,17 @@ class BecomeLeader:
 def is_majority(accepted: Collection[str], voters: Collection[str]) -> bool:
     """Return whether more than half of ``voters`` are among ``accepted``."""
     return 2 * len(set(accepted) & set(voters)) > len(set(voters))
+
+
+def next_voters(voters: Collection[str], serving: Sequence[str], first: str) -> tuple[str, ...]:
+    """Return the voters that the next record names: an odd number of ``serving``, or ``voters`` if nobody serves.
+
+    serving: nodes that can be dialled and are up to date, the longest-serving first. first: the coordinator, which is
+    preferred to all others. A fourth voter would make a majority no easier to reach. Voters that serve stay voters, so
+    that the set changes as seldom as possible.
+    """
+    if not serving:
+        return tuple(sorted(voters))
+    size = min(MOST_VOTERS, len(serving) - 1 + len(serving) % 2)
+    order = sorted(serving, key=lambda node: (node != first, node not in voters))  # stable: by service within each
+    return tuple(sorted(order[:size]))

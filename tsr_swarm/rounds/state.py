@@ -1,12 +1,17 @@
-"""Everything that one node knows. What it decides is in rounds/leader.py, rounds/reducer.py and rounds/follower.py."""
+"""Everything that one node knows, and what it should do next as a peer.
+
+What it decides is in rounds/leader.py, rounds/reducer.py and rounds/follower.py. Training and exchange are separate
+activities. They meet at two points only: a published round is applied between two rounds of training, and training
+starts from the newest applied round.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from typing import TypeVarTuple
 
-from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import Action, OpenRound, ReducerSlot, ShardDigest
-from tsr_swarm.rounds.raft_state import Voter
+from tsr_swarm.rounds.raft_state import RoundRecord, Voter
 from tsr_swarm.rounds.round_phases import Gather, LeaderState, RoundPolicy
 
 Arguments = TypeVarTuple("Arguments")
@@ -27,6 +32,20 @@ class NodeIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerState:
+    """What a peer knows of the rounds. ``applied`` is the round that its consensus weights are at; -1: it has none."""
+
+    applied: int = -1
+    chain: str = ""  # chain hash at ``applied``
+    is_member: bool = False  # of a run that somebody has told it about
+    needs_state: bool = False
+    committed: int = 0  # the newest round that may be fetched
+    trained: int = 0  # the newest round this peer has a contribution of
+    unsent: int = 0  # round of a contribution that is not uploaded yet, 0: none
+    is_finished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LeaderTracking:
     """Which leader a node follows, and how it finds the leader."""
 
@@ -43,7 +62,6 @@ class LeaderTracking:
     hops: int = 0  # redirects since the last update
     nodes: tuple[str, ...] = ()  # that may know the leader, as far as others said
     sources: tuple[str, ...] = ()  # by shard, who reduced it in the newest committed round
-    is_finished: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +139,7 @@ class Node:
     plan: OpenRound | None = None  # the open round
     progress: LocalProgress = LocalProgress()
     leader_role: LeaderRole | None = None
-    reducer: ReducerState | None = None
+    reducer: ReducerState = ReducerState(0)
     contributors: frozenset[str] = frozenset()  # to the newest round in its weights
     stepped_at: float = 0.0
     is_leaving: bool = False
@@ -156,3 +174,74 @@ def known_nodes(node: Node) -> Sequence[str]:
     """Return the other nodes that may know the leader."""
     identity = node.identity
     return sorted({*node.voter.voters, *node.tracking.nodes, identity.first, *identity.known} - {node.me})
+
+
+# --- what a peer does next ----------------------------------------------------------------------------------------
+
+
+class Activity(Enum):
+    """What a peer should do next."""
+
+    WAIT = auto()  # for an update of the leader
+    FETCH_STATE = auto()
+    FETCH_ROUND = auto()  # the one after ``applied``
+    UPLOAD = auto()
+    TRAIN = auto()
+    QUIT = auto()  # the run is over and everything published has been applied
+
+
+def next_activity(state: PeerState, plan: OpenRound | None) -> Activity:
+    """Return what is most urgent. Applying what is published comes before sending, and sending before training.
+
+    plan: the newest announcement. If it follows another history than this peer's, as after a coordinator lost its disk,
+    the peer takes the state.
+    """
+    if not state.is_member:
+        return Activity.WAIT
+    is_next = plan is not None and plan.round == state.applied + 1
+    if state.applied < 0 or state.needs_state or (plan is not None and is_next and plan.parent != state.chain):
+        return Activity.FETCH_STATE
+    if state.committed > state.applied:
+        return Activity.FETCH_ROUND
+    if plan is not None and plan.round > state.applied and state.unsent == plan.round:
+        return Activity.UPLOAD
+    if state.is_finished:
+        return Activity.QUIT
+    return Activity.TRAIN if is_next and state.trained <= state.applied else Activity.WAIT
+
+
+def is_stale(state: PeerState, training_round: int) -> bool:
+    """Return whether training for ``training_round`` should stop early: the round has closed without this peer.
+
+    The steps already taken are not lost; they stay in the residual and go out with the next contribution.
+    """
+    return state.committed >= training_round or state.needs_state or not state.is_member
+
+
+def apply_update(state: PeerState, committed: int, is_finished: bool) -> PeerState:
+    """Take in what the leader says. It may be older than what is already known."""
+    return replace(state, is_member=True, committed=max(state.committed, committed), is_finished=is_finished)
+
+
+def apply_round(state: PeerState, record: RoundRecord) -> PeerState:
+    """Note that a published round is in the consensus weights."""
+    return replace(
+        state,
+        applied=record.round,
+        chain=record.chain,
+        committed=max(state.committed, record.round),
+        unsent=0 if state.unsent <= record.round else state.unsent,
+    )
+
+
+def restore_state(state: PeerState, record: RoundRecord) -> PeerState:
+    """Note that the consensus weights are a downloaded state, which may be older than what this peer knew of."""
+    return replace(
+        state,
+        applied=record.round,
+        chain=record.chain,
+        needs_state=False,
+        committed=record.round,
+        trained=min(state.trained, record.round),
+        unsent=0,
+    )

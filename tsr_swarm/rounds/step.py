@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tsr_swarm.rounds import follower, leader, protocol, raft, reducer
-from tsr_swarm.rounds.peer import PeerState
 from tsr_swarm.rounds.protocol import Action, Event
 from tsr_swarm.rounds.raft import RaftAction, RaftResult
 from tsr_swarm.rounds.raft_state import BecomeLeader, CatchUp, HardState, RaftRole, RoundCommitted
-from tsr_swarm.rounds.state import Node, NodeIdentity, Result, then
+from tsr_swarm.rounds.state import Node, NodeIdentity, PeerState, Result, then
 
 ASLEEP_SECONDS = 8.0  # a node polls or sends heartbeats more often; without a step for so long it was not running
 

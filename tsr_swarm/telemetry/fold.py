@@ -19,6 +19,8 @@ HISTORY_POINTS = 4000
 GONE_PEERS = 50
 _WAITS = "waits for a leader"
 _BUSY = ("joining", "training", "sent", "applied")
+OWN_NEWS = e.OwnEvent | e.LeaderLost | e.Warned
+PeerEvent = e.PeerJoined | e.PeerLeft | e.PeerProgress | e.PeerInRound
 
 
 def fold_all(snapshot: SwarmSnapshot, recorded: Iterable[e.Stamped]) -> SwarmSnapshot:
@@ -40,7 +42,9 @@ def fold_own(snapshot: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnaps
     """The state after an event of the peer whose screen this is, beside the events of the whole run."""
     started = time if snapshot.started is None else snapshot.started
     after = _apply_own_state(replace(snapshot, started=started), event)
-    text = describe(event) if _is_worth_a_line(event) else None
+    # A round that has this peer's work is in the log already, as a round of all peers.
+    is_news = not event.included if isinstance(event, e.RoundApplied) else isinstance(event, OWN_NEWS)
+    text = describe(event) if is_news else None
     return _with_line(after, time, event, None if text is None else clean(f"this peer: {text}"))
 
 
@@ -84,8 +88,9 @@ def _apply(s: SwarmSnapshot, time: float, event: e.Event) -> SwarmSnapshot:
             return _finish(s, event)
         case e.Joined() | e.RoundApplied() | e.Left():
             return _apply_own(s, event)
-        case _:
+        case e.PeerJoined() | e.PeerLeft() | e.PeerProgress() | e.PeerInRound():
             return _apply_peer(s, event)
+    return s
 
 
 def _start(s: SwarmSnapshot, event: e.RunStarted) -> SwarmSnapshot:
@@ -132,14 +137,14 @@ def _change_leader(s: SwarmSnapshot, event: e.LeaderChanged) -> SwarmSnapshot:
     return replace(led, peers={**led.peers, **gone})
 
 
-def _apply_peer(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:
-    """Events that say something about one peer."""
+def _apply_peer(s: SwarmSnapshot, event: PeerEvent) -> SwarmSnapshot:
+    peer = _peer(s, event.peer, event.name)
     match event:
         case e.PeerJoined(number=0):
             return s  # the screen shows no nodes that do not train
         case e.PeerJoined():
-            seen = replace(
-                _peer(s, event.peer, event.name),
+            peer = replace(
+                peer,
                 number=event.number,
                 device=clean(event.device, 64),
                 local_space=clean(event.local_space, 16),
@@ -152,36 +157,26 @@ def _apply_peer(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:
                 tokens_per_second=0.0,
             )
         case e.PeerLeft():
-            seen = replace(_peer(s, event.peer, event.name), state=LEFT, reason=clean(event.reason))
-            return _forget_old(_with_peer(s, replace(seen, tokens_per_second=0.0)))
+            peer = replace(peer, state=LEFT, reason=clean(event.reason), tokens_per_second=0.0)
+            return _forget_old(_with_peer(s, peer))
         case e.PeerProgress():
-            seen = _progress(_peer(s, event.peer, event.name), event)
+            is_old = event.round < peer.round or (event.round == peer.round and peer.state == "sent")
+            peer = replace(peer, tokens_per_second=max(0.0, event.tokens_per_second))
+            if not is_old:  # progress is sent apart from payloads, and may arrive after the payload it led to
+                peer = replace(peer, state="training", reason="", round=event.round, step=event.step, steps=event.steps)
         case e.PayloadReceived():
-            seen = replace(_peer(s, event.peer, event.name), state="sent", reason="", round=event.round)
-            loss = seen.local_loss if event.local_loss is None else event.local_loss
-            seen = replace(seen, step=seen.steps, local_loss=loss)
+            loss = peer.local_loss if event.local_loss is None else event.local_loss
+            peer = replace(peer, state="sent", reason="", round=event.round, step=peer.steps, local_loss=loss)
         case e.PayloadLate() | e.PayloadRefused():
             state = "late" if isinstance(event, e.PayloadLate) else "refused"
-            seen = replace(_peer(s, event.peer, event.name), state=state, reason=clean(event.reason))
+            peer = replace(peer, state=state, reason=clean(event.reason))
         case e.DigestReported():
-            peer = _peer(s, event.peer, event.name)
-            seen = replace(peer, state="applied", reason="", round=max(peer.round, event.round + 1))
+            peer = replace(peer, state="applied", reason="", round=max(peer.round, event.round + 1))
             if s.phase in ("train", "exchange"):  # the next round was open already: it is in it now
-                seen = _enter(seen, s.round)
+                peer = _enter(peer, s.round)
         case e.DigestMismatch():
-            seen = replace(_peer(s, event.peer, event.name), state="differs", reason="its weights differ")
-        case _:
-            return s
-    return _with_peer(s, seen)
-
-
-def _progress(peer: PeerView, event: e.PeerProgress) -> PeerView:
-    """Progress is sent apart from payloads, so an old one may arrive after the payload it led to."""
-    known = replace(peer, tokens_per_second=max(0.0, event.tokens_per_second))
-    is_old = event.round < peer.round or (event.round == peer.round and peer.state == "sent")
-    if is_old:
-        return known
-    return replace(known, state="training", reason="", round=event.round, step=event.step, steps=event.steps)
+            peer = replace(peer, state="differs", reason="its weights differ")
+    return _with_peer(s, peer)
 
 
 def _apply_own(s: SwarmSnapshot, event: e.Joined | e.RoundApplied | e.Left) -> SwarmSnapshot:
@@ -194,11 +189,11 @@ def _apply_own(s: SwarmSnapshot, event: e.Joined | e.RoundApplied | e.Left) -> S
             return _with_peer(joined, replace(own, state="joining", round=event.round))
         case e.RoundApplied():
             applied = replace(s, round=event.round, last_seconds=event.seconds, digest=clean(event.digest))
-            applied = replace(applied, is_leaderless=False)  # so it had a leader
+            included = (s.rounds_included or 0) + int(event.included)
+            applied = replace(applied, rounds_included=included, is_leaderless=False)  # the round had a leader
             applied = _add_point(applied, RoundPoint(round=event.round, local_loss=event.local_loss))
-            applied = replace(applied, rounds_included=(s.rounds_included or 0) + int(event.included))
             traffic: e.PeerTraffic = {**event.wire_bytes, "overhead": event.overhead}
-            applied = _count_peers(_count_bytes(applied, event.wire_bytes), {s.own_name: traffic})
+            applied = _count_bytes(applied, event.wire_bytes, {s.own_name: traffic})
             return _set_own(applied, "applied", event.local_loss)
         case e.Left():
             return replace(_set_own(s, LEFT, None), finished=clean(event.reason))
@@ -206,7 +201,7 @@ def _apply_own(s: SwarmSnapshot, event: e.Joined | e.RoundApplied | e.Left) -> S
 
 def _close(s: SwarmSnapshot, event: e.RoundClosed) -> SwarmSnapshot:
     closed = _add_point(s, RoundPoint(round=event.round, loss=event.loss, local_loss=event.local_loss))
-    closed = _count_peers(_count_bytes(closed, event.wire_bytes), event.per_peer)
+    closed = _count_bytes(closed, event.wire_bytes, event.per_peer)
     if event.round <= s.closed_round:  # two leaders report it: the first was lost meanwhile
         return replace(closed, rounds_counted=s.rounds_counted)
     return replace(
@@ -224,7 +219,7 @@ def _catch_up(s: SwarmSnapshot, event: e.EarlierRounds) -> SwarmSnapshot:
     """Replace what was counted here of those rounds by their totals."""
     anew = {key: replace(peer, up=0, down=0, overhead=0) for key, peer in s.peers.items()}
     counted = replace(s, peers=anew, sent={}, received={}, overhead=0)
-    counted = _count_peers(_count_bytes(counted, event.wire_bytes), event.per_peer)
+    counted = _count_bytes(counted, event.wire_bytes, event.per_peer)
     return replace(
         counted,
         round=max(s.round, event.round),
@@ -235,12 +230,8 @@ def _catch_up(s: SwarmSnapshot, event: e.EarlierRounds) -> SwarmSnapshot:
     )
 
 
-def _count_bytes(s: SwarmSnapshot, traffic: e.Traffic) -> SwarmSnapshot:
-    sent, received = _add(s.sent, traffic["sent"]), _add(s.received, traffic["received"])
-    return replace(s, sent=sent, received=received, rounds_counted=s.rounds_counted + 1)
-
-
-def _count_peers(s: SwarmSnapshot, per_peer: Mapping[str, e.PeerTraffic]) -> SwarmSnapshot:
+def _count_bytes(s: SwarmSnapshot, total: e.Traffic, per_peer: Mapping[str, e.PeerTraffic]) -> SwarmSnapshot:
+    """Add the bytes of a round, of all peers and of each."""
     by_name = {name_of(name): traffic for name, traffic in per_peer.items()}
     peers = dict(s.peers)
     for key, peer in s.peers.items():
@@ -253,7 +244,9 @@ def _count_peers(s: SwarmSnapshot, per_peer: Mapping[str, e.PeerTraffic]) -> Swa
                 overhead=peer.overhead + traffic.get("overhead", 0),
             )
     overhead = s.overhead + sum(traffic.get("overhead", 0) for traffic in by_name.values())
-    return replace(s, peers=peers, overhead=overhead)
+    sent, received = _add(s.sent, total["sent"]), _add(s.received, total["received"])
+    counted = replace(s, peers=peers, sent=sent, received=received, overhead=overhead)
+    return replace(counted, rounds_counted=s.rounds_counted + 1)
 
 
 def _add(counts: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
@@ -333,10 +326,3 @@ def _apply_own_state(s: SwarmSnapshot, event: e.Event) -> SwarmSnapshot:
         case e.Left():
             return replace(s, own_end=clean(event.reason))
     return s
-
-
-def _is_worth_a_line(event: e.Event) -> bool:
-    """Whether the log shows it. A round that has this peer's work is in the log already, as a round of all peers."""
-    if isinstance(event, e.RoundApplied):
-        return not event.included
-    return isinstance(event, e.OwnEvent | e.LeaderLost | e.Warned)

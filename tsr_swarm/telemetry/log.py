@@ -5,25 +5,8 @@ import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-from tsr_swarm.telemetry.events import (
-    EarlierRounds,
-    Evaluated,
-    Event,
-    LeaderChanged,
-    OwnEvent,
-    PeerJoined,
-    PeerLeft,
-    PeerProgress,
-    PeerTraffic,
-    RoundClosed,
-    RunStarted,
-    Stamped,
-    Traffic,
-    Warned,
-    decode,
-    decode_stamped,
-    encode,
-)
+from tsr_swarm.telemetry import events as e
+from tsr_swarm.telemetry.events import Event, Stamped, decode, decode_stamped, encode
 from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.telemetry.typed_json import MAX_COUNT
 
@@ -34,7 +17,7 @@ MOST_EVENTS_A_SECOND = 1000  # on average, over a process's life
 NEWEST = MAX_COUNT  # asks for no line, and the number of the newest one
 KEEP = 8192  # lines of each kind of event: more than the logs of two nodes can be apart
 MOST_PEERS = 1000  # whose bytes are kept, the newest: names come from other machines
-NO_ROUNDS = EarlierRounds(
+NO_ROUNDS = e.EarlierRounds(
     round=0,
     rounds=0,
     wire_bytes={"sent": {}, "received": {}},
@@ -53,12 +36,7 @@ class EventLog:
     """
 
     def __init__(
-        self,
-        clock: Callable[[], float],
-        sinks: Iterable[Sink] = (),
-        *,
-        keep: int = 4000,
-        keep_rounds: int = 2000,
+        self, clock: Callable[[], float], sinks: Iterable[Sink] = (), *, keep: int = 4000, keep_rounds: int = 2000
     ) -> None:
         self._clock = clock
         self._sinks = list(sinks)
@@ -83,9 +61,9 @@ class EventLog:
     def take(self, line: str) -> Stamped | None:
         """Append a line of another node's log as it is. None: it is here already, or says nothing about the run."""
         stamped = decode_stamped(line)
-        if stamped is None or isinstance(stamped.event, OwnEvent) or not self._seen.is_new(line, stamped.event):
+        if stamped is None or isinstance(stamped.event, e.OwnEvent) or not self._seen.is_new(line, stamped.event):
             return None
-        if isinstance(stamped.event, EarlierRounds) and stamped.event.round <= self.closed_round:
+        if isinstance(stamped.event, e.EarlierRounds) and stamped.event.round <= self.closed_round:
             return None
         self._add(stamped.event, line)
         return stamped
@@ -144,25 +122,27 @@ class EventLog:
         self.last += 1
         entry = (self.last, line)
         match event:
-            case PeerProgress():
+            case e.PeerProgress():
                 self._progress[event.peer] = entry
                 return self.last
-            case RunStarted():
-                self._forget_peers()
+            case e.RunStarted():
+                # A coordinator that starts again has no peers; they join again.
+                self._pinned = {key: kept for key, kept in self._pinned.items() if not key.startswith("peer ")}
+                self._progress.clear()
                 self._pinned["run"] = entry
-            case Evaluated(round=0):
+            case e.Evaluated(round=0):
                 self._pinned["first evaluation"] = entry
-            case LeaderChanged():
+            case e.LeaderChanged():
                 self._pinned["leader"] = entry
-            case PeerJoined():
+            case e.PeerJoined():
                 self._pinned[f"peer {event.peer}"] = entry
-            case PeerLeft():
+            case e.PeerLeft():
                 self._pinned.pop(f"peer {event.peer}", None)
                 self._progress.pop(event.peer, None)
-            case RoundClosed():
+            case e.RoundClosed():
                 self.closed_round = max(self.closed_round, event.round)
                 self._rounds.append(entry)
-            case EarlierRounds():
+            case e.EarlierRounds():
                 self.closed_round = max(self.closed_round, event.round)
                 self._earlier, self._earlier_number = event, self.last
                 return self.last
@@ -175,13 +155,8 @@ class EventLog:
         while len(self._rounds) > self._keep_rounds and self._rounds[0][0] < self._recent[0][0]:
             number, line = self._rounds.popleft()
             closed = decode(line)
-            if isinstance(closed, RoundClosed) and number > self._earlier_number:  # else those totals hold it already
+            if isinstance(closed, e.RoundClosed) and number > self._earlier_number:  # else those totals hold it already
                 self._earlier, self._earlier_number = _add_round(self._earlier, closed), number
-
-    def _forget_peers(self) -> None:
-        """A coordinator that starts again has no peers; they join again."""
-        self._pinned = {key: entry for key, entry in self._pinned.items() if not key.startswith("peer ")}
-        self._progress.clear()
 
     def _after(self, number: int, with_progress: bool) -> list[Numbered]:
         """Kept events after ``number`` in order; cheap for a follower who is nearly up to date."""
@@ -205,7 +180,7 @@ class EventLog:
             except OSError as error:
                 self._sinks.remove(sink)
                 why = f"The event stream stopped writing ({reason_text(error)}); the run goes on without it."
-                self.append(Warned(message=why))
+                self.append(e.Warned(message=why))
 
 
 class SeenLines:
@@ -231,16 +206,16 @@ class SeenLines:
         lines.move_to_end(key)
         if len(lines) > self._keep:
             lines.popitem(last=False)
-        if is_new and kind is RunStarted:
-            self._lines.pop(PeerJoined, None)  # a run that starts again has no peers: their joining is new again
+        if is_new and kind is e.RunStarted:
+            self._lines.pop(e.PeerJoined, None)  # a run that starts again has no peers: their joining is new again
         return is_new
 
 
-def _add_round(earlier: EarlierRounds, closed: RoundClosed) -> EarlierRounds:
+def _add_round(earlier: e.EarlierRounds, closed: e.RoundClosed) -> e.EarlierRounds:
     """The totals with ``closed`` added. A round that two leaders report is one round, but has the bytes of both."""
     is_new = closed.round > earlier.round
     raw, more = earlier.raw_bytes, closed.raw_bytes if is_new else NO_ROUNDS.raw_bytes
-    return EarlierRounds(
+    return e.EarlierRounds(
         round=max(earlier.round, closed.round),
         rounds=earlier.rounds + is_new,
         wire_bytes=_both(earlier.wire_bytes, closed.wire_bytes),
@@ -250,7 +225,7 @@ def _add_round(earlier: EarlierRounds, closed: RoundClosed) -> EarlierRounds:
     )
 
 
-def _both(first: Traffic, second: Traffic) -> Traffic:
+def _both(first: e.Traffic, second: e.Traffic) -> e.Traffic:
     return {"sent": _sum(first["sent"], second["sent"]), "received": _sum(first["received"], second["received"])}
 
 
@@ -258,10 +233,10 @@ def _sum(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
     return {kind: first.get(kind, 0) + second.get(kind, 0) for kind in (*first, *second)}
 
 
-def _with_peers(earlier: Mapping[str, PeerTraffic], new: Mapping[str, PeerTraffic]) -> dict[str, PeerTraffic]:
+def _with_peers(earlier: Mapping[str, e.PeerTraffic], new: Mapping[str, e.PeerTraffic]) -> dict[str, e.PeerTraffic]:
     peers = dict(earlier)
     for name, traffic in new.items():
-        known = peers.pop(name, PeerTraffic(sent={}, received={}))
+        known = peers.pop(name, e.PeerTraffic(sent={}, received={}))
         both = _both(known, traffic)
         overhead = known.get("overhead", 0) + traffic.get("overhead", 0)
         peers[name] = {"sent": both["sent"], "received": both["received"], "overhead": overhead}

@@ -140,18 +140,50 @@ class SwarmSnapshot:
     @property
     def state(self) -> str:
         """What the run is doing, in words."""
-        return _state_text(self)
+        alive = len(self.alive)
+        match self.phase:
+            case _ if self.finished is not None:
+                word = "stopped" if self.is_stopped else "finished"
+                return f"{word}: {self.finished}" if self.finished else word
+            case _ if self.own_end is not None:
+                return f"this peer has left: {self.own_end}"
+            case _ if self.is_leaderless:
+                outcome = "another is elected" if self.is_safe else "the run waits for it"
+                return f"{self.leader or 'the leader'} is lost: {outcome}"
+            case "waiting" if self.missing_peers:
+                return f"waiting for {plural(self.missing_peers, 'more peer')}"
+            case "waiting":
+                return self.phase_reason or "waiting"
+            case "train" | "exchange" if self.round and not alive:
+                return f"round {self.round}: no peer is here"
+            case "train" if self.round:
+                return f"round {self.round}: {plural(alive, 'peer')} training"
+            case "exchange":
+                sent = sum(peer.state == "sent" and peer.round == self.round for peer in self.alive)
+                return f"round {self.round}: {sent} of {alive} payloads arrived"
+            case "commit":
+                return f"round {self.round}: waiting for the votes of {plural(self.voters, 'voter')}"
+            case "apply":
+                applied = sum(peer.state == "applied" and peer.round > self.round for peer in self.alive)
+                return f"round {self.round}: {applied} of {plural(alive, 'peer')} applied it"
+            case "finished":
+                return self.phase_reason or "the run is about to finish"
+        if self.own_name and self.rounds_included is not None:
+            share = f"{self.rounds_included} of {plural(self.rounds_counted, 'round')}"
+            return f"{self.own_name}: after round {self.round}, its work was in {share}"
+        if self.own_name:
+            return f"{self.own_name}: after round {self.round}"
+        if self.started is None:
+            return "waiting for the first event"
+        return f"round {self.round}" if self.round else "waiting for the first round"
 
     @property
     def own_text(self) -> str:
         """What the peer whose screen this is does, in words; empty if there is none or it is not known."""
         if not self.own_state.startswith("waits"):
             return f"this peer {self.own_state}" if self.own_state else ""
-        return (
-            "this peer waits until another leads"
-            if self.is_safe
-            else f"this peer waits for {self.leader or 'the leader'}"
-        )
+        awaited = "until another leads" if self.is_safe else f"for {self.leader or 'the leader'}"
+        return f"this peer waits {awaited}"
 
     def speed(self, peer: PeerView) -> float:
         """Tokens a second that ``peer`` trains; 0 while there is no leader, because the peers wait then."""
@@ -160,43 +192,3 @@ class SwarmSnapshot:
     def lag(self, peer: PeerView) -> int:
         """Rounds that ``peer`` is behind the open one."""
         return max(0, self.round - peer.round) if peer.is_alive else 0
-
-
-def _state_text(s: SwarmSnapshot) -> str:
-    alive = len(s.alive)
-    match s.phase:
-        case _ if s.finished is not None:
-            word = "stopped" if s.is_stopped else "finished"
-            return f"{word}: {s.finished}" if s.finished else word
-        case _ if s.own_end is not None:
-            return f"this peer has left: {s.own_end}"
-        case _ if s.is_leaderless:
-            return (
-                f"{s.leader or 'the leader'} is lost: {'another is elected' if s.is_safe else 'the run waits for it'}"
-            )
-        case "waiting" if s.missing_peers:
-            return f"waiting for {plural(s.missing_peers, 'more peer')}"
-        case "waiting":
-            return s.phase_reason or "waiting"
-        case "train" | "exchange" if s.round and not alive:
-            return f"round {s.round}: no peer is here"
-        case "train" if s.round:
-            return f"round {s.round}: {plural(alive, 'peer')} training"
-        case "exchange":
-            sent = sum(peer.state == "sent" and peer.round == s.round for peer in s.alive)
-            return f"round {s.round}: {sent} of {alive} payloads arrived"
-        case "commit":
-            return f"round {s.round}: waiting for the votes of {plural(s.voters, 'voter')}"
-        case "apply":
-            applied = sum(peer.state == "applied" and peer.round > s.round for peer in s.alive)
-            return f"round {s.round}: {applied} of {plural(alive, 'peer')} applied it"
-        case "finished":
-            return s.phase_reason or "the run is about to finish"
-    if s.own_name and s.rounds_included is not None:
-        share = f"{s.rounds_included} of {plural(s.rounds_counted, 'round')}"
-        return f"{s.own_name}: after round {s.round}, its work was in {share}"
-    if s.own_name:
-        return f"{s.own_name}: after round {s.round}"
-    if s.started is None:
-        return "waiting for the first event"
-    return f"round {s.round}" if s.round else "waiting for the first round"

@@ -4,18 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from tsr_swarm.rounds.peer import Activity, PeerState, apply_round, apply_update, is_stale, next_activity
 from tsr_swarm.rounds.protocol import OpenRound
 from tsr_swarm.rounds.raft_state import RoundRecord
-
-
-def announced(round: int) -> OpenRound:
-    return OpenRound(round, f"d{round - 1}", 1, 1, ())
+from tsr_swarm.rounds.state import Activity, PeerState, apply_round, apply_update, is_stale, next_activity
 
 
 def told(state: PeerState, committed: int) -> PeerState:
-    """The state after an update by which the next round is open."""
-    return apply_update(state, committed, announced(committed + 1), is_finished=False)
+    """The state after an update of a leader."""
+    return apply_update(state, committed, is_finished=False)
 
 
 def applied(state: PeerState, round: int) -> PeerState:
@@ -36,8 +32,8 @@ NEXT = {
     "a peer that was away fetches what it lacks": (told(at(2), 4), Activity.FETCH_ROUND),
     "each of these rounds": (applied(told(at(2), 4), 3), Activity.FETCH_ROUND),
     "before it trains": (applied(applied(told(at(2), 4), 3), 4), Activity.TRAIN),
-    "the last round is applied": (apply_update(at(4), 5, None, True), Activity.FETCH_ROUND),
-    "before a peer quits": (applied(apply_update(at(4), 5, None, True), 5), Activity.QUIT),
+    "the last round is applied": (apply_update(at(4), 5, is_finished=True), Activity.FETCH_ROUND),
+    "before a peer quits": (applied(apply_update(at(4), 5, is_finished=True), 5), Activity.QUIT),
     "a contribution that came too late is not sent": (told(LATE, 5), Activity.FETCH_ROUND),
     "the next one is trained for": (applied(told(LATE, 5), 5), Activity.TRAIN),
     "another history": (told(replace(at(4), chain="fork"), 4), Activity.FETCH_STATE),
@@ -47,7 +43,9 @@ NEXT = {
 
 @pytest.mark.parametrize(("state", "activity"), NEXT.values(), ids=NEXT)
 def test_what_is_most_urgent_is_done_next(state: PeerState, activity: Activity) -> None:
-    assert next_activity(state) is activity
+    round = state.committed + 1  # is open, while there is a leader and the run goes on
+    plan = OpenRound(round, f"d{round - 1}", 1, 1, ()) if state.is_member and not state.is_finished else None
+    assert next_activity(state, plan) is activity
 
 
 def test_training_stops_once_its_round_has_closed_without_this_peer_or_its_weights_are_wrong() -> None:
