@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tsr_swarm.cli.profile import JoinProfile, merge_profile
+from tsr_swarm.cli.profile import merge_profile
 from tsr_swarm.errors import ConfigError
+from tsr_swarm.node.join_options import JoinOptions
 
 TEXT_KEYS = ("coordinator", "device", "dir")
 LAYER = st.dictionaries(st.sampled_from(TEXT_KEYS), st.text("abc123", min_size=1))
@@ -30,7 +31,7 @@ def test_each_setting_comes_from_the_first_that_has_it(
     variables = {f"TSR_SWARM_{key.upper()}": value for key, value in environ.items()}
     merged = merge_profile({key: flags.get(key) for key in TEXT_KEYS}, variables, path)
     for key in TEXT_KEYS:
-        default = getattr(JoinProfile(), key)
+        default = getattr(JoinOptions(), key)
         expected = flags.get(key) or environ.get(key) or file.get(key) or default
         assert getattr(merged, key) == expected
 
@@ -103,4 +104,4 @@ def test_a_variable_of_another_kind_is_refused(name: str, text: str) -> None:
 
 
 def test_defaults_live_in_one_place() -> None:
-    assert merge_profile({field.name: None for field in fields(JoinProfile)}, {}, None) == JoinProfile()
+    assert merge_profile({field.name: None for field in fields(JoinOptions)}, {}, None) == JoinOptions()
