@@ -8,8 +8,7 @@ from functools import partial
 from tsr_swarm import __version__
 from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode, choose_mode, print_aside, print_line
-from tsr_swarm.cli.process import run_process
-from tsr_swarm.cli.streams import catch_up
+from tsr_swarm.cli.process import catch_up, run_process
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.monitor.sources import WAIT_SECONDS, Source, WatchSource

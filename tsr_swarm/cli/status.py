@@ -7,8 +7,7 @@ from typing import Any
 from tsr_swarm.cli.monitor import calling, read_all
 from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode, print_aside
-from tsr_swarm.cli.process import run_process
-from tsr_swarm.cli.streams import catch_up
+from tsr_swarm.cli.process import catch_up, run_process
 from tsr_swarm.process.machine_limits import require_process_room
 from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.telemetry.log import Watch

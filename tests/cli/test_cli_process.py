@@ -20,11 +20,11 @@ from tsr_swarm.telemetry.events import Warned
 COMMAND = """
 import asyncio, logging, os, sys
 import typer
-from tsr_swarm.cli import output, process, streams
+from tsr_swarm.cli import output, process
 from tsr_swarm.errors import RunError
 from tsr_swarm.telemetry.events import Warned
-process.CLOSE_SECONDS = streams.END_SECONDS = 1.0
-streams.LIMIT = int(os.environ.get("LIMIT", "10000"))
+process.CLOSE_SECONDS = process.END_SECONDS = 1.0
+process.LIMIT = int(os.environ.get("LIMIT", "10000"))
 mode, how, tell = output.Mode[sys.argv[1]], sys.argv[2], int(sys.argv[3])
 async def work(stop):
     with output.emitter(mode) as emit:
@@ -155,8 +155,8 @@ def test_output_that_a_full_disk_does_not_take_ends_the_process_with_a_sentence(
 
 def test_what_is_logged_after_the_end_is_written_too() -> None:
     script = (
-        "import sys; from tsr_swarm.cli.streams import Streams\n"
-        "with Streams(str).installed(): stream = sys.stderr; print('in time', file=stream)\n"
+        "import sys; from tsr_swarm.cli.process import Mode, Streams\n"
+        "with Streams(Mode.PLAIN).installed(): stream = sys.stderr; print('in time', file=stream)\n"
         "print('late', file=stream)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, timeout=BOUND, check=True)
@@ -165,8 +165,8 @@ def test_what_is_logged_after_the_end_is_written_too() -> None:
 
 def test_a_library_in_c_does_not_wait_for_a_reader_either() -> None:
     script = (
-        "import os, sys; from tsr_swarm.cli.streams import Streams\n"
-        "streams = Streams(str); streams.end_seconds = 0.1\n"
+        "import os, sys; from tsr_swarm.cli.process import Mode, Streams\n"
+        "streams = Streams(Mode.PLAIN); streams.end_seconds = 0.1\n"
         "with streams.installed():\n"
         "    try:\n"
         "        while True: os.write(2, b'x' * 100)\n"
