@@ -17,8 +17,8 @@ from tsr_swarm.errors import RunError, SwarmError
 from tsr_swarm.local import supervise
 from tsr_swarm.local.flags import plan_local
 from tsr_swarm.local.folder import RUN_FILE, coordinator_folder, fit_config
-from tsr_swarm.local.network.link import Pairs
 from tsr_swarm.local.network.local_network import LocalNetwork, Loopback
+from tsr_swarm.local.network.packets import Pairs
 from tsr_swarm.local.supervise import LocalOptions, run_local
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.process.supervisor import ChildError, ProcessGroup

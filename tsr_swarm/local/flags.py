@@ -28,7 +28,7 @@ from tsr_swarm.local.faults import (
     Who,
     name_of,
 )
-from tsr_swarm.local.network.link import HomeLine
+from tsr_swarm.local.network.packets import HomeLine
 
 ALL = "all"
 STOP_SECONDS, PARTITION_SECONDS = 20.0, 30.0  # unless the text says otherwise

@@ -15,7 +15,7 @@ from functools import partial
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import COORDINATOR
-from tsr_swarm.local.network.link import QUEUE_SECONDS, HomeLine, Pairs, Pipe, pipes
+from tsr_swarm.local.network.packets import QUEUE_SECONDS, HomeLine, Pairs, Pipe, pipes
 
 MODE = "proxy"
 REASON = "everybody's calls go through a proxy of its own, lost packets cost time only, and there is no DHT"
