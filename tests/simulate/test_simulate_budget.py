@@ -17,8 +17,8 @@ from tsr_swarm.errors import ConfigError
 from tsr_swarm.node import leader
 from tsr_swarm.optim.sketch_budget import RefreshState, within_budget
 from tsr_swarm.simulate.engine import check, run_one
-from tsr_swarm.simulate.own_method import manifest_of
 from tsr_swarm.simulate.run_spec import RunSpec
+from tsr_swarm.simulate.swarms import manifest_of
 from tsr_swarm.telemetry import events as ev
 
 ROUNDS = 6
