@@ -27,6 +27,7 @@ from tsr_swarm.plan.baseline_costs import baselines, is_head, paper_counts
 from tsr_swarm.plan.costs import MethodCost, Scene, averaged, default_step_seconds
 from tsr_swarm.plan.own_costs import (
     MOST_ROUNDS,
+    blocks_of,
     mean_bytes,
     own_exchange,
     own_memory,
@@ -77,10 +78,6 @@ HOME = Link(up=20e6, down=100e6)
 def tiny(**changes: dict[str, Any]) -> RunConfig:
     names = {*TINY, *changes}
     return run_config_from_mapping({name: TINY.get(name, {}) | changes.get(name, {}) for name in names})
-
-
-def blocks_of(config: RunConfig) -> tuple[Block, ...]:
-    return plan_blocks(parameter_shapes(config.model), config.optimizer, config.model.hidden_size)
 
 
 def preset_blocks(name: str) -> tuple[Block, ...]:
@@ -321,7 +318,7 @@ def test_a_step_takes_six_operations_a_parameter_and_token() -> None:
 def fitted(rate: float, step_seconds: float, share: float = 0.2, **changes: dict[str, Any]) -> Fit:
     config = tiny(**changes)
     link = Link(up=rate, down=100e6, step_seconds=step_seconds)
-    return find_fit(config, parameter_shapes(config.model), SHARES, link, share)
+    return find_fit(config, SHARES, link, share)
 
 
 SHARES = wire_shares(tiny(), peers=4)
@@ -333,7 +330,7 @@ def test_every_candidate_keeps_the_share_by_its_real_layout(log_rate: float, log
     step = 10**log_step
     link = Link(up=10**log_rate, down=100e6, step_seconds=step)
     config = tiny()
-    fit = find_fit(config, parameter_shapes(config.model), SHARES, link, share)
+    fit = find_fit(config, SHARES, link, share)
     for candidate in fit.candidates:
         assert candidate.line_share <= share + 1e-9
         assert candidate.k_x >= config.periods.k_x
@@ -388,7 +385,7 @@ def test_ranks_that_are_shares_of_the_sides_halve_as_shares() -> None:
 def test_periods_of_moments_keep_their_rounds_or_find_their_own(rate: float) -> None:
     config = tiny(periods={"k_u": 15, "k_v": "auto"})
     shares, link = wire_shares(config, peers=4), Link(up=rate, down=1e8, step_seconds=0.1)
-    chosen = find_fit(config, parameter_shapes(config.model), shares, link, 0.2).chosen
+    chosen = find_fit(config, shares, link, 0.2).chosen
     assert chosen is not None
     assert (chosen.k_u, chosen.k_v) == (3 * chosen.k_x, "auto")
     proposed = tiny(**tomllib.loads("\n".join(run_lines(chosen))))

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from tsr_swarm.cli.coordinate import invitation
-from tsr_swarm.cli.options import Json, NoDht, Plain, Record, Set, UsageError, usage
+from tsr_swarm.cli.options import Json, NoDht, Plain, Record, RunFile, Set, UsageError, usage
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
@@ -47,9 +47,7 @@ def _many(metavar: str, text: str) -> Any:
 
 def local(
     context: typer.Context,
-    run_file: Annotated[
-        Path | None, typer.Argument(metavar="RUN.toml", help="The run file; without one, the defaults.")
-    ] = None,
+    run_file: RunFile = None,
     peers: Annotated[int | None, typer.Option(min=1, max=1000, metavar="N", show_default=str(PEERS))] = None,
     rounds: Annotated[
         int | None,

@@ -16,7 +16,7 @@ from tsr_swarm.process.machine_limits import require_process_room
 from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.events import decode_stamped
-from tsr_swarm.telemetry.fold import fold
+from tsr_swarm.telemetry.fold import fold_all
 from tsr_swarm.telemetry.log import NEWEST, Watch
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
@@ -104,8 +104,7 @@ async def read_all(watch: Watch) -> SwarmSnapshot:
         lines, newest = await watch(newest)
         if not lines:
             return snapshot
-        for line in lines:
-            snapshot = _add(snapshot, line)
+        snapshot = fold_all(snapshot, filter(None, map(decode_stamped, lines)))
 
 
 async def follow(source: Source, see: Callable[[str], None]) -> SwarmSnapshot:
@@ -114,12 +113,7 @@ async def follow(source: Source, see: Callable[[str], None]) -> SwarmSnapshot:
     async for line in source.lines():
         see(line)
         await catch_up()
-        snapshot = _add(snapshot, line)
+        snapshot = fold_all(snapshot, filter(None, [decode_stamped(line)]))
         if snapshot.finished is not None and isinstance(source, WatchSource) and source.is_caught_up:
             break
     return snapshot
-
-
-def _add(snapshot: SwarmSnapshot, line: str) -> SwarmSnapshot:
-    stamped = decode_stamped(line)
-    return snapshot if stamped is None else fold(snapshot, stamped.time, stamped.event)

@@ -22,6 +22,7 @@ class UsageError(SwarmError):
     exit_code = 2
 
 
+RunFile = Annotated[Path | None, typer.Argument(metavar="RUN.toml", help="The run file; without one, the defaults.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, also on a terminal.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout; logs go to stderr.")]
 Rounds = Annotated[
