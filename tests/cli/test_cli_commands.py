@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,30 +12,21 @@ import typer
 
 from tests.cli.conftest import Refusal
 from tests.fixtures import run_started
+from tests.telemetry.examples import CLOSED, FINISHED
 from tsr_swarm.cli.coordinate import invitation
 from tsr_swarm.cli.join import name_from
 from tsr_swarm.cli.main import run
 from tsr_swarm.cli.output import Mode, choose_mode
 from tsr_swarm.config.load import load_run_config
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.telemetry.events import RoundClosed, RunFinished, encode
+from tsr_swarm.telemetry.events import encode
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def recorded() -> list[str]:
     """A whole run, as --json prints it."""
-    traffic = {"sent": {"core": 600}, "received": {"core": 400}}
-    events = [
-        run_started(rounds=1),
-        RoundClosed(
-            round=1, peers=1, included=1, late=0, loss=2.5, local_loss=2.6, tokens=7, seconds=1.0,
-            wire_bytes=traffic, per_peer={}, raw_bytes={"sent": 1, "received": 1}, dense_bytes=100_000, digest="abc",
-        ),
-        RunFinished(
-            rounds=1, first_loss=5.5, last_loss=2.5, wire_bytes=1000, dense_bytes=100_000, digest="abc", reason="done"
-        ),
-    ]  # fmt: skip
+    events = [run_started(rounds=1), CLOSED, replace(FINISHED, rounds=1)]
     return [encode(event, 10.0 + n) for n, event in enumerate(events)]
 
 

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.telemetry.examples import opened
 from tsr_swarm.local.faults import (
     PHASES,
     ActingRole,
@@ -17,11 +18,7 @@ from tsr_swarm.local.faults import (
     text_of,
     who_of,
 )
-from tsr_swarm.telemetry.events import Event, PhaseChanged, RoundOpened, Warned
-
-
-def opened(round: int) -> Event:
-    return RoundOpened(round=round, peers=3, steps=5, lr=0.1, refresh=0)
+from tsr_swarm.telemetry.events import Event, PhaseChanged, Warned
 
 
 def moved(round: int, phase: str) -> Event:

@@ -18,7 +18,7 @@ from tsr_swarm.config.layout import published_slots, upload_slots
 from tsr_swarm.config.link import Link
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
+from tsr_swarm.config.run import OptimizerConfig, RunConfig, WireConfig
 from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.sketch import tangent_of
 from tsr_swarm.optim.periods import plan_round
@@ -193,13 +193,8 @@ def test_the_papers_own_figures_are_met_tsr_adams_to_the_last_printed_digit(
 
 # slow references: every step or exchange on its own, matrix by matrix, from the papers' algorithms
 
-SHAPES = {
-    "embed_tokens.weight": (50, 12),
-    "a.weight": (12, 30),
-    "b.weight": (12, 12),
-    "n": (12,),
-    "lm_head.weight": (50, 12),
-}
+MATRICES = {"a.weight": (12, 30), "b.weight": (12, 12)}
+SHAPES = {"embed_tokens.weight": (50, 12), **MATRICES, "n": (12,), "lm_head.weight": (50, 12)}
 BLOCKS = plan_blocks(SHAPES, OptimizerConfig(rank=3, embedding_rank=3), 12)
 RANKS = low_ranks(12)  # 6, 1 and 3
 
@@ -327,14 +322,13 @@ SHARES = wire_shares(tiny(), peers=4)
 @settings(max_examples=25)
 @given(st.floats(4, 8), st.floats(-4, 2), st.floats(0.02, 0.9))
 def test_every_candidate_keeps_the_share_by_its_real_layout(log_rate: float, log_step: float, share: float) -> None:
-    step = 10**log_step
+    step, own = 10**log_step, tiny().periods.k_x
     link = Link(up=10**log_rate, down=100e6, step_seconds=step)
-    config = tiny()
-    fit = find_fit(config, SHARES, link, share)
+    fit = fitted(10**log_rate, step, share)
     for candidate in fit.candidates:
         assert candidate.line_share <= share + 1e-9
-        assert candidate.k_x >= config.periods.k_x
-        if candidate.k_x > max(10, config.periods.k_x):
+        assert candidate.k_x >= own
+        if candidate.k_x > max(10, own):
             shorter = replace(candidate.exchange, every=candidate.k_x - 10)
             assert shorter.busy_share(link) > share - 1e-9
     if fit.chosen is None:
@@ -371,12 +365,8 @@ def test_a_slow_line_takes_rarer_refreshes_and_longer_rounds_before_smaller_rank
 def test_ranks_that_are_shares_of_the_sides_halve_as_shares() -> None:
     optimizer = {"aim": "seed", "rank": "1/2", "embedding_rank": "1/4"}
     fit = fitted(1e6, step_seconds=0.1, optimizer=optimizer)
-    assert [(c.rank, c.embedding_rank) for c in fit.candidates] == [
-        ("1/2", "1/4"),
-        ("1/4", "1/8"),
-        ("1/8", "1/16"),
-        ("1/16", "1/32"),
-    ]
+    halved = [("1/2", "1/4"), ("1/4", "1/8"), ("1/8", "1/16"), ("1/16", "1/32")]
+    assert [(c.rank, c.embedding_rank) for c in fit.candidates] == halved
     assert fit.chosen is not None
     assert run_lines(fit.chosen)[1] == 'rank = "1/2"'
 
@@ -395,11 +385,8 @@ def test_periods_of_moments_keep_their_rounds_or_find_their_own(rate: float) -> 
     assert chosen.exchange.sent["moment"] / 4 <= real.sent["moment"] <= chosen.exchange.sent["moment"]
 
 
-def test_nothing_fits_a_line_that_is_far_too_slow() -> None:
+def test_nothing_fits_a_line_that_is_far_too_slow_nor_a_round_that_would_outlast_its_highest_ceiling() -> None:
     assert fitted(100.0, step_seconds=0.01).chosen is None
-
-
-def test_nothing_fits_where_a_round_would_outlast_its_highest_ceiling() -> None:
     assert fitted(1e9, step_seconds=20_000.0).chosen is None
 
 
@@ -426,11 +413,3 @@ def test_every_preset_is_planned_without_allocating_it(name: str) -> None:
     assert sum(is_head(block) for block in blocks_of(config)) == 1
     own, dense = report.methods[0].exchange, report.methods[1].exchange
     assert own.up / own.every < dense.up / 100
-
-
-def test_periods_of_a_plan_follow_the_configuration() -> None:
-    rare = own_exchange(tiny(periods={"k_r": 100, "k_r_embedding": 150}), blocks_of(tiny()), SHARES)
-    often = own_exchange(tiny(), blocks_of(tiny()), SHARES)
-    assert rare.sent["core"] == often.sent["core"]
-    assert rare.sent["gradient"] < often.sent["gradient"]
-    assert PeriodsConfig(k_x=5, k_r=100, k_r_embedding=150) == tiny(periods={"k_r": 100, "k_r_embedding": 150}).periods
