@@ -227,8 +227,3 @@ def test_a_recording_on_a_full_disk_is_given_up_with_a_warning(capsys: pytest.Ca
     assert "/dev/full cannot be written (No space left on device); the run goes on without it." in printed
     assert printed.count("cannot be written") == 1
     assert "goes on" in capsys.readouterr().out
-
-
-def test_a_recording_on_a_disk_is_complete_and_in_order(tmp_path: Path) -> None:
-    subprocess.run(record(tmp_path / "file", 1 << 20), timeout=BOUND, check=True)
-    assert (tmp_path / "file").read_text() == "".join(f"{number}\n" for number in range(20_000))

@@ -1,6 +1,5 @@
 """A peer's settings: flags over environment over profile over defaults."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,3 @@ def test_values_that_no_peer_can_have_are_refused(values: dict[str, Any], says: 
 def test_a_variable_of_another_kind_is_refused(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=name):
         merge_profile({}, {name: text}, None)
-
-
-def test_defaults_live_in_one_place() -> None:
-    assert merge_profile({field.name: None for field in fields(JoinOptions)}, {}, None) == JoinOptions()

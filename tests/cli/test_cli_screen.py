@@ -222,16 +222,6 @@ async def test_a_command_that_has_ended_well_stays_on_screen_until_it_is_closed(
     assert "training goes on" not in capsys.readouterr().out
 
 
-async def test_a_closed_terminal_ends_a_screen_whose_command_is_over(show: Show) -> None:
-    """Once the screen of a finished run stayed up for ever after its terminal was gone."""
-
-    async def close(pilot: Pilot[None]) -> None:
-        await until_ended(pilot)
-        show.stop.hang_up()
-
-    await show.run("end", close)
-
-
 @pytest.mark.parametrize("has_temporary_folder", [True, False])
 async def test_a_command_that_fails_closes_the_screen_and_is_quoted(
     has_temporary_folder: bool, show: Show, monkeypatch: pytest.MonkeyPatch

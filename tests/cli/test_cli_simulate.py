@@ -134,7 +134,6 @@ def test_a_missing_or_damaged_matplotlib_costs_the_plots_only(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--methods", "tsr,"], 78, "'' is not a method"),
         (["--up", "fast"], 2, "'fast' is not a rate"),
         (["--down", "0mbit"], 2, "out of range"),
         (["--rtt", "soon"], 2, "'soon' is not a time"),
@@ -144,11 +143,7 @@ def test_a_missing_or_damaged_matplotlib_costs_the_plots_only(
         (["--stragglers", "3"], 2, "--stragglers 0.25:3"),
         (["--stragglers", "0.5:0.5"], 2, "--stragglers 0.25:3"),
         (["--churn", "1"], 2, "--churn"),
-        (["--steps", "5"], 78, "multiple of the 2 steps"),
-        (["--schedule", "linear"], 78, "cosine or constant"),
-        (["--eval-every", "5"], 78, "eval_every = 5"),
         (["--set", "data.source=absent"], 78, "does not exist"),
-        (["--method-set", "tsr.lr=1"], 78, "tsr.section.key=value"),
         (["--out", "tiny.toml"], 1, "tiny.toml"),
     ],
 )

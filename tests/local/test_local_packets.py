@@ -124,13 +124,6 @@ def passes(network: Network, now: float, source: int, target: int, **about: obje
     return (target, data) in list(network.due(now))
 
 
-def test_a_packet_goes_to_its_target() -> None:
-    network = net()
-    network.send(0.0, 0, packet(0, 2))
-    assert list(network.due(0.0)) == [(2, packet(0, 2))]
-    assert network.next_time() is None
-
-
 @given(ab=st.tuples(st.floats(0, 1), st.floats(0, 1)))
 def test_a_round_trip_is_the_sum_of_both_shares(ab: tuple[float, float]) -> None:
     network = net(a=HomeLine(rtt=ab[0]), b=HomeLine(rtt=ab[1]))

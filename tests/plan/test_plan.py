@@ -270,13 +270,6 @@ def test_sparse_payloads_are_received_from_every_other_peer(sizes: list[int], pe
     assert sparse.exchange.down == (peers - 1) * sparse.exchange.up
 
 
-def test_sparse_payloads_of_a_preset_are_what_the_paper_says() -> None:
-    blocks = preset_blocks("60M")
-    exchange = next(m for m in baselines(blocks, PRESETS["60M"].ranks, 512, 8) if m.name == "sparseloco").exchange
-    entries = sum(b.size for b in blocks) * 64 / 4096
-    assert exchange.up == pytest.approx(entries * 14 / 8 * (1 + 8 / 112), rel=2e-3)
-
-
 def test_memory_of_baselines_in_units_of_the_weights() -> None:
     size = 4 * all_numbers()
     memory = {m.name: m.memory for m in baselines(BLOCKS, RANKS, 12, 4)}

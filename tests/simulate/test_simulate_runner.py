@@ -88,22 +88,6 @@ def test_what_is_on_disk_is_not_run_again_and_side_by_side_is_the_same_as_one_af
     assert [(r.curve, r.digests) for r in beside] == [(r.curve, r.digests) for r in results[:4]]
 
 
-def test_an_interrupt_keeps_the_finished_runs_and_the_same_call_goes_on(tmp_path: Path) -> None:
-    specs, store = study(tmp_path, methods=["tsr"], seeds=[0, 1, 2]), ResultStore(tmp_path / "out")
-
-    def interrupt(progress: Progress) -> None:
-        if progress.done == 1 and progress.finished is None:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_all(specs, store, 1, interrupt)
-    assert [store.load(spec) is not None for spec in specs] == [True, False, False]
-    progress: list[Progress] = []
-    run_all(specs, store, 1, progress.append)
-    assert [entry.name for entry in progress if entry.finished is not None] == [spec.name for spec in specs[1:]]
-    assert not list((tmp_path / "out").rglob("*.part"))
-
-
 def test_a_worker_whose_messages_are_not_read_any_more_ends_without_an_error() -> None:
     """A command that was interrupted closes the pipe with messages in it, which resets the connection."""
     ours, theirs = Pipe()
@@ -157,6 +141,7 @@ def test_flags_become_runs(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"methods": ["dillco"]}, "did you mean 'diloco'"),
+        ({"methods": ["tsr", ""]}, "'' is not a method"),
         ({"method_sets": ["dillco.bits=8"]}, "did you mean 'diloco'"),
         ({"method_sets": ["tsr.lr=1"]}, "tsr.section.key=value"),
         ({"method_sets": ["tsr.wire.bits=1"]}, "did you mean 'wire."),
