@@ -13,7 +13,6 @@ from tsr_swarm.node.join_options import JoinOptions
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
-
 # A profile says nothing of how an experiment holds a peer back.
 FIELDS = {field.name: field for field in fields(JoinOptions) if field.name not in ("slowdown", "proxy")}
 
@@ -44,7 +43,6 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _value(name: str, text: str, kind: type) -> Any:
-    """The text of the variable ``name`` as a value of ``kind``."""
     if kind is bool:
         require(text.lower() in _TRUE + _FALSE, name, text, "1 or 0")
         return text.lower() in _TRUE
@@ -57,7 +55,6 @@ def _value(name: str, text: str, kind: type) -> Any:
 
 
 def _seconds(key: str, text: str) -> float:
-    """Seconds of text such as "2min"."""
     try:
         return parse_seconds(text)
     except ConfigError as error:

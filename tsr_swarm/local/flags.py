@@ -230,7 +230,6 @@ def _read_slowness(texts: Sequence[str], last: int) -> Mapping[int, float]:
 
 
 def _read_links(flags: Flags, last: int) -> Mapping[int, HomeLine]:
-    """The links of those nodes that have one."""
     values: dict[int, dict[str, float]] = {}
     for key, (parse, form) in _LINK_VALUES.items():
         said: dict[str, float] = {}

@@ -58,16 +58,14 @@ class Proxies:
         return proxies
 
     def coordinator_arguments(self, address: str = "") -> list[str]:
-        return [*self._listen(COORDINATOR), *self._options(COORDINATOR)]
+        return self._arguments(COORDINATOR)
 
     def peer_arguments(self, who: int, address: str) -> list[str]:
-        return ["--coordinator", address, *self._listen(who), *self._options(who)]
+        return ["--coordinator", address, *self._arguments(who)]
 
-    def _listen(self, who: int) -> list[str]:
-        return ["--listen", self._addresses[who]] if who in self._addresses else []
-
-    def _options(self, who: int) -> list[str]:
-        return ["--no-dht", "--proxy", self._proxies[who]]
+    def _arguments(self, who: int) -> list[str]:
+        listen = ["--listen", self._addresses[who]] if who in self._addresses else []
+        return [*listen, "--no-dht", "--proxy", self._proxies[who]]
 
     def command(self, who: int, command: Sequence[str]) -> list[str]:
         return list(command)
