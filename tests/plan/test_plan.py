@@ -24,7 +24,7 @@ from tsr_swarm.lowrank.sketch import tangent_of
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.publish import publish
 from tsr_swarm.plan.baseline_costs import baselines, is_head, paper_counts
-from tsr_swarm.plan.costs import MethodCost, Scene, averaged, default_step_seconds
+from tsr_swarm.plan.costs import PRESETS, MethodCost, Scene, averaged, default_step_seconds, low_ranks
 from tsr_swarm.plan.own_costs import (
     MOST_ROUNDS,
     blocks_of,
@@ -35,7 +35,6 @@ from tsr_swarm.plan.own_costs import (
     state_bytes,
     wire_shares,
 )
-from tsr_swarm.plan.presets import PRESETS, low_ranks
 from tsr_swarm.plan.report import make_report
 from tsr_swarm.plan.search import GOOD_STEPS, LONGEST_STEPS, Fit, find_fit, run_lines
 from tsr_swarm.train.llama import build_model, parameter_shapes

@@ -10,8 +10,7 @@ import typer
 from tsr_swarm.cli.options import Json, RunFile, Set, UsageError, make_config, usage
 from tsr_swarm.config.link import Link, parse_rate
 from tsr_swarm.config.load import read_toml
-from tsr_swarm.plan.costs import Scene
-from tsr_swarm.plan.presets import PRESETS, Preset, low_ranks
+from tsr_swarm.plan.costs import PRESETS, Preset, Scene, low_ranks
 
 PEERS, UP, DOWN, SHARE = 8, "20mbit", "100mbit", 0.2
 

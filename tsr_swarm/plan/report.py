@@ -8,9 +8,8 @@ from tsr_swarm.config.layout import published_slots, upload_slots
 from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.plan.baseline_costs import PaperCount, baselines, numbers, paper_counts
-from tsr_swarm.plan.costs import MethodCost, Scene, default_step_seconds
+from tsr_swarm.plan.costs import LowRanks, MethodCost, Scene, default_step_seconds
 from tsr_swarm.plan.own_costs import blocks_of, mean_bytes, own_method, raw_bytes, state_bytes, wire_shares
-from tsr_swarm.plan.presets import LowRanks
 from tsr_swarm.plan.search import Fit, find_fit, run_lines
 
 
