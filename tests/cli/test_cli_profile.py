@@ -80,23 +80,19 @@ def test_a_profile_that_cannot_be_meant_is_refused(text: str, says: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "environ", "says"),
     [
-        ({"local_space": "half"}, "core"),
-        ({"name": "a b"}, "letters"),
-        ({"name": "x" * 33}, "1 to 32"),
-        ({"listen": "h:1", "outbound_only": True}, "exclude each other"),
-        ({"announce": "h"}, "for a peer that listens"),
-        ({"dht_port": 7703}, "for a peer that listens"),
-        ({"listen": "h:1", "dht_port": 70000}, "0 to 65535"),
+        ({"local_space": "half"}, {}, "core"),
+        ({"name": "a b"}, {}, "letters"),
+        ({"name": "x" * 33}, {}, "1 to 32"),
+        ({"listen": "h:1", "outbound_only": True}, {}, "exclude each other"),
+        ({"announce": "h"}, {}, "for a peer that listens"),
+        ({"dht_port": 7703}, {}, "for a peer that listens"),
+        ({"listen": "h:1", "dht_port": 70000}, {}, "0 to 65535"),
+        ({}, {"TSR_SWARM_DHT": "perhaps"}, "TSR_SWARM_DHT = 'perhaps'"),
+        ({}, {"TSR_SWARM_DHT_PORT": "any"}, "TSR_SWARM_DHT_PORT = 'any'"),
     ],
 )
-def test_values_that_no_peer_can_have_are_refused(values: dict[str, Any], says: str) -> None:
+def test_values_that_no_peer_can_have_are_refused(values: dict[str, Any], environ: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        merge_profile(values, {}, None)
-
-
-@pytest.mark.parametrize(("name", "text"), [("TSR_SWARM_DHT", "perhaps"), ("TSR_SWARM_DHT_PORT", "any")])
-def test_a_variable_of_another_kind_is_refused(name: str, text: str) -> None:
-    with pytest.raises(ConfigError, match=name):
-        merge_profile({}, {name: text}, None)
+        merge_profile(values, environ, None)
