@@ -202,16 +202,6 @@ async def test_a_further_peer_starts_when_its_round_opens_and_the_run_file_fits_
     assert json.loads((swarm.folder / "arguments").read_text())[0] == str(swarm.folder / RUN_FILE)
 
 
-async def test_a_killed_coordinator_that_decides_alone_ends_the_run_with_a_sentence(
-    swarm: ScriptedSwarm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervise, "VOTERS_SECONDS", 0.1)
-    with pytest.raises(RunError, match="Too few voters are left to choose a leader, 0 of 1, and none comes back"):
-        await swarm.run("kill", kill=["coordinator@2/commit"])
-    assert swarm.rounds() == [1, 2]
-    assert "the run waits until one comes back" in swarm.warnings()[-1]
-
-
 async def test_the_run_goes_on_with_the_events_of_its_next_leader(swarm: ScriptedSwarm) -> None:
     await swarm.run("heir", kill=["leader@2/commit"])
     assert swarm.faults() == [("--kill leader@2/commit (coordinator)", False)]

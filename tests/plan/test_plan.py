@@ -24,7 +24,7 @@ from tsr_swarm.lowrank.sketch import tangent_of
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.publish import publish
 from tsr_swarm.plan.baseline_costs import baselines, is_head, paper_counts
-from tsr_swarm.plan.costs import PRESETS, MethodCost, Scene, averaged, default_step_seconds, low_ranks
+from tsr_swarm.plan.costs import PRESETS, MethodCost, Scene, default_step_seconds, low_ranks
 from tsr_swarm.plan.own_costs import (
     MOST_ROUNDS,
     blocks_of,
@@ -279,20 +279,6 @@ def test_memory_of_baselines_in_units_of_the_weights() -> None:
     assert memory["tsr-adam"].optimizer == 4 * 2 * (36 + 36 + 1 + 600 + 12)
     assert memory["lordo"].residual == 4 * (360 + 144)
     assert all(memory[name].total < memory["ddp"].total for name in ("galore", "tsr-adam"))
-
-
-# the line
-
-
-@given(st.floats(1, 1e9), st.floats(1, 1e9), st.floats(1e-3, 1e3), st.integers(1, 1000))
-def test_the_lines_share_of_a_round(up: float, down: float, step: float, every: int) -> None:
-    exchange = replace(averaged(every, {"x": up}, up), received={"x": down})
-    link = replace(HOME, step_seconds=step)
-    share = exchange.busy_share(link)
-    busy = up * 8 / 20e6 + down * 8 / 100e6
-    assert share == pytest.approx(busy / (busy + every * step))
-    assert 0 < share < 1
-    assert replace(exchange, every=every + 1).busy_share(link) < share
 
 
 def test_a_step_takes_six_operations_a_parameter_and_token() -> None:
