@@ -191,9 +191,9 @@ with recording.recording(Path(sys.argv[1])) as write:
 """
 
 
-def record(place: Path, limit: int) -> list[str]:
-    """The command that records 20,000 lines in ``place``, of which ``limit`` bytes may wait."""
-    return [sys.executable, "-c", RECORD, str(place), str(limit)]
+def record(path: Path, limit: int) -> list[str]:
+    """The command that records 20,000 lines in ``path``, of which ``limit`` bytes may wait."""
+    return [sys.executable, "-c", RECORD, str(path), str(limit)]
 
 
 def test_a_recording_in_a_named_pipe_that_nobody_reads_holds_nobody(tmp_path: Path) -> None:

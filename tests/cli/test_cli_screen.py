@@ -99,7 +99,7 @@ async def press_q_after_round_1(pilot: Pilot[None]) -> None:
 
 
 async def until(pilot: Pilot[None], condition: Callable[[SwarmSnapshot], bool]) -> None:
-    """Wait for the screen to have heard of something."""
+    """Wait until the screen knows something."""
     app = pilot.app
     assert isinstance(app, SwarmMonitor)
     while not condition(app.snapshot):

@@ -98,9 +98,9 @@ class Terminal:
 
 
 @contextmanager
-def terminal(how: str, place: Path, owns_terminal: bool = True) -> Iterator[Terminal]:
+def terminal(how: str, folder: Path, owns_terminal: bool = True) -> Iterator[Terminal]:
     """Run ``coordinate``, or ``replay``, on a terminal. ``owns_terminal``: it hears of its end through SIGHUP."""
-    life, file = place / "life", place / "file"
+    life, file = folder / "life", folder / "file"
     os.mkfifo(life)
     if how == "replay":
         file.write_text("".join(encode(Warned(message="chat"), time) + "\n" for time in (1.0, 1000.0)))

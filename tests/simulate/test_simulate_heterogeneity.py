@@ -77,7 +77,7 @@ def test_by_default_one_dense_exchange_takes_as_long_as_200_steps() -> None:
 def test_time_is_additive(parts: list[tuple[float, float, float, float]]) -> None:
     """So that the totals of a run give its time on any link."""
     link = Link(up=3e6, down=7e6, rtt=0.3, step_seconds=0.2)
-    totals = [sum(part[place] for part in parts) for place in range(4)]
+    totals = [sum(part[index] for part in parts) for index in range(4)]
     assert link.seconds(*totals) == pytest.approx(sum(link.seconds(*part) for part in parts))
 
 

@@ -51,16 +51,16 @@ def made_up(method: str, lr: float, seed: int, losses: Sequence[float | None], s
     )
     curve = tuple(
         Point(
-            step=10 * place,
-            tokens=100 * place,
+            step=10 * number,
+            tokens=100 * number,
             loss=loss,
             local_loss=None,
-            sent={"dense": 1e6 * size * place},
-            received={"dense": 1e6 * size * place},
-            round_trips=place,
-            step_times=10.0 * place,
+            sent={"dense": 1e6 * size * number},
+            received={"dense": 1e6 * size * number},
+            round_trips=number,
+            step_times=10.0 * number,
         )
-        for place, loss in enumerate(losses)
+        for number, loss in enumerate(losses)
     )
     ended = "" if losses[-1] is not None else "broken"
     return RunResult(
@@ -185,9 +185,9 @@ def test_a_loss_after_a_time_is_between_its_neighbours(seconds: float) -> None:
     if seconds > times[-1] * (1 + 1e-9):
         assert loss is None
     else:
-        place = 1 if seconds <= times[1] else 2
+        number = 1 if seconds <= times[1] else 2
         assert loss is not None
-        assert curve[place].loss <= loss <= curve[place - 1].loss  # type: ignore[operator]
+        assert curve[number].loss <= loss <= curve[number - 1].loss  # type: ignore[operator]
     assert loss_after(curve, times[1], LINK) == pytest.approx(3.0)
     assert loss_after(curve, times[2], LINK) == pytest.approx(2.0)
 
@@ -224,7 +224,7 @@ def test_the_report_names_each_method_its_bytes_and_its_loss_at_the_same_time(tm
 
 
 def test_a_baseline_is_not_run_at_a_rate_made_for_another_inner_optimizer(tmp_path: Path) -> None:
-    """Story: the defaults' rate is Muon's, and every baseline diverged at it."""
+    """The defaults' rate is Muon's; once every baseline diverged at it."""
     config = replace(tiny_config(tmp_path), optimizer=OptimizerConfig(inner="muon", lr=0.02))
     methods, muon = ["tsr", "ddp", "diloco"], ["diloco.inner=muon"]
     tsr, ddp, diloco = study(tmp_path, methods, config, seeds=[0], method_sets=muon)

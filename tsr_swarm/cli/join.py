@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tsr_swarm.cli.options import Json, Plain, Proxy, UsageError, check_announce, host_port, usage, waiting
+from tsr_swarm.cli.options import Json, Plain, Proxy, UsageError, announced_to, host_port, usage, waiting
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.profile import FIELDS, merge_profile
@@ -29,12 +29,7 @@ def join(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default="auto")] = None,
     name: Annotated[str | None, typer.Option(help="What people see.", show_default="this machine's name")] = None,
     listen: Annotated[str | None, host_port("Be dialled: average, give, vote, lead; port 0: any.")] = None,
-    announce: Annotated[
-        str | None,
-        host_port(
-            "Where others reach this machine, when that is not where it listens.", check_announce, metavar="HOST[:PORT]"
-        ),
-    ] = None,
+    announce: Annotated[str | None, announced_to("others")] = None,
     dht_port: Annotated[
         int | None, typer.Option(min=0, max=65535, metavar="PORT", help="0: any free one.", show_default="0")
     ] = None,

@@ -80,6 +80,12 @@ def host_port(
     return typer.Option(metavar=metavar, callback=check, help=help, **more)
 
 
+def announced_to(whom: str, **more: Any) -> Any:
+    """The option ``--announce``. ``more`` goes to typer."""
+    text = f"Where {whom} reach this machine, when that is not where it listens."
+    return host_port(text, check_announce, metavar="HOST[:PORT]", **more)
+
+
 def waiting(**more: Any) -> Any:
     """The option ``--wait``. ``more`` goes to typer."""
     text = "How long to try again while nobody answers: 90, 5min; 0: not at all."

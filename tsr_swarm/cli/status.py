@@ -71,13 +71,13 @@ def run_lines(s: SwarmSnapshot) -> list[str]:
     """The run and its figures."""
     now = "at the end" if s.is_over else "now"
     return [
-        f"{s.run}: {s.state}{_place(s)}",
+        f"{s.run}: {s.state}{_progress(s)}",
         f"held-out loss {loss_text(s.first_loss)} at first, {loss_text(s.loss)} {now}; local {loss_text(s.local_loss)}",
         f"{bytes_text(s.wire_bytes)} on the wire, {factor_text(s.dense_bytes, s.wire_bytes)} less than dense training",
     ]
 
 
-def _place(s: SwarmSnapshot) -> str:
+def _progress(s: SwarmSnapshot) -> str:
     """How far the run is, unless its state begins with that."""
     if s.state.startswith(f"round {s.round}:"):
         return f" ({plural(s.rounds, 'round')} in all)" if s.rounds else ""
