@@ -1,6 +1,7 @@
 """Whole processes whose output nobody reads: their work goes on, and they end when they are asked to."""
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -52,22 +53,17 @@ class Command:
     """A running command, the pipes that it writes to, and what it tells past them."""
 
     def __init__(self, process: subprocess.Popen[bytes], output: int, told: int) -> None:
-        self.process, self._output, self._told = process, output, told
+        self.process, self._output, self._told = process, io.FileIO(output), told
 
     def wait_until_all_is_printed(self) -> None:
         assert os.read(self._told, 100) == b"all printed\n"
 
     def close_reader(self) -> None:
-        if self._output >= 0:
-            os.close(self._output)
-            self._output = -1
+        self._output.close()
 
     def read(self) -> list[str]:
         """All that it writes, to its end."""
-        seen = b""
-        while piece := os.read(self._output, 1 << 16):
-            seen += piece
-        return seen.decode().splitlines()
+        return self._output.read().decode().splitlines()
 
 
 @contextmanager

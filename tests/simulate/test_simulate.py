@@ -295,18 +295,14 @@ async def test_a_restarted_leader_begins_with_periods(
     tmp_path: Path, choices: list[tuple[RoundPlan, RefreshState]]
 ) -> None:
     def stop_gently(swarm: Swarm, event: ev.Event) -> None:
-        if isinstance(event, ev.RoundOpened) and event.round == 2 and swarm.coordinator is not None:
+        if isinstance(event, ev.RoundOpened) and event.round == 2:
             swarm.coordinator.stop.request()
 
     config = budget_config(tmp_path, rounds=4)
     swarm = Swarm(tmp_path, replace(config, run=replace(config.run, min_peers=2)), stop_gently)
-    await swarm.start_coordinator()
-    swarm.start_peer(1)
-    swarm.start_peer(2)
-    assert swarm.coordinator is not None
+    await swarm.start(peers=2)
     await asyncio.wait_for(swarm.coordinator.task, 30)
-    swarm.on_event = lambda swarm, event: None
-    await swarm.start_coordinator(resume=True, listen=swarm.address)
+    await swarm.resume_coordinator()
     await swarm.finish()
 
     assert all(len(digests) == 1 for digests in swarm.digests().values())
