@@ -155,13 +155,10 @@ def test_a_recording_is_replayed_as_lines_or_as_it_was_recorded(capsys: pytest.C
     assert run(["replay", "rec.jsonl", "--speed", "inf", "--json"]) == 0
     assert capsys.readouterr().out.splitlines() == recorded()
 
-
-def test_a_replay_says_at_its_end_that_the_end_of_the_run_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     Path("rec.jsonl").write_text("\n".join(recorded()[1:2]) + "\n")
     assert run(["replay", "rec.jsonl", "--speed", "inf", "--plain"]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [
-        "The record ends here, without the end of the run. Last known: round 1."
-    ]
+    last = "The record ends here, without the end of the run. Last known: round 1."
+    assert capsys.readouterr().out.splitlines()[1:] == [last]
 
 
 def test_a_closed_pipe_ends_a_command_without_a_word() -> None:
