@@ -58,6 +58,7 @@ def join(
     json: Json = False,
 ) -> None:
     mode = choose_mode(plain=plain, json=json)
+    # Most keys of a profile are the parameters above, by name.
     flags = {**{key: context.params.get(key) for key in FIELDS}, "data": data or None, "dht": False if no_dht else None}
     usage(lambda: merge_profile(flags, {}, None))
     settings = merge_profile(flags, os.environ, profile)
