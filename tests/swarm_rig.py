@@ -16,7 +16,8 @@ from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.discovery.identity import load_identity
 from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
-from tsr_swarm.node.peer import JoinOptions, run_peer
+from tsr_swarm.node.join_options import JoinOptions
+from tsr_swarm.node.peer import run_peer
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.telemetry.events import (
     DigestReported,
@@ -112,8 +113,8 @@ class Swarm(Told):
         ``said``: more JoinOptions. With ``listen``, an address, others can dial it: it may vote and lead.
         """
         folder, name = self.folder / f"peer-{number}", f"peer-{number}"
-        common = {"device": "cpu", "use_dht": False, "name": name, "folder": folder}
-        options = JoinOptions(coordinator=at or self.address, **common, **said)
+        common = {"device": "cpu", "dht": False, "name": name, "dir": str(folder), "wait": 0.0}
+        options = JoinOptions(**{"coordinator": at or self.address, **common, **said})
         stop, events = Shutdown(), list[Event]()
 
         def see(event: Event) -> None:
@@ -130,7 +131,7 @@ class Swarm(Told):
         """Start the coordinator and so many peers, of which the first ``listening`` can be dialled."""
         await self.start_coordinator(resume)
         for number in range(1, peers + 1):
-            self.start_peer(number, resume=resume, listen=LISTEN if number <= listening else None)
+            self.start_peer(number, resume=resume, listen=LISTEN if number <= listening else "")
         return self
 
     async def resume_coordinator(self) -> None:

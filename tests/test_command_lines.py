@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tsr_swarm.cli import main
-from tsr_swarm.cli.profile import JoinProfile, read_profile
+from tsr_swarm.cli.profile import read_profile
+from tsr_swarm.node.join_options import JoinOptions
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "peers"
@@ -104,7 +105,7 @@ def test_the_keys_of_a_profile_are_options_of_its_command(role: str) -> None:
         option_name(parameter) for parameter in COMMANDS[command].params if parameter.opts[0][0] == "-"
     }
     if command == "join":
-        assert JoinProfile(**read_profile(PEERS / role / "peer.toml")).coordinator
+        assert JoinOptions(**read_profile(PEERS / role / "peer.toml")).coordinator
 
 
 def test_the_readme_lists_every_role_and_no_other() -> None:

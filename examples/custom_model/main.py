@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.simulate.own_method import OwnSwarm, Task
+from tsr_swarm.simulate.swarms import OwnSwarm, Task
 
 PEERS, ROUNDS = 4, 12
 

@@ -36,7 +36,7 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.simulate.own_method import reduce_round
+from tsr_swarm.simulate.swarms import reduce_round
 from tsr_swarm.storage.run_folder import RunFolder, record_of
 from tsr_swarm.storage.state_store import STATE_ROUNDS, StateStore, is_agreed
 from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction

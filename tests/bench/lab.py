@@ -23,8 +23,8 @@ from pathlib import Path
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import LocalPlan
 from tsr_swarm.local.network import namespaces, proxy
-from tsr_swarm.local.network.link import HomeLine
 from tsr_swarm.local.network.local_network import LocalNetwork, open_network
+from tsr_swarm.local.network.packets import HomeLine
 from tsr_swarm.process.supervisor import Child, ProcessGroup
 
 SERVER, CLIENT = 0, 1

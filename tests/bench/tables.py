@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from tsr_swarm.config.run import ModelConfig
-from tsr_swarm.plan.presets import PRESETS
+from tsr_swarm.plan.costs import PRESETS
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -114,19 +114,6 @@ def test_the_failure_of_one_task_is_told_as_itself(
 
 
 @pytest.mark.parametrize(
-    ("folder", "code", "says"),
-    [("caf\udce9", 2, "is not UTF-8"), ("file", 1, "file cannot be used (Not a directory)")],
-)
-def test_a_local_run_in_a_folder_that_cannot_be_is_a_sentence(
-    folder: str, code: int, says: str, refusal: Refusal
-) -> None:
-    Path("file").touch()
-    found, sentence = refusal("local", "--dir", folder, "--plain")
-    assert found == code
-    assert says in sentence
-
-
-@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["join", "--bogus"], "see 'tsr-swarm join --help'."),

@@ -4,15 +4,14 @@ import asyncio
 import itertools
 
 from tests.fixtures import run_started
+from tests.telemetry.examples import FINISHED, joined
 from tsr_swarm.cli.monitor import follow
 from tsr_swarm.errors import UnreachableError
 from tsr_swarm.monitor.sources import WatchSource
-from tsr_swarm.telemetry.events import Event, PeerJoined, RunFinished, Warned
+from tsr_swarm.telemetry.events import Event, Warned
 from tsr_swarm.telemetry.log import EventLog, Watch
 
 STARTED = run_started(rounds=1)
-END = RunFinished(rounds=1, first_loss=5.5, last_loss=2.5, wire_bytes=1, dense_bytes=2, digest="ab", reason="done")
-PEER = PeerJoined(peer="1", name="otter", number=1, address="peer", device="cpu", local_space="core")
 
 
 def log_of(*told: Event) -> EventLog:
@@ -45,22 +44,22 @@ async def lines_of(logs: dict[str, EventLog], told: list[str]) -> list[str]:
 
 
 async def test_it_ends_with_the_run() -> None:
-    log = log_of(STARTED, END, Warned(message="nobody reads this"))
+    log = log_of(STARTED, FINISHED, Warned(message="nobody reads this"))
     assert await lines_of({"first": log}, []) == log.since(0)[0][:2]
 
 
 async def test_the_end_of_a_run_that_was_resumed_after_it_is_not_the_end() -> None:
-    first = log_of(STARTED, END, STARTED, Warned(message="more rounds"), END)
+    first = log_of(STARTED, FINISHED, STARTED, Warned(message="more rounds"), FINISHED)
     first.since = lambda number, limit=0, with_progress=True: EventLog.since(first, number)  # type: ignore[method-assign]
     assert await lines_of({"first": first}, []) == first.since(0)[0]
 
 
 async def test_it_goes_on_with_another_node_and_says_once_that_one_is_gone() -> None:
-    first = log_of(STARTED, PEER)
+    first = log_of(STARTED, joined("otter", address="peer"))
     other = log_of()
     for line in first.since(0)[0]:
         other.take(line)
-    other.append(END)
+    other.append(FINISHED)
     told: list[str] = []
     assert await lines_of({"first": first, "peer": other}, told) == other.since(0)[0]
     assert told == ["first did not answer."]

@@ -1,6 +1,5 @@
 """A peer's settings: flags over environment over profile over defaults."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tsr_swarm.cli.profile import JoinProfile, merge_profile
+from tsr_swarm.cli.profile import merge_profile
 from tsr_swarm.errors import ConfigError
+from tsr_swarm.node.join_options import JoinOptions
 
 TEXT_KEYS = ("coordinator", "device", "dir")
 LAYER = st.dictionaries(st.sampled_from(TEXT_KEYS), st.text("abc123", min_size=1))
@@ -30,7 +30,7 @@ def test_each_setting_comes_from_the_first_that_has_it(
     variables = {f"TSR_SWARM_{key.upper()}": value for key, value in environ.items()}
     merged = merge_profile({key: flags.get(key) for key in TEXT_KEYS}, variables, path)
     for key in TEXT_KEYS:
-        default = getattr(JoinProfile(), key)
+        default = getattr(JoinOptions(), key)
         expected = flags.get(key) or environ.get(key) or file.get(key) or default
         assert getattr(merged, key) == expected
 
@@ -80,27 +80,19 @@ def test_a_profile_that_cannot_be_meant_is_refused(text: str, says: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "environ", "says"),
     [
-        ({"local_space": "half"}, "core"),
-        ({"name": "a b"}, "letters"),
-        ({"name": "x" * 33}, "1 to 32"),
-        ({"listen": "h:1", "outbound_only": True}, "exclude each other"),
-        ({"announce": "h"}, "for a peer that listens"),
-        ({"dht_port": 7703}, "for a peer that listens"),
-        ({"listen": "h:1", "dht_port": 70000}, "0 to 65535"),
+        ({"local_space": "half"}, {}, "core"),
+        ({"name": "a b"}, {}, "letters"),
+        ({"name": "x" * 33}, {}, "1 to 32"),
+        ({"listen": "h:1", "outbound_only": True}, {}, "exclude each other"),
+        ({"announce": "h"}, {}, "for a peer that listens"),
+        ({"dht_port": 7703}, {}, "for a peer that listens"),
+        ({"listen": "h:1", "dht_port": 70000}, {}, "0 to 65535"),
+        ({}, {"TSR_SWARM_DHT": "perhaps"}, "TSR_SWARM_DHT = 'perhaps'"),
+        ({}, {"TSR_SWARM_DHT_PORT": "any"}, "TSR_SWARM_DHT_PORT = 'any'"),
     ],
 )
-def test_values_that_no_peer_can_have_are_refused(values: dict[str, Any], says: str) -> None:
+def test_values_that_no_peer_can_have_are_refused(values: dict[str, Any], environ: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        merge_profile(values, {}, None)
-
-
-@pytest.mark.parametrize(("name", "text"), [("TSR_SWARM_DHT", "perhaps"), ("TSR_SWARM_DHT_PORT", "any")])
-def test_a_variable_of_another_kind_is_refused(name: str, text: str) -> None:
-    with pytest.raises(ConfigError, match=name):
-        merge_profile({}, {name: text}, None)
-
-
-def test_defaults_live_in_one_place() -> None:
-    assert merge_profile({field.name: None for field in fields(JoinProfile)}, {}, None) == JoinProfile()
+        merge_profile(values, environ, None)

@@ -11,6 +11,7 @@ import pytest
 from textual.pilot import Pilot
 
 from tests.fixtures import run_started
+from tests.telemetry.examples import CLOSED, FINISHED, opened
 from tsr_swarm.cli import screen
 from tsr_swarm.cli.coordinate import invitation
 from tsr_swarm.cli.local import summary
@@ -19,36 +20,39 @@ from tsr_swarm.monitor.app import Invite, SwarmMonitor
 from tsr_swarm.monitor.sources import PipeSource, Source
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.process.supervisor import ChildError, ProcessGroup
-from tsr_swarm.telemetry.events import Evaluated, RoundClosed, RoundOpened, encode
+from tsr_swarm.telemetry.events import Evaluated, RoundClosed, Warned, encode
 from tsr_swarm.telemetry.plain import Invitation
 from tsr_swarm.telemetry.recording import EVENTS_FILE
 from tsr_swarm.telemetry.snapshot import PeerView, SwarmSnapshot
 
+
+def closed(round: int, loss: float) -> RoundClosed:
+    traffic = {"sent": {"core": 100}, "received": {"core": 50, "basis": 50}}
+    numbers = {"round": round, "loss": loss, "local_loss": loss, "dense_bytes": 2000}
+    return replace(CLOSED, wire_bytes=traffic, digest="abcd", **numbers)
+
+
 # Plays ``coordinate --json``: one round, and, told to "wait", another once it is asked to stop; as one that is
 # told to "start" it cannot handle signals yet.
-COMMAND = """
-import json, signal, sys
-def say(event, **fields):
-    print(json.dumps({"event": event, "time": 1.0, **fields}), flush=True)
-def close(round, loss):
-    say("round_closed", round=round, peers=1, included=1, late=0, loss=loss, local_loss=loss, tokens=5, seconds=1.0,
-        wire_bytes={"sent": {"core": 100}, "received": {"core": 50, "basis": 50}}, per_peer={},
-        raw_bytes={"sent": 1, "received": 1}, dense_bytes=2000, digest="abcd")
+STARTED = run_started(run_id="1", address="127.0.0.1:9", rounds=0)
+STOPPED = replace(FINISHED, rounds=2, reason="it was asked to stop")
+EVENTS = (STARTED, closed(1, 3.0), Warned(message="It is hot."), closed(2, 2.0), STOPPED)
+COMMAND = (
+    f"*FIRST, SECOND, LAST = {[encode(event, 1.0) for event in EVENTS]}"
+    + """
+import signal, sys
 def finish(*_):
-    close(2, 2.0)
-    say("run_finished", rounds=2, first_loss=3.0, last_loss=2.0, wire_bytes=400, dense_bytes=4000, digest="", reason="it was asked to stop")
+    print(SECOND, LAST, sep="\\n", flush=True)
     sys.exit(130)
 signal.signal(signal.SIGINT, signal.SIG_DFL if HOW == "start" else finish)
 assert sys.argv[1:] == ["coordinate", "--json", "run.toml"], sys.argv
 print("noise", file=sys.stderr)
-say("run_started", run="chat", run_id="1", address="127.0.0.1:9", rounds=0, min_peers=1, parameters=9, k_x=2,
-    local_space="core", rank="d/2", voters=1, version="0")
-close(1, 3.0)
-say("warning", message="It is hot.")
+print(*FIRST, sep="\\n", flush=True)
 if HOW == "fail":
     sys.exit("tsr-swarm: It is full; make room.")
 while HOW in ("wait", "start"): signal.pause()
-"""  # noqa: E501
+"""
+)
 Steps = Callable[[Pilot[None]], Awaitable[None]]
 
 
@@ -95,7 +99,7 @@ async def press_q_after_round_1(pilot: Pilot[None]) -> None:
 
 
 async def until(pilot: Pilot[None], condition: Callable[[SwarmSnapshot], bool]) -> None:
-    """Wait for the screen to have heard of something."""
+    """Wait until the screen knows something."""
     app = pilot.app
     assert isinstance(app, SwarmMonitor)
     while not condition(app.snapshot):
@@ -144,13 +148,8 @@ async def test_ctrl_c_on_the_screen_asks_the_command_to_leave(
 
 
 async def test_a_screen_of_a_run_that_goes_on_counts_from_its_beginning(show: Show, tmp_path: Path) -> None:
-    first = Evaluated(round=0, loss=5.5)
-    before = RoundClosed(
-        round=0, peers=1, included=1, late=0, loss=None, local_loss=None, tokens=1, seconds=1.0,
-        wire_bytes={"sent": {"core": 7}, "received": {}}, per_peer={}, raw_bytes={"sent": 1, "received": 1},
-        dense_bytes=300, digest="ab",
-    )  # fmt: skip
-    events = (run_started(run_id="1", address="127.0.0.1:8"), first, before)
+    before = replace(CLOSED, round=0, loss=None, wire_bytes={"sent": {"core": 7}, "received": {}})
+    events = (run_started(run_id="1", address="127.0.0.1:8"), Evaluated(round=0, loss=5.5), before)
     lines = [encode(event, float(number)) for number, event in enumerate(events)]
     (tmp_path / EVENTS_FILE).write_text("\n".join(lines))
     shown: list[SwarmSnapshot] = []
@@ -168,7 +167,7 @@ async def test_a_screen_of_a_run_that_goes_on_counts_from_its_beginning(show: Sh
 
 async def test_what_a_peers_own_process_says_reaches_its_screen_beside_what_the_swarm_tells(show: Show) -> None:
     swarm = asyncio.StreamReader()
-    swarm.feed_data(encode(RoundOpened(round=7, peers=2, steps=2, lr=0.1, refresh=0), 1.0).encode() + b"\n")
+    swarm.feed_data(encode(opened(7), 1.0).encode() + b"\n")
 
     async def look(pilot: Pilot[None]) -> None:
         await until(pilot, lambda s: any("this peer: warning: It is hot." in line.text for line in s.log))
@@ -221,16 +220,6 @@ async def test_a_command_that_has_ended_well_stays_on_screen_until_it_is_closed(
     await show.run("end", look)
     assert was_shown == [True]
     assert "training goes on" not in capsys.readouterr().out
-
-
-async def test_a_closed_terminal_ends_a_screen_whose_command_is_over(show: Show) -> None:
-    """Once the screen of a finished run stayed up for ever after its terminal was gone."""
-
-    async def close(pilot: Pilot[None]) -> None:
-        await until_ended(pilot)
-        show.stop.hang_up()
-
-    await show.run("end", close)
 
 
 @pytest.mark.parametrize("has_temporary_folder", [True, False])

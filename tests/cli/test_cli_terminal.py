@@ -1,6 +1,7 @@
 """A command behind its screen on a real terminal that is not read or closes: it ends, and leaves no process behind."""
 
 import fcntl
+import io
 import os
 import signal
 import struct
@@ -61,32 +62,27 @@ class Terminal:
     """The other end of the terminal that a command runs on."""
 
     def __init__(self, process: subprocess.Popen[bytes], end: int, life: Path) -> None:
-        self.process, self._end = process, end
-        self._life = life
-        self._hold = os.open(life, os.O_RDWR)
+        self.process, self._end = process, io.FileIO(end, "r+")
+        self._life, self._hold = life, io.FileIO(life, "r+")
         self._seen = b""
 
     def read_until(self, text: bytes) -> None:
         """Read what is shown up to ``text``, and no further than has to be."""
         while text not in self._seen:
-            self._seen += os.read(self._end, 4096)
+            self._seen += self._end.read(4096)
         self._seen = self._seen[self._seen.index(text) + len(text) :]
 
     def press(self, key: bytes) -> None:
-        os.write(self._end, key)
+        self._end.write(key)
 
     def close(self) -> None:
-        if self._end >= 0:
-            os.close(self._end)
-            self._end = -1
+        self._end.close()
 
     def let_go(self) -> None:
-        if self._hold >= 0:
-            os.close(self._hold)
-            self._hold = -1
+        self._hold.close()
 
     def wait_for_all_rounds(self) -> None:
-        assert os.read(self._hold, 100) == b"all rounds\n"
+        assert self._hold.read(100) == b"all rounds\n"
 
     def wait_for_the_end(self) -> int:
         """The exit code of the command, once it and what it runs have ended."""
@@ -98,9 +94,9 @@ class Terminal:
 
 
 @contextmanager
-def terminal(how: str, place: Path, owns_terminal: bool = True) -> Iterator[Terminal]:
+def terminal(how: str, folder: Path, owns_terminal: bool = True) -> Iterator[Terminal]:
     """Run ``coordinate``, or ``replay``, on a terminal. ``owns_terminal``: it hears of its end through SIGHUP."""
-    life, file = place / "life", place / "file"
+    life, file = folder / "life", folder / "file"
     os.mkfifo(life)
     if how == "replay":
         file.write_text("".join(encode(Warned(message="chat"), time) + "\n" for time in (1.0, 1000.0)))

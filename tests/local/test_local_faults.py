@@ -3,10 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.telemetry.examples import opened
 from tsr_swarm.local.faults import (
     PHASES,
     ActingRole,
-    Fault,
     Kill,
     LateJoin,
     Partition,
@@ -17,11 +17,7 @@ from tsr_swarm.local.faults import (
     text_of,
     who_of,
 )
-from tsr_swarm.telemetry.events import Event, PhaseChanged, RoundOpened, Warned
-
-
-def opened(round: int) -> Event:
-    return RoundOpened(round=round, peers=3, steps=5, lr=0.1, refresh=0)
+from tsr_swarm.telemetry.events import Event, PhaseChanged, Warned
 
 
 def moved(round: int, phase: str) -> Event:
@@ -39,45 +35,24 @@ def test_a_kill_at_a_state_waits_until_that_node_receives_one() -> None:
 
 
 @given(
-    rounds=st.lists(st.integers(1, 10), max_size=4),
-    kills=st.dictionaries(st.integers(0, 3), st.tuples(st.integers(1, 10), st.sampled_from(PHASES))),
-)
-def test_every_fault_is_set_off_once_in_its_own_round_and_phase(
-    rounds: list[int], kills: dict[int, tuple[int, str]]
-) -> None:
-    faults: tuple[Fault, ...] = (
-        *(LateJoin(who=4 + number, round=round) for number, round in enumerate(rounds)),
-        *(Kill(who=who, round=round, phase=phase) for who, (round, phase) in kills.items()),
-    )
-    seen: list[tuple[object, int, str]] = []
-    before = None
-    for round in range(1, 11):
-        for phase in PHASES:
-            event = opened(round) if phase == "train" else moved(round, phase)
-            seen += [(fault, round, phase) for fault in due(faults, event, before)]
-            before = moment_of(event)
-    assert len(seen) == len(faults)
-    assert all(f.round == r and (p == f.phase if isinstance(f, Kill) else p == "train") for f, r, p in seen)  # type: ignore[attr-defined]
-
-
-@given(
     st.lists(st.tuples(st.integers(1, 10), st.sampled_from(PHASES)), min_size=1, unique=True).map(
         lambda moments: sorted(moments, key=lambda moment: (moment[0], PHASES.index(moment[1])))
     )
 )
-def test_moments_that_no_leader_announced_are_made_up_for_but_not_those_before_the_first(
+def test_a_fault_is_due_once_at_its_moment_or_the_next_that_is_announced_but_not_before_the_first(
     told: list[tuple[int, str]],
 ) -> None:
     """A leader dies, and the next one goes on with a later phase, or a later round."""
-    faults = tuple(Kill(who=who, round=who, phase=phase) for who, phase in enumerate(PHASES, start=1))
+    kills = (Kill(who=who, round=who, phase=phase) for who, phase in enumerate(PHASES, start=1))
+    faults: tuple[Kill | LateJoin, ...] = (*kills, LateJoin(who=4, round=2))
     before, fired = None, []
     for round, phase in told:
-        event = moved(round, phase)
+        event = opened(round) if phase == "train" else moved(round, phase)
         fired += [(fault, (round, PHASES.index(phase))) for fault in due(faults, event, before)]
         before = moment_of(event)
     moments = [(round, PHASES.index(phase)) for round, phase in told]
     for fault in faults:
-        moment = (fault.round, PHASES.index(fault.phase))
+        moment = (fault.round, PHASES.index(fault.phase) if isinstance(fault, Kill) else 0)
         first = next((other for other in moments if other >= moment), None)
         is_placed = first is not None and moments[0] <= moment
         assert [at for other, at in fired if other == fault] == ([first] if is_placed else [])

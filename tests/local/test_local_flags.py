@@ -21,7 +21,7 @@ from tsr_swarm.local.faults import (
     Suspend,
 )
 from tsr_swarm.local.flags import plan_local
-from tsr_swarm.local.network.link import HomeLine
+from tsr_swarm.local.network.packets import HomeLine
 
 FLAGS = ("kill", "back", "stop", "partition", "env", "slow", "nat", "up", "down", "rtt", "loss")
 LEADER = ActingRole.LEADER

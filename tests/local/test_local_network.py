@@ -15,9 +15,9 @@ from tests.processes import namespaces as all_namespaces
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import COORDINATOR, LocalPlan
 from tsr_swarm.local.network import namespaces, proxy
-from tsr_swarm.local.network.link import HomeLine
 from tsr_swarm.local.network.local_network import LocalNetwork, Loopback, open_network
 from tsr_swarm.local.network.namespaces import Namespaces
+from tsr_swarm.local.network.packets import HomeLine
 from tsr_swarm.process.supervisor import Child, ChildError, ProcessGroup
 from tsr_swarm.telemetry.events import Event, LabReady
 

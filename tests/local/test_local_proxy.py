@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import pytest
 
 from tests.processes import argument
-from tsr_swarm.local.network.link import HomeLine
+from tsr_swarm.local.network.packets import HomeLine
 from tsr_swarm.local.network.proxy import RETRANSMIT_SECONDS, Proxies
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]

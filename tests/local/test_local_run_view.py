@@ -1,55 +1,37 @@
 """Which events of the processes of a local swarm are news of the run."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fixtures import run_started
+from tests.telemetry import examples
+from tests.telemetry.examples import FINISHED, LOST
 from tsr_swarm.local.faults import COORDINATOR, ActingRole, name_of
 from tsr_swarm.local.run_view import RunView
 from tsr_swarm.telemetry.events import (
     Event,
     Joined,
     LeaderChanged,
-    LeaderLost,
-    PeerJoined,
-    RoundOpened,
-    RunFinished,
     Warned,
 )
 
 ALL = frozenset(range(4))
-
-
-def peer_id(who: int) -> str:
-    return f"{who:032x}"
+STARTED = run_started(address="c:1")
 
 
 def leads(who: int, term: int, *voters: int) -> Event:
-    ids = ",".join(map(peer_id, voters))
-    name = name_of(who)
-    return LeaderChanged(
-        peer=peer_id(who), name=name, term=term, voters=len(voters), is_safe=len(voters) > 2, voter_ids=ids
-    )
+    ids = ",".join(f"id-{name_of(voter)}" for voter in voters)
+    return replace(examples.leads(name_of(who), len(voters)), term=term, voter_ids=ids)
 
 
 def joined(who: int, address: str = "") -> Event:
-    name = name_of(who)
-    return PeerJoined(peer=peer_id(who), name=name, number=who, address=address, device="cpu", local_space="core")
+    return examples.joined(name_of(who), who, address)
 
 
 def opened(round: int, *reducers: int) -> Event:
-    names = ",".join(map(name_of, reducers))
-    return RoundOpened(round=round, peers=3, steps=5, lr=0.1, refresh=0, reducers=names)
-
-
-def finished() -> Event:
-    return RunFinished(
-        rounds=3, first_loss=None, last_loss=None, wire_bytes=0, dense_bytes=0, digest="", reason="it is done"
-    )
-
-
-def started(address: str) -> Event:
-    return run_started(address=address, rounds=3, min_peers=3)
+    return replace(examples.opened(round), reducers=",".join(map(name_of, reducers)))
 
 
 def after(*told: tuple[int, Event], running: frozenset[int] = ALL) -> tuple[RunView, list[bool]]:
@@ -94,15 +76,14 @@ def test_what_a_process_says_of_itself_is_no_news_of_the_run() -> None:
 
 
 def test_after_the_end_nothing_is_news() -> None:
-    _, news = after((0, finished()), (1, leads(1, 2, 1)), (1, finished()))
+    _, news = after((0, FINISHED), (1, leads(1, 2, 1)), (1, FINISHED))
     assert news == [True, False, False]
 
 
 def test_a_peer_that_is_cut_off_loses_a_leader_that_the_others_have() -> None:
-    lost = LeaderLost(reason="it does not answer")
-    assert after((2, lost))[1] == [False]
-    assert after((2, lost), (1, lost), running=frozenset({1, 2, 3}))[1] == [True, False], "the leader is gone"
-    assert after((0, lost))[1] == [True], "it says so itself"
+    assert after((2, LOST))[1] == [False]
+    assert after((2, LOST), (1, LOST), running=frozenset({1, 2, 3}))[1] == [True, False], "the leader is gone"
+    assert after((0, LOST))[1] == [True], "it says so itself"
 
 
 def test_roles_are_found_among_those_who_are_there() -> None:
@@ -118,11 +99,11 @@ def test_roles_are_found_among_those_who_are_there() -> None:
 
 
 def test_a_new_peer_contacts_the_leader_or_else_somebody_who_is_alive() -> None:
-    view, _ = after((0, started("c:1")), (0, joined(1, "p:1")), (0, joined(2)), (1, leads(1, 2, 0, 1)))
+    view, _ = after((0, STARTED), (0, joined(1, "p:1")), (0, joined(2)), (1, leads(1, 2, 0, 1)))
     assert view.contact(ALL) == "p:1"
     assert view.contact({0, 2}) == "c:1"
     assert view.contact({2}) == "p:1", "nobody is: the last known address of the leader"
-    assert after((0, started("c:1")))[0].contact({0}) == "c:1"
+    assert after((0, STARTED))[0].contact({0}) == "c:1"
 
 
 def test_a_majority_of_the_voters_has_to_be_left() -> None:

@@ -143,7 +143,7 @@ async def test_a_peer_with_data_of_its_own_borrows_none(tmp_path: Path, reads: d
     swarm = Swarm(tmp_path, small_config(tmp_path, parts=2, rounds=14, min_peers=2))
     await swarm.start_coordinator()
     swarm.start_peer(1)
-    swarm.start_peer(2, data=(tmp_path / "text",))
+    swarm.start_peer(2, data=(str(tmp_path / "text"),))
     await swarm.finish()
     assert set(reads["peer-1"]) == {0, 1}
     assert set(reads["peer-2"]) == {-1}

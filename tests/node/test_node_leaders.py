@@ -158,7 +158,7 @@ async def test_a_swarm_whose_processes_were_all_stopped_goes_on_with_its_history
     after = Swarm(tmp_path, before.config)
     await after.start_coordinator(resume=True)
     for number in (1, 2, 3, 4):
-        after.start_peer(number, resume=True, listen=LISTEN if number <= 3 else None)
+        after.start_peer(number, resume=True, listen=LISTEN if number <= 3 else "")
     await after.finish()
     assert after.address != before.address
     digests = after.digests()

@@ -349,7 +349,7 @@ def is_waiting(member: Member) -> bool:
 async def test_a_peer_that_comes_first_waits_for_its_coordinator(tmp_path: Path) -> None:
     address = free_address()
     swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1, "min_peers": 1}))
-    peer = swarm.start_peer(1, at=address, wait_seconds=DEADLINE_SECONDS)
+    peer = swarm.start_peer(1, at=address, wait=DEADLINE_SECONDS)
     await swarm.until(lambda: is_waiting(peer))
     await swarm.start_coordinator(listen=address)
     await swarm.finish()
@@ -359,7 +359,7 @@ async def test_a_peer_that_comes_first_waits_for_its_coordinator(tmp_path: Path)
 
 async def test_a_peer_that_waits_can_be_asked_to_leave(tmp_path: Path) -> None:
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
-    peer = swarm.start_peer(1, at=free_address(), wait_seconds=1e6)
+    peer = swarm.start_peer(1, at=free_address(), wait=1e6)
     await swarm.until(lambda: is_waiting(peer))
     peer.stop.request()
     await asyncio.wait_for(peer.task, DEADLINE_SECONDS)
@@ -370,7 +370,7 @@ async def test_a_coordinator_that_refuses_is_not_asked_again(tmp_path: Path, mon
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     await swarm.start_coordinator()
     monkeypatch.setattr("tsr_swarm.node.calls.PROTOCOL_VERSION", 999)
-    peer = swarm.start_peer(1, wait_seconds=1e6)
+    peer = swarm.start_peer(1, wait=1e6)
     assert isinstance(await failure_of(swarm.peers.pop(1)), RefusedError)
     assert not peer.events
     await swarm.end()
@@ -389,7 +389,7 @@ async def test_text_of_its_own_is_looked_at_before_anybody_is_called(tmp_path: P
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     (empty := tmp_path / "empty").mkdir()
     for data, says in ((tmp_path / "nowhere", "does not exist"), (empty, "holds 0 bytes of text")):
-        failure = await failure_of(swarm.start_peer(1, at="127.0.0.1:1", data=(data,)))
+        failure = await failure_of(swarm.start_peer(1, at="127.0.0.1:1", data=(str(data),)))
         assert isinstance(failure, ConfigError)
         assert says in str(failure)
 
@@ -416,7 +416,7 @@ async def test_a_peer_with_text_of_its_own_needs_none_of_the_organisers(tmp_path
     swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1, "min_peers": 1}))
     await swarm.start_coordinator()
     (tmp_path / "text").rename(tmp_path / "own")
-    swarm.start_peer(1, data=(tmp_path / "own",))
+    swarm.start_peer(1, data=(str(tmp_path / "own"),))
     await swarm.finish()
     assert swarm.finished().rounds == 1
 
@@ -432,7 +432,7 @@ async def test_a_port_in_use_is_refused_before_anybody_is_called(tmp_path: Path)
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken = f"127.0.0.1:{server.getsockname()[1]}"
-        failure = await failure_of(swarm.start_peer(1, at="127.0.0.1:1", wait_seconds=1e6, listen=taken))
+        failure = await failure_of(swarm.start_peer(1, at="127.0.0.1:1", wait=1e6, listen=taken))
     assert "the port is in use" in str(failure)
 
 

@@ -18,15 +18,16 @@ from tsr_swarm.config.layout import published_slots, upload_slots
 from tsr_swarm.config.link import Link
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.manifest import make_manifest
-from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
+from tsr_swarm.config.run import OptimizerConfig, RunConfig, WireConfig
 from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.sketch import tangent_of
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.publish import publish
 from tsr_swarm.plan.baseline_costs import baselines, is_head, paper_counts
-from tsr_swarm.plan.costs import MethodCost, Scene, averaged, default_step_seconds
+from tsr_swarm.plan.costs import PRESETS, MethodCost, Scene, default_step_seconds, low_ranks
 from tsr_swarm.plan.own_costs import (
     MOST_ROUNDS,
+    blocks_of,
     mean_bytes,
     own_exchange,
     own_memory,
@@ -34,7 +35,6 @@ from tsr_swarm.plan.own_costs import (
     state_bytes,
     wire_shares,
 )
-from tsr_swarm.plan.presets import PRESETS, low_ranks
 from tsr_swarm.plan.report import make_report
 from tsr_swarm.plan.search import GOOD_STEPS, LONGEST_STEPS, Fit, find_fit, run_lines
 from tsr_swarm.train.llama import build_model, parameter_shapes
@@ -77,10 +77,6 @@ HOME = Link(up=20e6, down=100e6)
 def tiny(**changes: dict[str, Any]) -> RunConfig:
     names = {*TINY, *changes}
     return run_config_from_mapping({name: TINY.get(name, {}) | changes.get(name, {}) for name in names})
-
-
-def blocks_of(config: RunConfig) -> tuple[Block, ...]:
-    return plan_blocks(parameter_shapes(config.model), config.optimizer, config.model.hidden_size)
 
 
 def preset_blocks(name: str) -> tuple[Block, ...]:
@@ -196,13 +192,8 @@ def test_the_papers_own_figures_are_met_tsr_adams_to_the_last_printed_digit(
 
 # slow references: every step or exchange on its own, matrix by matrix, from the papers' algorithms
 
-SHAPES = {
-    "embed_tokens.weight": (50, 12),
-    "a.weight": (12, 30),
-    "b.weight": (12, 12),
-    "n": (12,),
-    "lm_head.weight": (50, 12),
-}
+MATRICES = {"a.weight": (12, 30), "b.weight": (12, 12)}
+SHAPES = {"embed_tokens.weight": (50, 12), **MATRICES, "n": (12,), "lm_head.weight": (50, 12)}
 BLOCKS = plan_blocks(SHAPES, OptimizerConfig(rank=3, embedding_rank=3), 12)
 RANKS = low_ranks(12)  # 6, 1 and 3
 
@@ -278,13 +269,6 @@ def test_sparse_payloads_are_received_from_every_other_peer(sizes: list[int], pe
     assert sparse.exchange.down == (peers - 1) * sparse.exchange.up
 
 
-def test_sparse_payloads_of_a_preset_are_what_the_paper_says() -> None:
-    blocks = preset_blocks("60M")
-    exchange = next(m for m in baselines(blocks, PRESETS["60M"].ranks, 512, 8) if m.name == "sparseloco").exchange
-    entries = sum(b.size for b in blocks) * 64 / 4096
-    assert exchange.up == pytest.approx(entries * 14 / 8 * (1 + 8 / 112), rel=2e-3)
-
-
 def test_memory_of_baselines_in_units_of_the_weights() -> None:
     size = 4 * all_numbers()
     memory = {m.name: m.memory for m in baselines(BLOCKS, RANKS, 12, 4)}
@@ -297,20 +281,6 @@ def test_memory_of_baselines_in_units_of_the_weights() -> None:
     assert all(memory[name].total < memory["ddp"].total for name in ("galore", "tsr-adam"))
 
 
-# the line
-
-
-@given(st.floats(1, 1e9), st.floats(1, 1e9), st.floats(1e-3, 1e3), st.integers(1, 1000))
-def test_the_lines_share_of_a_round(up: float, down: float, step: float, every: int) -> None:
-    exchange = replace(averaged(every, {"x": up}, up), received={"x": down})
-    link = replace(HOME, step_seconds=step)
-    share = exchange.busy_share(link)
-    busy = up * 8 / 20e6 + down * 8 / 100e6
-    assert share == pytest.approx(busy / (busy + every * step))
-    assert 0 < share < 1
-    assert replace(exchange, every=every + 1).busy_share(link) < share
-
-
 def test_a_step_takes_six_operations_a_parameter_and_token() -> None:
     assert default_step_seconds(10**9, 1000) == pytest.approx(0.6)
 
@@ -321,7 +291,7 @@ def test_a_step_takes_six_operations_a_parameter_and_token() -> None:
 def fitted(rate: float, step_seconds: float, share: float = 0.2, **changes: dict[str, Any]) -> Fit:
     config = tiny(**changes)
     link = Link(up=rate, down=100e6, step_seconds=step_seconds)
-    return find_fit(config, parameter_shapes(config.model), SHARES, link, share)
+    return find_fit(config, SHARES, link, share)
 
 
 SHARES = wire_shares(tiny(), peers=4)
@@ -330,14 +300,13 @@ SHARES = wire_shares(tiny(), peers=4)
 @settings(max_examples=25)
 @given(st.floats(4, 8), st.floats(-4, 2), st.floats(0.02, 0.9))
 def test_every_candidate_keeps_the_share_by_its_real_layout(log_rate: float, log_step: float, share: float) -> None:
-    step = 10**log_step
+    step, own = 10**log_step, tiny().periods.k_x
     link = Link(up=10**log_rate, down=100e6, step_seconds=step)
-    config = tiny()
-    fit = find_fit(config, parameter_shapes(config.model), SHARES, link, share)
+    fit = fitted(10**log_rate, step, share)
     for candidate in fit.candidates:
         assert candidate.line_share <= share + 1e-9
-        assert candidate.k_x >= config.periods.k_x
-        if candidate.k_x > max(10, config.periods.k_x):
+        assert candidate.k_x >= own
+        if candidate.k_x > max(10, own):
             shorter = replace(candidate.exchange, every=candidate.k_x - 10)
             assert shorter.busy_share(link) > share - 1e-9
     if fit.chosen is None:
@@ -374,12 +343,8 @@ def test_a_slow_line_takes_rarer_refreshes_and_longer_rounds_before_smaller_rank
 def test_ranks_that_are_shares_of_the_sides_halve_as_shares() -> None:
     optimizer = {"aim": "seed", "rank": "1/2", "embedding_rank": "1/4"}
     fit = fitted(1e6, step_seconds=0.1, optimizer=optimizer)
-    assert [(c.rank, c.embedding_rank) for c in fit.candidates] == [
-        ("1/2", "1/4"),
-        ("1/4", "1/8"),
-        ("1/8", "1/16"),
-        ("1/16", "1/32"),
-    ]
+    halved = [("1/2", "1/4"), ("1/4", "1/8"), ("1/8", "1/16"), ("1/16", "1/32")]
+    assert [(c.rank, c.embedding_rank) for c in fit.candidates] == halved
     assert fit.chosen is not None
     assert run_lines(fit.chosen)[1] == 'rank = "1/2"'
 
@@ -388,7 +353,7 @@ def test_ranks_that_are_shares_of_the_sides_halve_as_shares() -> None:
 def test_periods_of_moments_keep_their_rounds_or_find_their_own(rate: float) -> None:
     config = tiny(periods={"k_u": 15, "k_v": "auto"})
     shares, link = wire_shares(config, peers=4), Link(up=rate, down=1e8, step_seconds=0.1)
-    chosen = find_fit(config, parameter_shapes(config.model), shares, link, 0.2).chosen
+    chosen = find_fit(config, shares, link, 0.2).chosen
     assert chosen is not None
     assert (chosen.k_u, chosen.k_v) == (3 * chosen.k_x, "auto")
     proposed = tiny(**tomllib.loads("\n".join(run_lines(chosen))))
@@ -398,11 +363,8 @@ def test_periods_of_moments_keep_their_rounds_or_find_their_own(rate: float) -> 
     assert chosen.exchange.sent["moment"] / 4 <= real.sent["moment"] <= chosen.exchange.sent["moment"]
 
 
-def test_nothing_fits_a_line_that_is_far_too_slow() -> None:
+def test_nothing_fits_a_line_that_is_far_too_slow_nor_a_round_that_would_outlast_its_highest_ceiling() -> None:
     assert fitted(100.0, step_seconds=0.01).chosen is None
-
-
-def test_nothing_fits_where_a_round_would_outlast_its_highest_ceiling() -> None:
     assert fitted(1e9, step_seconds=20_000.0).chosen is None
 
 
@@ -429,11 +391,3 @@ def test_every_preset_is_planned_without_allocating_it(name: str) -> None:
     assert sum(is_head(block) for block in blocks_of(config)) == 1
     own, dense = report.methods[0].exchange, report.methods[1].exchange
     assert own.up / own.every < dense.up / 100
-
-
-def test_periods_of_a_plan_follow_the_configuration() -> None:
-    rare = own_exchange(tiny(periods={"k_r": 100, "k_r_embedding": 150}), blocks_of(tiny()), SHARES)
-    often = own_exchange(tiny(), blocks_of(tiny()), SHARES)
-    assert rare.sent["core"] == often.sent["core"]
-    assert rare.sent["gradient"] < often.sent["gradient"]
-    assert PeriodsConfig(k_x=5, k_r=100, k_r_embedding=150) == tiny(periods={"k_r": 100, "k_r_embedding": 150}).periods

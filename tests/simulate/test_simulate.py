@@ -1,23 +1,32 @@
-"""Simulated runs: the same as real ones, the same again, and under churn and stragglers."""
+"""Simulated runs: the same as real ones, the same again, and under churn, stragglers and a budget of sketches."""
 
+import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.swarm_rig import run_swarm, tiny_config
+from tests.swarm_rig import Swarm, run_swarm, tiny_config
 from tsr_swarm.baselines.method import ExchangeBytes
 from tsr_swarm.baselines.registry import METHODS, default_settings
+from tsr_swarm.config.blocks import Block
+from tsr_swarm.config.layout import KB, core_upload, sketch_costs
+from tsr_swarm.config.round_plan import RoundPlan
+from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, RunError
-from tsr_swarm.simulate.engine import SimulatedRun, is_due, run_one
+from tsr_swarm.node import leader
+from tsr_swarm.optim.sketch_budget import RefreshState, within_budget
+from tsr_swarm.simulate.engine import SimulatedRun, check, is_due, run_one
 from tsr_swarm.simulate.heterogeneity import Heterogeneity
 from tsr_swarm.simulate.result import ExchangeResult, RunResult
 from tsr_swarm.simulate.run_spec import RunSpec
+from tsr_swarm.simulate.swarms import manifest_of
+from tsr_swarm.telemetry import events as ev
 
 
 def own_spec(folder: Path, **changes: Any) -> RunSpec:
@@ -89,12 +98,6 @@ def test_averaged_moments_change_what_peers_do_next_and_cost_bytes_in_their_roun
     rounds = [after - before for before, after in pairwise(received)]
     assert min(rounds[1], rounds[3]) > 1.5 * max(rounds[0], rounds[2]) > 0
     assert not any("moment" in {*point.sent, *point.received} for point in alone.curve)
-
-
-def test_a_result_survives_being_kept_as_json(tmp_path: Path) -> None:
-    result = run_one(own_spec(tmp_path, steps=3))
-    assert RunResult.from_json(result.to_json()) == result
-    assert result.about["wall_seconds"] > 0
 
 
 def test_a_straggler_contributes_once_it_has_a_whole_round_of_steps(tmp_path: Path) -> None:
@@ -194,3 +197,132 @@ def test_an_impossible_run_is_refused_in_one_sentence(tmp_path: Path, change: di
 def test_curves_have_points_at_the_start_the_end_regular_steps_and_powers_of_two() -> None:
     due = [step for step in range(20, 421, 20) if is_due(step, 20, 100, 420)]
     assert due == [20, 40, 80, 100, 160, 200, 300, 320, 400, 420]
+
+
+# --- a leader chooses who sends sketches within round.budget_kb -------------------------------------------------------
+
+ROUNDS = 6
+BUDGET = 4  # kB: room for two to five of eight sketches
+
+
+def budget_config(folder: Path, budget: int = BUDGET, shards: int = 1, rounds: int = ROUNDS) -> RunConfig:
+    """Bases are due in round 1, and for a second time after the run."""
+    return tiny_config(
+        folder,
+        run={"rounds": rounds},
+        optimizer={"local_space": "full", "aim": "displacement", "rank": 8, "embedding_rank": 8},
+        periods={"k_x": 3, "k_r": 300, "k_r_embedding": 300},
+        round={"budget_kb": budget, "shards": shards},
+    )
+
+
+def simulation(config: RunConfig) -> RunSpec:
+    return RunSpec(method="tsr", config=config, peers=4, steps=3 * ROUNDS, schedule="constant")
+
+
+@pytest.fixture
+def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RoundPlan, RefreshState]]:
+    """Every plan of the real leader, with what it knew when it made it."""
+    made: list[tuple[RoundPlan, RefreshState]] = []
+
+    def note(plan: RoundPlan, config: RunConfig, blocks: Sequence[Block], known: RefreshState) -> RoundPlan:
+        made.append((within_budget(plan, config, blocks, known), known))
+        return made[-1][0]
+
+    monkeypatch.setattr(leader, "within_budget", note)
+    return made
+
+
+def first_that_fits(round: int, known: RefreshState, costs: dict[int, int], room: int) -> set[int]:
+    """Of all sets that fit, the one with the blocks whose cores would miss most energy for a byte of their sketches."""
+
+    def worth(index: int) -> tuple[bool, float]:
+        seen = known.captured[index]
+        return known.refreshed[index] != round - 1, (1 - seen.kappa) * seen.energy / costs[index]
+
+    order = sorted(costs, key=worth, reverse=True)
+    sets = (set(chosen) for size in range(len(costs) + 1) for chosen in combinations(costs, size))
+    fitting = (chosen for chosen in sets if sum(costs[index] for index in chosen) <= room)
+    return max(fitting, key=lambda chosen: [index in chosen for index in order])
+
+
+async def test_blocks_whose_bases_capture_little_are_sketched_within_the_budget_and_all_weights_agree(
+    tmp_path: Path, choices: list[tuple[RoundPlan, RefreshState]]
+) -> None:
+    config = budget_config(tmp_path)
+    swarm = await run_swarm(tmp_path, config, peers=4)
+    blocks = manifest_of(config).blocks
+    costs, room = sketch_costs(blocks, config.wire), BUDGET * KB - core_upload(blocks, config.wire)
+
+    assert all(event.included == 4 for event in swarm.closed())
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    assert all(0 < event.raw_bytes["sent"] <= 4 * BUDGET * KB for event in swarm.closed())
+    assert [event.refresh for event in swarm.of(ev.RoundOpened)] == [len(plan.due.tangent) for plan, _ in choices]
+    waiting = set(costs)
+    for plan, known in choices:
+        chosen = plan.due.tangent
+        assert 0 < len(chosen) < len(costs), "the budget is for some, though by period it is all or none"
+        assert plan.round == 1 or known.captured.keys() == costs.keys()
+        if waiting:  # every block is due in round 1, and has its turn before any other is chosen
+            assert min(waiting) in chosen
+            waiting -= chosen
+        else:
+            assert chosen == first_that_fits(plan.round, known, costs, room)
+    assert not waiting, "some rounds were free to choose"
+    finished = swarm.finished()
+    assert finished.first_loss is not None
+    assert finished.last_loss is not None
+    assert finished.last_loss < finished.first_loss - 0.3
+
+    simulated = run_one(replace(simulation(config), exact=True))
+    assert [{digest} for digest in simulated.digests] == [swarm.digests()[round + 1] for round in range(ROUNDS)]
+    sent = swarm.closed()[0].wire_bytes["sent"]
+    point = next(point for point in simulated.curve if point.step == 3)
+    assert {kind: 4 * count for kind, count in point.sent.items() if kind not in ("control", "state")} == {
+        kind: count for kind, count in sent.items() if kind not in ("control", "state")
+    }
+
+
+def test_the_choice_depends_on_the_budget_and_not_on_shards(tmp_path: Path) -> None:
+    by_period, within, sharded = (
+        run_one(simulation(budget_config(tmp_path, *choice))) for choice in ((0, 1), (BUDGET, 1), (BUDGET, 3))
+    )
+    assert within.digests == sharded.digests
+    assert within.digests[0] != by_period.digests[0]
+
+
+async def test_a_restarted_leader_begins_with_periods(
+    tmp_path: Path, choices: list[tuple[RoundPlan, RefreshState]]
+) -> None:
+    def stop_gently(swarm: Swarm, event: ev.Event) -> None:
+        if isinstance(event, ev.RoundOpened) and event.round == 2:
+            swarm.coordinator.stop.request()
+
+    config = budget_config(tmp_path, rounds=4)
+    swarm = Swarm(tmp_path, replace(config, run=replace(config.run, min_peers=2)), stop_gently)
+    await swarm.start(peers=2)
+    await asyncio.wait_for(swarm.coordinator.task, 30)
+    await swarm.resume_coordinator()
+    await swarm.finish()
+
+    assert all(len(digests) == 1 for digests in swarm.digests().values())
+    by_round = {plan.round: (plan, known) for plan, known in choices}
+    assert list(by_round) == [1, 2, 3, 4]
+    assert by_round[2][1].captured
+    plan, known = by_round[3]
+    assert not known.captured
+    assert not plan.due.tangent, "no block is due in round 3"
+    plan, known = by_round[4]
+    assert known.captured
+    assert plan.due.tangent
+
+
+def test_a_run_is_named_by_its_budget_only_where_it_has_one(tmp_path: Path) -> None:
+    names = {simulation(budget_config(tmp_path, budget)).name for budget in (0, 20, 30)}
+    assert len(names) == 3
+    assert simulation(budget_config(tmp_path, 0)).identity()["round"] == {"quorum": 1, "shards": 1}
+
+
+def test_a_budget_that_lets_no_block_have_its_turn_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"round\.budget_kb = 1 is too little"):
+        check(simulation(budget_config(tmp_path, 1)))

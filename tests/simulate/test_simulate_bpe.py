@@ -38,7 +38,7 @@ def text_of(ids: Sequence[int]) -> str:
     """What the ids say, by the library's own decoder."""
     from tokenizers import decoders
 
-    pieces = [VOCABULARY.id_to_token(place) or "" for place in ids]
+    pieces = [VOCABULARY.id_to_token(token) or "" for token in ids]
     said: str = decoders.ByteLevel().decode(pieces)
     return said
 
@@ -50,7 +50,7 @@ def test_nothing_is_lost_and_no_token_has_parts_of_two_documents(documents: list
     assert ids.dtype == torch.int32
     assert text_of(ids.tolist()) == "\0".join(documents)
     assert int((ids == end).sum()) == len(documents) - 1
-    assert all(0 <= place < SIZE for place in ids.tolist())
+    assert all(0 <= token < SIZE for token in ids.tolist())
 
 
 def test_a_character_that_was_cut_in_two_is_replaced() -> None:

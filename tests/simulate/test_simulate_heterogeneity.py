@@ -1,6 +1,7 @@
 """Who is away or slow, whose text is whose, and how long a line takes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -77,26 +78,22 @@ def test_by_default_one_dense_exchange_takes_as_long_as_200_steps() -> None:
 def test_time_is_additive(parts: list[tuple[float, float, float, float]]) -> None:
     """So that the totals of a run give its time on any link."""
     link = Link(up=3e6, down=7e6, rtt=0.3, step_seconds=0.2)
-    totals = [sum(part[place] for part in parts) for place in range(4)]
+    totals = [sum(part[index] for part in parts) for index in range(4)]
     assert link.seconds(*totals) == pytest.approx(sum(link.seconds(*part) for part in parts))
 
 
-@pytest.mark.parametrize("values", [{"up": 0.0}, {"down": -1.0}, {"rtt": -0.1}, {"step_seconds": 0.0}])
-def test_an_impossible_link_is_refused(values: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="out of range"):
-        Link(**values)
-
-
 @pytest.mark.parametrize(
-    ("key", "value", "name"),
+    ("kind", "key", "value", "name"),
     [
-        ("churn", 1.0, "churn"),
-        ("straggler_share", 1.5, "stragglers' share"),
-        ("straggler_factor", 0.5, "stragglers' factor"),
-        ("away_steps", 0, "away_steps"),
-        *(("vocabulary", size, "vocabulary") for size in (-1, 1, 256, 2**20 + 1)),
+        *((Link, key, value, f"link.{key}") for key, value in (("up", 0.0), ("down", -1.0), ("step_seconds", 0.0))),
+        (Link, "rtt", -0.1, "link.rtt"),
+        (Heterogeneity, "churn", 1.0, "churn"),
+        (Heterogeneity, "straggler_share", 1.5, "stragglers' share"),
+        (Heterogeneity, "straggler_factor", 0.5, "stragglers' factor"),
+        (Heterogeneity, "away_steps", 0, "away_steps"),
+        *((Heterogeneity, "vocabulary", size, "vocabulary") for size in (-1, 1, 256, 2**20 + 1)),
     ],
 )
-def test_impossible_conditions_are_refused(key: str, value: float, name: str) -> None:
+def test_an_impossible_link_or_condition_is_refused(kind: type[Any], key: str, value: float, name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} = {value} is out of range"):
-        Heterogeneity(**{key: value})  # type: ignore[arg-type]
+        kind(**{key: value})

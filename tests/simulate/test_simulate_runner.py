@@ -23,15 +23,22 @@ from tsr_swarm.simulate.engine import run_one
 from tsr_swarm.simulate.plots import spread, write_plots
 from tsr_swarm.simulate.report import document, equal_seconds, markdown, settings_text
 from tsr_swarm.simulate.result import Point, ResultStore, RunResult
-from tsr_swarm.simulate.run_spec import RunSpec, StudyOptions, specs_of
+from tsr_swarm.simulate.run_spec import RunSpec, specs_of
 from tsr_swarm.simulate.runner import Progress, run_all, seconds_left, work
 
 LINK = Link(up=1e6, down=2e6, rtt=0.1, step_seconds=0.5)
 
 
-def options(folder: Path, **changes: Any) -> StudyOptions:
-    base = {"config": tiny_config(folder), "methods": ["tsr", "ddp"], "seeds": [0, 1], "peers": 2, "steps": 6}
-    return StudyOptions(**{**base, **changes})
+def study(
+    folder: Path,
+    methods: Sequence[str] = ("tsr", "ddp"),
+    config: RunConfig | None = None,
+    steps: int = 6,
+    exact: bool = False,
+    **asked: Any,
+) -> list[RunSpec]:
+    spec = RunSpec(method="tsr", config=config or tiny_config(folder), peers=2, steps=steps, exact=exact)
+    return specs_of(spec, methods, **{"seeds": [0, 1], **asked})
 
 
 def made_up(method: str, lr: float, seed: int, losses: Sequence[float | None], size: float = 1.0) -> RunResult:
@@ -44,16 +51,16 @@ def made_up(method: str, lr: float, seed: int, losses: Sequence[float | None], s
     )
     curve = tuple(
         Point(
-            step=10 * place,
-            tokens=100 * place,
+            step=10 * number,
+            tokens=100 * number,
             loss=loss,
             local_loss=None,
-            sent={"dense": 1e6 * size * place},
-            received={"dense": 1e6 * size * place},
-            round_trips=place,
-            step_times=10.0 * place,
+            sent={"dense": 1e6 * size * number},
+            received={"dense": 1e6 * size * number},
+            round_trips=number,
+            step_times=10.0 * number,
         )
-        for place, loss in enumerate(losses)
+        for number, loss in enumerate(losses)
     )
     ended = "" if losses[-1] is not None else "broken"
     return RunResult(
@@ -63,7 +70,7 @@ def made_up(method: str, lr: float, seed: int, losses: Sequence[float | None], s
 
 
 def test_what_is_on_disk_is_not_run_again_and_side_by_side_is_the_same_as_one_after_the_other(tmp_path: Path) -> None:
-    specs = specs_of(options(tmp_path))
+    specs = study(tmp_path)
     progress: list[Progress] = []
     results = run_all([*specs, specs[0]], ResultStore(tmp_path / "out"), 1, progress.append)
     assert [result.name for result in results] == [*(spec.name for spec in specs), specs[0].name]
@@ -81,22 +88,6 @@ def test_what_is_on_disk_is_not_run_again_and_side_by_side_is_the_same_as_one_af
     assert [(r.curve, r.digests) for r in beside] == [(r.curve, r.digests) for r in results[:4]]
 
 
-def test_an_interrupt_keeps_the_finished_runs_and_the_same_call_goes_on(tmp_path: Path) -> None:
-    specs, store = specs_of(options(tmp_path, methods=["tsr"], seeds=[0, 1, 2])), ResultStore(tmp_path / "out")
-
-    def interrupt(progress: Progress) -> None:
-        if progress.done == 1 and progress.finished is None:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_all(specs, store, 1, interrupt)
-    assert [store.load(spec) is not None for spec in specs] == [True, False, False]
-    progress: list[Progress] = []
-    run_all(specs, store, 1, progress.append)
-    assert [entry.name for entry in progress if entry.finished is not None] == [spec.name for spec in specs[1:]]
-    assert not list((tmp_path / "out").rglob("*.part"))
-
-
 def test_a_worker_whose_messages_are_not_read_any_more_ends_without_an_error() -> None:
     """A command that was interrupted closes the pipe with messages in it, which resets the connection."""
     ours, theirs = Pipe()
@@ -106,7 +97,7 @@ def test_a_worker_whose_messages_are_not_read_any_more_ends_without_an_error() -
 
 
 def test_a_run_that_cannot_be_run_is_refused_before_any_other_is(tmp_path: Path) -> None:
-    good, bad = specs_of(options(tmp_path, methods=["tsr"])), specs_of(options(tmp_path, methods=["tsr"], steps=7))
+    good, bad = study(tmp_path, methods=["tsr"]), study(tmp_path, methods=["tsr"], steps=7)
     progress: list[Progress] = []
     with pytest.raises(ConfigError, match="multiple of the 3 steps"):
         run_all([*good, *bad], ResultStore(tmp_path / "out"), 1, progress.append)
@@ -114,7 +105,7 @@ def test_a_run_that_cannot_be_run_is_refused_before_any_other_is(tmp_path: Path)
 
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
-    spec, store = specs_of(options(tmp_path))[0], ResultStore(tmp_path)
+    spec, store = study(tmp_path)[0], ResultStore(tmp_path)
     store.path(spec.name).parent.mkdir()
     for text in ("{", "[]", '{"name": 1, "curve": []}'):
         store.path(spec.name).write_text(text)
@@ -123,18 +114,17 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
 
 
 def test_the_estimate_follows_from_the_steps_of_all_peers(tmp_path: Path) -> None:
-    specs = specs_of(options(tmp_path, methods=["tsr"], seeds=[0, 1]))
+    specs = study(tmp_path, methods=["tsr"], seeds=[0, 1])
     assert seconds_left(specs, {}, 5.0) is None
     assert seconds_left(specs, {specs[0].name: 3}, 6.0) == pytest.approx(18.0)  # a quarter took 6 seconds
 
 
 def test_flags_become_runs(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    asked = options(
-        tmp_path, methods=["tsr", "diloco", "powersgd", "ddp"], seeds=[3], lrs=[0.1, 0.2], k_x=6, rank="d/4",
+    specs = study(
+        tmp_path, ["tsr", "diloco", "powersgd", "ddp"], seeds=[3], lrs=[0.1, 0.2], k_x=6, rank="d/4",
         method_sets=["diloco.bits=8", "tsr.wire.core_bits=16"], exact=True,
     )  # fmt: skip
-    specs = specs_of(asked)
     assert [(spec.method, spec.lr, spec.seed) for spec in specs] == [
         (method, lr, 3) for method in ("tsr", "diloco", "powersgd", "ddp") for lr in (0.1, 0.2)
     ]
@@ -144,13 +134,14 @@ def test_flags_become_runs(tmp_path: Path) -> None:
     assert own.config.checkpoint == config.checkpoint
     assert (diloco.settings["k_x"], diloco.settings["bits"], diloco.exact) == (6, 8, False)
     assert (powersgd.settings["rank"], ddp.settings["k_x"]) == ("d/4", 1)
-    assert specs_of(options(tmp_path, seeds=()))[0].seed == config.run.seed
+    assert study(tmp_path, seeds=())[0].seed == config.run.seed
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"methods": ["dillco"]}, "did you mean 'diloco'"),
+        ({"methods": ["tsr", ""]}, "'' is not a method"),
         ({"method_sets": ["dillco.bits=8"]}, "did you mean 'diloco'"),
         ({"method_sets": ["tsr.lr=1"]}, "tsr.section.key=value"),
         ({"method_sets": ["tsr.wire.bits=1"]}, "did you mean 'wire."),
@@ -163,7 +154,7 @@ def test_flags_become_runs(tmp_path: Path) -> None:
 )
 def test_invalid_flags_are_refused_in_one_sentence(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        run_one(specs_of(options(tmp_path, **change))[0])
+        run_one(study(tmp_path, **change)[0])
 
 
 def test_the_best_rate_is_that_of_the_lowest_median_and_a_diverged_run_never_wins() -> None:
@@ -194,9 +185,9 @@ def test_a_loss_after_a_time_is_between_its_neighbours(seconds: float) -> None:
     if seconds > times[-1] * (1 + 1e-9):
         assert loss is None
     else:
-        place = 1 if seconds <= times[1] else 2
+        number = 1 if seconds <= times[1] else 2
         assert loss is not None
-        assert curve[place].loss <= loss <= curve[place - 1].loss  # type: ignore[operator]
+        assert curve[number].loss <= loss <= curve[number - 1].loss  # type: ignore[operator]
     assert loss_after(curve, times[1], LINK) == pytest.approx(3.0)
     assert loss_after(curve, times[2], LINK) == pytest.approx(2.0)
 
@@ -233,19 +224,19 @@ def test_the_report_names_each_method_its_bytes_and_its_loss_at_the_same_time(tm
 
 
 def test_a_baseline_is_not_run_at_a_rate_made_for_another_inner_optimizer(tmp_path: Path) -> None:
-    """Story: the defaults' rate is Muon's, and every baseline diverged at it."""
-    chosen = options(tmp_path, seeds=[0], methods=["tsr", "ddp", "diloco"], method_sets=["diloco.inner=muon"])
-    config = replace(chosen.config, optimizer=OptimizerConfig(inner="muon", lr=0.02))
-    tsr, ddp, diloco = specs_of(replace(chosen, config=config, lrs=()))
+    """The defaults' rate is Muon's; once every baseline diverged at it."""
+    config = replace(tiny_config(tmp_path), optimizer=OptimizerConfig(inner="muon", lr=0.02))
+    methods, muon = ["tsr", "ddp", "diloco"], ["diloco.inner=muon"]
+    tsr, ddp, diloco = study(tmp_path, methods, config, seeds=[0], method_sets=muon)
     assert (tsr.lr, diloco.lr) == (0.02, 0.02)
     assert ddp.lr == pytest.approx(0.002)
-    assert {spec.lr for spec in specs_of(replace(chosen, config=config, lrs=[0.5]))} == {0.5}
+    assert {spec.lr for spec in study(tmp_path, methods, config, lrs=[0.5], method_sets=muon)} == {0.5}
 
 
 def test_settings_are_shown_where_they_are_not_the_defaults(tmp_path: Path) -> None:
     config = replace(tiny_config(tmp_path), optimizer=OptimizerConfig(), wire=WireConfig())
     changed = ["tsr.wire.core_bits=16", "ddp.weight_decay=0.1"]
-    own, ddp = specs_of(options(tmp_path, config=config, seeds=[0], method_sets=changed))
+    own, ddp = study(tmp_path, config=config, seeds=[0], method_sets=changed)
     assert settings_text(own.identity()) == "k_x 3, k_r 6, k_r_embedding 6, core_bits 16"
     assert settings_text(ddp.identity()) == "k_x 1, weight_decay 0.1"
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tsr_swarm.cli.options import Json, NoDht, Plain, Proxy, Record, Rounds, Set, check_announce, host_port
+from tsr_swarm.cli.options import Json, NoDht, Plain, Proxy, Record, Rounds, Set, announced_to, host_port
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.config.load import load_run_config
@@ -22,15 +22,7 @@ def coordinate(
     context: typer.Context,
     run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file; see 'tsr-swarm init'.")],
     listen: Annotated[str, host_port("Where to listen; port 0: any.", envvar="TSR_SWARM_LISTEN")] = "127.0.0.1:7700",
-    announce: Annotated[
-        str | None,
-        host_port(
-            "Where peers reach this machine, when that is not where it listens.",
-            check_announce,
-            metavar="HOST[:PORT]",
-            envvar="TSR_SWARM_ANNOUNCE",
-        ),
-    ] = None,
+    announce: Annotated[str | None, announced_to("peers", envvar="TSR_SWARM_ANNOUNCE")] = None,
     dht_port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="PORT", envvar="TSR_SWARM_DHT_PORT", help="0: any free one.")
     ] = 0,

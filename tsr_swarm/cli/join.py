@@ -3,15 +3,16 @@
 import os
 import platform
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tsr_swarm.cli.options import Json, Plain, Proxy, UsageError, check_announce, host_port, usage, waiting
+from tsr_swarm.cli.options import Json, Plain, Proxy, UsageError, announced_to, host_port, usage, waiting
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
-from tsr_swarm.cli.profile import JoinProfile, merge_profile
+from tsr_swarm.cli.profile import FIELDS, merge_profile
 from tsr_swarm.process.machine_limits import require_process_room
 from tsr_swarm.process.shutdown import Shutdown
 
@@ -28,12 +29,7 @@ def join(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default="auto")] = None,
     name: Annotated[str | None, typer.Option(help="What people see.", show_default="this machine's name")] = None,
     listen: Annotated[str | None, host_port("Be dialled: average, give, vote, lead; port 0: any.")] = None,
-    announce: Annotated[
-        str | None,
-        host_port(
-            "Where others reach this machine, when that is not where it listens.", check_announce, metavar="HOST[:PORT]"
-        ),
-    ] = None,
+    announce: Annotated[str | None, announced_to("others")] = None,
     dht_port: Annotated[
         int | None, typer.Option(min=0, max=65535, metavar="PORT", help="0: any free one.", show_default="0")
     ] = None,
@@ -48,7 +44,7 @@ def join(
     resume: Annotated[
         bool | None, typer.Option("--resume", help="Go on from this peer's own checkpoint, if there is one.")
     ] = None,
-    folder: Annotated[str | None, typer.Option("--dir", metavar="DIR", help="Where this peer keeps its state.")] = None,
+    dir: Annotated[str | None, typer.Option(metavar="DIR", help="Where this peer keeps its state.")] = None,
     local_space: Annotated[
         str | None, typer.Option(metavar="core|full", help="What moves between rounds, if the run leaves a choice.")
     ] = None,
@@ -62,23 +58,9 @@ def join(
     json: Json = False,
 ) -> None:
     mode = choose_mode(plain=plain, json=json)
-    flags: dict[str, Any] = {
-        "coordinator": coordinator,
-        "data": tuple(data) if data else None,
-        "device": device,
-        "name": name,
-        "listen": listen,
-        "announce": announce,
-        "dht_port": dht_port,
-        "insecure": insecure,
-        "outbound_only": outbound_only,
-        "dht": False if no_dht else None,
-        "resume": resume,
-        "dir": folder,
-        "local_space": local_space,
-        "wait": wait,
-    }
-    usage(lambda: JoinProfile(**{key: value for key, value in flags.items() if value is not None}))
+    # Most keys of a profile are the parameters above, by name.
+    flags = {**{key: context.params.get(key) for key in FIELDS}, "data": data or None, "dht": False if no_dht else None}
+    usage(lambda: merge_profile(flags, {}, None))
     settings = merge_profile(flags, os.environ, profile)
     if not settings.coordinator:
         raise UsageError("No coordinator is named; add --coordinator HOST:PORT.")
@@ -88,26 +70,10 @@ def join(
 
         show_peer(context.obj, settings.coordinator)
 
-    from tsr_swarm.node.peer import JoinOptions, run_peer
+    from tsr_swarm.node.peer import run_peer
 
-    options = JoinOptions(
-        coordinator=settings.coordinator,
-        data=tuple(Path(path) for path in settings.data),
-        device=settings.device,
-        name=settings.name or name_from(platform.node()),
-        listen=settings.listen or None,
-        announce=settings.announce or None,
-        dht_port=settings.dht_port,
-        insecure=settings.insecure,
-        outbound_only=settings.outbound_only,
-        use_dht=settings.dht,
-        resume=settings.resume,
-        folder=Path(settings.dir) if settings.dir else None,
-        local_space=settings.local_space,
-        wait_seconds=settings.wait,
-        slowdown=slowdown,
-        proxy=proxy,
-    )
+    name = settings.name or name_from(platform.node())
+    options = replace(settings, name=name, slowdown=slowdown, proxy=proxy)
 
     async def work(stop: Shutdown) -> None:
         with emitter(mode) as emit:

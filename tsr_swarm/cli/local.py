@@ -5,7 +5,6 @@ WHO in its options is a peer's number or ``coordinator``; in those that place a 
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tsr_swarm.cli.coordinate import invitation
-from tsr_swarm.cli.options import Json, NoDht, Plain, Record, Set, UsageError, usage
+from tsr_swarm.cli.options import Json, NoDht, Plain, Record, RunFile, Set, UsageError, usage
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
@@ -35,7 +34,6 @@ from tsr_swarm.telemetry.text import bytes_text, factor_text, loss_text, plural
 
 PEERS, ROUNDS = 3, 30  # unless something says otherwise
 SAMPLE_LENGTH = 240
-LAST_CHECKPOINT = "the model of the coordinator's last checkpoint"
 
 
 Texts = list[str] | None
@@ -47,9 +45,7 @@ def _many(metavar: str, text: str) -> Any:
 
 def local(
     context: typer.Context,
-    run_file: Annotated[
-        Path | None, typer.Argument(metavar="RUN.toml", help="The run file; without one, the defaults.")
-    ] = None,
+    run_file: RunFile = None,
     peers: Annotated[int | None, typer.Option(min=1, max=1000, metavar="N", show_default=str(PEERS))] = None,
     rounds: Annotated[
         int | None,
@@ -103,10 +99,14 @@ def local(
     async def work(shutdown: Shutdown) -> None:
         async with ProcessGroup() as group:
             run_folder = folder or group.temporary_folder()
-            if mode is Mode.SCREEN:
+            if mode is Mode.SCREEN:  # the same command without a screen runs behind it, in a folder that is known here
+                from tsr_swarm.cli.screen import show_stream
+
                 command, *rest = context.obj
                 arguments = [command, *([] if folder else ["--dir", str(run_folder)]), *rest]
-                snapshot = await _run_behind_screen(group, arguments, run_folder, resume, config.run.name, shutdown)
+                history = coordinator_folder(run_folder) if resume else None
+                name = config.run.name
+                snapshot = await show_stream(group, "local swarm", arguments, name, shutdown, history, _invite)
             else:
                 keeps = resume and run_file is None
                 options = LocalOptions(
@@ -141,16 +141,6 @@ async def _run(
     return snapshot
 
 
-async def _run_behind_screen(
-    group: ProcessGroup, arguments: Sequence[str], run_folder: Path, resume: bool, title: str, shutdown: Shutdown
-) -> SwarmSnapshot:
-    """The same command without a screen runs behind it. The folder is ours, so that the sample can be drawn from it."""
-    from tsr_swarm.cli.screen import show_stream
-
-    history = coordinator_folder(run_folder) if resume else None
-    return await show_stream(group, "local swarm", arguments, title, shutdown, history, _invite)
-
-
 def _invite(snapshot: SwarmSnapshot) -> Invitation | None:
     """Further peers can join by hand, unless the swarm is in network namespaces of its own."""
     if not snapshot.address or snapshot.lab == namespaces.MODE:
@@ -163,7 +153,8 @@ async def _print_sample(group: ProcessGroup, run_folder: Path, leader: str) -> N
     text = await sample_text(group, run_folder, SAMPLE_LENGTH)
     if text:
         is_last = leader in ("", name_of(COORDINATOR))
-        print(f"What {'the model' if is_last else LAST_CHECKPOINT} writes by itself:\n\n{text}", flush=True)
+        model = "the model" if is_last else "the model of the coordinator's last checkpoint"
+        print(f"What {model} writes by itself:\n\n{text}", flush=True)
 
 
 def _check_folder(folder: Path | None, resume: bool) -> None:

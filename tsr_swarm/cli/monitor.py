@@ -8,8 +8,7 @@ from functools import partial
 from tsr_swarm import __version__
 from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode, choose_mode, print_aside, print_line
-from tsr_swarm.cli.process import run_process
-from tsr_swarm.cli.streams import catch_up
+from tsr_swarm.cli.process import catch_up, run_process
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.monitor.sources import WAIT_SECONDS, Source, WatchSource
@@ -17,7 +16,7 @@ from tsr_swarm.process.machine_limits import require_process_room
 from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.telemetry.events import decode_stamped
-from tsr_swarm.telemetry.fold import fold
+from tsr_swarm.telemetry.fold import fold_all
 from tsr_swarm.telemetry.log import NEWEST, Watch
 from tsr_swarm.telemetry.snapshot import SwarmSnapshot
 
@@ -105,8 +104,7 @@ async def read_all(watch: Watch) -> SwarmSnapshot:
         lines, newest = await watch(newest)
         if not lines:
             return snapshot
-        for line in lines:
-            snapshot = _add(snapshot, line)
+        snapshot = fold_all(snapshot, filter(None, map(decode_stamped, lines)))
 
 
 async def follow(source: Source, see: Callable[[str], None]) -> SwarmSnapshot:
@@ -115,12 +113,7 @@ async def follow(source: Source, see: Callable[[str], None]) -> SwarmSnapshot:
     async for line in source.lines():
         see(line)
         await catch_up()
-        snapshot = _add(snapshot, line)
+        snapshot = fold_all(snapshot, filter(None, [decode_stamped(line)]))
         if snapshot.finished is not None and isinstance(source, WatchSource) and source.is_caught_up:
             break
     return snapshot
-
-
-def _add(snapshot: SwarmSnapshot, line: str) -> SwarmSnapshot:
-    stamped = decode_stamped(line)
-    return snapshot if stamped is None else fold(snapshot, stamped.time, stamped.event)

@@ -22,6 +22,7 @@ class UsageError(SwarmError):
     exit_code = 2
 
 
+RunFile = Annotated[Path | None, typer.Argument(metavar="RUN.toml", help="The run file; without one, the defaults.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, also on a terminal.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout; logs go to stderr.")]
 Rounds = Annotated[
@@ -77,6 +78,12 @@ def host_port(
 ) -> Any:
     """An option whose value is an address. ``more`` goes to typer."""
     return typer.Option(metavar=metavar, callback=check, help=help, **more)
+
+
+def announced_to(whom: str, **more: Any) -> Any:
+    """The option ``--announce``. ``more`` goes to typer."""
+    text = f"Where {whom} reach this machine, when that is not where it listens."
+    return host_port(text, check_announce, metavar="HOST[:PORT]", **more)
 
 
 def waiting(**more: Any) -> Any:

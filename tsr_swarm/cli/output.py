@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO
 
 from tsr_swarm.cli.options import UsageError
-from tsr_swarm.cli.streams import gap_sentence
 from tsr_swarm.errors import RunError
 from tsr_swarm.telemetry.events import Event, Warned, decode_stamped, encode
 from tsr_swarm.telemetry.log import Sink
@@ -113,7 +112,8 @@ def _print(mode: Mode, event: Event, when: float, line: str) -> None:
 
 def gap_line(mode: Mode, count: int) -> str:
     """The line on stdout in place of ``count`` dropped lines: an event among JSON lines."""
-    sentence = gap_sentence(count)
+    one, many = "1 line was dropped: nobody read it.", f"{count} lines were dropped: nobody read them."
+    sentence = one if count == 1 else many
     return encode(Warned(message=sentence), time.time()) if mode is Mode.JSON else sentence
 
 

@@ -3,24 +3,20 @@
 import json as json_format
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tsr_swarm.cli.options import Json, Set, UsageError, make_config, usage
+from tsr_swarm.cli.options import Json, RunFile, Set, UsageError, make_config, usage
 from tsr_swarm.config.link import Link, parse_rate
 from tsr_swarm.config.load import read_toml
-from tsr_swarm.plan.costs import Scene
-from tsr_swarm.plan.presets import PRESETS, Preset, low_ranks
+from tsr_swarm.plan.costs import PRESETS, Preset, Scene, low_ranks
 
 PEERS, UP, DOWN, SHARE = 8, "20mbit", "100mbit", 0.2
 
 
 def plan(
-    run_file: Annotated[
-        Path | None, typer.Argument(metavar="RUN.toml", help="The run file; without one, the defaults.")
-    ] = None,
+    run_file: RunFile = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="NAME", help=f"{', '.join(PRESETS)} of the TSR paper, in place of the file's [model]."),

@@ -10,8 +10,7 @@ import typer
 from tsr_swarm.cli.monitor import follow
 from tsr_swarm.cli.options import Json, Plain, UsageError
 from tsr_swarm.cli.output import Mode, choose_mode, print_line
-from tsr_swarm.cli.process import run_process
-from tsr_swarm.cli.streams import catch_up
+from tsr_swarm.cli.process import catch_up, run_process
 from tsr_swarm.monitor.sources import RECORD_ENDS, ReplaySource
 from tsr_swarm.process.shutdown import Shutdown, run_unless
 

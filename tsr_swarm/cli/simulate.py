@@ -102,11 +102,7 @@ def simulate(
     plots: Annotated[bool, typer.Option(help="Write PNG plots (needs matplotlib).")] = True,
     json: Json = False,
 ) -> None:
-    line = {
-        "up": usage(lambda: parse_rate(up)),
-        "down": usage(lambda: parse_rate(down)),
-        "rtt": usage(lambda: parse_seconds(rtt)),
-    }
+    line = usage(lambda: {"up": parse_rate(up), "down": parse_rate(down), "rtt": parse_seconds(rtt)})
     pace = usage(lambda: parse_seconds(step_seconds)) if step_seconds else None
     rates = _list(lr, float, "--lr", "3e-3,1e-2") if lr else ()
     numbers = _list(seeds, int, "--seeds", "0,1,2") if seeds else ()
@@ -114,23 +110,18 @@ def simulate(
 
     require_process_room()
     from tsr_swarm.simulate.heterogeneity import Heterogeneity
-    from tsr_swarm.simulate.run_spec import StudyOptions, specs_of
+    from tsr_swarm.simulate.run_spec import OWN, RunSpec, specs_of
     from tsr_swarm.train.llama import parameter_count
 
     mapping = read_toml(run_file) if run_file else {}
     changes = [*(overrides or []), *([f"model.vocab_size={vocabulary}"] if vocabulary else [])]
     config = make_config(mapping, changes)
     away_steps = (k_x or config.periods.k_x) if churn else Heterogeneity().away_steps
-    options = StudyOptions(
+    spec = RunSpec(
+        method=OWN,
         config=config,
-        methods=[name.strip() for name in methods.split(",")],
-        lrs=rates,
-        seeds=numbers,
         peers=peers,
         steps=steps,
-        k_x=k_x,
-        rank=rank,
-        method_sets=method_sets or (),
         schedule=schedule,
         eval_every=eval_every,
         heterogeneity=Heterogeneity(
@@ -143,9 +134,11 @@ def simulate(
         ),
         exact=exact,
     )
+    names = [name.strip() for name in methods.split(",")]
+    specs = specs_of(spec, names, lrs=rates, seeds=numbers, k_x=k_x, rank=rank, method_sets=method_sets or ())
     link = link_for(parameter_count(config.model), step_seconds=pace, **line)
     command = shlex.join(["tsr-swarm", *(context.obj or ["simulate"])])
-    _run_and_report(specs_of(options), link, out, command, jobs=jobs, plots=plots, json=json)
+    _run_and_report(specs, link, out, command, jobs=jobs, plots=plots, json=json)
 
 
 def _list(text: str, kind: Callable[[str], T], flag: str, example: str) -> tuple[T, ...]:

@@ -7,8 +7,7 @@ from typing import Any
 from tsr_swarm.cli.monitor import calling, read_all
 from tsr_swarm.cli.options import Coordinator, Json, Plain, Wait
 from tsr_swarm.cli.output import Mode, print_aside
-from tsr_swarm.cli.process import run_process
-from tsr_swarm.cli.streams import catch_up
+from tsr_swarm.cli.process import catch_up, run_process
 from tsr_swarm.process.machine_limits import require_process_room
 from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.telemetry.log import Watch
@@ -72,13 +71,13 @@ def run_lines(s: SwarmSnapshot) -> list[str]:
     """The run and its figures."""
     now = "at the end" if s.is_over else "now"
     return [
-        f"{s.run}: {s.state}{_place(s)}",
+        f"{s.run}: {s.state}{_progress(s)}",
         f"held-out loss {loss_text(s.first_loss)} at first, {loss_text(s.loss)} {now}; local {loss_text(s.local_loss)}",
         f"{bytes_text(s.wire_bytes)} on the wire, {factor_text(s.dense_bytes, s.wire_bytes)} less than dense training",
     ]
 
 
-def _place(s: SwarmSnapshot) -> str:
+def _progress(s: SwarmSnapshot) -> str:
     """How far the run is, unless its state begins with that."""
     if s.state.startswith(f"round {s.round}:"):
         return f" ({plural(s.rounds, 'round')} in all)" if s.rounds else ""

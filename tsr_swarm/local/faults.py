@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
 
-from tsr_swarm.local.network.link import HomeLine
+from tsr_swarm.local.network.packets import HomeLine
 from tsr_swarm.telemetry.events import Event, PhaseChanged, RoundOpened
 
 COORDINATOR = 0

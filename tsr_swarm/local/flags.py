@@ -28,7 +28,7 @@ from tsr_swarm.local.faults import (
     Who,
     name_of,
 )
-from tsr_swarm.local.network.link import HomeLine
+from tsr_swarm.local.network.packets import HomeLine
 
 ALL = "all"
 STOP_SECONDS, PARTITION_SECONDS = 20.0, 30.0  # unless the text says otherwise
@@ -230,7 +230,6 @@ def _read_slowness(texts: Sequence[str], last: int) -> Mapping[int, float]:
 
 
 def _read_links(flags: Flags, last: int) -> Mapping[int, HomeLine]:
-    """The links of those nodes that have one."""
     values: dict[int, dict[str, float]] = {}
     for key, (parse, form) in _LINK_VALUES.items():
         said: dict[str, float] = {}

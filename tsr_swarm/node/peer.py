@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +24,7 @@ from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.calls import Handshake, say_hello
 from tsr_swarm.node.context import NodeContext, NodeInfo
 from tsr_swarm.node.events.run_log import LINGER_SECONDS, RunLog
+from tsr_swarm.node.join_options import JoinOptions
 from tsr_swarm.node.node import SavedState, SwarmNode, open_node
 from tsr_swarm.node.service import StartingService
 from tsr_swarm.node.weights import AppliedRound
@@ -63,33 +63,11 @@ MAX_CALLS = 256  # at a time, of others to this peer
 SAVE_SECONDS = 60.0  # what is lost with a crash is replayed: disks need not turn every round for it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinOptions:
-    """What the command line or a profile says."""
-
-    coordinator: str
-    data: tuple[Path, ...] = ()  # none: this peer's part of the run's own data
-    device: str = "auto"
-    name: str = "peer"
-    listen: str | None = None  # where others can dial this peer: it gives them states and rounds
-    announce: str | None = None  # HOST or HOST:PORT under which others reach it
-    dht_port: int = 0
-    insecure: bool = False
-    outbound_only: bool = False
-    use_dht: bool = True
-    resume: bool = False
-    folder: Path | None = None  # where its key and its checkpoints are kept; None: nowhere
-    local_space: str = ""  # "": what the run says
-    wait_seconds: float = 0.0  # how long to try while nobody can be reached
-    slowdown: float = 1.0  # how many times longer a training step takes than it has to
-    proxy: str | None = None  # the HTTP proxy that every call goes through
-
-
 async def run_peer(options: JoinOptions, emit: Callable[[Event], None], stop: Shutdown) -> None:
     """Take part in a run until it ends or ``stop``. Raises SwarmError with one sentence."""
-    if options.listen is not None:
-        require_consent(options.listen, options.announce, options.insecure, "read the model")
-    if options.resume and options.folder is None:
+    if options.listen:
+        require_consent(options.listen, options.announce or None, options.insecure, "read the model")
+    if options.resume and not options.dir:
         raise ConfigError("--resume needs to know where this peer kept its state; add --dir DIR.")
     await run_unless(stop.immediate, _take_part(options, emit, stop.graceful))
 
@@ -109,7 +87,7 @@ class PeerProcess:
     def __init__(self, options: JoinOptions, emit: Callable[[Event], None]) -> None:
         self._options, self._emit = options, emit
         self._run_log = RunLog(EventLog(time.time), self._see_run)
-        self._service = StartingService() if options.listen is not None else None
+        self._service = StartingService() if options.listen else None
         self._context: NodeContext  # from here on: set by prepare
         self._handshake: Handshake
         self._folder: RunFolder
@@ -129,17 +107,17 @@ class PeerProcess:
         options = self._options
         device = choose_device(options.device)
         if options.data:
-            await asyncio.to_thread(find_documents, tuple(map(str, options.data)))
-        if options.folder is not None:
-            stack.enter_context(folder_lock(options.folder))
-        folder = options.folder or _temporary_folder(stack)
+            await asyncio.to_thread(find_documents, options.data)
+        if options.dir:
+            stack.enter_context(folder_lock(Path(options.dir)))
+        folder = Path(options.dir) if options.dir else _temporary_folder(stack)
         identity = load_identity(folder / IDENTITY, is_new=not holds_work(folder))
         book = AddressBook(identity.peer_id, folder / CONTACTS)
         book.load(options.coordinator)
         clients = await stack.enter_async_context(ClientPool(book, options.proxy))
         address = await self._listen(stack, clients)
         met = await retry_while_unreachable(
-            lambda: say_hello(clients, book, options.coordinator), options.wait_seconds, self._warn
+            lambda: say_hello(clients, book, options.coordinator), options.wait, self._warn
         )
         if (warning := clock_warning(met.hello.unix_time, time.time())) is not None:
             self._warn(warning)
@@ -163,7 +141,7 @@ class PeerProcess:
             clients=clients,
             run_log=self._run_log,
         )
-        if options.use_dht:
+        if options.dht:
             announcer = Announcer(identity, manifest.run_id, self._emit)
             stack.push_async_callback(announcer.close)
             joining = asyncio.create_task(self._join_dht(announcer))
@@ -191,7 +169,7 @@ class PeerProcess:
     async def _listen(self, stack: AsyncExitStack, clients: ClientPool) -> str:
         """Answer calls, if others may dial this peer. Returns where they can; "": they cannot."""
         options = self._options
-        if options.listen is None:
+        if not options.listen:
             return ""
         server = serve(
             cast(SwarmHandler, self._service), options.listen, clients.counter, max_concurrent_rpcs=MAX_CALLS
@@ -206,7 +184,8 @@ class PeerProcess:
         def warn_from_thread(message: str) -> None:
             loop.call_soon_threadsafe(self._warn, message)
 
-        workspace = Workspace(manifest, kind, device, options.data, options.folder, options.slowdown, warn_from_thread)
+        data, folder = tuple(map(Path, options.data)), Path(options.dir) if options.dir else None
+        workspace = Workspace(manifest, kind, device, data, folder, options.slowdown, warn_from_thread)
         await asyncio.to_thread(workspace.require_data)
         return workspace
 
@@ -215,7 +194,7 @@ class PeerProcess:
         options, handshake = self._options, self._handshake
         listen: Address | None = None
         announce: Address | None = None
-        if options.listen is not None:
+        if options.listen:
             listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
         elif is_loopback(handshake.host) and not options.outbound_only:
             listen = Address("127.0.0.1", options.dht_port)

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tsr_swarm.config.blocks import Block, BlockRole
-from tsr_swarm.plan.costs import ExchangeCost, Memory, MethodCost, averaged
-from tsr_swarm.plan.presets import LowRanks
+from tsr_swarm.plan.costs import ExchangeCost, LowRanks, Memory, MethodCost, averaged
 
 FLOAT = 4  # bytes of the numbers that stay in memory, and on the wire where nothing else is said
 BFLOAT = 2

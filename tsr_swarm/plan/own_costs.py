@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tsr_swarm.config.blocks import Block, BlockRole
+from tsr_swarm.config.blocks import Block, BlockRole, plan_blocks
 from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
@@ -25,6 +25,7 @@ from tsr_swarm.optim.publish import publish
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.plan.baseline_costs import FLOAT, numbers
 from tsr_swarm.plan.costs import ExchangeCost, Memory, MethodCost
+from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.wire.codec import encode
 
 MOST_ROUNDS = 2_000  # periods without a common multiple up to here are averaged over the first so many rounds
@@ -39,6 +40,11 @@ class Shares:
 
     sent: Mapping[str, float]
     received: Mapping[str, float]
+
+
+def blocks_of(config: RunConfig) -> tuple[Block, ...]:
+    """Plan the blocks of a run; its model is not allocated. Raises ConfigError where a rank does not fit a block."""
+    return plan_blocks(parameter_shapes(config.model), config.optimizer, config.model.hidden_size)
 
 
 def own_method(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> MethodCost:

@@ -4,16 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tsr_swarm.config.blocks import Block, plan_blocks
 from tsr_swarm.config.layout import published_slots, upload_slots
 from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.plan.baseline_costs import PaperCount, baselines, numbers, paper_counts
-from tsr_swarm.plan.costs import MethodCost, Scene, default_step_seconds
-from tsr_swarm.plan.own_costs import mean_bytes, own_method, raw_bytes, state_bytes, wire_shares
-from tsr_swarm.plan.presets import LowRanks
+from tsr_swarm.plan.costs import LowRanks, MethodCost, Scene, default_step_seconds
+from tsr_swarm.plan.own_costs import blocks_of, mean_bytes, own_method, raw_bytes, state_bytes, wire_shares
 from tsr_swarm.plan.search import Fit, find_fit, run_lines
-from tsr_swarm.train.llama import parameter_shapes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +30,14 @@ class Report:
 def make_report(config: RunConfig, ranks: LowRanks, scene: Scene, share: float | None) -> Report:
     """Compute the cost of every method, and what keeps the link busy for at most ``share`` of the time if it is given.
 
-    The model is not allocated. Raises ConfigError where a rank does not fit a block.
+    Raises ConfigError where a rank does not fit a block.
     """
-    blocks = _blocks(config)
+    blocks = blocks_of(config)
     parameters = numbers(blocks)
     step_seconds = scene.step_seconds or default_step_seconds(parameters, scene.peer_tokens)
     link = replace(scene.link, step_seconds=step_seconds)
     shares = wire_shares(config, scene.peers)
-    fit = None if share is None else find_fit(config, parameter_shapes(config.model), shares, link, share)
+    fit = None if share is None else find_fit(config, shares, link, share)
     return Report(
         scene=scene,
         link=link,
@@ -58,7 +55,7 @@ def make_report(config: RunConfig, ranks: LowRanks, scene: Scene, share: float |
 
 def make_paper_report(config: RunConfig, ranks: LowRanks) -> list[PaperCount]:
     """Count as the TSR paper does, for the configured model. Raises ConfigError."""
-    return paper_counts(_blocks(config), ranks)
+    return paper_counts(blocks_of(config), ranks)
 
 
 def bytes_per_token(method: MethodCost, scene: Scene) -> tuple[float, float]:
@@ -108,7 +105,3 @@ def _fit_object(fit: Fit) -> dict[str, Any]:
         "candidates": [asdict(candidate) for candidate in fit.candidates],
         "run_file": fit.chosen and run_lines(fit.chosen),
     }
-
-
-def _blocks(config: RunConfig) -> tuple[Block, ...]:
-    return plan_blocks(parameter_shapes(config.model), config.optimizer, config.model.hidden_size)

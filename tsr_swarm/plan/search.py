@@ -8,14 +8,14 @@ after as many rounds as the run says; where it says "auto" they are counted as i
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from tsr_swarm.config.blocks import embedding_rank, parse_rank, plan_blocks
+from tsr_swarm.config.blocks import embedding_rank, parse_rank
 from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import RunConfig, is_share_of_sides
 from tsr_swarm.plan.costs import ExchangeCost
-from tsr_swarm.plan.own_costs import Shares, own_exchange
+from tsr_swarm.plan.own_costs import Shares, blocks_of, own_exchange
 
 GOOD_STEPS = 100  # a k_x up to which sparse local training lost nothing: SparseLoCo, arXiv 2508.15706, 15 to 100
 LONGEST_STEPS = 500  # the longest k_x with a published result: DiLoCo, arXiv 2311.08105
@@ -50,7 +50,7 @@ class Fit:
     chosen: Candidate | None
 
 
-def find_fit(config: RunConfig, shapes: Mapping[str, tuple[int, ...]], shares: Shares, link: Link, share: float) -> Fit:
+def find_fit(config: RunConfig, shares: Shares, link: Link, share: float) -> Fit:
     """Choose the largest rank with a period known to be good; else the shortest period of all."""
     pairs = dict.fromkeys(
         (_halved(config, "rank", times), _halved(config, "embedding_rank", times)) for times in range(RANKS)
@@ -58,7 +58,7 @@ def find_fit(config: RunConfig, shapes: Mapping[str, tuple[int, ...]], shares: S
     candidates = []
     for rank, embedding in pairs:
         ranked = replace(config, optimizer=replace(config.optimizer, rank=rank, embedding_rank=embedding))
-        candidates.append(_preferred(config, list(_at_rank(ranked, shapes, shares, link, share))))
+        candidates.append(_preferred(config, list(_at_rank(ranked, shares, link, share))))
     chosen = _preferred(config, candidates)
     fits = chosen.k_x <= _limits(config)[1] and chosen.ceiling_seconds <= LONGEST_CEILING
     return Fit(share=share, candidates=candidates, chosen=chosen if fits else None)
@@ -80,10 +80,8 @@ def run_lines(candidate: Candidate) -> list[str]:
     ]
 
 
-def _at_rank(
-    config: RunConfig, shapes: Mapping[str, tuple[int, ...]], shares: Shares, link: Link, share: float
-) -> Iterator[Candidate]:
-    blocks = plan_blocks(shapes, config.optimizer, config.model.hidden_size)
+def _at_rank(config: RunConfig, shares: Shares, link: Link, share: float) -> Iterator[Candidate]:
+    blocks = blocks_of(config)
     own = config.periods
     for factor in REFRESH_FACTORS:
         rounds, rounds_embedding = own.refresh_rounds * factor, own.refresh_rounds_embedding * factor

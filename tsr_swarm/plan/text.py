@@ -8,23 +8,26 @@ from tsr_swarm.plan.report import Report, bytes_per_token
 from tsr_swarm.plan.search import GOOD_STEPS, LONGEST_STEPS, Candidate, Fit, run_lines
 from tsr_swarm.telemetry.text import bytes_text, count_text, plural, seconds_text
 
+# The widths of columns, that of the names first.
+_LINE = (14, 6, 10, 11, 14, 14, 6, 11, 11)
+_KINDS = (26, *[11] * 6)
+_MEMORY = (19, *[12] * 5)
+_FIT = (2, 6, 10, 7, 9, 14, 10, 11, 15, 6)
+
 
 def report_lines(report: Report) -> Iterator[str]:
     """Yield who trains, on what link, bytes by kind, memory, and what was counted."""
     yield from _scene_lines(report)
     yield ""
-    yield f"{'':<14}{'every':>6}{'mean exchange of a peer':>35}{'line':>20}{'bytes a token':>22}"
-    yield (
-        f"{'':<14}{'steps':>6}{'sent':>10}{'received':>11}{'largest sent':>14}{'time':>14}{'busy':>6}"
-        f"{'sent':>11}{'received':>11}"
-    )
+    yield _row((14, 6, 35, 20, 22), "", "every", "mean exchange of a peer", "line", "bytes a token")
+    yield _row(_LINE, "", "steps", "sent", "received", "largest sent", "time", "busy", "sent", "received")
     yield from (_line_row(method, report) for method in report.methods)
     yield ""
-    yield f"{'by payload kind':<29}{'mean of an exchange':>19}{'before compression':>26}{'bytes a token':>22}"
-    yield f"{'':<26}" + f"{'sent':>11}{'received':>11}" * 3
+    yield _row((29, 19, 26, 22), "by payload kind", "mean of an exchange", "before compression", "bytes a token")
+    yield _row(_KINDS, "", *("sent", "received") * 3)
     yield from _kind_rows(report)
     yield ""
-    yield f"{'memory of a peer':<19}{'weights':>12}{'optimizer':>12}{'bases':>12}{'residual':>12}{'all':>12}"
+    yield _row(_MEMORY, "memory of a peer", "weights", "optimizer", "bases", "residual", "all")
     yield from (_memory_row(method) for method in report.methods)
     yield ""
     yield from _notes(report)
@@ -47,12 +50,9 @@ def _scene_lines(report: Report) -> Iterator[str]:
 def _line_row(method: MethodCost, report: Report) -> str:
     exchange = method.exchange
     sent, received = bytes_per_token(method, report.scene)
-    return (
-        f"  {method.name:<12}{exchange.every:>6}{bytes_text(exchange.up):>10}{bytes_text(exchange.down):>11}"
-        f"{bytes_text(exchange.largest_sent):>14}{_short_seconds(exchange.seconds(report.link)):>14}"
-        f"{_share_text(exchange.busy_share(report.link)):>6}"
-        f"{_fine_bytes(sent):>11}{_fine_bytes(received):>11}"
-    )
+    parts = [bytes_text(count) for count in (exchange.up, exchange.down, exchange.largest_sent)]
+    line = _short_seconds(exchange.seconds(report.link)), _share_text(exchange.busy_share(report.link))
+    return _row(_LINE, f"  {method.name}", exchange.every, *parts, *line, _fine_bytes(sent), _fine_bytes(received))
 
 
 def _kind_rows(report: Report) -> Iterator[str]:
@@ -62,8 +62,9 @@ def _kind_rows(report: Report) -> Iterator[str]:
         tokens = report.scene.peer_tokens * method.exchange.every
         for kind in dict.fromkeys([*sent, *received]):
             counts = (sent, received, raw_sent, raw_received)
-            row = f"  {method.name:<12}{kind:<12}" + "".join(f"{_amount(count, kind):>11}" for count in counts)
-            yield row + "".join(f"{_amount(count, kind, tokens):>11}" for count in (sent, received))
+            amounts = [_amount(count, kind) for count in counts]
+            per_token = [_amount(count, kind, tokens) for count in (sent, received)]
+            yield _row(_KINDS, f"  {method.name:<12}{kind}", *amounts, *per_token)
 
 
 def _amount(counts: Mapping[str, float], kind: str, tokens: float = 0.0) -> str:
@@ -75,7 +76,7 @@ def _amount(counts: Mapping[str, float], kind: str, tokens: float = 0.0) -> str:
 def _memory_row(method: MethodCost) -> str:
     memory = method.memory
     parts = (memory.weights, memory.optimizer, memory.bases, memory.residual, memory.total)
-    return f"  {method.name:<17}" + "".join(f"{bytes_text(part) if part else '-':>12}" for part in parts)
+    return _row(_MEMORY, f"  {method.name}", *(bytes_text(part) if part else "-" for part in parts))
 
 
 def _notes(report: Report) -> Iterator[str]:
@@ -94,10 +95,7 @@ def _notes(report: Report) -> Iterator[str]:
 
 def _fit_lines(fit: Fit) -> Iterator[str]:
     yield f"to keep the line busy for at most {_share_text(fit.share)} of the time"
-    yield (
-        f"  {'rank':>6}{'embedding':>10}{'k_x':>7}{'k_r':>9}{'k_r_embedding':>14}{'sent':>10}{'received':>11}"
-        f"{'line time':>15}{'busy':>6}"
-    )
+    yield _row(_FIT, "", "rank", "embedding", "k_x", "k_r", "k_r_embedding", "sent", "received", "line time", "busy")
     yield from (_candidate_row(candidate) for candidate in fit.candidates)
     yield ""
     if fit.chosen is None:
@@ -113,33 +111,31 @@ def _fit_lines(fit: Fit) -> Iterator[str]:
 
 
 def _candidate_row(c: Candidate) -> str:
-    return (
-        f"  {c.rank:>6}{c.embedding_rank:>10}{c.k_x:>7}{c.k_r:>9}{c.k_r_embedding:>14}"
-        f"{bytes_text(c.exchange.up):>10}{bytes_text(c.exchange.down):>11}{_short_seconds(c.line_seconds):>15}"
-        f"{_share_text(c.line_share):>6}"
-    )
+    traffic = bytes_text(c.exchange.up), bytes_text(c.exchange.down)
+    line = _short_seconds(c.line_seconds), _share_text(c.line_share)
+    return _row(_FIT, "", c.rank, c.embedding_rank, c.k_x, c.k_r, c.k_r_embedding, *traffic, *line)
 
 
 def paper_lines(model: str, counts: Sequence[PaperCount]) -> Iterator[str]:
     """Yield the TSR paper's figures, and the same with the head."""
     yield f"{model}, counted as arXiv 2602.08007 does: one worker, one direction, mean of a step, 4 bytes a number"
     yield ""
-    yield f"{'':<13}{'as published':>16}{'below ddp':>12}{'head counted':>16}{'below ddp':>12}"
-    dense = counts[0]
+    widths = (13, 16, 12, 16, 12)
+    yield _row(widths, "", "as published", "below ddp", "head counted", "below ddp")
     for count in counts:
-        yield (
-            f"  {count.method:<11}{_gigabytes(count.bytes_per_step):>16}"
-            f"{dense.bytes_per_step / count.bytes_per_step:>11.1f}x{_gigabytes(count.with_head):>16}"
-            f"{dense.with_head / count.with_head:>11.1f}x"
-        )
+        pairs = ((count.bytes_per_step, counts[0].bytes_per_step), (count.with_head, counts[0].with_head))
+        cells = [cell for own, dense in pairs for cell in (f"{own / 1e9:.4f} GB", f"{dense / own:.1f}x")]
+        yield _row(widths, f"  {count.method}", *cells)
     yield ""
     for count in counts:
         yield f"  {count.method:<11} {count.settings}"
     yield "The paper leaves the head out of every method; its code sends it whole. Norms are in neither column."
 
 
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.4f} GB"
+def _row(widths: Sequence[int], name: str, *cells: object) -> str:
+    """Put the name at the left of the first column and each cell at the right of its own."""
+    first, *others = widths
+    return f"{name:<{first}}" + "".join(f"{cell!s:>{width}}" for cell, width in zip(cells, others, strict=True))
 
 
 def _rate_text(bits: float) -> str:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,12 +14,11 @@ from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, RunError
 from tsr_swarm.process.machine_limits import memory_errors, memory_room, require_memory
-from tsr_swarm.simulate.baseline_method import BaselineSwarm, period_of
 from tsr_swarm.simulate.bpe import in_tokens
 from tsr_swarm.simulate.heterogeneity import peer_texts, step_times
-from tsr_swarm.simulate.own_method import OwnSwarm, manifest_of
 from tsr_swarm.simulate.result import ExchangeResult, Point, RunResult, this_machine
 from tsr_swarm.simulate.run_spec import RunSpec
+from tsr_swarm.simulate.swarms import BaselineSwarm, OwnSwarm, manifest_of, period_of
 from tsr_swarm.train.corpus import Warn, ignore
 from tsr_swarm.train.data import TokenStream, heldout_tokens
 from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
@@ -80,25 +78,10 @@ def check(spec: RunSpec) -> None:
         )
 
 
-class SimulatedSwarm(Protocol):
-    """All peers of one run, in one process. Deterministic: the same calls, the same bits."""
-
-    @property
-    def period(self) -> int:
-        """Local steps between two exchanges."""
-
-    @property
-    def weights(self) -> Mapping[str, Tensor]:
-        """What is evaluated: the consensus, by parameter name."""
-
-    def advance(self, first_step: int, work: Mapping[int, int]) -> ExchangeResult:
-        """Train one period from global step ``first_step`` and exchange. ``work``: steps by peer that takes part."""
-
-
 class SimulatedRun:
     """Drives a swarm through all steps of a run and keeps its curve and its digests."""
 
-    def __init__(self, spec: RunSpec, swarm: SimulatedSwarm, evaluate: Evaluate) -> None:
+    def __init__(self, spec: RunSpec, swarm: OwnSwarm | BaselineSwarm, evaluate: Evaluate) -> None:
         self._spec, self._swarm, self._evaluate = spec, swarm, evaluate
         self._slowness = spec.heterogeneity.slowness(spec.seed, spec.peers)
         self._sent: dict[str, float] = {}

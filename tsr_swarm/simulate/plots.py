@@ -72,8 +72,8 @@ def _lines(found: Sequence[Entry], x_of: Callable[[Point], float]) -> list[_Line
     lines = []
     seen: Counter[str] = Counter()
     for entry in sorted(found, key=lambda entry: entry.label):
-        place = list(METHODS).index(entry.method) if entry.method != OWN else -1
-        colour = COLOURS[place % len(COLOURS)] if place >= 0 else BLACK
+        index = list(METHODS).index(entry.method) if entry.method != OWN else -1
+        colour = COLOURS[index % len(COLOURS)] if index >= 0 else BLACK
         dashes = DASHES[seen[entry.method] % len(DASHES)]  # different for each variant of a method
         seen[entry.method] += 1
         points = zip(*(run.curve for run in entry.runs), strict=False)
@@ -195,7 +195,7 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
         while len(groups) > 1 and groups[-1][0] - groups[-2][0] < gap * (groups[-1][1] + groups[-2][1]) / 2:
             (high, more), (low, count) = groups.pop(), groups.pop()
             groups.append(_inside((high * more + low * count) / (more + count), more + count, gap))
-    return [middle + gap * (place - (count - 1) / 2) for middle, count in groups for place in range(count)]
+    return [middle + gap * (index - (count - 1) / 2) for middle, count in groups for index in range(count)]
 
 
 def _inside(middle: float, count: int, gap: float) -> tuple[float, int]:

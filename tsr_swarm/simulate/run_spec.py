@@ -114,47 +114,38 @@ class RunSpec:
         return f"{self.method}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudyOptions:
-    """Every method at every rate with every seed."""
+def specs_of(
+    spec: RunSpec,
+    methods: Sequence[str],
+    *,
+    lrs: Sequence[float] = (),
+    seeds: Sequence[int] = (),
+    k_x: int | None = None,
+    rank: str | None = None,
+    method_sets: Sequence[str] = (),
+) -> list[RunSpec]:
+    """Return ``spec`` for every one of ``methods`` at every rate with every seed, all methods of a seed together.
 
-    config: RunConfig
-    methods: Sequence[str]
-    lrs: Sequence[float] = ()  # none: the configuration's, or what suits another inner optimizer as well
-    seeds: Sequence[int] = ()  # none: the configuration's
-    peers: int = 4
-    steps: int = 200
-    k_x: int | None = None  # None: the configuration's; baselines that exchange every step go on doing so
-    rank: str | None = None  # None: the configuration's for our own method, each baseline's own default
-    method_sets: Sequence[str] = ()  # METHOD.key=value; for our own method tsr.section.key=value
-    schedule: str = "cosine"
-    eval_every: int = 0
-    heterogeneity: Heterogeneity = field(default_factory=Heterogeneity)
-    exact: bool = False
-
-
-def specs_of(options: StudyOptions) -> list[RunSpec]:
-    """Return the runs, all methods of a seed together. Raises ConfigError for an unknown method or setting."""
-    _require_known(options.methods)
-    sets = apply_overrides({}, options.method_sets)
+    Without ``lrs`` a method has the rate of ``spec``, or what suits another inner optimizer as well. ``k_x`` is not for
+    baselines that exchange every step, ``rank`` for every method that has one, by default its own. ``method_sets``:
+    METHOD.key=value, for our own method tsr.section.key=value. Raises ConfigError for an unknown method or setting.
+    """
+    _require_known(methods)
+    sets = apply_overrides({}, method_sets)
     _require_known(sets)
-    config = _with_keys(options.config, {"periods.k_x": options.k_x})
-    variants = [(method, *_variant(method, config, options, sets.get(method, {}))) for method in options.methods]
+    config = _with_keys(spec.config, {"periods.k_x": k_x})
+    variants = [(method, *_variant(method, config, rank, sets.get(method, {}))) for method in methods]
     return [
-        RunSpec(
+        replace(
+            spec,
             method=method,
             config=_with_keys(own_config, {"optimizer.lr": lr, "run.seed": seed}),
             settings=settings,
-            peers=options.peers,
-            steps=options.steps,
-            schedule=options.schedule,
-            eval_every=options.eval_every,
-            heterogeneity=options.heterogeneity,
-            exact=options.exact and method == OWN,
+            exact=spec.exact and method == OWN,
         )
-        for seed in options.seeds or (config.run.seed,)
+        for seed in seeds or (spec.seed,)
         for method, own_config, settings in variants
-        for lr in options.lrs or (None,)
+        for lr in lrs or (None,)
     ]
 
 
@@ -168,10 +159,10 @@ def _require_known(methods: Iterable[str]) -> None:
 
 
 def _variant(
-    method: str, config: RunConfig, options: StudyOptions, sets: Mapping[str, Any]
+    method: str, config: RunConfig, rank_text: str | None, sets: Mapping[str, Any]
 ) -> tuple[RunConfig, dict[str, Any]]:
     """Return the configuration and the settings of a method. Flags that all methods share come before its own."""
-    rank = int(options.rank) if options.rank is not None and options.rank.isdigit() else options.rank
+    rank = int(rank_text) if rank_text is not None and rank_text.isdigit() else rank_text
     if method == OWN:
         return _with_keys(config, {"optimizer.rank": rank, "optimizer.embedding_rank": rank, **sets}), {}
     settings: dict[str, Any] = dict(default_settings(method))

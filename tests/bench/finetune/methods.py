@@ -17,10 +17,8 @@ from tsr_swarm.config.layout import BASIS_BITS
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.optim.periods import are_drawn
-from tsr_swarm.simulate.baseline_method import BaselineSwarm
-from tsr_swarm.simulate.engine import SimulatedSwarm
-from tsr_swarm.simulate.own_method import RUN_ID, OwnSwarm, Stream, Task
 from tsr_swarm.simulate.run_spec import OWN, RunSpec
+from tsr_swarm.simulate.swarms import RUN_ID, BaselineSwarm, OwnSwarm, Stream, Task
 
 METHODS = ("ours", "dense", "single")
 SMALL = 8  # a matrix with fewer rows or columns, such as the head, is exchanged whole
@@ -60,7 +58,7 @@ def train(spec: RunSpec, start: nn.Module, shares: Sequence[Share], on_steps: On
     weights = {name: parameter.detach().clone() for name, parameter in start.named_parameters()}
     task = Task(manifest=manifest_of(config, start), weights=weights, make_model=lambda: copy.deepcopy(start))
     streams: Sequence[Stream] = shares if spec.peers > 1 else [JointBatches(shares)]
-    swarm: SimulatedSwarm = (
+    swarm: OwnSwarm | BaselineSwarm = (
         OwnSwarm(config, streams, task=task) if spec.is_own else BaselineSwarm(spec, config, streams, task)
     )
     sent, received = Counter[str](), Counter[str]()

@@ -11,8 +11,8 @@ from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.plan.costs import PRESETS
 from tsr_swarm.plan.own_costs import wire_shares
-from tsr_swarm.plan.presets import PRESETS
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.gate import shard_slots

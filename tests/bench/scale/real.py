@@ -12,7 +12,8 @@ from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
-from tsr_swarm.node.peer import JoinOptions, run_peer
+from tsr_swarm.node.join_options import JoinOptions
+from tsr_swarm.node.peer import run_peer
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.telemetry.events import Event, PayloadReceived, RoundApplied, RoundClosed, RoundOpened, RunStarted
 from tsr_swarm.train.llama import parameter_shapes
@@ -100,9 +101,9 @@ async def _measure(folder: Path, peers: int) -> dict[str, str]:
                 coordinator=address,
                 device="cpu",
                 name=f"peer-{number}",
-                use_dht=False,
-                folder=folder / f"peer-{number}",
-                listen="127.0.0.1:0" if number % DIALABLE == 0 else None,
+                dht=False,
+                dir=str(folder / f"peer-{number}"),
+                listen="127.0.0.1:0" if number % DIALABLE == 0 else "",
             )
 
             def record(event: Event, number: int = number) -> None:

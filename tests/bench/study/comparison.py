@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tests.bench.study.candidates import Candidate
 from tsr_swarm.config.link import MBIT, Link, link_for
-from tsr_swarm.plan.presets import PRESETS
+from tsr_swarm.plan.costs import PRESETS
 from tsr_swarm.simulate.compare import Entry, loss_after
 from tsr_swarm.simulate.result import RunResult
 from tsr_swarm.simulate.run_spec import OWN

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import LocalPlan
 from tsr_swarm.local.network import namespaces, proxy
-from tsr_swarm.local.network.link import HomeLine, Pairs
+from tsr_swarm.local.network.packets import HomeLine, Pairs
 from tsr_swarm.process.supervisor import ProcessGroup
 from tsr_swarm.telemetry.events import Event, LabReady
 

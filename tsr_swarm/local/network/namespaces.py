@@ -18,8 +18,7 @@ from typing import Any
 
 from tsr_swarm.errors import RunError, SwarmError
 from tsr_swarm.local.network import netns
-from tsr_swarm.local.network.link import HomeLine, Pairs
-from tsr_swarm.local.network.packets import Network, address_of
+from tsr_swarm.local.network.packets import HomeLine, Network, Pairs, address_of
 from tsr_swarm.process.supervisor import Child, ProcessGroup, child_log, failure_of
 
 MODE = "namespaces"

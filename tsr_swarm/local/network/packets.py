@@ -1,16 +1,18 @@
-"""The packets between the nodes of a lab: addresses, links, NAT and partitions. Pure: packets and the time in, what is
-due out.
+"""What home links do to the packets between the nodes of a lab. Pure: packets and the time in, what is due out.
+
+A link has a rate, a delay and a loss of its own in each direction. Its queue is bounded: a home router buffers about a
+third of a second and drops what comes on top. A router may also do NAT, and partitions cut nodes off each other.
 """
 
 import heapq
 import struct
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from random import Random
 
-from tsr_swarm.local.network.link import HomeLine, Pairs, pipes
-
+QUEUE_SECONDS = 0.3
 FIRST_ADDRESS = int(IPv4Address("10.77.0.1"))  # the coordinator's; those of peers follow
 MAX_IN_FLIGHT = 1 << 16  # packets; what comes on top is dropped
 MAX_FLOWS = 4096
@@ -19,7 +21,61 @@ TCP, UDP = 6, 17
 _HEADER = struct.Struct("!B5xHxB2xII")  # of IPv4: version and length, fragment, protocol, both addresses
 _PORTS = struct.Struct("!HH")
 
+Pairs = Collection[frozenset[int]]  # of nodes that cannot reach each other
 Flow = tuple[int, int, int, int, int]  # protocol, inner address and port, outer address and port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HomeLine:
+    """The internet line of one node. Rates are bits a second, None: no limit; ``rtt`` is its share of a round trip."""
+
+    up: float | None = None
+    down: float | None = None
+    rtt: float = 0.0  # seconds
+    loss: float = 0.0  # share of packets, in each direction
+    nat: bool = False  # nothing comes in that was not asked for
+
+
+class Pipe:
+    """One direction of one link. Times are seconds and never decrease."""
+
+    def __init__(self, *, rate: float | None, delay: float, loss: float, random: Random) -> None:
+        self.rate = rate
+        self._seconds_a_byte = 8 / rate if rate else 0.0
+        self._delay, self._loss, self._random = delay, loss, random
+        self._free = 0.0  # when the last packet has been sent
+
+    def backlog(self, now: float) -> float:
+        """Seconds until the queue is empty."""
+        return max(0.0, self._free - now)
+
+    def send(self, now: float, size: int) -> float | None:
+        """When ``size`` bytes sent at ``now`` arrive; None: they are dropped, by a full queue or by loss.
+
+        In any interval no more than the rate is sent, but for one packet; the order is kept.
+        """
+        if self.backlog(now) > QUEUE_SECONDS:
+            return None
+        arrival = self.carry(now, size)
+        return None if self.loses() else arrival
+
+    def carry(self, now: float, size: int) -> float:
+        """Like ``send`` on a link that never drops: for callers that wait for ``backlog`` themselves."""
+        self._free = max(self._free, now) + size * self._seconds_a_byte
+        return self._free + self._delay
+
+    def loses(self) -> bool:
+        """Whether the next packet is lost."""
+        return self._loss > 0 and self._random.random() < self._loss
+
+
+def pipes(lines: Mapping[int, HomeLine], seed: int) -> Mapping[int, tuple[Pipe, Pipe]]:
+    """The uplink and the downlink of every node. The same seed loses the same packets."""
+
+    def pipe(who: int, line: HomeLine, way: str, rate: float | None) -> Pipe:
+        return Pipe(rate=rate, delay=line.rtt / 2, loss=line.loss, random=Random(f"{seed}/{who}/{way}"))
+
+    return {who: (pipe(who, line, "up", line.up), pipe(who, line, "down", line.down)) for who, line in lines.items()}
 
 
 def address_of(who: int) -> str:
@@ -71,9 +127,6 @@ class FlowTable:
     def __init__(self, limit: int = MAX_FLOWS) -> None:
         self._limit = limit
         self._last_sent: OrderedDict[Flow, float] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._last_sent)
 
     def add(self, now: float, flow: Flow) -> None:
         """The node has sent to ``flow``."""

@@ -15,7 +15,7 @@ from functools import partial
 
 from tsr_swarm.errors import SwarmError
 from tsr_swarm.local.faults import COORDINATOR
-from tsr_swarm.local.network.link import QUEUE_SECONDS, HomeLine, Pairs, Pipe, pipes
+from tsr_swarm.local.network.packets import QUEUE_SECONDS, HomeLine, Pairs, Pipe, pipes
 
 MODE = "proxy"
 REASON = "everybody's calls go through a proxy of its own, lost packets cost time only, and there is no DHT"
@@ -58,16 +58,14 @@ class Proxies:
         return proxies
 
     def coordinator_arguments(self, address: str = "") -> list[str]:
-        return [*self._listen(COORDINATOR), *self._options(COORDINATOR)]
+        return self._arguments(COORDINATOR)
 
     def peer_arguments(self, who: int, address: str) -> list[str]:
-        return ["--coordinator", address, *self._listen(who), *self._options(who)]
+        return ["--coordinator", address, *self._arguments(who)]
 
-    def _listen(self, who: int) -> list[str]:
-        return ["--listen", self._addresses[who]] if who in self._addresses else []
-
-    def _options(self, who: int) -> list[str]:
-        return ["--no-dht", "--proxy", self._proxies[who]]
+    def _arguments(self, who: int) -> list[str]:
+        listen = ["--listen", self._addresses[who]] if who in self._addresses else []
+        return [*listen, "--no-dht", "--proxy", self._proxies[who]]
 
     def command(self, who: int, command: Sequence[str]) -> list[str]:
         return list(command)
