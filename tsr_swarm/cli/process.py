@@ -71,9 +71,6 @@ async def _say_leaving(stop: Shutdown) -> None:
         print_aside(OUTPUT_IS_GONE if stop.has_hung_up else LEAVING)
 
 
-# --- standard output and error ---------------------------------------------------------------------------------------
-
-
 class BackgroundStream(io.TextIOBase):
     """Replaces ``sys.stdout`` or ``sys.stderr``: whole lines go to a BackgroundWriter, and printing never waits."""
 

@@ -137,9 +137,6 @@ class CommandOutput:
         print_line(Mode.PLAIN, self._end)
 
 
-# --- a command behind a screen ----------------------------------------------------------------------------------------
-
-
 async def _show(
     group: ProcessGroup,
     name: str,
@@ -199,9 +196,6 @@ async def _forward_stop(stop: Shutdown, child: Child, output: CommandOutput) -> 
     child.interrupt()
     await stop.immediate.wait()
     child.terminate()
-
-
-# --- a run elsewhere --------------------------------------------------------------------------------------------------
 
 
 async def show_source(source: Source, title: str, quit_note: str, stop: Shutdown) -> None:

@@ -162,9 +162,6 @@ def _stragglers(text: str) -> tuple[float, float]:
     return numbers
 
 
-# --- progress and results ---------------------------------------------------------------------------------------------
-
-
 def _run_and_report(
     specs: "Sequence[RunSpec]", link: Link, out: Path, command: str, *, jobs: int, plots: bool, json: bool
 ) -> None:

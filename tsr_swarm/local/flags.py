@@ -128,9 +128,6 @@ class _Flag:
         return seconds
 
 
-# --- faults -----------------------------------------------------------------------------------------------------------
-
-
 def _read_kill(flag: _Flag, name: str, round: str, phase: str, seconds: str) -> Kill:
     if seconds:
         raise flag.unreadable()
@@ -199,9 +196,6 @@ def _order(fault: NodeFault) -> tuple[int, int, float]:
     """By moment; what comes later than its moment comes after what happens at it."""
     delay = fault.seconds if isinstance(fault, Restart) else 0.0
     return fault.round, (*PHASES, STATE).index(fault.phase), delay
-
-
-# --- processes and their links ----------------------------------------------------------------------------------------
 
 
 def _read_environment(texts: Sequence[str], last: int) -> Mapping[int, Mapping[str, str]]:

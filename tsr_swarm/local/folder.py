@@ -7,9 +7,8 @@ from pathlib import Path
 
 from tsr_swarm.config.render import render
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.errors import RunError
 from tsr_swarm.local.faults import COORDINATOR, LocalPlan, name_of
-from tsr_swarm.telemetry.text import reason_text
+from tsr_swarm.process.machine_limits import disk_errors
 from tsr_swarm.train.corpus import absolute_source
 
 RUN_FILE = "run.toml"
@@ -46,12 +45,10 @@ def write_run_file(folder: Path, config: RunConfig) -> Callable[[], None]:
     It is for a run that was refused, whose file would be in the way of the next run, or of the one to be resumed.
     """
     path = folder / RUN_FILE
-    try:
+    with disk_errors(f"{folder} cannot be used", "choose a folder you can write to"):
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         before = path.read_bytes() if path.exists() else None
         path.write_text(render(config), "utf-8")
-    except OSError as error:
-        raise RunError(f"{folder} cannot be used ({reason_text(error)}); choose a folder you can write to.") from error
 
     def restore() -> None:
         with contextlib.suppress(OSError):  # the error that led here is the one to tell

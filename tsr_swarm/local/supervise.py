@@ -239,8 +239,6 @@ class _Swarm:
             isinstance(fault, Restart) and fault.round <= round for fault in self._faults
         )
 
-    # --- faults -------------------------------------------------------------------------------------------------------
-
     async def _inject(self, faults: Sequence[Fault]) -> None:
         self._faults = [fault for fault in self._faults if fault not in faults]
         for fault in faults:
@@ -354,8 +352,6 @@ class _Swarm:
         with self._log(COORDINATOR) as log:
             if not (self._stop.graceful.is_set() and was_interrupted(coordinator, log)):
                 raise failure_of(coordinator, log)
-
-    # --- processes ----------------------------------------------------------------------------------------------------
 
     async def _start_coordinator(self, resume: bool = False) -> None:
         arguments = self._network.coordinator_arguments(self._view.addresses.get(COORDINATOR, ""))

@@ -32,9 +32,6 @@ LAST_REPORT_SECONDS = 5.0  # says whether all weights agree at the end
 REPORT_SECONDS = 90.0  # a leader may be slower than we are, and answers when it has applied the round
 
 
-# --- the first call ---------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Handshake:
     """What the node that was called first has answered, and from which host."""
@@ -73,9 +70,6 @@ async def _say_hello(clients: ClientPool, book: AddressBook, address: str) -> Ha
     return Handshake(hello, host)
 
 
-# --- whoever leads ----------------------------------------------------------------------------------------------------
-
-
 class LeaderClient:
     """Polls whoever leads or may know who does, has this node admitted, and sends reports and goodbye."""
 
@@ -86,8 +80,6 @@ class LeaderClient:
         self._news: pt.RoundUpdate | None = None  # the newest that was read, since this node led
         self._reporting = 0  # reports under way
         self._reported = Signal()
-
-    # --- polls --------------------------------------------------------------------------------------------------
 
     def poll(self, to: str, message: pt.Poll) -> None:
         """Have the answer, or that there is none, put to the decisions."""
@@ -181,8 +173,6 @@ class LeaderClient:
             raise error  # nothing of this answer counts: training would begin without a plan
         self._context.round_cache.add_plan(plan)
 
-    # --- admission ----------------------------------------------------------------------------------------------
-
     def join_request(self) -> pb.JoinRequest:
         """What this node says of itself to be admitted."""
         context, info = self._context, self._context.info
@@ -220,8 +210,6 @@ class LeaderClient:
                 round=max(0, context.state.peer.applied),
             )
         )
-
-    # --- reports and goodbye --------------------------------------------------------------------------------------
 
     def report(self, round: int, digest: bytes) -> pb.ReportRequest:
         """Tell the leader of a round that was applied just now, beside everything else. Returns what it is told.

@@ -159,8 +159,6 @@ class DataLeases:
         """What is done, as far as this node knows."""
         return self._coverage if self.issuer is None else self.issuer.coverage
 
-    # --- while it leads -----------------------------------------------------------------------------------------
-
     def lead(self, leader: Leader) -> None:
         """This node was elected. Peers that have borrowed something say so."""
         if self._keeps_account:
@@ -181,8 +179,6 @@ class DataLeases:
             self.issuer.open(numbers)
             if self.issuer.has_answer(self._context.me):
                 self._lease = self.issuer.lease(self._context.me)
-
-    # --- while it trains ----------------------------------------------------------------------------------------
 
     @property
     def _claim(self) -> Claim | None:

@@ -54,9 +54,6 @@ class DecodedMessage:
     reduced: ReducedShard | None = None  # of a ShardDone
 
 
-# --- records ----------------------------------------------------------------------------------------------------------
-
-
 def record_to_proto(record: RoundRecord) -> pb.Record:
     """A round's result by its hashes, which are hexadecimal here and bytes there."""
     chain, parent = bytes.fromhex(record.chain), bytes.fromhex(record.parent)
@@ -65,9 +62,6 @@ def record_to_proto(record: RoundRecord) -> pb.Record:
 
 def _record(message: pb.Record) -> RoundRecord:
     return RoundRecord(message.round, message.chain.hex(), message.parent.hex(), tuple(message.voters))
-
-
-# --- told between nodes that can be dialled ---------------------------------------------------------------------------
 
 
 def tell_to_proto(message: cl.RaftMessage | Goodbye) -> pb.TellRequest:
@@ -187,9 +181,6 @@ def _members(digest: bytes, known: Rosters) -> Members:
     return members
 
 
-# --- polls and their answers ------------------------------------------------------------------------------------------
-
-
 def poll_to_proto(poll: Poll) -> pb.PollRequest:
     """A node's regular call. Manifest, address and progress are left empty."""
     return pb.PollRequest(
@@ -303,9 +294,6 @@ def _key_to_proto(key: tuple[int, int, int]) -> pb.PlanKey:
 
 def _key(message: pb.PlanKey) -> tuple[int, int, int]:
     return message.round, message.term, message.version
-
-
-# --- leases of data ---------------------------------------------------------------------------------------------------
 
 
 def lease_to_proto(lease: Lease | None, tokens: int = 0, size: int = 0) -> pb.DataLease:

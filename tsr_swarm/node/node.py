@@ -95,8 +95,6 @@ class SwarmNode:
         self.messenger = Messenger(context, self.roster_cache, collector, self.leader_client, self.poll_replies)
         self._left = ""  # the leader that is told goodbye in the end
 
-    # --- life ---------------------------------------------------------------------------------------------------
-
     async def run(self, stop_gently: asyncio.Event) -> str:
         """Take part until the run ends or ``stop_gently`` is set and its round is over. Returns the reason.
 
@@ -147,8 +145,6 @@ class SwarmNode:
                 context.reached_at = time.monotonic()
             elif time.monotonic() - context.reached_at > GIVE_UP_SECONDS:
                 context.fail(UnreachableError("Nobody of this run has answered for half an hour; join again later."))
-
-    # --- driver.ActionHandler -------------------------------------------------------------------------------------
 
     def on_step(self, before: Node, after: Node) -> None:
         context, base = self.context, after.voter.hard_state.base
@@ -232,8 +228,6 @@ class SwarmNode:
             self.context.leader.round_reporter.leaving(peer_id, reason)
             self.poll_replies.forget(peer_id)
         self.context.put(pt.Received(peer_id, pt.Goodbye(peer_id)))
-
-    # --- who leads ------------------------------------------------------------------------------------------------
 
     def _notice_leader(self, before: Node, after: Node) -> None:
         context, run_log = self.context, self.context.run_log

@@ -31,7 +31,7 @@ from tsr_swarm.node.weights import AppliedRound
 from tsr_swarm.node.workspace import Workspace, choose_device, require_its_memory, require_its_model
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState
-from tsr_swarm.process.machine_limits import memory_errors
+from tsr_swarm.process.machine_limits import disk_errors, memory_errors
 from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.state import PeerState
@@ -50,7 +50,6 @@ from tsr_swarm.storage.state_store import StateStore
 from tsr_swarm.telemetry import events
 from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.log import EventLog
-from tsr_swarm.telemetry.text import reason_text
 from tsr_swarm.train.corpus import find_documents
 from tsr_swarm.train.evaluate import make_evaluate
 from tsr_swarm.transport.address import Address
@@ -210,12 +209,8 @@ class PeerProcess:
         record = None
         if self._restored is not None:
             record = RoundRecord(self._restored.applied, self._restored.chain, voters=(first,))
-        try:
+        with disk_errors(f"{self._folder.path} cannot be made", "choose a folder you can write to"):
             self._folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"{self._folder.path} cannot be made ({reason_text(error)}); choose a folder you can write to."
-            ) from error
         states = self._folder.path / STATES
         if self._service is not None:
             journal = self._folder.journal(manifest, self._context.me)
@@ -322,12 +317,8 @@ class PeerProcess:
 
 def _temporary_folder(stack: AsyncExitStack) -> Path:
     """A folder that goes with ``stack``. Raises ConfigError."""
-    try:
+    with disk_errors("No temporary folder can be made", "add --dir DIR, or set TMPDIR", ConfigError):
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tsr-swarm-")))
-    except OSError as error:
-        raise ConfigError(
-            f"No temporary folder can be made ({reason_text(error)}); add --dir DIR, or set TMPDIR."
-        ) from error
 
 
 def _local_space(options: JoinOptions, manifest: Manifest) -> str:

@@ -37,8 +37,6 @@ class RosterCache:
         self.ask()
         return False
 
-    # --- while this node leads ----------------------------------------------------------------------------------
-
     def name(self, numbers: Mapping[str, int]) -> Members:
         """These take part. Whoever is told only their hash may ask for them for a while."""
         return self._keep(self._members(numbers))
@@ -59,8 +57,6 @@ class RosterCache:
         if numbers != self._newest.numbers:
             self._newest = Members.of(numbers)
         return self._newest
-
-    # --- while it follows ---------------------------------------------------------------------------------------
 
     def ask(self) -> asyncio.Task[None]:
         """Ask the leader who takes part now. One question at a time, however many strangers send something."""

@@ -58,8 +58,6 @@ class NodeService:
         if self._state_task is not None:
             self._state_task.cancel()
 
-    # --- states -------------------------------------------------------------------------------------------------
-
     async def describe_state(self, request: pb.DescribeStateRequest, caller: Caller) -> pb.StateDescription:
         """The state to serve: the one that the caller has begun with if it is kept, else a recent one.
 
@@ -86,8 +84,6 @@ class NodeService:
     async def _make_state(self) -> pb.StateDescription:
         consensus, record = self._node.weights.freeze()
         return await self._store.keep_state(consensus, record.round, bytes.fromhex(record.chain))
-
-    # --- rounds -------------------------------------------------------------------------------------------------
 
     async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
         """What a peer whose weights are at round ``applied`` has to know to choose its way."""
@@ -158,8 +154,6 @@ class NodeService:
         sections, data = found
         return sections_to_proto(sections), data
 
-    # --- meeting ------------------------------------------------------------------------------------------------
-
     async def hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:
         checks.check(request)
         if request.protocol != PROTOCOL_VERSION:
@@ -207,15 +201,11 @@ class NodeService:
             raise UnreachableError("This node does not lead; ask it who does.")
         return self.context.leader
 
-    # --- contributions ------------------------------------------------------------------------------------------
-
     def expect(self, envelope: pb.Envelope, caller: Caller) -> CheckedContribution:
         return self._node.reducer.expect(envelope)
 
     async def submit(self, contribution: CheckedContribution, data: bytes, caller: Caller) -> pb.SubmitReply:
         return await self._node.reducer.submit(contribution, data)
-
-    # --- for people ---------------------------------------------------------------------------------------------
 
     async def report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:
         checks.check(request)

@@ -166,8 +166,7 @@ class Workspace:
         return PeerState(applied=saved.round, chain=str(document["chain"]))
 
 
-# --- the run's data ---------------------------------------------------------------------------------------------------
-# It is not sent to anybody: organiser and volunteers are told where it is named by path.
+# The data of a run are not sent to anybody: organiser and volunteers are told where they are named by path.
 
 
 def advise_organiser(data: DataConfig, listen: str) -> str | None:

@@ -94,9 +94,6 @@ def default_step_seconds(parameters: int, tokens: float) -> float:
     return _OPERATIONS_PER_WEIGHT * parameters * tokens / OPERATIONS_PER_SECOND
 
 
-# --- published models -------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowRanks:
     """Ranks of the low-rank baselines: TSR-Adam's for matrices and for the embedding, GaLore's for matrices."""

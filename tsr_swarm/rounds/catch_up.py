@@ -19,8 +19,6 @@ MOST_GIVERS = 2  # nodes that are asked for a header before any other that may h
 BRANCHES = 4  # nodes to which one of those that reduced shards gives the header
 MAX_CHUNKS = 16  # in one request
 
-# --- rounds or a state --------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, slots=True)
 class Way:
@@ -46,9 +44,6 @@ def choose_way(applied: int, *, round_bytes: int, state_round: int, state_bytes:
     return Way(True, f"{state} instead of {rounds}")
 
 
-# --- headers ------------------------------------------------------------------------------------------------------
-
-
 def header_givers(peer: str, chain: str, sources: Sequence[str]) -> list[str]:
     """Return the nodes that ``peer`` asks for the header of the round with this chain hash.
 
@@ -64,9 +59,6 @@ def header_givers(peer: str, chain: str, sources: Sequence[str]) -> list[str]:
 
 def _order(text: str) -> bytes:
     return hashlib.blake2b(text.encode()).digest()
-
-
-# --- chunks of a state --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,6 @@ RETRY_SECONDS = 1.0  # between two tries of whatever did not work
 UNLED_SECONDS = 20.0  # after a start, until a node that has the last round takes it that nobody leads any more
 MOST_HOPS = 3  # redirects that are followed without a pause
 
-# --- the leader ---------------------------------------------------------------------------------------------------
-
 
 def poll(node: Node, now: float) -> Result:
     """Poll the leader, or a node that may know it, unless an answer is being waited for."""
@@ -166,9 +164,6 @@ def expire_updates(node: Node, now: float) -> Node:
     return replace(node, tracking=tracking, plan=None, peer=replace(node.peer, unsent=0))
 
 
-# --- what a peer does ---------------------------------------------------------------------------------------------
-
-
 def act(node: Node, now: float) -> Result:
     """Begin what is most urgent, unless it is under way."""
     if node.has_quit:
@@ -278,9 +273,6 @@ def _upload(node: Node, now: float) -> Result:
     due = [shard for shard in _unsent_shards(node, plan.reducers) if shard not in progress.sending]
     node = replace(node, progress=replace(progress, sending=progress.sending | frozenset(due)))
     return node, [protocol.Upload(plan.term, plan.round, shard, plan.reducers[shard]) for shard in due]
-
-
-# --- what came of it ----------------------------------------------------------------------------------------------
 
 
 def end_training(node: Node, event: protocol.Trained) -> Node:

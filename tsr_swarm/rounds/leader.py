@@ -15,8 +15,6 @@ SETTLE_SECONDS = 6.0  # a new leader opens no round before peers of the last one
 FORGET_SECONDS = 30.0  # a voter that has not called for this long is replaced
 MOST_NODES = 8  # that everybody is told of, beside the voters
 
-# --- beginning and end --------------------------------------------------------------------------------------------
-
 
 def take_over(node: Node, now: float) -> Result:
     """Begin to lead. What this node had accepted is being proposed again; else the next round opens."""
@@ -53,9 +51,6 @@ def give_up(node: Node) -> Result:
 def _role(node: Node) -> LeaderRole:
     assert node.leader_role is not None, "this node leads"
     return node.leader_role
-
-
-# --- polls --------------------------------------------------------------------------------------------------------
 
 
 def take_poll(node: Node, poll: protocol.Poll, now: float) -> Result:
@@ -171,9 +166,6 @@ def flush(node: Node, version: int, now: float) -> Result:
         protocol.Send(peer, replace(update, number=poll.number)) for peer, poll in sorted(ready.items())
     ]
     return replace(node, leader_role=replace(role, held_polls=held)), answers
-
-
-# --- rounds -------------------------------------------------------------------------------------------------------
 
 
 def tick(node: Node, now: float) -> Result:
@@ -302,9 +294,6 @@ def _gather(node: Node, now: float) -> Result:
         protocol.Send(reducer, protocol.Close(term, gather.round, plan.parent, shards, admitted))
         for reducer, shards in missing.items()
     ]
-
-
-# --- who is here --------------------------------------------------------------------------------------------------
 
 
 def _add_itself(node: Node, now: float) -> Node:

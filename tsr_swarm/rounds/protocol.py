@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from tsr_swarm.rounds.raft_state import RaftMessage, RoundRecord
 
-# --- messages -----------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, slots=True)
 class ReducerSlot:
@@ -119,8 +117,6 @@ class Goodbye:
 
 
 Message = RaftMessage | Poll | RoundUpdate | Redirect | Close | ShardDone | Goodbye
-
-# --- events -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +245,6 @@ class Tick:
 
 WorkEvent = Offered | Averaged | Sealed | Stored | Trained | Uploaded | UploadFailed | Applied | Restored | FetchFailed
 Event = Received | Unreachable | PollBroken | WorkEvent | Resumed | Stop | Tick
-
-# --- actions ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,9 +83,6 @@ def answering(voter: Voter, now: float) -> set[str]:
     return {node for node, at in voter.answered_at.items() if now - at < 2 * SILENCE_SECONDS} - {voter.me}
 
 
-# --- elections ----------------------------------------------------------------------------------------------------
-
-
 def _election_timeout(voter: Voter) -> float:
     """Return once to twice the silence, drawn from name and term, so that candidates seldom stand at the same time."""
     return SILENCE_SECONDS * (1 + _random_fraction(voter))
@@ -197,9 +194,6 @@ def _lost_leadership(reason: str) -> Notify:
 
 def _others(voter: Voter) -> list[str]:
     return [name for name in voter.voters if name != voter.me]
-
-
-# --- the log ------------------------------------------------------------------------------------------------------
 
 
 def propose(voter: Voter, record: RoundRecord, now: float) -> RaftResult:

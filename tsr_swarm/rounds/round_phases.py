@@ -275,9 +275,6 @@ def _explain(state: LeaderState, decision: Decision, remaining: float | None) ->
     return replace(state, decision=decision), [explanation]
 
 
-# --- collecting the shards of a closed round ----------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Gather:
     """The shards of one closed round, as far as they were answered."""

@@ -176,9 +176,6 @@ def known_nodes(node: Node) -> Sequence[str]:
     return sorted({*node.voter.voters, *node.tracking.nodes, identity.first, *identity.known} - {node.me})
 
 
-# --- what a peer does next ----------------------------------------------------------------------------------------
-
-
 class Activity(Enum):
     """What a peer should do next."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tsr_swarm.baselines.registry import METHODS
 from tsr_swarm.config.link import Link
 from tsr_swarm.errors import RunError
+from tsr_swarm.process.machine_limits import disk_errors
 from tsr_swarm.simulate.compare import Entry
 from tsr_swarm.simulate.result import Point
 from tsr_swarm.simulate.run_spec import OWN
@@ -126,10 +127,8 @@ def dress(axes: "Axes", x_label: str, note: str, marks: tuple[float, ...] = (1.0
 
 def save(figure: "Figure", path: Path) -> Path:
     """Write the picture. Raises RunError."""
-    try:
+    with disk_errors(f"{path} cannot be written", "name another folder"):
         figure.savefig(path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}); name another folder.") from error
     return path
 
 

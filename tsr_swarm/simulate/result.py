@@ -11,6 +11,7 @@ from typing import Any
 from tsr_swarm.baselines.method import ExchangeBytes
 from tsr_swarm.config.link import Link
 from tsr_swarm.errors import RunError
+from tsr_swarm.process.machine_limits import disk_errors
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.storage.files import replace_file
 
@@ -122,12 +123,10 @@ class ResultStore:
     def load(self, spec: RunSpec) -> RunResult | None:
         """Return the result of ``spec``, if it has been run. Raises RunError for a file that cannot be read."""
         path = self.path(spec.name)
-        try:
+        with disk_errors(f"{path} cannot be read", "check its permissions"):
+            if not path.exists():
+                return None
             text = path.read_text("utf-8")
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise RunError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
         try:
             return RunResult.from_json(json.loads(text))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -145,9 +144,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> Path:
 
 def write_text(path: Path, text: str) -> Path:
     """Write ``text`` to ``path`` in one step: a reader finds the old file or the new one. Raises RunError."""
-    try:
+    with disk_errors(f"{path} cannot be written", "name another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, path.with_name(f"{path.name}.{os.getpid()}.part"), text.encode())
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}); name another folder.") from error
     return path

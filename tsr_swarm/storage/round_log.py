@@ -155,8 +155,6 @@ class RoundLog:
         with self._lock:
             return sum(stored.size for stored in self._since(round) or [])
 
-    # --- with the lock held -------------------------------------------------------------------------------------
-
     def _key(self, round: int, chain: bytes) -> _Key:
         return round, chain or self._chains.get(round, b"")
 
@@ -201,8 +199,6 @@ class RoundLog:
     def _drop(self, key: _Key) -> None:
         with suppress(OSError):  # it costs room, and goes with the next start
             self._rounds.pop(key).path.unlink(missing_ok=True)
-
-    # --- without it ---------------------------------------------------------------------------------------------
 
     def _read_round(self, round: int, chain: bytes, read: Callable[[BinaryIO, _Key], T]) -> T | None:
         with self._lock:

@@ -82,9 +82,6 @@ class Namespaces:
         return [] if self._use_dht else ["--no-dht"]
 
 
-# --- the router process -----------------------------------------------------------------------------------------------
-
-
 def main() -> None:
     orders = _Orders()
     start: dict[str, Any] = orders.first()

@@ -67,8 +67,6 @@ class RoundReporter:
         self._tasks: set[asyncio.Task[None]] = set()
         self._comparing = 0  # reports
 
-    # --- what the leader decides --------------------------------------------------------------------------------
-
     def opened(self, plan: RoundPlan, expected: frozenset[str], members: int, reducers: Sequence[str] = ()) -> None:
         """A round opens for ``members`` peers, of whom ``expected`` can be in it; ``reducers`` are names."""
         self._opened = {round: other for round, other in self._opened.items() if round == plan.round - 1}
@@ -172,8 +170,6 @@ class RoundReporter:
 
     def _explain(self, round: int, phase: str, deadline: float | None, reason: str) -> None:
         self._emit(events.PhaseChanged(round=round, phase=phase, deadline=deadline, reason=reason))
-
-    # --- what peers send ----------------------------------------------------------------------------------------
 
     def leaving(self, peer_id: str, reason: str) -> None:
         """A peer says why it leaves; that is reported once it is dropped."""
