@@ -59,7 +59,6 @@ def status_object(snapshot: SwarmSnapshot, now: float) -> dict[str, Any]:
 
 
 def status_lines(s: SwarmSnapshot) -> list[str]:
-    """The status as a few lines for people."""
     return [
         *run_lines(s),
         f"{plural(len(s.alive), 'peer')}, {count_text(s.tokens_per_second)} tokens/s",
@@ -68,7 +67,6 @@ def status_lines(s: SwarmSnapshot) -> list[str]:
 
 
 def run_lines(s: SwarmSnapshot) -> list[str]:
-    """The run and its figures."""
     now = "at the end" if s.is_over else "now"
     return [
         f"{s.run}: {s.state}{_progress(s)}",

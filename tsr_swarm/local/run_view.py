@@ -7,16 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from tsr_swarm.local.faults import COORDINATOR, ActingRole, Who, who_of
-from tsr_swarm.telemetry.events import (
-    Event,
-    LeaderChanged,
-    LeaderLost,
-    OwnEvent,
-    PeerJoined,
-    RoundOpened,
-    RunFinished,
-    RunStarted,
-)
+from tsr_swarm.telemetry import events
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,45 +23,45 @@ class RunView:
     is_leaderless: bool = False
     is_finished: bool = False
 
-    def update(self, who: int, event: Event, running: Collection[int]) -> tuple["RunView", bool]:
+    def update(self, who: int, event: events.Event, running: Collection[int]) -> tuple["RunView", bool]:
         """The view after an event of process ``who``, and whether the event is news of the run.
 
         ``running``: the processes that have neither ended nor are suspended. A leader that was suspended or cut off may
         still believe that it leads; its term tells.
         """
-        if self.is_finished or isinstance(event, OwnEvent):
+        if self.is_finished or isinstance(event, events.OwnEvent):
             return self, False
         match event:
-            case RunStarted() if who == COORDINATOR:
+            case events.RunStarted() if who == COORDINATOR:
                 return self._with_address(COORDINATOR, event.address), self.leader == COORDINATOR
-            case LeaderChanged() if who_of(event.name) == who and event.term >= self.term:
+            case events.LeaderChanged() if who_of(event.name) == who and event.term >= self.term:
                 return self._led_by(who, event), True
-            case LeaderChanged():
+            case events.LeaderChanged():
                 return self, False
-            case LeaderLost() if not self.is_leaderless and (who == self.leader or self.leader not in running):
+            case events.LeaderLost() if not self.is_leaderless and (who == self.leader or self.leader not in running):
                 return replace(self, is_leaderless=True), True
-            case LeaderLost():
+            case events.LeaderLost():
                 return self, False
         if who != self.leader:
             return self, False
         return self._with_news(event), True
 
-    def _led_by(self, who: int, event: LeaderChanged) -> "RunView":
+    def _led_by(self, who: int, event: events.LeaderChanged) -> "RunView":
         voters = tuple(event.voter_ids.split(",")) if event.voter_ids else ()
         numbers = {**self.numbers, event.peer: who}
         return replace(self, leader=who, term=event.term, voters=voters, numbers=numbers, is_leaderless=False)
 
-    def _with_news(self, event: Event) -> "RunView":
+    def _with_news(self, event: events.Event) -> "RunView":
         match event:
-            case PeerJoined():
+            case events.PeerJoined():
                 who = who_of(event.name)
                 if who is not None:
                     known = replace(self, numbers={**self.numbers, event.peer: who})
                     return known._with_address(who, event.address)
-            case RoundOpened():
+            case events.RoundOpened():
                 whos = (who_of(name) for name in event.reducers.split(","))
                 return replace(self, reducers=tuple(who for who in whos if who is not None), is_leaderless=False)
-            case RunFinished():
+            case events.RunFinished():
                 return replace(self, is_finished=True)
         return self
 

@@ -37,16 +37,7 @@ from tsr_swarm.local.run_view import RunView
 from tsr_swarm.process.shutdown import Shutdown, run_unless
 from tsr_swarm.process.supervisor import Child, ChildError, ProcessGroup, failure_of, own_command, was_interrupted
 from tsr_swarm.process.tasks import Background
-from tsr_swarm.telemetry.events import (
-    Event,
-    FaultPlaced,
-    PhaseChanged,
-    RunFinished,
-    RunStarted,
-    StateReceived,
-    Warned,
-    decode,
-)
+from tsr_swarm.telemetry import events
 
 EXIT_SECONDS = 15.0  # everybody has this long to leave by itself once the run has ended
 VOTERS_SECONDS = 15.0  # without enough voters, and with none coming back: longer than an election takes
@@ -56,7 +47,7 @@ PROMPT = "def "
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-Emit = Callable[[Event], None]
+Emit = Callable[[events.Event], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,28 +152,28 @@ class _Swarm:
             async for line in child.lines():
                 kept.write(line.encode() + b"\n")
                 kept.flush()
-                event = decode(line)
+                event = events.decode(line)
                 if event is not None:
                     await self._handle(who, event)
         await child.wait()
         if self._children[who] is child:  # it was not restarted meanwhile
             self._handle_exit(who, child)
 
-    async def _handle(self, who: int, event: Event) -> None:
-        if isinstance(event, StateReceived) and self._moment is not None:
+    async def _handle(self, who: int, event: events.Event) -> None:
+        if isinstance(event, events.StateReceived) and self._moment is not None:
             await self._inject(due_with_state(self._faults, who, self._moment))
         self._view, is_news = self._view.update(who, event, self._running)
         if not is_news:
             return
         self._emit(event)
         match event:
-            case RunStarted() if len(self._children) == 1:
+            case events.RunStarted() if len(self._children) == 1:
                 for peer in range(1, self._options.plan.peers + 1):
                     await self._start_peer(peer)
-            case RunFinished() | PhaseChanged(phase="finished"):
+            case events.RunFinished() | events.PhaseChanged(phase="finished"):
                 self._is_finishing = True
                 self._end_ongoing()
-        if isinstance(event, RunFinished):
+        if isinstance(event, events.RunFinished):
             self._over.set()
         faults, moment = due(self._faults, event, self._moment), moment_of(event)
         if moment is not None:
@@ -199,7 +190,7 @@ class _Swarm:
                 if self._moment is None:
                     raise cause
                 self._lost.add(who)
-                self._emit(Warned(message=f"{child.name} is gone: {cause}"))
+                self._emit(events.Warned(message=f"{child.name} is gone: {cause}"))
             self._check_survivors(cause)
         self._check_anybody_left()
 
@@ -223,7 +214,7 @@ class _Swarm:
         """Wait for voters to come back: by the newest events too few are left, but a new leader may know more."""
         left, voters = self._view.voters_left(self._alive)
         sentence = f"Too few voters are left to choose a leader, {left} of {voters}"
-        self._emit(Warned(message=f"{sentence}; the run waits until one comes back."))
+        self._emit(events.Warned(message=f"{sentence}; the run waits until one comes back."))
         waited = 0.0
         while not (self._view.can_lead(self._alive) or self._is_ending):
             if waited >= VOTERS_SECONDS:
@@ -255,7 +246,7 @@ class _Swarm:
     def _kill(self, fault: Kill) -> None:
         who = self._find(fault)
         if who is not None:
-            self._emit(FaultPlaced(fault=text_of(fault, who), is_over=False))
+            self._emit(events.FaultPlaced(fault=text_of(fault, who), is_over=False))
             self._killed.pop(who, None)  # the newest has to be the last one
             self._killed[who] = fault
             self._children[who].kill()
@@ -267,20 +258,20 @@ class _Swarm:
         if who in alive:
             return who
         why = f"{name_of(who)} is not there" if who is not None else "nobody does that now"
-        self._emit(Warned(message=f"{fault} cannot be placed: {why}."))
+        self._emit(events.Warned(message=f"{fault} cannot be placed: {why}."))
         return None
 
     def _restart_later(self, fault: Restart) -> None:
         who = next((who for who, kill in reversed(self._killed.items()) if kill.who == fault.who), None)
         if who is None:
-            self._emit(Warned(message=f"{fault} cannot be placed: nobody was killed as that."))
+            self._emit(events.Warned(message=f"{fault} cannot be placed: nobody was killed as that."))
             return
         self._restarts[who] = self._background.start(self._restart(who, fault))
 
     async def _restart(self, who: int, fault: Restart) -> None:
         await self._children[who].wait()
         await asyncio.sleep(fault.seconds)
-        self._emit(FaultPlaced(fault=text_of(fault, who), is_over=False))
+        self._emit(events.FaultPlaced(fault=text_of(fault, who), is_over=False))
         if who == COORDINATOR:
             await self._start_coordinator(resume=True)
         else:
@@ -299,13 +290,13 @@ class _Swarm:
             return
         self._ongoing[fault] = _Ongoing(who, self._background.start(end_later()))
         self._apply_ongoing(fault, who)
-        self._emit(FaultPlaced(fault=text_of(fault, who), is_over=False))
+        self._emit(events.FaultPlaced(fault=text_of(fault, who), is_over=False))
 
     def _end(self, fault: Suspend | Partition) -> None:
         ended = self._ongoing.pop(fault)
         ended.end.cancel()  # or it is the caller, which does nothing after this
         self._apply_ongoing(fault, ended.who)
-        self._emit(FaultPlaced(fault=text_of(fault, ended.who), is_over=True))
+        self._emit(events.FaultPlaced(fault=text_of(fault, ended.who), is_over=True))
 
     def _end_ongoing(self) -> None:
         """The run is over or was asked to stop: everybody gets the chance to leave, and nobody is restarted."""
@@ -344,7 +335,7 @@ class _Swarm:
         """The run has ended: give everybody time to leave. Raises ChildError if the coordinator failed."""
         if not self._stop.graceful.is_set():
             for fault in self._faults:
-                self._emit(Warned(message=f"The run ended before {fault} was due."))
+                self._emit(events.Warned(message=f"The run ended before {fault} was due."))
         await asyncio.wait(self._readers, timeout=EXIT_SECONDS)
         coordinator = self._children[COORDINATOR]
         if not coordinator.exit_code or COORDINATOR in self._lost or COORDINATOR in self._killed:

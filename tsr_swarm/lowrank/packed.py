@@ -58,5 +58,4 @@ class Packed:
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes of ``count`` packed numbers."""
     return -(-count // BUCKET) * (BUCKET * bits // 8 + 4)

@@ -125,7 +125,6 @@ class SwarmMonitor(App[None]):
             self._draw(self.view())
 
     def view(self) -> View:
-        """What is known at this moment."""
         source = self._source
         return View(snapshot=self.snapshot, now=source.now(), outage=source.outage, is_frozen=self._is_frozen)
 

@@ -60,14 +60,12 @@ class TerminalDriver(LinuxDriver):
         self._writer: BackgroundWriter | None = None
 
     def start_application_mode(self) -> None:
-        """Take the terminal."""
         assert sys.__stdout__ is not None, "no screen opens without it"
         self._output = os.dup(sys.__stdout__.fileno())
         self._writer = BackgroundWriter(self._output, self._draw_anew, limit=LIMIT)
         super().start_application_mode()  # type: ignore[no-untyped-call]
 
     def write(self, data: str) -> None:
-        """Have ``data`` written soon."""
         if self._writer is not None:
             with contextlib.suppress(OSError):  # the terminal has closed; SIGHUP or the end of its input says so
                 self._writer.put(data.encode("utf-8", "replace"))

@@ -58,7 +58,8 @@ class Roster:
         numbered = _NUMBERED.search(name)  # as "peer-3"
         wish = (known.number if known is not None else 0) or number or reserved or int(numbered[1] if numbered else 0)
         number = self._free_number(wish) if trains else 0
-        peer = Peer(peer_id, self._free_name(name, number), number)
+        is_taken = name in {peer.name for peer in self._peers.values() if peer.is_here}
+        peer = Peer(peer_id, f"{name[:26]}-{number}" if is_taken else name, number)
         if known is not None:
             peer.traffic, peer.overhead = known.traffic, known.overhead  # reported, not yet shown
             peer.reported = known.reported
@@ -86,10 +87,6 @@ class Roster:
         if wish and wish not in taken:
             return wish
         return next(number for number in range(1, len(taken) + 2) if number not in taken)
-
-    def _free_name(self, name: str, number: int) -> str:
-        names = {peer.name for peer in self._peers.values() if peer.is_here}
-        return name if name not in names else f"{name[:26]}-{number}"
 
     def _forget_one(self) -> None:
         gone = next((peer.peer_id for peer in self._peers.values() if not peer.is_here), None)

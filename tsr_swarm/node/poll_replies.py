@@ -100,7 +100,6 @@ class PollReplies:
                 answer.set_exception(UnreachableError(GOING))
 
     def forget(self, peer_id: str) -> None:
-        """This caller has gone."""
         self._told.pop(peer_id, None)
 
     def reply(self, request: pb.PollRequest, message: Answer, caller: Caller) -> pb.PollReply:

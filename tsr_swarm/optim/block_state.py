@@ -43,7 +43,8 @@ class BlockState:
         CAP + 1 displacements instead of growing for ever. (UnsentWork is bounded in change_basis.)
         """
         if averaged is not None or self.usual == 0:
-            self.usual = self._running_norm()
+            norm = _norm(self.displacement)
+            self.usual = _USUAL_MEMORY * self.usual + (1 - _USUAL_MEMORY) * norm if self.usual else norm
         share = 1.0
         if averaged is not None:
             self.displacement.sub_(averaged)
@@ -60,10 +61,6 @@ class BlockState:
             if moment is not None:
                 moment.zero_()
         self.steps = 0
-
-    def _running_norm(self) -> float:
-        norm = _norm(self.displacement)
-        return _USUAL_MEMORY * self.usual + (1 - _USUAL_MEMORY) * norm if self.usual else norm
 
 
 def zero_state(like: Tensor, moments: int) -> BlockState:

@@ -126,7 +126,6 @@ def half_life(beta: float, k_x: int) -> int:
 
 
 def are_drawn(manifest: Manifest) -> bool:
-    """Return whether the bases of this run are drawn."""
     return manifest.config.optimizer.aim == "seed"
 
 

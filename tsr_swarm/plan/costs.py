@@ -26,7 +26,6 @@ class Scene:
 
     @property
     def peer_tokens(self) -> float:
-        """Tokens of one step of one peer."""
         return self.tokens / self.peers
 
 

@@ -78,7 +78,6 @@ class ChunkSchedule:
         return self.missing.intersection(self.asked.get(donor, ()))
 
     def add_donor(self, donor: str) -> "ChunkSchedule":
-        """Ask one more donor."""
         return replace(self, donors=self.donors | {donor})
 
     def next_range(self, donor: str) -> tuple["ChunkSchedule", range | None]:
@@ -98,7 +97,6 @@ class ChunkSchedule:
         return replace(self, asked={other: wanted for other, wanted in self.asked.items() if other != donor})
 
     def drop_donor(self, donor: str) -> "ChunkSchedule":
-        """Ask a donor no more."""
         return replace(self.end_answer(donor), donors=self.donors - {donor})
 
     def _far_half(self) -> range | None:

@@ -201,7 +201,6 @@ def due_at(node: Node) -> float:
 
 
 def end_round(node: Node, record: RoundRecord, now: float) -> Result:
-    """End a round that is committed."""
     if node.voter.leads:
         return _advance(node, now, phases.commit, record)
     if node.leader_role is None:

@@ -110,7 +110,6 @@ def _setting_text(spec: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]
 
 
 def value_text(value: Any) -> str:
-    """Return a setting as it is shown."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

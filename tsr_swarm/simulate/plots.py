@@ -51,7 +51,9 @@ def write_plots(found: Sequence[Entry], link: Link, folder: Path) -> list[Path]:
     def megabytes(point: Point) -> float:
         return point.bytes_total / 1e6
 
-    unit, seconds = _unit(max(entry.seconds(link) for entry in found))
+    longest = max(entry.seconds(link) for entry in found)
+    # the largest unit of which it has three or more
+    unit, seconds = next(((unit, size) for unit, size in UNITS if longest >= 3 * size), UNITS[-1])
 
     def time(point: Point) -> float:
         return point.seconds(link) / seconds
@@ -61,11 +63,6 @@ def write_plots(found: Sequence[Entry], link: Link, folder: Path) -> list[Path]:
         _write(folder / BYTES, _lines(found, megabytes), "wire bytes of one peer, sent and received, MB", ""),
         _write(folder / TIME, _lines(found, time), f"simulated time, {unit}", line),
     ]
-
-
-def _unit(longest: float) -> tuple[str, float]:
-    """Return the largest unit, and its seconds, of which the ``longest`` time has three or more."""
-    return next(((unit, size) for unit, size in UNITS if longest >= 3 * size), UNITS[-1])
 
 
 def _lines(found: Sequence[Entry], x_of: Callable[[Point], float]) -> list[_Line]:

@@ -117,7 +117,6 @@ class ResultStore:
     folder: Path
 
     def path(self, name: str) -> Path:
-        """Return the file of the run with this name."""
         return self.folder / "runs" / f"{name}.json"
 
     def load(self, spec: RunSpec) -> RunResult | None:

@@ -14,16 +14,7 @@ from tsr_swarm.process.machine_limits import disk_errors
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.storage.files import decode_digested, encode_digested, fsync, replace_file
 from tsr_swarm.telemetry.text import reason_text
-from tsr_swarm.wire.fields import (
-    MAX_COUNT,
-    MAX_ROUND,
-    MAX_TERM,
-    require,
-    require_between,
-    require_chain,
-    require_peer_id,
-    require_voters,
-)
+from tsr_swarm.wire import fields
 
 FORMAT = 1
 NAMES = ("journal.json", "journal.copy.json")
@@ -84,7 +75,7 @@ class Journal:
             raise ValueError("it is of another run")
         if body["me"] != self._me:
             raise ValueError(f"it is of peer {str(body['me'])[:8]}, whose identity.key belongs beside it")
-        return _integer("writes", body["writes"], MAX_COUNT), _hard_state(body["ledger"])
+        return _integer("writes", body["writes"], fields.MAX_COUNT), _hard_state(body["ledger"])
 
 
 def knows_rounds(folder: Path) -> bool:
@@ -112,29 +103,29 @@ def _read_body(path: Path) -> dict[str, Any]:
 def _hard_state(document: dict[str, Any]) -> HardState:
     base = _record("base", document["base"])
     tail = None if document["tail"] is None else _record("tail", document["tail"])
-    term = _integer("term", document["term"], MAX_TERM)
-    tail_term = _integer("tail_term", document["tail_term"], MAX_TERM)
+    term = _integer("term", document["term"], fields.MAX_TERM)
+    tail_term = _integer("tail_term", document["tail_term"], fields.MAX_TERM)
     if voted_for := document["voted_for"]:
-        require_peer_id("voted_for", voted_for)
-    require(tail_term <= term, "tail_term", tail_term, f"at most the term, {term}")
+        fields.require_peer_id("voted_for", voted_for)
+    fields.require(tail_term <= term, "tail_term", tail_term, f"at most the term, {term}")
     if tail is not None:
         follows = tail.round == base.round + 1 and tail.parent == base.chain
-        require(follows, "tail.round", tail.round, f"the one after round {base.round}, which stands")
+        fields.require(follows, "tail.round", tail.round, f"the one after round {base.round}, which stands")
     return HardState(base=base, term=term, voted_for=voted_for, tail=tail, tail_term=tail_term)
 
 
 def _record(field: str, document: dict[str, Any]) -> RoundRecord:
-    round = _integer(f"{field}.round", document["round"], MAX_ROUND)
+    round = _integer(f"{field}.round", document["round"], fields.MAX_ROUND)
     chain, parent = (bytes.fromhex(document[name]) for name in ("chain", "parent"))
     voters = tuple(document["voters"])
-    require_chain(f"{field}.chain", chain, round)
-    require_chain(f"{field}.parent", parent, round - 1)
-    require_voters(f"{field}.voters", voters, 1)
+    fields.require_chain(f"{field}.chain", chain, round)
+    fields.require_chain(f"{field}.parent", parent, round - 1)
+    fields.require_voters(f"{field}.voters", voters, 1)
     return RoundRecord(round, chain.hex(), parent.hex(), voters)
 
 
 def _integer(field: str, value: object, most: int) -> int:
     if type(value) is not int:
         raise TypeError(f"{field} is no integer")
-    require_between(field, value, 0, most)
+    fields.require_between(field, value, 0, most)
     return value

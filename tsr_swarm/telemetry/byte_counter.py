@@ -20,7 +20,6 @@ class ByteCounter:
         self._counts: dict[Direction, Counter[str]] = {direction: Counter() for direction in Direction}
 
     def add(self, direction: Direction, kind: str, count: int) -> None:
-        """Count ``count`` bytes of payload kind ``kind``."""
         with self._lock:
             self._counts[direction][kind] += count
 

@@ -29,7 +29,6 @@ class Invitation:
 
     @property
     def lines(self) -> list[str]:
-        """The invitation as it is printed."""
         return [f"{self.label}  {self.command}", *([self.note] if self.note else [])]
 
 

@@ -103,7 +103,8 @@ def _route(network: Network, tuns: Mapping[int, int], orders: "_Orders") -> None
     for fd in (STDIN, *tuns):
         poll.register(fd, select.EPOLLIN)
     while True:
-        for fd, _ in poll.poll(_wait(network.next_time())):
+        when = network.next_time()
+        for fd, _ in poll.poll(-1 if when is None else max(0.0, when - time.monotonic())):
             if fd == STDIN:
                 lines = orders.read()
                 if lines is None:
@@ -132,10 +133,6 @@ def _send(tun: int, data: bytes) -> None:
         return  # the device's queue is full: the packet is dropped, as anywhere on the way
 
 
-def _wait(when: float | None) -> float:
-    return -1 if when is None else max(0.0, when - time.monotonic())
-
-
 class _Orders:
     """Lines of JSON on stdin, read without a buffer that the poll would not see, but for half a line."""
 
@@ -143,7 +140,6 @@ class _Orders:
         self._rest = b""
 
     def first(self) -> Any:
-        """Wait for the first one."""
         while (lines := self.read()) == []:
             continue
         if lines is None:
