@@ -19,17 +19,7 @@ from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
 from tsr_swarm.node.join_options import JoinOptions
 from tsr_swarm.node.peer import run_peer
 from tsr_swarm.process.shutdown import Shutdown
-from tsr_swarm.telemetry.events import (
-    DigestReported,
-    Event,
-    LeaderChanged,
-    PeerJoined,
-    RoundApplied,
-    RoundClosed,
-    RunFinished,
-    RunStarted,
-    Warned,
-)
+from tsr_swarm.telemetry import events as ev
 from tsr_swarm.telemetry.recording import EVENTS_FILE, read_recording
 
 TEXT = "".join(f"def f{i}(x):\n    return x + {i} if x > {i % 7} else f{i // 2}(x - 1)\n\n" for i in range(600))
@@ -61,13 +51,13 @@ def tiny_config(folder: Path, **changes: dict[str, object]) -> RunConfig:
 
 
 class Told:
-    events: list[Event]
+    events: list[ev.Event]
 
     def of(self, kind: type[Kind]) -> list[Kind]:
         return [event for event in self.events if isinstance(event, kind)]
 
     def warnings(self) -> list[str]:
-        return [event.message for event in self.of(Warned)]
+        return [event.message for event in self.of(ev.Warned)]
 
 
 @dataclass
@@ -76,7 +66,7 @@ class Member(Told):
 
     stop: Shutdown
     task: asyncio.Task[None]
-    events: list[Event]
+    events: list[ev.Event]
 
 
 @dataclass
@@ -85,27 +75,22 @@ class Swarm(Told):
 
     folder: Path
     config: RunConfig
-    on_event: Callable[["Swarm", Event], None] = lambda swarm, event: None
-    on_peer_event: Callable[["Swarm", int, Event], None] = lambda swarm, number, event: None
-    events: list[Event] = field(default_factory=list)
+    on_event: Callable[["Swarm", ev.Event], None] = lambda swarm, event: None
+    on_peer_event: Callable[["Swarm", int, ev.Event], None] = lambda swarm, number, event: None
+    events: list[ev.Event] = field(default_factory=list)
     address: str = ""
     coordinator: Member = None  # type: ignore[assignment]  # until it is started
     peers: dict[int, Member] = field(default_factory=dict)
     former: list[Member] = field(default_factory=list)  # processes of peers that were started anew
-    started: asyncio.Event = field(default_factory=asyncio.Event)
+    differing: set[int] = field(default_factory=set)  # rounds whose weights a test spoils somewhere
     _told: asyncio.Event = field(default_factory=asyncio.Event)  # something; a new one each time
 
     async def start_coordinator(self, resume: bool = False, listen: str = LISTEN) -> None:
-        self.started.clear()
+        started = len(self.of(ev.RunStarted))
         options = CoordinateOptions(config=self.config, listen=listen, use_dht=False, resume=resume)
         stop = Shutdown()
-        task = asyncio.create_task(run_coordinator(options, self._see, stop))
-        self.coordinator = Member(stop, task, self.events)
-        ready = asyncio.create_task(self.started.wait())
-        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        if task.done():
-            task.result()
+        self.coordinator = Member(stop, asyncio.create_task(run_coordinator(options, self._see, stop)), self.events)
+        await self.until(lambda: len(self.of(ev.RunStarted)) > started)
 
     def start_peer(self, number: int, at: str = "", **said: Any) -> Member:
         """Start a peer; it keeps its state in a folder of its own. ``at``: whom it calls first, if not the coordinator.
@@ -115,9 +100,9 @@ class Swarm(Told):
         folder, name = self.folder / f"peer-{number}", f"peer-{number}"
         common = {"device": "cpu", "dht": False, "name": name, "dir": str(folder), "wait": 0.0}
         options = JoinOptions(**{"coordinator": at or self.address, **common, **said})
-        stop, events = Shutdown(), list[Event]()
+        stop, events = Shutdown(), list[ev.Event]()
 
-        def see(event: Event) -> None:
+        def see(event: ev.Event) -> None:
             events.append(event)
             self.on_peer_event(self, number, event)
             self._tell()
@@ -127,7 +112,7 @@ class Swarm(Told):
         self.peers[number] = Member(stop, asyncio.create_task(run_peer(options, see, stop)), events)
         return self.peers[number]
 
-    async def start(self, peers: int, listening: int = 0, resume: bool = False) -> "Swarm":
+    async def start(self, peers: int = 0, listening: int = 0, resume: bool = False) -> "Swarm":
         """Start the coordinator and so many peers, of which the first ``listening`` can be dialled."""
         await self.start_coordinator(resume)
         for number in range(1, peers + 1):
@@ -144,9 +129,10 @@ class Swarm(Told):
         await self.finish()
 
     async def finish(self) -> None:
-        """Wait for the coordinator and every peer; raises what the first of them raised."""
+        """Wait for the coordinator and every peer; raises what the first of them raised. All weights are the same."""
         async with asyncio.timeout(DEADLINE_SECONDS):
             await asyncio.gather(*(member.task for member in self.members))
+        assert {round for round, digests in self.digests().items() if len(digests) > 1} == self.differing
 
     async def until(self, happened: Callable[[], bool]) -> None:
         """Wait until something is so; it is looked at after every event. Raises what ended a process meanwhile."""
@@ -160,11 +146,10 @@ class Swarm(Told):
                     if task.done():
                         task.result()
 
-    def _see(self, event: Event) -> None:
+    def _see(self, event: ev.Event) -> None:
         self.events.append(event)
-        if isinstance(event, RunStarted):
+        if isinstance(event, ev.RunStarted):
             self.address = event.address
-            self.started.set()
         self.on_event(self, event)
         self._tell()
 
@@ -172,17 +157,17 @@ class Swarm(Told):
         self._told.set()
         self._told = asyncio.Event()
 
-    def closed(self) -> list[RoundClosed]:
-        return self.of(RoundClosed)
+    def closed(self) -> list[ev.RoundClosed]:
+        return self.of(ev.RoundClosed)
 
     def rounds(self) -> list[int]:
         """The rounds that the coordinator told to be closed."""
         return [event.round for event in self.closed()]
 
-    def finished(self) -> RunFinished:
-        return self.of(RunFinished)[0]
+    def finished(self) -> ev.RunFinished:
+        return self.of(ev.RunFinished)[0]
 
-    def recorded(self) -> list[Event]:
+    def recorded(self) -> list[ev.Event]:
         return [stamped.event for stamped in read_recording(self.folder / "coordinator" / EVENTS_FILE)]
 
     @property
@@ -195,22 +180,19 @@ class Swarm(Told):
         for events in (self.events, *(member.events for member in (*self.former, *self.peers.values()))):
             for event in events:
                 # a leader that has fetched a state tells the rounds before it without a digest
-                if isinstance(event, RoundClosed | DigestReported | RoundApplied) and event.digest:
+                if isinstance(event, ev.RoundClosed | ev.DigestReported | ev.RoundApplied) and event.digest:
                     seen.setdefault(event.round, set()).add(event.digest)
         return seen
-
-    def agrees(self) -> bool:
-        return all(len(digests) == 1 for digests in self.digests().values())
 
     def peer_id(self, number: int) -> str:
         return load_identity(self.folder / f"peer-{number}" / "identity.key").peer_id
 
     def address_of(self, number: int) -> str:
-        return next(event.address for event in self.of(PeerJoined) if event.peer == self.peer_id(number))
+        return next(event.address for event in self.of(ev.PeerJoined) if event.peer == self.peer_id(number))
 
     def leader(self) -> str:
         """The name of the node that was last said to lead, by the newest term that anybody told."""
-        told = [event for member in self.members for event in member.of(LeaderChanged)]
+        told = [event for member in self.members for event in member.of(ev.LeaderChanged)]
         return max(told, key=lambda event: event.term).name
 
 
@@ -218,7 +200,7 @@ async def run_swarm(
     folder: Path,
     config: RunConfig,
     peers: int = 3,
-    on_event: Callable[[Swarm, Event], None] = lambda swarm, event: None,
+    on_event: Callable[[Swarm, ev.Event], None] = lambda swarm, event: None,
     listening: int = 0,
 ) -> Swarm:
     """Run a coordinator and peers, of which the first ``listening`` can be dialled, to the run's last round."""
@@ -229,11 +211,11 @@ async def run_swarm(
 
 
 def when(
-    kind: type[Event], round: int, act: Callable[[Swarm], object], phase: str = ""
-) -> Callable[[Swarm, Event], None]:
+    kind: type[ev.Event], round: int, act: Callable[[Swarm], object], phase: str = ""
+) -> Callable[[Swarm, ev.Event], None]:
     """A fault: what to do with every event of this kind and round, and of this ``phase`` of it if one is named."""
 
-    def on_event(swarm: Swarm, event: Event) -> None:
+    def on_event(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, kind) and (event.round, getattr(event, "phase", "")) == (round, phase):  # type: ignore[attr-defined]
             act(swarm)
 

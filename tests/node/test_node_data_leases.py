@@ -29,10 +29,6 @@ def small_config(folder: Path, parts: int, rounds: int, min_peers: int = 3, **ch
     return tiny_config(folder, data=data, run=run, periods={"k_x": 6}, **changes)
 
 
-def covered(events: list[ev.Event]) -> list[ev.DataCovered]:
-    return [event for event in events if isinstance(event, ev.DataCovered)]
-
-
 def assert_never_falls(events: list[ev.DataCovered]) -> None:
     assert all((a.epoch, a.done) <= (b.epoch, b.done) for a, b in pairwise(events))
     assert all(event.share == event.done / event.parts for event in events)
@@ -66,7 +62,7 @@ async def test_two_peers_train_on_all_of_four_parts_and_go_on_with_the_next_epoc
     swarm = await run_swarm(tmp_path, small_config(tmp_path, parts=4, rounds=16), peers=2)
     assert set(reads["peer-1"]) | set(reads["peer-2"]) == {0, 1, 2, 3}
     assert (reads["peer-1"][0], reads["peer-2"][0]) == (0, 1)
-    told = covered(swarm.events)
+    told = swarm.of(ev.DataCovered)
     assert_never_falls(told)
     assert any((event.epoch, event.done, event.share) == (1, 4, 1.0) for event in told)
     assert told[-1].epoch >= 2
@@ -86,11 +82,11 @@ async def test_as_many_peers_as_parts_train_as_without_leases_epoch_after_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: dict[str, list[int]]
 ) -> None:
     leased = await run_swarm(tmp_path / "leased", small_config(tmp_path / "leased", parts=3, rounds=14))
-    assert covered(leased.events)[-1].epoch >= 2
+    assert leased.of(ev.DataCovered)[-1].epoch >= 2
     assert {name: set(parts) for name, parts in reads.items()} == {"peer-1": {0}, "peer-2": {1}, "peer-3": {2}}
     monkeypatch.setattr(data_leases, "MAX_PARTS", 2)
     plain = await run_swarm(tmp_path / "plain", small_config(tmp_path / "plain", parts=3, rounds=14))
-    assert not covered(plain.events)
+    assert not plain.of(ev.DataCovered)
     assert [event.digest for event in leased.closed()] == [event.digest for event in plain.closed()]
 
 
@@ -105,7 +101,7 @@ async def test_a_lost_peers_part_passes_on(tmp_path: Path, reads: dict[str, list
             stop_all(swarm)
 
     swarm = await run_swarm(tmp_path, small_config(tmp_path, parts=2, rounds=0), peers=2, on_event=lose)
-    told = covered(swarm.events)
+    told = swarm.of(ev.DataCovered)
     assert [(event.part, event.was, event.now) for event in told if event.part] == [(2, "peer-2", "peer-1")]
     assert set(reads["peer-1"]) == {0, 1}
     assert_never_falls(told)
@@ -119,8 +115,8 @@ async def test_the_next_leader_knows_what_is_done_and_who_has_what(tmp_path: Pat
             swarm.on_event = lambda swarm, event: None
 
     swarm = await run_swarm(tmp_path, small_config(tmp_path, parts=8, rounds=20), on_event=kill, listening=3)
-    before = covered(swarm.events)
-    (after,) = filter(None, (covered(member.events) for member in swarm.peers.values()))
+    before = swarm.of(ev.DataCovered)
+    (after,) = filter(None, (member.of(ev.DataCovered) for member in swarm.peers.values()))
     assert_never_falls([*before, *after])
     assert after[-1].epoch >= 2, "it is covered to its end"
     assert not any(event.part for event in after), "nobody who came to it lost anything"
@@ -129,25 +125,24 @@ async def test_the_next_leader_knows_what_is_done_and_who_has_what(tmp_path: Pat
 
 async def test_a_resumed_run_goes_on_with_what_was_done(tmp_path: Path) -> None:
     config = small_config(tmp_path, parts=8, rounds=5, checkpoint={"dir": str(tmp_path / "run"), "every": 1})
-    before = covered((await run_swarm(tmp_path, config, peers=2)).events)
+    before = (await run_swarm(tmp_path, config, peers=2)).of(ev.DataCovered)
     assert before, "something was done"
     config = replace(config, run=replace(config.run, rounds=18, min_peers=2))
     swarm = await Swarm(tmp_path, config).start(2, resume=True)
     await swarm.finish()
-    assert_never_falls([*before, *covered(swarm.events)])
-    assert any((event.epoch, event.done) == (1, 8) for event in covered(swarm.events))
+    assert_never_falls([*before, *swarm.of(ev.DataCovered)])
+    assert any((event.epoch, event.done) == (1, 8) for event in swarm.of(ev.DataCovered))
 
 
 async def test_a_peer_with_data_of_its_own_borrows_none(tmp_path: Path, reads: dict[str, list[int]]) -> None:
     """Its number's part is left to the others."""
-    swarm = Swarm(tmp_path, small_config(tmp_path, parts=2, rounds=14, min_peers=2))
-    await swarm.start_coordinator()
+    swarm = await Swarm(tmp_path, small_config(tmp_path, parts=2, rounds=14, min_peers=2)).start()
     swarm.start_peer(1)
     swarm.start_peer(2, data=(str(tmp_path / "text"),))
     await swarm.finish()
     assert set(reads["peer-1"]) == {0, 1}
     assert set(reads["peer-2"]) == {-1}
-    assert any((event.epoch, event.done) == (1, 2) for event in covered(swarm.events))
+    assert any((event.epoch, event.done) == (1, 2) for event in swarm.of(ev.DataCovered))
 
 
 async def test_a_part_that_cannot_be_read_is_left_to_others(

@@ -26,8 +26,6 @@ from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.transport.limits import STALL_SECONDS
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-OnEvent = Callable[[Swarm, ev.Event], None]
-
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[pb.FetchStateRequest | pb.FetchPublishedRequest]:
@@ -55,19 +53,12 @@ def restless(folder: Path, **changes: dict[str, object]) -> RunConfig:
     return tiny_config(folder, **{**sections, **changes})
 
 
-async def with_peers(folder: Path, config: RunConfig, on_event: OnEvent, listening: int = 3) -> Swarm:
-    """A coordinator and three peers, of which the first ``listening`` can be dialled, until they are stopped."""
-    swarm = await Swarm(folder, config, on_event).start(3, listening)
-    await swarm.finish()
-    return swarm
-
-
 def end_when_applied(swarm: Swarm, event: ev.Event, name: str, after: int = 0) -> None:
     if isinstance(event, ev.DigestReported) and event.name == name and event.round > after:
         stop_all(swarm)
 
 
-def joining(round: int, calls: list[Any]) -> OnEvent:
+def joining(round: int, calls: list[Any]) -> Callable[[Swarm, ev.Event], None]:
     """peer-4 joins in this round, from which on ``calls`` are noted; all end once it has applied one."""
 
     def on_event(swarm: Swarm, event: ev.Event) -> None:
@@ -87,12 +78,11 @@ def state_of(member: Member) -> ev.StateReceived:
 async def test_a_joiner_gets_state_and_rounds_from_three_donors_and_none_from_the_coordinator(
     tmp_path: Path, calls: list[Any]
 ) -> None:
-    swarm = await with_peers(tmp_path, restless(tmp_path), joining(8, calls))
+    swarm = await run_swarm(tmp_path, restless(tmp_path), 3, joining(8, calls), listening=3)
     received = state_of(swarm.peers[4])
     assert received.round % 5 == 0
     assert received.round >= 5
     assert received.donors == 3
-    assert swarm.agrees()
     assert not [call for call in calls if isinstance(call, pb.FetchStateRequest)]
     assert swarm.peers[4].warnings() == []
 
@@ -119,9 +109,8 @@ async def test_donors_and_coordinator_go_on_while_a_state_is_fetched(
         end_when_applied(swarm, event, "peer-4")
 
     monkeypatch.setattr(StateAssembly, "check", hold)
-    swarm = await with_peers(tmp_path, restless(tmp_path), watch)
+    swarm = await run_swarm(tmp_path, restless(tmp_path), 3, watch, listening=3)
     assert state_of(swarm.peers[4]).donors >= 1
-    assert swarm.agrees()
 
 
 async def test_a_peer_that_missed_rounds_replays_them_from_donors(tmp_path: Path, calls: list[Any]) -> None:
@@ -138,15 +127,16 @@ async def test_a_peer_that_missed_rounds_replays_them_from_donors(tmp_path: Path
             swarm.start_peer(3, resume=True)
         end_when_applied(swarm, event, "peer-3", after=back[0] or 10**9)
 
-    swarm = await with_peers(tmp_path, restless(tmp_path, run={"rounds": 500, "min_peers": 2}), watch)
+    config = restless(tmp_path, run={"rounds": 500, "min_peers": 2})
+    swarm = await Swarm(tmp_path, config, watch).start(3, listening=3)
+    await swarm.finish()
     member = swarm.peers[3]
     assert not member.of(ev.StateReceived)
     choice = member.of(ev.CatchingUp)[0]
     assert not choice.takes_state
     assert choice.missed >= 4
     assert "instead of" in choice.reason
-    assert swarm.agrees()
-    applied = [event.round for event in member.events if isinstance(event, ev.RoundApplied)]
+    applied = [event.round for event in member.of(ev.RoundApplied)]
     assert applied == list(range(applied[0], applied[-1] + 1))
     rounds = [call for call in calls if isinstance(call, pb.FetchPublishedRequest)]
     asked = {call.round for call in rounds if call.peer_id == swarm.peer_id(3)}
@@ -154,9 +144,8 @@ async def test_a_peer_that_missed_rounds_replays_them_from_donors(tmp_path: Path
 
 
 async def test_without_donors_a_late_joiner_gets_all_from_the_coordinator(tmp_path: Path, calls: list[Any]) -> None:
-    swarm = await with_peers(tmp_path, restless(tmp_path), joining(7, calls), listening=0)
+    swarm = await run_swarm(tmp_path, restless(tmp_path), 3, joining(7, calls))
     assert state_of(swarm.peers[4]).donors == 1
-    assert swarm.agrees()
     assert len(list((tmp_path / "coordinator" / "states").iterdir())) <= KEPT_STATES
     assert list((tmp_path / "peer-1").glob("run-*/states/*")) == []
     assert not swarm.peers[4].of(ev.CatchingUp)
