@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -13,6 +13,7 @@ import pytest
 
 from tests.node_context import make_donor, serving
 from tests.published_rounds import FIRST, History
+from tests.swarm_rig import Told
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.exchange.reduction import Published
 from tsr_swarm.node.address_book import AddressBook, ClientPool
@@ -26,7 +27,7 @@ from tsr_swarm.storage import state_file
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.state_file import StateAssembly
 from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
-from tsr_swarm.telemetry.events import CatchingUp, Event, Warned
+from tsr_swarm.telemetry.events import CatchingUp, Event
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import SwarmClient
 from tsr_swarm.wire.compression import compress, decompress
@@ -93,7 +94,7 @@ class Node:
 
 
 @dataclass
-class Rig:
+class Rig(Told):
     """A node that downloads, and its donors, in the order of ``ids``."""
 
     fetcher: Downloader
@@ -103,12 +104,6 @@ class Rig:
     log: RoundLog
     addresses: list[str]
     history: History
-
-    def warnings(self) -> list[str]:
-        return [event.message for event in self.events if isinstance(event, Warned)]
-
-    def choices(self) -> list[CatchingUp]:
-        return [event for event in self.events if isinstance(event, CatchingUp)]
 
     def has_stored(self, round: int) -> bool:
         """Whether a round is on disk, be it as a proposal."""
@@ -153,6 +148,11 @@ class Network:
 
     def nodes(self, count: int, rounds: Sequence[int]) -> list[Node]:
         return [self.node(f"node-{number}", rounds) for number in range(count)]
+
+    def with_fault(self, node: Node, fault: str, twists: Mapping[str, Callable[[Any], Any]]) -> Node | None:
+        """``node``, which is dead, lacks all rounds, or twists its answers."""
+        node.twist = twists.get(fault, node.twist)
+        return {"dead": None, "lacks": self.node("lacking")}.get(fault, node)
 
     async def state_donors(self, count: int, round: int = 5) -> list[Node]:
         """Nodes with the state of ``round``; the first of them is the leader."""
@@ -251,11 +251,8 @@ async def test_a_shard_that_its_reducer_does_not_send_comes_from_a_donor(
 ) -> None:
     monkeypatch.setattr(round_download, "CONTROL_SECONDS", 0.2)
     good, reducer = net.nodes(2, [1])
-    if fault == "lacks":
-        reducer = net.node("lacking")
     twists = {"lies": flipped, "stalls": never, "too short": lambda answer: (answer[0], answer[1][:-1])}
-    reducer.twist = twists.get(fault, reducer.twist)
-    async with net.rig([good, None if fault == "dead" else reducer]) as rig:
+    async with net.rig([good, net.with_fault(reducer, fault, twists)]) as rig:
         donor, other = rig.ids
         sources = [donor, "e" * 32 if fault == "nowhere" else other, donor]
         rig.ids.pop()
@@ -305,11 +302,7 @@ async def test_headers_are_checked_on_another_thread(net: Network, monkeypatch: 
 @pytest.mark.parametrize("fault", ["", "dead", "lacks", "lies"])
 async def test_a_header_comes_from_a_reducer_or_else_from_a_donor(net: Network, fault: str) -> None:
     good, reducer = net.nodes(2, [1])
-    if fault == "lacks":
-        reducer = net.node("lacking")
-    if fault == "lies":
-        reducer.twist = forged(net.history)
-    async with net.rig([good, None if fault == "dead" else reducer]) as rig:
+    async with net.rig([good, net.with_fault(reducer, fault, {"lies": forged(net.history)})]) as rig:
         donor, other = rig.ids
         rig.ids = [donor]
         assert await rig.newest(1, [other] * 3) is not None
@@ -331,8 +324,7 @@ async def test_a_reducer_gets_the_header_from_another_reducer_or_else_from_a_vot
     )
     donor, voter = (node for node in ids if node != other)
     nodes: dict[str, Node | None] = dict(zip(ids, net.nodes(3, [1]), strict=True))
-    if fault:
-        nodes[other] = net.node("lacking") if fault == "lacks" else None
+    nodes[other] = net.with_fault(nodes[other], fault, {})
     async with net.rig(list(nodes.values()), me=me) as rig:
         record = replace(record, voters=(voter,))
         assert await rig.fetcher.round(1, record, "", reducers, [donor, voter]) is not None
@@ -495,7 +487,7 @@ async def test_twenty_missed_rounds_cost_the_bytes_that_a_present_peer_downloade
                 await client.fetch_published(pb.FetchPublishedRequest(peer_id=ME, round=round), 1 << 24)
         assert await rig.replay(1, ROUNDS) is None
         wanted, found = (counted.totals(Direction.RECEIVED) for counted in (counter, rig.counter))
-        (choice,) = rig.choices()
+        (choice,) = rig.of(CatchingUp)
         assert (choice.takes_state, choice.missed) == (False, ROUNDS)
         assert "instead of" in choice.reason
     assert 0 <= found.pop("control") - wanted.pop("control") < 100, "headers, and how to catch up"
@@ -518,7 +510,7 @@ async def test_missed_rounds_come_from_the_donors_that_have_them(net: Network, f
         assert forge is None or bad.count("FetchPublished") == 1
         assert len(rig.warnings()) == (forge is not None)
         assert all("not that round of this run" in message for message in rig.warnings())
-        assert len(rig.choices()) == 1
+        assert len(rig.of(CatchingUp)) == 1
 
 
 async def test_a_replay_that_broke_off_continues_without_another_choice(net: Network) -> None:
@@ -532,7 +524,7 @@ async def test_a_replay_that_broke_off_continues_without_another_choice(net: Net
                 await rig.replay(2, 6)
         node.log.store(net.history.message(3), net.history.at(3).data)
         assert await rig.replay(2, 6) is None
-        assert len(rig.choices()) == 1
+        assert len(rig.of(CatchingUp)) == 1
 
 
 async def test_missed_rounds_on_disk_are_not_downloaded(net: Network) -> None:
@@ -551,7 +543,7 @@ async def test_a_state_is_fetched_if_it_is_fewer_bytes_or_the_rounds_are_gone(ne
     for node in (cheap, forgetful):
         async with net.rig([node], folder=node.store.folder.parent.name) as rig:
             assert await rig.replay(2, 6) == 2
-            (choice,) = rig.choices()
+            (choice,) = rig.of(CatchingUp)
             assert choice.takes_state
             assert rig.payload() == 0
 
@@ -561,7 +553,7 @@ async def test_a_donor_that_is_behind_too_does_not_decide_between_rounds_and_sta
     behind, good = net.node("behind", [1]), net.node("good", range(1, 7))
     async with net.rig([behind, good]) as rig:
         assert await rig.replay(2, 6) is None
-        assert [choice.takes_state for choice in rig.choices()] == [False]
+        assert [choice.takes_state for choice in rig.of(CatchingUp)] == [False]
 
 
 async def test_rounds_that_are_dropped_while_they_are_fetched_mean_a_state(net: Network) -> None:
@@ -628,10 +620,7 @@ async def test_chunks_that_a_bad_donor_does_not_send_come_from_the_others(
         assert is_over.wait(60)
         return chunk
 
-    if fault == "lacks":
-        bad = net.node("lacking")
-    else:
-        bad.twist = twist
+    bad = net.with_fault(bad, fault, dict.fromkeys(("lies", "dies", "stalls"), twist))
     async with net.rig([leader, bad, *others]) as rig:
         await check_state(rig, donors=2)
         is_over.set()
@@ -676,7 +665,7 @@ async def test_after_a_state_the_rounds_since_are_replayed_without_another_choic
     async with net.rig(nodes) as rig:
         await check_state(rig, donors=2)
         assert await rig.replay(6, 9) is None
-        assert rig.choices() == []
+        assert rig.of(CatchingUp) == []
 
 
 async def test_one_address_under_two_names_is_asked_once_and_an_invalid_one_never(net: Network) -> None:

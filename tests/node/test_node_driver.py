@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fixtures import round_policy
 from tests.rehearsal.clock import Clock, Timer
 from tsr_swarm.node import driver as module
 from tsr_swarm.node.driver import AGAIN_SECONDS, Driver
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds import raft_state as cl
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
-from tsr_swarm.rounds.round_phases import RoundPolicy
 from tsr_swarm.rounds.state import Node, NodeIdentity, PeerState
 from tsr_swarm.rounds.step import begin, wake_at
 from tsr_swarm.storage.journal import Journal
@@ -59,14 +59,9 @@ class Rig:
         self.writes: list[float] = []
         self.folder, self.genesis = folder / "run", HardState(RoundRecord(voters=voters))
         self.journal = Journal(self.folder, ME, "1" * 64)
+        policy = round_policy(floor_seconds=5.0, last_round=3)
         identity = NodeIdentity(
-            me=ME,
-            incarnation=1,
-            trains=False,
-            is_dialable=True,
-            first=voters[0],
-            sizes=(1,),
-            policy=RoundPolicy(quorum=1, floor_seconds=5.0, ceiling_seconds=60.0, min_peers=1, last_round=3),
+            me=ME, incarnation=1, trains=False, is_dialable=True, first=voters[0], sizes=(1,), policy=policy
         )
         node = begin(identity, self.genesis, PeerState(applied=0), 0.0)
         self.driver = Driver(node, self, self.warnings.append, lambda: self.loop.clock.now, self.loop.call_at)

@@ -97,16 +97,9 @@ def shards_done(draw: st.DrawFn) -> tuple[pt.ShardDone, ReducedShard, Members | 
 
 
 keys = st.tuples(st.integers(1, ROUNDS), terms, st.integers(1, 2**50))
+numbers_sent = st.just((0, 0, 0)) | keys
 polls = st.builds(
-    pt.Poll,
-    peer=peer_ids,
-    incarnation=lives,
-    applied=st.integers(-1, ROUNDS),
-    trains=st.booleans(),
-    is_dialable=st.booleans(),
-    sent=st.just((0, 0, 0)) | keys,
-    known=counts,
-    number=counts,
+    pt.Poll, peer_ids, lives, st.integers(-1, ROUNDS), st.booleans(), st.booleans(), numbers_sent, counts, counts
 )
 
 
@@ -240,16 +233,8 @@ def test_a_message_out_of_bounds_is_refused_by_field(reason: str, request_: pb.T
     assert refusal_of(mc.decode_message, request_, MANIFEST, known(ALONE)) == reason
 
 
-NEWS = pt.RoundUpdate(
-    term=2,
-    leader=SENDER,
-    version=1,
-    base=RoundRecord(6, "ab" * 32, "cd" * 32, (SENDER,)),
-    sources=(),
-    plan=pt.OpenRound(7, "ab" * 32, 2, 1, (pt.ReducerSlot(SENDER, 1), pt.ReducerSlot(SENDER, 1))),
-    nodes=(),
-    is_finished=False,
-)
+OPEN = pt.OpenRound(7, "ab" * 32, 2, 1, (pt.ReducerSlot(SENDER, 1), pt.ReducerSlot(SENDER, 1)))
+NEWS = pt.RoundUpdate(2, SENDER, 1, RoundRecord(6, "ab" * 32, "cd" * 32, (SENDER,)), (), OPEN, (), False)
 PLAN = round_plan(7, parent="ab" * 32)
 
 

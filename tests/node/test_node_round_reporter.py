@@ -2,13 +2,14 @@
 
 import asyncio
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.published_rounds import plan_of, small_manifest
+from tests.swarm_rig import Told
 from tests.wire.examples import HEADER
 from tsr_swarm.errors import PeerError
 from tsr_swarm.node.events.round_reporter import RoundReporter
@@ -25,7 +26,6 @@ PLAN_STEPS = 5
 OTTER, HERON, LYNX, COORDINATOR = (letter * 32 for letter in "abcd")
 PEERS = {OTTER: "otter", HERON: "heron", LYNX: "lynx"}
 RIGHT, WRONG = "11" * 32, "22" * 32
-E = TypeVar("E", bound=ev.Event)
 
 
 def result_of(*included: str, tokens: int = 100) -> ShardResult:
@@ -45,22 +45,19 @@ def report_of(peer: str, round: int, digest: str = RIGHT, sent: int = 7) -> pb.R
 
 
 @dataclass
-class Rig:
+class Rig(Told):
     """A reporter of three peers and the coordinator, with a clock that the test moves."""
 
     base: int = 0
     now: float = 100.0
-    emitted: list[ev.Event] = field(default_factory=list)
+    events: list[ev.Event] = field(default_factory=list)
     roster: Roster = field(default_factory=Roster)
 
     def __post_init__(self) -> None:
         for peer, name in PEERS.items():
             self.roster.admit(peer, name)
         self.roster.admit(COORDINATOR, "coordinator", trains=False)
-        self.reporter = RoundReporter(MANIFEST, self.roster, self.emitted.append, lambda: self.now, self.base)
-
-    def of(self, kind: type[E]) -> list[E]:
-        return [event for event in self.emitted if isinstance(event, kind)]
+        self.reporter = RoundReporter(MANIFEST, self.roster, self.events.append, lambda: self.now, self.base)
 
     def commit(self, round: int, *included: str) -> None:
         self.reporter.opened(plan_of(MANIFEST, round, "aa" * 32), frozenset(PEERS), 3)
@@ -160,7 +157,7 @@ async def test_the_report_of_a_peer_that_left_is_not_waited_for() -> None:
     rig.reporter.leaving(HERON, "its laptop goes to bed")
     rig.reporter.dropped(Drop(HERON, "it said goodbye"))
     await turns()
-    assert [type(event) for event in rig.emitted[-2:]] == [ev.PeerLeft, ev.RoundClosed]
+    assert [type(event) for event in rig.events[-2:]] == [ev.PeerLeft, ev.RoundClosed]
     assert [event.reason for event in rig.of(ev.PeerLeft)] == ["its laptop goes to bed"]
     rig.reporter.dropped(Drop(HERON, "again"))
     assert len(rig.of(ev.PeerLeft)) == 1
@@ -194,7 +191,7 @@ async def test_a_void_round_says_so_first() -> None:
     rig = Rig()
     rig.commit(1)
     await rig.apply_late(1)
-    assert [type(event) for event in rig.emitted[-2:]] == [ev.RoundVoid, ev.RoundClosed]
+    assert [type(event) for event in rig.events[-2:]] == [ev.RoundVoid, ev.RoundClosed]
     assert rig.of(ev.RoundClosed)[0].local_loss is None
 
 
@@ -226,7 +223,7 @@ async def test_a_next_round_that_is_open_already_stays_on_the_screen() -> None:
     await rig.apply_late(1)
     assert [(event.seconds, event.late) for event in rig.of(ev.RoundClosed)] == [(5.0, 2)]
     rig.reporter.explained(Explain(2, "exchange", 3.0, "median"))
-    assert rig.emitted[-1] == ev.PhaseChanged(round=2, phase="exchange", deadline=3.0, reason="median")
+    assert rig.events[-1] == ev.PhaseChanged(round=2, phase="exchange", deadline=3.0, reason="median")
 
 
 async def test_a_report_that_comes_before_this_node_has_applied_the_round_waits_for_it() -> None:
@@ -255,7 +252,7 @@ async def test_a_report_of_a_round_that_this_leader_does_not_know_counts_its_byt
     peer = rig.roster.get(OTTER)
     assert peer is not None
     assert sum(counts["core"] for counts in peer.traffic.values()) == 7
-    assert rig.emitted == []
+    assert rig.events == []
 
 
 async def test_reports_of_an_unknown_peer_or_out_of_bounds_change_nothing() -> None:
@@ -263,7 +260,7 @@ async def test_reports_of_an_unknown_peer_or_out_of_bounds_change_nothing() -> N
     assert not (await rig.reporter.report(report_of("e" * 32, 1))).resync
     with pytest.raises(PeerError, match="digest"):
         await rig.reporter.report(pb.ReportRequest(peer_id=OTTER, round=1, digest=b"short"))
-    assert rig.emitted == []
+    assert rig.events == []
 
 
 async def test_bytes_of_the_coordinator_are_counted_by_its_peers_and_its_digest_is_compared() -> None:
@@ -291,7 +288,6 @@ async def test_a_peer_shows_its_progress_once_a_second() -> None:
 
 async def test_a_refusal_is_shown_of_a_peer_that_is_known_and_not_too_often() -> None:
     rig = Rig()
-
     for peer in (OTTER, OTTER, "e" * 32):
         rig.reporter.refused(replace(HEADER, round=2, peer_id=peer), PeerError("length", "too long"))
     rig.reporter.refused(replace(HEADER, round=2, peer_id=HERON), PeerError("round", "It came too late."))

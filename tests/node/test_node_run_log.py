@@ -27,6 +27,7 @@ from tsr_swarm.wire.messages import lines_from_proto, lines_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 ME, DEAD = "0" * 32, "d" * 32
+TICKS = count()
 TRAFFIC: ev.Traffic = {"sent": {"core": 3}, "received": {"core": 4}}
 
 
@@ -35,11 +36,17 @@ def closed(round: int) -> ev.RoundClosed:
     return replace(CLOSED, round=round, loss=None, wire_bytes=nothing, dense_bytes=0, digest=f"{round:064x}")
 
 
+def log_of(*events: ev.Event) -> EventLog:
+    """A log whose clock ticks with every event, so that no two lines are equal."""
+    log = EventLog(lambda: float(next(TICKS)))
+    for event in events:
+        log.append(event)
+    return log
+
+
 class Other:
     def __init__(self, *events: ev.Event) -> None:
-        self.log, self.asked = EventLog(lambda: 1.0), list[pb.WatchRequest]()
-        for event in events:
-            self.log.append(event)
+        self.log, self.asked = log_of(*events), list[pb.WatchRequest]()
 
     async def watch(self, request: pb.WatchRequest, caller: Caller) -> pb.WatchReply:
         self.asked.append(request)
@@ -244,15 +251,6 @@ def test_totals_of_rounds_that_another_node_no_longer_keeps_count_once() -> None
     assert (end.rounds, end.wire_bytes, end.dense_bytes) == (6, 14, 600)
 
 
-def log_of(*events: ev.Event, keep: int = 4000) -> EventLog:
-    """A log whose clock ticks with every event, so that no two lines are equal."""
-    times = count()
-    log = EventLog(lambda: float(next(times)), keep=keep)
-    for event in events:
-        log.append(event)
-    return log
-
-
 def numbered(number: int) -> ev.Warned:
     return ev.Warned(message=str(number))
 
@@ -309,11 +307,7 @@ class RelayRig:
 )
 def test_no_line_is_doubled_and_each_source_keeps_its_order(steps: list[str], limit: int) -> None:
     async def go() -> None:
-        times = count()
-        leaders = {name: Leader(limit=limit) for name in ("a", "b")}
-        own = EventLog(lambda: float(next(times)))
-        for leader in leaders.values():
-            leader.log = EventLog(lambda: float(next(times)))
+        leaders, own = {name: Leader(limit=limit) for name in ("a", "b")}, log_of()
         logs = {"own": own} | {name: leader.log for name, leader in leaders.items()}
         rig, numbers = RelayRig(own), count(1)
         for step in [*steps, "follow a", "follow b"]:
