@@ -3,19 +3,20 @@
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import published_rounds
 from tests.fixtures import tiny_model
 from tests.published_rounds import publish, random_grids
 from tests.steady import steady, wide
 from tests.wire.examples import refusal_of
 from tsr_swarm.config.layout import Part, upload_slots
-from tsr_swarm.config.manifest import Manifest, make_manifest
+from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import PeerError, RunError
@@ -27,7 +28,6 @@ from tsr_swarm.node import contribution_store
 from tsr_swarm.node.contribution_store import ContributionStore, ShardAverage
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer
-from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.train.trainer import RoundWork, fresh_consensus
 from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardResult
@@ -35,33 +35,22 @@ from tsr_swarm.wire.messages import ContributionHeader, PublishedHeader, ShardRe
 SHARDS = 3
 NUMBERS = {letter * 32: number for number, letter in enumerate("cabd", 1)}  # not in the order of the ids
 PEERS = tuple(NUMBERS)
-
-
-def tiny_manifest() -> Manifest:
-    """So few bits that much is dropped; the bases change in rounds 1 and 3."""
-    model = tiny_model(hidden_size=16, intermediate_size=24)
-    config = RunConfig(
-        model=model,
-        optimizer=steady(outer="nesterov", outer_momentum=0.5, rank=8, embedding_rank=8),
-        wire=wide(published_bits=3),
-        periods=PeriodsConfig(k_x=3, k_r=6, k_r_embedding=6),
-        round=RoundConfig(shards=SHARDS),
-    )
-    return make_manifest("store", config, parameter_shapes(model))
-
-
-MANIFEST = tiny_manifest()
+CONFIG = RunConfig(
+    model=tiny_model(hidden_size=16, intermediate_size=24),
+    optimizer=steady(outer="nesterov", outer_momentum=0.5, rank=8, embedding_rank=8),
+    wire=wide(published_bits=3),
+    periods=PeriodsConfig(k_x=3, k_r=6, k_r_embedding=6),
+    round=RoundConfig(shards=SHARDS),
+)  # so few bits that much is dropped; the bases change in rounds 1 and 3
+MANIFEST = make_manifest("store", CONFIG, parameter_shapes(CONFIG.model))
 SHARD_BLOCKS = MANIFEST.shard_blocks
+plan_of = partial(published_rounds.plan_of, MANIFEST)
 
 
 @cache
 def start() -> Consensus:
     """Round 0, which nobody changes."""
     return fresh_consensus(MANIFEST)
-
-
-def plan_of(round: int, parent: str) -> RoundPlan:
-    return plan_round(MANIFEST.config, MANIFEST.blocks, round, parent)
 
 
 @cache
@@ -77,10 +66,12 @@ def work_of(peer: str, round: int, parent: str) -> RoundWork:
     return RoundWork(plan, plan.steps, number, float(number), grids, captured)
 
 
-def opened() -> tuple[ContributionStore, RoundPlan]:
-    """A store that holds nothing yet of round 1, which is open."""
+def opened(*peers: str) -> tuple[ContributionStore, RoundPlan]:
+    """A store that holds of round 1, which is open, what these peers sent of shard 0."""
     store, plan = ContributionStore(MANIFEST, {}), plan_of(1, "")
     store.open_round(plan)
+    for peer in peers:
+        upload(store, peer, 0, plan)
     return store, plan
 
 
@@ -182,9 +173,7 @@ def test_two_stores_with_a_share_of_the_shards_publish_the_bytes_of_one_reductio
 @given(peers=st.sets(st.sampled_from(PEERS), min_size=1))
 @settings(max_examples=15)
 def test_an_average_is_over_the_peers_that_are_asked_for(peers: set[str]) -> None:
-    store, plan = opened()
-    for peer in PEERS:
-        upload(store, peer, 0, plan)
+    store, plan = opened(*PEERS)
 
     averaged = average(store, plan, 0, sorted(peers), start()).reduced
 
@@ -202,9 +191,7 @@ def test_an_average_is_over_the_peers_that_are_asked_for(peers: set[str]) -> Non
 
 
 def test_numbers_give_the_order_of_sums() -> None:
-    store, plan = opened()
-    for peer in PEERS:
-        upload(store, peer, 0, plan)
+    store, _ = opened(*PEERS)
     backwards = {PEERS[0]: 3, PEERS[1]: 2, PEERS[2]: 1}
     job = store.job(1, 0, frozenset(PEERS[:3]), backwards)
     assert [held.header.peer_id for _, held in job.held] == [PEERS[2], PEERS[1], PEERS[0]]
@@ -212,8 +199,7 @@ def test_numbers_give_the_order_of_sums() -> None:
 
 
 def test_a_job_is_a_snapshot() -> None:
-    store, plan = opened()
-    upload(store, PEERS[0], 0, plan)
+    store, plan = opened(PEERS[0])
     job = store.job(1, 0, frozenset(PEERS[:1]), NUMBERS)
 
     upload(store, PEERS[1], 0, plan)
@@ -223,8 +209,7 @@ def test_a_job_is_a_snapshot() -> None:
 
 def test_a_shard_is_void_where_work_that_was_counted_is_not_held() -> None:
     """Whether the rest is a quorum is for others to say."""
-    store, plan = opened()
-    upload(store, PEERS[0], 0, plan)
+    store, plan = opened(PEERS[0])
     upload(store, PEERS[1], 1, plan)
     assert average(store, plan, 0, PEERS[:2], start()).reduced.result == ShardResult(void=True)
     upload(store, PEERS[1], 0, plan)
@@ -306,8 +291,7 @@ def test_momentum_of_a_void_shard_stays_even_where_it_was_averaged() -> None:
 
 def test_of_two_averages_of_a_shard_the_momentum_of_the_published_one_is_kept() -> None:
     """A second leader asked for it over more peers, and the proposal of the first one won."""
-    store, plan = opened()
-    upload(store, PEERS[0], 0, plan)
+    store, plan = opened(PEERS[0])
     first = average(store, plan, 0, PEERS[:1], start())
     upload(store, PEERS[1], 0, plan)
     average(store, plan, 0, PEERS[:2], start())
@@ -346,8 +330,7 @@ def test_a_downloaded_state_drops_all_momentum() -> None:
 
 def with_average_and_contribution() -> tuple[ContributionStore, RoundPlan, ShardAverage]:
     """A store with an average of shard 0 and a contribution to shard 1, both of round 1."""
-    store, plan = opened()
-    upload(store, PEERS[0], 0, plan)
+    store, plan = opened(PEERS[0])
     upload(store, PEERS[0], 1, plan)
     return store, plan, average(store, plan, 0, PEERS[:1], start())
 
@@ -441,10 +424,7 @@ def test_contributions_are_forgotten_with_the_next_round_and_averages_with_the_o
 
 def test_no_more_peers_contribute_than_can_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contribution_store, "MAX_PEERS", 2)
-    store, plan = opened()
-    upload(store, PEERS[0], 0, plan)
-    upload(store, PEERS[1], 0, plan)
-
+    store, plan = opened(*PEERS[:2])
     with pytest.raises(PeerError, match="2 peers contribute") as caught:
         upload(store, PEERS[2], 0, plan)
     assert caught.value.reason == "peer"

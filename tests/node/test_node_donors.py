@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.swarm_rig import Member, Swarm, run_swarm, stop_all, tiny_config, when
+from tests.swarm_rig import Swarm, run_swarm, stop_all, tiny_config, when
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, decode_manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
@@ -48,9 +48,8 @@ def opens(event: ev.Event, round: int) -> bool:
     return isinstance(event, ev.RoundOpened) and event.round == round
 
 
-def restless(folder: Path, **changes: dict[str, object]) -> RunConfig:
-    sections: dict[str, dict[str, object]] = {"run": {"rounds": 500, "min_peers": 3}, "round": {"floor_seconds": 0.4}}
-    return tiny_config(folder, **{**sections, **changes})
+def restless(folder: Path, min_peers: int = 3) -> RunConfig:
+    return tiny_config(folder, run={"rounds": 500, "min_peers": min_peers}, round={"floor_seconds": 0.4})
 
 
 def end_when_applied(swarm: Swarm, event: ev.Event, name: str, after: int = 0) -> None:
@@ -70,16 +69,11 @@ def joining(round: int, calls: list[Any]) -> Callable[[Swarm, ev.Event], None]:
     return on_event
 
 
-def state_of(member: Member) -> ev.StateReceived:
-    (received,) = member.of(ev.StateReceived)
-    return received
-
-
 async def test_a_joiner_gets_state_and_rounds_from_three_donors_and_none_from_the_coordinator(
     tmp_path: Path, calls: list[Any]
 ) -> None:
     swarm = await run_swarm(tmp_path, restless(tmp_path), 3, joining(8, calls), listening=3)
-    received = state_of(swarm.peers[4])
+    (received,) = swarm.peers[4].of(ev.StateReceived)
     assert received.round % 5 == 0
     assert received.round >= 5
     assert received.donors == 3
@@ -110,7 +104,8 @@ async def test_donors_and_coordinator_go_on_while_a_state_is_fetched(
 
     monkeypatch.setattr(StateAssembly, "check", hold)
     swarm = await run_swarm(tmp_path, restless(tmp_path), 3, watch, listening=3)
-    assert state_of(swarm.peers[4]).donors >= 1
+    (received,) = swarm.peers[4].of(ev.StateReceived)
+    assert received.donors >= 1
 
 
 async def test_a_peer_that_missed_rounds_replays_them_from_donors(tmp_path: Path, calls: list[Any]) -> None:
@@ -127,8 +122,7 @@ async def test_a_peer_that_missed_rounds_replays_them_from_donors(tmp_path: Path
             swarm.start_peer(3, resume=True)
         end_when_applied(swarm, event, "peer-3", after=back[0] or 10**9)
 
-    config = restless(tmp_path, run={"rounds": 500, "min_peers": 2})
-    swarm = await Swarm(tmp_path, config, watch).start(3, listening=3)
+    swarm = await Swarm(tmp_path, restless(tmp_path, min_peers=2), watch).start(3, listening=3)
     await swarm.finish()
     member = swarm.peers[3]
     assert not member.of(ev.StateReceived)
@@ -145,7 +139,7 @@ async def test_a_peer_that_missed_rounds_replays_them_from_donors(tmp_path: Path
 
 async def test_without_donors_a_late_joiner_gets_all_from_the_coordinator(tmp_path: Path, calls: list[Any]) -> None:
     swarm = await run_swarm(tmp_path, restless(tmp_path), 3, joining(7, calls))
-    assert state_of(swarm.peers[4]).donors == 1
+    assert [event.donors for event in swarm.peers[4].of(ev.StateReceived)] == [1]
     assert len(list((tmp_path / "coordinator" / "states").iterdir())) <= KEPT_STATES
     assert list((tmp_path / "peer-1").glob("run-*/states/*")) == []
     assert not swarm.peers[4].of(ev.CatchingUp)

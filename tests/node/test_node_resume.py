@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import socket
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from tests.swarm_rig import LISTEN, Swarm, kill_coordinator, run_swarm, stop_all, stop_coordinator, tiny_config, when
 from tsr_swarm.config.manifest import decode_manifest, make_manifest
+from tsr_swarm.config.run import RunConfig
 from tsr_swarm.discovery.identity import load_identity
 from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunError
 from tsr_swarm.node.workspace import Workspace
@@ -49,29 +49,26 @@ async def test_a_coordinator_that_is_restarted_in_mid_round_goes_on_with_the_pee
     assert all(event.included == 2 for event in swarm.closed())
 
 
-def backed_up_and_cut_off(folder: Path, round: int) -> Callable[[Swarm, ev.Event], None]:
-    """The coordinator's folder is copied when it has round 2, and it ends at once when ``round`` is closed."""
+async def set_back(folder: Path, config: RunConfig, last: int, listening: int = 0) -> Swarm:
+    """A swarm of two peers whose coordinator ended at once after round ``last``; its folder is that of round 2."""
 
     def on_event(swarm: Swarm, event: ev.Event) -> None:
         if isinstance(event, ev.CheckpointSaved) and event.round == 2 and not (folder / "backup").exists():
             shutil.copytree(folder / "coordinator", folder / "backup")
-        if isinstance(event, ev.RoundClosed) and event.round == round:
+        if isinstance(event, ev.RoundClosed) and event.round == last:
             swarm.coordinator.stop.terminate()
 
-    return on_event
-
-
-def set_back(folder: Path) -> None:
+    swarm = await Swarm(folder, config, on_event).start(2, listening)
+    await swarm.coordinator.task
     shutil.rmtree(folder / "coordinator")
     shutil.move(folder / "backup", folder / "coordinator")
+    return swarm
 
 
 async def test_peers_follow_a_coordinator_that_was_set_back_to_an_older_state(tmp_path: Path) -> None:
     """Its folder is replaced by a copy from before round 3, as after a restored backup."""
     config = tiny_config(tmp_path, run={"rounds": 8, "min_peers": 2})
-    swarm = await Swarm(tmp_path, config, backed_up_and_cut_off(tmp_path, 6)).start(2)
-    await swarm.coordinator.task
-    set_back(tmp_path)
+    swarm = await set_back(tmp_path, config, 6)
     for member in swarm.members:
         member.events.clear()  # of rounds that are no more
     await swarm.resume_coordinator()
@@ -146,9 +143,7 @@ async def test_a_coordinator_that_is_stopped_goes_like_a_volunteer_where_others_
 async def test_a_coordinator_that_was_set_back_takes_over_the_history_that_others_hold(tmp_path: Path) -> None:
     """Its folder is replaced by a copy from before round 3; two that vote know better than its backup."""
     config = tiny_config(tmp_path, run={"rounds": 500, "min_peers": 2}, round={"floor_seconds": 30.0})
-    swarm = await Swarm(tmp_path, config, backed_up_and_cut_off(tmp_path, 5)).start(2, listening=2)
-    await swarm.coordinator.task
-    set_back(tmp_path)
+    swarm = await set_back(tmp_path, config, 5, listening=2)
     before = len(swarm.of(ev.Evaluated))
     await swarm.resume_coordinator()
     await swarm.until(lambda: any((event.round or 0) > 6 for event in swarm.of(ev.Evaluated)[before:]))

@@ -75,6 +75,11 @@ class Rig(Told):
         return asyncio.ensure_future(self.reporter.report(report_of(peer, round, digest, sent)))
 
 
+@pytest.fixture
+async def rig() -> Rig:
+    return Rig()
+
+
 async def turns() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
@@ -120,8 +125,7 @@ def test_each_reported_byte_is_in_one_round_and_rounds_close_in_order(steps: lis
     asyncio.run(go())
 
 
-async def test_a_round_closes_as_soon_as_all_peers_in_it_have_reported() -> None:
-    rig = Rig()
+async def test_a_round_closes_as_soon_as_all_peers_in_it_have_reported(rig: Rig) -> None:
     rig.commit(1, OTTER, HERON)
     rig.reporter.applied(1, RIGHT, 2.5)
     await rig.reporter.report(report_of(OTTER, 1))
@@ -135,8 +139,7 @@ async def test_a_round_closes_as_soon_as_all_peers_in_it_have_reported() -> None
     assert closed.dense_bytes == PLAN_STEPS * 2 * 2 * 4 * MANIFEST.parameters
 
 
-async def test_a_round_whose_reports_are_all_here_waits_for_the_one_before_it() -> None:
-    rig = Rig()
+async def test_a_round_whose_reports_are_all_here_waits_for_the_one_before_it(rig: Rig) -> None:
     rig.commit(1, OTTER)
     rig.commit(2, HERON)
     rig.reporter.applied(1, RIGHT, None)
@@ -149,8 +152,7 @@ async def test_a_round_whose_reports_are_all_here_waits_for_the_one_before_it() 
     assert [event.round for event in rig.of(ev.RoundClosed)] == [1, 2]
 
 
-async def test_the_report_of_a_peer_that_left_is_not_waited_for() -> None:
-    rig = Rig()
+async def test_the_report_of_a_peer_that_left_is_not_waited_for(rig: Rig) -> None:
     rig.commit(1, OTTER, HERON)
     rig.reporter.applied(1, RIGHT, None)
     await rig.reporter.report(report_of(OTTER, 1))
@@ -163,8 +165,7 @@ async def test_the_report_of_a_peer_that_left_is_not_waited_for() -> None:
     assert len(rig.of(ev.PeerLeft)) == 1
 
 
-async def test_a_round_s_figures_come_from_its_header_and_the_shards_that_are_known() -> None:
-    rig = Rig()
+async def test_a_round_s_figures_come_from_its_header_and_the_shards_that_are_known(rig: Rig) -> None:
     both, one = result_of(OTTER, HERON, tokens=300), result_of(HERON, tokens=200)
     rig.reporter.opened(plan_of(MANIFEST), frozenset({OTTER, HERON, LYNX}), 3)
     rig.reporter.dropped(Drop(LYNX, "gone"))
@@ -187,16 +188,14 @@ async def test_a_round_of_an_earlier_leader_closes_without_what_only_that_leader
     assert closed.digest == RIGHT
 
 
-async def test_a_void_round_says_so_first() -> None:
-    rig = Rig()
+async def test_a_void_round_says_so_first(rig: Rig) -> None:
     rig.commit(1)
     await rig.apply_late(1)
     assert [type(event) for event in rig.events[-2:]] == [ev.RoundVoid, ev.RoundClosed]
     assert rig.of(ev.RoundClosed)[0].local_loss is None
 
 
-async def test_rounds_that_a_downloaded_state_skipped_close_without_digest_and_loss() -> None:
-    rig = Rig()
+async def test_rounds_that_a_downloaded_state_skipped_close_without_digest_and_loss(rig: Rig) -> None:
     for round in (1, 2, 3):
         rig.commit(round, OTTER)
     early = rig.report(OTTER, 1, WRONG)
@@ -209,9 +208,8 @@ async def test_rounds_that_a_downloaded_state_skipped_close_without_digest_and_l
     assert rig.of(ev.DigestMismatch) == []
 
 
-async def test_a_next_round_that_is_open_already_stays_on_the_screen() -> None:
+async def test_a_next_round_that_is_open_already_stays_on_the_screen(rig: Rig) -> None:
     """The bytes of a committed round are read from disk, and the next one opens meanwhile."""
-    rig = Rig()
     rig.reporter.opened(plan_of(MANIFEST), frozenset(PEERS), 3)
     rig.now += 5.0
     rig.reporter.opened(plan_of(MANIFEST, 2, "aa" * 32), frozenset(PEERS), 3)
@@ -226,8 +224,7 @@ async def test_a_next_round_that_is_open_already_stays_on_the_screen() -> None:
     assert rig.events[-1] == ev.PhaseChanged(round=2, phase="exchange", deadline=3.0, reason="median")
 
 
-async def test_a_report_that_comes_before_this_node_has_applied_the_round_waits_for_it() -> None:
-    rig = Rig()
+async def test_a_report_that_comes_before_this_node_has_applied_the_round_waits_for_it(rig: Rig) -> None:
     rig.commit(1, OTTER, HERON)
     right, wrong, ahead = rig.report(OTTER, 1), rig.report(HERON, 1, WRONG), rig.report(LYNX, 2)
     await turns()
@@ -255,16 +252,14 @@ async def test_a_report_of_a_round_that_this_leader_does_not_know_counts_its_byt
     assert rig.events == []
 
 
-async def test_reports_of_an_unknown_peer_or_out_of_bounds_change_nothing() -> None:
-    rig = Rig()
+async def test_reports_of_an_unknown_peer_or_out_of_bounds_change_nothing(rig: Rig) -> None:
     assert not (await rig.reporter.report(report_of("e" * 32, 1))).resync
     with pytest.raises(PeerError, match="digest"):
         await rig.reporter.report(pb.ReportRequest(peer_id=OTTER, round=1, digest=b"short"))
     assert rig.events == []
 
 
-async def test_bytes_of_the_coordinator_are_counted_by_its_peers_and_its_digest_is_compared() -> None:
-    rig = Rig()
+async def test_bytes_of_the_coordinator_are_counted_by_its_peers_and_its_digest_is_compared(rig: Rig) -> None:
     rig.commit(1, OTTER)
     rig.reporter.applied(1, RIGHT, None)
     assert (await rig.reporter.report(report_of(COORDINATOR, 1, WRONG, sent=1000))).resync
@@ -276,8 +271,7 @@ async def test_bytes_of_the_coordinator_are_counted_by_its_peers_and_its_digest_
     assert set(closed.per_peer) == {"otter"}
 
 
-async def test_a_peer_shows_its_progress_once_a_second() -> None:
-    rig = Rig()
+async def test_a_peer_shows_its_progress_once_a_second(rig: Rig) -> None:
     rig.reporter.opened(plan_of(MANIFEST), frozenset(PEERS), 3)
     for now, round, step in ((0.0, 1, 1), (0.5, 1, 2), (1.0, 1, 3), (2.0, 2, 4), (3.0, 1, 0)):
         rig.now = 200.0 + now
@@ -286,8 +280,7 @@ async def test_a_peer_shows_its_progress_once_a_second() -> None:
     assert [(event.step, event.steps) for event in rig.of(ev.PeerProgress)] == [(1, PLAN_STEPS), (3, PLAN_STEPS)]
 
 
-async def test_a_refusal_is_shown_of_a_peer_that_is_known_and_not_too_often() -> None:
-    rig = Rig()
+async def test_a_refusal_is_shown_of_a_peer_that_is_known_and_not_too_often(rig: Rig) -> None:
     for peer in (OTTER, OTTER, "e" * 32):
         rig.reporter.refused(replace(HEADER, round=2, peer_id=peer), PeerError("length", "too long"))
     rig.reporter.refused(replace(HEADER, round=2, peer_id=HERON), PeerError("round", "It came too late."))
