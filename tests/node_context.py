@@ -98,10 +98,6 @@ def make_node(me: str, manifest: Manifest, workspace: Any = None, **info: Any) -
     return node
 
 
-def make_context(me: str, manifest: Manifest) -> NodeContext:
-    return make_node(me, manifest).context
-
-
 def make_donor(
     me: str, manifest: Manifest, folder: Path, headers: Headers | None = None
 ) -> tuple[NodeService, StateStore]:

@@ -19,7 +19,6 @@ from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.run_folder import record_of
-from tsr_swarm.train.trainer import fresh_consensus
 from tsr_swarm.wire.gate import shard_slots
 from tsr_swarm.wire.messages import published_to_proto
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -109,10 +108,3 @@ def small_manifest(shards: int = 3) -> Manifest:
 
 def plan_of(manifest: Manifest, round: int = 1, parent: str = "") -> RoundPlan:
     return plan_round(manifest.config, manifest.blocks, round, parent)
-
-
-def small_history(rounds: int) -> History:
-    manifest = small_manifest()
-    torch.manual_seed(0)
-    weights = {name: torch.randn(shape) for name, shape in SHAPES.items()}
-    return make_history(manifest, fresh_consensus(manifest, weights), rounds)

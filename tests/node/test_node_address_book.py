@@ -4,8 +4,8 @@ import json
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -225,29 +225,22 @@ def test_connections_are_sampled_every_few_seconds_however_often_a_node_polls(wa
     assert kernel.samples >= 1 + sum(wait >= SAMPLE_SECONDS for wait in waits)
 
 
-@pytest.fixture
-def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        there = socket.create_connection(server.getsockname())
-        here, _ = server.accept()
-        with closing(there), closing(here):
-            yield here, there
-
-
-def test_a_report_has_all_bytes_though_the_last_sample_was_a_moment_ago(
-    connection: tuple[socket.socket, socket.socket],
-) -> None:
-    here, there = connection
+def test_a_report_has_all_bytes_though_the_last_sample_was_a_moment_ago() -> None:
     clients = ClientPool(AddressBook(ME))
-    clients.kernel = kernel = CountedKernel([here.getsockname()[1]])
     reporter = PeerReporter(clients, ME)
-    clients.sample()
-    for size in (1000, 2345):
-        here.sendall(bytes(size))
-        while size:
-            size -= len(there.recv(size))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as there,
+        server.accept()[0] as here,
+    ):
+        clients.kernel = kernel = CountedKernel([here.getsockname()[1]])
         clients.sample()
-    assert kernel.samples == 1
-    both_ends = 2 * (1000 + 2345) if is_supported() else 0
-    assert reporter.prepare(1, bytes(32)).overhead_bytes == both_ends
-    assert reporter.prepare(2, bytes(32)).overhead_bytes == 0
+        for size in (1000, 2345):
+            here.sendall(bytes(size))
+            while size:
+                size -= len(there.recv(size))
+            clients.sample()
+        assert kernel.samples == 1
+        both_ends = 2 * (1000 + 2345) if is_supported() else 0
+        assert reporter.prepare(1, bytes(32)).overhead_bytes == both_ends
+        assert reporter.prepare(2, bytes(32)).overhead_bytes == 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.swarm_rig import Swarm, run_swarm, stop_all, tiny_config, when
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, decode_manifest
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.errors import ConfigError, PeerError, RefusedError, UnreachableError
+from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
 from tsr_swarm.node.service import NodeService
 from tsr_swarm.node.sync.donors import REDUCER_SECONDS, ShardDonors
 from tsr_swarm.storage import state_file
@@ -183,15 +183,6 @@ async def test_a_peer_refuses_calls_that_only_the_leader_answers_and_names_the_l
     await asyncio.gather(*asked)
     assert len(asked) == 1
     assert [event.included for event in swarm.closed()] == [3, 3, 3, 3]
-
-
-async def test_nodes_listen_to_the_world_only_with_consent_and_a_peer_says_where(tmp_path: Path) -> None:
-    swarm = Swarm(tmp_path, tiny_config(tmp_path))
-    for said, says in (({}, "add --insecure"), ({"insecure": True}, "--announce")):
-        with pytest.raises(ConfigError, match=says):
-            await swarm.start_peer(1, at="127.0.0.1:9", listen="0.0.0.0:1", **said).task
-    with pytest.raises(ConfigError, match="add --insecure"):
-        await swarm.start_coordinator(listen="0.0.0.0:0")
 
 
 CLIENTS = [SwarmClient(f"127.0.0.1:{port}", ByteCounter()) for port in range(1, 6)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.node_context import make_context, open_node, serving
+from tests.node_context import make_node, open_node, serving
 from tests.published_rounds import History, small_manifest
 from tsr_swarm.errors import PeerError, RefusedError
 from tsr_swarm.node import leader as module
@@ -222,7 +222,7 @@ def joining(letter: str, name: str) -> pb.JoinRequest:
 
 def test_no_two_peers_have_the_same_number_even_when_one_of_them_has_left() -> None:
     """A list of members with one number twice would be refused by every reducer."""
-    leader = Leader(make_context("f" * 32, small_manifest()), RoundRecord(voters=("f" * 32,)), {})
+    leader = Leader(make_node("f" * 32, small_manifest()).context, RoundRecord(voters=("f" * 32,)), {})
     for letter in "cb":
         leader.admit(joining(letter, letter))
     assert leader.numbers == {"c" * 32: 1, "b" * 32: 2}

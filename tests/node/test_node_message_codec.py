@@ -77,8 +77,11 @@ def closes(draw: st.DrawFn) -> tuple[pt.Close, Members]:
     return pt.Close(draw(terms), round, parent, shards, frozenset(by_peer)), Members.of(by_peer)
 
 
+Sample = tuple[pt.ShardDone, ReducedShard, Members | None]
+
+
 @st.composite
-def shards_done(draw: st.DrawFn) -> tuple[pt.ShardDone, ReducedShard, Members | None]:
+def shards_done(draw: st.DrawFn) -> Sample:
     """A shard, and those of whom some are in it; nobody for a void one."""
     shard = draw(st.integers(0, 1))
     peers = draw(st.lists(peer_ids, max_size=20, unique=True))
@@ -153,7 +156,7 @@ def test_a_close_comes_back_with_all_whom_it_admits(close: tuple[pt.Close, Membe
 
 
 @given(done=shards_done())
-def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, ReducedShard, Members | None]) -> None:
+def test_a_shard_comes_back_with_what_was_measured(done: Sample) -> None:
     message, reduced, members = done
     request = sent(mc.done_to_proto(message, reduced, members))
     assert mc.decode_message(request, MANIFEST, known(members)) == mc.DecodedMessage(message, reduced=reduced)
@@ -161,9 +164,7 @@ def test_a_shard_comes_back_with_what_was_measured(done: tuple[pt.ShardDone, Red
 
 
 @given(close=closes(), done=shards_done())
-def test_a_message_with_an_unknown_list_of_peers_names_its_hash(
-    close: tuple[pt.Close, Members], done: tuple[pt.ShardDone, ReducedShard, Members | None]
-) -> None:
+def test_a_message_with_an_unknown_list_of_peers_names_its_hash(close: tuple[pt.Close, Members], done: Sample) -> None:
     for request, members in ((mc.close_to_proto(*close), close[1]), (mc.done_to_proto(*done), done[2])):
         if members is not None:
             with pytest.raises(mc.UnknownRosterError) as unknown:
@@ -296,9 +297,7 @@ def test_coverage_without_an_epoch_is_refused() -> None:
 
 
 @given(data=st.data(), sample=shards_done())
-def test_flipped_bits_raise_only_peer_errors(
-    data: st.DataObject, sample: tuple[pt.ShardDone, ReducedShard, Members | None]
-) -> None:
+def test_flipped_bits_raise_only_peer_errors(data: st.DataObject, sample: Sample) -> None:
     news = mc.news_to_proto(NEWS, PLAN).SerializeToString()
     for good in (sent(mc.done_to_proto(*sample)).SerializeToString(), news):
         bit = data.draw(st.integers(0, 8 * len(good) - 1))

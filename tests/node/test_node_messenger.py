@@ -478,8 +478,7 @@ async def tell(node: Small, request: pb.TellRequest) -> None:
 def telling(message: pt.Message, **changes: Any) -> pb.TellRequest:
     request = message_codec.tell_to_proto(message)  # type: ignore[arg-type]
     request.manifest_digest, request.sender, request.address = DIGEST, A, "192.0.2.7:7700"
-    for name, value in changes.items():
-        setattr(request, name, value)
+    request.MergeFrom(pb.TellRequest(**changes))
     return request
 
 

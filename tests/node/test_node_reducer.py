@@ -11,9 +11,7 @@ from tests.node_context import open_node
 from tsr_swarm.errors import PeerError, UnreachableError
 from tsr_swarm.exchange.contribution import pack
 from tsr_swarm.node import contribution_store
-from tsr_swarm.node.context import NodeContext
-from tsr_swarm.node.contribution_store import ContributionStore
-from tsr_swarm.node.reducer import Reducer
+from tsr_swarm.node.node import SwarmNode
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.protocol import Verdict
 from tsr_swarm.wire.messages import ContributionHeader, seal
@@ -41,23 +39,15 @@ class Leader:
         self.refusals.append(error.reason)
 
 
-@dataclass
-class Rig:
-    context: NodeContext
-    leader: Leader
-    store: ContributionStore
-    reducer: Reducer
-
-
 @pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
+async def node() -> AsyncIterator[SwarmNode]:
     async with open_node("e" * 32, MANIFEST) as node:
-        node.context.leader = leader = Leader()  # type: ignore[assignment]
+        node.context.leader = Leader()  # type: ignore[assignment]
         node.contributions.open_round(PLAN)
-        yield Rig(node.context, leader, node.contributions, node.reducer)
+        yield node
 
 
-async def test_the_gate_is_passed_once_for_each_payload(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_gate_is_passed_once_for_each_payload(node: SwarmNode, monkeypatch: pytest.MonkeyPatch) -> None:
     passed: list[int] = []
     check = contribution_store.check_header
 
@@ -66,14 +56,14 @@ async def test_the_gate_is_passed_once_for_each_payload(rig: Rig, monkeypatch: p
         return check(header, **rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(contribution_store, "check_header", count)
-    contribution = rig.reducer.expect(seal(HEADER))
-    submitted = asyncio.create_task(rig.reducer.submit(contribution, DATA))
-    (offered,) = await rig.context.driver.seen(pt.Offered)
+    contribution = node.reducer.expect(seal(HEADER))
+    submitted = asyncio.create_task(node.reducer.submit(contribution, DATA))
+    (offered,) = await node.context.driver.seen(pt.Offered)
     assert (offered.peer, offered.round, offered.shard, offered.tokens) == (PEERS[0], 1, 0, HEADER.tokens)
-    rig.reducer.reply(pt.Reply(PEERS[0], 1, 0, Verdict(counted=True, is_new=True, reason="")))
+    node.reducer.reply(pt.Reply(PEERS[0], 1, 0, Verdict(counted=True, is_new=True, reason="")))
     assert (await submitted).counted
     assert passed == [1]
-    assert rig.store.job(1, 0, frozenset(PEERS[:1]), {PEERS[0]: 1}).held, "it is held"
+    assert node.contributions.job(1, 0, frozenset(PEERS[:1]), {PEERS[0]: 1}).held, "it is held"
 
 
 @pytest.mark.parametrize(
@@ -87,22 +77,22 @@ async def test_the_gate_is_passed_once_for_each_payload(rig: Rig, monkeypatch: p
     ],
 )
 async def test_what_the_gate_refuses_is_refused_before_any_byte_comes(
-    rig: Rig, changes: dict[str, object], reason: str | None
+    node: SwarmNode, changes: dict[str, object], reason: str | None
 ) -> None:
     with pytest.raises(UnreachableError if reason is None else PeerError):
-        rig.reducer.expect(seal(replace(HEADER, **changes)))  # type: ignore[arg-type]
-    assert rig.leader.refusals == ([] if reason is None else [reason])
+        node.reducer.expect(seal(replace(HEADER, **changes)))  # type: ignore[arg-type]
+    assert node.context.leader.refusals == ([] if reason is None else [reason])
 
 
-async def test_bytes_that_are_no_envelope_are_refused(rig: Rig) -> None:
+async def test_bytes_that_are_no_envelope_are_refused(node: SwarmNode) -> None:
     with pytest.raises(PeerError):
-        rig.reducer.expect(pb.Envelope(header=b"\xff" * 100))
-    assert rig.leader.refusals == []
+        node.reducer.expect(pb.Envelope(header=b"\xff" * 100))
+    assert node.context.leader.refusals == []
 
 
 @pytest.mark.parametrize("change", ["next round", "parent", "due", "member", "bytes"])
-async def test_what_changed_while_the_bytes_came_is_refused_with_its_reason(rig: Rig, change: str) -> None:
-    contribution, data = rig.reducer.expect(seal(HEADER)), DATA
+async def test_what_changed_while_the_bytes_came_is_refused_with_its_reason(node: SwarmNode, change: str) -> None:
+    contribution, data = node.reducer.expect(seal(HEADER)), DATA
     says = {
         "next round": "The payload is for round 1, but round 2 is open here.",
         "parent": "The payload starts from other weights than round 1; fetch the state.",
@@ -111,16 +101,16 @@ async def test_what_changed_while_the_bytes_came_is_refused_with_its_reason(rig:
         "bytes": None,
     }[change]
     if change == "next round":
-        rig.store.open_round(plan_of(2, "ab" * 32))
+        node.contributions.open_round(plan_of(2, "ab" * 32))
     elif change == "parent":
-        rig.store.open_round(replace(PLAN, parent="ab" * 32))
+        node.contributions.open_round(replace(PLAN, parent="ab" * 32))
     elif change == "due":
-        rig.store.open_round(replace(PLAN, due=replace(PLAN.due, aim=frozenset(), tangent=frozenset())))
+        node.contributions.open_round(replace(PLAN, due=replace(PLAN.due, aim=frozenset(), tangent=frozenset())))
     elif change == "member":
-        rig.leader.members.clear()
+        node.context.leader.members.clear()
     else:
         data = bytes(len(DATA))
     with pytest.raises(UnreachableError if change == "member" else PeerError, match=says):
-        await rig.reducer.submit(contribution, data)
-    assert len(rig.leader.refusals) == (change != "member")
-    assert rig.context.driver.events == []
+        await node.reducer.submit(contribution, data)
+    assert len(node.context.leader.refusals) == (change != "member")
+    assert node.context.driver.events == []

@@ -366,13 +366,23 @@ async def refusal(swarm: Swarm, member: Member) -> str:
     return f"{failure.exit_code} {failure}"
 
 
-async def test_text_of_its_own_is_looked_at_before_anybody_is_called(tmp_path: Path) -> None:
+async def test_what_a_node_is_given_is_looked_at_before_anybody_is_called(tmp_path: Path) -> None:
+    """Nodes listen to the world only with consent, and a peer says where it can be dialled."""
     swarm = Swarm(tmp_path, tiny_config(tmp_path))
     (empty := tmp_path / "empty").mkdir()
-    for data, says in ((tmp_path / "nowhere", "does not exist"), (empty, "holds 0 bytes of text")):
-        failure = await failure_of(swarm.start_peer(1, at="127.0.0.1:1", data=(str(data),)))
-        assert isinstance(failure, ConfigError)
-        assert says in str(failure)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = f"127.0.0.1:{server.getsockname()[1]}"
+        for said, error, says in (
+            ({"data": (str(tmp_path / "nowhere"),)}, ConfigError, "does not exist"),
+            ({"data": (str(empty),)}, ConfigError, "holds 0 bytes of text"),
+            ({"listen": taken}, RunError, "the port is in use"),
+            ({"listen": "0.0.0.0:1"}, ConfigError, "add --insecure"),
+            ({"listen": "0.0.0.0:1", "insecure": True}, ConfigError, "--announce"),
+        ):
+            with pytest.raises(error, match=says):
+                await asyncio.wait_for(swarm.start_peer(1, at="127.0.0.1:1", wait=1e6, **said).task, DEADLINE_SECONDS)
+    with pytest.raises(ConfigError, match="add --insecure"):
+        await swarm.start_coordinator(listen="0.0.0.0:0")
 
 
 @pytest.mark.parametrize(
@@ -404,14 +414,6 @@ async def test_a_checkpoint_of_another_run_is_refused_before_it_joins(tmp_path: 
     await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 1}), peers=1)
     second = await Swarm(tmp_path, tiny_config(tmp_path, checkpoint={"dir": str(tmp_path / "second")})).start()
     assert "is of another run" in await refusal(second, second.start_peer(1, resume=True))
-
-
-async def test_a_port_in_use_is_refused_before_anybody_is_called(tmp_path: Path) -> None:
-    swarm = Swarm(tmp_path, tiny_config(tmp_path))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        taken = f"127.0.0.1:{server.getsockname()[1]}"
-        failure = await failure_of(swarm.start_peer(1, at="127.0.0.1:1", wait=1e6, listen=taken))
-    assert "the port is in use" in str(failure)
 
 
 async def test_a_peer_that_fails_after_it_has_joined_says_goodbye(
