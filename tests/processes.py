@@ -2,10 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ TINY = "\n".join(
         "",
     ]
 )
+LOCAL = ["local", "tiny.toml", "--peers", "3", "--rounds", "100000", "--json"]
 COMMAND = [sys.executable, "-m", "tsr_swarm"]
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TERM": "dumb"}
 STREAMS: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
@@ -65,13 +66,53 @@ def of_kind(events: Iterable[Event], kind: str) -> list[Event]:
     return [event for event in events if event["event"] == kind]
 
 
-def digests(events: Iterable[Event], *kinds: str) -> dict[int, set[str]]:
-    """By round: the digests of the weights in events of these ``kinds``."""
-    seen = defaultdict(set)
+def digests(events: Iterable[Event], *kinds: str) -> dict[int, str]:
+    """By round: the digest of the weights, which is the same in all events of these ``kinds``."""
+    seen: dict[int, str] = {}
     for event in events:
         if event["event"] in kinds:
-            seen[event["round"]].add(event["digest"])
-    return dict(seen)
+            assert seen.setdefault(event["round"], event["digest"]) == event["digest"], event
+    return seen
+
+
+class Run:
+    """A running swarm of three peers, and its events so far."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.events: list[Event] = []
+        self.process = start(folder, *LOCAL, *arguments)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process.poll() is None:  # the test has failed
+            self.process.kill()
+        self.process.stdout.close()
+        self.process.wait()
+
+    def until(self, is_it: Callable[[Event], bool]) -> list[Event]:
+        """Read on until an event is what is waited for; all that came on the way."""
+        before = len(self.events)
+        for event in map(json.loads, self.process.stdout):
+            self.events.append(event)
+            if is_it(event):
+                return self.events[before:]
+        raise AssertionError(f"the run ended after {self.events[-3:]}")
+
+    def finish(self) -> None:
+        """Ask it to end, and see that the weights were the same everywhere after every round."""
+        self.process.send_signal(signal.SIGINT)
+        self.events += events_of(self.process.stdout)
+        assert self.process.wait(60) == 130
+        assert digests(self.events, "digest_reported", "round_closed")
+        assert not of_kind(self.events, "digest_mismatch")
+
+    def kill(self) -> None:
+        """SIGKILL to the command alone; whatever it had started must end by itself."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        assert not psutil.wait_procs(children, timeout=30)[1]
 
 
 def started_here() -> list[psutil.Process]:

@@ -1,64 +1,15 @@
 """Real swarms over shaped lines: what happens to them, and what must be left of a lab when they are done."""
 
-import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.processes import TINY, Event, digests, events_of, start
+from tests.processes import TINY, Event, Run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 RUN = "[round]\nfloor_seconds = 0.5\n" + TINY
-LOCAL = ["local", "tiny.toml", "--peers", "3", "--rounds", "100000", "--json"]
-
-
-class Run:
-    """A running swarm, and its events so far."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self.events: list[Event] = []
-        self.process = start(folder, *LOCAL, *arguments)
-
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        assert self.process.stdout is not None
-        if self.process.poll() is None:  # the test has failed
-            self.process.kill()
-        self.process.stdout.close()
-        self.process.wait()
-
-    def until(self, is_it: Callable[[Event], bool]) -> list[Event]:
-        """Read on until an event is what is waited for; all that came on the way."""
-        assert self.process.stdout is not None
-        before = len(self.events)
-        for event in map(json.loads, self.process.stdout):
-            self.events.append(event)
-            if is_it(event):
-                return self.events[before:]
-        raise AssertionError(f"the run ended after {self.events[-3:]}")
-
-    def finish(self) -> None:
-        """Ask it to end, and see that the weights were the same everywhere after every round."""
-        assert self.process.stdout is not None
-        self.process.send_signal(signal.SIGINT)
-        self.events += events_of(self.process.stdout)
-        assert self.process.wait(60) == 130
-        found = digests(self.events, "digest_reported", "round_closed")
-        assert found
-        assert all(len(of_round) == 1 for of_round in found.values())
-        assert not [event for event in self.events if event["event"] == "digest_mismatch"]
-
-    def kill(self) -> None:
-        """SIGKILL to the command alone; whatever it had started must end by itself."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.kill()
-        assert not psutil.wait_procs(children, timeout=30)[1]
 
 
 def begins(what: str) -> Callable[[Event], bool]:
