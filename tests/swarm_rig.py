@@ -174,14 +174,16 @@ class Swarm(Told):
     def members(self) -> list[Member]:
         return [*([self.coordinator] if self.coordinator else []), *self.peers.values()]
 
+    def told(self, kind: type[Kind]) -> list[Kind]:
+        """What anybody said, as often as it was said."""
+        return [event for member in (*self.members, *self.former) for event in member.of(kind)]
+
     def digests(self) -> dict[int, set[str]]:
         """Every digest that was seen of a round: the leaders', what peers reported, and what each peer had itself."""
         seen: dict[int, set[str]] = {}
-        for events in (self.events, *(member.events for member in (*self.former, *self.peers.values()))):
-            for event in events:
-                # a leader that has fetched a state tells the rounds before it without a digest
-                if isinstance(event, ev.RoundClosed | ev.DigestReported | ev.RoundApplied) and event.digest:
-                    seen.setdefault(event.round, set()).add(event.digest)
+        for event in self.told(ev.RoundClosed | ev.DigestReported | ev.RoundApplied):
+            if event.digest:  # a leader that has fetched a state tells the rounds before it without one
+                seen.setdefault(event.round, set()).add(event.digest)
         return seen
 
     def peer_id(self, number: int) -> str:
@@ -192,8 +194,7 @@ class Swarm(Told):
 
     def leader(self) -> str:
         """The name of the node that was last said to lead, by the newest term that anybody told."""
-        told = [event for member in self.members for event in member.of(ev.LeaderChanged)]
-        return max(told, key=lambda event: event.term).name
+        return max(self.told(ev.LeaderChanged), key=lambda event: event.term).name
 
 
 async def run_swarm(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.swarm_rig import LISTEN, Kind, Member, Swarm, kill_coordinator, stop_all, tiny_config, when
+from tests.swarm_rig import LISTEN, Member, Swarm, kill_coordinator, stop_all, tiny_config, when
 from tsr_swarm.node import coordinator, peer
 from tsr_swarm.node.events import run_log
 from tsr_swarm.rounds import follower, leader, raft
@@ -38,28 +38,16 @@ async def started(folder: Path, rounds: int, dialable: int, client_only: int, *f
     return await Swarm(folder, tiny_config(folder, run=run, round=limits), *faults).start(peers, listening=dialable)
 
 
-async def ended(swarm: Swarm, *gone: Member) -> None:
-    """Every process but these has come to the run's end, and these to theirs."""
-    await asyncio.wait([member.task for member in gone])
-    await swarm.finish()
-
-
-def told(swarm: Swarm, kind: type[Kind]) -> list[Kind]:
-    """What anybody said, as often as it was said."""
-    members = {id(member.events): member.events for member in [*swarm.members, *swarm.former]}
-    return [event for events in members.values() for event in events if isinstance(event, kind)]
-
-
 def leaders_after(swarm: Swarm, member: Member) -> set[str]:
     """Who was said to lead once ``member`` did not any more."""
     before = max((event.term for event in member.of(ev.LeaderChanged)), default=0)
-    return {event.name for event in told(swarm, ev.LeaderChanged) if event.term > before}
+    return {event.name for event in swarm.told(ev.LeaderChanged) if event.term > before}
 
 
 def check(swarm: Swarm, rounds: int, *whole: int, void: int = 0) -> None:
     """One history up to the last round; peers ``whole`` are in every round of it, but for as many as were ``void``."""
     assert sorted(swarm.digests()) == list(range(1, rounds + 1))
-    assert len({event.round for event in told(swarm, ev.RoundVoid)}) <= void
+    assert len({event.round for event in swarm.told(ev.RoundVoid)}) <= void
     for number in whole:
         mine = swarm.peers[number].of(ev.RoundApplied)
         assert [event.round for event in mine] == list(range(1, rounds + 1))
@@ -70,7 +58,7 @@ def check(swarm: Swarm, rounds: int, *whole: int, void: int = 0) -> None:
 async def test_the_coordinator_dies_in_any_phase_and_a_volunteer_leads_on(tmp_path: Path, phase: str) -> None:
     """Nobody has to do anything, and no more than the open round is lost."""
     swarm = await started(tmp_path, 6, 3, 1, when(ev.PhaseChanged, 3, kill_coordinator, phase))
-    await ended(swarm, swarm.coordinator)
+    await swarm.finish()
     assert max(event.round for event in swarm.closed()) <= 3
     check(swarm, 6, 1, 2, 3, 4, void=1)
     assert set() < leaders_after(swarm, swarm.coordinator) <= {"peer-1", "peer-2", "peer-3"}
@@ -128,7 +116,8 @@ async def without_two_leaders(folder: Path, dialable: int, phase: str, stop: Cal
 
     swarm = await started(folder, 7, dialable, 1, when(ev.PhaseChanged, 3, kill_coordinator, phase), act)
     await swarm.until(lambda: bool(gone))
-    await ended(swarm, swarm.coordinator, *gone)
+    await swarm.finish()
+    await asyncio.wait([gone[0].task])
     check(swarm, 7, *swarm.peers, void=1 if phase == "train" else 2)
     assert leaders_after(swarm, gone[0])
     assert all(isinstance(member.events[-1], ev.Left) for member in swarm.peers.values())
@@ -176,7 +165,7 @@ async def test_a_new_peer_joins_through_a_volunteer_while_the_coordinator_is_gon
             swarm.start_peer(5, at=swarm.address_of(1))
 
     swarm = await started(tmp_path, 12, 3, 1, when(ev.PhaseChanged, 3, kill_coordinator, "train"), come)
-    await ended(swarm, swarm.coordinator)
+    await swarm.finish()
     check(swarm, 12, 1, 2, 3, 4, void=1)
     newcomer = swarm.peers[5]
     (joined,) = newcomer.of(ev.Joined)

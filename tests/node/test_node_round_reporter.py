@@ -246,9 +246,7 @@ async def test_a_report_of_a_round_that_this_leader_does_not_know_counts_its_byt
     rig = Rig(base=7)
     assert not (await rig.reporter.report(report_of(OTTER, round, WRONG))).resync
     assert not (await rig.reporter.report(report_of(OTTER, round, WRONG))).resync
-    peer = rig.roster.get(OTTER)
-    assert peer is not None
-    assert sum(counts["core"] for counts in peer.traffic.values()) == 7
+    assert sum(counts["core"] for counts in rig.roster.get(OTTER).traffic.values()) == 7
     assert rig.events == []
 
 

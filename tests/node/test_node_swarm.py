@@ -6,12 +6,10 @@ import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.swarm_rig import DEADLINE_SECONDS, Member, Swarm, run_swarm, tiny_config, when
-from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, WireConfig
 from tsr_swarm.errors import ConfigError, PeerError, RefusedError, RunError, SwarmError, UnreachableError
 from tsr_swarm.node import leader
@@ -262,10 +260,7 @@ async def test_strangers_and_garbage_do_not_disturb_a_run(tmp_path: Path) -> Non
 async def test_a_peer_leaves_a_coordinator_that_asks_for_more_than_its_manifest_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def greedy(*arguments: Any) -> RoundPlan:
-        return replace(plan_round(*arguments), steps=10**6)
-
-    monkeypatch.setattr(leader, "plan_round", greedy)
+    monkeypatch.setattr(leader, "plan_round", lambda *arguments: replace(plan_round(*arguments), steps=10**6))
     swarm = await Swarm(tmp_path, tiny_config(tmp_path, run={"min_peers": 1})).start()
     with pytest.raises(RefusedError, match="not what this run's manifest says"):
         await asyncio.wait_for(swarm.start_peer(1).task, 60)

@@ -52,11 +52,10 @@ class HangingReducer:
 
     async def submit(self, contribution: None, data: bytes) -> pb.SubmitReply:
         try:
-            await asyncio.get_running_loop().create_future()
+            return await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
             self.was_cancelled.set()
             raise
-        return pb.SubmitReply()
 
 
 @pytest.fixture

@@ -40,11 +40,9 @@ def train(folder: Path, slowdown: float, clock: Clock, stop_after: float = float
     workspace.take_number(1)
     workspace.replace(fresh_consensus(manifest))
     plan = plan_round(config, manifest.blocks, 1, "")
-
-    def should_stop() -> bool:
-        return sum(clock.slept) >= stop_after
-
-    return workspace.trainer.train(plan, should_stop, lambda progress: None, clock.look, clock.sleep)
+    return workspace.trainer.train(
+        plan, lambda: sum(clock.slept) >= stop_after, lambda progress: None, clock.look, clock.sleep
+    )
 
 
 def test_each_step_takes_the_factor_times_as_long_and_the_work_is_the_same(tmp_path: Path) -> None:
