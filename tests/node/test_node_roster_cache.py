@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.node_context import FIRST, follow, make_node, open_node, serving
@@ -142,6 +142,7 @@ async def test_only_a_few_lists_are_asked_for_at_a_time(rig: Rig) -> None:
     assert len(rig.leader.asked) == MOST_QUESTIONS
 
 
+@example(named=[{A: number} for number in range(1, KEPT + 3)])
 @given(named=st.lists(st.dictionaries(st.sampled_from([A, B, C]), st.integers(1, 9), max_size=3), max_size=60))
 def test_a_leader_keeps_the_newest_lists_that_it_named(named: list[dict[str, int]]) -> None:
     leader = make_node(LEADER, MANIFEST).roster_cache
