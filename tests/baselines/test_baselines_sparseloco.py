@@ -40,23 +40,12 @@ def test_sparsify_equals_the_reference(seed, density, chunk, two_bits):
         )
 
 
-def watch(method):
-    """Every round's displacements, as they come."""
-    seen, displacements = [], method.displacements
-
-    def watched(present):
-        seen.append(displacements(present).clone())
-        return seen[-1].clone()
-
-    method.displacements = watched
-    return seen
-
-
 def test_rounds_equal_a_loop_over_peers():
     """Algorithm 1 for the consensus, from the displacements the method itself saw."""
     problem = Pull()
     method = make("sparseloco", problem, k_x=2, density=0.2, chunk=16)
-    seen = watch(method)
+    seen, displacements = [], method.displacements
+    method.displacements = lambda present: seen.append(displacements(present).clone()) or seen[-1].clone()
     consensus = method.consensus.double().clone()
     play(method, problem, 3, work=[{0: 2, 1: 2, 2: 2}, {0: 2, 2: 1}, {0: 2, 1: 2, 2: 2}])
     memory = [torch.zeros_like(consensus) for _ in range(3)]

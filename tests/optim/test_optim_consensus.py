@@ -82,7 +82,6 @@ def test_a_round_decays_subtracts_what_is_lifted_in_the_old_basis_and_reports_th
             assert torch.equal(now.right.int(), grids[index, Part.BASIS_RIGHT].values)
         else:
             aimed = apply_factor(grids[index, Part.TANGENT_RIGHT], grids[index, Part.FACTOR_RIGHT])
-            assert aimed is not None
             assert torch.equal(now.right, aimed)
 
 

@@ -20,14 +20,7 @@ from tsr_swarm.config.run import OptimizerConfig, WireConfig
 from tsr_swarm.errors import CheckpointError, ConfigError
 from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.optim.outer_step import (
-    ADAPTIVITY,
-    BETA2,
-    OuterState,
-    pack_outer,
-    rotate_outer,
-    unpack_outer,
-)
+from tsr_swarm.optim.outer_step import ADAPTIVITY, BETA2, OuterState, pack_outer, rotate_outer, unpack_outer
 from tsr_swarm.optim.publish import publish_step
 
 BLOCKS = (
@@ -109,9 +102,7 @@ def test_what_was_dropped_is_kept_and_at_full_density_is_at_most_half_a_step(
         missing = total(means_of(means, block)) - total([grids[block].numbers() for grids in published])
         if wire.published_density == 1:
             assert float(missing.abs().max()) <= 0.5 * coarsest_step(published[-1][block]) * (1 + 1e-6)
-        residual = kept[block].residual
-        assert residual is not None
-        assert torch.allclose(residual.double(), missing, rtol=0, atol=1e-5)
+        assert torch.allclose(kept[block].residual.double(), missing, rtol=0, atol=1e-5)
 
 
 def test_dense_blocks_are_averaged_as_they_are_and_leave_nothing() -> None:
@@ -281,7 +272,6 @@ def test_a_tangent_sketch_takes_the_residual_with_it() -> None:
     for index, basis in BASES.items():
         update = [update_of(grids, index, basis) for grids in (without, found)]
         residual = kept[index].residual
-        assert residual is not None
         assert float(residual.abs().max()) > 0.05
         assert torch.allclose(update[1] - update[0], lifted(residual, basis), rtol=0, atol=0.01)
         assert after[index].residual is None
