@@ -35,9 +35,7 @@ def test_sparsify_equals_the_reference(seed, density, chunk, two_bits):
     sent = sparsify(FLAT, x, chosen)
     for given_part, sent_part in zip(FLAT.parts(x), FLAT.parts(sent), strict=True):
         expected = [slow_sparsify(row, density, chunk, two_bits) for row in given_part.double().tolist()]
-        torch.testing.assert_close(
-            sent_part.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-6
-        )
+        torch.testing.assert_close(sent_part, torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
 def test_rounds_equal_a_loop_over_peers():
@@ -88,10 +86,8 @@ def test_bytes_of_the_published_operating_point():
     # where half of the entries are sent, positions cost a bit an entry
     half = SparseLoCoSettings(density=0.5)
     assert payload_bytes(FlatParameters({"w": (4096,)}), half) == (4096 + 2 * 2048) / 8 + 8
-    assert (
-        payload_bytes(FlatParameters({"w": (10,)}), SparseLoCoSettings(density=1, value_bits=32))
-        == math.ceil(10 / 8) + 40
-    )
+    whole = SparseLoCoSettings(density=1, value_bits=32)
+    assert payload_bytes(FlatParameters({"w": (10,)}), whole) == math.ceil(10 / 8) + 40
 
 
 def test_each_peer_downloads_the_payloads_of_all_others():

@@ -117,17 +117,12 @@ def test_a_number_too_large_for_float32_is_refused_as_dense() -> None:
         grids.dense_grid(torch.tensor([1e300], dtype=torch.float64))
 
 
-def test_integers_beyond_their_bits_never_enter_an_exact_sum() -> None:
+def test_integers_beyond_their_bits_and_grids_of_many_exponents_never_enter_an_exact_sum() -> None:
     with pytest.raises(RunError, match="32768"):
         grids.exact_integers(torch.tensor([-32768], dtype=torch.int16), 16)
-
-
-def test_a_grid_of_many_exponents_never_enters_an_exact_sum() -> None:
     with pytest.raises(RunError, match="one exponent, not of 2"):
         grids.Grid(torch.zeros(2, 2, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)).exponent()
 
-
-# few bits
 
 GOLDEN = [[-3, -2, -2, -2], [-3, -1, 0, 2], [1, 2, 2, 3]]
 

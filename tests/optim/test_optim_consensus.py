@@ -158,10 +158,7 @@ def test_weights_given_are_copied() -> None:
 
 @pytest.mark.parametrize(
     ("spoiled", "says"),
-    [
-        (Part.DENSE, r"publishes nothing as 'dense' of block 'norm.weight', not 1 x 9"),
-        (Part.BASIS_RIGHT, "65536"),
-    ],
+    [(Part.DENSE, r"publishes nothing as 'dense' of block 'norm.weight', not 1 x 9"), (Part.BASIS_RIGHT, "65536")],
 )
 def test_a_round_that_lacks_a_part_or_has_a_basis_out_of_range_changes_nothing(spoiled: Part, says: str) -> None:
     consensus = draw_consensus()

@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.train import data as training_data
-from tsr_swarm.train.corpus import Document, Warn, find_documents, once, read_documents
+from tsr_swarm.train.corpus import Document, find_documents, once, read_documents
 
 MINIMUM = 9  # bytes of one sequence in these tests
 
@@ -42,9 +41,6 @@ def data_of(path: Path, *, parts: int = 4, sequence_length: int = 8) -> DataConf
 
 def all_parts(data: DataConfig) -> list[bytes]:
     return [bytes(training_data.training_tokens(data, part).tolist()) for part in range(data.parts)]
-
-
-# -- decisions
 
 
 @given(documents)
@@ -78,9 +74,6 @@ def test_ranges_cover_the_text_once(length: int, parts: int) -> None:
 
 def test_peers_take_the_parts_in_turn() -> None:
     assert [training_data.part_of(number, 3) for number in (1, 2, 3, 4)] == [0, 1, 2, 0]
-
-
-# -- text from disk
 
 
 def test_many_files_stay_whole_and_the_held_out_ones_are_in_no_part(tmp_path: Path) -> None:
@@ -206,14 +199,13 @@ def test_every_way_to_the_data_warns_of_unread_files(tmp_path: Path) -> None:
     write_files(tmp_path, count=3, length=1000)
     (tmp_path / "a.parquet").write_bytes(b"PAR1\x15\x04")
     data = data_of(tmp_path)
-    ways: list[Callable[[Warn], object]] = [
-        lambda warn: training_data.heldout_tokens(data, warn),
-        lambda warn: training_data.training_tokens(data, 0, warn),
-        lambda warn: training_data.private_tokens(str(tmp_path), data, warn),
-    ]
-    for way in ways:
+    for read, arguments in (
+        (training_data.heldout_tokens, (data,)),
+        (training_data.training_tokens, (data, 0)),
+        (training_data.private_tokens, (str(tmp_path), data)),
+    ):
         warnings: list[str] = []
-        way(warnings.append)
+        read(*arguments, warnings.append)
         assert ["a.parquet" in sentence for sentence in warnings] == [True]
 
 
@@ -271,9 +263,6 @@ def test_own_text_that_is_too_short_is_named_by_its_paths(tmp_path: Path) -> Non
     paths = (str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
     with pytest.raises(ConfigError, match=f"The data '{paths[0]}', '{paths[1]}' has 6 bytes, fewer than"):
         training_data.private_tokens(paths, data_of(tmp_path))
-
-
-# -- batches
 
 
 def stream(length: int = 1000, **changes: int) -> training_data.TokenStream:
