@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from tsr_swarm.optim.tsr_adam import TSRAdam
 
 SHAPES = ((9, 8), (7,), (6, 10))
-StateDict = dict[str, Any]
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -75,7 +74,7 @@ def test_a_state_goes_through_a_file_that_holds_nothing_but_data(dtype: torch.dt
 
 
 @pytest.mark.parametrize("state", [{}, {"state": {}}])
-def test_reading_leaves_what_it_is_given_as_it_was(state: StateDict) -> None:
+def test_reading_leaves_what_it_is_given_as_it_was(state: dict[str, Any]) -> None:
     optimizer, other = trained(feedback_bits=8), TSRAdam(parameters(), rank=3)
     saved = copy.deepcopy(optimizer.state_dict()) | state
     kept = copy.deepcopy(saved)
@@ -194,7 +193,7 @@ def test_options_and_other_keys_of_a_group_are_read_with_the_state() -> None:
         (lambda s: s["param_groups"].append(s["param_groups"][0]), "different number of parameter groups"),
     ],
 )
-def test_a_damaged_state_is_refused_and_changes_nothing(damage: Callable[[StateDict], object], message: str) -> None:
+def test_a_damaged_state_is_refused_and_changes_nothing(damage: Callable[..., object], message: str) -> None:
     optimizer = trained(feedback_bits=8)
     before, saved = str(optimizer.state_dict()), copy.deepcopy(optimizer.state_dict())
     damage(saved)
