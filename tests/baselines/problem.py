@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from tests.optim.reference import AdamOptions, reference_adam_direction
 from tsr_swarm.baselines.method import ExchangeBytes, Method
 from tsr_swarm.baselines.registry import make_method
 
@@ -40,22 +41,18 @@ class Pull:
 
 
 class SlowAdam:
-    """AdamW of one tensor, written out in float64."""
+    """AdamW of one matrix in float64."""
 
     def __init__(self, settings: Mapping[str, object], like: Tensor) -> None:
-        self.beta1, self.beta2 = settings["betas"]
-        self.eps, self.decay = settings["eps"], settings["weight_decay"]
-        self.m = torch.zeros_like(like, dtype=torch.float64)
-        self.v = torch.zeros_like(like, dtype=torch.float64)
+        self.options = AdamOptions(lr=0.0, betas=settings["betas"], eps=settings["eps"])
+        self.decay = settings["weight_decay"]
+        self.m = self.v = torch.zeros_like(like, dtype=torch.float64)
         self.t = 0
 
     def step(self, weight: Tensor, gradient: Tensor, lr: float) -> Tensor:
         self.t += 1
-        gradient = gradient.double()
-        self.m = self.beta1 * self.m + (1 - self.beta1) * gradient
-        self.v = self.beta2 * self.v + (1 - self.beta2) * gradient * gradient
-        m_hat, v_hat = self.m / (1 - self.beta1**self.t), self.v / (1 - self.beta2**self.t)
-        return weight - lr * (m_hat / (v_hat.sqrt() + self.eps) + self.decay * weight)
+        direction, self.m, self.v = reference_adam_direction(gradient.double(), self.m, self.v, self.t, self.options)
+        return weight - lr * (direction + self.decay * weight)
 
 
 def play(

@@ -35,28 +35,15 @@ def test_sparsify_equals_the_reference(seed, density, chunk, two_bits):
     sent = sparsify(FLAT, x, chosen)
     for given_part, sent_part in zip(FLAT.parts(x), FLAT.parts(sent), strict=True):
         expected = [slow_sparsify(row, density, chunk, two_bits) for row in given_part.double().tolist()]
-        torch.testing.assert_close(
-            sent_part.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-6
-        )
-
-
-def watch(method):
-    """Every round's displacements, as they come."""
-    seen, displacements = [], method.displacements
-
-    def watched(present):
-        seen.append(displacements(present).clone())
-        return seen[-1].clone()
-
-    method.displacements = watched
-    return seen
+        torch.testing.assert_close(sent_part, torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
 def test_rounds_equal_a_loop_over_peers():
     """Algorithm 1 for the consensus, from the displacements the method itself saw."""
     problem = Pull()
     method = make("sparseloco", problem, k_x=2, density=0.2, chunk=16)
-    seen = watch(method)
+    seen, displacements = [], method.displacements
+    method.displacements = lambda present: seen.append(displacements(present).clone()) or seen[-1].clone()
     consensus = method.consensus.double().clone()
     play(method, problem, 3, work=[{0: 2, 1: 2, 2: 2}, {0: 2, 2: 1}, {0: 2, 1: 2, 2: 2}])
     memory = [torch.zeros_like(consensus) for _ in range(3)]
@@ -99,10 +86,8 @@ def test_bytes_of_the_published_operating_point():
     # where half of the entries are sent, positions cost a bit an entry
     half = SparseLoCoSettings(density=0.5)
     assert payload_bytes(FlatParameters({"w": (4096,)}), half) == (4096 + 2 * 2048) / 8 + 8
-    assert (
-        payload_bytes(FlatParameters({"w": (10,)}), SparseLoCoSettings(density=1, value_bits=32))
-        == math.ceil(10 / 8) + 40
-    )
+    whole = SparseLoCoSettings(density=1, value_bits=32)
+    assert payload_bytes(FlatParameters({"w": (10,)}), whole) == math.ceil(10 / 8) + 40
 
 
 def test_each_peer_downloads_the_payloads_of_all_others():

@@ -20,16 +20,7 @@ from tsr_swarm.lowrank.grid import quantise_rows
 from tsr_swarm.optim.outer_step import OuterState, pack_outer, rotate_outer, without_residuals
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.rounds.raft_state import HardState
-from tsr_swarm.storage.run_folder import (
-    OUTER,
-    RunFolder,
-    RunState,
-    StartingPoint,
-    load_run,
-    record_of,
-    resume_run,
-    start_run,
-)
+from tsr_swarm.storage import run_folder
 from tsr_swarm.telemetry import events as ev
 from tsr_swarm.wire.gate import shard_slots
 from tsr_swarm.wire.messages import published_to_proto
@@ -57,7 +48,7 @@ def outer_config(folder: Path, outer: str) -> RunConfig:
 class Reducer:
     """Reduces one peer's contributions, seeded noise, without a process."""
 
-    def __init__(self, start: StartingPoint) -> None:
+    def __init__(self, start: run_folder.StartingPoint) -> None:
         self.manifest, self.consensus = start.manifest, start.consensus
         self.outer, self.record = start.outer, start.record
 
@@ -73,12 +64,12 @@ class Reducer:
             contributions.append({"a" * 32: WeightedPayload(1, 64, grids)} if shard in shards else {})
         return publish(self.manifest, plan, contributions, self.consensus.bases, self.outer)
 
-    def apply(self, published: Published, outer: OuterState) -> RunState:
+    def apply(self, published: Published, outer: OuterState) -> run_folder.RunState:
         refreshed = self.consensus.apply(published.header.plan, published.grids, published.void)
         self.outer = rotate_outer(outer, refreshed, self.manifest.config.optimizer)
-        self.record = record_of(published.header)
+        self.record = run_folder.record_of(published.header)
         digest = self.consensus.digest().hex()
-        return RunState(record=self.record, consensus=self.consensus, outer=self.outer, digest=digest)
+        return run_folder.RunState(record=self.record, consensus=self.consensus, outer=self.outer, digest=digest)
 
 
 @given(seed=st.integers(0, 2**31), weights=st.lists(st.integers(1, 10**6), min_size=1, max_size=5))
@@ -97,13 +88,13 @@ def test_the_mean_is_weighted_by_tokens_and_does_not_depend_on_the_order(seed: i
 
 @pytest.mark.parametrize("outer", OUTERS)
 def test_a_resumed_reducer_publishes_the_bytes_of_one_that_never_stopped(tmp_path: Path, outer: str) -> None:
-    config, folder = outer_config(tmp_path, outer), RunFolder(tmp_path / "coordinator")
-    reducer = Reducer(start_run(folder, config, ME))
+    config, folder = outer_config(tmp_path, outer), run_folder.RunFolder(tmp_path / "coordinator")
+    reducer = Reducer(run_folder.start_run(folder, config, ME))
     for _ in range(3):
         applied = reducer.apply(*reducer.reduce())
     folder.save(reducer.manifest, applied, keep=1)
 
-    again = Reducer(resume_run(folder, config, ME, False, pytest.fail))
+    again = Reducer(run_folder.resume_run(folder, config, ME, False, pytest.fail))
 
     for _ in range(3):
         wanted, found = reducer.reduce(), again.reduce()
@@ -111,10 +102,16 @@ def test_a_resumed_reducer_publishes_the_bytes_of_one_that_never_stopped(tmp_pat
         assert reducer.apply(*wanted).digest == again.apply(*found).digest
 
 
-@pytest.mark.parametrize("outer", OUTERS)
-def test_a_round_that_is_not_applied_leaves_the_outer_state(tmp_path: Path, outer: str) -> None:
-    reducer = Reducer(start_run(RunFolder(tmp_path / "coordinator"), outer_config(tmp_path, outer), ME))
+@pytest.fixture(params=OUTERS)
+def reducer(tmp_path: Path, request: pytest.FixtureRequest) -> Reducer:
+    """After one round."""
+    folder = run_folder.RunFolder(tmp_path / "coordinator")
+    reducer = Reducer(run_folder.start_run(folder, outer_config(tmp_path, request.param), ME))
     reducer.apply(*reducer.reduce())
+    return reducer
+
+
+def test_a_round_that_is_not_applied_leaves_the_outer_state(reducer: Reducer) -> None:
     before = {name: tensor.clone() for name, tensor in pack_outer(reducer.outer, reducer.manifest.blocks).items()}
     assert before
 
@@ -124,11 +121,7 @@ def test_a_round_that_is_not_applied_leaves_the_outer_state(tmp_path: Path, oute
     assert_same(pack_outer(reducer.outer, reducer.manifest.blocks), before)
 
 
-@pytest.mark.parametrize("outer", OUTERS)
-def test_blocks_of_a_void_shard_keep_their_outer_state(tmp_path: Path, outer: str) -> None:
-    reducer = Reducer(start_run(RunFolder(tmp_path / "coordinator"), outer_config(tmp_path, outer), ME))
-    reducer.apply(*reducer.reduce())
-
+def test_blocks_of_a_void_shard_keep_their_outer_state(reducer: Reducer) -> None:
     published, after = reducer.reduce(shards=(1,))
 
     assert published.void
@@ -139,8 +132,8 @@ def test_blocks_of_a_void_shard_keep_their_outer_state(tmp_path: Path, outer: st
 
 def test_replayed_rounds_rotate_the_outer_state_and_change_no_weight(tmp_path: Path) -> None:
     """A checkpoint of round 1, then rounds 2 and 3 from the log: in round 3 the bases change."""
-    config, folder = outer_config(tmp_path, "nesterov"), RunFolder(tmp_path / "coordinator")
-    start = start_run(folder, config, ME)
+    config, folder = outer_config(tmp_path, "nesterov"), run_folder.RunFolder(tmp_path / "coordinator")
+    start = run_folder.start_run(folder, config, ME)
     reducer = Reducer(start)
     folder.save(reducer.manifest, reducer.apply(*reducer.reduce()), keep=1)
     kept, old = reducer.outer, dict(reducer.consensus.bases)
@@ -151,7 +144,7 @@ def test_replayed_rounds_rotate_the_outer_state_and_change_no_weight(tmp_path: P
         assert applied.record.round == round
         start.journal.write(HardState(replace(applied.record, voters=(ME,)), term=1, voted_for=ME))
 
-    again = resume_run(folder, config, ME, False, pytest.fail)
+    again = run_folder.resume_run(folder, config, ME, False, pytest.fail)
 
     assert again.consensus.digest().hex() == applied.digest
     assert again.record == applied.record
@@ -170,9 +163,9 @@ async def test_a_stopped_coordinator_continues_as_if_it_had_not_stopped(tmp_path
     swarm = Swarm(folder, outer_config(folder, "nesterov"), when(ev.RoundOpened, 2, stop_coordinator))
     await swarm.start(peers=2)
     await asyncio.wait_for(swarm.coordinator.task, 30)
-    _, saved = load_run(RunFolder(folder / "coordinator"), pytest.fail)
+    _, saved = run_folder.load_run(run_folder.RunFolder(folder / "coordinator"), pytest.fail)
     assert saved.round == 2
-    assert {name.partition("/")[0] for name in saved.files[OUTER]} == {"residual", "first"}
+    assert {name.partition("/")[0] for name in saved.files[run_folder.OUTER]} == {"residual", "first"}
     await swarm.resume_coordinator()
     await swarm.finish()
 

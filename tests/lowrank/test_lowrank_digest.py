@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -52,13 +51,12 @@ def draw(shape: tuple[int, int], limit: int, generator: torch.Generator) -> Tens
 
 def draw_consensus(generator: torch.Generator, lift: str) -> Consensus:
     weights = {b.name: draw((b.rows, b.cols), 2**23, generator).float() * 2.0**-27 for b in BLOCKS}
-    bases = {i: _draw_basis(b, generator) for i, b in enumerate(BLOCKS) if b.is_low_rank}
+    bases = {
+        i: Basis(*(draw((size, b.rank), 400, generator).to(torch.int16) for size in (b.rows, b.cols)))
+        for i, b in enumerate(BLOCKS)
+        if b.is_low_rank
+    }
     return Consensus(BLOCKS, weights, bases, lift)
-
-
-def _draw_basis(block: Block, generator: torch.Generator) -> Basis:
-    left, right = (draw((size, block.rank), 400, generator).to(torch.int16) for size in (block.rows, block.cols))
-    return Basis(left, right)
 
 
 def draw_grid(slot: Slot, generator: torch.Generator) -> Grid:
@@ -85,24 +83,6 @@ def apply_rounds(lift: str) -> str:
     return consensus.digest().hex()
 
 
-def report() -> dict[str, str | int]:
-    return {
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "exact": apply_rounds("exact"),
-        "float32": apply_rounds("float32"),
-    }
-
-
-def digests(**environment: str) -> dict[str, str | int]:
-    command = [sys.executable, "-m", "tests.lowrank.test_lowrank_digest"]
-    options: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 100}
-    done = subprocess.run(command, env={**os.environ, **environment}, **options)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, str | int] = json.loads(done.stdout)
-    return found
-
-
 def test_the_digest_of_a_fixed_history_does_not_change() -> None:
     assert apply_rounds("exact") == DIGEST
 
@@ -117,10 +97,14 @@ def test_the_digest_of_a_fixed_history_does_not_change() -> None:
     ids=["one thread", "two threads", "no vector instructions"],
 )
 def test_all_machines_end_with_the_same_digest(environment: dict[str, str], shows: tuple[str, str | int]) -> None:
-    found = digests(**environment)
+    command, variables = [sys.executable, "-m", "tests.lowrank.test_lowrank_digest"], os.environ | environment
+    done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     assert found[shows[0]] == shows[1]  # the setting was taken
     assert found["exact"] == DIGEST
 
 
 if __name__ == "__main__":
-    print(json.dumps(report()))
+    machine = {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}
+    print(json.dumps(machine | {lift: apply_rounds(lift) for lift in ("exact", "float32")}))

@@ -5,18 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tsr_swarm.lowrank import sketch
 from tsr_swarm.lowrank.basis import Basis, orthonormal12, random_basis
 from tsr_swarm.lowrank.exact import lift, lift_tangent
 from tsr_swarm.lowrank.grid import quantise_block
-from tsr_swarm.lowrank.sketch import (
-    Captured,
-    core_of,
-    expand,
-    measure_captured,
-    rotate_core,
-    rotate_moments,
-    tangent_of,
-)
 
 TWELVE_BITS = 0.02  # how far 12-bit bases of these sizes are from orthonormal, with both sides and room
 BETA1_T, BETA2_T = 0.9**7, 0.99**7
@@ -58,10 +50,10 @@ def is_near(update: Tensor, wanted: Tensor) -> bool:
 def test_updates_are_projections_on_the_tangent_space_and_on_both_bases(shape: Shape, seed: int) -> None:
     basis, u, v, a = draw(shape, seed)
     p, q = projections(u, v)
-    left, right = tangent_of(a, u, v)
+    left, right = sketch.tangent_of(a, u, v)
     tangent = lift_tangent(basis, quantise_block(left, 16), quantise_block(right, 16)).double()
     assert is_near(tangent, p @ a + a @ q - p @ a @ q)
-    assert is_near(lift(basis, quantise_block(core_of(a, u, v), 16)).double(), p @ a @ q)
+    assert is_near(lift(basis, quantise_block(sketch.core_of(a, u, v), 16)).double(), p @ a @ q)
 
 
 @settings(max_examples=30)
@@ -69,12 +61,12 @@ def test_updates_are_projections_on_the_tangent_space_and_on_both_bases(shape: S
 def test_captured_energy_is_a_share(shape: Shape, seed: int) -> None:
     _, u, v, a = draw(shape, seed)
     p, q = projections(u, v)
-    assert 0 <= measure_captured(a, u, v).kappa <= 1
-    assert abs(measure_captured(p @ a @ q, u, v).kappa - 1) <= TWELVE_BITS
+    assert 0 <= sketch.measure_captured(a, u, v).kappa <= 1
+    assert abs(sketch.measure_captured(p @ a @ q, u, v).kappa - 1) <= TWELVE_BITS
 
 
 def test_a_zero_matrix_counts_as_captured() -> None:
-    assert measure_captured(torch.zeros(3, 3), torch.eye(3), torch.eye(3)) == Captured(1.0, 0.0)
+    assert sketch.measure_captured(torch.zeros(3, 3), torch.eye(3), torch.eye(3)) == sketch.Captured(1.0, 0.0)
 
 
 def draw_moments(rank: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -92,7 +84,6 @@ def same_span(basis: Basis, seed: int) -> Basis:
     for side in (basis.left, basis.right):
         mix, _ = torch.linalg.qr(torch.randn(side.shape[1], side.shape[1], generator=generator, dtype=torch.float64))
         factor = orthonormal12(side.double() @ mix @ torch.diag(torch.arange(1.0, side.shape[1] + 1).double()))
-        assert factor is not None
         turned.append(factor)
     return Basis(*turned)
 
@@ -102,10 +93,10 @@ def same_span(basis: Basis, seed: int) -> Basis:
 def test_equal_bases_change_nothing(shape: Shape, seed: int) -> None:
     old, new = (random_basis(*shape, seed, 0) for _ in range(2))
     m, v = draw_moments(shape[2], seed)
-    turned_m, turned_v = rotate_moments(m, v, old, new, BETA1_T, BETA2_T)
+    turned_m, turned_v = sketch.rotate_moments(m, v, old, new, BETA1_T, BETA2_T)
     torch.testing.assert_close(turned_m, m)
     torch.testing.assert_close(turned_v, v)
-    assert torch.equal(rotate_core(m, old, new), m)
+    assert torch.equal(sketch.rotate_core(m, old, new), m)
 
 
 @settings(max_examples=50)
@@ -114,11 +105,11 @@ def test_the_same_span_keeps_the_matrix_and_its_norm(shape: Shape, seed: int) ->
     old = random_basis(*shape, seed, 0)
     new = same_span(old, seed)
     m, v = draw_moments(shape[2], seed)
-    core = rotate_core(m, old, new)
-    turned_m, _ = rotate_moments(m, v, old, new, BETA1_T, BETA2_T)
+    core = sketch.rotate_core(m, old, new)
+    turned_m, _ = sketch.rotate_moments(m, v, old, new, BETA1_T, BETA2_T)
     torch.testing.assert_close(turned_m, core)
     assert abs(float(core.norm() / m.norm()) - 1) <= TWELVE_BITS
-    before, after = expand(m, *wide(old)), expand(core, *wide(new))
+    before, after = sketch.expand(m, *wide(old)), sketch.expand(core, *wide(new))
     assert float((after - before).norm() / before.norm()) <= TWELVE_BITS
 
 
@@ -127,9 +118,9 @@ def test_the_same_span_keeps_the_matrix_and_its_norm(shape: Shape, seed: int) ->
 def test_another_span_keeps_the_part_it_holds(shape: Shape, seed: int) -> None:
     old, new = draw_bases(shape, seed)
     core, _ = draw_moments(shape[2], seed)
-    turned = rotate_core(core, old, new)
+    turned = sketch.rotate_core(core, old, new)
     u, v = wide(new)
-    torch.testing.assert_close(turned, u.mT @ expand(core, *wide(old)) @ v)
+    torch.testing.assert_close(turned, u.mT @ sketch.expand(core, *wide(old)) @ v)
     assert float(turned.norm()) <= float(core.norm()) * (1 + TWELVE_BITS)
 
 
@@ -138,11 +129,11 @@ def test_another_span_keeps_the_part_it_holds(shape: Shape, seed: int) -> None:
 def test_the_second_moment_stays_at_or_above_zero_and_above_the_mean_squared(shape: Shape, seed: int) -> None:
     old, new = draw_bases(shape, seed)
     first, second = draw_moments(shape[2], seed)
-    m, v = rotate_moments(first, second, old, new, BETA1_T, BETA2_T)
+    m, v = sketch.rotate_moments(first, second, old, new, BETA1_T, BETA2_T)
     assert bool((v >= 0).all())
     corrected_m, corrected_v = m / (1 - BETA1_T), v / (1 - BETA2_T)
     assert bool((corrected_v >= corrected_m.square() * (1 - TWELVE_BITS)).all())
-    _, v = rotate_moments(first, second / 100, old, new, BETA1_T, BETA2_T)
+    _, v = sketch.rotate_moments(first, second / 100, old, new, BETA1_T, BETA2_T)
     assert bool((v >= 0).all()), "nor below zero where the mean is lost"
 
 
@@ -150,14 +141,14 @@ def test_directions_new_to_the_basis_start_at_the_mean_of_v() -> None:
     unit = torch.eye(4, dtype=torch.int16) * 2047
     old, new = Basis(unit[:, :2], unit[:, :2]), Basis(unit[:, 2:], unit[:, 2:])
     m, v = draw_moments(2, 0)
-    turned_m, turned_v = rotate_moments(m, v, old, new, BETA1_T, BETA2_T)
+    turned_m, turned_v = sketch.rotate_moments(m, v, old, new, BETA1_T, BETA2_T)
     assert not turned_m.any()
     torch.testing.assert_close(turned_v, v.mean().expand(2, 2))
 
 
 def test_moments_of_no_step_stay_zero_and_others_keep_their_dtype() -> None:
     old, new = draw_bases((6, 5, 2), 0)
-    assert not any(x.any() for x in rotate_moments(torch.zeros(2, 2), torch.zeros(2, 2), old, new, 1.0, 1.0))
+    assert not any(x.any() for x in sketch.rotate_moments(torch.zeros(2, 2), torch.zeros(2, 2), old, new, 1.0, 1.0))
     m, v = (x.float() for x in draw_moments(2, 0))
-    turned = (*rotate_moments(m, v, old, new, BETA1_T, BETA2_T), rotate_core(m, old, new))
+    turned = (*sketch.rotate_moments(m, v, old, new, BETA1_T, BETA2_T), sketch.rotate_core(m, old, new))
     assert {x.dtype for x in turned} == {torch.float32}

@@ -29,7 +29,6 @@ FLOAT32 = 1e-5  # weights near 1, a few roundings each
 NEVER = 3000  # a refresh period that no test reaches again after round 1
 SPACES: Mapping[str, type[CoreSpace] | type[FullSpace]] = {"core": CoreSpace, "full": FullSpace}
 
-
 BLOCKS = (
     Block(name="embed_tokens.weight", rows=20, cols=8, rank=4, role=BlockRole.EMBEDDING),
     Block(name="up.weight", rows=12, cols=9, rank=3, role=BlockRole.MATRIX),
@@ -135,10 +134,7 @@ class Swarm:
         if chosen:
             total = sum(self.tokens[i] for i in chosen)
             mean = {
-                slot: sum(
-                    (self.sent[i][slot].numbers() * self.tokens[i] for i in chosen), torch.zeros((), device="cpu")
-                )
-                / total
+                slot: sum(self.sent[i][slot].numbers() * self.tokens[i] for i in chosen) / total
                 for slot in upload_slots(self.blocks, plan.due, wire)
             }
             slots = published_slots(self.blocks, plan.due, wire)

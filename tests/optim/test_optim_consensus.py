@@ -82,7 +82,6 @@ def test_a_round_decays_subtracts_what_is_lifted_in_the_old_basis_and_reports_th
             assert torch.equal(now.right.int(), grids[index, Part.BASIS_RIGHT].values)
         else:
             aimed = apply_factor(grids[index, Part.TANGENT_RIGHT], grids[index, Part.FACTOR_RIGHT])
-            assert aimed is not None
             assert torch.equal(now.right, aimed)
 
 
@@ -159,10 +158,7 @@ def test_weights_given_are_copied() -> None:
 
 @pytest.mark.parametrize(
     ("spoiled", "says"),
-    [
-        (Part.DENSE, r"publishes nothing as 'dense' of block 'norm.weight', not 1 x 9"),
-        (Part.BASIS_RIGHT, "65536"),
-    ],
+    [(Part.DENSE, r"publishes nothing as 'dense' of block 'norm.weight', not 1 x 9"), (Part.BASIS_RIGHT, "65536")],
 )
 def test_a_round_that_lacks_a_part_or_has_a_basis_out_of_range_changes_nothing(spoiled: Part, says: str) -> None:
     consensus = draw_consensus()

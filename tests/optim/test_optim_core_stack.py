@@ -19,7 +19,6 @@ from tsr_swarm.optim.core_stack import project, stacks, subtract_lifted
 
 SIZE, RANK = st.integers(1, 9), st.integers(1, 5)
 SHAPES = st.tuples(st.integers(1, 4), SIZE, SIZE, RANK, RANK)  # blocks, M, N, P, Q
-Shape = tuple[int, int, int, int, int]
 
 
 def draw(count: int, rows: int, cols: int, p: int, q: int, seed: int) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
@@ -33,7 +32,7 @@ def draw(count: int, rows: int, cols: int, p: int, q: int, seed: int) -> tuple[l
 @settings(max_examples=40)
 @given(shape=SHAPES, missing=st.integers(0, 3), half=st.booleans(), seed=st.integers(0, 2**16))
 def test_a_projection_is_u_t_g_v_and_a_missing_gradient_is_zero(
-    shape: Shape, missing: int, half: bool, seed: int
+    shape: tuple[int, ...], missing: int, half: bool, seed: int
 ) -> None:
     whole, left, right, _ = draw(*shape, seed)
     given_in = [g.to(torch.bfloat16) if half else g for g in whole]
@@ -47,7 +46,7 @@ def test_a_projection_is_u_t_g_v_and_a_missing_gradient_is_zero(
 
 @settings(max_examples=40)
 @given(shape=SHAPES, seed=st.integers(0, 2**16))
-def test_a_lift_subtracts_u_c_v_t_in_place(shape: Shape, seed: int) -> None:
+def test_a_lift_subtracts_u_c_v_t_in_place(shape: tuple[int, ...], seed: int) -> None:
     whole, left, right, core = draw(*shape, seed)
     expected = [
         w.double() - u.double() @ c.double() @ v.double().mT

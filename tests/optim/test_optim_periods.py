@@ -14,15 +14,8 @@ from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import PeriodsConfig, RunConfig
+from tsr_swarm.optim import periods
 from tsr_swarm.optim.inner_optimizer import MOMENTUM
-from tsr_swarm.optim.periods import (
-    follows_manifest,
-    half_life,
-    learning_rate,
-    moment_periods,
-    own_moment_periods,
-    plan_round,
-)
 
 BLOCKS = (
     Block(name="embed_tokens.weight", rows=8, cols=4, rank=2, role=BlockRole.EMBEDDING),
@@ -38,13 +31,13 @@ def config(**optimizer: object) -> RunConfig:
 
 
 def test_bases_are_refreshed_in_round_one_and_then_every_period() -> None:
-    due = [plan_round(config(), BLOCKS, round, "").due.aim for round in range(1, 8)]
+    due = [periods.plan_round(config(), BLOCKS, round, "").due.aim for round in range(1, 8)]
 
     assert due == [BOTH, frozenset(), MATRIX, EMBEDDING, MATRIX, frozenset(), BOTH]
 
 
 def test_bases_are_drawn_at_the_end_of_every_period_and_numbered() -> None:
-    due = [plan_round(config(aim="seed"), BLOCKS, round, "").due for round in range(1, 7)]
+    due = [periods.plan_round(config(aim="seed"), BLOCKS, round, "").due for round in range(1, 7)]
 
     assert [plan.draw for plan in due] == [(), ((1, 1),), ((0, 1),), ((1, 2),), (), ((0, 2), (1, 3))]
     assert all(not plan.tangent | plan.aim for plan in due)
@@ -61,7 +54,7 @@ def test_bases_are_drawn_at_the_end_of_every_period_and_numbered() -> None:
     ],
 )
 def test_what_a_refresh_asks_for_follows_from_space_and_aim(local_space: str, aim: str, due: Due) -> None:
-    assert plan_round(config(local_space=local_space, aim=aim), BLOCKS, 1, "").due == due
+    assert periods.plan_round(config(local_space=local_space, aim=aim), BLOCKS, 1, "").due == due
 
 
 @given(st.integers(1, 60), st.integers(0, 40), st.integers(0, 100))
@@ -70,44 +63,44 @@ def test_a_plan_counts_steps_by_rounds_and_has_the_rates_of_its_first_and_last_s
 ) -> None:
     settings = config(warmup_steps=warmup, decay_steps=decay)
 
-    plan = plan_round(settings, BLOCKS, round, "ab")
+    plan = periods.plan_round(settings, BLOCKS, round, "ab")
 
     assert (plan.round, plan.parent, plan.steps, plan.first_step) == (round, "ab", 5, (round - 1) * 5)
-    assert plan.lr_first == learning_rate(settings.optimizer, plan.first_step)
-    assert plan.lr_last == learning_rate(settings.optimizer, plan.first_step + 4)
+    assert plan.lr_first == periods.learning_rate(settings.optimizer, plan.first_step)
+    assert plan.lr_last == periods.learning_rate(settings.optimizer, plan.first_step + 4)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 1000), st.integers(0, 1000))
 def test_a_rate_is_above_zero_and_never_above_the_set_one(step: int, warmup: int, decay: int) -> None:
     optimizer = steady(lr=0.01, warmup_steps=warmup, decay_steps=decay)
 
-    assert 0 < learning_rate(optimizer, step) <= 0.01 * (1 + 1e-12)
+    assert 0 < periods.learning_rate(optimizer, step) <= 0.01 * (1 + 1e-12)
 
 
 def test_the_rate_warms_up_in_a_line_and_stays() -> None:
     optimizer = steady(lr=1.0, warmup_steps=4, decay_steps=0)
 
-    assert [learning_rate(optimizer, step) for step in (0, 1, 2, 3, 4, 10**6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert [periods.learning_rate(optimizer, step) for step in (0, 1, 2, 3, 4, 10**6)] == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
 def test_the_rate_falls_as_a_cosine_to_a_tenth_and_stays() -> None:
     optimizer = steady(lr=1.0, warmup_steps=4, decay_steps=100)
 
-    rates = [learning_rate(optimizer, step) for step in (4, 54, 104, 1000)]
+    rates = [periods.learning_rate(optimizer, step) for step in (4, 54, 104, 1000)]
 
     assert rates == pytest.approx([1, 0.55, 0.1, 0.1])
 
 
 def test_weight_decay_is_one_factor_for_the_whole_round() -> None:
-    plan = plan_round(config(lr=0.1, warmup_steps=0, weight_decay=0.5), BLOCKS, 3, "")
+    plan = periods.plan_round(config(lr=0.1, warmup_steps=0, weight_decay=0.5), BLOCKS, 3, "")
 
     assert plan.decay == pytest.approx(math.prod([1 - 0.1 * 0.5] * 5))
-    assert plan_round(config(), BLOCKS, 3, "").decay == 1
+    assert periods.plan_round(config(), BLOCKS, 3, "").decay == 1
 
 
 @given(beta=st.floats(0.01, 0.9999), k_x=st.integers(1, 500))
 def test_a_half_life_is_the_nearest_whole_number_of_rounds(beta: float, k_x: int) -> None:
-    period = half_life(beta, k_x)
+    period = periods.half_life(beta, k_x)
     assert period >= k_x
     assert period % k_x == 0
     if period > k_x:  # half of a moment is gone after a number of steps that is nearer to it than to its neighbours
@@ -116,30 +109,30 @@ def test_a_half_life_is_the_nearest_whole_number_of_rounds(beta: float, k_x: int
 
 def test_automatic_periods_are_the_half_lives_of_what_the_inner_optimizer_keeps() -> None:
     betas = (0.9, 0.99)
-    assert half_life(0.0, 5) == 5
-    assert moment_periods("auto", "auto", 5, "adam", betas) == (half_life(0.9, 5), half_life(0.99, 5)) == (5, 70)
-    assert moment_periods("auto", 0, 5, "muon", betas) == (half_life(MOMENTUM, 5), 0) == (15, 0)
-    assert moment_periods(20, 40, 5, "adam", betas) == (20, 40)
-    assert own_moment_periods(moments(k_u=0, k_v="auto")) == (0, 70)
+    assert [periods.half_life(beta, 5) for beta in (0.0, *betas, MOMENTUM)] == [5, 5, 70, 15]
+    assert periods.moment_periods("auto", "auto", 5, "adam", betas) == (5, 70)
+    assert periods.moment_periods("auto", 0, 5, "muon", betas) == (15, 0)
+    assert periods.moment_periods(20, 40, 5, "adam", betas) == (20, 40)
+    assert periods.own_moment_periods(moments(k_u=0, k_v="auto")) == (0, 70)
 
 
-def moments(**periods: object) -> RunConfig:
-    return RunConfig(optimizer=steady(), periods=replace(PERIODS, **periods))  # type: ignore[arg-type]
+def moments(**changes: object) -> RunConfig:
+    return RunConfig(optimizer=steady(), periods=replace(PERIODS, **changes))  # type: ignore[arg-type]
 
 
 @given(st.integers(1, 6), st.integers(1, 6))
 def test_moments_are_due_in_the_round_that_ends_their_period(first: int, second: int) -> None:
     """As in DES-LOC, whose step t (from 0) begins with an average where t is a multiple of the period."""
-    config = moments(k_u=5 * first, k_v=5 * second)
-    plans = [plan_round(config, BLOCKS, round, "") for round in range(1, 40)]
+    run = moments(k_u=5 * first, k_v=5 * second)
+    plans = [periods.plan_round(run, BLOCKS, round, "") for round in range(1, 40)]
     for plan, after in pairwise(plans):
         assert plan.due.first == (after.first_step % (5 * first) == 0)
         assert plan.due.second == (after.first_step % (5 * second) == 0)
 
 
 def test_moments_are_not_averaged_by_default() -> None:
-    assert not any(plan_round(config(), BLOCKS, round, "").due.first for round in range(1, 40))
-    assert not any(plan_round(config(), BLOCKS, round, "").due.second for round in range(1, 40))
+    due = [periods.plan_round(config(), BLOCKS, round, "").due for round in range(1, 40)]
+    assert not any(one.first or one.second for one in due)
 
 
 SUBSETS = [frozenset(blocks) for blocks in ((), (0,), (1,), (0, 1))]
@@ -150,16 +143,16 @@ def test_a_leader_may_choose_whose_sketches_it_asks_for_where_bases_follow_displ
     round: int, tangent: frozenset[int]
 ) -> None:
     run = config(local_space="full", aim="displacement")
-    plan = plan_round(run, BLOCKS, round, "")
-    assert follows_manifest(replace(plan, due=replace(plan.due, tangent=tangent)), Manifest("run", run, BLOCKS))
+    plan = periods.plan_round(run, BLOCKS, round, "")
+    assert periods.follows_manifest(replace(plan, due=replace(plan.due, tangent=tangent)), Manifest("run", run, BLOCKS))
 
 
 @given(st.integers(1, 40), st.sampled_from(SUBSETS))
 def test_elsewhere_sketches_follow_their_periods(round: int, tangent: frozenset[int]) -> None:
     for run in (config(local_space="full"), config(local_space="mixed"), config(), config(aim="seed")):
-        plan = plan_round(run, BLOCKS, round, "")
+        plan = periods.plan_round(run, BLOCKS, round, "")
         asked = replace(plan, due=replace(plan.due, tangent=tangent))
-        assert follows_manifest(asked, Manifest("run", run, BLOCKS)) == (tangent == plan.due.tangent)
+        assert periods.follows_manifest(asked, Manifest("run", run, BLOCKS)) == (tangent == plan.due.tangent)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +176,6 @@ def test_elsewhere_sketches_follow_their_periods(round: int, tangent: frozenset[
 )
 def test_a_leader_may_choose_nothing_else(change: dict[str, Any]) -> None:
     run = config(local_space="full", aim="displacement")
-    plan = plan_round(run, BLOCKS, 1, "")
-    assert follows_manifest(plan, Manifest("run", run, BLOCKS))
-    assert not follows_manifest(replace(plan, **change), Manifest("run", run, BLOCKS))
+    plan = periods.plan_round(run, BLOCKS, 1, "")
+    assert periods.follows_manifest(plan, Manifest("run", run, BLOCKS))
+    assert not periods.follows_manifest(replace(plan, **change), Manifest("run", run, BLOCKS))

@@ -74,7 +74,6 @@ def test_an_aimed_basis_is_the_orthonormal_range_of_the_mean_gradient() -> None:
     for slot, x in mean.items():
         if slot.part is Part.GRADIENT_RIGHT:
             aimed = orthonormal12(x)
-            assert aimed is not None
             assert torch.equal(found[slot.block, Part.BASIS_RIGHT].values, aimed.int())
 
 
@@ -87,7 +86,6 @@ def test_a_factor_turns_the_published_sketch_into_a_basis_of_its_range() -> None
     for block in LOW_RANK:
         sketch = found[block, Part.TANGENT_LEFT]
         basis = apply_factor(sketch, found[block, Part.FACTOR_LEFT])
-        assert basis is not None
         u, y = basis.double() / 2048, sketch.numbers()
         assert float((u.mT @ u - torch.eye(u.shape[1])).abs().max()) < 0.01
         assert float((y - u @ (u.mT @ y)).norm() / y.norm()) < 0.01

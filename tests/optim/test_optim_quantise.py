@@ -105,9 +105,6 @@ def difference(run: Any, order: str, name: str, peer: int = 1) -> float:
     return float((one - other).abs().max() / one.abs().max())
 
 
-# against DES-LOC itself
-
-
 class Pull:
     """Each peer is drawn to its own target, through its own curvature."""
 
@@ -163,9 +160,6 @@ def test_core_peers_with_a_basis_of_full_rank_are_des_loc(k_u: int, k_v: int) ->
     others = slow_des_loc(start, gradient, peers, 3 * rounds, (3, NEVER, NEVER))
     assert (weight - expected).abs().max() < 1e-3
     assert (weight - others).abs().max() > 1e-2
-
-
-# what travels
 
 
 def state_of(first: Tensor, second: Tensor, steps: int) -> Any:
@@ -247,9 +241,6 @@ def test_averages_are_bias_corrected_and_each_peer_applies_its_own_correction() 
         short, long = (state_of(one * (1 - betas[0] ** t), one, t) for t in (2, 30))
         sent_and_taken(long, inner, FIRST, short)
         assert torch.allclose(short.first, one * (1 - betas[0] ** 2), rtol=1e-4)
-
-
-# in a swarm
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,8 @@ from tsr_swarm.config.layout import KB, core_upload, sketch_costs, upload_slots
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig, WireConfig
 from tsr_swarm.lowrank.sketch import Captured
+from tsr_swarm.optim import sketch_budget
 from tsr_swarm.optim.periods import due_blocks, plan_round
-from tsr_swarm.optim.sketch_budget import (
-    RefreshState,
-    after_round,
-    begin_refresh_state,
-    choose_tangents,
-    mean_captured,
-    preference,
-    within_budget,
-)
 
 BLOCKS = (
     Block(name="embed_tokens.weight", rows=96, cols=64, rank=16, role=BlockRole.EMBEDDING),
@@ -50,8 +42,8 @@ def config(budget: int, k_r: int = 20, k_r_embedding: int = 30) -> RunConfig:
     )
 
 
-def plan_of(run: RunConfig, round: int, known: RefreshState) -> RoundPlan:
-    return within_budget(plan_round(run, BLOCKS, round, ""), run, BLOCKS, known)
+def plan_of(run: RunConfig, round: int, known: sketch_budget.RefreshState) -> RoundPlan:
+    return sketch_budget.within_budget(plan_round(run, BLOCKS, round, ""), run, BLOCKS, known)
 
 
 def upload(plan: RoundPlan) -> int:
@@ -77,7 +69,7 @@ def test_no_other_set_that_fits_comes_first_in_order(found: list[tuple[int, int]
     def membership(chosen: frozenset[int]) -> Sequence[bool]:
         return [index in chosen for index in order]
 
-    assert choose_tangents(order, costs, room) == max(affordable(costs, room), key=membership)
+    assert sketch_budget.choose_tangents(order, costs, room) == max(affordable(costs, room), key=membership)
 
 
 @given(items, st.integers(0, 60))
@@ -85,7 +77,7 @@ def test_the_best_set_gains_less_than_the_first_block_passed_over_more(found: li
     costs = {index: max(1, cost) for index, (cost, _) in enumerate(found)}
     gains = {index: gain for index, (_, gain) in enumerate(found)}
     order = sorted(costs, key=lambda index: (Fraction(-gains[index], costs[index]), index))
-    chosen = choose_tangents(order, costs, room)
+    chosen = sketch_budget.choose_tangents(order, costs, room)
     best, chosen_gain = (sum(map(gains.__getitem__, s)) for s in (best_of(costs, gains, room), chosen))
     passed_over = [gains[index] for index in order if index not in chosen]
     assert chosen_gain == best if not passed_over else best - chosen_gain < passed_over[0]
@@ -94,7 +86,7 @@ def test_the_best_set_gains_less_than_the_first_block_passed_over_more(found: li
 @given(items, st.integers(1, 20), st.integers(0, 60))
 def test_among_equal_costs_the_choice_is_the_best(found: list[tuple[int, int]], cost: int, room: int) -> None:
     costs, gains = dict.fromkeys(range(len(found)), cost), {index: gain for index, (_, gain) in enumerate(found)}
-    chosen = choose_tangents(sorted(costs, key=lambda index: -gains[index]), costs, room)
+    chosen = sketch_budget.choose_tangents(sorted(costs, key=lambda index: -gains[index]), costs, room)
     assert sum(map(gains.__getitem__, chosen)) == sum(map(gains.__getitem__, best_of(costs, gains, room)))
 
 
@@ -115,13 +107,14 @@ def test_due_blocks_come_first_then_those_of_most_gain_a_byte_and_last_those_jus
     refreshed = {0: 9, 1: 7, 2: 7, 3: 7, 4: 7, 5: 7, 6: 5, 7: 2, 8: 2, 9: 8}  # 7 and 8 are older than 6; 9: not seen
     periods = dict.fromkeys(refreshed, 5)
     costs = {**dict.fromkeys(refreshed, 10), 2: 100, 3: 30}
-    assert preference(RefreshState(refreshed, seen), periods, costs, 10) == (7, 8, 6, 3, 1, 2, 0)
+    known = sketch_budget.RefreshState(refreshed, seen)
+    assert sketch_budget.preference(known, periods, costs, 10) == (7, 8, 6, 3, 1, 2, 0)
 
 
 def test_a_sketch_that_costs_nothing_is_as_good_as_one_of_a_byte() -> None:
-    known = RefreshState({0: 5, 1: 5}, {0: Captured(0.5, 10.0), 1: Captured(0.5, 20.0)})
-    assert preference(known, {0: 9, 1: 9}, {0: -4, 1: 1}, 7) == (1, 0)
-    assert choose_tangents((1, 0), {0: -4, 1: 1}, 1) == {0, 1}
+    known = sketch_budget.RefreshState({0: 5, 1: 5}, {0: Captured(0.5, 10.0), 1: Captured(0.5, 20.0)})
+    assert sketch_budget.preference(known, {0: 9, 1: 9}, {0: -4, 1: 1}, 7) == (1, 0)
+    assert sketch_budget.choose_tangents((1, 0), {0: -4, 1: 1}, 1) == {0, 1}
 
 
 @given(st.dictionaries(st.sampled_from(LOW_RANK), captured), st.integers(LEAST, ALL + 1), st.integers(1, 40))
@@ -129,7 +122,7 @@ def test_an_upload_stays_within_the_budget_and_nothing_more_would_fit(
     seen: dict[int, Captured], budget: int, round: int
 ) -> None:
     run = config(budget)
-    known = RefreshState(begin_refresh_state(run, BLOCKS, round).refreshed, seen)
+    known = sketch_budget.RefreshState(sketch_budget.begin_refresh_state(run, BLOCKS, round).refreshed, seen)
     plan = plan_of(run, round, known)
     assert upload(plan) <= budget * KB
     periodic = due_blocks(run, BLOCKS, round).tangent
@@ -141,7 +134,7 @@ def test_an_upload_stays_within_the_budget_and_nothing_more_would_fit(
 
 def test_without_a_budget_a_plan_is_left_as_it_is() -> None:
     run = config(0)
-    known = RefreshState(dict.fromkeys(LOW_RANK, 1), dict.fromkeys(LOW_RANK, Captured(0.0, 1e6)))
+    known = sketch_budget.RefreshState(dict.fromkeys(LOW_RANK, 1), dict.fromkeys(LOW_RANK, Captured(0.0, 1e6)))
     for round in range(1, 20):
         assert plan_of(run, round, known) == plan_round(run, BLOCKS, round, "")
 
@@ -150,40 +143,40 @@ def test_without_a_budget_a_plan_is_left_as_it_is() -> None:
 def test_where_nothing_is_measured_bases_are_refreshed_by_their_periods(begin: int) -> None:
     """So a restarted leader, which knows no measurement, asks for what any leader without a budget would."""
     run = config(ALL)
-    known = begin_refresh_state(run, BLOCKS, begin)
+    known = sketch_budget.begin_refresh_state(run, BLOCKS, begin)
     for round in range(begin, begin + 30):
         plan = plan_of(run, round, known)
         assert plan.due == due_blocks(run, BLOCKS, round)
-        known = after_round(known, plan, VOID, {})
+        known = sketch_budget.after_round(known, plan, VOID, {})
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(LOW_RANK), captured), min_size=25, max_size=25))
 def test_every_block_is_refreshed_within_a_bounded_time(seen: list[dict[int, Captured]]) -> None:
     """Whatever is measured, and with the least budget: one more round for each block that may be before it."""
     run = config(LEAST)
-    known, waited = begin_refresh_state(run, BLOCKS, 1), dict.fromkeys(LOW_RANK, 0)
+    known, waited = sketch_budget.begin_refresh_state(run, BLOCKS, 1), dict.fromkeys(LOW_RANK, 0)
     for round, measured in enumerate(seen, start=1):
         plan = plan_of(run, round, known)
         waited = {index: 0 if index in plan.due.tangent else rounds + 1 for index, rounds in waited.items()}
         assert max(waited.values()) <= 6 + len(LOW_RANK)
-        known = after_round(known, plan, VOID, measured)
+        known = sketch_budget.after_round(known, plan, VOID, measured)
 
 
 def test_a_void_block_is_still_due_and_the_newest_measurement_counts() -> None:
     run = config(ALL)
-    known = begin_refresh_state(run, BLOCKS, 1)
+    known = sketch_budget.begin_refresh_state(run, BLOCKS, 1)
     plan = plan_of(run, 1, known)
     assert plan.due.tangent == set(LOW_RANK)
-    known = after_round(known, plan, frozenset({1, 2}), {0: Captured(0.5, 1.0), 3: Captured(0.25, 2.0)})
+    known = sketch_budget.after_round(known, plan, frozenset({1, 2}), {0: Captured(0.5, 1.0), 3: Captured(0.25, 2.0)})
     assert known.refreshed == {0: 1, 2: -3, 3: 1, 4: 1}
     assert plan_of(run, 2, known).due.tangent == {0, 2, 3}, "room enough for what was just aimed too"
-    again = after_round(known, plan_of(run, 2, known), VOID, {3: Captured(1.0, 2.0)})
+    again = sketch_budget.after_round(known, plan_of(run, 2, known), VOID, {3: Captured(1.0, 2.0)})
     assert again.captured == {0: Captured(0.5, 1.0), 3: Captured(1.0, 2.0)}
 
 
 @given(st.lists(st.tuples(st.integers(1, 2**40), st.dictionaries(st.integers(0, 3), captured, max_size=4)), max_size=5))
 def test_means_are_by_tokens_over_the_peers_that_measured(parts: list[tuple[int, dict[int, Captured]]]) -> None:
-    means = mean_captured(parts)
+    means = sketch_budget.mean_captured(parts)
     assert means.keys() == {index for _, seen in parts for index in seen}
     for index, mean in means.items():
         of_block = [(tokens, seen[index]) for tokens, seen in parts if index in seen]

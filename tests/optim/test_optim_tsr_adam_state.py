@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from tsr_swarm.optim.tsr_adam import TSRAdam
 
 SHAPES = ((9, 8), (7,), (6, 10))
-StateDict = dict[str, Any]
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -75,7 +74,7 @@ def test_a_state_goes_through_a_file_that_holds_nothing_but_data(dtype: torch.dt
 
 
 @pytest.mark.parametrize("state", [{}, {"state": {}}])
-def test_reading_leaves_what_it_is_given_as_it_was(state: StateDict) -> None:
+def test_reading_leaves_what_it_is_given_as_it_was(state: dict[str, Any]) -> None:
     optimizer, other = trained(feedback_bits=8), TSRAdam(parameters(), rank=3)
     saved = copy.deepcopy(optimizer.state_dict()) | state
     kept = copy.deepcopy(saved)
@@ -162,9 +161,6 @@ def test_options_and_other_keys_of_a_group_are_read_with_the_state() -> None:
     assert_goes_on_alike(optimizer, other)
 
 
-Damage = Callable[[StateDict], object]
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -197,7 +193,7 @@ Damage = Callable[[StateDict], object]
         (lambda s: s["param_groups"].append(s["param_groups"][0]), "different number of parameter groups"),
     ],
 )
-def test_a_damaged_state_is_refused_and_changes_nothing(damage: Damage, message: str) -> None:
+def test_a_damaged_state_is_refused_and_changes_nothing(damage: Callable[..., object], message: str) -> None:
     optimizer = trained(feedback_bits=8)
     before, saved = str(optimizer.state_dict()), copy.deepcopy(optimizer.state_dict())
     damage(saved)
@@ -263,9 +259,6 @@ def test_feedback_can_be_turned_on_and_off_between_steps(before: int, after: int
     assert_goes_on_alike(optimizer, other)
 
 
-# options
-
-
 INF, NAN = float("inf"), float("nan")
 NUMPY = {
     "lr": np.float32(0.5),
@@ -305,13 +298,9 @@ def test_numbers_of_torch_are_taken_too_and_a_rate_stays_a_tensor() -> None:
     assert isinstance(optimizer.param_groups[0]["eps"], float)
 
 
-META, PAIR = torch.tensor(0.1, device="meta"), torch.tensor([0.1, 0.2])
+TENSORS = (torch.tensor(0.1, device="meta"), torch.tensor([0.1, 0.2]), torch.tensor(-0.1))
 REFUSED: Mapping[str, tuple[str, Sequence[object], str]] = {
-    "lr": (
-        "learning rate",
-        [-1.0, NAN, INF, "0.1", 10**400, True, None, META, PAIR, torch.tensor(-0.1)],
-        "at least 0 and finite",
-    ),
+    "lr": ("learning rate", [-1.0, NAN, INF, "0.1", 10**400, True, None, *TENSORS], "at least 0 and finite"),
     "betas": ("betas", [(0.9,), 0.9, torch.tensor(0.9)], "two numbers"),
     "eps": ("epsilon value", [-1e-8, "small", NAN], "at least 0 and finite"),
     "weight_decay": ("weight_decay value", [-0.1, INF], "at least 0 and finite"),
@@ -326,13 +315,7 @@ REFUSED: Mapping[str, tuple[str, Sequence[object], str]] = {
     "feedback_bits": ("feedback_bits", [5, 4.0, None], "0, 4 or 8"),
     "maximize": ("maximize", [1], "True or False"),
 }
-BETAS = {
-    (0.9, 1.0): (1, 1.0),
-    (-0.1, 0.9): (0, -0.1),
-    "90": (0, "9"),
-    ("0.9", 0.99): (0, "0.9"),
-    (0.9, NAN): (1, NAN),
-}
+BETAS = {(0.9, 1.0): (1, 1.0), (-0.1, 0.9): (0, -0.1), "90": (0, "9"), ("0.9", 0.99): (0, "0.9"), (0.9, NAN): (1, NAN)}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,17 +13,8 @@ from hypothesis import strategies as st
 
 from tsr_swarm.config.run import DataConfig
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.train.corpus import Document, Warn, find_documents, once, read_documents
-from tsr_swarm.train.data import (
-    TokenStream,
-    heldout_documents,
-    heldout_tokens,
-    part_documents,
-    part_of,
-    part_range,
-    private_tokens,
-    training_tokens,
-)
+from tsr_swarm.train import data as training_data
+from tsr_swarm.train.corpus import Document, find_documents, once, read_documents
 
 MINIMUM = 9  # bytes of one sequence in these tests
 
@@ -50,28 +40,25 @@ def data_of(path: Path, *, parts: int = 4, sequence_length: int = 8) -> DataConf
 
 
 def all_parts(data: DataConfig) -> list[bytes]:
-    return [bytes(training_tokens(data, part).tolist()) for part in range(data.parts)]
-
-
-# -- decisions
+    return [bytes(training_data.training_tokens(data, part).tolist()) for part in range(data.parts)]
 
 
 @given(documents)
 def test_held_out_documents_are_enough_at_most_a_fifth_and_the_same_in_any_order(found: tuple[Document, ...]) -> None:
-    heldout = heldout_documents(found, MINIMUM)
+    heldout = training_data.heldout_documents(found, MINIMUM)
     assert set(heldout) <= set(found)
     assert not heldout or MINIMUM <= size(heldout) <= 0.2 * size(found)
-    assert heldout_documents(found[::-1], MINIMUM) == heldout
+    assert training_data.heldout_documents(found[::-1], MINIMUM) == heldout
 
 
 def test_about_a_twentieth_of_many_documents_is_held_out() -> None:
     many = tuple(Document(name=f"{index}.py", path=Path(), size=1000) for index in range(4000))
-    assert 0.04 < size(heldout_documents(many, MINIMUM)) / size(many) < 0.06
+    assert 0.04 < size(training_data.heldout_documents(many, MINIMUM)) / size(many) < 0.06
 
 
 @given(documents, st.integers(1, 12))
 def test_parts_are_disjoint_complete_and_fair(found: tuple[Document, ...], parts: int) -> None:
-    by_part = part_documents(found, parts, MINIMUM)
+    by_part = training_data.part_documents(found, parts, MINIMUM)
     if by_part is not None:
         assert Counter(document for part in by_part for document in part) == Counter(found)
         assert all(size(part) >= max(MINIMUM, size(found) / parts / 4) for part in by_part)
@@ -79,23 +66,20 @@ def test_parts_are_disjoint_complete_and_fair(found: tuple[Document, ...], parts
 
 @given(st.integers(0, 10**12), st.integers(1, 1000))
 def test_ranges_cover_the_text_once(length: int, parts: int) -> None:
-    ranges = [part_range(length, parts, part) for part in range(parts)]
+    ranges = [training_data.part_range(length, parts, part) for part in range(parts)]
     assert (ranges[0][0], ranges[-1][1]) == (0, length)
     assert all(before[1] == after[0] for before, after in pairwise(ranges))
     assert all(abs(end - start - length / parts) < 1 for start, end in ranges)
 
 
 def test_peers_take_the_parts_in_turn() -> None:
-    assert [part_of(number, 3) for number in (1, 2, 3, 4)] == [0, 1, 2, 0]
-
-
-# -- text from disk
+    assert [training_data.part_of(number, 3) for number in (1, 2, 3, 4)] == [0, 1, 2, 0]
 
 
 def test_many_files_stay_whole_and_the_held_out_ones_are_in_no_part(tmp_path: Path) -> None:
     texts = write_files(tmp_path, count=200, length=200)
     data = data_of(tmp_path)
-    heldout = bytes(heldout_tokens(data).tolist())
+    heldout = bytes(training_data.heldout_tokens(data).tolist())
     found = Counter(piece for text in [heldout, *all_parts(data)] for piece in text.split(b"\0") if piece)
     assert found == Counter(texts.values())
     assert 0 < heldout.count(b"\0") < 40
@@ -105,7 +89,7 @@ def test_many_files_stay_whole_and_the_held_out_ones_are_in_no_part(tmp_path: Pa
 def test_few_files_are_cut_into_ranges_that_cover_the_text_once(tmp_path: Path, count: int) -> None:
     texts = write_files(tmp_path, count=count, length=1000)
     data = data_of(tmp_path, parts=8)
-    pieces = [*all_parts(data), bytes(heldout_tokens(data).tolist())]
+    pieces = [*all_parts(data), bytes(training_data.heldout_tokens(data).tolist())]
     assert min(map(len, pieces)) > data.sequence_length
     whole = b"".join(text + b"\0" for text in texts.values())
     assert Counter(b"".join(pieces)) == Counter(whole)
@@ -117,7 +101,7 @@ def test_a_single_file_holds_out_its_last_twentieth(tmp_path: Path, length: int,
     path = tmp_path / "book.txt"
     path.write_text("".join(chr(33 + index % 90) for index in range(length)))
     data = data_of(path, parts=1)
-    training, heldout = training_tokens(data, 0), heldout_tokens(data)
+    training, heldout = training_data.training_tokens(data, 0), training_data.heldout_tokens(data)
     assert len(heldout) == heldout_length
     assert bytes([*training.tolist(), *heldout.tolist()]) == path.read_bytes() + b"\0"
 
@@ -128,24 +112,24 @@ def test_one_small_note_beside_a_big_file_does_not_hold_the_big_file_out(tmp_pat
         folder.mkdir()
         (folder / name).write_bytes(b"x" * 5000)
         (folder / "note.txt").write_bytes(b"y" * 20)
-        assert len(heldout_tokens(data_of(folder))) <= 300
+        assert len(training_data.heldout_tokens(data_of(folder))) <= 300
 
 
 def test_the_standard_library_is_split_into_eight_fair_parts() -> None:
     data = DataConfig()
     found = find_documents(data.source)
-    heldout = heldout_documents(found, data.sequence_length + 1)
+    heldout = training_data.heldout_documents(found, data.sequence_length + 1)
     training = tuple(document for document in found if document not in set(heldout))
     assert size(found) > 5_000_000
     assert 0.02 < size(heldout) / size(found) < 0.1
-    assert part_documents(training, data.parts, data.sequence_length + 1) is not None
+    assert training_data.part_documents(training, data.parts, data.sequence_length + 1) is not None
     assert all("test" not in document.name.split("/")[:-1] for document in found)
     assert all("site-packages" not in document.name for document in found)
 
 
 def test_own_data_is_used_whole(tmp_path: Path) -> None:
     texts = write_files(tmp_path, count=3, length=50)
-    tokens = private_tokens((str(tmp_path),), data_of(Path("elsewhere")))
+    tokens = training_data.private_tokens((str(tmp_path),), data_of(Path("elsewhere")))
     assert bytes(tokens.tolist()) == b"".join(text + b"\0" for text in texts.values())
 
 
@@ -215,14 +199,13 @@ def test_every_way_to_the_data_warns_of_unread_files(tmp_path: Path) -> None:
     write_files(tmp_path, count=3, length=1000)
     (tmp_path / "a.parquet").write_bytes(b"PAR1\x15\x04")
     data = data_of(tmp_path)
-    ways: list[Callable[[Warn], object]] = [
-        lambda warn: heldout_tokens(data, warn),
-        lambda warn: training_tokens(data, 0, warn),
-        lambda warn: private_tokens(str(tmp_path), data, warn),
-    ]
-    for way in ways:
+    for read, arguments in (
+        (training_data.heldout_tokens, (data,)),
+        (training_data.training_tokens, (data, 0)),
+        (training_data.private_tokens, (str(tmp_path), data)),
+    ):
         warnings: list[str] = []
-        way(warnings.append)
+        read(*arguments, warnings.append)
         assert ["a.parquet" in sentence for sentence in warnings] == [True]
 
 
@@ -270,7 +253,7 @@ def test_unusable_data_is_refused_in_one_sentence(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=message) as caught:
-        training_tokens(data_of(tmp_path / name, parts=8), 0)
+        training_data.training_tokens(data_of(tmp_path / name, parts=8), 0)
     assert "\n" not in str(caught.value)
 
 
@@ -279,15 +262,12 @@ def test_own_text_that_is_too_short_is_named_by_its_paths(tmp_path: Path) -> Non
         (tmp_path / name).write_text("hi")
     paths = (str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
     with pytest.raises(ConfigError, match=f"The data '{paths[0]}', '{paths[1]}' has 6 bytes, fewer than"):
-        private_tokens(paths, data_of(tmp_path))
+        training_data.private_tokens(paths, data_of(tmp_path))
 
 
-# -- batches
-
-
-def stream(length: int = 1000, **changes: int) -> TokenStream:
+def stream(length: int = 1000, **changes: int) -> training_data.TokenStream:
     tokens = torch.arange(length).remainder(251).to(torch.uint8)
-    plain = TokenStream(tokens=tokens, seed=0, number=1, batch_size=4, sequence_length=16)
+    plain = training_data.TokenStream(tokens=tokens, seed=0, number=1, batch_size=4, sequence_length=16)
     return replace(plain, **changes)
 
 
