@@ -6,37 +6,29 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tsr_swarm.config import run
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.manifest import Manifest, decode_manifest
-from tsr_swarm.config.run import (
-    SECTIONS,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PeriodsConfig,
-    RunConfig,
-    RunSection,
-)
 from tsr_swarm.errors import ConfigError
 
-NUMPY = RunConfig(
-    run=RunSection(name=np.str_("numbers"), seed=np.uint16(3)),
-    model=ModelConfig(hidden_size=np.int64(64), tie_word_embeddings=np.bool_(False)),  # type: ignore[arg-type]
-    data=DataConfig(source=["a", "b"]),  # type: ignore[arg-type]
-    optimizer=OptimizerConfig(aim="gradient", rank=np.int64(16), lr=np.float32(0.5), betas=np.array([0.5, 0.75])),  # type: ignore[arg-type]
-    periods=PeriodsConfig(k_x=np.int32(10), k_u=np.int64(20), k_r=np.int64(20)),
+NUMPY = run.RunConfig(
+    run=run.RunSection(name=np.str_("numbers"), seed=np.uint16(3)),
+    model=run.ModelConfig(hidden_size=np.int64(64), tie_word_embeddings=np.bool_(False)),  # type: ignore[arg-type]
+    data=run.DataConfig(source=["a", "b"]),  # type: ignore[arg-type]
+    optimizer=run.OptimizerConfig(aim="gradient", rank=np.int64(16), lr=np.float32(0.5), betas=np.array([0.5, 0.75])),  # type: ignore[arg-type]
+    periods=run.PeriodsConfig(k_x=np.int32(10), k_u=np.int64(20), k_r=np.int64(20)),
 )
-PLAIN = RunConfig(
-    run=RunSection(name="numbers", seed=3),
-    model=ModelConfig(hidden_size=64, tie_word_embeddings=False),
-    data=DataConfig(source=("a", "b")),
-    optimizer=OptimizerConfig(aim="gradient", rank=16, lr=0.5, betas=(0.5, 0.75)),
-    periods=PeriodsConfig(k_x=10, k_u=20, k_r=20),
+PLAIN = run.RunConfig(
+    run=run.RunSection(name="numbers", seed=3),
+    model=run.ModelConfig(hidden_size=64, tie_word_embeddings=False),
+    data=run.DataConfig(source=("a", "b")),
+    optimizer=run.OptimizerConfig(aim="gradient", rank=16, lr=0.5, betas=(0.5, 0.75)),
+    periods=run.PeriodsConfig(k_x=10, k_u=20, k_r=20),
 )
 
 
-def types_of(config: RunConfig) -> dict[str, type]:
-    sections = {name: getattr(config, name) for name in SECTIONS}
+def types_of(config: run.RunConfig) -> dict[str, type]:
+    sections = {name: getattr(config, name) for name in run.SECTIONS}
     return {
         f"{name}.{key}": type(getattr(section, key)) for name, section in sections.items() for key in section.__slots__
     }
@@ -51,7 +43,7 @@ def test_numbers_of_numpy_make_the_same_run_as_pythons() -> None:
 
 def test_values_from_json_and_whole_numbers_that_stand_for_floats_make_the_same_run() -> None:
     document = json.loads(json.dumps({"optimizer": {"rank": "d/4", "lr": 1}, "periods": {"k_u": 0}}))
-    read, made = run_config_from_mapping(document), RunConfig(optimizer=OptimizerConfig(rank="d/4", lr=1.0))
+    read, made = run_config_from_mapping(document), run.RunConfig(optimizer=run.OptimizerConfig(rank="d/4", lr=1.0))
     assert read == made
     assert Manifest("1", read, ()).encoded == Manifest("1", made, ()).encoded
 
@@ -62,15 +54,15 @@ NUMBER, WHOLE, SWITCH = "a number", "a whole number", "true or false"
 @pytest.mark.parametrize(
     ("section", "key", "value", "kind"),
     [
-        *((OptimizerConfig, "lr", lr, NUMBER) for lr in ("0.1", None, True)),
-        *((OptimizerConfig, "rank", rank, f"{WHOLE} or text") for rank in (2.5, np.float64(64), None)),
-        *((OptimizerConfig, "betas", betas, "a list of two numbers") for betas in (0.9, [0.9])),
-        (OptimizerConfig, "feedback", 1, SWITCH),
-        *((RunSection, "seed", seed, WHOLE) for seed in (True, np.bool_(True), 1.0)),
-        (RunSection, "name", 3, "text"),
-        (DataConfig, "source", [1], "text or a list of text"),
-        (RunConfig, "optimizer", {"rank": 3}, "a section, OptimizerConfig"),
-        (RunConfig, "data", None, "a section, DataConfig"),
+        *((run.OptimizerConfig, "lr", lr, NUMBER) for lr in ("0.1", None, True)),
+        *((run.OptimizerConfig, "rank", rank, f"{WHOLE} or text") for rank in (2.5, np.float64(64), None)),
+        *((run.OptimizerConfig, "betas", betas, "a list of two numbers") for betas in (0.9, [0.9])),
+        (run.OptimizerConfig, "feedback", 1, SWITCH),
+        *((run.RunSection, "seed", seed, WHOLE) for seed in (True, np.bool_(True), 1.0)),
+        (run.RunSection, "name", 3, "text"),
+        (run.DataConfig, "source", [1], "text or a list of text"),
+        (run.RunConfig, "optimizer", {"rank": 3}, "a section, OptimizerConfig"),
+        (run.RunConfig, "data", None, "a section, DataConfig"),
     ],
 )
 def test_a_value_of_another_kind_is_refused_in_one_sentence(
@@ -85,9 +77,9 @@ def test_a_value_of_another_kind_is_refused_in_one_sentence(
 @pytest.mark.parametrize(
     ("section", "values", "sentence"),
     [
-        (OptimizerConfig, {"lr": 10**400}, "optimizer.lr is a whole number with more digits than a float can hold"),
-        (OptimizerConfig, {"lr": np.float32("nan")}, "optimizer.lr = nan is out of range; it must be above 0, at mos"),
-        (PeriodsConfig, {"k_x": np.int64(0)}, "periods.k_x = 0 is out of range"),
+        (run.OptimizerConfig, {"lr": 10**400}, "optimizer.lr is a whole number with more digits than a float can hold"),
+        (run.OptimizerConfig, {"lr": np.float32("nan")}, "optimizer.lr = nan is out of range; it must be above 0, at"),
+        (run.PeriodsConfig, {"k_x": np.int64(0)}, "periods.k_x = 0 is out of range"),
     ],
 )
 def test_a_number_out_of_range_is_refused(section: type[Any], values: dict[str, Any], sentence: str) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,8 @@ RUN = "run1"
 DEADLINE = 20.0
 
 
-Start = Callable[..., Awaitable[DhtDirectory]]
-
-
 @pytest.fixture
-async def start() -> AsyncIterator[Start]:
+async def start() -> AsyncIterator[Any]:
     """Start directories that join the given ones; all are closed at the end."""
     async with AsyncExitStack() as exits:
 
@@ -73,7 +70,7 @@ async def assert_cannot_start(says: str, **options: Any) -> None:
     assert_nothing_is_left()
 
 
-async def test_peers_find_each_others_newest_records_and_a_client_only_peer_takes_part(start: Start) -> None:
+async def test_peers_find_each_others_newest_records_and_a_client_only_peer_takes_part(start: Any) -> None:
     first = await start()
     second = await start(first)
     third = await start(first, host_maddrs=())
@@ -102,7 +99,7 @@ async def test_a_restarted_peer_keeps_its_place_in_the_dht() -> None:
     assert len(ids) == 1
 
 
-async def test_a_node_stores_nothing_but_authentic_records_in_their_place(start: Start) -> None:
+async def test_a_node_stores_nothing_but_authentic_records_in_their_place(start: Any) -> None:
     first = await start()
     attacker = await start(first)
     me, victim = attacker.identity, new_identity()
@@ -129,7 +126,7 @@ async def test_a_node_stores_nothing_but_authentic_records_in_their_place(start:
     assert await first.records(RUN) == (good,)
 
 
-async def test_a_reader_checks_again_what_careless_nodes_stored(start: Start) -> None:
+async def test_a_reader_checks_again_what_careless_nodes_stored(start: Any) -> None:
     first = await start()
     attacker = await start(first)
     first.node.protocol.record_validator = None
@@ -144,7 +141,7 @@ async def test_a_reader_checks_again_what_careless_nodes_stored(start: Start) ->
     assert await first.records(RUN) == (good,)
 
 
-async def test_an_announcement_that_no_node_stores_is_an_error(start: Start) -> None:
+async def test_an_announcement_that_no_node_stores_is_an_error(start: Any) -> None:
     first = await start()
     second = await start(first)
     await first.close()
@@ -260,7 +257,7 @@ async def test_a_missing_temporary_folder_is_an_error(monkeypatch: pytest.Monkey
         await DhtDirectory.start(identity=new_identity())
 
 
-async def test_closing_leaves_no_process_and_no_file(start: Start) -> None:
+async def test_closing_leaves_no_process_and_no_file(start: Any) -> None:
     first = await start()
     second = await start(first)
     await second.announce(peer_record(second.identity))
@@ -272,7 +269,7 @@ async def test_closing_leaves_no_process_and_no_file(start: Start) -> None:
     assert_nothing_is_left()
 
 
-async def test_a_killed_daemon_is_noticed_and_can_be_closed(start: Start) -> None:
+async def test_a_killed_daemon_is_noticed_and_can_be_closed(start: Any) -> None:
     first = await start()
     second = await start(first)
     os.kill(second.p2p._child.pid, signal.SIGKILL)
@@ -283,7 +280,7 @@ async def test_a_killed_daemon_is_noticed_and_can_be_closed(start: Start) -> Non
     assert first.healthy()
 
 
-async def test_a_daemon_that_hangs_does_not_hold_up_closing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_daemon_that_hangs_does_not_hold_up_closing(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tsr_swarm.discovery.dht.CLOSE_SECONDS", 0.2)
     directory = await start()
     os.kill(directory.p2p._child.pid, signal.SIGSTOP)
@@ -292,7 +289,7 @@ async def test_a_daemon_that_hangs_does_not_hold_up_closing(start: Start, monkey
     assert_nothing_is_left()
 
 
-async def test_hivemind_logs_through_our_loggers_and_only_warnings(start: Start) -> None:
+async def test_hivemind_logs_through_our_loggers_and_only_warnings(start: Any) -> None:
     await start()
     logger = logging.getLogger("hivemind")
     assert (logger.handlers, logger.propagate, logger.level) == ([], True, logging.WARNING)

@@ -9,16 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.fixtures import peer_record
+from tests.wire.examples import refusal_of
+from tsr_swarm.discovery import records
 from tsr_swarm.discovery.identity import Identity, new_identity
-from tsr_swarm.discovery.records import (
-    MAX_LIFETIME_SECONDS,
-    MAX_RECORD_BYTES,
-    PeerRole,
-    authentic_record,
-    decode_record,
-    encode_record,
-)
-from tsr_swarm.errors import PeerError
 
 NOW = 1_700_000_000.0
 RUN = "run1"
@@ -32,43 +25,41 @@ def signed(identity: Identity, fields: object) -> bytes:
 
 
 def reason_of(data: bytes, run_id: str = RUN, now: float = NOW) -> str:
-    with pytest.raises(PeerError) as caught:
-        decode_record(data, run_id=run_id, now=now)
-    return caught.value.reason
+    return refusal_of(records.decode_record, data, run_id=run_id, now=now)
 
 
 @given(
     name=st.from_regex(r"[A-Za-z0-9_-]{1,32}", fullmatch=True),
     run_id=st.from_regex(r"[A-Za-z0-9]{1,64}", fullmatch=True),
     address=st.sampled_from(["", "swarm.example.org:7700", "[2001:db8::7]:1", "a" * 253 + ":65535"]),
-    role=st.sampled_from(PeerRole),
-    lifetime=st.floats(1, MAX_LIFETIME_SECONDS),
+    role=st.sampled_from(records.PeerRole),
+    lifetime=st.floats(1, records.MAX_LIFETIME_SECONDS),
 )
 def test_a_record_is_read_as_it_was_written(
-    name: str, run_id: str, address: str, role: PeerRole, lifetime: float
+    name: str, run_id: str, address: str, role: records.PeerRole, lifetime: float
 ) -> None:
     record = peer_record(ALICE, NOW, name=name, run_id=run_id, address=address, role=role, issued=0.0, expires=lifetime)
-    data = encode_record(record, ALICE)
-    assert len(data) < MAX_RECORD_BYTES
-    assert decode_record(data, run_id=run_id, now=0.0) == record
+    data = records.encode_record(record, ALICE)
+    assert len(data) < records.MAX_RECORD_BYTES
+    assert records.decode_record(data, run_id=run_id, now=0.0) == record
 
 
 @given(position=st.integers(0, 10**6), flip=st.integers(1, 255))
 def test_every_flipped_byte_is_noticed(position: int, flip: int) -> None:
-    data = bytearray(encode_record(peer_record(ALICE, NOW), ALICE))
+    data = bytearray(records.encode_record(peer_record(ALICE, NOW), ALICE))
     data[position % len(data)] ^= flip
     assert reason_of(bytes(data)) in {"form", "signature"}
 
 
-@given(data=st.binary(max_size=MAX_RECORD_BYTES + 100))
-@example(bytes(MAX_RECORD_BYTES + 1))
+@given(data=st.binary(max_size=records.MAX_RECORD_BYTES + 100))
+@example(bytes(records.MAX_RECORD_BYTES + 1))
 def test_noise_is_refused_and_nothing_else_happens(data: bytes) -> None:
-    assert reason_of(data) == ("size" if len(data) > MAX_RECORD_BYTES else "form")
+    assert reason_of(data) == ("size" if len(data) > records.MAX_RECORD_BYTES else "form")
 
 
 @given(cut=st.integers(0, 200))
 def test_a_truncated_record_is_refused(cut: int) -> None:
-    data = encode_record(peer_record(ALICE, NOW), ALICE)
+    data = records.encode_record(peer_record(ALICE, NOW), ALICE)
     assert reason_of(data[: min(cut, len(data) - 1)]) in {"form", "signature"}
 
 
@@ -76,21 +67,21 @@ def test_nobody_can_speak_for_another_peer() -> None:
     record = peer_record(ALICE, NOW)
     assert reason_of(signed(MALLORY, asdict(record))) == "signature"
     with pytest.raises(ValueError, match="peer_id"):
-        encode_record(record, MALLORY)
+        records.encode_record(record, MALLORY)
 
 
 def test_a_record_is_of_one_run_and_expires_at_its_time() -> None:
-    data = encode_record(peer_record(ALICE, NOW), ALICE)
-    assert decode_record(data, run_id=RUN, now=NOW + 599.9)
+    data = records.encode_record(peer_record(ALICE, NOW), ALICE)
+    assert records.decode_record(data, run_id=RUN, now=NOW + 599.9)
     assert reason_of(data, now=NOW + 600) == "expired"
     assert reason_of(data, run_id="run2") == "run"
 
 
 def test_a_record_from_the_future_is_refused_by_readers_but_is_authentic() -> None:
-    data = encode_record(peer_record(ALICE, NOW, expires=NOW + MAX_LIFETIME_SECONDS), ALICE)
-    assert decode_record(data, run_id=RUN, now=NOW)
+    data = records.encode_record(peer_record(ALICE, NOW, expires=NOW + records.MAX_LIFETIME_SECONDS), ALICE)
+    assert records.decode_record(data, run_id=RUN, now=NOW)
     assert reason_of(data, now=NOW - 1) == "lifetime"
-    assert authentic_record(data).name == "alice"
+    assert records.authentic_record(data).name == "alice"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +92,7 @@ def test_a_record_from_the_future_is_refused_by_readers_but_is_authentic() -> No
         *({"name": name} for name in ("", "a" * 33, "a b", "\x1b[31m")),
         *({"address": address} for address in ("host", "host:0")),
         {"issued": float("nan")},
-        *({"expires": expires} for expires in (float("inf"), NOW, NOW + MAX_LIFETIME_SECONDS + 1)),
+        *({"expires": expires} for expires in (float("inf"), NOW, NOW + records.MAX_LIFETIME_SECONDS + 1)),
     ],
 )
 def test_a_field_out_of_bounds_can_neither_be_written_nor_read(changes: dict[str, Any]) -> None:

@@ -13,14 +13,7 @@ from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.errors import ConfigError, RunError
 from tsr_swarm.node import workspace
 from tsr_swarm.node.coordinator import CoordinateOptions, run_coordinator
-from tsr_swarm.process.machine_limits import (
-    Room,
-    memory_errors,
-    memory_room,
-    require_memory,
-    require_process_room,
-    startable_threads,
-)
+from tsr_swarm.process import machine_limits as limits
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.simulate.engine import check
 from tsr_swarm.simulate.run_spec import RunSpec
@@ -70,7 +63,7 @@ def test_a_limit_that_is_too_low_for_the_program_is_one_sentence(
 
 def test_threads_that_can_be_started_are_counted_and_ended() -> None:
     before = threading.active_count()
-    assert startable_threads(20) == 20
+    assert limits.startable_threads(20) == 20
     assert threading.active_count() == before
 
 
@@ -83,17 +76,17 @@ def test_threads_that_cannot_be_started_are_not_counted(monkeypatch: pytest.Monk
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start_three)
-    assert startable_threads(8) == 3
+    assert limits.startable_threads(8) == 3
     with pytest.raises(ConfigError, match="can start 0 threads more, and needs"):
-        require_process_room()
+        limits.require_process_room()
 
 
 def test_memory_that_the_program_itself_does_not_fit_into_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tsr_swarm.process.machine_limits.memory_room", lambda: Room(1e8, "what is free"))
+    monkeypatch.setattr("tsr_swarm.process.machine_limits.memory_room", lambda: limits.Room(1e8, "what is free"))
     with pytest.raises(
         ConfigError, match=r"^This program needs about 0\.27 GB of memory, and what is free is 0\.10 GB;"
     ):
-        require_process_room()
+        limits.require_process_room()
 
 
 def group(path: str, most: str, used: str, stat: str = "") -> dict[str, str]:
@@ -103,8 +96,8 @@ def group(path: str, most: str, used: str, stat: str = "") -> dict[str, str]:
 
 
 CGROUP = "proc/self/cgroup"
-FREE = Room(9_000_000 * 1024, "what is free on this machine")  # with swap
-CONTAINER = Room(2_000_000.0, "what is left to its container (cgroup)")
+FREE = limits.Room(9_000_000 * 1024, "what is free on this machine")  # with swap
+CONTAINER = limits.Room(2_000_000.0, "what is left to its container (cgroup)")
 AROUND = group("box/", "3000000", "1500000", "anon 1\ninactive_file 500000") | group("box/inner/", "max", "1")
 VERSION_1 = {
     CGROUP: "5:devices:/\n4:cpu,memory:/docker/abc\n0::/\n",
@@ -125,16 +118,16 @@ VERSION_1 = {
     ],
 )
 def test_memory_is_what_is_free_with_swap_or_left_to_a_container(
-    files: dict[str, str], room: Room, tmp_path: Path
+    files: dict[str, str], room: limits.Room, tmp_path: Path
 ) -> None:
-    assert memory_room(machine(tmp_path, files)) == room
-    assert memory_room(tmp_path / "nowhere").bytes > 0
+    assert limits.memory_room(machine(tmp_path, files)) == room
+    assert limits.memory_room(tmp_path / "nowhere").bytes > 0
 
 
 def test_a_model_that_needs_more_than_there_is_is_refused() -> None:
-    require_memory(2e9, Room(2e9, "what is free"))
+    limits.require_memory(2e9, limits.Room(2e9, "what is free"))
     with pytest.raises(ConfigError, match=r"needs about 12 GB of memory, and what is free is 2\.00 GB; close"):
-        require_memory(12e9, Room(2e9, "what is free"))
+        limits.require_memory(12e9, limits.Room(2e9, "what is free"))
 
 
 async def test_no_command_builds_a_model_that_does_not_fit(tmp_path: Path) -> None:
@@ -150,9 +143,9 @@ async def test_no_command_builds_a_model_that_does_not_fit(tmp_path: Path) -> No
 
 def test_a_failed_allocation_is_one_sentence_and_other_errors_are_themselves() -> None:
     for allocate in (lambda: torch.empty(1 << 60), lambda: bytearray(1 << 60)):
-        with pytest.raises(RunError, match="has run out of memory"), memory_errors():
+        with pytest.raises(RunError, match="has run out of memory"), limits.memory_errors():
             allocate()
-    with pytest.raises(RuntimeError, match="size"), memory_errors():
+    with pytest.raises(RuntimeError, match="size"), limits.memory_errors():
         torch.ones(2) @ torch.ones(3)
 
 
@@ -162,8 +155,8 @@ def test_a_peer_compares_what_training_needs_with_what_there_is(
     config = tiny_config(tmp_path)
     manifest = make_manifest("0" * 32, config, parameter_shapes(config.model))
     needed = workspace.TRAINING_BYTES * manifest.parameters
-    monkeypatch.setattr(workspace, "memory_room", lambda: Room(needed, "what is free"))
+    monkeypatch.setattr(workspace, "memory_room", lambda: limits.Room(needed, "what is free"))
     workspace.require_its_memory(manifest, torch.device("cpu"))
-    monkeypatch.setattr(workspace, "memory_room", lambda: Room(needed - 1, "what is free"))
+    monkeypatch.setattr(workspace, "memory_room", lambda: limits.Room(needed - 1, "what is free"))
     with pytest.raises(ConfigError):
         workspace.require_its_memory(manifest, torch.device("cpu"))

@@ -84,11 +84,10 @@ async def test_a_child_that_ends_takes_what_it_started_along(is_killed: bool) ->
         if is_killed:
             child.kill()
             await child.wait()
-            await asyncio.to_thread(psutil.wait_procs, [grandchild], 5)
-            assert has_ended(grandchild.pid)
+            await until(lambda: has_ended(grandchild.pid))
     assert child.exit_code is not None
     assert (child.exit_code == -signal.SIGKILL) == is_killed, "to be asked was enough"
-    assert has_ended(grandchild.pid)
+    await until(lambda: has_ended(grandchild.pid))
 
 
 async def test_a_child_that_will_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,10 +107,6 @@ async def test_a_temporary_folder_that_cannot_be_made_is_a_sentence(monkeypatch:
             group.temporary_folder()
 
 
-# Its own child leads a session of its own, as the DHT's daemon does.
-FAR_CHILD = POLITE.replace('"1000"]', '"1000"], stdout=subprocess.DEVNULL, start_new_session=True')
-
-
 def is_stopped(process: psutil.Process) -> bool:
     return process.status() == psutil.STATUS_STOPPED
 
@@ -124,8 +119,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_child_that_is_paused_stands_still_with_all_it_started_until_it_goes_on() -> None:
+    # Its own child leads a session of its own, as the DHT's daemon does.
+    script = POLITE.replace('"1000"]', '"1000"], stdout=subprocess.DEVNULL, start_new_session=True')
     async with ProcessGroup() as group:
-        child = await start(group, FAR_CHILD)
+        child = await start(group, script)
         process = psutil.Process(child.pid)
         everybody = [process, *process.children()]
         group.pause(child)
@@ -215,8 +212,6 @@ async def test_a_wait_that_is_cancelled_as_the_process_ends_is_cancelled(turns: 
     assert waiting.cancelled()
 
 
-# --- Guard ---------------------------------------------------------------------------------------------------
-
 DEADLINE = 10.0
 HELPER = "import signal; print('up', flush=True); signal.pause()"
 
@@ -230,12 +225,6 @@ def helper(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             process.kill()
-
-
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-I", "-S", "-c", ""])
-    process.wait()
-    return process.pid
 
 
 async def test_closing_a_guard_kills_the_helper_which_no_terminal_reaches_and_removes_the_folder() -> None:
@@ -274,7 +263,9 @@ async def test_a_guard_whose_reaper_was_killed_still_leaves_no_folder() -> None:
 def test_leftovers_of_a_dead_owner_are_removed_but_a_process_that_was_given_a_helpers_id_is_spared(
     is_helper: bool, tmp_path: Path
 ) -> None:
-    folder = tmp_path / f"tsr-swarm-{dead_pid()}-abc"
+    with subprocess.Popen(["true"]) as owner:
+        owner.wait()
+    folder = tmp_path / f"tsr-swarm-{owner.pid}-abc"
     folder.mkdir()
     with helper([sys.executable, "-c", HELPER, *([f"{folder}/socket"] if is_helper else [])]) as process:
         (folder / "pid").write_text(f"{process.pid}\n")

@@ -34,8 +34,6 @@ def test_the_reason_compares() -> None:
     assert way.reason == "2.00 MB of rounds instead of 232 MB with the state"
 
 
-# --- headers ----------------------------------------------------------------------------------------------------------
-
 names = st.sets(st.sampled_from([f"node-{number}" for number in range(12)]), min_size=1)
 chains = st.text("0123456789abcdef", max_size=8)
 
@@ -77,13 +75,7 @@ def test_nobody_gives_the_header_to_many_and_nobody_to_most_in_every_round() -> 
     assert len(set(busiest)) > 1
 
 
-# --- chunks -----------------------------------------------------------------------------------------------------------
-
 DONORS = ["a", "b", "c", "d"]
-
-
-def shared(chunks: int, donors: list[str]) -> ChunkSchedule:
-    return ChunkSchedule(frozenset(range(chunks)), frozenset(donors))
 
 
 def check(state: ChunkSchedule) -> None:
@@ -131,7 +123,7 @@ def test_every_chunk_comes_as_long_as_one_donor_gives_and_nothing_is_lost_when_o
 
 
 def test_a_single_donor_is_asked_for_every_chunk_once_in_order() -> None:
-    state, asked = shared(40, ["a"]), []
+    state, asked = ChunkSchedule(frozenset(range(40)), frozenset({"a"})), []
     while not state.is_complete:
         state, wanted = state.next_range("a")
         asked += list(wanted)
@@ -142,7 +134,7 @@ def test_a_single_donor_is_asked_for_every_chunk_once_in_order() -> None:
 
 
 def test_a_donor_that_is_done_takes_the_far_half_of_the_slowest_and_two_are_asked_for_a_last_chunk() -> None:
-    state = shared(8, ["slow", "quick"])
+    state = ChunkSchedule(frozenset(range(8)), frozenset({"slow", "quick"}))
     ranges = {}
     for donor in ("slow", "quick"):
         state, ranges[donor] = state.next_range(donor)

@@ -102,11 +102,10 @@ class Swarm(RuleBasedStateMachine):
 
 
 TestSwarm = Swarm.TestCase
-TestSwarm.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSwarm.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @given(parts=st.integers(1, 12) | st.none(), peers=st.integers(1, 8), data=st.data())
-@settings(deadline=None)
 def test_all_parts_are_covered_in_every_epoch_whoever_finishes_first(
     parts: int | None, peers: int, data: st.DataObject
 ) -> None:

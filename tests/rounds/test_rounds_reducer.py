@@ -44,8 +44,6 @@ def test_a_new_node_takes_about_its_share_of_many_equal_shards() -> None:
     assert sum(old != new for old, new in zip(before, after, strict=True)) <= 24
 
 
-# --- contributions ------------------------------------------------------------------------------------------------
-
 CLOSE = Close(term=1, round=2, parent="", shards=(0, 1), admitted=frozenset("ab"))
 offers = st.tuples(st.integers(1, 3), st.sampled_from("abc"), st.integers(0, 1), st.booleans())
 

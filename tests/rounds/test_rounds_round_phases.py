@@ -65,9 +65,6 @@ def both_joined(*calls: Call, **settings: int) -> LeaderState:
     return drive(fresh(**settings), (0.0, call, "a"), (0.0, call, "b"), *calls)[0]
 
 
-# --- opening and closing ------------------------------------------------------------------------------------------
-
-
 def test_the_first_round_waits_for_enough_peers_and_later_ones_do_not() -> None:
     state, seen = drive(fresh(min_peers=2), (1.0, call, "a"))
     assert state.phase is Phase.WAITING
@@ -166,9 +163,6 @@ def test_rounds_are_opened_and_committed_in_order_each_once_whatever_happens(
         assert now - state.opened_at < POLICY.ceiling_seconds
 
 
-# --- whom a round waits for ---------------------------------------------------------------------------------------
-
-
 def rounds_with_paces(paces: dict[str, float], rounds: int) -> tuple[list[float], dict[str, int]]:
     """How long each round took, and in how many each peer was; a peer that is too late starts the next round."""
     state = fresh(min_peers=len(paces))
@@ -232,8 +226,6 @@ def test_a_peer_that_came_after_a_round_was_opened_was_not_late_for_it() -> None
     assert state.late_rounds == {}
 
 
-# --- deadlines ----------------------------------------------------------------------------------------------------
-
 arrivals = st.dictionaries(st.sampled_from(PEERS), st.floats(0, 59, allow_nan=False), max_size=4)
 
 
@@ -268,8 +260,6 @@ def test_nobody_is_late_before_half_of_the_contributions_are_here_and_of_a_peer_
     assert not decide(59.0, PEERS, {"a": 1.0}, POLICY).close
     assert decide(5.0, ["b"], {"a": 1.0, "b": 2.0}, POLICY).reason == "all 2 payloads are here"
 
-
-# --- collecting the shards of a closed round --------------------------------------------------------------------------
 
 REDUCERS = ("a", "b", "b", "c")
 BEGUN = Gather(7, REDUCERS, 100.0)

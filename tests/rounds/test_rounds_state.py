@@ -24,7 +24,6 @@ def at(round: int) -> PeerState:
 
 LATE = replace(at(4), trained=5, unsent=5)  # a peer whose contribution to round 5 is not sent
 
-
 NEXT = {
     "a newcomer waits for an update": (PeerState(), Activity.WAIT),
     "then it fetches the state": (told(PeerState(), 4), Activity.FETCH_STATE),

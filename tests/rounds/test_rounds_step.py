@@ -10,14 +10,13 @@ from tests.fixtures import GENESIS, started_node
 from tsr_swarm.rounds import protocol as pt
 from tsr_swarm.rounds.follower import UNLED_SECONDS
 from tsr_swarm.rounds.leader import round_update
-from tsr_swarm.rounds.protocol import OpenRound, Poll, Received, Redirect, ReducerSlot, RoundUpdate, ShardDigest
 from tsr_swarm.rounds.raft_state import Heartbeat, HeartbeatReply, RoundRecord, VoteReply
 from tsr_swarm.rounds.round_phases import Phase
 from tsr_swarm.rounds.state import Node
 from tsr_swarm.rounds.step import ASLEEP_SECONDS, step, wake_at
 
 FIRST = RoundRecord(1, "x1", "", ("c",))
-SLOTS = (ReducerSlot("c", 1), ReducerSlot("c", 1))
+SLOTS = (pt.ReducerSlot("c", 1), pt.ReducerSlot("c", 1))
 
 
 def drive(state: Node, *events: tuple[pt.Event, float]) -> tuple[Node, list[pt.Action]]:
@@ -40,20 +39,20 @@ def uploads(actions: list[pt.Action]) -> list[int]:
     return [action.shard for action in only(actions, pt.Upload)]
 
 
-def poll(peer: str, key: tuple[int, int, int] = (0, 0, 0), applied: int = 0, **settings: bool) -> Received:
-    return Received(
-        peer, Poll(peer, 1, applied, **{"trains": True, "is_dialable": False, **settings}, sent=key, known=0)
+def poll(peer: str, key: tuple[int, int, int] = (0, 0, 0), applied: int = 0, **settings: bool) -> pt.Received:
+    return pt.Received(
+        peer, pt.Poll(peer, 1, applied, **{"trains": True, "is_dialable": False, **settings}, sent=key, known=0)
     )
 
 
 def update(
-    term: int = 1, version: int = 2, plan: OpenRound | None = None, base: RoundRecord = GENESIS, number: int = 1
-) -> Received:
-    return Received("c", RoundUpdate(term, "c", version, base, (), plan, (), False, number))
+    term: int = 1, version: int = 2, plan: pt.OpenRound | None = None, base: RoundRecord = GENESIS, number: int = 1
+) -> pt.Received:
+    return pt.Received("c", pt.RoundUpdate(term, "c", version, base, (), plan, (), False, number))
 
 
-def plan(term: int = 1, version: int = 1) -> OpenRound:
-    return OpenRound(1, "", term, version, SLOTS)
+def plan(term: int = 1, version: int = 1) -> pt.OpenRound:
+    return pt.OpenRound(1, "", term, version, SLOTS)
 
 
 def new_leader() -> Node:
@@ -70,12 +69,9 @@ def working() -> Node:
     return state
 
 
-# --- time ---------------------------------------------------------------------------------------------------------
-
-
 def without_peers() -> Node:
     """A leader whose only peer left in the middle of a round."""
-    state, _ = drive(new_leader(), (poll("p"), 1.0), (Received("p", pt.Goodbye("p")), 2.0))
+    state, _ = drive(new_leader(), (poll("p"), 1.0), (pt.Received("p", pt.Goodbye("p")), 2.0))
     assert state.leader_role.state.phase is Phase.TRAIN
     return state
 
@@ -90,18 +86,15 @@ def test_a_timer_that_went_off_is_not_due_at_once_again(make: Callable[[], Node]
         assert wake_at(state) > now
 
 
-# --- a new leader for the same round ------------------------------------------------------------------------------
-
-
 def test_the_shards_of_a_proposal_are_fetched_from_their_reducers_as_far_as_these_are_known() -> None:
     def stores(state: Node, term: int = 1) -> list[pt.Store]:
-        return only(step(state, Received("c", Heartbeat(term, GENESIS, proposal)), 1.0)[1], pt.Store)
+        return only(step(state, pt.Received("c", Heartbeat(term, GENESIS, proposal)), 1.0)[1], pt.Store)
 
     proposal = RoundRecord(1, "chain", "", ("c",))
     state, _ = step(started_node("p"), pt.Tick(), 0.0)
     assert stores(state) == [pt.Store(proposal, (), ("c",))]
-    slots = (ReducerSlot("r", 1), ReducerSlot("c", 1))
-    state, _ = step(state, update(plan=OpenRound(1, "", 1, 1, slots)), 0.5)
+    slots = (pt.ReducerSlot("r", 1), pt.ReducerSlot("c", 1))
+    state, _ = step(state, update(plan=pt.OpenRound(1, "", 1, 1, slots)), 0.5)
     assert stores(state) == [pt.Store(proposal, ("r", "c"), ("c",))]
     assert stores(state, term=2) == [pt.Store(proposal, (), ("c",))], "of another leader's plan"
 
@@ -132,13 +125,13 @@ def test_a_reducer_that_closed_for_one_leader_takes_more_for_the_next() -> None:
         return [action.verdict.counted for action in only(actions, pt.Reply)]
 
     close = pt.Close(1, 1, "", (0,), frozenset({"p"}))
-    state, actions = drive(started_node("r"), (pt.Offered("p", 1, 1, "", 0, 10), 1.0), (Received("c", close), 2.0))
+    state, actions = drive(started_node("r"), (pt.Offered("p", 1, 1, "", 0, 10), 1.0), (pt.Received("c", close), 2.0))
     assert pt.Average(1, 1, {0: frozenset({"p"})}) in actions
     assert counted(step(state, pt.Offered("q", 1, 1, "", 0, 10), 2.1)[1]) == [False]
     state, actions = step(state, pt.Offered("q", 2, 1, "", 0, 10), 2.2)
     assert counted(actions) == [True]
-    old = pt.Averaged(1, 1, 0, ShardDigest(frozenset({"p"}), "old"))
-    _, actions = drive(state, (Received("d", replace(close, term=2, admitted=frozenset("pq"))), 2.3), (old, 2.4))
+    old = pt.Averaged(1, 1, 0, pt.ShardDigest(frozenset({"p"}), "old"))
+    _, actions = drive(state, (pt.Received("d", replace(close, term=2, admitted=frozenset("pq"))), 2.3), (old, 2.4))
     assert not sent(actions, pt.ShardDone)
 
 
@@ -146,12 +139,9 @@ def test_an_update_of_a_later_round_is_newer_even_in_a_lower_term() -> None:
     """New voters may never have heard of the old ones' terms."""
     later = update(term=2, base=RoundRecord(3, "x3", "x2", ("d", "e", "f"))).message
     state, _ = drive(started_node("p"), (pt.Tick(), 0.0), (update(term=7), 0.1))
-    for event in (Received("d", replace(later, leader="d")), update(term=7, version=9)):
+    for event in (pt.Received("d", replace(later, leader="d")), update(term=7, version=9)):
         state, _ = step(state, event, 0.2)
         assert state.tracking.leader == "d"
-
-
-# --- finding the others -------------------------------------------------------------------------------------------
 
 
 def test_two_nodes_that_redirect_to_each_other_are_not_asked_without_a_pause() -> None:
@@ -159,7 +149,7 @@ def test_two_nodes_that_redirect_to_each_other_are_not_asked_without_a_pause() -
     polls = 0
     for turn in range(20):
         sender, hint = ("c", "d") if state.tracking.asked == "c" else ("d", "c")
-        state, actions = step(state, Received(sender, Redirect(3, hint, GENESIS)), 0.01 * turn)
+        state, actions = step(state, pt.Received(sender, pt.Redirect(3, hint, GENESIS)), 0.01 * turn)
         polls += len(only(actions, pt.Send))
     assert polls <= 4
 
@@ -173,18 +163,15 @@ def test_a_redirect_to_a_dead_node_does_not_keep_a_node_from_asking_the_others()
             (action,) = only(actions, pt.Send)
             asked.add(action.to)
             is_dead = action.to == "x"
-            redirect = Received(action.to, Redirect(3, "x", GENESIS))
+            redirect = pt.Received(action.to, pt.Redirect(3, "x", GENESIS))
             state, actions = step(state, pt.Unreachable("x", action.message) if is_dead else redirect, now)
     assert {"c", "d", "e"} <= asked
 
 
 def test_a_committed_round_is_learned_from_a_node_that_does_not_lead_too() -> None:
     record = RoundRecord(1, "x1", "", ("p", "q", "r"))
-    _, actions = drive(started_node("p"), (pt.Tick(), 0.0), (Received("c", Redirect(3, "", record)), 0.1))
+    _, actions = drive(started_node("p"), (pt.Tick(), 0.0), (pt.Received("c", pt.Redirect(3, "", record)), 0.1))
     assert [action.round for action in only(actions, pt.FetchRound)] == [1]
-
-
-# --- sleep, and leaving -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("is_told", [True, False])
@@ -220,9 +207,9 @@ def test_a_peer_that_is_asked_to_stop_and_knows_no_leader_leaves_at_once_and_has
 
 def test_a_peer_that_has_the_last_round_tells_the_leader_at_once() -> None:
     over = replace(update(base=FIRST, number=2).message, is_finished=True)
-    state, _ = drive(started_node("p"), (pt.Tick(), 0.0), (update(), 0.1), (Received("c", over), 1.0))
+    state, _ = drive(started_node("p"), (pt.Tick(), 0.0), (update(), 0.1), (pt.Received("c", over), 1.0))
     _, actions = step(state, pt.Applied(FIRST), 1.5)
-    assert [message.applied for message in sent(actions, Poll)] == [1] or sent(actions, pt.Goodbye)
+    assert [message.applied for message in sent(actions, pt.Poll)] == [1] or sent(actions, pt.Goodbye)
 
 
 def tick_until_it_quits(state: Node, seconds: float, lives: bool) -> tuple[Node, float]:
@@ -235,7 +222,7 @@ def tick_until_it_quits(state: Node, seconds: float, lives: bool) -> tuple[Node,
             break
         events = [pt.Unreachable(action.to, action.message) for action in only(actions, pt.Send)]
         if lives:
-            events = [Received("q", HeartbeatReply(state.voter.term, 2, "", "following"))]
+            events = [pt.Received("q", HeartbeatReply(state.voter.term, 2, "", "following"))]
         state, _ = drive(state, *((event, now) for event in events))
     return state, now - began
 
@@ -258,7 +245,7 @@ def test_a_leader_does_not_leave_a_voter_without_the_last_round_that_still_asks_
     state, _ = step(state, pt.Tick(), state.voter.election_at)
     for is_pre_vote in (True, False):
         vote = VoteReply(1, state.voter.term, True, is_pre_vote, "granted")
-        state, _ = step(state, Received("q", vote), state.stepped_at)
+        state, _ = step(state, pt.Received("q", vote), state.stepped_at)
     assert state.voter.leads
     state, _ = tick_until_it_quits(state, 30.0, lives)
     assert state.has_quit is not lives
@@ -274,7 +261,7 @@ def test_shards_go_to_nodes_that_lack_no_more_than_the_round_that_was_committed_
     plan = state.leader_role.plan
     ready = [(poll(name, plan.key, is_dialable=True), 2.0) for name in ("p", "q", "r")]
     done = [
-        (Received(reducer, pt.ShardDone(plan.term, 1, shard, ShardDigest(frozenset("pqr"), f"d{shard}"))), 2.1)
+        (pt.Received(reducer, pt.ShardDone(plan.term, 1, shard, pt.ShardDigest(frozenset("pqr"), f"d{shard}"))), 2.1)
         for shard, reducer in enumerate(plan.nodes)
     ]
     state, _ = drive(state, *ready, *done, (pt.Sealed(FIRST), 2.2))
@@ -288,9 +275,6 @@ def test_a_leader_that_trains_counts_its_own_work_as_soon_as_it_is_there() -> No
         state, _ = step(state, pt.Offered("c", state.voter.term, 1, "", shard, 10), 4.1)
         state, actions = step(state, pt.Uploaded(state.voter.term, 1, shard, SLOTS[shard], True), 4.1)
     assert only(actions, pt.Average)
-
-
-# --- a coordinator that votes alone and lost its disk -------------------------------------------------------------
 
 
 def ahead() -> Node:
@@ -319,6 +303,6 @@ def test_the_only_voter_is_followed_when_it_was_set_back() -> None:
 def test_nothing_else_takes_back_a_committed_round(sender: str, voters: tuple[str, ...], age: int) -> None:
     state = ahead()
     older = update(base=replace(FIRST, voters=voters), number=state.tracking.number - age).message
-    after, actions = step(state, Received(sender, replace(older, leader=sender)), 5.0)
+    after, actions = step(state, pt.Received(sender, replace(older, leader=sender)), 5.0)
     assert (after.peer.applied, after.peer.needs_state, after.voter.hard_state.base.round) == (3, False, 3)
     assert not only(actions, pt.FetchState)

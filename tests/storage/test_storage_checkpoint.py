@@ -51,10 +51,6 @@ def assert_equal(found: Mapping[str, Mapping[str, Tensor]], expected: Mapping[st
         assert torch.equal(found[stem][name], tensor)
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
     base = torch.arange(24.0)
     files = {
@@ -106,7 +102,7 @@ def test_a_round_saved_again_replaces_the_first(tmp_path: Path) -> None:
     save_round(tmp_path, 4)
     save(tmp_path, 4, some_files(9), {"again": True}, keep=1)
     assert latest(tmp_path).document == {"again": True}
-    assert names(tmp_path) == ["round-000004"]
+    assert [path.name for path in tmp_path.iterdir()] == ["round-000004"]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +114,6 @@ def two_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 FILES = ["checkpoint.json", "model.safetensors", "peer.safetensors"]
-
 
 DAMAGES: dict[str, Callable[[bytes, int, int], bytes | None]] = {  # of the content, at a byte and a bit
     "flipped": lambda data, at, bit: data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :],
@@ -169,7 +164,7 @@ def test_a_document_that_is_not_json_leaves_nothing_behind(tmp_path: Path) -> No
     save_round(tmp_path, 1)
     with pytest.raises(ValueError, match="JSON"):
         save(tmp_path, 2, some_files(2), {"loss": float("nan")}, keep=3)
-    assert names(tmp_path) == ["round-000001"]
+    assert [path.name for path in tmp_path.iterdir()] == ["round-000001"]
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_in_one_sentence(tmp_path: Path) -> None:

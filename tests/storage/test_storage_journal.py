@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.errors import RunError
@@ -41,7 +41,6 @@ def journal_in(folder: Path) -> Journal:
     return Journal(folder, ME, RUN)
 
 
-@settings(deadline=None)  # of a disk that syncs
 @given(written=st.lists(hard_states(), max_size=3))
 def test_a_journal_gives_back_what_was_written_last(written: list[HardState]) -> None:
     with TemporaryDirectory() as folder:
@@ -93,7 +92,6 @@ def test_a_process_killed_while_it_writes_leaves_the_old_hard_state_or_the_new(
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None)  # of a disk that syncs
 @given(data=st.data())
 def test_any_changed_byte_of_one_copy_is_warned_of_and_the_other_is_used(name: str, data: st.DataObject) -> None:
     hard_state = HardState(RoundRecord(9, "2" * 64, "3" * 64, (ME,)), term=4, voted_for=OTHER)
@@ -163,13 +161,7 @@ def test_a_journal_of_impossible_content_is_refused_whatever_its_digest(
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"{",
-        b"[]",
-        b"{}",
-        b"\xff\xfe",
-        b'{"format": ' + b"[" * 5000,
-        b"[" * (1 << 20),
+        *(b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"format": ' + b"[" * 5000, b"[" * (1 << 20)),
         json.dumps(asdict(HardState(GENESIS))).encode(),  # of the version before there were digests
     ],
 )

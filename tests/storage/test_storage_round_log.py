@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.errors import RunError
@@ -82,7 +82,6 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None)  # of a disk that syncs
 @given(steps=steps)
 def test_a_committed_round_is_never_lost_and_a_proposal_is_never_served_as_one(steps: list[tuple[str, int]]) -> None:
     """A voter stores proposals, learns which one is committed, journals that before anything else, and is killed."""

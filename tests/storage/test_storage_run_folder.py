@@ -15,19 +15,8 @@ from tsr_swarm.config.run import CheckpointConfig, PeriodsConfig, RoundConfig, R
 from tsr_swarm.errors import CheckpointError, ConfigError, RunError
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.storage import checkpoint
+from tsr_swarm.storage import run_folder as rf
 from tsr_swarm.storage.journal import NAMES
-from tsr_swarm.storage.run_folder import (
-    ROUNDS,
-    RunFolder,
-    RunState,
-    StartingPoint,
-    folder_lock,
-    holds_work,
-    load_run,
-    resume_run,
-    saved_record,
-    start_run,
-)
 
 GENESIS = RoundRecord(voters=(FIRST,))
 
@@ -37,8 +26,8 @@ class Begun:
     """A run that was started, and rounds that could be its next ones."""
 
     config: RunConfig
-    folder: RunFolder
-    start: StartingPoint
+    folder: rf.RunFolder
+    start: rf.StartingPoint
     history: History
 
     def commit(self, last: int) -> None:
@@ -53,11 +42,11 @@ class Begun:
 
     def save(self, round: int) -> None:
         state = self.history.states[round]
-        applied = RunState(record=self.history.record(round), consensus=state, outer={}, digest=state.digest().hex())
+        applied = rf.RunState(record=self.history.record(round), consensus=state, outer={}, digest=state.digest().hex())
         self.folder.save(self.start.manifest, applied, keep=3)
 
-    def resume(self, has_contacts: bool = False, warn: Callable[[str], None] = pytest.fail) -> StartingPoint:
-        return resume_run(self.folder, self.config, FIRST, has_contacts, warn)
+    def resume(self, has_contacts: bool = False, warn: Callable[[str], None] = pytest.fail) -> rf.StartingPoint:
+        return rf.resume_run(self.folder, self.config, FIRST, has_contacts, warn)
 
     def file_of(self, round: int) -> Path:
         (file,) = self.start.round_log.folder.glob(f"round-{round:09d}-*")
@@ -73,8 +62,8 @@ def begun(tmp_path: Path) -> Begun:
         checkpoint=CheckpointConfig(dir=str(tmp_path)),
         round=RoundConfig(shards=3),
     )
-    folder = RunFolder(tmp_path / "run")
-    start = start_run(folder, config, FIRST)
+    folder = rf.RunFolder(tmp_path / "run")
+    start = rf.start_run(folder, config, FIRST)
     return Begun(config, folder, start, make_history(start.manifest, start.consensus, 4))
 
 
@@ -86,7 +75,7 @@ def test_a_run_begins_with_one_voter(begun: Begun) -> None:
 
 def test_a_start_that_failed_leaves_no_run_and_its_journal_is_replaced(begun: Begun) -> None:
     begun.start.journal.write(HardState(GENESIS, term=7, voted_for=FIRST))
-    again = start_run(begun.folder, begun.config, "e" * 32)
+    again = rf.start_run(begun.folder, begun.config, "e" * 32)
     assert again.manifest.run_id != begun.start.manifest.run_id
     assert again.hard_state == again.journal.load(pytest.fail) == HardState(RoundRecord(voters=("e" * 32,)))
 
@@ -96,11 +85,9 @@ def test_a_run_is_not_started_over_another(begun: Begun, what: str) -> None:
     if what == "round":
         begun.commit(1)
     else:
-        begun.start.journal.write(
-            HardState(GENESIS, term=1, voted_for=FIRST, tail=begun.history.record(1), tail_term=1)
-        )
+        begun.start.journal.write(HardState(GENESIS, 1, FIRST, begun.history.record(1), 1))
     with pytest.raises(ConfigError, match="already holds a run"):
-        start_run(begun.folder, begun.config, FIRST)
+        rf.start_run(begun.folder, begun.config, FIRST)
 
 
 def test_a_run_of_which_only_rounds_are_left_is_neither_overwritten_nor_overlooked(begun: Begun) -> None:
@@ -108,26 +95,27 @@ def test_a_run_of_which_only_rounds_are_left_is_neither_overwritten_nor_overlook
     shutil.rmtree(begun.folder.checkpoints)
     for name in NAMES:
         (begun.folder.path / name).unlink()
-    left = list((begun.folder.path / ROUNDS).iterdir())
+    left = list((begun.folder.path / rf.ROUNDS).iterdir())
     with pytest.raises(ConfigError, match="already holds a run"):
-        start_run(begun.folder, begun.config, FIRST)
+        rf.start_run(begun.folder, begun.config, FIRST)
     with pytest.raises(CheckpointError, match=r"holds a run but no checkpoint; restore .*checkpoints from a copy"):
         begun.resume()
-    assert list((begun.folder.path / ROUNDS).iterdir()) == left != []
+    assert list((begun.folder.path / rf.ROUNDS).iterdir()) == left != []
 
 
 def test_a_folder_has_one_user_at_a_time(tmp_path: Path) -> None:
-    with folder_lock(tmp_path / "run"), pytest.raises(RunError, match="Another process"), folder_lock(tmp_path / "run"):
+    path = tmp_path / "run"
+    with rf.folder_lock(path), pytest.raises(RunError, match="Another process"), rf.folder_lock(path):
         pass
-    with folder_lock(tmp_path / "run"):
+    with rf.folder_lock(path):
         pass
 
 
 def test_a_folder_holds_work_once_a_run_of_it_has_begun(tmp_path: Path) -> None:
     (tmp_path / "run-notes").mkdir()
-    assert not holds_work(tmp_path)
+    assert not rf.holds_work(tmp_path)
     (tmp_path / "run-0123456789abcdef").mkdir()
-    assert holds_work(tmp_path)
+    assert rf.holds_work(tmp_path)
 
 
 @pytest.mark.parametrize("saved", [0, 2, 4])
@@ -231,8 +219,8 @@ def test_a_journal_of_another_history_is_refused(begun: Begun) -> None:
 def test_a_checkpoint_says_who_votes_after_it(begun: Begun) -> None:
     begun.commit(2)
     begun.save(2)
-    _, saved = load_run(begun.folder, pytest.fail)
-    assert saved_record(saved) == begun.history.record(2)
+    _, saved = rf.load_run(begun.folder, pytest.fail)
+    assert rf.saved_record(saved) == begun.history.record(2)
     document = {name: value for name, value in saved.document.items() if name != "voters"}
     checkpoint.save(begun.folder.checkpoints, 3, saved.files, document, keep=1)
     with pytest.raises(CheckpointError, match="does not say who voted"):

@@ -24,15 +24,6 @@ from tsr_swarm.wire.v1 import swarm_pb2 as pb
 from tsr_swarm.wire.v1 import swarm_pb2_grpc
 
 
-async def raw_submit(port: int, requests: list[pb.SubmitRequest]) -> grpc.aio.AioRpcError:
-    """Submit as a client would that does not keep the rules; return the status it gets."""
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CLIENT_OPTIONS) as channel:
-        stub: Any = swarm_pb2_grpc.SwarmStub(channel)  # type: ignore[no-untyped-call]
-        with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await stub.Submit(iter(requests), timeout=10)
-        return failure.value
-
-
 @pytest.mark.parametrize(
     ("requests", "reason"),
     [
@@ -46,9 +37,12 @@ async def raw_submit(port: int, requests: list[pb.SubmitRequest]) -> grpc.aio.Ai
     ],
 )
 async def test_a_stream_out_of_order_is_refused(pair: Any, requests: list[pb.SubmitRequest], reason: str) -> None:
-    failure = await raw_submit(pair.port, requests)
-    assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT
-    metadata: Any = failure.trailing_metadata()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{pair.port}", options=CLIENT_OPTIONS) as channel:
+        stub: Any = swarm_pb2_grpc.SwarmStub(channel)  # type: ignore[no-untyped-call]
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await stub.Submit(iter(requests), timeout=10)
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    metadata: Any = failure.value.trailing_metadata()
     assert dict(metadata)["tsr-reason"] == reason
 
 

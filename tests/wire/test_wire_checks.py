@@ -9,13 +9,11 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.examples import but, each, flip, refusal_of
+from tests.wire.examples import CROWD, OTHER, PEER, but, each, flip, refusal_of
 from tsr_swarm.errors import PeerError
 from tsr_swarm.wire.checks import check
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
-PEER, OTHER = "0123456789abcdef" * 2, "f" * 32
-PEERS = tuple(f"{number:032x}" for number in range(6))
 DIGEST, SHORT = b"d" * 32, b"d" * 31
 ADDRESS = "192.0.2.7:7700"
 RECORD = pb.Record(round=4, chain=DIGEST, parent=DIGEST, voters=[PEER, OTHER])
@@ -90,7 +88,7 @@ TOLD: dict[str, Any] = {
         pb.PollReply(unknown=True),
         pb.PollReply(redirect=pb.Redirect(base=RECORD)),
         *(but(GOOD[pb.TellRequest], **{name: GOOD[kind]}) for name, kind in TOLD.items()),
-        but(GOOD[pb.Beat], base=pb.Record(voters=PEERS[:1]), proposal=None),
+        but(GOOD[pb.Beat], base=pb.Record(voters=CROWD[:1]), proposal=None),
         but(GOOD[pb.BeatReply], accepted=b""),
         but(GOOD[pb.Close], round=1, parent=b""),
         but(GOOD[pb.ShardDone], roster=b"", result=pb.ShardResult(void=True)),
@@ -226,7 +224,7 @@ WRONG: dict[type[Message], dict[str, list[Any]]] = {
         "round": [2**41],
         "chain": [b"", DIGEST + b"x", {"round": 0}],
         "parent": [b"", {"round": 1}, {"round": 0, "chain": b""}],
-        "voters": [[], PEERS, [PEERS[1], PEERS[0]], [PEERS[0], PEERS[0]], ["no id"]],
+        "voters": [[], CROWD, [CROWD[1], CROWD[0]], [CROWD[0], CROWD[0]], ["no id"]],
     },
     pb.ListPeersRequest: {"manifest_digest": [b""], "roster": [SHORT], "known": [DIGEST + b"x"]},
     pb.ListPeersReply: {"unchanged": [True], "members": [[pb.Member(peer_id=bytes(16))]]},

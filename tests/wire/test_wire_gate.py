@@ -11,16 +11,8 @@ from tsr_swarm.config.layout import Slot, published_slots, upload_slots
 from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.errors import PeerError
+from tsr_swarm.wire import gate
 from tsr_swarm.wire.codec import Section, encode
-from tsr_swarm.wire.gate import (
-    CheckedContribution,
-    check_header,
-    check_published,
-    decode_published,
-    max_published_bytes,
-    shard_slots,
-    void_blocks,
-)
 from tsr_swarm.wire.messages import PublishedHeader, ShardResult, chain_hash, open_envelope, published_to_proto, seal
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
@@ -33,16 +25,16 @@ def payload(slots: Sequence[Slot]) -> tuple[tuple[Section, ...], bytes]:
     return encode(slots, {slot: random_grid(slot, rng) for slot in slots}, 3)
 
 
-UPLOAD = shard_slots(upload_slots(BLOCKS, PLAN.due, MANIFEST.config.wire), SHARDS[1])
+UPLOAD = gate.shard_slots(upload_slots(BLOCKS, PLAN.due, MANIFEST.config.wire), SHARDS[1])
 SECTIONS, DATA = payload(UPLOAD)
 HEADER = replace(
     examples.HEADER, protocol=PROTOCOL_VERSION, manifest_digest=bytes.fromhex(MANIFEST.digest), sections=SECTIONS
 )
 
 
-def check(envelope: pb.Envelope) -> CheckedContribution:
+def check(envelope: pb.Envelope) -> gate.CheckedContribution:
     header = open_envelope(envelope)
-    return check_header(header, manifest=MANIFEST, plan=PLAN, is_known=lambda peer: peer == PEER)
+    return gate.check_header(header, manifest=MANIFEST, plan=PLAN, is_known=lambda peer: peer == PEER)
 
 
 def test_a_good_contribution_passes_and_opens() -> None:
@@ -89,7 +81,7 @@ def published(void: frozenset[int]) -> tuple[PublishedHeader, bytes]:
         if index in void:
             results.append(ShardResult(void=True))
             continue
-        sections, frames = payload(shard_slots(slots, blocks))
+        sections, frames = payload(gate.shard_slots(slots, blocks))
         results.append(ShardResult(False, (PEER,), 1000, sections))
         data += frames
     chain = chain_hash(PARENT, PLAN, SHARDS, results, VOTERS)
@@ -101,14 +93,14 @@ def test_a_published_round_passes_and_opens_without_its_void_shards(void: frozen
     header, data = published(void)
     without_voters = replace(header, chain=chain_hash(PARENT, PLAN, SHARDS, header.shards), voters=())
     for good in (header, without_voters):
-        assert check_published(published_to_proto(good), manifest=MANIFEST, parent=PARENT) == good
-    blocks = void_blocks(header)
+        assert gate.check_published(published_to_proto(good), manifest=MANIFEST, parent=PARENT) == good
+    blocks = gate.void_blocks(header)
     assert blocks == frozenset(index for shard in void for index in SHARDS[shard])
     slots = published_slots(BLOCKS, PLAN.due, MANIFEST.config.wire, blocks)
-    assert decode_published(header, data, manifest=MANIFEST).keys() == set(slots)
+    assert gate.decode_published(header, data, manifest=MANIFEST).keys() == set(slots)
     for extra in (b"x", data + b"x"):
         with pytest.raises(PeerError):
-            decode_published(header, data + extra, manifest=MANIFEST)
+            gate.decode_published(header, data + extra, manifest=MANIFEST)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +115,7 @@ def test_a_published_round_passes_and_opens_without_its_void_shards(void: frozen
 )
 def test_a_round_that_does_not_continue_the_chain_is_refused(change: dict[str, Any], parent: bytes) -> None:
     header = replace(published(frozenset())[0], **change)
-    assert refusal_of(check_published, published_to_proto(header), manifest=MANIFEST, parent=parent) == "chain"
+    assert refusal_of(gate.check_published, published_to_proto(header), manifest=MANIFEST, parent=parent) == "chain"
 
 
 def test_published_sections_must_be_the_legal_ones() -> None:
@@ -131,7 +123,7 @@ def test_published_sections_must_be_the_legal_ones() -> None:
     first, second = header.shards
     shards = (replace(first, sections=second.sections), second)
     wrong = replace(header, shards=shards, chain=chain_hash(PARENT, PLAN, SHARDS, shards, VOTERS))
-    assert refusal_of(check_published, published_to_proto(wrong), manifest=MANIFEST, parent=PARENT) == "sections"
+    assert refusal_of(gate.check_published, published_to_proto(wrong), manifest=MANIFEST, parent=PARENT) == "sections"
 
 
 @pytest.mark.parametrize("tangent", [frozenset(), frozenset({0}), frozenset(LOW_RANK)])
@@ -145,5 +137,5 @@ def test_no_round_is_larger_than_the_bound_which_has_room_for_moments(
     for manifest, has_moments in ((MANIFEST, False), (averaging, True)):
         due = Due(tangent=tangent, aim=aim, first=has_moments, second=has_moments)
         _, data = payload(published_slots(BLOCKS, due, manifest.config.wire))
-        assert len(data) <= max_published_bytes(manifest)
-    assert max_published_bytes(MANIFEST) < max_published_bytes(averaging)
+        assert len(data) <= gate.max_published_bytes(manifest)
+    assert gate.max_published_bytes(MANIFEST) < gate.max_published_bytes(averaging)

@@ -9,18 +9,10 @@ from hypothesis.extra import numpy as hnp
 from tests.wire.examples import refusal_of
 from tsr_swarm.config.layout import digits_per_byte, packed_bytes, runs_bytes
 from tsr_swarm.errors import PeerError
-from tsr_swarm.wire.packing import (
-    PACKED_BITS,
-    Integers,
-    pack,
-    pack_digits,
-    pack_runs,
-    unpack,
-    unpack_digits,
-    unpack_runs,
-)
+from tsr_swarm.wire import packing
+from tsr_swarm.wire.packing import Integers
 
-widths = st.sampled_from(PACKED_BITS)
+widths = st.sampled_from(packing.PACKED_BITS)
 few_bits = st.sampled_from((2, 3, 4, 8))
 bases = st.integers(2, 256)
 
@@ -33,9 +25,9 @@ def limit(bits: int) -> int:
 def test_unpack_inverts_pack(bits: int, data: st.DataObject) -> None:
     numbers = st.integers(-limit(bits), limit(bits))
     values = data.draw(hnp.arrays(np.int32, st.integers(0, 40), elements=numbers))
-    packed = pack(values, bits)
+    packed = packing.pack(values, bits)
     assert len(packed) == packed_bytes(values.size, bits)
-    assert np.array_equal(unpack(memoryview(packed), values.size, bits), values)
+    assert np.array_equal(packing.unpack(memoryview(packed), values.size, bits), values)
 
 
 def assert_one_form(read: Callable[[memoryview], Integers], write: Callable[[Integers], bytes], raw: bytes) -> None:
@@ -51,24 +43,24 @@ def assert_one_form(read: Callable[[memoryview], Integers], write: Callable[[Int
 @given(bits=widths, count=st.integers(0, 20), data=st.data())
 def test_numbers_have_one_legal_form(bits: int, count: int, data: st.DataObject) -> None:
     raw = data.draw(st.binary(min_size=packed_bytes(count, bits), max_size=packed_bytes(count, bits)))
-    assert_one_form(lambda data: unpack(data, count, bits), lambda values: pack(values, bits), raw)
+    assert_one_form(lambda data: packing.unpack(data, count, bits), lambda values: packing.pack(values, bits), raw)
 
 
-@pytest.mark.parametrize("bits", PACKED_BITS)
+@pytest.mark.parametrize("bits", packing.PACKED_BITS)
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_pack_refuses_what_does_not_fit(bits: int, sign: int) -> None:
     with pytest.raises(ValueError, match="does not fit"):
-        pack(np.array([0, sign * (limit(bits) + 1)], dtype=np.int32), bits)
+        packing.pack(np.array([0, sign * (limit(bits) + 1)], dtype=np.int32), bits)
 
 
 def test_planes_of_twelve_bits_are_low_bytes_then_nibbles() -> None:
-    assert pack(np.array([0x123, -1, 0x7FF], dtype=np.int32), 12).hex() == "23ffff" + "f107"
+    assert packing.pack(np.array([0x123, -1, 0x7FF], dtype=np.int32), 12).hex() == "23ffff" + "f107"
 
 
 def test_few_bits_number_the_legal_values_from_zero_outwards() -> None:
-    assert pack(np.array([0, 1, -1, 1, 0], dtype=np.int32), 2) == bytes([0 + 1 * 3 + 2 * 9 + 1 * 27])
-    assert pack(np.array([-3, 2, 3], dtype=np.int32), 3) == bytes([6 + 3 * 7, 5])
-    assert pack(np.array([7, -7], dtype=np.int32), 4) == bytes([13 + 14 * 15])
+    assert packing.pack(np.array([0, 1, -1, 1, 0], dtype=np.int32), 2) == bytes([0 + 1 * 3 + 2 * 9 + 1 * 27])
+    assert packing.pack(np.array([-3, 2, 3], dtype=np.int32), 3) == bytes([6 + 3 * 7, 5])
+    assert packing.pack(np.array([7, -7], dtype=np.int32), 4) == bytes([13 + 14 * 15])
 
 
 @given(base=bases)
@@ -81,17 +73,19 @@ def test_as_many_digits_share_a_byte_as_fit(base: int) -> None:
 def test_packing_writes_the_digits_of_one_number_a_byte(base: int, data: st.DataObject) -> None:
     digits = data.draw(hnp.arrays(np.int32, st.integers(0, 40), elements=st.integers(0, base - 1)))
     per_byte = digits_per_byte(base)
-    packed = pack_digits(digits, base)
+    packed = packing.pack_digits(digits, base)
     groups = [digits[start : start + per_byte].tolist() for start in range(0, digits.size, per_byte)]
     assert list(packed) == [sum(digit * base**power for power, digit in enumerate(group)) for group in groups]
-    assert np.array_equal(unpack_digits(memoryview(packed), digits.size, base), digits)
+    assert np.array_equal(packing.unpack_digits(memoryview(packed), digits.size, base), digits)
 
 
 @given(base=bases, count=st.integers(0, 20), data=st.data())
 def test_digits_have_one_legal_form(base: int, count: int, data: st.DataObject) -> None:
     length = -(-count // digits_per_byte(base))
     raw = data.draw(st.binary(min_size=length, max_size=length))
-    assert_one_form(lambda data: unpack_digits(data, count, base), lambda digits: pack_digits(digits, base), raw)
+    assert_one_form(
+        lambda data: packing.unpack_digits(data, count, base), lambda digits: packing.pack_digits(digits, base), raw
+    )
 
 
 def slow_runs(values: list[int]) -> list[int]:
@@ -120,7 +114,7 @@ def sparse(draw: st.DrawFn, bits: int) -> Integers:
 
 
 def joined(values: Integers, bits: int) -> bytes:
-    return b"".join(pack_runs(values, bits, runs_bytes(values.size, bits)))
+    return b"".join(packing.pack_runs(values, bits, runs_bytes(values.size, bits)))
 
 
 @given(bits=few_bits, data=st.data())
@@ -128,13 +122,13 @@ def test_unpacking_inverts_packing_of_runs_at_the_one_length(bits: int, data: st
     values = data.draw(sparse(bits))
     packed = joined(values, bits)
     assert len(packed) == runs_bytes(values.size, bits)
-    assert np.array_equal(unpack_runs(memoryview(packed), values.size, bits), values)
+    assert np.array_equal(packing.unpack_runs(memoryview(packed), values.size, bits), values)
 
 
 @given(bits=few_bits, data=st.data())
 def test_runs_count_the_zeros_before_each_number(bits: int, data: st.DataObject) -> None:
     values = data.draw(sparse(bits))
-    runs, levels, padding = pack_runs(values, bits, runs_bytes(values.size, bits))
+    runs, levels, padding = packing.pack_runs(values, bits, runs_bytes(values.size, bits))
     assert list(runs) == slow_runs(values.tolist())
     assert not any(padding)
     if bits == 8:  # a byte each
@@ -146,23 +140,23 @@ def test_runs_have_one_legal_form(bits: int, count: int, data: st.DataObject) ->
     length = runs_bytes(count, bits)
     byte = st.sampled_from((0, 1, 2, 3, 9, 254, 255)) | st.integers(0, 255)
     raw = bytes(data.draw(st.lists(byte, min_size=length, max_size=length)))
-    assert_one_form(lambda data: unpack_runs(data, count, bits), lambda values: joined(values, bits), raw)
+    assert_one_form(lambda data: packing.unpack_runs(data, count, bits), lambda values: joined(values, bits), raw)
 
 
 FAULTS: list[tuple[Callable[..., Integers], tuple[int, int], str, list[bytes]]] = [
-    (unpack, (1, 8), "range", [b"\x80"]),  # the most negative value
-    (unpack, (1, 12), "range", [b"\x00\x08"]),
-    (unpack, (1, 16), "range", [b"\x00\x80"]),
-    (unpack, (1, 24), "range", [b"\x00\x00\x80"]),
-    (unpack, (1, 12), "padding", [b"\x01\x10"]),
-    (unpack, (2, 12), "length", [b"", bytes(2), bytes(4)]),
-    (unpack_digits, (5, 3), "range", [b"\xf3"]),
-    (unpack_digits, (1, 3), "padding", [b"\x03"]),
-    (unpack_digits, (1, 3), "length", [b"", b"00"]),
-    (unpack_runs, (3, 2), "runs", [b"\x01\x01\x01\x01\x01"]),  # no end
-    (unpack_runs, (3, 2), "runs", [b"\x02\x02\x02\x00\x00"]),  # beyond the three numbers there are
-    (unpack_runs, (3, 2), "runs", [b"\xff\x00\x00\x00\x00"]),  # zeros that lead nowhere
-    (unpack_runs, (3, 2), "padding", [b"\x01\x00\x02\x00\x00", b"\x01\x00\x00\x00\x01"]),
+    (packing.unpack, (1, 8), "range", [b"\x80"]),  # the most negative value
+    (packing.unpack, (1, 12), "range", [b"\x00\x08"]),
+    (packing.unpack, (1, 16), "range", [b"\x00\x80"]),
+    (packing.unpack, (1, 24), "range", [b"\x00\x00\x80"]),
+    (packing.unpack, (1, 12), "padding", [b"\x01\x10"]),
+    (packing.unpack, (2, 12), "length", [b"", bytes(2), bytes(4)]),
+    (packing.unpack_digits, (5, 3), "range", [b"\xf3"]),
+    (packing.unpack_digits, (1, 3), "padding", [b"\x03"]),
+    (packing.unpack_digits, (1, 3), "length", [b"", b"00"]),
+    (packing.unpack_runs, (3, 2), "runs", [b"\x01\x01\x01\x01\x01"]),  # no end
+    (packing.unpack_runs, (3, 2), "runs", [b"\x02\x02\x02\x00\x00"]),  # beyond the three numbers there are
+    (packing.unpack_runs, (3, 2), "runs", [b"\xff\x00\x00\x00\x00"]),  # zeros that lead nowhere
+    (packing.unpack_runs, (3, 2), "padding", [b"\x01\x00\x02\x00\x00", b"\x01\x00\x00\x00\x01"]),
 ]
 
 
@@ -177,4 +171,4 @@ def test_each_fault_has_its_reason(
 @pytest.mark.parametrize("value", [2, -2])
 def test_runs_refuse_what_does_not_fit(value: int) -> None:
     with pytest.raises(ValueError, match="does not fit 2 bits"):
-        pack_runs(np.array([0, value], dtype=np.int32), 2, 100)
+        packing.pack_runs(np.array([0, value], dtype=np.int32), 2, 100)
