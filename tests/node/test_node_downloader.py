@@ -22,7 +22,7 @@ from tsr_swarm.node.sync import rounds as round_download
 from tsr_swarm.node.sync.donors import Donors
 from tsr_swarm.node.sync.downloader import Downloader
 from tsr_swarm.node.sync.rounds import Frames
-from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
+from tsr_swarm.rounds.catch_up import BRANCHES, donors_of_header
 from tsr_swarm.storage import state_file
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.state_file import StateAssembly
@@ -320,7 +320,7 @@ async def test_a_reducer_gets_the_header_from_another_reducer_or_else_from_a_vot
         for first in range(200)
         for nodes in [[other, *away[first : first + BRANCHES + 1]]]
         for node in nodes
-        if header_givers(node, record.chain, nodes) == [other]
+        if donors_of_header(node, record.chain, nodes) == [other]
     )
     donor, voter = (node for node in ids if node != other)
     nodes: dict[str, Node | None] = dict(zip(ids, net.nodes(3, [1]), strict=True))

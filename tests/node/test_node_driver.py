@@ -17,7 +17,7 @@ from tests.rehearsal.clock import Clock, Timer
 from tsr_swarm.node import driver as module
 from tsr_swarm.node.driver import AGAIN_SECONDS, Driver
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds import raft_state as cl
+from tsr_swarm.rounds import raft_state
 from tsr_swarm.rounds.raft_state import HardState, RoundRecord
 from tsr_swarm.rounds.state import Node, NodeIdentity, PeerState
 from tsr_swarm.rounds.step import begin, wake_at
@@ -103,10 +103,12 @@ records = st.builds(RoundRecord, st.just(1), hashes, st.just(""), st.just(VOTERS
     RoundRecord, st.integers(2, 3), hashes, hashes, st.just(VOTERS)
 )
 messages = (
-    st.builds(cl.VoteRequest, terms, st.sampled_from(VOTERS[1:]), st.tuples(st.integers(0, 2), terms), st.booleans())
-    | st.builds(cl.VoteReply, terms, terms, st.booleans(), st.booleans(), st.just(""))
-    | st.builds(cl.Heartbeat, terms, st.just(RoundRecord(voters=VOTERS)) | records, st.none() | records)
-    | st.builds(cl.HeartbeatReply, terms, st.integers(0, 2), st.sampled_from(["", "1" * 64]), st.just(""))
+    st.builds(
+        raft_state.VoteRequest, terms, st.sampled_from(VOTERS[1:]), st.tuples(st.integers(0, 2), terms), st.booleans()
+    )
+    | st.builds(raft_state.VoteReply, terms, terms, st.booleans(), st.booleans(), st.just(""))
+    | st.builds(raft_state.Heartbeat, terms, st.just(RoundRecord(voters=VOTERS)) | records, st.none() | records)
+    | st.builds(raft_state.HeartbeatReply, terms, st.integers(0, 2), st.sampled_from(["", "1" * 64]), st.just(""))
     | st.builds(pt.Redirect, terms, st.sampled_from(["", *VOTERS]), records)
 )
 events: st.SearchStrategy[pt.Event] = (
@@ -142,14 +144,14 @@ def test_an_event_whose_promise_cannot_be_written_has_not_happened(story: list[p
             rig.driver.put(event)
             assert rig.driver.node is before or rig.steps == done + 1
             assert rig.driver.node.voter.hard_state == rig.genesis
-        assert not [reply for reply in rig.sent(cl.VoteReply) if reply.granted and not reply.is_pre_vote]
-        assert not [reply for reply in rig.sent(cl.HeartbeatReply) if reply.accepted]
+        assert not [reply for reply in rig.sent(raft_state.VoteReply) if reply.granted and not reply.is_pre_vote]
+        assert not [reply for reply in rig.sent(raft_state.HeartbeatReply) if reply.accepted]
 
 
 def test_an_own_event_is_put_again_and_a_message_is_not(tmp_path: Path) -> None:
     record, rig = RoundRecord(1, "1" * 64, "", VOTERS), Rig(tmp_path)
     rig.fill_the_disk()
-    rig.driver.put(pt.Received(OTHER, cl.Heartbeat(7, RoundRecord(voters=VOTERS), None)))
+    rig.driver.put(pt.Received(OTHER, raft_state.Heartbeat(7, RoundRecord(voters=VOTERS), None)))
     rig.driver.put(pt.Applied(record))
     assert rig.driver.node.voter.hard_state.base.round == 0
     rig.loop.run_until(3.5 * AGAIN_SECONDS)
@@ -163,10 +165,10 @@ def test_an_own_event_is_put_again_and_a_message_is_not(tmp_path: Path) -> None:
 
 
 def test_an_event_that_comes_of_another_waits_for_its_end(tmp_path: Path) -> None:
-    rig, put = Rig(tmp_path), [pt.Received(OTHER, cl.VoteRequest(2, OTHER, (0, 0), False))]
+    rig, put = Rig(tmp_path), [pt.Received(OTHER, raft_state.VoteRequest(2, OTHER, (0, 0), False))]
     rig.meanwhile = lambda action: rig.driver.put(put.pop()) if put else None
-    rig.driver.put(pt.Received(THIRD, cl.VoteRequest(1, THIRD, (0, 0), False)))
-    assert [reply.term for reply in rig.sent(cl.VoteReply)] == [1, 2]
+    rig.driver.put(pt.Received(THIRD, raft_state.VoteRequest(1, THIRD, (0, 0), False)))
+    assert [reply.term for reply in rig.sent(raft_state.VoteReply)] == [1, 2]
 
 
 def test_timers_ring_when_they_are_due_and_no_more_often(tmp_path: Path) -> None:
@@ -174,7 +176,7 @@ def test_timers_ring_when_they_are_due_and_no_more_often(tmp_path: Path) -> None
     rig = Rig(tmp_path)
     rig.driver.put(pt.Tick())
     rig.loop.run_until(60.0)
-    assert len(rig.sent(cl.VoteRequest)) > 2 * 60 / 8
+    assert len(rig.sent(raft_state.VoteRequest)) > 2 * 60 / 8
     assert len(rig.sent(pt.Poll)) >= 60 / 7
     assert rig.steps < 60
     assert wake_at(rig.driver.node) > rig.loop.clock.now

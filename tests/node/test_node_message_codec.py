@@ -20,7 +20,7 @@ from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.node import message_codec as mc
 from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds import raft_state as cl
+from tsr_swarm.rounds import raft_state
 from tsr_swarm.rounds.leases import Coverage, Lease
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.wire.codec import Section
@@ -60,10 +60,12 @@ def records(draw: st.DrawFn) -> RoundRecord:
     return RoundRecord(round, chain, draw(chains) if round > 1 else "", draw(voters))
 
 
-votes = st.builds(cl.VoteRequest, terms, st.just(SENDER), st.tuples(rounds, st.integers(0, 2**40)), st.booleans())
-replies = st.builds(cl.VoteReply, terms, st.integers(0, 2**40), st.booleans(), st.booleans(), reasons)
-beats = st.builds(cl.Heartbeat, terms, records(), st.none() | records())
-answers = st.builds(cl.HeartbeatReply, terms, rounds, st.just("") | chains, reasons)
+votes = st.builds(
+    raft_state.VoteRequest, terms, st.just(SENDER), st.tuples(rounds, st.integers(0, 2**40)), st.booleans()
+)
+replies = st.builds(raft_state.VoteReply, terms, st.integers(0, 2**40), st.booleans(), st.booleans(), reasons)
+beats = st.builds(raft_state.Heartbeat, terms, records(), st.none() | records())
+answers = st.builds(raft_state.HeartbeatReply, terms, rounds, st.just("") | chains, reasons)
 goodbyes = st.just(pt.Goodbye(SENDER))
 
 
@@ -192,7 +194,7 @@ def test_a_redirect_comes_back_as_it_was(redirect: pt.Redirect) -> None:
 
 
 def test_a_long_reason_is_cut() -> None:
-    reply = cl.VoteReply(3, 2, False, False, "x" * 1000)
+    reply = raft_state.VoteReply(3, 2, False, False, "x" * 1000)
     decoded = mc.decode_message(sent(mc.tell_to_proto(reply)), MANIFEST, known(ALONE))
     assert decoded.message == replace(reply, reason="x" * 160)
 

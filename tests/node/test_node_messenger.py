@@ -18,7 +18,7 @@ from tsr_swarm.node.roster_cache import MOST_QUESTIONS, RosterCache
 from tsr_swarm.node.round_cache import ReducedShard
 from tsr_swarm.node.service import StartingService
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds import raft_state as cl
+from tsr_swarm.rounds import raft_state
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
@@ -35,7 +35,7 @@ STANDS = RoundRecord(1, "1" * 64, "", (B,))
 OPEN = pt.OpenRound(1, "", 1, 1, (pt.ReducerSlot(A, 1), pt.ReducerSlot(B, 2)))
 ASKED = pt.Poll(A, 1, 0, True, False, (0, 0, 0), 0, number=1)
 TOLD = pt.RoundUpdate(1, B, 1, BASE, (), None, (), False, number=1)
-BEAT = cl.Heartbeat(3, BASE, None)
+BEAT = raft_state.Heartbeat(3, BASE, None)
 
 
 @dataclass
@@ -311,10 +311,10 @@ async def test_a_poll_of_an_unknown_peer_leaves_no_address(b: Small) -> None:
 
 
 SAID: Sequence[pt.Message] = (
-    cl.VoteRequest(3, A, (1, 2), True),
-    cl.VoteReply(3, 2, True, False, "granted"),
-    cl.Heartbeat(3, STANDS, RoundRecord(2, "2" * 64, "1" * 64, (A, B))),
-    cl.HeartbeatReply(3, 1, "2" * 64, "accepted"),
+    raft_state.VoteRequest(3, A, (1, 2), True),
+    raft_state.VoteReply(3, 2, True, False, "granted"),
+    raft_state.Heartbeat(3, STANDS, RoundRecord(2, "2" * 64, "1" * 64, (A, B))),
+    raft_state.HeartbeatReply(3, 1, "2" * 64, "accepted"),
     pt.Goodbye(A),
     pt.ShardDone(3, 1, 1, pt.ShardDigest()),
 )
@@ -324,7 +324,7 @@ SAID: Sequence[pt.Message] = (
 async def test_a_message_arrives_as_it_was_sent(message: pt.Message, a: Small, b: Small) -> None:
     a.send(B, message)
     assert await b.seen(pt.Received) == [pt.Received(A, message)]
-    assert b.context.newest == (message.base if isinstance(message, cl.Heartbeat) else BASE)
+    assert b.context.newest == (message.base if isinstance(message, raft_state.Heartbeat) else BASE)
 
 
 @pytest.fixture

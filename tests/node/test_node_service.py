@@ -13,7 +13,7 @@ from tests.published_rounds import History
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.node import service
 from tsr_swarm.node.round_cache import KEPT_HEADERS, Headers
-from tsr_swarm.rounds.catch_up import BRANCHES, header_givers
+from tsr_swarm.rounds.catch_up import BRANCHES, donors_of_header
 from tsr_swarm.rounds.protocol import OpenRound, ReducerSlot
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
@@ -59,7 +59,7 @@ async def test_reducers_wait_for_the_header_at_the_nodes_that_the_header_tree_na
     reducers = [ME, *(f"{number:032x}" for number in range(BRANCHES * 3))]
     donor = Donor(tmp_path, history, reducers)
     chain = history.at(1).header.chain.hex()
-    below = [reducer for reducer in reducers if ME in header_givers(reducer, chain, reducers)]
+    below = [reducer for reducer in reducers if ME in donors_of_header(reducer, chain, reducers)]
     for reducer in reducers:
         asked = asyncio.create_task(donor.give(reducer))
         if reducer in below:

@@ -6,7 +6,14 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsr_swarm.rounds.catch_up import BRANCHES, MAX_CHUNKS, MOST_GIVERS, ChunkSchedule, choose_way, header_givers
+from tsr_swarm.rounds.catch_up import (
+    BRANCHES,
+    MAX_CHUNKS,
+    MOST_HEADER_DONORS,
+    ChunkSchedule,
+    choose_way,
+    donors_of_header,
+)
 
 
 @given(
@@ -40,10 +47,10 @@ chains = st.text("0123456789abcdef", max_size=8)
 
 @given(nodes=names, chain=chains)
 def test_a_peer_asks_some_that_reduced_shards_for_the_header(nodes: set[str], chain: str) -> None:
-    givers = header_givers("peer", chain, sorted(nodes) * 2)
-    assert givers == header_givers("peer", chain, sorted(nodes, reverse=True))
-    assert set(givers) <= nodes
-    assert len(set(givers)) == len(givers) == min(MOST_GIVERS, len(nodes))
+    donors = donors_of_header("peer", chain, sorted(nodes) * 2)
+    assert donors == donors_of_header("peer", chain, sorted(nodes, reverse=True))
+    assert set(donors) <= nodes
+    assert len(set(donors)) == len(donors) == min(MOST_HEADER_DONORS, len(nodes))
 
 
 @given(count=st.integers(1, 60), chain=chains)
@@ -51,10 +58,10 @@ def test_nodes_that_reduced_shards_pass_the_header_on_from_a_few_to_all_and_none
     count: int, chain: str
 ) -> None:
     nodes = [f"node-{number}" for number in range(count)]
-    above = {node: header_givers(node, chain, nodes) for node in nodes}
+    above = {node: donors_of_header(node, chain, nodes) for node in nodes}
     have = {node for node in nodes if not above[node]}
     assert len(have) == min(BRANCHES, count)  # they ask elsewhere
-    given = Counter(giver for givers in above.values() for giver in givers)
+    given = Counter(donor for donors in above.values() for donor in donors)
     assert max(given.values(), default=0) <= BRANCHES
     levels = 1
     while len(have) < count:
@@ -68,7 +75,7 @@ def test_nobody_gives_the_header_to_many_and_nobody_to_most_in_every_round() -> 
     peers = [*sources, *(f"peer-{number}" for number in range(384))]
     busiest = []
     for chain in ("a", "b", "c"):
-        asked = Counter(giver for peer in peers for giver in header_givers(peer, chain, sources)[:1])
+        asked = Counter(donor for peer in peers for donor in donors_of_header(peer, chain, sources)[:1])
         ((node, most),) = asked.most_common(1)
         assert most <= 12 + BRANCHES
         busiest.append(node)

@@ -7,8 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tsr_swarm.rounds import raft
-from tsr_swarm.rounds import raft_state as rs
+from tsr_swarm.rounds import raft, raft_state
 from tsr_swarm.rounds.protocol import Send, Store
 from tsr_swarm.rounds.raft import RaftResult
 
@@ -23,20 +22,20 @@ class Voters(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.voters: dict[str, rs.Voter] = {}
-        self.messages: list[tuple[str, str, rs.RaftMessage]] = []
-        self.fetching: list[tuple[str, rs.RoundRecord]] = []
+        self.voters: dict[str, raft_state.Voter] = {}
+        self.messages: list[tuple[str, str, raft_state.RaftMessage]] = []
+        self.fetching: list[tuple[str, raft_state.RoundRecord]] = []
         self.behind: dict[str, str] = {}  # who lacks rounds -> from whom it may learn them
-        self.committed: dict[int, rs.RoundRecord] = {}
+        self.committed: dict[int, raft_state.RoundRecord] = {}
         self.leaders: dict[tuple[int, tuple[str, ...]], str] = {}
         self.votes: dict[tuple[str, int], str] = {}
         self.proposed = 0
 
     @initialize(voters=st.sampled_from(VOTERS))
     def begin(self, voters: tuple[str, ...]) -> None:
-        genesis = rs.RoundRecord(voters=voters)
+        genesis = raft_state.RoundRecord(voters=voters)
         self.committed[0] = genesis
-        self.voters = {name: raft.begin(name, rs.HardState(genesis), 0.0) for name in NAMES}
+        self.voters = {name: raft.begin(name, raft_state.HardState(genesis), 0.0) for name in NAMES}
 
     def take(self, result: RaftResult) -> None:
         """Take over what a voter has become, and what it does."""
@@ -50,10 +49,10 @@ class Voters(RuleBasedStateMachine):
                     self.messages.append((name, to, message))
                 case Store(record):
                     self.fetching.append((name, record))
-                case rs.CatchUp(_, source):
+                case raft_state.CatchUp(_, source):
                     self.behind[name] = source
 
-    def check(self, before: rs.Voter, after: rs.Voter) -> None:
+    def check(self, before: raft_state.Voter, after: raft_state.Voter) -> None:
         old, new, me = before.hard_state, after.hard_state, after.me
         assert new.term >= old.term
         assert new.base.round >= old.base.round
@@ -67,7 +66,7 @@ class Voters(RuleBasedStateMachine):
         if new.tail is not None:
             assert (new.tail.round, new.tail.parent) == (new.base.round + 1, new.base.chain)
 
-    def receive(self, sender: str, to: str, message: rs.RaftMessage) -> None:
+    def receive(self, sender: str, to: str, message: raft_state.RaftMessage) -> None:
         self.take(raft.receive(self.voters[to], sender, message, self.now))
 
     def learn_round(self, name: str, round: int) -> None:
@@ -102,7 +101,7 @@ class Voters(RuleBasedStateMachine):
         if voter.leads and voter.proposal is None:
             base = voter.hard_state.base
             self.proposed += 1
-            record = rs.RoundRecord(base.round + 1, f"{name}{self.proposed}", base.chain, voters)
+            record = raft_state.RoundRecord(base.round + 1, f"{name}{self.proposed}", base.chain, voters)
             self.take(raft.propose(voter, record, self.now))
 
     @rule(name=nodes)
@@ -176,30 +175,30 @@ TestVoters.settings = settings(max_examples=80, stateful_step_count=30, suppress
 
 
 THREE = ("a", "b", "c")
-GENESIS, FIRST = rs.RoundRecord(0, "r0", "r-1", THREE), rs.RoundRecord(1, "r1", "r0", THREE)
+GENESIS, FIRST = raft_state.RoundRecord(0, "r0", "r-1", THREE), raft_state.RoundRecord(1, "r1", "r0", THREE)
 
 
-def new_voter(me: str, base: int = 0, tail_term: int = 0, term: int = 0) -> rs.Voter:
+def new_voter(me: str, base: int = 0, tail_term: int = 0, term: int = 0) -> raft_state.Voter:
     """One of three voters, with round ``base`` committed and, if ``tail_term``, the next accepted in that term."""
-    record = rs.RoundRecord(base, f"r{base}", f"r{base - 1}", THREE)
-    tail = rs.RoundRecord(base + 1, f"r{base + 1}", f"r{base}", THREE) if tail_term else None
-    return raft.begin(me, rs.HardState(record, term=term, tail=tail, tail_term=tail_term), 0.0)
+    record = raft_state.RoundRecord(base, f"r{base}", f"r{base - 1}", THREE)
+    tail = raft_state.RoundRecord(base + 1, f"r{base + 1}", f"r{base}", THREE) if tail_term else None
+    return raft.begin(me, raft_state.HardState(record, term=term, tail=tail, tail_term=tail_term), 0.0)
 
 
-def grants(voter: rs.Voter, candidate: rs.Voter) -> bool:
-    request = rs.VoteRequest(9, candidate.me, candidate.hard_state.extent, is_pre_vote=False)
+def grants(voter: raft_state.Voter, candidate: raft_state.Voter) -> bool:
+    request = raft_state.VoteRequest(9, candidate.me, candidate.hard_state.extent, is_pre_vote=False)
     _, actions = raft.receive(voter, candidate.me, request, 100.0)
     (reply,) = [action.message for action in actions if isinstance(action, Send)]
-    assert isinstance(reply, rs.VoteReply)
+    assert isinstance(reply, raft_state.VoteReply)
     return reply.granted
 
 
-def elected(me: str = "a") -> rs.Voter:
+def elected(me: str = "a") -> raft_state.Voter:
     state, _ = raft.tick(new_voter(me), 20.0)
-    assert state.role is rs.RaftRole.PRE_CANDIDATE
+    assert state.role is raft_state.RaftRole.PRE_CANDIDATE
     for is_pre_vote in (True, False):
         term = state.term + 1 if is_pre_vote else state.term
-        state, _ = raft.receive(state, "b", rs.VoteReply(term, state.term, True, is_pre_vote, "granted"), 20.0)
+        state, _ = raft.receive(state, "b", raft_state.VoteReply(term, state.term, True, is_pre_vote, "granted"), 20.0)
     assert state.leads
     return state
 
@@ -217,9 +216,9 @@ def test_a_voter_that_has_lost_the_bytes_of_its_tail_votes_as_before_and_does_no
 
 
 def test_a_voter_that_gets_the_bytes_of_its_tail_again_or_another_round_may_stand_again() -> None:
-    base, tail = rs.RoundRecord(3, "r3", "r2", THREE), rs.RoundRecord(4, "r4", "r3", THREE)
+    base, tail = raft_state.RoundRecord(3, "r3", "r2", THREE), raft_state.RoundRecord(4, "r4", "r3", THREE)
     lost = raft.begin("a", new_voter("a", base=3, tail_term=2, term=2).hard_state, 0.0, "r4")
-    asked, actions = raft.receive(lost, "b", rs.Heartbeat(5, base, tail), 1.0)
+    asked, actions = raft.receive(lost, "b", raft_state.Heartbeat(5, base, tail), 1.0)
     assert Store(tail, (), ("b",)) in actions, "its bytes are fetched from who proposes it"
     stored, _ = raft.accept_stored(asked, tail)
     for voter in (stored, raft.learn(lost, tail, 2.0)):
@@ -241,7 +240,7 @@ def test_a_voter_that_gets_the_bytes_of_its_tail_again_or_another_round_may_stan
     ],
 )
 def test_the_vote_goes_to_a_candidate_that_knows_at_least_as_much(
-    voter: rs.Voter, candidate: rs.Voter, is_granted: bool
+    voter: raft_state.Voter, candidate: raft_state.Voter, is_granted: bool
 ) -> None:
     assert grants(voter, candidate) is is_granted
 
@@ -249,23 +248,26 @@ def test_the_vote_goes_to_a_candidate_that_knows_at_least_as_much(
 def test_a_leader_or_candidate_that_learns_of_a_round_gives_up_and_its_votes_are_void() -> None:
     """Others were elected, and the votes that it has were for the old voters."""
     for state in (elected(), raft.tick(new_voter("a"), 20.0)[0]):
-        state = raft.learn(state, rs.RoundRecord(1, "r1", "r0", ("a", "d", "e")), 21.0)
-        assert state.role is rs.RaftRole.FOLLOWER
+        state = raft.learn(state, raft_state.RoundRecord(1, "r1", "r0", ("a", "d", "e")), 21.0)
+        assert state.role is raft_state.RaftRole.FOLLOWER
         assert state.votes == frozenset()
 
 
 def test_a_round_is_committed_when_a_majority_holds_it_and_not_before() -> None:
     state, actions = raft.propose(elected(), FIRST, 21.0)
-    assert rs.RoundCommitted(FIRST) not in actions
-    state, actions = raft.receive(state, "b", rs.HeartbeatReply(state.term, 0, "another", "accepted"), 21.1)
-    assert rs.RoundCommitted(FIRST) not in actions
-    _, actions = raft.receive(state, "b", rs.HeartbeatReply(state.term, 0, "r1", "accepted"), 21.2)
-    assert rs.RoundCommitted(FIRST) in actions
+    assert raft_state.RoundCommitted(FIRST) not in actions
+    state, actions = raft.receive(state, "b", raft_state.HeartbeatReply(state.term, 0, "another", "accepted"), 21.1)
+    assert raft_state.RoundCommitted(FIRST) not in actions
+    _, actions = raft.receive(state, "b", raft_state.HeartbeatReply(state.term, 0, "r1", "accepted"), 21.2)
+    assert raft_state.RoundCommitted(FIRST) in actions
 
 
 @pytest.mark.parametrize("reaches_leader", [True, False])
 def test_a_voter_accepts_only_what_it_has_stored_and_says_so_once_it_reaches_the_leader(reaches_leader: bool) -> None:
-    beat, accepted = rs.Heartbeat(1, GENESIS, FIRST), Send("a", rs.HeartbeatReply(1, 0, "r1", "accepted"))
+    beat, accepted = (
+        raft_state.Heartbeat(1, GENESIS, FIRST),
+        Send("a", raft_state.HeartbeatReply(1, 0, "r1", "accepted")),
+    )
     state, actions = raft.receive(new_voter("b"), "a", beat, 1.0)
     assert Store(FIRST, (), ("a",)) in actions
     assert state.hard_state.tail is None
@@ -280,22 +282,25 @@ def test_a_voter_that_was_cut_off_moves_nobodys_term() -> None:
     for now in (10.0, 30.0, 50.0):
         state, _ = raft.tick(state, now)
     assert state.term == 0
-    follower, _ = raft.receive(new_voter("b"), "a", rs.Heartbeat(1, GENESIS, None), 60.0)
-    request = rs.VoteRequest(2, "c", state.hard_state.extent, is_pre_vote=True)
+    follower, _ = raft.receive(new_voter("b"), "a", raft_state.Heartbeat(1, GENESIS, None), 60.0)
+    request = raft_state.VoteRequest(2, "c", state.hard_state.extent, is_pre_vote=True)
     follower, actions = raft.receive(follower, "c", request, 60.5)
     assert follower.term == 1
-    assert actions == [Send("c", rs.VoteReply(2, 1, False, True, "a leads"))]
+    assert actions == [Send("c", raft_state.VoteReply(2, 1, False, True, "a leads"))]
 
 
 def test_of_two_candidates_at_once_one_withdraws() -> None:
     low, high = (raft.tick(new_voter(name), 20.0)[0] for name in ("a", "b"))
-    for voter, other, role in ((low, high, rs.RaftRole.FOLLOWER), (high, low, rs.RaftRole.PRE_CANDIDATE)):
-        request = rs.VoteRequest(1, other.me, other.hard_state.extent, is_pre_vote=True)
+    for voter, other, role in (
+        (low, high, raft_state.RaftRole.FOLLOWER),
+        (high, low, raft_state.RaftRole.PRE_CANDIDATE),
+    ):
+        request = raft_state.VoteRequest(1, other.me, other.hard_state.extent, is_pre_vote=True)
         assert raft.receive(voter, other.me, request, 20.1)[0].role is role
 
 
 def test_a_leader_that_cannot_be_reached_is_not_waited_for() -> None:
-    state, _ = raft.receive(new_voter("b"), "a", rs.Heartbeat(1, GENESIS, None), 100.0)
+    state, _ = raft.receive(new_voter("b"), "a", raft_state.Heartbeat(1, GENESIS, None), 100.0)
     assert raft.give_up_leader(state, "c", 100.0) == state
     lost = raft.give_up_leader(state, "a", 100.0)
     assert lost.election_at <= 100.0 + raft.SILENCE_SECONDS < state.election_at
@@ -304,8 +309,8 @@ def test_a_leader_that_cannot_be_reached_is_not_waited_for() -> None:
 
 def test_a_leader_of_an_older_term_moves_nobody() -> None:
     state = elected()
-    old = rs.Heartbeat(state.term - 1, GENESIS, rs.RoundRecord(1, "other", "r0", THREE))
-    reply = rs.HeartbeatReply(state.term, 0, "", f"term {state.term} has begun")
+    old = raft_state.Heartbeat(state.term - 1, GENESIS, raft_state.RoundRecord(1, "other", "r0", THREE))
+    reply = raft_state.HeartbeatReply(state.term, 0, "", f"term {state.term} has begun")
     assert raft.receive(state, "c", old, 21.0) == (state, [Send("c", reply)])
 
 
@@ -318,9 +323,9 @@ def test_a_leader_that_no_majority_answers_leads_no_more() -> None:
 
 
 def test_a_voter_need_not_fetch_a_committed_round_that_it_had_accepted() -> None:
-    state, actions = raft.receive(new_voter("b", tail_term=1, term=1), "a", rs.Heartbeat(1, FIRST, None), 1.0)
+    state, actions = raft.receive(new_voter("b", tail_term=1, term=1), "a", raft_state.Heartbeat(1, FIRST, None), 1.0)
     assert state.hard_state.base == FIRST
-    assert rs.RoundCommitted(FIRST) in actions
+    assert raft_state.RoundCommitted(FIRST) in actions
 
 
 voter_names = st.sampled_from("abcdefgh")
@@ -328,14 +333,14 @@ voter_names = st.sampled_from("abcdefgh")
 
 @given(voters=st.sets(voter_names, min_size=1, max_size=5), serving=st.lists(voter_names, unique=True, max_size=8))
 def test_voters_are_an_odd_number_of_serving_nodes_and_change_seldom(voters: set[str], serving: list[str]) -> None:
-    chosen = rs.next_voters(voters, serving, "a")
+    chosen = raft_state.next_voters(voters, serving, "a")
     assert chosen == tuple(sorted(chosen))
-    assert rs.next_voters(chosen, serving, "a") == chosen
+    assert raft_state.next_voters(chosen, serving, "a") == chosen
     if not serving:
         assert set(chosen) == voters
         return
     assert len(chosen) % 2 == 1
-    assert len(chosen) <= rs.MOST_VOTERS
+    assert len(chosen) <= raft_state.MOST_VOTERS
     assert set(chosen) <= set(serving)
     assert "a" in chosen or "a" not in serving, "the coordinator votes wherever it serves"
     if set(chosen) - voters - {"a"}:
@@ -343,7 +348,7 @@ def test_voters_are_an_odd_number_of_serving_nodes_and_change_seldom(voters: set
 
 
 def test_one_two_and_three_nodes() -> None:
-    assert rs.next_voters(["a"], ["a"], "a") == ("a",)
-    assert rs.next_voters(["a"], ["a", "b"], "a") == ("a",)
-    assert rs.next_voters(["a"], ["a", "b", "c"], "a") == ("a", "b", "c")
-    assert rs.next_voters(["a", "b", "c"], ["b", "c"], "a") == ("b",)
+    assert raft_state.next_voters(["a"], ["a"], "a") == ("a",)
+    assert raft_state.next_voters(["a"], ["a", "b"], "a") == ("a",)
+    assert raft_state.next_voters(["a"], ["a", "b", "c"], "a") == ("a", "b", "c")
+    assert raft_state.next_voters(["a", "b", "c"], ["b", "c"], "a") == ("b",)

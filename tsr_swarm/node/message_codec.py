@@ -13,7 +13,7 @@ from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.errors import PeerError
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.node.round_cache import ReducedShard
-from tsr_swarm.rounds import raft_state as cl
+from tsr_swarm.rounds import raft_state
 from tsr_swarm.rounds.leases import Coverage, Lease
 from tsr_swarm.rounds.protocol import (
     Close,
@@ -64,25 +64,25 @@ def _record(message: pb.Record) -> RoundRecord:
     return RoundRecord(message.round, message.chain.hex(), message.parent.hex(), tuple(message.voters))
 
 
-def tell_to_proto(message: cl.RaftMessage | Goodbye) -> pb.TellRequest:
+def tell_to_proto(message: raft_state.RaftMessage | Goodbye) -> pb.TellRequest:
     """What needs nothing beside it. Manifest, sender and address are left empty."""
     match message:
-        case cl.VoteRequest(term, _, (round, tail_term), is_trial):
+        case raft_state.VoteRequest(term, _, (round, tail_term), is_trial):
             vote = pb.VoteRequest(term=term, round=round, tail_term=tail_term, is_trial=is_trial)
             return pb.TellRequest(vote_request=vote)
-        case cl.VoteReply(term, voter_term, granted, is_trial, reason):
+        case raft_state.VoteReply(term, voter_term, granted, is_trial, reason):
             reply = pb.VoteReply(
                 term=term, voter_term=voter_term, granted=granted, is_trial=is_trial, reason=reason[:MAX_REASON]
             )
             return pb.TellRequest(vote_reply=reply)
-        case cl.Heartbeat(term, base, proposal):
+        case raft_state.Heartbeat(term, base, proposal):
             beat = pb.Beat(
                 term=term,
                 base=record_to_proto(base),
                 proposal=None if proposal is None else record_to_proto(proposal),
             )
             return pb.TellRequest(beat=beat)
-        case cl.HeartbeatReply(term, round, accepted, reason):
+        case raft_state.HeartbeatReply(term, round, accepted, reason):
             answer = pb.BeatReply(term=term, round=round, accepted=bytes.fromhex(accepted), reason=reason[:MAX_REASON])
             return pb.TellRequest(beat_reply=answer)
         case Goodbye():
@@ -124,21 +124,21 @@ def decode_message(request: pb.TellRequest, manifest: Manifest, known: Rosters) 
     known: finds lists of members by their hash. UnknownRosterError where it does not: nothing else is wrong then.
     """
     check(request)
-    message: cl.RaftMessage | Goodbye
+    message: raft_state.RaftMessage | Goodbye
     match request.WhichOneof("message"):
         case "vote_request":
             vote = request.vote_request
-            message = cl.VoteRequest(vote.term, request.sender, (vote.round, vote.tail_term), vote.is_trial)
+            message = raft_state.VoteRequest(vote.term, request.sender, (vote.round, vote.tail_term), vote.is_trial)
         case "vote_reply":
             reply = request.vote_reply
-            message = cl.VoteReply(reply.term, reply.voter_term, reply.granted, reply.is_trial, reply.reason)
+            message = raft_state.VoteReply(reply.term, reply.voter_term, reply.granted, reply.is_trial, reply.reason)
         case "beat":
             beat = request.beat
             proposal = _record(beat.proposal) if beat.HasField("proposal") else None
-            message = cl.Heartbeat(beat.term, _record(beat.base), proposal)
+            message = raft_state.Heartbeat(beat.term, _record(beat.base), proposal)
         case "beat_reply":
             answer = request.beat_reply
-            message = cl.HeartbeatReply(answer.term, answer.round, answer.accepted.hex(), answer.reason)
+            message = raft_state.HeartbeatReply(answer.term, answer.round, answer.accepted.hex(), answer.reason)
         case "close":
             return _close(request.close, len(manifest.shard_blocks), known)
         case "shard_done":

@@ -10,7 +10,7 @@ from tsr_swarm.config.manifest import PROTOCOL_VERSION
 from tsr_swarm.errors import RefusedError, RunError, UnreachableError
 from tsr_swarm.node import message_codec
 from tsr_swarm.node.leader import Leader
-from tsr_swarm.rounds.catch_up import header_givers
+from tsr_swarm.rounds.catch_up import donors_of_header
 from tsr_swarm.rounds.follower import reducers_of
 from tsr_swarm.storage.state_file import shipped_tensors, state_length
 from tsr_swarm.storage.state_store import STATE_ROUNDS, StateStore
@@ -125,8 +125,8 @@ class NodeService:
     def _is_on_its_way(self, request: pb.FetchPublishedRequest) -> bool:
         """No two wait for each other: the header goes from few to many, as in a tree."""
         reducers = reducers_of(self.context.state, request.round)
-        givers = header_givers(request.peer_id, request.chain.hex(), reducers)
-        return bool(request.chain) and self.context.me in givers
+        donors = donors_of_header(request.peer_id, request.chain.hex(), reducers)
+        return bool(request.chain) and self.context.me in donors
 
     async def _from_disk(self, request: pb.FetchPublishedRequest) -> tuple[pb.PublishedHeader, bytes] | None:
         log = self._store.round_log

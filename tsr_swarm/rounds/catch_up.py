@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from tsr_swarm.telemetry.text import bytes_text
 
-MOST_GIVERS = 2  # nodes that are asked for a header before any other that may have it
+MOST_HEADER_DONORS = 2  # nodes that are asked for a header before any other that may have it
 BRANCHES = 4  # nodes to which one of those that reduced shards gives the header
 MAX_CHUNKS = 16  # in one request
 
@@ -44,14 +44,14 @@ def choose_way(applied: int, *, round_bytes: int, state_round: int, state_bytes:
     return Way(True, f"{state} instead of {rounds}")
 
 
-def header_givers(peer: str, chain: str, sources: Sequence[str]) -> list[str]:
+def donors_of_header(peer: str, chain: str, sources: Sequence[str]) -> list[str]:
     """Return the nodes that ``peer`` asks for the header of the round with this chain hash.
 
     sources: the nodes that reduced its shards. The first few of them in the tree ask elsewhere, so theirs is empty.
     """
     nodes = set(sources)
     if peer not in nodes:
-        return sorted(nodes, key=lambda node: _order(f"{chain}/{peer}/{node}"))[:MOST_GIVERS]
+        return sorted(nodes, key=lambda node: _order(f"{chain}/{peer}/{node}"))[:MOST_HEADER_DONORS]
     tree = sorted(nodes, key=lambda node: _order(f"{chain}/{node}"))
     index = tree.index(peer)
     return [tree[index // BRANCHES - 1]] if index >= BRANCHES else []

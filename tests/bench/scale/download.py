@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tests.rehearsal.disk import Published
 from tsr_swarm.node.service import HEADER_SECONDS
 from tsr_swarm.node.sync.rounds import SHARDS_AT_A_TIME
-from tsr_swarm.rounds.catch_up import header_givers
+from tsr_swarm.rounds.catch_up import donors_of_header
 from tsr_swarm.rounds.follower import RETRY_SECONDS, reducers_of
 from tsr_swarm.rounds.raft_state import RoundRecord
 
@@ -37,7 +37,7 @@ class Headers:
         node = self._node
         found = self._kept.get(record.chain) or node.disk.find(record.round, record.chain)
         reducers = () if node.node is None else reducers_of(node.node, record.round)
-        if found is not None or node.name not in header_givers(asker, record.chain, reducers):
+        if found is not None or node.name not in donors_of_header(asker, record.chain, reducers):
             answer(found)
             return
         self._waiting.setdefault(record.chain, []).append(answer)

@@ -17,7 +17,7 @@ from tests.rehearsal.network import Weather
 from tests.rehearsal.process import Delivery, Process
 from tests.rehearsal.swarm import Layout, Member, Swarm
 from tsr_swarm.rounds import protocol as pt
-from tsr_swarm.rounds.catch_up import header_givers
+from tsr_swarm.rounds.catch_up import donors_of_header
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.rounds.round_phases import RoundPolicy
 from tsr_swarm.rounds.state import Node
@@ -190,7 +190,7 @@ class HomeProcess(Process):
         order = [*donors[turn:], *donors[:turn]]
         if self.name in sources:
             order.sort(key=lambda donor: donor not in record.voters)
-        return [*header_givers(self.name, record.chain, sources), *order]
+        return [*donors_of_header(self.name, record.chain, sources), *order]
 
     def _downloaded(self, published: Published) -> None:
         self.disk.save_round(published)

@@ -13,7 +13,7 @@ from tsr_swarm.node.round_cache import Headers
 from tsr_swarm.node.sync.donors import Donors, ShardDonors
 from tsr_swarm.node.sync.rounds import FetchedRound, Frames, RoundDownload
 from tsr_swarm.node.sync.state import StateDownload
-from tsr_swarm.rounds.catch_up import choose_way, header_givers
+from tsr_swarm.rounds.catch_up import choose_way, donors_of_header
 from tsr_swarm.rounds.raft_state import RoundRecord
 from tsr_swarm.storage.round_log import RoundLog
 from tsr_swarm.storage.run_folder import record_of
@@ -113,7 +113,7 @@ class Downloader:
 
     async def _newest(self, newest: RoundRecord, sources: Sequence[str], donors: Sequence[str]) -> Fetched:
         turn = int(self.me, 16) % len(donors) if donors else 0  # every node begins with another donor
-        donors, header_donors = [*donors[turn:], *donors[:turn]], header_givers(self.me, newest.chain, sources)
+        donors, header_donors = [*donors[turn:], *donors[:turn]], donors_of_header(self.me, newest.chain, sources)
         if self.me in sources:  # others wait for its header, so it asks the voters, which have it first
             donors.sort(key=lambda donor: donor not in newest.voters)  # stable
         clients = await self.donors.clients(donors)
