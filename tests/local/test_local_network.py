@@ -114,9 +114,7 @@ async def test_a_peer_reaches_the_coordinator_which_can_listen_at_the_same_addre
 
 
 @pytest.mark.parametrize("kind", LABS)
-async def test_a_partition_ends_and_concerns_nobody_else_such_as_a_peer_behind_nat_which_only_dials_out(
-    kind: str,
-) -> None:
+async def test_a_partition_ends_and_does_not_concern_a_peer_behind_nat_which_only_dials_out(kind: str) -> None:
     async with opened_or_skipped(kind) as net:
         address = await net.serve(COORDINATOR)
         net.network.cut([frozenset((COORDINATOR, PEER))])
