@@ -31,21 +31,16 @@ SWARMS: list[dict[str, Any]] = [
 ]
 
 
-class Reads:
-    """The keys that were read for behaviour, by the attribute access that this replaces in a section's class."""
+def watch(section: type[Any], seen: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add to ``seen`` each key of a section that is read for behaviour, by its replaced attribute access."""
+    keys = {field.name: f"{section.section}.{field.name}" for field in fields(section)}
 
-    def __init__(self) -> None:
-        self.keys: set[str] = set()
+    def read(instance: Any, name: str) -> Any:
+        if name in keys and keys[name] not in seen and is_for_behaviour():
+            seen.add(keys[name])
+        return object.__getattribute__(instance, name)
 
-    def watch(self, section: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-        keys = {field.name: f"{section.section}.{field.name}" for field in fields(section)}
-
-        def read(instance: Any, name: str) -> Any:
-            if name in keys and keys[name] not in self.keys and is_for_behaviour():
-                self.keys.add(keys[name])
-            return object.__getattribute__(instance, name)
-
-        monkeypatch.setattr(section, "__getattribute__", read)
+    monkeypatch.setattr(section, "__getattribute__", read)
 
 
 def is_for_behaviour() -> bool:
@@ -60,11 +55,11 @@ def is_for_behaviour() -> bool:
 
 
 async def test_every_key_is_read_by_code_that_acts_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = Reads()
+    seen: set[str] = set()
     for section in SECTIONS.values():
-        reads.watch(section, monkeypatch)
+        watch(section, seen, monkeypatch)
     for number, changes in enumerate(SWARMS):
         folder = tmp_path / str(number)
         await run_swarm(folder, tiny_config(folder, run={"rounds": 3}, **changes), peers=2)
     every = {f"{name}.{field.name}" for name, section in SECTIONS.items() for field in fields(section)}
-    assert every - reads.keys == set()
+    assert every - seen == set()

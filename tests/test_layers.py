@@ -8,6 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tsr_swarm.cli.main import COMMANDS
 
 PACKAGE = Path(__file__).parents[1] / "tsr_swarm"
@@ -46,10 +48,6 @@ def unit_of(name: str) -> str:
     return name.partition("/")[0].removesuffix(".py")
 
 
-def importers_of(library: str) -> set[str]:
-    return {name for name in TREES if any(module.partition(".")[0] == library for module in imports(name))}
-
-
 def length(node: ast.FunctionDef | ast.AsyncFunctionDef, without_head: bool) -> int:
     """Lines of a function; of a command's the body alone, since its parameters are the command's options."""
     first = node.body[0].lineno if without_head else node.lineno
@@ -71,31 +69,34 @@ def test_every_unit_has_a_layer() -> None:
     assert {unit_of(name) for name in TREES if not name.startswith("__")} == set(RANK)
 
 
-def test_only_the_transport_knows_grpc() -> None:
-    assert {name for name in importers_of("grpc") if not name.startswith("transport/")} == set()
+@pytest.mark.parametrize(
+    ("library", "home"),
+    [
+        ("grpc", "transport/"),
+        ("hivemind", r"discovery/dht\.py"),
+        ("torch", "(?!(rounds|telemetry|monitor|cli)/)"),
+        ("asyncio", "(?!(rounds|config|lowrank|optim|wire)/)"),
+    ],
+)
+def test_a_library_is_imported_only_where_it_belongs(library: str, home: str) -> None:
+    importers = {name for name in TREES if any(module.partition(".")[0] == library for module in imports(name))}
+    assert importers
+    assert [name for name in importers if not re.match(home, name)] == []
 
 
-def test_only_one_file_knows_hivemind() -> None:
-    assert importers_of("hivemind") == {"discovery/dht.py"}
-
-
-def test_commands_monitor_and_telemetry_do_not_import_torch() -> None:
-    assert {name for name in importers_of("torch") if name.startswith(("telemetry/", "monitor/", "cli/"))} == set()
-
-
-def test_commands_load_what_is_slow_only_once_they_run() -> None:
+@pytest.mark.parametrize(
+    ("modules", "slow"),
+    [
+        ([f"cli.{name}" for name in COMMANDS], {"torch", "textual", "grpc", "hivemind", "matplotlib", "rich"}),
+        (["monitor.app", "telemetry.log"], {"torch", "grpc", "hivemind"}),
+    ],
+)
+def test_what_is_slow_is_loaded_only_once_it_is_needed(modules: list[str], slow: set[str]) -> None:
     """Help is there at once, and a bad option is refused before torch is read."""
-    commands = ", ".join(f"tsr_swarm.cli.{name}" for name in COMMANDS)
-    slow = {"torch", "textual", "grpc", "hivemind", "matplotlib"}
-    script = f"import sys, {commands}; print(*sorted({slow} & set(sys.modules)))"
+    loads = ", ".join(f"tsr_swarm.{name}" for name in modules)
+    script = f"import sys, {loads}, tsr_swarm.cli.main as main; main.run(['--help']); print({slow} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
-
-
-def test_decisions_and_mathematics_know_no_event_loop_and_decisions_no_tensors() -> None:
-    pure = ("rounds/", "config/", "lowrank/", "optim/", "wire/")
-    assert {name for name in importers_of("asyncio") if name.startswith(pure)} == set()
-    assert {name for name in importers_of("torch") if name.startswith("rounds/")} == set()
+    assert done.stdout.endswith("\nset()\n")
 
 
 def test_the_init_of_a_sub_package_is_its_description_and_nothing_else() -> None:

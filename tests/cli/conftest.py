@@ -8,7 +8,7 @@ import pytest
 
 from tsr_swarm.cli.main import run
 
-Refusal = Callable[..., tuple[int, str]]
+Refusal = Callable[[list[str], int, str], str]
 
 
 @pytest.fixture
@@ -22,16 +22,17 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
-    """Run a command that has to be refused; gives its exit code and the one line on stderr."""
+    """Run a command that has to be refused, by its exit code and words of the one line on stderr; gives the line."""
 
-    def refused(*arguments: str) -> tuple[int, str]:
-        code = run(arguments)
+    def refused(arguments: list[str], code: int, says: str) -> str:
+        assert run(arguments) == code
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.startswith("tsr-swarm: ")
         assert captured.err.endswith((".\n", "?\n"))
         assert captured.err.count("\n") == 1
         assert "Traceback" not in captured.err
-        return code, captured.err
+        assert says in captured.err
+        return captured.err
 
     return refused

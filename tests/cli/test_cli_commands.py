@@ -33,8 +33,10 @@ def recorded() -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["bogus"], 2, "bogus"),
+        (["bogus"], 2, "'bogus'; see 'tsr-swarm --help'."),
         (["local", "--bogus"], 2, "--bogus"),
+        (["join", "--bogus"], 2, "see 'tsr-swarm join --help'."),
+        (["plan", "--fit"], 2, "requires an argument; see 'tsr-swarm plan --help'."),
         (["local", "--peers", "0"], 2, "--peers"),
         (["local", "--peers", "many"], 2, "--peers"),
         (["local", "--plain", "--json"], 2, "exclude each other"),
@@ -85,9 +87,7 @@ def test_what_cannot_be_meant_or_fails_is_one_sentence_and_its_exit_code(
 ) -> None:
     Path("empty.toml").touch()
     Path("texts").mkdir()
-    found, sentence = refusal(*arguments)
-    assert found == code
-    assert says in sentence
+    refusal(arguments, code, says)
 
 
 @pytest.mark.parametrize("command", [["join", "--plain", "--no-dht"], ["monitor", "--plain"], ["status"]])
@@ -126,9 +126,7 @@ def test_init_writes_a_file_that_says_what_the_defaults_say(capsys: pytest.Captu
 )
 def test_a_run_file_that_cannot_be_meant_is_a_sentence(content: bytes, says: str, refusal: Refusal) -> None:
     Path("run.toml").write_bytes(content)
-    code, sentence = refusal("plan", "run.toml")
-    assert code == 78
-    assert says in sentence
+    refusal(["plan", "run.toml"], 78, says)
 
 
 def test_a_run_file_may_begin_with_a_byte_order_mark() -> None:
@@ -141,9 +139,8 @@ def test_a_run_file_may_begin_with_a_byte_order_mark() -> None:
 )
 def test_a_run_file_that_is_there_is_not_written_over(command: list[str], says: str, refusal: Refusal) -> None:
     Path("run.toml").write_text("mine")
-    code, sentence = refusal(*command)
-    assert (code, Path("run.toml").read_text()) == (2, "mine")
-    assert says in sentence
+    refusal(command, 2, says)
+    assert Path("run.toml").read_text() == "mine"
 
 
 def test_a_recording_is_replayed_as_lines_or_as_it_was_recorded(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,8 +162,6 @@ def test_a_closed_pipe_ends_a_command_without_a_word() -> None:
     Path("rec.jsonl").write_text("\n".join(recorded() * 5000) + "\n")
     command = [sys.executable, "-m", "tsr_swarm", "replay", "rec.jsonl", "--speed", "inf", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""

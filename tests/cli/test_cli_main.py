@@ -48,7 +48,6 @@ def in_shell(line: str, **environ: str) -> tuple[int, str, str]:
 )
 def test_a_fault_of_the_machine_or_of_input_has_a_sentence(error: Exception, says: str) -> None:
     sentence = sentence_of(error)
-    assert sentence is not None
     assert says in sentence
     assert sentence.endswith(".")
 
@@ -113,29 +112,13 @@ def test_the_failure_of_one_task_is_told_as_itself(
     assert capsys.readouterr().err == "tsr-swarm: The screen is too small; enlarge it.\n"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["join", "--bogus"], "see 'tsr-swarm join --help'."),
-        (["plan", "--fit"], "requires an argument; see 'tsr-swarm plan --help'."),
-        (["bogus"], "see 'tsr-swarm --help'."),
-        ([], "Commands:"),
-    ],
-)
-def test_a_usage_error_points_to_the_help_or_is_the_help(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(arguments) == 2
-    assert says in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([command, "--help"]) == 0
     assert f"Usage: tsr-swarm {command}" in capsys.readouterr().out
 
 
-def test_the_version_is_told_and_help_lists_the_commands_and_the_exit_codes(
+def test_the_version_is_told_and_help_also_of_no_command_lists_the_commands_and_the_exit_codes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(["--version"]) == 0
@@ -144,12 +127,8 @@ def test_the_version_is_told_and_help_lists_the_commands_and_the_exit_codes(
     shown = capsys.readouterr().out
     assert all(f"\n  {command} " in shown for command in COMMANDS)
     assert all(code in shown for code in ("69", "76", "78", "130"))
-
-
-def test_help_needs_neither_torch_nor_grpc_nor_textual_nor_rich() -> None:
-    loaded = "{'torch', 'grpc', 'textual', 'hivemind', 'rich'} & set(sys.modules)"
-    script = f"import sys; from tsr_swarm.cli.main import run; run(['--help']); sys.exit(bool({loaded}))"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
+    assert run([]) == 2
+    assert "Commands:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("can_keep", [True, False])
@@ -158,8 +137,7 @@ def test_an_unexpected_failure_keeps_its_details_in_a_file_if_it_can(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path) if can_keep else "/dev/null/nowhere")
     monkeypatch.setattr("tsr_swarm.cli.init.render", lambda *_: 1 / 0)
-    code, sentence = refusal("init", "new.toml")
-    assert code == 1
+    sentence = refusal(["init", "new.toml"], 1, "")
     if can_keep:
         [log] = tmp_path.glob("tsr-swarm-error-*.log")
         assert str(log) in sentence

@@ -4,22 +4,14 @@ import asyncio
 import itertools
 
 from tests.fixtures import run_started
-from tests.telemetry.examples import FINISHED, joined
+from tests.telemetry.examples import FINISHED, joined, log_of
 from tsr_swarm.cli.monitor import follow
 from tsr_swarm.errors import UnreachableError
 from tsr_swarm.monitor.sources import WatchSource
-from tsr_swarm.telemetry.events import Event, Warned
+from tsr_swarm.telemetry.events import Warned
 from tsr_swarm.telemetry.log import EventLog, Watch
 
 STARTED = run_started(rounds=1)
-
-
-def log_of(*told: Event) -> EventLog:
-    seconds = itertools.count(1.0)
-    log = EventLog(lambda: next(seconds))
-    for event in told:
-        log.append(event)
-    return log
 
 
 async def lines_of(logs: dict[str, EventLog], told: list[str]) -> list[str]:
@@ -49,7 +41,8 @@ async def test_it_ends_with_the_run() -> None:
 
 
 async def test_the_end_of_a_run_that_was_resumed_after_it_is_not_the_end() -> None:
-    first = log_of(STARTED, FINISHED, STARTED, Warned(message="more rounds"), FINISHED)
+    seconds = itertools.count(1.0).__next__
+    first = log_of(STARTED, FINISHED, STARTED, Warned(message="more rounds"), FINISHED, clock=seconds)
     first.since = lambda number, limit=0, with_progress=True: EventLog.since(first, number)  # type: ignore[method-assign]
     assert await lines_of({"first": first}, []) == first.since(0)[0]
 

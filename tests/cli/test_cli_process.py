@@ -49,26 +49,9 @@ except RunError as error:
 BOUND = 60.0  # seconds
 
 
-class Command:
-    """A running command, the pipes that it writes to, and what it tells past them."""
-
-    def __init__(self, process: subprocess.Popen[bytes], output: int, told: int) -> None:
-        self.process, self._output, self._told = process, io.FileIO(output), told
-
-    def wait_until_all_is_printed(self) -> None:
-        assert os.read(self._told, 100) == b"all printed\n"
-
-    def close_reader(self) -> None:
-        self._output.close()
-
-    def read(self) -> list[str]:
-        """All that it writes, to its end."""
-        return self._output.read().decode().splitlines()
-
-
 @contextmanager
-def command(mode: str, how: str = "wait") -> Iterator[Command]:
-    """Run the command with stdout and stderr on one small pipe that is not read."""
+def command(mode: str, how: str = "wait") -> Iterator[tuple[subprocess.Popen[bytes], io.FileIO]]:
+    """Run the command, which has printed all, with stdout and stderr on one small pipe that is not read."""
     (output, writes), (told, tells) = os.pipe(), os.pipe()
     fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, 4096)
     line = [sys.executable, "-c", COMMAND, mode, how, str(tells)]
@@ -76,9 +59,9 @@ def command(mode: str, how: str = "wait") -> Iterator[Command]:
         os.close(writes)
         os.close(tells)
         try:
-            running = Command(process, output, told)
-            yield running
-            running.close_reader()
+            with io.FileIO(output) as unread:
+                assert os.read(told, 100) == b"all printed\n"
+                yield process, unread
         finally:
             process.kill()
             os.close(told)
@@ -95,11 +78,10 @@ def dropped(lines: list[str]) -> int:
 
 def stopped(mode: str) -> list[str]:
     """All that the command writes when it is only read once it was asked to stop."""
-    with command(mode) as running:
-        running.wait_until_all_is_printed()
-        running.process.send_signal(signal.SIGTERM)
-        lines = running.read()
-        assert running.process.wait(BOUND) == 130
+    with command(mode) as (process, output):
+        process.send_signal(signal.SIGTERM)
+        lines = output.read().decode().splitlines()
+        assert process.wait(BOUND) == 130
     return lines
 
 
@@ -121,22 +103,20 @@ def test_beside_json_lines_an_event_tells_of_those_that_are_missing() -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, "the reader goes"])
 def test_a_process_whose_output_is_not_read_ends_when_it_is_asked_to(how: signal.Signals | str) -> None:
-    with command("PLAIN") as running:
-        running.wait_until_all_is_printed()
+    with command("PLAIN") as (process, output):
         if isinstance(how, signal.Signals):
-            running.process.send_signal(how)
+            process.send_signal(how)
         else:
-            running.close_reader()
-        assert running.process.wait(BOUND) == 130
+            output.close()
+        assert process.wait(BOUND) == 130
 
 
 @pytest.mark.parametrize("is_read", [True, False])
 def test_a_failure_is_read_after_all_the_lines_before_it_or_not_at_all(is_read: bool) -> None:
-    with command("PLAIN", "fail") as running:
-        running.wait_until_all_is_printed()
+    with command("PLAIN", "fail") as (process, output):
         if is_read:
-            assert running.read()[-1] == "It is full; make room."
-        assert running.process.wait(BOUND) == 1
+            assert output.read().splitlines()[-1] == b"It is full; make room."
+        assert process.wait(BOUND) == 1
 
 
 def test_output_that_a_full_disk_does_not_take_ends_the_process_with_a_sentence() -> None:

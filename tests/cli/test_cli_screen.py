@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from textual.pilot import Pilot
 
 from tests.fixtures import run_started
 from tests.telemetry.examples import CLOSED, FINISHED, opened
@@ -53,7 +53,7 @@ if HOW == "fail":
 while HOW in ("wait", "start"): signal.pause()
 """
 )
-Steps = Callable[[Pilot[None]], Awaitable[None]]
+Steps = Callable[[Any], Awaitable[None]]  # of textual's Pilot
 
 
 class Show:
@@ -93,17 +93,17 @@ def show(monkeypatch: pytest.MonkeyPatch) -> Show:
     return Show(monkeypatch)
 
 
-async def press_q_after_round_1(pilot: Pilot[None]) -> None:
-    await until(pilot, lambda s: s.round == 1)
-    await pilot.press("q")
-
-
-async def until(pilot: Pilot[None], condition: Callable[[SwarmSnapshot], bool]) -> None:
-    """Wait until the screen knows something."""
-    app = pilot.app
-    assert isinstance(app, SwarmMonitor)
-    while not condition(app.snapshot):
+async def until(pilot: Any, condition: Callable[[SwarmMonitor], bool]) -> None:
+    while not condition(pilot.app):
         await pilot.pause(0.01)
+
+
+def press(key: str, when: Callable[[SwarmMonitor], bool] = lambda app: app.snapshot.round == 1) -> Steps:
+    async def steps(pilot: Any) -> None:
+        await until(pilot, when)
+        await pilot.press(key)
+
+    return steps
 
 
 async def test_a_closed_screen_leaves_the_command_running_in_plain_lines_and_the_invitation(
@@ -114,7 +114,7 @@ async def test_a_closed_screen_leaves_the_command_running_in_plain_lines_and_the
 
     closed, has_closed = screen.CommandOutput.screen_closed, asyncio.Event()
     monkeypatch.setattr(screen.CommandOutput, "screen_closed", lambda self: (closed(self), has_closed.set()))
-    showing = asyncio.create_task(show.run("wait", press_q_after_round_1, invite=invite))
+    showing = asyncio.create_task(show.run("wait", press("q"), invite=invite))
     await has_closed.wait()
     shown = capsys.readouterr().out
     assert "training goes on" in shown
@@ -135,11 +135,7 @@ async def test_a_closed_screen_leaves_the_command_running_in_plain_lines_and_the
 async def test_ctrl_c_on_the_screen_asks_the_command_to_leave(
     how: str, rounds: int, show: Show, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def interrupt(pilot: Pilot[None]) -> None:
-        await until(pilot, lambda s: s.round == 1)
-        await pilot.press("ctrl+c")
-
-    snapshot = await show.run(how, interrupt)
+    snapshot = await show.run(how, press("ctrl+c"))
     assert show.stop.graceful.is_set()
     assert not show.stop.immediate.is_set()
     assert snapshot.rounds_counted == rounds
@@ -154,11 +150,9 @@ async def test_a_screen_of_a_run_that_goes_on_counts_from_its_beginning(show: Sh
     (tmp_path / EVENTS_FILE).write_text("\n".join(lines))
     shown: list[SwarmSnapshot] = []
 
-    async def look(pilot: Pilot[None]) -> None:
-        app = pilot.app
-        assert isinstance(app, SwarmMonitor)
-        await press_q_after_round_1(pilot)
-        shown.append(app.snapshot)
+    async def look(pilot: Any) -> None:
+        await press("q")(pilot)
+        shown.append(pilot.app.snapshot)
 
     snapshot = await show.run("end", look, tmp_path)
     for whole in (*shown, snapshot):
@@ -169,16 +163,15 @@ async def test_what_a_peers_own_process_says_reaches_its_screen_beside_what_the_
     swarm = asyncio.StreamReader()
     swarm.feed_data(encode(opened(7), 1.0).encode() + b"\n")
 
-    async def look(pilot: Pilot[None]) -> None:
-        await until(pilot, lambda s: any("this peer: warning: It is hot." in line.text for line in s.log))
-        await until(pilot, lambda s: s.round == 7 and s.wire_bytes == 0)
-        await pilot.press("q")
+    def has_both(app: SwarmMonitor) -> bool:
+        is_told = any("this peer: warning: It is hot." in line.text for line in app.snapshot.log)
+        return is_told and app.snapshot.round == 7 and app.snapshot.wire_bytes == 0
 
-    await show.run_beside(PipeSource(swarm, lambda: 1.0), "end", look)
+    await show.run_beside(PipeSource(swarm, lambda: 1.0), "end", press("q", has_both))
 
 
 async def test_a_summary_and_a_status_are_a_few_lines_or_one_object(show: Show) -> None:
-    snapshot = await show.run("end", press_q_after_round_1)
+    snapshot = await show.run("end", press("q"))
     text = "\n".join(summary(snapshot))
     for part in ("1 round", "3.000", "core", "basis", "100 B", "2.00 kB", "10x", "abcd"):
         assert part in text
@@ -196,24 +189,13 @@ def test_a_status_names_its_round_once() -> None:
     assert status_lines(waiting)[0] == "chat: waiting (round 7 of 9)"
 
 
-# --- how a command and its screen end ---------------------------------------------------------------------------------
-
-
-async def until_ended(pilot: Pilot[None]) -> None:
-    """Wait until the screen shows that the command has ended."""
-    app = pilot.app
-    assert isinstance(app, SwarmMonitor)
-    while app.view().outage is None:
-        await pilot.pause(0.01)
-
-
 async def test_a_command_that_has_ended_well_stays_on_screen_until_it_is_closed(
     show: Show, capsys: pytest.CaptureFixture[str]
 ) -> None:
     was_shown = []
 
-    async def look(pilot: Pilot[None]) -> None:
-        await until_ended(pilot)
+    async def look(pilot: Any) -> None:
+        await until(pilot, lambda app: app.view().outage is not None)
         was_shown.append(pilot.app.is_running)
         await pilot.press("q")
 
@@ -226,8 +208,8 @@ async def test_a_command_that_has_ended_well_stays_on_screen_until_it_is_closed(
 async def test_a_command_that_fails_closes_the_screen_and_is_quoted(
     has_temporary_folder: bool, show: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def look(pilot: Pilot[None]) -> None:
-        await until(pilot, lambda s: not pilot.app.is_running)
+    async def look(pilot: Any) -> None:
+        await until(pilot, lambda app: not app.is_running)
 
     if not has_temporary_folder:
         monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
@@ -244,9 +226,5 @@ async def test_a_stop_before_the_command_s_own_code_begins_is_no_failure(
     (tmp_path / "sitecustomize.py").write_text(f"import signal\nprint({line!r}, flush=True)\nsignal.pause()\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    async def interrupt(pilot: Pilot[None]) -> None:
-        await until(pilot, lambda s: s.run == "chat")
-        await pilot.press("ctrl+c")
-
-    snapshot = await show.run("wait", interrupt)
+    snapshot = await show.run("wait", press("ctrl+c", lambda app: app.snapshot.run == "chat"))
     assert snapshot.rounds_counted == 0

@@ -62,33 +62,24 @@ class Terminal:
     """The other end of the terminal that a command runs on."""
 
     def __init__(self, process: subprocess.Popen[bytes], end: int, life: Path) -> None:
-        self.process, self._end = process, io.FileIO(end, "r+")
-        self._life, self._hold = life, io.FileIO(life, "r+")
+        self.process, self.end = process, io.FileIO(end, "r+")
+        self._life, self.hold = life, io.FileIO(life, "r+")
         self._seen = b""
 
     def read_until(self, text: bytes) -> None:
         """Read what is shown up to ``text``, and no further than has to be."""
         while text not in self._seen:
-            self._seen += self._end.read(4096)
+            self._seen += self.end.read(4096)
         self._seen = self._seen[self._seen.index(text) + len(text) :]
 
-    def press(self, key: bytes) -> None:
-        self._end.write(key)
-
-    def close(self) -> None:
-        self._end.close()
-
-    def let_go(self) -> None:
-        self._hold.close()
-
     def wait_for_all_rounds(self) -> None:
-        assert self._hold.read(100) == b"all rounds\n"
+        assert self.hold.read(100) == b"all rounds\n"
 
     def wait_for_the_end(self) -> int:
         """The exit code of the command, once it and what it runs have ended."""
         code = self.process.wait(BOUND)
         with self._life.open("rb") as life:
-            self.let_go()
+            self.hold.close()
             life.read()
         return code
 
@@ -117,14 +108,14 @@ def terminal(how: str, folder: Path, owns_terminal: bool = True) -> Iterator[Ter
             yield shown
         finally:
             process.kill()
-            shown.close()
-            shown.let_go()
+            shown.end.close()
+            shown.hold.close()
 
 
 def close_the_screen(shown: Terminal) -> None:
     """Once Textual took the terminal again at the SIGCONT that follows SIGHUP, and read its end for ever."""
     shown.read_until(PAINTED)
-    shown.press(b"q")
+    shown.end.write(b"q")
     shown.read_until(b"training goes on")
 
 
@@ -165,7 +156,7 @@ def test_a_terminal_that_closes_ends_the_command(
             shown.read_until(before)
         else:
             before(shown)
-        shown.close()
+        shown.end.close()
         code = shown.wait_for_the_end()
         assert code == 130 or (code == -signal.SIGHUP and before in (b"", TAKEN))
 
@@ -183,7 +174,7 @@ def test_a_terminal_that_is_not_read_delays_nothing_and_catches_up(tmp_path: Pat
         shown.read_until(TAKEN)
         shown.wait_for_all_rounds()
         shown.read_until(b"round 3000")
-        shown.press(b"q")
+        shown.end.write(b"q")
         shown.read_until(GIVEN_BACK)
         shown.read_until(b"training goes on")
 

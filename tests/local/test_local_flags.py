@@ -8,18 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.errors import ConfigError
-from tsr_swarm.local.faults import (
-    PHASES,
-    STATE,
-    ActingRole,
-    Fault,
-    Kill,
-    LateJoin,
-    LocalPlan,
-    Partition,
-    Restart,
-    Suspend,
-)
+from tsr_swarm.local import faults
+from tsr_swarm.local.faults import PHASES, ActingRole, Kill, LateJoin, Partition, Restart, Suspend
 from tsr_swarm.local.flags import plan_local
 from tsr_swarm.local.network.packets import HomeLine
 
@@ -27,7 +17,7 @@ FLAGS = ("kill", "back", "stop", "partition", "env", "slow", "nat", "up", "down"
 LEADER = ActingRole.LEADER
 
 
-def plan(rounds: int = 10, join_at: Sequence[int] = (), **texts: Any) -> LocalPlan:
+def plan(rounds: int = 10, join_at: Sequence[int] = (), **texts: Any) -> faults.LocalPlan:
     return plan_local(texts, join_at, 3, rounds)
 
 
@@ -49,7 +39,7 @@ def split(round: int, phase: str, seconds: float, one: set[int], other: set[int]
         ("partition", "3|coordinator@2/exchange:4s", split(2, "exchange", 4, {3}, {0})),
     ],
 )
-def test_a_fault_is_read_and_only_a_partition_needs_a_lab(flag: str, text: str, fault: Fault) -> None:
+def test_a_fault_is_read_and_only_a_partition_needs_a_lab(flag: str, text: str, fault: faults.Fault) -> None:
     made = plan(rounds=0, **{flag: [text]})
     assert made.faults == (fault,)
     assert made.is_shaped == (flag == "partition")
@@ -204,6 +194,6 @@ def test_any_text_is_a_plan_that_can_happen_or_a_sentence(flag: str, text: str) 
     for fault in made.faults:
         assert 1 <= fault.round <= 10
         assert isinstance(fault, Kill | Suspend | Partition)
-        assert fault.phase in (*PHASES, STATE)
+        assert fault.phase in (*PHASES, faults.STATE)
         assert isinstance(fault, Kill) or fault.seconds > 0
         assert isinstance(fault, Partition) or isinstance(fault.who, ActingRole) or fault.who <= 3

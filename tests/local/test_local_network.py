@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import psutil
 import pytest
@@ -54,11 +55,13 @@ KINDS = ("loopback", namespaces.MODE, proxy.MODE)
 LABS = KINDS[1:]
 
 
+@dataclass
 class Net:
     """An opened network, and processes on it."""
 
-    def __init__(self, network: LocalNetwork, group: ProcessGroup, events: list[Event]) -> None:
-        self.network, self.group, self.events = network, group, events
+    network: LocalNetwork
+    group: ProcessGroup
+    events: list[Event]
 
     async def start(self, who: int, script: str, *arguments: str) -> Child:
         command = self.network.command(who, [sys.executable, "-I", "-S", "-c", script, *arguments])
@@ -100,35 +103,26 @@ async def opened_or_skipped(kind: str) -> AsyncIterator[Net]:
         pytest.skip(str(error))
 
 
-class TestEveryLocalNetwork:
-    @pytest.mark.parametrize("kind", KINDS)
-    async def test_a_peer_reaches_the_coordinator_which_can_listen_at_the_same_address_again(self, kind: str) -> None:
-        async with opened_or_skipped(kind) as net:
-            address = await net.serve(COORDINATOR)
-            taken = await net.ask(PEER, address)
-            assert taken is not None
-            assert taken >= (0.05 if kind in LABS else 0.0), "the shares of both links in the round trip"
-            assert argument(net.network.peer_arguments(PEER, address), "--coordinator") == address
-            assert argument(net.network.coordinator_arguments(address), "--listen") == address
-
-    @pytest.mark.parametrize("kind", LABS)
-    async def test_a_partition_lasts_until_it_is_over_and_concerns_nobody_else(self, kind: str) -> None:
-        async with opened_or_skipped(kind) as net:
-            address = await net.serve(COORDINATOR)
-            net.network.cut([frozenset((COORDINATOR, PEER))])
-            assert await net.ask(PEER, address, patience=0.3) is None
-            assert await net.ask(BEHIND_NAT, address) is not None
-            net.network.cut([])
-            assert await net.ask(PEER, address) is not None
-
-    @pytest.mark.parametrize("kind", LABS)
-    async def test_a_peer_behind_nat_dials_out_only(self, kind: str) -> None:
-        async with opened_or_skipped(kind) as net:
-            assert "--listen" not in net.network.peer_arguments(BEHIND_NAT, "")
-            assert await net.ask(BEHIND_NAT, await net.serve(COORDINATOR)) is not None
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_peer_reaches_the_coordinator_which_can_listen_at_the_same_address_again(kind: str) -> None:
+    async with opened_or_skipped(kind) as net:
+        address = await net.serve(COORDINATOR)
+        taken = await net.ask(PEER, address)
+        assert taken >= (0.05 if kind in LABS else 0.0), "the shares of both links in the round trip"
+        assert argument(net.network.peer_arguments(PEER, address), "--coordinator") == address
+        assert argument(net.network.coordinator_arguments(address), "--listen") == address
 
 
-# --- namespaces -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", LABS)
+async def test_a_partition_ends_and_does_not_concern_a_peer_behind_nat_which_only_dials_out(kind: str) -> None:
+    async with opened_or_skipped(kind) as net:
+        address = await net.serve(COORDINATOR)
+        net.network.cut([frozenset((COORDINATOR, PEER))])
+        assert await net.ask(PEER, address, patience=0.3) is None
+        assert "--listen" not in net.network.peer_arguments(BEHIND_NAT, "")
+        assert await net.ask(BEHIND_NAT, address) is not None
+        net.network.cut([])
+        assert await net.ask(PEER, address) is not None
 
 
 async def test_nothing_that_was_not_asked_for_enters_a_namespace_behind_nat() -> None:

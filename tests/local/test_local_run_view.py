@@ -10,12 +10,7 @@ from tests.telemetry import examples
 from tests.telemetry.examples import FINISHED, LOST
 from tsr_swarm.local.faults import COORDINATOR, ActingRole, name_of
 from tsr_swarm.local.run_view import RunView
-from tsr_swarm.telemetry.events import (
-    Event,
-    Joined,
-    LeaderChanged,
-    Warned,
-)
+from tsr_swarm.telemetry.events import Event, Joined, LeaderChanged, Warned
 
 ALL = frozenset(range(4))
 STARTED = run_started(address="c:1")

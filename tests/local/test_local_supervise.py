@@ -22,16 +22,7 @@ from tsr_swarm.local.network.packets import Pairs
 from tsr_swarm.local.supervise import LocalOptions, run_local
 from tsr_swarm.process.shutdown import Shutdown
 from tsr_swarm.process.supervisor import ChildError, ProcessGroup
-from tsr_swarm.telemetry.events import (
-    Event,
-    FaultPlaced,
-    LeaderChanged,
-    PeerJoined,
-    RoundOpened,
-    RunFinished,
-    Warned,
-    event_name,
-)
+from tsr_swarm.telemetry import events as ev
 
 # The script of the coordinator (prints a run whose peers it finds by their files) or of a peer (leaves a file, waits to
 # be ended). In "heir" both peers vote too, and peer-1 leads once the coordinator is gone.
@@ -124,9 +115,9 @@ class ScriptedSwarm:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        self.events: list[Event] = []
+        self.events: list[ev.Event] = []
         self.stop = Shutdown()
-        self.on_event: Callable[[Event], None] = lambda event: None
+        self.on_event: Callable[[ev.Event], None] = lambda event: None
 
         def command(what: str, *arguments: str) -> list[str]:
             return [sys.executable, "-c", PLAYER, what, str(folder), *arguments]
@@ -148,25 +139,25 @@ class ScriptedSwarm:
         async with ProcessGroup() as group, asyncio.timeout(60):
             await run_local(options, group, self._emit, self.stop)
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: ev.Event) -> None:
         self.events.append(event)
         self.on_event(event)
 
-    def stop_when(self, is_time: Callable[[Event], bool]) -> None:
+    def stop_when(self, is_time: Callable[[ev.Event], bool]) -> None:
         self.on_event = lambda event: self.stop.request() if is_time(event) else None
 
     def rounds(self) -> list[int]:
-        return [event.round for event in self.events if isinstance(event, RoundOpened)]
+        return [event.round for event in self.events if isinstance(event, ev.RoundOpened)]
 
     def warnings(self) -> list[str]:
-        return [event.message for event in self.events if isinstance(event, Warned)]
+        return [event.message for event in self.events if isinstance(event, ev.Warned)]
 
     def names(self) -> list[str]:
-        return [event_name(event) for event in self.events]
+        return [ev.event_name(event) for event in self.events]
 
     def faults(self) -> list[tuple[str, bool]]:
         """The faults that were placed, and whether each event tells of the end of one."""
-        return [(event.fault, event.is_over) for event in self.events if isinstance(event, FaultPlaced)]
+        return [(event.fault, event.is_over) for event in self.events if isinstance(event, ev.FaultPlaced)]
 
     def peer(self, name: str) -> dict[str, Any]:
         written: dict[str, Any] = json.loads((self.folder / name).read_text())
@@ -183,8 +174,8 @@ def swarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedSwarm:
 
 async def test_peers_are_told_where_the_coordinator_is_and_its_events_are_passed_on(swarm: ScriptedSwarm) -> None:
     await swarm.run("plain", use_dht=False, slow=["2:4"])
-    assert {event.name for event in swarm.events if isinstance(event, PeerJoined)} == {"peer-1", "peer-2"}
-    assert isinstance(swarm.events[-1], RunFinished)
+    assert {event.name for event in swarm.events if isinstance(event, ev.PeerJoined)} == {"peer-1", "peer-2"}
+    assert isinstance(swarm.events[-1], ev.RunFinished)
     assert swarm.argument("peer-2", "--coordinator") == "127.0.0.1:9"
     assert swarm.argument("peer-2", "--dir") == str(swarm.folder / "peer-2")
     assert swarm.argument("peer-2", "--listen") == "127.0.0.1:0", "others can dial it: it can lead and average"
@@ -205,7 +196,7 @@ async def test_a_further_peer_starts_when_its_round_opens_and_the_run_file_fits_
 async def test_the_run_goes_on_with_the_events_of_its_next_leader(swarm: ScriptedSwarm) -> None:
     await swarm.run("heir", kill=["leader@2/commit"])
     assert swarm.faults() == [("--kill leader@2/commit (coordinator)", False)]
-    assert [event.name for event in swarm.events if isinstance(event, LeaderChanged)] == ["coordinator", "peer-1"]
+    assert [event.name for event in swarm.events if isinstance(event, ev.LeaderChanged)] == ["coordinator", "peer-1"]
     assert swarm.names().count("leader_lost") == 1
     assert swarm.rounds() == [1, 2, 2, 3]
     assert swarm.names()[-1] == "run_finished"
@@ -254,7 +245,7 @@ async def test_with_too_few_voters_the_run_waits_for_those_that_come_back_and_fo
 
 
 async def test_a_restart_that_is_due_later_does_not_delay_a_stop(swarm: ScriptedSwarm) -> None:
-    swarm.stop_when(lambda event: isinstance(event, Warned) and "Too few voters" in event.message)
+    swarm.stop_when(lambda event: isinstance(event, ev.Warned) and "Too few voters" in event.message)
     await swarm.run("heir", kill=EVERYBODY, back=["1@2/commit:1h", "2@2/commit:1h"])
 
 
@@ -297,7 +288,7 @@ async def test_a_process_that_fails_before_the_first_round_ends_the_run_with_its
 
 async def test_a_fault_that_never_became_due_is_a_warning(swarm: ScriptedSwarm) -> None:
     await swarm.run("plain", kill=["1@3/apply"])
-    assert swarm.events[-1] == Warned(message="The run ended before --kill peer-1@3/apply was due.")
+    assert swarm.events[-1] == ev.Warned(message="The run ended before --kill peer-1@3/apply was due.")
 
 
 class Recorder(Loopback):
@@ -328,7 +319,7 @@ async def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 async def test_a_stopped_peer_goes_on_when_its_time_is_over(swarm: ScriptedSwarm) -> None:
-    swarm.stop_when(lambda event: isinstance(event, FaultPlaced) and event.is_over)
+    swarm.stop_when(lambda event: isinstance(event, ev.FaultPlaced) and event.is_over)
     await swarm.run("endless", stop=["1@2:10ms"])
     assert swarm.faults() == [("--stop peer-1@2/train:0.01s", False), ("--stop peer-1@2/train:0.01s", True)]
     assert swarm.names()[-1] == "run_finished"
@@ -343,7 +334,7 @@ async def test_a_peer_that_is_still_stopped_when_the_run_ends_can_leave(
 
 
 async def test_partitions_add_up_and_are_over_one_by_one(swarm: ScriptedSwarm, recorder: Recorder) -> None:
-    swarm.stop_when(lambda event: isinstance(event, FaultPlaced) and event.is_over)
+    swarm.stop_when(lambda event: isinstance(event, ev.FaultPlaced) and event.is_over)
     await swarm.run("endless", partition=["1|2@2:1h", "coordinator|1,2@3:10ms"])
     first = {frozenset((1, 2))}
     both = first | {frozenset((0, 1)), frozenset((0, 2))}
@@ -352,8 +343,8 @@ async def test_partitions_add_up_and_are_over_one_by_one(swarm: ScriptedSwarm, r
 
 
 async def test_a_lab_that_breaks_ends_the_run_with_its_sentence(swarm: ScriptedSwarm, recorder: Recorder) -> None:
-    def break_in_round_3(event: Event) -> None:
-        if isinstance(event, RoundOpened) and event.round == 3:
+    def break_in_round_3(event: ev.Event) -> None:
+        if isinstance(event, ev.RoundOpened) and event.round == 3:
             recorder.error.set_result(RunError("The router is gone."))
 
     swarm.on_event = break_in_round_3

@@ -9,18 +9,8 @@ from hypothesis import strategies as st
 
 from tests.telemetry.examples import joined, leads
 from tsr_swarm.errors import ConfigError, RefusedError, RunError, UnreachableError
-from tsr_swarm.monitor.sources import (
-    MOST_ADDRESSES,
-    RECORD_ENDS,
-    SILENT_SECONDS,
-    Dial,
-    KnownAddresses,
-    Outage,
-    PipeSource,
-    ReplaySource,
-    Source,
-    WatchSource,
-)
+from tsr_swarm.monitor import sources
+from tsr_swarm.monitor.sources import SILENT_SECONDS, KnownAddresses, Outage, PipeSource, ReplaySource, WatchSource
 from tsr_swarm.telemetry.events import Event, PeerJoined, PeerLeft, Warned, encode
 from tsr_swarm.telemetry.log import EventLog, Watch
 
@@ -46,7 +36,7 @@ def line(text: str, time: float) -> str:
     return encode(Warned(message=text), time)
 
 
-def answering(*answers: tuple[list[str], int] | Exception, asked: list[int] | None = None) -> Dial:
+def answering(*answers: tuple[list[str], int] | Exception, asked: list[int] | None = None) -> sources.Dial:
     """Dial a node that gives these answers in turn, whatever its address; ``asked`` gets what it was asked for."""
     left = list(answers)
 
@@ -61,7 +51,7 @@ def answering(*answers: tuple[list[str], int] | Exception, asked: list[int] | No
     return lambda address: watch
 
 
-async def drain(source: Source) -> list[str]:
+async def drain(source: sources.Source) -> list[str]:
     return [line.strip() async for line in source.lines()]
 
 
@@ -74,7 +64,7 @@ async def test_a_replay_keeps_the_recorded_pace_at_its_speed(tmp_path: Path) -> 
     assert await drain(source) == [text for text in lines if text != "damage"]
     assert time.slept == [0.0, 3.0, 0.0, 0.1]
     assert source.now() == 131.0
-    assert source.outage == RECORD_ENDS
+    assert source.outage == sources.RECORD_ENDS
 
 
 async def test_between_two_events_the_time_of_a_replay_runs_on_but_not_past_the_next(recorded: Path) -> None:
@@ -117,7 +107,6 @@ async def test_lines_of_a_child_are_read_to_their_end() -> None:
     source = PipeSource(reader, ManualTime())
     lines = await drain(source)
     assert (lines[0], lines[-1]) == (line("a", 1.0), line("b", 2.0))
-    assert source.outage is not None
     assert source.outage.text == "The run's process has ended"
 
 
@@ -205,10 +194,10 @@ def test_every_address_is_asked_in_turn_and_the_given_ones_stay(given_: list[str
 
 def test_only_the_newest_addresses_of_a_large_swarm_are_kept() -> None:
     known = KnownAddresses(("a",))
-    for number in range(3 * MOST_ADDRESSES):
+    for number in range(3 * sources.MOST_ADDRESSES):
         known = known.after_event(at(str(number), f"192.0.2.1:{number + 1}"))
-    assert len(known.joined) == MOST_ADDRESSES
-    assert known.addresses[-1] == f"192.0.2.1:{3 * MOST_ADDRESSES}"
+    assert len(known.joined) == sources.MOST_ADDRESSES
+    assert known.addresses[-1] == f"192.0.2.1:{3 * sources.MOST_ADDRESSES}"
 
 
 class Nodes:
@@ -236,8 +225,8 @@ class Nodes:
 
 async def test_a_watcher_goes_on_with_a_peer_when_its_node_dies_and_shows_no_line_twice() -> None:
     nodes = Nodes("first", "peer")
-    for event in (at("x", "peer"), Warned(message="a")):
-        nodes.logs["first"].append(event)
+    nodes.logs["first"].append(at("x", "peer"))
+    nodes.logs["first"].append(Warned(message="a"))
     nodes.logs["peer"].append(Warned(message="of its own"))
     for text in nodes.logs["first"].since(0)[0]:
         nodes.logs["peer"].take(text)

@@ -23,18 +23,10 @@ from tsr_swarm.lowrank.packed import Packed
 from tsr_swarm.lowrank.sketch import tangent_of
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.publish import publish
+from tsr_swarm.plan import own_costs
 from tsr_swarm.plan.baseline_costs import baselines, is_head, paper_counts
 from tsr_swarm.plan.costs import PRESETS, MethodCost, Scene, default_step_seconds, low_ranks
-from tsr_swarm.plan.own_costs import (
-    MOST_ROUNDS,
-    blocks_of,
-    mean_bytes,
-    own_exchange,
-    own_memory,
-    raw_bytes,
-    state_bytes,
-    wire_shares,
-)
+from tsr_swarm.plan.own_costs import blocks_of, mean_bytes, own_exchange, raw_bytes, wire_shares
 from tsr_swarm.plan.report import make_report
 from tsr_swarm.plan.search import GOOD_STEPS, LONGEST_STEPS, Fit, find_fit, run_lines
 from tsr_swarm.train.llama import build_model, parameter_shapes
@@ -123,7 +115,7 @@ def test_own_memory_is_what_a_peer_keeps(space: str, inner: str, residual_bits: 
     manifest = make_manifest("0" * 32, config, parameter_shapes(config.model))
     consensus = fresh_consensus(manifest)
     kept = make_space(space, build_model(config.model, consensus.weights), manifest).state_dict()
-    predicted = own_memory(config, manifest.blocks)
+    predicted = own_costs.own_memory(config, manifest.blocks)
     low_rank = [torch.zeros(b.rows, b.cols) for b in manifest.blocks if b.is_low_rank]
     unsent = [Packed.of(block, residual_bits or 4) for block in low_rank]
     packed = sum(kept.codes.nbytes + kept.scales.nbytes for kept in unsent) if space == "core" and residual_bits else 0
@@ -137,7 +129,7 @@ def test_own_memory_is_what_a_peer_keeps(space: str, inner: str, residual_bits: 
     assert predicted.weights == 2 * size(consensus.tensors(), "weight/")
     shared = size(consensus.tensors(), "left/", "right/")
     assert predicted.bases == shared * (3 if space == "core" else 1)  # int16, and float32 to train in
-    assert state_bytes(config, manifest.blocks) == size(consensus.tensors(), "")
+    assert own_costs.state_bytes(config, manifest.blocks) == size(consensus.tensors(), "")
 
 
 def test_a_mean_is_less_than_the_largest_and_refreshes_are_in_both() -> None:
@@ -154,7 +146,7 @@ def test_refresh_periods_without_a_common_multiple_still_end() -> None:
     mean = mean_bytes(raw_bytes(config, blocks_of(config), upload_slots))
     often = tiny(periods={"k_x": 1, "k_r": 1, "k_r_embedding": 1})
     once = mean_bytes(raw_bytes(often, blocks_of(config), upload_slots))
-    assert mean["gradient"] == pytest.approx(once["gradient"] / MOST_ROUNDS)
+    assert mean["gradient"] == pytest.approx(once["gradient"] / own_costs.MOST_ROUNDS)
 
 
 def test_compression_is_measured_on_the_real_codec_and_does_not_change() -> None:
@@ -285,9 +277,6 @@ def test_a_step_takes_six_operations_a_parameter_and_token() -> None:
     assert default_step_seconds(10**9, 1000) == pytest.approx(0.6)
 
 
-# fitting
-
-
 def fitted(rate: float, step_seconds: float, share: float = 0.2, **changes: dict[str, Any]) -> Fit:
     config = tiny(**changes)
     link = Link(up=rate, down=100e6, step_seconds=step_seconds)
@@ -321,7 +310,6 @@ def test_every_candidate_keeps_the_share_by_its_real_layout(log_rate: float, log
 
 def test_a_fast_line_keeps_the_runs_own_settings() -> None:
     chosen = fitted(1e9, step_seconds=1.0).chosen
-    assert chosen is not None
     assert (chosen.rank, chosen.embedding_rank) == (4, 2)
     assert (chosen.k_x, chosen.k_r, chosen.k_r_embedding) == (5, 10, 15)
     assert chosen.ceiling_seconds == RunConfig().round.ceiling_seconds
@@ -345,7 +333,6 @@ def test_ranks_that_are_shares_of_the_sides_halve_as_shares() -> None:
     fit = fitted(1e6, step_seconds=0.1, optimizer=optimizer)
     halved = [("1/2", "1/4"), ("1/4", "1/8"), ("1/8", "1/16"), ("1/16", "1/32")]
     assert [(c.rank, c.embedding_rank) for c in fit.candidates] == halved
-    assert fit.chosen is not None
     assert run_lines(fit.chosen)[1] == 'rank = "1/2"'
 
 
@@ -354,7 +341,6 @@ def test_periods_of_moments_keep_their_rounds_or_find_their_own(rate: float) -> 
     config = tiny(periods={"k_u": 15, "k_v": "auto"})
     shares, link = wire_shares(config, peers=4), Link(up=rate, down=1e8, step_seconds=0.1)
     chosen = find_fit(config, shares, link, 0.2).chosen
-    assert chosen is not None
     assert (chosen.k_u, chosen.k_v) == (3 * chosen.k_x, "auto")
     proposed = tiny(**tomllib.loads("\n".join(run_lines(chosen))))
     assert (proposed.periods.k_u, proposed.periods.k_v) == (chosen.k_u, "auto")
@@ -371,11 +357,7 @@ def test_nothing_fits_a_line_that_is_far_too_slow_nor_a_round_that_would_outlast
 def test_a_run_that_chose_a_long_period_keeps_it() -> None:
     periods = {"k_x": 700, "k_r": 1400, "k_r_embedding": 1400}
     chosen = fitted(1e9, step_seconds=0.01, periods=periods).chosen
-    assert chosen is not None
     assert (chosen.rank, chosen.k_x) == (4, 700)
-
-
-# the whole
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -1,6 +1,7 @@
 """Events of one small run, to be changed with ``dataclasses.replace``, and a strategy for any event at all."""
 
 import types
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.fixtures import run_started
 from tsr_swarm.telemetry import events as e
+from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.telemetry.typed_json import MAX_COUNT, MAX_NUMBER
 
 STARTED = run_started(run="shakespeare", min_peers=2)
@@ -40,6 +42,13 @@ FINISHED = e.RunFinished(
     rounds=10, first_loss=5.0, last_loss=2.0, wire_bytes=9, dense_bytes=99, digest="ab", reason="10 rounds done"
 )
 LOST = e.LeaderLost(reason="no word for 6 s")
+
+
+def log_of(*events: e.Event, clock: Callable[[], float] = lambda: 10.0, **limits: int) -> EventLog:
+    log = EventLog(clock, **limits)
+    for event in events:
+        log.append(event)
+    return log
 
 
 def joined(name: str, number: int = 1, address: str = "") -> e.PeerJoined:

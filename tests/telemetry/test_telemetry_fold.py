@@ -4,18 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.telemetry.examples import (
-    ANY_EVENT,
-    APPLIED,
-    FINISHED,
-    LOST,
-    STARTED,
-    closed,
-    joined,
-    leads,
-    opened,
-    progress,
-)
+from tests.telemetry import examples
+from tests.telemetry.examples import APPLIED, FINISHED, LOST, STARTED, closed, joined, leads, opened, progress
 from tsr_swarm.config.layout import PayloadKind
 from tsr_swarm.telemetry import events as e
 from tsr_swarm.telemetry.fold import GONE_PEERS, HISTORY_POINTS, KINDS, LOG_LINES, fold, fold_all, fold_own
@@ -36,7 +26,7 @@ def after(*happened: e.Event) -> SwarmSnapshot:
     return fold_all(SwarmSnapshot(), (e.Stamped(time=float(i), event=event) for i, event in enumerate(happened)))
 
 
-@given(happened=st.lists(st.tuples(ANY_EVENT, st.floats(-MAX_NUMBER, MAX_NUMBER)), max_size=15))
+@given(happened=st.lists(st.tuples(examples.ANY_EVENT, st.floats(-MAX_NUMBER, MAX_NUMBER)), max_size=15))
 def test_no_order_of_events_raises_or_makes_a_count_negative(happened: list[tuple[e.Event, float]]) -> None:
     snapshot = SwarmSnapshot()
     for event, time in happened:
@@ -51,7 +41,7 @@ def test_no_order_of_events_raises_or_makes_a_count_negative(happened: list[tupl
         assert [p.round for p in snapshot.history] == sorted({p.round for p in snapshot.history})
 
 
-@given(happened=st.lists(ANY_EVENT, max_size=5), event=ANY_EVENT)
+@given(happened=st.lists(examples.ANY_EVENT, max_size=5), event=examples.ANY_EVENT)
 def test_folding_does_not_change_the_snapshot_before(happened: list[e.Event], event: e.Event) -> None:
     first = after(*happened)
     copy = replace(first, peers=dict(first.peers), sent=dict(first.sent), received=dict(first.received))
@@ -200,7 +190,7 @@ def test_a_run_that_is_over_is_at_the_last_round_that_closed() -> None:
     assert after(STARTED, opened(1), closed(1), opened(2), replace(end, is_stopped=True)).phase == "stopped"
 
 
-@given(events=st.lists(ANY_EVENT, min_size=1, max_size=5))
+@given(events=st.lists(examples.ANY_EVENT, min_size=1, max_size=5))
 def test_after_any_event_the_state_is_not_waiting_for_the_first_one(events: list[e.Event]) -> None:
     """A record may begin anywhere, and the phase "finished" comes before the end."""
     assert after(*events).state != "waiting for the first event"
@@ -261,7 +251,7 @@ def own(snapshot: SwarmSnapshot, *events: e.Event) -> SwarmSnapshot:
     return snapshot
 
 
-@given(of_run=st.lists(ANY_EVENT, max_size=5), of_peer=st.lists(ANY_EVENT, max_size=5))
+@given(of_run=st.lists(examples.ANY_EVENT, max_size=5), of_peer=st.lists(examples.ANY_EVENT, max_size=5))
 def test_events_of_one_peer_change_no_number_of_the_swarm(of_run: list[e.Event], of_peer: list[e.Event]) -> None:
     before = after(*of_run)
     changed = own(before, *of_peer)

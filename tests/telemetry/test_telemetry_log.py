@@ -3,25 +3,14 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.telemetry.examples import ANY_EVENT, STARTED, closed, joined, leads, progress
+from tests.telemetry.examples import ANY_EVENT, STARTED, closed, joined, leads, log_of, progress
 from tsr_swarm.telemetry import events as e
 from tsr_swarm.telemetry.events import decode, decode_stamped, encode
 from tsr_swarm.telemetry.log import NEWEST, EventLog, SeenLines
 
 
-def clock() -> float:
-    return 10.0
-
-
 def warned(text: str) -> e.Warned:
     return e.Warned(message=text)
-
-
-def filled(*events: e.Event, **limits: int) -> EventLog:
-    log = EventLog(clock, **limits)
-    for event in events:
-        log.append(event)
-    return log
 
 
 def events_of(lines: list[str]) -> list[e.Event | None]:
@@ -30,7 +19,7 @@ def events_of(lines: list[str]) -> list[e.Event | None]:
 
 @given(count=st.integers(0, 30), after=st.integers(0, 30), limit=st.integers(1, 400))
 def test_a_follower_gets_every_event_once_and_in_order(count: int, after: int, limit: int) -> None:
-    log = EventLog(clock)
+    log = log_of()
     for index in range(count):
         assert log.append(warned(str(index))) == index + 1
     seen, newest = [], min(after, count)
@@ -43,15 +32,15 @@ def test_a_follower_gets_every_event_once_and_in_order(count: int, after: int, l
 
 @given(sent=st.lists(ANY_EVENT, max_size=12), keep=st.integers(1, 5))
 def test_lines_are_returned_in_order_beside_the_totals_of_earlier_rounds(sent: list[e.Event], keep: int) -> None:
-    log = filled(*sent, keep=keep, keep_rounds=2)
+    log = log_of(*sent, keep=keep, keep_rounds=2)
     lines, newest = log.since(0, limit=10**9)
-    remaining = iter(encode(event, clock()) for event in sent)
+    remaining = iter(encode(event, 10.0) for event in sent)
     assert newest == len(sent)
     assert all(line in remaining for line in lines if not isinstance(decode(line), e.EarlierRounds))
 
 
 def test_progress_is_left_out_where_it_is_not_wanted() -> None:
-    log = filled(warned("1"), progress("otter", 1, 4), warned("2"), progress("otter", 1, 5))
+    log = log_of(warned("1"), progress("otter", 1, 4), warned("2"), progress("otter", 1, 5))
     assert (events_of(log.since(0, with_progress=False)[0]), log.last) == ([warned("1"), warned("2")], 4)
     assert log.since(3, with_progress=False) == ([], 4)
     assert events_of(log.since(3)[0]) == [progress("otter", 1, 5)]
@@ -60,24 +49,24 @@ def test_progress_is_left_out_where_it_is_not_wanted() -> None:
 def test_old_events_go_but_peers_that_are_here_the_newest_leader_and_the_first_loss_stay() -> None:
     first, kept, gone = e.Evaluated(round=0, loss=5.0), joined("otter"), joined("lynx")
     leave = e.PeerLeft(peer="id-lynx", name="lynx", reason="asked to")
-    log = filled(first, kept, gone, leave, leads("otter"), leads("lynx"), warned("1"), warned("2"), keep=2)
+    log = log_of(first, kept, gone, leave, leads("otter"), leads("lynx"), warned("1"), warned("2"), keep=2)
     assert events_of(log.since(0)[0]) == [first, kept, leads("lynx"), warned("1"), warned("2")]
 
 
 def test_only_the_newest_progress_of_a_peer_is_kept() -> None:
-    log = filled(joined("otter"), *(progress("otter", 1, step) for step in range(5)))
+    log = log_of(joined("otter"), *(progress("otter", 1, step) for step in range(5)))
     assert events_of(log.since(0)[0]) == [joined("otter"), progress("otter", 1, 4)]
     assert log.since(6) == ([], 6)
 
 
 def test_a_follower_from_before_a_restart_gets_everything_and_one_may_ask_for_the_newest_number_alone() -> None:
-    log = filled(warned("again"))
+    log = log_of(warned("again"))
     assert events_of(log.since(5000)[0]) == [warned("again")]
     assert log.since(NEWEST) == ([], 1)
 
 
 async def test_waiting_ends_with_the_next_event_at_once_for_an_older_one_and_else_after_its_time() -> None:
-    log = EventLog(clock)
+    log = log_of()
     await log.wait(0, seconds=0.0)
     waiting = asyncio.create_task(log.wait(0, seconds=60))
     await asyncio.sleep(0)
@@ -91,7 +80,7 @@ def test_a_sink_that_fails_is_given_up_with_a_warning() -> None:
     def full(line: str) -> None:
         raise OSError(28, "No space left on device")
 
-    log = EventLog(clock, [full])
+    log = EventLog(lambda: 10.0, [full])
     log.append(warned("one"))
     log.append(warned("two"))
     events = events_of(log.since(0)[0])
@@ -109,7 +98,7 @@ OWN = tuple(f'{{"event": "{name}"' for name in ("joined", "state_received", "cat
 def test_a_line_is_taken_as_it_is_and_only_once(events: list[e.Event]) -> None:
     lines = [encode(event, 5.0) for event in events]
     written: list[str] = []
-    log = EventLog(clock, [written.append])
+    log = EventLog(lambda: 5.0, [written.append])
     for line in [*lines, *lines]:
         log.take(line)
     assert written == [line for line in dict.fromkeys(lines) if not line.startswith(OWN)]
@@ -117,7 +106,7 @@ def test_a_line_is_taken_as_it_is_and_only_once(events: list[e.Event]) -> None:
 
 
 def test_a_line_that_a_node_wrote_or_restored_is_not_taken_from_another() -> None:
-    log, other = filled(warned("one")), EventLog(clock)
+    log, other = log_of(warned("one")), log_of()
     other.restore(read for line in log.since(0)[0] if (read := decode_stamped(line)))
     other.append(warned("two"))
     assert [log.take(line) is not None for line in other.since(0)[0]] == [False, True]
@@ -125,7 +114,7 @@ def test_a_line_that_a_node_wrote_or_restored_is_not_taken_from_another() -> Non
 
 
 def test_peers_of_a_run_that_started_again_are_new_and_damaged_lines_never_are() -> None:
-    log = EventLog(clock)
+    log = log_of()
     line = encode(joined("otter"), 1.0)
     assert log.take(line) is not None
     assert log.take(line) is None
@@ -147,7 +136,7 @@ def test_many_lines_of_one_kind_push_out_none_of_another() -> None:
 
 
 def test_the_newest_closed_round_is_known_from_any_node() -> None:
-    log = EventLog(clock)
+    log = log_of()
     assert log.closed_round == 0
     log.take(encode(closed(7), 1.0))
     log.append(closed(6))
@@ -157,8 +146,8 @@ def test_the_newest_closed_round_is_known_from_any_node() -> None:
 def test_a_reader_misses_nothing_after_a_restart_though_progress_is_not_recorded() -> None:
     """The earlier process counted its progress too: its newest number is far above that of what was recorded."""
     kept = [closed(1), closed(2)]
-    before = filled(*kept, *(progress("otter", 1, step) for step in range(50)))
-    after = EventLog(clock)
+    before = log_of(*kept, *(progress("otter", 1, step) for step in range(50)))
+    after = log_of()
     after.restore(e.Stamped(time=10.0, event=event) for event in kept)
     for event in (STARTED, closed(3), *(progress("otter", 1, step) for step in range(200))):
         after.append(event)

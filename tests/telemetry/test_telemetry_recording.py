@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.telemetry.examples import CLOSED, LOST, STARTED, joined, opened
+from tests.telemetry.examples import CLOSED, LOST, STARTED, joined, log_of, opened
 from tsr_swarm.telemetry import events as e
 from tsr_swarm.telemetry.fold import fold, fold_all
 from tsr_swarm.telemetry.log import EventLog
@@ -65,7 +65,7 @@ def test_a_run_with_a_restart_has_the_same_numbers_as_one_without(
     screen = fold_all(read_history(folder), events[cut:])
     assert values(screen, FIGURES) == values(whole, FIGURES)
 
-    log = EventLog(lambda: 0.0)
+    log = log_of()
     log.restore(events)
     monitor = read(SwarmSnapshot(), log.since(0)[0])
     assert values(monitor, FIGURES) == values(whole, FIGURES)
@@ -76,9 +76,7 @@ def test_a_late_monitor_sees_the_totals_of_rounds_that_are_no_longer_kept(
     happened: list[e.Event], keep: int, keep_rounds: int
 ) -> None:
     events = [RUN, *happened]
-    log = EventLog(lambda: 0.0, keep=keep, keep_rounds=keep_rounds)
-    for event in events:
-        log.append(event)
+    log = log_of(*events, keep=keep, keep_rounds=keep_rounds)
     late, whole = read(SwarmSnapshot(), log.since(0)[0]), fold_all(SwarmSnapshot(), stamped(events))
     assert values(late, TOTALS) == values(whole, TOTALS)
 
@@ -88,7 +86,7 @@ def test_a_monitor_that_reads_seldom_or_at_a_node_that_copied_the_log_sees_the_s
     closed: list[e.RoundClosed], looks: set[int], keep: int
 ) -> None:
     events = [replace(event, round=number) for number, event in enumerate(closed, 1)]
-    log, other = EventLog(lambda: 0.0, keep=keep, keep_rounds=keep), EventLog(lambda: 0.0, keep=3, keep_rounds=3)
+    log, other = log_of(keep=keep, keep_rounds=keep), log_of(keep=3, keep_rounds=3)
     reader, newest = SwarmSnapshot(), 0
     for number, event in enumerate(events, 1):
         log.append(event)
