@@ -78,7 +78,6 @@ def take_moment(slot: Slot, grid: Grid, state: BlockState, inner: InnerOptimizer
 
 
 def _moment(slot: Slot, state: BlockState, inner: InnerOptimizer) -> tuple[Tensor, float]:
-    """Return the moment of ``slot`` and its bias correction."""
     index = 0 if slot.part is Part.MOMENT_FIRST else 1
     moment = (state.first, state.second)[index]
     assert moment is not None, "a run without second moments has no period for them"

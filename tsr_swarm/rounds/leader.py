@@ -68,7 +68,8 @@ def take_poll(node: Node, poll: protocol.Poll, now: float) -> Result:
     if known is not None and known.incarnation != poll.incarnation:
         result = then(result, _move_shards, now)
     if poll.trains:
-        result = then(result, _advance, now, phases.add_member, poll.peer)
+        change = phases.keep_member if poll.peer in role.state.members else phases.add_member
+        result = then(result, _advance, now, change, poll.peer)
     result = then(result, _count_arrival, poll, now)
     return then(result, _answer, poll, now)
 
@@ -175,7 +176,7 @@ def tick(node: Node, now: float) -> Result:
         return node, []
     node = replace(node, leader_role=replace(role, ticked_at=now))
     if node.identity.trains:
-        result = _advance(_add_itself(node, now), now, phases.add_member, node.me)
+        result = _advance(_add_itself(node, now), now, phases.keep_member, node.me)
     else:
         result = _advance(node, now, phases.tick)
     return then(then(result, _move_shards, now), _gather, now)

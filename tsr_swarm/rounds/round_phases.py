@@ -94,6 +94,11 @@ def add_member(state: LeaderState, now: float, peer: str) -> Outcome:
     return tick(replace(state, members={**state.members, peer: now + SILENCE_SECONDS}), now)
 
 
+def keep_member(state: LeaderState, now: float, peer: str) -> Outcome:
+    """Give a member that calls more time, unless it was dropped."""
+    return add_member(state, now, peer) if peer in state.members else tick(state, now)
+
+
 def disconnect(state: LeaderState, now: float, peer: str) -> Outcome:
     """Note that a peer's connection broke. It has a short time to call again."""
     if peer in state.members:

@@ -194,7 +194,6 @@ class SeenLines:
         self._lines: dict[type[Event] | None, OrderedDict[int, None]] = {}
 
     def has(self, line: str, event: Event | None) -> bool:
-        """Whether ``line``, which encodes ``event``, is remembered."""
         return hash(line) in self._lines.get(None if event is None else type(event), ())
 
     def is_new(self, line: str, event: Event | None) -> bool:

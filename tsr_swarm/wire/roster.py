@@ -68,7 +68,6 @@ def to_bits(numbers: Iterable[int]) -> bytes:
 
 
 def from_bits(bits: bytes) -> frozenset[int]:
-    """The set that ``to_bits`` wrote."""
     return frozenset(8 * index + bit for index, byte in enumerate(bits) for bit in range(8) if byte >> bit & 1)
 
 
