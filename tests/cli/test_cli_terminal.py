@@ -51,6 +51,7 @@ from tsr_swarm.cli import screen
 from tsr_swarm.cli.main import main
 from tsr_swarm.monitor import app
 app.REFRESH_SECONDS = 0.001  # far more frames than a terminal holds
+os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # the child's start-up hook would swallow a KeyboardInterrupt
 screen.own_command = lambda *_: [sys.executable, "-c", f"HOW, LIFE = {how!r}, {life!r}\\n{child}"]
 main()
 """
