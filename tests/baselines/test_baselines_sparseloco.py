@@ -3,7 +3,7 @@
 import math
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.baselines.problem import Pull, make, play
@@ -38,10 +38,12 @@ def test_sparsify_equals_the_reference(seed, density, chunk, two_bits):
         torch.testing.assert_close(sent_part, torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
-def test_rounds_equal_a_loop_over_peers():
+@settings(max_examples=20)
+@given(decay=st.floats(0, 1))
+def test_rounds_equal_a_loop_over_peers(decay):
     """Algorithm 1 for the consensus, from the displacements the method itself saw."""
     problem = Pull()
-    method = make("sparseloco", problem, k_x=2, density=0.2, chunk=16)
+    method = make("sparseloco", problem, k_x=2, density=0.2, chunk=16, decay=decay)
     seen, displacements = [], method.displacements
     method.displacements = lambda present: seen.append(displacements(present).clone()) or seen[-1].clone()
     consensus = method.consensus.double().clone()
@@ -49,7 +51,7 @@ def test_rounds_equal_a_loop_over_peers():
     memory = [torch.zeros_like(consensus) for _ in range(3)]
     for there, shares, moved in zip([[0, 1, 2], [0, 2], [0, 1, 2]], [[1, 1, 1], [2, 1], [1, 1, 1]], seen, strict=True):
         for peer, share, displacement in zip(there, shares, moved.double(), strict=True):
-            memory[peer] = 0.95 * memory[peer] + displacement
+            memory[peer] = decay * memory[peer] + displacement
             sent = []
             for part in method.flat.parts(memory[peer]):
                 sent += slow_sparsify(part.tolist(), 0.2, 16, True)
