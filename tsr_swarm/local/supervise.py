@@ -144,7 +144,7 @@ class _Swarm:
     @property
     def _running(self) -> set[int]:
         suspended = {ongoing.who for fault, ongoing in self._ongoing.items() if isinstance(fault, Suspend)}
-        return self._alive - suspended
+        return self._alive - suspended - self._killed.keys()  # dying takes a moment
 
     async def _read(self, who: int, child: Child) -> None:
         """Keep what a process prints and handle its events, to its end."""
@@ -253,7 +253,7 @@ class _Swarm:
 
     def _find(self, fault: Kill | Suspend) -> int | None:
         """The node that the fault is for now; None, with a warning, if it is nobody."""
-        alive = self._alive - self._killed.keys()  # dying takes a moment
+        alive = self._alive - self._killed.keys()
         who = self._view.find(fault.who, alive)
         if who in alive:
             return who
