@@ -51,6 +51,19 @@ def assert_equal(found: Mapping[str, Mapping[str, Tensor]], expected: Mapping[st
         assert torch.equal(found[stem][name], tensor)
 
 
+def test_a_checkpoint_keeps_its_bytes_and_their_meaning(tmp_path: Path) -> None:
+    """What an older version wrote, a later one reads and writes again: the files in golden must not change."""
+    golden = Path(__file__).parent / "golden"
+    weights = {"weight/a": torch.tensor([[1.5, -2.0], [0.25, 3.0]]), "left/a": torch.tensor([[2047], [-1]]).short()}
+    files = {"consensus": weights, "space": {"steps/a": torch.tensor(7)}}
+    document = {"chain": "ab" * 32, "sent_round": 12}
+    found, saved = latest(golden), save(tmp_path, 12, files, document, 1)
+    assert (found.round, found.document, found.warnings) == (12, document, ())
+    assert_equal(found.files, files)
+    for name in ("checkpoint.json", "consensus.safetensors", "space.safetensors"):
+        assert (saved / name).read_bytes() == (golden / saved.name / name).read_bytes()
+
+
 def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
     base = torch.arange(24.0)
     files = {
