@@ -41,7 +41,8 @@ def simulate(
         str,
         typer.Option(
             metavar="M,M,...",
-            help="tsr is ours; ddp, local-adam, diloco, des-loc, lordo, sparseloco, powersgd, tsr-adam are others'.",
+            help="tsr is ours; ddp, local-adam, diloco, des-loc, lordo-paper, sparseloco, powersgd and tsr-adam-paper "
+            "are others'.",
         ),
     ] = METHODS,
     peers: Annotated[int, typer.Option(min=1, max=1000, metavar="N")] = 4,
