@@ -47,7 +47,7 @@ def test_every_key_is_in_the_file_with_its_comment() -> None:
 def test_each_key_that_differs_is_named_with_both_values() -> None:
     begun = RunConfig()
     given = replace(begun, run=RunSection(name="chat"), optimizer=OptimizerConfig(lr=0.5))
-    assert differences(begun, given) == "run.name = 'my-run' (now 'chat'), optimizer.lr = 0.03 (now 0.5)"
+    assert differences(begun, given) == "run.name = 'my-run' (now 'chat'), optimizer.lr = 'auto' (now 0.5)"
     assert differences(begun, begun) == ""
 
 

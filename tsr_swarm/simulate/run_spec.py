@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tsr_swarm.baselines.registry import METHODS, default_settings
+from tsr_swarm.config.auto import rate_for
 from tsr_swarm.config.coerce import nearest, require
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
@@ -16,14 +17,13 @@ from tsr_swarm.simulate.heterogeneity import Heterogeneity
 OWN = "tsr"  # the method of this package
 SCHEDULES = ("cosine", "constant")
 POINTS = 10  # of a curve, unless something else is asked for
-USUAL_RATES = {"adam": 3e-3, "muon": 3e-2}  # by inner optimizer: no method is run at a rate made for another optimizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
     """One method with one seed: everything that determines a result, and the name that follows from it.
 
-    The rate is ``config.optimizer.lr``, the seed is ``config.run.seed``.
+    The peak rate is that of ``config.optimizer``, the seed is ``config.run.seed``.
     """
 
     method: str  # OWN, or a name in baselines/registry.py
@@ -58,7 +58,7 @@ class RunSpec:
 
     @property
     def lr(self) -> float:
-        return self.config.optimizer.lr
+        return self.config.optimizer.peak_rate
 
     @property
     def eval_steps(self) -> int:
@@ -67,11 +67,12 @@ class RunSpec:
 
     def fitted(self) -> RunConfig:
         """Return the configuration that is run: a part of the data for each peer, and the schedule."""
-        optimizer = self.config.optimizer
+        config = self.config.definite()
+        optimizer = config.optimizer
         decay_steps = max(1, self.steps - optimizer.warmup_steps) if self.schedule == "cosine" else 0
         return replace(
-            self.config,
-            data=replace(self.config.data, parts=self.peers),
+            config,
+            data=replace(config.data, parts=self.peers),
             optimizer=replace(optimizer, decay_steps=decay_steps),
         )
 
@@ -171,9 +172,9 @@ def _variant(
     if rank is not None and "rank" in settings:
         settings["rank"] = rank
     settings |= sets
-    usual = USUAL_RATES.get(config.optimizer.inner, 1.0)
-    lr = config.optimizer.lr * USUAL_RATES.get(settings.get("inner", "adam"), usual) / usual
-    return _with_keys(config, {"optimizer.lr": min(1.0, lr)}), settings
+    # no method is run at a rate made for another optimizer
+    lr = rate_for(settings.get("inner", "adam"), config.optimizer.lr, made_for=config.optimizer.inner)
+    return _with_keys(config, {"optimizer.lr": lr}), settings
 
 
 def _with_keys(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
