@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.config.load import run_config_from_mapping
-from tsr_swarm.config.render import HEADER, differences, render
+from tsr_swarm.config.render import differences, header, render
 from tsr_swarm.config.run import SECTIONS, CheckpointConfig, DataConfig, OptimizerConfig, RunConfig, RunSection
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
@@ -34,7 +34,7 @@ def test_any_configuration_survives_its_file(
 
 
 def test_every_key_is_in_the_file_with_its_comment() -> None:
-    text = render(RunConfig(), HEADER)
+    text = render(RunConfig(), header())
     written = tomllib.loads(text)
     assert {name: set(keys) for name, keys in written.items()} == {
         name: {field.name for field in dataclasses.fields(section)} for name, section in SECTIONS.items()

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tsr_swarm.cli.options import Json, RunFile, Set, UsageError, make_config, usage
+from tsr_swarm.cli.options import Json, RunFile, Set, UsageError, usage
 from tsr_swarm.config.link import Link, parse_rate
-from tsr_swarm.config.load import read_toml
+from tsr_swarm.config.load import configure, read_toml
 from tsr_swarm.plan.costs import MODEL_SIZES, ModelSize, Scene, low_ranks
 
 PEERS, UP, DOWN, SHARE = 8, "20mbit", "100mbit", 0.2
@@ -61,7 +61,7 @@ def plan(
     _check(count, fit, share, step_seconds, tokens_per_second)
     size = _model_size(model)
     mapping = read_toml(run_file) if run_file else {}
-    config = make_config({**mapping, "model": asdict(size.model)} if size else mapping, overrides)
+    config = configure({**mapping, "model": asdict(size.model)} if size else mapping, overrides or ())
     name = config.run.name if model is None else model.upper()
     ranks = size.ranks if size else low_ranks(config.model.hidden_size)
     link = Link(up=_rate("--fit", fit) if fit else _rate("--up", up), down=_rate("--down", down))

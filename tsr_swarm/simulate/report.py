@@ -77,7 +77,7 @@ def _row(entry: Entry, link: Link, equal: float) -> tuple[str, ...]:
     total = entry.sent + entry.received
     after = entry.loss_after(equal, link)
     return (
-        entry.method,
+        entry.preset or entry.method,
         settings_text(entry.runs[0].spec),
         f"{entry.lr:g}" + (f" of {entry.rates}" if entry.rates > 1 else ""),
         loss_range(entry),

@@ -15,6 +15,7 @@ from tsr_swarm.errors import ConfigError
 from tsr_swarm.simulate.heterogeneity import Heterogeneity
 
 OWN = "tsr"  # the method of this package
+_NONE: Mapping[str, RunConfig] = {}
 SCHEDULES = ("cosine", "constant")
 POINTS = 10  # of a curve, unless something else is asked for
 
@@ -35,6 +36,7 @@ class RunSpec:
     eval_every: int = 0  # steps; 0: ten times a run
     heterogeneity: Heterogeneity = field(default_factory=Heterogeneity)
     exact: bool = False  # own method: every peer keeps its own consensus and opens every round itself
+    preset: str = ""  # what the configuration is called, for people; no result depends on it
 
     def __post_init__(self) -> None:
         require(1 <= self.peers <= 1000, "peers", self.peers, "1 to 1000")
@@ -51,6 +53,10 @@ class RunSpec:
     @property
     def is_own(self) -> bool:
         return self.method == OWN
+
+    @property
+    def title(self) -> str:
+        return self.preset or self.method
 
     @property
     def seed(self) -> int:
@@ -119,39 +125,48 @@ def specs_of(
     spec: RunSpec,
     methods: Sequence[str],
     *,
+    presets: Mapping[str, RunConfig] = _NONE,
     lrs: Sequence[float] = (),
     seeds: Sequence[int] = (),
     k_x: int | None = None,
     rank: str | None = None,
     method_sets: Sequence[str] = (),
 ) -> list[RunSpec]:
-    """Return ``spec`` for every one of ``methods`` at every rate with every seed, all methods of a seed together.
+    """Return ``spec`` for all ``methods`` and ``presets`` at every rate with every seed, all of a seed together.
 
     Without ``lrs`` a method has the rate of ``spec``, or what suits another inner optimizer as well. ``k_x`` is not for
     baselines that exchange every step, ``rank`` for every method that has one, by default its own. ``method_sets``:
-    METHOD.key=value, for our own method tsr.section.key=value. Raises ConfigError for an unknown method or setting.
+    METHOD.key=value, for our own method and its presets NAME.section.key=value. Raises ConfigError for an unknown
+    method or setting.
     """
-    _require_known(methods)
     sets = apply_overrides({}, method_sets)
-    _require_known(sets)
-    config = _with_keys(spec.config, {"periods.k_x": k_x})
-    variants = [(method, *_variant(method, config, rank, sets.get(method, {}))) for method in methods]
+    _require_known(methods, [OWN, *METHODS])
+    _require_known(sets, [OWN, *METHODS, *presets])
+    arms = [*((method, "", spec.config) for method in methods), *((OWN, name, presets[name]) for name in presets)]
+    variants = [
+        (
+            method,
+            preset,
+            *_variant(method, _with_keys(config, {"periods.k_x": k_x}), rank, sets.get(preset or method, {})),
+        )
+        for method, preset, config in arms
+    ]
     return [
         replace(
             spec,
             method=method,
+            preset=preset,
             config=_with_keys(own_config, {"optimizer.lr": lr, "run.seed": seed}),
             settings=settings,
             exact=spec.exact and method == OWN,
         )
         for seed in seeds or (spec.seed,)
-        for method, own_config, settings in variants
+        for method, preset, own_config, settings in variants
         for lr in lrs or (None,)
     ]
 
 
-def _require_known(methods: Iterable[str]) -> None:
-    known = [OWN, *METHODS]
+def _require_known(methods: Iterable[str], known: Sequence[str]) -> None:
     for method in methods:
         if method not in known:
             raise ConfigError(
