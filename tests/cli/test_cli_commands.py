@@ -69,6 +69,11 @@ def recorded() -> list[str]:
         (["local", "missing.toml"], 78, "tsr-swarm init"),
         (["local", "--set", "optimizer.lrr=1"], 78, "did you mean 'optimizer.lr'"),
         (["local", "--set", "nonsense"], 78, "section.key=value"),
+        (
+            ["local", "--set", "optimizer.gamma=0.5"],
+            78,
+            "optimizer.gamma = 0.5 has no effect beside optimizer.local_space",
+        ),
         (["local", "--preset", "fat"], 2, "there are lean, rich, tsr-adam, tsr-adam-dct, sketch."),
         (["init", "--preset", "fat"], 2, "--preset: 'fat' is not a preset; there are lean,"),
         (["simulate", "--preset", "lean,"], 2, "--preset: '' is not a preset"),

@@ -168,3 +168,7 @@ def test_presets_are_arms_beside_the_methods(elsewhere: Path, capsys: pytest.Cap
     assert specs["tsr", "full", "adam"]["wire"]["sketch_bits"] == 16
     rows = [line.split(" | ")[0].strip("| ") for line in Path("out/results.md").read_text().splitlines() if "|" in line]
     assert sorted(rows[2:]) == ["ddp", "rich", "sketch", "tsr", "tsr-adam"]
+
+
+def test_a_setting_of_ours_that_has_no_effect_is_refused(refusal: Refusal) -> None:
+    refusal([*FEW, "--method-set", "tsr.optimizer.gamma=0.5"], 78, "optimizer.gamma = 0.5 has no effect beside")

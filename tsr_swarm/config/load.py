@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tsr_swarm.config.coerce import parse_text, refuse_unknown
+from tsr_swarm.config.effects import refuse_idle
 from tsr_swarm.config.presets import expand_preset
 from tsr_swarm.config.run import SECTIONS, RunConfig
 from tsr_swarm.errors import ConfigError
@@ -25,7 +26,9 @@ def configure(
 ) -> RunConfig:
     """Build what a run file, parsed, comes to under the environment and ``overrides``. Raises ConfigError."""
     given = apply_overrides(file, [*environ_overrides(environ), *overrides])
-    return run_config_from_mapping(expand_preset(file, given))
+    config = run_config_from_mapping(expand_preset(file, given))
+    refuse_idle(config)
+    return config
 
 
 def read_toml(path: Path, when_missing: str = "write one with 'tsr-swarm init'") -> dict[str, Any]:

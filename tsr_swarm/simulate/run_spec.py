@@ -9,6 +9,7 @@ from typing import Any
 from tsr_swarm.baselines.registry import METHODS, default_settings
 from tsr_swarm.config.auto import rate_for
 from tsr_swarm.config.coerce import nearest, require
+from tsr_swarm.config.effects import refuse_idle
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError
@@ -180,7 +181,10 @@ def _variant(
     """Return the configuration and the settings of a method. Flags that all methods share come before its own."""
     rank = int(rank_text) if rank_text is not None and rank_text.isdigit() else rank_text
     if method == OWN:
-        return _with_keys(config, {"optimizer.rank": rank, "optimizer.embedding_rank": rank, **sets}), {}
+        own = _with_keys(config, {"optimizer.rank": rank, "optimizer.embedding_rank": rank, **sets})
+        if sets:
+            refuse_idle(own)
+        return own, {}
     settings: dict[str, Any] = dict(default_settings(method))
     if settings.get("k_x", 1) != 1:
         settings["k_x"] = config.periods.k_x
