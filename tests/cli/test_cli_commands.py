@@ -129,7 +129,7 @@ def test_init_writes_out_what_a_preset_says(name: str) -> None:
     Path("named.toml").write_text(f'[run]\npreset = "{name}"\n')
     assert load_run_config(Path("run.toml"), environ={}) == load_run_config(Path("named.toml"), environ={})
     text = Path("run.toml").read_text()
-    assert f"its value of the preset '{name}'" in text
+    assert f"its value in the preset '{name}'" in text
     assert "preset = " not in text
 
 

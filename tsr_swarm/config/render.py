@@ -23,7 +23,7 @@ _MOST = 5  # differences that are named; more are counted
 
 def header(preset: str | None = None) -> str:
     """What a run file begins with whose keys have their defaults, or the values of a preset."""
-    return _HEADER.format(value=f"value of the preset '{preset}'" if preset else "default")
+    return _HEADER.format(value=f"value in the preset '{preset}'" if preset else "default")
 
 
 def render(config: RunConfig, head: str = "") -> str:
