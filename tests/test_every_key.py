@@ -16,7 +16,9 @@ from tests.swarm_rig import run_swarm, tiny_config
 from tsr_swarm.config.run import SECTIONS
 
 PACKAGE = Path(tsr_swarm.config.__file__).parents[1]
-CARRIERS = {PACKAGE / "config" / name for name in ("coerce.py", "load.py", "manifest.py", "render.py", "run.py")}
+CARRIERS = {
+    PACKAGE / "config" / name for name in ("coerce.py", "effects.py", "load.py", "manifest.py", "render.py", "run.py")
+}
 CARRIERS.add(Path(__file__))  # a property that reads a key is itself read through here
 SWARMS: list[dict[str, Any]] = [
     {

@@ -56,8 +56,8 @@ def test_rounds_equal_a_loop_over_peers(name, error_feedback, projection):
     problem = Pull()
     chosen = {"k_x": 3, "k_u": 3, "k_v": 6, "rank": 2, "omega": 0.8, "mu": 2.0, "weight_decay": 0.1}
     chosen |= {"projection": projection, "error_feedback": error_feedback}
-    method = make("lordo", problem, **chosen)
-    options = {**default_settings("lordo"), **chosen}
+    method = make("lordo-paper", problem, **chosen)
+    options = {**default_settings("lordo-paper"), **chosen}
     is_local = projection == "local"
     mean = wide(problem.start[name]).double()
     start = method.inner.low_rank.bases[name][0].double()
@@ -101,7 +101,7 @@ def span_distance(a, b):
 def test_without_the_full_rank_term_the_first_span_is_the_last(omega, stays):
     """Section 3: a global projection of what moved inside the old span is the old span."""
     problem = Pull()
-    method = make("lordo", problem, k_x=3, rank=2, omega=omega)
+    method = make("lordo-paper", problem, k_x=3, rank=2, omega=omega)
     first = method.inner.low_rank.bases[WIDE][0].clone()
     play(method, problem, 4)
     last = method.inner.low_rank.bases[WIDE][0]
@@ -109,7 +109,7 @@ def test_without_the_full_rank_term_the_first_span_is_the_last(omega, stays):
 
 
 def test_a_global_basis_is_the_same_for_all_peers():
-    method = make("lordo", Pull(), k_x=2, rank=3)
+    method = make("lordo-paper", Pull(), k_x=2, rank=3)
     play(method, Pull(), 2, work=[{0: 2, 1: 2, 2: 2}, {1: 2}])
     for bases in method.inner.low_rank.bases.values():
         assert torch.equal(bases[0], bases[1])
@@ -119,7 +119,7 @@ def test_a_global_basis_is_the_same_for_all_peers():
 
 def test_weights_travel_whole_and_moments_of_matrices_at_their_rank_unless_a_basis_is_private():
     global_, local = (
-        play(make("lordo", Pull(), k_x=2, k_u=2, k_v=4, rank=2, projection=projection), Pull(), 2)
+        play(make("lordo-paper", Pull(), k_x=2, k_u=2, k_v=4, rank=2, projection=projection), Pull(), 2)
         for projection in ("global", "local")
     )
     dense, low = 72 + 6, 2 * (8 + 8 + 10)  # embedding and norm; r times the longer side

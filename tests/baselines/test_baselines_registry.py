@@ -23,9 +23,9 @@ VARIANTS = [
     ("sparseloco", {"density": 0.1, "average": "senders"}),
     ("powersgd", {"k_x": 5, "rank": 1}),
     ("powersgd", {"warm_start": False, "error_feedback": False}),
-    ("lordo", {"projection": "local"}),
-    ("lordo", {"error_feedback": False}),
-    ("tsr-adam", {"refresh": "linear", "k_r": 2, "scale": 0.0}),
+    ("lordo-paper", {"projection": "local"}),
+    ("lordo-paper", {"error_feedback": False}),
+    ("tsr-adam-paper", {"refresh": "linear", "k_r": 2, "scale": 0.0}),
 ]
 each_variant = pytest.mark.parametrize(("name", "chosen"), VARIANTS, ids=lambda x: x if isinstance(x, str) else str(x))
 
@@ -122,8 +122,8 @@ SAME = [
     ("powersgd", {"rank": "d", "k_x": 3}, "diloco", PLAIN),
     ("sparseloco", {"k_x": 3, "density": 1, "value_bits": 32}, "diloco", PLAIN),
     ("sparseloco", {"k_x": 3, "density": 1, "value_bits": 32, "average": "senders"}, "diloco", PLAIN),
-    ("lordo", {"rank": "d", "k_x": 2, "k_u": 4, "k_v": 4}, "des-loc", {"k_x": 2, "k_u": 4, "k_v": 4}),
-    ("tsr-adam", {"rank": "d", "embedding_rank": "d"}, "ddp", {}),
+    ("lordo-paper", {"rank": "d", "k_x": 2, "k_u": 4, "k_v": 4}, "des-loc", {"k_x": 2, "k_u": 4, "k_v": 4}),
+    ("tsr-adam-paper", {"rank": "d", "embedding_rank": "d"}, "ddp", {}),
 ]
 
 
@@ -133,10 +133,10 @@ def test_a_method_that_leaves_nothing_out_is_a_plainer_one(name, chosen, plainer
     problem = Pull()
     method, plain = make(name, problem, **chosen), make(plainer, problem, **settings)
     traffic, expected = play(method, problem, 3), play(plain, problem, 3)
-    is_exact = (name, plainer) in (("des-loc", "local-adam"), ("lordo", "des-loc"), ("tsr-adam", "ddp"))
+    is_exact = (name, plainer) in (("des-loc", "local-adam"), ("lordo-paper", "des-loc"), ("tsr-adam-paper", "ddp"))
     assert_close(method, plain, **({"rtol": 0, "atol": 0} if is_exact else {}))
     assert {t.round_trips for t in traffic} == {1}
-    if name in ("des-loc", "lordo") and is_exact:
+    if name in ("des-loc", "lordo-paper") and is_exact:
         assert traffic == expected
     elif name != "sparseloco":
         assert [[*t.sent.values()] for t in traffic] == [[*t.sent.values()] for t in expected]
@@ -176,8 +176,12 @@ REFUSED = [
     ("powersgd", {"rank": 0}, "powersgd.rank = 0 is out of range; it must be a number of at least 1, or a share"),
     ("powersgd", {"rank": "d/0"}, "powersgd.rank = 'd/0' is out of range; it must be a number of at least 1"),
     ("powersgd", {"warm_start": 1}, "powersgd.warm_start = 1 has the wrong type; it must be true or false."),
-    ("lordo", {"inner": "muon"}, "lordo.inner = 'muon' is out of range; it must be \"adam\""),
-    ("tsr-adam", {"rank": 1.5}, "tsr-adam.rank = 1.5 has the wrong type; it must be a whole number or text."),
+    ("lordo-paper", {"inner": "muon"}, "lordo-paper.inner = 'muon' is out of range; it must be \"adam\""),
+    (
+        "tsr-adam-paper",
+        {"rank": 1.5},
+        "tsr-adam-paper.rank = 1.5 has the wrong type; it must be a whole number or text.",
+    ),
 ]
 
 

@@ -36,10 +36,10 @@ def own_gradients(problem, step, weight):
 def test_the_published_algorithm_equals_a_loop_over_workers():
     problem = Pull(noise=0.1)
     chosen = {"rank": 2, "oversampling": 2, "k_r": 3, "scale": 0.5, "weight_decay": 0.1}
-    method = make("tsr-adam", problem, **chosen)
+    method = make("tsr-adam-paper", problem, **chosen)
     generator = torch.Generator()
     generator.set_state(method.cores[NAME].generator.get_state())
-    eps = default_settings("tsr-adam")["eps"]
+    eps = default_settings("tsr-adam-paper")["eps"]
     weight, m, v = problem.start[NAME].double(), 0.0, 0.0
     for t in range(1, 8):
         gradients = own_gradients(problem, t - 1, weight)
@@ -68,7 +68,7 @@ def test_averaged_factors_are_orthonormal_only_where_all_agree():
 
 def test_the_linear_refresh_is_our_own_tsr_adam_on_the_mean_gradient():
     problem = Pull()
-    method = make("tsr-adam", problem, refresh="linear", rank=2, k_r=3, weight_decay=0.1)
+    method = make("tsr-adam-paper", problem, refresh="linear", rank=2, k_r=3, weight_decay=0.1)
     basis = method.cores[NAME].basis
     options = AdamOptions(lr=0.02, betas=(0.9, 0.99), scale=0.75, weight_decay=0.1)
     means = []
@@ -81,7 +81,7 @@ def test_the_linear_refresh_is_our_own_tsr_adam_on_the_mean_gradient():
 
 def traffic_of(problem, **chosen):
     chosen = {"rank": 2, "embedding_rank": 1, "oversampling": 3, "k_r": 3, "k_r_embedding": 2, **chosen}
-    method = make("tsr-adam", problem, **chosen)
+    method = make("tsr-adam-paper", problem, **chosen)
     traffic = play(method, problem, 4)
     assert all(t.sent == t.received for t in traffic)
     return [({kind: size / 4 for kind, size in t.sent.items()}, t.round_trips) for t in traffic]

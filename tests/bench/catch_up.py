@@ -2,7 +2,7 @@
 
     python -m tests.bench.catch_up    writes examples/results/catch-up.md
 
-The shapes are those of the 60M preset unless --model says otherwise. Nothing is trained: contributions are random
+The shapes are those of the 60M model unless --model says otherwise. Nothing is trained: contributions are random
 cores, averaged, published, kept in round logs and applied by the code of real runs; downloads are real gRPC on
 loopback.
 """
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             columns.append(asyncio.run(measure(aim, MODELS[options.model], options.missed, Path(folder))))
     rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
     text = (
-        f"Shapes of the {options.model} preset at rank {RANK}, {BITS} bits up and down, sketches of 8, {K_X} steps a "
+        f"Shapes of the {options.model} model at rank {RANK}, {BITS} bits up and down, sketches of 8, {K_X} steps a "
         f"round, a refresh every {K_R // K_X} rounds. Nothing was trained: {PEERS} contributions of random cores a "
         "round went through the real reducer, codec, round log and consensus, so bytes are those of cores with no "
         "structure. Bytes are what a peer received over real gRPC on loopback, control messages included. A donor "

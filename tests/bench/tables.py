@@ -10,13 +10,13 @@ import psutil
 import torch
 
 from tsr_swarm.config.run import ModelConfig
-from tsr_swarm.plan.costs import PRESETS
+from tsr_swarm.plan.costs import MODEL_SIZES
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 RESULTS = EXAMPLES / "results"
 MODELS = {  # shapes that benches can be run with; the small ones show only that a bench works
-    "60M": PRESETS["60M"].model,
+    "60M": MODEL_SIZES["60M"].model,
     "tiny": ModelConfig(
         vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, tie_word_embeddings=False,

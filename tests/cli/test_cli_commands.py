@@ -18,6 +18,7 @@ from tsr_swarm.cli.join import name_from
 from tsr_swarm.cli.main import run
 from tsr_swarm.cli.output import Mode, choose_mode
 from tsr_swarm.config.load import load_run_config
+from tsr_swarm.config.presets import PRESETS
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.telemetry.events import encode
 
@@ -68,6 +69,18 @@ def recorded() -> list[str]:
         (["local", "missing.toml"], 78, "tsr-swarm init"),
         (["local", "--set", "optimizer.lrr=1"], 78, "did you mean 'optimizer.lr'"),
         (["local", "--set", "nonsense"], 78, "section.key=value"),
+        (
+            ["local", "--set", "optimizer.gamma=0.5"],
+            78,
+            "optimizer.gamma = 0.5 has no effect beside optimizer.local_space",
+        ),
+        (["local", "--preset", "fat"], 2, "there are lean, rich, tsr-adam, tsr-adam-dct, sketch."),
+        (["init", "--preset", "fat"], 2, "--preset: 'fat' is not a preset; there are lean,"),
+        (["simulate", "--preset", "lean,"], 2, "--preset: '' is not a preset"),
+        (["simulate", "--methods", ""], 2, "name --methods or --preset"),
+        (["coordinate", "fat.toml"], 78, "'fat' is not a preset"),
+        (["local", "bits.toml", "--preset", "lean"], 78, "sets wire.core_bits = 3, but the run file says 4;"),
+        (["simulate", "bits.toml", "--preset", "rich"], 78, "sets wire.core_bits = 3, but the run file says 4;"),
         (["local", "--set", "optimizer.lr=9"], 78, "optimizer.lr = 9"),
         (["join", "--coordinator", "h:1", "--profile", "missing.toml"], 78, "missing.toml does not exist; check the"),
         (["join", "--coordinator", "h:1", "--device", "mps"], 78, "no 'mps' that torch can use; choose cpu"),
@@ -86,6 +99,8 @@ def test_what_cannot_be_meant_or_fails_is_one_sentence_and_its_exit_code(
     arguments: list[str], code: int, says: str, refusal: Refusal
 ) -> None:
     Path("empty.toml").touch()
+    Path("fat.toml").write_text('[run]\npreset = "fat"\n')
+    Path("bits.toml").write_text("[wire]\ncore_bits = 4\n")
     Path("texts").mkdir()
     refusal(arguments, code, says)
 
@@ -106,6 +121,16 @@ def test_init_writes_a_file_that_says_what_the_defaults_say(capsys: pytest.Captu
     assert run(["init"]) == 0
     assert "tsr-swarm coordinate run.toml" in capsys.readouterr().out
     assert load_run_config(Path("run.toml"), environ={}) == RunConfig()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_init_writes_out_what_a_preset_says(name: str) -> None:
+    assert run(["init", "--preset", name]) == 0
+    Path("named.toml").write_text(f'[run]\npreset = "{name}"\n')
+    assert load_run_config(Path("run.toml"), environ={}) == load_run_config(Path("named.toml"), environ={})
+    text = Path("run.toml").read_text()
+    assert f"its value in the preset '{name}'" in text
+    assert "preset = " not in text
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def shown_object(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[st
 def test_the_tables_fit_a_hundred_columns_and_name_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(capsys, "--model", "1B", "--fit", "20mbit", "--peers", "64", "--set", "optimizer.rank=d/4")
     assert max(map(len, out.splitlines())) <= 100
-    for name in ("tsr", "ddp", "galore", "tsr-adam", "des-loc", "lordo", "diloco", "sparseloco"):
+    for name in ("tsr", "ddp", "galore", "tsr-adam-paper", "des-loc", "lordo-paper", "diloco", "sparseloco"):
         assert f"\n  {name} " in out
     for word in ("1.34 G parameters", "64 peers", "20 Mbit/s up, 100 Mbit/s down", "memory of a peer", "residual"):
         assert word in out
@@ -45,7 +45,7 @@ def test_a_run_file_and_overrides_are_planned(capsys: pytest.CaptureFixture[str]
     assert quarter["methods"][1] == half["methods"][1]
 
 
-def test_a_preset_takes_the_place_of_the_files_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_size_takes_the_place_of_the_files_model(capsys: pytest.CaptureFixture[str]) -> None:
     Path("run.toml").write_text("[model]\nhidden_size = 64\n[optimizer]\nrank = 32\nembedding_rank = 16\n")
     planned = shown_object(capsys, "run.toml", "--model", "60m")
     assert (planned["model"], planned["parameters"]) == ("60M", 58_073_600)
@@ -70,13 +70,13 @@ def test_bytes_seconds_and_shares_follow_the_line_and_the_pace(capsys: pytest.Ca
 
 def test_the_papers_count_and_the_head_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(capsys, "--model", "60M", "--count", "paper")
-    [row] = [line for line in out.splitlines() if line.startswith("  tsr-adam") and "GB" in line]
-    assert row.split() == ["tsr-adam", "0.0200", "GB", "8.3x", "0.0855", "GB", "2.7x"]
+    [row] = [line for line in out.splitlines() if line.startswith("  tsr-adam-paper") and "GB" in line]
+    assert row.split() == ["tsr-adam-paper", "0.0200", "GB", "8.3x", "0.0855", "GB", "2.7x"]
     [dense] = [line for line in out.splitlines() if line.startswith("  ddp") and "GB" in line]
     assert dense.split()[4:6] == ["0.2323", "GB"]
     assert max(map(len, out.splitlines())) <= 100
     planned = shown_object(capsys, "--model", "60M", "--count", "paper")
-    [tsr] = [m for m in planned["methods"] if m["method"] == "tsr-adam"]
+    [tsr] = [m for m in planned["methods"] if m["method"] == "tsr-adam-paper"]
     assert tsr["bytes_per_step"] / 1e9 == pytest.approx(0.02, rel=2.5e-3)
 
 

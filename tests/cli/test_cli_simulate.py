@@ -130,3 +130,45 @@ def test_a_missing_or_damaged_matplotlib_costs_the_plots_only(
 )
 def test_bad_input_is_one_sentence(refusal: Refusal, arguments: list[str], code: int, words: str) -> None:
     assert "Unexpected" not in refusal([*FEW, *arguments], code, words)
+
+
+def test_presets_are_arms_beside_the_methods(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each with its own inner optimizer and the rate that goes with it; a flag for all methods is for them too."""
+    text = render(tiny_config(elsewhere))
+    Path("bare.toml").write_text(text[: text.index("# How a peer steps")])
+    few = [
+        "simulate",
+        "bare.toml",
+        "--steps",
+        "12",
+        "--peers",
+        "2",
+        "--methods",
+        "tsr,ddp",
+        "--out",
+        "out",
+        "--no-plots",
+    ]
+    chosen = ["--preset", "rich,tsr-adam,sketch", "--k-x", "3", "--set", "optimizer.warmup_steps=2", "--json"]
+    assert run([*few, *chosen, "--method-set", "sketch.wire.sketch_bits=16"]) == 0
+    capsys.readouterr()
+    runs = json.loads(Path("out/results.json").read_text())["runs"]
+    specs = {
+        (run["spec"]["method"], run["spec"]["optimizer"].get("local_space"), run["spec"]["optimizer"].get("inner")): (
+            run["spec"]
+        )
+        for run in runs
+    }
+    assert len(runs) == 5
+    adam = specs["tsr", "core", "adam"]
+    assert adam["optimizer"]["lr"] == 0.003
+    assert {key: adam["periods"][key] for key in ("k_x", "k_u", "k_v", "k_r")} == {
+        "k_x": 3, "k_u": 9, "k_v": 18, "k_r": 15,
+    }  # fmt: skip
+    assert specs["tsr", "full", "adam"]["wire"]["sketch_bits"] == 16
+    rows = [line.split(" | ")[0].strip("| ") for line in Path("out/results.md").read_text().splitlines() if "|" in line]
+    assert sorted(rows[2:]) == ["ddp", "rich", "sketch", "tsr", "tsr-adam"]
+
+
+def test_a_setting_of_ours_that_has_no_effect_is_refused(refusal: Refusal) -> None:
+    refusal([*FEW, "--method-set", "tsr.optimizer.gamma=0.5"], 78, "optimizer.gamma = 0.5 has no effect beside")

@@ -16,14 +16,14 @@ NUMPY = run.RunConfig(
     model=run.ModelConfig(hidden_size=np.int64(64), tie_word_embeddings=np.bool_(False)),  # type: ignore[arg-type]
     data=run.DataConfig(source=["a", "b"]),  # type: ignore[arg-type]
     optimizer=run.OptimizerConfig(aim="gradient", rank=np.int64(16), lr=np.float32(0.5), betas=np.array([0.5, 0.75])),  # type: ignore[arg-type]
-    periods=run.PeriodsConfig(k_x=np.int32(10), k_u=np.int64(20), k_r=np.int64(20)),
+    periods=run.PeriodsConfig(k_x=np.int32(10), k_u=np.int64(20), k_r=np.int64(20), k_r_embedding=np.int32(30)),
 )
 PLAIN = run.RunConfig(
     run=run.RunSection(name="numbers", seed=3),
     model=run.ModelConfig(hidden_size=64, tie_word_embeddings=False),
     data=run.DataConfig(source=("a", "b")),
     optimizer=run.OptimizerConfig(aim="gradient", rank=16, lr=0.5, betas=(0.5, 0.75)),
-    periods=run.PeriodsConfig(k_x=10, k_u=20, k_r=20),
+    periods=run.PeriodsConfig(k_x=10, k_u=20, k_r=20, k_r_embedding=30),
 )
 
 
@@ -54,7 +54,8 @@ NUMBER, WHOLE, SWITCH = "a number", "a whole number", "true or false"
 @pytest.mark.parametrize(
     ("section", "key", "value", "kind"),
     [
-        *((run.OptimizerConfig, "lr", lr, NUMBER) for lr in ("0.1", None, True)),
+        *((run.OptimizerConfig, "lr", lr, f"{NUMBER} or text") for lr in (None, True, [0.1])),
+        *((run.OptimizerConfig, "eps", eps, NUMBER) for eps in ("0.1", None, True)),
         *((run.OptimizerConfig, "rank", rank, f"{WHOLE} or text") for rank in (2.5, np.float64(64), None)),
         *((run.OptimizerConfig, "betas", betas, "a list of two numbers") for betas in (0.9, [0.9])),
         (run.OptimizerConfig, "feedback", 1, SWITCH),
@@ -77,7 +78,11 @@ def test_a_value_of_another_kind_is_refused_in_one_sentence(
 @pytest.mark.parametrize(
     ("section", "values", "sentence"),
     [
-        (run.OptimizerConfig, {"lr": 10**400}, "optimizer.lr is a whole number with more digits than a float can hold"),
+        (
+            run.OptimizerConfig,
+            {"eps": 10**400},
+            "optimizer.eps is a whole number with more digits than a float can hold",
+        ),
         (run.OptimizerConfig, {"lr": np.float32("nan")}, "optimizer.lr = nan is out of range; it must be above 0, at"),
         (run.PeriodsConfig, {"k_x": np.int64(0)}, "periods.k_x = 0 is out of range"),
     ],

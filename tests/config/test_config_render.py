@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsr_swarm.config.load import run_config_from_mapping
-from tsr_swarm.config.render import HEADER, differences, render
+from tsr_swarm.config.render import differences, header, render
 from tsr_swarm.config.run import SECTIONS, CheckpointConfig, DataConfig, OptimizerConfig, RunConfig, RunSection
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
@@ -34,7 +34,7 @@ def test_any_configuration_survives_its_file(
 
 
 def test_every_key_is_in_the_file_with_its_comment() -> None:
-    text = render(RunConfig(), HEADER)
+    text = render(RunConfig(), header())
     written = tomllib.loads(text)
     assert {name: set(keys) for name, keys in written.items()} == {
         name: {field.name for field in dataclasses.fields(section)} for name, section in SECTIONS.items()
@@ -47,7 +47,7 @@ def test_every_key_is_in_the_file_with_its_comment() -> None:
 def test_each_key_that_differs_is_named_with_both_values() -> None:
     begun = RunConfig()
     given = replace(begun, run=RunSection(name="chat"), optimizer=OptimizerConfig(lr=0.5))
-    assert differences(begun, given) == "run.name = 'my-run' (now 'chat'), optimizer.lr = 0.03 (now 0.5)"
+    assert differences(begun, given) == "run.name = 'my-run' (now 'chat'), optimizer.lr = 'auto' (now 0.5)"
     assert differences(begun, begun) == ""
 
 

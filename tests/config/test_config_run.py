@@ -69,6 +69,8 @@ def test_settings_that_have_no_effect_together_are_refused(sections: dict[str, A
     ("section", "key", "values", "limit"),
     [
         ("periods", "k_u", (30, -20, "half"), 'a multiple of k_x = 20, 0 or "auto"'),
+        ("periods", "k_r_embedding", (30, -20, "half"), 'a multiple of k_x = 20, 0 for every round or "auto"'),
+        ("optimizer", "lr", (0.0, 2.0, "0.1"), 'above 0, at most 1, or "auto"'),
         ("round", "budget_kb", (-1, 10**9 + 1), "0 (no budget) to 1000000000"),
         ("wire", "core_bits", (5,), "2, 3, 4, 8 or 16"),
         ("wire", "published_bits", (1,), "2, 3, 4, 8 or 16"),

@@ -25,7 +25,7 @@ from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.publish import publish
 from tsr_swarm.plan import own_costs
 from tsr_swarm.plan.baseline_costs import baselines, is_head, paper_counts
-from tsr_swarm.plan.costs import PRESETS, MethodCost, Scene, default_step_seconds, low_ranks
+from tsr_swarm.plan.costs import MODEL_SIZES, MethodCost, Scene, default_step_seconds, low_ranks
 from tsr_swarm.plan.own_costs import blocks_of, mean_bytes, own_exchange, raw_bytes, wire_shares
 from tsr_swarm.plan.report import make_report
 from tsr_swarm.plan.search import GOOD_STEPS, LONGEST_STEPS, Fit, find_fit, run_lines
@@ -71,8 +71,8 @@ def tiny(**changes: dict[str, Any]) -> RunConfig:
     return run_config_from_mapping({name: TINY.get(name, {}) | changes.get(name, {}) for name in names})
 
 
-def preset_blocks(name: str) -> tuple[Block, ...]:
-    model = PRESETS[name].model
+def model_size_blocks(name: str) -> tuple[Block, ...]:
+    model = MODEL_SIZES[name].model
     return plan_blocks(parameter_shapes(model), OptimizerConfig(rank=1, embedding_rank=1), model.hidden_size)
 
 
@@ -175,8 +175,8 @@ def test_compression_is_measured_on_the_real_codec_and_does_not_change() -> None
 def test_the_papers_own_figures_are_met_tsr_adams_to_the_last_printed_digit(
     name: str, published: Sequence[float], tsr_adam: str, with_head: Sequence[float]
 ) -> None:
-    counts = paper_counts(preset_blocks(name), PRESETS[name].ranks)
-    assert [count.method for count in counts] == ["ddp", "galore", "tsr-adam"]
+    counts = paper_counts(model_size_blocks(name), MODEL_SIZES[name].ranks)
+    assert [count.method for count in counts] == ["ddp", "galore", "tsr-adam-paper"]
     assert [count.bytes_per_step / 1e9 for count in counts] == pytest.approx(published, rel=4e-3)
     assert [count.with_head / 1e9 for count in counts] == pytest.approx(with_head, rel=4e-3)
     assert f"{counts[2].bytes_per_step / 1e9:.4f}" == tsr_adam
@@ -227,9 +227,9 @@ def lordo_step(t: int) -> float:
         ("ddp", lambda t: 4 * all_numbers(), 1),
         ("ddp bf16", lambda t: 2 * all_numbers(), 1),
         ("galore", galore_step, 200),
-        ("tsr-adam", tsr_step, 100),
+        ("tsr-adam-paper", tsr_step, 100),
         ("des-loc", des_loc_step, 192),
-        ("lordo", lordo_step, 192),
+        ("lordo-paper", lordo_step, 192),
         ("diloco", lambda t: 4 * all_numbers() * (t % 500 == 0), 500),
         ("diloco bf16", lambda t: 2 * all_numbers() * (t % 500 == 0), 500),
     ],
@@ -267,10 +267,10 @@ def test_memory_of_baselines_in_units_of_the_weights() -> None:
     assert memory["ddp"].total == memory["des-loc"].total == 3 * size
     assert memory["diloco"].total == memory["sparseloco"].total == 5 * size
     assert memory["galore"].bases == 4 * 3 * (12 + 12)
-    assert memory["tsr-adam"].bases == 4 * (6 * (12 + 30) + 6 * (12 + 12) + 50 + 12)
-    assert memory["tsr-adam"].optimizer == 4 * 2 * (36 + 36 + 1 + 600 + 12)
-    assert memory["lordo"].residual == 4 * (360 + 144)
-    assert all(memory[name].total < memory["ddp"].total for name in ("galore", "tsr-adam"))
+    assert memory["tsr-adam-paper"].bases == 4 * (6 * (12 + 30) + 6 * (12 + 12) + 50 + 12)
+    assert memory["tsr-adam-paper"].optimizer == 4 * 2 * (36 + 36 + 1 + 600 + 12)
+    assert memory["lordo-paper"].residual == 4 * (360 + 144)
+    assert all(memory[name].total < memory["ddp"].total for name in ("galore", "tsr-adam-paper"))
 
 
 def test_a_step_takes_six_operations_a_parameter_and_token() -> None:
@@ -360,15 +360,15 @@ def test_a_run_that_chose_a_long_period_keeps_it() -> None:
     assert (chosen.rank, chosen.k_x) == (4, 700)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_planned_without_allocating_it(name: str) -> None:
-    preset = PRESETS[name]
-    config = replace(RunConfig(), model=preset.model, optimizer=OptimizerConfig(rank="d/8", embedding_rank="d/32"))
-    scene = Scene(model=name, peers=8, link=HOME, tokens=preset.tokens_per_step)
-    report = make_report(config, preset.ranks, scene, share=None)
+@pytest.mark.parametrize("name", MODEL_SIZES)
+def test_every_model_size_is_planned_without_allocating_it(name: str) -> None:
+    size = MODEL_SIZES[name]
+    config = replace(RunConfig(), model=size.model, optimizer=OptimizerConfig(rank="d/8", embedding_rank="d/32"))
+    scene = Scene(model=name, peers=8, link=HOME, tokens=size.tokens_per_step)
+    report = make_report(config, size.ranks, scene, share=None)
     names = [m.name for m in report.methods]
     assert names[0] == "tsr"
-    assert {"ddp", "galore", "tsr-adam", "des-loc", "lordo", "diloco", "sparseloco"} <= set(names)
+    assert {"ddp", "galore", "tsr-adam-paper", "des-loc", "lordo-paper", "diloco", "sparseloco"} <= set(names)
     assert report.parameters == {"60M": 58_073_600, "130M": 134_105_856, "350M": 367_969_280, "1B": 1_339_082_752}[name]
     assert sum(is_head(block) for block in blocks_of(config)) == 1
     own, dense = report.methods[0].exchange, report.methods[1].exchange

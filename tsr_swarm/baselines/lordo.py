@@ -40,7 +40,7 @@ from tsr_swarm.optim.inner_optimizer import adam_direction, bias_corrections
 class LoRDOSettings(MomentPeriods):
     """The rank, and how much of a step is full-rank."""
 
-    method: ClassVar[str] = "lordo"
+    method: ClassVar[str] = "lordo-paper"
     rank: int | str = "d/4"
     omega: float = 0.9  # weight of the low-rank term; 1: none of the full-rank one
     mu: float = 1.0  # divides the full-rank term

@@ -37,7 +37,7 @@ from tsr_swarm.optim.tsr_adam import aim, tsr_adam_update
 class TSRAdamSettings(Settings):
     """Ranks and refresh periods. Published: d/2 to d/4, embedding d/8, k_r 100 (embedding 2), scale 0.5 to 0.75."""
 
-    method: ClassVar[str] = "tsr-adam"
+    method: ClassVar[str] = "tsr-adam-paper"
     k_x: int = 1
     rank: int | str = "d/2"
     embedding_rank: int | str = "d/4"

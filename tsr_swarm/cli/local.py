@@ -3,19 +3,17 @@
 WHO in its options is a peer's number or ``coordinator``; in those that place a fault it may also be a role.
 """
 
-import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tsr_swarm.cli.coordinate import invitation
-from tsr_swarm.cli.options import Json, NoDht, Plain, Record, RunFile, Set, UsageError, usage
+from tsr_swarm.cli.options import Json, NoDht, Plain, Preset, Record, RunFile, Set, UsageError, preset_override, usage
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
-from tsr_swarm.config.load import apply_overrides, environ_overrides, read_toml, run_config_from_mapping
+from tsr_swarm.config.load import configure, read_toml
 from tsr_swarm.config.run import RunConfig, is_utf8
 from tsr_swarm.local.faults import COORDINATOR, name_of
 from tsr_swarm.local.flags import plan_local
@@ -80,6 +78,7 @@ def local(
         str | None,
         typer.Option(metavar="|".join(MODES), help="What shapes the lines; auto: namespaces where root may make them."),
     ] = None,
+    preset: Preset = None,
     overrides: Set = None,
     no_dht: NoDht = False,
     record: Record = None,
@@ -90,7 +89,7 @@ def local(
     if lab not in (None, *MODES):
         raise UsageError(f"--lab {lab} is no kind of lab; it is one of {', '.join(MODES)}.")
     _check_folder(folder, resume)
-    config = _config(run_file, folder if resume else None, rounds, overrides or [])
+    config = _config(run_file, folder if resume else None, rounds, [*preset_override(preset), *(overrides or [])])
     count = peers or (config.run.min_peers if resume else PEERS)
     faults = {"kill": kill, "back": back, "stop": stop, "partition": partition}
     lines = {"env": env, "slow": slow, "nat": nat, "up": up, "down": down, "rtt": rtt, "loss": loss}
@@ -175,10 +174,10 @@ def _config(run_file: Path | None, resumed: Path | None, rounds: int | None, ove
     """Flags over environment over the file: the given one, else that of the resumed run, else all defaults."""
     file = run_file or (resumed / RUN_FILE if resumed else None)
     mapping = read_toml(file) if file else {}
-    flags = [*overrides, *([] if rounds is None else [f"run.rounds={rounds}"])]
-    merged = apply_overrides(mapping, [*environ_overrides(os.environ), *flags])
-    config = run_config_from_mapping(merged)
-    return config if "rounds" in merged.get("run", {}) else replace(config, run=replace(config.run, rounds=ROUNDS))
+    run = mapping.get("run", {})
+    if isinstance(run, dict):
+        mapping["run"] = {"rounds": ROUNDS, **run}
+    return configure(mapping, [*overrides, *([] if rounds is None else [f"run.rounds={rounds}"])])
 
 
 def summary(s: SwarmSnapshot) -> list[str]:

@@ -1,15 +1,13 @@
 """Options that several commands share, and the one way to refuse a wrong one."""
 
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from tsr_swarm.config.link import parse_seconds
-from tsr_swarm.config.load import apply_overrides, environ_overrides, run_config_from_mapping
-from tsr_swarm.config.run import RunConfig
+from tsr_swarm.config.presets import KEY, PRESETS, require_preset
 from tsr_swarm.errors import ConfigError, SwarmError
 from tsr_swarm.transport.address import parse_address
 
@@ -63,9 +61,19 @@ def usage(check: Callable[[], T], option: str = "") -> T:
         raise UsageError(f"{option}: {error}" if option else str(error)) from None
 
 
-def make_config(mapping: Mapping[str, Any], overrides: Iterable[str] | None) -> RunConfig:
-    """The configuration of ``mapping`` under the environment's settings and ``overrides``. Raises ConfigError."""
-    return run_config_from_mapping(apply_overrides(mapping, [*environ_overrides(os.environ), *(overrides or ())]))
+def check_preset(value: str | None) -> str | None:
+    """The name of a preset, as a typer callback; nothing for nothing."""
+    return value and known_preset(value)
+
+
+def known_preset(value: str) -> str:
+    """The name of a preset."""
+    return usage(lambda: require_preset(value), "--preset")
+
+
+def preset_override(name: str | None) -> list[str]:
+    """What ``--preset`` stands for, among the overrides of ``--set``."""
+    return [f'run.{KEY}="{name}"'] if name else []
 
 
 def parse_wait(text: str | float) -> float:
@@ -93,6 +101,10 @@ def waiting(**more: Any) -> Any:
 
 
 Wait = Annotated[float, waiting(envvar="TSR_SWARM_WAIT")]
+Preset = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", callback=check_preset, help=f"Settings to begin from: {', '.join(PRESETS)}."),
+]
 Coordinator = Annotated[
     str, host_port("Where the coordinator listens.", require_address, envvar="TSR_SWARM_COORDINATOR")
 ]

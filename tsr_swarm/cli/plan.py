@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tsr_swarm.cli.options import Json, RunFile, Set, UsageError, make_config, usage
+from tsr_swarm.cli.options import Json, RunFile, Set, UsageError, usage
 from tsr_swarm.config.link import Link, parse_rate
-from tsr_swarm.config.load import read_toml
-from tsr_swarm.plan.costs import PRESETS, Preset, Scene, low_ranks
+from tsr_swarm.config.load import configure, read_toml
+from tsr_swarm.plan.costs import MODEL_SIZES, ModelSize, Scene, low_ranks
 
 PEERS, UP, DOWN, SHARE = 8, "20mbit", "100mbit", 0.2
 
@@ -19,7 +19,9 @@ def plan(
     run_file: RunFile = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help=f"{', '.join(PRESETS)} of the TSR paper, in place of the file's [model]."),
+        typer.Option(
+            metavar="NAME", help=f"{', '.join(MODEL_SIZES)} of the TSR paper, in place of the file's [model]."
+        ),
     ] = None,
     peers: Annotated[int, typer.Option(min=1, max=100_000, metavar="N")] = PEERS,
     up: Annotated[str, typer.Option(metavar="RATE", help="A peer's uplink, such as 2.5mbit or 1gbit.")] = UP,
@@ -57,14 +59,14 @@ def plan(
     json: Json = False,
 ) -> None:
     _check(count, fit, share, step_seconds, tokens_per_second)
-    preset = _preset(model)
+    size = _model_size(model)
     mapping = read_toml(run_file) if run_file else {}
-    config = make_config({**mapping, "model": asdict(preset.model)} if preset else mapping, overrides)
+    config = configure({**mapping, "model": asdict(size.model)} if size else mapping, overrides or ())
     name = config.run.name if model is None else model.upper()
-    ranks = preset.ranks if preset else low_ranks(config.model.hidden_size)
+    ranks = size.ranks if size else low_ranks(config.model.hidden_size)
     link = Link(up=_rate("--fit", fit) if fit else _rate("--up", up), down=_rate("--down", down))
     tokens = tokens_per_step or (
-        preset.tokens_per_step if preset else peers * config.data.batch_size * config.data.sequence_length
+        size.tokens_per_step if size else peers * config.data.batch_size * config.data.sequence_length
     )
     if tokens_per_second is not None:
         step_seconds = tokens / peers / tokens_per_second
@@ -96,12 +98,14 @@ def _check(
             raise UsageError(f"{name} {value:g} is out of range; it is a number above 0.")
 
 
-def _preset(model: str | None) -> Preset | None:
+def _model_size(model: str | None) -> ModelSize | None:
     if model is None:
         return None
-    if model.upper() not in PRESETS:
-        raise UsageError(f"--model {model} is not known; it is one of {', '.join(PRESETS)}, or a run file's [model].")
-    return PRESETS[model.upper()]
+    if model.upper() not in MODEL_SIZES:
+        raise UsageError(
+            f"--model {model} is not known; it is one of {', '.join(MODEL_SIZES)}, or a run file's [model]."
+        )
+    return MODEL_SIZES[model.upper()]
 
 
 def _rate(option: str, text: str) -> float:

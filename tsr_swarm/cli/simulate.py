@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from tsr_swarm.cli.options import Json, Set, UsageError, make_config, usage
+from tsr_swarm.cli.options import Json, Set, UsageError, known_preset, preset_override, usage
 from tsr_swarm.cli.output import print_aside
 from tsr_swarm.config.link import Link, link_for, parse_rate, parse_seconds
-from tsr_swarm.config.load import read_toml
+from tsr_swarm.config.load import configure, read_toml
+from tsr_swarm.config.presets import PRESETS
 from tsr_swarm.errors import RunError
 from tsr_swarm.process.machine_limits import require_process_room
 from tsr_swarm.process.shutdown import INTERRUPTED
@@ -41,9 +42,14 @@ def simulate(
         str,
         typer.Option(
             metavar="M,M,...",
-            help="tsr is ours; ddp, local-adam, diloco, des-loc, lordo, sparseloco, powersgd, tsr-adam are others'.",
+            help="tsr is ours; ddp, local-adam, diloco, des-loc, lordo-paper, sparseloco, powersgd and tsr-adam-paper "
+            "are others'.",
         ),
     ] = METHODS,
+    presets: Annotated[
+        str,
+        typer.Option("--preset", metavar="NAME,NAME,...", help=f"Ours, beside the methods: {', '.join(PRESETS)}."),
+    ] = "",
     peers: Annotated[int, typer.Option(min=1, max=1000, metavar="N")] = 4,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Local steps of each peer.")] = 200,
     seeds: Annotated[str | None, typer.Option(metavar="N,N,...", show_default="the run file's")] = None,
@@ -59,7 +65,7 @@ def simulate(
         typer.Option(
             metavar="X,X,...",
             help="Run each method at each; the best one is shown.",
-            show_default="the run file's, a tenth of it for adam where ours is muon",
+            show_default="the run file's, for adam a tenth of one for muon",
         ),
     ] = None,
     schedule: Annotated[str, typer.Option(metavar="S", help="cosine over the whole run, or constant.")] = "cosine",
@@ -102,6 +108,8 @@ def simulate(
     plots: Annotated[bool, typer.Option(help="Write PNG plots (needs matplotlib).")] = True,
     json: Json = False,
 ) -> None:
+    if not (methods or presets):
+        raise UsageError("Nothing is left to simulate; name --methods or --preset.")
     line = usage(lambda: {"up": parse_rate(up), "down": parse_rate(down), "rtt": parse_seconds(rtt)})
     pace = usage(lambda: parse_seconds(step_seconds)) if step_seconds else None
     rates = _list(lr, float, "--lr", "3e-3,1e-2") if lr else ()
@@ -115,7 +123,7 @@ def simulate(
 
     mapping = read_toml(run_file) if run_file else {}
     changes = [*(overrides or []), *([f"model.vocab_size={vocabulary}"] if vocabulary else [])]
-    config = make_config(mapping, changes)
+    config = configure(mapping, changes)
     away_steps = (k_x or config.periods.k_x) if churn else Heterogeneity().away_steps
     spec = RunSpec(
         method=OWN,
@@ -134,11 +142,27 @@ def simulate(
         ),
         exact=exact,
     )
-    names = [name.strip() for name in methods.split(",")]
-    specs = specs_of(spec, names, lrs=rates, seeds=numbers, k_x=k_x, rank=rank, method_sets=method_sets or ())
+    beside = [] if k_x is None else [f"periods.k_x={k_x}"]
+    specs = specs_of(
+        spec,
+        _names(methods),
+        presets={
+            name: configure(mapping, [*changes, *beside, *preset_override(known_preset(name))])
+            for name in _names(presets)
+        },
+        lrs=rates,
+        seeds=numbers,
+        k_x=k_x,
+        rank=rank,
+        method_sets=method_sets or (),
+    )
     link = link_for(parameter_count(config.model), step_seconds=pace, **line)
     command = shlex.join(["tsr-swarm", *(context.obj or ["simulate"])])
     _run_and_report(specs, link, out, command, jobs=jobs, plots=plots, json=json)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 def _list(text: str, kind: Callable[[str], T], flag: str, example: str) -> tuple[T, ...]:
@@ -184,7 +208,7 @@ def _run_and_report(
         done = plural(sum(store.path(spec.name).exists() for spec in specs), "finished run")
         print_aside(f"Stopped with {done} in {out}; the same command goes on from there.")
         raise typer.Exit(INTERRUPTED) from None
-    found = entries(results)
+    found = entries(results, {spec.name: spec.preset for spec in specs})
     files = [
         write_json(out / RESULTS, document(results, link, command)),
         write_text(out / TABLE, markdown(found, link, command)),
@@ -201,7 +225,7 @@ class _Progress:
 
     def __init__(self, specs: "Sequence[RunSpec]", link: Link, say: Say) -> None:
         self._steps = {spec.name: spec.steps for spec in specs}
-        self._names = {spec.name: f"{spec.method} at rate {spec.lr:g}, seed {spec.seed}" for spec in specs}
+        self._names = {spec.name: f"{spec.title} at rate {spec.lr:g}, seed {spec.seed}" for spec in specs}
         self._link, self._say = link, say
         self._said = time.monotonic()
 

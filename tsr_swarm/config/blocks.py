@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tsr_swarm.config.auto import AUTO
 from tsr_swarm.config.run import OptimizerConfig, is_share_of_sides
 from tsr_swarm.errors import ConfigError
 
-AUTO = "auto"
 SMALL_VOCABULARY = 4096  # beyond, a core of half of each side would outweigh all others
 MAX_RANK = 4096  # the exact lift is proven up to here: see lowrank/exact.py
 

@@ -1,4 +1,4 @@
-"""Read a run's configuration: flags over environment over file over defaults. Unknown keys are errors."""
+"""Read a run's configuration: flags over environment over file over preset over defaults. Unknown keys are errors."""
 
 import os
 import tomllib
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tsr_swarm.config.coerce import parse_text, refuse_unknown
+from tsr_swarm.config.effects import refuse_idle
+from tsr_swarm.config.presets import expand_preset
 from tsr_swarm.config.run import SECTIONS, RunConfig
 from tsr_swarm.errors import ConfigError
 
@@ -16,7 +18,17 @@ MAX_FILE_BYTES = 1 << 20  # of a TOML file; what people write has some kilobytes
 
 def load_run_config(path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] = os.environ) -> RunConfig:
     """Read ``path``, then the environment, then ``section.key=value`` overrides. Raises ConfigError."""
-    return run_config_from_mapping(apply_overrides(read_toml(path), [*environ_overrides(environ), *overrides]))
+    return configure(read_toml(path), overrides, environ)
+
+
+def configure(
+    file: Mapping[str, Any], overrides: Iterable[str] = (), environ: Mapping[str, str] = os.environ
+) -> RunConfig:
+    """Build what a run file, parsed, comes to under the environment and ``overrides``. Raises ConfigError."""
+    given = apply_overrides(file, [*environ_overrides(environ), *overrides])
+    config = run_config_from_mapping(expand_preset(file, given))
+    refuse_idle(config)
+    return config
 
 
 def read_toml(path: Path, when_missing: str = "write one with 'tsr-swarm init'") -> dict[str, Any]:

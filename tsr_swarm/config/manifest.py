@@ -65,7 +65,7 @@ def make_manifest(run_id: str, config: RunConfig, shapes: Mapping[str, tuple[int
     # What only a leader or one machine needs may change when a run is resumed; it is not part of the run's name.
     run = replace(config.run, rounds=0, min_peers=1)
     round = RoundConfig(shards=config.round.shards)
-    shared = replace(config, run=run, round=round, checkpoint=CheckpointConfig())
+    shared = replace(config.definite(), run=run, round=round, checkpoint=CheckpointConfig())
     blocks = plan_blocks(shapes, config.optimizer, config.model.hidden_size)
     check_budget(config, blocks)
     return Manifest(run_id, shared, blocks)
@@ -85,7 +85,7 @@ def decode_manifest(data: bytes) -> Manifest:
         run_id = document["run_id"]
         if not (isinstance(run_id, str) and 0 < len(run_id) <= 64 and run_id.isascii() and run_id.isalnum()):
             raise ValueError("run_id")
-        config = run_config_from_mapping(document["config"])
+        config = run_config_from_mapping(document["config"]).definite()
         blocks = tuple(_decode_block(entry) for entry in document["blocks"])
     except RefusedError:
         raise

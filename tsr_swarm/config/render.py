@@ -13,17 +13,22 @@ from tsr_swarm.config import run
 from tsr_swarm.config.coerce import shown
 from tsr_swarm.config.run import RunConfig
 
-HEADER = """\
-# A run of tsr-swarm. Every key is here with its default; a key that is left out keeps it.
+_HEADER = """\
+# A run of tsr-swarm. Every key is here with its {value}; a key that is left out has its default.
 # Any of them can be set for one start: --set optimizer.lr=0.001, or TSR_SWARM_OPTIMIZER__LR=0.001.
 """
 
 _MOST = 5  # differences that are named; more are counted
 
 
-def render(config: RunConfig, header: str = "") -> str:
+def header(preset: str | None = None) -> str:
+    """What a run file begins with whose keys have their defaults, or the values of a preset."""
+    return _HEADER.format(value=f"value in the preset '{preset}'" if preset else "default")
+
+
+def render(config: RunConfig, head: str = "") -> str:
     """The whole of ``config`` as TOML. Reading it back gives an equal configuration."""
-    parts = [header] if header else []
+    parts = [head] if head else []
     parts += [_section(f.name, getattr(config, f.name)) for f in fields(config)]
     return "\n".join(parts)
 

@@ -1,9 +1,10 @@
 """The settings of a run: one frozen dataclass for each section of ``run.toml``. Defaults live only here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
+from tsr_swarm.config.auto import AUTO, rate_for, refresh_steps_for
 from tsr_swarm.config.coerce import ConfigSection, require
 from tsr_swarm.errors import ConfigError
 
@@ -100,7 +101,7 @@ class OptimizerConfig(ConfigSection):
     aim: str = "seed"  # seed | gradient | displacement | dct: what the next basis is made from
     rank: int | str = "d/2"  # a number, a share of the hidden size "d/2", or of each side "1/2"
     embedding_rank: int | str = "auto"  # likewise; auto: "1/2" for a vocabulary of up to 4096, "d/2" for a larger one
-    lr: float = 3e-2  # about 0.03 for muon and 0.003 for adam; a core's steps are scaled by update_scale
+    lr: float | str = "auto"  # auto: 0.03 with muon, 0.003 with adam; a core's steps are scaled by update_scale
     update_scale: float = 0.0  # 0: such that a core step is as long as a dense one
     inner: str = "muon"  # muon | adam: how matrices step; muon in a full space leaves embedding and head to adam
     betas: tuple[float, float] = (0.9, 0.99)  # adam's
@@ -134,7 +135,8 @@ class OptimizerConfig(ConfigSection):
                 'write "d/2" or a number.'
             )
         self.require(self.inner in ("adam", "muon"), "inner", '"adam" or "muon"')
-        self.require(0 < self.lr <= 1, "lr", "above 0, at most 1")
+        is_rate = self.lr == AUTO if isinstance(self.lr, str) else 0 < self.lr <= 1
+        self.require(is_rate, "lr", 'above 0, at most 1, or "auto"')
         self.require(0 <= self.update_scale <= 1e4, "update_scale", "0 (automatic) to 10000")
         self.require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers, each from 0 to below 1")
         self.require(0 < self.eps < 1, "eps", "between 0 and 1")
@@ -160,6 +162,11 @@ class OptimizerConfig(ConfigSection):
         self.require(self.lift in ("exact", "float32"), "lift", '"exact" or "float32"')
 
     @property
+    def peak_rate(self) -> float:
+        """``lr`` with "auto" made definite."""
+        return self.lr if isinstance(self.lr, float) else rate_for(self.inner)
+
+    @property
     def has_free_shapes(self) -> bool:
         """Whether a core may have more rows than columns, because no side's basis is made from the other's."""
         return self.aim in ("seed", "dct")
@@ -173,29 +180,18 @@ class PeriodsConfig(ConfigSection):
     k_x: int = 20  # weights: local steps a round
     k_u: int | str = 0  # first moments of core peers: averaged every k_u steps; 0: never, "auto": their half-life
     k_v: int | str = 0  # second moments, likewise
-    k_r: int = 0  # refresh of the bases; 0: every round
-    k_r_embedding: int = 0  # refresh of the bases of embedding and head; 0: every round
+    k_r: int | str = "auto"  # refresh of the bases; 0: every round; auto: that, or 5 k_x where a gradient is measured
+    k_r_embedding: int | str = "auto"  # refresh of the bases of embedding and head, likewise
     micro_batches: int = 8  # gradient sketch: the mean of this many clipped micro-batches
 
     def check(self) -> None:
         self.require(1 <= self.k_x <= 10**6, "k_x", "1 to 1000000")
-        for key in ("k_r", "k_r_embedding"):
-            is_period = getattr(self, key) >= 0 and getattr(self, key) % self.k_x == 0
-            self.require(is_period, key, f"a multiple of k_x = {self.k_x}, or 0 for every round")
-        for key in ("k_u", "k_v"):
+        for key in ("k_r", "k_r_embedding", "k_u", "k_v"):
             value = getattr(self, key)
             is_period = isinstance(value, int) and value >= 0 and value % self.k_x == 0
-            self.require(is_period or value == "auto", key, f'a multiple of k_x = {self.k_x}, 0 or "auto"')
+            never = "" if key in ("k_u", "k_v") else " for every round"
+            self.require(is_period or value == AUTO, key, f'a multiple of k_x = {self.k_x}, 0{never} or "auto"')
         self.require(8 <= self.micro_batches <= 10**4, "micro_batches", "8 to 10000")
-
-    @property
-    def refresh_rounds(self) -> int:
-        """Rounds between two refreshes of a matrix."""
-        return self.k_r // self.k_x or 1
-
-    @property
-    def refresh_rounds_embedding(self) -> int:
-        return self.k_r_embedding // self.k_x or 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,6 +282,28 @@ class RunConfig(ConfigSection):
         """Where this run keeps its state."""
         return self.checkpoint.dir.replace("<name>", self.run.name)
 
+    @property
+    def refresh_rounds(self) -> int:
+        """Rounds between two refreshes of a matrix."""
+        return self._refresh_steps(self.periods.k_r) // self.periods.k_x or 1
+
+    @property
+    def refresh_rounds_embedding(self) -> int:
+        """Rounds between two refreshes of embedding and head."""
+        return self._refresh_steps(self.periods.k_r_embedding) // self.periods.k_x or 1
+
+    def _refresh_steps(self, period: int | str) -> int:
+        return refresh_steps_for(self.optimizer.aim, period, self.periods.k_x)
+
+    def definite(self) -> "RunConfig":
+        """The same run with the number that "auto" stands for in rate and refresh periods, as all peers share it."""
+        matrices, embedding = self._refresh_steps(self.periods.k_r), self._refresh_steps(self.periods.k_r_embedding)
+        return replace(
+            self,
+            optimizer=replace(self.optimizer, lr=self.optimizer.peak_rate),
+            periods=replace(self.periods, k_r=matrices, k_r_embedding=embedding),
+        )
+
     def check(self) -> None:
         length, limit = self.data.sequence_length, self.model.max_position_embeddings
         require(length <= limit, "data.sequence_length", length, f"at most model.max_position_embeddings = {limit}")
@@ -295,7 +313,7 @@ class RunConfig(ConfigSection):
 
     def _check_new_draws(self) -> None:
         """Refuse what is kept in a core from round to round where bases are drawn anew and have nothing in common."""
-        if self.optimizer.aim != "seed" or self.periods.refresh_rounds > 1:
+        if self.optimizer.aim != "seed" or self.refresh_rounds > 1:
             return
         kept = {
             "optimizer.outer": (self.optimizer.outer, "average"),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due, RoundPlan
-from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig
+from tsr_swarm.config.run import OptimizerConfig, RunConfig
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.dct import drawn_basis
 from tsr_swarm.optim.inner_optimizer import MOMENTUM
@@ -58,11 +58,11 @@ def learning_rate(optimizer: OptimizerConfig, step: int) -> float:
     """Return the rate of global ``step``, from 0: linear warm-up, then constant, or a cosine down to a tenth of lr."""
     after = step - optimizer.warmup_steps
     if after < 0:
-        return optimizer.lr * (step + 1) / optimizer.warmup_steps
+        return optimizer.peak_rate * (step + 1) / optimizer.warmup_steps
     if not optimizer.decay_steps:
-        return optimizer.lr
+        return optimizer.peak_rate
     progress = min(1.0, after / optimizer.decay_steps)
-    return optimizer.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+    return optimizer.peak_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
 def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
@@ -79,7 +79,7 @@ def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
     refresh = frozenset(
         index
         for index, block in enumerate(blocks)
-        if block.is_low_rank and counted % refresh_rounds(config.periods, block) == 0
+        if block.is_low_rank and counted % refresh_rounds(config, block) == 0
     )
     first, second = (period > 0 and round * config.periods.k_x % period == 0 for period in own_moment_periods(config))
     no_flush = config.optimizer.local_space == "core" or aim == "seed"
@@ -87,7 +87,7 @@ def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
         tangent=none if no_flush else refresh,
         aim=refresh if aim == "gradient" else none,
         choose=refresh if aim == "dct" else none,
-        draw=tuple((index, basis_number(config.periods, blocks[index], round)) for index in sorted(refresh))
+        draw=tuple((index, basis_number(config, blocks[index], round)) for index in sorted(refresh))
         if aim == "seed"
         else (),
         first=first,
@@ -95,14 +95,14 @@ def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
     )
 
 
-def refresh_rounds(periods: PeriodsConfig, block: Block) -> int:
+def refresh_rounds(config: RunConfig, block: Block) -> int:
     """Return the rounds between two refreshes of a low-rank block."""
-    return periods.refresh_rounds_embedding if block.role is BlockRole.EMBEDDING else periods.refresh_rounds
+    return config.refresh_rounds_embedding if block.role is BlockRole.EMBEDDING else config.refresh_rounds
 
 
-def basis_number(periods: PeriodsConfig, block: Block, round: int) -> int:
+def basis_number(config: RunConfig, block: Block, round: int) -> int:
     """Return the number of the drawn basis that a low-rank block has after ``round`` rounds, from 0."""
-    return round // refresh_rounds(periods, block)
+    return round // refresh_rounds(config, block)
 
 
 def own_moment_periods(config: RunConfig) -> tuple[int, int]:
@@ -134,7 +134,7 @@ def drawn_bases(manifest: Manifest, round: int) -> Mapping[int, Basis]:
     bases = {}
     for index, block in enumerate(manifest.blocks):
         if block.is_low_rank:
-            number = basis_number(manifest.config.periods, block, round)
+            number = basis_number(manifest.config, block, round)
             seed = manifest.config.run.seed
             bases[index] = drawn_basis(block.rows, block.cols, block.ranks, seed=seed, block=index, number=number)
     return bases

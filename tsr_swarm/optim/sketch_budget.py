@@ -30,7 +30,7 @@ def begin_refresh_state(config: RunConfig, blocks: Sequence[Block], round: int) 
     refreshed = {}
     for index, block in enumerate(blocks):
         if block.is_low_rank:
-            period = refresh_rounds(config.periods, block)
+            period = refresh_rounds(config, block)
             refreshed[index] = 1 + (round - 2) // period * period  # rounds 1, 1 + period, ...; below 1: never yet
     return RefreshState(refreshed)
 
@@ -52,7 +52,7 @@ def within_budget(plan: RoundPlan, config: RunConfig, blocks: Sequence[Block], k
         return plan
     costs = sketch_costs(blocks, config.wire)
     room = config.round.budget_kb * KB - core_upload(blocks, config.wire)
-    periods = {index: refresh_rounds(config.periods, blocks[index]) for index in costs}
+    periods = {index: refresh_rounds(config, blocks[index]) for index in costs}
     tangent = choose_tangents(preference(known, periods, costs, plan.round), costs, room)
     return replace(plan, due=replace(plan.due, tangent=tangent))
 

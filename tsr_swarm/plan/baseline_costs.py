@@ -87,7 +87,7 @@ def tsr_adam(blocks: Sequence[Block], rank: int, embedding_rank: int) -> MethodC
         "gradient": rest * FLOAT,
     }
     return MethodCost(
-        name="tsr-adam",
+        name="tsr-adam-paper",
         settings=f"rank {rank} (embedding {embedding_rank}), refresh every {TSR_REFRESH} "
         f"({TSR_REFRESH_EMBEDDING}), head dense, every step, fp32",
         source="arXiv 2602.08007, algorithm 1",
@@ -123,7 +123,7 @@ def lordo(blocks: Sequence[Block], rank: int) -> MethodCost:
     moment = numbers(blocks) - numbers(low) + core
     size = numbers(blocks) * FLOAT
     return MethodCost(
-        name="lordo",
+        name="lordo-paper",
         settings=f"rank {rank}, weights every {K_X}, moments every {K_U} and {K_V}, fp32",
         source="arXiv 2602.04396",
         exchange=averaged(

@@ -103,7 +103,7 @@ class LowRanks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preset:
+class ModelSize:
     """A published model; ``tokens_per_step`` is the batch of all its workers together."""
 
     model: ModelConfig
@@ -116,7 +116,9 @@ def low_ranks(hidden: int) -> LowRanks:
     return LowRanks(tsr=max(1, hidden // 2), tsr_embedding=max(1, hidden // 8), galore=max(1, hidden // 4))
 
 
-def _preset(hidden: int, intermediate: int, layers: int, heads: int, tokens_per_step: int, **ranks: int) -> Preset:
+def _model_size(
+    hidden: int, intermediate: int, layers: int, heads: int, tokens_per_step: int, **ranks: int
+) -> ModelSize:
     model = ModelConfig(
         vocab_size=32000,
         hidden_size=hidden,
@@ -127,12 +129,12 @@ def _preset(hidden: int, intermediate: int, layers: int, heads: int, tokens_per_
         max_position_embeddings=256,
         tie_word_embeddings=False,
     )
-    return Preset(model=model, ranks=LowRanks(**ranks), tokens_per_step=tokens_per_step)
+    return ModelSize(model=model, ranks=LowRanks(**ranks), tokens_per_step=tokens_per_step)
 
 
-PRESETS: Mapping[str, Preset] = {
-    "60M": _preset(512, 1376, 8, 8, 262_144, tsr=256, tsr_embedding=64, galore=128),
-    "130M": _preset(768, 2048, 12, 12, 262_144, tsr=384, tsr_embedding=96, galore=256),
-    "350M": _preset(1024, 2736, 24, 16, 131_072, tsr=384, tsr_embedding=128, galore=256),
-    "1B": _preset(2048, 5461, 24, 32, 131_072, tsr=512, tsr_embedding=256, galore=512),
+MODEL_SIZES: Mapping[str, ModelSize] = {
+    "60M": _model_size(512, 1376, 8, 8, 262_144, tsr=256, tsr_embedding=64, galore=128),
+    "130M": _model_size(768, 2048, 12, 12, 262_144, tsr=384, tsr_embedding=96, galore=256),
+    "350M": _model_size(1024, 2736, 24, 16, 131_072, tsr=384, tsr_embedding=128, galore=256),
+    "1B": _model_size(2048, 5461, 24, 32, 131_072, tsr=512, tsr_embedding=256, galore=512),
 }

@@ -54,7 +54,7 @@ def own_method(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> Me
         name="tsr",
         settings=f"this run: {optimizer.local_space} {optimizer.inner}, rank {optimizer.rank} "
         f"({optimizer.embedding_rank}), every {periods.k_x}, bases by {optimizer.aim} every "
-        f"{periods.refresh_rounds * periods.k_x} ({periods.refresh_rounds_embedding * periods.k_x})",
+        f"{config.refresh_rounds * periods.k_x} ({config.refresh_rounds_embedding * periods.k_x})",
         source=f"its own layout; bits of core, sketch and mean {wire.core_bits}/{wire.sketch_bits}/"
         f"{wire.published_bits}, density {wire.core_density:g}/{wire.published_density:g}",
         exchange=own_exchange(config, blocks, shares),
@@ -132,7 +132,7 @@ def _basis_numbers(blocks: Sequence[Block]) -> int:
 
 
 def _window(config: RunConfig, blocks: Sequence[Block]) -> int:
-    periods = {refresh_rounds(config.periods, block) for block in blocks if block.is_low_rank}
+    periods = {refresh_rounds(config, block) for block in blocks if block.is_low_rank}
     periods |= {period // config.periods.k_x for period in own_moment_periods(config) if period}
     return min(MOST_ROUNDS, math.lcm(*periods)) if periods else 1
 

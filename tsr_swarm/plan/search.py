@@ -84,7 +84,7 @@ def _at_rank(config: RunConfig, shares: Shares, link: Link, share: float) -> Ite
     blocks = blocks_of(config)
     own = config.periods
     for factor in REFRESH_FACTORS:
-        rounds, rounds_embedding = own.refresh_rounds * factor, own.refresh_rounds_embedding * factor
+        rounds, rounds_embedding = config.refresh_rounds * factor, config.refresh_rounds_embedding * factor
         # bytes depend on how many rounds lie between refreshes, not on how many steps a round has
         periods = replace(
             own,

@@ -9,8 +9,9 @@ from tsr_swarm.plan.search import GOOD_STEPS, LONGEST_STEPS, Candidate, Fit, run
 from tsr_swarm.telemetry.text import bytes_text, count_text, plural, seconds_text
 
 # The widths of columns, that of the names first.
-_LINE = (14, 6, 10, 11, 14, 14, 6, 11, 11)
-_KINDS = (26, *[11] * 6)
+_NAME = 16  # of a method, where its kind or settings follow
+_LINE = (17, 6, 10, 11, 14, 14, 6, 11, 11)
+_KINDS = (30, *[11] * 6)
 _MEMORY = (19, *[12] * 5)
 _FIT = (2, 6, 10, 7, 9, 14, 10, 11, 15, 6)
 
@@ -19,11 +20,11 @@ def report_lines(report: Report) -> Iterator[str]:
     """Yield who trains, on what link, bytes by kind, memory, and what was counted."""
     yield from _scene_lines(report)
     yield ""
-    yield _row((14, 6, 35, 20, 22), "", "every", "mean exchange of a peer", "line", "bytes a token")
+    yield _row((17, 6, 35, 20, 22), "", "every", "mean exchange of a peer", "line", "bytes a token")
     yield _row(_LINE, "", "steps", "sent", "received", "largest sent", "time", "busy", "sent", "received")
     yield from (_line_row(method, report) for method in report.methods)
     yield ""
-    yield _row((29, 19, 26, 22), "by payload kind", "mean of an exchange", "before compression", "bytes a token")
+    yield _row((33, 19, 26, 22), "by payload kind", "mean of an exchange", "before compression", "bytes a token")
     yield _row(_KINDS, "", *("sent", "received") * 3)
     yield from _kind_rows(report)
     yield ""
@@ -64,7 +65,7 @@ def _kind_rows(report: Report) -> Iterator[str]:
             counts = (sent, received, raw_sent, raw_received)
             amounts = [_amount(count, kind) for count in counts]
             per_token = [_amount(count, kind, tokens) for count in (sent, received)]
-            yield _row(_KINDS, f"  {method.name:<12}{kind}", *amounts, *per_token)
+            yield _row(_KINDS, f"  {method.name:<{_NAME}}{kind}", *amounts, *per_token)
 
 
 def _amount(counts: Mapping[str, float], kind: str, tokens: float = 0.0) -> str:
@@ -89,8 +90,8 @@ def _notes(report: Report) -> Iterator[str]:
     yield "What compression leaves of tsr is estimated on normally distributed numbers. Not counted: frames"
     yield "and control messages, gradients and activations. Counted, with head, embedding and norms:"
     for method in report.methods:
-        yield f"  {method.name:<12}{method.settings}"
-        yield f"  {'':<12}{method.source}"
+        yield f"  {method.name:<{_NAME}}{method.settings}"
+        yield f"  {'':<{_NAME}}{method.source}"
 
 
 def _fit_lines(fit: Fit) -> Iterator[str]:
@@ -120,7 +121,7 @@ def paper_lines(model: str, counts: Sequence[PaperCount]) -> Iterator[str]:
     """Yield the TSR paper's figures, and the same with the head."""
     yield f"{model}, counted as arXiv 2602.08007 does: one worker, one direction, mean of a step, 4 bytes a number"
     yield ""
-    widths = (13, 16, 12, 16, 12)
+    widths = (17, 16, 12, 16, 12)
     yield _row(widths, "", "as published", "below ddp", "head counted", "below ddp")
     for count in counts:
         pairs = ((count.bytes_per_step, counts[0].bytes_per_step), (count.with_head, counts[0].with_head))
@@ -128,7 +129,7 @@ def paper_lines(model: str, counts: Sequence[PaperCount]) -> Iterator[str]:
         yield _row(widths, f"  {count.method}", *cells)
     yield ""
     for count in counts:
-        yield f"  {count.method:<11} {count.settings}"
+        yield f"  {count.method:<{_NAME}}{count.settings}"
     yield "The paper leaves the head out of every method; its code sends it whole. Norms are in neither column."
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from tsr_swarm.config.link import Link
 from tsr_swarm.simulate.result import Point, RunResult
 
+_NONE: Mapping[str, str] = {}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
@@ -18,13 +20,14 @@ class Entry:
 
     method: str
     settings: str  # what distinguishes it from other entries of its method, "" for the only one
+    preset: str = ""  # the name of all its settings, if it has one
     lr: float
     rates: int  # how many rates were tried
     runs: tuple[RunResult, ...]  # one a seed, by seed
 
     @property
     def label(self) -> str:
-        return f"{self.method} ({self.settings})" if self.settings else self.method
+        return self.preset or (f"{self.method} ({self.settings})" if self.settings else self.method)
 
     @property
     def losses(self) -> tuple[float, ...]:
@@ -64,17 +67,21 @@ class Entry:
         return statistics.median(known) if len(known) == len(found) else None
 
 
-def entries(results: Sequence[RunResult]) -> list[Entry]:
+def entries(results: Sequence[RunResult], presets: Mapping[str, str] = _NONE) -> list[Entry]:
     """Return an entry for each method and settings, ordered by loss, each at its best rate.
 
-    That is the rate with the lowest median of final losses over the seeds.
+    That is the rate with the lowest median of final losses over the seeds. ``presets``: what runs are called, by name.
     """
     variants: dict[str, dict[float, list[RunResult]]] = defaultdict(lambda: defaultdict(list))
     for result in {result.name: result for result in results}.values():
         variants[repr(sorted(_variant(result).items()))][result.lr].append(result)
-    specs = [_variant(next(iter(rates.values()))[0]) for rates in variants.values()]
-    texts = [_setting_text(spec, specs) for spec in specs]
-    found = [_best(rates, text) for rates, text in zip(variants.values(), texts, strict=True)]
+    firsts = [next(iter(rates.values()))[0] for rates in variants.values()]
+    called = [presets.get(first.name, "") for first in firsts]
+    others = [_variant(first) for first, preset in zip(firsts, called, strict=True) if not preset]
+    found = [
+        _best(rates, "" if preset else _setting_text(_variant(first), others), preset)
+        for rates, first, preset in zip(variants.values(), firsts, called, strict=True)
+    ]
     return sorted(found, key=lambda entry: (entry.loss, entry.label))
 
 
@@ -89,11 +96,12 @@ def loss_after(curve: Sequence[Point], seconds: float, link: Link) -> float | No
     return None
 
 
-def _best(rates: Mapping[float, list[RunResult]], settings: str) -> Entry:
+def _best(rates: Mapping[float, list[RunResult]], settings: str, preset: str) -> Entry:
     tried = []
     for lr, runs in rates.items():
         ordered = tuple(sorted(runs, key=lambda run: run.seed))
-        tried.append(Entry(method=runs[0].method, settings=settings, lr=lr, rates=len(rates), runs=ordered))
+        method = runs[0].method
+        tried.append(Entry(method=method, settings=settings, preset=preset, lr=lr, rates=len(rates), runs=ordered))
     return min(tried, key=lambda entry: (entry.loss, entry.lr))
 
 

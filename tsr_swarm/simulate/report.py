@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tsr_swarm.baselines.registry import default_settings
+from tsr_swarm.config.auto import AUTO, refresh_steps_for
 from tsr_swarm.config.link import MBIT, Link
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.simulate.compare import Entry, value_text
@@ -47,6 +48,9 @@ def settings_text(spec: Mapping[str, Any]) -> str:
     """Return the period, and every setting that is not at its default."""
     if spec["method"] == OWN:
         defaults = asdict(RunConfig())
+        defaults["periods"] |= dict.fromkeys(
+            ("k_r", "k_r_embedding"), refresh_steps_for(spec["optimizer"]["aim"], AUTO, spec["periods"]["k_x"])
+        )
         sections = ("periods", "optimizer", "wire")
         pairs = {(s, key): (value, defaults[s][key]) for s in sections for key, value in spec[s].items()}
         values = {key: pair for (_, key), pair in pairs.items() if key not in ("lr", "warmup_steps", "decay_steps")}
@@ -73,7 +77,7 @@ def _row(entry: Entry, link: Link, equal: float) -> tuple[str, ...]:
     total = entry.sent + entry.received
     after = entry.loss_after(equal, link)
     return (
-        entry.method,
+        entry.preset or entry.method,
         settings_text(entry.runs[0].spec),
         f"{entry.lr:g}" + (f" of {entry.rates}" if entry.rates > 1 else ""),
         loss_range(entry),

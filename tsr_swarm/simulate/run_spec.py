@@ -7,23 +7,25 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tsr_swarm.baselines.registry import METHODS, default_settings
+from tsr_swarm.config.auto import rate_for
 from tsr_swarm.config.coerce import nearest, require
+from tsr_swarm.config.effects import refuse_idle
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError
 from tsr_swarm.simulate.heterogeneity import Heterogeneity
 
 OWN = "tsr"  # the method of this package
+_NONE: Mapping[str, RunConfig] = {}
 SCHEDULES = ("cosine", "constant")
 POINTS = 10  # of a curve, unless something else is asked for
-USUAL_RATES = {"adam": 3e-3, "muon": 3e-2}  # by inner optimizer: no method is run at a rate made for another optimizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
     """One method with one seed: everything that determines a result, and the name that follows from it.
 
-    The rate is ``config.optimizer.lr``, the seed is ``config.run.seed``.
+    The peak rate is that of ``config.optimizer``, the seed is ``config.run.seed``.
     """
 
     method: str  # OWN, or a name in baselines/registry.py
@@ -35,6 +37,7 @@ class RunSpec:
     eval_every: int = 0  # steps; 0: ten times a run
     heterogeneity: Heterogeneity = field(default_factory=Heterogeneity)
     exact: bool = False  # own method: every peer keeps its own consensus and opens every round itself
+    preset: str = ""  # what the configuration is called, for people; no result depends on it
 
     def __post_init__(self) -> None:
         require(1 <= self.peers <= 1000, "peers", self.peers, "1 to 1000")
@@ -53,12 +56,16 @@ class RunSpec:
         return self.method == OWN
 
     @property
+    def title(self) -> str:
+        return self.preset or self.method
+
+    @property
     def seed(self) -> int:
         return self.config.run.seed
 
     @property
     def lr(self) -> float:
-        return self.config.optimizer.lr
+        return self.config.optimizer.peak_rate
 
     @property
     def eval_steps(self) -> int:
@@ -67,11 +74,12 @@ class RunSpec:
 
     def fitted(self) -> RunConfig:
         """Return the configuration that is run: a part of the data for each peer, and the schedule."""
-        optimizer = self.config.optimizer
+        config = self.config.definite()
+        optimizer = config.optimizer
         decay_steps = max(1, self.steps - optimizer.warmup_steps) if self.schedule == "cosine" else 0
         return replace(
-            self.config,
-            data=replace(self.config.data, parts=self.peers),
+            config,
+            data=replace(config.data, parts=self.peers),
             optimizer=replace(optimizer, decay_steps=decay_steps),
         )
 
@@ -118,39 +126,48 @@ def specs_of(
     spec: RunSpec,
     methods: Sequence[str],
     *,
+    presets: Mapping[str, RunConfig] = _NONE,
     lrs: Sequence[float] = (),
     seeds: Sequence[int] = (),
     k_x: int | None = None,
     rank: str | None = None,
     method_sets: Sequence[str] = (),
 ) -> list[RunSpec]:
-    """Return ``spec`` for every one of ``methods`` at every rate with every seed, all methods of a seed together.
+    """Return ``spec`` for all ``methods`` and ``presets`` at every rate with every seed, all of a seed together.
 
     Without ``lrs`` a method has the rate of ``spec``, or what suits another inner optimizer as well. ``k_x`` is not for
     baselines that exchange every step, ``rank`` for every method that has one, by default its own. ``method_sets``:
-    METHOD.key=value, for our own method tsr.section.key=value. Raises ConfigError for an unknown method or setting.
+    METHOD.key=value, for our own method and its presets NAME.section.key=value. Raises ConfigError for an unknown
+    method or setting.
     """
-    _require_known(methods)
     sets = apply_overrides({}, method_sets)
-    _require_known(sets)
-    config = _with_keys(spec.config, {"periods.k_x": k_x})
-    variants = [(method, *_variant(method, config, rank, sets.get(method, {}))) for method in methods]
+    _require_known(methods, [OWN, *METHODS])
+    _require_known(sets, [OWN, *METHODS, *presets])
+    arms = [*((method, "", spec.config) for method in methods), *((OWN, name, presets[name]) for name in presets)]
+    variants = [
+        (
+            method,
+            preset,
+            *_variant(method, _with_keys(config, {"periods.k_x": k_x}), rank, sets.get(preset or method, {})),
+        )
+        for method, preset, config in arms
+    ]
     return [
         replace(
             spec,
             method=method,
+            preset=preset,
             config=_with_keys(own_config, {"optimizer.lr": lr, "run.seed": seed}),
             settings=settings,
             exact=spec.exact and method == OWN,
         )
         for seed in seeds or (spec.seed,)
-        for method, own_config, settings in variants
+        for method, preset, own_config, settings in variants
         for lr in lrs or (None,)
     ]
 
 
-def _require_known(methods: Iterable[str]) -> None:
-    known = [OWN, *METHODS]
+def _require_known(methods: Iterable[str], known: Sequence[str]) -> None:
     for method in methods:
         if method not in known:
             raise ConfigError(
@@ -164,16 +181,19 @@ def _variant(
     """Return the configuration and the settings of a method. Flags that all methods share come before its own."""
     rank = int(rank_text) if rank_text is not None and rank_text.isdigit() else rank_text
     if method == OWN:
-        return _with_keys(config, {"optimizer.rank": rank, "optimizer.embedding_rank": rank, **sets}), {}
+        own = _with_keys(config, {"optimizer.rank": rank, "optimizer.embedding_rank": rank, **sets})
+        if sets:
+            refuse_idle(own)
+        return own, {}
     settings: dict[str, Any] = dict(default_settings(method))
     if settings.get("k_x", 1) != 1:
         settings["k_x"] = config.periods.k_x
     if rank is not None and "rank" in settings:
         settings["rank"] = rank
     settings |= sets
-    usual = USUAL_RATES.get(config.optimizer.inner, 1.0)
-    lr = config.optimizer.lr * USUAL_RATES.get(settings.get("inner", "adam"), usual) / usual
-    return _with_keys(config, {"optimizer.lr": min(1.0, lr)}), settings
+    # no method is run at a rate made for another optimizer
+    lr = rate_for(settings.get("inner", "adam"), config.optimizer.lr, made_for=config.optimizer.inner)
+    return _with_keys(config, {"optimizer.lr": lr}), settings
 
 
 def _with_keys(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:

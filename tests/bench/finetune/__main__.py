@@ -141,7 +141,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def jobs(options: argparse.Namespace) -> list[Job]:
     """All runs asked for, seed by seed. Raises ConfigError."""
     config = load_run_config(options.run_file, options.set)
-    rates = {"ours": config.optimizer.lr, "dense": options.dense_lr, "single": options.single_lr}
+    rates = {"ours": config.optimizer.peak_rate, "dense": options.dense_lr, "single": options.single_lr}
     made = []
     for seed in options.seeds:
         seeded = replace(config, run=replace(config.run, seed=seed))

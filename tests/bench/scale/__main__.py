@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from tests.bench.scale.costs import DIALABLE, FIRST, LAST, Cost, amount, simulate
-from tests.bench.scale.payloads import PRESET, round_payloads, whole_bytes
+from tests.bench.scale.payloads import MODEL_SIZE, round_payloads, whole_bytes
 from tests.bench.scale.real import COUNTED, UNCOUNTED, measure, shard_count
 from tests.bench.scale.swarm import APPLY_SECONDS, AVERAGE_SECONDS, DOWN, LATENCY, TRAIN_SECONDS, UP
 from tests.bench.tables import RESULTS, header, table
@@ -25,7 +25,7 @@ from tests.bench.tables import RESULTS, header, table
 NOTES = Path(__file__).with_name("scale_notes.md")
 SIZES = (8, 64, 512)
 REAL_SIZES = (8, 16, 32, 64)
-SHARDS = (8, 75)  # of whole blocks: a run's default, and as many as the preset has
+SHARDS = (8, 75)  # of whole blocks: a run's default, and as many as the model has
 MOST_FIELDS = 14
 
 
@@ -69,7 +69,7 @@ def rehearsed(sizes: Sequence[int]) -> str:
         f"down, {2e3 * LATENCY:.0f} ms there and back: a message leaves when what waits before it has left, and what "
         f"is over 16 kB waits for all that is smaller. Training takes {TRAIN_SECONDS:.0f} s, give or take a fifth by "
         f"chance, whatever the number of peers; applying {APPLY_SECONDS} s, averaging {AVERAGE_SECONDS} s a reducer. "
-        f"Payload: the {PRESET} preset with the defaults, as `tsr-swarm plan` has it: {amount(sent)} up and "
+        f"Payload: the {MODEL_SIZE} model with the defaults, as `tsr-swarm plan` has it: {amount(sent)} up and "
         f"{amount(received)} down. Rounds {FIRST} to {LAST}; bytes are a round's mean, of a node, without gRPC's own. "
         "No peer joins or leaves, no monitor watches. Overhead: a round's length beyond the training of the slowest "
         "peer whose work is in it.",

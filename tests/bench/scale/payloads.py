@@ -11,13 +11,13 @@ from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.optim.periods import plan_round
-from tsr_swarm.plan.costs import PRESETS
+from tsr_swarm.plan.costs import MODEL_SIZES
 from tsr_swarm.plan.own_costs import wire_shares
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.wire.codec import Section
 from tsr_swarm.wire.gate import shard_slots
 
-PRESET = "60M"
+MODEL_SIZE = "60M"
 MEAN_OF = 8  # peers, whose mean is compressed to find its size; a mean of more looks no different
 
 
@@ -88,7 +88,7 @@ def whole_bytes(payloads: RoundPayloads) -> tuple[int, int]:
     return sum(map(wire_bytes, payloads.uploads)), sum(map(wire_bytes, payloads.published))
 
 
-_CONFIG = RunConfig(model=PRESETS[PRESET].model)
+_CONFIG = RunConfig(model=MODEL_SIZES[MODEL_SIZE].model)
 _SHARES = wire_shares(_CONFIG, MEAN_OF)
 
 

@@ -79,10 +79,10 @@ CORE = (
     ours("ours, K_x = 40", "periods.k_x=40"),
     baseline("SparseLoCo 1/16, mean of senders", "sparseloco", density=1 / 16, average="senders", final=True),
     baseline("SparseLoCo 1/256, mean of senders", "sparseloco", density=1 / 256, average="senders"),
-    baseline("LoRDO rank d/4", "lordo"),
+    baseline("LoRDO rank d/4", "lordo-paper"),
     baseline("DES-LOC", "des-loc"),
     baseline("Local Adam", "local-adam"),
-    baseline("TSR-Adam, every step", "tsr-adam", (3e-3, 1e-2), rank="d/2", embedding_rank="d/4"),
+    baseline("TSR-Adam, every step", "tsr-adam-paper", (3e-3, 1e-2), rank="d/2", embedding_rank="d/4"),
 )
 
 # The second stage: all go on to the long runs, those that say most first. Rates: one below and one above the best of
@@ -98,13 +98,13 @@ _FULL = (
     baseline(DENSE_MUON, "diloco", (2e-2, 4e-2), outer="average", inner="muon"),
     baseline("data-parallel AdamW", "ddp", (4e-3, 8e-3)),
     baseline("DES-LOC", "des-loc", (2e-3, 4e-3)),
-    baseline("LoRDO rank d/4", "lordo", (4e-3, 8e-3)),
+    baseline("LoRDO rank d/4", "lordo-paper", (4e-3, 8e-3)),
     baseline("SparseLoCo 1/16, mean of senders", "sparseloco", (1e-3, 2e-3), density=1 / 16, average="senders"),
     baseline("SparseLoCo 1/64, Muon", "sparseloco", (2e-3, 4e-3), inner="muon", average="senders"),
     baseline("DiLoCo int8", "diloco", (2e-3, 4e-3), outer="average", bits=8),
     baseline("PowerSGD rank 4, every step", "powersgd", (2e-3, 4e-3), rank=4),
     baseline("PowerSGD rank 8, every 20th step", "powersgd", (2e-3, 4e-3), rank=8, k_x=20),
     baseline("Local Adam", "local-adam", (2e-3, 4e-3)),
-    baseline("TSR-Adam, every step", "tsr-adam", (8e-3, 1.6e-2), rank="d/2", embedding_rank="d/4"),
+    baseline("TSR-Adam, every step", "tsr-adam-paper", (8e-3, 1.6e-2), rank="d/2", embedding_rank="d/4"),
 )
 FULL = tuple(replace(candidate, is_finalist=True) for candidate in _FULL)

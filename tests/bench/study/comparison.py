@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tests.bench.study.candidates import Candidate
 from tsr_swarm.config.link import MBIT, Link, link_for
-from tsr_swarm.plan.costs import PRESETS
+from tsr_swarm.plan.costs import MODEL_SIZES
 from tsr_swarm.simulate.compare import Entry, loss_after
 from tsr_swarm.simulate.result import RunResult
 from tsr_swarm.simulate.run_spec import OWN
@@ -116,7 +116,7 @@ def home_link(parameters: int) -> Link:
     exchange takes as long as that share of the large one. Shortening the steps instead would leave the round trips at
     their length: with 0.2 million parameters they would be most of the time, which no one would see at 60M.
     """
-    large = sum(math.prod(shape) for shape in parameter_shapes(PRESETS["60M"].model).values())
+    large = sum(math.prod(shape) for shape in parameter_shapes(MODEL_SIZES["60M"].model).values())
     link = link_for(large, up=UP, down=DOWN, rtt=RTT, step_seconds=None)
     share = parameters / large
     return replace(link, up=link.up * share, down=link.down * share)
