@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from tests.optim.reference import AdamOptions, reference_tsr_adam
 from tsr_swarm.lowrank.basis import random_basis
-from tsr_swarm.optim.tsr_adam import TSRAdam, aim, bounded
+from tsr_swarm.optim.tsr_adam import TSRAdam
+from tsr_swarm.optim.tsr_adam_refresh import aim, fresh_columns
+from tsr_swarm.optim.tsr_adam_step import bounded
 
 EXACT = 1e-9  # float64 against float64: only the order of sums differs
 FLOAT32 = 1e-5  # per step of size lr: a few rounding errors of moments and weight
@@ -36,21 +38,28 @@ def run(optimizer: TSRAdam | torch.optim.Optimizer, parameter: nn.Parameter, gra
     refresh_every=st.integers(1, 4),
     scale=st.sampled_from([0.0, 0.5]),
     decay=st.sampled_from([0.0, 0.1]),
+    oversampling=st.integers(0, 3),
+    power_iterations=st.integers(0, 2),
     seed=st.integers(0, 2**16),
 )
 def test_it_equals_the_reference(
-    rank: int, rows: int, cols: int, refresh_every: int, scale: float, decay: float, seed: int
-) -> None:
+    rank: int, rows: int, cols: int, refresh_every: int, scale: float, decay: float, oversampling: int,
+    power_iterations: int, seed: int,
+) -> None:  # fmt: skip
     rows, cols = rank + rows, rank + cols
     weight, *gradients = draw(seed, rows, cols, count=7)
     parameter = nn.Parameter(weight.clone())
     optimizer = TSRAdam(
-        [parameter], lr=0.01, rank=rank, refresh_every=refresh_every, scale=scale, weight_decay=decay, seed=seed
-    )
+        [parameter], lr=0.01, rank=rank, refresh_every=refresh_every, scale=scale, weight_decay=decay, seed=seed,
+        oversampling=oversampling, power_iterations=power_iterations,
+    )  # fmt: skip
     run(optimizer, parameter, gradients)
     options = AdamOptions(lr=0.01, scale=scale or (rows * cols) ** 0.5 / rank, weight_decay=decay)
     basis = random_basis(rows, cols, rank, seed, 0)
-    expected = reference_tsr_adam(weight, gradients, basis, refresh_every, options)
+    omegas = {t: fresh_columns(weight, oversampling, rank, seed, 0, t) for t in range(7)}
+    expected = reference_tsr_adam(
+        weight, gradients, basis, refresh_every, options, power_iterations=power_iterations, omegas=omegas
+    )
     torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=EXACT)
 
 
@@ -60,7 +69,8 @@ def test_error_feedback_equals_the_reference_to_the_bits_it_is_kept_in(refresh_e
     basis, options = random_basis(8, 7, 3, 2, 0), AdamOptions(lr=0.01, scale=1.0)
     exact = reference_tsr_adam(weight, gradients, basis, refresh_every, options, feedback=True)
     without = reference_tsr_adam(weight, gradients, basis, refresh_every, options)
-    chosen, errors = {"lr": 0.01, "rank": 3, "scale": 1.0, "seed": 2}, {}
+    chosen: dict[str, Any] = {"lr": 0.01, "rank": 3, "scale": 1.0, "seed": 2, "oversampling": 0, "power_iterations": 0}
+    errors = {}
     for bits in (4, 8):
         parameter = nn.Parameter(weight.clone())
         run(TSRAdam([parameter], refresh_every=refresh_every, feedback_bits=bits, **chosen), parameter, gradients)
