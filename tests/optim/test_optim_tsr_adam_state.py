@@ -107,6 +107,16 @@ def test_a_state_is_read_for_parameters_on_another_device() -> None:
         saved.load_state_dict(other.state_dict())
 
 
+def test_four_bits_that_were_saved_without_zeros_code_are_read() -> None:
+    saved, other = trained(feedback_bits=4).state_dict(), TSRAdam(parameters(), rank=3)
+    saved["state"][0]["codes"] = codes = saved["state"][0]["codes"][:, :-1].clone()
+    other.load_state_dict(saved)
+    read = other.state[other.param_groups[0]["params"][0]]["codes"]
+    assert torch.equal(read[:, :-1], codes)
+    assert read[:, -1].eq(7).all()
+    train(other, 2)
+
+
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("optimizer_type", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
 @pytest.mark.parametrize("rank", [3, None])

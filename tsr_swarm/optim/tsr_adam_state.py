@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tsr_swarm.lowrank.basis import random_basis
-from tsr_swarm.lowrank.packed import BUCKET
+from tsr_swarm.lowrank.packed import BUCKET, code_width, with_zeros
 
 LATER_OPTIONS = {  # missing in older saved optimizers, which stepped like this
     "feedback_bits": 0, "maximize": False, "oversampling": 0, "power_iterations": 0, "foreach": False,
@@ -95,6 +95,8 @@ def read_state(saved: object, parameter: Tensor, rank: int | None, number: int) 
         return {}
     if not isinstance(saved, Mapping):
         raise _damaged(number, f"is {type(saved).__name__}, not a dict")
+    if isinstance(codes := saved.get("codes"), Tensor):
+        saved = {**saved, "codes": with_zeros(codes)}
     shapes = _shapes(saved, parameter, rank)
     for key in shapes.keys() | {"step"}:
         if key not in saved:
@@ -127,9 +129,9 @@ def _shapes(
             shapes[key] = (size, rank), torch.int16
         if "codes" in saved or "scales" in saved:
             buckets = -(-parameter.numel() // BUCKET)
-            codes = saved.get("codes")
-            is_half = isinstance(codes, Tensor) and codes.shape[-1:] == (BUCKET // 2,)  # two numbers a byte
-            shapes["codes"] = (buckets, BUCKET // 2 if is_half else BUCKET), torch.uint8
+            codes, width = saved.get("codes"), code_width(4)
+            is_half = isinstance(codes, Tensor) and codes.shape[-1:] == (width,)  # two numbers a byte
+            shapes["codes"] = (buckets, width if is_half else BUCKET), torch.uint8
             shapes["scales"] = (buckets, 1), torch.float32
     return shapes
 
