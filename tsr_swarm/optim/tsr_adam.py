@@ -9,7 +9,7 @@ paper and its code:
   carried over unchanged. They are never less than float32: a bfloat16 average with beta = 0.999 cannot decay.
 - eps is added after the bias correction, as in Adam's own paper and torch's; their code adds it before, which makes it
   1 / sqrt(1 - beta2^t) times larger, 31 times at the first step. Weights decay before the step, as in torch,
-  not after: that differs by lr^2 decay D. Defaults are torch's (lr 1e-3, eps 1e-8), theirs are 1e-2 and 1e-6.
+  not after, which differs by lr^2 decay D. The default eps is 1e-8, as in torch; theirs is 1e-6.
 - ``feedback_bits`` (tsr_adam_feedback.py) is not theirs.
 """
 
