@@ -152,8 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "\n".join(quadratics),
         f"A transformer of 2 layers and width {MODEL.hidden_size} on the bytes of Python's standard library, {steps} "
         f"steps of {DATA.batch_size} x {DATA.sequence_length} bytes, a tenth of warm-up, then cosine decay, no weight "
-        f"decay. Bases are refreshed every {REFRESH_EVERY} steps; all matrices are low rank, embedding and head too. "
-        f"eps is {EPS:g} for all. Rates {', '.join(f'{rate:g}' for rate in options.rates)}; the best of the first seed.",
+        f"decay, eps {EPS:g}. Bases are refreshed every {REFRESH_EVERY} steps; all matrices are low rank, embedding "
+        f"and head too. Rates {', '.join(f'{rate:g}' for rate in options.rates)}; the best of the first seed.",
         "\n".join(texts),
     )
 

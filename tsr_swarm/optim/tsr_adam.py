@@ -56,11 +56,12 @@ class TSRAdam(Optimizer):
     power_iterations: of a refresh; each costs two products of the gradient with R + P columns.
     scale: multiplies low-rank steps; 0 takes sqrt(M N) / r, which makes them as long as dense ones.
     seed: of the random bases that the first refresh starts from, and of fresh columns.
-    feedback_bits: 4 or 8 bits a number for a full-size error feedback; 0: none.
+    feedback_bits: 4 or 8 bits a number for a full-size error feedback; 0: none. For refreshes every few steps: what
+        waits longer comes back at once (on the bench's quadratic it diverges with one in 100 steps).
     maximize: maximize the loss instead of minimizing it.
     foreach: parameters of one shape step together, which takes fewer operations; false: one at a time.
-    capturable: count steps in tensors, so that only steps that refresh wait for the device, ``compile`` can make one
-        graph of the others, and a CUDA graph can capture them; see ``refresh`` for its replays.
+    capturable: count steps in tensors, so that only steps that refresh wait for the device, and ``compile`` can make
+        one graph of the others. CUDA graphs can capture it by design, see ``refresh``; no GPU has tried that yet.
 
     A gradient too large to be squared counts as a smaller one of the same direction. One that is not finite makes
     weights NaN, as with torch's Adam: leave such steps out, as ``torch.amp.GradScaler`` does. Parameters of which a
