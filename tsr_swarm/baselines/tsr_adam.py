@@ -2,8 +2,8 @@
 
 Dang et al., arXiv 2602.08007, Algorithm 1. ``refresh = "published"`` is the algorithm as printed: each peer's own
 randomized SVD with one power iteration, of which the factors are averaged, and moments that stay as they are.
-``"linear"`` averages only what is linear in the gradient, Y = G V_old and then B = Q^T G with Q = orth(Y), and turns the
-moments (see tsr_swarm/optim/tsr_adam_refresh.py). Its core needs no message in that step: it follows from the SVD of B.
+``"linear"`` averages only what is linear in the gradient, Y = G V_old and then B = Q^T G with Q = orth(Y), and turns
+the moments (see tsr_swarm/optim/tsr_adam_refresh.py). Its core needs no message in that step: it follows from B's SVD.
 Departures: moments are float32, the head is low-rank as the embedding is, bytes count everything, as float32.
 """
 
