@@ -10,6 +10,7 @@ examples/results/optimizer.md.
 import argparse
 import math
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,9 @@ from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
 from tsr_swarm.train.llama import build_model, initial_weights
 
 Make = Callable[..., Optimizer]
+Rows = Iterable[Sequence[str]]
+QUADRATIC_HEAD = ("rule", "refreshed every 20 steps", "every 100")
+TEXT_HEAD = ("rule", "rank", "best rate", "held-out loss, nats a byte", "above AdamW")
 MODEL = ModelConfig(
     vocab_size=256, hidden_size=128, intermediate_size=344, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=4, max_position_embeddings=128,
@@ -123,6 +127,27 @@ def text_rows(seeds: Sequence[int], steps: int, ranks: Sequence[int], rates: Seq
         yield [name, rank, f"{best:g}{edge}", spread(losses, 3), f"{statistics.mean(losses) - base:+.3f}"]
 
 
+def write_report(
+    out: Path, command: str, seeds: Sequence[int], steps: int, rates: Sequence[float], quadratics: Rows, texts: Rows
+) -> None:
+    write_page(
+        out / "optimizer.md",
+        "TSRAdam beside its paper's code and AdamW",
+        command,
+        f"Seeds {', '.join(map(str, seeds))}; figures are means, and the range of single seeds. The paper's code is "
+        "its rule written anew (tests/optim/published.py), at TSRAdam's scale of steps, not its own.",
+        f"A quadratic of {ROWS} x {COLS} whose curvatures fall from 1 to {CONDITION**-2:g}, in gradients with "
+        f"{NOISE:.0%} of the first one's norm as noise, rank {RANK}, rate 0.3, {steps} steps: the share of the first "
+        "loss that is left.",
+        "\n".join(table(QUADRATIC_HEAD, quadratics)),
+        f"A transformer of 2 layers and width {MODEL.hidden_size} on the bytes of Python's standard library, {steps} "
+        f"steps of {DATA.batch_size} x {DATA.sequence_length} bytes, a tenth of warm-up, then cosine decay, no weight "
+        f"decay, eps {EPS:g}. Bases are refreshed every {REFRESH_EVERY} steps; all matrices are low rank, embedding "
+        f"and head too. Rates {', '.join(f'{rate:g}' for rate in rates)}; the best of the first seed.",
+        "\n".join(table(TEXT_HEAD, texts)),
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -132,29 +157,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    seeds, steps = options.seeds, options.steps
-    head = ["rule", "refreshed every 20 steps", "every 100"]
-    quadratics = table(head, quadratic_rows(seeds, steps))
-    texts = table(
-        ["rule", "rank", "best rate", "held-out loss, nats a byte", "above AdamW"],
-        text_rows(seeds, steps, options.ranks, options.rates),
-    )
-    command = " ".join(["python -m tests.bench.optimizer", *(arguments or [])])
-    write_page(
-        options.out / "optimizer.md",
-        "TSRAdam beside its paper's code and AdamW",
-        command,
-        f"Seeds {', '.join(map(str, seeds))}; figures are means, and the range of single seeds. The paper's code is "
-        "its rule written anew (tests/optim/published.py), at TSRAdam's scale of steps, not its own.",
-        f"A quadratic of {ROWS} x {COLS} whose curvatures fall from 1 to {CONDITION**-2:g}, in gradients with "
-        f"{NOISE:.0%} of the first one's norm as noise, rank {RANK}, rate 0.3, {steps} steps: the share of the first "
-        "loss that is left.",
-        "\n".join(quadratics),
-        f"A transformer of 2 layers and width {MODEL.hidden_size} on the bytes of Python's standard library, {steps} "
-        f"steps of {DATA.batch_size} x {DATA.sequence_length} bytes, a tenth of warm-up, then cosine decay, no weight "
-        f"decay, eps {EPS:g}. Bases are refreshed every {REFRESH_EVERY} steps; all matrices are low rank, embedding "
-        f"and head too. Rates {', '.join(f'{rate:g}' for rate in options.rates)}; the best of the first seed.",
-        "\n".join(texts),
+    seeds, steps, rates = options.seeds, options.steps, options.rates
+    write_report(
+        options.out,
+        " ".join(["python -m tests.bench.optimizer", *(sys.argv[1:] if arguments is None else arguments)]),
+        seeds,
+        steps,
+        rates,
+        quadratic_rows(seeds, steps),
+        text_rows(seeds, steps, options.ranks, rates),
     )
 
 
