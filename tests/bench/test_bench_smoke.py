@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from tests.bench import catch_up, lab, measure, payloads, screenshot, step
+from tests.bench import catch_up, lab, measure, optimizer, payloads, screenshot, step
 from tests.bench.finetune import __main__ as finetune
 from tests.bench.finetune import dataset
 from tests.bench.json_lines import JsonLines
@@ -33,6 +33,7 @@ TINY = ["model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_
     [
         pytest.param(catch_up.main, "--model tiny --missed 5 --aims seed", "catch-up.md", id="catch_up"),
         pytest.param(step.main, "--model tiny --repeats 1 --threads 1", "step.md", id="step"),
+        pytest.param(optimizer.main, "--seeds 0 --steps 2 --ranks 16 --rates 0.003", "optimizer.md", id="optimizer"),
         pytest.param(payloads.main, "--sources normal --bits 2", "payloads.md", id="payloads"),
         pytest.param(study.main, "--stage table", "study.md", id="study"),
         pytest.param(scale.main, "--sizes 2", "scale.md", id="scale"),

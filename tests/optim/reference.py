@@ -1,10 +1,10 @@
 """Slow references, one matrix at a time in float64, that tests hold the optimizers against.
 
-Every formula is written out here on its own; only the choice of an orthonormal basis is shared with the fast code,
-because singular directions are unique only up to their sign. Letters as in ``tsr_adam.py``.
+Every formula is written out here on its own; only what makes singular directions unique and rounds them to 12 bits is
+shared with the fast code. Letters as in ``tsr_adam.py``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,9 +90,12 @@ def reference_tsr_adam(
     refresh_every: int,
     options: AdamOptions,
     feedback: bool = False,
+    power_iterations: int = 0,
+    omegas: Mapping[int, Tensor | None] | None = None,
 ) -> Tensor:
     """Return ``weight`` (M, N) after one TSR-Adam step for each gradient, from zero moments and a starting basis.
 
+    ``omegas``: fresh columns (N, P) of a refresh, by the number of steps before it.
     ``feedback``: with LDAdam's generalised error feedback, e = a - U C V^T + beta1 / (1 - beta1) (what m lost), exact.
     """
     weight = weight.to(torch.float64)
@@ -105,8 +108,7 @@ def reference_tsr_adam(
         lost = torch.zeros_like(weight)
         if (t - 1) % refresh_every == 0:
             old_u, old_v, lost = u, v, u @ first @ v.mT
-            u = _orthonormal(gradient @ old_v, old_u)
-            v = _orthonormal(gradient.mT @ u, old_v)
+            u, v = _aimed(gradient, old_u, old_v, (omegas or {}).get(t - 1), power_iterations)
             if t > 1:
                 first, second = reference_rotation(first, second, u.mT @ old_u, v.mT @ old_v, t - 1, options)
             lost = lost - u @ first @ v.mT
@@ -119,6 +121,17 @@ def reference_tsr_adam(
     return weight
 
 
-def _orthonormal(sketch: Tensor, spare: Tensor) -> Tensor:
-    basis = orthonormal12(sketch, spare)
-    return spare if basis is None else basis.to(torch.float64) / 2048
+def _aimed(
+    g: Tensor, old_u: Tensor, old_v: Tensor, omega: Tensor | None, power_iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Bases of the SVD of Q Q^T G, Q spanning the range of (G G^T)^q G [V_old, Omega], cut off and rounded."""
+    y = g @ (old_v if omega is None else torch.cat((old_v, omega.to(torch.float64)), dim=1))
+    q = torch.linalg.svd(y, full_matrices=False).U
+    for _ in range(power_iterations):
+        q = torch.linalg.svd(g @ g.mT @ q, full_matrices=False).U
+    u, s, vh = torch.linalg.svd(q @ q.mT @ g)
+    rank = old_u.shape[1]
+    left, right = (orthonormal12(x[:, :rank] * s[:rank], old) for x, old in ((u, old_u), (vh.mT, old_v)))
+    if left is None or right is None:
+        return old_u, old_v
+    return left.to(torch.float64) / 2048, right.to(torch.float64) / 2048

@@ -1,6 +1,7 @@
 """TSRAdam: against the slow reference, against torch's own Adam, and with gradients near the ends of floating point."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.bench.optimizer import quadratic
+from tests.optim.published import PublishedTSRAdam
 from tests.optim.reference import AdamOptions, reference_tsr_adam
 from tsr_swarm.lowrank.basis import random_basis
-from tsr_swarm.optim.tsr_adam import TSRAdam, aim, bounded
+from tsr_swarm.optim.tsr_adam import TSRAdam
+from tsr_swarm.optim.tsr_adam_refresh import aim, fresh_columns
+from tsr_swarm.optim.tsr_adam_step import bounded
 
 EXACT = 1e-9  # float64 against float64: only the order of sums differs
 FLOAT32 = 1e-5  # per step of size lr: a few rounding errors of moments and weight
@@ -36,38 +41,70 @@ def run(optimizer: TSRAdam | torch.optim.Optimizer, parameter: nn.Parameter, gra
     refresh_every=st.integers(1, 4),
     scale=st.sampled_from([0.0, 0.5]),
     decay=st.sampled_from([0.0, 0.1]),
+    oversampling=st.integers(0, 3),
+    power_iterations=st.integers(0, 2),
     seed=st.integers(0, 2**16),
 )
 def test_it_equals_the_reference(
-    rank: int, rows: int, cols: int, refresh_every: int, scale: float, decay: float, seed: int
-) -> None:
+    rank: int, rows: int, cols: int, refresh_every: int, scale: float, decay: float, oversampling: int,
+    power_iterations: int, seed: int,
+) -> None:  # fmt: skip
     rows, cols = rank + rows, rank + cols
     weight, *gradients = draw(seed, rows, cols, count=7)
     parameter = nn.Parameter(weight.clone())
     optimizer = TSRAdam(
-        [parameter], lr=0.01, rank=rank, refresh_every=refresh_every, scale=scale, weight_decay=decay, seed=seed
-    )
+        [parameter], lr=0.01, rank=rank, refresh_every=refresh_every, scale=scale, weight_decay=decay, seed=seed,
+        oversampling=oversampling, power_iterations=power_iterations,
+    )  # fmt: skip
     run(optimizer, parameter, gradients)
     options = AdamOptions(lr=0.01, scale=scale or (rows * cols) ** 0.5 / rank, weight_decay=decay)
     basis = random_basis(rows, cols, rank, seed, 0)
-    expected = reference_tsr_adam(weight, gradients, basis, refresh_every, options)
+    omegas = {t: fresh_columns(weight, oversampling, rank, seed, 0, t) for t in range(7)}
+    expected = reference_tsr_adam(
+        weight, gradients, basis, refresh_every, options, power_iterations=power_iterations, omegas=omegas
+    )
     torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (7, 9), (8, 8)])
+def test_until_its_second_refresh_it_goes_the_way_of_the_papers_code(shape: tuple[int, int]) -> None:
+    """With as many columns as there are, both have the same singular directions, ours in 12 bits.
+
+    The first core is diagonal there but for that rounding, which a first step of Adam would make as large as the rest.
+    """
+    weight, *gradients = draw(7, *shape, count=6)
+    ours, theirs = nn.Parameter(weight.clone()), nn.Parameter(weight.clone())
+    chosen: dict[str, Any] = {"lr": 0.01, "rank": 3, "refresh_every": 99, "scale": 0.75, "eps": 1e-12}
+    for optimizer, parameter in ((TSRAdam([ours], **chosen), ours), (PublishedTSRAdam([theirs], **chosen), theirs)):
+        optimizer.param_groups[0]["lr"] = 0.0
+        run(optimizer, parameter, gradients[:1])
+        optimizer.param_groups[0]["lr"] = 0.01
+        run(optimizer, parameter, gradients[1:])
+    assert (ours - theirs).norm() < 5e-3 * (theirs - weight).norm()
+
+
+@pytest.mark.parametrize("refresh_every", [20, 100])
+def test_it_is_at_par_with_the_papers_code_on_a_noisy_quadratic(refresh_every: int) -> None:
+    def left(make: Any) -> float:
+        return sum(quadratic(partial(make, lr=0.3, scale=1.0), seed, 300, refresh_every) for seed in range(3)) / 3
+
+    assert left(TSRAdam) < 1.05 * left(PublishedTSRAdam) < 0.2
 
 
 @pytest.mark.parametrize("refresh_every", [1, 3])
 def test_error_feedback_equals_the_reference_to_the_bits_it_is_kept_in(refresh_every: int) -> None:
-    weight, *gradients = draw(5, 8, 7, count=5)
     basis, options = random_basis(8, 7, 3, 2, 0), AdamOptions(lr=0.01, scale=1.0)
-    exact = reference_tsr_adam(weight, gradients, basis, refresh_every, options, feedback=True)
-    without = reference_tsr_adam(weight, gradients, basis, refresh_every, options)
-    chosen, errors = {"lr": 0.01, "rank": 3, "scale": 1.0, "seed": 2}, {}
-    for bits in (4, 8):
-        parameter = nn.Parameter(weight.clone())
-        run(TSRAdam([parameter], refresh_every=refresh_every, feedback_bits=bits, **chosen), parameter, gradients)
-        errors[bits] = float((parameter.detach() - exact).norm())
-    apart = float((without - exact).norm())
-    assert errors[8] < 0.1 * apart
-    assert errors[8] < errors[4] < apart
+    chosen: dict[str, Any] = {"lr": 0.01, "rank": 3, "scale": 1.0, "seed": 2, "oversampling": 0, "power_iterations": 0}
+    errors = {0: 0.0, 4: 0.0, 8: 0.0}
+    for seed in range(8):  # where two strengths are nearly equal, a last bit can turn a basis
+        weight, *gradients = draw(seed, 8, 7, count=5)
+        exact = reference_tsr_adam(weight, gradients, basis, refresh_every, options, feedback=True)
+        for bits in errors:
+            parameter = nn.Parameter(weight.clone())
+            run(TSRAdam([parameter], refresh_every=refresh_every, feedback_bits=bits, **chosen), parameter, gradients)
+            errors[bits] += float((parameter.detach() - exact).norm())
+    assert errors[8] < 0.2 * errors[0]
+    assert errors[8] < errors[4] < errors[0]
 
 
 def test_with_feedback_no_direction_of_a_gradient_is_left_out_for_ever() -> None:

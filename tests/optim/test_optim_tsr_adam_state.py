@@ -107,6 +107,16 @@ def test_a_state_is_read_for_parameters_on_another_device() -> None:
         saved.load_state_dict(other.state_dict())
 
 
+def test_four_bits_that_were_saved_without_zeros_code_are_read() -> None:
+    saved, other = trained(feedback_bits=4).state_dict(), TSRAdam(parameters(), rank=3)
+    saved["state"][0]["codes"] = codes = saved["state"][0]["codes"][:, :-1].clone()
+    other.load_state_dict(saved)
+    read = other.state[other.param_groups[0]["params"][0]]["codes"]
+    assert torch.equal(read[:, :-1], codes)
+    assert read[:, -1].eq(7).all()
+    train(other, 2)
+
+
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("optimizer_type", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
 @pytest.mark.parametrize("rank", [3, None])
@@ -142,10 +152,11 @@ def test_options_that_an_older_state_lacks_stay_as_they_are(option: str) -> None
 
 
 def test_an_optimizer_that_was_pickled_before_an_option_existed_goes_on() -> None:
-    optimizer = trained()
+    optimizer = trained(oversampling=0, power_iterations=0)
     old = copy.deepcopy(optimizer)
     for options in (old.defaults, *old.param_groups):
-        del options["feedback_bits"], options["maximize"]
+        for option in ("feedback_bits", "maximize", "oversampling", "power_iterations", "foreach", "capturable"):
+            del options[option]
     again = pickle.loads(pickle.dumps(old))
     again.add_param_group({"params": [nn.Parameter(torch.ones(5, 5))]})
     assert [group["feedback_bits"] for group in again.param_groups] == [0, 0]
@@ -271,6 +282,10 @@ NUMPY = {
     "seed": np.uint8(7),
     "feedback_bits": np.int64(4),
     "maximize": np.bool_(True),
+    "oversampling": np.int64(6),
+    "power_iterations": np.uint8(2),
+    "foreach": np.bool_(False),
+    "capturable": np.bool_(True),
 }
 PLAIN = {key: tuple(map(float, value)) if key == "betas" else value.item() for key, value in NUMPY.items()}
 
@@ -314,6 +329,10 @@ REFUSED: Mapping[str, tuple[str, Sequence[object], str]] = {
     "seed": ("seed", [0.5, None, True], "a whole number"),
     "feedback_bits": ("feedback_bits", [5, 4.0, None], "0, 4 or 8"),
     "maximize": ("maximize", [1], "True or False"),
+    "oversampling": ("oversampling", [-1, 0.5, True, None], "a whole number, at least 0"),
+    "power_iterations": ("power_iterations", [-1, 1.0, None], "a whole number, at least 0"),
+    "foreach": ("foreach", [None, 1], "True or False"),
+    "capturable": ("capturable", ["yes"], "True or False"),
 }
 BETAS = {(0.9, 1.0): (1, 1.0), (-0.1, 0.9): (0, -0.1), "90": (0, "9"), ("0.9", 0.99): (0, "0.9"), (0.9, NAN): (1, NAN)}
 

@@ -2,8 +2,8 @@
 
 Dang et al., arXiv 2602.08007, Algorithm 1. ``refresh = "published"`` is the algorithm as printed: each peer's own
 randomized SVD with one power iteration, of which the factors are averaged, and moments that stay as they are.
-``"linear"`` averages only what is linear in the gradient, Y = G V_old and then Z = G^T U, and turns the moments (see
-tsr_swarm/optim/tsr_adam.py). Its core needs no message in that step: it is Z^T V.
+``"linear"`` averages only what is linear in the gradient, Y = G V_old and then B = Q^T G with Q = orth(Y), and turns
+the moments (see tsr_swarm/optim/tsr_adam_refresh.py). Its core needs no message in that step: it follows from B's SVD.
 Departures: moments are float32, the head is low-rank as the embedding is, bytes count everything, as float32.
 """
 
@@ -28,9 +28,10 @@ from tsr_swarm.baselines.method import (
     rank_of,
 )
 from tsr_swarm.lowrank.basis import random_basis
-from tsr_swarm.lowrank.sketch import rotate_moments
-from tsr_swarm.optim.inner_optimizer import bias_corrections
-from tsr_swarm.optim.tsr_adam import aim, tsr_adam_update
+from tsr_swarm.lowrank.sketch import core_of, rotate_moments
+from tsr_swarm.optim.core_stack import subtract_lifted
+from tsr_swarm.optim.inner_optimizer import adam_direction, bias_corrections
+from tsr_swarm.optim.tsr_adam_refresh import aim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +119,10 @@ class _Core:
         """Take one step of ``weight`` (M, N), in place, along the core of the mean ``gradient``; ``count`` from 1."""
         settings = self._settings
         corrections = bias_corrections(settings.betas, count)
-        moments = self.first, self.second
-        update = tsr_adam_update(gradient, self.left, self.right, *moments, corrections, settings.betas, settings.eps)
-        weight.mul_(1 - lr * settings.weight_decay).sub_(update, alpha=lr * self._scale)
+        core = core_of(gradient, self.left, self.right)
+        move = adam_direction(core, self.first, self.second, corrections, settings.betas, settings.eps)
+        weight.mul_(1 - lr * settings.weight_decay)
+        subtract_lifted([weight], move[None] * (lr * self._scale), self.left[None], self.right[None])
 
     def refresh(self, own: Tensor, mean: Tensor, shares: Tensor, count: int) -> None:
         """Take new bases from every peer's gradient ``own`` (peers, M, N) and their ``mean``, after ``count`` steps."""

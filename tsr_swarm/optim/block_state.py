@@ -11,7 +11,7 @@ from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.layout import Part
 from tsr_swarm.errors import CheckpointError
 from tsr_swarm.lowrank.basis import Basis
-from tsr_swarm.lowrank.packed import BUCKET, Packed
+from tsr_swarm.lowrank.packed import BUCKET, Packed, code_width, with_zeros
 from tsr_swarm.lowrank.sketch import core_of, expand
 
 CAP = 4.0  # a residual longer than this many usual displacements ...
@@ -209,8 +209,9 @@ def unpack_unsent(block: Block, bits: int, device: torch.device, saved: Mapping[
     if not saved.keys() & set(keys):
         return None
     buckets = -(-block.size // BUCKET)
-    width = BUCKET // 2 if bits == 4 else BUCKET
-    kinds = ((buckets, width), torch.uint8), ((buckets, 1), torch.float32), (block.ranks, torch.float32)
+    if keys[0] in saved:
+        saved = {**saved, keys[0]: with_zeros(saved[keys[0]])}
+    kinds = ((buckets, code_width(bits)), torch.uint8), ((buckets, 1), torch.float32), (block.ranks, torch.float32)
     check_tensors({key: saved[key] for key in keys if key in saved}, dict(zip(keys, kinds, strict=True)))
     codes, scales, share = (saved[key].to(device, copy=True) for key in keys)
     return UnsentWork(Packed(codes, scales, (block.rows, block.cols)), share)

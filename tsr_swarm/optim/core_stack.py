@@ -16,7 +16,7 @@ from tsr_swarm.optim.block_state import BlockState, UnsentWork
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.inner_optimizer import core_update_scale, inner_optimizer
 
-_STACK_NUMBERS = 1 << 24  # most numbers of a stack's largest product, 64 MiB; beyond, stacking saves nothing
+STACK_NUMBERS = 1 << 24  # most numbers of a stack's largest product, 64 MiB; beyond, stacking saves nothing
 
 
 class CoreStack:
@@ -90,14 +90,14 @@ def stacks(
             alike.setdefault(key, []).append(index)
     for indices in alike.values():
         block = blocks[indices[0]]
-        most = max(1, _STACK_NUMBERS // (max(block.ranks) * min(block.rows, block.cols)))
+        most = max(1, STACK_NUMBERS // (max(block.ranks) * min(block.rows, block.cols)))
         for start in range(0, len(indices), most):
             chosen = indices[start : start + most]
             yield CoreStack(chosen, block, [parameters[blocks[index].name] for index in chosen], optimizer)
 
 
 def project(gradients: Sequence[Tensor | None], left: Tensor, right: Tensor) -> Tensor:
-    """Return C = U^T G V of every block, float32 (B, P, Q); a missing gradient (M, N) counts as zero."""
+    """Return C = U^T G V of every block (B, P, Q), in the bases' dtype; a missing gradient (M, N) counts as zero."""
     rows_first = _rows_first(left, right)
     first, second = (left, right) if rows_first else (right, left)
     half = left.new_empty(len(gradients), first.shape[2], second.shape[1])  # U^T G, or (G V)^T
@@ -105,20 +105,23 @@ def project(gradients: Sequence[Tensor | None], left: Tensor, right: Tensor) -> 
         if gradient is None:
             out.zero_()
         elif rows_first:
-            torch.mm(u.mT, gradient.float(), out=out)
+            torch.mm(u.mT, gradient.to(u.dtype), out=out)
         else:
-            torch.mm(v.mT, gradient.float().mT, out=out)
+            torch.mm(v.mT, gradient.to(v.dtype).mT, out=out)
     return half @ right if rows_first else left.mT @ half.mT
 
 
 def subtract_lifted(weights: Sequence[Tensor], core: Tensor, left: Tensor, right: Tensor) -> None:
-    """Subtract U C V^T from W of every block, in place; all float32. ``core`` is (B, P, Q)."""
+    """Subtract U C V^T from W of every block, in place. ``core`` is (B, P, Q); W may be of a shorter dtype."""
     if _rows_first(left, right):
         right = right @ core.mT  # U (C V^T)
     else:
         left = left @ core  # (U C) V^T
     for weight, u, v in zip(weights, left, right, strict=True):
-        weight.addmm_(u, v.mT, alpha=-1)
+        if weight.dtype == u.dtype:
+            weight.addmm_(u, v.mT, alpha=-1)
+        else:
+            weight.sub_(u @ v.mT)
 
 
 def _rows_first(left: Tensor, right: Tensor) -> bool:

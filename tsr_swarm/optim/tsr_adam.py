@@ -1,16 +1,20 @@
 """TSR-Adam in one process, at every step, as a torch optimizer (Dang et al., arXiv 2602.08007, Algorithm 1).
 
 Letters: G (M, N) the gradient, U (M, R), V (N, R) a parameter's bases, C (R, R) its core. Where this departs from the
-paper: moments are never less than float32 (a bfloat16 average with beta = 0.999 cannot decay); bases are re-aimed by a
-warm-started linear sketch, Q = orth(G V_old), then orth(G^T Q), instead of a cold random one, and rounded to 12 bits as
-on the wire; at a refresh the moments are turned to the new bases by the two-sided rule of LDAdam (arXiv 2410.16103)
-instead of carried over unchanged. With ``feedback_bits``, LDAdam's generalised error feedback (Algorithm 1): what of a
-gradient the bases do not hold, and what of the momentum they lose when they change, is added to the next gradient; kept
-in few bits as by MicroAdam (arXiv 2405.15593).
+paper and its code:
+
+- The randomized SVD of a refresh (tsr_adam_refresh.py) starts from the bases in use and P fresh columns, not from fresh
+  columns alone; bases are rounded to 12 bits, as on the wire. P = 5 and one power iteration are the code's.
+- At a refresh the moments are turned to the new bases by the two-sided rule of LDAdam (arXiv 2410.16103) instead of
+  carried over unchanged. They are never less than float32: a bfloat16 average with beta = 0.999 cannot decay.
+- eps is added after the bias correction, as in Adam's own paper and torch's; their code adds it before, which makes it
+  1 / sqrt(1 - beta2^t) times larger, 31 times at the first step. Weights decay before the step, as in torch,
+  not after, which differs by lr^2 decay D. The default eps is 1e-8, as in torch; theirs is 1e-6.
+- ``feedback_bits`` (tsr_adam_feedback.py) is not theirs.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +22,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from tsr_swarm.lowrank.basis import Basis, orthonormal12
-from tsr_swarm.lowrank.packed import Packed
-from tsr_swarm.lowrank.sketch import core_of, expand, rotate_moments
-from tsr_swarm.optim.inner_optimizer import Correction, adam_direction, bias_corrections, core_update_scale
+from tsr_swarm.optim.core_stack import STACK_NUMBERS
+from tsr_swarm.optim.tsr_adam_feedback import add_lost, descended, feed_back, forget_error
+from tsr_swarm.optim.tsr_adam_refresh import refresh
 from tsr_swarm.optim.tsr_adam_state import (
     LATER_OPTIONS,
     NO_STATE,
@@ -31,46 +34,12 @@ from tsr_swarm.optim.tsr_adam_state import (
     read_state,
     require_saved_groups,
     require_whole_parameters,
+    step_tensor,
 )
+from tsr_swarm.optim.tsr_adam_step import Stack, StepOptions, step_stacks
 
-_MOST = 0.3  # a gradient's entries are at most this power of the largest number: 4e11 in float32
-
-
-def tsr_adam_update(
-    gradient: Tensor,
-    left: Tensor,
-    right: Tensor,
-    first: Tensor,
-    second: Tensor,
-    corrections: tuple[Correction, Correction],
-    betas: tuple[float, float],
-    eps: float,
-) -> Tensor:
-    """Return the direction U D V^T (M, N) to subtract, D being Adam's direction of the core (R, R).
-
-    ``left`` is U, ``right`` is V, both in the moments' dtype; the moments (R, R) are updated in place. ``corrections``
-    are 1 - beta1**t and 1 - beta2**t. Costs about 4 M N R multiplications.
-    """
-    core = core_of(gradient, left, right)  # C = U^T G V
-    # m = beta1 m + (1 - beta1) C;  v = beta2 v + (1 - beta2) C^2;  D = m_hat / (sqrt(v_hat) + eps)
-    direction = adam_direction(core, first, second, corrections, betas, eps)
-    return expand(direction, left, right)  # U D V^T
-
-
-def aim(gradient: Tensor, old: Basis) -> Basis:
-    """Return bases for ``gradient``, warm-started from ``old``: U = orth(G V_old), then V = orth(G^T U).
-
-    One power iteration of a randomized SVD. A gradient of lower rank keeps directions of ``old``; one that is zero or
-    not finite keeps it whole.
-    """
-    sketch = gradient @ old.right_float(gradient.dtype).to(gradient.device)
-    left = orthonormal12(sketch, old.left_float(torch.float64))
-    if left is None:
-        return old
-    basis = Basis(left, old.right)
-    sketch = gradient.mT @ basis.left_float(gradient.dtype).to(gradient.device)
-    right = orthonormal12(sketch, old.right_float(torch.float64))
-    return old if right is None else Basis(left, right)
+_DENSE_STACK = 1 << 16  # most numbers of a full-size parameter that is stacked, which copies its gradient
+_Item = tuple[int, Tensor, dict[str, Any]]  # number, parameter, group
 
 
 class TSRAdam(Optimizer):
@@ -83,15 +52,23 @@ class TSRAdam(Optimizer):
     lr: rate, as for dense Adam; the published runs use 0.01 with ``scale`` 0.5 to 0.75.
     rank: r, at least 1, or None.
     refresh_every: steps between two refreshes of a parameter's bases; the first is at its first step.
+    oversampling: fresh columns of a refresh beside the R of the old basis; more find strong directions sooner.
+    power_iterations: of a refresh; each costs two products of the gradient with R + P columns.
     scale: multiplies low-rank steps; 0 takes sqrt(M N) / r, which makes them as long as dense ones.
-    seed: of the random bases that the first refresh starts from.
-    feedback_bits: 4 or 8 bits a number for a full-size error feedback; 0: none.
+    seed: of the random bases that the first refresh starts from, and of fresh columns.
+    feedback_bits: 4 or 8 bits a number for a full-size error feedback; 0: none. For refreshes every few steps: what
+        waits longer comes back at once (on the bench's quadratic it diverges with one in 100 steps).
     maximize: maximize the loss instead of minimizing it.
+    foreach: parameters of one shape step together, which takes fewer operations; false: one at a time.
+    capturable: count steps in tensors, so that only steps that refresh wait for the device, and ``compile`` can make
+        one graph of the others. CUDA graphs can capture it by design, see ``refresh``; no GPU has tried that yet.
 
     A gradient too large to be squared counts as a smaller one of the same direction. One that is not finite makes
     weights NaN, as with torch's Adam: leave such steps out, as ``torch.amp.GradScaler`` does. Parameters of which a
     process holds only a part, FSDP's, are refused with ValueError unless ``rank`` is None.
     """
+
+    _compiled: Callable[[Sequence[Stack]], None] | None = None
 
     def __init__(
         self,
@@ -103,10 +80,14 @@ class TSRAdam(Optimizer):
         *,
         rank: int | None = 128,
         refresh_every: int = 100,
+        oversampling: int = 5,
+        power_iterations: int = 1,
         scale: float = 0.0,
         seed: int = 0,
         feedback_bits: int = 0,
         maximize: bool = False,
+        foreach: bool = True,
+        capturable: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -115,11 +96,16 @@ class TSRAdam(Optimizer):
             "weight_decay": weight_decay,
             "rank": rank,
             "refresh_every": refresh_every,
+            "oversampling": oversampling,
+            "power_iterations": power_iterations,
             "scale": scale,
             "seed": seed,
             "feedback_bits": feedback_bits,
             "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
         }
+        self._taken: dict[Tensor, int] = {}  # steps of each parameter, known without waiting for a device
         super().__init__(params, checked_options(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -137,33 +123,68 @@ class TSRAdam(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take one step and return the closure's loss, if there is one.
 
-        Raises RuntimeError for sparse gradients and complex parameters, ValueError for a rank that has changed; nothing
-        has changed then.
+        Raises RuntimeError for sparse gradients, complex parameters and a graph's capture that cannot be, ValueError
+        for a rank that has changed; nothing has changed then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        due = [item for item in self._numbered() if item[1].grad is not None]
+        due = list(self._due())
+        with _own_precision({parameter.device.type for _, parameter, _ in due}):
+            for _, parameter, group in due:
+                self._count(parameter, group)
+            stacks = (self._prepared(items) for items in self._alike(due))
+            if self._compiled is not None:
+                self._compiled(list(stacks))
+            else:
+                for stack in stacks:
+                    step_stacks([stack])
+        return loss
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Aim all bases at the present gradients now.
+
+        Where a CUDA graph replays the step, which aims nothing, call this between replays, every ``refresh_every``.
+        """
+        for number, parameter, group in self._due():
+            state = self.state[parameter]
+            if "left" in state and parameter.grad is not None:
+                with _own_precision({parameter.device.type}):
+                    along = descended(parameter.grad, state, group)
+                    lost = refresh(state, along, group, number, int(state["step"]))
+                    if lost is not None:
+                        add_lost(state, lost, group)
+
+    def compile(self, **options: Any) -> None:
+        """Have ``torch.compile``, with its ``options``, make one graph of the step between two refreshes.
+
+        Every group must be capturable. A rate that changes should be a tensor, else each of its values may compile
+        anew. Copies of the optimizer, and unpickled ones, are not compiled.
+        """
+        if not all(group["capturable"] for group in self.param_groups):
+            raise ValueError("A step can be compiled only with capturable=True, which counts steps in tensors.")
+        self._compiled = torch.compile(step_stacks, fullgraph=True, **options)
+
+    def _due(self) -> Iterator[_Item]:
+        """All parameters that have a gradient, once they are known to be legal."""
+        items = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
+        due = [(number, *item) for number, item in enumerate(items) if item[0].grad is not None]
         for number, parameter, group in due:
             self._require_legal(parameter, group, number)
         for number, parameter, group in due:
-            with _own_precision(parameter.device.type):
-                self._step(parameter, group, number)
-        return loss
-
-    def _numbered(self) -> Iterator[tuple[int, Tensor, dict[str, Any]]]:
-        number = 0
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                yield number, parameter, group
-                number += 1
+            if not self.state[parameter]:
+                self.state[parameter].update(fresh_state(parameter, group["rank"], group["seed"], number))
+            yield number, parameter, group
 
     def _require_legal(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:
         if parameter.grad is not None and parameter.grad.layout != torch.strided:
             raise RuntimeError("TSRAdam does not support sparse gradients; use sparse=False or torch.optim.SparseAdam.")
         if parameter.is_complex():
             raise RuntimeError("TSRAdam does not support complex parameters; use torch.view_as_real of them.")
+        if _is_captured(parameter) and not (group["capturable"] and self.state.get(parameter)):
+            raise RuntimeError("A graph can capture steps of TSRAdam only with capturable=True and after a first step.")
         found = self.state[parameter]["exp_avg"].shape if self.state.get(parameter) else None
         if found is not None and tuple(found) != moments_shape(parameter, group["rank"]):
             raise ValueError(
@@ -171,26 +192,54 @@ class TSRAdam(Optimizer):
                 f"rank {group['rank']}: neither can change after its first step; make a new TSRAdam."
             )
 
-    def _step(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:
+    def _count(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Count the step: in the state, and for refreshes on the host, where a tensor would have to be waited for."""
         state = self.state[parameter]
-        if not state:
-            state.update(fresh_state(parameter, group["rank"], group["seed"], number))
+        if parameter not in self._taken:
+            self._taken[parameter] = 0 if parameter.is_meta else int(state["step"])
+        self._taken[parameter] += 1
+        if group["capturable"] and not isinstance(state["step"], Tensor):
+            state["step"] = step_tensor(state["step"], parameter)
+        elif not group["capturable"] and isinstance(state["step"], Tensor):
+            state["step"] = int(state["step"])
         state["step"] += 1
-        assert parameter.grad is not None, "only those that are due take a step"
-        gradient = parameter.grad.to(state["exp_avg"].dtype)
-        if group["maximize"]:
-            gradient = -gradient
-        if "left" in state:
-            direction = _low_rank_direction(state, gradient, group)
-        else:
-            moments = state["exp_avg"], state["exp_avg_sq"]
-            corrections = bias_corrections(group["betas"], state["step"])
-            gradient = bounded(gradient, gradient.abs())
-            direction = adam_direction(gradient, *moments, corrections, group["betas"], group["eps"])
-        # W = W - lr (direction + weight_decay W)
-        lr = float(group["lr"])
-        parameter.mul_(1 - lr * group["weight_decay"])
-        parameter.add_(direction.to(parameter.dtype), alpha=-lr)
+
+    def _alike(self, due: Sequence[_Item]) -> Iterator[list[_Item]]:
+        """Parameters that step as one stack. Those with error feedback, a full-size sum each, step one at a time."""
+        alike: dict[Hashable, list[_Item]] = {}
+        for number, parameter, group in due:
+            state = self.state[parameter]
+            most = _most_stacked(parameter, group, state)
+            step = None if group["capturable"] else state["step"]
+            grad = parameter.grad
+            assert grad is not None, "only those that are due take a step"
+            key = (id(group), parameter.shape, parameter.dtype, grad.dtype, parameter.device, step)
+            items = alike.setdefault(key, [])
+            items.append((number, parameter, group))
+            if len(items) == most:
+                yield alike.pop(key)
+        yield from alike.values()
+
+    def _prepared(self, items: Sequence[_Item]) -> Stack:
+        """Refresh the bases that are due, and return what the step takes."""
+        group, gradients = items[0][2], []
+        options = StepOptions(*(group[option] for option in StepOptions._fields))
+        for number, parameter, _ in items:
+            state, gradient, lost = self.state[parameter], parameter.grad, None
+            assert gradient is not None, "only those that are due take a step"
+            if "left" in state:
+                is_due = (self._taken[parameter] - 1) % group["refresh_every"] == 0 and not _is_captured(parameter)
+                along = descended(gradient, state, group) if is_due or group["feedback_bits"] else gradient
+                if is_due:
+                    lost = refresh(state, along, group, number, self._taken[parameter] - 1)
+                if group["feedback_bits"]:
+                    feed_back(state, along, lost, group)
+                    gradient, options = along, options._replace(maximize=False)
+                else:
+                    forget_error(state)
+            gradients.append(gradient)
+        parameters = [parameter for _, parameter, _ in items]
+        return Stack(parameters, gradients, [self.state[parameter] for parameter in parameters], options)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Read a state back, its groups' options with it, as torch's optimizers do.
@@ -209,6 +258,7 @@ class TSRAdam(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Torch's hook of loading, copying and unpickling."""
         super().__setstate__(state)
+        self._taken = {}
         for options in (self.defaults, *self.param_groups):
             for option, value in LATER_OPTIONS.items():
                 options.setdefault(option, value)
@@ -240,65 +290,24 @@ def _read(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | 
     return {**state_dict, "state": read_states, "param_groups": read_groups}
 
 
-def _own_precision(device_type: str) -> AbstractContextManager[None]:
+@contextmanager
+def _own_precision(device_types: Collection[str]) -> Iterator[None]:
     """Disable ``torch.autocast`` in a step, as torch's optimizers do."""
-    is_possible = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if is_possible else nullcontext()
+    with ExitStack() as stack:
+        for device_type in device_types:
+            if torch.amp.is_autocast_available(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
 
 
-def bounded(gradient: Tensor, size: Tensor) -> Tensor:
-    """Make ``gradient`` smaller where the square of its ``size``, one number or each entry's, could overflow.
-
-    No other gradient changes by a bit, and no device is synchronized. What is not finite becomes NaN.
-    """
-    most = torch.finfo(gradient.dtype).max ** _MOST
-    bounded: Tensor = gradient * (most / size).clamp_(max=1)
-    return bounded
+def _is_captured(parameter: Tensor) -> bool:
+    return parameter.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _low_rank_direction(state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor:
-    """Return the scaled direction (M, N) to subtract. Moments, bases and error feedback change in place."""
-    betas, bits = group["betas"], group["feedback_bits"]
-    if bits:
-        gradient = gradient + _error_feedback(state, gradient)  # a = g + e
-    gradient = bounded(gradient, torch.linalg.vector_norm(gradient, float("inf")))
-    lost: Tensor | float = 0.0
-    if (state["step"] - 1) % group["refresh_every"] == 0:
-        before = expand(state["exp_avg"], *_factors(state)) if bits else 0.0
-        _refresh(state, gradient, betas)
-        lost = before - expand(state["exp_avg"], *_factors(state)) if bits else 0.0
-    factors = _factors(state)
-    for key in ("codes", "scales"):
-        state.pop(key, None)
-    if bits:
-        # e = a - U C V^T + beta1 / (1 - beta1) (U_old m_old V_old^T - U m V^T)
-        error = gradient - expand(core_of(gradient, *factors), *factors)
-        packed = Packed.of(error + betas[0] / (1 - betas[0]) * lost, bits)
-        state["codes"], state["scales"] = packed.codes, packed.scales
-    moments, corrections = (state["exp_avg"], state["exp_avg_sq"]), bias_corrections(betas, state["step"])
-    direction = tsr_adam_update(gradient, *factors, *moments, corrections, betas, group["eps"])
-    scale: float = group["scale"] or core_update_scale(*gradient.shape, *moments[0].shape)
-    return direction.mul_(scale)
-
-
-def _factors(state: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    return Basis(state["left"], state["right"]).factors(state["exp_avg"])
-
-
-def _error_feedback(state: dict[str, Any], like: Tensor) -> Tensor | float:
-    """Return the error feedback e, full size; zero before there is any."""
-    if "codes" not in state:
-        return 0.0
-    return Packed(state["codes"], state["scales"], tuple(like.shape)).numbers().to(like.dtype)
-
-
-def _refresh(state: dict[str, Any], gradient: Tensor, betas: tuple[float, float]) -> None:
-    """Re-aim the bases at ``gradient`` and turn the moments, which are those of the step before."""
-    if gradient.is_meta:
-        return  # there are no numbers to aim at
-    old = Basis(state["left"].cpu(), state["right"].cpu())
-    new = aim(gradient, old)
-    moments = state["exp_avg"], state["exp_avg_sq"]
-    beta1_t, beta2_t = (beta ** (state["step"] - 1) for beta in betas)
-    state["exp_avg"], state["exp_avg_sq"] = rotate_moments(*moments, old, new, beta1_t, beta2_t)
-    state["left"], state["right"] = new.left.to(gradient.device), new.right.to(gradient.device)
+def _most_stacked(parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> int:
+    """How many parameters of this shape may be one stack: where they are large, stacking saves nothing."""
+    if not group["foreach"] or ("left" in state and group["feedback_bits"]):
+        return 1
+    if "left" not in state:
+        return max(1, _DENSE_STACK // max(1, parameter.numel()))
+    return max(1, STACK_NUMBERS // (len(state["exp_avg"]) * max(parameter.shape)))

@@ -1,7 +1,8 @@
 """What TSRAdam keeps of one parameter, made at its first step or read back from any saved state; and its options.
 
-``step``: int. ``exp_avg``, ``exp_avg_sq``: moments, at least float32, (R, R) or the parameter's shape. Of low-rank ones
-``left`` (M, R) and ``right`` (N, R) int16, and with feedback ``codes`` uint8 and ``scales`` float32, see Packed.
+``step``: int, or float32 of no dimension where capturable. ``exp_avg``, ``exp_avg_sq``: moments, at least float32,
+(R, R) or the parameter's shape. Of low-rank ones ``left`` (M, R) and ``right`` (N, R) int16, and with feedback
+``codes`` uint8 and ``scales`` float32, see Packed.
 """
 
 from collections.abc import Mapping
@@ -13,11 +14,16 @@ import torch
 from torch import Tensor
 
 from tsr_swarm.lowrank.basis import random_basis
-from tsr_swarm.lowrank.packed import BUCKET
+from tsr_swarm.lowrank.packed import BUCKET, code_width, with_zeros
 
-LATER_OPTIONS = {"feedback_bits": 0, "maximize": False}  # missing in older saved optimizers, which stepped like this
+LATER_OPTIONS = {  # missing in older saved optimizers, which stepped like this
+    "feedback_bits": 0, "maximize": False, "oversampling": 0, "power_iterations": 0, "foreach": False,
+    "capturable": False,
+}  # fmt: skip
 NO_STATE = "This is not an optimizer's state; load what TSRAdam.state_dict() returned."
 
+_WHOLE = ("oversampling", "power_iterations")
+_FLAGS = ("maximize", "foreach", "capturable")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _OWN_OPTIONS = ("rank", "refresh_every")  # in every state that TSRAdam ever saved, and together in no other optimizer's
 
@@ -45,6 +51,11 @@ def fresh_state(parameter: Tensor, rank: int | None, seed: int, number: int) -> 
     for key in _MOMENTS:
         state[key] = torch.zeros_like(like, dtype=_moments_dtype(parameter), memory_format=torch.preserve_format)
     return state
+
+
+def step_tensor(step: int, parameter: Tensor) -> Tensor:
+    """Return a count of steps that the device of ``parameter`` can change."""
+    return torch.full((), float(step), dtype=torch.float32, device=parameter.device)
 
 
 def require_saved_groups(state_dict: Mapping[str, Any]) -> None:
@@ -84,6 +95,8 @@ def read_state(saved: object, parameter: Tensor, rank: int | None, number: int) 
         return {}
     if not isinstance(saved, Mapping):
         raise _damaged(number, f"is {type(saved).__name__}, not a dict")
+    if isinstance(codes := saved.get("codes"), Tensor):
+        saved = {**saved, "codes": with_zeros(codes)}
     shapes = _shapes(saved, parameter, rank)
     for key in shapes.keys() | {"step"}:
         if key not in saved:
@@ -116,9 +129,9 @@ def _shapes(
             shapes[key] = (size, rank), torch.int16
         if "codes" in saved or "scales" in saved:
             buckets = -(-parameter.numel() // BUCKET)
-            codes = saved.get("codes")
-            is_half = isinstance(codes, Tensor) and codes.shape[-1:] == (BUCKET // 2,)  # two numbers a byte
-            shapes["codes"] = (buckets, BUCKET // 2 if is_half else BUCKET), torch.uint8
+            codes, width = saved.get("codes"), code_width(4)
+            is_half = isinstance(codes, Tensor) and codes.shape[-1:] == (width,)  # two numbers a byte
+            shapes["codes"] = (buckets, width if is_half else BUCKET), torch.uint8
             shapes["scales"] = (buckets, 1), torch.float32
     return shapes
 
@@ -148,13 +161,16 @@ def checked_options(group: Mapping[str, Any]) -> dict[str, Any]:
 
     A learning rate that is a tensor stays one. Raises ValueError for an option out of range; NaN is out of every range.
     """
-    lr, rank, bits, maximize = group["lr"], group["rank"], group["feedback_bits"], group["maximize"]
+    lr, rank, bits = group["lr"], group["rank"], group["feedback_bits"]
     rate = _real("learning rate", lr)
     _require(rank is None or _is_count(rank), "rank", rank, "a whole number of at least 1, or None")
     _require(_is_count(group["refresh_every"]), "refresh_every", group["refresh_every"], "a whole number, at least 1")
     _require(_is_whole(group["seed"]), "seed", group["seed"], "a whole number")
     _require(_is_whole(bits) and bits in (0, 4, 8), "feedback_bits", bits, "0, 4 or 8")
-    _require(isinstance(maximize, bool | np.bool_), "maximize", maximize, "True or False")
+    for name in _WHOLE:
+        _require(_is_whole(group[name]) and group[name] >= 0, name, group[name], "a whole number, at least 0")
+    for name in _FLAGS:
+        _require(isinstance(group[name], bool | np.bool_), name, group[name], "True or False")
     return {
         "lr": lr if isinstance(lr, Tensor) else rate,
         "betas": _betas(group["betas"]),
@@ -165,7 +181,8 @@ def checked_options(group: Mapping[str, Any]) -> dict[str, Any]:
         "scale": _real("scale", group["scale"], "at least 0 (0: automatic) and finite"),
         "seed": int(group["seed"]),
         "feedback_bits": int(bits),
-        "maximize": bool(maximize),
+        **{name: int(group[name]) for name in _WHOLE},
+        **{name: bool(group[name]) for name in _FLAGS},
     }
 
 
