@@ -98,6 +98,7 @@ class OptimizerConfig(ConfigSection):
     section: ClassVar[str] = "optimizer"
     local_space: str = "core"  # core | full | mixed: what a peer moves between rounds
     aim: str = "seed"  # seed | gradient | displacement | dct: what the next basis is made from
+    oversampling: int = 8  # of gradient: columns of its range sketch beyond the rank
     rank: int | str = "d/2"  # a number, a share of the hidden size "d/2", or of each side "1/2"
     embedding_rank: int | str = "auto"  # likewise; auto: "1/2" for a vocabulary of up to 4096, "d/2" for a larger one
     lr: float = 3e-2  # about 0.03 for muon and 0.003 for adam; a core's steps are scaled by update_scale
@@ -133,6 +134,7 @@ class OptimizerConfig(ConfigSection):
                 f'"{self.aim}": a sketch of one side has as many columns as the other side has directions; '
                 'write "d/2" or a number.'
             )
+        self.require(0 <= self.oversampling <= 4096, "oversampling", "0 to 4096")
         self.require(self.inner in ("adam", "muon"), "inner", '"adam" or "muon"')
         self.require(0 < self.lr <= 1, "lr", "above 0, at most 1")
         self.require(0 <= self.update_scale <= 1e4, "update_scale", "0 (automatic) to 10000")
@@ -225,15 +227,15 @@ class WireConfig(ConfigSection):
     section: ClassVar[str] = "wire"
     core_bits: int = 3  # 2, 3, 4, 8 or 16
     core_density: float = 1.0  # share of a core's numbers that is sent, the largest ones; 1: all of them
-    sketch_bits: int = 8  # 4, 8 or 16
+    sketch_bits: int = 5  # 2, 3, 4, 5, 6, 8 or 16
     published_bits: int = 3  # 2, 3, 4, 8 or 16, of the mean core; a mean sketch has at least sketch_bits
     published_density: float = 1.0  # share of the mean core's numbers that is published; 1: all of them
-    rounding: str = "nearest"  # nearest | stochastic: unbiased, for up to 4 bits where the density is 1
+    rounding: str = "nearest"  # nearest | stochastic: unbiased, for up to 6 bits where the density is 1
     zstd_level: int = 3  # of payloads of more than 4 bits; those of fewer have a setting of their own
 
     def check(self) -> None:
-        self.require(self.sketch_bits in (4, 8, 16), "sketch_bits", "4, 8 or 16")
-        has_few_linear_bits = self.sketch_bits <= 4
+        self.require(self.sketch_bits in (2, 3, 4, 5, 6, 8, 16), "sketch_bits", "2, 3, 4, 5, 6, 8 or 16")
+        has_few_linear_bits = self.sketch_bits <= 6
         for kind in ("core", "published"):
             bits, density = getattr(self, f"{kind}_bits"), getattr(self, f"{kind}_density")
             self.require(bits in (2, 3, 4, 8, 16), f"{kind}_bits", "2, 3, 4, 8 or 16")
@@ -247,7 +249,7 @@ class WireConfig(ConfigSection):
         self.require(self.rounding in ("nearest", "stochastic"), "rounding", '"nearest" or "stochastic"')
         if self.rounding == "stochastic" and not has_few_linear_bits:
             raise ConfigError(
-                'wire.rounding = "stochastic" has nothing to round: it is for 2 to 4 bits where the density is 1; '
+                'wire.rounding = "stochastic" has nothing to round: it is for 2 to 6 bits where the density is 1; '
                 'lower wire.core_bits, wire.sketch_bits or wire.published_bits, or set wire.rounding to "nearest".'
             )
         self.require(1 <= self.zstd_level <= 19, "zstd_level", "1 to 19")
