@@ -98,7 +98,7 @@ class OptimizerConfig(ConfigSection):
     section: ClassVar[str] = "optimizer"
     local_space: str = "core"  # core | full | mixed: what a peer moves between rounds
     aim: str = "seed"  # seed | gradient | displacement | dct: what the next basis is made from
-    oversampling: int = 8  # of gradient: columns of its range sketch beyond the rank
+    oversampling: int = 8  # of gradient: columns of a range sketch beyond the rank
     rank: int | str = "d/2"  # a number, a share of the hidden size "d/2", or of each side "1/2"
     embedding_rank: int | str = "auto"  # likewise; auto: "1/2" for a vocabulary of up to 4096, "d/2" for a larger one
     lr: float = 3e-2  # about 0.03 for muon and 0.003 for adam; a core's steps are scaled by update_scale
@@ -175,9 +175,9 @@ class PeriodsConfig(ConfigSection):
     k_x: int = 20  # weights: local steps a round
     k_u: int | str = 0  # first moments of core peers: averaged every k_u steps; 0: never, "auto": their half-life
     k_v: int | str = 0  # second moments, likewise
-    k_r: int = 0  # refresh of the bases; 0: every round
+    k_r: int = 0  # refresh of the bases, each block's once; 0: every round
     k_r_embedding: int = 0  # refresh of the bases of embedding and head; 0: every round
-    micro_batches: int = 8  # gradient sketch: the mean of this many clipped micro-batches
+    micro_batches: int = 8  # gradient of a pass of a refresh: the mean of so many clipped ones
 
     def check(self) -> None:
         self.require(1 <= self.k_x <= 10**6, "k_x", "1 to 1000000")

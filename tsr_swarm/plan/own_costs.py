@@ -166,8 +166,8 @@ def wire_shares(config: RunConfig, peers: int) -> Shares:
     periods = config.periods
     # the sample's one matrix sends its range in the first round of a refresh, its projection in the second
     dues = [due_blocks(config, _SAMPLE, round) for round in (1, 2)]
-    moments = {"first": periods.k_u != 0, "second": periods.k_v != 0}
-    for due in dict.fromkeys((*(replace(due, **moments) for due in dues), Due())):
+    all_due = [replace(due, first=periods.k_u != 0, second=periods.k_v != 0) for due in dues]
+    for due in dict.fromkeys((*all_due, Due())):
         uploads = upload_slots(_SAMPLE, due, config.wire)
         peer_grids = [_draw(uploads, generator) for _ in range(min(peers, _MOST_PEERS))]
         mean = {slot: torch.stack([grids[slot].numbers() for grids in peer_grids]).mean(0) for slot in uploads}
